@@ -1,0 +1,41 @@
+"""What a worker tells its router over the inherited control pipe: one JSON object a line, worker to router only.
+
+The other direction needs no words: a line `exit` on the worker's stdin asks it to stop, EOF there means the router died.
+States and payloads carry llama-server's names, because the router repeats them in `/models` and `/models/sse`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+CONTROL_FD_ENV = "LLAMA_CORRAL_CONTROL_FD"
+"""Number of the inherited pipe's descriptor; its presence tells a worker that it has a router."""
+
+State = Literal["loading", "ready", "sleeping", "failed"]
+
+
+class Report(msgspec.Struct, frozen=True):
+    """One line of the pipe.
+
+    loading: `{"stages": […], "current": "text_model", "value": 0.0…1.0}`, or `{}` on waking up.
+    ready: the worker's `/v1/models` entry (id, aliases, tags, meta), or `{}` after waking up.
+    sleeping: `{}`. failed: `{"message": why}`, followed by the worker's exit.
+    """
+
+    state: State
+    payload: dict[str, Any] = {}
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Report)
+
+
+def encode(report: Report) -> bytes:
+    return _encoder.encode(report) + b"\n"
+
+
+def decode(line: bytes) -> Report:
+    """Raises msgspec.DecodeError for a line that is no report."""
+    return _decoder.decode(line)

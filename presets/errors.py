@@ -1,0 +1,115 @@
+"""Every refusal that reaches a client, as one tree; each leaf knows its status, type and retry hint.
+
+Raised anywhere in router and worker; turned into a body only by `web.error_response` (or a dialect's own envelope).
+Statuses, types and wording follow llama-server, since clients match them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class ApiError(Exception):
+    """A request is refused: `message` says what was wrong and where."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    retry_after: ClassVar[int | None] = None
+    """Seconds after which the same request may succeed; None: it is not worth trying again."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def body(self) -> dict[str, Any]:
+        """The object inside llama-server's `{"error": …}` envelope."""
+        return {"code": self.status, "message": self.message, "type": self.type}
+
+
+class InvalidRequest(ApiError):
+    status = 400
+    type = "invalid_request_error"
+
+
+class ContextExceeded(InvalidRequest):
+    """The prompt does not fit: `n_prompt_tokens` against `n_ctx`, both in tokens."""
+
+    type = "exceed_context_size_error"
+
+    def __init__(self, n_prompt_tokens: int, n_ctx: int) -> None:
+        super().__init__(
+            f"request ({n_prompt_tokens} tokens) exceeds the available context size ({n_ctx} tokens), try increasing it"
+        )
+        self.n_prompt_tokens = n_prompt_tokens
+        self.n_ctx = n_ctx
+
+    def body(self) -> dict[str, Any]:
+        return {**super().body(), "n_prompt_tokens": self.n_prompt_tokens, "n_ctx": self.n_ctx}
+
+
+class AuthenticationFailed(ApiError):
+    status = 401
+    type = "authentication_error"
+
+    def __init__(self, message: str = "Invalid API Key") -> None:
+        super().__init__(message)
+
+
+class FeatureDisabled(ApiError):
+    """A feature that a flag must switch on first."""
+
+    status = 403
+    type = "feature_disabled"
+
+    def __init__(self, message: str = "this feature is disabled") -> None:
+        super().__init__(message)
+
+    def body(self) -> dict[str, Any]:
+        return {"message": self.message, "type": self.type}
+
+
+class NotFound(ApiError):
+    status = 404
+    type = "not_found_error"
+
+    def __init__(self, message: str = "File Not Found") -> None:
+        super().__init__(message)
+
+
+class BodyTooLarge(ApiError):
+    status = 413
+    type = "invalid_request_error"
+
+
+class ServerFault(ApiError):
+    """Ours to answer for, not the client's."""
+
+
+class NotSupported(ApiError):
+    """Known, but neither switched on nor possible with this model."""
+
+    status = 501
+    type = "not_supported_error"
+
+
+class UpstreamGone(ApiError):
+    """The worker went away before its first byte."""
+
+    status = 502
+    type = "server_error"
+    retry_after = 1
+
+
+class Unavailable(ApiError):
+    """Not now: still loading, or full."""
+
+    status = 503
+    type = "unavailable_error"
+    retry_after = 1
+
+    def __init__(self, message: str = "Loading model") -> None:
+        super().__init__(message)
+
+
+class ConfigError(Exception):
+    """The command line, the environment or a preset file is wrong: one line that says what and where (`file:line: …`)."""

@@ -1,0 +1,179 @@
+"""What the HTTP side and the engine thread say to each other: small, frozen, and all of it here.
+
+Text is `str`, tokens are ids of the model's vocabulary, times are milliseconds, positions count tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ...presets.errors import ApiError
+
+DEFAULT_SAMPLERS = ("penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature")
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How one token is chosen. Defaults are llama-server's; names are those of `generation_settings`."""
+
+    seed: int = 0xFFFFFFFF  # 0xFFFFFFFF: random
+    temperature: float = 0.8
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    top_n_sigma: float = -1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    typical_p: float = 1.0
+    repeat_last_n: int = 64
+    repeat_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = 64
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    mirostat: Literal[0, 1, 2] = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    adaptive_target: float = -1.0
+    adaptive_decay: float = 0.9
+    min_keep: int = 0
+    samplers: tuple[str, ...] = DEFAULT_SAMPLERS
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    ignore_eos: bool = False
+    n_probs: int = 0
+    post_sampling_probs: bool = False
+    grammar: str = ""  # GBNF
+    backend_sampling: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A prompt to continue. `n` choices share the prompt; choice i samples with seed + i."""
+
+    tokens: Sequence[int]
+    sampling: Sampling = field(default_factory=Sampling)
+    n: int = 1
+    n_predict: int = -1  # -1: until the context is full
+    stop: tuple[str, ...] = ()
+    stream: bool = False  # whether Piece events are wanted
+    cache_prompt: bool = True
+    n_cache_reuse: int = 0
+    id_slot: int = -1
+    n_keep: int = 0
+    n_discard: int = 0
+    n_indent: int = 0
+    t_max_predict_ms: float = -1.0
+    return_progress: bool = False
+    timings_per_token: bool = False
+    preserved_tokens: frozenset[int] = frozenset()  # special tokens that are rendered all the same
+    settings: object = None  # generation_settings as the dialect shows it in /slots; opaque here
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """A text whose vector (or one vector per token, pooling none) or rank score is wanted."""
+
+    tokens: Sequence[int]
+    normalize: int = 2  # -1 none, 0 max-abs to 32760, 1 L1, 2 L2, p
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    cache_n: int
+    prompt_n: int
+    prompt_ms: float
+    predicted_n: int
+    predicted_ms: float
+    draft_n: int = 0
+    draft_n_accepted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenProb:
+    """`p` is a probability after the samplers, else a natural logarithm of one before them."""
+
+    id: int
+    piece: bytes
+    p: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenProbs:
+    chosen: TokenProb
+    top: tuple[TokenProb, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The prompt fits and its processing has begun: a stream's 200 may go out."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    index: int
+    total: int
+    cache: int
+    processed: int
+    time_ms: float
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """New text of a stream; `text` may be empty only when `probs` are wanted."""
+
+    index: int
+    text: str
+    tokens: tuple[int, ...]
+    n_decoded: int
+    n_prompt: int
+    probs: tuple[TokenProbs, ...] = ()
+    timings: Timings | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The whole of one choice. Always the last event of its index."""
+
+    index: int
+    id_slot: int
+    text: str
+    tokens: tuple[int, ...]
+    stop_type: Literal["none", "eos", "word", "limit"]
+    stopping_word: str
+    n_decoded: int
+    n_prompt: int  # tokens of the prompt, cached ones included
+    n_cached: int  # tokens now in the slot's cache
+    has_new_line: bool
+    truncated: bool
+    timings: Timings
+    probs: tuple[TokenProbs, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """`vectors`: one row per sequence, or one per token with pooling none; floats in the model's width."""
+
+    vectors: Sequence[Sequence[float]]
+    n_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The request ends here with this error; nothing follows, for no index."""
+
+    error: ApiError
+
+
+Event = Begun | Progress | Piece | Finished | Embedded | Failed
+Sink = Callable[[Event], None]
+"""Receives the events of one request, in order, on the event loop's thread."""
