@@ -1,0 +1,159 @@
+"""Writes the tests' models into a directory: random, tiny, the same bytes every time.
+
+Usage: make_test_models.py OUTDIR
+
+    tiny-llama.gguf        llama, 2 layers, 2048 tokens of context, vocabulary of 512 with byte fallback, ChatML
+    tiny-llama-b.gguf      the same with other weights
+    tiny-llama-short.gguf  trained context of 256 tokens
+    tiny-gemma3.gguf       sliding-window attention (32 tokens) in five of its six layers
+    tiny-bert.gguf         embeddings of 64 numbers, mean pooling
+    sharded/…-0000n-of-00003.gguf   tiny-llama in three files
+    truncated.gguf, not-a-model.gguf, empty.gguf   what goes wrong with files
+
+Special tokens and lone bytes are never likely: text is readable and ends only where a limit or a stop string says so.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from spm import BYTE, NORMAL, Vocabulary, learn_pieces
+from tiny_gguf import Shape, Tensors, write_bert, write_gemma3, write_llama
+
+Array = NDArray[np.float32]
+CONTROL = ("<|im_start|>", "<|im_end|>", "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+TEXT = """The quick brown fox jumps over the lazy dog while a small herd of horses stands by the fence in the morning.
+Once upon a time there was a little rancher who kept many models in one corral and opened the gate for each of them.
+What is the answer to this question? Write a story about the sea, the moon and the stars; then count from 1 to 9.
+def main(): return {"name": "value", "list": [1, 2]} # Hello, world! I believe that the meaning of life is to live."""
+ALPHABET = "".join(map(chr, range(32, 127))).replace(" ", "") + "\n\täöüéñ€日本🤠"
+
+
+def vocabulary() -> Vocabulary:
+    pieces = 512 - 259 - len(CONTROL)
+    return Vocabulary(learn_pieces([TEXT], pieces, ALPHABET), CONTROL)
+
+
+class Weights:
+    """Random matrices whose products keep a scale of about one."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = np.random.default_rng(seed)
+
+    def matrix(self, rows: int, columns: int, scale: float = 1.0) -> Array:
+        values: Array = (self._random.standard_normal((rows, columns)) * scale / np.sqrt(columns)).astype(np.float32)
+        return values
+
+    def near(self, value: float, n: int) -> Array:
+        return (value + 0.1 * self._random.standard_normal(n)).astype(np.float32)
+
+
+def output_matrix(weights: Weights, words: Vocabulary, n_embd: int) -> Array:
+    rows = weights.matrix(len(words), n_embd, scale=3.0)
+    rows[[kind not in (NORMAL, BYTE) for kind in words.types]] = 0.0
+    rows[[kind == BYTE for kind in words.types]] *= 0.1
+    return rows
+
+
+def attention(weights: Weights, block: str, shape: Shape) -> Tensors:
+    n_kv = shape.n_head_kv * shape.n_head_dim
+    return {
+        f"{block}.attn_norm.weight": weights.near(1, shape.n_embd),
+        f"{block}.attn_q.weight": weights.matrix(shape.n_embd, shape.n_embd),
+        f"{block}.attn_k.weight": weights.matrix(n_kv, shape.n_embd),
+        f"{block}.attn_v.weight": weights.matrix(n_kv, shape.n_embd),
+        f"{block}.attn_output.weight": weights.matrix(shape.n_embd, shape.n_embd),
+        f"{block}.ffn_norm.weight": weights.near(1, shape.n_embd),
+        f"{block}.ffn_gate.weight": weights.matrix(shape.n_ff, shape.n_embd),
+        f"{block}.ffn_up.weight": weights.matrix(shape.n_ff, shape.n_embd),
+        f"{block}.ffn_down.weight": weights.matrix(shape.n_embd, shape.n_ff),
+    }
+
+
+def decoder(seed: int, shape: Shape, words: Vocabulary, *, gemma: bool = False) -> Tensors:
+    weights = Weights(seed)
+    tensors = {
+        "token_embd.weight": weights.matrix(len(words), shape.n_embd, scale=np.sqrt(shape.n_embd)),
+        "output_norm.weight": weights.near(1, shape.n_embd),
+        "output.weight": output_matrix(weights, words, shape.n_embd),
+    }
+    for layer in range(shape.n_layer):
+        block = f"blk.{layer}"
+        tensors |= attention(weights, block, shape)
+        if gemma:
+            tensors[f"{block}.attn_q_norm.weight"] = weights.near(1, shape.n_head_dim)
+            tensors[f"{block}.attn_k_norm.weight"] = weights.near(1, shape.n_head_dim)
+            tensors[f"{block}.post_attention_norm.weight"] = weights.near(1, shape.n_embd)
+            tensors[f"{block}.post_ffw_norm.weight"] = weights.near(1, shape.n_embd)
+    return tensors
+
+
+def encoder(seed: int, shape: Shape, n_vocab: int) -> Tensors:
+    weights = Weights(seed)
+    n = shape.n_embd
+    tensors = {
+        "token_embd.weight": weights.matrix(n_vocab, n, scale=np.sqrt(n)),
+        "token_types.weight": weights.matrix(2, n),
+        "position_embd.weight": weights.matrix(shape.n_ctx, n),
+        "token_embd_norm.weight": weights.near(1, n),
+        "token_embd_norm.bias": weights.near(0, n),
+    }
+    for layer in range(shape.n_layer):
+        block = f"blk.{layer}"
+        for name, rows, columns in (
+            ("attn_q", n, n),
+            ("attn_k", n, n),
+            ("attn_v", n, n),
+            ("attn_output", n, n),
+            ("ffn_up", shape.n_ff, n),
+            ("ffn_down", n, shape.n_ff),
+        ):
+            tensors[f"{block}.{name}.weight"] = weights.matrix(rows, columns)
+            tensors[f"{block}.{name}.bias"] = weights.near(0, rows)
+        for name in ("attn_output_norm", "layer_output_norm"):
+            tensors[f"{block}.{name}.weight"] = weights.near(1, n)
+            tensors[f"{block}.{name}.bias"] = weights.near(0, n)
+    return tensors
+
+
+def wordpieces(words: Vocabulary) -> list[str]:
+    """From the merged pieces: those at a word's start with ▁, and every character in both forms."""
+    pieces = dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    for piece in words.rank:
+        lower = piece.lower()
+        if lower.strip("▁\n\t"):
+            pieces[lower] = pieces["▁" + lower.lstrip("▁")] = None
+    return list(pieces)
+
+
+def main(out: Path) -> None:
+    words = vocabulary()
+    small = Shape(n_layer=2, n_embd=64, n_head=4, n_head_kv=2, n_ff=128, n_ctx=2048)
+    short = Shape(n_layer=2, n_embd=64, n_head=4, n_head_kv=2, n_ff=128, n_ctx=256)
+    windowed = Shape(n_layer=6, n_embd=64, n_head=4, n_head_kv=2, n_ff=96, n_ctx=1024)
+    bert = Shape(n_layer=2, n_embd=64, n_head=4, n_head_kv=4, n_ff=128, n_ctx=512)
+    (out / "sharded").mkdir(parents=True, exist_ok=True)
+
+    first = decoder(1, small, words)
+    write_llama(out / "tiny-llama.gguf", "Tiny Llama", small, words, first)
+    write_llama(out / "tiny-llama-b.gguf", "Tiny Llama B", small, words, decoder(2, small, words))
+    write_llama(out / "tiny-llama-short.gguf", "Tiny Llama Short", short, words, decoder(3, short, words))
+    write_llama(out / "sharded" / "tiny-llama.gguf", "Tiny Llama", small, words, first, max_tensors_per_file=9)
+    swa = decoder(4, windowed, words, gemma=True)
+    write_gemma3(out / "tiny-gemma3.gguf", "Tiny Gemma3", windowed, words, swa, window=32)
+    pieces = wordpieces(words)
+    write_bert(out / "tiny-bert.gguf", "Tiny Bert", bert, pieces, encoder(5, bert, len(pieces)))
+
+    whole = (out / "tiny-llama.gguf").read_bytes()
+    (out / "truncated.gguf").write_bytes(whole[: len(whole) // 2])
+    (out / "not-a-model.gguf").write_text("This is a text file, whatever its name says.\n" * 20)
+    (out / "empty.gguf").write_bytes(b"")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    main(Path(sys.argv[1]))

@@ -1,0 +1,154 @@
+"""Writes small GGUF files of three architectures from plain arrays; used by `make_test_models.py` and `train_demo.py`.
+
+Arrays are in the layout that gguf expects (rows = outputs), already permuted for llama.cpp's RoPE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+from spm import Vocabulary
+
+Tensors = Mapping[str, NDArray[np.float32]]
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    n_layer: int
+    n_embd: int
+    n_head: int
+    n_head_kv: int
+    n_ff: int
+    n_ctx: int
+
+    @property
+    def n_head_dim(self) -> int:
+        return self.n_embd // self.n_head
+
+
+def _common(writer: gguf.GGUFWriter, name: str, shape: Shape, about: Mapping[str, str]) -> None:
+    writer.add_name(name)
+    for key, value in about.items():
+        writer.add_string(f"general.{key}", value)
+    writer.add_context_length(shape.n_ctx)
+    writer.add_embedding_length(shape.n_embd)
+    writer.add_block_count(shape.n_layer)
+    writer.add_feed_forward_length(shape.n_ff)
+    writer.add_head_count(shape.n_head)
+
+
+def _finish(writer: gguf.GGUFWriter, tensors: Tensors, quantize: bool) -> None:
+    """Q8_0 for matrices whose rows are made of whole blocks of 32, else float32."""
+    mostly = gguf.LlamaFileType.MOSTLY_Q8_0 if quantize else gguf.LlamaFileType.ALL_F32
+    writer.add_file_type(mostly)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    for name, tensor in tensors.items():
+        plain = np.ascontiguousarray(tensor, dtype=np.float32)
+        if quantize and plain.ndim == 2 and plain.shape[1] % 32 == 0 and "position_embd" not in name:
+            packed = gguf.quants.quantize(plain, gguf.GGMLQuantizationType.Q8_0)
+            writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        else:
+            writer.add_tensor(name, plain)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _spm_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary, template: str, end_of_turn: str | None) -> None:
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_scores(vocabulary.scores)
+    writer.add_token_types(vocabulary.types)
+    writer.add_vocab_size(len(vocabulary))
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    if end_of_turn:
+        writer.add_eot_token_id(vocabulary.id[end_of_turn])
+    for key, token in (("prefix", "<|fim_prefix|>"), ("suffix", "<|fim_suffix|>"), ("middle", "<|fim_middle|>")):
+        if token in vocabulary.id:
+            writer.add_uint32(f"tokenizer.ggml.fim_{key[:3]}_token_id", vocabulary.id[token])
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(False)
+    writer.add_add_space_prefix(False)
+    writer.add_chat_template(template)
+
+
+def write_llama(
+    path: Path,
+    name: str,
+    shape: Shape,
+    vocabulary: Vocabulary,
+    tensors: Tensors,
+    *,
+    template: str = CHATML,
+    end_of_turn: str | None = "<|im_end|>",
+    about: Mapping[str, str] | None = None,
+    quantize: bool = False,
+    max_tensors_per_file: int = 0,
+) -> None:
+    """`max_tensors_per_file` > 0 writes `<stem>-00001-of-0000n.gguf` …"""
+    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=max_tensors_per_file)
+    _common(writer, name, shape, about or {})
+    writer.add_head_count_kv(shape.n_head_kv)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(shape.n_head_dim)
+    writer.add_rope_freq_base(10000.0)
+    _spm_vocabulary(writer, vocabulary, template, end_of_turn)
+    _finish(writer, tensors, quantize)
+
+
+def write_gemma3(path: Path, name: str, shape: Shape, vocabulary: Vocabulary, tensors: Tensors, *, window: int) -> None:
+    """Five layers of six see only the last `window` positions."""
+    writer = gguf.GGUFWriter(path, "gemma3")
+    _common(writer, name, shape, {})
+    writer.add_head_count_kv(shape.n_head_kv)
+    writer.add_key_length(shape.n_head_dim)
+    writer.add_value_length(shape.n_head_dim)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_sliding_window(window)
+    _spm_vocabulary(writer, vocabulary, CHATML, "<|im_end|>")
+    _finish(writer, tensors, quantize=False)
+
+
+def write_bert(
+    path: Path,
+    name: str,
+    shape: Shape,
+    tokens: list[str],
+    tensors: Tensors,
+    *,
+    pooling: gguf.PoolingType = gguf.PoolingType.MEAN,
+    about: Mapping[str, str] | None = None,
+    quantize: bool = False,
+) -> None:
+    """`tokens` begins with [PAD] [UNK] [CLS] [SEP] [MASK]; pieces that start a word carry ▁, the others nothing."""
+    writer = gguf.GGUFWriter(path, "bert")
+    _common(writer, name, shape, about or {})
+    writer.add_layer_norm_eps(1e-12)
+    writer.add_causal_attention(False)
+    writer.add_pooling_type(pooling)
+    writer.add_tokenizer_model("bert")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token.startswith("[") and len(token) > 1 else 1 for token in tokens])
+    writer.add_token_type_count(2)
+    writer.add_vocab_size(len(tokens))
+    writer.add_pad_token_id(0)
+    writer.add_unk_token_id(1)
+    writer.add_bos_token_id(2)
+    writer.add_sep_token_id(3)
+    writer.add_mask_token_id(4)
+    _finish(writer, tensors, quantize)

@@ -1,0 +1,86 @@
+"""Fixtures for all tests: the tiny models, and the real programs running on them.
+
+`programs`, `module_programs` and `session_programs` start workers and gateways and end them with the test, the module
+or the session; `start_worker` and `start_gateway` are short for the first. `worker` and `embedder` are shared by the
+whole session: ask them, but leave their state alone. A failed test's report has the log of every program it used.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+import pytest
+from programs import Program, Programs
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of the tiny models; what is in it: scripts/make_test_models.py. Copy a file before changing it."""
+    out = tmp_path_factory.mktemp("models")
+    subprocess.run([sys.executable, ROOT / "scripts" / "make_test_models.py", out], check=True)
+    return out
+
+
+def _programs(directory: Path, models: Path) -> Iterator[Programs]:
+    group = Programs(directory, models)
+    yield group
+    group.close()
+
+
+@pytest.fixture
+def programs(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Programs]:
+    yield from _programs(tmp_path_factory.mktemp("programs"), models)
+
+
+@pytest.fixture(scope="module")
+def module_programs(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Programs]:
+    yield from _programs(tmp_path_factory.mktemp("module-programs"), models)
+
+
+@pytest.fixture(scope="session")
+def session_programs(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Programs]:
+    yield from _programs(tmp_path_factory.mktemp("session-programs"), models)
+
+
+@pytest.fixture
+def start_worker(programs: Programs) -> Callable[..., Program]:
+    """`start_worker(*args, model="tiny-llama.gguf", env=None, wait="ready")`, see Programs.worker."""
+    return programs.worker
+
+
+@pytest.fixture
+def start_gateway(programs: Programs) -> Callable[..., Program]:
+    """`start_gateway(*args, presets=None, env=None, wait="ready")`, see Programs.gateway."""
+    return programs.gateway
+
+
+@pytest.fixture(scope="session")
+def worker(session_programs: Programs) -> Program:
+    """tiny-llama.gguf with two slots of 1024 tokens and every monitoring endpoint on."""
+    return session_programs.worker(
+        "--alias", "tiny", "--ctx-size", "2048", "--parallel", "2", "--threads", "1", "--slots", "--metrics", "--props"
+    )
+
+
+@pytest.fixture(scope="session")
+def embedder(session_programs: Programs) -> Program:
+    return session_programs.worker("--alias", "bert", "--embeddings", "--threads", "1", model="tiny-bert.gguf")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed and isinstance(item, pytest.Function):
+        for name, value in item.funcargs.items():
+            if isinstance(value, Programs) and (text := value.report()):
+                report.sections.append((f"logs of {name}", text))
+            elif isinstance(value, Program):
+                report.sections.append((f"log of {name}", value.log_text[-6000:]))
+    return report
