@@ -1,0 +1,263 @@
+"""Reads the header of a GGUF file: metadata and tensor sizes, without loading the model.
+
+Called by whoever must know a model before it is loaded: sources (modalities), later placement (memory). Knows the file
+format and nothing about what the keys mean. The file is read through a window of bounded size and not mapped: a file
+that shrinks while it is being read would otherwise kill the router with SIGBUS. Vocabularies are walked, not decoded.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import BinaryIO
+
+from .gguf_types import SCALARS, TENSOR_TYPES, TYPE_ARRAY, TYPE_STRING
+
+MAGIC = b"GGUF"
+WINDOW = 1 << 20
+"""Bytes in memory at a time; large enough that a 262k vocabulary costs about ten reads."""
+MAX_STRING = 1 << 20
+"""Bytes of a string worth keeping; some files embed a whole tokenizer.json, which nobody asks for here."""
+MAX_LIST = 1024
+"""Elements of an array worth keeping: per-layer settings yes, vocabularies no."""
+MAX_ELEMENTS = 1 << 23
+"""Strings walked in one file: ten times the largest vocabulary with merges; stops a forged count within seconds."""
+MAX_ENTRIES = 1 << 17
+"""Keys, and tensors, in one file: a hundred times the largest in use."""
+
+Scalar = str | int | float | bool
+
+
+class GgufError(ValueError):
+    """The file is missing, cut short or no GGUF; the message starts with its path."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    offset: int
+    """Bytes from the start of the data section."""
+    size: int
+    """Bytes, without padding."""
+
+
+@dataclass(frozen=True)
+class Header:
+    version: int
+    metadata: Mapping[str, Scalar | tuple[Scalar, ...]]
+    """Scalars, and arrays of at most MAX_LIST elements."""
+    lengths: Mapping[str, int]
+    """Number of elements of every array, kept or not."""
+    tensors: tuple[Tensor, ...]
+    data_offset: int
+    file_size: int
+
+    @property
+    def architecture(self) -> str:
+        return str(self.metadata.get("general.architecture", ""))
+
+    @property
+    def tensor_bytes(self) -> int:
+        return sum(tensor.size for tensor in self.tensors)
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Raises GgufError. Kept in memory until the file changes."""
+    path = Path(path)
+    try:
+        stat = path.stat()
+        return _read_cached(str(path), stat.st_size, stat.st_mtime_ns)
+    except OSError as error:
+        raise GgufError(f"{path}: {error.strerror or error}") from None
+    except GgufError as error:
+        raise GgufError(f"{path}: {error}") from None
+
+
+@functools.lru_cache(maxsize=256)
+def _read_cached(path: str, size: int, mtime_ns: int) -> Header:
+    with open(path, "rb") as file:
+        return _Reader(file, size).header()
+
+
+class _Reader:
+    """Walks forward through the file; `pos` is the next unread byte."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self.file = file
+        self.size = size
+        self.pos = 0
+        self.window = b""
+        self.base = 0
+        self.elements = 0
+
+    def header(self) -> Header:
+        version = self._preamble()
+        n_tensors = self._count("tensors", self.number("<Q"))
+        n_keys = self._count("keys", self.number("<Q"))
+        metadata: dict[str, Scalar | tuple[Scalar, ...]] = {}
+        lengths: dict[str, int] = {}
+        for _ in range(n_keys):
+            self._entry(metadata, lengths)
+        alignment = metadata.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
+            raise GgufError(f"general.alignment is {alignment!r}, not a power of two")
+        infos = [self._tensor() for _ in range(n_tensors)]
+        data_offset = -(-self.pos // alignment) * alignment
+        tensors = _with_sizes(infos, max(self.size - data_offset, 0))
+        return Header(version, MappingProxyType(metadata), MappingProxyType(lengths), tensors, data_offset, self.size)
+
+    def _preamble(self) -> int:
+        start = self.take(min(4, self.size))
+        if start != MAGIC:
+            raise GgufError(f"not a GGUF file (it starts with {start!r})" if start else "the file is empty")
+        version = self.number("<I")
+        if version & 0xFFFF == 0:
+            raise GgufError("written for a machine of the other byte order")
+        if version not in (2, 3):
+            raise GgufError(f"GGUF version {version} is not supported, only 2 and 3")
+        return version
+
+    def _count(self, what: str, count: int) -> int:
+        if count > MAX_ENTRIES:
+            raise GgufError(f"claims to have {count} {what}: corrupt")
+        return count
+
+    def _entry(self, metadata: dict[str, Scalar | tuple[Scalar, ...]], lengths: dict[str, int]) -> None:
+        key = self.text("a key")
+        if key in metadata or key in lengths:
+            raise GgufError(f"key {key!r} appears twice")
+        kind = self.number("<I")
+        if kind == TYPE_ARRAY:
+            items = self._array(key, lengths)
+            if items is not None:
+                metadata[key] = items
+        elif kind == TYPE_STRING:
+            text = self.string()
+            if text is not None:
+                metadata[key] = text
+        else:
+            metadata[key] = self._scalars(key, kind, 1)[0]
+
+    def _array(self, key: str, lengths: dict[str, int]) -> tuple[Scalar, ...] | None:
+        kind, count = self.number("<I"), self.number("<Q")
+        lengths[key] = count
+        if kind == TYPE_STRING:
+            self.elements += count
+            if count * 8 > self.size - self.pos or self.elements > MAX_ELEMENTS:
+                raise GgufError(f"array {key!r} claims {count} strings: truncated or corrupt")
+            if count > MAX_LIST:
+                self.skip_strings(count)
+                return None
+            return tuple(text for text in (self.string() for _ in range(count)) if text is not None)
+        if count > MAX_LIST:
+            self.skip(count * _scalar(key, kind).size)
+            return None
+        return self._scalars(key, kind, count)
+
+    def _scalars(self, key: str, kind: int, count: int) -> tuple[Scalar, ...]:
+        item = _scalar(key, kind)
+        return struct.unpack(f"<{count}{item.format[1:]}", self.take(count * item.size))
+
+    def _tensor(self) -> Tensor:
+        name = self.text("a tensor name")
+        n_dims = self.number("<I")
+        if n_dims > 4:
+            raise GgufError(f"tensor {name!r} claims {n_dims} dimensions: corrupt")
+        shape = struct.unpack(f"<{n_dims}Q", self.take(8 * n_dims))
+        kind, offset = self.number("<I"), self.number("<Q")
+        type_name, block, block_bytes = TENSOR_TYPES.get(kind, (f"type {kind}", 0, 0))
+        size = math.prod(shape) // block * block_bytes if block else -1
+        return Tensor(name, shape, type_name, offset, size)
+
+    def number(self, format: str) -> int:
+        value: int = struct.unpack(format, self.take(struct.calcsize(format)))[0]
+        return value
+
+    def text(self, what: str) -> str:
+        text = self.string()
+        if text is None:
+            raise GgufError(f"{what} is longer than {MAX_STRING} bytes: corrupt")
+        return text
+
+    def string(self) -> str | None:
+        """None for one that is too long to keep; it is stepped over."""
+        length = self.number("<Q")
+        if length > MAX_STRING:
+            self.skip(length)
+            return None
+        return self.take(length).decode("utf-8", "replace")
+
+    def skip_strings(self, count: int) -> None:
+        """The hot loop: a vocabulary has hundreds of thousands of strings."""
+        length_at = struct.Struct("<Q").unpack_from
+        left = count
+        while left:
+            self._fill(8)
+            window, pos, last = self.window, self.pos - self.base, len(self.window) - 8
+            for done in range(left):
+                if pos > last:
+                    left -= done
+                    break
+                pos += 8 + length_at(window, pos)[0]
+            else:
+                left = 0
+            self.pos = self.base + pos
+        self.skip(0)
+
+    def skip(self, count: int) -> None:
+        self.pos += count
+        if self.pos > self.size:
+            raise _truncated(self.size)
+
+    def take(self, count: int) -> bytes:
+        self._fill(count)
+        start = self.pos - self.base
+        self.pos += count
+        return self.window[start : start + count]
+
+    def _fill(self, count: int) -> None:
+        """Makes `count` (at most MAX_STRING) bytes at `pos` available in the window."""
+        if self.base <= self.pos and self.pos + count <= self.base + len(self.window):
+            return
+        if self.pos + count > self.size:
+            raise _truncated(self.size)
+        self.file.seek(self.pos)
+        self.window = self.file.read(max(WINDOW, count))
+        self.base = self.pos
+        if len(self.window) < count:
+            raise _truncated(self.pos + len(self.window))
+
+
+def _truncated(size: int) -> GgufError:
+    return GgufError(f"truncated: the file ends after {size} bytes, inside its header")
+
+
+def _scalar(key: str, kind: int) -> struct.Struct:
+    if kind not in SCALARS:
+        raise GgufError(f"value of {key!r} has the unknown type {kind}: corrupt")
+    return SCALARS[kind]
+
+
+def _with_sizes(infos: list[Tensor], available: int) -> tuple[Tensor, ...]:
+    """Checks that every tensor lies in the file; a type newer than our table is measured by the gap to the next one."""
+    starts = sorted({tensor.offset for tensor in infos} | {available})
+    following = dict(itertools.pairwise(starts))
+    result = []
+    for tensor in infos:
+        size = tensor.size if tensor.size >= 0 else max(following.get(tensor.offset, 0) - tensor.offset, 0)
+        if tensor.offset + size > available:
+            raise GgufError(
+                f"truncated: tensor {tensor.name!r} ends {tensor.offset + size} bytes into the data,"
+                f" of which the file has {available}"
+            )
+        result.append(Tensor(tensor.name, tensor.shape, tensor.type, tensor.offset, size))
+    return tuple(result)
