@@ -1,0 +1,255 @@
+"""HTTP manners that router and worker share: the order of checks before a handler, errors as bodies, JSON in and out.
+
+Both build their aiohttp application with `application()` and speak JSON through the helpers here. Knows no route of
+either; binding of addresses is next door in `listen`, what browsers ask for in `pages`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import msgspec
+from aiohttp import hdrs, web
+
+from .errors import (
+    ApiError,
+    AuthenticationFailed,
+    BodyTooLarge,
+    ConfigError,
+    InvalidRequest,
+    NotFound,
+    ServerFault,
+    Unavailable,
+)
+
+if TYPE_CHECKING:
+    from .settings import Settings
+
+log = logging.getLogger("corral.http")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Route = tuple[str, str, Handler]
+"""Method, path below `--api-prefix` (aiohttp's pattern syntax), handler. GET answers HEAD as well."""
+
+JSON_TYPE = "application/json; charset=utf-8"
+HEALTH_PATHS = ("/health", "/v1/health")
+PAGE_PATHS = ("/", "/index.html", "/sw.js", "/manifest.webmanifest", "/_app/version.json", "/build.json")
+"""Served before the model is ready and without a key, so that a browser can show why nothing answers yet."""
+LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+# -- JSON ------------------------------------------------------------------------------------------------------------
+
+
+def encode_json(value: object) -> bytes:
+    """Never fails on text: a lone surrogate becomes U+FFFD; NaN and infinities become null."""
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_without_surrogates(value))
+
+
+def _without_surrogates(value: object) -> object:
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_surrogates(item) for item in value]
+    return value
+
+
+def json_response(value: object, status: int = 200) -> web.Response:
+    return web.Response(body=encode_json(value), status=status, headers={hdrs.CONTENT_TYPE: JSON_TYPE})
+
+
+def error_response(error: ApiError) -> web.Response:
+    response = json_response({"error": error.body()}, error.status)
+    if error.retry_after is not None:
+        response.headers[hdrs.RETRY_AFTER] = str(error.retry_after)
+    return response
+
+
+def malformed(error: Exception) -> InvalidRequest:
+    """What a client is told whose body is no JSON: the decoder's reason, which names the byte."""
+    reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+    return InvalidRequest(f"the request body cannot be parsed as JSON: {reason}")
+
+
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+async def read_json(request: web.Request) -> Any:
+    """The body, whatever its content type says (curl -d calls JSON a form)."""
+    body = await request.read()
+    try:
+        return msgspec.json.decode(body)
+    except NOT_JSON as error:
+        raise malformed(error) from None
+
+
+async def read_object(request: web.Request) -> dict[str, Any]:
+    value = await read_json(request)
+    if not isinstance(value, dict):
+        raise InvalidRequest("the request body must be a JSON object")
+    return value
+
+
+def query_text(request: web.Request, name: str) -> str:
+    """A query parameter, "" when absent. Refuses NUL, which would cut a path or a C string short."""
+    value = request.query.get(name, "")
+    if "\0" in value:
+        raise InvalidRequest(f"query parameter '{name}' contains a NUL character")
+    return value
+
+
+def event_stream() -> web.StreamResponse:
+    """A server-sent event stream that proxies on the way are asked not to hold back."""
+    return web.StreamResponse(headers={hdrs.CONTENT_TYPE: "text/event-stream", "X-Accel-Buffering": "no"})
+
+
+# -- before the handler ----------------------------------------------------------------------------------------------
+
+
+def read_api_keys(settings: Settings) -> tuple[str, ...]:
+    """Keys of `--api-key` (comma list) and of `--api-key-file` (one a line, `#` starts a comment line)."""
+    given = settings.api_key
+    keys = (given or "").split(",") if given is None or isinstance(given, str) else list(given)
+    if settings.api_key_file:
+        try:
+            lines = Path(settings.api_key_file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--api-key-file {settings.api_key_file}: {error}") from None
+        keys += [line for line in lines if not line.lstrip().startswith("#")]
+    return tuple(dict.fromkeys(key.strip() for key in keys if key.strip()))
+
+
+class _Keys:
+    """Compares in constant time: every key is looked at, and only digests of equal length are compared."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._digests = [self._digest(key) for key in keys]
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def admit(self, request: web.Request) -> bool:
+        given = request.headers.get(hdrs.AUTHORIZATION) or request.headers.get("X-Api-Key", "")
+        if given[:7].lower() == "bearer ":
+            given = given[7:]
+        digest = self._digest(given)
+        return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
+
+    @staticmethod
+    def _digest(key: str) -> bytes:
+        return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def _allowed_origin(settings: Settings) -> Callable[[str | None], str | None]:
+    """The decision behind `Access-Control-Allow-Origin`, made from the request's `Origin`."""
+    origins: str = settings.cors_origins
+    exposes_machine = any(getattr(settings, name, None) for name in ("tools", "mcp_servers_config", "mcp_servers_json"))
+    if (exposes_machine or getattr(settings, "agent", False)) and "cors_origins" not in settings.model_fields_set:
+        origins = "localhost"
+    if origins == "*" and settings.cors_credentials:
+        return lambda origin: origin or None
+    if origins == "localhost":
+        return lambda origin: origin if origin and _host_of(origin) in LOCAL_HOSTS else None
+    return lambda origin: origins
+
+
+def _host_of(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).hostname
+    except ValueError:
+        return None
+
+
+def _translate(error: web.HTTPException, settings: Settings) -> ApiError | web.HTTPException:
+    if error.status in (404, 405):
+        return NotFound()
+    if error.status == 413:
+        return BodyTooLarge(f"the request body is larger than --max-body allows ({settings.max_body} bytes)")
+    if 400 <= error.status < 500:
+        return InvalidRequest(error.text or error.reason)
+    return error
+
+
+def _always() -> bool:
+    return True
+
+
+def application(settings: Settings, *, is_ready: Callable[[], bool] = _always) -> web.Application:
+    """An application whose every answer, errors included, has the manners of llama-server.
+
+    In this order: CORS origin; OPTIONS answered for any path; 503 until `is_ready()`; API key; the handler.
+    """
+    keys = _Keys(read_api_keys(settings))
+    prefix = settings.api_prefix or ""
+    pages = {*PAGE_PATHS, *(prefix + path for path in PAGE_PATHS)}
+    public = {*pages, *HEALTH_PATHS, *(prefix + path for path in HEALTH_PATHS)}
+    preflight = {
+        "Access-Control-Allow-Credentials": "true" if settings.cors_credentials else "false",
+        "Access-Control-Allow-Methods": settings.cors_methods,
+        "Access-Control-Allow-Headers": settings.cors_headers,
+        hdrs.CONTENT_TYPE: "text/html",
+    }
+
+    def refusal(request: web.Request) -> ApiError | None:
+        if not is_ready() and request.path not in pages:
+            return Unavailable()
+        if keys and request.path not in public and not keys.admit(request):
+            log.warning("unauthorized: invalid API key for %s %s", request.method, request.path)
+            return AuthenticationFailed()
+        return None
+
+    @web.middleware
+    async def manners(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.method == hdrs.METH_OPTIONS:
+            return web.Response(headers=preflight)
+        if refused := refusal(request):
+            return error_response(refused)
+        try:
+            return await handler(request)
+        except ApiError as error:
+            fault: ApiError | web.HTTPException = error
+        except web.HTTPException as error:
+            fault = _translate(error, settings)
+        except ConnectionError:
+            raise  # the client left; aiohttp ends the connection quietly
+        except Exception as error:  # the boundary: a request must not end without an answer
+            log.exception("unexpected error in %s %s", request.method, request.path)
+            fault = ServerFault(f"unexpected {type(error).__name__}, see the server's log")
+        if request.writer.output_size > 0:  # the status is out already: a second answer would corrupt the first
+            raise ConnectionAbortedError("response already started")
+        return error_response(fault) if isinstance(fault, ApiError) else fault
+
+    allowed_origin = _allowed_origin(settings)
+
+    async def decorate(request: web.Request, response: web.StreamResponse) -> None:
+        headers = response.headers
+        headers[hdrs.SERVER] = "llama.cpp"
+        origin = request.headers.get(hdrs.ORIGIN)
+        if (allowed := allowed_origin(origin)) is not None:
+            headers["Access-Control-Allow-Origin"] = allowed
+            if allowed == origin:
+                headers[hdrs.VARY] = "Origin"
+
+    app = web.Application(middlewares=[manners], client_max_size=settings.max_body)
+    app.on_response_prepare.append(decorate)
+    return app
+
+
+def add_routes(app: web.Application, settings: Settings, routes: Sequence[Route]) -> None:
+    prefix = settings.api_prefix or ""
+    for method, path, handler in routes:
+        if method == hdrs.METH_GET:
+            app.router.add_get(prefix + path, handler)
+        else:
+            app.router.add_route(method, prefix + path, handler)
