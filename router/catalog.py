@@ -1,0 +1,81 @@
+"""Which models there are, under which names, and how a new set of presets changes that.
+
+Owned by `lifecycle`, which starts and stops; this starts and stops nothing. A model whose worker runs keeps its entry until the worker is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from .models import Model, arguments, is_same_worker
+from .states import State
+
+if TYPE_CHECKING:
+    from ..presets.sources import Preset
+
+
+class Catalog:
+    def __init__(self, presets: Mapping[str, Preset], command: tuple[str, ...]) -> None:
+        self._command = command
+        self._presets = presets
+        self._models: dict[str, Model] = {}
+        self._aliases: dict[str, str] = {}
+        self.adopt(presets)
+
+    def __iter__(self) -> Iterator[Model]:
+        return iter(tuple(self._models.values()))
+
+    def __contains__(self, model: object) -> bool:
+        return isinstance(model, Model) and self._models.get(model.name) is model
+
+    def __getitem__(self, name: str) -> Model:
+        return self._models[name]
+
+    def find(self, name: str) -> Model | None:
+        """By name, else by alias."""
+        return self._models.get(name) or self._models.get(self._aliases.get(name, ""))
+
+    def mark_retiring(self, presets: Mapping[str, Preset]) -> list[Model]:
+        """Notes on each running worker whether `presets` still ask for it; returns the models that must go."""
+        running = [(model, model.instance) for model in self if model.instance is not None]
+        for model, instance in running:
+            new = presets.get(model.name)
+            instance.is_retiring = new is None or not is_same_worker(model.preset, new)
+        return [model for model, instance in running if instance.is_retiring]
+
+    def adopt(self, presets: Mapping[str, Preset]) -> list[Model]:
+        """Takes the set on, but for retiring models; returns the entries that are no more."""
+        self._presets = presets
+        dropped = [model for model in self if not self._refresh(model)]
+        for name, preset in presets.items():
+            if name not in self._models:
+                self._models[name] = Model(name, preset, command_line=(*self._command, *arguments(preset)))
+        self._name_aliases()
+        return dropped
+
+    def settle(self, model: Model) -> bool:
+        """Catches up on a retired model now that its worker is gone; False: there is no such model any more."""
+        is_kept = self._refresh(model)
+        self._name_aliases()
+        return is_kept
+
+    def _refresh(self, model: Model) -> bool:
+        if model.instance is not None and model.instance.is_retiring:
+            return True
+        preset = self._presets.get(model.name)
+        if preset is None:
+            del self._models[model.name]
+            return False
+        model.preset = preset
+        if model.instance is None:
+            if model.state is State.FAILED:
+                model.move(State.UNLOADED)
+            model.command_line = (*self._command, *arguments(preset))
+        return True
+
+    def _name_aliases(self) -> None:
+        self._aliases = {}
+        for model in self:
+            for alias in model.preset.aliases:
+                self._aliases.setdefault(alias, model.name)

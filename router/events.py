@@ -1,0 +1,65 @@
+"""Changes of models, told to whoever listens on `/models/sse`.
+
+`lifecycle` publishes; a slow listener holds nobody up: when its queue is full it is cut off, and may ask `/models` anew. Names and data
+of the events are llama-server's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+BACKLOG = 1024
+"""Events one listener may lag behind: some minutes of load progress, a few hundred KB."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEvent:
+    model: str
+    event: str
+    data: dict[str, Any] | None = None
+
+    def body(self) -> dict[str, Any]:
+        """The object of the SSE line."""
+        head: dict[str, Any] = {"model": self.model, "event": self.event}
+        return head if self.data is None else {**head, "data": self.data}
+
+
+Subscription = asyncio.Queue[ModelEvent | None]
+"""Events in order; None: no more will come (cut off, or shutdown)."""
+
+
+class Events:
+    def __init__(self) -> None:
+        self._listeners: set[Subscription] = set()
+        self._is_closed = False
+
+    @asynccontextmanager
+    async def subscribe(self) -> AsyncIterator[Subscription]:
+        listener: Subscription = asyncio.Queue()
+        self._listeners.add(listener)
+        if self._is_closed:
+            listener.put_nowait(None)
+        try:
+            yield listener
+        finally:
+            self._listeners.discard(listener)
+
+    def publish(self, model: str, event: str, data: dict[str, Any] | None = None) -> None:
+        for listener in tuple(self._listeners):
+            if listener.qsize() < BACKLOG:
+                listener.put_nowait(ModelEvent(model, event, data))
+            else:
+                self._end(listener)
+
+    def close(self) -> None:
+        self._is_closed = True
+        for listener in tuple(self._listeners):
+            self._end(listener)
+
+    def _end(self, listener: Subscription) -> None:
+        self._listeners.discard(listener)
+        listener.put_nowait(None)

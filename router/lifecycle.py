@@ -1,0 +1,358 @@
+"""The one owner of all models' states: who runs, who waits, who must go.
+
+Handlers ask it for an outcome (`async with lifecycle.lease(model)`) and never act on a state they read. It lives on one event loop and every
+change happens between two awaits; after each, `placement` is asked what follows and this carries it out, through `supervisor`. It knows
+nothing of HTTP, and of processes only what `process.Launcher` offers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from ..presets.errors import ApiError, ConfigError, InvalidRequest, NotFound, ServerFault, Unavailable
+from . import placement
+from .catalog import Catalog
+from .events import Events, Subscription
+from .models import Instance, Model, ModelView, view_of
+from .process import Launcher
+from .states import State
+from .supervisor import Supervisor
+from .waiting import Lease, Waiter, WaitingRoom
+
+if TYPE_CHECKING:
+    from ..presets.sources import Preset
+
+FAKE_TIMING_ENV = "LLAMA_SERVER_DEBUG_FAKE_TIMING"
+"""Set, to whatever: loads begin `FAKE_LOAD_DELAY` late. llama-server's tests of the queue rely on it."""
+FAKE_LOAD_DELAY = 2.0  # seconds, as in llama-server
+
+log = logging.getLogger("corral.router")
+
+
+class Lifecycle:
+    def __init__(
+        self,
+        presets: Mapping[str, Preset],
+        launcher: Launcher,
+        *,
+        models_max: int,
+        autoload: bool,
+        clock: Callable[[], float] = time.monotonic,
+        load_delay: float = 0.0,
+    ) -> None:
+        """`load_delay`: seconds before each start; see FAKE_TIMING_ENV. Raises ConfigError for more startup models than places."""
+        self._launcher = launcher
+        self._models_max = models_max
+        self._autoload = autoload
+        self._clock = clock
+        self._load_delay = load_delay
+        self._catalog = Catalog(presets, launcher.command)
+        self._waiting = WaitingRoom()
+        self._events = Events()
+        self._supervisor = Supervisor(launcher, self._events, self._on_change, self._on_exit)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._reloads = asyncio.Lock()
+        self._may_start = asyncio.Event()
+        self._may_start.set()
+        self._is_closing = False
+        self._startup = sorted(model.name for model in self._catalog if model.preset.load_on_startup)
+        if 0 < models_max < len(self._startup):
+            raise ConfigError(
+                f"number of models to load on startup ({len(self._startup)}) exceeds models_max ({models_max})"
+            )
+
+    # -- what handlers ask -------------------------------------------------------------------------------------------
+
+    def find(self, name: str) -> str | None:
+        """The canonical name for a name or an alias."""
+        model = self._catalog.find(name)
+        return None if model is None else model.name
+
+    def view(self, name: str) -> ModelView | None:
+        model = self._catalog.find(name)
+        return None if model is None else view_of(model, self._waiting.count(model.name))
+
+    def views(self) -> list[ModelView]:
+        """All models by name, hidden ones too."""
+        models = sorted(self._catalog, key=lambda model: model.name)
+        return [view_of(model, self._waiting.count(model.name)) for model in models]
+
+    def subscribe(self) -> AbstractAsyncContextManager[Subscription]:
+        """Changes from now on, as `/models/sse` tells them."""
+        return self._events.subscribe()
+
+    @asynccontextmanager
+    async def lease(self, model: str, *, autoload: bool | None = None, touch: bool = True) -> AsyncIterator[Lease]:
+        """Waits until `model` takes requests, loading it if it may, and keeps it from being evicted inside the block.
+
+        `autoload`: overrides the router's setting. `touch`: count this as use when the least recently used is sought.
+        Cancelling the wait gives the place in the queue back. Raises ApiError.
+        """
+        record = self._requested(model)
+        may_load = self._autoload if autoload is None else autoload
+        lease = await self._when_ready(record, touch) if may_load else self._as_it_is(record, touch)
+        try:
+            yield lease
+        finally:
+            self._release(lease)
+
+    async def load(self, name: str) -> None:
+        """Starts a worker by command, past the queue: returns once it is started. Raises ApiError."""
+        model = self._catalog.find(name)
+        if model is None:
+            raise NotFound("model is not found")
+        if model.state.is_running:
+            raise InvalidRequest("model is already running")
+        await asyncio.sleep(self._load_delay)
+        await self._make_room()
+        await self._may_start.wait()
+        if self._is_closing:
+            raise Unavailable("the router is shutting down")
+        if model not in self._catalog:
+            raise NotFound("model is not found")
+        if not model.state.is_down:
+            return  # someone else started it meanwhile
+        if not placement.has_capacity(self._snapshot()):
+            raise ServerFault("model limit reached, try again later")
+        self._start(model)
+        self._tick()
+        if model.state is State.FAILED:
+            raise ServerFault(model.failure)
+
+    async def unload(self, name: str) -> None:
+        """Asks a running model to leave; returns before it has left. Requests on it are not waited for. Raises ApiError."""
+        model = self._catalog.find(name)
+        if model is None:
+            raise InvalidRequest("model is not found")
+        if not model.state.is_running:
+            raise InvalidRequest("model is not running")
+        self._supervisor.stop(model, "unload was asked for")
+        self._tick()
+
+    async def reload(self, presets: Mapping[str, Preset]) -> None:
+        """Takes on a new set of presets; only models whose own options changed are restarted, and a busy one not before it is idle."""
+        await asyncio.shield(self._spawn_task(self._reload(presets)))
+
+    async def start(self) -> None:
+        """Warms the launcher up and starts the models marked load-on-startup, one after the other. Raises ApiError."""
+        self._launcher.start()
+        for name in self._startup:
+            log.info("(startup) loading model %s", name)
+            await self.load(name)
+
+    async def close(self) -> None:
+        """Ends all workers and waits for that; called a second time it gives them no more time."""
+        instances = [model.instance for model in self._catalog if model.instance]
+        if self._is_closing:
+            for instance in instances:
+                instance.worker.kill()
+        else:
+            self._begin_closing()
+        for instance in instances:
+            await instance.gone.wait()
+        await self._launcher.close()
+
+    # -- leases ------------------------------------------------------------------------------------------------------
+
+    def _requested(self, name: str) -> Model:
+        if not name:
+            raise InvalidRequest("model name is missing from the request")
+        if self._is_closing:
+            raise Unavailable("the router is shutting down")
+        model = self._catalog.find(name)
+        if model is None:
+            raise InvalidRequest(f"model '{name}' not found")
+        return model
+
+    def _as_it_is(self, model: Model, touch: bool) -> Lease:
+        """Without autoload: whatever runs answers for itself, with 503 while it loads."""
+        if not model.state.is_running or model.state is State.STOPPING:
+            raise InvalidRequest("model is not loaded")
+        return self._grant(model, touch)
+
+    async def _when_ready(self, model: Model, touch: bool) -> Lease:
+        if model.takes_requests:
+            return self._grant(model, touch)
+        if model.state in (State.DOWNLOADING, State.DOWNLOADED):
+            raise InvalidRequest(f"model name={model.name} is not running")
+        is_loading = model.state is State.LOADING
+        grant: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
+        waiter = Waiter(grant, touch, is_queued=not is_loading, saw_start=is_loading)
+        self._waiting.join(model.name, waiter)
+        log.debug("name=%s: a request waits, %d in all", model.name, self._waiting.count(model.name))
+        self._tick()
+        try:
+            return await grant
+        except asyncio.CancelledError:
+            self._withdraw(model, waiter)
+            raise
+
+    def _withdraw(self, model: Model, waiter: Waiter) -> None:
+        self._waiting.leave(model.name, waiter)
+        if waiter.grant.done() and not waiter.grant.cancelled() and waiter.grant.exception() is None:
+            self._release(waiter.grant.result())  # granted in the very moment its client left
+        self._tick()
+
+    def _grant(self, model: Model, touch: bool) -> Lease:
+        assert model.instance is not None
+        model.instance.leases += 1
+        if touch:
+            model.last_used = self._clock()
+        return Lease(model.name, model.instance.worker.endpoint, model.instance)
+
+    def _release(self, lease: Lease) -> None:
+        instance = lease.instance
+        assert isinstance(instance, Instance)
+        instance.leases -= 1
+        if instance.leases > 0:
+            return
+        model = self._catalog.find(lease.model)
+        if instance.is_retiring and model is not None and model.instance is instance:
+            self._supervisor.stop(model, "its preset changed or is gone")
+        self._tick()
+
+    # -- carrying decisions out --------------------------------------------------------------------------------------
+
+    def _snapshot(self) -> placement.Snapshot:
+        return placement.Snapshot(
+            tuple(_resident(model) for model in self._catalog),
+            self._waiting.entries,
+            self._models_max,
+            starts_held=not self._may_start.is_set(),
+        )
+
+    def _tick(self) -> None:
+        while self._waiting.has_queue and not self._is_closing:
+            decision = placement.tick(self._snapshot())
+            if not decision:
+                return
+            for eviction in decision.evict:
+                self._supervisor.stop(self._catalog[eviction.model], eviction.reason)
+            if decision.start is not None:
+                self._start_queued(self._catalog[decision.start])
+
+    def _start_queued(self, model: Model) -> None:
+        self._waiting.claim(model.name)
+        if self._load_delay:
+            self._spawn_task(self._start_late(model))
+        else:
+            self._start(model)
+
+    async def _start_late(self, model: Model) -> None:
+        await asyncio.sleep(self._load_delay)
+        if not self._waiting.is_claimed(model.name) or not model.state.is_down:
+            return  # nobody waits any more, or it was started by command
+        if self._may_start.is_set() and placement.has_capacity(self._snapshot()):
+            self._start(model)
+        else:
+            self._waiting.unclaim(model.name)
+        self._tick()
+
+    def _start(self, model: Model) -> None:
+        model.last_used = self._clock()
+        self._waiting.started(model.name)
+        if not self._supervisor.start(model):
+            self._refuse_started(model)
+
+    async def _make_room(self) -> None:
+        """For a load by command: one idle model leaves, and is waited for, if there is no place."""
+        snapshot = self._snapshot()
+        name = None if placement.has_capacity(snapshot) else placement.victim(snapshot)
+        if name is None:
+            return
+        model = self._catalog[name]
+        assert model.instance is not None
+        self._supervisor.stop(model, "models-max is reached and a load was asked for")
+        await model.instance.gone.wait()
+
+    # -- what follows from what workers do ---------------------------------------------------------------------------
+
+    def _on_change(self, model: Model) -> None:
+        self._serve_waiters(model)
+        self._tick()
+
+    def _on_exit(self, model: Model, instance: Instance) -> None:
+        self._refuse_started(model)
+        if instance.is_retiring and not self._catalog.settle(model):
+            self._refuse_dropped(model)
+        self._tick()
+
+    def _serve_waiters(self, model: Model) -> None:
+        """Before any tick, so that a model that just came up is busy, and not idle, when a victim is sought."""
+        if not model.takes_requests:
+            return
+        for waiter in self._waiting.take_all(model.name):
+            if not waiter.grant.done():
+                waiter.grant.set_result(self._grant(model, waiter.touch))
+
+    def _refuse_started(self, model: Model) -> None:
+        waiters = self._waiting.take_started(model.name)
+        if model.exit_code:
+            _refuse(waiters, ServerFault, f"model name={model.name} failed to load: {model.failure}")
+        else:
+            _refuse(waiters, InvalidRequest, f"model name={model.name} is not running")
+
+    def _refuse_dropped(self, model: Model) -> None:
+        _refuse(self._waiting.take_all(model.name), InvalidRequest, f"model '{model.name}' not found")
+
+    # -- presets -----------------------------------------------------------------------------------------------------
+
+    async def _reload(self, presets: Mapping[str, Preset]) -> None:
+        async with self._reloads:
+            self._may_start.clear()
+            try:
+                await self._retire(self._catalog.mark_retiring(presets))
+                for model in self._catalog.adopt(presets):
+                    log.info("(reload) removing name=%s: no source has it any more", model.name)
+                    self._refuse_dropped(model)
+            finally:
+                self._may_start.set()
+            for model in self._catalog:
+                self._serve_waiters(model)  # a reload that brings the old preset back ends a retirement
+            self._events.publish("*", "models_reload")
+            self._tick()
+
+    async def _retire(self, models: list[Model]) -> None:
+        """The idle leave now and are waited for; the busy leave when their last lease is given back."""
+        idle = [model for model in models if model.instance and model.instance.leases == 0]
+        leaving = [model.instance for model in idle if model.instance]
+        for model in idle:
+            self._supervisor.stop(model, "its preset changed or is gone")
+        for instance in leaving:
+            await instance.gone.wait()
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def _begin_closing(self) -> None:
+        self._is_closing = True
+        for task in self._tasks:
+            task.cancel()
+        _refuse(self._waiting.take_everyone(), Unavailable, "the router is shutting down")
+        self._events.close()
+        for model in self._catalog:
+            self._supervisor.stop(model, "the router is shutting down")
+
+    def _spawn_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _resident(model: Model) -> placement.Resident:
+    instance = model.instance
+    if instance is None:
+        return placement.Resident(model.name, model.state, 0, model.last_used)
+    state = State.STOPPING if instance.is_retiring else model.state
+    return placement.Resident(model.name, state, instance.leases, model.last_used)
+
+
+def _refuse(waiters: list[Waiter], error: type[ApiError], message: str) -> None:
+    for waiter in waiters:
+        if not waiter.grant.done():
+            waiter.grant.set_exception(error(message))

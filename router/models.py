@@ -1,0 +1,151 @@
+"""The router's record of each model and of the worker that runs it now; and what others may see of it.
+
+Mutable, but written by `lifecycle` alone. `ModelView` is a frozen copy for the handlers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..presets.layers import Given
+from ..presets.render import to_argv
+from .process import Worker
+from .states import State, move
+
+if TYPE_CHECKING:
+    from ..presets.sources import Preset
+
+OWN_OPTIONS = frozenset({"host", "port", "alias"})
+"""The router sets these for each worker, so a preset's differ without effect."""
+QUOTED_LINES = 3
+"""Lines of a worker's log in the refusal of a request: enough for the cause, short enough for a client's error box."""
+
+
+@dataclass(slots=True, eq=False)
+class Instance:
+    """One worker process of a model, from its start until it is reaped."""
+
+    worker: Worker
+    leases: int = 0
+    shown: State = State.LOADING
+    """What clients see while it is stopping."""
+    is_retiring: bool = False
+    """Its preset changed or went: it finishes what it has and takes nothing new."""
+    failure: str = ""
+    """Why it will exit, in its own words."""
+    deadline: asyncio.TimerHandle | None = None
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(slots=True, eq=False)
+class Model:
+    name: str
+    preset: Preset
+    state: State = State.UNLOADED
+    instance: Instance | None = None
+    last_used: float = 0.0
+    exit_code: int = 0
+    info: dict[str, Any] = field(default_factory=dict)
+    """The worker's own `/v1/models` entry, from its first ready report on."""
+    progress: dict[str, Any] = field(default_factory=dict)
+    failure: str = ""
+    last_lines: tuple[str, ...] = ()
+    command_line: tuple[str, ...] = ()
+
+    @property
+    def takes_requests(self) -> bool:
+        return self.state.is_ready and self.instance is not None and not self.instance.is_retiring
+
+    @property
+    def shown(self) -> State:
+        if self.state is State.FAILED:
+            return State.UNLOADED
+        if self.state is State.STOPPING and self.instance is not None:
+            return self.instance.shown
+        return self.state
+
+    def move(self, new: State) -> None:
+        self.state = move(self.state, new)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelView:
+    """All that `GET /models` and the page need."""
+
+    name: str
+    preset: Preset
+    """Aliases, tags, source, modalities, INI text, hidden."""
+    status: str
+    is_running: bool
+    is_failed: bool
+    exit_code: int
+    failure: str
+    """Why it failed, when it did."""
+    last_lines: tuple[str, ...]
+    """The end of its log, when it failed."""
+    command_line: tuple[str, ...]
+    info: dict[str, Any]
+    """The worker's `/v1/models` entry while it runs; empty before it was ready."""
+    progress: dict[str, Any]
+    leases: int
+    waiting: int
+    pid: int | None
+
+
+def view_of(model: Model, waiting: int) -> ModelView:
+    is_failed = model.state is State.FAILED
+    return ModelView(
+        name=model.name,
+        preset=model.preset,
+        status=model.shown.value,
+        is_running=model.state.is_running,
+        is_failed=is_failed,
+        exit_code=model.exit_code if is_failed else 0,
+        failure=model.failure if is_failed else "",
+        last_lines=model.last_lines if is_failed else (),
+        command_line=model.command_line,
+        info=model.info if model.state.is_running else {},
+        progress=model.progress if model.state is State.LOADING else {},
+        leases=model.instance.leases if model.instance else 0,
+        waiting=waiting,
+        pid=model.instance.worker.pid if model.instance else None,
+    )
+
+
+def arguments(preset: Preset) -> tuple[str, ...]:
+    """A worker's options but for its address, which the launcher adds."""
+    layer = {name: given for name, given in preset.layer.items() if name not in OWN_OPTIONS}
+    return tuple(to_argv({**layer, "alias": Given(preset.name, "the router")}))
+
+
+def is_same_worker(old: Preset, new: Preset) -> bool:
+    """Whether a running worker already is what `new` asks for; names, tags and manners of the router need no restart."""
+    return _texts(old) == _texts(new)
+
+
+def _texts(preset: Preset) -> dict[str, str]:
+    return {name: given.text for name, given in preset.layer.items() if name not in OWN_OPTIONS | {"tags"}}
+
+
+def exit_code_of(returncode: int) -> int:
+    """As llama-server counts: 1 for every signal."""
+    return returncode if returncode >= 0 else 1
+
+
+def why_it_failed(instance: Instance, returncode: int) -> str:
+    if instance.failure:
+        return instance.failure
+    lines = " | ".join(line.strip() for line in instance.worker.last_lines[-QUOTED_LINES:])
+    return f"{_exit_text(returncode)}; its last lines: {lines}" if lines else _exit_text(returncode)
+
+
+def _exit_text(returncode: int) -> str:
+    if returncode >= 0:
+        return f"its process exited with code {returncode}"
+    try:
+        return f"its process was ended by {signal.Signals(-returncode).name}"
+    except ValueError:
+        return f"its process was ended by signal {-returncode}"

@@ -1,0 +1,123 @@
+"""Who must leave and who may start: a pure decision over a snapshot.
+
+Called by `lifecycle` after every change; knows no clock, process, log or await. The rules:
+
+- A process counts against models-max from its start until it is reaped. models-max ≤ 0: no limit, nobody is evicted.
+- The queue has one entry per model and is served strictly first come, first served: only its head may start, once a place is free.
+- As many idle models are asked to leave as unclaimed entries lack places; never one that is busy, loading, stopping or wanted by an entry.
+- The one used longest ago leaves first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .states import State
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """One model as placement sees it."""
+
+    name: str
+    state: State
+    leases: int
+    last_used: float
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One queued model. `claimed`: its start is under way, and until its waiters are served it must not be evicted."""
+
+    model: str
+    claimed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    residents: tuple[Resident, ...]
+    queue: tuple[Entry, ...]
+    models_max: int
+    starts_held: bool = False
+    """A reload is under way: nothing may start before it ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Eviction:
+    model: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    evict: tuple[Eviction, ...] = ()
+    start: str | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.evict) or self.start is not None
+
+
+def tick(snapshot: Snapshot) -> Decision:
+    """What to do now for the queue."""
+    if not snapshot.queue:
+        return Decision()
+    return Decision(evict=_evictions(snapshot), start=_next_start(snapshot))
+
+
+def has_capacity(snapshot: Snapshot) -> bool:
+    return snapshot.models_max <= 0 or _running(snapshot) < snapshot.models_max
+
+
+def victim(snapshot: Snapshot) -> str | None:
+    """The idle model used longest ago that nobody waits for, if there is one."""
+    ranked = _victims(snapshot)
+    return ranked[0].name if ranked else None
+
+
+def _next_start(snapshot: Snapshot) -> str | None:
+    head = snapshot.queue[0]
+    if head.claimed or snapshot.starts_held or not has_capacity(snapshot):
+        return None
+    is_down = all(resident.state.is_down for resident in snapshot.residents if resident.name == head.model)
+    return head.model if is_down else None
+
+
+def _evictions(snapshot: Snapshot) -> tuple[Eviction, ...]:
+    if snapshot.models_max <= 0:
+        return ()
+    unclaimed = [entry.model for entry in snapshot.queue if not entry.claimed]
+    lacking = len(unclaimed) - _free(snapshot)
+    chosen = _victims(snapshot)[: max(0, lacking)]
+    return tuple(
+        Eviction(
+            resident.name, f"idle, and {len(unclaimed)} queued for {snapshot.models_max} places (next: {unclaimed[0]})"
+        )
+        for resident in chosen
+    )
+
+
+def _free(snapshot: Snapshot) -> int:
+    """Places that are free or becoming so, less those that a claimed entry is about to take."""
+    down = {resident.name for resident in snapshot.residents if resident.state.is_down}
+    stopping = _count(snapshot.residents, State.STOPPING)
+    pending = sum(1 for entry in snapshot.queue if entry.claimed and entry.model in down)
+    return snapshot.models_max - _running(snapshot) + stopping - pending
+
+
+def _victims(snapshot: Snapshot) -> list[Resident]:
+    wanted = {entry.model for entry in snapshot.queue}
+    idle = (
+        resident
+        for resident in snapshot.residents
+        if resident.state.is_ready and resident.leases == 0 and resident.name not in wanted
+    )
+    return sorted(idle, key=lambda resident: (resident.last_used, resident.name))
+
+
+def _running(snapshot: Snapshot) -> int:
+    return sum(1 for resident in snapshot.residents if resident.state.is_running)
+
+
+def _count(residents: Iterable[Resident], state: State) -> int:
+    return sum(1 for resident in residents if resident.state is state)

@@ -1,0 +1,89 @@
+"""A model's states as the router sees them, and the only ways from one to the next.
+
+Used by `lifecycle` alone; the table below is the truth, and the diagram in README.md is drawn from it.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class State(Enum):
+    UNLOADED = "unloaded"
+    LOADING = "loading"
+    """A worker was started, or wakes up: it answers 503."""
+    LOADED = "loaded"
+    SLEEPING = "sleeping"
+    """The worker runs without its model; the next request wakes it."""
+    STOPPING = "stopping"
+    """Asked to leave but not reaped yet: takes no new request and still fills its place. Clients see what it was before."""
+    FAILED = "failed"
+    """Down with an exit code other than 0. Clients see `unloaded` with `failed: true`."""
+    DOWNLOADING = "downloading"
+    DOWNLOADED = "downloaded"
+    """The entry gives way to what the cache lists."""
+
+    @property
+    def is_running(self) -> bool:
+        """A process exists, so it counts against models-max."""
+        return self in _RUNNING
+
+    @property
+    def is_ready(self) -> bool:
+        """Takes requests at once."""
+        return self in (State.LOADED, State.SLEEPING)
+
+    @property
+    def is_down(self) -> bool:
+        return self in (State.UNLOADED, State.FAILED)
+
+
+_RUNNING = frozenset({State.LOADING, State.LOADED, State.SLEEPING, State.STOPPING})
+
+TRANSITIONS: dict[State, dict[State, str]] = {
+    State.UNLOADED: {State.LOADING: "start"},
+    State.FAILED: {State.LOADING: "start", State.UNLOADED: "reload"},
+    State.LOADING: {
+        State.LOADED: "ready",
+        State.STOPPING: "unload (SIGKILL)",
+        State.UNLOADED: "exit 0",
+        State.FAILED: "exit ≠ 0",
+    },
+    State.LOADED: {
+        State.SLEEPING: "idle",
+        State.STOPPING: "unload, evict",
+        State.UNLOADED: "exit 0",
+        State.FAILED: "exit ≠ 0",
+    },
+    State.SLEEPING: {
+        State.LOADING: "wake",
+        State.LOADED: "awake",
+        State.STOPPING: "unload, evict",
+        State.UNLOADED: "exit 0",
+        State.FAILED: "exit ≠ 0",
+    },
+    State.STOPPING: {State.UNLOADED: "exit 0", State.FAILED: "exit ≠ 0"},
+    State.DOWNLOADING: {State.DOWNLOADED: "done"},
+    State.DOWNLOADED: {},
+}
+"""From each state the states that may follow, with the event that leads there."""
+
+
+class IllegalMove(Exception):
+    """Someone asked for a transition that the table does not have."""
+
+
+def move(state: State, new: State) -> State:
+    """The new state; raises IllegalMove, and so changes nothing, when the table has no such way."""
+    if new not in TRANSITIONS[state]:
+        raise IllegalMove(f"no way from {state.value} to {new.value}")
+    return new
+
+
+def diagram() -> str:
+    """The table as a mermaid state diagram."""
+    lines = ["stateDiagram-v2", "    [*] --> unloaded", "    [*] --> downloading : POST /models"]
+    for state, exits in TRANSITIONS.items():
+        lines += [f"    {state.value} --> {new.value} : {event}" for new, event in exits.items()]
+    lines.append("    downloaded --> [*] : listed by the cache")
+    return "\n".join(lines)

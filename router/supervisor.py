@@ -1,0 +1,119 @@
+"""Drives a model's worker through its states: starts it, follows what it reports, sees that it ends.
+
+Called by `lifecycle`, which decides when; what happens by itself is told back through two callbacks. Each change is published.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from ..presets.control import Report
+from .events import Events
+from .models import Instance, Model, arguments, exit_code_of, why_it_failed
+from .process import Callbacks, Launcher, LaunchSpec
+from .states import IllegalMove, State
+
+log = logging.getLogger("corral.router")
+
+
+class Supervisor:
+    def __init__(
+        self,
+        launcher: Launcher,
+        events: Events,
+        on_change: Callable[[Model], None],
+        on_exit: Callable[[Model, Instance], None],
+    ) -> None:
+        self._launcher = launcher
+        self._events = events
+        self._tell_change = on_change
+        self._tell_exit = on_exit
+
+    def start(self, model: Model) -> bool:
+        """False: no process could be made, and the model has failed."""
+        model.move(State.LOADING)
+        model.exit_code, model.failure, model.last_lines = 0, "", ()
+        model.info, model.progress = {}, {}
+        callbacks = Callbacks(lambda report: self._on_report(model, report), lambda code: self._on_exit(model, code))
+        try:
+            worker = self._launcher.launch(LaunchSpec(model.name, arguments(model.preset)), callbacks)
+        except OSError as error:
+            self._settle(model, 1, f"failed to spawn server instance: {error}")
+            return False
+        model.instance = Instance(worker)
+        model.command_line = worker.arguments
+        log.info("starting name=%s: %s", model.name, " ".join(worker.arguments))
+        self._events.publish(model.name, "model_status", {"status": State.LOADING.value})
+        return True
+
+    def stop(self, model: Model, reason: str) -> None:
+        """Asks for its exit and sees to it; a worker that still loads is killed, as it could not listen anyway."""
+        instance = model.instance
+        if instance is None or model.state is State.STOPPING:
+            return
+        log.info("stopping name=%s: %s", model.name, reason)
+        instance.shown = model.state
+        model.move(State.STOPPING)
+        if instance.shown is State.LOADING:
+            instance.worker.kill()
+            return
+        instance.worker.stop()
+        timeout = model.preset.stop_timeout
+        instance.deadline = asyncio.get_running_loop().call_later(timeout, self._overdue, model, instance)
+
+    def _overdue(self, model: Model, instance: Instance) -> None:
+        log.warning("force-killing name=%s: it did not exit within %gs", model.name, model.preset.stop_timeout)
+        instance.worker.kill()
+
+    def _on_report(self, model: Model, report: Report) -> None:
+        instance = model.instance
+        if instance is None:
+            return
+        if report.state == "failed":
+            instance.failure = str(report.payload.get("message", "")) or "no reason given"
+            return
+        if model.state is State.STOPPING:
+            return
+        try:
+            self._follow(model, report)
+        except IllegalMove as error:
+            log.warning("name=%s reported %s: %s", model.name, report.state, error)
+            return
+        self._tell_change(model)
+
+    def _follow(self, model: Model, report: Report) -> None:
+        data: dict[str, Any] = {}
+        new = _STATE_OF[report.state]
+        if model.state is not new:
+            model.move(new)
+        if new is State.LOADING:
+            model.progress = data["progress"] = report.payload
+        elif new is State.LOADED and report.payload:  # empty on waking up: what the first one said still holds
+            model.info = data["info"] = report.payload
+        log.log(logging.DEBUG if new is State.LOADING else logging.INFO, "name=%s is %s", model.name, new.value)
+        self._events.publish(model.name, "status_change", {"status": new.value, **data})
+
+    def _on_exit(self, model: Model, returncode: int) -> None:
+        instance = model.instance
+        assert instance is not None
+        if instance.deadline is not None:
+            instance.deadline.cancel()
+        model.instance = None
+        model.last_lines = instance.worker.last_lines
+        self._settle(model, exit_code_of(returncode), why_it_failed(instance, returncode))
+        self._tell_exit(model, instance)
+        instance.gone.set()
+
+    def _settle(self, model: Model, exit_code: int, failure: str) -> None:
+        was_asked = model.state is State.STOPPING
+        model.move(State.FAILED if exit_code else State.UNLOADED)
+        model.exit_code, model.failure = exit_code, failure
+        level = logging.ERROR if exit_code and not was_asked else logging.INFO
+        log.log(level, "name=%s exited with code %d%s", model.name, exit_code, f": {failure}" if exit_code else "")
+        self._events.publish(model.name, "status_change", {"status": State.UNLOADED.value, "exit_code": exit_code})
+
+
+_STATE_OF = {"loading": State.LOADING, "ready": State.LOADED, "sleeping": State.SLEEPING}

@@ -1,0 +1,104 @@
+"""Requests that wait for a model: who, for which, and in what order the models are due.
+
+Plain bookkeeping owned by `lifecycle`; `placement` decides on its `entries`. A model has one entry in the queue however many wait for it, and
+the entry goes with its last queued waiter. Whoever comes while the model already loads has no need of an entry and only waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from .placement import Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to one request on a worker that stays until it is given back."""
+
+    model: str
+    endpoint: str
+    """Path of the worker's unix socket."""
+    instance: object
+    """Which run of the model's worker this is; for `lifecycle` only."""
+
+
+@dataclass(slots=True, eq=False)
+class Waiter:
+    grant: asyncio.Future[Lease]
+    touch: bool
+    is_queued: bool
+    saw_start: bool
+    """It waits for an instance that exists; when that one goes down before it was ready, the waiter is refused."""
+
+
+class WaitingRoom:
+    def __init__(self) -> None:
+        self._claimed: dict[str, bool] = {}  # model → claimed, in order of arrival
+        self._waiters: dict[str, list[Waiter]] = {}
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        return tuple(Entry(model, claimed) for model, claimed in self._claimed.items())
+
+    @property
+    def has_queue(self) -> bool:
+        return bool(self._claimed)
+
+    def count(self, model: str) -> int:
+        return len(self._waiters.get(model, ()))
+
+    def join(self, model: str, waiter: Waiter) -> None:
+        self._waiters.setdefault(model, []).append(waiter)
+        if waiter.is_queued:
+            self._claimed.setdefault(model, False)
+
+    def leave(self, model: str, waiter: Waiter) -> None:
+        if waiter in self._waiters.get(model, ()):
+            self._waiters[model].remove(waiter)
+            self._forget_if_empty(model)
+
+    def is_claimed(self, model: str) -> bool:
+        return self._claimed.get(model, False)
+
+    def claim(self, model: str) -> None:
+        self._set_claimed(model, True)
+
+    def unclaim(self, model: str) -> None:
+        self._set_claimed(model, False)
+
+    def started(self, model: str) -> None:
+        """An instance comes up, for the queue or by command: all who wait now wait for this one."""
+        self.claim(model)
+        for waiter in self._waiters.get(model, ()):
+            waiter.saw_start = True
+
+    def take_all(self, model: str) -> list[Waiter]:
+        self._claimed.pop(model, None)
+        return self._waiters.pop(model, [])
+
+    def take_started(self, model: str) -> list[Waiter]:
+        """Those whose instance went down; the others keep their place for the next one."""
+        waiters = self._waiters.get(model, [])
+        if waiters:
+            self._waiters[model] = [waiter for waiter in waiters if not waiter.saw_start]
+            self.unclaim(model)
+            self._forget_if_empty(model)
+        return [waiter for waiter in waiters if waiter.saw_start]
+
+    def take_everyone(self) -> list[Waiter]:
+        everyone = [waiter for waiters in self._waiters.values() for waiter in waiters]
+        self._waiters.clear()
+        self._claimed.clear()
+        return everyone
+
+    def _set_claimed(self, model: str, claimed: bool) -> None:
+        if model in self._claimed:
+            self._claimed[model] = claimed
+
+    def _forget_if_empty(self, model: str) -> None:
+        waiters = self._waiters[model]
+        if not any(waiter.is_queued for waiter in waiters):
+            self._claimed.pop(model, None)
+        if not waiters:
+            del self._waiters[model]
