@@ -114,7 +114,7 @@ def _describe(sockets: list[socket.socket], tls: ssl.SSLContext | None) -> Liste
 
 
 def _bind_all(settings: Settings) -> list[socket.socket]:
-    hosts = [host.strip() for host in settings.host.split(",") if host.strip()]
+    hosts = settings.host
     n_tcp = sum(not host.endswith(".sock") for host in hosts)
     if not hosts:
         raise ConfigError("--host names no address")

@@ -119,8 +119,7 @@ def event_stream() -> web.StreamResponse:
 
 def read_api_keys(settings: Settings) -> tuple[str, ...]:
     """Keys of `--api-key` (comma list) and of `--api-key-file` (one a line, `#` starts a comment line)."""
-    given = settings.api_key
-    keys = (given or "").split(",") if given is None or isinstance(given, str) else list(given)
+    keys = list(settings.api_key)
     if settings.api_key_file:
         try:
             lines = Path(settings.api_key_file).read_text(encoding="utf-8").splitlines()
@@ -140,7 +139,7 @@ class _Keys:
         return bool(self._digests)
 
     def admit(self, request: web.Request) -> bool:
-        given = request.headers.get(hdrs.AUTHORIZATION) or request.headers.get("X-Api-Key", "")
+        given = request.headers.get(hdrs.AUTHORIZATION) or request.headers.get("X-Api-Key") or ""
         if given[:7].lower() == "bearer ":
             given = given[7:]
         digest = self._digest(given)

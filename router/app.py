@@ -1,0 +1,86 @@
+"""The router's HTTP surface: every route, and who answers it.
+
+Built once by `cli`. A route stands in one of three tables: answered here, forwarded by `?model=`, forwarded by the
+body's `model`. What is in none is a 404.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from ..presets.pages import page_routes
+from ..presets.web import Route, add_routes, application
+from .handlers import Handlers, ReadPresets
+from .lifecycle import Lifecycle
+from .proxy import Proxy
+from .upstream import Upstream
+
+if TYPE_CHECKING:
+    from ..presets.settings import Settings
+
+BY_QUERY = ("/metrics", "/slots", "/lora-adapters")
+
+BY_BODY = (
+    *("/completion", "/completions", "/v1/completions", "/chat/completions", "/v1/chat/completions"),
+    *("/chat/completions/input_tokens", "/v1/chat/completions/input_tokens", "/v1/chat/completions/control"),
+    *("/responses", "/v1/responses", "/responses/input_tokens", "/v1/responses/input_tokens"),
+    *("/v1/messages", "/v1/messages/count_tokens"),
+    *("/infill", "/embedding", "/embeddings", "/v1/embeddings", "/tokenize", "/detokenize", "/apply-template"),
+    *("/rerank", "/reranking", "/v1/rerank", "/v1/reranking"),
+    *("/audio/transcriptions", "/v1/audio/transcriptions"),
+    *("/props", "/lora-adapters", "/slots/{id_slot}"),
+)
+
+
+def build(
+    settings: Settings, lifecycle: Lifecycle, read_presets: ReadPresets, *, fake_timing: bool = False
+) -> web.Application:
+    """The application, which also owns the connections to the workers. Raises ConfigError."""
+    upstream = Upstream(timeout=settings.timeout or None)
+    proxy = Proxy(lifecycle, upstream, fake_timing=fake_timing)
+    handlers = Handlers(settings, lifecycle, proxy, read_presets)
+    app = application(settings)
+    add_routes(app, settings, _own_routes(handlers))
+    add_routes(app, settings, [("GET", path, proxy.by_query) for path in BY_QUERY])
+    add_routes(app, settings, [("POST", path, proxy.by_body) for path in BY_BODY])
+    add_routes(app, settings, page_routes(settings, files(__package__).joinpath("page.html").read_text("utf-8")))
+
+    async def end_events(_: web.Application) -> None:
+        handlers.end_events()
+
+    async def close_upstream(_: web.Application) -> None:
+        upstream.close()
+
+    app.on_shutdown.append(end_events)
+    app.on_cleanup.append(close_upstream)
+    return app
+
+
+def _own_routes(handlers: Handlers) -> list[Route]:
+    return [
+        ("GET", "/health", handlers.health),
+        ("GET", "/v1/health", handlers.health),
+        ("GET", "/props", handlers.props),
+        *_model_routes(handlers, ""),
+        *_model_routes(handlers, "/v1"),
+        ("GET", "/v1/stream", handlers.resumable_streams),
+        ("DELETE", "/v1/stream", handlers.resumable_streams),
+        ("POST", "/v1/streams/lookup", handlers.resumable_streams),
+        *((method, path, handlers.disabled) for method in ("GET", "POST") for path in ("/tools", "/cors-proxy")),
+    ]
+
+
+def _model_routes(handlers: Handlers, version: str) -> list[Route]:
+    """Management stands below `/v1` as well, where clients with a base URL of `/v1` look for it."""
+    return [
+        ("GET", version + "/models", handlers.models),
+        ("POST", version + "/models", handlers.manage_downloads),
+        ("DELETE", version + "/models", handlers.manage_downloads),
+        ("POST", version + "/models/load", handlers.load),
+        ("POST", version + "/models/unload", handlers.unload),
+        ("GET", version + "/models/sse", handlers.events),
+        ("GET", version + "/models/{id:.+}", handlers.model),
+    ]

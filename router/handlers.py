@@ -1,0 +1,178 @@
+"""The endpoints the router answers itself: health, properties, the list of models, and their management.
+
+Reads models through `lifecycle`'s views and asks it for loads and unloads; never touches a worker.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from aiohttp import web
+
+from ..presets.errors import ConfigError, FeatureDisabled, NotFound, NotSupported, ServerFault
+from ..presets.version import BUILD_INFO
+from ..presets.web import encode_json, event_stream, json_response, query_text, read_object
+from .events import Subscription
+from .lifecycle import Lifecycle
+from .models import ModelView
+from .proxy import Proxy
+
+if TYPE_CHECKING:
+    from ..presets.settings import Settings
+    from ..presets.sources import Preset
+
+
+class ReadPresets(Protocol):
+    def __call__(self) -> Mapping[str, Preset]:
+        """All sources, read anew. Raises ConfigError."""
+
+
+class Handlers:
+    def __init__(self, settings: Settings, lifecycle: Lifecycle, proxy: Proxy, read_presets: ReadPresets) -> None:
+        self._settings = settings
+        self._lifecycle = lifecycle
+        self._proxy = proxy
+        self._read_presets = read_presets
+        self._ui_settings = read_ui_settings(settings)
+        self._listeners: set[Subscription] = set()
+
+    async def health(self, request: web.Request) -> web.StreamResponse:
+        return json_response({"status": "ok"})
+
+    async def props(self, request: web.Request) -> web.StreamResponse:
+        """The router's own, or with `?model=` those of a worker."""
+        if query_text(request, "model"):
+            return await self._proxy.by_query(request)
+        return json_response(
+            {
+                "role": "router",
+                "max_instances": self._settings.models_max,
+                "models_autoload": self._settings.models_autoload,
+                "model_alias": "llama-server",
+                "model_path": "none",
+                "default_generation_settings": {"params": None, "n_ctx": 0},
+                "ui_settings": self._ui_settings,
+                "webui_settings": self._ui_settings,  # its name in an earlier llama-server
+                "build_info": BUILD_INFO,
+                "cors_proxy_enabled": False,
+            }
+        )
+
+    async def models(self, request: web.Request) -> web.StreamResponse:
+        if query_text(request, "reload"):
+            await self._reload()
+        shown = [entry(view) for view in self._lifecycle.views() if not view.preset.hidden]
+        return json_response({"data": shown, "object": "list"})
+
+    async def model(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["id"]
+        view = self._lifecycle.view(name)
+        if view is None:
+            raise NotFound(f"model '{name}' not found")
+        return json_response(entry(view))
+
+    async def load(self, request: web.Request) -> web.StreamResponse:
+        await self._lifecycle.load(await _named_model(request))
+        return json_response({"success": True})
+
+    async def unload(self, request: web.Request) -> web.StreamResponse:
+        await self._lifecycle.unload(await _named_model(request))
+        return json_response({"success": True})
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        """Changes as they happen, without a snapshot first: subscribe, then act."""
+        async with self._lifecycle.subscribe() as listener:
+            self._listeners.add(listener)
+            try:
+                response = event_stream()
+                await response.prepare(request)
+                while (event := await listener.get()) is not None:
+                    await response.write(b"data: " + encode_json(event.body()) + b"\n\n")
+                return response
+            finally:
+                self._listeners.discard(listener)
+
+    def end_events(self) -> None:
+        """At shutdown: listeners would wait for ever."""
+        for listener in self._listeners:
+            listener.put_nowait(None)
+
+    async def manage_downloads(self, request: web.Request) -> web.StreamResponse:
+        raise NotSupported("downloading and removing models over HTTP is not built yet")
+
+    async def resumable_streams(self, request: web.Request) -> web.StreamResponse:
+        raise NotSupported("resumable streams are not built yet")
+
+    async def disabled(self, request: web.Request) -> web.StreamResponse:
+        raise FeatureDisabled()
+
+    async def _reload(self) -> None:
+        try:
+            presets = self._read_presets()
+        except ConfigError as error:
+            raise ServerFault(str(error)) from None
+        await self._lifecycle.reload(presets)
+
+
+async def _named_model(request: web.Request) -> str:
+    name = (await read_object(request)).get("model")
+    return name if isinstance(name, str) else ""
+
+
+def entry(view: ModelView) -> dict[str, Any]:
+    """A model as `/models` lists it; while it runs, with what its worker says of itself."""
+    preset = view.preset
+    own: dict[str, Any] = {
+        "id": view.name,
+        "aliases": sorted(preset.aliases),
+        "tags": sorted(preset.tags),
+        "object": "model",
+        "owned_by": "llamacpp",
+        "created": int(time.time()),
+        "status": _status(view),
+        "architecture": {
+            "input_modalities": list(preset.input_modalities),
+            "output_modalities": list(preset.output_modalities),
+        },
+        "source": preset.source,
+        "can_remove": preset.source == "cache",
+        "in_cache": preset.source == "cache",  # an earlier llama-server's way to say it
+        "path": given.text if (given := preset.layer.get("model")) else "",
+    }
+    return {**view.info, **own}
+
+
+def _status(view: ModelView) -> dict[str, Any]:
+    status: dict[str, Any] = {
+        "value": view.status,
+        "args": list(view.command_line),
+        "preset": view.preset.ini_text,
+    }
+    if view.progress:
+        status["progress"] = view.progress
+    if view.is_failed:
+        status |= {"failed": True, "exit_code": view.exit_code, "error": view.failure, "log": list(view.last_lines)}
+    return status
+
+
+def read_ui_settings(settings: Settings) -> dict[str, Any]:
+    """`--ui-config`, or the file of that name. Raises ConfigError."""
+    text = settings.ui_config
+    if settings.ui_config_file:
+        try:
+            text = Path(settings.ui_config_file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--ui-config-file {settings.ui_config_file}: {error}") from None
+    if not text:
+        return {}
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"--ui-config: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ConfigError("--ui-config: not a JSON object")
+    return value

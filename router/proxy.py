@@ -1,0 +1,142 @@
+"""Requests that a worker answers: find the model, hold a lease for as long as the answer flows, pass the bytes on.
+
+Called by the routes of `app`; asks `lifecycle` for the lease and `upstream` for the answer. Reads nothing of a body but
+the model's name and changes nothing of it. A client that leaves cancels the handler, which closes the way to the
+worker, which ends the generation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from aiohttp import hdrs, web
+from multidict import CIMultiDict
+
+from ..presets.errors import InvalidRequest, Unavailable, UpstreamGone
+from ..presets.web import encode_json, query_text
+from .lifecycle import Lifecycle
+from .target import model_in_form, model_in_json
+from .upstream import CutOff, Died, Header, Reply, Unreachable, Upstream
+
+log = logging.getLogger("corral.router")
+
+FAKE_TIMING_S = 2.0
+"""With LLAMA_SERVER_DEBUG_FAKE_TIMING every proxied request holds its lease this long before it goes on."""
+
+_HOP_BY_HOP = frozenset(
+    {
+        *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection"),
+        *(b"te", b"trailer", b"transfer-encoding", b"upgrade"),
+    }
+)
+_NOT_SENT_ON = _HOP_BY_HOP | {b"host", b"content-length", b"accept-encoding", b"expect"}
+"""`accept-encoding`: a compressed answer would be held back by its compressor. aiohttp has answered `expect`."""
+_NOT_PASSED_BACK = _HOP_BY_HOP | {b"server", b"date", b"content-length"}
+"""What our own answer says for itself."""
+
+
+class Proxy:
+    """The handlers of all proxied routes."""
+
+    def __init__(self, lifecycle: Lifecycle, upstream: Upstream, *, fake_timing: bool = False) -> None:
+        self._lifecycle = lifecycle
+        self._upstream = upstream
+        self._fake_timing = fake_timing
+
+    async def by_query(self, request: web.Request) -> web.StreamResponse:
+        """GET: the model is `?model=`."""
+        return await self._forward(request, query_text(request, "model"), b"", touch=False)
+
+    async def by_body(self, request: web.Request) -> web.StreamResponse:
+        """POST: the model is the body's; `?model=` serves bodies that cannot name one (a JSON array, an empty body)."""
+        body = await request.read()
+        if request.content_type == "multipart/form-data":
+            model = model_in_form(body, request.headers[hdrs.CONTENT_TYPE])
+        else:
+            model = model_in_json(body)
+        return await self._forward(request, model or query_text(request, "model"), body, touch=True)
+
+    async def _forward(self, request: web.Request, name: str, body: bytes, *, touch: bool) -> web.StreamResponse:
+        model = self.find(name)
+        async with self._lifecycle.lease(model, autoload=wants_autoload(request), touch=touch) as lease:
+            if self._fake_timing:
+                await asyncio.sleep(FAKE_TIMING_S)
+            reply = await self._send(request, lease.endpoint, model, body)
+            try:
+                if reply.complete:
+                    return _whole(reply, await reply.read())
+                return await _stream(request, reply, model)
+            finally:
+                reply.close()
+
+    def find(self, name: str) -> str:
+        if not name:
+            raise InvalidRequest("model name is missing from the request")
+        model = self._lifecycle.find(name)
+        if model is None:
+            raise InvalidRequest(f"model '{name}' not found")
+        return model
+
+    async def _send(self, request: web.Request, endpoint: str, model: str, body: bytes) -> Reply:
+        target = request.raw_path if request.raw_path.startswith("/") else request.rel_url.raw_path_qs
+        try:
+            return await self._upstream.send(endpoint, request.method, target, _sent_on(request), body)
+        except Unreachable as error:
+            log.warning("name=%s cannot be reached: %s", model, error)
+            raise Unavailable(f"model '{model}' cannot be reached: {error}") from None
+        except Died as error:
+            log.warning("name=%s ended before it answered: %s", model, error)
+            raise UpstreamGone(f"model '{model}' ended before it answered: {error}") from None
+
+
+def wants_autoload(request: web.Request) -> bool | None:
+    """`?autoload=`: on for true or 1, off for anything else; None leaves it to --models-autoload."""
+    given = request.query.get("autoload", "")
+    return given in ("true", "1") if given else None
+
+
+def _sent_on(request: web.Request) -> Iterable[Header]:
+    dropped: frozenset[bytes] | set[bytes] = _NOT_SENT_ON
+    if request.headers.get(hdrs.CONTENT_ENCODING):
+        dropped = dropped | {b"content-encoding"}  # aiohttp has undone it
+    if "," in (named := request.headers.get(hdrs.CONNECTION, "")) or named.lower() not in ("", "keep-alive", "close"):
+        dropped = dropped | {name.strip().lower().encode() for name in named.split(",")}
+    return [header for header in request.raw_headers if header[0].lower() not in dropped]
+
+
+def _passed_back(reply: Reply) -> CIMultiDict[str]:
+    headers: CIMultiDict[str] = CIMultiDict()
+    for name, value in reply.headers:
+        lower = name.lower()
+        if lower not in _NOT_PASSED_BACK and not lower.startswith(b"access-control-"):
+            headers.add(name.decode("latin-1"), value.decode("utf-8", "replace"))
+    headers["X-Accel-Buffering"] = "no"
+    return headers
+
+
+def _whole(reply: Reply, body: bytes) -> web.Response:
+    return web.Response(body=body, status=reply.status, reason=reply.reason, headers=_passed_back(reply))
+
+
+async def _stream(request: web.Request, reply: Reply, model: str) -> web.StreamResponse:
+    response = web.StreamResponse(status=reply.status, reason=reply.reason, headers=_passed_back(reply))
+    await response.prepare(request)
+    last = b"\n\n"
+    try:
+        while chunk := await reply.read():
+            await response.write(chunk)
+            last = chunk
+    except CutOff as error:
+        log.warning("name=%s ended in the middle of an answer: %s", model, error)
+        if response.content_type != "text/event-stream":
+            raise ConnectionAbortedError("the answer is incomplete") from None  # an honest end: no last chunk
+        await response.write((b"" if last.endswith(b"\n\n") else b"\n\n") + _last_words(model, str(error)))
+    await response.write_eof()
+    return response
+
+
+def _last_words(model: str, why: str) -> bytes:
+    error = UpstreamGone(f"model '{model}' ended in the middle of its answer: {why}")
+    return b"data: " + encode_json({"error": error.body()}) + b"\n\n"

@@ -1,0 +1,65 @@
+"""Which model a request is for: read from the body or the query, and nothing else of it.
+
+Pure; called by `proxy`. Bodies are large (images) and forwarded byte for byte, so only the one field is looked at.
+"""
+
+from __future__ import annotations
+
+from email.message import Message
+from email.parser import BytesHeaderParser
+
+import msgspec
+
+from ..presets.web import NOT_JSON, malformed
+
+_HEADERS = BytesHeaderParser()
+
+
+class _Target(msgspec.Struct):
+    """Validates the whole body as JSON, but builds only this field."""
+
+    model: msgspec.Raw = msgspec.Raw()
+
+
+_target = msgspec.json.Decoder(_Target)
+_text = msgspec.json.Decoder(str)
+
+
+def model_in_json(body: bytes) -> str:
+    """The `model` of a JSON object; "" when it is absent or no string, or the body is some other JSON or empty.
+
+    Raises InvalidRequest for what is no JSON.
+    """
+    if not body or body.isspace():
+        return ""
+    try:
+        raw = _target.decode(body).model
+    except msgspec.ValidationError:  # JSON, but no object
+        return ""
+    except NOT_JSON as error:
+        raise malformed(error) from None
+    if not bytes(raw).startswith(b'"'):
+        return ""
+    try:
+        return _text.decode(raw)
+    except NOT_JSON as error:  # broken UTF-8 or a lone surrogate inside the name
+        raise malformed(error) from None
+
+
+def model_in_form(body: bytes, content_type: str) -> str:
+    """The text of the form's `model` field, wherever it stands; "" when there is none."""
+    header = Message()
+    header["Content-Type"] = content_type
+    boundary = header.get_param("boundary")
+    if not isinstance(boundary, str) or not boundary:
+        return ""
+    delimiter = b"--" + boundary.encode("utf-8", "surrogateescape")
+    start = body.find(delimiter)
+    while start >= 0:
+        end = body.find(b"\r\n" + delimiter, start)
+        head, _, content = body[start + len(delimiter) : end if end >= 0 else len(body)].partition(b"\r\n\r\n")
+        fields = _HEADERS.parsebytes(head.lstrip(b"\r\n"))
+        if fields.get_param("name", header="Content-Disposition") == "model" and end >= 0:
+            return content.decode("utf-8", "replace")
+        start = end + 2 if end >= 0 else -1
+    return ""
