@@ -113,3 +113,7 @@ class Unavailable(ApiError):
 
 class ConfigError(Exception):
     """The command line, the environment or a preset file is wrong: one line that says what and where (`file:line: …`)."""
+
+
+class ModelFilesError(Exception):
+    """A model's files are missing or cannot be fetched: one line that says which, and what would help."""

@@ -1,0 +1,154 @@
+"""What GGUF file names say: quantization tag, shard, role; and which file of a repository a person meant.
+
+Pure rules over POSIX paths, the same for a cached repository, for one on a hub and for a models directory. Called by
+hub (choosing), sources (names of models) and the preset reader's users (canonical section names).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+SUFFIX = ".gguf"
+DraftKind = Literal["mtp", "dspark", "dflash", "eagle3"]
+DRAFT_KINDS: tuple[DraftKind, ...] = ("mtp", "dspark", "dflash", "eagle3")
+"""Best first: the order in which a draft found beside a model is preferred."""
+NOT_A_MODEL = ("mmproj", "imatrix", *(f"{kind}-" for kind in DRAFT_KINDS))
+DEFAULT_TAGS = ("Q4_K_M", "Q8_0")
+"""Tried in this order when no quantization is asked for."""
+
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})", re.DOTALL)
+_TAG = re.compile(r"[-.]([A-Za-z0-9_]+)\Z")
+
+
+@dataclass(frozen=True)
+class Shard:
+    prefix: str
+    """The path up to the shard number, or all of it without `.gguf`."""
+    tag: str
+    """Upper case; empty when the name shows none."""
+    index: int = 1
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Files of one repository that make up a model; paths inside the repository."""
+
+    model: tuple[str, ...] = ()
+    """All shards in order; the first is the one to load."""
+    mmproj: str | None = None
+    draft: str | None = None
+    draft_kind: DraftKind | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (*self.model, *(path for path in (self.mmproj, self.draft) if path))
+
+
+def shard(path: str) -> Shard:
+    """Of a path that ends in `.gguf`."""
+    stem = path.removesuffix(SUFFIX)
+    split = _SHARD.fullmatch(stem)
+    prefix = split[1] if split else stem
+    tag = _TAG.search(prefix)
+    index, count = (int(split[2]), int(split[3])) if split else (1, 1)
+    return Shard(prefix, tag[1].upper() if tag else "", index, count)
+
+
+def shard_names(path: str) -> tuple[str, ...]:
+    """Every part of the set that `path` belongs to, itself included."""
+    part = shard(path)
+    if part.count <= 1:
+        return (path,)
+    return tuple(f"{part.prefix}-{index:05}-of-{part.count:05}{SUFFIX}" for index in range(1, part.count + 1))
+
+
+def canonical_tag(tag: str) -> str:
+    """`q8_0` → `Q8_0`, `UD-Q4_K_XL` → `Q4_K_XL`: the form in which a cached model is listed."""
+    tail = _TAG.search(tag)
+    return (tail[1] if tail else tag).upper()
+
+
+def canonical_name(name: str) -> str:
+    """The name of a model with its quantization tag, if it has one, in canonical form."""
+    head, colon, tag = name.rpartition(":")
+    return head + colon + canonical_tag(tag) if colon else name
+
+
+def split_repo(text: str) -> tuple[str, str]:
+    """`user/repo[:tag]` → (`user/repo`, tag or "")."""
+    repo, _, rest = text.partition(":")
+    return repo, rest.rpartition(":")[2]
+
+
+def listed_tag(path: str) -> str | None:
+    """Under which tag a file of a cached repository is listed as a model; None: it is not."""
+    if not path.endswith(SUFFIX):
+        return None
+    part = shard(path)
+    if part.index != 1 or not part.tag or any(word in part.prefix for word in NOT_A_MODEL if word != "imatrix"):
+        return None
+    return part.tag
+
+
+def choose(
+    paths: Iterable[str], tag: str, *, file: str = "", want_mmproj: bool = True, drafts: Sequence[DraftKind] = ()
+) -> Choice:
+    """An empty `model` when nothing matches. `paths` in the order in which the first match shall win."""
+    paths = [path for path in paths if path.endswith(SUFFIX) or path == file]
+    primary = (file if file in paths else None) if file else _best_model(paths, tag)
+    model = _shards_of(paths, primary) if primary else ()
+    mmproj = _best_sibling(paths, primary, "mmproj") if primary and want_mmproj else None
+    for kind in (kind for kind in DRAFT_KINDS if kind in drafts):
+        draft = _best_sibling(paths, primary or "", f"{kind}-", tag)
+        if draft:
+            return Choice(model, mmproj, draft, kind)
+    return Choice(model, mmproj)
+
+
+def _best_model(paths: Sequence[str], tag: str) -> str | None:
+    models = [path for path in paths if _is_model(path)]
+    for wanted in [tag] if tag else DEFAULT_TAGS:
+        pattern = re.compile(re.escape(wanted) + "[.-]", re.IGNORECASE)
+        found = next((path for path in models if pattern.search(path)), None)
+        if found:
+            return found
+    return models[0] if models and not tag else None
+
+
+def _is_model(path: str) -> bool:
+    name = path.rpartition("/")[2]
+    return shard(path).index == 1 and not any(word in name for word in NOT_A_MODEL)
+
+
+def _shards_of(paths: Sequence[str], primary: str) -> tuple[str, ...]:
+    part = shard(primary)
+    if part.count <= 1:
+        return (primary,)
+    same = [path for path in paths if (other := shard(path)).count == part.count and other.prefix == part.prefix]
+    return tuple(sorted(same))
+
+
+def _best_sibling(paths: Iterable[str], model: str, keyword: str, tag: str = "") -> str | None:
+    """In the model's directory or above it; the deepest, then the exact tag, then the nearest number of bits."""
+    directory = model.split("/")[:-1]
+    bits = _bits(tag.upper() or shard(model).tag)
+    best: tuple[tuple[int, bool, int], str] | None = None
+    for path in paths:
+        parents = path.split("/")[:-1]
+        if keyword not in path or not path.endswith(SUFFIX) or parents != directory[: len(parents)]:
+            continue
+        exact = bool(tag) and f"-{tag}.".upper() in path.upper()
+        rank = (len(parents), exact, -abs(_bits(shard(path).tag) - bits))
+        if best is None or rank > best[0]:
+            best = rank, path
+    return best[1] if best else None
+
+
+def _bits(tag: str) -> int:
+    """`Q4_K_M` → 4, `BF16` → 16, no number → 0."""
+    number = re.search(r"\d+", tag)
+    return int(number[0]) if number else 0

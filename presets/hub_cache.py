@@ -1,0 +1,138 @@
+"""The model cache on disk, in the layout that llama-server and huggingface_hub share; reads and links, never downloads.
+
+    models--<user>--<repo>/refs/<branch>            a commit
+                           /snapshots/<commit>/…     links to blobs, under the repository's own paths
+                           /blobs/<object id>
+
+Called by hub. Every environment variable that moves the cache is looked up here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+CACHE_VARIABLES = (
+    ("LLAMA_CACHE", ""),
+    ("HF_HUB_CACHE", ""),
+    ("HUGGINGFACE_HUB_CACHE", ""),
+    ("HF_HOME", "hub"),
+    ("XDG_CACHE_HOME", "huggingface/hub"),
+    ("HOME", ".cache/huggingface/hub"),
+)
+"""First one that is set and not empty, with the folder below it."""
+MAX_REPO_NAME = 256
+_REPO = re.compile(r"\w+(?:[.-]\w+)*/\w+(?:[.-]\w+)*", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-fA-F]{40}")
+_OBJECT = re.compile(r"[0-9a-fA-F]{40}|[0-9a-fA-F]{64}")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The files of one repository at its current commit, by their path inside it, sorted."""
+
+    repo: str
+    commit: str
+    files: Mapping[str, Path]
+
+
+def cache_dir(environ: Mapping[str, str]) -> Path:
+    for variable, below in CACHE_VARIABLES:
+        if environ.get(variable):
+            return Path(environ[variable]) / below
+    return Path.home() / ".cache/huggingface/hub"
+
+
+def plain_url_dir(environ: Mapping[str, str]) -> Path:
+    """Where files given by `--model-url` and the like are kept."""
+    if environ.get("LLAMA_CACHE"):
+        return Path(environ["LLAMA_CACHE"])
+    if environ.get("XDG_CACHE_HOME"):
+        return Path(environ["XDG_CACHE_HOME"]) / "llama.cpp"
+    return Path(environ.get("HOME") or Path.home()) / ".cache" / "llama.cpp"
+
+
+def is_repo_name(repo: str) -> bool:
+    return len(repo) <= MAX_REPO_NAME and _REPO.fullmatch(repo) is not None
+
+
+def is_object_id(text: str) -> bool:
+    return _OBJECT.fullmatch(text) is not None
+
+
+def is_commit(text: str) -> bool:
+    return _COMMIT.fullmatch(text) is not None
+
+
+def is_inside(path: str) -> bool:
+    """A relative path that stays below the folder it is joined to."""
+    pure = PurePosixPath(path)
+    return bool(pure.parts) and not pure.is_absolute() and ".." not in pure.parts and "\0" not in path
+
+
+def repo_dir(cache: Path, repo: str) -> Path:
+    return cache / ("models--" + repo.replace("/", "--"))
+
+
+def snapshots(cache: Path) -> Iterator[Snapshot]:
+    """Every repository that has a current commit, sorted by folder."""
+    try:
+        folders = sorted(entry.name for entry in os.scandir(cache) if entry.is_dir())
+    except OSError:
+        return
+    for folder in folders:
+        repo = folder.removeprefix("models--").replace("--", "/")
+        found = snapshot(cache, repo) if folder.startswith("models--") else None
+        if found:
+            yield found
+
+
+def snapshot(cache: Path, repo: str) -> Snapshot | None:
+    """None when the cache knows no commit of it. A link whose blob is gone is no file."""
+    if not is_repo_name(repo):
+        return None
+    folder = repo_dir(cache, repo)
+    commit = _current_commit(folder / "refs")
+    root = folder / "snapshots" / commit
+    if not commit or not root.is_dir():
+        return None
+    files = {}
+    for directory, _, names in os.walk(root):
+        for name in names:
+            path = Path(directory, name)
+            if path.is_file():
+                files[path.relative_to(root).as_posix()] = path
+    return Snapshot(repo, commit, dict(sorted(files.items())))
+
+
+def _current_commit(refs: Path) -> str:
+    """That of `main`, else of the first other branch."""
+    commits = {}
+    for path in sorted(refs.glob("*")) if refs.is_dir() else ():
+        commit = path.read_text(errors="replace").partition("\n")[0].strip() if path.is_file() else ""
+        if is_commit(commit):
+            commits[path.name] = commit
+    return commits.get("main") or next(iter(commits.values()), "")
+
+
+def write_ref(cache: Path, repo: str, branch: str, commit: str) -> None:
+    """Last step of a download: until then the cache shows the repository as it was."""
+    path = repo_dir(cache, repo) / "refs" / branch
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(commit)
+    temporary.replace(path)
+
+
+def link(blob: Path, target: Path) -> None:
+    """Makes a blob appear in a snapshot; where links are not possible it moves there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        target.symlink_to(os.path.relpath(blob, target.parent))
+    except (OSError, NotImplementedError):
+        shutil.move(blob, target)
