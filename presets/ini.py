@@ -1,0 +1,163 @@
+"""Presets files: sections of options in INI form, each value with its file and line.
+
+iniconfig finds sections, values and line numbers. It refuses keys before the first header and anything repeated, which
+llama-server's files contain, so every header and key is made unique by its line number before it reads them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import iniconfig
+
+from .errors import ConfigError
+from .given import Given, Layer, add
+from .table import KEYS, nearest
+
+log = logging.getLogger("corral.presets")
+
+ALL_MODELS = "*"
+DEFAULT = "default"
+"""The section of keys that stand before any header."""
+
+_HEADER = re.compile(r"\[\s*([^\]]*?)\s*\]\s*([;#].*)?")
+_KEY = re.compile(r"([A-Za-z_][A-Za-z0-9_.-]*)[ \t]*=")
+_TAG = re.compile(r"[-.]([A-Za-z0-9_]+)$")
+_COMMENT = re.compile(r"(^|\s)[;#].*")
+_QUOTED = re.compile(r'("(?:[^"\\]|\\.)*")\s*([;#].*)?')
+_STRANGE = re.compile("[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
+"""What Python, and so iniconfig, takes for an end of line."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One model of a presets file. Its layer holds the preset-only keys too."""
+
+    name: str
+    line: int
+    layer: Layer
+
+
+@dataclass(frozen=True)
+class PresetFile:
+    global_layer: Layer
+    """`[*]`: for every model."""
+    sections: tuple[Section, ...]
+
+
+class _Entry(NamedTuple):
+    line: int
+    key: str
+    value: str
+
+
+class _Block(NamedTuple):
+    line: int
+    name: str
+    entries: list[_Entry]
+
+
+def read_presets(path: str | Path) -> PresetFile:
+    """Raises ConfigError `file:line: …` for anything that is not understood."""
+    blocks = {block.name: block for block in _blocks(path, _text(path))}
+    everywhere = blocks.pop(ALL_MODELS, None)
+    sections = []
+    for name, block in blocks.items():
+        layer = _layer(path, block)
+        if layer or name != DEFAULT:
+            sections.append(Section(name, block.line, layer))
+    return PresetFile(_layer(path, everywhere) if everywhere else {}, tuple(sections))
+
+
+def read_global(path: str | Path) -> Layer:
+    """The keys before any header and of `[*]`; unknown ones are for other programs that share the file."""
+    layer: dict[str, Given] = {}
+    blocks = {block.name: block for block in _blocks(path, _text(path))}
+    for name in (ALL_MODELS, DEFAULT):
+        if name in blocks:
+            layer |= _layer(path, blocks[name], ignore_unknown=True)
+    return layer
+
+
+def _text(path: str | Path) -> str:
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = len(re.findall(rb"\r\n|\r|\n", data[: error.start])) + 1
+        raise ConfigError(f"{path}:{line}: not UTF-8 text") from None
+
+
+def _blocks(path: str | Path, text: str) -> Iterator[_Block]:
+    """In file order, with names as models have them. A name may occur again: the later one replaces the earlier."""
+    names: dict[int, str] = {0: DEFAULT}
+    lines = ["[0]"]
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):
+        lines.append(_unique(path, number, line.strip(" \t"), names))
+    config = iniconfig.IniConfig(str(path), data="\n".join(lines))
+    for section in config:
+        entries = [
+            _Entry((section.lineof(key) or 1) - 1, key.partition("@")[0], value) for key, value in section.items()
+        ]
+        yield _Block(int(section.name), names[int(section.name)], entries)
+
+
+def _unique(path: str | Path, number: int, line: str, names: dict[int, str]) -> str:
+    """The line as iniconfig reads it without complaint."""
+    if not line or line[0] in ";#":
+        return ""
+    if strange := _STRANGE.search(line):
+        raise ConfigError(f"{path}:{number}: line separator U+{ord(strange[0]):04X} inside a line")
+    if line[0] == "[":
+        header = _HEADER.fullmatch(line)
+        if not header or not header[1]:
+            raise ConfigError(f"{path}:{number}: expected [name], found '{line}'")
+        names[number] = canonical_name(header[1])
+        return f"[{number}]"
+    key = _KEY.match(line)
+    if not key:
+        raise ConfigError(f"{path}:{number}: expected KEY = VALUE, found '{line}'")
+    return f"{key[1]}@{number}={line[key.end() :]}"
+
+
+def canonical_name(name: str) -> str:
+    """A tag as the models of the cache have it: upper case, and of `UD-Q4_K_XL` only the last part."""
+    model, colon, tag = name.rpartition(":")
+    if not colon:
+        return name
+    last = _TAG.search(tag)
+    return f"{model}:{(last[1] if last else tag).upper()}"
+
+
+def _value(text: str) -> str:
+    """Without a comment at its end. A JSON string stands for its content."""
+    if quoted := _QUOTED.fullmatch(text):
+        try:
+            return str(json.loads(quoted[1]))
+        except ValueError:
+            pass
+    return _COMMENT.sub("", text)
+
+
+def _layer(path: str | Path, block: _Block, *, ignore_unknown: bool = False) -> Layer:
+    layer: dict[str, Given] = {}
+    for line, key, value in block.entries:
+        where = f"{path}:{line}: {key}"
+        if key in KEYS:
+            add(layer, KEYS[key], _value(value), where)
+        elif key == "version":
+            continue
+        elif ignore_unknown:
+            log.warning("%s: ignored: not an option of this program", where)
+        else:
+            raise ConfigError(f"{path}:{line}: unknown key '{key}'{nearest(key, KEYS)}")
+    return layer

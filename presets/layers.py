@@ -1,0 +1,185 @@
+"""From layers to settings: the command line, the environment and the system's configuration, merged and validated.
+
+Called once by each process; nothing reads the environment later. `merge` is the only place that knows how a higher layer
+combines with a lower one, so use it instead of joining dictionaries.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from .describe import allowed
+from .errors import ConfigError
+from .given import Given, Layer, add, put
+from .ini import read_global
+from .option import Option, Repeat
+from .retired import LOAD_SWITCHES
+from .settings import Settings, layer_texts
+from .table import FLAGS, OPTIONS, VARIABLES, Entry, nearest, value_count
+from .values import join_many, many, unescape
+
+__all__ = [
+    "Given",
+    "Layer",
+    "check",
+    "merge",
+    "notices",
+    "read_argv",
+    "read_environment",
+    "read_system_config",
+    "resolve",
+    "settings_from",
+]
+
+log = logging.getLogger("corral.presets")
+
+_ESCAPED_FIELDS = ("reverse_prompt", "dry_sequence_breaker")
+
+
+def read_argv(argv: Sequence[str]) -> dict[str, Given]:
+    """The command line behind the program's name. Long options may be written with `_` for `-`, and as `--option=value`."""
+    layer: dict[str, Given] = {}
+    arguments = iter(argv)
+    for argument in arguments:
+        flag, inline = _flag(argument)
+        if flag not in FLAGS:
+            raise ConfigError(_unknown(flag))
+        entry = FLAGS[flag].entry
+        count = value_count(entry)
+        if inline is not None and count != 1:
+            raise ConfigError(f"{flag}: takes no value in this form")
+        values = [inline] if inline is not None else list(itertools.islice(arguments, count))
+        if len(values) < count:
+            raise ConfigError(f"{flag}: a value is missing: {flag} {getattr(entry, 'hint', '')}")
+        add(layer, FLAGS[flag], _single(entry, " ".join(values)) if count else "true", flag, repeated=True)
+    return layer
+
+
+def _flag(argument: str) -> tuple[str, str | None]:
+    if not argument.startswith("--"):
+        return argument, None
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-"), value if equals else None
+
+
+def _single(entry: Entry, text: str) -> str:
+    """A text that only looks like a list of several stays one."""
+    return join_many([text]) if isinstance(entry, Option) and entry.repeat is Repeat.MANY else text
+
+
+def _unknown(flag: str) -> str:
+    if not flag.startswith("-"):
+        return f"unexpected argument '{flag}'{nearest('--' + flag, FLAGS)}"
+    return f"unknown option '{flag}'{nearest(flag, FLAGS)}"
+
+
+def read_environment(environ: Mapping[str, str]) -> dict[str, Given]:
+    """LLAMA_ARG_* and the few others of the table. LLAMA_ARG_NO_X means off whatever its value; an empty value is none."""
+    layer: dict[str, Given] = {}
+    for name, spelling in VARIABLES.items():
+        if spelling.negated and name in environ:
+            add(layer, spelling, "true", f"environment variable {name}")
+        elif environ.get(name):
+            add(layer, spelling, environ[name], f"environment variable {name}")
+    return layer
+
+
+def read_system_config(environ: Mapping[str, str]) -> Layer:
+    """llama.cpp's own configuration of this machine and this user, which all its programs share: what is not for us is left out."""
+    home = environ.get("HOME")
+    user = environ.get("XDG_CONFIG_HOME") or (f"{home}/.config" if home else None)
+    directories = [Path("/etc"), *([Path(user)] if user else [])]
+    files = [path for path in (directory / "llama.cpp" / "config.ini" for directory in directories) if path.is_file()]
+    return merge(*(_honoured(read_global(path)) for path in files))
+
+
+def _honoured(layer: Layer) -> Layer:
+    for field, given in layer.items():
+        if field in OPTIONS and OPTIONS[field].unsupported:
+            log.warning("%s: ignored: %s", given.where, OPTIONS[field].unsupported)
+    return {field: given for field, given in layer.items() if field not in OPTIONS or not OPTIONS[field].unsupported}
+
+
+def merge(*layers: Layer) -> dict[str, Given]:
+    """One layer out of several, lowest precedence first."""
+    merged: dict[str, Given] = {}
+    for layer in layers:
+        for field, given in layer.items():
+            if field in LOAD_SWITCHES:
+                before = merged["load_mode"].text if "load_mode" in merged else "auto"
+                given = Given(_load_mode(before, field, given.text == "true"), given.where)
+                field = "load_mode"
+            put(merged, field, given)
+    return merged
+
+
+def _load_mode(before: str, switch: str, on: bool) -> str:
+    """What `--mmap`, `--mlock` or `--direct-io`, or its negation, makes of a load mode."""
+    if switch == "direct_io":
+        return "dio" if on else ("auto" if before == "dio" else before)
+    parts = {"mmap"} if before in ("auto", "dio") and switch == "mlock" else set(before.split("+"))
+    parts = (parts & {"mmap", "mlock"}) | ({switch} if on else set())
+    parts -= set() if on else {switch}
+    return "+".join(sorted(parts, reverse=True, key=("mlock", "mmap").index)) or "none"
+
+
+def check(layer: Layer) -> Settings:
+    """Validates every value, but lets pass what this version can't do: that is refused where it would be used."""
+    texts = {field: given.text for field, given in layer.items()}
+    if texts.get("escape") != "false":
+        for field in texts.keys() & set(_ESCAPED_FIELDS):
+            texts[field] = join_many([unescape(text) for text in many(texts[field])])
+    token = layer_texts.set(texts)
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise ConfigError(_invalid(str(error.errors()[0]["loc"][0]), layer)) from None
+    finally:
+        layer_texts.reset(token)
+
+
+def _invalid(field: str, layer: Layer) -> str:
+    given = layer[field]
+    value = "" if OPTIONS[field].secret else f" '{given.text}'"
+    return f"{given.where}: invalid value{value}: expected {allowed(field)}"
+
+
+def resolve(*layers: Layer) -> Settings:
+    """The settings of a process out of its layers, lowest precedence first."""
+    merged = merge(*layers)
+    settings = check(merged)
+    for field, given in merged.items():
+        option = OPTIONS[field]
+        if option.unsupported and not _without_effect(settings, field):
+            raise ConfigError(f"{given.where}: not supported: {option.unsupported}")
+    return settings
+
+
+def _without_effect(settings: Settings, field: str) -> bool:
+    value = getattr(settings, field)
+    return value == Settings.model_fields[field].default or value in OPTIONS[field].built
+
+
+def notices(settings: Settings) -> list[str]:
+    """A line for each option that was set to something and changes nothing; to be logged once."""
+    return [
+        f"--{option.name} has no effect: {option.notice}"
+        for field, option in OPTIONS.items()
+        if option.notice and field in settings.model_fields_set and not _without_effect(settings, field)
+    ]
+
+
+def overridden(higher: Layer, lower: Layer) -> Iterable[str]:
+    """A line for each value of the environment that the command line replaces."""
+    for field in higher.keys() & lower.keys():
+        yield f"{lower[field].where} is set, but {higher[field].where} replaces it"
+
+
+def settings_from(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
+    """The settings of this process."""
+    return resolve(read_system_config(environ), read_environment(environ), read_argv(argv))

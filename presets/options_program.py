@@ -1,0 +1,87 @@
+"""The option table, part one: what the program prints and where its log goes."""
+
+from __future__ import annotations
+
+from .option import OptionGroup, Reader, option, within
+from .values import OnOffAuto, Switch
+
+
+class ProgramOptions(OptionGroup):
+    title = "Print and exit"
+
+    usage: Switch = option(False, "-h --help --usage", "show this help and exit", reader=Reader.PROGRAM)
+    version: Switch = option(False, "--version", "show version and build and exit", reader=Reader.PROGRAM)
+    cache_list: Switch = option(
+        False, "-cl --cache-list", "list the models of the Hugging Face cache and exit", reader=Reader.PROGRAM
+    )
+    completion_bash: Switch = option(
+        False, "--completion-bash", "print a completion script for bash to source and exit", reader=Reader.PROGRAM
+    )
+    list_devices: Switch = option(
+        False, "--list-devices", "list the devices that layers can be offloaded to and exit", reader=Reader.PROGRAM
+    )
+
+
+class LogOptions(OptionGroup):
+    title = "Log"
+
+    log_disable: Switch = option(False, "--log-disable", "write no log", reader=Reader.BOTH)
+    log_file: str = option(
+        "",
+        "--log-file",
+        "append the log to this file as well",
+        env="LOG_FILE",
+        older_env="$LLAMA_LOG_FILE",
+        hint="FILE",
+        reader=Reader.BOTH,
+        per_model=True,
+    )
+    log_jsonl: Switch = option(
+        False,
+        "--log-jsonl",
+        "log one JSON object a line to stdout, without colours",
+        env="LOG_JSONL",
+        reader=Reader.BOTH,
+    )
+    log_colors: OnOffAuto = option(
+        "auto",
+        "--log-colors",
+        "coloured log; auto: on a terminal",
+        env="LOG_COLORS",
+        older_env="$LLAMA_LOG_COLORS",
+        hint="on|off|auto",
+        reader=Reader.BOTH,
+    )
+    log_verbosity: int = option(
+        3,
+        "-lv --verbosity --log-verbosity",
+        "most detailed level that is logged: 0 output only, 1 errors, 2 warnings, 3 information, 4 more of it, 5 debug",
+        env="LOG_VERBOSITY",
+        older_env="$LLAMA_LOG_VERBOSITY",
+        hint="N",
+        reader=Reader.BOTH,
+        limits=within(ge=0),
+    )
+    log_prefix: Switch = option(
+        False,
+        "--log-prefix",
+        "begin each line with its level and origin",
+        env="LOG_PREFIX",
+        older_env="$LLAMA_LOG_PREFIX",
+        reader=Reader.BOTH,
+    )
+    log_timestamps: Switch = option(
+        False,
+        "--log-timestamps",
+        "begin each line with the time",
+        env="LOG_TIMESTAMPS",
+        older_env="$LLAMA_LOG_TIMESTAMPS",
+        reader=Reader.BOTH,
+    )
+    log_prompts_dir: str = option(
+        "",
+        "--log-prompts-dir",
+        "write every prompt to a file in this directory, for debugging",
+        hint="DIR",
+        unsupported="prompts are never written to disk",
+    )

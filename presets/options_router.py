@@ -1,0 +1,66 @@
+"""The option table, part six: the router's models, and the keys that only a presets file knows."""
+
+from __future__ import annotations
+
+from .option import OptionGroup, Reader, option, within
+from .values import Switch
+
+
+class RouterOptions(OptionGroup):
+    title = "Router"
+
+    models_dir: str = option(
+        "",
+        "--models-dir",
+        "directory of models: *.gguf, or a sub-directory for each",
+        env="MODELS_DIR",
+        hint="DIR",
+        reader=Reader.ROUTER,
+        router_own=True,
+    )
+    models_preset: str = option(
+        "",
+        "--models-preset",
+        "presets file that describes models",
+        env="MODELS_PRESET",
+        hint="FILE",
+        reader=Reader.ROUTER,
+        router_own=True,
+    )
+    models_max: int = option(
+        4,
+        "--models-max",
+        "models in memory at once; 0: no limit",
+        env="MODELS_MAX",
+        hint="N",
+        reader=Reader.ROUTER,
+        router_own=True,
+        limits=within(ge=0),
+    )
+    models_autoload: Switch = option(
+        True,
+        "--models-autoload",
+        "load a model when a request names it",
+        env="MODELS_AUTOLOAD",
+        reader=Reader.ROUTER,
+        router_own=True,
+    )
+
+
+class PresetOptions(OptionGroup):
+    title = "Only in a presets file"
+
+    load_on_startup: Switch = option(
+        False, "load-on-startup", "load the model when the router starts", reader=Reader.PRESET
+    )
+    stop_timeout: float = option(
+        10.0,
+        "stop-timeout",
+        "seconds that a stopping model has before it is killed",
+        hint="SECONDS",
+        reader=Reader.PRESET,
+        limits=within(ge=0),
+    )
+    dedup_cache_models: Switch = option(
+        False, "dedup-cache-models", "hide cached models that are the same file as this one", reader=Reader.PRESET
+    )

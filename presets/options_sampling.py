@@ -1,0 +1,135 @@
+"""The option table, part four: how a token is chosen, unless a request says otherwise."""
+
+from __future__ import annotations
+
+from .option import OptionGroup, Repeat, option, within
+from .values import Breakers, Finite, JsonObject, LogitBias, SamplerNames, Seed, Switch, Temperature
+
+_GRAMMAR = "constrained output is not built yet"
+_GRAMMARS = ("grammar", "grammar_file", "json_schema", "json_schema_file")
+DEFAULT_SAMPLERS = ("penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature")
+RANDOM_SEED = 0xFFFFFFFF
+
+
+def _other_grammars(field: str) -> tuple[str, ...]:
+    return tuple(name for name in _GRAMMARS if name != field)
+
+
+class SamplingOptions(OptionGroup):
+    title = "Sampling"
+
+    samplers: SamplerNames = option(
+        DEFAULT_SAMPLERS, "--samplers", "samplers in their order, separated by ';'", hint="NAMES"
+    )
+    seed: Seed = option(RANDOM_SEED, "-s --seed", "start of the random numbers; -1: another one each time", hint="N")
+    ignore_eos: Switch = option(False, "--ignore-eos", "go on after the token that ends an answer")
+    temperature: Temperature = option(
+        0.8, "--temp --temperature", "randomness; 0: always the most likely token", env="TEMPERATURE", hint="N"
+    )
+    top_k: int = option(40, "--top-k", "choose among so many tokens; 0: all", env="TOP_K", hint="N")
+    top_p: float = option(
+        0.95, "--top-p", "choose among the likeliest tokens of this total probability; 1: all", env="TOP_P", hint="N"
+    )
+    min_p: float = option(
+        0.05, "--min-p", "least probability relative to the likeliest token; 0: off", env="MIN_P", hint="N"
+    )
+    top_n_sigma: float = option(
+        -1.0, "--top-nsigma --top-n-sigma", "choose within so many standard deviations; -1: off", hint="N"
+    )
+    xtc_probability: float = option(
+        0.0, "--xtc-probability", "how often XTC removes the likeliest tokens; 0: off", hint="N"
+    )
+    xtc_threshold: float = option(0.1, "--xtc-threshold", "probability from which XTC removes; 1: off", hint="N")
+    typical_p: float = option(1.0, "--typical --typical-p", "locally typical sampling; 1: off", hint="N")
+    repeat_last_n: int = option(
+        64, "--repeat-last-n", "tokens that the penalties look back on; 0: off", hint="N", limits=within(ge=0)
+    )
+    repeat_penalty: Finite = option(
+        1.0, "--repeat-penalty", "penalty for repeated tokens; 1: off", env="REPEAT_PENALTY", hint="N", limits={"gt": 0}
+    )
+    presence_penalty: Finite = option(
+        0.0, "--presence-penalty", "penalty for tokens that have occurred; 0: off", env="PRESENCE_PENALTY", hint="N"
+    )
+    frequency_penalty: Finite = option(
+        0.0,
+        "--frequency-penalty",
+        "penalty for each time a token has occurred; 0: off",
+        env="FREQUENCY_PENALTY",
+        hint="N",
+    )
+    dry_multiplier: float = option(0.0, "--dry-multiplier", "strength of DRY against repetition; 0: off", hint="N")
+    dry_base: float = option(1.75, "--dry-base", "base of DRY's growth", hint="N", limits=within(ge=1))
+    dry_allowed_length: int = option(2, "--dry-allowed-length", "repetition that DRY tolerates", hint="N")
+    dry_penalty_last_n: int = option(
+        64, "--dry-penalty-last-n", "tokens that DRY looks back on; 0: off", hint="N", limits=within(ge=0)
+    )
+    dry_sequence_breaker: Breakers = option(
+        ("\n", ":", '"', "*"),
+        "--dry-sequence-breaker",
+        "text at which DRY starts anew; given once or more often it replaces the defaults; none: no breaker",
+        hint="TEXT",
+        repeat=Repeat.MANY,
+    )
+    adaptive_target: float = option(
+        -1.0,
+        "--adaptive-target",
+        "adaptive-p: prefer tokens near this probability; negative: off",
+        hint="N",
+        limits=within(le=1),
+    )
+    adaptive_decay: float = option(
+        0.9, "--adaptive-decay", "adaptive-p: how slowly the target adapts", hint="N", limits=within(0, 0.99)
+    )
+    dynatemp_range: float = option(0.0, "--dynatemp-range", "range of a dynamic temperature; 0: off", hint="N")
+    dynatemp_exp: float = option(1.0, "--dynatemp-exp", "exponent of a dynamic temperature", hint="N")
+    mirostat: int = option(
+        0, "--mirostat", "Mirostat version instead of the other samplers; 0: off", hint="0|1|2", limits=within(0, 2)
+    )
+    mirostat_lr: float = option(0.1, "--mirostat-lr", "Mirostat's learning rate", hint="N")
+    mirostat_ent: float = option(5.0, "--mirostat-ent", "Mirostat's target entropy", hint="N")
+    logit_bias: LogitBias = option(
+        (),
+        "-l --logit-bias",
+        "make a token more or less likely: TOKEN_ID+BIAS or TOKEN_ID-BIAS",
+        hint="BIAS",
+        repeat=Repeat.COMMA,
+    )
+    grammar: str = option(
+        "",
+        "--grammar",
+        "GBNF grammar that answers follow",
+        hint="GBNF",
+        unsupported=_GRAMMAR,
+        replaces=_other_grammars("grammar"),
+    )
+    grammar_file: str = option(
+        "",
+        "--grammar-file",
+        "file with such a grammar",
+        hint="FILE",
+        unsupported=_GRAMMAR,
+        replaces=_other_grammars("grammar_file"),
+    )
+    json_schema: JsonObject = option(
+        "",
+        "-j --json-schema",
+        "JSON schema that answers follow",
+        hint="JSON",
+        unsupported=_GRAMMAR,
+        replaces=_other_grammars("json_schema"),
+    )
+    json_schema_file: str = option(
+        "",
+        "-jf --json-schema-file",
+        "file with such a schema",
+        hint="FILE",
+        unsupported=_GRAMMAR,
+        replaces=_other_grammars("json_schema_file"),
+    )
+    backend_sampling: Switch = option(
+        False,
+        "-bs --backend-sampling",
+        "sample on the device",
+        env="BACKEND_SAMPLING",
+        notice="tokens are sampled on the CPU, with the same result",
+    )

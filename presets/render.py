@@ -1,0 +1,42 @@
+"""Layers as they are typed: a worker's command line and a section of a presets file. Inverse of `layers` and `ini`."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from .given import Layer
+from .option import Option, Reader, Repeat
+from .table import OPTIONS
+from .values import many
+
+
+def to_argv(layer: Layer) -> list[str]:
+    """The command line that gives this merged layer, in the order llama-server shows. Preset-only keys have no place there."""
+    options = sorted((OPTIONS[field] for field in layer), key=lambda option: option.flags[0])
+    return [argument for option in options for argument in _arguments(option, layer[option.field].text)]
+
+
+def _arguments(option: Option, text: str) -> list[str]:
+    flag = f"--{option.name}"
+    if option.reader is Reader.PRESET:
+        return []
+    if option.is_switch:
+        return [flag] if text == "true" else list(option.negated[-1:])
+    if option.repeat is Repeat.MANY:
+        return [argument for value in many(text) for argument in (flag, value)]
+    values = text.split(" ") if len((option.hint or "").split()) > 1 else [text]
+    return [flag, *values]
+
+
+def to_ini(layer: Layer) -> str:
+    """The lines of a section that give this layer."""
+    return "".join(f"{OPTIONS[field].name} = {ini_value(given.text)}\n" for field, given in layer.items())
+
+
+_NEEDS_QUOTES = re.compile("^\\s|\\s$|(^|\\s)[;#]|[\r\n\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
+
+
+def ini_value(text: str) -> str:
+    """Plain where possible; as a JSON string where the reader would cut or change it."""
+    return json.dumps(text) if _NEEDS_QUOTES.search(text) or text.startswith('"') else text

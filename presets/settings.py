@@ -1,0 +1,85 @@
+"""The settings of one process: every option of the table as a frozen, validated value.
+
+`layers.resolve` builds them from the command line, the environment and files; tests and callers may build them directly,
+`Settings(model="x.gguf", ctx_size=512)`. Reads no environment and no file itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any
+
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from .option import OptionGroup
+from .options_context import ContextOptions, RopeOptions, ThreadOptions
+from .options_media import MediaOptions
+from .options_model import LoadOptions, ModelOptions
+from .options_program import LogOptions, ProgramOptions
+from .options_router import PresetOptions, RouterOptions
+from .options_sampling import SamplingOptions
+from .options_server import ChatOptions, CorralOptions, EndpointOptions, HttpOptions
+from .options_speculative import DraftModelOptions, DraftOptions, NgramOptions
+
+layer_texts: ContextVar[Mapping[str, str]] = ContextVar("layer_texts")
+"""Texts of the layer that `layers.resolve` is entering; unset for settings that are built directly."""
+
+
+class LayerSource(PydanticBaseSettingsSource):
+    """Lets a merged layer enter, so that a text is parsed and checked by its field."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        return layer_texts.get({}).get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        return dict(layer_texts.get({}))
+
+
+class Settings(
+    NgramOptions,
+    DraftModelOptions,
+    DraftOptions,
+    MediaOptions,
+    PresetOptions,
+    CorralOptions,
+    ChatOptions,
+    SamplingOptions,
+    EndpointOptions,
+    HttpOptions,
+    ThreadOptions,
+    RopeOptions,
+    ContextOptions,
+    LoadOptions,
+    ModelOptions,
+    RouterOptions,
+    LogOptions,
+    ProgramOptions,
+    BaseSettings,
+):
+    """Bases stand in reverse of the order in which help shows them."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", defer_build=False)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, LayerSource(settings_cls)
+
+    @property
+    def is_router(self) -> bool:
+        """No model is named: serve many."""
+        return not (self.model or self.hf_repo or self.docker_repo)
+
+
+GROUPS: tuple[type[OptionGroup], ...] = tuple(
+    base for base in reversed(Settings.__mro__) if issubclass(base, OptionGroup) and base not in (OptionGroup, Settings)
+)
+"""The groups in the order of the help."""

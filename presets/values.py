@@ -1,0 +1,223 @@
+"""How an option's text becomes its value: the words, lists and sizes that options are written in.
+
+Used as field types by the `options_*` modules; every type here says in `Allowed` what it accepts, for error texts and the
+reference. Knows no option by name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+TRUE_WORDS = ("on", "enabled", "true", "1")
+FALSE_WORDS = ("off", "disabled", "false", "0")
+AUTO_WORDS = ("auto", "-1")
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What a type accepts, in words that follow "expected"."""
+
+    text: str
+
+
+def boolean(text: str) -> bool | None:
+    """None for a word that is neither true nor false: `yes` and `no` are not understood by llama-server either."""
+    word = text.strip().lower()
+    return True if word in TRUE_WORDS else False if word in FALSE_WORDS else None
+
+
+def _switch(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    word = boolean(value)
+    if word is None:
+        raise ValueError("not a boolean word")
+    return word
+
+
+def _on_off_auto(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    word = boolean(value)
+    if word is not None:
+        return "on" if word else "off"
+    return "auto" if value in AUTO_WORDS else value
+
+
+def split_commas(text: str) -> list[str]:
+    """Comma-separated; an item that holds a comma stands in double quotes, a quote in it is doubled."""
+    items: list[str] = []
+    current, quoted, position = "", False, 0
+    while position < len(text):
+        character = text[position]
+        if quoted and text[position : position + 2] == '""':
+            current += '"'
+            position += 1
+        elif character == '"' and (quoted or not current.strip()):
+            quoted = not quoted
+        elif character == "," and not quoted:
+            items.append(current)
+            current = ""
+        else:
+            current += character
+        position += 1
+    return [*items, current]
+
+
+def _names(value: Any) -> Any:
+    return tuple(name for item in split_commas(value) if (name := item.strip())) if isinstance(value, str) else value
+
+
+def many(text: str) -> list[str]:
+    """The values of an option that may be repeated: a JSON array of strings, or else the text itself."""
+    if text.startswith("["):
+        try:
+            items = json.loads(text)
+        except ValueError:
+            return [text]
+        if isinstance(items, list) and all(isinstance(item, str) for item in items):
+            return items
+    return [text]
+
+
+def join_many(items: list[str]) -> str:
+    """The inverse of `many`."""
+    return items[0] if len(items) == 1 and many(items[0]) == items else json.dumps(items, ensure_ascii=False)
+
+
+_ESCAPE = re.compile(r"""\\(x[0-9a-fA-F]{1,2}|[nrt'"\\])""")
+_ESCAPED = {"n": "\n", "r": "\r", "t": "\t"}
+
+
+def unescape(text: str) -> str:
+    r"""`\n`, `\r`, `\t`, `\'`, `\"`, `\\` and `\xHH`; any other backslash stays."""
+    return _ESCAPE.sub(
+        lambda match: chr(int(match[1][1:], 16)) if match[1][0] == "x" else _ESCAPED.get(match[1], match[1]), text
+    )
+
+
+def _breakers(value: Any) -> Any:
+    """`none` removes what came before it."""
+    items = many(value) if isinstance(value, str) else list(value)
+    return tuple(items[len(items) - items[::-1].index("none") :] if "none" in items else items)
+
+
+def _numbers(value: Any) -> Any:
+    return tuple(re.split(r"[,/]+", value.strip())) if isinstance(value, str) else value
+
+
+def _logit_bias(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    pairs = [re.fullmatch(r"\s*(\d+)\s*([+-])\s*(.+)", item) for item in value.split(",")]
+    if not all(pairs):
+        raise ValueError("not TOKEN_ID+BIAS")
+    return tuple((pair[1], float(pair[2] + pair[3])) for pair in pairs if pair)
+
+
+def _key_overrides(value: Any) -> Any:
+    items = _names(value)
+    for item in items:
+        if not re.fullmatch(r"[^=]{1,127}=((int:[+-]?\d+)|(float:.+)|(bool:(true|false))|(str:.{0,127}))", item):
+            raise ValueError("not KEY=TYPE:VALUE")
+    return items
+
+
+def _json_object(value: str) -> str:
+    if value and not isinstance(json.loads(value), dict):
+        raise ValueError("not a JSON object")
+    return value
+
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+
+def _bytes(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(\d+)\s*([kmg]?)(i?b)?", value.strip().lower())
+    if not match:
+        raise ValueError("not a size")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+SAMPLER_LETTERS = {
+    "d": "dry",
+    "k": "top_k",
+    "y": "typ_p",
+    "p": "top_p",
+    "s": "top_n_sigma",
+    "m": "min_p",
+    "t": "temperature",
+    "x": "xtc",
+    "i": "infill",
+    "e": "penalties",
+    "a": "adaptive_p",
+}
+SAMPLER_NAMES = {
+    spelling: name
+    for name in SAMPLER_LETTERS.values()
+    for spelling in (name, name.replace("_", "-"), name.replace("_", ""))
+} | {"nucleus": "top_p", "temp": "temperature", "typ": "typ_p"}
+"""Every accepted name of a sampler and the one it is known by."""
+
+
+def _samplers(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return tuple(SAMPLER_NAMES[name.strip()] for name in value.split(";") if name.strip())
+
+
+def _not_zero(value: int) -> int:
+    if value == 0:
+        raise ValueError("zero")
+    return value
+
+
+Switch = Annotated[bool, BeforeValidator(_switch), Allowed("on or off (also true/false, enabled/disabled, 1/0)")]
+OnOffAuto = Annotated[Literal["on", "off", "auto"], BeforeValidator(_on_off_auto), Allowed("on, off or auto")]
+Names = Annotated[tuple[str, ...], BeforeValidator(_names), Allowed("a comma-separated list")]
+Texts = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda value: tuple(many(value)) if isinstance(value, str) else value),
+    Allowed("text; repeat it for several"),
+]
+Breakers = Annotated[tuple[str, ...], BeforeValidator(_breakers), Allowed("text, or none; repeat it for several")]
+Numbers = Annotated[tuple[float, ...], BeforeValidator(_numbers), Allowed("numbers separated by commas")]
+LayerCount = Annotated[
+    Annotated[int, Field(ge=-2)] | Literal["auto", "all"], Allowed("a number of layers, auto (-1) or all (-2)")
+]
+NotZero = Annotated[int, Field(ge=-1), AfterValidator(_not_zero), Allowed("-1 or an integer above 0")]
+LogitBias = Annotated[
+    tuple[tuple[int, float], ...], BeforeValidator(_logit_bias), Allowed("TOKEN_ID+BIAS or TOKEN_ID-BIAS")
+]
+KeyOverrides = Annotated[
+    tuple[str, ...], BeforeValidator(_key_overrides), Allowed("KEY=TYPE:VALUE with type int, float, bool or str")
+]
+JsonObject = Annotated[str, AfterValidator(_json_object), Allowed("a JSON object")]
+ByteSize = Annotated[
+    int, BeforeValidator(_bytes), Field(ge=1), Allowed("a number of bytes above 0, optionally with K, M or G")
+]
+SamplerNames = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_samplers),
+    Allowed("names separated by ';' out of " + ", ".join(SAMPLER_LETTERS.values())),
+]
+Seed = Annotated[
+    int,
+    Field(ge=-1, le=2**32 - 1),
+    AfterValidator(lambda seed: seed & 0xFFFFFFFF),
+    Allowed("an integer from -1 (random) to 4294967295"),
+]
+Temperature = Annotated[float, AfterValidator(lambda value: max(value, 0.0))]
+KvType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
+NumaStrategy = Annotated[
+    Literal["distribute", "isolate", "numactl"] | None,
+    BeforeValidator(lambda value: "distribute" if value == "" else value),
+]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
