@@ -1,6 +1,7 @@
 """Which models there are, under which names, and how a new set of presets changes that.
 
-Owned by `lifecycle`, which starts and stops; this starts and stops nothing. A model whose worker runs keeps its entry until the worker is gone.
+Owned by `lifecycle`, which starts and stops; this starts and stops nothing. A model whose worker runs keeps its entry
+until the worker is gone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Changes of models, told to whoever listens on `/models/sse`.
 
-`lifecycle` publishes; a slow listener holds nobody up: when its queue is full it is cut off, and may ask `/models` anew. Names and data
-of the events are llama-server's.
+`lifecycle` publishes; a slow listener holds nobody up: when its queue is full it is cut off, and may ask `/models`
+anew. Names and data of the events are llama-server's.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The one owner of all models' states: who runs, who waits, who must go.
 
-Handlers ask it for an outcome (`async with lifecycle.lease(model)`) and never act on a state they read. It lives on one event loop and every
-change happens between two awaits; after each, `placement` is asked what follows and this carries it out, through `supervisor`. It knows
-nothing of HTTP, and of processes only what `process.Launcher` offers.
+Handlers ask it for an outcome (`async with lifecycle.lease(model)`) and never act on a state they read. It lives on
+one event loop and every change happens between two awaits; after each, `placement` is asked what follows and this
+carries it out, through `supervisor`. It knows nothing of HTTP, and of processes only what `process.Launcher` offers.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class Lifecycle:
         clock: Callable[[], float] = time.monotonic,
         load_delay: float = 0.0,
     ) -> None:
-        """`load_delay`: seconds before each start; see FAKE_TIMING_ENV. Raises ConfigError for more startup models than places."""
+        """`load_delay`: seconds before each start; see FAKE_TIMING_ENV. Raises ConfigError for more startup models
+        than places.
+        """
         self._launcher = launcher
         self._models_max = models_max
         self._autoload = autoload
@@ -125,7 +127,9 @@ class Lifecycle:
             raise ServerFault(model.failure)
 
     async def unload(self, name: str) -> None:
-        """Asks a running model to leave; returns before it has left. Requests on it are not waited for. Raises ApiError."""
+        """Asks a running model to leave; returns before it has left. Requests on it are not waited for. Raises
+        ApiError.
+        """
         model = self._catalog.find(name)
         if model is None:
             raise InvalidRequest("model is not found")
@@ -135,7 +139,9 @@ class Lifecycle:
         self._tick()
 
     async def reload(self, presets: Mapping[str, Preset]) -> None:
-        """Takes on a new set of presets; only models whose own options changed are restarted, and a busy one not before it is idle."""
+        """Takes on a new set of presets; only models whose own options changed are restarted, and a busy one not
+        before it is idle.
+        """
         await asyncio.shield(self._spawn_task(self._reload(presets)))
 
     async def start(self) -> None:

@@ -122,7 +122,8 @@ def arguments(preset: Preset) -> tuple[str, ...]:
 
 
 def is_same_worker(old: Preset, new: Preset) -> bool:
-    """Whether a running worker already is what `new` asks for; names, tags and manners of the router need no restart."""
+    """Whether a running worker already is what `new` asks for; names, tags and manners of the router need no restart.
+    """
     return _texts(old) == _texts(new)
 
 

@@ -1,7 +1,7 @@
 """The pipes between router and worker: lines out of a descriptor, the worker's log, the worker's reports.
 
-Everything is read on the event loop, never more than `CHUNK` at a time, so that a worker that floods its log slows neither the others nor
-itself to a halt.
+Everything is read on the event loop, never more than `CHUNK` at a time, so that a worker that floods its log slows
+neither the others nor itself to a halt.
 """
 
 from __future__ import annotations

@@ -3,8 +3,10 @@
 Called by `lifecycle` after every change; knows no clock, process, log or await. The rules:
 
 - A process counts against models-max from its start until it is reaped. models-max ≤ 0: no limit, nobody is evicted.
-- The queue has one entry per model and is served strictly first come, first served: only its head may start, once a place is free.
-- As many idle models are asked to leave as unclaimed entries lack places; never one that is busy, loading, stopping or wanted by an entry.
+- The queue has one entry per model and is served strictly first come, first served: only its head may start, once a
+  place is free.
+- As many idle models are asked to leave as unclaimed entries lack places; never one that is busy, loading, stopping
+  or wanted by an entry.
 - The one used longest ago leaves first.
 """
 

@@ -1,7 +1,8 @@
 """What the router knows of a worker process, and how one is asked for; carried out by `spawn` and `zygote`.
 
-`lifecycle` sees only the two protocols here, so tests hand it workers that are no processes. Calls never block and never wait: what happens
-later arrives through the two callbacks, on the event loop, reports first and the exit last, exactly once.
+`lifecycle` sees only the two protocols here, so tests hand it workers that are no processes. Calls never block and
+never wait: what happens later arrives through the two callbacks, on the event loop, reports first and the exit last,
+exactly once.
 """
 
 from __future__ import annotations

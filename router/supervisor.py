@@ -1,6 +1,7 @@
 """Drives a model's worker through its states: starts it, follows what it reports, sees that it ends.
 
-Called by `lifecycle`, which decides when; what happens by itself is told back through two callbacks. Each change is published.
+Called by `lifecycle`, which decides when; what happens by itself is told back through two callbacks. Each change is
+published.
 """
 
 from __future__ import annotations

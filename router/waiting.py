@@ -1,7 +1,8 @@
 """Requests that wait for a model: who, for which, and in what order the models are due.
 
-Plain bookkeeping owned by `lifecycle`; `placement` decides on its `entries`. A model has one entry in the queue however many wait for it, and
-the entry goes with its last queued waiter. Whoever comes while the model already loads has no need of an entry and only waits.
+Plain bookkeeping owned by `lifecycle`; `placement` decides on its `entries`. A model has one entry in the queue
+however many wait for it, and the entry goes with its last queued waiter. Whoever comes while the model already loads
+has no need of an entry and only waits.
 """
 
 from __future__ import annotations

@@ -1,0 +1,76 @@
+"""What router and zygote say to each other over their socket: forks asked for with three descriptors, and what became
+of them.
+
+Requests are length-prefixed JSON, since descriptors travel with a request's first byte; answers are one JSON object a
+line.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Literal
+
+import msgspec
+
+_LENGTH = struct.Struct("!I")
+DESCRIPTORS = 3
+"""With each request: the worker's stdin, its log (stdout and stderr), its control pipe."""
+
+
+class Fork(msgspec.Struct, frozen=True):
+    id: int
+    name: str
+    argv: list[str]
+    environ: dict[str, str]
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """ready: imports are done. unsafe: this process must not be forked, `message` says why.
+
+    exited: with `code`, negative for the signal that ended it.
+    """
+
+    event: Literal["ready", "unsafe", "forked", "exited"]
+    id: int = 0
+    pid: int = 0
+    code: int = 0
+    message: str = ""
+
+
+_encoder = msgspec.json.Encoder()
+_fork_decoder = msgspec.json.Decoder(Fork)
+_answer_decoder = msgspec.json.Decoder(Answer)
+
+
+def encode_fork(fork: Fork) -> bytes:
+    body = _encoder.encode(fork)
+    return _LENGTH.pack(len(body)) + body
+
+
+def receive_fork(connection: socket.socket) -> tuple[Fork, list[int]] | None:
+    """The next request from a blocking socket, with its descriptors; None at the end."""
+    head, descriptors, _, _ = socket.recv_fds(connection, _LENGTH.size, DESCRIPTORS)
+    if not head:
+        return None
+    head += _exactly(connection, _LENGTH.size - len(head))
+    body = _exactly(connection, _LENGTH.unpack(head)[0])
+    return _fork_decoder.decode(body), descriptors
+
+
+def _exactly(connection: socket.socket, count: int) -> bytes:
+    data = bytearray()
+    while len(data) < count:
+        chunk = connection.recv(count - len(data))
+        if not chunk:
+            raise ConnectionError("the router closed its socket within a request")
+        data += chunk
+    return bytes(data)
+
+
+def encode_answer(answer: Answer) -> bytes:
+    return _encoder.encode(answer) + b"\n"
+
+
+def decode_answer(line: bytes) -> Answer:
+    return _answer_decoder.decode(line)
