@@ -348,3 +348,11 @@ class CorralOptions(OptionGroup):
         hint="SIZE",
         reader=Reader.BOTH,
     )
+    demo: Switch = option(
+        False,
+        "--demo",
+        "serve the built-in demonstration models, unless --models-preset names others",
+        env="$LLAMA_CORRAL_DEMO",
+        reader=Reader.ROUTER,
+        router_own=True,
+    )
