@@ -1,7 +1,7 @@
 """Where log lines go and how they look: set up once by the mains of router and worker, from the `--log-*` options.
 
-Everything logs through `logging` under names that begin with `corral.`. Lines go to stderr, as JSON to stdout instead, and
-to `--log-file` as well.
+Everything logs through `logging` under names that begin with `corral.`. Lines go to stderr, as JSON to stdout instead,
+and to `--log-file` as well.
 """
 
 from __future__ import annotations

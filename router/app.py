@@ -48,13 +48,14 @@ def build(
     add_routes(app, settings, [("POST", path, proxy.by_body) for path in BY_BODY])
     add_routes(app, settings, page_routes(settings, files(__package__).joinpath("page.html").read_text("utf-8")))
 
-    async def end_events(_: web.Application) -> None:
-        handlers.end_events()
+    async def close_lifecycle(_: web.Application) -> None:
+        """Once nothing new is accepted: ends waiting requests and event streams, then the workers with theirs."""
+        await lifecycle.close()
 
     async def close_upstream(_: web.Application) -> None:
         upstream.close()
 
-    app.on_shutdown.append(end_events)
+    app.on_shutdown.append(close_lifecycle)
     app.on_cleanup.append(close_upstream)
     return app
 

@@ -5,6 +5,7 @@ Reads models through `lifecycle`'s views and asks it for loads and unloads; neve
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Mapping
@@ -16,7 +17,6 @@ from aiohttp import web
 from ..presets.errors import ConfigError, FeatureDisabled, NotFound, NotSupported, ServerFault
 from ..presets.version import BUILD_INFO
 from ..presets.web import encode_json, event_stream, json_response, query_text, read_object
-from .events import Subscription
 from .lifecycle import Lifecycle
 from .models import ModelView
 from .proxy import Proxy
@@ -38,7 +38,6 @@ class Handlers:
         self._proxy = proxy
         self._read_presets = read_presets
         self._ui_settings = read_ui_settings(settings)
-        self._listeners: set[Subscription] = set()
 
     async def health(self, request: web.Request) -> web.StreamResponse:
         return json_response({"status": "ok"})
@@ -86,20 +85,11 @@ class Handlers:
     async def events(self, request: web.Request) -> web.StreamResponse:
         """Changes as they happen, without a snapshot first: subscribe, then act."""
         async with self._lifecycle.subscribe() as listener:
-            self._listeners.add(listener)
-            try:
-                response = event_stream()
-                await response.prepare(request)
-                while (event := await listener.get()) is not None:
-                    await response.write(b"data: " + encode_json(event.body()) + b"\n\n")
-                return response
-            finally:
-                self._listeners.discard(listener)
-
-    def end_events(self) -> None:
-        """At shutdown: listeners would wait for ever."""
-        for listener in self._listeners:
-            listener.put_nowait(None)
+            response = event_stream()
+            await response.prepare(request)
+            while (event := await listener.get()) is not None:
+                await response.write(b"data: " + encode_json(event.body()) + b"\n\n")
+            return response
 
     async def manage_downloads(self, request: web.Request) -> web.StreamResponse:
         raise NotSupported("downloading and removing models over HTTP is not built yet")
@@ -112,7 +102,7 @@ class Handlers:
 
     async def _reload(self) -> None:
         try:
-            presets = self._read_presets()
+            presets = await asyncio.to_thread(self._read_presets)
         except ConfigError as error:
             raise ServerFault(str(error)) from None
         await self._lifecycle.reload(presets)

@@ -1,0 +1,175 @@
+"""`llama-corral`: reads its options, then prints something, becomes the worker of one model, or serves as the router.
+
+`main()` is the console script. Everything a person did wrong ends here as one line on stderr and exit code 1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+from ..presets import layers, logs
+from ..presets.errors import ApiError, ConfigError
+from ..presets.hub import list_cached, remote_preset
+from ..presets.listen import listen
+from ..presets.render import bash_completion, help_text
+from ..presets.settings import Settings
+from ..presets.sources import demo_presets_path, load_presets
+from ..presets.version import BUILD_INFO, VERSION
+from . import app
+from .child import worker_environ
+from .lifecycle import FAKE_LOAD_DELAY, FAKE_TIMING_ENV, Lifecycle
+from .spawn import WORKER_COMMAND
+from .zygote import best_launcher
+
+log = logging.getLogger("corral.router")
+
+NO_MODELS = (
+    "no model found: name a presets file (--models-preset FILE), a directory of GGUF files (--models-dir DIR) or one model "
+    "(-m FILE, -hf USER/REPO), or try the built-in ones (--demo)"
+)
+
+
+def main() -> NoReturn:
+    try:
+        code = run(sys.argv[1:], os.environ)
+    except ConfigError as error:
+        print(f"llama-corral: {error}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:  # `llama-corral --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
+
+
+def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    given = layers.read_argv(argv)
+    inherited = layers.merge(layers.read_system_config(environ), layers.read_environment(environ))
+    settings = layers.resolve(inherited, given)
+    if text := _text_to_print(settings, environ):
+        print(text)
+        return 0
+    if settings.list_devices:
+        return become_worker(argv, environ)
+    logs.set_up(settings)
+    settings = _with_preset_file(settings, environ)
+    if not settings.is_router:
+        return become_worker(argv, environ)
+    for line in (*layers.overridden(given, inherited), *layers.notices(settings)):
+        log.warning("%s", line)
+    return _run_loop(settings, given, environ)
+
+
+def _text_to_print(settings: Settings, environ: Mapping[str, str]) -> str | None:
+    if settings.usage:
+        return help_text()
+    if settings.version:
+        return f"version: llama-corral {VERSION} ({BUILD_INFO})"
+    if settings.completion_bash:
+        return bash_completion()
+    if settings.cache_list:
+        cached = list_cached(environ)
+        lines = [f"{number:4d}. {name}" for number, name in enumerate(cached, start=1)]
+        return "\n".join([f"number of models in cache: {len(cached)}", *lines])
+    return None
+
+
+def _with_preset_file(settings: Settings, environ: Mapping[str, str]) -> Settings:
+    """`--demo`, or a repository that holds presets instead of a model, stands for `--models-preset`."""
+    if settings.hf_repo and not settings.model and (path := remote_preset(settings, environ)):
+        log.warning("using the presets that %s brings: trust it as you would trust its author", settings.hf_repo)
+        return settings.model_copy(update={"hf_repo": "", "hf_file": "", "models_preset": str(path)})
+    if settings.demo and settings.is_router and not settings.models_preset:
+        return settings.model_copy(update={"models_preset": str(demo_presets_path())})
+    return settings
+
+
+def become_worker(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """One model needs no router: this process turns into its worker, on the same address."""
+    command = [*WORKER_COMMAND, *argv]
+    environment = worker_environ(dict(environ))
+    if os.name == "posix":
+        os.execve(command[0], command, environment)
+    return subprocess.call(command, env=environment)
+
+
+# -- the router ------------------------------------------------------------------------------------------------------
+
+
+def _run_loop(settings: Settings, given: layers.Layer, environ: Mapping[str, str]) -> int:
+    work = serve(settings, given, environ)
+    try:
+        import uvloop  # not on every platform
+    except ImportError:
+        return asyncio.run(work)
+    return uvloop.run(work)
+
+
+async def serve(settings: Settings, given: layers.Layer, environ: Mapping[str, str]) -> int:
+    """Listens first, then starts what is to run from the beginning, then waits for a signal. Returns the exit code."""
+    read_presets = functools.partial(load_presets, settings, given, environ)
+    presets = read_presets()
+    if not presets:
+        log.warning(NO_MODELS)
+    is_slowed = FAKE_TIMING_ENV in environ
+    lifecycle = Lifecycle(
+        presets,
+        best_launcher(environ),
+        models_max=settings.models_max,
+        autoload=settings.models_autoload,
+        load_delay=FAKE_LOAD_DELAY if is_slowed else 0.0,
+    )
+    application = app.build(settings, lifecycle, read_presets, fake_timing=is_slowed)
+    stop = asyncio.Event()
+    _on_signals(stop)
+    try:
+        async with listen(application, settings):
+            log.info("router mode: %d models, at most %s in memory", len(presets), settings.models_max or "all")
+            return await _run_until(stop, lifecycle)
+    finally:
+        await lifecycle.close()
+
+
+async def _run_until(stop: asyncio.Event, lifecycle: Lifecycle) -> int:
+    startup = asyncio.create_task(lifecycle.start())
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((startup, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if not stop.is_set():
+            await startup  # raises what a model to be loaded at startup met with
+            gc.freeze()  # what lives until the end needs no looking through
+            await stopped
+    except ApiError as error:
+        log.error("a model to be loaded on startup could not be: %s", error.message)
+        return 1
+    finally:
+        startup.cancel()
+        stopped.cancel()
+    return 0
+
+
+def _on_signals(stop: asyncio.Event) -> None:
+    """The first SIGINT or SIGTERM stops in order, the second at once; workers then end by themselves."""
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            os._exit(1)
+        log.info("stopping; a second signal stops at once")
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        try:
+            loop.add_signal_handler(number, on_signal)
+        except NotImplementedError:  # Windows
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(on_signal))
