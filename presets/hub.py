@@ -71,6 +71,11 @@ def find_cached(environ: Mapping[str, str], hf_repo: str, hf_file: str = "") -> 
     return {role: snapshot.files[path] for role, path in paths.items() if path}
 
 
+def is_offline(settings: Settings, environ: Mapping[str, str]) -> bool:
+    """HF_HUB_OFFLINE is what Python programs obey; whoever set it means us too."""
+    return settings.offline or environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+
+
 def remote_preset(settings: Settings, environ: Mapping[str, str]) -> Path | None:
     """The presets file that `--hf-repo` names instead of a model, if it does. Fetched anew when the hub is in reach."""
     if not settings.hf_repo or settings.hf_file:
@@ -78,7 +83,7 @@ def remote_preset(settings: Settings, environ: Mapping[str, str]) -> Path | None
     repo, tag = _repo_and_tag(settings.hf_repo)
     snapshot = hub_cache.snapshot(cache_dir(environ), repo)
     cached = snapshot.files.get(PRESET_FILE) if snapshot else None
-    if settings.offline or (snapshot and not cached and choose(snapshot.files, tag).model):
+    if is_offline(settings, environ) or (snapshot and not cached and choose(snapshot.files, tag).model):
         return cached
     try:
         with HubClient(endpoint(environ), _token(settings)) as client:
@@ -160,8 +165,14 @@ class _Resolver:
     def _draft(self, found: _Found) -> tuple[Path | None, DraftKind | None]:
         settings = self.settings
         if settings.hf_repo_draft:
-            heads = () if settings.model_draft else _heads(settings.spec_type) or DRAFT_KINDS
-            other = self._repository(settings.hf_repo_draft, settings.model_draft, want_mmproj=False, heads=heads)
+            asked = _heads(settings.spec_type)
+            other = self._repository(
+                settings.hf_repo_draft,
+                settings.model_draft,
+                want_mmproj=False,
+                heads=() if settings.model_draft else asked or DRAFT_KINDS,
+                heads_needed=bool(asked),
+            )
             if other.choice.draft:
                 return other.path(other.choice.draft), other.choice.draft_kind
             return other.path(other.choice.model[0]), None
@@ -169,14 +180,17 @@ class _Resolver:
             return _existing(settings.model_draft), None
         return found.path(found.choice.draft), found.choice.draft_kind
 
-    def _repository(self, hf_repo: str, hf_file: str, *, want_mmproj: bool, heads: Sequence[DraftKind]) -> _Found:
+    def _repository(
+        self, hf_repo: str, hf_file: str, *, want_mmproj: bool, heads: Sequence[DraftKind], heads_needed: bool = True
+    ) -> _Found:
         repo, tag = _repo_and_tag(hf_repo)
         snapshot = hub_cache.snapshot(self.cache, repo)
         cached = snapshot.files if snapshot else {}
         choice = choose(cached, tag, file=hf_file, want_mmproj=want_mmproj, drafts=heads)
-        if _is_complete(choice, cached, heads):
+        offline = is_offline(self.settings, self.environ)
+        if _is_complete(choice, cached) and (choice.draft or not heads or not heads_needed or offline):
             return _Found(choice, cached)
-        if self.settings.offline:
+        if offline:
             raise ModelFilesError(_not_found(f"the cache {self.cache} (--offline)", hf_repo, hf_file, cached))
         with HubClient(endpoint(self.environ), _token(self.settings)) as client:
             listing = client.listing(repo)
@@ -204,7 +218,7 @@ class _Resolver:
         return targets[0]
 
     def _fetch(self, url: str, target: Path) -> None:
-        if self.settings.offline:
+        if is_offline(self.settings, self.environ):
             raise ModelFilesError(f"{target} is not there, and --offline forbids to download {shown(url)}")
         home = endpoint(self.environ)
         token = _token(self.settings) if url.startswith(home + "/") else ""  # nobody else's business
@@ -240,10 +254,8 @@ def _existing(path: str) -> Path:
     return Path(path)
 
 
-def _is_complete(choice: Choice, cached: Mapping[str, Path], heads: Sequence[DraftKind]) -> bool:
+def _is_complete(choice: Choice, cached: Mapping[str, Path]) -> bool:
     """A projector that was never fetched is not missed: without asking the hub nobody knows whether there is one."""
-    if heads and not choice.draft:
-        return False
     return bool(choice.files) and all(name in cached for path in choice.model[:1] for name in shard_names(path))
 
 

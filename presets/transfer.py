@@ -64,6 +64,7 @@ class Transfer:
     lock: Path | None = None
     """Where other programs look for a lock on this file; by default beside the target."""
     retry_delay: float = RETRY_DELAY
+    """Seconds, see RETRY_DELAY."""
 
     @property
     def unfinished(self) -> Path:
@@ -138,6 +139,18 @@ class _Download:
         self.validator_file = transfer.unfinished.with_name(transfer.unfinished.name + ".etag")
 
     def run(self) -> None:
+        inherited = self._length() > 0
+        self._fetch()
+        while not self._is_intact():
+            self._restart()
+            if not inherited:
+                raise ModelFilesError(f"{shown(self.transfer.url)} arrived damaged (checksum differs); try again")
+            inherited = False  # what an earlier run left may have been bad: one more try without it
+            self._fetch()
+        os.replace(self.transfer.unfinished, self.transfer.target)
+        self.validator_file.unlink(missing_ok=True)
+
+    def _fetch(self) -> None:
         failures, furthest = 0, 0
         while not self._complete():
             try:
@@ -151,9 +164,6 @@ class _Download:
                 logger.warning("download of %s interrupted (%s), trying again", shown(self.transfer.url), reason)
                 self.stop.wait(self.transfer.retry_delay * (2**failures - 2))
             furthest = max(furthest, self._length())
-        self._verify()
-        os.replace(self.transfer.unfinished, self.transfer.target)
-        self.validator_file.unlink(missing_ok=True)
 
     def _complete(self) -> bool:
         if self.stop.is_set():
@@ -234,15 +244,12 @@ class _Download:
                 if self.stop.is_set():
                     return
 
-    def _verify(self) -> None:
-        """Against the hub's checksum: a file that a crash left full of zeros has the right length too."""
+    def _is_intact(self) -> bool:
+        """By the hub's checksum: a file that a crash left full of zeros has the right length too."""
         if self.transfer.sha256 is None:
-            return
+            return True
         with self.transfer.unfinished.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != self.transfer.sha256.lower():
-            self._restart()
-            raise ModelFilesError(f"{shown(self.transfer.url)} arrived damaged (checksum differs); try again")
+            return hashlib.file_digest(file, "sha256").hexdigest() == self.transfer.sha256.lower()
 
 
 def _total(response: httpx.Response, partial: bool) -> int | None:
