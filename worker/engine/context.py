@@ -1,0 +1,182 @@
+"""A llama_context and its sequence memory. Touched by the engine thread alone, except `abort()`.
+
+Every call that could abort the process is guarded here: batches above n_batch, outputs nobody computed, sequences that
+do not exist, partial removal where the memory cannot do it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .batch import Batch
+from .errors import LoadError
+from .llama import ABORT_TEST, C, complaints, fast
+from .model import Model
+
+POOLING_NAMES = {-1: "none", 0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
+_POOLING_NONE, _POOLING_LAST, _POOLING_RANK = 0, 3, 4
+
+DECODED, NO_ROOM, ABORTED = 0, 1, 2
+"""What `decode` returns; anything below zero is an error after which the batch's sequences are lost."""
+
+
+class Context:
+    """Owns the llama_context; `close()` frees it, before its model is."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self._abort_flag = ctypes.create_string_buffer(b"0")
+        complaints.clear()
+        self.pointer: Any = C.llama_init_from_model(model.pointer, self._params())
+        if not self.pointer:
+            why = complaints[0] if complaints else "llama.cpp gave no reason"
+            raise LoadError(f"failed to create a context for '{model.options.model}': {why}")
+        self.memory: int | None = C.llama_get_memory(self.pointer) or None
+        self.n_ctx: int = C.llama_n_ctx(self.pointer)
+        self.n_ubatch: int = C.llama_n_ubatch(self.pointer)
+        self.causal: bool = C.llama_get_causal_attn(self.pointer)
+        n_batch = C.llama_n_batch(self.pointer)
+        # without memory, or without a causal mask, the whole batch is one physical batch
+        self.n_batch: int = n_batch if self.causal and self.memory else min(n_batch, self.n_ubatch)
+        self.pooling: int = C.llama_pooling_type(self.pointer)
+        self.n_vocab = model.vocab.n_vocab
+        self._embeddings: bool | None = None
+
+    def close(self) -> None:
+        if self.pointer:
+            C.llama_free(self.pointer)
+            self.pointer = self.memory = None
+
+    @property
+    def pooling_name(self) -> str:
+        return POOLING_NAMES.get(self.pooling, "none")
+
+    @property
+    def n_ctx_slot(self) -> int:
+        """Tokens one sequence may have."""
+        limits = [int(C.llama_n_ctx_seq(self.pointer)), self.model.n_ctx_train, self.model.options.n_ctx_per_slot]
+        return min(limit for limit in limits if limit > 0)
+
+    @property
+    def embeds_in_pieces(self) -> bool:
+        """Whether the input of an embedding may be cut into several batches."""
+        if self.memory is None:
+            return False
+        return self.pooling == _POOLING_LAST or (self.pooling == _POOLING_RANK and self.causal)
+
+    # -- compute -------------------------------------------------------------------------------------------------------
+
+    def set_embeddings(self, wanted: bool) -> None:
+        if wanted != self._embeddings:
+            C.llama_set_embeddings(self.pointer, wanted)
+            self._embeddings = wanted
+
+    def decode(self, batch: Batch, begin: int, n: int) -> int:
+        """Blocks until the outputs are there; other threads run meanwhile."""
+        result = int(C.llama_decode(self.pointer, batch.view(begin, n)))
+        if result == DECODED:
+            C.llama_synchronize(self.pointer)
+        return result
+
+    def abort(self) -> None:
+        """From any thread: the decode under way ends with ABORTED at its next graph node."""
+        self._abort_flag[0] = b"1"
+
+    def clear_abort(self) -> None:
+        self._abort_flag[0] = b"0"
+
+    def warm_up(self) -> None:
+        """One empty run, so that the first request does not pay for page faults and lazy initialisation."""
+        vocab = self.model.vocab
+        tokens = [token for token in (vocab.bos, vocab.eos) if token >= 0] or [0]
+        if self.model.has_encoder:
+            C.llama_encode(self.pointer, self._alone(tokens))
+            start = C.llama_model_decoder_start_token(self.model.pointer)
+            tokens = [start if start >= 0 else tokens[0]]
+        if self.model.has_decoder:
+            C.llama_decode(self.pointer, self._alone(tokens[: self.n_batch]))
+        if self.memory is not None:
+            C.llama_memory_clear(self.memory, True)
+        C.llama_synchronize(self.pointer)
+        C.llama_perf_context_reset(self.pointer)
+
+    def _alone(self, tokens: list[int]) -> Any:
+        self._warm_up_tokens = (ctypes.c_int32 * len(tokens))(*tokens)
+        return C.llama_batch_get_one(self._warm_up_tokens, len(tokens))
+
+    # -- outputs of the last decode --------------------------------------------------------------------------------------
+
+    def logits(self, row: int) -> NDArray[np.float32]:
+        """A view on llama.cpp's buffer: valid until the next decode."""
+        pointer = fast.logits_ith(self.pointer, row)
+        if not pointer:
+            raise IndexError(f"row {row} has no logits")
+        return np.frombuffer((ctypes.c_float * self.n_vocab).from_address(pointer), np.float32)
+
+    def sequence_embedding(self, sequence: int, n: int) -> NDArray[np.float32] | None:
+        return _copy(fast.embeddings_seq(self.pointer, sequence), n)
+
+    def token_embedding(self, row: int, n: int) -> NDArray[np.float32] | None:
+        return _copy(fast.embeddings_ith(self.pointer, row), n)
+
+    # -- sequence memory -------------------------------------------------------------------------------------------------
+
+    def keep_first(self, sequence: int, n: int) -> bool:
+        """Forgets all after the first n positions; False: impossible for this memory, nothing was done."""
+        return self.memory is None or bool(fast.seq_rm(self.memory, sequence, n, -1))
+
+    def forget(self, sequence: int) -> None:
+        if self.memory is not None:
+            fast.seq_rm(self.memory, sequence, -1, -1)
+
+    def copy_sequence(self, source: int, target: int) -> None:
+        """Whole sequences only: a part of one aborts the process when the KV pool is split."""
+        if self.memory is not None:
+            fast.seq_rm(self.memory, target, -1, -1)
+            fast.seq_cp(self.memory, source, target, -1, -1)
+
+    @property
+    def can_shift(self) -> bool:
+        return self.memory is not None and bool(C.llama_memory_can_shift(self.memory))
+
+    def shift(self, sequence: int, begin: int, end: int, to: int) -> None:
+        """Moves positions begin … end down to `to`, forgetting what lies between."""
+        C.llama_memory_seq_rm(self.memory, sequence, to, begin)
+        C.llama_memory_seq_add(self.memory, sequence, begin, end, to - begin)
+
+    def first_position(self, sequence: int) -> int:
+        return -1 if self.memory is None else int(fast.seq_pos_min(self.memory, sequence))
+
+    def last_position(self, sequence: int) -> int:
+        return -1 if self.memory is None else int(fast.seq_pos_max(self.memory, sequence))
+
+    def _params(self) -> Any:
+        o = self.model.options
+        p = C.llama_context_default_params()
+        p.n_ctx, p.n_batch, p.n_ubatch, p.n_seq_max = o.n_ctx, o.n_batch, o.n_ubatch, o.n_slots
+        # generation needs one output row a sequence; room for more would be room for n_ubatch rows of the whole vocabulary
+        p.n_outputs_max = o.n_batch if o.embeddings or o.pooling > _POOLING_NONE else min(o.n_batch, o.n_slots)
+        p.n_outputs_max_per_seq = 1
+        p.n_threads, p.n_threads_batch = o.n_threads, o.n_threads_batch
+        p.embeddings, p.pooling_type = o.embeddings, o.pooling
+        p.flash_attn_type, p.type_k, p.type_v = o.flash_attention, o.cache_type_k, o.cache_type_v
+        p.offload_kqv, p.op_offload, p.swa_full, p.kv_unified = o.kv_offload, o.op_offload, o.swa_full, o.kv_unified
+        p.rope_scaling_type = o.rope_scaling
+        p.rope_freq_base, p.rope_freq_scale = o.rope_freq_base, o.rope_freq_scale
+        p.yarn_ext_factor, p.yarn_attn_factor = o.yarn_ext_factor, o.yarn_attn_factor
+        p.yarn_beta_fast, p.yarn_beta_slow, p.yarn_orig_ctx = o.yarn_beta_fast, o.yarn_beta_slow, o.yarn_orig_ctx
+        p.no_perf = True
+        if ABORT_TEST is not None:
+            p.abort_callback = ctypes.cast(ABORT_TEST, C.ggml_abort_callback)
+            p.abort_callback_data = ctypes.addressof(self._abort_flag)
+        return p
+
+
+def _copy(pointer: int | None, n: int) -> NDArray[np.float32] | None:
+    if not pointer:
+        return None
+    return np.frombuffer((ctypes.c_float * n).from_address(pointer), np.float32).copy()

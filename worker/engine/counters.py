@@ -1,0 +1,53 @@
+"""What the engine has done so far, in totals. The engine thread counts; a frozen copy is handed to everybody else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(slots=True)
+class Counters:
+    prompt_tokens: int = 0  # computed, not taken from a cache
+    prompt_tokens_cached: int = 0
+    prompt_seconds: float = 0.0
+    predicted_tokens: int = 0
+    predicted_steps: int = 0  # without each first token, which comes with the prompt
+    predicted_seconds: float = 0.0
+    decodes: int = 0
+    busy_slots: int = 0  # summed over decodes
+    max_tokens: int = 0  # largest number of tokens seen in a slot
+    processing: int = 0  # slots now
+    deferred: int = 0  # requests waiting for a slot now
+
+    def copy(self) -> Counters:
+        return replace(self)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    totals: Counters
+    prompt_tokens_per_second: float  # both rates since the scrape before
+    predicted_tokens_per_second: float
+
+    @property
+    def busy_slots_per_decode(self) -> float:
+        return self.totals.busy_slots / self.totals.decodes if self.totals.decodes else 0.0
+
+
+class Meter:
+    """Makes rates of totals; owned by the event loop."""
+
+    def __init__(self) -> None:
+        self._before = Counters()
+
+    def read(self, totals: Counters) -> Metrics:
+        before, self._before = self._before, totals
+        return Metrics(
+            totals,
+            _rate(totals.prompt_tokens - before.prompt_tokens, totals.prompt_seconds - before.prompt_seconds),
+            _rate(totals.predicted_steps - before.predicted_steps, totals.predicted_seconds - before.predicted_seconds),
+        )
+
+
+def _rate(count: int, seconds: float) -> float:
+    return count / seconds if count and seconds > 0 else 0.0

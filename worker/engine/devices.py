@@ -1,0 +1,78 @@
+"""The devices llama.cpp was built for, by name. Asked only while a model loads, or for `--list-devices`."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import LoadError
+from .llama import lib, start_backends
+
+_CPU = 0  # ggml_backend_dev_type
+
+
+def _function(name: str, result: Any, *arguments: Any) -> Any:
+    function = getattr(lib, name)
+    function.argtypes = list(arguments)
+    function.restype = result
+    return function
+
+
+_pointer = ctypes.c_void_p
+_size_p = ctypes.POINTER(ctypes.c_size_t)
+_count = _function("ggml_backend_dev_count", ctypes.c_size_t)
+_get = _function("ggml_backend_dev_get", _pointer, ctypes.c_size_t)
+_name = _function("ggml_backend_dev_name", ctypes.c_char_p, _pointer)
+_description = _function("ggml_backend_dev_description", ctypes.c_char_p, _pointer)
+_type = _function("ggml_backend_dev_type", ctypes.c_int, _pointer)
+_memory = _function("ggml_backend_dev_memory", None, _pointer, _size_p, _size_p)
+_buffer_type = _function("ggml_backend_dev_buffer_type", _pointer, _pointer)
+_buffer_type_name = _function("ggml_backend_buft_name", ctypes.c_char_p, _pointer)
+
+
+@dataclass(frozen=True)
+class Device:
+    name: str
+    description: str
+    is_cpu: bool
+    free_bytes: int
+    total_bytes: int
+    pointer: int
+
+
+def list_devices() -> list[Device]:
+    start_backends()
+    return [_device(_get(i)) for i in range(_count())]
+
+
+def _device(pointer: int) -> Device:
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    _memory(pointer, ctypes.byref(free), ctypes.byref(total))
+    return Device(
+        _name(pointer).decode(),
+        _description(pointer).decode(),
+        _type(pointer) == _CPU,
+        free.value,
+        total.value,
+        pointer,
+    )
+
+
+def choose_devices(names: tuple[str, ...]) -> Any:
+    """The NULL-terminated array for `llama_model_params.devices`; None leaves the choice to llama.cpp."""
+    if not names:
+        return None
+    if names == ("none",):
+        return (_pointer * 1)(None)
+    offered = {device.name: device.pointer for device in list_devices() if not device.is_cpu}
+    for name in names:
+        if name not in offered:
+            known = ", ".join(offered) or "none (this build, or this machine, has only the CPU)"
+            raise LoadError(f"--device: no device {name!r}; known: {known}")
+    return (_pointer * (len(names) + 1))(*(offered[name] for name in names), None)
+
+
+def buffer_types() -> dict[str, int]:
+    types = (_buffer_type(device.pointer) for device in list_devices())
+    return {_buffer_type_name(pointer).decode(): pointer for pointer in types if pointer}

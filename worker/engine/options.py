@@ -1,0 +1,165 @@
+"""What the engine reads of the settings, resolved to what llama.cpp takes. Pure: no device is asked here.
+
+The only place of this package that knows the names of options.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import LoadError
+from .threads import physical_cores
+
+if TYPE_CHECKING:
+    from ...presets.settings import Settings
+
+AUTO_SLOTS = 4
+"""Slots of `--parallel -1`, which share one KV pool."""
+
+FFN_EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
+FFN_DENSE = r"\.ffn_(up|down|gate)\."
+
+_FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
+_SPLIT_MODE = {"none": 0, "layer": 1, "row": 2, "tensor": 3}
+_LOAD_MODE = {"auto": -1, "none": 0, "mmap": 1, "mlock": 2, "mmap+mlock": 3, "dio": 4}
+_LAZY_MODE = {"off": 0, "auto": 1, "on": 2}
+_ROPE_SCALING = {None: -1, "none": 0, "linear": 1, "yarn": 2}
+_POOLING = {None: -1, "none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
+_NUMA = {None: 0, "distribute": 1, "isolate": 2, "numactl": 3}
+_CACHE_TYPE = {
+    "f32": 0,
+    "f16": 1,
+    "q4_0": 2,
+    "q4_1": 3,
+    "q5_0": 6,
+    "q5_1": 7,
+    "q8_0": 8,
+    "iq4_nl": 20,
+    "bf16": 30,
+}  # ggml_type
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    model: Path
+    # context
+    n_ctx: int = 0  # tokens in all, 0: the model's own
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    n_slots: int = AUTO_SLOTS
+    kv_unified: bool = True
+    n_ctx_per_slot: int = 0  # at most, 0: no such limit
+    flash_attention: int = -1
+    cache_type_k: int = 1
+    cache_type_v: int = 1
+    kv_offload: bool = True
+    op_offload: bool = True
+    swa_full: bool = False
+    embeddings: bool = False
+    pooling: int = -1
+    n_threads: int = 1
+    n_threads_batch: int = 1
+    rope_scaling: int = -1
+    rope_freq_base: float = 0.0
+    rope_freq_scale: float = 0.0
+    yarn_orig_ctx: int = 0
+    yarn_ext_factor: float = -1.0
+    yarn_attn_factor: float = -1.0
+    yarn_beta_fast: float = -1.0
+    yarn_beta_slow: float = -1.0
+    # model
+    n_gpu_layers: int = -1
+    devices: tuple[str, ...] = ()
+    split_mode: int = 1
+    tensor_split: tuple[float, ...] = ()
+    main_gpu: int = 0
+    load_mode: int = -1
+    lazy_mode: int = 1
+    numa: int = 0
+    check_tensors: bool = False
+    repack: bool = True
+    no_host: bool = False
+    kv_overrides: tuple[str, ...] = ()
+    tensor_overrides: tuple[tuple[str, str], ...] = ()  # (regular expression of tensor names, buffer type)
+    warmup: bool = True
+    # slots
+    continuous_batching: bool = True
+    slot_prompt_similarity: float = 0.1
+    n_predict: int = -1
+    special: bool = False
+    sleep_idle_seconds: float = -1.0  # -1: never
+
+
+def from_settings(settings: Settings, model: Path) -> EngineOptions:
+    s = settings
+    n_slots = AUTO_SLOTS if s.parallel < 0 else max(1, s.parallel)
+    embeddings = s.embeddings or s.reranking
+    n_threads = s.threads if s.threads > 0 else physical_cores()
+    per_slot = s.kv_unified_per_slot
+    return EngineOptions(
+        model=model,
+        n_ctx=s.ctx_size or n_slots * per_slot,
+        # every token of an embedding's input goes through one physical batch
+        n_batch=min(s.batch_size, s.ubatch_size) if embeddings else s.batch_size,
+        n_ubatch=s.ubatch_size,
+        n_slots=n_slots,
+        kv_unified=bool(s.kv_unified) or s.parallel < 0,
+        n_ctx_per_slot=per_slot,
+        flash_attention=_FLASH_ATTENTION[s.flash_attn],
+        cache_type_k=_CACHE_TYPE[s.cache_type_k],
+        cache_type_v=_CACHE_TYPE[s.cache_type_v],
+        kv_offload=s.kv_offload,
+        op_offload=s.op_offload,
+        swa_full=s.swa_full,
+        embeddings=embeddings,
+        pooling=_POOLING["rank"] if s.reranking else _POOLING[s.pooling],
+        n_threads=n_threads,
+        n_threads_batch=s.threads_batch if s.threads_batch > 0 else n_threads,
+        rope_scaling=_ROPE_SCALING[s.rope_scaling],
+        rope_freq_base=s.rope_freq_base,
+        rope_freq_scale=s.rope_freq_scale or (1.0 / s.rope_scale if s.rope_scale else 0.0),
+        yarn_orig_ctx=s.yarn_orig_ctx,
+        yarn_ext_factor=s.yarn_ext_factor,
+        yarn_attn_factor=s.yarn_attn_factor,
+        yarn_beta_fast=s.yarn_beta_fast,
+        yarn_beta_slow=s.yarn_beta_slow,
+        n_gpu_layers=_gpu_layers(str(s.n_gpu_layers)),
+        devices=s.device,
+        split_mode=_SPLIT_MODE[s.split_mode],
+        tensor_split=s.tensor_split,
+        main_gpu=s.main_gpu,
+        load_mode=_LOAD_MODE[s.load_mode],
+        lazy_mode=_LAZY_MODE[s.lazy_mode],
+        numa=_NUMA[s.numa],
+        check_tensors=s.check_tensors,
+        repack=s.repack,
+        no_host=s.no_host,
+        kv_overrides=s.override_kv,
+        tensor_overrides=_tensor_overrides(s),
+        warmup=s.warmup,
+        continuous_batching=s.cont_batching,
+        slot_prompt_similarity=s.slot_prompt_similarity,
+        n_predict=s.n_predict,
+        special=s.special,
+        sleep_idle_seconds=s.sleep_idle_seconds,
+    )
+
+
+def _gpu_layers(value: str) -> int:
+    return {"auto": -1, "all": -2}[value] if value in ("auto", "all") else int(value)
+
+
+def _tensor_overrides(s: Settings) -> tuple[tuple[str, str], ...]:
+    result: list[tuple[str, str]] = []
+    for word in filter(None, s.override_tensor.split(",")):
+        pattern, equals, buffer_type = word.rpartition("=")
+        if not equals:
+            raise LoadError(f"--override-tensor: {word!r} has no '=' between tensor pattern and buffer type")
+        result.append((pattern, buffer_type))
+    if s.cpu_moe:
+        result.append((FFN_EXPERTS, "CPU"))
+    for n_layers, tensors in ((s.n_cpu_moe, FFN_EXPERTS), (s.n_cpu_ffn, FFN_DENSE)):
+        result += [(rf"blk\.{layer}{tensors}", "CPU") for layer in range(n_layers)]
+    return tuple(result)

@@ -1,0 +1,249 @@
+"""The engine as the event loop sees it: load, use, sleep, wake, submit, cancel. The thread boundary runs through here.
+
+Called by the worker's application only, on the loop's thread. Reports `loading` (with progress), and, for a model that
+slept, `sleeping`, `loading` and `ready` without payload; the first `ready` belongs to the application, which knows its payload.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...presets.control import Report
+from ...presets.errors import ContextExceeded, InvalidRequest, ServerFault, Unavailable
+from .builtin_template import apply_builtin_template
+from .core import Core
+from .counters import Counters, Meter, Metrics
+from .errors import LoadError
+from .messages import Embedding, Event, Generation, Sink
+from .model import ModelInfo
+from .options import from_settings
+from .slots import Job
+from .thread import EngineThread
+from .views import SlotView, slot_views
+from .vocab import Vocab
+
+if TYPE_CHECKING:
+    from ...presets.hub import ModelFiles
+    from ...presets.settings import Settings
+
+__all__ = ["Engine", "LoadError", "Loaded", "Metrics", "ModelInfo", "SlotView", "Snapshot", "Ticket", "Vocab"]
+
+log = logging.getLogger("corral.engine")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What is known without the model."""
+
+    info: ModelInfo | None  # None until the first load
+    totals: Counters
+    is_sleeping: bool
+
+
+class Engine:
+    """One model's engine. Constructed on the event loop."""
+
+    def __init__(self, settings: Settings, files: ModelFiles, on_state: Callable[[Report], None]) -> None:
+        self._settings = settings
+        self._files = files
+        self._on_state = on_state
+        self._thread = EngineThread(asyncio.get_running_loop(), _deliver, self._on_progress)
+        self._loaded: Loaded | None = None
+        self._info: ModelInfo | None = None
+        self._totals = Counters()
+        self._meter = Meter()
+        self._residency = asyncio.Lock()  # held while the model comes or goes
+        self._holders = 0
+        self._sleep_after = float(settings.sleep_idle_seconds)
+        self._sleep_timer: asyncio.TimerHandle | None = None
+        self._sleep_task: asyncio.Task[None] | None = None
+        self._closed = False
+
+    # -- life ------------------------------------------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Raises LoadError, which says why. Once."""
+        async with self._residency:
+            self._thread.start()
+            await self._load()
+        self._arm_timer()
+
+    @asynccontextmanager
+    async def use(self) -> AsyncIterator[Loaded]:
+        """Holds the model in memory, waking it first if need be. Handlers hold it as long as their response flows."""
+        self._holders += 1
+        self._disarm_timer()
+        try:
+            yield await self._awake()
+        finally:
+            self._holders -= 1
+            if not self._holders:
+                self._arm_timer()
+
+    async def close(self) -> None:
+        """Running requests fail; returns when the model's memory is free."""
+        self._closed = True
+        self._disarm_timer()
+        if self._thread.ident is None:
+            return
+        async with self._residency:
+            if self._loaded is not None:
+                self._loaded.core.cancel_all()
+            self._totals, self._loaded = self._current_totals(), None
+            await self._thread.call(self._thread.stop)
+
+    # -- monitoring: never wakes, never keeps awake ------------------------------------------------------------------------
+
+    @property
+    def is_sleeping(self) -> bool:
+        return self._loaded is None and self._info is not None and not self._closed
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return Snapshot(self._info, self._current_totals(), self.is_sleeping)
+
+    def metrics(self) -> Metrics:
+        """Totals, and rates since the call before."""
+        return self._meter.read(self._current_totals())
+
+    def _current_totals(self) -> Counters:
+        return self._loaded.core.published if self._loaded is not None else self._totals
+
+    # -- sleep -------------------------------------------------------------------------------------------------------------
+
+    async def _awake(self) -> Loaded:
+        if self._info is None or self._closed:
+            raise Unavailable("Loading model" if not self._closed else "The server is shutting down.")
+        async with self._residency:
+            if self._loaded is None:
+                log.info("waking up")
+                self._on_state(Report("loading"))
+                try:
+                    await self._load()
+                except LoadError as error:
+                    raise ServerFault(f"The model could not be loaded again: {error}") from error
+                self._on_state(Report("ready"))
+            assert self._loaded is not None
+            return self._loaded
+
+    async def _load(self) -> None:
+        options = from_settings(self._settings, self._files.model)
+        core = await self._thread.call(lambda: self._thread.load(options))
+        self._loaded = Loaded(core, self._thread)
+        self._info = self._loaded.info
+
+    async def _sleep(self) -> None:
+        async with self._residency:
+            if self._holders or self._loaded is None or self._closed:
+                return
+            log.info("going to sleep")
+            self._totals = self._current_totals()
+            self._loaded = None
+            await self._thread.call(self._thread.unload)
+        self._on_state(Report("sleeping"))
+
+    def _arm_timer(self) -> None:
+        if self._sleep_after >= 0 and not self._closed:
+            self._disarm_timer()
+            self._sleep_timer = asyncio.get_running_loop().call_later(self._sleep_after, self._fall_asleep)
+
+    def _disarm_timer(self) -> None:
+        if self._sleep_timer is not None:
+            self._sleep_timer.cancel()
+            self._sleep_timer = None
+
+    def _fall_asleep(self) -> None:
+        self._sleep_task = asyncio.ensure_future(self._sleep())
+
+    def _on_progress(self, value: float) -> None:
+        if self._info is None:  # on waking up the report carries nothing
+            self._on_state(Report("loading", {"stages": ["text_model"], "current": "text_model", "value": value}))
+
+
+class Loaded:
+    """A model in memory. Valid only inside `use()`."""
+
+    def __init__(self, core: Core, thread: EngineThread) -> None:
+        self.core = core
+        self.vocab: Vocab = core.model.vocab
+        self.info = core.model.info(core.context.n_ctx_slot, core.context.pooling_name)
+        self._thread = thread
+
+    def submit(self, request: Generation | Embedding, sink: Sink) -> Ticket:
+        """Raises ApiError for what can be seen at once; later errors arrive as Failed."""
+        self._check(request)
+        job = Job(self.core.next_job_id(), request, sink)
+        core = self.core
+        self._thread.post(lambda: core.submit(job))
+        return Ticket(job, core, self._thread)
+
+    async def slots(self) -> list[SlotView]:
+        return slot_views(self.core)
+
+    def apply_builtin_template(
+        self, template: str, messages: list[tuple[str, str]], add_generation_prompt: bool
+    ) -> str:
+        return apply_builtin_template(template, messages, add_generation_prompt)
+
+    def _check(self, request: Generation | Embedding) -> None:
+        context, n_tokens = self.core.context, len(request.tokens)
+        if not self.vocab.contains(request.tokens):
+            raise InvalidRequest("Prompt contains invalid tokens")
+        n_ctx = self.info.n_ctx
+        if isinstance(request, Generation):
+            self._check_generation(request)
+            if n_tokens >= n_ctx:
+                raise ContextExceeded(n_tokens, n_ctx)
+        elif not n_tokens:
+            raise InvalidRequest("Input content cannot be empty")
+        elif context.embeds_in_pieces:
+            if n_tokens >= n_ctx:
+                raise ContextExceeded(n_tokens, n_ctx)
+        elif n_tokens > context.n_ubatch:
+            raise ServerFault(
+                f"input ({n_tokens} tokens) is too large to process. increase the physical batch size "
+                f"(current batch size: {context.n_ubatch})"
+            )
+        elif n_tokens > n_ctx:
+            raise ContextExceeded(n_tokens, n_ctx)
+
+    def _check_generation(self, request: Generation) -> None:
+        if self.core.context.memory is None:
+            raise ServerFault("the current context does not support logits computation. skipping")
+        if not 1 <= request.n <= self.info.n_slots:
+            raise InvalidRequest(f"n must be between 1 and {self.info.n_slots}, the number of slots")
+
+
+class Ticket:
+    """A submitted request."""
+
+    def __init__(self, job: Job, core: Core, thread: EngineThread) -> None:
+        self._job, self._core, self._thread = job, core, thread
+
+    @property
+    def id(self) -> int:
+        return self._job.id
+
+    def cancel(self) -> None:
+        """Idempotent. No event follows; the slot is free within a step, a long prefill is interrupted."""
+        job, core = self._job, self._core
+        if job.cancelled:
+            return
+        job.cancelled = True
+        core.abort_if_cancelled()
+        self._thread.post(lambda: core.cancel(job))
+
+
+def _deliver(events: list[tuple[Job, Event]]) -> None:
+    """On the loop's thread: all events of one step."""
+    for job, event in events:
+        if not job.cancelled:
+            try:
+                job.sink(event)
+            except Exception:  # one request's handler must not keep the others from their events
+                log.exception("a handler failed to take an event")

@@ -1,0 +1,138 @@
+"""What the engine computes next: pure decisions over a snapshot of slots and queue. No clock, no context, no waiting.
+
+`choose_slot` places a request, `plan` composes the next batch. The engine carries both out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+TURN = 4
+"""Batches of one kind in a row after which work of the other kind gets one."""
+
+Kind = Literal["generation", "embedding"]
+
+
+@dataclass(frozen=True, slots=True)
+class SlotFacts:
+    """A slot as a request sees it that looks for a place."""
+
+    id: int
+    idle: bool
+    n_cached: int  # tokens it remembers
+    n_common: int  # of these, how many the request's prompt begins with
+    last_used: float  # when it was released; below zero: never
+
+
+def choose_slot(slots: Sequence[SlotFacts], n_prompt: int, wanted: int, threshold: float) -> int | None:
+    """The slot for a prompt: the one asked for, else the most similar one, else the least recently used. None: wait.
+
+    `wanted` below zero leaves the choice; others wrap around. Similar means that more than `threshold` of the prompt is
+    remembered; a threshold of 0 turns this off. Of slots used equally long ago the last one is taken, as llama-server does.
+    """
+    if wanted >= 0:
+        slot = slots[wanted % len(slots)]
+        return slot.id if slot.idle else None
+    idle = [slot for slot in slots if slot.idle]
+    if threshold and n_prompt:
+        similar = [slot for slot in idle if slot.n_cached and slot.n_common / n_prompt > threshold]
+        if similar:
+            return max(similar, key=lambda slot: slot.n_common).id
+    if not idle:
+        return None
+    oldest = min(slot.last_used for slot in idle)
+    return [slot.id for slot in idle if slot.last_used == oldest][-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one busy slot could compute next."""
+
+    slot: int
+    kind: Kind
+    n_prompt: int  # prompt tokens yet to be computed; 0: one sampled token
+    whole: bool  # the prompt may not be cut
+    arrived: int  # order of arrival
+    waited: int = 0  # steps since it last took part
+
+    @property
+    def generating(self) -> bool:
+        return self.n_prompt == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    n_batch: int
+    n_prompt_beside_streams: int  # prompt tokens of a batch that also carries running streams
+    mix: bool = True  # prompts may join running streams
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    kind: Kind
+    generating: tuple[int, ...] = ()  # slots whose sampled token comes next
+    prompts: tuple[tuple[int, int], ...] = ()  # (slot, number of prompt tokens)
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.generating) + sum(n for _, n in self.prompts)
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The kind of the batches before, and how many in a row were of it."""
+
+    kind: Kind = "generation"
+    streak: int = 0
+
+    def after(self, kind: Kind) -> History:
+        return History(kind, self.streak + 1 if kind == self.kind else 1)
+
+
+def plan(work: Sequence[Work], limits: Limits, history: History = History()) -> BatchPlan | None:
+    """The next batch: running streams first, then prompts in order of arrival, never more than `n_batch` tokens.
+
+    None: there is nothing to do. Generations and embeddings do not share a batch; they take turns.
+    """
+    if not work:
+        return None
+    kind = _turn(work, history)
+    mine = [item for item in work if item.kind == kind]
+    streams = _longest_waiting([item for item in mine if item.generating], limits.n_batch)
+    prompts = sorted((item for item in mine if not item.generating), key=lambda item: item.arrived)
+    room = limits.n_batch - len(streams)
+    if streams:
+        room = min(room, max(1, limits.n_prompt_beside_streams)) if limits.mix else 0
+    return BatchPlan(kind, tuple(item.slot for item in streams), tuple(_fill(prompts, room)))
+
+
+def _turn(work: Sequence[Work], history: History) -> Kind:
+    kinds = {item.kind for item in work}
+    if len(kinds) == 1:
+        return kinds.pop()
+    if history.streak >= TURN:
+        return "embedding" if history.kind == "generation" else "generation"
+    if any(item.generating for item in work):
+        return "generation"
+    return min(work, key=lambda item: item.arrived).kind
+
+
+def _longest_waiting(streams: list[Work], n: int) -> list[Work]:
+    if len(streams) <= n:
+        return streams
+    return sorted(streams, key=lambda item: -item.waited)[:n]
+
+
+def _fill(prompts: list[Work], room: int) -> list[tuple[int, int]]:
+    taken: list[tuple[int, int]] = []
+    for item in prompts:
+        n = min(item.n_prompt, room)
+        if n == 0:
+            break
+        if item.whole and n < item.n_prompt:
+            continue  # a smaller one may still fit; this one leads the next batch, or is refused before it gets here
+        taken.append((item.slot, n))
+        room -= n
+    return taken

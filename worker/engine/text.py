@@ -1,0 +1,90 @@
+"""A choice's text as it grows: whole characters only, stop strings never shown. Pure; knows nothing of llama.cpp.
+
+The rules are llama-server's. They work on bytes, because tokens may end inside a character.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Stop = Literal["none", "eos", "word", "limit"]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What one token adds. `whole` is False while a character is incomplete: then nothing is to be decided yet."""
+
+    text: str
+    whole: bool
+    stop_word: str | None = None
+
+
+class TextStream:
+    """Owns the text of one choice."""
+
+    __slots__ = ("_n_sent", "_stops", "data")
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self._stops = [(word, word.encode()) for word in stops if word]
+        self.data = bytearray()
+        self._n_sent = 0
+
+    @property
+    def text(self) -> str:
+        return self.data.decode("utf-8", "replace")
+
+    def add(self, piece: bytes, is_end: bool) -> Shown:
+        """`is_end`: the token ends the generation by itself, so that nothing needs to be withheld for a longer match."""
+        self.data += piece
+        if incomplete_tail(self.data):
+            return Shown("", whole=False)
+        if not self._stops:
+            return Shown(self._send(len(self.data)), whole=True)
+        unsent = bytes(self.data[self._n_sent :])
+        found = self._first_stop(unsent, len(piece))
+        if found is not None:
+            position, word = found
+            del self.data[self._n_sent + position :]
+            return Shown(self._send(len(self.data)), whole=True, stop_word=word)
+        withheld = 0 if is_end else max(partial_stop(unsent, word) for _, word in self._stops)
+        return Shown(self._send(len(self.data) - withheld), whole=True)
+
+    def cut(self, n_bytes: int) -> None:
+        """Forgets what follows the first n bytes."""
+        del self.data[n_bytes:]
+
+    def rest(self) -> str:
+        """At the end: what was withheld, broken characters replaced."""
+        return self._send(len(self.data))
+
+    def _send(self, end: int) -> str:
+        begin, self._n_sent = self._n_sent, max(end, self._n_sent)
+        return self.data[begin:end].decode("utf-8", "replace")
+
+    def _first_stop(self, unsent: bytes, n_new: int) -> tuple[int, str] | None:
+        best: tuple[int, str] | None = None
+        for word, data in self._stops:
+            position = unsent.find(data, max(0, len(unsent) - len(data) - n_new))
+            if position >= 0 and (best is None or position < best[0]):
+                best = position, word
+        return best
+
+
+def partial_stop(text: bytes, word: bytes) -> int:
+    """Length of the longest end of `text` that a stop string may grow from."""
+    for n in range(min(len(word) - 1, len(text)), 0, -1):
+        if text.endswith(word[:n]):
+            return n
+    return 0
+
+
+def incomplete_tail(data: bytes | bytearray) -> bool:
+    """Whether the last character lacks bytes that may still come."""
+    for back in range(1, min(4, len(data)) + 1):
+        byte = data[-back]
+        if byte & 0xC0 == 0x80:
+            continue
+        needs = 2 if byte & 0xE0 == 0xC0 else 3 if byte & 0xF0 == 0xE0 else 4 if byte & 0xF8 == 0xF0 else 1
+        return back < needs
+    return False

@@ -1,0 +1,134 @@
+"""The engine thread: sleeps until there is something to do, then takes commands and steps between them.
+
+It alone touches the model's context. `runner` talks to it by `post` and `call`; results go back to the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
+
+from ...presets.errors import ServerFault
+from .context import Context
+from .core import Core, Deliver
+from .counters import Counters
+from .model import Model
+from .options import EngineOptions
+
+log = logging.getLogger("corral.engine")
+T = TypeVar("T")
+
+
+class EngineThread(threading.Thread):
+    def __init__(self, loop: asyncio.AbstractEventLoop, deliver: Deliver, on_progress: Callable[[float], None]) -> None:
+        """`deliver` and `on_progress` are called on the loop's thread."""
+        super().__init__(name="engine", daemon=True)
+        self.core: Core | None = None
+        self._loop = loop
+        self._deliver = deliver
+        self._on_progress = on_progress
+        self._counters = Counters()
+        self._commands: deque[Callable[[], None]] = deque()
+        self._changed = threading.Condition()
+        self._stopped = False
+
+    # -- from any thread -------------------------------------------------------------------------------------------------
+
+    def post(self, command: Callable[[], None]) -> None:
+        with self._changed:
+            self._commands.append(command)
+            self._changed.notify()
+
+    def call(self, function: Callable[[], T]) -> asyncio.Future[T]:
+        """Runs it between two steps. Called on the loop's thread."""
+        future: asyncio.Future[T] = self._loop.create_future()
+
+        def command() -> None:
+            try:
+                result = function()
+            except Exception as error:  # handed to the caller
+                self._soon(_fail, future, error)
+            else:
+                self._soon(_succeed, future, result)
+
+        self.post(command)
+        return future
+
+    # -- on the engine thread --------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        while not self._stopped:
+            self._take_commands()
+            if self.core is not None and self.core.busy:
+                self._step(self.core)
+
+    def load(self, options: EngineOptions) -> Core:
+        self._soon(self._on_progress, 0.0)
+        model = Model(options, lambda value: self._soon(self._on_progress, value))
+        try:
+            context = Context(model)
+        except BaseException:
+            model.close()
+            raise
+        if options.warmup:
+            context.warm_up()
+        self.core = Core(model, context, lambda events: self._soon(self._deliver, events), self._counters)
+        return self.core
+
+    def unload(self) -> None:
+        if self.core is not None:
+            self.core.fail_all(ServerFault("The server is shutting down."))
+            self.core.context.close()
+            self.core.model.close()
+            self.core = None
+            _return_memory()
+
+    def stop(self) -> None:
+        self.unload()
+        self._stopped = True
+
+    def _take_commands(self) -> None:
+        with self._changed:
+            while not self._commands and not (self.core is not None and self.core.busy):
+                self._changed.wait()
+            commands = list(self._commands)
+            self._commands.clear()
+        for command in commands:
+            command()
+
+    def _step(self, core: Core) -> None:
+        try:
+            core.step()
+        except Exception as error:  # a fault of one step must not end the thread that all requests depend on
+            log.exception("a step failed")
+            core.fail_all(ServerFault(f"got exception: {error}"))
+
+    def _soon(self, function: Callable[..., object], *arguments: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:
+            log.debug("the event loop has ended")
+
+
+def _succeed(future: asyncio.Future[T], result: T) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _fail(future: asyncio.Future[T], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+def _return_memory() -> None:
+    """glibc keeps freed memory for itself unless told otherwise; a sleeping worker should not."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)

@@ -1,0 +1,124 @@
+"""The vocabulary of a loaded model: text to tokens and back. Thread-safe; knows nothing of contexts."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from .llama import C, fast
+
+_UNKNOWN_OR_CONTROL = 1 | 8  # llama_token_attr: rendered as nothing unless special tokens are asked for
+_PIECE_BYTES = 64  # longer pieces exist but are rare: asked for again with the length llama.cpp names
+
+
+class Vocab:
+    """Valid as long as its model."""
+
+    def __init__(self, model: Any) -> None:
+        self.pointer: int = C.llama_model_get_vocab(model)
+        self.n_vocab: int = C.llama_vocab_n_tokens(self.pointer)
+        self.type: int = C.llama_vocab_type(self.pointer)
+        self.bos, self.eos, self.eot, self.sep, self.nl, self.pad = (
+            int(token(self.pointer))
+            for token in (
+                C.llama_vocab_bos,
+                C.llama_vocab_eos,
+                C.llama_vocab_eot,
+                C.llama_vocab_sep,
+                C.llama_vocab_nl,
+                C.llama_vocab_pad,
+            )
+        )  # -1: the vocabulary has none
+        self.fim_pre, self.fim_suf, self.fim_mid, self.fim_pad, self.fim_rep, self.fim_sep = (
+            int(token(self.pointer))
+            for token in (
+                C.llama_vocab_fim_pre,
+                C.llama_vocab_fim_suf,
+                C.llama_vocab_fim_mid,
+                C.llama_vocab_fim_pad,
+                C.llama_vocab_fim_rep,
+                C.llama_vocab_fim_sep,
+            )
+        )
+        self.add_bos: bool = C.llama_vocab_get_add_bos(self.pointer)
+        self.add_eos: bool = C.llama_vocab_get_add_eos(self.pointer)
+        self._pieces: list[bytes | None] = [None] * self.n_vocab
+        self._plain: list[bytes | None] = [None] * self.n_vocab
+
+    def tokenize(self, text: str, add_special: bool = False, parse_special: bool = False) -> list[int]:
+        data = text.encode("utf-8", "replace")
+        room = len(data) + 4  # one token a byte, and what add_special adds
+        while True:
+            tokens = np.empty(room, np.int32)
+            pointer = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+            n = C.llama_tokenize(self.pointer, data, len(data), pointer, room, add_special, parse_special)
+            if n >= 0:
+                return tokens[:n].tolist()
+            room = -n
+
+    def detokenize(self, tokens: Sequence[int], special: bool = True) -> str:
+        """The text as the model's tokenizer writes it back (without the blank some of them put first)."""
+        known = [token for token in tokens if 0 <= token < self.n_vocab]
+        if not known:
+            return ""
+        array = (ctypes.c_int32 * len(known))(*known)
+        room = 8 * len(known) + 64
+        while True:
+            text = ctypes.create_string_buffer(room)
+            n = C.llama_detokenize(self.pointer, array, len(known), text, room, False, special)
+            if n >= 0:
+                return text.raw[:n].decode("utf-8", "replace")
+            room = -n
+
+    def join(self, tokens: Iterable[int], special: bool = True) -> bytes:
+        """The pieces one after the other."""
+        piece = self.piece if special else self.plain_piece
+        return b"".join(piece(token) for token in tokens)
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token, those of special tokens too; empty for an id that does not exist."""
+        if not 0 <= token < self.n_vocab:
+            return b""
+        known = self._pieces[token]
+        if known is None:
+            known = self._pieces[token] = self._ask_piece(token)
+        return known
+
+    def plain_piece(self, token: int) -> bytes:
+        """The bytes of a token, none for a special one."""
+        known = self._plain[token]
+        if known is None:
+            hidden = fast.attributes(self.pointer, token) & _UNKNOWN_OR_CONTROL
+            known = self._plain[token] = b"" if hidden else self.piece(token)
+        return known
+
+    def is_eog(self, token: int) -> bool:
+        return bool(fast.is_eog(self.pointer, token))
+
+    @cached_property
+    def eog_tokens(self) -> tuple[int, ...]:
+        """Every token that ends a generation: what `ignore_eos` forbids."""
+        return tuple(token for token in range(self.n_vocab) if self.is_eog(token))
+
+    @cached_property
+    def suppressed_tokens(self) -> tuple[int, ...]:
+        """Tokens the model itself asks never to sample."""
+        count = ctypes.c_int32(0)
+        tokens = C.llama_vocab_get_suppress_tokens(self.pointer, ctypes.byref(count))
+        return tuple(tokens[i] for i in range(count.value))
+
+    def contains(self, tokens: Sequence[int]) -> bool:
+        return not tokens or (min(tokens) >= 0 and max(tokens) < self.n_vocab)
+
+    def _ask_piece(self, token: int) -> bytes:
+        room = _PIECE_BYTES
+        while True:
+            text = ctypes.create_string_buffer(room)
+            n = fast.to_piece(self.pointer, token, text, room, 0, True)
+            if n >= 0:
+                return text.raw[:n]
+            room = -n
