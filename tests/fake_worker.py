@@ -47,6 +47,7 @@ class FakeWorker:
         self.name = options.get("--alias", "fake")
         self.host = options["--host"]
         self.argv = argv
+        self.environ = dict(environ)
         control = environ.get("LLAMA_CORRAL_CONTROL_FD")
         self.control = int(control) if control else None
         self.is_ready = False
@@ -150,6 +151,8 @@ class FakeWorker:
             return await _send(writer, 503, {"error": error})
         if path == "/health":
             return await _send(writer, 200, {"status": "ok"})
+        if path == "/environ":
+            return await _send(writer, 200, {"environ": self.environ})
         if path == "/sleep":
             self._report("sleeping", {})
             return await _send(writer, 200, {"success": True})
