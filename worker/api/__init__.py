@@ -1,1 +1,1 @@
-"""The dialects, one file each: JSON in, `Generation` to the engine, events back out as JSON. They know no tokens' meaning."""
+"""The dialects, one file each: JSON in, `Generation` to the engine, events out as JSON. No token has a meaning here."""

@@ -1,7 +1,7 @@
 """The engine as the event loop sees it: load, use, sleep, wake, submit, cancel. The thread boundary runs through here.
 
 Called by the worker's application only, on the loop's thread. Reports `loading` (with progress), and, for a model that
-slept, `sleeping`, `loading` and `ready` without payload; the first `ready` belongs to the application, which knows its payload.
+slept, `sleeping`, `loading` and `ready` without payload; the first `ready` is the application's: it knows its payload.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Engine:
         self._sleep_task: asyncio.Task[None] | None = None
         self._closed = False
 
-    # -- life ------------------------------------------------------------------------------------------------------------
+    # -- life ---------------------------------------------------------------------------------------------------------
 
     async def load(self) -> None:
         """Raises LoadError, which says why. Once."""
@@ -97,7 +97,7 @@ class Engine:
             self._totals, self._loaded = self._current_totals(), None
             await self._thread.call(self._thread.stop)
 
-    # -- monitoring: never wakes, never keeps awake ------------------------------------------------------------------------
+    # -- monitoring: never wakes, never keeps awake -------------------------------------------------------------------
 
     @property
     def is_sleeping(self) -> bool:
@@ -114,7 +114,7 @@ class Engine:
     def _current_totals(self) -> Counters:
         return self._loaded.core.published if self._loaded is not None else self._totals
 
-    # -- sleep -------------------------------------------------------------------------------------------------------------
+    # -- sleep --------------------------------------------------------------------------------------------------------
 
     async def _awake(self) -> Loaded:
         if self._info is None or self._closed:
@@ -186,8 +186,8 @@ class Loaded:
         return slot_views(self.core)
 
     def apply_builtin_template(
-        self, template: str, messages: list[tuple[str, str]], add_generation_prompt: bool
-    ) -> str:
+        self, template: str, messages: Sequence[tuple[str, str]], add_generation_prompt: bool
+    ) -> str | None:
         return apply_builtin_template(template, messages, add_generation_prompt)
 
     def _check(self, request: Generation | Embedding) -> None:

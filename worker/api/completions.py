@@ -1,0 +1,101 @@
+"""The generating endpoints: `/completion`, `/v1/completions`, `/v1/chat/completions`.
+
+Each reads its request into prompts and params, and hands them with its dialect to `streaming`. The model is held in
+memory from the first look at its vocabulary to the last byte of the answer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from aiohttp import web
+
+from ...presets.errors import InvalidRequest, NotSupported
+from ...presets.web import json_response, read_object
+from ..chat.messages import join_parts
+from ..chat.prompt import RenderedPrompt, probabilities_wanted, read_chat
+from ..engine.runner import Loaded
+from .answer import Answer, Dialect
+from .generation_settings import brief_settings
+from .native import Native
+from .openai_chat import OpenAIChat
+from .openai_completions import OpenAICompletions
+from .params import CompletionParams, read_params
+from .prompts import by_size, n_characters, tokenize_prompts
+from .serving import SERVING, Serving
+from .streaming import respond
+
+DialectOf = Callable[[Answer], Dialect]
+
+
+async def native(request: web.Request) -> web.StreamResponse:
+    return await _complete_text(request, Native)
+
+
+async def openai_completions(request: web.Request) -> web.StreamResponse:
+    return await _complete_text(request, OpenAICompletions)
+
+
+async def openai_chat(request: web.Request) -> web.StreamResponse:
+    serving = request.app[SERVING]
+    body = await read_object(request)
+    wanted = {**body, **probabilities_wanted(body)}
+    async with serving.engine.use() as loaded:
+        prompt = await render_chat(serving, loaded, body)
+        params = dataclasses.replace(
+            read_params(wanted, serving.model.defaults, loaded.vocab, loaded.info.n_slots),
+            generation_prompt=prompt.generation_prompt,
+        )
+        return await _answer(request, serving, loaded, prompt.text, params, OpenAIChat)
+
+
+async def _complete_text(request: web.Request, dialect: DialectOf) -> web.StreamResponse:
+    serving = request.app[SERVING]
+    body = await read_object(request)
+    if body.get("prompt") is None:
+        raise InvalidRequest('"prompt" is required')
+    async with serving.engine.use() as loaded:
+        params = read_params(body, serving.model.defaults, loaded.vocab, loaded.info.n_slots)
+        return await _answer(request, serving, loaded, body["prompt"], params, dialect)
+
+
+async def _answer(
+    request: web.Request,
+    serving: Serving,
+    loaded: Loaded,
+    prompt: object,
+    params: CompletionParams,
+    dialect: DialectOf,
+) -> web.StreamResponse:
+    if serving.settings.embeddings and not loaded.info.has_decoder:
+        raise NotSupported("This model computes embeddings only, it does not generate text")
+    prompts = await by_size(n_characters(prompt), lambda: tokenize_prompts(prompt, loaded.vocab))
+    shown = brief_settings(params)
+    answer = Answer(params, serving.name, serving.build, prompts, loaded.vocab.detokenize)
+    generations = [params.generation(tokens, shown) for tokens in prompts]
+    return await respond(request, loaded, generations, dialect(answer), params.sse_ping_interval)
+
+
+async def render_chat(serving: Serving, loaded: Loaded, body: Mapping[str, Any]) -> RenderedPrompt:
+    model = serving.model
+    chat = read_chat(body, model.chat_defaults)
+    size = sum(len(join_parts(message["content"], "")) for message in chat.messages)
+    return await by_size(size, lambda: model.chat.render(chat, loaded.apply_builtin_template))
+
+
+async def apply_template(request: web.Request) -> web.StreamResponse:
+    serving = request.app[SERVING]
+    body = await read_object(request)
+    async with serving.engine.use() as loaded:
+        return json_response({"prompt": (await render_chat(serving, loaded, body)).text})
+
+
+async def count_chat_tokens(request: web.Request) -> web.StreamResponse:
+    serving = request.app[SERVING]
+    body = await read_object(request)
+    async with serving.engine.use() as loaded:
+        prompt = (await render_chat(serving, loaded, body)).text
+        tokens = await by_size(len(prompt), lambda: loaded.vocab.tokenize(prompt, True, True))
+    return json_response({"input_tokens": len(tokens), "object": "response.input_tokens"})

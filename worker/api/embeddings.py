@@ -1,0 +1,127 @@
+"""OpenAI's `/v1/embeddings` and llama-server's own `/embedding(s)`, for a worker started with `--embedding`."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from array import array
+from collections.abc import Sequence
+from typing import Any
+
+from aiohttp import web
+
+from ...presets.errors import InvalidRequest, NotSupported
+from ...presets.web import json_response, read_object
+from ..chat.messages import read_text_part
+from ..engine.messages import Embedded, Embedding, Event, Failed
+from ..engine.runner import Loaded
+from ..fields import Fields
+from .prompts import by_size, n_characters, split_prompts, tokenize_prompt
+from .samplers import Tokenizer
+from .serving import SERVING
+from .streaming import Ticket
+
+
+async def openai_embeddings(request: web.Request) -> web.StreamResponse:
+    return await _embed(request, openai=True)
+
+
+async def native_embeddings(request: web.Request) -> web.StreamResponse:
+    return await _embed(request, openai=False)
+
+
+async def _embed(request: web.Request, *, openai: bool) -> web.StreamResponse:
+    serving = request.app[SERVING]
+    if not serving.settings.embeddings:
+        raise NotSupported("This server does not support embeddings. Start it with `--embeddings`")
+    body = await read_object(request)
+    fields = Fields(body)
+    name, wanted = fields.find("input", "content")
+    if wanted is None:
+        raise InvalidRequest('"input" or "content" must be provided')
+    openai = openai and name == "input"  # a client that says "content" expects llama-server's own answer
+    as_base64 = _wants_base64(fields)
+    normalize = fields.integer("embd_normalize", default=serving.settings.embd_normalize, low=-1)
+    async with serving.engine.use() as loaded:
+        if openai and loaded.info.pooling == "none":
+            raise InvalidRequest("Pooling type 'none' is not OAI compatible. Please use a different pooling type")
+        entries = await by_size(n_characters(wanted), lambda: _tokenize(wanted, loaded.vocab))
+        results = await _compute(loaded, [Embedding(tokens, normalize) for tokens in entries])
+    if not openai:
+        return json_response([_native_item(index, result) for index, result in enumerate(results)])
+    n_tokens = sum(result.n_tokens for result in results)
+    return json_response(
+        {
+            "model": fields.string("model", default=serving.name),
+            "object": "list",
+            "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
+            "data": [_openai_item(index, result, as_base64) for index, result in enumerate(results)],
+        }
+    )
+
+
+def _wants_base64(fields: Fields) -> bool:
+    form = fields.string("encoding_format", default="float")
+    if form not in ("float", "base64"):
+        raise InvalidRequest("The format to return the embeddings in. Can be either float or base64")
+    return form == "base64"
+
+
+def _tokenize(wanted: object, vocab: Tokenizer) -> list[list[int]]:
+    entries = [_tokenize_entry(entry, vocab) for entry in split_prompts(wanted)]
+    if not entries:
+        raise InvalidRequest('"input" must not be empty')
+    if not all(entries):
+        raise InvalidRequest("Input content cannot be empty")
+    return entries
+
+
+def _tokenize_entry(entry: object, vocab: Tokenizer) -> list[int]:
+    """The shapes of a prompt, and `{"content": [parts]}` as in chat."""
+    if isinstance(entry, dict) and "content" in entry:
+        parts = entry["content"]
+        if not isinstance(parts, list):
+            raise InvalidRequest('"content" must be an array')
+        entry = "".join(map(read_text_part, parts))
+    return tokenize_prompt(entry, vocab)
+
+
+async def _compute(loaded: Loaded, requests: Sequence[Embedding]) -> list[Embedded]:
+    """All at once, so that they share batches; the first failure ends the others."""
+    waiting: list[tuple[asyncio.Future[Embedded], Ticket]] = []
+    try:
+        for request in requests:
+            waiting.append(_submit(loaded, request))
+        return [await future for future, _ in waiting]
+    finally:
+        for future, ticket in waiting:
+            if not future.cancel():
+                future.exception()  # one failure is told; that the others failed too is no news
+            ticket.cancel()
+
+
+def _submit(loaded: Loaded, request: Embedding) -> tuple[asyncio.Future[Embedded], Ticket]:
+    future: asyncio.Future[Embedded] = asyncio.get_running_loop().create_future()
+
+    def sink(event: Event) -> None:
+        if future.done():
+            return
+        if isinstance(event, Failed):
+            future.set_exception(event.error)
+        elif isinstance(event, Embedded):
+            future.set_result(event)
+
+    return future, loaded.submit(request, sink)
+
+
+def _native_item(index: int, result: Embedded) -> dict[str, Any]:
+    return {"index": index, "embedding": [list(map(float, vector)) for vector in result.vectors]}
+
+
+def _openai_item(index: int, result: Embedded, as_base64: bool) -> dict[str, Any]:
+    vector = list(map(float, result.vectors[0]))
+    if not as_base64:
+        return {"embedding": vector, "index": index, "object": "embedding"}
+    raw = array("f", vector).tobytes()  # little endian on every machine that llama.cpp runs on
+    text = base64.b64encode(raw).decode("ascii")
+    return {"embedding": text, "index": index, "object": "embedding", "encoding_format": "base64"}

@@ -1,0 +1,53 @@
+"""Endpoints of llama-server that this worker knows but does not have: 501, so that nobody takes them for misspelt."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from ...presets.errors import FeatureDisabled, NotSupported
+from ...presets.web import Route
+
+PATHS = (
+    ("POST", "/infill"),
+    ("POST", "/rerank"),
+    ("POST", "/reranking"),
+    ("POST", "/v1/rerank"),
+    ("POST", "/v1/reranking"),
+    ("POST", "/responses"),
+    ("POST", "/v1/responses"),
+    ("POST", "/responses/input_tokens"),
+    ("POST", "/v1/responses/input_tokens"),
+    ("POST", "/v1/messages"),
+    ("POST", "/v1/messages/count_tokens"),
+    ("POST", "/v1/chat/completions/control"),
+    ("POST", "/audio/transcriptions"),
+    ("POST", "/v1/audio/transcriptions"),
+    ("GET", "/lora-adapters"),
+    ("POST", "/lora-adapters"),
+    ("POST", "/slots/{id_slot}"),
+    ("GET", "/v1/stream"),
+    ("DELETE", "/v1/stream"),
+    ("POST", "/v1/streams/lookup"),
+)
+
+DISABLED = (
+    ("GET", "/tools"),
+    ("POST", "/tools"),
+    ("GET", "/cors-proxy"),
+    ("POST", "/cors-proxy"),
+)
+"""Off unless a flag switches them on, which is refused so far: clients expect another answer for that."""
+
+
+async def refuse(request: web.Request) -> web.StreamResponse:
+    raise NotSupported(f"{request.path} is not supported yet")
+
+
+async def refuse_disabled(request: web.Request) -> web.StreamResponse:
+    raise FeatureDisabled
+
+
+ROUTES: list[Route] = [
+    *((method, path, refuse) for method, path in PATHS),
+    *((method, path, refuse_disabled) for method, path in DISABLED),
+]

@@ -1,0 +1,193 @@
+"""What the worker tells of itself: `/health`, `/models`, `/props`, `/slots`, `/metrics`.
+
+All but `/slots` are answered from what is known without the model: they neither wake it nor keep it awake.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from aiohttp import web
+
+from ...presets.errors import NotFound, NotSupported, Unavailable
+from ...presets.web import json_response, query_text, read_object
+from ..engine.runner import ModelInfo, SlotView, Vocab
+from .generation_settings import brief_settings
+from .metrics import CONTENT_TYPE, exposition
+from .params import CompletionParams
+from .serving import SERVING, Serving
+
+
+async def health(request: web.Request) -> web.StreamResponse:
+    return json_response({"status": "ok"})
+
+
+# -- models ----------------------------------------------------------------------------------------------------------
+
+
+async def models(request: web.Request) -> web.StreamResponse:
+    """OpenAI's list in `data`, Ollama's in `models`."""
+    serving = request.app[SERVING]
+    return json_response({"models": [_ollama_entry(serving)], "object": "list", "data": [model_entry(serving)]})
+
+
+async def model(request: web.Request) -> web.StreamResponse:
+    serving = request.app[SERVING]
+    if request.match_info["id"] not in (serving.name, *serving.aliases):
+        raise NotFound(f"model '{request.match_info['id']}' not found")
+    return json_response(model_entry(serving))
+
+
+def model_entry(serving: Serving) -> dict[str, Any]:
+    """Also the payload of the `ready` report, from which the router fills its own list."""
+    info = serving.info
+    return {
+        "id": serving.name,
+        "aliases": serving.aliases,
+        "tags": serving.tags,
+        "object": "model",
+        "created": int(time.time()),
+        "owned_by": "llamacpp",
+        "meta": {
+            "vocab_type": info.vocab_type,
+            "n_vocab": info.n_vocab,
+            "n_ctx": info.n_ctx,
+            "n_ctx_train": info.n_ctx_train,
+            "n_embd": info.n_embd,
+            "n_params": info.n_params,
+            "size": info.size,
+            "ftype": info.ftype,
+        },
+    }
+
+
+def _ollama_entry(serving: Serving) -> dict[str, Any]:
+    return {
+        "name": serving.name,
+        "model": serving.name,
+        "modified_at": "",
+        "size": "",
+        "digest": "",
+        "type": "model",
+        "description": "",
+        "tags": [""],
+        "capabilities": [_capability(serving.info)],
+        "parameters": "",
+        "details": {
+            "parent_model": "",
+            "format": "gguf",
+            "family": "",
+            "families": [""],
+            "parameter_size": "",
+            "quantization_level": "",
+        },
+    }
+
+
+def _capability(info: ModelInfo) -> str:
+    return "completion" if info.has_decoder else "embedding"
+
+
+# -- props -----------------------------------------------------------------------------------------------------------
+
+
+async def props(request: web.Request) -> web.StreamResponse:
+    serving = request.app[SERVING]
+    settings, info, chat = serving.settings, serving.info, serving.model.chat
+    shown = {
+        "default_generation_settings": {"params": _default_settings(serving), "n_ctx": info.n_ctx},
+        "total_slots": info.n_slots,
+        "model_alias": serving.name,
+        "model_ftype": info.ftype,
+        "model_path": str(info.path),
+        "modalities": {"vision": False, "video": False, "audio": False},
+        "media_marker": serving.media_marker,
+        "endpoint_slots": settings.slots,
+        "endpoint_props": settings.props,
+        "endpoint_metrics": settings.metrics,
+        "ui": settings.ui,
+        "webui": settings.ui,
+        "ui_settings": serving.ui_settings,
+        "webui_settings": serving.ui_settings,
+        "chat_template": chat.source,
+        "chat_template_caps": chat.capabilities_json(),
+        "bos_token": info.bos_text,
+        "eos_token": info.eos_text,
+        "build_info": serving.build,
+        "is_sleeping": serving.engine.is_sleeping,
+        "cors_proxy_enabled": False,
+    }
+    if chat.tool_source:
+        shown["chat_template_tool_use"] = chat.tool_source
+    return json_response(shown)
+
+
+def _default_settings(serving: Serving) -> dict[str, Any]:
+    """Without n_predict and n_keep of the server: llama-server shows their built-in values here."""
+    return brief_settings(CompletionParams(sampling=serving.model.defaults.sampling))
+
+
+async def set_props(request: web.Request) -> web.StreamResponse:
+    serving = request.app[SERVING]
+    if not serving.settings.props:
+        raise NotSupported("This server does not support changing global properties. Start it with `--props`")
+    await read_object(request)  # no property can be changed so far
+    return json_response({"success": True})
+
+
+# -- slots -----------------------------------------------------------------------------------------------------------
+
+
+async def slots(request: web.Request) -> web.StreamResponse:
+    serving = request.app[SERVING]
+    if not serving.settings.slots:
+        raise NotSupported("This server does not support slots endpoint. Start it with `--slots`")
+    async with serving.engine.use() as loaded:
+        views = await loaded.slots()
+        if query_text(request, "fail_on_no_slot") and all(view.is_processing for view in views):
+            raise Unavailable("no slot available")
+        return json_response([_slot_json(view, loaded.vocab, serving.slots_debug) for view in views])
+
+
+def _slot_json(view: SlotView, vocab: Vocab, debug: bool) -> dict[str, Any]:
+    """What a slot works on or has last worked on; prompts are shown for debugging only."""
+    shown: dict[str, Any] = {
+        "id": view.id,
+        "n_ctx": view.n_ctx,
+        "speculative": False,
+        "is_processing": view.is_processing,
+    }
+    if view.id_task is None:
+        return shown
+    shown |= {
+        "id_task": view.id_task,
+        "n_prompt_tokens": view.n_prompt_tokens,
+        "n_prompt_tokens_processed": view.n_prompt_processed,
+        "n_prompt_tokens_cache": view.n_prompt_cached,
+        "params": view.settings or {},
+        "next_token": [
+            {
+                "has_next_token": view.has_next_token,
+                "has_new_line": view.has_new_line,
+                "n_remain": view.n_remain,
+                "n_decoded": view.n_decoded,
+            }
+        ],
+    }
+    if debug:
+        shown |= {"prompt": vocab.detokenize(view.prompt), "generated": vocab.detokenize(view.generated)}
+    return shown
+
+
+# -- metrics ---------------------------------------------------------------------------------------------------------
+
+
+async def metrics(request: web.Request) -> web.StreamResponse:
+    serving = request.app[SERVING]
+    if not serving.settings.metrics:
+        raise NotSupported("This server does not support metrics endpoint. Start it with `--metrics`")
+    return web.Response(
+        body=exposition(serving.engine.metrics()),
+        headers={"Content-Type": CONTENT_TYPE, "Process-Start-Time-Unix": str(serving.started)},
+    )

@@ -1,0 +1,87 @@
+"""OpenAI's text completion dialect, with llama-server's additions: `/v1/completions`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ...presets.web import encode_json
+from ..engine.messages import Finished, Piece, Progress
+from .answer import DONE, Answer, sse
+from .native import Native, progress_json
+from .results import finish_reason, probs_json, timings_json, usage_json
+
+
+class OpenAICompletions:
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+        self._native = Native(answer)
+        self._frame = {
+            "created": answer.created,
+            "model": answer.model,
+            "system_fingerprint": answer.build,
+            "object": "text_completion",
+            "id": answer.id,
+        }
+        self._frame_end = encode_json(self._frame)[1:]
+
+    def whole(self, results: Sequence[Finished]) -> object:
+        body = {
+            "choices": [self._choice(index, result.text, result.probs, result) for index, result in enumerate(results)],
+            **self._frame,
+            "usage": usage_json(results, self._answer.params.n),
+            "timings": timings_json(results[0].timings),
+        }
+        if self._answer.params.verbose:
+            body["__verbose"] = self._native.result(0, results[0])
+        return body
+
+    def _choice(self, index: int, text: str, probs: Sequence[Any], result: Finished | None) -> dict[str, Any]:
+        post = self._answer.params.sampling.post_sampling_probs
+        return {
+            "text": text,
+            "index": index,
+            "logprobs": {"content": probs_json(probs, post)} if probs else None,
+            "finish_reason": finish_reason(result) if result else None,
+        }
+
+    def piece(self, index: int, event: Piece) -> bytes:
+        if event.probs or event.timings is not None or self._answer.params.verbose:
+            return self._full_piece(index, event)
+        return b'data: {"choices":[{"text":%b,"index":%d,"logprobs":null,"finish_reason":null}],%b\n\n' % (
+            encode_json(event.text),
+            index,
+            self._frame_end,
+        )
+
+    def _full_piece(self, index: int, event: Piece) -> bytes:
+        chunk: dict[str, Any] = {"choices": [self._choice(index, event.text, event.probs, None)], **self._frame}
+        if self._answer.params.verbose:
+            chunk["__verbose"] = self._native.partial(index, event)
+        if event.timings is not None:
+            chunk["timings"] = timings_json(event.timings)
+        return sse(chunk)
+
+    def progress(self, index: int, event: Progress) -> bytes:
+        chunk: dict[str, Any] = {
+            "choices": [self._choice(index, "", (), None)],
+            **self._frame,
+            "prompt_progress": progress_json(event),
+        }
+        if self._answer.params.timings_per_token:
+            chunk["timings"] = timings_json(event.timings)
+        return sse(chunk)
+
+    def finished(self, index: int, event: Finished) -> bytes:
+        chunk = {
+            "choices": [self._choice(index, "", (), event)],
+            **self._frame,
+            "usage": usage_json([event], 1),
+            "timings": timings_json(event.timings),
+        }
+        if self._answer.params.verbose:
+            chunk["__verbose"] = self._native.result(index, event)
+        return sse(chunk)
+
+    def end(self) -> bytes:
+        return DONE

@@ -1,0 +1,110 @@
+"""What all handlers of a worker share: its settings, its engine, and what was learnt when the model was loaded.
+
+One `Serving` a process, made before the model is; `learn()` completes it. Handlers run only after that (before, the
+application answers 503), so they may rely on every part of it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import InitVar, dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePath
+from typing import Any
+
+from aiohttp import web
+
+from ...presets.settings import Settings
+from ...presets.version import BUILD_INFO
+from ..chat.prompt import ChatDefaults, ChatFormat
+from ..engine.runner import Engine, Loaded, ModelInfo
+from .defaults import chat_defaults, completion_defaults, template_source
+from .params import CompletionParams
+from .results import random_id
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What requests need of the model and what stays true while it sleeps."""
+
+    engine: Engine
+    chat: ChatFormat
+    chat_defaults: ChatDefaults
+    defaults: CompletionParams
+
+
+@dataclass
+class Serving:
+    settings: Settings
+    environ: InitVar[Mapping[str, str]]
+    build: str = BUILD_INFO
+    started: int = field(default_factory=lambda: int(time.time()))
+    learnt: Learnt | None = None
+
+    def __post_init__(self, environ: Mapping[str, str]) -> None:
+        self.media_marker = environ.get("LLAMA_MEDIA_MARKER") or random_id("<__media_") + "__>"
+        self.slots_debug = bool(environ.get("LLAMA_SERVER_SLOTS_DEBUG"))
+
+    @property
+    def is_ready(self) -> bool:
+        return self.learnt is not None
+
+    @property
+    def model(self) -> Learnt:
+        if self.learnt is None:
+            raise RuntimeError("a handler ran before the model was ready")
+        return self.learnt
+
+    @property
+    def engine(self) -> Engine:
+        return self.model.engine
+
+    @property
+    def info(self) -> ModelInfo:
+        info = self.engine.snapshot.info
+        assert info is not None
+        return info
+
+    @cached_property
+    def name(self) -> str:
+        """The model's name in answers, whatever a request calls it."""
+        settings = self.settings
+        if settings.alias:
+            return min(settings.alias)
+        return settings.hf_repo or PurePath(settings.model).name
+
+    @property
+    def aliases(self) -> list[str]:
+        return sorted(set(self.settings.alias))
+
+    @property
+    def tags(self) -> list[str]:
+        return sorted(set(self.settings.tags))
+
+    @cached_property
+    def ui_settings(self) -> dict[str, Any]:
+        """What `--ui-config` gives the page; for whatever page a client brings."""
+        settings = self.settings
+        text = Path(settings.ui_config_file).read_text("utf-8") if settings.ui_config_file else settings.ui_config
+        shown: dict[str, Any] = json.loads(text) if text else {}
+        return shown
+
+    def learn(self, engine: Engine, loaded: Loaded) -> None:
+        """Raises TemplateError when the chat template cannot be used, ConfigError when its file cannot be read."""
+        info, vocab = loaded.info, loaded.vocab
+        chat = ChatFormat(
+            template_source(self.settings, info.chat_template),
+            tool_source=info.chat_template_tool_use,
+            bos_text=info.bos_text,
+            eos_text=info.eos_text,
+            add_bos=vocab.add_bos,
+            add_eos=vocab.add_eos,
+            jinja=self.settings.jinja,
+        )
+        defaults = completion_defaults(self.settings, info.metadata)
+        self.learnt = Learnt(engine, chat, chat_defaults(self.settings), defaults)
+
+
+SERVING = web.AppKey("serving", Serving)

@@ -1,0 +1,50 @@
+"""`/tokenize` and `/detokenize`."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from ...presets.web import json_response, read_object
+from ..engine.vocab import Vocab
+from ..fields import Fields, wrong_type
+from .prompts import by_size, checked_token, n_characters, tokenize_mixed
+from .serving import SERVING
+
+
+async def tokenize(request: web.Request) -> web.StreamResponse:
+    serving = request.app[SERVING]
+    body = await read_object(request)
+    fields = Fields(body)
+    content = body.get("content", "")
+    add_special = fields.boolean("add_special", default=False)
+    parse_special = fields.boolean("parse_special", default=True)
+    with_pieces = fields.boolean("with_pieces", default=False)
+    async with serving.engine.use() as loaded:
+        vocab = loaded.vocab
+        tokens = await by_size(
+            n_characters(content),
+            lambda: tokenize_mixed(content, vocab, add_special=add_special, parse_special=parse_special),
+        )
+        if with_pieces:
+            return json_response({"tokens": [{"id": token, "piece": _piece(token, vocab)} for token in tokens]})
+    return json_response({"tokens": tokens})
+
+
+def _piece(token: int, vocab: Vocab) -> str | list[int]:
+    """Text, or the bytes of a piece that ends inside of a character."""
+    piece = vocab.piece(token)
+    try:
+        return piece.decode("utf-8")
+    except UnicodeDecodeError:
+        return list(piece)
+
+
+async def detokenize(request: web.Request) -> web.StreamResponse:
+    serving = request.app[SERVING]
+    tokens = (await read_object(request)).get("tokens") or []
+    if not isinstance(tokens, list):
+        raise wrong_type("tokens", "array", tokens)
+    async with serving.engine.use() as loaded:
+        vocab = loaded.vocab
+        pieces = await by_size(len(tokens), lambda: vocab.join([checked_token(token, vocab) for token in tokens]))
+    return json_response({"content": pieces.decode("utf-8", "replace")})

@@ -1,0 +1,57 @@
+"""The worker's HTTP surface: every route, and who answers it. Built once by `main`."""
+
+from __future__ import annotations
+
+from html import escape
+
+from aiohttp import web
+
+from ..presets.pages import page_routes
+from ..presets.web import Route, add_routes, application
+from .api import completions, embeddings, later, monitoring, utilities
+from .api.serving import SERVING, Serving
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{name}</title></head>
+<body><h1>{name}</h1><p>This is a llama-corral worker: an OpenAI-compatible server of one model.
+Its endpoints start at <a href="v1/models">v1/models</a>.</p></body></html>
+"""
+
+MONITORING: list[Route] = [
+    ("GET", "/health", monitoring.health),
+    ("GET", "/v1/health", monitoring.health),
+    ("GET", "/models", monitoring.models),
+    ("GET", "/v1/models", monitoring.models),
+    ("GET", "/models/{id:.+}", monitoring.model),
+    ("GET", "/v1/models/{id:.+}", monitoring.model),
+    ("GET", "/props", monitoring.props),
+    ("POST", "/props", monitoring.set_props),
+    ("GET", "/slots", monitoring.slots),
+    ("GET", "/metrics", monitoring.metrics),
+]
+
+GENERATING: list[Route] = [
+    ("POST", "/completion", completions.native),
+    ("POST", "/completions", completions.native),
+    ("POST", "/v1/completions", completions.openai_completions),
+    ("POST", "/chat/completions", completions.openai_chat),
+    ("POST", "/v1/chat/completions", completions.openai_chat),
+    ("POST", "/chat/completions/input_tokens", completions.count_chat_tokens),
+    ("POST", "/v1/chat/completions/input_tokens", completions.count_chat_tokens),
+    ("POST", "/apply-template", completions.apply_template),
+    ("POST", "/tokenize", utilities.tokenize),
+    ("POST", "/detokenize", utilities.detokenize),
+    ("POST", "/embedding", embeddings.native_embeddings),
+    ("POST", "/embeddings", embeddings.native_embeddings),
+    ("POST", "/v1/embeddings", embeddings.openai_embeddings),
+]
+
+
+def build(serving: Serving) -> web.Application:
+    """Raises ConfigError for options of the HTTP side that cannot be."""
+    settings = serving.settings
+    app = application(settings, is_ready=lambda: serving.is_ready)
+    app[SERVING] = serving
+    add_routes(app, settings, [*MONITORING, *GENERATING, *later.ROUTES])
+    add_routes(app, settings, page_routes(settings, PAGE.format(name=escape(serving.name)), serving.name))
+    return app

@@ -1,0 +1,115 @@
+"""What a chat template can take, found by rendering small conversations and looking for their marks in the prompt.
+
+Done once, after the model is loaded; shown as `chat_template_caps` in `/props` and used to shape messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .template import ChatTemplate, TemplateError
+
+MARK = "<<mark-of-the-probe>>"
+Message = dict[str, Any]
+USER: Message = {"role": "user", "content": "Question"}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "probe_tool",
+        "description": "A tool",
+        "parameters": {
+            "type": "object",
+            "properties": {"argument": {"type": "string", "description": "An argument"}},
+            "required": ["argument"],
+        },
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    supports_string_content: bool = True
+    supports_typed_content: bool = False
+    supports_system_role: bool = True
+    supports_tools: bool = False
+    supports_tool_calls: bool = False
+    supports_parallel_tool_calls: bool = False
+    supports_object_arguments: bool = False
+    supports_preserve_reasoning: bool = False
+    supports_reasoning_effort: bool = False
+
+
+def probe(template: ChatTemplate) -> Capabilities:
+    text = _try(template, [{"role": "user", "content": MARK}])
+    parts = _try(template, [{"role": "user", "content": [{"type": "text", "text": MARK}]}])
+    takes_text = text is not None and MARK in text
+    takes_parts = parts is not None and MARK in parts and not _shows_structure(parts)
+    system = {"role": "system", "content": MARK if takes_text else [{"type": "text", "text": MARK}]}
+    user = USER if takes_text else {"role": "user", "content": [{"type": "text", "text": "Question"}]}
+    objects = _takes_calls(template, user, as_objects=True)
+    calls = objects or _takes_calls(template, user, as_objects=False)
+    return Capabilities(
+        supports_string_content=takes_text or not takes_parts,
+        supports_typed_content=takes_parts,
+        supports_system_role=MARK in (_try(template, [system, user]) or ""),
+        supports_tools="probe_tool" in (_try(template, [user], tools=[TOOL]) or ""),
+        supports_tool_calls=calls,
+        supports_parallel_tool_calls=calls and _takes_calls(template, user, as_objects=objects, n=2),
+        supports_object_arguments=objects,
+        supports_preserve_reasoning=_preserves_reasoning(template, user),
+        supports_reasoning_effort=_effort(template, user, "low") != _effort(template, user, "high"),
+    )
+
+
+def _try(template: ChatTemplate, messages: Sequence[Message], **more: Any) -> str | None:
+    try:
+        return template.render(messages, add_generation_prompt=True, **more)
+    except TemplateError:
+        return None
+
+
+def _shows_structure(prompt: str) -> bool:
+    """A template that only prints what it is given prints a list of parts as Python or JSON would."""
+    return any(sign in prompt for sign in ("{'type'", '{"type"', "&#39;type&#39;"))
+
+
+def _takes_calls(template: ChatTemplate, user: Message, *, as_objects: bool, n: int = 1) -> bool:
+    arguments: Any = {"argument": MARK} if as_objects else '{"argument": "' + MARK + '"}'
+    calls = [
+        {"id": f"call0000{i}", "type": "function", "function": {"name": f"probe_call_{i}", "arguments": arguments}}
+        for i in range(n)
+    ]
+    prompt = _try(
+        template,
+        [
+            user,
+            {"role": "assistant", "content": "", "tool_calls": calls},
+            {"role": "tool", "content": "Result", "tool_call_id": "call00000", "name": "probe_call_0"},
+            {"role": "assistant", "content": "Answer"},
+            user,
+        ],
+        tools=[TOOL],
+    )
+    return prompt is not None and MARK in prompt and f"probe_call_{n - 1}" in prompt
+
+
+def _preserves_reasoning(template: ChatTemplate, user: Message) -> bool:
+    said = {"role": "assistant", "content": "Answer", "reasoning_content": MARK}
+    messages = [user, said, user, {"role": "assistant", "content": "Answer"}, user]
+    return MARK in (_try(template, messages, variables=preserve_reasoning(True)) or "")
+
+
+def preserve_reasoning(enabled: bool) -> Mapping[str, bool]:
+    """The names under which templates of different makers ask whether earlier reasoning stays."""
+    return {
+        "preserve_thinking": enabled,
+        "clear_thinking": not enabled,
+        "truncate_history_thinking": not enabled,
+        "drop_thinking": not enabled,
+    }
+
+
+def _effort(template: ChatTemplate, user: Message, effort: str) -> str | None:
+    return _try(template, [user], variables={"reasoning_effort": effort, "reasoning_strength": effort})

@@ -1,0 +1,129 @@
+"""Chat messages as a request brings them, checked and brought into the one form that templates are given.
+
+Pure. Wording and statuses follow llama-server; where it answers 500 for a client's mistake, this answers 400.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from ...presets.errors import InvalidRequest, NotSupported
+from .capabilities import Capabilities
+
+Message = dict[str, Any]
+
+_MEDIA = {"image_url": "image", "input_audio": "audio", "input_video": "video", "video_url": "video"}
+
+
+def read_messages(value: object) -> list[Message]:
+    if not isinstance(value, list):
+        raise InvalidRequest("Expected 'messages' to be an array")
+    return [_read_message(item) for item in value]
+
+
+def _read_message(item: object) -> Message:
+    role = item.get("role") if isinstance(item, dict) else None
+    if not isinstance(item, dict) or ("content" not in item and role != "assistant"):
+        raise InvalidRequest("All non-assistant messages must contain 'content'")
+    if not isinstance(role, str):
+        raise InvalidRequest("Missing 'role' in message" if role is None else "Expected 'role' to be a string")
+    if "content" not in item and "tool_calls" not in item:
+        raise InvalidRequest("Assistant message must contain either 'content' or 'tool_calls'!")
+    message: Message = {"role": role, "content": _read_content(item.get("content"))}
+    for name in ("reasoning_content", "name", "tool_call_id"):
+        if (value := item.get(name)) is not None:
+            if not isinstance(value, str):
+                raise InvalidRequest(f"Expected '{name}' of a message to be a string")
+            message[name] = value
+    if calls := item.get("tool_calls"):
+        if not isinstance(calls, list):
+            raise InvalidRequest("Expected 'tool_calls' to be an array")
+        message["tool_calls"] = [_read_call(call) for call in calls]
+    return message
+
+
+def _read_content(content: object) -> str | list[dict[str, str]]:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise InvalidRequest("Expected 'content' to be a string or an array")
+    return [{"type": "text", "text": read_text_part(part)} for part in content]
+
+
+def read_text_part(part: object) -> str:
+    """The text of one content part; media are refused, as this model does not take them."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind in _MEDIA:
+        raise NotSupported(
+            f"{_MEDIA[kind]} input is not supported - hint: if this is unexpected, you may need to provide the mmproj"
+        )
+    if not isinstance(part, dict) or kind != "text":
+        raise InvalidRequest("unsupported content[].type")
+    text = part.get("text")
+    if not isinstance(text, str):
+        raise InvalidRequest("Expected 'text' of a content part to be a string")
+    return text
+
+
+def _read_call(call: object) -> dict[str, Any]:
+    if not isinstance(call, dict) or call.get("type", "function") != "function":
+        raise InvalidRequest("Unsupported tool call type")
+    function = call.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise InvalidRequest("Missing tool call name")
+    arguments = function.get("arguments", "")
+    if not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    shown = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    return {**shown, "id": call["id"]} if call.get("id") else shown
+
+
+def shaped(messages: Sequence[Message], capabilities: Capabilities, *, keep_developer: bool) -> list[Message]:
+    """The messages as this template takes them."""
+    shaped_messages = [_shape(message, capabilities) for message in messages]
+    if not keep_developer:
+        for message in shaped_messages:
+            if message["role"] == "developer":
+                message["role"] = "system"
+    return shaped_messages if capabilities.supports_system_role else _without_system(shaped_messages)
+
+
+def _shape(message: Message, capabilities: Capabilities) -> Message:
+    copy = dict(message)
+    content = copy["content"]
+    if isinstance(content, list) and not capabilities.supports_typed_content:
+        copy["content"] = join_parts(content, "\n")
+    elif isinstance(content, str) and not capabilities.supports_string_content:
+        copy["content"] = [{"type": "text", "text": content}]
+    if capabilities.supports_object_arguments and "tool_calls" in copy:
+        copy["tool_calls"] = [_with_object_arguments(call) for call in copy["tool_calls"]]
+    return copy
+
+
+def _with_object_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except ValueError as error:
+        raise InvalidRequest(f"Failed to parse tool call arguments as JSON: {error}") from None
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _without_system(messages: list[Message]) -> list[Message]:
+    """A leading system message moves into the one after it, for templates that know no such role."""
+    if not messages or messages[0]["role"] != "system":
+        return messages
+    system, *rest = messages
+    if not rest:
+        return []
+    text = join_parts(system["content"], "\n") + "\n" + join_parts(rest[0]["content"], "\n")
+    typed = isinstance(rest[0]["content"], list)
+    return [{**rest[0], "content": [{"type": "text", "text": text}] if typed else text}, *rest[1:]]
+
+
+def join_parts(content: str | Sequence[dict[str, str]], separator: str) -> str:
+    return content if isinstance(content, str) else separator.join(part["text"] for part in content)

@@ -1,0 +1,106 @@
+"""A model's chat template: Jinja as Hugging Face's tokenizers run it, in a sandbox.
+
+A template comes from a file somebody downloaded, so it gets no attributes beyond data and changes nothing it is given.
+Knows nothing of requests: messages in, prompt text out. `messages` must be in the form the template takes (`prompt`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+CHATML = """\
+{%- for message in messages -%}
+  {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- '<|im_start|>assistant\n' -}}
+{%- endif -%}"""
+"""For models that bring no template."""
+
+
+class TemplateError(Exception):
+    """The template cannot be parsed, or refuses the messages: the text is its own."""
+
+
+class _GenerationTag(Extension):
+    """`{% generation %}…{% endgeneration %}` marks an assistant's words for training; here it is just its body."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja2's declaration)
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _tojson(value: Any, indent: int | None = None, separators: Any = None, sort_keys: bool = False) -> str:
+    """Unlike jinja2's own: neither ASCII nor HTML escapes, which a model was not trained on."""
+    return json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: object) -> NoReturn:
+    raise jinja2.exceptions.TemplateError(str(message))
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _environment() -> jinja2.Environment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+ENVIRONMENT = _environment()
+
+
+class ChatTemplate:
+    """Immutable once made; rendering is thread-safe."""
+
+    def __init__(self, source: str, bos_text: str = "", eos_text: str = "") -> None:
+        self.source = source
+        self._tokens = {"bos_token": bos_text, "eos_token": eos_text}
+        try:
+            self._template = ENVIRONMENT.from_string(source)
+        except jinja2.TemplateError as error:
+            raise TemplateError(f"chat template cannot be parsed: {error}") from None
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        now = datetime.now()
+        context: dict[str, Any] = {
+            **self._tokens,
+            "messages": messages,
+            "datetime": now.strftime("%b %d %Y"),
+            "date_string": now.strftime("%d %b %Y"),
+            **(variables or {}),
+        }
+        if add_generation_prompt:
+            context["add_generation_prompt"] = True
+        if tools:
+            context["tools"] = tools
+        try:
+            return self._template.render(context)
+        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
+            raise TemplateError(f"chat template failed: {error}") from None
+        except RecursionError:
+            raise TemplateError("chat template failed: it calls itself without end") from None

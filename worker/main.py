@@ -1,0 +1,131 @@
+"""A worker process from its command line to its exit code: one model, one HTTP server.
+
+`run` is called by `__main__`, and by the zygote in a fork. It reads like the worker's life: tied to the router if there
+is one, settings, then listening (everything is 503), finding files, loading, ready, serving until asked to end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+
+from ..presets import logs
+from ..presets.control import Report
+from ..presets.errors import ConfigError, ModelFilesError
+from ..presets.hub import ModelFiles, resolve_files
+from ..presets.layers import notices, settings_from
+from ..presets.listen import listen
+from ..presets.settings import Settings
+from ..presets.transfer import Progress
+from .api.monitoring import model_entry
+from .api.serving import Serving
+from .app import build
+from .chat.template import TemplateError
+from .engine.runner import Engine, LoadError
+from .lifeline import Lifeline
+
+if sys.platform == "win32":
+    from asyncio import run as run_loop
+else:
+    from uvloop import run as run_loop
+
+log = logging.getLogger("corral.worker")
+
+OK, FAILED = 0, 1
+STAGES = ["download", "text_model"]
+
+
+def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """The exit code. Must be called on the main thread."""
+    lifeline = Lifeline(environ)
+    lifeline.start()
+    try:
+        settings = settings_from(argv, environ)
+        logs.set_up(settings)
+        for line in notices(settings):
+            log.info("%s", line)
+        return run_loop(_live(settings, environ, lifeline))
+    except (ConfigError, ModelFilesError, LoadError, TemplateError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        lifeline.report(Report("failed", {"message": str(error)}))
+        return FAILED
+
+
+async def _live(settings: Settings, environ: Mapping[str, str], lifeline: Lifeline) -> int:
+    stopping = _asked_to_stop(lifeline)
+    serving = Serving(settings, environ)
+    async with listen(build(serving), settings):
+        loading = asyncio.create_task(_load(serving, environ, lifeline))
+        asked = asyncio.create_task(stopping.wait())
+        await asyncio.wait({loading, asked}, return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            engine = loading.result()
+            await asked
+    if not loading.done():
+        _abandon()
+    await engine.close()
+    log.info("stopped")
+    return OK
+
+
+def _asked_to_stop(lifeline: Lifeline) -> asyncio.Event:
+    """Set by the router, by SIGTERM or by SIGINT; a second signal does not wait for anything."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stopping.is_set():
+            os._exit(FAILED)
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    lifeline.on_exit(lambda: loop.call_soon_threadsafe(stopping.set))
+    return stopping
+
+
+def _abandon() -> None:
+    """Ends the process in the midst of a download or a load, which cannot be interrupted and leave nothing behind."""
+    logging.shutdown()
+    os._exit(OK)
+
+
+async def _load(serving: Serving, environ: Mapping[str, str], lifeline: Lifeline) -> Engine:
+    files = await asyncio.to_thread(resolve_files, serving.settings, environ, _Download(lifeline).report)
+    _refuse_later_files(files)
+    log.info("loading model %s", files.model)
+    engine = Engine(serving.settings, files, lifeline.report)
+    await engine.load()
+    async with engine.use() as loaded:
+        serving.learn(engine, loaded)
+    gc.collect()
+    gc.freeze()  # what is here stays: collections need not look at it again
+    lifeline.report(Report("ready", model_entry(serving)))
+    log.info("model %s is ready: %d slots of %d tokens", serving.name, serving.info.n_slots, serving.info.n_ctx)
+    return engine
+
+
+def _refuse_later_files(files: ModelFiles) -> None:
+    if files.mmproj is not None:
+        log.warning("images and audio are not supported yet: %s is left out", files.mmproj)
+
+
+class _Download:
+    """Tells router and log how downloads go; called from the threads that download."""
+
+    def __init__(self, lifeline: Lifeline) -> None:
+        self._lifeline = lifeline
+        self._logged: dict[str, int] = {}
+
+    def report(self, progress: Progress) -> None:
+        value = progress.downloaded / progress.total if progress.total else 0.0
+        self._lifeline.report(Report("loading", {"stages": STAGES, "current": "download", "value": value}))
+        tenth = int(value * 10)
+        if self._logged.get(progress.url) != tenth:
+            self._logged[progress.url] = tenth
+            log.info("downloading %s: %d %%", progress.url, tenth * 10)
