@@ -20,11 +20,15 @@ def allowed(field: str) -> str:
     if said is not None:
         return said
     annotation = info.annotation
-    choices = [str(choice) for choice in _choices(annotation)]
-    if choices:
-        return "one of " + ", ".join(choices)
+    if choices(field):
+        return "one of " + ", ".join(choices(field))
     kind = {int: "an integer", float: "a number", str: "text"}.get(typing.cast(type, annotation))
     return (kind or _inner(annotation)) + _range(info.metadata)
+
+
+def choices(field: str) -> tuple[str, ...]:
+    """The words that the option is limited to, if it is."""
+    return tuple(str(choice) for choice in _choices(FIELDS[field].annotation))
 
 
 def _choices(annotation: Any) -> tuple[Any, ...]:

@@ -1,6 +1,7 @@
-"""A layer: what one place of configuration gave. It maps a field to the text given and to where, so that errors name both.
+"""A layer: what one place of configuration gave, as a text for each field, and where, so that errors name both.
 
-`layers.py` and `ini.py` fill layers through `add`, which expands shorthands and negations; nothing later sees a spelling.
+`layers.py` and `ini.py` fill layers through `add`, which expands shorthands and negations: nothing later sees a
+spelling.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from .values import boolean, join_many, many
 
 
 class Given(NamedTuple):
-    """A canonical text ("true" and "false" for switches) and its origin: `--flag`, `environment variable X`, `file:line: key`."""
+    """A canonical text ("true" and "false" for switches) and its origin.
+
+    Origins read `--flag`, `environment variable X` or `file:line: key`.
+    """
 
     text: str
     where: str

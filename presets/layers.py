@@ -1,7 +1,7 @@
 """From layers to settings: the command line, the environment and the system's configuration, merged and validated.
 
-Called once by each process; nothing reads the environment later. `merge` is the only place that knows how a higher layer
-combines with a lower one, so use it instead of joining dictionaries.
+Called once by each process; nothing reads the environment later. `merge` is the only place that knows how a higher
+layer combines with a lower one, so use it instead of joining dictionaries.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _ESCAPED_FIELDS = ("reverse_prompt", "dry_sequence_breaker")
 
 
 def read_argv(argv: Sequence[str]) -> dict[str, Given]:
-    """The command line behind the program's name. Long options may be written with `_` for `-`, and as `--option=value`."""
+    """The command line behind the program's name. Long options may have `_` for `-`, and their value behind `=`."""
     layer: dict[str, Given] = {}
     arguments = iter(argv)
     for argument in arguments:
@@ -79,7 +79,7 @@ def _unknown(flag: str) -> str:
 
 
 def read_environment(environ: Mapping[str, str]) -> dict[str, Given]:
-    """LLAMA_ARG_* and the few others of the table. LLAMA_ARG_NO_X means off whatever its value; an empty value is none."""
+    """LLAMA_ARG_* and a few others. LLAMA_ARG_NO_X means off whatever its value; otherwise an empty value is none."""
     layer: dict[str, Given] = {}
     for name, spelling in VARIABLES.items():
         if spelling.negated and name in environ:
@@ -90,7 +90,10 @@ def read_environment(environ: Mapping[str, str]) -> dict[str, Given]:
 
 
 def read_system_config(environ: Mapping[str, str]) -> Layer:
-    """llama.cpp's own configuration of this machine and this user, which all its programs share: what is not for us is left out."""
+    """llama.cpp's own configuration of this machine and of this user.
+
+    All its programs share these files, so what is not for us is left out with a warning.
+    """
     home = environ.get("HOME")
     user = environ.get("XDG_CONFIG_HOME") or (f"{home}/.config" if home else None)
     directories = [Path("/etc"), *([Path(user)] if user else [])]

@@ -1,7 +1,7 @@
 """What an option of the table carries beside its field: how it is spelled, who reads it, whether it is built.
 
-The `options_*` modules declare fields with `option(…)`; `table.py` collects them. Type, range, default and help text are
-the field's own (pydantic's); everything else stands in `Option`.
+The `options_*` modules declare fields with `option(…)`; `table.py` collects them. Type, range, default and help text
+are the field's own (pydantic's); everything else stands in `Option`.
 """
 
 from __future__ import annotations

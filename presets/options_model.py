@@ -8,7 +8,6 @@ from .option import OptionGroup, Reader, Repeat, option, within
 from .values import KeyOverrides, LayerCount, Names, NumaStrategy, Numbers, Switch
 
 LoadMode = Literal["auto", "none", "mmap", "mlock", "mmap+mlock", "dio"]
-_TENSORS = "placing single tensors is not built yet"
 _LORA = "LoRA adapters are not built yet"
 _CONTROL = "control vectors are not built yet"
 
@@ -178,14 +177,12 @@ class LoadOptions(OptionGroup):
         env="OVERRIDE_TENSOR",
         hint="RULES",
         repeat=Repeat.COMMA,
-        unsupported=_TENSORS,
     )
     cpu_moe: Switch = option(
         False,
         "-cmoe --cpu-moe",
         "keep all mixture-of-experts weights in main memory",
         env="CPU_MOE",
-        unsupported=_TENSORS,
     )
     n_cpu_moe: int = option(
         0,
@@ -194,7 +191,6 @@ class LoadOptions(OptionGroup):
         env="N_CPU_MOE",
         hint="N",
         limits=within(ge=0),
-        unsupported=_TENSORS,
     )
     n_cpu_ffn: int = option(
         0,
@@ -203,7 +199,6 @@ class LoadOptions(OptionGroup):
         env="N_CPU_FFN",
         hint="N",
         limits=within(ge=0),
-        unsupported=_TENSORS,
     )
     repack: Switch = option(
         True, "--repack", "rearrange weights for faster kernels", no="-nr --no-repack", env="REPACK"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from .option import OptionGroup, Reader, Repeat, option, within
-from .values import ByteSize, JsonObject, Names, OnOffAuto, Switch, Texts
+from .values import ByteSize, Hosts, JsonObject, Names, OnOffAuto, Switch, Texts
 
 _TOOLS = "server-side tools and MCP servers are not built yet"
 
@@ -13,7 +13,7 @@ _TOOLS = "server-side tools and MCP servers are not built yet"
 class HttpOptions(OptionGroup):
     title = "HTTP"
 
-    host: Names = option(
+    host: Hosts = option(
         ("127.0.0.1",),
         "--host",
         "addresses to listen on, separated by commas; *.sock is a unix socket",

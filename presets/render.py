@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import re
 
-from .given import Layer
+from .given import Given, Layer
+from .help import bash_completion, help_text, print_help
 from .option import Option, Reader, Repeat
+from .reference import reference_markdown
 from .table import OPTIONS
 from .values import many
 
+__all__ = ["bash_completion", "help_text", "masked", "print_help", "reference_markdown", "to_argv", "to_ini"]
+
 
 def to_argv(layer: Layer) -> list[str]:
-    """The command line that gives this merged layer, in the order llama-server shows. Preset-only keys have no place there."""
+    """The command line that gives this merged layer, in llama-server's order and without preset-only keys."""
     options = sorted((OPTIONS[field] for field in layer), key=lambda option: option.flags[0])
     return [argument for option in options for argument in _arguments(option, layer[option.field].text)]
 
@@ -32,6 +36,11 @@ def _arguments(option: Option, text: str) -> list[str]:
 def to_ini(layer: Layer) -> str:
     """The lines of a section that give this layer."""
     return "".join(f"{OPTIONS[field].name} = {ini_value(given.text)}\n" for field, given in layer.items())
+
+
+def masked(layer: Layer) -> Layer:
+    """For showing: without keys and tokens."""
+    return {field: Given("…", given.where) if OPTIONS[field].secret else given for field, given in layer.items()}
 
 
 _NEEDS_QUOTES = re.compile("^\\s|\\s$|(^|\\s)[;#]|[\r\n\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")

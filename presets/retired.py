@@ -106,7 +106,7 @@ _NGRAM_DEFAULT = _when_true(
     ("spec_ngram_mod_n_max", "64"),
 )
 LOAD_SWITCHES = ("mmap", "mlock", "direct_io")
-"""Switches that `--load-mode` replaced. They modify what lower layers say, so they are folded in when layers are merged."""
+"""Switches that `--load-mode` replaced. They modify what lower layers say: `layers.merge` folds them in."""
 
 _CODER = "canned model: Qwen 2.5 Coder "
 

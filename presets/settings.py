@@ -1,6 +1,6 @@
 """The settings of one process: every option of the table as a frozen, validated value.
 
-`layers.resolve` builds them from the command line, the environment and files; tests and callers may build them directly,
+`layers.resolve` builds them from the command line, the environment and files; they may be built directly as well,
 `Settings(model="x.gguf", ctx_size=512)`. Reads no environment and no file itself.
 """
 

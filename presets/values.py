@@ -1,7 +1,7 @@
 """How an option's text becomes its value: the words, lists and sizes that options are written in.
 
-Used as field types by the `options_*` modules; every type here says in `Allowed` what it accepts, for error texts and the
-reference. Knows no option by name.
+Used as field types by the `options_*` modules; every type here says in `Allowed` what it accepts, for error texts and
+the reference. Knows no option by name.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _breakers(value: Any) -> Any:
 
 
 def _numbers(value: Any) -> Any:
-    return tuple(re.split(r"[,/]+", value.strip())) if isinstance(value, str) else value
+    return tuple(part for part in re.split(r"[,/]+", value.strip()) if part) if isinstance(value, str) else value
 
 
 def _logit_bias(value: Any) -> Any:
@@ -188,6 +188,9 @@ Texts = Annotated[
     Allowed("text; repeat it for several"),
 ]
 Breakers = Annotated[tuple[str, ...], BeforeValidator(_breakers), Allowed("text, or none; repeat it for several")]
+Hosts = Annotated[
+    tuple[str, ...], BeforeValidator(_names), Field(min_length=1), Allowed("an address, or several separated by commas")
+]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_numbers), Allowed("numbers separated by commas")]
 LayerCount = Annotated[
     Annotated[int, Field(ge=-2)] | Literal["auto", "all"], Allowed("a number of layers, auto (-1) or all (-2)")
