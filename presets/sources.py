@@ -1,0 +1,224 @@
+"""The models a router offers: presets file, models directory and cache, merged into one `Preset` each.
+
+Called by the router at its start and at every reload. Reads files, asks no network, starts nothing. Precedence, lowest
+first: `[*]` < cache or models directory < the model's own section < the router's command line. The environment is not
+in here: workers inherit it, below all of these.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from . import layers, models_dir
+from .errors import ConfigError
+from .gguf_header import GgufError, read_header
+from .gguf_names import split_repo
+from .hub import find_cached, list_cached
+from .hub_cache import is_repo_name
+from .ini import DEFAULT, PresetFile, Section, read_presets
+from .layers import Given, Layer
+from .render import to_ini
+from .settings import Settings
+from .table import NOT_OVERLAID, OPTIONS, PRESET_ONLY, ROUTER_OWN
+
+HERE = "${here}"
+"""In a value of a presets file: the directory of that file. Plain relative paths start where the router was started."""
+MODEL_SOURCES = frozenset({"model", "model_url", "hf_repo", "docker_repo"})
+"""Each of them says which model it is."""
+NOT_SHOWN = frozenset({"host", "port", "alias", "tags"})
+"""Left out of `ini_text`: the router sets or shows them elsewhere."""
+MODALITY_KEYS = (("clip.has_vision_encoder", "image"), ("clip.has_audio_encoder", "audio"))
+"""In the header of a projector, and what the model can read if they are true."""
+
+Source = Literal["preset", "models_dir", "cache"]
+logger = logging.getLogger("corral.presets")
+
+
+@dataclass(frozen=True)
+class Preset:
+    name: str
+    source: Source
+    layer: Layer = field(default_factory=dict)
+    """What a worker is started with, without the options that are the router's own."""
+    router_layer: Layer = field(default_factory=dict)
+    """The preset-only keys as they were given."""
+    aliases: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    load_on_startup: bool = False
+    stop_timeout: float = 10.0
+    """Seconds."""
+    hidden: bool = False
+    """Usable, but not listed."""
+    input_modalities: tuple[str, ...] = ("text",)
+    output_modalities: tuple[str, ...] = ("text",)
+
+    @property
+    def ini_text(self) -> str:
+        """As a section of a presets file, with its header; secrets are left out."""
+        shown = {**self.layer, **self.router_layer}
+        for name in [name for name in shown if name in NOT_SHOWN or OPTIONS[name].secret]:
+            del shown[name]
+        return f"[{self.name}]\n{to_ini(shown)}\n"
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A model on its way to a Preset. `where` is what an error about the whole of it points to."""
+
+    name: str
+    source: Source
+    base: Layer
+    section: Layer
+    where: str
+
+
+def demo_presets_path() -> Path:
+    """The presets of the models that come with this program."""
+    return Path(__file__).parent / "demo" / "demo.ini"
+
+
+def load_presets(settings: Settings, argv_layer: Layer, environ: Mapping[str, str]) -> dict[str, Preset]:
+    """Sorted by name. Raises ConfigError for anything wrong in a file or between two models; nothing is half read."""
+    file = _read_file(settings.models_preset)
+    overlay = {name: given for name, given in argv_layer.items() if name not in NOT_OVERLAID}
+    presets = {}
+    dedup: set[str] = set()
+    for candidate in _candidates(settings, file, environ):
+        merged = layers.merge(file.global_layer, candidate.base, candidate.section, overlay)
+        preset, own = _preset(
+            candidate, {name: given for name, given in merged.items() if name not in ROUTER_OWN}, environ
+        )
+        presets[candidate.name] = preset
+        if own.dedup_cache_models and preset.source == "preset":
+            dedup.add(candidate.name)
+    _check_names(presets)
+    hidden = _duplicates(presets, dedup, environ)
+    return {name: replace(presets[name], hidden=name in hidden) for name in sorted(presets)}
+
+
+def _read_file(path: str) -> PresetFile:
+    if not path:
+        return PresetFile({}, ())
+    file = read_presets(path)
+    here = str(Path(path).resolve().parent)
+    sections = tuple(replace(section, layer=_expand(section.layer, here)) for section in file.sections)
+    return replace(file, global_layer=_expand(file.global_layer, here), sections=sections)
+
+
+def _expand(layer: Layer, here: str) -> Layer:
+    return {name: given._replace(text=given.text.replace(HERE, here)) for name, given in layer.items()}
+
+
+def _candidates(settings: Settings, file: PresetFile, environ: Mapping[str, str]) -> Iterator[_Candidate]:
+    """Each name once."""
+    found: dict[str, _Candidate] = {}
+    for name in list_cached(environ):
+        found[name] = _Candidate(name, "cache", {"hf_repo": Given(name, "the cache")}, {}, "the cache")
+    if settings.models_dir:
+        where = f"--models-dir {settings.models_dir}"
+        for model in models_dir.scan(Path(settings.models_dir)):
+            found[model.name] = _Candidate(model.name, "models_dir", _local_layer(model, where), {}, where)
+    for section in file.sections:
+        base: Layer = found[section.name].base if section.name in found else {}
+        if MODEL_SOURCES & set(section.layer):
+            base = {}  # it brings its own model, and nothing of a namesake's
+        where = f"{settings.models_preset}:{max(section.line, 1)}"
+        found[section.name] = _Candidate(
+            section.name, "preset", _named_after(section, base, file, where), section.layer, where
+        )
+    yield from found.values()
+
+
+def _local_layer(model: models_dir.LocalModel, where: str) -> Layer:
+    """Companions that this version has no use for are left alone, rather than in the way of the model."""
+    paths = {"model": model.model, "mmproj": model.mmproj, "model_draft": model.draft}
+    return {name: Given(str(path), where) for name, path in paths.items() if path and not OPTIONS[name].unsupported}
+
+
+def _named_after(section: Section, base: Layer, file: PresetFile, where: str) -> Layer:
+    """Where a section's model comes from when it does not say so: a repository may be its name."""
+    if MODEL_SOURCES & {*section.layer, *base, *file.global_layer}:
+        return base
+    if is_repo_name(split_repo(section.name)[0]):
+        return {**base, "hf_repo": Given(section.name, where)}
+    if section.name == DEFAULT:
+        raise ConfigError(f"{where}: keys before the first [header] describe a model of their own; put them under [*]")
+    raise ConfigError(f"{where}: [{section.name}] does not say which model it is: add model, hf-repo or model-url")
+
+
+def _preset(candidate: _Candidate, merged: Layer, environ: Mapping[str, str]) -> tuple[Preset, Settings]:
+    """Also the values as settings. Every value is checked here, so that a mistake shows at once and not at a load."""
+    own = layers.check(merged)
+    layer = {name: given for name, given in merged.items() if name not in PRESET_ONLY}
+    try:
+        layers.resolve(layer)
+    except ConfigError as error:
+        logger.warning("model %s can't be loaded: %s", candidate.name, error)
+    preset = Preset(
+        candidate.name,
+        candidate.source,
+        layer,
+        {name: given for name, given in merged.items() if name in PRESET_ONLY},
+        aliases=tuple(sorted(set(own.alias) - {candidate.name})),
+        tags=tuple(sorted(set(own.tags))),
+        load_on_startup=own.load_on_startup,
+        stop_timeout=own.stop_timeout,
+        input_modalities=("text", *_modalities(own, environ)),
+    )
+    return preset, own
+
+
+def _modalities(own: Settings, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """What the model reads beside text, if the projector's file is on this machine."""
+    if not own.mmproj_auto or OPTIONS["mmproj"].unsupported:
+        return ()
+    cached = find_cached(environ, own.hf_repo, own.hf_file) if own.hf_repo and not own.mmproj else {}
+    path = Path(own.mmproj) if own.mmproj else cached.get("mmproj")
+    return projector_modalities(path) if path else ()
+
+
+def projector_modalities(path: Path) -> tuple[str, ...]:
+    try:
+        metadata = read_header(path).metadata
+    except GgufError as error:
+        logger.warning("projector of no use: %s", error)
+        return ()
+    return tuple(name for key, name in MODALITY_KEYS if metadata.get(key) is True)
+
+
+def _check_names(presets: Mapping[str, Preset]) -> None:
+    owners: dict[str, Preset] = {}
+    for preset in presets.values():
+        for alias in preset.aliases:
+            where = f"{preset.layer['alias'].where}: alias '{alias}' of model '{preset.name}'"
+            if alias in presets:
+                raise ConfigError(f"{where} is the name of another model")
+            if alias in owners:
+                raise ConfigError(f"{where} is an alias of model '{owners[alias].name}' too")
+            owners[alias] = preset
+
+
+def _duplicates(presets: Mapping[str, Preset], dedup: set[str], environ: Mapping[str, str]) -> set[str]:
+    """Cached models whose file belongs to a preset that asked for no duplicates."""
+    used: set[Path] = set()
+    for name in dedup:
+        text = {field: given.text for field, given in presets[name].layer.items()}
+        for repo, file in (("hf_repo", "hf_file"), ("hf_repo_draft", "model_draft")):
+            if text.get(repo):
+                used |= _cached_model(environ, text[repo], text.get(file, ""))
+        if text.get("model"):
+            used.add(Path(text["model"]).absolute())
+    cached = [preset for preset in presets.values() if preset.source == "cache"] if used else []
+    hidden = {preset.name for preset in cached if used & _cached_model(environ, preset.name)}
+    for name in sorted(hidden):
+        logger.info("cached model %s is not listed: a preset uses the same file", name)
+    return hidden
+
+
+def _cached_model(environ: Mapping[str, str], hf_repo: str, hf_file: str = "") -> set[Path]:
+    model = find_cached(environ, hf_repo, hf_file).get("model")
+    return {model.absolute()} if model else set()
