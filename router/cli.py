@@ -18,9 +18,9 @@ from typing import NoReturn
 
 from ..presets import layers, logs
 from ..presets.errors import ApiError, ConfigError
+from ..presets.help import bash_completion, help_text
 from ..presets.hub import list_cached, remote_preset
 from ..presets.listen import listen
-from ..presets.render import bash_completion, help_text
 from ..presets.settings import Settings
 from ..presets.sources import demo_presets_path, load_presets
 from ..presets.version import BUILD_INFO, VERSION
@@ -33,8 +33,8 @@ from .zygote import best_launcher
 log = logging.getLogger("corral.router")
 
 NO_MODELS = (
-    "no model found: name a presets file (--models-preset FILE), a directory of GGUF files (--models-dir DIR) or one model "
-    "(-m FILE, -hf USER/REPO), or try the built-in ones (--demo)"
+    "no model found: name a presets file (--models-preset FILE), a directory of GGUF files (--models-dir DIR) "
+    "or one model (-m FILE, -hf USER/REPO), or try the built-in ones (--demo)"
 )
 
 
