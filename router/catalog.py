@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from .models import Model, arguments, is_same_worker
+from .models import Model, is_same_worker, launch_spec
 from .states import State
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Catalog:
         dropped = [model for model in self if not self._refresh(model)]
         for name, preset in presets.items():
             if name not in self._models:
-                self._models[name] = Model(name, preset, command_line=(*self._command, *arguments(preset)))
+                self._models[name] = Model(name, preset, command_line=(*self._command, *launch_spec(preset).arguments))
         self._name_aliases()
         return dropped
 
@@ -72,7 +72,7 @@ class Catalog:
         if model.instance is None:
             if model.state is State.FAILED:
                 model.move(State.UNLOADED)
-            model.command_line = (*self._command, *arguments(preset))
+            model.command_line = (*self._command, *launch_spec(preset).arguments)
         return True
 
     def _name_aliases(self) -> None:

@@ -61,7 +61,7 @@ class Child:
         self._kill_asked = False
         self._log = WorkerLog(spec.name)
         (stdin, self._stdin), (log, output), (reports, control) = _pipes(3)
-        self.descriptors = (stdin, output, control)
+        self.descriptors: tuple[int, ...] = (stdin, output, control)
         """The worker's own ends: stdin, log, control pipe; open until `started`."""
         os.set_blocking(self._stdin, False)
         self._readers = (

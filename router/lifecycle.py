@@ -45,9 +45,7 @@ class Lifecycle:
         clock: Callable[[], float] = time.monotonic,
         load_delay: float = 0.0,
     ) -> None:
-        """`load_delay`: seconds before each start; see FAKE_TIMING_ENV. Raises ConfigError for more startup models
-        than places.
-        """
+        """`load_delay`: seconds before each start, see FAKE_TIMING_ENV. Raises ConfigError."""
         self._launcher = launcher
         self._models_max = models_max
         self._autoload = autoload
@@ -127,9 +125,7 @@ class Lifecycle:
             raise ServerFault(model.failure)
 
     async def unload(self, name: str) -> None:
-        """Asks a running model to leave; returns before it has left. Requests on it are not waited for. Raises
-        ApiError.
-        """
+        """Asks a running model to leave; waits neither for that nor for requests on it. Raises ApiError."""
         model = self._catalog.find(name)
         if model is None:
             raise InvalidRequest("model is not found")
@@ -139,9 +135,7 @@ class Lifecycle:
         self._tick()
 
     async def reload(self, presets: Mapping[str, Preset]) -> None:
-        """Takes on a new set of presets; only models whose own options changed are restarted, and a busy one not
-        before it is idle.
-        """
+        """Takes on a new set of presets. Only models whose own options changed end, a busy one once it is idle."""
         await asyncio.shield(self._spawn_task(self._reload(presets)))
 
     async def start(self) -> None:

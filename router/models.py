@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..presets.layers import Given
+from ..presets.option import Option
 from ..presets.render import to_argv
-from .process import Worker
+from ..presets.table import VARIABLES
+from .process import LaunchSpec, Worker
 from .states import State, move
 
 if TYPE_CHECKING:
@@ -20,6 +22,11 @@ if TYPE_CHECKING:
 
 OWN_OPTIONS = frozenset({"host", "port", "alias"})
 """The router sets these for each worker, so a preset's differ without effect."""
+_SECRETS = {
+    spelling.entry.field: variable
+    for variable, spelling in VARIABLES.items()
+    if isinstance(spelling.entry, Option) and spelling.entry.secret
+}
 QUOTED_LINES = 3
 """Lines of a worker's log in the refusal of a request: enough for the cause, short enough for a client's error box."""
 
@@ -115,15 +122,16 @@ def view_of(model: Model, waiting: int) -> ModelView:
     )
 
 
-def arguments(preset: Preset) -> tuple[str, ...]:
-    """A worker's options but for its address, which the launcher adds."""
-    layer = {name: given for name, given in preset.layer.items() if name not in OWN_OPTIONS}
-    return tuple(to_argv({**layer, "alias": Given(preset.name, "the router")}))
+def launch_spec(preset: Preset) -> LaunchSpec:
+    """A worker's options but for its address, which the launcher adds. Secrets go by environment: arguments are public."""
+    layer = {name: given for name, given in preset.layer.items() if name not in OWN_OPTIONS | set(_SECRETS)}
+    environ = {_SECRETS[name]: given.text for name, given in preset.layer.items() if name in _SECRETS}
+    arguments = to_argv({**layer, "alias": Given(preset.name, "the router")})
+    return LaunchSpec(preset.name, tuple(arguments), environ)
 
 
 def is_same_worker(old: Preset, new: Preset) -> bool:
-    """Whether a running worker already is what `new` asks for; names, tags and manners of the router need no restart.
-    """
+    """Whether a running worker already is what `new` asks for; names, tags and manners of the router need no restart."""
     return _texts(old) == _texts(new)
 
 

@@ -88,15 +88,10 @@ def _next_start(snapshot: Snapshot) -> str | None:
 def _evictions(snapshot: Snapshot) -> tuple[Eviction, ...]:
     if snapshot.models_max <= 0:
         return ()
-    unclaimed = [entry.model for entry in snapshot.queue if not entry.claimed]
-    lacking = len(unclaimed) - _free(snapshot)
-    chosen = _victims(snapshot)[: max(0, lacking)]
-    return tuple(
-        Eviction(
-            resident.name, f"idle, and {len(unclaimed)} queued for {snapshot.models_max} places (next: {unclaimed[0]})"
-        )
-        for resident in chosen
-    )
+    unclaimed = sum(1 for entry in snapshot.queue if not entry.claimed)
+    chosen = _victims(snapshot)[: max(0, unclaimed - _free(snapshot))]
+    reason = f"idle, and {len(snapshot.queue)} queued for {snapshot.models_max} places"
+    return tuple(Eviction(resident.name, reason) for resident in chosen)
 
 
 def _free(snapshot: Snapshot) -> int:

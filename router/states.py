@@ -16,9 +16,7 @@ class State(Enum):
     SLEEPING = "sleeping"
     """The worker runs without its model; the next request wakes it."""
     STOPPING = "stopping"
-    """Asked to leave but not reaped yet: takes no new request and still fills its place. Clients see what it was
-    before.
-    """
+    """Asked to leave, not reaped yet: takes no request, still fills its place. Clients see what it was before."""
     FAILED = "failed"
     """Down with an exit code other than 0. Clients see `unloaded` with `failed: true`."""
     DOWNLOADING = "downloading"

@@ -13,8 +13,8 @@ from typing import Any
 
 from ..presets.control import Report
 from .events import Events
-from .models import Instance, Model, arguments, exit_code_of, why_it_failed
-from .process import Callbacks, Launcher, LaunchSpec
+from .models import Instance, Model, exit_code_of, launch_spec, why_it_failed
+from .process import Callbacks, Launcher
 from .states import IllegalMove, State
 
 log = logging.getLogger("corral.router")
@@ -40,7 +40,7 @@ class Supervisor:
         model.info, model.progress = {}, {}
         callbacks = Callbacks(lambda report: self._on_report(model, report), lambda code: self._on_exit(model, code))
         try:
-            worker = self._launcher.launch(LaunchSpec(model.name, arguments(model.preset)), callbacks)
+            worker = self._launcher.launch(launch_spec(model.preset), callbacks)
         except OSError as error:
             self._settle(model, 1, f"failed to spawn server instance: {error}")
             return False

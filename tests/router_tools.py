@@ -1,4 +1,4 @@
-"""What the router's tests share: fake workers as real processes, a recorder of what they do, and waiting without sleeping."""
+"""What the router's tests share: presets, fake workers as real processes, a recorder of what they do, and waiting."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any, Literal, TypeVar
 
 import psutil
 import uvloop
-
 from llama_corral.presets.control import Report
+from llama_corral.presets.given import Given
+from llama_corral.presets.sources import Preset
 from llama_corral.router.process import Callbacks, Launcher
 from llama_corral.router.spawn import SpawnLauncher
 from llama_corral.router.zygote import ZYGOTE_COMMAND, ZygoteLauncher
@@ -38,6 +39,19 @@ def fake_launcher(kind: Kind, **environ: str) -> Launcher:
         return SpawnLauncher(given, FAKE_COMMAND)
     zygote = (*ZYGOTE_COMMAND, "--program", "fake_worker:run")
     return ZygoteLauncher(given, zygote, FAKE_COMMAND)
+
+
+def preset(name: str, model: str = "", **given: Any) -> Preset:
+    """A preset as the sources would make it; `model` holds the words of a fake worker."""
+    options = {field: Given(str(value), "a test") for field, value in given.pop("options", {}).items()}
+    layer = {"model": Given(model, "a test"), **options}
+    defaults: dict[str, Any] = {"aliases": (), "tags": (), "source": "preset", "load_on_startup": False}
+    defaults |= {"stop_timeout": 10.0, "hidden": False}
+    return Preset(name=name, layer=layer, **{**defaults, **given})
+
+
+def presets(*entries: Preset) -> dict[str, Preset]:
+    return {entry.name: entry for entry in entries}
 
 
 class Recorder:
@@ -76,7 +90,7 @@ class Recorder:
 async def until(condition: Callable[[], object]) -> None:
     """For what tells nobody when it changes, such as other processes."""
     async with asyncio.timeout(PATIENCE):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 

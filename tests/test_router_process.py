@@ -15,12 +15,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from router_tools import FAKE_COMMAND, KINDS, TESTS, Kind, Recorder, fake_launcher, is_alive, run, until
-
 from llama_corral.router.pipes import KEPT_LINES, LineReader
 from llama_corral.router.process import Launcher, LaunchSpec, Worker
 from llama_corral.router.spawn import SpawnLauncher
 from llama_corral.router.zygote import ZYGOTE_COMMAND, ZygoteLauncher
+from router_tools import FAKE_COMMAND, KINDS, TESTS, Kind, Recorder, fake_launcher, is_alive, run, until
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -66,12 +65,12 @@ def test_worker_serves_and_leaves_when_asked(kind: Kind) -> None:
             assert isinstance(answer["worker"], dict)
             assert answer["worker"]["pid"] == worker.pid
             assert worker.arguments == (*FAKE_COMMAND, *answer["worker"]["argv"])
-            directory = os.stat(os.path.dirname(worker.endpoint))
-            assert stat.S_IMODE(directory.st_mode) == 0o700
+            directory = Path(worker.endpoint).parent
+            assert stat.S_IMODE(directory.stat().st_mode) == 0o700
             worker.stop()
             assert await recorder.exited() == 5
-            assert not os.path.exists(worker.endpoint)
-        assert not os.path.exists(os.path.dirname(worker.endpoint))
+            assert os.listdir(directory) == []
+        await until(lambda: not directory.exists())
 
     run(check())
 

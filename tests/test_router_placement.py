@@ -1,0 +1,162 @@
+"""Who leaves and who starts, for any snapshot at all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+from llama_corral.router.placement import Decision, Entry, Resident, Snapshot, has_capacity, tick, victim
+from llama_corral.router.states import State
+
+NAMES = "abcdefgh"
+STATES = [state for state in State if state not in (State.DOWNLOADING, State.DOWNLOADED)]
+
+
+@st.composite
+def snapshots(draw: st.DrawFn) -> Snapshot:
+    names = draw(st.lists(st.sampled_from(NAMES), unique=True, min_size=1))
+    residents = tuple(_resident(draw, name) for name in names)
+    queued = draw(st.lists(st.sampled_from(names), unique=True))
+    queue = tuple(Entry(name, draw(st.booleans())) for name in queued)
+    return Snapshot(residents, queue, draw(st.integers(-1, 6)), draw(st.booleans()))
+
+
+def _resident(draw: st.DrawFn, name: str) -> Resident:
+    state = draw(st.sampled_from(STATES))
+    leases = draw(st.integers(0, 2)) if state.is_running else 0
+    return Resident(name, state, leases, draw(st.integers(0, 3)))
+
+
+def resident(snapshot: Snapshot, name: str) -> Resident:
+    return next(resident for resident in snapshot.residents if resident.name == name)
+
+
+def running(snapshot: Snapshot) -> int:
+    return sum(resident.state.is_running for resident in snapshot.residents)
+
+
+def carried_out(snapshot: Snapshot, decision: Decision) -> Snapshot:
+    """What the lifecycle makes of it."""
+    evicted = {eviction.model for eviction in decision.evict}
+    residents = tuple(
+        replace(resident, state=State.STOPPING)
+        if resident.name in evicted
+        else replace(resident, state=State.LOADING)
+        if resident.name == decision.start
+        else resident
+        for resident in snapshot.residents
+    )
+    queue = tuple(replace(entry, claimed=entry.claimed or entry.model == decision.start) for entry in snapshot.queue)
+    return replace(snapshot, residents=residents, queue=queue)
+
+
+@given(snapshots())
+def test_only_the_idle_and_unwanted_are_evicted(snapshot: Snapshot) -> None:
+    wanted = {entry.model for entry in snapshot.queue}
+    for eviction in tick(snapshot).evict:
+        chosen = resident(snapshot, eviction.model)
+        assert chosen.state in (State.LOADED, State.SLEEPING)
+        assert chosen.leases == 0
+        assert chosen.name not in wanted
+        assert eviction.reason
+
+
+@given(snapshots())
+def test_the_one_used_longest_ago_goes_first(snapshot: Snapshot) -> None:
+    evicted = [eviction.model for eviction in tick(snapshot).evict]
+    wanted = {entry.model for entry in snapshot.queue}
+    kept = [
+        r
+        for r in snapshot.residents
+        if r.state.is_ready and r.leases == 0 and r.name not in wanted and r.name not in evicted
+    ]
+    ages = [resident(snapshot, name).last_used for name in evicted]
+    assert ages == sorted(ages)
+    if ages and kept:
+        assert ages[-1] <= min(r.last_used for r in kept)
+
+
+@given(snapshots())
+def test_as_many_leave_as_places_are_lacking(snapshot: Snapshot) -> None:
+    if snapshot.models_max <= 0:
+        return
+    staying = sum(r.state.is_running and r.state is not State.STOPPING for r in snapshot.residents)
+    coming = sum(not entry.claimed or resident(snapshot, entry.model).state.is_down for entry in snapshot.queue)
+    lacking = max(0, staying + coming - snapshot.models_max) if snapshot.queue else 0
+    evicted = len(tick(snapshot).evict)
+    assert evicted <= lacking
+    if evicted < lacking:
+        assert victim(carried_out(snapshot, tick(snapshot))) is None
+
+
+@given(snapshots())
+def test_without_a_limit_nobody_is_evicted(snapshot: Snapshot) -> None:
+    for unlimited in (0, -1):
+        assert tick(replace(snapshot, models_max=unlimited)).evict == ()
+
+
+@given(snapshots())
+def test_starts_keep_within_the_limit(snapshot: Snapshot) -> None:
+    decision = tick(snapshot)
+    if decision.start is not None and snapshot.models_max > 0:
+        assert running(carried_out(snapshot, decision)) <= snapshot.models_max
+
+
+@given(snapshots())
+def test_only_the_unclaimed_head_starts_and_only_from_down(snapshot: Snapshot) -> None:
+    start = tick(snapshot).start
+    if start is not None:
+        assert snapshot.queue[0] == Entry(start, claimed=False)
+        assert resident(snapshot, start).state.is_down
+        assert not snapshot.starts_held
+
+
+@given(snapshots())
+def test_nothing_is_decided_for_an_empty_queue(snapshot: Snapshot) -> None:
+    assert not tick(replace(snapshot, queue=()))
+
+
+@given(snapshots())
+def test_decisions_come_to_rest(snapshot: Snapshot) -> None:
+    for _ in range(2 * len(NAMES)):
+        decision = tick(snapshot)
+        if not decision:
+            return
+        snapshot = carried_out(snapshot, decision)
+    raise AssertionError("ticks never settle")
+
+
+@given(snapshots())
+def test_head_that_may_not_start_has_a_reason(snapshot: Snapshot) -> None:
+    """Progress: such a head waits for a reload, for its own exit, or for a place that somebody still fills."""
+    decision = tick(snapshot)
+    if not snapshot.queue or snapshot.queue[0].claimed or decision.start or snapshot.starts_held:
+        return
+    head = resident(snapshot, snapshot.queue[0].model)
+    assert head.state.is_running or not has_capacity(snapshot)
+    if head.state.is_down and not decision.evict:
+        somebody_leaves = any(r.state is State.STOPPING for r in snapshot.residents)
+        assert somebody_leaves or victim(snapshot) is None
+
+
+def test_stopping_models_count_until_they_are_reaped() -> None:
+    residents = (Resident("a", State.STOPPING, 0, 1), Resident("b", State.UNLOADED, 0, 0))
+    snapshot = Snapshot(residents, (Entry("b", False),), 1)
+    assert not tick(snapshot), "its place is neither free, nor is another needed"
+
+
+def test_a_claimed_start_keeps_its_place() -> None:
+    residents = (
+        Resident("a", State.LOADED, 0, 1),
+        Resident("b", State.UNLOADED, 0, 0),
+        Resident("c", State.UNLOADED, 0, 0),
+    )
+    snapshot = Snapshot(residents, (Entry("b", True), Entry("c", False)), 2)
+    assert [eviction.model for eviction in tick(snapshot).evict] == ["a"]
+    assert not tick(replace(snapshot, queue=(Entry("b", True),)))
+
+
+def test_the_head_blocks_those_behind_it() -> None:
+    residents = (Resident("a", State.STOPPING, 0, 1), Resident("b", State.UNLOADED, 0, 0))
+    assert not tick(Snapshot(residents, (Entry("a", False), Entry("b", False)), 2))
