@@ -17,6 +17,7 @@ from typing import NamedTuple
 import iniconfig
 
 from .errors import ConfigError
+from .gguf_names import canonical_name
 from .given import Given, Layer, add
 from .table import KEYS, nearest
 
@@ -28,7 +29,6 @@ DEFAULT = "default"
 
 _HEADER = re.compile(r"\[\s*([^\]]*?)\s*\]\s*([;#].*)?")
 _KEY = re.compile(r"([A-Za-z_][A-Za-z0-9_.-]*)[ \t]*=")
-_TAG = re.compile(r"[-.]([A-Za-z0-9_]+)$")
 _COMMENT = re.compile(r"(^|\s)[;#].*")
 _QUOTED = re.compile(r'("(?:[^"\\]|\\.)*")\s*([;#].*)?')
 _STRANGE = re.compile("[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
@@ -127,15 +127,6 @@ def _unique(path: str | Path, number: int, line: str, names: dict[int, str]) -> 
     if not key:
         raise ConfigError(f"{path}:{number}: expected KEY = VALUE, found '{line}'")
     return f"{key[1]}@{number}={line[key.end() :]}"
-
-
-def canonical_name(name: str) -> str:
-    """A tag as the models of the cache have it: upper case, and of `UD-Q4_K_XL` only the last part."""
-    model, colon, tag = name.rpartition(":")
-    if not colon:
-        return name
-    last = _TAG.search(tag)
-    return f"{model}:{(last[1] if last else tag).upper()}"
 
 
 def _value(text: str) -> str:

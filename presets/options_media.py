@@ -13,7 +13,13 @@ class MediaOptions(OptionGroup):
     title = "Images and audio"
 
     mmproj: str = option(
-        "", "-mm --mmproj", "GGUF file of the projector", env="MMPROJ", hint="FILE", unsupported=_UNSUPPORTED
+        "",
+        "-mm --mmproj",
+        "GGUF file of the projector",
+        env="MMPROJ",
+        hint="FILE",
+        unsupported=_UNSUPPORTED,
+        per_model=True,
     )
     mmproj_url: str = option(
         "", "-mmu --mmproj-url", "address to download it from", env="MMPROJ_URL", hint="URL", unsupported=_UNSUPPORTED

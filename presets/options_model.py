@@ -21,10 +21,11 @@ class ModelOptions(OptionGroup):
     model_url: str = option(
         "",
         "-mu --model-url",
-        "address to download the model from",
+        "address to download the model from; kept under --model if that is given too",
         env="MODEL_URL",
         hint="URL",
-        unsupported="models are downloaded from a hub only: use --hf-repo, or download the file and use --model",
+        reader=Reader.BOTH,
+        per_model=True,
     )
     docker_repo: str = option(
         "",

@@ -76,7 +76,7 @@ class Settings(
     @property
     def is_router(self) -> bool:
         """No model is named: serve many."""
-        return not (self.model or self.hf_repo or self.docker_repo)
+        return not (self.model or self.model_url or self.hf_repo or self.docker_repo)
 
 
 GROUPS: tuple[type[OptionGroup], ...] = tuple(

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from ..presets import layers, logs
-from ..presets.errors import ApiError, ConfigError
+from ..presets.errors import ApiError, ConfigError, ModelFilesError
 from ..presets.help import bash_completion, help_text
 from ..presets.hub import list_cached, remote_preset
 from ..presets.listen import listen
@@ -41,7 +41,7 @@ NO_MODELS = (
 def main() -> NoReturn:
     try:
         code = run(sys.argv[1:], os.environ)
-    except ConfigError as error:
+    except (ConfigError, ModelFilesError) as error:
         print(f"llama-corral: {error}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:

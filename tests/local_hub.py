@@ -13,8 +13,11 @@ import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
 from urllib.parse import unquote, urlsplit
+
+from llama_corral.presets import hub_cache
 
 
 @dataclass
@@ -168,3 +171,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         self.wfile.write(body)
+
+
+def cache_repo(cache: Path, repo: str, *paths: str, commit: str = "a" * 40, branch: str = "main") -> None:
+    """A repository in the cache as a download leaves it."""
+    folder = hub_cache.repo_dir(cache, repo)
+    for path in paths:
+        blob = folder / "blobs" / hashlib.sha256(path.encode()).hexdigest()
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_text(path)
+        hub_cache.link(blob, folder / "snapshots" / commit / path)
+    hub_cache.write_ref(cache, repo, branch, commit)

@@ -18,7 +18,7 @@ from llama_corral.presets.errors import ModelFilesError
 from llama_corral.presets.gguf_names import Choice, canonical_name, choose, listed_tag, shard, shard_names
 from llama_corral.presets.hub import list_cached, resolve_files
 from llama_corral.presets.settings import Settings
-from local_hub import LocalHub
+from local_hub import LocalHub, cache_repo
 
 TOKEN = "hf_" + "a" * 34
 REPO = "user/model-GGUF"
@@ -42,17 +42,6 @@ def local_hub() -> Iterator[LocalHub]:
 @pytest.fixture
 def environ(tmp_path: Path, local_hub: LocalHub) -> dict[str, str]:
     return {"LLAMA_CACHE": str(tmp_path / "cache"), "HF_ENDPOINT": local_hub.url + "/"}
-
-
-def cache_repo(cache: Path, repo: str, *paths: str, commit: str = "a" * 40, branch: str = "main") -> None:
-    """A repository in the cache as a download leaves it."""
-    folder = hub_cache.repo_dir(cache, repo)
-    for path in paths:
-        blob = folder / "blobs" / hashlib.sha256(path.encode()).hexdigest()
-        blob.parent.mkdir(parents=True, exist_ok=True)
-        blob.write_text(path)
-        hub_cache.link(blob, folder / "snapshots" / commit / path)
-    hub_cache.write_ref(cache, repo, branch, commit)
 
 
 # Names
