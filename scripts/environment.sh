@@ -1,0 +1,105 @@
+# Sourced by run, test and check: makes .venv and keeps it in step with pyproject.toml. Bash 3.2 is enough.
+#
+# PYTHON names the interpreter to use. CMAKE_ARGS goes to the build of llama-cpp-python; when it changes, that is built anew.
+
+ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+VENV=$ROOT/.venv
+STAMP=$VENV/installed # "<checksum of pyproject.toml>:<extra>", written when an installation was complete
+BUILT_WITH=$VENV/cmake-args
+LOG=$VENV/install.log
+
+fail() {
+  echo "scripts/$(basename -- "$0"): $*" >&2
+  exit 1
+}
+
+# ensure_installed EXTRA: returns at once when nothing has changed since the last time.
+ensure_installed() {
+  local extra=$1 wanted installed cmake_args
+  wanted=$(cksum < "$ROOT/pyproject.toml" | tr -d ' ')
+  installed=$(cat "$STAMP" 2> /dev/null || true)
+  case $installed in *:dev) extra=dev ;; esac # once asked for, it stays
+  cmake_args=${CMAKE_ARGS-$(built_with)}
+  if [ "$installed" = "$wanted:$extra" ] && [ "$cmake_args" = "$(built_with)" ] && [ -x "$VENV/bin/python" ]; then
+    return
+  fi
+  make_venv
+  rm -f "$STAMP"
+  if [ "$cmake_args" != "$(built_with)" ]; then
+    build_engine "$cmake_args"
+  elif ! has_engine; then
+    need_compiler
+    echo "Installing. llama.cpp is compiled on the way, which takes about five minutes."
+  fi
+  install -e "$ROOT${extra:+[$extra]}"
+  echo "$wanted:$extra" > "$STAMP"
+}
+
+built_with() { cat "$BUILT_WITH" 2> /dev/null || true; }
+
+has_engine() { ls -d "$VENV"/lib/python*/site-packages/llama_cpp > /dev/null 2>&1; }
+
+make_venv() {
+  "$VENV/bin/python" -c "import pip" 2> /dev/null && return
+  local python
+  python=$(find_python) || fail "Python 3.11 or newer is needed; none was found (PYTHON=/path/to/python names one)."
+  "$python" -c "import ensurepip, venv" 2> /dev/null ||
+    fail "$python cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv"
+  echo "Making .venv with $("$python" -V)"
+  "$python" -m venv --clear "$VENV" || fail "$python -m venv failed"
+}
+
+find_python() {
+  local candidate
+  for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3.14 python3}; do
+    if "$candidate" -c "import sys; sys.exit(sys.version_info < (3, 11))" 2> /dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  return 1
+}
+
+need_compiler() {
+  any_command ${CC:-cc gcc clang} || fail "a C compiler is needed to build llama.cpp; on Debian and Ubuntu: apt install build-essential"
+  any_command ${CXX:-c++ g++ clang++} || fail "a C++ compiler is needed to build llama.cpp; on Debian and Ubuntu: apt install build-essential"
+}
+
+any_command() {
+  local name
+  for name; do command -v "$name" > /dev/null && return; done
+  return 1
+}
+
+# pip's cache does not know about CMAKE_ARGS, so it is left out.
+build_engine() {
+  need_compiler
+  echo "Building llama-cpp-python with CMAKE_ARGS=$1"
+  CMAKE_ARGS=$1 install --force-reinstall --no-deps --no-cache-dir "$(grep -o 'llama-cpp-python==[0-9.]*' "$ROOT/pyproject.toml")"
+  echo "$1" > "$BUILT_WITH"
+}
+
+install() {
+  "$VENV/bin/python" -m pip install --disable-pip-version-check --verbose "$@" 2>&1 | tee "$LOG" | show_progress
+  [ "${PIPESTATUS[0]}" = 0 ] || fail "the installation failed; the whole of it is in ${LOG#"$ROOT"/}"
+}
+
+# Of pip's many words: what is fetched and built, errors, and the compiler's count of files.
+show_progress() {
+  local line step last=""
+  while IFS= read -r line; do
+    if [[ $line =~ \[\ *([0-9]+(/[0-9]+|%))\] ]]; then
+      step=${BASH_REMATCH[1]}
+      if [ -t 1 ]; then
+        printf '\r  compiling %s   ' "$step"
+      elif [ "${step%?/*}" != "$last" ]; then # every tenth file
+        last=${step%?/*}
+        echo "  compiling $step"
+      fi
+      continue
+    fi
+    case $line in
+      *rror:* | Collecting\ * | *"Building wheel for llama"* | "Successfully installed"*) printf '%s\n' "${line:0:160}" ;;
+    esac
+  done
+}
