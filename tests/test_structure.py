@@ -1,0 +1,139 @@
+"""The house itself: what is shipped, how it is laid out, and rules that no tool checks."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("presets", "router", "worker")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+LONGEST_FILE = 400  # lines
+DEMO_BYTES = 6_000_000
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def tracked_files() -> list[Path]:
+    """What git knows; outside of a checkout, the source files."""
+    try:
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return SOURCES
+    return [path for name in listed.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+def test_the_top_level_is_as_agreed() -> None:
+    top = {path.relative_to(ROOT).parts[0] for path in tracked_files()}
+    visible = {name for name in top if not name.startswith(".")}
+    files = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
+    assert visible <= files | {*PACKAGES, "tests", "scripts"}
+
+
+def test_the_shipped_packages_are_the_folders() -> None:
+    folders = {
+        "llama_corral." + name_of(init.parent).replace("/", ".")
+        for package in PACKAGES
+        for init in (ROOT / package).rglob("__init__.py")
+    }
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == folders
+
+
+def test_tests_are_flat() -> None:
+    assert not list((ROOT / "tests").glob("*/*.py"))
+    for path in (ROOT / "tests").glob("test_*.py"):
+        assert path.name == "test_structure.py" or path.stem.split("_")[1] in {*PACKAGES, "end"}, path.name
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_a_module_has_its_charter(path: Path) -> None:
+    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    assert docstring
+    assert len(docstring) > 30
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_a_module_imports_its_own_package_relatively(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [node.module or ""]
+        assert not [name for name in names if name.split(".")[0] == "llama_corral"]
+
+
+def test_loggers_have_fixed_names() -> None:
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "logging.getLogger" and node.args:
+                name = node.args[0]
+                assert isinstance(name, ast.Constant), name_of(path)
+                assert not name.value or str(name.value).split(".")[0] in ("corral", "aiohttp", "asyncio"), name_of(
+                    path
+                )
+
+
+def test_files_are_read_at_one_sitting() -> None:
+    lengths = {name_of(path): len(path.read_text().splitlines()) for path in SOURCES}
+    assert {name: n for name, n in lengths.items() if n > LONGEST_FILE} == {}
+    assert statistics.median(lengths.values()) < 200
+
+
+def test_no_file_names_the_machine_that_it_was_written_on() -> None:
+    places = [f"{ROOT}/".encode(), f"{Path.home()}/".encode()]
+    for path in tracked_files():
+        content = path.read_bytes()
+        assert not [place for place in places if place in content], name_of(path)
+
+
+def test_scripts_are_executable() -> None:
+    for name in ("run", "test", "check", "bench"):
+        script = ROOT / "scripts" / name
+        assert script.read_text().startswith("#!"), name
+        assert os.access(script, os.X_OK), name
+
+
+def test_the_demo_models_are_small() -> None:
+    sizes = {path.name: path.stat().st_size for path in (ROOT / "presets" / "demo").glob("*.gguf")}
+    assert len(sizes) >= 2
+    assert sum(sizes.values()) <= DEMO_BYTES, sizes
+
+
+def test_the_wheel_has_everything(tmp_path: Path) -> None:
+    """Built from a copy, since setuptools leaves its traces beside the source."""
+    copy = tmp_path / "copy"
+    for path in tracked_files():
+        target = copy / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    (copy / "README.md").touch()
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "-w",
+        tmp_path,
+        copy,
+    ]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name.removeprefix("llama_corral/") for name in archive.namelist()}
+    tracked = {name_of(path) for path in tracked_files() if path.relative_to(ROOT).parts[0] in PACKAGES}
+    assert {name for name in tracked if not name.endswith(".md")} <= packed
