@@ -123,7 +123,7 @@ def view_of(model: Model, waiting: int) -> ModelView:
 
 
 def launch_spec(preset: Preset) -> LaunchSpec:
-    """A worker's options but for its address, which the launcher adds. Secrets go by environment: arguments are public."""
+    """A worker's options; the launcher adds its address. Secrets go by environment, for arguments are public."""
     layer = {name: given for name, given in preset.layer.items() if name not in OWN_OPTIONS | set(_SECRETS)}
     environ = {_SECRETS[name]: given.text for name, given in preset.layer.items() if name in _SECRETS}
     arguments = to_argv({**layer, "alias": Given(preset.name, "the router")})
@@ -131,7 +131,7 @@ def launch_spec(preset: Preset) -> LaunchSpec:
 
 
 def is_same_worker(old: Preset, new: Preset) -> bool:
-    """Whether a running worker already is what `new` asks for; names, tags and manners of the router need no restart."""
+    """Whether a running worker is what `new` asks for; names, tags and the router's manners need no restart."""
     return _texts(old) == _texts(new)
 
 

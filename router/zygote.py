@@ -186,7 +186,7 @@ class _Zygote:
         self._on_lost(self._is_ready, [child for child in children if child.pid is None])
 
     def _end_orphan(self, child: Child) -> None:
-        """The kernel kills it with its zygote; nobody but init can reap it, so its end shows on a process descriptor."""
+        """The kernel kills it with its zygote and init reaps it, so its end shows only on a process descriptor."""
         assert child.pid is not None
         child.kill()
         try:
