@@ -7,15 +7,14 @@ memory from the first look at its vocabulary to the last byte of the answer.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from aiohttp import web
 
 from ...presets.errors import InvalidRequest, NotSupported
 from ...presets.web import json_response, read_object
 from ..chat.messages import join_parts
-from ..chat.prompt import RenderedPrompt, probabilities_wanted, read_chat
+from ..chat.prompt import ChatRequest, RenderedPrompt, probabilities_wanted, read_chat
 from ..engine.runner import Loaded
 from .answer import Answer, Dialect
 from .generation_settings import brief_settings
@@ -41,12 +40,15 @@ async def openai_completions(request: web.Request) -> web.StreamResponse:
 async def openai_chat(request: web.Request) -> web.StreamResponse:
     serving = request.app[SERVING]
     body = await read_object(request)
+    chat = read_chat(body, serving.model.chat_defaults)
     wanted = {**body, **probabilities_wanted(body)}
     async with serving.engine.use() as loaded:
-        prompt = await render_chat(serving, loaded, body)
+        prompt = await render_chat(serving, loaded, chat)
         params = dataclasses.replace(
             read_params(wanted, serving.model.defaults, loaded.vocab, loaded.info.n_slots),
             generation_prompt=prompt.generation_prompt,
+            prefill=prompt.prefill,
+            shows_prefill=chat.shows_prefill,
         )
         return await _answer(request, serving, loaded, prompt.text, params, OpenAIChat)
 
@@ -78,24 +80,22 @@ async def _answer(
     return await respond(request, loaded, generations, dialect(answer), params.sse_ping_interval)
 
 
-async def render_chat(serving: Serving, loaded: Loaded, body: Mapping[str, Any]) -> RenderedPrompt:
-    model = serving.model
-    chat = read_chat(body, model.chat_defaults)
+async def render_chat(serving: Serving, loaded: Loaded, chat: ChatRequest) -> RenderedPrompt:
     size = sum(len(join_parts(message["content"], "")) for message in chat.messages)
-    return await by_size(size, lambda: model.chat.render(chat, loaded.apply_builtin_template))
+    return await by_size(size, lambda: serving.model.chat.render(chat, loaded.apply_builtin_template))
 
 
 async def apply_template(request: web.Request) -> web.StreamResponse:
     serving = request.app[SERVING]
-    body = await read_object(request)
+    chat = read_chat(await read_object(request), serving.model.chat_defaults)
     async with serving.engine.use() as loaded:
-        return json_response({"prompt": (await render_chat(serving, loaded, body)).text})
+        return json_response({"prompt": (await render_chat(serving, loaded, chat)).text})
 
 
 async def count_chat_tokens(request: web.Request) -> web.StreamResponse:
     serving = request.app[SERVING]
-    body = await read_object(request)
+    chat = read_chat(await read_object(request), serving.model.chat_defaults)
     async with serving.engine.use() as loaded:
-        prompt = (await render_chat(serving, loaded, body)).text
+        prompt = (await render_chat(serving, loaded, chat)).text
         tokens = await by_size(len(prompt), lambda: loaded.vocab.tokenize(prompt, True, True))
     return json_response({"input_tokens": len(tokens), "object": "response.input_tokens"})

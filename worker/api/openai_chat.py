@@ -53,7 +53,7 @@ class OpenAIChat:
         choice: dict[str, Any] = {
             "finish_reason": finish_reason(result),
             "index": index,
-            "message": {"role": "assistant", "content": result.text},
+            "message": {"role": "assistant", "content": self._answer.params.prefill + result.text},
         }
         if result.probs:
             choice["logprobs"] = self._logprobs(result.probs)
@@ -69,7 +69,10 @@ class OpenAIChat:
         if index in self._introduced:
             return b""
         self._introduced.add(index)
-        return sse(self._chunk(index, INTRODUCTION))
+        params = self._answer.params
+        prefill = params.prefill if params.shows_prefill else ""
+        said = sse(self._chunk(index, {"content": prefill})) if prefill else b""
+        return sse(self._chunk(index, INTRODUCTION)) + said
 
     def piece(self, index: int, event: Piece) -> bytes:
         if event.probs or event.timings is not None:

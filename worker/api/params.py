@@ -43,6 +43,8 @@ class CompletionParams:
     reasoning_format: str = "none"
     chat_format: str = "Content-only"
     generation_prompt: str = ""
+    prefill: str = ""  # what the answer goes on with; part of the message that is returned
+    shows_prefill: bool = False  # in a stream as well
 
     def generation(self, tokens: Sequence[int], settings: object) -> Generation:
         return Generation(

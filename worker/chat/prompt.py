@@ -24,7 +24,8 @@ ApplyBuiltin = Callable[[str, Sequence[tuple[str, str]], bool], str | None]
 class ChatRequest:
     messages: list[Message]
     add_generation_prompt: bool
-    continued: Message | None  # an assistant message that the answer goes on with; not among `messages`
+    continued: Message | None  # a message that the answer goes on with; not among `messages`
+    shows_prefill: bool  # the stream begins with its text
     variables: Mapping[str, Any]
 
 
@@ -32,6 +33,7 @@ class ChatRequest:
 class RenderedPrompt:
     text: str
     generation_prompt: str  # the part of it that opens the answer
+    prefill: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class ChatFormat:
         opened = write(True)
         if request.continued is not None:
             prefill = join_parts(request.continued["content"], "\n\n")
-            return RenderedPrompt(opened + prefill, _added(write(False), opened) + prefill)
+            return RenderedPrompt(opened + prefill, _added(write(False), opened) + prefill, prefill)
         closed = write(False)
         return RenderedPrompt(opened if request.add_generation_prompt else closed, _added(closed, opened))
 
@@ -145,7 +147,7 @@ def read_chat(body: Mapping[str, Any], defaults: ChatDefaults) -> ChatRequest:
         raise InvalidRequest("'messages' is required")
     messages = read_messages(body["messages"])
     opens = fields.boolean("add_generation_prompt", default=True)
-    continues = _continues(body.get("continue_final_message"))
+    continues = asked = _continues(body.get("continue_final_message"))
     if not continues and defaults.prefill_assistant and messages and messages[-1]["role"] == "assistant":
         if len(messages) > 1 and messages[-2]["role"] == "assistant":
             raise InvalidRequest("Cannot have 2 or more assistant messages at the end of the list.")
@@ -155,7 +157,8 @@ def read_chat(body: Mapping[str, Any], defaults: ChatDefaults) -> ChatRequest:
     continued = messages.pop() if continues and messages else None
     if continued and continued["role"] == "assistant" and continued.get("tool_calls"):
         raise InvalidRequest("Cannot continue an assistant message that contains tool calls.")
-    return ChatRequest(messages, opens, continued, _variables(fields, defaults.variables))
+    shows = not asked or fields.boolean("echo", default=False)  # who asked for it knows the text already
+    return ChatRequest(messages, opens, continued, shows, _variables(fields, defaults.variables))
 
 
 def _continues(value: object) -> bool:

@@ -157,7 +157,7 @@ class Choice:
             n_decoded=len(self.tokens),
             n_prompt=len(request.tokens),
             probs=probs,
-            timings=self.clock.timings() if request.timings_per_token or self.finished else None,
+            timings=self.clock.timings() if request.timings_per_token else None,
         )
 
     def _final_probs(self, vocab: Vocab) -> tuple[TokenProbs, ...]:
