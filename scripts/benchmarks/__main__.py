@@ -1,0 +1,137 @@
+"""Command line of the benchmark: choose scenarios, run the sides in turn, print the table, write JSON and plot."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import uvloop
+
+from . import gateway, generation, lifecycle
+from .hammer import Hits, hammer, null_server
+from .report import number, table, write_json, write_plot
+from .scenario import Plan, Scenario
+from .servers import Program, ServerFault
+from .summary import Verdict, judge
+
+SCENARIOS: tuple[Scenario, ...] = (*generation.SCENARIOS, *gateway.SCENARIOS, *lifecycle.SCENARIOS)
+NOTE = "No --reference was given: these are figures of this machine in this minute, which say little by themselves."
+
+
+def main() -> int:
+    args = arguments(sys.argv[1:])
+    chosen = [s for s in SCENARIOS if not args.only or any(s.name.startswith(name) for name in args.only)]
+    sides = [Program("ours", (str(args.program),))]
+    if args.reference:
+        sides.append(Program(args.reference.name, (str(args.reference.resolve()),)))
+    raise_open_files()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds like any exit, so servers are stopped
+    plan = Plan(cache_folder() / "models", args.quick)
+    try:
+        verdicts, client, failed = uvloop.run(measure(chosen, sides, plan))
+    except KeyboardInterrupt:
+        return 130
+    publish(verdicts, client, sides, args.out)
+    for name, reason in failed.items():
+        say(f"{name} could not be measured: {reason}")
+    return 1 if failed else 0
+
+
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    names = ", ".join(s.name for s in SCENARIOS)
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench", description="Measure llama-corral, best beside llama-server."
+    )
+    parser.add_argument("--reference", type=Path, metavar="LLAMA-SERVER", help="measure this program in turn with ours")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help=f"these scenarios or beginnings of: {names}"
+    )
+    parser.add_argument("--quick", action="store_true", help="two short rounds each: a rough answer")
+    parser.add_argument(
+        "--out", type=Path, default=cache_folder() / "results", help="folder for bench.json and bench.png"
+    )
+    parser.add_argument(
+        "--program", type=Path, default=Path(sys.executable).with_name("llama-corral"), help="what ours is"
+    )
+    args = parser.parse_args(argv)
+    for name in args.only:
+        if not any(s.name.startswith(name) for s in SCENARIOS):
+            parser.error(f"--only: no scenario begins with {name!r}; there are {names}")
+    return args
+
+
+async def measure(
+    chosen: Sequence[Scenario], sides: Sequence[Program], plan: Plan
+) -> tuple[list[Verdict], Hits, dict[str, str]]:
+    verdicts: list[Verdict] = []
+    failed: dict[str, str] = {}
+    async with null_server() as nothing:
+        client = await hammer(nothing, 64, 1.0, "/tokenize", gateway.SMALL)
+    for scenario in chosen:
+        try:
+            verdicts += await alternate(scenario, sides, plan)
+        except ServerFault as fault:
+            failed[scenario.name] = str(fault)
+            say(f"{scenario.name}: {fault}")
+    return verdicts, client, failed
+
+
+async def alternate(scenario: Scenario, sides: Sequence[Program], plan: Plan) -> list[Verdict]:
+    """Rounds of both sides in turn, beginning with the other side each time."""
+    samples: dict[str, dict[str, list[float]]] = {row.key: {side.label: [] for side in sides} for row in scenario.rows}
+    async with AsyncExitStack() as stack:
+        rounds = {side.label: await stack.enter_async_context(scenario.open(side, plan)) for side in sides}
+        if scenario.warm and not plan.quick:
+            for warm_up in rounds.values():
+                await warm_up()
+        for turn in range(scenario.rounds_for(plan)):
+            for label in sorted(rounds, reverse=bool(turn % 2)):
+                values = await rounds[label]()
+                for key, value in values.items():
+                    samples[key][label].append(value)
+                say(f"{scenario.name} {turn + 1}, {label}: " + ", ".join(f"{k} {number(v)}" for k, v in values.items()))
+    labels = [side.label for side in sides]
+    return [judge(row, *([samples[row.key][label] for label in labels] + [[]])[:2]) for row in scenario.rows]
+
+
+def publish(verdicts: Sequence[Verdict], client: Hits, sides: Sequence[Program], out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    reference = sides[1].label if len(sides) > 1 else None
+    facts = {
+        "versions": {side.label: side.version() for side in sides},
+        "client_alone": {"requests_per_second": client.per_second, "p50_us": client.p50_us},
+    }
+    write_json(out / "bench.json", verdicts, facts)
+    text = table(verdicts, reference)
+    (out / "bench.md").write_text(text + "\n")
+    print(text)
+    print(f"\nThe load client alone reaches {number(client.per_second)} requests/s against a server that does nothing.")
+    if reference is None:
+        print(NOTE)
+    elif any(verdict.ratios for verdict in verdicts):
+        write_plot(out / "bench.png", verdicts, reference)
+    print(f"Table, figures and plot: {out}")
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llama-corral" / "bench"
+
+
+def raise_open_files() -> None:
+    """Thousands of streams need thousands of descriptors; servers inherit the limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""What a single-model server does with the model: tokens per second, gaps between tokens, time to the first one."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from statistics import median
+from typing import Any
+
+from .client import Answer, post
+from .models import FIRST_WORD, LARGE, N_VOCAB, TINY, Shape, model_file
+from .scenario import Plan, Round, Scenario, must
+from .servers import Program, ServerFault, serve
+from .summary import Row, gaps, percentile
+
+SLOTS = 32
+PROMPT = 128  # tokens
+RUNNING, ARRIVING, LONG_PROMPT = 4, 3, 1024  # streams flowing, prompts that join them, tokens in each of those
+SETTLED = 20  # tokens each running stream has given before the long prompts arrive
+
+# One pool for all slots, and no host cache of old prompts: each request is new, on both sides.
+FLAGS = ["-np", str(SLOTS), "-kvu", "-c", "16384", "--cache-ram", "0"]
+
+
+def random_prompt(count: int) -> list[int]:
+    return random.choices(range(FIRST_WORD, N_VOCAB), k=count)
+
+
+def completion(prompt_tokens: int, n_predict: int) -> dict[str, Any]:
+    """A streamed completion of exactly `n_predict` tokens, sampled as llama-server does by default."""
+    return {
+        "prompt": random_prompt(prompt_tokens),
+        "n_predict": n_predict,
+        "stream": True,
+        "ignore_eos": True,
+        "cache_prompt": False,
+        "temperature": 0.8,
+        "top_k": 40,
+        "top_p": 0.95,
+        "min_p": 0.05,
+    }
+
+
+def checked(answer: Answer, n_predict: int) -> Answer:
+    """A stream that has all its tokens; the last event of it says how many there were."""
+    must(answer)
+    if f'"tokens_predicted":{n_predict},'.encode() not in answer.body.replace(b" ", b""):
+        raise ServerFault(f"a stream did not have {n_predict} tokens: …{bytes(answer.body[-300:])!r}")
+    return answer
+
+
+def throughput(name: str, shape: Shape, streams: int, n_predict: int, limit: float, rounds: int) -> Scenario:
+    key = f"{name}_{streams}"
+    label = f"generation, {shape.name} model, {streams} stream{'s' * (streams > 1)}"
+
+    @asynccontextmanager
+    async def opened(program: Program, plan: Plan) -> AsyncIterator[Round]:
+        count = n_predict // 4 if plan.quick else n_predict
+        async with serve(program, ["-m", str(model_file(shape, plan.models)), *FLAGS]) as server:
+
+            async def measure() -> Mapping[str, float]:
+                requests = [post(server.address, "/completion", completion(PROMPT, count)) for _ in range(streams)]
+                answers = [checked(answer, count) for answer in await asyncio.gather(*requests)]
+                wall = max(answer.ended for answer in answers) - min(answer.sent for answer in answers)
+                return {key: streams * count / wall}
+
+            yield measure
+
+    return Scenario(f"{name}-{streams}", (Row(key, label, "tok/s", "higher", limit),), rounds, opened)
+
+
+@asynccontextmanager
+async def open_arrivals(program: Program, plan: Plan) -> AsyncIterator[Round]:
+    async with serve(program, ["-m", str(model_file(LARGE, plan.models)), *FLAGS]) as server:
+
+        async def measure() -> Mapping[str, float]:
+            n_predict = 128 if plan.quick else 256
+            running = [post(server.address, "/completion", completion(PROMPT, n_predict)) for _ in range(RUNNING)]
+            streams = asyncio.gather(*running)
+            probe = await post(server.address, "/completion", completion(PROMPT, SETTLED))  # paces the arrival
+            checked(probe, SETTLED)
+            prompts = [post(server.address, "/completion", completion(LONG_PROMPT, 1)) for _ in range(ARRIVING)]
+            arrived = [checked(answer, 1) for answer in await asyncio.gather(*prompts)]
+            flowing = [checked(answer, n_predict) for answer in await streams]
+            first, last = min(a.sent for a in arrived), max(a.first_event for a in arrived)
+            times = sorted(gap for answer in flowing for gap in gaps([t for t in answer.events[:-1] if t >= first]))
+            return {"arrivals_itl": percentile(times, 99) * 1000, "arrivals_ttft": last * 1000}
+
+        yield measure
+
+
+@asynccontextmanager
+async def open_first_token(program: Program, plan: Plan) -> AsyncIterator[Round]:
+    async with serve(program, ["-m", str(model_file(LARGE, plan.models)), *FLAGS]) as server:
+
+        async def measure() -> Mapping[str, float]:
+            took = [
+                must(await post(server.address, "/completion", completion(PROMPT, 2))).first_event for _ in range(5)
+            ]
+            return {"first_token": median(took) * 1000}
+
+        yield measure
+
+
+ARRIVAL_ROWS = (
+    Row("arrivals_itl", f"token gap p99 of {RUNNING} streams, {ARRIVING} long prompts arriving", "ms", "lower", 1.0),
+    Row("arrivals_ttft", "first token of the last of these prompts", "ms", "lower"),
+)
+FIRST_TOKEN_ROWS = (Row("first_token", f"first token, idle, {PROMPT}-token prompt", "ms", "lower", 1.25),)
+
+SCENARIOS = (
+    throughput("generation", LARGE, 1, 128, 0.95, 7),
+    throughput("generation", LARGE, 8, 128, 0.95, 5),
+    throughput("generation", LARGE, 32, 128, 0.95, 3),
+    throughput("overhead", TINY, 1, 256, 0.8, 7),
+    throughput("overhead", TINY, 8, 256, 0.8, 7),
+    throughput("overhead", TINY, 32, 256, 0.8, 5),
+    Scenario("first-token", FIRST_TOKEN_ROWS, 5, open_first_token),
+    Scenario("arrivals", ARRIVAL_ROWS, 5, open_arrivals),
+)

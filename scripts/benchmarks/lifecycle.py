@@ -1,0 +1,83 @@
+"""How long models and servers take to come: swap between two models, first load, start, and the memory of waiting."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from statistics import median
+
+from .client import post
+from .generation import completion
+from .models import LARGE, OTHER, Shape, model_file
+from .scenario import Plan, Round, Scenario, must
+from .servers import Program, Server, route, serve
+from .summary import Row
+
+SWAPS = 4  # per round, so that each model comes twice
+SETTLE_S = 1.5  # helpers a router starts in the background are there by then
+ONE_MODEL = ["--models-max", "1"]
+
+
+def two_models(plan: Plan) -> dict[str, list[str]]:
+    def lines(shape: Shape) -> list[str]:
+        return [f"model = {model_file(shape, plan.models)}", "ctx-size = 4096", "cache-ram = 0"]
+
+    return {shape.name: lines(shape) for shape in (LARGE, OTHER)}
+
+
+async def first_token(router: Server, model: str) -> float:
+    """Milliseconds until the first token of a short prompt, the model's load included when it has to come."""
+    answer = await post(router.address, "/completion", {"model": model, **completion(8, 2)})
+    return must(answer).first_event * 1000
+
+
+@asynccontextmanager
+async def open_swap(program: Program, plan: Plan) -> AsyncIterator[Round]:
+    async with route(program, two_models(plan), ONE_MODEL) as router:
+        await first_token(router, OTHER.name)
+
+        async def measure() -> Mapping[str, float]:
+            return {"swap": median([await first_token(router, (LARGE, OTHER)[i % 2].name) for i in range(SWAPS)])}
+
+        yield measure
+
+
+@asynccontextmanager
+async def open_start(program: Program, plan: Plan) -> AsyncIterator[Round]:
+    models = two_models(plan)
+
+    async def measure() -> Mapping[str, float]:
+        async with route(program, models, ONE_MODEL) as router:
+            at_once = await first_token(router, LARGE.name)
+        async with route(program, models, ONE_MODEL) as waiting:
+            await asyncio.sleep(SETTLE_S)
+            alone, family = waiting.rss_mb(), waiting.family_mb()
+            settled = await first_token(waiting, LARGE.name)
+        async with serve(program, ["-m", str(model_file(LARGE, plan.models)), "-c", "4096"]) as single:
+            pass
+        return {
+            "router_ready": median([router.ready_s, waiting.ready_s]) * 1000,
+            "first_load_at_once": at_once,
+            "first_load": settled,
+            "single_ready": single.ready_s * 1000,
+            "idle_rss": alone,
+            "idle_family": family,
+        }
+
+    yield measure
+
+
+SWAP_ROWS = (Row("swap", "swap to another model, until its first token", "ms", "lower", 1.0),)
+START_ROWS = (
+    Row("router_ready", "router start until /health", "ms", "lower", ceiling=300),
+    Row("first_load_at_once", "first load, asked of a router just started, until its first token", "ms", "lower"),
+    Row("first_load", "first load, asked of a router at rest, until its first token", "ms", "lower"),
+    Row("single_ready", "single-model server start until /health", "ms", "lower"),
+    Row("idle_rss", "router at rest: memory of its process", "MB", "lower", 3.0),
+    Row("idle_family", "router at rest: with its helper processes", "MB", "lower"),
+)
+SCENARIOS = (
+    Scenario("swap", SWAP_ROWS, 5, open_swap, warm=False),
+    Scenario("start", START_ROWS, 5, open_start),
+)

@@ -1,0 +1,122 @@
+"""Makes the models that are measured: random llamas, deterministic, in Q8_0, kept in a cache folder.
+
+Random weights cost what trained ones cost, and their flat distribution makes sampling work for its living. Control and
+byte tokens get an embedding of zeros: their logits are 0 among random ones, so top-k keeps them out of the text.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+N_VOCAB = 32_000
+N_SPECIAL = 3 + 256  # unknown, begin, end, and one token per byte
+FIRST_WORD = N_SPECIAL
+FORMAT = 1  # raise it when the content of a model changes: an older cached file is then made again
+SYLLABLES = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The size of a random llama; `seed` tells two of the same size apart."""
+
+    name: str
+    n_embd: int
+    n_layer: int
+    n_head: int
+    n_ff: int
+    tied: bool
+    seed: int
+
+
+LARGE = Shape("large", n_embd=768, n_layer=12, n_head=12, n_ff=2048, tied=False, seed=1)  # 134 M parameters
+OTHER = Shape("other", n_embd=768, n_layer=12, n_head=12, n_ff=2048, tied=False, seed=2)
+TINY = Shape("tiny", n_embd=64, n_layer=2, n_head=4, n_ff=128, tied=True, seed=3)  # 2 M: what is left is overhead
+
+
+def model_file(shape: Shape, folder: Path) -> Path:
+    """The path of the model, made now if it was not made before."""
+    path = folder / f"{shape.name}-{FORMAT}.gguf"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.part")
+        write_model(shape, partial)
+        partial.replace(path)
+    return path
+
+
+def write_model(shape: Shape, path: Path) -> None:
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name(f"random llama, {shape.name}")
+    writer.add_context_length(32_768)
+    writer.add_embedding_length(shape.n_embd)
+    writer.add_block_count(shape.n_layer)
+    writer.add_feed_forward_length(shape.n_ff)
+    writer.add_head_count(shape.n_head)
+    writer.add_head_count_kv(shape.n_head)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(shape.n_embd // shape.n_head)
+    writer.add_vocab_size(N_VOCAB)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    _add_vocab(writer)
+    _add_tensors(writer, shape)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def words() -> list[str]:
+    """Every text token after the bytes: letters first, so that any lower-case text can be merged from them."""
+    texts = ["▁", *map(chr, range(ord("a"), ord("z") + 1)), *SYLLABLES]
+    texts += ["▁" + syllable for syllable in SYLLABLES]
+    texts += [a + b for a in SYLLABLES for b in SYLLABLES]
+    texts += ["▁" + a + b for a in SYLLABLES for b in SYLLABLES]
+    texts += ["▁" + a + b + c for a in SYLLABLES for b in SYLLABLES for c in SYLLABLES]
+    return texts[: N_VOCAB - N_SPECIAL]
+
+
+def _add_vocab(writer: gguf.GGUFWriter) -> None:
+    texts = words()
+    kind = gguf.TokenType
+    types = [kind.UNKNOWN, kind.CONTROL, kind.CONTROL] + [kind.BYTE] * 256 + [kind.NORMAL] * len(texts)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *texts])
+    writer.add_token_scores([0.0] * N_SPECIAL + [-float(rank) for rank in range(len(texts))])
+    writer.add_token_types(types)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+
+
+def _add_tensors(writer: gguf.GGUFWriter, shape: Shape) -> None:
+    rng = np.random.default_rng(shape.seed)
+
+    def add_matrix(name: str, rows: int, columns: int) -> None:
+        weights = rng.standard_normal((rows, columns), dtype=np.float32) * 0.02
+        if rows == N_VOCAB:
+            weights[:N_SPECIAL] = 0
+        packed: Any = gguf.quants.quantize(weights, gguf.GGMLQuantizationType.Q8_0)
+        writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+
+    def add_norm(name: str) -> None:
+        writer.add_tensor(name, np.ones(shape.n_embd, dtype=np.float32))
+
+    add_matrix("token_embd.weight", N_VOCAB, shape.n_embd)
+    add_norm("output_norm.weight")
+    if not shape.tied:
+        add_matrix("output.weight", N_VOCAB, shape.n_embd)
+    for layer in range(shape.n_layer):
+        for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            add_matrix(f"blk.{layer}.{part}.weight", shape.n_embd, shape.n_embd)
+        add_matrix(f"blk.{layer}.ffn_gate.weight", shape.n_ff, shape.n_embd)
+        add_matrix(f"blk.{layer}.ffn_up.weight", shape.n_ff, shape.n_embd)
+        add_matrix(f"blk.{layer}.ffn_down.weight", shape.n_embd, shape.n_ff)
+        add_norm(f"blk.{layer}.attn_norm.weight")
+        add_norm(f"blk.{layer}.ffn_norm.weight")

@@ -1,0 +1,171 @@
+"""The programs under measure: started with one command line each, watched until ready, ended whatever happens.
+
+A program is only its argv, so both sides get the same flags. Every server runs in a session of its own and on Linux
+dies with the benchmark; a router's workers are ended by their router, and by us when it did not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psutil
+
+from .client import Address, get
+
+READY_S = 60.0  # a 100 M model loads in well under a second; a cold disk may need more
+STOP_S = 10.0  # what a user's service manager commonly waits before it kills
+POLL_S = 0.002  # finer than the start-up times compared
+PR_SET_PDEATHSIG = 1
+LOG_LINES = 15
+NOT_INHERITED = ("PYTHONPATH", "LLAMA_")  # our own import path; options the user has set for daily use
+
+
+class ServerFault(Exception):
+    """A server did not start or answered with an error."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """One side: a label and how to start it."""
+
+    label: str
+    argv: tuple[str, ...]
+
+    def version(self) -> str:
+        done = subprocess.run([*self.argv, "--version"], capture_output=True, text=True, timeout=30, check=False)
+        text = (done.stdout + done.stderr).strip()
+        return next((line for line in text.splitlines() if "version" in line), text.partition("\n")[0])
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server: where it listens, its process, and how long it took to answer /health with 200."""
+
+    address: tuple[str, int]
+    process: psutil.Process
+    ready_s: float
+
+    def rss_mb(self) -> float:
+        """Resident memory of the front process alone."""
+        return float(self.process.memory_info().rss) / 1e6
+
+    def family_mb(self) -> float:
+        """Memory of the front process and its helpers; pages they share are counted once (PSS) where that is known."""
+        total = 0.0
+        for process in [self.process, *self.process.children(recursive=True)]:
+            with suppress(psutil.Error):
+                facts = process.memory_full_info()
+                total += getattr(facts, "pss", facts.rss) / 1e6
+        return total
+
+
+@asynccontextmanager
+async def serve(
+    program: Program, flags: Sequence[str], environ: Mapping[str, str] | None = None
+) -> AsyncIterator[Server]:
+    """Run the program on a free port until the context ends; `environ` is added to what it inherits."""
+    port = free_port()
+    argv = [*program.argv, "--host", "127.0.0.1", "--port", str(port), *flags]
+    with TemporaryDirectory(prefix="corral-bench-") as folder:
+        log = Path(folder) / "log"
+        started = time.monotonic()
+        with _started(argv, log, environ or {}) as process:
+            await _healthy(process, ("127.0.0.1", port), log)
+            yield Server(("127.0.0.1", port), psutil.Process(process.pid), time.monotonic() - started)
+
+
+@asynccontextmanager
+async def route(program: Program, models: Mapping[str, Sequence[str]], flags: Sequence[str]) -> AsyncIterator[Server]:
+    """Run the program as a router over these models; each has its INI lines."""
+    with TemporaryDirectory(prefix="corral-bench-") as folder:
+        presets = Path(folder) / "presets.ini"
+        presets.write_text("".join(f"[{name}]\n" + "\n".join(lines) + "\n\n" for name, lines in models.items()))
+        # Without this the models of the user's own cache would be looked through and listed beside ours.
+        environ = {"LLAMA_CACHE": folder, "HF_HUB_CACHE": folder}
+        async with serve(program, ["--models-preset", str(presets), *flags], environ) as server:
+            yield server
+
+
+async def worker_address(router: Server, model: str) -> Address:
+    """Where the router's worker for a loaded model listens: a port, or the unix socket among its arguments."""
+    answer = await get(router.address, "/models")
+    entry = next(entry for entry in answer.json()["data"] if entry["id"] == model)
+    args = entry["status"]["args"]
+    host = args[args.index("--host") + 1] if "--host" in args else "127.0.0.1"
+    return host if host.endswith(".sock") else ("127.0.0.1", int(args[args.index("--port") + 1]))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def _healthy(process: subprocess.Popen[bytes], address: tuple[str, int], log: Path) -> None:
+    limit = time.monotonic() + READY_S
+    while time.monotonic() < limit:
+        if process.poll() is not None:
+            raise ServerFault(f"the server ended with {process.returncode}:\n{_tail(log)}")
+        answer = await get(address, "/health")
+        if answer.good:
+            return
+        await asyncio.sleep(POLL_S)
+    raise ServerFault(f"the server was not ready after {READY_S:.0f} s:\n{_tail(log)}")
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
+
+
+@contextmanager
+def _started(argv: Sequence[str], log: Path, environ: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(NOT_INHERITED)}
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_die_with_parent(),
+            env=inherited | dict(environ),
+        )
+    try:
+        yield process
+    finally:
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask, wait, then kill what is left of the server and of everything it started."""
+    family: list[psutil.Process] = []
+    with suppress(psutil.Error):
+        family = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_S)
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+    for orphan in family:
+        with suppress(psutil.Error):
+            orphan.kill()
+
+
+def _die_with_parent() -> Callable[[], None] | None:
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None)  # looked up before the fork: afterwards only async-signal-safe work is safe
+    return lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
