@@ -1,7 +1,7 @@
 """A layer: what one place of configuration gave, as a text for each field, and where, so that errors name both.
 
 `layers.py` and `ini.py` fill layers through `add`, which expands shorthands and negations: nothing later sees a
-spelling.
+spelling. `check` turns one into settings.
 """
 
 from __future__ import annotations
@@ -9,11 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from pydantic import ValidationError
+
+from .describe import allowed
 from .errors import ConfigError
 from .option import Option, Repeat
 from .retired import Removed
+from .settings import Settings, layer_texts
 from .table import OPTIONS, Spelling
-from .values import boolean, join_many, many
+from .values import boolean, join_many, many, unescape
+
+_ESCAPED_FIELDS = ("reverse_prompt", "dry_sequence_breaker")
 
 
 class Given(NamedTuple):
@@ -69,3 +75,24 @@ def _appended(option: Option, before: str, text: str) -> str:
     if option.repeat is Repeat.COMMA:
         return f"{before},{text}"
     return join_many([*many(before), *many(text)]) if option.repeat is Repeat.MANY else text
+
+
+def check(layer: Layer) -> Settings:
+    """Validates every value, but lets pass what this version can't do: that is refused where it would be used."""
+    texts = {field: given.text for field, given in layer.items() if field in OPTIONS}
+    if texts.get("escape") != "false":
+        for field in texts.keys() & set(_ESCAPED_FIELDS):
+            texts[field] = join_many([unescape(text) for text in many(texts[field])])
+    token = layer_texts.set(texts)
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise ConfigError(_invalid(str(error.errors()[0]["loc"][0]), layer)) from None
+    finally:
+        layer_texts.reset(token)
+
+
+def _invalid(field: str, layer: Layer) -> str:
+    given = layer[field]
+    value = "" if OPTIONS[field].secret else f" '{given.text}'"
+    return f"{given.where}: invalid value{value}: expected {allowed(field)}"

@@ -32,23 +32,22 @@ SPELLING_WIDTH = 36
 HELP_WIDTH = 120  # wider lines are hard to read
 
 
-def help_text(width: int = 100) -> str:
-    """As plain text."""
+def help_text(width: int | None = None) -> str:
+    """For stdout: as wide as the terminal and in its colours, or plain where it is none. A `width` makes it plain."""
     from rich.console import Console
 
-    console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
-    _show(console)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
-    return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
-
-
-def print_help() -> None:
-    """To stdout, with colours where that is a terminal."""
-    from rich.console import Console
-
-    console = Console()
-    console.width = min(console.width, HELP_WIDTH)
-    _show(console)
+    screen = Console(legacy_windows=False)
+    is_terminal = width is None and screen.is_terminal
+    page = Console(
+        file=io.StringIO(),
+        width=width or min(screen.width, HELP_WIDTH),
+        force_terminal=is_terminal,
+        no_color=not is_terminal,
+        legacy_windows=False,
+    )
+    with page.capture() as capture:
+        _show(page)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
 
 
 def _show(console: Console) -> None:

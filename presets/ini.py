@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +17,7 @@ import iniconfig
 
 from .errors import ConfigError
 from .gguf_names import canonical_name
-from .given import Given, Layer, add
+from .given import Given, Layer, add, check
 from .table import KEYS, nearest
 
 log = logging.getLogger("corral.presets")
@@ -30,6 +29,7 @@ DEFAULT = "default"
 _HEADER = re.compile(r"\[\s*([^\]]*?)\s*\]\s*([;#].*)?")
 _KEY = re.compile(r"([A-Za-z_][A-Za-z0-9_.-]*)[ \t]*=")
 _COMMENT = re.compile(r"(^|\s)[;#].*")
+_NEWLINE = re.compile(r"\r\n|\r|\n")
 _QUOTED = re.compile(r'("(?:[^"\\]|\\.)*")\s*([;#].*)?')
 _STRANGE = re.compile("[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 """What Python, and so iniconfig, takes for an end of line."""
@@ -65,20 +65,18 @@ class _Block(NamedTuple):
 
 def read_presets(path: str | Path) -> PresetFile:
     """Raises ConfigError `file:line: …` for anything that is not understood."""
-    blocks = {block.name: block for block in _blocks(path, _text(path))}
-    everywhere = blocks.pop(ALL_MODELS, None)
-    sections = []
-    for name, block in blocks.items():
-        layer = _layer(path, block)
-        if layer or name != DEFAULT:
-            sections.append(Section(name, block.line, layer))
-    return PresetFile(_layer(path, everywhere) if everywhere else {}, tuple(sections))
+    layers = {block.name: (block.line, _layer(path, block)) for block in _blocks(path)}
+    for _, layer in layers.values():
+        check(layer)
+    _, everywhere = layers.pop(ALL_MODELS, (0, {}))
+    sections = (Section(name, line, layer) for name, (line, layer) in layers.items() if layer or name != DEFAULT)
+    return PresetFile(everywhere, tuple(sections))
 
 
 def read_global(path: str | Path) -> Layer:
     """The keys before any header and of `[*]`; unknown ones are for other programs that share the file."""
     layer: dict[str, Given] = {}
-    blocks = {block.name: block for block in _blocks(path, _text(path))}
+    blocks = {block.name: block for block in _blocks(path)}
     for name in (ALL_MODELS, DEFAULT):
         if name in blocks:
             layer |= _layer(path, blocks[name], ignore_unknown=True)
@@ -97,18 +95,24 @@ def _text(path: str | Path) -> str:
         raise ConfigError(f"{path}:{line}: not UTF-8 text") from None
 
 
-def _blocks(path: str | Path, text: str) -> Iterator[_Block]:
-    """In file order, with names as models have them. A name may occur again: the later one replaces the earlier."""
+def _blocks(path: str | Path) -> list[_Block]:
+    """The sections in file order, by the names that models have; of several with one name only the last."""
     names: dict[int, str] = {0: DEFAULT}
     lines = ["[0]"]
-    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):
+    for number, line in enumerate(_NEWLINE.split(_text(path)), 1):
         lines.append(_unique(path, number, line.strip(" \t"), names))
-    config = iniconfig.IniConfig(str(path), data="\n".join(lines))
-    for section in config:
+    blocks: dict[str, _Block] = {}
+    for section in iniconfig.IniConfig(str(path), data="\n".join(lines)):
+        line = int(section.name)
+        name = names[line]
+        if name in blocks and blocks[name].entries:
+            earlier = blocks.pop(name).line
+            log.warning("%s:%d: [%s] replaces the section of that name in line %d", path, line, name, earlier)
         entries = [
             _Entry((section.lineof(key) or 1) - 1, key.partition("@")[0], value) for key, value in section.items()
         ]
-        yield _Block(int(section.name), names[int(section.name)], entries)
+        blocks[name] = _Block(line, name, entries)
+    return list(blocks.values())
 
 
 def _unique(path: str | Path, number: int, line: str, names: dict[int, str]) -> str:

@@ -11,17 +11,14 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from .describe import allowed
 from .errors import ConfigError
-from .given import Given, Layer, add, put
+from .given import Given, Layer, add, check, put
 from .ini import read_global
 from .option import Option, Repeat
 from .retired import LOAD_SWITCHES
-from .settings import Settings, layer_texts
+from .settings import Settings
 from .table import FLAGS, OPTIONS, VARIABLES, Entry, nearest, value_count
-from .values import join_many, many, unescape
+from .values import join_many
 
 __all__ = [
     "Given",
@@ -37,8 +34,6 @@ __all__ = [
 ]
 
 log = logging.getLogger("corral.presets")
-
-_ESCAPED_FIELDS = ("reverse_prompt", "dry_sequence_breaker")
 
 
 def read_argv(argv: Sequence[str]) -> dict[str, Given]:
@@ -129,27 +124,6 @@ def _load_mode(before: str, switch: str, on: bool) -> str:
     parts = (parts & {"mmap", "mlock"}) | ({switch} if on else set())
     parts -= set() if on else {switch}
     return "+".join(sorted(parts, reverse=True, key=("mlock", "mmap").index)) or "none"
-
-
-def check(layer: Layer) -> Settings:
-    """Validates every value, but lets pass what this version can't do: that is refused where it would be used."""
-    texts = {field: given.text for field, given in layer.items()}
-    if texts.get("escape") != "false":
-        for field in texts.keys() & set(_ESCAPED_FIELDS):
-            texts[field] = join_many([unescape(text) for text in many(texts[field])])
-    token = layer_texts.set(texts)
-    try:
-        return Settings()
-    except ValidationError as error:
-        raise ConfigError(_invalid(str(error.errors()[0]["loc"][0]), layer)) from None
-    finally:
-        layer_texts.reset(token)
-
-
-def _invalid(field: str, layer: Layer) -> str:
-    given = layer[field]
-    value = "" if OPTIONS[field].secret else f" '{given.text}'"
-    return f"{given.where}: invalid value{value}: expected {allowed(field)}"
 
 
 def resolve(*layers: Layer) -> Settings:

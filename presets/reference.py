@@ -40,10 +40,10 @@ def _group(group: type[OptionGroup]) -> Iterator[str]:
 
 
 def _row(option: Option, field: str) -> str:
-    spelled = " ".join(f"`{flag}`" for flag in (*option.flags, *option.negated))
+    spelled = _code((*option.flags, *option.negated))
     if option.older:
-        spelled += "<br>earlier: " + " ".join(f"`{flag}`" for flag in option.older)
-    variables = "<br>".join(f"`{name}`" for name in (option.env, *option.older_env) if name)
+        spelled += "<br>earlier: " + _code(option.older)
+    variables = _code(tuple(name for name in (option.env, *option.older_env) if name))
     default = default_text(field)
     value = "on or off" if option.is_switch else allowed(field)
     reader = _READERS[option.reader]
@@ -61,6 +61,10 @@ def _meaning(option: Option, field: str) -> str:
     return text + (". Not handed to workers" if option.router_own else "")
 
 
+def _code(names: tuple[str, ...]) -> str:
+    return " ".join(f"`{name}`" for name in names)
+
+
 def _cells(*cells: str) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
@@ -70,17 +74,16 @@ def _shorthands() -> Iterator[str]:
     yield "| Option | Variable | Stands for |"
     yield "|---|---|---|"
     for item in SHORTHANDS:
-        spelled = " ".join(f"`{flag}`" for flag in (*item.flags, *item.negated))
-        yield _cells(spelled, " ".join(f"`{name}`" for name in item.env), item.help)
+        yield _cells(_code((*item.flags, *item.negated)), _code(item.env), item.help)
     yield ""
 
 
 def _removed() -> Iterator[str]:
     yield "### Gone\n"
-    yield "| Option | Instead |"
-    yield "|---|---|"
+    yield "| Option | Variable | Instead |"
+    yield "|---|---|---|"
     for item in REMOVED:
-        yield _cells(" ".join(f"`{flag}`" for flag in item.flags), item.instead)
+        yield _cells(_code(item.flags), _code(item.env), item.instead)
     yield ""
 
 

@@ -6,13 +6,13 @@ import json
 import re
 
 from .given import Given, Layer
-from .help import bash_completion, help_text, print_help
+from .help import bash_completion, help_text
 from .option import Option, Reader, Repeat
 from .reference import reference_markdown
 from .table import OPTIONS
 from .values import many
 
-__all__ = ["bash_completion", "help_text", "masked", "print_help", "reference_markdown", "to_argv", "to_ini"]
+__all__ = ["bash_completion", "help_text", "masked", "reference_markdown", "to_argv", "to_ini"]
 
 
 def to_argv(layer: Layer) -> list[str]:

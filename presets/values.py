@@ -114,7 +114,7 @@ def _numbers(value: Any) -> Any:
 def _logit_bias(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    pairs = [re.fullmatch(r"\s*(\d+)\s*([+-])\s*(.+)", item) for item in value.split(",")]
+    pairs = [re.fullmatch(r"\s*(\d+)\s*([+-])\s*(.+)", item) for item in value.split(",") if item]
     if not all(pairs):
         raise ValueError("not TOKEN_ID+BIAS")
     return tuple((pair[1], float(pair[2] + pair[3])) for pair in pairs if pair)
@@ -170,7 +170,10 @@ SAMPLER_NAMES = {
 def _samplers(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    return tuple(SAMPLER_NAMES[name.strip()] for name in value.split(";") if name.strip())
+    names = [name.strip() for name in value.split(";") if name.strip()]
+    if unknown := set(names) - SAMPLER_NAMES.keys():
+        raise ValueError(f"unknown: {unknown}")
+    return tuple(SAMPLER_NAMES[name] for name in names)
 
 
 def _not_zero(value: int) -> int:
