@@ -13,7 +13,7 @@ from .llama import C
 
 
 class Batch:
-    """Rows of (token, position, sequence, wants output). Never more than `capacity`, since llama.cpp aborts above it."""
+    """Rows of (token, position, sequence, wants output), never more than `capacity`: llama.cpp aborts above it."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity

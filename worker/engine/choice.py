@@ -5,41 +5,10 @@ Used by the engine thread; knows the sampler's tokens but no context and no batc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from .messages import Finished, Generation, Piece, Timings, TokenProbs
+from .clock import Clock
+from .messages import Finished, Generation, Piece, TokenProbs
 from .text import Stop, TextStream
 from .vocab import Vocab
-
-
-@dataclass(slots=True)
-class Clock:
-    """Times of one choice, in seconds of a monotonic clock; 0: not yet."""
-
-    start: float = 0.0
-    prompt_end: float = 0.0
-    last_token: float = 0.0
-    n_cached: int = 0
-    n_prompt: int = 0
-    n_predicted: int = 0
-
-    @property
-    def prompt_seconds(self) -> float:
-        return self.prompt_end - self.start if self.prompt_end else 0.0
-
-    @property
-    def predicted_seconds(self) -> float:
-        # at least a microsecond, since the first token may come in the instant in which the prompt ends
-        return max(1e-6, self.last_token - self.prompt_end) if self.last_token else 0.0
-
-    def timings(self) -> Timings:
-        return Timings(
-            cache_n=self.n_cached,
-            prompt_n=self.n_prompt,
-            prompt_ms=1e3 * self.prompt_seconds,
-            predicted_n=self.n_predicted,
-            predicted_ms=1e3 * self.predicted_seconds,
-        )
 
 
 class Choice:

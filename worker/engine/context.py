@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .batch import Batch
 from .errors import LoadError
-from .llama import ABORT_TEST, C, complaints, fast
+from .llama import ABORT_TEST, C, complaints, fast, floats_at
 from .model import Model
 
 POOLING_NAMES = {-1: "none", 0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
@@ -108,14 +108,14 @@ class Context:
         self._warm_up_tokens = (ctypes.c_int32 * len(tokens))(*tokens)
         return C.llama_batch_get_one(self._warm_up_tokens, len(tokens))
 
-    # -- outputs of the last decode --------------------------------------------------------------------------------------
+    # -- outputs of the last decode ----------------------------------------------------------------------------------
 
     def logits(self, row: int) -> NDArray[np.float32]:
         """A view on llama.cpp's buffer: valid until the next decode."""
         pointer = fast.logits_ith(self.pointer, row)
         if not pointer:
             raise IndexError(f"row {row} has no logits")
-        return np.frombuffer((ctypes.c_float * self.n_vocab).from_address(pointer), np.float32)
+        return floats_at(pointer, self.n_vocab)
 
     def sequence_embedding(self, sequence: int, n: int) -> NDArray[np.float32] | None:
         return _copy(fast.embeddings_seq(self.pointer, sequence), n)
@@ -123,7 +123,7 @@ class Context:
     def token_embedding(self, row: int, n: int) -> NDArray[np.float32] | None:
         return _copy(fast.embeddings_ith(self.pointer, row), n)
 
-    # -- sequence memory -------------------------------------------------------------------------------------------------
+    # -- sequence memory ---------------------------------------------------------------------------------------------
 
     def keep_first(self, sequence: int, n: int) -> bool:
         """Forgets all after the first n positions; False: impossible for this memory, nothing was done."""
@@ -158,7 +158,7 @@ class Context:
         o = self.model.options
         p = C.llama_context_default_params()
         p.n_ctx, p.n_batch, p.n_ubatch, p.n_seq_max = o.n_ctx, o.n_batch, o.n_ubatch, o.n_slots
-        # generation needs one output row a sequence; room for more would be room for n_ubatch rows of the whole vocabulary
+        # a generation needs one output row; by default there would be room for n_ubatch rows of the whole vocabulary
         p.n_outputs_max = o.n_batch if o.embeddings or o.pooling > _POOLING_NONE else min(o.n_batch, o.n_slots)
         p.n_outputs_max_per_seq = 1
         p.n_threads, p.n_threads_batch = o.n_threads, o.n_threads_batch
@@ -179,4 +179,4 @@ class Context:
 def _copy(pointer: int | None, n: int) -> NDArray[np.float32] | None:
     if not pointer:
         return None
-    return np.frombuffer((ctypes.c_float * n).from_address(pointer), np.float32).copy()
+    return floats_at(pointer, n).copy()

@@ -1,108 +1,70 @@
-"""The engine's heart: slots, queue and context of one loaded model, advanced by `step()`.
+"""The engine's heart: slots and queue of one loaded model, advanced by `step()`.
 
-Everything here runs on the engine thread (`runner` calls it); only `abort_if_cancelled` may be called from elsewhere.
-What to compute is decided by `scheduler`, whether to go on by `choice`; this module carries it out.
+Everything here runs on the engine thread (`thread` calls it), except where a method says otherwise. What to compute is
+decided by `scheduler`, whether to go on by `choice`; `compute` does the computing.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 
 from ...presets.errors import ApiError, ServerFault
-from .batch import Batch
-from .choice import Choice
-from .context import ABORTED, DECODED, NO_ROOM, Context
+from .compute import Compute, Computed, Filled, Lost
+from .context import Context
 from .counters import Counters
 from .embedding import embedded
-from .messages import Begun, Embedding, Event, Failed, Progress
+from .jobs import EmbeddingTask, GenerationTask, Job, tasks_of
+from .messages import Begun, Event, Failed, Progress, TokenProbs
 from .model import Model
-from .options import EngineOptions
-from .pacing import Pacer
 from .probabilities import after_sampling, before_sampling
 from .reuse import reusable_prefix
-from .sampling import RANDOM_SEED, Sampler
-from .scheduler import BatchPlan, History, Limits, Work, choose_slot, plan
-from .slots import Job, Slot, SlotState, Task
+from .scheduler import History, Limits, Work, choose_slot, plan
+from .slots import Slot, SlotState
 
 log = logging.getLogger("corral.engine")
 
 Deliver = Callable[[list[tuple[Job, Event]]], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
-    """A slot's consecutive rows of a batch."""
-
-    slot: Slot
-    row: int
-    n: int
-    completes: bool  # its last row has the output to sample from, or the embedding
-
-
 class Core:
     def __init__(self, model: Model, context: Context, deliver: Deliver, counters: Counters) -> None:
-        options: EngineOptions = model.options
-        self.model, self.context, self.options = model, context, options
-        self.slots = [Slot(i, context.n_ctx_slot) for i in range(options.n_slots)]
+        self.model, self.context, self.options = model, context, model.options
+        self.slots = [Slot(i, context.n_ctx_slot) for i in range(self.options.n_slots)]
+        self.compute = Compute(context, self.slots)
         self.waiting: deque[Job] = deque()
-        self.counters = counters
         self.published = counters.copy()
         """The counters as of the last step, for other threads."""
-        self._batch = Batch(context.n_batch)
-        self._pacer = Pacer(context.n_batch)
+        self._counters = counters
         self._history = History()
+        self._n_busy = 0
         self._events: list[tuple[Job, Event]] = []
         self._deliver = deliver
-        self._job_ids = itertools.count()
-        self._in_flight: tuple[Job, ...] = ()
-        self._in_flight_lock = threading.Lock()
 
     @property
     def busy(self) -> bool:
-        return bool(self.waiting) or any(not slot.idle for slot in self.slots)
-
-    def next_job_id(self) -> int:
-        """From any thread."""
-        return next(self._job_ids)
-
-    # -- requests ------------------------------------------------------------------------------------------------------
+        return self._n_busy > 0 or bool(self.waiting)
 
     def submit(self, job: Job) -> None:
         self.waiting.append(job)
 
     def cancel(self, job: Job) -> None:
-        """The slots are free at once; nothing more is emitted."""
+        """Its slots are free at once; what they remember stays. Nothing more is emitted for it."""
         if job in self.waiting:
             self.waiting.remove(job)
         self._release_all(job)
         self._emit()
 
-    def abort_if_cancelled(self) -> None:
-        """From any thread: nobody is waiting for the batch under way any more."""
-        with self._in_flight_lock:
-            if self._in_flight and all(job.cancelled for job in self._in_flight):
-                self.context.abort()
-
-    def cancel_all(self) -> None:
-        """From any thread: the batch under way is not waited for."""
-        with self._in_flight_lock:
-            if self._in_flight:
-                self.context.abort()
-
     def fail_all(self, error: ApiError) -> None:
-        """Ends everything, queue included."""
+        """Ends everything, the queue included, and trusts nothing that the slots remember."""
         for job in [*self._jobs(), *self.waiting]:
             self._fail(job, error)
         self.waiting.clear()
+        for slot in self.slots:
+            self._clear(slot)
         self._emit()
-
-    # -- the loop ------------------------------------------------------------------------------------------------------
 
     def step(self) -> None:
         """One turn: admit, plan, decode, sample, emit."""
@@ -110,23 +72,26 @@ class Core:
         batch_plan = plan(self._work(), self._limits(), self._history)
         if batch_plan is not None:
             self._history = self._history.after(batch_plan.kind)
-            shares = self._fill(batch_plan)
-            for begin, end in self._decode(batch_plan, shares):
-                self._sample(shares, begin, end)
+            filled = self.compute.fill(batch_plan)
+            try:
+                for part in self.compute.decode(filled, self._forget_idle_slot):
+                    self._account(filled, part)
+                    self._sample(filled, part)
+            except Lost as error:
+                self._lose(error)
         self._emit()
 
     # -- admit ---------------------------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """First those who want a certain slot, then in order of arrival. One that needs several slots holds up the rest."""
-        if not self.waiting or not any(slot.idle for slot in self.slots):
+        """First those who want a certain slot, then in order of arrival. Who needs several slots holds up the rest."""
+        if not self.waiting or self._n_busy == len(self.slots):
             return
         bound = [job for job in self.waiting if job.id_slot >= 0]
-        free = [job for job in self.waiting if job.id_slot < 0]
-        for job in bound + free:
+        for job in bound + [job for job in self.waiting if job.id_slot < 0]:
             if self._place(job):
                 self.waiting.remove(job)
-            elif job.n_choices > 1 or not any(slot.idle for slot in self.slots):
+            elif job.n_choices > 1 or self._n_busy == len(self.slots):
                 return
 
     def _place(self, job: Job) -> bool:
@@ -137,259 +102,153 @@ class Core:
         if chosen is None or len(others) < job.n_choices - 1:
             return False
         # here a host-memory prompt cache would save what the slot is about to lose, and look for something better
-        first = self.slots[chosen]
         try:
-            tasks = [self._task(job, index, chosen) for index in range(job.n_choices)]
+            tasks = tasks_of(job, self.model.vocab, self.options.n_predict, self.options.special)
         except ApiError as error:
             self._fail(job, error)
             return True
-        for slot, task in zip((first, *others), tasks, strict=True):
+        for slot, task in zip((self.slots[chosen], *others), tasks, strict=True):
             slot.begin(task)
-        self._begin_prompt(first)
+            self._n_busy += 1
+        self._begin_prompt(self.slots[chosen], job)
         return True
 
-    def _task(self, job: Job, index: int, first: int) -> Task:
-        request = job.request
-        if isinstance(request, Embedding):
-            return Task(job)
-        sampling = request.sampling
-        if index and sampling.seed != RANDOM_SEED:
-            sampling = replace(sampling, seed=(sampling.seed + index) & 0xFFFFFFFF)
-        n_predict = request.n_predict if request.n_predict != -1 else self.options.n_predict
-        choice = Choice(request, index, n_predict, self.options.special)
-        return Task(job, choice, Sampler(sampling, self.model.vocab), parent=first if index else None)
-
-    def _begin_prompt(self, slot: Slot) -> None:
-        assert slot.task is not None
-        job, choice = slot.task.job, slot.task.choice
+    def _begin_prompt(self, slot: Slot, job: Job) -> None:
         n_past = reusable_prefix(slot, job.request, self.context, self.model.n_swa)
         del slot.tokens[n_past:]
-        if choice is None:
+        task = slot.task
+        if not isinstance(task, GenerationTask):
             return
-        self.counters.prompt_tokens_cached += n_past
-        choice.clock.start, choice.clock.n_cached = time.monotonic(), n_past
-        if choice.request.stream:
-            self._event(job, Begun(choice.index))
-            self._report_progress(slot)
+        self._counters.prompt_tokens_cached += n_past
+        task.choice.clock.begin(time.monotonic(), n_past)
+        if task.request.stream:
+            self._event(job, Begun(task.choice.index))
+            self._report_progress(slot, task)
+        if not task.prompt:
+            self._finish(slot, task)
 
-    # -- plan and fill -------------------------------------------------------------------------------------------------
+    # -- plan ----------------------------------------------------------------------------------------------------------
 
     def _work(self) -> list[Work]:
-        return [
-            self._work_of(slot, slot.task) for slot in self.slots if slot.task and slot.state is not SlotState.WAITING
-        ]
-
-    def _work_of(self, slot: Slot, task: Task) -> Work:
-        n_left = 0 if slot.state is SlotState.GENERATING else len(task.prompt) - len(slot.tokens)
-        if task.choice is not None:
-            return Work(slot.id, "generation", n_left, False, task.job.arrived, task.waited)
-        return Work(slot.id, "embedding", n_left, not self.context.embeds_in_pieces, task.job.arrived, task.waited)
+        whole = not self.context.embeds_in_pieces
+        work = []
+        for slot in self.slots:
+            task = slot.task
+            if task is None or slot.state is SlotState.WAITING:
+                continue
+            n_left = 0 if slot.state is SlotState.GENERATING else len(task.prompt) - len(slot.tokens)
+            if isinstance(task, GenerationTask):
+                work.append(Work(slot.id, "generation", n_left, False, task.job.id, slot.last_turn))
+            else:
+                work.append(Work(slot.id, "embedding", n_left, whole, task.job.id, slot.last_turn))
+        return work
 
     def _limits(self) -> Limits:
-        return Limits(self.context.n_batch, self._pacer.n_prompt_beside_streams, self.options.continuous_batching)
-
-    def _fill(self, batch_plan: BatchPlan) -> list[Share]:
-        batch, slots = self._batch, self.slots
-        batch.clear()
-        self.context.set_embeddings(batch_plan.kind == "embedding")
-        for slot in slots:
-            if slot.task is not None:
-                slot.task.waited += 1
-        streams = [slots[i] for i in batch_plan.generating]
-        if streams:
-            batch.add_rows([s.sampled for s in streams], [len(s.tokens) for s in streams], batch_plan.generating)
-        shares = [Share(slot, row, 1, True) for row, slot in enumerate(streams)]
-        for i, n in batch_plan.prompts:
-            shares.append(self._fill_prompt(slots[i], n, batch_plan.kind == "embedding"))
-        for share in shares:
-            assert share.slot.task is not None
-            share.slot.task.waited = 0
-        return shares
-
-    def _fill_prompt(self, slot: Slot, n: int, output: bool) -> Share:
-        assert slot.task is not None
-        prompt, position, row = slot.task.prompt, len(slot.tokens), self._batch.size
-        self._batch.add_run(prompt[position : position + n], position, slot.id, output)
-        completes = position + n == len(prompt)
-        if completes:
-            self._batch.want_output(row + n - 1)
-        return Share(slot, row, n, completes)
+        return Limits(self.context.n_batch, self.compute.n_prompt_beside_streams, self.options.continuous_batching)
 
     # -- decode --------------------------------------------------------------------------------------------------------
 
-    def _decode(self, batch_plan: BatchPlan, shares: list[Share]) -> Iterator[tuple[int, int]]:
-        """Yields the ranges of rows that are computed, smaller ones when the KV pool has no room for all at once."""
-        begin, chunk = 0, self._batch.size
-        while begin < self._batch.size:
-            n = min(chunk, self._batch.size - begin)
-            started = time.monotonic()
-            result = self._decode_rows(begin, n, shares)
-            if result == DECODED:
-                self._account(shares, begin, begin + n, time.monotonic() - started)
-                yield begin, begin + n
-                begin, chunk = begin + n, self._batch.size
-            elif result == NO_ROOM and self._purge_idle_slot():
-                continue
-            elif result == NO_ROOM and n > 1 and self._may_cut(batch_plan):
-                chunk = n // 2
-            elif result == ABORTED:
-                self._resynchronise()
-                return
-            else:
-                self._lose(result)
-                return
-
-    def _decode_rows(self, begin: int, n: int, shares: list[Share]) -> int:
-        with self._in_flight_lock:
-            self.context.clear_abort()
-            self._in_flight = tuple({share.slot.task.job for share in shares if share.slot.task})
-        self.abort_if_cancelled()
-        try:
-            return self.context.decode(self._batch, begin, n)
-        finally:
-            with self._in_flight_lock:
-                self._in_flight = ()
-
-    def _may_cut(self, batch_plan: BatchPlan) -> bool:
-        return batch_plan.kind == "generation" or self.context.embeds_in_pieces
-
-    def _account(self, shares: list[Share], begin: int, end: int, seconds: float) -> None:
-        """The rows are computed: slots remember them, counters count them."""
-        now = time.monotonic()
-        n_prompt = 0
-        for share in shares:
-            first, last = max(share.row, begin), min(share.row + share.n, end)
-            slot, task = share.slot, share.slot.task
-            if first >= last or task is None:
-                continue
-            if slot.state is SlotState.GENERATING:
-                slot.tokens.append(slot.sampled)
-                continue
-            slot.tokens.extend(task.prompt[len(slot.tokens) : len(slot.tokens) + last - first])
-            n_prompt += last - first
-            if task.choice is not None:
-                task.choice.clock.n_prompt += last - first
-                task.choice.clock.prompt_end = now
-                self._report_progress(slot)
-        self._pacer.observe(end - begin - n_prompt, n_prompt, seconds)
-        self._count_decode(n_prompt, seconds)
-
-    def _count_decode(self, n_prompt: int, seconds: float) -> None:
-        counters = self.counters
+    def _account(self, filled: Filled, part: Computed) -> None:
+        counters = self._counters
         counters.decodes += 1
-        counters.busy_slots += sum(not slot.idle for slot in self.slots)
-        counters.max_tokens = max(counters.max_tokens, *(len(slot.tokens) for slot in self.slots))
-        if n_prompt:
-            counters.prompt_tokens += n_prompt
-            counters.prompt_seconds += seconds
+        counters.busy_slots += self._n_busy
+        counters.max_tokens = max(counters.max_tokens, *[len(slot.tokens) for slot in self.slots])
+        if not part.n_prompt:
+            return
+        counters.prompt_tokens += part.n_prompt
+        counters.prompt_seconds += part.seconds
+        now = time.monotonic()
+        for run in filled.prompts:
+            task = run.slot.task
+            if isinstance(task, GenerationTask) and run.row < part.end and part.begin < run.row + run.n:
+                task.choice.clock.prompt_advanced(now, len(run.slot.tokens))
+                self._report_progress(run.slot, task)
 
-    def _purge_idle_slot(self) -> bool:
+    def _forget_idle_slot(self) -> bool:
         """Gives the cells of one idle slot back to the pool, if there is a pool."""
-        if not self.options.kv_unified:
+        idle = [slot for slot in self.slots if slot.idle and slot.tokens]
+        if not idle or not self.options.kv_unified:
             return False
-        for slot in self.slots:
-            if slot.idle and slot.tokens:
-                log.warning("slot %d: forgetting %d tokens, the KV pool is full", slot.id, len(slot.tokens))
-                self._clear(slot)
-                return True
-        return False
+        slot = min(idle, key=lambda slot: slot.last_used)
+        log.warning("slot %d: forgetting %d tokens, because the KV pool is full", slot.id, len(slot.tokens))
+        self._clear(slot)
+        return True
 
-    def _resynchronise(self) -> None:
-        """After an abort some rows are computed and some not: the memory says which."""
-        for slot in self.slots:
-            if slot.task is None or slot.state is SlotState.WAITING:
-                continue
-            n_computed = self.context.last_position(slot.id) + 1
-            n_kept = min(n_computed, len(slot.tokens))
-            if n_computed != len(slot.tokens) and not self.context.keep_first(slot.id, n_kept):
-                self._fail(slot.task.job, ServerFault("The computation was interrupted."))
-                self._clear(slot)
-            elif slot.state is SlotState.PROMPT:
-                del slot.tokens[n_kept:]
-
-    def _lose(self, result: int) -> None:
-        """How much of the batch was computed is unknown: everyone in it ends here, and no slot remembers anything."""
-        text = {NO_ROOM: "Context size has been exceeded.", -1: "Invalid input batch."}.get(result, "Compute error.")
-        log.error("%s (llama_decode returned %d)", text, result)
+    def _lose(self, error: Lost) -> None:
+        """How much of the batch was computed is unknown: everyone at work ends here, their slots forget everything."""
+        log.error("%s (llama_decode returned %d)", error, error.result)
         busy = [slot for slot in self.slots if not slot.idle]
         for job in self._jobs():
-            self._fail(job, ServerFault(text))
+            self._fail(job, ServerFault(str(error)))
         for slot in busy:
             self._clear(slot)
 
     # -- sample --------------------------------------------------------------------------------------------------------
 
-    def _sample(self, shares: list[Share], begin: int, end: int) -> None:
-        for share in shares:
-            row = share.row + share.n - 1
-            slot, task = share.slot, share.slot.task
-            if not share.completes or not begin <= row < end or task is None:
+    def _sample(self, filled: Filled, part: Computed) -> None:
+        for row, slot in enumerate(filled.streams[part.begin : part.end]):
+            self._sample_slot(slot, row)
+        for run in filled.prompts:
+            row = run.row + run.n - 1 - part.begin
+            if not run.completes or not 0 <= row < part.end - part.begin:
                 continue
-            if task.choice is None:
-                self._finish_embedding(slot, task, share, begin)
-                continue
-            for sampling_slot in self._start_choices(slot, task):
-                self._sample_slot(sampling_slot, row - begin)
+            task = run.slot.task
+            if isinstance(task, EmbeddingTask):
+                self._finish_embedding(run.slot, task, range(row - run.n + 1, row + 1))
+            elif task is not None:
+                for slot in self._start_choices(run.slot, task):
+                    self._sample_slot(slot, row)
 
-    def _start_choices(self, slot: Slot, task: Task) -> list[Slot]:
-        """A prompt that has just been computed: all its choices begin, sharing what is in the slot."""
-        if slot.state is SlotState.GENERATING:
-            return [slot]
-        assert task.choice is not None
-        children = [s for s in self.slots if s.state is SlotState.WAITING and s.task and s.task.job is task.job]
-        for child in children:
-            self.context.copy_sequence(slot.id, child.id)
-            child.tokens = list(slot.tokens)
-            assert child.task is not None and child.task.choice is not None
-            child.task.choice.clock = replace(task.choice.clock)
-        for each in (slot, *children):
-            each.move(SlotState.GENERATING)
-            assert each.task is not None and each.task.sampler is not None
-            each.task.sampler.prime(each.tokens)
-        return [slot, *children]
+    def _start_choices(self, first: Slot, task: GenerationTask) -> list[Slot]:
+        """The prompt has just been computed: all choices begin, sharing what is in the first one's slot."""
+        first.move(SlotState.GENERATING)
+        task.sampler.prime(first.tokens)
+        started = [first]
+        for slot in self.slots if task.job.n_choices > 1 else ():
+            other = slot.task
+            if slot.state is SlotState.WAITING and isinstance(other, GenerationTask) and other.job is task.job:
+                self.context.copy_sequence(first.id, slot.id)
+                slot.tokens = list(first.tokens)
+                slot.move(SlotState.GENERATING)
+                other.choice.clock = task.choice.clock.copy()
+                other.sampler.prime(slot.tokens)
+                started.append(slot)
+        return started
 
     def _sample_slot(self, slot: Slot, row: int) -> None:
         task = slot.task
-        if task is None:  # its job has failed with another choice
+        if not isinstance(task, GenerationTask):  # its job has failed with another choice
             return
-        assert task.sampler is not None and task.choice is not None
-        choice, vocab = task.choice, self.model.vocab
+        choice = task.choice
         try:
             token = task.sampler.sample(self.context, row)
+            choice.clock.tick(time.monotonic())
+            probs = self._probabilities(task, token, row) if task.request.sampling.n_probs > 0 else None
         except ApiError as error:
             self._fail(task.job, error)
             return
         slot.sampled = token
-        self._tick(choice)
-        sampling = choice.request.sampling
-        probs = None
-        if sampling.n_probs > 0:
-            if sampling.post_sampling_probs:
-                probs = after_sampling(task.sampler.candidates(), token, sampling.n_probs, vocab, self.options.special)
-            else:
-                probs = before_sampling(self.context.logits(row), token, sampling.n_probs, vocab, self.options.special)
-        piece = choice.add(token, probs, vocab, len(slot.tokens), slot.n_ctx)
+        piece = choice.add(token, probs, self.model.vocab, len(slot.tokens), slot.n_ctx)
         if piece is not None:
             self._event(task.job, piece)
         if choice.finished:
-            self._event(task.job, choice.finish(slot.id, len(slot.tokens), vocab))
-            self._release(slot)
+            self._finish(slot, task)
 
-    def _tick(self, choice: Choice) -> None:
-        clock = choice.clock
-        clock.last_token = time.monotonic()
-        clock.n_predicted += 1
-        if clock.n_predicted == 1:
-            clock.prompt_end = clock.last_token
-
-    def _finish_embedding(self, slot: Slot, task: Task, share: Share, begin: int) -> None:
-        request = task.job.request
-        assert isinstance(request, Embedding)
-        rows = range(share.row - begin, share.row + share.n - begin)
-        self._event(task.job, embedded(self.context, self.model, slot.id, rows, request))
-        self._release(slot)
+    def _probabilities(self, task: GenerationTask, token: int, row: int) -> TokenProbs:
+        sampling, vocab, special = task.request.sampling, self.model.vocab, self.options.special
+        if sampling.post_sampling_probs:
+            return after_sampling(task.sampler.candidates(), token, sampling.n_probs, vocab, special)
+        return before_sampling(self.context.logits(row), token, sampling.n_probs, vocab, special)
 
     # -- end -----------------------------------------------------------------------------------------------------------
+
+    def _finish(self, slot: Slot, task: GenerationTask) -> None:
+        self._event(task.job, task.choice.finish(slot.id, len(slot.tokens), self.model.vocab))
+        self._release(slot)
+
+    def _finish_embedding(self, slot: Slot, task: EmbeddingTask, rows: range) -> None:
+        self._event(task.job, embedded(self.context, self.model, slot.id, rows, task.request))
+        self._release(slot)
 
     def _jobs(self) -> list[Job]:
         return list(dict.fromkeys(slot.task.job for slot in self.slots if slot.task))
@@ -405,13 +264,12 @@ class Core:
 
     def _release(self, slot: Slot) -> None:
         task = slot.release(time.monotonic())
-        if task.choice is not None and task.choice.clock.n_predicted:
-            clock = task.choice.clock
-            self.counters.predicted_tokens += clock.n_predicted
-            self.counters.predicted_steps += clock.n_predicted - 1
-            self.counters.predicted_seconds += clock.predicted_seconds
-        if task.choice is None or task.parent is not None:
-            self._clear(slot)  # an embedding's cells serve nobody; the first choice's slot remembers for its siblings
+        self._n_busy -= 1
+        if isinstance(task, GenerationTask):
+            self._counters.add_prediction(task.choice.clock.n_predicted, task.choice.clock.predicted_seconds)
+            if not task.shares_prompt:
+                return
+        self._clear(slot)  # an embedding's cells serve nobody, and the first choice's slot remembers for its siblings
 
     def _clear(self, slot: Slot) -> None:
         self.context.forget(slot.id)
@@ -420,22 +278,18 @@ class Core:
     # -- emit ----------------------------------------------------------------------------------------------------------
 
     def _event(self, job: Job, event: Event) -> None:
-        if not job.cancelled:
-            self._events.append((job, event))
+        self._events.append((job, event))
 
-    def _report_progress(self, slot: Slot) -> None:
-        assert slot.task is not None and slot.task.choice is not None
-        job, choice = slot.task.job, slot.task.choice
-        if choice.request.stream and choice.request.return_progress:
-            clock = choice.clock
+    def _report_progress(self, slot: Slot, task: GenerationTask) -> None:
+        if task.request.stream and task.request.return_progress:
+            clock, index, total = task.choice.clock, task.choice.index, len(task.prompt)
             elapsed = 1e3 * (time.monotonic() - clock.start)
-            total = len(choice.request.tokens)
-            self._event(job, Progress(choice.index, total, clock.n_cached, len(slot.tokens), elapsed, clock.timings()))
+            self._event(task.job, Progress(index, total, clock.n_cached, len(slot.tokens), elapsed, clock.timings()))
 
     def _emit(self) -> None:
-        self.counters.processing = sum(not slot.idle for slot in self.slots)
-        self.counters.deferred = len(self.waiting)
-        self.published = self.counters.copy()
+        """One wake-up of the event loop, however much there is to say."""
+        self._counters.processing, self._counters.deferred = self._n_busy, len(self.waiting)
+        self.published = self._counters.copy()
         if self._events:
             events, self._events = self._events, []
             self._deliver(events)

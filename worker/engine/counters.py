@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import copy
+from dataclasses import dataclass
+
+import msgspec
 
 
-@dataclass(slots=True)
-class Counters:
+class Counters(msgspec.Struct):
     prompt_tokens: int = 0  # computed, not taken from a cache
     prompt_tokens_cached: int = 0
     prompt_seconds: float = 0.0
@@ -19,8 +21,14 @@ class Counters:
     processing: int = 0  # slots now
     deferred: int = 0  # requests waiting for a slot now
 
+    def add_prediction(self, n_tokens: int, seconds: float) -> None:
+        if n_tokens:
+            self.predicted_tokens += n_tokens
+            self.predicted_steps += n_tokens - 1
+            self.predicted_seconds += seconds
+
     def copy(self) -> Counters:
-        return replace(self)
+        return copy.copy(self)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ Vector = NDArray[np.float32]
 
 
 def embedded(context: Context, model: Model, sequence: int, rows: Sequence[int], request: Embedding) -> Embedded:
-    """One vector per token without pooling, one score (or one per class) with rank pooling, else one normalised vector."""
+    """One vector per token without pooling, one score per class with rank pooling, else one normalised vector."""
     n_tokens = len(request.tokens)
     if context.pooling_name == "none":
         vectors = [context.token_embedding(row, model.n_embd_out) for row in rows]

@@ -1,7 +1,7 @@
-"""The bridge to llama.cpp: the only module that imports llama_cpp, and the owner of its process-wide state (log, backends).
+"""The bridge to llama.cpp: the only module that imports llama_cpp; owns its process-wide state (log, backends).
 
-Used by the other modules of this package only. `C` holds the bindings (every call releases the GIL), `fast` a second handle
-on the same library for calls shorter than the GIL's hand-over. Knows nothing of requests.
+Used by the other modules of this package only. `C` holds the bindings (every call releases the GIL), `fast` a second
+handle on the same library, for calls shorter than the GIL's hand-over. Knows nothing of requests.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from collections import deque
 from typing import Any
 
 import llama_cpp.llama_cpp as _bindings
+import numpy as np
+from numpy.typing import NDArray
 
 log = logging.getLogger("corral.llama")
 
@@ -47,6 +49,13 @@ class fast:
     seq_cp = staticmethod(_fast_function("llama_memory_seq_cp", None, _p, _i, _i, _i, _i))
     seq_pos_min = staticmethod(_fast_function("llama_memory_seq_pos_min", _i, _p, _i))
     seq_pos_max = staticmethod(_fast_function("llama_memory_seq_pos_max", _i, _p, _i))
+
+
+def floats_at(address: int, n: int) -> NDArray[np.float32]:
+    """A view, not a copy."""
+    buffer: Any = (ctypes.c_float * n).from_address(address)
+    array: NDArray[np.float32] = np.frombuffer(buffer, np.float32)
+    return array
 
 
 # -- log ---------------------------------------------------------------------------------------------------------------

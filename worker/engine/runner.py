@@ -7,6 +7,7 @@ slept, `sleeping`, `loading` and `ready` without payload; the first `ready` is t
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -19,10 +20,10 @@ from .builtin_template import apply_builtin_template
 from .core import Core
 from .counters import Counters, Meter, Metrics
 from .errors import LoadError
+from .jobs import Job
 from .messages import Embedding, Event, Generation, Sink
 from .model import ModelInfo
 from .options import from_settings
-from .slots import Job
 from .thread import EngineThread
 from .views import SlotView, slot_views
 from .vocab import Vocab
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "LoadError", "Loaded", "Metrics", "ModelInfo", "SlotView", "Snapshot", "Ticket", "Vocab"]
 
 log = logging.getLogger("corral.engine")
+
+_job_ids = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class Engine:
             return
         async with self._residency:
             if self._loaded is not None:
-                self._loaded.core.cancel_all()
+                self._loaded.core.compute.abort_if(lambda _: True)
             self._totals, self._loaded = self._current_totals(), None
             await self._thread.call(self._thread.stop)
 
@@ -177,8 +180,7 @@ class Loaded:
     def submit(self, request: Generation | Embedding, sink: Sink) -> Ticket:
         """Raises ApiError for what can be seen at once; later errors arrive as Failed."""
         self._check(request)
-        job = Job(self.core.next_job_id(), request, sink)
-        core = self.core
+        job, core = Job(next(_job_ids), request, sink), self.core
         self._thread.post(lambda: core.submit(job))
         return Ticket(job, core, self._thread)
 
@@ -232,18 +234,17 @@ class Ticket:
     def cancel(self) -> None:
         """Idempotent. No event follows; the slot is free within a step, a long prefill is interrupted."""
         job, core = self._job, self._core
-        if job.cancelled:
+        if job.cancelled or job.done:
             return
         job.cancelled = True
-        core.abort_if_cancelled()
+        core.compute.abort_if(lambda other: other.cancelled)
         self._thread.post(lambda: core.cancel(job))
 
 
 def _deliver(events: list[tuple[Job, Event]]) -> None:
     """On the loop's thread: all events of one step."""
     for job, event in events:
-        if not job.cancelled:
-            try:
-                job.sink(event)
-            except Exception:  # one request's handler must not keep the others from their events
-                log.exception("a handler failed to take an event")
+        try:
+            job.deliver(event)
+        except Exception:  # one request's handler must not keep the others from their events
+            log.exception("a handler failed to take an event")

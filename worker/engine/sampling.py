@@ -1,8 +1,8 @@
 """How one token is chosen: a llama.cpp sampler chain for each request, built in llama-server's order.
 
 The same parameters, seed, prompt and logits give the same tokens as llama-server. Used by the engine thread only.
-What would abort the process cannot happen here: a chain always ends in a choosing sampler, and a grammar is only told of
-tokens it has been asked about first.
+What would abort the process cannot happen here: a chain always ends in a choosing sampler, and a grammar is told of a
+token only after it has been asked about it.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Sampler:
         candidates.fill(context.logits(row))
         token = candidates.choose(self._chain)
         if self._grammar and not self._allows(token):
-            # what the grammar forbids is removed only now: asking it about every token is slow, and the first choice often fits
+            # only now is the grammar asked about every token: that is slow, and the first choice often fits
             candidates.fill(context.logits(row))
             C.llama_sampler_apply(self._grammar, candidates.reference)
             token = candidates.choose(self._chain)

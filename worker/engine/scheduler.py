@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 TURN = 4
 """Batches of one kind in a row after which work of the other kind gets one."""
@@ -30,7 +30,7 @@ def choose_slot(slots: Sequence[SlotFacts], n_prompt: int, wanted: int, threshol
     """The slot for a prompt: the one asked for, else the most similar one, else the least recently used. None: wait.
 
     `wanted` below zero leaves the choice; others wrap around. Similar means that more than `threshold` of the prompt is
-    remembered; a threshold of 0 turns this off. Of slots used equally long ago the last one is taken, as llama-server does.
+    remembered; a threshold of 0 turns this off. Of slots used equally long ago the last is taken, as llama-server does.
     """
     if wanted >= 0:
         slot = slots[wanted % len(slots)]
@@ -46,24 +46,22 @@ def choose_slot(slots: Sequence[SlotFacts], n_prompt: int, wanted: int, threshol
     return [slot.id for slot in idle if slot.last_used == oldest][-1]
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(NamedTuple):
     """What one busy slot could compute next."""
 
     slot: int
     kind: Kind
     n_prompt: int  # prompt tokens yet to be computed; 0: one sampled token
-    whole: bool  # the prompt may not be cut
-    arrived: int  # order of arrival
-    waited: int = 0  # steps since it last took part
+    whole: bool = False  # the prompt may not be cut
+    arrived: int = 0  # order of arrival
+    last_turn: int = 0  # number of the batch it last took part in
 
     @property
     def generating(self) -> bool:
         return self.n_prompt == 0
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     n_batch: int
     n_prompt_beside_streams: int  # prompt tokens of a batch that also carries running streams
     mix: bool = True  # prompts may join running streams
@@ -122,7 +120,7 @@ def _turn(work: Sequence[Work], history: History) -> Kind:
 def _longest_waiting(streams: list[Work], n: int) -> list[Work]:
     if len(streams) <= n:
         return streams
-    return sorted(streams, key=lambda item: -item.waited)[:n]
+    return sorted(streams, key=lambda item: item.last_turn)[:n]
 
 
 def _fill(prompts: list[Work], room: int) -> list[tuple[int, int]]:

@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from .choice import Choice
-from .messages import Embedding, Generation, Sink
-from .sampling import Sampler
+from .jobs import GenerationTask, Task
 from .scheduler import SlotFacts
 
 
@@ -34,43 +32,6 @@ class IllegalMove(Exception):
     pass
 
 
-class Job:
-    """A request from its arrival to its last event. Several slots may work on it, one for each choice."""
-
-    __slots__ = ("arrived", "cancelled", "id", "n_open", "request", "sink")
-
-    def __init__(self, id: int, request: Generation | Embedding, sink: Sink) -> None:
-        self.id = id
-        self.request = request
-        self.sink = sink
-        self.cancelled = False  # written by the event loop too; never taken back
-        self.n_open = request.n if isinstance(request, Generation) else 1  # choices without their last event
-        self.arrived = id
-
-    @property
-    def n_choices(self) -> int:
-        return self.request.n if isinstance(self.request, Generation) else 1
-
-    @property
-    def id_slot(self) -> int:
-        return self.request.id_slot if isinstance(self.request, Generation) else -1
-
-
-@dataclass(slots=True)
-class Task:
-    """What a slot does for a job: one choice, or the one embedding."""
-
-    job: Job
-    choice: Choice | None = None
-    sampler: Sampler | None = None
-    waited: int = 0  # steps since it last took part in a batch
-    parent: int | None = None  # slot whose prompt this choice shares
-
-    @property
-    def prompt(self) -> Sequence[int]:
-        return self.job.request.tokens
-
-
 @dataclass(slots=True)
 class Slot:
     id: int
@@ -78,9 +39,10 @@ class Slot:
     state: SlotState = SlotState.IDLE
     tokens: list[int] = field(default_factory=list)  # what the sequence memory holds, by position
     sampled: int = -1  # chosen, not yet computed
+    last_turn: int = 0  # number of the batch it last took part in
     task: Task | None = None
     last_task: Task | None = None
-    last_used: float = -1.0
+    last_used: float = -1.0  # when it was released; below zero: never
 
     def move(self, state: SlotState) -> None:
         if state not in TRANSITIONS[self.state]:
@@ -96,27 +58,24 @@ class Slot:
         return SlotFacts(self.id, self.idle, len(self.tokens), n_common, self.last_used)
 
     def begin(self, task: Task) -> None:
-        self.move(SlotState.PROMPT if task.parent is None else SlotState.WAITING)
+        shares = isinstance(task, GenerationTask) and task.shares_prompt
+        self.move(SlotState.WAITING if shares else SlotState.PROMPT)
         self.task = task
 
-    def release(self, now: float) -> Task:
+    def release(self, now: float) -> Task | None:
         """Back to idle; what it remembers stays for the next prompt that begins alike."""
         self.move(SlotState.IDLE)
         task, self.task = self.task, None
-        assert task is not None
-        if task.sampler is not None:
-            task.sampler.close()
-            task.sampler = None
+        if task is not None:
+            task.close()
         self.last_task, self.last_used, self.sampled = task, now, -1
         return task
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """Compared block by block, since slices compare at C speed."""
-    n, block = min(len(a), len(b)), 256
-    a, b = list(a), list(b)
-    position = 0
-    while position < n and a[position : position + block] == b[position : position + block]:
+    n, block, position = min(len(a), len(b)), 256, 0
+    while position < n and list(a[position : position + block]) == list(b[position : position + block]):
         position += block
     while position < n and a[position] == b[position]:
         position += 1

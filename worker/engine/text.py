@@ -35,7 +35,7 @@ class TextStream:
         return self.data.decode("utf-8", "replace")
 
     def add(self, piece: bytes, is_end: bool) -> Shown:
-        """`is_end`: the token ends the generation by itself, so that nothing needs to be withheld for a longer match."""
+        """`is_end`: the token ends the generation by itself, so that nothing needs to be withheld for a match."""
         self.data += piece
         if incomplete_tail(self.data):
             return Shown("", whole=False)

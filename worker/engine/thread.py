@@ -38,7 +38,7 @@ class EngineThread(threading.Thread):
         self._changed = threading.Condition()
         self._stopped = False
 
-    # -- from any thread -------------------------------------------------------------------------------------------------
+    # -- from any thread ----------------------------------------------------------------------------------------------
 
     def post(self, command: Callable[[], None]) -> None:
         with self._changed:
@@ -60,7 +60,7 @@ class EngineThread(threading.Thread):
         self.post(command)
         return future
 
-    # -- on the engine thread --------------------------------------------------------------------------------------------
+    # -- on the engine thread -----------------------------------------------------------------------------------------
 
     def run(self) -> None:
         while not self._stopped:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from .core import Core
+from .jobs import GenerationTask
 from .slots import Slot, SlotState
 
 
@@ -39,9 +40,9 @@ def _view(slot: Slot) -> SlotView:
     if task is None:
         return view
     view = replace(view, id_task=task.job.id, n_prompt_tokens=len(slot.tokens), prompt=tuple(task.prompt))
-    choice = task.choice
-    if choice is None:
+    if not isinstance(task, GenerationTask):
         return view
+    choice = task.choice
     view = replace(
         view,
         settings=choice.request.settings,

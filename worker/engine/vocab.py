@@ -57,7 +57,8 @@ class Vocab:
             pointer = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
             n = C.llama_tokenize(self.pointer, data, len(data), pointer, room, add_special, parse_special)
             if n >= 0:
-                return tokens[:n].tolist()
+                result: list[int] = tokens[:n].tolist()
+                return result
             room = -n
 
     def detokenize(self, tokens: Sequence[int], special: bool = True) -> str:

@@ -1,0 +1,173 @@
+"""From a plan to computed rows: fills the batch, decodes it, and copes when that does not work at once.
+
+Called by `Core` on the engine thread. It changes what slots remember, and nothing else of them; `abort_if` may be called
+from any thread.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from .batch import Batch
+from .context import ABORTED, DECODED, NO_ROOM, Context
+from .jobs import Job
+from .pacing import Pacer
+from .scheduler import BatchPlan
+from .slots import Slot, SlotState
+
+
+class PromptRun(NamedTuple):
+    """A slot's consecutive rows of a batch."""
+
+    slot: Slot
+    row: int
+    n: int
+    completes: bool  # the prompt ends with the last row
+
+
+class Computed(NamedTuple):
+    """Rows `begin` to `end` of the batch have their outputs, until the next decode."""
+
+    begin: int
+    end: int
+    n_prompt: int
+    seconds: float
+
+
+@dataclass
+class Filled:
+    """A batch and whose rows it has: first one for each stream, then the prompts'."""
+
+    plan: BatchPlan
+    streams: list[Slot]
+    prompts: list[PromptRun]
+
+    def jobs(self) -> set[Job]:
+        slots = (*self.streams, *(run.slot for run in self.prompts))
+        return {slot.task.job for slot in slots if slot.task is not None}
+
+
+class Lost(Exception):
+    """llama_decode failed: what the context holds of the batch's sequences is unknown."""
+
+    def __init__(self, result: int) -> None:
+        texts = {NO_ROOM: "Context size has been exceeded.", -1: "Invalid input batch."}
+        super().__init__(texts.get(result, "Compute error."))
+        self.result = result
+
+
+class Compute:
+    def __init__(self, context: Context, slots: Sequence[Slot]) -> None:
+        self._context = context
+        self._slots = slots
+        self._batch = Batch(context.n_batch)
+        self._pacer = Pacer(context.n_batch)
+        self._n_batches = 0
+        self._in_flight: set[Job] = set()
+        self._lock = threading.Lock()  # over _in_flight and the abort flag
+
+    @property
+    def n_prompt_beside_streams(self) -> int:
+        return self._pacer.n_prompt_beside_streams
+
+    def abort_if(self, condition: Callable[[Job], bool]) -> None:
+        """From any thread: interrupts the decode under way if the condition holds for all whose rows it computes."""
+        with self._lock:
+            if self._in_flight and all(condition(job) for job in self._in_flight):
+                self._context.abort()
+
+    def fill(self, plan: BatchPlan) -> Filled:
+        self._n_batches += 1
+        batch, slots = self._batch, self._slots
+        batch.clear()
+        self._context.set_embeddings(plan.kind == "embedding")
+        streams = [slots[i] for i in plan.generating]
+        if streams:
+            batch.add_rows([s.sampled for s in streams], [len(s.tokens) for s in streams], plan.generating)
+            for slot in streams:
+                slot.last_turn = self._n_batches
+        prompts = [self._fill_prompt(slots[i], n, plan.kind == "embedding") for i, n in plan.prompts]
+        return Filled(plan, streams, prompts)
+
+    def _fill_prompt(self, slot: Slot, n: int, output: bool) -> PromptRun:
+        assert slot.task is not None
+        prompt, position, row = slot.task.prompt, len(slot.tokens), self._batch.size
+        self._batch.add_run(prompt[position : position + n], position, slot.id, output)
+        completes = position + n == len(prompt)
+        if completes:
+            self._batch.want_output(row + n - 1)
+        return PromptRun(slot, row, n, completes)
+
+    def decode(self, filled: Filled, make_room: Callable[[], bool]) -> Iterator[Computed]:
+        """Yields what is computed: the whole batch, or parts of it when the KV pool has no room for all at once.
+
+        `make_room` forgets an idle slot, if there is one. Ends early after an abort. Raises Lost.
+        """
+        begin, size = 0, self._batch.size
+        n = size
+        while begin < size:
+            started = time.monotonic()
+            result = self._decode_rows(filled, begin, n)
+            if result == DECODED:
+                seconds = time.monotonic() - started
+                n_prompt = self._remember(filled, begin, begin + n)
+                self._pacer.observe(n - n_prompt, n_prompt, seconds)
+                yield Computed(begin, begin + n, n_prompt, seconds)
+                begin += n
+                n = size - begin
+            elif result == NO_ROOM and make_room():
+                continue
+            elif result == NO_ROOM and n > 1 and self._may_cut(filled.plan):
+                n //= 2
+            elif result == ABORTED:
+                self._resynchronise(filled)
+                return
+            else:
+                raise Lost(result)
+
+    def _decode_rows(self, filled: Filled, begin: int, n: int) -> int:
+        with self._lock:
+            self._context.clear_abort()
+            self._in_flight = filled.jobs()
+        self.abort_if(lambda job: job.cancelled)  # those who left since the commands were taken
+        try:
+            return self._context.decode(self._batch, begin, n)
+        finally:
+            with self._lock:
+                self._in_flight = set()
+
+    def _may_cut(self, plan: BatchPlan) -> bool:
+        return plan.kind == "generation" or self._context.embeds_in_pieces
+
+    def _remember(self, filled: Filled, begin: int, end: int) -> int:
+        """The rows are computed: their slots remember them. Returns how many of them were of prompts."""
+        for slot in filled.streams[begin:end]:
+            slot.tokens.append(slot.sampled)
+        n_prompt = 0
+        for run in filled.prompts:
+            n = min(run.row + run.n, end) - max(run.row, begin)
+            if n > 0 and run.slot.task is not None:
+                position = len(run.slot.tokens)
+                run.slot.tokens.extend(run.slot.task.prompt[position : position + n])
+                n_prompt += n
+        return n_prompt
+
+    def _resynchronise(self, filled: Filled) -> None:
+        """After an abort some rows are computed and some not: the memory says which. Raises Lost."""
+        for slot in filled.streams:
+            if not self._context.keep_first(slot.id, len(slot.tokens)):
+                raise Lost(ABORTED)
+        for run in filled.prompts:
+            slot = run.slot
+            if slot.task is None or slot.state is not SlotState.PROMPT:
+                continue
+            # the last token stays to be computed, because its logits are wanted
+            n = min(self._context.last_position(slot.id) + 1, len(slot.task.prompt) - 1)
+            slot.tokens = list(slot.task.prompt[:n])
+            if not self._context.keep_first(slot.id, n):
+                self._context.forget(slot.id)
+                slot.tokens = []
