@@ -116,8 +116,6 @@ def _describe(sockets: list[socket.socket], tls: ssl.SSLContext | None) -> Liste
 def _bind_all(settings: Settings) -> list[socket.socket]:
     hosts = settings.host
     n_tcp = sum(not host.endswith(".sock") for host in hosts)
-    if not hosts:
-        raise ConfigError("--host names no address")
     if settings.port == 0 and n_tcp > 1:
         raise ConfigError("--port 0 is not supported with several TCP addresses in --host")
     sockets: list[socket.socket] = []

@@ -60,14 +60,19 @@ class Upstream:
         A reused connection may have been closed while the request was on its way; it is sent again once, on a new one.
         """
         head = _head(endpoint, method, target, headers, len(body))
+        died: Died | None = None
         connection = self._take_idle(endpoint)
         if connection is not None:
             try:
                 return await connection.exchange(method, head, body)
-            except Died:
+            except Died as error:
                 if connection.answered:
                     raise
-        connection = await self._connect(endpoint)
+                died = error
+        try:
+            connection = await self._connect(endpoint)
+        except Unreachable as error:
+            raise died or error from None  # its process is gone, and may have died of this very request
         return await connection.exchange(method, head, body)
 
     def close(self) -> None:

@@ -27,7 +27,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -52,6 +54,7 @@ class FakeWorker:
         self.control = int(control) if control else None
         self.is_ready = False
         self.served = 0
+        self.cancelled = 0  # answers whose client left before their end
 
     async def serve(self) -> int:
         self.leave = asyncio.Event()
@@ -139,12 +142,11 @@ class FakeWorker:
             name, _, value = line.decode("latin-1").partition(":")
             headers[name.strip().lower()] = value.strip()
         body = await _body(reader, headers)
-        await self._answer(writer, method, target, headers, body)
+        await self._answer(Client(reader, writer), method, target, headers, body)
         return headers.get("connection", "").lower() != "close"
 
-    async def _answer(
-        self, writer: asyncio.StreamWriter, method: str, target: str, headers: Headers, body: bytes
-    ) -> None:
+    async def _answer(self, client: Client, method: str, target: str, headers: Headers, body: bytes) -> None:
+        writer = client.writer
         path = urlsplit(target).path
         if not self.is_ready:
             error = {"code": 503, "message": "Loading model", "type": "unavailable_error"}
@@ -164,18 +166,27 @@ class FakeWorker:
             os._exit(7)
         self.served += 1
         if path.endswith("/chat/completions"):
-            return await self._chat(writer, json.loads(body or b"{}"))
+            try:
+                return await self._chat(client, json.loads(body or b"{}"))
+            except ConnectionError:
+                self.cancelled += 1
+                raise
         if path == "/tokenize":
             content = json.loads(body).get("content", "")
             return await _send(writer, 200, {"tokens": list(content.encode())})
         echo = {"method": method, "target": target, "query": parse_qs(urlsplit(target).query), "headers": headers}
-        me = {"name": self.name, "argv": self.argv, "pid": os.getpid(), "served": self.served}
+        me = {"name": self.name, "argv": self.argv, "pid": os.getpid()} | {
+            "served": self.served,
+            "cancelled": self.cancelled,
+        }
         return await _send(writer, 200, {**echo, "body": body.decode("latin-1"), "worker": me})
 
-    async def _chat(self, writer: asyncio.StreamWriter, request: dict[str, Any]) -> None:
+    async def _chat(self, client: Client, request: dict[str, Any]) -> None:
+        writer = client.writer
+        pause = float(self.flags.get("pause", "0"))
         chunks = int(self.flags.get("chunks", "5"))
         if not request.get("stream"):
-            await asyncio.sleep(float(self.flags.get("pause", "0")) * chunks)
+            await client.pause(pause * chunks)
             message = {"role": "assistant", "content": " ".join(f"word{n}" for n in range(chunks))}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
             return await _send(writer, 200, {"object": "chat.completion", "model": self.name, "choices": [choice]})
@@ -185,11 +196,25 @@ class FakeWorker:
                 os.kill(os.getpid(), signal.SIGKILL)
             delta = {"choices": [{"index": 0, "delta": {"content": f"word{number} "}, "finish_reason": None}]}
             await _send_chunk(writer, b"data: " + json.dumps(delta).encode() + b"\n\n")
-            await asyncio.sleep(float(self.flags.get("pause", "0")))
+            await client.pause(pause)
         last = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
         await _send_chunk(writer, b"data: " + json.dumps(last).encode() + b"\n\ndata: [DONE]\n\n")
         writer.write(b"0\r\n\r\n")
         return await writer.drain()
+
+
+@dataclass
+class Client:
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def pause(self, seconds: float) -> None:
+        """Raises ConnectionError as soon as the client has hung up."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if self.reader.at_eof():
+                raise ConnectionResetError("hung up")
+            await asyncio.sleep(min(left, 0.01))
 
 
 async def _body(reader: asyncio.StreamReader, headers: Headers) -> bytes:

@@ -20,7 +20,7 @@ def test_name_is_read_whatever_else_the_body_holds(name: str, others: dict[str, 
     assert model_in_json(json.dumps({"model": name, **others}, ensure_ascii=False).encode()) == name
 
 
-NAMELESS = """{} {"model":null} {"model":7} {"model":["a"]} {"model":{}} [] [{"id":0}] "model" 7 null {"a":{"model":"b"}}"""
+NAMELESS = """{} {"model":null} {"model":7} {"model":["a"]} {"model":{}} [] [{"id":0}] "model" 7 {"a":{"model":"b"}}"""
 BROKEN = r"""{ nonsense {"model":"a" {"model":"a"}trailing {"a":tru} {'model':'a'} {"model":"\ud800"} model=a"""
 
 
