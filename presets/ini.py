@@ -17,7 +17,7 @@ import iniconfig
 
 from .errors import ConfigError
 from .gguf_names import canonical_name
-from .given import Given, Layer, add, check
+from .given import Given, Layer, add, check, put
 from .table import KEYS, nearest
 
 log = logging.getLogger("corral.presets")
@@ -78,8 +78,9 @@ def read_global(path: str | Path) -> Layer:
     layer: dict[str, Given] = {}
     blocks = {block.name: block for block in _blocks(path)}
     for name in (ALL_MODELS, DEFAULT):
-        if name in blocks:
-            layer |= _layer(path, blocks[name], ignore_unknown=True)
+        entries = _layer(path, blocks[name], ignore_unknown=True) if name in blocks else {}
+        for field, given in entries.items():
+            put(layer, field, given)
     return layer
 
 

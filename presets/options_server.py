@@ -45,10 +45,10 @@ class HttpOptions(OptionGroup):
     timeout: int = option(
         3600,
         "-to --timeout",
-        "seconds until a silent connection is given up",
+        "seconds until the router gives up a worker that sends nothing; 0: never",
         env="TIMEOUT",
         hint="SECONDS",
-        reader=Reader.BOTH,
+        reader=Reader.ROUTER,
         limits=within(ge=0),
     )
     sse_ping_interval: int = option(
@@ -190,7 +190,7 @@ class EndpointOptions(OptionGroup):
         hint="N",
         limits=within(ge=-1),
     )
-    metrics: Switch = option(False, "--metrics", "serve /metrics", env="ENDPOINT_METRICS", reader=Reader.BOTH)
+    metrics: Switch = option(False, "--metrics", "serve /metrics", env="ENDPOINT_METRICS")
     props: Switch = option(False, "--props", "let POST /props change properties", env="ENDPOINT_PROPS")
     slots: Switch = option(True, "--slots", "serve /slots", env="ENDPOINT_SLOTS")
     media_path: str = option(
@@ -281,6 +281,7 @@ class ChatOptions(OptionGroup):
         "--skip-chat-parsing",
         "put all output into the content, reasoning and tool calls included",
         env="SKIP_CHAT_PARSING",
+        notice="output is not parsed yet: all of it is content",
     )
     prefill_assistant: Switch = option(
         True,

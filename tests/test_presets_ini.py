@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.presets.errors import ConfigError
-from llama_corral.presets.ini import PresetFile, Section, canonical_name, read_presets
+from llama_corral.presets.gguf_names import canonical_name
+from llama_corral.presets.ini import PresetFile, Section, read_presets
 from llama_corral.presets.layers import check, merge
 from llama_corral.presets.render import ini_value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -221,3 +222,42 @@ def test_a_worker_pays_little_for_its_options() -> None:
     code = "import sys, llama_corral.presets.layers; print({'rich', 'aiohttp', 'llama_cpp'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+# --- nothing is swallowed
+
+
+PACKAGES = Path(sys.modules[Settings.__module__].__file__ or "").parent.parent
+TABLE = {
+    "option",
+    "values",
+    "settings",
+    "table",
+    "given",
+    "layers",
+    "describe",
+    "help",
+    "reference",
+    "render",
+    "retired",
+}
+READ_ELSEWHERE = {"escape"}
+"""Acted on while the layers are read: the texts that settings hold are already unescaped."""
+
+
+def sources(*packages: str) -> str:
+    files = [path for package in packages for path in (PACKAGES / package).rglob("*.py")]
+    return "\n".join(path.read_text() for path in files if path.stem not in TABLE and "options_" not in path.name)
+
+
+@pytest.mark.parametrize("reader", Reader, ids=lambda reader: reader.value)
+def test_every_option_is_either_read_or_says_why_not(reader: Reader) -> None:
+    packages = {Reader.ROUTER: ["router"], Reader.WORKER: ["worker"]}.get(reader, ["router", "worker"])
+    text = sources("presets", *packages)
+    mute = [
+        field
+        for field, option in OPTIONS.items()
+        if option.reader is reader and not option.unsupported and not option.notice
+        if not re.search(rf"\.{field}\b", text)
+    ]
+    assert set(mute) <= READ_ELSEWHERE
