@@ -25,6 +25,7 @@ class Gateway:
     port: int
     sources: dict[str, Preset]
     """What a reload finds; to be changed by the test."""
+    source_error: Exception | None = None
 
     async def chat(self, model: str, **given: Any) -> httpx.Response:
         return await self.client.post("/v1/chat/completions", json={"model": model, **given})
@@ -67,6 +68,8 @@ async def gateway(*entries: Preset, **given: Any) -> AsyncIterator[Gateway]:
     sources = presets(*entries)
 
     def read_presets() -> Mapping[str, Preset]:
+        if running.source_error:
+            raise running.source_error
         return dict(sources)
 
     limits = {"models_max": settings.models_max, "autoload": settings.models_autoload}
@@ -78,7 +81,8 @@ async def gateway(*entries: Preset, **given: Any) -> AsyncIterator[Gateway]:
             url = listening.addresses[0]
             async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, limits=pool, trust_env=False) as client:
                 assert listening.port is not None
-                yield Gateway(client, lifecycle, listening.port, sources)
+                running = Gateway(client, lifecycle, listening.port, sources)
+                yield running
     finally:
         await lifecycle.close()
 
