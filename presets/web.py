@@ -184,6 +184,13 @@ def _always() -> bool:
     return True
 
 
+def _hang_up(request: web.Request) -> web.Response:
+    """Closes the connection; the response is for aiohttp, which would log an exception with its traceback."""
+    if request.transport:
+        request.transport.close()
+    return web.Response()
+
+
 def application(settings: Settings, *, is_ready: Callable[[], bool] = _always) -> web.Application:
     """An application whose every answer, errors included, has the manners of llama-server.
 
@@ -220,13 +227,13 @@ def application(settings: Settings, *, is_ready: Callable[[], bool] = _always) -
             fault: ApiError | web.HTTPException = error
         except web.HTTPException as error:
             fault = _translate(error, settings)
-        except ConnectionError:
-            raise  # the client left; aiohttp ends the connection quietly
+        except ConnectionError:  # the client left, or its answer cannot be completed
+            return _hang_up(request)
         except Exception as error:  # the boundary: a request must not end without an answer
             log.exception("unexpected error in %s %s", request.method, request.path)
             fault = ServerFault(f"unexpected {type(error).__name__}, see the server's log")
         if request.writer.output_size > 0:  # the status is out already: a second answer would corrupt the first
-            raise ConnectionAbortedError("response already started")
+            return _hang_up(request)
         return error_response(fault) if isinstance(fault, ApiError) else fault
 
     allowed_origin = _allowed_origin(settings)
