@@ -5,6 +5,7 @@ Usage: make_test_models.py OUTDIR
     tiny-llama.gguf        llama, 2 layers, 2048 tokens of context, vocabulary of 512 with byte fallback, ChatML
     tiny-llama-b.gguf      the same with other weights
     tiny-llama-short.gguf  trained context of 256 tokens
+    tiny-llama-long.gguf   trained context of 131072 tokens: an answer without a limit takes a minute
     tiny-gemma3.gguf       sliding-window attention (32 tokens) in five of its six layers
     tiny-bert.gguf         embeddings of 64 numbers, mean pooling
     sharded/…-0000n-of-00003.gguf   tiny-llama in three files
@@ -132,6 +133,7 @@ def wordpieces(words: Vocabulary) -> list[str]:
 def main(out: Path) -> None:
     words = vocabulary()
     small = Shape(n_layer=2, n_embd=64, n_head=4, n_head_kv=2, n_ff=128, n_ctx=2048)
+    long = Shape(n_layer=2, n_embd=64, n_head=4, n_head_kv=2, n_ff=128, n_ctx=131072)
     short = Shape(n_layer=2, n_embd=64, n_head=4, n_head_kv=2, n_ff=128, n_ctx=256)
     windowed = Shape(n_layer=6, n_embd=64, n_head=4, n_head_kv=2, n_ff=96, n_ctx=1024)
     bert = Shape(n_layer=2, n_embd=64, n_head=4, n_head_kv=4, n_ff=128, n_ctx=512)
@@ -141,6 +143,7 @@ def main(out: Path) -> None:
     write_llama(out / "tiny-llama.gguf", "Tiny Llama", small, words, first)
     write_llama(out / "tiny-llama-b.gguf", "Tiny Llama B", small, words, decoder(2, small, words))
     write_llama(out / "tiny-llama-short.gguf", "Tiny Llama Short", short, words, decoder(3, short, words))
+    write_llama(out / "tiny-llama-long.gguf", "Tiny Llama Long", long, words, first)
     write_llama(out / "sharded" / "tiny-llama.gguf", "Tiny Llama", small, words, first, max_tensors_per_file=9)
     swa = decoder(4, windowed, words, gemma=True)
     write_gemma3(out / "tiny-gemma3.gguf", "Tiny Gemma3", windowed, words, swa, window=32)
