@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from ...presets.errors import InvalidRequest, NotSupported
+from ...presets.errors import InvalidRequest
 from ...presets.web import json_response, read_object
 from ..chat.messages import join_parts
 from ..chat.prompt import ChatRequest, RenderedPrompt, probabilities_wanted, read_chat
@@ -71,8 +71,6 @@ async def _answer(
     params: CompletionParams,
     dialect: DialectOf,
 ) -> web.StreamResponse:
-    if serving.settings.embeddings and not loaded.info.has_decoder:
-        raise NotSupported("This model computes embeddings only, it does not generate text")
     prompts = await by_size(n_characters(prompt), lambda: tokenize_prompts(prompt, loaded.vocab))
     shown = brief_settings(params)
     answer = Answer(params, serving.name, serving.build, prompts, loaded.vocab.detokenize)

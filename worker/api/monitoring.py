@@ -12,7 +12,7 @@ from aiohttp import web
 
 from ...presets.errors import NotFound, NotSupported, Unavailable
 from ...presets.web import json_response, query_text, read_object
-from ..engine.runner import ModelInfo, SlotView, Vocab
+from ..engine.runner import SlotView, Vocab
 from .generation_settings import brief_settings
 from .metrics import CONTENT_TYPE, exposition
 from .params import CompletionParams
@@ -72,7 +72,7 @@ def _ollama_entry(serving: Serving) -> dict[str, Any]:
         "type": "model",
         "description": "",
         "tags": [""],
-        "capabilities": [_capability(serving.info)],
+        "capabilities": ["embedding" if serving.settings.embeddings else "completion"],
         "parameters": "",
         "details": {
             "parent_model": "",
@@ -83,10 +83,6 @@ def _ollama_entry(serving: Serving) -> dict[str, Any]:
             "quantization_level": "",
         },
     }
-
-
-def _capability(info: ModelInfo) -> str:
-    return "completion" if info.has_decoder else "embedding"
 
 
 # -- props -----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from dataclasses import InitVar, dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -73,7 +74,7 @@ class Serving:
         settings = self.settings
         if settings.alias:
             return min(settings.alias)
-        return settings.hf_repo or PurePath(settings.model).name
+        return settings.hf_repo or PurePath(settings.model or urlsplit(settings.model_url).path).name
 
     @property
     def aliases(self) -> list[str]:
