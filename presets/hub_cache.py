@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -112,7 +113,7 @@ def snapshot(cache: Path, repo: str) -> Snapshot | None:
 def _current_commit(refs: Path) -> str:
     """That of `main`, else of the first other branch."""
     commits = {}
-    for path in sorted(refs.glob("*")) if refs.is_dir() else ():
+    for path in sorted(refs.glob("[!.]*")) if refs.is_dir() else ():
         commit = path.read_text(errors="replace").partition("\n")[0].strip() if path.is_file() else ""
         if is_commit(commit):
             commits[path.name] = commit
@@ -123,16 +124,23 @@ def write_ref(cache: Path, repo: str, branch: str, commit: str) -> None:
     """Last step of a download: until then the cache shows the repository as it was."""
     path = repo_dir(cache, repo) / "refs" / branch
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = _beside(path)
     temporary.write_text(commit)
     temporary.replace(path)
 
 
 def link(blob: Path, target: Path) -> None:
-    """Makes a blob appear in a snapshot; where links are not possible it moves there."""
+    """Makes a blob appear in a snapshot, in one step; where links are not possible it moves there."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
+    temporary = _beside(target)
     try:
-        target.symlink_to(os.path.relpath(blob, target.parent))
+        temporary.symlink_to(os.path.relpath(blob, target.parent))
     except (OSError, NotImplementedError):
         shutil.move(blob, target)
+    else:
+        temporary.replace(target)
+
+
+def _beside(path: Path) -> Path:
+    """A name that no other thread or process uses."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")

@@ -191,8 +191,7 @@ def _has_blob(transfer: Transfer) -> bool:
 
 
 def _check_space(cache: Path, transfers: list[Transfer]) -> None:
-    have = sum(transfer.unfinished.stat().st_size for transfer in transfers if transfer.unfinished.exists())
-    need = sum(transfer.size or 0 for transfer in transfers) - have
+    need = sum((transfer.size or 0) - transfer.length() for transfer in transfers)
     cache.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(cache).free
     if need > free:

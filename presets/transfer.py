@@ -70,6 +70,13 @@ class Transfer:
     def unfinished(self) -> Path:
         return self.target.with_name(self.target.name + UNFINISHED)
 
+    def length(self) -> int:
+        """Bytes that are there already. The file may vanish at any time: another process has finished it."""
+        try:
+            return self.unfinished.stat().st_size
+        except FileNotFoundError:
+            return 0
+
 
 class _Retry(Exception):
     """This attempt failed, another may succeed."""
@@ -139,7 +146,7 @@ class _Download:
         self.validator_file = transfer.unfinished.with_name(transfer.unfinished.name + ".etag")
 
     def run(self) -> None:
-        inherited = self._length() > 0
+        inherited = self.transfer.length() > 0
         self._fetch()
         while not self._is_intact():
             self._restart()
@@ -154,29 +161,25 @@ class _Download:
         failures, furthest = 0, 0
         while not self._complete():
             try:
-                self._request(self._length())
-                if self._length() <= furthest and not self._complete():
+                self._request(self.transfer.length())
+                if self.transfer.length() <= furthest and not self._complete():
                     raise _Retry("the server sent nothing")
             except _Retry as reason:
-                failures = failures + 1 if self._length() <= furthest else 1
+                failures = failures + 1 if self.transfer.length() <= furthest else 1
                 if failures >= ATTEMPTS:
                     raise ModelFilesError(f"cannot download {shown(self.transfer.url)}: {reason}") from None
                 logger.warning("download of %s interrupted (%s), trying again", shown(self.transfer.url), reason)
                 self.stop.wait(self.transfer.retry_delay * (2**failures - 2))
-            furthest = max(furthest, self._length())
+            furthest = max(furthest, self.transfer.length())
 
     def _complete(self) -> bool:
         if self.stop.is_set():
             raise ModelFilesError(f"download of {shown(self.transfer.url)} stopped")
-        length = self._length()
+        length = self.transfer.length()
         if self.total is not None and length > self.total:
             self._restart()
             return False
         return self.total is not None and length == self.total and self.transfer.unfinished.exists()
-
-    def _length(self) -> int:
-        path = self.transfer.unfinished
-        return path.stat().st_size if path.exists() else 0
 
     def _restart(self) -> None:
         self.transfer.unfinished.unlink(missing_ok=True)
@@ -223,7 +226,7 @@ class _Download:
             )
         self._append(response, offset if partial else 0)
         if self.total is None:
-            self.total = self._length()
+            self.total = self.transfer.length()
 
     def _remember(self, validator: str) -> None:
         """Only a strong validator promises that the bytes are the same."""
