@@ -118,18 +118,8 @@ def test_the_wheel_has_everything(tmp_path: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
     (copy / "README.md").touch()
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        "-w",
-        tmp_path,
-        copy,
-    ]
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "-w", str(tmp_path)]
+    command = [sys.executable, "-m", "pip", "wheel", *options, str(copy)]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout + built.stderr
     (wheel,) = tmp_path.glob("*.whl")
