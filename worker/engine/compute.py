@@ -1,7 +1,7 @@
 """From a plan to computed rows: fills the batch, decodes it, and copes when that does not work at once.
 
-Called by `Core` on the engine thread. It changes what slots remember, and nothing else of them; `abort_if` may be called
-from any thread.
+Called by `Core` on the engine thread. It changes what slots remember, and nothing else of them. Any thread may call
+`abort_if`.
 """
 
 from __future__ import annotations

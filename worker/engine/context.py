@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .batch import Batch
 from .errors import LoadError
-from .llama import ABORT_TEST, C, complaints, fast, floats_at
+from .llama import ABORT_TEST, C, complaints, fast, floats_at, log_lines
 from .model import Model
 
 POOLING_NAMES = {-1: "none", 0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
@@ -84,10 +84,12 @@ class Context:
 
     def abort(self) -> None:
         """From any thread: the decode under way ends with ABORTED at its next graph node."""
+        log_lines.expects_errors = True
         self._abort_flag[0] = b"1"
 
     def clear_abort(self) -> None:
         self._abort_flag[0] = b"0"
+        log_lines.expects_errors = False
 
     def warm_up(self) -> None:
         """One empty run, so that the first request does not pay for page faults and lazy initialisation."""

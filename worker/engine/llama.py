@@ -74,12 +74,14 @@ class _LogLines:
     """Joins llama.cpp's pieces of text to lines. Called by C threads; keeps no lock of its own."""
 
     def __init__(self) -> None:
+        self.expects_errors = False
+        """While a decode is being aborted: llama.cpp calls that an error, in several lines."""
         self._level = TRACE
         self._pending = ""
 
     def __call__(self, level: int, text: bytes, _data: Any) -> None:
         if level != _CONTINUES:
-            self._level = _LEVELS.get(level, logging.INFO)
+            self._level = logging.DEBUG if self.expects_errors else _LEVELS.get(level, logging.INFO)
         if self._level < logging.ERROR and not log.isEnabledFor(self._level):
             return
         self._pending += text.decode("utf-8", "replace")
@@ -90,7 +92,8 @@ class _LogLines:
             log.log(self._level, "%s", line)
 
 
-_log_callback = C.llama_log_callback(_LogLines())
+log_lines = _LogLines()
+_log_callback = C.llama_log_callback(log_lines)
 C.llama_log_set(_log_callback, ctypes.c_void_p(0))  # importing llama_cpp has installed a printer of its own
 
 

@@ -89,10 +89,10 @@ class Engine:
                 self._arm_timer()
 
     async def close(self) -> None:
-        """Running requests fail; returns when the model's memory is free."""
-        self._closed = True
+        """Running requests fail; returns when the model's memory is free. Idempotent."""
+        was_closed, self._closed = self._closed, True
         self._disarm_timer()
-        if self._thread.ident is None:
+        if was_closed or self._thread.ident is None:
             return
         async with self._residency:
             if self._loaded is not None:

@@ -5,14 +5,12 @@ The rules are llama-server's. They work on bytes, because tokens may end inside 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Stop = Literal["none", "eos", "word", "limit"]
 
 
-@dataclass(frozen=True)
-class Shown:
+class Shown(NamedTuple):
     """What one token adds. `whole` is False while a character is incomplete: then nothing is to be decided yet."""
 
     text: str
@@ -36,19 +34,20 @@ class TextStream:
 
     def add(self, piece: bytes, is_end: bool) -> Shown:
         """`is_end`: the token ends the generation by itself, so that nothing needs to be withheld for a match."""
-        self.data += piece
-        if incomplete_tail(self.data):
-            return Shown("", whole=False)
+        data = self.data
+        data += piece
+        if data and data[-1] >= 0x80 and incomplete_tail(data):
+            return Shown("", False)
         if not self._stops:
-            return Shown(self._send(len(self.data)), whole=True)
-        unsent = bytes(self.data[self._n_sent :])
+            return Shown(self._send(len(data)), True)
+        unsent = bytes(data[self._n_sent :])
         found = self._first_stop(unsent, len(piece))
         if found is not None:
             position, word = found
-            del self.data[self._n_sent + position :]
-            return Shown(self._send(len(self.data)), whole=True, stop_word=word)
+            del data[self._n_sent + position :]
+            return Shown(self._send(len(data)), True, word)
         withheld = 0 if is_end else max(partial_stop(unsent, word) for _, word in self._stops)
-        return Shown(self._send(len(self.data) - withheld), whole=True)
+        return Shown(self._send(len(data) - withheld), True)
 
     def cut(self, n_bytes: int) -> None:
         """Forgets what follows the first n bytes."""

@@ -12,6 +12,7 @@ import numpy as np
 from .llama import C, fast
 
 _UNKNOWN_OR_CONTROL = 1 | 8  # llama_token_attr: rendered as nothing unless special tokens are asked for
+_UNASKED = 2  # tables are filled as tokens come up: asking for a whole large vocabulary would delay the start
 _PIECE_BYTES = 64  # longer pieces exist but are rare: asked for again with the length llama.cpp names
 
 
@@ -48,6 +49,7 @@ class Vocab:
         self.add_eos: bool = C.llama_vocab_get_add_eos(self.pointer)
         self._pieces: list[bytes | None] = [None] * self.n_vocab
         self._plain: list[bytes | None] = [None] * self.n_vocab
+        self._ends = bytearray([_UNASKED]) * self.n_vocab
 
     def tokenize(self, text: str, add_special: bool = False, parse_special: bool = False) -> list[int]:
         data = text.encode("utf-8", "replace")
@@ -98,7 +100,10 @@ class Vocab:
         return known
 
     def is_eog(self, token: int) -> bool:
-        return bool(fast.is_eog(self.pointer, token))
+        known = self._ends[token]
+        if known == _UNASKED:
+            known = self._ends[token] = int(fast.is_eog(self.pointer, token))
+        return bool(known == 1)
 
     @cached_property
     def eog_tokens(self) -> tuple[int, ...]:
