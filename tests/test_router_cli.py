@@ -1,0 +1,167 @@
+"""`llama-corral` as a person meets it: what it prints, what it becomes, how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from llama_corral.presets.sources import demo_presets_path
+from programs import Program, Programs, clean_environment, wait_until
+
+COMMAND = str(Path(sys.executable).with_name("llama-corral"))
+Start = Callable[..., Program]
+
+
+def ask(tmp_path: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    environ = clean_environment(tmp_path / "home", env)
+    return subprocess.run([COMMAND, *args], capture_output=True, text=True, env=environ, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--help", "--models-preset"),
+        ("-h", "LLAMA_ARG_MODELS_DIR"),
+        ("--version", "llama-corral"),
+        ("--completion-bash", "complete"),
+        ("--cache-list", "number of models in cache: 0"),
+    ],
+)
+def test_what_is_printed(flag: str, said: str, tmp_path: Path) -> None:
+    result = ask(tmp_path, flag)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert said in result.stdout
+
+
+def test_output_that_nobody_reads_to_the_end(tmp_path: Path) -> None:
+    environ = clean_environment(tmp_path / "home", {})
+    result = subprocess.run(f"{COMMAND} --help | head -1", shell=True, capture_output=True, text=True, env=environ)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("args", "env", "said"),
+    [
+        (["--bogus"], {}, "unknown option '--bogus'"),
+        (["--port", "x"], {}, "--port: invalid value 'x'"),
+        (["--port"], {}, "--port: a value is missing"),
+        (["stray"], {}, "unexpected argument 'stray'"),
+        ([], {"LLAMA_ARG_PORT": "99999"}, "environment variable LLAMA_ARG_PORT"),
+        (["--models-preset", "/nowhere.ini"], {}, "/nowhere.ini"),
+        (["--models-dir", "/nowhere"], {}, "/nowhere"),
+        (["--host", "192.0.2.1", "--port", "1"], {}, "192.0.2.1:1"),
+        (["--api-key-file", "/nowhere"], {}, "--api-key-file"),
+        (["--log-file", "/nowhere/log"], {}, "--log-file"),
+        (["--path", "/nowhere"], {}, "--path"),
+        (["--ssl-key-file", "/nowhere"], {}, "--ssl-cert-file"),
+    ],
+)
+def test_mistakes_are_one_line(args: list[str], env: dict[str, str], said: str, tmp_path: Path) -> None:
+    result = ask(tmp_path, *args, **env)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    *warnings, error = result.stderr.splitlines()
+    assert error.startswith("llama-corral: ")
+    assert said in error
+    assert all(line.startswith("warning: no model found") for line in warnings)
+
+
+def test_mistake_in_a_presets_file_names_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "presets.ini"
+    file.write_text("version = 1\n\n[m]\nmodel = x.gguf\nctx-sise = 5\n")
+    result = ask(tmp_path, "--models-preset", str(file))
+    assert result.returncode == 1
+    assert f"{file}:5: " in result.stderr
+    assert "ctx-size" in result.stderr
+
+
+def test_more_models_at_startup_than_places(tmp_path: Path) -> None:
+    file = tmp_path / "presets.ini"
+    file.write_text("[*]\nload-on-startup = on\n[a]\nmodel = x.gguf\n[b]\nmodel = x.gguf\n")
+    result = ask(tmp_path, "--models-preset", str(file), "--models-max", "1", "--port", "0")
+    assert result.returncode == 1
+    assert "exceeds models_max (1)" in result.stderr.splitlines()[-1]
+
+
+def test_busy_port_is_one_line(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = ask(tmp_path, "--port", str(port))
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith(f"llama-corral: 127.0.0.1:{port} is already in use")
+
+
+def test_without_any_model_it_says_how_to_get_one(start_gateway: Start) -> None:
+    gateway = start_gateway()
+    assert gateway.models() == {}
+    assert "--demo" in gateway.log_text
+    assert "listening on http://127.0.0.1:" in gateway.log_text
+    assert gateway.stop() == 0
+
+
+def test_one_model_needs_no_router(start_gateway: Start, models: Path) -> None:
+    flags = start_gateway(
+        "--model", str(models / "tiny-llama.gguf"), "--alias", "tiny", "--parallel", "2", "--ctx-size", "512"
+    )
+    environment = start_gateway("--ctx-size", "512", env={"LLAMA_ARG_MODEL": str(models / "tiny-llama.gguf")})
+    for program in (flags, environment):
+        pid = program.process.pid
+        assert program.client.get("/props").json()["model_path"].endswith("tiny-llama.gguf")
+        assert [process.pid for process in program.family()] == [pid], "it is the worker, not its parent"
+        assert program.stop(signal.SIGINT) == 0
+    assert flags.argv[0] == COMMAND
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_router_and_workers(number: int, start_gateway: Start) -> None:
+    gateway = start_gateway(presets="[tiny]\nmodel = {models}/tiny-llama.gguf\nctx-size = 256\nload-on-startup = on\n")
+    gateway.wait_for_status("tiny", "loaded")
+    assert gateway.stop(number) == 0
+    wait_until(lambda: not gateway.family(), "the worker to end")
+
+
+def test_second_signal_does_not_wait(start_gateway: Start) -> None:
+    gateway = start_gateway()
+    with socket.create_connection(("127.0.0.1", int(gateway.address))) as slow:
+        slow.sendall(b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+        assert gateway.client.get("/health").status_code == 200  # by now the slow request is in its handler
+        gateway.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: "stopping" in gateway.log_text, "the first signal to be heard")
+        gateway.process.send_signal(signal.SIGTERM)
+        assert gateway.exit_code(2.0) == 1
+
+
+def test_command_line_beats_the_environment_and_says_so(start_gateway: Start) -> None:
+    gateway = start_gateway(env={"LLAMA_ARG_HOST": "192.0.2.1"})
+    assert "LLAMA_ARG_HOST is set, but --host replaces it" in gateway.log_text
+
+
+def test_unix_socket(programs: Programs, tmp_path: Path) -> None:
+    path = str(tmp_path / "corral.sock")
+    gateway = programs.start([COMMAND, "--host", path], address=path, wait="nothing")
+    wait_until(lambda: "listening on unix://" in gateway.log_text, "the socket to be there")
+    assert gateway.client.get("/props").json()["role"] == "router"
+    assert gateway.stop() == 0
+    assert not os.path.exists(path)
+
+
+@pytest.mark.skipif(not demo_presets_path().exists(), reason="the demonstration models are not built")
+def test_demo(start_gateway: Start) -> None:
+    gateway = start_gateway("--demo")
+    assert len(gateway.models()) >= 2
+
+
+def test_old_python_is_one_line(tmp_path: Path) -> None:
+    """The check stands before anything that an older Python could stumble over."""
+    code = "import sys; sys.version_info = (3, 9); sys.version = '3.9.1 (x)'; import llama_corral.router.cli"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr == "llama-corral needs Python 3.11 or newer, and this is 3.9.1\n"
