@@ -81,7 +81,7 @@ def submitted(engine: Engine, generations: Sequence[Generation]) -> Iterator[Mai
 
 
 async def respond(
-    request: web.Request, engine: Engine, generations: Sequence[Generation], dialect: Dialect, ping_interval: int
+    request: web.Request, engine: Engine, generations: Sequence[Generation], dialect: Dialect, ping_interval: float
 ) -> web.StreamResponse:
     """The whole answer. An error before anything was sent is raised, with its own status, in streams as well."""
     total = sum(generation.n for generation in generations)
@@ -103,7 +103,7 @@ async def _collect(mailbox: Mailbox, total: int) -> list[Finished]:
 
 
 async def _stream(
-    request: web.Request, mailbox: Mailbox, dialect: Dialect, total: int, ping_interval: int
+    request: web.Request, mailbox: Mailbox, dialect: Dialect, total: int, ping_interval: float
 ) -> web.StreamResponse:
     events = await mailbox.take()
     for _, event in events:
