@@ -1,10 +1,10 @@
-# Sourced by run, test and check: makes .venv and keeps it in step with pyproject.toml. Bash 3.2 is enough.
+# Sourced by run, test, check and bench: makes .venv and keeps it in step with pyproject.toml. Bash 3.2 is enough.
 #
 # PYTHON names the interpreter to use. CMAKE_ARGS goes to the build of llama-cpp-python; when it changes, that is built anew.
 
 ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=$ROOT/.venv
-STAMP=$VENV/installed # "<checksum of pyproject.toml>:<extra>", written when an installation was complete
+STAMP=$VENV/installed # "<checksum of pyproject.toml>:<extras>", written when an installation was complete
 BUILT_WITH=$VENV/cmake-args
 LOG=$VENV/install.log
 
@@ -13,12 +13,12 @@ fail() {
   exit 1
 }
 
-# ensure_installed EXTRA: returns at once when nothing has changed since the last time.
+# ensure_installed EXTRAS: returns at once when nothing has changed since the last time.
 ensure_installed() {
   local extra=$1 wanted installed cmake_args
   wanted=$(cksum < "$ROOT/pyproject.toml" | tr -d ' ')
   installed=$(cat "$STAMP" 2> /dev/null || true)
-  case $installed in *:dev) extra=dev ;; esac # once asked for, it stays
+  extra=$(extras "$extra" "${installed#*:}") # once asked for, one stays
   cmake_args=${CMAKE_ARGS-$(built_with)}
   if [ "$installed" = "$wanted:$extra" ] && [ "$cmake_args" = "$(built_with)" ] && [ -x "$VENV/bin/python" ]; then
     return
@@ -34,6 +34,9 @@ ensure_installed() {
   install -e "$ROOT${extra:+[$extra]}"
   echo "$wanted:$extra" > "$STAMP"
 }
+
+# extras LIST LIST: both comma lists as one, sorted.
+extras() { printf '%s\n' "$@" | tr ',' '\n' | sort -u | sed '/^$/d' | paste -sd, -; }
 
 built_with() { cat "$BUILT_WITH" 2> /dev/null || true; }
 
