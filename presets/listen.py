@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from .errors import ConfigError
 
@@ -58,6 +59,7 @@ async def listen(app: web.Application, settings: Settings, *, grace: float = GRA
     runner = web.AppRunner(
         app,
         access_log=None,
+        logger=_server_log(),
         handler_cancellation=True,  # a client that leaves cancels its handler
         keepalive_timeout=KEEPALIVE_S,
         shutdown_timeout=grace,
@@ -81,6 +83,16 @@ async def listen(app: web.Application, settings: Settings, *, grace: float = GRA
         for path in socket_files:
             with contextlib.suppress(OSError):
                 os.unlink(path)
+
+
+def _server_log() -> logging.Logger:
+    """aiohttp's own, which would print a stack trace for every client that does not speak HTTP."""
+    server_log = logging.getLogger("corral.http.server")
+    if not server_log.filters:
+        server_log.addFilter(
+            lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+        )
+    return server_log
 
 
 async def _serve(runner: web.AppRunner, sock: socket.socket, tls: ssl.SSLContext | None) -> asyncio.AbstractServer:

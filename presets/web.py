@@ -6,10 +6,12 @@ either; binding of addresses is next door in `listen`, what browsers ask for in 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -44,6 +46,19 @@ PAGE_PATHS = ("/", "/index.html", "/sw.js", "/manifest.webmanifest", "/_app/vers
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    max_body: int
+    timeout: float | None
+    """Seconds that a client may be silent in the middle of a request or while it is answered; None: for ever."""
+
+    def too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(f"the request body is larger than --max-body allows ({self.max_body} bytes)")
+
+
+LIMITS = web.AppKey("limits", Limits)
+
+
 # -- JSON ------------------------------------------------------------------------------------------------------------
 
 
@@ -71,9 +86,16 @@ def json_response(value: object, status: int = 200) -> web.Response:
 
 def error_response(error: ApiError) -> web.Response:
     response = json_response({"error": error.body()}, error.status)
+    add_retry_hint(response, error)
+    return response
+
+
+def add_retry_hint(response: web.Response, error: ApiError) -> None:
+    """Clients of OpenAI and Anthropic repeat every 5xx twice unless they are told that it is of no use."""
     if error.retry_after is not None:
         response.headers[hdrs.RETRY_AFTER] = str(error.retry_after)
-    return response
+    elif error.status >= 500:
+        response.headers["X-Should-Retry"] = "false"
 
 
 def malformed(error: Exception) -> InvalidRequest:
@@ -85,9 +107,23 @@ def malformed(error: Exception) -> InvalidRequest:
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
+async def read_body(request: web.Request) -> bytes:
+    """The whole body, decompressed. Refuses one that is too large before reading it, and one that does not get on."""
+    limits = request.app[LIMITS]
+    if (request.content_length or 0) > limits.max_body:
+        raise limits.too_large()
+    if request.content.is_eof():
+        return await request.read()
+    try:
+        async with asyncio.timeout(limits.timeout):
+            return await request.read()
+    except TimeoutError:
+        raise InvalidRequest(f"the request body did not arrive within {limits.timeout} s") from None
+
+
 async def read_json(request: web.Request) -> Any:
     """The body, whatever its content type says (curl -d calls JSON a form)."""
-    body = await request.read()
+    body = await read_body(request)
     try:
         return msgspec.json.decode(body)
     except NOT_JSON as error:
@@ -170,11 +206,11 @@ def _host_of(origin: str) -> str | None:
         return None
 
 
-def _translate(error: web.HTTPException, settings: Settings) -> ApiError | web.HTTPException:
+def _translate(error: web.HTTPException, limits: Limits) -> ApiError | web.HTTPException:
     if error.status in (404, 405):
         return NotFound()
     if error.status == 413:
-        return BodyTooLarge(f"the request body is larger than --max-body allows ({settings.max_body} bytes)")
+        return limits.too_large()
     if 400 <= error.status < 500:
         return InvalidRequest(error.text or error.reason)
     return error
@@ -226,7 +262,7 @@ def application(settings: Settings, *, is_ready: Callable[[], bool] = _always) -
         except ApiError as error:
             fault: ApiError | web.HTTPException = error
         except web.HTTPException as error:
-            fault = _translate(error, settings)
+            fault = _translate(error, limits)
         except ConnectionError:  # the client left, or its answer cannot be completed
             return _hang_up(request)
         except Exception as error:  # the boundary: a request must not end without an answer
@@ -236,6 +272,7 @@ def application(settings: Settings, *, is_ready: Callable[[], bool] = _always) -
             return _hang_up(request)
         return error_response(fault) if isinstance(fault, ApiError) else fault
 
+    limits = Limits(settings.max_body, settings.timeout or None)
     allowed_origin = _allowed_origin(settings)
 
     async def decorate(request: web.Request, response: web.StreamResponse) -> None:
@@ -248,6 +285,7 @@ def application(settings: Settings, *, is_ready: Callable[[], bool] = _always) -
                 headers[hdrs.VARY] = "Origin"
 
     app = web.Application(middlewares=[manners], client_max_size=settings.max_body)
+    app[LIMITS] = limits
     app.on_response_prepare.append(decorate)
     return app
 

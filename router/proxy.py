@@ -15,10 +15,11 @@ from aiohttp import hdrs, web
 from multidict import CIMultiDict
 
 from ..presets.errors import InvalidRequest, Unavailable, UpstreamGone
-from ..presets.web import encode_json, query_text
+from ..presets.web import LIMITS, encode_json, query_text, read_body
+from .connection import CutOff, Died, Header, Reply, Unreachable
 from .lifecycle import Lifecycle
 from .target import model_in_form, model_in_json
-from .upstream import CutOff, Died, Header, Reply, Unreachable, Upstream
+from .upstream import Upstream
 
 log = logging.getLogger("corral.router")
 
@@ -51,7 +52,7 @@ class Proxy:
 
     async def by_body(self, request: web.Request) -> web.StreamResponse:
         """POST: the model is the body's; `?model=` serves bodies that cannot name one (a JSON array, an empty body)."""
-        body = await request.read()
+        body = await read_body(request)
         if request.content_type == "multipart/form-data":
             model = model_in_form(body, request.headers[hdrs.CONTENT_TYPE])
         else:
@@ -124,10 +125,14 @@ async def _stream(request: web.Request, reply: Reply, model: str) -> web.StreamR
     response = web.StreamResponse(status=reply.status, reason=reply.reason, headers=_passed_back(reply))
     await response.prepare(request)
     last = b"\n\n"
+    patience = request.app[LIMITS].timeout
     try:
         while chunk := await reply.read():
-            await response.write(chunk)
+            async with asyncio.timeout(patience):  # a client that stopped reading must not hold the lease for ever
+                await response.write(chunk)
             last = chunk
+    except TimeoutError:
+        raise ConnectionAbortedError("the client does not read its answer") from None
     except CutOff as error:
         log.warning("name=%s ended in the middle of an answer: %s", model, error)
         if response.content_type != "text/event-stream":

@@ -1,8 +1,6 @@
-"""The HTTP/1.1 client on the way to a worker: one connection pool, streaming answers, and no more than a proxy needs.
+"""The HTTP client on the way to the workers: a pool of connections, and one second try where that is safe.
 
-The proxy calls `Upstream.send()` and reads the `Reply` as it comes. Knows nothing of models, leases or clients. It
-is the hot path: a request is one write, an answer that fits one read is complete when its head is, nothing is parsed
-twice.
+The proxy calls `Upstream.send()` and reads the `Reply` as it comes. Knows nothing of models, leases or clients.
 """
 
 from __future__ import annotations
@@ -10,9 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterable
-from typing import cast
 
-import httptools
+from .connection import Connection, Died, Header, Reply, Unreachable
 
 CONNECT_TIMEOUT_S = 10.0
 """A worker listens before it is leased; what cannot be reached at once will not be."""
@@ -22,28 +19,6 @@ IDLE_LIMIT_S = 60.0
 """Idle connections are not reused later than this; workers keep theirs open for 90 s, so they never close first."""
 MAX_IDLE = 256
 """Idle connections kept per endpoint; more would only hold descriptors after a burst."""
-HIGH_WATER = 256 * 1024
-"""Bytes of an answer held for a slow client before the worker is asked to wait."""
-ONE_WRITE_LIMIT = 64 * 1024
-"""Bodies up to this size are joined to their head, so that they leave in one segment."""
-
-Header = tuple[bytes, bytes]
-
-
-class UpstreamError(Exception):
-    """The exchange failed; the text says how, for a person."""
-
-
-class Unreachable(UpstreamError):
-    """No connection could be made: the request was not seen by anyone."""
-
-
-class Died(UpstreamError):
-    """The connection ended or went silent after the request was sent, before the head of an answer."""
-
-
-class CutOff(UpstreamError):
-    """The connection ended in the middle of the answer."""
 
 
 class Upstream:
@@ -52,7 +27,7 @@ class Upstream:
     def __init__(self, *, timeout: float | None) -> None:
         """`timeout`: seconds without a byte after which an answer is given up; None: never."""
         self._timeout = timeout
-        self._idle: dict[str, list[_Connection]] = {}
+        self._idle: dict[str, list[Connection]] = {}
 
     async def send(self, endpoint: str, method: str, target: str, headers: Iterable[Header], body: bytes) -> Reply:
         """Returns when the answer's head is there. `endpoint`: path of a unix socket, or `host:port`.
@@ -81,7 +56,7 @@ class Upstream:
             for connection in connections:
                 connection.drop()
 
-    def _take_idle(self, endpoint: str) -> _Connection | None:
+    def _take_idle(self, endpoint: str) -> Connection | None:
         connections = self._idle.get(endpoint)
         if not connections:
             return None
@@ -93,14 +68,14 @@ class Upstream:
             connection.drop()
         return None
 
-    def put_back(self, connection: _Connection) -> None:
+    def _put_back(self, connection: Connection) -> None:
         connections = self._idle.setdefault(connection.endpoint, [])
         if len(connections) < MAX_IDLE:
             connections.append(connection)
         else:
             connection.drop()
 
-    def forget(self, connection: _Connection) -> None:
+    def _forget(self, connection: Connection) -> None:
         """An idle connection was closed by the other side."""
         connections = self._idle.get(connection.endpoint)
         if connections is not None:
@@ -109,11 +84,11 @@ class Upstream:
             if not connections:
                 del self._idle[connection.endpoint]
 
-    async def _connect(self, endpoint: str) -> _Connection:
+    async def _connect(self, endpoint: str) -> Connection:
         loop = asyncio.get_running_loop()
 
-        def protocol() -> _Connection:
-            return _Connection(self, endpoint, self._timeout)
+        def protocol() -> Connection:
+            return Connection(endpoint, self._timeout, self._put_back, self._forget)
 
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -129,31 +104,6 @@ class Upstream:
             raise Unreachable(str(error) or "connecting timed out") from None
 
 
-class Reply:
-    """The answer to one request: its head at once, its body as it comes. `close()` must follow, whatever happens."""
-
-    __slots__ = ("_connection", "headers", "reason", "status")
-
-    def __init__(self, connection: _Connection, status: int, reason: str, headers: list[Header]) -> None:
-        self._connection = connection
-        self.status = status
-        self.reason = reason
-        self.headers = headers
-
-    @property
-    def complete(self) -> bool:
-        """The whole body is here: the next `read()` returns it without waiting."""
-        return self._connection.complete
-
-    async def read(self) -> bytes:
-        """What has arrived since the last call, waiting for something to; b"" at the end. Raises CutOff."""
-        return await self._connection.read()
-
-    def close(self) -> None:
-        """Gives the connection back when the answer is complete; else ends it, which tells the worker to stop."""
-        self._connection.release()
-
-
 def _head(endpoint: str, method: str, target: str, headers: Iterable[Header], body_length: int) -> bytes:
     host = "localhost" if "/" in endpoint else endpoint
     lines = [f"{method} {target} HTTP/1.1\r\nHost: {host}\r\n".encode()]
@@ -162,190 +112,3 @@ def _head(endpoint: str, method: str, target: str, headers: Iterable[Header], bo
         lines.append(b"Content-Length: %d\r\n" % body_length)
     lines.append(b"\r\n")
     return b"".join(lines)
-
-
-class _Connection(asyncio.Protocol):
-    """One connection, at most one exchange at a time. Also the receiver of its parser's callbacks."""
-
-    def __init__(self, pool: Upstream, endpoint: str, timeout: float | None) -> None:
-        self.endpoint = endpoint
-        self.usable = True
-        self.idle_since = 0.0
-        self.answered = False  # a byte of the current answer has come
-        self.complete = False
-        self._pool = pool
-        self._timeout = timeout
-        self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport = cast(asyncio.Transport, None)  # until connection_made
-        self._parser = httptools.HttpResponseParser(self)
-        self._busy = False
-        self._waiter: asyncio.Future[None] | None = None
-        self._watch: asyncio.TimerHandle | None = None
-        self._last_byte = 0.0
-        self._reset("")
-
-    def _reset(self, method: str) -> None:
-        self.answered = self.complete = False
-        self._bodyless = method == "HEAD"
-        self._error: UpstreamError | None = None
-        self._reply: Reply | None = None
-        self._reason = ""
-        self._headers: list[Header] = []
-        self._chunks: list[bytes] = []
-        self._held = 0  # bytes in chunks
-        self._paused = False
-        self._until_close = False
-
-    # -- the proxy's side
-
-    async def exchange(self, method: str, head: bytes, body: bytes) -> Reply:
-        self._reset(method)
-        self._busy = True
-        self._last_byte = self._loop.time()
-        if self._timeout is not None:
-            self._watch = self._loop.call_later(self._timeout, self._check_silence, self._timeout)
-        if len(body) <= ONE_WRITE_LIMIT:
-            self._transport.write(head + body)
-        else:
-            self._transport.writelines((head, body))
-        try:
-            while self._reply is None:
-                if self._error is not None:
-                    raise self._error
-                await self._wait()
-        except BaseException:
-            self.release()
-            raise
-        return self._reply
-
-    async def read(self) -> bytes:
-        while not self._chunks:
-            if self.complete:
-                return b""
-            if self._error is not None:
-                raise self._error
-            await self._wait()
-        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks.clear()
-        self._held = 0
-        self._resume()
-        return data
-
-    def release(self) -> None:
-        if not self._busy:
-            return
-        self._busy = False
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
-        if not (self.complete and self.usable):
-            self.drop()
-            return
-        self._resume()
-        self._reply = None
-        self._chunks.clear()
-        self.idle_since = self._loop.time()
-        self._pool.put_back(self)
-
-    def _resume(self) -> None:
-        if self._paused:
-            self._paused = False
-            if not self._transport.is_closing():
-                self._transport.resume_reading()
-
-    def drop(self) -> None:
-        self.usable = False
-        self._transport.abort()
-
-    async def _wait(self) -> None:
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def _fail(self, why: str) -> None:
-        self.usable = False
-        if self._error is None:
-            self._error = CutOff(why) if self._reply is not None else Died(why)
-        self._wake()
-
-    def _check_silence(self, limit: float) -> None:
-        """One timer per exchange: it looks when the last byte came instead of being set anew by each."""
-        left = self._last_byte + limit - self._loop.time()
-        if left > 0 or self._paused:
-            self._watch = self._loop.call_later(left if left > 0 else limit, self._check_silence, limit)
-        else:
-            self._fail(f"no byte came for {limit:g} s")
-            self._transport.abort()
-
-    # -- the transport's side
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        if not self._busy:  # nothing was asked: not a connection to trust
-            self._pool.forget(self)
-            self.drop()
-            return
-        self.answered = True
-        self._last_byte = self._loop.time()
-        try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            if not self.complete:
-                self._fail(f"the answer is no HTTP: {error}")
-            self.drop()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.usable = False
-        if not self._busy:
-            self._pool.forget(self)
-        elif self._until_close and exc is None:
-            self.complete = True
-            self._wake()
-        elif not self.complete:
-            self._fail(f"the connection was lost ({exc})" if exc else "the connection was closed")
-
-    # -- the parser's side
-
-    def on_status(self, status: bytes) -> None:
-        self._reason = status.decode("latin-1")
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        status = self._parser.get_status_code()
-        if status < 200:  # 100 Continue and its like: the answer is still to come
-            self._headers, self._reason = [], ""
-            return
-        self._reply = Reply(self, status, self._reason, self._headers)
-        if self._bodyless or status in (204, 304):
-            self.complete = True
-            self.usable = self.usable and not self._bodyless and self._parser.should_keep_alive()
-        else:
-            self._until_close = not any(
-                n.lower() in (b"content-length", b"transfer-encoding") for n, _ in self._headers
-            )
-        self._wake()
-
-    def on_body(self, chunk: bytes) -> None:
-        self._chunks.append(chunk)
-        self._held += len(chunk)
-        if self._held > HIGH_WATER and not self._paused:
-            self._paused = True
-            self._transport.pause_reading()
-        self._wake()
-
-    def on_message_complete(self) -> None:
-        if self._reply is None:
-            return
-        self.complete = True
-        self.usable = self.usable and self._parser.should_keep_alive()
-        self._wake()

@@ -72,8 +72,8 @@ async def gateway(*entries: Preset, **given: Any) -> AsyncIterator[Gateway]:
             raise running.source_error
         return dict(sources)
 
-    limits = {"models_max": settings.models_max, "autoload": settings.models_autoload}
-    lifecycle = Lifecycle(sources, fake_launcher("spawn"), **limits)
+    autoload = settings.models_autoload
+    lifecycle = Lifecycle(sources, fake_launcher("spawn"), models_max=settings.models_max, autoload=autoload)
     try:
         application = app.build(settings, lifecycle, read_presets)
         async with listen(application, settings) as listening:

@@ -10,7 +10,7 @@ import logging
 import socket
 import ssl
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +109,14 @@ def test_every_error_has_a_status_a_type_and_an_envelope() -> None:
     for kind in leaves(ApiError):
         error = kind(9, 8) if kind is errors.ContextExceeded else kind("why")
         response = error_response(error)
-        body = json.loads(response.body or b"")["error"]
+        assert isinstance(response.body, bytes)
+        body = json.loads(response.body)["error"]
         assert (response.status, body["type"]) == (kind.status, kind.type)
         assert 400 <= kind.status < 600
         assert body["message"]
         assert response.headers.get("Retry-After") == (str(kind.retry_after) if kind.retry_after else None)
+        is_hopeless = kind.status >= 500 and kind.retry_after is None
+        assert response.headers.get("X-Should-Retry") == ("false" if is_hopeless else None)
 
 
 def test_bad_requests_get_the_envelope() -> None:
@@ -203,33 +206,37 @@ def test_before_it_is_ready_only_the_page_is_served() -> None:
     uvloop.run(check())
 
 
+def _in_bytes(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in headers.items()]
+
+
 def test_keys(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "keys"
     file.write_text("# ours\nfrom-file\n\nönly-ascii-not\n")
 
     async def check() -> None:
         async with serving(settings(api_key=("one", "two"), api_key_file=str(file))) as (client, _, _):
-            good: list[dict[str, str | bytes]] = [
+            good = [
                 {"Authorization": "Bearer one"},
                 {"Authorization": "bearer two"},
                 {"Authorization": "from-file"},
                 {"X-Api-Key": "two"},
                 {"X-Api-Key": "Bearer two"},
                 {"X-Api-Key": "one", "Authorization": ""},
-                {"Authorization": "Bearer önly-ascii-not".encode()},
+                {"Authorization": "Bearer önly-ascii-not"},
             ]
-            bad: list[dict[str, str | bytes]] = [
+            bad = [
                 {},
                 {"Authorization": "Bearer"},
                 {"Authorization": "Bearer oneone"},
                 {"Authorization": "Bearer wrong", "X-Api-Key": "one"},
-                {"Authorization": b"Bearer \xff"},
+                {"Authorization": "Bearer \udcff"},
             ]
             for headers in good:
-                response = await client.post("/echo", content=b"{}", headers=list(headers.items()))
+                response = await client.post("/echo", content=b"{}", headers=_in_bytes(headers))
                 assert response.status_code == 200, headers
             for headers in bad:
-                response = await client.post("/echo", content=b"{}", headers=list(headers.items()))
+                response = await client.post("/echo", content=b"{}", headers=_in_bytes(headers))
                 assert error_of(response)["type"] == "authentication_error", headers
                 assert response.status_code == 401
             assert (await client.get("/nothing")).status_code == 401
@@ -352,11 +359,50 @@ def test_client_that_leaves_cancels_its_handler(query: str) -> None:
     uvloop.run(check())
 
 
-async def _asked(listening: Listening, path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A request whose connection outlives the test's client."""
+async def _sent(listening: Listening, data: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """On a connection that no client library looks after."""
     reader, writer = await asyncio.open_connection("127.0.0.1", listening.port)
-    writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    writer.write(data)
     return reader, writer
+
+
+async def _asked(listening: Listening, path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await _sent(listening, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+
+
+def test_body_that_is_announced_too_large_is_not_waited_for() -> None:
+    async def check() -> None:
+        async with serving(settings(max_body=1000)) as (_, listening, _):
+            head = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1001\r\n\r\n{"
+            reader, writer = await _sent(listening, head)
+            assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 413")
+            writer.close()
+
+    uvloop.run(check())
+
+
+def test_body_that_stops_coming_is_given_up() -> None:
+    async def check() -> None:
+        async with serving(settings(timeout=1)) as (_, listening, _):
+            reader, writer = await _sent(listening, b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
+            assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 400")
+            writer.close()
+
+    uvloop.run(check())
+
+
+@pytest.mark.parametrize(
+    "nonsense", [b"\x16\x03\x01\x02\x00 hello\r\n\r\n", b"GET\r\n\r\n", b"GET / HTTP/1.1\r\na b: c\r\n\r\n"]
+)
+def test_what_is_no_http_is_refused_without_noise(nonsense: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    async def check() -> None:
+        async with serving(settings()) as (_, listening, _):
+            reader, writer = await _sent(listening, nonsense)
+            assert (await reader.read()).startswith((b"HTTP/1.1 400", b"HTTP/1.0 400"))
+            writer.close()
+
+    uvloop.run(check())
+    assert caplog.text == ""
 
 
 def test_stop_lets_running_requests_finish_and_takes_no_new_ones() -> None:
@@ -533,11 +579,11 @@ def test_any_text_can_be_encoded() -> None:
 
 
 @pytest.fixture
-def quiet_logging() -> AsyncIterator[None]:
+def quiet_logging() -> Iterator[None]:
     root = logging.getLogger()
     before = (root.handlers[:], root.level, logging.getLogger("corral").level)
     root.handlers = []
-    yield  # type: ignore[misc]
+    yield
     for handler in root.handlers:
         handler.close()
     root.handlers, level, ours = before

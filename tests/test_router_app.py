@@ -100,8 +100,8 @@ def test_load_and_unload_and_their_refusals() -> None:
             response = await g.client.post("/models/unload", json={"model": "nobody"})
             assert (response.status_code, error_of(response)["message"]) == (400, "model is not found")
             for path in ("/models/load", "/models/unload"):
-                for body in (b"{", b"[]", b""):
-                    assert (await g.client.post(path, content=body)).status_code == 400
+                for broken in (b"{", b"[]", b""):
+                    assert (await g.client.post(path, content=broken)).status_code == 400
             response = await g.client.post("/models/unload", json={"model": "m"})
             assert (response.status_code, error_of(response)["message"]) == (400, "model is not running")
 

@@ -303,6 +303,21 @@ def test_hundred_clients_for_three_models_with_room_for_one() -> None:
     run(check())
 
 
+def test_client_that_stops_reading_loses_its_lease() -> None:
+    async def check() -> None:
+        async with gateway(preset("m"), timeout=1) as g:
+            await g.client.post("/tokenize", json={"model": "m"})
+            body = json.dumps({"model": "m", "filler": "x" * 30_000_000}).encode()  # echoed, so that the answer is long
+            _, writer = await asyncio.open_connection("127.0.0.1", g.port, limit=2**10)
+            writer.write(f"POST /props HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+            await writer.drain()
+            await until(lambda: any(view.leases for view in g.lifecycle.views()))
+            await until(lambda: not any(view.leases for view in g.lifecycle.views()))
+            writer.close()
+
+    run(check())
+
+
 def test_two_hundred_open_streams() -> None:
     async def check() -> None:
         async with gateway(preset("m", "chunks=3,pause=0.2")) as g:

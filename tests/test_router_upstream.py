@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import uvloop
-from llama_corral.router.upstream import HIGH_WATER, CutOff, Died, Reply, Unreachable, Upstream
+from llama_corral.router.connection import HIGH_WATER, CutOff, Died, Reply, Unreachable
+from llama_corral.router.upstream import Upstream
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
