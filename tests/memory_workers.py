@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from typing import Any
 
 from llama_corral.presets.control import Report, State
 from llama_corral.router.process import Callbacks, LaunchSpec
 
+OnAsked = Callable[["MemoryWorker"], None]
+
 
 class MemoryWorker:
-    def __init__(self, spec: LaunchSpec, number: int, callbacks: Callbacks) -> None:
+    def __init__(self, spec: LaunchSpec, number: int, callbacks: Callbacks, on_asked: OnAsked) -> None:
         self.name = spec.name
         self.pid: int | None = number
         self.environ = dict(spec.environ)
@@ -21,11 +24,14 @@ class MemoryWorker:
         self.kill_asked = False
         self.is_alive = True
         self._callbacks = callbacks
+        self._on_asked = on_asked
 
     def stop(self) -> None:
+        self._on_asked(self)
         self.stop_asked = True
 
     def kill(self) -> None:
+        self._on_asked(self)
         self.kill_asked = True
 
     @property
@@ -55,7 +61,9 @@ class MemoryLauncher:
 
     command = ("fake",)
 
-    def __init__(self) -> None:
+    def __init__(self, on_asked: OnAsked = lambda _: None) -> None:
+        """`on_asked` is called before a worker is told to stop or killed."""
+        self._on_asked = on_asked
         self.workers: list[MemoryWorker] = []
         self.refusal: OSError | None = None
         self.is_closed = False
@@ -68,7 +76,7 @@ class MemoryLauncher:
             raise self.refusal
         assert not self.is_closed
         assert spec.name not in {worker.name for worker in self.alive}, "two workers for one model"
-        self.workers.append(MemoryWorker(spec, len(self.workers) + 1, callbacks))
+        self.workers.append(MemoryWorker(spec, len(self.workers) + 1, callbacks, self._on_asked))
         return self.workers[-1]
 
     async def close(self) -> None:

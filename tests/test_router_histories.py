@@ -1,0 +1,247 @@
+"""Any history of clients, commands and workers: the lifecycle keeps its promises after every step and comes to rest."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from llama_corral.presets.errors import ApiError
+from llama_corral.router.lifecycle import Lifecycle
+from memory_workers import MemoryLauncher, MemoryWorker
+from router_tools import preset, presets
+
+MODELS = ("a", "b", "c", "d")
+models = st.sampled_from(MODELS)
+choice = st.integers(0, 100)
+
+
+class Client:
+    """Counts what it gets, so that a lease given twice, or kept, shows."""
+
+    def __init__(self, lifecycle: Lifecycle, model: str, autoload: bool) -> None:
+        self.model = model
+        self.served = 0
+        self.finish = asyncio.Event()
+        self.task = asyncio.create_task(self._request(lifecycle, autoload))
+
+    async def _request(self, lifecycle: Lifecycle, autoload: bool) -> None:
+        try:
+            async with lifecycle.lease(self.model, autoload=autoload):
+                self.served += 1
+                await self.finish.wait()
+        except (ApiError, asyncio.CancelledError):
+            pass
+
+    @property
+    def holds(self) -> bool:
+        return self.served == 1 and not self.task.done()
+
+
+class Histories(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.clients: list[Client] = []
+        self.commands: list[asyncio.Task[None]] = []
+        self.ended_by_command: set[MemoryWorker] = set()
+        self.now = 0.0
+
+    @initialize(models_max=st.integers(0, 3))
+    def begin(self, models_max: int) -> None:
+        self.models_max = models_max
+        self.launcher = MemoryLauncher(self.on_asked)
+        self.entries = {name: preset(name) for name in MODELS}
+        self.lifecycle = Lifecycle(self.entries, self.launcher, models_max=models_max, autoload=True, clock=self.clock)
+
+    def clock(self) -> float:
+        self.now += 1
+        return self.now
+
+    def on_asked(self, worker: MemoryWorker) -> None:
+        """Nobody but a person may end a busy model, or one that somebody waits for in the queue."""
+        view = self.lifecycle.view(worker.name)
+        assert view is not None
+        if worker not in self.ended_by_command:
+            assert view.leases == 0, "a busy model was evicted"
+            assert view.waiting == 0 or view.preset is not self.entries.get(worker.name)
+
+    def step(self) -> None:
+        self.loop.run_until_complete(settle())
+
+    def command(self, work: Coroutine[Any, Any, None]) -> None:
+        async def begin() -> None:
+            self.commands.append(asyncio.create_task(work))
+
+        self.loop.run_until_complete(begin())
+        self.step()
+
+    # -- clients -----------------------------------------------------------------------------------------------------
+
+    @rule(model=models, autoload=st.sampled_from([True, True, True, False]))
+    def request(self, model: str, autoload: bool) -> None:
+        async def begin() -> None:
+            self.clients.append(Client(self.lifecycle, model, autoload))
+
+        self.loop.run_until_complete(begin())
+        self.step()
+
+    @precondition(lambda self: self.clients)
+    @rule(number=choice)
+    def leave(self, number: int) -> None:
+        self.clients[number % len(self.clients)].task.cancel()
+        self.step()
+
+    @precondition(lambda self: self.clients and self.launcher.alive)
+    @rule(number=choice, who=choice)
+    def leave_as_the_worker_gets_ready(self, number: int, who: int) -> None:
+        """In one turn of the loop, so that the client goes while its lease is on the way."""
+
+        def both() -> None:
+            self.pick(number).ready()
+            self.clients[who % len(self.clients)].task.cancel()
+
+        self.on_loop(both)
+        self.step()
+
+    @precondition(lambda self: any(client.holds for client in self.clients))
+    @rule(number=choice)
+    def finish(self, number: int) -> None:
+        holders = [client for client in self.clients if client.holds]
+        holders[number % len(holders)].finish.set()
+        self.step()
+
+    # -- workers -----------------------------------------------------------------------------------------------------
+
+    def pick(self, number: int) -> MemoryWorker:
+        return self.launcher.alive[number % len(self.launcher.alive)]
+
+    @precondition(lambda self: self.launcher.alive)
+    @rule(number=choice)
+    def report_ready(self, number: int) -> None:
+        self.on_loop(self.pick(number).ready)
+        self.step()
+
+    @precondition(lambda self: self.launcher.alive)
+    @rule(number=choice)
+    def report_sleeping(self, number: int) -> None:
+        """A real worker sleeps only when nothing is asked of it."""
+        worker = self.pick(number)
+        view = self.lifecycle.view(worker.name)
+        if view is not None and view.leases == 0:
+            self.on_loop(worker.report, "sleeping")
+        self.step()
+
+    @precondition(lambda self: self.launcher.alive)
+    @rule(number=choice)
+    def report_loading(self, number: int) -> None:
+        self.on_loop(self.pick(number).report, "loading")
+        self.step()
+
+    @precondition(lambda self: self.launcher.alive)
+    @rule(number=choice, code=st.sampled_from([0, 1, -9]))
+    def die(self, number: int, code: int) -> None:
+        self.on_loop(self.pick(number).exit, code)
+        self.step()
+
+    @precondition(lambda self: any(worker.must_go for worker in self.launcher.alive))
+    @rule(number=choice)
+    def obey(self, number: int) -> None:
+        leaving = [worker for worker in self.launcher.alive if worker.must_go]
+        self.on_loop(leaving[number % len(leaving)].leave)
+        self.step()
+
+    def on_loop(self, call: Any, *arguments: Any) -> None:
+        async def inside() -> None:
+            call(*arguments)
+
+        self.loop.run_until_complete(inside())
+
+    # -- commands ----------------------------------------------------------------------------------------------------
+
+    @rule(model=models)
+    def load(self, model: str) -> None:
+        self.command(self.lifecycle.load(model))
+
+    @rule(model=models)
+    def unload(self, model: str) -> None:
+        self.ended_by_command |= {worker for worker in self.launcher.alive if worker.name == model}
+        self.command(self.lifecycle.unload(model))
+
+    @rule(names=st.sets(models, min_size=1), changed=st.sets(models))
+    def reload(self, names: set[str], changed: set[str]) -> None:
+        for name in changed & names:
+            self.entries[name] = preset(name, options={"ctx_size": self.now})
+        kept = {name: self.entries.get(name, preset(name)) for name in names}
+        self.entries = kept
+        self.command(self.lifecycle.reload(presets(*kept.values())))
+
+    # -- promises ----------------------------------------------------------------------------------------------------
+
+    @invariant()
+    def never_more_than_the_limit(self) -> None:
+        assert self.models_max <= 0 or len(self.launcher.alive) <= self.models_max
+
+    @invariant()
+    def leases_are_held_by_clients(self) -> None:
+        held = sum(client.holds for client in self.clients)
+        counted = sum(view.leases for view in self.lifecycle.views())
+        assert counted <= held, "a lease was not given back"
+        assert all(client.served <= 1 for client in self.clients)
+
+    @invariant()
+    def nobody_waits_beside_a_ready_model(self) -> None:
+        for view in self.lifecycle.views():
+            ready = view.status in ("loaded", "sleeping") and view.preset is self.entries.get(view.name)
+            if ready and not self.launcher[view.name].must_go:
+                assert view.waiting == 0
+
+    @invariant()
+    def waiters_are_counted(self) -> None:
+        waiting = sum(not client.served and not client.task.done() for client in self.clients)
+        assert waiting == sum(view.waiting for view in self.lifecycle.views())
+
+    def teardown(self) -> None:
+        if not hasattr(self, "lifecycle"):
+            self.loop.close()
+            return
+        self.come_to_rest()
+        assert all(client.task.done() for client in self.clients), "a client was forgotten"
+        assert all(command.done() for command in self.commands), "a command was forgotten"
+        assert all(view.leases == view.waiting == 0 for view in self.lifecycle.views())
+        self.close()
+
+    def come_to_rest(self) -> None:
+        """Clients finish what they get, workers obey and become ready: then everything must be served."""
+        for _ in range(10 * (len(self.clients) + len(self.commands) + len(MODELS))):
+            self.step()
+            for client in self.clients:
+                client.finish.set()
+            for worker in self.launcher.alive:
+                self.on_loop(worker.leave if worker.must_go else worker.ready)
+            if all(task.done() for task in (*(client.task for client in self.clients), *self.commands)):
+                break
+
+    def close(self) -> None:
+        for command in self.commands:
+            command.exception()  # refused commands are part of the game
+        self.ended_by_command |= set(self.launcher.alive)
+        self.command(self.lifecycle.close())
+        for worker in self.launcher.alive:
+            self.on_loop(worker.leave)
+        self.step()
+        assert self.commands[-1].done()
+        assert self.launcher.is_closed
+        self.loop.close()
+
+
+async def settle() -> None:
+    for _ in range(12):
+        await asyncio.sleep(0)
+
+
+TestHistories = Histories.TestCase
+TestHistories.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
