@@ -1,4 +1,4 @@
-"""The engine on real tiny models: full memory, impossible requests, models that do not load, options that do not fit."""
+"""The engine on real tiny models: full memory, impossible requests, models and options that do not load."""
 
 from __future__ import annotations
 

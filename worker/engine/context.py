@@ -107,8 +107,10 @@ class Context:
         C.llama_perf_context_reset(self.pointer)
 
     def _alone(self, tokens: list[int]) -> Any:
-        self._warm_up_tokens = (ctypes.c_int32 * len(tokens))(*tokens)
-        return C.llama_batch_get_one(self._warm_up_tokens, len(tokens))
+        self._warm_up_batch = batch = Batch(len(tokens))  # kept, since llama.cpp reads from it
+        batch.add_run(tokens, 0, 0, output=self.model.options.embeddings)
+        batch.want_output(len(tokens) - 1)
+        return batch.view(0, len(tokens))
 
     # -- outputs of the last decode ----------------------------------------------------------------------------------
 
