@@ -7,23 +7,19 @@ either; binding of addresses is next door in `listen`, what browsers ask for in 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import msgspec
 from aiohttp import hdrs, web
 
+from .access import Keys, origin_policy, read_api_keys
 from .errors import (
     ApiError,
     AuthenticationFailed,
     BodyTooLarge,
-    ConfigError,
     InvalidRequest,
     NotFound,
     ServerFault,
@@ -43,7 +39,6 @@ JSON_TYPE = "application/json; charset=utf-8"
 HEALTH_PATHS = ("/health", "/v1/health")
 PAGE_PATHS = ("/", "/index.html", "/sw.js", "/manifest.webmanifest", "/_app/version.json", "/build.json")
 """Served before the model is ready and without a key, so that a browser can show why nothing answers yet."""
-LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +108,23 @@ async def read_body(request: web.Request) -> bytes:
     if (request.content_length or 0) > limits.max_body:
         raise limits.too_large()
     if request.content.is_eof():
-        return await request.read()
+        return await _read_all(request, limits)
     try:
         async with asyncio.timeout(limits.timeout):
-            return await request.read()
+            return await _read_all(request, limits)
     except TimeoutError:
         raise InvalidRequest(f"the request body did not arrive within {limits.timeout} s") from None
+
+
+async def _read_all(request: web.Request, limits: Limits) -> bytes:
+    """Unlike `request.read()` it leaves no copy in the request, which lives as long as its answer."""
+    chunks, size = [], 0
+    while chunk := await request.content.readany():
+        size += len(chunk)
+        if size > limits.max_body:
+            raise limits.too_large()
+        chunks.append(chunk)
+    return b"".join(chunks)
 
 
 async def read_json(request: web.Request) -> Any:
@@ -153,59 +159,6 @@ def event_stream() -> web.StreamResponse:
 # -- before the handler ----------------------------------------------------------------------------------------------
 
 
-def read_api_keys(settings: Settings) -> tuple[str, ...]:
-    """Keys of `--api-key` (comma list) and of `--api-key-file` (one a line, `#` starts a comment line)."""
-    keys = list(settings.api_key)
-    if settings.api_key_file:
-        try:
-            lines = Path(settings.api_key_file).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--api-key-file {settings.api_key_file}: {error}") from None
-        keys += [line for line in lines if not line.lstrip().startswith("#")]
-    return tuple(dict.fromkeys(key.strip() for key in keys if key.strip()))
-
-
-class _Keys:
-    """Compares in constant time: every key is looked at, and only digests of equal length are compared."""
-
-    def __init__(self, keys: Iterable[str]) -> None:
-        self._digests = [self._digest(key) for key in keys]
-
-    def __bool__(self) -> bool:
-        return bool(self._digests)
-
-    def admit(self, request: web.Request) -> bool:
-        given = request.headers.get(hdrs.AUTHORIZATION) or request.headers.get("X-Api-Key") or ""
-        if given[:7].lower() == "bearer ":
-            given = given[7:]
-        digest = self._digest(given)
-        return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
-
-    @staticmethod
-    def _digest(key: str) -> bytes:
-        return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
-
-
-def _allowed_origin(settings: Settings) -> Callable[[str | None], str | None]:
-    """The decision behind `Access-Control-Allow-Origin`, made from the request's `Origin`."""
-    origins: str = settings.cors_origins
-    exposes_machine = any(getattr(settings, name, None) for name in ("tools", "mcp_servers_config", "mcp_servers_json"))
-    if (exposes_machine or getattr(settings, "agent", False)) and "cors_origins" not in settings.model_fields_set:
-        origins = "localhost"
-    if origins == "*" and settings.cors_credentials:
-        return lambda origin: origin or None
-    if origins == "localhost":
-        return lambda origin: origin if origin and _host_of(origin) in LOCAL_HOSTS else None
-    return lambda origin: origins
-
-
-def _host_of(origin: str) -> str | None:
-    try:
-        return urlsplit(origin).hostname
-    except ValueError:
-        return None
-
-
 def _translate(error: web.HTTPException, limits: Limits) -> ApiError | web.HTTPException:
     if error.status in (404, 405):
         return NotFound()
@@ -232,7 +185,7 @@ def application(settings: Settings, *, is_ready: Callable[[], bool] = _always) -
 
     In this order: CORS origin; OPTIONS answered for any path; 503 until `is_ready()`; API key; the handler.
     """
-    keys = _Keys(read_api_keys(settings))
+    keys = Keys(read_api_keys(settings))
     prefix = settings.api_prefix or ""
     pages = {*PAGE_PATHS, *(prefix + path for path in PAGE_PATHS)}
     public = {*pages, *HEALTH_PATHS, *(prefix + path for path in HEALTH_PATHS)}
@@ -273,7 +226,7 @@ def application(settings: Settings, *, is_ready: Callable[[], bool] = _always) -
         return error_response(fault) if isinstance(fault, ApiError) else fault
 
     limits = Limits(settings.max_body, settings.timeout or None)
-    allowed_origin = _allowed_origin(settings)
+    allowed_origin = origin_policy(settings)
 
     async def decorate(request: web.Request, response: web.StreamResponse) -> None:
         headers = response.headers

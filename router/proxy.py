@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from aiohttp import hdrs, web
 from multidict import CIMultiDict
@@ -38,6 +39,13 @@ _NOT_PASSED_BACK = _HOP_BY_HOP | {b"server", b"date", b"content-length"}
 """What our own answer says for itself."""
 
 
+@dataclass(slots=True)
+class _Body:
+    """Emptied once it was sent: its answer may flow for many minutes, and images are large."""
+
+    data: bytes
+
+
 class Proxy:
     """The handlers of all proxied routes."""
 
@@ -48,23 +56,24 @@ class Proxy:
 
     async def by_query(self, request: web.Request) -> web.StreamResponse:
         """GET: the model is `?model=`."""
-        return await self._forward(request, query_text(request, "model"), b"", touch=False)
+        return await self._forward(request, query_text(request, "model"), _Body(b""), touch=False)
 
     async def by_body(self, request: web.Request) -> web.StreamResponse:
         """POST: the model is the body's; `?model=` serves bodies that cannot name one (a JSON array, an empty body)."""
-        body = await read_body(request)
+        body = _Body(await read_body(request))
         if request.content_type == "multipart/form-data":
-            model = model_in_form(body, request.headers[hdrs.CONTENT_TYPE])
+            model = model_in_form(body.data, request.headers[hdrs.CONTENT_TYPE])
         else:
-            model = model_in_json(body)
+            model = model_in_json(body.data)
         return await self._forward(request, model or query_text(request, "model"), body, touch=True)
 
-    async def _forward(self, request: web.Request, name: str, body: bytes, *, touch: bool) -> web.StreamResponse:
+    async def _forward(self, request: web.Request, name: str, body: _Body, *, touch: bool) -> web.StreamResponse:
         model = self.find(name)
         async with self._lifecycle.lease(model, autoload=wants_autoload(request), touch=touch) as lease:
             if self._fake_timing:
                 await asyncio.sleep(FAKE_TIMING_S)
-            reply = await self._send(request, lease.endpoint, model, body)
+            reply = await self._send(request, lease.endpoint, model, body.data)
+            body.data = b""
             try:
                 if reply.complete:
                     return _whole(reply, await reply.read())

@@ -19,6 +19,7 @@ import pytest
 import uvloop
 from aiohttp import web
 from llama_corral.presets import errors, logs
+from llama_corral.presets.access import read_api_keys
 from llama_corral.presets.errors import ApiError, ConfigError
 from llama_corral.presets.listen import Listening, listen
 from llama_corral.presets.pages import page_routes
@@ -30,7 +31,6 @@ from llama_corral.presets.web import (
     error_response,
     event_stream,
     json_response,
-    read_api_keys,
     read_object,
 )
 
