@@ -21,8 +21,10 @@ from ..presets.errors import ApiError, ConfigError, ModelFilesError
 from ..presets.help import bash_completion, help_text
 from ..presets.hub import list_cached, remote_preset
 from ..presets.listen import listen
+from ..presets.option import Option
 from ..presets.settings import Settings
 from ..presets.sources import demo_presets_path, load_presets
+from ..presets.table import VARIABLES
 from ..presets.version import BUILD_INFO, VERSION
 from . import app
 from .child import worker_environ
@@ -124,7 +126,7 @@ async def serve(settings: Settings, given: layers.Layer, environ: Mapping[str, s
     is_slowed = FAKE_TIMING_ENV in environ
     lifecycle = Lifecycle(
         presets,
-        best_launcher(environ),
+        best_launcher(_for_workers(environ)),
         models_max=settings.models_max,
         autoload=settings.models_autoload,
         load_delay=FAKE_LOAD_DELAY if is_slowed else 0.0,
@@ -138,6 +140,16 @@ async def serve(settings: Settings, given: layers.Layer, environ: Mapping[str, s
             return await _run_until(stop, lifecycle)
     finally:
         await lifecycle.close()
+
+
+def _for_workers(environ: Mapping[str, str]) -> dict[str, str]:
+    """Keys and certificates belong to the router's door; behind it they would lock out who came in with another key."""
+    own = {
+        variable
+        for variable, spelling in VARIABLES.items()
+        if isinstance(spelling.entry, Option) and spelling.entry.router_own
+    }
+    return {variable: value for variable, value in environ.items() if variable not in own}
 
 
 async def _run_until(stop: asyncio.Event, lifecycle: Lifecycle) -> int:

@@ -139,6 +139,16 @@ def test_second_signal_does_not_wait(start_gateway: Start) -> None:
         assert gateway.exit_code(2.0) == 1
 
 
+def test_keys_of_the_environment_do_not_lock_the_worker(start_gateway: Start) -> None:
+    key = {"Authorization": "Bearer from-flag"}
+    presets = "[tiny]\nmodel = {models}/tiny-llama.gguf\nctx-size = 256\n"
+    gateway = start_gateway("--api-key", "from-flag", presets=presets, env={"LLAMA_API_KEY": "from-environment"})
+    response = gateway.client.post("/tokenize", json={"model": "tiny", "content": "a"}, headers=key)
+    assert response.status_code == 200
+    assert gateway.client.get("/models").status_code == 401
+    assert "from-flag" not in gateway.log_text
+
+
 def test_command_line_beats_the_environment_and_says_so(start_gateway: Start) -> None:
     gateway = start_gateway(env={"LLAMA_ARG_HOST": "192.0.2.1"})
     assert "LLAMA_ARG_HOST is set, but --host replaces it" in gateway.log_text
