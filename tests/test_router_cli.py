@@ -31,6 +31,7 @@ def ask(tmp_path: Path, *args: str, **env: str) -> subprocess.CompletedProcess[s
         ("--version", "llama-corral"),
         ("--completion-bash", "complete"),
         ("--cache-list", "number of models in cache: 0"),
+        ("--list-devices", "Available devices:"),
     ],
 )
 def test_what_is_printed(flag: str, said: str, tmp_path: Path) -> None:
@@ -60,6 +61,7 @@ def test_output_that_nobody_reads_to_the_end(tmp_path: Path) -> None:
         (["--log-file", "/nowhere/log"], {}, "--log-file"),
         (["--path", "/nowhere"], {}, "--path"),
         (["--ssl-key-file", "/nowhere"], {}, "--ssl-cert-file"),
+        (["-hf", "no user and no repo"], {}, "no user and no repo"),
     ],
 )
 def test_mistakes_are_one_line(args: list[str], env: dict[str, str], said: str, tmp_path: Path) -> None:

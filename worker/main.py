@@ -26,6 +26,7 @@ from .api.monitoring import model_entry
 from .api.serving import Serving
 from .app import build
 from .chat.template import TemplateError
+from .engine.devices import describe_devices
 from .engine.runner import Engine, LoadError
 from .lifeline import Lifeline
 
@@ -47,6 +48,9 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     try:
         settings = settings_from(argv, environ)
         logs.set_up(settings)
+        if settings.list_devices:
+            print(describe_devices())
+            return OK
         for line in notices(settings):
             log.info("%s", line)
         return run_loop(_live(settings, environ, lifeline))

@@ -46,6 +46,16 @@ def list_devices() -> list[Device]:
     return [_device(_get(i)) for i in range(_count())]
 
 
+def describe_devices() -> str:
+    """For people, in llama-server's form: what layers can be offloaded to."""
+    lines = [
+        f"  {device.name}: {device.description} ({device.total_bytes >> 20} MiB, {device.free_bytes >> 20} MiB free)"
+        for device in list_devices()
+        if not device.is_cpu
+    ]
+    return "\n".join(["Available devices:", *(lines or ["  (none)"])])
+
+
 def _device(pointer: int) -> Device:
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
     _memory(pointer, ctypes.byref(free), ctypes.byref(total))
