@@ -118,6 +118,16 @@ def test_it_reports_sleeping_and_waking(tmp_path: Path, model: str) -> None:
         assert [(r.state, r.payload) for r in worker.reports_until("ready")] == [("loading", {}), ("ready", {})]
 
 
+def test_a_client_that_leaves_while_the_model_wakes_does_not_keep_it_from_waking(tmp_path: Path, model: str) -> None:
+    with routed(tmp_path, "--model", model, "--sleep-idle-seconds", "1") as worker:
+        worker.reports_until("sleeping")
+        with pytest.raises(httpx.ReadTimeout):
+            worker.client.post("/tokenize", json={"content": "Hi"}, timeout=0.001)
+        assert worker.reports_until("ready")[-1].state == "ready"
+        assert worker.client.post("/tokenize", json={"content": "Hi"}).status_code == 200
+        assert worker.reports_until("sleeping")[-1].state == "sleeping"
+
+
 @pytest.mark.parametrize(
     ("file", "words"),
     [("missing.gguf", "missing.gguf"), ("not-a-model.gguf", "not-a-model.gguf"), ("truncated.gguf", "truncated.gguf")],

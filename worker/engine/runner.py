@@ -65,6 +65,7 @@ class Engine:
         self._sleep_after = float(settings.sleep_idle_seconds)
         self._sleep_timer: asyncio.TimerHandle | None = None
         self._sleep_task: asyncio.Task[None] | None = None
+        self._waking: asyncio.Task[None] | None = None
         self._closed = False
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -122,17 +123,26 @@ class Engine:
     async def _awake(self) -> Loaded:
         if self._info is None or self._closed:
             raise Unavailable("Loading model" if not self._closed else "The server is shutting down.")
+        if self._loaded is None:
+            if self._waking is None or self._waking.done():
+                self._waking = asyncio.ensure_future(self._wake())
+                self._waking.add_done_callback(lambda task: task.cancelled() or task.exception())
+            await asyncio.shield(self._waking)  # a client that leaves meanwhile does not interrupt it
+        assert self._loaded is not None
+        return self._loaded
+
+    async def _wake(self) -> None:
         async with self._residency:
-            if self._loaded is None:
-                log.info("waking up")
-                self._on_state(Report("loading"))
-                try:
-                    await self._load()
-                except LoadError as error:
-                    raise ServerFault(f"The model could not be loaded again: {error}") from error
-                self._on_state(Report("ready"))
-            assert self._loaded is not None
-            return self._loaded
+            if self._loaded is not None:
+                return
+            log.info("waking up")
+            self._on_state(Report("loading"))
+            try:
+                await self._load()
+            except LoadError as error:
+                self._on_state(Report("sleeping"))  # the next request tries again
+                raise ServerFault(f"The model could not be loaded again: {error}") from error
+            self._on_state(Report("ready"))
 
     async def _load(self) -> None:
         options = from_settings(self._settings, self._files.model)
