@@ -65,7 +65,10 @@ def test_conventions_of_hugging_face() -> None:
     assert render("{{ strftime_now('%Y') }}") == str(datetime.now().year)
     assert render("{{ date_string }}") == datetime.now().strftime("%d %b %Y")
     assert render("{% set ns = namespace(n=0) %}{% set ns.n = 5 %}{{ ns.n }}") == "5"
-    assert render("{{ missing }}|{{ missing is defined }}") == "|False"
+    assert (
+        render("{{ missing }}|{{ missing is defined }}|{{ 'a' + missing + 'b' }}|{{ missing + 'c' }}") == "|False|ab|c"
+    )
+    assert render("{{ 'é' | tojson(ensure_ascii=True) }}") == '"\\u00e9"'
 
 
 @pytest.mark.parametrize(
