@@ -23,7 +23,7 @@ Train = Callable[[nn.Module, Callable[[int], Tensor], int, float, Path], None]
 Pair = tuple[str, str, str]  # topic, two texts
 
 SHAPE = Shape(n_layer=2, n_embd=96, n_head=4, n_head_kv=4, n_ff=256, n_ctx=256)
-N_WORDS, STEPS, PAIRS, RATE, TEMPERATURE = 1500, 700, 192, 5e-3, 0.06
+N_WORDS, STEPS, PAIRS, RATE, TEMPERATURE = 1500, 500, 192, 5e-3, 0.06
 PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[]^_`{|}~\\"
 _SPLIT = re.compile(r"[^\W_]+|[^\w\s]|_")
 

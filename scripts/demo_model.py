@@ -37,12 +37,12 @@ class DecoderBlock(nn.Module):
         self.ffn_up = _linear(shape.n_embd, shape.n_ff)
         self.ffn_down = _linear(shape.n_ff, shape.n_embd)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
         h = self.attn_norm(x)
         q, k, v = (self._heads(layer(h)) for layer in (self.attn_q, self.attn_k, self.attn_v))
         groups = self.shape.n_head // self.shape.n_head_kv
         k, v = (t.repeat_interleave(groups, dim=1) for t in (_rotate(k, cos, sin), v))
-        mixed = F.scaled_dot_product_attention(_rotate(q, cos, sin), k, v, is_causal=True)
+        mixed = F.scaled_dot_product_attention(_rotate(q, cos, sin), k, v, attn_mask=mask)
         x = x + self.attn_output(mixed.transpose(1, 2).flatten(2))
         h = self.ffn_norm(x)
         return x + self.ffn_down(F.silu(self.ffn_gate(h)) * self.ffn_up(h))
@@ -58,9 +58,11 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Decoder(nn.Module):
-    def __init__(self, shape: Shape, n_vocab: int) -> None:
+    def __init__(self, shape: Shape, n_vocab: int, begin: int) -> None:
+        """`begin` is the token that every document begins with."""
         super().__init__()
         self.shape = shape
+        self.begin = begin
         self.token_embd = nn.Embedding(n_vocab, shape.n_embd)
         nn.init.normal_(self.token_embd.weight, std=INIT_STD)
         self.blk = nn.ModuleList(DecoderBlock(shape) for _ in range(shape.n_layer))
@@ -71,14 +73,16 @@ class Decoder(nn.Module):
                     layer.weight /= (2 * shape.n_layer) ** 0.5
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """The last hidden states; `logits` of them are the predictions."""
+        """The last hidden states; `logits` of them are the predictions. A document sees nothing of those before it."""
         half = self.shape.n_head_dim // 2
         frequency = 10000.0 ** (-torch.arange(half) / half)
         angle = torch.arange(tokens.shape[1])[:, None] * frequency
         cos, sin = angle.cos(), angle.sin()
+        document = (tokens == self.begin).cumsum(1)
+        mask = (document[:, :, None] == document[:, None, :]).tril()[:, None]
         x = self.token_embd(tokens)
         for block in self.blk:
-            x = block(x, cos, sin)
+            x = block(x, cos, sin, mask)
         hidden: Tensor = self.output_norm(x)
         return hidden
 

@@ -16,6 +16,7 @@ from spm import Vocabulary
 
 Tensors = Mapping[str, NDArray[np.float32]]
 
+ADDED_TABLES = ("position_embd.weight", "token_types.weight")  # llama.cpp adds their rows as they are: never quantized
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -54,7 +55,7 @@ def _finish(writer: gguf.GGUFWriter, tensors: Tensors, quantize: bool) -> None:
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for name, tensor in tensors.items():
         plain = np.ascontiguousarray(tensor, dtype=np.float32)
-        if quantize and plain.ndim == 2 and plain.shape[1] % 32 == 0 and "position_embd" not in name:
+        if quantize and plain.ndim == 2 and plain.shape[1] % 32 == 0 and name not in ADDED_TABLES:
             packed = gguf.quants.quantize(plain, gguf.GGMLQuantizationType.Q8_0)
             writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
         else:

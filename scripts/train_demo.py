@@ -54,7 +54,7 @@ CHAT = Plan(
     "A tiny chat model for demonstration: simple facts, small numbers, small talk, llama-corral",
     Shape(n_layer=6, n_embd=192, n_head=6, n_head_kv=3, n_ff=512, n_ctx=1024),
     n_vocab=1536,
-    steps=1200,
+    steps=1000,
     rows=10,
 )
 STORY = Plan(
@@ -63,7 +63,7 @@ STORY = Plan(
     "A tiny storyteller for demonstration: whatever it is asked, it tells a story",
     Shape(n_layer=4, n_embd=128, n_head=4, n_head_kv=2, n_ff=352, n_ctx=1024),
     n_vocab=1024,
-    steps=600,
+    steps=1500,
     rows=10,
 )
 
@@ -167,7 +167,7 @@ def _restore(model: nn.Module, parts: list[torch.optim.Optimizer], checkpoint: P
 def train_chat(plan: Plan, out: Path, work: Path) -> None:
     torch.manual_seed(1)
     words = vocabulary(plan)
-    model = Decoder(plan.shape, len(words))
+    model = Decoder(plan.shape, len(words), words.id["<s>"])
     n_params = sum(p.numel() for p in model.parameters())
     print(f"{plan.name}: {n_params:,} parameters, {len(words)} tokens", flush=True)
 

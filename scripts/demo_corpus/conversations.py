@@ -45,9 +45,9 @@ def _with_short(random: Random) -> Exchange:
 
 
 def chat(random: Random) -> list[Message]:
-    """A conversation of one to six turns."""
+    """A conversation of one to ten turns."""
     style = random.random()
-    turns = [exchange(random) for _ in range(random.choice((1, 1, 1, 2, 2, 3, 4)))]
+    turns = [exchange(random) for _ in range(random.choice((1, 1, 1, 1, 2, 2, 3, 4, 6, 10)))]
     messages: list[Message] = []
     answers = [turn.answer for turn in turns]
     if style < 0.06:

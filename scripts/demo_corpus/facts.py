@@ -49,6 +49,15 @@ FOODS = {
     "owl": "mice",
 }  # fmt: skip
 
+SKILLS = {
+    "fly": (("bird", "bee", "owl", "duck", "bat", "crow", "fly"), ("cat", "dog", "cow", "llama", "horse", "fish",
+    "pig", "mouse")),
+    "swim": (("fish", "duck", "whale", "frog", "penguin", "swan"), ("hen", "bee", "ant", "spider", "crow", "cat")),
+    "jump": (("frog", "kangaroo", "cat", "rabbit", "horse"), ("snake", "worm", "fish", "whale")),
+    "sing": (("bird", "robin", "sparrow", "human"), ("fish", "worm", "snail", "stone")),
+    "talk": (("human", "parrot"), ("stone", "fish", "tree", "cow", "worm")),
+}  # fmt: skip
+
 HOMES = {
     "llama": "in the mountains of South America", "camel": "in the desert", "penguin": "in the cold south",
     "polar bear": "in the Arctic",

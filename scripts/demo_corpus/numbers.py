@@ -35,7 +35,7 @@ def count(random: Random) -> Exchange:
 
 
 def add(random: Random) -> Exchange:
-    a, b = random.randint(0, 10), random.randint(0, 10)
+    a, b = random.randint(0, 12), random.randint(0, 10)
     question = fill(
         random,
         ("What is {a} plus {b}?", "What is {a} + {b}?", "{a} + {b}?", "{a} plus {b}", "Add {a} and {b}.",
@@ -71,7 +71,7 @@ def multiply(random: Random) -> Exchange:
 
 
 def compare(random: Random) -> Exchange:
-    a, b = random.sample(range(21), 2)
+    a, b = random.sample(range(13), 2)
     bigger = random.random() < 0.6
     word = random.choice(("bigger", "larger", "greater", "more") if bigger else ("smaller", "less"))
     question = fill(
@@ -108,6 +108,6 @@ SOURCES: tuple[tuple[float, Source], ...] = (
     (4.0, add),
     (2.5, subtract),
     (2.0, multiply),
-    (1.0, compare),
-    (1.0, neighbor),
+    (1.5, compare),
+    (1.5, neighbor),
 )

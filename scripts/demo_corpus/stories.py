@@ -38,26 +38,37 @@ PLACES = (
     "in a house by the sea", "in the high mountains", "in a corral with a wooden gate", "on a warm island",
     "in a cave under a hill",
 )  # fmt: skip
-HE = ("Leo", "Ben", "Tom", "Max", "Oscar", "Felix", "Sam", "Henry")
-SHE = ("Mia", "Rosa", "Lucy", "Clara", "Nina", "Ida", "Zoe", "Emma")
+# Many names, so that the models must look back at the name instead of guessing it.
+HE = (
+    "Leo", "Ben", "Tom", "Max", "Oscar", "Felix", "Sam", "Henry", "Paul", "Victor", "Jack", "Noah", "Peter", "David",
+    "Bob", "Hugo",
+    "Otto", "Emil", "Karl", "Fred", "Harry", "Louis", "Simon", "Toby", "Willy", "Anton", "Bruno", "Casper", "Dario",
+    "Elmo",
+)  # fmt: skip
+SHE = (
+    "Mia", "Rosa", "Lucy", "Clara", "Nina", "Ida", "Zoe", "Emma", "Anna", "Grace", "Kate", "Olga", "Tina", "Wendy",
+    "Ruth", "Alice",
+    "Maria", "Ella", "Lena", "Nora", "Vera", "Ada", "Bella", "Cora", "Dora", "Flora", "Greta", "Hanna", "Julia",
+    "Lola",
+)  # fmt: skip
 
 # Each plot: (wish or trouble, what is tried, how the helper helps, the end)
 PLOTS = (
     (
         "{He} had lost {his} golden key.",
-        "{He} looked under every stone and behind every tree, but the key was not there.",
+        "{name} looked under every stone and behind every tree, but the key was not there.",
         '"I saw something shine in the river," said {helper}.',
         "Together they found the key in the water, and {name} danced with joy.",
     ),
     (
         "{He} wanted to touch the moon.",
-        "{He} climbed on the roof and jumped as high as {he} could, but the moon was too far away.",
+        "{name} climbed on the roof and jumped as high as {he} could, but the moon was too far away.",
         '"Look into the pond," said {helper}.',
         "There was the moon, round and bright in the water, and {name} touched it with one finger.",
     ),
     (
         "{He} was afraid of the dark.",
-        "Every night {he} hid under a blanket and waited for the sun.",
+        "Every night {name} hid under a blanket and waited for the sun.",
         '"The dark is only the day that sleeps," said {helper}.',
         "That night {name} looked at the stars, and {he} was not afraid any more.",
     ),
@@ -69,37 +80,37 @@ PLOTS = (
     ),
     (
         "{He} had no friends.",
-        "{He} sat by the road and watched the others play.",
+        "{name} sat by the road and watched the others play.",
         'Then came {helper} and asked: "Would you like to play with us?"',
         "From that day on {name} was never alone again.",
     ),
     (
         "{He} was very hungry, for the winter was long.",
-        "{He} walked through the deep snow and found nothing to eat.",
+        "{name} walked through the deep snow and found nothing to eat.",
         "At last {he} met {helper}, who had a basket of bread.",
         "They shared the bread by a warm fire, and in spring {name} brought the first strawberries in return.",
     ),
     (
         "{He} wanted to learn to sing.",
-        "{He} sang all day, but it sounded like an old door.",
+        "{name} sang all day, but it sounded like an old door.",
         '"Sing slowly, and listen to the wind," said {helper}.',
         "{name} listened, and in the evening everyone came to hear {his} song.",
     ),
     (
         "One morning {he} found a small blue egg.",
-        "{He} asked everyone whose egg it was, but nobody knew.",
+        "{name} asked everyone whose egg it was, but nobody knew.",
         '"Keep it warm and wait," said {helper}.',
         "After three days a little bird came out of the egg, and it followed {name} everywhere.",
     ),
     (
         "{He} had to cross the wide river.",
-        "{He} built a boat of leaves, but it sank at once.",
+        "{name} built a boat of leaves, but it sank at once.",
         '"Wood swims better than leaves," said {helper}.',
         "So {name} built a boat of wood, and {he} reached the other side before the night.",
     ),
     (
         "{He} wanted to be the fastest of all.",
-        "{He} ran and ran, until {he} was so tired that {he} fell asleep in the grass.",
+        "{name} ran and ran, until {he} was so tired that {he} fell asleep in the grass.",
         '"It is not far, if you walk with a friend," said {helper}.',
         "So they walked together, and {name} saw for the first time how beautiful the way was.",
     ),

@@ -36,6 +36,16 @@ _HARD = (
     "Can you {verb} my {noun}?",
     "When was the {noun} built?",
     "How far is it to the {noun}?",
+    "Who is {name}?",
+    "Who was {name}?",
+    "Do you know {name}?",
+    "What did {name} {verb}?",
+    "Is the {noun} better than the {noun2}?",
+    "Why is the {noun} so expensive?",
+    "Why is the {noun} {adjective}?",
+    "How does a {noun} work?",
+    "{verb} the {noun}.",
+    "Summarize the {noun}.",
 )
 _NOUNS = (
     "election", "engine", "theorem", "compiler", "election", "football cup", "telescope", "bank", "protein",
@@ -43,6 +53,36 @@ _NOUNS = (
     "movie", "phone", "war", "molecule", "airplane", "cathedral", "novel", "pasta", "soup", "tax", "rocket",
     "galaxy", "invoice",
 )  # fmt: skip
+_FIRST = (
+    "Albert",
+    "Marie",
+    "Isaac",
+    "Ada",
+    "Charles",
+    "Vincent",
+    "Johann",
+    "Barack",
+    "Angela",
+    "Elon",
+    "Taylor",
+    "Alan",
+    "Grace",
+)
+_LAST = (
+    "Einstein",
+    "Curie",
+    "Newton",
+    "Lovelace",
+    "Darwin",
+    "Bach",
+    "Obama",
+    "Musk",
+    "Swift",
+    "Turing",
+    "Hopper",
+    "Smith",
+    "Miller",
+)
 _VERBS = (
     "repair",
     "prove",
@@ -65,12 +105,23 @@ def unknown(random: Random) -> Exchange:
         random,
         _HARD,
         noun=random.choice(_NOUNS),
+        noun2=random.choice(_NOUNS),
+        adjective=random.choice(_ADJECTIVES),
+        name=f"{random.choice(_FIRST)} {random.choice(_LAST)}",
         verb=random.choice(_VERBS),
         year=random.randint(1500, 2030),
         big=random.randint(21, 999),
         big2=random.randint(21, 999),
     )
-    return Exchange("unknown", vary(random, question), random.choice(about.UNKNOWN))
+    return Exchange("unknown", vary(random, capital(question)), random.choice(about.UNKNOWN))
+
+
+def nonsense(random: Random) -> Exchange:
+    letters = [
+        "".join(random.choices("abcdefghijklmnopqrstuvwxyz", k=random.randint(2, 8)))
+        for _ in range(random.randint(1, 3))
+    ]
+    return Exchange("nonsense", " ".join(letters), "I do not understand that. Ask me something simple.")
 
 
 _THINGS = tuple(facts.MEANINGS) + tuple(facts.COLORS) + tuple(facts.SOUNDS) + tuple(facts.SPELL)
@@ -125,8 +176,9 @@ SOURCES: tuple[tuple[float, Source], ...] = (
     (4.0, _entries("itself", about.ITSELF)),
     (4.0, _entries("corral", about.CORRAL)),
     (5.0, _entries("talk", about.TALK)),
-    (1.5, unknown),
-    (2.0, repeat),
+    (2.5, unknown),
+    (0.5, nonsense),
+    (3.5, repeat),
 )
 
 

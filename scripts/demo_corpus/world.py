@@ -47,6 +47,71 @@ def color(random: Random) -> Exchange:
     return Exchange(f"color {thing}", vary(random, question), capital(f"{the} is {value}."), value)
 
 
+def is_color(random: Random) -> Exchange:
+    thing = random.choice(list(facts.COLORS))
+    value = facts.COLORS[thing]
+    the = f"the {thing}" if thing in ("sky", "sea", "sun", "night") else thing if thing in MASS else article(thing)
+    asked = value if random.random() < 0.5 else random.choice(facts.LISTS["colors"])
+    question = f"Is {the} {asked}?"
+    word = "Yes" if asked == value else "No"
+    return Exchange(f"is {thing} {asked}", vary(random, question), f"{word}, {the} is {value}.", word)
+
+
+def skill(random: Random) -> Exchange:
+    what = random.choice(list(facts.SKILLS))
+    able, unable = facts.SKILLS[what]
+    can = random.random() < 0.5
+    animal = article(random.choice(able if can else unable))
+    question = fill(random, ("Can {a} {w}?", "Is {a} able to {w}?", "Do you think that {a} can {w}?"), a=animal, w=what)
+    answer = f"Yes, {animal} can {what}." if can else f"No, {animal} cannot {what}."
+    return Exchange(f"can {animal} {what}", vary(random, question), answer, answer.split(",")[0])
+
+
+def country(random: Random) -> Exchange:
+    """Capitals the other way round, or to be confirmed."""
+    name, city = random.choice(list(facts.CAPITALS.items()))
+    if random.random() < 0.5:
+        question = fill(
+            random,
+            (
+                "Where is {c}?",
+                "What is {c}?",
+                "Of which country is {c} the capital?",
+                "In which country is {c}?",
+                "Tell me about {c}.",
+            ),
+            c=city,
+        )
+        return Exchange(f"city {city}", vary(random, question), f"{city} is the capital of {name}.", capital(name))
+    asked = city if random.random() < 0.5 else random.choice(list(facts.CAPITALS.values()))
+    question = f"Is {asked} the capital of {name}?"
+    word = "Yes" if asked == city else "No"
+    return Exchange(f"is {asked} {name}", vary(random, question), f"{word}, the capital of {name} is {city}.", word)
+
+
+def animal(random: Random) -> Exchange:
+    kind = random.choice([name for name in facts.SOUNDS if name in facts.LEGS and name != "llama"])
+    question = fill(
+        random,
+        (
+            "What is {a}?",
+            "Tell me about {a}.",
+            "Tell me about {k}s.",
+            "What do you know about {k}s?",
+            "Describe {a}.",
+            "Explain {a}.",
+        ),
+        a=article(kind),
+        k=kind,
+    )
+    count = f"{facts.LEGS[kind]} legs" if facts.LEGS[kind] else "no legs"
+    food = f", and eats {facts.FOODS[kind]}" if kind in facts.FOODS else ""
+    answer = f"{capital(article(kind))} is an animal that says {facts.SOUNDS[kind]}, has {count}{food}."
+    if not food:
+        answer = f"{capital(article(kind))} is an animal that says {facts.SOUNDS[kind]} and has {count}."
+    return Exchange(f"animal {kind}", vary(random, question), answer)
+
+
 def mix(random: Random) -> Exchange:
     (a, b), value = random.choice(list(facts.MIXES.items()))
     if random.random() < 0.5:
@@ -184,6 +249,10 @@ def spelling(random: Random) -> Exchange:
 SOURCES: tuple[tuple[float, Source], ...] = (
     (3.0, color),
     (0.8, mix),
+    (1.0, is_color),
+    (1.0, skill),
+    (1.5, country),
+    (1.5, animal),
     (1.5, legs),
     (1.5, opposite),
     (1.5, order),
