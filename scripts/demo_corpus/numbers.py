@@ -83,7 +83,7 @@ def compare(random: Random) -> Exchange:
     )
     value = max(a, b) if bigger else min(a, b)
     return Exchange(
-        f"compare {a} {b}",
+        f"{'bigger' if bigger else 'smaller'} {min(a, b)} {max(a, b)}",
         vary(random, question),
         f"{value} is {word} than {min(a, b) if bigger else max(a, b)}.",
         str(value),
