@@ -230,6 +230,8 @@ def test_prefilling_can_be_switched_off() -> None:
         {"messages": [USER], "tools": {}},
         {"messages": [USER], "response_format": {"type": "sound"}},
         {"messages": [USER], "response_format": "json"},
+        {"messages": [USER], "response_format": {"type": "json_object", "schema": 123}},
+        {"messages": [USER], "response_format": {"type": "json_schema", "json_schema": {"schema": 123}}},
     ],
 )
 def test_wrong_chats_are_refused(body: dict[str, Any]) -> None:

@@ -193,7 +193,9 @@ def _refuse_later_fields(fields: Fields) -> None:
         raise InvalidRequest(f"Invalid tool_choice: {choice}")
     if tools:
         raise NotSupported("Field 'tools' is not supported yet")
-    kind = Fields(fields.object("response_format")).string("type", default="text")
+    form = Fields(fields.object("response_format"))
+    kind = form.string("type", default="text")
+    Fields(form.object("json_schema") or form.body).object("schema")  # wrong in any version
     if kind in ("json_object", "json_schema"):
         raise NotSupported(f"Field 'response_format': type \"{kind}\" is not supported yet")
     if kind not in ("text", ""):
