@@ -550,16 +550,20 @@ def test_load_at_the_limit_evicts_the_least_recently_used_and_waits_for_it() -> 
 
 def test_load_by_command_serves_those_who_queue_for_it() -> None:
     async def check() -> None:
-        async with router(load_delay=0.2) as r:
-            client = r.client("a")  # its own start would come 0.2 s from now
+        async with router(models_max=2) as r:
+            head, behind = r.client("a"), r.client("b")
             await settle()
-            r.lifecycle._load_delay = 0
-            await r.lifecycle.load("a")
+            assert [worker.name for worker in r.launcher.workers] == ["a"]
+            await r.lifecycle.load("b")
+            r.launcher["b"].ready()
+            await settle()
+            assert behind.is_served
+            assert not head.is_served
             r.launcher["a"].ready()
             await settle()
-            assert client.is_served
-            await client.finish()
-            assert len(r.launcher.workers) == 1
+            await head.finish()
+            await behind.finish()
+            assert len(r.launcher.workers) == 2
 
     run(check())
 

@@ -1,14 +1,11 @@
-"""The table of states: nothing but what it has is possible, and the README shows it as it is."""
+"""The table of states: nothing but what it has is possible."""
 
 from __future__ import annotations
 
 from itertools import product
-from pathlib import Path
 
 import pytest
-from llama_corral.router.states import TRANSITIONS, IllegalMove, State, diagram, move
-
-README = Path(__file__).resolve().parent.parent / "router" / "README.md"
+from llama_corral.router.states import TRANSITIONS, IllegalMove, State, move
 
 
 def test_every_state_is_in_the_table() -> None:
@@ -34,7 +31,3 @@ def test_every_running_state_can_end_by_an_exit() -> None:
     for state in State:
         if state.is_running:
             assert {State.UNLOADED, State.FAILED} <= set(TRANSITIONS[state])
-
-
-def test_readme_has_the_diagram_of_the_table() -> None:
-    assert f"```mermaid\n{diagram()}\n```" in README.read_text(encoding="utf-8")
