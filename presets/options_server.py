@@ -174,7 +174,7 @@ class EndpointOptions(OptionGroup):
         False, "--embedding --embeddings", "serve embeddings, with a model made for them", env="EMBEDDINGS"
     )
     reranking: Switch = option(
-        False, "--rerank --reranking", "serve reranking", env="RERANKING", unsupported="reranking is not built yet"
+        False, "--rerank --reranking", "serve reranking, with a model made for it", env="RERANKING"
     )
     pooling: Literal["none", "mean", "cls", "last", "rank"] | None = option(
         None,
@@ -205,9 +205,7 @@ class EndpointOptions(OptionGroup):
     )
     special: Switch = option(False, "-sp --special", "show special tokens in answers")
     escape: Switch = option(True, "-e --escape", r"understand \n, \t, \' and the like in texts given here")
-    spm_infill: Switch = option(
-        False, "--spm-infill", "infill in the order suffix, prefix, middle", unsupported="infill is not built yet"
-    )
+    spm_infill: Switch = option(False, "--spm-infill", "infill in the order suffix, prefix, middle")
     tools: Names = option(
         (),
         "--tools",

@@ -7,7 +7,11 @@ Usage: make_test_models.py OUTDIR
     tiny-llama-short.gguf  trained context of 256 tokens
     tiny-llama-long.gguf   trained context of 131072 tokens: an answer without a limit takes a minute
     tiny-gemma3.gguf       sliding-window attention (32 tokens) in five of its six layers
+    tiny-llama-fim.gguf    with tokens for repositories and files too, for infill
+    tiny-lora.gguf, tiny-lora-b.gguf, tiny-alora.gguf   adapters of tiny-llama; the last one is switched on by "fox"
+    tiny-control.gguf      a control vector for tiny-llama's second layer
     tiny-bert.gguf         embeddings of 64 numbers, mean pooling
+    tiny-rerank.gguf, tiny-rerank-template.gguf   tiny-bert with a head that ranks, and with a prompt of its own for it
     sharded/…-0000n-of-00003.gguf   tiny-llama in three files
     truncated.gguf, not-a-model.gguf, empty.gguf   what goes wrong with files
 
@@ -19,9 +23,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import gguf
 import numpy as np
 from numpy.typing import NDArray
 from spm import BYTE, NORMAL, Vocabulary, learn_pieces
+from tiny_adapters import write_control_vector, write_lora
 from tiny_gguf import Shape, Tensors, write_bert, write_gemma3, write_llama
 
 Array = NDArray[np.float32]
@@ -33,9 +39,9 @@ def main(): return {"name": "value", "list": [1, 2]} # Hello, world! I believe t
 ALPHABET = "".join(map(chr, range(32, 127))).replace(" ", "") + "\n\täöüéñ€日本🤠"
 
 
-def vocabulary() -> Vocabulary:
-    pieces = 512 - 259 - len(CONTROL)
-    return Vocabulary(learn_pieces([TEXT], pieces, ALPHABET), CONTROL)
+def vocabulary(*more_control: str) -> Vocabulary:
+    control = (*CONTROL, *more_control)
+    return Vocabulary(learn_pieces([TEXT], 512 - 259 - len(control), ALPHABET), control)
 
 
 class Weights:
@@ -120,6 +126,34 @@ def encoder(seed: int, shape: Shape, n_vocab: int) -> Tensors:
     return tensors
 
 
+def ranking_head(seed: int, n: int) -> Tensors:
+    weights = Weights(seed)
+    return {
+        "cls.weight": weights.matrix(n, n),
+        "cls.bias": weights.near(0, n),
+        "cls.output.weight": weights.matrix(1, n, scale=3.0),
+        "cls.output.bias": weights.near(0, 1),
+    }
+
+
+def low_rank(seed: int, shape: Shape, rank: int = 4) -> dict[str, tuple[Array, Array]]:
+    """Changes to the feed-forward output of every layer, about as large as the weights themselves."""
+    weights = Weights(seed)
+    return {
+        f"blk.{layer}.ffn_down.weight": (weights.matrix(rank, shape.n_ff, 6.0), weights.matrix(shape.n_embd, rank, 2.0))
+        for layer in range(shape.n_layer)
+    }
+
+
+def write_additions(out: Path, shape: Shape, words: Vocabulary) -> None:
+    """What is loaded on top of tiny-llama."""
+    about = {"task_name": "test", "prompt_prefix": "Say: "}
+    write_lora(out / "tiny-lora.gguf", "llama", low_rank(11, shape), alpha=4.0, about=about)
+    write_lora(out / "tiny-lora-b.gguf", "llama", low_rank(12, shape), alpha=4.0)
+    write_lora(out / "tiny-alora.gguf", "llama", low_rank(13, shape), alpha=4.0, invocation=words.encode(" fox"))
+    write_control_vector(out / "tiny-control.gguf", {"direction.1": Weights(14).near(0, shape.n_embd) * 30})
+
+
 def wordpieces(words: Vocabulary) -> list[str]:
     """From the merged pieces: those at a word's start with ▁, and every character in both forms."""
     pieces = dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
@@ -148,7 +182,18 @@ def main(out: Path) -> None:
     swa = decoder(4, windowed, words, gemma=True)
     write_gemma3(out / "tiny-gemma3.gguf", "Tiny Gemma3", windowed, words, swa, window=32)
     pieces = wordpieces(words)
-    write_bert(out / "tiny-bert.gguf", "Tiny Bert", bert, pieces, encoder(5, bert, len(pieces)))
+    encoding = encoder(5, bert, len(pieces))
+    write_bert(out / "tiny-bert.gguf", "Tiny Bert", bert, pieces, encoding)
+    ranking = {**encoding, **ranking_head(6, bert.n_embd)}
+    rank = gguf.PoolingType.RANK
+    write_bert(out / "tiny-rerank.gguf", "Tiny Rerank", bert, pieces, ranking, pooling=rank)
+    write_bert(
+        out / "tiny-rerank-template.gguf", "Tiny Rerank", bert, pieces, ranking,
+        pooling=rank, rerank_template="[CLS]{document} answers {query}[SEP]",
+    )  # fmt: skip
+    fim = vocabulary("<|repo_name|>", "<|file_sep|>")
+    write_llama(out / "tiny-llama-fim.gguf", "Tiny Llama FIM", small, fim, decoder(7, small, fim))
+    write_additions(out, small, words)
 
     whole = (out / "tiny-llama.gguf").read_bytes()
     (out / "truncated.gguf").write_bytes(whole[: len(whole) // 2])

@@ -17,6 +17,13 @@ from spm import Vocabulary
 Tensors = Mapping[str, NDArray[np.float32]]
 
 ADDED_TABLES = ("position_embd.weight", "token_types.weight")  # llama.cpp adds their rows as they are: never quantized
+FIM_TOKENS = {
+    "pre": "<|fim_prefix|>",
+    "suf": "<|fim_suffix|>",
+    "mid": "<|fim_middle|>",
+    "rep": "<|repo_name|>",
+    "sep": "<|file_sep|>",
+}
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -77,9 +84,9 @@ def _spm_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary, template: s
     writer.add_eos_token_id(2)
     if end_of_turn:
         writer.add_eot_token_id(vocabulary.id[end_of_turn])
-    for key, token in (("prefix", "<|fim_prefix|>"), ("suffix", "<|fim_suffix|>"), ("middle", "<|fim_middle|>")):
+    for key, token in FIM_TOKENS.items():
         if token in vocabulary.id:
-            writer.add_uint32(f"tokenizer.ggml.fim_{key[:3]}_token_id", vocabulary.id[token])
+            writer.add_uint32(f"tokenizer.ggml.fim_{key}_token_id", vocabulary.id[token])
     writer.add_add_bos_token(True)
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(False)
@@ -133,6 +140,7 @@ def write_bert(
     *,
     pooling: gguf.PoolingType = gguf.PoolingType.MEAN,
     about: Mapping[str, str] | None = None,
+    rerank_template: str | None = None,
     quantize: bool = False,
 ) -> None:
     """`tokens` begins with [PAD] [UNK] [CLS] [SEP] [MASK]; pieces that start a word carry ▁, the others nothing."""
@@ -152,4 +160,6 @@ def write_bert(
     writer.add_bos_token_id(2)
     writer.add_sep_token_id(3)
     writer.add_mask_token_id(4)
+    if rerank_template is not None:
+        writer.add_string("tokenizer.chat_template.rerank", rerank_template)
     _finish(writer, tensors, quantize)

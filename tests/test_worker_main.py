@@ -147,7 +147,7 @@ def test_a_load_that_fails_says_why(tmp_path: Path, models: Path, file: str, wor
         (("--ctx-size", "many"), "--ctx-size"),
         (("--chat-template", "{% for %}"), "chat template"),
         (("--chat-template-file", "/nowhere/at.all"), "--chat-template-file"),
-        (("--reranking",), "--reranking"),
+        (("--docker-repo", "x"), "--docker-repo"),
     ],
 )
 def test_options_that_cannot_be_are_one_line(tmp_path: Path, model: str, args: tuple[str, ...], words: str) -> None:

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from ..presets.pages import page_routes
 from ..presets.web import Route, add_routes, application
-from .api import completions, embeddings, later, monitoring, utilities
+from .api import completions, embeddings, infill, later, monitoring, rerank, utilities
 from .api.serving import SERVING, Serving
 
 PAGE = """<!doctype html>
@@ -44,6 +44,11 @@ GENERATING: list[Route] = [
     ("POST", "/embedding", embeddings.native_embeddings),
     ("POST", "/embeddings", embeddings.native_embeddings),
     ("POST", "/v1/embeddings", embeddings.openai_embeddings),
+    ("POST", "/infill", infill.infill),
+    ("POST", "/rerank", rerank.rerank),
+    ("POST", "/reranking", rerank.rerank),
+    ("POST", "/v1/rerank", rerank.rerank),
+    ("POST", "/v1/reranking", rerank.rerank),
 ]
 
 

@@ -72,6 +72,17 @@ async def _answer(
     dialect: DialectOf,
 ) -> web.StreamResponse:
     prompts = await by_size(n_characters(prompt), lambda: tokenize_prompts(prompt, loaded.vocab))
+    return await answer_prompts(request, serving, loaded, prompts, params, dialect)
+
+
+async def answer_prompts(
+    request: web.Request,
+    serving: Serving,
+    loaded: Loaded,
+    prompts: list[list[int]],
+    params: CompletionParams,
+    dialect: DialectOf,
+) -> web.StreamResponse:
     shown = brief_settings(params)
     answer = Answer(params, serving.name, serving.build, prompts, loaded.vocab.detokenize)
     generations = [params.generation(tokens, shown) for tokens in prompts]

@@ -32,21 +32,21 @@ async def native_embeddings(request: web.Request) -> web.StreamResponse:
 
 async def _embed(request: web.Request, *, openai: bool) -> web.StreamResponse:
     serving = request.app[SERVING]
-    if not serving.settings.embeddings:
+    if not (serving.settings.embeddings or serving.settings.reranking):
         raise NotSupported("This server does not support embeddings. Start it with `--embeddings`")
     body = await read_object(request)
     fields = Fields(body)
     name, wanted = fields.find("input", "content")
     if wanted is None:
         raise InvalidRequest('"input" or "content" must be provided')
+    if openai and serving.info.pooling == "none":
+        raise InvalidRequest("Pooling type 'none' is not OAI compatible. Please use a different pooling type")
     openai = openai and name == "input"  # a client that says "content" expects llama-server's own answer
     as_base64 = _wants_base64(fields)
     normalize = fields.integer("embd_normalize", default=serving.settings.embd_normalize, low=-1)
     async with serving.engine.use() as loaded:
-        if openai and loaded.info.pooling == "none":
-            raise InvalidRequest("Pooling type 'none' is not OAI compatible. Please use a different pooling type")
         entries = await by_size(n_characters(wanted), lambda: _tokenize(wanted, loaded.vocab))
-        results = await _compute(loaded, [Embedding(tokens, normalize) for tokens in entries])
+        results = await compute(loaded, [Embedding(tokens, normalize) for tokens in entries])
     if not openai:
         return json_response([_native_item(index, result) for index, result in enumerate(results)])
     n_tokens = sum(result.n_tokens for result in results)
@@ -86,7 +86,7 @@ def _tokenize_entry(entry: object, vocab: Tokenizer) -> list[int]:
     return tokenize_prompt(entry, vocab)
 
 
-async def _compute(loaded: Loaded, requests: Sequence[Embedding]) -> list[Embedded]:
+async def compute(loaded: Loaded, requests: Sequence[Embedding]) -> list[Embedded]:
     """All at once, so that they share batches; the first failure ends the others."""
     waiting: list[tuple[asyncio.Future[Embedded], Ticket]] = []
     try:

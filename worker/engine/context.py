@@ -45,6 +45,9 @@ class Context:
         self.pooling: int = C.llama_pooling_type(self.pointer)
         self.n_vocab = model.vocab.n_vocab
         self._embeddings: bool | None = None
+        if self.pooling == _POOLING_RANK and (problem := _unfit_to_rank(model)):
+            self.close()
+            raise LoadError(f"'{model.options.model}' cannot rerank: {problem}")
 
     def close(self) -> None:
         if self.pointer:
@@ -178,6 +181,15 @@ class Context:
             p.abort_callback = ctypes.cast(ABORT_TEST, C.ggml_abort_callback)
             p.abort_callback_data = ctypes.addressof(self._abort_flag)
         return p
+
+
+def _unfit_to_rank(model: Model) -> str | None:
+    vocab = model.vocab
+    if vocab.bos < 0:
+        return "its vocabulary has no BOS token"
+    if vocab.eos < 0 and vocab.sep < 0 and model.template("rerank") is None:
+        return "it has no EOS token, no SEP token and no rerank template"
+    return None
 
 
 def _copy(pointer: int | None, n: int) -> NDArray[np.float32] | None:

@@ -47,6 +47,7 @@ class Vocab:
         )
         self.add_bos: bool = C.llama_vocab_get_add_bos(self.pointer)
         self.add_eos: bool = C.llama_vocab_get_add_eos(self.pointer)
+        self.add_sep: bool = C.llama_vocab_get_add_sep(self.pointer)
         self._pieces: list[bytes | None] = [None] * self.n_vocab
         self._plain: list[bytes | None] = [None] * self.n_vocab
         self._ends = bytearray([_UNASKED]) * self.n_vocab
@@ -116,6 +117,16 @@ class Vocab:
         count = ctypes.c_int32(0)
         tokens = C.llama_vocab_get_suppress_tokens(self.pointer, ctypes.byref(count))
         return tuple(tokens[i] for i in range(count.value))
+
+    @cached_property
+    def byte_tokens(self) -> dict[int, int]:
+        """Tokens that are a single byte, by that byte; not those that end a generation."""
+        tokens: dict[int, int] = {}
+        for token in range(self.n_vocab):
+            piece = self.piece(token)
+            if len(piece) == 1 and not self.is_eog(token):
+                tokens.setdefault(piece[0], token)
+        return tokens
 
     def contains(self, tokens: Sequence[int]) -> bool:
         return not tokens or (min(tokens) >= 0 and max(tokens) < self.n_vocab)

@@ -1,0 +1,147 @@
+"""`/infill`: what stands between a prefix and a suffix, with other files as context. Answers are `/completion`'s.
+
+The prompt is built from the model's fill-in-the-middle tokens, in the order that code models are trained on:
+[repository, files,] prefix, suffix, middle. `--spm-infill`: suffix, prefix, middle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from ...presets.errors import InvalidRequest, NotSupported
+from ...presets.web import read_object
+from ..engine.runner import Vocab
+from ..fields import Fields
+from .completions import answer_prompts
+from .native import Native
+from .params import read_params
+from .prompts import by_size, n_characters, tokenize_mixed
+from .serving import SERVING, Serving
+
+REPOSITORY = "myproject\n"
+FILE = "filename\n"
+"""Names that stand for those a request does not give; llama-server's."""
+UNNAMED = "tmp"
+SNIPPET = "\n\n--- snippet ---\n\n"
+"""Between files, for vocabularies without a token for that."""
+
+
+async def infill(request: web.Request) -> web.StreamResponse:
+    serving = request.app[SERVING]
+    async with serving.engine.use() as loaded:
+        vocab = loaded.vocab
+        _check_vocabulary(vocab)
+        body = await read_object(request)
+        parts = _read_parts(body)
+        params = read_params(body, serving.model.defaults, vocab, loaded.info.n_slots)
+        room = _room(serving, loaded.info.n_ctx)
+        spm = serving.settings.spm_infill
+        tokens = await by_size(parts.n_characters, lambda: infill_prompt(parts, vocab, room, spm=spm))
+        return await answer_prompts(request, serving, loaded, [tokens], params, Native)
+
+
+def _check_vocabulary(vocab: Vocab) -> None:
+    tokens = {"prefix": vocab.fim_pre, "suffix": vocab.fim_suf, "middle": vocab.fim_mid}
+    if missing := "".join(f"{name} token is missing. " for name, token in tokens.items() if token < 0):
+        raise NotSupported(f"Infill is not supported by this model: {missing}")
+
+
+# -- the request -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class File:
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Parts:
+    """`prefix` and `suffix`: a text, or an array of texts and tokens."""
+
+    prefix: object
+    suffix: object
+    prompt: str  # how the middle begins
+    files: tuple[File, ...]
+
+    @property
+    def n_characters(self) -> int:
+        return sum(map(n_characters, (self.prefix, self.suffix, self.prompt, [file.text for file in self.files])))
+
+
+def _read_parts(body: dict[str, Any]) -> Parts:
+    if not isinstance(body.get("prompt"), str | None):
+        raise InvalidRequest('"prompt" must be a string')
+    for name in ("input_prefix", "input_suffix"):
+        if body.get(name) is None:
+            raise InvalidRequest(f'"{name}" is required')
+    files = body.get("input_extra")
+    if files is None:
+        files = []
+    if not isinstance(files, list):
+        raise InvalidRequest('"input_extra" must be an array of {"filename": string, "text": string}')
+    prompt = Fields(body).string("prompt", default="")
+    return Parts(body["input_prefix"], body["input_suffix"], prompt, tuple(map(_read_file, files)))
+
+
+def _read_file(chunk: object) -> File:
+    if not isinstance(chunk, dict) or not isinstance(chunk.get("text"), str):
+        raise InvalidRequest('extra_context chunk must contain a "text" field with a string value')
+    name = chunk.get("filename", UNNAMED)
+    if not isinstance(name, str):
+        raise InvalidRequest('extra_context chunk\'s "filename" field must be a string')
+    return File(name, chunk["text"])
+
+
+# -- the prompt ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Room:
+    """Tokens: prefix, suffix and middle share a batch, three quarters of it for the prefix; files get `n_files`."""
+
+    n_batch: int
+    n_files: int
+
+
+def _room(serving: Serving, n_ctx: int) -> Room:
+    """As llama-server reckons: by its own `--n-predict`, not the request's, and with -1 for no limit as a number."""
+    settings = serving.settings
+    n_batch = settings.batch_size
+    if settings.embeddings or settings.reranking:
+        n_batch = min(n_batch, settings.ubatch_size)
+    return Room(n_batch, max(0, n_ctx - n_batch - 2 * settings.n_predict))
+
+
+def infill_prompt(parts: Parts, vocab: Vocab, room: Room, *, spm: bool) -> list[int]:
+    """Of the prefix its end is kept, of the suffix its beginning, of the files their end."""
+    prefix = tokenize_mixed(parts.prefix, vocab, add_special=False, parse_special=False)
+    suffix = tokenize_mixed(parts.suffix, vocab, add_special=False, parse_special=False)
+    prompt = vocab.tokenize(parts.prompt, add_special=False, parse_special=True)
+    quarter = room.n_batch // 4
+    before = [vocab.fim_pre, *_last(prefix, 3 * quarter), *prompt]
+    after = [vocab.fim_suf, *suffix[: max(0, quarter - (2 + len(prompt)))]]
+    first, second = (after, before) if spm else (before, after)
+    bos = [vocab.bos] if vocab.add_bos else []
+    return [*_last(_context(parts.files, vocab), room.n_files), *bos, *first, *second, vocab.fim_mid]
+
+
+def _context(files: Sequence[File], vocab: Vocab) -> list[int]:
+    tokens = [vocab.fim_rep, *vocab.tokenize(REPOSITORY)] if vocab.fim_rep >= 0 else []
+    for file in files:
+        if vocab.fim_sep >= 0:
+            tokens += [vocab.fim_sep, *vocab.tokenize(file.name + "\n")]
+        else:
+            tokens += vocab.tokenize(SNIPPET)
+        tokens += vocab.tokenize(file.text)
+    if vocab.fim_sep >= 0:
+        tokens += [vocab.fim_sep, *vocab.tokenize(FILE)]
+    return tokens
+
+
+def _last(tokens: list[int], n: int) -> list[int]:
+    return tokens[max(0, len(tokens) - n) :]

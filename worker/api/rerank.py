@@ -1,0 +1,105 @@
+"""`/rerank` and its aliases: how well each of several documents answers a query, as Jina or as TEI would put it.
+
+A pair of query and document becomes one prompt, its score the model's rank of it. A request that says `texts` speaks
+TEI, one that says `documents` Jina.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from aiohttp import web
+
+from ...presets.errors import InvalidRequest, NotSupported
+from ...presets.web import json_response, read_object
+from ..engine.messages import Embedded, Embedding
+from ..engine.runner import Vocab
+from ..fields import Fields
+from .embeddings import compute
+from .prompts import by_size
+from .serving import SERVING, Serving
+
+_PLACES = re.compile(r"\{(query|document)\}")
+
+
+async def rerank(request: web.Request) -> web.StreamResponse:
+    serving = request.app[SERVING]
+    if not _is_reranker(serving):
+        raise NotSupported("This server does not support reranking. Start it with `--reranking`")
+    body = await read_object(request)
+    fields = Fields(body)
+    query, documents = _query(body), _documents(fields)
+    top_n = fields.integer("top_n", default=len(documents), low=0)
+    as_tei = "texts" in body
+    return_text = as_tei and fields.boolean("return_text", default=False)
+    async with serving.engine.use() as loaded:
+        template = loaded.info.rerank_template
+        prompts = await by_size(
+            len(query) + sum(map(len, documents)), lambda: rerank_prompts(query, documents, template, loaded.vocab)
+        )
+        results = await compute(loaded, [Embedding(tokens) for tokens in prompts])
+    ranked = _ranked(results)[:top_n]
+    if as_tei:
+        texts = documents if return_text else None
+        return json_response([_tei_item(index, score, texts) for index, score in ranked])
+    n_tokens = sum(result.n_tokens for result in results)
+    return json_response(
+        {
+            "model": fields.string("model", default=serving.name),
+            "object": "list",
+            "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
+            "results": [{"index": index, "relevance_score": score} for index, score in ranked],
+        }
+    )
+
+
+def _is_reranker(serving: Serving) -> bool:
+    settings = serving.settings
+    return settings.reranking or (settings.embeddings and settings.pooling == "rank")
+
+
+def _query(body: dict[str, Any]) -> str:
+    if body.get("query") is None:
+        raise InvalidRequest('"query" must be provided')
+    query = body["query"]
+    if not isinstance(query, str):
+        raise InvalidRequest('"query" must be a string')
+    return query
+
+
+def _documents(fields: Fields) -> list[str]:
+    _, documents = fields.find("documents", "texts")
+    if not isinstance(documents, list) or not documents or not all(isinstance(item, str) for item in documents):
+        raise InvalidRequest('"documents" must be a non-empty string array')
+    return documents
+
+
+def rerank_prompts(query: str, documents: Sequence[str], template: str | None, vocab: Vocab) -> list[list[int]]:
+    """By the model's own template if it has one, else BOS query EOS SEP document EOS, as far as it uses these."""
+    if template is not None:
+        filled = (_fill(template, query, document) for document in documents)
+        return [vocab.tokenize(text, add_special=False, parse_special=True) for text in filled]
+    eos = [vocab.eos if vocab.eos >= 0 else vocab.sep] if vocab.add_eos else []
+    begin = [vocab.bos] if vocab.add_bos else []
+    between = [*eos, vocab.sep] if vocab.add_sep else eos
+    head = [*begin, *vocab.tokenize(query), *between]
+    return [[*head, *vocab.tokenize(document), *eos] for document in documents]
+
+
+def _fill(template: str, query: str, document: str) -> str:
+    """In one pass: what looks like a place inside a query stays as it is."""
+    values = {"query": query, "document": document}
+    return _PLACES.sub(lambda place: values[place[1]], template)
+
+
+def _ranked(results: Sequence[Embedded]) -> list[tuple[int, float]]:
+    """(index, score), best first; equal ones in the order in which they were asked about."""
+    scores = [(index, float(result.vectors[0][0])) for index, result in enumerate(results)]
+    return sorted(scores, key=lambda item: -item[1])
+
+
+def _tei_item(index: int, score: float, texts: Sequence[str] | None) -> dict[str, Any]:
+    shown: dict[str, Any] = {"index": index, "score": score}
+    return shown if texts is None else {**shown, "text": texts[index]}
