@@ -39,6 +39,8 @@ JSON_TYPE = "application/json; charset=utf-8"
 HEALTH_PATHS = ("/health", "/v1/health")
 PAGE_PATHS = ("/", "/index.html", "/sw.js", "/manifest.webmanifest", "/_app/version.json", "/build.json")
 """Served before the model is ready and without a key, so that a browser can show why nothing answers yet."""
+CONVERSATION_HEADER = "X-Conversation-Id"
+"""Names a stream that goes on without its client and can be resumed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from ..presets.pages import page_routes
 from ..presets.web import Route, add_routes, application
-from .api import completions, embeddings, infill, later, monitoring, rerank, utilities
+from .api import completions, embeddings, later, monitoring, resumable, utilities
 from .api.serving import SERVING, Serving
 
 PAGE = """<!doctype html>
@@ -30,12 +30,22 @@ MONITORING: list[Route] = [
     ("GET", "/metrics", monitoring.metrics),
 ]
 
-GENERATING: list[Route] = [
+STREAMING: list[Route] = [
     ("POST", "/completion", completions.native),
     ("POST", "/completions", completions.native),
     ("POST", "/v1/completions", completions.openai_completions),
     ("POST", "/chat/completions", completions.openai_chat),
     ("POST", "/v1/chat/completions", completions.openai_chat),
+]
+"""Generate text, whole or as a stream; a stream can be resumed."""
+
+RESUMING: list[Route] = [
+    ("GET", "/v1/stream", resumable.resume),
+    ("DELETE", "/v1/stream", resumable.stop),
+    ("POST", "/v1/streams/lookup", resumable.look_up),
+]
+
+COMPUTING: list[Route] = [
     ("POST", "/chat/completions/input_tokens", completions.count_chat_tokens),
     ("POST", "/v1/chat/completions/input_tokens", completions.count_chat_tokens),
     ("POST", "/apply-template", completions.apply_template),
@@ -44,11 +54,6 @@ GENERATING: list[Route] = [
     ("POST", "/embedding", embeddings.native_embeddings),
     ("POST", "/embeddings", embeddings.native_embeddings),
     ("POST", "/v1/embeddings", embeddings.openai_embeddings),
-    ("POST", "/infill", infill.infill),
-    ("POST", "/rerank", rerank.rerank),
-    ("POST", "/reranking", rerank.rerank),
-    ("POST", "/v1/rerank", rerank.rerank),
-    ("POST", "/v1/reranking", rerank.rerank),
 ]
 
 
@@ -57,6 +62,8 @@ def build(serving: Serving) -> web.Application:
     settings = serving.settings
     app = application(settings, is_ready=lambda: serving.is_ready)
     app[SERVING] = serving
-    add_routes(app, settings, [*MONITORING, *GENERATING, *later.ROUTES])
+    app.cleanup_ctx.append(resumable.sessions)
+    add_routes(app, settings, [(method, path, resumable.resumable(handler)) for method, path, handler in STREAMING])
+    add_routes(app, settings, [*MONITORING, *RESUMING, *COMPUTING, *later.ROUTES])
     add_routes(app, settings, page_routes(settings, PAGE.format(name=escape(serving.name)), serving.name))
     return app

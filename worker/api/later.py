@@ -8,6 +8,11 @@ from ...presets.errors import FeatureDisabled, NotSupported
 from ...presets.web import Route
 
 PATHS = (
+    ("POST", "/infill"),
+    ("POST", "/rerank"),
+    ("POST", "/reranking"),
+    ("POST", "/v1/rerank"),
+    ("POST", "/v1/reranking"),
     ("POST", "/responses"),
     ("POST", "/v1/responses"),
     ("POST", "/responses/input_tokens"),
@@ -20,9 +25,6 @@ PATHS = (
     ("GET", "/lora-adapters"),
     ("POST", "/lora-adapters"),
     ("POST", "/slots/{id_slot}"),
-    ("GET", "/v1/stream"),
-    ("DELETE", "/v1/stream"),
-    ("POST", "/v1/streams/lookup"),
 )
 
 DISABLED = (

@@ -2,7 +2,7 @@
 
 The engine puts events into the request's mailbox on the loop thread; the request's own handler takes what has gathered,
 has its dialect render it and writes once. When the handler ends, for whatever reason, its tickets are cancelled: a
-client that leaves ends the handler, and so frees its slots.
+client that leaves ends the handler, and so frees its slots, unless its stream is `resumable`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Protocol
 
 from aiohttp import web
 
-from ...presets.web import encode_json, event_stream, json_response
+from ...presets.web import encode_json, json_response
 from ..engine.messages import Event, Failed, Finished, Generation, Piece, Progress, Sink
 from .answer import Dialect
+from .resumable import open_stream, settle
 
 PING = b":\n\n"
 """A comment: keeps a silent connection from being taken for dead."""
@@ -85,6 +86,7 @@ async def respond(
 ) -> web.StreamResponse:
     """The whole answer. An error before anything was sent is raised, with its own status, in streams as well."""
     total = sum(generation.n for generation in generations)
+    settle(request, streams=generations[0].stream)
     with submitted(engine, generations) as mailbox:
         if generations[0].stream:
             return await _stream(request, mailbox, dialect, total, ping_interval)
@@ -109,7 +111,7 @@ async def _stream(
     for _, event in events:
         if isinstance(event, Failed):
             raise event.error
-    response = event_stream()
+    response = open_stream(request)
     await response.prepare(request)
     with _Pings(mailbox, ping_interval) as pings:
         while True:

@@ -1,0 +1,160 @@
+"""What is kept of each conversation's answer, so that a client can leave and come back for it.
+
+One `StreamSession` a conversation: the task that produces the answer and the last bytes of it. Any number of readers
+follow from any offset that is still kept; a reader never holds the producer up. Used by `resumable` on the event loop;
+knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+log = logging.getLogger("corral.worker")
+
+MAX_BYTES = 4 << 20
+"""Kept of one session, as in llama-server: its oldest bytes go first."""
+MAX_ENDED_BYTES = 256 << 20
+"""Kept of all ended sessions together: the one that ended first goes first."""
+KEPT_S = 300.0
+"""How long an ended session waits for its client, as in llama-server."""
+
+
+class OffsetLost(Exception):
+    """The byte that a reader wants next is no longer kept."""
+
+
+class StreamSession:
+    def __init__(self, conversation: str, max_bytes: int) -> None:
+        self.conversation = conversation
+        self.started_at = int(time.time())
+        self.completed_at = 0  # 0: not yet
+        self.begun = asyncio.Event()
+        """Bytes will flow; what goes wrong before is the answer to the request itself."""
+        self.producer: asyncio.Task[Any] | None = None
+        self.client_left = False
+        self.outlives_client: bool | None = None  # None: not known yet
+        self._max_bytes = max_bytes
+        self._kept = bytearray()
+        self._n_dropped = 0
+        self._changed = asyncio.Event()
+
+    @property
+    def is_done(self) -> bool:
+        return self.completed_at > 0
+
+    @property
+    def n_kept(self) -> int:
+        return len(self._kept)
+
+    @property
+    def n_dropped(self) -> int:
+        return self._n_dropped
+
+    @property
+    def total_bytes(self) -> int:
+        return self._n_dropped + len(self._kept)
+
+    def append(self, chunk: bytes) -> None:
+        self._kept += chunk
+        excess = len(self._kept) - self._max_bytes
+        if excess > 0:
+            del self._kept[:excess]
+            self._n_dropped += excess
+        self._tell()
+
+    def finish(self) -> None:
+        self.completed_at = self.completed_at or int(time.time())
+        self._tell()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def read(self, offset: int) -> bytes:
+        """What is kept from `offset` on, waiting for more; b"" at the end. Raises OffsetLost."""
+        while self.total_bytes <= offset and not self.is_done:
+            await self._changed.wait()
+        if offset < self._n_dropped:
+            raise OffsetLost
+        return bytes(self._kept[offset - self._n_dropped :])
+
+
+class StreamSessions:
+    """All sessions of a worker: at most one for each conversation."""
+
+    def __init__(
+        self, *, kept_s: float = KEPT_S, max_bytes: int = MAX_BYTES, max_ended_bytes: int = MAX_ENDED_BYTES
+    ) -> None:
+        self._kept_s = kept_s
+        self._max_bytes = max_bytes
+        self._max_ended_bytes = max_ended_bytes
+        self._sessions: dict[str, StreamSession] = {}
+        self._producers: set[asyncio.Task[Any]] = set()
+
+    def get(self, conversation: str) -> StreamSession | None:
+        return self._sessions.get(conversation)
+
+    def of(self, conversations: Iterable[str]) -> list[StreamSession]:
+        """Those with one of the names, or with one of them and `::` and more behind it; never any other."""
+        return [
+            session
+            for wanted in conversations
+            for name, session in self._sessions.items()
+            if name == wanted or name.startswith(wanted + "::")
+        ]
+
+    def open(self, conversation: str, produce: Callable[[StreamSession], Coroutine[Any, Any, Any]]) -> StreamSession:
+        """A new session, in the place of the conversation's last one; `produce` runs as a task of its own."""
+        self.stop(conversation)
+        session = self._sessions[conversation] = StreamSession(conversation, self._max_bytes)
+        session.producer = producer = asyncio.ensure_future(produce(session))
+        self._producers.add(producer)
+        producer.add_done_callback(lambda task: self._on_end(session, task))
+        return session
+
+    def stop(self, conversation: str) -> None:
+        """Ends its producer and forgets it; of no effect on one that is unknown."""
+        session = self._sessions.get(conversation)
+        if session is not None:
+            self.forget(session)
+            if session.producer is not None:
+                session.producer.cancel()
+
+    def forget(self, session: StreamSession) -> None:
+        """Its readers come to an end; its producer, if there is one, goes on for whoever waits for it directly."""
+        if self._sessions.get(session.conversation) is session:
+            del self._sessions[session.conversation]
+        session.finish()
+
+    async def close(self) -> None:
+        for conversation in list(self._sessions):
+            self.stop(conversation)
+        for producer in self._producers:
+            producer.cancel()
+        await asyncio.gather(*self._producers, return_exceptions=True)
+
+    def _on_end(self, session: StreamSession, producer: asyncio.Task[Any]) -> None:
+        self._producers.discard(producer)
+        session.producer = None
+        error = None if producer.cancelled() else producer.exception()
+        if not session.begun.is_set():
+            self.forget(session)  # its request has the answer, or the error
+            return
+        if error is not None:
+            log.error("a stream broke off: %r", error, exc_info=error)
+        session.finish()
+        asyncio.get_running_loop().call_later(self._kept_s, self.forget, session)
+        self._limit_ended()
+
+    def _limit_ended(self) -> None:
+        ended = [session for session in self._sessions.values() if session.producer is None]
+        excess = sum(session.n_kept for session in ended) - self._max_ended_bytes
+        for session in sorted(ended, key=lambda session: session.completed_at):
+            if excess <= 0:
+                return
+            excess -= session.n_kept
+            self.forget(session)
