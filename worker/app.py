@@ -8,7 +8,7 @@ from aiohttp import web
 
 from ..presets.pages import page_routes
 from ..presets.web import Route, add_routes, application
-from .api import completions, embeddings, later, monitoring, resumable, utilities
+from .api import completions, embeddings, infill, later, monitoring, rerank, resumable, utilities
 from .api.serving import SERVING, Serving
 
 PAGE = """<!doctype html>
@@ -36,6 +36,7 @@ STREAMING: list[Route] = [
     ("POST", "/v1/completions", completions.openai_completions),
     ("POST", "/chat/completions", completions.openai_chat),
     ("POST", "/v1/chat/completions", completions.openai_chat),
+    ("POST", "/infill", infill.infill),
 ]
 """Generate text, whole or as a stream; a stream can be resumed."""
 
@@ -54,6 +55,10 @@ COMPUTING: list[Route] = [
     ("POST", "/embedding", embeddings.native_embeddings),
     ("POST", "/embeddings", embeddings.native_embeddings),
     ("POST", "/v1/embeddings", embeddings.openai_embeddings),
+    ("POST", "/rerank", rerank.rerank),
+    ("POST", "/reranking", rerank.rerank),
+    ("POST", "/v1/rerank", rerank.rerank),
+    ("POST", "/v1/reranking", rerank.rerank),
 ]
 
 

@@ -8,11 +8,6 @@ from ...presets.errors import FeatureDisabled, NotSupported
 from ...presets.web import Route
 
 PATHS = (
-    ("POST", "/infill"),
-    ("POST", "/rerank"),
-    ("POST", "/reranking"),
-    ("POST", "/v1/rerank"),
-    ("POST", "/v1/reranking"),
     ("POST", "/responses"),
     ("POST", "/v1/responses"),
     ("POST", "/responses/input_tokens"),
