@@ -36,11 +36,10 @@ worker_log = logging.getLogger("corral.workers")
 class LineReader:
     """Hands the complete lines of a non-blocking descriptor to `on_line`, without their ends; owns the descriptor."""
 
-    def __init__(self, fd: int, on_line: Callable[[bytes], None], on_end: Callable[[], None] | None = None) -> None:
+    def __init__(self, fd: int, on_line: Callable[[bytes], None]) -> None:
         os.set_blocking(fd, False)
         self._fd: int | None = fd
         self._on_line = on_line
-        self._on_end = on_end
         self._held = bytearray()
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(fd, self._read)
@@ -87,8 +86,6 @@ class LineReader:
         if self._held:
             self._on_line(bytes(self._held))
             self._held.clear()
-        if self._on_end is not None:
-            self._on_end()
 
 
 class WorkerLog:

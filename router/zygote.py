@@ -105,7 +105,6 @@ class _Zygote:
     ) -> None:
         self._on_lost = on_lost
         self._is_ready = False
-        self._is_closing = False
         self._children: dict[int, Child] = {}
         self._numbers = count(1)
         self._outbox: deque[_Request] = deque()
@@ -121,7 +120,9 @@ class _Zygote:
                 env=dict(environ),
             )
         self._socket.setblocking(False)
-        self._reader = LineReader(os.dup(self._socket.fileno()), self._on_line, self._on_end)
+        self._reader = LineReader(os.dup(self._socket.fileno()), self._on_line)
+        self._watch = os.pidfd_open(self._process.pid)
+        self._loop.add_reader(self._watch, self._on_exit)
 
     def fork(self, child: Child) -> None:
         number = next(self._numbers)
@@ -132,10 +133,7 @@ class _Zygote:
 
     async def close(self) -> None:
         """After the last child's exit."""
-        self._is_closing = True
-        self._loop.remove_writer(self._socket)
-        self._socket.close()
-        self._reader.close()
+        self._release()
         await asyncio.to_thread(_reap, self._process)
 
     def _flush(self) -> None:
@@ -148,7 +146,7 @@ class _Zygote:
             self._loop.add_writer(self._socket, self._flush)
             return
         except OSError:
-            self._outbox.clear()  # it is gone, which its end of the socket will tell
+            self._outbox.clear()  # it is gone, as its process descriptor will tell
         self._loop.remove_writer(self._socket)
 
     def _on_line(self, line: bytes) -> None:
@@ -172,18 +170,23 @@ class _Zygote:
             del self._children[answer.id]
             child.finish(answer.code)
 
-    def _on_end(self) -> None:
-        if self._is_closing:
-            return
+    def _on_exit(self) -> None:
+        """Told by the process descriptor: a socket reset with data unread is an error, of which uvloop tells nobody."""
+        self._release()
+        self._process.wait()
         log.log(logging.WARNING if self._is_ready else logging.DEBUG, "the zygote is gone")
-        self._loop.remove_writer(self._socket)
-        self._socket.close()
-        self._process.kill()
-        self._process.wait()  # no more than the kernel's work
         children = self._children.values()
         for child in (child for child in children if child.pid is not None):
             self._end_orphan(child)
         self._on_lost(self._is_ready, [child for child in children if child.pid is None])
+
+    def _release(self) -> None:
+        """The last lines are still read: they may say why it went."""
+        self._loop.remove_reader(self._watch)
+        os.close(self._watch)
+        self._reader.close()
+        self._loop.remove_writer(self._socket)  # only now, for a child's exit may have asked for another fork
+        self._socket.close()
 
     def _end_orphan(self, child: Child) -> None:
         """The kernel kills it with its zygote and init reaps it, so its end shows only on a process descriptor."""
