@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llama_corral.worker.engine.pacing import FEWEST, FIRST_GUESS, TARGET_STEP_SECONDS, Pacer
+from llama_corral.worker.engine.pacing import FEWEST, TARGET_STEP_SECONDS, Pacer
 
 observations = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 3000), st.floats(1e-6, 100)), max_size=40)
 
@@ -19,7 +19,7 @@ def test_it_stays_within_bounds(n_batch: int, seen: list[tuple[int, int, float]]
 
 
 def test_the_first_guess() -> None:
-    assert Pacer(2048).n_prompt_beside_streams == FIRST_GUESS
+    assert Pacer(2048).n_prompt_beside_streams == FEWEST
 
 
 @pytest.mark.parametrize("per_token", [1e-5, 2e-4, 1e-3, 5e-3])
