@@ -13,9 +13,11 @@ from aiohttp import web
 
 from ..presets.pages import page_routes
 from ..presets.web import Route, add_routes, application
+from .conversations import Conversations
 from .handlers import Handlers, ReadPresets
 from .lifecycle import Lifecycle
 from .proxy import Proxy
+from .streams import Streams
 from .upstream import Upstream
 
 if TYPE_CHECKING:
@@ -40,10 +42,12 @@ def build(
 ) -> web.Application:
     """The application, which also owns the connections to the workers. Raises ConfigError."""
     upstream = Upstream(timeout=settings.timeout or None)
-    proxy = Proxy(lifecycle, upstream, fake_timing=fake_timing)
+    conversations = Conversations()
+    proxy = Proxy(lifecycle, upstream, conversations, prefix=settings.api_prefix or "", fake_timing=fake_timing)
     handlers = Handlers(settings, lifecycle, proxy, read_presets)
     app = application(settings)
     add_routes(app, settings, _own_routes(handlers))
+    add_routes(app, settings, _stream_routes(Streams(lifecycle, proxy, conversations)))
     add_routes(app, settings, [("GET", path, proxy.by_query) for path in BY_QUERY])
     add_routes(app, settings, [("POST", path, proxy.by_body) for path in BY_BODY])
     add_routes(app, settings, page_routes(settings, files(__package__).joinpath("page.html").read_text("utf-8")))
@@ -52,11 +56,12 @@ def build(
         """Once nothing new is accepted: ends waiting requests and event streams, then the workers with theirs."""
         await lifecycle.close()
 
-    async def close_upstream(_: web.Application) -> None:
+    async def close_connections(_: web.Application) -> None:
+        await conversations.close()
         upstream.close()
 
     app.on_shutdown.append(close_lifecycle)
-    app.on_cleanup.append(close_upstream)
+    app.on_cleanup.append(close_connections)
     return app
 
 
@@ -67,10 +72,15 @@ def _own_routes(handlers: Handlers) -> list[Route]:
         ("GET", "/props", handlers.props),
         *_model_routes(handlers, ""),
         *_model_routes(handlers, "/v1"),
-        ("GET", "/v1/stream", handlers.resumable_streams),
-        ("DELETE", "/v1/stream", handlers.resumable_streams),
-        ("POST", "/v1/streams/lookup", handlers.resumable_streams),
         *((method, path, handlers.disabled) for method in ("GET", "POST") for path in ("/tools", "/cors-proxy")),
+    ]
+
+
+def _stream_routes(streams: Streams) -> list[Route]:
+    return [
+        ("GET", "/v1/stream", streams.resume),
+        ("DELETE", "/v1/stream", streams.stop),
+        ("POST", "/v1/streams/lookup", streams.look_up),
     ]
 
 

@@ -94,9 +94,6 @@ class Handlers:
     async def manage_downloads(self, request: web.Request) -> web.StreamResponse:
         raise NotSupported("downloading and removing models over HTTP is not built yet")
 
-    async def resumable_streams(self, request: web.Request) -> web.StreamResponse:
-        raise NotSupported("resumable streams are not built yet")
-
     async def disabled(self, request: web.Request) -> web.StreamResponse:
         raise FeatureDisabled()
 

@@ -2,30 +2,41 @@
 
 Called by the routes of `app`; asks `lifecycle` for the lease and `upstream` for the answer. Reads nothing of a body but
 the model's name and changes nothing of it. A client that leaves cancels the handler, which closes the way to the
-worker, which ends the generation.
+worker, which ends the generation; a stream that it can resume runs as a task of its own instead (`conversations`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
+from urllib.parse import quote
 
 from aiohttp import hdrs, web
 from multidict import CIMultiDict
 
-from ..presets.errors import InvalidRequest, Unavailable, UpstreamGone
-from ..presets.web import LIMITS, encode_json, query_text, read_body
+from ..presets.errors import ApiError, InvalidRequest, Unavailable, UpstreamGone
+from ..presets.web import CONVERSATION_HEADER, LIMITS, encode_json, query_text, read_body
 from .connection import CutOff, Died, Header, Reply, Unreachable
+from .conversations import Conversation, Conversations
 from .lifecycle import Lifecycle
-from .target import model_in_form, model_in_json
+from .target import model_in_form, model_in_json, streams_in_json
 from .upstream import Upstream
+from .waiting import Lease
 
 log = logging.getLogger("corral.router")
 
 FAKE_TIMING_S = 2.0
 """With LLAMA_SERVER_DEBUG_FAKE_TIMING every proxied request holds its lease this long before it goes on."""
+
+ASK_TIMEOUT_S = 1.0
+"""For what a worker answers from memory; llama-server gives it a quarter of that."""
+RESUMABLE_PATIENCE_S = 30.0
+"""A client that reads nothing for so long is parted from a stream that it can resume; one that vanished looks so."""
+OK = 200
 
 _HOP_BY_HOP = frozenset(
     {
@@ -49,14 +60,25 @@ class _Body:
 class Proxy:
     """The handlers of all proxied routes."""
 
-    def __init__(self, lifecycle: Lifecycle, upstream: Upstream, *, fake_timing: bool = False) -> None:
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        upstream: Upstream,
+        conversations: Conversations,
+        *,
+        prefix: str = "",
+        fake_timing: bool = False,
+    ) -> None:
+        """`prefix`: of the paths of workers, which is the router's own."""
         self._lifecycle = lifecycle
         self._upstream = upstream
+        self._conversations = conversations
+        self._prefix = prefix
         self._fake_timing = fake_timing
 
     async def by_query(self, request: web.Request) -> web.StreamResponse:
         """GET: the model is `?model=`."""
-        return await self._forward(request, query_text(request, "model"), _Body(b""), touch=False)
+        return await self._forward(request, self.find(query_text(request, "model")), _Body(b""), touch=False)
 
     async def by_body(self, request: web.Request) -> web.StreamResponse:
         """POST: the model is the body's; `?model=` serves bodies that cannot name one (a JSON array, an empty body)."""
@@ -65,21 +87,78 @@ class Proxy:
             model = model_in_form(body.data, request.headers[hdrs.CONTENT_TYPE])
         else:
             model = model_in_json(body.data)
-        return await self._forward(request, model or query_text(request, "model"), body, touch=True)
+        model = self.find(model or query_text(request, "model"))
+        if conversation := request.headers.get(CONVERSATION_HEADER, ""):
+            return await self._in_conversation(request, conversation, model, body)
+        return await self._forward(request, model, body, touch=True)
 
-    async def _forward(self, request: web.Request, name: str, body: _Body, *, touch: bool) -> web.StreamResponse:
-        model = self.find(name)
+    async def pass_on(self, request: web.Request, model: str) -> web.StreamResponse:
+        """A GET to a model that runs, which it neither loads nor keeps young."""
+        async with self._lifecycle.lease(model, autoload=False, touch=False) as lease:
+            return await self._exchange(request, lease, _Body(b""))
+
+    async def ask(
+        self, request: web.Request, model: str, *, body: bytes = b"", method: str = "", target: str = ""
+    ) -> bytes | None:
+        """A short question to a model, in the client's name; None when it does not run or has no answer in time."""
+        try:
+            async with (
+                asyncio.timeout(ASK_TIMEOUT_S),
+                self._lifecycle.lease(model, autoload=False, touch=False) as lease,
+            ):
+                reply = await self._send(request, lease, body, method=method, target=target)
+                try:
+                    answer = await _read_all(reply)
+                    return answer if reply.status == OK else None
+                finally:
+                    reply.close()
+        except (ApiError, CutOff, TimeoutError) as error:
+            log.info("name=%s could not be asked for %s: %s", model, request.path, error)
+            return None
+
+    async def _forward(
+        self,
+        request: web.Request,
+        model: str,
+        body: _Body,
+        conversation: Conversation | None = None,
+        *,
+        touch: bool,
+    ) -> web.StreamResponse:
         async with self._lifecycle.lease(model, autoload=wants_autoload(request), touch=touch) as lease:
             if self._fake_timing:
                 await asyncio.sleep(FAKE_TIMING_S)
-            reply = await self._send(request, lease.endpoint, model, body.data)
-            body.data = b""
-            try:
-                if reply.complete:
-                    return _whole(reply, await reply.read())
-                return await _stream(request, reply, model)
-            finally:
-                reply.close()
+            return await self._exchange(request, lease, body, conversation)
+
+    async def _exchange(
+        self, request: web.Request, lease: Lease, body: _Body, conversation: Conversation | None = None
+    ) -> web.StreamResponse:
+        patience = request.app[LIMITS].timeout
+        if conversation is not None:
+            conversation.is_parked = False
+            patience = min(patience or RESUMABLE_PATIENCE_S, RESUMABLE_PATIENCE_S)
+        reply = await self._send(request, lease, body.data)
+        body.data = b""
+        try:
+            if reply.complete:
+                return _whole(reply, await reply.read())
+            return await _stream(request, reply, lease.model, patience)
+        except ConnectionError:
+            if conversation is not None and conversation.outlives_client:
+                await _outlast(request, reply)
+            raise
+        finally:
+            reply.close()
+
+    async def _in_conversation(self, request: web.Request, name: str, model: str, body: _Body) -> web.StreamResponse:
+        """Its client may leave and come back; what it had before under this name ends."""
+        previous = self._conversations.stop(name)
+        if previous and previous.request and not previous.is_parked and previous.model != model:
+            target = f"{self._prefix}/v1/stream?conv_id={quote(name, safe='')}"
+            await self.ask(request, previous.model, method="DELETE", target=target)
+        work = partial(self._forward, request, model, body, touch=True)
+        outlives_client = streams_in_json(body.data)
+        return await self._conversations.run(name, model, work, outlives_client=outlives_client)
 
     def find(self, name: str) -> str:
         if not name:
@@ -89,16 +168,19 @@ class Proxy:
             raise InvalidRequest(f"model '{name}' not found")
         return model
 
-    async def _send(self, request: web.Request, endpoint: str, model: str, body: bytes) -> Reply:
-        target = request.raw_path if request.raw_path.startswith("/") else request.rel_url.raw_path_qs
+    async def _send(
+        self, request: web.Request, lease: Lease, body: bytes, *, method: str = "", target: str = ""
+    ) -> Reply:
+        if not target:
+            target = request.raw_path if request.raw_path.startswith("/") else request.rel_url.raw_path_qs
         try:
-            return await self._upstream.send(endpoint, request.method, target, _sent_on(request), body)
+            return await self._upstream.send(lease.endpoint, method or request.method, target, _sent_on(request), body)
         except Unreachable as error:
-            log.warning("name=%s cannot be reached: %s", model, error)
-            raise Unavailable(f"model '{model}' cannot be reached: {error}") from None
+            log.warning("name=%s cannot be reached: %s", lease.model, error)
+            raise Unavailable(f"model '{lease.model}' cannot be reached: {error}") from None
         except Died as error:
-            log.warning("name=%s ended before it answered: %s", model, error)
-            raise UpstreamGone(f"model '{model}' ended before it answered: {error}") from None
+            log.warning("name=%s ended before it answered: %s", lease.model, error)
+            raise UpstreamGone(f"model '{lease.model}' ended before it answered: {error}") from None
 
 
 def wants_autoload(request: web.Request) -> bool | None:
@@ -130,11 +212,26 @@ def _whole(reply: Reply, body: bytes) -> web.Response:
     return web.Response(body=body, status=reply.status, reason=reply.reason, headers=_passed_back(reply))
 
 
-async def _stream(request: web.Request, reply: Reply, model: str) -> web.StreamResponse:
+async def _read_all(reply: Reply) -> bytes:
+    chunks = []
+    while chunk := await reply.read():
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+async def _outlast(request: web.Request, reply: Reply) -> None:
+    """Its client is gone, but a stream that can be resumed goes on, and with it the lease."""
+    if request.transport is not None:
+        request.transport.close()
+    with contextlib.suppress(CutOff):
+        while await reply.read():
+            pass
+
+
+async def _stream(request: web.Request, reply: Reply, model: str, patience: float | None) -> web.StreamResponse:
     response = web.StreamResponse(status=reply.status, reason=reply.reason, headers=_passed_back(reply))
     await response.prepare(request)
     last = b"\n\n"
-    patience = request.app[LIMITS].timeout
     try:
         while chunk := await reply.read():
             async with asyncio.timeout(patience):  # a client that stopped reading must not hold the lease for ever

@@ -21,7 +21,12 @@ class _Target(msgspec.Struct):
     model: msgspec.Raw = msgspec.Raw()
 
 
+class _Streaming(msgspec.Struct):
+    stream: bool = False
+
+
 _target = msgspec.json.Decoder(_Target)
+_streaming = msgspec.json.Decoder(_Streaming)
 _text = msgspec.json.Decoder(str)
 
 
@@ -44,6 +49,14 @@ def model_in_json(body: bytes) -> str:
         return _text.decode(raw)
     except NOT_JSON as error:  # broken UTF-8 or a lone surrogate inside the name
         raise malformed(error) from None
+
+
+def streams_in_json(body: bytes) -> bool:
+    """Whether a JSON object asks for a stream."""
+    try:
+        return _streaming.decode(body).stream
+    except msgspec.DecodeError:
+        return False
 
 
 def model_in_form(body: bytes, content_type: str) -> str:

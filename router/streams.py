@@ -1,0 +1,78 @@
+"""The endpoints of resumable streams: each is answered by the worker that has the stream, if it still runs.
+
+Who that is, `conversations` knows; `proxy` passes the request on. None of them loads or wakes a model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from ..presets.errors import InvalidRequest, NotFound, Unavailable
+from ..presets.web import encode_json, json_response, query_text, read_json
+from .conversations import Conversations
+from .lifecycle import Lifecycle
+from .proxy import Proxy
+from .states import State
+
+LOADING = (State.LOADING.value, State.DOWNLOADING.value, State.DOWNLOADED.value)
+
+
+class Streams:
+    def __init__(self, lifecycle: Lifecycle, proxy: Proxy, conversations: Conversations) -> None:
+        self._lifecycle = lifecycle
+        self._proxy = proxy
+        self._conversations = conversations
+
+    async def resume(self, request: web.Request) -> web.StreamResponse:
+        conversation = self._conversations.find(_named(request))
+        view = self._lifecycle.view(conversation.model) if conversation else None
+        if conversation is None or view is None:
+            raise NotFound("Stream not found or expired")
+        if conversation.is_parked or view.status in LOADING:
+            raise Unavailable("Stream owner model is loading, retry later")
+        if not view.is_running:
+            raise NotFound("Stream not found or expired")
+        return await self._proxy.pass_on(request, conversation.model)
+
+    async def stop(self, request: web.Request) -> web.StreamResponse:
+        conversation = self._conversations.stop(_named(request))
+        if conversation is not None and not conversation.is_parked:
+            await self._proxy.ask(request, conversation.model)
+        return web.Response(status=204, headers={"Content-Type": "application/json"})
+
+    async def look_up(self, request: web.Request) -> web.StreamResponse:
+        """All models that have some of the conversations are asked at once."""
+        known = self._conversations.of(await _wanted(request))
+        by_model: dict[str, list[str]] = {}
+        for name, conversation in known.items():
+            by_model.setdefault(conversation.model, []).append(name)
+        answers = await asyncio.gather(*(self._look_up_at(request, *asked) for asked in by_model.items()))
+        return json_response([entry for answer in answers for entry in answer])
+
+    async def _look_up_at(self, request: web.Request, model: str, names: list[str]) -> list[dict[str, Any]]:
+        answer = await self._proxy.ask(request, model, body=encode_json({"conversation_ids": names}))
+        try:
+            entries = msgspec.json.decode(answer or b"[]", type=list[dict[str, Any]])
+        except msgspec.DecodeError:
+            return []
+        return [entry for entry in entries if entry.get("conversation_id") in names]
+
+
+async def _wanted(request: web.Request) -> list[str]:
+    try:
+        body = await read_json(request)
+    except InvalidRequest:
+        return []
+    given = body.get("conversation_ids") if isinstance(body, dict) else None
+    return [name for name in given if isinstance(name, str) and name] if isinstance(given, list) else []
+
+
+def _named(request: web.Request) -> str:
+    name = query_text(request, "conv_id")
+    if not name:
+        raise InvalidRequest("Missing conversation id in path")
+    return name
