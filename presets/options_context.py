@@ -90,7 +90,6 @@ class ContextOptions(OptionGroup):
         "--context-shift",
         "drop the oldest half of a full context and go on",
         env="CONTEXT_SHIFT",
-        unsupported="context shift is not built yet: an answer ends when the context is full",
     )
     cache_prompt: Switch = option(
         True, "--cache-prompt", "reuse what a slot has computed for the same beginning", env="CACHE_PROMPT"

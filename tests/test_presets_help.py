@@ -39,7 +39,7 @@ def test_help_is_plain_text_within_its_width(width: int) -> None:
 
 def test_help_says_what_is_refused_and_what_has_no_effect() -> None:
     text = " ".join(help_text(120).split())
-    assert "(refused: context shift is not built yet" in text
+    assert "(refused: prompts are never written to disk" in text
     assert "(default: 8080) [LLAMA_ARG_PORT]" in text
 
 

@@ -37,8 +37,8 @@ class Choice:
     def n_remaining(self) -> int:
         return -1 if self._n_predict < 0 else self._n_predict - len(self.tokens)
 
-    def add(self, token: int, probs: TokenProbs | None, vocab: Vocab, n_in_slot: int, n_ctx: int) -> Piece | None:
-        """Takes the token just sampled, `n_in_slot` tokens being in the slot before it. Returns what a stream shows."""
+    def add(self, token: int, probs: TokenProbs | None, vocab: Vocab, context_is_full: bool) -> Piece | None:
+        """Takes the token just sampled. Returns what a stream shows."""
         self.tokens.append(token)
         self._unsent_tokens.append(token)
         if probs is not None:
@@ -50,7 +50,7 @@ class Choice:
         if shown.stop_word is not None:
             self._end("word")
             self._stopping_word = shown.stop_word
-        self._check_limits(text, n_in_slot, n_ctx)
+        self._check_limits(text, context_is_full)
         if is_end:
             self._end("eos")
         if self.finished and self._stop != "word":
@@ -78,9 +78,9 @@ class Choice:
         self._stop = why
         self.finished = True
 
-    def _check_limits(self, text: str, n_in_slot: int, n_ctx: int) -> None:
+    def _check_limits(self, text: str, context_is_full: bool) -> None:
         """llama-server's order; a later rule that holds names the reason."""
-        if n_in_slot + 1 >= n_ctx:
+        if context_is_full:
             self.truncated = True
             self._end("limit")
         if not self.finished and 0 <= self._n_predict <= len(self.tokens):

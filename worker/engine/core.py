@@ -22,6 +22,7 @@ from .model import Model
 from .probabilities import after_sampling, before_sampling
 from .reuse import reusable_prefix
 from .scheduler import History, Limits, Work, choose_slot, plan
+from .shifting import shift, tokens_kept
 from .slots import Slot, SlotState
 
 log = logging.getLogger("corral.engine")
@@ -39,6 +40,9 @@ class Core:
         """The counters as of the last step, for other threads."""
         self._counters = counters
         self._history = History()
+        self._shifts = self.options.context_shift and context.can_shift
+        if self.options.context_shift and not self._shifts:
+            log.warning("the context of this model cannot be shifted: an answer ends when the context is full")
         self._n_busy = 0
         self._events: list[tuple[Job, Event]] = []
         self._deliver = deliver
@@ -69,6 +73,7 @@ class Core:
     def step(self) -> None:
         """One turn: admit, plan, decode, sample, emit."""
         self._admit()
+        self._shift_full_contexts()
         batch_plan = plan(self._work(), self._limits(), self._history)
         if batch_plan is not None:
             self._history = self._history.after(batch_plan.kind)
@@ -126,6 +131,19 @@ class Core:
             self._report_progress(slot, task)
         if not task.prompt:
             self._finish(slot, task)
+
+    def _shift_full_contexts(self) -> None:
+        for slot in self.slots if self._shifts else ():
+            task = slot.task
+            if slot.state is not SlotState.GENERATING or not isinstance(task, GenerationTask) or not slot.is_full:
+                continue
+            if task.job.n_choices > 1:
+                self._fail(task.job, ServerFault("context shift cannot be used for shared prompt"))
+                continue
+            n_keep = tokens_kept(task.request.n_keep, len(task.prompt), self.model.vocab.add_bos)
+            begin, end = shift(slot, self.context, n_keep, task.request.n_discard)
+            task.choice.truncated = True
+            log.debug("slot %d: context shift, positions %d to %d are forgotten", slot.id, begin, end)
 
     # -- plan ----------------------------------------------------------------------------------------------------------
 
@@ -228,7 +246,7 @@ class Core:
             self._fail(task.job, error)
             return
         slot.sampled = token
-        piece = choice.add(token, probs, self.model.vocab, len(slot.tokens), slot.n_ctx)
+        piece = choice.add(token, probs, self.model.vocab, slot.is_full and not self._shifts)
         if piece is not None:
             self._event(task.job, piece)
         if choice.finished:

@@ -86,6 +86,7 @@ class EngineOptions:
     warmup: bool = True
     # slots
     continuous_batching: bool = True
+    context_shift: bool = False
     slot_prompt_similarity: float = 0.1
     n_predict: int = -1
     special: bool = False
@@ -140,6 +141,7 @@ def from_settings(settings: Settings, model: Path) -> EngineOptions:
         tensor_overrides=_tensor_overrides(s),
         warmup=s.warmup,
         continuous_batching=s.cont_batching,
+        context_shift=s.context_shift,
         slot_prompt_similarity=s.slot_prompt_similarity,
         n_predict=s.n_predict,
         special=s.special,

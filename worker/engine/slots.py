@@ -53,6 +53,11 @@ class Slot:
     def idle(self) -> bool:
         return self.state is SlotState.IDLE
 
+    @property
+    def is_full(self) -> bool:
+        """No position is left for a token after the one that was sampled last."""
+        return len(self.tokens) + 1 >= self.n_ctx
+
     def facts(self, prompt: Sequence[int]) -> SlotFacts:
         n_common = common_prefix(self.tokens, prompt) if self.idle and self.tokens else 0
         return SlotFacts(self.id, self.idle, len(self.tokens), n_common, self.last_used)
