@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...presets.control import Report
-from ...presets.errors import ContextExceeded, InvalidRequest, ServerFault, Unavailable
+from ...presets.errors import ContextExceeded, InvalidRequest, NotSupported, ServerFault, Unavailable
 from .builtin_template import apply_builtin_template
 from .core import Core
 from .counters import Counters, Meter, Metrics
@@ -211,6 +211,8 @@ class Loaded:
             self._check_generation(request)
             if n_tokens >= n_ctx:
                 raise ContextExceeded(n_tokens, n_ctx)
+        elif not self.core.options.embeddings:  # a context made without has no room for the outputs, and aborts
+            raise NotSupported("This server does not support embeddings. Start it with `--embeddings`")
         elif not n_tokens:
             raise InvalidRequest("Input content cannot be empty")
         elif context.embeds_in_pieces:
@@ -227,6 +229,8 @@ class Loaded:
     def _check_generation(self, request: Generation) -> None:
         if self.core.context.memory is None:
             raise ServerFault("the current context does not support logits computation. skipping")
+        if self.info.has_encoder:  # its decoder asserts that the encoder has run
+            raise NotSupported("This model needs an encoder's run before it generates, which is not supported")
         if not 1 <= request.n <= self.info.n_slots:
             raise InvalidRequest(f"n must be between 1 and {self.info.n_slots}, the number of slots")
 

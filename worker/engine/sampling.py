@@ -21,6 +21,7 @@ from .messages import Sampling
 from .vocab import Vocab
 
 RANDOM_SEED = 0xFFFFFFFF
+_LONGEST_HISTORY = 1 << 20  # tokens; llama.cpp allocates what is asked for, and aborts when that fails
 _MIROSTAT_M = 100  # candidates from which mirostat 1 estimates the distribution's shape; llama-server's constant
 
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
@@ -35,7 +36,7 @@ def _dry(s: Sampling, vocab: Vocab) -> Any:
         s.dry_multiplier,
         s.dry_base,
         s.dry_allowed_length,
-        s.dry_penalty_last_n,
+        min(s.dry_penalty_last_n, _LONGEST_HISTORY),
         (ctypes.c_char_p * len(breakers))(*breakers),
         len(breakers),
     )
@@ -52,7 +53,7 @@ _SAMPLERS: dict[str, _Build] = {
     "temperature": lambda s, _: C.llama_sampler_init_temp_ext(s.temperature, s.dynatemp_range, s.dynatemp_exponent),
     "infill": lambda _, vocab: C.llama_sampler_init_infill(vocab.pointer),
     "penalties": lambda s, vocab: C.llama_sampler_init_penalties(
-        vocab.n_vocab, s.repeat_last_n, s.repeat_penalty, s.frequency_penalty, s.presence_penalty
+        vocab.n_vocab, min(s.repeat_last_n, _LONGEST_HISTORY), s.repeat_penalty, s.frequency_penalty, s.presence_penalty
     ),
 }
 _ADAPTIVE_P = "adaptive_p"  # chooses the token itself, therefore stands last wherever it is named
