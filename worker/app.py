@@ -9,6 +9,7 @@ from aiohttp import web
 from ..presets.pages import page_routes
 from ..presets.web import Route, add_routes, application
 from .api import completions, embeddings, infill, later, monitoring, rerank, resumable, utilities
+from .api.control import ACTIVE, ActiveCompletions, control
 from .api.serving import SERVING, Serving
 
 PAGE = """<!doctype html>
@@ -47,6 +48,7 @@ RESUMING: list[Route] = [
 ]
 
 COMPUTING: list[Route] = [
+    ("POST", "/v1/chat/completions/control", control),
     ("POST", "/chat/completions/input_tokens", completions.count_chat_tokens),
     ("POST", "/v1/chat/completions/input_tokens", completions.count_chat_tokens),
     ("POST", "/apply-template", completions.apply_template),
@@ -67,6 +69,7 @@ def build(serving: Serving) -> web.Application:
     settings = serving.settings
     app = application(settings, is_ready=lambda: serving.is_ready)
     app[SERVING] = serving
+    app[ACTIVE] = ActiveCompletions()
     app.cleanup_ctx.append(resumable.sessions)
     add_routes(app, settings, [(method, path, resumable.resumable(handler)) for method, path, handler in STREAMING])
     add_routes(app, settings, [*MONITORING, *RESUMING, *COMPUTING, *later.ROUTES])

@@ -17,6 +17,7 @@ from ..chat.messages import join_parts
 from ..chat.prompt import ChatRequest, RenderedPrompt, probabilities_wanted, read_chat
 from ..engine.runner import Loaded
 from .answer import Answer, Dialect
+from .control import ACTIVE
 from .generation_settings import brief_settings
 from .native import Native
 from .openai_chat import OpenAIChat
@@ -86,7 +87,8 @@ async def answer_prompts(
     shown = brief_settings(params)
     answer = Answer(params, serving.name, serving.build, prompts, loaded.vocab.detokenize)
     generations = [params.generation(tokens, shown) for tokens in prompts]
-    return await respond(request, loaded, generations, dialect(answer), params.sse_ping_interval)
+    with request.app[ACTIVE].running(answer.id):
+        return await respond(request, loaded, generations, dialect(answer), params.sse_ping_interval)
 
 
 async def render_chat(serving: Serving, loaded: Loaded, chat: ChatRequest) -> RenderedPrompt:

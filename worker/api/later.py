@@ -14,7 +14,6 @@ PATHS = (
     ("POST", "/v1/responses/input_tokens"),
     ("POST", "/v1/messages"),
     ("POST", "/v1/messages/count_tokens"),
-    ("POST", "/v1/chat/completions/control"),
     ("POST", "/audio/transcriptions"),
     ("POST", "/v1/audio/transcriptions"),
     ("GET", "/lora-adapters"),

@@ -31,10 +31,22 @@ class _Scrape(Collector):
         yield _counter("tokens_predicted_seconds_total", "Time spent on generating", totals.predicted_seconds)
         yield _counter("n_decode_total", "Calls of llama_decode", totals.decodes)
         yield _gauge("n_tokens_max", "Longest sequence seen, prompt and generated tokens", totals.max_tokens)
-        yield _counter("spec_decode_num_draft_tokens_total", "Speculative: tokens drafted", 0)
-        yield _counter("spec_decode_num_accepted_tokens_total", "Speculative: drafted tokens accepted", 0)
-        yield _counter("spec_decode_num_drafts_total", "Speculative: drafts verified", 0)
+        yield from self._drafts()
         yield from self._gauges()
+
+    def _drafts(self) -> Iterable[Metric]:
+        totals = self._metrics.totals
+        yield _counter("spec_decode_num_draft_tokens_total", "Speculative: tokens drafted", totals.drafted)
+        yield _counter(
+            "spec_decode_num_accepted_tokens_total", "Speculative: drafted tokens accepted", totals.draft_accepted
+        )
+        yield _counter("spec_decode_num_drafts_total", "Speculative: drafts verified", totals.draft_checks)
+        if totals.accepted_at:
+            name = "spec_decode_num_accepted_tokens_per_pos_total"
+            metric = Metric(PREFIX + name.removesuffix("_total"), "Speculative: accepted, by place in draft", "counter")
+            for position, count in enumerate(totals.accepted_at):
+                metric.add_sample(PREFIX + name, {"position": str(position)}, count)
+            yield metric
 
     def _gauges(self) -> Iterable[Metric]:
         metrics = self._metrics

@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp import web
 
 from ...presets.errors import NotFound, NotSupported, Unavailable
-from ...presets.web import json_response, query_text, read_object
+from ...presets.web import json_response, query_text
 from ..engine.runner import SlotView, Vocab
 from .generation_settings import brief_settings
 from .metrics import CONTENT_TYPE, exposition
@@ -125,10 +125,10 @@ def _default_settings(serving: Serving) -> dict[str, Any]:
 
 
 async def set_props(request: web.Request) -> web.StreamResponse:
+    """No property can be changed so far; like llama-server it does not even look at what is wanted."""
     serving = request.app[SERVING]
     if not serving.settings.props:
         raise NotSupported("This server does not support changing global properties. Start it with `--props`")
-    await read_object(request)  # no property can be changed so far
     return json_response({"success": True})
 
 

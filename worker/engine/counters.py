@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import msgspec
 
@@ -20,12 +22,23 @@ class Counters(msgspec.Struct):
     max_tokens: int = 0  # largest number of tokens seen in a slot
     processing: int = 0  # slots now
     deferred: int = 0  # requests waiting for a slot now
+    draft_checks: int = 0  # speculative: decodes that verified a draft
+    drafted: int = 0
+    draft_accepted: int = 0
+    accepted_at: tuple[int, ...] = ()  # of them, by position in the draft
 
     def add_prediction(self, n_tokens: int, seconds: float) -> None:
         if n_tokens:
             self.predicted_tokens += n_tokens
             self.predicted_steps += n_tokens - 1
             self.predicted_seconds += seconds
+
+    def add_drafts(self, n_checks: int, n_drafted: int, accepted_at: Sequence[int]) -> None:
+        """`accepted_at[i]`: how many of the checks accepted the draft's token i."""
+        self.draft_checks += n_checks
+        self.drafted += n_drafted
+        self.draft_accepted += sum(accepted_at)
+        self.accepted_at = tuple(a + b for a, b in zip_longest(self.accepted_at, accepted_at, fillvalue=0))
 
     def copy(self) -> Counters:
         return copy.copy(self)
