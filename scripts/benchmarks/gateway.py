@@ -38,7 +38,7 @@ async def open_small_requests(program: Program, plan: Plan) -> AsyncIterator[Rou
     async with route(program, small_models(plan), []) as router:
         must(await post(router.address, "/tokenize", SMALL))
         direct = await worker_address(router, MODEL)
-        seconds = 0.7 if plan.quick else 2.0
+        seconds = 0.5 if plan.quick else 1.2
 
         async def measure() -> Mapping[str, float]:
             alone = await hammer(direct, 1, seconds, "/tokenize", SMALL)
