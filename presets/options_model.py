@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from .option import OptionGroup, Reader, Repeat, option, within
-from .values import KeyOverrides, LayerCount, Names, NumaStrategy, Numbers, Switch
+from .values import KeyOverrides, LayerCount, LayerRange, Names, NumaStrategy, Numbers, ScaledFiles, Switch
 
 LoadMode = Literal["auto", "none", "mmap", "mlock", "mmap+mlock", "dio"]
-_LORA = "LoRA adapters are not built yet"
-_CONTROL = "control vectors are not built yet"
 
 
 class ModelOptions(OptionGroup):
@@ -83,38 +81,29 @@ class ModelOptions(OptionGroup):
         repeat=Repeat.COMMA,
     )
     check_tensors: Switch = option(False, "--check-tensors", "look for invalid values in the weights while loading")
-    lora: str = option(
-        "", "--lora", "LoRA adapters, separated by commas", hint="FILES", repeat=Repeat.COMMA, unsupported=_LORA
-    )
-    lora_scaled: str = option(
-        "",
+    lora: Names = option((), "--lora", "LoRA adapters, separated by commas", hint="FILES", repeat=Repeat.COMMA)
+    lora_scaled: ScaledFiles = option(
+        (),
         "--lora-scaled",
-        "LoRA adapters with scales, FILE:SCALE,…",
+        "LoRA adapters with scales, FILE:SCALE,…; numbered behind those of --lora",
         hint="FILES",
         repeat=Repeat.COMMA,
-        unsupported=_LORA,
     )
     lora_init_without_apply: Switch = option(
-        False, "--lora-init-without-apply", "load the adapters with scale 0; see POST /lora-adapters", unsupported=_LORA
+        False, "--lora-init-without-apply", "load the adapters with scale 0; see POST /lora-adapters"
     )
-    control_vector: str = option(
-        "",
-        "--control-vector",
-        "control vectors, separated by commas",
-        hint="FILES",
-        repeat=Repeat.COMMA,
-        unsupported=_CONTROL,
+    control_vector: Names = option(
+        (), "--control-vector", "control vectors, separated by commas", hint="FILES", repeat=Repeat.COMMA
     )
-    control_vector_scaled: str = option(
-        "",
+    control_vector_scaled: ScaledFiles = option(
+        (),
         "--control-vector-scaled",
         "control vectors with scales, FILE:SCALE,…",
         hint="FILES",
         repeat=Repeat.COMMA,
-        unsupported=_CONTROL,
     )
-    control_vector_layer_range: str = option(
-        "", "--control-vector-layer-range", "first and last layer they act on", hint="START END", unsupported=_CONTROL
+    control_vector_layer_range: LayerRange = option(
+        None, "--control-vector-layer-range", "first and last layer they act on", hint="START END"
     )
 
 

@@ -137,6 +137,22 @@ def _json_object(value: str) -> str:
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
+def _scaled_files(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    pairs = [item.rpartition(":") for item in _names(value)]
+    if not all(file for file, _, _ in pairs):
+        raise ValueError("not FILE:SCALE")
+    return tuple((file, float(scale)) for file, _, scale in pairs)
+
+
+def _layer_range(value: Any) -> Any:
+    if not isinstance(value, str) or value == "":
+        return None if value == "" else value
+    first, last = value.split(" ")
+    return int(first), int(last)
+
+
 def _bytes(value: Any) -> Any:
     if not isinstance(value, str):
         return value
@@ -184,6 +200,7 @@ def _not_zero(value: int) -> int:
 
 Switch = Annotated[bool, BeforeValidator(_switch), Allowed("on or off (also true/false, enabled/disabled, 1/0)")]
 OnOffAuto = Annotated[Literal["on", "off", "auto"], BeforeValidator(_on_off_auto), Allowed("on, off or auto")]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names), Allowed("a comma-separated list")]
 Texts = Annotated[
     tuple[str, ...],
@@ -206,6 +223,12 @@ KeyOverrides = Annotated[
     tuple[str, ...], BeforeValidator(_key_overrides), Allowed("KEY=TYPE:VALUE with type int, float, bool or str")
 ]
 JsonObject = Annotated[str, AfterValidator(_json_object), Allowed("a JSON object")]
+ScaledFiles = Annotated[
+    tuple[tuple[str, Finite], ...], BeforeValidator(_scaled_files), Allowed("FILE:SCALE, or several with commas")
+]
+LayerRange = Annotated[
+    tuple[int, int] | None, BeforeValidator(_layer_range), Allowed("two layer numbers with one blank between them")
+]
 ByteSize = Annotated[
     int, BeforeValidator(_bytes), Field(ge=1), Allowed("a number of bytes above 0, optionally with K, M or G")
 ]
@@ -226,4 +249,3 @@ NumaStrategy = Annotated[
     Literal["distribute", "isolate", "numactl"] | None,
     BeforeValidator(lambda value: "distribute" if value == "" else value),
 ]
-Finite = Annotated[float, Field(allow_inf_nan=False)]

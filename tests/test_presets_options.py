@@ -35,6 +35,8 @@ VALUES = {
     "logit_bias": "15043-1.5",
     "override_kv": "tokenizer.ggml.add_bos_token=bool:false",
     "samplers": "top_k;temperature",
+    "lora_scaled": "a.gguf:0.5,b.gguf:-1",
+    "control_vector_scaled": "a.gguf:2",
     "control_vector_layer_range": "1 4",
     "sampling_seq": "kt",
 }

@@ -137,7 +137,6 @@ def test_a_wrong_field_is_named(body: dict[str, Any], named: str) -> None:
     [
         {"grammar": 'root ::= "a"'},
         {"json_schema": {}},
-        {"lora": [{"id": 0, "scale": 1}]},
         {"reasoning_budget_tokens": 5},
         {"thinking_budget_tokens": 0},
         {"reasoning_control": True},

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from llama_corral.worker.engine.scheduler import TURN, History, Limits, SlotFacts, Work, choose_slot, plan
+from llama_corral.worker.engine.scheduler import TURN, Group, History, Limits, SlotFacts, Work, choose_slot, plan
 
 limits = st.builds(Limits, st.integers(1, 600), st.integers(1, 300), st.booleans())
-histories = st.builds(History, st.sampled_from(["generation", "embedding"]), st.integers(0, 10))
+histories = st.builds(History, st.builds(Group, st.sampled_from(["generation", "embedding"])), st.integers(0, 10))
 
 
 @st.composite
@@ -89,7 +89,7 @@ def test_nothing_starves(n_batch: int, n_beside: int, inputs: list[int], n_strea
         work += [Work(prompt_slot, "generation", prompt_left, False, 100)] if prompt_left else []
         result = plan(work, limit, history)
         assert result is not None
-        history = history.after(result.kind)
+        history = history.after(result.group)
         for slot in result.generating:
             turns[slot] = batch
         for slot, n in result.prompts:
@@ -149,3 +149,25 @@ def test_a_chosen_slot_is_idle(
         assert wanted >= 0 or not any(slot.idle for slot in offered)
     else:
         assert offered[chosen].idle
+
+
+@given(st.lists(st.tuples(st.sampled_from([(), (0.5,), (1.0,)]), st.integers(0, 100)), min_size=1, max_size=6))
+def test_different_adapters_take_turns(slots: list[tuple[tuple[float, ...], int]]) -> None:
+    """Streams that never end, some of which have a prompt first: none waits longer than a turn of every other group."""
+    left, last = dict(enumerate(n for _, n in slots)), dict.fromkeys(range(len(slots)), 0)
+    n_groups, history = len({adapters for adapters, _ in slots}), History()
+    for batch in range(1, 150):
+        work = [
+            Work(slot, "generation", left[slot], False, slot, last[slot], adapters)
+            for slot, (adapters, _) in enumerate(slots)
+        ]
+        result = plan(work, Limits(64, 16), history)
+        assert result is not None
+        history = history.after(result.group)
+        taken = {**dict.fromkeys(result.generating, 0), **dict(result.prompts)}
+        assert {slots[slot][0] for slot in taken} == {result.group.adapters}
+        for slot, n in taken.items():
+            left[slot] -= n
+            last[slot] = batch
+        assert all(batch - last[slot] <= TURN * n_groups for slot in last if left[slot] == 0 and last[slot])
+    assert not any(left.values())

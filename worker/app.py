@@ -8,7 +8,7 @@ from aiohttp import web
 
 from ..presets.pages import page_routes
 from ..presets.web import Route, add_routes, application
-from .api import completions, embeddings, infill, later, monitoring, rerank, resumable, utilities
+from .api import adapters, completions, embeddings, infill, later, monitoring, rerank, resumable, utilities
 from .api.control import ACTIVE, ActiveCompletions, control
 from .api.serving import SERVING, Serving
 
@@ -57,6 +57,8 @@ COMPUTING: list[Route] = [
     ("POST", "/embedding", embeddings.native_embeddings),
     ("POST", "/embeddings", embeddings.native_embeddings),
     ("POST", "/v1/embeddings", embeddings.openai_embeddings),
+    ("GET", "/lora-adapters", adapters.list_adapters),
+    ("POST", "/lora-adapters", adapters.set_scales),
     ("POST", "/rerank", rerank.rerank),
     ("POST", "/reranking", rerank.rerank),
     ("POST", "/v1/rerank", rerank.rerank),

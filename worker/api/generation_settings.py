@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .params import CompletionParams
+from .scales import scales_json
 
 
 def brief_settings(params: CompletionParams) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def brief_settings(params: CompletionParams) -> dict[str, Any]:
         "timings_per_token": params.timings_per_token,
         "post_sampling_probs": sampling.post_sampling_probs,
         "backend_sampling": sampling.backend_sampling,
-        "lora": [],
+        "lora": scales_json(params.lora),
     }
 
 

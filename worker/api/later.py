@@ -16,8 +16,6 @@ PATHS = (
     ("POST", "/v1/messages/count_tokens"),
     ("POST", "/audio/transcriptions"),
     ("POST", "/v1/audio/transcriptions"),
-    ("GET", "/lora-adapters"),
-    ("POST", "/lora-adapters"),
     ("POST", "/slots/{id_slot}"),
 )
 

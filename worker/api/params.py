@@ -15,6 +15,7 @@ from ...presets.errors import InvalidRequest, NotSupported
 from ..engine.messages import Generation, Sampling
 from ..fields import INT32_MAX, Fields, wrong_type
 from .samplers import Tokenizer, logit_bias, sampler_names, stop_strings
+from .scales import Scales, read_scales
 
 LATER_REASONING_FORMATS = ("deepseek", "deepseek-legacy")
 
@@ -42,6 +43,7 @@ class CompletionParams:
     t_max_predict_ms: float = -1.0
     reasoning_format: str = "none"
     chat_format: str = "Content-only"
+    lora: Scales = ()
     generation_prompt: str = ""
     prefill: str = ""  # what the answer goes on with; part of the message that is returned
     shows_prefill: bool = False  # in a stream as well
@@ -63,6 +65,7 @@ class CompletionParams:
             t_max_predict_ms=self.t_max_predict_ms,
             return_progress=self.return_progress and self.stream,
             timings_per_token=self.timings_per_token,
+            adapters=self.lora,
             settings=settings,
         )
 
@@ -93,6 +96,7 @@ def read_params(
         sse_ping_interval=fields.integer("sse_ping_interval", default=defaults.sse_ping_interval, low=-1),
         response_fields=fields.strings("response_fields", default=()),
         id_slot=fields.integer("id_slot", default=-1),
+        lora=read_scales(body["lora"]) if body.get("lora") is not None else (),
         n_keep=fields.integer("n_keep", default=defaults.n_keep, low=-1),
         n_discard=fields.integer("n_discard", default=0, low=0),
         n_indent=fields.integer("n_indent", default=0, low=0),
@@ -180,14 +184,12 @@ def _check_reasoning_format(fields: Fields) -> None:
 
 def refuse_later_fields(body: Mapping[str, Any]) -> None:
     """What this server knows of but does not do yet is refused, so that nobody takes its absence for its result."""
-    for name in ("grammar", "json_schema", "lora"):
+    for name in ("grammar", "json_schema"):
         value = body.get(name)
         if value is None or value in ("", []):
             continue
         if name == "grammar" and not isinstance(value, str):
             raise wrong_type(name, "string", value)
-        if name == "lora" and not isinstance(value, list):
-            raise wrong_type(name, "array of objects with 'id' and 'scale' fields", value)
         raise NotSupported(f"Field '{name}' is not supported yet")
     for name in ("reasoning_budget_tokens", "thinking_budget_tokens"):
         if Fields(body).integer(name, default=-1, low=-1, high=INT32_MAX) >= 0:

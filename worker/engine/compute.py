@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from .adapters import Adapters
 from .batch import Batch
 from .context import ABORTED, DECODED, NO_ROOM, Context
 from .jobs import Job
@@ -61,8 +62,9 @@ class Lost(Exception):
 
 
 class Compute:
-    def __init__(self, context: Context, slots: Sequence[Slot]) -> None:
+    def __init__(self, context: Context, adapters: Adapters, slots: Sequence[Slot]) -> None:
         self._context = context
+        self._adapters = adapters
         self._slots = slots
         self._batch = Batch(context.n_batch)
         self._pacer = Pacer(context.n_batch)
@@ -85,6 +87,7 @@ class Compute:
         batch, slots = self._batch, self._slots
         batch.clear()
         self._context.set_embeddings(plan.kind == "embedding")
+        self._adapters.apply(self._context, plan.group.adapters)
         streams = [slots[i] for i in plan.generating]
         if streams:
             batch.add_rows([s.sampled for s in streams], [len(s.tokens) for s in streams], plan.generating)
@@ -95,6 +98,7 @@ class Compute:
 
     def _fill_prompt(self, slot: Slot, n: int, output: bool) -> PromptRun:
         assert slot.task is not None
+        slot.last_turn = self._n_batches
         prompt, position, row = slot.task.prompt, len(slot.tokens), self._batch.size
         self._batch.add_run(prompt[position : position + n], position, slot.id, output)
         completes = position + n == len(prompt)

@@ -12,16 +12,17 @@ from collections import deque
 from collections.abc import Callable
 
 from ...presets.errors import ApiError, ServerFault
+from .adapters import Adapters
 from .compute import Compute, Computed, Filled, Lost
 from .context import Context
 from .counters import Counters
 from .embedding import embedded
 from .jobs import EmbeddingTask, GenerationTask, Job, tasks_of
-from .messages import Begun, Event, Failed, Progress, TokenProbs
+from .messages import Begun, Event, Failed, Generation, Progress, TokenProbs
 from .model import Model
 from .probabilities import after_sampling, before_sampling
 from .reuse import reusable_prefix
-from .scheduler import History, Limits, Work, choose_slot, plan
+from .scheduler import History, Kind, Limits, Work, choose_slot, plan
 from .shifting import shift, tokens_kept
 from .slots import Slot, SlotState
 
@@ -31,10 +32,12 @@ Deliver = Callable[[list[tuple[Job, Event]]], None]
 
 
 class Core:
-    def __init__(self, model: Model, context: Context, deliver: Deliver, counters: Counters) -> None:
-        self.model, self.context, self.options = model, context, model.options
+    def __init__(
+        self, model: Model, context: Context, adapters: Adapters, deliver: Deliver, counters: Counters
+    ) -> None:
+        self.model, self.context, self.adapters, self.options = model, context, adapters, model.options
         self.slots = [Slot(i, context.n_ctx_slot) for i in range(self.options.n_slots)]
-        self.compute = Compute(context, self.slots)
+        self.compute = Compute(context, adapters, self.slots)
         self.waiting: deque[Job] = deque()
         self.published = counters.copy()
         """The counters as of the last step, for other threads."""
@@ -76,7 +79,7 @@ class Core:
         self._shift_full_contexts()
         batch_plan = plan(self._work(), self._limits(), self._history)
         if batch_plan is not None:
-            self._history = self._history.after(batch_plan.kind)
+            self._history = self._history.after(batch_plan.group)
             filled = self.compute.fill(batch_plan)
             try:
                 for part in self.compute.decode(filled, self._forget_idle_slot):
@@ -101,7 +104,12 @@ class Core:
 
     def _place(self, job: Job) -> bool:
         prompt = job.request.tokens
-        facts = [slot.facts(prompt) for slot in self.slots]
+        try:
+            job.activation = self.adapters.activation(job.request, in_pieces=self._in_pieces(job))
+        except ApiError as error:
+            self._fail(job, error)
+            return True
+        facts = [slot.facts(prompt, job.activation) for slot in self.slots]
         chosen = choose_slot(facts, len(prompt), job.id_slot, self.options.slot_prompt_similarity)
         others = [slot for slot in self.slots if slot.idle and slot.id != chosen][: job.n_choices - 1]
         if chosen is None or len(others) < job.n_choices - 1:
@@ -119,8 +127,9 @@ class Core:
         return True
 
     def _begin_prompt(self, slot: Slot, job: Job) -> None:
-        n_past = reusable_prefix(slot, job.request, self.context, self.model.n_swa)
+        n_past = reusable_prefix(slot, job.request, job.activation, self.context, self.model.n_swa)
         del slot.tokens[n_past:]
+        slot.activation = job.activation
         task = slot.task
         if not isinstance(task, GenerationTask):
             return
@@ -154,12 +163,17 @@ class Core:
             task = slot.task
             if task is None or slot.state is SlotState.WAITING:
                 continue
-            n_left = 0 if slot.state is SlotState.GENERATING else len(task.prompt) - len(slot.tokens)
-            if isinstance(task, GenerationTask):
-                work.append(Work(slot.id, "generation", n_left, False, task.job.id, slot.last_turn))
-            else:
-                work.append(Work(slot.id, "embedding", n_left, whole, task.job.id, slot.last_turn))
+            position, adapters = len(slot.tokens), slot.activation.at(len(slot.tokens))
+            generating = slot.state is SlotState.GENERATING
+            n_left = 0 if generating else slot.activation.stretch(position, len(task.prompt))
+            kind: Kind = "generation" if isinstance(task, GenerationTask) else "embedding"
+            is_whole = whole and kind == "embedding"
+            work.append(Work(slot.id, kind, n_left, is_whole, task.job.id, slot.last_turn, adapters))
         return work
+
+    def _in_pieces(self, job: Job) -> bool:
+        """Whether its prompt may be cut into several batches."""
+        return isinstance(job.request, Generation) or self.context.embeds_in_pieces
 
     def _limits(self) -> Limits:
         return Limits(self.context.n_batch, self.compute.n_prompt_beside_streams, self.options.continuous_batching)
@@ -226,7 +240,7 @@ class Core:
             other = slot.task
             if slot.state is SlotState.WAITING and isinstance(other, GenerationTask) and other.job is task.job:
                 self.context.copy_sequence(first.id, slot.id)
-                slot.tokens = list(first.tokens)
+                slot.tokens, slot.activation = list(first.tokens), first.activation
                 slot.move(SlotState.GENERATING)
                 other.choice.clock = task.choice.clock.copy()
                 other.sampler.prime(slot.tokens)

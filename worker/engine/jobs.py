@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from .activation import BASE
 from .choice import Choice
 from .messages import Embedded, Embedding, Event, Failed, Finished, Generation, Sink
 from .sampling import RANDOM_SEED, Sampler
@@ -15,7 +16,7 @@ from .vocab import Vocab
 
 
 class Job:
-    __slots__ = ("_n_open", "cancelled", "id", "n_choices", "request", "sink")
+    __slots__ = ("_n_open", "activation", "cancelled", "id", "n_choices", "request", "sink")
 
     def __init__(self, id: int, request: Generation | Embedding, sink: Sink) -> None:
         """`id` grows with every arrival."""
@@ -23,6 +24,7 @@ class Job:
         self.request = request
         self.sink = sink
         self.n_choices = request.n if isinstance(request, Generation) else 1
+        self.activation = BASE  # of adapters; decided by the engine thread when the job gets its slots
         self.cancelled = False  # never taken back
         self._n_open = self.n_choices
 

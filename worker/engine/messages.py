@@ -75,6 +75,7 @@ class Generation:
     return_progress: bool = False
     timings_per_token: bool = False
     preserved_tokens: frozenset[int] = frozenset()  # special tokens that are rendered all the same
+    adapters: tuple[tuple[int, float], ...] = ()  # (id, scale) of LoRA adapters, others 0; empty: the server's scales
     settings: object = None  # generation_settings as the dialect shows it in /slots; opaque here
 
 

@@ -82,15 +82,16 @@ class Model:
     def metadata(self) -> dict[str, str]:
         """Scalars only: llama.cpp gives no arrays."""
         count = range(C.llama_model_meta_count(self.pointer))
-        keys = (_text(C.llama_model_meta_key_by_index, self.pointer, i) for i in count)
+        keys = (read_text(C.llama_model_meta_key_by_index, self.pointer, i) for i in count)
         return {
-            key: _text(C.llama_model_meta_val_str_by_index, self.pointer, i) for i, key in zip(count, keys, strict=True)
+            key: read_text(C.llama_model_meta_val_str_by_index, self.pointer, i)
+            for i, key in zip(count, keys, strict=True)
         }
 
     def info(self, n_ctx: int, pooling: str) -> ModelInfo:
         vocab = self.vocab
         return ModelInfo(
-            description=_text(C.llama_model_desc, self.pointer),
+            description=read_text(C.llama_model_desc, self.pointer),
             path=self.options.model,
             metadata=self.metadata(),
             n_params=C.llama_model_n_params(self.pointer),
@@ -230,7 +231,7 @@ def _tensor_overrides(pairs: tuple[tuple[str, str], ...], keep: list[Any]) -> An
     return array
 
 
-def _text(function: Any, *arguments: Any) -> str:
+def read_text(function: Any, *arguments: Any) -> str:
     """Calls of the kind (…, buffer, its size) → length of the whole text."""
     room = 256
     while True:

@@ -90,6 +90,10 @@ class EngineOptions:
     slot_prompt_similarity: float = 0.1
     n_predict: int = -1
     special: bool = False
+    # additions
+    lora: tuple[tuple[Path, float], ...] = ()  # (file, scale)
+    control_vectors: tuple[tuple[Path, float], ...] = ()
+    control_vector_layers: tuple[int, int] = (0, 0)  # first and last, 0: of the model
     sleep_idle_seconds: float = -1.0  # -1: never
 
 
@@ -99,6 +103,7 @@ def from_settings(settings: Settings, model: Path) -> EngineOptions:
     embeddings = s.embeddings or s.reranking
     n_threads = s.threads if s.threads > 0 else physical_cores()
     per_slot = s.kv_unified_per_slot
+    lora = _scaled(s.lora, s.lora_scaled)
     return EngineOptions(
         model=model,
         n_ctx=s.ctx_size or n_slots * per_slot,
@@ -145,8 +150,15 @@ def from_settings(settings: Settings, model: Path) -> EngineOptions:
         slot_prompt_similarity=s.slot_prompt_similarity,
         n_predict=s.n_predict,
         special=s.special,
+        lora=tuple((path, 0.0 if s.lora_init_without_apply else scale) for path, scale in lora),
+        control_vectors=_scaled(s.control_vector, s.control_vector_scaled),
+        control_vector_layers=s.control_vector_layer_range or (0, 0),
         sleep_idle_seconds=s.sleep_idle_seconds,
     )
+
+
+def _scaled(files: tuple[str, ...], scaled: tuple[tuple[str, float], ...]) -> tuple[tuple[Path, float], ...]:
+    return (*((Path(file), 1.0) for file in files), *((Path(file), scale) for file, scale in scaled))
 
 
 def _gpu_layers(value: str) -> int:

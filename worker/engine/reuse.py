@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from .activation import ALL, Activation
 from .context import Context
 from .messages import Embedding, Generation
 from .slots import Slot, common_prefix
 
 
-def reusable_prefix(slot: Slot, request: Generation | Embedding, context: Context, n_swa: int) -> int:
+def reusable_prefix(
+    slot: Slot, request: Generation | Embedding, activation: Activation, context: Context, n_swa: int
+) -> int:
     """Brings the slot's memory to the longest usable beginning of the prompt and returns its length.
 
     At least one token of the prompt is left to compute, because its logits are wanted.
@@ -15,8 +18,8 @@ def reusable_prefix(slot: Slot, request: Generation | Embedding, context: Contex
     prompt = request.tokens
     n_past = 0
     if isinstance(request, Generation) and request.cache_prompt:
-        n_past = common_prefix(slot.tokens, prompt)
-        if request.n_cache_reuse > 0 and context.can_shift:
+        n_past = slot.common(prompt, activation)
+        if request.n_cache_reuse > 0 and context.can_shift and slot.activation.alike(activation) == ALL:
             n_past = _shift_matching_runs(
                 slot, prompt if isinstance(prompt, list) else list(prompt), n_past, request, context
             )

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...presets.control import Report
 from ...presets.errors import ContextExceeded, InvalidRequest, NotSupported, ServerFault, Unavailable
+from .adapters import AdapterInfo
 from .builtin_template import apply_builtin_template
 from .core import Core
 from .counters import Counters, Meter, Metrics
@@ -32,7 +33,18 @@ if TYPE_CHECKING:
     from ...presets.hub import ModelFiles
     from ...presets.settings import Settings
 
-__all__ = ["Engine", "LoadError", "Loaded", "Metrics", "ModelInfo", "SlotView", "Snapshot", "Ticket", "Vocab"]
+__all__ = [
+    "AdapterInfo",
+    "Engine",
+    "LoadError",
+    "Loaded",
+    "Metrics",
+    "ModelInfo",
+    "SlotView",
+    "Snapshot",
+    "Ticket",
+    "Vocab",
+]
 
 log = logging.getLogger("corral.engine")
 
@@ -196,6 +208,15 @@ class Loaded:
 
     async def slots(self) -> list[SlotView]:
         return slot_views(self.core)
+
+    def adapters(self) -> list[tuple[AdapterInfo, float]]:
+        """Each LoRA adapter with its scale for requests that name none."""
+        adapters = self.core.adapters
+        return list(zip(adapters.infos, adapters.scales, strict=True))
+
+    async def set_adapter_scales(self, scales: Mapping[int, float]) -> None:
+        """Adapters that are not mentioned get 0, unknown ids are left out. Kept while the model sleeps."""
+        await self._thread.call(lambda: self.core.adapters.set_scales(scales))
 
     def apply_builtin_template(
         self, template: str, messages: Sequence[tuple[str, str]], add_generation_prompt: bool

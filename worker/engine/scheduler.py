@@ -10,9 +10,19 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 TURN = 4
-"""Batches of one kind in a row after which work of the other kind gets one."""
+"""Batches of one group in a row after which work of another group gets one."""
 
 Kind = Literal["generation", "embedding"]
+
+
+class Group(NamedTuple):
+    """What may share a batch: work of one kind that is computed with the same adapters."""
+
+    kind: Kind = "generation"
+    adapters: tuple[float, ...] = ()  # scales; empty: none acts
+
+
+_PLAIN = Group()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +65,11 @@ class Work(NamedTuple):
     whole: bool = False  # the prompt may not be cut
     arrived: int = 0  # order of arrival
     last_turn: int = 0  # number of the batch it last took part in
+    adapters: tuple[float, ...] = ()
+
+    @property
+    def group(self) -> Group:
+        return Group(self.kind, self.adapters)
 
     @property
     def generating(self) -> bool:
@@ -69,9 +84,13 @@ class Limits(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    kind: Kind
+    group: Group
     generating: tuple[int, ...] = ()  # slots whose sampled token comes next
     prompts: tuple[tuple[int, int], ...] = ()  # (slot, number of prompt tokens)
+
+    @property
+    def kind(self) -> Kind:
+        return self.group.kind
 
     @property
     def n_tokens(self) -> int:
@@ -80,41 +99,53 @@ class BatchPlan:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The kind of the batches before, and how many in a row were of it."""
+    """The group of the batches before, and how many in a row were of it."""
 
-    kind: Kind = "generation"
+    group: Group = _PLAIN
     streak: int = 0
 
-    def after(self, kind: Kind) -> History:
-        return History(kind, self.streak + 1 if kind == self.kind else 1)
+    def after(self, group: Group) -> History:
+        return History(group, self.streak + 1 if group == self.group else 1)
 
 
 def plan(work: Sequence[Work], limits: Limits, history: History = History()) -> BatchPlan | None:
     """The next batch: running streams first, then prompts in order of arrival, never more than `n_batch` tokens.
 
-    None: there is nothing to do. Generations and embeddings do not share a batch; they take turns.
+    None: there is nothing to do. Generations and embeddings do not share a batch, nor does work of different adapters;
+    they take turns.
     """
     if not work:
         return None
-    kind = _turn(work, history)
-    mine = [item for item in work if item.kind == kind]
+    group = _turn(work, history)
+    mine = [item for item in work if item.group == group]
     streams = _longest_waiting([item for item in mine if item.generating], limits.n_batch)
     prompts = sorted((item for item in mine if not item.generating), key=lambda item: item.arrived)
     room = limits.n_batch - len(streams)
     if streams:
         room = min(room, max(1, limits.n_prompt_beside_streams)) if limits.mix else 0
-    return BatchPlan(kind, tuple(item.slot for item in streams), tuple(_fill(prompts, room)))
+    return BatchPlan(group, tuple(item.slot for item in streams), tuple(_fill(prompts, room)))
 
 
-def _turn(work: Sequence[Work], history: History) -> Kind:
-    kinds = {item.kind for item in work}
-    if len(kinds) == 1:
-        return kinds.pop()
+def _turn(work: Sequence[Work], history: History) -> Group:
+    groups = {item.group for item in work}
+    if len(groups) == 1:
+        return groups.pop()
     if history.streak >= TURN:
-        return "embedding" if history.kind == "generation" else "generation"
-    if any(item.generating for item in work):
-        return "generation"
-    return min(work, key=lambda item: item.arrived).kind
+        return _least_served([item for item in work if item.group != history.group])
+    streams = [item for item in work if item.generating]
+    if any(item.group == history.group for item in streams):
+        return history.group
+    if streams:
+        return _least_served(streams)
+    return min(work, key=lambda item: item.arrived).group
+
+
+def _least_served(work: Sequence[Work]) -> Group:
+    """The group whose last turn is longest ago."""
+    last_turns: dict[Group, int] = {}
+    for item in work:
+        last_turns[item.group] = max(item.last_turn, last_turns.get(item.group, 0))
+    return min(work, key=lambda item: (last_turns[item.group], item.arrived)).group
 
 
 def _longest_waiting(streams: list[Work], n: int) -> list[Work]:

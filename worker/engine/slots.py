@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from .activation import BASE, Activation
 from .jobs import GenerationTask, Task
 from .scheduler import SlotFacts
 
@@ -38,6 +39,7 @@ class Slot:
     n_ctx: int
     state: SlotState = SlotState.IDLE
     tokens: list[int] = field(default_factory=list)  # what the sequence memory holds, by position
+    activation: Activation = BASE  # with which adapters these were computed
     sampled: int = -1  # chosen, not yet computed
     last_turn: int = 0  # number of the batch it last took part in
     task: Task | None = None
@@ -58,9 +60,13 @@ class Slot:
         """No position is left for a token after the one that was sampled last."""
         return len(self.tokens) + 1 >= self.n_ctx
 
-    def facts(self, prompt: Sequence[int]) -> SlotFacts:
-        n_common = common_prefix(self.tokens, prompt) if self.idle and self.tokens else 0
+    def facts(self, prompt: Sequence[int], activation: Activation) -> SlotFacts:
+        n_common = self.common(prompt, activation) if self.idle and self.tokens else 0
         return SlotFacts(self.id, self.idle, len(self.tokens), n_common, self.last_used)
+
+    def common(self, prompt: Sequence[int], activation: Activation) -> int:
+        """How many tokens of the prompt it remembers as they would be computed now."""
+        return min(common_prefix(self.tokens, prompt), self.activation.alike(activation))
 
     def begin(self, task: Task) -> None:
         shares = isinstance(task, GenerationTask) and task.shares_prompt

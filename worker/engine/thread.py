@@ -15,7 +15,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ...presets.errors import ServerFault
+from .activation import Scales
+from .adapters import Adapters
 from .context import Context
+from .control_vector import apply_control_vectors
 from .core import Core, Deliver
 from .counters import Counters
 from .model import Model
@@ -34,6 +37,7 @@ class EngineThread(threading.Thread):
         self._deliver = deliver
         self._on_progress = on_progress
         self._counters = Counters()
+        self._scales: Scales | None = None  # of the adapters, while the model sleeps
         self._commands: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
         self._stopped = False
@@ -71,19 +75,25 @@ class EngineThread(threading.Thread):
     def load(self, options: EngineOptions) -> Core:
         self._soon(self._on_progress, 0.0)
         model = Model(options, lambda value: self._soon(self._on_progress, value))
+        context = None
         try:
+            adapters = Adapters(model, self._scales)
             context = Context(model)
+            apply_control_vectors(context)
         except BaseException:
+            if context is not None:
+                context.close()
             model.close()
             raise
         if options.warmup:
             context.warm_up()
-        self.core = Core(model, context, lambda events: self._soon(self._deliver, events), self._counters)
+        self.core = Core(model, context, adapters, lambda events: self._soon(self._deliver, events), self._counters)
         return self.core
 
     def unload(self) -> None:
         if self.core is not None:
             self.core.fail_all(ServerFault("The server is shutting down."))
+            self._scales = self.core.adapters.scales
             self.core.context.close()
             self.core.model.close()
             self.core = None

@@ -1,0 +1,42 @@
+"""`/lora-adapters`: which LoRA adapters there are, and how much each one counts in requests that do not say so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from ...presets.errors import InvalidRequest
+from ...presets.web import json_response, read_json
+from ..engine.runner import AdapterInfo
+from .scales import read_scales
+from .serving import SERVING
+
+
+async def list_adapters(request: web.Request) -> web.StreamResponse:
+    async with request.app[SERVING].engine.use() as loaded:
+        return json_response([_adapter_json(info, scale) for info, scale in loaded.adapters()])
+
+
+async def set_scales(request: web.Request) -> web.StreamResponse:
+    body = await read_json(request)
+    if not isinstance(body, list):
+        raise InvalidRequest("Request body must be an array")
+    scales = dict(read_scales(body))
+    async with request.app[SERVING].engine.use() as loaded:
+        await loaded.set_adapter_scales(scales)
+    return json_response({"success": True})
+
+
+def _adapter_json(info: AdapterInfo, scale: float) -> dict[str, Any]:
+    shown = {
+        "id": info.id,
+        "path": str(info.path),
+        "scale": scale,
+        "task_name": info.task_name,
+        "prompt_prefix": info.prompt_prefix,
+    }
+    if info.invocation:
+        shown["alora_invocation_string"] = info.invocation_text
+        shown["alora_invocation_tokens"] = list(info.invocation)
+    return shown
