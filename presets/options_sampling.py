@@ -5,7 +5,6 @@ from __future__ import annotations
 from .option import OptionGroup, Repeat, option, within
 from .values import Breakers, Finite, JsonObject, LogitBias, SamplerNames, Seed, Switch, Temperature
 
-_GRAMMAR = "constrained output is not built yet"
 _GRAMMARS = ("grammar", "grammar_file", "json_schema", "json_schema_file")
 DEFAULT_SAMPLERS = ("penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature")
 RANDOM_SEED = 0xFFFFFFFF
@@ -99,7 +98,6 @@ class SamplingOptions(OptionGroup):
         "--grammar",
         "GBNF grammar that answers follow",
         hint="GBNF",
-        unsupported=_GRAMMAR,
         replaces=_other_grammars("grammar"),
     )
     grammar_file: str = option(
@@ -107,7 +105,6 @@ class SamplingOptions(OptionGroup):
         "--grammar-file",
         "file with such a grammar",
         hint="FILE",
-        unsupported=_GRAMMAR,
         replaces=_other_grammars("grammar_file"),
     )
     json_schema: JsonObject = option(
@@ -115,7 +112,6 @@ class SamplingOptions(OptionGroup):
         "-j --json-schema",
         "JSON schema that answers follow",
         hint="JSON",
-        unsupported=_GRAMMAR,
         replaces=_other_grammars("json_schema"),
     )
     json_schema_file: str = option(
@@ -123,7 +119,6 @@ class SamplingOptions(OptionGroup):
         "-jf --json-schema-file",
         "file with such a schema",
         hint="FILE",
-        unsupported=_GRAMMAR,
         replaces=_other_grammars("json_schema_file"),
     )
     backend_sampling: Switch = option(

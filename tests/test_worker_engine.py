@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from engine_tools import ask, run, running
 from llama_corral.presets.errors import ContextExceeded
-from llama_corral.worker.engine.messages import Begun, Piece, Sampling
+from llama_corral.worker.engine.messages import Begun, Grammar, Piece, Sampling
 
 WARM = Sampling(seed=7, temperature=1.2, top_k=0)
 
@@ -162,7 +162,9 @@ def test_a_character_over_several_tokens_is_shown_whole(llama: Path) -> None:
             assert result.text == "\N{REPLACEMENT CHARACTER}" * 6
             assert request.text == result.text
             grammar = 'root ::= "€" "a"'
-            result = await ask(loaded, n_predict=8, sampling=Sampling(grammar=grammar, temperature=2.0, seed=3)).one()
+            result = await ask(
+                loaded, n_predict=8, sampling=Sampling(grammar=Grammar(grammar), temperature=2.0, seed=3)
+            ).one()
             assert (result.text, result.stop_type) == ("€a", "eos")
 
     run(test())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from engine_tools import ask, run, running
 from llama_corral.presets.errors import InvalidRequest, ServerFault
-from llama_corral.worker.engine.messages import Sampling
+from llama_corral.worker.engine.messages import Grammar, Sampling
 from llama_corral.worker.engine.runner import LoadError
 
 
@@ -44,7 +44,7 @@ def test_a_pool_too_small_for_all_ends_all(llama: Path) -> None:
     [
         Sampling(repeat_penalty=0.0),
         Sampling(frequency_penalty=float("inf")),
-        Sampling(grammar="root ::= (("),
+        Sampling(grammar=Grammar("root ::= ((")),
         Sampling(samplers=("top_k", "nonsense")),
     ],
 )
@@ -63,7 +63,7 @@ def test_a_grammar_that_leaves_nothing_ends_only_its_request(llama: Path) -> Non
     async def test() -> None:
         async with running(llama) as engine, engine.use() as loaded:
             other = ask(loaded, n_predict=30)
-            failing = ask(loaded, sampling=Sampling(grammar='root ::= "a"', ignore_eos=True))
+            failing = ask(loaded, sampling=Sampling(grammar=Grammar('root ::= "a"'), ignore_eos=True))
             assert isinstance(await failing.error(), ServerFault)
             assert (await other.one()).n_decoded == 30
 

@@ -135,8 +135,6 @@ def test_a_wrong_field_is_named(body: dict[str, Any], named: str) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        {"grammar": 'root ::= "a"'},
-        {"json_schema": {}},
         {"reasoning_budget_tokens": 5},
         {"thinking_budget_tokens": 0},
         {"reasoning_control": True},

@@ -11,7 +11,7 @@ from engine_tools import GREEDY, ask, run, running
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from llama_corral.worker.engine.messages import Sampling
+from llama_corral.worker.engine.messages import Grammar, Sampling
 from llama_corral.worker.engine.probabilities import LOWEST, before_sampling
 from llama_corral.worker.engine.vocab import Vocab
 
@@ -96,7 +96,9 @@ def test_a_grammar_is_obeyed(llama: Path) -> None:
     async def test() -> None:
         async with running(llama) as engine, engine.use() as loaded:
             for seed in range(5):
-                sampling = Sampling(seed=seed, temperature=1.5, grammar='root ::= ("yes" | "no" | "1" [0-9]{3}) "!"')
+                sampling = Sampling(
+                    seed=seed, temperature=1.5, grammar=Grammar('root ::= ("yes" | "no" | "1" [0-9]{3}) "!"')
+                )
                 result = await ask(loaded, sampling=sampling, n_predict=32).one()
                 assert result.stop_type == "eos"
                 assert result.text in ("yes!", "no!") or (result.text[0] == "1" and len(result.text) == 5)

@@ -243,7 +243,6 @@ def test_wrong_chats_are_refused(body: dict[str, Any]) -> None:
     "body",
     [
         {"messages": [USER], "tools": [{"type": "function", "function": {"name": "f"}}]},
-        {"messages": [USER], "response_format": {"type": "json_object"}},
         {"messages": [USER], "continue_final_message": "reasoning_content"},
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]},
         {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},

@@ -42,12 +42,13 @@ async def openai_chat(request: web.Request) -> web.StreamResponse:
     serving = request.app[SERVING]
     body = await read_object(request)
     chat = read_chat(body, serving.model.chat_defaults)
-    wanted = {**body, **probabilities_wanted(body)}
     async with serving.engine.use() as loaded:
         prompt = await render_chat(serving, loaded, chat)
+        wanted = {**body, **probabilities_wanted(body), **prompt.fields}
         params = dataclasses.replace(
             read_params(wanted, serving.model.defaults, loaded.vocab, loaded.info.n_slots),
             generation_prompt=prompt.generation_prompt,
+            wrapped_json=prompt.wrapped_json,
             prefill=prompt.prefill,
             shows_prefill=chat.shows_prefill,
         )

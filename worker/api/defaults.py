@@ -15,7 +15,10 @@ from typing import Any, Literal, cast
 from ...presets.errors import ConfigError
 from ...presets.settings import Settings
 from ..chat.prompt import ChatDefaults
-from ..engine.messages import Sampling
+from ..engine.messages import Grammar, Sampling
+from ..grammar.converter import schema_grammar
+from ..grammar.schema import SchemaError
+from .grammars import ANY_OBJECT
 from .params import CompletionParams
 from .samplers import sampler_names
 
@@ -55,6 +58,26 @@ def completion_defaults(settings: Settings, metadata: Mapping[str, str]) -> Comp
     )
 
 
+def _grammar(settings: Settings) -> Grammar | None:
+    """Of `--grammar`, `--json-schema` and their files the one that was given; the options replace each other."""
+    text = settings.grammar or _read(settings.grammar_file, "--grammar-file")
+    schema = settings.json_schema or _read(settings.json_schema_file, "--json-schema-file")
+    if schema and not text:
+        try:
+            text = schema_grammar(json.loads(schema) or ANY_OBJECT)
+        except (ValueError, SchemaError) as error:
+            option = "--json-schema" if settings.json_schema else f"--json-schema-file {settings.json_schema_file}"
+            raise ConfigError(f"{option}: {error}") from None
+    return Grammar(text) if text else None
+
+
+def _read(path: str, option: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8") if path else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{option} {path}: {error}") from None
+
+
 def _sampling(settings: Settings) -> Sampling:
     return Sampling(
         seed=settings.seed,
@@ -85,6 +108,7 @@ def _sampling(settings: Settings) -> Sampling:
         samplers=settings.samplers,
         logit_bias=settings.logit_bias,
         ignore_eos=settings.ignore_eos,
+        grammar=_grammar(settings),
         backend_sampling=settings.backend_sampling,
     )
 
@@ -119,8 +143,5 @@ def chat_defaults(settings: Settings) -> ChatDefaults:
 def template_source(settings: Settings, of_model: str | None) -> str | None:
     """`--chat-template-file`, else `--chat-template` (text, or the name of a known template), else the model's own."""
     if settings.chat_template_file:
-        try:
-            return Path(settings.chat_template_file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--chat-template-file {settings.chat_template_file}: {error}") from None
+        return _read(settings.chat_template_file, "--chat-template-file")
     return settings.chat_template or of_model

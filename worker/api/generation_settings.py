@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .grammars import triggers_json
 from .params import CompletionParams
 from .scales import scales_json
 
@@ -59,14 +60,14 @@ def brief_settings(params: CompletionParams) -> dict[str, Any]:
 
 def full_settings(params: CompletionParams) -> dict[str, Any]:
     """The form of a final result. A bias of minus infinity becomes `null` in JSON."""
-    sampling = params.sampling
+    sampling, grammar = params.sampling, params.sampling.grammar
     return {
         **brief_settings(params),
         "dry_sequence_breakers": list(sampling.dry_sequence_breakers),
         "stop": list(params.stop),
         "logit_bias": [{"bias": bias, "token": token} for token, bias in sampling.logit_bias],
-        "grammar": sampling.grammar,
-        "grammar_lazy": False,
-        "grammar_triggers": [],
-        "preserved_tokens": [],
+        "grammar": grammar.text if grammar else "",
+        "grammar_lazy": bool(grammar and grammar.lazy),
+        "grammar_triggers": triggers_json(grammar.triggers) if grammar else [],
+        "preserved_tokens": sorted(params.preserved_tokens),
     }

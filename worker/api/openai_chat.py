@@ -6,10 +6,14 @@ A stream says who speaks first (`role`, `content: null`), then only what was add
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from ...presets.web import encode_json
+from ..chat.response_format import JsonText, json_in
 from ..engine.messages import Finished, Piece, Progress
 from .answer import DONE, Answer, sse
 from .native import Native, progress_json
@@ -31,7 +35,13 @@ class OpenAIChat:
         }
         self._frame_end = encode_json(self._frame)[1:]
         self._introduced: set[int] = set()
+        self._json: defaultdict[int, JsonText] = defaultdict(self._begun_json)
         self._results: list[Finished] = []  # of a stream, for its usage
+
+    def _begun_json(self) -> JsonText:
+        text = JsonText()
+        text.add(self._answer.params.prefill)
+        return text
 
     def whole(self, results: Sequence[Finished]) -> object:
         params = self._answer.params
@@ -53,11 +63,16 @@ class OpenAIChat:
         choice: dict[str, Any] = {
             "finish_reason": finish_reason(result),
             "index": index,
-            "message": {"role": "assistant", "content": self._answer.params.prefill + result.text},
+            "message": {"role": "assistant", "content": self._content(result)},
         }
         if result.probs:
             choice["logprobs"] = self._logprobs(result.probs)
         return choice
+
+    def _content(self, result: Finished) -> str:
+        params = self._answer.params
+        text = params.prefill + result.text
+        return json_in(text) if params.wrapped_json else text
 
     def _logprobs(self, probs: Sequence[Any]) -> dict[str, Any]:
         return {"content": probs_json(probs, self._answer.params.sampling.post_sampling_probs)}
@@ -75,6 +90,8 @@ class OpenAIChat:
         return sse(self._chunk(index, INTRODUCTION)) + said
 
     def piece(self, index: int, event: Piece) -> bytes:
+        if self._answer.params.wrapped_json:
+            event = msgspec.structs.replace(event, text=self._json[index].add(event.text))
         if event.probs or event.timings is not None:
             return self._introduction(index) + self._full_piece(index, event)
         if not event.text:

@@ -13,7 +13,8 @@ from typing import Any
 
 from ...presets.errors import InvalidRequest, NotSupported
 from ..engine.messages import Generation, Sampling
-from ..fields import INT32_MAX, Fields, wrong_type
+from ..fields import INT32_MAX, Fields
+from .grammars import preserved_tokens, read_grammar
 from .samplers import Tokenizer, logit_bias, sampler_names, stop_strings
 from .scales import Scales, read_scales
 
@@ -44,7 +45,9 @@ class CompletionParams:
     reasoning_format: str = "none"
     chat_format: str = "Content-only"
     lora: Scales = ()
+    preserved_tokens: frozenset[int] = frozenset()
     generation_prompt: str = ""
+    wrapped_json: bool = False  # the answer is one JSON value, in white space or a code block that is no part of it
     prefill: str = ""  # what the answer goes on with; part of the message that is returned
     shows_prefill: bool = False  # in a stream as well
 
@@ -66,6 +69,7 @@ class CompletionParams:
             return_progress=self.return_progress and self.stream,
             timings_per_token=self.timings_per_token,
             adapters=self.lora,
+            preserved_tokens=self.preserved_tokens,
             settings=settings,
         )
 
@@ -78,9 +82,12 @@ def read_params(
     fields = Fields(body)
     _check_reasoning_format(fields)
     options = Fields(fields.object("stream_options"))
+    preserved = preserved_tokens(fields, vocab)
     return dataclasses.replace(
         defaults,
-        sampling=_sampling(fields, defaults.sampling, vocab),
+        sampling=_sampling(fields, defaults.sampling, preserved, vocab),
+        preserved_tokens=preserved,
+        generation_prompt=fields.string("generation_prompt", default=""),
         n_predict=fields.integer(
             "n_predict", "max_completion_tokens", "max_tokens", default=defaults.n_predict, low=-1
         ),
@@ -105,7 +112,7 @@ def read_params(
     )
 
 
-def _sampling(fields: Fields, base: Sampling, vocab: Tokenizer) -> Sampling:
+def _sampling(fields: Fields, base: Sampling, preserved: frozenset[int], vocab: Tokenizer) -> Sampling:
     ignore_eos = fields.boolean("ignore_eos", default=base.ignore_eos)
     bias = base.logit_bias
     if (value := fields.body.get("logit_bias")) is not None:
@@ -122,6 +129,7 @@ def _sampling(fields: Fields, base: Sampling, vocab: Tokenizer) -> Sampling:
         ignore_eos=ignore_eos,
         n_probs=_n_probs(fields),
         post_sampling_probs=fields.boolean("post_sampling_probs", default=False),
+        grammar=read_grammar(fields, base.grammar, preserved, vocab),
         backend_sampling=fields.boolean("backend_sampling", default=base.backend_sampling),
     )
 
@@ -184,13 +192,6 @@ def _check_reasoning_format(fields: Fields) -> None:
 
 def refuse_later_fields(body: Mapping[str, Any]) -> None:
     """What this server knows of but does not do yet is refused, so that nobody takes its absence for its result."""
-    for name in ("grammar", "json_schema"):
-        value = body.get(name)
-        if value is None or value in ("", []):
-            continue
-        if name == "grammar" and not isinstance(value, str):
-            raise wrong_type(name, "string", value)
-        raise NotSupported(f"Field '{name}' is not supported yet")
     for name in ("reasoning_budget_tokens", "thinking_budget_tokens"):
         if Fields(body).integer(name, default=-1, low=-1, high=INT32_MAX) >= 0:
             raise NotSupported(f"Field '{name}' is not supported yet")

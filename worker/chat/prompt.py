@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ...presets.errors import InvalidRequest, NotSupported
 from ..fields import Fields, wrong_type
 from .capabilities import Capabilities, preserve_reasoning, probe
 from .messages import Message, join_parts, read_messages, shaped
+from .response_format import ResponseFormat, completion_fields, plain_fields, read_response_format
 from .template import CHATML, ChatTemplate, TemplateError
 
 ApplyBuiltin = Callable[[str, Sequence[tuple[str, str]], bool], str | None]
@@ -27,6 +28,7 @@ class ChatRequest:
     continued: Message | None  # a message that the answer goes on with; not among `messages`
     shows_prefill: bool  # the stream begins with its text
     variables: Mapping[str, Any]
+    response_format: ResponseFormat | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,8 @@ class RenderedPrompt:
     text: str
     generation_prompt: str  # the part of it that opens the answer
     prefill: str = ""
+    fields: Mapping[str, Any] = field(default_factory=dict)  # of the completion, beside what the request says itself
+    wrapped_json: bool = False  # the answer is JSON, with more around it
 
 
 @dataclass(frozen=True)
@@ -69,9 +73,19 @@ class ChatFormat:
 
     def render(self, request: ChatRequest, builtin: ApplyBuiltin) -> RenderedPrompt:
         try:
-            return self._render(request, builtin)
+            prompt = self._render(request, builtin)
         except TemplateError as error:
             raise InvalidRequest(str(error)) from None
+        return self._constrained(prompt, request.response_format)
+
+    def _constrained(self, prompt: RenderedPrompt, form: ResponseFormat | None) -> RenderedPrompt:
+        if form is None:
+            return prompt
+        if self._template is None:
+            return replace(prompt, fields=plain_fields(form))
+        opening = prompt.generation_prompt.removesuffix(prompt.prefill)
+        fields = completion_fields(form, opening, prompt.generation_prompt)
+        return replace(prompt, fields=fields, wrapped_json=True)
 
     def _render(self, request: ChatRequest, builtin: ApplyBuiltin) -> RenderedPrompt:
         write = self._jinja(request) if self._template else self._builtin(request, builtin)
@@ -143,6 +157,7 @@ def read_chat(body: Mapping[str, Any], defaults: ChatDefaults) -> ChatRequest:
     """The chat half of a request; its sampling half is `params`' business."""
     fields = Fields(body)
     _refuse_later_fields(fields)
+    form = read_response_format(fields)
     if "messages" not in body:
         raise InvalidRequest("'messages' is required")
     messages = read_messages(body["messages"])
@@ -158,7 +173,7 @@ def read_chat(body: Mapping[str, Any], defaults: ChatDefaults) -> ChatRequest:
     if continued and continued["role"] == "assistant" and continued.get("tool_calls"):
         raise InvalidRequest("Cannot continue an assistant message that contains tool calls.")
     shows = not asked or fields.boolean("echo", default=False)  # who asked for it knows the text already
-    return ChatRequest(messages, opens, continued, shows, _variables(fields, defaults.variables))
+    return ChatRequest(messages, opens, continued, shows, _variables(fields, defaults.variables), form)
 
 
 def _continues(value: object) -> bool:
@@ -193,13 +208,6 @@ def _refuse_later_fields(fields: Fields) -> None:
         raise InvalidRequest(f"Invalid tool_choice: {choice}")
     if tools:
         raise NotSupported("Field 'tools' is not supported yet")
-    form = Fields(fields.object("response_format"))
-    kind = form.string("type", default="text")
-    Fields(form.object("json_schema") or form.body).object("schema")  # wrong in any version
-    if kind in ("json_object", "json_schema"):
-        raise NotSupported(f"Field 'response_format': type \"{kind}\" is not supported yet")
-    if kind not in ("text", ""):
-        raise InvalidRequest(f'response_format type must be one of "text" or "json_object", but got: {kind}')
 
 
 def probabilities_wanted(body: Mapping[str, Any]) -> Mapping[str, Any]:

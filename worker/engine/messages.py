@@ -16,6 +16,28 @@ from ...presets.errors import ApiError
 DEFAULT_SAMPLERS = ("penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature")
 
 
+TriggerKind = Literal["token", "word", "pattern", "pattern_full"]
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """What wakes a lazy grammar: a token, a word, a regular expression found in the text or matching all of it."""
+
+    kind: TriggerKind
+    value: str
+    token: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """GBNF that an answer follows, a lazy one from the trigger on."""
+
+    text: str
+    lazy: bool = False
+    triggers: tuple[Trigger, ...] = ()
+    prefill: str = ""  # the end of the prompt, if the grammar begins there
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How one token is chosen. Defaults are llama-server's; names are those of `generation_settings`."""
@@ -51,7 +73,7 @@ class Sampling:
     ignore_eos: bool = False
     n_probs: int = 0
     post_sampling_probs: bool = False
-    grammar: str = ""  # GBNF
+    grammar: Grammar | None = None
     backend_sampling: bool = False
 
 

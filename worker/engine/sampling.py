@@ -10,21 +10,25 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...presets.errors import InvalidRequest, ServerFault
 from .context import Context
+from .grammar import Constraint
 from .llama import C, fast
 from .messages import Sampling
+from .narrowing import CANDIDATE, SMALL_VOCAB, Narrowing, prunable
 from .vocab import Vocab
 
 RANDOM_SEED = 0xFFFFFFFF
 _LONGEST_HISTORY = 1 << 20  # tokens; llama.cpp allocates what is asked for, and aborts when that fails
 _MIROSTAT_M = 100  # candidates from which mirostat 1 estimates the distribution's shape; llama-server's constant
 
-_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+Logits = NDArray[np.float32]
 
 _Build = Callable[[Sampling, Vocab], Any]
 
@@ -66,77 +70,123 @@ class Sampler:
     def __init__(self, sampling: Sampling, vocab: Vocab) -> None:
         """Raises InvalidRequest for parameters no sampler takes."""
         _check(sampling)
-        self._vocab = vocab
         self._history = max(sampling.repeat_last_n, sampling.dry_penalty_last_n, 0)
-        self._grammar = _grammar(sampling.grammar, vocab)
+        self._constraint = Constraint(sampling.grammar, vocab) if sampling.grammar else None
         self._chain = C.llama_sampler_chain_init(C.llama_sampler_chain_default_params())
         for sampler in _chain(sampling, vocab):
             C.llama_sampler_chain_add(self._chain, sampler)
+        self._n_vocab = vocab.n_vocab
+        self._narrowing = self._narrowed(sampling, vocab)
         self._keep_candidates = sampling.post_sampling_probs and sampling.n_probs > 0
-        self._candidates = _Candidates(vocab.n_vocab) if self._grammar or self._keep_candidates else None
+        self._remembers = _remembers(sampling)
+
+    def _narrowed(self, sampling: Sampling, vocab: Vocab) -> Narrowing | None:
+        if not self._constraint or not sampling.grammar or vocab.n_vocab <= SMALL_VOCAB:
+            return None
+        if not prunable(sampling.grammar.text):
+            return None
+        return Narrowing(self._constraint, vocab, _decisive_top_k(sampling, vocab))
 
     def close(self) -> None:
         C.llama_sampler_free(self._chain)
-        if self._grammar:
-            C.llama_sampler_free(self._grammar)
-        self._chain = self._grammar = None
+        if self._constraint:
+            self._constraint.close()
+        self._chain = self._constraint = None
 
     def prime(self, prompt: list[int]) -> None:
-        """Tells penalties and DRY of the prompt; what they forget anyway is left out."""
+        """Tells penalties and DRY of the prompt; what they forget anyway is left out. A grammar begins after it."""
         for token in prompt[-self._history :] if self._history else ():
             fast.accept(self._chain, token)
 
     def sample(self, context: Context, row: int) -> int:
         """The next token from the logits of `row`, accepted."""
-        if self._candidates is None:
-            # looked up first: llama.cpp aborts on a row without logits
-            if not fast.logits_ith(context.pointer, row):
-                raise ServerFault(f"no logits in row {row}")
-            return int(C.llama_sampler_sample(self._chain, context.pointer, row))
-        return self._sample_candidates(self._candidates, context, row)
+        constraint = self._constraint
+        if constraint is None or not constraint.applies:
+            token = self._choose_accepted(context, row)
+        else:
+            token = self._choose_allowed(constraint, context, row)
+        if constraint is not None:
+            constraint.accept(token)
+        return token
 
     def candidates(self) -> np.ndarray[Any, np.dtype[Any]]:
         """(id, logit, p) after the samplers, likeliest first. Only if probabilities after sampling were asked for."""
-        assert self._candidates is not None
         return self._candidates.by_probability()
 
-    def _sample_candidates(self, candidates: _Candidates, context: Context, row: int) -> int:
-        candidates.fill(context.logits(row))
-        token = candidates.choose(self._chain)
-        if self._grammar and not self._allows(token):
-            # only now is the grammar asked about every token: that is slow, and the first choice often fits
-            candidates.fill(context.logits(row))
-            C.llama_sampler_apply(self._grammar, candidates.reference)
-            token = candidates.choose(self._chain)
-            if not self._allows(token):
-                raise ServerFault("the grammar allows none of the tokens that the other parameters leave")
-        if self._grammar:
-            C.llama_sampler_accept(self._grammar, token)
+    @cached_property
+    def _candidates(self) -> _Candidates:
+        return _Candidates(self._n_vocab)
+
+    def _choose_accepted(self, context: Context, row: int) -> int:
+        if self._keep_candidates:
+            return self._accepted(self._choose(context, row))
+        # looked up first: llama.cpp aborts on a row without logits
+        if not fast.logits_ith(context.pointer, row):
+            raise ServerFault(f"no logits in row {row}")
+        return int(C.llama_sampler_sample(self._chain, context.pointer, row))
+
+    def _choose_allowed(self, constraint: Constraint, context: Context, row: int) -> int:
+        """The first choice, if it is allowed: asking about all tokens is slow, and it often is."""
+        if self._remembers or self._keep_candidates:
+            token = self._choose(context, row)
+            if constraint.allows(token):
+                return self._accepted(token)
+        else:
+            token = self._choose_accepted(context, row)
+            if constraint.allows(token):
+                return token
+        self._forbid(constraint, context.logits(row))
+        token = self._candidates.choose(self._chain)
+        if not constraint.allows(token):
+            raise ServerFault("the grammar allows none of the tokens that the other parameters leave")
+        return self._accepted(token)
+
+    def _choose(self, context: Context, row: int) -> int:
+        self._candidates.fill(context.logits(row))
+        return self._candidates.choose(self._chain)
+
+    def _accepted(self, token: int) -> int:
         fast.accept(self._chain, token)
         return token
 
-    def _allows(self, token: int) -> bool:
-        data = C.llama_token_data(token, 1.0, 0.0)
-        array = C.llama_token_data_array(ctypes.pointer(data), 1, -1, False)
-        C.llama_sampler_apply(self._grammar, ctypes.byref(array))
-        return bool(data.logit != -math.inf)
+    def _forbid(self, constraint: Constraint, logits: Logits) -> None:
+        """Leaves the candidates that the grammar allows a chance."""
+        if self._narrowing is None:
+            self._candidates.fill(logits)
+            constraint.apply(self._candidates.reference)
+            return
+        allowed = self._narrowing.allowed(logits)
+        if self._narrowing.is_partial:
+            self._candidates.fill_some(allowed, logits)
+        else:
+            only = np.full_like(logits, -np.inf)
+            only[allowed] = logits[allowed]
+            self._candidates.fill(only)
 
 
 class _Candidates:
-    """The vocabulary as llama.cpp's samplers take it."""
+    """The vocabulary, or a part of it, as llama.cpp's samplers take it."""
 
     def __init__(self, n_vocab: int) -> None:
-        self._data = np.zeros(n_vocab, _CANDIDATE)
+        self._data = np.zeros(n_vocab, CANDIDATE)
         self._ids = np.arange(n_vocab, dtype=np.int32)
         self._array = C.llama_token_data_array()
         self.reference = ctypes.byref(self._array)
 
-    def fill(self, logits: np.ndarray[Any, np.dtype[np.float32]]) -> None:
-        self._data["id"] = self._ids
-        self._data["logit"] = logits
-        self._data["p"] = 0.0
+    def fill(self, logits: Logits) -> None:
+        self._fill(self._ids, logits)
+
+    def fill_some(self, tokens: NDArray[np.int32], logits: Logits) -> None:
+        self._fill(tokens, logits[tokens])
+
+    def _fill(self, tokens: NDArray[np.int32], logits: Logits) -> None:
+        n = len(tokens)
+        part = self._data[:n]
+        part["id"] = tokens
+        part["logit"] = logits
+        part["p"] = 0.0
         self._array.data = ctypes.cast(self._data.ctypes.data, C.llama_token_data_p)
-        self._array.size = len(self._data)
+        self._array.size = n
         self._array.selected = -1
         self._array.sorted = False
 
@@ -148,8 +198,8 @@ class _Candidates:
 
     def by_probability(self) -> np.ndarray[Any, np.dtype[Any]]:
         address = ctypes.cast(self._array.data, ctypes.c_void_p).value
-        buffer = (ctypes.c_char * (_CANDIDATE.itemsize * self._array.size)).from_address(address)
-        rows = np.frombuffer(buffer, _CANDIDATE)
+        buffer = (ctypes.c_char * (CANDIDATE.itemsize * self._array.size)).from_address(address)
+        rows = np.frombuffer(buffer, CANDIDATE)
         return rows[np.argsort(-rows["p"], kind="stable")]
 
 
@@ -176,13 +226,23 @@ def _inverse_f32(value: float) -> float:
         return float(np.float32(1.0) / np.float32(value))
 
 
-def _grammar(text: str, vocab: Vocab) -> Any:
-    if not text:
-        return None
-    grammar = None if "\0" in text else C.llama_sampler_init_grammar(vocab.pointer, text.encode(), b"root")
-    if not grammar:
-        raise InvalidRequest("Failed to initialize samplers: failed to parse grammar")
-    return grammar
+def _remembers(s: Sampling) -> bool:
+    """Whether a sampler is changed by the tokens it is told of, so that a refused one must be kept from it."""
+    return not _no_penalties(s) or _ADAPTIVE_P in s.samplers
+
+
+def _no_penalties(s: Sampling) -> bool:
+    neutral = (s.repeat_penalty, s.presence_penalty, s.frequency_penalty) == (1.0, 0.0, 0.0)
+    return (neutral or "penalties" not in s.samplers) and (s.dry_multiplier == 0.0 or "dry" not in s.samplers)
+
+
+def _decisive_top_k(s: Sampling, vocab: Vocab) -> int:
+    """How many of the likeliest tokens are all that the chain looks at, 0 if it looks further."""
+    if s.mirostat or _biases(s, vocab) or not _no_penalties(s):
+        return 0
+    idle = {"penalties", "dry", *(["top_n_sigma"] if s.top_n_sigma <= 0 else [])}
+    first = next((name for name in s.samplers if name not in idle), "")
+    return max(s.top_k, 0) if first == "top_k" else 0
 
 
 def _chain(s: Sampling, vocab: Vocab) -> Iterable[Any]:

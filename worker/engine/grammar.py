@@ -1,0 +1,146 @@
+"""What one choice may say: its grammar, asked about tokens and told of them.
+
+Used by `sampling` on the engine thread. Telling llama.cpp's grammar of a token that it forbids aborts the process, so
+every token is asked about first, those a trigger or the prompt's end replays included. A lazy grammar sleeps until a
+trigger comes up in the text; triggers are looked for here, so that none of this happens inside of llama.cpp.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ...presets.errors import InvalidRequest, ServerFault
+from .llama import C, fast
+from .messages import Grammar, Trigger
+from .vocab import Vocab
+
+ROOT = b"root"
+
+
+class Constraint:
+    """`close()` frees it."""
+
+    def __init__(self, grammar: Grammar, vocab: Vocab) -> None:
+        """Raises InvalidRequest for a grammar that cannot be parsed, or that forbids what the prompt ends with."""
+        self._vocab = vocab
+        self._one = C.llama_token_data()
+        self._only_one = C.llama_token_data_array(ctypes.pointer(self._one), 1, -1, False)
+        self._reference = ctypes.byref(self._only_one)
+        self._triggers = _Triggers(grammar.triggers, vocab) if grammar.lazy else None
+        text = grammar.text
+        parsed = (
+            None if "\0" in text else C.llama_sampler_init_grammar(vocab.pointer, text.encode("utf-8", "replace"), ROOT)
+        )
+        if not parsed:
+            raise refused("failed to parse grammar")
+        self._pointer: Any = parsed
+        for token in () if grammar.lazy else prefill_tokens(grammar.prefill, vocab):
+            if not self.allows(token):
+                self.close()
+                piece = vocab.piece(token).decode("utf-8", "replace")
+                raise refused(f"Unexpected empty grammar stack after accepting piece: {piece} ({token})")
+            fast.accept(self._pointer, token)
+
+    def close(self) -> None:
+        C.llama_sampler_free(self._pointer)
+        self._pointer = None
+
+    @property
+    def applies(self) -> bool:
+        """Whether the next token must fit; a lazy grammar waits for its trigger first."""
+        return self._triggers is None
+
+    def allows(self, token: int) -> bool:
+        self._one.id, self._one.logit = token, 1.0
+        C.llama_sampler_apply(self._pointer, self._reference)
+        return bool(self._one.logit != -math.inf)
+
+    def apply(self, candidates: Any) -> None:
+        """Gives every forbidden one of the candidates, a reference to llama.cpp's array, a logit of minus infinity."""
+        C.llama_sampler_apply(self._pointer, candidates)
+
+    def accept(self, token: int) -> None:
+        """The token has been chosen; `allows` must have said yes if the grammar `applies`."""
+        if self._triggers is None:
+            fast.accept(self._pointer, token)
+            return
+        replayed = self._triggers.look(token)
+        if replayed is None:
+            return
+        self._triggers = None
+        for past in replayed:
+            if not self.allows(past):
+                raise ServerFault("the grammar does not allow the text that triggers it")
+            fast.accept(self._pointer, past)
+
+
+def refused(why: str) -> InvalidRequest:
+    return InvalidRequest(f"Failed to initialize samplers: {why}")
+
+
+def prefill_tokens(text: str, vocab: Vocab) -> list[int]:
+    """The tokens of the prompt's last part, which a grammar describes too."""
+    tokens = vocab.tokenize(text, False, True) if text else []
+    # some tokenizers put a blank before the first token
+    if tokens and vocab.piece(tokens[0])[:1].isspace() and not text[0].isspace():
+        del tokens[0]
+    return tokens
+
+
+class _Triggers:
+    """What wakes a lazy grammar, and the text so far."""
+
+    def __init__(self, triggers: Sequence[Trigger], vocab: Vocab) -> None:
+        self._vocab = vocab
+        self._tokens = {trigger.token for trigger in triggers if trigger.kind == "token"}
+        self._patterns = [(_compiled(trigger), trigger.kind) for trigger in triggers if trigger.kind != "token"]
+        self._text = bytearray()
+        self._said: list[int] = []
+
+    def look(self, token: int) -> Sequence[int] | None:
+        """The tokens the grammar has to be told of, if it is woken now."""
+        if token in self._tokens:
+            return [token]
+        self._text += self._vocab.piece(token)
+        self._said.append(token)
+        for pattern, kind in self._patterns:
+            text = bytes(self._text)
+            match = (pattern.fullmatch(text) if kind == "pattern_full" else None) or pattern.search(text)
+            if match:
+                groups = (i for i in range(1, (match.lastindex or 0) + 1) if match.end(i) > match.start(i))
+                return self._since(match.start(next(groups, 0)))
+        return None
+
+    def _since(self, start: int) -> list[int]:
+        """The tokens behind `start`; if one lies across it, the bytes of its second half."""
+        position, tokens = 0, []
+        for token in self._said:
+            piece = self._vocab.piece(token)
+            begin, position = position, position + len(piece)
+            if begin >= start:
+                tokens.append(token)
+            elif position > start:
+                tokens += self._spelt(piece[start - begin :])
+        return tokens
+
+    def _spelt(self, data: bytes) -> list[int]:
+        letters = self._vocab.byte_tokens
+        if not all(byte in letters for byte in data):
+            raise ServerFault("the text that triggers the grammar begins inside of a token that cannot be taken apart")
+        return [letters[byte] for byte in data]
+
+
+def _compiled(trigger: Trigger) -> re.Pattern[bytes]:
+    if trigger.kind == "word":
+        return re.compile(re.escape(trigger.value.encode()))
+    text = trigger.value
+    if trigger.kind == "pattern_full":
+        text = text.removeprefix("^").removesuffix("$")
+    try:
+        return re.compile(text.encode("utf-8", "replace"))
+    except re.error as error:
+        raise refused(f"the trigger pattern {trigger.value} is no regular expression: {error}") from None

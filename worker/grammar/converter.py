@@ -1,0 +1,264 @@
+"""A JSON schema as GBNF: every value the schema allows, written with llama-server's white space and order of keys.
+
+`schema_grammar` is the whole of it; chat formats that put more around an answer add a schema's rules to their own with
+`Converter`. Raises SchemaError. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .objects import object_rule
+from .rules import MAX_REPETITIONS, Rules, below, json_literal, repeated, rule_name
+from .scalars import number_rule, string_rule
+from .schema import (
+    TYPES,
+    Contradiction,
+    Merger,
+    Schema,
+    alternatives,
+    check_type_keywords,
+    checked,
+    constraints,
+    count,
+    fail,
+    inferred_type,
+    is_of_type,
+    resolved,
+    types_of,
+)
+
+MAX_DEPTH = 100
+_MAX_KEY = 200
+"""Letters of a property's name that others must differ from: each one is a level of the grammar."""
+
+
+def schema_grammar(schema: object) -> str:
+    converter = Converter(schema)
+    converter.visit(schema, "", "#")
+    return converter.rules.text()
+
+
+class Converter:
+    def __init__(self, root: object, rules: Rules | None = None) -> None:
+        self.rules = rules or Rules()
+        self._root = root
+        self._merger = Merger(root)
+        self._resolving: set[str] = set()
+        self._depth = 0
+
+    def visit(self, schema: object, name: str, path: str) -> str:
+        """Adds the rules of `schema` under `name` (the grammar's root, if empty); the name of the one to refer to."""
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise fail(path, "schema is nested too deeply")
+        try:
+            return self._visit(checked(schema, path), name, path)
+        finally:
+            self._depth -= 1
+
+    def _visit(self, schema: Schema, name: str, path: str) -> str:
+        rule = rule_name(name)
+        if "$ref" in schema:
+            if constraints(schema, "$ref"):
+                return self.visit(self._merger.opened(schema, path), name, path)
+            return self.rules.add(rule, self._reference(schema["$ref"], path))
+        for keyword in ("oneOf", "anyOf"):
+            if keyword in schema:
+                return self.rules.add(rule, self._union(schema, keyword, name, path))
+        if "allOf" in schema:
+            return self._all_of(schema, name, path)
+        if "const" in schema or "enum" in schema:
+            return self.rules.add(rule, self._values(schema, path))
+        kinds = types_of(schema, path)
+        if len(kinds) > 1 or isinstance(schema.get("type"), list):
+            ways = [self.visit({**schema, "type": t}, _way(name, i), f"{path}/type/{i}") for i, t in enumerate(kinds)]
+            return self.rules.add(rule, " | ".join(ways))
+        kind = kinds[0] if kinds else inferred_type(schema)
+        return self._typed(schema, kind, name, path)
+
+    def _typed(self, schema: Schema, kind: str | None, name: str, path: str) -> str:
+        rule = rule_name(name)
+        if kind is None:
+            return self.rules.add(rule, self.rules.primitive("value"))
+        check_type_keywords(schema, kind, path)
+        match kind:
+            case "object":
+                return self._object(schema, name, path)
+            case "array":
+                return self._array(schema, name, path)
+            case "string":
+                return string_rule(self.rules, schema, rule, path)
+            case "integer" | "number":
+                return number_rule(self.rules, schema, kind, rule, path)
+        return self.rules.primitive(kind, rule)
+
+    # -- combinations --------------------------------------------------------------------------------------------------
+
+    def _reference(self, reference: object, path: str) -> str:
+        target = resolved(self._root, reference, path)
+        assert isinstance(reference, str)
+        name = "ref" + "".join(c if c.isascii() and c.isalnum() else "-" for c in reference[1:])
+        while "--" in name:
+            name = name.replace("--", "-")
+        if name not in self.rules and reference not in self._resolving:
+            self._resolving.add(reference)
+            name = self.visit(target, name, reference)
+            self._resolving.discard(reference)
+        return name
+
+    def _union(self, schema: Schema, keyword: str, name: str, path: str) -> str:
+        """Of exactly one (`oneOf`) no more can be said than that one of them holds."""
+        beside = constraints(schema, keyword)
+        ways: list[str] = []
+        for i, way in enumerate(alternatives(schema, keyword, path)):
+            where = f"{path}/{keyword}/{i}"
+            try:
+                ways.append(self.visit(self._narrowed(way, beside, where), _way(name, i), where))
+            except Contradiction:
+                if not beside:
+                    raise
+        if not ways:
+            raise Contradiction(f"JSON schema error at {path}: no alternative of {keyword} is possible")
+        return " | ".join(ways)
+
+    def _narrowed(self, way: object, beside: Schema, path: str) -> object:
+        """`way` itself when `beside` adds nothing to it: a reference stays one, and may lead back here."""
+        if not beside:
+            return way
+        both, alone = self._merger.merge(way, beside, path), self._merger.opened(way, path)
+        kinds: list[str | None] = [*types_of(alone, path)] or [inferred_type(alone)]
+        same = constraints(both, "type") == constraints(alone, "type") and kinds == types_of(both, path)
+        return way if same else both
+
+    def _all_of(self, schema: Schema, name: str, path: str) -> str:
+        """Objects become one, which has all their properties, as in llama-server; anything else is merged in full."""
+        parts = [self._merger.opened(part, f"{path}/allOf") for part in alternatives(schema, "allOf", path)]
+        beside = constraints(schema, "allOf")
+        if len(parts) == 1 and not beside:
+            return self.visit(schema["allOf"][0], name, path)
+        if set(beside) <= {"type"} and (properties := _simple_objects(parts, beside)) is not None:
+            rules = [(key, self.visit(value, below(name, key), f"{path}/{key}")) for key, value in properties.items()]
+            return self.rules.add(rule_name(name), object_rule(self.rules, name, rules, set(properties), None))
+        whole: Schema = beside
+        for part in parts:
+            whole = self._merger.merge(whole, part, path)
+        if whole.get("allOf") == schema["allOf"]:
+            raise fail(path, "allOf is not supported here")
+        return self.visit(whole, name, path)
+
+    def _values(self, schema: Schema, path: str) -> str:
+        values = schema.get("enum", [schema.get("const")])
+        if not isinstance(values, list) or not values:
+            raise fail(path, "enum must be a non-empty array")
+        if "const" in schema and "enum" in schema:
+            values = [value for value in values if value == schema["const"]]
+        kinds = types_of(schema, path) or TYPES
+        fitting = [value for value in values if any(is_of_type(value, kind) for kind in kinds)]
+        if beside := constraints(schema, "enum", "const", "type"):
+            raise fail(path, f'keyword "{next(iter(beside))}" beside enum or const is not supported')
+        if not fitting:
+            raise Contradiction(f"JSON schema error at {path}: no value of enum or const is of the type asked for")
+        if "enum" not in schema:
+            return json_literal(fitting[0])
+        return "(" + " | ".join(json_literal(value) for value in fitting) + ")"
+
+    # -- types ---------------------------------------------------------------------------------------------------------
+
+    def _object(self, schema: Schema, name: str, path: str) -> str:
+        properties = schema.get("properties", {})
+        if not isinstance(properties, dict):
+            raise fail(path, "properties must be an object")
+        required = schema.get("required", [])
+        if not isinstance(required, list) or not all(isinstance(key, str) for key in required):
+            raise fail(path, "required must be an array of strings")
+        more = schema.get("additionalProperties", "properties" not in schema)
+        if not isinstance(more, (bool, dict)):
+            raise fail(path, "additionalProperties must be a boolean or a schema")
+        if not properties and not required and _is_anything(more):
+            return self.rules.add(rule_name(name), self.rules.primitive("object"))
+        missing = [key for key in required if key not in properties]
+        if missing and schema.get("additionalProperties") is False:
+            raise Contradiction(f'JSON schema error at {path}: required property "{missing[0]}" is not allowed')
+        properties = {**properties, **{key: more if isinstance(more, dict) else {} for key in missing}}
+        rules = [
+            (key, self.visit(value, below(name, key), f"{path}/properties/{key}")) for key, value in properties.items()
+        ]
+        others = None
+        if more and any(len(key) > _MAX_KEY for key in properties):
+            raise fail(path, "a long property name beside additionalProperties is not supported")
+        if _is_anything(more):
+            others = self.rules.primitive("value")
+        elif isinstance(more, dict):
+            others = self.visit(more, below(name, "additional-value"), f"{path}/additionalProperties")
+        return self.rules.add(rule_name(name), object_rule(self.rules, name, rules, set(required), others))
+
+    def _array(self, schema: Schema, name: str, path: str) -> str:
+        first, rest, keyword = schema.get("prefixItems"), schema.get("items"), "prefixItems"
+        if isinstance(rest, list):  # how it was called before
+            first, rest, keyword = rest, schema.get("additionalItems"), "items"
+        elif isinstance(first, dict):
+            first, rest = None, first if rest is None else rest
+        low, high = count(schema, "minItems", path) or 0, count(schema, "maxItems", path)
+        if high is not None and high < low:
+            raise Contradiction(f"JSON schema error at {path}: maxItems is below minItems")
+        if low > MAX_REPETITIONS:
+            raise fail(path, f"minItems above {MAX_REPETITIONS} is not supported")
+        if first is not None:
+            return self._tuple(first, rest, low, high, keyword, name, path)
+        if rest is False:
+            high = 0
+        if high == 0:
+            return self.rules.add(rule_name(name), '"[" space  space "]"')
+        if (rest is None or _is_anything(rest)) and low == 0 and high is None:
+            return self.rules.primitive("array", rule_name(name))
+        item = self.visit({} if rest is None else rest, below(name, "item"), f"{path}/items")
+        several = repeated(item, low, high, '"," space')
+        return self.rules.add(rule_name(name), f'"[" space {several} space "]"')
+
+    def _tuple(
+        self, first: object, rest: object, low: int, high: int | None, keyword: str, name: str, path: str
+    ) -> str:
+        """All of the first items, then `rest`, if that is said or needed."""
+        if not isinstance(first, list):
+            raise fail(path, f"{keyword} must be an array of schemas")
+        kept = first if high is None else first[:high]
+        if rest in (None, False) and low > len(first):
+            if rest is False:
+                raise Contradiction(f"JSON schema error at {path}: minItems is above the number of items")
+            rest = True
+        items = [self.visit(item, below(name, f"tuple-{i}"), f"{path}/{keyword}/{i}") for i, item in enumerate(kept)]
+        rule = '"[" space ' + ' "," space '.join(items)
+        room = None if high is None else high - len(kept)
+        if rest not in (None, False) and room != 0:
+            item = self.visit(rest, below(name, "item"), f"{path}/items")
+            following = repeated(f'("," space {item})' if items else item, max(0, low - len(kept)), room)
+            rule += f" {following}"
+        return self.rules.add(rule_name(name), f'{rule} space "]"')
+
+
+def _way(name: str, i: int) -> str:
+    return f"{name}-{i}" if name else f"alternative-{i}"
+
+
+def _is_anything(schema: object) -> bool:
+    return schema is True or (isinstance(schema, dict) and not constraints(schema))
+
+
+def _simple_objects(parts: Sequence[Schema], beside: Mapping[str, Any]) -> Schema | None:
+    """The properties of objects that say nothing but which properties they have, none of them twice."""
+    together: Schema = {}
+    for part in [*parts, beside]:
+        said = constraints(part)
+        if said.get("type", "object") != "object" or (part is not beside and "properties" not in said):
+            return None
+        if set(said) - {"type", "properties", "required", "additionalProperties"} or said.get("additionalProperties"):
+            return None
+        properties = said.get("properties", {})
+        if not isinstance(properties, dict) or set(properties) & set(together):
+            return None
+        if set(said.get("required", ())) - set(properties):
+            return None
+        together.update(properties)
+    return together

@@ -1,0 +1,82 @@
+"""The rule of a JSON object: required properties first, optional ones in their order, then any others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+
+from .rules import CHAR, Rules, below, json_literal
+
+_OTHERS = "*"
+_ESCAPE = r'[\\] (["\\bfnrt] | "u" [0-9a-fA-F]{4})'
+
+
+def object_rule(
+    rules: Rules, name: str, properties: Sequence[tuple[str, str]], required: Collection[str], others: str | None
+) -> str:
+    """`properties`: names and the rules of their values; `others`: the rule of values under any other name."""
+    pairs: dict[str, str] = {}
+    for key, value in properties:
+        pairs[key] = rules.add(below(name, f"{key}-kv"), f'{json_literal(key)} space ":" space {value}')
+    needed = [key for key, _ in properties if key in required]
+    optional = [key for key, _ in properties if key not in required]
+    if others is not None:
+        part = below(name, "additional")
+        key_rule = rules.add(f"{part}-k", _other_key(rules, list(pairs))) if pairs else rules.primitive("string")
+        pairs[_OTHERS] = rules.add(f"{part}-kv", f'{key_rule} ":" space {others}')
+        optional.append(_OTHERS)
+    if not pairs:
+        return '"{" space "}"'
+    rule = '"{" space ' + ' "," space '.join(pairs[key] for key in needed)
+    if optional:
+        choice = " | ".join(_chains(rules, name, optional, pairs))
+        rule += f' ( "," space ( {choice} ) )?' if needed else f" ({choice} )?"
+    return f'{rule} space "}}"'
+
+
+def _chains(rules: Rules, name: str, optional: Sequence[str], pairs: dict[str, str]) -> list[str]:
+    """For each optional property that may come first: itself, then those after it, each or not."""
+    chains: list[str] = []
+    following = ""  # the chain of the properties after this one
+    for key in reversed(optional):
+        pair = pairs[key]
+        again = f'( "," space {pair} )'
+        rest = " " + rules.add(below(name, f"{key}-rest"), following) if following else ""
+        chains.append((f"{pair} {again}*" if key == _OTHERS else pair) + rest)
+        following = again + ("*" if key == _OTHERS else "?") + rest
+    return chains[::-1]
+
+
+def _other_key(rules: Rules, known: Sequence[str]) -> str:
+    """Any name in quotes but the known ones, letter by letter."""
+    tree = _Tree()
+    for key in known:
+        tree.add(json.dumps(key, ensure_ascii=False)[1:-1])
+    return f'["] ( {tree.others(rules.primitive(CHAR))} ){"" if "" in known else "?"} ["]'
+
+
+class _Tree:
+    """The letters that known names may begin with, and what follows each."""
+
+    def __init__(self) -> None:
+        self._next: dict[str, _Tree] = {}
+
+    def add(self, text: str) -> None:
+        if text:
+            self._next.setdefault(text[0], _Tree()).add(text[1:])
+
+    def others(self, char: str) -> str:
+        ways: list[str] = []
+        for letter, rest in sorted(self._next.items()):
+            ways.append(
+                f"[{_in_class(letter)}] ({rest.others(char)})" if rest._next else f"[{_in_class(letter)}] {char}+"
+            )
+        excluded = "".join(map(_in_class, sorted(self._next.keys() - {"\\"})))
+        ways.append(rf'[^"\\\x7F\x00-\x1F{excluded}] {char}*')
+        if "\\" not in self._next:
+            ways.append(f"{_ESCAPE} {char}*")
+        return " | ".join(ways)
+
+
+def _in_class(letter: str) -> str:
+    return letter if letter.isalnum() or letter in " _" else f"\\U{ord(letter):08X}"

@@ -1,0 +1,239 @@
+"""A regular expression as a GBNF expression that matches the same texts inside of a JSON string.
+
+ECMAScript's syntax as JSON schemas use it. What a grammar cannot say (looking around, back references, word boundaries)
+raises Unsupported. Characters that JSON writes with a backslash are matched in that form, so that the string stays one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+
+from .rules import MAX_REPETITIONS, repeated
+
+Ranges = tuple[tuple[int, int], ...]
+
+_LAST = 0x10FFFF
+_MAX_DEPTH = 100
+_DIGIT: Ranges = ((48, 57),)
+_WORD: Ranges = ((48, 57), (65, 90), (95, 95), (97, 122))
+_BLANK: Ranges = ((9, 13), (32, 32), (0xA0, 0xA0), (0x2028, 0x2029), (0xFEFF, 0xFEFF))
+_LINE_ENDS: Ranges = ((10, 10), (13, 13), (0x2028, 0x2029))
+_PLAIN: Ranges = ((0x20, 0x21), (0x23, 0x5B), (0x5D, 0x7E), (0x80, _LAST))
+_ESCAPED = {ord(c): json.dumps(c)[1:-1] for c in '"\\\b\f\n\r\t'}
+_CLASSES = {"d": _DIGIT, "w": _WORD, "s": _BLANK}
+_CONTROLS = {"t": 9, "n": 10, "v": 11, "f": 12, "r": 13, "0": 0}
+
+
+class Unsupported(Exception):
+    """A pattern, or what in it, no grammar can express, or no regular expression at all."""
+
+
+def pattern_expression(pattern: str, any_text: str) -> str:
+    """`any_text` is what stands where the pattern is not anchored to an end of the string."""
+    return _Reader(pattern, any_text).read()
+
+
+class _Reader:
+    def __init__(self, text: str, any_text: str) -> None:
+        self._text, self._any_text = text, any_text
+        self._position = self._depth = 0
+
+    def read(self) -> str:
+        ways = [self._anchored()]
+        while self._take("|"):
+            ways.append(self._anchored())
+        if self._peek():
+            raise Unsupported("unbalanced parentheses")
+        return " | ".join(way or '""' for way in ways)
+
+    def _anchored(self) -> str:
+        """An alternative of the whole pattern, which alone may have anchors."""
+        start = self._take("^")
+        inner = self._sequence()
+        end = self._take("$")
+        if self._peek() not in ("", "|", ")"):
+            raise Unsupported("an anchor inside of the pattern")
+        return " ".join(filter(None, ["" if start else self._any_text, inner, "" if end else self._any_text]))
+
+    def _alternatives(self) -> str:
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            raise Unsupported("nesting is too deep")
+        ways = [self._sequence()]
+        while self._take("|"):
+            ways.append(self._sequence())
+        if not self._take(")"):
+            closes = ")" in self._text[self._position :]
+            raise Unsupported("an anchor inside of the pattern" if closes else "unbalanced parentheses")
+        self._depth -= 1
+        return "(" + " | ".join(way or '""' for way in ways) + ")"
+
+    def _sequence(self) -> str:
+        """Up to `|`, `)`, `$` or the end; characters that follow each other become one literal."""
+        parts: list[str] = []
+        run = ""
+        while (c := self._peek()) and c not in "|)$":
+            item, is_character = self._item(c)
+            quantified = self._quantified(item)
+            if is_character and quantified == item:
+                run += item[1:-1]
+                continue
+            if run:
+                parts.append(f'"{run}"')
+                run = ""
+            parts.append(quantified)
+        return " ".join([*parts, f'"{run}"'] if run else parts)
+
+    def _item(self, c: str) -> tuple[str, bool]:
+        self._position += 1
+        if c == "^":
+            raise Unsupported("an anchor inside of the pattern")
+        if c in "*+?":
+            raise Unsupported("nothing to repeat")
+        if c == ".":
+            return _class(_inverse(_LINE_ENDS)), False
+        if c == "(":
+            return self._group(), False
+        if c == "[":
+            return self._bracket(), False
+        if c == "\\":
+            found = self._escape()
+            return (_character(found), True) if isinstance(found, int) else (_class(found), False)
+        return _character(ord(c)), True
+
+    def _group(self) -> str:
+        if self._take("?"):
+            name = re.compile(r"<[A-Za-z_$][\w$]*>").match(self._text, self._position)
+            if name:
+                self._position = name.end()
+            elif not self._take(":"):
+                raise Unsupported("a group that looks around or sets flags")
+        return self._alternatives()
+
+    def _quantified(self, item: str) -> str:
+        c = self._peek()
+        if c and c in "*+?":
+            self._position += 1
+            low, high = {"*": (0, None), "+": (1, None), "?": (0, 1)}[c]
+        elif c == "{" and (found := re.compile(r"\{(\d+)(,?)(\d*)\}").match(self._text, self._position)):
+            self._position = found.end()
+            low = int(found[1])
+            high = int(found[3]) if found[3] else None if found[2] else low
+            if low > MAX_REPETITIONS or (high is not None and high < low):
+                raise Unsupported(f"the repetition {found[0]}")
+        else:
+            return item
+        self._take("?")  # how eagerly is no matter of what matches
+        if self._peek() and self._peek() in "*+?":
+            raise Unsupported("nothing to repeat")
+        return repeated(item, low, high) or '""'
+
+    def _bracket(self) -> str:
+        start = self._position - 1
+        negated = self._take("^")
+        ranges: list[tuple[int, int]] = []
+        while not self._take("]"):
+            low = self._member()
+            if self._peek() == "-" and self._peek(1) not in ("", "]"):
+                self._position += 1
+                high = self._member()
+                if not isinstance(low, int) or not isinstance(high, int) or low > high:
+                    raise Unsupported("a range of characters out of order")
+                ranges.append((low, high))
+            elif isinstance(low, int):
+                ranges.append((low, low))
+            else:
+                ranges += low
+        source = self._text[start : self._position]
+        if re.fullmatch(r"\[[A-Za-z0-9_ -]+\]", source) and not source.endswith("-]") and source[1] != "-":
+            return source
+        return _class(_inverse(ranges) if negated else ranges)
+
+    def _member(self) -> int | Ranges:
+        c = self._peek()
+        if not c:
+            raise Unsupported("an unterminated character class")
+        self._position += 1
+        if c != "\\":
+            return ord(c)
+        if self._take("b"):
+            return 8
+        return self._escape()
+
+    def _escape(self) -> int | Ranges:
+        c = self._peek()
+        if not c:
+            raise Unsupported("a backslash at the end")
+        self._position += 1
+        if c.lower() in _CLASSES:
+            known = _CLASSES[c.lower()]
+            return known if c.islower() else _inverse(known)
+        if c in _CONTROLS:
+            return _CONTROLS[c]
+        code = re.compile(r"x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|u\{([0-9A-Fa-f]{1,6})\}")
+        if found := code.match(self._text, self._position - 1):
+            self._position = found.end()
+            return min(int(found[1] or found[2] or found[3], 16), _LAST)
+        if c.isalnum():
+            raise Unsupported(f"the escape \\{c}")
+        return ord(c)
+
+    def _peek(self, ahead: int = 0) -> str:
+        return self._text[self._position + ahead : self._position + ahead + 1]
+
+    def _take(self, wanted: str) -> bool:
+        taken = self._peek() == wanted
+        self._position += taken
+        return taken
+
+
+def _character(code: int) -> str:
+    """As a literal; a JSON string writes some characters with a backslash."""
+    if 0xD800 <= code <= 0xDFFF:
+        raise Unsupported("half of a surrogate pair")
+    written = json.dumps(chr(code), ensure_ascii=False)[1:-1]
+    return '"' + written.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _class(ranges: Sequence[tuple[int, int]]) -> str:
+    plain = "".join(_written(low, high) for low, high in _common(_merged(ranges), _PLAIN))
+    ways = [f"[{plain}]"] if plain else []
+    ways += [_character(code) for code in sorted(_ESCAPED) if any(low <= code <= high for low, high in ranges)]
+    if not ways:
+        raise Unsupported("a character class without characters")
+    return ways[0] if len(ways) == 1 else f"({' | '.join(ways)})"
+
+
+def _written(low: int, high: int) -> str:
+    return _class_character(low) if low == high else f"{_class_character(low)}-{_class_character(high)}"
+
+
+def _class_character(code: int) -> str:
+    c = chr(code)
+    return c if c.isascii() and c.isalnum() else f"\\U{code:08X}"
+
+
+def _merged(ranges: Sequence[tuple[int, int]]) -> Ranges:
+    merged: list[tuple[int, int]] = []
+    for low, high in sorted(ranges):
+        if merged and low <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
+        else:
+            merged.append((low, high))
+    return tuple(merged)
+
+
+def _inverse(ranges: Sequence[tuple[int, int]]) -> Ranges:
+    found: list[tuple[int, int]] = []
+    begin = 0
+    for low, high in _merged(ranges):
+        if low > begin:
+            found.append((begin, low - 1))
+        begin = high + 1
+    return (*found, (begin, _LAST)) if begin <= _LAST else tuple(found)
+
+
+def _common(a: Ranges, b: Ranges) -> Ranges:
+    return tuple((max(x, u), min(y, v)) for x, y in a for u, v in b if max(x, u) <= min(y, v))

@@ -1,0 +1,113 @@
+"""The rules of strings and numbers, with the keywords that bound them. Pure."""
+
+from __future__ import annotations
+
+import math
+from decimal import Decimal
+from typing import Any
+
+from .numbers import integer_range, number_range
+from .pattern import Unsupported, pattern_expression
+from .rules import CHAR, MAX_REPETITIONS, Rules, repeated
+from .schema import Contradiction, Schema, count, fail
+
+_FORMATS = {"date": "date-string", "time": "time-string", "date-time": "date-time-string"}
+_OCTET = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9][0-9]|[0-9])"
+_LABEL = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_FORMAT_PATTERNS = {
+    "ipv4": rf"^{_OCTET}(\.{_OCTET}){{3}}$",
+    "ipv6": "^([0-9a-fA-F]{1,4}:){7}[0-9a-fA-F]{1,4}$",
+    "hostname": rf"^{_LABEL}(\.{_LABEL})*$",
+    "email": rf"^[A-Za-z0-9_%+-]+(\.[A-Za-z0-9_%+-]+)*@{_LABEL}(\.{_LABEL})+$",
+    "uri": r"^[A-Za-z][A-Za-z0-9+.-]*:[A-Za-z0-9._~:/?#@!$&'()*+,;=%-]+$",
+}
+_NO_FORMATS = frozenset({"int32", "int64", "float", "double", "password", "byte", "binary"})
+"""What OpenAPI calls formats: they say how a program keeps a value, not what it may be."""
+
+
+def string_rule(rules: Rules, schema: Schema, rule: str, path: str) -> str:
+    low, high = count(schema, "minLength", path) or 0, count(schema, "maxLength", path)
+    pattern, form = schema.get("pattern"), schema.get("format")
+    for keyword, value in (("pattern", pattern), ("format", form)):
+        if value is not None and not isinstance(value, str):
+            raise fail(path, f"{keyword} must be a string")
+    form = None if form in _NO_FORMATS else form
+    given = [name for name, is_given in (("pattern", pattern), ("format", form), ("minLength", low)) if is_given]
+    if high is not None:
+        given.append("maxLength")
+    if len(given) > 1 and given[0] in ("pattern", "format"):
+        raise fail(path, f'keyword "{given[1]}" beside "{given[0]}" is not supported')
+    if pattern or form in _FORMAT_PATTERNS:
+        return _pattern(rules, pattern or _FORMAT_PATTERNS[str(form)], rule, path)
+    if form:
+        return _format(rules, form, rule, path)
+    if not given:
+        return rules.primitive("string", rule)
+    if low > MAX_REPETITIONS:
+        raise fail(path, f"minLength above {MAX_REPETITIONS} is not supported")
+    if high is not None and high < low:
+        raise Contradiction(f"JSON schema error at {path}: maxLength is below minLength")
+    characters = repeated(rules.primitive(CHAR), low, high)
+    return rules.add(rule, rf'"\"" {characters} "\""')
+
+
+def _pattern(rules: Rules, pattern: str, rule: str, path: str) -> str:
+    try:
+        expression = pattern_expression(pattern, "char*")
+    except Unsupported as why:
+        raise fail(path, f"pattern {pattern} is not supported: {why}") from None
+    if "char*" in expression:
+        rules.primitive(CHAR)
+    return rules.add(rule, rf'"\"" ({expression}) "\""')
+
+
+def _format(rules: Rules, form: str, rule: str, path: str) -> str:
+    if form == "uuid" or (form[:4] == "uuid" and form[4:] in "12345"):
+        return rules.primitive("uuid", rule)
+    if form not in _FORMATS:
+        raise fail(path, f'format "{form}" is not supported')
+    return rules.add(rule, rules.primitive(_FORMATS[form]))
+
+
+def number_rule(rules: Rules, schema: Schema, kind: str, rule: str, path: str) -> str:
+    if schema.get("multipleOf", 1) != 1:
+        raise fail(path, f'keyword "multipleOf" is not supported with {schema["multipleOf"]}')
+    kind = "integer" if "multipleOf" in schema else kind
+    low, low_excluded = _bound(schema, "minimum", "exclusiveMinimum", max, path)
+    high, high_excluded = _bound(schema, "maximum", "exclusiveMaximum", min, path)
+    if low is None and high is None:
+        return rules.primitive(kind, rule)
+    if kind == "integer":
+        least = None if low is None else math.floor(low) + 1 if low_excluded else math.ceil(low)
+        most = None if high is None else math.ceil(high) - 1 if high_excluded else math.floor(high)
+        _check_order(least, most, path)
+        return rules.add(rule, f"({integer_range(least, most)})")
+    _check_order(low, high, path)
+    if low is not None and low == high and (low_excluded or high_excluded):
+        raise Contradiction(f"JSON schema error at {path}: no number is above the minimum and below the maximum")
+    return rules.add(rule, f"({number_range(low, high, low_excluded, high_excluded)})")
+
+
+def _bound(schema: Schema, inclusive: str, exclusive: str, tighter: Any, path: str) -> tuple[Decimal | None, bool]:
+    """The bound in force, and whether it is excluded. The oldest drafts say that with a boolean."""
+    plain, excluded = _decimal(schema, inclusive, path), schema.get(exclusive)
+    if isinstance(excluded, bool):
+        return plain, excluded and plain is not None
+    strict = _decimal(schema, exclusive, path)
+    if plain is None or strict is None:
+        return (plain, False) if strict is None else (strict, True)
+    return (strict, True) if tighter(plain, strict) == strict else (plain, False)
+
+
+def _decimal(schema: Schema, name: str, path: str) -> Decimal | None:
+    value = schema.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e300:
+        raise fail(path, f"{name} must be a number")
+    return Decimal(str(value))
+
+
+def _check_order(low: Any, high: Any, path: str) -> None:
+    if low is not None and high is not None and low > high:
+        raise Contradiction(f"JSON schema error at {path}: the minimum is above the maximum")
