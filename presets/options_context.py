@@ -152,7 +152,6 @@ class ContextOptions(OptionGroup):
         "--slot-save-path",
         "directory that slots may be saved to and restored from",
         hint="DIR",
-        unsupported="saving and restoring slots is not built yet",
     )
     warmup: Switch = option(True, "--warmup", "compute an empty batch once before the first request")
     sleep_idle_seconds: NotZero = option(

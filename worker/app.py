@@ -8,7 +8,18 @@ from aiohttp import web
 
 from ..presets.pages import page_routes
 from ..presets.web import Route, add_routes, application
-from .api import adapters, completions, embeddings, infill, later, monitoring, rerank, resumable, utilities
+from .api import (
+    adapters,
+    completions,
+    embeddings,
+    infill,
+    later,
+    monitoring,
+    rerank,
+    resumable,
+    slot_actions,
+    utilities,
+)
 from .api.control import ACTIVE, ActiveCompletions, control
 from .api.serving import SERVING, Serving
 
@@ -63,12 +74,14 @@ COMPUTING: list[Route] = [
     ("POST", "/reranking", rerank.rerank),
     ("POST", "/v1/rerank", rerank.rerank),
     ("POST", "/v1/reranking", rerank.rerank),
+    ("POST", "/slots/{id_slot}", slot_actions.act),
 ]
 
 
 def build(serving: Serving) -> web.Application:
     """Raises ConfigError for options of the HTTP side that cannot be."""
     settings = serving.settings
+    slot_actions.check_directory(settings.slot_save_path)
     app = application(settings, is_ready=lambda: serving.is_ready)
     app[SERVING] = serving
     app[ACTIVE] = ActiveCompletions()

@@ -16,7 +16,6 @@ PATHS = (
     ("POST", "/v1/messages/count_tokens"),
     ("POST", "/audio/transcriptions"),
     ("POST", "/v1/audio/transcriptions"),
-    ("POST", "/slots/{id_slot}"),
 )
 
 DISABLED = (

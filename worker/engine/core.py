@@ -10,8 +10,11 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from ...presets.errors import ApiError, ServerFault
+from .activation import activation
 from .adapters import Adapters
 from .compute import Compute, Computed, Filled, Lost
 from .context import Context
@@ -24,6 +27,8 @@ from .probabilities import after_sampling, before_sampling
 from .reuse import reusable_prefix
 from .scheduler import History, Kind, Limits, Work, choose_slot, plan
 from .shifting import shift, tokens_kept
+from .slot_actions import SlotAction
+from .slot_files import SlotFile, restore
 from .slots import Slot, SlotState
 
 log = logging.getLogger("corral.engine")
@@ -39,6 +44,7 @@ class Core:
         self.slots = [Slot(i, context.n_ctx_slot) for i in range(self.options.n_slots)]
         self.compute = Compute(context, adapters, self.slots)
         self.waiting: deque[Job] = deque()
+        self._actions: list[SlotAction[Any]] = []
         self.published = counters.copy()
         """The counters as of the last step, for other threads."""
         self._counters = counters
@@ -52,10 +58,14 @@ class Core:
 
     @property
     def busy(self) -> bool:
-        return self._n_busy > 0 or bool(self.waiting)
+        return self._n_busy > 0 or bool(self.waiting or self._actions)
 
     def submit(self, job: Job) -> None:
         self.waiting.append(job)
+
+    def act(self, action: SlotAction[Any]) -> None:
+        """As soon as its slot is idle, before other requests get it."""
+        self._actions.append(action)
 
     def cancel(self, job: Job) -> None:
         """Its slots are free at once; what they remember stays. Nothing more is emitted for it."""
@@ -69,12 +79,16 @@ class Core:
         for job in [*self._jobs(), *self.waiting]:
             self._fail(job, error)
         self.waiting.clear()
+        for action in self._actions:
+            action.fail(error)
+        self._actions.clear()
         for slot in self.slots:
             self._clear(slot)
         self._emit()
 
     def step(self) -> None:
         """One turn: admit, plan, decode, sample, emit."""
+        self._act_on_idle_slots()
         self._admit()
         self._shift_full_contexts()
         batch_plan = plan(self._work(), self._limits(), self._history)
@@ -88,6 +102,13 @@ class Core:
             except Lost as error:
                 self._lose(error)
         self._emit()
+
+    def _act_on_idle_slots(self) -> None:
+        for action in list(self._actions):
+            slot = self.slots[action.id_slot % len(self.slots)]
+            if slot.idle:
+                self._actions.remove(action)
+                action.run(slot)
 
     # -- admit ---------------------------------------------------------------------------------------------------------
 
@@ -302,6 +323,16 @@ class Core:
             if not task.shares_prompt:
                 return
         self._clear(slot)  # an embedding's cells serve nobody, and the first choice's slot remembers for its siblings
+
+    def restore(self, slot: Slot, path: Path) -> SlotFile:
+        """For an idle slot. Taken for computed with the adapters of requests that name none."""
+        return restore(slot, self.context, path, activation(self.adapters.scales))
+
+    def erase(self, slot: Slot) -> int:
+        """How many tokens it has forgotten. For an idle slot."""
+        n_tokens = len(slot.tokens)
+        self._clear(slot)
+        return n_tokens
 
     def _clear(self, slot: Slot) -> None:
         self.context.forget(slot.id)

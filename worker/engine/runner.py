@@ -12,7 +12,8 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from ...presets.control import Report
 from ...presets.errors import ContextExceeded, InvalidRequest, NotSupported, ServerFault, Unavailable
@@ -25,6 +26,9 @@ from .jobs import Job
 from .messages import Embedding, Event, Generation, Sink
 from .model import ModelInfo
 from .options import from_settings
+from .slot_actions import SlotAction
+from .slot_files import SlotFile, save
+from .slots import Slot
 from .thread import EngineThread
 from .views import SlotView, slot_views
 from .vocab import Vocab
@@ -49,6 +53,7 @@ __all__ = [
 log = logging.getLogger("corral.engine")
 
 _job_ids = itertools.count()
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -217,6 +222,22 @@ class Loaded:
     async def set_adapter_scales(self, scales: Mapping[int, float]) -> None:
         """Adapters that are not mentioned get 0, unknown ids are left out. Kept while the model sleeps."""
         await self._thread.call(lambda: self.core.adapters.set_scales(scales))
+
+    async def save_slot(self, id_slot: int, path: Path) -> SlotFile:
+        """These three wait until the slot is idle; any number names a slot, counted round."""
+        return await self._on_idle_slot(id_slot, lambda slot: save(slot, self.core.context, path))
+
+    async def restore_slot(self, id_slot: int, path: Path) -> SlotFile:
+        return await self._on_idle_slot(id_slot, lambda slot: self.core.restore(slot, path))
+
+    async def erase_slot(self, id_slot: int) -> int:
+        """The number of tokens it has forgotten."""
+        return await self._on_idle_slot(id_slot, self.core.erase)
+
+    async def _on_idle_slot(self, id_slot: int, function: Callable[[Slot], T]) -> T:
+        action: SlotAction[T] = SlotAction(id_slot, function, asyncio.get_running_loop().create_future())
+        self._thread.post(lambda: self.core.act(action))
+        return await action.result
 
     def apply_builtin_template(
         self, template: str, messages: Sequence[tuple[str, str]], add_generation_prompt: bool

@@ -1,0 +1,77 @@
+"""`POST /slots/{id_slot}?action=`: save a slot to a file, restore it from one, or erase it.
+
+Files live in `--slot-save-path` only: a name can't lead out of it. A slot at work is waited for.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from aiohttp import web
+
+from ...presets.errors import ConfigError, InvalidRequest, NotSupported
+from ...presets.web import json_response, query_text, read_object
+from ..fields import Fields
+from .serving import SERVING
+
+_LONGEST_NAME = 255
+_FORBIDDEN = re.compile(
+    '[\\x00-\\x1f\\x7f-\\x9f/\\\\:*?"<>|'  # controls, separators, what Windows refuses
+    "\uff0e\u2215\u2216\ufffd\ufeff\ud800-\udfff]"  # lookalikes of dot and separators, what is no character
+)
+
+
+def check_directory(directory: str) -> None:
+    if directory and not Path(directory).is_dir():
+        raise ConfigError(f"--slot-save-path: not a directory: {directory}")
+
+
+def is_safe_name(name: str) -> bool:
+    """Whether it names a file right in the directory, on every system."""
+    return (
+        0 < len(name.encode("utf-8", "replace")) <= _LONGEST_NAME
+        and not _FORBIDDEN.search(name)
+        and not name.startswith(" ")
+        and not name.endswith((" ", "."))
+        and ".." not in name
+    )
+
+
+async def act(request: web.Request) -> web.StreamResponse:
+    serving = request.app[SERVING]
+    directory = serving.settings.slot_save_path
+    if not directory:
+        raise NotSupported("This server does not support slots action. Start it with `--slot-save-path`")
+    id_slot, action = _slot_id(request.match_info["id_slot"]), query_text(request, "action")
+    if action == "erase":
+        async with serving.engine.use() as loaded:
+            return json_response({"id_slot": id_slot, "n_erased": await loaded.erase_slot(id_slot)})
+    if action not in ("save", "restore"):
+        raise InvalidRequest("Invalid action")
+    name = await _file_name(request)
+    path = Path(directory, name)
+    async with serving.engine.use() as loaded:
+        if action == "save":
+            done = await loaded.save_slot(id_slot, path)
+            counts = {"n_saved": done.n_tokens, "n_written": done.n_bytes, "timings": {"save_ms": done.milliseconds}}
+        else:
+            done = await loaded.restore_slot(id_slot, path)
+            counts = {"n_restored": done.n_tokens, "n_read": done.n_bytes, "timings": {"restore_ms": done.milliseconds}}
+    return json_response({"id_slot": id_slot, "filename": name, **counts})
+
+
+def _slot_id(text: str) -> int:
+    if not re.fullmatch(r"[+-]?[0-9]{1,9}", text):
+        raise InvalidRequest("Invalid slot ID")
+    return int(text)
+
+
+async def _file_name(request: web.Request) -> str:
+    fields = Fields(await read_object(request))
+    if fields.body.get("filename") is None:
+        raise InvalidRequest('"filename" is required')
+    name = fields.string("filename", default="")
+    if not is_safe_name(name):
+        raise InvalidRequest("Invalid filename")
+    return name

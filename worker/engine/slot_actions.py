@@ -1,0 +1,39 @@
+"""Something to be done with a slot between two requests: it waits until the slot is idle.
+
+Asked for on the event loop, which awaits `result`; run or given up by the engine thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from ...presets.errors import ApiError
+from .slots import Slot
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class SlotAction(Generic[T]):
+    id_slot: int
+    function: Callable[[Slot], T]
+    result: asyncio.Future[T]
+
+    def run(self, slot: Slot) -> None:
+        if self.result.cancelled():  # whoever asked has left
+            return
+        try:
+            value = self.function(slot)
+        except ApiError as error:
+            self.fail(error)
+        else:
+            self._soon(lambda: self.result.set_result(value))
+
+    def fail(self, error: ApiError) -> None:
+        self._soon(lambda: self.result.set_exception(error))
+
+    def _soon(self, settle: Callable[[], Any]) -> None:
+        self.result.get_loop().call_soon_threadsafe(lambda: None if self.result.done() else settle())
