@@ -26,10 +26,12 @@ from ..presets.settings import Settings
 from ..presets.sources import demo_presets_path, load_presets
 from ..presets.table import VARIABLES
 from ..presets.version import BUILD_INFO, VERSION
+from ..presets.vertex import VERTEX_ENV, read_vertex
 from . import app
 from .child import worker_environ
 from .lifecycle import FAKE_LOAD_DELAY, FAKE_TIMING_ENV, Lifecycle
 from .spawn import WORKER_COMMAND
+from .watcher import watch
 from .zygote import best_launcher
 
 log = logging.getLogger("corral.router")
@@ -131,25 +133,32 @@ async def serve(settings: Settings, given: layers.Layer, environ: Mapping[str, s
         autoload=settings.models_autoload,
         load_delay=FAKE_LOAD_DELAY if is_slowed else 0.0,
     )
-    application = app.build(settings, lifecycle, read_presets, fake_timing=is_slowed)
+    vertex = read_vertex(environ)
+    if vertex is not None:
+        settings = vertex.listening(settings)
+    application = app.build(settings, lifecycle, read_presets, fake_timing=is_slowed, vertex=vertex)
     stop = asyncio.Event()
     _on_signals(stop)
     try:
         async with listen(application, settings):
             log.info("router mode: %d models, at most %s in memory", len(presets), settings.models_max or "all")
-            return await _run_until(stop, lifecycle)
+            watching = asyncio.create_task(watch(settings, read_presets, lifecycle))
+            try:
+                return await _run_until(stop, lifecycle)
+            finally:
+                watching.cancel()
     finally:
         await lifecycle.close()
 
 
 def _for_workers(environ: Mapping[str, str]) -> dict[str, str]:
-    """Keys and certificates belong to the router's door; behind it they would lock out who came in with another key."""
+    """Keys, certificates and a platform's wishes are for the router's door; keys behind it would lock out their owners."""
     own = {
         variable
         for variable, spelling in VARIABLES.items()
         if isinstance(spelling.entry, Option) and spelling.entry.router_own
     }
-    return {variable: value for variable, value in environ.items() if variable not in own}
+    return {name: value for name, value in environ.items() if name not in own and not name.startswith(VERTEX_ENV)}
 
 
 async def _run_until(stop: asyncio.Event, lifecycle: Lifecycle) -> int:

@@ -1,0 +1,70 @@
+"""Notices an edited presets file or models directory and has the sources read again, as `GET /models?reload=1` does.
+
+Started by `cli`. What the new sources mean for running models is `lifecycle`'s business; a source that cannot be read
+changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from watchfiles import Change, awatch
+
+from ..presets.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..presets.settings import Settings
+    from .handlers import ReadPresets
+    from .lifecycle import Lifecycle
+
+log = logging.getLogger("corral.router")
+
+SETTLE_MS = 200
+"""Milliseconds without a further change before the sources are read: an editor writes in several steps."""
+
+
+async def watch(settings: Settings, read_presets: ReadPresets, lifecycle: Lifecycle) -> None:
+    """Runs until it is cancelled; returns at once when there is nothing to watch."""
+    while folders := _folders(settings):
+        async for _ in awatch(*folders, watch_filter=_filter(settings), recursive=False, step=SETTLE_MS):
+            await _reload(read_presets, lifecycle)
+            if _folders(settings) != folders:
+                break
+
+
+async def _reload(read_presets: ReadPresets, lifecycle: Lifecycle) -> None:
+    try:
+        presets = await asyncio.to_thread(read_presets)
+    except ConfigError as error:
+        log.error("%s; the presets stay as they were", error)
+        return
+    log.info("the model sources have changed: %d models", len(presets))
+    await lifecycle.reload(presets)
+
+
+def _folders(settings: Settings) -> list[Path]:
+    """Folders and not the file itself, since editors and Kubernetes put a new file in its place."""
+    folders = []
+    if settings.models_preset:
+        folders.append(Path(settings.models_preset).absolute().parent)
+    if settings.models_dir:
+        models = Path(settings.models_dir).absolute()
+        folders += [models, *(sorted(models.iterdir()) if models.is_dir() else ())]
+    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+
+
+def _filter(settings: Settings) -> Callable[[Change, str], bool]:
+    presets_name = Path(settings.models_preset).name if settings.models_preset else ""
+    models = str(Path(settings.models_dir).absolute()) if settings.models_dir else ""
+
+    def concerns(change: Change, path: str) -> bool:
+        name = Path(path).name
+        if presets_name and (name == presets_name or name == "..data"):  # the link that Kubernetes swaps
+            return True
+        return bool(models) and path.startswith(models) and change is not Change.modified
+
+    return concerns
