@@ -42,6 +42,7 @@ def test_percentiles_of_a_hundred() -> None:
 def test_gaps() -> None:
     assert summary.gaps([1.0, 3.0, 6.0]) == [2.0, 3.0]
     assert summary.gaps([1.0]) == []
+    assert summary.gaps([1.0, 3.0, 6.0, 7.0, 9.0], 4.0, 6.5) == [3.0, 1.0]
 
 
 def test_rounds_are_paired_so_that_a_slow_minute_falls_on_both() -> None:

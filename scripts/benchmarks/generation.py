@@ -84,9 +84,10 @@ async def open_arrivals(program: Program, plan: Plan) -> AsyncIterator[Round]:
             prompts = [post(server.address, "/completion", completion(LONG_PROMPT, 1)) for _ in range(ARRIVING)]
             arrived = [checked(answer, 1) for answer in await asyncio.gather(*prompts)]
             flowing = [checked(answer, n_predict) for answer in await streams]
-            first, last = min(a.sent for a in arrived), max(a.first_event for a in arrived)
-            times = sorted(gap for answer in flowing for gap in gaps([t for t in answer.events[:-1] if t >= first]))
-            return {"arrivals_itl": percentile(times, 99) * 1000, "arrivals_ttft": last * 1000}
+            first = min(answer.sent for answer in arrived)
+            last = max(answer.events[0] for answer in arrived)
+            times = sorted(gap for answer in flowing for gap in gaps(answer.events[:-1], first, last))
+            return {"arrivals_itl": percentile(times, 99) * 1000, "arrivals_ttft": (last - first) * 1000}
 
         yield measure
 

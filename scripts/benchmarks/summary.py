@@ -77,6 +77,6 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
     return ordered[min(max(rank, 1), len(ordered)) - 1]
 
 
-def gaps(times: Sequence[float]) -> list[float]:
-    """Differences between neighbours."""
-    return [later - earlier for earlier, later in itertools.pairwise(times)]
+def gaps(times: Sequence[float], begin: float = -math.inf, end: float = math.inf) -> list[float]:
+    """Differences between neighbours, of those that touch the time from `begin` to `end`."""
+    return [later - earlier for earlier, later in itertools.pairwise(times) if later >= begin and earlier <= end]
