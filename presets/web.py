@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 from aiohttp import hdrs, web
@@ -41,6 +41,8 @@ PAGE_PATHS = ("/", "/index.html", "/sw.js", "/manifest.webmanifest", "/_app/vers
 """Served before the model is ready and without a key, so that a browser can show why nothing answers yet."""
 CONVERSATION_HEADER = "X-Conversation-Id"
 """Names a stream that goes on without its client and can be resumed."""
+GIVEN_BODY = "body"
+"""In a request that is part of another one: its body. Its answer must come as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,8 @@ NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 async def read_body(request: web.Request) -> bytes:
     """The whole body, decompressed. Refuses one that is too large before reading it, and one that does not get on."""
+    if GIVEN_BODY in request:
+        return cast(bytes, request[GIVEN_BODY])
     limits = request.app[LIMITS]
     if (request.content_length or 0) > limits.max_body:
         raise limits.too_large()
@@ -182,15 +186,18 @@ def _hang_up(request: web.Request) -> web.Response:
     return web.Response()
 
 
-def application(settings: Settings, *, is_ready: Callable[[], bool] = _always) -> web.Application:
+def application(
+    settings: Settings, *, is_ready: Callable[[], bool] = _always, public_paths: Sequence[str] = ()
+) -> web.Application:
     """An application whose every answer, errors included, has the manners of llama-server.
 
     In this order: CORS origin; OPTIONS answered for any path; 503 until `is_ready()`; API key; the handler.
+    `public_paths` need no key, like health.
     """
     keys = Keys(read_api_keys(settings))
     prefix = settings.api_prefix or ""
     pages = {*PAGE_PATHS, *(prefix + path for path in PAGE_PATHS)}
-    public = {*pages, *HEALTH_PATHS, *(prefix + path for path in HEALTH_PATHS)}
+    public = {*pages, *HEALTH_PATHS, *(prefix + path for path in (*HEALTH_PATHS, *public_paths))}
     preflight = {
         "Access-Control-Allow-Credentials": "true" if settings.cors_credentials else "false",
         "Access-Control-Allow-Methods": settings.cors_methods,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from ..presets.pages import page_routes
+from ..presets.vertex import Vertex
 from ..presets.web import Route, add_routes, application
 from .conversations import Conversations
 from .handlers import Handlers, ReadPresets
@@ -38,19 +39,30 @@ BY_BODY = (
 
 
 def build(
-    settings: Settings, lifecycle: Lifecycle, read_presets: ReadPresets, *, fake_timing: bool = False
+    settings: Settings,
+    lifecycle: Lifecycle,
+    read_presets: ReadPresets,
+    *,
+    fake_timing: bool = False,
+    vertex: Vertex | None = None,
 ) -> web.Application:
     """The application, which also owns the connections to the workers. Raises ConfigError."""
     upstream = Upstream(timeout=settings.timeout or None)
     conversations = Conversations()
     proxy = Proxy(lifecycle, upstream, conversations, prefix=settings.api_prefix or "", fake_timing=fake_timing)
     handlers = Handlers(settings, lifecycle, proxy, read_presets)
-    app = application(settings)
-    add_routes(app, settings, _own_routes(handlers))
+    app = application(settings, public_paths=vertex.public_paths() if vertex else ())
+    answered = [
+        *_own_routes(handlers),
+        *(("GET", path, proxy.by_query) for path in BY_QUERY),
+        *(("POST", path, proxy.by_body) for path in BY_BODY),
+    ]
+    add_routes(app, settings, answered)
     add_routes(app, settings, _stream_routes(Streams(lifecycle, proxy, conversations)))
-    add_routes(app, settings, [("GET", path, proxy.by_query) for path in BY_QUERY])
-    add_routes(app, settings, [("POST", path, proxy.by_body) for path in BY_BODY])
     add_routes(app, settings, page_routes(settings, files(__package__).joinpath("page.html").read_text("utf-8")))
+    if vertex is not None:
+        at_once = [route for route in answered if route[2] != handlers.events]
+        vertex.serve(app, settings, at_once, handlers.health)
 
     async def close_lifecycle(_: web.Application) -> None:
         """Once nothing new is accepted: ends waiting requests and event streams, then the workers with theirs."""

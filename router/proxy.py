@@ -19,7 +19,7 @@ from aiohttp import hdrs, web
 from multidict import CIMultiDict
 
 from ..presets.errors import ApiError, InvalidRequest, Unavailable, UpstreamGone
-from ..presets.web import CONVERSATION_HEADER, LIMITS, encode_json, query_text, read_body
+from ..presets.web import CONVERSATION_HEADER, GIVEN_BODY, LIMITS, encode_json, query_text, read_body
 from .connection import CutOff, Died, Header, Reply, Unreachable
 from .conversations import Conversation, Conversations
 from .lifecycle import Lifecycle
@@ -140,8 +140,8 @@ class Proxy:
         reply = await self._send(request, lease, body.data)
         body.data = b""
         try:
-            if reply.complete:
-                return _whole(reply, await reply.read())
+            if reply.complete or GIVEN_BODY in request:
+                return _whole(reply, await _read_all(reply))
             return await _stream(request, reply, lease.model, patience)
         except ConnectionError:
             if conversation is not None and conversation.outlives_client:

@@ -174,20 +174,11 @@ class Programs:
     ) -> Program:
         """A worker by itself; `model` is a file of the models directory, or None when `args` say it all."""
         port = str(free_port())
+        return self.start([*self.worker_command(model), "--port", port, *args], address=port, env=env, wait=wait)
+
+    def worker_command(self, model: str | None) -> list[str]:
         chosen = ["--model", str(self.models / model)] if model else []
-        argv = [
-            sys.executable,
-            "-P",
-            "-m",
-            "llama_corral.worker",
-            *chosen,
-            "--host",
-            "127.0.0.1",
-            "--port",
-            port,
-            *args,
-        ]
-        return self.start(argv, address=port, env=env, wait=wait)
+        return [sys.executable, "-P", "-m", "llama_corral.worker", *chosen, "--host", "127.0.0.1"]
 
     def gateway(
         self,

@@ -7,6 +7,7 @@ from html import escape
 from aiohttp import web
 
 from ..presets.pages import page_routes
+from ..presets.vertex import Vertex
 from ..presets.web import Route, add_routes, application
 from .api import (
     adapters,
@@ -78,15 +79,18 @@ COMPUTING: list[Route] = [
 ]
 
 
-def build(serving: Serving) -> web.Application:
+def build(serving: Serving, vertex: Vertex | None = None) -> web.Application:
     """Raises ConfigError for options of the HTTP side that cannot be."""
     settings = serving.settings
     slot_actions.check_directory(settings.slot_save_path)
-    app = application(settings, is_ready=lambda: serving.is_ready)
+    public_paths = vertex.public_paths() if vertex else ()
+    app = application(settings, is_ready=lambda: serving.is_ready, public_paths=public_paths)
     app[SERVING] = serving
     app[ACTIVE] = ActiveCompletions()
     app.cleanup_ctx.append(resumable.sessions)
     add_routes(app, settings, [(method, path, resumable.resumable(handler)) for method, path, handler in STREAMING])
     add_routes(app, settings, [*MONITORING, *RESUMING, *COMPUTING, *later.ROUTES])
     add_routes(app, settings, page_routes(settings, PAGE.format(name=escape(serving.name)), serving.name))
+    if vertex is not None:
+        vertex.serve(app, settings, [*MONITORING, *STREAMING, *COMPUTING, *later.ROUTES], monitoring.health)
     return app

@@ -22,6 +22,7 @@ from ..presets.layers import notices, settings_from
 from ..presets.listen import listen
 from ..presets.settings import Settings
 from ..presets.transfer import Progress
+from ..presets.vertex import read_vertex
 from .api.monitoring import model_entry
 from .api.serving import Serving
 from .app import build
@@ -62,8 +63,11 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 async def _live(settings: Settings, environ: Mapping[str, str], lifeline: Lifeline) -> int:
     stopping = _asked_to_stop(lifeline)
+    vertex = read_vertex(environ)
+    if vertex is not None:
+        settings = vertex.listening(settings)
     serving = Serving(settings, environ)
-    async with listen(build(serving), settings):
+    async with listen(build(serving, vertex), settings):
         loading = asyncio.create_task(_load(serving, environ, lifeline))
         asked = asyncio.create_task(stopping.wait())
         await asyncio.wait({loading, asked}, return_when=asyncio.FIRST_COMPLETED)
