@@ -1,17 +1,15 @@
 """Which tokens a grammar allows, found without asking it about every one.
 
-A grammar forbids a token as soon as it forbids the way the token begins. So it is asked about single bytes first, then
-about pairs of bytes, and about whole tokens only where both are allowed: between the parts of a JSON text that leaves a
-few of a large vocabulary. Inside of a string nearly all tokens are allowed; there the likeliest ones suffice when
-`top_k` is going to drop all others anyway. Either way the samplers see what they would have seen.
+A grammar that forbids a token forbids every token that begins with it. So it is asked about the shortest ones first,
+and about longer ones only where their beginning is allowed: between the parts of a JSON text that leaves a few of a
+large vocabulary. Inside of a string nearly all tokens are allowed; there the likeliest ones suffice when `top_k` is
+going to drop all others anyway. Either way the samplers see what they would have seen.
 """
 
 from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -28,8 +26,8 @@ CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)
 SMALL_VOCAB = 4096
 """Up to here a grammar is faster asked about all tokens at once."""
 
-MANY = 4096
-"""If more tokens than this may be allowed, the likeliest ones are tried before the others."""
+MANY = 1024
+"""Before more tokens than this are asked about at once, the likeliest ones are tried."""
 
 _LIKELIEST = 8
 """Tried for each one that `top_k` keeps."""
@@ -39,66 +37,56 @@ _BEYOND_ASCII = re.compile(r"[^\x00-\x7F]|\\u|\\U|\\x[89A-Fa-f]")
 
 
 def prunable(grammar: str) -> bool:
-    """Whether the first byte decides: not if tokens are named, nor if characters beyond ASCII are excluded."""
+    """Whether a token's beginning decides: not if tokens are named, nor if characters beyond ASCII are excluded, since
+    llama.cpp then forbids the first byte of all characters like them."""
     if re.search("[<!]", _LITERAL.sub("", grammar)):
         return False
     return not any(_BEYOND_ASCII.search(found) for found in _LITERAL.findall(grammar) if found.startswith("[^"))
 
 
-@dataclass(frozen=True, slots=True)
-class _Below:
-    """The tokens that begin with a certain byte."""
-
-    asked: Ids
-    pairs: dict[int, Ids]  # of those asked, the ones that are two bytes, with the tokens that begin with both
-    size: int
-
-
-class _ByteTree:
-    """A vocabulary by the first two bytes of its tokens."""
+class _PrefixTree:
+    """Each token below the longest other one that it begins with."""
 
     def __init__(self, vocab: Vocab) -> None:
-        single = vocab.byte_tokens
-        by_byte: dict[int, list[int]] = {}
-        alone: list[int] = []
-        for token in range(vocab.n_vocab):
-            piece = vocab.piece(token)
-            if vocab.is_eog(token) or (piece and piece[0] not in single):
-                alone.append(token)
-            elif piece and token != single[piece[0]]:
-                by_byte.setdefault(piece[0], []).append(token)
-        self.first = _ids([*single.values(), *alone])
-        self.below = {single[byte]: _below(tokens, vocab) for byte, tokens in by_byte.items()}
+        pieces = [vocab.piece(token) for token in range(vocab.n_vocab)]
+        ends = {token for token in range(vocab.n_vocab) if vocab.is_eog(token)}
+        first: dict[bytes, int] = {}
+        for token, piece in enumerate(pieces):
+            if piece and token not in ends:
+                first.setdefault(piece, token)
+        parents = np.full(vocab.n_vocab, -1, np.int32)
+        for token, piece in enumerate(pieces):
+            if token in ends:
+                continue
+            if not piece:
+                parents[token] = token  # llama.cpp never allows it
+            elif first[piece] != token:
+                parents[token] = first[piece]
+            else:
+                parents[token] = next(
+                    (first[piece[:n]] for n in range(len(piece) - 1, 0, -1) if piece[:n] in first), -1
+                )
+        self.roots: Ids = np.flatnonzero(parents == -1).astype(np.int32)
+        placed = np.flatnonzero((parents >= 0) & (parents != np.arange(vocab.n_vocab))).astype(np.int32)
+        self._children: Ids = placed[np.argsort(parents[placed], kind="stable")]
+        self._counts = np.bincount(parents[placed], minlength=vocab.n_vocab)
+        self._starts = np.cumsum(self._counts) - self._counts
+
+    def below(self, tokens: Ids) -> Ids:
+        counts = self._counts[tokens]
+        ends = np.cumsum(counts)
+        places = np.repeat(self._starts[tokens] - ends + counts, counts) + np.arange(ends[-1] if len(ends) else 0)
+        return self._children[places]
 
 
-def _below(tokens: list[int], vocab: Vocab) -> _Below:
-    double: dict[bytes, int] = {}
-    for token in tokens:
-        if len(piece := vocab.piece(token)) == 2:
-            double.setdefault(piece, token)
-    asked: list[int] = []
-    pairs: dict[int, list[int]] = {}
-    for token in tokens:
-        pair = double.get(vocab.piece(token)[:2], token)
-        if pair == token:
-            asked.append(token)
-        else:
-            pairs.setdefault(pair, []).append(token)
-    return _Below(_ids(asked), {pair: _ids(members) for pair, members in pairs.items()}, len(tokens))
+_trees: WeakKeyDictionary[Vocab, _PrefixTree] = WeakKeyDictionary()
 
 
-def _ids(tokens: list[int]) -> Ids:
-    return np.array(tokens, np.int32)
-
-
-_trees: WeakKeyDictionary[Vocab, _ByteTree] = WeakKeyDictionary()
-
-
-def _tree(vocab: Vocab) -> _ByteTree:
+def _tree(vocab: Vocab) -> _PrefixTree:
     """Made once a model, when it is first needed."""
     tree = _trees.get(vocab)
     if tree is None:
-        tree = _trees[vocab] = _ByteTree(vocab)
+        tree = _trees[vocab] = _PrefixTree(vocab)
     return tree
 
 
@@ -117,23 +105,23 @@ class Narrowing:
 
     def allowed(self, logits: NDArray[np.float32]) -> Ids:
         """The allowed tokens, or the likeliest of them, at least `top_k`."""
-        found = self._ask(self._tree.first)
-        begun = [below for token in found.tolist() if (below := self._tree.below.get(token))]
-        n, n_possible = self._top_k * _LIKELIEST, sum(below.size for below in begun)
         self.is_partial = False
-        if 0 < n < len(logits) and n_possible > self._many:
-            likeliest = self._ask(np.argpartition(-logits, n)[:n].astype(np.int32))
-            if len(likeliest) >= self._top_k:
+        found: list[Ids] = []
+        asked = self._tree.roots
+        while len(asked):
+            if len(asked) > self._many and found and (likeliest := self._likeliest(logits)) is not None:
                 self.is_partial = True
                 return likeliest
-        return np.sort(np.concatenate([found, *(part for below in begun for part in self._allowed_below(below))]))
+            found.append(self._ask(asked))
+            asked = self._tree.below(found[-1])
+        return np.sort(np.concatenate(found))
 
-    def _allowed_below(self, below: _Below) -> Iterator[Ids]:
-        second = self._ask(below.asked)
-        yield second
-        behind = [below.pairs[token] for token in second.tolist() if token in below.pairs]
-        if behind:
-            yield self._ask(np.concatenate(behind))
+    def _likeliest(self, logits: NDArray[np.float32]) -> Ids | None:
+        n = self._top_k * _LIKELIEST
+        if not 0 < n < len(logits):
+            return None
+        allowed = self._ask(np.argpartition(-logits, n)[:n].astype(np.int32))
+        return allowed if len(allowed) >= self._top_k else None
 
     def _ask(self, tokens: Ids) -> Ids:
         n = len(tokens)
