@@ -28,6 +28,21 @@ def test_embeddings_in_one_batch_equal_those_alone(models: Path) -> None:
     run(test())
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_inputs_of_different_length_do_not_spoil_each_other(models: Path, pooling: str) -> None:
+    async def test() -> None:
+        texts = ["the fox and the dog and the sea", "hi", "a lazy dog sleeps", "horses stand by the fence", "x y"]
+        settings = {"embeddings": True, "pooling": pooling, "parallel": 4, "kv_unified": False}
+        async with running(models / "tiny-llama.gguf", **settings) as engine, engine.use() as loaded:
+            alone = {text: await vectors(loaded, text) for text in texts}
+            for first in range(len(texts)):
+                order = [*texts[first:], *texts[:first]] * 2
+                for text, found in zip(order, await asyncio.gather(*(vectors(loaded, t) for t in order)), strict=True):
+                    assert found[0] == pytest.approx(alone[text][0], abs=1e-4)
+
+    run(test())
+
+
 def test_an_embedding_needs_a_batch_as_long_as_its_input(models: Path) -> None:
     async def test() -> None:
         settings = {"embeddings": True, "ubatch_size": 16, "ctx_size": 512}

@@ -34,13 +34,13 @@ async def _embed(request: web.Request, *, openai: bool) -> web.StreamResponse:
     serving = request.app[SERVING]
     if not (serving.settings.embeddings or serving.settings.reranking):
         raise NotSupported("This server does not support embeddings. Start it with `--embeddings`")
+    if openai and serving.info.pooling == "none":
+        raise InvalidRequest("Pooling type 'none' is not OAI compatible. Please use a different pooling type")
     body = await read_object(request)
     fields = Fields(body)
     name, wanted = fields.find("input", "content")
     if wanted is None:
         raise InvalidRequest('"input" or "content" must be provided')
-    if openai and serving.info.pooling == "none":
-        raise InvalidRequest("Pooling type 'none' is not OAI compatible. Please use a different pooling type")
     openai = openai and name == "input"  # a client that says "content" expects llama-server's own answer
     as_base64 = _wants_base64(fields)
     normalize = fields.integer("embd_normalize", default=serving.settings.embd_normalize, low=-1)
@@ -83,6 +83,8 @@ def _tokenize_entry(entry: object, vocab: Tokenizer) -> list[int]:
         if not isinstance(parts, list):
             raise InvalidRequest('"content" must be an array')
         entry = "".join(map(read_text_part, parts))
+    elif entry == []:
+        return []
     return tokenize_prompt(entry, vocab)
 
 

@@ -93,7 +93,8 @@ class Compute:
             batch.add_rows([s.sampled for s in streams], [len(s.tokens) for s in streams], plan.generating)
             for slot in streams:
                 slot.last_turn = self._n_batches
-        prompts = [self._fill_prompt(slots[i], n, plan.kind == "embedding") for i, n in plan.prompts]
+        order = _one_by_one(plan.prompts) if plan.kind == "embedding" else plan.prompts
+        prompts = [self._fill_prompt(slots[i], n, plan.kind == "embedding") for i, n in order]
         return Filled(plan, streams, prompts)
 
     def _fill_prompt(self, slot: Slot, n: int, output: bool) -> PromptRun:
@@ -175,3 +176,11 @@ class Compute:
             if not self._context.keep_first(slot.id, n):
                 self._context.forget(slot.id)
                 slot.tokens = []
+
+
+def _one_by_one(prompts: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
+    """With a split KV pool llama.cpp computes neighbouring sequences side by side, as long as the shortest of them has
+    tokens, and pools what is left of the others by itself: a wrong vector, which llama-server returns. It takes for
+    neighbours what stands in rising order, so they stand in falling order.
+    """
+    return sorted(prompts, reverse=True)
