@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from pathlib import Path
 
 import pytest
 from engine_tools import ask, run, running
 from llama_corral.presets.control import Report
-from llama_corral.presets.errors import ApiError
+from llama_corral.presets.errors import ApiError, ServerFault
 from llama_corral.worker.engine.messages import Sampling
 
 
@@ -57,5 +58,24 @@ def test_closing_ends_what_runs(llama: Path) -> None:
             await request.until(bool)
             await engine.close()
             assert isinstance(await request.error(), ApiError)
+
+    run(test())
+
+
+def test_a_model_that_cannot_wake_says_so_and_may_wake_later(llama: Path, tmp_path: Path) -> None:
+    async def test() -> None:
+        file = tmp_path / "model.gguf"
+        shutil.copy(llama, file)
+        async with running(file, sleep_idle_seconds=1) as engine:
+            while not engine.is_sleeping:  # noqa: ASYNC110 - the report comes with it, but has no event of its own here
+                await asyncio.sleep(0.02)
+            file.rename(tmp_path / "away.gguf")
+            with pytest.raises(ServerFault, match="could not be loaded again: .*No such file"):
+                async with engine.use():
+                    pass
+            assert engine.is_sleeping
+            (tmp_path / "away.gguf").rename(file)
+            async with engine.use() as loaded:
+                assert (await ask(loaded).one()).n_decoded == 16
 
     run(test())
