@@ -70,7 +70,7 @@ def test_a_model_that_cannot_wake_says_so_and_may_wake_later(llama: Path, tmp_pa
             while not engine.is_sleeping:  # noqa: ASYNC110 - the report comes with it, but has no event of its own here
                 await asyncio.sleep(0.02)
             file.rename(tmp_path / "away.gguf")
-            with pytest.raises(ServerFault, match="could not be loaded again: .*No such file"):
+            with pytest.raises(ServerFault, match=r"could not be loaded again: .*No such file"):
                 async with engine.use():
                     pass
             assert engine.is_sleeping
