@@ -54,7 +54,7 @@ CHAT = Plan(
     "A tiny chat model for demonstration: simple facts, small numbers, small talk, llama-corral",
     Shape(n_layer=6, n_embd=192, n_head=6, n_head_kv=3, n_ff=512, n_ctx=1024),
     n_vocab=1536,
-    steps=1000,
+    steps=700,
     rows=10,
 )
 STORY = Plan(
@@ -63,7 +63,7 @@ STORY = Plan(
     "A tiny storyteller for demonstration: whatever it is asked, it tells a story",
     Shape(n_layer=4, n_embd=128, n_head=4, n_head_kv=2, n_ff=352, n_ctx=1024),
     n_vocab=1024,
-    steps=1500,
+    steps=1000,
     rows=10,
 )
 

@@ -27,9 +27,10 @@ def name_of(path: Path) -> str:
 
 
 def tracked_files() -> list[Path]:
-    """What git knows; outside of a checkout, the source files."""
+    """What git knows or would take; outside of a checkout, the source files."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
-        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return SOURCES
     return [path for name in listed.split("\0") if name and (path := ROOT / name).is_file()]
