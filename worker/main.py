@@ -39,6 +39,8 @@ else:
 log = logging.getLogger("corral.worker")
 
 OK, FAILED = 0, 1
+TIDY_AFTER_S = 1.0
+"""A collection takes some milliseconds, for which the first request need not wait."""
 STAGES = ["download", "text_model"]
 
 
@@ -111,11 +113,15 @@ async def _load(serving: Serving, environ: Mapping[str, str], lifeline: Lifeline
     await engine.load()
     async with engine.use() as loaded:
         serving.learn(engine, loaded)
-    gc.collect()
-    gc.freeze()  # what is here stays: collections need not look at it again
+    asyncio.get_running_loop().call_later(TIDY_AFTER_S, _tidy)
     lifeline.report(Report("ready", model_entry(serving)))
     log.info("model %s is ready: %d slots of %d tokens", serving.name, serving.info.n_slots, serving.info.n_ctx)
     return engine
+
+
+def _tidy() -> None:
+    gc.collect()
+    gc.freeze()  # what is here stays: collections need not look at it again
 
 
 def _refuse_later_files(files: ModelFiles) -> None:

@@ -11,7 +11,8 @@ import logging
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from ...presets.errors import ServerFault
@@ -77,9 +78,10 @@ class EngineThread(threading.Thread):
         model = Model(options, lambda value: self._soon(self._on_progress, value))
         context = None
         try:
-            adapters = Adapters(model, self._scales)
-            context = Context(model)
-            apply_control_vectors(context)
+            with _beside(lambda: model.vocab.eog_tokens):
+                adapters = Adapters(model, self._scales)
+                context = Context(model)
+                apply_control_vectors(context)
         except BaseException:
             if context is not None:
                 context.close()
@@ -124,6 +126,17 @@ class EngineThread(threading.Thread):
             self._loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:
             log.debug("the event loop has ended")
+
+
+@contextmanager
+def _beside(work: Callable[[], object]) -> Iterator[None]:
+    """Does what keeps the GIL while the block waits for calls that do not."""
+    thread = threading.Thread(target=work, name="beside")
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def _succeed(future: asyncio.Future[T], result: T) -> None:

@@ -108,8 +108,9 @@ class Vocab:
 
     @cached_property
     def eog_tokens(self) -> tuple[int, ...]:
-        """Every token that ends a generation: what `ignore_eos` forbids."""
-        return tuple(token for token in range(self.n_vocab) if self.is_eog(token))
+        """Every token that ends a generation: what `ignore_eos` forbids. To know them takes a look at every token."""
+        is_eog, pointer = fast.is_eog, self.pointer
+        return tuple([token for token in range(self.n_vocab) if is_eog(pointer, token)])
 
     @cached_property
     def suppressed_tokens(self) -> tuple[int, ...]:
