@@ -254,3 +254,12 @@ def test_a_conversation_that_moves_to_another_model_ends_at_the_first(server: Pr
     sent = ask(server, "two", "moved", CHAT)
     assert server.client.get("/v1/stream?conv_id=moved").content == sent.content
     wait_until(lambda: is_idle(server, "one"), "the first request to end")
+
+
+def test_a_router_that_is_asked_to_stop_does_not_wait_for_abandoned_streams(programs: Programs) -> None:
+    gateway = programs.gateway(presets=TINY)
+    asyncio.run(hang_up(int(gateway.address), "/completion", {**ENDLESS, "model": "one"}, "left", read=15))
+    assert lookup(gateway, "left")["left"]["is_done"] is False
+    assert gateway.stop() == 0
+    assert "Traceback" not in gateway.log_text
+    assert "never retrieved" not in gateway.log_text

@@ -278,7 +278,8 @@ def test_errors(server: Program, query: str, status: int, message: str) -> None:
     assert (error["code"], error["message"]) == (status, message)
     assert server.client.delete("/v1/stream").status_code == 400
     assert server.client.post("/v1/streams/lookup", content=b"{").status_code == 400
-    assert server.client.post("/v1/streams/lookup", json={"conversation_ids": "errors"}).json() == []
+    for nothing in ({"conversation_ids": "errors"}, {"conversation_ids": [7]}, {}, []):
+        assert server.client.post("/v1/streams/lookup", json=nothing).json() == []
 
 
 def test_the_first_bytes_of_a_very_long_stream_are_lost(server: Program) -> None:
@@ -288,3 +289,12 @@ def test_the_first_bytes_of_a_very_long_stream_are_lost(server: Program) -> None
     error = server.client.get("/v1/stream?conv_id=long").json()["error"]
     assert (error["code"], error["message"]) == (400, "Stream offset lost, please restart")
     assert replay(server, "long", len(sent.content) - 5000) == sent.content[-5000:]
+
+
+def test_a_worker_that_is_asked_to_stop_does_not_wait_for_abandoned_streams(programs: Programs) -> None:
+    program = programs.worker("--ctx-size", "65536", "--threads", "1", "--parallel", "1")
+    leave_midway(program, "left", ENDLESS)
+    assert lookup(program, "left")[0]["is_done"] is False
+    assert program.stop() == 0
+    assert "Traceback" not in program.log_text
+    assert "never retrieved" not in program.log_text

@@ -14,7 +14,7 @@ from typing import Any
 from aiohttp import web
 
 from ...presets.errors import InvalidRequest, NotFound
-from ...presets.web import CONVERSATION_HEADER, Handler, event_stream, json_response, query_text, read_object
+from ...presets.web import CONVERSATION_HEADER, Handler, event_stream, json_response, query_text, read_json
 from .stream_sessions import OffsetLost, StreamSession, StreamSessions
 
 SESSIONS = web.AppKey("sessions", StreamSessions)
@@ -137,7 +137,8 @@ async def stop(request: web.Request) -> web.StreamResponse:
 
 
 async def look_up(request: web.Request) -> web.StreamResponse:
-    given = (await read_object(request)).get("conversation_ids")
+    body = await read_json(request)
+    given = body.get("conversation_ids") if isinstance(body, dict) else None
     wanted = [name for name in given if isinstance(name, str) and name] if isinstance(given, list) else []
     return json_response([_shown(session) for session in request.app[SESSIONS].of(wanted)])
 
