@@ -9,8 +9,6 @@ from .values import KvType, NotZero, OnOffAuto, Switch
 
 _AFFINITY = "the bindings reach no thread pool: start it under taskset instead"
 _SCHEDULING = "the bindings reach no thread pool: a hint that changes no result"
-_LATER_CACHE = "prompts are kept in their slots only so far, there is no cache in host memory yet"
-_LATER_CHECKPOINTS = "no context checkpoints yet: a prompt that a sliding window has left is computed again"
 
 
 class ContextOptions(OptionGroup):
@@ -101,7 +99,6 @@ class ContextOptions(OptionGroup):
         env="CACHE_REUSE",
         hint="N",
         limits=within(ge=0),
-        notice="only a common beginning is reused so far, not shifted pieces",
     )
     cache_ram: int = option(
         8192,
@@ -110,16 +107,12 @@ class ContextOptions(OptionGroup):
         env="CACHE_RAM",
         hint="MIB",
         limits=within(ge=-1),
-        built=(0,),
-        notice=_LATER_CACHE,
     )
     cache_idle_slots: Switch = option(
         True,
         "--cache-idle-slots",
         "move idle slots to the host memory cache",
         env="CACHE_IDLE_SLOTS",
-        built=(False,),
-        notice=_LATER_CACHE,
     )
     swa_checkpoints: int = option(
         32,
@@ -128,8 +121,6 @@ class ContextOptions(OptionGroup):
         env="CTX_CHECKPOINTS",
         hint="N",
         limits=within(ge=0),
-        built=(0,),
-        notice=_LATER_CHECKPOINTS,
     )
     checkpoint_min_step: int = option(
         8192,
@@ -138,7 +129,6 @@ class ContextOptions(OptionGroup):
         env="CHECKPOINT_MIN_SPACING_NT",
         hint="N",
         limits=within(ge=0),
-        notice=_LATER_CHECKPOINTS,
     )
     slot_prompt_similarity: float = option(
         0.1,

@@ -196,7 +196,6 @@ def test_asking_for_nothing_unbuilt_is_fine(argv: list[str]) -> None:
         (["--perf"], "--perf"),
         (["--defrag-thold", "0.1"], "--defrag-thold"),
         (["--threads-http", "4"], "--threads-http"),
-        (["--cache-ram", "1024"], "--cache-ram"),
         (["--backend_sampling"], "--backend-sampling"),
         (["--draft-max", "16"], "--spec-draft-n-max"),
         (["--prio", "2"], "--prio"),

@@ -155,6 +155,32 @@ class Context:
         C.llama_memory_seq_rm(self.memory, sequence, to, begin)
         C.llama_memory_seq_add(self.memory, sequence, begin, end, to - begin)
 
+    @property
+    def goes_back(self) -> bool:
+        """Whether a sequence can be cut anywhere: recurrent memories know their latest state only."""
+        model = self.model.pointer
+        return not (C.llama_model_is_recurrent(model) or C.llama_model_is_hybrid(model))
+
+    def state_size(self, sequence: int) -> int:
+        return int(C.llama_state_seq_get_size_ext(self.pointer, sequence, 0))
+
+    def read_state(self, sequence: int, *, part: bool = False) -> NDArray[np.uint8] | None:
+        """A copy of all that the sequence holds, or only of what cannot be cut. None: no host memory is left for it."""
+        flags = C.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if part else 0
+        n_bytes = C.llama_state_seq_get_size_ext(self.pointer, sequence, flags)
+        try:
+            state = np.empty(n_bytes, np.uint8)
+        except MemoryError:
+            return None
+        n_read = C.llama_state_seq_get_data_ext(self.pointer, _bytes_of(state), n_bytes, sequence, flags)
+        return state if n_read == n_bytes else None
+
+    def write_state(self, sequence: int, state: NDArray[np.uint8], *, part: bool = False) -> bool:
+        """False: there was no room, or it is no state; then what the sequence holds is unknown."""
+        flags = C.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if part else 0
+        n = C.llama_state_seq_set_data_ext(self.pointer, _bytes_of(state), state.nbytes, sequence, flags)
+        return bool(n == state.nbytes)
+
     def first_position(self, sequence: int) -> int:
         return -1 if self.memory is None else int(fast.seq_pos_min(self.memory, sequence))
 
@@ -191,6 +217,10 @@ def _unfit_to_rank(model: Model) -> str | None:
     if vocab.eos < 0 and vocab.sep < 0 and model.template("rerank") is None:
         return "it has no EOS token, no SEP token and no rerank template"
     return None
+
+
+def _bytes_of(array: NDArray[np.uint8]) -> Any:
+    return ctypes.cast(array.ctypes.data, ctypes.POINTER(ctypes.c_ubyte))
 
 
 def _copy(pointer: int | None, n: int) -> NDArray[np.float32] | None:

@@ -10,25 +10,22 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ...presets.errors import ApiError, ServerFault
-from .activation import activation
 from .adapters import Adapters
 from .compute import Compute, Computed, Filled, Lost
 from .context import Context
 from .counters import Counters
 from .embedding import embedded
 from .jobs import EmbeddingTask, GenerationTask, Job, tasks_of
+from .memory import Memory
 from .messages import Begun, Event, Failed, Generation, Progress, TokenProbs
 from .model import Model
 from .probabilities import after_sampling, before_sampling
-from .reuse import reusable_prefix
 from .scheduler import History, Kind, Limits, Work, choose_slot, plan
 from .shifting import shift, tokens_kept
 from .slot_actions import SlotAction
-from .slot_files import SlotFile, restore
 from .slots import Slot, SlotState
 
 log = logging.getLogger("corral.engine")
@@ -43,6 +40,7 @@ class Core:
         self.model, self.context, self.adapters, self.options = model, context, adapters, model.options
         self.slots = [Slot(i, context.n_ctx_slot) for i in range(self.options.n_slots)]
         self.compute = Compute(context, adapters, self.slots)
+        self.memory = Memory(model, context, adapters, self.slots)
         self.waiting: deque[Job] = deque()
         self._actions: list[SlotAction[Any]] = []
         self.published = counters.copy()
@@ -83,7 +81,7 @@ class Core:
             action.fail(error)
         self._actions.clear()
         for slot in self.slots:
-            self._clear(slot)
+            self.memory.clear(slot)
         self._emit()
 
     def step(self) -> None:
@@ -94,9 +92,10 @@ class Core:
         batch_plan = plan(self._work(), self._limits(), self._history)
         if batch_plan is not None:
             self._history = self._history.after(batch_plan.group)
+            self.memory.make_checkpoints(batch_plan.prompts)
             filled = self.compute.fill(batch_plan)
             try:
-                for part in self.compute.decode(filled, self._forget_idle_slot):
+                for part in self.compute.decode(filled, self.memory.forget_idle_slot):
                     self._account(filled, part)
                     self._sample(filled, part)
             except Lost as error:
@@ -114,6 +113,8 @@ class Core:
 
     def _admit(self) -> None:
         """First those who want a certain slot, then in order of arrival. Who needs several slots holds up the rest."""
+        for slot in self.memory.done_waiting():
+            self._begin_prompt(slot)
         if not self.waiting or self._n_busy == len(self.slots):
             return
         bound = [job for job in self.waiting if job.id_slot >= 0]
@@ -135,23 +136,29 @@ class Core:
         others = [slot for slot in self.slots if slot.idle and slot.id != chosen][: job.n_choices - 1]
         if chosen is None or len(others) < job.n_choices - 1:
             return False
-        # here a host-memory prompt cache would save what the slot is about to lose, and look for something better
         try:
             tasks = tasks_of(job, self.model.vocab, self.options.n_predict, self.options.special)
         except ApiError as error:
             self._fail(job, error)
             return True
-        for slot, task in zip((self.slots[chosen], *others), tasks, strict=True):
+        first = self.slots[chosen]
+        self.memory.exchange(first, job, facts[chosen])
+        for slot, task in zip((first, *others), tasks, strict=True):
             slot.begin(task)
             self._n_busy += 1
-        self._begin_prompt(self.slots[chosen], job)
+        self._begin_prompt(first)
+        self.memory.save_idle_slots()
         return True
 
-    def _begin_prompt(self, slot: Slot, job: Job) -> None:
-        n_past = reusable_prefix(slot, job.request, job.activation, self.context, self.model.n_swa)
-        del slot.tokens[n_past:]
-        slot.activation = job.activation
+    def _begin_prompt(self, slot: Slot) -> None:
+        """Or not yet, when another slot is just computing the same beginning."""
         task = slot.task
+        assert task is not None
+        job = task.job
+        if not self.memory.share(slot, job):
+            return
+        n_past = self.memory.recall(slot, job)
+        slot.move(SlotState.PROMPT)
         if not isinstance(task, GenerationTask):
             return
         self._counters.prompt_tokens_cached += n_past
@@ -170,6 +177,9 @@ class Core:
             if task.job.n_choices > 1:
                 self._fail(task.job, ServerFault("context shift cannot be used for shared prompt"))
                 continue
+            if not self.memory.own_cells(slot):
+                self._fail(task.job, ServerFault("Context size has been exceeded."))
+                continue
             n_keep = tokens_kept(task.request.n_keep, len(task.prompt), self.model.vocab.add_bos)
             begin, end = shift(slot, self.context, n_keep, task.request.n_discard)
             task.choice.truncated = True
@@ -184,9 +194,9 @@ class Core:
             task = slot.task
             if task is None or slot.state is SlotState.WAITING:
                 continue
-            position, adapters = len(slot.tokens), slot.activation.at(len(slot.tokens))
+            adapters = slot.activation.at(len(slot.tokens))
             generating = slot.state is SlotState.GENERATING
-            n_left = 0 if generating else slot.activation.stretch(position, len(task.prompt))
+            n_left = 0 if generating else self.memory.stretch(slot, len(task.prompt))
             kind: Kind = "generation" if isinstance(task, GenerationTask) else "embedding"
             is_whole = whole and kind == "embedding"
             work.append(Work(slot.id, kind, n_left, is_whole, task.job.id, slot.last_turn, adapters))
@@ -217,16 +227,6 @@ class Core:
                 task.choice.clock.prompt_advanced(now, len(run.slot.tokens))
                 self._report_progress(run.slot, task)
 
-    def _forget_idle_slot(self) -> bool:
-        """Gives the cells of one idle slot back to the pool, if there is a pool."""
-        idle = [slot for slot in self.slots if slot.idle and slot.tokens]
-        if not idle or not self.options.kv_unified:
-            return False
-        slot = min(idle, key=lambda slot: slot.last_used)
-        log.warning("slot %d: forgetting %d tokens, because the KV pool is full", slot.id, len(slot.tokens))
-        self._clear(slot)
-        return True
-
     def _lose(self, error: Lost) -> None:
         """How much of the batch was computed is unknown: everyone at work ends here, their slots forget everything."""
         log.error("%s (llama_decode returned %d)", error, error.result)
@@ -234,7 +234,7 @@ class Core:
         for job in self._jobs():
             self._fail(job, ServerFault(str(error)))
         for slot in busy:
-            self._clear(slot)
+            self.memory.clear(slot)
 
     # -- sample --------------------------------------------------------------------------------------------------------
 
@@ -260,8 +260,7 @@ class Core:
         for slot in self.slots if task.job.n_choices > 1 else ():
             other = slot.task
             if slot.state is SlotState.WAITING and isinstance(other, GenerationTask) and other.job is task.job:
-                self.context.copy_sequence(first.id, slot.id)
-                slot.tokens, slot.activation = list(first.tokens), first.activation
+                self.memory.copy(first, slot)
                 slot.move(SlotState.GENERATING)
                 other.choice.clock = task.choice.clock.copy()
                 other.sampler.prime(slot.tokens)
@@ -322,21 +321,9 @@ class Core:
             self._counters.add_prediction(task.choice.clock.n_predicted, task.choice.clock.predicted_seconds)
             if not task.shares_prompt:
                 return
-        self._clear(slot)  # an embedding's cells serve nobody, and the first choice's slot remembers for its siblings
-
-    def restore(self, slot: Slot, path: Path) -> SlotFile:
-        """For an idle slot. Taken for computed with the adapters of requests that name none."""
-        return restore(slot, self.context, path, activation(self.adapters.scales))
-
-    def erase(self, slot: Slot) -> int:
-        """How many tokens it has forgotten. For an idle slot."""
-        n_tokens = len(slot.tokens)
-        self._clear(slot)
-        return n_tokens
-
-    def _clear(self, slot: Slot) -> None:
-        self.context.forget(slot.id)
-        slot.tokens = []
+        self.memory.clear(
+            slot
+        )  # an embedding's cells serve nobody, and the first choice's slot remembers for its siblings
 
     # -- emit ----------------------------------------------------------------------------------------------------------
 

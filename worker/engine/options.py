@@ -87,6 +87,10 @@ class EngineOptions:
     # slots
     continuous_batching: bool = True
     context_shift: bool = False
+    cache_bytes: int | None = 0  # of host memory for prompts that left their slot; None: no limit, 0: off
+    cache_idle_slots: bool = False
+    n_checkpoints: int = 0
+    checkpoint_min_step: int = 8192
     slot_prompt_similarity: float = 0.1
     n_predict: int = -1
     special: bool = False
@@ -147,6 +151,10 @@ def from_settings(settings: Settings, model: Path) -> EngineOptions:
         warmup=s.warmup,
         continuous_batching=s.cont_batching,
         context_shift=s.context_shift,
+        cache_bytes=None if s.cache_ram < 0 else s.cache_ram << 20,
+        cache_idle_slots=s.cache_idle_slots,
+        n_checkpoints=s.swa_checkpoints,
+        checkpoint_min_step=s.checkpoint_min_step,
         slot_prompt_similarity=s.slot_prompt_similarity,
         n_predict=s.n_predict,
         special=s.special,

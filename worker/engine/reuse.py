@@ -1,11 +1,13 @@
-"""How much of a new prompt a slot has already computed. Called by the engine thread when a slot begins a prompt."""
+"""How much of a new prompt a slot has already computed. Called by `memory` when a slot begins a prompt."""
 
 from __future__ import annotations
 
 from .activation import ALL, Activation
+from .checkpoints import tokens_after, usable
 from .context import Context
 from .messages import Embedding, Generation
-from .slots import Slot, common_prefix
+from .prefix import common_run
+from .slots import Slot
 
 
 def reusable_prefix(
@@ -19,38 +21,65 @@ def reusable_prefix(
     n_past = 0
     if isinstance(request, Generation) and request.cache_prompt:
         n_past = slot.common(prompt, activation)
-        if request.n_cache_reuse > 0 and context.can_shift and slot.activation.alike(activation) == ALL:
-            n_past = _shift_matching_runs(
-                slot, prompt if isinstance(prompt, list) else list(prompt), n_past, request, context
-            )
+        if _may_shift(slot, request, activation, context):
+            n_past = _shift_matching_runs(slot, list(prompt), n_past, request.n_cache_reuse, context)
         n_past = _within_memory(slot, n_past, len(prompt), context, n_swa)
+    slot.checkpoints = [checkpoint for checkpoint in slot.checkpoints if checkpoint.last <= n_past]
     if n_past == len(prompt) and n_past > 0:
         n_past -= 1
     if not context.keep_first(slot.id, n_past):
         context.forget(slot.id)
+        slot.checkpoints = []
         n_past = 0
     return n_past
 
 
 def _within_memory(slot: Slot, n_past: int, n_prompt: int, context: Context, n_swa: int) -> int:
-    """Sliding-window and recurrent memories have lost what came before their window: then nothing can be reused.
-
-    Checkpoints of such memories would be looked up here.
-    """
-    if n_past == 0:
-        return 0
+    """Sliding-window and recurrent memories have lost what came before their window: only a checkpoint leads back."""
+    if n_past == 0 or (n_past == len(slot.tokens) and n_past < n_prompt):
+        return n_past  # it goes on where it stands
     first = context.first_position(slot.id)
     needed = max(0, n_past - n_swa - (0 if n_past < n_prompt else 1))
-    return 0 if first < 0 or first >= needed else n_past
+    if 0 <= first < needed:
+        return n_past
+    checkpoint = usable(slot.checkpoints, n_past, needed) if first >= 0 else None
+    if checkpoint is None or not context.write_state(slot.id, checkpoint.state, part=True):
+        return 0
+    return tokens_after(checkpoint, n_past)
 
 
-def _shift_matching_runs(slot: Slot, prompt: list[int], n_past: int, request: Generation, context: Context) -> int:
-    """Moves later runs of equal tokens, at least `n_cache_reuse` long, to where the new prompt has them."""
+# -- pieces that have moved --------------------------------------------------------------------------------------------
+
+
+def _may_shift(slot: Slot, request: Generation, activation: Activation, context: Context) -> bool:
+    """Cells that another sequence uses as well would move for it too: their slot gets its own first."""
+    if request.n_cache_reuse <= 0 or not context.can_shift or slot.activation.alike(activation) != ALL:
+        return False
+    return make_private(slot, context)
+
+
+def make_private(slot: Slot, context: Context) -> bool:
+    """False: there is no room for cells of its own; then it remembers nothing."""
+    if not slot.shares_cells:
+        return True
+    state = context.read_state(slot.id)
+    context.forget(slot.id)
+    if state is None or not context.write_state(slot.id, state):
+        context.forget(slot.id)
+        slot.tokens, slot.checkpoints = [], []
+        return False
+    slot.shares_cells = False
+    return True
+
+
+def _shift_matching_runs(slot: Slot, prompt: list[int], n_past: int, n_least: int, context: Context) -> int:
+    """Moves later runs of equal tokens, at least `n_least` long, to where the new prompt has them."""
     old = slot.tokens
+    slot.checkpoints = [checkpoint for checkpoint in slot.checkpoints if checkpoint.last < n_past]
     head_old = head_new = n_past
     while head_old < len(old) and head_new < len(prompt):
-        n = common_prefix(old[head_old:], prompt[head_new:])
-        if n < request.n_cache_reuse:
+        n = common_run(old, head_old, prompt, head_new)
+        if n < n_least:
             head_old += 1
             continue
         context.shift(slot.id, head_old, head_old + n, head_new)

@@ -228,11 +228,11 @@ class Loaded:
         return await self._on_idle_slot(id_slot, lambda slot: save(slot, self.core.context, path))
 
     async def restore_slot(self, id_slot: int, path: Path) -> SlotFile:
-        return await self._on_idle_slot(id_slot, lambda slot: self.core.restore(slot, path))
+        return await self._on_idle_slot(id_slot, lambda slot: self.core.memory.restore(slot, path))
 
     async def erase_slot(self, id_slot: int) -> int:
         """The number of tokens it has forgotten."""
-        return await self._on_idle_slot(id_slot, self.core.erase)
+        return await self._on_idle_slot(id_slot, self.core.memory.erase)
 
     async def _on_idle_slot(self, id_slot: int, function: Callable[[Slot], T]) -> T:
         action: SlotAction[T] = SlotAction(id_slot, function, asyncio.get_running_loop().create_future())

@@ -26,8 +26,10 @@ def tokens_kept(n_keep: int, n_prompt: int, adds_bos: bool) -> int:
 
 
 def shift(slot: Slot, context: Context, n_keep: int, n_discard: int) -> tuple[int, int]:
+    """For a slot whose cells are its own."""
     begin, end = shift_range(len(slot.tokens), slot.n_ctx, n_keep, n_discard)
     context.shift(slot.id, end, len(slot.tokens), begin)
     slot.activation = slot.activation.without(begin, end)
     del slot.tokens[begin:end]
+    slot.checkpoints = []
     return begin, end

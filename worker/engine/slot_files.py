@@ -79,10 +79,10 @@ def save(slot: Slot, context: Context, path: Path) -> SlotFile:
 
 
 def restore(slot: Slot, context: Context, path: Path, activation: Activation) -> SlotFile:
-    """Raises InvalidRequest, after which the slot remembers nothing. A file knows no adapters: `activation` stands in."""
+    """Raises InvalidRequest; then the slot remembers nothing. A file knows no adapters: `activation` stands in."""
     started = time.monotonic()
     context.forget(slot.id)
-    slot.tokens = []
+    slot.remember([], activation)
     try:
         words, n_bytes = _load(slot.id, context, path)
         tokens = unpack(words)
@@ -93,7 +93,7 @@ def restore(slot: Slot, context: Context, path: Path, activation: Activation) ->
     except BrokenFile as error:
         context.forget(slot.id)
         raise InvalidRequest(f"Unable to restore slot: {error}") from None
-    slot.tokens, slot.activation = tokens, activation
+    slot.remember(tokens, activation)
     return SlotFile(slot.id, len(tokens), n_bytes, 1e3 * (time.monotonic() - started))
 
 

@@ -5,25 +5,28 @@ Owned by the engine thread. Its state moves along `TRANSITIONS` only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from .activation import BASE, Activation
-from .jobs import GenerationTask, Task
+from .checkpoints import Checkpoint
+from .jobs import Task
+from .prefix import common_prefix
 from .scheduler import SlotFacts
 
 
 class SlotState(Enum):
     IDLE = "idle"
-    WAITING = "waiting"  # a further choice, until the first one's prompt is computed
+    WAITING = "waiting"  # for what another slot computes: a shared beginning, or the prompt of the first choice
     PROMPT = "prompt"
     GENERATING = "generating"
 
 
 TRANSITIONS = {
-    SlotState.IDLE: {SlotState.WAITING, SlotState.PROMPT},
-    SlotState.WAITING: {SlotState.GENERATING, SlotState.IDLE},
+    SlotState.IDLE: {SlotState.WAITING},
+    SlotState.WAITING: {SlotState.PROMPT, SlotState.GENERATING, SlotState.IDLE},
     SlotState.PROMPT: {SlotState.GENERATING, SlotState.IDLE},
     SlotState.GENERATING: {SlotState.IDLE},
 }
@@ -33,6 +36,14 @@ class IllegalMove(Exception):
     pass
 
 
+class Leader(NamedTuple):
+    """Whom a slot waits for: until the prompt of this job has its first `n` tokens in this slot."""
+
+    slot: int
+    job: int
+    n: int
+
+
 @dataclass(slots=True)
 class Slot:
     id: int
@@ -40,6 +51,9 @@ class Slot:
     state: SlotState = SlotState.IDLE
     tokens: list[int] = field(default_factory=list)  # what the sequence memory holds, by position
     activation: Activation = BASE  # with which adapters these were computed
+    checkpoints: list[Checkpoint] = field(default_factory=list)  # oldest first
+    shares_cells: bool = False  # with another sequence, perhaps: then positions must not be moved
+    leader: Leader | None = None
     sampled: int = -1  # chosen, not yet computed
     last_turn: int = 0  # number of the batch it last took part in
     task: Task | None = None
@@ -69,25 +83,18 @@ class Slot:
         return min(common_prefix(self.tokens, prompt), self.activation.alike(activation))
 
     def begin(self, task: Task) -> None:
-        shares = isinstance(task, GenerationTask) and task.shares_prompt
-        self.move(SlotState.WAITING if shares else SlotState.PROMPT)
+        self.move(SlotState.WAITING)
         self.task = task
+
+    def remember(self, tokens: list[int], activation: Activation, checkpoints: Iterable[Checkpoint] = ()) -> None:
+        """What its sequence holds now, from the first position on."""
+        self.tokens, self.activation, self.checkpoints = tokens, activation, list(checkpoints)
 
     def release(self, now: float) -> Task | None:
         """Back to idle; what it remembers stays for the next prompt that begins alike."""
         self.move(SlotState.IDLE)
-        task, self.task = self.task, None
+        task, self.task, self.leader = self.task, None, None
         if task is not None:
             task.close()
         self.last_task, self.last_used, self.sampled = task, now, -1
         return task
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Compared block by block, since slices compare at C speed."""
-    n, block, position = min(len(a), len(b)), 256, 0
-    while position < n and list(a[position : position + block]) == list(b[position : position + block]):
-        position += block
-    while position < n and a[position] == b[position]:
-        position += 1
-    return min(position, n)

@@ -1,0 +1,71 @@
+"""Copies of what a sliding-window or recurrent memory cannot go back to: where to make them, which one to use.
+
+Pure; the rules are llama-server's. `memory` makes and loads the states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+BEFORE_END = 4
+"""Tokens of a prompt that are computed by themselves, so that there is a state from right before its end."""
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """The part of a sequence's state that covers the positions `first` … `last`, after `n_tokens` tokens."""
+
+    job: int
+    n_tokens: int
+    first: int
+    last: int
+    state: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    max_number: int
+    min_step: int
+    n_batch: int
+    n_ubatch: int
+
+    def boundaries(self, n_prompt: int) -> tuple[int, ...]:
+        """Positions at which a batch has to end."""
+        return tuple(n_prompt - min(self.n_batch, offset) for offset in (BEFORE_END + self.n_ubatch, BEFORE_END))
+
+    def wanted(self, n_prompt: int, n_now: int, n_next: int) -> bool:
+        """Before `n_next` tokens of the prompt after the first `n_now` are computed: only near its end."""
+        return self.max_number > 0 and n_now > 0 and n_prompt < n_now + n_next + self.n_ubatch
+
+    def with_another(self, checkpoints: Sequence[Checkpoint], new: Checkpoint) -> list[Checkpoint]:
+        """The list with the new one. When it is full, older prompts' that stand close together go, then the oldest."""
+        kept: list[Checkpoint] = []
+        n_left = len(checkpoints)
+        for checkpoint in checkpoints:
+            close = bool(kept) and checkpoint.n_tokens <= kept[-1].n_tokens + self.min_step
+            if close and checkpoint.job != new.job and n_left + 1 >= self.max_number:
+                n_left -= 1
+            else:
+                kept.append(checkpoint)
+        kept = kept[max(0, len(kept) - self.max_number + 1) :]
+        return [*(checkpoint for checkpoint in kept if checkpoint.n_tokens != new.n_tokens), new]
+
+
+def usable(checkpoints: Sequence[Checkpoint], n_past: int, needed: int) -> Checkpoint | None:
+    """The newest one from which a prompt can go on whose first `n_past` tokens are known.
+
+    `needed` is the first position that the next token looks back to.
+    """
+    for checkpoint in reversed(checkpoints):
+        if checkpoint.last <= n_past and (checkpoint.first < needed or checkpoint.first == 0):
+            return checkpoint
+    return None
+
+
+def tokens_after(checkpoint: Checkpoint, n_past: int) -> int:
+    """How many tokens of the prompt are there once it is loaded."""
+    return min(n_past, max(checkpoint.first + 1, checkpoint.last), checkpoint.n_tokens)

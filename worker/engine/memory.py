@@ -1,0 +1,207 @@
+"""What the slots remember: in their sequences, in checkpoints beside them, and in host memory once it has left them.
+
+Owned by the engine thread, through `core`, which says when; the decisions are those of `reuse`, `sharing`,
+`checkpoints` and `prompt_cache`. It changes a slot's tokens and whom it waits for, never its state or its task.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from .activation import activation
+from .adapters import Adapters
+from .checkpoints import Checkpoint, Rules
+from .context import Context
+from .jobs import EmbeddingTask, GenerationTask, Job
+from .messages import Generation
+from .model import Model
+from .prefix import common_prefix
+from .prompt_cache import PromptCache, worth_a_look
+from .reuse import make_private, reusable_prefix
+from .scheduler import SlotFacts
+from .sharing import LEAST_GAIN, Candidate, choose_source
+from .slot_files import SlotFile, restore
+from .slots import Leader, Slot, SlotState
+
+log = logging.getLogger("corral.engine")
+
+COPY_COST = 16
+"""Copying a cell takes at most a sixteenth of computing it. With split KV a copy is one of all cells of a slot."""
+
+
+class Memory:
+    def __init__(self, model: Model, context: Context, adapters: Adapters, slots: Sequence[Slot]) -> None:
+        self._options = options = model.options
+        self._context, self._adapters, self._slots, self._n_swa = context, adapters, slots, model.n_swa
+        self._prompts = _prompt_cache(options.cache_bytes, context.n_ctx)
+        self._saves_idle_slots = options.cache_idle_slots and self._prompts is not None
+        if self._saves_idle_slots:
+            log.debug("__TEST_TAG_CACHE_IDLE_SLOTS_ENABLED__")
+        elif options.cache_idle_slots:
+            log.info("--cache-idle-slots requires --cache-ram: it is off")
+        forgets = self._n_swa > 0 or not context.goes_back
+        n_checkpoints = options.n_checkpoints if forgets and not options.embeddings else 0
+        self._rules = Rules(n_checkpoints, options.checkpoint_min_step, context.n_batch, context.n_ubatch)
+        self._least_gain = LEAST_GAIN if options.kv_unified else max(LEAST_GAIN, context.n_ctx_slot // COPY_COST)
+
+    # -- a prompt begins -----------------------------------------------------------------------------------------------
+
+    def exchange(self, slot: Slot, job: Job, facts: SlotFacts) -> None:
+        """What the chosen slot is about to lose goes to host memory, what serves the prompt better comes from there."""
+        request, options = job.request, self._options
+        if self._prompts is None or not isinstance(request, Generation):
+            return
+        if not worth_a_look(facts, len(request.tokens), job.id_slot, options.slot_prompt_similarity):
+            return
+        log.debug("updating prompt cache")
+        self._save(slot)
+        n_common = slot.common(request.tokens, job.activation)
+        entry = self._prompts.take(n_common, len(slot.tokens), request.tokens, job.activation)
+        if entry is not None:
+            self.clear(slot)
+            if self._context.write_state(slot.id, entry.state):
+                slot.remember(entry.tokens, entry.activation, entry.checkpoints)
+            else:
+                log.warning("slot %d: no room for a prompt of %d tokens from host memory", slot.id, len(entry.tokens))
+                self.clear(slot)
+        self._prompts.trim()
+
+    def share(self, slot: Slot, job: Job) -> bool:
+        """Takes over what another slot has computed of the prompt. False: waiting for it pays, see `done_waiting`."""
+        slot.leader = None
+        request = job.request
+        if not isinstance(request, Generation) or not request.cache_prompt or len(self._slots) == 1:
+            return True
+        candidates = (self._candidate(other, job) for other in self._slots if other is not slot)
+        n_own = slot.common(request.tokens, job.activation)
+        source = choose_source(n_own, candidates, len(request.tokens), self._least_gain)
+        if source is not None:
+            other = self._slots[source.slot]
+            if not source.ready:
+                assert other.task is not None
+                slot.leader = Leader(other.id, other.task.job.id, source.n)
+                return False
+            self.copy(other, slot)
+        return True
+
+    def done_waiting(self) -> list[Slot]:
+        """Those whose beginning another slot has computed by now, or gave up; in order of arrival."""
+        followers = [(slot, slot.leader) for slot in self._slots if slot.leader is not None]
+        done = [slot for slot, leader in followers if not self._is_computing(leader)]
+        return sorted(done, key=lambda slot: slot.task.job.id if slot.task else 0)
+
+    def _is_computing(self, leader: Leader) -> bool:
+        slot = self._slots[leader.slot]
+        task = slot.task if slot.state is SlotState.PROMPT else None
+        return task is not None and task.job.id == leader.job and len(slot.tokens) < leader.n
+
+    def recall(self, slot: Slot, job: Job) -> int:
+        """Cuts what the slot remembers to what the prompt begins with; returns how many tokens that are."""
+        n_past = reusable_prefix(slot, job.request, job.activation, self._context, self._n_swa)
+        del slot.tokens[n_past:]
+        slot.activation = job.activation
+        if not n_past:
+            slot.shares_cells = False
+        return n_past
+
+    def copy(self, source: Slot, target: Slot) -> None:
+        self._context.copy_sequence(source.id, target.id)
+        target.remember(list(source.tokens), source.activation, source.checkpoints)
+        if self._options.kv_unified:
+            source.shares_cells = target.shares_cells = True
+
+    # -- a prompt is computed ------------------------------------------------------------------------------------------
+
+    def stretch(self, slot: Slot, n_prompt: int) -> int:
+        """How many tokens of its prompt the next batch may have: others may wait for a state in between."""
+        n_now = len(slot.tokens)
+        ends = [other.leader.n for other in self._slots if other.leader is not None and other.leader.slot == slot.id]
+        if self._rules.max_number and isinstance(slot.task, GenerationTask):
+            ends += self._rules.boundaries(n_prompt)
+        end = min((end for end in ends if n_now < end < n_prompt), default=n_prompt)
+        return slot.activation.stretch(n_now, end)
+
+    def make_checkpoints(self, prompts: Iterable[tuple[int, int]]) -> None:
+        """Before a batch with so many tokens of the prompts of these slots is computed."""
+        for id, n_next in prompts if self._rules.max_number else ():
+            slot = self._slots[id]
+            task, n_now = slot.task, len(slot.tokens)
+            if not isinstance(task, GenerationTask) or not self._rules.wanted(len(task.prompt), n_now, n_next):
+                continue
+            first, last = self._context.first_position(id), self._context.last_position(id)
+            state = self._context.read_state(id, part=True) if first >= 0 else None
+            if state is not None:
+                new = Checkpoint(task.job.id, n_now, first, last, state)
+                slot.checkpoints = self._rules.with_another(slot.checkpoints, new)
+
+    # -- between prompts -----------------------------------------------------------------------------------------------
+
+    def save_idle_slots(self) -> None:
+        """Others are at work: what idle slots remember goes to host memory, and leaves a KV pool that all draw from."""
+        for slot in self._slots if self._saves_idle_slots else ():
+            if slot.idle and slot.tokens:
+                if self._save(slot):
+                    log.debug("slot %d: __TEST_TAG_CACHE_IDLE_SLOT__", slot.id)
+                if self._options.kv_unified:
+                    self.clear(slot)
+
+    def forget_idle_slot(self) -> bool:
+        """Gives the cells of one idle slot back to the pool, if there is a pool."""
+        idle = [slot for slot in self._slots if slot.idle and slot.tokens]
+        if not idle or not self._options.kv_unified:
+            return False
+        slot = min(idle, key=lambda slot: slot.last_used)
+        log.warning("slot %d: forgetting %d tokens, because the KV pool is full", slot.id, len(slot.tokens))
+        self.clear(slot)
+        return True
+
+    def own_cells(self, slot: Slot) -> bool:
+        """Before positions move. False: there is no room, and it has forgotten everything."""
+        return make_private(slot, self._context)
+
+    def restore(self, slot: Slot, path: Path) -> SlotFile:
+        """Taken for computed with the adapters of requests that name none."""
+        slot.shares_cells = False
+        return restore(slot, self._context, path, activation(self._adapters.scales))
+
+    def erase(self, slot: Slot) -> int:
+        n_tokens = len(slot.tokens)
+        self.clear(slot)
+        return n_tokens
+
+    def clear(self, slot: Slot) -> None:
+        self._context.forget(slot.id)
+        slot.remember([], slot.activation)
+        slot.shares_cells = False
+
+    def _save(self, slot: Slot) -> bool:
+        if self._prompts is None or not slot.tokens:
+            return False
+        n_bytes = self._context.state_size(slot.id)
+        saved = self._prompts.store(
+            slot.tokens, slot.activation, slot.checkpoints, n_bytes, lambda: self._context.read_state(slot.id)
+        )
+        self._prompts.trim()
+        return saved
+
+    def _candidate(self, other: Slot, job: Job) -> Candidate:
+        prompt, task = job.request.tokens, other.task
+        if isinstance(task, EmbeddingTask):
+            return Candidate(other.id, 0)
+        n_computed, n_coming = other.common(prompt, job.activation), 0
+        if other.state is SlotState.PROMPT and task is not None:
+            n_coming = min(common_prefix(task.prompt, prompt), other.activation.alike(job.activation))
+        if not self._context.goes_back:
+            can_cut = n_computed == len(other.tokens) < len(prompt)
+        else:
+            can_cut = not self._n_swa or n_computed == len(other.tokens) or self._reaches_back(other, n_computed)
+        return Candidate(other.id, n_computed, n_coming, can_cut)
+
+    def _reaches_back(self, slot: Slot, n: int) -> bool:
+        return 0 <= self._context.first_position(slot.id) < max(0, n - self._n_swa)
+
+
+def _prompt_cache(max_bytes: int | None, n_ctx: int) -> PromptCache | None:
+    return None if max_bytes == 0 else PromptCache(max_bytes, n_ctx)
