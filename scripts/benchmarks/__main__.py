@@ -13,14 +13,19 @@ from pathlib import Path
 
 import uvloop
 
-from . import gateway, generation, lifecycle
+from . import constrained, gateway, generation, lifecycle
 from .hammer import Hits, hammer, null_server
 from .report import number, table, write_json, write_plot
 from .scenario import Plan, Scenario
 from .servers import Program, ServerFault
 from .summary import Verdict, judge
 
-SCENARIOS: tuple[Scenario, ...] = (*generation.SCENARIOS, *gateway.SCENARIOS, *lifecycle.SCENARIOS)
+SCENARIOS: tuple[Scenario, ...] = (
+    *generation.SCENARIOS,
+    *constrained.SCENARIOS,
+    *gateway.SCENARIOS,
+    *lifecycle.SCENARIOS,
+)
 NOTE = "No --reference was given: these are figures of this machine in this minute, which say little by themselves."
 
 

@@ -1,0 +1,62 @@
+"""What it costs to hold an answer to a JSON schema: tokens per second beside those of free text, in the same minute."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from .client import post
+from .generation import FLAGS, PROMPT, checked, completion
+from .models import LARGE, model_file
+from .scenario import Plan, Round, Scenario
+from .servers import Program, serve
+from .summary import Row
+
+TOKENS = 128
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "title": {"type": "string", "minLength": 10, "maxLength": 60},
+        "tags": {"type": "array", "items": {"type": "string", "maxLength": 24}, "minItems": 100},
+    },
+    "required": ["title", "tags"],
+}
+"""Takes more than the tokens that are measured, half of them between the strings, where a random model never agrees."""
+
+MOST = 1.11
+"""Of the time of a free token: a constrained one comes at 0.9 of its rate."""
+
+
+def constrained(n_predict: int) -> dict[str, Any]:
+    return {**completion(PROMPT, n_predict), "ignore_eos": False, "json_schema": SCHEMA}
+
+
+def scenario(streams: int, rounds: int) -> Scenario:
+    counted = f"{streams} stream{'s' * (streams > 1)}"
+    rows = (
+        Row(f"json_{streams}", f"generation held to a JSON schema, large model, {counted}", "tok/s", "higher", 0.95),
+        Row(f"json_cost_{streams}", f"its time a token, beside free text, {counted}", "×", "lower", ceiling=MOST),
+    )
+
+    @asynccontextmanager
+    async def opened(program: Program, plan: Plan) -> AsyncIterator[Round]:
+        count = TOKENS // 2 if plan.quick else TOKENS
+        async with serve(program, ["-m", str(model_file(LARGE, plan.models)), *FLAGS]) as server:
+
+            async def seconds(body: dict[str, Any]) -> float:
+                asked = [post(server.address, "/completion", body) for _ in range(streams)]
+                answers = [checked(answer, count) for answer in await asyncio.gather(*asked)]
+                return max(answer.ended for answer in answers) - min(answer.sent for answer in answers)
+
+            async def measure() -> Mapping[str, float]:
+                free, held = await seconds(completion(PROMPT, count)), await seconds(constrained(count))
+                return {f"json_{streams}": streams * count / held, f"json_cost_{streams}": held / free}
+
+            yield measure
+
+    return Scenario(f"json-{streams}", rows, rounds, opened)
+
+
+SCENARIOS = (scenario(1, 5), scenario(8, 5))
