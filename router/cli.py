@@ -152,7 +152,7 @@ async def serve(settings: Settings, given: layers.Layer, environ: Mapping[str, s
 
 
 def _for_workers(environ: Mapping[str, str]) -> dict[str, str]:
-    """Keys, certificates and a platform's wishes are for the router's door; keys behind it would lock out their owners."""
+    """Keys, certificates and a platform's wishes are for the router's door; a key behind it would lock people out."""
     own = {
         variable
         for variable, spelling in VARIABLES.items()
