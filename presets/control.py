@@ -1,6 +1,6 @@
 """What a worker tells its router over the inherited control pipe: one JSON object a line, worker to router only.
 
-The other direction needs no words: a line `exit` on the worker's stdin asks it to stop, EOF there means the router died.
+The other direction needs no words: a line `exit` on the worker's stdin asks it to stop, EOF means the router died.
 States and payloads carry llama-server's names, because the router repeats them in `/models` and `/models/sse`.
 """
 

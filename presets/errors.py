@@ -112,7 +112,7 @@ class Unavailable(ApiError):
 
 
 class ConfigError(Exception):
-    """The command line, the environment or a preset file is wrong: one line that says what and where (`file:line: …`)."""
+    """The command line, the environment or a preset file is wrong: one line of what and where (`file:line: …`)."""
 
 
 class ModelFilesError(Exception):
