@@ -279,7 +279,6 @@ class ChatOptions(OptionGroup):
         "--skip-chat-parsing",
         "put all output into the content, reasoning and tool calls included",
         env="SKIP_CHAT_PARSING",
-        notice="output is not parsed yet: all of it is content",
     )
     prefill_assistant: Switch = option(
         True,
@@ -291,11 +290,9 @@ class ChatOptions(OptionGroup):
         "auto",
         "--reasoning-format",
         "where thoughts go: none leaves them in the content, deepseek puts them in "
-        "reasoning_content, deepseek-legacy in both",
+        "reasoning_content, as do auto and deepseek-legacy",
         env="THINK",
         hint="FORMAT",
-        built=("none",),
-        unsupported="reasoning is not separated from the answer yet: use none",
     )
     reasoning: OnOffAuto = option(
         "auto",

@@ -15,6 +15,7 @@ from llama_corral.worker.api.openai_chat import OpenAIChat
 from llama_corral.worker.api.openai_completions import OpenAICompletions
 from llama_corral.worker.api.params import CompletionParams
 from llama_corral.worker.api.results import LOWEST_FLOAT, random_id, timings_json
+from llama_corral.worker.chat.reply import Reply
 from llama_corral.worker.engine.messages import Finished, Piece, Progress, Sampling, Timings, TokenProb, TokenProbs
 from msgspec.structs import replace as struct_replace
 
@@ -172,7 +173,7 @@ def test_openai_completion_stream() -> None:
 
 
 def test_chat_completion() -> None:
-    shown: Any = OpenAIChat(answer(verbose=True, prefill="Once: ")).whole([DONE])
+    shown: Any = OpenAIChat(answer(verbose=True, reply=Reply(opening="Once: "))).whole([DONE])
     assert shown["choices"][0]["message"] == {"role": "assistant", "content": "Once: whole text"}
     assert shown["object"] == "chat.completion"
     assert shown["__verbose"]["content"] == "whole text"
@@ -232,5 +233,5 @@ def test_chat_probabilities_in_a_stream() -> None:
 
 @pytest.mark.parametrize(("shows", "texts"), [(True, [None, "Once ", 'a "b"\n']), (False, [None, 'a "b"\n'])])
 def test_chat_stream_of_a_prefill(shows: bool, texts: list[str | None]) -> None:
-    chunks = streamed(OpenAIChat(answer(stream=True, prefill="Once ", shows_prefill=shows)), PIECE, DONE)
+    chunks = streamed(OpenAIChat(answer(stream=True, reply=Reply(opening="Once ", shows_opening=shows))), PIECE, DONE)
     assert [chunk["choices"][0]["delta"]["content"] for chunk in chunks[:-2]] == texts

@@ -138,7 +138,6 @@ def test_a_wrong_field_is_named(body: dict[str, Any], named: str) -> None:
         {"reasoning_budget_tokens": 5},
         {"thinking_budget_tokens": 0},
         {"reasoning_control": True},
-        {"reasoning_format": "deepseek"},
     ],
 )
 def test_what_comes_later_is_refused(body: dict[str, Any]) -> None:

@@ -10,7 +10,8 @@ import pytest
 from llama_corral.presets.errors import InvalidRequest, NotSupported
 from llama_corral.worker.chat.capabilities import Capabilities, probe
 from llama_corral.worker.chat.messages import read_messages, shaped
-from llama_corral.worker.chat.prompt import ChatDefaults, ChatFormat, RenderedPrompt, probabilities_wanted, read_chat
+from llama_corral.worker.chat.prompt import ChatFormat, RenderedPrompt
+from llama_corral.worker.chat.request import ChatDefaults, probabilities_wanted, read_chat
 from llama_corral.worker.chat.template import CHATML, ChatTemplate, TemplateError
 
 TYPED = """\
@@ -78,7 +79,7 @@ def test_conventions_of_hugging_face() -> None:
         "{{ messages.__class__.__base__.__subclasses__() }}",
         "{{ strftime_now.__globals__['json'] }}",
         "{{ raise_exception.__globals__['json'] }}",
-        "{{ messages.append(1) }}",
+        "{{ messages['app' ~ 'end'](1) }}",
         "{{ messages[0].update({'role': 'x'}) }}",
         "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
         "{% for i in range(10000000) %}x{% endfor %}",
@@ -104,6 +105,16 @@ def test_a_template_that_does_not_parse(source: str) -> None:
 def test_a_template_error_is_the_clients_when_it_sends_what_the_template_refuses() -> None:
     with pytest.raises(InvalidRequest, match="only one"):
         text_of({"messages": [USER]}, "{{ raise_exception('only one assistant') }}")
+
+
+def test_a_template_may_fill_lists_of_its_own_and_changes_none_that_it_is_given() -> None:
+    messages = [USER]
+    template = ChatTemplate(
+        "{% set l = [] %}{% set _ = l.append(1) %}{% set _ = messages.append(2) %}{{ l }}{{ messages | length }}"
+    )
+    assert template.render(messages, add_generation_prompt=False) == "[1]2"
+    assert messages == [USER]
+    assert render("{{ [1, 2] | map('string') | tojson }}") == '["1", "2"]'
 
 
 # -- shapes ----------------------------------------------------------------------------------------------------------
@@ -242,8 +253,6 @@ def test_wrong_chats_are_refused(body: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        {"messages": [USER], "tools": [{"type": "function", "function": {"name": "f"}}]},
-        {"messages": [USER], "continue_final_message": "reasoning_content"},
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]},
         {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
     ],

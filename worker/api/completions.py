@@ -14,7 +14,8 @@ from aiohttp import web
 from ...presets.errors import InvalidRequest
 from ...presets.web import json_response, read_object
 from ..chat.messages import join_parts
-from ..chat.prompt import ChatRequest, RenderedPrompt, probabilities_wanted, read_chat
+from ..chat.prompt import RenderedPrompt
+from ..chat.request import ChatRequest, probabilities_wanted, read_chat
 from ..engine.runner import Loaded
 from .answer import Answer, Dialect
 from .control import ACTIVE
@@ -48,9 +49,8 @@ async def openai_chat(request: web.Request) -> web.StreamResponse:
         params = dataclasses.replace(
             read_params(wanted, serving.model.defaults, loaded.vocab, loaded.info.n_slots),
             generation_prompt=prompt.generation_prompt,
-            wrapped_json=prompt.wrapped_json,
-            prefill=prompt.prefill,
-            shows_prefill=chat.shows_prefill,
+            chat_format="peg-native" if serving.settings.jinja else "Content-only",
+            reply=prompt.reply,
         )
         return await _answer(request, serving, loaded, prompt.text, params, OpenAIChat)
 

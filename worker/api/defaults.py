@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 
 from ...presets.errors import ConfigError
 from ...presets.settings import Settings
-from ..chat.prompt import ChatDefaults
+from ..chat.request import ChatDefaults
 from ..engine.messages import Grammar, Sampling
 from ..grammar.converter import schema_grammar
 from ..grammar.schema import SchemaError
@@ -55,6 +55,7 @@ def completion_defaults(settings: Settings, metadata: Mapping[str, str]) -> Comp
         sse_ping_interval=settings.sse_ping_interval,
         n_keep=settings.keep,
         n_cache_reuse=settings.cache_reuse,
+        reasoning_format=settings.reasoning_format if "reasoning_format" in settings.model_fields_set else "deepseek",
     )
 
 
@@ -137,7 +138,7 @@ def chat_defaults(settings: Settings) -> ChatDefaults:
     if settings.reasoning_preserve is not None:
         variables["preserve_reasoning"] = settings.reasoning_preserve
     variables.setdefault("preserve_reasoning", True)
-    return ChatDefaults(prefill_assistant=settings.prefill_assistant, variables=variables)
+    return ChatDefaults(settings.prefill_assistant, variables, settings.reasoning_format)
 
 
 def template_source(settings: Settings, of_model: str | None) -> str | None:

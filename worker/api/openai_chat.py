@@ -1,19 +1,18 @@
 """OpenAI's chat dialect, with llama-server's additions: `/v1/chat/completions`.
 
-A stream says who speaks first (`role`, `content: null`), then only what was added, then why it ended with an empty
-`delta`. The last chunk carries `timings`, and with `include_usage` it is a chunk without choices.
+A stream says who speaks first (`role`, `content: null`), then only what was added to content, thoughts or tool calls,
+then why it ended with an empty `delta`. The last chunk carries `timings`, and with `include_usage` it is a chunk
+without choices.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from ...presets.web import encode_json
-from ..chat.response_format import JsonText, json_in
+from ..chat.deltas import CallArguments, CallBegun, Content, Delta, Reasoning, Said
+from ..chat.reply import ReplyParser
 from ..engine.messages import Finished, Piece, Progress
 from .answer import DONE, Answer, sse
 from .native import Native, progress_json
@@ -34,14 +33,8 @@ class OpenAIChat:
             "object": "chat.completion.chunk",
         }
         self._frame_end = encode_json(self._frame)[1:]
-        self._introduced: set[int] = set()
-        self._json: defaultdict[int, JsonText] = defaultdict(self._begun_json)
+        self._parsers: dict[int, ReplyParser] = {}
         self._results: list[Finished] = []  # of a stream, for its usage
-
-    def _begun_json(self) -> JsonText:
-        text = JsonText()
-        text.add(self._answer.params.prefill)
-        return text
 
     def whole(self, results: Sequence[Finished]) -> object:
         params = self._answer.params
@@ -60,19 +53,19 @@ class OpenAIChat:
         return body
 
     def _choice(self, index: int, result: Finished) -> dict[str, Any]:
+        said = self._answer.params.reply.whole(result.text, truncated=result.stop_type == "limit")
         choice: dict[str, Any] = {
-            "finish_reason": finish_reason(result),
+            "finish_reason": self._reason(result, len(said.calls)),
             "index": index,
-            "message": {"role": "assistant", "content": self._content(result)},
+            "message": message_json(said),
         }
         if result.probs:
             choice["logprobs"] = self._logprobs(result.probs)
         return choice
 
-    def _content(self, result: Finished) -> str:
-        params = self._answer.params
-        text = params.prefill + result.text
-        return json_in(text) if params.wrapped_json else text
+    def _reason(self, result: Finished, n_calls: int) -> str:
+        reason = finish_reason(result)
+        return "tool_calls" if n_calls and reason == "stop" else reason
 
     def _logprobs(self, probs: Sequence[Any]) -> dict[str, Any]:
         return {"content": probs_json(probs, self._answer.params.sampling.post_sampling_probs)}
@@ -80,36 +73,42 @@ class OpenAIChat:
     def _chunk(self, index: int, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
         return {"choices": [{"finish_reason": reason, "index": index, "delta": delta}], **self._frame}
 
-    def _introduction(self, index: int) -> bytes:
-        if index in self._introduced:
+    def _begin(self, index: int) -> bytes:
+        """Of a choice that is heard of for the first time: who speaks, and what was said in the prompt already."""
+        if index in self._parsers:
             return b""
-        self._introduced.add(index)
-        params = self._answer.params
-        prefill = params.prefill if params.shows_prefill else ""
-        said = sse(self._chunk(index, {"content": prefill})) if prefill else b""
-        return sse(self._chunk(index, INTRODUCTION)) + said
+        reply = self._answer.params.reply
+        parser = self._parsers[index] = reply.parser()
+        opened = parser.opened if reply.shows_opening else []
+        return sse(self._chunk(index, INTRODUCTION)) + self._deltas(index, opened)
 
-    def piece(self, index: int, event: Piece) -> bytes:
-        if self._answer.params.wrapped_json:
-            event = msgspec.structs.replace(event, text=self._json[index].add(event.text))
-        if event.probs or event.timings is not None:
-            return self._introduction(index) + self._full_piece(index, event)
-        if not event.text:
-            return self._introduction(index)
-        content = b'data: {"choices":[{"finish_reason":null,"index":%d,"delta":{"content":%b}}],%b\n\n' % (
+    def _deltas(self, index: int, deltas: Sequence[Delta]) -> bytes:
+        return b"".join(self._delta(index, delta) for delta in deltas)
+
+    def _delta(self, index: int, delta: Delta) -> bytes:
+        if not isinstance(delta, Content):
+            return sse(self._chunk(index, delta_json(delta)))
+        return b'data: {"choices":[{"finish_reason":null,"index":%d,"delta":{"content":%b}}],%b\n\n' % (
             index,
-            encode_json(event.text),
+            encode_json(delta.text),
             self._frame_end,
         )
-        return content if index in self._introduced else self._introduction(index) + content
 
-    def _full_piece(self, index: int, event: Piece) -> bytes:
-        chunk = self._chunk(index, {"content": event.text} if event.text else {})
+    def piece(self, index: int, event: Piece) -> bytes:
+        begun = self._begin(index)
+        deltas = self._parsers[index].add(event.text) if event.text else []
+        if event.probs or event.timings is not None:
+            return begun + self._full_piece(index, event, deltas)
+        return begun + self._deltas(index, deltas)
+
+    def _full_piece(self, index: int, event: Piece, deltas: Sequence[Delta]) -> bytes:
+        """Probabilities and timings go with the last of the chunks, or with an empty one."""
+        chunk = self._chunk(index, delta_json(deltas[-1]) if deltas else {})
         if event.probs:
             chunk["choices"][0]["logprobs"] = self._logprobs(event.probs)
         if event.timings is not None:
             chunk["timings"] = timings_json(event.timings)
-        return sse(chunk)
+        return self._deltas(index, deltas[:-1]) + sse(chunk)
 
     def progress(self, index: int, event: Progress) -> bytes:
         """Each one introduces the speaker anew: clients of llama-server know a progress chunk by that."""
@@ -121,14 +120,17 @@ class OpenAIChat:
 
     def finished(self, index: int, event: Finished) -> bytes:
         params = self._answer.params
-        chunk = self._chunk(index, {}, finish_reason(event))
+        begun = self._begin(index)
+        parser = self._parsers[index]
+        rest = self._deltas(index, parser.end(truncated=event.stop_type == "limit"))
+        chunk = self._chunk(index, {}, self._reason(event, parser.n_calls))
         if params.verbose:
             chunk["__verbose"] = self._native.result(index, event)
         if params.include_usage:
             self._results.append(event)
         else:
             chunk["timings"] = timings_json(event.timings)
-        return self._introduction(index) + sse(chunk)
+        return begun + rest + sse(chunk)
 
     def end(self) -> bytes:
         if not self._results:
@@ -136,3 +138,28 @@ class OpenAIChat:
         usage = usage_json(self._results, self._answer.params.n)
         timings = timings_json(self._results[0].timings)
         return sse({"choices": [], **self._frame, "usage": usage, "timings": timings}) + DONE
+
+
+def message_json(said: Said) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": said.content}
+    if said.reasoning:
+        message["reasoning_content"] = said.reasoning
+    if said.calls:
+        message["tool_calls"] = [
+            {"type": "function", "function": {"name": call.name, "arguments": call.arguments}, "id": call.id}
+            for call in said.calls
+        ]
+    return message
+
+
+def delta_json(delta: Delta) -> dict[str, Any]:
+    match delta:
+        case Content(text):
+            return {"content": text}
+        case Reasoning(text):
+            return {"reasoning_content": text}
+        case CallBegun(index, id, name):
+            function = {"name": name, "arguments": ""}
+            return {"tool_calls": [{"index": index, "id": id, "type": "function", "function": function}]}
+        case CallArguments(index, text):
+            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}

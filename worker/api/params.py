@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...presets.errors import InvalidRequest, NotSupported
+from ..chat.reply import PLAIN, Reply
+from ..chat.request import REASONING_FORMATS
 from ..engine.messages import Generation, Sampling
 from ..fields import INT32_MAX, Fields
 from .grammars import preserved_tokens, read_grammar
 from .samplers import Tokenizer, logit_bias, sampler_names, stop_strings
 from .scales import Scales, read_scales
-
-LATER_REASONING_FORMATS = ("deepseek", "deepseek-legacy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +47,7 @@ class CompletionParams:
     lora: Scales = ()
     preserved_tokens: frozenset[int] = frozenset()
     generation_prompt: str = ""
-    wrapped_json: bool = False  # the answer is one JSON value, in white space or a code block that is no part of it
-    prefill: str = ""  # what the answer goes on with; part of the message that is returned
-    shows_prefill: bool = False  # in a stream as well
+    reply: Reply = PLAIN  # how the answer to a chat is read
 
     def generation(self, tokens: Sequence[int], settings: object) -> Generation:
         return Generation(
@@ -80,7 +78,6 @@ def read_params(
     """The request over the defaults; InvalidRequest names the field that is wrong."""
     refuse_later_fields(body)
     fields = Fields(body)
-    _check_reasoning_format(fields)
     options = Fields(fields.object("stream_options"))
     preserved = preserved_tokens(fields, vocab)
     return dataclasses.replace(
@@ -88,6 +85,7 @@ def read_params(
         sampling=_sampling(fields, defaults.sampling, preserved, vocab),
         preserved_tokens=preserved,
         generation_prompt=fields.string("generation_prompt", default=""),
+        reasoning_format=_reasoning_format(fields, defaults.reasoning_format),
         n_predict=fields.integer(
             "n_predict", "max_completion_tokens", "max_tokens", default=defaults.n_predict, low=-1
         ),
@@ -182,12 +180,11 @@ def _n_probs(fields: Fields) -> int:
     return max(0, Fields({name: value}).integer(name, default=0))
 
 
-def _check_reasoning_format(fields: Fields) -> None:
-    name = fields.string("reasoning_format", default="auto")
-    if name in LATER_REASONING_FORMATS:
-        raise NotSupported(f"Field 'reasoning_format': {name} is not supported yet, thoughts stay in the content")
-    if name not in ("none", "auto"):
+def _reasoning_format(fields: Fields, default: str) -> str:
+    name = fields.string("reasoning_format", default=default)
+    if name not in REASONING_FORMATS:
         raise InvalidRequest(f"Field 'reasoning_format': Unknown reasoning format: {name}")
+    return name
 
 
 def refuse_later_fields(body: Mapping[str, Any]) -> None:

@@ -19,7 +19,8 @@ from aiohttp import web
 
 from ...presets.settings import Settings
 from ...presets.version import BUILD_INFO
-from ..chat.prompt import ChatDefaults, ChatFormat
+from ..chat.prompt import ChatFormat
+from ..chat.request import ChatDefaults
 from ..engine.runner import Engine, Loaded, ModelInfo
 from .defaults import chat_defaults, completion_defaults, template_source
 from .params import CompletionParams
@@ -103,6 +104,7 @@ class Serving:
             add_bos=vocab.add_bos,
             add_eos=vocab.add_eos,
             jinja=self.settings.jinja,
+            parses=not self.settings.skip_chat_parsing,
         )
         defaults = completion_defaults(self.settings, info.metadata)
         self.learnt = Learnt(engine, chat, chat_defaults(self.settings), defaults)

@@ -1,34 +1,31 @@
-"""From a chat request to the text of its prompt: which template, which messages, what is continued.
+"""From a chat request to the text of its prompt: which template, which messages, what is continued, how it is answered.
 
 `ChatFormat` is made once a model is loaded and lives as long as the worker; it holds nothing of the model's memory.
-`read_chat` checks a request, `ChatFormat.render` writes its prompt; both are pure.
+Rendering is pure.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ...presets.errors import InvalidRequest, NotSupported
-from ..fields import Fields, wrong_type
 from .capabilities import Capabilities, preserve_reasoning, probe
-from .messages import Message, join_parts, read_messages, shaped
-from .response_format import ResponseFormat, completion_fields, plain_fields, read_response_format
+from .families import answer_format
+from .formats import AnswerFormat, Span
+from .messages import join_parts, shaped
+from .reply import PLAIN, Reply
+from .request import ChatRequest
+from .response_format import completion_fields, plain_fields
 from .template import CHATML, ChatTemplate, TemplateError
+from .tool_grammar import Around, tool_fields
+
+log = logging.getLogger("corral.worker")
 
 ApplyBuiltin = Callable[[str, Sequence[tuple[str, str]], bool], str | None]
 """llama.cpp's own renderings of well-known templates: (name or text, (role, content)…, add_generation_prompt)."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChatRequest:
-    messages: list[Message]
-    add_generation_prompt: bool
-    continued: Message | None  # a message that the answer goes on with; not among `messages`
-    shows_prefill: bool  # the stream begins with its text
-    variables: Mapping[str, Any]
-    response_format: ResponseFormat | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +34,16 @@ class RenderedPrompt:
     generation_prompt: str  # the part of it that opens the answer
     prefill: str = ""
     fields: Mapping[str, Any] = field(default_factory=dict)  # of the completion, beside what the request says itself
-    wrapped_json: bool = False  # the answer is JSON, with more around it
+    reply: Reply = PLAIN
 
 
-@dataclass(frozen=True)
-class ChatDefaults:
-    """What the server's options say about chat."""
+@dataclass(frozen=True, slots=True)
+class _Variant:
+    """A template, and what is known of it."""
 
-    prefill_assistant: bool = True
-    variables: Mapping[str, Any] = field(default_factory=dict)
+    template: ChatTemplate
+    capabilities: Capabilities
+    form: AnswerFormat
 
 
 class ChatFormat:
@@ -61,63 +59,83 @@ class ChatFormat:
         add_bos: bool = False,
         add_eos: bool = False,
         jinja: bool = True,
+        parses: bool = True,
     ) -> None:
         if not source or source == "chatml":
             source = tool_source or CHATML
         self.source = source
-        self.tool_source = tool_source if jinja else None  # for show only, until tools are rendered
+        self.tool_source = tool_source if jinja else None
         self._bos = bos_text if add_bos else ""
         self._eos = eos_text if add_eos else ""
-        self._template = ChatTemplate(source, bos_text, eos_text) if jinja else None
-        self.capabilities = probe(self._template) if self._template else Capabilities()
+        self._tokens = (bos_text, eos_text)
+        self._parses = parses
+        self._main = self._variant(source) if jinja else None
+        self._for_tools = self._tool_variant()
+        self.capabilities = self._main.capabilities if self._main else Capabilities()
+
+    def _variant(self, source: str) -> _Variant:
+        template = ChatTemplate(source, *self._tokens)
+        capabilities = probe(template)
+        form = answer_format(template, capabilities) if self._parses else AnswerFormat()
+        return _Variant(template, capabilities, form)
+
+    def _tool_variant(self) -> _Variant | None:
+        if not self.tool_source or self.tool_source == self.source:
+            return self._main
+        try:
+            return self._variant(self.tool_source)
+        except TemplateError as error:
+            log.warning("the model's template for tools is left out: %s", error)
+            return self._main
 
     def render(self, request: ChatRequest, builtin: ApplyBuiltin) -> RenderedPrompt:
+        variant = self._for_tools if request.tools.offered else self._main
         try:
-            prompt = self._render(request, builtin)
+            if variant is None:
+                return self._plain(request, builtin)
+            return self._jinja(variant, request)
         except TemplateError as error:
             raise InvalidRequest(str(error)) from None
-        return self._constrained(prompt, request.response_format)
 
-    def _constrained(self, prompt: RenderedPrompt, form: ResponseFormat | None) -> RenderedPrompt:
-        if form is None:
-            return prompt
-        if self._template is None:
-            return replace(prompt, fields=plain_fields(form))
-        opening = prompt.generation_prompt.removesuffix(prompt.prefill)
-        fields = completion_fields(form, opening, prompt.generation_prompt)
-        return replace(prompt, fields=fields, wrapped_json=True)
+    # -- Jinja ---------------------------------------------------------------------------------------------------------
 
-    def _render(self, request: ChatRequest, builtin: ApplyBuiltin) -> RenderedPrompt:
-        write = self._jinja(request) if self._template else self._builtin(request, builtin)
-        opened = write(True)
+    def _jinja(self, variant: _Variant, request: ChatRequest) -> RenderedPrompt:
+        write = self._writer(variant, request)
+        opened, closed = write(True), write(False)
+        generation_prompt, form = _added(closed, opened), variant.form
         if request.continued is not None:
-            prefill = join_parts(request.continued["content"], "\n\n")
-            return RenderedPrompt(opened + prefill, _added(write(False), opened) + prefill, prefill)
-        closed = write(False)
-        return RenderedPrompt(opened if request.add_generation_prompt else closed, _added(closed, opened))
+            text, start = opened[: len(opened) - len(generation_prompt)], _before_thoughts(generation_prompt, form)
+            prefill = _continuation(request, form.reasoning)
+            template_part = start if form.reasoning else generation_prompt
+            prompt = RenderedPrompt(text + template_part + prefill, template_part + prefill, prefill)
+            opening = prefill
+        else:
+            prompt = RenderedPrompt(opened if request.add_generation_prompt else closed, generation_prompt)
+            template_part = _before_thoughts(generation_prompt, form)
+            opening = generation_prompt[len(template_part) :] if request.add_generation_prompt else ""
+        reply = Reply(
+            form=form,
+            tools=request.tools.usable,
+            opening=opening,
+            separate_reasoning=request.separate_reasoning,
+            wrapped_json=request.response_format is not None,
+            shows_opening=request.continued is None or request.shows_prefill,
+        )
+        around = Around(template_part, opening, form.reasoning)
+        return replace(prompt, reply=reply, fields=_fields(request, variant, around, prompt.generation_prompt))
 
-    def _jinja(self, request: ChatRequest) -> Callable[[bool], str]:
-        template = self._template
-        assert template is not None
-        keep_developer = "<|channel|>" in self.source  # gpt-oss knows both roles
-        messages = shaped(request.messages, self.capabilities, keep_developer=keep_developer)
+    def _writer(self, variant: _Variant, request: ChatRequest) -> Callable[[bool], str]:
+        keep_developer = "<|channel|>" in variant.template.source  # gpt-oss knows both roles
+        messages = shaped(request.messages, variant.capabilities, keep_developer=keep_developer)
 
         def write(add_generation_prompt: bool) -> str:
-            text = template.render(
-                messages, add_generation_prompt=add_generation_prompt, variables=_spelled_out(request.variables)
+            text = variant.template.render(
+                messages,
+                add_generation_prompt=add_generation_prompt,
+                tools=request.tools.shown,
+                variables=_spelled_out(request.variables),
             )
             return self._without_specials(text)
-
-        return write
-
-    def _builtin(self, request: ChatRequest, builtin: ApplyBuiltin) -> Callable[[bool], str]:
-        chat = [(message["role"], join_parts(message["content"], "\n")) for message in request.messages]
-
-        def write(add_generation_prompt: bool) -> str:
-            text = builtin(self.source, chat, add_generation_prompt)
-            if text is None:
-                raise TemplateError("this custom template is not supported, try using --jinja")
-            return text
 
         return write
 
@@ -129,8 +147,67 @@ class ChatFormat:
             text = text[: -len(self._eos)]
         return text
 
+    # -- without Jinja -------------------------------------------------------------------------------------------------
+
+    def _plain(self, request: ChatRequest, builtin: ApplyBuiltin) -> RenderedPrompt:
+        if request.tools.offered:
+            raise NotSupported("tools param requires --jinja flag")
+        if request.tools.choice != "auto":
+            raise NotSupported("tool_choice param requires --jinja flag")
+        chat = [(message["role"], join_parts(message["content"], "\n")) for message in request.messages]
+
+        def write(add_generation_prompt: bool) -> str:
+            text = builtin(self.source, chat, add_generation_prompt)
+            if text is None:
+                raise TemplateError("this custom template is not supported, try using --jinja")
+            return text
+
+        opened, closed = write(True), write(False)
+        prefill = join_parts(request.continued["content"], "\n\n") if request.continued else ""
+        text = opened + prefill if request.continued or request.add_generation_prompt else closed
+        form = request.response_format
+        fields = plain_fields(form) if form else {}
+        reply = Reply(opening=prefill, shows_opening=request.shows_prefill)
+        return RenderedPrompt(text, _added(closed, opened) + prefill, prefill, fields, reply)
+
     def capabilities_json(self) -> dict[str, bool]:
         return asdict(self.capabilities)
+
+
+def _fields(request: ChatRequest, variant: _Variant, around: Around, generation_prompt: str) -> Mapping[str, Any]:
+    fields: dict[str, Any] = {}
+    if variant.form.marks:
+        fields["preserved_tokens"] = list(variant.form.marks)
+    tools = request.tools
+    if request.response_format is not None:
+        fields |= completion_fields(request.response_format, around, generation_prompt)
+    elif tools.usable and not variant.form.calls and tools.choice == "required":
+        raise InvalidRequest("Field 'tool_choice': this chat template has no tool calls that could be required")
+    elif tools.usable and variant.form.calls:
+        parallel = variant.capabilities.supports_parallel_tool_calls if tools.parallel is None else tools.parallel
+        fields |= tool_fields(
+            variant.form.calls, tools.usable, around, required=tools.choice == "required", parallel=parallel
+        )
+    return fields
+
+
+def _before_thoughts(generation_prompt: str, form: AnswerFormat) -> str:
+    """The part that belongs to the template and not to the answer."""
+    start = form.reasoning.start if form.reasoning else ""
+    at = generation_prompt.rfind(start) if start else -1
+    return generation_prompt if at < 0 else generation_prompt[:at]
+
+
+def _continuation(request: ChatRequest, tags: Span | None) -> str:
+    """The text of a message as far as it has been said."""
+    message = request.continued or {}
+    content = join_parts(message.get("content", ""), "\n\n")
+    if not tags or not tags.start:
+        return content
+    thought = message.get("reasoning_content", "")
+    if request.continues == "reasoning_content":
+        return f"{tags.start}\n{thought}"
+    return f"{tags.start}\n{thought}\n{tags.end}\n\n{content}"
 
 
 def _added(closed: str, opened: str) -> str:
@@ -151,71 +228,3 @@ def _spelled_out(variables: Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(effort := variables.get("reasoning_effort"), str) and effort:
         spelled["reasoning_strength"] = effort
     return spelled
-
-
-def read_chat(body: Mapping[str, Any], defaults: ChatDefaults) -> ChatRequest:
-    """The chat half of a request; its sampling half is `params`' business."""
-    fields = Fields(body)
-    _refuse_later_fields(fields)
-    form = read_response_format(fields)
-    if "messages" not in body:
-        raise InvalidRequest("'messages' is required")
-    messages = read_messages(body["messages"])
-    opens = fields.boolean("add_generation_prompt", default=True)
-    continues = asked = _continues(body.get("continue_final_message"))
-    if not continues and defaults.prefill_assistant and messages and messages[-1]["role"] == "assistant":
-        if len(messages) > 1 and messages[-2]["role"] == "assistant":
-            raise InvalidRequest("Cannot have 2 or more assistant messages at the end of the list.")
-        continues, opens = True, False
-    if continues and opens:
-        raise InvalidRequest("Cannot set both add_generation_prompt and continue_final_message to true.")
-    continued = messages.pop() if continues and messages else None
-    if continued and continued["role"] == "assistant" and continued.get("tool_calls"):
-        raise InvalidRequest("Cannot continue an assistant message that contains tool calls.")
-    shows = not asked or fields.boolean("echo", default=False)  # who asked for it knows the text already
-    return ChatRequest(messages, opens, continued, shows, _variables(fields, defaults.variables), form)
-
-
-def _continues(value: object) -> bool:
-    if value is None or isinstance(value, bool):
-        return bool(value)
-    if value == "content":
-        return True
-    if value == "reasoning_content":
-        raise NotSupported("Field 'continue_final_message': reasoning cannot be continued yet")
-    raise wrong_type("continue_final_message", 'boolean or "content"', value)
-
-
-def _variables(fields: Fields, defaults: Mapping[str, Any]) -> Mapping[str, Any]:
-    variables = {**defaults, **fields.object("chat_template_kwargs")}
-    if isinstance(variables.get("enable_thinking"), str):
-        raise InvalidRequest('invalid type for "enable_thinking" (expected boolean, got string)')
-    effort = fields.string("reasoning_effort", default="")
-    if effort == "none":
-        variables.pop("reasoning_effort", None)
-        variables["enable_thinking"] = False
-    elif effort:
-        variables["reasoning_effort"] = effort
-    return variables
-
-
-def _refuse_later_fields(fields: Fields) -> None:
-    _, tools = fields.find("tools")
-    if tools is not None and not isinstance(tools, list):
-        raise wrong_type("tools", "array", tools)
-    _, choice = fields.find("tool_choice")
-    if isinstance(choice, str) and choice not in ("auto", "none", "required"):
-        raise InvalidRequest(f"Invalid tool_choice: {choice}")
-    if tools:
-        raise NotSupported("Field 'tools' is not supported yet")
-
-
-def probabilities_wanted(body: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Chat's `logprobs` and `top_logprobs` as the completion fields they stand for."""
-    fields = Fields(body)
-    _, wanted = fields.find("logprobs")
-    if isinstance(wanted, bool) and wanted:
-        return {"n_probs": fields.integer("top_logprobs", default=20, low=0)}
-    if fields.find("top_logprobs")[1] is not None:
-        raise InvalidRequest("top_logprobs requires logprobs to be set to true")
-    return {}

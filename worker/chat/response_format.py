@@ -12,8 +12,9 @@ from typing import Any
 from ...presets.errors import InvalidRequest
 from ..fields import Fields
 from ..grammar.converter import Converter, schema_grammar
-from ..grammar.rules import Rules, literal
+from ..grammar.rules import Rules
 from ..grammar.schema import SchemaError
+from .tool_grammar import Around
 
 _ANY_OBJECT = {"type": "object"}
 _FENCE = "```json"
@@ -44,8 +45,8 @@ def read_response_format(fields: Fields) -> ResponseFormat | None:
     return ResponseFormat(_ANY_OBJECT if schema == {} else schema)
 
 
-def completion_fields(form: ResponseFormat, opening: str, generation_prompt: str) -> dict[str, Any]:
-    """What a completion is asked for. `opening`: the template's own part of `generation_prompt`."""
+def completion_fields(form: ResponseFormat, around: Around, generation_prompt: str) -> dict[str, Any]:
+    """What a completion is asked for: thoughts may come before the JSON."""
     try:
         converter = Converter(form.schema, rules := Rules())
         converter.visit(form.schema, "response-format-schema", "#")
@@ -54,7 +55,7 @@ def completion_fields(form: ResponseFormat, opening: str, generation_prompt: str
         raise InvalidRequest(f"{why}: {error}") from None
     answer = '("```json" space response-format space "```" | space response-format space)'
     rules.add("response-format", "response-format-schema")
-    rules.add("root", f"{literal(opening)} space space {answer}")
+    rules.add("root", f"{around.rule(rules)} space space {answer}")
     return {"grammar": rules.text(), "grammar_type": "tool_calls", "generation_prompt": generation_prompt}
 
 

@@ -7,7 +7,8 @@ Knows nothing of requests: messages in, prompt text out. `messages` must be in t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -55,7 +56,16 @@ def _tojson(
     value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
     """Unlike jinja2's own: neither ASCII nor HTML escapes, which a model was not trained on."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys, default=_listed
+    )
+
+
+def _listed(value: object) -> list[Any]:
+    """Filters like `map` give generators, and templates take them for lists."""
+    if isinstance(value, Iterator):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
 def _raise_exception(message: object) -> NoReturn:
@@ -66,8 +76,15 @@ def _strftime_now(form: str) -> str:
     return datetime.now().strftime(form)
 
 
-def _environment() -> jinja2.Environment:
-    environment = ImmutableSandboxedEnvironment(
+class _Appending(ImmutableSandboxedEnvironment):
+    """Lists may be added to, as some templates sort messages into lists of their own: give them copies."""
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        return (isinstance(obj, list) and attr == "append") or super().is_safe_attribute(obj, attr, value)
+
+
+def _environment(sandbox: type[ImmutableSandboxedEnvironment]) -> jinja2.Environment:
+    environment = sandbox(
         trim_blocks=True, lstrip_blocks=True, undefined=_Missing, extensions=[_GenerationTag, loopcontrols]
     )
     environment.filters["tojson"] = _tojson
@@ -76,7 +93,8 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-ENVIRONMENT = _environment()
+ENVIRONMENT = _environment(ImmutableSandboxedEnvironment)
+_APPENDING = _environment(_Appending)
 
 
 class ChatTemplate:
@@ -85,8 +103,9 @@ class ChatTemplate:
     def __init__(self, source: str, bos_text: str = "", eos_text: str = "") -> None:
         self.source = source
         self._tokens = {"bos_token": bos_text, "eos_token": eos_text}
+        self._appends = ".append(" in source
         try:
-            self._template = ENVIRONMENT.from_string(source)
+            self._template = (_APPENDING if self._appends else ENVIRONMENT).from_string(source)
         except jinja2.TemplateError as error:
             raise TemplateError(f"chat template cannot be parsed: {error}") from None
 
@@ -101,7 +120,7 @@ class ChatTemplate:
         now = datetime.now()
         context: dict[str, Any] = {
             **self._tokens,
-            "messages": messages,
+            "messages": deepcopy(messages) if self._appends else messages,
             "datetime": now.strftime("%b %d %Y"),
             "date_string": now.strftime("%d %b %Y"),
             **(variables or {}),
@@ -109,7 +128,7 @@ class ChatTemplate:
         if add_generation_prompt:
             context["add_generation_prompt"] = True
         if tools:
-            context["tools"] = tools
+            context["tools"] = deepcopy(tools) if self._appends else tools
         try:
             return self._template.render(context)
         except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:

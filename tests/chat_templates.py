@@ -1,0 +1,140 @@
+"""Chat templates in the manner of well-known model families, cut down to how an assistant's turn is written."""
+
+from __future__ import annotations
+
+_HEAD = """\
+{%- if tools %}TOOLS{% for tool in tools %} {{ tool | tojson }}{% endfor %}
+{% endif %}
+{%- for m in messages %}
+{%- if m.role != 'assistant' %}BEGIN_{{ m.role }}
+{{ m.content }}<|end|>
+{% else %}BEGIN_assistant
+"""
+_TAIL = """<|end|>
+{% endif %}{% endfor %}
+{%- if add_generation_prompt %}BEGIN_assistant
+OPENING{% endif %}"""
+
+THOUGHTS = """\
+{% if m.reasoning_content %}<think>
+{{ m.reasoning_content }}
+</think>
+
+{% endif %}"""
+
+
+def _template(turn: str, opening: str = "") -> str:
+    opening = opening.replace("BEGIN", "<|").replace("END", "|>")
+    return (_HEAD + turn + _TAIL).replace("BEGIN_", "<|role|>").replace("OPENING", opening)
+
+
+HERMES = _template(
+    THOUGHTS
+    + """{{ m.content }}{% for c in m.tool_calls or [] %}
+<tool_call>
+{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}
+</tool_call>{% endfor %}"""
+)
+THINKING = _template(
+    THOUGHTS
+    + """{{ m.content }}{% for c in m.tool_calls or [] %}
+<tool_call>
+{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}
+</tool_call>{% endfor %}""",
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% else %}<think>\n{% endif %}",
+)
+LLAMA = _template(
+    """{% if m.tool_calls %}{% for c in m.tool_calls %}\
+{"name": "{{ c.function.name }}", "parameters": {{ c.function.arguments | tojson }}}{% endfor %}\
+{% else %}{{ m.content }}{% endif %}"""
+)
+NEMO = _template(
+    """{{ m.content }}{% if m.tool_calls %}[TOOL_CALLS][{% for c in m.tool_calls %}\
+{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}, "id": "{{ c.id }}"}\
+{% if not loop.last %}, {% endif %}{% endfor %}]{% endif %}"""
+)
+SMALL = _template(
+    """{{ m.content }}{% for c in m.tool_calls or [] %}\
+[TOOL_CALLS]{{ c.function.name }}[CALL_ID]{{ c.id }}[ARGS]{{ c.function.arguments | tojson }}{% endfor %}"""
+)
+CODER = _template(
+    THOUGHTS
+    + """{{ m.content }}{% for c in m.tool_calls or [] %}
+<tool_call>
+<function={{ c.function.name }}>
+{% for k, v in c.function.arguments.items() %}<parameter={{ k }}>
+{{ v if v is string else v | tojson }}
+</parameter>
+{% endfor %}</function>
+</tool_call>{% endfor %}"""
+)
+GLM = _template(
+    THOUGHTS
+    + """{{ m.content }}{% for c in m.tool_calls or [] %}
+<tool_call>{{ c.function.name }}
+{% for k, v in c.function.arguments.items() %}<arg_key>{{ k }}</arg_key>
+<arg_value>{{ v if v is string else v | tojson }}</arg_value>
+{% endfor %}</tool_call>{% endfor %}"""
+)
+MINIMAX = _template(
+    THOUGHTS
+    + """{{ m.content }}{% if m.tool_calls %}
+<mm:tool_call>
+{% for c in m.tool_calls %}<invoke name="{{ c.function.name }}">
+{% for k, v in c.function.arguments.items() %}\
+<parameter name="{{ k }}">{{ v if v is string else v | tojson }}</parameter>
+{% endfor %}</invoke>
+{% endfor %}</mm:tool_call>{% endif %}"""
+)
+DSML = _template(
+    """{% set dsml_token = 'DSML' %}"""
+    + THOUGHTS
+    + """{{ m.content }}{% if m.tool_calls %}
+<DSML:calls>
+{% for c in m.tool_calls %}<DSML:invoke name="{{ c.function.name }}">
+{% for k, v in c.function.arguments.items() %}\
+<DSML:parameter name="{{ k }}" string="{{ 'true' if v is string else 'false' }}">\
+{{ v if v is string else v | tojson }}</DSML:parameter>
+{% endfor %}</DSML:invoke>
+{% endfor %}</DSML:calls>{% endif %}"""
+)
+DEEPSEEK = _template(
+    THOUGHTS
+    + """{{ m.content }}{% if m.tool_calls %}<｜calls▁begin｜>{% for c in m.tool_calls %}\
+<｜call▁begin｜>{{ c.function.name }}<｜sep｜>{{ c.function.arguments | tojson }}<｜call▁end｜>\
+{% endfor %}<｜calls▁end｜>{% endif %}"""
+)
+FUNCTIONARY = _template(
+    """{{ m.content }}{% for c in m.tool_calls or [] %}\
+<function={{ c.function.name }}>{{ c.function.arguments | tojson }}</function>{% endfor %}"""
+)
+KIMI = _template(
+    THOUGHTS
+    + """{{ m.content }}{% if m.tool_calls %}<|tool_calls_section_begin|>{% for c in m.tool_calls %}\
+<|tool_call_begin|>{{ c.id }}<|tool_call_argument_begin|>{{ c.function.arguments | tojson }}<|tool_call_end|>\
+{% endfor %}<|tool_calls_section_end|>{% endif %}"""
+)
+COMMAND = _template(
+    """{% if m.reasoning_content %}<|START_THINKING|>{{ m.reasoning_content }}<|END_THINKING|>{% endif %}\
+{% if m.tool_calls %}<|START_ACTION|>[{% for c in m.tool_calls %}
+    {"tool_call_id": "{{ c.id }}", "tool_name": "{{ c.function.name }}", \
+"parameters": {{ c.function.arguments | tojson }}}{% if not loop.last %},{% endif %}{% endfor %}
+]<|END_ACTION|>{% else %}<|START_RESPONSE|>{{ m.content }}<|END_RESPONSE|>{% endif %}"""
+)
+APERTUS = _template(
+    """{{ m.content }}{% if m.tool_calls %}<|tools_prefix|>[{% for c in m.tool_calls %}\
+{"{{ c.function.name }}": {{ c.function.arguments | tojson }}}{% if not loop.last %}, {% endif %}\
+{% endfor %}]<|tools_suffix|>{% endif %}"""
+)
+WRAPPED = _template(
+    """{{ m.content }}{% if m.tool_calls %}<calls>{% for c in m.tool_calls %}
+{"type": "function", "function": {"name": "{{ c.function.name }}", \
+"arguments": {{ c.function.arguments | tojson }}}}{% endfor %}
+</calls>{% endif %}"""
+)
+
+ALL = {
+    name.lower(): source
+    for name, source in dict(globals()).items()
+    if name.isupper() and not name.startswith("_") and name != "THOUGHTS" and isinstance(source, str)
+}

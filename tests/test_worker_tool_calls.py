@@ -1,0 +1,417 @@
+"""Tool calls and thoughts: formats found in templates, answers read piece by piece, all of it over HTTP."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import chat_templates
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from llama_corral.presets.errors import InvalidRequest
+from llama_corral.worker.chat.capabilities import probe
+from llama_corral.worker.chat.deltas import Call, CallArguments, CallBegun, Content, Delta, Reasoning, Said
+from llama_corral.worker.chat.families import answer_format
+from llama_corral.worker.chat.formats import AnswerFormat, JsonCalls, Parameters, Span, TaggedCalls
+from llama_corral.worker.chat.parsing import AnswerParser
+from llama_corral.worker.chat.template import ChatTemplate
+from llama_corral.worker.chat.tools import Tool, read_tools
+from llama_corral.worker.fields import Fields
+from programs import Program, Programs
+
+USER = {"role": "user", "content": "Question"}
+PARAMETERS = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}, "days": {"type": "integer"}, "units": {"type": "array"}},
+    "required": ["city"],
+}
+WEATHER = {"type": "function", "function": {"name": "get_weather", "description": "W", "parameters": PARAMETERS}}
+TIME = {"type": "function", "function": {"name": "time.now", "parameters": {"type": "object", "properties": {}}}}
+OFFERED = [WEATHER, TIME]
+TOOLS = read_tools(Fields({"tools": OFFERED})).offered
+
+HERMES = AnswerFormat(Span("<think>", "</think>"), calls=JsonCalls(call=Span("<tool_call>", "</tool_call>")))
+
+
+def parsed(
+    form: AnswerFormat, pieces: Sequence[str], *, opening: str = "", truncated: bool = False, **options: Any
+) -> tuple[Said, list[Delta]]:
+    ids = (f"id{i}" for i in itertools.count())
+    parser = AnswerParser(form, TOOLS, opening=opening, new_id=lambda: next(ids), **options)
+    deltas = [*parser.opened]
+    for piece in pieces:
+        deltas += parser.add(piece)
+    deltas += parser.end(truncated=truncated)
+    said = Said()
+    said.add(deltas)
+    return said, deltas
+
+
+def said_in(form: AnswerFormat, text: str, **options: Any) -> Said:
+    return parsed(form, [text], **options)[0]
+
+
+def format_of(name: str) -> tuple[ChatTemplate, AnswerFormat]:
+    template = ChatTemplate(chat_templates.ALL[name], "<s>", "</s>")
+    return template, answer_format(template, probe(template))
+
+
+# -- what a template writes is read back -----------------------------------------------------------------------------
+
+CALLS = [
+    Call("abcdefgh1", "get_weather", '{"city": "Pa\\"ris", "days": 3, "units": ["a", "b"]}'),
+    Call("abcdefgh2", "get_weather", '{"city": " x\\n"}'),
+]
+KEEPS_IDS = {"nemo", "small", "command"}
+BARE = {"llama", "command"}  # content and calls exclude each other
+NO_THOUGHTS = {"llama", "nemo", "small", "functionary", "apertus", "wrapped"}
+
+
+def turn(template: ChatTemplate, said: Said) -> str:
+    calls = [
+        {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": json.loads(c.arguments)}}
+        for c in said.calls
+    ]
+    message = {
+        "role": "assistant", "content": said.content, "reasoning_content": said.reasoning, "tool_calls": calls,
+    }  # fmt: skip
+    text = template.render([USER, message], add_generation_prompt=False, tools=OFFERED)
+    return text.rpartition("<|role|>assistant\n")[2].rpartition("<|end|>")[0]
+
+
+def compared(said: Said, name: str) -> tuple[str, str, list[tuple[str, str, Any]]]:
+    keeps = name in KEEPS_IDS or name == "kimi"
+    return (
+        said.content,
+        said.reasoning,
+        [(c.id if keeps else "", c.name, json.loads(c.arguments)) for c in said.calls],
+    )
+
+
+@pytest.mark.parametrize("name", sorted(chat_templates.ALL))
+@pytest.mark.parametrize("n_calls", [0, 1, 2])
+@pytest.mark.parametrize("thinks", [False, True])
+def test_what_a_template_writes_is_read_back(name: str, n_calls: int, thinks: bool) -> None:
+    template, form = format_of(name)
+    calls = CALLS[:n_calls]
+    if name == "kimi":
+        calls = [Call(f"functions.{call.name}:{i}", call.name, call.arguments) for i, call in enumerate(calls)]
+    content = "" if n_calls and name in BARE else "Some words: 1 < 2."
+    said = Said(content, "I should\nthink." if thinks and name not in NO_THOUGHTS else "", calls)
+    text = turn(template, said)
+    whole, deltas = parsed(form, [text])
+    assert compared(whole, name) == compared(said, name)
+    for cut in range(len(text) + 1):
+        assert parsed(form, [text[:cut], text[cut:]])[0] == whole
+    letters, spelt = parsed(form, list(text))
+    assert letters == whole
+    assert deltas
+    assert_orderly(spelt)
+
+
+def assert_orderly(deltas: Sequence[Delta]) -> None:
+    begun = -1
+    for delta in deltas:
+        match delta:
+            case CallBegun(index, id, name):
+                assert index == begun + 1
+                assert id
+                assert name
+                begun = index
+            case CallArguments(index, text):
+                assert index == begun
+                assert text
+            case Content(text) | Reasoning(text):
+                assert text
+
+
+PIECES = [
+    "<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_call>\n", '{"name": "get_weather"', ', "arguments": ',
+    '{"city": "Oslo"}', "}", "{", "[", "]", '"', "<function=get_weather>", "<parameter=city>", "</parameter>",
+    "</function>", "\n", " ", "word", "<", "tool", "[TOOL_CALLS]", "[ARGS]", "get_weather", "é", ",", ":",
+]  # fmt: skip
+FORMS = [
+    HERMES,
+    AnswerFormat(calls=JsonCalls(arguments="parameters")),
+    AnswerFormat(Span("", "</think>"), calls=JsonCalls(section=Span("[TOOL_CALLS]"), array=True, id="id")),
+    AnswerFormat(calls=TaggedCalls(call=Span("[TOOL_CALLS]"), name=Span("", "[ARGS]"))),
+    AnswerFormat(
+        Span("<think>", "</think>"),
+        calls=TaggedCalls(
+            call=Span("<tool_call>", "</tool_call>"),
+            name=Span("<function=", ">"),
+            close="</function>",
+            parameters=Parameters(Span("<parameter=", ">"), Span("\n", "\n</parameter>")),
+        ),
+        calls_end_reasoning=True,
+    ),
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(FORMS),
+    st.lists(st.sampled_from(PIECES), max_size=14),
+    st.lists(st.integers(0, 200), max_size=8),
+    st.booleans(),
+)
+def test_any_text_cut_anywhere_says_the_same(
+    form: AnswerFormat, words: list[str], cuts: list[int], truncated: bool
+) -> None:
+    text = "".join(words)
+    whole, _ = parsed(form, [text], truncated=truncated)
+    at = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    cut, deltas = parsed(form, [text[a:b] for a, b in itertools.pairwise(at)], truncated=truncated)
+    assert cut == whole
+    assert_orderly(deltas)
+
+
+# -- single rules ----------------------------------------------------------------------------------------------------
+
+
+def test_arguments_go_out_as_they_come() -> None:
+    text = 'So:\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+    parser = AnswerParser(HERMES, TOOLS, new_id=lambda: "i")
+    seen = [parser.add(letter) for letter in text]
+    assert "".join(d.text for ds in seen for d in ds if isinstance(d, CallArguments)) == '{"city": "Oslo"}'
+    assert sum(isinstance(d, CallArguments) for ds in seen for d in ds) == len('{"city": "Oslo"}')
+
+
+def test_an_open_thought_in_the_prompt() -> None:
+    assert said_in(HERMES, "hm\n</think>\n\nSo.", opening="<think>\n") == Said("So.", "hm")
+    assert said_in(HERMES, "So.", opening="<think>\n\n</think>\n\n") == Said("So.")
+    raw = said_in(HERMES, "hm\n</think>\n\nSo.", opening="<think>\n", separate_reasoning=False)
+    assert raw == Said("<think>\nhm\n</think>\n\nSo.")
+
+
+def test_a_thought_that_never_ends_is_a_thought() -> None:
+    assert said_in(HERMES, "<think>on and on ") == Said("", "on and on")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'Write <tool_call>{"name": "unknown", "arguments": {}}</tool_call>.',
+        "<tool_call>no JSON</tool_call>",
+        "1 < 2 <tool_cal",
+    ],
+)
+def test_what_only_looks_like_a_call_is_content(text: str) -> None:
+    assert said_in(HERMES, text) == Said(text)
+
+
+@pytest.mark.parametrize("text", ['{"a": {"name": 5}} and {"name": "Bob"}', "{", "{{}}", "x = {1: 2}  "])
+def test_json_that_is_no_call_is_content(text: str) -> None:
+    assert said_in(FORMS[1], text) == Said(text)
+
+
+def test_without_tools_calls_are_content() -> None:
+    text = '<tool_call>{"name": "get_weather", "arguments": {}}</tool_call>'
+    parser = AnswerParser(HERMES)
+    assert [*parser.add(text), *parser.end()] == [Content(text)]
+
+
+def test_members_in_another_order_and_text_for_arguments() -> None:
+    text = '<tool_call>{"arguments": "{\\"city\\": 1}", "why": [1], "name": "get_weather"}</tool_call>'
+    assert said_in(HERMES, text).calls == [Call("id0", "get_weather", '{"city": 1}')]
+    assert said_in(HERMES, '<tool_call>{"name": "time.now"}</tool_call>').calls == [Call("id0", "time.now", "{}")]
+
+
+def test_an_id_behind_the_arguments_is_waited_for() -> None:
+    text = '[TOOL_CALLS][{"name": "get_weather", "arguments": {"city": "x"}, "id": "abc"}]'
+    assert said_in(FORMS[2], "</think>" + text).calls == [Call("abc", "get_weather", '{"city": "x"}')]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [("5", "5"), ("True", "true"), ("['a']", '["a"]'), ("many", '"many"'), ('{"x": 1}', '{"x": 1}')]
+)
+def test_arguments_that_are_no_text(value: str, shown: str) -> None:
+    text = f"<tool_call><function=get_weather><parameter=days>\n{value}\n</parameter></function></tool_call>"
+    assert said_in(FORMS[4], text).calls[0].arguments == '{"days":' + shown + "}"
+
+
+def test_what_a_limit_cuts_stays_open() -> None:
+    text = "<tool_call><function=get_weather><parameter=city>\nOs"
+    assert said_in(FORMS[4], text, truncated=True).calls[0].arguments == '{"city":"Os'
+    assert said_in(FORMS[4], text).calls[0].arguments == '{"city":"Os"}'
+
+
+def test_a_call_may_end_thoughts() -> None:
+    text = "hm <tool_call><function=time.now></function></tool_call>"
+    assert said_in(FORMS[4], text, opening="<think>\n") == Said("", "hm", [Call("id0", "time.now", "{}")])
+
+
+# -- requests --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"tools": {}},
+        {"tools": [5]},
+        {"tools": [{"function": {"name": "f"}}]},
+        {"tools": [{"type": "retrieval"}]},
+        {"tools": [{"type": "function", "function": {}}]},
+        {"tools": OFFERED, "tool_choice": "sometimes"},
+        {"tools": OFFERED, "tool_choice": {"type": "function", "function": {"name": "other"}}},
+        {"tools": OFFERED, "grammar": 'root ::= "x"'},
+        {"tools": OFFERED, "parallel_tool_calls": "yes"},
+    ],
+)
+def test_wrong_tools_are_refused(body: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest):
+        read_tools(Fields(body))
+
+
+def test_the_choice_of_tools() -> None:
+    by_name = read_tools(
+        Fields({"tools": OFFERED, "tool_choice": {"type": "function", "function": {"name": "time.now"}}})
+    )
+    assert (by_name.choice, [tool.name for tool in by_name.usable]) == ("required", ["time.now"])
+    assert len(by_name.shown) == 2
+    assert read_tools(Fields({"tools": OFFERED, "tool_choice": "none"})).usable == ()
+    assert read_tools(Fields({"tools": None})).offered == ()
+
+
+@pytest.mark.parametrize(
+    ("schema", "is_text"),
+    [
+        ({"type": "string"}, True), ({"type": "integer"}, False), ({"type": ["null", "string"]}, True), ({}, False),
+        ({"enum": ["a"]}, True), ({"const": 5}, False), ({"anyOf": [{"type": "null"}, {"type": "string"}]}, True),
+    ],
+)  # fmt: skip
+def test_which_arguments_are_texts(schema: dict[str, Any], is_text: bool) -> None:
+    tool = Tool("f", "", {"properties": {"x": schema}}, {})
+    assert tool.takes_text("x") == is_text
+    assert tool.takes_text("unknown")
+
+
+# -- over HTTP -------------------------------------------------------------------------------------------------------
+
+
+def serve(programs: Programs, directory: Path, source: str, *options: str) -> Program:
+    path = directory / "template.jinja"
+    path.write_text(source)
+    return programs.worker("--chat-template-file", str(path), "--ctx-size", "2048", "--threads", "1", *options)
+
+
+def chat(program: Program, **fields: Any) -> Any:
+    body = {"messages": [USER], "max_tokens": 200, "temperature": 1.0, "seed": 3, **fields}
+    return program.client.post("/v1/chat/completions", json=body)
+
+
+def streamed(program: Program, **fields: Any) -> tuple[Said, list[dict[str, Any]]]:
+    answer = chat(program, stream=True, **fields)
+    lines = [line for line in answer.text.split("\n\n") if line]
+    assert lines[-1] == "data: [DONE]"
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+    said = Said()
+    for chunk in chunks:
+        delta = chunk["choices"][0]["delta"]
+        said.content += delta.get("content") or ""
+        said.reasoning += delta.get("reasoning_content", "")
+        for call in delta.get("tool_calls", ()):
+            if "id" in call:
+                assert call["type"] == "function"
+                said.calls.append(Call(call["id"], call["function"]["name"]))
+            said.calls[call["index"]].arguments += call["function"]["arguments"]
+    return said, chunks
+
+
+TURNS_ON = {"type": "object", "properties": {"on": {"type": "boolean"}, "n": {"enum": [1, 2]}}, "required": ["on", "n"]}
+SWITCH = {"type": "function", "function": {"name": "switch", "description": "S", "parameters": TURNS_ON}}
+
+
+@pytest.fixture(scope="module", params=["hermes", "llama", "nemo", "coder", "glm", "kimi", "small", "wrapped"])
+def required(
+    request: pytest.FixtureRequest, module_programs: Programs, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Program]:
+    source = chat_templates.ALL[request.param].replace(chat_templates.THOUGHTS, "")  # the model would think on and on
+    program = serve(module_programs, tmp_path_factory.mktemp("templates"), source)
+    yield program
+    program.stop()
+
+
+def test_a_required_call_is_made(required: Program) -> None:
+    asked = {"tools": [SWITCH], "tool_choice": "required", "parallel_tool_calls": False}
+    answer = chat(required, **asked)
+    assert answer.status_code == 200, answer.text
+    choice = answer.json()["choices"][0]
+    (call,) = choice["message"]["tool_calls"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert call["function"]["name"] == "switch"
+    arguments = json.loads(call["function"]["arguments"])
+    assert isinstance(arguments["on"], bool)
+    assert arguments["n"] in (1, 2)
+    assert not choice["message"]["content"]
+    said, chunks = streamed(required, **asked)
+    assert [c.arguments for c in said.calls] == [call["function"]["arguments"]]
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": None}
+    assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_tools_that_nobody_calls(required: Program) -> None:
+    answer = chat(required, tools=[SWITCH], max_tokens=5).json()["choices"][0]
+    assert "tool_calls" not in answer["message"]
+    named = {"type": "function", "function": {"name": "switch"}}
+    asked = {"tools": [SWITCH, TIME], "tool_choice": named, "parallel_tool_calls": False}
+    assert chat(required, **asked).json()["choices"][0]["finish_reason"] == "tool_calls"
+
+
+@pytest.fixture(scope="module")
+def thinking(module_programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    program = serve(module_programs, tmp_path_factory.mktemp("templates"), chat_templates.THINKING)
+    yield program
+    program.stop()
+
+
+def test_thoughts_are_separate(thinking: Program) -> None:
+    whole = chat(thinking, max_tokens=12).json()["choices"][0]["message"]
+    assert whole["content"] == ""
+    assert whole["reasoning_content"]
+    said, _ = streamed(thinking, max_tokens=12)
+    assert (said.content, said.reasoning) == ("", whole["reasoning_content"])
+
+
+def test_thoughts_stay_in_the_content_if_wanted(thinking: Program) -> None:
+    whole = chat(thinking, max_tokens=12, reasoning_format="none").json()["choices"][0]["message"]
+    assert whole["content"].startswith("<think>\n")
+    assert "reasoning_content" not in whole
+    said, _ = streamed(thinking, max_tokens=12, reasoning_format="none")
+    assert said.content == whole["content"]
+
+
+@pytest.mark.parametrize("off", [{"chat_template_kwargs": {"enable_thinking": False}}, {"reasoning_effort": "none"}])
+def test_thinking_can_be_switched_off(thinking: Program, off: dict[str, Any]) -> None:
+    message = chat(thinking, max_tokens=12, **off).json()["choices"][0]["message"]
+    assert "reasoning_content" not in message
+    assert message["content"]
+
+
+def test_a_thought_is_continued(thinking: Program) -> None:
+    last = {"role": "assistant", "content": "", "reasoning_content": "I was"}
+    prompt = thinking.client.post("/apply-template", json={"messages": [USER, last]}).json()["prompt"]
+    assert prompt.endswith("<think>\nI was")
+    message = chat(thinking, messages=[USER, last], max_tokens=6).json()["choices"][0]["message"]
+    assert message["reasoning_content"].startswith("I was")
+    said = {**last, "content": "So"}
+    message = chat(thinking, messages=[USER, said], max_tokens=6).json()["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"][:2]) == ("I was", "So")
+
+
+def test_json_comes_after_the_thoughts(thinking: Program) -> None:
+    form = {"type": "json_schema", "json_schema": {"schema": TURNS_ON}}
+    off = {"chat_template_kwargs": {"enable_thinking": False}}
+    message = chat(thinking, response_format=form, **off).json()["choices"][0]["message"]
+    assert json.loads(message["content"])["n"] in (1, 2)
+    assert "reasoning_content" not in message
+
+
+def test_wrong_reasoning_formats_and_choices_are_refused(thinking: Program) -> None:
+    assert chat(thinking, reasoning_format="odd").status_code == 400
+    assert chat(thinking, tools=[SWITCH], tool_choice="maybe").status_code == 400
+    assert chat(thinking, tools=[SWITCH], stream=True, logprobs=True).status_code == 400

@@ -1,0 +1,77 @@
+"""What an answer's text turns out to mean, bit by bit: content, thoughts, tool calls; and the message they add up to.
+
+The parsers write these, every dialect reads them. A later one never takes back an earlier one: a message is their sum.
+"""
+
+from __future__ import annotations
+
+import secrets
+import string
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+_LETTERS = string.digits + string.ascii_letters
+_ID_LENGTH = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallBegun:
+    """Always the first of its `index`; indexes count up from 0."""
+
+    index: int
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallArguments:
+    """More of the JSON text of a call's arguments."""
+
+    index: int
+    text: str
+
+
+Delta = Content | Reasoning | CallBegun | CallArguments
+
+
+@dataclass(slots=True)
+class Call:
+    id: str
+    name: str
+    arguments: str = ""
+
+
+@dataclass(slots=True)
+class Said:
+    """A whole message."""
+
+    content: str = ""
+    reasoning: str = ""
+    calls: list[Call] = field(default_factory=list)
+
+    def add(self, deltas: Iterable[Delta]) -> None:
+        for delta in deltas:
+            match delta:
+                case Content(text):
+                    self.content += text
+                case Reasoning(text):
+                    self.reasoning += text
+                case CallBegun(_, id, name):
+                    self.calls.append(Call(id, name))
+                case CallArguments(index, text):
+                    self.calls[index].arguments += text
+
+
+def new_call_id() -> str:
+    """For models that give their calls none."""
+    return "".join(secrets.choice(_LETTERS) for _ in range(_ID_LENGTH))

@@ -1,0 +1,56 @@
+"""How a template's model writes its answers, found by rendering small conversations and looking where marks stand.
+
+An assistant's turn is rendered with thoughts, with one call and with two, with one argument and with two; what stands
+between the probe's own words is what the model writes there. Done once for a template; raises nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from .call_detection import detect_calls
+from .capabilities import Capabilities
+from .formats import NOTHING, AnswerFormat, Span
+from .probes import FIRST_TAG, IDS, KEYS, LAST_TAG, NAMES, SAID, THOUGHT, Probes, tag_of
+from .template import ChatTemplate
+
+
+def detect(template: ChatTemplate, capabilities: Capabilities) -> AnswerFormat:
+    probes = Probes(template, capabilities)
+    reasoning = _reasoning(probes)
+    return AnswerFormat(reasoning, _content(probes, reasoning), detect_calls(probes, reasoning))
+
+
+def _reasoning(probes: Probes) -> Span | None:
+    """From an answer with thoughts and content, else from one with thoughts and a call, as some keep only those."""
+    call = {"id": IDS[0], "type": "function", "function": {"name": NAMES[0], "arguments": {KEYS[0]: "x"}}}
+    ways: list[Mapping[str, Any]] = [{}, {"tool_calls": [call]}]
+    for more in ways:
+        for name in ("reasoning_content", "thinking", "reasoning"):
+            before, found, behind = probes.turn(SAID, more={**more, name: THOUGHT}).partition(THOUGHT)
+            end = FIRST_TAG.match(behind)
+            if found and end and (more or SAID in behind[end.end() :]):
+                return Span(tag_of(LAST_TAG.search(before)), tag_of(end))
+    return _reasoning_of_prompt(probes)
+
+
+def _reasoning_of_prompt(probes: Probes) -> Span | None:
+    """Of templates that leave thoughts out of the history, but open them, or cut them off at a mark."""
+    opening = probes.opening(thinks=True) + probes.opening(thinks=False)
+    for start, end in (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>")):
+        if start in opening or re.search(rf"split\(\s*['\"]{re.escape(end)}['\"]", probes.source):
+            return Span(start, end)
+    return None
+
+
+def _content(probes: Probes, reasoning: Span | None) -> Span:
+    """Marks that only content stands in."""
+    turn = probes.turn(SAID, tools=False)
+    start, end = LAST_TAG.search(turn.partition(SAID)[0]), FIRST_TAG.match(turn.partition(SAID)[2])
+    opening = probes.opening(thinks=False)
+    if not start or not end or tag_of(start) in opening or (reasoning and tag_of(start) in reasoning.marks):
+        return NOTHING
+    names = [re.sub(r"\W|START|END|BEGIN", "", tag_of(tag).upper()) for tag in (start, end)]
+    return Span(tag_of(start), tag_of(end)) if names[0] and names[0] == names[1] else NOTHING

@@ -1,0 +1,99 @@
+"""How a model family writes its answers: the marks around thoughts, content, tool calls and their arguments.
+
+Found by `detection` or known from `families`; read by the parsers and by the grammar of tool calls. White space
+around a mark is what the template writes; parsers take any.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    start: str = ""
+    end: str = ""
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Those there are, without white space around them."""
+        return tuple(mark for mark in (self.start.strip(), self.end.strip()) if mark)
+
+
+NOTHING = Span()
+
+
+@dataclass(frozen=True, slots=True)
+class JsonCalls:
+    """A call is one JSON object, its function's name in it."""
+
+    section: Span = NOTHING  # around all calls
+    call: Span = NOTHING  # around each
+    array: bool = False  # the calls are items of one array
+    name: str = "name"  # "" when the name itself is the key of the arguments
+    arguments: str = "arguments"
+    id: str = ""
+    id_before_arguments: bool = False
+    wrapper: str = ""  # key of the object that holds name and arguments
+    extra: str = ""  # members written first, as in `"type": "function", `
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Each argument in marks of its own: text as it is, everything else as JSON."""
+
+    name: Span
+    value: Span
+    between: str = ""
+    text_flag: str = ""  # the mark of the name goes on up to `>`, and says with this that the value is a text
+
+
+@dataclass(frozen=True, slots=True)
+class TaggedCalls:
+    """The name stands in marks; the arguments are one JSON object, or each of them stands in marks too."""
+
+    section: Span = NOTHING
+    call: Span = NOTHING
+    name: Span = NOTHING
+    id: Span = NOTHING  # between name and arguments
+    arguments: Span = NOTHING
+    close: str = ""  # after the arguments, before the call's end
+    parameters: Parameters | None = None
+    id_is_name: str = ""  # the name is part of the id, behind this: `functions.NAME:0`
+
+
+Calls = JsonCalls | TaggedCalls
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerFormat:
+    reasoning: Span | None = None  # an empty start: thoughts come first, without a mark
+    content: Span = NOTHING
+    calls: Calls | None = None
+    calls_end_reasoning: bool = False
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """All marks, as they may be special tokens, which must be shown as text."""
+        found = [*(self.reasoning.marks if self.reasoning else ()), *self.content.marks]
+        if self.calls:
+            for field in fields(self.calls):
+                found += _marks(getattr(self.calls, field.name))
+        return tuple(dict.fromkeys(found))
+
+
+ONLY_CONTENT = AnswerFormat()
+
+
+def _marks(value: object) -> list[str]:
+    if isinstance(value, Span):
+        return list(value.marks)
+    if isinstance(value, Parameters):
+        return [*value.name.marks, *value.value.marks, *Span(value.between).marks]
+    return []
+
+
+def first_mark(calls: Calls) -> str:
+    """What calls begin with, if it is not JSON at once."""
+    start = calls.section.start.strip() or calls.call.start.strip()
+    return start or (calls.name.start.strip() if isinstance(calls, TaggedCalls) else "")

@@ -1,0 +1,164 @@
+"""An answer's text, as it comes, into content, thoughts and tool calls.
+
+`AnswerParser` gives the same deltas in sum however the text was cut, and the whole message is their sum: what is
+ambiguous is withheld. Text that only looks like a call (no such tool, no such shape) is content. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from .deltas import CallArguments, CallBegun, Content, Delta, Reasoning, new_call_id
+from .formats import AnswerFormat, JsonCalls, Span
+from .json_calls import JsonCallsReader
+from .reader import SPACE, Emit, Parsing, Reader
+from .tagged_calls import TaggedCallsReader
+from .tools import Tool
+
+NewId = Callable[[], str]
+
+
+class Writer:
+    """The deltas of one answer. Whoever reads calls speaks to it."""
+
+    def __init__(self, new_id: NewId) -> None:
+        self._new_id = new_id
+        self._deltas: list[Delta] = []
+        self.n_calls = 0
+
+    def take(self) -> list[Delta]:
+        deltas, self._deltas = self._deltas, []
+        return deltas
+
+    def content(self, text: str) -> None:
+        if text:
+            self._deltas.append(Content(text))
+
+    def reasoning(self, text: str) -> None:
+        if text:
+            self._deltas.append(Reasoning(text))
+
+    def call(self, name: str, id: str = "") -> None:
+        self._deltas.append(CallBegun(self.n_calls, id or self._new_id(), name))
+        self.n_calls += 1
+
+    def arguments(self, text: str) -> None:
+        """Of the call begun last."""
+        if text:
+            self._deltas.append(CallArguments(self.n_calls - 1, text))
+
+
+class AnswerParser:
+    """`add` text after text, then `end` once. `opening`: the end of the prompt, where the answer really begins."""
+
+    def __init__(
+        self,
+        form: AnswerFormat,
+        tools: Sequence[Tool] = (),
+        *,
+        opening: str = "",
+        separate_reasoning: bool = True,
+        new_id: NewId = new_call_id,
+    ) -> None:
+        self._reader = Reader()
+        self._writer = Writer(new_id)
+        by_name = {tool.name: tool for tool in tools}
+        read = form if separate_reasoning else replace(form, reasoning=None)
+        self._parsing: Parsing[None] | None = _answer(read, by_name, self._reader, self._writer)
+        self.opened = self.add(opening)
+        """What of the answer was in the prompt already."""
+
+    def add(self, text: str) -> list[Delta]:
+        self._reader.feed(text)
+        if self._parsing is not None:
+            next(self._parsing, None)
+        return self._writer.take()
+
+    def end(self, *, truncated: bool = False) -> list[Delta]:
+        """`truncated`: a limit ended the answer; what is open stays open."""
+        self._reader.ended, self._reader.truncated = True, truncated
+        if self._parsing is not None:
+            for _ in self._parsing:
+                raise AssertionError("a parser waits for text after the end")
+        self._parsing = None
+        return self._writer.take()
+
+
+class Trimmed:
+    """Passes text on without white space before it (unless `leading`), and behind it (if not `trailing`)."""
+
+    def __init__(self, emit: Emit, *, leading: bool = False, trailing: bool = False) -> None:
+        self._emit = emit
+        self._begun, self._trailing = leading, trailing
+        self._withheld = ""
+
+    def __call__(self, text: str) -> None:
+        text = self._withheld + text
+        if not self._begun:
+            text = text.lstrip(SPACE)
+        solid = text if self._trailing else text.rstrip(SPACE)
+        self._withheld = text[len(solid) :]
+        if solid:
+            self._begun = True
+            self._emit(solid)
+
+    def flush(self) -> None:
+        """What was withheld counts after all."""
+        if self._begun:
+            self._emit(self._withheld)
+        self._withheld = ""
+
+
+def _answer(form: AnswerFormat, tools: Mapping[str, Tool], reader: Reader, writer: Writer) -> Parsing[None]:
+    calls = _calls_reader(form, tools, reader, writer)
+    thought = False
+    if form.reasoning:
+        thought = yield from _thoughts(form, form.reasoning, calls, reader, writer)
+    marks = [*form.content.marks]
+    if calls is not None:
+        marks.append(calls.mark)
+    content = Trimmed(writer.content, leading=not thought, trailing=not marks)
+    while True:
+        mark = yield from reader.until(marks, content)
+        if mark is None:
+            if not writer.n_calls:
+                content.flush()
+            return
+        if calls is None or mark != calls.mark:
+            reader.skip(len(mark))
+            content = Trimmed(writer.content)
+            continue
+        reader.keep()
+        if (yield from calls.read()):
+            content = Trimmed(writer.content)
+        else:
+            content(reader.rest[:1])
+            reader.skip(1)
+
+
+def _thoughts(
+    form: AnswerFormat, tags: Span, calls: CallsReader | None, reader: Reader, writer: Writer
+) -> Parsing[bool]:
+    """Those that come first; whether there were any marks of them."""
+    start, end = tags.start.strip(), tags.end.strip()
+    if start and not (yield from reader.word(start)):
+        return False
+    ends = [end]
+    if form.calls_end_reasoning and calls is not None:
+        ends.append(calls.mark)
+    mark = yield from reader.until(ends, Trimmed(writer.reasoning))
+    if mark == end:
+        reader.skip(len(end))
+    return True
+
+
+CallsReader = JsonCallsReader | TaggedCallsReader
+
+
+def _calls_reader(form: AnswerFormat, tools: Mapping[str, Tool], reader: Reader, writer: Writer) -> CallsReader | None:
+    if not tools or form.calls is None:
+        return None
+    if isinstance(form.calls, JsonCalls):
+        return JsonCallsReader(form.calls, tools, reader, writer)
+    return TaggedCallsReader(form.calls, tools, reader, writer)

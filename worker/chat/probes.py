@@ -1,0 +1,94 @@
+"""Small conversations rendered with a template, to see what it writes where.
+
+The probe's own words are unlike anything a template says. Used by the detectors; raises nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from .capabilities import Capabilities
+from .template import ChatTemplate, TemplateError
+
+Message = dict[str, Any]
+
+SAID, THOUGHT = "Probesaid", "Probethought"
+NAMES = ("probe_first", "probe_second")
+IDS = ("call00001", "call00002")
+KEYS = ("probe_alpha", "probe_beta")
+VALUES = ("Probeone", "Probetwo")
+TAG = r"<[^<>\s][^<>]*>|\[/?[A-Z][A-Z_]*\]"
+LAST_TAG = re.compile(rf"(?:{TAG})\s*$")
+FIRST_TAG = re.compile(rf"\s*(?:{TAG})")
+
+
+class Probes:
+    """Renders an assistant's turn: what follows the prompt that asked for it."""
+
+    def __init__(self, template: ChatTemplate, capabilities: Capabilities) -> None:
+        self.source = template.source
+        self._template, self._capabilities = template, capabilities
+        self._user = {"role": "user", "content": self._text("Question")}
+
+    def _text(self, text: str) -> Any:
+        return text if self._capabilities.supports_string_content else [{"type": "text", "text": text}]
+
+    def _render(self, messages: Sequence[Message], opens: bool, thinks: bool = True, tools: bool = True) -> str:
+        return self._template.render(
+            messages,
+            add_generation_prompt=opens,
+            tools=[_tool(name) for name in NAMES] if tools else None,
+            variables={"enable_thinking": thinks, "thinking": thinks},
+        )
+
+    def opening(self, *, thinks: bool) -> str:
+        """What the template adds for an answer to begin."""
+        try:
+            closed = self._render([self._user], False, thinks, tools=False)
+            opened = self._render([self._user], True, thinks, tools=False)
+        except TemplateError:
+            return ""
+        return opened[shared_length(closed, opened) :]
+
+    def turn(self, content: str = "", *, tools: bool = True, more: Mapping[str, Any] = MappingProxyType({})) -> str:
+        """The rendering of an answer without its end of turn; nothing when the template refuses it."""
+        message = {"role": "assistant", "content": self._text(content), **more}
+        try:
+            before = self._render([self._user], False, tools=tools)
+            whole = self._render([self._user, message], False, tools=tools)
+        except TemplateError:
+            return ""
+        return whole[shared_length(before, whole) :]
+
+    def calls(self, n_calls: int, n_arguments: int) -> str:
+        calls = []
+        for i in range(n_calls):
+            values: Any = {key: f"{value}{i}" for key, value in zip(KEYS[:n_arguments], VALUES, strict=False)}
+            if not self._capabilities.supports_object_arguments:
+                values = json.dumps(values)
+            calls.append({"id": IDS[i], "type": "function", "function": {"name": NAMES[i], "arguments": values}})
+        return self.turn(more={"tool_calls": calls}) or self.turn(SAID, more={"tool_calls": calls})
+
+
+def _tool(name: str) -> Message:
+    properties = {key: {"type": "string", "description": key} for key in KEYS}
+    parameters = {"type": "object", "properties": properties, "required": list(KEYS)}
+    return {"type": "function", "function": {"name": name, "description": name, "parameters": parameters}}
+
+
+def shared_length(a: str, b: str) -> int:
+    """Length of the common beginning."""
+    n = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        n += 1
+    return n
+
+
+def tag_of(match: re.Match[str] | None) -> str:
+    return match.group().strip() if match else ""

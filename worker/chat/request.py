@@ -1,0 +1,116 @@
+"""What a chat request says about its conversation: messages, tools, what is continued, how the answer is read.
+
+`read_chat` checks a request's body against the server's defaults; the sampling half of it is `params`' business. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ...presets.errors import InvalidRequest
+from ..fields import Fields, wrong_type
+from .messages import Message, join_parts, read_messages
+from .response_format import ResponseFormat, read_response_format
+from .tools import NO_TOOLS, Tools, read_tools
+
+REASONING_FORMATS = ("none", "auto", "deepseek", "deepseek-legacy")
+
+Continued = Literal["content", "reasoning_content"]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    messages: list[Message]
+    add_generation_prompt: bool
+    continued: Message | None  # a message that the answer goes on with; not among `messages`
+    shows_prefill: bool  # the stream begins with its text
+    variables: Mapping[str, Any]
+    response_format: ResponseFormat | None = None
+    tools: Tools = NO_TOOLS
+    continues: Continued = "content"
+    separate_reasoning: bool = True
+
+
+@dataclass(frozen=True)
+class ChatDefaults:
+    """What the server's options say about chat."""
+
+    prefill_assistant: bool = True
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    reasoning_format: str = "auto"
+
+
+def read_chat(body: Mapping[str, Any], defaults: ChatDefaults) -> ChatRequest:
+    fields = Fields(body)
+    tools = read_tools(fields)
+    form = read_response_format(fields)
+    if "messages" not in body:
+        raise InvalidRequest("'messages' is required")
+    messages = read_messages(body["messages"])
+    opens = fields.boolean("add_generation_prompt", default=True)
+    asked = _continues(body.get("continue_final_message"))
+    continues = asked
+    if not continues and defaults.prefill_assistant and messages and messages[-1]["role"] == "assistant":
+        if len(messages) > 1 and messages[-2]["role"] == "assistant":
+            raise InvalidRequest("Cannot have 2 or more assistant messages at the end of the list.")
+        continues, opens = "auto", False
+    if continues and opens:
+        raise InvalidRequest("Cannot set both add_generation_prompt and continue_final_message to true.")
+    continued = messages.pop() if continues and messages else None
+    if continued and continued["role"] == "assistant" and continued.get("tool_calls"):
+        raise InvalidRequest("Cannot continue an assistant message that contains tool calls.")
+    return ChatRequest(
+        messages=messages,
+        add_generation_prompt=opens,
+        continued=continued,
+        shows_prefill=not asked or fields.boolean("echo", default=False),  # who asked for it knows the text already
+        variables=_variables(fields, defaults.variables),
+        response_format=form,
+        tools=tools,
+        continues=_continued_part(continues, continued),
+        separate_reasoning=fields.string("reasoning_format", default=defaults.reasoning_format) != "none",
+    )
+
+
+def _continues(value: object) -> str:
+    """Which part of the last message the answer goes on with; nothing: it is a new one."""
+    if value is None or isinstance(value, bool):
+        return "auto" if value else ""
+    if value in ("content", "reasoning_content"):
+        return str(value)
+    raise wrong_type("continue_final_message", 'boolean, "content" or "reasoning_content"', value)
+
+
+def _continued_part(continues: str, message: Message | None) -> Continued:
+    if continues == "reasoning_content":
+        return "reasoning_content"
+    thinks = continues == "auto" and message and message.get("reasoning_content")
+    return "reasoning_content" if thinks and message and not join_parts(message["content"], "") else "content"
+
+
+def _variables(fields: Fields, defaults: Mapping[str, Any]) -> Mapping[str, Any]:
+    variables = {**defaults, **fields.object("chat_template_kwargs")}
+    if isinstance(variables.get("enable_thinking"), str):
+        raise InvalidRequest('invalid type for "enable_thinking" (expected boolean, got string)')
+    effort = fields.string("reasoning_effort", default="")
+    if effort == "none":
+        variables.pop("reasoning_effort", None)
+        variables["enable_thinking"] = False
+    elif effort:
+        variables["reasoning_effort"] = effort
+    return variables
+
+
+def probabilities_wanted(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Chat's `logprobs` and `top_logprobs` as the completion fields they stand for."""
+    fields = Fields(body)
+    _, wanted = fields.find("logprobs")
+    if isinstance(wanted, bool) and wanted:
+        if fields.find("tools")[1] and fields.boolean("stream", default=False):
+            raise InvalidRequest("logprobs is not supported with tools + stream")
+        return {"n_probs": fields.integer("top_logprobs", default=20, low=0)}
+    if fields.find("top_logprobs")[1] is not None:
+        raise InvalidRequest("top_logprobs requires logprobs to be set to true")
+    return {}

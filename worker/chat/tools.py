@@ -1,0 +1,119 @@
+"""The tools a chat request offers, and what it says about their use. Pure; wording and statuses are llama-server's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ...presets.errors import InvalidRequest
+from ..fields import Fields, json_type, wrong_type
+
+Choice = Literal["auto", "none", "required"]
+_CHOICES: tuple[Choice, ...] = ("auto", "none", "required")
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+    shown: Mapping[str, Any]  # as the template is given it
+
+    def takes_text(self, argument: str) -> bool:
+        """Whether the argument's value is meant to be a text, so that `1` is "1" and not a number."""
+        properties = self.parameters.get("properties")
+        schema = properties.get(argument) if isinstance(properties, dict) else None
+        return schema is None or _may_be_text(schema)
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    offered: tuple[Tool, ...] = ()
+    choice: Choice = "auto"
+    only: str = ""  # the one function that has to be called
+    parallel: bool | None = None  # None: as the template can
+
+    @property
+    def usable(self) -> tuple[Tool, ...]:
+        """Those that may be called; the template shows all."""
+        if self.choice == "none":
+            return ()
+        return tuple(tool for tool in self.offered if self.only in ("", tool.name))
+
+    @property
+    def shown(self) -> list[Mapping[str, Any]]:
+        return [tool.shown for tool in self.offered]
+
+
+NO_TOOLS = Tools()
+
+
+def read_tools(fields: Fields) -> Tools:
+    _, given = fields.find("tools")
+    if given is not None and not isinstance(given, list):
+        raise wrong_type("tools", "array", given)
+    tools = tuple(_read_tool(item) for item in given or ())
+    choice, only = _read_choice(fields.find("tool_choice")[1])
+    if tools and choice != "none" and fields.find("grammar")[1] is not None:
+        raise InvalidRequest("Cannot use custom grammar constraints with tools.")
+    if only and only not in [tool.name for tool in tools]:
+        raise InvalidRequest(f"Field 'tool_choice': there is no tool named {only}")
+    _, parallel = fields.find("parallel_tool_calls")
+    if parallel is not None:
+        parallel = fields.boolean("parallel_tool_calls", default=True)
+    return Tools(tools, choice, only, parallel)
+
+
+def _read_choice(value: object) -> tuple[Choice, str]:
+    """The choice, and the one function that may be called."""
+    if isinstance(value, str):
+        for choice in _CHOICES:
+            if value == choice:
+                return choice, ""
+        raise InvalidRequest(f"Invalid tool_choice: {value}")
+    if isinstance(value, dict) and value.get("type", "function") == "function":
+        function = value.get("function", value)
+        name = function.get("name") if isinstance(function, dict) else None
+        if isinstance(name, str):
+            return "required", name
+    return "auto", ""
+
+
+def _read_tool(item: object) -> Tool:
+    if not isinstance(item, dict):
+        raise InvalidRequest(f"Field 'tools': entries must be objects, but one is {json_type(item)}")
+    if item.get("type") != "function":
+        raise InvalidRequest(f"Unsupported tool type: {item.get('type')!r}" if "type" in item else "Missing tool type")
+    function = item.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise InvalidRequest("Missing tool function name")
+    parameters = function.get("parameters")
+    if not isinstance(parameters, dict):
+        parameters = {}
+    description = function.get("description")
+    if not isinstance(description, str):
+        description = ""
+    shown = {
+        "type": "function",
+        "function": {"name": function["name"], "description": description, "parameters": parameters},
+    }
+    return Tool(function["name"], description, parameters, shown)
+
+
+def _may_be_text(schema: object) -> bool:
+    if not isinstance(schema, dict):
+        return False
+    kind = schema.get("type")
+    if isinstance(kind, list):
+        return "string" in kind
+    if kind is not None:
+        return bool(kind == "string")
+    if "const" in schema:
+        return isinstance(schema["const"], str)
+    if isinstance(values := schema.get("enum"), list):
+        return any(isinstance(value, str) for value in values)
+    for keyword in ("anyOf", "oneOf"):
+        if isinstance(ways := schema.get(keyword), list):
+            return any(_may_be_text(way) for way in ways)
+    return False
