@@ -102,7 +102,7 @@ show_progress() {
       continue
     fi
     case $line in
-      *rror:* | Collecting\ * | *"Building wheel for llama"* | "Successfully installed"*) printf '%s\n' "${line:0:160}" ;;
+      *rror:* | Collecting\ * | *"Building wheel for llama"*started | "Successfully installed"*) printf '%s\n' "${line:0:160}" ;;
     esac
   done
 }
