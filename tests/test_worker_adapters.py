@@ -107,6 +107,21 @@ def test_a_scale_changes_the_answer_and_slots_do_not_mix_them_up(models: Path) -
     run(test())
 
 
+def test_host_memory_keeps_them_apart_too(models: Path) -> None:
+    async def test() -> None:
+        prompt = "The quick brown fox jumps over the lazy dog while a small herd of horses stands by the fence"
+        sets = [OFF, ON, ((0, 0.5),), ((1, 1.0),)]
+        names = ("tiny-lora", "tiny-alora")
+        async with with_lora(models, *names, parallel=1, cache_ram=64) as engine, engine.use() as loaded:
+            expected = [await text(loaded, prompt, adapters=adapters, cache_prompt=False) for adapters in sets]
+            assert len(set(expected)) >= 3
+            for first in range(len(sets)):
+                order = [*range(first, len(sets)), *range(first)]
+                assert [await text(loaded, prompt, adapters=sets[i]) for i in order] == [expected[i] for i in order]
+
+    run(test())
+
+
 def test_requests_of_different_scales_run_side_by_side(models: Path) -> None:
     async def test() -> None:
         sets = [(), OFF, ON, ((0, 0.5),), ((1, 1.0),), ((0, 0.5), (1, 0.5))]
