@@ -7,6 +7,7 @@ Usage: make_test_models.py OUTDIR
     tiny-llama-short.gguf  trained context of 256 tokens
     tiny-llama-long.gguf   trained context of 131072 tokens: an answer without a limit takes a minute
     tiny-gemma3.gguf       sliding-window attention (32 tokens) in five of its six layers
+    tiny-mamba.gguf        recurrent: a sequence has one state, which does not go back
     tiny-llama-fim.gguf    with tokens for repositories and files too, for infill
     tiny-lora.gguf, tiny-lora-b.gguf, tiny-alora.gguf   adapters of tiny-llama; the last one is switched on by "fox"
     tiny-control.gguf      a control vector for tiny-llama's second layer
@@ -28,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from spm import BYTE, NORMAL, Vocabulary, learn_pieces
 from tiny_adapters import write_control_vector, write_lora
-from tiny_gguf import Shape, Tensors, write_bert, write_gemma3, write_llama
+from tiny_gguf import Shape, Tensors, write_bert, write_gemma3, write_llama, write_mamba
 
 Array = NDArray[np.float32]
 CONTROL = ("<|im_start|>", "<|im_end|>", "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
@@ -95,6 +96,32 @@ def decoder(seed: int, shape: Shape, words: Vocabulary, *, gemma: bool = False) 
             tensors[f"{block}.attn_k_norm.weight"] = weights.near(1, shape.n_head_dim)
             tensors[f"{block}.post_attention_norm.weight"] = weights.near(1, shape.n_embd)
             tensors[f"{block}.post_ffw_norm.weight"] = weights.near(1, shape.n_embd)
+    return tensors
+
+
+def recurrent(seed: int, shape: Shape, words: Vocabulary, n_state: int, n_conv: int) -> Tensors:
+    weights = Weights(seed)
+    n_inner, n_rank = shape.n_ff, shape.n_embd // 16
+    tensors = {
+        "token_embd.weight": weights.matrix(len(words), shape.n_embd, scale=np.sqrt(shape.n_embd)),
+        "output_norm.weight": weights.near(1, shape.n_embd),
+        "output.weight": output_matrix(weights, words, shape.n_embd),
+    }
+    decay = -np.tile(np.arange(1, n_state + 1, dtype=np.float32), (n_inner, 1))
+    for layer in range(shape.n_layer):
+        block = f"blk.{layer}"
+        tensors |= {
+            f"{block}.attn_norm.weight": weights.near(1, shape.n_embd),
+            f"{block}.ssm_in.weight": weights.matrix(2 * n_inner, shape.n_embd),
+            f"{block}.ssm_conv1d.weight": weights.matrix(n_inner, n_conv),
+            f"{block}.ssm_conv1d.bias": weights.near(0, n_inner),
+            f"{block}.ssm_x.weight": weights.matrix(n_rank + 2 * n_state, n_inner),
+            f"{block}.ssm_dt.weight": weights.matrix(n_inner, n_rank),
+            f"{block}.ssm_dt.bias": weights.near(-3, n_inner),
+            f"{block}.ssm_a": decay,
+            f"{block}.ssm_d": weights.near(1, n_inner),
+            f"{block}.ssm_out.weight": weights.matrix(shape.n_embd, n_inner),
+        }
     return tensors
 
 
@@ -181,6 +208,8 @@ def main(out: Path) -> None:
     write_llama(out / "sharded" / "tiny-llama.gguf", "Tiny Llama", small, words, first, max_tensors_per_file=9)
     swa = decoder(4, windowed, words, gemma=True)
     write_gemma3(out / "tiny-gemma3.gguf", "Tiny Gemma3", windowed, words, swa, window=32)
+    states = recurrent(20, small, words, n_state=16, n_conv=4)
+    write_mamba(out / "tiny-mamba.gguf", "Tiny Mamba", small, words, states, n_state=16, n_conv=4)
     pieces = wordpieces(words)
     encoding = encoder(5, bert, len(pieces))
     write_bert(out / "tiny-bert.gguf", "Tiny Bert", bert, pieces, encoding)

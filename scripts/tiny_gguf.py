@@ -1,4 +1,4 @@
-"""Writes small GGUF files of three architectures from plain arrays; used by `make_test_models.py` and `train_demo.py`.
+"""Writes small GGUF files of four architectures from plain arrays; used by `make_test_models.py` and `train_demo.py`.
 
 Arrays are in the layout that gguf expects (rows = outputs), already permuted for llama.cpp's RoPE.
 """
@@ -127,6 +127,21 @@ def write_gemma3(path: Path, name: str, shape: Shape, vocabulary: Vocabulary, te
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(10000.0)
     writer.add_sliding_window(window)
+    _spm_vocabulary(writer, vocabulary, CHATML, "<|im_end|>")
+    _finish(writer, tensors, quantize=False)
+
+
+def write_mamba(
+    path: Path, name: str, shape: Shape, vocabulary: Vocabulary, tensors: Tensors, *, n_state: int, n_conv: int
+) -> None:
+    """A recurrent model: it has one state of a sequence, and nothing to look back at. `n_ff` is its inner size."""
+    writer = gguf.GGUFWriter(path, "mamba")
+    _common(writer, name, shape, {})
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_ssm_conv_kernel(n_conv)
+    writer.add_ssm_inner_size(shape.n_ff)
+    writer.add_ssm_state_size(n_state)
+    writer.add_ssm_time_step_rank(shape.n_embd // 16)
     _spm_vocabulary(writer, vocabulary, CHATML, "<|im_end|>")
     _finish(writer, tensors, quantize=False)
 

@@ -107,10 +107,19 @@ class Memory:
         return n_past
 
     def copy(self, source: Slot, target: Slot) -> None:
-        self._context.copy_sequence(source.id, target.id)
+        """In a pool that all draw from, both use the same cells then, unless these are a window's, which slides on."""
         target.remember(list(source.tokens), source.activation, source.checkpoints)
+        if self._options.kv_unified and self._n_swa and self._copy_cells(source, target):
+            target.shares_cells = False
+            return
+        self._context.copy_sequence(source.id, target.id)
         if self._options.kv_unified:
             source.shares_cells = target.shares_cells = True
+
+    def _copy_cells(self, source: Slot, target: Slot) -> bool:
+        state = self._context.read_state(source.id)
+        self._context.forget(target.id)
+        return state is not None and self._context.write_state(target.id, state)
 
     # -- a prompt is computed ------------------------------------------------------------------------------------------
 

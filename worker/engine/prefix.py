@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+_LARGEST_BLOCK = 1024
+
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Compared block by block, since slices compare at C speed."""
     return common_run(a, 0, b, 0)
 
 
 def common_run(a: Sequence[int], begin_a: int, b: Sequence[int], begin_b: int) -> int:
-    """The same from the given positions on."""
-    n, block, position = min(len(a) - begin_a, len(b) - begin_b), 256, 0
-    if n <= 0 or a[begin_a] != b[begin_b]:
-        return 0
+    """The same from the given positions on. Most pairs differ early; the others are compared at C speed."""
+    if type(a) is not type(b):
+        a, b = list(a), list(b)
+    n, block, position = min(len(a) - begin_a, len(b) - begin_b), 8, 0
     while position < n:
-        begin, other = begin_a + position, begin_b + position
-        if list(a[begin : begin + block]) != list(b[other : other + block]):
+        i, j = begin_a + position, begin_b + position
+        if a[i : i + block] != b[j : j + block]:
             break
         position += block
+        block = min(2 * block, _LARGEST_BLOCK)
     while position < n and a[begin_a + position] == b[begin_b + position]:
         position += 1
-    return min(position, n)
+    return max(0, min(position, n))

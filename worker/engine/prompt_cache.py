@@ -34,10 +34,7 @@ class Entry:
     activation: Activation
     checkpoints: tuple[Checkpoint, ...]
     state: State
-
-    @property
-    def n_bytes(self) -> int:
-        return self.state.nbytes + sum(checkpoint.state.nbytes for checkpoint in self.checkpoints)
+    n_bytes: int  # with the checkpoints
 
     def common(self, tokens: Sequence[int], activation: Activation) -> int:
         return min(common_prefix(self.tokens, tokens), self.activation.alike(activation))
@@ -85,7 +82,7 @@ class PromptCache:
         state = read()
         if state is None:
             return False
-        self.entries.append(Entry(list(tokens), activation, tuple(checkpoints), state))
+        self.entries.append(Entry(list(tokens), activation, tuple(checkpoints), state, n_bytes))
         return True
 
     def trim(self) -> None:
