@@ -133,8 +133,15 @@ WRAPPED = _template(
 </calls>{% endif %}"""
 )
 
+GPT_OSS = """\
+{%- for m in messages %}{% if m.role == 'assistant' %}
+{%- if m.thinking %}<|start|>assistant<|channel|>analysis<|message|>{{ m.thinking }}<|end|>{% endif %}
+{%- if m.content %}<|start|>assistant<|channel|>final<|message|>{{ m.content }}<|end|>{% endif %}
+{%- else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}
+{%- if add_generation_prompt %}<|start|>assistant{% endif %}"""
+
 ALL = {
     name.lower(): source
     for name, source in dict(globals()).items()
-    if name.isupper() and not name.startswith("_") and name != "THOUGHTS" and isinstance(source, str)
+    if name.isupper() and not name.startswith("_") and name not in ("THOUGHTS", "GPT_OSS") and isinstance(source, str)
 }

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from llama_corral.presets.errors import InvalidRequest
 from llama_corral.worker.chat.capabilities import probe
 from llama_corral.worker.chat.deltas import Call, CallArguments, CallBegun, Content, Delta, Reasoning, Said
-from llama_corral.worker.chat.families import answer_format
+from llama_corral.worker.chat.families import FUNCTIONARY_3_2, GPT_OSS, answer_format
 from llama_corral.worker.chat.formats import AnswerFormat, JsonCalls, Parameters, Span, TaggedCalls
 from llama_corral.worker.chat.parsing import AnswerParser
 from llama_corral.worker.chat.template import ChatTemplate
@@ -152,10 +152,16 @@ FORMS = [
 ]
 
 
-@settings(max_examples=300, deadline=None)
+HARMONY_PIECES = [
+    "<|channel|>", "analysis", "final", "commentary", "<|message|>", "<|end|>", "<|start|>", "assistant", "<|call|>",
+    " to=functions.get_weather", " to=python", " <|constrain|>json", '{"city": "x"}', "all\n", ">>>", "get_weather\n",
+]  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
 @given(
-    st.sampled_from(FORMS),
-    st.lists(st.sampled_from(PIECES), max_size=14),
+    st.sampled_from([*FORMS, GPT_OSS, FUNCTIONARY_3_2]),
+    st.lists(st.sampled_from(PIECES), max_size=14) | st.lists(st.sampled_from(HARMONY_PIECES), max_size=14),
     st.lists(st.integers(0, 200), max_size=8),
     st.booleans(),
 )
@@ -243,6 +249,56 @@ def test_what_a_limit_cuts_stays_open() -> None:
 def test_a_call_may_end_thoughts() -> None:
     text = "hm <tool_call><function=time.now></function></tool_call>"
     assert said_in(FORMS[4], text, opening="<think>\n") == Said("", "hm", [Call("id0", "time.now", "{}")])
+
+
+ANALYSIS = "<|channel|>analysis<|message|>I'm\nthinking<|end|><|start|>assistant"
+ARGUMENTS = '<|message|>{"city": "x"}'
+CITY = [Call("id0", "get_weather", '{"city": "x"}')]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("<|channel|>final<|message|>Hello", Said("Hello")),
+        ("<|channel|>commentary<|message|>Hello", Said("Hello")),
+        (ANALYSIS + "<|channel|>final<|message|>Hello", Said("Hello", "I'm\nthinking")),
+        (
+            ANALYSIS + "<|channel|>commentary to=assistant<|channel|>final<|message|>Hello",
+            Said("Hello", "I'm\nthinking"),
+        ),
+        ("<|channel|>analysis<|message|>on and", Said("", "on and")),
+        (" to=functions.get_weather<|channel|>analysis" + ARGUMENTS, Said("", "", CITY)),
+        ("<|channel|>commentary to=functions.get_weather <|constrain|>json" + ARGUMENTS, Said("", "", CITY)),
+        (ANALYSIS + " to=functions.get_weather<|channel|>commentary json" + ARGUMENTS, Said("", "I'm\nthinking", CITY)),
+        (ANALYSIS + "<|channel|>commentary to=python <|constrain|>code<|message|>print(1)", Said("", "I'm\nthinking")),
+        ("no channel at all", Said("no channel at all")),
+    ],
+)
+def test_the_channels_of_gpt_oss(text: str, said: Said) -> None:
+    assert said_in(GPT_OSS, text) == said
+    assert parsed(GPT_OSS, list(text))[0] == said
+
+
+def test_analysis_stays_in_the_content_if_wanted() -> None:
+    text = ANALYSIS + "<|channel|>final<|message|>Hello"
+    assert (
+        said_in(GPT_OSS, text, separate_reasoning=False).content
+        == ANALYSIS.removesuffix("<|start|>assistant") + "Hello"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("all\nHello\nyou", Said("Hello\nyou")),
+        ('get_weather\n{"city": "x"}', Said("", "", CITY)),
+        ('all\nHi>>>get_weather\n{"city": "x"}\n', Said("Hi", "", CITY)),
+        ("odd\ntext", Said("odd\ntext")),
+    ],
+)
+def test_the_recipients_of_functionary(text: str, said: Said) -> None:
+    assert said_in(FUNCTIONARY_3_2, text) == said
+    assert parsed(FUNCTIONARY_3_2, list(text))[0] == said
 
 
 # -- requests --------------------------------------------------------------------------------------------------------
@@ -360,6 +416,15 @@ def test_tools_that_nobody_calls(required: Program) -> None:
     named = {"type": "function", "function": {"name": "switch"}}
     asked = {"tools": [SWITCH, TIME], "tool_choice": named, "parallel_tool_calls": False}
     assert chat(required, **asked).json()["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_messages_of_gpt_oss_are_continued(programs: Programs, tmp_path: Path) -> None:
+    program = serve(programs, tmp_path, chat_templates.GPT_OSS)
+    last = {"role": "assistant", "content": "", "reasoning_content": "I was"}
+    prompt = program.client.post("/apply-template", json={"messages": [USER, last]}).json()["prompt"]
+    assert prompt.endswith("<|start|>assistant<|channel|>analysis<|message|>I was")
+    message = chat(program, messages=[USER, {**last, "content": "So"}], max_tokens=3).json()["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"][:2]) == ("I was", "So")
 
 
 @pytest.fixture(scope="module")

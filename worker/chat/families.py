@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from .capabilities import Capabilities
+from .channels import ANALYSIS, CHANNEL, CONSTRAIN, END, HARMONY_MARKS, MESSAGE
 from .detection import detect
 from .formats import AnswerFormat, JsonCalls, Parameters, Span, TaggedCalls
 from .template import ChatTemplate
@@ -24,6 +25,10 @@ def _known(source: str) -> AnswerFormat | None:
     if "[BEGIN FINAL RESPONSE]" in source and "<|begin_assistant|>" in source:
         calls = JsonCalls(section=Span("<tool_calls>", "</tool_calls>"), array=True)
         return AnswerFormat(Span("", "[BEGIN FINAL RESPONSE]"), calls=calls)
+    if "<|channel|>" in source:
+        return GPT_OSS
+    if ">>>all" in source and ">>>${recipient}" in source:
+        return FUNCTIONARY_3_2
     if any(mark in source for mark in _UNREAD):
         return AnswerFormat()
     return None
@@ -36,7 +41,17 @@ KIMI_K2 = TaggedCalls(
     id_is_name="functions.",
 )
 
-_UNREAD = ("<|channel|>", "<|eom|>", ">>>all", "<|open|>", "<|tool_call>", "]<]minimax[>[")
+GPT_OSS = AnswerFormat(
+    Span(ANALYSIS, END),
+    style="channels",
+    own_marks=HARMONY_MARKS,
+    calls=TaggedCalls(
+        name=Span(f"{CHANNEL}commentary to=functions.", f" {CONSTRAIN}json{MESSAGE}"),
+    ),
+)
+FUNCTIONARY_3_2 = AnswerFormat(style="recipients", calls=TaggedCalls(name=Span("", "\n")))
+
+_UNREAD = ("<|eom|>", "<|open|>", "<|tool_call>", "]<]minimax[>[")
 """Formats of their own, which nothing here reads yet: all of the answer is content."""
 
 

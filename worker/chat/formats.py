@@ -7,6 +7,7 @@ around a mark is what the template writes; parsers take any.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,9 @@ class TaggedCalls:
 
 Calls = JsonCalls | TaggedCalls
 
+Style = Literal["marks", "channels", "recipients"]
+"""Marks around parts of one message; or several messages to different recipients (gpt-oss; Functionary)."""
+
 
 @dataclass(frozen=True, slots=True)
 class AnswerFormat:
@@ -71,11 +75,13 @@ class AnswerFormat:
     content: Span = NOTHING
     calls: Calls | None = None
     calls_end_reasoning: bool = False
+    style: Style = "marks"
+    own_marks: tuple[str, ...] = ()  # of other styles
 
     @property
     def marks(self) -> tuple[str, ...]:
         """All marks, as they may be special tokens, which must be shown as text."""
-        found = [*(self.reasoning.marks if self.reasoning else ()), *self.content.marks]
+        found = [*self.own_marks, *(self.reasoning.marks if self.reasoning else ()), *self.content.marks]
         if self.calls:
             for field in fields(self.calls):
                 found += _marks(getattr(self.calls, field.name))

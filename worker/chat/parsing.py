@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from .channels import harmony, recipients
 from .deltas import CallArguments, CallBegun, Content, Delta, Reasoning, new_call_id
 from .formats import AnswerFormat, JsonCalls, Span
 from .json_calls import JsonCallsReader
@@ -64,8 +65,7 @@ class AnswerParser:
         self._reader = Reader()
         self._writer = Writer(new_id)
         by_name = {tool.name: tool for tool in tools}
-        read = form if separate_reasoning else replace(form, reasoning=None)
-        self._parsing: Parsing[None] | None = _answer(read, by_name, self._reader, self._writer)
+        self._parsing: Parsing[None] | None = _parsing(form, by_name, separate_reasoning, self._reader, self._writer)
         self.opened = self.add(opening)
         """What of the answer was in the prompt already."""
 
@@ -108,6 +108,16 @@ class Trimmed:
         if self._begun:
             self._emit(self._withheld)
         self._withheld = ""
+
+
+def _parsing(
+    form: AnswerFormat, tools: Mapping[str, Tool], separate_reasoning: bool, reader: Reader, writer: Writer
+) -> Parsing[None]:
+    if form.style == "channels":
+        return harmony(tools, separate_reasoning, reader, writer)
+    if form.style == "recipients":
+        return recipients(tools, reader, writer)
+    return _answer(form if separate_reasoning else replace(form, reasoning=None), tools, reader, writer)
 
 
 def _answer(form: AnswerFormat, tools: Mapping[str, Tool], reader: Reader, writer: Writer) -> Parsing[None]:

@@ -13,8 +13,9 @@ from typing import Any
 
 from ...presets.errors import InvalidRequest, NotSupported
 from .capabilities import Capabilities, preserve_reasoning, probe
+from .channels import END, EVERYONE, FINAL, TURN, with_thinking
 from .families import answer_format
-from .formats import AnswerFormat, Span
+from .formats import AnswerFormat
 from .messages import join_parts, shaped
 from .reply import PLAIN, Reply
 from .request import ChatRequest
@@ -105,7 +106,7 @@ class ChatFormat:
         generation_prompt, form = _added(closed, opened), variant.form
         if request.continued is not None:
             text, start = opened[: len(opened) - len(generation_prompt)], _before_thoughts(generation_prompt, form)
-            prefill = _continuation(request, form.reasoning)
+            prefill = _continuation(request, form)
             template_part = start if form.reasoning else generation_prompt
             prompt = RenderedPrompt(text + template_part + prefill, template_part + prefill, prefill)
             opening = prefill
@@ -122,11 +123,15 @@ class ChatFormat:
             shows_opening=request.continued is None or request.shows_prefill,
         )
         around = Around(template_part, opening, form.reasoning)
+        if form.style == "channels":
+            around = replace(around, turn=TURN, content=FINAL)
         return replace(prompt, reply=reply, fields=_fields(request, variant, around, prompt.generation_prompt))
 
     def _writer(self, variant: _Variant, request: ChatRequest) -> Callable[[bool], str]:
         keep_developer = "<|channel|>" in variant.template.source  # gpt-oss knows both roles
         messages = shaped(request.messages, variant.capabilities, keep_developer=keep_developer)
+        if variant.form.style == "channels":
+            messages = [with_thinking(message) for message in messages]
 
         def write(add_generation_prompt: bool) -> str:
             text = variant.template.render(
@@ -198,13 +203,18 @@ def _before_thoughts(generation_prompt: str, form: AnswerFormat) -> str:
     return generation_prompt if at < 0 else generation_prompt[:at]
 
 
-def _continuation(request: ChatRequest, tags: Span | None) -> str:
+def _continuation(request: ChatRequest, form: AnswerFormat) -> str:
     """The text of a message as far as it has been said."""
     message = request.continued or {}
     content = join_parts(message.get("content", ""), "\n\n")
+    tags, thought = form.reasoning, message.get("reasoning_content", "")
+    if form.style == "recipients":
+        return f"{EVERYONE}\n{content}"
     if not tags or not tags.start:
         return content
-    thought = message.get("reasoning_content", "")
+    if form.style == "channels":
+        rest = f"{END}{TURN}{FINAL}{content}" if request.continues == "content" else ""
+        return f"{tags.start}{thought}{rest}"
     if request.continues == "reasoning_content":
         return f"{tags.start}\n{thought}"
     return f"{tags.start}\n{thought}\n{tags.end}\n\n{content}"

@@ -12,7 +12,7 @@ from typing import Any
 from ...presets.errors import InvalidRequest
 from ..fields import Fields
 from ..grammar.converter import Converter, schema_grammar
-from ..grammar.rules import Rules
+from ..grammar.rules import Rules, literal
 from ..grammar.schema import SchemaError
 from .tool_grammar import Around
 
@@ -55,7 +55,7 @@ def completion_fields(form: ResponseFormat, around: Around, generation_prompt: s
         raise InvalidRequest(f"{why}: {error}") from None
     answer = '("```json" space response-format space "```" | space response-format space)'
     rules.add("response-format", "response-format-schema")
-    rules.add("root", f"{around.rule(rules)} space space {answer}")
+    rules.add("root", f"{around.rule(rules)} {literal(around.content) if around.content else 'space'} space {answer}")
     return {"grammar": rules.text(), "grammar_type": "tool_calls", "generation_prompt": generation_prompt}
 
 

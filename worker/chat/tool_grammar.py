@@ -28,12 +28,16 @@ class Around:
     template: str
     opening: str = ""
     reasoning: Span | None = None
+    turn: str = ""  # comes again between thoughts and the rest
+    content: str = ""  # comes before content
 
     def rule(self, rules: Rules) -> str:
         start = literal(self.template) if self.template else '""'
         if self.reasoning is None or not self.reasoning.end:
             return start
         inner = until(rules, self.reasoning.end, "thought")
+        if self.turn:
+            inner += f" {literal(self.turn)}"
         if not self.reasoning.start:
             return f"{start} {inner}"
         thought = f"{literal(self.reasoning.start)} {inner}"
@@ -45,7 +49,7 @@ def tool_fields(
     calls: Calls, tools: Sequence[Tool], around: Around, *, required: bool, parallel: bool
 ) -> dict[str, Any]:
     """What a completion is asked for, as fields of its request."""
-    mark = first_mark(calls)
+    mark = "" if around.turn else first_mark(calls)
     if not required and not mark:
         return {}  # nothing tells where a call begins
     try:
