@@ -13,7 +13,7 @@ from pathlib import Path
 
 import uvloop
 
-from . import constrained, gateway, generation, lifecycle
+from . import constrained, gateway, generation, lifecycle, sharing
 from .hammer import Hits, hammer, null_server
 from .report import number, table, write_json, write_plot
 from .scenario import Plan, Scenario
@@ -22,6 +22,7 @@ from .summary import Verdict, judge
 
 SCENARIOS: tuple[Scenario, ...] = (
     *generation.SCENARIOS,
+    *sharing.SCENARIOS,
     *constrained.SCENARIOS,
     *gateway.SCENARIOS,
     *lifecycle.SCENARIOS,
