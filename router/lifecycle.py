@@ -8,6 +8,7 @@ carries it out, through `supervisor`. It knows nothing of HTTP, and of processes
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 FAKE_TIMING_ENV = "LLAMA_SERVER_DEBUG_FAKE_TIMING"
 """Set, to whatever: loads begin `FAKE_LOAD_DELAY` late. llama-server's tests of the queue rely on it."""
 FAKE_LOAD_DELAY = 2.0  # seconds, as in llama-server
+EXIT_PATIENCE_S = 1.0
+"""Between a worker's sockets closing and its exit being known lie milliseconds, unless it lives after all."""
 
 log = logging.getLogger("corral.router")
 
@@ -100,6 +103,12 @@ class Lifecycle:
             yield lease
         finally:
             self._release(lease)
+
+    async def confirm_end(self, lease: Lease) -> None:
+        """For whoever saw a worker hang up: waits until its end is known, so that no further request meets a dead one."""
+        assert isinstance(lease.instance, Instance)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(lease.instance.gone.wait(), EXIT_PATIENCE_S)
 
     async def load(self, name: str) -> None:
         """Starts a worker by command, past the queue: returns once it is started. Raises ApiError."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from urllib.parse import quote
@@ -142,7 +142,7 @@ class Proxy:
         try:
             if reply.complete or GIVEN_BODY in request:
                 return _whole(reply, await _read_all(reply))
-            return await _stream(request, reply, lease.model, patience)
+            return await _stream(request, reply, lease.model, patience, partial(self._lifecycle.confirm_end, lease))
         except ConnectionError:
             if conversation is not None and conversation.outlives_client:
                 await _outlast(request, reply)
@@ -177,9 +177,11 @@ class Proxy:
             return await self._upstream.send(lease.endpoint, method or request.method, target, _sent_on(request), body)
         except Unreachable as error:
             log.warning("name=%s cannot be reached: %s", lease.model, error)
+            await self._lifecycle.confirm_end(lease)
             raise Unavailable(f"model '{lease.model}' cannot be reached: {error}") from None
         except Died as error:
             log.warning("name=%s ended before it answered: %s", lease.model, error)
+            await self._lifecycle.confirm_end(lease)
             raise UpstreamGone(f"model '{lease.model}' ended before it answered: {error}") from None
 
 
@@ -228,7 +230,13 @@ async def _outlast(request: web.Request, reply: Reply) -> None:
             pass
 
 
-async def _stream(request: web.Request, reply: Reply, model: str, patience: float | None) -> web.StreamResponse:
+async def _stream(
+    request: web.Request,
+    reply: Reply,
+    model: str,
+    patience: float | None,
+    confirm_end: Callable[[], Awaitable[None]],
+) -> web.StreamResponse:
     response = web.StreamResponse(status=reply.status, reason=reply.reason, headers=_passed_back(reply))
     await response.prepare(request)
     last = b"\n\n"
@@ -241,6 +249,7 @@ async def _stream(request: web.Request, reply: Reply, model: str, patience: floa
         raise ConnectionAbortedError("the client does not read its answer") from None
     except CutOff as error:
         log.warning("name=%s ended in the middle of an answer: %s", model, error)
+        await confirm_end()
         if response.content_type != "text/event-stream":
             raise ConnectionAbortedError("the answer is incomplete") from None  # an honest end: no last chunk
         await response.write((b"" if last.endswith(b"\n\n") else b"\n\n") + _last_words(model, str(error)))
