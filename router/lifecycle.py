@@ -105,7 +105,7 @@ class Lifecycle:
             self._release(lease)
 
     async def confirm_end(self, lease: Lease) -> None:
-        """For whoever saw a worker hang up: waits until its end is known, so that no further request meets a dead one."""
+        """For whoever saw a worker hang up: waits until its end is known, so that nobody is sent to a dead one."""
         assert isinstance(lease.instance, Instance)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(lease.instance.gone.wait(), EXIT_PATIENCE_S)
