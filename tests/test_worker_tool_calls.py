@@ -427,6 +427,25 @@ def test_messages_of_gpt_oss_are_continued(programs: Programs, tmp_path: Path) -
     assert (message["reasoning_content"], message["content"][:2]) == ("I was", "So")
 
 
+@pytest.mark.parametrize("thinks", [False, True])
+def test_a_mark_wakes_the_grammar_but_not_within_thoughts(programs: Programs, tmp_path: Path, thinks: bool) -> None:
+    source = chat_templates.THINKING.replace("<tool_call>", "<<<<").replace("</tool_call>", ">>>>")
+    program = serve(programs, tmp_path, source)
+    (token,) = program.client.post("/tokenize", json={"content": "<", "add_special": False}).json()["tokens"][-1:]
+    asked: dict[str, Any] = {"tools": [SWITCH], "logit_bias": [[token, 100]], "max_tokens": 400, "temperature": 0.0}
+    asked |= {"chat_template_kwargs": {"enable_thinking": thinks}, "parallel_tool_calls": False}
+    choice = chat(program, **asked).json()["choices"][0]
+    if thinks:
+        assert choice["message"]["reasoning_content"].startswith("<" * 100)
+        assert choice["finish_reason"] == "length"
+    else:
+        (call,) = choice["message"]["tool_calls"]
+        assert json.loads(call["function"]["arguments"])["n"] in (1, 2)
+        assert choice["finish_reason"] == "tool_calls"
+        said, _ = streamed(program, **asked)
+        assert [c.arguments for c in said.calls] == [call["function"]["arguments"]]
+
+
 @pytest.fixture(scope="module")
 def thinking(module_programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
     program = serve(module_programs, tmp_path_factory.mktemp("templates"), chat_templates.THINKING)

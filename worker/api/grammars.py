@@ -43,7 +43,12 @@ def read_grammar(
     triggers = tuple(_triggers(fields, preserved, vocab))
     if lazy and not triggers:
         raise InvalidRequest("Field 'grammar_triggers': Error: no triggers set for lazy grammar!")
-    return Grammar(text, lazy, triggers, prefill) if text else None
+    return Grammar(text, lazy, triggers, prefill, _thought(fields)) if text else None
+
+
+def _thought(fields: Fields) -> tuple[str, str] | None:
+    ends = fields.strings("reasoning_budget_end_tags", default=())
+    return (fields.string("reasoning_budget_start_tag", default=""), ends[0]) if ends else None
 
 
 def preserved_tokens(fields: Fields, vocab: Tokenizer) -> frozenset[int]:

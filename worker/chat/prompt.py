@@ -183,6 +183,9 @@ def _fields(request: ChatRequest, variant: _Variant, around: Around, generation_
     fields: dict[str, Any] = {}
     if variant.form.marks:
         fields["preserved_tokens"] = list(variant.form.marks)
+    if variant.form.reasoning:
+        fields["reasoning_budget_start_tag"] = variant.form.reasoning.start
+        fields["reasoning_budget_end_tags"] = [variant.form.reasoning.end]
     tools = request.tools
     if request.response_format is not None:
         fields |= completion_fields(request.response_format, around, generation_prompt)

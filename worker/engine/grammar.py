@@ -11,6 +11,7 @@ import ctypes
 import math
 import re
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 from ...presets.errors import InvalidRequest, ServerFault
@@ -19,6 +20,11 @@ from .messages import Grammar, Trigger
 from .vocab import Vocab
 
 ROOT = b"root"
+MAX_NESTING = 2000
+"""Of parentheses: llama.cpp's parser calls itself for each level, and ends the process at some ten thousand."""
+
+LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]|#[^\n]*', re.DOTALL)
+"""What stands for itself in GBNF: strings, character classes and comments."""
 
 
 class Constraint:
@@ -30,14 +36,8 @@ class Constraint:
         self._one = C.llama_token_data()
         self._only_one = C.llama_token_data_array(ctypes.pointer(self._one), 1, -1, False)
         self._reference = ctypes.byref(self._only_one)
-        self._triggers = _Triggers(grammar.triggers, vocab) if grammar.lazy else None
-        text = grammar.text
-        parsed = (
-            None if "\0" in text else C.llama_sampler_init_grammar(vocab.pointer, text.encode("utf-8", "replace"), ROOT)
-        )
-        if not parsed:
-            raise refused("failed to parse grammar")
-        self._pointer: Any = parsed
+        self._triggers = _Triggers(grammar, vocab) if grammar.lazy else None
+        self._pointer: Any = _parsed(grammar.text, vocab)
         for token in () if grammar.lazy else prefill_tokens(grammar.prefill, vocab):
             if not self.allows(token):
                 self.close()
@@ -78,6 +78,19 @@ class Constraint:
             fast.accept(self._pointer, past)
 
 
+def _parsed(text: str, vocab: Vocab) -> Any:
+    if "\0" not in text and _nesting(text) <= MAX_NESTING:
+        parsed = C.llama_sampler_init_grammar(vocab.pointer, text.encode("utf-8", "replace"), ROOT)
+        if parsed:
+            return parsed
+    raise refused("failed to parse grammar")
+
+
+def _nesting(text: str) -> int:
+    steps = (1 if parenthesis == "(" else -1 for parenthesis in re.findall("[()]", LITERAL.sub("", text)))
+    return max(accumulate(steps), default=0)
+
+
 def refused(why: str) -> InvalidRequest:
     return InvalidRequest(f"Failed to initialize samplers: {why}")
 
@@ -94,22 +107,31 @@ def prefill_tokens(text: str, vocab: Vocab) -> list[int]:
 class _Triggers:
     """What wakes a lazy grammar, and the text so far."""
 
-    def __init__(self, triggers: Sequence[Trigger], vocab: Vocab) -> None:
+    def __init__(self, grammar: Grammar, vocab: Vocab) -> None:
+        triggers = grammar.triggers
         self._vocab = vocab
         self._tokens = {trigger.token for trigger in triggers if trigger.kind == "token"}
         self._patterns = [(_compiled(trigger), trigger.kind) for trigger in triggers if trigger.kind != "token"]
         self._text = bytearray()
         self._said: list[int] = []
+        self._thought = _Thought(*grammar.thought, grammar.prefill) if grammar.thought else None
+        self._from = 0  # where the thoughts have ended
 
     def look(self, token: int) -> Sequence[int] | None:
         """The tokens the grammar has to be told of, if it is woken now."""
-        if token in self._tokens:
-            return [token]
         self._text += self._vocab.piece(token)
         self._said.append(token)
+        if self._thought is not None:
+            end = self._thought.end_in(self._text)
+            if end is None:
+                return None
+            self._thought, self._from = None, end
+        if token in self._tokens:
+            return [token]
         for pattern, kind in self._patterns:
             text = bytes(self._text)
-            match = (pattern.fullmatch(text) if kind == "pattern_full" else None) or pattern.search(text)
+            full = pattern.fullmatch(text, self._from) if kind == "pattern_full" else None
+            match = full or pattern.search(text, self._from)
             if match:
                 groups = (i for i in range(1, (match.lastindex or 0) + 1) if match.end(i) > match.start(i))
                 return self._since(match.start(next(groups, 0)))
@@ -132,6 +154,30 @@ class _Triggers:
         if not all(byte in letters for byte in data):
             raise ServerFault("the text that triggers the grammar begins inside of a token that cannot be taken apart")
         return [letters[byte] for byte in data]
+
+
+class _Thought:
+    """What an answer may begin with, between two marks; the prompt may have opened it."""
+
+    def __init__(self, start: str, end: str, prompt: str) -> None:
+        opened = prompt.rpartition(start)[2] if start and start in prompt else None
+        self._open = not start or (opened is not None and end not in opened)
+        self._closed = opened is not None and end in opened
+        self._start, self._end = start.encode(), end.encode()
+        self._seen = 0
+
+    def end_in(self, text: bytearray) -> int | None:
+        """Where the rest of the answer begins; None: not yet."""
+        if self._closed:
+            return 0
+        if not self._open:
+            begun = text.lstrip()
+            if not begun.startswith(self._start):
+                return None if self._start.startswith(begun) else 0
+            self._open = True
+        at = text.find(self._end, self._seen)
+        self._seen = max(0, len(text) - len(self._end) + 1)
+        return None if at < 0 else at + len(self._end)
 
 
 def _compiled(trigger: Trigger) -> re.Pattern[bytes]:

@@ -36,6 +36,7 @@ class Grammar:
     lazy: bool = False
     triggers: tuple[Trigger, ...] = ()
     prefill: str = ""  # the end of the prompt, if the grammar begins there
+    thought: tuple[str, str] | None = None  # marks between which nothing wakes a lazy one
 
 
 @dataclass(frozen=True, slots=True)
