@@ -153,6 +153,7 @@ def test_a_lazy_grammar_that_never_wakes_changes_nothing(models: Path) -> None:
         Grammar('roof ::= "a"'),
         Grammar('root ::= "a\0"'),
         Grammar("%llguidance {}"),
+        Grammar("root ::= " + "(" * 60_000 + '"a"' + ")" * 60_000),
         Grammar('root ::= "a"', True, (Trigger("pattern", "(a"),)),
         Grammar('root ::= "assistant"', prefill="something else"),
     ],

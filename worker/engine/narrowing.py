@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from .grammar import Constraint
+from .grammar import LITERAL, Constraint
 from .llama import C
 from .vocab import Vocab
 
@@ -32,16 +32,15 @@ MANY = 1024
 _LIKELIEST = 8
 """Tried for each one that `top_k` keeps."""
 
-_LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]|#[^\n]*', re.DOTALL)
 _BEYOND_ASCII = re.compile(r"[^\x00-\x7F]|\\u|\\U|\\x[89A-Fa-f]")
 
 
 def prunable(grammar: str) -> bool:
     """Whether a token's beginning decides: not if tokens are named, nor if characters beyond ASCII are excluded, since
     llama.cpp then forbids the first byte of all characters like them."""
-    if re.search("[<!]", _LITERAL.sub("", grammar)):
+    if re.search("[<!]", LITERAL.sub("", grammar)):
         return False
-    return not any(_BEYOND_ASCII.search(found) for found in _LITERAL.findall(grammar) if found.startswith("[^"))
+    return not any(_BEYOND_ASCII.search(found) for found in LITERAL.findall(grammar) if found.startswith("[^"))
 
 
 class _PrefixTree:
@@ -76,7 +75,8 @@ class _PrefixTree:
         counts = self._counts[tokens]
         ends = np.cumsum(counts)
         places = np.repeat(self._starts[tokens] - ends + counts, counts) + np.arange(ends[-1] if len(ends) else 0)
-        return self._children[places]
+        below: Ids = self._children[places]
+        return below
 
 
 _trees: WeakKeyDictionary[Vocab, _PrefixTree] = WeakKeyDictionary()
