@@ -102,3 +102,22 @@ def test_a_slot_file_brings_it_all_back(models: Path, model: str, tmp_path: Path
             assert (again.tokens, again.timings.prompt_n) == (expected, 1)
 
     run(test())
+
+
+@FORGETFUL
+def test_who_leaves_in_the_middle_of_a_batch_harms_nobody(models: Path, model: str) -> None:
+    async def test() -> None:
+        settings = {**SETTINGS, "parallel": 3, "ctx_size": 3072}
+        async with running(models / model, **settings) as engine, engine.use() as loaded:
+            prompts = [[*PROMPT, *range(20 + 10 * k, 30 + 10 * k)] for k in range(3)]
+            expected = [await alone(loaded, prompt) for prompt in prompts]
+            for _ in range(8):  # the interruption may come at any moment
+                for slot in range(3):
+                    await loaded.erase_slot(slot)
+                leaving = ask(loaded, prompts[0], stream=True)
+                staying = [ask(loaded, prompt) for prompt in prompts[1:]]
+                await leaving.until(bool)
+                leaving.ticket.cancel()
+                assert [(await request.one()).tokens for request in staying] == expected[1:]
+
+    run(test())

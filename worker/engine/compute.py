@@ -164,8 +164,12 @@ class Compute:
     def _resynchronise(self, filled: Filled) -> None:
         """After an abort some rows are computed and some not: the memory says which. Raises Lost."""
         for slot in filled.streams:
-            if not self._context.keep_first(slot.id, len(slot.tokens)):
+            if self._context.keep_first(slot.id, len(slot.tokens)):
+                continue
+            if slot.task is not None and not slot.task.job.cancelled:
                 raise Lost(ABORTED)
+            self._context.forget(slot.id)  # nobody waits for it any more, and those beside it must not suffer
+            slot.tokens = []
         for run in filled.prompts:
             slot = run.slot
             if slot.task is None or slot.state is not SlotState.PROMPT:
