@@ -68,6 +68,8 @@ class Constraint:
         if self._triggers is None:
             fast.accept(self._pointer, token)
             return
+        if self._vocab.is_eog(token):
+            return  # the end of the answer, not a part of its text
         replayed = self._triggers.look(token)
         if replayed is None:
             return
