@@ -133,6 +133,7 @@ WRAPPED = _template(
 </calls>{% endif %}"""
 )
 
+LFM = _template("{# <|tool_list_start|> #}{{ m.content }}")
 GPT_OSS = """\
 {%- for m in messages %}{% if m.role == 'assistant' %}
 {%- if m.thinking %}<|start|>assistant<|channel|>analysis<|message|>{{ m.thinking }}<|end|>{% endif %}

@@ -7,7 +7,7 @@ import dataclasses
 from .capabilities import Capabilities
 from .channels import ANALYSIS, CHANNEL, CONSTRAIN, END, HARMONY_MARKS, MESSAGE
 from .detection import detect
-from .formats import AnswerFormat, JsonCalls, Parameters, Span, TaggedCalls
+from .formats import AnswerFormat, JsonCalls, Parameters, PythonCalls, Span, TaggedCalls
 from .template import ChatTemplate
 
 
@@ -29,6 +29,8 @@ def _known(source: str) -> AnswerFormat | None:
         return GPT_OSS
     if ">>>all" in source and ">>>${recipient}" in source:
         return FUNCTIONARY_3_2
+    if "<|tool_list_start|>" in source or "List of tools: [" in source:
+        return AnswerFormat(Span("<think>", "</think>") if "<think>" in source else None, calls=LFM2)
     if any(mark in source for mark in _UNREAD):
         return AnswerFormat()
     return None
@@ -41,6 +43,7 @@ KIMI_K2 = TaggedCalls(
     id_is_name="functions.",
 )
 
+LFM2 = PythonCalls(Span("<|tool_call_start|>", "<|tool_call_end|>"))
 GPT_OSS = AnswerFormat(
     Span(ANALYSIS, END),
     style="channels",

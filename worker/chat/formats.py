@@ -63,7 +63,15 @@ class TaggedCalls:
     id_is_name: str = ""  # the name is part of the id, behind this: `functions.NAME:0`
 
 
-Calls = JsonCalls | TaggedCalls
+@dataclass(frozen=True, slots=True)
+class PythonCalls:
+    """A list of calls as Python writes them."""
+
+    section: Span
+    call: Span = NOTHING
+
+
+Calls = JsonCalls | TaggedCalls | PythonCalls
 
 Style = Literal["marks", "channels", "recipients"]
 """Marks around parts of one message; or several messages to different recipients (gpt-oss; Functionary)."""

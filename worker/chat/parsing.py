@@ -11,8 +11,9 @@ from dataclasses import replace
 
 from .channels import harmony, recipients
 from .deltas import CallArguments, CallBegun, Content, Delta, Reasoning, new_call_id
-from .formats import AnswerFormat, JsonCalls, Span
+from .formats import AnswerFormat, JsonCalls, PythonCalls, Span
 from .json_calls import JsonCallsReader
+from .python_calls import PythonCallsReader
 from .reader import SPACE, Emit, Parsing, Reader
 from .tagged_calls import TaggedCallsReader
 from .tools import Tool
@@ -163,7 +164,7 @@ def _thoughts(
     return True
 
 
-CallsReader = JsonCallsReader | TaggedCallsReader
+CallsReader = JsonCallsReader | TaggedCallsReader | PythonCallsReader
 
 
 def _calls_reader(form: AnswerFormat, tools: Mapping[str, Tool], reader: Reader, writer: Writer) -> CallsReader | None:
@@ -171,4 +172,6 @@ def _calls_reader(form: AnswerFormat, tools: Mapping[str, Tool], reader: Reader,
         return None
     if isinstance(form.calls, JsonCalls):
         return JsonCallsReader(form.calls, tools, reader, writer)
+    if isinstance(form.calls, PythonCalls):
+        return PythonCallsReader(form.calls, tools, reader, writer)
     return TaggedCallsReader(form.calls, tools, reader, writer)

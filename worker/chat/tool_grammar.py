@@ -13,7 +13,7 @@ from ...presets.errors import InvalidRequest
 from ..grammar.converter import Converter
 from ..grammar.rules import Rules, json_literal, literal
 from ..grammar.schema import SchemaError
-from .formats import Calls, JsonCalls, Parameters, Span, TaggedCalls, first_mark
+from .formats import Calls, JsonCalls, Parameters, PythonCalls, Span, TaggedCalls, first_mark
 from .tools import Tool
 
 _WORD_TRIGGER = 1
@@ -68,16 +68,23 @@ def tool_fields(
 
 def _grammar(calls: Calls, tools: Sequence[Tool], around: Around, *, required: bool, parallel: bool) -> str:
     rules = Rules()
-    write = _Json(calls, tools, rules) if isinstance(calls, JsonCalls) else _Tagged(calls, tools, rules)
+    write = _writer(calls, tools, rules)
     call = rules.add("tool-call", _joined((literal_of(calls.call.start), write.call(), literal_of(calls.call.end))))
-    separator = '"," space ' if isinstance(calls, JsonCalls) and calls.array else ""
+    array = isinstance(calls, PythonCalls) or (isinstance(calls, JsonCalls) and calls.array)
+    separator = '"," space ' if array else ""
     several = f"{call} (space {separator}{call})*" if parallel else call
-    if isinstance(calls, JsonCalls) and calls.array:
+    if array:
         several = f'"[" space {several} space "]"'
     section = (literal_of(calls.section.start), several, literal_of(calls.section.end))
     before = f"{around.rule(rules)} space " if required else ""
     rules.add("root", before + _joined(section))
     return rules.text()
+
+
+def _writer(calls: Calls, tools: Sequence[Tool], rules: Rules) -> _Json | _Tagged | _Python:
+    if isinstance(calls, JsonCalls):
+        return _Json(calls, tools, rules)
+    return _Python(tools, rules) if isinstance(calls, PythonCalls) else _Tagged(calls, tools, rules)
 
 
 def literal_of(mark: str) -> str:
@@ -157,6 +164,28 @@ class _Tagged:
             return f"{literal(start + form.value.start)} {value}"
         parts = (literal(start), literal_of(form.value.start), self._schemas.of(tool, key), literal_of(form.value.end))
         return _joined(parts)
+
+
+class _Python:
+    def __init__(self, tools: Sequence[Tool], rules: Rules) -> None:
+        self._tools, self._rules = tools, rules
+        self._schemas = _Schemas(tools, rules)
+
+    def call(self) -> str:
+        return "(" + " | ".join(self._rules.add(f"call-{tool.name}", self._one(tool)) for tool in self._tools) + ")"
+
+    def _one(self, tool: Tool) -> str:
+        """Required arguments in their order, then any of the others."""
+        properties, required = tool.parameters.get("properties"), tool.parameters.get("required")
+        keys = list(properties) if isinstance(properties, dict) else []
+        needed = [key for key in keys if isinstance(required, list) and key in required]
+        others = " | ".join(self._argument(tool, key) for key in keys if key not in needed)
+        first = ' "," space '.join(self._argument(tool, key) for key in needed)
+        rest = f'("," space ({others}))*' if needed else f'(({others}) ("," space ({others}))*)?'
+        return f'{literal(tool.name + "(")} {first} {rest if others else ""} ")"'
+
+    def _argument(self, tool: Tool, key: str) -> str:
+        return self._rules.add(f"{tool.name}-arg-{key}", f"{literal(key + '=')} {self._schemas.of(tool, key)}")
 
 
 class _Schemas:
