@@ -292,6 +292,8 @@ LFM = AnswerFormat(calls=LFM2)
             "",
             [{"city": "(\n)", "days": True, "units": [None, {"a": 1.5}]}, {}],
         ),
+        ("<|tool_call_start|>[get_weather('a\nb', 2)]<|tool_call_end|>", "", [{"city": "a\nb", "days": 2}]),
+        ("<|tool_call_start|>[get_weather(city=)]<|tool_call_end|>", "", ["(city=)"]),
         ("a [link](there)", "a [link](there)", []),
         ("<|tool_call_start|>[unknown(a=1)]", "<|tool_call_start|>[unknown(a=1)]", []),
     ],

@@ -17,6 +17,8 @@ from .tools import Tool
 if TYPE_CHECKING:
     from .parsing import Writer
 
+_ESCAPED = {"\n": "\\n", "\r": "\\r"}
+"""Models break lines within quotes, which Python does not allow."""
 _WORDS = {"true": True, "false": False, "null": None}
 
 
@@ -49,7 +51,7 @@ class PythonCallsReader:
         self._writer.call(name.strip())
         text = yield from self._in_parentheses()
         if text is not None:
-            self._writer.arguments(_arguments(text))
+            self._writer.arguments(_arguments(text, self._tools[name.strip()]))
         return text is not None
 
     def _in_parentheses(self) -> Parsing[str | None]:
@@ -59,7 +61,7 @@ class PythonCallsReader:
         letters: list[str] = []
         while c := (yield from reader.peek()):
             reader.skip(1)
-            letters.append(c)
+            letters.append(_ESCAPED.get(c, c) if quote else c)
             if escaped:
                 escaped = False
             elif quote:
@@ -75,15 +77,18 @@ class PythonCallsReader:
         return None
 
 
-def _arguments(text: str) -> str:
-    """The JSON of what stands in the parentheses; nothing when it is not Python."""
+def _arguments(text: str, tool: Tool) -> str:
+    """The JSON of what stands in the parentheses; the text itself when it is not Python."""
     try:
         call = ast.parse(f"f{text}", mode="eval").body
         assert isinstance(call, ast.Call)
-        values = {word.arg: _value(word.value) for word in call.keywords if word.arg}
+        values = {
+            name: _value(word) for name, word in zip(tool.parameters.get("properties", ()), call.args, strict=False)
+        }
+        values |= {word.arg: _value(word.value) for word in call.keywords if word.arg}
         return json.dumps(values, ensure_ascii=False)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return "{}"
+        return json.dumps(text, ensure_ascii=False)
 
 
 def _value(node: ast.expr) -> Any:
