@@ -36,9 +36,11 @@ async def post(endpoint: str, path: str, body: dict[str, Any]) -> dict[str, Any]
     reader, writer = await asyncio.open_unix_connection(endpoint)
     content = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: worker\r\nConnection: close\r\nContent-Length: {len(content)}\r\n\r\n"
-    writer.write(head.encode() + content)
-    answer = await reader.read()
-    writer.close()
+    try:
+        writer.write(head.encode() + content)
+        answer = await reader.read()
+    finally:
+        writer.close()
     value: dict[str, Any] = json.loads(answer.partition(b"\r\n\r\n")[2])
     return value
 
