@@ -28,7 +28,14 @@ SETTLE_MS = 200
 
 
 async def watch(settings: Settings, read_presets: ReadPresets, lifecycle: Lifecycle) -> None:
-    """Runs until it is cancelled; returns at once when there is nothing to watch."""
+    """Runs until it is cancelled; returns when there is nothing to watch, or no way to (the log says so)."""
+    try:
+        await _follow(settings, read_presets, lifecycle)
+    except (OSError, RuntimeError) as error:  # too many watches, or the file system cannot be watched
+        log.warning("changes of the model sources will not be noticed (GET /models?reload=1 reads them): %s", error)
+
+
+async def _follow(settings: Settings, read_presets: ReadPresets, lifecycle: Lifecycle) -> None:
     while folders := _folders(settings):
         async for _ in awatch(*folders, watch_filter=_filter(settings), recursive=False, step=SETTLE_MS):
             await _reload(read_presets, lifecycle)
