@@ -12,15 +12,10 @@ import signal
 import tempfile
 from itertools import count
 
+from ..presets.libraries import WORKER_ENVIRON
 from .pipes import LineReader, WorkerLog, report_parser, write_line
 from .process import Callbacks, LaunchSpec
 
-WORKER_ENVIRON = {
-    "GOMP_SPINCOUNT": "20000",  # idle OpenMP threads of a busy machine sleep instead of burning a core
-    "GGML_NO_BACKTRACE": "1",  # on an abort ggml would start a debugger, which outlives the worker
-    "OPENBLAS_NUM_THREADS": "1",  # numpy's own threads are of no use to us, and a zygote must have none
-}
-"""Added for workers unless the user has set them."""
 LONGEST_SOCKET_PATH = 100
 """Bytes; the kernel's limit is 108 on Linux and 104 on macOS."""
 

@@ -5,18 +5,13 @@ from __future__ import annotations
 import os
 import sys
 
-ENVIRON = {
-    "GOMP_SPINCOUNT": "20000",  # else idle OpenMP threads burn a core that somebody else may need
-    "GGML_NO_BACKTRACE": "1",  # on an abort ggml would start a debugger, which outlives the worker
-    "OPENBLAS_NUM_THREADS": "1",  # numpy's own threads are of no use here
-}
-"""Read when the libraries are loaded: must stand before the import below. The router sets the same."""
+from ..presets.libraries import WORKER_ENVIRON
 
 
 def main() -> int:
-    for name, value in ENVIRON.items():
+    for name, value in WORKER_ENVIRON.items():
         os.environ.setdefault(name, value)
-    from .main import run
+    from .main import run  # loads the libraries that read them
 
     return run(sys.argv[1:], os.environ)
 
