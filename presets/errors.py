@@ -1,6 +1,6 @@
 """Every refusal that reaches a client, as one tree; each leaf knows its status, type and retry hint.
 
-Raised anywhere in router and worker; turned into a body only by `web.error_response` (or a dialect's own envelope).
+Raised anywhere in router and worker; turned into a body only by `web.error_response`, in an envelope of `envelopes`.
 Statuses, types and wording follow llama-server, since clients match them.
 """
 
@@ -29,6 +29,13 @@ class ApiError(Exception):
 class InvalidRequest(ApiError):
     status = 400
     type = "invalid_request_error"
+
+
+class ModelNotFound(InvalidRequest):
+    """No model of that name: 400 for llama-server, 404 in some dialects."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"model '{name}' not found")
 
 
 class ContextExceeded(InvalidRequest):

@@ -16,6 +16,7 @@ import msgspec
 from aiohttp import hdrs, web
 
 from .access import Keys, origin_policy, read_api_keys
+from .envelopes import OPENAI, Envelope, envelope_of
 from .errors import (
     ApiError,
     AuthenticationFailed,
@@ -83,10 +84,19 @@ def json_response(value: object, status: int = 200) -> web.Response:
     return web.Response(body=encode_json(value), status=status, headers={hdrs.CONTENT_TYPE: JSON_TYPE})
 
 
-def error_response(error: ApiError) -> web.Response:
-    response = json_response({"error": error.body()}, error.status)
+def error_response(error: ApiError, envelope: Envelope = OPENAI) -> web.Response:
+    body = envelope.body(error)
+    response = json_response(body, envelope.status(error))
+    if "request_id" in body:
+        response.headers["Request-Id"] = body["request_id"]
     add_retry_hint(response, error)
     return response
+
+
+def error_event(error: ApiError, envelope: Envelope = OPENAI) -> bytes:
+    """What ends a stream that cannot be completed."""
+    before, behind = envelope.in_stream
+    return before + encode_json(envelope.body(error)) + behind
 
 
 def add_retry_hint(response: web.Response, error: ApiError) -> None:
@@ -218,7 +228,7 @@ def application(
         if request.method == hdrs.METH_OPTIONS:
             return web.Response(headers=preflight)
         if refused := refusal(request):
-            return error_response(refused)
+            return error_response(refused, envelope_of(request))
         try:
             return await handler(request)
         except ApiError as error:
@@ -232,7 +242,7 @@ def application(
             fault = ServerFault(f"unexpected {type(error).__name__}, see the server's log")
         if request.writer.output_size > 0:  # the status is out already: a second answer would corrupt the first
             return _hang_up(request)
-        return error_response(fault) if isinstance(fault, ApiError) else fault
+        return error_response(fault, envelope_of(request)) if isinstance(fault, ApiError) else fault
 
     limits = Limits(settings.max_body, settings.timeout or None)
     allowed_origin = origin_policy(settings)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import web
 
+from ..presets.anthropic import VERSION_HEADER, with_anthropic_name, with_anthropic_names
 from ..presets.errors import ConfigError, FeatureDisabled, NotFound, NotSupported, ServerFault
 from ..presets.version import BUILD_INFO
 from ..presets.web import encode_json, event_stream, json_response, query_text, read_object
@@ -65,6 +66,8 @@ class Handlers:
         if query_text(request, "reload"):
             await self._reload()
         shown = [entry(view) for view in self._lifecycle.views() if not view.preset.hidden]
+        if VERSION_HEADER in request.headers:
+            return json_response({**with_anthropic_names(shown), "object": "list"})
         return json_response({"data": shown, "object": "list"})
 
     async def model(self, request: web.Request) -> web.StreamResponse:
@@ -72,7 +75,8 @@ class Handlers:
         view = self._lifecycle.view(name)
         if view is None:
             raise NotFound(f"model '{name}' not found")
-        return json_response(entry(view))
+        shown = entry(view)
+        return json_response(with_anthropic_name(shown) if VERSION_HEADER in request.headers else shown)
 
     async def load(self, request: web.Request) -> web.StreamResponse:
         await self._lifecycle.load(await _named_model(request))

@@ -18,8 +18,9 @@ from urllib.parse import quote
 from aiohttp import hdrs, web
 from multidict import CIMultiDict
 
-from ..presets.errors import ApiError, InvalidRequest, Unavailable, UpstreamGone
-from ..presets.web import CONVERSATION_HEADER, GIVEN_BODY, LIMITS, encode_json, query_text, read_body
+from ..presets.envelopes import envelope_of
+from ..presets.errors import ApiError, InvalidRequest, ModelNotFound, Unavailable, UpstreamGone
+from ..presets.web import CONVERSATION_HEADER, GIVEN_BODY, LIMITS, error_event, query_text, read_body
 from .connection import CutOff, Died, Header, Reply, Unreachable
 from .conversations import Conversation, Conversations
 from .lifecycle import Lifecycle
@@ -165,7 +166,7 @@ class Proxy:
             raise InvalidRequest("model name is missing from the request")
         model = self._lifecycle.find(name)
         if model is None:
-            raise InvalidRequest(f"model '{name}' not found")
+            raise ModelNotFound(name)
         return model
 
     async def _send(
@@ -252,11 +253,11 @@ async def _stream(
         await confirm_end()
         if response.content_type != "text/event-stream":
             raise ConnectionAbortedError("the answer is incomplete") from None  # an honest end: no last chunk
-        await response.write((b"" if last.endswith(b"\n\n") else b"\n\n") + _last_words(model, str(error)))
+        await response.write((b"" if last.endswith(b"\n\n") else b"\n\n") + _last_words(request, model, str(error)))
     await response.write_eof()
     return response
 
 
-def _last_words(model: str, why: str) -> bytes:
+def _last_words(request: web.Request, model: str, why: str) -> bytes:
     error = UpstreamGone(f"model '{model}' ended in the middle of its answer: {why}")
-    return b"data: " + encode_json({"error": error.body()}) + b"\n\n"
+    return error_event(error, envelope_of(request))

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from time import time
 from typing import Protocol
 
-from ...presets.web import encode_json
-from ..engine.messages import Finished, Piece, Progress
+from ...presets.errors import ApiError
+from ...presets.web import encode_json, error_event
+from ..engine.messages import Begun, Finished, Piece, Progress
 from .params import CompletionParams
 from .results import random_id
 
@@ -34,8 +35,13 @@ class Answer:
 class Dialect(Protocol):
     """`index` counts choices over all prompts of the request: prompt 0's `n` choices, then prompt 1's …"""
 
+    ping: bytes
+    """Keeps a silent connection from being taken for dead."""
+
     def whole(self, results: Sequence[Finished]) -> object:
         """The body of an answer that is not streamed; `results` in the order of their indexes."""
+
+    def begun(self, index: int, event: Begun) -> bytes: ...
 
     def progress(self, index: int, event: Progress) -> bytes: ...
 
@@ -45,6 +51,21 @@ class Dialect(Protocol):
 
     def end(self) -> bytes:
         """What ends a stream after the last choice has finished."""
+
+    def failed(self, error: ApiError) -> bytes:
+        """What ends a stream that has begun and cannot be completed."""
+
+
+class EventStream:
+    """What the dialects of OpenAI and llama.cpp share as streams of server-sent events."""
+
+    ping = b":\n\n"  # a comment
+
+    def begun(self, index: int, event: Begun) -> bytes:
+        return b""
+
+    def failed(self, error: ApiError) -> bytes:
+        return error_event(error)
 
 
 DONE = b"data: [DONE]\n\n"

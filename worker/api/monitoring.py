@@ -10,6 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
+from ...presets.anthropic import VERSION_HEADER, with_anthropic_name, with_anthropic_names
 from ...presets.errors import NotFound, NotSupported, Unavailable
 from ...presets.web import json_response, query_text
 from ..engine.runner import SlotView, Vocab
@@ -29,14 +30,19 @@ async def health(request: web.Request) -> web.StreamResponse:
 async def models(request: web.Request) -> web.StreamResponse:
     """OpenAI's list in `data`, Ollama's in `models`."""
     serving = request.app[SERVING]
-    return json_response({"models": [_ollama_entry(serving)], "object": "list", "data": [model_entry(serving)]})
+    data = [model_entry(serving)]
+    shown: dict[str, Any] = {"models": [_ollama_entry(serving)], "object": "list", "data": data}
+    if VERSION_HEADER in request.headers:
+        shown |= with_anthropic_names(data)
+    return json_response(shown)
 
 
 async def model(request: web.Request) -> web.StreamResponse:
     serving = request.app[SERVING]
     if request.match_info["id"] not in (serving.name, *serving.aliases):
         raise NotFound(f"model '{request.match_info['id']}' not found")
-    return json_response(model_entry(serving))
+    entry = model_entry(serving)
+    return json_response(with_anthropic_name(entry) if VERSION_HEADER in request.headers else entry)
 
 
 def model_entry(serving: Serving) -> dict[str, Any]:

@@ -7,12 +7,12 @@ from typing import Any
 
 from ...presets.web import encode_json
 from ..engine.messages import Finished, Piece, Progress
-from .answer import Answer, sse
+from .answer import Answer, EventStream, sse
 from .generation_settings import full_settings
 from .results import probs_json, timings_json
 
 
-class Native:
+class Native(EventStream):
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
         self._settings = full_settings(answer.params)

@@ -14,14 +14,14 @@ from ...presets.web import encode_json
 from ..chat.deltas import CallArguments, CallBegun, Content, Delta, Reasoning, Said
 from ..chat.reply import ReplyParser
 from ..engine.messages import Finished, Piece, Progress
-from .answer import DONE, Answer, sse
+from .answer import DONE, Answer, EventStream, sse
 from .native import Native, progress_json
 from .results import finish_reason, probs_json, timings_json, usage_json
 
 INTRODUCTION = {"role": "assistant", "content": None}
 
 
-class OpenAIChat:
+class OpenAIChat(EventStream):
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
         self._native = Native(answer)

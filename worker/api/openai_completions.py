@@ -7,12 +7,12 @@ from typing import Any
 
 from ...presets.web import encode_json
 from ..engine.messages import Finished, Piece, Progress
-from .answer import DONE, Answer, sse
+from .answer import DONE, Answer, EventStream, sse
 from .native import Native, progress_json
 from .results import finish_reason, probs_json, timings_json, usage_json
 
 
-class OpenAICompletions:
+class OpenAICompletions(EventStream):
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
         self._native = Native(answer)

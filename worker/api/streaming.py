@@ -15,13 +15,10 @@ from typing import Protocol
 
 from aiohttp import web
 
-from ...presets.web import encode_json, json_response
-from ..engine.messages import Event, Failed, Finished, Generation, Piece, Progress, Sink
+from ...presets.web import json_response
+from ..engine.messages import Begun, Event, Failed, Finished, Generation, Piece, Progress, Sink
 from .answer import Dialect
 from .resumable import open_stream, settle
-
-PING = b":\n\n"
-"""A comment: keeps a silent connection from being taken for dead."""
 
 
 class Ticket(Protocol):
@@ -120,7 +117,7 @@ async def _stream(
             if has_failed or total == 0:
                 break
             if not events:
-                chunk = PING
+                chunk = dialect.ping
             if chunk:
                 await response.write(chunk)
                 pings.written()
@@ -136,6 +133,8 @@ def _render(events: Sequence[tuple[int, Event]], dialect: Dialect) -> tuple[byte
     n_finished = 0
     for offset, event in events:
         match event:
+            case Begun():
+                chunks.append(dialect.begun(offset + event.index, event))
             case Piece():
                 chunks.append(dialect.piece(offset + event.index, event))
             case Progress():
@@ -144,7 +143,7 @@ def _render(events: Sequence[tuple[int, Event]], dialect: Dialect) -> tuple[byte
                 chunks.append(dialect.finished(offset + event.index, event))
                 n_finished += 1
             case Failed():
-                chunks.append(b"data: %b\n\n" % encode_json({"error": event.error.body()}))
+                chunks.append(dialect.failed(event.error))
                 return b"".join(chunks), n_finished, True
     return b"".join(chunks), n_finished, False
 

@@ -164,7 +164,7 @@ class Core:
         self._counters.prompt_tokens_cached += n_past
         task.choice.clock.begin(time.monotonic(), n_past)
         if task.request.stream:
-            self._event(job, Begun(task.choice.index))
+            self._event(job, Begun(task.choice.index, len(task.prompt), n_past))
             self._report_progress(slot, task)
         if not task.prompt:
             self._finish(slot, task)

@@ -141,6 +141,8 @@ class Begun:
     """The prompt fits and its processing has begun: a stream's 200 may go out."""
 
     index: int
+    n_prompt: int = 0  # its tokens, those included that need not be computed
+    n_cached: int = 0  # those
 
 
 @dataclass(frozen=True, slots=True)
