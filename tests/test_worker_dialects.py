@@ -32,7 +32,7 @@ def detokenize(tokens: Sequence[int]) -> str:
 
 def answer(**fields: Any) -> Answer:
     prompts = [[1, 2], [3]]
-    return Answer(CompletionParams(**fields), "tiny", "b0-test", prompts, detokenize, id="chatcmpl-1", created=7)
+    return Answer(CompletionParams(**fields), "tiny", "b0-test", prompts, detokenize, len, id="chatcmpl-1", created=7)
 
 
 def events(data: bytes) -> list[Any]:

@@ -63,7 +63,7 @@ def play(scene: Scene, *, stream: bool = True, n_prompts: int = 1, ping: float =
         async def handler(request: web.Request) -> web.StreamResponse:
             params = CompletionParams(stream=stream)
             prompts: Sequence[Sequence[int]] = [[1]] * n_prompts
-            answer = Answer(params, "tiny", "b0", prompts, str)
+            answer = Answer(params, "tiny", "b0", prompts, str, len)
             generations = [params.generation(tokens, None) for tokens in prompts]
             return await respond(request, engine, generations, OpenAIChat(answer), ping)
 

@@ -24,6 +24,7 @@ class Answer:
     build: str
     prompts: Sequence[Sequence[int]]
     detokenize: Callable[[Sequence[int]], str]
+    count_tokens: Callable[[str], int]
     id: str = field(default_factory=lambda: random_id("chatcmpl-"))
     created: int = field(default_factory=lambda: int(time()))
 

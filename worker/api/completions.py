@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from aiohttp import web
 
@@ -25,8 +26,9 @@ from .openai_chat import OpenAIChat
 from .openai_completions import OpenAICompletions
 from .params import CompletionParams, read_params
 from .prompts import by_size, n_characters, tokenize_prompts
+from .results import random_id
 from .serving import SERVING, Serving
-from .streaming import respond
+from .streaming import BeforeEnd, respond
 
 DialectOf = Callable[[Answer], Dialect]
 
@@ -40,8 +42,18 @@ async def openai_completions(request: web.Request) -> web.StreamResponse:
 
 
 async def openai_chat(request: web.Request) -> web.StreamResponse:
+    return await answer_chat(request, await read_object(request), OpenAIChat)
+
+
+async def answer_chat(
+    request: web.Request,
+    body: dict[str, Any],
+    dialect: DialectOf,
+    id: str = "",
+    before_end: BeforeEnd | None = None,
+) -> web.StreamResponse:
+    """Other dialects bring a chat request's `body` as well; for the rest see `respond`."""
     serving = request.app[SERVING]
-    body = await read_object(request)
     chat = read_chat(body, serving.model.chat_defaults)
     async with serving.engine.use() as loaded:
         prompt = await render_chat(serving, loaded, chat)
@@ -52,7 +64,8 @@ async def openai_chat(request: web.Request) -> web.StreamResponse:
             chat_format="peg-native" if serving.settings.jinja else "Content-only",
             reply=prompt.reply,
         )
-        return await _answer(request, serving, loaded, prompt.text, params, OpenAIChat)
+        tokens = await by_size(len(prompt.text), lambda: tokenize_prompts(prompt.text, loaded.vocab))
+        return await answer_prompts(request, serving, loaded, tokens, params, dialect, id, before_end)
 
 
 async def _complete_text(request: web.Request, dialect: DialectOf) -> web.StreamResponse:
@@ -62,19 +75,9 @@ async def _complete_text(request: web.Request, dialect: DialectOf) -> web.Stream
         raise InvalidRequest('"prompt" is required')
     async with serving.engine.use() as loaded:
         params = read_params(body, serving.model.defaults, loaded.vocab, loaded.info.n_slots)
-        return await _answer(request, serving, loaded, body["prompt"], params, dialect)
-
-
-async def _answer(
-    request: web.Request,
-    serving: Serving,
-    loaded: Loaded,
-    prompt: object,
-    params: CompletionParams,
-    dialect: DialectOf,
-) -> web.StreamResponse:
-    prompts = await by_size(n_characters(prompt), lambda: tokenize_prompts(prompt, loaded.vocab))
-    return await answer_prompts(request, serving, loaded, prompts, params, dialect)
+        prompt = body["prompt"]
+        tokens = await by_size(n_characters(prompt), lambda: tokenize_prompts(prompt, loaded.vocab))
+        return await answer_prompts(request, serving, loaded, tokens, params, dialect)
 
 
 async def answer_prompts(
@@ -84,12 +87,23 @@ async def answer_prompts(
     prompts: list[list[int]],
     params: CompletionParams,
     dialect: DialectOf,
+    id: str = "",
+    before_end: BeforeEnd | None = None,
 ) -> web.StreamResponse:
     shown = brief_settings(params)
-    answer = Answer(params, serving.name, serving.build, prompts, loaded.vocab.detokenize)
+    vocab = loaded.vocab
+    answer = Answer(
+        params,
+        serving.name,
+        serving.build,
+        prompts,
+        vocab.detokenize,
+        count_tokens=lambda text: len(vocab.tokenize(text)),
+        id=id or random_id("chatcmpl-"),
+    )
     generations = [params.generation(tokens, shown) for tokens in prompts]
     with request.app[ACTIVE].running(answer.id):
-        return await respond(request, loaded, generations, dialect(answer), params.sse_ping_interval)
+        return await respond(request, loaded, generations, dialect(answer), params.sse_ping_interval, before_end)
 
 
 async def render_chat(serving: Serving, loaded: Loaded, chat: ChatRequest) -> RenderedPrompt:
@@ -105,9 +119,14 @@ async def apply_template(request: web.Request) -> web.StreamResponse:
 
 
 async def count_chat_tokens(request: web.Request) -> web.StreamResponse:
+    n_tokens = await prompt_tokens(request, await read_object(request))
+    return json_response({"input_tokens": n_tokens, "object": "response.input_tokens"})
+
+
+async def prompt_tokens(request: web.Request, body: dict[str, Any]) -> int:
+    """How many tokens a chat request's prompt is."""
     serving = request.app[SERVING]
-    chat = read_chat(await read_object(request), serving.model.chat_defaults)
+    chat = read_chat(body, serving.model.chat_defaults)
     async with serving.engine.use() as loaded:
         prompt = (await render_chat(serving, loaded, chat)).text
-        tokens = await by_size(len(prompt), lambda: loaded.vocab.tokenize(prompt, True, True))
-    return json_response({"input_tokens": len(tokens), "object": "response.input_tokens"})
+        return len(await by_size(len(prompt), lambda: loaded.vocab.tokenize(prompt, True, True)))

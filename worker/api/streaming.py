@@ -8,7 +8,7 @@ client that leaves ends the handler, and so frees its slots, unless its stream i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Protocol
@@ -78,16 +78,30 @@ def submitted(engine: Engine, generations: Sequence[Generation]) -> Iterator[Mai
             ticket.cancel()
 
 
+BeforeEnd = Callable[[], Awaitable[None]]
+
+
 async def respond(
-    request: web.Request, engine: Engine, generations: Sequence[Generation], dialect: Dialect, ping_interval: float
+    request: web.Request,
+    engine: Engine,
+    generations: Sequence[Generation],
+    dialect: Dialect,
+    ping_interval: float,
+    before_end: BeforeEnd | None = None,
 ) -> web.StreamResponse:
-    """The whole answer. An error before anything was sent is raised, with its own status, in streams as well."""
+    """The whole answer. An error before anything was sent is raised, with its own status, in streams as well.
+
+    `before_end` is awaited when the answer is complete, before its client can know.
+    """
     total = sum(generation.n for generation in generations)
     settle(request, streams=generations[0].stream)
     with submitted(engine, generations) as mailbox:
         if generations[0].stream:
-            return await _stream(request, mailbox, dialect, total, ping_interval)
-        return json_response(dialect.whole(await _collect(mailbox, total)))
+            return await _stream(request, mailbox, dialect, total, ping_interval, before_end)
+        whole = dialect.whole(await _collect(mailbox, total))
+        if before_end is not None:
+            await before_end()
+        return json_response(whole)
 
 
 async def _collect(mailbox: Mailbox, total: int) -> list[Finished]:
@@ -102,7 +116,12 @@ async def _collect(mailbox: Mailbox, total: int) -> list[Finished]:
 
 
 async def _stream(
-    request: web.Request, mailbox: Mailbox, dialect: Dialect, total: int, ping_interval: float
+    request: web.Request,
+    mailbox: Mailbox,
+    dialect: Dialect,
+    total: int,
+    ping_interval: float,
+    before_end: BeforeEnd | None,
 ) -> web.StreamResponse:
     events = await mailbox.take()
     for _, event in events:
@@ -122,7 +141,11 @@ async def _stream(
                 await response.write(chunk)
                 pings.written()
             events = await mailbox.take()
-    await response.write(chunk if has_failed else chunk + dialect.end())
+    if not has_failed:
+        if before_end is not None:
+            await before_end()
+        chunk += dialect.end()
+    await response.write(chunk)
     await response.write_eof()
     return response
 
