@@ -26,6 +26,8 @@ class Report(msgspec.Struct, frozen=True):
 
     state: State
     payload: dict[str, Any] = {}
+    memory: dict[str, int] = {}
+    """With `ready`: bytes that the model takes, `host` and `device`."""
 
 
 _encoder = msgspec.json.Encoder()

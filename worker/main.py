@@ -114,7 +114,7 @@ async def _load(serving: Serving, environ: Mapping[str, str], lifeline: Lifeline
     async with engine.use() as loaded:
         serving.learn(engine, loaded)
     asyncio.get_running_loop().call_later(TIDY_AFTER_S, _tidy)
-    lifeline.report(Report("ready", model_entry(serving)))
+    lifeline.report(Report("ready", model_entry(serving), engine.memory))
     log.info("model %s is ready: %d slots of %d tokens", serving.name, serving.info.n_slots, serving.info.n_ctx)
     return engine
 

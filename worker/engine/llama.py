@@ -17,6 +17,8 @@ import llama_cpp.llama_cpp as _bindings
 import numpy as np
 from numpy.typing import NDArray
 
+from .allocations import allocations
+
 log = logging.getLogger("corral.llama")
 
 C: Any = _bindings
@@ -82,13 +84,17 @@ class _LogLines:
     def __call__(self, level: int, text: bytes, _data: Any) -> None:
         if level != _CONTINUES:
             self._level = logging.DEBUG if self.expects_errors else _LEVELS.get(level, logging.INFO)
-        if self._level < logging.ERROR and not log.isEnabledFor(self._level):
+        is_wanted = self._level >= logging.ERROR or log.isEnabledFor(self._level)
+        if not is_wanted:
+            if b"buffer size" in text:
+                allocations.note(text.decode("utf-8", "replace"))
             return
         self._pending += text.decode("utf-8", "replace")
         *lines, self._pending = self._pending.split("\n")
         for line in filter(None, lines):
             if self._level >= logging.ERROR:
                 complaints.append(line)
+            allocations.note(line)
             log.log(self._level, "%s", line)
 
 

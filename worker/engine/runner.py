@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from ...presets.control import Report
 from ...presets.errors import ContextExceeded, InvalidRequest, NotSupported, ServerFault, Unavailable
 from .adapters import AdapterInfo
+from .allocations import allocations
 from .builtin_template import apply_builtin_template
 from .core import Core
 from .counters import Counters, Meter, Metrics
@@ -159,9 +160,15 @@ class Engine:
             except LoadError as error:
                 self._on_state(Report("sleeping"))  # the next request tries again
                 raise ServerFault(f"The model could not be loaded again: {error}") from error
-            self._on_state(Report("ready"))
+            self._on_state(Report("ready", memory=self.memory))
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes that the model took when it was loaded last, as `Report.memory` wants them."""
+        return {"host": allocations.host_bytes, "device": allocations.device_bytes}
 
     async def _load(self) -> None:
+        allocations.clear()
         options = from_settings(self._settings, self._files.model)
         core = await self._thread.call(lambda: self._thread.load(options))
         self._loaded = Loaded(core, self._thread)
