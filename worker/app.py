@@ -11,6 +11,7 @@ from ..presets.vertex import Vertex
 from ..presets.web import Route, add_routes, application
 from .api import (
     adapters,
+    anthropic,
     completions,
     embeddings,
     infill,
@@ -49,6 +50,7 @@ STREAMING: list[Route] = [
     ("POST", "/v1/completions", completions.openai_completions),
     ("POST", "/chat/completions", completions.openai_chat),
     ("POST", "/v1/chat/completions", completions.openai_chat),
+    ("POST", "/v1/messages", anthropic.messages),
     ("POST", "/infill", infill.infill),
 ]
 """Generate text, whole or as a stream; a stream can be resumed."""
@@ -63,6 +65,7 @@ COMPUTING: list[Route] = [
     ("POST", "/v1/chat/completions/control", control),
     ("POST", "/chat/completions/input_tokens", completions.count_chat_tokens),
     ("POST", "/v1/chat/completions/input_tokens", completions.count_chat_tokens),
+    ("POST", "/v1/messages/count_tokens", anthropic.count_tokens),
     ("POST", "/apply-template", completions.apply_template),
     ("POST", "/tokenize", utilities.tokenize),
     ("POST", "/detokenize", utilities.detokenize),

@@ -12,8 +12,6 @@ PATHS = (
     ("POST", "/v1/responses"),
     ("POST", "/responses/input_tokens"),
     ("POST", "/v1/responses/input_tokens"),
-    ("POST", "/v1/messages"),
-    ("POST", "/v1/messages/count_tokens"),
     ("POST", "/audio/transcriptions"),
     ("POST", "/v1/audio/transcriptions"),
 )

@@ -1,0 +1,28 @@
+"""Anthropic's endpoints: `/v1/messages` and `/v1/messages/count_tokens`.
+
+A request becomes the chat request that says the same (`anthropic_request`), and goes the way of all chats from there;
+its answer is put into blocks by `anthropic_answer`.
+"""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from ...presets.web import json_response, read_object
+from .anthropic_answer import AnthropicMessages
+from .anthropic_request import chat_body
+from .completions import answer_chat, prompt_tokens
+from .results import random_id
+from .serving import SERVING
+
+
+async def messages(request: web.Request) -> web.StreamResponse:
+    defaults = request.app[SERVING].model.chat_defaults
+    body = chat_body(await read_object(request), prefills=defaults.prefill_assistant)
+    return await answer_chat(request, body, AnthropicMessages, random_id("msg_"))
+
+
+async def count_tokens(request: web.Request) -> web.StreamResponse:
+    defaults = request.app[SERVING].model.chat_defaults
+    body = chat_body(await read_object(request), prefills=defaults.prefill_assistant)
+    return json_response({"input_tokens": await prompt_tokens(request, body)})
