@@ -58,10 +58,7 @@ def _without_stamp(text: str) -> str:
 
 def _thinking(fields: Fields) -> dict[str, Any]:
     variables = fields.object("chat_template_kwargs")
-    kind = Fields(fields.object("thinking")).string("type", default="")
-    if kind not in ("", "enabled", "adaptive", "disabled"):
-        raise InvalidRequest(f"Field 'thinking.type': must be enabled, adaptive or disabled, but is {kind}")
-    if kind:
+    if kind := Fields(fields.object("thinking")).string("type", default=""):
         variables = {"enable_thinking": kind != "disabled", **variables}
     return {"chat_template_kwargs": variables} if variables else {}
 

@@ -25,17 +25,18 @@ def read_tools(value: object) -> JSON:
 
 
 def _read_tool(item: object, where: str) -> JSON:
-    name = item.get("name") if isinstance(item, dict) else None
-    if not isinstance(item, dict) or not isinstance(name, str):
-        raise InvalidRequest(f"{where}: must be an object with a 'name'")
+    if not isinstance(item, dict):
+        raise InvalidRequest(f"{where}: must be an object")
     fields = Fields(item)
-    kind = fields.string("type", default="custom")
+    name, kind = fields.string("name", default=""), fields.string("type", default="custom")
     description, schema = fields.string("description", default=""), fields.object("input_schema")
     if not schema and kind != "custom":
-        known = next((tool for prefix, tool in _CLIENT_TOOLS.items() if kind.startswith(prefix)), None)
+        known = next((tool for prefix, tool in _CLIENT_TOOLS.items() if kind.startswith(prefix) and name), None)
         if known is None:
-            raise InvalidRequest(f"{where}: '{kind}' is run by Anthropic's servers, this one has no such tool")
+            raise InvalidRequest(f"{where}: '{kind}' is a tool of Anthropic's own servers, this one does not have it")
         description, schema = known
+    if not name:
+        raise InvalidRequest(f"{where}: must have a 'name'")
     return {"type": "function", "function": {"name": name, "description": description, "parameters": schema}}
 
 
