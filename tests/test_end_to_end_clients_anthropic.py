@@ -176,7 +176,7 @@ def test_a_coding_agents_request(anthropic: Anthropic, gateway: Program) -> None
     message = json.loads(answer.text.split("\n")[1].removeprefix("data: "))["message"]
     usage = message["usage"]
     assert counted == {"input_tokens": usage["input_tokens"] + usage["cache_read_input_tokens"]}
-    beta = {key: value for key, value in body.items() if key not in ("stream", "context_management", "service_tier")}
+    beta = {key: value for key, value in body.items() if key not in ("stream", "temperature")}
     assert anthropic.beta.messages.create(**beta, betas=["x"]).usage.cache_read_input_tokens
 
 

@@ -223,7 +223,7 @@ DONE = Finished(0, 1, "sea air", (5, 6), "eos", "", 3, 6, 8, True, False, TIMING
 
 
 def dialect(**fields: Any) -> AnthropicMessages:
-    return AnthropicMessages(Answer(CompletionParams(**fields), "tiny", "b0", [[1]], str, id="msg_1"))
+    return AnthropicMessages(Answer(CompletionParams(**fields), "tiny", "b0", [[1]], str, len, id="msg_1"))
 
 
 def events(data: bytes) -> list[Any]:
