@@ -200,9 +200,9 @@ def test_errors_are_those_of_the_client(anthropic: Anthropic, gateway: Program) 
         anthropic.messages.create(**ASKED, model="claude-unknown")
     assert unknown.value.body["error"]["type"] == "not_found_error"  # type: ignore[index]
     assert unknown.value.request_id.startswith("req_")  # type: ignore[union-attr]
-    with pytest.raises(BadRequestError, match="messages\\[0\\]"):
+    with pytest.raises(BadRequestError, match=r"messages\[0\]"):
         anthropic.messages.create(model="caller", max_tokens=1, messages=[{"role": "user", "content": [{"type": "x"}]}])  # type: ignore[list-item,typeddict-item]
-    with pytest.raises(BadRequestError, match="prompt is too long: \\d+ tokens > 2048 maximum"):
+    with pytest.raises(BadRequestError, match="prompt is too long: .* tokens > 2048 maximum"):
         anthropic.messages.create(**{**ASKED, "model": "thinker", "system": "word " * 3000})
     with pytest.raises(InternalServerError, match="failed to load"):
         anthropic.messages.create(**ASKED, model="broken")
