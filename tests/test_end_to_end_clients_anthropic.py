@@ -137,7 +137,9 @@ def test_tools_are_called(anthropic: Anthropic, choice: Any) -> None:
     assert json.loads("".join(event.partial_json for event in events if event.type == "input_json")) == call.input
     result = {"type": "tool_result", "tool_use_id": call.id, "content": "a ship"}
     history = [USER, {"role": "assistant", "content": whole.content}, {"role": "user", "content": [result]}]
-    later = anthropic.messages.create(model="caller", max_tokens=5, tools=[LOOK], messages=history)  # type: ignore[arg-type,list-item]
+    later = anthropic.messages.create(
+        **{**ASKED, "model": "caller", "max_tokens": 5, "tools": [LOOK], "messages": history}
+    )
     assert later.stop_reason == "max_tokens"
 
 
@@ -201,8 +203,10 @@ def test_errors_are_those_of_the_client(anthropic: Anthropic, gateway: Program) 
     assert unknown.value.body["error"]["type"] == "not_found_error"  # type: ignore[index]
     assert unknown.value.request_id.startswith("req_")  # type: ignore[union-attr]
     with pytest.raises(BadRequestError, match=r"messages\[0\]"):
-        anthropic.messages.create(model="caller", max_tokens=1, messages=[{"role": "user", "content": [{"type": "x"}]}])  # type: ignore[list-item,typeddict-item]
-    with pytest.raises(BadRequestError, match="prompt is too long: .* tokens > 2048 maximum"):
+        anthropic.messages.create(
+            **{**ASKED, "model": "caller", "messages": [{"role": "user", "content": [{"type": "x"}]}]}
+        )
+    with pytest.raises(BadRequestError, match=r"prompt is too long: .* tokens > 2048 maximum"):
         anthropic.messages.create(**{**ASKED, "model": "thinker", "system": "word " * 3000})
     with pytest.raises(InternalServerError, match="failed to load"):
         anthropic.messages.create(**ASKED, model="broken")
@@ -219,7 +223,7 @@ def test_the_async_client(gateway: Program) -> None:
             asked = {**ASKED, "model": "demo-chat"}
             whole, (final, pieces) = await asyncio.gather(client.messages.create(**asked), stream(client, asked))
             assert same(whole, final)
-            assert "".join(pieces) == whole.content[0].text  # type: ignore[union-attr]
+            assert "".join(pieces) == whole.content[0].text
 
     async def stream(client: AsyncAnthropic, asked: dict[str, Any]) -> tuple[Any, list[str]]:
         async with client.messages.stream(**asked) as events:
