@@ -5,9 +5,6 @@ from __future__ import annotations
 from .option import OptionGroup, option, within
 from .values import Switch
 
-_UNSUPPORTED = "images and audio are not built yet"
-_TUNING = "it tunes images and audio, which are not built yet"
-
 
 class MediaOptions(OptionGroup):
     title = "Images and audio"
@@ -18,31 +15,23 @@ class MediaOptions(OptionGroup):
         "GGUF file of the projector",
         env="MMPROJ",
         hint="FILE",
-        unsupported=_UNSUPPORTED,
         per_model=True,
     )
-    mmproj_url: str = option(
-        "", "-mmu --mmproj-url", "address to download it from", env="MMPROJ_URL", hint="URL", unsupported=_UNSUPPORTED
-    )
+    mmproj_url: str = option("", "-mmu --mmproj-url", "address to download it from", env="MMPROJ_URL", hint="URL")
     mmproj_auto: Switch = option(
         True,
         "--mmproj-auto",
         "use a projector that comes with --hf-repo",
         no="--no-mmproj --no-mmproj-auto",
         env="MMPROJ_AUTO",
-        notice=_TUNING,
-        built=(False,),
     )
-    mmproj_offload: Switch = option(
-        True, "--mmproj-offload", "run the projector on the GPU", env="MMPROJ_OFFLOAD", notice=_TUNING
-    )
+    mmproj_offload: Switch = option(True, "--mmproj-offload", "run the projector on the GPU", env="MMPROJ_OFFLOAD")
     mmproj_device: str = option(
         "",
         "-mmdev --mmproj-device",
         "device of the projector; none: CPU",
         env="$MTMD_BACKEND_DEVICE",
         hint="DEVICE",
-        notice=_TUNING,
     )
     image_min_tokens: int = option(
         -1,
@@ -50,7 +39,6 @@ class MediaOptions(OptionGroup):
         "fewest tokens of an image; -1: as the model says",
         env="IMAGE_MIN_TOKENS",
         hint="N",
-        notice=_TUNING,
     )
     image_max_tokens: int = option(
         -1,
@@ -58,7 +46,6 @@ class MediaOptions(OptionGroup):
         "most tokens of an image; -1: as the model says",
         env="IMAGE_MAX_TOKENS",
         hint="N",
-        notice=_TUNING,
     )
     mtmd_batch_max_tokens: int = option(
         1024,
@@ -67,19 +54,15 @@ class MediaOptions(OptionGroup):
         env="MTMD_BATCH_MAX_TOKENS",
         hint="N",
         limits=within(ge=1),
-        notice=_TUNING,
     )
-    video_fps: float = option(
-        4.0, "--video-fps", "pictures of a video used for each second", env="VIDEO_FPS", hint="N", notice=_TUNING
-    )
+    video_fps: float = option(4.0, "--video-fps", "pictures of a video used for each second", env="VIDEO_FPS", hint="N")
     video_timestamp_interval: int = option(
         5000,
         "--video-timestamp-interval",
         "milliseconds between times told to the model",
         env="VIDEO_TIMESTAMP_INTERVAL",
         hint="N",
-        notice=_TUNING,
     )
     video_ffmpeg_dir: str = option(
-        "", "--video-ffmpeg-dir", "directory of ffmpeg and ffprobe", env="VIDEO_FFMPEG_DIR", hint="DIR", notice=_TUNING
+        "", "--video-ffmpeg-dir", "directory of ffmpeg and ffprobe", env="VIDEO_FFMPEG_DIR", hint="DIR"
     )

@@ -174,7 +174,7 @@ def _preset(candidate: _Candidate, merged: Layer, environ: Mapping[str, str]) ->
 
 def _modalities(own: Settings, environ: Mapping[str, str]) -> tuple[str, ...]:
     """What the model reads beside text, if the projector's file is on this machine."""
-    if not own.mmproj_auto or OPTIONS["mmproj"].unsupported:
+    if not own.mmproj_auto:
         return ()
     cached = find_cached(environ, own.hf_repo, own.hf_file) if own.hf_repo and not own.mmproj else {}
     path = Path(own.mmproj) if own.mmproj else cached.get("mmproj")

@@ -210,11 +210,11 @@ def test_command_line_beats_environment_beats_system_configuration(tmp_path: Pat
 
 
 def test_the_system_configuration_may_hold_what_is_not_for_us(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    environ = system(tmp_path, "prompt-cache-all = true\nmmproj = x.gguf\nthreads = 3\n")
+    environ = system(tmp_path, "prompt-cache-all = true\nrpc = localhost:1\nthreads = 3\n")
     assert texts(read_system_config(environ)) == {"threads": "3"}
     assert [record.message.split("config.ini:")[1] for record in caplog.records] == [
         "1: prompt-cache-all: ignored: not an option of this program",
-        "2: mmproj: ignored: images and audio are not built yet",
+        "2: rpc: ignored: the llama.cpp that comes with llama-cpp-python is built without the RPC backend",
     ]
 
 

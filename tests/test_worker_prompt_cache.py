@@ -10,7 +10,7 @@ from engine_tools import ask, run, running
 from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.worker.engine.activation import BASE, Activation
-from llama_corral.worker.engine.checkpoints import Checkpoint, Rules, tokens_after, usable
+from llama_corral.worker.engine.checkpoints import Checkpoint, Rules, position_after, usable
 from llama_corral.worker.engine.prompt_cache import PromptCache, worth_a_look
 from llama_corral.worker.engine.scheduler import SlotFacts
 
@@ -116,11 +116,11 @@ def test_a_full_list_makes_room() -> None:
 
 def test_the_newest_usable_checkpoint_is_chosen() -> None:
     checkpoints = [checkpoint(40), checkpoint(400), checkpoint(900)]
-    assert usable(checkpoints, n_past=800, needed=750) is checkpoints[1]
-    assert usable(checkpoints, n_past=300, needed=250) is checkpoints[0]
-    assert usable(checkpoints, n_past=20, needed=0) is None
-    assert tokens_after(checkpoints[1], 800) == 399
-    assert tokens_after(Checkpoint(0, 400, 399, 399, STATE), 800) == 400, "a recurrent memory's"
+    assert usable(checkpoints, position=800, needed=750) is checkpoints[1]
+    assert usable(checkpoints, position=300, needed=250) is checkpoints[0]
+    assert usable(checkpoints, position=20, needed=0) is None
+    assert position_after(checkpoints[1], 800) == 399
+    assert position_after(Checkpoint(0, 400, 399, 399, STATE), 800) == 400, "a recurrent memory's"
 
 
 # -- on a model --------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from ..presets import logs
 from ..presets.control import Report
 from ..presets.errors import ConfigError, ModelFilesError
-from ..presets.hub import ModelFiles, resolve_files
+from ..presets.hub import resolve_files
 from ..presets.layers import notices, settings_from
 from ..presets.listen import listen
 from ..presets.settings import Settings
@@ -107,9 +107,8 @@ def _abandon() -> None:
 
 async def _load(serving: Serving, environ: Mapping[str, str], lifeline: Lifeline) -> Engine:
     files = await asyncio.to_thread(resolve_files, serving.settings, environ, _Download(lifeline).report)
-    _refuse_later_files(files)
     log.info("loading model %s", files.model)
-    engine = Engine(serving.settings, files, lifeline.report)
+    engine = Engine(serving.settings, files, lifeline.report, serving.media_marker)
     await engine.load()
     async with engine.use() as loaded:
         serving.learn(engine, loaded)
@@ -122,11 +121,6 @@ async def _load(serving: Serving, environ: Mapping[str, str], lifeline: Lifeline
 def _tidy() -> None:
     gc.collect()
     gc.freeze()  # what is here stays: collections need not look at it again
-
-
-def _refuse_later_files(files: ModelFiles) -> None:
-    if files.mmproj is not None:
-        log.warning("images and audio are not supported yet: %s is left out", files.mmproj)
 
 
 class _Download:

@@ -78,7 +78,10 @@ def _ollama_entry(serving: Serving) -> dict[str, Any]:
         "type": "model",
         "description": "",
         "tags": [""],
-        "capabilities": ["embedding" if serving.settings.embeddings else "completion"],
+        "capabilities": [
+            "embedding" if serving.settings.embeddings else "completion",
+            *(["multimodal"] if serving.info.media else []),
+        ],
         "parameters": "",
         "details": {
             "parent_model": "",
@@ -97,13 +100,18 @@ def _ollama_entry(serving: Serving) -> dict[str, Any]:
 async def props(request: web.Request) -> web.StreamResponse:
     serving = request.app[SERVING]
     settings, info, chat = serving.settings, serving.info, serving.model.chat
+    media = info.media
     shown = {
         "default_generation_settings": {"params": _default_settings(serving), "n_ctx": info.n_ctx},
         "total_slots": info.n_slots,
         "model_alias": serving.name,
         "model_ftype": info.ftype,
         "model_path": str(info.path),
-        "modalities": {"vision": False, "video": False, "audio": False},
+        "modalities": {
+            "vision": media is not None and media.vision,
+            "video": media is not None and media.video,
+            "audio": media is not None and media.audio,
+        },
         "media_marker": serving.media_marker,
         "endpoint_slots": settings.slots,
         "endpoint_props": settings.props,

@@ -1,4 +1,4 @@
-"""The input of one llama_decode: arrays allocated once and filled through numpy. Knows nothing of slots or requests."""
+"""The input of one llama_decode, as arrays that numpy fills. Knows nothing of slots or requests."""
 
 from __future__ import annotations
 
@@ -77,6 +77,34 @@ class Batch:
             raise ValueError(f"{end} rows in a batch of {self.capacity}")
         self.size = end
         return begin, end
+
+
+class MediaBatch:
+    """An image or a stretch of audio for one sequence: vectors in the place of tokens, `positions` one row or four."""
+
+    def __init__(self, vectors: NDArray[np.float32], positions: NDArray[np.int32], sequence: int, output: bool) -> None:
+        """`output`: the last row's logits are wanted."""
+        self.size = n = len(vectors)
+        self._vectors, self._positions = vectors, positions
+        self._ones, self._seq = np.ones(n, np.int32), np.full(n, sequence, np.int32)
+        self._seq_pointers = np.full(n, self._seq.ctypes.data, np.uint64)
+        self._output = np.zeros(n, np.int8)
+        self._output[-1] = output
+
+    def view(self, begin: int, n: int) -> Any:
+        """The llama_batch of rows begin … begin + n, valid until the next one is asked for."""
+        if not 0 < n <= self.size - begin:
+            raise ValueError(f"rows {begin} to {begin + n} of {self.size}")
+        self._shown = np.ascontiguousarray(self._positions[:, begin : begin + n])
+        return C.llama_batch(
+            n,
+            None,
+            _at(self._vectors, begin * self._vectors.shape[1], ctypes.c_float),
+            _at(self._shown, 0, ctypes.c_int32),
+            _at(self._ones, begin, ctypes.c_int32),
+            _at(self._seq_pointers, begin, ctypes.POINTER(ctypes.c_int32)),
+            _at(self._output, begin, ctypes.c_int8),
+        )
 
 
 def _at(array: NDArray[Any], row: int, kind: Any) -> Any:

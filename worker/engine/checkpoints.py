@@ -55,17 +55,17 @@ class Rules:
         return [*(checkpoint for checkpoint in kept if checkpoint.n_tokens != new.n_tokens), new]
 
 
-def usable(checkpoints: Sequence[Checkpoint], n_past: int, needed: int) -> Checkpoint | None:
-    """The newest one from which a prompt can go on whose first `n_past` tokens are known.
+def usable(checkpoints: Sequence[Checkpoint], position: int, needed: int) -> Checkpoint | None:
+    """The newest one from which a prompt can go on of which all before `position` is known.
 
     `needed` is the first position that the next token looks back to.
     """
     for checkpoint in reversed(checkpoints):
-        if checkpoint.last <= n_past and (checkpoint.first < needed or checkpoint.first == 0):
+        if checkpoint.last <= position and (checkpoint.first < needed or checkpoint.first == 0):
             return checkpoint
     return None
 
 
-def tokens_after(checkpoint: Checkpoint, n_past: int) -> int:
-    """How many tokens of the prompt are there once it is loaded."""
-    return min(n_past, max(checkpoint.first + 1, checkpoint.last), checkpoint.n_tokens)
+def position_after(checkpoint: Checkpoint, position: int) -> int:
+    """Where a prompt goes on once it is loaded, if all before `position` is known; never after `n_tokens` tokens."""
+    return min(position, max(checkpoint.first + 1, checkpoint.last))

@@ -12,10 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .adapters import Adapters
-from .batch import Batch
+from .batch import Batch, MediaBatch
 from .context import ABORTED, DECODED, NO_ROOM, Context
 from .jobs import Job
+from .media_tokens import MediaToken
 from .pacing import Pacer
 from .scheduler import BatchPlan
 from .slots import Slot, SlotState
@@ -44,8 +48,10 @@ class Filled:
     """A batch and whose rows it has: first one for each stream, then the prompts'."""
 
     plan: BatchPlan
+    batch: Batch | MediaBatch
     streams: list[Slot]
     prompts: list[PromptRun]
+    causal: bool = True
 
     def jobs(self) -> set[Job]:
         slots = (*self.streams, *(run.slot for run in self.prompts))
@@ -90,19 +96,33 @@ class Compute:
         self._adapters.apply(self._context, plan.group.adapters)
         streams = [slots[i] for i in plan.generating]
         if streams:
-            batch.add_rows([s.sampled for s in streams], [len(s.tokens) for s in streams], plan.generating)
+            batch.add_rows([s.sampled for s in streams], [s.position for s in streams], plan.generating)
             for slot in streams:
                 slot.last_turn = self._n_batches
         order = _one_by_one(plan.prompts) if plan.kind == "embedding" else plan.prompts
         prompts = [self._fill_prompt(slots[i], n, plan.kind == "embedding") for i, n in order]
-        return Filled(plan, streams, prompts)
+        return Filled(plan, batch, streams, prompts)
+
+    def fill_media(
+        self, plan: BatchPlan, vectors: NDArray[np.float32], positions: NDArray[np.int32], causal: bool
+    ) -> Filled:
+        """For the first slot of the plan."""
+        self._n_batches += 1
+        self._context.set_embeddings(False)
+        self._adapters.apply(self._context, plan.group.adapters)
+        slot, n = self._slots[plan.prompts[0][0]], len(vectors)
+        assert slot.task is not None
+        slot.last_turn = self._n_batches
+        completes = len(slot.tokens) + n == len(slot.task.prompt)
+        batch = MediaBatch(vectors, positions, slot.id, completes)
+        return Filled(plan, batch, [], [PromptRun(slot, 0, n, completes)], causal)
 
     def _fill_prompt(self, slot: Slot, n: int, output: bool) -> PromptRun:
         assert slot.task is not None
         slot.last_turn = self._n_batches
-        prompt, position, row = slot.task.prompt, len(slot.tokens), self._batch.size
-        self._batch.add_run(prompt[position : position + n], position, slot.id, output)
-        completes = position + n == len(prompt)
+        prompt, begin, row = slot.task.prompt, len(slot.tokens), self._batch.size
+        self._batch.add_run(prompt[begin : begin + n], slot.position, slot.id, output)
+        completes = begin + n == len(prompt)
         if completes:
             self._batch.want_output(row + n - 1)
         return PromptRun(slot, row, n, completes)
@@ -112,9 +132,10 @@ class Compute:
 
         `make_room` forgets an idle slot, if there is one. Ends early after an abort. Raises Lost.
         """
-        begin, size = 0, self._batch.size
+        begin, size = 0, filled.batch.size
         n = size
         while begin < size:
+            n = min(n, self._context.n_batch)
             started = time.monotonic()
             result = self._decode_rows(filled, begin, n)
             if result == DECODED:
@@ -126,7 +147,7 @@ class Compute:
                 n = size - begin
             elif result == NO_ROOM and make_room():
                 continue
-            elif result == NO_ROOM and n > 1 and self._may_cut(filled.plan):
+            elif result == NO_ROOM and n > 1 and self._may_cut(filled):
                 n //= 2
             elif result == ABORTED:
                 self._resynchronise(filled)
@@ -140,13 +161,17 @@ class Compute:
             self._in_flight = filled.jobs()
         self.abort_if(lambda job: job.cancelled)  # those who left since the commands were taken
         try:
-            return self._context.decode(self._batch, begin, n)
+            if not filled.causal:
+                self._context.set_causal(False)
+            return self._context.decode(filled.batch, begin, n)
         finally:
+            if not filled.causal:
+                self._context.set_causal(True)
             with self._lock:
                 self._in_flight = set()
 
-    def _may_cut(self, plan: BatchPlan) -> bool:
-        return plan.kind == "generation" or self._context.embeds_in_pieces
+    def _may_cut(self, filled: Filled) -> bool:
+        return filled.causal and (filled.plan.kind != "embedding" or self._context.embeds_in_pieces)
 
     def _remember(self, filled: Filled, begin: int, end: int) -> int:
         """The rows are computed: their slots remember them. Returns how many of them were of prompts."""
@@ -156,30 +181,37 @@ class Compute:
         for run in filled.prompts:
             n = min(run.row + run.n, end) - max(run.row, begin)
             if n > 0 and run.slot.task is not None:
-                position = len(run.slot.tokens)
-                run.slot.tokens.extend(run.slot.task.prompt[position : position + n])
+                begin_text = len(run.slot.tokens)
+                following = run.slot.task.prompt[begin_text : begin_text + n]
+                if filled.plan.kind != "media":
+                    run.slot.tokens.extend(following)
+                elif end == filled.batch.size and isinstance(following[0], MediaToken):  # all of it or nothing
+                    run.slot.remember_media(following[0])
                 n_prompt += n
         return n_prompt
 
     def _resynchronise(self, filled: Filled) -> None:
         """After an abort some rows are computed and some not: the memory says which. Raises Lost."""
         for slot in filled.streams:
-            if self._context.keep_first(slot.id, len(slot.tokens)):
+            if self._context.keep_first(slot.id, slot.position):
                 continue
             if slot.task is not None and not slot.task.job.cancelled:
                 raise Lost(ABORTED)
             self._context.forget(slot.id)  # nobody waits for it any more, and those beside it must not suffer
-            slot.tokens = []
+            slot.remember([], slot.activation)
         for run in filled.prompts:
             slot = run.slot
             if slot.task is None or slot.state is not SlotState.PROMPT:
                 continue
-            # the last token stays to be computed, because its logits are wanted
-            n = min(self._context.last_position(slot.id) + 1, len(slot.task.prompt) - 1)
-            slot.tokens = list(slot.task.prompt[:n])
-            if not self._context.keep_first(slot.id, n):
+            # the last token stays to be computed, because its logits are wanted; what is there of an image is no use
+            n_new = self._context.last_position(slot.id) + 1 - slot.position if filled.plan.kind != "media" else 0
+            n_now, n_most = len(slot.tokens), len(slot.task.prompt) - 1
+            slot.tokens.extend(slot.task.prompt[n_now : min(n_now + n_new, n_most)])
+            if len(slot.tokens) > n_most:
+                slot.cut(n_most)
+            if n_new < 0 or not self._context.keep_first(slot.id, slot.position):
                 self._context.forget(slot.id)
-                slot.tokens = []
+                slot.remember([], slot.activation)
 
 
 def _one_by_one(prompts: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .batch import Batch
+from .batch import Batch, MediaBatch
 from .errors import LoadError
 from .llama import ABORT_TEST, C, complaints, fast, floats_at, log_lines
 from .model import Model
@@ -73,12 +73,16 @@ class Context:
 
     # -- compute -------------------------------------------------------------------------------------------------------
 
+    def set_causal(self, causal: bool) -> None:
+        """Off, every token of a batch sees all of them: for images that want it, none larger than a physical batch."""
+        C.llama_set_causal_attn(self.pointer, causal)
+
     def set_embeddings(self, wanted: bool) -> None:
         if wanted != self._embeddings:
             C.llama_set_embeddings(self.pointer, wanted)
             self._embeddings = wanted
 
-    def decode(self, batch: Batch, begin: int, n: int) -> int:
+    def decode(self, batch: Batch | MediaBatch, begin: int, n: int) -> int:
         """Blocks until the outputs are there; other threads run meanwhile."""
         result = int(C.llama_decode(self.pointer, batch.view(begin, n)))
         if result == DECODED:

@@ -18,12 +18,14 @@ from .compute import Compute, Computed, Filled, Lost
 from .context import Context
 from .counters import Counters
 from .embedding import embedded
-from .jobs import EmbeddingTask, GenerationTask, Job, tasks_of
+from .encoding import EncodeError, Encoding
+from .jobs import EmbeddingTask, GenerationTask, Job, Task, tasks_of
+from .media_tokens import chunk_at, text_of
 from .memory import Memory
-from .messages import Begun, Event, Failed, Generation, Progress, TokenProbs
+from .messages import Begun, Event, Failed, Generation, MediaChunk, Progress, TokenProbs
 from .model import Model
 from .probabilities import after_sampling, before_sampling
-from .scheduler import History, Kind, Limits, Work, choose_slot, plan
+from .scheduler import BatchPlan, History, Kind, Limits, Work, choose_slot, plan
 from .shifting import shift, tokens_kept
 from .slot_actions import SlotAction
 from .slots import Slot, SlotState
@@ -35,12 +37,19 @@ Deliver = Callable[[list[tuple[Job, Event]]], None]
 
 class Core:
     def __init__(
-        self, model: Model, context: Context, adapters: Adapters, deliver: Deliver, counters: Counters
+        self,
+        model: Model,
+        context: Context,
+        adapters: Adapters,
+        encoding: Encoding | None,
+        deliver: Deliver,
+        counters: Counters,
     ) -> None:
         self.model, self.context, self.adapters, self.options = model, context, adapters, model.options
         self.slots = [Slot(i, context.n_ctx_slot) for i in range(self.options.n_slots)]
         self.compute = Compute(context, adapters, self.slots)
         self.memory = Memory(model, context, adapters, self.slots)
+        self.encoding = encoding
         self.waiting: deque[Job] = deque()
         self._actions: list[SlotAction[Any]] = []
         self.published = counters.copy()
@@ -51,12 +60,14 @@ class Core:
         if self.options.context_shift and not self._shifts:
             log.warning("the context of this model cannot be shifted: an answer ends when the context is full")
         self._n_busy = 0
+        self.stalled = False
+        """All that is left to do waits for an encoder; any command may change that."""
         self._events: list[tuple[Job, Event]] = []
         self._deliver = deliver
 
     @property
     def busy(self) -> bool:
-        return self._n_busy > 0 or bool(self.waiting or self._actions)
+        return not self.stalled and (self._n_busy > 0 or bool(self.waiting or self._actions))
 
     def submit(self, job: Job) -> None:
         self.waiting.append(job)
@@ -90,10 +101,10 @@ class Core:
         self._admit()
         self._shift_full_contexts()
         batch_plan = plan(self._work(), self._limits(), self._history)
+        self.stalled = batch_plan is None and not self._events and self.encoding is not None and self.encoding.pending
         if batch_plan is not None:
             self._history = self._history.after(batch_plan.group)
-            self.memory.make_checkpoints(batch_plan.prompts)
-            filled = self.compute.fill(batch_plan)
+            filled = self._fill(batch_plan)
             try:
                 for part in self.compute.decode(filled, self.memory.forget_idle_slot):
                     self._account(filled, part)
@@ -108,6 +119,12 @@ class Core:
             if slot.idle:
                 self._actions.remove(action)
                 action.run(slot)
+
+    def _fill(self, batch_plan: BatchPlan) -> Filled:
+        if batch_plan.kind == "media" and self.encoding is not None:
+            return self.encoding.fill(batch_plan, self.slots, self.compute)
+        self.memory.make_checkpoints(batch_plan.prompts)
+        return self.compute.fill(batch_plan)
 
     # -- admit ---------------------------------------------------------------------------------------------------------
 
@@ -161,6 +178,8 @@ class Core:
         slot.move(SlotState.PROMPT)
         if not isinstance(task, GenerationTask):
             return
+        if self.encoding is not None:
+            self.encoding.begin(slot, task)
         self._counters.prompt_tokens_cached += n_past
         task.choice.clock.begin(time.monotonic(), n_past)
         if task.request.stream:
@@ -198,9 +217,21 @@ class Core:
             generating = slot.state is SlotState.GENERATING
             n_left = 0 if generating else self.memory.stretch(slot, len(task.prompt))
             kind: Kind = "generation" if isinstance(task, GenerationTask) else "embedding"
+            if chunk := None if generating else chunk_at(task.request.media, len(slot.tokens)):
+                if not self._is_encoded(task, chunk):
+                    continue
+                kind, n_left = "media", 1
             is_whole = whole and kind == "embedding"
             work.append(Work(slot.id, kind, n_left, is_whole, task.job.id, slot.last_turn, adapters))
         return work
+
+    def _is_encoded(self, task: Task, chunk: MediaChunk) -> bool:
+        assert self.encoding is not None
+        try:
+            return self.encoding.of(task.job, chunk) is not None
+        except EncodeError as error:
+            self._fail(task.job, ServerFault(str(error)))
+            return False
 
     def _in_pieces(self, job: Job) -> bool:
         """Whether its prompt may be cut into several batches."""
@@ -255,7 +286,10 @@ class Core:
     def _start_choices(self, first: Slot, task: GenerationTask) -> list[Slot]:
         """The prompt has just been computed: all choices begin, sharing what is in the first one's slot."""
         first.move(SlotState.GENERATING)
-        task.sampler.prime(first.tokens)
+        if self.encoding is not None:
+            self.encoding.end(task.job)
+        text = text_of(first.tokens)
+        task.sampler.prime(text)
         started = [first]
         for slot in self.slots if task.job.n_choices > 1 else ():
             other = slot.task
@@ -263,7 +297,7 @@ class Core:
                 self.memory.copy(first, slot)
                 slot.move(SlotState.GENERATING)
                 other.choice.clock = task.choice.clock.copy()
-                other.sampler.prime(slot.tokens)
+                other.sampler.prime(text)
                 started.append(slot)
         return started
 
@@ -313,6 +347,8 @@ class Core:
         for slot in self.slots:
             if slot.task is not None and slot.task.job is job:
                 self._release(slot)
+        if self.encoding is not None:
+            self.encoding.end(job)
 
     def _release(self, slot: Slot) -> None:
         task = slot.release(time.monotonic())

@@ -75,12 +75,15 @@ def choose_devices(names: tuple[str, ...]) -> Any:
         return None
     if names == ("none",):
         return (_pointer * 1)(None)
+    return (_pointer * (len(names) + 1))(*(find_device(name, "--device") for name in names), None)
+
+
+def find_device(name: str, option: str) -> int:
     offered = {device.name: device.pointer for device in list_devices() if not device.is_cpu}
-    for name in names:
-        if name not in offered:
-            known = ", ".join(offered) or "none (this build, or this machine, has only the CPU)"
-            raise LoadError(f"--device: no device {name!r}; known: {known}")
-    return (_pointer * (len(names) + 1))(*(offered[name] for name in names), None)
+    if name not in offered:
+        known = ", ".join(offered) or "none (this build, or this machine, has only the CPU)"
+        raise LoadError(f"{option}: no device {name!r}; known: {known}")
+    return offered[name]
 
 
 def buffer_types() -> dict[str, int]:

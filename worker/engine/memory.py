@@ -15,6 +15,7 @@ from .adapters import Adapters
 from .checkpoints import Checkpoint, Rules
 from .context import Context
 from .jobs import EmbeddingTask, GenerationTask, Job
+from .media_tokens import text_end
 from .messages import Generation
 from .model import Model
 from .prefix import common_prefix
@@ -100,7 +101,7 @@ class Memory:
     def recall(self, slot: Slot, job: Job) -> int:
         """Cuts what the slot remembers to what the prompt begins with; returns how many tokens that are."""
         n_past = reusable_prefix(slot, job.request, job.activation, self._context, self._n_swa)
-        del slot.tokens[n_past:]
+        slot.cut(n_past)
         slot.activation = job.activation
         if not n_past:
             slot.shares_cells = False
@@ -129,6 +130,8 @@ class Memory:
         ends = [other.leader.n for other in self._slots if other.leader is not None and other.leader.slot == slot.id]
         if self._rules.max_number and isinstance(slot.task, GenerationTask):
             ends += self._rules.boundaries(n_prompt)
+        if slot.task is not None and slot.task.request.media:
+            ends.append(text_end(slot.task.request.media, n_now, n_prompt))
         end = min((end for end in ends if n_now < end < n_prompt), default=n_prompt)
         return slot.activation.stretch(n_now, end)
 
@@ -139,6 +142,8 @@ class Memory:
             task, n_now = slot.task, len(slot.tokens)
             if not isinstance(task, GenerationTask) or not self._rules.wanted(len(task.prompt), n_now, n_next):
                 continue
+            if slot.tokens[-1] < 0:
+                continue  # an image: going back to its last token is not possible
             first, last = self._context.first_position(id), self._context.last_position(id)
             state = self._context.read_state(id, part=True) if first >= 0 else None
             if state is not None:
@@ -209,7 +214,7 @@ class Memory:
         return Candidate(other.id, n_computed, n_coming, can_cut)
 
     def _reaches_back(self, slot: Slot, n: int) -> bool:
-        return 0 <= self._context.first_position(slot.id) < max(0, n - self._n_swa)
+        return 0 <= self._context.first_position(slot.id) < max(0, slot.position_after(n) - self._n_swa)
 
 
 def _prompt_cache(max_bytes: int | None, n_ctx: int) -> PromptCache | None:

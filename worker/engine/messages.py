@@ -78,9 +78,27 @@ class Sampling:
     backend_sampling: bool = False
 
 
+MEDIA_TOKEN = -1
+"""Stands in a prompt for each token of an image, or of a piece of audio or video."""
+
+
+@dataclass(frozen=True, slots=True)
+class MediaChunk:
+    """The tokens start … start + n_tokens of a prompt: an image, a part of one, or a stretch of audio."""
+
+    start: int
+    n_tokens: int
+    n_pos: int  # positions that it takes, not more than tokens
+    id: str  # the same for the same bytes
+    content: object  # opaque: the engine's, see projector.Content
+
+
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A prompt to continue. `n` choices share the prompt; choice i samples with seed + i."""
+    """A prompt to continue. `n` choices share the prompt; choice i samples with seed + i.
+
+    Where `media` stand, in their order, the tokens are MEDIA_TOKEN.
+    """
 
     tokens: Sequence[int]
     sampling: Sampling = field(default_factory=Sampling)
@@ -100,6 +118,7 @@ class Generation:
     preserved_tokens: frozenset[int] = frozenset()  # special tokens that are rendered all the same
     adapters: tuple[tuple[int, float], ...] = ()  # (id, scale) of LoRA adapters, others 0; empty: the server's scales
     settings: object = None  # generation_settings as the dialect shows it in /slots; opaque here
+    media: tuple[MediaChunk, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +127,7 @@ class Embedding:
 
     tokens: Sequence[int]
     normalize: int = 2  # -1 none, 0 max-abs to 32760, 1 L1, 2 L2, p
+    media: tuple[MediaChunk, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,16 @@ PROGRESS_INTERVAL = 0.2
 
 
 @dataclass(frozen=True)
+class MediaSupport:
+    """What a model's projector reads beside text. `marker` stands in a prompt for each file."""
+
+    vision: bool
+    audio: bool
+    video: bool
+    marker: str
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     description: str
     path: Path
@@ -47,6 +57,7 @@ class ModelInfo:
     rerank_template: str | None
     bos_text: str
     eos_text: str
+    media: MediaSupport | None = None  # None: no projector
 
 
 class Model:
@@ -153,13 +164,13 @@ def _model_params(options: EngineOptions, on_progress: Callable[[float], None], 
         params.kv_overrides = overrides
     if options.tensor_overrides:
         params.tensor_buft_overrides = ctypes.cast(_tensor_overrides(options.tensor_overrides, keep), ctypes.c_void_p)
-    callback = C.llama_progress_callback(_Throttled(on_progress))
+    callback = C.llama_progress_callback(Throttled(on_progress))
     keep.append(callback)
     params.progress_callback = callback
     return params
 
 
-class _Throttled:
+class Throttled:
     """Always the first and the last value, between them one in `PROGRESS_INTERVAL`."""
 
     def __init__(self, on_progress: Callable[[float], None]) -> None:

@@ -42,6 +42,20 @@ _CACHE_TYPE = {
 
 
 @dataclass(frozen=True)
+class ProjectorOptions:
+    path: Path
+    marker: str  # stands in a prompt for each image
+    offload: bool = True
+    device: str = ""
+    image_min_tokens: int = -1
+    image_max_tokens: int = -1
+    batch_max_tokens: int = 1024
+    video_fps: float = 4.0
+    video_timestamp_interval: int = 5000
+    video_ffmpeg_dir: str = ""
+
+
+@dataclass(frozen=True)
 class EngineOptions:
     model: Path
     # context
@@ -98,10 +112,11 @@ class EngineOptions:
     lora: tuple[tuple[Path, float], ...] = ()  # (file, scale)
     control_vectors: tuple[tuple[Path, float], ...] = ()
     control_vector_layers: tuple[int, int] = (0, 0)  # first and last, 0: of the model
+    projector: ProjectorOptions | None = None
     sleep_idle_seconds: float = -1.0  # -1: never
 
 
-def from_settings(settings: Settings, model: Path) -> EngineOptions:
+def from_settings(settings: Settings, model: Path, projector: Path | None, media_marker: str) -> EngineOptions:
     s = settings
     n_slots = AUTO_SLOTS if s.parallel < 0 else max(1, s.parallel)
     embeddings = s.embeddings or s.reranking
@@ -150,7 +165,7 @@ def from_settings(settings: Settings, model: Path) -> EngineOptions:
         tensor_overrides=_tensor_overrides(s),
         warmup=s.warmup,
         continuous_batching=s.cont_batching,
-        context_shift=s.context_shift,
+        context_shift=s.context_shift and projector is None,  # part of an image cannot be forgotten
         cache_bytes=None if s.cache_ram < 0 else s.cache_ram << 20,
         cache_idle_slots=s.cache_idle_slots,
         n_checkpoints=s.swa_checkpoints,
@@ -161,7 +176,23 @@ def from_settings(settings: Settings, model: Path) -> EngineOptions:
         lora=tuple((path, 0.0 if s.lora_init_without_apply else scale) for path, scale in lora),
         control_vectors=_scaled(s.control_vector, s.control_vector_scaled),
         control_vector_layers=s.control_vector_layer_range or (0, 0),
+        projector=_projector(s, projector, media_marker) if projector else None,
         sleep_idle_seconds=s.sleep_idle_seconds,
+    )
+
+
+def _projector(s: Settings, path: Path, marker: str) -> ProjectorOptions:
+    return ProjectorOptions(
+        path,
+        marker,
+        offload=s.mmproj_offload,
+        device=s.mmproj_device or ",".join(s.device[:1]),
+        image_min_tokens=s.image_min_tokens,
+        image_max_tokens=s.image_max_tokens,
+        batch_max_tokens=s.mtmd_batch_max_tokens,
+        video_fps=s.video_fps,
+        video_timestamp_interval=s.video_timestamp_interval,
+        video_ffmpeg_dir=s.video_ffmpeg_dir,
     )
 
 

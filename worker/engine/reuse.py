@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from .activation import ALL, Activation
-from .checkpoints import tokens_after, usable
+from .checkpoints import position_after, usable
 from .context import Context
+from .media_tokens import last_start
 from .messages import Embedding, Generation
 from .prefix import common_run
 from .slots import Slot
@@ -23,11 +24,13 @@ def reusable_prefix(
         n_past = slot.common(prompt, activation)
         if _may_shift(slot, request, activation, context):
             n_past = _shift_matching_runs(slot, list(prompt), n_past, request.n_cache_reuse, context)
+        if request.media and n_past == len(prompt):
+            n_past = last_start(request.media, n_past)
         n_past = _within_memory(slot, n_past, len(prompt), context, n_swa)
-    slot.checkpoints = [checkpoint for checkpoint in slot.checkpoints if checkpoint.last <= n_past]
+    slot.checkpoints = [point for point in slot.checkpoints if point.last <= slot.position_after(n_past)]
     if n_past == len(prompt) and n_past > 0:
         n_past -= 1
-    if not context.keep_first(slot.id, n_past):
+    if not context.keep_first(slot.id, slot.position_after(n_past)):
         context.forget(slot.id)
         slot.checkpoints = []
         n_past = 0
@@ -38,14 +41,14 @@ def _within_memory(slot: Slot, n_past: int, n_prompt: int, context: Context, n_s
     """Sliding-window and recurrent memories have lost what came before their window: only a checkpoint leads back."""
     if n_past == 0 or (n_past == len(slot.tokens) and n_past < n_prompt):
         return n_past  # it goes on where it stands
-    first = context.first_position(slot.id)
-    needed = max(0, n_past - n_swa - (0 if n_past < n_prompt else 1))
+    first, position = context.first_position(slot.id), slot.position_after(n_past)
+    needed = max(0, position - n_swa - (0 if n_past < n_prompt else 1))
     if 0 <= first < needed:
         return n_past
-    checkpoint = usable(slot.checkpoints, n_past, needed) if first >= 0 else None
+    checkpoint = usable(slot.checkpoints, position, needed) if first >= 0 else None
     if checkpoint is None or not context.write_state(slot.id, checkpoint.state, part=True):
         return 0
-    return tokens_after(checkpoint, n_past)
+    return min(slot.tokens_before(position_after(checkpoint, position)), checkpoint.n_tokens)
 
 
 # -- pieces that have moved --------------------------------------------------------------------------------------------
@@ -54,6 +57,8 @@ def _within_memory(slot: Slot, n_past: int, n_prompt: int, context: Context, n_s
 def _may_shift(slot: Slot, request: Generation, activation: Activation, context: Context) -> bool:
     """Cells that another sequence uses as well would move for it too: their slot gets its own first."""
     if request.n_cache_reuse <= 0 or not context.can_shift or slot.activation.alike(activation) != ALL:
+        return False
+    if context.model.options.projector is not None:  # images cannot move
         return False
     return make_private(slot, context)
 
@@ -66,7 +71,7 @@ def make_private(slot: Slot, context: Context) -> bool:
     context.forget(slot.id)
     if state is None or not context.write_state(slot.id, state):
         context.forget(slot.id)
-        slot.tokens, slot.checkpoints = [], []
+        slot.remember([], slot.activation)
         return False
     slot.shares_cells = False
     return True

@@ -11,7 +11,7 @@ import itertools
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -24,8 +24,9 @@ from .core import Core
 from .counters import Counters, Meter, Metrics
 from .errors import LoadError
 from .jobs import Job
-from .messages import Embedding, Event, Generation, Sink
-from .model import ModelInfo
+from .media_tokens import content_of, woven
+from .messages import MEDIA_TOKEN, Embedding, Event, Generation, MediaChunk, Sink
+from .model import MediaSupport, ModelInfo
 from .options import from_settings
 from .slot_actions import SlotAction
 from .slot_files import SlotFile, save
@@ -43,6 +44,7 @@ __all__ = [
     "Engine",
     "LoadError",
     "Loaded",
+    "MediaSupport",
     "Metrics",
     "ModelInfo",
     "SlotView",
@@ -69,8 +71,15 @@ class Snapshot:
 class Engine:
     """One model's engine. Constructed on the event loop."""
 
-    def __init__(self, settings: Settings, files: ModelFiles, on_state: Callable[[Report], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        files: ModelFiles,
+        on_state: Callable[[Report], None],
+        media_marker: str = "<__media__>",
+    ) -> None:
         self._settings = settings
+        self._media_marker = media_marker
         self._files = files
         self._on_state = on_state
         self._thread = EngineThread(asyncio.get_running_loop(), _deliver, self._on_progress)
@@ -169,7 +178,7 @@ class Engine:
 
     async def _load(self) -> None:
         allocations.clear()
-        options = from_settings(self._settings, self._files.model)
+        options = from_settings(self._settings, self._files.model, self._files.mmproj, self._media_marker)
         core = await self._thread.call(lambda: self._thread.load(options))
         self._loaded = Loaded(core, self._thread)
         self._info = self._loaded.info
@@ -197,9 +206,10 @@ class Engine:
     def _fall_asleep(self) -> None:
         self._sleep_task = asyncio.ensure_future(self._sleep())
 
-    def _on_progress(self, value: float) -> None:
+    def _on_progress(self, stage: str, value: float) -> None:
         if self._info is None:  # on waking up the report carries nothing
-            self._on_state(Report("loading", {"stages": ["text_model"], "current": "text_model", "value": value}))
+            stages = ["text_model", *(["mmproj_model"] if self._files.mmproj else [])]
+            self._on_state(Report("loading", {"stages": stages, "current": stage, "value": value}))
 
 
 class Loaded:
@@ -209,11 +219,24 @@ class Loaded:
         self.core = core
         self.vocab: Vocab = core.model.vocab
         self.info = core.model.info(core.context.n_ctx_slot, core.context.pooling_name)
+        self.media: MediaSupport | None = core.encoding.projector.support if core.encoding else None
+        self.info = replace(self.info, media=self.media)
         self._thread = thread
+
+    def tokenize_media(self, text: str, files: Sequence[bytes]) -> tuple[tuple[int, ...], tuple[MediaChunk, ...]]:
+        """A prompt with a marker for each file. From any thread, and slow: it also scales pictures and reads sound.
+
+        Raises InvalidRequest.
+        """
+        if self.core.encoding is None:
+            raise NotSupported("Multimodal data provided, but model does not support multimodal requests.")
+        return self.core.encoding.projector.tokenize(text, files)
 
     def submit(self, request: Generation | Embedding, sink: Sink) -> Ticket:
         """Raises ApiError for what can be seen at once; later errors arrive as Failed."""
         self._check(request)
+        if request.media:
+            request = replace(request, tokens=woven(request.tokens, request.media))
         job, core = Job(next(_job_ids), request, sink), self.core
         self._thread.post(lambda: core.submit(job))
         return Ticket(job, core, self._thread)
@@ -253,9 +276,11 @@ class Loaded:
 
     def _check(self, request: Generation | Embedding) -> None:
         context, n_tokens = self.core.context, len(request.tokens)
-        if not self.vocab.contains(request.tokens):
+        text = [token for token in request.tokens if token != MEDIA_TOKEN] if request.media else request.tokens
+        if not self.vocab.contains(text):
             raise InvalidRequest("Prompt contains invalid tokens")
         n_ctx = self.info.n_ctx
+        self._check_media(request)
         if isinstance(request, Generation):
             self._check_generation(request)
             if n_tokens >= n_ctx:
@@ -274,6 +299,22 @@ class Loaded:
             )
         elif n_tokens > n_ctx:
             raise ContextExceeded(n_tokens, n_ctx)
+
+    def _check_media(self, request: Generation | Embedding) -> None:
+        if not request.media:
+            return
+        if self.core.encoding is None:
+            raise NotSupported("Multimodal data provided, but model does not support multimodal requests.")
+        if isinstance(request, Embedding):
+            raise NotSupported("Embeddings of images and audio are not supported")
+        context = self.core.context
+        for content in map(content_of, request.media):
+            n_tokens = content.token.n_tokens
+            if content.non_causal and n_tokens > min(context.n_batch, context.n_ubatch):  # llama.cpp would abort
+                raise InvalidRequest(
+                    f"{content.kind} ({n_tokens} tokens) is too large to process. increase the physical batch size "
+                    f"(current batch size: {min(context.n_batch, context.n_ubatch)})"
+                )
 
     def _check_generation(self, request: Generation) -> None:
         if self.core.context.memory is None:

@@ -12,7 +12,8 @@ from typing import Literal, NamedTuple
 TURN = 4
 """Batches of one group in a row after which work of another group gets one."""
 
-Kind = Literal["generation", "embedding"]
+Kind = Literal["generation", "embedding", "media"]
+"""Media are vectors in the place of tokens: one image, or stretch of audio, is a batch by itself."""
 
 
 class Group(NamedTuple):
@@ -61,7 +62,7 @@ class Work(NamedTuple):
 
     slot: int
     kind: Kind
-    n_prompt: int  # prompt tokens yet to be computed; 0: one sampled token
+    n_prompt: int  # prompt tokens yet to be computed, or 1 for an image; 0: one sampled token
     whole: bool = False  # the prompt may not be cut
     arrived: int = 0  # order of arrival
     last_turn: int = 0  # number of the batch it last took part in

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from .activation import BASE, Activation
 from .checkpoints import Checkpoint
 from .jobs import Task
+from .media_tokens import MediaToken, lag, n_before
 from .prefix import common_prefix
 from .scheduler import SlotFacts
 
@@ -49,7 +50,8 @@ class Slot:
     id: int
     n_ctx: int
     state: SlotState = SlotState.IDLE
-    tokens: list[int] = field(default_factory=list)  # what the sequence memory holds, by position
+    tokens: list[int] = field(default_factory=list)  # what the sequence memory holds, in order
+    lag: int = 0  # positions fewer than tokens: images with M-RoPE
     activation: Activation = BASE  # with which adapters these were computed
     checkpoints: list[Checkpoint] = field(default_factory=list)  # oldest first
     shares_cells: bool = False  # with another sequence, perhaps: then positions must not be moved
@@ -74,6 +76,18 @@ class Slot:
         """No position is left for a token after the one that was sampled last."""
         return len(self.tokens) + 1 >= self.n_ctx
 
+    @property
+    def position(self) -> int:
+        """Of the next token."""
+        return len(self.tokens) - self.lag
+
+    def position_after(self, n: int) -> int:
+        """Of the token after the first n."""
+        return n if not self.lag else n - lag(self.tokens[:n])
+
+    def tokens_before(self, position: int) -> int:
+        return position if not self.lag else n_before(self.tokens, position)
+
     def facts(self, prompt: Sequence[int], activation: Activation) -> SlotFacts:
         n_common = self.common(prompt, activation) if self.idle and self.tokens else 0
         return SlotFacts(self.id, self.idle, len(self.tokens), n_common, self.last_used)
@@ -89,6 +103,16 @@ class Slot:
     def remember(self, tokens: list[int], activation: Activation, checkpoints: Iterable[Checkpoint] = ()) -> None:
         """What its sequence holds now, from the first position on."""
         self.tokens, self.activation, self.checkpoints = tokens, activation, list(checkpoints)
+        self.lag = lag(tokens)
+
+    def remember_media(self, token: MediaToken) -> None:
+        self.tokens += [token] * token.n_tokens
+        self.lag += token.n_tokens - token.n_pos
+
+    def cut(self, n: int) -> None:
+        """Only the first n tokens are left."""
+        del self.tokens[n:]
+        self.lag = lag(self.tokens) if self.lag else 0
 
     def release(self, now: float) -> Task | None:
         """Back to idle; what it remembers stays for the next prompt that begins alike."""

@@ -22,6 +22,7 @@ from .context import Context
 from .control_vector import apply_control_vectors
 from .core import Core, Deliver
 from .counters import Counters
+from .encoding import Encoding
 from .model import Model
 from .options import EngineOptions
 
@@ -30,8 +31,10 @@ T = TypeVar("T")
 
 
 class EngineThread(threading.Thread):
-    def __init__(self, loop: asyncio.AbstractEventLoop, deliver: Deliver, on_progress: Callable[[float], None]) -> None:
-        """`deliver` and `on_progress` are called on the loop's thread."""
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, deliver: Deliver, on_progress: Callable[[str, float], None]
+    ) -> None:
+        """`deliver` and `on_progress`, of a stage of loading, are called on the loop's thread."""
         super().__init__(name="engine", daemon=True)
         self.core: Core | None = None
         self._loop = loop
@@ -74,14 +77,15 @@ class EngineThread(threading.Thread):
                 self._step(self.core)
 
     def load(self, options: EngineOptions) -> Core:
-        self._soon(self._on_progress, 0.0)
-        model = Model(options, lambda value: self._soon(self._on_progress, value))
+        self._soon(self._on_progress, "text_model", 0.0)
+        model = Model(options, lambda value: self._soon(self._on_progress, "text_model", value))
         context = None
         try:
             with _beside(lambda: model.vocab.eog_tokens):
                 adapters = Adapters(model, self._scales)
                 context = Context(model)
                 apply_control_vectors(context)
+            encoding = self._load_projector(model)
         except BaseException:
             if context is not None:
                 context.close()
@@ -89,13 +93,27 @@ class EngineThread(threading.Thread):
             raise
         if options.warmup:
             context.warm_up()
-        self.core = Core(model, context, adapters, lambda events: self._soon(self._deliver, events), self._counters)
+        self.core = Core(
+            model, context, adapters, encoding, lambda events: self._soon(self._deliver, events), self._counters
+        )
         return self.core
+
+    def _load_projector(self, model: Model) -> Encoding | None:
+        options = model.options.projector
+        if options is None:
+            return None
+        from .projector import Projector  # a library that most workers never need
+
+        self._soon(self._on_progress, "mmproj_model", 0.0)
+        projector = Projector(model, options, lambda value: self._soon(self._on_progress, "mmproj_model", value))
+        return Encoding(projector, lambda: self.post(_nothing))
 
     def unload(self) -> None:
         if self.core is not None:
             self.core.fail_all(ServerFault("The server is shutting down."))
             self._scales = self.core.adapters.scales
+            if self.core.encoding is not None:
+                self.core.encoding.close()
             self.core.context.close()
             self.core.model.close()
             self.core = None
@@ -111,6 +129,8 @@ class EngineThread(threading.Thread):
                 self._changed.wait()
             commands = list(self._commands)
             self._commands.clear()
+        if commands and self.core is not None:
+            self.core.stalled = False
         for command in commands:
             command()
 
@@ -137,6 +157,10 @@ def _beside(work: Callable[[], object]) -> Iterator[None]:
         yield
     finally:
         thread.join()
+
+
+def _nothing() -> None:
+    """As a command it lets the engine look again."""
 
 
 def _succeed(future: asyncio.Future[T], result: T) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from .core import Core
 from .jobs import GenerationTask
+from .media_tokens import unweave
 from .slots import Slot, SlotState
 
 
@@ -39,7 +40,7 @@ def _view(slot: Slot) -> SlotView:
     view = SlotView(slot.id, slot.n_ctx, slot.state is not SlotState.IDLE)
     if task is None:
         return view
-    view = replace(view, id_task=task.job.id, n_prompt_tokens=len(slot.tokens), prompt=tuple(task.prompt))
+    view = replace(view, id_task=task.job.id, n_prompt_tokens=len(slot.tokens), prompt=tuple(unweave(task.prompt)[0]))
     if not isinstance(task, GenerationTask):
         return view
     choice = task.choice
