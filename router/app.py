@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from ..presets.pages import page_routes
+from ..presets.response_store import ResponseStore
+from ..presets.stored_responses import RESPONSES, keep_until_cleanup
+from ..presets.stored_responses import ROUTES as STORED
 from ..presets.vertex import Vertex
 from ..presets.web import Route, add_routes, application
 from .conversations import Conversations
@@ -45,6 +48,7 @@ def build(
     *,
     fake_timing: bool = False,
     vertex: Vertex | None = None,
+    responses: ResponseStore | None = None,
 ) -> web.Application:
     """The application, which also owns the connections to the workers. Raises ConfigError."""
     upstream = Upstream(timeout=settings.timeout or None)
@@ -52,12 +56,15 @@ def build(
     proxy = Proxy(lifecycle, upstream, conversations, prefix=settings.api_prefix or "", fake_timing=fake_timing)
     handlers = Handlers(settings, lifecycle, proxy, read_presets)
     app = application(settings, public_paths=vertex.public_paths() if vertex else ())
+    app[RESPONSES] = responses or ResponseStore()
+    app.cleanup_ctx.append(keep_until_cleanup)
     answered = [
         *_own_routes(handlers),
         *(("GET", path, proxy.by_query) for path in BY_QUERY),
         *(("POST", path, proxy.by_body) for path in BY_BODY),
     ]
     add_routes(app, settings, answered)
+    add_routes(app, settings, STORED)
     add_routes(app, settings, _stream_routes(Streams(lifecycle, proxy, conversations)))
     add_routes(app, settings, page_routes(settings, files(__package__).joinpath("page.html").read_text("utf-8")))
     if vertex is not None:

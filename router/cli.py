@@ -22,6 +22,7 @@ from ..presets.help import bash_completion, help_text
 from ..presets.hub import list_cached, remote_preset
 from ..presets.listen import listen
 from ..presets.option import Option
+from ..presets.response_store import DIRECTORY_ENV, ResponseStore
 from ..presets.settings import Settings
 from ..presets.sources import demo_presets_path, load_presets
 from ..presets.table import VARIABLES
@@ -126,9 +127,10 @@ async def serve(settings: Settings, given: layers.Layer, environ: Mapping[str, s
     if not presets:
         log.warning(NO_MODELS)
     is_slowed = FAKE_TIMING_ENV in environ
+    responses = ResponseStore()
     lifecycle = Lifecycle(
         presets,
-        best_launcher(_for_workers(environ)),
+        best_launcher({**_for_workers(environ), DIRECTORY_ENV: responses.open()}),
         models_max=settings.models_max,
         autoload=settings.models_autoload,
         load_delay=FAKE_LOAD_DELAY if is_slowed else 0.0,
@@ -136,7 +138,9 @@ async def serve(settings: Settings, given: layers.Layer, environ: Mapping[str, s
     vertex = read_vertex(environ)
     if vertex is not None:
         settings = vertex.listening(settings)
-    application = app.build(settings, lifecycle, read_presets, fake_timing=is_slowed, vertex=vertex)
+    application = app.build(
+        settings, lifecycle, read_presets, fake_timing=is_slowed, vertex=vertex, responses=responses
+    )
     stop = asyncio.Event()
     _on_signals(stop)
     try:

@@ -160,7 +160,7 @@ def test_wrong_types_name_the_field(worker: Program) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("POST", "/v1/rerank"), ("POST", "/v1/responses"),
+    [("POST", "/v1/rerank"),
      ("POST", "/slots/0?action=save"), ("POST", "/v1/audio/transcriptions"),
      ("POST", "/v1/embeddings")],
 )  # fmt: skip

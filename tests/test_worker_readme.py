@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from llama_corral.worker.api import later
-from llama_corral.worker.app import COMPUTING, MONITORING, RESUMING, STREAMING
+from llama_corral.worker.app import COMPUTING, MONITORING, RESUMING, STORED, STREAMING
 
 WORKER = Path(__file__).resolve().parent.parent / "worker"
 README = (WORKER / "README.md").read_text()
@@ -14,7 +14,7 @@ README = (WORKER / "README.md").read_text()
 
 def test_every_endpoint_is_named() -> None:
     described = set(re.findall(r"`(/[^`]*)`", README))
-    routes = (*MONITORING, *STREAMING, *RESUMING, *COMPUTING, *later.ROUTES)
+    routes = (*MONITORING, *STREAMING, *RESUMING, *STORED, *COMPUTING, *later.ROUTES)
     served = {path.replace(":.+", "") for _, path, _ in routes}
     assert not served - described
     assert not described - served - {"/"}

@@ -7,6 +7,8 @@ from html import escape
 from aiohttp import web
 
 from ..presets.pages import page_routes
+from ..presets.stored_responses import RESPONSES, keep_until_cleanup
+from ..presets.stored_responses import ROUTES as STORED
 from ..presets.vertex import Vertex
 from ..presets.web import Route, add_routes, application
 from .api import (
@@ -18,6 +20,7 @@ from .api import (
     later,
     monitoring,
     rerank,
+    responses,
     resumable,
     slot_actions,
     utilities,
@@ -51,6 +54,8 @@ STREAMING: list[Route] = [
     ("POST", "/chat/completions", completions.openai_chat),
     ("POST", "/v1/chat/completions", completions.openai_chat),
     ("POST", "/v1/messages", anthropic.messages),
+    ("POST", "/responses", responses.create),
+    ("POST", "/v1/responses", responses.create),
     ("POST", "/infill", infill.infill),
 ]
 """Generate text, whole or as a stream; a stream can be resumed."""
@@ -66,6 +71,8 @@ COMPUTING: list[Route] = [
     ("POST", "/chat/completions/input_tokens", completions.count_chat_tokens),
     ("POST", "/v1/chat/completions/input_tokens", completions.count_chat_tokens),
     ("POST", "/v1/messages/count_tokens", anthropic.count_tokens),
+    ("POST", "/responses/input_tokens", responses.count_tokens),
+    ("POST", "/v1/responses/input_tokens", responses.count_tokens),
     ("POST", "/apply-template", completions.apply_template),
     ("POST", "/tokenize", utilities.tokenize),
     ("POST", "/detokenize", utilities.detokenize),
@@ -90,9 +97,10 @@ def build(serving: Serving, vertex: Vertex | None = None) -> web.Application:
     app = application(settings, is_ready=lambda: serving.is_ready, public_paths=public_paths)
     app[SERVING] = serving
     app[ACTIVE] = ActiveCompletions()
-    app.cleanup_ctx.append(resumable.sessions)
+    app[RESPONSES] = serving.responses
+    app.cleanup_ctx.extend((resumable.sessions, keep_until_cleanup))
     add_routes(app, settings, [(method, path, resumable.resumable(handler)) for method, path, handler in STREAMING])
-    add_routes(app, settings, [*MONITORING, *RESUMING, *COMPUTING, *later.ROUTES])
+    add_routes(app, settings, [*MONITORING, *RESUMING, *STORED, *COMPUTING, *later.ROUTES])
     add_routes(app, settings, page_routes(settings, PAGE.format(name=escape(serving.name)), serving.name))
     if vertex is not None:
         vertex.serve(app, settings, [*MONITORING, *STREAMING, *COMPUTING, *later.ROUTES], monitoring.health)

@@ -8,10 +8,6 @@ from ...presets.errors import FeatureDisabled, NotSupported
 from ...presets.web import Route
 
 PATHS = (
-    ("POST", "/responses"),
-    ("POST", "/v1/responses"),
-    ("POST", "/responses/input_tokens"),
-    ("POST", "/v1/responses/input_tokens"),
     ("POST", "/audio/transcriptions"),
     ("POST", "/v1/audio/transcriptions"),
 )

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from ...presets.response_store import DIRECTORY_ENV, ResponseStore
 from ...presets.settings import Settings
 from ...presets.version import BUILD_INFO
 from ..chat.prompt import ChatFormat
@@ -47,6 +48,7 @@ class Serving:
 
     def __post_init__(self, environ: Mapping[str, str]) -> None:
         self.media_marker = environ.get("LLAMA_MEDIA_MARKER") or random_id("<__media_") + "__>"
+        self.responses = ResponseStore(environ.get(DIRECTORY_ENV, ""))
         self.slots_debug = bool(environ.get("LLAMA_SERVER_SLOTS_DEBUG"))
 
     @property
