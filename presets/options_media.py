@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .option import OptionGroup, option, within
-from .values import Switch
+from .option import OptionGroup, Repeat, option, within
+from .values import Names, Switch
 
 
 class MediaOptions(OptionGroup):
@@ -65,4 +65,12 @@ class MediaOptions(OptionGroup):
     )
     video_ffmpeg_dir: str = option(
         "", "--video-ffmpeg-dir", "directory of ffmpeg and ffprobe", env="VIDEO_FFMPEG_DIR", hint="DIR"
+    )
+    media_private_hosts: Names = option(
+        (),
+        "--media-private-hosts",
+        "hosts, addresses or networks (10.0.0.0/8) that image URLs may lead to although they are not public; all: any",
+        env="$LLAMA_CORRAL_MEDIA_PRIVATE_HOSTS",
+        hint="HOSTS",
+        repeat=Repeat.COMMA,
     )

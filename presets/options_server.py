@@ -198,7 +198,6 @@ class EndpointOptions(OptionGroup):
         "--media-path",
         "directory whose files requests may name as file://",
         hint="DIR",
-        unsupported="images and audio are not built yet",
     )
     reverse_prompt: Texts = option(
         (), "-r --reverse-prompt", "text that ends every answer", hint="TEXT", repeat=Repeat.MANY

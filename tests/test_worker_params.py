@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,9 +15,10 @@ from llama_corral.presets.settings import Settings
 from llama_corral.presets.web import encode_json
 from llama_corral.worker.api.defaults import completion_defaults
 from llama_corral.worker.api.generation_settings import brief_settings, full_settings
+from llama_corral.worker.api.media_prompts import read_prompts
 from llama_corral.worker.api.params import CompletionParams, read_params
-from llama_corral.worker.api.prompts import split_prompts, tokenize_prompts
-from llama_corral.worker.engine.messages import Sampling
+from llama_corral.worker.api.prompts import split_prompts
+from llama_corral.worker.engine.messages import MediaChunk, Sampling
 from llama_corral.worker.fields import INT32_MAX, Fields
 
 
@@ -31,6 +33,22 @@ class Letters:
 
 
 VOCAB = Letters()
+
+
+class TextOnly:
+    """A model without a projector."""
+
+    vocab = VOCAB
+    media = None
+
+    def tokenize_media(self, text: str, files: Sequence[bytes]) -> tuple[tuple[int, ...], tuple[MediaChunk, ...]]:
+        raise AssertionError("asked without a projector")
+
+
+def prompt_tokens(prompt: object) -> list[list[int]]:
+    return [list(prompt.tokens) for prompt in asyncio.run(read_prompts(prompt, TextOnly()))]
+
+
 DEFAULTS = CompletionParams(stop=("</s>",), n_predict=64)
 
 
@@ -211,7 +229,7 @@ def test_defaults_come_from_options_then_from_the_model() -> None:
     ],
 )
 def test_shapes_of_a_prompt(prompt: object, tokens: list[list[int]]) -> None:
-    assert tokenize_prompts(prompt, VOCAB) == tokens
+    assert prompt_tokens(prompt) == tokens
 
 
 @pytest.mark.parametrize(
@@ -219,18 +237,18 @@ def test_shapes_of_a_prompt(prompt: object, tokens: list[list[int]]) -> None:
 )
 def test_wrong_prompts(prompt: object) -> None:
     with pytest.raises(InvalidRequest):
-        tokenize_prompts(prompt, VOCAB)
+        prompt_tokens(prompt)
 
 
 def test_media_are_refused() -> None:
-    with pytest.raises(NotSupported):
-        tokenize_prompts({"prompt_string": "a", "multimodal_data": "AAAA"}, VOCAB)
+    with pytest.raises(InvalidRequest, match="does not support multimodal"):
+        prompt_tokens({"prompt_string": "a", "multimodal_data": "AAAA"})
 
 
 @given(JSON)
 def test_any_json_prompt_is_tokens_or_refused(prompt: object) -> None:
     try:
-        prompts = tokenize_prompts(prompt, VOCAB)
+        prompts = prompt_tokens(prompt)
     except ApiError:
         return
     assert all(0 <= token < VOCAB.n_vocab for tokens in prompts for token in tokens)

@@ -13,9 +13,9 @@ from engine_tools import GREEDY, ask, run, running
 from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.presets.errors import InvalidRequest, ServerFault
-from llama_corral.worker.api.slot_actions import is_safe_name
 from llama_corral.worker.engine.messages import Finished, Sampling
 from llama_corral.worker.engine.slot_files import BrokenFile, pack, unpack
+from llama_corral.worker.safe_names import is_safe_name
 from programs import Program, Programs
 
 ENDLESS = Sampling(temperature=0.0, ignore_eos=True)

@@ -7,8 +7,9 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from llama_corral.presets.errors import InvalidRequest, NotSupported
+from llama_corral.presets.errors import InvalidRequest
 from llama_corral.worker.chat.capabilities import Capabilities, probe
+from llama_corral.worker.chat.content import ContentReader
 from llama_corral.worker.chat.messages import read_messages, shaped
 from llama_corral.worker.chat.prompt import ChatFormat, RenderedPrompt
 from llama_corral.worker.chat.request import ChatDefaults, probabilities_wanted, read_chat
@@ -250,18 +251,6 @@ def test_wrong_chats_are_refused(body: dict[str, Any]) -> None:
         read_chat(body, ChatDefaults())
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]},
-        {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
-    ],
-)
-def test_what_comes_later_is_refused(body: dict[str, Any]) -> None:
-    with pytest.raises(NotSupported):
-        read_chat(body, ChatDefaults())
-
-
 def test_probabilities_of_chat() -> None:
     assert probabilities_wanted({"logprobs": True}) == {"n_probs": 20}
     assert probabilities_wanted({"logprobs": True, "top_logprobs": 3}) == {"n_probs": 3}
@@ -286,7 +275,7 @@ def test_without_jinja_llama_cpp_renders() -> None:
 
 
 def test_shaping_changes_nothing_it_was_given() -> None:
-    messages = read_messages([{"role": "developer", "content": PARTS}, USER])
+    messages = read_messages([{"role": "developer", "content": PARTS}, USER], ContentReader("<m>"))
     before = [dict(message) for message in messages]
     shaped(messages, Capabilities(supports_system_role=False), keep_developer=False)
     assert messages == before

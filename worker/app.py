@@ -23,6 +23,7 @@ from .api import (
     responses,
     resumable,
     slot_actions,
+    transcriptions,
     utilities,
 )
 from .api.control import ACTIVE, ActiveCompletions, control
@@ -57,6 +58,8 @@ STREAMING: list[Route] = [
     ("POST", "/responses", responses.create),
     ("POST", "/v1/responses", responses.create),
     ("POST", "/infill", infill.infill),
+    ("POST", "/audio/transcriptions", transcriptions.transcriptions),
+    ("POST", "/v1/audio/transcriptions", transcriptions.transcriptions),
 ]
 """Generate text, whole or as a stream; a stream can be resumed."""
 

@@ -7,25 +7,26 @@ memory from the first look at its vocabulary to the last byte of the answer.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from aiohttp import web
 
 from ...presets.errors import InvalidRequest
 from ...presets.web import json_response, read_object
-from ..chat.messages import join_parts
+from ..chat.content import join_parts
 from ..chat.prompt import RenderedPrompt
 from ..chat.request import ChatRequest, probabilities_wanted, read_chat
 from ..engine.runner import Loaded
 from .answer import Answer, Dialect
 from .control import ACTIVE
 from .generation_settings import brief_settings
+from .media_prompts import check_kinds, place_media, read_prompts
 from .native import Native
 from .openai_chat import OpenAIChat
 from .openai_completions import OpenAICompletions
 from .params import CompletionParams, read_params
-from .prompts import by_size, n_characters, tokenize_prompts
+from .prompts import Prompt, by_size
 from .results import random_id
 from .serving import SERVING, Serving
 from .streaming import BeforeEnd, respond
@@ -51,8 +52,12 @@ async def answer_chat(
     dialect: DialectOf,
     id: str = "",
     before_end: BeforeEnd | None = None,
+    files: Sequence[bytes] = (),
 ) -> web.StreamResponse:
-    """Other dialects bring a chat request's `body` as well; for the rest see `respond`."""
+    """Other dialects bring a chat request's `body` as well; for the rest see `respond`.
+
+    `files`: those whose places are marked in the messages already, before any that the messages name.
+    """
     serving = request.app[SERVING]
     chat = read_chat(body, serving.model.chat_defaults)
     async with serving.engine.use() as loaded:
@@ -64,8 +69,8 @@ async def answer_chat(
             chat_format="peg-native" if serving.settings.jinja else "Content-only",
             reply=prompt.reply,
         )
-        tokens = await by_size(len(prompt.text), lambda: tokenize_prompts(prompt.text, loaded.vocab))
-        return await answer_prompts(request, serving, loaded, tokens, params, dialect, id, before_end)
+        whole = await place_media(prompt.text, chat.media, serving.media, loaded, files)
+        return await answer_prompts(request, serving, loaded, [whole], params, dialect, id, before_end)
 
 
 async def _complete_text(request: web.Request, dialect: DialectOf) -> web.StreamResponse:
@@ -75,16 +80,15 @@ async def _complete_text(request: web.Request, dialect: DialectOf) -> web.Stream
         raise InvalidRequest('"prompt" is required')
     async with serving.engine.use() as loaded:
         params = read_params(body, serving.model.defaults, loaded.vocab, loaded.info.n_slots)
-        prompt = body["prompt"]
-        tokens = await by_size(n_characters(prompt), lambda: tokenize_prompts(prompt, loaded.vocab))
-        return await answer_prompts(request, serving, loaded, tokens, params, dialect)
+        prompts = await read_prompts(body["prompt"], loaded)
+        return await answer_prompts(request, serving, loaded, prompts, params, dialect)
 
 
 async def answer_prompts(
     request: web.Request,
     serving: Serving,
     loaded: Loaded,
-    prompts: list[list[int]],
+    prompts: Sequence[Prompt],
     params: CompletionParams,
     dialect: DialectOf,
     id: str = "",
@@ -96,12 +100,12 @@ async def answer_prompts(
         params,
         serving.name,
         serving.build,
-        prompts,
-        vocab.detokenize,
+        [prompt.tokens for prompt in prompts],
+        lambda tokens: vocab.detokenize([token for token in tokens if token >= 0]),
         count_tokens=lambda text: len(vocab.tokenize(text)),
         id=id or random_id("chatcmpl-"),
     )
-    generations = [params.generation(tokens, shown) for tokens in prompts]
+    generations = [params.generation(prompt, shown) for prompt in prompts]
     with request.app[ACTIVE].running(answer.id):
         return await respond(request, loaded, generations, dialect(answer), params.sse_ping_interval, before_end)
 
@@ -115,6 +119,7 @@ async def apply_template(request: web.Request) -> web.StreamResponse:
     serving = request.app[SERVING]
     chat = read_chat(await read_object(request), serving.model.chat_defaults)
     async with serving.engine.use() as loaded:
+        check_kinds(chat.media, loaded)
         return json_response({"prompt": (await render_chat(serving, loaded, chat)).text})
 
 
@@ -129,4 +134,4 @@ async def prompt_tokens(request: web.Request, body: dict[str, Any]) -> int:
     chat = read_chat(body, serving.model.chat_defaults)
     async with serving.engine.use() as loaded:
         prompt = (await render_chat(serving, loaded, chat)).text
-        return len(await by_size(len(prompt), lambda: loaded.vocab.tokenize(prompt, True, True)))
+        return len((await place_media(prompt, chat.media, serving.media, loaded)).tokens)

@@ -12,13 +12,13 @@ from aiohttp import web
 
 from ...presets.errors import InvalidRequest, NotSupported
 from ...presets.web import json_response, read_object
-from ..chat.messages import read_text_part
+from ..chat.content import ContentReader, join_parts
 from ..engine.messages import Embedded, Embedding, Event, Failed
 from ..engine.runner import Loaded
 from ..fields import Fields
-from .prompts import by_size, n_characters, split_prompts, tokenize_prompt
-from .samplers import Tokenizer
-from .serving import SERVING
+from .media_prompts import place_media, read_entries
+from .prompts import Prompt, split_prompts
+from .serving import SERVING, Serving
 from .streaming import Ticket
 
 
@@ -45,8 +45,8 @@ async def _embed(request: web.Request, *, openai: bool) -> web.StreamResponse:
     as_base64 = _wants_base64(fields)
     normalize = fields.integer("embd_normalize", default=serving.settings.embd_normalize, low=-1)
     async with serving.engine.use() as loaded:
-        entries = await by_size(n_characters(wanted), lambda: _tokenize(wanted, loaded.vocab))
-        results = await compute(loaded, [Embedding(tokens, normalize) for tokens in entries])
+        prompts = await _read_inputs(wanted, serving, loaded)
+        results = await compute(loaded, [Embedding(prompt.tokens, normalize, prompt.media) for prompt in prompts])
     if not openai:
         return json_response([_native_item(index, result) for index, result in enumerate(results)])
     n_tokens = sum(result.n_tokens for result in results)
@@ -67,25 +67,31 @@ def _wants_base64(fields: Fields) -> bool:
     return form == "base64"
 
 
-def _tokenize(wanted: object, vocab: Tokenizer) -> list[list[int]]:
-    entries = [_tokenize_entry(entry, vocab) for entry in split_prompts(wanted)]
+async def _read_inputs(wanted: object, serving: Serving, loaded: Loaded) -> list[Prompt]:
+    """The shapes of a prompt, and `{"content": [parts]}` as in chat."""
+    entries = split_prompts(wanted)
     if not entries:
         raise InvalidRequest('"input" must not be empty')
-    if not all(entries):
+    if [] in entries:
         raise InvalidRequest("Input content cannot be empty")
-    return entries
+    prompts = iter(await read_entries([entry for entry in entries if not _is_content(entry)], loaded))
+    read = [await _read_content(entry, serving, loaded) if _is_content(entry) else next(prompts) for entry in entries]
+    if not all(prompt.tokens for prompt in read):
+        raise InvalidRequest("Input content cannot be empty")
+    return read
 
 
-def _tokenize_entry(entry: object, vocab: Tokenizer) -> list[int]:
-    """The shapes of a prompt, and `{"content": [parts]}` as in chat."""
-    if isinstance(entry, dict) and "content" in entry:
-        parts = entry["content"]
-        if not isinstance(parts, list):
-            raise InvalidRequest('"content" must be an array')
-        entry = "".join(map(read_text_part, parts))
-    elif entry == []:
-        return []
-    return tokenize_prompt(entry, vocab)
+def _is_content(entry: object) -> bool:
+    return isinstance(entry, dict) and "content" in entry
+
+
+async def _read_content(entry: object, serving: Serving, loaded: Loaded) -> Prompt:
+    assert isinstance(entry, dict)
+    if not isinstance(entry["content"], list):
+        raise InvalidRequest('"content" must be an array')
+    contents = ContentReader(serving.model.chat_defaults.media_marker)
+    text = join_parts(contents.read_parts(entry["content"]), "")
+    return await place_media(text, contents.media, serving.media, loaded)
 
 
 async def compute(loaded: Loaded, requests: Sequence[Embedding]) -> list[Embedded]:

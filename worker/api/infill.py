@@ -19,7 +19,7 @@ from ..fields import Fields
 from .completions import answer_prompts
 from .native import Native
 from .params import read_params
-from .prompts import by_size, n_characters, tokenize_mixed
+from .prompts import Prompt, by_size, n_characters, tokenize_mixed
 from .serving import SERVING, Serving
 
 REPOSITORY = "myproject\n"
@@ -41,7 +41,7 @@ async def infill(request: web.Request) -> web.StreamResponse:
         room = _room(serving, loaded.info.n_ctx)
         spm = serving.settings.spm_infill
         tokens = await by_size(parts.n_characters, lambda: infill_prompt(parts, vocab, room, spm=spm))
-        return await answer_prompts(request, serving, loaded, [tokens], params, Native)
+        return await answer_prompts(request, serving, loaded, [Prompt(tokens)], params, Native)
 
 
 def _check_vocabulary(vocab: Vocab) -> None:

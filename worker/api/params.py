@@ -7,7 +7,7 @@ are llama-server's. A field that this server knows but cannot honour is refused,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..chat.request import REASONING_FORMATS
 from ..engine.messages import Generation, Sampling
 from ..fields import INT32_MAX, Fields
 from .grammars import preserved_tokens, read_grammar
+from .prompts import Prompt
 from .samplers import Tokenizer, logit_bias, sampler_names, stop_strings
 from .scales import Scales, read_scales
 
@@ -49,9 +50,10 @@ class CompletionParams:
     generation_prompt: str = ""
     reply: Reply = PLAIN  # how the answer to a chat is read
 
-    def generation(self, tokens: Sequence[int], settings: object) -> Generation:
+    def generation(self, prompt: Prompt, settings: object) -> Generation:
         return Generation(
-            tokens=tokens,
+            tokens=prompt.tokens,
+            media=prompt.media,
             sampling=self.sampling,
             n=self.n,
             n_predict=self.n_predict,

@@ -1,16 +1,18 @@
 """The shapes a prompt may have in a request, turned into tokens.
 
 A text; an array of tokens; an array that mixes both; `{"prompt_string": …}`; and, where several are allowed, an array
-of those. Pure but for the vocabulary.
+of those. Pure but for the vocabulary. With files in it a prompt is `media_prompts`' business.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
-from ...presets.errors import InvalidRequest, NotSupported
+from ...presets.errors import InvalidRequest
+from ..engine.messages import MediaChunk
 from ..fields import json_type
 from .samplers import Tokenizer
 
@@ -22,12 +24,10 @@ SHAPES = (
 )
 
 
-def tokenize_prompts(value: object, vocab: Tokenizer) -> list[list[int]]:
-    """One token list a prompt; specials are added and parsed."""
-    prompts = [tokenize_prompt(item, vocab) for item in split_prompts(value)]
-    if not prompts:
-        raise InvalidRequest('"prompt" must not be empty')
-    return prompts
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    tokens: Sequence[int]
+    media: tuple[MediaChunk, ...] = ()
 
 
 def split_prompts(value: object) -> list[object]:
@@ -38,11 +38,10 @@ def split_prompts(value: object) -> list[object]:
 
 
 def tokenize_prompt(value: object, vocab: Tokenizer) -> list[int]:
+    """Specials are added and parsed."""
     if isinstance(value, dict):
         if "prompt_string" not in value:
             raise InvalidRequest(SHAPES)
-        if value.get("multimodal_data") is not None:
-            raise NotSupported("Multimodal data provided, but model does not support multimodal requests.")
         value = value["prompt_string"]
     if isinstance(value, list):
         if not value:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
@@ -23,6 +23,7 @@ from ...presets.version import BUILD_INFO
 from ..chat.prompt import ChatFormat
 from ..chat.request import ChatDefaults
 from ..engine.runner import Engine, Loaded, ModelInfo
+from ..media.sources import media_loader
 from .defaults import chat_defaults, completion_defaults, template_source
 from .params import CompletionParams
 from .results import random_id
@@ -40,6 +41,8 @@ class Learnt:
 
 @dataclass
 class Serving:
+    """Raises ConfigError for options of the HTTP side that cannot be."""
+
     settings: Settings
     environ: InitVar[Mapping[str, str]]
     build: str = BUILD_INFO
@@ -50,6 +53,7 @@ class Serving:
         self.media_marker = environ.get("LLAMA_MEDIA_MARKER") or random_id("<__media_") + "__>"
         self.responses = ResponseStore(environ.get(DIRECTORY_ENV, ""))
         self.slots_debug = bool(environ.get("LLAMA_SERVER_SLOTS_DEBUG"))
+        self.media = media_loader(self.settings, environ)
 
     @property
     def is_ready(self) -> bool:
@@ -109,7 +113,8 @@ class Serving:
             parses=not self.settings.skip_chat_parsing,
         )
         defaults = completion_defaults(self.settings, info.metadata)
-        self.learnt = Learnt(engine, chat, chat_defaults(self.settings), defaults)
+        marker = loaded.media.marker if loaded.media else self.media_marker
+        self.learnt = Learnt(engine, chat, replace(chat_defaults(self.settings), media_marker=marker), defaults)
 
 
 SERVING = web.AppKey("serving", Serving)

@@ -13,29 +13,13 @@ from aiohttp import web
 from ...presets.errors import ConfigError, InvalidRequest, NotSupported
 from ...presets.web import json_response, query_text, read_object
 from ..fields import Fields
+from ..safe_names import is_safe_name
 from .serving import SERVING
-
-_LONGEST_NAME = 255
-_FORBIDDEN = re.compile(
-    '[\\x00-\\x1f\\x7f-\\x9f/\\\\:*?"<>|'  # controls, separators, what Windows refuses
-    "\uff0e\u2215\u2216\ufffd\ufeff\ud800-\udfff]"  # lookalikes of dot and separators, what is no character
-)
 
 
 def check_directory(directory: str) -> None:
     if directory and not Path(directory).is_dir():
         raise ConfigError(f"--slot-save-path: not a directory: {directory}")
-
-
-def is_safe_name(name: str) -> bool:
-    """Whether it names a file right in the directory, on every system."""
-    return (
-        0 < len(name.encode("utf-8", "replace")) <= _LONGEST_NAME
-        and not _FORBIDDEN.search(name)
-        and not name.startswith(" ")
-        and not name.endswith((" ", "."))
-        and ".." not in name
-    )
 
 
 async def act(request: web.Request) -> web.StreamResponse:

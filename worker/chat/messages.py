@@ -9,21 +9,20 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ...presets.errors import InvalidRequest, NotSupported
+from ...presets.errors import InvalidRequest
 from .capabilities import Capabilities
+from .content import ContentReader, has_media, join_parts
 
 Message = dict[str, Any]
 
-_MEDIA = {"image_url": "image", "input_audio": "audio", "input_video": "video", "video_url": "video"}
 
-
-def read_messages(value: object) -> list[Message]:
+def read_messages(value: object, contents: ContentReader) -> list[Message]:
     if not isinstance(value, list):
         raise InvalidRequest("Expected 'messages' to be an array")
-    return [_read_message(item) for item in value]
+    return [_read_message(item, contents) for item in value]
 
 
-def _read_message(item: object) -> Message:
+def _read_message(item: object, contents: ContentReader) -> Message:
     role = item.get("role") if isinstance(item, dict) else None
     if not isinstance(item, dict) or ("content" not in item and role != "assistant"):
         raise InvalidRequest("All non-assistant messages must contain 'content'")
@@ -31,7 +30,7 @@ def _read_message(item: object) -> Message:
         raise InvalidRequest("Missing 'role' in message" if role is None else "Expected 'role' to be a string")
     if "content" not in item and "tool_calls" not in item:
         raise InvalidRequest("Assistant message must contain either 'content' or 'tool_calls'!")
-    message: Message = {"role": role, "content": _read_content(item.get("content"))}
+    message: Message = {"role": role, "content": contents.read(item.get("content"))}
     for name in ("reasoning_content", "name", "tool_call_id"):
         if (value := item.get(name)) is not None:
             if not isinstance(value, str):
@@ -42,31 +41,6 @@ def _read_message(item: object) -> Message:
             raise InvalidRequest("Expected 'tool_calls' to be an array")
         message["tool_calls"] = [_read_call(call) for call in calls]
     return message
-
-
-def _read_content(content: object) -> str | list[dict[str, str]]:
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise InvalidRequest("Expected 'content' to be a string or an array")
-    return [{"type": "text", "text": read_text_part(part)} for part in content]
-
-
-def read_text_part(part: object) -> str:
-    """The text of one content part; media are refused, as this model does not take them."""
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind in _MEDIA:
-        raise NotSupported(
-            f"{_MEDIA[kind]} input is not supported - hint: if this is unexpected, you may need to provide the mmproj"
-        )
-    if not isinstance(part, dict) or kind != "text":
-        raise InvalidRequest("unsupported content[].type")
-    text = part.get("text")
-    if not isinstance(text, str):
-        raise InvalidRequest("Expected 'text' of a content part to be a string")
-    return text
 
 
 def _read_call(call: object) -> dict[str, Any]:
@@ -95,9 +69,9 @@ def shaped(messages: Sequence[Message], capabilities: Capabilities, *, keep_deve
 def _shape(message: Message, capabilities: Capabilities) -> Message:
     copy = dict(message)
     content = copy["content"]
-    if isinstance(content, list) and not capabilities.supports_typed_content:
-        copy["content"] = join_parts(content, "\n")
-    elif isinstance(content, str) and not capabilities.supports_string_content:
+    if isinstance(content, list) and (has_media(content) or not capabilities.supports_typed_content):
+        copy["content"] = content = join_parts(content, "\n")  # templates know many names for an image, not this one
+    if isinstance(content, str) and not capabilities.supports_string_content:
         copy["content"] = [{"type": "text", "text": content}]
     if capabilities.supports_object_arguments and "tool_calls" in copy:
         copy["tool_calls"] = [_with_object_arguments(call) for call in copy["tool_calls"]]
@@ -123,7 +97,3 @@ def _without_system(messages: list[Message]) -> list[Message]:
     text = join_parts(system["content"], "\n") + "\n" + join_parts(rest[0]["content"], "\n")
     typed = isinstance(rest[0]["content"], list)
     return [{**rest[0], "content": [{"type": "text", "text": text}] if typed else text}, *rest[1:]]
-
-
-def join_parts(content: str | Sequence[dict[str, str]], separator: str) -> str:
-    return content if isinstance(content, str) else separator.join(part["text"] for part in content)

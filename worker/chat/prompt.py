@@ -14,9 +14,10 @@ from typing import Any
 from ...presets.errors import InvalidRequest, NotSupported
 from .capabilities import Capabilities, preserve_reasoning, probe
 from .channels import END, EVERYONE, FINAL, TURN, with_thinking
+from .content import join_parts
 from .families import answer_format
 from .formats import AnswerFormat
-from .messages import join_parts, shaped
+from .messages import shaped
 from .reply import PLAIN, Reply
 from .request import ChatRequest
 from .response_format import completion_fields, plain_fields

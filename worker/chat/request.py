@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 from ...presets.errors import InvalidRequest
 from ..fields import Fields, wrong_type
-from .messages import Message, join_parts, read_messages
+from ..media.sources import MediaSource
+from .content import ContentReader, join_parts
+from .messages import Message, read_messages
 from .response_format import ResponseFormat, read_response_format
 from .tools import NO_TOOLS, Tools, read_tools
 
@@ -31,6 +33,7 @@ class ChatRequest:
     tools: Tools = NO_TOOLS
     continues: Continued = "content"
     separate_reasoning: bool = True
+    media: tuple[MediaSource, ...] = ()  # whose places are marked in the messages, in this order
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class ChatDefaults:
     prefill_assistant: bool = True
     variables: Mapping[str, Any] = field(default_factory=dict)
     reasoning_format: str = "auto"
+    media_marker: str = "<__media__>"
 
 
 def read_chat(body: Mapping[str, Any], defaults: ChatDefaults) -> ChatRequest:
@@ -48,7 +52,8 @@ def read_chat(body: Mapping[str, Any], defaults: ChatDefaults) -> ChatRequest:
     form = read_response_format(fields)
     if "messages" not in body:
         raise InvalidRequest("'messages' is required")
-    messages = read_messages(body["messages"])
+    contents = ContentReader(defaults.media_marker)
+    messages = read_messages(body["messages"], contents)
     opens = fields.boolean("add_generation_prompt", default=True)
     asked = _continues(body.get("continue_final_message"))
     continues = asked
@@ -71,6 +76,7 @@ def read_chat(body: Mapping[str, Any], defaults: ChatDefaults) -> ChatRequest:
         tools=tools,
         continues=_continued_part(continues, continued),
         separate_reasoning=fields.string("reasoning_format", default=defaults.reasoning_format) != "none",
+        media=tuple(contents.media),
     )
 
 

@@ -1,0 +1,45 @@
+"""A `multipart/form-data` request: its texts and its files, within the limits that hold for every body."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from ...presets.errors import InvalidRequest
+from ...presets.web import LIMITS
+
+FORM = "multipart/form-data"
+
+
+@dataclass(frozen=True)
+class Form:
+    """Of several parts with one name the first counts."""
+
+    texts: Mapping[str, str]
+    files: Mapping[str, bytes]
+
+
+async def read_form(request: web.Request) -> Form:
+    limits = request.app[LIMITS]
+    if (request.content_length or 0) > limits.max_body:
+        raise limits.too_large()
+    try:
+        async with asyncio.timeout(limits.timeout):
+            parts = await request.post()
+    except TimeoutError:
+        raise InvalidRequest(f"the request body did not arrive within {limits.timeout} s") from None
+    except (ValueError, AssertionError) as error:  # what aiohttp has to say about a form that is none
+        raise InvalidRequest(f"the request body cannot be parsed as a form: {error}") from None
+    texts: dict[str, str] = {}
+    files: dict[str, bytes] = {}
+    for name, part in parts.items():
+        if isinstance(part, web.FileField):
+            with part.file as file:  # a large one lies on disk
+                if name not in files:
+                    files[name] = await asyncio.to_thread(file.read)
+        else:
+            texts.setdefault(name, part if isinstance(part, str) else bytes(part).decode("utf-8", "replace"))
+    return Form(texts, files)

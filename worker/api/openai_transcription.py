@@ -1,0 +1,56 @@
+"""OpenAI's dialect of transcriptions: the text as it is heard, then all of it once more with its usage.
+
+What a model thinks on the way is no part of the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..chat.deltas import Content, Delta
+from ..engine.messages import Finished, Piece, Progress
+from .answer import DONE, Answer, EventStream, sse
+
+
+class OpenAITranscription(EventStream):
+    def __init__(self, answer: Answer) -> None:
+        self._reply = answer.params.reply
+        self._parser = self._reply.parser()
+        self._heard: list[str] = []
+
+    def whole(self, results: Sequence[Finished]) -> object:
+        result = results[0]
+        return _done(self._reply.whole(result.text, truncated=result.stop_type == "limit").content, result)
+
+    def progress(self, index: int, event: Progress) -> bytes:
+        return b""
+
+    def piece(self, index: int, event: Piece) -> bytes:
+        return self._deltas(self._parser.add(event.text))
+
+    def finished(self, index: int, event: Finished) -> bytes:
+        rest = self._deltas(self._parser.end(truncated=event.stop_type == "limit"))
+        return rest + sse(_done("".join(self._heard), event))
+
+    def end(self) -> bytes:
+        return DONE
+
+    def _deltas(self, deltas: Sequence[Delta]) -> bytes:
+        texts = [delta.text for delta in deltas if isinstance(delta, Content)]
+        self._heard += texts
+        return b"".join(sse({"type": "transcript.text.delta", "delta": text}) for text in texts)
+
+
+def _done(text: str, result: Finished) -> dict[str, Any]:
+    return {
+        "type": "transcript.text.done",
+        "text": text,
+        "usage": {
+            "type": "tokens",
+            "input_tokens": result.n_prompt,
+            "output_tokens": result.n_decoded,
+            "total_tokens": result.n_prompt + result.n_decoded,
+            "input_tokens_details": {"cached_tokens": result.timings.cache_n},
+        },
+    }

@@ -1,0 +1,72 @@
+"""`/v1/audio/transcriptions`: speech to text by a chat model that hears.
+
+A form with the recording becomes a chat with one message, the instruction and the place of the recording, and the
+answer to it is the text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from aiohttp import web
+
+from ...presets.errors import InvalidRequest, NotSupported
+from ...presets.web import read_object
+from ..fields import Fields
+from .completions import answer_chat
+from .forms import FORM, Form, read_form
+from .openai_transcription import OpenAITranscription
+from .serving import SERVING
+
+INSTRUCTION = "Transcribe audio to text"
+LFM2_INSTRUCTION = "Perform ASR."
+"""What this family was trained on, as its system message; llama-server knows it by its template's tools."""
+_LFM2_MARK = "<|tool_list_start|>"
+
+
+async def transcriptions(request: web.Request) -> web.StreamResponse:
+    serving = request.app[SERVING]
+    async with serving.engine.use() as loaded:
+        if loaded.media is None or not loaded.media.audio:
+            raise NotSupported("The current model does not support audio input.")
+        form = await _read(request)
+        if "file" not in form.files:
+            raise InvalidRequest("No input file found for transcription")
+        body = chat_body(form.texts, loaded.media.marker, is_lfm2=_LFM2_MARK in serving.model.chat.source)
+        return await answer_chat(request, body, OpenAITranscription, files=[form.files["file"]])
+
+
+async def _read(request: web.Request) -> Form:
+    if request.content_type == FORM:
+        return await read_form(request)
+    return Form(await read_object(request), {})  # fails for want of a file, unless it fails before
+
+
+def chat_body(texts: Mapping[str, Any], marker: str, *, is_lfm2: bool = False) -> dict[str, Any]:
+    """All other fields of the form stay as they are; numbers are those that llama-server takes from a form."""
+    fields = Fields(texts)
+    if fields.string("response_format", default="json") != "json":
+        raise InvalidRequest("Only 'json' response_format is supported for transcription")
+    prompt = fields.string("prompt", default="") or ("" if is_lfm2 else INSTRUCTION)
+    if language := fields.string("language", default=""):
+        prompt += f" (language: {language})"
+    messages = [{"role": "system", "content": LFM2_INSTRUCTION}] if is_lfm2 else []
+    messages.append({"role": "user", "content": prompt + marker})
+    body = {name: value for name, value in texts.items() if name not in ("prompt", "response_format")}
+    body |= {"messages": messages, "stream": texts.get("stream") == "true"}
+    for name, whole in (("max_tokens", True), ("temperature", False)):
+        if name in texts:
+            body[name] = _number(name, texts[name], whole)
+    return body
+
+
+def _number(name: str, text: Any, whole: bool) -> float:
+    try:
+        value = int(text) if whole else float(text)
+    except (ValueError, TypeError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise InvalidRequest(f"Field '{name}': must be {'an integer' if whole else 'a number'}, but is {text!r}")
+    return value

@@ -1,0 +1,86 @@
+"""What stands in a message: text, or parts of text, images, audio and video.
+
+Each file's place is held by the media marker; the files themselves are handed on beside the text, in the same order.
+Pure: nothing is fetched here. Shared by chats and embeddings; wording follows llama-server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...presets.errors import InvalidRequest
+from ..media.sources import Kind, MediaSource
+
+Part = dict[str, str]
+
+MEDIA_MARKER = "media_marker"
+"""The type of a part that holds a file's place."""
+
+_MEDIA: Mapping[str, tuple[Kind, tuple[str, ...]]] = {
+    "image_url": ("image", ("url",)),
+    "input_audio": ("audio", ("data", "url")),
+    "input_video": ("video", ("data", "url")),
+    "video_url": ("video", ("data", "url")),
+}
+"""Part type: kind, and the keys under which its file may stand."""
+
+
+class ContentReader:
+    """Reads the contents of one request, and gathers the files that they name."""
+
+    def __init__(self, marker: str) -> None:
+        self._marker = marker
+        self.media: list[MediaSource] = []
+
+    def read(self, content: object) -> str | list[Part]:
+        if content is None:
+            return ""
+        if isinstance(content, str):
+            return content
+        if not isinstance(content, list):
+            raise InvalidRequest("Expected 'content' to be a string or an array")
+        return self.read_parts(content)
+
+    def read_parts(self, parts: Sequence[object]) -> list[Part]:
+        return [self._read_part(part) for part in parts]
+
+    def _read_part(self, part: object) -> Part:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(part, dict) and kind == "text":
+            text = part.get("text")
+            if not isinstance(text, str):
+                raise InvalidRequest("Expected 'text' of a content part to be a string")
+            return {"type": "text", "text": text}
+        if not isinstance(part, dict) or not isinstance(kind, str) or kind not in _MEDIA:
+            raise InvalidRequest("unsupported content[].type")
+        self.media.append(_source(kind, part.get(kind)))
+        return {"type": MEDIA_MARKER, "text": self._marker}
+
+
+def _source(part_type: str, value: object) -> MediaSource:
+    """`detail` and `format` say nothing that is not in the file."""
+    kind, keys = _MEDIA[part_type]
+    if isinstance(value, dict):
+        value = next((value[key] for key in keys if value.get(key) is not None), None)
+    if not isinstance(value, str) or not value:
+        raise InvalidRequest(f"Expected '{part_type}' of a content part to have a string '{keys[0]}'")
+    return MediaSource(kind, value)
+
+
+def has_media(content: str | Sequence[Mapping[str, Any]]) -> bool:
+    return not isinstance(content, str) and any(part["type"] == MEDIA_MARKER for part in content)
+
+
+def join_parts(content: str | Sequence[Mapping[str, str]], separator: str) -> str:
+    """The content as one text; what holds a file's place stands right between its neighbours."""
+    if isinstance(content, str):
+        return content
+    text, after_media = "", False
+    for part in content:
+        is_media = part["type"] == MEDIA_MARKER
+        if text and not is_media and not after_media:
+            text += separator
+        text += part["text"]
+        after_media = is_media
+    return text

@@ -1,0 +1,89 @@
+"""A file that a request names or carries, and the way to its bytes: inside of the request, over http(s), on disk.
+
+One `MediaLoader` a worker; whoever has read a request into `MediaSource`s asks it for all of them at once. Knows
+nothing of what is in the files: that is for the projector.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ...presets.errors import InvalidRequest
+from ...presets.hub_client import endpoint
+from ...presets.settings import Settings
+from .addresses import AllowedHosts, read_allowed
+from .encoded import decode_base64, decode_data_url, is_data_url
+from .local import SCHEME, MediaDirectory
+from .remote import fetch, is_remote
+
+Kind = Literal["image", "audio", "video"]
+
+AT_ONCE = 4
+"""Files of one request that are fetched at the same time."""
+TOTAL_TIMEOUT_S = 60.0
+"""For all files of one request; each has a shorter limit of its own."""
+OFF_LOOP_CHARACTERS = 64 << 10
+"""Longer base64 is decoded by another thread."""
+_LONGEST_SCHEME = 32
+
+
+@dataclass(frozen=True, slots=True)
+class MediaSource:
+    """`address`: a URL (`http:`, `https:`, `data:`, `file:`), or the file itself in base64."""
+
+    kind: Kind
+    address: str
+
+
+class MediaLoader:
+    def __init__(self, directory: MediaDirectory, allowed: AllowedHosts, max_bytes: int) -> None:
+        """`max_bytes`: of all files of one request together."""
+        self._directory = directory
+        self._allowed = allowed
+        self._max_bytes = max_bytes
+
+    async def load(self, sources: Sequence[MediaSource]) -> list[bytes]:
+        """In their order. Raises InvalidRequest for the first that cannot be had."""
+        together = asyncio.Semaphore(AT_ONCE)
+        left = self._max_bytes
+
+        async def load_one(source: MediaSource) -> bytes:
+            nonlocal left
+            async with together:
+                data = await self._load(source.address)
+            left -= len(data)
+            if left < 0:
+                raise InvalidRequest(f"the files of the request are larger than {self._max_bytes} bytes together")
+            return data
+
+        tasks = [asyncio.ensure_future(load_one(source)) for source in sources]
+        try:
+            async with asyncio.timeout(TOTAL_TIMEOUT_S):
+                return list(await asyncio.gather(*tasks))
+        except TimeoutError:
+            raise InvalidRequest(f"the files of the request took longer than {TOTAL_TIMEOUT_S:g} s") from None
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _load(self, address: str) -> bytes:
+        if is_remote(address):
+            return await fetch(address, self._allowed)
+        if address.startswith(SCHEME):
+            return await asyncio.to_thread(self._directory.read, address)
+        if "://" in address[:_LONGEST_SCHEME]:
+            raise InvalidRequest("the URL of a file must begin with http://, https://, file:// or data:")
+        decode = decode_data_url if is_data_url(address) else decode_base64
+        if len(address) < OFF_LOOP_CHARACTERS:
+            return decode(address)
+        return await asyncio.to_thread(decode, address)
+
+
+def media_loader(settings: Settings, environ: Mapping[str, str]) -> MediaLoader:
+    """The operator's own hub of models may be named like a public one. Raises ConfigError."""
+    allowed = read_allowed(settings.media_private_hosts, endpoint(environ))
+    return MediaLoader(MediaDirectory(settings.media_path, settings.max_body), allowed, settings.max_body)
