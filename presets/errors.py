@@ -27,8 +27,17 @@ class ApiError(Exception):
 
 
 class InvalidRequest(ApiError):
+    """`param`: the field that is wrong, where there is one."""
+
     status = 400
     type = "invalid_request_error"
+
+    def __init__(self, message: str, param: str = "") -> None:
+        super().__init__(message)
+        self.param = param
+
+    def body(self) -> dict[str, Any]:
+        return {**super().body(), "param": self.param} if self.param else super().body()
 
 
 class ModelNotFound(InvalidRequest):

@@ -28,7 +28,7 @@ def json_type(value: object) -> str:
 
 
 def wrong_type(name: str, expected: str, value: object) -> InvalidRequest:
-    return InvalidRequest(f"Field '{name}': type must be {expected}, but is {json_type(value)}")
+    return InvalidRequest(f"Field '{name}': type must be {expected}, but is {json_type(value)}", name)
 
 
 class Fields:
@@ -70,7 +70,9 @@ class Fields:
             return default
         number = int(_number(name, value))
         if not low <= number <= high:
-            raise InvalidRequest(f"Field '{name}': Value must be between {low} <= value <= {high}, but got {number}")
+            raise InvalidRequest(
+                f"Field '{name}': Value must be between {low} <= value <= {high}, but got {number}", name
+            )
         return number
 
     def clamped_integer(self, *names: str, default: int, low: int, high: int = INT32_MAX) -> int:
@@ -89,7 +91,9 @@ class Fields:
             return default
         number = float(_number(name, value))
         if not low <= number <= high:
-            raise InvalidRequest(f"Field '{name}': Value must be between {low} <= value <= {high}, but got {number}")
+            raise InvalidRequest(
+                f"Field '{name}': Value must be between {low} <= value <= {high}, but got {number}", name
+            )
         return number
 
     def strings(self, *names: str, default: Sequence[str]) -> tuple[str, ...]:
@@ -116,5 +120,5 @@ def _number(name: str, value: object) -> int | float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise wrong_type(name, "number", value)
     if not math.isfinite(value):
-        raise InvalidRequest(f"Field '{name}': must be a finite number")
+        raise InvalidRequest(f"Field '{name}': must be a finite number", name)
     return value

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...presets.web import encode_json
-from ..engine.messages import Finished, Piece, Progress
+from ..engine.messages import Finished, Piece, Progress, TokenProbs
 from .answer import DONE, Answer, EventStream, sse
 from .native import Native, progress_json
 from .results import finish_reason, probs_json, timings_json, usage_json
@@ -37,12 +37,24 @@ class OpenAICompletions(EventStream):
         return body
 
     def _choice(self, index: int, text: str, probs: Sequence[Any], result: Finished | None) -> dict[str, Any]:
-        post = self._answer.params.sampling.post_sampling_probs
         return {
             "text": text,
             "index": index,
-            "logprobs": {"content": probs_json(probs, post)} if probs else None,
+            "logprobs": self._logprobs(probs) if probs else None,
             "finish_reason": finish_reason(result) if result else None,
+        }
+
+    def _logprobs(self, probs: Sequence[TokenProbs]) -> dict[str, Any]:
+        """In llama-server's form, and in OpenAI's for completions beside it."""
+        post_sampling = self._answer.params.sampling.post_sampling_probs
+        shown = probs_json(probs, post_sampling)
+        if post_sampling:
+            return {"content": shown}
+        return {
+            "content": shown,
+            "tokens": [entry["token"] for entry in shown],
+            "token_logprobs": [entry["logprob"] for entry in shown],
+            "top_logprobs": [{top["token"]: top["logprob"] for top in entry["top_logprobs"]} for entry in shown],
         }
 
     def piece(self, index: int, event: Piece) -> bytes:

@@ -31,10 +31,10 @@ ANSWERS_SHARE = 4
 
 class PreviousNotFound(InvalidRequest):
     def __init__(self, id: str) -> None:
-        super().__init__(f"Previous response with id '{id}' not found.")
+        super().__init__(f"Previous response with id '{id}' not found.", "previous_response_id")
 
     def body(self) -> dict[str, Any]:
-        return {**super().body(), "param": "previous_response_id", "code": "previous_response_not_found"}
+        return {**super().body(), "code": "previous_response_not_found"}
 
 
 async def create(request: web.Request) -> web.StreamResponse:
