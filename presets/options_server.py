@@ -314,7 +314,6 @@ class ChatOptions(OptionGroup):
         env="THINK_BUDGET",
         hint="N",
         limits=within(ge=-1),
-        unsupported="thinking is not limited yet",
     )
     reasoning_budget_message: str = option(
         "",
@@ -322,7 +321,6 @@ class ChatOptions(OptionGroup):
         "text put before the end of thinking that ran out of budget",
         env="THINK_BUDGET_MESSAGE",
         hint="TEXT",
-        unsupported="thinking is not limited yet",
     )
     reasoning_preserve: Switch | None = option(
         None,

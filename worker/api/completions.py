@@ -106,8 +106,9 @@ async def answer_prompts(
         id=id or random_id("chatcmpl-"),
     )
     generations = [params.generation(prompt, shown) for prompt in prompts]
-    with request.app[ACTIVE].running(answer.id):
-        return await respond(request, loaded, generations, dialect(answer), params.sse_ping_interval, before_end)
+    active = request.app[ACTIVE]
+    with active.running(answer.id, loaded, controllable=params.reasoning_control) as completion:
+        return await respond(request, completion, generations, dialect(answer), params.sse_ping_interval, before_end)
 
 
 async def render_chat(serving: Serving, loaded: Loaded, chat: ChatRequest) -> RenderedPrompt:

@@ -9,26 +9,46 @@ from aiohttp import web
 
 from ...presets.errors import InvalidRequest
 from ...presets.web import json_response, read_object
+from ..engine.messages import Generation, Sink
+from ..engine.runner import Loaded, Ticket
 
 ACTIONS = ("reasoning_end",)
 
 
+class Completion:
+    """A loaded model as one request sees it: what it submits can be spoken to later."""
+
+    def __init__(self, loaded: Loaded, controllable: bool) -> None:
+        self.controllable = controllable
+        self._loaded = loaded
+        self._tickets: list[Ticket] = []
+
+    def submit(self, request: Generation, sink: Sink) -> Ticket:
+        ticket = self._loaded.submit(request, sink)
+        self._tickets.append(ticket)
+        return ticket
+
+    async def end_thoughts(self) -> bool:
+        """Of all its choices. False: none of them has a slot, any more or yet."""
+        return any([await ticket.end_thoughts() for ticket in self._tickets])
+
+
 class ActiveCompletions:
-    """The ids that answers carry, from a request's submission to the end of its answer."""
+    """By the ids that answers carry, from a request's submission to the end of its answer."""
 
     def __init__(self) -> None:
-        self._ids: set[str] = set()
+        self._completions: dict[str, Completion] = {}
 
-    def __contains__(self, id: object) -> bool:
-        return id in self._ids
+    def find(self, id: str) -> Completion | None:
+        return self._completions.get(id)
 
     @contextmanager
-    def running(self, id: str) -> Iterator[None]:
-        self._ids.add(id)
+    def running(self, id: str, loaded: Loaded, *, controllable: bool) -> Iterator[Completion]:
+        completion = self._completions[id] = Completion(loaded, controllable)
         try:
-            yield
+            yield completion
         finally:
-            self._ids.discard(id)
+            del self._completions[id]
 
 
 ACTIVE = web.AppKey("active", ActiveCompletions)
@@ -42,7 +62,15 @@ async def control(request: web.Request) -> web.StreamResponse:
         raise InvalidRequest("missing completion id")
     if action not in ACTIONS:
         raise InvalidRequest("unknown control action")
-    if id not in request.app[ACTIVE]:
-        return json_response({"success": False, "message": "no active completion for this id"})
-    # thoughts are not told from the answer yet, and `reasoning_control` is refused, so no completion can have it
-    return json_response({"success": False, "message": "reasoning control not enabled for this completion"})
+    completion = request.app[ACTIVE].find(id)
+    if completion is None:
+        return _refused("no active completion for this id")
+    if not completion.controllable:
+        return _refused("reasoning control not enabled for this completion")
+    if not await completion.end_thoughts():
+        return _refused("no active completion for this id")
+    return json_response({"success": True})
+
+
+def _refused(why: str) -> web.Response:
+    return json_response({"success": False, "message": why})

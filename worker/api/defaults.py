@@ -21,6 +21,7 @@ from ..grammar.schema import SchemaError
 from .grammars import ANY_OBJECT
 from .params import CompletionParams
 from .samplers import sampler_names
+from .thinking import ThinkingDefaults
 
 log = logging.getLogger("corral.worker")
 
@@ -55,6 +56,7 @@ def completion_defaults(settings: Settings, metadata: Mapping[str, str]) -> Comp
         sse_ping_interval=settings.sse_ping_interval,
         n_keep=settings.keep,
         n_cache_reuse=settings.cache_reuse,
+        thinking=ThinkingDefaults(settings.reasoning_budget, settings.reasoning_budget_message),
         reasoning_format=settings.reasoning_format if "reasoning_format" in settings.model_fields_set else "deepseek",
     )
 

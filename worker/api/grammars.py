@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ...presets.errors import InvalidRequest
-from ..engine.messages import Grammar, Trigger, TriggerKind
+from ..engine.messages import Grammar, Thinking, Trigger, TriggerKind
 from ..fields import Fields, json_type, wrong_type
 from ..grammar.converter import schema_grammar
 from ..grammar.schema import SchemaError
@@ -25,7 +25,11 @@ _KINDS: tuple[TriggerKind, ...] = ("token", "word", "pattern", "pattern_full")  
 
 
 def read_grammar(
-    fields: Fields, default: Grammar | None, preserved: frozenset[int], vocab: Tokenizer
+    fields: Fields,
+    default: Grammar | None,
+    preserved: frozenset[int],
+    vocab: Tokenizer,
+    thinking: Thinking | None = None,
 ) -> Grammar | None:
     text = fields.string("grammar", default="")
     prefill = fields.string("generation_prompt", default="")
@@ -43,12 +47,7 @@ def read_grammar(
     triggers = tuple(_triggers(fields, preserved, vocab))
     if lazy and not triggers:
         raise InvalidRequest("Field 'grammar_triggers': Error: no triggers set for lazy grammar!")
-    return Grammar(text, lazy, triggers, prefill, _thought(fields)) if text else None
-
-
-def _thought(fields: Fields) -> tuple[str, str] | None:
-    ends = fields.strings("reasoning_budget_end_tags", default=())
-    return (fields.string("reasoning_budget_start_tag", default=""), ends[0]) if ends else None
+    return Grammar(text, lazy, triggers, prefill, thinking) if text else None
 
 
 def preserved_tokens(fields: Fields, vocab: Tokenizer) -> frozenset[int]:

@@ -1,7 +1,7 @@
 """The fields of a completion request, in any dialect, as one frozen value.
 
 `defaults_from` reads the server's own values once; `read_params` lays a request over them. Ranges, clamps and aliases
-are llama-server's. A field that this server knows but cannot honour is refused, one that it does not know is ignored.
+are llama-server's. A field that this server does not know is ignored.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...presets.errors import InvalidRequest, NotSupported
+from ...presets.errors import InvalidRequest
 from ..chat.reply import PLAIN, Reply
 from ..chat.request import REASONING_FORMATS
 from ..engine.messages import Generation, Sampling
-from ..fields import INT32_MAX, Fields
+from ..fields import Fields
 from .grammars import preserved_tokens, read_grammar
 from .prompts import Prompt
 from .samplers import Tokenizer, logit_bias, sampler_names, stop_strings
 from .scales import Scales, read_scales
+from .thinking import ThinkingDefaults, read_thinking
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,8 @@ class CompletionParams:
     preserved_tokens: frozenset[int] = frozenset()
     generation_prompt: str = ""
     reply: Reply = PLAIN  # how the answer to a chat is read
+    thinking: ThinkingDefaults = dataclasses.field(default_factory=ThinkingDefaults)
+    reasoning_control: bool = False
 
     def generation(self, prompt: Prompt, settings: object) -> Generation:
         return Generation(
@@ -78,13 +81,13 @@ def read_params(
     body: Mapping[str, Any], defaults: CompletionParams, vocab: Tokenizer, n_slots: int
 ) -> CompletionParams:
     """The request over the defaults; InvalidRequest names the field that is wrong."""
-    refuse_later_fields(body)
     fields = Fields(body)
     options = Fields(fields.object("stream_options"))
     preserved = preserved_tokens(fields, vocab)
     return dataclasses.replace(
         defaults,
-        sampling=_sampling(fields, defaults.sampling, preserved, vocab),
+        sampling=_sampling(fields, defaults, preserved, vocab),
+        reasoning_control=fields.boolean("reasoning_control", default=False),
         preserved_tokens=preserved,
         generation_prompt=fields.string("generation_prompt", default=""),
         reasoning_format=_reasoning_format(fields, defaults.reasoning_format),
@@ -112,7 +115,9 @@ def read_params(
     )
 
 
-def _sampling(fields: Fields, base: Sampling, preserved: frozenset[int], vocab: Tokenizer) -> Sampling:
+def _sampling(fields: Fields, defaults: CompletionParams, preserved: frozenset[int], vocab: Tokenizer) -> Sampling:
+    base = defaults.sampling
+    thinking = read_thinking(fields, defaults.thinking)
     ignore_eos = fields.boolean("ignore_eos", default=base.ignore_eos)
     bias = base.logit_bias
     if (value := fields.body.get("logit_bias")) is not None:
@@ -129,7 +134,8 @@ def _sampling(fields: Fields, base: Sampling, preserved: frozenset[int], vocab: 
         ignore_eos=ignore_eos,
         n_probs=_n_probs(fields),
         post_sampling_probs=fields.boolean("post_sampling_probs", default=False),
-        grammar=read_grammar(fields, base.grammar, preserved, vocab),
+        grammar=read_grammar(fields, base.grammar, preserved, vocab, thinking),
+        thinking=thinking if thinking is not None and (thinking.budget >= 0 or thinking.control) else None,
         backend_sampling=fields.boolean("backend_sampling", default=base.backend_sampling),
     )
 
@@ -187,12 +193,3 @@ def _reasoning_format(fields: Fields, default: str) -> str:
     if name not in REASONING_FORMATS:
         raise InvalidRequest(f"Field 'reasoning_format': Unknown reasoning format: {name}")
     return name
-
-
-def refuse_later_fields(body: Mapping[str, Any]) -> None:
-    """What this server knows of but does not do yet is refused, so that nobody takes its absence for its result."""
-    for name in ("reasoning_budget_tokens", "thinking_budget_tokens"):
-        if Fields(body).integer(name, default=-1, low=-1, high=INT32_MAX) >= 0:
-            raise NotSupported(f"Field '{name}' is not supported yet")
-    if Fields(body).boolean("reasoning_control", default=False):
-        raise NotSupported("Field 'reasoning_control' is not supported yet")

@@ -16,7 +16,7 @@ from .capabilities import Capabilities, preserve_reasoning, probe
 from .channels import END, EVERYONE, FINAL, TURN, with_thinking
 from .content import join_parts
 from .families import answer_format
-from .formats import AnswerFormat
+from .formats import AnswerFormat, Span, first_mark
 from .messages import shaped
 from .reply import PLAIN, Reply
 from .request import ChatRequest
@@ -181,12 +181,12 @@ class ChatFormat:
 
 
 def _fields(request: ChatRequest, variant: _Variant, around: Around, generation_prompt: str) -> Mapping[str, Any]:
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any] = {"generation_prompt": generation_prompt}
     if variant.form.marks:
         fields["preserved_tokens"] = list(variant.form.marks)
     if variant.form.reasoning:
-        fields["reasoning_budget_start_tag"] = variant.form.reasoning.start
-        fields["reasoning_budget_end_tags"] = [variant.form.reasoning.end]
+        fields["reasoning_budget_start_tag"] = variant.form.reasoning.start.strip()
+        fields["reasoning_budget_end_tags"] = _thought_ends(variant.form, variant.form.reasoning)
     tools = request.tools
     if request.response_format is not None:
         fields |= completion_fields(request.response_format, around, generation_prompt)
@@ -198,6 +198,12 @@ def _fields(request: ChatRequest, variant: _Variant, around: Around, generation_
             variant.form.calls, tools.usable, around, required=tools.choice == "required", parallel=parallel
         )
     return fields
+
+
+def _thought_ends(form: AnswerFormat, thoughts: Span) -> list[str]:
+    """The first is the one that a thought without an end gets."""
+    mark = first_mark(form.calls) if form.calls and form.calls_end_reasoning else ""
+    return [end for end in (thoughts.end.strip(), mark) if end]
 
 
 def _before_thoughts(generation_prompt: str, form: AnswerFormat) -> str:

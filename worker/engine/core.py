@@ -83,6 +83,14 @@ class Core:
         self._release_all(job)
         self._emit()
 
+    def end_thoughts(self, job: Job) -> bool:
+        """False: it has no slot, any more or yet."""
+        tasks = [slot.task for slot in self.slots if slot.task is not None and slot.task.job is job]
+        for task in tasks:
+            if isinstance(task, GenerationTask):
+                task.sampler.end_thoughts()
+        return bool(tasks)
+
     def fail_all(self, error: ApiError) -> None:
         """Ends everything, the queue included, and trusts nothing that the slots remember."""
         for job in [*self._jobs(), *self.waiting]:

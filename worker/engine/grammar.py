@@ -16,7 +16,7 @@ from typing import Any
 
 from ...presets.errors import InvalidRequest, ServerFault
 from .llama import C, fast
-from .messages import Grammar, Trigger
+from .messages import Grammar, Thinking, Trigger
 from .vocab import Vocab
 
 ROOT = b"root"
@@ -116,7 +116,7 @@ class _Triggers:
         self._patterns = [(_compiled(trigger), trigger.kind) for trigger in triggers if trigger.kind != "token"]
         self._text = bytearray()
         self._said: list[int] = []
-        self._thought = _Thought(*grammar.thought, grammar.prefill) if grammar.thought else None
+        self._thought = _Thought(grammar.thinking) if grammar.thinking else None
         self._from = 0  # where the thoughts have ended
 
     def look(self, token: int) -> Sequence[int] | None:
@@ -127,7 +127,7 @@ class _Triggers:
             end = self._thought.end_in(self._text)
             if end is None:
                 return None
-            self._thought, self._from = None, end
+            self._thought, self._from = None, end  # the mark that ends them may be the trigger
         if token in self._tokens:
             return [token]
         for pattern, kind in self._patterns:
@@ -161,15 +161,17 @@ class _Triggers:
 class _Thought:
     """What an answer may begin with, between two marks; the prompt may have opened it."""
 
-    def __init__(self, start: str, end: str, prompt: str) -> None:
+    def __init__(self, thinking: Thinking) -> None:
+        start, prompt = thinking.start, thinking.opening
         opened = prompt.rpartition(start)[2] if start and start in prompt else None
-        self._open = not start or (opened is not None and end not in opened)
-        self._closed = opened is not None and end in opened
-        self._start, self._end = start.encode(), end.encode()
+        self._closed = opened is not None and any(end in opened for end in thinking.ends)
+        self._open = not start or (opened is not None and not self._closed)
+        self._start, self._ends = start.encode(), [end.encode() for end in thinking.ends]
+        self._longest = max(map(len, self._ends))
         self._seen = 0
 
     def end_in(self, text: bytearray) -> int | None:
-        """Where the rest of the answer begins; None: not yet."""
+        """Where they end; None: not yet."""
         if self._closed:
             return 0
         if not self._open:
@@ -177,9 +179,9 @@ class _Thought:
             if not begun.startswith(self._start):
                 return None if self._start.startswith(begun) else 0
             self._open = True
-        at = text.find(self._end, self._seen)
-        self._seen = max(0, len(text) - len(self._end) + 1)
-        return None if at < 0 else at + len(self._end)
+        found = [at for end in self._ends if (at := text.find(end, self._seen)) >= 0]
+        self._seen = max(0, len(text) - self._longest + 1)
+        return min(found, default=None)
 
 
 def _compiled(trigger: Trigger) -> re.Pattern[bytes]:

@@ -29,6 +29,18 @@ class Trigger:
 
 
 @dataclass(frozen=True, slots=True)
+class Thinking:
+    """How an answer's thoughts stand in its text, and how many tokens they may take."""
+
+    start: str  # empty: the answer begins with them
+    ends: tuple[str, ...]  # the first one is put in when the budget is spent, behind the message
+    opening: str = ""  # the end of the prompt, which may have opened them
+    budget: int = -1  # -1: no limit
+    message: str = ""
+    control: bool = False  # whether they may be ended from outside
+
+
+@dataclass(frozen=True, slots=True)
 class Grammar:
     """GBNF that an answer follows, a lazy one from the trigger on."""
 
@@ -36,7 +48,7 @@ class Grammar:
     lazy: bool = False
     triggers: tuple[Trigger, ...] = ()
     prefill: str = ""  # the end of the prompt, if the grammar begins there
-    thought: tuple[str, str] | None = None  # marks between which nothing wakes a lazy one
+    thinking: Thinking | None = None  # nothing in thoughts wakes a lazy one
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +87,7 @@ class Sampling:
     n_probs: int = 0
     post_sampling_probs: bool = False
     grammar: Grammar | None = None
+    thinking: Thinking | None = None
     backend_sampling: bool = False
 
 

@@ -344,6 +344,10 @@ class Ticket:
         core.compute.abort_if(lambda other: other.cancelled)
         self._thread.post(lambda: core.cancel(job))
 
+    async def end_thoughts(self) -> bool:
+        """False: it has no slot."""
+        return await self._thread.call(lambda: self._core.end_thoughts(self._job))
+
 
 def _deliver(events: list[tuple[Job, Event]]) -> None:
     """On the loop's thread: all events of one step."""

@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...presets.errors import InvalidRequest, ServerFault
+from .budget import Budget
 from .context import Context
-from .grammar import Constraint
+from .grammar import Constraint, prefill_tokens
 from .llama import C, fast
-from .messages import Sampling
+from .messages import Sampling, Thinking
 from .narrowing import CANDIDATE, SMALL_VOCAB, Narrowing, prunable
 from .vocab import Vocab
 
@@ -72,6 +73,7 @@ class Sampler:
         _check(sampling)
         self._history = max(sampling.repeat_last_n, sampling.dry_penalty_last_n, 0)
         self._constraint = Constraint(sampling.grammar, vocab) if sampling.grammar else None
+        self._budget = _budget(sampling.thinking, vocab) if sampling.thinking else None
         self._chain = C.llama_sampler_chain_init(C.llama_sampler_chain_default_params())
         for sampler in _chain(sampling, vocab):
             C.llama_sampler_chain_add(self._chain, sampler)
@@ -101,13 +103,40 @@ class Sampler:
     def sample(self, context: Context, row: int) -> int:
         """The next token from the logits of `row`, accepted."""
         constraint = self._constraint
-        if constraint is None or not constraint.applies:
+        forced = self._forced()
+        if forced is not None:
+            token = self._put_in(forced, context, row)
+        elif constraint is None or not constraint.applies:
             token = self._choose_accepted(context, row)
         else:
             token = self._choose_allowed(constraint, context, row)
         if constraint is not None:
             constraint.accept(token)
+        if self._budget is not None:
+            self._budget.accept(token)
         return token
+
+    def end_thoughts(self) -> None:
+        if self._budget is not None:
+            self._budget.end_thoughts()
+
+    def _forced(self) -> int | None:
+        """The token that ends thoughts; a grammar that forbids it is stronger."""
+        forced = self._budget.forced if self._budget else None
+        constraint = self._constraint
+        if forced is None or constraint is None or not constraint.applies or constraint.allows(forced):
+            return forced
+        assert self._budget is not None
+        self._budget.give_up()
+        return None
+
+    def _put_in(self, token: int, context: Context, row: int) -> int:
+        """The chain chooses all the same, from this token alone: its random numbers go on."""
+        only = np.full_like(logits := context.logits(row), -np.inf)
+        only[token] = logits[token]
+        self._candidates.fill(only)
+        self._candidates.choose(self._chain)
+        return self._accepted(token)
 
     def candidates(self) -> np.ndarray[Any, np.dtype[Any]]:
         """(id, logit, p) after the samplers, likeliest first. Only if probabilities after sampling were asked for."""
@@ -201,6 +230,12 @@ class _Candidates:
         buffer = (ctypes.c_char * (CANDIDATE.itemsize * self._array.size)).from_address(address)
         rows = np.frombuffer(buffer, CANDIDATE)
         return rows[np.argsort(-rows["p"], kind="stable")]
+
+
+def _budget(thinking: Thinking, vocab: Vocab) -> Budget:
+    message = vocab.tokenize(thinking.message, False, True) if thinking.message else []
+    forced = message + vocab.tokenize(thinking.ends[0], False, True)
+    return Budget(thinking, vocab.piece, forced, prefill_tokens(thinking.opening, vocab))
 
 
 def _check(s: Sampling) -> None:
