@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llama_corral.presets.errors import ApiError, InvalidRequest, NotSupported
+from llama_corral.presets.errors import ApiError, InvalidRequest
 from llama_corral.presets.settings import Settings
 from llama_corral.presets.web import encode_json
 from llama_corral.worker.api.defaults import completion_defaults
