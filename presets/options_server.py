@@ -7,8 +7,6 @@ from typing import Literal
 from .option import OptionGroup, Reader, Repeat, option, within
 from .values import ByteSize, Hosts, JsonObject, Names, OnOffAuto, Switch, Texts
 
-_TOOLS = "server-side tools and MCP servers are not built yet"
-
 
 class HttpOptions(OptionGroup):
     title = "HTTP"
@@ -159,11 +157,11 @@ class HttpOptions(OptionGroup):
     ui_mcp_proxy: Switch = option(
         False,
         "--ui-mcp-proxy",
-        "let the page reach MCP servers through this one",
+        "serve /cors-proxy, through which the page reaches MCP servers",
         older="--webui-mcp-proxy --no-webui-mcp-proxy",
         env="UI_MCP_PROXY",
         reader=Reader.BOTH,
-        unsupported=_TOOLS,
+        router_own=True,
     )
 
 
@@ -208,40 +206,39 @@ class EndpointOptions(OptionGroup):
     tools: Names = option(
         (),
         "--tools",
-        "built-in tools, separated by commas",
+        "serve /tools with these built-in tools: read_file, file_glob_search, grep_search, exec_shell_command, "
+        "write_file, edit_file, get_info, or all",
         env="TOOLS",
         hint="TOOLS",
         reader=Reader.BOTH,
-        unsupported=_TOOLS,
+        router_own=True,
     )
     tools_runtime: str = option(
         "",
         "--tools-runtime",
-        "where tools run: docker:IMAGE, ssh:HOST, …",
+        "where tools run: docker:IMAGE or podman:IMAGE, docker-container:ID or podman-container:ID, ssh:HOST",
         env="TOOLS_RUNTIME",
         hint="WHERE",
         reader=Reader.BOTH,
-        unsupported=_TOOLS,
+        router_own=True,
     )
     mcp_servers_config: str = option(
         "",
         "--mcp-servers-config",
-        "file that defines MCP servers",
+        "JSON file with MCP servers (mcpServers), whose tools /tools serves",
         env="MCP_SERVERS_CONFIG",
         hint="FILE",
         reader=Reader.BOTH,
-        unsupported=_TOOLS,
-        replaces=("mcp_servers_json",),
+        router_own=True,
     )
     mcp_servers_json: JsonObject = option(
         "",
         "--mcp-servers-json",
-        "the same as JSON",
+        "the same as JSON; both count",
         env="MCP_SERVERS_JSON",
         hint="JSON",
         reader=Reader.BOTH,
-        unsupported=_TOOLS,
-        replaces=("mcp_servers_config",),
+        router_own=True,
     )
 
 
@@ -340,6 +337,15 @@ class CorralOptions(OptionGroup):
         env="$LLAMA_CORRAL_MAX_BODY",
         hint="SIZE",
         reader=Reader.BOTH,
+    )
+    tools_root: str = option(
+        "",
+        "--tools-root",
+        "folder that the built-in tools for files may not leave",
+        env="$LLAMA_CORRAL_TOOLS_ROOT",
+        hint="DIR",
+        reader=Reader.BOTH,
+        router_own=True,
     )
     demo: Switch = option(
         False,

@@ -17,6 +17,7 @@ from ..presets.stored_responses import RESPONSES, keep_until_cleanup
 from ..presets.stored_responses import ROUTES as STORED
 from ..presets.vertex import Vertex
 from ..presets.web import Route, add_routes, application
+from ..tools.routes import tool_routes
 from .conversations import Conversations
 from .handlers import Handlers, ReadPresets
 from .lifecycle import Lifecycle
@@ -65,6 +66,7 @@ def build(
     ]
     add_routes(app, settings, answered)
     add_routes(app, settings, STORED)
+    add_routes(app, settings, tool_routes(app, settings))
     add_routes(app, settings, _stream_routes(Streams(lifecycle, proxy, conversations)))
     add_routes(app, settings, page_routes(settings, files(__package__).joinpath("page.html").read_text("utf-8")))
     if vertex is not None:
@@ -91,7 +93,6 @@ def _own_routes(handlers: Handlers) -> list[Route]:
         ("GET", "/props", handlers.props),
         *_model_routes(handlers, ""),
         *_model_routes(handlers, "/v1"),
-        *((method, path, handlers.disabled) for method in ("GET", "POST") for path in ("/tools", "/cors-proxy")),
     ]
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from aiohttp import web
 
 from ..presets.anthropic import VERSION_HEADER, with_anthropic_name, with_anthropic_names
-from ..presets.errors import ConfigError, FeatureDisabled, NotFound, NotSupported, ServerFault
+from ..presets.errors import ConfigError, NotFound, NotSupported, ServerFault
 from ..presets.version import BUILD_INFO
 from ..presets.web import encode_json, event_stream, json_response, query_text, read_object
 from .lifecycle import Lifecycle
@@ -58,7 +58,7 @@ class Handlers:
                 "ui_settings": self._ui_settings,
                 "webui_settings": self._ui_settings,  # its name in an earlier llama-server
                 "build_info": BUILD_INFO,
-                "cors_proxy_enabled": False,
+                "cors_proxy_enabled": self._settings.ui_mcp_proxy,
             }
         )
 
@@ -97,9 +97,6 @@ class Handlers:
 
     async def manage_downloads(self, request: web.Request) -> web.StreamResponse:
         raise NotSupported("downloading and removing models over HTTP is not built yet")
-
-    async def disabled(self, request: web.Request) -> web.StreamResponse:
-        raise FeatureDisabled()
 
     async def _reload(self) -> None:
         try:

@@ -11,13 +11,13 @@ from ..presets.stored_responses import RESPONSES, keep_until_cleanup
 from ..presets.stored_responses import ROUTES as STORED
 from ..presets.vertex import Vertex
 from ..presets.web import Route, add_routes, application
+from ..tools.routes import tool_routes
 from .api import (
     adapters,
     anthropic,
     completions,
     embeddings,
     infill,
-    later,
     monitoring,
     rerank,
     responses,
@@ -103,8 +103,9 @@ def build(serving: Serving, vertex: Vertex | None = None) -> web.Application:
     app[RESPONSES] = serving.responses
     app.cleanup_ctx.extend((resumable.sessions, keep_until_cleanup))
     add_routes(app, settings, [(method, path, resumable.resumable(handler)) for method, path, handler in STREAMING])
-    add_routes(app, settings, [*MONITORING, *RESUMING, *STORED, *COMPUTING, *later.ROUTES])
+    add_routes(app, settings, [*MONITORING, *RESUMING, *STORED, *COMPUTING])
+    add_routes(app, settings, tool_routes(app, settings))
     add_routes(app, settings, page_routes(settings, PAGE.format(name=escape(serving.name)), serving.name))
     if vertex is not None:
-        vertex.serve(app, settings, [*MONITORING, *STREAMING, *COMPUTING, *later.ROUTES], monitoring.health)
+        vertex.serve(app, settings, [*MONITORING, *STREAMING, *COMPUTING], monitoring.health)
     return app

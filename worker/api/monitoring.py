@@ -126,7 +126,7 @@ async def props(request: web.Request) -> web.StreamResponse:
         "eos_token": info.eos_text,
         "build_info": serving.build,
         "is_sleeping": serving.engine.is_sleeping,
-        "cors_proxy_enabled": False,
+        "cors_proxy_enabled": serving.settings.ui_mcp_proxy,
     }
     if chat.tool_source:
         shown["chat_template_tool_use"] = chat.tool_source

@@ -1,0 +1,104 @@
+"""Exact replacements in a text, forgiving in white space and typographic signs. Pure; called by `file_tools`.
+
+Every edit is matched against the text as it was, must be found once, and must not touch another. What no edit touches
+stays as it was, byte for byte.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from .errors import ToolFailed
+
+_SIGNS = str.maketrans(
+    {
+        **dict.fromkeys("‘’‚‛", "'"),
+        **dict.fromkeys("“”„‟", '"'),
+        **dict.fromkeys("‐‑‒–—―−", "-"),
+        **dict.fromkeys("\u00a0\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000", " "),
+    }
+)
+"""What models type differently from the file before them."""
+_LINES = re.compile(r"[^\n]*\n|[^\n]+")
+
+
+@dataclass(frozen=True)
+class Edit:
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class _Place:
+    number: int
+    """Of the edit, from 0."""
+    start: int
+    end: int
+    new: str
+
+
+def apply_edits(text: str, edits: Sequence[Edit], path: str) -> str:
+    """Raises ToolFailed, which names the edit and `path`, when one cannot be placed or nothing would change."""
+    plain = _plain(text)
+    is_exact = all(edit.old in text for edit in edits)
+    base = text if is_exact else plain
+    places = sorted(
+        (_place(number, edit, base, plain, is_exact, path) for number, edit in enumerate(edits)),
+        key=lambda place: place.start,
+    )
+    for before, after in pairwise(places):
+        if before.end > after.start:
+            raise ToolFailed(
+                f"edits[{before.number}] and edits[{after.number}] overlap in {path}: make them one, or keep them apart"
+            )
+    edited = _replaced(base, 0, places) if is_exact else _replaced_by_lines(text, base, places)
+    if edited == text:
+        raise ToolFailed("nothing would change: the new texts are what is there already")
+    return edited
+
+
+def _plain(text: str) -> str:
+    """With as many lines as before."""
+    return "\n".join(line.rstrip(" \t\r") for line in text.split("\n")).translate(_SIGNS)
+
+
+def _place(number: int, edit: Edit, base: str, plain: str, is_exact: bool, path: str) -> _Place:
+    old = edit.old if is_exact else _plain(edit.old)
+    start = base.find(old) if old else -1
+    if start == -1:
+        raise ToolFailed(f"edits[{number}].old_text is not in {path}: it must be what the file holds now")
+    count = plain.count(_plain(edit.old)) if _plain(edit.old) else base.count(old)
+    if count > 1:
+        raise ToolFailed(f"edits[{number}].old_text is there {count} times in {path}: it must be unique")
+    return _Place(number, start, start + len(old), edit.new)
+
+
+def _replaced(text: str, offset: int, places: Sequence[_Place]) -> str:
+    """`offset`: where the text begins in what the places count from."""
+    pieces, done = [], 0
+    for place in places:
+        pieces += [text[done : place.start - offset], place.new]
+        done = place.end - offset
+    return "".join(pieces) + text[done:]
+
+
+def _replaced_by_lines(text: str, base: str, places: Sequence[_Place]) -> str:
+    """Lines that no edit touches come from the text as it was, the others from its plain form."""
+    lines, base_lines = _LINES.findall(text), _LINES.findall(base)
+    pieces, waiting, start = [], list(places), 0
+    number = 0
+    while number < len(base_lines):
+        first, touched = number, []
+        end = start + len(base_lines[number])
+        while waiting and waiting[0].start < end:
+            touched.append(waiting.pop(0))
+            while end < touched[-1].end:
+                number += 1
+                end += len(base_lines[number])
+        number += 1
+        pieces.append(_replaced(base[start:end], start, touched) if touched else "".join(lines[first:number]))
+        start = end
+    return "".join(pieces)

@@ -1,0 +1,218 @@
+"""Files as the tools see them: a place where paths are resolved, read, written and listed. This machine's is here.
+
+`isolate` has the same for containers and other machines. Runs in the tool process, where a call that hangs does no
+harm to others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from .errors import ToolFailed
+
+Kind = Literal["file", "dir", "all"]
+
+JUNK = frozenset(
+    (
+        *(".git", ".svn", ".hg", ".cache", ".idea", ".vscode", ".venv", "venv", "node_modules", "__pycache__"),
+        *("dist", "build", "target"),
+    )
+)
+"""Folders that a listing names but does not enter."""
+LISTING_S = 15.0
+"""For one listing; what is found until then is the answer."""
+LARGEST_LISTING = 8 << 20
+"""Bytes of names."""
+LARGEST_FILE = 64 << 20
+"""Bytes of a file that is read as a whole."""
+GIT_LIST = ("ls-files", "-z", "--cached", "--others", "--exclude-standard")
+GIT_SAFE = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
+"""A repository's own configuration may name programs, which a tool that only reads must not start."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    path: str
+    """Relative to the folder that was listed, with `/`."""
+    is_folder: bool = False
+
+    @property
+    def depth(self) -> int:
+        return 1 + self.path.count("/")
+
+
+@dataclass(frozen=True)
+class Listing:
+    entries: tuple[Entry, ...]
+    is_complete: bool = True
+
+
+class Files(Protocol):
+    """Paths are what `resolve` made of those that were given. What cannot be done raises ToolFailed, naming `shown`."""
+
+    def resolve(self, path: str) -> str: ...
+
+    def is_folder(self, path: str) -> bool: ...
+
+    def is_file(self, path: str) -> bool: ...
+
+    def size(self, path: str, shown: str) -> int: ...
+
+    def read(self, path: str, shown: str) -> bytes: ...
+
+    def write(self, path: str, content: bytes, shown: str) -> None: ...
+
+    def list(self, folder: str, kind: Kind, max_depth: int, shown: str) -> Listing: ...
+
+
+class LocalFiles:
+    """This machine's, as far as `root` goes, if there is one."""
+
+    def __init__(self, cwd: str = "", root: str = "") -> None:
+        self._root = os.path.realpath(root) if root else ""
+        self._cwd = self._root or os.getcwd()
+        if cwd:
+            self._cwd = self.resolve(cwd)
+
+    def resolve(self, path: str) -> str:
+        if "\0" in path:
+            raise ToolFailed("a path must not contain a NUL character")
+        if path == "~" or path.startswith("~/"):
+            path = os.path.expanduser("~") + path[1:]
+        try:
+            full = os.path.normpath(os.path.join(self._cwd, path))
+            os.fsencode(full)
+            return self._held(os.path.realpath(full), path) if self._root else full
+        except (ValueError, OSError) as error:
+            raise ToolFailed(f"not a usable path: {path!r}: {error}") from None
+
+    def _held(self, real: str, path: str) -> str:
+        """Links are followed first, so none of them leads out."""
+        if os.path.commonpath((self._root, real)) != self._root:
+            raise ToolFailed(f"{path} is outside of {self._root}, where these tools have to stay")
+        return real
+
+    def is_folder(self, path: str) -> bool:
+        return os.path.isdir(path)
+
+    def is_file(self, path: str) -> bool:
+        return os.path.isfile(path)
+
+    def size(self, path: str, shown: str) -> int:
+        try:
+            found = os.stat(path)
+        except OSError as error:
+            raise ToolFailed(f"cannot stat file: {shown} ({error.strerror})") from None
+        if not stat.S_ISREG(found.st_mode):
+            raise ToolFailed(f"not a regular file: {shown}")
+        return found.st_size
+
+    def read(self, path: str, shown: str) -> bytes:
+        try:
+            with open(self._open(path, os.O_RDONLY), "rb") as file:
+                content = file.read(LARGEST_FILE + 1)
+        except OSError as error:
+            raise ToolFailed(f"failed to open file: {shown} ({error.strerror})") from None
+        if len(content) > LARGEST_FILE:
+            raise ToolFailed(f"file too large: {shown} (max {LARGEST_FILE} bytes)")
+        return content
+
+    def write(self, path: str, content: bytes, shown: str) -> None:
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(self._open(path, os.O_WRONLY | os.O_CREAT), "wb") as file:
+                file.truncate(0)
+                file.write(content)
+        except OSError as error:
+            raise ToolFailed(f"failed to write file: {shown} ({error.strerror})") from None
+
+    def _open(self, path: str, flags: int) -> int:
+        """Never waits for the other end of a pipe, and behind a root follows no link that came after `resolve`."""
+        flags |= os.O_NONBLOCK | os.O_CLOEXEC | (os.O_NOFOLLOW if self._root else 0)
+        descriptor = os.open(path, flags, 0o666)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(0, "not a regular file")
+        return descriptor
+
+    def list(self, folder: str, kind: Kind, max_depth: int, shown: str) -> Listing:
+        if not self.is_folder(folder):
+            raise ToolFailed(f"path does not exist or is not a directory: {shown}")
+        deadline = time.monotonic() + LISTING_S
+        names = _git_files(folder) if kind == "file" else None
+        if names is None:
+            return _walk(folder, kind, max_depth, deadline)
+        entries = (Entry(name) for name in names if self._is_shown(os.path.join(folder, name)))
+        return Listing(tuple(entry for entry in entries if not max_depth or entry.depth <= max_depth))
+
+    def _is_shown(self, path: str) -> bool:
+        if self._root and os.path.commonpath((self._root, os.path.realpath(path))) != self._root:
+            return False
+        return os.path.isfile(path)
+
+
+def _git_files(folder: str) -> list[str] | None:
+    """What git knows or would take; None: no repository, or no git."""
+    quiet = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
+    try:
+        found = subprocess.run(
+            ["git", *GIT_SAFE, "-C", folder, *GIT_LIST],
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=LISTING_S,
+            env={**os.environ, **quiet},
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if found.returncode != 0:
+        return None
+    names = found.stdout[:LARGEST_LISTING].split(b"\0")[:-1]
+    return list(dict.fromkeys(os.fsdecode(name) for name in names))
+
+
+def _walk(folder: str, kind: Kind, max_depth: int, deadline: float) -> Listing:
+    entries: list[Entry] = []
+    is_complete, length = True, 0
+    waiting = [""]
+    while waiting:
+        below = waiting.pop()
+        try:
+            found = sorted(_scan(folder, below), key=lambda entry: entry.path)
+        except OSError:  # not ours to read, or gone meanwhile
+            is_complete = False
+            continue
+        for entry in found:
+            if kind in ("all", "dir" if entry.is_folder else "file"):
+                entries.append(entry)
+                length += len(entry.path)
+        if time.monotonic() > deadline or length > LARGEST_LISTING:
+            return Listing(tuple(entries), is_complete=False)
+        deeper = [entry.path for entry in found if entry.is_folder and _may_enter(folder, entry, max_depth)]
+        waiting += reversed(deeper)
+    return Listing(tuple(entries), is_complete)
+
+
+def _scan(folder: str, below: str) -> Iterator[Entry]:
+    with os.scandir(os.path.join(folder, below)) as found:
+        for item in found:
+            path = f"{below}/{item.name}" if below else item.name
+            with contextlib.suppress(OSError):
+                if item.is_dir():
+                    yield Entry(path, is_folder=True)
+                elif item.is_file():
+                    yield Entry(path)
+
+
+def _may_enter(folder: str, entry: Entry, max_depth: int) -> bool:
+    """A link may lead back to where it stands."""
+    if max_depth and entry.depth >= max_depth:
+        return False
+    return os.path.basename(entry.path) not in JUNK and not os.path.islink(os.path.join(folder, entry.path))

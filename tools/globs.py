@@ -1,0 +1,105 @@
+"""Glob patterns over paths with `/`. Pure; called by the tools that list and search, in their process.
+
+Patterns come from models, so matching takes time in proportion to pattern times path, whatever they hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+Takes = Callable[[str], bool]
+"""Whether a way leads on with this character."""
+_Ways = list[tuple[Takes | None, int]]
+"""From one place of a pattern to others; None: without taking a character."""
+
+
+@dataclass(frozen=True)
+class Glob:
+    """`*` and `?` stay within a name, `**` does not, `**/` is any number of folders, `[a-z]` and `[!a-z]` a character.
+
+    Without `/` the pattern is for the name alone; otherwise for the end of the path, or from its beginning if the
+    pattern starts with `/` or `**/`.
+    """
+
+    pattern: str
+
+    def __call__(self, path: str) -> bool:
+        if "/" not in self.pattern:
+            path = path.rpartition("/")[2]
+        places = self._open({0})
+        for character in path:
+            places = self._open(
+                end for place in places for takes, end in self._ways[place] if takes and takes(character)
+            )
+        return len(self._ways) - 1 in places
+
+    @cached_property
+    def _ways(self) -> list[_Ways]:
+        pattern = self.pattern
+        if pattern.startswith("/"):
+            pattern = pattern[1:]
+        elif "/" in pattern and not pattern.startswith("**/"):
+            pattern = "**/" + pattern
+        return _compile(pattern)
+
+    def _open(self, places: Iterable[int]) -> set[int]:
+        """With the places that can be reached without taking a character; all at once, so nothing is tried twice."""
+        opened: set[int] = set()
+        waiting = list(places)
+        while waiting:
+            place = waiting.pop()
+            if place not in opened:
+                opened.add(place)
+                waiting += [end for takes, end in self._ways[place] if takes is None]
+        return opened
+
+
+def _compile(pattern: str) -> list[_Ways]:
+    ways: list[_Ways] = []
+    at = 0
+    while at < len(pattern):
+        here = len(ways)
+        if pattern.startswith("**/", at) and (at == 0 or pattern[at - 1] == "/"):
+            inside, after = here + 1, here + 2
+            ways += [[(None, after), (_is_any, inside)], [(_is_any, inside), ("/".__eq__, after)]]
+            at += 3
+        elif pattern[at] == "*":
+            is_deep = pattern.startswith("**", at)
+            ways.append([(None, here + 1), (_is_any if is_deep else _is_in_name, here)])
+            at += 2 if is_deep else 1
+        elif pattern[at] == "[" and (end := _class_end(pattern, at)) is not None:
+            ways.append([(_class(pattern[at + 1 : end]), here + 1)])
+            at = end + 1
+        else:
+            ways.append([(_is_in_name if pattern[at] == "?" else pattern[at].__eq__, here + 1)])
+            at += 1
+    return [*ways, []]
+
+
+def _is_any(character: str) -> bool:
+    return True
+
+
+def _is_in_name(character: str) -> bool:
+    return character != "/"
+
+
+def _class_end(pattern: str, start: int) -> int | None:
+    """Where the class that begins here ends, its first member may be a bracket; None: it is no class."""
+    first = start + 2 if pattern.startswith("!", start + 1) else start + 1
+    end = pattern.find("]", first + 1)
+    return end if end != -1 else None
+
+
+def _class(text: str) -> Takes:
+    negated = text.startswith("!")
+    members = text[1:] if negated else text
+    ranges: list[tuple[str, str]] = []
+    at = 0
+    while at < len(members):
+        is_range = members[at + 1 : at + 2] == "-" and at + 2 < len(members)
+        ranges.append((members[at], members[at + 2] if is_range else members[at]))
+        at += 3 if is_range else 1
+    return lambda character: any(low <= character <= high for low, high in ranges) is not negated and character != "/"

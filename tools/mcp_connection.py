@@ -1,0 +1,221 @@
+"""A connection to one running MCP server: JSON-RPC 2.0, a message a line, on its standard input and output.
+
+Opened, checked and ended by `mcp_servers`. Requests run side by side; each has a time, and what arrives that belongs to
+none is left lying. The official client is not used: it costs 55 MB and most of a second, and leaves no say in how a
+server's process starts and ends, which is most of what is to be done here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import shutil
+import signal
+from itertools import count
+from typing import Any
+
+from .mcp_config import McpServer
+from .process import STDERR, Group, Processes
+
+log = logging.getLogger("corral.tools")
+
+PROTOCOL = "2024-11-05"
+"""The oldest revision, which every server speaks; nothing newer is needed for tools."""
+CLIENT = {"name": "llama-corral", "version": "1"}
+LONGEST_MESSAGE = 8 << 20
+"""Bytes; a server that never ends its line must not fill our memory."""
+STDERR_TAIL = 4096
+PING_S = 2.0
+CLOSE_S, TERMINATE_S = 0.3, 0.5
+"""From the end of its input to SIGTERM, and from there to SIGKILL."""
+MOST_PAGES = 100
+
+
+class McpError(Exception):
+    """The server says nothing any more, or something else than was asked: one line for the model."""
+
+
+class McpRefused(McpError):
+    """The server answered that it will not."""
+
+
+class McpConnection:
+    def __init__(self, server: McpServer, processes: Processes) -> None:
+        self._server = server
+        self._processes = processes
+        self._group: Group | None = None
+        self._ids = count(1)
+        self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._lines = _Lines()
+        self._stderr = bytearray()
+        self._watching: asyncio.Task[None] | None = None
+        self.is_suspect = False
+        """A request ran out of time: perhaps that tool is slow, perhaps the server hangs. `answers` tells."""
+
+    @property
+    def is_alive(self) -> bool:
+        return self._group is not None and not self._group.exited.is_set()
+
+    async def open(self) -> None:
+        """Starts the server and shakes hands. Raises McpError; to be closed in any case."""
+        environ = {**self._processes.environ, **self._server.env}
+        command = shutil.which(self._server.command, path=environ.get("PATH"))
+        if command is None:
+            raise McpError(f"there is no program '{self._server.command}'")
+        try:
+            self._group = await self._processes.start(
+                [command, *self._server.args], self._feed, cwd=self._server.cwd or None, environ=environ
+            )
+        except (OSError, ValueError) as error:
+            raise McpError(f"cannot start '{self._server.command}': {error}") from None
+        self._watching = asyncio.create_task(self._watch(self._group))
+        parameters = {"protocolVersion": PROTOCOL, "capabilities": {}, "clientInfo": CLIENT}
+        await self.request("initialize", parameters)
+        self._send({"method": "notifications/initialized"})
+
+    async def tools(self) -> list[dict[str, Any]]:
+        """Raises McpError."""
+        found: list[dict[str, Any]] = []
+        parameters: dict[str, Any] = {}
+        for _ in range(MOST_PAGES):
+            page = await self.request("tools/list", parameters)
+            listed = page.get("tools")
+            found += [tool for tool in listed if isinstance(tool, dict)] if isinstance(listed, list) else []
+            if not isinstance(cursor := page.get("nextCursor"), str) or not cursor:
+                break
+            parameters = {"cursor": cursor}
+        return found
+
+    async def answers(self) -> bool:
+        """Whether a server that was too slow is still there: the question is among the first things it must answer."""
+        try:
+            await self.request("ping", {}, PING_S)
+        except McpRefused:
+            pass
+        except McpError:
+            return False
+        self.is_suspect = False
+        return True
+
+    async def request(self, method: str, parameters: dict[str, Any], seconds: float | None = None) -> dict[str, Any]:
+        """Raises McpError."""
+        if not self.is_alive:
+            raise McpError(self._obituary())
+        number = next(self._ids)
+        reply: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = reply
+        is_answered = False
+        try:
+            self._send({"id": number, "method": method, "params": parameters})
+            async with asyncio.timeout(seconds or self._server.timeout):
+                message = await reply
+            is_answered = True
+        except TimeoutError:
+            self.is_suspect = True
+            raise McpError(f"request timed out after {seconds or self._server.timeout:g} s") from None
+        finally:
+            del self._waiting[number]
+            if not is_answered and method == "tools/call":
+                self._send({"method": "notifications/cancelled", "params": {"requestId": number}})
+        return _result(message)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        if self._group is not None and self.is_alive:
+            self._group.write(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
+
+    # -- what arrives ------------------------------------------------------------------------------------------------
+
+    def _feed(self, fd: int, data: bytes) -> None:
+        if fd == STDERR:
+            self._stderr += data
+            del self._stderr[:-STDERR_TAIL]
+            return
+        for line in self._lines.feed(data):
+            self._take(line)
+
+    def _take(self, line: bytes) -> None:
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError):
+            log.debug("MCP server '%s' wrote a line that is no message", self._server.name)
+            return
+        for one in message if isinstance(message, list) else [message]:
+            if isinstance(one, dict):
+                self._take_message(one)
+
+    def _take_message(self, message: dict[str, Any]) -> None:
+        number = message.get("id")
+        if "method" in message:
+            if number is not None:
+                self._answer(number, message["method"])
+            return
+        reply = self._waiting.get(number) if isinstance(number, int) else None
+        if reply is not None and not reply.done():
+            reply.set_result(message)
+
+    def _answer(self, number: object, method: object) -> None:
+        """Servers may ask too; we offer none of what they may ask for."""
+        if method == "ping":
+            self._send({"id": number, "result": {}})
+        else:
+            error = {"code": -32601, "message": f"this client has no {method}"}
+            self._send({"id": number, "error": error})
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    async def _watch(self, group: Group) -> None:
+        await group.exited.wait()
+        for reply in self._waiting.values():
+            if not reply.done():
+                reply.set_exception(McpError(self._obituary()))
+
+    def _obituary(self) -> str:
+        code = self._group.exit_code if self._group else -1
+        said = self._stderr.decode("utf-8", "replace").strip()
+        return f"the MCP server ended with code {code}" + (f"; it last said: {said[-500:]}" if said else "")
+
+    async def close(self) -> None:
+        """Asks it to go, and makes it."""
+        if self._group is None:
+            return
+        self._group.close_stdin()
+        if not await self._group.ends_within(CLOSE_S):
+            self._group.signal(signal.SIGTERM)
+            await self._group.ends_within(TERMINATE_S)
+        await self._processes.finish(self._group)
+        if self._watching is not None:
+            await self._watching
+
+
+def _result(message: dict[str, Any]) -> dict[str, Any]:
+    if "error" in message:
+        error = message["error"]
+        raise McpRefused(str(error.get("message", "unknown error") if isinstance(error, dict) else error))
+    result = message.get("result")
+    if not isinstance(result, dict):
+        raise McpError("the MCP server's answer has no result")
+    return result
+
+
+class _Lines:
+    """Cuts what arrives at line ends; drops a line that is too long, up to its end."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+        self._is_dropping = False
+
+    def feed(self, data: bytes) -> list[bytes]:
+        *ends, rest = data.split(b"\n")
+        lines: list[bytes] = []
+        for end in ends:
+            line = bytes(self._rest + end)
+            self._rest.clear()
+            if not self._is_dropping and line.strip() and len(line) <= LONGEST_MESSAGE:
+                lines.append(line)
+            self._is_dropping = False
+        self._rest += rest
+        if len(self._rest) > LONGEST_MESSAGE:
+            self._rest.clear()
+            self._is_dropping = True
+        return lines

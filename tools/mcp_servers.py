@@ -1,0 +1,170 @@
+"""The MCP servers of one server of ours: what tools they have, and calls of them.
+
+At the start each is asked for its tools and ended again; the first call starts it anew and it stays. One that dies or
+hangs is started again by the next call; one that cannot be started is left alone for a while. None of them holds up
+the others, the start, or the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from .catalog import function
+from .errors import ToolFailed
+from .mcp_config import McpServer
+from .mcp_connection import McpConnection, McpError
+from .process import Processes
+from .tool import Answer, Call, Shown, Tool
+
+log = logging.getLogger("corral.tools")
+
+FIRST_LISTING_S = 10.0
+"""How long a list of tools waits for servers that were just started; slower ones appear in a later list."""
+COOLDOWN_S = 5.0
+"""Before a server that could not be started is tried again."""
+
+
+class _Server:
+    """One server's process, whenever there is one."""
+
+    def __init__(self, config: McpServer, processes: Processes) -> None:
+        self.config = config
+        self.tools: list[Tool] = []
+        self._processes = processes
+        self._connection: McpConnection | None = None
+        self._lock = asyncio.Lock()
+        self._is_known = False
+        self._retry_at = 0.0
+        self._trouble = ""
+
+    async def discover(self) -> None:
+        """Asks for its tools, unless they are known or the last attempt was just now."""
+        async with self._lock:
+            if self._is_known or time.monotonic() < self._retry_at:
+                return
+            connection = McpConnection(self.config, self._processes)
+            try:
+                await connection.open()
+                found = await connection.tools()
+            except McpError as error:
+                self._leave_alone(error)
+                return
+            finally:
+                await connection.close()
+            self.tools = [McpTool(self, entry) for entry in found if isinstance(entry.get("name"), str)]
+            self._is_known = True
+            log.info("MCP server '%s' has %d tools", self.config.name, len(self.tools))
+
+    def _leave_alone(self, error: McpError) -> None:
+        log.warning("MCP server '%s': %s", self.config.name, error)
+        self._trouble = str(error)
+        self._retry_at = time.monotonic() + COOLDOWN_S
+
+    async def call(self, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Raises McpError."""
+        connection = await self._connected()
+        return await connection.request("tools/call", {"name": tool, "arguments": arguments})
+
+    async def _connected(self) -> McpConnection:
+        async with self._lock:
+            if self._connection is not None:
+                if self._connection.is_alive and (not self._connection.is_suspect or await self._connection.answers()):
+                    return self._connection
+                log.warning("MCP server '%s' died or hangs: starting it again", self.config.name)
+                await self._connection.close()
+                self._connection = None
+            if time.monotonic() < self._retry_at:
+                raise McpError(f"MCP server '{self.config.name}' is unavailable: {self._trouble}")
+            connection = McpConnection(self.config, self._processes)
+            try:
+                await connection.open()
+            except BaseException as error:
+                if isinstance(error, McpError):
+                    self._leave_alone(error)
+                await connection.close()
+                raise
+            self._connection = connection
+            return connection
+
+    async def close(self) -> None:
+        if self._connection is not None:
+            await self._connection.close()
+
+
+class McpTool:
+    """Implements `tool.Tool`."""
+
+    def __init__(self, server: _Server, entry: dict[str, Any]) -> None:
+        self._server = server
+        self._name: str = entry["name"]
+        schema = entry.get("inputSchema")
+        description = entry.get("description")
+        name = f"{server.config.name}_{self._name}"
+        definition = function(
+            name, description if isinstance(description, str) else "", schema if isinstance(schema, dict) else {}
+        )
+        self.shown = Shown(name, name, definition, type="mcp", uses_cwd=False)
+
+    async def run(self, call: Call) -> Answer:
+        try:
+            return read_result(await self._server.call(self._name, dict(call.arguments)))
+        except McpError as error:
+            return {"error": str(error)}
+
+    def stream(self, call: Call) -> AsyncGenerator[str, None]:
+        raise ToolFailed(f"{self.shown.name} has no stream")
+
+
+class McpServers:
+    def __init__(self, configs: Sequence[McpServer], processes: Processes) -> None:
+        self._servers = [_Server(config, processes) for config in configs]
+        self._discovering: set[asyncio.Task[None]] = set()
+        self._first: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        self._first = {self._discover(server) for server in self._servers}
+
+    def _discover(self, server: _Server) -> asyncio.Task[None]:
+        task = asyncio.create_task(server.discover())
+        self._discovering.add(task)
+        task.add_done_callback(self._discovering.discard)
+        return task
+
+    async def tools(self) -> list[Tool]:
+        """Those that are known; once, this waits for servers that were just started."""
+        if self._first:
+            await asyncio.wait(self._first, timeout=FIRST_LISTING_S)
+            self._first = set()
+        elif not self._discovering:
+            for server in self._servers:
+                self._discover(server)
+        return [tool for server in self._servers for tool in server.tools]
+
+    async def close(self) -> None:
+        waiting = tuple(self._discovering)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, *(server.close() for server in self._servers), return_exceptions=True)
+
+
+def read_result(result: dict[str, Any]) -> Answer:
+    """The texts of an answer; what is none is named, for a model could not read it."""
+    content = result.get("content")
+    parts = [_text(part) for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+    text = "\n".join(parts)
+    if result.get("isError") is True:
+        return {"error": text or "MCP tool returned an error"}
+    return {"plain_text_response": text}
+
+
+def _text(part: dict[str, Any]) -> str:
+    resource = part.get("resource")
+    for text in (part.get("text"), resource.get("text") if isinstance(resource, dict) else None):
+        if isinstance(text, str):
+            return text
+    where = part.get("uri") or (resource.get("uri") if isinstance(resource, dict) else None) or part.get("mimeType")
+    return f"[{part.get('type', 'something')}{f': {where}' if where else ''}]"

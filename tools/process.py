@@ -1,0 +1,209 @@
+"""Processes that tools start: each leads a group of its own, has a limit, and leaves nothing behind.
+
+`Processes` owns all that run for one server. However that server ends, SIGKILL included, they end with it: a keeper in
+each group waits for the end of a pipe that the server holds, and then kills the group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+SHELL = "/bin/sh"
+KEEPER = '( (read -r _ < "$0"; kill -KILL 0) & ) </dev/null >/dev/null 2>&1; exec "$@"'
+"""The command takes the shell's place, so that its process leads the group; the keeper is nobody's child."""
+DRAIN_S = 1.0
+"""For what a dead group left in its pipes. Whoever left the group may still hold them: that is not waited for."""
+STDIN, STDOUT, STDERR = 0, 1, 2
+
+OnOutput = Callable[[int, bytes], None]
+"""Told of the descriptor (1 or 2) and of what was written there."""
+
+
+class Group(asyncio.SubprocessProtocol):
+    """A command and all that it starts."""
+
+    def __init__(self, on_output: OnOutput, lifeline: int) -> None:
+        self.exited = asyncio.Event()
+        """The command has; others of its group may go on until `kill`."""
+        self.drained = asyncio.Event()
+        self.exit_code = -1
+        """As a shell has it: 128 more than the number of the signal that ended it."""
+        self._on_output = on_output
+        self._lifeline: int | None = lifeline
+        self._transport: asyncio.SubprocessTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.SubprocessTransport, transport)  # uvloop's own is no subclass
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        self._on_output(fd, data)
+
+    def process_exited(self) -> None:
+        code = self._transport.get_returncode() if self._transport else None
+        if code is not None:
+            self.exit_code = code if code >= 0 else 128 - code
+        self.exited.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.exited.set()
+        self.drained.set()
+
+    def write(self, data: bytes) -> None:
+        pipe = self._stdin()
+        if pipe is not None and not pipe.is_closing():
+            pipe.write(data)
+
+    def close_stdin(self) -> None:
+        pipe = self._stdin()
+        if pipe is not None:
+            pipe.close()
+
+    def _stdin(self) -> asyncio.WriteTransport | None:
+        pipe = self._transport.get_pipe_transport(STDIN) if self._transport else None
+        return cast("asyncio.WriteTransport | None", pipe)
+
+    def signal(self, number: signal.Signals) -> None:
+        """The keeper is in the group as well, so until `kill` its number belongs to no other."""
+        if self._transport is not None and self._lifeline is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._transport.get_pid(), number)
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        if self._lifeline is not None:
+            os.close(self._lifeline)
+            self._lifeline = None
+
+    async def ends_within(self, seconds: float) -> bool:
+        """Whether the command does."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.exited.wait()
+        return self.exited.is_set()
+
+    async def end(self) -> None:
+        """Kills what is left and gives everything back."""
+        self.kill()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_S):
+                await self.drained.wait()
+        if self._transport is not None:
+            self._transport.close()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    exit_code: int
+    output: bytes
+    """At most as much as was asked for."""
+    errors: bytes = b""
+    is_cut: bool = False
+    timed_out: bool = False
+
+
+class _Collected:
+    """Keeps the beginning of what is written, hands on as much, and lets the rest go by, so that nobody blocks."""
+
+    def __init__(self, limit: int, on_output: Callable[[bytes], None] | None) -> None:
+        self.kept = bytearray()
+        self.errors = bytearray()
+        self.is_cut = False
+        self._limit = limit
+        self._on_output = on_output
+
+    def feed(self, fd: int, data: bytes) -> None:
+        if fd == STDERR:
+            self.errors += data[: 4096 - len(self.errors)]
+            return
+        taken = data[: self._limit - len(self.kept)]
+        self.is_cut = self.is_cut or len(taken) < len(data)
+        self.kept += taken
+        if taken and self._on_output:
+            self._on_output(taken)
+
+
+class Processes:
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self.environ = dict(environ)
+        self.is_closed = False
+        self._running: set[Group] = set()
+
+    async def start(
+        self,
+        command: Sequence[str],
+        on_output: OnOutput,
+        *,
+        cwd: str | None = None,
+        environ: Mapping[str, str] | None = None,
+        merge_errors: bool = False,
+    ) -> Group:
+        """Raises OSError, ValueError for a NUL in the command. To be ended with `finish`."""
+        if self.is_closed:
+            raise OSError(0, "the server is stopping")
+        if any("\0" in word for word in command):  # uvloop would cut it there
+            raise ValueError("a NUL character in a command")
+        reading, writing = os.pipe()
+        group = Group(on_output, writing)
+        try:
+            await asyncio.get_running_loop().subprocess_exec(
+                lambda: group,
+                *(SHELL, "-c", KEEPER, f"/dev/fd/{reading}", *command),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT if merge_errors else asyncio.subprocess.PIPE,
+                pass_fds=(reading,),
+                start_new_session=True,
+                cwd=cwd,
+                env=self.environ if environ is None else environ,
+            )
+        except BaseException:
+            group.kill()
+            raise
+        finally:
+            os.close(reading)
+        self._running.add(group)
+        return group
+
+    async def finish(self, group: Group) -> None:
+        self._running.discard(group)
+        await group.end()
+
+    async def run(
+        self,
+        command: Sequence[str],
+        *,
+        seconds: float,
+        limit: int,
+        stdin: bytes = b"",
+        cwd: str | None = None,
+        merge_errors: bool = False,
+        on_output: Callable[[bytes], None] | None = None,
+    ) -> Outcome:
+        """Until the command has ended or its time is over; what it started ends with it. Raises OSError, ValueError."""
+        collected = _Collected(limit, on_output)
+        group = await self.start(command, collected.feed, cwd=cwd, merge_errors=merge_errors)
+        try:
+            group.write(stdin)
+            group.close_stdin()
+            timed_out = not await group.ends_within(seconds)
+        finally:
+            await self.finish(group)
+        return Outcome(
+            exit_code=group.exit_code,
+            output=bytes(collected.kept),
+            errors=bytes(collected.errors),
+            is_cut=collected.is_cut,
+            timed_out=timed_out,
+        )
+
+    def close(self) -> None:
+        """Kills all that run; whoever waits for them is told that they ended."""
+        self.is_closed = True
+        for group in self._running:
+            group.kill()

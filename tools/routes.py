@@ -1,0 +1,83 @@
+"""The routes of server-side tools, for router and worker alike: `/tools` and `/cors-proxy`, 403 unless a flag asks.
+
+Called by the two `app` modules. What the features need is imported only when they are switched on, so that they cost
+nothing while they are off.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from ..presets.errors import FeatureDisabled
+from ..presets.option import Option
+from ..presets.table import OPTIONS, VARIABLES
+from ..presets.web import Route
+
+if TYPE_CHECKING:
+    from ..presets.settings import Settings
+
+log = logging.getLogger("corral.tools")
+
+
+def tool_routes(app: web.Application, settings: Settings) -> list[Route]:
+    """Also has what they need started and ended with `app`. Raises ConfigError."""
+    return [*_tools(app, settings), *_proxy(app, settings)]
+
+
+async def refuse(request: web.Request) -> web.StreamResponse:
+    raise FeatureDisabled
+
+
+def _tools(app: web.Application, settings: Settings) -> list[Route]:
+    if not (settings.tools or settings.mcp_servers_config or settings.mcp_servers_json):
+        return [("GET", "/tools", refuse), ("POST", "/tools", refuse)]
+    from .http import ToolHandlers
+    from .server import ToolServer
+
+    server = ToolServer(settings, _without_keys())
+    handlers = ToolHandlers(server)
+
+    async def running(_: web.Application) -> AsyncIterator[None]:
+        await server.start()
+        yield
+        await server.close()
+
+    async def stop(_: web.Application) -> None:
+        """Before running requests are waited for: those that wait for a tool have their answer then."""
+        await server.close()
+
+    app.cleanup_ctx.append(running)
+    app.on_shutdown.append(stop)
+    _warn("server-side tools are on: whoever reaches this server can use them", settings)
+    return [("GET", "/tools", handlers.show), ("POST", "/tools", handlers.call)]
+
+
+def _proxy(app: web.Application, settings: Settings) -> list[Route]:
+    if not settings.ui_mcp_proxy:
+        return [("GET", "/cors-proxy", refuse), ("POST", "/cors-proxy", refuse)]
+    from .cors_proxy import CorsProxy
+
+    proxy = CorsProxy()
+    app.cleanup_ctx.append(proxy.session)
+    _warn("the proxy for the page is on: whoever reaches this server reaches what it can reach", settings)
+    return [("GET", "/cors-proxy", proxy.forward), ("POST", "/cors-proxy", proxy.forward)]
+
+
+def _warn(what: str, settings: Settings) -> None:
+    has_key = bool(settings.api_key or settings.api_key_file)
+    log.warning("%s%s", what, "" if has_key else ", and no API key is asked for (--api-key)")
+
+
+def _without_keys() -> dict[str, str]:
+    """The environment of what tools start: without the keys of this server."""
+    keys = {
+        name
+        for name, spelling in VARIABLES.items()
+        if isinstance(spelling.entry, Option) and spelling.entry is OPTIONS["api_key"]
+    }
+    return {name: value for name, value in os.environ.items() if name not in keys}
