@@ -24,7 +24,7 @@ from ..presets.web import CONVERSATION_HEADER, GIVEN_BODY, LIMITS, error_event, 
 from .connection import CutOff, Died, Header, Reply, Unreachable
 from .conversations import Conversation, Conversations
 from .lifecycle import Lifecycle
-from .target import model_in_form, model_in_json, streams_in_json
+from .target import model_in_form, model_in_json, streams_in_form, streams_in_json
 from .upstream import Upstream
 from .waiting import Lease
 
@@ -38,6 +38,7 @@ ASK_TIMEOUT_S = 1.0
 RESUMABLE_PATIENCE_S = 30.0
 """A client that reads nothing for so long is parted from a stream that it can resume; one that vanished looks so."""
 OK = 200
+FORM = "multipart/form-data"
 
 _HOP_BY_HOP = frozenset(
     {
@@ -84,7 +85,7 @@ class Proxy:
     async def by_body(self, request: web.Request) -> web.StreamResponse:
         """POST: the model is the body's; `?model=` serves bodies that cannot name one (a JSON array, an empty body)."""
         body = _Body(await read_body(request))
-        if request.content_type == "multipart/form-data":
+        if request.content_type == FORM:
             model = model_in_form(body.data, request.headers[hdrs.CONTENT_TYPE])
         else:
             model = model_in_json(body.data)
@@ -158,7 +159,10 @@ class Proxy:
             target = f"{self._prefix}/v1/stream?conv_id={quote(name, safe='')}"
             await self.ask(request, previous.model, method="DELETE", target=target)
         work = partial(self._forward, request, model, body, touch=True)
-        outlives_client = streams_in_json(body.data)
+        if request.content_type == FORM:
+            outlives_client = streams_in_form(body.data, request.headers[hdrs.CONTENT_TYPE])
+        else:
+            outlives_client = streams_in_json(body.data)
         return await self._conversations.run(name, model, work, outlives_client=outlives_client)
 
     def find(self, name: str) -> str:

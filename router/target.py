@@ -61,6 +61,14 @@ def streams_in_json(body: bytes) -> bool:
 
 def model_in_form(body: bytes, content_type: str) -> str:
     """The text of the form's `model` field, wherever it stands; "" when there is none."""
+    return _text_in_form(body, content_type, "model")
+
+
+def streams_in_form(body: bytes, content_type: str) -> bool:
+    return _text_in_form(body, content_type, "stream") == "true"
+
+
+def _text_in_form(body: bytes, content_type: str, wanted: str) -> str:
     header = Message()
     header["Content-Type"] = content_type
     boundary = header.get_param("boundary")
@@ -70,9 +78,12 @@ def model_in_form(body: bytes, content_type: str) -> str:
     start = body.find(delimiter)
     while start >= 0:
         end = body.find(b"\r\n" + delimiter, start)
-        head, _, content = body[start + len(delimiter) : end if end >= 0 else len(body)].partition(b"\r\n\r\n")
+        if end < 0:
+            break
+        blank = body.find(b"\r\n\r\n", start, end)  # a part may be a file of any size: only its head is copied
+        head = body[start + len(delimiter) : blank if blank >= 0 else end]
         fields = _HEADERS.parsebytes(head.lstrip(b"\r\n"))
-        if fields.get_param("name", header="Content-Disposition") == "model" and end >= 0:
-            return content.decode("utf-8", "replace")
-        start = end + 2 if end >= 0 else -1
+        if fields.get_param("name", header="Content-Disposition") == wanted:
+            return body[blank + 4 : end].decode("utf-8", "replace") if blank >= 0 else ""
+        start = end + 2
     return ""

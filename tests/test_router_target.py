@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.presets.errors import InvalidRequest
-from llama_corral.router.target import model_in_form, model_in_json
+from llama_corral.router.target import model_in_form, model_in_json, streams_in_form
 
 scalars = st.none() | st.booleans() | st.integers() | st.text(max_size=5)
 values = scalars | st.lists(scalars, max_size=3) | st.dictionaries(st.text(max_size=5), scalars, max_size=3)
@@ -68,6 +68,14 @@ def test_form_field_is_found_wherever_it_stands(parts: tuple[bytes, ...]) -> Non
 )
 def test_form_without_a_name(body: bytes, content_type: str) -> None:
     assert model_in_form(body, content_type) == ""
+
+
+def test_form_that_asks_for_a_stream() -> None:
+    kind = "multipart/form-data; boundary=----x"
+    stream = b'Content-Disposition: form-data; name="stream"\r\n\r\n'
+    assert streams_in_form(form(FILE, stream + b"true", MODEL), kind)
+    assert not streams_in_form(form(FILE, stream + b"false", MODEL), kind)
+    assert not streams_in_form(form(FILE, MODEL), kind)
 
 
 @given(st.binary(max_size=200), st.text(max_size=20))

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ...presets.errors import InvalidRequest
 from ..fields import Fields, wrong_type
 from ..media.sources import MediaSource
-from .content import ContentReader, join_parts
+from .content import ContentReader, has_media, join_parts
 from .messages import Message, read_messages
 from .response_format import ResponseFormat, read_response_format
 from .tools import NO_TOOLS, Tools, read_tools
@@ -66,6 +66,8 @@ def read_chat(body: Mapping[str, Any], defaults: ChatDefaults) -> ChatRequest:
     continued = messages.pop() if continues and messages else None
     if continued and continued["role"] == "assistant" and continued.get("tool_calls"):
         raise InvalidRequest("Cannot continue an assistant message that contains tool calls.")
+    if continued and has_media(continued["content"]):
+        raise InvalidRequest("Cannot continue a message that contains images, audio or video.")
     return ChatRequest(
         messages=messages,
         add_generation_prompt=opens,

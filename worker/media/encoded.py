@@ -25,10 +25,10 @@ def decode_base64(text: str | bytes) -> bytes:
         data = _BLANKS.sub(b"", data).rstrip(b"=")
         try:
             decoded = base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
-        except binascii.Error as error:
-            raise InvalidRequest(f"Invalid base64 value: {error}") from None
+        except binascii.Error:
+            raise InvalidRequest("Invalid base64 value") from None
     if not decoded:
-        raise InvalidRequest("Invalid base64 value: it is empty")
+        raise InvalidRequest("Invalid base64 value: there is nothing")
     return decoded
 
 
