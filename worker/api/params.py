@@ -16,6 +16,7 @@ from ..chat.reply import PLAIN, Reply
 from ..chat.request import REASONING_FORMATS
 from ..engine.messages import Generation, Sampling
 from ..fields import Fields
+from .delimiters import Delimiter, read_delimiters, user_starts
 from .grammars import preserved_tokens, read_grammar
 from .prompts import Prompt
 from .samplers import Tokenizer, logit_bias, sampler_names, stop_strings
@@ -53,9 +54,12 @@ class CompletionParams:
     thinking: ThinkingDefaults = dataclasses.field(default_factory=ThinkingDefaults)
     reasoning_control: bool = False
 
+    delimiters: tuple[Delimiter, ...] = ()  # of the prompt's messages
+
     def generation(self, prompt: Prompt, settings: object) -> Generation:
         return Generation(
             tokens=prompt.tokens,
+            user_starts=user_starts(prompt.tokens, self.delimiters) if self.delimiters else (),
             media=prompt.media,
             sampling=self.sampling,
             n=self.n,
@@ -89,6 +93,7 @@ def read_params(
         sampling=_sampling(fields, defaults, preserved, vocab),
         reasoning_control=fields.boolean("reasoning_control", default=False),
         preserved_tokens=preserved,
+        delimiters=read_delimiters(fields, vocab),
         generation_prompt=fields.string("generation_prompt", default=""),
         reasoning_format=_reasoning_format(fields, defaults.reasoning_format),
         n_predict=fields.integer(

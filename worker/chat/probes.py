@@ -41,7 +41,7 @@ class Probes:
         return self._template.render(
             messages,
             add_generation_prompt=opens,
-            tools=[_tool(name) for name in NAMES] if tools else None,
+            tools=[tool(name) for name in NAMES] if tools else None,
             variables={"enable_thinking": thinks, "thinking": thinks},
         )
 
@@ -74,7 +74,7 @@ class Probes:
         return self.turn(more={"tool_calls": calls}) or self.turn(SAID, more={"tool_calls": calls})
 
 
-def _tool(name: str) -> Message:
+def tool(name: str) -> Message:
     properties = {key: {"type": "string", "description": key} for key in KEYS}
     parameters = {"type": "object", "properties": properties, "required": list(KEYS)}
     return {"type": "function", "function": {"name": name, "description": name, "parameters": parameters}}

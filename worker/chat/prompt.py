@@ -23,6 +23,7 @@ from .request import ChatRequest
 from .response_format import completion_fields, plain_fields
 from .template import CHATML, ChatTemplate, TemplateError
 from .tool_grammar import Around, tool_fields
+from .turns import Delimiter, detect_delimiters
 
 log = logging.getLogger("corral.worker")
 
@@ -46,6 +47,7 @@ class _Variant:
     template: ChatTemplate
     capabilities: Capabilities
     form: AnswerFormat
+    delimiters: tuple[Delimiter, ...]
 
 
 class ChatFormat:
@@ -79,7 +81,7 @@ class ChatFormat:
         template = ChatTemplate(source, *self._tokens)
         capabilities = probe(template)
         form = answer_format(template, capabilities) if self._parses else AnswerFormat()
-        return _Variant(template, capabilities, form)
+        return _Variant(template, capabilities, form, detect_delimiters(template, capabilities))
 
     def _tool_variant(self) -> _Variant | None:
         if not self.tool_source or self.tool_source == self.source:
@@ -182,6 +184,7 @@ class ChatFormat:
 
 def _fields(request: ChatRequest, variant: _Variant, around: Around, generation_prompt: str) -> Mapping[str, Any]:
     fields: dict[str, Any] = {"generation_prompt": generation_prompt}
+    fields["message_delimiters"] = [{"role": found.role, "delimiter": found.text} for found in variant.delimiters]
     if variant.form.marks:
         fields["preserved_tokens"] = list(variant.form.marks)
     if variant.form.reasoning:

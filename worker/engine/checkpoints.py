@@ -33,13 +33,27 @@ class Rules:
     n_batch: int
     n_ubatch: int
 
-    def boundaries(self, n_prompt: int) -> tuple[int, ...]:
+    def boundaries(
+        self, n_prompt: int, user_starts: Sequence[int], checkpoints: Sequence[Checkpoint]
+    ) -> tuple[int, ...]:
         """Positions at which a batch has to end."""
-        return tuple(n_prompt - min(self.n_batch, offset) for offset in (BEFORE_END + self.n_ubatch, BEFORE_END))
+        near_end = (n_prompt - min(self.n_batch, offset) for offset in (BEFORE_END + self.n_ubatch, BEFORE_END))
+        turns = (at for at in user_starts if at == user_starts[-1] or self._far(at, checkpoints))
+        return (*near_end, *turns)
 
-    def wanted(self, n_prompt: int, n_now: int, n_next: int) -> bool:
-        """Before `n_next` tokens of the prompt after the first `n_now` are computed: only near its end."""
-        return self.max_number > 0 and n_now > 0 and n_prompt < n_now + n_next + self.n_ubatch
+    def wanted(
+        self, n_prompt: int, n_now: int, n_next: int, user_starts: Sequence[int], checkpoints: Sequence[Checkpoint]
+    ) -> bool:
+        """Before `n_next` tokens of the prompt after the first `n_now` are computed: where a user's message begins,
+        as that may be written anew, and near the end."""
+        if self.max_number <= 0 or n_now <= 0:
+            return False
+        if n_prompt < n_now + n_next + self.n_ubatch or n_now in user_starts[-1:]:
+            return True
+        return n_now in user_starts and self._far(n_now, checkpoints)
+
+    def _far(self, at: int, checkpoints: Sequence[Checkpoint]) -> bool:
+        return not checkpoints or at > checkpoints[-1].n_tokens + self.min_step
 
     def with_another(self, checkpoints: Sequence[Checkpoint], new: Checkpoint) -> list[Checkpoint]:
         """The list with the new one. When it is full, older prompts' that stand close together go, then the oldest."""

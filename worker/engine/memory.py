@@ -129,7 +129,7 @@ class Memory:
         n_now = len(slot.tokens)
         ends = [other.leader.n for other in self._slots if other.leader is not None and other.leader.slot == slot.id]
         if self._rules.max_number and isinstance(slot.task, GenerationTask):
-            ends += self._rules.boundaries(n_prompt)
+            ends += self._rules.boundaries(n_prompt, slot.task.request.user_starts, slot.checkpoints)
         if slot.task is not None and slot.task.request.media:
             ends.append(text_end(slot.task.request.media, n_now, n_prompt))
         end = min((end for end in ends if n_now < end < n_prompt), default=n_prompt)
@@ -140,7 +140,10 @@ class Memory:
         for id, n_next in prompts if self._rules.max_number else ():
             slot = self._slots[id]
             task, n_now = slot.task, len(slot.tokens)
-            if not isinstance(task, GenerationTask) or not self._rules.wanted(len(task.prompt), n_now, n_next):
+            if not isinstance(task, GenerationTask):
+                continue
+            turns = task.request.user_starts
+            if not self._rules.wanted(len(task.prompt), n_now, n_next, turns, slot.checkpoints):
                 continue
             if slot.tokens[-1] < 0:
                 continue  # an image: going back to its last token is not possible

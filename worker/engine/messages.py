@@ -132,6 +132,7 @@ class Generation:
     adapters: tuple[tuple[int, float], ...] = ()  # (id, scale) of LoRA adapters, others 0; empty: the server's scales
     settings: object = None  # generation_settings as the dialect shows it in /slots; opaque here
     media: tuple[MediaChunk, ...] = ()
+    user_starts: tuple[int, ...] = ()  # where messages of users begin among the tokens, if that is known
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,83 @@
+"""Where the messages of a conversation begin in its prompt: what a template writes before those of users and of tools.
+
+Found by rendering small conversations, once for a template; raises nothing. `params` splits prompts by it, so that the
+engine can remember the state before a user's message, which is where the next prompt of a conversation goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .capabilities import Capabilities, Message
+from .probes import FIRST_TAG, IDS, KEYS, NAMES, SAID, VALUES, shared_length, tool
+from .template import ChatTemplate, TemplateError
+
+_FIRST, _SECOND = "Probeasked", "Probeagain"
+_LONGEST = 100  # characters; more is no mark
+
+
+@dataclass(frozen=True, slots=True)
+class Delimiter:
+    role: Literal["user", "tool"]
+    text: str
+
+
+def detect_delimiters(template: ChatTemplate, capabilities: Capabilities) -> tuple[Delimiter, ...]:
+    """A tool's result, which may look like a user's message at first, stands before it."""
+
+    def said(role: str, text: str, **more: Any) -> Message:
+        takes_text = capabilities.supports_string_content
+        return {"role": role, "content": text if takes_text else [{"type": "text", "text": text}], **more}
+
+    turn = [said("user", _FIRST), said("assistant", SAID)]
+    first, between = _around(template, turn, said("user", _SECOND))
+    user = _opening(first, between)
+    if not user:
+        return ()
+    values: Any = {KEYS[0]: VALUES[0]}
+    arguments = values if capabilities.supports_object_arguments else json.dumps(values)
+    call = {"id": IDS[0], "type": "function", "function": {"name": NAMES[0], "arguments": arguments}}
+    called = [said("user", _FIRST), said("assistant", "", tool_calls=[call])]
+    _, before_result = _around(template, called, said("tool", _SECOND, tool_call_id=IDS[0], name=NAMES[0]), tools=True)
+    at = before_result.rfind(user)
+    of_tool = before_result[at:].strip() if at >= 0 else ""
+    found = [Delimiter("user", user)]
+    return (Delimiter("tool", of_tool), *found) if of_tool not in ("", user) else tuple(found)
+
+
+def _around(
+    template: ChatTemplate, before: Sequence[Message], message: Message, *, tools: bool = False
+) -> tuple[str, str]:
+    """What stands before the first message and what before this one, without the end of the turn before it."""
+    offered = [tool(NAMES[0])] if tools else None
+    try:
+        shorter = template.render(before, add_generation_prompt=False, tools=offered)
+        longer = template.render([*before, message], add_generation_prompt=False, tools=offered)
+    except TemplateError:
+        return "", ""
+    whole, found, _ = longer.partition(_SECOND)
+    if not found:
+        return "", ""
+    closing, between = shorter.rpartition(SAID)[2], whole.rpartition(SAID)[2]
+    if SAID not in whole:
+        closing, between = shorter, whole
+    n = shared_length(closing, between)
+    unclosed = re.search(r"(<[^<>]*|\[[A-Z_/]+)$", between[:n])
+    return longer.partition(_FIRST)[0], between[unclosed.start() if unclosed else n :]
+
+
+def _opening(first: str, between: str) -> str:
+    """What both end with, without marks that end something."""
+    n = shared_length(first[::-1].rstrip(), between[::-1].rstrip()) if first.rstrip() else 0
+    both = between.rstrip()[-n:] if n else between
+    both = re.sub(r"^[^<>]*>(?=.*<)", "", both, flags=re.DOTALL)  # the rest of a mark
+    while (mark := FIRST_TAG.match(both)) and re.search("end|close|eos", mark.group(), re.IGNORECASE):
+        rest = both[mark.end() :]
+        if not rest.strip():
+            break
+        both = rest
+    return both.strip() if len(both) < _LONGEST else ""
