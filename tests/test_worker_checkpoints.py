@@ -150,7 +150,8 @@ def test_a_users_message_written_anew_goes_on_from_its_beginning(models: Path, m
             await loaded.erase_slot(0)
             await ask(loaded, first, user_starts=(40, 200)).one()
             again = await ask(loaded, second, user_starts=(40, 200)).one()
-            assert (again.tokens, again.timings.cache_n) == (expected, 200)
+            assert again.tokens == expected
+            assert 199 <= again.timings.cache_n <= 200
 
     run(test())
 
