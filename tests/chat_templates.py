@@ -133,6 +133,70 @@ WRAPPED = _template(
 </calls>{% endif %}"""
 )
 
+GEMMA = _template(
+    """{% macro write(value) -%}
+{%- if value is string %}<|"|>{{ value }}<|"|>
+{%- elif value is mapping %}{{ '{' }}{% for k, v in value | dictsort %}{{ k }}:{{ write(v) }}\
+{% if not loop.last %},{% endif %}{% endfor %}{{ '}' }}
+{%- elif value is sequence %}[{% for v in value %}{{ write(v) }}{% if not loop.last %},{% endif %}{% endfor %}]
+{%- else %}{{ value | tojson }}{% endif %}{%- endmacro %}
+{% if m.reasoning_content %}<|channel>thought
+{{ m.reasoning_content }}
+<channel|>{% endif %}{{ m.content }}{% for c in m.tool_calls or [] %}\
+<|tool_call>call:{{ c.function.name }}{{ write(c.function.arguments) }}<tool_call|>{% endfor %}""",
+    "<|channel>thought\n<channel|>",
+)
+MINIMAX3 = _template(
+    """{% set ns = ']<]minimax[>[' %}
+{% macro write(value) -%}
+{%- if value is string %}{{ value }}
+{%- elif value is mapping %}{% for k, v in value.items() %}{{ ns }}<{{ k }}>{{ write(v) }}{{ ns }}</{{ k }}>{% endfor %}
+{%- elif value is sequence %}{% for v in value %}{{ ns }}<item>{{ write(v) }}{{ ns }}</item>{% endfor %}
+{%- else %}{{ value | tojson }}{% endif %}{%- endmacro %}
+{% if m.reasoning_content %}<mm:think>{{ m.reasoning_content }}</mm:think>{% endif %}{{ m.content }}\
+{% if m.tool_calls %}{{ ns }}<tool_call>
+{% for c in m.tool_calls %}{{ ns }}<invoke name="{{ c.function.name }}">\
+{{ write(c.function.arguments) }}{{ ns }}</invoke>
+{% endfor %}{{ ns }}</tool_call>{% endif %}"""
+)
+KIMI3 = _template(
+    """{% if m.reasoning_content %}<|open|>think<|sep|>{{ m.reasoning_content }}<|close|>think<|sep|>{% endif %}\
+<|open|>response<|sep|>{{ m.content }}<|close|>response<|sep|>\
+{% if m.tool_calls %}<|open|>tools<|sep|>{% for c in m.tool_calls %}\
+<|open|>call tool="{{ c.function.name }}" index="{{ loop.index }}"<|sep|>\
+{% for k, v in c.function.arguments.items() %}<|open|>argument key="{{ k }}" \
+type="{{ 'string' if v is string else 'number' if v is number else 'array' }}"<|sep|>\
+{{ v if v is string else v | tojson }}<|close|>argument<|sep|>{% endfor %}<|close|>call<|sep|>{% endfor %}\
+<|close|>tools<|sep|>{% endif %}<|close|>message<|sep|>""",
+    "<|open|>think<|sep|><|close|>think<|sep|>",
+)
+MUSE = _template(
+    """{% if m.reasoning_content %} to=self<|message|>{{ m.reasoning_content }}<|eom|><|start|>assistant{% endif %}\
+{% if m.content %} to=user<|message|>{{ m.content }}{% endif %}{% for c in m.tool_calls or [] %}\
+{% if m.content or not loop.first %}<|eom|><|start|>assistant{% endif %} to={{ c.function.name }}<|message|>\
+<atem:function_calls>
+<atem:invoke name="{{ c.function.name }}">
+{% for k, v in c.function.arguments.items() %}\
+<atem:parameter name="{{ k }}">{{ v if v is string else v | tojson }}</atem:parameter>
+{% endfor %}</atem:invoke>
+</atem:function_calls>{% endfor %}""",
+    " to=self<|message|><|eom|>",
+)
+SOLAR = _template(
+    """{% if m.reasoning_content %}<|think|>{{ m.reasoning_content }}<|end|><|begin|>assistant{% endif %}\
+{% if m.tool_calls %}<|tool_calls|>{% for c in m.tool_calls %}<|tool_call:begin|>{{ c.id }}\
+<|tool_call:name|>{{ c.function.name }}<|tool_call:args|>{{ c.function.arguments | tojson }}<|tool_call:end|>\
+{% endfor %}<|calls|>{% else %}<|content|>{{ m.content }}{% endif %}""",
+    "<|think|><|end|>",
+)
+CDATA = _template(
+    THOUGHTS
+    + """{{ m.content }}{% for c in m.tool_calls or [] %}
+<function name="{{ c.function.name }}">{% for k, v in c.function.arguments.items() %}<param name="{{ k }}">\
+{{ '<![CDATA[' + v + ']]>' if v is string and ('<' in v or '\\n' in v) else v }}</param>{% endfor %}</function>\
+{% endfor %}"""
+)
+
 LFM = _template("{# <|tool_list_start|> #}{{ m.content }}")
 GPT_OSS = """\
 {%- for m in messages %}{% if m.role == 'assistant' %}

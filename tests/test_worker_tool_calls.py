@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 from llama_corral.presets.errors import InvalidRequest
 from llama_corral.worker.chat.capabilities import probe
 from llama_corral.worker.chat.deltas import Call, CallArguments, CallBegun, Content, Delta, Reasoning, Said
-from llama_corral.worker.chat.families import FUNCTIONARY_3_2, GPT_OSS, LFM2, answer_format
+from llama_corral.worker.chat.families import (
+    FUNCTIONARY_3_2,
+    GEMMA_4,
+    GPT_OSS,
+    KIMI_K3,
+    LFM2,
+    MINIMAX_M3,
+    MUSE,
+    SOLAR,
+    answer_format,
+)
 from llama_corral.worker.chat.formats import AnswerFormat, JsonCalls, Parameters, Span, TaggedCalls
 from llama_corral.worker.chat.parsing import AnswerParser
 from llama_corral.worker.chat.template import ChatTemplate
@@ -66,8 +76,8 @@ CALLS = [
     Call("abcdefgh1", "get_weather", '{"city": "Pa\\"ris", "days": 3, "units": ["a", "b"]}'),
     Call("abcdefgh2", "get_weather", '{"city": " x\\n"}'),
 ]
-KEEPS_IDS = {"nemo", "small", "command"}
-BARE = {"llama", "command"}  # content and calls exclude each other
+KEEPS_IDS = {"nemo", "small", "command", "solar"}
+BARE = {"llama", "command", "solar"}  # content and calls exclude each other
 NO_THOUGHTS = {"llama", "nemo", "small", "functionary", "apertus", "wrapped"}
 
 
@@ -158,10 +168,26 @@ HARMONY_PIECES = [
 ]  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None)
+NEWER = [GEMMA_4, KIMI_K3, MUSE, SOLAR, MINIMAX_M3]
+NEWER_PIECES = [
+    ["<|channel>thought", "<channel|>", "<|tool_call>", "call:get_weather", "{", "}", "city:", '<|"|>', "days:", "3",
+     ",", "units:[", "]", "<tool_call|>", "Oslo", "{a:true}", "null", ":"],
+    ["<|open|>", "<|close|>", "<|sep|>", "think", "response", "tools", 'call tool="get_weather"', ' index="1"', "call",
+     'argument key="city"', ' type="string"', "argument", "Oslo", "3"],
+    [" to=self", " to=user", " to=get_weather", "<|message|>", "<|eom|>", "<|eot|>", "<|start|>assistant", "hello",
+     "<atem:function_calls>", '<atem:invoke name="get_weather">', '<atem:parameter name="city">', "</atem:parameter>",
+     "</atem:invoke>", "</atem:function_calls>"],
+    ["<|think|>", "<|end|>", "<|begin|>assistant", "<|content|>", "<|tool_calls|>", "<|tool_call:begin|>", "abc",
+     "<|tool_call:name|>", "get_weather", "<|tool_call:args|>", '{"city": 1}', "<|tool_call:end|>", "<|calls|>"],
+    ["<mm:think>", "</mm:think>", "]<]minimax[>[", "<tool_call>", "</tool_call>", '<invoke name="get_weather">',
+     "</invoke>", "<city>", "</city>", "<units>", "</units>", "<item>", "</item>", "Oslo", "3"],
+]  # fmt: skip
+
+
+@settings(max_examples=600, deadline=None)
 @given(
-    st.sampled_from([*FORMS, GPT_OSS, FUNCTIONARY_3_2]),
-    st.lists(st.sampled_from(PIECES), max_size=14) | st.lists(st.sampled_from(HARMONY_PIECES), max_size=14),
+    st.sampled_from([*FORMS, GPT_OSS, FUNCTIONARY_3_2, *NEWER]),
+    st.one_of(st.lists(st.sampled_from(pieces), max_size=14) for pieces in (PIECES, HARMONY_PIECES, *NEWER_PIECES)),
     st.lists(st.integers(0, 200), max_size=8),
     st.booleans(),
 )
@@ -305,6 +331,55 @@ def test_calls_like_those_of_python(text: str, content: str, calls: list[Any]) -
         assert parsed(LFM, [text[:cut], text[cut:]])[0] == said
 
 
+CALL_GEMMA = "<|tool_call>call:get_weather{%s}<tool_call|>"
+M3 = "]<]minimax[>["
+
+
+def called(arguments: str) -> Said:
+    return Said(calls=[Call("id0", "get_weather", arguments)])
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "said"),
+    [
+        (GEMMA_4, "<|channel>thought\nHm\n<channel|>Hi<|channel>thought\n<channel|>", Said("Hi", "Hm")),
+        (GEMMA_4, "Hi<channel|>", Said("Hi")),
+        (GEMMA_4, CALL_GEMMA % '<|"|>city<|"|>:<|"|>a:{b}<|"|>, days: -3', called('{"city":"a:{b}","days":-3}')),
+        (GEMMA_4, CALL_GEMMA % "units:[1,[],{}],days:null", called('{"units":[1,[],{}],"days":null}')),
+        (GEMMA_4, "<|tool_call>call:other{}<tool_call|>", Said("<|tool_call>call:other{}<tool_call|>")),
+        (KIMI_K3, "Hm<|close|>think<|sep|><|open|>response<|sep|>Hi<|close|>message<|sep|>", Said("Hi", "Hm")),
+        (KIMI_K3, "Hm<|open|>response<|sep|>Hi", Said("Hi", "Hm")),
+        (MUSE, " to=self<|message|>Hm<|eom|><|start|>assistant to=user<|message|>Hi<|eot|>", Said("Hi", "Hm")),
+        (MUSE, "<|message|>Hi", Said("Hi")),
+        (SOLAR, "<|think|>Hm<|end|><|begin|>assistant<|content|>Hi<|end|>", Said("Hi", "Hm")),
+        (MINIMAX_M3, "</mm:think>Hi", Said("Hi")),
+        (
+            MINIMAX_M3,
+            f'{M3}<tool_call>{M3}<invoke name="get_weather">{M3}<days>3{M3}</days>{M3}<units>{M3}<item>'
+            f"{M3}<units>x{M3}</units>{M3}</item>{M3}</units>{M3}<city>{M3}</city>{M3}</invoke>{M3}</tool_call>",
+            called('{"days":3,"units":[{"units": "x"}],"city":""}'),
+        ),
+    ],
+)  # fmt: skip
+def test_rules_of_newer_families(form: AnswerFormat, text: str, said: Said) -> None:
+    opening = "<|open|>think<|sep|>" if form is KIMI_K3 else ""
+    assert said_in(form, text, opening=opening) == said
+    assert parsed(form, list(text), opening=opening)[0] == said
+
+
+def test_a_value_in_cdata_may_hold_its_own_end() -> None:
+    _, form = format_of("cdata")
+    text = '<function name="get_weather"><param name="city"><![CDATA[a</param>\n]]></param></function>'
+    assert said_in(form, text).calls == [Call("id0", "get_weather", '{"city":"a</param>\\n"}')]
+
+
+def test_arguments_of_newer_families_go_out_as_they_come() -> None:
+    _, deltas = parsed(GEMMA_4, ["<|tool_call>call:get_weather{ci", "ty:<|", '"|>Os', 'lo<|"', "|>,days:3", "}"])
+    assert [delta.text for delta in deltas if isinstance(delta, CallArguments)] == [
+        "{", '"city":', '"', "Os", "lo", '"', ",", '"days":', "3", "}",
+    ]  # fmt: skip
+
+
 def test_analysis_stays_in_the_content_if_wanted() -> None:
     text = ANALYSIS + "<|channel|>final<|message|>Hello"
     assert (
@@ -408,7 +483,13 @@ TURNS_ON = {"type": "object", "properties": {"on": {"type": "boolean"}, "n": {"e
 SWITCH = {"type": "function", "function": {"name": "switch", "description": "S", "parameters": TURNS_ON}}
 
 
-@pytest.fixture(scope="module", params=["hermes", "llama", "nemo", "coder", "glm", "kimi", "small", "lfm"])
+REQUIRED = [
+    *("hermes", "llama", "nemo", "coder", "glm", "kimi", "small", "lfm"),
+    *("gemma", "minimax3", "kimi3", "solar", "cdata", "muse"),
+]
+
+
+@pytest.fixture(scope="module", params=REQUIRED)
 def required(
     request: pytest.FixtureRequest, module_programs: Programs, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Program]:
@@ -419,7 +500,7 @@ def required(
 
 
 def test_a_required_call_is_made(required: Program) -> None:
-    asked = {"tools": [SWITCH], "tool_choice": "required", "parallel_tool_calls": False}
+    asked = {"tools": [SWITCH], "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 600}
     answer = chat(required, **asked)
     assert answer.status_code == 200, answer.text
     choice = answer.json()["choices"][0]
@@ -440,7 +521,7 @@ def test_tools_that_nobody_calls(required: Program) -> None:
     answer = chat(required, tools=[SWITCH], max_tokens=5).json()["choices"][0]
     assert "tool_calls" not in answer["message"]
     named = {"type": "function", "function": {"name": "switch"}}
-    asked = {"tools": [SWITCH, TIME], "tool_choice": named, "parallel_tool_calls": False}
+    asked = {"tools": [SWITCH, TIME], "tool_choice": named, "parallel_tool_calls": False, "max_tokens": 600}
     assert chat(required, **asked).json()["choices"][0]["finish_reason"] == "tool_calls"
 
 

@@ -11,12 +11,13 @@ from .reader import Parsing, Reader
 from .tools import Tool
 
 if TYPE_CHECKING:
-    from .parsing import Writer
+    from .parsing import CallsReader, Writer
 
 START, CHANNEL, MESSAGE, END, CALL, RETURN = (
     f"<|{name}|>" for name in ("start", "channel", "message", "end", "call", "return")
 )
 CONSTRAIN = "<|constrain|>"
+EOM, EOT = "<|eom|>", "<|eot|>"
 HARMONY_MARKS = (START, CHANNEL, MESSAGE, END, CALL, RETURN, CONSTRAIN)
 ANALYSIS = f"{CHANNEL}analysis{MESSAGE}"
 FINAL = f"{CHANNEL}final{MESSAGE}"
@@ -69,6 +70,37 @@ def with_thinking(message: Message) -> Message:
 
 def _nobody(text: str) -> None:
     pass
+
+
+def addressed(calls: CallsReader | None, separate_reasoning: bool, reader: Reader, writer: Writer) -> Parsing[None]:
+    """Muse: thoughts are to itself, content to the user, calls to their function."""
+    while True:
+        header, mark = yield from reader.taken_until([MESSAGE])
+        if mark is None:
+            writer.content("" if "to=" in header else header.strip().removeprefix(TURN))
+            return
+        reader.skip(len(mark))
+        recipient = (_RECIPIENT.findall(header) or ["user"])[-1]
+        emit, behind = writer.content, ""
+        if recipient == "self" and separate_reasoning:
+            emit = writer.reasoning
+        elif recipient == "self":
+            writer.content(f" to=self{MESSAGE}")
+            behind = EOM
+        reads = calls if recipient not in ("self", "user") else None
+        while (
+            mark := (yield from reader.until([EOM, EOT, START, *([reads.mark] if reads else [])], emit))
+        ) is not None:
+            if reads is None or mark != reads.mark:
+                break
+            reader.keep()
+            if not (yield from reads.read()):
+                emit(reader.rest[:1])
+                reader.skip(1)
+            yield from reader.space()
+        writer.content(behind if mark else "")
+        if mark and mark != START:
+            reader.skip(len(mark))
 
 
 def recipients(tools: Mapping[str, Tool], reader: Reader, writer: Writer) -> Parsing[None]:

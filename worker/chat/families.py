@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from .capabilities import Capabilities
-from .channels import ANALYSIS, CHANNEL, CONSTRAIN, END, HARMONY_MARKS, MESSAGE
+from .channels import ANALYSIS, CHANNEL, CONSTRAIN, END, EOM, FINAL, HARMONY_MARKS, MESSAGE, START, TURN
 from .detection import detect
-from .formats import AnswerFormat, JsonCalls, Parameters, PythonCalls, Span, TaggedCalls
+from .formats import AnswerFormat, DictCalls, ElementCalls, JsonCalls, Parameters, PythonCalls, Span, TaggedCalls
 from .template import ChatTemplate
 
 
@@ -31,11 +31,11 @@ def _known(source: str) -> AnswerFormat | None:
         return FUNCTIONARY_3_2
     if "<|tool_list_start|>" in source or "List of tools: [" in source:
         return AnswerFormat(Span("<think>", "</think>") if "<think>" in source else None, calls=LFM2)
-    if any(mark in source for mark in _UNREAD):
-        return AnswerFormat()
-    return None
+    return next((form for mark, form in _BY_MARK.items() if mark in source), None)
 
 
+NAMESPACE = "]<]minimax[>["
+"""Before each tag of MiniMax M3."""
 KIMI_K2 = TaggedCalls(
     section=Span("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
     call=Span("<|tool_call_begin|>", "<|tool_call_end|>"),
@@ -47,6 +47,9 @@ LFM2 = PythonCalls(Span("<|tool_call_start|>", "<|tool_call_end|>"))
 GPT_OSS = AnswerFormat(
     Span(ANALYSIS, END),
     style="channels",
+    spacing=("", "", ""),
+    turn=TURN,
+    before_content=FINAL,
     own_marks=HARMONY_MARKS,
     calls=TaggedCalls(
         name=Span(f"{CHANNEL}commentary to=functions.", f" {CONSTRAIN}json{MESSAGE}"),
@@ -54,8 +57,95 @@ GPT_OSS = AnswerFormat(
 )
 FUNCTIONARY_3_2 = AnswerFormat(style="recipients", calls=TaggedCalls(name=Span("", "\n")))
 
-_UNREAD = ("<|eom|>", "<|open|>", "<|tool_call>", "]<]minimax[>[")
-"""Formats of their own, which nothing here reads yet: all of the answer is content."""
+SOLAR = AnswerFormat(
+    Span("<|think|>", "<|end|>"),
+    Span("<|content|>", "<|end|>"),
+    TaggedCalls(
+        section=Span("<|tool_calls|>", "<|calls|>"),
+        call=Span("<|tool_call:begin|>", "<|tool_call:end|>"),
+        name=Span("<|tool_call:name|>", "<|tool_call:args|>"),
+        id_first=True,
+    ),
+    skipped=("<|begin|>assistant",),
+    spacing=("", "", ""),
+    turn="<|begin|>assistant",
+    before_content="<|content|>",
+    own_marks=("<|begin|>",),
+)
+
+KIMI_K3 = AnswerFormat(
+    Span("<|open|>think<|sep|>", "<|close|>think<|sep|>"),
+    Span("<|open|>response<|sep|>", "<|close|>response<|sep|>"),
+    TaggedCalls(
+        section=Span("<|open|>tools<|sep|>", "<|close|>tools<|sep|>"),
+        call=Span('<|open|>call tool="', "<|close|>call<|sep|>"),
+        name=Span("", '"'),
+        name_rest="<|sep|>",
+        number=Span(' index="', '"'),
+        parameters=Parameters(
+            Span('<|open|>argument key="', '"'),
+            Span("", "<|close|>argument<|sep|>"),
+            text_flag='type="string"',
+            other_flags=tuple(f'type="{kind}"' for kind in ("number", "boolean", "object", "array", "null")),
+            flags_end="<|sep|>",
+        ),
+    ),
+    skipped=("<|close|>message<|sep|>", "<|end_of_msg|>"),
+    spacing=("", "", ""),
+    before_content="<|open|>response<|sep|>",
+    before_calls='("<|open|>response<|sep|>"? "<|close|>response<|sep|>")?',
+    own_marks=("<|open|>", "<|close|>", "<|sep|>"),
+)
+
+MUSE = AnswerFormat(
+    Span(" to=self<|message|>", EOM),
+    style="addressed",
+    calls=TaggedCalls(
+        section=Span("<atem:function_calls>", "</atem:function_calls>"),
+        call=Span("", "</atem:invoke>"),
+        name=Span('<atem:invoke name="', '">'),
+        parameters=Parameters(Span('<atem:parameter name="', '">'), Span("", "</atem:parameter>")),
+    ),
+    spacing=("", "", ""),
+    turn=TURN,
+    before_content=" to=user<|message|>",
+    before_calls='" to=" recipient "<|message|>"',
+    between_calls='"<|eom|><|start|>assistant to=" recipient "<|message|>"',
+    own_marks=(START, MESSAGE, EOM),
+)
+
+GEMMA_4 = AnswerFormat(
+    Span("<|channel>thought", "<channel|>"),
+    calls=DictCalls(Span("<|tool_call>", "<tool_call|>"), "call:", '<|"|>'),
+    thinks_again=True,
+    skipped=("<channel|>",),
+    spacing=("\n", "", ""),
+    own_marks=("<|channel>", '<|"|>'),
+)
+
+MINIMAX_M3 = AnswerFormat(
+    Span("<mm:think>", "</mm:think>"),
+    calls=ElementCalls(
+        NAMESPACE,
+        Span(f"{NAMESPACE}<tool_call>", f"{NAMESPACE}</tool_call>"),
+        Span(f'{NAMESPACE}<invoke name="', '">'),
+        Span("", f"{NAMESPACE}</invoke>"),
+    ),
+    spacing=("", "", ""),
+    own_marks=(NAMESPACE, "<tool_call>", "</tool_call>"),
+)
+
+_GRANITE_3_3 = "respond only with <|tool_call|> followed by a JSON list"
+
+_BY_MARK = {
+    "<|tool_call:begin|>": SOLAR,
+    "<|open|>": KIMI_K3,
+    "<atem:": MUSE,
+    "<|tool_call>": GEMMA_4,
+    NAMESPACE: MINIMAX_M3,
+    _GRANITE_3_3: AnswerFormat(calls=JsonCalls(section=Span("<|tool_call|>"), array=True)),
+}
+"""What only the family's templates say."""
 
 
 def _mended(form: AnswerFormat, source: str) -> AnswerFormat:
@@ -63,7 +153,12 @@ def _mended(form: AnswerFormat, source: str) -> AnswerFormat:
     calls = form.calls
     if isinstance(calls, TaggedCalls) and calls.parameters and "dsml_token" in source:
         named = Span(calls.parameters.name.start, '"')
-        parameters = Parameters(named, Span("", calls.parameters.value.end), text_flag='string="true"')
+        parameters = Parameters(
+            named, Span("", calls.parameters.value.end), text_flag='string="true"', other_flags=('string="false"',)
+        )
+        return dataclasses.replace(form, calls=dataclasses.replace(calls, parameters=parameters))
+    if isinstance(calls, TaggedCalls) and calls.parameters and "<![CDATA[" in source:
+        parameters = dataclasses.replace(calls.parameters, quote=Span("<![CDATA[", "]]>"))
         return dataclasses.replace(form, calls=dataclasses.replace(calls, parameters=parameters))
     if "<tool_call>" in source and "<function=" in source and "<parameter=" in source:
         return dataclasses.replace(form, calls_end_reasoning=True)

@@ -46,7 +46,10 @@ class Parameters:
     name: Span
     value: Span
     between: str = ""
-    text_flag: str = ""  # the mark of the name goes on up to `>`, and says with this that the value is a text
+    text_flag: str = ""  # the mark of the name goes on up to `flags_end`, and says with this that the value is a text
+    other_flags: tuple[str, ...] = ()  # … or with one of these that it is JSON
+    flags_end: str = ">"
+    quote: Span = NOTHING  # may stand around a text that has the value's end in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,9 @@ class TaggedCalls:
     close: str = ""  # after the arguments, before the call's end
     parameters: Parameters | None = None
     id_is_name: str = ""  # the name is part of the id, behind this: `functions.NAME:0`
+    id_first: bool = False  # the id stands between the call's start and the name's
+    name_rest: str = ""  # the mark of the name goes on up to this, and nobody needs what it says:
+    number: Span = NOTHING  # … which call it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +77,30 @@ class PythonCalls:
     call: Span = NOTHING
 
 
-Calls = JsonCalls | TaggedCalls | PythonCalls
+@dataclass(frozen=True, slots=True)
+class DictCalls:
+    """The arguments are like JSON, but keys stand bare and texts between marks (Gemma)."""
 
-Style = Literal["marks", "channels", "recipients"]
-"""Marks around parts of one message; or several messages to different recipients (gpt-oss; Functionary)."""
+    call: Span
+    name: str  # comes before the name, the arguments' brace behind it
+    quote: str
+    section: Span = NOTHING
+
+
+@dataclass(frozen=True, slots=True)
+class ElementCalls:
+    """Each argument is an element of its own name, members of objects too, items of arrays are `<item>` (MiniMax)."""
+
+    space: str  # before each tag
+    section: Span
+    name: Span
+    call: Span  # its start is that of the name
+
+
+Calls = JsonCalls | TaggedCalls | PythonCalls | DictCalls | ElementCalls
+
+Style = Literal["marks", "channels", "recipients", "addressed"]
+"""Marks around parts of one message; or several messages to different recipients (gpt-oss; Functionary; Muse)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +109,20 @@ class AnswerFormat:
     content: Span = NOTHING
     calls: Calls | None = None
     calls_end_reasoning: bool = False
+    thinks_again: bool = False  # thoughts may come between content, too
+    skipped: tuple[str, ...] = ()  # marks that say nothing
+    spacing: tuple[str, str, str] = ("\n", "\n", "\n\n")  # behind the mark of thoughts, before the other, behind that
+    turn: str = ""  # begins the message after the thoughts, where these are one of their own
+    before_content: str = ""
+    before_calls: str = ""  # a grammar's rule; `recipient` in it is the name of any function
+    between_calls: str = ""  # the same, where each call is a message of its own
     style: Style = "marks"
     own_marks: tuple[str, ...] = ()  # of other styles
 
     @property
     def marks(self) -> tuple[str, ...]:
         """All marks, as they may be special tokens, which must be shown as text."""
-        found = [*self.own_marks, *(self.reasoning.marks if self.reasoning else ()), *self.content.marks]
+        found = [*self.own_marks, *self.skipped, *(self.reasoning.marks if self.reasoning else ()), *self.content.marks]
         if self.calls:
             for field in fields(self.calls):
                 found += _marks(getattr(self.calls, field.name))

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from .channels import harmony, recipients
+from .channels import addressed, harmony, recipients
 from .deltas import CallArguments, CallBegun, Content, Delta, Reasoning, new_call_id
-from .formats import AnswerFormat, JsonCalls, PythonCalls, Span
+from .dict_calls import DictCallsReader
+from .element_calls import ElementCallsReader
+from .formats import AnswerFormat, DictCalls, ElementCalls, JsonCalls, PythonCalls, Span
 from .json_calls import JsonCallsReader
 from .python_calls import PythonCallsReader
 from .reader import SPACE, Emit, Parsing, Reader
@@ -118,6 +120,8 @@ def _parsing(
         return harmony(tools, separate_reasoning, reader, writer)
     if form.style == "recipients":
         return recipients(tools, reader, writer)
+    if form.style == "addressed":
+        return addressed(_calls_reader(form, tools, reader, writer), separate_reasoning, reader, writer)
     return _answer(form if separate_reasoning else replace(form, reasoning=None), tools, reader, writer)
 
 
@@ -126,7 +130,10 @@ def _answer(form: AnswerFormat, tools: Mapping[str, Tool], reader: Reader, write
     thought = False
     if form.reasoning:
         thought = yield from _thoughts(form, form.reasoning, calls, reader, writer)
-    marks = [*form.content.marks]
+    marks = [*form.content.marks, *form.skipped]
+    again = form.reasoning.start if form.reasoning and form.thinks_again else ""
+    if again:
+        marks.append(again)
     if calls is not None:
         marks.append(calls.mark)
     content = Trimmed(writer.content, leading=not thought, trailing=not marks)
@@ -136,6 +143,10 @@ def _answer(form: AnswerFormat, tools: Mapping[str, Tool], reader: Reader, write
             if not writer.n_calls:
                 content.flush()
             return
+        if form.reasoning and mark == again:
+            yield from _thoughts(form, form.reasoning, calls, reader, writer)
+            content = Trimmed(writer.content)
+            continue
         if calls is None or mark != calls.mark:
             reader.skip(len(mark))
             content = Trimmed(writer.content)
@@ -154,8 +165,8 @@ def _thoughts(
     """Those that come first; whether there were any marks of them."""
     start, end = tags.start.strip(), tags.end.strip()
     if start and not (yield from reader.word(start)):
-        return False
-    ends = [end]
+        return (yield from reader.word(end))  # as if there had been some
+    ends = [end, *Span(form.content.start).marks]
     if form.calls_end_reasoning and calls is not None:
         ends.append(calls.mark)
     mark = yield from reader.until(ends, Trimmed(writer.reasoning))
@@ -164,7 +175,7 @@ def _thoughts(
     return True
 
 
-CallsReader = JsonCallsReader | TaggedCallsReader | PythonCallsReader
+CallsReader = JsonCallsReader | TaggedCallsReader | PythonCallsReader | DictCallsReader | ElementCallsReader
 
 
 def _calls_reader(form: AnswerFormat, tools: Mapping[str, Tool], reader: Reader, writer: Writer) -> CallsReader | None:
@@ -174,4 +185,8 @@ def _calls_reader(form: AnswerFormat, tools: Mapping[str, Tool], reader: Reader,
         return JsonCallsReader(form.calls, tools, reader, writer)
     if isinstance(form.calls, PythonCalls):
         return PythonCallsReader(form.calls, tools, reader, writer)
+    if isinstance(form.calls, DictCalls):
+        return DictCallsReader(form.calls, tools, reader, writer)
+    if isinstance(form.calls, ElementCalls):
+        return ElementCallsReader(form.calls, tools, reader, writer)
     return TaggedCallsReader(form.calls, tools, reader, writer)

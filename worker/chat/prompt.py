@@ -13,7 +13,7 @@ from typing import Any
 
 from ...presets.errors import InvalidRequest, NotSupported
 from .capabilities import Capabilities, preserve_reasoning, probe
-from .channels import END, EVERYONE, FINAL, TURN, with_thinking
+from .channels import EVERYONE, with_thinking
 from .content import join_parts
 from .families import answer_format
 from .formats import AnswerFormat, Span, first_mark
@@ -126,8 +126,14 @@ class ChatFormat:
             shows_opening=request.continued is None or request.shows_prefill,
         )
         around = Around(template_part, opening, form.reasoning)
-        if form.style == "channels":
-            around = replace(around, turn=TURN, content=FINAL)
+        around = replace(
+            around,
+            turn=form.turn,
+            content=form.before_content,
+            calls=form.before_calls,
+            next_calls=form.between_calls,
+            wakes=form.style != "channels",
+        )
         return replace(prompt, reply=reply, fields=_fields(request, variant, around, prompt.generation_prompt))
 
     def _writer(self, variant: _Variant, request: ChatRequest) -> Callable[[bool], str]:
@@ -225,12 +231,9 @@ def _continuation(request: ChatRequest, form: AnswerFormat) -> str:
         return f"{EVERYONE}\n{content}"
     if not tags or not tags.start:
         return content
-    if form.style == "channels":
-        rest = f"{END}{TURN}{FINAL}{content}" if request.continues == "content" else ""
-        return f"{tags.start}{thought}{rest}"
-    if request.continues == "reasoning_content":
-        return f"{tags.start}\n{thought}"
-    return f"{tags.start}\n{thought}\n{tags.end}\n\n{content}"
+    begin, end, behind = form.spacing
+    rest = f"{end}{tags.end}{behind}{form.turn}{form.before_content}{content}"
+    return f"{tags.start}{begin}{thought}{rest if request.continues == 'content' else ''}"
 
 
 def _added(closed: str, opened: str) -> str:

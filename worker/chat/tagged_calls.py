@@ -42,10 +42,15 @@ class TaggedCallsReader:
 
     def _call(self) -> Parsing[bool]:
         form, reader = self._form, self._reader
-        if not (yield from reader.word(form.call.start)) or not (yield from reader.word(form.name.start)):
+        if not (yield from reader.word(form.call.start)):
+            return False
+        id = ""
+        if form.id_first:
+            id, _ = yield from reader.taken_until([form.name.start])
+        if not (yield from reader.word(form.name.start)):
             return False
         said = (yield from self._name()).strip()
-        name, id = said, ""
+        name = said
         if form.id_is_name:
             name, id = _name_in_id(said, form.id_is_name)
         elif form.id.start.strip() and (yield from reader.word(form.id.start)):
@@ -75,6 +80,9 @@ class TaggedCallsReader:
             marks = [mark for mark in map(str.strip, others) if mark]
         name, _ = yield from reader.taken_until(marks)
         yield from reader.word(form.name.end)
+        if form.name_rest:
+            yield from reader.taken_until([form.name_rest])
+            reader.skip(len(form.name_rest))
         return name
 
     def _json_arguments(self) -> Parsing[None]:
@@ -98,8 +106,8 @@ class TaggedCallsReader:
             writer.arguments(f"{separator}{_json(key)}:")
             is_text = tool.takes_text(key)
             if form.text_flag:
-                flags, _ = yield from reader.taken_until([">"])
-                reader.skip(1)
+                flags, _ = yield from reader.taken_until([form.flags_end])
+                reader.skip(len(form.flags_end))
                 is_text = form.text_flag in flags
             elif form.value.start.strip():
                 yield from reader.word(form.value.start)
@@ -114,6 +122,8 @@ class TaggedCallsReader:
         """False: it broke off."""
         reader, writer = self._reader, self._writer
         end = form.value.end.strip()
+        if form.quote.start and (yield from reader.word(form.quote.start)):
+            return (yield from self._quoted(form, is_text))
         inner = _Unframed(form, (lambda text: writer.arguments(_json(text)[1:-1])) if is_text else None)
         if is_text:
             writer.arguments('"')
@@ -122,7 +132,17 @@ class TaggedCallsReader:
             return False
         reader.skip(len(mark or ""))
         rest = inner.finish()
-        writer.arguments('"' if is_text else _as_json(rest))
+        writer.arguments('"' if is_text else as_json(rest))
+        return True
+
+    def _quoted(self, form: Parameters, is_text: bool) -> Parsing[bool]:
+        reader, writer = self._reader, self._writer
+        text, mark = yield from reader.taken_until([form.quote.end])
+        if mark is None and reader.truncated:
+            return False
+        reader.skip(len(mark or ""))
+        yield from reader.word(form.value.end)
+        writer.arguments(_json(text) if is_text else as_json(text))
         return True
 
 
@@ -173,7 +193,7 @@ def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _as_json(text: str) -> str:
+def as_json(text: str) -> str:
     """A value that is no text: JSON as it is, Python's spelling of the same, or after all a text."""
     text = text.strip()
     try:

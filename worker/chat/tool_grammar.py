@@ -5,15 +5,27 @@ With `auto` the grammar sleeps until the mark comes up; with `required` it holds
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ...presets.errors import InvalidRequest
-from ..grammar.converter import Converter
 from ..grammar.rules import Rules, json_literal, literal
 from ..grammar.schema import SchemaError
-from .formats import Calls, JsonCalls, Parameters, PythonCalls, Span, TaggedCalls, first_mark
+from .argument_rules import Schemas, joined, literal_of, until
+from .dict_grammar import DictRules
+from .element_grammar import ElementRules
+from .formats import (
+    Calls,
+    DictCalls,
+    ElementCalls,
+    JsonCalls,
+    Parameters,
+    PythonCalls,
+    Span,
+    TaggedCalls,
+    first_mark,
+)
 from .tools import Tool
 
 _WORD_TRIGGER = 1
@@ -30,6 +42,9 @@ class Around:
     reasoning: Span | None = None
     turn: str = ""  # comes again between thoughts and the rest
     content: str = ""  # comes before content
+    calls: str = ""  # a rule of what comes before calls
+    next_calls: str = ""  # … and between sections of them, if there may be several
+    wakes: bool = True  # calls have a first mark that tells them from all else
 
     def rule(self, rules: Rules) -> str:
         start = literal(self.template) if self.template else '""'
@@ -49,7 +64,7 @@ def tool_fields(
     calls: Calls, tools: Sequence[Tool], around: Around, *, required: bool, parallel: bool
 ) -> dict[str, Any]:
     """What a completion is asked for, as fields of its request."""
-    mark = "" if around.turn else first_mark(calls)
+    mark = first_mark(calls) if around.wakes else ""
     if not required and not mark:
         return {}  # nothing tells where a call begins
     try:
@@ -68,37 +83,47 @@ def tool_fields(
 
 def _grammar(calls: Calls, tools: Sequence[Tool], around: Around, *, required: bool, parallel: bool) -> str:
     rules = Rules()
+    if "recipient" in around.calls:
+        rules.add("recipient", " | ".join(literal(tool.name) for tool in tools))
     write = _writer(calls, tools, rules)
-    call = rules.add("tool-call", _joined((literal_of(calls.call.start), write.call(), literal_of(calls.call.end))))
+    call = rules.add("tool-call", joined((literal_of(calls.call.start), write.call(), literal_of(calls.call.end))))
     array = isinstance(calls, PythonCalls) or (isinstance(calls, JsonCalls) and calls.array)
     separator = '"," space ' if array else ""
-    several = f"{call} (space {separator}{call})*" if parallel else call
+    repeats = parallel and not around.next_calls
+    several = f"{call} (space {separator}{call})*" if repeats else call
     if array:
         several = f'"[" space {several} space "]"'
-    section = (literal_of(calls.section.start), several, literal_of(calls.section.end))
-    before = f"{around.rule(rules)} space " if required else ""
-    rules.add("root", before + _joined(section))
+    section = joined((literal_of(calls.section.start), several, literal_of(calls.section.end)))
+    if parallel and around.next_calls:
+        one = rules.add("tool-calls", section)
+        section = f"{one} ({around.next_calls} {one})*"
+    before = f"{around.rule(rules)} space {around.calls} " if required else ""
+    rules.add("root", before + section)
     return rules.text()
 
 
-def _writer(calls: Calls, tools: Sequence[Tool], rules: Rules) -> _Json | _Tagged | _Python:
-    if isinstance(calls, JsonCalls):
-        return _Json(calls, tools, rules)
-    return _Python(tools, rules) if isinstance(calls, PythonCalls) else _Tagged(calls, tools, rules)
+def _writer(calls: Calls, tools: Sequence[Tool], rules: Rules) -> CallRules:
+    match calls:
+        case JsonCalls():
+            return _Json(calls, tools, rules)
+        case PythonCalls():
+            return _Python(tools, rules)
+        case DictCalls():
+            return DictRules(calls, tools, rules)
+        case ElementCalls():
+            return ElementRules(calls, tools, rules)
+    return _Tagged(calls, tools, rules)
 
 
-def literal_of(mark: str) -> str:
-    return literal(mark.strip()) if mark.strip() else ""
-
-
-def _joined(parts: Iterable[str]) -> str:
-    return " space ".join(part for part in parts if part)
+class CallRules(Protocol):
+    def call(self) -> str:
+        """One call, without what stands around each."""
 
 
 class _Json:
     def __init__(self, form: JsonCalls, tools: Sequence[Tool], rules: Rules) -> None:
         self._form, self._rules = form, rules
-        self._schemas = _Schemas(tools, rules)
+        self._schemas = Schemas(tools, rules)
         self._tools = tools
 
     def call(self) -> str:
@@ -125,7 +150,7 @@ def _object(members: Sequence[tuple[str, str]]) -> str:
 class _Tagged:
     def __init__(self, form: TaggedCalls, tools: Sequence[Tool], rules: Rules) -> None:
         self._form, self._tools, self._rules = form, tools, rules
-        self._schemas = _Schemas(tools, rules)
+        self._schemas = Schemas(tools, rules)
 
     def call(self) -> str:
         return "(" + " | ".join(self._rules.add(f"call-{tool.name}", self._one(tool)) for tool in self._tools) + ")"
@@ -135,11 +160,15 @@ class _Tagged:
         name = literal_of(form.name.start + form.id_is_name + tool.name)
         if form.id_is_name:
             name += ' ":" [0-9]{1,4}'
+        if form.id_first:
+            name = f"[a-z0-9]{{10}} {name}"
         head = f"{name} {literal_of(form.name.end)}".strip()
+        if form.name_rest:
+            head += f" {literal(form.number.start)} [0-9]{{1,3}} {literal(form.number.end + form.name_rest)}"
         id = f"({literal_of(form.id.start)} [a-zA-Z0-9]{{9}} {literal_of(form.id.end)})?" if form.id.start else ""
         arguments = self._parameters(form.parameters, tool) if form.parameters else self._schemas.of(tool)
         parts = (literal_of(form.arguments.start), arguments, literal_of(form.arguments.end), literal_of(form.close))
-        return _joined((f"{head} {id}".strip(), *parts))
+        return joined((f"{head} {id}".strip(), *parts))
 
     def _parameters(self, form: Parameters, tool: Tool) -> str:
         """Those that are required in their order, then any of the others."""
@@ -151,25 +180,32 @@ class _Tagged:
             rule = self._rules.add(f"{tool.name}-arg-{key}", self._parameter(form, tool, key))
             (needed if isinstance(required, list) and key in required else others).append(rule)
         optional = f"(space ({' | '.join(others)}))*" if others else ""
-        return f"{_joined(needed)} {optional}".strip()
+        return f"{joined(needed)} {optional}".strip()
 
     def _parameter(self, form: Parameters, tool: Tool, key: str) -> str:
         is_text = tool.takes_text(key)
         start = form.name.start.lstrip() + key + form.name.end
         if form.text_flag:
-            start += f" {form.text_flag if is_text else form.text_flag.replace('true', 'false')}>"
+            flags = [form.text_flag] if is_text else form.other_flags
+            flag = " | ".join(literal(f" {flag}{form.flags_end}") for flag in flags)
+            head = f"{literal(start)} ({flag})"
+        else:
+            head = literal(start)
         if is_text:
             end = form.value.end
             value = until(self._rules, end, "text") if end else ""
-            return f"{literal(start + form.value.start)} {value}"
-        parts = (literal(start), literal_of(form.value.start), self._schemas.of(tool, key), literal_of(form.value.end))
-        return _joined(parts)
+            if form.quote.start:
+                quoted = f"{literal(form.quote.start)} {until(self._rules, form.quote.end, 'quoted')} {literal(end)}"
+                value = f"({quoted} | {value})"
+            return f"{head} {literal(form.value.start)} {value}" if form.value.start else f"{head} {value}"
+        parts = (head, literal_of(form.value.start), self._schemas.of(tool, key), literal_of(form.value.end))
+        return joined(parts)
 
 
 class _Python:
     def __init__(self, tools: Sequence[Tool], rules: Rules) -> None:
         self._tools, self._rules = tools, rules
-        self._schemas = _Schemas(tools, rules)
+        self._schemas = Schemas(tools, rules)
 
     def call(self) -> str:
         return "(" + " | ".join(self._rules.add(f"call-{tool.name}", self._one(tool)) for tool in self._tools) + ")"
@@ -186,55 +222,3 @@ class _Python:
 
     def _argument(self, tool: Tool, key: str) -> str:
         return self._rules.add(f"{tool.name}-arg-{key}", f"{literal(key + '=')} {self._schemas.of(tool, key)}")
-
-
-class _Schemas:
-    """The rules of the tools' parameters. A reference leads into the tool's own schema."""
-
-    def __init__(self, tools: Sequence[Tool], rules: Rules) -> None:
-        self._root = {"tools": {tool.name: _rooted(tool.parameters, tool.name) for tool in tools}}
-        self._converter = Converter(self._root, rules)
-
-    def of(self, tool: Tool, argument: str = "") -> str:
-        schema = self._root["tools"][tool.name]
-        path = f"#/tools/{tool.name}"
-        if argument:
-            return self._converter.visit(schema["properties"][argument], f"{tool.name}-{argument}", path)
-        return self._converter.visit(schema or {"type": "object"}, f"{tool.name}-arguments", path)
-
-
-def _rooted(schema: Any, name: str) -> Any:
-    """The same schema at its place below the common root."""
-    if isinstance(schema, Mapping):
-        rooted = {key: _rooted(value, name) for key, value in schema.items()}
-        reference = schema.get("$ref")
-        if isinstance(reference, str) and reference.startswith("#"):
-            rooted["$ref"] = f"#/tools/{name}{reference[1:]}"
-        return rooted
-    return [_rooted(item, name) for item in schema] if isinstance(schema, list) else schema
-
-
-def until(rules: Rules, mark: str, name: str) -> str:
-    """Any text up to and including the first `mark`: one rule for each letter of it that has been seen."""
-    letters = sorted(set(mark))
-    number = "-".join(f"{ord(letter):x}" for letter in mark)  # the mark is the rule's identity
-    names = [f"{name}-until-{number}-{i}" for i in range(len(mark))]
-    others = "".join(_in_class(letter) for letter in letters)
-    for i, rule in enumerate(names):
-        ways = [f"[^{others}] {names[0]}"]
-        for letter in letters:
-            seen = _seen(mark, mark[:i] + letter)
-            ways.append(literal(letter) + (f" {names[seen]}" if seen < len(mark) else ""))
-        rules.add(rule, " | ".join(ways))
-    return names[0]
-
-
-def _seen(mark: str, text: str) -> int:
-    """How much of the mark the text ends with."""
-    return next(n for n in range(len(text), -1, -1) if text.endswith(mark[:n]))
-
-
-def _in_class(letter: str) -> str:
-    return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(letter) or (
-        letter if letter.isalnum() and letter.isascii() else f"\\U{ord(letter):08X}"
-    )

@@ -24,7 +24,7 @@ class Tool:
         """Whether the argument's value is meant to be a text, so that `1` is "1" and not a number."""
         properties = self.parameters.get("properties")
         schema = properties.get(argument) if isinstance(properties, dict) else None
-        return schema is None or _may_be_text(schema)
+        return schema is None or may_be_text(schema)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def _read_tool(item: object) -> Tool:
     return Tool(function["name"], description, parameters, shown)
 
 
-def _may_be_text(schema: object) -> bool:
+def may_be_text(schema: object) -> bool:
     if not isinstance(schema, dict):
         return False
     kind = schema.get("type")
@@ -115,5 +115,5 @@ def _may_be_text(schema: object) -> bool:
         return any(isinstance(value, str) for value in values)
     for keyword in ("anyOf", "oneOf"):
         if isinstance(ways := schema.get(keyword), list):
-            return any(_may_be_text(way) for way in ways)
+            return any(may_be_text(way) for way in ways)
     return False
