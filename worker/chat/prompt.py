@@ -125,9 +125,10 @@ class ChatFormat:
             wrapped_json=request.response_format is not None,
             shows_opening=request.continued is None or request.shows_prefill,
         )
-        around = Around(template_part, opening, form.reasoning)
-        around = replace(
-            around,
+        around = Around(
+            template_part,
+            opening,
+            form.reasoning,
             turn=form.turn,
             content=form.before_content,
             calls=form.before_calls,
