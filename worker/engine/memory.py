@@ -23,7 +23,7 @@ from .prompt_cache import PromptCache, worth_a_look
 from .reuse import make_private, reusable_prefix
 from .scheduler import SlotFacts
 from .sharing import LEAST_GAIN, Candidate, choose_source
-from .slot_files import SlotFile, restore
+from .slot_files import ReadMedia, SlotFile, restore
 from .slots import Leader, Slot, SlotState
 
 log = logging.getLogger("corral.engine")
@@ -178,10 +178,10 @@ class Memory:
         """Before positions move. False: there is no room, and it has forgotten everything."""
         return make_private(slot, self._context)
 
-    def restore(self, slot: Slot, path: Path) -> SlotFile:
+    def restore(self, slot: Slot, path: Path, read_media: ReadMedia | None) -> SlotFile:
         """Taken for computed with the adapters of requests that name none."""
         slot.shares_cells = False
-        return restore(slot, self._context, path, activation(self._adapters.scales))
+        return restore(slot, self._context, path, activation(self._adapters.scales), read_media)
 
     def erase(self, slot: Slot) -> int:
         n_tokens = len(slot.tokens)

@@ -168,6 +168,19 @@ class Projector:
         M.mtmd_helper_image_get_decoder_pos(image, first, places)
         return np.array([(place.t, place.y, place.x, place.z) for place in places], np.int32).T.copy()
 
+    @staticmethod
+    def read_saved(data: bytes) -> MediaToken | None:
+        """What a file holds of an image or of sound. None: it cannot be read."""
+        chunk = M.mtmd_input_chunk_load(data, len(data))
+        if not chunk:
+            return None
+        try:
+            is_media = M.mtmd_input_chunk_get_type(chunk) != M.MTMD_INPUT_CHUNK_TYPE_TEXT
+            token = token_of(chunk) if is_media else None
+            return token if token is not None and 0 < token.n_pos <= token.n_tokens else None
+        finally:
+            M.mtmd_input_chunk_free(chunk)
+
     @contextlib.contextmanager
     def _in_use(self) -> Iterator[Any]:
         with self._changed:
@@ -216,15 +229,3 @@ def token_of(chunk: Any) -> MediaToken:
         M.mtmd_input_chunk_get_n_pos(chunk),
         buffer.raw if buffer is not None else b"",
     )
-
-
-def read_saved(data: bytes) -> MediaToken | None:
-    """A token from what files hold of it."""
-    chunk = M.mtmd_input_chunk_load(data, len(data))
-    if not chunk:
-        return None
-    try:
-        is_media = M.mtmd_input_chunk_get_type(chunk) != M.MTMD_INPUT_CHUNK_TYPE_TEXT
-        return token_of(chunk) if is_media else None
-    finally:
-        M.mtmd_input_chunk_free(chunk)

@@ -258,7 +258,8 @@ class Loaded:
         return await self._on_idle_slot(id_slot, lambda slot: save(slot, self.core.context, path))
 
     async def restore_slot(self, id_slot: int, path: Path) -> SlotFile:
-        return await self._on_idle_slot(id_slot, lambda slot: self.core.memory.restore(slot, path))
+        read_media = self.core.encoding.projector.read_saved if self.core.encoding else None
+        return await self._on_idle_slot(id_slot, lambda slot: self.core.memory.restore(slot, path, read_media))
 
     async def erase_slot(self, id_slot: int) -> int:
         """The number of tokens it has forgotten."""

@@ -10,7 +10,8 @@ import ctypes
 import os
 import struct
 import time
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from ...presets.errors import InvalidRequest, ServerFault
 from .activation import Activation
 from .context import Context
 from .llama import C
+from .media_tokens import MediaToken, lag, text_of, unweave, weave
 from .slots import Slot
 
 _MARK, _VERSION = -1, 1
@@ -38,13 +40,22 @@ class BrokenFile(Exception):
     pass
 
 
+ReadMedia = Callable[[bytes], MediaToken | None]
+
+
 def pack(tokens: Sequence[int]) -> list[int]:
-    """A mark, the version, the tokens after their number, and the number of images, all as 32-bit words."""
-    return [_MARK, _VERSION, len(tokens), *tokens, 0]
+    """A mark, the version, the tokens after their number, where images begin after their number, all as 32-bit words;
+    then each image as bytes after their number, filled up to a whole word."""
+    plain, media = unweave(tokens)
+    if not all(token.saved for _, token in media):
+        raise ServerFault("Unable to save slot: an image cannot be written")
+    images = b"".join(struct.pack("=I", len(token.saved)) + token.saved for _, token in media)
+    words = array("i", images + bytes(-len(images) % 4))
+    return [_MARK, _VERSION, len(plain), *plain, len(media), *(start for start, _ in media), *words]
 
 
-def unpack(words: Sequence[int]) -> list[int]:
-    """The tokens. Raises BrokenFile."""
+def unpack(words: Sequence[int], read_media: ReadMedia | None = None) -> list[int]:
+    """The tokens. Raises BrokenFile. Without `read_media` there may be no images among them."""
     if not words or words[0] != _MARK:
         return list(words)
     if len(words) < 2 or words[1] != _VERSION:
@@ -52,11 +63,35 @@ def unpack(words: Sequence[int]) -> list[int]:
     end = 3 + (words[2] & 0xFFFFFFFF) if len(words) > 2 else len(words)
     if len(words) <= end:
         raise BrokenFile("Unexpected end of server tokens state")
-    if words[end] != 0:
+    n_media = words[end] & 0xFFFFFFFF
+    if n_media and read_media is None:
         raise BrokenFile("Cannot restore media tokens without an mmproj")
-    if len(words) > end + 1:
+    begin = end + 1 + n_media
+    if len(words) < begin:
+        raise BrokenFile("Unexpected end of server tokens state")
+    media = _unpack_media(array("i", words[begin:]).tobytes(), n_media, read_media)
+    tokens = weave(words[3:end], list(zip(words[end + 1 : begin], media, strict=True))) if media else list(words[3:end])
+    if tokens is None:
+        raise BrokenFile("Invalid tokens in slot save file")
+    return tokens
+
+
+def _unpack_media(data: bytes, n_media: int, read_media: ReadMedia | None) -> list[MediaToken]:
+    media: list[MediaToken] = []
+    while len(media) < n_media:
+        if len(data) < 4:
+            raise BrokenFile("Unexpected end of server tokens state")
+        end = 4 + int(struct.unpack_from("=I", data)[0])
+        if len(data) < end:
+            raise BrokenFile("Unexpected end of server tokens state")
+        token = read_media(data[4:end]) if read_media and end > 4 else None
+        if token is None:
+            raise BrokenFile("Cannot load media chunk from server tokens state")
+        media.append(token)
+        data = data[end:]
+    if len(data) >= 4:
         raise BrokenFile("Trailing data in server tokens state")
-    return list(words[3:end])
+    return media
 
 
 def save(slot: Slot, context: Context, path: Path) -> SlotFile:
@@ -78,17 +113,18 @@ def save(slot: Slot, context: Context, path: Path) -> SlotFile:
     return SlotFile(slot.id, len(slot.tokens), n_bytes, 1e3 * (time.monotonic() - started))
 
 
-def restore(slot: Slot, context: Context, path: Path, activation: Activation) -> SlotFile:
+def restore(slot: Slot, context: Context, path: Path, activation: Activation, read_media: ReadMedia | None) -> SlotFile:
     """Raises InvalidRequest; then the slot remembers nothing. A file knows no adapters: `activation` stands in."""
     started = time.monotonic()
     context.forget(slot.id)
     slot.remember([], activation)
     try:
         words, n_bytes = _load(slot.id, context, path)
-        tokens = unpack(words)
+        tokens = unpack(words, read_media)
         if len(tokens) > slot.n_ctx:
             raise BrokenFile("Restored prompt does not fit in the slot context")
-        if not context.model.vocab.contains(tokens) or context.last_position(slot.id) + 1 != len(tokens):
+        n_positions = len(tokens) - lag(tokens)
+        if not context.model.vocab.contains(text_of(tokens)) or context.last_position(slot.id) + 1 != n_positions:
             raise BrokenFile("Invalid tokens in slot save file")
     except BrokenFile as error:
         context.forget(slot.id)
