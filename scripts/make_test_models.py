@@ -10,6 +10,9 @@ Usage: make_test_models.py OUTDIR
     tiny-mamba.gguf        recurrent: a sequence has one state, which does not go back
     tiny-llama-fim.gguf    with tokens for repositories and files too, for infill
     tiny-lora.gguf, tiny-lora-b.gguf, tiny-alora.gguf   adapters of tiny-llama; the last one is switched on by "fox"
+    tiny-qwen2vl.gguf      M-RoPE: an image takes fewer positions than tokens
+    mmproj-gemma3.gguf, mmproj-qwen2vl.gguf, mmproj-audio.gguf   images for tiny-gemma3 (16 tokens each) and tiny-qwen2vl,
+                           audio for tiny-llama (150 tokens for 30 seconds)
     tiny-control.gguf      a control vector for tiny-llama's second layer
     tiny-bert.gguf         embeddings of 64 numbers, mean pooling
     tiny-rerank.gguf, tiny-rerank-template.gguf   tiny-bert with a head that ranks, and with a prompt of its own for it
@@ -29,7 +32,8 @@ import numpy as np
 from numpy.typing import NDArray
 from spm import BYTE, NORMAL, Vocabulary, learn_pieces
 from tiny_adapters import write_control_vector, write_lora
-from tiny_gguf import Shape, Tensors, write_bert, write_gemma3, write_llama, write_mamba
+from tiny_gguf import Shape, Tensors, write_bert, write_gemma3, write_llama, write_mamba, write_qwen2vl
+from tiny_projectors import write_gemma3_vision, write_qwen2_vision, write_ultravox_audio
 
 Array = NDArray[np.float32]
 CONTROL = ("<|im_start|>", "<|im_end|>", "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
@@ -181,6 +185,19 @@ def write_additions(out: Path, shape: Shape, words: Vocabulary) -> None:
     write_control_vector(out / "tiny-control.gguf", {"direction.1": Weights(14).near(0, shape.n_embd) * 30})
 
 
+def write_readers(out: Path, shape: Shape, words: Vocabulary) -> None:
+    """Models with eyes and ears."""
+    biases = Weights(31)
+    tensors = dict(decoder(30, shape, words))
+    for layer in range(shape.n_layer):
+        for name, n in (("q", shape.n_embd), ("k", shape.n_embd // 2), ("v", shape.n_embd // 2)):
+            tensors[f"blk.{layer}.attn_{name}.bias"] = biases.near(0, n)
+    write_qwen2vl(out / "tiny-qwen2vl.gguf", "Tiny Qwen2 VL", shape, words, tensors)
+    write_gemma3_vision(out / "mmproj-gemma3.gguf", Weights(32), shape.n_embd)
+    write_qwen2_vision(out / "mmproj-qwen2vl.gguf", Weights(33), shape.n_embd)
+    write_ultravox_audio(out / "mmproj-audio.gguf", Weights(34), shape.n_embd)
+
+
 def wordpieces(words: Vocabulary) -> list[str]:
     """From the merged pieces: those at a word's start with ▁, and every character in both forms."""
     pieces = dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
@@ -223,6 +240,7 @@ def main(out: Path) -> None:
     fim = vocabulary("<|repo_name|>", "<|file_sep|>")
     write_llama(out / "tiny-llama-fim.gguf", "Tiny Llama FIM", small, fim, decoder(7, small, fim))
     write_additions(out, small, words)
+    write_readers(out, small, words)
 
     whole = (out / "tiny-llama.gguf").read_bytes()
     (out / "truncated.gguf").write_bytes(whole[: len(whole) // 2])

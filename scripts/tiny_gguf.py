@@ -1,4 +1,4 @@
-"""Writes small GGUF files of four architectures from plain arrays; used by `make_test_models.py` and `train_demo.py`.
+"""Writes small GGUF files of five architectures from plain arrays; used by `make_test_models.py` and `train_demo.py`.
 
 Arrays are in the layout that gguf expects (rows = outputs), already permuted for llama.cpp's RoPE.
 """
@@ -115,6 +115,18 @@ def write_llama(
     writer.add_rope_freq_base(10000.0)
     _spm_vocabulary(writer, vocabulary, template, end_of_turn)
     _finish(writer, tensors, quantize)
+
+
+def write_qwen2vl(path: Path, name: str, shape: Shape, vocabulary: Vocabulary, tensors: Tensors) -> None:
+    """M-RoPE: positions in time, height and width."""
+    writer = gguf.GGUFWriter(path, "qwen2vl")
+    _common(writer, name, shape, {})
+    writer.add_head_count_kv(shape.n_head_kv)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_rope_dimension_sections([shape.n_head_dim // 8, shape.n_head_dim // 8, shape.n_head_dim // 4, 0])
+    _spm_vocabulary(writer, vocabulary, CHATML, "<|im_end|>")
+    _finish(writer, tensors, quantize=False)
 
 
 def write_gemma3(path: Path, name: str, shape: Shape, vocabulary: Vocabulary, tensors: Tensors, *, window: int) -> None:
