@@ -11,7 +11,7 @@ Usage: make_test_models.py OUTDIR
     tiny-llama-fim.gguf    with tokens for repositories and files too, for infill
     tiny-lora.gguf, tiny-lora-b.gguf, tiny-alora.gguf   adapters of tiny-llama; the last one is switched on by "fox"
     tiny-qwen2vl.gguf      M-RoPE: an image takes fewer positions than tokens
-    mmproj-gemma3.gguf, mmproj-qwen2vl.gguf, mmproj-audio.gguf   images for tiny-gemma3 (16 tokens each) and tiny-qwen2vl,
+    mmproj-gemma3.gguf, mmproj-qwen2vl.gguf, mmproj-audio.gguf   images for tiny-gemma3 (16 tokens each), tiny-qwen2vl;
                            audio for tiny-llama (150 tokens for 30 seconds)
     tiny-control.gguf      a control vector for tiny-llama's second layer
     tiny-bert.gguf         embeddings of 64 numbers, mean pooling

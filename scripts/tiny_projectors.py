@@ -92,7 +92,7 @@ def _blocks(prefix: str, numbers: Numbers) -> Tensors:
         f"{prefix}.post_ln.weight": numbers.near(1, N_EMBD),
         f"{prefix}.post_ln.bias": numbers.near(0, N_EMBD),
     }
-    shapes = {name: (N_EMBD, N_EMBD) for name in ("attn_q", "attn_k", "attn_v", "attn_out")}
+    shapes = dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_out"), (N_EMBD, N_EMBD))
     shapes |= {"ffn_up": (N_FF, N_EMBD), "ffn_down": (N_EMBD, N_FF)}
     for layer in range(N_LAYER):
         block = f"{prefix}.blk.{layer}"
