@@ -12,7 +12,7 @@ import pytest
 from engine_tools import Request, ask, run, running
 from llama_corral.presets.control import Report
 from llama_corral.presets.errors import ApiError, InvalidRequest, NotSupported, ServerFault
-from llama_corral.worker.engine.messages import MEDIA_TOKEN, Finished, Generation, Sampling
+from llama_corral.worker.engine.messages import MEDIA_TOKEN, Embedded, Embedding, Finished, Generation, Sampling
 from llama_corral.worker.engine.projector import Projector
 from llama_corral.worker.engine.runner import Loaded, LoadError
 from media_files import noise, png, wav
@@ -167,6 +167,29 @@ def test_slot_files_with_images(models: Path, tmp_path: Path, kind: str) -> None
         async with running(models / KINDS[kind][0], parallel=2, swa_full=True) as engine, engine.use() as loaded:
             with pytest.raises(InvalidRequest, match="Cannot restore media tokens without an mmproj"):
                 await loaded.restore_slot(0, file)
+
+    run(test())
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last", "none"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_embeddings_of_images(models: Path, kind: str, pooling: str) -> None:
+    one, other = KINDS[kind][2]
+
+    async def embed(loaded: Loaded, text: str, *files: bytes) -> list[list[float]]:
+        tokens, media = loaded.tokenize_media(text, files)
+        events = await Request(loaded, Embedding(tokens, media=media)).until(bool)
+        assert isinstance(events[0], Embedded)
+        assert events[0].n_tokens == len(tokens)
+        return [list(vector) for vector in events[0].vectors]
+
+    async def test() -> None:
+        async with seeing(models, kind, embeddings=True, pooling=pooling) as engine, engine.use() as loaded:
+            texts = f"What is {M} here", f"What is {M}"
+            for text in texts:
+                again = await asyncio.gather(*(embed(loaded, text, file) for file in (one, one, other)))
+                assert again[0] == again[1] != again[2]
+            assert await embed(loaded, "What is here") != await embed(loaded, texts[0], one)
 
     run(test())
 

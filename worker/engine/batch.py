@@ -82,14 +82,16 @@ class Batch:
 class MediaBatch:
     """An image or a stretch of audio for one sequence: vectors in the place of tokens, `positions` one row or four."""
 
-    def __init__(self, vectors: NDArray[np.float32], positions: NDArray[np.int32], sequence: int, output: bool) -> None:
-        """`output`: the last row's logits are wanted."""
+    def __init__(
+        self, vectors: NDArray[np.float32], positions: NDArray[np.int32], sequence: int, n_outputs: int
+    ) -> None:
+        """The last `n_outputs` rows have outputs."""
         self.size = n = len(vectors)
         self._vectors, self._positions = vectors, positions
         self._ones, self._seq = np.ones(n, np.int32), np.full(n, sequence, np.int32)
         self._seq_pointers = np.full(n, self._seq.ctypes.data, np.uint64)
         self._output = np.zeros(n, np.int8)
-        self._output[-1] = output
+        self._output[n - n_outputs :] = 1
 
     def view(self, begin: int, n: int) -> Any:
         """The llama_batch of rows begin … begin + n, valid until the next one is asked for."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from .adapters import Adapters
 from .batch import Batch, MediaBatch
 from .context import ABORTED, DECODED, NO_ROOM, Context
-from .jobs import Job
+from .jobs import EmbeddingTask, Job
 from .media_tokens import MediaToken
 from .pacing import Pacer
 from .scheduler import BatchPlan
@@ -108,13 +108,14 @@ class Compute:
     ) -> Filled:
         """For the first slot of the plan."""
         self._n_batches += 1
-        self._context.set_embeddings(False)
-        self._adapters.apply(self._context, plan.group.adapters)
         slot, n = self._slots[plan.prompts[0][0]], len(vectors)
         assert slot.task is not None
         slot.last_turn = self._n_batches
         completes = len(slot.tokens) + n == len(slot.task.prompt)
-        batch = MediaBatch(vectors, positions, slot.id, completes)
+        embeds = completes and isinstance(slot.task, EmbeddingTask)
+        self._context.set_embeddings(embeds)
+        self._adapters.apply(self._context, plan.group.adapters)
+        batch = MediaBatch(vectors, positions, slot.id, n if embeds else int(completes))
         return Filled(plan, batch, [], [PromptRun(slot, 0, n, completes)], causal)
 
     def _fill_prompt(self, slot: Slot, n: int, output: bool) -> PromptRun:

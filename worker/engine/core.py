@@ -341,6 +341,8 @@ class Core:
         self._release(slot)
 
     def _finish_embedding(self, slot: Slot, task: EmbeddingTask, rows: range) -> None:
+        if self.encoding is not None:
+            self.encoding.end(task.job)
         self._event(task.job, embedded(self.context, self.model, slot.id, rows, task.request))
         self._release(slot)
 

@@ -306,8 +306,6 @@ class Loaded:
             return
         if self.core.encoding is None:
             raise NotSupported("Multimodal data provided, but model does not support multimodal requests.")
-        if isinstance(request, Embedding):
-            raise NotSupported("Embeddings of images and audio are not supported")
         context = self.core.context
         for content in map(content_of, request.media):
             n_tokens = content.token.n_tokens
