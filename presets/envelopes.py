@@ -14,6 +14,7 @@ from aiohttp import web
 
 from .anthropic import anthropic_error, anthropic_status, speaks_anthropic
 from .errors import ApiError
+from .ollama import ollama_error, ollama_status, speaks_ollama
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,10 @@ class Envelope:
 OPENAI = Envelope(lambda error: error.status, lambda error: {"error": error.body()})
 """llama-server's too, for all of its own endpoints."""
 ANTHROPIC = Envelope(anthropic_status, anthropic_error, (b"event: error\ndata: ", b"\n\n"))
+OLLAMA = Envelope(ollama_status, ollama_error, (b"", b"\n"))
 
 
 def envelope_of(request: web.Request) -> Envelope:
+    if speaks_ollama(request):
+        return OLLAMA
     return ANTHROPIC if speaks_anthropic(request) else OPENAI

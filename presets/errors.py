@@ -127,6 +127,13 @@ class Unavailable(ApiError):
         super().__init__(message)
 
 
+class NoPlace(ApiError):
+    """Models that may not be evicted have all places: to wait would be of no use."""
+
+    status = 503
+    type = "unavailable_error"
+
+
 class ConfigError(Exception):
     """The command line, the environment or a preset file is wrong: one line of what and where (`file:line: …`)."""
 

@@ -45,6 +45,16 @@ class RouterOptions(OptionGroup):
         reader=Reader.ROUTER,
         router_own=True,
     )
+    models_ttl: float = option(
+        0.0,
+        "--models-ttl",
+        "seconds after which a model that nobody uses is unloaded, unless its preset has a ttl; 0: never",
+        env="MODELS_TTL",
+        hint="SECONDS",
+        reader=Reader.ROUTER,
+        router_own=True,
+        limits=within(ge=0),
+    )
 
 
 class PresetOptions(OptionGroup):
@@ -60,6 +70,17 @@ class PresetOptions(OptionGroup):
         hint="SECONDS",
         reader=Reader.PRESET,
         limits=within(ge=0),
+    )
+    pin: Switch = option(
+        False, "pin", "never evict or unload the model unless it is asked for by name", reader=Reader.PRESET
+    )
+    ttl: float = option(
+        -1.0,
+        "ttl",
+        "seconds after which the model is unloaded when nobody uses it; 0: never; -1: as --models-ttl says",
+        hint="SECONDS",
+        reader=Reader.PRESET,
+        limits=within(ge=-1),
     )
     dedup_cache_models: Switch = option(
         False, "dedup-cache-models", "hide cached models that are the same file as this one", reader=Reader.PRESET

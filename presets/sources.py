@@ -51,6 +51,10 @@ class Preset:
     load_on_startup: bool = False
     stop_timeout: float = 10.0
     """Seconds."""
+    pin: bool = False
+    """Never evicted, never unloaded by itself."""
+    ttl: float = 0.0
+    """Seconds without use after which it is unloaded; 0: never."""
     hidden: bool = False
     """Usable, but not listed."""
     input_modalities: tuple[str, ...] = ("text",)
@@ -89,9 +93,8 @@ def load_presets(settings: Settings, argv_layer: Layer, environ: Mapping[str, st
     dedup: set[str] = set()
     for candidate in _candidates(settings, file, environ):
         merged = layers.merge(file.global_layer, candidate.base, candidate.section, overlay)
-        preset, own = _preset(
-            candidate, {name: given for name, given in merged.items() if name not in ROUTER_OWN}, environ
-        )
+        kept = {name: given for name, given in merged.items() if name not in ROUTER_OWN}
+        preset, own = _preset(candidate, kept, environ, settings.models_ttl)
         presets[candidate.name] = preset
         if own.dedup_cache_models and preset.source == "preset":
             dedup.add(candidate.name)
@@ -150,7 +153,9 @@ def _named_after(section: Section, base: Layer, file: PresetFile, where: str) ->
     raise ConfigError(f"{where}: [{section.name}] does not say which model it is: add model, hf-repo or model-url")
 
 
-def _preset(candidate: _Candidate, merged: Layer, environ: Mapping[str, str]) -> tuple[Preset, Settings]:
+def _preset(
+    candidate: _Candidate, merged: Layer, environ: Mapping[str, str], models_ttl: float
+) -> tuple[Preset, Settings]:
     """Also the values as settings. Every value is checked here, so that a mistake shows at once and not at a load."""
     own = layers.check(merged)
     layer = {name: given for name, given in merged.items() if name not in PRESET_ONLY}
@@ -167,6 +172,8 @@ def _preset(candidate: _Candidate, merged: Layer, environ: Mapping[str, str]) ->
         tags=tuple(sorted(set(own.tags))),
         load_on_startup=own.load_on_startup,
         stop_timeout=own.stop_timeout,
+        pin=own.pin,
+        ttl=own.ttl if own.ttl >= 0 else models_ttl,
         input_modalities=("text", *_modalities(own, environ)),
     )
     return preset, own

@@ -37,6 +37,9 @@ Route = tuple[str, str, Handler]
 """Method, path below `--api-prefix` (aiohttp's pattern syntax), handler. GET answers HEAD as well."""
 
 JSON_TYPE = "application/json; charset=utf-8"
+EVENT_STREAM_TYPE = "text/event-stream"
+LINES_TYPE = "application/x-ndjson"
+"""One JSON object a line."""
 HEALTH_PATHS = ("/health", "/v1/health")
 PAGE_PATHS = ("/", "/index.html", "/sw.js", "/manifest.webmanifest", "/_app/version.json", "/build.json")
 """Served before the model is ready and without a key, so that a browser can show why nothing answers yet."""
@@ -167,9 +170,9 @@ def query_text(request: web.Request, name: str) -> str:
     return value
 
 
-def event_stream() -> web.StreamResponse:
-    """A server-sent event stream that proxies on the way are asked not to hold back."""
-    return web.StreamResponse(headers={hdrs.CONTENT_TYPE: "text/event-stream", "X-Accel-Buffering": "no"})
+def event_stream(content_type: str = EVENT_STREAM_TYPE) -> web.StreamResponse:
+    """A stream, of server-sent events if nothing else is said, that proxies on the way are asked not to hold back."""
+    return web.StreamResponse(headers={hdrs.CONTENT_TYPE: content_type, "X-Accel-Buffering": "no"})
 
 
 # -- before the handler ----------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ body's `model`. What is in none is a 404.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from ..tools.routes import tool_routes
 from .conversations import Conversations
 from .handlers import Handlers, ReadPresets
 from .lifecycle import Lifecycle
+from .ollama import Ollama
 from .proxy import Proxy
 from .streams import Streams
 from .upstream import Upstream
@@ -50,8 +52,12 @@ def build(
     fake_timing: bool = False,
     vertex: Vertex | None = None,
     responses: ResponseStore | None = None,
+    environ: Mapping[str, str] | None = None,
 ) -> web.Application:
-    """The application, which also owns the connections to the workers. Raises ConfigError."""
+    """The application, which also owns the connections to the workers. `environ`: says where the cache is.
+
+    Raises ConfigError.
+    """
     upstream = Upstream(timeout=settings.timeout or None)
     conversations = Conversations()
     proxy = Proxy(lifecycle, upstream, conversations, prefix=settings.api_prefix or "", fake_timing=fake_timing)
@@ -61,6 +67,7 @@ def build(
     app.cleanup_ctx.append(keep_until_cleanup)
     answered = [
         *_own_routes(handlers),
+        *_ollama_routes(Ollama(lifecycle, proxy, environ or {})),
         *(("GET", path, proxy.by_query) for path in BY_QUERY),
         *(("POST", path, proxy.by_body) for path in BY_BODY),
     ]
@@ -93,6 +100,18 @@ def _own_routes(handlers: Handlers) -> list[Route]:
         ("GET", "/props", handlers.props),
         *_model_routes(handlers, ""),
         *_model_routes(handlers, "/v1"),
+    ]
+
+
+def _ollama_routes(ollama: Ollama) -> list[Route]:
+    return [
+        ("GET", "/api/version", ollama.version),
+        ("GET", "/api/tags", ollama.tags),
+        ("GET", "/api/ps", ollama.running),
+        ("POST", "/api/show", ollama.show),
+        *(("POST", "/api/" + verb, ollama.generate) for verb in ("chat", "generate", "embed", "embeddings")),
+        *(("POST", "/api/" + verb, ollama.refuse) for verb in ("pull", "push", "create", "copy")),
+        ("DELETE", "/api/delete", ollama.refuse),
     ]
 
 

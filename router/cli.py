@@ -139,7 +139,13 @@ async def serve(settings: Settings, given: layers.Layer, environ: Mapping[str, s
     if vertex is not None:
         settings = vertex.listening(settings)
     application = app.build(
-        settings, lifecycle, read_presets, fake_timing=is_slowed, vertex=vertex, responses=responses
+        settings,
+        lifecycle,
+        read_presets,
+        fake_timing=is_slowed,
+        vertex=vertex,
+        responses=responses,
+        environ=environ,
     )
     stop = asyncio.Event()
     _on_signals(stop)

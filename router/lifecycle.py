@@ -15,11 +15,13 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..presets.errors import ApiError, ConfigError, InvalidRequest, NotFound, ServerFault, Unavailable
+from ..presets.errors import ApiError, ConfigError, InvalidRequest, NoPlace, NotFound, ServerFault, Unavailable
 from . import placement
 from .catalog import Catalog
 from .events import Events, Subscription
-from .models import Instance, Model, ModelView, view_of
+from .expiry import Expiry
+from .models import Instance, Model, ModelView, resident_of, view_of
+from .placement import Stay
 from .process import Launcher
 from .states import State
 from .supervisor import Supervisor
@@ -58,6 +60,7 @@ class Lifecycle:
         self._waiting = WaitingRoom()
         self._events = Events()
         self._supervisor = Supervisor(launcher, self._events, self._on_change, self._on_exit)
+        self._expiry = Expiry(clock, self._snapshot, self._evict)
         self._tasks: set[asyncio.Task[None]] = set()
         self._reloads = asyncio.Lock()
         self._may_start = asyncio.Event()
@@ -78,27 +81,30 @@ class Lifecycle:
 
     def view(self, name: str) -> ModelView | None:
         model = self._catalog.find(name)
-        return None if model is None else view_of(model, self._waiting.count(model.name))
+        return None if model is None else view_of(model, self._waiting.count(model.name), self._clock())
 
     def views(self) -> list[ModelView]:
         """All models by name, hidden ones too."""
-        models = sorted(self._catalog, key=lambda model: model.name)
-        return [view_of(model, self._waiting.count(model.name)) for model in models]
+        models, now = sorted(self._catalog, key=lambda model: model.name), self._clock()
+        return [view_of(model, self._waiting.count(model.name), now) for model in models]
 
     def subscribe(self) -> AbstractAsyncContextManager[Subscription]:
         """Changes from now on, as `/models/sse` tells them."""
         return self._events.subscribe()
 
     @asynccontextmanager
-    async def lease(self, model: str, *, autoload: bool | None = None, touch: bool = True) -> AsyncIterator[Lease]:
+    async def lease(
+        self, model: str, *, autoload: bool | None = None, touch: bool = True, stay: Stay | None = None
+    ) -> AsyncIterator[Lease]:
         """Waits until `model` takes requests, loading it if it may, and keeps it from being evicted inside the block.
 
         `autoload`: overrides the router's setting. `touch`: count this as use when the least recently used is sought.
-        Cancelling the wait gives the place in the queue back. Raises ApiError.
+        `stay`: how long the model is kept from now on, unless its preset pins it. Cancelling the wait gives the place
+        in the queue back. Raises ApiError.
         """
         record = self._requested(model)
         may_load = self._autoload if autoload is None else autoload
-        lease = await self._when_ready(record, touch) if may_load else self._as_it_is(record, touch)
+        lease = await self._when_ready(record, touch, stay) if may_load else self._as_it_is(record, touch, stay)
         try:
             yield lease
         finally:
@@ -126,7 +132,10 @@ class Lifecycle:
             raise NotFound("model is not found")
         if not model.state.is_down:
             return  # someone else started it meanwhile
-        if not placement.has_capacity(self._snapshot()):
+        snapshot = self._snapshot()
+        if not placement.has_capacity(snapshot):
+            if obstacle := placement.why_no_place(snapshot):
+                raise NoPlace(f"model '{model.name}' cannot be loaded: {obstacle}")
             raise ServerFault("model limit reached, try again later")
         self._start(model)
         self._tick()
@@ -142,6 +151,17 @@ class Lifecycle:
             raise InvalidRequest("model is not running")
         self._supervisor.stop(model, "unload was asked for")
         self._tick()
+
+    def let_go(self, name: str) -> None:
+        """Asks a model to leave as soon as nobody uses it, a pinned one too; one that is not running is content."""
+        model = self._requested(name)
+        if model.instance is not None:
+            model.instance.asked_stay = Stay(ttl=0.0)
+            self._expiry.check()
+
+    def unload_expired(self) -> None:
+        """What the timer does by itself, for whoever moves the clock."""
+        self._expiry.check()
 
     async def reload(self, presets: Mapping[str, Preset]) -> None:
         """Takes on a new set of presets. Only models whose own options changed end, a busy one once it is idle."""
@@ -178,20 +198,20 @@ class Lifecycle:
             raise InvalidRequest(f"model '{name}' not found")
         return model
 
-    def _as_it_is(self, model: Model, touch: bool) -> Lease:
+    def _as_it_is(self, model: Model, touch: bool, stay: Stay | None) -> Lease:
         """Without autoload: whatever runs answers for itself, with 503 while it loads."""
         if not model.state.is_running or model.state is State.STOPPING:
             raise InvalidRequest("model is not loaded")
-        return self._grant(model, touch)
+        return self._grant(model, touch, stay)
 
-    async def _when_ready(self, model: Model, touch: bool) -> Lease:
+    async def _when_ready(self, model: Model, touch: bool, stay: Stay | None) -> Lease:
         if model.takes_requests:
-            return self._grant(model, touch)
+            return self._grant(model, touch, stay)
         if model.state in (State.DOWNLOADING, State.DOWNLOADED):
             raise InvalidRequest(f"model name={model.name} is not running")
         is_loading = model.state is State.LOADING
         grant: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-        waiter = Waiter(grant, touch, is_queued=not is_loading, saw_start=is_loading)
+        waiter = Waiter(grant, touch, stay, is_queued=not is_loading, saw_start=is_loading)
         self._waiting.join(model.name, waiter)
         log.debug("name=%s: a request waits, %d in all", model.name, self._waiting.count(model.name))
         self._tick()
@@ -207,32 +227,39 @@ class Lifecycle:
             self._release(waiter.grant.result())  # granted in the very moment its client left
         self._tick()
 
-    def _grant(self, model: Model, touch: bool) -> Lease:
+    def _grant(self, model: Model, touch: bool, stay: Stay | None) -> Lease:
         assert model.instance is not None
         model.instance.leases += 1
         if touch:
             model.last_used = self._clock()
-        return Lease(model.name, model.instance.worker.endpoint, model.instance)
+        if stay is not None and not model.preset.pin:
+            model.instance.asked_stay = stay
+        return Lease(model.name, model.instance.worker.endpoint, model.instance, touch)
 
     def _release(self, lease: Lease) -> None:
         instance = lease.instance
         assert isinstance(instance, Instance)
         instance.leases -= 1
+        if lease.touch:
+            instance.idle_since = self._clock()
         if instance.leases > 0:
             return
         model = self._catalog.find(lease.model)
         if instance.is_retiring and model is not None and model.instance is instance:
             self._supervisor.stop(model, "its preset changed or is gone")
         self._tick()
+        if model is not None and model.stay.ttl is not None:
+            self._expiry.check()
 
     # -- carrying decisions out --------------------------------------------------------------------------------------
 
     def _snapshot(self) -> placement.Snapshot:
         return placement.Snapshot(
-            tuple(_resident(model) for model in self._catalog),
+            tuple(resident_of(model) for model in self._catalog),
             self._waiting.entries,
             self._models_max,
             starts_held=not self._may_start.is_set(),
+            now=self._clock(),
         )
 
     def _tick(self) -> None:
@@ -240,10 +267,16 @@ class Lifecycle:
             decision = placement.tick(self._snapshot())
             if not decision:
                 return
+            for refusal in decision.refuse:
+                why = f"model '{refusal.model}' cannot be loaded: {refusal.reason}"
+                _refuse(self._waiting.take_all(refusal.model), NoPlace, why)
             for eviction in decision.evict:
-                self._supervisor.stop(self._catalog[eviction.model], eviction.reason)
+                self._evict(eviction)
             if decision.start is not None:
                 self._start_queued(self._catalog[decision.start])
+
+    def _evict(self, eviction: placement.Eviction) -> None:
+        self._supervisor.stop(self._catalog[eviction.model], eviction.reason)
 
     def _start_queued(self, model: Model) -> None:
         self._waiting.claim(model.name)
@@ -282,8 +315,11 @@ class Lifecycle:
     # -- what follows from what workers do ---------------------------------------------------------------------------
 
     def _on_change(self, model: Model) -> None:
+        if model.instance is not None and model.state is State.LOADED:
+            model.instance.idle_since = self._clock()
         self._serve_waiters(model)
         self._tick()
+        self._expiry.check()
 
     def _on_exit(self, model: Model, instance: Instance) -> None:
         self._refuse_started(model)
@@ -297,7 +333,7 @@ class Lifecycle:
             return
         for waiter in self._waiting.take_all(model.name):
             if not waiter.grant.done():
-                waiter.grant.set_result(self._grant(model, waiter.touch))
+                waiter.grant.set_result(self._grant(model, waiter.touch, waiter.stay))
 
     def _refuse_started(self, model: Model) -> None:
         waiters = self._waiting.take_started(model.name)
@@ -325,6 +361,7 @@ class Lifecycle:
                 self._serve_waiters(model)  # a reload that brings the old preset back ends a retirement
             self._events.publish("*", "models_reload")
             self._tick()
+            self._expiry.check()
 
     async def _retire(self, models: list[Model]) -> None:
         """The idle leave now and are waited for; the busy leave when their last lease is given back."""
@@ -339,6 +376,7 @@ class Lifecycle:
 
     def _begin_closing(self) -> None:
         self._is_closing = True
+        self._expiry.close()
         for task in self._tasks:
             task.cancel()
         _refuse(self._waiting.take_everyone(), Unavailable, "the router is shutting down")
@@ -351,14 +389,6 @@ class Lifecycle:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _resident(model: Model) -> placement.Resident:
-    instance = model.instance
-    if instance is None:
-        return placement.Resident(model.name, model.state, 0, model.last_used)
-    state = State.STOPPING if instance.is_retiring else model.state
-    return placement.Resident(model.name, state, instance.leases, model.last_used)
 
 
 def _refuse(waiters: list[Waiter], error: type[ApiError], message: str) -> None:

@@ -14,6 +14,7 @@ from ..presets.layers import Given
 from ..presets.option import Option
 from ..presets.render import to_argv
 from ..presets.table import VARIABLES
+from .placement import Resident, Stay
 from .process import LaunchSpec, Worker
 from .states import State, move
 
@@ -43,6 +44,10 @@ class Instance:
     """Its preset changed or went: it finishes what it has and takes nothing new."""
     failure: str = ""
     """Why it will exit, in its own words."""
+    idle_since: float = 0.0
+    """When its last use ended, or it became ready; on the lifecycle's clock."""
+    asked_stay: Stay | None = None
+    """What a request wanted instead of the preset's."""
     deadline: asyncio.TimerHandle | None = None
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -65,6 +70,12 @@ class Model:
     @property
     def takes_requests(self) -> bool:
         return self.state.is_ready and self.instance is not None and not self.instance.is_retiring
+
+    @property
+    def stay(self) -> Stay:
+        if self.instance is not None and self.instance.asked_stay is not None:
+            return self.instance.asked_stay
+        return Stay(self.preset.ttl or None, self.preset.pin)
 
     @property
     def shown(self) -> State:
@@ -100,9 +111,22 @@ class ModelView:
     leases: int
     waiting: int
     pid: int | None
+    is_pinned: bool
+    """It runs, and may not be evicted."""
+    expires_in: float | None
+    """Seconds until it is unloaded if nobody uses it from now on; None: it stays."""
 
 
-def view_of(model: Model, waiting: int) -> ModelView:
+def resident_of(model: Model) -> Resident:
+    """As placement sees it: what is about to go takes no part any more."""
+    instance = model.instance
+    if instance is None:
+        return Resident(model.name, model.state, 0, model.last_used)
+    state = State.STOPPING if instance.is_retiring else model.state
+    return Resident(model.name, state, instance.leases, model.last_used, instance.idle_since, model.stay)
+
+
+def view_of(model: Model, waiting: int, now: float) -> ModelView:
     is_failed = model.state is State.FAILED
     return ModelView(
         name=model.name,
@@ -119,7 +143,16 @@ def view_of(model: Model, waiting: int) -> ModelView:
         leases=model.instance.leases if model.instance else 0,
         waiting=waiting,
         pid=model.instance.worker.pid if model.instance else None,
+        is_pinned=resident_of(model).is_pinned,
+        expires_in=_expires_in(model, now),
     )
+
+
+def _expires_in(model: Model, now: float) -> float | None:
+    resident = resident_of(model)
+    if resident.expires_at is not None:
+        return max(0.0, resident.expires_at - now)
+    return None if resident.stay.pinned else resident.stay.ttl
 
 
 def launch_spec(preset: Preset) -> LaunchSpec:

@@ -1,6 +1,7 @@
-"""Who must leave and who may start: a pure decision over a snapshot.
+"""Who must leave, who may start and who waits in vain: pure decisions over a snapshot.
 
-Called by `lifecycle` after every change; knows no clock, process, log or await. The rules:
+Called by `lifecycle` after every change, and when a model's time is over; knows no clock, process, log or await. The
+rules:
 
 - A process counts against models-max from its start until it is reaped. models-max ≤ 0: no limit, nobody is evicted.
 - The queue has one entry per model and is served strictly first come, first served: only its head may start, once a
@@ -8,6 +9,8 @@ Called by `lifecycle` after every change; knows no clock, process, log or await.
 - As many idle models are asked to leave as unclaimed entries lack places; never one that is busy, loading, stopping
   or wanted by an entry.
 - The one used longest ago leaves first.
+- A pinned model is never evicted. Once pinned models have all places, what is queued is refused at once.
+- A model whose `ttl` is over since it was last used leaves, if it is idle.
 """
 
 from __future__ import annotations
@@ -19,6 +22,16 @@ from .states import State
 
 
 @dataclass(frozen=True, slots=True)
+class Stay:
+    """How long a model that nobody uses stays."""
+
+    ttl: float | None = None
+    """Seconds; None: until its place is needed."""
+    pinned: bool = False
+    """For ever, even when its place is needed."""
+
+
+@dataclass(frozen=True, slots=True)
 class Resident:
     """One model as placement sees it."""
 
@@ -26,6 +39,20 @@ class Resident:
     state: State
     leases: int
     last_used: float
+    idle_since: float = 0.0
+    """When its last use ended."""
+    stay: Stay = Stay()
+
+    @property
+    def is_pinned(self) -> bool:
+        return self.stay.pinned and self.state.is_running and self.state is not State.STOPPING
+
+    @property
+    def expires_at(self) -> float | None:
+        """When it is to leave, if nobody uses it until then."""
+        if self.stay.pinned or self.stay.ttl is None or self.leases or not self.state.is_ready:
+            return None
+        return self.idle_since + self.stay.ttl
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +70,7 @@ class Snapshot:
     models_max: int
     starts_held: bool = False
     """A reload is under way: nothing may start before it ends."""
+    now: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +80,51 @@ class Eviction:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    model: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     evict: tuple[Eviction, ...] = ()
     start: str | None = None
+    refuse: tuple[Refusal, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.evict) or self.start is not None
+        return bool(self.evict or self.refuse) or self.start is not None
 
 
 def tick(snapshot: Snapshot) -> Decision:
     """What to do now for the queue."""
     if not snapshot.queue:
         return Decision()
+    if refused := _refusals(snapshot):
+        return Decision(refuse=refused)
     return Decision(evict=_evictions(snapshot), start=_next_start(snapshot))
+
+
+def expired(snapshot: Snapshot) -> tuple[Eviction, ...]:
+    """The idle whose time is over."""
+    return tuple(
+        Eviction(resident.name, f"not used for {resident.stay.ttl:g} s")
+        for resident in snapshot.residents
+        if resident.expires_at is not None and resident.expires_at <= snapshot.now
+    )
+
+
+def next_expiry(snapshot: Snapshot) -> float | None:
+    """When to ask for the expired again, if nothing changes until then."""
+    later = (resident.expires_at for resident in snapshot.residents if resident.expires_at is not None)
+    return min((when for when in later if when > snapshot.now), default=None)
+
+
+def why_no_place(snapshot: Snapshot) -> str:
+    """Why no other model can ever be loaded as things are; nothing if one can."""
+    pinned = sorted(resident.name for resident in snapshot.residents if resident.is_pinned)
+    if snapshot.models_max <= 0 or len(pinned) < snapshot.models_max:
+        return ""
+    return f"pinned models have all {snapshot.models_max} places (--models-max): {', '.join(pinned)}"
 
 
 def has_capacity(snapshot: Snapshot) -> bool:
@@ -75,6 +135,15 @@ def victim(snapshot: Snapshot) -> str | None:
     """The idle model used longest ago that nobody waits for, if there is one."""
     ranked = _victims(snapshot)
     return ranked[0].name if ranked else None
+
+
+def _refusals(snapshot: Snapshot) -> tuple[Refusal, ...]:
+    obstacle = why_no_place(snapshot)
+    if not obstacle:
+        return ()
+    pinned = {resident.name for resident in snapshot.residents if resident.is_pinned}
+    waiting = (entry.model for entry in snapshot.queue if not entry.claimed and entry.model not in pinned)
+    return tuple(Refusal(model, obstacle) for model in waiting)
 
 
 def _next_start(snapshot: Snapshot) -> str | None:
@@ -107,7 +176,7 @@ def _victims(snapshot: Snapshot) -> list[Resident]:
     idle = (
         resident
         for resident in snapshot.residents
-        if resident.state.is_ready and resident.leases == 0 and resident.name not in wanted
+        if resident.state.is_ready and not resident.leases and not resident.is_pinned and resident.name not in wanted
     )
     return sorted(idle, key=lambda resident: (resident.last_used, resident.name))
 

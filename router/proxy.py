@@ -20,10 +20,20 @@ from multidict import CIMultiDict
 
 from ..presets.envelopes import envelope_of
 from ..presets.errors import ApiError, InvalidRequest, ModelNotFound, Unavailable, UpstreamGone
-from ..presets.web import CONVERSATION_HEADER, GIVEN_BODY, LIMITS, error_event, query_text, read_body
+from ..presets.web import (
+    CONVERSATION_HEADER,
+    EVENT_STREAM_TYPE,
+    GIVEN_BODY,
+    LIMITS,
+    LINES_TYPE,
+    error_event,
+    query_text,
+    read_body,
+)
 from .connection import CutOff, Died, Header, Reply, Unreachable
 from .conversations import Conversation, Conversations
 from .lifecycle import Lifecycle
+from .placement import Stay
 from .target import model_in_form, model_in_json, streams_in_form, streams_in_json
 from .upstream import Upstream
 from .waiting import Lease
@@ -94,6 +104,12 @@ class Proxy:
             return await self._in_conversation(request, conversation, model, body)
         return await self._forward(request, model, body, touch=True)
 
+    async def forward(
+        self, request: web.Request, model: str, data: bytes, *, stay: Stay | None = None
+    ) -> web.StreamResponse:
+        """A POST whose body was read already. `stay`: how long the model is kept from now on."""
+        return await self._forward(request, model, _Body(data), touch=True, stay=stay)
+
     async def pass_on(self, request: web.Request, model: str) -> web.StreamResponse:
         """A GET to a model that runs, which it neither loads nor keeps young."""
         async with self._lifecycle.lease(model, autoload=False, touch=False) as lease:
@@ -126,8 +142,10 @@ class Proxy:
         conversation: Conversation | None = None,
         *,
         touch: bool,
+        stay: Stay | None = None,
     ) -> web.StreamResponse:
-        async with self._lifecycle.lease(model, autoload=wants_autoload(request), touch=touch) as lease:
+        autoload = wants_autoload(request)
+        async with self._lifecycle.lease(model, autoload=autoload, touch=touch, stay=stay) as lease:
             if self._fake_timing:
                 await asyncio.sleep(FAKE_TIMING_S)
             return await self._exchange(request, lease, body, conversation)
@@ -255,11 +273,17 @@ async def _stream(
     except CutOff as error:
         log.warning("name=%s ended in the middle of an answer: %s", model, error)
         await confirm_end()
-        if response.content_type != "text/event-stream":
+        separator = _SEPARATORS.get(response.content_type)
+        if separator is None:
             raise ConnectionAbortedError("the answer is incomplete") from None  # an honest end: no last chunk
-        await response.write((b"" if last.endswith(b"\n\n") else b"\n\n") + _last_words(request, model, str(error)))
+        before = b"" if last.endswith(separator) else separator
+        await response.write(before + _last_words(request, model, str(error)))
     await response.write_eof()
     return response
+
+
+_SEPARATORS = {EVENT_STREAM_TYPE: b"\n\n", LINES_TYPE: b"\n"}
+"""Streams that can say at their end what went wrong, and what stands between their messages."""
 
 
 def _last_words(request: web.Request, model: str, why: str) -> bytes:

@@ -5,13 +5,18 @@ Pure; called by `proxy`. Bodies are large (images) and forwarded byte for byte, 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from email.message import Message
 from email.parser import BytesHeaderParser
 
 import msgspec
 
+from ..presets.ollama import read_keep_alive
 from ..presets.web import NOT_JSON, malformed
 
+_EMPTY = (b"", b"null", b'""', b"[]")
+_SHORT = 64
+"""Bytes of a value that are looked at to see whether it is one of these; images make others long."""
 _HEADERS = BytesHeaderParser()
 
 
@@ -21,10 +26,29 @@ class _Target(msgspec.Struct):
     model: msgspec.Raw = msgspec.Raw()
 
 
+class _OllamaTarget(msgspec.Struct):
+    model: msgspec.Raw = msgspec.Raw()
+    name: msgspec.Raw = msgspec.Raw()
+    keep_alive: msgspec.Raw = msgspec.Raw()
+    prompt: msgspec.Raw = msgspec.Raw()
+    messages: msgspec.Raw = msgspec.Raw()
+    input: msgspec.Raw = msgspec.Raw()
+
+
+@dataclass(frozen=True, slots=True)
+class OllamaTarget:
+    model: str = ""
+    keep_alive: float | None = None
+    """Seconds, negative for ever."""
+    only_lets_go: bool = False
+    """Nothing is asked of the model but to leave."""
+
+
 class _Streaming(msgspec.Struct):
     stream: bool = False
 
 
+_ollama_target = msgspec.json.Decoder(_OllamaTarget)
 _target = msgspec.json.Decoder(_Target)
 _streaming = msgspec.json.Decoder(_Streaming)
 _text = msgspec.json.Decoder(str)
@@ -43,12 +67,37 @@ def model_in_json(body: bytes) -> str:
         return ""
     except NOT_JSON as error:
         raise malformed(error) from None
+    return _name(raw)
+
+
+def _name(raw: msgspec.Raw) -> str:
     if not bytes(raw).startswith(b'"'):
         return ""
     try:
         return _text.decode(raw)
     except NOT_JSON as error:  # broken UTF-8 or a lone surrogate inside the name
         raise malformed(error) from None
+
+
+def ollama_in_json(body: bytes) -> OllamaTarget:
+    """What the router has to know of a request in Ollama's dialect. Raises InvalidRequest."""
+    if not body or body.isspace():
+        return OllamaTarget()
+    try:
+        found = _ollama_target.decode(body)
+        given = msgspec.json.decode(found.keep_alive) if bytes(found.keep_alive) else None
+    except msgspec.ValidationError:  # JSON, but no object
+        return OllamaTarget()
+    except NOT_JSON as error:
+        raise malformed(error) from None
+    keep_alive = None if given is None else read_keep_alive(given)
+    is_empty = all(_is_empty(raw) for raw in (found.prompt, found.messages, found.input))
+    return OllamaTarget(_name(found.model) or _name(found.name), keep_alive, is_empty and keep_alive == 0)
+
+
+def _is_empty(raw: msgspec.Raw) -> bool:
+    start = bytes(raw)[:_SHORT]
+    return (b"".join(start.split()) if start.startswith(b"[") else start) in _EMPTY
 
 
 def streams_in_json(body: bytes) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from .placement import Entry
+from .placement import Entry, Stay
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +22,16 @@ class Lease:
     """Path of the worker's unix socket."""
     instance: object
     """Which run of the model's worker this is; for `lifecycle` only."""
+    touch: bool = True
+    """It counts as use of the model."""
 
 
 @dataclass(slots=True, eq=False)
 class Waiter:
     grant: asyncio.Future[Lease]
     touch: bool
+    stay: Stay | None
+    """What its request wants for the model from now on."""
     is_queued: bool
     saw_start: bool
     """It waits for an instance that exists; when that one goes down before it was ready, the waiter is refused."""

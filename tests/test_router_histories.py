@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from llama_corral.presets.errors import ApiError
+from llama_corral.presets.errors import ApiError, NoPlace
 from llama_corral.router.lifecycle import Lifecycle
+from llama_corral.router.placement import Stay
 from memory_workers import MemoryLauncher, MemoryWorker
 from router_tools import preset, presets
 
 MODELS = ("a", "b", "c", "d")
 models = st.sampled_from(MODELS)
 choice = st.integers(0, 100)
+MINUTES = 60.0  # more than the clock's own ticks of one history
+stays = st.sampled_from([None, None, None, Stay(pinned=True), Stay(ttl=0.0), Stay(ttl=20 * MINUTES), Stay()])
 
 
 class Client:
     """Counts what it gets, so that a lease given twice, or kept, shows."""
 
-    def __init__(self, lifecycle: Lifecycle, model: str, autoload: bool) -> None:
+    def __init__(self, lifecycle: Lifecycle, model: str, autoload: bool, stay: Stay | None) -> None:
         self.model = model
         self.served = 0
         self.finish = asyncio.Event()
-        self.task = asyncio.create_task(self._request(lifecycle, autoload))
+        self.task = asyncio.create_task(self._request(lifecycle, autoload, stay))
 
-    async def _request(self, lifecycle: Lifecycle, autoload: bool) -> None:
+    async def _request(self, lifecycle: Lifecycle, autoload: bool, stay: Stay | None) -> None:
         try:
-            async with lifecycle.lease(self.model, autoload=autoload):
+            async with lifecycle.lease(self.model, autoload=autoload, stay=stay):
                 self.served += 1
                 await self.finish.wait()
+        except NoPlace:
+            assert all(view.is_pinned for view in lifecycle.views() if view.status != "unloaded")
         except (ApiError, asyncio.CancelledError):
             pass
 
@@ -67,6 +73,7 @@ class Histories(RuleBasedStateMachine):
         assert view is not None
         if worker not in self.ended_by_command:
             assert view.leases == 0, "a busy model was evicted"
+            assert not view.is_pinned, "a pinned model was evicted"
             assert view.waiting == 0 or view.preset is not self.entries.get(worker.name)
 
     def step(self) -> None:
@@ -81,10 +88,10 @@ class Histories(RuleBasedStateMachine):
 
     # -- clients -----------------------------------------------------------------------------------------------------
 
-    @rule(model=models, autoload=st.sampled_from([True, True, True, False]))
-    def request(self, model: str, autoload: bool) -> None:
+    @rule(model=models, autoload=st.sampled_from([True, True, True, False]), stay=stays)
+    def request(self, model: str, autoload: bool, stay: Stay | None) -> None:
         async def begin() -> None:
-            self.clients.append(Client(self.lifecycle, model, autoload))
+            self.clients.append(Client(self.lifecycle, model, autoload, stay))
 
         self.loop.run_until_complete(begin())
         self.step()
@@ -171,10 +178,31 @@ class Histories(RuleBasedStateMachine):
         self.ended_by_command |= {worker for worker in self.launcher.alive if worker.name == model}
         self.command(self.lifecycle.unload(model))
 
-    @rule(names=st.sets(models, min_size=1), changed=st.sets(models))
-    def reload(self, names: set[str], changed: set[str]) -> None:
+    @rule(model=models)
+    def let_go(self, model: str) -> None:
+        """It asks nobody at once who is busy, and pins do not count."""
+        self.ended_by_command |= {worker for worker in self.launcher.alive if worker.name == model}
+
+        async def begin() -> None:
+            view = self.lifecycle.view(model)
+            with contextlib.suppress(ApiError):
+                self.lifecycle.let_go(model)
+            if view is not None and view.leases and (worker := self.launcher[model]):
+                assert not worker.stop_asked or view.status != "loaded"
+
+        self.loop.run_until_complete(begin())
+        self.step()
+
+    @rule(minutes=st.integers(1, 30))
+    def time_passes(self, minutes: int) -> None:
+        self.now += minutes * MINUTES
+        self.on_loop(self.lifecycle.unload_expired)
+        self.step()
+
+    @rule(names=st.sets(models, min_size=1), changed=st.sets(models), pinned=st.sets(models), ttl=st.integers(0, 10))
+    def reload(self, names: set[str], changed: set[str], pinned: set[str], ttl: int) -> None:
         for name in changed & names:
-            self.entries[name] = preset(name, options={"ctx_size": self.now})
+            self.entries[name] = preset(name, options={"ctx_size": self.now}, pin=name in pinned, ttl=ttl * MINUTES)
         kept = {name: self.entries.get(name, preset(name)) for name in names}
         self.entries = kept
         self.command(self.lifecycle.reload(presets(*kept.values())))
@@ -184,6 +212,12 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def never_more_than_the_limit(self) -> None:
         assert self.models_max <= 0 or len(self.launcher.alive) <= self.models_max
+
+    @invariant()
+    def nobody_idle_is_overdue(self) -> None:
+        for view in self.lifecycle.views():
+            if view.status in ("loaded", "sleeping") and not view.leases and not self.launcher[view.name].must_go:
+                assert view.expires_in is None or view.expires_in > 0
 
     @invariant()
     def leases_are_held_by_clients(self) -> None:

@@ -6,7 +6,19 @@ from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
-from llama_corral.router.placement import Decision, Entry, Resident, Snapshot, has_capacity, tick, victim
+from llama_corral.router.placement import (
+    Decision,
+    Entry,
+    Resident,
+    Snapshot,
+    Stay,
+    expired,
+    has_capacity,
+    next_expiry,
+    tick,
+    victim,
+    why_no_place,
+)
 from llama_corral.router.states import State
 
 NAMES = "abcdefgh"
@@ -19,13 +31,14 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
     residents = tuple(_resident(draw, name) for name in names)
     queued = draw(st.lists(st.sampled_from(names), unique=True))
     queue = tuple(Entry(name, draw(st.booleans())) for name in queued)
-    return Snapshot(residents, queue, draw(st.integers(-1, 6)), draw(st.booleans()))
+    return Snapshot(residents, queue, draw(st.integers(-1, 6)), draw(st.booleans()), now=draw(st.integers(0, 6)))
 
 
 def _resident(draw: st.DrawFn, name: str) -> Resident:
     state = draw(st.sampled_from(STATES))
     leases = draw(st.integers(0, 2)) if state.is_running else 0
-    return Resident(name, state, leases, draw(st.integers(0, 3)))
+    stay = Stay(draw(st.none() | st.integers(0, 3)), draw(st.booleans()))
+    return Resident(name, state, leases, draw(st.integers(0, 3)), draw(st.integers(0, 3)), stay)
 
 
 def resident(snapshot: Snapshot, name: str) -> Resident:
@@ -39,6 +52,7 @@ def running(snapshot: Snapshot) -> int:
 def carried_out(snapshot: Snapshot, decision: Decision) -> Snapshot:
     """What the lifecycle makes of it."""
     evicted = {eviction.model for eviction in decision.evict}
+    refused = {refusal.model for refusal in decision.refuse}
     residents = tuple(
         replace(resident, state=State.STOPPING)
         if resident.name in evicted
@@ -47,7 +61,11 @@ def carried_out(snapshot: Snapshot, decision: Decision) -> Snapshot:
         else resident
         for resident in snapshot.residents
     )
-    queue = tuple(replace(entry, claimed=entry.claimed or entry.model == decision.start) for entry in snapshot.queue)
+    queue = tuple(
+        replace(entry, claimed=entry.claimed or entry.model == decision.start)
+        for entry in snapshot.queue
+        if entry.model not in refused
+    )
     return replace(snapshot, residents=residents, queue=queue)
 
 
@@ -59,6 +77,7 @@ def test_only_the_idle_and_unwanted_are_evicted(snapshot: Snapshot) -> None:
         assert chosen.state in (State.LOADED, State.SLEEPING)
         assert chosen.leases == 0
         assert chosen.name not in wanted
+        assert not chosen.stay.pinned
         assert eviction.reason
 
 
@@ -69,7 +88,7 @@ def test_the_one_used_longest_ago_goes_first(snapshot: Snapshot) -> None:
     kept = [
         r
         for r in snapshot.residents
-        if r.state.is_ready and r.leases == 0 and r.name not in wanted and r.name not in evicted
+        if r.state.is_ready and not (r.leases or r.is_pinned or r.name in wanted or r.name in evicted)
     ]
     ages = [resident(snapshot, name).last_used for name in evicted]
     assert ages == sorted(ages)
@@ -84,6 +103,8 @@ def test_as_many_leave_as_places_are_lacking(snapshot: Snapshot) -> None:
     staying = sum(r.state.is_running and r.state is not State.STOPPING for r in snapshot.residents)
     coming = sum(not entry.claimed or resident(snapshot, entry.model).state.is_down for entry in snapshot.queue)
     lacking = max(0, staying + coming - snapshot.models_max) if snapshot.queue else 0
+    if tick(snapshot).refuse:
+        return
     evicted = len(tick(snapshot).evict)
     assert evicted <= lacking
     if evicted < lacking:
@@ -160,3 +181,50 @@ def test_a_claimed_start_keeps_its_place() -> None:
 def test_the_head_blocks_those_behind_it() -> None:
     residents = (Resident("a", State.STOPPING, 0, 1), Resident("b", State.UNLOADED, 0, 0))
     assert not tick(Snapshot(residents, (Entry("a", False), Entry("b", False)), 2))
+
+
+def test_with_all_places_pinned_whoever_waits_is_refused() -> None:
+    pinned = Stay(pinned=True)
+    residents = (
+        Resident("a", State.LOADED, 0, 1, stay=pinned),
+        Resident("b", State.LOADING, 0, 1, stay=pinned),
+        Resident("c", State.UNLOADED, 0, 0),
+    )
+    snapshot = Snapshot(residents, (Entry("c", False),), 2)
+    (refusal,) = tick(snapshot).refuse
+    assert refusal.model == "c"
+    assert "2 places" in refusal.reason
+    assert "a, b" in refusal.reason
+    assert not tick(replace(snapshot, models_max=3)).refuse
+    leaving = replace(snapshot, residents=(replace(residents[0], state=State.STOPPING), *residents[1:]))
+    assert not tick(leaving).refuse, "its place becomes free"
+
+
+@given(snapshots())
+def test_only_those_are_refused_who_would_wait_for_ever(snapshot: Snapshot) -> None:
+    pinned = [r for r in snapshot.residents if r.stay.pinned and r.state.is_running and r.state is not State.STOPPING]
+    is_full = 0 < snapshot.models_max <= len(pinned)
+    refused = {refusal.model for refusal in tick(snapshot).refuse}
+    waiting = {entry.model for entry in snapshot.queue if not entry.claimed}
+    assert refused == (waiting - {r.name for r in pinned} if is_full else set())
+    assert bool(why_no_place(snapshot)) == is_full
+
+
+@given(snapshots())
+def test_the_idle_leave_when_their_time_is_over_and_not_before(snapshot: Snapshot) -> None:
+    leaving = {eviction.model for eviction in expired(snapshot)}
+    for r in snapshot.residents:
+        is_over = r.stay.ttl is not None and r.idle_since + r.stay.ttl <= snapshot.now
+        assert (r.name in leaving) == (is_over and r.state.is_ready and not r.leases and not r.stay.pinned)
+
+
+@given(snapshots())
+def test_the_next_expiry_is_when_the_next_one_leaves(snapshot: Snapshot) -> None:
+    when = next_expiry(snapshot)
+    now = {eviction.model for eviction in expired(snapshot)}
+    if when is None:
+        assert {eviction.model for eviction in expired(replace(snapshot, now=1e9))} == now
+    else:
+        assert when > snapshot.now
+        assert {eviction.model for eviction in expired(replace(snapshot, now=when))} > now
+        assert {eviction.model for eviction in expired(replace(snapshot, now=when - 0.5))} == now

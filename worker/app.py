@@ -19,6 +19,8 @@ from .api import (
     embeddings,
     infill,
     monitoring,
+    ollama,
+    ollama_models,
     rerank,
     responses,
     resumable,
@@ -46,6 +48,15 @@ MONITORING: list[Route] = [
     ("POST", "/props", monitoring.set_props),
     ("GET", "/slots", monitoring.slots),
     ("GET", "/metrics", monitoring.metrics),
+    ("GET", "/api/version", ollama_models.version),
+    ("GET", "/api/tags", ollama_models.tags),
+    ("GET", "/api/ps", ollama_models.running),
+    ("POST", "/api/show", ollama_models.show_model),
+    ("POST", "/api/pull", ollama_models.refuse),
+    ("POST", "/api/push", ollama_models.refuse),
+    ("POST", "/api/create", ollama_models.refuse),
+    ("POST", "/api/copy", ollama_models.refuse),
+    ("DELETE", "/api/delete", ollama_models.refuse),
 ]
 
 STREAMING: list[Route] = [
@@ -60,6 +71,8 @@ STREAMING: list[Route] = [
     ("POST", "/infill", infill.infill),
     ("POST", "/audio/transcriptions", transcriptions.transcriptions),
     ("POST", "/v1/audio/transcriptions", transcriptions.transcriptions),
+    ("POST", "/api/chat", ollama.chat),
+    ("POST", "/api/generate", ollama.generate),
 ]
 """Generate text, whole or as a stream; a stream can be resumed."""
 
@@ -82,6 +95,8 @@ COMPUTING: list[Route] = [
     ("POST", "/embedding", embeddings.native_embeddings),
     ("POST", "/embeddings", embeddings.native_embeddings),
     ("POST", "/v1/embeddings", embeddings.openai_embeddings),
+    ("POST", "/api/embed", ollama.embed),
+    ("POST", "/api/embeddings", ollama.embeddings),
     ("GET", "/lora-adapters", adapters.list_adapters),
     ("POST", "/lora-adapters", adapters.set_scales),
     ("POST", "/rerank", rerank.rerank),

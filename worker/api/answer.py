@@ -11,7 +11,7 @@ from time import time
 from typing import Protocol
 
 from ...presets.errors import ApiError
-from ...presets.web import encode_json, error_event
+from ...presets.web import EVENT_STREAM_TYPE, encode_json, error_event
 from ..engine.messages import Begun, Finished, Piece, Progress
 from .params import CompletionParams
 from .results import random_id
@@ -36,8 +36,10 @@ class Answer:
 class Dialect(Protocol):
     """`index` counts choices over all prompts of the request: prompt 0's `n` choices, then prompt 1's …"""
 
+    content_type: str
+    """Of a stream."""
     ping: bytes
-    """Keeps a silent connection from being taken for dead."""
+    """Keeps a silent connection from being taken for dead; nothing where a stream has no room for it."""
 
     def whole(self, results: Sequence[Finished]) -> object:
         """The body of an answer that is not streamed; `results` in the order of their indexes."""
@@ -60,6 +62,7 @@ class Dialect(Protocol):
 class EventStream:
     """What the dialects of OpenAI and llama.cpp share as streams of server-sent events."""
 
+    content_type = EVENT_STREAM_TYPE
     ping = b":\n\n"  # a comment
 
     def begun(self, index: int, event: Begun) -> bytes:

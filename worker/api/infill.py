@@ -14,7 +14,7 @@ from aiohttp import web
 
 from ...presets.errors import InvalidRequest, NotSupported
 from ...presets.web import read_object
-from ..engine.runner import Vocab
+from ..engine.runner import Loaded, Vocab
 from ..fields import Fields
 from .completions import answer_prompts
 from .native import Native
@@ -33,18 +33,22 @@ SNIPPET = "\n\n--- snippet ---\n\n"
 async def infill(request: web.Request) -> web.StreamResponse:
     serving = request.app[SERVING]
     async with serving.engine.use() as loaded:
-        vocab = loaded.vocab
-        _check_vocabulary(vocab)
+        check_vocabulary(loaded.vocab)  # before the body is looked at
         body = await read_object(request)
-        parts = _read_parts(body)
-        params = read_params(body, serving.model.defaults, vocab, loaded.info.n_slots)
-        room = _room(serving, loaded.info.n_ctx)
-        spm = serving.settings.spm_infill
-        tokens = await by_size(parts.n_characters, lambda: infill_prompt(parts, vocab, room, spm=spm))
+        tokens = await infill_tokens(serving, loaded, body)
+        params = read_params(body, serving.model.defaults, loaded.vocab, loaded.info.n_slots)
         return await answer_prompts(request, serving, loaded, [Prompt(tokens)], params, Native)
 
 
-def _check_vocabulary(vocab: Vocab) -> None:
+async def infill_tokens(serving: Serving, loaded: Loaded, body: dict[str, Any]) -> list[int]:
+    """The prompt that a request's fields ask for, of a model that has passed `check_vocabulary`."""
+    parts = _read_parts(body)
+    room = _room(serving, loaded.info.n_ctx)
+    spm = serving.settings.spm_infill
+    return await by_size(parts.n_characters, lambda: infill_prompt(parts, loaded.vocab, room, spm=spm))
+
+
+def check_vocabulary(vocab: Vocab) -> None:
     tokens = {"prefix": vocab.fim_pre, "suffix": vocab.fim_suf, "middle": vocab.fim_mid}
     if missing := "".join(f"{name} token is missing. " for name, token in tokens.items() if token < 0):
         raise NotSupported(f"Infill is not supported by this model: {missing}")

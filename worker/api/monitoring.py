@@ -63,6 +63,7 @@ def model_entry(serving: Serving) -> dict[str, Any]:
             "n_embd": info.n_embd,
             "n_params": info.n_params,
             "size": info.size,
+            "size_gpu": info.size_gpu,
             "ftype": info.ftype,
         },
     }

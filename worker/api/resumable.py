@@ -80,10 +80,13 @@ def settle(request: web.Request, *, streams: bool) -> None:
             raise ConnectionResetError("the client left")
 
 
-def open_stream(request: web.Request) -> web.StreamResponse:
+def open_stream(request: web.Request, content_type: str) -> web.StreamResponse:
     """What a stream is written to: the client, or the session of its conversation."""
-    session = request.get(_SESSION)
-    return event_stream() if session is None else _Recording(session)
+    session: StreamSession | None = request.get(_SESSION)
+    if session is None:
+        return event_stream(content_type)
+    session.content_type = content_type
+    return _Recording(session)
 
 
 class _Recording(web.StreamResponse):
@@ -107,7 +110,7 @@ class _Recording(web.StreamResponse):
 
 
 async def _send(request: web.Request, session: StreamSession, offset: int) -> web.StreamResponse:
-    response = event_stream()
+    response = event_stream(session.content_type)
     await response.prepare(request)
     try:
         while chunk := await session.read(offset):

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from ...presets.control import CONTROL_FD_ENV
 from ...presets.response_store import DIRECTORY_ENV, ResponseStore
 from ...presets.settings import Settings
 from ...presets.version import BUILD_INFO
@@ -52,6 +53,7 @@ class Serving:
     def __post_init__(self, environ: Mapping[str, str]) -> None:
         self.media_marker = environ.get("LLAMA_MEDIA_MARKER") or random_id("<__media_") + "__>"
         self.responses = ResponseStore(environ.get(DIRECTORY_ENV, ""))
+        self.has_router = CONTROL_FD_ENV in environ
         self.slots_debug = bool(environ.get("LLAMA_SERVER_SLOTS_DEBUG"))
         self.media = media_loader(self.settings, environ)
 
@@ -98,6 +100,11 @@ class Serving:
         text = Path(settings.ui_config_file).read_text("utf-8") if settings.ui_config_file else settings.ui_config
         shown: dict[str, Any] = json.loads(text) if text else {}
         return shown
+
+    def keep(self, seconds: float) -> None:
+        """A request's wish how long the model stays when idle, negative for ever. A router sees to that itself."""
+        if not self.has_router:
+            self.engine.keep(seconds)
 
     def learn(self, engine: Engine, loaded: Loaded) -> None:
         """Raises TemplateError when the chat template cannot be used, ConfigError when its file cannot be read."""

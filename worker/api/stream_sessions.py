@@ -32,6 +32,7 @@ class StreamSession:
         self.conversation = conversation
         self.started_at = int(time.time())
         self.completed_at = 0  # 0: not yet
+        self.content_type = ""  # of the stream, once it has begun
         self.begun = asyncio.Event()
         """Bytes will flow; what goes wrong before is the answer to the request itself."""
         self.producer: asyncio.Task[Any] | None = None

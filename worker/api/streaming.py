@@ -1,4 +1,4 @@
-"""Carrying one request's events from the engine to its client: all at once, or as a stream of server-sent events.
+"""Carrying one request's events from the engine to its client: all at once, or as a stream.
 
 The engine puts events into the request's mailbox on the loop thread; the request's own handler takes what has gathered,
 has its dialect render it and writes once. When the handler ends, for whatever reason, its tickets are cancelled: a
@@ -127,7 +127,7 @@ async def _stream(
     for _, event in events:
         if isinstance(event, Failed):
             raise event.error
-    response = open_stream(request)
+    response = open_stream(request, dialect.content_type)
     await response.prepare(request)
     with _Pings(mailbox, ping_interval) as pings:
         while True:

@@ -86,6 +86,13 @@ def find_device(name: str, option: str) -> int:
     return offered[name]
 
 
+def offloaded_share(n_gpu_layers: int, n_layers: int, names: tuple[str, ...]) -> float:
+    """Of a model's weights, about how much is in the memory of a GPU; a negative number of layers is all of them."""
+    if names == ("none",) or all(device.is_cpu for device in list_devices()):
+        return 0.0
+    return 1.0 if n_gpu_layers < 0 else min(1.0, n_gpu_layers / (n_layers + 1))
+
+
 def buffer_types() -> dict[str, int]:
     types = (_buffer_type(device.pointer) for device in list_devices())
     return {_buffer_type_name(pointer).decode(): pointer for pointer in types if pointer}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .devices import buffer_types, choose_devices
+from .devices import buffer_types, choose_devices, offloaded_share
 from .errors import LoadError
 from .llama import C, complaints, start_backends
 from .options import EngineOptions
@@ -40,6 +40,7 @@ class ModelInfo:
     metadata: dict[str, str]
     n_params: int
     size: int  # bytes
+    size_gpu: int  # of these on a GPU, about
     ftype: str
     n_ctx: int  # of one slot
     n_ctx_train: int
@@ -101,12 +102,15 @@ class Model:
 
     def info(self, n_ctx: int, pooling: str) -> ModelInfo:
         vocab = self.vocab
+        size = C.llama_model_size(self.pointer)
+        options, n_layers = self.options, C.llama_model_n_layer(self.pointer)
         return ModelInfo(
             description=read_text(C.llama_model_desc, self.pointer),
             path=self.options.model,
             metadata=self.metadata(),
             n_params=C.llama_model_n_params(self.pointer),
-            size=C.llama_model_size(self.pointer),
+            size=size,
+            size_gpu=int(size * offloaded_share(options.n_gpu_layers, n_layers, options.devices)),
             ftype=(C.llama_ftype_name(C.llama_model_ftype(self.pointer)) or b"").decode(),
             n_ctx=n_ctx,
             n_ctx_train=self.n_ctx_train,

@@ -116,6 +116,19 @@ class Engine:
             if not self._holders:
                 self._arm_timer()
 
+    def keep(self, seconds: float) -> None:
+        """From now on the model sleeps after so many idle seconds, whatever the settings say; negative: never."""
+        self._sleep_after = seconds
+        if not self._holders:
+            self._arm_timer()
+
+    @property
+    def sleeps_in(self) -> float | None:
+        """Seconds until the model sleeps if nobody uses it from now on; None: it stays."""
+        if self._sleep_timer is not None:
+            return max(0.0, self._sleep_timer.when() - asyncio.get_running_loop().time())
+        return self._sleep_after if self._sleep_after >= 0 else None
+
     async def close(self) -> None:
         """Running requests fail; returns when the model's memory is free. Idempotent."""
         was_closed, self._closed = self._closed, True
@@ -194,8 +207,8 @@ class Engine:
         self._on_state(Report("sleeping"))
 
     def _arm_timer(self) -> None:
+        self._disarm_timer()
         if self._sleep_after >= 0 and not self._closed:
-            self._disarm_timer()
             self._sleep_timer = asyncio.get_running_loop().call_later(self._sleep_after, self._fall_asleep)
 
     def _disarm_timer(self) -> None:
@@ -240,6 +253,12 @@ class Loaded:
         job, core = Job(next(_job_ids), request, sink), self.core
         self._thread.post(lambda: core.submit(job))
         return Ticket(job, core, self._thread)
+
+    @property
+    def embedding_room(self) -> int:
+        """Most tokens of one text whose vector is wanted."""
+        n_ctx, context = self.info.n_ctx, self.core.context
+        return n_ctx - 1 if context.embeds_in_pieces else min(n_ctx, context.n_ubatch)
 
     async def slots(self) -> list[SlotView]:
         return slot_views(self.core)

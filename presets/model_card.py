@@ -1,0 +1,98 @@
+"""What the files of a model say of it without loading it: its size, its family, its quantization, what it can do.
+
+For lists of models, in the router and in a worker alike. Reads headers only, and those once (`gguf_header` keeps them).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .gguf_header import GgufError, Header, Scalar, read_header
+from .gguf_names import shard_names
+from .gguf_types import FILE_TYPES
+
+log = logging.getLogger("corral.presets")
+
+TEMPLATE = "tokenizer.chat_template"
+SHA256_LENGTH = 64
+_THINKING = ("enable_thinking", "reasoning_content", "<think>", "<|channel|>")
+"""One of them is in every template whose model shows its thoughts."""
+_INFILL = ("fim_pre_token_id", "fim_prefix_token_id", "prefix_token_id")
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """Of a model whose files are not on this machine everything is empty."""
+
+    path: Path | None = None
+    size: int = 0
+    """Bytes of all its files."""
+    modified: float = 0.0
+    """Seconds since 1970."""
+    digest: str = ""
+    """64 hexadecimal digits that change when the file does: the hub's own, or one made of path, size and time."""
+    architecture: str = ""
+    n_params: int = 0
+    quantization: str = ""
+    n_ctx_train: int = 0
+    template: str = ""
+    metadata: Mapping[str, Scalar | tuple[Scalar, ...]] = field(default_factory=dict)
+
+    def capabilities(self, *, embeds: bool = False, modalities: Sequence[str] = (), template: str = "") -> list[str]:
+        """In Ollama's words. `embeds`: it is run to embed; `template`: the one that is used instead of its own."""
+        if embeds or f"{self.architecture}.pooling_type" in self.metadata:
+            return ["embedding"]
+        text = template or self.template
+        found = {
+            "tools": "tools" in text,
+            "insert": any(f"tokenizer.ggml.{name}" in self.metadata for name in _INFILL),
+            "vision": "image" in modalities,
+            "audio": "audio" in modalities,
+            "thinking": any(word in text for word in _THINKING),
+        }
+        return ["completion", *(name for name, has in found.items() if has)]
+
+
+def read_card(path: Path | None) -> ModelCard:
+    """Of the first of a model's files, if it has one that can be read."""
+    if path is None:
+        return ModelCard()
+    try:
+        header = read_header(path)
+        parts = [part for name in shard_names(path.name) if (part := path.with_name(name)).is_file()]
+        return _card(path, header, parts)
+    except (GgufError, OSError) as error:
+        log.warning("a model that cannot be looked into: %s", error)
+        return ModelCard(path=path)
+
+
+def _card(path: Path, header: Header, parts: Sequence[Path]) -> ModelCard:
+    metadata, architecture = header.metadata, header.architecture
+    stat = path.stat()
+    n_ctx = metadata.get(f"{architecture}.context_length", 0)
+    file_type = metadata.get("general.file_type")
+    return ModelCard(
+        path=path,
+        size=sum(part.stat().st_size for part in parts),
+        modified=stat.st_mtime,
+        digest=_digest(path, stat.st_size, stat.st_mtime_ns),
+        architecture=architecture,
+        n_params=sum(math.prod(tensor.shape) for part in parts for tensor in read_header(part).tensors),
+        quantization=FILE_TYPES.get(file_type, "unknown") if isinstance(file_type, int) else "unknown",
+        n_ctx_train=n_ctx if isinstance(n_ctx, int) else 0,
+        template=str(metadata.get(TEMPLATE, "")),
+        metadata=metadata,
+    )
+
+
+def _digest(path: Path, size: int, mtime_ns: int) -> str:
+    """In the cache of a hub the file's real name is its SHA-256; to compute that of any other takes minutes."""
+    real = path.resolve()
+    if len(real.name) == SHA256_LENGTH and all(digit in "0123456789abcdef" for digit in real.name):
+        return real.name
+    return hashlib.sha256(f"{real}:{size}:{mtime_ns}".encode(errors="surrogateescape")).hexdigest()

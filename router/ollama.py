@@ -1,0 +1,143 @@
+"""Ollama's endpoints at the router: what it answers itself about its models, and how long a request keeps one.
+
+Chats and embeddings go to the worker as they are; of their bodies only the model and `keep_alive` are read here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from aiohttp import web
+
+from ..presets.errors import ModelNotFound, NotSupported
+from ..presets.hub import find_cached
+from ..presets.model_card import ModelCard, read_card
+from ..presets.ollama import NOTHING, VERSION, expiry_text, without_generation
+from ..presets.ollama_models import possible_names, running_entry, show, tag_entry
+from ..presets.sources import Preset
+from ..presets.web import json_response, read_body, read_object
+from .lifecycle import Lifecycle
+from .models import ModelView
+from .placement import Stay
+from .proxy import Proxy
+from .states import State
+from .target import ollama_in_json
+
+
+class Ollama:
+    def __init__(self, lifecycle: Lifecycle, proxy: Proxy, environ: Mapping[str, str]) -> None:
+        self._lifecycle = lifecycle
+        self._proxy = proxy
+        self._environ = environ
+
+    # -- using models ------------------------------------------------------------------------------------------------
+
+    async def generate(self, request: web.Request) -> web.StreamResponse:
+        """A chat, a completion, embeddings. Without a prompt it only loads the model, or lets it go."""
+        body = await read_body(request)
+        asked = ollama_in_json(body)
+        model = self._find(asked.model)
+        if asked.only_lets_go:
+            self._lifecycle.let_go(model)
+            said = NOTHING[_verb(request)]
+            return json_response(without_generation(asked.model, said, "unload"))
+        return await self._proxy.forward(request, model, body, stay=_stay(asked.keep_alive))
+
+    def _find(self, name: str) -> str:
+        for possible in possible_names(name):
+            if model := self._lifecycle.find(possible):
+                return model
+        return self._proxy.find(name)
+
+    # -- about models ------------------------------------------------------------------------------------------------
+
+    async def version(self, request: web.Request) -> web.StreamResponse:
+        return json_response({"version": VERSION})
+
+    async def tags(self, request: web.Request) -> web.StreamResponse:
+        views = [view for view in self._lifecycle.views() if not view.preset.hidden]
+        cards = await self._cards(views)
+        return json_response({"models": [tag_entry(view.name, cards[view.name]) for view in views]})
+
+    async def running(self, request: web.Request) -> web.StreamResponse:
+        views = [view for view in self._lifecycle.views() if view.status == State.LOADED.value]
+        cards = await self._cards(views)
+        return json_response({"models": [_running(view, cards[view.name]) for view in views]})
+
+    async def show(self, request: web.Request) -> web.StreamResponse:
+        body = await read_object(request)
+        name = body.get("model") or body.get("name")
+        name = name if isinstance(name, str) else ""
+        view = self._lifecycle.view(self._find(name))
+        if view is None:
+            raise ModelNotFound(name)
+        card, layer = (await self._cards([view]))[view.name], view.preset.layer
+        is_on = {field for field, given in layer.items() if given.text == "true"}
+        modalities = view.preset.input_modalities
+        shown = show(
+            name,
+            card,
+            capabilities=card.capabilities(embeds="embeddings" in is_on, modalities=modalities),
+            parameters={field: given.text for field, given in layer.items()},
+            template=card.template,
+            verbose=body.get("verbose") is True,
+        )
+        return json_response(shown)
+
+    async def _cards(self, views: list[ModelView]) -> dict[str, ModelCard]:
+        """Files are looked into, so beside the loop."""
+        read = partial(_read_cards, [view.preset for view in views], self._environ)
+        return await asyncio.to_thread(read)
+
+    # -- changing models ---------------------------------------------------------------------------------------------
+
+    async def refuse(self, request: web.Request) -> web.StreamResponse:
+        raise NotSupported(f"{request.path}: {_REFUSED[_verb(request)]}")
+
+
+_REFUSED = {
+    "pull": "downloading over HTTP is not built yet; a preset's hf-repo is downloaded when it is first loaded",
+    "delete": "removing models over HTTP is not built yet",
+    "copy": "models are described by presets; an alias of a preset is another name for it",
+    "create": "models are described by presets; Modelfiles are not read",
+    "push": "this server publishes no models",
+}
+
+
+def _verb(request: web.Request) -> str:
+    return request.path.rpartition("/")[2]
+
+
+def _stay(keep_alive: float | None) -> Stay | None:
+    if keep_alive is None:
+        return None
+    return Stay(pinned=True) if keep_alive < 0 else Stay(ttl=keep_alive)
+
+
+def _running(view: ModelView, card: ModelCard) -> dict[str, object]:
+    meta = view.info.get("meta") or {}
+    return running_entry(
+        view.name,
+        card,
+        expires_at=expiry_text(time.time(), view.expires_in),
+        n_ctx=meta.get("n_ctx", 0),
+        size=meta.get("size", 0),
+        size_gpu=meta.get("size_gpu", 0),
+    )
+
+
+def _read_cards(presets: list[Preset], environ: Mapping[str, str]) -> dict[str, ModelCard]:
+    return {preset.name: read_card(_file(preset, environ)) for preset in presets}
+
+
+def _file(preset: Preset, environ: Mapping[str, str]) -> Path | None:
+    """The first of its files, if it is on this machine."""
+    text = {field: given.text for field, given in preset.layer.items()}
+    if model := text.get("model"):
+        return Path(model)
+    repo = text.get("hf_repo", "")
+    return find_cached(environ, repo, text.get("hf_file", "")).get("model") if repo else None
