@@ -300,3 +300,14 @@ def test_no_models_at_all(load: Load) -> None:
 
 def test_the_demo_is_where_the_package_is() -> None:
     assert sources.demo_presets_path().parent.is_dir()
+
+
+def test_how_long_models_stay(load: Load) -> None:
+    ini = "[*]\nmodel = x.gguf\n[a]\n[b]\npin = on\nttl = 0\n[c]\nttl = 90\n"
+    found = load(ini, "--models-ttl", "600")
+    assert {name: (found[name].ttl, found[name].pin) for name in "abc"} == {
+        "a": (600, False), "b": (0, True), "c": (90, False),
+    }  # fmt: skip
+    assert "ttl = 90" in found["c"].ini_text
+    with pytest.raises(ConfigError, match="ttl"):
+        load("[a]\nmodel = x.gguf\nttl = -2\n")

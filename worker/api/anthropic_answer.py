@@ -13,7 +13,7 @@ from pydantic_core import from_json
 
 from ...presets.envelopes import ANTHROPIC
 from ...presets.errors import ApiError
-from ...presets.web import encode_json, error_event
+from ...presets.web import EVENT_STREAM_TYPE, encode_json, error_event
 from ..chat.deltas import CallArguments, CallBegun, Content, Delta, Reasoning
 from ..engine.messages import Begun, Finished, Piece, Progress
 from .answer import Answer
@@ -22,6 +22,7 @@ JSON = dict[str, Any]
 
 
 class AnthropicMessages:
+    content_type = EVENT_STREAM_TYPE
     ping = b'event: ping\ndata: {"type":"ping"}\n\n'
 
     def __init__(self, answer: Answer) -> None:

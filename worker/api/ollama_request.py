@@ -68,6 +68,7 @@ def chat_body(body: Mapping[str, Any], messages: Sequence[Any], *, continues: bo
     wanted: dict[str, Any] = {"messages": _messages(messages), **format_fields(body, chat=True)}
     if tools := body.get("tools"):
         wanted["tools"] = [_tool(tool) for tool in tools] if isinstance(tools, list) else tools
+        wanted["tool_choice"] = body.get("tool_choice")  # Ollama has none, but whoever sends it means it
     if continues and wanted["messages"] and wanted["messages"][-1]["role"] == "assistant":
         wanted |= {"continue_final_message": True, "add_generation_prompt": False}
     if think.wanted is not None:
