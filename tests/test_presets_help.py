@@ -61,6 +61,7 @@ def test_completion_in_bash() -> None:
         "--models-dir",
         "--models-max",
         "--models-preset",
+        "--models-ttl",
     ]
     assert complete("llama-corral", "--load-mode", "m") == ["mmap", "mlock", "mmap+mlock"]
     assert complete("llama-corral", "-m", "READ") == ["README.md"]

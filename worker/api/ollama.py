@@ -26,10 +26,11 @@ from .answer import Answer
 from .completions import answer_chat, answer_prompts, render_chat
 from .embeddings import compute
 from .infill import check_vocabulary, infill_tokens
+from .media_prompts import read_prompts
 from .ollama_answer import NS, Asked, OllamaAnswer, Worded, as_message, as_response
 from .ollama_request import chat_body, completion_fields, format_fields, generate_messages, read_think, refuse_template
 from .params import CompletionParams, read_params
-from .prompts import by_size, tokenize_mixed, tokenize_prompts
+from .prompts import Prompt, by_size, tokenize_mixed
 from .serving import SERVING, Serving
 
 NO_NORM, L2 = -1, 2
@@ -106,6 +107,8 @@ async def _go_on(call: Call, body: dict[str, Any]) -> web.StreamResponse:
     """After the tokens of an earlier conversation, which an answer of `/api/generate` returned as its context."""
     serving = call.serving
     wanted = read_chat(body, serving.model.chat_defaults)
+    if wanted.media:
+        raise InvalidRequest("images and context exclude each other: send the whole conversation to /api/chat")
     async with serving.engine.use() as loaded:
         prompt = await render_chat(serving, loaded, wanted)
         vocab, text = loaded.vocab, prompt.text
@@ -114,15 +117,18 @@ async def _go_on(call: Call, body: dict[str, Any]) -> web.StreamResponse:
         params = dataclasses.replace(
             _params(call, loaded, prompt.fields), generation_prompt=prompt.generation_prompt, reply=prompt.reply
         )
-        return await _answer(call, loaded, [*earlier, *new], params)
+        return await _answer(call, loaded, Prompt([*earlier, *new]), params)
 
 
 async def _continue(call: Call, prompt: str) -> web.StreamResponse:
     """The text as it is, without a template."""
     async with call.serving.engine.use() as loaded:
         params = _params(call, loaded, format_fields(call.body, chat=False))
-        (tokens,) = await by_size(len(prompt), lambda: tokenize_prompts(prompt, loaded.vocab))
-        return await _answer(call, loaded, tokens, params)
+        images = call.fields.strings("images", default=())
+        text = call.serving.model.chat_defaults.media_marker * len(images) + prompt
+        wanted = {"prompt_string": text, "multimodal_data": list(images)} if images else prompt
+        (whole,) = await read_prompts(wanted, loaded)
+        return await _answer(call, loaded, whole, params)
 
 
 async def _fill_in(call: Call) -> web.StreamResponse:
@@ -133,9 +139,9 @@ async def _fill_in(call: Call) -> web.StreamResponse:
             check_vocabulary(loaded.vocab)
         except NotSupported as error:
             raise InvalidRequest(f'"{call.model}" does not support insert: {error.message}') from None
-        tokens = await infill_tokens(call.serving, loaded, parts)
+        whole = Prompt(await infill_tokens(call.serving, loaded, parts))
         params = _params(call, loaded, format_fields(call.body, chat=False))
-        return await _answer(call, loaded, tokens, params)
+        return await _answer(call, loaded, whole, params)
 
 
 def _completion(call: Call) -> dict[str, Any]:
@@ -146,9 +152,9 @@ def _params(call: Call, loaded: Loaded, beside: Mapping[str, Any]) -> Completion
     return read_params({**_completion(call), **beside}, call.serving.model.defaults, loaded.vocab, loaded.info.n_slots)
 
 
-async def _answer(call: Call, loaded: Loaded, tokens: list[int], params: CompletionParams) -> web.StreamResponse:
+async def _answer(call: Call, loaded: Loaded, whole: Prompt, params: CompletionParams) -> web.StreamResponse:
     return await answer_prompts(
-        call.request, call.serving, loaded, [tokens], params, lambda answer: _dialect(call, answer, as_response)
+        call.request, call.serving, loaded, [whole], params, lambda answer: _dialect(call, answer, as_response)
     )
 
 

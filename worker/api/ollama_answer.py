@@ -167,8 +167,8 @@ class OllamaAnswer:
             "eval_count": result.n_decoded,
             "eval_duration": int(timings.predicted_ms * NS_PER_MS),
         }
-        if asked.returns_context:
-            shown["context"] = [*self._answer.prompts[0], *result.tokens]
+        if asked.returns_context and min(prompt := self._answer.prompts[0], default=0) >= 0:  # else it holds images
+            shown["context"] = [*prompt, *result.tokens]
         return shown
 
     def _logprobs(self, probs: Sequence[TokenProbs]) -> list[dict[str, Any]]:

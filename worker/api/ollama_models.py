@@ -51,11 +51,12 @@ async def show_model(request: web.Request) -> web.StreamResponse:
     if not {serving.name, *serving.aliases} & set(possible_names(name)):
         raise ModelNotFound(name)
     card, settings = await _card(serving), serving.settings
-    template = serving.model.chat.source
+    template, media = serving.model.chat.source, serving.info.media
+    modalities = [kind for kind, has in (("image", media and media.vision), ("audio", media and media.audio)) if has]
     shown = show(
         name,
         card,
-        capabilities=card.capabilities(embeds=settings.embeddings, template=template),
+        capabilities=card.capabilities(embeds=settings.embeddings, modalities=modalities, template=template),
         parameters={field: str(getattr(settings, field)) for field in sorted(settings.model_fields_set)},
         template=template,
         verbose=fields.boolean("verbose", default=False),
