@@ -55,7 +55,10 @@ def look(eyes: int) -> str:
 @pytest.fixture(scope="module")
 def gateway(module_programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Program:
     directory, text = tmp_path_factory.mktemp("templates"), PRESETS
-    for name, source in (("CALLER", chat_templates.HERMES), ("THINKER", chat_templates.THINKING)):
+    for name, source in (
+        ("CALLER", chat_templates.HERMES.replace(chat_templates.THOUGHTS, "")),
+        ("THINKER", chat_templates.THINKING),
+    ):
         path = directory / f"{name}.jinja"
         path.write_text(source)
         text = text.replace(name, str(path))
@@ -127,6 +130,7 @@ def test_tools_are_offered_called_and_answered(ollama: Client, gateway: Program)
         "function": {"name": "look", "parameters": {"properties": {"eyes": {"enum": [2]}}}},
     }
     body = {"model": "caller", "messages": CAPITAL, "tools": [tool], "tool_choice": "required", "stream": False}
+    body["options"] = {"temperature": 0, "num_predict": 400}
     message = gateway.client.post("/api/chat", json=body).json()["message"]
     (call, *_) = message["tool_calls"]
     assert call["function"]["name"] == "look"
