@@ -17,6 +17,7 @@ from llama_corral.presets.web import application
 from llama_corral.worker.api.answer import Answer
 from llama_corral.worker.api.openai_chat import OpenAIChat
 from llama_corral.worker.api.params import CompletionParams
+from llama_corral.worker.api.prompts import Prompt
 from llama_corral.worker.api.streaming import respond
 from llama_corral.worker.engine.messages import Begun, Event, Failed, Finished, Generation, Piece, Sink, Timings
 
@@ -64,7 +65,7 @@ def play(scene: Scene, *, stream: bool = True, n_prompts: int = 1, ping: float =
             params = CompletionParams(stream=stream)
             prompts: Sequence[Sequence[int]] = [[1]] * n_prompts
             answer = Answer(params, "tiny", "b0", prompts, str, len)
-            generations = [params.generation(tokens, None) for tokens in prompts]
+            generations = [params.generation(Prompt(tokens), None) for tokens in prompts]
             return await respond(request, engine, generations, OpenAIChat(answer), ping)
 
         app = application(Settings(model="x.gguf"))

@@ -54,23 +54,31 @@ async def answer_chat(
     before_end: BeforeEnd | None = None,
     files: Sequence[bytes] = (),
 ) -> web.StreamResponse:
-    """Other dialects bring a chat request's `body` as well; for the rest see `respond`.
+    """Other dialects bring a chat request's `body` as well, which is emptied; for the rest see `respond`.
 
     `files`: those whose places are marked in the messages already, before any that the messages name.
     """
     serving = request.app[SERVING]
     chat = read_chat(body, serving.model.chat_defaults)
     async with serving.engine.use() as loaded:
-        prompt = await render_chat(serving, loaded, chat)
-        wanted = {**body, **probabilities_wanted(body), **prompt.fields}
-        params = dataclasses.replace(
-            read_params(wanted, serving.model.defaults, loaded.vocab, loaded.info.n_slots),
-            generation_prompt=prompt.generation_prompt,
-            chat_format="peg-native" if serving.settings.jinja else "Content-only",
-            reply=prompt.reply,
-        )
-        whole = await place_media(prompt.text, chat.media, serving.media, loaded, files)
-        return await answer_prompts(request, serving, loaded, [whole], params, dialect, id, before_end)
+        prompt, params = await _read_prompt(serving, loaded, chat, body, files)
+        del chat, files
+        body.clear()  # pictures are large, and the answer may flow for minutes
+        return await answer_prompts(request, serving, loaded, [prompt], params, dialect, id, before_end)
+
+
+async def _read_prompt(
+    serving: Serving, loaded: Loaded, chat: ChatRequest, body: dict[str, Any], files: Sequence[bytes]
+) -> tuple[Prompt, CompletionParams]:
+    rendered = await render_chat(serving, loaded, chat)
+    wanted = {**body, **probabilities_wanted(body), **rendered.fields}
+    params = dataclasses.replace(
+        read_params(wanted, serving.model.defaults, loaded.vocab, loaded.info.n_slots),
+        generation_prompt=rendered.generation_prompt,
+        chat_format="peg-native" if serving.settings.jinja else "Content-only",
+        reply=rendered.reply,
+    )
+    return await place_media(rendered.text, chat.media, serving.media, loaded, files), params
 
 
 async def _complete_text(request: web.Request, dialect: DialectOf) -> web.StreamResponse:
@@ -81,6 +89,7 @@ async def _complete_text(request: web.Request, dialect: DialectOf) -> web.Stream
     async with serving.engine.use() as loaded:
         params = read_params(body, serving.model.defaults, loaded.vocab, loaded.info.n_slots)
         prompts = await read_prompts(body["prompt"], loaded)
+        body.clear()  # as above
         return await answer_prompts(request, serving, loaded, prompts, params, dialect)
 
 

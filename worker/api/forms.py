@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from ...presets.errors import InvalidRequest
 from ...presets.web import LIMITS
 
 FORM = "multipart/form-data"
+_MALFORMED = (HttpProcessingError, ValueError, LookupError, RuntimeError, AssertionError)
+"""What aiohttp raises for a form that is none: heads, boundaries, character sets and encodings of parts."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Form:
     """Of several parts with one name the first counts."""
 
     texts: Mapping[str, str]
-    files: Mapping[str, bytes]
+    files: dict[str, bytes]
 
 
 async def read_form(request: web.Request) -> Form:
@@ -31,8 +34,8 @@ async def read_form(request: web.Request) -> Form:
             parts = await request.post()
     except TimeoutError:
         raise InvalidRequest(f"the request body did not arrive within {limits.timeout} s") from None
-    except (ValueError, AssertionError) as error:  # what aiohttp has to say about a form that is none
-        raise InvalidRequest(f"the request body cannot be parsed as a form: {error}") from None
+    except _MALFORMED as error:
+        raise InvalidRequest(f"the request body cannot be parsed as a form: {_reason(error)}") from None
     texts: dict[str, str] = {}
     files: dict[str, bytes] = {}
     for name, part in parts.items():
@@ -43,3 +46,8 @@ async def read_form(request: web.Request) -> Form:
         else:
             texts.setdefault(name, part if isinstance(part, str) else bytes(part).decode("utf-8", "replace"))
     return Form(texts, files)
+
+
+def _reason(error: BaseException) -> str:
+    text = error.message if isinstance(error, HttpProcessingError) else str(error)
+    return text.partition("\n")[0].strip(" :") or "it is malformed"

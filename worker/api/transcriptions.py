@@ -35,7 +35,7 @@ async def transcriptions(request: web.Request) -> web.StreamResponse:
         if "file" not in form.files:
             raise InvalidRequest("No input file found for transcription")
         body = chat_body(form.texts, loaded.media.marker, is_lfm2=_LFM2_MARK in serving.model.chat.source)
-        return await answer_chat(request, body, OpenAITranscription, files=[form.files["file"]])
+        return await answer_chat(request, body, OpenAITranscription, files=[form.files.pop("file")])
 
 
 async def _read(request: web.Request) -> Form:
