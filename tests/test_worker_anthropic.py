@@ -183,6 +183,12 @@ def test_thinking(fields: dict[str, Any], variables: dict[str, Any]) -> None:
     assert read_chat(chat(**fields), ChatDefaults()).variables == variables
 
 
+def test_a_thinking_budget() -> None:
+    assert chat(thinking={"type": "enabled", "budget_tokens": 1024})["thinking_budget_tokens"] == 1024
+    assert chat(thinking=ON)["thinking_budget_tokens"] == 10000
+    assert "thinking_budget_tokens" not in chat(thinking={"type": "adaptive"})
+
+
 @pytest.mark.parametrize("name", ["output_config", "output_format"])
 def test_structured_outputs(name: str) -> None:
     form = {"type": "json_schema", "schema": {"type": "object"}}

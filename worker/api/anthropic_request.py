@@ -18,6 +18,9 @@ from .anthropic_tools import read_choice, read_tools
 DEFAULT_MAX_TOKENS = 4096
 """Anthropic demands the field; llama-server takes this without."""
 
+DEFAULT_BUDGET = 10000
+"""The same for the thinking budget."""
+
 PASSED_ON = (
     *("temperature", "top_p", "top_k", "stream"),
     *("min_p", "seed", "cache_prompt", "id_slot", "lora", "reasoning_format", "sse_ping_interval"),
@@ -57,10 +60,14 @@ def _without_stamp(text: str) -> str:
 
 
 def _thinking(fields: Fields) -> dict[str, Any]:
-    variables = fields.object("chat_template_kwargs")
-    if kind := Fields(fields.object("thinking")).string("type", default=""):
+    variables, thinking = fields.object("chat_template_kwargs"), Fields(fields.object("thinking"))
+    kind = thinking.string("type", default="")
+    if kind:
         variables = {"enable_thinking": kind != "disabled", **variables}
-    return {"chat_template_kwargs": variables} if variables else {}
+    chat: dict[str, Any] = {"chat_template_kwargs": variables} if variables else {}
+    if kind == "enabled":
+        chat["thinking_budget_tokens"] = thinking.integer("budget_tokens", default=DEFAULT_BUDGET, low=0)
+    return chat
 
 
 def _output(output: Fields, fields: Fields) -> dict[str, Any]:
