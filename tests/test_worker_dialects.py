@@ -227,8 +227,9 @@ def test_chat_probabilities_in_a_stream() -> None:
     dialect = OpenAIChat(answer(stream=True, sampling=Sampling(n_probs=1)))
     _, piece = events(dialect.piece(0, struct_replace(PIECE, probs=(PROBS,))))
     assert piece["choices"][0]["logprobs"]["content"][0]["id"] == 5
-    empty = events(dialect.piece(0, struct_replace(PIECE, text="", probs=(PROBS,))))[0]
-    assert empty["choices"][0]["delta"] == {}
+    assert dialect.piece(0, struct_replace(PIECE, text="", probs=(PROBS,))) == b""
+    (later,) = events(dialect.piece(0, struct_replace(PIECE, probs=(PROBS,))))
+    assert len(later["choices"][0]["logprobs"]["content"]) == 2, "those of a token without text come with the next"
 
 
 @pytest.mark.parametrize(("shows", "texts"), [(True, [None, "Once ", 'a "b"\n']), (False, [None, 'a "b"\n'])])

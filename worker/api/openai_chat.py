@@ -13,7 +13,7 @@ from typing import Any
 from ...presets.web import encode_json
 from ..chat.deltas import CallArguments, CallBegun, Content, Delta, Reasoning, Said
 from ..chat.reply import ReplyParser
-from ..engine.messages import Finished, Piece, Progress
+from ..engine.messages import Finished, Piece, Progress, Timings, TokenProbs
 from .answer import DONE, Answer, EventStream, sse
 from .native import Native, progress_json
 from .results import finish_reason, probs_json, timings_json, usage_json
@@ -34,6 +34,7 @@ class OpenAIChat(EventStream):
         }
         self._frame_end = encode_json(self._frame)[1:]
         self._parsers: dict[int, ReplyParser] = {}
+        self._held: dict[int, tuple[TokenProbs, ...]] = {}  # of tokens that nothing is said for yet
         self._results: list[Finished] = []  # of a stream, for its usage
 
     def whole(self, results: Sequence[Finished]) -> object:
@@ -97,17 +98,24 @@ class OpenAIChat(EventStream):
     def piece(self, index: int, event: Piece) -> bytes:
         begun = self._begin(index)
         deltas = self._parsers[index].add(event.text) if event.text else []
-        if event.probs or event.timings is not None:
-            return begun + self._full_piece(index, event, deltas)
+        held = self._held.pop(index, ()) if self._held else ()
+        if not deltas:
+            if held or event.probs:
+                self._held[index] = (*held, *event.probs)
+            return begun
+        if held or event.probs or event.timings is not None:
+            return begun + self._full_piece(index, (*held, *event.probs), event.timings, deltas)
         return begun + self._deltas(index, deltas)
 
-    def _full_piece(self, index: int, event: Piece, deltas: Sequence[Delta]) -> bytes:
-        """Probabilities and timings go with the last of the chunks, or with an empty one."""
-        chunk = self._chunk(index, delta_json(deltas[-1]) if deltas else {})
-        if event.probs:
-            chunk["choices"][0]["logprobs"] = self._logprobs(event.probs)
-        if event.timings is not None:
-            chunk["timings"] = timings_json(event.timings)
+    def _full_piece(
+        self, index: int, probs: Sequence[TokenProbs], timings: Timings | None, deltas: Sequence[Delta]
+    ) -> bytes:
+        """Probabilities and timings go with the last of the chunks."""
+        chunk = self._chunk(index, delta_json(deltas[-1]))
+        if probs:
+            chunk["choices"][0]["logprobs"] = self._logprobs(probs)
+        if timings is not None:
+            chunk["timings"] = timings_json(timings)
         return self._deltas(index, deltas[:-1]) + sse(chunk)
 
     def progress(self, index: int, event: Progress) -> bytes:
@@ -122,7 +130,8 @@ class OpenAIChat(EventStream):
         params = self._answer.params
         begun = self._begin(index)
         parser = self._parsers[index]
-        rest = self._deltas(index, parser.end(truncated=event.stop_type == "limit"))
+        deltas, held = parser.end(truncated=event.stop_type == "limit"), self._held.pop(index, ())
+        rest = self._full_piece(index, held, None, deltas) if deltas and held else self._deltas(index, deltas)
         chunk = self._chunk(index, {}, self._reason(event, parser.n_calls))
         if params.verbose:
             chunk["__verbose"] = self._native.result(index, event)

@@ -5,6 +5,8 @@ Used by the engine thread; knows the sampler's tokens but no context and no batc
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .clock import Clock
 from .messages import Finished, Generation, Piece, TokenProbs
 from .text import Stop, TextStream
@@ -50,6 +52,8 @@ class Choice:
         if shown.stop_word is not None:
             self._end("word")
             self._stopping_word = shown.stop_word
+        if probs is not None and shown.whole:
+            self._show_as(text)
         self._check_limits(text, context_is_full)
         if is_end:
             self._end("eos")
@@ -107,14 +111,19 @@ class Choice:
         if new_line >= 0:
             self._line_start = new_line + 1
 
+    def _show_as(self, text: str) -> None:
+        """The token's text is what is sent with it, as in llama-server, but for one that completes a character."""
+        (*before, last) = self._unsent_probs
+        piece = text.encode()
+        if not before and last.chosen.piece != piece:
+            self._unsent_probs[-1] = replace(last, chosen=replace(last.chosen, piece=piece))
+
     def _piece(self, text: str) -> Piece | None:
-        """Tokens and probabilities whose text is withheld wait for it."""
+        """Tokens and probabilities of an incomplete character wait for the rest of it."""
         request = self.request
         if not request.stream:
             self._probs += self._unsent_probs
             self._unsent_probs.clear()
-            return None
-        if not (text or self._unsent_probs):
             return None
         tokens, probs = tuple(self._unsent_tokens), tuple(self._unsent_probs)
         self._unsent_tokens.clear()
@@ -126,7 +135,7 @@ class Choice:
             n_decoded=len(self.tokens),
             n_prompt=len(request.tokens),
             probs=probs,
-            timings=self.clock.timings() if request.timings_per_token else None,
+            timings=self.clock.timings() if request.timings_per_token or self._stop == "word" else None,
         )
 
     def _final_probs(self, vocab: Vocab) -> tuple[TokenProbs, ...]:

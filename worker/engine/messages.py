@@ -190,7 +190,7 @@ class Progress:
 
 
 class Piece(msgspec.Struct, frozen=True, gc=False):  # one a token: a dataclass takes ten times as long to make
-    """New text of a stream; `text` may be empty only when `probs` are wanted."""
+    """A stream's next token, or several that are one character. `text` is empty while a stop string may be coming."""
 
     index: int
     text: str

@@ -41,13 +41,14 @@ class TextStream:
         if not self._stops:
             return Shown(self._send(len(data)), True)
         unsent = bytes(data[self._n_sent :])
-        found = self._first_stop(unsent, len(piece))
+        found = self._first_stop(unsent)
         if found is not None:
             position, word = found
             del data[self._n_sent + position :]
             return Shown(self._send(len(data)), True, word)
-        withheld = 0 if is_end else max(partial_stop(unsent, word) for _, word in self._stops)
-        return Shown(self._send(len(data) - withheld), True)
+        if not is_end and any(partial_stop(unsent, word) for _, word in self._stops):
+            return Shown("", True)  # not even what comes before the match
+        return Shown(self._send(len(data)), True)
 
     def cut(self, n_bytes: int) -> None:
         """Forgets what follows the first n bytes."""
@@ -61,10 +62,10 @@ class TextStream:
         begin, self._n_sent = self._n_sent, max(end, self._n_sent)
         return self.data[begin:end].decode("utf-8", "replace")
 
-    def _first_stop(self, unsent: bytes, n_new: int) -> tuple[int, str] | None:
+    def _first_stop(self, unsent: bytes) -> tuple[int, str] | None:
         best: tuple[int, str] | None = None
         for word, data in self._stops:
-            position = unsent.find(data, max(0, len(unsent) - len(data) - n_new))
+            position = unsent.find(data)
             if position >= 0 and (best is None or position < best[0]):
                 best = position, word
         return best
