@@ -87,6 +87,20 @@ def test_stop_strings(worker: Program) -> None:
     assert "".join(piece["content"] for piece in pieces) == shown["content"]
 
 
+def test_a_stream_has_an_event_for_every_token(worker: Program) -> None:
+    ended = list(stream(worker, "/completion", {"prompt": "Once", "grammar": 'root ::= "ab"', "temperature": 0.0}))
+    *_, end, last = ended
+    assert (end["content"], len(end["tokens"]), last["stop_type"]) == ("", 1, "eos")
+    assert len(ended) == last["tokens_predicted"] + 1
+    body = {"prompt": "Once", "grammar": "root ::= [a] [b] [c] [x] [y] [z]", "stop": ["bcxyz", "cx!"], "n_probs": 1}
+    *pieces, stopped, last = stream(worker, "/completion", body)
+    assert [piece["content"] for piece in pieces] == ["a", "", "", "", ""]
+    assert [piece["completion_probabilities"][0]["token"] for piece in pieces] == ["a", "", "", "", ""]
+    assert (stopped["content"], "timings" in stopped) == ("", True)
+    assert not any("timings" in piece for piece in pieces)
+    assert (last["stop_type"], last["stopping_word"]) == ("word", "bcxyz")
+
+
 def test_the_openai_client_chats(worker: Program) -> None:
     with openai.OpenAI(base_url=worker.url + "/v1", api_key="none", max_retries=0) as client:
         messages: Any = CHAT["messages"]
