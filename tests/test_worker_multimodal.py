@@ -12,6 +12,8 @@ import pytest
 from engine_tools import Request, ask, run, running
 from llama_corral.presets.control import Report
 from llama_corral.presets.errors import ApiError, InvalidRequest, NotSupported, ServerFault
+from llama_corral.worker.engine.batch import MediaBatch
+from llama_corral.worker.engine.context import ABORTED, Context
 from llama_corral.worker.engine.messages import MEDIA_TOKEN, Embedded, Embedding, Finished, Generation, Sampling
 from llama_corral.worker.engine.projector import Projector
 from llama_corral.worker.engine.runner import Loaded, LoadError
@@ -307,6 +309,85 @@ def test_images_and_streams_take_turns(models: Path) -> None:
     run(test())
 
 
+def test_many_images_in_groups(models: Path) -> None:
+    files = [png(seed=seed) for seed in range(6)]
+    text = " and ".join([M] * 6)
+
+    async def test() -> None:
+        answers = []
+        for most in (16, 40, 1000):
+            async with seeing(models, mtmd_batch_max_tokens=most, swa_full=True) as engine, engine.use() as loaded:
+                answers.append((await look(loaded, text, *files).one()).tokens)
+        assert answers[0] == answers[1] == answers[2]
+
+    run(test())
+
+
+def test_a_full_pool_makes_room_for_an_image(models: Path) -> None:
+    """Idle slots forget; with nobody idle the request fails and the others' slots stay usable."""
+
+    async def test() -> None:
+        async with seeing(models, "qwen2vl", parallel=-1, ctx_size=256, cache_ram=0) as engine, engine.use() as loaded:
+            for i in range(3):
+                await ask(loaded, f"{i} Once upon a time there was a little rancher", n_predict=40, id_slot=i).one()
+            answer = await look(loaded, f"{M}{M}{M} what a view", WIDE, WIDE, WIDE, id_slot=3).one()
+            assert answer.timings.cache_n == 0
+        async with seeing(models, "qwen2vl", ctx_size=256, parallel=1) as engine, engine.use() as loaded:
+            text = f"{M}{M}{M} what a view"
+            assert (await look(loaded, text, WIDE, WIDE, WIDE).one()).tokens == answer.tokens
+
+    run(test())
+
+
+def test_a_decode_that_is_interrupted_within_an_image(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by somebody whose rows it does not compute any more: the image is computed again, all of it."""
+    decode, n_calls = Context.decode, 0
+
+    def interrupted(context: Context, batch: Any, begin: int, n: int) -> int:
+        nonlocal n_calls
+        if isinstance(batch, MediaBatch):
+            n_calls += 1
+            if n_calls == 2:
+                return ABORTED
+        return decode(context, batch, begin, n)
+
+    async def test() -> None:
+        async with seeing(models, "qwen2vl", ubatch_size=8, batch_size=8) as engine, engine.use() as loaded:
+            whole = await look(loaded, f"a {M} b", WIDE, id_slot=0).one()
+            monkeypatch.setattr(Context, "decode", interrupted)
+            again = await look(loaded, f"a {M} b", WIDE, id_slot=1, cache_prompt=False).one()
+            assert n_calls > 3
+            assert again.tokens == whole.tokens
+
+    run(test())
+
+
+def test_who_leaves_in_the_midst_of_an_image(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with seeing(models, "qwen2vl", ubatch_size=8, batch_size=8, parallel=1) as engine, engine.use() as loaded:
+            fresh = await ask(loaded, "a b c d").one()
+            decode = Context.decode
+            halfway = threading.Event()
+
+            def slow(context: Context, batch: Any, begin: int, n: int) -> int:
+                result = decode(context, batch, begin, n)
+                if isinstance(batch, MediaBatch) and begin:
+                    halfway.set()
+                    request.ticket._job.cancelled = True
+                    return ABORTED
+                return result
+
+            with monkeypatch.context() as patch:
+                patch.setattr(Context, "decode", slow)
+                request = look(loaded, f"a {M} b", WIDE)
+                assert await asyncio.to_thread(halfway.wait, 30)
+                loaded._thread.post(lambda: loaded.core.cancel(request.ticket._job))
+                await loaded.erase_slot(0)
+            assert (await ask(loaded, "a b c d").one()).tokens == fresh.tokens
+
+    run(test())
+
+
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
@@ -316,6 +397,7 @@ def test_images_and_streams_take_turns(models: Path) -> None:
         (f"What is {M}", [b"no picture"], "Failed to load image or audio file"),
         (f"What is {M}", [b""], "Failed to load image or audio file"),
         (f"What is {M}", [CAT[: len(CAT) // 2]], "Failed to load image or audio file"),
+        (f"What is {M}", [b"fLaC" + b"\xff" * 60], "4 hours"),
         (f"What is {M}", [wav()], "Failed to load image or audio file"),
         ("What is it", [CAT], "Failed to tokenize prompt: it has 0 media markers for 1 file"),
         (f"{M}{M}", [CAT], "Failed to tokenize prompt: it has 2 media markers for 1 file"),

@@ -1,8 +1,8 @@
 """Images and audio on their way from the request to the model: encoded on a thread of their own, while the engine
 thread goes on with everybody's text. Owned by the engine thread, through `core`.
 
-A job's media are encoded when its prompt begins, as many of them together as the projector takes, and the next ones as
-soon as those have been read.
+A job's media are encoded when its prompt begins, as many of them together as the projector takes, and the next ones
+when the last of those is read.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class Encoding:
         assert chunk is not None
         vectors, content = self.of(task.job, chunk), content_of(chunk)
         assert vectors is not None
+        self._go_on(task.job, chunk)
         positions = self.projector.positions(content, slot.position)
         return compute.fill_media(plan, vectors, positions, causal=not content.non_causal)
 
@@ -81,6 +82,13 @@ class Encoding:
             future.cancel()
         for chunk in job.request.media:
             content_of(chunk).prepared = None
+
+    def _go_on(self, job: Job, chunk: MediaChunk) -> None:
+        """The chunk is about to be read: if it is the last that is encoded, the next one's turn comes."""
+        chunks, future = self._asked[job]
+        n_encoded = len(future.result())
+        if chunk is chunks[n_encoded - 1] and n_encoded < len(chunks):
+            self._ask(job, chunks[n_encoded])
 
     def _ask(self, job: Job, first: MediaChunk) -> None:
         chunks = [chunk for chunk in job.request.media if chunk.start >= first.start]

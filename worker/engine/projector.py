@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...presets.errors import InvalidRequest
+from . import audio_headers
 from .devices import find_device
 from .encoding import EncodeError
 from .errors import LoadError
@@ -95,6 +96,7 @@ class Projector:
         video = options.video_params
         video.fps_target, video.timestamp_interval_ms = self._options.video_fps, self._options.video_timestamp_interval
         video.ffmpeg_bin_dir = self._options.video_ffmpeg_dir.encode() or None
+        data = audio_headers.checked(data)
         buffer = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
         made = M.mtmd_helper_bitmap_init_from_buf_wrapper(context, buffer, len(data), False, options)
         if made.video_ctx:
