@@ -1,16 +1,14 @@
-"""A real MCP server on standard input and output, made with the official package, and a few that misbehave.
+"""MCP servers on standard input and output: a real one, made with the official package, and quick ones by hand.
 
-    fake_mcp.py [MARK]             echo, add, slow, hang, fail, picture, environment, chatter, die, pid
-    fake_mcp.py mute|die|garbage   answers nothing, ends at once, writes anything but messages
-    fake_mcp.py stubborn           ignores the end of its input and SIGTERM
-    fake_mcp.py pages              lists its tools in two pages, asks us something first, and answers in one batch
-
-MARK is a file: a line is added to it at each start.
+fake_mcp.py official           echo, add, slow, fail, environment
+fake_mcp.py quick [MARK]       echo, pid, info, silent, hang, chatter, die; a line for each start goes to MARK
+fake_mcp.py pages              lists its tools in two pages, asks us something first, and answers in one batch
+fake_mcp.py mute|die|garbage   answers nothing, ends at once, writes anything but messages
+fake_mcp.py stubborn           answers nothing and ignores the end of its input and SIGTERM
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -20,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 
-def real_server() -> None:
+def official_server() -> None:
+    import asyncio
+
     from mcp.server import MCPServer
 
     server = MCPServer("fake")
@@ -40,32 +40,12 @@ def real_server() -> None:
         return "slept"
 
     @server.tool()
-    async def hang(seconds: float) -> str:
-        time.sleep(seconds)  # noqa: ASYNC251  it is to hang
-        return "woke up"
-
-    @server.tool()
     def fail() -> str:
         raise ValueError("it went wrong")
 
     @server.tool()
     def environment(name: str) -> str:
         return os.environ.get(name, "not set")
-
-    @server.tool()
-    def chatter() -> str:
-        os.write(1, b"this is no message\n[1, 2\n\xff\xfe\n{}\n")
-        print("something is odd", file=sys.stderr, flush=True)
-        return "said it"
-
-    @server.tool()
-    def die() -> str:
-        print("the end is near", file=sys.stderr, flush=True)
-        os._exit(7)
-
-    @server.tool()
-    def pid() -> str:
-        return str(os.getpid())
 
     server.run("stdio")
 
@@ -75,8 +55,41 @@ def send(message: Any) -> None:
     sys.stdout.flush()
 
 
+def quick_server() -> None:
+    names = ("echo", "pid", "silent", "hang", "chatter", "die", "info")
+    for line in sys.stdin:
+        request = json.loads(line)
+        method, number = request["method"], request.get("id")
+        result: dict[str, Any] = {}
+        if number is None:
+            continue
+        if method == "initialize":
+            result = {"protocolVersion": "2024-11-05", "capabilities": {}, "serverInfo": {"name": "q", "version": "1"}}
+        elif method == "tools/list":
+            result = {"tools": [{"name": name, "inputSchema": {"type": "object"}} for name in names]}
+        elif method == "tools/call":
+            text = quick_call(request["params"]["name"], request["params"]["arguments"])
+            if text is None:
+                continue
+            result = {"content": [{"type": "text", "text": text}]}
+        send({"jsonrpc": "2.0", "id": number, "result": result})
+
+
+def quick_call(name: str, arguments: dict[str, Any]) -> str | None:
+    """None: no answer, though others may have theirs."""
+    if name == "silent":
+        return None
+    if name == "hang":
+        time.sleep(1000)
+    elif name == "chatter":
+        os.write(1, b"this is no message\n[1, 2\n\xff\xfe\n{}\n" + b"9" * 5000 + b"\n")
+    elif name == "die":
+        print("the end is near", file=sys.stderr, flush=True)
+        os._exit(7)
+    return str(os.getpid()) if name == "pid" else f"echo: {arguments.get('message')}"
+
+
 def paging_server() -> None:
-    """By hand, since the package would not do it like this."""
     for line in sys.stdin:
         request = json.loads(line)
         reply: dict[str, Any] = {"jsonrpc": "2.0", "id": request.get("id")}
@@ -101,26 +114,25 @@ def paging_server() -> None:
             send([notice, {**reply, "id": 4711, "result": {}}, {**reply, "result": {"content": parts}}])
 
 
+def garbage_server() -> None:
+    while True:
+        os.write(1, b"garbage " * 1000 + b"\n")
+
+
 def main() -> None:
-    mode = sys.argv[1] if len(sys.argv) > 1 else ""
-    if mode == "die":
-        print("no configuration", file=sys.stderr, flush=True)
-        sys.exit(3)
-    elif mode == "garbage":
-        while True:
-            os.write(1, b"garbage " * 1000 + b"\n")
-    elif mode == "mute":
-        time.sleep(1000)
-    elif mode == "stubborn":
+    mode, mark = sys.argv[1], sys.argv[2:]
+    for file in mark:
+        with Path(file).open("a") as log:
+            log.write("started\n")
+    if mode == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if mode in ("stubborn", "mute"):
         time.sleep(1000)
-    elif mode == "pages":
-        paging_server()
+    elif mode == "die":
+        sys.exit("no configuration")
     else:
-        if mode:
-            with Path(mode).open("a") as file:
-                file.write("started\n")
-        real_server()
+        kinds = {"official": official_server, "quick": quick_server, "pages": paging_server, "garbage": garbage_server}
+        kinds[mode]()
 
 
 if __name__ == "__main__":

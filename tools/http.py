@@ -25,7 +25,7 @@ class ToolHandlers:
         self._server = server
 
     async def show(self, request: web.Request) -> web.StreamResponse:
-        return json_response([tool.shown.body() for tool in (await self._server.tools()).values()])
+        return json_response([tool.shown.body() for tool in await self._server.tools()])
 
     async def call(self, request: web.Request) -> web.StreamResponse:
         try:
@@ -43,7 +43,7 @@ class ToolHandlers:
             raise InvalidRequest("tool is missing: it must be the name of one of those that GET /tools lists")
         if not isinstance(arguments, dict):
             raise InvalidRequest("params must be an object")
-        tool = (await self._server.tools()).get(name)
+        tool = await self._server.tool(name)
         if tool is None:
             raise UnknownTool(f'unknown tool "{name}"')
         call = Call(

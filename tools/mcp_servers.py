@@ -124,8 +124,10 @@ class McpServers:
         self._servers = [_Server(config, processes) for config in configs]
         self._discovering: set[asyncio.Task[None]] = set()
         self._first: set[asyncio.Task[None]] = set()
+        self._first_listing_until = 0.0
 
     def start(self) -> None:
+        self._first_listing_until = time.monotonic() + FIRST_LISTING_S
         self._first = {self._discover(server) for server in self._servers}
 
     def _discover(self, server: _Server) -> asyncio.Task[None]:
@@ -134,15 +136,21 @@ class McpServers:
         task.add_done_callback(self._discovering.discard)
         return task
 
-    async def tools(self) -> list[Tool]:
-        """Those that are known; once, this waits for servers that were just started."""
-        if self._first:
-            await asyncio.wait(self._first, timeout=FIRST_LISTING_S)
-            self._first = set()
-        elif not self._discovering:
+    def known(self) -> list[Tool]:
+        return [tool for server in self._servers for tool in server.tools]
+
+    async def tools(self, wanted: str = "") -> list[Tool]:
+        """Those that are known. Waits for servers that were just started, unless one of them has what is wanted."""
+        while not any(tool.shown.name == wanted for tool in self.known()):
+            waiting = {task for task in self._first if not task.done()}
+            seconds = self._first_listing_until - time.monotonic()
+            if not waiting or seconds <= 0:
+                break
+            await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if not self._discovering:
             for server in self._servers:
                 self._discover(server)
-        return [tool for server in self._servers for tool in server.tools]
+        return self.known()
 
     async def close(self) -> None:
         waiting = tuple(self._discovering)

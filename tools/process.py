@@ -90,11 +90,12 @@ class Group(asyncio.SubprocessProtocol):
     async def end(self) -> None:
         """Kills what is left and gives everything back."""
         self.kill()
+        if self._transport is None:
+            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_S):
                 await self.drained.wait()
-        if self._transport is not None:
-            self._transport.close()
+        self._transport.close()
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,8 @@ class Processes:
             raise ValueError("a NUL character in a command")
         reading, writing = os.pipe()
         group = Group(on_output, writing)
-        try:
-            await asyncio.get_running_loop().subprocess_exec(
+        starting = asyncio.ensure_future(
+            asyncio.get_running_loop().subprocess_exec(
                 lambda: group,
                 *(SHELL, "-c", KEEPER, f"/dev/fd/{reading}", *command),
                 stdin=asyncio.subprocess.PIPE,
@@ -162,8 +163,14 @@ class Processes:
                 cwd=cwd,
                 env=self.environ if environ is None else environ,
             )
+        )
+        try:
+            await asyncio.shield(starting)
+            if self.is_closed:
+                raise OSError(0, "the server is stopping")
         except BaseException:
-            group.kill()
+            await asyncio.gather(starting, return_exceptions=True)  # half a process cannot be given back
+            await group.end()
             raise
         finally:
             os.close(reading)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..presets.errors import ConfigError
@@ -53,12 +53,19 @@ class ToolServer:
             await self._container.runtime()
         self._mcp.start()
 
-    async def tools(self) -> dict[str, Tool]:
-        """By name; of two with one name the first counts, so that no MCP server takes the place of a built-in tool."""
-        found = {tool.shown.name: tool for tool in self._builtin}
-        for tool in await self._mcp.tools():
+    async def tools(self) -> list[Tool]:
+        return list(self._by_name(await self._mcp.tools()).values())
+
+    async def tool(self, name: str) -> Tool | None:
+        """Waits for slow MCP servers only when no other has it."""
+        return self._by_name(self._mcp.known()).get(name) or self._by_name(await self._mcp.tools(name)).get(name)
+
+    def _by_name(self, of_servers: Sequence[Tool]) -> dict[str, Tool]:
+        """Of two with one name the first counts, so that no MCP server takes the place of a built-in tool."""
+        found: dict[str, Tool] = {}
+        for tool in (*self._builtin, *of_servers):
             if found.setdefault(tool.shown.name, tool) is not tool:
-                log.warning("there are two tools %s: the first one counts", tool.shown.name)
+                log.debug("there are two tools %s: the first one counts", tool.shown.name)
         return found
 
     async def runtime(self, asked: str) -> str:
