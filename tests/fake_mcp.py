@@ -80,6 +80,8 @@ def quick_call(name: str, arguments: dict[str, Any]) -> str | None:
     if name == "silent":
         return None
     if name == "hang":
+        if "mark" in arguments:
+            Path(arguments["mark"]).touch()
         time.sleep(1000)
     elif name == "chatter":
         os.write(1, b"this is no message\n[1, 2\n\xff\xfe\n{}\n" + b"9" * 5000 + b"\n")

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -58,7 +59,7 @@ def test_keys_and_origins_hold_for_tools(start: Start) -> None:
     assert program.client.get("/props", headers=key).json()["cors_proxy_enabled"] is True
 
 
-def test_the_end_waits_for_no_tool(start: Start) -> None:
+def test_the_end_waits_for_no_tool(start: Start, tmp_path: Path) -> None:
     servers = mcp_json(q=fake_mcp("quick"), stubborn=fake_mcp("stubborn"))
     program = start("--agent", "--mcp-servers-json", servers)
     answers: list[httpx.Response] = []
@@ -67,11 +68,12 @@ def test_the_end_waits_for_no_tool(start: Start) -> None:
         answers.append(httpx.post(program.url + "/tools", json=body, timeout=60, trust_env=False))
 
     assert program.client.post("/tools", json={"tool": "q_echo", "params": {"message": "x"}}).status_code == 200
-    bodies = [SLEEP, {"tool": "q_hang", "params": {}}]
+    bodies = [SLEEP, {"tool": "q_hang", "params": {"mark": str(tmp_path / "hangs")}}]
     threads = [threading.Thread(target=ask, args=(body,)) for body in bodies]
     for thread in threads:
         thread.start()
     wait_until(lambda: any("sleep" in process.name() for process in program.family()), "the command to run")
+    wait_until((tmp_path / "hangs").exists, "the server to hang")
     began = time.monotonic()
     assert program.stop() == 0
     assert time.monotonic() - began < 5
