@@ -97,10 +97,10 @@ def read_system_config(environ: Mapping[str, str]) -> Layer:
 
 
 def _honoured(layer: Layer) -> Layer:
-    for field, given in layer.items():
-        if field in OPTIONS and OPTIONS[field].unsupported:
-            log.warning("%s: ignored: %s", given.where, OPTIONS[field].unsupported)
-    return {field: given for field, given in layer.items() if field not in OPTIONS or not OPTIONS[field].unsupported}
+    refused = {field for field in layer.keys() & OPTIONS.keys() if OPTIONS[field].is_refused}
+    for field in refused:
+        log.warning("%s: ignored: %s", layer[field].where, OPTIONS[field].unsupported)
+    return {field: given for field, given in layer.items() if field not in refused}
 
 
 def merge(*layers: Layer) -> dict[str, Given]:
@@ -138,8 +138,10 @@ def resolve(*layers: Layer) -> Settings:
 
 
 def _without_effect(settings: Settings, field: str) -> bool:
-    value = getattr(settings, field)
-    return value == Settings.model_fields[field].default or value in OPTIONS[field].built
+    value, built = getattr(settings, field), OPTIONS[field].built
+    if isinstance(value, tuple) and built:
+        return all(part in built for part in value)
+    return value == Settings.model_fields[field].default or value in built
 
 
 def notices(settings: Settings) -> list[str]:

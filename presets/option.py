@@ -49,6 +49,7 @@ class Option:
     unsupported: str | None = None
     """Why a value other than the default, or than those of `built`, is refused. Delete it once the option works."""
     built: tuple[object, ...] = ()
+    """Of a list: which of its parts."""
     notice: str | None = None
     """Why setting it changes nothing; said once in the log."""
     replaces: tuple[str, ...] = ()
@@ -59,6 +60,11 @@ class Option:
     """Says which model it is: the router's own command line does not impose it on every model."""
     secret: bool = False
     """The value stands in no log, error or answer."""
+
+    @property
+    def is_refused(self) -> bool:
+        """Whatever its value."""
+        return self.unsupported is not None and not self.built
 
     @property
     def is_switch(self) -> bool:

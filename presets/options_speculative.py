@@ -1,12 +1,14 @@
-"""The option table, part seven: speculative decoding. Only what starts it is refused; its tuning alone does nothing."""
+"""The option table, part seven: speculative decoding."""
 
 from __future__ import annotations
 
 from .option import OptionGroup, Repeat, option, within
 from .values import KvType, LayerCount, Names, Numbers, Switch
 
-_UNSUPPORTED = "speculative decoding is not built yet"
-_TUNING = "it tunes speculative decoding, which is not built yet"
+KINDS = ("none", "draft-simple", "ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache")
+_UNSUPPORTED = "drafts by heads made for the model (draft-mtp, -eagle3, -dflash, -dspark) are not built"
+_SPLIT = "drafts do not branch, nor do llama-server's"
+_ON_HOST = "a draft model's tokens are chosen on the host, as llama-server does"
 _SCHEDULING = "the bindings reach no thread pool"
 
 
@@ -16,12 +18,12 @@ class DraftOptions(OptionGroup):
     spec_type: Names = option(
         ("none",),
         "--spec-type",
-        "kinds of drafts, separated by commas: none, draft-simple, draft-mtp, ngram-simple, "
-        "ngram-map-k, ngram-map-k4v, ngram-mod, ngram-cache",
+        "kinds of drafts, separated by commas: " + ", ".join(KINDS) + "; with a draft model draft-simple is implied",
         env="SPEC_TYPE",
         hint="TYPES",
         repeat=Repeat.COMMA,
         unsupported=_UNSUPPORTED,
+        built=KINDS,
     )
     model_draft: str = option(
         "",
@@ -30,7 +32,6 @@ class DraftOptions(OptionGroup):
         env="SPEC_DRAFT_MODEL",
         older_env="MODEL_DRAFT",
         hint="FILE",
-        unsupported=_UNSUPPORTED,
     )
     hf_repo_draft: str = option(
         "",
@@ -39,7 +40,6 @@ class DraftOptions(OptionGroup):
         env="SPEC_DRAFT_HF_REPO",
         older_env="HFD_REPO",
         hint="REPO",
-        unsupported=_UNSUPPORTED,
     )
     spec_draft_n_max: int = option(
         3,
@@ -50,7 +50,6 @@ class DraftOptions(OptionGroup):
         older_env="DRAFT_MAX",
         hint="N",
         limits=within(ge=0),
-        notice=_TUNING,
     )
     spec_draft_n_min: int = option(
         0,
@@ -60,7 +59,6 @@ class DraftOptions(OptionGroup):
         env="SPEC_DRAFT_N_MIN",
         older_env="DRAFT_MIN",
         hint="N",
-        notice=_TUNING,
     )
     draft_p_min: float = option(
         0.0,
@@ -69,7 +67,6 @@ class DraftOptions(OptionGroup):
         env="SPEC_DRAFT_P_MIN",
         older_env="DRAFT_P_MIN",
         hint="P",
-        notice=_TUNING,
     )
     draft_p_split: float = option(
         0.1,
@@ -77,14 +74,14 @@ class DraftOptions(OptionGroup):
         "probability from which a draft branches",
         env="SPEC_DRAFT_P_SPLIT",
         hint="P",
-        notice=_TUNING,
+        notice=_SPLIT,
     )
     spec_draft_backend_sampling: Switch = option(
         True,
         "--spec-draft-backend-sampling",
         "sample drafts on the device",
         env="SPEC_DRAFT_BACKEND_SAMPLING",
-        notice=_TUNING,
+        notice=_ON_HOST,
     )
     spec_synth_len: float = option(
         -1.0,
@@ -92,7 +89,6 @@ class DraftOptions(OptionGroup):
         "simulated mean length of accepted drafts, for benchmarks",
         env="SPEC_SYNTH_LEN",
         hint="L",
-        unsupported=_UNSUPPORTED,
     )
     spec_synth_rates: Numbers = option(
         (),
@@ -100,24 +96,19 @@ class DraftOptions(OptionGroup):
         "simulated acceptance at each position, for benchmarks",
         env="SPEC_SYNTH_RATES",
         hint="P0,P1,…",
-        unsupported=_UNSUPPORTED,
     )
-    lookup_cache_static: str = option(
-        "", "-lcs --lookup-cache-static", "n-gram file that is only read", hint="FILE", unsupported=_UNSUPPORTED
-    )
+    lookup_cache_static: str = option("", "-lcs --lookup-cache-static", "n-gram file that is only read", hint="FILE")
     lookup_cache_dynamic: str = option(
-        "", "-lcd --lookup-cache-dynamic", "n-gram file that is kept up to date", hint="FILE", unsupported=_UNSUPPORTED
+        "", "-lcd --lookup-cache-dynamic", "n-gram file that is kept up to date", hint="FILE"
     )
 
 
 class DraftModelOptions(OptionGroup):
     title = "Speculative decoding: loading the draft model"
 
-    threads_draft: int = option(
-        -1, "--spec-draft-threads -td --threads-draft", "as --threads", hint="N", notice=_TUNING
-    )
+    threads_draft: int = option(-1, "--spec-draft-threads -td --threads-draft", "as --threads", hint="N")
     threads_batch_draft: int = option(
-        -1, "--spec-draft-threads-batch -tbd --threads-batch-draft", "as --threads-batch", hint="N", notice=_TUNING
+        -1, "--spec-draft-threads-batch -tbd --threads-batch-draft", "as --threads-batch", hint="N"
     )
     cpu_mask_draft: str = option(
         "", "--spec-draft-cpu-mask -Cd --cpu-mask-draft", "as --cpu-mask", hint="MASK", notice=_SCHEDULING
@@ -171,7 +162,6 @@ class DraftModelOptions(OptionGroup):
         env="SPEC_DRAFT_CACHE_TYPE_K",
         older_env="CACHE_TYPE_K_DRAFT",
         hint="TYPE",
-        notice=_TUNING,
     )
     cache_type_v_draft: KvType = option(
         "f16",
@@ -180,7 +170,6 @@ class DraftModelOptions(OptionGroup):
         env="SPEC_DRAFT_CACHE_TYPE_V",
         older_env="CACHE_TYPE_V_DRAFT",
         hint="TYPE",
-        notice=_TUNING,
     )
     override_tensor_draft: str = option(
         "",
@@ -188,7 +177,6 @@ class DraftModelOptions(OptionGroup):
         "as --override-tensor",
         hint="RULES",
         repeat=Repeat.COMMA,
-        notice=_TUNING,
     )
     cpu_moe_draft: Switch = option(
         False,
@@ -196,7 +184,6 @@ class DraftModelOptions(OptionGroup):
         "as --cpu-moe",
         env="SPEC_DRAFT_CPU_MOE",
         older_env="CPU_MOE_DRAFT",
-        notice=_TUNING,
     )
     n_cpu_moe_draft: int = option(
         0,
@@ -206,23 +193,19 @@ class DraftModelOptions(OptionGroup):
         older_env="N_CPU_MOE_DRAFT",
         hint="N",
         limits=within(ge=0),
-        notice=_TUNING,
     )
-    device_draft: Names = option(
-        (), "--spec-draft-device -devd --device-draft", "as --device", hint="DEVICES", notice=_TUNING
-    )
+    device_draft: Names = option((), "--spec-draft-device -devd --device-draft", "as --device", hint="DEVICES")
     n_gpu_layers_draft: LayerCount = option(
         "auto",
         "--spec-draft-ngl -ngld --gpu-layers-draft --n-gpu-layers-draft",
         "as --n-gpu-layers",
         env="N_GPU_LAYERS_DRAFT",
         hint="N",
-        notice=_TUNING,
     )
 
 
 def _length(default: int, flag: str, text: str, least: int = 1, most: int | None = 1024) -> int:
-    value: int = option(default, flag, text, hint="N", limits=within(least, most), notice=_TUNING)
+    value: int = option(default, flag, text, hint="N", limits=within(least, most))
     return value
 
 

@@ -137,8 +137,9 @@ def _candidates(settings: Settings, file: PresetFile, environ: Mapping[str, str]
 
 
 def _local_layer(model: models_dir.LocalModel, where: str) -> Layer:
-    """Companions that this version has no use for are left alone, rather than in the way of the model."""
-    paths = {"model": model.model, "mmproj": model.mmproj, "model_draft": model.draft}
+    """Companions that this version has no use for are left alone, rather than in the way of the model: among them the
+    drafts, which are heads made for the model and no models of their own."""
+    paths = {"model": model.model, "mmproj": model.mmproj}
     return {name: Given(str(path), where) for name, path in paths.items() if path and not OPTIONS[name].unsupported}
 
 

@@ -55,10 +55,19 @@ def completion_defaults(settings: Settings, metadata: Mapping[str, str]) -> Comp
         verbose=settings.log_verbosity >= VERBOSE_LOG,
         sse_ping_interval=settings.sse_ping_interval,
         n_keep=settings.keep,
+        speculative_types=_speculative_types(settings),
         n_cache_reuse=settings.cache_reuse,
         thinking=ThinkingDefaults(settings.reasoning_budget, settings.reasoning_budget_message),
         reasoning_format=settings.reasoning_format if "reasoning_format" in settings.model_fields_set else "deepseek",
     )
+
+
+def _speculative_types(settings: Settings) -> str:
+    """As llama-server lists them."""
+    kinds = [kind for kind in settings.spec_type if kind != "none"]
+    if not kinds and (settings.model_draft or settings.hf_repo_draft):
+        kinds = ["draft-simple"]
+    return ",".join(["none", *kinds])
 
 
 def _grammar(settings: Settings) -> Grammar | None:

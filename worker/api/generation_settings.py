@@ -50,7 +50,7 @@ def brief_settings(params: CompletionParams) -> dict[str, Any]:
         "reasoning_in_content": params.stream and params.reasoning_format == "deepseek-legacy",
         "generation_prompt": params.generation_prompt,
         "samplers": list(sampling.samplers),
-        "speculative.types": "none",
+        "speculative.types": params.speculative_types,
         "timings_per_token": params.timings_per_token,
         "post_sampling_probs": sampling.post_sampling_probs,
         "backend_sampling": sampling.backend_sampling,

@@ -166,7 +166,7 @@ def _slot_json(view: SlotView, vocab: Vocab, debug: bool) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "id": view.id,
         "n_ctx": view.n_ctx,
-        "speculative": False,
+        "speculative": view.speculative,
         "is_processing": view.is_processing,
     }
     if view.id_task is None:

@@ -50,6 +50,7 @@ class CompletionParams:
     lora: Scales = ()
     preserved_tokens: frozenset[int] = frozenset()
     generation_prompt: str = ""
+    speculative_types: str = "none"  # shown only: a request cannot choose
     reply: Reply = PLAIN  # how the answer to a chat is read
     thinking: ThinkingDefaults = dataclasses.field(default_factory=ThinkingDefaults)
     reasoning_control: bool = False

@@ -15,6 +15,8 @@ class Clock:
     n_cached: int = 0
     n_prompt: int = 0  # computed, cached ones not counted
     n_predicted: int = 0
+    n_drafted: int = 0
+    n_draft_accepted: int = 0
 
     def begin(self, now: float, n_cached: int) -> None:
         self.start, self.n_cached = now, n_cached
@@ -22,9 +24,10 @@ class Clock:
     def prompt_advanced(self, now: float, n_tokens: int) -> None:
         self.prompt_end, self.n_prompt = now, n_tokens - self.n_cached
 
-    def tick(self, now: float) -> None:
+    def tick(self, now: float, guessed: bool = False) -> None:
         """A token was chosen; the first one belongs to the prompt's time."""
         self.last_token = now
+        self.n_draft_accepted += guessed
         self.n_predicted += 1
         if self.n_predicted == 1:
             self.prompt_end = now
@@ -48,4 +51,6 @@ class Clock:
             prompt_ms=1e3 * self.prompt_seconds,
             predicted_n=self.n_predicted,
             predicted_ms=1e3 * self.predicted_seconds,
+            draft_n=self.n_drafted,
+            draft_n_accepted=self.n_draft_accepted,
         )

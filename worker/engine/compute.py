@@ -34,6 +34,14 @@ class PromptRun(NamedTuple):
     completes: bool  # the prompt ends with the last row
 
 
+class DraftRun(NamedTuple):
+    """The rows behind a slot's sampled token: `tokens` are what may follow it."""
+
+    slot: Slot
+    row: int
+    tokens: list[int]
+
+
 class Computed(NamedTuple):
     """Rows `begin` to `end` of the batch have their outputs, until the next decode."""
 
@@ -45,12 +53,13 @@ class Computed(NamedTuple):
 
 @dataclass
 class Filled:
-    """A batch and whose rows it has: first one for each stream, then the prompts'."""
+    """A batch and whose rows it has: first one for each stream, then the prompts', then drafts, which can be cut off."""
 
     plan: BatchPlan
     batch: Batch | MediaBatch
     streams: list[Slot]
     prompts: list[PromptRun]
+    drafts: list[DraftRun]
     causal: bool = True
 
     def jobs(self) -> set[Job]:
@@ -101,7 +110,8 @@ class Compute:
                 slot.last_turn = self._n_batches
         order = _one_by_one(plan.prompts) if plan.kind == "embedding" else plan.prompts
         prompts = [self._fill_prompt(slots[i], n, plan.kind == "embedding") for i, n in order]
-        return Filled(plan, batch, streams, prompts)
+        drafts = [self._fill_draft(slots[i], n) for i, n in plan.drafts]
+        return Filled(plan, batch, streams, prompts, drafts)
 
     def fill_media(
         self, plan: BatchPlan, vectors: NDArray[np.float32], positions: NDArray[np.int32], causal: bool
@@ -116,7 +126,7 @@ class Compute:
         self._context.set_embeddings(embeds)
         self._adapters.apply(self._context, plan.group.adapters)
         batch = MediaBatch(vectors, positions, slot.id, n if embeds else int(completes))
-        return Filled(plan, batch, [], [PromptRun(slot, 0, n, completes)], causal)
+        return Filled(plan, batch, [], [PromptRun(slot, 0, n, completes)], [], causal)
 
     def _fill_prompt(self, slot: Slot, n: int, output: bool) -> PromptRun:
         assert slot.task is not None
@@ -128,9 +138,15 @@ class Compute:
             self._batch.want_output(row + n - 1)
         return PromptRun(slot, row, n, completes)
 
+    def _fill_draft(self, slot: Slot, n: int) -> DraftRun:
+        row, tokens = self._batch.size, slot.draft[:n]
+        self._batch.add_run(tokens, slot.position + 1, slot.id, output=True)
+        return DraftRun(slot, row, tokens)
+
     def decode(self, filled: Filled, make_room: Callable[[], bool]) -> Iterator[Computed]:
         """Yields what is computed: the whole batch, or parts of it when the KV pool has no room for all at once.
 
+        Drafts are given up then before anything else, so that they are either computed with all the rest or not at all.
         `make_room` forgets an idle slot, if there is one. Ends early after an abort. Raises Lost.
         """
         begin, size = 0, filled.batch.size
@@ -146,6 +162,9 @@ class Compute:
                 yield Computed(begin, begin + n, n_prompt, seconds)
                 begin += n
                 n = size - begin
+            elif result == NO_ROOM and filled.drafts:
+                n = size = filled.drafts[0].row
+                filled.drafts.clear()
             elif result == NO_ROOM and make_room():
                 continue
             elif result == NO_ROOM and n > 1 and self._may_cut(filled):

@@ -197,7 +197,10 @@ class Context:
         p.n_ctx, p.n_batch, p.n_ubatch, p.n_seq_max = o.n_ctx, o.n_batch, o.n_ubatch, o.n_slots
         # a generation needs one output row; by default there would be room for n_ubatch rows of the whole vocabulary.
         # Less than one a sequence aborts the process, even where a batch is smaller than that.
-        p.n_outputs_max = max(o.n_batch, o.n_slots) if o.embeddings or o.pooling > _POOLING_NONE else o.n_slots
+        # And a draft is checked by as many rows as it has tokens.
+        n_rows = min(o.n_batch, o.n_slots * (1 + o.drafts.longest)) if o.drafts else 0
+        everything = o.embeddings or o.pooling > _POOLING_NONE
+        p.n_outputs_max = max(o.n_batch if everything else n_rows, o.n_slots)
         p.n_outputs_max_per_seq = 1
         p.n_threads, p.n_threads_batch = o.n_threads, o.n_threads_batch
         p.embeddings, p.pooling_type = o.embeddings, o.pooling

@@ -9,26 +9,28 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...presets.errors import ApiError, ServerFault
 from .adapters import Adapters
-from .compute import Compute, Computed, Filled, Lost
+from .agenda import limits_of, work_of
+from .compute import Compute, Computed, DraftRun, Filled, Lost
 from .context import Context
 from .counters import Counters
 from .embedding import embedded
-from .encoding import EncodeError, Encoding
-from .jobs import EmbeddingTask, GenerationTask, Job, Task, tasks_of
-from .media_tokens import chunk_at, text_of
+from .encoding import Encoding
+from .jobs import EmbeddingTask, GenerationTask, Job, tasks_of
+from .media_tokens import text_of
 from .memory import Memory
-from .messages import Begun, Event, Failed, Generation, MediaChunk, Progress, TokenProbs
+from .messages import Begun, Event, Failed, Generation, Progress, TokenProbs
 from .model import Model
 from .probabilities import after_sampling, before_sampling
-from .scheduler import BatchPlan, History, Kind, Limits, Work, choose_slot, plan
+from .scheduler import BatchPlan, History, Work, choose_slot, plan
 from .shifting import shift, tokens_kept
 from .slot_actions import SlotAction
 from .slots import Slot, SlotState
+from .speculative import Speculation
 
 log = logging.getLogger("corral.engine")
 
@@ -42,10 +44,12 @@ class Core:
         context: Context,
         adapters: Adapters,
         encoding: Encoding | None,
+        drafts: Speculation,
         deliver: Deliver,
         counters: Counters,
     ) -> None:
-        self.model, self.context, self.adapters, self.options = model, context, adapters, model.options
+        self.model, self.context, self.adapters, self.drafts = model, context, adapters, drafts
+        self.options = model.options
         self.slots = [Slot(i, context.n_ctx_slot) for i in range(self.options.n_slots)]
         self.compute = Compute(context, adapters, self.slots)
         self.memory = Memory(model, context, adapters, self.slots)
@@ -108,7 +112,8 @@ class Core:
         self._act_on_idle_slots()
         self._admit()
         self._shift_full_contexts()
-        batch_plan = plan(self._work(), self._limits(), self._history)
+        self.drafts.propose(self.slots, self.compute.n_prompt_beside_streams)
+        batch_plan = plan(self._work(), limits_of(self.model, self.context, self.compute), self._history)
         self.stalled = batch_plan is None and not self._events and self.encoding is not None and self.encoding.pending
         if batch_plan is not None:
             self._history = self._history.after(batch_plan.group)
@@ -209,44 +214,21 @@ class Core:
                 continue
             n_keep = tokens_kept(task.request.n_keep, len(task.prompt), self.model.vocab.add_bos)
             begin, end = shift(slot, self.context, n_keep, task.request.n_discard)
+            self.drafts.shifted(slot, begin, end)
             task.choice.truncated = True
             log.debug("slot %d: context shift, positions %d to %d are forgotten", slot.id, begin, end)
 
     # -- plan ----------------------------------------------------------------------------------------------------------
 
-    def _work(self) -> list[Work]:
-        whole = not self.context.embeds_in_pieces
-        work = []
-        for slot in self.slots:
-            task = slot.task
-            if task is None or slot.state is SlotState.WAITING:
-                continue
-            adapters = slot.activation.at(len(slot.tokens))
-            generating = slot.state is SlotState.GENERATING
-            n_left = 0 if generating else self.memory.stretch(slot, len(task.prompt))
-            kind: Kind = "generation" if isinstance(task, GenerationTask) else "embedding"
-            if chunk := None if generating else chunk_at(task.request.media, len(slot.tokens)):
-                if not self._is_encoded(task, chunk):
-                    continue
-                kind, n_left = "media", 1
-            is_whole = whole and kind == "embedding"
-            work.append(Work(slot.id, kind, n_left, is_whole, task.job.id, slot.last_turn, adapters))
-        return work
-
-    def _is_encoded(self, task: Task, chunk: MediaChunk) -> bool:
-        assert self.encoding is not None
-        try:
-            return self.encoding.of(task.job, chunk) is not None
-        except EncodeError as error:
+    def _work(self) -> Sequence[Work]:
+        work, failures = work_of(self.slots, self.context, self.memory, self.encoding)
+        for task, error in failures:
             self._fail(task.job, ServerFault(str(error)))
-            return False
+        return work
 
     def _in_pieces(self, job: Job) -> bool:
         """Whether its prompt may be cut into several batches."""
         return isinstance(job.request, Generation) or self.context.embeds_in_pieces
-
-    def _limits(self) -> Limits:
-        return Limits(self.context.n_batch, self.compute.n_prompt_beside_streams, self.options.continuous_batching)
 
     # -- decode --------------------------------------------------------------------------------------------------------
 
@@ -278,8 +260,12 @@ class Core:
     # -- sample --------------------------------------------------------------------------------------------------------
 
     def _sample(self, filled: Filled, part: Computed) -> None:
+        drafts = {run.slot.id: run for run in filled.drafts}
         for row, slot in enumerate(filled.streams[part.begin : part.end]):
-            self._sample_slot(slot, row)
+            if slot.id in drafts:
+                self._verify(slot, row, drafts[slot.id])
+            else:
+                self._sample_slot(slot, row)
         for run in filled.prompts:
             row = run.row + run.n - 1 - part.begin
             if not run.completes or not 0 <= row < part.end - part.begin:
@@ -290,6 +276,8 @@ class Core:
             elif task is not None:
                 for slot in self._start_choices(run.slot, task):
                     self._sample_slot(slot, row)
+        for slot in self.drafts.settle() if drafts else ():
+            self._forget(slot)
 
     def _start_choices(self, first: Slot, task: GenerationTask) -> list[Slot]:
         """The prompt has just been computed: all choices begin, sharing what is in the first one's slot."""
@@ -309,24 +297,45 @@ class Core:
                 started.append(slot)
         return started
 
-    def _sample_slot(self, slot: Slot, row: int) -> None:
+    def _verify(self, slot: Slot, row: int, run: DraftRun) -> None:
+        task = slot.task
+        if isinstance(task, GenerationTask):
+            task.choice.clock.n_drafted += len(run.tokens)
+        n_accepted, is_cut = self.drafts.verify(slot, row, run, self._sample_slot)
+        self._counters.add_drafts(1, len(run.tokens), [1] * n_accepted)
+        if not is_cut:
+            self._forget(slot)
+
+    def _forget(self, slot: Slot) -> None:
+        """What its sequence holds is unknown."""
+        if slot.task is not None:
+            self._fail(slot.task.job, ServerFault("Compute error."))
+        self.memory.clear(slot)
+
+    def _sample_slot(self, slot: Slot, row: int, guess: int | None = None, *, taken: bool = False) -> bool:
+        """Whether the slot's next token is the one that was guessed; `taken`: it is to be, for benchmarks."""
         task = slot.task
         if not isinstance(task, GenerationTask):  # its job has failed with another choice
-            return
-        choice = task.choice
+            return False
+        choice, sampler = task.choice, task.sampler
         try:
-            token = task.sampler.sample(self.context, row)
-            choice.clock.tick(time.monotonic())
+            if taken and guess is not None:
+                token = sampler.pretend(self.context, row, guess)
+            else:
+                token = sampler.sample(self.context, row)
+            choice.clock.tick(time.monotonic(), guessed=token == guess)
             probs = self._probabilities(task, token, row) if task.request.sampling.n_probs > 0 else None
         except ApiError as error:
             self._fail(task.job, error)
-            return
+            return False
         slot.sampled = token
+        slot.draft.clear()
         piece = choice.add(token, probs, self.model.vocab, slot.is_full and not self._shifts)
         if piece is not None:
             self._event(task.job, piece)
         if choice.finished:
             self._finish(slot, task)
+        return token == guess
 
     def _probabilities(self, task: GenerationTask, token: int, row: int) -> TokenProbs:
         sampling, vocab, special = task.request.sampling, self.model.vocab, self.options.special
@@ -367,9 +376,8 @@ class Core:
             self._counters.add_prediction(task.choice.clock.n_predicted, task.choice.clock.predicted_seconds)
             if not task.shares_prompt:
                 return
-        self.memory.clear(
-            slot
-        )  # an embedding's cells serve nobody, and the first choice's slot remembers for its siblings
+        # an embedding's cells serve nobody, and the first choice's slot remembers for its siblings
+        self.memory.clear(slot)
 
     # -- emit ----------------------------------------------------------------------------------------------------------
 

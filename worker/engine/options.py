@@ -14,6 +14,7 @@ from .threads import physical_cores
 
 if TYPE_CHECKING:
     from ...presets.settings import Settings
+    from .draft_options import DraftOptions
 
 AUTO_SLOTS = 4
 """Slots of `--parallel -1`, which share one KV pool."""
@@ -28,7 +29,7 @@ _LAZY_MODE = {"off": 0, "auto": 1, "on": 2}
 _ROPE_SCALING = {None: -1, "none": 0, "linear": 1, "yarn": 2}
 _POOLING = {None: -1, "none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
 _NUMA = {None: 0, "distribute": 1, "isolate": 2, "numactl": 3}
-_CACHE_TYPE = {
+CACHE_TYPE = {
     "f32": 0,
     "f16": 1,
     "q4_0": 2,
@@ -114,6 +115,14 @@ class EngineOptions:
     control_vector_layers: tuple[int, int] = (0, 0)  # first and last, 0: of the model
     projector: ProjectorOptions | None = None
     sleep_idle_seconds: float = -1.0  # -1: never
+    drafts: DraftOptions | None = None  # None: no speculative decoding
+
+    @property
+    def stages(self) -> list[str]:
+        """Of a load, as llama-server reports them."""
+        has_draft = self.drafts is not None and self.drafts.model is not None
+        stages = {"text_model": True, "spec_model": has_draft, "mmproj_model": self.projector is not None}
+        return [stage for stage, is_loaded in stages.items() if is_loaded]
 
 
 def from_settings(settings: Settings, model: Path, projector: Path | None, media_marker: str) -> EngineOptions:
@@ -133,8 +142,8 @@ def from_settings(settings: Settings, model: Path, projector: Path | None, media
         kv_unified=bool(s.kv_unified) or s.parallel < 0,
         n_ctx_per_slot=per_slot,
         flash_attention=_FLASH_ATTENTION[s.flash_attn],
-        cache_type_k=_CACHE_TYPE[s.cache_type_k],
-        cache_type_v=_CACHE_TYPE[s.cache_type_v],
+        cache_type_k=CACHE_TYPE[s.cache_type_k],
+        cache_type_v=CACHE_TYPE[s.cache_type_v],
         kv_offload=s.kv_offload,
         op_offload=s.op_offload,
         swa_full=s.swa_full,
@@ -150,7 +159,7 @@ def from_settings(settings: Settings, model: Path, projector: Path | None, media
         yarn_attn_factor=s.yarn_attn_factor,
         yarn_beta_fast=s.yarn_beta_fast,
         yarn_beta_slow=s.yarn_beta_slow,
-        n_gpu_layers=_gpu_layers(str(s.n_gpu_layers)),
+        n_gpu_layers=gpu_layers(str(s.n_gpu_layers)),
         devices=s.device,
         split_mode=_SPLIT_MODE[s.split_mode],
         tensor_split=s.tensor_split,
@@ -162,7 +171,7 @@ def from_settings(settings: Settings, model: Path, projector: Path | None, media
         repack=s.repack,
         no_host=s.no_host,
         kv_overrides=s.override_kv,
-        tensor_overrides=_tensor_overrides(s),
+        tensor_overrides=tensor_overrides("--override-tensor", s.override_tensor, s.cpu_moe, s.n_cpu_moe, s.n_cpu_ffn),
         warmup=s.warmup,
         continuous_batching=s.cont_batching,
         context_shift=s.context_shift and projector is None,  # part of an image cannot be forgotten
@@ -200,19 +209,22 @@ def _scaled(files: tuple[str, ...], scaled: tuple[tuple[str, float], ...]) -> tu
     return (*((Path(file), 1.0) for file in files), *((Path(file), scale) for file, scale in scaled))
 
 
-def _gpu_layers(value: str) -> int:
+def gpu_layers(value: str) -> int:
     return {"auto": -1, "all": -2}[value] if value in ("auto", "all") else int(value)
 
 
-def _tensor_overrides(s: Settings) -> tuple[tuple[str, str], ...]:
+def tensor_overrides(
+    option: str, rules: str, cpu_moe: bool, n_cpu_moe: int, n_cpu_ffn: int = 0
+) -> tuple[tuple[str, str], ...]:
+    """Raises LoadError."""
     result: list[tuple[str, str]] = []
-    for word in filter(None, s.override_tensor.split(",")):
+    for word in filter(None, rules.split(",")):
         pattern, equals, buffer_type = word.rpartition("=")
         if not equals:
-            raise LoadError(f"--override-tensor: {word!r} has no '=' between tensor pattern and buffer type")
+            raise LoadError(f"{option}: {word!r} has no '=' between tensor pattern and buffer type")
         result.append((pattern, buffer_type))
-    if s.cpu_moe:
+    if cpu_moe:
         result.append((FFN_EXPERTS, "CPU"))
-    for n_layers, tensors in ((s.n_cpu_moe, FFN_EXPERTS), (s.n_cpu_ffn, FFN_DENSE)):
+    for n_layers, tensors in ((n_cpu_moe, FFN_EXPERTS), (n_cpu_ffn, FFN_DENSE)):
         result += [(rf"blk\.{layer}{tensors}", "CPU") for layer in range(n_layers)]
     return tuple(result)

@@ -22,6 +22,7 @@ from .allocations import allocations
 from .builtin_template import apply_builtin_template
 from .core import Core
 from .counters import Counters, Meter, Metrics
+from .draft_options import with_drafts
 from .errors import LoadError
 from .jobs import Job
 from .media_tokens import content_of, woven
@@ -85,6 +86,7 @@ class Engine:
         self._thread = EngineThread(asyncio.get_running_loop(), _deliver, self._on_progress)
         self._loaded: Loaded | None = None
         self._info: ModelInfo | None = None
+        self._stages: list[str] = []
         self._totals = Counters()
         self._meter = Meter()
         self._residency = asyncio.Lock()  # held while the model comes or goes
@@ -192,6 +194,8 @@ class Engine:
     async def _load(self) -> None:
         allocations.clear()
         options = from_settings(self._settings, self._files.model, self._files.mmproj, self._media_marker)
+        options = with_drafts(options, self._settings, self._files)
+        self._stages = options.stages
         core = await self._thread.call(lambda: self._thread.load(options))
         self._loaded = Loaded(core, self._thread)
         self._info = self._loaded.info
@@ -221,8 +225,7 @@ class Engine:
 
     def _on_progress(self, stage: str, value: float) -> None:
         if self._info is None:  # on waking up the report carries nothing
-            stages = ["text_model", *(["mmproj_model"] if self._files.mmproj else [])]
-            self._on_state(Report("loading", {"stages": stages, "current": stage, "value": value}))
+            self._on_state(Report("loading", {"stages": self._stages, "current": stage, "value": value}))
 
 
 class Loaded:

@@ -130,6 +130,11 @@ class Sampler:
         self._budget.give_up()
         return None
 
+    def pretend(self, context: Context, row: int, token: int) -> int:
+        """Takes `token` whatever the logits say, at the price of a choice. For benchmarks: no grammar learns of it."""
+        self._choose(context, row)
+        return self._accepted(token)
+
     def _put_in(self, token: int, context: Context, row: int) -> int:
         """The chain chooses all the same, from this token alone: its random numbers go on."""
         only = np.full_like(logits := context.logits(row), -np.inf)

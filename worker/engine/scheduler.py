@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 TURN = 4
@@ -67,6 +67,7 @@ class Work(NamedTuple):
     arrived: int = 0  # order of arrival
     last_turn: int = 0  # number of the batch it last took part in
     adapters: tuple[float, ...] = ()
+    n_draft: int = 0  # guesses at what comes after the sampled token, to be checked with it
 
     @property
     def group(self) -> Group:
@@ -81,6 +82,7 @@ class Limits(NamedTuple):
     n_batch: int
     n_prompt_beside_streams: int  # prompt tokens of a batch that also carries running streams
     mix: bool = True  # prompts may join running streams
+    n_with_drafts: int | None = None  # tokens of a batch that checks drafts, None: n_batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ class BatchPlan:
     group: Group
     generating: tuple[int, ...] = ()  # slots whose sampled token comes next
     prompts: tuple[tuple[int, int], ...] = ()  # (slot, number of prompt tokens)
+    drafts: tuple[tuple[int, int], ...] = ()  # (slot, number of drafted tokens), for some of those generating
 
     @property
     def kind(self) -> Kind:
@@ -95,7 +98,7 @@ class BatchPlan:
 
     @property
     def n_tokens(self) -> int:
-        return len(self.generating) + sum(n for _, n in self.prompts)
+        return len(self.generating) + sum(n for _, n in (*self.prompts, *self.drafts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +115,8 @@ class History:
 def plan(work: Sequence[Work], limits: Limits, history: History = History()) -> BatchPlan | None:
     """The next batch: running streams first, then prompts in order of arrival, never more than `n_batch` tokens.
 
-    None: there is nothing to do. Generations and embeddings do not share a batch, nor does work of different adapters;
-    they take turns.
+    Drafts come last: all streams have their token, and prompts at least half of what is left. None: there is nothing to
+    do. Generations and embeddings do not share a batch, nor does work of different adapters; they take turns.
     """
     if not work:
         return None
@@ -122,9 +125,15 @@ def plan(work: Sequence[Work], limits: Limits, history: History = History()) -> 
     streams = _longest_waiting([item for item in mine if item.generating], limits.n_batch)
     prompts = sorted((item for item in mine if not item.generating), key=lambda item: item.arrived)
     room = limits.n_batch - len(streams)
+    mixed = bool(prompts) and (limits.mix or not streams)
+    drafts = _share(streams, room // 2 if mixed else room)
+    room -= sum(n for _, n in drafts)
     if streams:
         room = min(room, max(1, limits.n_prompt_beside_streams)) if limits.mix else 0
-    return BatchPlan(group, tuple(item.slot for item in streams), tuple(_fill(prompts, room)))
+    made = BatchPlan(group, tuple(item.slot for item in streams), tuple(_fill(prompts, room)), drafts)
+    if drafts and limits.n_with_drafts is not None and made.n_tokens > limits.n_with_drafts:
+        return replace(made, drafts=())
+    return made
 
 
 def _turn(work: Sequence[Work], history: History) -> Group:
@@ -153,6 +162,18 @@ def _longest_waiting(streams: list[Work], n: int) -> list[Work]:
     if len(streams) <= n:
         return streams
     return sorted(streams, key=lambda item: item.last_turn)[:n]
+
+
+def _share(streams: list[Work], room: int) -> tuple[tuple[int, int], ...]:
+    """Short drafts first, the longer ones get equal parts of what is left: none crowds out another."""
+    drafting = sorted((item for item in streams if item.n_draft), key=lambda item: item.n_draft)
+    shares = []
+    for i, item in enumerate(drafting):
+        n = min(item.n_draft, room // (len(drafting) - i))
+        room -= n
+        if n:
+            shares.append((item.slot, n))
+    return tuple(shares)
 
 
 def _fill(prompts: list[Work], room: int) -> list[tuple[int, int]]:

@@ -57,6 +57,7 @@ class Slot:
     shares_cells: bool = False  # with another sequence, perhaps: then positions must not be moved
     leader: Leader | None = None
     sampled: int = -1  # chosen, not yet computed
+    draft: list[int] = field(default_factory=list)  # guesses at what will be chosen after it
     last_turn: int = 0  # number of the batch it last took part in
     task: Task | None = None
     last_task: Task | None = None
@@ -120,5 +121,5 @@ class Slot:
         task, self.task, self.leader = self.task, None, None
         if task is not None:
             task.close()
-        self.last_task, self.last_used, self.sampled = task, now, -1
+        self.last_task, self.last_used, self.sampled, self.draft = task, now, -1, []
         return task

@@ -22,6 +22,7 @@ from .context import Context
 from .control_vector import apply_control_vectors
 from .core import Core, Deliver
 from .counters import Counters
+from .draft_setup import speculation
 from .encoding import Encoding
 from .model import Model
 from .options import EngineOptions
@@ -29,12 +30,13 @@ from .options import EngineOptions
 log = logging.getLogger("corral.engine")
 T = TypeVar("T")
 
+OnProgress = Callable[[str, float], None]
+"""What is being loaded, and how much of it is there."""
+
 
 class EngineThread(threading.Thread):
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, deliver: Deliver, on_progress: Callable[[str, float], None]
-    ) -> None:
-        """`deliver` and `on_progress`, of a stage of loading, are called on the loop's thread."""
+    def __init__(self, loop: asyncio.AbstractEventLoop, deliver: Deliver, on_progress: OnProgress) -> None:
+        """`deliver` and `on_progress` are called on the loop's thread."""
         super().__init__(name="engine", daemon=True)
         self.core: Core | None = None
         self._loop = loop
@@ -79,14 +81,17 @@ class EngineThread(threading.Thread):
     def load(self, options: EngineOptions) -> Core:
         self._soon(self._on_progress, "text_model", 0.0)
         model = Model(options, lambda value: self._soon(self._on_progress, "text_model", value))
-        context = None
+        context = drafts = None
         try:
             with _beside(lambda: model.vocab.eog_tokens):
                 adapters = Adapters(model, self._scales)
                 context = Context(model)
                 apply_control_vectors(context)
+            drafts = speculation(model, context, lambda value: self._soon(self._on_progress, "spec_model", value))
             encoding = self._load_projector(model)
         except BaseException:
+            if drafts is not None:
+                drafts.close()
             if context is not None:
                 context.close()
             model.close()
@@ -94,7 +99,7 @@ class EngineThread(threading.Thread):
         if options.warmup:
             context.warm_up()
         self.core = Core(
-            model, context, adapters, encoding, lambda events: self._soon(self._deliver, events), self._counters
+            model, context, adapters, encoding, drafts, lambda events: self._soon(self._deliver, events), self._counters
         )
         return self.core
 
@@ -114,6 +119,7 @@ class EngineThread(threading.Thread):
             self._scales = self.core.adapters.scales
             if self.core.encoding is not None:
                 self.core.encoding.close()
+            self.core.drafts.close()
             self.core.context.close()
             self.core.model.close()
             self.core = None

@@ -17,6 +17,7 @@ class SlotView:
     id: int
     n_ctx: int
     is_processing: bool
+    speculative: bool = False
     id_task: int | None = None  # None: the slot never had a task, and what follows says nothing
     n_prompt_tokens: int = 0  # in the slot, generated ones included
     n_prompt_processed: int = 0
@@ -31,13 +32,13 @@ class SlotView:
 
 
 def slot_views(core: Core) -> list[SlotView]:
-    return [_view(slot) for slot in core.slots]
+    return [_view(slot, core.drafts.active) for slot in core.slots]
 
 
-def _view(slot: Slot) -> SlotView:
+def _view(slot: Slot, speculative: bool) -> SlotView:
     running = slot.task
     task = running or slot.last_task
-    view = SlotView(slot.id, slot.n_ctx, slot.state is not SlotState.IDLE)
+    view = SlotView(slot.id, slot.n_ctx, slot.state is not SlotState.IDLE, speculative)
     if task is None:
         return view
     view = replace(view, id_task=task.job.id, n_prompt_tokens=len(slot.tokens), prompt=tuple(unweave(task.prompt)[0]))
