@@ -171,3 +171,32 @@ def test_different_adapters_take_turns(slots: list[tuple[tuple[float, ...], int]
             last[slot] = batch
         assert all(batch - last[slot] <= TURN * n_groups for slot in last if left[slot] == 0 and last[slot])
     assert not any(left.values())
+
+
+@st.composite
+def drafting_streams(draw: st.DrawFn) -> tuple[list[Work], Limits]:
+    work = []
+    for slot in range(draw(st.integers(1, 8))):
+        n_prompt = draw(st.one_of(st.just(0), st.integers(1, 900)))
+        work.append(Work(slot, "generation", n_prompt, n_draft=0 if n_prompt else draw(st.integers(0, 70))))
+    limit = draw(limits)
+    return work, limit._replace(n_with_drafts=draw(st.none() | st.integers(1, limit.n_batch)))
+
+
+@given(drafting_streams())
+def test_drafts_take_what_is_left_and_share_it(snapshot: tuple[list[Work], Limits]) -> None:
+    work, limit = snapshot
+    result, plain = plan(work, limit), plan([item._replace(n_draft=0) for item in work], limit)
+    assert result is not None
+    assert plain is not None
+    wanted, given = {item.slot: item.n_draft for item in work}, dict(result.drafts)
+    assert result.n_tokens <= limit.n_batch
+    assert result.generating == plain.generating
+    assert bool(result.prompts) == bool(plain.prompts)
+    assert given.keys() <= set(result.generating)
+    assert all(1 <= n <= wanted[slot] for slot, n in given.items())
+    if given and limit.n_with_drafts is not None:
+        assert result.n_tokens <= limit.n_with_drafts
+    cut = [n for slot, n in given.items() if n < wanted[slot]]
+    if cut:
+        assert max(given.values()) <= min(cut) + 1

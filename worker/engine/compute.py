@@ -53,7 +53,7 @@ class Computed(NamedTuple):
 
 @dataclass
 class Filled:
-    """A batch and whose rows it has: first one for each stream, then the prompts', then drafts, which can be cut off."""
+    """A batch and whose rows it has: first one for each stream, then the prompts', then drafts, the first to go."""
 
     plan: BatchPlan
     batch: Batch | MediaBatch

@@ -112,7 +112,7 @@ def _longest(kinds: tuple[str, ...], o: DraftOptions) -> int:
 
 
 def _draft_model(main: EngineOptions, s: Settings, path: Path) -> EngineOptions:
-    """As the main model, but for what the draft's own options say, and without what is loaded on top of the main one."""
+    """As the main model, but for what the draft's own options say, and without what is loaded on top of it."""
     n_threads = s.threads_draft if s.threads_draft > 0 else main.n_threads
     n_threads_batch = main.n_threads_batch if s.threads_draft <= 0 else n_threads
     return replace(

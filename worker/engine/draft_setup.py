@@ -24,7 +24,7 @@ log = logging.getLogger("corral.engine")
 
 
 def speculation(model: Model, context: Context, on_progress: Callable[[float], None]) -> Speculation:
-    """Raises LoadError, also for what only costs speed if drafts are to be simulated. `on_progress`: of a draft model."""
+    """Raises LoadError, also for what only costs speed if drafts are simulated. `on_progress`: of a draft model."""
     options = model.options.drafts
     if options is None:
         return Speculation(context)

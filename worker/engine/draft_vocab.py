@@ -1,4 +1,4 @@
-"""Whether two models mean the same by their tokens, so that one can draft for the other. The rules are llama-server's."""
+"""Whether two models mean the same by their tokens, so that one can draft for the other; by llama-server's rules."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Drafts by statistics: which token came how often after the last one to four. The rules are llama-server's.
 
-Three tables are asked in turn: of the request's own text, of what earlier requests have shown (`--lookup-cache-dynamic`,
-which keeps it), and of a text that somebody has prepared (`--lookup-cache-static`), which also lends weight to the others.
+Three tables are asked in turn: of the request's own text, of what earlier requests have shown
+(`--lookup-cache-dynamic`, which keeps it), and of a text that somebody has prepared (`--lookup-cache-static`), which
+also lends weight to the others.
 """
 
 from __future__ import annotations

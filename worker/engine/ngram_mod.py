@@ -1,6 +1,7 @@
 """Drafts from one big table that all slots fill: the hash of some tokens → the token that came after them.
 
-It is lossy, never grows, and outlives requests: what one answer has shown serves the next. The rules are llama-server's.
+It is lossy, never grows, and outlives requests: what one answer has shown serves the next. The rules are
+llama-server's.
 """
 
 from __future__ import annotations

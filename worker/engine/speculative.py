@@ -1,8 +1,8 @@
 """Speculative decoding: several tokens of a stream are computed at once, those that it would have chosen anyway stay.
 
-Owned by the engine thread through `core`: `propose` before a step is planned, `verify` where a stream's token is sampled.
-Every token is sampled as in a plain run, by the request's own chain and grammar; a draft only says which rows to compute
-ahead. Drafters are asked in a fixed order, the first draft counts. Knows no events and no batch.
+Owned by the engine thread through `core`: `propose` before a step is planned, `verify` where a stream's token is
+sampled. Every token is sampled as in a plain run, by the request's own chain and grammar; a draft only says which rows
+to compute ahead. Drafters are asked in a fixed order, the first draft counts. Knows no events and no batch.
 """
 
 from __future__ import annotations
