@@ -1,4 +1,4 @@
-"""What there is to compute: the slots as the scheduler sees them. Called by `core` before each step; changes nothing."""
+"""What there is to compute: the slots as the scheduler sees them. Asked by `core` before a step; changes nothing."""
 
 from __future__ import annotations
 
