@@ -197,7 +197,7 @@ def test_asking_for_nothing_unbuilt_is_fine(argv: list[str]) -> None:
         (["--defrag-thold", "0.1"], "--defrag-thold"),
         (["--threads-http", "4"], "--threads-http"),
         (["--backend_sampling"], "--backend-sampling"),
-        (["--draft-max", "16"], "--spec-draft-n-max"),
+        (["--draft-p-split", "0.2"], "--draft-p-split"),
         (["--prio", "2"], "--prio"),
     ],
 )
