@@ -202,6 +202,49 @@ def test_other_dialects_bring_pictures_too(seer: Program) -> None:
     assert ask(seer, given, path="/v1/responses")["output"][0]["content"][0]["text"] == expected
 
 
+@pytest.fixture(scope="module")
+def embedder_of_pictures(module_programs: Programs, models: Path) -> Program:
+    projector = str(models / "mmproj-gemma3.gguf")
+    alone = ["--parallel", "1"]  # what shares a batch differs in its last digits
+    options = [
+        "--ctx-size",
+        "512",
+        "--threads",
+        "1",
+        "--embeddings",
+        "--pooling",
+        "mean",
+        "--mmproj",
+        projector,
+        *alone,
+    ]
+    return module_programs.worker(*options, model="tiny-gemma3.gguf", env=MARKER)
+
+
+def test_embeddings_of_pictures(embedder_of_pictures: Program) -> None:
+    def embed(*inputs: object, status: int = 200) -> Any:
+        answer = ask(embedder_of_pictures, {"input": list(inputs)}, status, "/v1/embeddings")
+        return [item["embedding"] for item in answer["data"]] if status == 200 else answer["message"]
+
+    def content(*parts: object) -> dict[str, Any]:
+        return {"content": list(parts)}
+
+    look, end = {"type": "text", "text": "Look: "}, {"type": "text", "text": " there"}
+    vectors = embed(
+        content(look, image(encoded(PICTURE)), end),
+        "Look:  there",
+        {"prompt_string": "Look: <M> there", "multimodal_data": [encoded(PICTURE)]},
+        content(look, image(encoded(OTHER_PICTURE)), end),
+        content(look, end),
+    )
+    assert vectors[0] == vectors[2], "said in two ways"
+    assert vectors[0] != vectors[3], "another picture"
+    assert vectors[0] != vectors[1] == vectors[4], "text alone"
+    assert "Invalid base64" in embed("a", content(image("malformed")), status=400)
+    assert "unsupported content" in embed(content({"type": "image"}), status=400)
+    assert "must be an array" in embed(content(look) | {"content": "a"}, status=400)
+
+
 # -- audio, through the gateway --------------------------------------------------------------------------------------
 
 
@@ -230,6 +273,14 @@ def test_a_recording_becomes_text(gateway: Program) -> None:
     body = {"messages": [{"role": "user", "content": [asked, sound]}], "max_tokens": 8, "temperature": 0}
     answer = ask(gateway, {"model": "hearer", **body})
     assert (said(answer), answer["usage"]["prompt_tokens"]) == (whole["text"], usage["input_tokens"])
+
+
+def test_a_stream_of_a_recording_can_be_resumed(gateway: Program) -> None:
+    headers = {"X-Conversation-Id": "recording"}
+    stream = gateway.client.post("/v1/audio/transcriptions", headers=headers, **form(stream="true")).raise_for_status()
+    again = gateway.client.get("/v1/stream", params={"conv_id": "recording"}).raise_for_status()
+    assert again.text == stream.text
+    assert "transcript.text.done" in again.text
 
 
 def test_openais_client_transcribes(gateway: Program) -> None:
