@@ -57,6 +57,9 @@ def _item(events: list[dict[str, Any]]) -> dict[str, Any]:
     text = "".join(event["delta"] for event in shown)
     assert {event["type"] for event in shown} <= {f"{stem}.delta"}
     assert (done["type"], done[field]) == (f"{stem}.done", text)
+    if item.get("summary"):
+        (summary,) = item["summary"]
+        _summary([event for event in middle if "summary_index" in event], summary)
     parts = [event for event in middle if event["type"].startswith("response.content_part")]
     if item["type"] == "function_call":
         assert not parts
@@ -66,6 +69,16 @@ def _item(events: list[dict[str, Any]]) -> dict[str, Any]:
         assert item["content"] == [parts[1]["part"]]
         assert item["content"][0]["text"] == text
     return item
+
+
+def _summary(events: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+    added, *shown, text_done, part_done = [
+        (event["type"].removeprefix("response.reasoning_summary_"), event) for event in events
+    ]
+    assert (added[0], text_done[0], part_done[0]) == ("part.added", "text.done", "part.done")
+    assert {kind for kind, _ in shown} == {"text.delta"}
+    assert "".join(event["delta"] for _, event in shown) == text_done[1]["text"] == summary["text"]
+    assert part_done[1]["part"] == summary
 
 
 _STEMS = {

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import chat_templates
 import pytest
@@ -19,7 +19,8 @@ from llama_corral.worker.api.openai_responses_output import Output
 from llama_corral.worker.api.openai_responses_request import read_responses
 from llama_corral.worker.api.params import CompletionParams
 from llama_corral.worker.chat.deltas import CallArguments, CallBegun, Content, Delta, Reasoning, Said
-from llama_corral.worker.engine.messages import Begun, TokenProb, TokenProbs
+from llama_corral.worker.chat.reply import PLAIN, Reply
+from llama_corral.worker.engine.messages import Begun, Finished, Piece, Timings, TokenProb, TokenProbs
 from openai.types.responses import Response
 from programs import Program, Programs
 from response_events import check_stream, kinds, read_stream
@@ -154,8 +155,8 @@ def test_fields_are_those_of_a_chat() -> None:
         "top_k": 3,
     }
     assert not asked.stores
-    assert asked.n_top_logprobs == 0
-    assert asked.shown["metadata"] == {"a": "b"}
+    assert asked.form.n_top_logprobs == 0
+    assert asked.form.shown["metadata"] == {"a": "b"}
 
 
 FLAT = {"type": "function", "name": "f", "description": "d", "parameters": {"type": "object"}}
@@ -167,7 +168,7 @@ HOSTED = {"type": "web_search"}
 def test_only_functions_become_tools() -> None:
     asked = read_responses({"input": "x", "tools": [FLAT, HOSTED, NESTED]})
     assert asked.chat["tools"] == [NESTED, NESTED]
-    assert asked.shown["tools"] == [FLAT, HOSTED, FLAT]
+    assert asked.form.shown["tools"] == [FLAT, HOSTED, FLAT]
     assert "tools" not in read_responses({"input": "x", "tools": [HOSTED]}).chat
 
 
@@ -247,10 +248,68 @@ def test_what_came_out_goes_in_again_as_the_same_message(deltas: list[Delta]) ->
     assert calls == [(call.id, call.arguments) for call in said.calls]
 
 
-def dialect(**fields: Any) -> OpenAIResponses:
+def dialect(reply: Reply = PLAIN, **fields: Any) -> OpenAIResponses:
     asked = read_responses({"input": "x", **fields})
-    answer = Answer(CompletionParams(stream=True), "tiny", "b0", [[1]], str, len, id=f"resp_{TOKEN}", created=7)
-    return OpenAIResponses(answer, asked)
+    answer = Answer(
+        CompletionParams(stream=True, reply=reply), "tiny", "b0", [[1]], str, len, id=f"resp_{TOKEN}", created=7
+    )
+    return OpenAIResponses(answer, asked.form)
+
+
+class Script:
+    """Reads into the texts what the script says, a delta each; also the parser that it makes."""
+
+    def __init__(self, deltas: Sequence[Delta]) -> None:
+        self.deltas = deltas
+        self.opened = list(deltas[:1])
+        self.shows_opening = True
+        self._left = list(deltas[1:])
+
+    def parser(self) -> Script:
+        return Script(self.deltas)
+
+    def add(self, text: str) -> list[Delta]:
+        said, self._left = self._left[: len(text)], self._left[len(text) :]
+        return said
+
+    def end(self, *, truncated: bool) -> list[Delta]:
+        return self._left
+
+
+@st.composite
+def any_turns(draw: st.DrawFn) -> list[Delta]:
+    """What no model writes but a parser may: thoughts, content and calls in any order."""
+    deltas: list[Delta] = []
+    for index in range(draw(st.integers(0, 4))):
+        kind = draw(st.sampled_from(("reasoning", "content", "call")))
+        some = draw(texts)
+        if kind == "call":
+            n = sum(isinstance(delta, CallBegun) for delta in deltas)
+            deltas += [CallBegun(n, f"id{index}", "f"), *(CallArguments(n, text) for text in some)]
+        else:
+            deltas += [Reasoning(text) if kind == "reasoning" else Content(text) for text in some]
+    return deltas
+
+
+TIMINGS = Timings(1, 2, 1.0, 3, 1.0)
+
+
+@given(any_turns(), st.lists(st.integers(0, 4), max_size=6), st.sampled_from(("limit", "eos")), st.booleans())
+def test_a_stream_and_the_whole_say_the_same(
+    deltas: list[Delta], cuts: list[int], stop: Literal["limit", "eos"], summarizes: bool
+) -> None:
+    script: Any = Script(deltas)
+    fields: dict[str, Any] = {"reasoning": {"summary": "auto"}} if summarizes else {}
+    last = Finished(0, 0, "x" * len(deltas), (), stop, "", 3, 3, 6, False, False, TIMINGS)
+    made = dialect(script, **fields)
+    data = made.begun(0, Begun(0))
+    for n in cuts:
+        data += made.piece(0, Piece(0, "x" * n, (1,), 1, 3))
+    streamed = check_stream(read_stream(data + made.finished(0, last) + made.end()))
+    whole = Response.model_validate(dialect(script, **fields).whole([last]), strict=True)
+    assert whole.output == streamed.output
+    assert whole.status == streamed.status == ("incomplete" if stop == "limit" else "completed")
+    assert made.response["output"] == streamed.model_dump(mode="json", exclude_unset=True)["output"]
 
 
 def test_a_stream_that_breaks_off_says_so_in_its_own_words() -> None:
@@ -360,6 +419,13 @@ def test_thoughts_are_items_of_their_own(thinking: Program) -> None:
     assert whole.usage is not None
     assert 0 < whole.usage.output_tokens_details.reasoning_tokens <= 12
     same(whole, stream(thinking, max_output_tokens=12)[0])
+    asked = {"max_output_tokens": 12, "reasoning": {"summary": "auto"}}
+    shown, events = stream(thinking, **asked)
+    (summed,) = shown.output
+    assert summed.type == "reasoning"
+    assert [part.text for part in summed.summary] == [thought.content[0].text]
+    assert sum(event["type"] == "response.reasoning_summary_text.delta" for event in events) > 3
+    same(shown, ask(thinking, **asked))
     (carried,) = ask(thinking, max_output_tokens=12, include=["reasoning.encrypted_content"]).output
     assert carried.type == "reasoning"
     assert carried.encrypted_content == carry(thought.content[0].text)

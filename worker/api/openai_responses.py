@@ -19,17 +19,21 @@ from ..engine.messages import Begun, Finished, Piece, Progress, TokenProbs
 from .answer import Answer, EventStream
 from .native import progress_json
 from .openai_responses_output import Event, Output
-from .openai_responses_request import ResponsesRequest
+from .openai_responses_request import ResponseForm
 from .results import probs_json, timings_json
 
 RESPONSE_PREFIX = "resp_"
 
 
 class OpenAIResponses(EventStream):
-    def __init__(self, answer: Answer, asked: ResponsesRequest) -> None:
+    def __init__(self, answer: Answer, form: ResponseForm) -> None:
         self._answer = answer
-        self._asked = asked
-        self._output = Output(answer.id.removeprefix(RESPONSE_PREFIX), carries_thoughts=asked.carries_thoughts)
+        self._form = form
+        self._output = Output(
+            answer.id.removeprefix(RESPONSE_PREFIX),
+            carries_thoughts=form.carries_thoughts,
+            summarizes=form.summarizes,
+        )
         self._parser: ReplyParser | None = None
         self._n_events = 0
         self._probs: tuple[TokenProbs, ...] = ()  # of tokens whose text is still held back
@@ -78,7 +82,7 @@ class OpenAIResponses(EventStream):
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "usage": None,
-            **self._asked.shown,
+            **self._form.shown,
         }
 
     def _usage(self, result: Finished) -> dict[str, Any]:
@@ -163,7 +167,7 @@ class OpenAIResponses(EventStream):
         return b"".join(chunks)
 
     def _logprobs(self, probs: Sequence[TokenProbs]) -> list[dict[str, Any]]:
-        n_top = self._asked.n_top_logprobs
+        n_top = self._form.n_top_logprobs
         if n_top is None or not probs:
             return []
         shown = probs_json(probs, post_sampling=False)

@@ -17,11 +17,16 @@ Item = dict[str, Any]
 
 
 class Output:
-    def __init__(self, token: str, *, carries_thoughts: bool = False) -> None:
-        """`token`: the response's id behind its prefix; each item's id has it too, and so leads to the response."""
+    def __init__(self, token: str, *, carries_thoughts: bool = False, summarizes: bool = False) -> None:
+        """`token`: the response's id behind its prefix; each item's id has it too, and so leads to the response.
+
+        `carries_thoughts`: in `encrypted_content` as well; `summarizes`: in `summary` as well, for clients that show
+        nothing else. Models write no summary of their own.
+        """
         self.items: list[Item] = []
         self._token = token
         self._carries_thoughts = carries_thoughts
+        self._summarizes = summarizes
         self._open: Item | None = None
         self._texts: list[str] = []  # of the item that is open
         self._probs: list[Any] = []
@@ -35,7 +40,8 @@ class Output:
         match delta:
             case Reasoning(text):
                 begun = self._begin("reasoning", "rs", {"summary": [], "content": [], "encrypted_content": None})
-                return [*begun, self._more("response.reasoning_text.delta", text, content_index=0)]
+                more = self._more("response.reasoning_text.delta", text, content_index=0)
+                return [*begun, more, *self._summary("text.delta", delta=text)]
             case Content(text):
                 begun = self._begin("message", "msg", {"role": "assistant", "content": []})
                 self._probs += probs
@@ -78,6 +84,8 @@ class Output:
         begun = [{"type": "response.output_item.added", "output_index": at, "item": dict(item)}]
         if kind != "function_call":
             begun.append(self._event("response.content_part.added", content_index=0, part=self._part(kind, "")))
+        if kind == "reasoning":
+            begun += self._summary("part.added", part=_summary_part(""))
         return [*ended, *begun]
 
     def _more(self, type: str, text: str, **fields: Any) -> Event:
@@ -98,7 +106,22 @@ class Output:
         if item["type"] == "reasoning":
             if self._carries_thoughts:
                 item["encrypted_content"] = carry(text)
-            done = self._event("response.reasoning_text.done", content_index=0, text=text)
+            if self._summarizes:
+                item["summary"] = [_summary_part(text)]
+            done = [
+                *self._summary("text.done", text=text),
+                *self._summary("part.done", part=_summary_part(text)),
+                self._event("response.reasoning_text.done", content_index=0, text=text),
+            ]
         else:
-            done = self._event("response.output_text.done", content_index=0, text=text, logprobs=part["logprobs"])
-        return [done, self._event("response.content_part.done", content_index=0, part=part)]
+            done = [self._event("response.output_text.done", content_index=0, text=text, logprobs=part["logprobs"])]
+        return [*done, self._event("response.content_part.done", content_index=0, part=part)]
+
+    def _summary(self, type: str, **fields: Any) -> list[Event]:
+        return (
+            [self._event(f"response.reasoning_summary_{type}", summary_index=0, **fields)] if self._summarizes else []
+        )
+
+
+def _summary_part(text: str) -> dict[str, Any]:
+    return {"type": "summary_text", "text": text}

@@ -36,15 +36,23 @@ ENCRYPTED = "reasoning.encrypted_content"
 
 
 @dataclass(frozen=True, slots=True)
+class ResponseForm:
+    """How the Response is to look. Lives as long as the answer flows, so nothing large is in it."""
+
+    shown: Mapping[str, Any]  # what it repeats of the request
+    n_top_logprobs: int | None = None  # None: no probabilities
+    carries_thoughts: bool = False
+    summarizes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ResponsesRequest:
     items: list[Item]  # of its own `input`
     instructions: str | None
     previous: str  # the id of the response that it goes on from
     stores: bool
     truncates: bool
-    n_top_logprobs: int | None  # None: no probabilities
-    carries_thoughts: bool
-    shown: Mapping[str, Any]  # what the Response repeats of it
+    form: ResponseForm
     chat: Mapping[str, Any]  # the chat request, but for its messages
 
     def chat_body(self, items: Sequence[Item]) -> dict[str, Any]:
@@ -67,6 +75,7 @@ def read_responses(body: Mapping[str, Any]) -> ResponsesRequest:
     reasoning = Fields(fields.object("reasoning"))
     if effort := reasoning.string("effort", default=""):
         chat["reasoning_effort"] = effort
+    summary = reasoning.string("summary", "generate_summary", default="")
     text = fields.object("text")
     if (form := _response_format(Fields(text))) is not None:
         chat["response_format"] = form
@@ -80,7 +89,7 @@ def read_responses(body: Mapping[str, Any]) -> ResponsesRequest:
         "metadata": _metadata(fields),
         "parallel_tool_calls": fields.boolean("parallel_tool_calls", default=True),
         "previous_response_id": previous or None,
-        "reasoning": {"effort": effort or None, "summary": None},
+        "reasoning": {"effort": effort or None, "summary": summary or None},
         "store": fields.boolean("store", default=True),
         "text": {"format": {"type": "text"}, **text},
         "tool_choice": body.get("tool_choice") or "auto",
@@ -95,9 +104,7 @@ def read_responses(body: Mapping[str, Any]) -> ResponsesRequest:
         previous=previous,
         stores=bool(shown["store"]),
         truncates=truncation == "auto",
-        n_top_logprobs=n_top,
-        carries_thoughts=ENCRYPTED in include,
-        shown=shown,
+        form=ResponseForm(shown, n_top, carries_thoughts=ENCRYPTED in include, summarizes=bool(summary)),
         chat=chat,
     )
 

@@ -15,10 +15,11 @@ from aiohttp import web
 from ...presets.errors import InvalidRequest
 from ...presets.stored_responses import RESPONSES
 from ...presets.web import json_response, read_object
+from .answer import Answer
 from .completions import answer_chat, prompt_tokens
 from .openai_responses import RESPONSE_PREFIX, OpenAIResponses
 from .openai_responses_items import ITEM_PREFIXES, Item
-from .openai_responses_request import ResponsesRequest, read_responses
+from .openai_responses_request import ResponseForm, ResponsesRequest, read_responses
 from .results import random_id
 from .serving import SERVING
 
@@ -38,22 +39,29 @@ class PreviousNotFound(InvalidRequest):
 
 
 async def create(request: web.Request) -> web.StreamResponse:
+    body, form, items = await _read(request)
+    dialects: list[OpenAIResponses] = []
+
+    def dialect(answer: Answer) -> OpenAIResponses:
+        dialects.append(OpenAIResponses(answer, form))
+        return dialects[0]
+
+    async def keep() -> None:
+        assert items is not None
+        await asyncio.to_thread(_keep, request, items, dialects[0].response)
+
+    id = random_id(RESPONSE_PREFIX)
+    return await answer_chat(request, body, dialect, id, None if items is None else keep)
+
+
+async def _read(request: web.Request) -> tuple[dict[str, Any], ResponseForm, list[Item] | None]:
+    """The chat request, what the Response looks like, and the items if they are to be kept."""
     asked = read_responses(await read_object(request))
     items = await _all_items(request, asked)
     body = asked.chat_body(items)
     if asked.truncates:
         body["messages"] = await _fitting(request, body)
-    dialects: list[OpenAIResponses] = []
-
-    def dialect(answer: Any) -> OpenAIResponses:
-        dialects.append(OpenAIResponses(answer, asked))
-        return dialects[0]
-
-    async def keep() -> None:
-        await asyncio.to_thread(_keep, request, items, dialects[0].response)
-
-    id = random_id(RESPONSE_PREFIX)
-    return await answer_chat(request, body, dialect, id, keep if asked.stores else None)
+    return body, asked.form, items if asked.stores else None
 
 
 async def count_tokens(request: web.Request) -> web.StreamResponse:
