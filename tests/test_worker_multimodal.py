@@ -29,6 +29,8 @@ KINDS: dict[str, tuple[str, str, tuple[bytes, bytes], tuple[bool, bool]]] = {
     "audio": ("tiny-llama.gguf", "mmproj-audio.gguf", (wav(1.0), noise(20.0)), (False, True)),
 }
 
+ALL = KINDS | {"recurrent": ("tiny-mamba.gguf", *KINDS["audio"][1:])}
+
 
 def look(loaded: Loaded, text: str, *files: bytes, **fields: Any) -> Request:
     """Greedy and eight tokens unless told otherwise."""
@@ -39,7 +41,7 @@ def look(loaded: Loaded, text: str, *files: bytes, **fields: Any) -> Request:
 
 
 def seeing(models: Path, kind: str = "gemma3", **settings: Any) -> Any:
-    model, projector, _, _ = KINDS[kind]
+    model, projector, _, _ = ALL[kind]
     return running(
         models / model,
         projector=models / projector,
@@ -47,10 +49,10 @@ def seeing(models: Path, kind: str = "gemma3", **settings: Any) -> Any:
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "recurrent"])
 def test_what_is_seen_and_remembered(models: Path, kind: str) -> None:
     """A prompt computed in one piece is the measure for the same prompt on top of what a slot remembers."""
-    one, other = KINDS[kind][2]
+    one, other = ALL[kind][2]
     prompts: list[tuple[str, Sequence[bytes]]] = [
         (f"What is {M} here", [one]),
         (f"What is {M} here, and there", [one]),
@@ -65,7 +67,7 @@ def test_what_is_seen_and_remembered(models: Path, kind: str) -> None:
 
     async def test() -> None:
         async with seeing(models, kind) as engine, engine.use() as loaded:
-            assert (loaded.media.vision, loaded.media.audio, loaded.media.marker) == (*KINDS[kind][3], M)
+            assert (loaded.media.vision, loaded.media.audio, loaded.media.marker) == (*ALL[kind][3], M)
             for text, files in prompts:
                 cached = await look(loaded, text, *files, id_slot=0).one()
                 fresh = await look(loaded, text, *files, id_slot=1, cache_prompt=False).one()
@@ -468,6 +470,18 @@ def test_a_projector_of_no_use_fails_the_load(models: Path, projector: str, why:
             async with running(models / "tiny-gemma3.gguf", projector=models / projector):
                 pass
         assert why in str(caught.value)
+
+    run(test())
+
+
+def test_a_model_that_remembers_nothing(models: Path) -> None:
+    async def test() -> None:
+        model, projector = models / "tiny-bert.gguf", models / "mmproj-gemma3.gguf"
+        settings = {"embeddings": True, "ctx_size": 512}
+        async with running(model, projector=projector, **settings) as engine, engine.use() as loaded:
+            tokens, media = loaded.tokenize_media(f"What is {M}", [CAT])
+            with pytest.raises(NotSupported, match="cannot read images"):
+                Request(loaded, Embedding(tokens, media=media))
 
     run(test())
 

@@ -19,6 +19,10 @@ class Allocations:
     def clear(self) -> None:
         self._bytes.clear()
 
+    def add(self, buffer_type: str, n_bytes: int) -> None:
+        """What the log does not say in this form."""
+        self._bytes[buffer_type] = self._bytes.get(buffer_type, 0.0) + n_bytes
+
     def note(self, line: str) -> None:
         if found := _ALLOCATED.search(line):
             self._bytes[found[1]] = self._bytes.get(found[1], 0.0) + float(found[2]) * (1 << 20)

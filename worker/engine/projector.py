@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from ...presets.errors import InvalidRequest
 from . import audio_headers
-from .devices import find_device
+from .allocations import allocations
+from .devices import find_device, list_devices
 from .encoding import EncodeError
 from .errors import LoadError
 from .llama import C, complaints
@@ -56,6 +57,7 @@ class Projector:
         if not self._context:
             why = complaints[0].split("error: ")[-1] if complaints else "llama.cpp gave no reason"
             raise LoadError(f"failed to load multimodal model '{options.path}': {why.strip()}")
+        allocations.add(_placement(options), options.path.stat().st_size)
         self.support = MediaSupport(
             vision=M.mtmd_support_vision(self._context),
             audio=M.mtmd_support_audio(self._context),
@@ -209,6 +211,13 @@ class Projector:
         self._keep += [marker, callback]
         params.media_marker, params.progress_callback = marker, callback
         return params
+
+
+def _placement(options: ProjectorOptions) -> str:
+    """Where its weights are, as llama.cpp names it: the first device that is not the CPU, unless told otherwise."""
+    if not options.offload or options.device == "none":
+        return "CPU"
+    return options.device or next((device.name for device in list_devices() if not device.is_cpu), "CPU")
 
 
 def _device(options: ProjectorOptions) -> tuple[bool, int | None]:

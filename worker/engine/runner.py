@@ -329,6 +329,8 @@ class Loaded:
         if self.core.encoding is None:
             raise NotSupported("Multimodal data provided, but model does not support multimodal requests.")
         context = self.core.context
+        if context.memory is None:
+            raise NotSupported("This model cannot read images or audio: it remembers no part of its input")
         for content in map(content_of, request.media):
             n_tokens = content.token.n_tokens
             if content.non_causal and n_tokens > min(context.n_batch, context.n_ubatch):  # llama.cpp would abort
