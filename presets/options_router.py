@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .option import OptionGroup, Reader, option, within
-from .values import Switch
+from .values import AUTO_LIMIT, MemoryLimit, Switch
 
 
 class RouterOptions(OptionGroup):
@@ -33,6 +33,34 @@ class RouterOptions(OptionGroup):
         "models in memory at once; 0: no limit",
         env="MODELS_MAX",
         hint="N",
+        reader=Reader.ROUTER,
+        router_own=True,
+        limits=within(ge=0),
+    )
+    models_memory: MemoryLimit = option(
+        AUTO_LIMIT,
+        "--models-memory",
+        "memory of the machine for all models; auto: what is free; off: do not count",
+        env="MODELS_MEMORY",
+        hint="SIZE",
+        reader=Reader.ROUTER,
+        router_own=True,
+    )
+    models_device_memory: MemoryLimit = option(
+        AUTO_LIMIT,
+        "--models-device-memory",
+        "as --models-memory, of the devices taken together",
+        env="MODELS_DEVICE_MEMORY",
+        hint="SIZE",
+        reader=Reader.ROUTER,
+        router_own=True,
+    )
+    models_memory_margin: int = option(
+        1024,
+        "--models-memory-margin",
+        "MiB of each memory that auto leaves to others",
+        env="MODELS_MEMORY_MARGIN",
+        hint="MIB",
         reader=Reader.ROUTER,
         router_own=True,
         limits=within(ge=0),

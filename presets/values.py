@@ -162,6 +162,16 @@ def _bytes(value: Any) -> Any:
     return int(match[1]) * _UNITS[match[2]]
 
 
+AUTO_LIMIT, NO_LIMIT = -1, 0
+
+
+def _limit(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    words = {"auto": AUTO_LIMIT, "off": NO_LIMIT}
+    return words[value] if value in words else _bytes(value)
+
+
 SAMPLER_LETTERS = {
     "d": "dry",
     "k": "top_k",
@@ -249,3 +259,10 @@ NumaStrategy = Annotated[
     Literal["distribute", "isolate", "numactl"] | None,
     BeforeValidator(lambda value: "distribute" if value == "" else value),
 ]
+MemoryLimit = Annotated[
+    int,
+    BeforeValidator(_limit),
+    Field(ge=AUTO_LIMIT),
+    Allowed("auto, off, or a number of bytes, optionally with K, M or G"),
+]
+"""Bytes, AUTO_LIMIT or NO_LIMIT."""

@@ -31,6 +31,7 @@ from ..presets.vertex import VERTEX_ENV, read_vertex
 from . import app
 from .child import worker_environ
 from .lifecycle import FAKE_LOAD_DELAY, FAKE_TIMING_ENV, Lifecycle
+from .room import room_of
 from .spawn import WORKER_COMMAND
 from .watcher import watch
 from .zygote import best_launcher
@@ -127,13 +128,15 @@ async def serve(settings: Settings, given: layers.Layer, environ: Mapping[str, s
     if not presets:
         log.warning(NO_MODELS)
     is_slowed = FAKE_TIMING_ENV in environ
+    for_workers = _for_workers(environ)
     responses = ResponseStore()
     lifecycle = Lifecycle(
         presets,
-        best_launcher({**_for_workers(environ), DIRECTORY_ENV: responses.open()}),
+        best_launcher({**for_workers, DIRECTORY_ENV: responses.open()}),
         models_max=settings.models_max,
         autoload=settings.models_autoload,
         load_delay=FAKE_LOAD_DELAY if is_slowed else 0.0,
+        room=room_of(settings, for_workers),
     )
     vertex = read_vertex(environ)
     if vertex is not None:

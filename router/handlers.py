@@ -131,6 +131,9 @@ def entry(view: ModelView) -> dict[str, Any]:
         "in_cache": preset.source == "cache",  # an earlier llama-server's way to say it
         "path": given.text if (given := preset.layer.get("model")) else "",
     }
+    memory = {"expected": view.expected, "measured": view.measured}
+    if any(memory.values()):
+        own["memory"] = {name: {"host": space.host, "device": space.device} for name, space in memory.items() if space}
     return {**view.info, **own}
 
 

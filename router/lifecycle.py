@@ -1,28 +1,30 @@
 """The one owner of all models' states: who runs, who waits, who must go.
 
 Handlers ask it for an outcome (`async with lifecycle.lease(model)`) and never act on a state they read. It lives on
-one event loop and every change happens between two awaits; after each, `placement` is asked what follows and this
-carries it out, through `supervisor`. It knows nothing of HTTP, and of processes only what `process.Launcher` offers.
+one event loop and every change happens between two awaits; after each, `dispatcher` asks `placement` what follows
+and carries it out. It knows nothing of HTTP, and of processes only what `process.Launcher` offers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..presets.errors import ApiError, ConfigError, InvalidRequest, NoPlace, NotFound, ServerFault, Unavailable
-from . import placement
+from ..presets.errors import ConfigError, InvalidRequest, ModelNotFound, NotFound, ServerFault, Unavailable
+from .accounts import Accounts
 from .catalog import Catalog
+from .dispatcher import Dispatcher, why_not_started
 from .events import Events, Subscription
-from .expiry import Expiry
-from .models import Instance, Model, ModelView, resident_of, view_of
+from .models import Instance, Model, ModelView, view_of
 from .placement import Stay
 from .process import Launcher
+from .room import UNLIMITED, Room
 from .states import State
 from .supervisor import Supervisor
 from .waiting import Lease, Waiter, WaitingRoom
@@ -49,22 +51,23 @@ class Lifecycle:
         autoload: bool,
         clock: Callable[[], float] = time.monotonic,
         load_delay: float = 0.0,
+        room: Room = UNLIMITED,
     ) -> None:
-        """`load_delay`: seconds before each start, see FAKE_TIMING_ENV. Raises ConfigError."""
+        """`load_delay`: seconds before each start, see FAKE_TIMING_ENV. `room`: of memory. Raises ConfigError."""
         self._launcher = launcher
-        self._models_max = models_max
         self._autoload = autoload
         self._clock = clock
         self._load_delay = load_delay
+        self._accounts = Accounts(room, clock)
         self._catalog = Catalog(presets, launcher.command)
         self._waiting = WaitingRoom()
         self._events = Events()
         self._supervisor = Supervisor(launcher, self._events, self._on_change, self._on_exit)
-        self._expiry = Expiry(clock, self._snapshot, self._evict)
+        self._dispatcher = Dispatcher(
+            self._catalog, self._waiting, self._accounts, self._supervisor, models_max=models_max, load_delay=load_delay
+        )
         self._tasks: set[asyncio.Task[None]] = set()
         self._reloads = asyncio.Lock()
-        self._may_start = asyncio.Event()
-        self._may_start.set()
         self._is_closing = False
         self._startup = sorted(model.name for model in self._catalog if model.preset.load_on_startup)
         if 0 < models_max < len(self._startup):
@@ -102,6 +105,8 @@ class Lifecycle:
         `stay`: how long the model is kept from now on, unless its preset pins it. Cancelling the wait gives the place
         in the queue back. Raises ApiError.
         """
+        if (found := self._catalog.find(model)) is not None:
+            await self._accounts.weigh(found)
         record = self._requested(model)
         may_load = self._autoload if autoload is None else autoload
         lease = await self._when_ready(record, touch, stay) if may_load else self._as_it_is(record, touch, stay)
@@ -124,21 +129,18 @@ class Lifecycle:
         if model.state.is_running:
             raise InvalidRequest("model is already running")
         await asyncio.sleep(self._load_delay)
-        await self._make_room()
-        await self._may_start.wait()
+        await self._accounts.weigh(model)
+        await self._dispatcher.make_room(model)
+        await self._dispatcher.released()
         if self._is_closing:
             raise Unavailable("the router is shutting down")
         if model not in self._catalog:
             raise NotFound("model is not found")
         if not model.state.is_down:
             return  # someone else started it meanwhile
-        snapshot = self._snapshot()
-        if not placement.has_capacity(snapshot):
-            if obstacle := placement.why_no_place(snapshot):
-                raise NoPlace(f"model '{model.name}' cannot be loaded: {obstacle}")
-            raise ServerFault("model limit reached, try again later")
-        self._start(model)
-        self._tick()
+        self._dispatcher.check_room(model)
+        self._dispatcher.start(model)
+        self._dispatcher.tick()
         if model.state is State.FAILED:
             raise ServerFault(model.failure)
 
@@ -150,18 +152,18 @@ class Lifecycle:
         if not model.state.is_running:
             raise InvalidRequest("model is not running")
         self._supervisor.stop(model, "unload was asked for")
-        self._tick()
+        self._dispatcher.tick()
 
     def let_go(self, name: str) -> None:
         """Asks a model to leave as soon as nobody uses it, a pinned one too; one that is not running is content."""
         model = self._requested(name)
         if model.instance is not None:
             model.instance.asked_stay = Stay(ttl=0.0)
-            self._expiry.check()
+            self._dispatcher.unload_expired()
 
     def unload_expired(self) -> None:
         """What the timer does by itself, for whoever moves the clock."""
-        self._expiry.check()
+        self._dispatcher.unload_expired()
 
     async def reload(self, presets: Mapping[str, Preset]) -> None:
         """Takes on a new set of presets. Only models whose own options changed end, a busy one once it is idle."""
@@ -214,7 +216,7 @@ class Lifecycle:
         waiter = Waiter(grant, touch, stay, is_queued=not is_loading, saw_start=is_loading)
         self._waiting.join(model.name, waiter)
         log.debug("name=%s: a request waits, %d in all", model.name, self._waiting.count(model.name))
-        self._tick()
+        self._dispatcher.tick()
         try:
             return await grant
         except asyncio.CancelledError:
@@ -225,7 +227,7 @@ class Lifecycle:
         self._waiting.leave(model.name, waiter)
         if waiter.grant.done() and not waiter.grant.cancelled() and waiter.grant.exception() is None:
             self._release(waiter.grant.result())  # granted in the very moment its client left
-        self._tick()
+        self._dispatcher.tick()
 
     def _grant(self, model: Model, touch: bool, stay: Stay | None) -> Lease:
         assert model.instance is not None
@@ -247,85 +249,26 @@ class Lifecycle:
         model = self._catalog.find(lease.model)
         if instance.is_retiring and model is not None and model.instance is instance:
             self._supervisor.stop(model, "its preset changed or is gone")
-        self._tick()
+        self._dispatcher.tick()
         if model is not None and model.stay.ttl is not None:
-            self._expiry.check()
-
-    # -- carrying decisions out --------------------------------------------------------------------------------------
-
-    def _snapshot(self) -> placement.Snapshot:
-        return placement.Snapshot(
-            tuple(resident_of(model) for model in self._catalog),
-            self._waiting.entries,
-            self._models_max,
-            starts_held=not self._may_start.is_set(),
-            now=self._clock(),
-        )
-
-    def _tick(self) -> None:
-        while self._waiting.has_queue and not self._is_closing:
-            decision = placement.tick(self._snapshot())
-            if not decision:
-                return
-            for refusal in decision.refuse:
-                why = f"model '{refusal.model}' cannot be loaded: {refusal.reason}"
-                _refuse(self._waiting.take_all(refusal.model), NoPlace, why)
-            for eviction in decision.evict:
-                self._evict(eviction)
-            if decision.start is not None:
-                self._start_queued(self._catalog[decision.start])
-
-    def _evict(self, eviction: placement.Eviction) -> None:
-        self._supervisor.stop(self._catalog[eviction.model], eviction.reason)
-
-    def _start_queued(self, model: Model) -> None:
-        self._waiting.claim(model.name)
-        if self._load_delay:
-            self._spawn_task(self._start_late(model))
-        else:
-            self._start(model)
-
-    async def _start_late(self, model: Model) -> None:
-        await asyncio.sleep(self._load_delay)
-        if not self._waiting.is_claimed(model.name) or not model.state.is_down:
-            return  # nobody waits any more, or it was started by command
-        if self._may_start.is_set() and placement.has_capacity(self._snapshot()):
-            self._start(model)
-        else:
-            self._waiting.unclaim(model.name)
-        self._tick()
-
-    def _start(self, model: Model) -> None:
-        model.last_used = self._clock()
-        self._waiting.started(model.name)
-        if not self._supervisor.start(model):
-            self._refuse_started(model)
-
-    async def _make_room(self) -> None:
-        """For a load by command: one idle model leaves, and is waited for, if there is no place."""
-        snapshot = self._snapshot()
-        name = None if placement.has_capacity(snapshot) else placement.victim(snapshot)
-        if name is None:
-            return
-        model = self._catalog[name]
-        assert model.instance is not None
-        self._supervisor.stop(model, "models-max is reached and a load was asked for")
-        await model.instance.gone.wait()
+            self._dispatcher.unload_expired()
 
     # -- what follows from what workers do ---------------------------------------------------------------------------
 
     def _on_change(self, model: Model) -> None:
+        self._accounts.learn(model)
         if model.instance is not None and model.state is State.LOADED:
             model.instance.idle_since = self._clock()
         self._serve_waiters(model)
-        self._tick()
-        self._expiry.check()
+        self._dispatcher.tick()
+        self._dispatcher.unload_expired()
 
     def _on_exit(self, model: Model, instance: Instance) -> None:
-        self._refuse_started(model)
+        self._accounts.note_exit()
+        self._waiting.refuse_started(model.name, functools.partial(why_not_started, model))
         if instance.is_retiring and not self._catalog.settle(model):
             self._refuse_dropped(model)
-        self._tick()
+        self._dispatcher.tick()
 
     def _serve_waiters(self, model: Model) -> None:
         """Before any tick, so that a model that just came up is busy, and not idle, when a victim is sought."""
@@ -335,33 +278,26 @@ class Lifecycle:
             if not waiter.grant.done():
                 waiter.grant.set_result(self._grant(model, waiter.touch, waiter.stay))
 
-    def _refuse_started(self, model: Model) -> None:
-        waiters = self._waiting.take_started(model.name)
-        if model.exit_code:
-            _refuse(waiters, ServerFault, f"model name={model.name} failed to load: {model.failure}")
-        else:
-            _refuse(waiters, InvalidRequest, f"model name={model.name} is not running")
-
     def _refuse_dropped(self, model: Model) -> None:
-        _refuse(self._waiting.take_all(model.name), InvalidRequest, f"model '{model.name}' not found")
+        self._waiting.refuse(model.name, functools.partial(ModelNotFound, model.name))
 
     # -- presets -----------------------------------------------------------------------------------------------------
 
     async def _reload(self, presets: Mapping[str, Preset]) -> None:
         async with self._reloads:
-            self._may_start.clear()
+            self._dispatcher.hold()
             try:
                 await self._retire(self._catalog.mark_retiring(presets))
                 for model in self._catalog.adopt(presets):
                     log.info("(reload) removing name=%s: no source has it any more", model.name)
                     self._refuse_dropped(model)
             finally:
-                self._may_start.set()
+                self._dispatcher.release()
             for model in self._catalog:
                 self._serve_waiters(model)  # a reload that brings the old preset back ends a retirement
             self._events.publish("*", "models_reload")
-            self._tick()
-            self._expiry.check()
+            self._dispatcher.tick()
+            self._dispatcher.unload_expired()
 
     async def _retire(self, models: list[Model]) -> None:
         """The idle leave now and are waited for; the busy leave when their last lease is given back."""
@@ -376,10 +312,10 @@ class Lifecycle:
 
     def _begin_closing(self) -> None:
         self._is_closing = True
-        self._expiry.close()
+        self._dispatcher.close()
         for task in self._tasks:
             task.cancel()
-        _refuse(self._waiting.take_everyone(), Unavailable, "the router is shutting down")
+        self._waiting.refuse_everyone(functools.partial(Unavailable, "the router is shutting down"))
         self._events.close()
         for model in self._catalog:
             self._supervisor.stop(model, "the router is shutting down")
@@ -389,9 +325,3 @@ class Lifecycle:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _refuse(waiters: list[Waiter], error: type[ApiError], message: str) -> None:
-    for waiter in waiters:
-        if not waiter.grant.done():
-            waiter.grant.set_exception(error(message))

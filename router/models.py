@@ -16,6 +16,7 @@ from ..presets.render import to_argv
 from ..presets.table import VARIABLES
 from .placement import Resident, Stay
 from .process import LaunchSpec, Worker
+from .space import NOTHING, Space
 from .states import State, move
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ class Instance:
     """When its last use ended, or it became ready; on the lifecycle's clock."""
     asked_stay: Stay | None = None
     """What a request wanted instead of the preset's."""
+    started: float = 0.0
+    private_bytes: int | None = None
+    """Of its process, when it was ready: what it has more since then came by its work."""
     deadline: asyncio.TimerHandle | None = None
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -66,6 +70,12 @@ class Model:
     failure: str = ""
     last_lines: tuple[str, ...] = ()
     command_line: tuple[str, ...] = ()
+    expected: Space | None = None
+    """What it will take; None: unknown before it was loaded."""
+    measured: Space | None = None
+    """What it took when it was loaded last."""
+    load_seconds: float = 1.0
+    """How long that lasted."""
 
     @property
     def takes_requests(self) -> bool:
@@ -115,15 +125,26 @@ class ModelView:
     """It runs, and may not be evicted."""
     expires_in: float | None
     """Seconds until it is unloaded if nobody uses it from now on; None: it stays."""
+    expected: Space | None
+    """Bytes, by estimate or as measured earlier; None: unknown."""
+    measured: Space | None
+    """Bytes, of the worker that runs."""
 
 
-def resident_of(model: Model) -> Resident:
+def resident_of(model: Model, space: Space = NOTHING) -> Resident:
     """As placement sees it: what is about to go takes no part any more."""
     instance = model.instance
-    if instance is None:
-        return Resident(model.name, model.state, 0, model.last_used)
-    state = State.STOPPING if instance.is_retiring else model.state
-    return Resident(model.name, state, instance.leases, model.last_used, instance.idle_since, model.stay)
+    is_retiring = instance is not None and instance.is_retiring
+    return Resident(
+        model.name,
+        State.STOPPING if is_retiring else model.state,
+        leases=instance.leases if instance else 0,
+        last_used=model.last_used,
+        idle_since=instance.idle_since if instance else 0.0,
+        stay=model.stay,
+        space=space,
+        load_seconds=model.load_seconds,
+    )
 
 
 def view_of(model: Model, waiting: int, now: float) -> ModelView:
@@ -145,6 +166,8 @@ def view_of(model: Model, waiting: int, now: float) -> ModelView:
         pid=model.instance.worker.pid if model.instance else None,
         is_pinned=resident_of(model).is_pinned,
         expires_in=_expires_in(model, now),
+        expected=model.expected,
+        measured=model.measured if model.state.is_running else None,
     )
 
 

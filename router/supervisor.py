@@ -15,6 +15,7 @@ from ..presets.control import Report
 from .events import Events
 from .models import Instance, Model, exit_code_of, launch_spec, why_it_failed
 from .process import Callbacks, Launcher
+from .space import Space
 from .states import IllegalMove, State
 
 log = logging.getLogger("corral.router")
@@ -37,7 +38,7 @@ class Supervisor:
         """False: no process could be made, and the model has failed."""
         model.move(State.LOADING)
         model.exit_code, model.failure, model.last_lines = 0, "", ()
-        model.info, model.progress = {}, {}
+        model.info, model.progress, model.measured = {}, {}, None
         callbacks = Callbacks(lambda report: self._on_report(model, report), lambda code: self._on_exit(model, code))
         try:
             worker = self._launcher.launch(launch_spec(model.preset), callbacks)
@@ -94,6 +95,8 @@ class Supervisor:
             model.progress = data["progress"] = report.payload
         elif new is State.LOADED and report.payload:  # empty on waking up: what the first one said still holds
             model.info = data["info"] = report.payload
+        if report.memory:
+            model.measured = Space(report.memory.get("host", 0), report.memory.get("device", 0))
         log.log(logging.DEBUG if new is State.LOADING else logging.INFO, "name=%s is %s", model.name, new.value)
         self._events.publish(model.name, "status_change", {"status": new.value, **data})
 

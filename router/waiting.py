@@ -8,9 +8,14 @@ has no need of an entry and only waits.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..presets.errors import ApiError
 from .placement import Entry, Stay
+
+MakeError = Callable[[], ApiError]
+"""Each waiter gets an exception of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +87,17 @@ class WaitingRoom:
         self._claimed.pop(model, None)
         return self._waiters.pop(model, [])
 
-    def take_started(self, model: str) -> list[Waiter]:
+    def refuse(self, model: str, error: MakeError) -> None:
+        _refuse(self.take_all(model), error)
+
+    def refuse_started(self, model: str, error: MakeError) -> None:
         """Those whose instance went down; the others keep their place for the next one."""
+        _refuse(self._take_started(model), error)
+
+    def refuse_everyone(self, error: MakeError) -> None:
+        _refuse(self._take_everyone(), error)
+
+    def _take_started(self, model: str) -> list[Waiter]:
         waiters = self._waiters.get(model, [])
         if waiters:
             self._waiters[model] = [waiter for waiter in waiters if not waiter.saw_start]
@@ -91,7 +105,7 @@ class WaitingRoom:
             self._forget_if_empty(model)
         return [waiter for waiter in waiters if waiter.saw_start]
 
-    def take_everyone(self) -> list[Waiter]:
+    def _take_everyone(self) -> list[Waiter]:
         everyone = [waiter for waiters in self._waiters.values() for waiter in waiters]
         self._waiters.clear()
         self._claimed.clear()
@@ -107,3 +121,9 @@ class WaitingRoom:
             self._claimed.pop(model, None)
         if not waiters:
             del self._waiters[model]
+
+
+def _refuse(waiters: list[Waiter], error: MakeError) -> None:
+    for waiter in waiters:
+        if not waiter.grant.done():
+            waiter.grant.set_exception(error())

@@ -3,107 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
-from llama_corral.presets.errors import ApiError, ConfigError, InvalidRequest, NotFound, ServerFault, Unavailable
-from llama_corral.router.events import BACKLOG, ModelEvent, Subscription
-from llama_corral.router.lifecycle import Lifecycle
-from llama_corral.router.waiting import Lease
-from memory_workers import MemoryLauncher
+from lifecycle_tools import Router, drained, router, settle
+from llama_corral.presets.errors import ConfigError, InvalidRequest, NotFound, ServerFault, Unavailable
+from llama_corral.router.events import BACKLOG
 from router_tools import preset, presets, run, until
-
-
-class Client:
-    """A request in the background: waits for its lease and holds it until told to finish."""
-
-    def __init__(self, lifecycle: Lifecycle, model: str, **options: Any) -> None:
-        self.lease: Lease | None = None
-        self._finish = asyncio.Event()
-        self.task = asyncio.create_task(self._request(lifecycle, model, options))
-
-    async def _request(self, lifecycle: Lifecycle, model: str, options: dict[str, Any]) -> None:
-        async with lifecycle.lease(model, **options) as self.lease:
-            await self._finish.wait()
-
-    @property
-    def is_served(self) -> bool:
-        return self.lease is not None
-
-    async def finish(self) -> None:
-        self._finish.set()
-        await self.task
-
-    async def leave(self) -> None:
-        self.task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await self.task
-
-    async def refused(self) -> ApiError:
-        with pytest.raises(ApiError) as caught:
-            await self.task
-        return caught.value
-
-
-class Router:
-    """A lifecycle over workers that are no processes."""
-
-    def __init__(self, *names: str, models_max: int = 1, **options: Any) -> None:
-        self.now = 0.0
-        self.launcher = MemoryLauncher()
-        entries = options.pop("presets", None) or presets(*(preset(name) for name in names or ("a", "b", "c")))
-        options = {"autoload": True, **options}
-        self.lifecycle = Lifecycle(entries, self.launcher, models_max=models_max, clock=self.clock, **options)
-
-    def clock(self) -> float:
-        self.now += 1
-        return self.now
-
-    def client(self, model: str, **options: Any) -> Client:
-        return Client(self.lifecycle, model, **options)
-
-    def status(self, name: str) -> str:
-        view = self.lifecycle.view(name)
-        assert view is not None
-        return view.status
-
-    async def up(self, *names: str) -> None:
-        for name in names:
-            await self.lifecycle.load(name)
-            self.launcher[name].ready()
-        await settle()
-
-    async def close(self) -> None:
-        closing = asyncio.create_task(self.lifecycle.close())
-        await settle()
-        for worker in self.launcher.alive:
-            worker.leave()
-        await closing
-
-
-@asynccontextmanager
-async def router(*names: str, models_max: int = 1, **options: Any) -> AsyncIterator[Router]:
-    made = Router(*names, models_max=models_max, **options)
-    yield made
-    await made.close()
-
-
-async def settle() -> None:
-    """Lets all that can happen without the test happen."""
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
-def drained(events: Subscription) -> list[tuple[str, str, Any]]:
-    found = []
-    while not events.empty():
-        event = events.get_nowait()
-        assert isinstance(event, ModelEvent)
-        found.append((event.model, event.event, event.data))
-    return found
-
 
 # -- leases ------------------------------------------------------------------------------------------------------------
 

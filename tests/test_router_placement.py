@@ -13,12 +13,12 @@ from llama_corral.router.placement import (
     Snapshot,
     Stay,
     expired,
-    has_capacity,
+    has_place,
     next_expiry,
     tick,
-    victim,
-    why_no_place,
+    why_never,
 )
+from llama_corral.router.space import Limit, Space, total
 from llama_corral.router.states import State
 
 NAMES = "abcdefgh"
@@ -41,12 +41,33 @@ def _resident(draw: st.DrawFn, name: str) -> Resident:
     return Resident(name, state, leases, draw(st.integers(0, 3)), draw(st.integers(0, 3)), stay)
 
 
+@st.composite
+def weighed(draw: st.DrawFn) -> Snapshot:
+    """With models of all sizes, in little memory."""
+    snapshot = draw(snapshots())
+    sizes = st.builds(Space, st.integers(0, 9), st.integers(0, 9))
+    residents = tuple(replace(r, space=draw(sizes), load_seconds=draw(st.integers(0, 5))) for r in snapshot.residents)
+    limit = draw(st.builds(Limit, st.none() | st.integers(0, 30), st.none() | st.integers(0, 30)))
+    return replace(snapshot, residents=residents, limit=limit, is_settling=draw(st.booleans()))
+
+
+def taken(snapshot: Snapshot) -> Space:
+    return total(r.space for r in snapshot.residents if r.state.is_running)
+
+
 def resident(snapshot: Snapshot, name: str) -> Resident:
     return next(resident for resident in snapshot.residents if resident.name == name)
 
 
 def running(snapshot: Snapshot) -> int:
     return sum(resident.state.is_running for resident in snapshot.residents)
+
+
+def idle(snapshot: Snapshot) -> list[Resident]:
+    """Who could be evicted."""
+    wanted = {entry.model for entry in snapshot.queue}
+    staying = [r for r in snapshot.residents if r.state.is_ready and not r.leases and not r.stay.pinned]
+    return [r for r in staying if r.name not in wanted]
 
 
 def carried_out(snapshot: Snapshot, decision: Decision) -> Snapshot:
@@ -108,7 +129,7 @@ def test_as_many_leave_as_places_are_lacking(snapshot: Snapshot) -> None:
     evicted = len(tick(snapshot).evict)
     assert evicted <= lacking
     if evicted < lacking:
-        assert victim(carried_out(snapshot, tick(snapshot))) is None
+        assert not idle(carried_out(snapshot, tick(snapshot)))
 
 
 @given(snapshots())
@@ -155,10 +176,10 @@ def test_head_that_may_not_start_has_a_reason(snapshot: Snapshot) -> None:
     if not snapshot.queue or snapshot.queue[0].claimed or decision.start or snapshot.starts_held:
         return
     head = resident(snapshot, snapshot.queue[0].model)
-    assert head.state.is_running or not has_capacity(snapshot)
+    assert head.state.is_running or not has_place(snapshot)
     if head.state.is_down and not decision.evict:
         somebody_leaves = any(r.state is State.STOPPING for r in snapshot.residents)
-        assert somebody_leaves or victim(snapshot) is None
+        assert somebody_leaves or not idle(snapshot)
 
 
 def test_stopping_models_count_until_they_are_reaped() -> None:
@@ -207,7 +228,7 @@ def test_only_those_are_refused_who_would_wait_for_ever(snapshot: Snapshot) -> N
     refused = {refusal.model for refusal in tick(snapshot).refuse}
     waiting = {entry.model for entry in snapshot.queue if not entry.claimed}
     assert refused == (waiting - {r.name for r in pinned} if is_full else set())
-    assert bool(why_no_place(snapshot)) == is_full
+    assert all(bool(why_never(snapshot, name)) == is_full for name in waiting - {r.name for r in pinned})
 
 
 @given(snapshots())
@@ -228,3 +249,72 @@ def test_the_next_expiry_is_when_the_next_one_leaves(snapshot: Snapshot) -> None
         assert when > snapshot.now
         assert {eviction.model for eviction in expired(replace(snapshot, now=when))} > now
         assert {eviction.model for eviction in expired(replace(snapshot, now=when - 0.5))} == now
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+@given(weighed())
+def test_starts_keep_within_memory(snapshot: Snapshot) -> None:
+    decision = tick(snapshot)
+    if decision.start is not None:
+        assert taken(carried_out(snapshot, decision)).fits(snapshot.limit)
+
+
+@given(weighed())
+def test_nobody_leaves_for_memory_who_is_needed_or_in_vain(snapshot: Snapshot) -> None:
+    unlimited = replace(snapshot, models_max=0)
+    evicted = {eviction.model for eviction in tick(unlimited).evict}
+    assert evicted <= {r.name for r in idle(snapshot)}
+    if evicted:
+        head = resident(snapshot, snapshot.queue[0].model)
+        gone = {r.name for r in snapshot.residents if r.state is State.STOPPING} | evicted | {head.name}
+        starting = {entry.model for entry in snapshot.queue if entry.claimed}
+        rest = [r for r in snapshot.residents if (r.state.is_running or r.name in starting) and r.name not in gone]
+        assert (total(r.space for r in rest) + head.space).fits(snapshot.limit)
+
+
+@given(weighed())
+def test_decisions_about_memory_come_to_rest(snapshot: Snapshot) -> None:
+    for _ in range(3 * len(NAMES)):
+        decision = tick(snapshot)
+        if not decision:
+            return
+        snapshot = carried_out(snapshot, decision)
+    raise AssertionError("ticks never settle")
+
+
+@given(weighed())
+def test_a_head_without_memory_waits_for_somebody(snapshot: Snapshot) -> None:
+    """For one that leaves or is busy, or for the system; else it starts, or is refused, or makes somebody leave."""
+    decision = tick(snapshot)
+    if not snapshot.queue or snapshot.queue[0].claimed or decision or snapshot.starts_held or snapshot.is_settling:
+        return
+    head = resident(snapshot, snapshot.queue[0].model)
+    others = [r for r in snapshot.residents if r.name != head.name]
+    waits = any(r.state in (State.STOPPING, State.LOADING) or r.leases for r in others)
+    wanted = any(entry.model != head.name for entry in snapshot.queue)
+    assert waits or wanted or head.state.is_running
+
+
+@given(weighed())
+def test_whoever_fits_beside_the_pinned_is_never_refused(snapshot: Snapshot) -> None:
+    for refusal in tick(snapshot).refuse:
+        assert refusal.reason == why_never(snapshot, refusal.model) != ""
+
+
+def test_of_equally_few_the_one_least_worth_keeping_leaves() -> None:
+    """Long idle, large, quickly loaded again."""
+    entry, limit = (Entry("d", False),), Limit(10)
+
+    def leaves(**values: Resident) -> str:
+        residents = (*values.values(), Resident("d", State.UNLOADED, 0, 0, space=Space(5)))
+        (eviction,) = tick(Snapshot(residents, entry, 0, limit=limit, now=10)).evict
+        return eviction.model
+
+    def idle_model(name: str, used: float, size: int = 5, seconds: float = 1.0) -> Resident:
+        return Resident(name, State.LOADED, 0, used, space=Space(size), load_seconds=seconds)
+
+    assert leaves(a=idle_model("a", 5), b=idle_model("b", 3)) == "b"
+    assert leaves(a=idle_model("a", 5, seconds=1), b=idle_model("b", 3, seconds=9)) == "a"
+    assert leaves(a=idle_model("a", 5, size=6), b=idle_model("b", 4.5, size=4)) == "a"

@@ -1,0 +1,157 @@
+"""Carries out what `placement` decides: starts and evicts models, for the queue and by the clock.
+
+Owned by `lifecycle`, which calls `tick` after every change, and `unload_expired` after whatever may change a model's
+time. It serves nobody: it refuses those who wait in vain, and starts models through `supervisor`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+
+from ..presets.errors import ApiError, InvalidRequest, NoPlace, ServerFault
+from . import placement
+from .accounts import Accounts
+from .catalog import Catalog
+from .expiry import Expiry
+from .models import Model
+from .supervisor import Supervisor
+from .waiting import WaitingRoom
+
+RECHECK_S = 0.5
+
+
+class Dispatcher:
+    def __init__(
+        self,
+        catalog: Catalog,
+        waiting: WaitingRoom,
+        accounts: Accounts,
+        supervisor: Supervisor,
+        *,
+        models_max: int,
+        load_delay: float = 0.0,
+    ) -> None:
+        self._catalog = catalog
+        self._waiting = waiting
+        self._accounts = accounts
+        self._supervisor = supervisor
+        self._models_max = models_max
+        self._load_delay = load_delay
+        self._expiry = Expiry(accounts.clock, functools.partial(self._snapshot, counts_memory=False), self._evict)
+        self._recheck: asyncio.TimerHandle | None = None
+        self._starting: set[asyncio.Task[None]] = set()
+        self._may_start = asyncio.Event()
+        self._may_start.set()
+        self._is_closed = False
+
+    def hold(self) -> None:
+        """Nothing starts until `release`."""
+        self._may_start.clear()
+
+    def release(self) -> None:
+        self._may_start.set()
+
+    async def released(self) -> None:
+        await self._may_start.wait()
+
+    def unload_expired(self) -> None:
+        self._expiry.check()
+
+    def close(self) -> None:
+        """Decides nothing any more."""
+        self._is_closed = True
+        self._expiry.close()
+        if self._recheck is not None:
+            self._recheck.cancel()
+        for task in self._starting:
+            task.cancel()
+
+    def _snapshot(self, *, counts_memory: bool = True) -> placement.Snapshot:
+        return self._accounts.snapshot(
+            self._catalog,
+            self._waiting.entries,
+            self._models_max,
+            starts_held=not self._may_start.is_set(),
+            counts_memory=counts_memory,
+        )
+
+    def tick(self) -> None:
+        while self._waiting.has_queue and not self._is_closed:
+            snapshot = self._snapshot()
+            decision = placement.tick(snapshot)
+            if not decision:
+                if placement.waits_for_space(snapshot):
+                    self._look_again()
+                return
+            for refusal in decision.refuse:
+                why = f"model '{refusal.model}' cannot be loaded: {refusal.reason}"
+                self._waiting.refuse(refusal.model, functools.partial(NoPlace, why))
+            for eviction in decision.evict:
+                self._evict(eviction)
+            if decision.start is not None:
+                self._start_queued(self._catalog[decision.start])
+
+    def _evict(self, eviction: placement.Eviction) -> None:
+        self._supervisor.stop(self._catalog[eviction.model], eviction.reason)
+
+    def _look_again(self) -> None:
+        """Memory comes back, from devices above all, without anybody telling."""
+        if self._recheck is not None:
+            self._recheck.cancel()
+        self._recheck = asyncio.get_running_loop().call_later(RECHECK_S, self.tick)
+
+    def _start_queued(self, model: Model) -> None:
+        self._waiting.claim(model.name)
+        if self._load_delay:
+            self._keep(asyncio.get_running_loop().create_task(self._start_late(model)))
+        else:
+            self.start(model)
+
+    async def _start_late(self, model: Model) -> None:
+        await asyncio.sleep(self._load_delay)
+        if not self._waiting.is_claimed(model.name) or not model.state.is_down:
+            return  # nobody waits any more, or it was started by command
+        if self._may_start.is_set() and placement.has_room(self._snapshot(), model.name):
+            self.start(model)
+        else:
+            self._waiting.unclaim(model.name)
+        self.tick()
+
+    def start(self, model: Model) -> None:
+        model.last_used = self._accounts.clock()
+        self._waiting.started(model.name)
+        if self._supervisor.start(model):
+            assert model.instance is not None
+            model.instance.started = model.last_used
+        else:
+            self._waiting.refuse_started(model.name, functools.partial(why_not_started, model))
+
+    async def make_room(self, model: Model) -> None:
+        """For a load by command: as many idle models leave, and are waited for, as it needs."""
+        leaving = [self._catalog[name] for name in placement.victims_for(self._snapshot(), model.name)]
+        instances = [other.instance for other in leaving if other.instance is not None]
+        for other in leaving:
+            self._supervisor.stop(other, f"a load of {model.name} was asked for, and there is no room for both")
+        for instance in instances:
+            await instance.gone.wait()
+
+    def check_room(self, model: Model) -> None:
+        snapshot = self._snapshot()
+        if obstacle := placement.why_never(snapshot, model.name):
+            raise NoPlace(f"model '{model.name}' cannot be loaded: {obstacle}")
+        if not placement.has_place(snapshot):
+            raise ServerFault("model limit reached, try again later")
+        if not placement.has_space(snapshot, model.name):
+            raise ServerFault(f"memory limit reached, try again later: model '{model.name}' needs {model.expected}")
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
+
+
+def why_not_started(model: Model) -> ApiError:
+    """For those who waited for an instance that went down before it was ready."""
+    if model.exit_code:
+        return ServerFault(f"model name={model.name} failed to load: {model.failure}")
+    return InvalidRequest(f"model name={model.name} is not running")

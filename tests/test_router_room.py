@@ -1,0 +1,295 @@
+"""Placement by memory: who leaves for whom, who is refused with which numbers, and what is learned."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from lifecycle_tools import Router, router, settle
+from llama_corral.presets.control import Report
+from llama_corral.presets.errors import NoPlace, ServerFault
+from llama_corral.presets.sources import Preset
+from llama_corral.presets.values import AUTO_LIMIT, NO_LIMIT
+from llama_corral.router import dispatcher
+from llama_corral.router.memory import Reading
+from llama_corral.router.needs import Needs
+from llama_corral.router.room import Room
+from llama_corral.router.space import Limit, Space
+from programs import Program, Programs
+from router_tools import run, until
+
+GIB = 1 << 30
+
+
+class Sizes(Room):
+    """Models of given sizes, on a machine whose readings the test sets."""
+
+    def __init__(self, host: int = AUTO_LIMIT, device: int = NO_LIMIT, **needs: Space | int) -> None:
+        super().__init__(
+            Needs({}, has_devices=False),
+            host=host,
+            device=device,
+            read_host=lambda: Reading(100 * GIB, self.free),
+            read_devices=lambda: Reading(100 * GIB, self.free_on_device),
+            private_bytes=lambda pid: self.private.get(pid, 0),
+        )
+        self.free = self.free_on_device = 0
+        self.private: dict[int, int] = {}
+        self.needs = {name: Space(need * GIB) if isinstance(need, int) else need for name, need in needs.items()}
+
+    async def expected(self, preset: Preset) -> Space | None:
+        return self.needs.get(preset.name)
+
+
+async def use(r: Router, *names: str) -> None:
+    """One after the other, each loaded by a request that is then served."""
+    for name in names:
+        client = r.client(name)
+        await settle()
+        if not client.is_served:
+            r.launcher[name].ready()
+            await settle()
+        await client.finish()
+
+
+def alive(r: Router) -> set[str]:
+    return {worker.name for worker in r.launcher.alive}
+
+
+def test_as_many_models_stay_as_there_is_memory_for() -> None:
+    async def check() -> None:
+        async with router("a", "b", "c", models_max=0, room=Sizes(10 * GIB, a=4, b=4, c=4)) as r:
+            await use(r, "a", "b")
+            client = r.client("c")
+            await settle()
+            assert alive(r) == {"a", "b"}
+            assert r.launcher["a"].stop_asked, "it was used longest ago"
+            assert not r.launcher["b"].stop_asked
+            r.launcher["a"].leave()
+            await settle()
+            r.launcher["c"].ready()
+            await client.finish()
+            assert alive(r) == {"b", "c"}
+
+    run(check())
+
+
+def test_one_large_model_leaves_rather_than_two_small_ones() -> None:
+    async def check() -> None:
+        sizes = Sizes(10 * GIB, a=2, b=2, c=5, d=6)
+        async with router("a", "b", "c", "d", models_max=0, room=sizes) as r:
+            await use(r, "a", "b", "c")
+            client = r.client("d")
+            await settle()
+            assert [worker.name for worker in r.launcher.alive if worker.must_go] == ["c"]
+            r.launcher["c"].leave()
+            await settle()
+            r.launcher["d"].ready()
+            await client.finish()
+
+    run(check())
+
+
+def test_nobody_is_evicted_in_vain() -> None:
+    """As long as a busy model keeps what is needed, the idle ones may as well stay."""
+
+    async def check() -> None:
+        async with router("a", "b", "c", models_max=0, room=Sizes(10 * GIB, a=7, b=2, c=8)) as r:
+            await use(r, "b")
+            busy = r.client("a")
+            await settle()
+            r.launcher["a"].ready()
+            client = r.client("c")
+            await settle()
+            assert not any(worker.must_go for worker in r.launcher.alive)
+            await busy.finish()
+            await settle()
+            assert {worker.name for worker in r.launcher.alive if worker.must_go} == {"a"}
+            r.launcher["a"].leave()
+            await settle()
+            r.launcher["c"].ready()
+            await client.finish()
+
+    run(check())
+
+
+def test_what_never_fits_is_refused_at_once_with_the_numbers() -> None:
+    async def check() -> None:
+        async with router("a", "b", models_max=0, room=Sizes(10 * GIB, a=4, b=11)) as r:
+            await use(r, "a")
+            error = await r.client("b").refused()
+            assert error.message == (
+                "model 'b' cannot be loaded: it needs 11.0 GiB of memory, and models may take 10.0 GiB"
+            )
+            assert error.status == 503
+            assert alive(r) == {"a"}
+            assert not r.launcher["a"].must_go
+            with pytest.raises(NoPlace, match=r"cannot be loaded: it needs 11\.0 GiB"):
+                await r.lifecycle.load("b")
+
+    run(check())
+
+
+def test_devices_are_counted_apart() -> None:
+    async def check() -> None:
+        sizes = Sizes(10 * GIB, 8 * GIB, a=Space(GIB, 5 * GIB), b=Space(GIB, 5 * GIB), c=Space(GIB, 9 * GIB))
+        async with router("a", "b", "c", models_max=0, room=sizes) as r:
+            await use(r, "a")
+            client = r.client("b")
+            await settle()
+            assert r.launcher["a"].must_go
+            r.launcher["a"].leave()
+            await settle()
+            r.launcher["b"].ready()
+            await client.finish()
+            error = await r.client("c").refused()
+            assert "1.0 GiB and 9.0 GiB of device memory" in error.message
+
+    run(check())
+
+
+def test_a_load_by_command_makes_room_too_and_says_when_it_cannot() -> None:
+    async def check() -> None:
+        async with router("a", "b", "c", models_max=0, room=Sizes(10 * GIB, a=4, b=4, c=9)) as r:
+            await use(r, "a", "b")
+            command = asyncio.create_task(r.lifecycle.load("c"))
+            await settle()
+            assert all(worker.stop_asked for worker in r.launcher.alive)
+            for worker in r.launcher.alive:
+                worker.leave()
+            await command
+            r.launcher["c"].ready()
+            busy = r.client("c")
+            await settle()
+            with pytest.raises(ServerFault, match=r"try again later: model 'a' needs 4\.0 GiB"):
+                await r.lifecycle.load("a")
+            await busy.finish()
+
+    run(check())
+
+
+def test_memory_that_others_give_back_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right after a worker's end the system may not have it back yet; that is no reason to refuse."""
+
+    async def check() -> None:
+        monkeypatch.setattr(dispatcher, "RECHECK_S", 0.01)
+        sizes = Sizes(AUTO_LIMIT, a=6, b=6)
+        sizes.free = 8 * GIB
+        async with router("a", "b", models_max=0, room=sizes) as r:
+            await use(r, "a")
+            sizes.free = 2 * GIB
+            sizes.private = {1: 6 * GIB}
+            client = r.client("b")
+            await settle()
+            r.launcher["a"].leave()
+            await settle()
+            assert not client.task.done()
+            assert alive(r) == set()
+            sizes.free = 8 * GIB
+            await until(lambda: alive(r) == {"b"})
+            r.launcher["b"].ready()
+            await client.finish()
+
+    run(check())
+
+
+def test_what_others_take_of_the_machine_is_not_ours() -> None:
+    async def check() -> None:
+        sizes = Sizes(AUTO_LIMIT, a=6, b=6)
+        sizes.free = 7 * GIB
+        async with router("a", "b", models_max=0, room=sizes) as r:
+            await use(r, "a")
+            sizes.free, sizes.private = 1 * GIB, {1: 6 * GIB}
+            client = r.client("b")
+            await settle()
+            assert r.launcher["a"].must_go
+            await client.leave()
+
+    run(check())
+
+
+def test_what_a_worker_measured_replaces_the_estimate() -> None:
+    async def check() -> None:
+        sizes = Sizes(10 * GIB, a=4, b=5)
+        async with router("a", "b", models_max=0, room=sizes) as r:
+            client = r.client("a")
+            await settle()
+            worker = r.launcher["a"]
+            worker._callbacks.on_report(Report("ready", {"id": "a"}, {"host": 6 * GIB, "device": 0}))
+            await client.finish()
+            view = r.lifecycle.view("a")
+            assert view is not None
+            assert view.measured == Space(6 * GIB)
+            assert view.expected is not None
+            assert view.expected.host > 6 * GIB
+            second = r.client("b")
+            await settle()
+            assert worker.must_go, "with 4 GiB it could have stayed"
+            await second.leave()
+
+    run(check())
+
+
+def test_a_worker_that_grows_counts_with_what_it_has() -> None:
+    async def check() -> None:
+        sizes = Sizes(10 * GIB, a=4, b=5)
+        sizes.private = {1: GIB}
+        async with router("a", "b", models_max=0, room=sizes) as r:
+            await use(r, "a")
+            sizes.private = {1: 3 * GIB}  # its prompt cache
+            client = r.client("b")
+            await settle()
+            assert r.launcher["a"].must_go
+            await client.leave()
+
+    run(check())
+
+
+def test_the_limit_is_what_is_free_and_what_our_workers_have() -> None:
+    sizes = Sizes(AUTO_LIMIT, AUTO_LIMIT)
+    sizes.free, sizes.free_on_device, sizes.private = 5 * GIB, 3 * GIB, {7: 2 * GIB}
+    assert sizes.limit([(7, Space(9, GIB)), (None, Space(1, 1))]) == Limit(7 * GIB, 4 * GIB + 1)
+    assert Sizes(NO_LIMIT, NO_LIMIT).limit([]) == Limit()
+
+
+# -- real programs -----------------------------------------------------------------------------------------------------
+
+PRESETS = """
+[*]
+ctx-size = 2048
+[one]
+model = {models}/tiny-llama.gguf
+[two]
+model = {models}/tiny-llama-b.gguf
+[huge]
+model = {models}/tiny-llama.gguf
+ctx-size = 4000000
+"""
+
+
+@pytest.fixture(scope="module")
+def gateway(module_programs: Programs) -> Program:
+    return module_programs.gateway("--models-max", "0", "--models-memory", "100M", presets=PRESETS)
+
+
+def test_real_models_come_and_go_by_their_size(gateway: Program) -> None:
+    def ask(model: str) -> int:
+        answer = gateway.client.post("/completion", json={"model": model, "prompt": "a", "n_predict": 2})
+        assert answer.status_code == 200, answer.text
+        return answer.status_code
+
+    def models() -> dict[str, dict[str, object]]:
+        return {entry["id"]: entry for entry in gateway.client.get("/models").json()["data"]}
+
+    ask("one")
+    ask("two")
+    shown = models()
+    assert [shown[name]["status"]["value"] for name in ("one", "two")] == ["unloaded", "loaded"]  # type: ignore[index]
+    memory = shown["two"]["memory"]
+    assert isinstance(memory, dict)
+    assert memory["measured"]["host"] > 1 << 20
+    assert memory["expected"]["host"] > memory["measured"]["host"]
+    refused = gateway.client.post("/completion", json={"model": "huge", "prompt": "a"})
+    assert refused.status_code == 503
+    assert "it needs" in refused.json()["error"]["message"]
+    assert "models may take 100 MiB" in refused.json()["error"]["message"]
