@@ -9,11 +9,39 @@ from typing import Any
 
 import pytest
 from llama_corral.presets.errors import ApiError
+from llama_corral.presets.sources import Preset
+from llama_corral.presets.values import AUTO_LIMIT, NO_LIMIT
 from llama_corral.router.events import ModelEvent, Subscription
 from llama_corral.router.lifecycle import Lifecycle
+from llama_corral.router.memory import Reading
+from llama_corral.router.needs import Needs
+from llama_corral.router.room import Room
+from llama_corral.router.space import Space
 from llama_corral.router.waiting import Lease
 from memory_workers import MemoryLauncher
 from router_tools import preset, presets
+
+GIB = 1 << 30
+
+
+class Sizes(Room):
+    """Models of given sizes, on a machine whose readings the test sets."""
+
+    def __init__(self, host: int = AUTO_LIMIT, device: int = NO_LIMIT, **needs: Space | int) -> None:
+        super().__init__(
+            Needs({}, has_devices=False),
+            host=host,
+            device=device,
+            read_host=lambda: Reading(100 * GIB, self.free),
+            read_devices=lambda: Reading(100 * GIB, self.free_on_device),
+            private_bytes=lambda pid: self.private.get(pid, 0),
+        )
+        self.free = self.free_on_device = 0
+        self.private: dict[int, int] = {}
+        self.needs = {name: Space(need * GIB) if isinstance(need, int) else need for name, need in needs.items()}
+
+    async def expected(self, preset: Preset) -> Space | None:
+        return self.needs.get(preset.name)
 
 
 class Client:
