@@ -56,13 +56,7 @@ def complete(*words: str) -> list[str]:
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
 def test_completion_in_bash() -> None:
-    assert complete("llama-corral", "--models-") == [
-        "--models-autoload",
-        "--models-dir",
-        "--models-max",
-        "--models-preset",
-        "--models-ttl",
-    ]
+    assert complete("llama-corral", "--models-d") == ["--models-device-memory", "--models-dir"]
     assert complete("llama-corral", "--load-mode", "m") == ["mmap", "mlock", "mmap+mlock"]
     assert complete("llama-corral", "-m", "READ") == ["README.md"]
     assert complete("llama-corral", "--models-dir", "dem") == ["demo"]
