@@ -168,8 +168,9 @@ AUTO_LIMIT, NO_LIMIT = -1, 0
 def _limit(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    words = {"auto": AUTO_LIMIT, "off": NO_LIMIT}
-    return words[value] if value in words else _bytes(value)
+    if value in AUTO_WORDS:
+        return AUTO_LIMIT
+    return NO_LIMIT if value in ("off", "0") else _bytes(value)
 
 
 SAMPLER_LETTERS = {

@@ -262,3 +262,15 @@ def test_every_option_is_either_read_or_says_why_not(reader: Reader) -> None:
         if not re.search(rf"\.{field}\b", text)
     ]
     assert set(mute) <= READ_ELSEWHERE
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("auto", -1), ("-1", -1), ("off", 0), ("0", 0), ("40G", 40 << 30), ("5 MiB", 5 << 20)]
+)
+def test_limits_of_memory(text: str, value: int) -> None:
+    assert resolve(read_argv(["--models-memory", text])).models_memory == value
+
+
+def test_a_limit_of_memory_that_is_none() -> None:
+    with pytest.raises(ConfigError, match="auto, off, or a number of bytes"):
+        resolve(read_argv(["--models-memory", "much"]))
