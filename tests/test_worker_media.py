@@ -7,6 +7,7 @@ import base64
 import contextlib
 import os
 import socket
+import struct
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from llama_corral.presets.errors import ConfigError, InvalidRequest
 from llama_corral.presets.settings import Settings
 from llama_corral.worker.media.addresses import AllowedHosts, is_public, read_allowed
 from llama_corral.worker.media.encoded import decode_base64, decode_data_url
+from llama_corral.worker.media.inspection import check_file, picture_size
 from llama_corral.worker.media.local import MediaDirectory
 from llama_corral.worker.media.remote import MAX_BYTES, fetch
 from llama_corral.worker.media.sources import MediaLoader, MediaSource, media_loader
@@ -366,3 +368,69 @@ def test_the_operators_hub_may_be_private() -> None:
         assert await media_loader(allowing, {}).load(picture) == [PICTURE]
 
     fetching(test)
+
+
+# -- what is in them -------------------------------------------------------------------------------------------------
+
+
+def headed(fmt: str, width: int, height: int) -> bytes:
+    """The beginning of a picture of that size, and little more."""
+    match fmt:
+        case "png":
+            return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", width, height) + bytes(20)
+        case "apple-png":
+            chunk = b"\0\0\0\x04CgBI" + bytes(8)
+            return b"\x89PNG\r\n\x1a\n" + chunk + headed("png", width, height)[8:]
+        case "jpeg":
+            comment = b"\xff\xfe" + struct.pack(">H", 10) + b"\xff\xc0junk12"
+            frame = b"\xff\xff\xc2" + struct.pack(">HBHH", 17, 8, height, width)
+            return b"\xff\xd8" + comment + b"\0" + frame + bytes(20)
+        case "gif":
+            return b"GIF89a" + struct.pack("<HH", width, height) + bytes(20)
+        case "bmp":
+            return b"BM" + bytes(12) + struct.pack("<Iii", 40, width, -height) + bytes(20)
+        case "old-bmp":
+            return b"BM" + bytes(12) + struct.pack("<IHH", 12, width, height) + bytes(20)
+        case "psd":
+            return b"8BPS\0\1" + bytes(8) + struct.pack(">II", height, width) + bytes(20)
+        case "pic":
+            return b"\x53\x80\xf6\x34" + bytes(84) + b"PICT" + struct.pack(">HH", width, height) + bytes(20)
+        case "hdr":
+            return b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n" + f"-Y {height} +X {width}\n".encode()
+        case "tga":
+            return struct.pack("<BBBHHBHHHHBB", 0, 0, 10, 0, 0, 0, 0, 0, width, height, 24, 0)
+    raise AssertionError(fmt)
+
+
+FORMATS = ["png", "apple-png", "jpeg", "gif", "bmp", "old-bmp", "psd", "pic", "hdr", "tga"]
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_a_few_bytes_do_not_become_gigabytes(fmt: str) -> None:
+    assert picture_size(headed(fmt, 300, 200)) == (300, 200)
+    check_file(headed(fmt, 300, 200))
+    with pytest.raises(InvalidRequest, match="20000 x 30000 pixels is too large"):
+        check_file(headed(fmt, 20000, 30000))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://169.254.169.254/x.ts\n",
+        b"\xef\xbb\xbf#EXTM3U\nfile:///etc/passwd\n",
+        b"ffconcat version 1.0\nfile http://10.0.0.1/x\n",
+        b"\n\n  <?xml version='1.0'?><MPD profiles='urn:mpeg:dash:profile:isoff-on-demand:2011'>",
+        b"v=0\r\no=- 0 0 IN IP4 10.0.0.1\r\nc=IN IP4 10.0.0.1\r\n",
+        b"<!doctype html><title>not found</title>",
+    ],
+)
+def test_no_text_is_given_to_a_decoder(text: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="Failed to load image or audio file"):
+        check_file(text)
+
+
+@given(st.sampled_from(FORMATS), st.integers(0, 60), st.binary(max_size=60))
+def test_any_bytes_have_a_size_or_none(fmt: str, kept: int, more: bytes) -> None:
+    for data in (headed(fmt, 7, 7)[:kept] + more, more):
+        size = picture_size(data)
+        assert size is None or len(size) == 2

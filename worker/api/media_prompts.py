@@ -14,6 +14,7 @@ from ...presets.errors import InvalidRequest, ServerFault
 from ..engine.messages import MediaChunk
 from ..fields import wrong_type
 from ..media.encoded import decode_base64
+from ..media.inspection import check_file
 from ..media.sources import MediaLoader, MediaSource
 from .prompts import Prompt, by_size, n_characters, split_prompts, tokenize_prompt
 from .samplers import Tokenizer
@@ -103,4 +104,6 @@ async def _read_entry(entry: object, model: Model) -> Prompt:
 
 
 async def _with_files(text: str, files: Sequence[bytes], model: Model) -> Prompt:
+    for data in files:
+        check_file(data)
     return Prompt(*await asyncio.to_thread(model.tokenize_media, text, files))

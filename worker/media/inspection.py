@@ -1,0 +1,106 @@
+"""What a file says of itself, looked at before any decoder is: some harm begins there. Pure.
+
+A few bytes can announce a picture of two gigabytes, which a decoder would fill; and what is neither picture nor sound
+goes to ffmpeg, which takes playlists too, opens what they name, and would so reach places that we refuse to go to.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from struct import unpack_from
+
+from ...presets.errors import InvalidRequest
+
+MAX_PIXELS = 100_000_000
+"""Cameras have fewer. Decoded it takes three bytes a pixel, twice for a moment."""
+_TEXT_AHEAD = 7
+"""Bytes: as many as `#EXTM3U` has, the shortest beginning of a playlist."""
+_BEGIN_LIKE_TEXT = (b"GIF8", b"BM", b"P5", b"P6", b"#?R", b"RIFF")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_PNG, _PIC = b"\x89PNG\r\n\x1a\n", b"\x53\x80\xf6\x34"
+_NO_FRAMES = (0xC4, 0xC8, 0xCC)  # JPEG markers amid those of frames
+_HDR_SIZE = re.compile(rb"\n\n\s*-Y\s*(\d{1,9})\s*\+X\s*(\d{1,9})")
+
+Size = tuple[int, int]
+
+
+def check_file(data: bytes) -> None:
+    """Raises InvalidRequest for what should not be given to a decoder."""
+    if _is_text(data):
+        raise InvalidRequest("Failed to load image or audio file: it is text")
+    size = picture_size(data)
+    if size and size[0] * size[1] > MAX_PIXELS:
+        raise InvalidRequest(f"image of {size[0]} x {size[1]} pixels is too large, {MAX_PIXELS} are allowed")
+
+
+def _is_text(data: bytes) -> bool:
+    start = data[:64].removeprefix(_BYTE_ORDER_MARK).lstrip()[:_TEXT_AHEAD]
+    printable = len(start) == _TEXT_AHEAD and all(0x20 <= byte < 0x7F or byte in b"\t\r\n" for byte in start)
+    return printable and not data.startswith(_BEGIN_LIKE_TEXT)
+
+
+def picture_size(data: bytes) -> Size | None:
+    """Width and height as the decoder of llama.cpp will read them; None for what it does not take for a picture."""
+    try:
+        return _size(data)
+    except struct.error:
+        return None
+
+
+def _size(data: bytes) -> Size | None:
+    if data.startswith(_PNG):
+        return _png(data)
+    if data.startswith(b"\xff\xd8"):
+        return _jpeg(data)
+    if data.startswith(b"GIF8"):
+        return unpack_from("<HH", data, 6)
+    if data.startswith(b"BM"):
+        return _bmp(data)
+    if data.startswith(b"8BPS"):
+        height, width = unpack_from(">II", data, 14)
+        return width, height
+    if data.startswith(_PIC):
+        return unpack_from(">HH", data, 92)
+    if data.startswith(b"#?R"):
+        found = _HDR_SIZE.search(data)
+        return (int(found[2]), int(found[1])) if found else None
+    return _tga(data)
+
+
+def _png(data: bytes) -> Size | None:
+    at = len(_PNG)
+    while data[at + 4 : at + 8] != b"IHDR":  # Apple puts a chunk of its own before it
+        if at + 8 > len(data):
+            return None
+        at += 12 + int(unpack_from(">I", data, at)[0])
+    width, height = unpack_from(">II", data, at + 8)
+    return width, height
+
+
+def _jpeg(data: bytes) -> Size | None:
+    at = 2
+    while (at := data.find(b"\xff", at)) >= 0 and at + 1 < len(data):
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAMES:
+            height, width = unpack_from(">HH", data, at + 5)
+            return width, height
+        has_length = marker not in (0x00, 0x01, 0xFF) and not 0xD0 <= marker <= 0xD8
+        at += 2 + int(unpack_from(">H", data, at + 2)[0]) if has_length else 1
+    return None
+
+
+def _bmp(data: bytes) -> Size:
+    if unpack_from("<I", data, 14)[0] == 12:
+        width, height = unpack_from("<HH", data, 18)
+    else:
+        width, height = unpack_from("<ii", data, 18)
+    return abs(width), abs(height)
+
+
+def _tga(data: bytes) -> Size | None:
+    """Has no mark of its own: known by its header, as the decoder does."""
+    _, colors, kind = unpack_from("<BBB", data, 0)
+    width, height, bits = unpack_from("<HHB", data, 12)
+    fits = kind in ((1, 9) if colors == 1 else (2, 3, 10, 11)) and colors <= 1
+    return (width, height) if fits and bits in (8, 15, 16, 24, 32) else None
