@@ -20,6 +20,7 @@ log = logging.getLogger("corral.router")
 
 CGROUP = Path("/sys/fs/cgroup")
 DRM = Path("/sys/class/drm")
+PROC = Path("/proc")
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,18 @@ def read_devices(drm: Path = DRM) -> Reading | None:
     return Reading(sum(reading.total for reading in readings), sum(reading.free for reading in readings))
 
 
-def private_bytes(pid: int) -> int:
-    """What of a process' memory is nobody else's and no file's; 0 once it is gone."""
+def private_bytes(pid: int, proc: Path = PROC) -> int:
+    """What of a process' memory is nobody else's and no file's, swapped out or not; 0 once it is gone."""
+    try:
+        status = (proc / str(pid) / "status").read_text()
+    except OSError:
+        return _resident_bytes(pid)
+    fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+    return sum(int(fields[name].split()[0]) << 10 for name in ("RssAnon", "VmSwap") if name in fields)
+
+
+def _resident_bytes(pid: int) -> int:
+    """Where there is no /proc."""
     try:
         memory = psutil.Process(pid).memory_info()
     except psutil.Error:

@@ -134,3 +134,10 @@ def test_the_memory_of_amd_devices_is_in_files(tmp_path: Path) -> None:
 def test_what_is_a_process_own() -> None:
     assert memory.private_bytes(os.getpid()) > 5 * MIB
     assert memory.private_bytes(2**22 + 7) == 0
+
+
+def test_what_was_swapped_out_counts_and_elsewhere_the_rest(tmp_path: Path) -> None:
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "status").write_text("Name:\tpython\nRssAnon:\t    100 kB\nRssFile:\t 9 kB\nVmSwap:\t   20 kB\n")
+    assert memory.private_bytes(7, tmp_path) == 120 << 10
+    assert memory.private_bytes(os.getpid(), tmp_path / "nothing") > 5 * MIB
