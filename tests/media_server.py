@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,14 +18,17 @@ PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
 @dataclass
 class MediaServer:
     port: int = 0
+    scheme: str = "http"
     asked: list[str] = field(default_factory=list)
     headers: list[str] = field(default_factory=list)
     redirect_to: str = ""
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    left: asyncio.Event = field(default_factory=asyncio.Event)
     connections: set[asyncio.Task[None]] = field(default_factory=set)
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
@@ -47,6 +51,10 @@ class MediaServer:
                     await writer.drain()
             case "/slow-head":
                 await asyncio.Event().wait()
+            case "/endless-wait":
+                self.arrived.set()
+                await reader.read()
+                self.left.set()
             case "/slow-body":
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nab")
                 await writer.drain()
@@ -87,9 +95,9 @@ def _send(writer: asyncio.StreamWriter, status: int, body: bytes, *headers: str)
 
 
 @asynccontextmanager
-async def served(host: str = "127.0.0.1") -> AsyncIterator[MediaServer]:
-    media = MediaServer()
-    server = await asyncio.start_server(media.take, host, 0)
+async def served(tls: ssl.SSLContext | None = None) -> AsyncIterator[MediaServer]:
+    media = MediaServer(scheme="https" if tls else "http")
+    server = await asyncio.start_server(media.take, "127.0.0.1", 0, ssl=tls)
     media.port = server.sockets[0].getsockname()[1]
     try:
         yield media

@@ -7,7 +7,9 @@ import base64
 import contextlib
 import os
 import socket
+import ssl
 import struct
+import subprocess
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.presets.errors import ConfigError, InvalidRequest
 from llama_corral.presets.settings import Settings
+from llama_corral.worker.media import remote
 from llama_corral.worker.media.addresses import AllowedHosts, is_public, read_allowed
 from llama_corral.worker.media.encoded import decode_base64, decode_data_url
 from llama_corral.worker.media.inspection import check_file, picture_size
@@ -146,9 +149,9 @@ def test_wrong_allowed_hosts(item: str) -> None:
 # -- over the network ------------------------------------------------------------------------------------------------
 
 
-def fetching(test: Callable[[MediaServer], Coroutine[Any, Any, None]], host: str = "127.0.0.1") -> None:
+def fetching(test: Callable[[MediaServer], Coroutine[Any, Any, None]], tls: ssl.SSLContext | None = None) -> None:
     async def whole() -> None:
-        async with served(host) as server:
+        async with served(tls) as server:
             await test(server)
 
     run(whole())
@@ -264,6 +267,32 @@ def test_secrets_of_a_url_stay_out_of_errors() -> None:
     fetching(test)
 
 
+def test_certificates_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, cert = str(tmp_path / "key.pem"), str(tmp_path / "cert.pem")
+    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, *name]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("no openssl to make a certificate with")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(cert, key)
+
+    async def strange(server: MediaServer) -> None:
+        assert "certificate" in await refusal(f"{server.url}/picture.png")
+        assert not server.asked
+
+    async def known(server: MediaServer) -> None:
+        assert await fetch(f"{server.url}/picture.png", ANYWHERE) == PICTURE
+
+    remote._tls.cache_clear()
+    fetching(strange, context)
+    monkeypatch.setenv("SSL_CERT_FILE", cert)
+    remote._tls.cache_clear()
+    fetching(known, context)
+    remote._tls.cache_clear()
+
+
 def test_nobody_there() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -347,6 +376,19 @@ def test_one_bad_file_ends_the_others() -> None:
     fetching(test)
 
 
+def test_a_request_that_ends_stops_its_fetches() -> None:
+    async def test(server: MediaServer) -> None:
+        loader = MediaLoader(MediaDirectory("", 1), ANYWHERE, MAX_BYTES)
+        loading = asyncio.ensure_future(loader.load([MediaSource("image", f"{server.url}/endless-wait")]))
+        await server.arrived.wait()
+        loading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await loading
+        await server.left.wait()
+
+    fetching(test)
+
+
 def test_all_files_together_are_limited() -> None:
     async def test(server: MediaServer) -> None:
         loader = MediaLoader(MediaDirectory("", 1), ANYWHERE, len(PICTURE) * 2)
@@ -397,12 +439,15 @@ def headed(fmt: str, width: int, height: int) -> bytes:
             return b"\x53\x80\xf6\x34" + bytes(84) + b"PICT" + struct.pack(">HH", width, height) + bytes(20)
         case "hdr":
             return b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n" + f"-Y {height} +X {width}\n".encode()
+        case "webp":
+            sides = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+            return b"RIFF" + bytes(4) + b"WEBPVP8X" + bytes(8) + sides + bytes(20)
         case "tga":
             return struct.pack("<BBBHHBHHHHBB", 0, 0, 10, 0, 0, 0, 0, 0, width, height, 24, 0)
     raise AssertionError(fmt)
 
 
-FORMATS = ["png", "apple-png", "jpeg", "gif", "bmp", "old-bmp", "psd", "pic", "hdr", "tga"]
+FORMATS = ["png", "apple-png", "jpeg", "gif", "bmp", "old-bmp", "psd", "pic", "hdr", "webp", "tga"]
 
 
 @pytest.mark.parametrize("fmt", FORMATS)

@@ -62,6 +62,8 @@ def _size(data: bytes) -> Size | None:
         return width, height
     if data.startswith(_PIC):
         return unpack_from(">HH", data, 92)
+    if data.startswith(b"RIFF"):
+        return _webp(data) if data[8:12] == b"WEBP" else None
     if data.startswith(b"#?R"):
         found = _HDR_SIZE.search(data)
         return (int(found[2]), int(found[1])) if found else None
@@ -96,6 +98,19 @@ def _bmp(data: bytes) -> Size:
     else:
         width, height = unpack_from("<ii", data, 18)
     return abs(width), abs(height)
+
+
+def _webp(data: bytes) -> Size | None:
+    match data[12:16]:
+        case b"VP8X":
+            return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+        case b"VP8L":
+            (bits,) = unpack_from("<I", data, 21)
+            return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+        case b"VP8 ":
+            width, height = unpack_from("<HH", data, 26)
+            return width & 0x3FFF, height & 0x3FFF
+    return None
 
 
 def _tga(data: bytes) -> Size | None:

@@ -79,6 +79,8 @@ async def _get(url: URL, allowed: AllowedHosts) -> bytes | URL:
         ):
             log.debug("fetching media from %s: %d", host, response.status)
             return await _read(url, response)
+    except aiohttp.ClientSSLError:
+        raise _failed(url, "its certificate cannot be verified, or it does not speak TLS") from None
     except aiohttp.ClientConnectorError as error:
         if isinstance(error.os_error, _Refused) or "not a public address" in str(error.os_error):
             raise _failed(url, "it is not a public address, and --media-private-hosts does not name it") from None
