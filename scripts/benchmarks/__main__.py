@@ -13,7 +13,7 @@ from pathlib import Path
 
 import uvloop
 
-from . import constrained, gateway, generation, lifecycle, sharing
+from . import constrained, drafting, gateway, generation, lifecycle, sharing
 from .hammer import Hits, hammer, null_server
 from .report import number, table, write_json, write_plot
 from .scenario import Plan, Scenario
@@ -24,6 +24,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     *generation.SCENARIOS,
     *sharing.SCENARIOS,
     *constrained.SCENARIOS,
+    *drafting.SCENARIOS,
     *gateway.SCENARIOS,
     *lifecycle.SCENARIOS,
 )

@@ -67,6 +67,8 @@ def with_drafts(options: EngineOptions, settings: Settings, files: ModelFiles) -
     simulates = settings.spec_synth_len != -1.0 or bool(settings.spec_synth_rates)
     if "draft-simple" in kinds and files.draft is None:
         raise LoadError("--spec-type draft-simple needs a draft model: --spec-draft-model or --spec-draft-hf")
+    if kinds and options.embeddings:
+        log.warning("--spec-type is left out: a server of embeddings drafts nothing")
     if not kinds or options.embeddings:
         if simulates:
             raise LoadError("simulated acceptance needs speculative decoding: --spec-type")

@@ -54,6 +54,8 @@ class Speculation:
 
     def propose(self, slots: Sequence[Slot], n_beside_streams: int) -> None:
         """Gives drafts to streams that can use one. A draft that did not get into a batch waits for the next."""
+        if not self._drafters:
+            return
         for drafter in self._drafters:
             drafter.follow(slots, n_beside_streams)
         wishes = [wish for slot in slots if (wish := self._wish(slot)) is not None]

@@ -1,0 +1,54 @@
+"""What speculative decoding gives: tokens per second with a draft model, beside those without, in the same minute.
+
+Random models never agree, so drafts are accepted by chance, as often as a fair draft model's are. Both servers know
+that option, and both compute and sample all that they would for real drafts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from .client import post
+from .generation import FLAGS, PROMPT, checked, completion
+from .models import LARGE, TINY, model_file
+from .scenario import Plan, Round, Scenario
+from .servers import Program, Server, serve
+from .summary import Row
+
+TOKENS = 128
+DRAFTED, ACCEPTED = 4, 2.0  # tokens of a draft, and how many of them are right on average
+DRAFTING = ["--spec-type", "draft-simple", "--spec-draft-n-max", str(DRAFTED), "--spec-synth-len", str(ACCEPTED + 1)]
+
+
+def scenario(streams: int, rounds: int) -> Scenario:
+    counted = f"{streams} stream{'s' * (streams > 1)}"
+    rows = (
+        Row(f"drafts_{streams}", f"generation with a draft model, large model, {counted}", "tok/s", "higher", 0.95),
+        Row(f"drafts_gain_{streams}", f"its speed, beside none, {counted}", "×", "higher"),
+    )
+
+    @asynccontextmanager
+    async def opened(program: Program, plan: Plan) -> AsyncIterator[Round]:
+        count = TOKENS // 2 if plan.quick else TOKENS
+        large, tiny = (str(model_file(shape, plan.models)) for shape in (LARGE, TINY))
+        flags = ["-m", large, *FLAGS]
+        async with serve(program, flags) as plain, serve(program, [*flags, "-md", tiny, *DRAFTING]) as drafting:
+
+            async def rate(server: Server) -> float:
+                asked = [post(server.address, "/completion", completion(PROMPT, count)) for _ in range(streams)]
+                answers = [checked(answer, count) for answer in await asyncio.gather(*asked)]
+                seconds = max(answer.ended for answer in answers) - min(answer.sent for answer in answers)
+                return streams * count / seconds
+
+            async def measure() -> Mapping[str, float]:
+                without, drafted = await rate(plain), await rate(drafting)
+                return {f"drafts_{streams}": drafted, f"drafts_gain_{streams}": drafted / without}
+
+            yield measure
+
+    return Scenario(f"drafts-{streams}", rows, rounds, opened)
+
+
+SCENARIOS = (scenario(1, 5), scenario(8, 5))
