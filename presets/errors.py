@@ -14,7 +14,7 @@ class ApiError(Exception):
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
-    retry_after: ClassVar[int | None] = None
+    retry_after: int | None = None
     """Seconds after which the same request may succeed; None: it is not worth trying again."""
 
     def __init__(self, message: str) -> None:
@@ -125,6 +125,14 @@ class Unavailable(ApiError):
 
     def __init__(self, message: str = "Loading model") -> None:
         super().__init__(message)
+
+
+class KeepsFailing(Unavailable):
+    """A model that failed several times in a row has a pause."""
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class NoPlace(ApiError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from .faults import NO_FAULTS
 from .models import Model, is_same_worker, launch_spec
 from .states import State
 
@@ -68,6 +69,8 @@ class Catalog:
         if preset is None:
             del self._models[model.name]
             return False
+        if not is_same_worker(model.preset, preset):
+            model.faults = NO_FAULTS
         model.preset = preset
         if model.instance is None:
             if model.state is State.FAILED:

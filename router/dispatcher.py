@@ -125,7 +125,15 @@ class Dispatcher:
             assert model.instance is not None
             model.instance.started = model.last_used
         else:
-            self._waiting.refuse_started(model.name, functools.partial(why_not_started, model))
+            model.note_fault(model.last_used, None)
+            self.give_up(model)
+
+    def give_up(self, model: Model) -> None:
+        """Its instance went down, or none could be made: refuses those who wait for that, in a pause all who wait."""
+        self._waiting.refuse_started(model.name, functools.partial(_why_not_started, model))
+        now = self._accounts.clock()
+        if model.refusal(now):
+            self._waiting.refuse(model.name, functools.partial(model.faults.refusal, model.name, model.failure, now))
 
     async def make_room(self, model: Model) -> None:
         """For a load by command: as many idle models leave, and are waited for, as it needs."""
@@ -150,7 +158,7 @@ class Dispatcher:
         task.add_done_callback(self._starting.discard)
 
 
-def why_not_started(model: Model) -> ApiError:
+def _why_not_started(model: Model) -> ApiError:
     """For those who waited for an instance that went down before it was ready."""
     if model.exit_code:
         return ServerFault(f"model name={model.name} failed to load: {model.failure}")

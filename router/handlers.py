@@ -147,6 +147,7 @@ def _status(view: ModelView) -> dict[str, Any]:
         status["progress"] = view.progress
     if view.is_failed:
         status |= {"failed": True, "exit_code": view.exit_code, "error": view.failure, "log": list(view.last_lines)}
+        status |= {"failures": view.faults, "retry_in": round(view.pause, 1)}
     return status
 
 

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 from ..presets.errors import ConfigError, InvalidRequest, ModelNotFound, NotFound, ServerFault, Unavailable
 from .accounts import Accounts
 from .catalog import Catalog
-from .dispatcher import Dispatcher, why_not_started
+from .dispatcher import Dispatcher
 from .events import Events, Subscription
+from .faults import NO_FAULTS
 from .models import Instance, Model, ModelView, view_of
 from .placement import Stay
 from .process import Launcher
@@ -211,6 +212,8 @@ class Lifecycle:
             return self._grant(model, touch, stay)
         if model.state in (State.DOWNLOADING, State.DOWNLOADED):
             raise InvalidRequest(f"model name={model.name} is not running")
+        if error := model.refusal(self._clock()):
+            raise error
         is_loading = model.state is State.LOADING
         grant: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         waiter = Waiter(grant, touch, stay, is_queued=not is_loading, saw_start=is_loading)
@@ -242,11 +245,13 @@ class Lifecycle:
         instance = lease.instance
         assert isinstance(instance, Instance)
         instance.leases -= 1
+        model = self._catalog.find(lease.model)
         if lease.touch:
             instance.idle_since = self._clock()
+            if model is not None and model.instance is instance:
+                model.faults = NO_FAULTS
         if instance.leases > 0:
             return
-        model = self._catalog.find(lease.model)
         if instance.is_retiring and model is not None and model.instance is instance:
             self._supervisor.stop(model, "its preset changed or is gone")
         self._dispatcher.tick()
@@ -265,7 +270,9 @@ class Lifecycle:
 
     def _on_exit(self, model: Model, instance: Instance) -> None:
         self._accounts.note_exit()
-        self._waiting.refuse_started(model.name, functools.partial(why_not_started, model))
+        if instance.is_fault:
+            model.note_fault(self._clock(), instance.idle_since or None)
+        self._dispatcher.give_up(model)
         if instance.is_retiring and not self._catalog.settle(model):
             self._refuse_dropped(model)
         self._dispatcher.tick()

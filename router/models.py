@@ -6,14 +6,16 @@ Mutable, but written by `lifecycle` alone. `ModelView` is a frozen copy for the 
 from __future__ import annotations
 
 import asyncio
-import signal
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..presets.errors import ApiError
 from ..presets.layers import Given
 from ..presets.option import Option
 from ..presets.render import to_argv
 from ..presets.table import VARIABLES
+from .causes import cause, ending, kernel_kills
+from .faults import NO_FAULTS, Faults
 from .placement import Resident, Stay
 from .process import LaunchSpec, Worker
 from .space import NOTHING, Space
@@ -29,8 +31,6 @@ _SECRETS = {
     for variable, spelling in VARIABLES.items()
     if isinstance(spelling.entry, Option) and spelling.entry.secret
 }
-QUOTED_LINES = 3
-"""Lines of a worker's log in the refusal of a request: enough for the cause, short enough for a client's error box."""
 
 
 @dataclass(slots=True, eq=False)
@@ -45,6 +45,10 @@ class Instance:
     """Its preset changed or went: it finishes what it has and takes nothing new."""
     failure: str = ""
     """Why it will exit, in its own words."""
+    is_fault: bool = False
+    """It went with an error, and nobody had asked it to go."""
+    kernel_kills: int = field(default_factory=kernel_kills)
+    """Of any processes, before this one was started."""
     idle_since: float = 0.0
     """When its last use ended, or it became ready; on the lifecycle's clock."""
     asked_stay: Stay | None = None
@@ -68,6 +72,7 @@ class Model:
     """The worker's own `/v1/models` entry, from its first ready report on."""
     progress: dict[str, Any] = field(default_factory=dict)
     failure: str = ""
+    faults: Faults = NO_FAULTS
     last_lines: tuple[str, ...] = ()
     command_line: tuple[str, ...] = ()
     expected: Space | None = None
@@ -98,6 +103,15 @@ class Model:
     def move(self, new: State) -> None:
         self.state = move(self.state, new)
 
+    def note_fault(self, now: float, idle_since: float | None) -> None:
+        self.faults = self.faults.after(now, None if idle_since is None else now - idle_since)
+
+    def refusal(self, now: float) -> ApiError | None:
+        """Why nothing is to be tried with it now, if that is so."""
+        if not self.state.is_down or not self.faults.pause(now):
+            return None
+        return self.faults.refusal(self.name, self.failure, now)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelView:
@@ -112,6 +126,10 @@ class ModelView:
     exit_code: int
     failure: str
     """Why it failed, when it did."""
+    faults: int
+    """How often in a row."""
+    pause: float
+    """Seconds in which requests are refused for that."""
     last_lines: tuple[str, ...]
     """The end of its log, when it failed."""
     command_line: tuple[str, ...]
@@ -157,6 +175,8 @@ def view_of(model: Model, waiting: int, now: float) -> ModelView:
         is_failed=is_failed,
         exit_code=model.exit_code if is_failed else 0,
         failure=model.failure if is_failed else "",
+        faults=model.faults.count,
+        pause=model.faults.pause(now),
         last_lines=model.last_lines if is_failed else (),
         command_line=model.command_line,
         info=model.info if model.state.is_running else {},
@@ -203,14 +223,7 @@ def exit_code_of(returncode: int) -> int:
 def why_it_failed(instance: Instance, returncode: int) -> str:
     if instance.failure:
         return instance.failure
-    lines = " | ".join(line.strip() for line in instance.worker.last_lines[-QUOTED_LINES:])
-    return f"{_exit_text(returncode)}; its last lines: {lines}" if lines else _exit_text(returncode)
-
-
-def _exit_text(returncode: int) -> str:
-    if returncode >= 0:
-        return f"its process exited with code {returncode}"
-    try:
-        return f"its process was ended by {signal.Signals(-returncode).name}"
-    except ValueError:
-        return f"its process was ended by signal {-returncode}"
+    lines = instance.worker.last_lines
+    if not instance.is_fault:
+        return ending(returncode, lines)
+    return cause(returncode, lines, kernel_kills() - instance.kernel_kills)

@@ -107,6 +107,7 @@ class Supervisor:
             instance.deadline.cancel()
         model.instance = None
         model.last_lines = instance.worker.last_lines
+        instance.is_fault = returncode != 0 and model.state is not State.STOPPING
         self._settle(model, exit_code_of(returncode), why_it_failed(instance, returncode))
         self._tell_exit(model, instance)
         instance.gone.set()

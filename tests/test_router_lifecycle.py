@@ -85,8 +85,13 @@ def test_failed_load_is_told_with_its_reason() -> None:
     ("code", "lines", "reason"),
     [
         (3, ("one", "two ", "three", "four"), "its process exited with code 3; its last lines: two | three | four"),
-        (-11, (), "its process was ended by SIGSEGV"),
-        (-9, ("oom",), "its process was ended by SIGKILL; its last lines: oom"),
+        (-11, (), "it crashed: its process was ended by SIGSEGV"),
+        (
+            -6,
+            ("a", "x.c:1: GGML_ASSERT(y) failed"),
+            "x.c:1: GGML_ASSERT(y) failed: its process was ended by SIGABRT; "
+            "its last lines: a | x.c:1: GGML_ASSERT(y) failed",
+        ),
     ],
 )
 def test_silent_death_while_loading_is_told_from_the_log(code: int, lines: tuple[str, ...], reason: str) -> None:

@@ -1,0 +1,69 @@
+"""Why a worker ended, in words a person can act on: from its exit code, its log, and the kernel's counter. Pure.
+
+Called by `supervisor` when a process is gone.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+QUOTED_LINES = 3
+"""Lines of a worker's log in the refusal of a request: enough for the cause, short enough for a client's error box."""
+VMSTAT = Path("/proc/vmstat")
+
+_NO_MEMORY = re.compile(r"out of memory|cannot allocate memory|failed to allocate|bad_alloc|MemoryError", re.IGNORECASE)
+_ASSERTION = re.compile(r"GGML_ASSERT\(|GGML_ABORT|fatal error|Assertion .* failed|CUDA error")
+_SIGNALS = {
+    "SIGKILL": "someone killed it, or the kernel did for lack of memory",
+    "SIGABRT": "llama.cpp gave up",
+    "SIGSEGV": "it crashed",
+    "SIGBUS": "it crashed: a file that it read from memory became shorter, or its disk failed",
+    "SIGILL": "llama.cpp was built for another processor",
+    "SIGFPE": "it crashed",
+}
+
+
+def kernel_kills() -> int:
+    """Processes that the kernel killed so far for lack of memory; 0 where it does not say."""
+    try:
+        found = re.search(r"^oom_kill (\d+)$", VMSTAT.read_text(), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(found[1]) if found else 0
+
+
+def cause(returncode: int, last_lines: Sequence[str], kills_meanwhile: int = 0) -> str:
+    """`returncode`: negative for a signal. `kills_meanwhile`: by how much `kernel_kills` grew while it ran."""
+    reason = _reason(returncode, last_lines, kills_meanwhile)
+    return f"{reason}: {ending(returncode, last_lines)}" if reason else ending(returncode, last_lines)
+
+
+def _reason(returncode: int, last_lines: Sequence[str], kills_meanwhile: int) -> str:
+    if returncode == -signal.SIGKILL and kills_meanwhile > 0:
+        return "out of memory"
+    for line in reversed(last_lines):
+        if _NO_MEMORY.search(line):
+            return "out of memory"
+        if _ASSERTION.search(line) and returncode < 0:
+            return line.strip()
+    return _SIGNALS.get(_name(-returncode), "") if returncode < 0 else ""
+
+
+def ending(returncode: int, last_lines: Sequence[str]) -> str:
+    """What happened, without a guess why."""
+    if returncode >= 0:
+        text = f"its process exited with code {returncode}"
+    else:
+        text = f"its process was ended by {_name(-returncode) or f'signal {-returncode}'}"
+    quoted = " | ".join(line.strip() for line in last_lines[-QUOTED_LINES:])
+    return f"{text}; its last lines: {quoted}" if quoted else text
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return ""
