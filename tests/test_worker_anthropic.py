@@ -262,12 +262,14 @@ def test_a_stream_and_its_whole_message() -> None:
 def test_why_it_ended() -> None:
     def ended(stop_type: Any, word: str = "") -> tuple[str, str | None]:
         result = Finished(0, 1, "a", (5,), stop_type, word, 1, 6, 8, True, False, TIMINGS)
-        shown: Any = dialect().whole([result])
+        answer = Answer(CompletionParams(), "tiny", "b0", [[1]], str, len)
+        shown: Any = AnthropicMessages(answer, ["END"]).whole([result])
         return shown["stop_reason"], shown["stop_sequence"]
 
     assert ended("eos") == ("end_turn", None)
     assert ended("limit") == ("max_tokens", None)
     assert ended("word", "END") == ("stop_sequence", "END")
+    assert ended("word", "the server's") == ("end_turn", None)
 
 
 def test_what_the_caller_began_is_not_said_again() -> None:

@@ -15,7 +15,7 @@ from llama_corral.worker.engine.grammar import Constraint
 from llama_corral.worker.engine.messages import Grammar
 from llama_corral.worker.engine.model import Model
 from llama_corral.worker.engine.options import EngineOptions
-from llama_corral.worker.grammar.converter import schema_grammar
+from llama_corral.worker.grammar.converter import Converter, schema_grammar
 from llama_corral.worker.grammar.numbers import integer_range, number_range
 from llama_corral.worker.grammar.schema import SchemaError
 
@@ -278,3 +278,38 @@ def _instance(schema: Any, random: Any) -> Any:
         case "boolean":
             return random.random() < 0.5
     return None
+
+
+# -- schemas of tools ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schema", "rule"),
+    [
+        ({"type": "string", "pattern": "(?=x)"}, "string"),
+        ({"type": "string", "format": "int32"}, "string"),
+        ({"type": "string", "enum": ["a", "b"], "minLength": 1}, '("\\"a\\"" | "\\"b\\"")'),
+        ({"type": "integer", "multipleOf": 5, "not": {"const": 3}}, "integer"),
+        ({"type": "array", "items": {"type": "boolean"}, "uniqueItems": True}, '"[" space (boolean'),
+        ({"type": "dict"}, "value"),
+        ({"$ref": "http://example.com/schema"}, "value"),
+        ({"if": {"type": "string"}}, "value"),
+        ("text", "value"),
+    ],
+)
+def test_what_cannot_be_kept_is_loosened_if_wanted(schema: Any, rule: str) -> None:
+    whole = {"type": "object", "properties": {"a": schema}, "required": ["a"], "propertyNames": {"pattern": "^a"}}
+    converter = Converter(whole, lenient=True)
+    converter.visit(whole, "", "#")
+    rules = dict(line.split(" ::= ") for line in converter.rules.text().splitlines())
+    found = rules["a-kv"].rpartition(" space ")[2]
+    assert rules.get(found, found).startswith(rule) or found == rule
+    with pytest.raises(SchemaError):
+        schema_grammar(whole)
+
+
+def test_a_schema_nested_too_deeply_is_loosened_too() -> None:
+    schema: Any = {"type": "boolean"}
+    for _ in range(300):
+        schema = {"type": "array", "items": schema}
+    assert Converter(schema, lenient=True).visit(schema, "a", "#")

@@ -6,6 +6,8 @@ its answer is put into blocks by `anthropic_answer`.
 
 from __future__ import annotations
 
+from functools import partial
+
 from aiohttp import web
 
 from ...presets.web import json_response, read_object
@@ -19,7 +21,7 @@ from .serving import SERVING
 async def messages(request: web.Request) -> web.StreamResponse:
     defaults = request.app[SERVING].model.chat_defaults
     body = chat_body(await read_object(request), prefills=defaults.prefill_assistant)
-    return await answer_chat(request, body, AnthropicMessages, random_id("msg_"))
+    return await answer_chat(request, body, partial(AnthropicMessages, stops=body.get("stop", ())), random_id("msg_"))
 
 
 async def count_tokens(request: web.Request) -> web.StreamResponse:

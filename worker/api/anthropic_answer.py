@@ -25,8 +25,10 @@ class AnthropicMessages:
     content_type = EVENT_STREAM_TYPE
     ping = b'event: ping\ndata: {"type":"ping"}\n\n'
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answer, stops: Sequence[str] = ()) -> None:
+        """`stops`: the caller's own stop sequences; the server may have others."""
         self._answer = answer
+        self._stops = stops
         self._reply = answer.params.reply
         self._parser = self._reply.parser()
         self._blocks = Blocks()
@@ -92,13 +94,14 @@ class AnthropicMessages:
 
     def _stop(self, result: Finished) -> JSON:
         """The caller's stop sequence is named, unlike with llama-server, which calls that the turn's end."""
+        word = result.stopping_word if result.stopping_word in self._stops else None
         if result.stop_type == "limit":
             reason = "max_tokens"
-        elif result.stop_type == "word":
+        elif word:
             reason = "stop_sequence"
         else:
             reason = "tool_use" if self._parser.n_calls else "end_turn"
-        return {"stop_reason": reason, "stop_sequence": result.stopping_word or None}
+        return {"stop_reason": reason, "stop_sequence": word}
 
 
 class Blocks:

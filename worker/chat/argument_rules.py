@@ -19,11 +19,14 @@ def joined(parts: Iterable[str]) -> str:
 
 
 class Schemas:
-    """The rules of the tools' parameters. A reference leads into the tool's own schema."""
+    """The rules of the tools' parameters. A reference leads into the tool's own schema.
+
+    Who sends them has seldom written them: what a grammar cannot keep of them is no reason to refuse a request.
+    """
 
     def __init__(self, tools: Sequence[Tool], rules: Rules) -> None:
         self._root = {"tools": {tool.name: _rooted(tool.parameters, tool.name) for tool in tools}}
-        self._converter = Converter(self._root, rules)
+        self._converter = Converter(self._root, rules, lenient=True)
 
     def of(self, tool: Tool, argument: str = "") -> str:
         schema = self._root["tools"][tool.name]

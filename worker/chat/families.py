@@ -160,6 +160,8 @@ def _mended(form: AnswerFormat, source: str) -> AnswerFormat:
     if isinstance(calls, TaggedCalls) and calls.parameters and "<![CDATA[" in source:
         parameters = dataclasses.replace(calls.parameters, quote=Span("<![CDATA[", "]]>"))
         return dataclasses.replace(form, calls=dataclasses.replace(calls, parameters=parameters))
+    if calls and "<|message_sep|>" in source:  # GigaChat ends each message with it, a call's too
+        return dataclasses.replace(form, skipped=("<|message_sep|>",))
     if "<tool_call>" in source and "<function=" in source and "<parameter=" in source:
         return dataclasses.replace(form, calls_end_reasoning=True)
     return form

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from .objects import object_rule
@@ -17,6 +18,7 @@ from .schema import (
     Contradiction,
     Merger,
     Schema,
+    SchemaError,
     alternatives,
     check_type_keywords,
     checked,
@@ -40,8 +42,23 @@ def schema_grammar(schema: object) -> str:
     return converter.rules.text()
 
 
+_LOOSER = (
+    ("$ref",),
+    ("enum", "type"),
+    ("const", "type"),
+    ("anyOf",),
+    ("oneOf",),
+    ("properties", "required", "type"),
+    ("items", "type"),
+    ("type",),
+)
+"""Which keywords alone are tried of a schema that cannot be kept in full: the first of each line has to be there."""
+
+
 class Converter:
-    def __init__(self, root: object, rules: Rules | None = None) -> None:
+    def __init__(self, root: object, rules: Rules | None = None, *, lenient: bool = False) -> None:
+        """`lenient`: a schema that cannot be kept is loosened instead of refused, down to any value."""
+        self._lenient = lenient
         self.rules = rules or Rules()
         self._root = root
         self._merger = Merger(root)
@@ -51,12 +68,27 @@ class Converter:
     def visit(self, schema: object, name: str, path: str) -> str:
         """Adds the rules of `schema` under `name` (the grammar's root, if empty); the name of the one to refer to."""
         self._depth += 1
-        if self._depth > MAX_DEPTH:
-            raise fail(path, "schema is nested too deeply")
         try:
+            if self._depth > MAX_DEPTH:
+                raise fail(path, "schema is nested too deeply")
             return self._visit(checked(schema, path), name, path)
+        except Contradiction:
+            raise
+        except SchemaError:
+            if not self._lenient:
+                raise
+            return self._loosened(schema, name, path)
         finally:
             self._depth -= 1
+
+    def _loosened(self, schema: object, name: str, path: str) -> str:
+        if isinstance(schema, dict) and self._depth <= MAX_DEPTH:
+            for keywords in _LOOSER:
+                looser = {keyword: schema[keyword] for keyword in keywords if keyword in schema}
+                if keywords[0] in schema and looser != schema:
+                    with suppress(SchemaError):
+                        return self._visit(looser, name, path)
+        return self.rules.add(rule_name(name), self.rules.primitive("value"))
 
     def _visit(self, schema: Schema, name: str, path: str) -> str:
         rule = rule_name(name)
