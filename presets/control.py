@@ -13,7 +13,10 @@ import msgspec
 CONTROL_FD_ENV = "LLAMA_CORRAL_CONTROL_FD"
 """Number of the inherited pipe's descriptor; its presence tells a worker that it has a router."""
 
-State = Literal["loading", "ready", "sleeping", "failed"]
+DOWNLOAD_ENV = "LLAMA_CORRAL_DOWNLOAD"
+"""Set, to whatever: the worker only fetches the files of its model, and exits with 0 when all are there."""
+
+State = Literal["loading", "ready", "sleeping", "failed", "downloading"]
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -21,6 +24,7 @@ class Report(msgspec.Struct, frozen=True):
 
     loading: `{"stages": […], "current": "text_model", "value": 0.0…1.0}`, or `{}` on waking up.
     ready: the worker's `/v1/models` entry (id, aliases, tags, meta), or `{}` after waking up.
+    downloading: `{"url": …, "downloaded": bytes, "total": bytes}`, of one file, by a worker that only downloads.
     sleeping: `{}`. failed: `{"message": why}`, followed by the worker's exit.
     """
 

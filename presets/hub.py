@@ -72,8 +72,12 @@ def find_cached(environ: Mapping[str, str], hf_repo: str, hf_file: str = "") -> 
 
 
 def is_offline(settings: Settings, environ: Mapping[str, str]) -> bool:
+    return settings.offline or is_offline_machine(environ)
+
+
+def is_offline_machine(environ: Mapping[str, str]) -> bool:
     """HF_HUB_OFFLINE is what Python programs obey; whoever set it means us too."""
-    return settings.offline or environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+    return environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 
 def remote_preset(settings: Settings, environ: Mapping[str, str]) -> Path | None:

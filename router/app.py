@@ -20,9 +20,11 @@ from ..presets.vertex import Vertex
 from ..presets.web import Route, add_routes, application
 from ..tools.routes import tool_routes
 from .conversations import Conversations
-from .handlers import Handlers, ReadPresets
+from .handlers import Handlers
+from .library import Library, ReadPresets
 from .lifecycle import Lifecycle
 from .ollama import Ollama
+from .ollama_pull import OllamaPull
 from .proxy import Proxy
 from .streams import Streams
 from .upstream import Upstream
@@ -61,13 +63,15 @@ def build(
     upstream = Upstream(timeout=settings.timeout or None)
     conversations = Conversations()
     proxy = Proxy(lifecycle, upstream, conversations, prefix=settings.api_prefix or "", fake_timing=fake_timing)
-    handlers = Handlers(settings, lifecycle, proxy, read_presets)
+    library = Library(settings, lifecycle, read_presets, environ or {})
+    handlers = Handlers(settings, lifecycle, proxy, library)
+    pulls = OllamaPull(lifecycle, library)
     app = application(settings, public_paths=vertex.public_paths() if vertex else ())
     app[RESPONSES] = responses or ResponseStore()
     app.cleanup_ctx.append(keep_until_cleanup)
     answered = [
         *_own_routes(handlers),
-        *_ollama_routes(Ollama(lifecycle, proxy, environ or {})),
+        *_ollama_routes(Ollama(lifecycle, proxy, environ or {}), pulls),
         *(("GET", path, proxy.by_query) for path in BY_QUERY),
         *(("POST", path, proxy.by_body) for path in BY_BODY),
     ]
@@ -77,7 +81,7 @@ def build(
     add_routes(app, settings, _stream_routes(Streams(lifecycle, proxy, conversations)))
     add_routes(app, settings, page_routes(settings, files(__package__).joinpath("page.html").read_text("utf-8")))
     if vertex is not None:
-        at_once = [route for route in answered if route[2] != handlers.events]
+        at_once = [route for route in answered if route[2] not in (handlers.events, pulls.pull)]
         vertex.serve(app, settings, at_once, handlers.health)
 
     async def close_lifecycle(_: web.Application) -> None:
@@ -103,15 +107,16 @@ def _own_routes(handlers: Handlers) -> list[Route]:
     ]
 
 
-def _ollama_routes(ollama: Ollama) -> list[Route]:
+def _ollama_routes(ollama: Ollama, pulls: OllamaPull) -> list[Route]:
     return [
         ("GET", "/api/version", ollama.version),
         ("GET", "/api/tags", ollama.tags),
         ("GET", "/api/ps", ollama.running),
         ("POST", "/api/show", ollama.show),
         *(("POST", "/api/" + verb, ollama.generate) for verb in ("chat", "generate", "embed", "embeddings")),
-        *(("POST", "/api/" + verb, ollama.refuse) for verb in ("pull", "push", "create", "copy")),
-        ("DELETE", "/api/delete", ollama.refuse),
+        *(("POST", "/api/" + verb, ollama.refuse) for verb in ("push", "create", "copy")),
+        ("POST", "/api/pull", pulls.pull),
+        ("DELETE", "/api/delete", pulls.delete),
     ]
 
 
@@ -127,8 +132,8 @@ def _model_routes(handlers: Handlers, version: str) -> list[Route]:
     """Management stands below `/v1` as well, where clients with a base URL of `/v1` look for it."""
     return [
         ("GET", version + "/models", handlers.models),
-        ("POST", version + "/models", handlers.manage_downloads),
-        ("DELETE", version + "/models", handlers.manage_downloads),
+        ("POST", version + "/models", handlers.download),
+        ("DELETE", version + "/models", handlers.remove),
         ("POST", version + "/models/load", handlers.load),
         ("POST", version + "/models/unload", handlers.unload),
         ("GET", version + "/models/sse", handlers.events),

@@ -38,6 +38,14 @@ class Catalog:
         """By name, else by alias."""
         return self._models.get(name) or self._models.get(self._aliases.get(name, ""))
 
+    def add(self, model: Model) -> None:
+        """One that no source has yet; `drop` takes it out again."""
+        self._models[model.name] = model
+
+    def drop(self, model: Model) -> None:
+        if model in self:
+            del self._models[model.name]
+
     def mark_retiring(self, presets: Mapping[str, Preset]) -> list[Model]:
         """Notes on each running worker whether `presets` still ask for it; returns the models that must go."""
         running = [(model, model.instance) for model in self if model.instance is not None]
@@ -66,7 +74,9 @@ class Catalog:
         if model.instance is not None and model.instance.is_retiring:
             return True
         preset = self._presets.get(model.name)
-        if preset is None:
+        if model.state is State.DOWNLOADING:
+            return True
+        if preset is None or model.state is State.DOWNLOADED:
             del self._models[model.name]
             return False
         if not is_same_worker(model.preset, preset):

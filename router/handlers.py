@@ -5,39 +5,32 @@ Reads models through `lifecycle`'s views and asks it for loads and unloads; neve
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from ..presets.anthropic import VERSION_HEADER, with_anthropic_name, with_anthropic_names
-from ..presets.errors import ConfigError, NotFound, NotSupported, ServerFault
+from ..presets.errors import ConfigError, NotFound
 from ..presets.version import BUILD_INFO
 from ..presets.web import encode_json, event_stream, json_response, query_text, read_object
+from .library import Library
 from .lifecycle import Lifecycle
 from .models import ModelView
 from .proxy import Proxy
 
 if TYPE_CHECKING:
     from ..presets.settings import Settings
-    from ..presets.sources import Preset
-
-
-class ReadPresets(Protocol):
-    def __call__(self) -> Mapping[str, Preset]:
-        """All sources, read anew. Raises ConfigError."""
 
 
 class Handlers:
-    def __init__(self, settings: Settings, lifecycle: Lifecycle, proxy: Proxy, read_presets: ReadPresets) -> None:
+    def __init__(self, settings: Settings, lifecycle: Lifecycle, proxy: Proxy, library: Library) -> None:
         self._settings = settings
         self._lifecycle = lifecycle
         self._proxy = proxy
-        self._read_presets = read_presets
+        self._library = library
         self._ui_settings = read_ui_settings(settings)
 
     async def health(self, request: web.Request) -> web.StreamResponse:
@@ -64,7 +57,7 @@ class Handlers:
 
     async def models(self, request: web.Request) -> web.StreamResponse:
         if query_text(request, "reload"):
-            await self._reload()
+            await self._library.reload()
         shown = [entry(view) for view in self._lifecycle.views() if not view.preset.hidden]
         if VERSION_HEADER in request.headers:
             return json_response({**with_anthropic_names(shown), "object": "list"})
@@ -95,15 +88,13 @@ class Handlers:
                 await response.write(b"data: " + encode_json(event.body()) + b"\n\n")
             return response
 
-    async def manage_downloads(self, request: web.Request) -> web.StreamResponse:
-        raise NotSupported("downloading and removing models over HTTP is not built yet")
+    async def download(self, request: web.Request) -> web.StreamResponse:
+        self._library.fetch(await _named_model(request))
+        return json_response({"success": True})
 
-    async def _reload(self) -> None:
-        try:
-            presets = await asyncio.to_thread(self._read_presets)
-        except ConfigError as error:
-            raise ServerFault(str(error)) from None
-        await self._lifecycle.reload(presets)
+    async def remove(self, request: web.Request) -> web.StreamResponse:
+        await self._library.remove(query_text(request, "model"))
+        return json_response({"success": True})
 
 
 async def _named_model(request: web.Request) -> str:

@@ -12,14 +12,15 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..presets.errors import ConfigError, InvalidRequest, ModelNotFound, NotFound, ServerFault, Unavailable
 from .accounts import Accounts
 from .catalog import Catalog
 from .dispatcher import Dispatcher
+from .downloads import Downloads
 from .events import Events, Subscription
 from .faults import NO_FAULTS
 from .models import Instance, Model, ModelView, view_of
@@ -28,6 +29,7 @@ from .process import Launcher
 from .room import UNLIMITED, Room
 from .states import State
 from .supervisor import Supervisor
+from .tasks import Tasks
 from .waiting import Lease, Waiter, WaitingRoom
 
 if TYPE_CHECKING:
@@ -67,7 +69,8 @@ class Lifecycle:
         self._dispatcher = Dispatcher(
             self._catalog, self._waiting, self._accounts, self._supervisor, models_max=models_max, load_delay=load_delay
         )
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.downloads = Downloads(launcher, self._catalog, self._events)
+        self._tasks = Tasks()
         self._reloads = asyncio.Lock()
         self._is_closing = False
         self._startup = sorted(model.name for model in self._catalog if model.preset.load_on_startup)
@@ -129,6 +132,8 @@ class Lifecycle:
             raise NotFound("model is not found")
         if model.state.is_running:
             raise InvalidRequest("model is already running")
+        if model.state is State.DOWNLOADING:
+            raise InvalidRequest("model is downloading")
         await asyncio.sleep(self._load_delay)
         await self._accounts.weigh(model)
         await self._dispatcher.make_room(model)
@@ -146,10 +151,15 @@ class Lifecycle:
             raise ServerFault(model.failure)
 
     async def unload(self, name: str) -> None:
-        """Asks a running model to leave; waits neither for that nor for requests on it. Raises ApiError."""
+        """Asks a running model to leave; waits neither for that nor for requests on it. Ends a download.
+
+        Raises ApiError.
+        """
         model = self._catalog.find(name)
         if model is None:
             raise InvalidRequest("model is not found")
+        if await self.downloads.cancel(model.name):
+            return
         if not model.state.is_running:
             raise InvalidRequest("model is not running")
         self._supervisor.stop(model, "unload was asked for")
@@ -166,9 +176,21 @@ class Lifecycle:
         """What the timer does by itself, for whoever moves the clock."""
         self._dispatcher.unload_expired()
 
+    async def end(self, name: str) -> None:
+        """Ends a model's worker or download, if there is one, and waits for that."""
+        model = self._catalog.find(name)
+        if model is None or await self.downloads.cancel(model.name):
+            return
+        if (instance := model.instance) is not None:
+            self._supervisor.stop(model, "its files are to be removed")
+            await instance.gone.wait()
+
+    def tell_removed(self, name: str) -> None:
+        self._events.publish(name, "model_remove")
+
     async def reload(self, presets: Mapping[str, Preset]) -> None:
         """Takes on a new set of presets. Only models whose own options changed end, a busy one once it is idle."""
-        await asyncio.shield(self._spawn_task(self._reload(presets)))
+        await asyncio.shield(self._tasks.spawn(self._reload(presets)))
 
     async def start(self) -> None:
         """Warms the launcher up and starts the models marked load-on-startup, one after the other. Raises ApiError."""
@@ -185,6 +207,7 @@ class Lifecycle:
                 instance.worker.kill()
         else:
             self._begin_closing()
+        await self.downloads.close()
         for instance in instances:
             await instance.gone.wait()
         await self._launcher.close()
@@ -320,15 +343,8 @@ class Lifecycle:
     def _begin_closing(self) -> None:
         self._is_closing = True
         self._dispatcher.close()
-        for task in self._tasks:
-            task.cancel()
+        self._tasks.cancel()
         self._waiting.refuse_everyone(functools.partial(Unavailable, "the router is shutting down"))
         self._events.close()
         for model in self._catalog:
             self._supervisor.stop(model, "the router is shutting down")
-
-    def _spawn_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task

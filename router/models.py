@@ -180,7 +180,7 @@ def view_of(model: Model, waiting: int, now: float) -> ModelView:
         last_lines=model.last_lines if is_failed else (),
         command_line=model.command_line,
         info=model.info if model.state.is_running else {},
-        progress=model.progress if model.state is State.LOADING else {},
+        progress=dict(model.progress) if model.state in (State.LOADING, State.DOWNLOADING) else {},
         leases=model.instance.leases if model.instance else 0,
         waiting=waiting,
         pid=model.instance.worker.pid if model.instance else None,

@@ -100,8 +100,6 @@ class Ollama:
 
 
 _REFUSED = {
-    "pull": "downloading over HTTP is not built yet; a preset's hf-repo is downloaded when it is first loaded",
-    "delete": "removing models over HTTP is not built yet",
     "copy": "models are described by presets; an alias of a preset is another name for it",
     "create": "models are described by presets; Modelfiles are not read",
     "push": "this server publishes no models",

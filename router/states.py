@@ -85,5 +85,6 @@ def diagram() -> str:
     lines = ["stateDiagram-v2", "    [*] --> unloaded", "    [*] --> downloading : POST /models"]
     for state, exits in TRANSITIONS.items():
         lines += [f"    {state.value} --> {new.value} : {event}" for new, event in exits.items()]
+    lines.append("    downloading --> [*] : failed, cancelled")
     lines.append("    downloaded --> [*] : listed by the cache")
     return "\n".join(lines)

@@ -18,7 +18,7 @@ from ..presets.errors import ConfigError
 
 if TYPE_CHECKING:
     from ..presets.settings import Settings
-    from .handlers import ReadPresets
+    from .library import ReadPresets
     from .lifecycle import Lifecycle
 
 log = logging.getLogger("corral.router")

@@ -35,6 +35,8 @@ class Faults:
     redirect: str | None = None
     """Files are served by this other hub."""
     damaged: bool = False
+    hold: threading.Event | None = None
+    """A file stops in its middle until this is set."""
 
 
 @dataclass
@@ -170,6 +172,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[: faults.cut_after])
             self.close_connection = True
             return
+        if faults.hold is not None and status in (200, 206) and "/resolve/" in self.path:
+            half = len(body) // 2
+            self.wfile.write(body[:half])
+            faults.hold.wait(30)
+            body = body[half:]
         self.wfile.write(body)
 
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from ..presets import logs
-from ..presets.control import Report
+from ..presets.control import DOWNLOAD_ENV, Report
 from ..presets.errors import ConfigError, ModelFilesError
 from ..presets.hub import resolve_files
 from ..presets.layers import notices, settings_from
@@ -27,6 +27,7 @@ from .api.monitoring import model_entry
 from .api.serving import Serving
 from .app import build
 from .chat.template import TemplateError
+from .download import download
 from .engine.devices import describe_devices
 from .engine.runner import Engine, LoadError
 from .lifeline import Lifeline
@@ -54,6 +55,8 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         if settings.list_devices:
             print(describe_devices())
             return OK
+        if DOWNLOAD_ENV in environ:
+            return download(settings, environ, lifeline)
         for line in notices(settings):
             log.info("%s", line)
         return run_loop(_live(settings, environ, lifeline))

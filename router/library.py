@@ -1,0 +1,83 @@
+"""The models that can be had: read anew from their sources, fetched into the cache, removed from it.
+
+Between the handlers of all dialects and `lifecycle`; knows names and settings, no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from ..presets.errors import ConfigError, InvalidRequest, NotFound, ServerFault
+from ..presets.gguf_names import split_repo
+from ..presets.hub import is_offline_machine
+from ..presets.hub_cache import is_repo_name
+from ..presets.hub_remove import remove_cached
+from ..presets.layers import Given
+from ..presets.sources import Preset
+from .lifecycle import Lifecycle
+
+if TYPE_CHECKING:
+    from ..presets.settings import Settings
+
+WHERE = "a request"
+"""Stands for file and line where the options of a download come from."""
+
+
+class ReadPresets(Protocol):
+    def __call__(self) -> Mapping[str, Preset]:
+        """All sources, read anew. Raises ConfigError."""
+
+
+class Library:
+    def __init__(
+        self, settings: Settings, lifecycle: Lifecycle, read_presets: ReadPresets, environ: Mapping[str, str]
+    ) -> None:
+        self._settings = settings
+        self._lifecycle = lifecycle
+        self._read_presets = read_presets
+        self._environ = environ
+
+    async def reload(self) -> None:
+        """Raises ApiError."""
+        try:
+            presets = await asyncio.to_thread(self._read_presets)
+        except ConfigError as error:
+            raise ServerFault(str(error)) from None
+        await self._lifecycle.reload(presets)
+
+    def fetch(self, name: str) -> None:
+        """Begins to download `user/repo[:tag]`; how that goes on is told to who listens. Raises ApiError.
+
+        As with llama-server, the flag --offline is about loading models, and who asks for a download gets it;
+        HF_HUB_OFFLINE is about the machine.
+        """
+        if not name:
+            raise InvalidRequest("model name is missing from the request")
+        if not is_repo_name(split_repo(name)[0]):
+            raise InvalidRequest(f"'{name}' is no repository of a hub: expected user/repo or user/repo:quantization")
+        if is_offline_machine(self._environ):
+            raise InvalidRequest(f"'{name}' cannot be downloaded: HF_HUB_OFFLINE is set")
+        given = {"hf_repo": name, "hf_token": self._settings.hf_token}
+        layer = {field: Given(value, WHERE) for field, value in given.items() if value}
+        self._lifecycle.downloads.start(Preset(name, "cache", layer), self.reload)
+
+    async def remove(self, name: str) -> None:
+        """Ends what runs on a cached model, or its download, and deletes its files. Exact names only. Raises ApiError.
+
+        Requests that wait for it are refused once it is gone.
+        """
+        if not name:
+            raise InvalidRequest("model name is missing from the request")
+        view = self._lifecycle.view(name)
+        if view is None or view.name != name:
+            raise NotFound("model is not found")
+        if view.preset.source != "cache":
+            raise InvalidRequest(f"model '{name}' is not from the cache: its {view.preset.source} has to be changed")
+        await self._lifecycle.end(name)
+        others = [split_repo(other)[0] for other in self._lifecycle.downloads.names()]
+        keep = split_repo(name)[0] in others
+        await asyncio.to_thread(remove_cached, self._environ, name, keep_unfinished=keep)
+        await self.reload()
+        self._lifecycle.tell_removed(name)

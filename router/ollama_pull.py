@@ -1,0 +1,128 @@
+"""Ollama's `/api/pull` and `/api/delete`: downloads told as lines of progress, and removal by any name that is meant.
+
+Models come from a Hugging Face hub, not from Ollama's library: names are `hf.co/user/repo[:quantization]`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from aiohttp import web
+
+from ..presets.envelopes import OLLAMA
+from ..presets.errors import ApiError, InvalidRequest, ModelNotFound, ServerFault
+from ..presets.gguf_names import canonical_name
+from ..presets.ollama_models import HUBS, LATEST, possible_names
+from ..presets.web import LINES_TYPE, encode_json, error_event, event_stream, json_response, read_object
+from .events import ModelEvent
+from .library import Library
+from .lifecycle import Lifecycle
+
+SUCCESS = {"status": "success"}
+
+
+class OllamaPull:
+    def __init__(self, lifecycle: Lifecycle, library: Library) -> None:
+        self._lifecycle = lifecycle
+        self._library = library
+
+    async def pull(self, request: web.Request) -> web.StreamResponse:
+        body = await read_object(request)
+        name = _named(body)
+        steps = self._pulling(name)
+        if body.get("stream") is False:
+            async for _ in steps:
+                pass
+            return json_response(SUCCESS)
+        first = await anext(steps)  # what is refused at once has a status of its own
+        response = event_stream(LINES_TYPE)
+        await response.prepare(request)
+        await response.write(_line(first))
+        try:
+            async for step in steps:
+                await response.write(_line(step))
+        except ApiError as error:
+            await response.write(error_event(error, OLLAMA))
+        finally:
+            await steps.aclose()
+        await response.write_eof()
+        return response
+
+    async def delete(self, request: web.Request) -> web.StreamResponse:
+        name = _named(await read_object(request))
+        for possible in possible_names(name):
+            if self._lifecycle.view(possible) is not None:
+                await self._library.remove(possible)
+                return web.Response()
+        raise ModelNotFound(name)
+
+    async def _pulling(self, name: str) -> AsyncGenerator[dict[str, Any], None]:
+        """Who began a download ends it by leaving, as at Ollama's; what it has got stays for the next time."""
+        wanted = _on_hub(name)
+        known = next((view for possible in possible_names(name) if (view := self._lifecycle.view(possible))), None)
+        if known is not None and known.name not in self._lifecycle.downloads.names():
+            yield SUCCESS
+            return
+        async with self._lifecycle.subscribe() as listener:
+            is_ours = known is None
+            if is_ours:
+                self._library.fetch(wanted)
+            has_ended = False
+            try:
+                yield {"status": "pulling manifest"}
+                while (event := await listener.get()) is not None:
+                    if event.model != wanted:
+                        continue
+                    has_ended = event.event in ("download_finished", "download_failed")
+                    for step in _steps(event):
+                        yield step
+                    if has_ended:
+                        return
+                raise ServerFault("the router is shutting down, or its events came too fast")
+            finally:
+                if is_ours and not has_ended:
+                    await self._lifecycle.downloads.cancel(wanted)
+
+
+def _steps(event: ModelEvent) -> list[dict[str, Any]]:
+    """Raises ServerFault for a download that failed."""
+    data = event.data or {}
+    if event.event == "download_failed":
+        raise ServerFault(f"pull failed: {data.get('error', 'no reason given')}")
+    if event.event == "download_finished":
+        done = ("verifying sha256 digest", "writing manifest", "success")
+        return [{"status": status} for status in done]
+    if event.event != "download_progress":
+        return []
+    return [_progress(url, amounts) for url, amounts in data["progress"].items()]
+
+
+def _progress(url: str, amounts: dict[str, int]) -> dict[str, Any]:
+    """The hub's checksum is not known here: a digest of the file's address tells the files apart as well."""
+    digest = "sha256:" + hashlib.sha256(url.encode()).hexdigest()
+    file = url.rpartition("/")[2]
+    return {"status": f"pulling {file}", "digest": digest, "total": amounts["total"], "completed": amounts["done"]}
+
+
+def _on_hub(name: str) -> str:
+    """As the cache will list it."""
+    bare = next((name[len(hub) :] for hub in HUBS if name.startswith(hub)), name).removesuffix(LATEST)
+    if "/" not in bare:
+        raise InvalidRequest(
+            f"'{name}' cannot be pulled: models come from Hugging Face here, as hf.co/user/repo or "
+            "hf.co/user/repo:quantization"
+        )
+    return canonical_name(bare)
+
+
+def _named(body: dict[str, Any]) -> str:
+    name = body.get("model") or body.get("name")
+    if not isinstance(name, str):
+        raise InvalidRequest("model is required")
+    return name
+
+
+def _line(step: dict[str, Any]) -> bytes:
+    return encode_json(step) + b"\n"

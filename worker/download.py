@@ -1,0 +1,33 @@
+"""A worker that only fetches its model's files: the router starts it for `POST /models`, and kills it to cancel.
+
+What was fetched so far stays for the next try. Nothing of the model is loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+
+from ..presets.control import Report
+from ..presets.hub import resolve_files
+from ..presets.settings import Settings
+from ..presets.transfer import Progress
+from .lifeline import Lifeline
+
+log = logging.getLogger("corral.worker")
+
+STOPPED = 1  # exit code
+
+
+def download(settings: Settings, environ: Mapping[str, str], lifeline: Lifeline) -> int:
+    """The exit code. Blocking; raises ModelFilesError."""
+    lifeline.on_exit(lambda: os._exit(STOPPED))  # a transfer leaves nothing behind that the next one could not use
+
+    def report(progress: Progress) -> None:
+        payload = {"url": progress.url, "downloaded": progress.downloaded, "total": progress.total}
+        lifeline.report(Report("downloading", payload))
+
+    files = resolve_files(settings, environ, report)
+    log.info("downloaded %s", files.model)
+    return 0
