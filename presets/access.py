@@ -16,6 +16,8 @@ from .errors import ConfigError
 if TYPE_CHECKING:
     from .settings import Settings
 
+_EXPOSING = ("tools", "mcp_servers_config", "mcp_servers_json", "ui_mcp_proxy")
+"""Options that let a caller do more here than ask a model."""
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -55,7 +57,7 @@ class Keys:
 def origin_policy(settings: Settings) -> Callable[[str | None], str | None]:
     """The decision behind `Access-Control-Allow-Origin`, made from the request's `Origin`."""
     origins: str = settings.cors_origins
-    exposes_machine = any(getattr(settings, name, None) for name in ("tools", "mcp_servers_config", "mcp_servers_json"))
+    exposes_machine = any(getattr(settings, name, None) for name in _EXPOSING)
     if (exposes_machine or getattr(settings, "agent", False)) and "cors_origins" not in settings.model_fields_set:
         origins = "localhost"
     if origins == "*" and settings.cors_credentials:

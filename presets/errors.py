@@ -130,7 +130,7 @@ class Unavailable(ApiError):
 class KeepsFailing(Unavailable):
     """A model that failed several times in a row has a pause."""
 
-    def __init__(self, message: str, retry_after: int) -> None:
+    def __init__(self, message: str, retry_after: int = 1) -> None:
         super().__init__(message)
         self.retry_after = retry_after
 

@@ -85,7 +85,12 @@ async def fetch(t: Tools, url: str, method: str = "GET", **given: Any) -> httpx.
 def test_what_goes_on_and_what_comes_back() -> None:
     async def check() -> None:
         async with other_side() as (url, _), tools(ui_mcp_proxy=True, api_key=("sk-1",)) as t:
-            own = {"Authorization": "Bearer sk-1", "Cookie": "session=1", "X-Api-Key": "sk-1", "Origin": "http://o"}
+            own = {
+                "Authorization": "Bearer sk-1",
+                "Cookie": "session=1",
+                "X-Api-Key": "sk-1",
+                "Origin": "http://localhost:1",
+            }
             named = {"Accept": "text/x", "AUTHORIZATION": "theirs", "content-type": "application/json"}
             dropped = {"Host": "evil", "Content-Length": "99", "Connection": "close", "accept-encoding": "br", "": "x"}
             headers = {**own, **{PREFIX + name: value for name, value in {**named, **dropped}.items()}}
@@ -102,7 +107,7 @@ def test_what_goes_on_and_what_comes_back() -> None:
             }
             assert answer.headers["mcp-session-id"] == "s1"
             assert answer.headers["server"] == "llama.cpp"
-            assert answer.headers["access-control-allow-origin"] == "http://o"
+            assert answer.headers["access-control-allow-origin"] == "http://localhost:1"
             assert answer.headers["content-security-policy"] == "sandbox"
             assert "set-cookie" not in answer.headers
             assert (await fetch(t, f"{url}/echo")).status_code == 401

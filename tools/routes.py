@@ -11,26 +11,41 @@ import os
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from ..presets.errors import FeatureDisabled
 from ..presets.option import Option
 from ..presets.table import OPTIONS, VARIABLES
-from ..presets.web import Route
+from ..presets.web import Handler, Route
 
 if TYPE_CHECKING:
     from ..presets.settings import Settings
+    from .foreign import Check
 
 log = logging.getLogger("corral.tools")
 
 
 def tool_routes(app: web.Application, settings: Settings) -> list[Route]:
     """Also has what they need started and ended with `app`. Raises ConfigError."""
-    return [*_tools(app, settings), *_proxy(app, settings)]
+    routes = [*_tools(app, settings), *_proxy(app, settings)]
+    if all(handler is refuse for _, _, handler in routes):
+        return routes
+    from .foreign import page_check
+
+    check = page_check(settings)
+    return [(method, path, _guarded(handler, check)) for method, path, handler in routes] if check else routes
 
 
 async def refuse(request: web.Request) -> web.StreamResponse:
     raise FeatureDisabled
+
+
+def _guarded(handler: Handler, check: Check) -> Handler:
+    async def guarded(request: web.Request) -> web.StreamResponse:
+        check(request.headers.get(hdrs.ORIGIN), request.headers.get(hdrs.HOST))
+        return await handler(request)
+
+    return guarded
 
 
 def _tools(app: web.Application, settings: Settings) -> list[Route]:
