@@ -43,6 +43,7 @@ def _large_tool(i: int) -> dict[str, Any]:
         "replace_all": {"type": "boolean", "default": False},
         "todos": {"type": "array", "items": item},
         "url": {"type": "string", "format": "uri"},
+        "metadata": {"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": {}},
     }
     return {
         "name": f"Tool{i}",

@@ -28,6 +28,8 @@ from llama_corral.worker.chat.families import (
 )
 from llama_corral.worker.chat.formats import AnswerFormat, JsonCalls, Parameters, Span, TaggedCalls
 from llama_corral.worker.chat.parsing import AnswerParser
+from llama_corral.worker.chat.prompt import ChatFormat
+from llama_corral.worker.chat.request import ChatDefaults, read_chat
 from llama_corral.worker.chat.template import ChatTemplate
 from llama_corral.worker.chat.tools import Tool, read_tools
 from llama_corral.worker.fields import Fields
@@ -365,6 +367,35 @@ def test_rules_of_newer_families(form: AnswerFormat, text: str, said: Said) -> N
     opening = "<|open|>think<|sep|>" if form is KIMI_K3 else ""
     assert said_in(form, text, opening=opening) == said
     assert parsed(form, list(text), opening=opening)[0] == said
+
+
+EARLIER_GEMMA = """\
+{% for m in messages %}{{ m.role }}{% for c in m.tool_calls or [] %}<|tool_call>{{ c.function.name }}{% endfor %}\
+{% for r in m.tool_responses or [] %}({{ r.name }}: {{ r.response | tojson }}){% endfor %}\
+{{ m.content }}<turn|>
+{% endfor %}"""
+
+
+def test_results_stand_in_the_calls_message_for_earlier_templates_of_gemma() -> None:
+    def call(id: str) -> dict[str, Any]:
+        return {"id": id, "type": "function", "function": {"name": f"f{id}", "arguments": "{}"}}
+
+    messages: list[Any] = [
+        USER,
+        {"role": "assistant", "content": "", "tool_calls": [call("1"), call("2")]},
+        {"role": "tool", "tool_call_id": "2", "content": "two"},
+        {"role": "tool", "content": '{"a": 1}'},
+        {"role": "assistant", "content": "Answer"},
+        {"role": "assistant", "content": "", "tool_calls": [call("3")]},
+        {"role": "tool", "tool_call_id": "3", "content": "three"},
+    ]
+    request = read_chat({"messages": messages}, ChatDefaults())
+    text = ChatFormat(EARLIER_GEMMA).render(request, lambda *_: None).text
+    assert text == (
+        "userQuestion<turn|>\n"
+        'assistant<|tool_call>f1<|tool_call>f2(f2: "two")(f2: {"a": 1})Answer<turn|>\n'
+        'assistant<|tool_call>f3(f3: "three")<turn|>\n<|turn>model\n'
+    )
 
 
 def test_a_value_in_cdata_may_hold_its_own_end() -> None:

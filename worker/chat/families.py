@@ -31,7 +31,10 @@ def _known(source: str) -> AnswerFormat | None:
         return FUNCTIONARY_3_2
     if "<|tool_list_start|>" in source or "List of tools: [" in source:
         return AnswerFormat(Span("<think>", "</think>") if "<think>" in source else None, calls=LFM2)
-    return next((form for mark, form in _BY_MARK.items() if mark in source), None)
+    found = next((form for mark, form in _BY_MARK.items() if mark in source), None)
+    if found is GEMMA_4 and "tool_responses" in source and "OpenAI Chat Completions" not in source:
+        return dataclasses.replace(GEMMA_4, responses_within=True)  # the template before it took messages of tools
+    return found
 
 
 NAMESPACE = "]<]minimax[>["
@@ -120,6 +123,7 @@ GEMMA_4 = AnswerFormat(
     thinks_again=True,
     skipped=("<channel|>",),
     spacing=("\n", "", ""),
+    reopens=("<turn|>\n", "<|turn>model\n"),
     own_marks=("<|channel>", '<|"|>'),
 )
 

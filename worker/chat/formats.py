@@ -112,6 +112,8 @@ class AnswerFormat:
     thinks_again: bool = False  # thoughts may come between content, too
     skipped: tuple[str, ...] = ()  # marks that say nothing
     spacing: tuple[str, str, str] = ("\n", "\n", "\n\n")  # behind the mark of thoughts, before the other, behind that
+    reopens: tuple[str, str] = ("", "")  # a prompt for an answer that ends with the first lacks the second
+    responses_within: bool = False  # the template wants results of tools in the message of their calls
     turn: str = ""  # begins the message after the thoughts, where these are one of their own
     before_content: str = ""
     before_calls: str = ""  # a grammar's rule; `recipient` in it is the name of any function

@@ -23,6 +23,7 @@ from .request import ChatRequest
 from .response_format import completion_fields, plain_fields
 from .template import CHATML, ChatTemplate, TemplateError
 from .tool_grammar import Around, tool_fields
+from .tool_responses import with_tool_responses
 from .turns import Delimiter, detect_delimiters
 
 log = logging.getLogger("corral.worker")
@@ -142,6 +143,9 @@ class ChatFormat:
         messages = shaped(request.messages, variant.capabilities, keep_developer=keep_developer)
         if variant.form.style == "channels":
             messages = [with_thinking(message) for message in messages]
+        if variant.form.responses_within:
+            messages = with_tool_responses(messages)
+        turn_end, turn_start = variant.form.reopens
 
         def write(add_generation_prompt: bool) -> str:
             text = variant.template.render(
@@ -150,6 +154,8 @@ class ChatFormat:
                 tools=request.tools.shown,
                 variables=_spelled_out(request.variables),
             )
+            if turn_end and add_generation_prompt and text.endswith(turn_end):
+                text += turn_start
             return self._without_specials(text)
 
         return write
