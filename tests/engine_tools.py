@@ -33,11 +33,16 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 
 @asynccontextmanager
 async def running(
-    model: Path, reports: list[Report] | None = None, *, projector: Path | None = None, **settings: Any
+    model: Path,
+    reports: list[Report] | None = None,
+    *,
+    projector: Path | None = None,
+    draft: Path | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Engine]:
     """A loaded engine; `reports` gathers what it tells the application."""
     options = Settings(model=str(model), **{"ctx_size": 1024, "threads": 1, **settings})
-    engine = Engine(options, ModelFiles(model, projector), (reports if reports is not None else []).append)
+    engine = Engine(options, ModelFiles(model, projector, draft), (reports if reports is not None else []).append)
     try:
         await engine.load()
         yield engine

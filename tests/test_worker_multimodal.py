@@ -21,6 +21,7 @@ from media_files import noise, png, wav
 
 M = "<__media__>"
 CAT, DOG, WIDE = png(seed=1), png(seed=2), png(160, 64, seed=3)
+EXACT = {"flash_attn": "off", "cache_type_k": "f32", "cache_type_v": "f32"}  # rows computed together round alike
 ENDLESS = Sampling(temperature=0.0, ignore_eos=True)
 
 KINDS: dict[str, tuple[str, str, tuple[bytes, bytes], tuple[bool, bool]]] = {
@@ -194,6 +195,27 @@ def test_embeddings_of_images(models: Path, kind: str, pooling: str) -> None:
                 again = await asyncio.gather(*(embed(loaded, text, file) for file in (one, one, other)))
                 assert again[0] == again[1] != again[2]
             assert await embed(loaded, "What is here") != await embed(loaded, texts[0], one)
+
+    run(test())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("drafter", ["ngram-simple", "draft-simple"])
+def test_drafts_of_answers_to_images(models: Path, kind: str, drafter: str) -> None:
+    settings: dict[str, Any] = {"spec_type": (drafter,), "swa_full": True, **EXACT}
+    if drafter == "draft-simple":
+        settings |= {"draft": models / "tiny-llama.gguf", "model_draft": "tiny-llama.gguf"}
+    else:
+        settings |= {"spec_ngram_simple_size_n": 2, "spec_ngram_simple_size_m": 8}
+
+    async def tokens(**settings: Any) -> list[tuple[int, ...]]:
+        async with seeing(models, kind, **settings) as engine, engine.use() as loaded:
+            requests = [look(loaded, f"What is {M} here", file, n_predict=60) for file in KINDS[kind][2]]
+            text = ask(loaded, "Once upon a time", n_predict=30)
+            return [(await request.one()).tokens for request in (*requests, text)]
+
+    async def test() -> None:
+        assert await tokens(**settings) == await tokens(swa_full=True, **EXACT)
 
     run(test())
 
@@ -388,6 +410,42 @@ def test_who_leaves_in_the_midst_of_an_image(models: Path, monkeypatch: pytest.M
             assert (await ask(loaded, "a b c d").one()).tokens == fresh.tokens
 
     run(test())
+
+
+FFPROBE = """#!/bin/sh
+touch "$(dirname "$0")/launched"
+cat > /dev/null
+printf 'width=64\nheight=64\nr_frame_rate=25/1\nduration=0.75\n'
+"""
+FFMPEG = """#!/bin/sh
+cat > /dev/null
+head -c 36864 /dev/zero
+"""  # three pictures
+VIDEO = b"\0\0\0\x18ftypmp42" + bytes(100)
+
+
+@pytest.mark.parametrize(
+    ("data", "is_one"), [(VIDEO, True), (b"#EXTM3U\nfile:///etc/passwd\n" + bytes(200), False), (b"G" * 100, False)]
+)
+def test_video_is_read_by_ffmpeg(models: Path, tmp_path: Path, data: bytes, is_one: bool) -> None:
+    for name, script in (("ffprobe", FFPROBE), ("ffmpeg", FFMPEG)):
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+
+    async def test() -> None:
+        async with seeing(models, video_ffmpeg_dir=str(tmp_path)) as engine, engine.use() as loaded:
+            assert loaded.media.video
+            if is_one:
+                tokens, media = loaded.tokenize_media(f"What is {M} here", [data])
+                assert [chunk.n_tokens for chunk in media] == [16, 16, 16]
+                assert len({chunk.id for chunk in media}) == 3
+                assert (await look(loaded, f"What is {M} here", data).one()).n_prompt == len(tokens)
+            else:
+                with pytest.raises(InvalidRequest, match="Failed to load"):
+                    loaded.tokenize_media(M, [data])
+
+    run(test())
+    assert (tmp_path / "launched").exists() == is_one
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

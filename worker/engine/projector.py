@@ -29,6 +29,7 @@ from .messages import MEDIA_TOKEN, MediaChunk
 from .model import MediaSupport, Model, Throttled
 from .mtmd import M, text
 from .options import ProjectorOptions
+from .video_files import NO_FFMPEG, may_be_video
 
 Embeddings = NDArray[np.float32]
 
@@ -97,7 +98,8 @@ class Projector:
         options = M.mtmd_helper_init_opt_default()
         video = options.video_params
         video.fps_target, video.timestamp_interval_ms = self._options.video_fps, self._options.video_timestamp_interval
-        video.ffmpeg_bin_dir = self._options.video_ffmpeg_dir.encode() or None
+        ffmpeg = self._options.video_ffmpeg_dir if may_be_video(data) else NO_FFMPEG
+        video.ffmpeg_bin_dir = ffmpeg.encode() or None
         data = audio_headers.checked(data)
         buffer = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
         made = M.mtmd_helper_bitmap_init_from_buf_wrapper(context, buffer, len(data), False, options)
