@@ -114,7 +114,13 @@ def test_a_template_may_fill_lists_of_its_own_and_changes_none_that_it_is_given(
         "{% set l = [] %}{% set _ = l.append(1) %}{% set _ = messages.append(2) %}{{ l }}{{ messages | length }}"
     )
     assert template.render(messages, add_generation_prompt=False) == "[1]2"
+    taken = ChatTemplate(
+        "{% set q = namespace(ids=['a', 'b']) %}{{ q.ids.pop(0) }}{{ q.ids }}{{ messages.pop().role }}"
+    )
+    assert taken.render(messages, add_generation_prompt=False) == "a['b']user"
     assert messages == [USER]
+    with pytest.raises(TemplateError, match="unsafe"):
+        ChatTemplate("{{ messages[0].pop('role') }}").render(messages, add_generation_prompt=False)
     assert render("{{ [1, 2] | map('string') | tojson }}") == '["1", "2"]'
 
 

@@ -76,11 +76,14 @@ def _strftime_now(form: str) -> str:
     return datetime.now().strftime(form)
 
 
-class _Appending(ImmutableSandboxedEnvironment):
-    """Lists may be added to, as some templates sort messages into lists of their own: give them copies."""
+_CHANGES = ("append", "pop")
+
+
+class _Changing(ImmutableSandboxedEnvironment):
+    """Lists may be added to and taken from, as some templates keep queues of their own: give them copies."""
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        return (isinstance(obj, list) and attr == "append") or super().is_safe_attribute(obj, attr, value)
+        return (isinstance(obj, list) and attr in _CHANGES) or super().is_safe_attribute(obj, attr, value)
 
 
 def _environment(sandbox: type[ImmutableSandboxedEnvironment]) -> jinja2.Environment:
@@ -94,7 +97,7 @@ def _environment(sandbox: type[ImmutableSandboxedEnvironment]) -> jinja2.Environ
 
 
 ENVIRONMENT = _environment(ImmutableSandboxedEnvironment)
-_APPENDING = _environment(_Appending)
+_CHANGING = _environment(_Changing)
 
 
 class ChatTemplate:
@@ -103,9 +106,9 @@ class ChatTemplate:
     def __init__(self, source: str, bos_text: str = "", eos_text: str = "") -> None:
         self.source = source
         self._tokens = {"bos_token": bos_text, "eos_token": eos_text}
-        self._appends = ".append(" in source
+        self._changes = any(f".{name}(" in source for name in _CHANGES)
         try:
-            self._template = (_APPENDING if self._appends else ENVIRONMENT).from_string(source)
+            self._template = (_CHANGING if self._changes else ENVIRONMENT).from_string(source)
         except jinja2.TemplateError as error:
             raise TemplateError(f"chat template cannot be parsed: {error}") from None
 
@@ -120,7 +123,7 @@ class ChatTemplate:
         now = datetime.now()
         context: dict[str, Any] = {
             **self._tokens,
-            "messages": deepcopy(messages) if self._appends else messages,
+            "messages": deepcopy(messages) if self._changes else messages,
             "datetime": now.strftime("%b %d %Y"),
             "date_string": now.strftime("%d %b %Y"),
             **(variables or {}),
@@ -128,7 +131,7 @@ class ChatTemplate:
         if add_generation_prompt:
             context["add_generation_prompt"] = True
         if tools:
-            context["tools"] = deepcopy(tools) if self._appends else tools
+            context["tools"] = deepcopy(tools) if self._changes else tools
         try:
             return self._template.render(context)
         except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
