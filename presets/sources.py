@@ -91,13 +91,17 @@ def load_presets(settings: Settings, argv_layer: Layer, environ: Mapping[str, st
     overlay = {name: given for name, given in argv_layer.items() if name not in NOT_OVERLAID}
     presets = {}
     dedup: set[str] = set()
+    left_out: set[str] = set()
     for candidate in _candidates(settings, file, environ):
         merged = layers.merge(file.global_layer, candidate.base, candidate.section, overlay)
         kept = {name: given for name, given in merged.items() if name not in ROUTER_OWN}
+        left_out |= {merged[name].where for name in merged.keys() - kept.keys()}
         preset, own = _preset(candidate, kept, environ, settings.models_ttl)
         presets[candidate.name] = preset
         if own.dedup_cache_models and preset.source == "preset":
             dedup.add(candidate.name)
+    for where in sorted(left_out):
+        logger.warning("%s: an option of the router and not of a model: left out", where)
     _check_names(presets)
     hidden = _duplicates(presets, dedup, environ)
     return {name: replace(presets[name], hidden=name in hidden) for name in sorted(presets)}

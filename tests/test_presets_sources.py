@@ -144,11 +144,15 @@ def test_the_command_line_imposes_what_concerns_every_model(load: Load, models_d
     assert preset.aliases == ()
 
 
-def test_options_of_the_router_are_taken_out_of_presets(load: Load, models_dir: Path) -> None:
-    ini = "[*]\napi-key = k\nmodels-max = 7\n[single]\nssl-key-file = x\nlog-file = single.log\n"
+def test_options_of_the_router_are_taken_out_of_presets(
+    load: Load, models_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ini = "[*]\napi-key = k\nmodels-max = 7\n[single]\nssl-key-file = x\nlog-file = single.log\ntools = all\n"
     preset = load(ini, "--models-dir", str(models_dir))["single"]
     assert set(preset.layer) == {"model", "log_file"}
     assert "api-key" not in preset.ini_text
+    assert "presets.ini:7: tools: an option of the router" in caplog.text
+    assert "api-key: an option of the router" in caplog.text
 
 
 def test_preset_only_keys(load: Load, models_dir: Path) -> None:

@@ -86,6 +86,8 @@ class ToolServer:
 
 
 def _check(settings: Settings) -> None:
+    if os.name != "posix":
+        raise ConfigError("tools and MCP servers need a POSIX system: their processes could not be held together")
     known = [entry.name for entry in CATALOG]
     for name in settings.tools:
         if name not in (*known, "all"):
