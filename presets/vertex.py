@@ -16,6 +16,7 @@ import msgspec
 from aiohttp import hdrs, web
 
 from .errors import ApiError, ConfigError, InvalidRequest, ServerFault
+from .ollama import PATHS as OLLAMA_PATHS
 from .web import CONVERSATION_HEADER, GIVEN_BODY, Handler, Route, add_routes, encode_json, json_response, read_object
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ async def _answer(request: web.Request, instance: object, by_format: Mapping[str
 def _inner(request: web.Request, method: str, path: str, instance: dict[str, Any]) -> web.Request:
     """The request that the instance would have been on its own; never a stream."""
     payload = {name: value for name, value in instance.items() if name != FORMAT}
-    if "stream" in payload:
+    if "stream" in payload or OLLAMA_PATHS in path:  # which streams if nothing is said
         payload["stream"] = False
     headers = request.headers.copy()
     for name in _OF_THE_OUTER:

@@ -59,7 +59,7 @@ class Ollama:
         return json_response({"version": VERSION})
 
     async def tags(self, request: web.Request) -> web.StreamResponse:
-        views = [view for view in self._lifecycle.views() if not view.preset.hidden]
+        views = [view for view in self._lifecycle.views() if not view.preset.hidden and view.status not in _COMING]
         cards = await self._cards(views)
         return json_response({"models": [tag_entry(view.name, cards[view.name]) for view in views]})
 
@@ -99,6 +99,7 @@ class Ollama:
         raise NotSupported(f"{request.path}: {_REFUSED[_verb(request)]}")
 
 
+_COMING = (State.DOWNLOADING.value, State.DOWNLOADED.value)
 _REFUSED = {
     "copy": "models are described by presets; an alias of a preset is another name for it",
     "create": "models are described by presets; Modelfiles are not read",

@@ -20,6 +20,7 @@ from multidict import CIMultiDict
 
 from ..presets.envelopes import envelope_of
 from ..presets.errors import ApiError, InvalidRequest, ModelNotFound, Unavailable, UpstreamGone
+from ..presets.ollama_models import LATEST
 from ..presets.web import (
     CONVERSATION_HEADER,
     EVENT_STREAM_TYPE,
@@ -186,7 +187,7 @@ class Proxy:
     def find(self, name: str) -> str:
         if not name:
             raise InvalidRequest("model name is missing from the request")
-        model = self._lifecycle.find(name)
+        model = self._lifecycle.find(name) or self._lifecycle.find(name.removesuffix(LATEST))
         if model is None:
             raise ModelNotFound(name)
         return model

@@ -85,9 +85,10 @@ def test_each_instance_is_answered_as_if_it_had_come_alone(server: Program) -> N
         {"@requestFormat": "applyTemplate", **CHAT},
         {"@requestFormat": "metrics"},
         {"@requestFormat": "slots"},
+        {"@requestFormat": "apiGenerate", "prompt": "a", "options": {"num_predict": 2}},
         **headers,
     )
-    chat, again, native, text, tokens, template, metrics, slots = predictions
+    chat, again, native, text, tokens, template, metrics, slots, generated = predictions
     assert chat["choices"][0]["message"]["role"] == again["choices"][0]["message"]["role"] == "assistant"
     assert native["tokens_predicted"] == 2
     assert text["object"] == "text_completion"
@@ -95,6 +96,7 @@ def test_each_instance_is_answered_as_if_it_had_come_alone(server: Program) -> N
     assert "hi" in template["prompt"]
     assert metrics.startswith("# HELP")
     assert len(slots) == 2
+    assert generated["eval_count"] == 2
     assert server.client.get("/v1/stream?conv_id=c").status_code == 404
 
 

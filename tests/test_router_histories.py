@@ -12,7 +12,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from lifecycle_tools import GIB, Sizes
-from llama_corral.presets.errors import ApiError, NoPlace
+from llama_corral.presets.control import DOWNLOAD_ENV
+from llama_corral.presets.errors import ApiError, InvalidRequest, NoPlace
 from llama_corral.presets.values import NO_LIMIT
 from llama_corral.router import dispatcher
 from llama_corral.router.lifecycle import Lifecycle
@@ -22,6 +23,7 @@ from router_tools import preset, presets
 
 MODELS = ("a", "b", "c", "d")
 SIZES = {"a": 1, "b": 2, "c": 3, "d": 5}  # GiB
+DOWNLOADS = ("me/one:Q8_0", "me/two:F16")
 models = st.sampled_from(MODELS)
 choice = st.integers(0, 100)
 MINUTES = 60.0  # more than the clock's own ticks of one history
@@ -114,7 +116,7 @@ class Histories(RuleBasedStateMachine):
         self.clients[number % len(self.clients)].task.cancel()
         self.step()
 
-    @precondition(lambda self: self.clients and self.launcher.alive)
+    @precondition(lambda self: self.clients and self.residents)
     @rule(number=choice, who=choice)
     def leave_as_the_worker_gets_ready(self, number: int, who: int) -> None:
         """In one turn of the loop, so that the client goes while its lease is on the way."""
@@ -136,15 +138,15 @@ class Histories(RuleBasedStateMachine):
     # -- workers -----------------------------------------------------------------------------------------------------
 
     def pick(self, number: int) -> MemoryWorker:
-        return self.launcher.alive[number % len(self.launcher.alive)]
+        return self.residents[number % len(self.residents)]
 
-    @precondition(lambda self: self.launcher.alive)
+    @precondition(lambda self: self.residents)
     @rule(number=choice)
     def report_ready(self, number: int) -> None:
         self.on_loop(self.pick(number).ready)
         self.step()
 
-    @precondition(lambda self: self.launcher.alive)
+    @precondition(lambda self: self.residents)
     @rule(number=choice)
     def report_sleeping(self, number: int) -> None:
         """A real worker sleeps only when nothing is asked of it."""
@@ -154,13 +156,13 @@ class Histories(RuleBasedStateMachine):
             self.on_loop(worker.report, "sleeping")
         self.step()
 
-    @precondition(lambda self: self.launcher.alive)
+    @precondition(lambda self: self.residents)
     @rule(number=choice)
     def report_loading(self, number: int) -> None:
         self.on_loop(self.pick(number).report, "loading")
         self.step()
 
-    @precondition(lambda self: self.launcher.alive)
+    @precondition(lambda self: self.residents)
     @rule(number=choice, code=st.sampled_from([0, 1, -9]))
     def die(self, number: int, code: int) -> None:
         self.on_loop(self.pick(number).exit, code)
@@ -189,6 +191,44 @@ class Histories(RuleBasedStateMachine):
     def unload(self, model: str) -> None:
         self.ended_by_command |= {worker for worker in self.launcher.alive if worker.name == model}
         self.command(self.lifecycle.unload(model))
+
+    # -- downloads ---------------------------------------------------------------------------------------------------
+
+    @property
+    def residents(self) -> list[MemoryWorker]:
+        return [worker for worker in self.launcher.alive if DOWNLOAD_ENV not in worker.environ]
+
+    @property
+    def downloads(self) -> list[MemoryWorker]:
+        return [worker for worker in self.launcher.alive if DOWNLOAD_ENV in worker.environ]
+
+    @rule(name=st.sampled_from(DOWNLOADS))
+    def download(self, name: str) -> None:
+        async def relist() -> None:
+            await self.lifecycle.reload(presets(*self.entries.values()))
+
+        async def begin() -> None:
+            is_running = name in self.lifecycle.downloads.names()
+            try:
+                self.lifecycle.downloads.start(preset(name, source="cache"), relist)
+            except InvalidRequest:
+                assert is_running or self.lifecycle.view(name), "a download was refused without need"
+
+        self.loop.run_until_complete(begin())
+        self.step()
+
+    @precondition(lambda self: self.downloads)
+    @rule(number=choice, code=st.sampled_from([0, 0, 1, -9]))
+    def end_download(self, number: int, code: int) -> None:
+        self.on_loop(self.downloads[number % len(self.downloads)].exit, code)
+        self.step()
+
+    @rule(name=st.sampled_from(DOWNLOADS), asks=st.booleans())
+    def cancel_or_ask(self, name: str, asks: bool) -> None:
+        if asks:
+            self.request(name, True, None)
+        else:
+            self.command(self.lifecycle.unload(name))
 
     @rule(model=models)
     def let_go(self, model: str) -> None:
@@ -223,11 +263,11 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def never_more_than_the_limit(self) -> None:
-        assert self.models_max <= 0 or len(self.launcher.alive) <= self.models_max
+        assert self.models_max <= 0 or len(self.residents) <= self.models_max
 
     @invariant()
     def never_more_than_the_memory(self) -> None:
-        assert not self.memory or sum(SIZES[worker.name] for worker in self.launcher.alive) <= self.memory
+        assert not self.memory or sum(SIZES[worker.name] for worker in self.residents) <= self.memory
 
     @invariant()
     def nobody_idle_is_overdue(self) -> None:
@@ -262,6 +302,7 @@ class Histories(RuleBasedStateMachine):
         assert all(client.task.done() for client in self.clients), "a client was forgotten"
         assert all(command.done() for command in self.commands), "a command was forgotten"
         assert all(view.leases == view.waiting == 0 for view in self.lifecycle.views())
+        assert not self.lifecycle.downloads.names() or self.downloads, "a download was forgotten"
         self.close()
 
     def come_to_rest(self) -> None:
@@ -270,8 +311,10 @@ class Histories(RuleBasedStateMachine):
             self.step()
             for client in self.clients:
                 client.finish.set()
-            for worker in self.launcher.alive:
+            for worker in self.residents:
                 self.on_loop(worker.leave if worker.must_go else worker.ready)
+            for worker in self.downloads:
+                self.on_loop(worker.exit, 0)
             if all(task.done() for task in (*(client.task for client in self.clients), *self.commands)):
                 break
 
