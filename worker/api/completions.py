@@ -6,6 +6,7 @@ memory from the first look at its vocabulary to the last byte of the answer.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,7 +27,7 @@ from .native import Native
 from .openai_chat import OpenAIChat
 from .openai_completions import OpenAICompletions
 from .params import CompletionParams, read_params
-from .prompts import Prompt, by_size
+from .prompts import OFF_LOOP_CHARACTERS, Prompt
 from .results import random_id
 from .serving import SERVING, Serving
 from .streaming import BeforeEnd, respond
@@ -121,8 +122,11 @@ async def answer_prompts(
 
 
 async def render_chat(serving: Serving, loaded: Loaded, chat: ChatRequest) -> RenderedPrompt:
+    form, builtin = serving.model.chat, loaded.apply_builtin_template
     size = sum(len(join_parts(message["content"], "")) for message in chat.messages)
-    return await by_size(size, lambda: serving.model.chat.render(chat, loaded.apply_builtin_template))
+    if size <= OFF_LOOP_CHARACTERS and (prompt := form.render_quickly(chat, builtin)) is not None:
+        return prompt
+    return await asyncio.to_thread(form.render, chat, builtin)
 
 
 async def apply_template(request: web.Request) -> web.StreamResponse:

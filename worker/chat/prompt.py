@@ -21,12 +21,14 @@ from .messages import shaped
 from .reply import PLAIN, Reply
 from .request import ChatRequest
 from .response_format import completion_fields, plain_fields
-from .template import CHATML, ChatTemplate, TemplateError
+from .template import CHATML, MOST_SECONDS, ChatTemplate, TemplateError, TemplateSlow
 from .tool_grammar import Around, tool_fields
 from .tool_responses import with_tool_responses
 from .turns import Delimiter, detect_delimiters
 
 log = logging.getLogger("corral.worker")
+
+QUICK_SECONDS = 0.1  # for the thread that serves everybody
 
 ApplyBuiltin = Callable[[str, Sequence[tuple[str, str]], bool], str | None]
 """llama.cpp's own renderings of well-known templates: (name or text, (role, content)…, add_generation_prompt)."""
@@ -80,9 +82,10 @@ class ChatFormat:
 
     def _variant(self, source: str) -> _Variant:
         template = ChatTemplate(source, *self._tokens)
-        capabilities = probe(template)
-        form = answer_format(template, capabilities) if self._parses else AnswerFormat()
-        return _Variant(template, capabilities, form, detect_delimiters(template, capabilities))
+        with template.examined():
+            capabilities = probe(template)
+            form = answer_format(template, capabilities) if self._parses else AnswerFormat()
+            return _Variant(template, capabilities, form, detect_delimiters(template, capabilities))
 
     def _tool_variant(self) -> _Variant | None:
         if not self.tool_source or self.tool_source == self.source:
@@ -94,18 +97,28 @@ class ChatFormat:
             return self._main
 
     def render(self, request: ChatRequest, builtin: ApplyBuiltin) -> RenderedPrompt:
-        variant = self._for_tools if request.tools.offered else self._main
         try:
-            if variant is None:
-                return self._plain(request, builtin)
-            return self._jinja(variant, request)
+            return self._render(request, builtin, MOST_SECONDS)
         except TemplateError as error:
             raise InvalidRequest(str(error)) from None
 
+    def render_quickly(self, request: ChatRequest, builtin: ApplyBuiltin) -> RenderedPrompt | None:
+        """None: it takes so long that another thread should do it."""
+        try:
+            return self._render(request, builtin, QUICK_SECONDS)
+        except TemplateSlow:
+            return None
+        except TemplateError as error:
+            raise InvalidRequest(str(error)) from None
+
+    def _render(self, request: ChatRequest, builtin: ApplyBuiltin, seconds: float) -> RenderedPrompt:
+        variant = self._for_tools if request.tools.offered else self._main
+        return self._jinja(variant, request, seconds) if variant else self._plain(request, builtin)
+
     # -- Jinja ---------------------------------------------------------------------------------------------------------
 
-    def _jinja(self, variant: _Variant, request: ChatRequest) -> RenderedPrompt:
-        write = self._writer(variant, request)
+    def _jinja(self, variant: _Variant, request: ChatRequest, seconds: float) -> RenderedPrompt:
+        write = self._writer(variant, request, seconds)
         opened, closed = write(True), write(False)
         generation_prompt, form = _added(closed, opened), variant.form
         if request.continued is not None:
@@ -138,7 +151,7 @@ class ChatFormat:
         )
         return replace(prompt, reply=reply, fields=_fields(request, variant, around, prompt.generation_prompt))
 
-    def _writer(self, variant: _Variant, request: ChatRequest) -> Callable[[bool], str]:
+    def _writer(self, variant: _Variant, request: ChatRequest, seconds: float) -> Callable[[bool], str]:
         keep_developer = "<|channel|>" in variant.template.source  # gpt-oss knows both roles
         messages = shaped(request.messages, variant.capabilities, keep_developer=keep_developer)
         if variant.form.style == "channels":
@@ -153,6 +166,7 @@ class ChatFormat:
                 add_generation_prompt=add_generation_prompt,
                 tools=request.tools.shown,
                 variables=_spelled_out(request.variables),
+                seconds=seconds,
             )
             if turn_end and add_generation_prompt and text.endswith(turn_end):
                 text += turn_start

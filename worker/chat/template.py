@@ -1,13 +1,17 @@
 """A model's chat template: Jinja as Hugging Face's tokenizers run it, in a sandbox.
 
-A template comes from a file somebody downloaded, so it gets no attributes beyond data and changes nothing it is given.
+A template comes from a file somebody downloaded, so it gets no attributes beyond data, changes nothing it is given,
+and neither takes much time nor much memory (`sandbox`, `limits`).
 Knows nothing of requests: messages in, prompt text out. `messages` must be in the form the template takes (`prompt`).
 """
 
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from datetime import datetime
 from typing import Any, NoReturn
@@ -16,7 +20,9 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from .limits import Meter, TooMuch, TooSlow, charge_value, metered
+from .sandbox import LimitedEnvironment
 
 CHATML = """\
 {%- for message in messages -%}
@@ -28,8 +34,17 @@ CHATML = """\
 """For models that bring no template."""
 
 
+MOST_SECONDS = 5.0  # a prompt takes milliseconds
+MOST_SOURCE = 1 << 20  # characters; the longest known one has 30,000
+MOST_CHARACTERS_OF_A_DATE = 100
+
+
 class TemplateError(Exception):
     """The template cannot be parsed, or refuses the messages: the text is its own."""
+
+
+class TemplateSlow(TemplateError):
+    """The time it was given is over."""
 
 
 class _GenerationTag(Extension):
@@ -64,7 +79,9 @@ def _tojson(
 def _listed(value: object) -> list[Any]:
     """Filters like `map` give generators, and templates take them for lists."""
     if isinstance(value, Iterator):
-        return list(value)
+        items = list(value)
+        charge_value(items)
+        return items
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
@@ -73,30 +90,30 @@ def _raise_exception(message: object) -> NoReturn:
 
 
 def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
+    return datetime.now().strftime(form[:MOST_CHARACTERS_OF_A_DATE])
 
 
 _CHANGES = ("append", "pop")
 
 
-class _Changing(ImmutableSandboxedEnvironment):
+class _Changing(LimitedEnvironment):
     """Lists may be added to and taken from, as some templates keep queues of their own: give them copies."""
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         return (isinstance(obj, list) and attr in _CHANGES) or super().is_safe_attribute(obj, attr, value)
 
 
-def _environment(sandbox: type[ImmutableSandboxedEnvironment]) -> jinja2.Environment:
+def _environment(sandbox: type[LimitedEnvironment]) -> jinja2.Environment:
     environment = sandbox(
         trim_blocks=True, lstrip_blocks=True, undefined=_Missing, extensions=[_GenerationTag, loopcontrols]
     )
-    environment.filters["tojson"] = _tojson
+    environment.replace_filter("tojson", _tojson)
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     return environment
 
 
-ENVIRONMENT = _environment(ImmutableSandboxedEnvironment)
+ENVIRONMENT = _environment(LimitedEnvironment)
 _CHANGING = _environment(_Changing)
 
 
@@ -107,10 +124,26 @@ class ChatTemplate:
         self.source = source
         self._tokens = {"bos_token": bos_text, "eos_token": eos_text}
         self._changes = any(f".{name}(" in source for name in _CHANGES)
+        self._seconds_left = math.inf
+        if len(source) > MOST_SOURCE:
+            raise TemplateError(f"chat template cannot be parsed: it is longer than {MOST_SOURCE} characters")
         try:
             self._template = (_CHANGING if self._changes else ENVIRONMENT).from_string(source)
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, SyntaxError, ValueError, OverflowError) as error:
             raise TemplateError(f"chat template cannot be parsed: {error}") from None
+        except (RecursionError, MemoryError):
+            raise TemplateError("chat template cannot be parsed: it is nested too deeply") from None
+
+    @contextmanager
+    def examined(self) -> Iterator[None]:
+        """In the block all renderings together may take no longer than one. Only by whoever makes the template."""
+        self._seconds_left = MOST_SECONDS
+        try:
+            yield
+        finally:
+            left, self._seconds_left = self._seconds_left, math.inf
+        if left <= 0:
+            raise TemplateError("chat template takes too long for the smallest conversations")
 
     def render(
         self,
@@ -119,7 +152,9 @@ class ChatTemplate:
         add_generation_prompt: bool,
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
+        seconds: float = MOST_SECONDS,
     ) -> str:
+        """Raises TemplateSlow after so many seconds."""
         now = datetime.now()
         context: dict[str, Any] = {
             **self._tokens,
@@ -132,9 +167,19 @@ class ChatTemplate:
             context["add_generation_prompt"] = True
         if tools:
             context["tools"] = deepcopy(tools) if self._changes else tools
+        begun = time.monotonic()
         try:
-            return self._template.render(context)
+            with metered(Meter(min(seconds, self._seconds_left), context)):
+                return self._template.render(context)
+        except TooSlow as error:
+            raise TemplateSlow(f"chat template failed: {error}") from None
+        except TooMuch as error:
+            raise TemplateError(f"chat template failed: {error}") from None
         except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise TemplateError(f"chat template failed: {error}") from None
         except RecursionError:
             raise TemplateError("chat template failed: it calls itself without end") from None
+        except MemoryError:
+            raise TemplateError("chat template failed: it needs too much memory") from None
+        finally:
+            self._seconds_left -= time.monotonic() - begun
