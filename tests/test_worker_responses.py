@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import chat_templates
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_corral.presets.errors import InvalidRequest, ServerFault
 from llama_corral.worker.api.answer import Answer
@@ -234,6 +234,7 @@ def turns(draw: st.DrawFn) -> list[Delta]:
     return deltas
 
 
+@settings(deadline=None)
 @given(turns())
 def test_what_came_out_goes_in_again_as_the_same_message(deltas: list[Delta]) -> None:
     said, output = Said(), Output(TOKEN)
@@ -294,6 +295,7 @@ def any_turns(draw: st.DrawFn) -> list[Delta]:
 TIMINGS = Timings(1, 2, 1.0, 3, 1.0)
 
 
+@settings(deadline=None)
 @given(any_turns(), st.lists(st.integers(0, 4), max_size=6), st.sampled_from(("limit", "eos")), st.booleans())
 def test_a_stream_and_the_whole_say_the_same(
     deltas: list[Delta], cuts: list[int], stop: Literal["limit", "eos"], summarizes: bool
