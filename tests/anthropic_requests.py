@@ -86,6 +86,7 @@ def coding_agent(**more: Any) -> dict[str, Any]:
                 text("<system-reminder>One file is not there.</system-reminder>", **CACHED),
             ],
         },
+        {"role": "system", "content": "Another agent is ready."},
     ]
     return {
         "model": "claude-opus-4-1",

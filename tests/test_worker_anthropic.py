@@ -41,6 +41,7 @@ def of_user(*blocks: Any) -> Any:
 def test_what_an_agent_sends_is_a_chat_that_can_be_read() -> None:
     body = chat_body(coding_agent(), prefills=True)
     system, user, assistant, first, second, reminder = body["messages"]
+    assert [part["text"] for part in reminder["content"]][-2] == "Another agent is ready."
     assert system["content"][0]["text"].endswith("cch=fffff;")
     assert [part["text"] for part in user["content"]][1] == "Fix the bug in main.py"
     assert (assistant["content"], assistant["reasoning_content"]) == ("I read both files.", "I should read it.")
@@ -113,6 +114,14 @@ def test_neighbours_of_one_role_are_one_turn() -> None:
     assert said[0]["content"] == [text("a"), text("b")]
     assert (said[1]["reasoning_content"], said[1]["content"], len(said[1]["tool_calls"])) == ("Hm", "c", 1)
     assert len(said) == 2
+
+
+def test_system_messages_in_the_middle_are_reminders() -> None:
+    first, later = {"role": "system", "content": "Be kind."}, {"role": "system", "content": [text("Be brief.")]}
+    said = chat(first, first, USER, later, {"role": "assistant", "content": "Ships"}, later, system="Be.")["messages"]
+    assert [message["role"] for message in said] == ["system", "user", "assistant", "user"]
+    assert said[0]["content"] == [text("Be."), text("Be kind."), text("Be kind.")]
+    assert said[1]["content"][1:] == [text("<system-reminder>"), text("Be brief."), text("</system-reminder>")]
 
 
 @pytest.mark.parametrize(

@@ -34,11 +34,23 @@ def read_messages(value: object) -> list[Message]:
     names: dict[str, str] = {}
     for i, item in enumerate(value):
         for message in _read_message(item, f"messages[{i}]", names):
-            if messages and message["role"] == messages[-1]["role"] in ("user", "assistant"):
-                _join(messages[-1], message)
-            else:
-                messages.append(message)
+            if message["role"] == "system" and any(earlier["role"] != "system" for earlier in messages):
+                message = _as_reminder(message)
+            add_turn(messages, message)
     return messages
+
+
+def add_turn(messages: list[Message], message: Message) -> None:
+    if messages and message["role"] == messages[-1]["role"] != "tool":
+        _join(messages[-1], message)
+    else:
+        messages.append(message)
+
+
+def _as_reminder(message: Message) -> Message:
+    """Most templates refuse a system message in the middle of a conversation, where coding agents have some."""
+    content = [*_text("<system-reminder>"), *_as_parts(message["content"]), *_text("</system-reminder>")]
+    return {"role": "user", "content": content}
 
 
 def _read_message(item: object, where: str, names: dict[str, str]) -> list[Message]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...presets.errors import InvalidRequest
 from ..fields import Fields, wrong_type
-from .anthropic_content import read_messages, read_system
+from .anthropic_content import add_turn, read_messages, read_system
 from .anthropic_tools import read_choice, read_tools
 
 DEFAULT_MAX_TOKENS = 4096
@@ -38,7 +38,10 @@ def chat_body(body: Mapping[str, Any], *, prefills: bool) -> dict[str, Any]:
         raise InvalidRequest("'messages' is required")
     messages = read_messages(body["messages"])
     if system := read_system(body.get("system"), _without_stamp):
-        messages.insert(0, {"role": "system", "content": system})
+        beginning = [{"role": "system", "content": system}]
+        if messages and messages[0]["role"] == "system":
+            add_turn(beginning, messages.pop(0))
+        messages[:0] = beginning
     chat: dict[str, Any] = {"messages": messages}
     if prefills and messages and messages[-1]["role"] == "assistant":
         chat |= {"continue_final_message": True, "add_generation_prompt": False}
