@@ -119,8 +119,7 @@ class FileTool(_Builtin):
         if done.exit_code != 0 or done.is_cut:
             why = done.errors.decode("utf-8", "replace").strip().splitlines()[-1:]
             raise ServerFault(f"{self._entry.name} ended with code {done.exit_code}: {' '.join(why)}")
-        answer: Answer = json.loads(done.output)
-        return answer
+        return done.output
 
 
 class ShellTool(_Builtin):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from ..presets.errors import ApiError, InvalidRequest, ServerFault
-from ..presets.web import add_retry_hint, encode_json, event_stream, json_response, read_object
+from ..presets.web import JSON_TYPE, add_retry_hint, encode_json, event_stream, json_response, read_object
 from .errors import RuntimeRefused, ToolFailed
 from .server import ToolServer
 from .tool import Call, Tool
@@ -55,7 +55,10 @@ class ToolHandlers:
         log.debug("tool %s is called", name)
         if body.get("stream"):
             return await _stream(request, tool, call)
-        return json_response(await tool.run(call))
+        answer = await tool.run(call)
+        if isinstance(answer, bytes):
+            return web.Response(body=answer, headers={hdrs.CONTENT_TYPE: JSON_TYPE})
+        return json_response(answer)
 
     async def _runtime(self, request: web.Request, tool: Tool) -> str:
         if tool.shown.type == "mcp":

@@ -6,7 +6,8 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-Answer = dict[str, Any]
+Answer = dict[str, Any] | bytes
+"""An object, or one that is JSON already: a large file in Base64 need not be read here to be written again."""
 
 
 @dataclass(frozen=True)
