@@ -1,7 +1,7 @@
 """MCP servers on standard input and output: a real one, made with the official package, and quick ones by hand.
 
 fake_mcp.py official           echo, add, slow, fail, environment
-fake_mcp.py quick [MARK]       echo, pid, info, silent, hang, chatter, die; a line for each start goes to MARK
+fake_mcp.py quick [MARK]       echo, pid, info, grow, silent, hang, chatter, die; a line for each start goes to MARK
 fake_mcp.py pages              lists its tools in two pages, asks us something first, and answers in one batch
 fake_mcp.py mute|die|garbage   answers nothing, ends at once, writes anything but messages
 fake_mcp.py stubborn           answers nothing and ignores the end of its input and SIGTERM
@@ -56,7 +56,7 @@ def send(message: Any) -> None:
 
 
 def quick_server() -> None:
-    names = ("echo", "pid", "silent", "hang", "chatter", "die", "info")
+    names = ["echo", "pid", "silent", "hang", "chatter", "die", "info", "grow"]
     for line in sys.stdin:
         request = json.loads(line)
         method, number = request["method"], request.get("id")
@@ -68,6 +68,9 @@ def quick_server() -> None:
         elif method == "tools/list":
             result = {"tools": [{"name": name, "inputSchema": {"type": "object"}} for name in names]}
         elif method == "tools/call":
+            if request["params"]["name"] == "grow":
+                names.append("extra")
+                send({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"})
             text = quick_call(request["params"]["name"], request["params"]["arguments"])
             if text is None:
                 continue

@@ -79,6 +79,17 @@ def test_chatter_is_not_taken_for_an_answer() -> None:
     run(check())
 
 
+def test_a_server_may_get_other_tools() -> None:
+    async def check() -> None:
+        async with tools(mcp_servers_json=mcp_json(f=fake_mcp("quick"))) as t:
+            assert "f_extra" not in await t.names()
+            await t.call("f_grow")
+            assert "f_extra" in await t.names()
+            assert await t.text("f_extra", message="x") == "echo: x"
+
+    run(check())
+
+
 def test_a_server_that_dies_is_started_again() -> None:
     async def check() -> None:
         async with tools(mcp_servers_json=mcp_json(f=fake_mcp("quick"))) as t:

@@ -53,6 +53,9 @@ class McpConnection:
         self.is_suspect = False
         """A request ran out of time: perhaps that tool is slow, perhaps the server hangs. `answers` tells."""
 
+        self.has_other_tools = False
+        """The server said that its list is not what it was."""
+
     @property
     def is_alive(self) -> bool:
         return self._group is not None and not self._group.exited.is_set()
@@ -76,6 +79,7 @@ class McpConnection:
 
     async def tools(self) -> list[dict[str, Any]]:
         """Raises McpError."""
+        self.has_other_tools = False
         found: list[dict[str, Any]] = []
         parameters: dict[str, Any] = {}
         for _ in range(MOST_PAGES):
@@ -149,6 +153,8 @@ class McpConnection:
         if "method" in message:
             if number is not None:
                 self._answer(number, message["method"])
+            elif message["method"] == "notifications/tools/list_changed":
+                self.has_other_tools = True
             return
         reply = self._waiting.get(number) if isinstance(number, int) else None
         if reply is not None and not reply.done():

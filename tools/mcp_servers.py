@@ -55,9 +55,25 @@ class _Server:
                 return
             finally:
                 await connection.close()
-            self.tools = [McpTool(self, entry) for entry in found if isinstance(entry.get("name"), str)]
-            self._is_known = True
-            log.info("MCP server '%s' has %d tools", self.config.name, len(self.tools))
+            self._learn(found)
+
+    @property
+    def has_news(self) -> bool:
+        return self._connection is not None and self._connection.is_alive and self._connection.has_other_tools
+
+    async def hear(self) -> None:
+        """Asks a server that runs for its tools again."""
+        async with self._lock:
+            if self._connection is not None and self.has_news:
+                try:
+                    self._learn(await self._connection.tools())
+                except McpError as error:
+                    log.warning("MCP server '%s' has other tools, but: %s", self.config.name, error)
+
+    def _learn(self, found: list[dict[str, Any]]) -> None:
+        self.tools = [McpTool(self, entry) for entry in found if isinstance(entry.get("name"), str)]
+        self._is_known = True
+        log.info("MCP server '%s' has %d tools", self.config.name, len(self.tools))
 
     def _leave_alone(self, error: McpError) -> None:
         log.warning("MCP server '%s': %s", self.config.name, error)
@@ -147,6 +163,7 @@ class McpServers:
             if not waiting or seconds <= 0:
                 break
             await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.gather(*(server.hear() for server in self._servers if server.has_news))
         if not self._discovering:
             for server in self._servers:
                 self._discover(server)
