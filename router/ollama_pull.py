@@ -5,6 +5,7 @@ Models come from a Hugging Face hub, not from Ollama's library: names are `hf.co
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -31,24 +32,12 @@ class OllamaPull:
     async def pull(self, request: web.Request) -> web.StreamResponse:
         body = await read_object(request)
         name = _named(body)
-        steps = self._pulling(name)
-        if body.get("stream") is False:
+        async with contextlib.aclosing(self._pulling(name)) as steps:
+            if body.get("stream") is not False:
+                return await _streamed(request, steps)
             async for _ in steps:
                 pass
             return json_response(SUCCESS)
-        first = await anext(steps)  # what is refused at once has a status of its own
-        response = event_stream(LINES_TYPE)
-        await response.prepare(request)
-        await response.write(_line(first))
-        try:
-            async for step in steps:
-                await response.write(_line(step))
-        except ApiError as error:
-            await response.write(error_event(error, OLLAMA))
-        finally:
-            await steps.aclose()
-        await response.write_eof()
-        return response
 
     async def delete(self, request: web.Request) -> web.StreamResponse:
         name = _named(await read_object(request))
@@ -84,6 +73,20 @@ class OllamaPull:
             finally:
                 if is_ours and not has_ended:
                     await self._lifecycle.downloads.cancel(wanted)
+
+
+async def _streamed(request: web.Request, steps: AsyncGenerator[dict[str, Any], None]) -> web.StreamResponse:
+    first = await anext(steps)  # what is refused at once has a status of its own
+    response = event_stream(LINES_TYPE)
+    await response.prepare(request)
+    await response.write(_line(first))
+    try:
+        async for step in steps:
+            await response.write(_line(step))
+    except ApiError as error:
+        await response.write(error_event(error, OLLAMA))
+    await response.write_eof()
+    return response
 
 
 def _steps(event: ModelEvent) -> list[dict[str, Any]]:
