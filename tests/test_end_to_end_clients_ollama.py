@@ -11,6 +11,7 @@ from typing import Any
 import chat_templates
 import llama_corral.presets
 import pytest
+from media_files import png
 from ollama import AsyncClient, Client, ResponseError
 from programs import Program, Programs
 
@@ -30,6 +31,14 @@ threads = 1
 model = {{models}}/tiny-llama.gguf
 chat-template-file = CALLER
 ctx-size = 2048
+threads = 1
+
+[seer]
+model = {{models}}/tiny-gemma3.gguf
+mmproj = {{models}}/mmproj-gemma3.gguf
+ctx-size = 1024
+parallel = 1
+swa-full = on
 threads = 1
 
 [thinker]
@@ -79,7 +88,7 @@ def expiry(client: Client, name: str) -> timedelta:
 
 def test_models_are_listed_and_shown(ollama: Client) -> None:
     names = [model.model for model in ollama.list().models]
-    assert names == ["caller:latest", "demo-chat:latest", "demo-embed:latest", "thinker:latest"]
+    assert names == ["caller:latest", "demo-chat:latest", "demo-embed:latest", "seer:latest", "thinker:latest"]
     shown = ollama.show("demo-chat:latest")
     assert shown.capabilities == ["completion"]
     assert shown.details is not None
@@ -179,6 +188,20 @@ def test_keep_alive(ollama: Client, gateway: Program) -> None:
     for name in ("demo-chat", "demo-embed", "thinker"):
         gateway.wait_for_status(name, "unloaded")
     assert not ollama.ps().models
+
+
+def test_images(ollama: Client) -> None:
+    assert "vision" in (ollama.show("seer").capabilities or [])
+    seen = [{"role": "user", "content": "What is this?", "images": [png(seed=1)]}]
+    first = ollama.chat("seer", seen, options={**GREEDY, "num_predict": 4})
+    without = ollama.chat("seer", [{"role": "user", "content": "What is this?"}], options={"num_predict": 1})
+    assert (first.prompt_eval_count or 0) > (without.prompt_eval_count or 0) + 10
+    again = ollama.generate("seer", "What is this?", images=[png(seed=1)], options={**GREEDY, "num_predict": 4})
+    assert (again.response, again.context) == (first.message.content, None)
+    raw = ollama.generate("seer", "What is this?", images=[png(seed=1)], raw=True, options={"num_predict": 1})
+    assert (raw.prompt_eval_count or 0) > 10
+    with pytest.raises(ResponseError, match="exclude each other"):
+        ollama.generate("seer", "x", images=[png(seed=1)], context=[5, 6])
 
 
 def test_async_client(gateway: Program) -> None:
