@@ -170,15 +170,18 @@ class _Resolver:
         settings = self.settings
         if settings.hf_repo_draft:
             asked = _heads(settings.spec_type)
+            plain = bool(settings.model_draft) or (not asked and not set(settings.spec_type) <= {"none"})
             other = self._repository(
                 settings.hf_repo_draft,
                 settings.model_draft,
                 want_mmproj=False,
-                heads=() if settings.model_draft else asked or DRAFT_KINDS,
+                heads=() if plain else asked or DRAFT_KINDS,
                 heads_needed=bool(asked),
             )
             if other.choice.draft:
                 return other.path(other.choice.draft), other.choice.draft_kind
+            if not other.choice.model:
+                raise ModelFilesError(f"repository {settings.hf_repo_draft} holds no draft model")
             return other.path(other.choice.model[0]), None
         if settings.model_draft:
             return _existing(settings.model_draft), None

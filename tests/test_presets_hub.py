@@ -463,6 +463,9 @@ def test_drafts(tmp_path: Path) -> None:
     assert draft(spec_type=("draft-mtp",)) == ("mtp-main-Q8_0.gguf", "mtp")
     assert draft(hf_repo_draft="user/draft") == ("small-Q4_0.gguf", None)
     assert draft(hf_repo_draft="user/heads") == ("dflash-main-Q8_0.gguf", "dflash")
+    assert draft(hf_repo_draft="user/main", spec_type=("draft-simple",)) == ("main-Q8_0.gguf", None)
+    with pytest.raises(ModelFilesError, match="no complete GGUF model in user/heads"):
+        draft(hf_repo_draft="user/heads", spec_type=("draft-simple",))
     assert draft(hf_repo_draft="user/heads", spec_type=("draft-eagle3",)) == ("eagle3-main-Q8_0.gguf", "eagle3")
     assert draft(hf_repo_draft="user/draft", model_draft="small-Q4_0.gguf") == ("small-Q4_0.gguf", None)
 

@@ -65,6 +65,19 @@ def test_it_stays_in_step(models: Path, scene: Scene, unified: bool) -> None:
     run(test())
 
 
+def test_it_makes_room_for_itself(models: Path) -> None:
+    """In a pool that is as small as the main model's, idle slots leave it when others need it."""
+
+    async def test() -> None:
+        settings = {"ctx_size": 768, "parallel": 4, "kv_unified": True, "cache_ram": 0, "cache_idle_slots": False}
+        async with drafting(models, SAME, **settings) as (engine, loaded):
+            for i in range(8):
+                await ask(loaded, LONG[i * 50 : i * 50 + 300], n_predict=20, id_slot=i % 4).one()
+                assert_right(engine)
+
+    run(test())
+
+
 def assert_right(engine: Engine, part: float = 0.99) -> None:
     """Rounding may tip a token."""
     totals = engine.snapshot.totals

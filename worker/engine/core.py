@@ -23,9 +23,9 @@ from .encoding import Encoding
 from .jobs import EmbeddingTask, GenerationTask, Job, tasks_of
 from .media_tokens import text_of
 from .memory import Memory
-from .messages import Begun, Event, Failed, Generation, Progress, TokenProbs
+from .messages import Begun, Event, Failed, Generation, Progress
 from .model import Model
-from .probabilities import after_sampling, before_sampling
+from .probabilities import probabilities
 from .scheduler import BatchPlan, History, Work, choose_slot, plan
 from .shifting import shift, tokens_kept
 from .slot_actions import SlotAction
@@ -324,7 +324,9 @@ class Core:
             else:
                 token = sampler.sample(self.context, row)
             choice.clock.tick(time.monotonic(), guessed=token == guess)
-            probs = self._probabilities(task, token, row) if task.request.sampling.n_probs > 0 else None
+            probs = None
+            if (wanted := task.request.sampling).n_probs > 0:
+                probs = probabilities(sampler, self.context, row, token, wanted, self.options.special)
         except ApiError as error:
             self._fail(task.job, error)
             return False
@@ -336,12 +338,6 @@ class Core:
         if choice.finished:
             self._finish(slot, task)
         return token == guess
-
-    def _probabilities(self, task: GenerationTask, token: int, row: int) -> TokenProbs:
-        sampling, vocab, special = task.request.sampling, self.model.vocab, self.options.special
-        if sampling.post_sampling_probs:
-            return after_sampling(task.sampler.candidates(), token, sampling.n_probs, vocab, special)
-        return before_sampling(self.context.logits(row), token, sampling.n_probs, vocab, special)
 
     # -- end -----------------------------------------------------------------------------------------------------------
 

@@ -7,11 +7,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .messages import TokenProb, TokenProbs
+from .context import Context
+from .messages import Sampling, TokenProb, TokenProbs
+from .sampling import Sampler
 from .vocab import Vocab
 
 LOWEST = float(np.finfo(np.float32).min)
 """Stands for the logarithm of 0, which JSON cannot say."""
+
+
+def probabilities(sampler: Sampler, context: Context, row: int, token: int, of: Sampling, special: bool) -> TokenProbs:
+    """Of the token just sampled from this row, as the request wants them."""
+    vocab = context.model.vocab
+    if of.post_sampling_probs:
+        return after_sampling(sampler.candidates(), token, of.n_probs, vocab, special)
+    return before_sampling(context.logits(row), token, of.n_probs, vocab, special)
 
 
 def before_sampling(logits: NDArray[np.float32], token: int, n: int, vocab: Vocab, special: bool) -> TokenProbs:
