@@ -398,6 +398,36 @@ def test_results_stand_in_the_calls_message_for_earlier_templates_of_gemma() -> 
     )
 
 
+ALTERNATING = """\
+{% set ns = namespace(last='assistant') %}{% for m in messages %}
+{%- if m.role == 'user' or (m.role == 'assistant' and not m.tool_calls) %}
+{%- if m.role == ns.last %}{{ raise_exception('roles must alternate') }}{% endif %}{% set ns.last = m.role %}{% endif %}
+{%- if m.tool_calls and m.tool_calls | length > 1 %}{{ raise_exception('one call at once') }}{% endif %}
+{{- m.role }}: {{ m.content }}
+{%- for c in m.tool_calls or [] %}<{{ c.function.name }} {{ c.function.arguments }}>{% endfor %}
+{% endfor %}"""
+
+
+def test_conversations_are_brought_into_the_order_that_a_template_insists_on() -> None:
+    def call(id: str) -> dict[str, Any]:
+        return {"id": id, "type": "function", "function": {"name": f"f{id}", "arguments": "{}"}}
+
+    messages: list[Any] = [
+        USER,
+        {"role": "assistant", "content": "Both.", "tool_calls": [call("1"), call("2")]},
+        {"role": "tool", "tool_call_id": "2", "content": "two"},
+        {"role": "tool", "tool_call_id": "1", "content": "one"},
+        {"role": "user", "content": "Reminder"},
+        {"role": "assistant", "content": "Answer"},
+    ]
+    request = read_chat({"messages": messages}, ChatDefaults(prefill_assistant=False))
+    text = ChatFormat(ALTERNATING).render(request, lambda *_: None).text
+    assert text.replace("{}", "").splitlines() == [
+        "user: Question", "assistant: Both.<f1 >", "tool: one", "assistant: <f2 >", "tool: two", "", "Reminder",
+        "assistant: Answer",
+    ]  # fmt: skip
+
+
 def test_a_value_in_cdata_may_hold_its_own_end() -> None:
     _, form = format_of("cdata")
     text = '<function name="get_weather"><param name="city"><![CDATA[a</param>\n]]></param></function>'

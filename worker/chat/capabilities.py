@@ -95,6 +95,22 @@ def _takes_calls(template: ChatTemplate, user: Message, *, as_objects: bool, n: 
     return prompt is not None and MARK in prompt and f"probe_call_{n - 1}" in prompt
 
 
+def takes_user_after_result(template: ChatTemplate, capabilities: Capabilities) -> bool:
+    """Some insist on users and assistants taking turns, whatever tools say in between."""
+    text: Any = "Question" if capabilities.supports_string_content else [{"type": "text", "text": "Question"}]
+    arguments: Any = {"argument": "x"} if capabilities.supports_object_arguments else '{"argument": "x"}'
+    function = {"name": "probe_tool", "arguments": arguments}
+    call = {"id": "call00000", "type": "function", "function": function}
+    messages = [
+        {"role": "user", "content": text},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "Result", "tool_call_id": "call00000", "name": "probe_tool"},
+    ]
+    if _try(template, messages, tools=[TOOL]) is None:
+        return True  # it is not the user that it minds
+    return _try(template, [*messages, messages[0]], tools=[TOOL]) is not None
+
+
 def _preserves_reasoning(template: ChatTemplate, user: Message) -> bool:
     said = {"role": "assistant", "content": "Answer", "reasoning_content": MARK}
     messages = [user, said, user, {"role": "assistant", "content": "Answer"}, user]

@@ -41,7 +41,7 @@ class ElementRules:
         space = self._form.space
         start, end = f"{space}<{key}>", f"{space}</{key}>"
         if may_be_text(schema):
-            return f"{literal(start)} {until(self._rules, end, 'text')}"
+            return f"{literal(start)} {until(self._rules, space, 'text')} {literal(f'</{key}>')}"
         return f"{literal(start)} {self._value(tool, schema, name, depth + 1)} {literal_of(end)}"
 
     def _value(self, tool: Tool, schema: Any, name: str, depth: int) -> str:

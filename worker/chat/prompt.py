@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ...presets.errors import InvalidRequest, NotSupported
-from .capabilities import Capabilities, preserve_reasoning, probe
+from .capabilities import Capabilities, preserve_reasoning, probe, takes_user_after_result
 from .channels import EVERYONE, with_thinking
 from .content import join_parts
 from .families import answer_format
@@ -23,7 +23,7 @@ from .request import ChatRequest
 from .response_format import completion_fields, plain_fields
 from .template import CHATML, MOST_SECONDS, ChatTemplate, TemplateError, TemplateSlow
 from .tool_grammar import Around, tool_fields
-from .tool_responses import with_tool_responses
+from .tool_turns import one_call_at_a_time, users_in_results, with_tool_responses
 from .turns import Delimiter, detect_delimiters
 
 log = logging.getLogger("corral.worker")
@@ -51,6 +51,7 @@ class _Variant:
     capabilities: Capabilities
     form: AnswerFormat
     delimiters: tuple[Delimiter, ...]
+    user_after_result: bool  # it takes a user's message right behind a tool's
 
 
 class ChatFormat:
@@ -85,7 +86,13 @@ class ChatFormat:
         with template.examined():
             capabilities = probe(template)
             form = answer_format(template, capabilities) if self._parses else AnswerFormat()
-            return _Variant(template, capabilities, form, detect_delimiters(template, capabilities))
+            return _Variant(
+                template,
+                capabilities,
+                form,
+                detect_delimiters(template, capabilities),
+                takes_user_after_result(template, capabilities),
+            )
 
     def _tool_variant(self) -> _Variant | None:
         if not self.tool_source or self.tool_source == self.source:
@@ -156,6 +163,10 @@ class ChatFormat:
         messages = shaped(request.messages, variant.capabilities, keep_developer=keep_developer)
         if variant.form.style == "channels":
             messages = [with_thinking(message) for message in messages]
+        if variant.capabilities.supports_tool_calls and not variant.capabilities.supports_parallel_tool_calls:
+            messages = one_call_at_a_time(messages)
+        if not variant.user_after_result:
+            messages = users_in_results(messages)
         if variant.form.responses_within:
             messages = with_tool_responses(messages)
         turn_end, turn_start = variant.form.reopens

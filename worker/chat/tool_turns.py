@@ -1,0 +1,82 @@
+"""Conversations with tools for templates that take less than others: one call at a time, no user right behind a result,
+results within the message of their calls. Pure.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from .content import join_parts
+from .messages import Message
+
+
+def one_call_at_a_time(messages: Sequence[Message]) -> list[Message]:
+    """Calls that were made together become turns of their own, each with its result."""
+    turns: list[Message] = []
+    rest = deque(messages)
+    while rest:
+        message = rest.popleft()
+        calls = message.get("tool_calls") or []
+        if len(calls) < 2:
+            turns.append(message)
+            continue
+        results = []
+        while rest and rest[0]["role"] == "tool":
+            results.append(rest.popleft())
+        for i, call in enumerate(calls):
+            turns.append({**(message if i == 0 else {"role": "assistant", "content": ""}), "tool_calls": [call]})
+            own = [result for result in results if result.get("tool_call_id") == call.get("id")][:1]
+            turns += own or results[:1]
+            results = [result for result in results if result is not turns[-1]]
+        turns += results
+    return turns
+
+
+def users_in_results(messages: Sequence[Message]) -> list[Message]:
+    """What a user says right behind a result becomes a part of it: coding agents put reminders there."""
+    turns: list[Message] = []
+    for message in messages:
+        last = turns[-1] if turns else None
+        if last is None or message["role"] != "user" or last["role"] != "tool":
+            turns.append(message)
+            continue
+        one, two = last["content"], message["content"]
+        if isinstance(one, str) and isinstance(two, str):
+            turns[-1] = {**last, "content": f"{one}\n\n{two}"}
+        else:
+            turns[-1] = {**last, "content": [*_parts(one), *_parts(two)]}
+    return turns
+
+
+def _parts(content: str | list[dict[str, str]]) -> list[dict[str, str]]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def with_tool_responses(messages: Sequence[Message]) -> list[Message]:
+    """As earlier templates of Gemma 4 take them."""
+    turns: list[Message] = []
+    for message in messages:
+        last = turns[-1] if turns else {}
+        if message["role"] == "tool" and last.get("tool_calls") and not last.get("answered"):
+            responses = last.setdefault("tool_responses", [])
+            responses.append(_response(message, last["tool_calls"], len(responses)))
+        elif message["role"] == "assistant" and "tool_responses" in last and not message.get("tool_calls"):
+            said = [join_parts(part["content"], "\n") for part in (last, message)]
+            last |= {"content": "\n".join(filter(None, said)), "answered": True}
+        else:
+            turns.append(dict(message))
+    return [{key: value for key, value in turn.items() if key != "answered"} for turn in turns]
+
+
+def _response(message: Message, calls: Sequence[dict[str, Any]], index: int) -> dict[str, Any]:
+    by_id = next((call for call in calls if call.get("id") and call["id"] == message.get("tool_call_id")), None)
+    call = by_id or (calls[index] if index < len(calls) else None)
+    name = call["function"]["name"] if call else message.get("name") or message.get("tool_call_id", "")
+    text = join_parts(message["content"], "\n")
+    try:
+        return {"name": name, "response": json.loads(text)}
+    except ValueError:
+        return {"name": name, "response": text}
