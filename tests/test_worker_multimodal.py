@@ -13,6 +13,7 @@ from engine_tools import Request, ask, run, running
 from llama_corral.presets.control import Report
 from llama_corral.presets.errors import ApiError, InvalidRequest, NotSupported, ServerFault
 from llama_corral.worker.engine.batch import MediaBatch
+from llama_corral.worker.engine.compute import Compute
 from llama_corral.worker.engine.context import ABORTED, Context
 from llama_corral.worker.engine.messages import MEDIA_TOKEN, Embedded, Embedding, Finished, Generation, Sampling
 from llama_corral.worker.engine.projector import Projector
@@ -391,11 +392,13 @@ def test_who_leaves_in_the_midst_of_an_image(models: Path, monkeypatch: pytest.M
         async with seeing(models, "qwen2vl", ubatch_size=8, batch_size=8, parallel=1) as engine, engine.use() as loaded:
             fresh = await ask(loaded, "a b c d").one()
             decode = Context.decode
-            halfway = threading.Event()
+            halfway, n_parts = threading.Event(), 0
 
             def slow(context: Context, batch: Any, begin: int, n: int) -> int:
+                nonlocal n_parts
                 result = decode(context, batch, begin, n)
-                if isinstance(batch, MediaBatch) and begin:
+                n_parts += isinstance(batch, MediaBatch)
+                if n_parts == 2 and isinstance(batch, MediaBatch):
                     halfway.set()
                     request.ticket._job.cancelled = True
                     return ABORTED
@@ -446,6 +449,63 @@ def test_video_is_read_by_ffmpeg(models: Path, tmp_path: Path, data: bytes, is_o
 
     run(test())
     assert (tmp_path / "launched").exists() == is_one
+
+
+def test_streams_go_on_between_the_parts_of_an_image(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Compute, "n_prompt_beside_streams", 4)
+    order: list[str] = []
+    decode = Context.decode
+
+    def noted(context: Context, batch: Any, begin: int, n: int) -> int:
+        order.append("image" if isinstance(batch, MediaBatch) else "text")
+        return decode(context, batch, begin, n)
+
+    async def test() -> None:
+        async with seeing(models, "qwen2vl") as engine, engine.use() as loaded:
+            alone = await look(loaded, f"a {M} b", WIDE, cache_prompt=False).one()
+            text = ask(loaded, "Once upon a time", n_predict=200, sampling=ENDLESS, stream=True)
+            await text.until(lambda events: len(events) > 2)
+            monkeypatch.setattr(Context, "decode", noted)
+            image = await look(loaded, f"a {M} b", WIDE, cache_prompt=False).one()
+            await text.one()
+            assert image.tokens == alone.tokens
+            n_tokens = loaded.tokenize_media(M, [WIDE])[1][0].n_tokens
+            assert order.count("image") == -(-n_tokens // 4)
+            assert "image,image" not in ",".join(order)
+
+    run(test())
+
+
+@pytest.mark.parametrize("model", ["tiny-llama.gguf", "tiny-mamba.gguf", "tiny-gemma3.gguf"])
+def test_what_is_left_of_half_a_recording(models: Path, monkeypatch: pytest.MonkeyPatch, model: str) -> None:
+    """Nothing, neither in its slot nor where a beginning in common was copied to."""
+    decode = Context.decode
+    halfway, n_parts = threading.Event(), 0
+
+    def counted(context: Context, batch: Any, begin: int, n: int) -> int:
+        nonlocal n_parts
+        result = decode(context, batch, begin, n)
+        n_parts += isinstance(batch, MediaBatch)
+        if n_parts == 3:
+            halfway.set()
+        return result
+
+    story = "Once upon a time there was a little rancher who kept many models in one corral. " * 3
+
+    async def test() -> None:
+        settings = {"parallel": 2, "warmup": False, "ubatch_size": 32, "batch_size": 32}
+        projector = models / "mmproj-audio.gguf"
+        async with running(models / model, projector=projector, **settings) as engine, engine.use() as loaded:
+            monkeypatch.setattr(Context, "decode", counted)
+            half = look(loaded, f"{story}{M}", wav(), id_slot=0)
+            assert await asyncio.to_thread(halfway.wait, 30)
+            other = await ask(loaded, f"{story}and so on", id_slot=1).one()
+            half.ticket.cancel()
+            own = await ask(loaded, f"{story}and so on", id_slot=0).one()
+            fresh = await ask(loaded, f"{story}and so on", id_slot=0, cache_prompt=False).one()
+            assert other.tokens == own.tokens == fresh.tokens
+
+    run(test())
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from llama_corral.worker.engine.scheduler import TURN, Group, History, Limits, SlotFacts, Work, choose_slot, plan
+from llama_corral.worker.engine.scheduler import (
+    TURN,
+    BatchPlan,
+    Group,
+    History,
+    Limits,
+    SlotFacts,
+    Work,
+    choose_slot,
+    plan,
+)
 
 limits = st.builds(Limits, st.integers(1, 600), st.integers(1, 300), st.booleans())
 histories = st.builds(History, st.builds(Group, st.sampled_from(["generation", "embedding"])), st.integers(0, 10))
@@ -200,3 +210,20 @@ def test_drafts_take_what_is_left_and_share_it(snapshot: tuple[list[Work], Limit
     cut = [n for slot, n in given.items() if n < wanted[slot]]
     if cut:
         assert max(given.values()) <= min(cut) + 1
+
+
+def test_images_take_turns_with_streams() -> None:
+    limits = Limits(n_batch=512, n_prompt_beside_streams=100)
+    stream, image = Work(0, "generation", 0), Work(1, "media", 300, arrived=1)
+    assert plan([image], limits) == BatchPlan(image.group, prompts=((1, 300),))
+    assert plan([image._replace(n_prompt=900)], limits) == BatchPlan(image.group, prompts=((1, 512),))
+    history, turns = History(), []
+    for _ in range(12):
+        made = plan([stream, image], limits, history)
+        assert made is not None
+        history = history.after(made.group)
+        turns.append((made.kind, made.n_tokens))
+    assert turns == 2 * [*4 * [("generation", 1)], ("media", 100)] + 2 * [("generation", 1)]
+    whole = plan([stream, image._replace(whole=True)], limits, History(stream.group, 4))
+    assert whole == BatchPlan(image.group, prompts=((1, 300),)), "one that cannot be cut"
+    assert plan([image, image._replace(slot=2, arrived=0)], limits) == BatchPlan(image.group, prompts=((2, 300),))

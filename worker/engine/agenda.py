@@ -8,7 +8,7 @@ from .compute import Compute
 from .context import Context
 from .encoding import EncodeError, Encoding
 from .jobs import GenerationTask, Task
-from .media_tokens import chunk_at
+from .media_tokens import chunk_at, content_of
 from .memory import Memory
 from .messages import MediaChunk
 from .model import Model
@@ -39,7 +39,7 @@ def work_of(
             except EncodeError as error:
                 failures.append((task, error))
                 continue
-            kind, n_left = "media", 1
+            kind, n_left, whole = "media", chunk.n_tokens - slot.media_done, content_of(chunk).non_causal
         work.append(Work(slot.id, kind, n_left, whole, task.job.id, slot.last_turn, adapters, len(slot.draft)))
     return work, failures
 

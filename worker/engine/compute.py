@@ -116,16 +116,19 @@ class Compute:
     def fill_media(
         self, plan: BatchPlan, vectors: NDArray[np.float32], positions: NDArray[np.int32], causal: bool
     ) -> Filled:
-        """For the first slot of the plan."""
+        """For the slot of the plan: what comes next of its image."""
         self._n_batches += 1
-        slot, n = self._slots[plan.prompts[0][0]], len(vectors)
+        (id, n), slot = plan.prompts[0], self._slots[plan.prompts[0][0]]
         assert slot.task is not None
         slot.last_turn = self._n_batches
-        completes = len(slot.tokens) + n == len(slot.task.prompt)
+        begin = slot.media_done
+        end = begin + n
+        completes = end == len(vectors) and len(slot.tokens) + end == len(slot.task.prompt)
+        vectors, positions = vectors[begin:end], positions[:, begin:end]
         embeds = completes and isinstance(slot.task, EmbeddingTask)
         self._context.set_embeddings(embeds)
         self._adapters.apply(self._context, plan.group.adapters)
-        batch = MediaBatch(vectors, positions, slot.id, n if embeds else int(completes))
+        batch = MediaBatch(vectors, positions, id, n if embeds else int(completes))
         return Filled(plan, batch, [], [PromptRun(slot, 0, n, completes)], [], causal)
 
     def _fill_prompt(self, slot: Slot, n: int, output: bool) -> PromptRun:
@@ -205,8 +208,10 @@ class Compute:
                 following = run.slot.task.prompt[begin_text : begin_text + n]
                 if filled.plan.kind != "media":
                     run.slot.tokens.extend(following)
-                elif end == filled.batch.size and isinstance(following[0], MediaToken):  # all of it or nothing
-                    run.slot.remember_media(following[0])
+                elif isinstance(image := following[0], MediaToken):
+                    run.slot.media_done += n
+                    if run.slot.media_done == image.n_tokens:  # all of it or nothing
+                        run.slot.remember_media(image)
                 n_prompt += n
         return n_prompt
 
@@ -225,6 +230,7 @@ class Compute:
                 continue
             # the last token stays to be computed, because its logits are wanted; what is there of an image is no use
             n_new = self._context.last_position(slot.id) + 1 - slot.position if filled.plan.kind != "media" else 0
+            slot.media_done = 0
             n_now, n_most = len(slot.tokens), len(slot.task.prompt) - 1
             slot.tokens.extend(slot.task.prompt[n_now : min(n_now + n_new, n_most)])
             if len(slot.tokens) > n_most:

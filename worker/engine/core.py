@@ -370,10 +370,8 @@ class Core:
         self._n_busy -= 1
         if isinstance(task, GenerationTask):
             self._counters.add_prediction(task.choice.clock.n_predicted, task.choice.clock.predicted_seconds)
-            if not task.shares_prompt:
-                return
         # an embedding's cells serve nobody, and the first choice's slot remembers for its siblings
-        self.memory.clear(slot)
+        self.memory.settle(slot, keeps=isinstance(task, GenerationTask) and not task.shares_prompt)
 
     # -- emit ----------------------------------------------------------------------------------------------------------
 

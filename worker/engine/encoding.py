@@ -63,7 +63,7 @@ class Encoding:
             self._ask(task.job, first)
 
     def fill(self, plan: BatchPlan, slots: Sequence[Slot], compute: Compute) -> Filled:
-        """The batch of a plan for media: one image, or stretch of audio, of one slot."""
+        """The batch of a plan for media: an image or a stretch of audio of one slot, or a part of it."""
         slot = slots[plan.prompts[0][0]]
         task = slot.task
         chunk = chunk_at(task.request.media, len(slot.tokens)) if task is not None else None
@@ -71,7 +71,8 @@ class Encoding:
         assert chunk is not None
         vectors, content = self.of(task.job, chunk), content_of(chunk)
         assert vectors is not None
-        self._go_on(task.job, chunk)
+        if slot.media_done + plan.prompts[0][1] == chunk.n_tokens:
+            self._go_on(task.job, chunk)
         positions = self.projector.positions(content, slot.position)
         return compute.fill_media(plan, vectors, positions, causal=not content.non_causal)
 

@@ -188,6 +188,12 @@ class Memory:
         self.clear(slot)
         return n_tokens
 
+    def settle(self, slot: Slot, *, keeps: bool) -> None:
+        """Its task is over. What is there of an image that nobody waits for any more goes in any case."""
+        if not keeps or (slot.media_done and not self._context.keep_first(slot.id, slot.position)):
+            self.clear(slot)
+        slot.media_done = 0
+
     def clear(self, slot: Slot) -> None:
         self._context.forget(slot.id)
         slot.remember([], slot.activation)
@@ -210,10 +216,11 @@ class Memory:
         n_computed, n_coming = other.common(prompt, job.activation), 0
         if other.state is SlotState.PROMPT and task is not None:
             n_coming = min(common_prefix(task.prompt, prompt), other.activation.alike(job.activation))
+        is_all = n_computed == len(other.tokens) and not other.media_done
         if not self._context.goes_back:
-            can_cut = n_computed == len(other.tokens) < len(prompt)
+            can_cut = is_all and n_computed < len(prompt)
         else:
-            can_cut = not self._n_swa or n_computed == len(other.tokens) or self._reaches_back(other, n_computed)
+            can_cut = not self._n_swa or is_all or self._reaches_back(other, n_computed)
         return Candidate(other.id, n_computed, n_coming, can_cut)
 
     def _reaches_back(self, slot: Slot, n: int) -> bool:

@@ -62,7 +62,7 @@ class Work(NamedTuple):
 
     slot: int
     kind: Kind
-    n_prompt: int  # prompt tokens yet to be computed, or 1 for an image; 0: one sampled token
+    n_prompt: int  # prompt tokens yet to be computed, or those of its next image; 0: one sampled token
     whole: bool = False  # the prompt may not be cut
     arrived: int = 0  # order of arrival
     last_turn: int = 0  # number of the batch it last took part in
@@ -130,10 +130,18 @@ def plan(work: Sequence[Work], limits: Limits, history: History = History()) -> 
     room -= sum(n for _, n in drafts)
     if streams:
         room = min(room, max(1, limits.n_prompt_beside_streams)) if limits.mix else 0
+    if group.kind == "media":
+        return BatchPlan(group, prompts=(_media(prompts[0], limits, any(item.generating for item in work)),))
     made = BatchPlan(group, tuple(item.slot for item in streams), tuple(_fill(prompts, room)), drafts)
     if drafts and limits.n_with_drafts is not None and made.n_tokens > limits.n_with_drafts:
         return replace(made, drafts=())
     return made
+
+
+def _media(item: Work, limits: Limits, beside_streams: bool) -> tuple[int, int]:
+    """One image at a time. If streams wait for it they get their turn in between, unless it cannot be cut."""
+    room = max(1, limits.n_prompt_beside_streams) if beside_streams and not item.whole else limits.n_batch
+    return item.slot, min(item.n_prompt, room, limits.n_batch)
 
 
 def _turn(work: Sequence[Work], history: History) -> Group:

@@ -52,6 +52,7 @@ class Slot:
     state: SlotState = SlotState.IDLE
     tokens: list[int] = field(default_factory=list)  # what the sequence memory holds, in order
     lag: int = 0  # positions fewer than tokens: images with M-RoPE
+    media_done: int = 0  # rows of the image after these tokens that are in the sequence memory too
     activation: Activation = BASE  # with which adapters these were computed
     checkpoints: list[Checkpoint] = field(default_factory=list)  # oldest first
     shares_cells: bool = False  # with another sequence, perhaps: then positions must not be moved
@@ -104,11 +105,12 @@ class Slot:
     def remember(self, tokens: list[int], activation: Activation, checkpoints: Iterable[Checkpoint] = ()) -> None:
         """What its sequence holds now, from the first position on."""
         self.tokens, self.activation, self.checkpoints = tokens, activation, list(checkpoints)
-        self.lag = lag(tokens)
+        self.lag, self.media_done = lag(tokens), 0
 
     def remember_media(self, token: MediaToken) -> None:
         self.tokens += [token] * token.n_tokens
         self.lag += token.n_tokens - token.n_pos
+        self.media_done = 0
 
     def cut(self, n: int) -> None:
         """Only the first n tokens are left."""
