@@ -17,11 +17,13 @@ from llama_corral.presets.errors import ApiError, ConfigError
 from llama_corral.presets.settings import Settings
 from llama_corral.worker.api.defaults import completion_defaults
 from llama_corral.worker.chat.response_format import JsonText, json_in
+from llama_corral.worker.engine import grammar
 from llama_corral.worker.engine.grammar import Constraint
 from llama_corral.worker.engine.messages import Grammar, Sampling, Trigger
 from llama_corral.worker.engine.model import Model
 from llama_corral.worker.engine.narrowing import Narrowing, prunable
 from llama_corral.worker.engine.options import EngineOptions
+from llama_corral.worker.engine.patterns import compiled
 from llama_corral.worker.engine.vocab import Vocab
 from llama_corral.worker.grammar.converter import schema_grammar
 from programs import Program, Programs
@@ -155,6 +157,10 @@ def test_a_lazy_grammar_that_never_wakes_changes_nothing(models: Path) -> None:
         Grammar("%llguidance {}"),
         Grammar("root ::= " + "(" * 60_000 + '"a"' + ")" * 60_000),
         Grammar('root ::= "a"', True, (Trigger("pattern", "(a"),)),
+        Grammar('root ::= "a"', True, (Trigger("pattern", "(?=a)b"),)),
+        Grammar('root ::= "a"', True, (Trigger("pattern_full", "(a)\\1"),)),
+        Grammar('root ::= "' + "a" * 3000 + '"{2000}'),
+        Grammar("root ::= " + "[a-z]{1,2000} " * 3000),
         Grammar('root ::= "assistant"', prefill="something else"),
     ],
 )
@@ -167,6 +173,30 @@ def test_a_grammar_that_is_none_ends_its_request_only(models: Path, grammar: Gra
             assert (await ask(loaded).one()).n_decoded == 16
 
     run(test())
+
+
+def test_a_grammar_that_takes_too_long_ends_its_request_only(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with running(models / "tiny-llama.gguf") as engine, engine.use() as loaded:
+            sampling = Sampling(temperature=0.0, grammar=Grammar('root ::= "abc"'))
+            assert (await ask(loaded, sampling=sampling).one()).text == "abc"
+            monkeypatch.setattr(grammar, "SLOW_SECONDS", -1.0)
+            monkeypatch.setattr(grammar, "MOST_SLOW_SECONDS", 0.0)
+            with pytest.raises(ApiError, match="takes too long to be followed"):
+                await ask(loaded, sampling=sampling).one()
+            assert (await ask(loaded).one()).n_decoded == 16
+
+    run(test())
+
+
+def test_no_expression_of_a_client_stalls_the_engine() -> None:
+    text = b"a" * 100_000
+    for hostile in ("(a+)+$b", "(a|a)*b", "(a*)*(a*)*(a*)*b", "(.*)*(.*)*x"):
+        assert compiled(hostile).search(text) is None
+    found = compiled(r"x(\s*)(<tool>)").search(b"..x <tool>", 1)
+    assert found is not None
+    assert (found.start(), found.lastindex, found.start(2), found.end(2)) == (2, 2, 4, 10)
+    assert compiled("ab|c").fullmatch(b"zzab", 2)
 
 
 def test_a_trigger_that_its_grammar_forbids_ends_its_request_only(models: Path) -> None:

@@ -37,6 +37,17 @@ def test_an_entry_covers_its_beginnings_and_replaces_them() -> None:
     assert store(cache, [1, 3], Activation((1.0,))), "computed with an adapter: another thing"
 
 
+def test_of_an_adapter_with_an_invocation_only_what_comes_before_counts() -> None:
+    cache, invoked = PromptCache(None, 1000), Activation((1.0,), 3)
+    assert store(cache, [1, 2, 3, 4], invoked)
+    assert not store(cache, [1, 2, 3, 4], invoked), "the same again"
+    assert not store(cache, [1, 2, 3, 5, 6], invoked), "no prompt could use more of it"
+    assert kept(cache) == [[1, 2, 3, 4]]
+    assert store(cache, [1, 2, 3, 4])
+    assert len(kept(cache)) == 1
+    assert not store(cache, [1, 2, 3, 4, 5], invoked), "the same tokens without the adapter serve as well"
+
+
 def test_limits_drop_the_oldest() -> None:
     cache = PromptCache(250, 4)
     for n in range(3):

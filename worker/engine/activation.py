@@ -39,6 +39,10 @@ class Activation:
             return ALL
         return min(self._untouched, other._untouched)
 
+    def useful(self, n: int) -> int:
+        """How many of the first `n` tokens can serve anybody else."""
+        return min(n, self.alike(self))
+
     def without(self, begin: int, end: int) -> Activation:
         """Once the tokens begin … end are gone and those behind them have moved down."""
         n_gone = max(0, min(self.begin, end) - begin)

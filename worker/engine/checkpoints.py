@@ -34,7 +34,7 @@ class Rules:
     n_ubatch: int
 
     def boundaries(
-        self, n_prompt: int, user_starts: Sequence[int], checkpoints: Sequence[Checkpoint]
+        self, n_prompt: int, user_starts: Sequence[int] = (), checkpoints: Sequence[Checkpoint] = ()
     ) -> tuple[int, ...]:
         """Positions at which a batch has to end."""
         near_end = (n_prompt - min(self.n_batch, offset) for offset in (BEFORE_END + self.n_ubatch, BEFORE_END))
@@ -42,7 +42,12 @@ class Rules:
         return (*near_end, *turns)
 
     def wanted(
-        self, n_prompt: int, n_now: int, n_next: int, user_starts: Sequence[int], checkpoints: Sequence[Checkpoint]
+        self,
+        n_prompt: int,
+        n_now: int,
+        n_next: int,
+        user_starts: Sequence[int] = (),
+        checkpoints: Sequence[Checkpoint] = (),
     ) -> bool:
         """Before `n_next` tokens of the prompt after the first `n_now` are computed: where a user's message begins,
         as that may be written anew, and near the end."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import math
 import re
+import time
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
@@ -17,14 +18,26 @@ from typing import Any
 from ...presets.errors import InvalidRequest, ServerFault
 from .llama import C, fast
 from .messages import Grammar, Thinking, Trigger
+from .patterns import Pattern, compiled
 from .vocab import Vocab
 
 ROOT = b"root"
 MAX_NESTING = 2000
 """Of parentheses: llama.cpp's parser calls itself for each level, and ends the process at some ten thousand."""
 
-LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]|#[^\n]*', re.DOTALL)
+MOST_REPEATED = 1 << 22
+"""Characters that all repetitions of a grammar come to, at most: each of them is written out when it is parsed."""
+
+MOST_CHARACTERS = 1 << 22
+
+SLOW_SECONDS = 0.25
+MOST_SLOW_SECONDS = 5.0
+"""For one answer, of the single questions to a grammar that take longer than that. Nobody else is served meanwhile."""
+
+LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"?|\[(?:[^\]\\]|\\.)*\]?|#[^\n]*', re.DOTALL)
 """What stands for itself in GBNF: strings, character classes and comments."""
+
+_PART = re.compile(LITERAL.pattern + r"|\{[^{}]*\}|\s+|[^\s\"\[#{}]+|.", re.DOTALL)
 
 
 class Constraint:
@@ -33,6 +46,7 @@ class Constraint:
     def __init__(self, grammar: Grammar, vocab: Vocab) -> None:
         """Raises InvalidRequest for a grammar that cannot be parsed, or that forbids what the prompt ends with."""
         self._vocab = vocab
+        self._slow_seconds = 0.0
         self._one = C.llama_token_data()
         self._only_one = C.llama_token_data_array(ctypes.pointer(self._one), 1, -1, False)
         self._reference = ctypes.byref(self._only_one)
@@ -43,7 +57,7 @@ class Constraint:
                 self.close()
                 piece = vocab.piece(token).decode("utf-8", "replace")
                 raise refused(f"Unexpected empty grammar stack after accepting piece: {piece} ({token})")
-            fast.accept(self._pointer, token)
+            self._tell(token)
 
     def close(self) -> None:
         C.llama_sampler_free(self._pointer)
@@ -56,17 +70,30 @@ class Constraint:
 
     def allows(self, token: int) -> bool:
         self._one.id, self._one.logit = token, 1.0
-        C.llama_sampler_apply(self._pointer, self._reference)
+        self.apply(self._reference)
         return bool(self._one.logit != -math.inf)
 
     def apply(self, candidates: Any) -> None:
         """Gives every forbidden one of the candidates, a reference to llama.cpp's array, a logit of minus infinity."""
+        begun = time.monotonic()
         C.llama_sampler_apply(self._pointer, candidates)
+        self._took(time.monotonic() - begun)
+
+    def _tell(self, token: int) -> None:
+        begun = time.monotonic()
+        fast.accept(self._pointer, token)
+        self._took(time.monotonic() - begun)
+
+    def _took(self, seconds: float) -> None:
+        if seconds > SLOW_SECONDS:
+            self._slow_seconds += seconds
+            if self._slow_seconds > MOST_SLOW_SECONDS:
+                raise InvalidRequest("the grammar takes too long to be followed: it is too ambiguous or too large")
 
     def accept(self, token: int) -> None:
         """The token has been chosen; `allows` must have said yes if the grammar `applies`."""
         if self._triggers is None:
-            fast.accept(self._pointer, token)
+            self._tell(token)
             return
         if self._vocab.is_eog(token):
             return  # the end of the answer, not a part of its text
@@ -77,15 +104,29 @@ class Constraint:
         for past in replayed:
             if not self.allows(past):
                 raise ServerFault("the grammar does not allow the text that triggers it")
-            fast.accept(self._pointer, past)
+            self._tell(past)
 
 
 def _parsed(text: str, vocab: Vocab) -> Any:
+    if len(text) > MOST_CHARACTERS or _repeated(text) > MOST_REPEATED:
+        raise refused("the grammar is too large")
     if "\0" not in text and _nesting(text) <= MAX_NESTING:
         parsed = C.llama_sampler_init_grammar(vocab.pointer, text.encode("utf-8", "replace"), ROOT)
         if parsed:
             return parsed
     raise refused("failed to parse grammar")
+
+
+def _repeated(text: str) -> int:
+    """llama.cpp bounds how often something is repeated (2000 times), but not how much."""
+    total, before = 0, 0
+    for part in _PART.findall(text):
+        if part.startswith("{"):
+            times = [int(number[:9]) for number in re.findall(r"\d+", part[:40])]
+            total += before * min(max(times, default=0), 2000)
+        elif not part.isspace():
+            before = len(part)
+    return total
 
 
 def _nesting(text: str) -> int:
@@ -184,13 +225,13 @@ class _Thought:
         return min(found, default=None)
 
 
-def _compiled(trigger: Trigger) -> re.Pattern[bytes]:
+def _compiled(trigger: Trigger) -> Pattern:
     if trigger.kind == "word":
         return re.compile(re.escape(trigger.value.encode()))
     text = trigger.value
     if trigger.kind == "pattern_full":
         text = text.removeprefix("^").removesuffix("$")
     try:
-        return re.compile(text.encode("utf-8", "replace"))
-    except re.error as error:
+        return compiled(text)
+    except ValueError as error:
         raise refused(f"the trigger pattern {trigger.value} is no regular expression: {error}") from None

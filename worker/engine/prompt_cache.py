@@ -39,6 +39,15 @@ class Entry:
     def common(self, tokens: Sequence[int], activation: Activation) -> int:
         return min(common_prefix(self.tokens, tokens), self.activation.alike(activation))
 
+    @property
+    def useful(self) -> int:
+        return self.activation.useful(len(self.tokens))
+
+    def covers(self, tokens: Sequence[int], activation: Activation, useful: int) -> bool:
+        """Whether it serves every prompt as well as these tokens would, of which only the first `useful` can serve."""
+        n = self.common(tokens, activation)
+        return n == len(tokens) or (n >= useful and len(self.tokens) <= len(tokens))
+
 
 def worth_a_look(slot: SlotFacts, n_prompt: int, wanted: int, threshold: float) -> bool:
     """Whether the slot chosen for a prompt is about to lose much, or was not chosen for what it remembers."""
@@ -70,13 +79,14 @@ class PromptCache:
         read: Callable[[], State | None],
     ) -> bool:
         """Keeps a state of `n_bytes`, which is read only if it is wanted. What it covers or crowds out is dropped."""
-        if any(entry.common(tokens, activation) == len(tokens) for entry in self.entries):
+        useful = activation.useful(len(tokens))
+        if any(entry.covers(tokens, activation, useful) for entry in self.entries):
             return False
         n_bytes += sum(checkpoint.state.nbytes for checkpoint in checkpoints)
         if self._max_bytes is not None and n_bytes > self._max_bytes:
             log.warning("a prompt of %d MiB does not fit into the prompt cache", n_bytes >> 20)
             return False
-        self.entries = [entry for entry in self.entries if entry.common(tokens, activation) < len(entry.tokens)]
+        self.entries = [entry for entry in self.entries if entry.common(tokens, activation) < entry.useful]
         while self._max_bytes is not None and self.entries and self.n_bytes + n_bytes > self._max_bytes:
             self.entries.pop(0)
         state = read()
