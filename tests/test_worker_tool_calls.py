@@ -404,7 +404,7 @@ ALTERNATING = """\
 {%- if m.role == ns.last %}{{ raise_exception('roles must alternate') }}{% endif %}{% set ns.last = m.role %}{% endif %}
 {%- if m.tool_calls and m.tool_calls | length > 1 %}{{ raise_exception('one call at once') }}{% endif %}
 {{- m.role }}: {{ m.content }}
-{%- for c in m.tool_calls or [] %}<{{ c.function.name }} {{ c.function.arguments }}>{% endfor %}
+{%- for c in m.tool_calls or [] %}<{{ c.function.name }} {{ c.function.arguments }}>{% endfor %};
 {% endfor %}"""
 
 
@@ -423,8 +423,8 @@ def test_conversations_are_brought_into_the_order_that_a_template_insists_on() -
     request = read_chat({"messages": messages}, ChatDefaults(prefill_assistant=False))
     text = ChatFormat(ALTERNATING).render(request, lambda *_: None).text
     assert text.replace("{}", "").splitlines() == [
-        "user: Question", "assistant: Both.<f1 >", "tool: one", "assistant: <f2 >", "tool: two", "", "Reminder",
-        "assistant: Answer",
+        "user: Question;", "assistant: Both.<f1 >;", "tool: one;", "assistant: <f2 >;", "tool: two", "", "Reminder;",
+        "assistant: Answer;",
     ]  # fmt: skip
 
 
