@@ -185,3 +185,21 @@ def test_the_default_kind(programs: Programs) -> None:
     worker = programs.worker("--spec-default", "-c", "1024", "-t", "1", "--slots")
     answer = worker.client.post("/completion", json=BODY).raise_for_status().json()
     assert answer["generation_settings"]["speculative.types"] == "none,ngram-mod"
+
+
+def test_a_lookup_cache_is_kept_up_to_date(programs: Programs) -> None:
+    file = programs.directory / "lookup"
+    args = ("--spec-type", "ngram-cache", "-lcd", str(file), "-c", "1024", "-t", "1")
+    worker = programs.worker(*args)
+    first = worker.client.post("/completion", json=BODY).raise_for_status().json()
+    for _ in range(3):  # one occurrence is not believed
+        worker.client.post("/completion", json=BODY).raise_for_status()
+    assert worker.stop() == 0
+    size = file.stat().st_size
+    assert size > 0
+    again = programs.worker(*args)
+    second = again.client.post("/completion", json=BODY).raise_for_status().json()
+    assert second["content"] == first["content"]
+    assert second["timings"]["draft_n_accepted"] > first["timings"].get("draft_n_accepted", 0)
+    assert again.stop() == 0
+    assert file.stat().st_size >= size

@@ -17,6 +17,7 @@ from llama_corral.worker.engine.errors import LoadError
 from llama_corral.worker.engine.messages import Finished, Grammar, Piece, Sampling, TokenProbs
 from llama_corral.worker.engine.runner import Engine, Loaded
 
+ENDLESS = Sampling(temperature=0.0, ignore_eos=True)
 FOX = "Once upon a time there was a little fox, a little fox, a little fox, a little"
 SIMPLE = {"spec_type": ("ngram-simple",), "spec_ngram_simple_size_n": 2, "spec_ngram_simple_size_m": 8}
 MAP_K = {"spec_type": ("ngram-map-k",), "spec_ngram_map_k_size_n": 2, "spec_ngram_map_k_size_m": 8}
@@ -325,5 +326,23 @@ def test_simulated_acceptance(models: Path, chance: float) -> None:
                 assert first.tokens == plain.tokens
             if chance == 1.0:
                 assert first.timings.draft_n_accepted == first.timings.draft_n
+
+    run(test())
+
+
+@some
+def test_a_pool_without_room_for_drafts(models: Path, drafts: dict[str, Any]) -> None:
+    """They give way before anything that a slot remembers does."""
+
+    async def told(loaded: Loaded) -> list[tuple[object, ...]]:
+        requests = [{"id_slot": 0, "n_predict": 150}, {"id_slot": 1, "n_predict": 220}, {"id_slot": 0, "n_predict": 40}]
+        return [comparable(await ask(loaded, FOX, sampling=ENDLESS, **fields).one()) for fields in requests]
+
+    async def test() -> None:
+        settings = {"ctx_size": 320, "kv_unified": True, "cache_ram": 0, "cache_idle_slots": False}
+        async with drafting(models, {}, **settings) as (_, loaded):
+            expected = await told(loaded)
+        async with drafting(models, drafts, **settings) as (_, loaded):
+            assert await told(loaded) == expected
 
     run(test())

@@ -23,7 +23,7 @@ def with_draft(models: Path, drafts: dict[str, Any], model: str = "") -> dict[st
     return settings
 
 
-@every
+@pytest.mark.parametrize("drafts", [CACHE, SAME], ids=["cache", "same"])
 @pytest.mark.parametrize("kind", ALL)
 def test_answers_about_images(models: Path, kind: str, drafts: dict[str, Any]) -> None:
     model, _, files, _ = ALL[kind]
@@ -39,9 +39,8 @@ def test_answers_about_images(models: Path, kind: str, drafts: dict[str, Any]) -
             return [together, again]
 
     async def test() -> None:
-        settings = {"ctx_size": 4096}
         expected = await seen(EXACT)
-        assert await seen(with_draft(models, drafts, model)) == expected, settings
+        assert await seen(with_draft(models, drafts, model)) == expected
 
     run(test())
 
