@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from .option import OptionGroup, Repeat, option, within
-from .values import KvType, LayerCount, Names, Numbers, Switch
+from .values import DRAFT_KINDS, DraftKinds, KvType, LayerCount, Names, Numbers, Switch
 
-KINDS = ("none", "draft-simple", "ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache")
+_BUILT = DRAFT_KINDS[:7]
 _UNSUPPORTED = "drafts by heads made for the model (draft-mtp, -eagle3, -dflash, -dspark) are not built"
 _SPLIT = "drafts do not branch, nor do llama-server's"
 _ON_HOST = "a draft model's tokens are chosen on the host, as llama-server does"
@@ -15,15 +15,15 @@ _SCHEDULING = "the bindings reach no thread pool"
 class DraftOptions(OptionGroup):
     title = "Speculative decoding"
 
-    spec_type: Names = option(
+    spec_type: DraftKinds = option(
         ("none",),
         "--spec-type",
-        "kinds of drafts, separated by commas: " + ", ".join(KINDS) + "; with a draft model draft-simple is implied",
+        "kinds of drafts, asked in turn; with a draft model draft-simple is implied",
         env="SPEC_TYPE",
         hint="TYPES",
         repeat=Repeat.COMMA,
         unsupported=_UNSUPPORTED,
-        built=KINDS,
+        built=_BUILT,
     )
     model_draft: str = option(
         "",

@@ -203,6 +203,18 @@ def _samplers(value: Any) -> Any:
     return tuple(SAMPLER_NAMES[name] for name in names)
 
 
+DRAFT_KINDS = (
+    "none", "draft-simple", "ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache",
+    "draft-mtp", "draft-eagle3", "draft-dflash", "draft-dspark",
+)  # fmt: skip
+
+
+def _draft_kinds(value: tuple[str, ...]) -> tuple[str, ...]:
+    if unknown := set(value) - set(DRAFT_KINDS):
+        raise ValueError(f"unknown: {unknown}")
+    return value
+
+
 def _not_zero(value: int) -> int:
     if value == 0:
         raise ValueError("zero")
@@ -242,6 +254,12 @@ LayerRange = Annotated[
 ]
 ByteSize = Annotated[
     int, BeforeValidator(_bytes), Field(ge=1), Allowed("a number of bytes above 0, optionally with K, M or G")
+]
+DraftKinds = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_names),
+    AfterValidator(_draft_kinds),
+    Allowed("names separated by commas out of " + ", ".join(DRAFT_KINDS)),
 ]
 SamplerNames = Annotated[
     tuple[str, ...],

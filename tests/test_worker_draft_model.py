@@ -171,6 +171,7 @@ def test_a_gateway_with_drafts(programs: Programs) -> None:
     ("args", "text"),
     [
         (["--spec-type", "draft-mtp"], "not supported: drafts by heads"),
+        (["--spec-type", "ngram-foo"], "invalid value 'ngram-foo'"),
         (["--spec-type", "draft-simple"], "needs a draft model"),
         (["-md", "missing.gguf"], "missing.gguf"),
     ],
