@@ -15,6 +15,7 @@ from llama_corral.presets.errors import ApiError, InvalidRequest, NotSupported, 
 from llama_corral.worker.engine.batch import MediaBatch
 from llama_corral.worker.engine.compute import Compute
 from llama_corral.worker.engine.context import ABORTED, Context
+from llama_corral.worker.engine.media_tokens import content_of
 from llama_corral.worker.engine.messages import MEDIA_TOKEN, Embedded, Embedding, Finished, Generation, Sampling
 from llama_corral.worker.engine.projector import Projector
 from llama_corral.worker.engine.runner import Loaded, LoadError
@@ -544,6 +545,20 @@ def test_an_image_larger_than_a_physical_batch(models: Path) -> None:
             small = await look(loaded, f"What is {M}", CAT).one()
         async with seeing(models, "qwen2vl") as engine, engine.use() as loaded:
             assert (await look(loaded, f"What is {M}", CAT).one()).tokens == small.tokens
+
+    run(test())
+
+
+def test_pixels_are_let_go_once_they_are_read(models: Path) -> None:
+    async def test() -> None:
+        async with seeing(models) as engine, engine.use() as loaded:
+            tokens, media = loaded.tokenize_media(f"What is {M}", [CAT])
+            request = Generation(tokens=tokens, media=media, n_predict=8, sampling=ENDLESS)
+            assert content_of(media[0]).prepared is not None
+            await Request(loaded, request).one()
+            assert content_of(media[0]).prepared is None
+            with pytest.raises(ServerFault, match="cannot be used again"):
+                Request(loaded, request)
 
     run(test())
 

@@ -97,7 +97,10 @@ MEDIA_TOKEN = -1
 
 @dataclass(frozen=True, slots=True)
 class MediaChunk:
-    """The tokens start … start + n_tokens of a prompt: an image, a part of one, or a stretch of audio."""
+    """The tokens start … start + n_tokens of a prompt: an image, a part of one, or a stretch of audio.
+
+    Of one request: its pixels are let go once the model has read them, and only who it was remains.
+    """
 
     start: int
     n_tokens: int

@@ -333,6 +333,8 @@ class Loaded:
             raise NotSupported("This model cannot read images or audio: it remembers no part of its input")
         for content in map(content_of, request.media):
             n_tokens = content.token.n_tokens
+            if content.prepared is None:
+                raise ServerFault("images and audio of a request that has been answered cannot be used again")
             if content.non_causal and n_tokens > min(context.n_batch, context.n_ubatch):  # llama.cpp would abort
                 raise InvalidRequest(
                     f"{content.kind} ({n_tokens} tokens) is too large to process. increase the physical batch size "
