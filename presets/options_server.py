@@ -55,6 +55,7 @@ class HttpOptions(OptionGroup):
         "seconds between comments on a silent stream; -1: none",
         env="SSE_PING_INTERVAL",
         hint="SECONDS",
+        reader=Reader.BOTH,
         limits=within(ge=-1),
     )
     threads_http: int = option(

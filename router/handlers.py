@@ -5,6 +5,7 @@ Reads models through `lifecycle`'s views and asks it for loads and unloads; neve
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from ..presets.anthropic import VERSION_HEADER, with_anthropic_name, with_anthro
 from ..presets.errors import ConfigError, NotFound
 from ..presets.version import BUILD_INFO
 from ..presets.web import encode_json, event_stream, json_response, query_text, read_object
+from .events import ModelEvent
 from .library import Library
 from .lifecycle import Lifecycle
 from .models import ModelView
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from ..presets.settings import Settings
 
 
+COMMENT = b":\n\n"
+
+
 class Handlers:
     def __init__(self, settings: Settings, lifecycle: Lifecycle, proxy: Proxy, library: Library) -> None:
         self._settings = settings
@@ -32,6 +37,7 @@ class Handlers:
         self._proxy = proxy
         self._library = library
         self._ui_settings = read_ui_settings(settings)
+        self._ping_interval = settings.sse_ping_interval if settings.sse_ping_interval > 0 else None
 
     async def health(self, request: web.Request) -> web.StreamResponse:
         return json_response({"status": "ok"})
@@ -80,13 +86,22 @@ class Handlers:
         return json_response({"success": True})
 
     async def events(self, request: web.Request) -> web.StreamResponse:
-        """Changes as they happen, without a snapshot first: subscribe, then act."""
+        """What all models are, then every change as it happens; a comment where nothing does for a while."""
         async with self._lifecycle.subscribe() as listener:
+            known = [_line(snapshot(view)) for view in self._lifecycle.views() if not view.preset.hidden]
             response = event_stream()
             await response.prepare(request)
-            while (event := await listener.get()) is not None:
-                await response.write(b"data: " + encode_json(event.body()) + b"\n\n")
-            return response
+            await response.write(b"".join(known) or COMMENT)
+            while True:
+                try:
+                    async with asyncio.timeout(self._ping_interval):
+                        event = await listener.get()
+                except TimeoutError:
+                    await response.write(COMMENT)
+                    continue
+                if event is None:
+                    return response
+                await response.write(_line(event))
 
     async def download(self, request: web.Request) -> web.StreamResponse:
         self._library.fetch(await _named_model(request))
@@ -100,6 +115,22 @@ class Handlers:
 async def _named_model(request: web.Request) -> str:
     name = (await read_object(request)).get("model")
     return name if isinstance(name, str) else ""
+
+
+def _line(event: ModelEvent) -> bytes:
+    return b"data: " + encode_json(event.body()) + b"\n\n"
+
+
+def snapshot(view: ModelView) -> ModelEvent:
+    """What a model is at the moment, in the form of a change, which clients of llama-server understand."""
+    data: dict[str, Any] = {"status": view.status, "snapshot": True}
+    if view.progress:
+        data["progress"] = view.progress
+    if view.info:
+        data["info"] = view.info
+    if view.is_failed:
+        data["exit_code"] = view.exit_code
+    return ModelEvent(view.name, "status_change", data)
 
 
 def entry(view: ModelView) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -160,6 +161,8 @@ def test_events() -> None:
                 value: dict[str, Any] = json.loads(line[6:])
                 return value
 
+            known = {"status": "unloaded", "snapshot": True}
+            assert await event() == {"model": "m", "event": "status_change", "data": known}
             await g.client.post("/models/load", json={"model": "m"})
             assert await event() == {"model": "m", "event": "model_status", "data": {"status": "loading"}}
             seen = [await event()]
@@ -177,12 +180,51 @@ def test_events() -> None:
     run(check())
 
 
+def test_events_begin_with_what_all_models_are() -> None:
+    async def check() -> None:
+        entries = [preset("a"), preset("b", "load=60"), preset("c", "fail-load=no such file"), preset("d", hidden=True)]
+        async with gateway(*entries) as g:
+            assert (await g.chat("a")).status_code == 200
+            assert (await g.chat("c")).status_code == 500
+            await g.client.post("/models/load", json={"model": "b"})
+            async with g.client.stream("GET", "/models/sse") as response:
+                told = [json.loads(line[6:]) async for line in limited(response.aiter_lines(), 5) if line]
+            assert {entry["event"] for entry in told} == {"status_change"}
+            assert [entry["model"] for entry in told] == ["a", "b", "c"], "hidden models are hidden"
+            a, b, c = (entry["data"] for entry in told)
+            assert (a["status"], a["info"]["meta"]) == ("loaded", {"n_ctx": 512})
+            assert b["status"] == "loading"
+            assert c == {"status": "unloaded", "exit_code": 1, "snapshot": True}
+
+    run(check())
+
+
+async def limited(lines: AsyncIterator[str], number: int) -> AsyncIterator[str]:
+    async for line in lines:
+        yield line
+        if not (number := number - 1):
+            return
+
+
+def test_comments_keep_a_silent_event_stream_open() -> None:
+    async def check() -> None:
+        async with (
+            gateway(preset("m"), sse_ping_interval=1) as g,
+            g.client.stream("GET", "/models/sse") as response,
+        ):
+            lines = [line async for line in limited(response.aiter_lines(), 5) if line]
+        assert [line[:1] for line in lines] == ["d", ":", ":"]
+
+    run(check())
+
+
 def test_event_stream_ends_with_the_router() -> None:
     async def check() -> None:
         async with gateway(preset("m")) as g, g.client.stream("GET", "/models/sse") as response:
             await g.lifecycle.close()
             async with asyncio.timeout(PATIENCE):
-                assert [line async for line in response.aiter_lines()] == []
+                lines = [line async for line in response.aiter_lines()]
+            assert [json.loads(line[6:])["data"]["snapshot"] for line in lines if line] == [True]
 
     run(check())
 
