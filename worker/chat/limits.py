@@ -16,7 +16,7 @@ from jinja2.utils import Namespace
 
 ALLOWANCE = 1 << 28  # characters; prompts are a thousandth of it
 PER_CHARACTER = 1024  # more of them for each character given: long conversations are copied from text to text
-MOST_NODES = 1 << 20  # of one nested value that is compared, sorted or written
+MOST_NODES = 1 << 18  # of one nested value that is compared, sorted or written
 SHORT = 64  # characters; whoever runs something again and again pays for texts up to here in advance
 _BETWEEN_LOOKS = 64  # at the clock, unless something large is charged
 _LARGE = 4096
