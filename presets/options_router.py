@@ -83,6 +83,16 @@ class RouterOptions(OptionGroup):
         router_own=True,
         limits=within(ge=0),
     )
+    stream_open_after: float = option(
+        30.0,
+        "--stream-open-after",
+        "seconds that a stream waits for its model with a silent line; then it gets status 200 and comments, as often "
+        "as --sse-ping-interval says, and errors are events. -1: never",
+        hint="SECONDS",
+        reader=Reader.ROUTER,
+        router_own=True,
+        limits=within(ge=-1),
+    )
 
 
 class PresetOptions(OptionGroup):

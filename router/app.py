@@ -20,6 +20,7 @@ from ..presets.vertex import Vertex
 from ..presets.web import Route, add_routes, application
 from ..tools.routes import tool_routes
 from .conversations import Conversations
+from .early import Patience
 from .handlers import Handlers
 from .library import Library, ReadPresets
 from .lifecycle import Lifecycle
@@ -62,7 +63,14 @@ def build(
     """
     upstream = Upstream(timeout=settings.timeout or None)
     conversations = Conversations()
-    proxy = Proxy(lifecycle, upstream, conversations, prefix=settings.api_prefix or "", fake_timing=fake_timing)
+    proxy = Proxy(
+        lifecycle,
+        upstream,
+        conversations,
+        prefix=settings.api_prefix or "",
+        fake_timing=fake_timing,
+        early=Patience(settings.stream_open_after, settings.sse_ping_interval),
+    )
     library = Library(settings, lifecycle, read_presets, environ or {})
     handlers = Handlers(settings, lifecycle, proxy, library)
     pulls = OllamaPull(lifecycle, library)

@@ -8,33 +8,31 @@ worker, which ends the generation; a stream that it can resume runs as a task of
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from urllib.parse import quote
 
 from aiohttp import hdrs, web
-from multidict import CIMultiDict
 
 from ..presets.envelopes import envelope_of
 from ..presets.errors import ApiError, InvalidRequest, ModelNotFound, Unavailable, UpstreamGone
 from ..presets.ollama_models import LATEST
 from ..presets.web import (
     CONVERSATION_HEADER,
-    EVENT_STREAM_TYPE,
     GIVEN_BODY,
     LIMITS,
-    LINES_TYPE,
     error_event,
     query_text,
     read_body,
 )
-from .connection import CutOff, Died, Header, Reply, Unreachable
+from .connection import CutOff, Died, Reply, Unreachable
 from .conversations import Conversation, Conversations
+from .early import NEVER, EarlyStream, Patience
 from .lifecycle import Lifecycle
 from .placement import Stay
+from .relay import OK, as_event, end_with, is_event_stream, outlast, read_all, rest, sent_on, stream, whole
+from .states import State
 from .target import model_in_form, model_in_json, streams_in_form, streams_in_json
 from .upstream import Upstream
 from .waiting import Lease
@@ -48,19 +46,7 @@ ASK_TIMEOUT_S = 1.0
 """For what a worker answers from memory; llama-server gives it a quarter of that."""
 RESUMABLE_PATIENCE_S = 30.0
 """A client that reads nothing for so long is parted from a stream that it can resume; one that vanished looks so."""
-OK = 200
 FORM = "multipart/form-data"
-
-_HOP_BY_HOP = frozenset(
-    {
-        *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection"),
-        *(b"te", b"trailer", b"transfer-encoding", b"upgrade"),
-    }
-)
-_NOT_SENT_ON = _HOP_BY_HOP | {b"host", b"content-length", b"accept-encoding", b"expect"}
-"""`accept-encoding`: a compressed answer would be held back by its compressor. aiohttp has answered `expect`."""
-_NOT_PASSED_BACK = _HOP_BY_HOP | {b"server", b"date", b"content-length"}
-"""What our own answer says for itself."""
 
 
 @dataclass(slots=True)
@@ -81,13 +67,15 @@ class Proxy:
         *,
         prefix: str = "",
         fake_timing: bool = False,
+        early: Patience = NEVER,
     ) -> None:
-        """`prefix`: of the paths of workers, which is the router's own."""
+        """`prefix`: of the paths of workers, which is the router's own. `early`: when streams begin by themselves."""
         self._lifecycle = lifecycle
         self._upstream = upstream
         self._conversations = conversations
         self._prefix = prefix
         self._fake_timing = fake_timing
+        self._patience = early
 
     async def by_query(self, request: web.Request) -> web.StreamResponse:
         """GET: the model is `?model=`."""
@@ -127,7 +115,7 @@ class Proxy:
             ):
                 reply = await self._send(request, lease, body, method=method, target=target)
                 try:
-                    answer = await _read_all(reply)
+                    answer = await read_all(reply)
                     return answer if reply.status == OK else None
                 finally:
                     reply.close()
@@ -146,13 +134,38 @@ class Proxy:
         stay: Stay | None = None,
     ) -> web.StreamResponse:
         autoload = wants_autoload(request)
-        async with self._lifecycle.lease(model, autoload=autoload, touch=touch, stay=stay) as lease:
-            if self._fake_timing:
-                await asyncio.sleep(FAKE_TIMING_S)
-            return await self._exchange(request, lease, body, conversation)
+        early = EarlyStream(
+            request, self._patience, partial(_wants_stream, request, body), partial(self._what_it_waits_for, model)
+        )
+        try:
+            async with self._lifecycle.lease(model, autoload=autoload, touch=touch, stay=stay) as lease:
+                if self._fake_timing:
+                    await asyncio.sleep(FAKE_TIMING_S)
+                return await self._exchange(request, lease, body, conversation, early)
+        except ApiError as error:
+            if (begun := await early.end()) is None:
+                raise
+            return await end_with(begun, error_event(error, envelope_of(request)))
+        finally:
+            await early.end()
+
+    def _what_it_waits_for(self, model: str) -> str:
+        """For a comment; a person may see it."""
+        view = self._lifecycle.view(model)
+        if view is None or view.status == State.LOADED.value:
+            return "waiting for the first token"
+        if view.status != State.LOADING.value:
+            return "waiting for a place"
+        value = view.progress.get("value")
+        return f"loading, {value:.0%}" if isinstance(value, float) else "loading"
 
     async def _exchange(
-        self, request: web.Request, lease: Lease, body: _Body, conversation: Conversation | None = None
+        self,
+        request: web.Request,
+        lease: Lease,
+        body: _Body,
+        conversation: Conversation | None = None,
+        early: EarlyStream | None = None,
     ) -> web.StreamResponse:
         patience = request.app[LIMITS].timeout
         if conversation is not None:
@@ -161,12 +174,16 @@ class Proxy:
         reply = await self._send(request, lease, body.data)
         body.data = b""
         try:
-            if reply.complete or GIVEN_BODY in request:
-                return _whole(reply, await _read_all(reply))
-            return await _stream(request, reply, lease.model, patience, partial(self._lifecycle.confirm_end, lease))
+            begun = await early.end() if early is not None else None
+            if begun is None and (reply.complete or GIVEN_BODY in request):
+                return whole(reply, await read_all(reply))
+            if begun is not None and not is_event_stream(reply):
+                return await end_with(begun, as_event(request, reply, await rest(reply)))
+            confirm_end = partial(self._lifecycle.confirm_end, lease)
+            return await stream(request, reply, lease.model, patience, confirm_end, begun)
         except ConnectionError:
             if conversation is not None and conversation.outlives_client:
-                await _outlast(request, reply)
+                await outlast(request, reply)
             raise
         finally:
             reply.close()
@@ -178,11 +195,7 @@ class Proxy:
             target = f"{self._prefix}/v1/stream?conv_id={quote(name, safe='')}"
             await self.ask(request, previous.model, method="DELETE", target=target)
         work = partial(self._forward, request, model, body, touch=True)
-        if request.content_type == FORM:
-            outlives_client = streams_in_form(body.data, request.headers[hdrs.CONTENT_TYPE])
-        else:
-            outlives_client = streams_in_json(body.data)
-        return await self._conversations.run(name, model, work, outlives_client=outlives_client)
+        return await self._conversations.run(name, model, work, outlives_client=_wants_stream(request, body))
 
     def find(self, name: str) -> str:
         if not name:
@@ -198,7 +211,7 @@ class Proxy:
         if not target:
             target = request.raw_path if request.raw_path.startswith("/") else request.rel_url.raw_path_qs
         try:
-            return await self._upstream.send(lease.endpoint, method or request.method, target, _sent_on(request), body)
+            return await self._upstream.send(lease.endpoint, method or request.method, target, sent_on(request), body)
         except Unreachable as error:
             log.warning("name=%s cannot be reached: %s", lease.model, error)
             await self._lifecycle.confirm_end(lease)
@@ -215,78 +228,7 @@ def wants_autoload(request: web.Request) -> bool | None:
     return given in ("true", "1") if given else None
 
 
-def _sent_on(request: web.Request) -> Iterable[Header]:
-    dropped: frozenset[bytes] | set[bytes] = _NOT_SENT_ON
-    if request.headers.get(hdrs.CONTENT_ENCODING):
-        dropped = dropped | {b"content-encoding"}  # aiohttp has undone it
-    if "," in (named := request.headers.get(hdrs.CONNECTION, "")) or named.lower() not in ("", "keep-alive", "close"):
-        dropped = dropped | {name.strip().lower().encode() for name in named.split(",")}
-    return [header for header in request.raw_headers if header[0].lower() not in dropped]
-
-
-def _passed_back(reply: Reply) -> CIMultiDict[str]:
-    headers: CIMultiDict[str] = CIMultiDict()
-    for name, value in reply.headers:
-        lower = name.lower()
-        if lower not in _NOT_PASSED_BACK and not lower.startswith(b"access-control-"):
-            headers.add(name.decode("latin-1"), value.decode("utf-8", "replace"))
-    headers["X-Accel-Buffering"] = "no"
-    return headers
-
-
-def _whole(reply: Reply, body: bytes) -> web.Response:
-    return web.Response(body=body, status=reply.status, reason=reply.reason, headers=_passed_back(reply))
-
-
-async def _read_all(reply: Reply) -> bytes:
-    chunks = []
-    while chunk := await reply.read():
-        chunks.append(chunk)
-    return b"".join(chunks)
-
-
-async def _outlast(request: web.Request, reply: Reply) -> None:
-    """Its client is gone, but a stream that can be resumed goes on, and with it the lease."""
-    if request.transport is not None:
-        request.transport.close()
-    with contextlib.suppress(CutOff):
-        while await reply.read():
-            pass
-
-
-async def _stream(
-    request: web.Request,
-    reply: Reply,
-    model: str,
-    patience: float | None,
-    confirm_end: Callable[[], Awaitable[None]],
-) -> web.StreamResponse:
-    response = web.StreamResponse(status=reply.status, reason=reply.reason, headers=_passed_back(reply))
-    await response.prepare(request)
-    last = b"\n\n"
-    try:
-        while chunk := await reply.read():
-            async with asyncio.timeout(patience):  # a client that stopped reading must not hold the lease for ever
-                await response.write(chunk)
-            last = chunk
-    except TimeoutError:
-        raise ConnectionAbortedError("the client does not read its answer") from None
-    except CutOff as error:
-        log.warning("name=%s ended in the middle of an answer: %s", model, error)
-        await confirm_end()
-        separator = _SEPARATORS.get(response.content_type)
-        if separator is None:
-            raise ConnectionAbortedError("the answer is incomplete") from None  # an honest end: no last chunk
-        before = b"" if last.endswith(separator) else separator
-        await response.write(before + _last_words(request, model, str(error)))
-    await response.write_eof()
-    return response
-
-
-_SEPARATORS = {EVENT_STREAM_TYPE: b"\n\n", LINES_TYPE: b"\n"}
-"""Streams that can say at their end what went wrong, and what stands between their messages."""
-
-
-def _last_words(request: web.Request, model: str, why: str) -> bytes:
-    error = UpstreamGone(f"model '{model}' ended in the middle of its answer: {why}")
-    return error_event(error, envelope_of(request))
+def _wants_stream(request: web.Request, body: _Body) -> bool:
+    if request.content_type == FORM:
+        return streams_in_form(body.data, request.headers[hdrs.CONTENT_TYPE])
+    return streams_in_json(body.data)

@@ -13,6 +13,8 @@
     endless-line=BYTES  writes that many bytes without an end of line before it is ready
     garbage             writes what is no report to the control pipe before it is ready
     chunks=N, pause=S   a streamed answer's length and the pause between two chunks
+    think=SECONDS       says nothing for so long before a chat's answer
+    refuse=STATUS       answers every chat with that status
     code=N              exits with N when asked to exit
 Runs as a program, and as `fake_worker:run` under the zygote. Standard library only, so that a test may start dozens.
 """
@@ -185,6 +187,9 @@ class FakeWorker:
         writer = client.writer
         pause = float(self.flags.get("pause", "0"))
         chunks = int(self.flags.get("chunks", "5"))
+        await client.pause(float(self.flags.get("think", "0")))
+        if status := int(self.flags.get("refuse", "0")):
+            return await _send(writer, status, {"error": {"code": status, "message": "no", "type": "server_error"}})
         if not request.get("stream"):
             await client.pause(pause * chunks)
             message = {"role": "assistant", "content": " ".join(f"word{n}" for n in range(chunks))}
