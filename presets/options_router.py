@@ -93,6 +93,26 @@ class RouterOptions(OptionGroup):
         router_own=True,
         limits=within(ge=-1),
     )
+    models_max_wait: float = option(
+        0.0,
+        "--models-max-wait",
+        "seconds after which a model that waits for its place goes before higher priorities and minimum stays; 0: 60",
+        env="MODELS_MAX_WAIT",
+        hint="SECONDS",
+        reader=Reader.ROUTER,
+        router_own=True,
+        limits=within(ge=0),
+    )
+    models_parallel_loads: int = option(
+        2,
+        "--models-parallel-loads",
+        "models that load at once for the queue, where there are places and memory for all",
+        env="MODELS_PARALLEL_LOADS",
+        hint="N",
+        reader=Reader.ROUTER,
+        router_own=True,
+        limits=within(ge=1),
+    )
 
 
 class PresetOptions(OptionGroup):
@@ -119,6 +139,21 @@ class PresetOptions(OptionGroup):
         hint="SECONDS",
         reader=Reader.PRESET,
         limits=within(ge=-1),
+    )
+    priority: int = option(
+        0,
+        "priority",
+        "among models that wait for a place the highest is next; of idle ones the lowest leaves first",
+        hint="N",
+        reader=Reader.PRESET,
+    )
+    min_stay: float = option(
+        0.0,
+        "min-stay",
+        "seconds for which the model, once loaded, is not evicted for others",
+        hint="SECONDS",
+        reader=Reader.PRESET,
+        limits=within(ge=0),
     )
     dedup_cache_models: Switch = option(
         False, "dedup-cache-models", "hide cached models that are the same file as this one", reader=Reader.PRESET

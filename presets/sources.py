@@ -21,6 +21,7 @@ from .hub import find_cached, list_cached
 from .hub_cache import is_repo_name
 from .ini import DEFAULT, PresetFile, Section, read_presets
 from .layers import Given, Layer
+from .manners import PLAIN, Manners, manners_of
 from .render import to_ini
 from .settings import Settings
 from .table import NOT_OVERLAID, OPTIONS, PRESET_ONLY, ROUTER_OWN
@@ -55,6 +56,7 @@ class Preset:
     """Never evicted, never unloaded by itself."""
     ttl: float = 0.0
     """Seconds without use after which it is unloaded; 0: never."""
+    manners: Manners = PLAIN
     hidden: bool = False
     """Usable, but not listed."""
     input_modalities: tuple[str, ...] = ("text",)
@@ -179,6 +181,7 @@ def _preset(
         stop_timeout=own.stop_timeout,
         pin=own.pin,
         ttl=own.ttl if own.ttl >= 0 else models_ttl,
+        manners=manners_of(own),
         input_modalities=("text", *_modalities(own, environ)),
     )
     return preset, own

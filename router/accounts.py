@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from . import placement
 from .catalog import Catalog
 from .models import Model, resident_of
 from .room import Room
+from .snapshot import Entry, Rules, Snapshot
 from .space import NOTHING, UNBOUNDED, Space
 from .states import State
 
@@ -20,8 +20,9 @@ SETTLING_S = 5.0
 
 
 class Accounts:
-    def __init__(self, room: Room, clock: Callable[[], float]) -> None:
+    def __init__(self, room: Room, clock: Callable[[], float], rules: Rules) -> None:
         self._room = room
+        self._rules = rules
         self.clock = clock
         self._last_exit = -math.inf
 
@@ -36,7 +37,8 @@ class Accounts:
         if model.state is not State.LOADED or instance is None or instance.private_bytes is not None:
             return
         instance.private_bytes = self._room.private_bytes(instance.worker.pid)
-        model.load_seconds = self.clock() - instance.started
+        instance.ready_since = self.clock()
+        model.load_seconds = instance.ready_since - instance.started
         if model.measured is not None:
             model.expected = self._room.learn(model.preset, model.measured)
 
@@ -46,12 +48,12 @@ class Accounts:
     def snapshot(
         self,
         catalog: Catalog,
-        queue: tuple[placement.Entry, ...],
+        queue: tuple[Entry, ...],
         models_max: int,
         *,
         starts_held: bool,
         counts_memory: bool,
-    ) -> placement.Snapshot:
+    ) -> Snapshot:
         """`counts_memory`: False spares the system's reading where nobody is to be started."""
         models = list(catalog)
         residents = tuple(resident_of(model, self._space(model)) for model in models)
@@ -61,7 +63,7 @@ class Accounts:
             if model.instance is not None
         ]
         now = self.clock()
-        return placement.Snapshot(
+        return Snapshot(
             residents,
             queue,
             models_max,
@@ -69,6 +71,7 @@ class Accounts:
             limit=self._room.limit(running) if counts_memory else UNBOUNDED,
             now=now,
             is_settling=now - self._last_exit < SETTLING_S,
+            rules=self._rules,
         )
 
     def _space(self, model: Model) -> Space:

@@ -32,6 +32,7 @@ from . import app
 from .child import worker_environ
 from .lifecycle import FAKE_LOAD_DELAY, FAKE_TIMING_ENV, Lifecycle
 from .room import room_of
+from .snapshot import rules_of
 from .spawn import WORKER_COMMAND
 from .watcher import watch
 from .zygote import best_launcher
@@ -137,6 +138,7 @@ async def serve(settings: Settings, given: layers.Layer, environ: Mapping[str, s
         autoload=settings.models_autoload,
         load_delay=FAKE_LOAD_DELAY if is_slowed else 0.0,
         room=room_of(settings, for_workers),
+        rules=rules_of(settings),
     )
     vertex = read_vertex(environ)
     if vertex is not None:

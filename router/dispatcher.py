@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 
 from ..presets.errors import ApiError, InvalidRequest, NoPlace, ServerFault
 from . import placement
@@ -15,10 +16,14 @@ from .accounts import Accounts
 from .catalog import Catalog
 from .expiry import Expiry
 from .models import Model
+from .order import next_turn
+from .snapshot import Snapshot
 from .supervisor import Supervisor
 from .waiting import WaitingRoom
 
 RECHECK_S = 0.5
+LONGEST_DELAY_S = 3600.0
+"""Not every clock can count as far as options may say."""
 
 
 class Dispatcher:
@@ -67,7 +72,7 @@ class Dispatcher:
         for task in self._starting:
             task.cancel()
 
-    def _snapshot(self, *, counts_memory: bool = True) -> placement.Snapshot:
+    def _snapshot(self, *, counts_memory: bool = True) -> Snapshot:
         return self._accounts.snapshot(
             self._catalog,
             self._waiting.entries,
@@ -81,8 +86,7 @@ class Dispatcher:
             snapshot = self._snapshot()
             decision = placement.tick(snapshot)
             if not decision:
-                if placement.waits_for_space(snapshot):
-                    self._look_again()
+                self._look_again(snapshot)
                 return
             for refusal in decision.refuse:
                 why = f"model '{refusal.model}' cannot be loaded: {refusal.reason}"
@@ -95,11 +99,16 @@ class Dispatcher:
     def _evict(self, eviction: placement.Eviction) -> None:
         self._supervisor.stop(self._catalog[eviction.model], eviction.reason)
 
-    def _look_again(self) -> None:
-        """Memory comes back, from devices above all, without anybody telling."""
+    def _look_again(self, snapshot: Snapshot) -> None:
+        """Time passes, and memory comes back, from devices above all, without anybody telling."""
         if self._recheck is not None:
             self._recheck.cancel()
-        self._recheck = asyncio.get_running_loop().call_later(RECHECK_S, self.tick)
+        when = next_turn(snapshot)
+        delay = math.inf if when is None else min(max(0.0, when - snapshot.now), LONGEST_DELAY_S)
+        if placement.waits_for_space(snapshot):
+            delay = min(delay, RECHECK_S)
+        if delay < math.inf:
+            self._recheck = asyncio.get_running_loop().call_later(delay, self.tick)
 
     def _start_queued(self, model: Model) -> None:
         self._waiting.claim(model.name)

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 
 from . import placement
+from .snapshot import Snapshot
 
 MAX_DELAY_S = 86400.0
 """No timer runs for longer, as not every clock can count that far: it only looks once a day."""
@@ -18,7 +19,7 @@ class Expiry:
     def __init__(
         self,
         clock: Callable[[], float],
-        snapshot: Callable[[], placement.Snapshot],
+        snapshot: Callable[[], Snapshot],
         evict: Callable[[placement.Eviction], None],
     ) -> None:
         self._clock = clock

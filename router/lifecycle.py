@@ -24,9 +24,9 @@ from .downloads import Downloads
 from .events import Events, Subscription
 from .faults import NO_FAULTS
 from .models import Instance, Model, ModelView, view_of
-from .placement import Stay
 from .process import Launcher
 from .room import UNLIMITED, Room
+from .snapshot import PLAIN_RULES, Rules, Stay
 from .states import State
 from .supervisor import Supervisor
 from .tasks import Tasks
@@ -55,13 +55,14 @@ class Lifecycle:
         clock: Callable[[], float] = time.monotonic,
         load_delay: float = 0.0,
         room: Room = UNLIMITED,
+        rules: Rules = PLAIN_RULES,
     ) -> None:
         """`load_delay`: seconds before each start, see FAKE_TIMING_ENV. `room`: of memory. Raises ConfigError."""
         self._launcher = launcher
         self._autoload = autoload
         self._clock = clock
         self._load_delay = load_delay
-        self._accounts = Accounts(room, clock)
+        self._accounts = Accounts(room, clock, rules)
         self._catalog = Catalog(presets, launcher.command)
         self._waiting = WaitingRoom()
         self._events = Events()
@@ -173,7 +174,8 @@ class Lifecycle:
             self._dispatcher.unload_expired()
 
     def unload_expired(self) -> None:
-        """What the timer does by itself, for whoever moves the clock."""
+        """What the timers do by themselves, for whoever moves the clock."""
+        self._dispatcher.tick()
         self._dispatcher.unload_expired()
 
     async def end(self, name: str) -> None:
@@ -240,7 +242,7 @@ class Lifecycle:
         is_loading = model.state is State.LOADING
         grant: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         waiter = Waiter(grant, touch, stay, is_queued=not is_loading, saw_start=is_loading)
-        self._waiting.join(model.name, waiter)
+        self._waiting.join(model.name, waiter, self._clock())
         log.debug("name=%s: a request waits, %d in all", model.name, self._waiting.count(model.name))
         self._dispatcher.tick()
         try:

@@ -16,8 +16,8 @@ from ..presets.render import to_argv
 from ..presets.table import VARIABLES
 from .causes import cause, ending, kernel_kills
 from .faults import NO_FAULTS, Faults
-from .placement import Resident, Stay
 from .process import LaunchSpec, Worker
+from .snapshot import Resident, Stay
 from .space import NOTHING, Space
 from .states import State, move
 
@@ -54,6 +54,7 @@ class Instance:
     asked_stay: Stay | None = None
     """What a request wanted instead of the preset's."""
     started: float = 0.0
+    ready_since: float = 0.0
     private_bytes: int | None = None
     """Of its process, when it was ready: what it has more since then came by its work."""
     deadline: asyncio.TimerHandle | None = None
@@ -162,6 +163,8 @@ def resident_of(model: Model, space: Space = NOTHING) -> Resident:
         stay=model.stay,
         space=space,
         load_seconds=model.load_seconds,
+        manners=model.preset.manners,
+        ready_since=instance.ready_since if instance else 0.0,
     )
 
 

@@ -22,8 +22,8 @@ from ..presets.sources import Preset
 from ..presets.web import json_response, read_body, read_object
 from .lifecycle import Lifecycle
 from .models import ModelView
-from .placement import Stay
 from .proxy import Proxy
+from .snapshot import Stay
 from .states import State
 from .target import ollama_in_json
 

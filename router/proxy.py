@@ -30,8 +30,8 @@ from .connection import CutOff, Died, Reply, Unreachable
 from .conversations import Conversation, Conversations
 from .early import NEVER, EarlyStream, Patience
 from .lifecycle import Lifecycle
-from .placement import Stay
 from .relay import OK, as_event, end_with, is_event_stream, outlast, read_all, rest, sent_on, stream, whole
+from .snapshot import Stay
 from .states import State
 from .target import model_in_form, model_in_json, streams_in_form, streams_in_json
 from .upstream import Upstream

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..presets.errors import ApiError
-from .placement import Entry, Stay
+from .snapshot import Entry, Stay
 
 MakeError = Callable[[], ApiError]
 """Each waiter gets an exception of its own."""
@@ -44,24 +44,24 @@ class Waiter:
 
 class WaitingRoom:
     def __init__(self) -> None:
-        self._claimed: dict[str, bool] = {}  # model → claimed, in order of arrival
+        self._entries: dict[str, Entry] = {}  # in order of arrival
         self._waiters: dict[str, list[Waiter]] = {}
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        return tuple(Entry(model, claimed) for model, claimed in self._claimed.items())
+        return tuple(self._entries.values())
 
     @property
     def has_queue(self) -> bool:
-        return bool(self._claimed)
+        return bool(self._entries)
 
     def count(self, model: str) -> int:
         return len(self._waiters.get(model, ()))
 
-    def join(self, model: str, waiter: Waiter) -> None:
+    def join(self, model: str, waiter: Waiter, now: float) -> None:
         self._waiters.setdefault(model, []).append(waiter)
         if waiter.is_queued:
-            self._claimed.setdefault(model, False)
+            self._entries.setdefault(model, Entry(model, claimed=False, since=now))
 
     def leave(self, model: str, waiter: Waiter) -> None:
         if waiter in self._waiters.get(model, ()):
@@ -69,7 +69,7 @@ class WaitingRoom:
             self._forget_if_empty(model)
 
     def is_claimed(self, model: str) -> bool:
-        return self._claimed.get(model, False)
+        return model in self._entries and self._entries[model].claimed
 
     def claim(self, model: str) -> None:
         self._set_claimed(model, True)
@@ -84,7 +84,7 @@ class WaitingRoom:
             waiter.saw_start = True
 
     def take_all(self, model: str) -> list[Waiter]:
-        self._claimed.pop(model, None)
+        self._entries.pop(model, None)
         return self._waiters.pop(model, [])
 
     def refuse(self, model: str, error: MakeError) -> None:
@@ -108,17 +108,17 @@ class WaitingRoom:
     def _take_everyone(self) -> list[Waiter]:
         everyone = [waiter for waiters in self._waiters.values() for waiter in waiters]
         self._waiters.clear()
-        self._claimed.clear()
+        self._entries.clear()
         return everyone
 
     def _set_claimed(self, model: str, claimed: bool) -> None:
-        if model in self._claimed:
-            self._claimed[model] = claimed
+        if model in self._entries:
+            self._entries[model] = replace(self._entries[model], claimed=claimed)
 
     def _forget_if_empty(self, model: str) -> None:
         waiters = self._waiters[model]
         if not any(waiter.is_queued for waiter in waiters):
-            self._claimed.pop(model, None)
+            self._entries.pop(model, None)
         if not waiters:
             del self._waiters[model]
 

@@ -14,10 +14,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from lifecycle_tools import GIB, Sizes
 from llama_corral.presets.control import DOWNLOAD_ENV
 from llama_corral.presets.errors import ApiError, InvalidRequest, NoPlace
+from llama_corral.presets.manners import Manners
 from llama_corral.presets.values import NO_LIMIT
 from llama_corral.router import dispatcher
 from llama_corral.router.lifecycle import Lifecycle
-from llama_corral.router.placement import Stay
+from llama_corral.router.placement import Rules, Stay
 from memory_workers import MemoryLauncher, MemoryWorker
 from router_tools import preset, presets
 
@@ -27,6 +28,7 @@ DOWNLOADS = ("me/one:Q8_0", "me/two:F16")
 models = st.sampled_from(MODELS)
 choice = st.integers(0, 100)
 MINUTES = 60.0  # more than the clock's own ticks of one history
+manners = st.builds(Manners, st.integers(-1, 1), st.sampled_from([0.0, 10.0, 10 * MINUTES]))
 stays = st.sampled_from([None, None, None, Stay(pinned=True), Stay(ttl=0.0), Stay(ttl=20 * MINUTES), Stay()])
 
 
@@ -65,17 +67,21 @@ class Histories(RuleBasedStateMachine):
         self.ended_by_command: set[MemoryWorker] = set()
         self.now = 0.0
 
-    @initialize(models_max=st.integers(0, 3), memory=st.sampled_from([NO_LIMIT, 4, 7]))
-    def begin(self, models_max: int, memory: int) -> None:
-        self.models_max, self.memory = models_max, memory
+    @initialize(
+        models_max=st.integers(0, 3),
+        memory=st.sampled_from([NO_LIMIT, 4, 7]),
+        rules=st.builds(Rules, st.sampled_from([1.0, 20.0, 20 * MINUTES]), st.integers(1, 3)),
+        manners=st.fixed_dictionaries(dict.fromkeys(MODELS, manners)),
+    )
+    def begin(self, models_max: int, memory: int, rules: Rules, manners: dict[str, Manners]) -> None:
+        self.models_max, self.memory, self.rules, self.manners = models_max, memory, rules, manners
         self.room = Sizes(memory * GIB, **SIZES)
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(dispatcher, "RECHECK_S", 0.0)  # seconds mean nothing in here
         self.launcher = MemoryLauncher(self.on_asked)
-        self.entries = {name: preset(name) for name in MODELS}
-        self.lifecycle = Lifecycle(
-            self.entries, self.launcher, models_max=models_max, autoload=True, clock=self.clock, room=self.room
-        )
+        self.entries = {name: preset(name, manners=manners[name]) for name in MODELS}
+        options: dict[str, Any] = {"clock": self.clock, "room": self.room, "rules": rules}
+        self.lifecycle = Lifecycle(self.entries, self.launcher, models_max=models_max, autoload=True, **options)
 
     def clock(self) -> float:
         self.now += 1
@@ -254,8 +260,11 @@ class Histories(RuleBasedStateMachine):
     @rule(names=st.sets(models, min_size=1), changed=st.sets(models), pinned=st.sets(models), ttl=st.integers(0, 10))
     def reload(self, names: set[str], changed: set[str], pinned: set[str], ttl: int) -> None:
         for name in changed & names:
-            self.entries[name] = preset(name, options={"ctx_size": self.now}, pin=name in pinned, ttl=ttl * MINUTES)
-        kept = {name: self.entries.get(name, preset(name)) for name in names}
+            options = {"ctx_size": self.now}
+            self.entries[name] = preset(
+                name, options=options, pin=name in pinned, ttl=ttl * MINUTES, manners=self.manners[name]
+            )
+        kept = {name: self.entries.get(name, preset(name, manners=self.manners[name])) for name in names}
         self.entries = kept
         self.command(self.lifecycle.reload(presets(*kept.values())))
 
@@ -315,6 +324,8 @@ class Histories(RuleBasedStateMachine):
                 self.on_loop(worker.leave if worker.must_go else worker.ready)
             for worker in self.downloads:
                 self.on_loop(worker.exit, 0)
+            self.now += 30 * MINUTES
+            self.on_loop(self.lifecycle.unload_expired)
             if all(task.done() for task in (*(client.task for client in self.clients), *self.commands)):
                 break
 

@@ -6,10 +6,13 @@ from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
+from llama_corral.presets.manners import Manners
+from llama_corral.router.order import due, is_protected, next_turn
 from llama_corral.router.placement import (
     Decision,
     Entry,
     Resident,
+    Rules,
     Snapshot,
     Stay,
     expired,
@@ -30,15 +33,19 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
     names = draw(st.lists(st.sampled_from(NAMES), unique=True, min_size=1))
     residents = tuple(_resident(draw, name) for name in names)
     queued = draw(st.lists(st.sampled_from(names), unique=True))
-    queue = tuple(Entry(name, draw(st.booleans())) for name in queued)
-    return Snapshot(residents, queue, draw(st.integers(-1, 6)), draw(st.booleans()), now=draw(st.integers(0, 6)))
+    queue = tuple(Entry(name, draw(st.booleans()), draw(st.integers(0, 6))) for name in queued)
+    rules = Rules(draw(st.integers(1, 6)), draw(st.integers(1, 3)))
+    most, now = draw(st.integers(-1, 6)), draw(st.integers(0, 6))
+    return Snapshot(residents, queue, most, draw(st.booleans()), now=now, rules=rules)
 
 
 def _resident(draw: st.DrawFn, name: str) -> Resident:
     state = draw(st.sampled_from(STATES))
     leases = draw(st.integers(0, 2)) if state.is_running else 0
     stay = Stay(draw(st.none() | st.integers(0, 3)), draw(st.booleans()))
-    return Resident(name, state, leases, draw(st.integers(0, 3)), draw(st.integers(0, 3)), stay)
+    manners = Manners(draw(st.integers(-1, 1)), draw(st.integers(0, 4)))
+    used, idle_since, ready_since = (draw(st.integers(0, 3)) for _ in range(3))
+    return Resident(name, state, leases, used, idle_since, stay, manners=manners, ready_since=ready_since)
 
 
 @st.composite
@@ -68,6 +75,17 @@ def idle(snapshot: Snapshot) -> list[Resident]:
     wanted = {entry.model for entry in snapshot.queue}
     staying = [r for r in snapshot.residents if r.state.is_ready and not r.leases and not r.stay.pinned]
     return [r for r in staying if r.name not in wanted]
+
+
+def vulnerable(snapshot: Snapshot) -> list[Resident]:
+    return [resident for resident in idle(snapshot) if not is_protected(snapshot, resident)]
+
+
+def is_loading(snapshot: Snapshot) -> bool:
+    """So many that the next one has to wait for that."""
+    claimed = [resident(snapshot, entry.model) for entry in snapshot.queue if entry.claimed]
+    is_unknown = any(r.space == Space() for r in claimed) and snapshot.limit != Limit()
+    return bool(claimed) and (is_unknown or len(claimed) >= snapshot.rules.parallel_loads)
 
 
 def carried_out(snapshot: Snapshot, decision: Decision) -> Snapshot:
@@ -103,18 +121,17 @@ def test_only_the_idle_and_unwanted_are_evicted(snapshot: Snapshot) -> None:
 
 
 @given(snapshots())
-def test_the_one_used_longest_ago_goes_first(snapshot: Snapshot) -> None:
+def test_of_the_lowest_priority_the_one_used_longest_ago_goes_first(snapshot: Snapshot) -> None:
     evicted = [eviction.model for eviction in tick(snapshot).evict]
-    wanted = {entry.model for entry in snapshot.queue}
-    kept = [
-        r
-        for r in snapshot.residents
-        if r.state.is_ready and not (r.leases or r.is_pinned or r.name in wanted or r.name in evicted)
-    ]
-    ages = [resident(snapshot, name).last_used for name in evicted]
-    assert ages == sorted(ages)
-    if ages and kept:
-        assert ages[-1] <= min(r.last_used for r in kept)
+    kept = [worth(r) for r in vulnerable(snapshot) if r.name not in evicted]
+    left = [worth(resident(snapshot, name)) for name in evicted]
+    assert left == sorted(left)
+    if left and kept:
+        assert left[-1] <= min(kept)
+
+
+def worth(r: Resident) -> tuple[int, float]:
+    return (r.manners.priority, r.last_used)
 
 
 @given(snapshots())
@@ -129,7 +146,7 @@ def test_as_many_leave_as_places_are_lacking(snapshot: Snapshot) -> None:
     evicted = len(tick(snapshot).evict)
     assert evicted <= lacking
     if evicted < lacking:
-        assert not idle(carried_out(snapshot, tick(snapshot)))
+        assert not vulnerable(carried_out(snapshot, tick(snapshot)))
 
 
 @given(snapshots())
@@ -146,10 +163,10 @@ def test_starts_keep_within_the_limit(snapshot: Snapshot) -> None:
 
 
 @given(snapshots())
-def test_only_the_unclaimed_head_starts_and_only_from_down(snapshot: Snapshot) -> None:
+def test_only_the_next_one_starts_and_only_from_down(snapshot: Snapshot) -> None:
     start = tick(snapshot).start
     if start is not None:
-        assert snapshot.queue[0] == Entry(start, claimed=False)
+        assert due(snapshot)[0].model == start
         assert resident(snapshot, start).state.is_down
         assert not snapshot.starts_held
 
@@ -173,13 +190,62 @@ def test_decisions_come_to_rest(snapshot: Snapshot) -> None:
 def test_head_that_may_not_start_has_a_reason(snapshot: Snapshot) -> None:
     """Progress: such a head waits for a reload, for its own exit, or for a place that somebody still fills."""
     decision = tick(snapshot)
-    if not snapshot.queue or snapshot.queue[0].claimed or decision.start or snapshot.starts_held:
+    if not due(snapshot) or is_loading(snapshot) or decision.start or snapshot.starts_held:
         return
-    head = resident(snapshot, snapshot.queue[0].model)
-    assert head.state.is_running or not has_place(snapshot)
+    head = resident(snapshot, due(snapshot)[0].model)
+    is_pending = any(entry.claimed and resident(snapshot, entry.model).state.is_down for entry in snapshot.queue)
+    assert head.state.is_running or is_pending or not has_place(snapshot)
     if head.state.is_down and not decision.evict:
         somebody_leaves = any(r.state is State.STOPPING for r in snapshot.residents)
-        assert somebody_leaves or not idle(snapshot)
+        assert somebody_leaves or all(is_protected(snapshot, r) for r in idle(snapshot))
+
+
+@given(snapshots())
+def test_priority_is_the_order_until_somebody_waited_for_too_long(snapshot: Snapshot) -> None:
+    queue = due(snapshot)
+    overdue = [entry for entry in queue if snapshot.now - entry.since >= snapshot.rules.max_wait]
+    assert queue[: len(overdue)] == overdue
+    arrival = [entry for entry in snapshot.queue if not entry.claimed]
+    assert overdue == [entry for entry in arrival if entry in overdue], "first come, first served"
+    rest = queue[len(overdue) :]
+    ranks = [(-resident(snapshot, entry.model).manners.priority, arrival.index(entry)) for entry in rest]
+    assert ranks == sorted(ranks)
+
+
+@given(snapshots())
+def test_whoever_was_just_loaded_stays_unless_somebody_waited_for_too_long(snapshot: Snapshot) -> None:
+    is_late = any(snapshot.now - entry.since >= snapshot.rules.max_wait for entry in due(snapshot))
+    for eviction in tick(snapshot).evict:
+        r = resident(snapshot, eviction.model)
+        assert is_late or snapshot.now - r.ready_since >= r.manners.min_stay
+
+
+@given(snapshots())
+def test_time_alone_changes_nothing_before_the_next_turn(snapshot: Snapshot) -> None:
+    when = next_turn(snapshot)
+    before = snapshot.now + 1e6 if when is None else when - 0.5
+    assert when is None or when > snapshot.now
+    if before > snapshot.now:
+        assert tick(replace(snapshot, now=before)) == tick(snapshot)
+
+
+@given(snapshots())
+def test_no_more_load_at_once_than_may(snapshot: Snapshot) -> None:
+    loading = sum(entry.claimed for entry in snapshot.queue)
+    if loading and tick(snapshot).start is not None:
+        assert loading < snapshot.rules.parallel_loads
+
+
+def test_several_start_beside_each_other_where_there_is_room_for_all() -> None:
+    sizes = {"a": Space(2), "b": Space(2), "c": Space(2)}
+    residents = tuple(Resident(name, State.UNLOADED, 0, 0, space=size) for name, size in sizes.items())
+    queue = (Entry("a", True), Entry("b", False), Entry("c", False))
+    snapshot = Snapshot(residents, queue, 2, rules=Rules(parallel_loads=3))
+    assert tick(snapshot).start == "b"
+    assert tick(replace(snapshot, models_max=1)).start is None, "a is about to take the place"
+    assert tick(replace(snapshot, limit=Limit(3))).start is None, "nor is there memory for both"
+    unknown = (replace(residents[0], space=Space()), *residents[1:])
+    assert tick(replace(snapshot, residents=unknown, limit=Limit(9))).start is None, "nobody knows what is left"
 
 
 def test_stopping_models_count_until_they_are_reaped() -> None:
@@ -267,7 +333,7 @@ def test_nobody_leaves_for_memory_who_is_needed_or_in_vain(snapshot: Snapshot) -
     evicted = {eviction.model for eviction in tick(unlimited).evict}
     assert evicted <= {r.name for r in idle(snapshot)}
     if evicted:
-        head = resident(snapshot, snapshot.queue[0].model)
+        head = resident(snapshot, due(snapshot)[0].model)
         gone = {r.name for r in snapshot.residents if r.state is State.STOPPING} | evicted | {head.name}
         starting = {entry.model for entry in snapshot.queue if entry.claimed}
         rest = [r for r in snapshot.residents if (r.state.is_running or r.name in starting) and r.name not in gone]
@@ -288,11 +354,11 @@ def test_decisions_about_memory_come_to_rest(snapshot: Snapshot) -> None:
 def test_a_head_without_memory_waits_for_somebody(snapshot: Snapshot) -> None:
     """For one that leaves or is busy, or for the system; else it starts, or is refused, or makes somebody leave."""
     decision = tick(snapshot)
-    if not snapshot.queue or snapshot.queue[0].claimed or decision or snapshot.starts_held or snapshot.is_settling:
+    if not due(snapshot) or is_loading(snapshot) or decision or snapshot.starts_held or snapshot.is_settling:
         return
-    head = resident(snapshot, snapshot.queue[0].model)
+    head = resident(snapshot, due(snapshot)[0].model)
     others = [r for r in snapshot.residents if r.name != head.name]
-    waits = any(r.state in (State.STOPPING, State.LOADING) or r.leases for r in others)
+    waits = any(r.state in (State.STOPPING, State.LOADING) or r.leases or is_protected(snapshot, r) for r in others)
     wanted = any(entry.model != head.name for entry in snapshot.queue)
     assert waits or wanted or head.state.is_running
 

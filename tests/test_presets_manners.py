@@ -1,0 +1,49 @@
+"""How a presets file says how the router is to treat a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from llama_corral.presets import layers
+from llama_corral.presets.errors import ConfigError
+from llama_corral.presets.manners import Manners
+from llama_corral.presets.sources import Preset, load_presets
+from llama_corral.router.snapshot import PATIENCE_S, Rules, rules_of
+
+Load = Callable[[str], dict[str, Preset]]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    def read(ini: str) -> dict[str, Preset]:
+        path = tmp_path / "presets.ini"
+        path.write_text(ini)
+        argv = layers.read_argv(["--models-preset", str(path)])
+        return load_presets(layers.resolve(argv), argv, {"HOME": str(tmp_path), "LLAMA_CACHE": str(tmp_path)})
+
+    return read
+
+
+def test_priority_and_minimum_stay(load: Load) -> None:
+    found = load("[*]\nmodel = x.gguf\nmin-stay = 5\n[a]\npriority = -2\n[b]\npriority = 3\nmin-stay = 0\n")
+    assert {name: preset.manners for name, preset in found.items()} == {
+        "a": Manners(priority=-2, min_stay=5), "b": Manners(priority=3)
+    }  # fmt: skip
+    assert "priority" not in found["a"].layer, "no worker hears of it"
+    assert "priority = -2" in found["a"].ini_text
+
+
+@pytest.mark.parametrize("line", ["priority = high", "min-stay = -1"])
+def test_nonsense_is_refused_with_its_place(load: Load, line: str) -> None:
+    with pytest.raises(ConfigError, match=r"presets.ini:3: " + line.split(" ", maxsplit=1)[0]):
+        load(f"[a]\nmodel = x.gguf\n{line}\n")
+
+
+def test_rules_of_the_command_line() -> None:
+    assert rules_of(layers.settings_from([], {})) == Rules(PATIENCE_S, 2)
+    given = ["--models-max-wait", "7", "--models-parallel-loads", "1"]
+    assert rules_of(layers.settings_from(given, {})) == Rules(7, 1)
+    with pytest.raises(ConfigError, match="models-parallel-loads"):
+        layers.settings_from(["--models-parallel-loads", "0"], {})
