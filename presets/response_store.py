@@ -131,6 +131,6 @@ def _remove_abandoned(parent: Path) -> None:
             if facts.st_uid != os.getuid() or time.time() - facts.st_mtime < _YOUNG_S:
                 continue
             if (lock := _locked(directory / _LOCK)) is not None:
-                log.info("removing the responses that an earlier run left behind")
+                log.debug("removing the responses that an earlier run left behind")
                 shutil.rmtree(directory, ignore_errors=True)
                 lock.close()
