@@ -158,3 +158,17 @@ class PresetOptions(OptionGroup):
     dedup_cache_models: Switch = option(
         False, "dedup-cache-models", "hide cached models that are the same file as this one", reader=Reader.PRESET
     )
+    base: str = option(
+        "",
+        "base",
+        "name of the model whose worker serves this section too; the section sets only what a request could say",
+        hint="NAME",
+        reader=Reader.PRESET,
+    )
+    system_prompt: str = option(
+        "",
+        "system-prompt",
+        "system message of chats that bring none",
+        hint="TEXT",
+        reader=Reader.PRESET,
+    )

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from . import layers, models_dir
+from . import layers, models_dir, variants
 from .errors import ConfigError
 from .gguf_header import GgufError, read_header
-from .gguf_names import split_repo
+from .gguf_names import canonical_name, split_repo
 from .hub import find_cached, list_cached
 from .hub_cache import is_repo_name
 from .ini import DEFAULT, PresetFile, Section, read_presets
@@ -34,6 +34,8 @@ NOT_SHOWN = frozenset({"host", "port", "alias", "tags"})
 """Left out of `ini_text`: the router sets or shows them elsewhere."""
 MODALITY_KEYS = (("clip.has_vision_encoder", "image"), ("clip.has_audio_encoder", "audio"))
 """In the header of a projector, and what the model can read if they are true."""
+
+OF_ONE_SECTION = frozenset({"base"})
 
 Source = Literal["preset", "models_dir", "cache"]
 logger = logging.getLogger("corral.presets")
@@ -59,6 +61,10 @@ class Preset:
     manners: Manners = PLAIN
     hidden: bool = False
     """Usable, but not listed."""
+    base: str = ""
+    """The model whose worker serves it; its own when empty."""
+    defaults: str = ""
+    """What its requests bring the worker, as `variants` writes it."""
     input_modalities: tuple[str, ...] = ("text",)
     output_modalities: tuple[str, ...] = ("text",)
 
@@ -94,7 +100,11 @@ def load_presets(settings: Settings, argv_layer: Layer, environ: Mapping[str, st
     presets = {}
     dedup: set[str] = set()
     left_out: set[str] = set()
+    sharing: dict[str, _Candidate] = {}
     for candidate in _candidates(settings, file, environ):
+        if "base" in candidate.section:
+            sharing[candidate.name] = candidate
+            continue
         merged = layers.merge(file.global_layer, candidate.base, candidate.section, overlay)
         kept = {name: given for name, given in merged.items() if name not in ROUTER_OWN}
         left_out |= {merged[name].where for name in merged.keys() - kept.keys()}
@@ -104,6 +114,7 @@ def load_presets(settings: Settings, argv_layer: Layer, environ: Mapping[str, st
             dedup.add(candidate.name)
     for where in sorted(left_out):
         logger.warning("%s: an option of the router and not of a model: left out", where)
+    presets.update(_variants(sharing, presets, overlay))
     _check_names(presets)
     hidden = _duplicates(presets, dedup, environ)
     return {name: replace(presets[name], hidden=name in hidden) for name in sorted(presets)}
@@ -113,6 +124,8 @@ def _read_file(path: str) -> PresetFile:
     if not path:
         return PresetFile({}, ())
     file = read_presets(path)
+    for name in file.global_layer.keys() & OF_ONE_SECTION:
+        raise ConfigError(f"{file.global_layer[name].where}: not for all models: it belongs into one's own section")
     here = str(Path(path).resolve().parent)
     sections = tuple(replace(section, layer=_expand(section.layer, here)) for section in file.sections)
     return replace(file, global_layer=_expand(file.global_layer, here), sections=sections)
@@ -151,7 +164,7 @@ def _local_layer(model: models_dir.LocalModel, where: str) -> Layer:
 
 def _named_after(section: Section, base: Layer, file: PresetFile, where: str) -> Layer:
     """Where a section's model comes from when it does not say so: a repository may be its name."""
-    if MODEL_SOURCES & {*section.layer, *base, *file.global_layer}:
+    if MODEL_SOURCES & {*section.layer, *base, *file.global_layer} or "base" in section.layer:
         return base
     if is_repo_name(split_repo(section.name)[0]):
         return {**base, "hf_repo": Given(section.name, where)}
@@ -183,8 +196,52 @@ def _preset(
         ttl=own.ttl if own.ttl >= 0 else models_ttl,
         manners=manners_of(own),
         input_modalities=("text", *_modalities(own, environ)),
+        defaults=variants.header_of(candidate.name, layer, own.system_prompt, shares=False),
     )
     return preset, own
+
+
+def _variants(
+    candidates: Mapping[str, _Candidate], presets: Mapping[str, Preset], overlay: Layer
+) -> Iterator[tuple[str, Preset]]:
+    """Presets of those that share a worker."""
+    bases = {name: _canonical(candidate.section["base"]) for name, candidate in candidates.items()}
+    imposed = {field: given for field, given in overlay.items() if field in variants.OF_REQUESTS}
+    for name, candidate in candidates.items():
+        if candidate.base:
+            place = next(iter(candidate.base.values())).where
+            raise ConfigError(f"{bases[name].where}: '{name}' is a model of its own already, from {place}")
+        variants.check_section(candidate.section)
+        *names, root = variants.root_of(name, bases)
+        if root not in presets:
+            raise ConfigError(f"{bases[names[-1]].where}: there is no model '{root}'")
+        yield name, _variant(name, presets[root], [candidates[one].section for one in reversed(names)], imposed)
+
+
+def _canonical(given: Given) -> Given:
+    return given._replace(text=canonical_name(given.text))
+
+
+def _variant(name: str, root: Preset, sections: list[Layer], imposed: Layer) -> Preset:
+    """`sections`: from the one nearest to the root up to its own."""
+    inherited = {field: given for field, given in root.layer.items() if field not in variants.NAMES}
+    own_names = {field: given for field, given in sections[-1].items() if field in variants.NAMES}
+    shared = [{f: given for f, given in section.items() if f not in variants.NAMES} for section in sections]
+    merged = layers.merge(inherited, root.router_layer, *shared, own_names, imposed)
+    own = layers.check(merged)
+    layer = {field: given for field, given in merged.items() if field not in PRESET_ONLY}
+    return replace(
+        root,
+        name=name,
+        source="preset",
+        layer=layer,
+        router_layer={field: given for field, given in merged.items() if field in PRESET_ONLY},
+        aliases=tuple(sorted(set(own.alias) - {name})),
+        tags=tuple(sorted(set(own.tags))),
+        load_on_startup=False,
+        base=root.name,
+        defaults=variants.header_of(name, layer, own.system_prompt, shares=True),
+    )
 
 
 def _modalities(own: Settings, environ: Mapping[str, str]) -> tuple[str, ...]:

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 class Catalog:
     def __init__(self, presets: Mapping[str, Preset], command: tuple[str, ...]) -> None:
         self._command = command
-        self._presets = presets
+        self._sources: Mapping[str, Preset] = {}
+        self._presets: Mapping[str, Preset] = {}
+        """Of those with a worker of their own."""
+        self._variants: dict[str, Preset] = {}
         self._models: dict[str, Model] = {}
         self._aliases: dict[str, str] = {}
         self.adopt(presets)
@@ -34,9 +37,30 @@ class Catalog:
     def __getitem__(self, name: str) -> Model:
         return self._models[name]
 
+    def resolve(self, name: str) -> str | None:
+        """The name of a model or variant, for that or an alias."""
+        if name in self._models or name in self._variants:
+            return name
+        return self._aliases.get(name)
+
     def find(self, name: str) -> Model | None:
-        """By name, else by alias."""
-        return self._models.get(name) or self._models.get(self._aliases.get(name, ""))
+        """By name, else by alias; of a variant the model that serves it."""
+        resolved = self.resolve(name)
+        if resolved is None:
+            return None
+        variant = self._variants.get(resolved)
+        return self._models.get(variant.base if variant else resolved)
+
+    def variant(self, name: str) -> Preset | None:
+        """By name or alias, if it has no worker of its own."""
+        return self._variants.get(self.resolve(name) or "")
+
+    def names(self) -> list[str]:
+        """Of all models and variants, sorted."""
+        return sorted([*self._models, *self._variants])
+
+    def variants_of(self, model: str) -> list[str]:
+        return [name for name, variant in self._variants.items() if variant.base == model]
 
     def add(self, model: Model) -> None:
         """One that no source has yet; `drop` takes it out again."""
@@ -51,22 +75,33 @@ class Catalog:
         running = [(model, model.instance) for model in self if model.instance is not None]
         for model, instance in running:
             new = presets.get(model.name)
-            instance.is_retiring = new is None or not is_same_worker(model.preset, new)
+            instance.is_retiring = new is None or bool(new.base) or not is_same_worker(model.preset, new)
         return [model for model, instance in running if instance.is_retiring]
 
     def adopt(self, presets: Mapping[str, Preset]) -> list[Model]:
         """Takes the set on, but for retiring models; returns the entries that are no more."""
-        self._presets = presets
+        self._presets = {name: preset for name, preset in presets.items() if not preset.base}
         dropped = [model for model in self if not self._refresh(model)]
-        for name, preset in presets.items():
+        self._sources = presets
+        for name, preset in self._presets.items():
             if name not in self._models:
                 self._models[name] = Model(name, preset, command_line=(*self._command, *launch_spec(preset).arguments))
+        self._name_variants()
         self._name_aliases()
         return dropped
+
+    def _name_variants(self) -> None:
+        """A base or a variant whose worker has still to go keeps its entry until then."""
+        self._variants = {
+            name: preset
+            for name, preset in self._sources.items()
+            if preset.base in self._models and name not in self._models
+        }
 
     def settle(self, model: Model) -> bool:
         """Catches up on a retired model now that its worker is gone; False: there is no such model any more."""
         is_kept = self._refresh(model)
+        self._name_variants()
         self._name_aliases()
         return is_kept
 
@@ -93,3 +128,6 @@ class Catalog:
         for model in self:
             for alias in model.preset.aliases:
                 self._aliases.setdefault(alias, model.name)
+        for name, preset in self._variants.items():
+            for alias in preset.aliases:
+                self._aliases.setdefault(alias, name)

@@ -7,7 +7,7 @@ anew. Names and data of the events are llama-server's.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +33,9 @@ Subscription = asyncio.Queue[ModelEvent | None]
 
 
 class Events:
-    def __init__(self) -> None:
+    def __init__(self, sharing: Callable[[str], Iterable[str]] = lambda model: ()) -> None:
+        """`sharing`: which others a model's worker serves; what happens to it is told of them as well."""
+        self._sharing = sharing
         self._listeners: set[Subscription] = set()
         self._is_closed = False
 
@@ -49,9 +51,13 @@ class Events:
             self._listeners.discard(listener)
 
     def publish(self, model: str, event: str, data: dict[str, Any] | None = None) -> None:
+        for name in (model, *self._sharing(model)):
+            self._tell(ModelEvent(name, event, data))
+
+    def _tell(self, event: ModelEvent) -> None:
         for listener in tuple(self._listeners):
             if listener.qsize() < BACKLOG:
-                listener.put_nowait(ModelEvent(model, event, data))
+                listener.put_nowait(event)
             else:
                 self._end(listener)
 

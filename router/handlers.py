@@ -153,6 +153,8 @@ def entry(view: ModelView) -> dict[str, Any]:
         "in_cache": preset.source == "cache",  # an earlier llama-server's way to say it
         "path": given.text if (given := preset.layer.get("model")) else "",
     }
+    if preset.base:
+        own["base"] = preset.base
     memory = {"expected": view.expected, "measured": view.measured}
     if any(memory.values()):
         own["memory"] = {name: {"host": space.host, "device": space.device} for name, space in memory.items() if space}

@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..presets.errors import ConfigError, InvalidRequest, ModelNotFound, NotFound, ServerFault, Unavailable
@@ -65,7 +66,7 @@ class Lifecycle:
         self._accounts = Accounts(room, clock, rules)
         self._catalog = Catalog(presets, launcher.command)
         self._waiting = WaitingRoom()
-        self._events = Events()
+        self._events = Events(self._catalog.variants_of)
         self._supervisor = Supervisor(launcher, self._events, self._on_change, self._on_exit)
         self._dispatcher = Dispatcher(
             self._catalog, self._waiting, self._accounts, self._supervisor, models_max=models_max, load_delay=load_delay
@@ -84,17 +85,15 @@ class Lifecycle:
 
     def find(self, name: str) -> str | None:
         """The canonical name for a name or an alias."""
-        model = self._catalog.find(name)
-        return None if model is None else model.name
+        return self._catalog.resolve(name)
 
     def view(self, name: str) -> ModelView | None:
-        model = self._catalog.find(name)
-        return None if model is None else view_of(model, self._waiting.count(model.name), self._clock())
+        model, variant = self._catalog.find(name), self._catalog.variant(name)
+        return None if model is None else view_of(model, self._waiting.count(model.name), self._clock(), variant)
 
     def views(self) -> list[ModelView]:
-        """All models by name, hidden ones too."""
-        models, now = sorted(self._catalog, key=lambda model: model.name), self._clock()
-        return [view_of(model, self._waiting.count(model.name), now) for model in models]
+        """All models and variants by name, hidden ones too."""
+        return [view for name in self._catalog.names() if (view := self.view(name)) is not None]
 
     def subscribe(self) -> AbstractAsyncContextManager[Subscription]:
         """Changes from now on, as `/models/sse` tells them."""
@@ -112,11 +111,11 @@ class Lifecycle:
         """
         if (found := self._catalog.find(model)) is not None:
             await self._accounts.weigh(found)
-        record = self._requested(model)
+        record, variant = self._requested(model), self._catalog.variant(model)
         may_load = self._autoload if autoload is None else autoload
         lease = await self._when_ready(record, touch, stay) if may_load else self._as_it_is(record, touch, stay)
         try:
-            yield lease
+            yield replace(lease, preset=variant or record.preset)
         finally:
             self._release(lease)
 

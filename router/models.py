@@ -168,11 +168,13 @@ def resident_of(model: Model, space: Space = NOTHING) -> Resident:
     )
 
 
-def view_of(model: Model, waiting: int, now: float) -> ModelView:
+def view_of(model: Model, waiting: int, now: float, variant: Preset | None = None) -> ModelView:
+    """`variant`: one of those that its worker serves too."""
+    preset = variant or model.preset
     is_failed = model.state is State.FAILED
     return ModelView(
-        name=model.name,
-        preset=model.preset,
+        name=preset.name if variant else model.name,
+        preset=preset,
         status=model.shown.value,
         is_running=model.state.is_running,
         is_failed=is_failed,

@@ -211,7 +211,8 @@ class Proxy:
         if not target:
             target = request.raw_path if request.raw_path.startswith("/") else request.rel_url.raw_path_qs
         try:
-            return await self._upstream.send(lease.endpoint, method or request.method, target, sent_on(request), body)
+            headers = sent_on(request, lease.preset.defaults if lease.preset else "")
+            return await self._upstream.send(lease.endpoint, method or request.method, target, headers, body)
         except Unreachable as error:
             log.warning("name=%s cannot be reached: %s", lease.model, error)
             await self._lifecycle.confirm_end(lease)

@@ -15,6 +15,7 @@ from multidict import CIMultiDict
 
 from ..presets.envelopes import envelope_of
 from ..presets.errors import UpstreamGone
+from ..presets.variants import DEFAULTS_HEADER
 from ..presets.web import EVENT_STREAM_TYPE, LINES_TYPE, error_event
 from .connection import CutOff, Header, Reply
 
@@ -28,19 +29,23 @@ _HOP_BY_HOP = frozenset(
         *(b"te", b"trailer", b"transfer-encoding", b"upgrade"),
     }
 )
-_NOT_SENT_ON = _HOP_BY_HOP | {b"host", b"content-length", b"accept-encoding", b"expect"}
-"""`accept-encoding`: a compressed answer would be held back by its compressor. aiohttp has answered `expect`."""
+_DEFAULTS = DEFAULTS_HEADER.lower().encode()
+_NOT_SENT_ON = _HOP_BY_HOP | {b"host", b"content-length", b"accept-encoding", b"expect", _DEFAULTS}
+"""`accept-encoding`: a compressed answer would be held back by its compressor. aiohttp has answered `expect`.
+A preset's defaults are the router's to say."""
 _NOT_PASSED_BACK = _HOP_BY_HOP | {b"server", b"date", b"content-length"}
 """What our own answer says for itself."""
 
 
-def sent_on(request: web.Request) -> Iterable[Header]:
+def sent_on(request: web.Request, defaults: str = "") -> Iterable[Header]:
+    """`defaults`: of the preset that was asked for."""
     dropped: frozenset[bytes] | set[bytes] = _NOT_SENT_ON
     if request.headers.get(hdrs.CONTENT_ENCODING):
         dropped = dropped | {b"content-encoding"}  # aiohttp has undone it
     if "," in (named := request.headers.get(hdrs.CONNECTION, "")) or named.lower() not in ("", "keep-alive", "close"):
         dropped = dropped | {name.strip().lower().encode() for name in named.split(",")}
-    return [header for header in request.raw_headers if header[0].lower() not in dropped]
+    headers = [header for header in request.raw_headers if header[0].lower() not in dropped]
+    return [*headers, (_DEFAULTS, defaults.encode("ascii"))] if defaults else headers
 
 
 def passed_back(reply: Reply) -> CIMultiDict[str]:

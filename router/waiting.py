@@ -10,9 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from ..presets.errors import ApiError
 from .snapshot import Entry, Stay
+
+if TYPE_CHECKING:
+    from ..presets.sources import Preset
 
 MakeError = Callable[[], ApiError]
 """Each waiter gets an exception of its own."""
@@ -29,6 +33,8 @@ class Lease:
     """Which run of the model's worker this is; for `lifecycle` only."""
     touch: bool = True
     """It counts as use of the model."""
+    preset: Preset | None = None
+    """What was asked for: the model's, or a variant's."""
 
 
 @dataclass(slots=True, eq=False)

@@ -138,7 +138,15 @@ def test_what_belongs_to_the_router_alone() -> None:
     } <= ROUTER_OWN
     assert ROUTER_OWN | {"model", "alias", "hf_repo", "log_file"} | PRESET_ONLY <= NOT_OVERLAID
     assert {"ctx_size", "metrics", "slots", "temperature", "api_prefix", "offline"}.isdisjoint(NOT_OVERLAID)
-    assert {"load_on_startup", "stop_timeout", "pin", "ttl", "dedup_cache_models"} == PRESET_ONLY
+    assert {
+        "load_on_startup",
+        "stop_timeout",
+        "pin",
+        "ttl",
+        "base",
+        "system_prompt",
+        "dedup_cache_models",
+    } <= PRESET_ONLY
 
 
 @pytest.mark.parametrize("field", PRESET_ONLY)

@@ -15,16 +15,16 @@ from .anthropic_answer import AnthropicMessages
 from .anthropic_request import chat_body
 from .completions import answer_chat, prompt_tokens
 from .results import random_id
-from .serving import SERVING
+from .variants import serving_of
 
 
 async def messages(request: web.Request) -> web.StreamResponse:
-    defaults = request.app[SERVING].model.chat_defaults
+    defaults = serving_of(request).model.chat_defaults
     body = chat_body(await read_object(request), prefills=defaults.prefill_assistant)
     return await answer_chat(request, body, partial(AnthropicMessages, stops=body.get("stop", ())), random_id("msg_"))
 
 
 async def count_tokens(request: web.Request) -> web.StreamResponse:
-    defaults = request.app[SERVING].model.chat_defaults
+    defaults = serving_of(request).model.chat_defaults
     body = chat_body(await read_object(request), prefills=defaults.prefill_assistant)
     return json_response({"input_tokens": await prompt_tokens(request, body)})

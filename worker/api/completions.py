@@ -29,8 +29,9 @@ from .openai_completions import OpenAICompletions
 from .params import CompletionParams, read_params
 from .prompts import OFF_LOOP_CHARACTERS, Prompt
 from .results import random_id
-from .serving import SERVING, Serving
+from .serving import Serving
 from .streaming import BeforeEnd, respond
+from .variants import serving_of
 
 DialectOf = Callable[[Answer], Dialect]
 
@@ -59,7 +60,7 @@ async def answer_chat(
 
     `files`: those whose places are marked in the messages already, before any that the messages name.
     """
-    serving = request.app[SERVING]
+    serving = serving_of(request)
     chat = read_chat(body, serving.model.chat_defaults)
     async with serving.engine.use() as loaded:
         prompt, params = await _read_prompt(serving, loaded, chat, body, files)
@@ -83,7 +84,7 @@ async def _read_prompt(
 
 
 async def _complete_text(request: web.Request, dialect: DialectOf) -> web.StreamResponse:
-    serving = request.app[SERVING]
+    serving = serving_of(request)
     body = await read_object(request)
     if body.get("prompt") is None:
         raise InvalidRequest('"prompt" is required')
@@ -130,7 +131,7 @@ async def render_chat(serving: Serving, loaded: Loaded, chat: ChatRequest) -> Re
 
 
 async def apply_template(request: web.Request) -> web.StreamResponse:
-    serving = request.app[SERVING]
+    serving = serving_of(request)
     chat = read_chat(await read_object(request), serving.model.chat_defaults)
     async with serving.engine.use() as loaded:
         check_kinds(chat.media, loaded)
@@ -144,7 +145,7 @@ async def count_chat_tokens(request: web.Request) -> web.StreamResponse:
 
 async def prompt_tokens(request: web.Request, body: dict[str, Any]) -> int:
     """How many tokens a chat request's prompt is."""
-    serving = request.app[SERVING]
+    serving = serving_of(request)
     chat = read_chat(body, serving.model.chat_defaults)
     async with serving.engine.use() as loaded:
         prompt = (await render_chat(serving, loaded, chat)).text

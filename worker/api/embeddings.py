@@ -18,8 +18,9 @@ from ..engine.runner import Loaded
 from ..fields import Fields
 from .media_prompts import place_media, read_entries
 from .prompts import Prompt, split_prompts
-from .serving import SERVING, Serving
+from .serving import Serving
 from .streaming import Ticket
+from .variants import serving_of
 
 
 async def openai_embeddings(request: web.Request) -> web.StreamResponse:
@@ -31,7 +32,7 @@ async def native_embeddings(request: web.Request) -> web.StreamResponse:
 
 
 async def _embed(request: web.Request, *, openai: bool) -> web.StreamResponse:
-    serving = request.app[SERVING]
+    serving = serving_of(request)
     if not (serving.settings.embeddings or serving.settings.reranking):
         raise NotSupported("This server does not support embeddings. Start it with `--embeddings`")
     if openai and serving.info.pooling == "none":

@@ -20,7 +20,8 @@ from .completions import answer_prompts
 from .native import Native
 from .params import read_params
 from .prompts import Prompt, by_size, n_characters, tokenize_mixed
-from .serving import SERVING, Serving
+from .serving import Serving
+from .variants import serving_of
 
 REPOSITORY = "myproject\n"
 FILE = "filename\n"
@@ -31,7 +32,7 @@ SNIPPET = "\n\n--- snippet ---\n\n"
 
 
 async def infill(request: web.Request) -> web.StreamResponse:
-    serving = request.app[SERVING]
+    serving = serving_of(request)
     async with serving.engine.use() as loaded:
         check_vocabulary(loaded.vocab)  # before the body is looked at
         body = await read_object(request)

@@ -18,6 +18,7 @@ from .generation_settings import brief_settings
 from .metrics import CONTENT_TYPE, exposition
 from .params import CompletionParams
 from .serving import SERVING, Serving
+from .variants import serving_of
 
 
 async def health(request: web.Request) -> web.StreamResponse:
@@ -99,7 +100,7 @@ def _ollama_entry(serving: Serving) -> dict[str, Any]:
 
 
 async def props(request: web.Request) -> web.StreamResponse:
-    serving = request.app[SERVING]
+    serving = serving_of(request)
     settings, info, chat = serving.settings, serving.info, serving.model.chat
     media = info.media
     shown = {

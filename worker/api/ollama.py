@@ -31,7 +31,8 @@ from .ollama_answer import NS, Asked, OllamaAnswer, Worded, as_message, as_respo
 from .ollama_request import chat_body, completion_fields, format_fields, generate_messages, read_think, refuse_template
 from .params import CompletionParams, read_params
 from .prompts import Prompt, by_size, tokenize_mixed
-from .serving import SERVING, Serving
+from .serving import Serving
+from .variants import serving_of
 
 NO_NORM, L2 = -1, 2
 
@@ -53,7 +54,7 @@ class Call:
 
 async def _begin(request: web.Request) -> Call:
     started = time.monotonic()
-    serving, body = request.app[SERVING], await read_object(request)
+    serving, body = serving_of(request), await read_object(request)
     model = Fields(body).string("model", "name", default="")
     if (keep_alive := body.get("keep_alive")) is not None:
         serving.keep(read_keep_alive(keep_alive))

@@ -19,13 +19,14 @@ from ..engine.runner import Vocab
 from ..fields import Fields
 from .embeddings import compute
 from .prompts import by_size
-from .serving import SERVING, Serving
+from .serving import Serving
+from .variants import serving_of
 
 _PLACES = re.compile(r"\{(query|document)\}")
 
 
 async def rerank(request: web.Request) -> web.StreamResponse:
-    serving = request.app[SERVING]
+    serving = serving_of(request)
     if not _is_reranker(serving):
         raise NotSupported("This server does not support reranking. Start it with `--reranking`")
     body = await read_object(request)

@@ -21,7 +21,7 @@ from .openai_responses import RESPONSE_PREFIX, OpenAIResponses
 from .openai_responses_items import ITEM_PREFIXES, Item
 from .openai_responses_request import ResponseForm, ResponsesRequest, read_responses
 from .results import random_id
-from .serving import SERVING
+from .variants import serving_of
 
 log = logging.getLogger("corral.worker")
 
@@ -118,7 +118,7 @@ def _keep(request: web.Request, items: list[Item], response: dict[str, Any]) -> 
 async def _fitting(request: web.Request, body: dict[str, Any]) -> list[dict[str, Any]]:
     """The messages without the oldest turns, as few as it takes. What tells the model how to behave stays."""
     messages: list[dict[str, Any]] = body["messages"]
-    n_ctx = request.app[SERVING].info.n_ctx
+    n_ctx = serving_of(request).info.n_ctx
     wanted = body.get("max_tokens", -1)
     share = n_ctx // ANSWERS_SHARE
     room = n_ctx - (min(wanted, share) if wanted >= 0 else share)

@@ -49,6 +49,8 @@ class Serving:
     build: str = BUILD_INFO
     started: int = field(default_factory=lambda: int(time.time()))
     learnt: Learnt | None = None
+    variants: dict[str, Serving] = field(default_factory=dict)
+    """This model under other defaults, by the header that brought them; see `variants`."""
 
     def __post_init__(self, environ: Mapping[str, str]) -> None:
         self.media_marker = environ.get("LLAMA_MEDIA_MARKER") or random_id("<__media_") + "__>"

@@ -18,7 +18,7 @@ from ..fields import Fields
 from .completions import answer_chat
 from .forms import FORM, Form, read_form
 from .openai_transcription import OpenAITranscription
-from .serving import SERVING
+from .variants import serving_of
 
 INSTRUCTION = "Transcribe audio to text"
 LFM2_INSTRUCTION = "Perform ASR."
@@ -27,7 +27,7 @@ _LFM2_MARK = "<|tool_list_start|>"
 
 
 async def transcriptions(request: web.Request) -> web.StreamResponse:
-    serving = request.app[SERVING]
+    serving = serving_of(request)
     async with serving.engine.use() as loaded:
         if loaded.media is None or not loaded.media.audio:
             raise NotSupported("The current model does not support audio input.")

@@ -17,6 +17,7 @@ from .messages import Message, read_messages
 from .response_format import ResponseFormat, read_response_format
 from .tools import NO_TOOLS, Tools, read_tools
 
+SYSTEM_ROLES = ("system", "developer")
 REASONING_FORMATS = ("none", "auto", "deepseek", "deepseek-legacy")
 
 Continued = Literal["content", "reasoning_content"]
@@ -44,6 +45,7 @@ class ChatDefaults:
     variables: Mapping[str, Any] = field(default_factory=dict)
     reasoning_format: str = "auto"
     media_marker: str = "<__media__>"
+    system_prompt: str = ""
 
 
 def read_chat(body: Mapping[str, Any], defaults: ChatDefaults) -> ChatRequest:
@@ -53,7 +55,7 @@ def read_chat(body: Mapping[str, Any], defaults: ChatDefaults) -> ChatRequest:
     if "messages" not in body:
         raise InvalidRequest("'messages' is required")
     contents = ContentReader(defaults.media_marker)
-    messages = read_messages(body["messages"], contents)
+    messages = _with_system_prompt(read_messages(body["messages"], contents), defaults.system_prompt)
     opens = fields.boolean("add_generation_prompt", default=True)
     asked = _continues(body.get("continue_final_message"))
     continues = asked
@@ -80,6 +82,12 @@ def read_chat(body: Mapping[str, Any], defaults: ChatDefaults) -> ChatRequest:
         separate_reasoning=fields.string("reasoning_format", default=defaults.reasoning_format) != "none",
         media=tuple(contents.media),
     )
+
+
+def _with_system_prompt(messages: list[Message], text: str) -> list[Message]:
+    if not text or not messages or any(message["role"] in SYSTEM_ROLES for message in messages):
+        return messages
+    return [{"role": "system", "content": text}, *messages]
 
 
 def _continues(value: object) -> str:

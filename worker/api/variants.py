@@ -1,0 +1,70 @@
+"""The serving of one request: the worker's own, or that of a preset which shares the worker and has other defaults.
+
+Handlers ask `serving_of`. The router names a preset's defaults in a header (`presets/variants.py`); each is worked out
+once and remembered. Only a router is believed: a worker by itself takes no such header.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from aiohttp import web
+
+from ...presets.errors import ConfigError, ServerFault
+from ...presets.given import check
+from ...presets.settings import Settings
+from ...presets.table import OPTIONS
+from ...presets.variants import DEFAULTS_HEADER, layer_of, read_header
+from .defaults import chat_defaults, completion_defaults
+from .serving import SERVING, Serving
+
+MOST_KEPT = 256
+"""Each is some KB; presets that were edited leave theirs behind."""
+
+
+def serving_of(request: web.Request) -> Serving:
+    serving = request.app[SERVING]
+    text = request.headers.get(DEFAULTS_HEADER)
+    if text is None or not serving.has_router or not serving.is_ready:
+        return serving
+    found = serving.variants.get(text)
+    if found is None:
+        if len(serving.variants) >= MOST_KEPT:
+            serving.variants.clear()
+        found = serving.variants[text] = _variant(serving, text)
+    return found
+
+
+def _variant(serving: Serving, text: str) -> Serving:
+    defaults = read_header(text)
+    try:
+        given = check(layer_of(defaults))
+        settings = _changed(serving.settings, given, defaults.name)
+        chat = chat_defaults(settings)
+        completion = completion_defaults(settings, serving.info.metadata)
+    except ConfigError as error:
+        raise ServerFault(f"model '{defaults.name}' cannot be used: {error}") from None
+    model = serving.model
+    chat = replace(chat, media_marker=model.chat_defaults.media_marker, system_prompt=defaults.system_prompt)
+    variant = copy.copy(serving)
+    vars(variant).pop("name", None)  # worked out anew
+    variant.settings = settings
+    variant.learnt = replace(model, chat_defaults=chat, defaults=completion)
+    return variant
+
+
+def _changed(settings: Settings, given: Settings, name: str) -> Settings:
+    """What is given, and nothing of what it replaces."""
+    fields = given.model_fields_set
+    update: dict[str, Any] = {field: getattr(given, field) for field in fields}
+    replaced = {other for field in fields for other in OPTIONS[field].replaces} - fields
+    kept = settings.model_copy(update={**update, **_defaults_of(replaced), "alias": (name,)})
+    kept.model_fields_set.difference_update(replaced)
+    return kept
+
+
+def _defaults_of(fields: set[str]) -> Mapping[str, Any]:
+    return {field: Settings.model_fields[field].default for field in fields}
