@@ -108,6 +108,19 @@ class ContextOptions(OptionGroup):
         hint="MIB",
         limits=within(ge=-1),
     )
+    cache_disk: int = option(
+        4096,
+        "--cache-disk",
+        "MiB on disk for the prompts of models that sleep or were evicted, so that conversations go on; 0: off",
+        hint="MIB",
+        limits=within(ge=0),
+    )
+    cache_disk_dir: str = option(
+        "",
+        "--cache-disk-dir",
+        "directory for them, kept after the end; by default a private one that ends with the program",
+        hint="DIR",
+    )
     cache_idle_slots: Switch = option(
         True,
         "--cache-idle-slots",

@@ -1,25 +1,21 @@
 """What is kept of OpenAI Responses, so that a later request can go on from one by its id.
 
 One file a response in a private directory. The router makes it and all its workers share it, so a response outlives
-its worker's sleep and eviction, and another model may go on from it; a worker by itself makes its own. The directory is
-locked while its maker lives; what a killed one left behind goes with the next start. Blocking: ask it from a thread.
+its worker's sleep and eviction, and another model may go on from it; a worker by itself makes its own. Blocking: ask it
+from a thread.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import re
-import shutil
-import tempfile
-import time
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 
-log = logging.getLogger("corral.http")
+from .private_directory import PrivateDirectory
 
 MAX_BYTES = 64 << 20
 """Kept of all responses together. The one used longest ago goes first; the newest stays, however large."""
@@ -28,32 +24,21 @@ DIRECTORY_ENV = "LLAMA_CORRAL_RESPONSES"
 """Names the directory to the router's workers."""
 _PREFIX = "corral-responses-"
 _ID = re.compile(r"resp_[0-9A-Za-z]{32}")
-_LOCK = "lock"
-_YOUNG_S = 60.0
-"""A directory may be there for a moment before its lock is."""
 
 
 class ResponseStore:
     def __init__(self, directory: str = "", *, max_bytes: int = MAX_BYTES, max_responses: int = MAX_RESPONSES) -> None:
         """`directory`: somebody else's; without, `path` makes one that `close` removes."""
-        self._directory = directory
-        self._lock: IO[bytes] | None = None
+        self._directory = PrivateDirectory(_PREFIX, directory)
         self._max_bytes = max_bytes
         self._max_responses = max_responses
 
     def open(self) -> str:
         """Its directory, made if it has none yet."""
-        if not self._directory:
-            _remove_abandoned(Path(tempfile.gettempdir()))
-            self._directory = tempfile.mkdtemp(prefix=_PREFIX)
-            self._lock = _locked(Path(self._directory, _LOCK))
-        return self._directory
+        return self._directory.open()
 
     def close(self) -> None:
-        if self._lock is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
-            self._lock.close()
-            self._lock, self._directory = None, ""
+        self._directory.close()
 
     def put(self, id: str, record: dict[str, Any]) -> None:
         """Raises OSError."""
@@ -105,32 +90,3 @@ class ResponseStore:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
             n_bytes, n_responses = n_bytes - size, n_responses - 1
-
-
-def _locked(path: Path) -> IO[bytes] | None:
-    """The open file, which nobody else can lock as long as it is open; None: somebody has."""
-    file = path.open("ab")
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # Windows
-        pass
-    except OSError:
-        file.close()
-        return None
-    return file
-
-
-def _remove_abandoned(parent: Path) -> None:
-    if os.name != "posix":
-        return
-    for directory in parent.glob(_PREFIX + "*"):
-        with contextlib.suppress(OSError):
-            facts = directory.stat()
-            if facts.st_uid != os.getuid() or time.time() - facts.st_mtime < _YOUNG_S:
-                continue
-            if (lock := _locked(directory / _LOCK)) is not None:
-                log.debug("removing the responses that an earlier run left behind")
-                shutil.rmtree(directory, ignore_errors=True)
-                lock.close()

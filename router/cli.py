@@ -22,6 +22,8 @@ from ..presets.help import bash_completion, help_text
 from ..presets.hub import list_cached, remote_preset
 from ..presets.listen import listen
 from ..presets.option import Option
+from ..presets.prompts_on_disk import DIRECTORY_ENV as PROMPTS_ENV
+from ..presets.prompts_on_disk import prompts_directory
 from ..presets.response_store import DIRECTORY_ENV, ResponseStore
 from ..presets.settings import Settings
 from ..presets.sources import demo_presets_path, load_presets
@@ -130,10 +132,11 @@ async def serve(settings: Settings, given: layers.Layer, environ: Mapping[str, s
         log.warning(NO_MODELS)
     is_slowed = FAKE_TIMING_ENV in environ
     for_workers = _for_workers(environ)
-    responses = ResponseStore()
+    responses, prompts = ResponseStore(), prompts_directory("", {**environ, PROMPTS_ENV: ""})
+    shared = {DIRECTORY_ENV: responses.open(), PROMPTS_ENV: prompts.open()}
     lifecycle = Lifecycle(
         presets,
-        best_launcher({**for_workers, DIRECTORY_ENV: responses.open()}),
+        best_launcher({**for_workers, **shared}),
         models_max=settings.models_max,
         autoload=settings.models_autoload,
         load_delay=FAKE_LOAD_DELAY if is_slowed else 0.0,
@@ -163,6 +166,7 @@ async def serve(settings: Settings, given: layers.Layer, environ: Mapping[str, s
             finally:
                 watching.cancel()
     finally:
+        prompts.close()  # before the workers end, so that they need not fill it
         await lifecycle.close()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llama_corral.presets import response_store
+from llama_corral.presets import private_directory
 from llama_corral.presets.response_store import ResponseStore
 from openai.types.responses import Response, ResponseItem
 from programs import Program, Programs, wait_until
@@ -61,7 +61,7 @@ def test_its_directory_goes_with_it_and_after_a_crash_with_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(response_store, "_YOUNG_S", -1.0)
+    monkeypatch.setattr(private_directory, "_YOUNG_S", -1.0)
     living, abandoned = ResponseStore(), tmp_path / "corral-responses-dead"
     abandoned.mkdir()
     (abandoned / f"{named(1)}.json").write_text("{}")

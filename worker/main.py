@@ -20,6 +20,8 @@ from ..presets.errors import ConfigError, ModelFilesError
 from ..presets.hub import resolve_files
 from ..presets.layers import notices, settings_from
 from ..presets.listen import listen
+from ..presets.private_directory import PrivateDirectory
+from ..presets.prompts_on_disk import prompts_directory
 from ..presets.settings import Settings
 from ..presets.transfer import Progress
 from ..presets.vertex import read_vertex
@@ -72,8 +74,9 @@ async def _live(settings: Settings, environ: Mapping[str, str], lifeline: Lifeli
     if vertex is not None:
         settings = vertex.listening(settings)
     serving = Serving(settings, environ)
+    disk = prompts_directory(settings.cache_disk_dir, environ)
     async with listen(build(serving, vertex), settings):
-        loading = asyncio.create_task(_load(serving, environ, lifeline))
+        loading = asyncio.create_task(_load(serving, environ, lifeline, disk))
         asked = asyncio.create_task(stopping.wait())
         await asyncio.wait({loading, asked}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
@@ -82,6 +85,7 @@ async def _live(settings: Settings, environ: Mapping[str, str], lifeline: Lifeli
     if not loading.done():
         _abandon()
     await engine.close()
+    disk.close()
     log.info("stopped")
     return OK
 
@@ -108,10 +112,10 @@ def _abandon() -> None:
     os._exit(OK)
 
 
-async def _load(serving: Serving, environ: Mapping[str, str], lifeline: Lifeline) -> Engine:
+async def _load(serving: Serving, environ: Mapping[str, str], lifeline: Lifeline, disk: PrivateDirectory) -> Engine:
     files = await asyncio.to_thread(resolve_files, serving.settings, environ, _Download(lifeline).report)
     log.info("loading model %s", files.model)
-    engine = Engine(serving.settings, files, lifeline.report, serving.media_marker)
+    engine = Engine(serving.settings, files, lifeline.report, serving.media_marker, disk)
     await engine.load()
     async with engine.use() as loaded:
         serving.learn(engine, loaded)

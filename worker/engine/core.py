@@ -18,6 +18,7 @@ from .agenda import limits_of, work_of
 from .compute import Compute, Computed, DraftRun, Filled, Lost
 from .context import Context
 from .counters import Counters
+from .disk_cache import DiskCache
 from .embedding import embedded
 from .encoding import Encoding
 from .jobs import EmbeddingTask, GenerationTask, Job, tasks_of
@@ -47,12 +48,13 @@ class Core:
         drafts: Speculation,
         deliver: Deliver,
         counters: Counters,
+        disk: DiskCache | None = None,
     ) -> None:
         self.model, self.context, self.adapters, self.drafts = model, context, adapters, drafts
         self.options = model.options
         self.slots = [Slot(i, context.n_ctx_slot) for i in range(self.options.n_slots)]
         self.compute = Compute(context, adapters, self.slots)
-        self.memory = Memory(model, context, adapters, self.slots)
+        self.memory = Memory(model, context, adapters, self.slots, disk)
         self.encoding = encoding
         self.waiting: deque[Job] = deque()
         self._actions: list[SlotAction[Any]] = []
@@ -65,7 +67,7 @@ class Core:
             log.warning("the context of this model cannot be shifted: an answer ends when the context is full")
         self._n_busy = 0
         self.stalled = False
-        """All that is left to do waits for an encoder; any command may change that."""
+        """All that is left to do waits for an encoder or a disk; any command may change that."""
         self._events: list[tuple[Job, Event]] = []
         self._deliver = deliver
 
@@ -114,7 +116,8 @@ class Core:
         self._shift_full_contexts()
         self.drafts.propose(self.slots, self.compute.n_prompt_beside_streams)
         batch_plan = plan(self._work(), limits_of(self.model, self.context, self.compute), self._history)
-        self.stalled = batch_plan is None and not self._events and self.encoding is not None and self.encoding.pending
+        pending = self.memory.is_fetching or (self.encoding is not None and self.encoding.pending)
+        self.stalled = batch_plan is None and not self._events and pending
         if batch_plan is not None:
             self._history = self._history.after(batch_plan.group)
             filled = self._fill(batch_plan)
@@ -151,7 +154,7 @@ class Core:
         for job in bound + [job for job in self.waiting if job.id_slot < 0]:
             if self._place(job):
                 self.waiting.remove(job)
-            elif job.n_choices > 1 or self._n_busy == len(self.slots):
+            elif job.n_choices > 1 or self._n_busy == len(self.slots) or self.memory.is_fetching:
                 return
 
     def _place(self, job: Job) -> bool:
@@ -165,6 +168,8 @@ class Core:
         chosen = choose_slot(facts, len(prompt), job.id_slot, self.options.slot_prompt_similarity)
         others = [slot for slot in self.slots if slot.idle and slot.id != chosen][: job.n_choices - 1]
         if chosen is None or len(others) < job.n_choices - 1:
+            return False
+        if not self.memory.fetched(job, facts[chosen]):
             return False
         try:
             tasks = tasks_of(job, self.model.vocab, self.options.n_predict, self.options.special)
@@ -362,6 +367,7 @@ class Core:
         for slot in self.slots:
             if slot.task is not None and slot.task.job is job:
                 self._release(slot)
+        self.memory.leave(job)
         if self.encoding is not None:
             self.encoding.end(job)
 

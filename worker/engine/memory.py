@@ -7,19 +7,21 @@ Owned by the engine thread, through `core`, which says when; the decisions are t
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from .activation import activation
 from .adapters import Adapters
 from .checkpoints import Checkpoint, Rules
 from .context import Context
+from .disk_cache import DiskCache, Leaving
 from .jobs import EmbeddingTask, GenerationTask, Job
-from .media_tokens import text_end
+from .media_tokens import lag, text_end
 from .messages import Generation
 from .model import Model
 from .prefix import common_prefix
-from .prompt_cache import PromptCache, worth_a_look
+from .prompt_cache import Entry, PromptCache, State, worth_a_look
 from .reuse import make_private, reusable_prefix
 from .scheduler import SlotFacts
 from .sharing import LEAST_GAIN, Candidate, choose_source
@@ -33,9 +35,17 @@ COPY_COST = 16
 
 
 class Memory:
-    def __init__(self, model: Model, context: Context, adapters: Adapters, slots: Sequence[Slot]) -> None:
+    def __init__(
+        self,
+        model: Model,
+        context: Context,
+        adapters: Adapters,
+        slots: Sequence[Slot],
+        disk: DiskCache | None = None,
+    ) -> None:
         self._options = options = model.options
         self._context, self._adapters, self._slots, self._n_swa = context, adapters, slots, model.n_swa
+        self._disk = disk
         self._prompts = _prompt_cache(options.cache_bytes, context.n_ctx)
         self._saves_idle_slots = options.cache_idle_slots and self._prompts is not None
         if self._saves_idle_slots:
@@ -49,25 +59,61 @@ class Memory:
 
     # -- a prompt begins -----------------------------------------------------------------------------------------------
 
+    def fetched(self, job: Job, facts: SlotFacts) -> bool:
+        """False: what is on disk serves the prompt better than the chosen slot, and is being read."""
+        request = job.request
+        if self._disk is None or not isinstance(request, Generation) or not request.cache_prompt:
+            return True
+        if facts.n_cached and not self._worth_a_look(job, facts):
+            return True
+        n_common, n_cached = facts.n_common, facts.n_cached
+        kept = self._prompts.best(n_common, n_cached, request.tokens, job.activation) if self._prompts else None
+        if kept is not None:
+            n_common, n_cached = kept.common(request.tokens, job.activation), len(kept.tokens)
+        others = [self._candidate(other, job) for other in self._slots if other.id != facts.id]
+        n_elsewhere = max((max(c.n_computed if c.can_cut else 0, c.n_coming) for c in others), default=0)
+        return self._disk.fetched(job, n_common, n_cached, n_elsewhere)
+
+    @property
+    def is_fetching(self) -> bool:
+        return self._disk is not None and self._disk.is_reading
+
+    def leave(self, job: Job) -> None:
+        """It has ended, perhaps before it began."""
+        if self._disk is not None:
+            self._disk.leave(job)
+
     def exchange(self, slot: Slot, job: Job, facts: SlotFacts) -> None:
-        """What the chosen slot is about to lose goes to host memory, what serves the prompt better comes from there."""
-        request, options = job.request, self._options
-        if self._prompts is None or not isinstance(request, Generation):
+        """What the chosen slot is about to lose goes to host memory, what serves the prompt better comes from there,
+        or from disk."""
+        request = job.request
+        if not isinstance(request, Generation):
             return
-        if not worth_a_look(facts, len(request.tokens), job.id_slot, options.slot_prompt_similarity):
-            return
-        log.debug("updating prompt cache")
-        self._save(slot)
-        n_common = slot.common(request.tokens, job.activation)
-        entry = self._prompts.take(n_common, len(slot.tokens), request.tokens, job.activation)
+        entry = self._disk.take(job) if self._disk is not None else None
         if entry is not None:
+            log.info("slot %d: %d tokens come back from disk", slot.id, len(entry.tokens))
+        if self._prompts is not None and self._worth_a_look(job, facts):
+            log.debug("updating prompt cache")
+            self._save(slot)
+            if entry is None:
+                n_common = slot.common(request.tokens, job.activation)
+                entry = self._prompts.take(n_common, len(slot.tokens), request.tokens, job.activation)
+            self._prompts.trim()
+        if entry is not None:
+            self._put(slot, entry)
+
+    def _worth_a_look(self, job: Job, facts: SlotFacts) -> bool:
+        return worth_a_look(facts, len(job.request.tokens), job.id_slot, self._options.slot_prompt_similarity)
+
+    def _put(self, slot: Slot, entry: Entry) -> None:
+        self.clear(slot)
+        n_positions = len(entry.tokens) - lag(entry.tokens)
+        fits = len(entry.tokens) <= slot.n_ctx and self._context.write_state(slot.id, entry.state)
+        if fits and self._context.last_position(slot.id) + 1 == n_positions:
+            slot.remember(list(entry.tokens), entry.activation, entry.checkpoints)
+        else:
+            log.warning("slot %d: no room for a kept prompt of %d tokens", slot.id, len(entry.tokens))
             self.clear(slot)
-            if self._context.write_state(slot.id, entry.state):
-                slot.remember(entry.tokens, entry.activation, entry.checkpoints)
-            else:
-                log.warning("slot %d: no room for a prompt of %d tokens from host memory", slot.id, len(entry.tokens))
-                self.clear(slot)
-        self._prompts.trim()
 
     def share(self, slot: Slot, job: Job) -> bool:
         """Takes over what another slot has computed of the prompt. False: waiting for it pays, see `done_waiting`."""
@@ -199,12 +245,33 @@ class Memory:
         slot.remember([], slot.activation)
         slot.shares_cells = False
 
+    # -- the model goes ------------------------------------------------------------------------------------------------
+
+    def save_to_disk(self, *, for_good: bool) -> None:
+        """What idle slots and host memory hold, until the model comes back; `for_good`: as another process."""
+        if self._disk is not None:
+            self._disk.save(self._leaving(), for_good=for_good)
+
+    def _leaving(self) -> Iterator[Leaving]:
+        for slot in self._slots:
+            if slot.idle and slot.tokens:
+                n_bytes, read = self._context.state_size(slot.id), partial(self._context.read_state, slot.id)
+                yield Leaving(slot.tokens, slot.activation, slot.checkpoints, n_bytes, read, slot.last_used)
+        for entry in self._prompts.entries if self._prompts is not None else ():
+            given = partial(_given, entry.state)
+            yield Leaving(entry.tokens, entry.activation, entry.checkpoints, entry.n_bytes, given, entry.used)
+
     def _save(self, slot: Slot) -> bool:
         if self._prompts is None or not slot.tokens:
             return False
         n_bytes = self._context.state_size(slot.id)
         saved = self._prompts.store(
-            slot.tokens, slot.activation, slot.checkpoints, n_bytes, lambda: self._context.read_state(slot.id)
+            slot.tokens,
+            slot.activation,
+            slot.checkpoints,
+            n_bytes,
+            lambda: self._context.read_state(slot.id),
+            slot.last_used,
         )
         self._prompts.trim()
         return saved
@@ -225,6 +292,10 @@ class Memory:
 
     def _reaches_back(self, slot: Slot, n: int) -> bool:
         return 0 <= self._context.first_position(slot.id) < max(0, slot.position_after(n) - self._n_swa)
+
+
+def _given(state: State) -> State:
+    return state
 
 
 def _prompt_cache(max_bytes: int | None, n_ctx: int) -> PromptCache | None:

@@ -103,6 +103,7 @@ class EngineOptions:
     continuous_batching: bool = True
     context_shift: bool = False
     cache_bytes: int | None = 0  # of host memory for prompts that left their slot; None: no limit, 0: off
+    disk_bytes: int = 0  # on disk for prompts whose model is away; 0: off
     cache_idle_slots: bool = False
     n_checkpoints: int = 0
     checkpoint_min_step: int = 8192
@@ -176,6 +177,7 @@ def from_settings(settings: Settings, model: Path, projector: Path | None, media
         continuous_batching=s.cont_batching,
         context_shift=s.context_shift and projector is None,  # part of an image cannot be forgotten
         cache_bytes=None if s.cache_ram < 0 else s.cache_ram << 20,
+        disk_bytes=s.cache_disk << 20,
         cache_idle_slots=s.cache_idle_slots,
         n_checkpoints=s.swa_checkpoints,
         checkpoint_min_step=s.checkpoint_min_step,

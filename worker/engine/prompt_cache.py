@@ -7,8 +7,9 @@ no llama.cpp.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,7 @@ class Entry:
     checkpoints: tuple[Checkpoint, ...]
     state: State
     n_bytes: int  # with the checkpoints
+    used: float = 0.0  # when its slot was released, on the monotonic clock
 
     def common(self, tokens: Sequence[int], activation: Activation) -> int:
         return min(common_prefix(self.tokens, tokens), self.activation.alike(activation))
@@ -57,6 +59,30 @@ def worth_a_look(slot: SlotFacts, n_prompt: int, wanted: int, threshold: float) 
     return wanted < 0 or bool(threshold and slot.n_cached)
 
 
+class Remembered(Protocol):
+    @property
+    def tokens(self) -> list[int]: ...
+
+    def common(self, tokens: Sequence[int], activation: Activation) -> int: ...
+
+
+R = TypeVar("R", bound=Remembered)
+
+
+def best_of(
+    entries: Iterable[R], n_common: int, n_cached: int, prompt: Sequence[int], activation: Activation
+) -> R | None:
+    """The entry that serves a prompt better than what remembers `n_cached` tokens, `n_common` of them its."""
+    best: R | None = None
+    best_kept, best_n = (n_common / n_cached if n_cached else -1.0), n_common
+    for entry in entries:
+        n = entry.common(prompt, activation)
+        kept = n / max(1, len(entry.tokens))
+        if kept >= LEAST_KEPT and kept > best_kept and n > best_n:
+            best, best_kept, best_n = entry, kept, n
+    return best
+
+
 class PromptCache:
     """Entries, oldest first."""
 
@@ -77,6 +103,7 @@ class PromptCache:
         checkpoints: Sequence[Checkpoint],
         n_bytes: int,
         read: Callable[[], State | None],
+        used: float = 0.0,
     ) -> bool:
         """Keeps a state of `n_bytes`, which is read only if it is wanted. What it covers or crowds out is dropped."""
         useful = activation.useful(len(tokens))
@@ -92,7 +119,7 @@ class PromptCache:
         state = read()
         if state is None:
             return False
-        self.entries.append(Entry(list(tokens), activation, tuple(checkpoints), state, n_bytes))
+        self.entries.append(Entry(list(tokens), activation, tuple(checkpoints), state, n_bytes, used))
         return True
 
     def trim(self) -> None:
@@ -109,16 +136,14 @@ class PromptCache:
 
         Better: more of the prompt is there, and a larger part of what is there is used. It is no longer kept here.
         """
-        best: Entry | None = None
-        best_kept, best_n = (n_common / n_cached if n_cached else -1.0), n_common
-        for entry in self.entries:
-            n = entry.common(prompt, activation)
-            kept = n / len(entry.tokens)
-            if kept >= LEAST_KEPT and kept > best_kept and n > best_n:
-                best, best_kept, best_n = entry, kept, n
+        best = self.best(n_common, n_cached, prompt, activation)
         if best is not None:
             self.entries.remove(best)
         return best
+
+    def best(self, n_common: int, n_cached: int, prompt: Sequence[int], activation: Activation) -> Entry | None:
+        """What `take` would take."""
+        return best_of(self.entries, n_common, n_cached, prompt, activation)
 
     def _count(self) -> int:
         return sum(len(entry.tokens) for entry in self.entries)

@@ -38,6 +38,7 @@ from .vocab import Vocab
 
 if TYPE_CHECKING:
     from ...presets.hub import ModelFiles
+    from ...presets.private_directory import PrivateDirectory
     from ...presets.settings import Settings
 
 __all__ = [
@@ -78,12 +79,14 @@ class Engine:
         files: ModelFiles,
         on_state: Callable[[Report], None],
         media_marker: str = "<__media__>",
+        disk: PrivateDirectory | None = None,
     ) -> None:
+        """`disk`: where prompts are kept while the model is away, if the settings allow it."""
         self._settings = settings
         self._media_marker = media_marker
         self._files = files
         self._on_state = on_state
-        self._thread = EngineThread(asyncio.get_running_loop(), _deliver, self._on_progress)
+        self._thread = EngineThread(asyncio.get_running_loop(), _deliver, self._on_progress, disk)
         self._loaded: Loaded | None = None
         self._info: ModelInfo | None = None
         self._stages: list[str] = []

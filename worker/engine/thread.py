@@ -13,15 +13,20 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 from ...presets.errors import ServerFault
+from ...presets.private_directory import PrivateDirectory
 from .activation import Scales
 from .adapters import Adapters
 from .context import Context
 from .control_vector import apply_control_vectors
 from .core import Core, Deliver
 from .counters import Counters
+from .disk_cache import DiskCache
+from .disk_key import disk_key
+from .disk_store import DiskStore
 from .draft_setup import speculation
 from .encoding import Encoding
 from .model import Model
@@ -35,13 +40,20 @@ OnProgress = Callable[[str, float], None]
 
 
 class EngineThread(threading.Thread):
-    def __init__(self, loop: asyncio.AbstractEventLoop, deliver: Deliver, on_progress: OnProgress) -> None:
-        """`deliver` and `on_progress` are called on the loop's thread."""
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        deliver: Deliver,
+        on_progress: OnProgress,
+        disk: PrivateDirectory | None = None,
+    ) -> None:
+        """`deliver` and `on_progress` are called on the loop's thread. `disk`: where prompts are kept meanwhile."""
         super().__init__(name="engine", daemon=True)
         self.core: Core | None = None
         self._loop = loop
         self._deliver = deliver
         self._on_progress = on_progress
+        self._directory = disk
         self._counters = Counters()
         self._scales: Scales | None = None  # of the adapters, while the model sleeps
         self._commands: deque[Callable[[], None]] = deque()
@@ -98,10 +110,18 @@ class EngineThread(threading.Thread):
             raise
         if options.warmup:
             context.warm_up()
-        self.core = Core(
-            model, context, adapters, encoding, drafts, lambda events: self._soon(self._deliver, events), self._counters
-        )
+        deliver = partial(self._soon, self._deliver)
+        disk = self._disk(context, encoding)
+        self.core = Core(model, context, adapters, encoding, drafts, deliver, self._counters, disk)
         return self.core
+
+    def _disk(self, context: Context, encoding: Encoding | None) -> DiskCache | None:
+        options = context.model.options
+        if self._directory is None or not options.disk_bytes or options.embeddings or context.memory is None:
+            return None
+        store = DiskStore(self._directory, options.disk_bytes)
+        read_media = encoding.projector.read_saved if encoding is not None else None
+        return DiskCache(store, disk_key(options, context.n_ctx_slot), read_media, lambda: self.post(_nothing))
 
     def _load_projector(self, model: Model) -> Encoding | None:
         options = model.options.projector
@@ -113,8 +133,9 @@ class EngineThread(threading.Thread):
         projector = Projector(model, options, lambda value: self._soon(self._on_progress, "mmproj_model", value))
         return Encoding(projector, lambda: self.post(_nothing))
 
-    def unload(self) -> None:
+    def unload(self, *, for_good: bool = False) -> None:
         if self.core is not None:
+            self._save(self.core, for_good)
             self.core.fail_all(ServerFault("The server is shutting down."))
             self._scales = self.core.adapters.scales
             if self.core.encoding is not None:
@@ -125,8 +146,14 @@ class EngineThread(threading.Thread):
             self.core = None
             _return_memory()
 
+    def _save(self, core: Core, for_good: bool) -> None:
+        try:
+            core.memory.save_to_disk(for_good=for_good)
+        except Exception:  # nothing may keep a model from going
+            log.exception("prompts could not be kept on disk")
+
     def stop(self) -> None:
-        self.unload()
+        self.unload(for_good=True)
         self._stopped = True
 
     def _take_commands(self) -> None:
