@@ -41,7 +41,7 @@ def add(layer: dict[str, Given], spelling: Spelling, text: str, where: str, *, r
     if isinstance(entry, Removed):
         raise ConfigError(f"{where}: this option is gone: {entry.instead}")
     if entry.hint is None:
-        text = _switch_text(text, spelling.negated, where)
+        text = switch_text(text, spelling.negated, where)
     if isinstance(entry, Option):
         before = layer.get(entry.field) if repeated else None
         put(layer, entry.field, Given(_appended(entry, before.text, text) if before else text, where))
@@ -62,7 +62,7 @@ def put(layer: dict[str, Given], field: str, given: Given) -> None:
     layer[field] = given
 
 
-def _switch_text(text: str, negated: bool, where: str) -> str:
+def switch_text(text: str, negated: bool, where: str) -> str:
     value = boolean(text)
     if value is None:
         raise ConfigError(

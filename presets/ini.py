@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,12 +18,16 @@ import iniconfig
 
 from .errors import ConfigError
 from .gguf_names import canonical_name
-from .given import Given, Layer, add, check, put
+from .given import Given, Layer, add, check, put, switch_text
+from .manners import Group
 from .table import KEYS, nearest
 
 log = logging.getLogger("corral.presets")
 
 ALL_MODELS = "*"
+GROUP = "group:"
+"""What the names of sections begin with that describe a group of models."""
+GROUP_KEYS = ("swap", "exclusive", "persistent")
 DEFAULT = "default"
 """The section of keys that stand before any header."""
 
@@ -49,6 +54,8 @@ class PresetFile:
     global_layer: Layer
     """`[*]`: for every model."""
     sections: tuple[Section, ...]
+    groups: Mapping[str, Group]
+    """`[group:NAME]`: by name."""
 
 
 class _Entry(NamedTuple):
@@ -65,12 +72,14 @@ class _Block(NamedTuple):
 
 def read_presets(path: str | Path) -> PresetFile:
     """Raises ConfigError `file:line: …` for anything that is not understood."""
-    layers = {block.name: (block.line, _layer(path, block)) for block in _blocks(path)}
+    blocks = _blocks(path)
+    groups = {block.name: _group(path, block) for block in blocks if block.name.startswith(GROUP)}
+    layers = {block.name: (block.line, _layer(path, block)) for block in blocks if block.name not in groups}
     for _, layer in layers.values():
         check(layer)
     _, everywhere = layers.pop(ALL_MODELS, (0, {}))
     sections = (Section(name, line, layer) for name, (line, layer) in layers.items() if layer or name != DEFAULT)
-    return PresetFile(everywhere, tuple(sections))
+    return PresetFile(everywhere, tuple(sections), {group.name: group for group in groups.values()})
 
 
 def read_global(path: str | Path) -> Layer:
@@ -126,7 +135,7 @@ def _unique(path: str | Path, number: int, line: str, names: dict[int, str]) -> 
         header = _HEADER.fullmatch(line)
         if not header or not header[1]:
             raise ConfigError(f"{path}:{number}: expected [name], found '{line}'")
-        names[number] = canonical_name(header[1])
+        names[number] = header[1] if header[1].startswith(GROUP) else canonical_name(header[1])
         return f"[{number}]"
     key = _KEY.match(line)
     if not key:
@@ -157,3 +166,15 @@ def _layer(path: str | Path, block: _Block, *, ignore_unknown: bool = False) -> 
         else:
             raise ConfigError(f"{path}:{line}: unknown key '{key}'{nearest(key, KEYS)}")
     return layer
+
+
+def _group(path: str | Path, block: _Block) -> Group:
+    name, rules = block.name.removeprefix(GROUP).strip(), {}
+    if not name:
+        raise ConfigError(f"{path}:{block.line}: [{block.name}] has no name: write [{GROUP}NAME]")
+    for line, key, value in block.entries:
+        if key not in GROUP_KEYS:
+            hint = "; the models of a group name it: group = NAME" if key == "members" else nearest(key, GROUP_KEYS)
+            raise ConfigError(f"{path}:{line}: unknown key '{key}' of a group{hint}")
+        rules[key] = switch_text(_value(value), False, f"{path}:{line}: {key}") == "true"
+    return Group(name, **rules)

@@ -5,6 +5,7 @@ Made by `sources` from the preset-only keys; the router's deciders read it. Pure
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,16 +14,34 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Group:
+    """Models that know of each other. Without a name: of none."""
+
+    name: str = ""
+    swap: bool = True
+    """Its models exclude each other."""
+    exclusive: bool = False
+    """A model that is to be loaded has those of all other groups leave, and those of none."""
+    persistent: bool = False
+    """Its models stay when a model of an exclusive group is loaded."""
+
+
+NO_GROUP = Group()
+
+
+@dataclass(frozen=True, slots=True)
 class Manners:
     priority: int = 0
     """Among those that wait the highest comes first, among those that may leave the lowest."""
     min_stay: float = 0.0
     """Seconds after its load in which nobody's wish for its place ends it."""
+    group: Group = NO_GROUP
 
 
 PLAIN = Manners()
 
 
-def manners_of(own: Settings) -> Manners:
-    """Out of a preset's own options."""
-    return Manners(priority=own.priority, min_stay=own.min_stay)
+def manners_of(own: Settings, groups: Mapping[str, Group]) -> Manners:
+    """Out of a preset's own options. A group that no section describes is what its members make of it by its name."""
+    group = groups.get(own.group) or Group(own.group)
+    return Manners(priority=own.priority, min_stay=own.min_stay, group=group)

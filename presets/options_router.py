@@ -155,6 +155,13 @@ class PresetOptions(OptionGroup):
         reader=Reader.PRESET,
         limits=within(ge=0),
     )
+    group: str = option(
+        "",
+        "group",
+        "group of the model: its members exclude each other, or do what the section [group:NAME] says",
+        hint="NAME",
+        reader=Reader.PRESET,
+    )
     dedup_cache_models: Switch = option(
         False, "dedup-cache-models", "hide cached models that are the same file as this one", reader=Reader.PRESET
     )

@@ -21,7 +21,7 @@ from .hub import find_cached, list_cached
 from .hub_cache import is_repo_name
 from .ini import DEFAULT, PresetFile, Section, read_presets
 from .layers import Given, Layer
-from .manners import PLAIN, Manners, manners_of
+from .manners import PLAIN, Group, Manners, manners_of
 from .render import to_ini
 from .settings import Settings
 from .table import NOT_OVERLAID, OPTIONS, PRESET_ONLY, ROUTER_OWN
@@ -108,13 +108,15 @@ def load_presets(settings: Settings, argv_layer: Layer, environ: Mapping[str, st
         merged = layers.merge(file.global_layer, candidate.base, candidate.section, overlay)
         kept = {name: given for name, given in merged.items() if name not in ROUTER_OWN}
         left_out |= {merged[name].where for name in merged.keys() - kept.keys()}
-        preset, own = _preset(candidate, kept, environ, settings.models_ttl)
+        preset, own = _preset(candidate, kept, environ, settings.models_ttl, file.groups)
         presets[candidate.name] = preset
         if own.dedup_cache_models and preset.source == "preset":
             dedup.add(candidate.name)
     for where in sorted(left_out):
         logger.warning("%s: an option of the router and not of a model: left out", where)
     presets.update(_variants(sharing, presets, overlay))
+    for name in file.groups.keys() - {preset.manners.group.name for preset in presets.values()}:
+        logger.warning("%s: no model is in the group '%s'", settings.models_preset, name)
     _check_names(presets)
     hidden = _duplicates(presets, dedup, environ)
     return {name: replace(presets[name], hidden=name in hidden) for name in sorted(presets)}
@@ -122,7 +124,7 @@ def load_presets(settings: Settings, argv_layer: Layer, environ: Mapping[str, st
 
 def _read_file(path: str) -> PresetFile:
     if not path:
-        return PresetFile({}, ())
+        return PresetFile({}, (), {})
     file = read_presets(path)
     for name in file.global_layer.keys() & OF_ONE_SECTION:
         raise ConfigError(f"{file.global_layer[name].where}: not for all models: it belongs into one's own section")
@@ -174,7 +176,11 @@ def _named_after(section: Section, base: Layer, file: PresetFile, where: str) ->
 
 
 def _preset(
-    candidate: _Candidate, merged: Layer, environ: Mapping[str, str], models_ttl: float
+    candidate: _Candidate,
+    merged: Layer,
+    environ: Mapping[str, str],
+    models_ttl: float,
+    groups: Mapping[str, Group],
 ) -> tuple[Preset, Settings]:
     """Also the values as settings. Every value is checked here, so that a mistake shows at once and not at a load."""
     own = layers.check(merged)
@@ -194,7 +200,7 @@ def _preset(
         stop_timeout=own.stop_timeout,
         pin=own.pin,
         ttl=own.ttl if own.ttl >= 0 else models_ttl,
-        manners=manners_of(own),
+        manners=manners_of(own, groups),
         input_modalities=("text", *_modalities(own, environ)),
         defaults=variants.header_of(candidate.name, layer, own.system_prompt, shares=False),
     )

@@ -15,6 +15,7 @@ from . import placement
 from .accounts import Accounts
 from .catalog import Catalog
 from .expiry import Expiry
+from .groups import in_the_way
 from .models import Model
 from .order import next_turn
 from .snapshot import Snapshot
@@ -121,7 +122,7 @@ class Dispatcher:
         await asyncio.sleep(self._load_delay)
         if not self._waiting.is_claimed(model.name) or not model.state.is_down:
             return  # nobody waits any more, or it was started by command
-        if self._may_start.is_set() and placement.has_room(self._snapshot(), model.name):
+        if self._may_start.is_set() and placement.may_start(self._snapshot(), model.name):
             self.start(model)
         else:
             self._waiting.unclaim(model.name)
@@ -157,6 +158,9 @@ class Dispatcher:
         snapshot = self._snapshot()
         if obstacle := placement.why_never(snapshot, model.name):
             raise NoPlace(f"model '{model.name}' cannot be loaded: {obstacle}")
+        if others := in_the_way(snapshot, model.name):
+            names = ", ".join(other.name for other in others)
+            raise ServerFault(f"model '{model.name}' does not run beside {names}, try again later")
         if not placement.has_place(snapshot):
             raise ServerFault("model limit reached, try again later")
         if not placement.has_space(snapshot, model.name):

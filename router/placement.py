@@ -11,6 +11,7 @@ rules:
   or wanted by an entry, or was loaded less than its `min-stay` ago. Of the lowest priority the one used longest ago
   leaves first.
 - For the next one's space the fewest leave, and of those the ones least worth keeping; nobody, if that would not do.
+- Those that the next one's group excludes leave as well (`groups`), and it starts when they are gone.
 - A pinned model is never evicted. Once pinned models have all places, what is queued is refused at once, and so is
   whoever's space would not be free with all others gone.
 - A model whose `ttl` is over since it was last used leaves, if it is idle.
@@ -21,7 +22,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from .order import due, is_protected
+from .groups import in_the_way, leaving_for, next_of, why_excluded
+from .order import is_protected
 from .snapshot import Entry, Resident, Rules, Snapshot, Stay
 from .space import NOTHING, UNBOUNDED, Space, fewest, total
 from .states import State
@@ -57,8 +59,10 @@ def tick(snapshot: Snapshot) -> Decision:
         return Decision()
     if refused := _refusals(snapshot):
         return Decision(refuse=refused)
-    queue = due(snapshot)
-    return Decision(evict=_evictions(snapshot, queue), start=_next_start(snapshot, queue))
+    victims = _victims(snapshot)
+    head = next_of(snapshot, victims)
+    model = None if head is None or not _may_load(snapshot) else head.model
+    return Decision(evict=_evictions(snapshot, model, victims), start=_next_start(snapshot, model))
 
 
 def expired(snapshot: Snapshot) -> tuple[Eviction, ...]:
@@ -82,6 +86,8 @@ def why_never(snapshot: Snapshot, model: str) -> str:
     names = ", ".join(sorted(resident.name for resident in pinned))
     if 0 < snapshot.models_max <= len(pinned):
         return f"pinned models have all {snapshot.models_max} places (--models-max): {names}"
+    if excluded := why_excluded(snapshot, model):
+        return excluded
     needs, kept = snapshot.resident(model).space, total(resident.space for resident in pinned)
     if (needs + kept).fits(snapshot.limit):
         return ""
@@ -97,22 +103,26 @@ def has_space(snapshot: Snapshot, model: str) -> bool:
     return (_taken(snapshot, but=model) + snapshot.resident(model).space).fits(snapshot.limit)
 
 
-def has_room(snapshot: Snapshot, model: str) -> bool:
-    return has_place(snapshot) and has_space(snapshot, model)
+def may_start(snapshot: Snapshot, model: str) -> bool:
+    return has_place(snapshot) and has_space(snapshot, model) and not in_the_way(snapshot, model)
 
 
 def waits_for_space(snapshot: Snapshot) -> bool:
     """Whether the next one's turn may come without any model changing: when others on this machine give memory back."""
-    head = next(iter(due(snapshot)), None)
+    head = next_of(snapshot, _victims(snapshot))
     return head is not None and has_place(snapshot) and not has_space(snapshot, head.model)
 
 
 def victims_for(snapshot: Snapshot, model: str) -> list[str]:
     """Idle models that nobody waits for and that must leave for one that is loaded by command; none, if in vain."""
     idle = _idle(snapshot)
-    place = [] if has_place(snapshot) else idle[:1]
-    space = _victims_for_space(snapshot, model, idle, place)
-    return [resident.name for resident in [*place, *space]]
+    leaving = leaving_for(snapshot, model, idle)
+    if leaving is None:
+        return []
+    if not leaving and not has_place(snapshot):
+        leaving = idle[:1]
+    space = _victims_for_space(snapshot, model, idle, leaving)
+    return [resident.name for resident in [*leaving, *space]]
 
 
 def _refusals(snapshot: Snapshot) -> tuple[Refusal, ...]:
@@ -124,13 +134,12 @@ def _refusals(snapshot: Snapshot) -> tuple[Refusal, ...]:
     return tuple(Refusal(model, reason) for model, reason in reasons if reason)
 
 
-def _next_start(snapshot: Snapshot, queue: list[Entry]) -> str | None:
-    if not queue or not _may_load(snapshot):
+def _next_start(snapshot: Snapshot, model: str | None) -> str | None:
+    if model is None or not snapshot.resident(model).state.is_down or in_the_way(snapshot, model):
         return None
-    model = queue[0].model
     if 0 < snapshot.models_max <= _running(snapshot) + _pending(snapshot) or not has_space(snapshot, model):
         return None
-    return model if snapshot.resident(model).state.is_down else None
+    return model
 
 
 def _may_load(snapshot: Snapshot) -> bool:
@@ -142,18 +151,21 @@ def _may_load(snapshot: Snapshot) -> bool:
     return not loading or (not is_unknown and len(loading) < snapshot.rules.parallel_loads)
 
 
-def _evictions(snapshot: Snapshot, queue: list[Entry]) -> tuple[Eviction, ...]:
-    victims = [resident for resident in _idle(snapshot) if not is_protected(snapshot, resident)]
+def _evictions(snapshot: Snapshot, model: str | None, victims: list[Resident]) -> tuple[Eviction, ...]:
+    """`model`: whose turn it is, if that may load now."""
+    excluded = leaving_for(snapshot, model, victims) if model else []
+    evictions = [Eviction(one.name, f"idle, and {model} does not run beside it") for one in excluded or ()]
+    others = [one for one in victims if one not in (excluded or ())]
     chosen: list[Resident] = []
     if snapshot.models_max > 0:
-        chosen = victims[: max(0, len(queue) - _free(snapshot))]
+        waiting = sum(1 for entry in snapshot.queue if not entry.claimed)
+        chosen = others[: max(0, waiting - _free(snapshot) - len(evictions))]
     reason = f"idle, and {len(snapshot.queue)} queued for {snapshot.models_max} places"
-    evictions = [Eviction(resident.name, reason) for resident in chosen]
-    if queue and _may_load(snapshot):
-        model = queue[0].model
+    evictions += [Eviction(one.name, reason) for one in chosen]
+    if model and excluded is not None:
         reason = f"idle, and {model} needs {snapshot.resident(model).space} of memory"
-        more = _victims_for_space(snapshot, model, victims, chosen)
-        evictions += [Eviction(resident.name, reason) for resident in more]
+        more = _victims_for_space(snapshot, model, victims, [*excluded, *chosen])
+        evictions += [Eviction(one.name, reason) for one in more]
     return tuple(evictions)
 
 
@@ -193,6 +205,10 @@ def _free(snapshot: Snapshot) -> int:
 def _pending(snapshot: Snapshot) -> int:
     """Claimed, and without a process yet."""
     return sum(1 for entry in snapshot.queue if entry.claimed and snapshot.resident(entry.model).state.is_down)
+
+
+def _victims(snapshot: Snapshot) -> list[Resident]:
+    return [resident for resident in _idle(snapshot) if not is_protected(snapshot, resident)]
 
 
 def _idle(snapshot: Snapshot) -> list[Resident]:

@@ -61,9 +61,10 @@ class MemoryLauncher:
 
     command = ("fake",)
 
-    def __init__(self, on_asked: OnAsked = lambda _: None) -> None:
-        """`on_asked` is called before a worker is told to stop or killed."""
+    def __init__(self, on_asked: OnAsked = lambda _: None, on_launch: Callable[[str], None] = lambda _: None) -> None:
+        """`on_asked` is called before a worker is told to stop or killed, `on_launch` before one is made."""
         self._on_asked = on_asked
+        self._on_launch = on_launch
         self.workers: list[MemoryWorker] = []
         self.refusal: OSError | None = None
         self.is_closed = False
@@ -76,6 +77,7 @@ class MemoryLauncher:
             raise self.refusal
         assert not self.is_closed
         assert spec.name not in {worker.name for worker in self.alive}, "two workers for one model"
+        self._on_launch(spec.name)
         self.workers.append(MemoryWorker(spec, len(self.workers) + 1, callbacks, self._on_asked))
         return self.workers[-1]
 

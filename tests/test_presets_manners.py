@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from llama_corral.presets import layers
 from llama_corral.presets.errors import ConfigError
-from llama_corral.presets.manners import Manners
+from llama_corral.presets.manners import Group, Manners
 from llama_corral.presets.sources import Preset, load_presets
 from llama_corral.router.snapshot import PATIENCE_S, Rules, rules_of
 
@@ -39,6 +39,36 @@ def test_priority_and_minimum_stay(load: Load) -> None:
 def test_nonsense_is_refused_with_its_place(load: Load, line: str) -> None:
     with pytest.raises(ConfigError, match=r"presets.ini:3: " + line.split(" ", maxsplit=1)[0]):
         load(f"[a]\nmodel = x.gguf\n{line}\n")
+
+
+def test_groups(load: Load) -> None:
+    found = load(
+        "[*]\nmodel = x.gguf\n[group:Big:one]\nexclusive = on ; comment\nswap = no-such\n".replace("no-such", "off")
+        + "[a]\ngroup = Big:one\n[b]\ngroup = label\n[c]\n"
+    )
+    assert {name: preset.manners.group for name, preset in found.items()} == {
+        "a": Group("Big:one", swap=False, exclusive=True), "b": Group("label"), "c": Group()
+    }  # fmt: skip
+    assert "group = label" in found["b"].ini_text
+
+
+@pytest.mark.parametrize(
+    ("ini", "why"),
+    [
+        ("[group:x]\nswap = maybe\n", "presets.ini:2: swap: invalid value 'maybe'"),
+        ("[group:x]\nswop = on\n", "presets.ini:2: unknown key 'swop' of a group.*swap"),
+        ("[group:x]\nmembers = a\n", "presets.ini:2: unknown key 'members' of a group; the models of a group name it"),
+        ("[group:]\nswap = on\n", "presets.ini:1: .*has no name"),
+    ],
+)
+def test_groups_that_make_no_sense(load: Load, ini: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        load(ini)
+
+
+def test_a_group_without_models_is_told(load: Load, caplog: pytest.LogCaptureFixture) -> None:
+    load("[group:x]\n[a]\nmodel = x.gguf\ngroup = y\n")
+    assert "no model is in the group 'x'" in caplog.text
 
 
 def test_rules_of_the_command_line() -> None:

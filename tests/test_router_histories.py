@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from lifecycle_tools import GIB, Sizes
 from llama_corral.presets.control import DOWNLOAD_ENV
 from llama_corral.presets.errors import ApiError, InvalidRequest, NoPlace
-from llama_corral.presets.manners import Manners
+from llama_corral.presets.manners import Group, Manners
 from llama_corral.presets.values import NO_LIMIT
 from llama_corral.router import dispatcher
 from llama_corral.router.lifecycle import Lifecycle
@@ -28,7 +28,8 @@ DOWNLOADS = ("me/one:Q8_0", "me/two:F16")
 models = st.sampled_from(MODELS)
 choice = st.integers(0, 100)
 MINUTES = 60.0  # more than the clock's own ticks of one history
-manners = st.builds(Manners, st.integers(-1, 1), st.sampled_from([0.0, 10.0, 10 * MINUTES]))
+GROUPS = (Group(), Group(), Group("s"), Group("e", swap=False, exclusive=True), Group("p", swap=False, persistent=True))
+manners = st.builds(Manners, st.integers(-1, 1), st.sampled_from([0.0, 10.0, 10 * MINUTES]), st.sampled_from(GROUPS))
 stays = st.sampled_from([None, None, None, Stay(pinned=True), Stay(ttl=0.0), Stay(ttl=20 * MINUTES), Stay()])
 
 
@@ -78,7 +79,7 @@ class Histories(RuleBasedStateMachine):
         self.room = Sizes(memory * GIB, **SIZES)
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(dispatcher, "RECHECK_S", 0.0)  # seconds mean nothing in here
-        self.launcher = MemoryLauncher(self.on_asked)
+        self.launcher = MemoryLauncher(self.on_asked, self.on_launch)
         self.entries = {name: preset(name, manners=manners[name]) for name in MODELS}
         options: dict[str, Any] = {"clock": self.clock, "room": self.room, "rules": rules}
         self.lifecycle = Lifecycle(self.entries, self.launcher, models_max=models_max, autoload=True, **options)
@@ -273,6 +274,21 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def never_more_than_the_limit(self) -> None:
         assert self.models_max <= 0 or len(self.residents) <= self.models_max
+
+    @invariant()
+    def never_two_of_a_group_that_swaps(self) -> None:
+        assert sum(self.group(worker.name) == "s" for worker in self.residents) <= 1
+
+    def group(self, name: str) -> str:
+        return self.manners[name].group.name if name in MODELS else ""
+
+    def on_launch(self, name: str) -> None:
+        """Others than its own, without persistence or a pin, are gone before a model of an exclusive group starts."""
+        if name in MODELS and self.manners[name].group.exclusive:
+            others = {worker.name for worker in self.residents} - {name}
+            views = {view.name: view for view in self.lifecycle.views()}
+            strangers = {other for other in others if self.group(other) not in ("e", "p")}
+            assert all(views[other].is_pinned for other in strangers), "an exclusive model started beside others"
 
     @invariant()
     def never_more_than_the_memory(self) -> None:
