@@ -13,8 +13,9 @@ import os
 import socket
 import ssl
 import stat
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -45,6 +46,8 @@ class Listening:
     """As a person would type them: `http://127.0.0.1:8080`, `unix:///run/x.sock`."""
     port: int | None
     """The TCP port, also when `--port 0` let the system choose it."""
+    stop_accepting: Callable[[], None] = lambda: None
+    """Closes the addresses; connections that are open stay."""
 
 
 @contextlib.asynccontextmanager
@@ -70,19 +73,23 @@ async def listen(app: web.Application, settings: Settings, *, grace: float = GRA
     try:
         await runner.setup()
         servers += [await _serve(runner, sock, tls) for sock in sockets]
-        listening = _describe(sockets, tls)
+        listening = replace(_describe(sockets, tls), stop_accepting=partial(_close, servers))
         for address in listening.addresses:
             log.info("listening on %s", address)
         yield listening
     finally:
-        for server in servers:
-            server.close()
+        _close(servers)
         await runner.cleanup()
         for sock in sockets:
             sock.close()
         for path in socket_files:
             with contextlib.suppress(OSError):
                 os.unlink(path)
+
+
+def _close(servers: list[asyncio.AbstractServer]) -> None:
+    for server in servers:
+        server.close()
 
 
 def _server_log() -> logging.Logger:

@@ -49,6 +49,14 @@ class HttpOptions(OptionGroup):
         reader=Reader.ROUTER,
         limits=within(ge=0),
     )
+    drain_timeout: float = option(
+        5.0,
+        "--drain-timeout",
+        "seconds that running responses have to finish when the server is asked to stop",
+        hint="SECONDS",
+        reader=Reader.BOTH,
+        limits=within(ge=0),
+    )
     sse_ping_interval: int = option(
         30,
         "--sse-ping-interval",

@@ -16,6 +16,7 @@ import msgspec
 from aiohttp import hdrs, web
 
 from .access import Keys, origin_policy, read_api_keys
+from .ending import Running
 from .envelopes import OPENAI, Envelope, envelope_of
 from .errors import (
     ApiError,
@@ -60,6 +61,7 @@ class Limits:
 
 
 LIMITS = web.AppKey("limits", Limits)
+RUNNING = web.AppKey("running", Running)
 
 
 # -- JSON ------------------------------------------------------------------------------------------------------------
@@ -199,12 +201,19 @@ def _hang_up(request: web.Request) -> web.Response:
     return web.Response()
 
 
+def _refuse_at_the_end(request: web.Request) -> web.Response:
+    """On a connection that was open before; its client is to try again, and to make a new one for that."""
+    response = error_response(Unavailable("the server is shutting down"), envelope_of(request))
+    response.force_close()
+    return response
+
+
 def application(
     settings: Settings, *, is_ready: Callable[[], bool] = _always, public_paths: Sequence[str] = ()
 ) -> web.Application:
     """An application whose every answer, errors included, has the manners of llama-server.
 
-    In this order: CORS origin; OPTIONS answered for any path; 503 until `is_ready()`; API key; the handler.
+    In this order: CORS origin; OPTIONS answered for any path; 503 before `is_ready()` and at the end; API key; handler.
     `public_paths` need no key, like health.
     """
     keys = Keys(read_api_keys(settings))
@@ -230,10 +239,13 @@ def application(
     async def manners(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.method == hdrs.METH_OPTIONS:
             return web.Response(headers=preflight)
+        if running.is_closed:
+            return _refuse_at_the_end(request)
         if refused := refusal(request):
             return error_response(refused, envelope_of(request))
         try:
-            return await handler(request)
+            with running.one():
+                return await handler(request)
         except ApiError as error:
             fault: ApiError | web.HTTPException = error
         except web.HTTPException as error:
@@ -247,7 +259,7 @@ def application(
             return _hang_up(request)
         return error_response(fault, envelope_of(request)) if isinstance(fault, ApiError) else fault
 
-    limits = Limits(settings.max_body, settings.timeout or None)
+    limits, running = Limits(settings.max_body, settings.timeout or None), Running()
     allowed_origin = origin_policy(settings)
 
     async def decorate(request: web.Request, response: web.StreamResponse) -> None:
@@ -261,6 +273,7 @@ def application(
 
     app = web.Application(middlewares=[manners], client_max_size=settings.max_body)
     app[LIMITS] = limits
+    app[RUNNING] = running
     app.on_response_prepare.append(decorate)
     return app
 

@@ -6,7 +6,7 @@ body's `model`. What is in none is a 404.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,9 @@ from .upstream import Upstream
 
 if TYPE_CHECKING:
     from ..presets.settings import Settings
+
+CUT: web.AppKey[Callable[[], None]] = web.AppKey("cut")
+"""Ends the answers of all workers."""
 
 BY_QUERY = ("/metrics", "/slots", "/lora-adapters")
 
@@ -75,6 +78,7 @@ def build(
     handlers = Handlers(settings, lifecycle, proxy, library)
     pulls = OllamaPull(lifecycle, library)
     app = application(settings, public_paths=vertex.public_paths() if vertex else ())
+    app[CUT] = proxy.cut
     app[RESPONSES] = responses or ResponseStore()
     app.cleanup_ctx.append(keep_until_cleanup)
     answered = [

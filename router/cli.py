@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import gc
 import logging
@@ -13,14 +14,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NoReturn
 
 from ..presets import layers, logs
+from ..presets.ending import Stop, drain
 from ..presets.errors import ApiError, ConfigError, ModelFilesError
 from ..presets.help import bash_completion, help_text
 from ..presets.hub import list_cached, remote_preset
 from ..presets.listen import listen
+from ..presets.notify import NOTIFY_ENV, READY, STOPPING, notify, reloading
 from ..presets.option import Option
 from ..presets.prompts_on_disk import DIRECTORY_ENV as PROMPTS_ENV
 from ..presets.prompts_on_disk import prompts_directory
@@ -30,13 +33,16 @@ from ..presets.sources import demo_presets_path, load_presets
 from ..presets.table import VARIABLES
 from ..presets.version import BUILD_INFO, VERSION
 from ..presets.vertex import VERTEX_ENV, read_vertex
+from ..presets.web import RUNNING
 from . import app
 from .child import worker_environ
+from .library import ReadPresets
 from .lifecycle import FAKE_LOAD_DELAY, FAKE_TIMING_ENV, Lifecycle
 from .room import room_of
 from .snapshot import rules_of
 from .spawn import WORKER_COMMAND
-from .watcher import watch
+from .tasks import Tasks
+from .watcher import read_again, watch
 from .zygote import best_launcher
 
 log = logging.getLogger("corral.router")
@@ -155,19 +161,59 @@ async def serve(settings: Settings, given: layers.Layer, environ: Mapping[str, s
         responses=responses,
         environ=environ,
     )
-    stop = asyncio.Event()
-    _on_signals(stop)
+    stop = Stop()
+    stop.on_signals()
+    hurrying = asyncio.create_task(_hurry(stop, lifecycle))
     try:
-        async with listen(application, settings):
+        async with listen(application, settings) as listening:
             log.info("router mode: %d models, at most %s in memory", len(presets), settings.models_max or "all")
+            notify(environ, READY)
             watching = asyncio.create_task(watch(settings, read_presets, lifecycle))
             try:
-                return await _run_until(stop, lifecycle)
+                with _reloads_on_hangup(read_presets, lifecycle, environ):
+                    code = await _run_until(stop.asked, lifecycle)
             finally:
                 watching.cancel()
+            log.info("stopping")
+            notify(environ, STOPPING)
+            listening.stop_accepting()
+            lifecycle.stop_serving()
+            await drain(application[RUNNING], stop, settings.drain_timeout, application[app.CUT])
+            return code
     finally:
         prompts.close()  # before the workers end, so that they need not fill it
         await lifecycle.close()
+        hurrying.cancel()
+
+
+async def _hurry(stop: Stop, lifecycle: Lifecycle) -> None:
+    """A second signal while workers have their time to end: they have none any more."""
+    await stop.hurried.wait()
+    if lifecycle.is_closing:
+        await lifecycle.close()
+
+
+@contextlib.contextmanager
+def _reloads_on_hangup(read_presets: ReadPresets, lifecycle: Lifecycle, environ: Mapping[str, str]) -> Iterator[None]:
+    """SIGHUP has the sources read again; on a terminal it means that this was closed, and ends the router as ever."""
+    if not hasattr(signal, "SIGHUP") or os.isatty(0):
+        yield
+        return
+    tasks, loop = Tasks(), asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, lambda: tasks.spawn(_read_again(read_presets, lifecycle, environ)))
+    try:
+        yield
+    finally:
+        tasks.cancel()
+        loop.add_signal_handler(signal.SIGHUP, lambda: log.info("SIGHUP comes too late: the router is stopping"))
+
+
+async def _read_again(read_presets: ReadPresets, lifecycle: Lifecycle, environ: Mapping[str, str]) -> None:
+    notify(environ, reloading())
+    try:
+        await read_again(read_presets, lifecycle)
+    finally:
+        notify(environ, READY)
 
 
 def _for_workers(environ: Mapping[str, str]) -> dict[str, str]:
@@ -177,6 +223,7 @@ def _for_workers(environ: Mapping[str, str]) -> dict[str, str]:
         for variable, spelling in VARIABLES.items()
         if isinstance(spelling.entry, Option) and spelling.entry.router_own
     }
+    own.add(NOTIFY_ENV)
     return {name: value for name, value in environ.items() if name not in own and not name.startswith(VERTEX_ENV)}
 
 
@@ -196,20 +243,3 @@ async def _run_until(stop: asyncio.Event, lifecycle: Lifecycle) -> int:
         startup.cancel()
         stopped.cancel()
     return 0
-
-
-def _on_signals(stop: asyncio.Event) -> None:
-    """The first SIGINT or SIGTERM stops in order, the second at once; workers then end by themselves."""
-    loop = asyncio.get_running_loop()
-
-    def on_signal() -> None:
-        if stop.is_set():
-            os._exit(1)
-        log.info("stopping; a second signal stops at once")
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        try:
-            loop.add_signal_handler(number, on_signal)
-        except NotImplementedError:  # Windows
-            signal.signal(number, lambda *_: loop.call_soon_threadsafe(on_signal))

@@ -158,6 +158,12 @@ class Connection(asyncio.Protocol):
             if not self._transport.is_closing():
                 self._transport.resume_reading()
 
+    def cut(self, why: str) -> None:
+        """Ends an exchange that is under way, as if the other side had."""
+        if self._busy and not self.complete:
+            self._fail(why)
+            self._transport.abort()
+
     def drop(self) -> None:
         self.usable = False
         self._transport.abort()

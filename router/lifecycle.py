@@ -74,7 +74,7 @@ class Lifecycle:
         self.downloads = Downloads(launcher, self._catalog, self._events)
         self._tasks = Tasks()
         self._reloads = asyncio.Lock()
-        self._is_closing = False
+        self._is_refusing = self._is_closing = False
         self._startup = sorted(model.name for model in self._catalog if model.preset.load_on_startup)
         if 0 < models_max < len(self._startup):
             raise ConfigError(
@@ -138,7 +138,7 @@ class Lifecycle:
         await self._accounts.weigh(model)
         await self._dispatcher.make_room(model)
         await self._dispatcher.released()
-        if self._is_closing:
+        if self._is_refusing:
             raise Unavailable("the router is shutting down")
         if model not in self._catalog:
             raise NotFound("model is not found")
@@ -200,6 +200,20 @@ class Lifecycle:
             log.info("(startup) loading model %s", name)
             await self.load(name)
 
+    @property
+    def is_closing(self) -> bool:
+        return self._is_closing
+
+    def stop_serving(self) -> None:
+        """Refuses those who wait and those who come, and ends event streams; the requests that have a lease go on."""
+        if self._is_refusing:
+            return
+        self._is_refusing = True
+        self._dispatcher.close()
+        self._tasks.cancel()
+        self._waiting.refuse_everyone(functools.partial(Unavailable, "the router is shutting down"))
+        self._events.close()
+
     async def close(self) -> None:
         """Ends all workers and waits for that; called a second time it gives them no more time."""
         instances = [model.instance for model in self._catalog if model.instance]
@@ -218,7 +232,7 @@ class Lifecycle:
     def _requested(self, name: str) -> Model:
         if not name:
             raise InvalidRequest("model name is missing from the request")
-        if self._is_closing:
+        if self._is_refusing:
             raise Unavailable("the router is shutting down")
         model = self._catalog.find(name)
         if model is None:
@@ -342,10 +356,7 @@ class Lifecycle:
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def _begin_closing(self) -> None:
+        self.stop_serving()
         self._is_closing = True
-        self._dispatcher.close()
-        self._tasks.cancel()
-        self._waiting.refuse_everyone(functools.partial(Unavailable, "the router is shutting down"))
-        self._events.close()
         for model in self._catalog:
             self._supervisor.stop(model, "the router is shutting down")

@@ -76,6 +76,7 @@ class Proxy:
         self._prefix = prefix
         self._fake_timing = fake_timing
         self._patience = early
+        self._is_ending = False
 
     async def by_query(self, request: web.Request) -> web.StreamResponse:
         """GET: the model is `?model=`."""
@@ -122,6 +123,11 @@ class Proxy:
         except (ApiError, CutOff, TimeoutError) as error:
             log.info("name=%s could not be asked for %s: %s", model, request.path, error)
             return None
+
+    def cut(self) -> None:
+        """The router ends: so do all answers, with a word to their clients."""
+        self._is_ending = True
+        self._upstream.cut("the router is shutting down")
 
     async def _forward(
         self,
@@ -179,8 +185,7 @@ class Proxy:
                 return whole(reply, await read_all(reply))
             if begun is not None and not is_event_stream(reply):
                 return await end_with(begun, as_event(request, reply, await rest(reply)))
-            confirm_end = partial(self._lifecycle.confirm_end, lease)
-            return await stream(request, reply, lease.model, patience, confirm_end, begun)
+            return await stream(request, reply, patience, partial(self._why_cut_off, lease), begun)
         except ConnectionError:
             if conversation is not None and conversation.outlives_client:
                 await outlast(request, reply)
@@ -218,9 +223,19 @@ class Proxy:
             await self._lifecycle.confirm_end(lease)
             raise Unavailable(f"model '{lease.model}' cannot be reached: {error}") from None
         except Died as error:
+            if self._is_ending:
+                raise Unavailable("the router is shutting down") from None
             log.warning("name=%s ended before it answered: %s", lease.model, error)
             await self._lifecycle.confirm_end(lease)
             raise UpstreamGone(f"model '{lease.model}' ended before it answered: {error}") from None
+
+    async def _why_cut_off(self, lease: Lease, why: str) -> ApiError:
+        """What the client of an unfinished answer is told."""
+        if self._is_ending:
+            return Unavailable("the router is shutting down")
+        log.warning("name=%s ended in the middle of an answer: %s", lease.model, why)
+        await self._lifecycle.confirm_end(lease)
+        return UpstreamGone(f"model '{lease.model}' ended in the middle of its answer: {why}")
 
 
 def wants_autoload(request: web.Request) -> bool | None:

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Awaitable, Callable, Iterable
 
 from aiohttp import hdrs, web
 from multidict import CIMultiDict
 
 from ..presets.envelopes import envelope_of
-from ..presets.errors import UpstreamGone
+from ..presets.errors import ApiError
 from ..presets.variants import DEFAULTS_HEADER
 from ..presets.web import EVENT_STREAM_TYPE, LINES_TYPE, error_event
 from .connection import CutOff, Header, Reply
-
-log = logging.getLogger("corral.router")
 
 OK = 200
 
@@ -109,9 +106,8 @@ async def outlast(request: web.Request, reply: Reply) -> None:
 async def stream(
     request: web.Request,
     reply: Reply,
-    model: str,
     patience: float | None,
-    confirm_end: Callable[[], Awaitable[None]],
+    why_cut_off: Callable[[str], Awaitable[ApiError]],
     begun: web.StreamResponse | None = None,
 ) -> web.StreamResponse:
     """`begun`: the client has its status, and is to have the bytes."""
@@ -128,21 +124,15 @@ async def stream(
     except TimeoutError:
         raise ConnectionAbortedError("the client does not read its answer") from None
     except CutOff as error:
-        log.warning("name=%s ended in the middle of an answer: %s", model, error)
-        await confirm_end()
+        why = await why_cut_off(str(error))
         separator = _SEPARATORS.get(response.content_type)
         if separator is None:
             raise ConnectionAbortedError("the answer is incomplete") from None  # an honest end: no last chunk
         before = b"" if last.endswith(separator) else separator
-        await response.write(before + _last_words(request, model, str(error)))
+        await response.write(before + error_event(why, envelope_of(request)))
     await response.write_eof()
     return response
 
 
 _SEPARATORS = {EVENT_STREAM_TYPE: b"\n\n", LINES_TYPE: b"\n"}
 """Streams that can say at their end what went wrong, and what stands between their messages."""
-
-
-def _last_words(request: web.Request, model: str, why: str) -> bytes:
-    error = UpstreamGone(f"model '{model}' ended in the middle of its answer: {why}")
-    return error_event(error, envelope_of(request))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterable
+from weakref import WeakSet
 
 from .connection import Connection, Died, Header, Reply, Unreachable
 
@@ -28,6 +29,7 @@ class Upstream:
         """`timeout`: seconds without a byte after which an answer is given up; None: never."""
         self._timeout = timeout
         self._idle: dict[str, list[Connection]] = {}
+        self._all: WeakSet[Connection] = WeakSet()
 
     async def send(self, endpoint: str, method: str, target: str, headers: Iterable[Header], body: bytes) -> Reply:
         """Returns when the answer's head is there. `endpoint`: path of a unix socket, or `host:port`.
@@ -49,6 +51,11 @@ class Upstream:
         except Unreachable as error:
             raise died or error from None  # its process is gone, and may have died of this very request
         return await connection.exchange(method, head, body)
+
+    def cut(self, why: str) -> None:
+        """Ends every exchange that is under way."""
+        for connection in tuple(self._all):
+            connection.cut(why)
 
     def close(self) -> None:
         idle, self._idle = self._idle, {}
@@ -88,7 +95,9 @@ class Upstream:
         loop = asyncio.get_running_loop()
 
         def protocol() -> Connection:
-            return Connection(endpoint, self._timeout, self._put_back, self._forget)
+            connection = Connection(endpoint, self._timeout, self._put_back, self._forget)
+            self._all.add(connection)
+            return connection
 
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):

@@ -38,18 +38,19 @@ async def watch(settings: Settings, read_presets: ReadPresets, lifecycle: Lifecy
 async def _follow(settings: Settings, read_presets: ReadPresets, lifecycle: Lifecycle) -> None:
     while folders := _folders(settings):
         async for _ in awatch(*folders, watch_filter=_filter(settings), recursive=False, step=SETTLE_MS):
-            await _reload(read_presets, lifecycle)
+            await read_again(read_presets, lifecycle)
             if _folders(settings) != folders:
                 break
 
 
-async def _reload(read_presets: ReadPresets, lifecycle: Lifecycle) -> None:
+async def read_again(read_presets: ReadPresets, lifecycle: Lifecycle) -> None:
+    """What cannot be read is said in the log, with its line, and changes nothing."""
     try:
         presets = await asyncio.to_thread(read_presets)
     except ConfigError as error:
         log.error("%s; the presets stay as they were", error)
         return
-    log.info("the model sources have changed: %d models", len(presets))
+    log.info("the model sources were read again: %d models", len(presets))
     await lifecycle.reload(presets)
 
 

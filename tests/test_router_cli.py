@@ -130,17 +130,6 @@ def test_signal_ends_router_and_workers(number: int, start_gateway: Start) -> No
     wait_until(lambda: not gateway.family(), "the worker to end")
 
 
-def test_second_signal_does_not_wait(start_gateway: Start) -> None:
-    gateway = start_gateway()
-    with socket.create_connection(("127.0.0.1", int(gateway.address))) as slow:
-        slow.sendall(b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
-        assert gateway.client.get("/health").status_code == 200  # by now the slow request is in its handler
-        gateway.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: "stopping" in gateway.log_text, "the first signal to be heard")
-        gateway.process.send_signal(signal.SIGTERM)
-        assert gateway.exit_code(2.0) == 1
-
-
 def test_keys_of_the_environment_do_not_lock_the_worker(start_gateway: Start) -> None:
     key = {"Authorization": "Bearer from-flag"}
     presets = "[tiny]\nmodel = {models}/tiny-llama.gguf\nctx-size = 256\n"

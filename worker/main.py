@@ -10,21 +10,23 @@ import asyncio
 import gc
 import logging
 import os
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 
 from ..presets import logs
 from ..presets.control import DOWNLOAD_ENV, Report
+from ..presets.ending import Stop, drain
 from ..presets.errors import ConfigError, ModelFilesError
 from ..presets.hub import resolve_files
 from ..presets.layers import notices, settings_from
 from ..presets.listen import listen
+from ..presets.notify import READY, STOPPING, notify
 from ..presets.private_directory import PrivateDirectory
 from ..presets.prompts_on_disk import prompts_directory
 from ..presets.settings import Settings
 from ..presets.transfer import Progress
 from ..presets.vertex import read_vertex
+from ..presets.web import RUNNING
 from .api.monitoring import model_entry
 from .api.serving import Serving
 from .app import build
@@ -69,19 +71,24 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 
 async def _live(settings: Settings, environ: Mapping[str, str], lifeline: Lifeline) -> int:
-    stopping = _asked_to_stop(lifeline)
+    stop = _asked_to_stop(lifeline)
     vertex = read_vertex(environ)
     if vertex is not None:
         settings = vertex.listening(settings)
     serving = Serving(settings, environ)
     disk = prompts_directory(settings.cache_disk_dir, environ)
-    async with listen(build(serving, vertex), settings):
+    application = build(serving, vertex)
+    async with listen(application, settings) as listening:
         loading = asyncio.create_task(_load(serving, environ, lifeline, disk))
-        asked = asyncio.create_task(stopping.wait())
+        asked = asyncio.create_task(stop.asked.wait())
         await asyncio.wait({loading, asked}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             engine = loading.result()
+            notify(environ, READY)
             await asked
+            notify(environ, STOPPING)
+            listening.stop_accepting()
+            await drain(application[RUNNING], stop, settings.drain_timeout, engine.close)
     if not loading.done():
         _abandon()
     await engine.close()
@@ -90,20 +97,12 @@ async def _live(settings: Settings, environ: Mapping[str, str], lifeline: Lifeli
     return OK
 
 
-def _asked_to_stop(lifeline: Lifeline) -> asyncio.Event:
-    """Set by the router, by SIGTERM or by SIGINT; a second signal does not wait for anything."""
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def on_signal() -> None:
-        if stopping.is_set():
-            os._exit(FAILED)
-        stopping.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    lifeline.on_exit(lambda: loop.call_soon_threadsafe(stopping.set))
-    return stopping
+def _asked_to_stop(lifeline: Lifeline) -> Stop:
+    """By the router, by SIGTERM or by SIGINT."""
+    stop, loop = Stop(), asyncio.get_running_loop()
+    stop.on_signals()
+    lifeline.on_exit(lambda: loop.call_soon_threadsafe(stop.ask))
+    return stop
 
 
 def _abandon() -> None:
