@@ -1,0 +1,83 @@
+"""One request as a client has it: asked, perhaps left, perhaps read slowly, and entered in the ledger as it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+
+import aiohttp
+
+from .ledger import Ending, Ledger
+from .requests import Ask, any_request
+
+DEADLINE_S = 60.0
+"""By then every answer is whole, refused or ended; a queue of this load is over in a few seconds."""
+PASSING = {500, 502, 503}
+"""What may be said to a right request: its model's worker was killed, keeps failing, or has no place."""
+
+
+async def ask(session: aiohttp.ClientSession, ledger: Ledger, wanted: Ask) -> None:
+    chance = ledger.random
+    number = ledger.begin(f"{wanted.what} of {wanted.body.get('model')}{', streamed' if wanted.streams else ''}")
+    leaves = chance.expovariate(2.0) if chance.random() < 0.15 else None
+    pause = chance.choice((0.02, 0.2)) if wanted.streams and chance.random() < 0.1 else 0.0
+    began = time.monotonic()
+    try:
+        async with asyncio.timeout(leaves if leaves is not None else DEADLINE_S):
+            ending, note = await _exchange(session, wanted, pause)
+    except TimeoutError:
+        lost = "no end of the answer before the deadline"
+        ending, note = (Ending.GONE, "") if leaves is not None else (Ending.LOST, lost)
+    except (aiohttp.ClientError, ConnectionError) as error:
+        ending, note = Ending.LOST, f"{type(error).__name__}: {error}"
+    ledger.end(number, ending, note, time.monotonic() - began)
+
+
+async def _exchange(session: aiohttp.ClientSession, wanted: Ask, pause: float) -> tuple[Ending, str]:
+    async with session.post(wanted.path, json=wanted.body) as response:
+        answer = bytearray()
+        async for piece in response.content.iter_chunked(256 if pause else 65536):
+            answer += piece
+            if pause:
+                await asyncio.sleep(pause)
+        return judge(wanted, response.status, bytes(answer))
+
+
+def judge(wanted: Ask, status: int, answer: bytes) -> tuple[Ending, str]:
+    if status == 200 and not wanted.refused:
+        if wanted.whole in answer:
+            return Ending.SERVED, ""
+        if wanted.streams and b'"error"' in answer:
+            return Ending.TOLD, ""
+        return Ending.LOST, f"an answer without its end: …{answer[-200:]!r}"
+    reason = reason_in(answer)
+    if not reason:
+        return Ending.LOST, f"{status} without a reason: {answer[:200]!r}"
+    if status == wanted.refused or (status in PASSING and not wanted.refused):
+        return Ending.REFUSED, f"{status} {reason[:60]}"
+    if status in PASSING and wanted.what == "wrong field":  # its model came first
+        return Ending.REFUSED, f"{status} {reason[:60]}"
+    return Ending.LOST, f"{status} is no answer to this: {reason}"
+
+
+def reason_in(answer: bytes) -> str:
+    """Of OpenAI's, Anthropic's or Ollama's envelope."""
+    try:
+        error = json.loads(answer).get("error")
+    except (ValueError, AttributeError):
+        return ""
+    text = error.get("message") if isinstance(error, dict) else error
+    return text if isinstance(text, str) else ""
+
+
+async def drive(session: aiohttp.ClientSession, ledger: Ledger, per_second: float, end: float, at_most: int) -> None:
+    """Requests at random moments until `end`; then waits for those that are still open."""
+    chance: random.Random = ledger.random
+    async with asyncio.TaskGroup() as group:
+        while (now := time.monotonic()) < end:
+            await asyncio.sleep(min(chance.expovariate(per_second), end - now))
+            burst = chance.choice((1, 1, 1, 1, 1, 1, 1, 12))
+            for _ in range(min(burst, at_most - ledger.open)):
+                group.create_task(ask(session, ledger, any_request(chance)))

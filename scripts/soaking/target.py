@@ -1,0 +1,172 @@
+"""The gateway under load: tiny models, presets that are edited while it runs, its processes, its end.
+
+Owns the presets file and the gateway's process. Knows nothing of requests.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+MAKER = Path(__file__).resolve().parent.parent / "make_test_models.py"
+MODELS_MAX = 3
+MODELS_MEMORY = "150M"  # two or three of these workers, by what they grow to
+MARK = "LLAMA_CORRAL_SOAK_MARK"  # by which a gateway's descendants are found wherever they stand
+STOP_S = 30.0  # streams that still run are cut well before
+NOT_INHERITED = ("LLAMA_", "HF_", "XDG_", "PYTHONPATH")
+
+CHATS = ("fox", "herd", "window", "state", "sleeper", "demo")
+EMBEDDER = "compass"
+
+
+@dataclass
+class Presets:
+    """The sections of the presets file; an edit changes one, a broken one is put right by the next."""
+
+    file: Path
+    models: Path
+    demo: Path
+    temperatures: dict[str, float] = field(default_factory=dict)
+    contexts: dict[str, int] = field(default_factory=dict)
+
+    def text(self) -> str:
+        files = {
+            "fox": self.models / "tiny-llama.gguf",
+            "herd": self.models / "tiny-llama-b.gguf",
+            "window": self.models / "tiny-gemma3.gguf",
+            "state": self.models / "tiny-mamba.gguf",
+            "sleeper": self.models / "tiny-llama.gguf",
+            "demo": self.demo / "demo-chat.gguf",
+            EMBEDDER: self.models / "tiny-bert.gguf",
+        }
+        more = {
+            "sleeper": "sleep-idle-seconds = 1\n",
+            "herd": "alias = cattle\n",
+            EMBEDDER: "embeddings = true\n",
+            "window": "ttl = 1\n",
+        }
+        lines = ["[*]\nthreads = 1\nparallel = 2\ncache-ram = 8\nttl = 4\nstop-timeout = 5\n"]
+        for name, file in files.items():
+            context = self.contexts.get(name, 1024)
+            lines.append(f"[{name}]\nmodel = {file}\nctx-size = {context}\n{more.get(name, '')}")
+            if name != EMBEDDER:
+                lines.append(f"temp = {self.temperatures.get(name, 0.8)}\n")
+        return "\n".join(lines)
+
+    def write(self) -> None:
+        """As an editor does: beside it, then in its place."""
+        beside = self.file.with_suffix(".new")
+        beside.write_text(self.text())
+        beside.replace(self.file)
+
+    def edit(self, chance: random.Random) -> None:
+        name = chance.choice(CHATS)
+        if chance.random() < 0.5:
+            self.contexts[name] = chance.choice((768, 1024, 1280))
+        else:
+            self.temperatures[name] = chance.choice((0.2, 0.5, 0.8, 1.0))
+        self.write()
+
+    def break_it(self) -> None:
+        self.file.write_text(self.text()[:-40] + "\n[fox\nno-such-key = what\n")
+
+
+class Target:
+    def __init__(self, program: str, folder: Path) -> None:
+        self.folder = folder
+        self.log = folder / "gateway.log"
+        models = folder / "models"
+        subprocess.run([sys.executable, str(MAKER), str(models)], check=True, stdout=subprocess.DEVNULL)
+        demo = Path(__file__).resolve().parents[2] / "presets" / "demo"
+        self.presets = Presets(folder / "presets.ini", models, demo)
+        self.presets.write()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self.mark = uuid.uuid4().hex
+        self._argv = [program, "--host", "127.0.0.1", "--port", str(self.port)]
+        self._argv += ["--models-preset", str(self.presets.file), "--models-max", str(MODELS_MAX)]
+        self._argv += ["--models-memory", MODELS_MEMORY]
+        self.process: subprocess.Popen[bytes]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Whatever happens, nothing of it is left behind."""
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(NOT_INHERITED)}
+        own = {"HOME": str(self.folder), "HF_HUB_OFFLINE": "1", MARK: self.mark}
+        with self.log.open("wb") as out:
+            self.process = subprocess.Popen(
+                self._argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=inherited | own
+            )
+        try:
+            yield
+        finally:
+            for process in [*self.family(), psutil.Process(self.process.pid)] if self.process.poll() is None else []:
+                with suppress(psutil.Error):
+                    process.kill()
+            self.process.wait()
+
+    def stop(self) -> int | None:
+        """Its exit code after SIGTERM; None: it did not end."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def family(self) -> list[psutil.Process]:
+        """The gateway and all that it started, wherever it stands now; dear, since it looks at every process."""
+        return [process for process in psutil.process_iter() if _mark_of(process) == self.mark]
+
+    def router(self) -> psutil.Process:
+        return psutil.Process(self.process.pid)
+
+    def zygote(self) -> psutil.Process | None:
+        return next((child for child in _children(self.router()) if _is_zygote(child)), None)
+
+    def workers(self) -> list[psutil.Process]:
+        """Those whose parent has not reaped them count as well."""
+        zygote = self.zygote()
+        spawned = [child for child in _children(self.router()) if not _is_zygote(child)]
+        return spawned + (_children(zygote) if zygote else [])
+
+    def last_words(self) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        children: list[psutil.Process] = process.children()
+    except psutil.Error:
+        return []
+    return children
+
+
+def _is_zygote(process: psutil.Process) -> bool:
+    try:
+        return any("zygote" in word for word in process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def _mark_of(process: psutil.Process) -> str | None:
+    try:
+        mark: str | None = process.environ().get(MARK)
+    except (psutil.Error, OSError):
+        return None
+    return mark
