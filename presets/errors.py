@@ -127,6 +127,20 @@ class Unavailable(ApiError):
         super().__init__(message)
 
 
+class QueueFull(Unavailable):
+    """So many wait already that one more would wait too long."""
+
+    retry_after = 5
+
+
+class TooManyRequests(ApiError):
+    """A model has as many requests as it takes at once, and lets none wait."""
+
+    status = 429
+    type = "rate_limit_error"
+    retry_after = 1
+
+
 class KeepsFailing(Unavailable):
     """A model that failed several times in a row has a pause."""
 

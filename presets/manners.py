@@ -36,6 +36,12 @@ class Manners:
     min_stay: float = 0.0
     """Seconds after its load in which nobody's wish for its place ends it."""
     group: Group = NO_GROUP
+    max_queue: int = 0
+    """Requests that may wait for it; 0: no bound."""
+    concurrency: int = 0
+    """Requests that may use it at once; 0: as many as come."""
+    concurrency_refuse: bool = False
+    """More than these are refused instead of waiting."""
 
 
 PLAIN = Manners()
@@ -44,4 +50,11 @@ PLAIN = Manners()
 def manners_of(own: Settings, groups: Mapping[str, Group]) -> Manners:
     """Out of a preset's own options. A group that no section describes is what its members make of it by its name."""
     group = groups.get(own.group) or Group(own.group)
-    return Manners(priority=own.priority, min_stay=own.min_stay, group=group)
+    return Manners(
+        priority=own.priority,
+        min_stay=own.min_stay,
+        group=group,
+        max_queue=own.max_queue,
+        concurrency=own.concurrency,
+        concurrency_refuse=own.concurrency_refuse,
+    )

@@ -103,6 +103,16 @@ class RouterOptions(OptionGroup):
         router_own=True,
         limits=within(ge=0),
     )
+    models_queue: int = option(
+        0,
+        "--models-queue",
+        "requests that may wait for models, all together; more are refused with 503; 0: no bound",
+        env="MODELS_QUEUE",
+        hint="N",
+        reader=Reader.ROUTER,
+        router_own=True,
+        limits=within(ge=0),
+    )
     models_parallel_loads: int = option(
         2,
         "--models-parallel-loads",
@@ -160,6 +170,28 @@ class PresetOptions(OptionGroup):
         "group",
         "group of the model: its members exclude each other, or do what the section [group:NAME] says",
         hint="NAME",
+        reader=Reader.PRESET,
+    )
+    max_queue: int = option(
+        0,
+        "max-queue",
+        "requests that may wait for the model; more are refused with 503; 0: no bound",
+        hint="N",
+        reader=Reader.PRESET,
+        limits=within(ge=0),
+    )
+    concurrency: int = option(
+        0,
+        "concurrency",
+        "requests that the model gets at once; more wait their turn; 0: as many as come",
+        hint="N",
+        reader=Reader.PRESET,
+        limits=within(ge=0),
+    )
+    concurrency_refuse: Switch = option(
+        False,
+        "concurrency-refuse",
+        "refuse requests beyond concurrency with 429 instead of letting them wait",
         reader=Reader.PRESET,
     )
     dedup_cache_models: Switch = option(

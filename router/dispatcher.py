@@ -19,6 +19,7 @@ from .groups import in_the_way
 from .models import Model
 from .order import next_turn
 from .snapshot import Snapshot
+from .states import State
 from .supervisor import Supervisor
 from .waiting import WaitingRoom
 
@@ -83,6 +84,10 @@ class Dispatcher:
         )
 
     def tick(self) -> None:
+        for name in self._waiting.without_entry:
+            model = self._catalog.find(name)
+            if model is not None and not model.takes_requests and model.state is not State.LOADING:
+                self._waiting.requeue(name)
         while self._waiting.has_queue and not self._is_closed:
             snapshot = self._snapshot()
             decision = placement.tick(snapshot)

@@ -23,7 +23,7 @@ from .catalog import Catalog
 from .dispatcher import Dispatcher
 from .downloads import Downloads
 from .events import Events, Subscription
-from .faults import NO_FAULTS
+from .leases import Leases
 from .models import Instance, Model, ModelView, view_of
 from .process import Launcher
 from .room import UNLIMITED, Room
@@ -31,7 +31,7 @@ from .snapshot import PLAIN_RULES, Rules, Stay
 from .states import State
 from .supervisor import Supervisor
 from .tasks import Tasks
-from .waiting import Lease, Waiter, WaitingRoom
+from .waiting import Lease, WaitingRoom
 
 if TYPE_CHECKING:
     from ..presets.sources import Preset
@@ -71,6 +71,7 @@ class Lifecycle:
         self._dispatcher = Dispatcher(
             self._catalog, self._waiting, self._accounts, self._supervisor, models_max=models_max, load_delay=load_delay
         )
+        self._leases = Leases(self._catalog, self._waiting, self._dispatcher, self._supervisor, clock, rules.max_queue)
         self.downloads = Downloads(launcher, self._catalog, self._events)
         self._tasks = Tasks()
         self._reloads = asyncio.Lock()
@@ -113,11 +114,12 @@ class Lifecycle:
             await self._accounts.weigh(found)
         record, variant = self._requested(model), self._catalog.variant(model)
         may_load = self._autoload if autoload is None else autoload
-        lease = await self._when_ready(record, touch, stay) if may_load else self._as_it_is(record, touch, stay)
+        take = self._leases.when_ready if may_load else self._leases.as_it_is
+        lease = await take(record, touch, stay)
         try:
             yield replace(lease, preset=variant or record.preset)
         finally:
-            self._release(lease)
+            self._leases.release(lease)
 
     async def confirm_end(self, lease: Lease) -> None:
         """For whoever saw a worker hang up: waits until its end is known, so that nobody is sent to a dead one."""
@@ -227,7 +229,7 @@ class Lifecycle:
             await instance.gone.wait()
         await self._launcher.close()
 
-    # -- leases ------------------------------------------------------------------------------------------------------
+    # -- names ------------------------------------------------------------------------------------------------------
 
     def _requested(self, name: str) -> Model:
         if not name:
@@ -239,70 +241,13 @@ class Lifecycle:
             raise InvalidRequest(f"model '{name}' not found")
         return model
 
-    def _as_it_is(self, model: Model, touch: bool, stay: Stay | None) -> Lease:
-        """Without autoload: whatever runs answers for itself, with 503 while it loads."""
-        if not model.state.is_running or model.state is State.STOPPING:
-            raise InvalidRequest("model is not loaded")
-        return self._grant(model, touch, stay)
-
-    async def _when_ready(self, model: Model, touch: bool, stay: Stay | None) -> Lease:
-        if model.takes_requests:
-            return self._grant(model, touch, stay)
-        if model.state in (State.DOWNLOADING, State.DOWNLOADED):
-            raise InvalidRequest(f"model name={model.name} is not running")
-        if error := model.refusal(self._clock()):
-            raise error
-        is_loading = model.state is State.LOADING
-        grant: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-        waiter = Waiter(grant, touch, stay, is_queued=not is_loading, saw_start=is_loading)
-        self._waiting.join(model.name, waiter, self._clock())
-        log.debug("name=%s: a request waits, %d in all", model.name, self._waiting.count(model.name))
-        self._dispatcher.tick()
-        try:
-            return await grant
-        except asyncio.CancelledError:
-            self._withdraw(model, waiter)
-            raise
-
-    def _withdraw(self, model: Model, waiter: Waiter) -> None:
-        self._waiting.leave(model.name, waiter)
-        if waiter.grant.done() and not waiter.grant.cancelled() and waiter.grant.exception() is None:
-            self._release(waiter.grant.result())  # granted in the very moment its client left
-        self._dispatcher.tick()
-
-    def _grant(self, model: Model, touch: bool, stay: Stay | None) -> Lease:
-        assert model.instance is not None
-        model.instance.leases += 1
-        if touch:
-            model.last_used = self._clock()
-        if stay is not None and not model.preset.pin:
-            model.instance.asked_stay = stay
-        return Lease(model.name, model.instance.worker.endpoint, model.instance, touch)
-
-    def _release(self, lease: Lease) -> None:
-        instance = lease.instance
-        assert isinstance(instance, Instance)
-        instance.leases -= 1
-        model = self._catalog.find(lease.model)
-        if lease.touch:
-            instance.idle_since = self._clock()
-            if model is not None and model.instance is instance:
-                model.faults = NO_FAULTS
-        if instance.leases > 0:
-            return
-        if instance.is_retiring and model is not None and model.instance is instance:
-            self._supervisor.stop(model, "its preset changed or is gone")
-        self._dispatcher.tick()
-        if model is not None and model.stay.ttl is not None:
-            self._dispatcher.unload_expired()
-
     # -- what follows from what workers do ---------------------------------------------------------------------------
 
     def _on_change(self, model: Model) -> None:
         self._accounts.learn(model)
         if model.instance is not None and model.state is State.LOADED:
             model.instance.idle_since = self._clock()
-        self._serve_waiters(model)
+        self._leases.serve_waiters(model)
         self._dispatcher.tick()
         self._dispatcher.unload_expired()
 
@@ -314,14 +259,6 @@ class Lifecycle:
         if instance.is_retiring and not self._catalog.settle(model):
             self._refuse_dropped(model)
         self._dispatcher.tick()
-
-    def _serve_waiters(self, model: Model) -> None:
-        """Before any tick, so that a model that just came up is busy, and not idle, when a victim is sought."""
-        if not model.takes_requests:
-            return
-        for waiter in self._waiting.take_all(model.name):
-            if not waiter.grant.done():
-                waiter.grant.set_result(self._grant(model, waiter.touch, waiter.stay))
 
     def _refuse_dropped(self, model: Model) -> None:
         self._waiting.refuse(model.name, functools.partial(ModelNotFound, model.name))
@@ -339,7 +276,7 @@ class Lifecycle:
             finally:
                 self._dispatcher.release()
             for model in self._catalog:
-                self._serve_waiters(model)  # a reload that brings the old preset back ends a retirement
+                self._leases.serve_waiters(model)  # a reload that brings the old preset back ends a retirement
             self._events.publish("*", "models_reload")
             self._dispatcher.tick()
             self._dispatcher.unload_expired()

@@ -39,6 +39,8 @@ class Instance:
 
     worker: Worker
     leases: int = 0
+    requests: int = 0
+    """Those of the leases that use the model."""
     shown: State = State.LOADING
     """What clients see while it is stopping."""
     is_retiring: bool = False

@@ -76,6 +76,8 @@ class Rules:
     max_wait: float = PATIENCE_S
     """Seconds in which an entry respects priorities and minimum stays of others."""
     parallel_loads: int = 1
+    max_queue: int = 0
+    """Requests that may wait for whatever models; 0: no bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,4 +103,4 @@ PLAIN_RULES = Rules()
 
 
 def rules_of(settings: Settings) -> Rules:
-    return Rules(settings.models_max_wait or PATIENCE_S, settings.models_parallel_loads)
+    return Rules(settings.models_max_wait or PATIENCE_S, settings.models_parallel_loads, settings.models_queue)

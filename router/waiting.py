@@ -43,9 +43,12 @@ class Waiter:
     touch: bool
     stay: Stay | None
     """What its request wants for the model from now on."""
+    since: float
     is_queued: bool
     saw_start: bool
     """It waits for an instance that exists; when that one goes down before it was ready, the waiter is refused."""
+    may_load: bool = True
+    """When the instance goes down that it waits for, it waits for the next one."""
 
 
 class WaitingRoom:
@@ -64,10 +67,13 @@ class WaitingRoom:
     def count(self, model: str) -> int:
         return len(self._waiters.get(model, ()))
 
-    def join(self, model: str, waiter: Waiter, now: float) -> None:
+    def count_all(self) -> int:
+        return sum(len(waiters) for waiters in self._waiters.values())
+
+    def join(self, model: str, waiter: Waiter) -> None:
         self._waiters.setdefault(model, []).append(waiter)
         if waiter.is_queued:
-            self._entries.setdefault(model, Entry(model, claimed=False, since=now))
+            self._entries.setdefault(model, Entry(model, claimed=False, since=waiter.since))
 
     def leave(self, model: str, waiter: Waiter) -> None:
         if waiter in self._waiters.get(model, ()):
@@ -88,6 +94,35 @@ class WaitingRoom:
         self.claim(model)
         for waiter in self._waiters.get(model, ()):
             waiter.saw_start = True
+
+    def take(self, model: str, most: int | None) -> list[Waiter]:
+        """Those that an instance serves now, in order; `most` of them use it. The others wait until one has ended."""
+        self._entries.pop(model, None)
+        taken: list[Waiter] = []
+        left: list[Waiter] = []
+        for waiter in self._waiters.pop(model, []):
+            if waiter.grant.done():
+                continue
+            if waiter.touch and most is not None and sum(one.touch for one in taken) >= most:
+                waiter.is_queued, waiter.saw_start = False, not waiter.may_load
+                left.append(waiter)
+            else:
+                taken.append(waiter)
+        if left:
+            self._waiters[model] = left
+        return taken
+
+    @property
+    def without_entry(self) -> list[str]:
+        """Models that some wait for, but nobody in the queue."""
+        return [model for model in self._waiters if model not in self._entries]
+
+    def requeue(self, model: str) -> None:
+        """The instance they waited for goes: they wait for the next one, but for those that saw it start."""
+        for waiter in self._waiters.get(model, ()):
+            if not waiter.saw_start:
+                waiter.is_queued = True
+                self._entries.setdefault(model, Entry(model, claimed=False, since=waiter.since))
 
     def take_all(self, model: str) -> list[Waiter]:
         self._entries.pop(model, None)

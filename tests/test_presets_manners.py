@@ -77,3 +77,9 @@ def test_rules_of_the_command_line() -> None:
     assert rules_of(layers.settings_from(given, {})) == Rules(7, 1)
     with pytest.raises(ConfigError, match="models-parallel-loads"):
         layers.settings_from(["--models-parallel-loads", "0"], {})
+
+
+def test_bounds(load: Load) -> None:
+    found = load("[a]\nmodel = x.gguf\nconcurrency = 3\nconcurrency-refuse = on\nmax-queue = 5\n")
+    assert found["a"].manners == Manners(concurrency=3, concurrency_refuse=True, max_queue=5)
+    assert rules_of(layers.settings_from(["--models-queue", "512"], {})).max_queue == 512

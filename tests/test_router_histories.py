@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from lifecycle_tools import GIB, Sizes
 from llama_corral.presets.control import DOWNLOAD_ENV
-from llama_corral.presets.errors import ApiError, InvalidRequest, NoPlace
+from llama_corral.presets.errors import ApiError, InvalidRequest, NoPlace, QueueFull, TooManyRequests
 from llama_corral.presets.manners import Group, Manners
 from llama_corral.presets.values import NO_LIMIT
 from llama_corral.router import dispatcher
@@ -29,7 +29,15 @@ models = st.sampled_from(MODELS)
 choice = st.integers(0, 100)
 MINUTES = 60.0  # more than the clock's own ticks of one history
 GROUPS = (Group(), Group(), Group("s"), Group("e", swap=False, exclusive=True), Group("p", swap=False, persistent=True))
-manners = st.builds(Manners, st.integers(-1, 1), st.sampled_from([0.0, 10.0, 10 * MINUTES]), st.sampled_from(GROUPS))
+manners = st.builds(
+    Manners,
+    st.integers(-1, 1),
+    st.sampled_from([0.0, 10.0, 10 * MINUTES]),
+    st.sampled_from(GROUPS),
+    max_queue=st.sampled_from([0, 0, 1, 3]),
+    concurrency=st.sampled_from([0, 0, 1, 2]),
+    concurrency_refuse=st.booleans(),
+)
 stays = st.sampled_from([None, None, None, Stay(pinned=True), Stay(ttl=0.0), Stay(ttl=20 * MINUTES), Stay()])
 
 
@@ -51,6 +59,8 @@ class Client:
             running = [view for view in lifecycle.views() if view.status != "unloaded"]
             if "of memory" not in error.message:
                 assert all(view.is_pinned for view in running)
+        except (QueueFull, TooManyRequests):
+            assert any(view.waiting or view.leases for view in lifecycle.views()), "refused beside nobody"
         except (ApiError, asyncio.CancelledError):
             pass
 
@@ -71,7 +81,9 @@ class Histories(RuleBasedStateMachine):
     @initialize(
         models_max=st.integers(0, 3),
         memory=st.sampled_from([NO_LIMIT, 4, 7]),
-        rules=st.builds(Rules, st.sampled_from([1.0, 20.0, 20 * MINUTES]), st.integers(1, 3)),
+        rules=st.builds(
+            Rules, st.sampled_from([1.0, 20.0, 20 * MINUTES]), st.integers(1, 3), st.sampled_from([0, 0, 4])
+        ),
         manners=st.fixed_dictionaries(dict.fromkeys(MODELS, manners)),
     )
     def begin(self, models_max: int, memory: int, rules: Rules, manners: dict[str, Manners]) -> None:
@@ -312,7 +324,22 @@ class Histories(RuleBasedStateMachine):
         for view in self.lifecycle.views():
             ready = view.status in ("loaded", "sleeping") and view.preset is self.entries.get(view.name)
             if ready and not self.launcher[view.name].must_go:
-                assert view.waiting == 0
+                limit = self.limit_of(view.name)
+                assert view.waiting == 0 or view.leases >= limit > 0
+
+    @invariant()
+    def never_more_at_once_than_a_model_takes(self) -> None:
+        for view in self.lifecycle.views():
+            limit = self.limit_of(view.name)
+            assert not limit or view.leases <= limit
+            assert not self.bound_of(view.name) or view.waiting <= self.bound_of(view.name)
+        assert not self.rules.max_queue or sum(view.waiting for view in self.lifecycle.views()) <= self.rules.max_queue
+
+    def limit_of(self, name: str) -> int:
+        return self.manners[name].concurrency if name in MODELS else 0
+
+    def bound_of(self, name: str) -> int:
+        return self.manners[name].max_queue if name in MODELS else 0
 
     @invariant()
     def waiters_are_counted(self) -> None:
