@@ -42,6 +42,8 @@ class Manners:
     """Requests that may use it at once; 0: as many as come."""
     concurrency_refuse: bool = False
     """More than these are refused instead of waiting."""
+    keep_warm: bool = False
+    """It is loaded though nobody asks for it, where there is room and nobody waits."""
 
 
 PLAIN = Manners()
@@ -57,4 +59,5 @@ def manners_of(own: Settings, groups: Mapping[str, Group]) -> Manners:
         max_queue=own.max_queue,
         concurrency=own.concurrency,
         concurrency_refuse=own.concurrency_refuse,
+        keep_warm=own.keep_warm,
     )

@@ -194,6 +194,13 @@ class PresetOptions(OptionGroup):
         "refuse requests beyond concurrency with 429 instead of letting them wait",
         reader=Reader.PRESET,
     )
+    keep_warm: Switch = option(
+        False,
+        "keep-warm",
+        "load the model when the router starts, and again after it failed or was evicted, where there is room and "
+        "nobody waits; --models-ttl is not for it",
+        reader=Reader.PRESET,
+    )
     dedup_cache_models: Switch = option(
         False, "dedup-cache-models", "hide cached models that are the same file as this one", reader=Reader.PRESET
     )

@@ -199,7 +199,7 @@ def _preset(
         load_on_startup=own.load_on_startup,
         stop_timeout=own.stop_timeout,
         pin=own.pin,
-        ttl=own.ttl if own.ttl >= 0 else models_ttl,
+        ttl=own.ttl if own.ttl >= 0 else 0.0 if own.keep_warm else models_ttl,
         manners=manners_of(own, groups),
         input_modalities=("text", *_modalities(own, environ)),
         defaults=variants.header_of(candidate.name, layer, own.system_prompt, shares=False),

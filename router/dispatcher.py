@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import math
 
 from ..presets.errors import ApiError, InvalidRequest, NoPlace, ServerFault
-from . import placement
+from . import placement, warm
 from .accounts import Accounts
 from .catalog import Catalog
 from .expiry import Expiry
@@ -23,7 +24,11 @@ from .states import State
 from .supervisor import Supervisor
 from .waiting import WaitingRoom
 
+log = logging.getLogger("corral.router")
+
 RECHECK_S = 0.5
+WARM_RECHECK_S = 10.0
+"""For memory that others on this machine may give back: nobody waits for it."""
 LONGEST_DELAY_S = 3600.0
 """Not every clock can count as far as options may say."""
 
@@ -45,11 +50,12 @@ class Dispatcher:
         self._supervisor = supervisor
         self._models_max = models_max
         self._load_delay = load_delay
-        self._expiry = Expiry(accounts.clock, functools.partial(self._snapshot, counts_memory=False), self._evict)
+        self._expiry = Expiry(accounts.clock, functools.partial(self._snapshot, counts_memory=False), self._expire)
         self._recheck: asyncio.TimerHandle | None = None
         self._starting: set[asyncio.Task[None]] = set()
         self._may_start = asyncio.Event()
         self._may_start.set()
+        self._is_warming = False
         self._is_closed = False
 
     def hold(self) -> None:
@@ -101,20 +107,50 @@ class Dispatcher:
                 self._evict(eviction)
             if decision.start is not None:
                 self._start_queued(self._catalog[decision.start])
+        self._keep_warm()
+
+    def _keep_warm(self) -> None:
+        """Nobody waits."""
+        if self._is_closed or self._is_warming or not any(model.wants_warmth for model in self._catalog):
+            return
+        snapshot = self._snapshot()
+        name = warm.next_warm(snapshot)
+        if name is not None:
+            self._is_warming = True
+            self._keep(asyncio.get_running_loop().create_task(self._start_warm(self._catalog[name])))
+            return
+        when = warm.next_look(snapshot)
+        delay = math.inf if when is None else when - snapshot.now
+        self._look_in(min(delay, WARM_RECHECK_S) if warm.waits_for_space(snapshot) else delay)
+
+    async def _start_warm(self, model: Model) -> None:
+        try:
+            await self._accounts.weigh(model)
+        finally:
+            self._is_warming = False
+        if model in self._catalog and warm.next_warm(self._snapshot()) == model.name:
+            log.info("name=%s is loaded to be warm", model.name)
+            self.start(model)
+        self.tick()
 
     def _evict(self, eviction: placement.Eviction) -> None:
         self._supervisor.stop(self._catalog[eviction.model], eviction.reason)
 
+    def _expire(self, eviction: placement.Eviction) -> None:
+        self._catalog[eviction.model].is_sent_away = True
+        self._evict(eviction)
+
     def _look_again(self, snapshot: Snapshot) -> None:
         """Time passes, and memory comes back, from devices above all, without anybody telling."""
+        when = next_turn(snapshot)
+        delay = math.inf if when is None else when - snapshot.now
+        self._look_in(min(delay, RECHECK_S) if placement.waits_for_space(snapshot) else delay)
+
+    def _look_in(self, delay: float) -> None:
         if self._recheck is not None:
             self._recheck.cancel()
-        when = next_turn(snapshot)
-        delay = math.inf if when is None else min(max(0.0, when - snapshot.now), LONGEST_DELAY_S)
-        if placement.waits_for_space(snapshot):
-            delay = min(delay, RECHECK_S)
         if delay < math.inf:
-            self._recheck = asyncio.get_running_loop().call_later(delay, self.tick)
+            self._recheck = asyncio.get_running_loop().call_later(min(delay, LONGEST_DELAY_S), self.tick)
 
     def _start_queued(self, model: Model) -> None:
         self._waiting.claim(model.name)
@@ -135,6 +171,7 @@ class Dispatcher:
 
     def start(self, model: Model) -> None:
         model.last_used = self._accounts.clock()
+        model.is_sent_away = False
         self._waiting.started(model.name)
         if self._supervisor.start(model):
             assert model.instance is not None

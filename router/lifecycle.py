@@ -164,6 +164,7 @@ class Lifecycle:
             return
         if not model.state.is_running:
             raise InvalidRequest("model is not running")
+        model.is_sent_away = True
         self._supervisor.stop(model, "unload was asked for")
         self._dispatcher.tick()
 
@@ -185,6 +186,7 @@ class Lifecycle:
         if model is None or await self.downloads.cancel(model.name):
             return
         if (instance := model.instance) is not None:
+            model.is_sent_away = True
             self._supervisor.stop(model, "its files are to be removed")
             await instance.gone.wait()
 
@@ -201,6 +203,7 @@ class Lifecycle:
         for name in self._startup:
             log.info("(startup) loading model %s", name)
             await self.load(name)
+        self._dispatcher.tick()
 
     @property
     def is_closing(self) -> bool:

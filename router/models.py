@@ -76,6 +76,8 @@ class Model:
     progress: dict[str, Any] = field(default_factory=dict)
     failure: str = ""
     faults: Faults = NO_FAULTS
+    is_sent_away: bool = False
+    """It was unloaded by command or after its time: it comes back only for whoever asks for it."""
     last_lines: tuple[str, ...] = ()
     command_line: tuple[str, ...] = ()
     expected: Space | None = None
@@ -88,6 +90,14 @@ class Model:
     @property
     def takes_requests(self) -> bool:
         return self.state.is_ready and self.instance is not None and not self.instance.is_retiring
+
+    @property
+    def is_kept_warm(self) -> bool:
+        return self.preset.manners.keep_warm and not self.is_sent_away
+
+    @property
+    def wants_warmth(self) -> bool:
+        return self.is_kept_warm and self.state.is_down
 
     @property
     def stay(self) -> Stay:
@@ -167,6 +177,7 @@ def resident_of(model: Model, space: Space = NOTHING) -> Resident:
         load_seconds=model.load_seconds,
         manners=model.preset.manners,
         ready_since=instance.ready_since if instance else 0.0,
+        warm_from=model.faults.until if model.is_kept_warm else None,
     )
 
 

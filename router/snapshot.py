@@ -46,6 +46,8 @@ class Resident:
     """What it costs to have it back."""
     manners: Manners = PLAIN
     ready_since: float = 0.0
+    warm_from: float | None = None
+    """From when on it may be loaded though nobody asks for it; None: never."""
 
     @property
     def is_pinned(self) -> bool:

@@ -83,3 +83,13 @@ def test_bounds(load: Load) -> None:
     found = load("[a]\nmodel = x.gguf\nconcurrency = 3\nconcurrency-refuse = on\nmax-queue = 5\n")
     assert found["a"].manners == Manners(concurrency=3, concurrency_refuse=True, max_queue=5)
     assert rules_of(layers.settings_from(["--models-queue", "512"], {})).max_queue == 512
+
+
+def test_what_is_kept_warm_has_no_time_but_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "presets.ini"
+    path.write_text("[*]\nmodel = x.gguf\nkeep-warm = on\n[a]\n[b]\nttl = 5\n[c]\nkeep-warm = off\n")
+    argv = layers.read_argv(["--models-preset", str(path), "--models-ttl", "60"])
+    found = load_presets(layers.resolve(argv), argv, {"HOME": str(tmp_path), "LLAMA_CACHE": str(tmp_path)})
+    assert {name: (preset.ttl, preset.manners.keep_warm) for name, preset in found.items()} == {
+        "a": (0, True), "b": (5, True), "c": (60, False)
+    }  # fmt: skip

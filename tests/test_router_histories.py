@@ -37,6 +37,7 @@ manners = st.builds(
     max_queue=st.sampled_from([0, 0, 1, 3]),
     concurrency=st.sampled_from([0, 0, 1, 2]),
     concurrency_refuse=st.booleans(),
+    keep_warm=st.sampled_from([False, False, True]),
 )
 stays = st.sampled_from([None, None, None, Stay(pinned=True), Stay(ttl=0.0), Stay(ttl=20 * MINUTES), Stay()])
 
