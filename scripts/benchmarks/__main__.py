@@ -13,7 +13,7 @@ from pathlib import Path
 
 import uvloop
 
-from . import constrained, drafting, gateway, generation, lifecycle, sharing
+from . import constrained, drafting, gateway, generation, lifecycle, sharing, warm
 from .hammer import Hits, hammer, null_server
 from .report import number, table, write_json, write_plot
 from .scenario import Plan, Scenario
@@ -27,6 +27,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     *drafting.SCENARIOS,
     *gateway.SCENARIOS,
     *lifecycle.SCENARIOS,
+    *warm.SCENARIOS,
 )
 NOTE = "No --reference was given: these are figures of this machine in this minute, which say little by themselves."
 
