@@ -11,6 +11,7 @@ from typing import Any
 from llama_corral.presets.control import Report
 from llama_corral.presets.errors import ApiError
 from llama_corral.presets.hub import ModelFiles
+from llama_corral.presets.private_directory import PrivateDirectory
 from llama_corral.presets.settings import Settings
 from llama_corral.worker.engine.messages import (
     Embedded,
@@ -38,11 +39,14 @@ async def running(
     *,
     projector: Path | None = None,
     draft: Path | None = None,
+    disk: PrivateDirectory | None = None,
     **settings: Any,
 ) -> AsyncIterator[Engine]:
     """A loaded engine; `reports` gathers what it tells the application."""
     options = Settings(model=str(model), **{"ctx_size": 1024, "threads": 1, **settings})
-    engine = Engine(options, ModelFiles(model, projector, draft), (reports if reports is not None else []).append)
+    engine = Engine(
+        options, ModelFiles(model, projector, draft), (reports if reports is not None else []).append, disk=disk
+    )
     try:
         await engine.load()
         yield engine

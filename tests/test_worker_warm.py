@@ -6,18 +6,20 @@ import asyncio
 import os
 import resource
 import shutil
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import engine_tools
 import pytest
 from engine_tools import ask, run
-from llama_corral.presets.hub import ModelFiles
 from llama_corral.presets.private_directory import PrivateDirectory
-from llama_corral.presets.settings import Settings
-from llama_corral.worker.engine.messages import Finished
+from llama_corral.worker.engine import disk_cache
+from llama_corral.worker.engine.messages import Finished, Sampling
 from llama_corral.worker.engine.runner import Engine
+from test_worker_multimodal import ALL, KINDS, M, look, seeing
 
 PROMPT = [1, *(40 + i % 60 for i in range(200))]
 OTHER = [1, *(45 + i % 50 for i in range(150))]
@@ -26,15 +28,10 @@ OTHER = [1, *(45 + i % 50 for i in range(150))]
 @asynccontextmanager
 async def running(model: Path, directory: Path | None, **settings: Any) -> AsyncIterator[Engine]:
     """As a worker has it; `directory` is somebody else's, None: its own."""
-    own = PrivateDirectory("corral-test-", str(directory or ""), parent=str(model.parent))
-    options = Settings(model=str(model), **{"ctx_size": 1024, "threads": 1, "parallel": 2, **settings})
-    engine = Engine(options, ModelFiles(model, settings.get("mmproj"), None), lambda _: None, disk=own)
-    try:
-        await engine.load()
+    disk = PrivateDirectory("corral-test-", str(directory or ""), parent=str(model.parent))
+    async with engine_tools.running(model, disk=disk, **{"parallel": 2, **settings}) as engine:
         yield engine
-    finally:
-        await engine.close()
-        own.close()
+    disk.close()
 
 
 async def turn(model: Path, directory: Path | None, prompt: list[int] = PROMPT, **settings: Any) -> Finished:
@@ -109,6 +106,87 @@ def test_a_crowd_with_one_beginning_reads_it_once(llama: Path, tmp_path: Path) -
             prompts = [[*PROMPT, 50 + k] for k in range(4)]
             results = await asyncio.gather(*(ask(loaded, prompt).one() for prompt in prompts))
             assert [one.timings.cache_n for one in results] == [len(PROMPT)] * 4
+
+    run(test())
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "recurrent"])
+def test_images_and_sound_come_back(models: Path, tmp_path: Path, kind: str) -> None:
+    text, file = f"What is {M} here" + " and there" * 40, ALL[kind][2][0]
+
+    async def look_once(text: str, **settings: Any) -> Finished:
+        disk = PrivateDirectory("", str(tmp_path))
+        async with seeing(models, kind, disk=disk, **settings) as engine, engine.use() as loaded:
+            return await look(loaded, text, file).one()
+
+    async def test() -> None:
+        first = await look_once(text)
+        longer = text + " or elsewhere"
+        second, plain = await look_once(longer), await look_once(longer, cache_disk=0)
+        assert (second.tokens, plain.timings.cache_n) == (plain.tokens, 0)
+        assert second.timings.cache_n >= 0.9 * first.n_prompt
+
+    run(test())
+
+
+def test_drafts_go_on(llama: Path, tmp_path: Path) -> None:
+    async def test() -> None:
+        settings: dict[str, Any] = {"draft": llama, "spec_type": ("draft-simple",)}
+        first = await turn(llama, tmp_path, **settings)
+        second = await turn(llama, tmp_path, next_turn(first), **settings)
+        plain = await turn(llama, None, next_turn(first), cache_disk=0)
+        assert second.tokens == plain.tokens
+        assert second.timings.cache_n == len(PROMPT) + len(first.tokens) - 1
+        assert second.timings.draft_n_accepted > 0
+
+    run(test())
+
+
+def test_others_go_on_while_a_prompt_is_read(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk answers when the test lets it."""
+    let, really_read = threading.Event(), disk_cache.read
+
+    def read(*arguments: Any) -> Any:
+        assert let.wait(30)
+        return really_read(*arguments)
+
+    monkeypatch.setattr(disk_cache, "read", read)
+
+    async def test() -> None:
+        await turn(llama, tmp_path)
+        async with running(llama, tmp_path) as engine, engine.use() as loaded:
+            stream = ask(loaded, "Hello", n_predict=100, stream=True, sampling=Sampling(temperature=0, ignore_eos=True))
+            await stream.until(bool)
+            left, stays = ask(loaded, PROMPT), ask(loaded, PROMPT)
+            assert (await stream.one()).n_decoded == 100
+            assert (left.events, stays.events) == ([], [])
+            left.ticket.cancel()
+            let.set()
+            assert (await stays.one()).timings.cache_n == len(PROMPT) - 1
+            let.clear()
+            late = ask(loaded, OTHER)
+            assert (await late.one()).timings.cache_n == 1, "nothing is known of it: nothing is read"
+
+        async with running(llama, tmp_path) as engine, engine.use() as loaded:
+            asked = ask(loaded, PROMPT)
+            await ask(loaded, "Hello", id_slot=0).ticket.end_thoughts()
+            await engine.close()
+            assert (await asked.error()).status == 500
+            let.set()
+
+    run(test())
+
+
+def test_a_slow_disk_is_given_up(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        await turn(llama, tmp_path)
+        monkeypatch.setattr(disk_cache, "READ_S", -1.0)
+        assert (await turn(llama, tmp_path)).timings.cache_n == 0
+        assert len(files(tmp_path)) == 1
+        monkeypatch.setattr(disk_cache, "SAVE_S", -1.0)
+        await turn(llama, tmp_path / "new", OTHER)
+        monkeypatch.undo()
+        assert (await turn(llama, tmp_path)).timings.cache_n == len(PROMPT) - 1
 
     run(test())
 

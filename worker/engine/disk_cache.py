@@ -90,6 +90,9 @@ class DiskCache:
         used = time.time() - (time.monotonic() - prompt.used)
         if self._store.has(name, used):
             return True
+        if prompt.n_bytes > self._store.max_bytes:
+            log.info("a prompt of %d MiB does not fit into --cache-disk", prompt.n_bytes >> 20)
+            return False
         state = prompt.read()
         if state is None:
             return False

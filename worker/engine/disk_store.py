@@ -47,7 +47,7 @@ def victims(files: Iterable[Kept], n_new: int, used: float, max_bytes: int) -> l
 
 class DiskStore:
     def __init__(self, directory: PrivateDirectory, max_bytes: int) -> None:
-        self._directory, self._max_bytes = directory, max_bytes
+        self._directory, self.max_bytes = directory, max_bytes
         self.outlives = not directory.is_own
         """Whether another process may read what this one leaves."""
 
@@ -72,13 +72,15 @@ class DiskStore:
                 return False
             file = locked_new(partial)
         try:
-            with file:
-                if not fill(file):
-                    return False
+            if not fill(file):
+                return False
+            with _alone(directory):  # nobody takes it for abandoned
+                file.close()
                 os.utime(partial, (used, used))
                 partial.replace(final)
             return True
         finally:
+            file.close()
             partial.unlink(missing_ok=True)
 
     def has(self, name: str, used: float) -> bool:
@@ -113,7 +115,7 @@ class DiskStore:
                     elif entry.name.endswith(SUFFIX):
                         facts = entry.stat(follow_symlinks=False)
                         kept.append(Kept(facts.st_mtime, facts.st_size, entry.name))
-        chosen = victims(kept, n_bytes, used, self._max_bytes - n_coming)
+        chosen = victims(kept, n_bytes, used, self.max_bytes - n_coming)
         if chosen is None:
             return False
         disk = shutil.disk_usage(directory)
@@ -127,7 +129,8 @@ class DiskStore:
 
 def locked_new(path: Path) -> IO[bytes]:
     """Raises FileExistsError: another worker is writing the same."""
-    file = os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb", buffering=0)
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
+    file = os.fdopen(os.open(path, flags, 0o600), "wb", buffering=0)
     with contextlib.suppress(ImportError, OSError):
         import fcntl
 

@@ -119,9 +119,14 @@ class EngineThread(threading.Thread):
         options = context.model.options
         if self._directory is None or not options.disk_bytes or options.embeddings or context.memory is None:
             return None
+        try:
+            key = disk_key(options, context.n_ctx_slot)
+        except OSError as error:
+            log.warning("prompts are not kept on disk: %s", error)
+            return None
         store = DiskStore(self._directory, options.disk_bytes)
         read_media = encoding.projector.read_saved if encoding is not None else None
-        return DiskCache(store, disk_key(options, context.n_ctx_slot), read_media, lambda: self.post(_nothing))
+        return DiskCache(store, key, read_media, lambda: self.post(_nothing))
 
     def _load_projector(self, model: Model) -> Encoding | None:
         options = model.options.projector
