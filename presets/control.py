@@ -16,7 +16,20 @@ CONTROL_FD_ENV = "LLAMA_CORRAL_CONTROL_FD"
 DOWNLOAD_ENV = "LLAMA_CORRAL_DOWNLOAD"
 """Set, to whatever: the worker only fetches the files of its model, and exits with 0 when all are there."""
 
-State = Literal["loading", "ready", "sleeping", "failed", "downloading"]
+HEARTBEAT_S = 2.0
+"""Between two signs of life of a worker: seldom enough to cost nothing, often enough that some may be late."""
+
+State = Literal["loading", "ready", "sleeping", "failed", "downloading", "alive"]
+
+
+class SignOfLife(msgspec.Struct, frozen=True):
+    """The payload of `alive`."""
+
+    busy: bool = False
+    """Some request has the engine, so `steps` should grow."""
+    steps: int = 0
+    cpu: float = 0.0
+    """Seconds of processor time that the process has used."""
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -25,6 +38,7 @@ class Report(msgspec.Struct, frozen=True):
     loading: `{"stages": […], "current": "text_model", "value": 0.0…1.0}`, or `{}` on waking up.
     ready: the worker's `/v1/models` entry (id, aliases, tags, meta), or `{}` after waking up.
     downloading: `{"url": …, "downloaded": bytes, "total": bytes}`, of one file, by a worker that only downloads.
+    alive: a `SignOfLife`, every `HEARTBEAT_S` seconds; changes no state.
     sleeping: `{}`. failed: `{"message": why}`, followed by the worker's exit.
     """
 

@@ -83,6 +83,16 @@ class RouterOptions(OptionGroup):
         router_own=True,
         limits=within(ge=0),
     )
+    worker_timeout: float = option(
+        300.0,
+        "--worker-timeout",
+        "seconds after which a worker that hangs is ended: one that gives no sign of life, or whose requests do not "
+        "get on though it does not compute; 0: never, less than 6 counts as 6",
+        hint="SECONDS",
+        reader=Reader.ROUTER,
+        router_own=True,
+        limits=within(ge=0),
+    )
     stream_open_after: float = option(
         30.0,
         "--stream-open-after",

@@ -42,6 +42,7 @@ from .room import room_of
 from .snapshot import rules_of
 from .spawn import WORKER_COMMAND
 from .tasks import Tasks
+from .watchdog import least_timeout
 from .watcher import read_again, watch
 from .zygote import best_launcher
 
@@ -148,6 +149,7 @@ async def serve(settings: Settings, given: layers.Layer, environ: Mapping[str, s
         load_delay=FAKE_LOAD_DELAY if is_slowed else 0.0,
         room=room_of(settings, for_workers),
         rules=rules_of(settings),
+        worker_timeout=least_timeout(settings.worker_timeout),
     )
     vertex = read_vertex(environ)
     if vertex is not None:

@@ -57,6 +57,7 @@ class Lifecycle:
         load_delay: float = 0.0,
         room: Room = UNLIMITED,
         rules: Rules = PLAIN_RULES,
+        worker_timeout: float = 0.0,
     ) -> None:
         """`load_delay`: seconds before each start, see FAKE_TIMING_ENV. `room`: of memory. Raises ConfigError."""
         self._launcher = launcher
@@ -67,7 +68,9 @@ class Lifecycle:
         self._catalog = Catalog(presets, launcher.command)
         self._waiting = WaitingRoom()
         self._events = Events(self._catalog.variants_of)
-        self._supervisor = Supervisor(launcher, self._events, self._on_change, self._on_exit)
+        self._supervisor = Supervisor(
+            launcher, self._events, self._on_change, self._on_exit, worker_timeout=worker_timeout, clock=clock
+        )
         self._dispatcher = Dispatcher(
             self._catalog, self._waiting, self._accounts, self._supervisor, models_max=models_max, load_delay=load_delay
         )
@@ -121,11 +124,16 @@ class Lifecycle:
         finally:
             self._leases.release(lease)
 
-    async def confirm_end(self, lease: Lease) -> None:
-        """For whoever saw a worker hang up: waits until its end is known, so that nobody is sent to a dead one."""
-        assert isinstance(lease.instance, Instance)
+    async def confirm_end(self, lease: Lease) -> str:
+        """For whoever saw a worker hang up: waits until its end is known, so that nobody is sent to a dead one.
+
+        Why it ended, if it was its own fault.
+        """
+        instance = lease.instance
+        assert isinstance(instance, Instance)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(lease.instance.gone.wait(), EXIT_PATIENCE_S)
+            await asyncio.wait_for(instance.gone.wait(), EXIT_PATIENCE_S)
+        return instance.failure if instance.is_fault else ""
 
     async def load(self, name: str) -> None:
         """Starts a worker by command, past the queue: returns once it is started. Raises ApiError."""

@@ -226,15 +226,15 @@ class Proxy:
             if self._is_ending:
                 raise Unavailable("the router is shutting down") from None
             log.warning("name=%s ended before it answered: %s", lease.model, error)
-            await self._lifecycle.confirm_end(lease)
-            raise UpstreamGone(f"model '{lease.model}' ended before it answered: {error}") from None
+            why = await self._lifecycle.confirm_end(lease) or error
+            raise UpstreamGone(f"model '{lease.model}' ended before it answered: {why}") from None
 
     async def _why_cut_off(self, lease: Lease, why: str) -> ApiError:
         """What the client of an unfinished answer is told."""
         if self._is_ending:
             return Unavailable("the router is shutting down")
         log.warning("name=%s ended in the middle of an answer: %s", lease.model, why)
-        await self._lifecycle.confirm_end(lease)
+        why = await self._lifecycle.confirm_end(lease) or why
         return UpstreamGone(f"model '{lease.model}' ended in the middle of its answer: {why}")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from .models import Instance, Model, exit_code_of, launch_spec, why_it_failed
 from .process import Callbacks, Launcher
 from .space import Space
 from .states import IllegalMove, State
+from .watchdog import Watchdog
 
 log = logging.getLogger("corral.router")
 
@@ -28,11 +30,16 @@ class Supervisor:
         events: Events,
         on_change: Callable[[Model], None],
         on_exit: Callable[[Model, Instance], None],
+        *,
+        worker_timeout: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`worker_timeout`: seconds without progress after which a worker is ended; 0: never."""
         self._launcher = launcher
         self._events = events
         self._tell_change = on_change
         self._tell_exit = on_exit
+        self._watchdog: Watchdog[Instance] = Watchdog(worker_timeout, clock, self._end_stuck)
 
     def start(self, model: Model) -> bool:
         """False: no process could be made, and the model has failed."""
@@ -57,6 +64,7 @@ class Supervisor:
         if instance is None or model.state is State.STOPPING:
             return
         log.info("stopping name=%s: %s", model.name, reason)
+        self._watchdog.forget(instance)
         instance.shown = model.state
         model.move(State.STOPPING)
         if instance.shown is State.LOADING:
@@ -70,6 +78,11 @@ class Supervisor:
         log.warning("force-killing name=%s: it did not exit within %gs", model.name, model.preset.stop_timeout)
         instance.worker.kill()
 
+    def _end_stuck(self, instance: Instance, why: str) -> None:
+        instance.failure = f"it was ended because it was stuck: {why} (--worker-timeout)"
+        log.error("killing pid %s: %s", instance.worker.pid, why)
+        instance.worker.kill()
+
     def _on_report(self, model: Model, report: Report) -> None:
         instance = model.instance
         if instance is None:
@@ -78,6 +91,9 @@ class Supervisor:
             instance.failure = str(report.payload.get("message", "")) or "no reason given"
             return
         if model.state is State.STOPPING:
+            return
+        if report.state == "alive":
+            self._watchdog.note(instance, report.payload)
             return
         try:
             self._follow(model, report)
@@ -107,8 +123,10 @@ class Supervisor:
             instance.deadline.cancel()
         model.instance = None
         model.last_lines = instance.worker.last_lines
+        self._watchdog.forget(instance)
         instance.is_fault = returncode != 0 and model.state is not State.STOPPING
-        self._settle(model, exit_code_of(returncode), why_it_failed(instance, returncode))
+        instance.failure = why_it_failed(instance, returncode)
+        self._settle(model, exit_code_of(returncode), instance.failure)
         self._tell_exit(model, instance)
         instance.gone.set()
 

@@ -13,6 +13,8 @@
     endless-line=BYTES  writes that many bytes without an end of line before it is ready
     garbage             writes what is no report to the control pipe before it is ready
     chunks=N, pause=S   a streamed answer's length and the pause between two chunks
+    beat=SECONDS        gives a sign of life so often
+    stuck               never answers a chat, and says that its engine does not get on
     think=SECONDS       says nothing for so long before a chat's answer
     refuse=STATUS       answers every chat with that status
     code=N              exits with N when asked to exit
@@ -55,6 +57,7 @@ class FakeWorker:
         control = environ.get("LLAMA_CORRAL_CONTROL_FD")
         self.control = int(control) if control else None
         self.is_ready = False
+        self.is_stuck = False
         self.served = 0
         self.cancelled = 0  # answers whose client left before their end
 
@@ -65,8 +68,10 @@ class FakeWorker:
         loop.add_signal_handler(signal.SIGTERM, self._asked_to_leave)
         server = await asyncio.start_unix_server(self._connection, self.host)
         async with server:
+            beating = asyncio.create_task(self._beat())
             await self._load()
             await self.leave.wait()
+        beating.cancel()
         return int(self.flags.get("code", "0"))
 
     # -- its life ----------------------------------------------------------------------------------------------------
@@ -82,6 +87,11 @@ class FakeWorker:
             os._exit(1)
 
         threading.Thread(target=watch, daemon=True).start()
+
+    async def _beat(self) -> None:
+        while seconds := float(self.flags.get("beat", "0")):
+            self._report("alive", {"busy": self.is_stuck, "steps": 7, "cpu": 1.5})
+            await asyncio.sleep(seconds)
 
     def _asked_to_leave(self) -> None:
         if "ignore-exit" in self.flags:
@@ -187,6 +197,9 @@ class FakeWorker:
         writer = client.writer
         pause = float(self.flags.get("pause", "0"))
         chunks = int(self.flags.get("chunks", "5"))
+        if "stuck" in self.flags:
+            self.is_stuck = True
+            await client.pause(1000)
         await client.pause(float(self.flags.get("think", "0")))
         if status := int(self.flags.get("refuse", "0")):
             return await _send(writer, status, {"error": {"code": status, "message": "no", "type": "server_error"}})

@@ -73,7 +73,13 @@ async def gateway(*entries: Preset, **given: Any) -> AsyncIterator[Gateway]:
         return dict(sources)
 
     autoload = settings.models_autoload
-    lifecycle = Lifecycle(sources, fake_launcher("spawn"), models_max=settings.models_max, autoload=autoload)
+    lifecycle = Lifecycle(
+        sources,
+        fake_launcher("spawn"),
+        models_max=settings.models_max,
+        autoload=autoload,
+        worker_timeout=settings.worker_timeout,
+    )
     try:
         application = app.build(settings, lifecycle, read_presets)
         async with listen(application, settings) as listening:

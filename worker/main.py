@@ -34,6 +34,7 @@ from .chat.template import TemplateError
 from .download import download
 from .engine.devices import describe_devices
 from .engine.runner import Engine, LoadError
+from .heartbeat import beat
 from .lifeline import Lifeline
 
 if sys.platform == "win32":
@@ -78,6 +79,7 @@ async def _live(settings: Settings, environ: Mapping[str, str], lifeline: Lifeli
     serving = Serving(settings, environ)
     disk = prompts_directory(settings.cache_disk_dir, environ)
     application = build(serving, vertex)
+    beating = asyncio.create_task(beat(lifeline, serving))
     async with listen(application, settings) as listening:
         loading = asyncio.create_task(_load(serving, environ, lifeline, disk))
         asked = asyncio.create_task(stop.asked.wait())
@@ -93,6 +95,7 @@ async def _live(settings: Settings, environ: Mapping[str, str], lifeline: Lifeli
         _abandon()
     await engine.close()
     disk.close()
+    beating.cancel()
     log.info("stopped")
     return OK
 

@@ -156,6 +156,12 @@ class Engine:
     def snapshot(self) -> Snapshot:
         return Snapshot(self._info, self._current_totals(), self.is_sleeping)
 
+    @property
+    def progress(self) -> tuple[bool, int]:
+        """Whether some request has the engine, and a number that grows as long as it gets on."""
+        core = self._thread.core
+        return core is not None and core.busy, self._thread.turns
+
     def metrics(self) -> Metrics:
         """Totals, and rates since the call before."""
         return self._meter.read(self._current_totals())

@@ -59,6 +59,8 @@ class EngineThread(threading.Thread):
         self._commands: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
         self._stopped = False
+        self.turns = 0
+        """Grows as long as the thread gets on."""
 
     # -- from any thread ----------------------------------------------------------------------------------------------
 
@@ -86,6 +88,7 @@ class EngineThread(threading.Thread):
 
     def run(self) -> None:
         while not self._stopped:
+            self.turns += 1
             self._take_commands()
             if self.core is not None and self.core.busy:
                 self._step(self.core)
