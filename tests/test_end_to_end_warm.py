@@ -62,6 +62,19 @@ def test_an_evicted_model_remembers(gateway: Program, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_worker_that_is_killed_loses_nothing_that_was_on_disk(gateway: Program) -> None:
+    n_prompt = complete(gateway, "one")["tokens_evaluated"]
+    complete(gateway, "two")
+    assert complete(gateway, "one")["timings"]["cache_n"] == n_prompt - 1
+    args = gateway.models()["one"]["status"]["args"]
+    address = args[args.index("--host") + 1]
+    for process in gateway.family():
+        if process.pid != gateway.pid and any(c.laddr == address for c in process.net_connections("unix")):
+            process.kill()
+    wait_until(lambda: gateway.status("one") != "loaded", "the worker to be missed")
+    assert complete(gateway, "one")["timings"]["cache_n"] == n_prompt - 1
+
+
 def test_a_chat_remembers_and_says_so(gateway: Program) -> None:
     def chat(model: str, *messages: str) -> dict[str, Any]:
         roles = ("user", "assistant")

@@ -99,6 +99,20 @@ def test_what_host_memory_holds_is_kept_too(llama: Path, tmp_path: Path) -> None
     run(test())
 
 
+def test_conversations_with_a_common_beginning_are_told_apart(llama: Path, tmp_path: Path) -> None:
+    one, other = [*PROMPT, *(40 + i for i in range(150))], [*PROMPT, *(90 + i for i in range(100))]
+
+    async def test() -> None:
+        await turn(llama, tmp_path, one, parallel=1)
+        async with running(llama, tmp_path, parallel=1) as engine, engine.use() as loaded:
+            assert (await ask(loaded, other).one()).timings.cache_n == len(PROMPT)
+            assert (await ask(loaded, one).one()).timings.cache_n == len(one) - 1, "most of the slot would serve too"
+            await ask(loaded, [200 + i for i in range(100)]).one()
+            assert (await ask(loaded, other).one()).timings.cache_n == len(other) - 1, "what gave way is kept"
+
+    run(test())
+
+
 def test_a_crowd_with_one_beginning_reads_it_once(llama: Path, tmp_path: Path) -> None:
     async def test() -> None:
         await turn(llama, tmp_path, kv_unified=True)

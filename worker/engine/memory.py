@@ -64,8 +64,6 @@ class Memory:
         request = job.request
         if self._disk is None or not isinstance(request, Generation) or not request.cache_prompt:
             return True
-        if facts.n_cached and not self._worth_a_look(job, facts):
-            return True
         n_common, n_cached = facts.n_common, facts.n_cached
         kept = self._prompts.best(n_common, n_cached, request.tokens, job.activation) if self._prompts else None
         if kept is not None:
@@ -92,7 +90,8 @@ class Memory:
         entry = self._disk.take(job) if self._disk is not None else None
         if entry is not None:
             log.info("slot %d: %d tokens come back from disk", slot.id, len(entry.tokens))
-        if self._prompts is not None and self._worth_a_look(job, facts):
+        looks = worth_a_look(facts, len(request.tokens), job.id_slot, self._options.slot_prompt_similarity)
+        if self._prompts is not None and (looks or entry is not None):
             log.debug("updating prompt cache")
             self._save(slot)
             if entry is None:
@@ -101,9 +100,6 @@ class Memory:
             self._prompts.trim()
         if entry is not None:
             self._put(slot, entry)
-
-    def _worth_a_look(self, job: Job, facts: SlotFacts) -> bool:
-        return worth_a_look(facts, len(job.request.tokens), job.id_slot, self._options.slot_prompt_similarity)
 
     def _put(self, slot: Slot, entry: Entry) -> None:
         self.clear(slot)
