@@ -5,8 +5,8 @@ from __future__ import annotations
 from .option import OptionGroup, Repeat, option, within
 from .values import DRAFT_KINDS, DraftKinds, KvType, LayerCount, Names, Numbers, Switch
 
-_BUILT = DRAFT_KINDS[:7]
-_UNSUPPORTED = "drafts by heads made for the model (draft-mtp, -eagle3, -dflash, -dspark) are not built"
+_BUILT = DRAFT_KINDS[:8]
+_UNSUPPORTED = "draft-eagle3, -dflash and -dspark need states of inner layers, which the bindings do not reach"
 _SPLIT = "drafts do not branch, nor do llama-server's"
 _ON_HOST = "a draft model's tokens are chosen on the host, as llama-server does"
 _SCHEDULING = "the bindings reach no thread pool"

@@ -8,6 +8,8 @@ Usage: make_test_models.py OUTDIR
     tiny-llama-long.gguf   trained context of 131072 tokens: an answer without a limit takes a minute
     tiny-gemma3.gguf       sliding-window attention (32 tokens) in five of its six layers
     tiny-mamba.gguf        recurrent: a sequence has one state, which does not go back
+    tiny-glm-mtp.gguf      with an MTP head, which drafts for it
+    tiny-qwen-mtp.gguf     the same, hybrid: every second layer is recurrent
     tiny-llama-fim.gguf    with tokens for repositories and files too, for infill
     tiny-lora.gguf, tiny-lora-b.gguf, tiny-alora.gguf   adapters of tiny-llama; the last one is switched on by "fox"
     tiny-qwen2vl.gguf      M-RoPE: an image takes fewer positions than tokens
@@ -33,6 +35,7 @@ from numpy.typing import NDArray
 from spm import BYTE, NORMAL, Vocabulary, learn_pieces
 from tiny_adapters import write_control_vector, write_lora
 from tiny_gguf import Shape, Tensors, write_bert, write_gemma3, write_llama, write_mamba, write_qwen2vl
+from tiny_heads import write_glm4, write_qwen35
 from tiny_projectors import write_gemma3_vision, write_qwen2_vision, write_ultravox_audio
 
 Array = NDArray[np.float32]
@@ -198,6 +201,19 @@ def write_readers(out: Path, shape: Shape, words: Vocabulary) -> None:
     write_ultravox_audio(out / "mmproj-audio.gguf", Weights(34), shape.n_embd)
 
 
+def write_heads(out: Path, words: Vocabulary) -> None:
+    """The last one of three layers is the head."""
+    shape = Shape(n_layer=3, n_embd=64, n_head=2, n_head_kv=1, n_ff=96, n_ctx=2048)
+    for seed, (name, write) in enumerate({"glm": write_glm4, "qwen": write_qwen35}.items(), 30):
+        weights = Weights(seed)
+        ends = {
+            "token_embd.weight": weights.matrix(len(words), shape.n_embd, scale=np.sqrt(shape.n_embd)),
+            "output_norm.weight": weights.near(1, shape.n_embd),
+            "output.weight": output_matrix(weights, words, shape.n_embd),
+        }
+        write(out / f"tiny-{name}-mtp.gguf", shape, words, ends, weights)
+
+
 def wordpieces(words: Vocabulary) -> list[str]:
     """From the merged pieces: those at a word's start with ▁, and every character in both forms."""
     pieces = dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
@@ -241,6 +257,7 @@ def main(out: Path) -> None:
     write_llama(out / "tiny-llama-fim.gguf", "Tiny Llama FIM", small, fim, decoder(7, small, fim))
     write_additions(out, small, words)
     write_readers(out, small, words)
+    write_heads(out, words)
 
     whole = (out / "tiny-llama.gguf").read_bytes()
     (out / "truncated.gguf").write_bytes(whole[: len(whole) // 2])

@@ -44,7 +44,7 @@ class Shape:
         return self.n_embd // self.n_head
 
 
-def _common(writer: gguf.GGUFWriter, name: str, shape: Shape, about: Mapping[str, str]) -> None:
+def begin(writer: gguf.GGUFWriter, name: str, shape: Shape, about: Mapping[str, str]) -> None:
     writer.add_name(name)
     for key, value in about.items():
         writer.add_string(f"general.{key}", value)
@@ -55,7 +55,7 @@ def _common(writer: gguf.GGUFWriter, name: str, shape: Shape, about: Mapping[str
     writer.add_head_count(shape.n_head)
 
 
-def _finish(writer: gguf.GGUFWriter, tensors: Tensors, quantize: bool) -> None:
+def finish(writer: gguf.GGUFWriter, tensors: Tensors, quantize: bool) -> None:
     """Q8_0 for matrices whose rows are made of whole blocks of 32, else float32."""
     mostly = gguf.LlamaFileType.MOSTLY_Q8_0 if quantize else gguf.LlamaFileType.ALL_F32
     writer.add_file_type(mostly)
@@ -73,7 +73,7 @@ def _finish(writer: gguf.GGUFWriter, tensors: Tensors, quantize: bool) -> None:
     writer.close()
 
 
-def _spm_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary, template: str, end_of_turn: str | None) -> None:
+def spm_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary, template: str, end_of_turn: str | None) -> None:
     writer.add_tokenizer_model("llama")
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_scores(vocabulary.scores)
@@ -108,39 +108,39 @@ def write_llama(
 ) -> None:
     """`max_tensors_per_file` > 0 writes `<stem>-00001-of-0000n.gguf` …"""
     writer = gguf.GGUFWriter(path, "llama", split_max_tensors=max_tensors_per_file)
-    _common(writer, name, shape, about or {})
+    begin(writer, name, shape, about or {})
     writer.add_head_count_kv(shape.n_head_kv)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(shape.n_head_dim)
     writer.add_rope_freq_base(10000.0)
-    _spm_vocabulary(writer, vocabulary, template, end_of_turn)
-    _finish(writer, tensors, quantize)
+    spm_vocabulary(writer, vocabulary, template, end_of_turn)
+    finish(writer, tensors, quantize)
 
 
 def write_qwen2vl(path: Path, name: str, shape: Shape, vocabulary: Vocabulary, tensors: Tensors) -> None:
     """M-RoPE: positions in time, height and width."""
     writer = gguf.GGUFWriter(path, "qwen2vl")
-    _common(writer, name, shape, {})
+    begin(writer, name, shape, {})
     writer.add_head_count_kv(shape.n_head_kv)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10000.0)
     writer.add_rope_dimension_sections([shape.n_head_dim // 8, shape.n_head_dim // 8, shape.n_head_dim // 4, 0])
-    _spm_vocabulary(writer, vocabulary, CHATML, "<|im_end|>")
-    _finish(writer, tensors, quantize=False)
+    spm_vocabulary(writer, vocabulary, CHATML, "<|im_end|>")
+    finish(writer, tensors, quantize=False)
 
 
 def write_gemma3(path: Path, name: str, shape: Shape, vocabulary: Vocabulary, tensors: Tensors, *, window: int) -> None:
     """Five layers of six see only the last `window` positions."""
     writer = gguf.GGUFWriter(path, "gemma3")
-    _common(writer, name, shape, {})
+    begin(writer, name, shape, {})
     writer.add_head_count_kv(shape.n_head_kv)
     writer.add_key_length(shape.n_head_dim)
     writer.add_value_length(shape.n_head_dim)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(10000.0)
     writer.add_sliding_window(window)
-    _spm_vocabulary(writer, vocabulary, CHATML, "<|im_end|>")
-    _finish(writer, tensors, quantize=False)
+    spm_vocabulary(writer, vocabulary, CHATML, "<|im_end|>")
+    finish(writer, tensors, quantize=False)
 
 
 def write_mamba(
@@ -148,14 +148,14 @@ def write_mamba(
 ) -> None:
     """A recurrent model: it has one state of a sequence, and nothing to look back at. `n_ff` is its inner size."""
     writer = gguf.GGUFWriter(path, "mamba")
-    _common(writer, name, shape, {})
+    begin(writer, name, shape, {})
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_ssm_conv_kernel(n_conv)
     writer.add_ssm_inner_size(shape.n_ff)
     writer.add_ssm_state_size(n_state)
     writer.add_ssm_time_step_rank(shape.n_embd // 16)
-    _spm_vocabulary(writer, vocabulary, CHATML, "<|im_end|>")
-    _finish(writer, tensors, quantize=False)
+    spm_vocabulary(writer, vocabulary, CHATML, "<|im_end|>")
+    finish(writer, tensors, quantize=False)
 
 
 def write_bert(
@@ -172,7 +172,7 @@ def write_bert(
 ) -> None:
     """`tokens` begins with [PAD] [UNK] [CLS] [SEP] [MASK]; pieces that start a word carry ▁, the others nothing."""
     writer = gguf.GGUFWriter(path, "bert")
-    _common(writer, name, shape, about or {})
+    begin(writer, name, shape, about or {})
     writer.add_layer_norm_eps(1e-12)
     writer.add_causal_attention(False)
     writer.add_pooling_type(pooling)
@@ -189,4 +189,4 @@ def write_bert(
     writer.add_mask_token_id(4)
     if rerank_template is not None:
         writer.add_string("tokenizer.chat_template.rerank", rerank_template)
-    _finish(writer, tensors, quantize)
+    finish(writer, tensors, quantize)

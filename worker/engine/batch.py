@@ -60,11 +60,14 @@ class Batch:
             return self._whole
         return self._struct(begin, n)
 
+    def _vectors_at(self, begin: int) -> Any:
+        return None
+
     def _struct(self, begin: int, n: int) -> Any:
         return C.llama_batch(
             n,
             _at(self._token, begin, ctypes.c_int32),
-            None,
+            self._vectors_at(begin),
             _at(self._pos, begin, ctypes.c_int32),
             _at(self._ones, begin, ctypes.c_int32),
             _at(self._seq_pointers, begin, ctypes.POINTER(ctypes.c_int32)),
@@ -77,6 +80,26 @@ class Batch:
             raise ValueError(f"{end} rows in a batch of {self.capacity}")
         self.size = end
         return begin, end
+
+
+class HeadBatch(Batch):
+    """For an MTP head: a row has, beside its token, the hidden state of the token before it."""
+
+    def __init__(self, capacity: int, n_hidden: int) -> None:
+        self._states = np.zeros((capacity, n_hidden), np.float32)
+        super().__init__(capacity)
+
+    @property
+    def room(self) -> int:
+        return self.capacity - self.size
+
+    def add_states(self, states: Sequence[NDArray[np.float32]]) -> None:
+        """Of the rows that are added next."""
+        begin = self.size
+        self._states[begin : begin + len(states)] = states
+
+    def _vectors_at(self, begin: int) -> Any:
+        return _at(self._states, begin * self._states.shape[1], ctypes.c_float)
 
 
 class MediaBatch:

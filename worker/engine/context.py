@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from .batch import Batch, MediaBatch
 from .errors import LoadError
-from .llama import ABORT_TEST, C, complaints, fast, floats_at, log_lines
+from .llama import ABORT_TEST, EXT, C, complaints, fast, floats_at, log_lines
 from .model import Model
+from .options import EngineOptions
 
 POOLING_NAMES = {-1: "none", 0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
 _POOLING_NONE, _POOLING_LAST, _POOLING_RANK = 0, 3, 4
@@ -31,7 +32,7 @@ class Context:
         self.model = model
         self._abort_flag = ctypes.create_string_buffer(b"0")
         complaints.clear()
-        self.pointer: Any = C.llama_init_from_model(model.pointer, self._params())
+        self.pointer: Any = C.llama_init_from_model(model.pointer, self._params(model.options))
         if not self.pointer:
             why = complaints[0] if complaints else "llama.cpp gave no reason"
             raise LoadError(f"failed to create a context for '{model.options.model}': {why}")
@@ -134,6 +135,17 @@ class Context:
     def token_embedding(self, row: int, n: int) -> NDArray[np.float32] | None:
         return _copy(fast.embeddings_ith(self.pointer, row), n)
 
+    def give_hidden_states(self) -> None:
+        """Of every row from now on, what the last layer makes of it: for an MTP head."""
+        EXT.llama_set_embeddings_nextn(self.pointer, True, False)
+
+    def hidden_states(self, n: int) -> NDArray[np.float32]:
+        """Of the first n rows: a view, valid until the next decode."""
+        address = ctypes.cast(EXT.llama_get_embeddings_nextn(self.pointer), ctypes.c_void_p).value
+        if not address:
+            raise IndexError("there are no hidden states")
+        return floats_at(address, n * self.model.n_embd_out).reshape(n, -1)
+
     # -- sequence memory ---------------------------------------------------------------------------------------------
 
     def keep_first(self, sequence: int, n: int) -> bool:
@@ -191,8 +203,7 @@ class Context:
     def last_position(self, sequence: int) -> int:
         return -1 if self.memory is None else int(fast.seq_pos_max(self.memory, sequence))
 
-    def _params(self) -> Any:
-        o = self.model.options
+    def _params(self, o: EngineOptions) -> Any:
         p = C.llama_context_default_params()
         p.n_ctx, p.n_batch, p.n_ubatch, p.n_seq_max = o.n_ctx, o.n_batch, o.n_ubatch, o.n_slots
         # a generation needs one output row; by default there would be room for n_ubatch rows of the whole vocabulary.
@@ -214,6 +225,38 @@ class Context:
         if ABORT_TEST is not None:
             p.abort_callback = ctypes.cast(ABORT_TEST, C.ggml_abort_callback)
             p.abort_callback_data = ctypes.addressof(self._abort_flag)
+        return p
+
+
+class HeadContext(Context):
+    """Of an MTP head: it computes the model's last layer only, whose memory is cut like any other's."""
+
+    def __init__(self, model: Model, main: Context, options: EngineOptions) -> None:
+        """`model`: the main one, or the file that has the head."""
+        self._main, self._options = main, options
+        super().__init__(model)
+        self.n_hidden = model.n_embd_out
+        EXT.llama_set_embeddings_nextn(self.pointer, True, True)
+
+    @property
+    def goes_back(self) -> bool:
+        return True
+
+    @property
+    def shares_memory(self) -> bool:
+        """With the main context: such heads work otherwise."""
+        return bool(EXT.llama_get_ctx_other(self.pointer))
+
+    def hidden_state(self, row: int) -> NDArray[np.float32]:
+        """Of a row with output; a copy."""
+        address = ctypes.cast(EXT.llama_get_embeddings_nextn_ith(self.pointer, row), ctypes.c_void_p).value
+        if not address:
+            raise IndexError(f"row {row} has no hidden state")
+        return floats_at(address, self.n_hidden).copy()
+
+    def _params(self, o: EngineOptions) -> Any:
+        p = super()._params(self._options)
+        p.ctx_type, p.ctx_other = C.LLAMA_CONTEXT_TYPE_MTP, self._main.pointer
         return p
 
 

@@ -124,6 +124,7 @@ class Core:
             try:
                 for part in self.compute.decode(filled, self.memory.forget_idle_slot):
                     self._account(filled, part)
+                    self.drafts.computed(filled, part)
                     self._sample(filled, part)
             except Lost as error:
                 self._lose(error)

@@ -7,7 +7,6 @@ which costs drafts and nothing else. Streams that draft share its batches.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -15,29 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .batch import Batch
-from .context import DECODED, NO_ROOM, Context
+from .compute import Computed, Filled
+from .context import Context
 from .drafting import Wish
-from .jobs import GenerationTask, Task
+from .following import Following
+from .jobs import GenerationTask
 from .model import Model
-from .prefix import common_prefix, common_run
-from .sharing import LEAST_GAIN
+from .prefix import common_run
 from .slots import Slot, SlotState
-
-log = logging.getLogger("corral.engine")
 
 N_CANDIDATES = 10
 """A draft token's probability is that among so many of the likeliest: llama-server's number."""
-
-
-@dataclass(slots=True)
-class _Follower:
-    """What the draft's sequence of a slot holds."""
-
-    tokens: list[int] = field(default_factory=list)
-    n_agreed: int = 0  # of these: known to be the slot's
-    task: Task | None = None  # the one that it follows
-    gave_up: bool = False  # on that task
-    shares_cells: bool = False  # with another sequence, perhaps
 
 
 @dataclass(slots=True)
@@ -57,7 +44,8 @@ class DraftModel:
         self.n_max, self._n_min, self._p_min = n_max, n_min, p_min
         self._batch = Batch(context.n_batch)
         n_slots = model.options.n_slots
-        self._followers = [_Follower() for _ in range(n_slots)]
+        self._following = Following(context, n_slots, "draft model")
+        self._n_agreed = [0] * n_slots  # by slot: tokens of the draft's sequence that are known to be the slot's
         self._n_nearly = min(n_max + 1, context.n_batch // n_slots - 1)
         """Missing tokens that are computed together with the first one of a draft."""
 
@@ -69,6 +57,9 @@ class DraftModel:
         pass
 
     def accept(self, slot: Slot, n_drafted: int, n_accepted: int) -> None:
+        pass
+
+    def computed(self, filled: Filled, part: Computed) -> None:
         pass
 
     # -- follow --------------------------------------------------------------------------------------------------------
@@ -84,14 +75,14 @@ class DraftModel:
                 run = self._stretch(slot, room)
                 room -= len(run)
                 if run:
-                    self._batch.add_run(run, len(self._followers[slot.id].tokens), slot.id, output=False)
+                    self._batch.add_run(run, len(self._following[slot.id].tokens), slot.id, output=False)
                     runs.append((slot.id, run))
-        if runs and self._decode([id for id, _ in runs]):
+        if runs and self._following.decode(self._batch, [id for id, _ in runs]):
             for id, run in runs:
-                self._followers[id].tokens += run
+                self._following[id].tokens += run
 
     def _can_follow(self, slot: Slot) -> bool:
-        follower = self._followers[slot.id]
+        follower = self._following[slot.id]
         if not isinstance(slot.task, GenerationTask) or slot.state not in (SlotState.PROMPT, SlotState.GENERATING):
             return False
         if follower.task is not slot.task:
@@ -100,12 +91,12 @@ class DraftModel:
 
     def _stretch(self, slot: Slot, room: int) -> list[int]:
         """What to compute next, after the sequence has been cut to what the slot has as well."""
-        follower, generating = self._followers[slot.id], slot.state is SlotState.GENERATING
-        n = follower.n_agreed
+        follower, generating = self._following[slot.id], slot.state is SlotState.GENERATING
+        n = self._n_agreed[slot.id]
         n += common_run(follower.tokens, n, slot.tokens, n)
         if generating or n < len(slot.tokens):  # in a prompt it may be ahead of the slot
             self._cut(slot.id, n)
-        follower.n_agreed = min(n, len(follower.tokens))
+        self._n_agreed[slot.id] = min(n, len(follower.tokens))
         begin = len(follower.tokens)
         if generating and len(slot.tokens) - begin <= self._n_nearly:
             return []
@@ -117,38 +108,18 @@ class DraftModel:
 
     def _recall(self, id: int, task: GenerationTask) -> None:
         """A new prompt: what is known of it, here or in another sequence."""
-        follower, prompt = self._followers[id], list(task.prompt)
-        follower.task, follower.gave_up, follower.n_agreed = task, False, 0
-        n_common = [common_prefix(other.tokens, prompt) for other in self._followers]
-        best = max(range(len(n_common)), key=n_common.__getitem__)
-        if n_common[best] - n_common[id] >= LEAST_GAIN:
-            source = self._followers[best]
-            self._context.copy_sequence(best, id)
-            follower.tokens = list(source.tokens)
-            follower.shares_cells = source.shares_cells = True
-            n_common[id] = n_common[best]
-        self._cut(id, n_common[id])
+        self._following.recall(id, task, task.prompt)
+        self._n_agreed[id] = 0
 
     def _cut(self, id: int, n: int) -> None:
-        follower = self._followers[id]
-        if n < len(follower.tokens) and not self._context.keep_first(id, n):
-            self._context.forget(id)
-            n = 0
-        del follower.tokens[n:]
-        follower.n_agreed = min(follower.n_agreed, n)
-        follower.shares_cells &= n > 0
+        self._following.cut(id, n)
+        self._n_agreed[id] = min(self._n_agreed[id], len(self._following[id].tokens))
 
     def shifted(self, slot: Slot, begin: int, end: int) -> None:
         """The same here, if that can be done; else what comes after is computed anew."""
-        follower = self._followers[slot.id]
-        self._cut(slot.id, follower.n_agreed)
-        n = len(follower.tokens)
-        if n <= end or follower.shares_cells or not self._context.can_shift:
-            self._cut(slot.id, min(n, begin))
-            return
-        self._context.shift(slot.id, end, n, begin)
-        del follower.tokens[begin:end]
-        follower.n_agreed = len(follower.tokens)
+        self._cut(slot.id, self._n_agreed[slot.id])
+        self._following.shift(slot.id, begin, end)
+        self._n_agreed[slot.id] = len(self._following[slot.id].tokens)
 
     # -- draft ---------------------------------------------------------------------------------------------------------
 
@@ -160,10 +131,10 @@ class DraftModel:
             self._batch.clear()
             for attempt in ahead:
                 self._add(attempt)
-            if not self._decode([attempt.slot.id for attempt in ahead]):
+            if not self._following.decode(self._batch, [attempt.slot.id for attempt in ahead]):
                 break
             for attempt in ahead:
-                self._followers[attempt.slot.id].tokens += attempt.coming
+                self._following[attempt.slot.id].tokens += attempt.coming
             ahead = [attempt for attempt in ahead if self._take(attempt)]
         for id, (n, state) in copies.items():
             self._put_back(id, n, state)
@@ -171,7 +142,7 @@ class DraftModel:
 
     def _attempt(self, wish: Wish) -> _Attempt:
         slot = wish.slot
-        follower, most = self._followers[slot.id], min(wish.most, self.n_max)
+        follower, most = self._following[slot.id], min(wish.most, self.n_max)
         attempt = _Attempt(slot, most, [])
         if follower.task is slot.task and not follower.gave_up and most > 0:
             coming = [*slot.tokens[len(follower.tokens) :], slot.sampled]
@@ -181,7 +152,7 @@ class DraftModel:
 
     def _add(self, attempt: _Attempt) -> None:
         id = attempt.slot.id
-        self._batch.add_run(attempt.coming, len(self._followers[id].tokens), id, output=False)
+        self._batch.add_run(attempt.coming, len(self._following[id].tokens), id, output=False)
         attempt.row = self._batch.size - 1
         self._batch.want_output(attempt.row)
 
@@ -189,14 +160,14 @@ class DraftModel:
         """The likeliest token. False: the draft ends here."""
         logits = self._context.logits(attempt.row)[: self._n_vocab]
         token = int(logits.argmax())
-        if self._p_min > 0 and _probability(token, logits) < self._p_min:
+        if self._p_min > 0 and probability(token, logits) < self._p_min:
             return False
         attempt.drafted.append(token)
         attempt.coming = [token]
         return len(attempt.drafted) < attempt.most
 
     def _copy(self, id: int) -> tuple[int, NDArray[np.uint8] | None]:
-        return len(self._followers[id].tokens), self._context.read_state(id, part=True)
+        return len(self._following[id].tokens), self._context.read_state(id, part=True)
 
     def _put_back(self, id: int, n: int, state: NDArray[np.uint8] | None) -> None:
         """A recurrent memory cannot be cut back to before the draft."""
@@ -205,28 +176,8 @@ class DraftModel:
             n = 0
         self._cut(id, n)
 
-    def _decode(self, ids: Sequence[int]) -> bool:
-        """False: these sequences are lost, and follow their tasks no longer."""
-        while (result := self._context.decode(self._batch, 0, self._batch.size)) != DECODED:
-            if result == NO_ROOM and self._make_room(ids):
-                continue
-            log.warning("the draft model gives up on %d answers: llama_decode returned %d", len(ids), result)
-            for id in ids:
-                self._cut(id, 0)
-                self._followers[id].gave_up = True
-            return False
-        return True
 
-    def _make_room(self, ids: Sequence[int]) -> bool:
-        """Others follow again with the next step."""
-        for id, follower in enumerate(self._followers):
-            if id not in ids and follower.tokens:
-                self._cut(id, 0)
-                return True
-        return False
-
-
-def _probability(token: int, logits: NDArray[np.float32]) -> float:
+def probability(token: int, logits: NDArray[np.float32]) -> float:
     n = min(N_CANDIDATES, len(logits))
     likeliest = np.partition(logits, len(logits) - n)[-n:]
     return float(1.0 / np.exp(likeliest - logits[token]).sum())

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("corral.engine")
 
-KINDS = ("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache", "draft-simple")
+KINDS = ("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache", "draft-simple", "draft-mtp")
 """In the order in which they are asked; the first draft counts."""
 _N_CACHE_DRAFT = 8
 _LAYER = 1  # of split modes
@@ -49,6 +49,7 @@ class DraftOptions:
     lookup_dynamic: Path | None
     simulated: tuple[float, ...]  # acceptance of each position given that of those before; empty: drafts are checked
     model: EngineOptions | None  # of the draft model; its n_ctx is the main context's
+    head: EngineOptions | None  # of the MTP head, which is in the main model's file or in one of its own
 
     @property
     def longest(self) -> int:
@@ -58,12 +59,14 @@ class DraftOptions:
 def with_drafts(options: EngineOptions, settings: Settings, files: ModelFiles) -> EngineOptions:
     """Raises LoadError for what does not fit together."""
     kinds = tuple(kind for kind in KINDS if kind in settings.spec_type)
-    if files.draft is not None and files.draft_kind is not None:
+    if files.draft is not None and files.draft_kind not in (None, "mtp"):
         raise LoadError(
             f"'{files.draft}' is no draft model but a head ({files.draft_kind}), which is not supported yet"
         )
     if files.draft is not None and set(settings.spec_type) <= {"none"}:
-        kinds = ("draft-simple",)
+        kinds = ("draft-simple" if files.draft_kind is None else "draft-mtp",)
+    if {"draft-simple", "draft-mtp"} <= set(kinds):
+        raise LoadError("--spec-type: draft-simple and draft-mtp exclude each other, there is one draft context")
     simulates = settings.spec_synth_len != -1.0 or bool(settings.spec_synth_rates)
     if "draft-simple" in kinds and files.draft is None:
         raise LoadError("--spec-type draft-simple needs a draft model: --spec-draft-model or --spec-draft-hf")
@@ -73,14 +76,18 @@ def with_drafts(options: EngineOptions, settings: Settings, files: ModelFiles) -
         if simulates:
             raise LoadError("simulated acceptance needs speculative decoding: --spec-type")
         return options
-    draft = files.draft if "draft-simple" in kinds else None
-    made = _draft_options(kinds, settings, _draft_model(options, settings, draft) if draft else None)
+    made = _draft_options(kinds, settings)
+    if "draft-simple" in kinds and files.draft is not None:
+        made = replace(made, model=_draft_model(options, settings, files.draft))
+    if "draft-mtp" in kinds:
+        made = replace(made, head=replace(_draft_model(options, settings, files.draft or options.model), with_head=True))
+        options = replace(options, with_head=files.draft is None)
     if simulates:
         made = replace(made, simulated=simulated(made.longest, settings.spec_synth_len, settings.spec_synth_rates))
     return replace(options, drafts=made)
 
 
-def _draft_options(kinds: tuple[str, ...], s: Settings, model: EngineOptions | None) -> DraftOptions:
+def _draft_options(kinds: tuple[str, ...], s: Settings) -> DraftOptions:
     return DraftOptions(
         kinds=kinds,
         n_max=s.spec_draft_n_max,
@@ -97,7 +104,8 @@ def _draft_options(kinds: tuple[str, ...], s: Settings, model: EngineOptions | N
         lookup_static=Path(s.lookup_cache_static) if s.lookup_cache_static else None,
         lookup_dynamic=Path(s.lookup_cache_dynamic) if s.lookup_cache_dynamic else None,
         simulated=(),
-        model=model,
+        model=None,
+        head=None,
     )
 
 
@@ -109,6 +117,7 @@ def _longest(kinds: tuple[str, ...], o: DraftOptions) -> int:
         "ngram-mod": o.mod_n_max,
         "ngram-cache": _N_CACHE_DRAFT,
         "draft-simple": o.n_max,
+        "draft-mtp": o.n_max,
     }
     return max(lengths[kind] for kind in kinds)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from .context import Context
+from .draft_head_setup import draft_head
 from .draft_model import DraftModel
 from .draft_options import DraftOptions
 from .draft_vocab import difference
@@ -61,6 +62,8 @@ def _drafter(
         return NgramMod(o.mod_n_lookup, o.mod_n_min, o.mod_n_max)
     if kind == "ngram-cache":
         return NgramCache(o.lookup_static, o.lookup_dynamic)
+    if kind == "draft-mtp":
+        return draft_head(o, model, context, on_progress)
     return _draft_model(o, model, context, on_progress)
 
 

@@ -1,10 +1,11 @@
-"""What every way to draft is asked and answers. Implemented by `ngram_*` and `draft_model`, used by `speculative`."""
+"""What every way to draft is asked and answers. Implemented by `ngram_*`, `draft_model` and `draft_head`, used by `speculative`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from .compute import Computed, Filled
 from .slots import Slot
 
 
@@ -29,6 +30,9 @@ class Drafter(Protocol):
     def accept(self, slot: Slot, n_drafted: int, n_accepted: int) -> None:
         """What became of this drafter's last draft for the slot."""
 
+    def computed(self, filled: Filled, part: Computed) -> None:
+        """A batch, or a part of it, has its outputs; no token has been sampled of them yet."""
+
     def shifted(self, slot: Slot, begin: int, end: int) -> None:
         """The slot has forgotten these positions; those behind have moved down."""
 
@@ -40,6 +44,9 @@ class Drafter(Protocol):
 
 class HistoryDrafter:
     """A drafter that only looks at the text: what happens in the context does not touch it."""
+
+    def computed(self, filled: Filled, part: Computed) -> None:
+        pass
 
     def shifted(self, slot: Slot, begin: int, end: int) -> None:
         pass

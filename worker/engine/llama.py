@@ -14,6 +14,7 @@ from collections import deque
 from typing import Any
 
 import llama_cpp.llama_cpp as _bindings
+import llama_cpp.llama_cpp_ext as _more_bindings
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,6 +23,8 @@ from .allocations import allocations
 log = logging.getLogger("corral.llama")
 
 C: Any = _bindings
+EXT: Any = _more_bindings
+"""Functions of llama.cpp that are no part of its C interface: hidden states for MTP heads."""
 lib: Any = C._lib
 """The loaded libllama; dlsym on it reaches the ggml libraries too."""
 

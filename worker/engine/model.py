@@ -157,6 +157,7 @@ def _model_params(options: EngineOptions, on_progress: Callable[[float], None], 
     params.check_tensors = options.check_tensors
     params.use_extra_bufts = options.repack
     params.no_host = options.no_host
+    params.load_mtp = options.with_head
     if (devices := choose_devices(options.devices)) is not None:
         keep.append(devices)
         params.devices = ctypes.cast(devices, ctypes.c_void_p)

@@ -98,6 +98,7 @@ class EngineOptions:
     no_host: bool = False
     kv_overrides: tuple[str, ...] = ()
     tensor_overrides: tuple[tuple[str, str], ...] = ()  # (regular expression of tensor names, buffer type)
+    with_head: bool = False  # the layers of an MTP head too
     warmup: bool = True
     # slots
     continuous_batching: bool = True
@@ -121,7 +122,7 @@ class EngineOptions:
     @property
     def stages(self) -> list[str]:
         """Of a load, as llama-server reports them."""
-        has_draft = self.drafts is not None and self.drafts.model is not None
+        has_draft = self.drafts is not None and bool(self.drafts.model or self.drafts.head)
         stages = {"text_model": True, "spec_model": has_draft, "mmproj_model": self.projector is not None}
         return [stage for stage, is_loaded in stages.items() if is_loaded]
 

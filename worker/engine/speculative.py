@@ -11,7 +11,7 @@ import logging
 from collections.abc import Sequence
 from typing import Protocol
 
-from .compute import DraftRun
+from .compute import Computed, DraftRun, Filled
 from .context import Context
 from .drafting import Drafter, Wish
 from .jobs import GenerationTask
@@ -68,6 +68,10 @@ class Speculation:
                     wish.slot.draft = draft[: wish.most]
                     self._makers[wish.slot.id] = drafter
             wishes = [wish for wish, draft in zip(wishes, drafts, strict=True) if not draft]
+
+    def computed(self, filled: Filled, part: Computed) -> None:
+        for drafter in self._drafters:
+            drafter.computed(filled, part)
 
     def verify(self, slot: Slot, row: int, run: DraftRun, sample: Sample) -> tuple[int, bool]:
         """Samples until a token is not the drafted one. Returns the number of those that were, and whether the memory
