@@ -82,6 +82,15 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         raise GgufError(f"{path}: {error}") from None
 
 
+def is_mtp_head(path: str | os.PathLike[str]) -> bool:
+    """Whether a file has the MTP head of a model and none of its other layers."""
+    try:
+        names = {tensor.name for tensor in read_header(path).tensors}
+    except GgufError:
+        return False
+    return "blk.0.attn_norm.weight" not in names and any(name.endswith(".nextn.eh_proj.weight") for name in names)
+
+
 @functools.lru_cache(maxsize=256)
 def _read_cached(path: str, size: int, mtime_ns: int) -> Header:
     with open(path, "rb") as file:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from . import hub_cache
 from .errors import ModelFilesError
+from .gguf_header import is_mtp_head
 from .gguf_names import DRAFT_KINDS, SUFFIX, Choice, DraftKind, choose, listed_tag, shard_names, split_repo
 from .hub_cache import cache_dir as cache_dir
 from .hub_client import HubClient, Listing, endpoint, is_token
@@ -184,7 +185,8 @@ class _Resolver:
                 raise ModelFilesError(f"repository {settings.hf_repo_draft} holds no draft model")
             return other.path(other.choice.model[0]), None
         if settings.model_draft:
-            return _existing(settings.model_draft), None
+            path = _existing(settings.model_draft)
+            return path, "mtp" if is_mtp_head(path) else None
         return found.path(found.choice.draft), found.choice.draft_kind
 
     def _repository(

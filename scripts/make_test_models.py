@@ -9,7 +9,8 @@ Usage: make_test_models.py OUTDIR
     tiny-gemma3.gguf       sliding-window attention (32 tokens) in five of its six layers
     tiny-mamba.gguf        recurrent: a sequence has one state, which does not go back
     tiny-glm-mtp.gguf      with an MTP head, which drafts for it
-    tiny-qwen-mtp.gguf     the same, hybrid: every second layer is recurrent
+    mtp-tiny-glm.gguf      that head alone
+    tiny-qwen-mtp.gguf     the same as tiny-glm-mtp, hybrid: every second layer is recurrent
     tiny-llama-fim.gguf    with tokens for repositories and files too, for infill
     tiny-lora.gguf, tiny-lora-b.gguf, tiny-alora.gguf   adapters of tiny-llama; the last one is switched on by "fox"
     tiny-qwen2vl.gguf      M-RoPE: an image takes fewer positions than tokens
@@ -73,6 +74,14 @@ def output_matrix(weights: Weights, words: Vocabulary, n_embd: int) -> Array:
     return rows
 
 
+def end_matrices(weights: Weights, words: Vocabulary, n_embd: int) -> Tensors:
+    return {
+        "token_embd.weight": weights.matrix(len(words), n_embd, scale=np.sqrt(n_embd)),
+        "output_norm.weight": weights.near(1, n_embd),
+        "output.weight": output_matrix(weights, words, n_embd),
+    }
+
+
 def attention(weights: Weights, block: str, shape: Shape) -> Tensors:
     n_kv = shape.n_head_kv * shape.n_head_dim
     return {
@@ -90,11 +99,7 @@ def attention(weights: Weights, block: str, shape: Shape) -> Tensors:
 
 def decoder(seed: int, shape: Shape, words: Vocabulary, *, gemma: bool = False) -> Tensors:
     weights = Weights(seed)
-    tensors = {
-        "token_embd.weight": weights.matrix(len(words), shape.n_embd, scale=np.sqrt(shape.n_embd)),
-        "output_norm.weight": weights.near(1, shape.n_embd),
-        "output.weight": output_matrix(weights, words, shape.n_embd),
-    }
+    tensors = dict(end_matrices(weights, words, shape.n_embd))
     for layer in range(shape.n_layer):
         block = f"blk.{layer}"
         tensors |= attention(weights, block, shape)
@@ -109,11 +114,7 @@ def decoder(seed: int, shape: Shape, words: Vocabulary, *, gemma: bool = False) 
 def recurrent(seed: int, shape: Shape, words: Vocabulary, n_state: int, n_conv: int) -> Tensors:
     weights = Weights(seed)
     n_inner, n_rank = shape.n_ff, shape.n_embd // 16
-    tensors = {
-        "token_embd.weight": weights.matrix(len(words), shape.n_embd, scale=np.sqrt(shape.n_embd)),
-        "output_norm.weight": weights.near(1, shape.n_embd),
-        "output.weight": output_matrix(weights, words, shape.n_embd),
-    }
+    tensors = dict(end_matrices(weights, words, shape.n_embd))
     decay = -np.tile(np.arange(1, n_state + 1, dtype=np.float32), (n_inner, 1))
     for layer in range(shape.n_layer):
         block = f"blk.{layer}"
@@ -206,12 +207,11 @@ def write_heads(out: Path, words: Vocabulary) -> None:
     shape = Shape(n_layer=3, n_embd=64, n_head=2, n_head_kv=1, n_ff=96, n_ctx=2048)
     for seed, (name, write) in enumerate({"glm": write_glm4, "qwen": write_qwen35}.items(), 30):
         weights = Weights(seed)
-        ends = {
-            "token_embd.weight": weights.matrix(len(words), shape.n_embd, scale=np.sqrt(shape.n_embd)),
-            "output_norm.weight": weights.near(1, shape.n_embd),
-            "output.weight": output_matrix(weights, words, shape.n_embd),
-        }
+        ends = end_matrices(weights, words, shape.n_embd)
         write(out / f"tiny-{name}-mtp.gguf", shape, words, ends, weights)
+    weights = Weights(30)
+    ends = end_matrices(weights, words, shape.n_embd)
+    write_glm4(out / "mtp-tiny-glm.gguf", shape, words, ends, weights, with_trunk=False)
 
 
 def wordpieces(words: Vocabulary) -> list[str]:

@@ -6,6 +6,7 @@ what stands before it, and of that the head knows; so it is often right, and wro
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Protocol
 
@@ -92,7 +93,9 @@ def _linear_attention(weights: Weights, block: str, shape: Shape) -> Tensors:
     }
 
 
-def write_glm4(path: Path, shape: Shape, words: Vocabulary, ends: Tensors, weights: Weights) -> None:
+def write_glm4(
+    path: Path, shape: Shape, words: Vocabulary, ends: Tensors, weights: Weights, *, with_trunk: bool = True
+) -> None:
     """`ends`: embedding and output. The last one of the layers is the head, whose experts are the only ones."""
     tensors = dict(ends)
     for layer in range(shape.n_layer):
@@ -112,6 +115,8 @@ def write_glm4(path: Path, shape: Shape, words: Vocabulary, ends: Tensors, weigh
     writer.add_expert_feed_forward_length(shape.n_ff)
     writer.add_nextn_predict_layers(1)
     spm_vocabulary(writer, words, CHATML, "<|im_end|>")
+    if not with_trunk:
+        tensors = {name: tensor for name, tensor in tensors.items() if not re.match(r"blk\.[01]\.", name)}
     finish(writer, tensors, quantize=False)
 
 

@@ -166,7 +166,7 @@ UNSUPPORTED = [field for field, option in OPTIONS.items() if option.unsupported]
 @pytest.mark.parametrize("field", UNSUPPORTED)
 def test_an_unsupported_option_is_refused_with_its_reason(field: str) -> None:
     option = OPTIONS[field]
-    text = {"reasoning_format": "deepseek", "spec_type": "ngram-mod,draft-mtp"}.get(field)
+    text = {"reasoning_format": "deepseek", "spec_type": "ngram-mod,draft-dflash"}.get(field)
     text = text or ("true" if option.is_switch else '{"a":1}' if "JSON" in allowed(field) else "7")
     with pytest.raises(ConfigError) as refusal:
         resolve({field: Given(text, f"--{option.name}")})

@@ -170,7 +170,7 @@ def test_a_gateway_with_drafts(programs: Programs) -> None:
 @pytest.mark.parametrize(
     ("args", "text"),
     [
-        (["--spec-type", "draft-mtp"], "not supported: drafts by heads"),
+        (["--spec-type", "draft-eagle3"], "not supported: draft-eagle3, -dflash and -dspark need"),
         (["--spec-type", "ngram-foo"], "invalid value 'ngram-foo'"),
         (["--spec-type", "draft-simple"], "needs a draft model"),
         (["-md", "missing.gguf"], "missing.gguf"),

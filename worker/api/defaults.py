@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -46,7 +46,9 @@ _MODEL_FIELDS = {
 _OPTION_OF = {"mirostat_tau": "mirostat_ent", "mirostat_eta": "mirostat_lr"}
 
 
-def completion_defaults(settings: Settings, metadata: Mapping[str, str]) -> CompletionParams:
+def completion_defaults(
+    settings: Settings, metadata: Mapping[str, str], drafts: Sequence[str] = ()
+) -> CompletionParams:
     return CompletionParams(
         sampling=_with_model_values(_sampling(settings), settings, metadata),
         n_predict=settings.n_predict,
@@ -55,19 +57,17 @@ def completion_defaults(settings: Settings, metadata: Mapping[str, str]) -> Comp
         verbose=settings.log_verbosity >= VERBOSE_LOG,
         sse_ping_interval=settings.sse_ping_interval,
         n_keep=settings.keep,
-        speculative_types=_speculative_types(settings),
+        speculative_types=_speculative_types(settings, drafts),
         n_cache_reuse=settings.cache_reuse,
         thinking=ThinkingDefaults(settings.reasoning_budget, settings.reasoning_budget_message),
         reasoning_format=settings.reasoning_format if "reasoning_format" in settings.model_fields_set else "deepseek",
     )
 
 
-def _speculative_types(settings: Settings) -> str:
-    """As llama-server lists them."""
+def _speculative_types(settings: Settings, used: Sequence[str]) -> str:
+    """As llama-server lists them: as they were given, else what a draft model implies."""
     kinds = [kind for kind in settings.spec_type if kind != "none"]
-    if not kinds and (settings.model_draft or settings.hf_repo_draft):
-        kinds = ["draft-simple"]
-    return ",".join(["none", *kinds])
+    return ",".join(["none", *(kinds or used)])
 
 
 def _grammar(settings: Settings) -> Grammar | None:

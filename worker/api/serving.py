@@ -121,7 +121,7 @@ class Serving:
             jinja=self.settings.jinja,
             parses=not self.settings.skip_chat_parsing,
         )
-        defaults = completion_defaults(self.settings, info.metadata)
+        defaults = completion_defaults(self.settings, info.metadata, info.drafts)
         marker = loaded.media.marker if loaded.media else self.media_marker
         self.learnt = Learnt(engine, chat, replace(chat_defaults(self.settings), media_marker=marker), defaults)
 

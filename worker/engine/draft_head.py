@@ -70,8 +70,6 @@ class DraftHead:
         self._following = Following(context, n_slots, "MTP head")
         self._known = [_Known() for _ in range(n_slots)]
         self._nothing = np.zeros(context.n_hidden, np.float32)
-        self._n_nearly = min(n_max + 1, context.n_batch // n_slots - 1)
-        """Missing tokens that are computed together with the first one of a draft."""
 
     def close(self) -> None:
         self._context.close()
@@ -106,11 +104,12 @@ class DraftHead:
                 self._take(slot, n - (end - begin), slot.tokens[n - (end - begin) :], states[begin:end].copy())
                 self._set_landmarks(slot, states[begin:end])
                 prompts.append(slot)
-        self._advance(prompts, 0)
+        self._advance(prompts)
 
     def follow(self, slots: Sequence[Slot], n_beside_streams: int) -> None:
-        """Streams for which others draft."""
-        self._advance([slot for slot in slots if slot.state is SlotState.GENERATING], self._n_nearly)
+        """What was accepted. Not together with a draft: of a batch that has rows without output llama.cpp gives the
+        hidden states of the wrong rows."""
+        self._advance([slot for slot in slots if slot.state is SlotState.GENERATING])
 
     def shifted(self, slot: Slot, begin: int, end: int) -> None:
         known = self._known[slot.id]
@@ -142,19 +141,18 @@ class DraftHead:
             known.text[n_kept:] = text
 
     def _recall(self, slot: Slot, task: GenerationTask, n: int) -> None:
+        """Another prompt, of which so many tokens need not be computed again."""
         id, known, text = slot.id, self._known[slot.id], slot.tokens[:n]
-        n_before = len(self._following[id].tokens)
-        source = self._following.recall(id, task, text)
+        source, n_there = self._following.recall(id, task, text)
         if source != id:
             other = self._known[source]
             known.states, known.text, known.landmarks = list(other.states), list(other.text), dict(other.landmarks)
-            n_before = -1
-        n_now = len(self._following[id].tokens)
-        if source == id and n_now < n_before or source != id and n_now < len(self._following[source].tokens):
-            self._resume(id, n_now)
-        n_same = common_run(known.text, 0, text, n_now)
+        n_here = len(self._following[id].tokens)
+        if n_here < n_there:
+            self._resume(id, n_here)
+        n_same = common_run(known.text, 0, text, n_here)
         del known.text[n_same:], known.states[n_same + 1 :]
-        known.forget_after(n_now + n_same)
+        known.forget_after(n_here + n_same)
 
     def _cut(self, id: int, n: int) -> None:
         self._following.cut(id, n)
@@ -172,9 +170,9 @@ class DraftHead:
             known.remember(n - 1, states[-2])
         known.remember(n, states[-1])
 
-    def _advance(self, slots: Iterable[Slot], n_nearly: int) -> None:
-        """Computes what the slots have computed, where more is missing than `n_nearly`."""
-        waiting = [slot for slot in slots if self._n_missing(slot) > n_nearly]
+    def _advance(self, slots: Iterable[Slot]) -> None:
+        """Computes what the slots have computed."""
+        waiting = [slot for slot in slots if self._n_missing(slot) > 0]
         while waiting:
             self._batch.clear()
             runs: list[tuple[Slot, int]] = []
@@ -214,7 +212,7 @@ class DraftHead:
             guesses = [(attempt, self._context.hidden_state(attempt.row)) for attempt in ahead if self._guess(attempt)]
             self._batch.clear()
             for attempt, state in guesses:
-                self._add(attempt, attempt.drafted[-1:], [state], len(attempt.drafted) - 1)
+                self._add(attempt, attempt.drafted[-1], state, len(attempt.drafted) - 1)
             ahead = [attempt for attempt, _ in guesses]
         for attempt in first:
             if not self._context.keep_first(attempt.slot.id, self._following[attempt.slot.id].position):
@@ -224,26 +222,22 @@ class DraftHead:
     def _begin(self, attempt: _Attempt) -> bool:
         slot = attempt.slot
         follower, known = self._following[slot.id], self._known[slot.id]
-        n_missing = len(slot.tokens) - len(follower.tokens)
-        if follower.task is not slot.task or follower.gave_up or attempt.most <= 0:
+        if follower.task is not slot.task or follower.gave_up or attempt.most <= 0 or not self._batch.room:
             return False
-        if not 0 <= n_missing <= self._n_nearly or len(known.states) <= n_missing:
+        if len(follower.tokens) != len(slot.tokens) or not known.states:
             return False
-        self._add(attempt, [*slot.tokens[len(follower.tokens) :], slot.sampled], known.states[: n_missing + 1], 0)
+        self._add(attempt, slot.sampled, known.states[0], 0)
         return True
 
-    def _add(self, attempt: _Attempt, tokens: list[int], states: Sequence[State], n_ahead: int) -> None:
-        id = attempt.slot.id
-        self._batch.add_states(states)
-        self._batch.add_run(tokens, self._following[id].position + n_ahead, id, output=False)
-        attempt.row = self._batch.size - 1
-        self._batch.want_output(attempt.row)
+    def _add(self, attempt: _Attempt, token: int, state: State, n_ahead: int) -> None:
+        attempt.row = self._batch.size
+        self._batch.add_states([state])
+        self._batch.add_run([token], self._following[attempt.slot.id].position + n_ahead, attempt.slot.id, output=True)
 
     def _settle(self, slot: Slot) -> None:
-        """All that led to the draft is certain, the sampled token included: only its own state is not known yet."""
-        follower, known = self._following[slot.id], self._known[slot.id]
-        follower.tokens += [*slot.tokens[len(follower.tokens) :], slot.sampled]
-        known.states, known.text = [], []
+        """The sampled token is certain: only its own hidden state is not known yet."""
+        self._following[slot.id].tokens.append(slot.sampled)
+        self._known[slot.id].states, self._known[slot.id].text = [], []
 
     def _guess(self, attempt: _Attempt) -> bool:
         """The likeliest token. False: the draft ends here."""

@@ -14,15 +14,15 @@ from .model import Model
 from .options import EngineOptions
 
 ARCHITECTURES = frozenset(
-    "bailingmoe3 cohere2moe deepseek2 deepseek32 deepseek4 glm4moe glm-dsa hy_v3 mimo2 nemotron_h_moe "
-    "qwen3next qwen35 qwen35moe step35".split()
-)
+    {
+        "bailingmoe3", "cohere2moe", "deepseek2", "deepseek32", "deepseek4", "glm-dsa", "glm4moe", "hy_v3", "mimo2",
+        "nemotron_h_moe", "qwen35", "qwen35moe", "qwen3next", "step35",
+    }
+)  # fmt: skip
 """Whose head llama.cpp can compute. With others that have one it ends the process instead of returning an error."""
 
 
-def draft_head(
-    o: DraftOptions, main: Model, main_context: Context, on_progress: Callable[[float], None]
-) -> DraftHead:
+def draft_head(o: DraftOptions, main: Model, main_context: Context, on_progress: Callable[[float], None]) -> DraftHead:
     assert o.head is not None
     options = replace(o.head, n_ctx=main_context.n_ctx)
     if options.model == main.options.model:
@@ -53,7 +53,7 @@ def _with_model(
 
 
 def _problem(model: Model, main: Model, main_context: Context) -> str | None:
-    architecture = model.metadata().get("general.architecture", "")
+    architecture, wanted = (each.metadata().get("general.architecture", "") for each in (model, main))
     n_heads = C.llama_model_n_layer_nextn(model.pointer)
     if n_heads == 0:
         return "it has none"
@@ -61,7 +61,8 @@ def _problem(model: Model, main: Model, main_context: Context) -> str | None:
         return f"llama.cpp does not compute that of the architecture {architecture}"
     if n_heads > 1:
         return f"it has {n_heads} that follow one another, which is not supported"
-    if model.n_embd_out != main.n_embd_out or model.vocab.n_vocab != main.vocab.n_vocab:
+    sizes = (model.n_embd_out, model.vocab.n_vocab)
+    if architecture != wanted or sizes != (main.n_embd_out, main.vocab.n_vocab):
         return f"it was made for another model than '{main.options.model}'"
     if main_context.pooling_name != "none":
         return "the main model's outputs are pooled"

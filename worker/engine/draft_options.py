@@ -80,7 +80,8 @@ def with_drafts(options: EngineOptions, settings: Settings, files: ModelFiles) -
     if "draft-simple" in kinds and files.draft is not None:
         made = replace(made, model=_draft_model(options, settings, files.draft))
     if "draft-mtp" in kinds:
-        made = replace(made, head=replace(_draft_model(options, settings, files.draft or options.model), with_head=True))
+        head = _draft_model(options, settings, files.draft or options.model)
+        made = replace(made, head=replace(head, with_head=True))
         options = replace(options, with_head=files.draft is None)
     if simulates:
         made = replace(made, simulated=simulated(made.longest, settings.spec_synth_len, settings.spec_synth_rates))

@@ -1,4 +1,4 @@
-"""What every way to draft is asked and answers. Implemented by `ngram_*`, `draft_model` and `draft_head`, used by `speculative`."""
+"""What every way to draft is asked and answers. Implemented by `ngram_*` and `draft_*`, used by `speculative`."""
 
 from __future__ import annotations
 

@@ -44,8 +44,11 @@ class Following:
     def __getitem__(self, id: int) -> Follower:
         return self._followers[id]
 
-    def recall(self, id: int, task: Task, text: Sequence[int]) -> int:
-        """A new task: keeps what is known of the text, here or in another sequence. Returns which one that was."""
+    def recall(self, id: int, task: Task, text: Sequence[int]) -> tuple[int, int]:
+        """A new task: keeps what is known of the text, here or in another sequence.
+
+        Returns which one that was, and how many tokens it had.
+        """
         follower, wanted = self._followers[id], list(text)
         follower.task, follower.gave_up = task, False
         n_common = [common_prefix(other.tokens, wanted) for other in self._followers]
@@ -57,8 +60,9 @@ class Following:
             self._context.copy_sequence(best, id)
             follower.tokens, follower.first, follower.lag = list(source.tokens), source.first, source.lag
             follower.shares_cells = source.shares_cells = True
+        n = len(follower.tokens)
         self.cut(id, n_common[best])
-        return best
+        return best, n
 
     def cut(self, id: int, n: int) -> None:
         follower = self._followers[id]

@@ -58,6 +58,7 @@ class ModelInfo:
     rerank_template: str | None
     bos_text: str
     eos_text: str
+    drafts: tuple[str, ...] = ()  # kinds of them
     media: MediaSupport | None = None  # None: no projector
 
 
@@ -128,6 +129,7 @@ class Model:
             rerank_template=self.template("rerank"),
             bos_text=vocab.piece(vocab.bos).decode("utf-8", "replace"),
             eos_text=vocab.piece(vocab.eos).decode("utf-8", "replace"),
+            drafts=options.drafts.kinds if options.drafts else (),
         )
 
 
