@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
-from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from .option import OptionGroup
 from .options_context import ContextOptions, RopeOptions, ThreadOptions
@@ -25,16 +25,6 @@ from .options_speculative import DraftModelOptions, DraftOptions, NgramOptions
 
 layer_texts: ContextVar[Mapping[str, str]] = ContextVar("layer_texts")
 """Texts of the layer that `layers.resolve` is entering; unset for settings that are built directly."""
-
-
-class LayerSource(PydanticBaseSettingsSource):
-    """Lets a merged layer enter, so that a text is parsed and checked by its field."""
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        return layer_texts.get({}).get(field_name), field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        return dict(layer_texts.get({}))
 
 
 class Settings(
@@ -62,16 +52,10 @@ class Settings(
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", defer_build=False)
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, LayerSource(settings_cls)
+    def __init__(self, **values: Any) -> None:
+        """Of the sources that pydantic-settings knows none is used, and to make them takes a millisecond: much for a
+        directory of models, each of which is checked."""
+        BaseModel.__init__(self, **{**layer_texts.get({}), **values})
 
     @property
     def is_router(self) -> bool:
