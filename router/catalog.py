@@ -124,10 +124,8 @@ class Catalog:
         return True
 
     def _name_aliases(self) -> None:
-        self._aliases = {}
+        """A model that is no more in the sources, and has still to go, leaves its aliases to whoever has them now."""
+        self._aliases = {alias: name for name, preset in self._sources.items() for alias in preset.aliases}
         for model in self:
             for alias in model.preset.aliases:
                 self._aliases.setdefault(alias, model.name)
-        for name, preset in self._variants.items():
-            for alias in preset.aliases:
-                self._aliases.setdefault(alias, name)

@@ -9,6 +9,7 @@
     die-streaming       ends by SIGKILL after the third chunk of a stream
     ignore-exit         takes no notice of `exit` and SIGTERM
     grandchild          starts a process of its own in its group, and logs its pid
+    stray               the same, out of its group, with the log still open
     flood=LINES         writes that many lines to its log before it is ready
     endless-line=BYTES  writes that many bytes without an end of line before it is ready
     garbage             writes what is no report to the control pipe before it is ready
@@ -120,6 +121,8 @@ class FakeWorker:
         if "grandchild" in self.flags:
             child = subprocess.Popen(["sleep", "1000"])
             print(f"grandchild {child.pid}", flush=True)
+        if "stray" in self.flags:
+            print(f"stray {subprocess.Popen(['sleep', '1000'], start_new_session=True).pid}", flush=True)
         for number in range(int(self.flags.get("flood", "0"))):
             print(f"flood {number} " + "x" * 80)
         print("y" * int(self.flags.get("endless-line", "0")))

@@ -14,6 +14,8 @@ from .requests import Ask, any_request
 
 DEADLINE_S = 60.0
 """By then every answer is whole, refused or ended; a queue of this load is over in a few seconds."""
+SLOW_S = 10.0
+"""So long a slow reader takes its time; then it wants the rest."""
 PASSING = {500, 502, 503}
 """What may be said to a right request: its model's worker was killed, keeps failing, or has no place."""
 
@@ -38,9 +40,10 @@ async def ask(session: aiohttp.ClientSession, ledger: Ledger, wanted: Ask) -> No
 async def _exchange(session: aiohttp.ClientSession, wanted: Ask, pause: float) -> tuple[Ending, str]:
     async with session.post(wanted.path, json=wanted.body) as response:
         answer = bytearray()
+        slow_until = time.monotonic() + (SLOW_S if pause else 0)
         async for piece in response.content.iter_chunked(256 if pause else 65536):
             answer += piece
-            if pause:
+            if time.monotonic() < slow_until:
                 await asyncio.sleep(pause)
         return judge(wanted, response.status, bytes(answer))
 
