@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .option import OptionGroup, Reader, option, within
-from .values import AUTO_LIMIT, MemoryLimit, Switch
+from .values import AUTO_LIMIT, MemoryLimit, OptionalSize, Switch
 
 
 class RouterOptions(OptionGroup):
@@ -227,4 +227,61 @@ class PresetOptions(OptionGroup):
         "system message of chats that bring none",
         hint="TEXT",
         reader=Reader.PRESET,
+    )
+
+
+class BackendOptions(OptionGroup):
+    title = "Only in a presets file: another program serves the model"
+
+    cmd: str = option(
+        "",
+        "cmd",
+        "command line of a program that serves the model over HTTP instead of our worker; ${PORT} is a free port, "
+        "${MODEL} the model's file, ${MODEL_ID} the section's name, ${env.X} a variable; no shell reads it",
+        hint="COMMAND",
+        reader=Reader.PRESET,
+    )
+    cmd_stop: str = option(
+        "",
+        "cmd-stop",
+        "command that stops it; without one it gets SIGTERM; ${PID} is its process",
+        hint="COMMAND",
+        reader=Reader.PRESET,
+    )
+    env: str = option(
+        "",
+        "env",
+        "variables for it: NAME=VALUE, separated by blanks, in quotes where needed",
+        hint="VARIABLES",
+        reader=Reader.PRESET,
+        secret=True,
+    )
+    proxy: str = option("http://127.0.0.1:${PORT}", "proxy", "where it listens", hint="URL", reader=Reader.PRESET)
+    health: str = option(
+        "/health",
+        "health",
+        "path that answers 200 once it is ready; none: connecting is enough",
+        hint="PATH",
+        reader=Reader.PRESET,
+    )
+    load_timeout: float = option(
+        600.0,
+        "load-timeout",
+        "seconds that it has to become ready",
+        hint="SECONDS",
+        reader=Reader.PRESET,
+        limits={"gt": 0},
+    )
+    use_model_name: str = option(
+        "",
+        "use-model-name",
+        "what it calls the model: put into requests in the place of our name",
+        hint="NAME",
+        reader=Reader.PRESET,
+    )
+    memory: OptionalSize = option(
+        0, "memory", "what it takes of the machine's memory; 0: unknown", hint="SIZE", reader=Reader.PRESET
+    )
+    device_memory: OptionalSize = option(
+        0, "device-memory", "what it takes of the devices' memory; 0: unknown", hint="SIZE", reader=Reader.PRESET
     )

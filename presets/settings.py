@@ -18,7 +18,7 @@ from .options_context import ContextOptions, RopeOptions, ThreadOptions
 from .options_media import MediaOptions
 from .options_model import LoadOptions, ModelOptions
 from .options_program import LogOptions, ProgramOptions
-from .options_router import PresetOptions, RouterOptions
+from .options_router import BackendOptions, PresetOptions, RouterOptions
 from .options_sampling import SamplingOptions
 from .options_server import ChatOptions, CorralOptions, EndpointOptions, HttpOptions
 from .options_speculative import DraftModelOptions, DraftOptions, NgramOptions
@@ -32,6 +32,7 @@ class Settings(
     DraftModelOptions,
     DraftOptions,
     MediaOptions,
+    BackendOptions,
     PresetOptions,
     CorralOptions,
     ChatOptions,

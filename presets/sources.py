@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from . import layers, models_dir, variants
+from . import backends, layers, models_dir, variants
+from .backends import Backend
 from .errors import ConfigError
 from .gguf_header import GgufError, read_header
 from .gguf_names import canonical_name, split_repo
@@ -35,7 +36,9 @@ NOT_SHOWN = frozenset({"host", "port", "alias", "tags"})
 MODALITY_KEYS = (("clip.has_vision_encoder", "image"), ("clip.has_audio_encoder", "audio"))
 """In the header of a projector, and what the model can read if they are true."""
 
-OF_ONE_SECTION = frozenset({"base"})
+OF_ONE_SECTION = frozenset({"base"}) | backends.FIELDS
+OF_BACKENDS = frozenset({"model", "mmproj", "alias", "tags"})
+"""What is of use for a model that another program serves; that program's own options stand in its command line."""
 
 Source = Literal["preset", "models_dir", "cache"]
 logger = logging.getLogger("corral.presets")
@@ -61,6 +64,8 @@ class Preset:
     manners: Manners = PLAIN
     hidden: bool = False
     """Usable, but not listed."""
+    backend: Backend | None = None
+    """The program that serves it instead of our worker."""
     base: str = ""
     """The model whose worker serves it; its own when empty."""
     defaults: str = ""
@@ -93,9 +98,16 @@ def demo_presets_path() -> Path:
     return Path(__file__).parent / "demo" / "demo.ini"
 
 
-def load_presets(settings: Settings, argv_layer: Layer, environ: Mapping[str, str]) -> dict[str, Preset]:
-    """Sorted by name. Raises ConfigError for anything wrong in a file or between two models; nothing is half read."""
+def load_presets(
+    settings: Settings, argv_layer: Layer, environ: Mapping[str, str], *, may_run_commands: bool = True
+) -> dict[str, Preset]:
+    """Sorted by name. Raises ConfigError for anything wrong in a file or between two models; nothing is half read.
+
+    `may_run_commands`: whether this machine's user wrote the presets file.
+    """
     file = _read_file(settings.models_preset)
+    if not may_run_commands:
+        _refuse_commands(file)
     overlay = {name: given for name, given in argv_layer.items() if name not in NOT_OVERLAID}
     presets = {}
     dedup: set[str] = set()
@@ -134,7 +146,15 @@ def _read_file(path: str) -> PresetFile:
 
 
 def _expand(layer: Layer, here: str) -> Layer:
-    return {name: given._replace(text=given.text.replace(HERE, here)) for name, given in layer.items()}
+    return {
+        name: given._replace(text=backends.with_here(name, given.text, HERE, here)) for name, given in layer.items()
+    }
+
+
+def _refuse_commands(file: PresetFile) -> None:
+    for section in file.sections:
+        for name in sorted(section.layer.keys() & backends.FIELDS):
+            raise ConfigError(f"{section.layer[name].where}: a presets file that was downloaded may not run programs")
 
 
 def _candidates(settings: Settings, file: PresetFile, environ: Mapping[str, str]) -> Iterator[_Candidate]:
@@ -166,7 +186,8 @@ def _local_layer(model: models_dir.LocalModel, where: str) -> Layer:
 
 def _named_after(section: Section, base: Layer, file: PresetFile, where: str) -> Layer:
     """Where a section's model comes from when it does not say so: a repository may be its name."""
-    if MODEL_SOURCES & {*section.layer, *base, *file.global_layer} or "base" in section.layer:
+    says_so = MODEL_SOURCES | {"base", "cmd"}
+    if says_so & {*(name for name, given in section.layer.items() if given.text), *base, *file.global_layer}:
         return base
     if is_repo_name(split_repo(section.name)[0]):
         return {**base, "hf_repo": Given(section.name, where)}
@@ -185,10 +206,15 @@ def _preset(
     """Also the values as settings. Every value is checked here, so that a mistake shows at once and not at a load."""
     own = layers.check(merged)
     layer = {name: given for name, given in merged.items() if name not in PRESET_ONLY}
+    backend = backends.read_backend(candidate.name, merged, own, environ)
+    if backend is not None:
+        layer = {name: given for name, given in layer.items() if name in OF_BACKENDS}
     try:
         layers.resolve(layer)
     except ConfigError as error:
         logger.warning("model %s can't be loaded: %s", candidate.name, error)
+    if backend is not None and own.system_prompt:
+        raise ConfigError(f"{merged['system_prompt'].where}: only our own worker can add it, and cmd names another")
     preset = Preset(
         candidate.name,
         candidate.source,
@@ -201,6 +227,7 @@ def _preset(
         pin=own.pin,
         ttl=own.ttl if own.ttl >= 0 else 0.0 if own.keep_warm else models_ttl,
         manners=manners_of(own, groups),
+        backend=backend,
         input_modalities=("text", *_modalities(own, environ)),
         defaults=variants.header_of(candidate.name, layer, own.system_prompt, shares=False),
     )
@@ -221,6 +248,8 @@ def _variants(
         *names, root = variants.root_of(name, bases)
         if root not in presets:
             raise ConfigError(f"{bases[names[-1]].where}: there is no model '{root}'")
+        if presets[root].backend is not None:
+            raise ConfigError(f"{bases[name].where}: '{root}' has a cmd: only our own worker can have several presets")
         yield name, _variant(name, presets[root], [candidates[one].section for one in reversed(names)], imposed)
 
 

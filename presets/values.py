@@ -255,6 +255,9 @@ LayerRange = Annotated[
 ByteSize = Annotated[
     int, BeforeValidator(_bytes), Field(ge=1), Allowed("a number of bytes above 0, optionally with K, M or G")
 ]
+OptionalSize = Annotated[
+    int, BeforeValidator(_bytes), Field(ge=0), Allowed("a number of bytes, optionally with K, M or G")
+]
 DraftKinds = Annotated[
     tuple[str, ...],
     BeforeValidator(_names),

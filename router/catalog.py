@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from .faults import NO_FAULTS
-from .models import Model, is_same_worker, launch_spec
+from .models import Model, command_line, is_same_worker
 from .states import State
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Catalog:
         self._sources = presets
         for name, preset in self._presets.items():
             if name not in self._models:
-                self._models[name] = Model(name, preset, command_line=(*self._command, *launch_spec(preset).arguments))
+                self._models[name] = Model(name, preset, command_line=command_line(self._command, preset))
         self._name_variants()
         self._name_aliases()
         return dropped
@@ -120,7 +120,7 @@ class Catalog:
         if model.instance is None:
             if model.state is State.FAILED:
                 model.move(State.UNLOADED)
-            model.command_line = (*self._command, *launch_spec(preset).arguments)
+            model.command_line = command_line(self._command, preset)
         return True
 
     def _name_aliases(self) -> None:

@@ -65,6 +65,10 @@ class Child:
         )
 
     @property
+    def is_over(self) -> bool:
+        return self._is_over
+
+    @property
     def last_lines(self) -> tuple[str, ...]:
         return self._log.last_lines
 
@@ -100,8 +104,9 @@ class Child:
             return
         self._is_over = True
         self._release()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.endpoint)
+        if "/" in self.endpoint:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.endpoint)
         self._on_exit(returncode)
 
     def _release(self) -> None:

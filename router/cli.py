@@ -35,6 +35,7 @@ from ..presets.version import BUILD_INFO, VERSION
 from ..presets.vertex import VERTEX_ENV, read_vertex
 from ..presets.web import RUNNING
 from . import app
+from .backends import Launchers
 from .child import worker_environ
 from .library import ReadPresets
 from .lifecycle import FAKE_LOAD_DELAY, FAKE_TIMING_ENV, Lifecycle
@@ -78,12 +79,12 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     if settings.list_devices:
         return become_worker(argv, environ)
     logs.set_up(settings)
-    settings = _with_preset_file(settings, environ)
+    wanted, settings = settings, _with_preset_file(settings, environ)
     if not settings.is_router:
         return become_worker(argv, environ)
     for line in (*layers.overridden(given, inherited), *layers.notices(settings)):
         log.warning("%s", line)
-    return _run_loop(settings, given, environ)
+    return _run_loop(settings, given, environ, is_downloaded=settings.hf_repo != wanted.hf_repo)
 
 
 def _text_to_print(settings: Settings, environ: Mapping[str, str]) -> str | None:
@@ -122,8 +123,8 @@ def become_worker(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 # -- the router ------------------------------------------------------------------------------------------------------
 
 
-def _run_loop(settings: Settings, given: layers.Layer, environ: Mapping[str, str]) -> int:
-    work = serve(settings, given, environ)
+def _run_loop(settings: Settings, given: layers.Layer, environ: Mapping[str, str], *, is_downloaded: bool) -> int:
+    work = serve(settings, given, environ, is_downloaded=is_downloaded)
     try:
         import uvloop  # not on every platform
     except ImportError:
@@ -131,9 +132,14 @@ def _run_loop(settings: Settings, given: layers.Layer, environ: Mapping[str, str
     return uvloop.run(work)
 
 
-async def serve(settings: Settings, given: layers.Layer, environ: Mapping[str, str]) -> int:
-    """Listens first, then starts what is to run from the beginning, then waits for a signal. Returns the exit code."""
-    read_presets = functools.partial(load_presets, settings, given, environ)
+async def serve(
+    settings: Settings, given: layers.Layer, environ: Mapping[str, str], *, is_downloaded: bool = False
+) -> int:
+    """Listens first, then starts what is to run from the beginning, then waits for a signal. Returns the exit code.
+
+    `is_downloaded`: the presets file, which is then believed less.
+    """
+    read_presets = functools.partial(load_presets, settings, given, environ, may_run_commands=not is_downloaded)
     presets = read_presets()
     if not presets:
         log.warning(NO_MODELS)
@@ -143,7 +149,7 @@ async def serve(settings: Settings, given: layers.Layer, environ: Mapping[str, s
     shared = {DIRECTORY_ENV: responses.open(), PROMPTS_ENV: prompts.open()}
     lifecycle = Lifecycle(
         presets,
-        best_launcher({**for_workers, **shared}),
+        Launchers(best_launcher({**for_workers, **shared}), for_workers),
         models_max=settings.models_max,
         autoload=settings.models_autoload,
         load_delay=FAKE_LOAD_DELAY if is_slowed else 0.0,

@@ -51,7 +51,20 @@ def read_devices(drm: Path = DRM) -> Reading | None:
 
 
 def private_bytes(pid: int, proc: Path = PROC) -> int:
-    """What of a process' memory is nobody else's and no file's, swapped out or not; 0 once it is gone."""
+    """What of the memory of a process and its children is nobody else's and no file's, swapped out or not."""
+    return _private_bytes(pid, proc) + sum(private_bytes(child, proc) for child in _children(pid, proc))
+
+
+def _children(pid: int, proc: Path) -> list[int]:
+    """Of its main thread. Our workers have none; other programs may be a family."""
+    try:
+        return [int(child) for child in (proc / f"{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _private_bytes(pid: int, proc: Path) -> int:
+    """0 once it is gone."""
     try:
         status = (proc / str(pid) / "status").read_text()
     except OSError:

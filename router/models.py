@@ -218,14 +218,24 @@ def _expires_in(model: Model, now: float) -> float | None:
 
 def launch_spec(preset: Preset) -> LaunchSpec:
     """A worker's options; the launcher adds its address. Secrets go by environment, for arguments are public."""
+    if preset.backend is not None:
+        return LaunchSpec(preset.name, preset.backend.command, dict(preset.backend.environ), preset.backend)
     layer = {name: given for name, given in preset.layer.items() if name not in OWN_OPTIONS | set(_SECRETS)}
     environ = {_SECRETS[name]: given.text for name, given in preset.layer.items() if name in _SECRETS}
     arguments = to_argv({**layer, "alias": Given(preset.name, "the router")})
     return LaunchSpec(preset.name, tuple(arguments), environ)
 
 
+def command_line(command: tuple[str, ...], preset: Preset) -> tuple[str, ...]:
+    """For show, while nothing runs. `command`: of our own workers."""
+    arguments = launch_spec(preset).arguments
+    return arguments if preset.backend is not None else (*command, *arguments)
+
+
 def is_same_worker(old: Preset, new: Preset) -> bool:
     """Whether a running worker is what `new` asks for; names, tags and the router's manners need no restart."""
+    if old.backend is not None or new.backend is not None:
+        return old.backend is not None and new.backend is not None and old.backend.same_process(new.backend)
     return _texts(old) == _texts(new)
 
 

@@ -17,7 +17,7 @@ from ..presets.gguf_header import GgufError, read_header
 from ..presets.gguf_names import shard_names
 from ..presets.hub import ModelFiles, resolve_files
 from .footprint import PROCESS_BYTES, Footprint, estimate, plan_of
-from .space import Space
+from .space import NOTHING, Space
 
 if TYPE_CHECKING:
     from ..presets.settings import Settings
@@ -41,6 +41,9 @@ class Needs:
         known = self._measured.get(_key(preset))
         if known is not None:
             return known
+        if preset.backend is not None:
+            declared = Space(preset.backend.host_bytes, preset.backend.device_bytes)
+            return declared if declared != NOTHING else None
         try:
             settings = layers.resolve(layers.read_environment(self._environ), preset.layer)
             footprint = self._footprint(settings)
@@ -78,6 +81,8 @@ def _shards(first: Path) -> list[Path]:
 def _key(preset: Preset) -> Key:
     """Every option, and the size of the file, so that another model in its place is a stranger."""
     path = preset.layer.get("model")
+    if preset.backend is not None:
+        return (("cmd", repr(preset.backend)),)
     try:
         size = str(Path(path.text).stat().st_size) if path else ""
     except OSError:

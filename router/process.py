@@ -9,19 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..presets.control import Report
+
+if TYPE_CHECKING:
+    from ..presets.backends import Backend
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchSpec:
-    """One worker to start. `arguments` lack what the launcher adds: `--host` with the socket's path."""
+    """One process to start. A worker's `arguments` lack what the launcher adds: `--host` with the socket's path."""
 
     name: str
     arguments: tuple[str, ...]
     environ: Mapping[str, str] = field(default_factory=dict)
     """Added to the environment inherited from the router."""
+    backend: Backend | None = None
+    """Another program, and its whole command line is `arguments`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +45,7 @@ class Worker(Protocol):
 
     @property
     def endpoint(self) -> str:
-        """Path of the unix socket it serves HTTP on."""
+        """Path of the unix socket it serves HTTP on, or `host:port` of another program."""
 
     @property
     def arguments(self) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ from .lifecycle import Lifecycle
 from .relay import OK, as_event, end_with, is_event_stream, outlast, read_all, rest, sent_on, stream, whole
 from .snapshot import Stay
 from .states import State
-from .target import model_in_form, model_in_json, streams_in_form, streams_in_json
+from .target import model_in_form, model_in_json, streams_in_form, streams_in_json, with_model, with_model_in_form
 from .upstream import Upstream
 from .waiting import Lease
 
@@ -215,6 +215,9 @@ class Proxy:
     ) -> Reply:
         if not target:
             target = request.raw_path if request.raw_path.startswith("/") else request.rel_url.raw_path_qs
+        if lease.preset is not None and (backend := lease.preset.backend) is not None:
+            target = backend.path + target.removeprefix(self._prefix)
+            body = _renamed(request, body, backend.model_name) if body and backend.model_name else body
         try:
             headers = sent_on(request, lease.preset.defaults if lease.preset else "")
             return await self._upstream.send(lease.endpoint, method or request.method, target, headers, body)
@@ -248,3 +251,10 @@ def _wants_stream(request: web.Request, body: _Body) -> bool:
     if request.content_type == FORM:
         return streams_in_form(body.data, request.headers[hdrs.CONTENT_TYPE])
     return streams_in_json(body.data)
+
+
+def _renamed(request: web.Request, body: bytes, model: str) -> bytes:
+    """As another program calls it."""
+    if request.content_type == FORM:
+        return with_model_in_form(body, request.headers[hdrs.CONTENT_TYPE], model)
+    return with_model(body, model)

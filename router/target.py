@@ -44,6 +44,25 @@ class OllamaTarget:
     """Nothing is asked of the model but to leave."""
 
 
+_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def with_model(body: bytes, name: str) -> bytes:
+    """The same JSON object under another `model`; every other value stays as it was written. Raises InvalidRequest."""
+    try:
+        fields = _object.decode(body)
+    except msgspec.ValidationError:  # JSON, but no object
+        return body
+    except NOT_JSON as error:
+        raise malformed(error) from None
+    return msgspec.json.encode({**fields, "model": name})
+
+
+def with_model_in_form(body: bytes, content_type: str, name: str) -> bytes:
+    span = _part_in_form(body, content_type, "model")
+    return body[: span[0]] + name.encode() + body[span[1] :] if span else body
+
+
 class _Streaming(msgspec.Struct):
     stream: bool = False
 
@@ -118,11 +137,17 @@ def streams_in_form(body: bytes, content_type: str) -> bool:
 
 
 def _text_in_form(body: bytes, content_type: str, wanted: str) -> str:
+    span = _part_in_form(body, content_type, wanted)
+    return body[span[0] : span[1]].decode("utf-8", "replace") if span else ""
+
+
+def _part_in_form(body: bytes, content_type: str, wanted: str) -> tuple[int, int] | None:
+    """Where the field's text begins and ends."""
     header = Message()
     header["Content-Type"] = content_type
     boundary = header.get_param("boundary")
     if not isinstance(boundary, str) or not boundary:
-        return ""
+        return None
     delimiter = b"--" + boundary.encode("utf-8", "surrogateescape")
     start = body.find(delimiter)
     while start >= 0:
@@ -133,6 +158,6 @@ def _text_in_form(body: bytes, content_type: str, wanted: str) -> str:
         head = body[start + len(delimiter) : blank if blank >= 0 else end]
         fields = _HEADERS.parsebytes(head.lstrip(b"\r\n"))
         if fields.get_param("name", header="Content-Disposition") == wanted:
-            return body[blank + 4 : end].decode("utf-8", "replace") if blank >= 0 else ""
+            return (blank + 4, end) if blank >= 0 else None
         start = end + 2
-    return ""
+    return None

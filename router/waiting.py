@@ -28,7 +28,7 @@ class Lease:
 
     model: str
     endpoint: str
-    """Path of the worker's unix socket."""
+    """Path of the worker's unix socket, or `host:port`."""
     instance: object
     """Which run of the model's worker this is; for `lifecycle` only."""
     touch: bool = True

@@ -1,0 +1,152 @@
+"""Sections that name a command (`cmd`): another program serves the model, under the router's care. Pure.
+
+`sources` reads them, at once and completely, so that a mistake shows before anything runs; the router's `backends`
+starts them. A command line is split as a shell would and given to no shell; macros are put in after that.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
+
+from .errors import ConfigError
+from .given import Given, Layer
+from .settings import Settings
+
+FIELDS = frozenset(
+    {"cmd", "cmd_stop", "env", "health", "use_model_name", "proxy", "load_timeout", "memory", "device_memory"}
+)
+COMMAND_LINES = ("cmd", "cmd_stop", "env")
+NO_HEALTH = "none"
+PORT, PID = "${PORT}", "${PID}"
+_MACRO = re.compile(r"\$\{([^}]*)\}")
+_VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A program that serves one model over HTTP. `${PORT}` and `${PID}` are filled in once there are such."""
+
+    command: tuple[str, ...]
+    stop_command: tuple[str, ...] = ()
+    """Instead of SIGTERM."""
+    environ: tuple[tuple[str, str], ...] = ()
+    address: str = f"127.0.0.1:{PORT}"
+    path: str = ""
+    """What its paths begin with."""
+    health: str = "/health"
+    """A path that answers 200 once it is ready; "": connecting is enough."""
+    load_timeout: float = 600.0
+    """Seconds."""
+    model_name: str = ""
+    """What it calls the model; "": as the client does."""
+    host_bytes: int = 0
+    device_bytes: int = 0
+    """What it takes; 0 and 0: unknown."""
+
+    def same_process(self, other: Backend) -> bool:
+        """Whether what runs for the one can go on for the other."""
+        manners = {"model_name": "", "host_bytes": 0, "device_bytes": 0}
+        return replace(self, **manners) == replace(other, **manners)  # type: ignore[arg-type]
+
+
+def with_here(field: str, text: str, macro: str, directory: str) -> str:
+    """A directory's name may have blanks, which separate words in a command line."""
+    if field not in COMMAND_LINES or macro not in text:
+        return text.replace(macro, directory)
+    try:
+        return shlex.join(word.replace(macro, directory) for word in shlex.split(text))
+    except ValueError:
+        return text  # told when it is read
+
+
+def read_backend(name: str, layer: Layer, own: Settings, environ: Mapping[str, str]) -> Backend | None:
+    """None: our own worker serves it. Raises ConfigError."""
+    given = {field: layer[field] for field in FIELDS & layer.keys()}
+    if not own.cmd:
+        for field, value in given.items():
+            if value.text:
+                raise ConfigError(f"{value.where}: only for a section with cmd: '{field}' is about another program")
+        return None
+    known = {"MODEL": own.model, "MODEL_ID": name, "NAME": name}
+
+    def fill(kept: tuple[str, ...]) -> Callable[[str, str], str]:
+        return lambda text, where: _filled(text, where, known, environ, kept)
+
+    with_port = fill((PORT,))
+    address, path = _address(own.proxy, layer)
+    return Backend(
+        command=_words(own.cmd, layer["cmd"].where, with_port),
+        stop_command=_words(own.cmd_stop, layer["cmd_stop"].where, fill((PORT, PID))) if own.cmd_stop else (),
+        environ=_variables(own.env, layer["env"].where, with_port) if own.env else (),
+        address=address,
+        path=path,
+        health=_health(own.health, layer),
+        load_timeout=own.load_timeout,
+        model_name=own.use_model_name,
+        host_bytes=own.memory,
+        device_bytes=own.device_memory,
+    )
+
+
+def _words(text: str, where: str, fill: Callable[[str, str], str]) -> tuple[str, ...]:
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(f"{where}: not a command line: {error}") from None
+    if not words:
+        raise ConfigError(f"{where}: names no program")
+    return tuple(fill(word, where) for word in words)
+
+
+def _variables(text: str, where: str, fill: Callable[[str, str], str]) -> tuple[tuple[str, str], ...]:
+    found = []
+    for word in _words(text, where, lambda word, _: word):
+        name, equals, value = word.partition("=")
+        if not equals or not _VARIABLE.fullmatch(name):
+            raise ConfigError(f"{where}: expected NAME=VALUE, separated by blanks, found '{name}'")
+        found.append((name, fill(value, where)))
+    return tuple(found)
+
+
+def _filled(text: str, where: str, known: Mapping[str, str], environ: Mapping[str, str], kept: tuple[str, ...]) -> str:
+    def value(macro: re.Match[str]) -> str:
+        name = macro[1]
+        if macro[0] in kept:
+            return macro[0]
+        if name in known:
+            if not known[name]:
+                raise ConfigError(f"{where}: ${{{name}}}: this section names no model file")
+            return known[name]
+        if name.startswith("env.") and name[4:] in environ:
+            return environ[name[4:]]
+        what = "there is no such variable" if name.startswith("env.") else "no macro that is known here"
+        raise ConfigError(f"{where}: ${{{name}}}: {what}")
+
+    return _MACRO.sub(value, text)
+
+
+def _address(url: str, layer: Layer) -> tuple[str, str]:
+    where = layer.get("proxy", Given("", "proxy")).where
+    parts = urlsplit(url.replace(PORT, "65535"))
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    if parts.scheme != "http" or not parts.hostname or not port or parts.query or parts.fragment or parts.username:
+        raise ConfigError(f"{where}: invalid value '{url}': expected http://HOST:PORT or http://HOST:PORT/PATH")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    if PORT in url.partition("//")[2].partition("/")[0]:
+        return f"{host}:{PORT}", parts.path.rstrip("/")
+    return f"{host}:{port}", parts.path.rstrip("/")
+
+
+def _health(text: str, layer: Layer) -> str:
+    if text == NO_HEALTH:
+        return ""
+    if not text.startswith("/"):
+        raise ConfigError(f"{layer['health'].where}: invalid value '{text}': expected a path, or {NO_HEALTH}")
+    return text
