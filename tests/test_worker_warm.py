@@ -10,9 +10,11 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import engine_tools
+import psutil
 import pytest
 from engine_tools import ask, run
 from llama_corral.presets.private_directory import PrivateDirectory
@@ -187,6 +189,19 @@ def test_others_go_on_while_a_prompt_is_read(llama: Path, tmp_path: Path, monkey
             await engine.close()
             assert (await asked.error()).status == 500
             let.set()
+
+    run(test())
+
+
+def test_a_copy_takes_no_memory_that_is_not_there(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        monkeypatch.setattr(disk_cache, "LARGE", 1)
+        await turn(llama, tmp_path)
+        assert (await turn(llama, tmp_path)).timings.cache_n == len(PROMPT) - 1
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=20_000))
+        assert (await turn(llama, tmp_path)).timings.cache_n == 0
+        await turn(llama, tmp_path, OTHER)
+        assert len(files(tmp_path)) == 1
 
     run(test())
 

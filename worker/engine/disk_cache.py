@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import IO
 
+import psutil
+
 from ...presets.errors import ServerFault
 from .activation import Activation
 from .checkpoints import Checkpoint
@@ -27,6 +29,8 @@ log = logging.getLogger("corral.engine")
 
 LEAST_TOKENS = 64
 """Computing fewer is as fast as reading them."""
+LARGE = 256 << 20
+"""Bytes from which on a copy must not take more than half of the memory that is free: models leave when it is short."""
 SAVE_S = 1.5
 """A swap waits for what is saved: seconds, well within what routers give a worker to stop."""
 READ_S = 3.0
@@ -93,6 +97,8 @@ class DiskCache:
         if prompt.n_bytes > self._store.max_bytes:
             log.info("a prompt of %d MiB does not fit into --cache-disk", prompt.n_bytes >> 20)
             return False
+        if not _has_memory_for(prompt.n_bytes):
+            return False
         state = prompt.read()
         if state is None:
             return False
@@ -131,7 +137,7 @@ class DiskCache:
         if len(tokens) < n_least:
             return True
         best = best_of(self._files(), n_common, n_cached, tokens, job.activation)
-        if best is None or best.common(tokens, job.activation) < n_least:
+        if best is None or best.common(tokens, job.activation) < n_least or not _has_memory_for(best.facts.n_bytes):
             return True
         self._reading = Reading(job, best)
         threading.Thread(target=self._read, args=(self._reading,), name="disk", daemon=True).start()
@@ -189,6 +195,15 @@ class DiskCache:
                 except OSError as error:
                     log.info("a prompt on disk cannot be read: %s", error)
         return self._known
+
+
+def _has_memory_for(n_bytes: int) -> bool:
+    if n_bytes < LARGE:
+        return True
+    if n_bytes < psutil.virtual_memory().available // 2:
+        return True
+    log.info("too little memory is free for a copy of a prompt of %d MiB", n_bytes >> 20)
+    return False
 
 
 def _covers(saved: Leaving, prompt: Leaving) -> bool:
