@@ -35,6 +35,14 @@ def kernel_kills() -> int:
     return int(found[1]) if found else 0
 
 
+NO_MEMORY = "out of memory"
+
+
+def lacked_memory(returncode: int, said: Sequence[str], kills_meanwhile: int = 0) -> bool:
+    """`said`: the end of its log, and what it reported. Whether it might have gone well with more memory."""
+    return any(_NO_MEMORY.search(line) for line in said) or _reason(returncode, said, kills_meanwhile) == NO_MEMORY
+
+
 def cause(returncode: int, last_lines: Sequence[str], kills_meanwhile: int = 0) -> str:
     """`returncode`: negative for a signal. `kills_meanwhile`: by how much `kernel_kills` grew while it ran."""
     reason = _reason(returncode, last_lines, kills_meanwhile)
@@ -43,10 +51,10 @@ def cause(returncode: int, last_lines: Sequence[str], kills_meanwhile: int = 0) 
 
 def _reason(returncode: int, last_lines: Sequence[str], kills_meanwhile: int) -> str:
     if returncode == -signal.SIGKILL and kills_meanwhile > 0:
-        return "out of memory"
+        return NO_MEMORY
     for line in reversed(last_lines):
         if _NO_MEMORY.search(line):
-            return "out of memory"
+            return NO_MEMORY
         if _ASSERTION.search(line) and returncode < 0:
             return line.strip()
     return _SIGNALS.get(_name(-returncode), "") if returncode < 0 else ""

@@ -17,7 +17,7 @@ from .accounts import Accounts
 from .catalog import Catalog
 from .expiry import Expiry
 from .groups import in_the_way
-from .models import Model
+from .models import Instance, Model
 from .order import next_turn
 from .snapshot import Snapshot
 from .states import State
@@ -158,6 +158,23 @@ class Dispatcher:
             self._keep(asyncio.get_running_loop().create_task(self._start_late(model)))
         else:
             self.start(model)
+
+    def retry(self, model: Model) -> bool:
+        """Its load ran out of memory, which another program may have taken meanwhile: an idle model leaves, and it is
+        loaded once more. False: nobody waits for it any more, or nobody can leave."""
+        leaving = placement.one_more_victim(self._snapshot(), model.name)
+        if self._is_closed or leaving is None or not self._waiting.count(model.name):
+            return False
+        instance = self._catalog[leaving].instance
+        assert instance is not None
+        self._waiting.retry(model.name)
+        self._supervisor.stop(self._catalog[leaving], f"idle, and {model.name} ran out of memory when it was loaded")
+        self._keep(asyncio.get_running_loop().create_task(self._start_after(instance, model)))
+        return True
+
+    async def _start_after(self, leaving: Instance, model: Model) -> None:
+        await leaving.gone.wait()
+        await self._start_late(model)
 
     async def _start_late(self, model: Model) -> None:
         await asyncio.sleep(self._load_delay)

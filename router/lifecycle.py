@@ -258,15 +258,19 @@ class Lifecycle:
         self._accounts.learn(model)
         if model.instance is not None and model.state is State.LOADED:
             model.instance.idle_since = self._clock()
+            model.is_retried = False
         self._leases.serve_waiters(model)
         self._dispatcher.tick()
         self._dispatcher.unload_expired()
 
     def _on_exit(self, model: Model, instance: Instance) -> None:
         self._accounts.note_exit()
-        if instance.is_fault:
-            model.note_fault(self._clock(), instance.idle_since or None)
-        self._dispatcher.give_up(model)
+        may_retry = instance.lacked_memory and not (instance.idle_since or instance.is_retiring or model.is_retried)
+        model.is_retried = may_retry and self._dispatcher.retry(model)
+        if not model.is_retried:
+            if instance.is_fault:
+                model.note_fault(self._clock(), instance.idle_since or None)
+            self._dispatcher.give_up(model)
         if instance.is_retiring and not self._catalog.settle(model):
             self._refuse_dropped(model)
         self._dispatcher.tick()

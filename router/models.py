@@ -14,6 +14,7 @@ from ..presets.layers import Given
 from ..presets.option import Option
 from ..presets.render import to_argv
 from ..presets.table import VARIABLES
+from . import causes
 from .causes import cause, ending, kernel_kills
 from .faults import NO_FAULTS, Faults
 from .process import LaunchSpec, Worker
@@ -49,6 +50,8 @@ class Instance:
     """Why it will exit, in its own words."""
     is_fault: bool = False
     """It went with an error, and nobody had asked it to go."""
+    lacked_memory: bool = False
+    """That may have been why."""
     kernel_kills: int = field(default_factory=kernel_kills)
     """Of any processes, before this one was started."""
     idle_since: float = 0.0
@@ -76,6 +79,8 @@ class Model:
     progress: dict[str, Any] = field(default_factory=dict)
     failure: str = ""
     faults: Faults = NO_FAULTS
+    is_retried: bool = False
+    """It ran out of memory when it was loaded, and is loaded once more."""
     is_sent_away: bool = False
     """It was unloaded by command or after its time: it comes back only for whoever asks for it."""
     last_lines: tuple[str, ...] = ()
@@ -246,6 +251,11 @@ def _texts(preset: Preset) -> dict[str, str]:
 def exit_code_of(returncode: int) -> int:
     """As llama-server counts: 1 for every signal."""
     return returncode if returncode >= 0 else 1
+
+
+def lacked_memory(instance: Instance, returncode: int) -> bool:
+    said = (*instance.worker.last_lines, instance.failure)
+    return instance.is_fault and causes.lacked_memory(returncode, said, kernel_kills() - instance.kernel_kills)
 
 
 def why_it_failed(instance: Instance, returncode: int) -> str:

@@ -125,6 +125,16 @@ def victims_for(snapshot: Snapshot, model: str) -> list[str]:
     return [resident.name for resident in [*leaving, *space]]
 
 
+def one_more_victim(snapshot: Snapshot, model: str) -> str | None:
+    """The idle model that is least worth keeping, for one that had room by all accounts and ran out of memory."""
+    idle = [one for one in _victims(snapshot) if one.name != model]
+    return min(idle, key=lambda one: _worth(snapshot, one)).name if idle else None
+
+
+def _worth(snapshot: Snapshot, resident: Resident) -> tuple[float, float, str]:
+    return resident.manners.priority, -_cheapness(snapshot, resident), resident.name
+
+
 def _refusals(snapshot: Snapshot) -> tuple[Refusal, ...]:
     """Memory is looked at once nobody leaves any more: what they had counts as taken until the system has it back."""
     may_grow = snapshot.is_settling or _count(snapshot.residents, State.STOPPING) > 0
@@ -177,7 +187,7 @@ def _victims_for_space(
     gone = total(resident.space for resident in leaving)
     stopping = total(resident.space for resident in snapshot.residents if resident.state is State.STOPPING)
     taken = _taken(snapshot, but=model) - gone - stopping + snapshot.resident(model).space
-    ranked = sorted(staying, key=lambda one: (one.manners.priority, -_cheapness(snapshot, one), one.name))
+    ranked = sorted(staying, key=lambda one: _worth(snapshot, one))
     return fewest([(resident, resident.space) for resident in ranked], taken, snapshot.limit) or []
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..presets.control import Report
 from .events import Events
-from .models import Instance, Model, exit_code_of, launch_spec, why_it_failed
+from .models import Instance, Model, exit_code_of, lacked_memory, launch_spec, why_it_failed
 from .process import Callbacks, Launcher
 from .space import Space
 from .states import IllegalMove, State
@@ -125,6 +125,7 @@ class Supervisor:
         model.last_lines = instance.worker.last_lines
         self._watchdog.forget(instance)
         instance.is_fault = returncode != 0 and model.state is not State.STOPPING
+        instance.lacked_memory = lacked_memory(instance, returncode)
         instance.failure = why_it_failed(instance, returncode)
         self._settle(model, exit_code_of(returncode), instance.failure)
         self._tell_exit(model, instance)

@@ -124,6 +124,13 @@ class WaitingRoom:
                 waiter.is_queued = True
                 self._entries.setdefault(model, Entry(model, claimed=False, since=waiter.since))
 
+    def retry(self, model: str) -> None:
+        """The instance they waited for went down, and its successor is about to start."""
+        for waiter in self._waiters.get(model, ()):
+            waiter.saw_start = not waiter.may_load
+        self.requeue(model)
+        self.claim(model)
+
     def take_all(self, model: str) -> list[Waiter]:
         self._entries.pop(model, None)
         return self._waiters.pop(model, [])
