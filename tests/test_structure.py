@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -128,3 +129,16 @@ def test_the_wheel_has_everything(tmp_path: Path) -> None:
         packed = {name.removeprefix("llama_corral/") for name in archive.namelist()}
     tracked = {name_of(path) for path in tracked_files() if path.relative_to(ROOT).parts[0] in PACKAGES}
     assert {name for name in tracked if not name.endswith(".md")} <= packed
+
+
+def test_every_scenario_names_tests_that_exist() -> None:
+    rows = [line for line in (ROOT / "tests" / "SCENARIOS.md").read_text().splitlines() if re.match(r"\| \d+ ", line)]
+    assert [int(row.split()[1]) for row in rows] == list(range(1, 50))
+    for row in rows:
+        named = re.findall(r"`(test_\w+\.py)::(\w+)`", row)
+        assert named, row
+        for file, test in named:
+            tree = ast.parse((ROOT / "tests" / file).read_text())
+            defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+            assigned = {ast.unparse(node.targets[0]) for node in tree.body if isinstance(node, ast.Assign)}
+            assert test in defined | assigned, f"{file}::{test}"
