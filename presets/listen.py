@@ -92,13 +92,14 @@ def _close(servers: list[asyncio.AbstractServer]) -> None:
         server.close()
 
 
+_NOT_HTTP = (HttpProcessingError, web.RequestPayloadError)
+
+
 def _server_log() -> logging.Logger:
-    """aiohttp's own, which would print a stack trace for every client that does not speak HTTP."""
+    """aiohttp's own, which would print a stack trace for every client that does not speak HTTP, or badly."""
     server_log = logging.getLogger("corral.http.server")
     if not server_log.filters:
-        server_log.addFilter(
-            lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
-        )
+        server_log.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], _NOT_HTTP)))
     return server_log
 
 

@@ -83,7 +83,7 @@ async def input_items(request: web.Request) -> web.StreamResponse:
 def _limit(given: str) -> int:
     if not given:
         return USUAL_ITEMS
-    if not (given.isascii() and given.isdigit() and 1 <= int(given) <= MOST_ITEMS):
+    if not (given.isascii() and given.isdigit() and len(given) <= 3 and 1 <= int(given) <= MOST_ITEMS):
         raise InvalidRequest(f"query parameter 'limit' must be a number from 1 to {MOST_ITEMS}")
     return int(given)
 

@@ -7,13 +7,14 @@ either; binding of addresses is next door in `listen`, what browsers ask for in 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 
 from .access import Keys, origin_policy, read_api_keys
 from .ending import Running
@@ -46,6 +47,8 @@ PAGE_PATHS = ("/", "/index.html", "/sw.js", "/manifest.webmanifest", "/_app/vers
 """Served before the model is ready and without a key, so that a browser can show why nothing answers yet."""
 CONVERSATION_HEADER = "X-Conversation-Id"
 """Names a stream that goes on without its client and can be resumed."""
+MAX_NESTING = 256
+"""Levels of a request's JSON; Python's stack has room for about three calls a level."""
 GIVEN_BODY = "body"
 """In a request that is part of another one: its body. Its answer must come as a whole."""
 
@@ -118,6 +121,25 @@ def malformed(error: Exception) -> InvalidRequest:
     return InvalidRequest(f"the request body cannot be parsed as JSON: {reason}")
 
 
+def _is_too_deep(body: bytes, value: object) -> bool:
+    """Whoever reads a request may descend into it with a few calls a level."""
+    if body.count(b"[") + body.count(b"{") <= MAX_NESTING:
+        return False
+    level = [value]
+    for _ in range(MAX_NESTING):
+        inside = itertools.chain.from_iterable(_inside(container) for container in level)
+        level = [item for item in inside if isinstance(item, dict | list)]
+        if not level:
+            return False
+    return True
+
+
+def _inside(container: object) -> Iterable[object]:
+    if isinstance(container, dict):
+        return container.values()
+    return container if isinstance(container, list) else ()
+
+
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -152,9 +174,12 @@ async def read_json(request: web.Request) -> Any:
     """The body, whatever its content type says (curl -d calls JSON a form)."""
     body = await read_body(request)
     try:
-        return msgspec.json.decode(body)
+        value = msgspec.json.decode(body)
     except NOT_JSON as error:
         raise malformed(error) from None
+    if _is_too_deep(body, value):
+        raise malformed(RecursionError())
+    return value
 
 
 async def read_object(request: web.Request) -> dict[str, Any]:
@@ -188,6 +213,19 @@ def _translate(error: web.HTTPException, limits: Limits) -> ApiError | web.HTTPE
     if 400 <= error.status < 500:
         return InvalidRequest(error.text or error.reason)
     return error
+
+
+def _unreadable(error: web.RequestPayloadError) -> InvalidRequest:
+    """For a body that is not encoded as its headers say. The reason stands in the last line of aiohttp's."""
+    return InvalidRequest(f"the request body cannot be read: {str(error).strip().splitlines()[-1].strip()}")
+
+
+async def _expect(request: web.Request) -> None:
+    """Answers `Expect: 100-continue`. Any other expectation counts for nothing, as in llama-server."""
+    asks = request.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
+    if asks and request.version >= HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # no answer has begun
 
 
 def _always() -> bool:
@@ -250,6 +288,8 @@ def application(
             fault: ApiError | web.HTTPException = error
         except web.HTTPException as error:
             fault = _translate(error, limits)
+        except web.RequestPayloadError as error:
+            fault = _unreadable(error)
         except ConnectionError:  # the client left, or its answer cannot be completed
             return _hang_up(request)
         except Exception as error:  # the boundary: a request must not end without an answer
@@ -282,6 +322,6 @@ def add_routes(app: web.Application, settings: Settings, routes: Sequence[Route]
     prefix = settings.api_prefix or ""
     for method, path, handler in routes:
         if method == hdrs.METH_GET:
-            app.router.add_get(prefix + path, handler)
+            app.router.add_get(prefix + path, handler, expect_handler=_expect)
         else:
-            app.router.add_route(method, prefix + path, handler)
+            app.router.add_route(method, prefix + path, handler, expect_handler=_expect)

@@ -40,7 +40,7 @@ def sent_on(request: web.Request, defaults: str = "") -> Iterable[Header]:
     if request.headers.get(hdrs.CONTENT_ENCODING):
         dropped = dropped | {b"content-encoding"}  # aiohttp has undone it
     if "," in (named := request.headers.get(hdrs.CONNECTION, "")) or named.lower() not in ("", "keep-alive", "close"):
-        dropped = dropped | {name.strip().lower().encode() for name in named.split(",")}
+        dropped = dropped | {name.strip().lower().encode("utf-8", "surrogateescape") for name in named.split(",")}
     headers = [header for header in request.raw_headers if header[0].lower() not in dropped]
     return [*headers, (_DEFAULTS, defaults.encode("ascii"))] if defaults else headers
 

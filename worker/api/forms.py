@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from ...presets.errors import InvalidRequest
+from ...presets.errors import BodyTooLarge, InvalidRequest
 from ...presets.web import LIMITS
 
 FORM = "multipart/form-data"
@@ -34,6 +34,8 @@ async def read_form(request: web.Request) -> Form:
             parts = await request.post()
     except TimeoutError:
         raise InvalidRequest(f"the request body did not arrive within {limits.timeout} s") from None
+    except web.HTTPRequestEntityTooLarge as error:  # its bytes, or its number of fields
+        raise BodyTooLarge(f"the form is too large: {error.text}") from None
     except _MALFORMED as error:
         raise InvalidRequest(f"the request body cannot be parsed as a form: {_reason(error)}") from None
     texts: dict[str, str] = {}

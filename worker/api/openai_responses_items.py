@@ -41,7 +41,7 @@ def _read_item(item: object, where: str) -> Item:
         raise InvalidRequest(f"Field '{where}': an item must be an object, but is {json_type(item)}")
     kind = item.get("type", "message" if "role" in item else None)
     if kind != "item_reference":
-        if kind not in _TO_MESSAGES:
+        if not isinstance(kind, str) or kind not in _TO_MESSAGES:
             shown = f": {kind!r} is not supported" if isinstance(kind, str) else ""
             raise InvalidRequest(f"Cannot determine type of 'item': Field '{where}'{shown}")
         _TO_MESSAGES[kind](item, where, [])  # complains now, about this item and not about a stored one later
@@ -189,7 +189,7 @@ def _carried(content: object) -> str:
     return text.removeprefix(_CARRIED) if text.startswith(_CARRIED) else ""
 
 
-_TO_MESSAGES: dict[object, Callable[[Item, str, list[Message]], None]] = {
+_TO_MESSAGES: dict[str, Callable[[Item, str, list[Message]], None]] = {
     "message": _message,
     "function_call": _call,
     "function_call_output": _call_output,

@@ -165,9 +165,8 @@ def _flat(tool: dict[str, Any]) -> dict[str, Any]:
 def _chat_tools(tools: Sequence[Mapping[str, Any]], choice: object) -> dict[str, Any]:
     """Tools that OpenAI runs on its own servers are left out, as llama-server does: the model cannot call them here."""
     functions = [tool for tool in tools if tool.get("type") == "function"]
-    for tool in tools:
-        if tool.get("type") != "function":
-            log.info("a tool of type %r is left out: only functions can be called", tool.get("type"))
+    if len(functions) < len(tools):
+        log.info("%d tools are left out: only functions can be called", len(tools) - len(functions))
     if isinstance(choice, dict):
         functions, choice = _limited(functions, choice)
     if choice == "required" and not functions:

@@ -18,6 +18,8 @@ from ...presets.web import CONVERSATION_HEADER, Handler, event_stream, json_resp
 from .stream_sessions import OffsetLost, StreamSession, StreamSessions
 
 SESSIONS = web.AppKey("sessions", StreamSessions)
+MOST_DIGITS = 18
+"""Of an offset in bytes."""
 _SESSION = "session"
 """In a request: the session that its answer goes to."""
 
@@ -127,7 +129,7 @@ async def resume(request: web.Request) -> web.StreamResponse:
     if session is None:
         raise NotFound("Stream not found or expired")
     given = query_text(request, "from") or "0"
-    if not (given.isascii() and given.isdigit()):
+    if not (given.isascii() and given.isdigit() and len(given) <= MOST_DIGITS):
         raise InvalidRequest("Invalid 'from' offset")
     if int(given) < session.n_dropped:
         raise InvalidRequest("Stream offset lost, please restart")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..grammar.converter import Converter
+from ..grammar.converter import MAX_DEPTH, Converter
 from ..grammar.rules import Rules, literal
 from .tools import Tool
 
@@ -40,15 +40,17 @@ class Schemas:
         return self._converter.visit(_rooted(schema, tool.name), name, f"#/tools/{tool.name}")
 
 
-def _rooted(schema: Any, name: str) -> Any:
-    """The same schema at its place below the common root."""
+def _rooted(schema: Any, name: str, depth: int = 0) -> Any:
+    """The same schema at its place below the common root; what is deeper than a converter looks stays as it is."""
+    if depth > 2 * MAX_DEPTH:  # of one level of a schema there are two of JSON
+        return schema
     if isinstance(schema, Mapping):
-        rooted = {key: _rooted(value, name) for key, value in schema.items()}
+        rooted = {key: _rooted(value, name, depth + 1) for key, value in schema.items()}
         reference = schema.get("$ref")
         if isinstance(reference, str) and reference.startswith("#"):
             rooted["$ref"] = f"#/tools/{name}{reference[1:]}"
         return rooted
-    return [_rooted(item, name) for item in schema] if isinstance(schema, list) else schema
+    return [_rooted(item, name, depth + 1) for item in schema] if isinstance(schema, list) else schema
 
 
 def until(rules: Rules, mark: str, name: str) -> str:

@@ -1,0 +1,328 @@
+"""Hostile and wrong input: each field of each dialect takes each wrong value, and the worker stays what it was.
+
+A request is answered or refused as its client's mistake, in its dialect's envelope; no handler fails, no slot stays
+busy, and the next request gets the answer that it would have got before.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import socket
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+from programs import Program, Programs, wait_until
+
+Path = tuple[str | int, ...]
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "a": {"type": "string", "pattern": "^a+$"},
+        "b": {"type": "array", "items": {"$ref": "#/$defs/n"}, "minItems": 1},
+        "c": {"anyOf": [{"enum": ["x", 1, None]}, {"type": "integer", "minimum": 1}]},
+    },
+    "required": ["a"],
+    "$defs": {"n": {"type": "number"}},
+}
+TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": SCHEMA}}
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": "x"}'}}
+TURNS = [
+    {"role": "system", "content": "s"},
+    {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+    {"role": "assistant", "content": "", "reasoning_content": "r", "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "1", "name": "f", "content": "t"},
+]
+SAMPLING = {
+    "temperature": 0.5,
+    "top_k": 4,
+    "top_p": 0.9,
+    "min_p": 0.1,
+    "typical_p": 0.9,
+    "xtc_probability": 0.1,
+    "mirostat": 1,
+    "adaptive_target": 0.5,
+    "adaptive_decay": 0.5,
+    "min_keep": 1,
+    "seed": 1,
+    "ignore_eos": True,
+    "repeat_last_n": 4,
+    "repeat_penalty": 1.1,
+    "dry_multiplier": 0.5,
+    "dry_sequence_breakers": ["\n"],
+    "logit_bias": [[1, 1.0], ["a", False]],
+    "samplers": ["top_k"],
+    "stop": ["zz"],
+    "n_probs": 2,
+    "n": 1,
+    "grammar": 'root ::= "a"*',
+    "grammar_lazy": True,
+    "grammar_triggers": [{"type": 1, "value": "ab cd"}],
+    "lora": [{"id": 0, "scale": 1.0}],
+    "preserved_tokens": ["a"],
+    "response_fields": ["content"],
+    "id_slot": 0,
+    "n_keep": 1,
+    "n_discard": 1,
+    "n_indent": 1,
+    "n_cache_reuse": 1,
+    "t_max_predict_ms": 1000,
+    "stream": False,
+    "thinking_budget_tokens": 1,
+    "reasoning_control": True,
+    "stream_options": {"include_usage": True},
+}
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+BLOCKS = [
+    {"type": "thinking", "thinking": "t", "signature": "s"},
+    {"type": "tool_use", "id": "1", "name": "f", "input": {"a": 1}},
+]
+ITEMS = [
+    {"role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+    {"type": "reasoning", "id": "r", "summary": [{"type": "summary_text", "text": "t"}], "encrypted_content": "eA=="},
+    {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+    {"type": "function_call_output", "call_id": "c", "output": "o"},
+]
+BODIES: list[tuple[str, Any]] = [
+    ("/completion", {"prompt": ["a", [1, "b"], {"prompt_string": "a"}], "n_predict": 1}),
+    ("/completion", {"prompt": "a", "n_predict": 1, **SAMPLING}),
+    ("/completion", {"prompt": "a", "n_predict": 1, "json_schema": SCHEMA}),
+    ("/v1/completions", {"prompt": "a", "max_tokens": 1, "logprobs": 2, "logit_bias": {"5": 1}, "echo": True}),
+    ("/v1/chat/completions", {"messages": TURNS, "max_tokens": 1, "tools": [TOOL], "tool_choice": "auto"}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": [IMAGE]}], "max_tokens": 1}),
+    (
+        "/v1/chat/completions",
+        {
+            "messages": TURNS[:2],
+            "max_tokens": 1,
+            "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}},
+            "chat_template_kwargs": {"enable_thinking": True},
+            "reasoning_effort": "low",
+        },
+    ),
+    (
+        "/v1/messages",
+        {
+            "max_tokens": 1,
+            "system": [{"type": "text", "text": "s"}],
+            "messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": BLOCKS},
+                         {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "r"}]}],
+            "tools": [{"name": "f", "input_schema": SCHEMA}],
+            "tool_choice": {"type": "auto"},
+            "thinking": {"type": "disabled"},
+            "stop_sequences": ["zz"],
+            "metadata": {"user_id": "u"},
+        },
+    ),
+    (
+        "/v1/responses",
+        {
+            "input": ITEMS,
+            "max_output_tokens": 1,
+            "instructions": "i",
+            "tools": [{"type": "function", "name": "f", "parameters": SCHEMA}],
+            "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "f"}]},
+            "text": {"format": {"type": "text"}},
+            "reasoning": {"effort": "low", "summary": "auto"},
+            "include": ["message.output_text.logprobs"],
+            "metadata": {"a": "b"},
+            "store": False,
+        },
+    ),
+    (
+        "/api/chat",
+        {
+            "messages": [{"role": "user", "content": "x", "images": []},
+                         {"role": "assistant", "content": "", "tool_calls": [{"function": CALL["function"]}]},
+                         {"role": "tool", "content": "c", "tool_name": "f"}],
+            "tools": [TOOL],
+            "options": {"num_predict": 1, "stop": ["z"], "temperature": 0.5, "seed": 1},
+            "stream": False,
+            "keep_alive": "5m",
+        },
+    ),
+    ("/api/generate", {"prompt": "x", "context": [1], "format": "json", "stream": False}),
+    ("/infill", {"input_prefix": "a", "input_suffix": "b", "input_extra": [{"filename": "f", "text": "t"}]}),
+    ("/tokenize", {"content": ["a", 1], "with_pieces": True}),
+    ("/detokenize", {"tokens": [1, 2]}),
+    ("/lora-adapters", [{"id": 0, "scale": 1.0}]),
+    ("/v1/streams/lookup", {"conversation_ids": ["a"]}),
+    ("/v1/chat/completions/control", {"id": "x", "action": "reasoning_end"}),
+]  # fmt: skip
+
+
+def deep(levels: int) -> bytes:
+    return b"[" * levels + b"]" * levels
+
+
+WRONG: list[bytes] = [
+    *(b"null", b"true", b"0", b"-1", b"1.5", b"2147483647", b"-1000000000000000", b"18446744073709551621", b"1e308"),
+    *(b"1e400", b"NaN", b"9" * 5000, b'""', b'"x"', b'"\\ud800"', b'"a\\u0000b"', b'"' + b"A" * 100_000 + b'"'),
+    *(b"[]", b"{}", b'[null,1,"a",{},[],true]', b"[-1,1099511627776,1.5]", b'{"a":{"b":[1,null]}}', b"[[[[]]]]"),
+    *(deep(200), deep(500), deep(975), deep(10_000), b'{"type":' * 240 + b"1" + b"}" * 240),
+]
+BROKEN: list[bytes] = [
+    *(b"", b"{", b"null", b"[]", b"1", b'"x"', b"\xff\xfe{}", b"{}{}", b'{"a":1,}', b"{'a':1}", b"\0", b'{"a":"\xff"}'),
+    *(b"\xef\xbb\xbf{}", deep(10_000), b'{"a":' * 100_000, b'{"messages":1,"messages":2,"prompt":3,"prompt":{}}'),
+]
+
+
+def places(value: Any, at: Path = ()) -> Iterator[Path]:
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield (*at, key)
+        yield from places(item, (*at, key))
+
+
+def changed(body: Any, at: Path, wrong: bytes | None) -> bytes:
+    """With the wrong value at one place, or without it."""
+    body = deepcopy(body)
+    parent = body
+    for key in at[:-1]:
+        parent = parent[key]
+    if wrong is None:
+        del parent[at[-1]]
+        return json.dumps(body).encode()
+    parent[at[-1]] = "@@"
+    return json.dumps(body).encode().replace(b'"@@"', wrong)
+
+
+@dataclass(frozen=True)
+class Sane:
+    """What a healthy worker says, to be compared with afterwards."""
+
+    program: Program
+
+    def answer(self) -> str:
+        body = {"prompt": "Once upon a time", "n_predict": 8, "temperature": 0, "cache_prompt": False}
+        return str(self.program.client.post("/completion", json=body).raise_for_status().json()["content"])
+
+    def is_idle(self) -> bool:
+        return not any(slot["is_processing"] for slot in self.program.client.get("/slots").json())
+
+
+@pytest.fixture(scope="module")
+def victim(module_programs: Programs) -> Program:
+    template = module_programs.directory / "template.jinja"
+    template.write_text(
+        "{% for t in tools or [] %}{{ (t | tojson)[:99] }}{% endfor %}"
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+        "{% for c in m.tool_calls or [] %}<tool_call>\n"
+        '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}\n'
+        "</tool_call>{% endfor %}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    return module_programs.worker(
+        *("--ctx-size", "1024", "--parallel", "2", "--threads", "1", "--slots"),
+        *("--lora", str(module_programs.models / "tiny-lora.gguf"), "--chat-template-file", str(template)),
+    )
+
+
+FAULTS_OF_LLAMA_SERVER = ("input is not supported", "the grammar does not allow the text that triggers it")
+"""Which it answers with 500, and so do we."""
+
+
+def check(path: str, response: httpx.Response, sent: bytes) -> None:
+    """Answered, or refused as llama-server and the dialect's own servers do: with a reason that can be shown."""
+    where = f"{path} {sent[:300]!r}: {response.status_code} {response.text[:300]}"
+    status = response.status_code
+    assert status < 500 or status == 501 or any(text in response.text for text in FAULTS_OF_LLAMA_SERVER), where
+    if status < 400:
+        return
+    error = response.json()["error"]
+    if path.startswith("/api/"):
+        assert error, where
+        assert isinstance(error, str), where
+        return
+    assert error["message"], where
+    assert error["type"], where
+    assert ("code" in error) != path.startswith("/v1/messages"), where
+
+
+def test_every_field_takes_every_wrong_value(victim: Program) -> None:
+    sane, chance = Sane(victim), random.Random(5)
+    before = sane.answer()
+    for path, body in BODIES:
+        requests = [changed(body, at, None) for at in places(body)]
+        for at in places(body):
+            requests += [changed(body, at, wrong) for wrong in chance.sample(WRONG, 5)]
+        for sent in [*BROKEN, *requests]:
+            check(path, victim.client.post(path, content=sent), sent)
+        wait_until(sane.is_idle, f"the slots are idle after {path}")
+    victim.client.post(
+        "/lora-adapters", json=[{"id": 0, "scale": 1.0}]
+    ).raise_for_status()  # valid ones have changed it
+    assert sane.answer() == before
+    assert "Traceback" not in victim.log_text
+
+
+@pytest.mark.parametrize("levels", [257, 500, 940, 975, 990])
+def test_depth_is_bounded_before_anyone_descends(victim: Program, levels: int) -> None:
+    call = {**CALL, "function": {"name": "f", "arguments": "@@"}}
+    for place in ({"messages": [*TURNS[:2], {**TURNS[2], "tool_calls": [call]}]}, {"tools": [{**TOOL, "x": "@@"}]}):
+        body = {"messages": TURNS[:2], "max_tokens": 1, **place}
+        response = victim.client.post(
+            "/v1/chat/completions", content=json.dumps(body).encode().replace(b'"@@"', deep(levels))
+        )
+        assert response.status_code == 400
+        assert response.json()["error"]["message"].endswith("it is nested too deeply")
+
+
+def test_tools_with_deep_schemas_are_offered_all_the_same(victim: Program) -> None:
+    """Who sends them has seldom written them."""
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(110):
+        schema = {"type": "object", "properties": {"a": schema}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    body = {"messages": TURNS[:2], "max_tokens": 1, "tools": [tool]}
+    assert victim.client.post("/v1/chat/completions", json=body).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/v1/stream?conv_id=known&from=" + "9" * 5000, "Invalid 'from' offset"),
+        ("/v1/stream?conv_id=known&from=٣", "Invalid 'from' offset"),
+        ("/v1/stream?conv_id=known&from=-1", "Invalid 'from' offset"),
+        ("/v1/stream?conv_id=a%00b", "query parameter 'conv_id' contains a NUL character"),
+    ],
+)
+def test_wrong_query_parameters(victim: Program, path: str, message: str) -> None:
+    body = {"prompt": "a", "n_predict": 1, "stream": True}
+    assert victim.client.post("/completion", json=body, headers={"X-Conversation-Id": "known"}).status_code == 200
+    response = victim.client.get(path)
+    assert (response.status_code, response.json()["error"]["message"]) == (400, message)
+
+
+def exchange(program: Program, head: bytes, body: bytes) -> tuple[int, bytes]:
+    url = program.client.base_url
+    with socket.create_connection((url.host, url.port), timeout=10) as sock:
+        length = b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(body)
+        sock.sendall(b"POST /completion HTTP/1.1\r\nHost: x\r\n" + head + length + body)
+        answer = b"".join(iter(lambda: sock.recv(65536), b""))
+    return int(answer[9:12]), answer.rpartition(b"\r\n\r\n")[2]
+
+
+PLAIN = b'{"prompt": "a", "n_predict": 1}'
+
+
+def test_a_body_that_is_not_encoded_as_it_says(victim: Program) -> None:
+    encoding = b"Content-Encoding: gzip\r\n"
+    assert exchange(victim, encoding, gzip.compress(PLAIN))[0] == 200
+    status, body = exchange(victim, encoding, PLAIN)
+    assert status == 400
+    assert "Can not decode content-encoding: gzip" in json.loads(body)["error"]["message"]
+    assert "Traceback" not in victim.log_text
+
+
+@pytest.mark.parametrize("value", [b"x", b"\xff\xfe", b""])
+def test_unknown_expectations_count_for_nothing(victim: Program, value: bytes) -> None:
+    assert exchange(victim, b"Expect: " + value + b"\r\n", PLAIN)[0] == 200
+
+
+def test_a_client_that_waits_before_it_sends_is_told_to_go_on(victim: Program) -> None:
+    assert exchange(victim, b"Expect: 100-continue\r\n", PLAIN)[0] == 100
