@@ -106,7 +106,8 @@ class RouterOptions(OptionGroup):
     models_max_wait: float = option(
         0.0,
         "--models-max-wait",
-        "seconds after which a model that waits for its place goes before higher priorities and minimum stays; 0: 60",
+        "seconds after which a model that waits for its place goes before higher priorities and minimum stays, and "
+        "models in use finish what they have and leave for it; 0: 60, and models in use stay",
         env="MODELS_MAX_WAIT",
         hint="SECONDS",
         reader=Reader.ROUTER,

@@ -105,6 +105,8 @@ class Dispatcher:
                 self._waiting.refuse(refusal.model, functools.partial(NoPlace, why))
             for eviction in decision.evict:
                 self._evict(eviction)
+            for retirement in decision.retire:
+                self._retire(retirement)
             if decision.start is not None:
                 self._start_queued(self._catalog[decision.start])
         self._keep_warm()
@@ -135,6 +137,13 @@ class Dispatcher:
 
     def _evict(self, eviction: placement.Eviction) -> None:
         self._supervisor.stop(self._catalog[eviction.model], eviction.reason)
+
+    def _retire(self, retirement: placement.Eviction) -> None:
+        model = self._catalog[retirement.model]
+        if model.instance is not None:
+            log.info("name=%s takes nothing new: %s", model.name, retirement.reason)
+            model.instance.yields_to = retirement.reason
+            self._waiting.requeue(model.name)
 
     def _expire(self, eviction: placement.Eviction) -> None:
         self._catalog[eviction.model].is_sent_away = True

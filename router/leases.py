@@ -75,8 +75,8 @@ class Leases:
             self.serve_waiters(model)
         if instance.leases > 0:
             return
-        if instance.is_retiring and model is not None and model.instance is instance:
-            self._supervisor.stop(model, "its preset changed or is gone")
+        if instance.is_leaving and model is not None and model.instance is instance:
+            self._supervisor.stop(model, instance.yields_to or "its preset changed or is gone")
         self._dispatcher.tick()
         if model is not None and model.stay.ttl is not None:
             self._dispatcher.unload_expired()

@@ -46,6 +46,8 @@ class Instance:
     """What clients see while it is stopping."""
     is_retiring: bool = False
     """Its preset changed or went: it finishes what it has and takes nothing new."""
+    yields_to: str = ""
+    """Why it finishes what it has and takes nothing new, though its preset is what it was."""
     failure: str = ""
     """Why it will exit, in its own words."""
     is_fault: bool = False
@@ -64,6 +66,11 @@ class Instance:
     """Of its process, when it was ready: what it has more since then came by its work."""
     deadline: asyncio.TimerHandle | None = None
     gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def is_leaving(self) -> bool:
+        """Once it has finished what it has."""
+        return self.is_retiring or bool(self.yields_to)
 
 
 @dataclass(slots=True, eq=False)
@@ -94,7 +101,7 @@ class Model:
 
     @property
     def takes_requests(self) -> bool:
-        return self.state.is_ready and self.instance is not None and not self.instance.is_retiring
+        return self.state.is_ready and self.instance is not None and not self.instance.is_leaving
 
     @property
     def is_kept_warm(self) -> bool:
@@ -170,10 +177,10 @@ class ModelView:
 def resident_of(model: Model, space: Space = NOTHING) -> Resident:
     """As placement sees it: what is about to go takes no part any more."""
     instance = model.instance
-    is_retiring = instance is not None and instance.is_retiring
+    is_leaving = instance is not None and instance.is_leaving
     return Resident(
         model.name,
-        State.STOPPING if is_retiring else model.state,
+        State.STOPPING if is_leaving else model.state,
         leases=instance.leases if instance else 0,
         last_used=model.last_used,
         idle_since=instance.idle_since if instance else 0.0,

@@ -12,6 +12,8 @@ rules:
   leaves first.
 - For the next one's space the fewest leave, and of those the ones least worth keeping; nobody, if that would not do.
 - Those that the next one's group excludes leave as well (`groups`), and it starts when they are gone.
+- With `Rules.yields`, for one that has waited for `Rules.max_wait` models in use take nothing new, and leave when they
+  have finished.
 - A pinned model is never evicted. Once pinned models have all places, what is queued is refused at once, and so is
   whoever's space would not be free with all others gone.
 - A model whose `ttl` is over since it was last used leaves, if it is idle.
@@ -23,7 +25,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from .groups import in_the_way, leaving_for, next_of, why_excluded
-from .order import is_protected
+from .order import is_overdue, is_protected
 from .snapshot import Entry, Resident, Rules, Snapshot, Stay
 from .space import NOTHING, UNBOUNDED, Space, fewest, total
 from .states import State
@@ -46,11 +48,13 @@ class Refusal:
 @dataclass(frozen=True, slots=True)
 class Decision:
     evict: tuple[Eviction, ...] = ()
+    retire: tuple[Eviction, ...] = ()
+    """They are in use: to take nothing new, and to leave once they have finished."""
     start: str | None = None
     refuse: tuple[Refusal, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.evict or self.refuse) or self.start is not None
+        return bool(self.evict or self.retire or self.refuse) or self.start is not None
 
 
 def tick(snapshot: Snapshot) -> Decision:
@@ -62,7 +66,10 @@ def tick(snapshot: Snapshot) -> Decision:
     victims = _victims(snapshot)
     head = next_of(snapshot, victims)
     model = None if head is None or not _may_load(snapshot) else head.model
-    return Decision(evict=_evictions(snapshot, model, victims), start=_next_start(snapshot, model))
+    decision = Decision(evict=_evictions(snapshot, model, victims), start=_next_start(snapshot, model))
+    if decision or head is None or model is None or not (snapshot.rules.yields and is_overdue(snapshot, head)):
+        return decision
+    return Decision(retire=_retirements(snapshot, model, victims))
 
 
 def expired(snapshot: Snapshot) -> tuple[Eviction, ...]:
@@ -177,6 +184,22 @@ def _evictions(snapshot: Snapshot, model: str | None, victims: list[Resident]) -
         more = _victims_for_space(snapshot, model, victims, [*excluded, *chosen])
         evictions += [Eviction(one.name, reason) for one in more]
     return tuple(evictions)
+
+
+def _retirements(snapshot: Snapshot, model: str, victims: list[Resident]) -> tuple[Eviction, ...]:
+    """For one that has waited too long; one after the other, and never in vain."""
+    if _count(snapshot.residents, State.STOPPING) or not snapshot.resident(model).state.is_down:
+        return ()
+    in_use = [one for one in snapshot.residents if one.state.is_ready and one.leases and not one.is_pinned]
+    in_use.sort(key=lambda one: (one.manners.priority, one.ready_since, one.name))
+    leaving = leaving_for(snapshot, model, [*victims, *in_use])
+    if leaving is None:
+        return ()
+    if not leaving and 0 < snapshot.models_max <= _running(snapshot) + _pending(snapshot):
+        leaving = in_use[:1]
+    leaving = [*leaving, *_victims_for_space(snapshot, model, [*victims, *in_use], leaving)]
+    reason = f"{model} has waited for {snapshot.rules.max_wait:g} s"
+    return tuple(Eviction(one.name, reason) for one in leaving if one.leases)
 
 
 def _victims_for_space(

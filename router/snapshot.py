@@ -78,6 +78,8 @@ class Rules:
     max_wait: float = PATIENCE_S
     """Seconds in which an entry respects priorities and minimum stays of others."""
     parallel_loads: int = 1
+    yields: bool = False
+    """Who has waited for so long has models in use finish what they have and leave."""
     max_queue: int = 0
     """Requests that may wait for whatever models; 0: no bound."""
 
@@ -105,4 +107,9 @@ PLAIN_RULES = Rules()
 
 
 def rules_of(settings: Settings) -> Rules:
-    return Rules(settings.models_max_wait or PATIENCE_S, settings.models_parallel_loads, settings.models_queue)
+    return Rules(
+        max_wait=settings.models_max_wait or PATIENCE_S,
+        parallel_loads=settings.models_parallel_loads,
+        yields=settings.models_max_wait > 0,
+        max_queue=settings.models_queue,
+    )

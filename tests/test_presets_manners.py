@@ -74,7 +74,7 @@ def test_a_group_without_models_is_told(load: Load, caplog: pytest.LogCaptureFix
 def test_rules_of_the_command_line() -> None:
     assert rules_of(layers.settings_from([], {})) == Rules(PATIENCE_S, 2)
     given = ["--models-max-wait", "7", "--models-parallel-loads", "1"]
-    assert rules_of(layers.settings_from(given, {})) == Rules(7, 1)
+    assert rules_of(layers.settings_from(given, {})) == Rules(7, 1, yields=True)
     with pytest.raises(ConfigError, match="models-parallel-loads"):
         layers.settings_from(["--models-parallel-loads", "0"], {})
 

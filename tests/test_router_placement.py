@@ -34,7 +34,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
     residents = tuple(_resident(draw, name) for name in names)
     queued = draw(st.lists(st.sampled_from(names), unique=True))
     queue = tuple(Entry(name, draw(st.booleans()), draw(st.integers(0, 6))) for name in queued)
-    rules = Rules(draw(st.integers(1, 6)), draw(st.integers(1, 3)))
+    rules = Rules(draw(st.integers(1, 6)), draw(st.integers(1, 3)), draw(st.booleans()))
     most, now = draw(st.integers(-1, 6)), draw(st.integers(0, 6))
     return Snapshot(residents, queue, most, draw(st.booleans()), now=now, rules=rules)
 
@@ -90,7 +90,7 @@ def is_loading(snapshot: Snapshot) -> bool:
 
 def carried_out(snapshot: Snapshot, decision: Decision) -> Snapshot:
     """What the lifecycle makes of it."""
-    evicted = {eviction.model for eviction in decision.evict}
+    evicted = {eviction.model for eviction in (*decision.evict, *decision.retire)}
     refused = {refusal.model for refusal in decision.refuse}
     residents = tuple(
         replace(resident, state=State.STOPPING)
@@ -246,6 +246,34 @@ def test_several_start_beside_each_other_where_there_is_room_for_all() -> None:
     assert tick(replace(snapshot, limit=Limit(3))).start is None, "nor is there memory for both"
     unknown = (replace(residents[0], space=Space()), *residents[1:])
     assert tick(replace(snapshot, residents=unknown, limit=Limit(9))).start is None, "nobody knows what is left"
+
+
+@given(weighed())
+def test_in_use_ones_leave_only_for_who_waited_too_long(snapshot: Snapshot) -> None:
+    decision = tick(snapshot)
+    if decision.retire:
+        assert not decision.evict
+        assert decision.start is None
+        assert snapshot.rules.yields
+        assert any(snapshot.now - entry.since >= snapshot.rules.max_wait for entry in due(snapshot))
+        for retirement in decision.retire:
+            r = resident(snapshot, retirement.model)
+            assert r.state.is_ready
+            assert r.leases
+            assert not r.is_pinned
+
+
+@given(weighed())
+def test_who_waited_too_long_waits_for_no_new_requests_of_others(snapshot: Snapshot) -> None:
+    rules = replace(snapshot.rules, yields=True)
+    snapshot = replace(snapshot, rules=rules, now=100, starts_held=False, is_settling=False)
+    if not due(snapshot) or tick(snapshot) or is_loading(snapshot):
+        return
+    head = resident(snapshot, due(snapshot)[0].model)
+    unsettled = (State.STOPPING, State.LOADING)
+    others = [r for r in snapshot.residents if r.state in unsettled or r.is_pinned]
+    wanted = [entry for entry in snapshot.queue if entry.model != head.name]
+    assert others or wanted or head.state.is_running
 
 
 def test_stopping_models_count_until_they_are_reaped() -> None:

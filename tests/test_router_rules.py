@@ -218,3 +218,89 @@ def test_loads_beside_each_other_keep_within_memory() -> None:
                 await clients[name].finish()
 
     run(check())
+
+
+# -- a limit to waiting ------------------------------------------------------------------------------------------------
+
+
+def test_a_model_in_constant_use_yields_to_who_waited_too_long() -> None:
+    async def check() -> None:
+        async with router(rules=Rules(max_wait=300, yields=True)) as r:
+            first = r.client("a")
+            await settle()
+            r.launcher["a"].ready()
+            await settle()
+            waiting = r.client("b")
+            await settle()
+            second = r.client("a")
+            await settle()
+            assert second.is_served, "b has not waited for long"
+            pass_by(r, 400)
+            third = r.client("a")
+            await settle()
+            assert not third.is_served
+            assert not r.launcher["a"].must_go, "it finishes what it has"
+            await first.finish()
+            await second.finish()
+            await leave(r, "a")
+            r.launcher["b"].ready()
+            await settle()
+            assert waiting.is_served
+            await waiting.finish()
+            await settle()
+            await leave(r, "b")
+            r.launcher["a"].ready()
+            await third.finish()
+
+    run(check())
+
+
+def test_without_a_limit_to_waiting_models_in_use_stay() -> None:
+    async def check() -> None:
+        async with router() as r:
+            first = r.client("a")
+            await settle()
+            r.launcher["a"].ready()
+            await settle()
+            waiting = r.client("b")
+            await settle()
+            pass_by(r, 1e6)
+            second = r.client("a")
+            await settle()
+            assert second.is_served
+            await first.finish()
+            await second.finish()
+            await settle()
+            await leave(r, "a")
+            r.launcher["b"].ready()
+            await waiting.finish()
+
+    run(check())
+
+
+def test_nobody_in_use_yields_in_vain() -> None:
+    """b is pinned and takes what c needs."""
+
+    async def check() -> None:
+        room = Sizes(6 * GIB, a=2, b=3, c=3)
+        entries = presets(preset("a"), preset("b", pin=True), preset("c"))
+        async with router(presets=entries, models_max=0, room=room, rules=Rules(max_wait=300, yields=True)) as r:
+            clients = [r.client("a"), r.client("b")]
+            await settle()
+            r.launcher["a"].ready()
+            await settle()
+            r.launcher["b"].ready()
+            await settle()
+            waiting = r.client("c")
+            await settle()
+            pass_by(r, 400)
+            again = r.client("b")
+            await settle()
+            assert again.is_served, "a alone is in the way"
+            for client in (*clients, again):
+                await client.finish()
+            await leave(r, "a")
+            r.launcher["c"].ready()
+            await waiting.finish()
+
+    run(check())
