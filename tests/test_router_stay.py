@@ -227,3 +227,41 @@ def test_a_reload_changes_pins_and_times_without_a_restart() -> None:
             assert (it.goes("a"), it.goes("b")) == (True, False)
 
     run(scene())
+
+
+def test_a_model_sleeps_first_and_is_unloaded_later() -> None:
+    """Both times begin with its last use, and waking up begins them anew."""
+
+    async def scene() -> None:
+        async with router(preset("a", ttl=60.0)) as it:
+            await it.use("a")
+            it.pass_by(20)
+            it.launcher["a"].report("sleeping")
+            assert it.expires_in("a") == 40, "going to sleep is no use"
+            it.pass_by(30)
+            async with it.lifecycle.lease("a"):
+                it.launcher["a"].report("loading")
+                it.launcher["a"].report("ready")
+            assert it.expires_in("a") == 60
+            it.pass_by(20)
+            it.launcher["a"].report("sleeping")
+            it.pass_by(39)
+            assert not it.goes("a")
+            it.pass_by(1)
+            assert it.goes("a")
+
+    run(scene())
+
+
+def test_a_model_whose_time_is_over_before_it_sleeps_just_goes() -> None:
+    async def scene() -> None:
+        async with router(preset("a", ttl=5.0)) as it:
+            await it.use("a")
+            it.pass_by(5)
+            assert it.goes("a")
+            it.launcher["a"].report("sleeping")  # on its way out
+            it.launcher["a"].leave()
+            await it.use("a")
+            assert it.expires_in("a") == 5
+
+    run(scene())

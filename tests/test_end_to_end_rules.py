@@ -1,0 +1,95 @@
+"""Rules of presets with the real programs: sleep and time, warmth, groups, and how many may use a model at once."""
+
+from __future__ import annotations
+
+import httpx
+import psutil
+import pytest
+from programs import Program, Programs, wait_until
+
+PRESETS = """
+[*]
+threads = 1
+ctx-size = 256
+parallel = 1
+
+[group:pair]
+swap = on
+
+[sleepy]
+model = {models}/tiny-llama.gguf
+sleep-idle-seconds = 1
+ttl = 3
+
+[warm]
+model = {models}/tiny-llama-b.gguf
+keep-warm = on
+
+[left]
+model = {models}/tiny-llama.gguf
+group = pair
+
+[right]
+model = {models}/tiny-llama-b.gguf
+group = pair
+
+[single]
+model = {models}/tiny-llama-long.gguf
+ctx-size = 65536
+concurrency = 1
+concurrency-refuse = on
+"""
+
+
+@pytest.fixture(scope="module")
+def gateway(module_programs: Programs) -> Program:
+    return module_programs.gateway("--models-max", "0", presets=PRESETS)
+
+
+def complete(gateway: Program, model: str, **fields: object) -> httpx.Response:
+    body = {"model": model, "prompt": "Once upon a time", "n_predict": 4, "temperature": 0, **fields}
+    return gateway.client.post("/completion", json=body)
+
+
+def worker_of(gateway: Program, model: str) -> psutil.Process:
+    """The process that listens on the model's socket."""
+    args = gateway.models()[model]["status"]["args"]
+    path = args[args.index("--host") + 1]
+    for process in gateway.family():
+        if process.pid != gateway.pid and any(one.laddr == path for one in process.net_connections("unix")):
+            return process
+    raise AssertionError(f"nobody listens on {path}")
+
+
+def test_a_model_sleeps_and_is_unloaded_later(gateway: Program) -> None:
+    first = complete(gateway, "sleepy").raise_for_status().json()["content"]
+    gateway.wait_for_status("sleepy", "sleeping")
+    gateway.wait_for_status("sleepy", "unloaded")
+    assert complete(gateway, "sleepy").json()["content"] == first
+
+
+def test_a_warm_model_is_there_by_itself_and_comes_back_after_a_crash(gateway: Program) -> None:
+    gateway.wait_for_status("warm", "loaded")
+    before = gateway.models()["warm"]["status"]["args"]
+    worker_of(gateway, "warm").kill()
+    wait_until(lambda: gateway.models()["warm"]["status"]["args"] != before, "a new worker")
+    gateway.wait_for_status("warm", "loaded")
+    assert complete(gateway, "warm").status_code == 200
+
+
+def test_models_of_a_group_swap(gateway: Program) -> None:
+    for model, other in (("left", "right"), ("right", "left"), ("left", "right")):
+        assert complete(gateway, model).status_code == 200
+        assert (gateway.status(model), gateway.status(other)) == ("loaded", "unloaded")
+    assert gateway.status("warm") == "loaded", "it is of no group"
+
+
+def test_one_request_too_many_is_refused(gateway: Program) -> None:
+    with gateway.client.stream(
+        "POST", "/completion", json={"model": "single", "prompt": "a", "n_predict": -1, "stream": True}
+    ) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        refused = complete(gateway, "single")
+        assert (refused.status_code, refused.json()["error"]["type"]) == (429, "rate_limit_error")
+    wait_until(lambda: complete(gateway, "single").status_code == 200, "the place is free again")
