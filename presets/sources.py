@@ -208,13 +208,12 @@ def _preset(
     layer = {name: given for name, given in merged.items() if name not in PRESET_ONLY}
     backend = backends.read_backend(candidate.name, merged, own, environ)
     if backend is not None:
+        _check_backend(candidate)
         layer = {name: given for name, given in layer.items() if name in OF_BACKENDS}
     try:
         layers.resolve(layer)
     except ConfigError as error:
         logger.warning("model %s can't be loaded: %s", candidate.name, error)
-    if backend is not None and own.system_prompt:
-        raise ConfigError(f"{merged['system_prompt'].where}: only our own worker can add it, and cmd names another")
     preset = Preset(
         candidate.name,
         candidate.source,
@@ -229,9 +228,17 @@ def _preset(
         manners=manners_of(own, groups),
         backend=backend,
         input_modalities=("text", *_modalities(own, environ)),
-        defaults=variants.header_of(candidate.name, layer, own.system_prompt, shares=False),
+        defaults="" if backend else variants.header_of(candidate.name, layer, own.system_prompt, shares=False),
     )
     return preset, own
+
+
+def _check_backend(candidate: _Candidate) -> None:
+    """What stands in a section for nothing, since another program serves it; what all models have is no matter."""
+    if (given := candidate.section.get("system_prompt")) is not None:
+        raise ConfigError(f"{given.where}: only our own worker can add it, and cmd names another program")
+    for name in sorted(candidate.section.keys() - OF_BACKENDS - PRESET_ONLY):
+        logger.warning("%s: has no effect beside cmd", candidate.section[name].where)
 
 
 def _variants(

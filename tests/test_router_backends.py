@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,22 @@ def test_what_a_command_line_says(tmp_path: Path) -> None:
 
 
 def test_a_section_with_a_command_needs_no_model_and_hides_its_variables(tmp_path: Path) -> None:
-    found = read(tmp_path, "[*]\nctx-size = 64\n[org/name:Q8_0]\ncmd = vllm serve\nenv = KEY=secret\nalias = v\n")
+    found = read(
+        tmp_path,
+        "[*]\nctx-size = 64\nsystem-prompt = Hi\n[org/name:Q8_0]\ncmd = vllm serve\nenv = KEY=secret\nalias = v\n",
+    )
     preset = found["org/name:Q8_0"]
     assert (preset.aliases, set(preset.layer)) == (("v",), {"alias"}), "no repository by its name, no options of ours"
     assert "cmd = vllm serve" in preset.ini_text
     assert "secret" not in preset.ini_text
+    assert not preset.defaults
+
+
+def test_an_option_of_ours_beside_a_command_is_mentioned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    read(tmp_path, "[b]\ncmd = serve\nctx-size = 64\npin = on\n")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}/presets.ini:3: ctx-size: has no effect beside cmd"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -300,6 +312,30 @@ def test_astranger_on_the_port_is_not_taken_for_it(start: Callable[..., Program]
         assert (refused.status_code, refused.json()["error"]["type"]) == (500, "server_error")
         assert f"another program listens on 127.0.0.1:{port} already" in refused.json()["error"]["message"]
     assert chat(gateway, "one").status_code == 200
+
+
+def test_a_stranger_who_took_the_chosen_port_is_not_taken_for_it(start: Callable[..., Program]) -> None:
+    idle = shlex.join([sys.executable, "-c", "import time; time.sleep(60)"])
+    gateway = start(f"[one]\ncmd = {idle} ${{PORT}}\n")
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(chat, gateway, "one")
+        gateway.wait_for_status("one", "loading")
+        wait_until(lambda: [p for p in gateway.family() if p.cmdline()[1:2] == ["-c"]], "the program to run")
+        port = int(gateway.models()["one"]["status"]["args"][-1])
+        with ThreadingHTTPServer(("127.0.0.1", port), Healthy) as stranger:
+            pool.submit(stranger.serve_forever)
+            refused = waiting.result()
+            stranger.shutdown()
+    assert refused.status_code == 500
+    assert f"process {os.getpid()}) listens on 127.0.0.1:{port}" in refused.json()["error"]["message"]
+    gateway.wait_for_status("one", "unloaded")
+
+
+class Healthy(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
 
 def test_who_listens_is_looked_at(programs: Programs) -> None:
