@@ -103,6 +103,13 @@ class RouterOptions(OptionGroup):
         router_own=True,
         limits=within(ge=-1),
     )
+    stream_load_progress: Switch = option(
+        False,
+        "--stream-load-progress",
+        "in the stream of a chat that waits, thoughts (reasoning_content) tell what for and how far a load is",
+        reader=Reader.ROUTER,
+        router_own=True,
+    )
     models_max_wait: float = option(
         0.0,
         "--models-max-wait",

@@ -72,7 +72,7 @@ def build(
         conversations,
         prefix=settings.api_prefix or "",
         fake_timing=fake_timing,
-        early=Patience(settings.stream_open_after, settings.sse_ping_interval),
+        early=Patience(settings.stream_open_after, settings.sse_ping_interval, settings.stream_load_progress),
     )
     library = Library(settings, lifecycle, read_presets, environ or {})
     handlers = Handlers(settings, lifecycle, proxy, library)

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from aiohttp import web
 
 from ..presets.ollama import speaks_ollama
-from ..presets.web import CONVERSATION_HEADER, GIVEN_BODY, event_stream
+from ..presets.web import CONVERSATION_HEADER, GIVEN_BODY, encode_json, event_stream
 
 _STREAMING = ("/completion", "/completions", "/responses", "/messages", "/infill", "/audio/transcriptions")
 """The ends of the paths that can answer with server-sent events."""
+_CHATS = "/chat/completions"
+PROGRESS_S = 1.0
+"""Between two looks at a load whose progress is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,8 @@ class Patience:
     """Seconds of silence until a stream begins without its answer; negative: never."""
     interval: float = 30
     """Seconds between two comments; 0 and less: none, and so no stream either."""
+    tells_thoughts: bool = False
+    """In chats a model's thoughts tell how its load gets on, for a person to see."""
 
     def allows(self, request: web.Request) -> bool:
         """Lines of JSON have no comments; and who resumes a stream counts its bytes, of which these are none."""
@@ -47,11 +53,18 @@ class EarlyStream:
     """One request's. `end()` must follow, whatever happens; it may be called again."""
 
     def __init__(
-        self, request: web.Request, patience: Patience, is_wanted: Callable[[], bool], says: Callable[[], str]
+        self,
+        request: web.Request,
+        model: str,
+        patience: Patience,
+        is_wanted: Callable[[], bool],
+        says: Callable[[], str],
     ) -> None:
         """`is_wanted` is asked only once the time has come: it looks through the whole body."""
         self._request = request
+        self._model = model
         self._interval = patience.interval
+        self._thinks = patience.tells_thoughts and request.path.endswith(_CHATS)
         self._is_wanted = is_wanted
         self._says = says
         self._over = asyncio.Event()
@@ -75,9 +88,34 @@ class EarlyStream:
         response = event_stream()
         with contextlib.suppress(ConnectionError):  # the client left: its handler is told by other ways
             await response.prepare(self._request)
-            while not self._over.is_set():
-                await response.write(f": {self._says()}\n\n".encode())
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._interval):
-                        await self._over.wait()
+            await (self._think(response) if self._thinks else self._comment(response))
         return response
+
+    async def _comment(self, response: web.StreamResponse) -> None:
+        while not self._over.is_set():
+            await response.write(_comment(self._says()))
+            await self._pause(self._interval)
+
+    async def _think(self, response: web.StreamResponse) -> None:
+        told, due = "", 0.0
+        while not self._over.is_set():
+            text, now = self._says(), time.monotonic()
+            if text != told or now >= due:
+                await response.write(_comment(text) if text == told else _thought(self._model, text))
+                told, due = text, now + self._interval
+            await self._pause(min(PROGRESS_S, self._interval))
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._over.wait()
+
+
+def _comment(text: str) -> bytes:
+    return f": {text}\n\n".encode()
+
+
+def _thought(model: str, text: str) -> bytes:
+    choice = {"index": 0, "delta": {"role": "assistant", "reasoning_content": text + "\n"}, "finish_reason": None}
+    chunk = {"id": "chatcmpl-waiting", "object": "chat.completion.chunk", "created": int(time.time()), "model": model}
+    return b"data: " + encode_json({**chunk, "choices": [choice]}) + b"\n\n"

@@ -141,7 +141,11 @@ class Proxy:
     ) -> web.StreamResponse:
         autoload = wants_autoload(request)
         early = EarlyStream(
-            request, self._patience, partial(_wants_stream, request, body), partial(self._what_it_waits_for, model)
+            request,
+            model,
+            self._patience,
+            partial(_wants_stream, request, body),
+            partial(self._what_it_waits_for, model),
         )
         try:
             async with self._lifecycle.lease(model, autoload=autoload, touch=touch, stay=stay) as lease:

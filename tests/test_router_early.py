@@ -83,6 +83,27 @@ def test_the_workers_own_late_refusal_is_an_event_too() -> None:
     run(check())
 
 
+def test_thoughts_tell_of_a_load_if_they_are_wanted() -> None:
+    async def check() -> None:
+        async with gateway(preset("m", "load=2.4"), **EARLY, stream_load_progress=True) as g:
+            status, lines = await lines_of(g, "m")
+            assert status == 200
+            chunks = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+            thoughts = [chunk for chunk in chunks if "reasoning_content" in chunk["choices"][0]["delta"]]
+            assert len(thoughts) >= 2
+            assert chunks[: len(thoughts)] == thoughts
+            assert (thoughts[0]["model"], thoughts[0]["object"]) == ("m", "chat.completion.chunk")
+            said = [chunk["choices"][0]["delta"]["reasoning_content"] for chunk in thoughts]
+            assert said[0].startswith("loading")
+            assert len(set(said)) == len(said), "each once"
+            await g.lifecycle.unload("m")
+            await g.becomes("m", "unloaded")
+            status, lines = await lines_of(g, "m", "/v1/completions")
+            assert lines[0].startswith(": "), "these have no thoughts"
+
+    run(check())
+
+
 def test_an_early_refusal_has_its_status() -> None:
     async def check() -> None:
         async with gateway(preset("m", "load=0.2,fail-load=no"), stream_open_after=30, sse_ping_interval=1) as g:
