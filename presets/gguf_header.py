@@ -82,13 +82,21 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         raise GgufError(f"{path}: {error}") from None
 
 
+def has_mtp_head(path: str | os.PathLike[str]) -> bool:
+    return any(name.endswith(".nextn.eh_proj.weight") for name in _tensor_names(path))
+
+
 def is_mtp_head(path: str | os.PathLike[str]) -> bool:
     """Whether a file has the MTP head of a model and none of its other layers."""
+    return has_mtp_head(path) and "blk.0.attn_norm.weight" not in _tensor_names(path)
+
+
+def _tensor_names(path: str | os.PathLike[str]) -> set[str]:
+    """None of what is no GGUF file: who loads it will say so."""
     try:
-        names = {tensor.name for tensor in read_header(path).tensors}
+        return {tensor.name for tensor in read_header(path).tensors}
     except GgufError:
-        return False
-    return "blk.0.attn_norm.weight" not in names and any(name.endswith(".nextn.eh_proj.weight") for name in names)
+        return set()
 
 
 @functools.lru_cache(maxsize=256)

@@ -102,6 +102,30 @@ def test_streams_side_by_side_and_one_that_is_cancelled(models: Path, model: str
     run(test())
 
 
+@both
+@pytest.mark.parametrize("unified", [True, False])
+def test_drafts_of_streams_that_share_batches_are_those_of_each_alone(models: Path, model: str, unified: bool) -> None:
+    prompts = [FOX, LONG[:50], LONG[100:130], FOX + " fox"]
+
+    async def accepted(*, together: bool) -> tuple[int, int]:
+        settings = {"parallel": 4, "kv_unified": unified, "ctx_size": 4096, "cache_prompt": False}
+        async with drafting(models, HEAD, model=model, **settings) as (engine, loaded):
+            asked = []
+            for prompt in prompts:
+                asked.append(ask(loaded, prompt, n_predict=60, sampling=ENDLESS, cache_prompt=False))
+                if not together:
+                    await asked[-1].one()
+            for request in asked:
+                await request.one()
+            totals = engine.snapshot.totals
+            return totals.drafted, totals.draft_accepted
+
+    async def test() -> None:
+        assert await accepted(together=True) == await accepted(together=False)
+
+    run(test())
+
+
 def test_it_moves_with_a_context_shift(models: Path) -> None:
     async def test() -> None:
         found = []
@@ -172,6 +196,27 @@ def test_what_has_no_head_to_draft_with(models: Path, model: str, drafts: dict[s
     async def test() -> None:
         with pytest.raises(LoadError, match=text):
             async with drafting(models, drafts, model=model):
+                pass
+
+    run(test())
+
+
+def test_a_head_is_no_draft_model(programs: Programs) -> None:
+    head = str(programs.models / "mtp-tiny-glm.gguf")
+    worker = programs.worker("-md", head, "--spec-type", "draft-simple", wait="nothing")
+    assert worker.exit_code(40) == 1
+    assert "is no draft model but a head" in worker.log_text
+
+
+def test_a_head_that_is_only_spoken_of(models: Path, tmp_path: Path) -> None:
+    """llama.cpp loads such a file, and ends the process when the head is asked for."""
+    file = tmp_path / "tiny-glm.gguf"
+    whole = (models / "tiny-glm-mtp.gguf").read_bytes()
+    file.write_bytes(whole.replace(b"nextn.eh_proj", b"other.eh_proj"))
+
+    async def test() -> None:
+        with pytest.raises(LoadError, match="it has none"):
+            async with running(file, **HEAD):
                 pass
 
     run(test())

@@ -242,11 +242,6 @@ class HeadContext(Context):
     def goes_back(self) -> bool:
         return True
 
-    @property
-    def shares_memory(self) -> bool:
-        """With the main context: such heads work otherwise."""
-        return bool(EXT.llama_get_ctx_other(self.pointer))
-
     def hidden_state(self, row: int) -> NDArray[np.float32]:
         """Of a row with output; a copy."""
         address = ctypes.cast(EXT.llama_get_embeddings_nextn_ith(self.pointer, row), ctypes.c_void_p).value

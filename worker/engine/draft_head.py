@@ -189,6 +189,7 @@ class DraftHead:
                 known = self._known[slot.id]
                 self._following[slot.id].tokens += known.text[:n]
                 del known.text[:n], known.states[:n]
+                known.states[:1] = [state.copy() for state in known.states[:1]]  # not a view on the whole batch
             waiting = [slot for slot in waiting if self._n_missing(slot) > 0]
 
     def _n_missing(self, slot: Slot) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from ...presets.gguf_header import has_mtp_head
 from .context import Context, HeadContext
 from .draft_head import DraftHead
 from .draft_options import DraftOptions
@@ -45,9 +46,6 @@ def _with_model(
     if problem := _problem(model, main, main_context):
         raise LoadError(f"'{options.model}' cannot draft with an MTP head: {problem}")
     context = HeadContext(model, main_context, options)
-    if context.shares_memory:
-        context.close()
-        raise LoadError(f"'{options.model}': a head that shares the main model's memory is not supported")
     main_context.give_hidden_states()
     return DraftHead(context, main_context, o.n_max, o.n_min, o.p_min, own)
 
@@ -55,7 +53,9 @@ def _with_model(
 def _problem(model: Model, main: Model, main_context: Context) -> str | None:
     architecture, wanted = (each.metadata().get("general.architecture", "") for each in (model, main))
     n_heads = C.llama_model_n_layer_nextn(model.pointer)
-    if n_heads == 0:
+    if architecture == "gemma4-assistant":
+        return "it works in the main model's memory, which is not supported"
+    if n_heads == 0 or not _is_there(model):
         return "it has none"
     if architecture not in ARCHITECTURES:
         return f"llama.cpp does not compute that of the architecture {architecture}"
@@ -67,3 +67,9 @@ def _problem(model: Model, main: Model, main_context: Context) -> str | None:
     if main_context.pooling_name != "none":
         return "the main model's outputs are pooled"
     return None
+
+
+def _is_there(model: Model) -> bool:
+    """A file may speak of a head and leave it out: asked for it, llama.cpp ends the process. No search in shards."""
+    is_split = model.metadata().get("split.count", "0") not in ("0", "1")
+    return is_split or has_mtp_head(model.options.model)

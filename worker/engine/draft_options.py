@@ -65,6 +65,8 @@ def with_drafts(options: EngineOptions, settings: Settings, files: ModelFiles) -
         )
     if files.draft is not None and set(settings.spec_type) <= {"none"}:
         kinds = ("draft-simple" if files.draft_kind is None else "draft-mtp",)
+    if "draft-simple" in kinds and files.draft_kind is not None:
+        raise LoadError(f"'{files.draft}' is no draft model but a head: --spec-type draft-mtp")
     if {"draft-simple", "draft-mtp"} <= set(kinds):
         raise LoadError("--spec-type: draft-simple and draft-mtp exclude each other, there is one draft context")
     simulates = settings.spec_synth_len != -1.0 or bool(settings.spec_synth_rates)
