@@ -9,7 +9,7 @@ Usage: make_test_models.py OUTDIR
     tiny-gemma3.gguf       sliding-window attention (32 tokens) in five of its six layers
     tiny-mamba.gguf        recurrent: a sequence has one state, which does not go back
     tiny-glm-mtp.gguf      with an MTP head, which drafts for it
-    mtp-tiny-glm.gguf      that head alone
+    mtp-tiny-glm.gguf, tiny-glm-headless.gguf   that head alone, and the rest of it
     tiny-qwen-mtp.gguf     the same as tiny-glm-mtp, hybrid: every second layer is recurrent
     tiny-llama-fim.gguf    with tokens for repositories and files too, for infill
     tiny-lora.gguf, tiny-lora-b.gguf, tiny-alora.gguf   adapters of tiny-llama; the last one is switched on by "fox"
@@ -209,9 +209,10 @@ def write_heads(out: Path, words: Vocabulary) -> None:
         weights = Weights(seed)
         ends = end_matrices(weights, words, shape.n_embd)
         write(out / f"tiny-{name}-mtp.gguf", shape, words, ends, weights)
-    weights = Weights(30)
-    ends = end_matrices(weights, words, shape.n_embd)
-    write_glm4(out / "mtp-tiny-glm.gguf", shape, words, ends, weights, with_trunk=False)
+    for name, layers in {"mtp-tiny-glm": "2", "tiny-glm-headless": "[01]"}.items():
+        weights = Weights(30)
+        ends = end_matrices(weights, words, shape.n_embd)
+        write_glm4(out / f"{name}.gguf", shape, words, ends, weights, layers=layers)
 
 
 def wordpieces(words: Vocabulary) -> list[str]:

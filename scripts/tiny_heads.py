@@ -94,9 +94,12 @@ def _linear_attention(weights: Weights, block: str, shape: Shape) -> Tensors:
 
 
 def write_glm4(
-    path: Path, shape: Shape, words: Vocabulary, ends: Tensors, weights: Weights, *, with_trunk: bool = True
+    path: Path, shape: Shape, words: Vocabulary, ends: Tensors, weights: Weights, *, layers: str = "."
 ) -> None:
-    """`ends`: embedding and output. The last one of the layers is the head, whose experts are the only ones."""
+    """`ends`: embedding and output; `layers`: a pattern of those that the file has.
+
+    The last layer is the head, and the only one with experts.
+    """
     tensors = dict(ends)
     for layer in range(shape.n_layer):
         block, is_head = f"blk.{layer}", layer == shape.n_layer - 1
@@ -115,8 +118,7 @@ def write_glm4(
     writer.add_expert_feed_forward_length(shape.n_ff)
     writer.add_nextn_predict_layers(1)
     spm_vocabulary(writer, words, CHATML, "<|im_end|>")
-    if not with_trunk:
-        tensors = {name: tensor for name, tensor in tensors.items() if not re.match(r"blk\.[01]\.", name)}
+    tensors = {name: tensor for name, tensor in tensors.items() if re.match(rf"blk\.{layers}\.|[^b]", name)}
     finish(writer, tensors, quantize=False)
 
 
