@@ -12,13 +12,12 @@ import logging
 import math
 
 from ..presets.errors import ApiError, InvalidRequest, NoPlace, ServerFault
-from . import placement, warm
+from . import order, placement, warm
 from .accounts import Accounts
 from .catalog import Catalog
 from .expiry import Expiry
 from .groups import in_the_way
 from .models import Instance, Model
-from .order import next_turn
 from .snapshot import Snapshot
 from .states import State
 from .supervisor import Supervisor
@@ -145,13 +144,25 @@ class Dispatcher:
             model.instance.yields_to = retirement.reason
             self._waiting.requeue(model.name)
 
+    def stay_after_all(self) -> list[Model]:
+        """Those that were to yield, once nobody is left who waited too long for that; they take requests again."""
+        yielding = [model for model in self._catalog if model.instance and model.instance.yields_to]
+        yielding = [model for model in yielding if model.state.is_ready]
+        if not yielding or order.is_anybody_overdue(self._snapshot()):
+            return []
+        for model in yielding:
+            assert model.instance is not None
+            model.instance.yields_to = ""
+            log.info("name=%s stays: nobody waits for its place any more", model.name)
+        return yielding
+
     def _expire(self, eviction: placement.Eviction) -> None:
         self._catalog[eviction.model].is_sent_away = True
         self._evict(eviction)
 
     def _look_again(self, snapshot: Snapshot) -> None:
         """Time passes, and memory comes back, from devices above all, without anybody telling."""
-        when = next_turn(snapshot)
+        when = order.next_turn(snapshot)
         delay = math.inf if when is None else when - snapshot.now
         self._look_in(min(delay, RECHECK_S) if placement.waits_for_space(snapshot) else delay)
 

@@ -114,6 +114,8 @@ class Leases:
         self._waiting.leave(model.name, waiter)
         if waiter.grant.done() and not waiter.grant.cancelled() and waiter.grant.exception() is None:
             self.release(waiter.grant.result())  # granted in the very moment its client left
+        for other in self._dispatcher.stay_after_all():
+            self.serve_waiters(other)
         self._dispatcher.tick()
 
     def _grant(self, model: Model, touch: bool, stay: Stay | None) -> Lease:

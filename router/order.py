@@ -21,6 +21,12 @@ def is_overdue(snapshot: Snapshot, entry: Entry) -> bool:
     return snapshot.now - entry.since >= snapshot.rules.max_wait
 
 
+def is_anybody_overdue(snapshot: Snapshot) -> bool:
+    """Of those that wait for the place of another."""
+    waiting = (entry for entry in snapshot.queue if not entry.claimed)
+    return any(is_overdue(snapshot, entry) and snapshot.resident(entry.model).state.is_down for entry in waiting)
+
+
 def is_protected(snapshot: Snapshot, resident: Resident) -> bool:
     """It was loaded a short time ago, and nobody has waited for too long."""
     if not resident.manners.min_stay or _protected_until(resident) <= snapshot.now:

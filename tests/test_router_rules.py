@@ -304,3 +304,30 @@ def test_nobody_in_use_yields_in_vain() -> None:
             await waiting.finish()
 
     run(check())
+
+
+def test_a_model_stays_when_whoever_it_yields_to_has_left() -> None:
+    async def check() -> None:
+        async with router(rules=Rules(max_wait=300, yields=True)) as r:
+            first = r.client("a")
+            await settle()
+            r.launcher["a"].ready()
+            await settle()
+            waiting = r.client("b")
+            await settle()
+            pass_by(r, 400)
+            second, third = r.client("a"), r.client("a")
+            await settle()
+            assert not second.is_served
+            await third.leave()
+            await settle()
+            assert not second.is_served, "b still waits"
+            await waiting.leave()
+            await settle()
+            assert second.is_served
+            await first.finish()
+            await second.finish()
+            await settle()
+            assert not r.launcher["a"].must_go
+
+    run(check())
