@@ -326,3 +326,12 @@ def test_unknown_expectations_count_for_nothing(victim: Program, value: bytes) -
 
 def test_a_client_that_waits_before_it_sends_is_told_to_go_on(victim: Program) -> None:
     assert exchange(victim, b"Expect: 100-continue\r\n", PLAIN)[0] == 100
+
+
+def test_a_pattern_that_nobody_wrote_is_refused_without_repeating_it(victim: Program) -> None:
+    schema = {"type": "string", "pattern": "^" + "A" * 1_000_000 + "$"}
+    response = victim.client.post("/completion", json={"prompt": "a", "n_predict": 1, "json_schema": schema})
+    assert response.status_code == 400
+    message = response.json()["error"]["message"]
+    assert message.endswith("is not supported: more than 32768 characters")
+    assert len(message) < 400

@@ -26,7 +26,7 @@ from .media_prompts import check_kinds, place_media, read_prompts
 from .native import Native
 from .openai_chat import OpenAIChat
 from .openai_completions import OpenAICompletions
-from .params import CompletionParams, read_params
+from .params import CompletionParams, params_of
 from .prompts import OFF_LOOP_CHARACTERS, Prompt
 from .results import random_id
 from .serving import Serving
@@ -75,7 +75,7 @@ async def _read_prompt(
     rendered = await render_chat(serving, loaded, chat)
     wanted = {**body, **probabilities_wanted(body), **rendered.fields}
     params = dataclasses.replace(
-        read_params(wanted, serving.model.defaults, loaded.vocab, loaded.info.n_slots),
+        await params_of(wanted, serving.model.defaults, loaded),
         generation_prompt=rendered.generation_prompt,
         chat_format="peg-native" if serving.settings.jinja else "Content-only",
         reply=rendered.reply,
@@ -89,7 +89,7 @@ async def _complete_text(request: web.Request, dialect: DialectOf) -> web.Stream
     if body.get("prompt") is None:
         raise InvalidRequest('"prompt" is required')
     async with serving.engine.use() as loaded:
-        params = read_params(body, serving.model.defaults, loaded.vocab, loaded.info.n_slots)
+        params = await params_of(body, serving.model.defaults, loaded)
         prompts = await read_prompts(body["prompt"], loaded)
         body.clear()  # as above
         return await answer_prompts(request, serving, loaded, prompts, params, dialect)

@@ -18,7 +18,7 @@ from ..engine.runner import Loaded, Vocab
 from ..fields import Fields
 from .completions import answer_prompts
 from .native import Native
-from .params import read_params
+from .params import params_of
 from .prompts import Prompt, by_size, n_characters, tokenize_mixed
 from .serving import Serving
 from .variants import serving_of
@@ -37,7 +37,7 @@ async def infill(request: web.Request) -> web.StreamResponse:
         check_vocabulary(loaded.vocab)  # before the body is looked at
         body = await read_object(request)
         tokens = await infill_tokens(serving, loaded, body)
-        params = read_params(body, serving.model.defaults, loaded.vocab, loaded.info.n_slots)
+        params = await params_of(body, serving.model.defaults, loaded)
         return await answer_prompts(request, serving, loaded, [Prompt(tokens)], params, Native)
 
 

@@ -29,7 +29,7 @@ from .infill import check_vocabulary, infill_tokens
 from .media_prompts import read_prompts
 from .ollama_answer import NS, Asked, OllamaAnswer, Worded, as_message, as_response
 from .ollama_request import chat_body, completion_fields, format_fields, generate_messages, read_think, refuse_template
-from .params import CompletionParams, read_params
+from .params import CompletionParams, params_of
 from .prompts import Prompt, by_size, tokenize_mixed
 from .serving import Serving
 from .variants import serving_of
@@ -116,7 +116,7 @@ async def _go_on(call: Call, body: dict[str, Any]) -> web.StreamResponse:
         earlier = tokenize_mixed(call.body["context"], vocab, add_special=False, parse_special=False)
         new = await by_size(len(text), lambda: vocab.tokenize(text, False, True))
         params = dataclasses.replace(
-            _params(call, loaded, prompt.fields), generation_prompt=prompt.generation_prompt, reply=prompt.reply
+            await _params(call, loaded, prompt.fields), generation_prompt=prompt.generation_prompt, reply=prompt.reply
         )
         return await _answer(call, loaded, Prompt([*earlier, *new]), params)
 
@@ -124,7 +124,7 @@ async def _go_on(call: Call, body: dict[str, Any]) -> web.StreamResponse:
 async def _continue(call: Call, prompt: str) -> web.StreamResponse:
     """The text as it is, without a template."""
     async with call.serving.engine.use() as loaded:
-        params = _params(call, loaded, format_fields(call.body, chat=False))
+        params = await _params(call, loaded, format_fields(call.body, chat=False))
         images = call.fields.strings("images", default=())
         text = call.serving.model.chat_defaults.media_marker * len(images) + prompt
         wanted = {"prompt_string": text, "multimodal_data": list(images)} if images else prompt
@@ -141,7 +141,7 @@ async def _fill_in(call: Call) -> web.StreamResponse:
         except NotSupported as error:
             raise InvalidRequest(f'"{call.model}" does not support insert: {error.message}') from None
         whole = Prompt(await infill_tokens(call.serving, loaded, parts))
-        params = _params(call, loaded, format_fields(call.body, chat=False))
+        params = await _params(call, loaded, format_fields(call.body, chat=False))
         return await _answer(call, loaded, whole, params)
 
 
@@ -149,8 +149,8 @@ def _completion(call: Call) -> dict[str, Any]:
     return completion_fields(call.body, call.serving.info.n_ctx)
 
 
-def _params(call: Call, loaded: Loaded, beside: Mapping[str, Any]) -> CompletionParams:
-    return read_params({**_completion(call), **beside}, call.serving.model.defaults, loaded.vocab, loaded.info.n_slots)
+async def _params(call: Call, loaded: Loaded, beside: Mapping[str, Any]) -> CompletionParams:
+    return await params_of({**_completion(call), **beside}, call.serving.model.defaults, loaded)
 
 
 async def _answer(call: Call, loaded: Loaded, whole: Prompt, params: CompletionParams) -> web.StreamResponse:

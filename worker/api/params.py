@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...presets.errors import InvalidRequest
+from ...presets.web import encode_json
 from ..chat.reply import PLAIN, Reply
 from ..chat.request import REASONING_FORMATS
 from ..engine.messages import Generation, Sampling
+from ..engine.runner import Loaded
 from ..fields import Fields
 from .delimiters import Delimiter, read_delimiters, user_starts
 from .grammars import preserved_tokens, read_grammar
-from .prompts import Prompt
+from .prompts import Prompt, by_size
 from .samplers import Tokenizer, logit_bias, sampler_names, stop_strings
 from .scales import Scales, read_scales
 from .thinking import ThinkingDefaults, read_thinking
@@ -119,6 +121,13 @@ def read_params(
         n_cache_reuse=fields.integer("n_cache_reuse", default=defaults.n_cache_reuse, low=0),
         t_max_predict_ms=fields.limited_real("t_max_predict_ms", default=-1.0, low=-1.0, high=float(2**63)),
     )
+
+
+async def params_of(body: Mapping[str, Any], defaults: CompletionParams, loaded: Loaded) -> CompletionParams:
+    """The same, beside the loop where it takes long: when a large schema becomes a grammar."""
+    schema = body.get("json_schema")
+    size = 0 if schema is None else len(encode_json(schema))
+    return await by_size(size, lambda: read_params(body, defaults, loaded.vocab, loaded.info.n_slots))
 
 
 def _sampling(fields: Fields, defaults: CompletionParams, preserved: frozenset[int], vocab: Tokenizer) -> Sampling:

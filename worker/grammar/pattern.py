@@ -16,6 +16,7 @@ Ranges = tuple[tuple[int, int], ...]
 
 _LAST = 0x10FFFF
 _MAX_DEPTH = 100
+_MAX_LENGTH = 1 << 15  # characters; those that people write have fewer than a thousand
 _DIGIT: Ranges = ((48, 57),)
 _WORD: Ranges = ((48, 57), (65, 90), (95, 95), (97, 122))
 _BLANK: Ranges = ((9, 13), (32, 32), (0xA0, 0xA0), (0x2028, 0x2029), (0xFEFF, 0xFEFF))
@@ -32,6 +33,8 @@ class Unsupported(Exception):
 
 def pattern_expression(pattern: str, any_text: str) -> str:
     """`any_text` is what stands where the pattern is not anchored to an end of the string."""
+    if len(pattern) > _MAX_LENGTH:
+        raise Unsupported(f"more than {_MAX_LENGTH} characters")
     return _Reader(pattern, any_text).read()
 
 

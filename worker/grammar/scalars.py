@@ -55,7 +55,7 @@ def _pattern(rules: Rules, pattern: str, rule: str, path: str) -> str:
     try:
         expression = pattern_expression(pattern, "char*")
     except Unsupported as why:
-        raise fail(path, f"pattern {pattern} is not supported: {why}") from None
+        raise fail(path, f"pattern {pattern:.80} is not supported: {why}") from None
     if "char*" in expression:
         rules.primitive(CHAR)
     return rules.add(rule, rf'"\"" ({expression}) "\""')
