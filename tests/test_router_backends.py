@@ -23,6 +23,7 @@ from llama_corral.presets.settings import Settings
 from llama_corral.presets.sources import Preset, load_presets
 from llama_corral.router import keeper
 from llama_corral.router.target import with_model, with_model_in_form
+from local_hub import LocalHub
 from programs import Program, Programs, free_port, wait_until
 from router_tools import is_alive
 
@@ -371,3 +372,11 @@ def test_a_changed_command_restarts_only_its_own(start: Callable[..., Program]) 
     assert a["pid"] == pids["a"]
     assert json.loads(a["raw"])["model"] == "z"
     assert b["pid"] != pids["b"]
+
+
+def test_a_repository_cannot_bring_commands(programs: Programs, tmp_path: Path) -> None:
+    with LocalHub({"user/presets": {"preset.ini": b"[one]\ncmd = touch it\n"}}) as hub:
+        env = {"LLAMA_CACHE": str(tmp_path), "MODEL_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
+        gateway = programs.gateway("-hf", "user/presets", env=env, wait="nothing")
+        assert gateway.exit_code() == 1
+    assert "preset.ini:2: cmd: a presets file that was downloaded may not run programs" in gateway.log_text
