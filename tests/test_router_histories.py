@@ -15,7 +15,7 @@ from lifecycle_tools import GIB, Sizes
 from llama_corral.presets.control import DOWNLOAD_ENV
 from llama_corral.presets.errors import ApiError, InvalidRequest, NoPlace, QueueFull, TooManyRequests
 from llama_corral.presets.manners import Group, Manners
-from llama_corral.presets.values import NO_LIMIT
+from llama_corral.presets.values import AUTO_LIMIT, NO_LIMIT
 from llama_corral.router import dispatcher
 from llama_corral.router.lifecycle import Lifecycle
 from llama_corral.router.placement import Rules, Stay
@@ -48,6 +48,7 @@ class Client:
     def __init__(self, lifecycle: Lifecycle, model: str, autoload: bool, stay: Stay | None) -> None:
         self.model = model
         self.served = 0
+        self.endings = 0
         self.finish = asyncio.Event()
         self.task = asyncio.create_task(self._request(lifecycle, autoload, stay))
 
@@ -64,6 +65,7 @@ class Client:
             assert any(view.waiting or view.leases for view in lifecycle.views()), "refused beside nobody"
         except (ApiError, asyncio.CancelledError):
             pass
+        self.endings += 1
 
     @property
     def holds(self) -> bool:
@@ -81,7 +83,7 @@ class Histories(RuleBasedStateMachine):
 
     @initialize(
         models_max=st.integers(0, 3),
-        memory=st.sampled_from([NO_LIMIT, 4, 7]),
+        memory=st.sampled_from([NO_LIMIT, 4, 7, AUTO_LIMIT]),
         rules=st.builds(
             Rules,
             st.sampled_from([1.0, 20.0, 20 * MINUTES]),
@@ -93,7 +95,8 @@ class Histories(RuleBasedStateMachine):
     )
     def begin(self, models_max: int, memory: int, rules: Rules, manners: dict[str, Manners]) -> None:
         self.models_max, self.memory, self.rules, self.manners = models_max, memory, rules, manners
-        self.room = Sizes(memory * GIB, **SIZES)
+        self.room = Sizes(memory * GIB if memory > 0 else memory, **SIZES)
+        self.room.free = 7 * GIB
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(dispatcher, "RECHECK_S", 0.0)  # seconds mean nothing in here
         self.launcher = MemoryLauncher(self.on_asked, self.on_launch)
@@ -102,7 +105,8 @@ class Histories(RuleBasedStateMachine):
         self.lifecycle = Lifecycle(self.entries, self.launcher, models_max=models_max, autoload=True, **options)
 
     def clock(self) -> float:
-        self.now += 1
+        """Never the same twice; a whole history of readings is less than a minute."""
+        self.now += 0.001
         return self.now
 
     def on_asked(self, worker: MemoryWorker) -> None:
@@ -301,16 +305,47 @@ class Histories(RuleBasedStateMachine):
         return self.manners[name].group.name if name in MODELS else ""
 
     def on_launch(self, name: str) -> None:
-        """Others than its own, without persistence or a pin, are gone before a model of an exclusive group starts."""
+        """It fits beside what is there. Strangers without persistence or a pin are gone before a model of an
+        exclusive group starts."""
+        if name in MODELS and self.memory != NO_LIMIT:
+            assert self.taken + SIZES[name] * GIB <= self.budget, "a model started without room for it"
         if name in MODELS and self.manners[name].group.exclusive:
             others = {worker.name for worker in self.residents} - {name}
             views = {view.name: view for view in self.lifecycle.views()}
             strangers = {other for other in others if self.group(other) not in ("e", "p")}
             assert all(views[other].is_pinned for other in strangers), "an exclusive model started beside others"
 
+    @property
+    def taken(self) -> int:
+        """What all have, with what they have grown by since they were ready; bytes."""
+        grown = sum(self.room.private.get(worker.pid or 0, 0) for worker in self.residents)
+        return grown + sum(SIZES[worker.name] for worker in self.residents) * GIB
+
+    @property
+    def budget(self) -> int:
+        if self.memory > 0:
+            return self.memory * GIB
+        return self.room.free + sum(self.room.private.get(worker.pid or 0, 0) for worker in self.launcher.alive)
+
+    @precondition(lambda self: self.memory != NO_LIMIT and self.residents)
+    @rule(number=choice, gib=st.integers(0, 2))
+    def grow(self, number: int, gib: int) -> None:
+        """A worker's prompt cache, say."""
+        worker = self.pick(number)
+        view = self.lifecycle.view(worker.name)
+        if view is not None and view.status in ("loaded", "sleeping") and worker.pid is not None:
+            self.room.private[worker.pid] = gib * GIB
+        self.step()
+
+    @precondition(lambda self: self.memory == AUTO_LIMIT)
+    @rule(gib=st.integers(0, 12))
+    def others_take_and_give_back(self, gib: int) -> None:
+        self.room.free = gib * GIB
+        self.step()
+
     @invariant()
     def never_more_than_the_memory(self) -> None:
-        assert not self.memory or sum(SIZES[worker.name] for worker in self.residents) <= self.memory
+        assert self.memory <= 0 or sum(SIZES[worker.name] for worker in self.residents) <= self.memory
 
     @invariant()
     def nobody_idle_is_overdue(self) -> None:
@@ -359,6 +394,10 @@ class Histories(RuleBasedStateMachine):
         self.come_to_rest()
         assert all(client.task.done() for client in self.clients), "a client was forgotten"
         for client in self.clients:
+            if not client.task.cancelled() and (error := client.task.exception()) is not None:
+                raise error  # neither served nor refused nor gone
+            assert client.endings == 1 or client.task.cancelled(), "a client ended twice"
+        for client in self.clients:
             client.task.result()  # of a client nothing may go wrong
         assert all(command.done() for command in self.commands), "a command was forgotten"
         assert all(view.leases == view.waiting == 0 for view in self.lifecycle.views())
@@ -367,6 +406,7 @@ class Histories(RuleBasedStateMachine):
 
     def come_to_rest(self) -> None:
         """Clients finish what they get, workers obey and become ready: then everything must be served."""
+        self.room.free = 100 * GIB
         for _ in range(10 * (len(self.clients) + len(self.commands) + len(MODELS))):
             self.step()
             for client in self.clients:
