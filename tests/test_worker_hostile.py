@@ -298,6 +298,14 @@ def test_wrong_query_parameters(victim: Program, path: str, message: str) -> Non
     assert (response.status_code, response.json()["error"]["message"]) == (400, message)
 
 
+@pytest.mark.parametrize("limit", ["9" * 5000, "0", "101", "-1", "x", "\N{ARABIC-INDIC DIGIT THREE}"])
+def test_a_page_of_stored_items_has_a_sensible_length(victim: Program, limit: str) -> None:
+    made = victim.client.post("/v1/responses", json={"input": "a", "max_output_tokens": 1}).raise_for_status().json()
+    response = victim.client.get(f"/v1/responses/{made['id']}/input_items", params={"limit": limit})
+    message = "query parameter 'limit' must be a number from 1 to 100"
+    assert (response.status_code, response.json()["error"]["message"]) == (400, message)
+
+
 def exchange(program: Program, head: bytes, body: bytes) -> tuple[int, bytes]:
     url = program.client.base_url
     with socket.create_connection((url.host, url.port), timeout=10) as sock:

@@ -1,0 +1,96 @@
+"""Hostile and wrong requests at the router: refused as their client's mistake or sent on, and nothing of it stays."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+from typing import Any
+
+import pytest
+from router_http import Gateway, gateway
+from router_tools import PATIENCE, preset, run
+
+PLAIN = b'{"model": "m", "prompt": "a"}'
+MANAGEMENT = ("/models", "/models/load", "/models/unload", "/api/pull", "/api/show")
+FORWARDED = ("/completion", "/v1/chat/completions", "/v1/messages", "/v1/responses", "/api/chat", "/v1/embeddings")
+WRONG: list[bytes] = [
+    *(
+        b"null",
+        b"true",
+        b"-1",
+        b"1.5",
+        b"1e400",
+        b"NaN",
+        b"9" * 5000,
+        b'""',
+        b'"\\ud800"',
+        b'"a\\u0000b"',
+        b"[]",
+        b"{}",
+    ),
+    *(b"[" * 975 + b"]" * 975, b"[" * 10_000 + b"]" * 10_000, b'"' + b"A" * 100_000 + b'"', b'[null,{"a":[]}]'),
+]
+BROKEN: list[bytes] = [
+    b"",
+    b"{",
+    b"null",
+    b"[]",
+    b'"x"',
+    b"\xff{}",
+    b"{}{}",
+    b'{"model":"\xff"}',
+    b"{'model':1}",
+    b"\0",
+]
+
+
+async def raw(g: Gateway, head: bytes, body: bytes) -> tuple[int, bytes]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", g.port)
+    length = b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(body)
+    writer.write(b"POST /completion HTTP/1.1\r\nHost: x\r\n" + head + length + body)
+    async with asyncio.timeout(PATIENCE):
+        answer = await reader.read()
+    writer.close()
+    return int(answer[9:12]), answer.rpartition(b"\r\n\r\n")[2]
+
+
+def reason(path: str, answer: Any) -> str:
+    error = answer["error"]
+    return str(error if path.startswith("/api/") else error["message"])
+
+
+@pytest.mark.parametrize("path", [*MANAGEMENT, *FORWARDED])
+def test_a_wrong_model_is_its_clients_mistake(path: str) -> None:
+    async def check() -> None:
+        async with gateway(preset("m")) as g:
+            for sent in [*BROKEN, *(b'{"model": ' + wrong + b"}" for wrong in WRONG)]:
+                response = await g.client.post(path, content=sent)
+                assert response.status_code in (400, 404), (sent[:50], response.text[:300])
+                assert reason(path, response.json())
+            assert (await g.status("m"))["value"] == "unloaded"
+
+    run(check())
+
+
+@pytest.mark.parametrize(
+    "head", [b"Expect: \xff\xfe\r\n", b"Connection: \xff\xfe\r\n", b"X-Conversation-Id: \xff\xfe\r\n"]
+)
+def test_headers_that_are_no_text_are_sent_on_or_count_for_nothing(head: bytes) -> None:
+    async def check() -> None:
+        async with gateway(preset("m")) as g:
+            assert (await raw(g, head, PLAIN))[0] == 200
+
+    run(check())
+
+
+def test_a_body_that_is_not_encoded_as_it_says() -> None:
+    async def check() -> None:
+        async with gateway(preset("m")) as g:
+            encoding = b"Content-Encoding: gzip\r\n"
+            assert (await raw(g, encoding, gzip.compress(PLAIN)))[0] == 200
+            status, body = await raw(g, encoding, PLAIN)
+            assert status == 400
+            assert "content-encoding: gzip" in json.loads(body)["error"]["message"]
+
+    run(check())
