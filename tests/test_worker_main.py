@@ -40,12 +40,14 @@ class Routed:
         self.client = httpx.Client(base_url="http://localhost", transport=httpx.HTTPTransport(uds=str(self.socket)))
 
     def reports_until(self, state: str) -> list[Report]:
-        """Up to the first of this state, or to the end of the pipe."""
+        """Up to the first of this state, or to the end of the pipe; signs of life only where they are wanted."""
         reports = []
         for line in self._reports:
-            reports.append(decode(line))
-            if reports[-1].state == state:
-                break
+            report = decode(line)
+            if report.state == state:
+                return [*reports, report]
+            if report.state != "alive":
+                reports.append(report)
         return reports
 
     def order(self, line: bytes) -> None:
@@ -93,6 +95,17 @@ def test_it_reports_progress_and_then_what_it_is(tmp_path: Path, model: str) -> 
         worker.order(b"nonsense\nexit\n")
         assert worker.process.wait(10) == 0
         assert not worker.socket.exists()
+
+
+def test_it_gives_signs_of_life(tmp_path: Path, model: str) -> None:
+    with routed(tmp_path, "--model", model) as worker:
+        assert worker.reports_until("alive")[-1].payload["busy"] is False, "from the start, before it is loaded"
+        worker.reports_until("ready")
+        before = worker.reports_until("alive")[-1].payload
+        assert worker.client.post("/completion", json={"prompt": "a", "n_predict": 8}).status_code == 200
+        after = worker.reports_until("alive")[-1].payload
+        assert after["steps"] >= before["steps"] + 8
+        assert after["cpu"] >= before["cpu"] > 0
 
 
 def test_it_ends_at_once_with_its_router(tmp_path: Path, model: str) -> None:
