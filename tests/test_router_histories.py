@@ -58,7 +58,7 @@ class Client:
                 self.served += 1
                 await self.finish.wait()
         except NoPlace as error:
-            running = [view for view in lifecycle.views() if view.status != "unloaded"]
+            running = [view for view in lifecycle.views() if view.is_running]
             if "of memory" not in error.message and "its group" not in error.message:
                 assert all(view.is_pinned for view in running)
         except (QueueFull, TooManyRequests):
