@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 log = logging.getLogger("corral.http")
 
@@ -50,6 +50,8 @@ class Running:
     def __init__(self) -> None:
         self.is_closed = False
         """New requests are to be refused."""
+        self.at_end: list[Callable[[], Awaitable[None]]] = []
+        """Called as soon as the end begins: for what requests may wait for, and the end may not."""
         self._tasks: set[asyncio.Task[object]] = set()
         self._none = asyncio.Event()
 
@@ -90,6 +92,8 @@ class Running:
 async def drain(running: Running, stop: Stop, seconds: float, cut: Callable[[], object]) -> None:
     """Refuses what comes, lets what runs finish within `seconds`, has the rest `cut` with a word to its client."""
     running.close()
+    for call in running.at_end:
+        await call()
     if running:
         log.info("%d requests have %g s to finish; a second signal cuts them", len(running), seconds)
     if await running.ended(seconds, stop.hurried):

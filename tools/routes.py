@@ -16,7 +16,7 @@ from aiohttp import hdrs, web
 from ..presets.errors import FeatureDisabled
 from ..presets.option import Option
 from ..presets.table import OPTIONS, VARIABLES
-from ..presets.web import Handler, Route
+from ..presets.web import RUNNING, Handler, Route
 
 if TYPE_CHECKING:
     from ..presets.settings import Settings
@@ -62,12 +62,8 @@ def _tools(app: web.Application, settings: Settings) -> list[Route]:
         yield
         await server.close()
 
-    async def stop(_: web.Application) -> None:
-        """Before running requests are waited for: those that wait for a tool have their answer then."""
-        await server.close()
-
     app.cleanup_ctx.append(running)
-    app.on_shutdown.append(stop)
+    app[RUNNING].at_end.append(server.close)  # those that wait for a tool have their answer then
     _warn("server-side tools are on: whoever reaches this server can use them", settings)
     return [("GET", "/tools", handlers.show), ("POST", "/tools", handlers.call)]
 
