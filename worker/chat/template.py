@@ -125,6 +125,7 @@ class ChatTemplate:
         self._tokens = {"bos_token": bos_text, "eos_token": eos_text}
         self._changes = any(f".{name}(" in source for name in _CHANGES)
         self._seconds_left = math.inf
+        self._wrote_too_much = False
         if len(source) > MOST_SOURCE:
             raise TemplateError(f"chat template cannot be parsed: it is longer than {MOST_SOURCE} characters")
         try:
@@ -136,14 +137,19 @@ class ChatTemplate:
 
     @contextmanager
     def examined(self) -> Iterator[None]:
-        """In the block all renderings together may take no longer than one. Only by whoever makes the template."""
-        self._seconds_left = MOST_SECONDS
+        """In the block all renderings together may take no longer than one, and none may write too much.
+
+        Only by whoever makes the template.
+        """
+        self._seconds_left, self._wrote_too_much = MOST_SECONDS, False
         try:
             yield
         finally:
             left, self._seconds_left = self._seconds_left, math.inf
         if left <= 0:
             raise TemplateError("chat template takes too long for the smallest conversations")
+        if self._wrote_too_much:
+            raise TemplateError("chat template writes too much for the smallest conversations")
 
     def render(
         self,
@@ -174,6 +180,7 @@ class ChatTemplate:
         except TooSlow as error:
             raise TemplateSlow(f"chat template failed: {error}") from None
         except TooMuch as error:
+            self._wrote_too_much = True
             raise TemplateError(f"chat template failed: {error}") from None
         except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise TemplateError(f"chat template failed: {error}") from None
