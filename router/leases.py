@@ -71,7 +71,7 @@ class Leases:
             instance.idle_since = self._clock()
             if model is not None and model.instance is instance:
                 model.faults = NO_FAULTS
-        if model is not None:
+        if model is not None and self._waiting.count(model.name):
             self.serve_waiters(model)
         if instance.leases > 0:
             return
@@ -126,7 +126,7 @@ class Leases:
             model.last_used = self._clock()
         if stay is not None and not model.preset.pin:
             model.instance.asked_stay = stay
-        return Lease(model.name, model.instance.worker.endpoint, model.instance, touch)
+        return Lease(model.name, model.instance.worker.endpoint, model.instance, touch, model.preset)
 
 
 def _has_place(model: Model, touch: bool) -> bool:

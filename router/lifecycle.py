@@ -120,7 +120,7 @@ class Lifecycle:
         take = self._leases.when_ready if may_load else self._leases.as_it_is
         lease = await take(record, touch, stay)
         try:
-            yield replace(lease, preset=variant or record.preset)
+            yield lease if variant is None else replace(lease, preset=variant)
         finally:
             self._leases.release(lease)
 
