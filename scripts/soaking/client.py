@@ -16,8 +16,11 @@ DEADLINE_S = 60.0
 """By then every answer is whole, refused or ended; a queue of this load is over in a few seconds."""
 SLOW_S = 10.0
 """So long a slow reader takes its time; then it wants the rest."""
-PASSING = {500, 502, 503}
-"""What may be said to a right request: its model's worker was killed, keeps failing, or has no place."""
+PASSING = {500, 502, 503, 529}
+"""What may be said to a right request: its model's worker was killed, keeps failing, or has no place.
+
+529 is what Anthropic says for 503.
+"""
 
 
 async def ask(session: aiohttp.ClientSession, ledger: Ledger, wanted: Ask) -> None:
