@@ -10,6 +10,9 @@ from .values import KvType, NotZero, OnOffAuto, Switch
 _AFFINITY = "the bindings reach no thread pool: start it under taskset instead"
 _SCHEDULING = "the bindings reach no thread pool: a hint that changes no result"
 
+AUTO_SLOTS = 4
+"""Slots of `--parallel -1`, which share one KV pool."""
+
 
 class ContextOptions(OptionGroup):
     title = "Context and slots"

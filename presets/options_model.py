@@ -7,6 +7,8 @@ from typing import Literal
 from .option import OptionGroup, Reader, Repeat, option, within
 from .values import KeyOverrides, LayerCount, LayerRange, Names, NumaStrategy, Numbers, ScaledFiles, Switch
 
+EXPERT_TENSORS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
+"""The tensors that `--cpu-moe` is about, as a regular expression."""
 LoadMode = Literal["auto", "none", "mmap", "mlock", "mmap+mlock", "dio"]
 
 

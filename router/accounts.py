@@ -1,6 +1,7 @@
 """What each model takes of memory, and the snapshot that `placement` decides on.
 
-`lifecycle` owns one and tells it what happens; it writes a model's `expected` and `load_seconds`, and nothing else.
+`lifecycle` owns one and tells it what happens; it writes a model's `expected` and `load_seconds`, its instance's
+`private_bytes`, and nothing else.
 """
 
 from __future__ import annotations

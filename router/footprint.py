@@ -13,29 +13,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..presets.gguf_header import Header, Tensor
+from ..presets.gguf_types import TENSOR_TYPES
+from ..presets.options_context import AUTO_SLOTS
+from ..presets.options_model import EXPERT_TENSORS
 
 if TYPE_CHECKING:
     from ..presets.settings import Settings
 
-AUTO_SLOTS = 4
 PROCESS_BYTES = 48 << 20
 """Of a worker's own: Python's objects, buffers of responses, llama.cpp's book-keeping. Measured: 35 to 50 MiB."""
 SWA_PATTERN = {
     "gemma2": 2, "gpt-oss": 2, "modern-bert": 3, "gemma3n": 5, "gemma3": 6, "gemma-embedding": 6, "plamo3": 8,
 }  # fmt: skip
 """Every how many layers one sees the whole context, where the file does not say so and it is not every fourth."""
-_ELEMENT_BYTES = {
-    "f32": 4.0,
-    "f16": 2.0,
-    "bf16": 2.0,
-    "q8_0": 34 / 32,
-    "q5_1": 24 / 32,
-    "q5_0": 22 / 32,
-    "q4_1": 20 / 32,
-}
-_QUARTER = 18 / 32
-"""Bytes an element of q4_0 and iq4_nl."""
-_EXPERTS = re.compile(r"\.ffn_(up|down|gate|gate_up)_(ch|)exps")
+_ELEMENT_BYTES = {name: size / block for name, block, size in TENSOR_TYPES.values()}
+_EXPERTS = re.compile(EXPERT_TENSORS)
 _LAYER = re.compile(r"blk\.(\d+)\.")
 
 
@@ -261,4 +253,4 @@ def _padded(cells: int) -> int:
 
 
 def _bytes_of(cache_type: str) -> float:
-    return _ELEMENT_BYTES.get(cache_type, _QUARTER)
+    return _ELEMENT_BYTES[cache_type]

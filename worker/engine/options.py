@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...presets.options_context import AUTO_SLOTS
+from ...presets.options_model import EXPERT_TENSORS
 from .errors import LoadError
 from .threads import physical_cores
 
@@ -16,10 +18,6 @@ if TYPE_CHECKING:
     from ...presets.settings import Settings
     from .draft_options import DraftOptions
 
-AUTO_SLOTS = 4
-"""Slots of `--parallel -1`, which share one KV pool."""
-
-FFN_EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 FFN_DENSE = r"\.ffn_(up|down|gate)\."
 
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
@@ -227,7 +225,7 @@ def tensor_overrides(
             raise LoadError(f"{option}: {word!r} has no '=' between tensor pattern and buffer type")
         result.append((pattern, buffer_type))
     if cpu_moe:
-        result.append((FFN_EXPERTS, "CPU"))
-    for n_layers, tensors in ((n_cpu_moe, FFN_EXPERTS), (n_cpu_ffn, FFN_DENSE)):
+        result.append((EXPERT_TENSORS, "CPU"))
+    for n_layers, tensors in ((n_cpu_moe, EXPERT_TENSORS), (n_cpu_ffn, FFN_DENSE)):
         result += [(rf"blk\.{layer}{tensors}", "CPU") for layer in range(n_layers)]
     return tuple(result)
