@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..presets.gguf_header import Header, Tensor
@@ -28,6 +28,7 @@ SWA_PATTERN = {
 """Every how many layers one sees the whole context, where the file does not say so and it is not every fourth."""
 _ELEMENT_BYTES = {name: size / block for name, block, size in TENSOR_TYPES.values()}
 _EXPERTS = re.compile(EXPERT_TENSORS)
+EVERY_LAYER = 1 << 30
 _LAYER = re.compile(r"blk\.(\d+)\.")
 
 
@@ -81,9 +82,6 @@ class Plan:
 
 def plan_of(settings: Settings, *, has_devices: bool) -> Plan:
     n_slots = AUTO_SLOTS if settings.parallel < 0 else max(1, settings.parallel)
-    layers = str(settings.n_gpu_layers)
-    uses_devices = has_devices and settings.device != ("none",)
-    everything = 1 << 30
     return Plan(
         n_ctx=settings.ctx_size or n_slots * settings.kv_unified_per_slot,
         n_ctx_slot=settings.kv_unified_per_slot,
@@ -94,10 +92,28 @@ def plan_of(settings: Settings, *, has_devices: bool) -> Plan:
         type_k=settings.cache_type_k,
         type_v=settings.cache_type_v,
         swa_full=settings.swa_full,
-        n_device_layers=(int(layers) if layers.isdigit() else everything) if uses_devices else 0,
+        n_device_layers=_device_layers(settings.n_gpu_layers, settings.device, has_devices),
         kv_on_device=settings.kv_offload,
-        n_expert_layers_on_host=everything if settings.cpu_moe else settings.n_cpu_moe,
+        n_expert_layers_on_host=EVERY_LAYER if settings.cpu_moe else settings.n_cpu_moe,
     )
+
+
+def draft_plan_of(settings: Settings, *, has_devices: bool) -> Plan:
+    """A draft model has the context of the model it drafts for, and the rest of its own."""
+    return replace(
+        plan_of(settings, has_devices=has_devices),
+        type_k=settings.cache_type_k_draft,
+        type_v=settings.cache_type_v_draft,
+        n_device_layers=_device_layers(settings.n_gpu_layers_draft, settings.device_draft, has_devices),
+        n_expert_layers_on_host=EVERY_LAYER if settings.cpu_moe_draft else settings.n_cpu_moe_draft,
+    )
+
+
+def _device_layers(wanted: object, devices: tuple[str, ...], has_devices: bool) -> int:
+    """`auto` and `all` count as every layer."""
+    if not has_devices or devices == ("none",):
+        return 0
+    return int(str(wanted)) if str(wanted).isdigit() else EVERY_LAYER
 
 
 def estimate(shards: Sequence[Header], plan: Plan) -> Footprint:

@@ -16,7 +16,7 @@ from ..presets.errors import ConfigError, ModelFilesError
 from ..presets.gguf_header import GgufError, read_header
 from ..presets.gguf_names import shard_names
 from ..presets.hub import ModelFiles, resolve_files
-from .footprint import PROCESS_BYTES, Footprint, estimate, plan_of
+from .footprint import PROCESS_BYTES, Footprint, draft_plan_of, estimate, plan_of
 from .space import NOTHING, Space
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Needs:
         footprint = estimate([read_header(path) for path in _shards(files.model)], plan)
         if files.draft is not None:
             draft = [read_header(path) for path in _shards(files.draft)]
-            footprint += estimate(draft, plan)
+            footprint += estimate(draft, draft_plan_of(settings, has_devices=self._has_devices))
         return footprint + self._companions(settings, files)
 
     def _companions(self, settings: Settings, files: ModelFiles) -> Footprint:

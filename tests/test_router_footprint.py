@@ -11,7 +11,7 @@ from engine_tools import run, running
 from llama_corral.presets.gguf_header import Header, Tensor, read_header
 from llama_corral.presets.settings import Settings
 from llama_corral.router import memory
-from llama_corral.router.footprint import Plan, estimate, plan_of
+from llama_corral.router.footprint import Plan, draft_plan_of, estimate, plan_of
 
 MIB = 1 << 20
 
@@ -82,6 +82,15 @@ def test_experts_that_stay_with_the_machine_are_not_counted_on_the_device() -> N
     header = _header(4, context_length=256)
     everything = estimate([header], Plan(n_device_layers=99))
     assert everything.device - estimate([header], Plan(n_device_layers=99, n_expert_layers_on_host=3)).device == 3 * 32
+
+
+def test_a_draft_model_has_types_and_devices_of_its_own() -> None:
+    settings = Settings(cache_type_k="f32", cache_type_k_draft="q8_0", n_gpu_layers=3, n_gpu_layers_draft=1)
+    plan, draft = plan_of(settings, has_devices=True), draft_plan_of(settings, has_devices=True)
+    assert (plan.type_k, plan.n_device_layers) == ("f32", 3)
+    assert (draft.type_k, draft.n_device_layers) == ("q8_0", 1)
+    assert (draft.n_ctx, draft.n_slots) == (plan.n_ctx, plan.n_slots)
+    assert draft_plan_of(Settings(device_draft=("none",)), has_devices=True).n_device_layers == 0
 
 
 def test_layers_without_keys_of_their_own_cost_only_their_state() -> None:
