@@ -183,12 +183,18 @@ def test_a_request_that_its_template_cannot_end_is_refused_and_holds_up_nobody(
     assert program.client.post("/v1/chat/completions", json=body).status_code == 200
 
 
-@pytest.mark.parametrize(("name", "why"), [("conditions", "takes too long"), ("loops", "writes too much")])
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        pytest.param(SLOW["conditions"], "takes too long", id="conditions"),  # charged once in 99,999 comparisons
+        pytest.param(LARGE["output"], "writes too much", id="output"),  # at the allowance within milliseconds
+    ],
+)
 def test_a_template_that_costs_too_much_is_an_error_at_the_start(
-    programs: Programs, tmp_path_factory: pytest.TempPathFactory, name: str, why: str
+    programs: Programs, tmp_path_factory: pytest.TempPathFactory, source: str, why: str
 ) -> None:
     file = tmp_path_factory.mktemp("templates") / "template.jinja"
-    file.write_text(SLOW[name])
+    file.write_text(source)
     program = programs.worker("--chat-template-file", str(file), "--threads", "1", wait="nothing")
     assert program.exit_code(40) == 1
     assert f"chat template {why} for the smallest conversations" in program.log_text
