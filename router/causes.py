@@ -21,7 +21,7 @@ _SIGNALS = {
     "SIGABRT": "llama.cpp gave up",
     "SIGSEGV": "it crashed",
     "SIGBUS": "it crashed: a file that it read from memory became shorter, or its disk failed",
-    "SIGILL": "llama.cpp was built for another processor",
+    "SIGILL": "llama.cpp was built for another processor, or by a compiler that breaks its AMX code",
     "SIGFPE": "it crashed",
 }
 

@@ -25,11 +25,12 @@ ensure_installed() {
   fi
   make_venv
   rm -f "$STAMP"
-  if [ "$cmake_args" != "$(built_with)" ]; then
-    build_engine "$cmake_args"
-  elif ! has_engine; then
+  if ! has_engine; then
     need_compiler
     echo "Installing. llama.cpp is compiled on the way, which takes about five minutes."
+  fi
+  if [ "$cmake_args" != "$(built_with)" ] || { ! has_engine && fails_with_amx; }; then
+    build_engine "$cmake_args"
   fi
   install -e "$ROOT${extra:+[$extra]}"
   echo "$wanted:$extra" > "$STAMP"
@@ -74,11 +75,24 @@ any_command() {
   return 1
 }
 
-# pip's cache does not know about CMAKE_ARGS, so it is left out.
+# Some compilers break llama.cpp's AMX code: SIGILL at the first prompt (llama.cpp's pull request 26954).
+fails_with_amx() {
+  local cxx=${CXX:-c++} probe=$VENV/amx-probe
+  "$cxx" -march=native -dM -E -x c++ /dev/null 2> /dev/null | grep -q __AMX_TILE__ || return 1
+  "$cxx" -O3 -march=native "$ROOT/scripts/amx_probe.cpp" -o "$probe" 2> /dev/null || return 1
+  ! bash -c '"$1"; exit $?' - "$probe" > /dev/null 2>&1
+}
+
+# pip's cache does not know about CMAKE_ARGS and compilers, so it is left out.
 build_engine() {
+  local without=""
   need_compiler
+  if fails_with_amx; then
+    echo "This compiler's AMX code does not run here: llama.cpp is built without it."
+    without=" -mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+  fi
   echo "Building llama-cpp-python with CMAKE_ARGS=$1"
-  CMAKE_ARGS=$1 install --force-reinstall --no-deps --no-cache-dir "$(grep -o 'llama-cpp-python==[0-9.]*' "$ROOT/pyproject.toml")"
+  CFLAGS=${CFLAGS-}$without CXXFLAGS=${CXXFLAGS-}$without CMAKE_ARGS=$1 install --force-reinstall --no-deps --no-cache-dir "$(grep -o 'llama-cpp-python==[0-9.]*' "$ROOT/pyproject.toml")"
   echo "$1" > "$BUILT_WITH"
 }
 
