@@ -340,3 +340,21 @@ def test_an_embedding_that_is_too_large(embedder: Program) -> None:
 def test_an_embedder_does_not_chat(embedder: Program) -> None:
     assert embedder.client.post("/v1/chat/completions", json=CHAT).status_code == 500
     assert embedder.client.get("/v1/models").json()["models"][0]["capabilities"] == ["embedding"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "why"),
+    [
+        ("echo", True, "Only no echo is supported"),
+        ("echo", "x", "echo"),
+        ("best_of", 2, "Unsupported param: best_of"),
+        ("suffix", "x", "Unsupported param: suffix"),
+    ],
+)
+def test_what_openai_completions_cannot_do_is_refused(worker: Program, field: str, value: object, why: str) -> None:
+    body = {"prompt": "a", "max_tokens": 1}
+    answer = worker.client.post("/v1/completions", json={**body, field: value})
+    assert answer.status_code == 400
+    assert why in answer.json()["error"]["message"]
+    for harmless in (None, False) if field == "echo" else (None,):
+        assert worker.client.post("/v1/completions", json={**body, field: harmless}).status_code == 200

@@ -25,7 +25,7 @@ from .generation_settings import brief_settings
 from .media_prompts import check_kinds, place_media, read_prompts
 from .native import Native
 from .openai_chat import OpenAIChat
-from .openai_completions import OpenAICompletions
+from .openai_completions import OpenAICompletions, refuse_unsupported
 from .params import CompletionParams, params_of
 from .prompts import OFF_LOOP_CHARACTERS, Prompt
 from .results import random_id
@@ -41,7 +41,7 @@ async def native(request: web.Request) -> web.StreamResponse:
 
 
 async def openai_completions(request: web.Request) -> web.StreamResponse:
-    return await _complete_text(request, OpenAICompletions)
+    return await _complete_text(request, OpenAICompletions, refuse_unsupported)
 
 
 async def openai_chat(request: web.Request) -> web.StreamResponse:
@@ -83,11 +83,15 @@ async def _read_prompt(
     return await place_media(rendered.text, chat.media, serving.media, loaded, files), params
 
 
-async def _complete_text(request: web.Request, dialect: DialectOf) -> web.StreamResponse:
+async def _complete_text(
+    request: web.Request, dialect: DialectOf, check: Callable[[dict[str, Any]], None] | None = None
+) -> web.StreamResponse:
     serving = serving_of(request)
     body = await read_object(request)
     if body.get("prompt") is None:
         raise InvalidRequest('"prompt" is required')
+    if check is not None:
+        check(body)
     async with serving.engine.use() as loaded:
         params = await params_of(body, serving.model.defaults, loaded)
         prompts = await read_prompts(body["prompt"], loaded)

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...presets.errors import InvalidRequest
 from ...presets.web import encode_json
 from ..engine.messages import Finished, Piece, Progress, TokenProbs
+from ..fields import Fields
 from .answer import DONE, Answer, EventStream, sse
 from .native import Native, progress_json
 from .results import finish_reason, probs_json, timings_json, usage_json
+
+
+def refuse_unsupported(body: Mapping[str, Any]) -> None:
+    """What OpenAI has and llama-server has not, in its words. Raises InvalidRequest."""
+    if Fields(body).boolean("echo", default=False):
+        raise InvalidRequest("Only no echo is supported")
+    for name in ("best_of", "suffix"):
+        if body.get(name) is not None:
+            raise InvalidRequest(f"Unsupported param: {name}")
 
 
 class OpenAICompletions(EventStream):
