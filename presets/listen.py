@@ -16,11 +16,12 @@ import stat
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from .client_connection import ClientConnection
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -59,16 +60,8 @@ async def listen(app: web.Application, settings: Settings, *, grace: float = GRA
     tls = _tls(settings)
     sockets = _bind_all(settings)
     socket_files = [sock.getsockname() for sock in sockets if _is_unix(sock)]
-    runner = web.AppRunner(
-        app,
-        access_log=None,
-        logger=_server_log(),
-        handler_cancellation=True,  # a client that leaves cancels its handler
-        keepalive_timeout=KEEPALIVE_S,
-        shutdown_timeout=grace,
-        max_line_size=HEAD_LIMIT,
-        max_field_size=HEAD_LIMIT,
-    )
+    # a client that leaves cancels its handler
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=grace)
     servers: list[asyncio.AbstractServer] = []
     try:
         await runner.setup()
@@ -105,8 +98,17 @@ def _server_log() -> logging.Logger:
 
 async def _serve(runner: web.AppRunner, sock: socket.socket, tls: ssl.SSLContext | None) -> asyncio.AbstractServer:
     loop = asyncio.get_running_loop()
-    factory = runner.server
-    assert factory is not None
+    assert runner.server is not None
+    factory = partial(
+        ClientConnection,
+        runner.server,
+        loop=loop,
+        access_log=cast(logging.Logger, None),  # none is kept
+        logger=_server_log(),
+        keepalive_timeout=KEEPALIVE_S,
+        max_line_size=HEAD_LIMIT,
+        max_field_size=HEAD_LIMIT,
+    )
     if _is_unix(sock):
         return await loop.create_unix_server(factory, sock=sock, backlog=BACKLOG)
     return await loop.create_server(factory, sock=sock, ssl=tls, backlog=BACKLOG)

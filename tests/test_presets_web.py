@@ -391,6 +391,70 @@ def test_body_that_stops_coming_is_given_up() -> None:
     uvloop.run(check())
 
 
+PIECES = b"Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("piece", "why"),
+    [
+        (b"zz\r\n", "Invalid character in chunk size"),
+        (b"3\r\n{}}}}}\r\n", "Expected LF after chunk data"),
+        (b"ffffffffffffffffffff\r\n", "Chunk size overflow"),
+        (b"0\r\n\0: x\r\n\r\n", "Invalid header token"),
+    ],
+)
+@pytest.mark.parametrize("begin", [b"", b'5\r\n{"a":\r\n'])
+def test_a_body_that_breaks_in_its_midst_is_refused_at_once(
+    begin: bytes, piece: bytes, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def check() -> None:
+        async with serving(settings()) as (client, listening, _):
+            reader, writer = await _sent(listening, b"POST /echo HTTP/1.1\r\nHost: x\r\n" + PIECES)
+            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            writer.write(begin + piece + b"?" * 10)
+            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+            writer.close()
+            assert head.startswith(b"HTTP/1.1 400")
+            message = f"the request body cannot be read: {why}"
+            assert json.loads(body)["error"] == {"code": 400, "message": message, "type": "invalid_request_error"}
+            assert (await client.post("/echo", json={})).json() == {}
+
+    uvloop.run(check())
+    assert caplog.text == ""
+
+
+def test_what_comes_in_one_piece_with_its_mistake_is_refused_in_its_dialect() -> None:
+    async def told(path: str) -> dict[str, Any]:
+        async with serving(settings()) as (_, listening, _):
+            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+            reader, writer = await _sent(listening, head.encode() + b"zz\r\n")
+            answer = await reader.read()
+            writer.close()
+            assert answer.startswith(b"HTTP/1.0 400")
+            body: dict[str, Any] = json.loads(answer.partition(b"\r\n\r\n")[2])
+            return body
+
+    why = "the request cannot be read: Invalid character in chunk size"
+    assert uvloop.run(told("/echo"))["error"] == {"code": 400, "message": why, "type": "invalid_request_error"}
+    assert uvloop.run(told("/v1/messages"))["error"] == {"message": why, "type": "invalid_request_error"}
+    assert uvloop.run(told("/api/chat")) == {"error": why}
+
+
+def test_a_mistake_behind_a_request_does_not_touch_its_answer() -> None:
+    async def check() -> None:
+        async with serving(settings()) as (_, listening, _):
+            reader, writer = await _sent(listening, b"GET /slow HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n\r\n")
+            await reader.readuntil(b"100 Continue\r\n\r\n")
+            writer.write(b"nonsense\r\n\r\n")
+            answer, refusal = (await reader.read()).split(b"HTTP/1.0 400 ")
+            writer.close()
+            assert answer.startswith(b"HTTP/1.1 200")
+            assert answer.endswith(b'{"done":true}')
+            assert b"the request cannot be read: " in refusal
+
+    uvloop.run(check())
+
+
 @pytest.mark.parametrize(
     "nonsense", [b"\x16\x03\x01\x02\x00 hello\r\n\r\n", b"GET\r\n\r\n", b"GET / HTTP/1.1\r\na b: c\r\n\r\n"]
 )

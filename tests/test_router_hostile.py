@@ -94,3 +94,28 @@ def test_a_body_that_is_not_encoded_as_it_says() -> None:
             assert "content-encoding: gzip" in json.loads(body)["error"]["message"]
 
     run(check())
+
+
+@pytest.mark.parametrize("path", FORWARDED)
+def test_a_body_that_breaks_in_its_midst_costs_nothing(path: str) -> None:
+    async def check() -> None:
+        async with gateway(preset("m")) as g:
+            for broken, status in ((b"zz\r\n", 400), (None, 0)):
+                reader, writer = await asyncio.open_connection("127.0.0.1", g.port)
+                head = f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n"
+                writer.write(head.encode())
+                async with asyncio.timeout(PATIENCE):
+                    await reader.readuntil(b"100 Continue\r\n\r\n")
+                    writer.write(b"f\r\n" + PLAIN[:15] + b"\r\n" + (broken or b""))
+                    if broken is None:
+                        writer.write_eof()
+                    answer = await reader.read()
+                writer.close()
+                assert int(answer[9:12] or b"0") == status
+                if status:
+                    assert "Invalid character in chunk size" in reason(
+                        path, json.loads(answer.rpartition(b"\r\n\r\n")[2])
+                    )
+            assert (await g.status("m"))["value"] == "unloaded"
+
+    run(check())

@@ -327,6 +327,21 @@ def test_a_body_that_is_not_encoded_as_it_says(victim: Program) -> None:
     assert "Traceback" not in victim.log_text
 
 
+def test_a_body_that_breaks_in_its_midst_is_refused_at_once(victim: Program) -> None:
+    url = victim.client.base_url
+    head = b"POST /completion HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n"
+    for end, status in ((b"zz\r\n", b"400"), (b"", b"")):
+        with socket.create_connection((url.host, url.port), timeout=10) as sock:
+            sock.sendall(head)
+            assert sock.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            sock.sendall(b"%x\r\n%b\r\n" % (len(PLAIN), PLAIN) + end)
+            if not end:
+                sock.shutdown(socket.SHUT_WR)
+            assert b"".join(iter(lambda: sock.recv(65536), b""))[9:12] == status
+    assert not any(slot["is_processing"] for slot in victim.client.get("/slots").json())
+    assert victim.client.post("/completion", content=PLAIN).status_code == 200
+
+
 @pytest.mark.parametrize("value", [b"x", b"\xff\xfe", b""])
 def test_unknown_expectations_count_for_nothing(victim: Program, value: bytes) -> None:
     assert exchange(victim, b"Expect: " + value + b"\r\n", PLAIN)[0] == 200
