@@ -30,6 +30,8 @@ class SignOfLife(msgspec.Struct, frozen=True):
     steps: int = 0
     cpu: float = 0.0
     """Seconds of processor time that the process has used."""
+    complaint: str = ""
+    """What is amiss if neither gets on, for a person; "" where it is requests."""
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -38,7 +40,8 @@ class Report(msgspec.Struct, frozen=True):
     loading: `{"stages": […], "current": "text_model", "value": 0.0…1.0}`, or `{}` on waking up.
     ready: the worker's `/v1/models` entry (id, aliases, tags, meta), or `{}` after waking up.
     downloading: `{"url": …, "downloaded": bytes, "total": bytes}`, of one file, by a worker that only downloads.
-    alive: a `SignOfLife`, every `HEARTBEAT_S` seconds; changes no state.
+    alive: a `SignOfLife`, every `HEARTBEAT_S` seconds; changes no state. For another program its keeper gives it, more
+    seldom: one that does not answer is busy, and an answer is a step.
     sleeping: `{}`. failed: `{"message": why}`, followed by the worker's exit.
     """
 

@@ -65,6 +65,7 @@ def build(
     Raises ConfigError.
     """
     upstream = Upstream(timeout=settings.timeout or None)
+    lifecycle.listen_to(upstream.quiet_for)
     conversations = Conversations()
     proxy = Proxy(
         lifecycle,

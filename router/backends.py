@@ -13,20 +13,30 @@ from collections.abc import Mapping
 import msgspec
 
 from ..presets.backends import PORT, Backend
+from ..presets.control import HEARTBEAT_S
 from .child import Child
 from .plan import Plan
 from .process import Callbacks, Launcher, LaunchSpec, Worker
 from .spawn import SpawnLauncher
 
 KEEPER_COMMAND = (sys.executable, "-P", "-m", "llama_corral.router.keeper")
+QUESTIONS = 10
+"""In the time after which a program counts as stuck: some may be lost, and each may be a line in its log."""
+LONGEST_PAUSE_S = 30.0
+
+
+def asking_interval(worker_timeout: float) -> float:
+    """Seconds; 0: nobody is asked."""
+    return min(LONGEST_PAUSE_S, max(HEARTBEAT_S, worker_timeout / QUESTIONS)) if worker_timeout else 0.0
 
 
 class Launchers:
     """Implements `process.Launcher`: our own workers by one, other programs by another."""
 
-    def __init__(self, workers: Launcher, environ: Mapping[str, str]) -> None:
+    def __init__(self, workers: Launcher, environ: Mapping[str, str], *, ask_every: float = 0.0) -> None:
+        """`ask_every`: seconds between two questions whether a program still answers; 0: none."""
         self._workers = workers
-        self._backends = BackendLauncher(environ)
+        self._backends = BackendLauncher(environ, ask_every)
 
     @property
     def command(self) -> tuple[str, ...]:
@@ -45,15 +55,16 @@ class Launchers:
 
 
 class BackendLauncher(SpawnLauncher):
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    def __init__(self, environ: Mapping[str, str], ask_every: float = 0.0) -> None:
         super().__init__(environ, KEEPER_COMMAND)
+        self._ask_every = ask_every
         self._environ = dict(environ)  # nothing that only our workers need
         self._running: dict[int, Child] = {}
 
     def launch(self, spec: LaunchSpec, callbacks: Callbacks) -> Child:
         assert spec.backend is not None
         port = self._free_port() if PORT in spec.backend.address else 0
-        child = _Kept(spec, spec.backend, port, callbacks)
+        child = _Kept(spec, spec.backend, port, self._ask_every, callbacks)
         try:
             self.run(child)
         except OSError:
@@ -77,7 +88,7 @@ class BackendLauncher(SpawnLauncher):
 class _Kept(Child):
     """A keeper, shown as the program that it keeps."""
 
-    def __init__(self, spec: LaunchSpec, backend: Backend, port: int, callbacks: Callbacks) -> None:
+    def __init__(self, spec: LaunchSpec, backend: Backend, port: int, ask_every: float, callbacks: Callbacks) -> None:
         def filled(text: str) -> str:
             return text.replace(PORT, str(port))
 
@@ -91,6 +102,7 @@ class _Kept(Child):
             owns_port=port != 0,
             health=backend.path + backend.health if backend.health else "",
             load_timeout=backend.load_timeout,
+            ask_every=ask_every if backend.health else 0.0,
             measures=not (backend.host_bytes or backend.device_bytes),
         )
         self.options = (msgspec.json.encode(plan).decode(),)

@@ -35,7 +35,7 @@ from ..presets.version import BUILD_INFO, VERSION
 from ..presets.vertex import VERTEX_ENV, read_vertex
 from ..presets.web import RUNNING
 from . import app
-from .backends import Launchers
+from .backends import Launchers, asking_interval
 from .child import worker_environ
 from .library import ReadPresets
 from .lifecycle import FAKE_LOAD_DELAY, FAKE_TIMING_ENV, Lifecycle
@@ -147,15 +147,16 @@ async def serve(
     for_workers = _for_workers(environ)
     responses, prompts = ResponseStore(), prompts_directory("", {**environ, PROMPTS_ENV: ""})
     shared = {DIRECTORY_ENV: responses.open(), PROMPTS_ENV: prompts.open()}
+    patience = least_timeout(settings.worker_timeout)
     lifecycle = Lifecycle(
         presets,
-        Launchers(best_launcher({**for_workers, **shared}), for_workers),
+        Launchers(best_launcher({**for_workers, **shared}), for_workers, ask_every=asking_interval(patience)),
         models_max=settings.models_max,
         autoload=settings.models_autoload,
         load_delay=FAKE_LOAD_DELAY if is_slowed else 0.0,
         room=room_of(settings, for_workers),
         rules=rules_of(settings),
-        worker_timeout=least_timeout(settings.worker_timeout),
+        worker_timeout=patience,
     )
     vertex = read_vertex(environ)
     if vertex is not None:

@@ -7,6 +7,7 @@ that fits one read is complete when its head is, nothing is parsed twice.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import cast
 
@@ -100,6 +101,11 @@ class Connection(asyncio.Protocol):
         self._held = 0  # bytes in chunks
         self._paused = False
         self._until_close = False
+
+    @property
+    def quiet_for(self) -> float:
+        """Seconds since a byte of the current answer came, or of the last one."""
+        return self._loop.time() - self._last_byte if self.answered else math.inf
 
     # -- the proxy's side
 

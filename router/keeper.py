@@ -1,8 +1,8 @@
 """A small process between the router and another program that serves a model: `python -m llama_corral.router.keeper`.
 
-It has a worker's pipes. It starts the program, asks it until it is ready and reports that, passes on the wish to stop,
-ends as the program does, and takes it along when the router dies. Its process group is the program's, so that the
-router's SIGKILL reaches both. Knows nothing of models or requests.
+It has a worker's pipes. It starts the program, asks it until it is ready and reports that, asks on and reports whether
+it answers (`checkup`), passes on the wish to stop, ends as the program does, and takes it along when the router dies.
+Its process group is the program's, so that the router's SIGKILL reaches both. Knows nothing of models or requests.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import msgspec
 import psutil
 
 from ..presets.control import CONTROL_FD_ENV, Report, encode
+from .checkup import Checkup
 from .plan import Plan
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0
@@ -51,6 +52,7 @@ class Keeper:
         self._is_ready = self._is_asked = False
         self._why_not = "it was not asked yet"
         self._stopper: subprocess.Popen[bytes] | None = None
+        self._checkup: Checkup | None = None
         self._wake = _wake_on_exits()
         if _libc is not None:  # what the program leaves behind comes to us, and not to an init that may not reap
             _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -65,6 +67,7 @@ class Keeper:
         while (code := self._program.poll()) is None:
             self._check_stopper()
             self._listen(None if self._is_ready or self._is_asked else pause)
+            self._check_up()
             if self._is_ready or self._is_asked:
                 continue
             self._ask()
@@ -81,7 +84,9 @@ class Keeper:
 
     def _listen(self, seconds: float | None) -> None:
         """Until something happens."""
-        ready, _, _ = select.select([0, self._wake], [], [], seconds)
+        answers, questions = self._checkup.watched if self._checkup else ([], [])
+        pause = self._checkup.seconds_left if self._checkup else seconds
+        ready, _, _ = select.select([0, self._wake, *answers], questions, [], pause)
         if self._wake in ready:
             os.read(self._wake, 512)
             self._reap_adopted()
@@ -92,6 +97,9 @@ class Keeper:
                 os._exit(_FAILED)  # the router is gone: nobody listens any more
             if b"exit" in words and not self._is_asked:
                 self._is_asked = True
+                if self._checkup is not None:
+                    self._checkup.close()
+                    self._checkup = None
                 self._stop()
 
     def report(self, report: Report) -> None:
@@ -109,6 +117,10 @@ class Keeper:
         except Failure as error:
             _say(f"cmd-stop: {error}; SIGTERM instead")
             self._program.terminate()
+
+    def _check_up(self) -> None:
+        if self._checkup is not None and (sign := self._checkup.go_on()):
+            self.report(Report("alive", msgspec.structs.asdict(sign)))
 
     def _check_stopper(self) -> None:
         """A command that failed has stopped nothing."""
@@ -146,6 +158,9 @@ class Keeper:
         if self._plan.owns_port and (stranger := stranger_on(self._address[1])):
             raise Failure(f"another program ({stranger}) listens on {self._plan.endpoint}")
         self._is_ready = True
+        if self._plan.ask_every:
+            with contextlib.suppress(OSError):  # it went just now, which will be seen
+                self._checkup = Checkup(self._address, self._plan.health, self._plan.ask_every)
         self.report(Report("ready", {}, {"host": _resident_bytes()} if self._plan.measures else {}))
 
     def _obstacle(self) -> str:

@@ -85,6 +85,10 @@ class Lifecycle:
                 f"number of models to load on startup ({len(self._startup)}) exceeds models_max ({models_max})"
             )
 
+    def listen_to(self, quiet_for: Callable[[str], float]) -> None:
+        """Whoever has the connections knows how many seconds ago an endpoint answered: a program's sign of life."""
+        self._supervisor.quiet_for = quiet_for
+
     # -- what handlers ask -------------------------------------------------------------------------------------------
 
     def find(self, name: str) -> str | None:

@@ -13,5 +13,7 @@ class Plan(msgspec.Struct, frozen=True):
     """The port was chosen for it, so nobody else has a right to listen there."""
     health: str
     load_timeout: float
+    ask_every: float
+    """Seconds between two questions whether it still answers; 0: none."""
     measures: bool
     """What it takes is unknown, and worth a look."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -39,6 +40,8 @@ class Supervisor:
         self._events = events
         self._tell_change = on_change
         self._tell_exit = on_exit
+        self.quiet_for: Callable[[str], float] = lambda _: math.inf
+        """Seconds since an answer's last byte came from that endpoint."""
         self._watchdog: Watchdog[Instance] = Watchdog(worker_timeout, clock, self._end_stuck)
 
     def start(self, model: Model) -> bool:
@@ -93,7 +96,7 @@ class Supervisor:
         if model.state is State.STOPPING:
             return
         if report.state == "alive":
-            self._watchdog.note(instance, report.payload)
+            self._note(model, instance, report.payload)
             return
         try:
             self._follow(model, report)
@@ -101,6 +104,14 @@ class Supervisor:
             log.warning("name=%s reported %s: %s", model.name, report.state, error)
             return
         self._tell_change(model)
+
+    def _note(self, model: Model, instance: Instance, sign: object) -> None:
+        """Of what another program does its keeper knows nothing; a worker says it itself."""
+        if model.preset.backend is None:
+            self._watchdog.note(instance, sign)
+        else:
+            quiet_for = self.quiet_for(instance.worker.endpoint)
+            self._watchdog.note(instance, sign, has_requests=instance.leases > 0, quiet_for=quiet_for)
 
     def _follow(self, model: Model, report: Report) -> None:
         data: dict[str, Any] = {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Iterable
 from weakref import WeakSet
 
@@ -51,6 +52,10 @@ class Upstream:
         except Unreachable as error:
             raise died or error from None  # its process is gone, and may have died of this very request
         return await connection.exchange(method, head, body)
+
+    def quiet_for(self, endpoint: str) -> float:
+        """Seconds since a byte of any answer came from there."""
+        return min((one.quiet_for for one in self._all if one.endpoint == endpoint), default=math.inf)
 
     def cut(self, why: str) -> None:
         """Ends every exchange that is under way."""

@@ -1,14 +1,15 @@
 """Which workers are stuck: from the signs of life that they give, and from those that do not come.
 
 `supervisor` hands each sign to `Watchdog.note` and ends what is stuck. Whether a worker is, the pure `Pulse` decides. A
-long batch is no reason: it uses the processor; nor is a load, or having no work: such a worker still says so. A
-worker that never gave a sign, as a foreign program does not, is not watched.
+long batch is no reason: it uses the processor; nor is a load, or having no work: such a worker still says so. Other
+programs are known only by what they answer. Who never gave a sign is not watched.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -43,9 +44,10 @@ class Pulse:
     """… did so, or used the processor."""
     last: SignOfLife = _IDLE
 
-    def after(self, sign: SignOfLife, now: float) -> Pulse:
+    def after(self, sign: SignOfLife, now: float, *, has_requests: bool = False) -> Pulse:
+        """`has_requests`: it may be busy with, though it does not say so. Counts as computing."""
         has_moved = not sign.busy or not self.last.busy or sign.steps != self.last.steps
-        computes = sign.cpu - self.last.cpu >= COMPUTING * (now - self.heard)
+        computes = has_requests or sign.cpu - self.last.cpu >= COMPUTING * (now - self.heard)
         return Pulse(now, now if has_moved else self.moved, now if has_moved or computes else self.computed, last=sign)
 
     def due(self, timeout: float) -> float:
@@ -56,10 +58,11 @@ class Pulse:
         """Nothing if it is not."""
         if now - self.heard >= timeout:
             return f"its process gave no sign of life for {now - self.heard:.0f} s"
+        what = self.last.complaint or "its requests did not get on"
         if now - self.computed >= timeout:
-            return f"its requests did not get on for {now - self.moved:.0f} s"
+            return f"{what} for {now - self.moved:.0f} s"
         if now - self.moved >= timeout * COMPUTING_FACTOR:
-            return f"its requests did not get on for {now - self.moved:.0f} s, though it computes"
+            return f"{what} for {now - self.moved:.0f} s, though it computes"
         return ""
 
 
@@ -80,7 +83,8 @@ class Watchdog(Generic[T]):
         self._watched: dict[T, _Watched[T]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def note(self, who: T, payload: object) -> None:
+    def note(self, who: T, payload: object, *, has_requests: bool = False, quiet_for: float = math.inf) -> None:
+        """Of another program the router knows more: whether it has requests, and when it last said a byte to one."""
         if not self._timeout:
             return
         try:
@@ -93,7 +97,9 @@ class Watchdog(Generic[T]):
         if watched is None:
             self._watched[who] = _Watched(Pulse(now, now, now, sign))
         else:
-            watched.pulse = watched.pulse.after(sign, now)
+            if quiet_for < now - watched.pulse.heard:
+                sign = msgspec.structs.replace(sign, busy=False)
+            watched.pulse = watched.pulse.after(sign, now, has_requests=has_requests)
         if self._timer is None:
             self._arm(now)
 

@@ -2,6 +2,8 @@
 
 `loading=S`: /health is 503 for so long. `deaf`: ignores SIGTERM. `mute`: never healthy. `code=N`: ends at once.
 `die`: ends in the midst of an answer. `child`: listens in a grandchild. `base=PATH`: all paths begin so.
+`single`: takes one connection at a time, so that nothing else is answered meanwhile. `pause=S`: before each chunk of a
+stream. `sick`: once it was healthy, /health is 500.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from typing import Any
 
 PORT, FLAGS = int(sys.argv[1]), dict(word.partition("=")[::2] for word in sys.argv[2:])
@@ -22,13 +24,17 @@ STARTED = time.monotonic()
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    was_healthy = False
 
     def do_GET(self) -> None:
         if self.path != BASE + "/health":
             self.answer(200 if self.path.startswith(BASE) else 404, {"path": self.path, "environ": dict(os.environ)})
         elif "mute" in FLAGS or time.monotonic() - STARTED < float(FLAGS.get("loading", 0)):
             self.answer(503, {"error": "loading"})
+        elif "sick" in FLAGS and self.was_healthy:
+            self.answer(500, {"error": "sick"})
         else:
+            Handler.was_healthy = True
             self.answer(200, {"status": "ok"})
 
     def do_POST(self) -> None:
@@ -48,6 +54,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
+        self.say_whether_to_close()
         self.end_headers()
         self.wfile.write(data)
 
@@ -55,13 +62,19 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
+        self.say_whether_to_close()
         self.end_headers()
         for number in range(3):
+            time.sleep(float(FLAGS.get("pause", 0)))
             self.chunk(f"data: {json.dumps({'n': number, 'model': body['model']})}\n\n")
             if "die" in FLAGS:
                 os._exit(3)
         self.chunk("data: [DONE]\n\n")
         self.chunk("")
+
+    def say_whether_to_close(self) -> None:
+        if "single" in FLAGS:
+            self.send_header("Connection", "close")
 
     def chunk(self, text: str) -> None:
         self.wfile.write(f"{len(text.encode()):x}\r\n{text}\r\n".encode())
@@ -81,7 +94,8 @@ def main() -> None:
         words = [word for word in sys.argv[2:] if word != "child"]
         sys.exit(subprocess.call([sys.executable, sys.argv[0], str(PORT), *words]))
     print("the backend listens", flush=True)
-    ThreadingHTTPServer(("127.0.0.1", PORT), Handler).serve_forever()
+    server = HTTPServer if "single" in FLAGS else ThreadingHTTPServer
+    server(("127.0.0.1", PORT), Handler).serve_forever()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from llama_corral.presets.settings import Settings
 from llama_corral.presets.sources import Preset
 from llama_corral.router import app
 from llama_corral.router.lifecycle import Lifecycle
+from llama_corral.router.process import Launcher
 from router_tools import PATIENCE, fake_launcher, presets
 
 
@@ -63,7 +64,7 @@ class Gateway:
 
 
 @contextlib.asynccontextmanager
-async def gateway(*entries: Preset, **given: Any) -> AsyncIterator[Gateway]:
+async def gateway(*entries: Preset, launcher: Launcher | None = None, **given: Any) -> AsyncIterator[Gateway]:
     settings = Settings(**{"port": 0, **given})
     sources = presets(*entries)
 
@@ -75,7 +76,7 @@ async def gateway(*entries: Preset, **given: Any) -> AsyncIterator[Gateway]:
     autoload = settings.models_autoload
     lifecycle = Lifecycle(
         sources,
-        fake_launcher("spawn"),
+        launcher or fake_launcher("spawn"),
         models_max=settings.models_max,
         autoload=autoload,
         worker_timeout=settings.worker_timeout,

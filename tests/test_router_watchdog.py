@@ -5,17 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import signal
+import socket
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from llama_corral.presets.backends import Backend
 from llama_corral.presets.control import HEARTBEAT_S, SignOfLife
+from llama_corral.router.backends import Launchers, asking_interval
+from llama_corral.router.checkup import Checkup
 from llama_corral.router.watchdog import COMPUTING_FACTOR, Pulse, Watchdog, least_timeout
 from programs import Program, wait_until
-from router_http import error_of, gateway
-from router_tools import PATIENCE, preset, run
+from router_http import Gateway, error_of, gateway
+from router_tools import PATIENCE, fake_launcher, preset, run
 
 START = Pulse(0, 0, 0)
 TIMEOUT = 300.0
@@ -169,3 +179,112 @@ def test_the_real_worker_stopped(start_gateway: Callable[..., Program]) -> None:
     assert refused.status_code == 502
     assert "no sign of life" in refused.json()["error"]["message"]
     wait_until(lambda: gateway.client.post("/completion", json=ask).status_code == 200, "its successor")
+
+
+# -- other programs --------------------------------------------------------------------------------------------------
+
+
+def silent(now: float, cpu: float = 0.0) -> SignOfLife:
+    return SignOfLife(busy=True, steps=3, cpu=cpu * now, complaint="GET /health was not answered")
+
+
+def test_a_program_that_does_not_answer_is_stuck_unless_it_may_be_busy() -> None:
+    assert "GET /health was not answered for 400 s" in fed(400, silent).why_stuck(400, TIMEOUT)
+    assert not fed(400, lambda now: silent(now, cpu=1)).why_stuck(400, TIMEOUT)
+    pulse = START
+    for now in range(0, 400, 2):
+        pulse = pulse.after(silent(now), now, has_requests=True)
+    assert not pulse.why_stuck(400, TIMEOUT)
+    for now in range(400, 1900, 2):
+        pulse = pulse.after(silent(now), now, has_requests=True)
+    assert "though it computes" in pulse.why_stuck(1900, TIMEOUT)
+    assert not pulse.after(SignOfLife(), 1900).why_stuck(1900, TIMEOUT)
+
+
+def test_who_answers_requests_needs_no_time_for_questions() -> None:
+    async def check() -> None:
+        now, ended = 0.0, []
+        dog: Watchdog[str] = Watchdog(10, lambda: now, lambda who, _: ended.append(who))
+        for now in range(200):  # noqa: B007
+            dog.note("a", {"busy": True, "steps": 1}, quiet_for=0.5)
+            dog.check()
+        assert not ended
+        for now in range(200, 220):  # noqa: B007
+            dog.note("a", {"busy": True, "steps": 1})
+            dog.check()
+        assert ended == ["a"]
+
+    run(check())
+
+
+def test_how_often_a_program_is_asked() -> None:
+    assert [asking_interval(seconds) for seconds in (0, 6, 100, 300, 3000)] == [0, 2, 10, 30, 30]
+
+
+def signs_of(checkup: Checkup, n: int) -> list[SignOfLife]:
+    found: list[SignOfLife] = []
+    while len(found) < n:
+        reads, writes = checkup.watched
+        select.select(reads, writes, [], checkup.seconds_left)
+        if sign := checkup.go_on():
+            found.append(sign)
+    return found
+
+
+def test_a_question_is_answered_or_not() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server, ThreadPoolExecutor() as pool:
+        pool.submit(server.serve_forever)
+        checkup = Checkup(("127.0.0.1", server.server_port), "/health", interval=0.2)
+        signs = signs_of(checkup, 3)
+        server.shutdown()
+    assert [(sign.busy, sign.steps) for sign in signs] == [(False, 0), (False, 1), (False, 2)]
+    assert signs_of(checkup, 2)[-1].busy, "nobody listens any more"
+    checkup.close()
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        checkup = Checkup(deaf.getsockname(), "/health", interval=0.02)
+        signs = signs_of(checkup, 3)
+        checkup.close()
+    assert [(sign.busy, sign.steps) for sign in signs] == [(False, 0), (True, 0), (True, 0)]
+    assert signs[-1].complaint == "GET /health was not answered"
+
+
+class Refusing(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_error(500)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def backend_gateway(*flags: str, timeout: float = 0.5) -> AbstractAsyncContextManager[Gateway]:
+    file = str(Path(__file__).with_name("fake_backend.py"))
+    program = Backend((sys.executable, file, "${PORT}", *flags))
+    launchers = Launchers(fake_launcher("spawn"), os.environ, ask_every=0.05)
+    return gateway(preset("m", backend=program), launcher=launchers, worker_timeout=timeout)
+
+
+def test_a_program_that_hangs_is_replaced() -> None:
+    async def check() -> None:
+        async with backend_gateway() as g:
+            pid = (await g.chat("m")).json()["pid"]
+            os.kill(pid, signal.SIGSTOP)
+            async with g.lifecycle.subscribe() as listener, asyncio.timeout(PATIENCE):
+                while not (status := await g.status("m")).get("failed"):
+                    assert await listener.get() is not None
+            assert "it was ended because it was stuck: GET /health was not answered for" in status["error"]
+            assert (await g.chat("m")).json()["pid"] != pid
+
+    run(check())
+
+
+@pytest.mark.parametrize("flags", [("sick",), ("single", "pause=0.6")])
+def test_a_program_that_refuses_or_is_busy_is_left_alone(flags: tuple[str, ...]) -> None:
+    async def check() -> None:
+        async with backend_gateway(*flags) as g:
+            pid = (await g.chat("m")).json()["pid"]
+            body = {"model": "m", "stream": True}
+            async with g.client.stream("POST", "/v1/chat/completions", json=body) as response:
+                assert [line async for line in response.aiter_lines() if line][-1] == "data: [DONE]"
+            assert (await g.chat("m")).json()["pid"] == pid
+
+    run(check())
