@@ -87,8 +87,8 @@ class RouterOptions(OptionGroup):
         300.0,
         "--worker-timeout",
         "seconds after which a worker that hangs is ended: one that gives no sign of life, or whose requests do not "
-        "get on though it does not compute, or a program (cmd) that does not answer its health path; 0: never, less than 6 "
-        "counts as 6",
+        "get on though it does not compute, or a program (cmd) that does not answer its health path; 0: never, less "
+        "than 6 counts as 6",
         hint="SECONDS",
         reader=Reader.ROUTER,
         router_own=True,

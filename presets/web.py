@@ -310,6 +310,8 @@ def application(
             headers["Access-Control-Allow-Origin"] = allowed
             if allowed == origin:
                 headers[hdrs.VARY] = "Origin"
+                if settings.cors_credentials:  # or a browser keeps the answer from a page that sent cookies
+                    headers["Access-Control-Allow-Credentials"] = "true"
 
     app = web.Application(middlewares=[manners], client_max_size=settings.max_body)
     app[LIMITS] = limits

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import socket
 from collections.abc import Callable
 from typing import cast
 
@@ -62,6 +63,14 @@ class Reply:
         self._connection.release()
 
 
+def acknowledge(tcp: socket.socket) -> None:
+    """Tells the sender at once what has come. Many a program writes head and body apart, and holds the body back until
+    then: that is 40 ms an answer.
+    """
+    if hasattr(socket, "TCP_QUICKACK"):
+        tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+
 class Connection(asyncio.Protocol):
     """One connection, at most one exchange at a time. Also the receiver of its parser's callbacks."""
 
@@ -88,6 +97,7 @@ class Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._last_byte = 0.0
+        self._tcp: socket.socket | None = None
         self._reset("")
 
     def _reset(self, method: str) -> None:
@@ -204,6 +214,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        if "/" not in self.endpoint:
+            self._tcp = transport.get_extra_info("socket")
 
     def data_received(self, data: bytes) -> None:
         if not self._busy:  # nothing was asked: not a connection to trust
@@ -218,6 +230,9 @@ class Connection(asyncio.Protocol):
             if not self.complete:
                 self._fail(f"the answer is no HTTP: {error}")
             self.drop()
+            return
+        if self._tcp is not None and not self.complete:
+            acknowledge(self._tcp)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.usable = False

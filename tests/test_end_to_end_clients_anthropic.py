@@ -16,6 +16,7 @@ from anthropic import (
     AsyncAnthropic,
     AuthenticationError,
     BadRequestError,
+    DefaultHttpxClient,
     InternalServerError,
     NotFoundError,
 )
@@ -215,6 +216,20 @@ def test_errors_are_those_of_the_client(anthropic: Anthropic, gateway: Program) 
         pytest.raises(AuthenticationError),
     ):
         stranger.messages.create(**ASKED, model="caller")
+
+
+def test_what_is_wrong_for_good_is_asked_once(gateway: Program) -> None:
+    sent: list[object] = []
+    http = DefaultHttpxClient(event_hooks={"request": [sent.append]}, trust_env=False)
+    with Anthropic(base_url=gateway.url, api_key="secret", max_retries=2, http_client=http) as client:
+        for asked, error in (
+            ({"model": "claude-unknown"}, NotFoundError),
+            ({"model": "caller", "messages": [{"role": "user", "content": [{"type": "x"}]}]}, BadRequestError),
+            ({"model": "broken"}, InternalServerError),
+        ):
+            with pytest.raises(error):
+                client.messages.create(**{**ASKED, **asked})
+    assert len(sent) == 3
 
 
 def test_the_async_client(gateway: Program) -> None:

@@ -321,6 +321,43 @@ def test_what_is_wrong_for_good_is_asked_once(gateway: Program) -> None:
     assert attempts(gateway, lambda client: client.get("/nowhere", cast_to=object), openai.NotFoundError)[1] == 1
 
 
+UNKNOWN: Any = {
+    "client_metadata": {"x-codex-installation-id": "1"},
+    "prompt_cache_key": "k",
+    "prompt_cache_retention": None,
+    "chat_id": "c",
+    "features": {"web_search": False},
+    "params": {},
+    "nobody knows": [None, {"": 1}],
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [USER], "max_tokens": 3}),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 3}),
+        ("/completion", {"prompt": "a", "n_predict": 3}),
+        ("/v1/responses", {"input": "Hi", "max_output_tokens": 3}),
+        ("/api/chat", {"messages": [USER], "options": {"num_predict": 3, "nobody": 1, "temperature": 0}}),
+        ("/v1/embeddings", {"input": "a"}),
+        ("/tokenize", {"content": "a"}),
+    ],
+)
+def test_fields_that_nobody_knows_count_for_nothing(gateway: Program, path: str, body: Any) -> None:
+    asked = {"model": "embed" if "embed" in path else "tools", "temperature": 0, "seed": 1, "stream": False, **body}
+
+    def answer(**more: Any) -> Any:
+        response = gateway.client.post(path, json=asked | more)
+        assert response.status_code == 200, response.text
+        value = response.json()
+        return [value.get(name) for name in ("choices", "content", "message", "data", "tokens")] + [
+            [item["content"] for item in value.get("output", [])]
+        ]
+
+    assert answer(**UNKNOWN) == answer()
+
+
 def test_what_may_pass_is_asked_again() -> None:
     """After the time that the answer names: here of a server that is still loading when it is asked first."""
     asked: list[web.Request] = []

@@ -115,6 +115,8 @@ def test_every_error_has_a_status_a_type_and_an_envelope() -> None:
         assert 400 <= kind.status < 600
         assert body["message"]
         assert response.headers.get("Retry-After") == (str(kind.retry_after) if kind.retry_after else None)
+        assert kind.status not in (408, 409), "clients repeat these, whatever the answer says"
+        assert kind.status != 429 or 0 < (kind.retry_after or 0) <= 120
         is_hopeless = kind.status >= 500 and kind.retry_after is None
         assert response.headers.get("X-Should-Retry") == ("false" if is_hopeless else None)
 
@@ -277,6 +279,9 @@ def test_origin_stands_on_every_answer(given: dict[str, Any], origin: str | None
             for method, path in (("GET", "/health"), ("GET", "/echo"), ("OPTIONS", "/any/path"), ("GET", "/")):
                 response = await client.request(method, path, headers=headers)
                 assert response.headers.get("access-control-allow-origin") == allowed
+                if method != "OPTIONS":
+                    credentials = "true" if allowed and allowed == origin else None
+                    assert response.headers.get("access-control-allow-credentials") == credentials
                 assert response.headers["server"] == "llama.cpp"
 
     uvloop.run(check())
@@ -291,6 +296,35 @@ def test_preflight() -> None:
             assert response.headers["access-control-allow-credentials"] == "true"
             assert response.headers["access-control-allow-methods"] == "GET, POST, DELETE, OPTIONS"
             assert response.headers["access-control-allow-headers"] == "*"
+
+    uvloop.run(check())
+
+
+@pytest.mark.parametrize(
+    "wanted", [b"authorization", b"x-stainless-lang, X-\xe9\xff,,cookie", b"x-" + b"a" * 20_000, b""]
+)
+def test_pages_elsewhere_with_credentials_and_odd_headers(wanted: bytes) -> None:
+    async def check() -> None:
+        given = settings(api_key=("k",), cors_headers="Authorization, X-Odd")
+        async with serving(given) as (client, _, _):
+            asks = [(b"Origin", b"http://a.b"), (b"Access-Control-Request-Headers", wanted), (b"Cookie", b"a=\xff")]
+            asks.append((b"Access-Control-Request-Method", b"POST"))
+            preflight = await client.options("/echo", headers=asks)
+            assert (preflight.status_code, preflight.headers["access-control-allow-headers"]) == (
+                200,
+                "Authorization, X-Odd",
+            )
+            key = [*asks, (b"Authorization", b"Bearer k")]
+            answers = [preflight, await client.post("/echo", content=b"{}", headers=key)]
+            answers.append(await client.post("/echo", content=b"{}", headers=asks))
+            answers.append(await client.post("/echo", content=b"{", headers=key))
+            answers.append(await client.get("/nowhere", headers=key))
+            answers.append(await client.get("/fail/full", headers=key))
+            assert [answer.status_code for answer in answers] == [200, 200, 401, 400, 404, 503]
+            for answer in answers:
+                assert answer.headers.get_list("access-control-allow-origin") == ["http://a.b"]
+                assert answer.headers.get_list("access-control-allow-credentials") == ["true"]
+                assert answer.headers["vary"] == "Origin"
 
     uvloop.run(check())
 

@@ -231,6 +231,27 @@ def test_a_real_process_that_keeps_dying_is_left_alone() -> None:
     run(check())
 
 
+def test_a_worker_that_the_kernel_ends_for_memory_says_so_to_all(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "vmstat"
+    file.write_text("oom_kill 1\n")
+    monkeypatch.setattr(causes, "VMSTAT", file)
+
+    async def check() -> None:
+        async with gateway(preset("m", "die-streaming")) as g:
+            assert (await g.chat("m")).status_code == 200
+            file.write_text("oom_kill 2\n")
+            told = (await g.events_of("m"))[-1]["error"]
+            assert "out of memory: its process was ended by SIGKILL" in told["message"]
+            status = await g.status("m")
+            assert (status["failed"], status["exit_code"]) == (True, 1)
+            assert "out of memory" in status["error"]
+            assert (await g.chat("m")).status_code == 200, "the next request has a new one"
+
+    run(check())
+
+
 # -- pure parts ------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 import uvloop
+from llama_corral.router import connection
 from llama_corral.router.connection import HIGH_WATER, CutOff, Died, Reply, Unreachable
 from llama_corral.router.upstream import Upstream
 
@@ -113,6 +116,53 @@ def test_small_answer_is_complete_with_its_head(tmp_path: Path) -> None:
             assert headers["host"] == "localhost"
 
     uvloop.run(check())
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_QUICKACK"), reason="Linux's")
+def test_who_holds_the_body_back_until_its_head_has_come_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a program has Nagle's algorithm on; our system would wait 40 ms to confirm the head."""
+    told: list[socket.socket] = []
+
+    def acknowledge(tcp: socket.socket) -> None:
+        told.append(tcp)
+        real(tcp)
+
+    real = connection.acknowledge
+    monkeypatch.setattr(connection, "acknowledge", acknowledge)
+
+    head_came, ended = asyncio.Event(), asyncio.Event()
+    pieces: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        raw: socket.socket = writer.get_extra_info("socket")
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
+        with contextlib.suppress(ConnectionError):
+            while piece := await reader.read(1000):
+                pieces.append(piece)
+                writer.write(OK.removesuffix(b"hi"))
+                await head_came.wait()
+                head_came.clear()
+                writer.write(b"hi")
+        writer.close()
+        ended.set()
+
+    async def check() -> None:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        upstream = Upstream(timeout=5)
+        for n in range(1, 4):
+            endpoint = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            reply = await upstream.send(endpoint, "POST", "/", [], b"abc")
+            assert len(told) == n
+            head_came.set()
+            assert await whole(reply) == b"hi"
+            assert len(set(map(id, told))) == 1, "the connection is kept"
+            assert told[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert [piece[-7:] for piece in pieces] == [b"\r\n\r\nabc"] * 3, "a request is one segment"
+        upstream.close()
+        await ended.wait()
+        server.close()
+
+    asyncio.run(check())
 
 
 def test_connections_are_reused_and_not_shared(tmp_path: Path) -> None:
