@@ -6,6 +6,7 @@ Between the handlers of all dialects and `lifecycle`; knows names and settings, 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,6 +21,8 @@ from .lifecycle import Lifecycle
 
 if TYPE_CHECKING:
     from ..presets.settings import Settings
+
+_TAG = re.compile(r"[\w.+:-]*[\w.+-]", re.ASCII)
 
 WHERE = "a request"
 """Stands for file and line where the options of a download come from."""
@@ -55,7 +58,8 @@ class Library:
         """
         if not name:
             raise InvalidRequest("model name is missing from the request")
-        if not is_repo_name(split_repo(name)[0]):
+        repo, colon, tag = name.partition(":")
+        if not is_repo_name(repo) or (colon and not _TAG.fullmatch(tag)):
             raise InvalidRequest(f"'{name}' is no repository of a hub: expected user/repo or user/repo:quantization")
         if is_offline_machine(self._environ):
             raise InvalidRequest(f"'{name}' cannot be downloaded: HF_HUB_OFFLINE is set")

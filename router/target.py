@@ -104,10 +104,13 @@ def ollama_in_json(body: bytes) -> OllamaTarget:
         return OllamaTarget()
     try:
         found = _ollama_target.decode(body)
-        given = msgspec.json.decode(found.keep_alive) if bytes(found.keep_alive) else None
     except msgspec.ValidationError:  # JSON, but no object
         return OllamaTarget()
     except NOT_JSON as error:
+        raise malformed(error) from None
+    try:
+        given = msgspec.json.decode(found.keep_alive) if bytes(found.keep_alive) else None
+    except NOT_JSON as error:  # a number that is too large, or text that is none
         raise malformed(error) from None
     keep_alive = None if given is None else read_keep_alive(given)
     is_empty = all(_is_empty(raw) for raw in (found.prompt, found.messages, found.input))

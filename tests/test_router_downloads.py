@@ -170,6 +170,9 @@ def test_what_cannot_be_fetched_is_refused_at_once() -> None:
                 ("", "missing"),
                 ("llama3", "no repository"),
                 ("a/b/c", "no repository"),
+                ("a/b:", "no repository"),
+                ("a/b:x y", "no repository"),
+                ("a/b:../x", "no repository"),
                 ("x/y", "exists"),
             ):
                 with pytest.raises(InvalidRequest, match=why):

@@ -73,6 +73,26 @@ def test_a_wrong_model_is_its_clients_mistake(path: str) -> None:
     run(check())
 
 
+KEPT: list[tuple[bytes, int]] = [
+    *((wrong, 400) for wrong in (b"1e999", b'"x"', b"[]", b"{}", b"true", b'"\xff"', b'"-"', b'"1x"')),
+    *((large, 200) for large in (b"1e308", b"-1e308", b'"99999999999999h"', b"9223372036854775807", b"0.0001")),
+]
+
+
+@pytest.mark.parametrize(("keep_alive", "status"), KEPT)
+def test_how_long_a_model_stays_is_a_time_or_refused(keep_alive: bytes, status: int) -> None:
+    async def check() -> None:
+        async with gateway(preset("m")) as g:
+            response = await g.client.post("/api/chat", content=b'{"model": "m", "keep_alive": ' + keep_alive + b"}")
+            assert response.status_code == status, response.text
+            if status == 400:
+                assert "keep_alive" in response.text or "cannot be parsed as JSON" in response.text
+            assert (await g.client.get("/api/ps")).status_code == 200
+            assert (await g.client.get("/models")).status_code == 200
+
+    run(check())
+
+
 @pytest.mark.parametrize(
     "head", [b"Expect: \xff\xfe\r\n", b"Connection: \xff\xfe\r\n", b"X-Conversation-Id: \xff\xfe\r\n"]
 )

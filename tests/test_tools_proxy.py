@@ -157,6 +157,8 @@ def test_redirects_are_followed_but_not_for_ever_and_not_elsewhere() -> None:
         ("http://user@host/", 400, "authentication"),
         ("http://host:99999/", 400, "invalid target URL"),
         ("http://[::1", 400, "invalid target URL"),
+        ("http://a b/", 400, "no host is named"),
+        ("http://a\0/", 400, "no host is named"),
         ("http://127.0.0.1:1/", 502, "proxy error"),
         ("http://no-such-host.invalid/", 502, "proxy error"),
     ],

@@ -83,6 +83,8 @@ def target_of(text: str) -> URL:
         raise InvalidRequest(f"unsupported URL scheme in target URL: '{url.scheme}' (expected http or https)")
     if not url.host or port is None:
         raise InvalidRequest("invalid target URL: missing host")
+    if not url.host.isprintable() or " " in url.host:
+        raise InvalidRequest(f"invalid target URL: no host is named {url.host!r}")
     if url.user or url.password:
         raise InvalidRequest("authentication in target URL is not supported")
     return url

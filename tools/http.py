@@ -53,7 +53,7 @@ class ToolHandlers:
             as_base64=request.headers.get("x-resp-type", "") == "base64",
         )
         log.debug("tool %s is called", name)
-        if body.get("stream"):
+        if body.get("stream") is True:  # anything else counts for nothing, as in llama-server
             return await _stream(request, tool, call)
         answer = await tool.run(call)
         if isinstance(answer, bytes):
