@@ -52,6 +52,7 @@ def test_the_list_is_what_a_chat_request_takes() -> None:
         ({"tool": "read_file", "params": {"path": "x", "append_loc": 1}}, 400, "params.append_loc"),
         ({"tool": "edit_file", "params": {"path": "x", "edits": {}}}, 400, "params.edits"),
         ({"tool": "read_file", "params": {"path": "x"}, "stream": True}, 404, "does not support stream"),
+        ({"tool": "read_file", "params": {"path": "x"}, "stream": 1}, 400, "stream must be true or false"),
         ({"tool": "exec_shell_command", "params": {}, "stream": True}, 400, "params.command is missing"),
         ([], 400, "object"),
     ],

@@ -43,6 +43,8 @@ class ToolHandlers:
             raise InvalidRequest("tool is missing: it must be the name of one of those that GET /tools lists")
         if not isinstance(arguments, dict):
             raise InvalidRequest("params must be an object")
+        if not isinstance(body.get("stream"), bool | None):
+            raise InvalidRequest("stream must be true or false")
         tool = await self._server.tool(name)
         if tool is None:
             raise UnknownTool(f'unknown tool "{name}"')
@@ -53,7 +55,7 @@ class ToolHandlers:
             as_base64=request.headers.get("x-resp-type", "") == "base64",
         )
         log.debug("tool %s is called", name)
-        if body.get("stream") is True:  # anything else counts for nothing, as in llama-server
+        if body.get("stream"):
             return await _stream(request, tool, call)
         answer = await tool.run(call)
         if isinstance(answer, bytes):
