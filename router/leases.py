@@ -61,7 +61,8 @@ class Leases:
             raise error
         return await self._wait(model, touch, stay, may_load=True)
 
-    def release(self, lease: Lease) -> None:
+    def release(self, lease: Lease, *, is_answered: bool) -> None:
+        """`is_answered`: to its end, which shows that the model works."""
         instance = lease.instance
         assert isinstance(instance, Instance)
         instance.leases -= 1
@@ -69,7 +70,7 @@ class Leases:
         model = self._catalog.find(lease.model)
         if lease.touch:
             instance.idle_since = self._clock()
-            if model is not None and model.instance is instance:
+            if is_answered and model is not None and model.instance is instance:
                 model.faults = NO_FAULTS
         if model is not None and self._waiting.count(model.name):
             self.serve_waiters(model)
@@ -113,7 +114,7 @@ class Leases:
     def _withdraw(self, model: Model, waiter: Waiter) -> None:
         self._waiting.leave(model.name, waiter)
         if waiter.grant.done() and not waiter.grant.cancelled() and waiter.grant.exception() is None:
-            self.release(waiter.grant.result())  # granted in the very moment its client left
+            self.release(waiter.grant.result(), is_answered=False)  # granted in the very moment its client left
         for other in self._dispatcher.stay_after_all():
             self.serve_waiters(other)
         self._dispatcher.tick()

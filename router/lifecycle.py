@@ -123,10 +123,12 @@ class Lifecycle:
         may_load = self._autoload if autoload is None else autoload
         take = self._leases.when_ready if may_load else self._leases.as_it_is
         lease = await take(record, touch, stay)
+        is_answered = False
         try:
             yield lease if variant is None else replace(lease, preset=variant)
+            is_answered = True
         finally:
-            self._leases.release(lease)
+            self._leases.release(lease, is_answered=is_answered)
 
     async def confirm_end(self, lease: Lease) -> str:
         """For whoever saw a worker hang up: waits until its end is known, so that nobody is sent to a dead one.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +65,12 @@ class Gateway:
 
 
 @contextlib.asynccontextmanager
-async def gateway(*entries: Preset, launcher: Launcher | None = None, **given: Any) -> AsyncIterator[Gateway]:
+async def gateway(
+    *entries: Preset,
+    launcher: Launcher | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    **given: Any,
+) -> AsyncIterator[Gateway]:
     settings = Settings(**{"port": 0, **given})
     sources = presets(*entries)
 
@@ -80,6 +86,7 @@ async def gateway(*entries: Preset, launcher: Launcher | None = None, **given: A
         models_max=settings.models_max,
         autoload=autoload,
         worker_timeout=settings.worker_timeout,
+        clock=clock,
     )
     try:
         application = app.build(settings, lifecycle, read_presets)

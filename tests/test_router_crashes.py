@@ -36,6 +36,15 @@ class Router:
 
         return asyncio.create_task(request())
 
+    def hold(self, model: str = "a") -> asyncio.Task[None]:
+        """A request that has no answer yet."""
+
+        async def request() -> None:
+            async with self.lifecycle.lease(model):
+                await asyncio.Event().wait()
+
+        return asyncio.create_task(request())
+
     async def fail(self, *, ready: bool = False, idle: float = 0.0) -> ApiError | None:
         """One attempt that ends badly; returns what its request was told."""
         started = len(self.launcher.workers)
@@ -147,6 +156,49 @@ def test_an_answered_request_begins_anew() -> None:
     run(check())
 
 
+def test_a_request_whose_client_left_shows_nothing() -> None:
+    async def check() -> None:
+        async with router() as r:
+            for expected in (0, 1, 2):
+                r.now += 2
+                leaving = r.hold()
+                await settle()
+                r.launcher["a"].ready()
+                await settle()
+                leaving.cancel()
+                await settle()
+                r.launcher["a"].exit(-signal.SIGSEGV)
+                await settle()
+                assert r.pause == expected
+
+    run(check())
+
+
+def test_each_refusal_in_a_pause_says_how_long_it_still_lasts() -> None:
+    async def check() -> None:
+        async with router() as r:
+            for pause in (0, 1, 2, 4):
+                await r.fail()
+                r.now += pause
+            await r.fail()
+            for passed, left in ((0, 8), (0.4, 8), (0.6, 7), (6.9, 1), (0.05, 1)):
+                r.now += passed
+                error = await told(r.ask())
+                assert (error.retry_after, f"left alone for {left} s: " in error.message) == (left, True)
+                assert "failed 5 times in a row" in error.message
+                assert "SIGSEGV" in error.message
+            r.now += 0.05
+            assert r.pause < 1e-9
+            attempt = [r.ask(), r.ask()]
+            await settle()
+            r.launcher["a"].exit(1)
+            for request in attempt:
+                assert isinstance(await told(request), ServerFault), "one attempt for all who wait"
+            assert r.pause == 16
+
+    run(check())
+
+
 def test_being_ready_is_no_success_unless_it_lasts() -> None:
     async def check() -> None:
         async with router() as r:
@@ -227,6 +279,33 @@ def test_a_real_process_that_keeps_dying_is_left_alone() -> None:
             assert (status["failed"], status["failures"]) == (True, 2)
             assert 0 < status["retry_in"] <= 1
             assert (await g.chat("ok")).status_code == 200
+
+    run(check())
+
+
+def test_a_pause_is_told_in_each_dialect_and_an_edit_ends_it() -> None:
+    async def check() -> None:
+        now = 100.0
+        async with gateway(preset("m", "die-loading"), clock=lambda: now) as g:
+            for pause in (0, 1, 2, 4):
+                assert (await g.chat("m")).status_code == 500
+                now += pause
+            assert (await g.chat("m")).status_code == 500
+            now += 0.7
+            for path, code in (("/v1/chat/completions", 503), ("/v1/messages", 529), ("/api/chat", 503)):
+                response = await g.client.post(path, json={"model": "m", "stream": True})
+                assert (response.status_code, response.headers["retry-after"]) == (code, "8")
+                assert "failed 5 times in a row and is left alone for 8 s: " in response.text
+                assert "cannot go on: no reason" in response.text
+                now += 0.1
+            assert (await g.client.get("/props", params={"model": "m"})).status_code == 503
+            status = await g.status("m")
+            assert (status["value"], status["failed"], status["failures"]) == ("unloaded", True, 5)
+            assert (status["retry_in"], "cannot go on: no reason" in status["error"]) == (7.0, True)
+            g.sources["m"] = preset("m", "chunks=2")
+            await g.client.get("/models?reload=1")
+            assert "failed" not in await g.status("m")
+            assert (await g.chat("m")).status_code == 200
 
     run(check())
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import random
 import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -39,6 +41,8 @@ def main() -> int:
             asyncio.run(soak(target, ledger, verifier, args.minutes * 60, args.rate))
             end(target, ledger)
         report(ledger, verifier)
+        if args.looks:
+            args.looks.write_text(json.dumps([asdict(look) for look in verifier.looks]))
         if ledger.violations and args.keep_log:
             args.keep_log.write_bytes(target.log.read_bytes())
     return 1 if ledger.violations else 0
@@ -54,6 +58,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--seed", type=int, default=random.SystemRandom().randrange(1 << 32), help="of all that is random"
     )
     parser.add_argument("--keep-log", type=Path, metavar="FILE", help="the gateway's log, if a promise was broken")
+    parser.add_argument("--looks", type=Path, metavar="FILE", help="all measurements, as JSON")
     parser.add_argument(
         "--program", type=Path, default=Path(sys.executable).with_name("llama-corral"), help="the gateway"
     )
@@ -119,6 +124,7 @@ def report(ledger: Ledger, verifier: Verifier) -> None:
     for ending in Ending:
         print(f"  {ledger.endings[ending]:7} {ending.value}")
     print("deeds: " + ", ".join(f"{count} {name}" for name, count in ledger.deeds.most_common()))
+    print(f"{ledger.hit} streams flowed from workers that were killed; {ledger.endings[Ending.TOLD]} were told so")
     print(f"at most {verifier.most_workers} workers at once; {len(verifier.looks)} looks")
     for one in trends:
         print(f"  {one}")

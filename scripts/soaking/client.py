@@ -6,6 +6,8 @@ import asyncio
 import json
 import random
 import time
+from collections.abc import Callable
+from functools import partial
 
 import aiohttp
 
@@ -31,7 +33,7 @@ async def ask(session: aiohttp.ClientSession, ledger: Ledger, wanted: Ask) -> No
     began = time.monotonic()
     try:
         async with asyncio.timeout(leaves if leaves is not None else DEADLINE_S):
-            ending, note = await _exchange(session, wanted, pause)
+            ending, note = await _exchange(session, wanted, pause, partial(ledger.flow, number))
     except TimeoutError:
         lost = "no end of the answer before the deadline"
         ending, note = (Ending.GONE, "") if leaves is not None else (Ending.LOST, lost)
@@ -40,11 +42,15 @@ async def ask(session: aiohttp.ClientSession, ledger: Ledger, wanted: Ask) -> No
     ledger.end(number, ending, note, time.monotonic() - began)
 
 
-async def _exchange(session: aiohttp.ClientSession, wanted: Ask, pause: float) -> tuple[Ending, str]:
+async def _exchange(
+    session: aiohttp.ClientSession, wanted: Ask, pause: float, flows: Callable[[str], None]
+) -> tuple[Ending, str]:
     async with session.post(wanted.path, json=wanted.body) as response:
         answer = bytearray()
         slow_until = time.monotonic() + (SLOW_S if pause else 0)
         async for piece in response.content.iter_chunked(256 if pause else 65536):
+            if wanted.streams and response.status == 200 and not answer:
+                flows(wanted.body["model"])
             answer += piece
             if time.monotonic() < slow_until:
                 await asyncio.sleep(pause)

@@ -5,6 +5,7 @@ Pure bookkeeping; knows nothing of HTTP or processes.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections import Counter
@@ -29,9 +30,13 @@ class Ledger:
         self.reasons: Counter[str] = Counter()
         self.deeds: Counter[str] = Counter()
         """What was done to the gateway beside requests."""
+        self.hit = 0
+        """Streams that flowed from a worker when that was killed."""
         self.violations: list[str] = []
         self.slowest = 0.0
         self._open: dict[int, str] = {}
+        self._flowing: dict[int, str] = {}
+        self._listeners: list[asyncio.Future[str]] = []
 
     @property
     def open(self) -> int:
@@ -42,8 +47,27 @@ class Ledger:
         self._open[self.begun] = what
         return self.begun
 
+    def flow(self, number: int, model: str) -> None:
+        """The first bytes of a stream have come."""
+        self._flowing[number] = model
+        for listener in self._listeners:
+            if not listener.done():
+                listener.set_result(model)
+        self._listeners.clear()
+
+    def flowing(self, *names: str) -> int:
+        """How many streams of that model, under whichever of its names, have begun and not ended."""
+        return sum(model in names for model in self._flowing.values())
+
+    async def next_flow(self) -> str:
+        """The model of the next stream that begins."""
+        listener: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._listeners.append(listener)
+        return await listener
+
     def end(self, number: int, ending: Ending, note: str = "", seconds: float = 0.0) -> None:
         what = self._open.pop(number, None)
+        self._flowing.pop(number, None)
         if what is None:
             self.violate(f"request {number} ended twice: {ending.value} {note}")
             return

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -26,6 +27,8 @@ MARK = "LLAMA_CORRAL_SOAK_MARK"  # by which a gateway's descendants are found wh
 STOP_S = 30.0  # streams that still run are cut well before
 NOT_INHERITED = ("LLAMA_", "HF_", "XDG_", "PYTHONPATH")
 
+SAID_BY = re.compile(rb"^\[(\d+)/([^]\n]+)\] ", re.MULTILINE)
+ALIASES = {"cattle": "herd"}
 CHATS = ("fox", "herd", "window", "state", "sleeper", "demo")
 EMBEDDER = "compass"
 
@@ -99,6 +102,8 @@ class Target:
         self._argv += ["--models-preset", str(self.presets.file), "--models-max", str(MODELS_MAX)]
         self._argv += ["--models-memory", MODELS_MEMORY]
         self.process: subprocess.Popen[bytes]
+        self._read_up_to = 0
+        self._pids: dict[str, int] = {}
 
     @property
     def url(self) -> str:
@@ -144,6 +149,16 @@ class Target:
         zygote = self.zygote()
         spawned = [child for child in _children(self.router()) if not _is_zygote(child)]
         return spawned + (_children(zygote) if zygote else [])
+
+    def worker_of(self, model: str) -> psutil.Process | None:
+        """Found by what it said in the log, `[pid/model] …`: its command line is that of whom it was forked from."""
+        with self.log.open("rb") as log:
+            log.seek(self._read_up_to)
+            lines, _, rest = log.read().rpartition(b"\n")
+            self._read_up_to = log.tell() - len(rest)
+        self._pids |= {name.decode(): int(pid) for pid, name in SAID_BY.findall(lines)}
+        pid = self._pids.get(model)
+        return next((process for process in self.workers() if process.pid == pid), None)
 
     def last_words(self) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])

@@ -5,6 +5,7 @@ that look on.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -14,17 +15,22 @@ import psutil
 
 from .client import reason_in
 from .ledger import Ledger
-from .target import CHATS, EMBEDDER, Target
+from .target import ALIASES, CHATS, EMBEDDER, Target
 
 Deed = Callable[[aiohttp.ClientSession, Ledger, Target], Awaitable[str]]
 ANSWER_S = 30.0
 """Commands wait for exits, and those for a stop-timeout of 5 s."""
+CHANCE_S = 5.0
+"""So long the right moment for a kill is waited for."""
+CROWD = 6
+"""Open requests of which some must wait: that many of these models do not run at once."""
 COMMAND_STATUS = {200, 400, 404, 500, 503}
 """400: not running, already running; 404: the entry is gone; 503: no place at the moment."""
 
 
 async def make_trouble(session: aiohttp.ClientSession, ledger: Ledger, target: Target, end: float) -> None:
-    deeds: tuple[Deed, ...] = (kill, kill, kill, load, unload, unload, edit, break_presets, reload, look_on)
+    kills: tuple[Deed, ...] = (kill, *(kill_in_a_stream,) * 4, kill_in_a_load, kill_with_waiters)
+    deeds: tuple[Deed, ...] = (*kills, load, unload, unload, edit, break_presets, reload, look_on)
     while (now := time.monotonic()) < end:
         await asyncio.sleep(min(ledger.random.expovariate(1.0), end - now))
         deed = ledger.random.choice(deeds)
@@ -45,6 +51,47 @@ async def kill(session: aiohttp.ClientSession, ledger: Ledger, target: Target) -
     with suppress(psutil.Error):
         ledger.random.choice(workers).kill()
     return "workers killed"
+
+
+async def kill_in_a_stream(session: aiohttp.ClientSession, ledger: Ledger, target: Target) -> str:
+    """As soon as one flows: these are short."""
+    try:
+        async with asyncio.timeout(CHANCE_S):
+            name = await ledger.next_flow()
+    except TimeoutError:
+        return "no stream to break"
+    model = ALIASES.get(name, name)
+    if (worker := target.worker_of(model)) is None:
+        return "no stream to break"
+    with suppress(psutil.Error):
+        worker.kill()
+    ledger.hit += ledger.flowing(model, *(alias for alias, of in ALIASES.items() if of == model))
+    return "workers killed in a stream"
+
+
+async def kill_in_a_load(session: aiohttp.ClientSession, ledger: Ledger, target: Target) -> str:
+    try:
+        async with asyncio.timeout(CHANCE_S), session.get("/models/sse") as response:
+            async for line in response.content:
+                told = json.loads(line.removeprefix(b"data: ")) if line.startswith(b"data: ") else {}
+                if (told.get("data") or {}).get("status") == "loading" and (worker := target.worker_of(told["model"])):
+                    worker.kill()
+                    return "workers killed in a load"
+    except (TimeoutError, psutil.Error):
+        pass
+    return "no load to break"
+
+
+async def kill_with_waiters(session: aiohttp.ClientSession, ledger: Ledger, target: Target) -> str:
+    """More requests are open than stream: the others wait for a model, or for a whole answer."""
+    end = time.monotonic() + CHANCE_S
+    while time.monotonic() < end:
+        if ledger.open >= CROWD and (workers := target.workers()):
+            with suppress(psutil.Error):
+                ledger.random.choice(workers).kill()
+            return "workers killed with a queue"
+        await asyncio.sleep(0.02)
+    return "no queue to disturb"
 
 
 async def load(session: aiohttp.ClientSession, ledger: Ledger, target: Target) -> str:
