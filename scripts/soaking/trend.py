@@ -8,8 +8,8 @@ from statistics import median
 
 WARM_UP = 0.25
 """The share of a run in which caches fill and allocators find their size."""
-ENOUGH = 9
-"""Fewer measurements than this, three a third, say nothing."""
+ENOUGH = 24
+"""Fewer measurements than this, eight a third, show what happened to be open and no trend."""
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,10 @@ class Verifier:
         async with session.get("/models", timeout=aiohttp.ClientTimeout(20)) as response:
             shown = (await response.json())["data"]
         workers, zombies = await asyncio.to_thread(self._workers)
-        running = [entry["id"] for entry in shown if entry["status"]["value"] in RUNNING]
+        self.compare([entry["id"] for entry in shown if entry["status"]["value"] in RUNNING], workers, zombies)
+
+    def compare(self, running: list[str], workers: int, zombies: int) -> None:
+        """What `/models` says with the processes that there are."""
         self.most_workers = max(self.most_workers, workers)
         if workers > MODELS_MAX:
             self.ledger.violate(f"{workers} workers where {MODELS_MAX} are allowed")
@@ -95,7 +98,7 @@ class Verifier:
         """A worker's memory is allowed more: which models run in one third of the time or the other is chance."""
         looks = self.looks
         several = [
-            trend("memory of the router", "MB", [look.router_mb for look in looks], share=0.1, least=6),
+            trend("memory of the router", "MB", [look.router_mb for look in looks], share=0.1, least=4),
             trend("memory of the zygote", "MB", [look.zygote_mb for look in looks], share=0.1, least=4),
             trend("memory, largest worker", "MB", [k.worker_mb for k in looks if k.workers], share=0.4, least=16),
             trend("descriptors of the router", "", [look.router_fds for look in looks], share=0.2, least=12),
