@@ -1,5 +1,5 @@
-"""What happens to a gateway beside requests: workers that are killed, most of them while they are busy, models loaded and
-unloaded, edited presets, pages that look on.
+"""What happens to a gateway beside requests: workers that are killed, most of them while they are busy, models that are
+loaded and unloaded, edited presets, pages that look on.
 """
 
 from __future__ import annotations
