@@ -29,7 +29,8 @@ from .messages import MEDIA_TOKEN, MediaChunk
 from .model import MediaSupport, Model, Throttled
 from .mtmd import M, text
 from .options import ProjectorOptions
-from .video_files import NO_FFMPEG, may_be_video
+from .video import Video, VideoLimits, check_ffmpeg, video_params
+from .video_files import NO_FFMPEG, is_webp, may_be_video
 
 Embeddings = NDArray[np.float32]
 
@@ -81,7 +82,8 @@ class Projector:
     def tokenize(self, prompt: str, files: Sequence[bytes]) -> tuple[tuple[int, ...], tuple[MediaChunk, ...]]:
         """The prompt has one marker for each file. Raises InvalidRequest."""
         with self._in_use() as context, contextlib.ExitStack() as stack:
-            bitmaps = [self._bitmap(context, data, stack) for data in files]
+            limits = VideoLimits()
+            bitmaps = [self._bitmap(context, data, limits, stack) for data in files]
             chunks = M.mtmd_input_chunks_init()
             stack.callback(M.mtmd_input_chunks_free, chunks)
             data = prompt.encode("utf-8", "surrogateescape")
@@ -89,22 +91,27 @@ class Projector:
             array = (ctypes.c_void_p * len(bitmaps))(*bitmaps)
             problem = M.mtmd_tokenize(context, chunks, ctypes.byref(given), array, len(bitmaps))
             if problem:
+                if limits.problem:
+                    raise limits.problem
                 raise InvalidRequest(f"Failed to tokenize prompt{self._explain(problem, prompt, len(files))}")
             return self._read(
                 context, [M.mtmd_input_chunks_get(chunks, i) for i in range(M.mtmd_input_chunks_size(chunks))]
             )
 
-    def _bitmap(self, context: Any, data: bytes, stack: contextlib.ExitStack) -> Any:
+    def _bitmap(self, context: Any, data: bytes, limits: VideoLimits, stack: contextlib.ExitStack) -> Any:
+        if may_be_video(data):
+            video = Video(context, data, self._options, limits)
+            stack.callback(video.close)
+            return video.bitmap
         options = M.mtmd_helper_init_opt_default()
-        video = options.video_params
-        video.fps_target, video.timestamp_interval_ms = self._options.video_fps, self._options.video_timestamp_interval
-        ffmpeg = self._options.video_ffmpeg_dir if may_be_video(data) else NO_FFMPEG
-        video.ffmpeg_bin_dir = ffmpeg.encode() or None
+        options.video_params = video_params(self._options)
+        if is_webp(data):
+            check_ffmpeg(self._options.video_ffmpeg_dir)
+        else:
+            options.video_params.ffmpeg_bin_dir = NO_FFMPEG.encode()
         data = audio_headers.checked(data)
         buffer = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
         made = M.mtmd_helper_bitmap_init_from_buf_wrapper(context, buffer, len(data), False, options)
-        if made.video_ctx:
-            stack.callback(M.mtmd_helper_video_free, made.video_ctx)
         if not made.bitmap:
             raise InvalidRequest("Failed to load image or audio file")
         stack.callback(M.mtmd_bitmap_free, made.bitmap)

@@ -85,6 +85,8 @@ async def _get(url: URL, allowed: AllowedHosts) -> bytes | URL:
         if isinstance(error.os_error, _Refused) or "not a public address" in str(error.os_error):
             raise _failed(url, "it is not a public address, and --media-private-hosts does not name it") from None
         raise _failed(url, error.os_error.strerror or "it cannot be reached") from None
+    except aiohttp.InvalidURL:
+        raise _failed(url, "that is no name of a host") from None
     except (aiohttp.ClientError, ValueError) as error:
         raise _failed(url, f"{type(error).__name__}") from None
 
