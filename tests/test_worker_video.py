@@ -79,6 +79,18 @@ def test_without_ffmpeg_the_error_says_so(models: Path, tmp_path: Path, data: by
     run(test())
 
 
+def test_a_model_that_only_hears_needs_no_ffmpeg(models: Path, tmp_path: Path) -> None:
+    recording = b"\0\0\0\x1cftypM4A " + bytes(100)
+
+    async def test() -> None:
+        options = {"projector": models / "mmproj-audio.gguf", "warmup": False, "video_ffmpeg_dir": str(tmp_path)}
+        async with running(models / "tiny-llama.gguf", **options) as engine, engine.use() as loaded:
+            with pytest.raises(InvalidRequest, match="WAV, MP3 or FLAC"):
+                loaded.tokenize_media(M, [recording])
+
+    run(test())
+
+
 def test_without_ffmpeg_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ApiError, match="on the server's PATH") as refusal:

@@ -29,7 +29,7 @@ from .messages import MEDIA_TOKEN, MediaChunk
 from .model import MediaSupport, Model, Throttled
 from .mtmd import M, text
 from .options import ProjectorOptions
-from .video import Video, VideoLimits, check_ffmpeg, video_params
+from .video import UNREADABLE, Video, VideoLimits, check_ffmpeg, video_params
 from .video_files import NO_FFMPEG, is_webp, may_be_video
 
 Embeddings = NDArray[np.float32]
@@ -100,6 +100,8 @@ class Projector:
 
     def _bitmap(self, context: Any, data: bytes, limits: VideoLimits, stack: contextlib.ExitStack) -> Any:
         if may_be_video(data):
+            if not self.support.video:
+                raise InvalidRequest(f"{UNREADABLE}: this model reads sound, as WAV, MP3 or FLAC")
             video = Video(context, data, self._options, limits)
             stack.callback(video.close)
             return video.bitmap
@@ -113,7 +115,7 @@ class Projector:
         buffer = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
         made = M.mtmd_helper_bitmap_init_from_buf_wrapper(context, buffer, len(data), False, options)
         if not made.bitmap:
-            raise InvalidRequest("Failed to load image or audio file")
+            raise InvalidRequest(UNREADABLE)
         stack.callback(M.mtmd_bitmap_free, made.bitmap)
         return made.bitmap
 

@@ -71,7 +71,7 @@ class Video:
         buffer = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
         self._pointer = M.mtmd_helper_video_init_from_buf(context, buffer, len(data), video_params(options))
         if not self._pointer:
-            raise InvalidRequest(f"{UNREADABLE}: ffmpeg finds no video in it")
+            raise InvalidRequest(f"{UNREADABLE}: ffmpeg finds no video in it, and sound has to be WAV, MP3 or FLAC")
         info = M.mtmd_helper_video_get_info(self._pointer)
         self._frame_bytes = 3 * info.width * info.height
         if info.width * info.height > MAX_PIXELS:
