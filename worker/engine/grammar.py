@@ -30,6 +30,8 @@ MOST_REPEATED = 1 << 22
 
 MOST_CHARACTERS = 1 << 22
 
+NOTICEABLE_SECONDS = 0.001
+
 SLOW_SECONDS = 0.25
 MOST_SLOW_SECONDS = 5.0
 """For one answer, of the single questions to a grammar that take longer than that. Nobody else is served meanwhile."""
@@ -47,6 +49,7 @@ class Constraint:
         """Raises InvalidRequest for a grammar that cannot be parsed, or that forbids what the prompt ends with."""
         self._vocab = vocab
         self._slow_seconds = 0.0
+        self._is_slow = False
         self._one = C.llama_token_data()
         self._only_one = C.llama_token_data_array(ctypes.pointer(self._one), 1, -1, False)
         self._reference = ctypes.byref(self._only_one)
@@ -81,10 +84,12 @@ class Constraint:
 
     def _tell(self, token: int) -> None:
         begun = time.monotonic()
-        fast.accept(self._pointer, token)
+        # whoever keeps the GIL for long holds up the event loop, and with it all that needs no engine
+        (C.llama_sampler_accept if self._is_slow else fast.accept)(self._pointer, token)
         self._took(time.monotonic() - begun)
 
     def _took(self, seconds: float) -> None:
+        self._is_slow = seconds > NOTICEABLE_SECONDS
         if seconds > SLOW_SECONDS:
             self._slow_seconds += seconds
             if self._slow_seconds > MOST_SLOW_SECONDS:
