@@ -44,12 +44,12 @@ class Backend:
     model_name: str = ""
     """What it calls the model; "": as the client does."""
     host_bytes: int = 0
-    device_bytes: int = 0
-    """What it takes; 0 and 0: unknown."""
+    device_bytes: tuple[int, ...] = (0,)
+    """What it takes, of each device in turn, or one number for all together; 0 and 0: unknown."""
 
     def same_process(self, other: Backend) -> bool:
         """Whether what runs for the one can go on for the other."""
-        manners = {"model_name": "", "host_bytes": 0, "device_bytes": 0}
+        manners = {"model_name": "", "host_bytes": 0, "device_bytes": (0,)}
         return replace(self, **manners) == replace(other, **manners)  # type: ignore[arg-type]
 
 

@@ -34,6 +34,23 @@ class SignOfLife(msgspec.Struct, frozen=True):
     """What is amiss if neither gets on, for a person; "" where it is requests."""
 
 
+class OnDevice(msgspec.Struct, frozen=True):
+    name: str
+    """As llama.cpp has it: `CUDA0`."""
+    size: int
+    """Bytes."""
+    address: str = ""
+    """On the PCI bus, `0000:c1:00.0`; "": unknown."""
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """What a model takes: bytes of the machine's memory, and of each device's."""
+
+    host: int = 0
+    devices: tuple[OnDevice, ...] | None = None
+    """Those that it uses, and those that it could; None: nobody knows."""
+
+
 class Report(msgspec.Struct, frozen=True):
     """One line of the pipe.
 
@@ -47,8 +64,8 @@ class Report(msgspec.Struct, frozen=True):
 
     state: State
     payload: dict[str, Any] = {}
-    memory: dict[str, int] = {}
-    """With `ready`: bytes that the model takes, `host` and `device`."""
+    memory: Taken | None = None
+    """With `ready`: what the model takes, if that is known."""
 
 
 _encoder = msgspec.json.Encoder()

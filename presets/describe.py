@@ -73,7 +73,7 @@ def default_text(field: str) -> str:
         return "on" if value else "off"
     if isinstance(value, tuple):
         return (";" if field == "samplers" else ",").join(
-            json.dumps(item)[1:-1] if "\n" in item else str(item) for item in value
+            json.dumps(item)[1:-1] if "\n" in str(item) else str(item) for item in value
         )
     return "" if value is None else str(value)
 

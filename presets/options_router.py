@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .option import OptionGroup, Reader, option, within
-from .values import AUTO_LIMIT, MemoryLimit, OptionalSize, Switch
+from .values import AUTO_LIMIT, DeviceLimits, DeviceSizes, MemoryLimit, OptionalSize, Switch
 
 
 class RouterOptions(OptionGroup):
@@ -46,19 +46,20 @@ class RouterOptions(OptionGroup):
         reader=Reader.ROUTER,
         router_own=True,
     )
-    models_device_memory: MemoryLimit = option(
-        AUTO_LIMIT,
+    models_device_memory: DeviceLimits = option(
+        (AUTO_LIMIT,),
         "--models-device-memory",
-        "as --models-memory, of the devices taken together",
+        "as --models-memory, of each device in turn (24G,16G; those that are not named: auto); one number is for all "
+        "devices together and shared out by their sizes",
         env="MODELS_DEVICE_MEMORY",
-        hint="SIZE",
+        hint="SIZES",
         reader=Reader.ROUTER,
         router_own=True,
     )
     models_memory_margin: int = option(
         1024,
         "--models-memory-margin",
-        "MiB of each memory that auto leaves to others",
+        "MiB of the machine's memory and of each device's that auto leaves to others",
         env="MODELS_MEMORY_MARGIN",
         hint="MIB",
         reader=Reader.ROUTER,
@@ -291,6 +292,10 @@ class BackendOptions(OptionGroup):
     memory: OptionalSize = option(
         0, "memory", "what it takes of the machine's memory; 0: unknown", hint="SIZE", reader=Reader.PRESET
     )
-    device_memory: OptionalSize = option(
-        0, "device-memory", "what it takes of the devices' memory; 0: unknown", hint="SIZE", reader=Reader.PRESET
+    device_memory: DeviceSizes = option(
+        (0,),
+        "device-memory",
+        "what it takes of the devices' memory, of each in turn (24G,16G) or of all together; 0: unknown",
+        hint="SIZES",
+        reader=Reader.PRESET,
     )

@@ -258,6 +258,12 @@ ByteSize = Annotated[
 OptionalSize = Annotated[
     int, BeforeValidator(_bytes), Field(ge=0), Allowed("a number of bytes, optionally with K, M or G")
 ]
+DeviceSizes = Annotated[
+    tuple[OptionalSize, ...],
+    BeforeValidator(_names),
+    Field(min_length=1),
+    Allowed("a number of bytes, optionally with K, M or G, or one for each device, separated by commas"),
+]
 DraftKinds = Annotated[
     tuple[str, ...],
     BeforeValidator(_names),
@@ -288,3 +294,9 @@ MemoryLimit = Annotated[
     Allowed("auto, off, or a number of bytes, optionally with K, M or G"),
 ]
 """Bytes, AUTO_LIMIT or NO_LIMIT."""
+DeviceLimits = Annotated[
+    tuple[MemoryLimit, ...],
+    BeforeValidator(_names),
+    Field(min_length=1),
+    Allowed("auto, off, or a number of bytes, optionally with K, M or G, or one for each device, separated by commas"),
+]

@@ -1,19 +1,20 @@
 """What each model takes of memory, and the snapshot that `placement` decides on.
 
-`lifecycle` owns one and tells it what happens; it writes a model's `expected` and `load_seconds`, its instance's
-`private_bytes`, and nothing else.
+`lifecycle` owns one and tells it what happens; it writes a model's `need`, `expected` and `load_seconds`, its
+instance's `space`, `private_bytes` and `ready_since`, and nothing else.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from .catalog import Catalog
-from .models import Model, resident_of
+from .models import Instance, Model, resident_of
 from .room import Room
 from .snapshot import Entry, Rules, Snapshot
-from .space import NOTHING, UNBOUNDED, Space
+from .space import NOTHING, UNBOUNDED, Limit, Space, total
+from .split import NO_NEED
 from .states import State
 
 SETTLING_S = 5.0
@@ -30,18 +31,30 @@ class Accounts:
     async def weigh(self, model: Model) -> None:
         """Before a model is queued: how much it will need."""
         if model.state.is_down:
-            model.expected = await self._room.expected(model.preset)
+            model.need = await self._room.expected(model.preset)
+            model.expected = None if model.need is None else model.need.within(self._room.whole)
+
+    def reserve(self, model: Model, catalog: Catalog) -> None:
+        """As soon as it is started: what it takes from now on, where devices have room now."""
+        if model.instance is not None and model.need is not None:
+            workers = self._workers(other for other in catalog if other is not model)
+            left = self._limit(workers, model.instance.started) - total(space for _, space in workers)
+            model.expected = model.instance.space = model.need.within(left)
 
     def learn(self, model: Model) -> None:
         """What it took, and how long that lasted, as soon as it is loaded."""
         instance = model.instance
-        if model.state is not State.LOADED or instance is None or instance.private_bytes is not None:
+        if model.state is not State.LOADED or instance is None:
             return
-        instance.private_bytes = self._room.private_bytes(instance.worker.pid)
-        instance.ready_since = self.clock()
-        model.load_seconds = instance.ready_since - instance.started
-        if model.measured is not None:
-            model.expected = self._room.learn(model.preset, model.measured)
+        taken = None if model.measured is None else self._room.taken(model.measured)
+        if instance.private_bytes is None:
+            instance.private_bytes = self._room.private_bytes(instance.worker.pid)
+            instance.ready_since = self.clock()
+            model.load_seconds = instance.ready_since - instance.started
+            if taken is not None:
+                model.need = self._room.learn(model.preset, model.need or NO_NEED, taken, instance.space)
+        if taken is not None:  # one that woke up may be shared out otherwise than before
+            model.expected = instance.space = taken
 
     def note_exit(self) -> None:
         self._last_exit = self.clock()
@@ -56,28 +69,40 @@ class Accounts:
         counts_memory: bool,
     ) -> Snapshot:
         """`counts_memory`: False spares the system's reading where nobody is to be started."""
-        models = list(catalog)
-        residents = tuple(resident_of(model, self._space(model)) for model in models)
-        running = [
-            (model.instance.worker.pid, resident.space)
-            for model, resident in zip(models, residents, strict=True)
-            if model.instance is not None
-        ]
-        now = self.clock()
+        models, now = list(catalog), self.clock()
+        workers = self._workers(models)
+        limit = self._limit(workers, now) if counts_memory else UNBOUNDED
+        left = limit - total(space for _, space in workers)
         return Snapshot(
-            residents,
+            tuple(resident_of(model, self._space(model, left)) for model in models),
             queue,
             models_max,
             starts_held=starts_held,
-            limit=self._room.limit(running) if counts_memory else UNBOUNDED,
+            limit=limit,
             now=now,
-            is_settling=now - self._last_exit < SETTLING_S,
+            is_settling=self._is_settling(now),
             rules=self._rules,
         )
 
-    def _space(self, model: Model) -> Space:
+    def _workers(self, models: Iterable[Model]) -> list[tuple[int | None, Space]]:
+        """Process ids, and what each takes."""
+        running = (model.instance for model in models if model.instance is not None)
+        return [(instance.worker.pid, self._grown(instance)) for instance in running]
+
+    def _limit(self, workers: list[tuple[int | None, Space]], now: float) -> Limit:
+        return self._room.limit(workers, is_settling=self._is_settling(now))
+
+    def _is_settling(self, now: float) -> bool:
+        return now - self._last_exit < SETTLING_S
+
+    def _space(self, model: Model, left: Limit) -> Space:
+        if model.instance is not None:
+            return self._grown(model.instance)
+        return model.need.within(left) if model.need is not None else NOTHING
+
+    def _grown(self, instance: Instance) -> Space:
         """What it was expected to take or took when it was loaded, and what it has grown since."""
-        instance, space = model.instance, model.expected or NOTHING
-        if instance is None or instance.private_bytes is None:
-            return space
-        return space + Space(max(0, self._room.private_bytes(instance.worker.pid) - instance.private_bytes))
+        if instance.private_bytes is None:
+            return instance.space
+        grown = self._room.private_bytes(instance.worker.pid) - instance.private_bytes
+        return instance.space + Space(max(0, grown))

@@ -103,6 +103,6 @@ class _Kept(Child):
             health=backend.path + backend.health if backend.health else "",
             load_timeout=backend.load_timeout,
             ask_every=ask_every if backend.health else 0.0,
-            measures=not (backend.host_bytes or backend.device_bytes),
+            measures=not (backend.host_bytes or any(backend.device_bytes)),
         )
         self.options = (msgspec.json.encode(plan).decode(),)

@@ -145,6 +145,7 @@ async def serve(
         log.warning(NO_MODELS)
     is_slowed = FAKE_TIMING_ENV in environ
     for_workers = _for_workers(environ)
+    room = room_of(settings, for_workers)
     responses, prompts = ResponseStore(), prompts_directory("", {**environ, PROMPTS_ENV: ""})
     shared = {DIRECTORY_ENV: responses.open(), PROMPTS_ENV: prompts.open()}
     patience = least_timeout(settings.worker_timeout)
@@ -154,7 +155,7 @@ async def serve(
         models_max=settings.models_max,
         autoload=settings.models_autoload,
         load_delay=FAKE_LOAD_DELAY if is_slowed else 0.0,
-        room=room_of(settings, for_workers),
+        room=room,
         rules=rules_of(settings),
         worker_timeout=patience,
     )

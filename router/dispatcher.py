@@ -213,6 +213,7 @@ class Dispatcher:
         if self._supervisor.start(model):
             assert model.instance is not None
             model.instance.started = model.last_used
+            self._accounts.reserve(model, self._catalog)
         else:
             model.note_fault(model.last_used, None)
             self.give_up(model)

@@ -1,24 +1,22 @@
 """What a model will take of each memory, from its header and its options, before it is loaded.
 
-Pure: the callers read the headers. An estimate and no more: what a worker turned out to take replaces it (`memory`).
-Two memories are told apart, the machine's and the devices' taken together. Within a percent or two of what llama.cpp
-allocates for weights and KV cache; its scratch buffers depend on the graph and are rounded up.
+Pure: the callers read the headers. An estimate and no more: what a worker turned out to take replaces it (`needs`).
+How it is shared out over devices is a matter of `split`. Within a percent or two of what llama.cpp allocates for
+weights and KV cache; its scratch buffers depend on the graph and are rounded up.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from ..presets.gguf_header import Header, Tensor
 from ..presets.gguf_types import TENSOR_TYPES
 from ..presets.options_context import AUTO_SLOTS
 from ..presets.options_model import EXPERT_TENSORS
-
-if TYPE_CHECKING:
-    from ..presets.settings import Settings
+from .space import Space
+from .split import NO_NEED, NO_OFFLOAD, Need, Offload
 
 PROCESS_BYTES = 48 << 20
 """Of a worker's own: Python's objects, buffers of responses, llama.cpp's book-keeping. Measured: 35 to 50 MiB."""
@@ -32,30 +30,26 @@ EVERY_LAYER = 1 << 30
 _LAYER = re.compile(r"blk\.(\d+)\.")
 
 
+PIPELINE_COPIES = 4
+"""Of what goes into a graph, where several batches are on their way through the devices at once."""
+
+
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes."""
+    """Bytes: all weights, all of the KV cache, the scratch buffers of one device or of the machine."""
 
     weights: int = 0
     kv: int = 0
     scratch: int = 0
-    device: int = 0
-    """How much of the sum lies in devices; the rest is in the machine's memory."""
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.kv + self.scratch
-
-    @property
-    def host(self) -> int:
-        return self.total - self.device
+    need: Need = NO_NEED
+    """The same by memories, with scratch buffers on each that has layers."""
 
     def __add__(self, other: Footprint) -> Footprint:
         return Footprint(
             self.weights + other.weights,
             self.kv + other.kv,
             self.scratch + other.scratch,
-            self.device + other.device,
+            self.need + other.need,
         )
 
 
@@ -74,65 +68,31 @@ class Plan:
     type_k: str = "f16"
     type_v: str = "f16"
     swa_full: bool = False
-    n_device_layers: int = 0
-    """Counted from the output; one more than there are layers takes the output along."""
-    kv_on_device: bool = True
     n_expert_layers_on_host: int = 0
-
-
-def plan_of(settings: Settings, *, has_devices: bool) -> Plan:
-    n_slots = AUTO_SLOTS if settings.parallel < 0 else max(1, settings.parallel)
-    return Plan(
-        n_ctx=settings.ctx_size or n_slots * settings.kv_unified_per_slot,
-        n_ctx_slot=settings.kv_unified_per_slot,
-        n_slots=n_slots,
-        unified=bool(settings.kv_unified) or settings.parallel < 0,
-        n_ubatch=min(settings.ubatch_size, settings.batch_size),
-        flash_attention=settings.flash_attn != "off",
-        type_k=settings.cache_type_k,
-        type_v=settings.cache_type_v,
-        swa_full=settings.swa_full,
-        n_device_layers=_device_layers(settings.n_gpu_layers, settings.device, has_devices),
-        kv_on_device=settings.kv_offload,
-        n_expert_layers_on_host=EVERY_LAYER if settings.cpu_moe else settings.n_cpu_moe,
-    )
-
-
-def draft_plan_of(settings: Settings, *, has_devices: bool) -> Plan:
-    """A draft model has the context of the model it drafts for, and the rest of its own."""
-    return replace(
-        plan_of(settings, has_devices=has_devices),
-        type_k=settings.cache_type_k_draft,
-        type_v=settings.cache_type_v_draft,
-        n_device_layers=_device_layers(settings.n_gpu_layers_draft, settings.device_draft, has_devices),
-        n_expert_layers_on_host=EVERY_LAYER if settings.cpu_moe_draft else settings.n_cpu_moe_draft,
-    )
-
-
-def _device_layers(wanted: object, devices: tuple[str, ...], has_devices: bool) -> int:
-    """`auto` and `all` count as every layer."""
-    if not has_devices or devices == ("none",):
-        return 0
-    return int(str(wanted)) if str(wanted).isdigit() else EVERY_LAYER
+    offload: Offload = NO_OFFLOAD
 
 
 def estimate(shards: Sequence[Header], plan: Plan) -> Footprint:
     """Of one model: all its shards, the first of which has the metadata."""
-    shape = _Shape(shards, plan)
-    first_on_device = shape.n_layers + 1 - plan.n_device_layers
-    weights = kv = device = 0
+    shape, offload = _Shape(shards, plan), plan.offload
+    first_on_device = max(0, shape.n_layers + 1 - offload.n_layers)
+    weights = kv = 0
+    moved: list[int] = []
+    moved_kv: list[int] = []
     for layer in range(-1, shape.n_layers + 1):  # -1: the input, n_layers: the output
-        is_on_device = plan.n_device_layers > 0 and layer >= max(first_on_device, 0)
         size, on_host = shape.weights(layer)
         memory = shape.memory(layer)
         weights += size
         kv += memory
-        if is_on_device:
-            device += size - on_host + (memory if plan.kv_on_device else 0)
-    scratch = shape.scratch()
-    if device:
-        device += scratch
-    return Footprint(weights, kv, scratch, device)
+        if offload.devices and layer >= first_on_device:
+            moved.append(size - on_host)
+            moved_kv.append(memory if offload.with_kv else 0)
+    scratch = shape.scratch(pipelined=offload.pipelines and len(moved) > shape.n_layers)
+    n_moved = sum(moved) + sum(moved_kv)
+    if not n_moved:
+        return Footprint(weights, kv, scratch, Need(Space(weights + kv + scratch)))
+    rest = Need(Space(weights + kv - n_moved))
+    return Footprint(weights, kv, scratch, rest + offload.need(moved, moved_kv, scratch))
 
 
 class _Shape:
@@ -163,7 +123,7 @@ class _Shape:
         tensors = self._layers.get(layer, [])
         size = sum(tensor.size for tensor in tensors)
         is_tied = layer == self.n_layers and not any(tensor.name == "output.weight" for tensor in tensors)
-        if is_tied and self.plan.n_device_layers:  # the device gets a copy of the input's table
+        if is_tied and self.plan.offload.n_layers:  # the device gets a copy of the input's table
             size += sum(tensor.size for tensor in self._layers.get(-1, []))
         if 0 <= layer < min(self.plan.n_expert_layers_on_host, self.n_layers):
             return size, sum(tensor.size for tensor in tensors if _EXPERTS.search(tensor.name))
@@ -180,7 +140,7 @@ class _Shape:
         row = keys * _bytes_of(self.plan.type_k) + values * _bytes_of(self.plan.type_v)
         return int(row * self._cells_of(layer) * self._n_streams)
 
-    def scratch(self) -> int:
+    def scratch(self, *, pipelined: bool) -> int:
         """Activations of one physical batch, the attention mask, and without flash attention its scores."""
         n = self.plan.n_ubatch
         n_embd, n_ff = self._number("embedding_length"), self._widest("feed_forward_length")
@@ -193,7 +153,8 @@ class _Shape:
         scores = (
             0 if self.plan.flash_attention else n * 4 * max(cells, default=0) * self._widest("attention.head_count")
         )
-        return activations + mask + scores
+        copies = (PIPELINE_COPIES - 1) * (n * 4 * n_embd + mask) if pipelined else 0
+        return activations + mask + scores + copies
 
     def _block(self, layer: int) -> dict[str, Tensor]:
         """The layer's tensors by what follows `blk.N.`, without its ending."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,10 +156,19 @@ def entry(view: ModelView) -> dict[str, Any]:
     }
     if preset.base:
         own["base"] = preset.base
-    memory = {"expected": view.expected, "measured": view.measured}
-    if any(memory.values()):
-        own["memory"] = {name: {"host": space.host, "device": space.device} for name, space in memory.items() if space}
+    memory: dict[str, Any] = {}
+    if view.expected is not None:
+        memory["expected"] = _memory(view.expected.host, view.expected.devices)
+    if view.measured is not None:
+        used = {part.name: part.size for part in view.measured.devices or () if part.size}
+        memory["measured"] = _memory(view.measured.host, used)
+    if memory:
+        own["memory"] = memory
     return {**view.info, **own}
+
+
+def _memory(host: int, devices: Mapping[str, int]) -> dict[str, Any]:
+    return {"host": host, "device": sum(devices.values()), "devices": dict(devices)}
 
 
 def _status(view: ModelView) -> dict[str, Any]:

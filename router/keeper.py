@@ -23,7 +23,7 @@ from collections.abc import Sequence
 import msgspec
 import psutil
 
-from ..presets.control import CONTROL_FD_ENV, Report, encode
+from ..presets.control import CONTROL_FD_ENV, Report, Taken, encode
 from .checkup import Checkup
 from .plan import Plan
 
@@ -161,7 +161,7 @@ class Keeper:
         if self._plan.ask_every:
             with contextlib.suppress(OSError):  # it went just now, which will be seen
                 self._checkup = Checkup(self._address, self._plan.health, self._plan.ask_every)
-        self.report(Report("ready", {}, {"host": _resident_bytes()} if self._plan.measures else {}))
+        self.report(Report("ready", {}, Taken(_resident_bytes()) if self._plan.measures else None))
 
     def _obstacle(self) -> str:
         """ "" once it is ready."""

@@ -1,25 +1,16 @@
-"""How much memory there is for workers, read from the system: the machine's own, and that of the devices together.
+"""How much of the machine's memory there is for workers, and what of it is a process's own, as the system says.
 
-Called by `lifecycle` when it is about to decide; reads files of the kernel and the driver's library, loads nothing on a
-device. Knows no model. Devices whose memory is the machine's (Apple) are not counted apart.
+Called by `room` when `lifecycle` is about to decide. Knows no model; `devices` does the same for what is on devices.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
-import logging
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-log = logging.getLogger("corral.router")
-
 CGROUP = Path("/sys/fs/cgroup")
-DRM = Path("/sys/class/drm")
 PROC = Path("/proc")
 
 
@@ -40,14 +31,6 @@ def read_host(cgroup: Path = CGROUP) -> Reading:
         return Reading(machine.total, machine.available)
     used = (_number(cgroup / "memory.current") or 0) - _inactive_file(cgroup)
     return Reading(limit, max(0, min(limit - used, machine.available)))
-
-
-def read_devices(drm: Path = DRM) -> Reading | None:
-    """All devices together; None: there are none whose memory can be read."""
-    readings = [*_nvidia(), *_amd(drm)]
-    if not readings:
-        return None
-    return Reading(sum(reading.total for reading in readings), sum(reading.free for reading in readings))
 
 
 def private_bytes(pid: int, proc: Path = PROC) -> int:
@@ -96,37 +79,3 @@ def _inactive_file(cgroup: Path) -> int:
         return next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
     except (OSError, ValueError, IndexError, StopIteration):
         return 0
-
-
-def _amd(drm: Path) -> Iterable[Reading]:
-    for directory in sorted(drm.glob("card[0-9]*/device")):
-        total, used = _number(directory / "mem_info_vram_total"), _number(directory / "mem_info_vram_used")
-        if total is not None and used is not None:
-            yield Reading(total, max(0, total - used))
-
-
-def _nvidia() -> list[Reading]:
-    library = _nvml()
-    if library is None:
-        return []
-    try:
-        handles = [library.nvmlDeviceGetHandleByIndex(i) for i in range(library.nvmlDeviceGetCount())]
-        memories = [library.nvmlDeviceGetMemoryInfo(handle) for handle in handles]
-    except library.NVMLError as error:
-        log.warning("the memory of the NVIDIA devices cannot be read: %s", error)
-        return []
-    return [Reading(int(memory.total), int(memory.free)) for memory in memories]
-
-
-@functools.cache
-def _nvml() -> Any:
-    """The driver's library; None on machines without."""
-    if not Path("/proc/driver/nvidia/version").exists():
-        return None
-    library = importlib.import_module("pynvml")
-    try:
-        library.nvmlInit()
-    except library.NVMLError as error:
-        log.warning("the NVIDIA driver does not answer: %s", error)
-        return None
-    return library

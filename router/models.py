@@ -9,6 +9,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..presets.control import Taken
 from ..presets.errors import ApiError
 from ..presets.layers import Given
 from ..presets.option import Option
@@ -20,6 +21,7 @@ from .faults import NO_FAULTS, Faults
 from .process import LaunchSpec, Worker
 from .snapshot import Resident, Stay
 from .space import NOTHING, Space
+from .split import Need
 from .states import State, move
 
 if TYPE_CHECKING:
@@ -62,6 +64,8 @@ class Instance:
     """What a request wanted instead of the preset's."""
     started: float = 0.0
     ready_since: float = 0.0
+    space: Space = NOTHING
+    """What it takes, as expected when it was started and as measured once it was loaded."""
     private_bytes: int | None = None
     """Of its process, when it was ready: what it has more since then came by its work."""
     deadline: asyncio.TimerHandle | None = None
@@ -92,9 +96,11 @@ class Model:
     """It was unloaded by command or after its time: it comes back only for whoever asks for it."""
     last_lines: tuple[str, ...] = ()
     command_line: tuple[str, ...] = ()
-    expected: Space | None = None
+    need: Need | None = None
     """What it will take; None: unknown before it was loaded."""
-    measured: Space | None = None
+    expected: Space | None = None
+    """The same for show: with nothing else on the devices; as long as it runs, where it is."""
+    measured: Taken | None = None
     """What it took when it was loaded last."""
     load_seconds: float = 1.0
     """How long that lasted."""
@@ -170,7 +176,7 @@ class ModelView:
     """Seconds until it is unloaded if nobody uses it from now on; None: it stays."""
     expected: Space | None
     """Bytes, by estimate or as measured earlier; None: unknown."""
-    measured: Space | None
+    measured: Taken | None
     """Bytes, of the worker that runs."""
 
 
@@ -186,6 +192,7 @@ def resident_of(model: Model, space: Space = NOTHING) -> Resident:
         idle_since=instance.idle_since if instance else 0.0,
         stay=model.stay,
         space=space,
+        need=model.need,
         load_seconds=model.load_seconds,
         manners=model.preset.manners,
         ready_since=instance.ready_since if instance else 0.0,

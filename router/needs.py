@@ -16,10 +16,14 @@ from ..presets.errors import ConfigError, ModelFilesError
 from ..presets.gguf_header import GgufError, read_header
 from ..presets.gguf_names import shard_names
 from ..presets.hub import ModelFiles, resolve_files
-from .footprint import PROCESS_BYTES, Footprint, draft_plan_of, estimate, plan_of
+from .devices import Devices, nameless
+from .footprint import PROCESS_BYTES, Footprint, estimate
+from .layout import draft_plan_of, plan_of, projector_device
 from .space import NOTHING, Space
+from .split import Need, shared_out
 
 if TYPE_CHECKING:
+    from ..presets.backends import Backend
     from ..presets.settings import Settings
     from ..presets.sources import Preset
 
@@ -29,49 +33,58 @@ Key = tuple[tuple[str, str], ...]
 
 
 class Needs:
-    """`environ` is what workers inherit; `has_devices`: layers go there unless a preset says otherwise."""
+    """`environ` is what workers inherit; where there are `devices`, layers go there unless a preset says otherwise."""
 
-    def __init__(self, environ: Mapping[str, str], *, has_devices: bool) -> None:
+    def __init__(self, environ: Mapping[str, str], devices: Devices) -> None:
         self._environ = environ
-        self._has_devices = has_devices
-        self._measured: dict[Key, Space] = {}
+        self._devices = devices
+        self._measured: dict[Key, Need] = {}
 
-    def expected(self, preset: Preset) -> Space | None:
+    def expected(self, preset: Preset) -> Need | None:
         """Blocking. None: its files are not all here, so nobody knows."""
         known = self._measured.get(_key(preset))
         if known is not None:
             return known
         if preset.backend is not None:
-            declared = Space(preset.backend.host_bytes, preset.backend.device_bytes)
-            return declared if declared != NOTHING else None
+            declared = self._declared(preset.backend)
+            return Need(declared) if declared != NOTHING else None
         try:
             settings = layers.resolve(layers.read_environment(self._environ), preset.layer)
             footprint = self._footprint(settings)
         except (ConfigError, ModelFilesError, GgufError, OSError) as error:
             log.debug("name=%s: what it needs is unknown: %s", preset.name, error)
             return None
-        return Space(footprint.host + PROCESS_BYTES, footprint.device)
+        return footprint.need + Need(Space(PROCESS_BYTES))
 
-    def learn(self, preset: Preset, taken: Space) -> Space:
-        """`taken`: what llama.cpp allocated for it; returned with what the process takes beside that."""
-        measured = self._measured[_key(preset)] = Space(taken.host + PROCESS_BYTES, taken.device)
+    def learn(self, preset: Preset, need: Need, taken: Space, estimated: Space) -> Need:
+        """What it will take next time: `taken` took the place of what `need` had come to, `estimated`."""
+        measured = self._measured[_key(preset)] = need.on(self._devices.names).measured(taken, estimated)
         return measured
+
+    def _declared(self, backend: Backend) -> Space:
+        """One number for several devices is shared out by their sizes."""
+        sizes, totals = backend.device_bytes, self._devices.totals
+        if len(sizes) == 1 and len(totals) > 1:
+            return Space(backend.host_bytes) + shared_out(sizes[0], tuple(totals), tuple(totals.values()))
+        names = [*totals, *(nameless(i) for i in range(len(totals), len(sizes)))]
+        return Space(backend.host_bytes, dict(zip(names, sizes, strict=False)))
 
     def _footprint(self, settings: Settings) -> Footprint:
         files = resolve_files(settings.model_copy(update={"offline": True}), self._environ)
-        plan = plan_of(settings, has_devices=self._has_devices)
+        plan = plan_of(settings, self._devices)
         footprint = estimate([read_header(path) for path in _shards(files.model)], plan)
         if files.draft is not None:
             draft = [read_header(path) for path in _shards(files.draft)]
-            footprint += estimate(draft, draft_plan_of(settings, has_devices=self._has_devices))
+            footprint += estimate(draft, draft_plan_of(settings, self._devices))
         return footprint + self._companions(settings, files)
 
     def _companions(self, settings: Settings, files: ModelFiles) -> Footprint:
         adapters = [Path(path) for path in settings.lora] + [Path(path) for path, _ in settings.lora_scaled]
         size = sum(path.stat().st_size for path in adapters)
         projector = files.mmproj.stat().st_size if files.mmproj else 0
-        on_device = self._has_devices and settings.mmproj_offload
-        return Footprint(weights=size + projector, device=projector if on_device else 0)
+        device = projector_device(settings, self._devices)
+        space = Space(size, {device: projector}) if device else Space(size + projector)
+        return Footprint(weights=size + projector, need=Need(space))
 
 
 def _shards(first: Path) -> list[Path]:

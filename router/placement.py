@@ -4,7 +4,8 @@ Called by `lifecycle` after every change, and when a model's time is over; knows
 rules:
 
 - A process counts against models-max from its start until it is reaped. models-max ≤ 0: no limit, nobody is evicted.
-- It takes its space of memory just as long. What all take together stays below the limit.
+- It takes its space of memory just as long, of the machine's and of each device's. What all take together of any that
+  the next one needs stays below its limit.
 - The queue has one entry per model. `order` says whose turn it is; only that one may start, once a place is free and
   its space as well, and beside no more than `Rules.parallel_loads` - 1 others that load for the queue.
 - As many idle models are asked to leave as unclaimed entries lack places; never one that is busy, loading, stopping
@@ -27,7 +28,7 @@ from dataclasses import dataclass, replace
 from .groups import in_the_way, leaving_for, next_of, why_excluded
 from .order import is_overdue, is_protected
 from .snapshot import Entry, Resident, Rules, Snapshot, Stay
-from .space import NOTHING, UNBOUNDED, Space, fewest, total
+from .space import NOTHING, UNBOUNDED, Limit, Space, fewest, total
 from .states import State
 
 __all__ = ["Entry", "Resident", "Rules", "Snapshot", "Stay"]  # what its callers hand it
@@ -95,11 +96,13 @@ def why_never(snapshot: Snapshot, model: str) -> str:
         return f"pinned models have all {snapshot.models_max} places (--models-max): {names}"
     if excluded := why_excluded(snapshot, model):
         return excluded
-    needs, kept = snapshot.resident(model).space, total(resident.space for resident in pinned)
-    if (needs + kept).fits(snapshot.limit):
+    kept = total(resident.space for resident in pinned)
+    needs = snapshot.resident(model).space_within(snapshot.limit - kept)
+    lacking = needs.beyond(snapshot.limit - kept)
+    if lacking == NOTHING:
         return ""
-    beside = f", of which pinned ones have {kept}: {names}" if pinned else ""
-    return f"it needs {needs} of memory, and models may take {snapshot.limit}{beside}"
+    beside = f", of which pinned ones have {kept.of(lacking)}: {names}" if kept.of(lacking) != NOTHING else ""
+    return f"it needs {needs.of(lacking)}, and models may take {snapshot.limit.of(lacking)}{beside}"
 
 
 def has_place(snapshot: Snapshot) -> bool:
@@ -107,7 +110,8 @@ def has_place(snapshot: Snapshot) -> bool:
 
 
 def has_space(snapshot: Snapshot, model: str) -> bool:
-    return (_taken(snapshot, but=model) + snapshot.resident(model).space).fits(snapshot.limit)
+    """Of each memory that it needs any of."""
+    return _lacking(snapshot, model, snapshot.limit - _taken(snapshot, but=model)) == NOTHING
 
 
 def may_start(snapshot: Snapshot, model: str) -> bool:
@@ -180,7 +184,7 @@ def _evictions(snapshot: Snapshot, model: str | None, victims: list[Resident]) -
     reason = f"idle, and {len(snapshot.queue)} queued for {snapshot.models_max} places"
     evictions += [Eviction(one.name, reason) for one in chosen]
     if model and excluded is not None:
-        reason = f"idle, and {model} needs {snapshot.resident(model).space} of memory"
+        reason = f"idle, and {model} needs {snapshot.resident(model).space}"
         more = _victims_for_space(snapshot, model, victims, [*excluded, *chosen])
         evictions += [Eviction(one.name, reason) for one in more]
     return tuple(evictions)
@@ -209,15 +213,21 @@ def _victims_for_space(
     staying = [resident for resident in victims if resident not in leaving]
     gone = total(resident.space for resident in leaving)
     stopping = total(resident.space for resident in snapshot.residents if resident.state is State.STOPPING)
-    taken = _taken(snapshot, but=model) - gone - stopping + snapshot.resident(model).space
+    left = snapshot.limit - (_taken(snapshot, but=model) - gone - stopping)
     ranked = sorted(staying, key=lambda one: _worth(snapshot, one))
-    return fewest([(resident, resident.space) for resident in ranked], taken, snapshot.limit) or []
+    candidates = [(resident, resident.space) for resident in ranked]
+    return fewest(candidates, left, lambda left: _lacking(snapshot, model, left)) or []
+
+
+def _lacking(snapshot: Snapshot, model: str, left: Limit) -> Space:
+    """What `model` would lack if it were loaded where so much is left."""
+    return snapshot.resident(model).space_within(left).beyond(left)
 
 
 def _cheapness(snapshot: Snapshot, resident: Resident) -> float:
     """How long nobody wanted it and how much it frees, for each second that it costs to have it back."""
     idle = max(0.0, snapshot.now - resident.last_used)
-    return idle * (resident.space.host + resident.space.device) / max(resident.load_seconds, 0.01)
+    return idle * resident.space.total / max(resident.load_seconds, 0.01)
 
 
 def _taken(snapshot: Snapshot, but: str) -> Space:

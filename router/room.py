@@ -6,13 +6,19 @@ Asked by `lifecycle` before it decides; `placement` then decides on plain number
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from ..presets.control import Taken
+from ..presets.errors import ConfigError
 from ..presets.values import AUTO_LIMIT, NO_LIMIT
 from . import memory
+from .devices import Device, Devices, nameless, read_devices
+from .footprint import PROCESS_BYTES
 from .needs import Needs
 from .space import Limit, Space, total
+from .split import Need, shared_out
 
 if TYPE_CHECKING:
     from ..presets.settings import Settings
@@ -20,22 +26,24 @@ if TYPE_CHECKING:
 
 
 class Room:
-    """`host` and `device`: bytes, or AUTO_LIMIT: what is free, less `margin` bytes, or NO_LIMIT."""
+    """`host`, and for each of the devices `budgets`: bytes, or AUTO_LIMIT: what is free, less `margin`, or NO_LIMIT."""
 
     def __init__(
         self,
         needs: Needs,
+        devices: Devices,
         *,
         host: int,
-        device: int,
+        budgets: Mapping[str, int],
         margin: int = 0,
         read_host: Callable[[], memory.Reading] = memory.read_host,
-        read_devices: Callable[[], memory.Reading | None] = memory.read_devices,
+        read_devices: Callable[[], Sequence[Device]] = tuple,
         private_bytes: Callable[[int], int] = memory.private_bytes,
     ) -> None:
         self._needs = needs
+        self._devices = devices
         self._host = host
-        self._device = device
+        self._budgets = {name: budget for name, budget in budgets.items() if budget != NO_LIMIT}
         self._margin = margin
         self._read_host = read_host
         self._read_devices = read_devices
@@ -45,37 +53,78 @@ class Room:
         """What of a worker's memory nobody shares."""
         return 0 if pid is None or self._host == NO_LIMIT else self._private_bytes(pid)
 
-    async def expected(self, preset: Preset) -> Space | None:
+    async def expected(self, preset: Preset) -> Need | None:
         """None: nobody knows before it is loaded."""
         return await asyncio.to_thread(self._needs.expected, preset)
 
-    def learn(self, preset: Preset, taken: Space) -> Space:
-        """What llama.cpp allocated for it; returns what it takes with all that belongs to it."""
-        return self._needs.learn(preset, taken)
+    @property
+    def whole(self) -> Limit:
+        """The devices with nothing on them."""
+        return Limit(None, self._devices.totals)
 
-    def limit(self, workers: Sequence[tuple[int | None, Space]]) -> Limit:
-        """What all workers may have, those that run included: their process ids, and what each takes."""
-        host = _fixed(self._host)
+    def taken(self, reported: Taken) -> Space:
+        """What a worker takes: what llama.cpp allocated, by our names of the devices, and what it has beside that."""
+        parts = reported.devices or ()
+        if reported.devices is not None:
+            self._devices.meet(parts)
+        on_devices = (Space(devices={self._devices.name_of(part.name): part.size}) for part in parts)
+        return Space(reported.host + PROCESS_BYTES) + total(on_devices)
+
+    def learn(self, preset: Preset, need: Need, taken: Space, estimated: Space) -> Need:
+        return self._needs.learn(preset, need, taken, estimated)
+
+    def limit(self, workers: Sequence[tuple[int | None, Space]], *, is_settling: bool = False) -> Limit:
+        """What all workers may have, those that run included: their process ids, and what each takes.
+
+        `is_settling`: one has just gone. Then a budget holds only as far as the device shows that it has its memory
+        back.
+        """
+        host = self._host if self._host > 0 else None
         if self._host == AUTO_LIMIT:
             private = sum(self.private_bytes(pid) for pid, _ in workers)
             host = max(0, self._read_host().free + private - self._margin)
-        device = _fixed(self._device)
-        if self._device == AUTO_LIMIT and (reading := self._read_devices()) is not None:
-            device = max(0, reading.free + total(space for _, space in workers).device - self._margin)
-        return Limit(host, device)
+        if not is_settling and AUTO_LIMIT not in self._budgets.values():
+            return Limit(host, self._budgets)
+        ours = total(space for _, space in workers).devices
+        present = {device.name: device.free + ours.get(device.name, 0) for device in self._read_devices()}
+        return Limit(host, dict(self._counted(present)))
+
+    def _counted(self, present: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+        """`present`: bytes of each device that are free or a worker's; one that tells nothing any more is missing."""
+        for name, budget in self._budgets.items():
+            if budget != AUTO_LIMIT:
+                yield name, min(budget, present.get(name, budget))
+            elif name in present:
+                yield name, max(0, present[name] - self._margin)
 
 
-def _fixed(limit: int) -> int | None:
-    return limit if limit > 0 else None
+def budgets_of(limits: Sequence[int], devices: Sequence[Device]) -> dict[str, int]:
+    """Of `--models-device-memory`, by device. Raises ConfigError."""
+    totals = {device.name: device.total for device in devices}
+    if len(limits) == 1 and (limits[0] <= 0 or len(totals) > 1):
+        if limits[0] <= 0:
+            return dict.fromkeys(totals, limits[0])
+        return dict(shared_out(limits[0], tuple(totals), tuple(totals.values())).devices)
+    if len(limits) > len(devices):
+        raise ConfigError(f"--models-device-memory: {len(limits)} values, but there are {len(devices)} devices")
+    given = [*limits, *[AUTO_LIMIT] * len(devices)]
+    return dict(zip(totals, given, strict=False))
 
 
 def room_of(settings: Settings, environ: Mapping[str, str]) -> Room:
-    """`environ`: what workers inherit."""
+    """`environ`: what workers inherit. Raises ConfigError."""
+    read = functools.partial(read_devices, environ)
+    limits = settings.models_device_memory
+    readable = read()
+    counted = readable or tuple(Device(nameless(i), size, size) for i, size in enumerate(limits) if size > 0)
+    devices = Devices(counted)
     return Room(
-        Needs(environ, has_devices=memory.read_devices() is not None),
+        Needs(environ, devices if readable else Devices()),
+        devices,
         host=settings.models_memory,
-        device=settings.models_device_memory,
+        budgets=budgets_of(limits, counted),
         margin=settings.models_memory_margin << 20,
+        read_devices=read,
     )
 
 
@@ -83,9 +132,9 @@ class _Unlimited(Room):
     """For who wants no counting: reads nothing, expects nothing."""
 
     def __init__(self) -> None:
-        super().__init__(Needs({}, has_devices=False), host=NO_LIMIT, device=NO_LIMIT)
+        super().__init__(Needs({}, Devices()), Devices(), host=NO_LIMIT, budgets={})
 
-    async def expected(self, preset: Preset) -> Space | None:
+    async def expected(self, preset: Preset) -> Need | None:
         return None
 
 

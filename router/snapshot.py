@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..presets.manners import PLAIN, Manners
 from .space import NOTHING, UNBOUNDED, Limit, Space
+from .split import Need
 from .states import State
 
 if TYPE_CHECKING:
@@ -41,13 +42,19 @@ class Resident:
     """When its last use ended."""
     stay: Stay = Stay()
     space: Space = NOTHING
-    """What it takes; as long as it is down, what it is expected to take."""
+    """What it takes; as long as it is down, what it would take if it were loaded now."""
+    need: Need | None = None
+    """What that is reckoned from; None: it is the same wherever it is loaded."""
     load_seconds: float = 1.0
     """What it costs to have it back."""
     manners: Manners = PLAIN
     ready_since: float = 0.0
     warm_from: float | None = None
     """From when on it may be loaded though nobody asks for it; None: never."""
+
+    def space_within(self, left: Limit) -> Space:
+        """If it were loaded where so much is left."""
+        return self.space if self.need is None else self.need.within(left)
 
     @property
     def is_pinned(self) -> bool:

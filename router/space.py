@@ -1,13 +1,14 @@
-"""Memory as placement counts it: of the machine and of the devices, what all workers may have, and who frees enough.
+"""Memory as placement counts it: of the machine and of each device, what all workers may have, and who frees enough.
 
-Pure. `memory` reads what the system says, `needs` what models will take; nothing here knows of models or processes.
+Pure. `memory` and `devices` read what the system says, `needs` what models will take; nothing here knows of models or
+processes.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -18,36 +19,69 @@ MOST_SETS = 5000
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """Bytes of the machine's memory, and of the devices' taken together."""
+    """Bytes of the machine's memory, and of each device's by its name; a device that is not named has none of it."""
 
     host: int = 0
-    device: int = 0
+    devices: Mapping[str, int] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "devices", {name: size for name, size in self.devices.items() if size})
+
+    @property
+    def device(self) -> int:
+        """Of all devices together."""
+        return sum(self.devices.values())
+
+    @property
+    def total(self) -> int:
+        return self.host + self.device
 
     def __add__(self, other: Space) -> Space:
-        return Space(self.host + other.host, self.device + other.device)
+        return Space(self.host + other.host, _sum(self.devices, other.devices, 1))
 
     def __sub__(self, other: Space) -> Space:
-        return Space(self.host - other.host, self.device - other.device)
+        return Space(self.host - other.host, _sum(self.devices, other.devices, -1))
 
-    def fits(self, limit: Limit) -> bool:
-        return (limit.host is None or self.host <= limit.host) and (limit.device is None or self.device <= limit.device)
+    def beyond(self, left: Limit) -> Space:
+        """What is lacking of each memory that it takes any of, if so much is left."""
+        host = 0 if left.host is None or not self.host else max(0, self.host - left.host)
+        counted = {name: size for name, size in self.devices.items() if name in left.devices}
+        return Space(host, {name: max(0, size - left.devices[name]) for name, size in counted.items()})
+
+    def fits(self, left: Limit) -> bool:
+        return self.beyond(left) == NOTHING
+
+    def of(self, memories: Space) -> Space:
+        """Only of the memories that the other has any of."""
+        kept = {name: size for name, size in self.devices.items() if name in memories.devices}
+        return Space(self.host if memories.host else 0, kept)
 
     def __str__(self) -> str:
-        parts = [readable(self.host)] if self.host or not self.device else []
-        return " and ".join([*parts, f"{readable(self.device)} of device memory"] if self.device else parts)
+        parts = [f"{readable(self.host)} of memory"] if self.host or not self.devices else []
+        return _joined([*parts, *_on_devices(self.devices)])
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """Bytes that all workers together may take. None: nobody counts."""
+    """Bytes that all workers together may take, or that are left for one more. None, or no such device: nobody counts.
+
+    Where too much is taken already, what is left is less than nothing.
+    """
 
     host: int | None = None
-    device: int | None = None
+    devices: Mapping[str, int] = field(default_factory=dict, hash=False)
+
+    def __sub__(self, taken: Space) -> Limit:
+        host = None if self.host is None else self.host - taken.host
+        return Limit(host, {name: size - taken.devices.get(name, 0) for name, size in self.devices.items()})
+
+    def of(self, memories: Space) -> Limit:
+        kept = {name: size for name, size in self.devices.items() if name in memories.devices}
+        return Limit(self.host if memories.host else None, kept)
 
     def __str__(self) -> str:
         host = [readable(self.host)] if self.host is not None else []
-        device = [f"{readable(self.device)} of device memory"] if self.device is not None else []
-        return " and ".join(host + device) or "no limit"
+        return _joined([*host, *_on_devices(self.devices)]) or "no limit"
 
 
 NOTHING = Space()
@@ -58,43 +92,52 @@ def total(spaces: Iterable[Space]) -> Space:
     return sum(spaces, NOTHING)
 
 
-def fewest(candidates: Sequence[tuple[T, Space]], taken: Space, limit: Limit) -> list[T] | None:
-    """The fewest candidates without which `taken` fits; of sets of equal size the one with the earliest.
+def fewest(candidates: Sequence[tuple[T, Space]], left: Limit, lacking: Callable[[Limit], Space]) -> list[T] | None:
+    """The fewest candidates that leave enough when they go; of sets of equal size the one with the earliest.
 
-    None: it would not fit without all of them either.
+    `left` is what is left beside all of them, `lacking` says what somebody lacks where so much is left. None: it would
+    not do if all of them went.
     """
-    if taken.fits(limit):
+    if lacking(left) == NOTHING:
         return []
-    if not _without(taken, candidates).fits(limit):
+    if lacking(_without(left, candidates)) != NOTHING:
         return None
     looked_at = 0
     for size in range(1, len(candidates)):
         for chosen in itertools.combinations(candidates, size):
             looked_at += 1
-            if _without(taken, chosen).fits(limit):
+            if lacking(_without(left, chosen)) == NOTHING:
                 return [candidate for candidate, _ in chosen]
             if looked_at > MOST_SETS:
-                return _largest(candidates, taken, limit)
+                return _largest(candidates, left, lacking)
     return [candidate for candidate, _ in candidates]
 
 
-def _largest(candidates: Sequence[tuple[T, Space]], taken: Space, limit: Limit) -> list[T]:
-    """Short of one memory only those that free some of it are of use; the largest first."""
-    by_size = sorted(candidates, key=lambda pair: _relief(pair[1], taken, limit), reverse=True)
+def _largest(candidates: Sequence[tuple[T, Space]], left: Limit, lacking: Callable[[Limit], Space]) -> list[T]:
+    """Only those are of use that free some of what is lacking; the largest first."""
+    lacks = lacking(left)
+    by_size = sorted(candidates, key=lambda pair: pair[1].of(lacks).total, reverse=True)
     for size in range(1, len(by_size)):
-        if _without(taken, by_size[:size]).fits(limit):
+        if lacking(_without(left, by_size[:size])) == NOTHING:
             return [candidate for candidate, _ in by_size[:size]]
     return [candidate for candidate, _ in by_size]
 
 
-def _relief(space: Space, taken: Space, limit: Limit) -> int:
-    host = space.host if limit.host is not None and taken.host > limit.host else 0
-    device = space.device if limit.device is not None and taken.device > limit.device else 0
-    return host + device
+def _without(left: Limit, chosen: Sequence[tuple[T, Space]]) -> Limit:
+    return left - (NOTHING - total(space for _, space in chosen))
 
 
-def _without(taken: Space, chosen: Sequence[tuple[T, Space]]) -> Space:
-    return taken - total(space for _, space in chosen)
+def _sum(first: Mapping[str, int], second: Mapping[str, int], sign: int) -> dict[str, int]:
+    return {name: first.get(name, 0) + sign * second.get(name, 0) for name in {**first, **second}}
+
+
+def _on_devices(sizes: Mapping[str, int]) -> list[str]:
+    return [f"{readable(size)} on {name}" for name, size in sizes.items()]
+
+
+def _joined(parts: list[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join([", ".join(parts[:-1]), *parts[-1:]] if len(parts) > 1 else parts)
 
 
 def readable(size: int) -> str:

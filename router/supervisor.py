@@ -17,7 +17,6 @@ from ..presets.control import Report
 from .events import Events
 from .models import Instance, Model, exit_code_of, lacked_memory, launch_spec, why_it_failed
 from .process import Callbacks, Launcher
-from .space import Space
 from .states import IllegalMove, State
 from .watchdog import Watchdog
 
@@ -122,8 +121,8 @@ class Supervisor:
             model.progress = data["progress"] = report.payload
         elif new is State.LOADED and report.payload:  # empty on waking up: what the first one said still holds
             model.info = data["info"] = report.payload
-        if report.memory:
-            model.measured = Space(report.memory.get("host", 0), report.memory.get("device", 0))
+        if report.memory is not None:
+            model.measured = report.memory
         log.log(logging.DEBUG if new is State.LOADING else logging.INFO, "name=%s is %s", model.name, new.value)
         self._events.publish(model.name, "status_change", {"status": new.value, **data})
 

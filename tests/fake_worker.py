@@ -19,6 +19,7 @@
     think=SECONDS       says nothing for so long before a chat's answer
     refuse=STATUS       answers every chat with that status
     code=N              exits with N when asked to exit
+    takes=NAME:GIB/…    says that its model takes so much of each of these devices
 Runs as a program, and as `fake_worker:run` under the zygote. Standard library only, so that a test may start dozens.
 """
 
@@ -133,11 +134,17 @@ class FakeWorker:
 
     def _wake(self, info: dict[str, Any]) -> None:
         self.is_ready = True
-        self._report("ready", info)
+        self._report("ready", info, **self._memory())
 
-    def _report(self, state: str, payload: dict[str, Any]) -> None:
+    def _memory(self) -> dict[str, Any]:
+        if "takes" not in self.flags:
+            return {}
+        parts = [part.split(":") for part in self.flags["takes"].split("/")]
+        return {"memory": {"host": 1 << 20, "devices": [{"name": name, "size": int(n) << 30} for name, n in parts]}}
+
+    def _report(self, state: str, payload: dict[str, Any], **more: Any) -> None:
         if self.control is not None:
-            os.write(self.control, json.dumps({"state": state, "payload": payload}).encode() + b"\n")
+            os.write(self.control, json.dumps({"state": state, "payload": payload, **more}).encode() + b"\n")
 
     # -- HTTP --------------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,12 +11,14 @@ import pytest
 from llama_corral.presets.errors import ApiError
 from llama_corral.presets.sources import Preset
 from llama_corral.presets.values import AUTO_LIMIT, NO_LIMIT
+from llama_corral.router.devices import Device, Devices
 from llama_corral.router.events import ModelEvent, Subscription
 from llama_corral.router.lifecycle import Lifecycle
 from llama_corral.router.memory import Reading
 from llama_corral.router.needs import Needs
 from llama_corral.router.room import Room
 from llama_corral.router.space import Space
+from llama_corral.router.split import Need
 from llama_corral.router.waiting import Lease
 from memory_workers import MemoryLauncher
 from router_tools import preset, presets
@@ -27,21 +29,32 @@ GIB = 1 << 30
 class Sizes(Room):
     """Models of given sizes, on a machine whose readings the test sets."""
 
-    def __init__(self, host: int = AUTO_LIMIT, device: int = NO_LIMIT, **needs: Space | int) -> None:
+    def __init__(
+        self, host: int = AUTO_LIMIT, device: int | Mapping[str, int] = NO_LIMIT, **needs: Need | Space | int
+    ) -> None:
+        """`device`: of the only one, CUDA0, or of several by name."""
+        budgets = {"CUDA0": device} if isinstance(device, int) else dict(device)
+        devices = Devices([Device(name, 100 * GIB, 0) for name in budgets])
         super().__init__(
-            Needs({}, has_devices=False),
+            Needs({}, Devices()),
+            devices,
             host=host,
-            device=device,
+            budgets=budgets,
             read_host=lambda: Reading(100 * GIB, self.free),
-            read_devices=lambda: Reading(100 * GIB, self.free_on_device),
+            read_devices=lambda: [Device(name, 100 * GIB, free) for name, free in self.free_on.items()],
             private_bytes=lambda pid: self.private.get(pid, 0),
         )
-        self.free = self.free_on_device = 0
+        self.free = 0
+        self.free_on = dict.fromkeys(budgets, 100 * GIB)
         self.private: dict[int, int] = {}
-        self.needs = {name: Space(need * GIB) if isinstance(need, int) else need for name, need in needs.items()}
+        self.needs = {name: need if isinstance(need, Need) else Need(_space(need)) for name, need in needs.items()}
 
-    async def expected(self, preset: Preset) -> Space | None:
-        return self.needs.get(preset.name)
+    async def expected(self, preset: Preset) -> Need | None:
+        return self.needs.get(preset.name) or await super().expected(preset)
+
+
+def _space(need: Space | int) -> Space:
+    return Space(need * GIB) if isinstance(need, int) else need
 
 
 class Client:

@@ -17,6 +17,7 @@ from llama_corral.presets.sources import Preset
 from llama_corral.router import app
 from llama_corral.router.lifecycle import Lifecycle
 from llama_corral.router.process import Launcher
+from llama_corral.router.room import UNLIMITED, Room
 from router_tools import PATIENCE, fake_launcher, presets
 
 
@@ -69,6 +70,7 @@ async def gateway(
     *entries: Preset,
     launcher: Launcher | None = None,
     clock: Callable[[], float] = time.monotonic,
+    room: Room = UNLIMITED,
     **given: Any,
 ) -> AsyncIterator[Gateway]:
     settings = Settings(**{"port": 0, **given})
@@ -87,6 +89,7 @@ async def gateway(
         autoload=autoload,
         worker_timeout=settings.worker_timeout,
         clock=clock,
+        room=room,
     )
     try:
         application = app.build(settings, lifecycle, read_presets)

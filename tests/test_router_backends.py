@@ -77,7 +77,7 @@ def test_what_a_command_line_says(tmp_path: Path) -> None:
         load_timeout=3.5,
         model_name="org/model",
         host_bytes=2 << 30,
-        device_bytes=512 << 20,
+        device_bytes=(512 << 20,),
     )
 
 
@@ -179,7 +179,7 @@ def test_it_lives_like_a_worker(start: Callable[..., Program]) -> None:
     assert chat(gateway, "slow").json()["peer"] == chat(gateway, "slow").json()["peer"], "the connection is kept"
     entry = gateway.models()["slow"]
     assert entry["status"]["value"] == "loaded"
-    assert entry["memory"]["expected"] == {"host": 1 << 20, "device": 0}
+    assert entry["memory"]["expected"] == {"host": 1 << 20, "device": 0, "devices": {}}
     port = entry["status"]["args"][-3]
     environ = gateway.client.get("/props", params={"model": "slow"}).json()["environ"]
     assert (environ["GREETING"], environ["PORT_TOO"]) == ("good day", port)

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from engine_tools import run, running
+from hypothesis import given
+from hypothesis import strategies as st
 from llama_corral.presets.gguf_header import Header, Tensor, read_header
 from llama_corral.presets.settings import Settings
 from llama_corral.router import memory
-from llama_corral.router.footprint import Plan, draft_plan_of, estimate, plan_of
+from llama_corral.router.devices import Device, Devices
+from llama_corral.router.footprint import Plan, estimate
+from llama_corral.router.layout import draft_plan_of, plan_of, projector_device
+from llama_corral.router.space import Limit, Space
+from llama_corral.router.split import Need, Offload
 
 MIB = 1 << 20
+TWO = Devices([Device("CUDA0", 24, 24), Device("CUDA1", 16, 16)])
 
 
 @pytest.mark.parametrize(
@@ -33,13 +41,14 @@ MIB = 1 << 20
 )
 def test_the_estimate_is_what_llama_cpp_takes(models: Path, name: str, options: dict[str, Any]) -> None:
     settings = Settings(**{"model": str(models / name), "ctx_size": 1024, **options})
-    expected = estimate([read_header(models / name)], plan_of(settings, has_devices=False))
+    expected = estimate([read_header(models / name)], plan_of(settings, Devices()))
 
     async def check() -> None:
         async with running(models / name, **options) as engine:
             taken = engine.memory
-            assert taken["device"] == expected.device == 0
-            assert taken["host"] == pytest.approx(expected.host, rel=0.1, abs=2 * MIB)
+            assert not taken.devices
+            assert not expected.need.space.devices
+            assert taken.host == pytest.approx(expected.need.space.host, rel=0.1, abs=2 * MIB)
 
     run(check())
 
@@ -65,32 +74,65 @@ def _header(layers: int, **keys: int) -> Header:
     return Header(3, metadata, {}, tuple(tensors), 0, 0)
 
 
+def _on_one(layers: int, **options: Any) -> Plan:
+    n_expert_layers_on_host = options.pop("n_expert_layers_on_host", 0)
+    return Plan(n_expert_layers_on_host=n_expert_layers_on_host, offload=Offload(layers, ("CUDA0",), **options))
+
+
 def test_offloaded_layers_are_the_last_ones_and_take_their_cache_along() -> None:
     header = _header(4, context_length=256)
     row = 256 * (4 + 4) * 2
-    none = estimate([header], Plan(n_device_layers=0))
-    some = estimate([header], Plan(n_device_layers=2))
-    everything = estimate([header], Plan(n_device_layers=99))
-    assert none.device == 0
-    assert some.device == 1000 + 64 + row + some.scratch  # the tied output, copied, and one layer
-    assert everything.device == 1000 + 4 * (64 + row) + everything.scratch
-    assert everything.host == 1000
-    assert estimate([header], Plan(n_device_layers=99, kv_on_device=False)).host == 1000 + 4 * row
+    none, some, everything = (estimate([header], plan) for plan in (Plan(), _on_one(2), _on_one(99)))
+    assert none.need == Need(Space(none.weights + none.kv + none.scratch))
+    assert some.need.space.device == 1000 + 64 + row + some.scratch  # the tied output, copied, and one layer
+    assert everything.need.space == Space(1000, {"CUDA0": 1000 + 4 * (64 + row) + everything.scratch})
+    assert estimate([header], _on_one(99, with_kv=False)).need.space.host == 1000 + 4 * row
 
 
 def test_experts_that_stay_with_the_machine_are_not_counted_on_the_device() -> None:
     header = _header(4, context_length=256)
-    everything = estimate([header], Plan(n_device_layers=99))
-    assert everything.device - estimate([header], Plan(n_device_layers=99, n_expert_layers_on_host=3)).device == 3 * 32
+    everything = estimate([header], _on_one(99)).need.space
+    assert everything.device - estimate([header], _on_one(99, n_expert_layers_on_host=3)).need.space.device == 3 * 32
 
 
-def test_a_draft_model_has_types_and_devices_of_its_own() -> None:
-    settings = Settings(cache_type_k="f32", cache_type_k_draft="q8_0", n_gpu_layers=3, n_gpu_layers_draft=1)
-    plan, draft = plan_of(settings, has_devices=True), draft_plan_of(settings, has_devices=True)
-    assert (plan.type_k, plan.n_device_layers) == ("f32", 3)
-    assert (draft.type_k, draft.n_device_layers) == ("q8_0", 1)
-    assert (draft.n_ctx, draft.n_slots) == (plan.n_ctx, plan.n_slots)
-    assert draft_plan_of(Settings(device_draft=("none",)), has_devices=True).n_device_layers == 0
+@given(
+    layers=st.integers(1, 9),
+    n=st.integers(0, 12),
+    devices=st.integers(1, 3),
+    mode=st.sampled_from(["layer", "row", "tensor"]),
+    shares=st.lists(st.sampled_from([0, 1, 2.5]), max_size=3).map(tuple),
+    free=st.lists(st.integers(0, 9), min_size=3, max_size=3),
+    with_kv=st.booleans(),
+)
+def test_what_memories_have_is_the_sum_of_it_all(
+    layers: int,
+    n: int,
+    devices: int,
+    mode: str,
+    shares: tuple[float, ...],
+    free: list[int],
+    with_kv: bool,
+) -> None:
+    names = ("CUDA0", "CUDA1", "CUDA2")[:devices]
+    offload = Offload(n, names, mode, shares if any(shares[:devices]) else (), (3.0, 2.0, 1.0)[:devices], with_kv)
+    footprint = estimate([_header(layers, context_length=256)], Plan(offload=offload))
+    space = footprint.need.within(Limit(None, dict(zip(names, free, strict=False))))
+    n_scratch, rest = divmod(space.total - footprint.weights - footprint.kv, footprint.scratch)
+    assert rest == 0
+    if mode == "row":  # weights are on all of them, layers may not be
+        assert 1 <= n_scratch <= max(1, len(space.devices))
+    else:
+        assert n_scratch == max(1, len(space.devices))
+    assert bool(space.devices) == (n > 0)
+
+
+def test_batches_in_a_pipeline_cost_copies_of_what_goes_into_each() -> None:
+    header = _header(4, context_length=256, embedding_length=8)
+    offload = Offload(99, ("CUDA0", "CUDA1"))
+    alone, pipelined = (estimate([header], Plan(offload=replace(offload, pipelines=is_on))) for is_on in (False, True))
+    assert pipelined.scratch - alone.scratch == 3 * 512 * (8 * 4 + 256 * 2)
+    partly = estimate([header], Plan(offload=replace(offload, pipelines=True, n_layers=4)))
+    assert partly.scratch == alone.scratch, "only where all layers are on devices"
 
 
 def test_layers_without_keys_of_their_own_cost_only_their_state() -> None:
@@ -106,6 +148,65 @@ def test_layers_without_keys_of_their_own_cost_only_their_state() -> None:
 def test_a_header_that_says_nothing_costs_its_weights(value: str) -> None:
     header = Header(3, {"general.architecture": value}, {}, (Tensor("w", (4,), "f32", 0, 16),), 0, 0)
     assert estimate([header], Plan()).weights == 16
+
+
+# -- what options say --------------------------------------------------------------------------------------------------
+
+
+def test_devices_are_all_of_them_or_those_that_a_preset_names_in_its_order() -> None:
+    def names(**options: Any) -> tuple[str, ...]:
+        return plan_of(Settings(**options), TWO).offload.devices
+
+    assert names() == ("CUDA0", "CUDA1")
+    assert names(device=("CUDA1", "CUDA0")) == ("CUDA1", "CUDA0")
+    assert names(device=("Vulkan1",)) == ("CUDA1",)
+    assert names(device=("none",)) == ()
+    assert names(split_mode="none") == ("CUDA0",)
+    assert names(split_mode="none", main_gpu=1) == ("CUDA1",)
+    assert names(split_mode="none", main_gpu=1, device=("CUDA1", "CUDA0")) == ("CUDA0",), "counted among those named"
+    assert names(split_mode="none", main_gpu=-1) == ()
+    assert names(main_gpu=1) == ("CUDA0", "CUDA1")
+    assert plan_of(Settings(device=("CUDA0",)), Devices()).offload == Offload()
+
+
+def test_shares_beyond_the_devices_and_shares_of_nothing_do_not_count() -> None:
+    def shares(*given: float) -> tuple[float, ...]:
+        return plan_of(Settings(tensor_split=given), TWO).offload.shares
+
+    assert shares(3, 1, 5) == (3, 1)
+    assert shares(0, 0, 5) == shares() == ()
+
+
+def test_a_pipeline_needs_several_devices_with_whole_layers_and_their_cache() -> None:
+    def pipelines(**options: Any) -> bool:
+        return plan_of(Settings(**options), TWO).offload.pipelines
+
+    assert pipelines()
+    for options in ({"device": ("CUDA0",)}, {"split_mode": "row"}, {"kv_offload": False}, {"cpu_moe": True}):
+        assert not pipelines(**options)
+
+
+def test_a_draft_model_has_types_and_devices_of_its_own() -> None:
+    settings = Settings(cache_type_k="f32", cache_type_k_draft="q8_0", n_gpu_layers=3, n_gpu_layers_draft=1)
+    plan, draft = plan_of(settings, TWO), draft_plan_of(settings, TWO)
+    assert (plan.type_k, plan.offload.n_layers) == ("f32", 3)
+    assert (draft.type_k, draft.offload.n_layers) == ("q8_0", 1)
+    assert (draft.n_ctx, draft.n_slots) == (plan.n_ctx, plan.n_slots)
+    assert not draft_plan_of(Settings(device_draft=("none",)), TWO).offload.devices
+    assert draft_plan_of(Settings(device=("CUDA1",)), TWO).offload.devices == ("CUDA1",), "its main model's"
+    one = Settings(device_draft=("CUDA1",), split_mode="none", main_gpu=1)
+    assert draft_plan_of(one, TWO).offload.devices == ("CUDA1",), "one device is not chosen from"
+
+
+def test_a_projector_goes_to_its_own_device_or_the_first() -> None:
+    def device(**options: Any) -> str:
+        return projector_device(Settings(**options), TWO)
+
+    assert device() == "CUDA0"
+    assert device(device=("CUDA1", "CUDA0"), main_gpu=1) == "CUDA1"
+    assert device(mmproj_device="CUDA1") == "CUDA1"
+    assert device(mmproj_offload=False) == device(mmproj_device="none") == device(device=("none",)) == ""
+    assert projector_device(Settings(), Devices()) == ""
 
 
 # -- readings ----------------------------------------------------------------------------------------------------------
@@ -128,16 +229,6 @@ def test_no_limit_is_the_whole_machine(tmp_path: Path, files: dict[str, str]) ->
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     assert memory.read_host(tmp_path).total == memory.read_host().total
-
-
-def test_the_memory_of_amd_devices_is_in_files(tmp_path: Path) -> None:
-    for card, used in (("card0", 100), ("card1", 300)):
-        (tmp_path / card / "device").mkdir(parents=True)
-        (tmp_path / card / "device" / "mem_info_vram_total").write_text("1000\n")
-        (tmp_path / card / "device" / "mem_info_vram_used").write_text(f"{used}\n")
-    (tmp_path / "card2" / "device").mkdir(parents=True)  # the mainboard's graphics
-    assert memory.read_devices(tmp_path) == memory.Reading(2000, 1600)
-    assert memory.read_devices(tmp_path / "nothing") is None
 
 
 def test_what_is_a_process_own() -> None:

@@ -19,11 +19,20 @@ from llama_corral.presets.values import AUTO_LIMIT, NO_LIMIT
 from llama_corral.router import dispatcher
 from llama_corral.router.lifecycle import Lifecycle
 from llama_corral.router.placement import Rules, Stay
+from llama_corral.router.space import Limit, Space, total
+from llama_corral.router.split import Need, Split
 from memory_workers import MemoryLauncher, MemoryWorker
 from router_tools import preset, presets
 
 MODELS = ("a", "b", "c", "d")
-SIZES = {"a": 1, "b": 2, "c": 3, "d": 5}  # GiB
+SIZES = {"a": 1, "b": 2, "c": 3, "d": 5}  # GiB of the machine's memory
+DEVICES = ("CUDA0", "CUDA1")
+NEEDS = {
+    "a": Need(Space(1 * GIB)),
+    "b": Need(Space(2 * GIB, {"CUDA0": 2 * GIB})),
+    "c": Need(Space(3 * GIB, {"CUDA0": GIB, "CUDA1": 2 * GIB})),
+    "d": Need(Space(5 * GIB), (Split((GIB,) * 4, 0, DEVICES),)),
+}
 DOWNLOADS = ("me/one:Q8_0", "me/two:F16")
 models = st.sampled_from(MODELS)
 choice = st.integers(0, 100)
@@ -59,7 +68,7 @@ class Client:
                 await self.finish.wait()
         except NoPlace as error:
             running = [view for view in lifecycle.views() if view.is_running]
-            if "of memory" not in error.message and "its group" not in error.message:
+            if "it needs" not in error.message and "its group" not in error.message:
                 assert all(view.is_pinned for view in running)
         except (QueueFull, TooManyRequests):
             assert any(view.waiting or view.leases for view in lifecycle.views()), "refused beside nobody"
@@ -84,6 +93,7 @@ class Histories(RuleBasedStateMachine):
     @initialize(
         models_max=st.integers(0, 3),
         memory=st.sampled_from([NO_LIMIT, 4, 7, AUTO_LIMIT]),
+        budgets=st.fixed_dictionaries(dict.fromkeys(DEVICES, st.sampled_from([NO_LIMIT, 2, 5, AUTO_LIMIT]))),
         rules=st.builds(
             Rules,
             st.sampled_from([1.0, 20.0, 20 * MINUTES]),
@@ -93,10 +103,14 @@ class Histories(RuleBasedStateMachine):
         ),
         manners=st.fixed_dictionaries(dict.fromkeys(MODELS, manners)),
     )
-    def begin(self, models_max: int, memory: int, rules: Rules, manners: dict[str, Manners]) -> None:
+    def begin(
+        self, models_max: int, memory: int, budgets: dict[str, int], rules: Rules, manners: dict[str, Manners]
+    ) -> None:
         self.models_max, self.memory, self.rules, self.manners = models_max, memory, rules, manners
-        self.room = Sizes(memory * GIB if memory > 0 else memory, **SIZES)
+        self.budgets = {name: budget * GIB if budget > 0 else budget for name, budget in budgets.items()}
+        self.room = Sizes(memory * GIB if memory > 0 else memory, self.budgets, **NEEDS)
         self.room.free = 7 * GIB
+        self.room.free_on = {name: (5 if budget == AUTO_LIMIT else 100) * GIB for name, budget in self.budgets.items()}
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(dispatcher, "RECHECK_S", 0.0)  # seconds mean nothing in here
         self.launcher = MemoryLauncher(self.on_asked, self.on_launch)
@@ -309,6 +323,9 @@ class Histories(RuleBasedStateMachine):
         exclusive group starts."""
         if name in MODELS and self.memory != NO_LIMIT:
             assert self.taken + SIZES[name] * GIB <= self.budget, "a model started without room for it"
+        if name in MODELS:
+            left = self.device_limit - self.on_devices
+            assert Space(devices=NEEDS[name].within(left).devices).fits(left), "a device had no room for it"
         if name in MODELS and self.manners[name].group.exclusive:
             others = {worker.name for worker in self.residents} - {name}
             views = {view.name: view for view in self.lifecycle.views()}
@@ -326,6 +343,32 @@ class Histories(RuleBasedStateMachine):
         if self.memory > 0:
             return self.memory * GIB
         return self.room.free + sum(self.room.private.get(worker.pid or 0, 0) for worker in self.launcher.alive)
+
+    @property
+    def on_devices(self) -> Space:
+        """What all have of each, as the lifecycle reckons."""
+        views = [self.lifecycle.view(worker.name) for worker in self.residents]
+        return total(Space(devices=view.expected.devices) for view in views if view and view.expected)
+
+    @property
+    def device_limit(self) -> Limit:
+        ours = self.on_devices.devices
+        present = {name: self.room.free_on[name] + ours.get(name, 0) for name in DEVICES}
+        return Limit(
+            None,
+            {
+                name: present[name] if budget == AUTO_LIMIT else budget
+                for name, budget in self.budgets.items()
+                if budget != NO_LIMIT
+            },
+        )
+
+    @precondition(lambda self: AUTO_LIMIT in self.budgets.values())
+    @rule(device=st.sampled_from(DEVICES), gib=st.integers(0, 6))
+    def others_take_of_a_device_and_give_back(self, device: str, gib: int) -> None:
+        if self.budgets[device] == AUTO_LIMIT:
+            self.room.free_on[device] = gib * GIB
+        self.step()
 
     @precondition(lambda self: self.memory != NO_LIMIT and self.residents)
     @rule(number=choice, gib=st.integers(0, 2))
@@ -346,6 +389,11 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def never_more_than_the_memory(self) -> None:
         assert self.memory <= 0 or sum(SIZES[worker.name] for worker in self.residents) <= self.memory
+
+    @invariant()
+    def never_more_than_a_device_may_have(self) -> None:
+        fixed = Limit(None, {name: budget for name, budget in self.budgets.items() if budget > 0})
+        assert self.on_devices.fits(fixed)
 
     @invariant()
     def nobody_idle_is_overdue(self) -> None:
@@ -407,6 +455,7 @@ class Histories(RuleBasedStateMachine):
     def come_to_rest(self) -> None:
         """Clients finish what they get, workers obey and become ready: then everything must be served."""
         self.room.free = 100 * GIB
+        self.room.free_on = dict.fromkeys(DEVICES, 100 * GIB)
         for _ in range(10 * (len(self.clients) + len(self.commands) + len(MODELS))):
             self.step()
             for client in self.clients:

@@ -6,13 +6,15 @@ import asyncio
 
 import pytest
 from lifecycle_tools import GIB, Router, Sizes, router, settle
-from llama_corral.presets.control import Report
+from llama_corral.presets.control import Report, Taken
 from llama_corral.presets.errors import NoPlace, ServerFault
 from llama_corral.presets.values import AUTO_LIMIT, NO_LIMIT
 from llama_corral.router import dispatcher
 from llama_corral.router.space import Limit, Space
+from llama_corral.router.split import Need, Split
 from programs import Program, Programs
-from router_tools import run, until
+from router_http import error_of, gateway
+from router_tools import preset, presets, run, until
 
 
 async def use(r: Router, *names: str) -> None:
@@ -106,7 +108,8 @@ def test_what_never_fits_is_refused_at_once_with_the_numbers() -> None:
 
 def test_devices_are_counted_apart() -> None:
     async def check() -> None:
-        sizes = Sizes(10 * GIB, 8 * GIB, a=Space(GIB, 5 * GIB), b=Space(GIB, 5 * GIB), c=Space(GIB, 9 * GIB))
+        half, large = Space(GIB, {"CUDA0": 5 * GIB}), Space(GIB, {"CUDA0": 9 * GIB})
+        sizes = Sizes(10 * GIB, 8 * GIB, a=half, b=half, c=large)
         async with router("a", "b", "c", models_max=0, room=sizes) as r:
             await use(r, "a")
             client = r.client("b")
@@ -117,7 +120,128 @@ def test_devices_are_counted_apart() -> None:
             r.launcher["b"].ready()
             await client.finish()
             error = await r.client("c").refused()
-            assert "1.0 GiB and 9.0 GiB of device memory" in error.message
+            assert error.message.endswith("it needs 9.0 GiB on CUDA0, and models may take 8.0 GiB on CUDA0")
+
+    run(check())
+
+
+def on(*gib: int) -> Space:
+    return Space(GIB, {f"CUDA{i}": size * GIB for i, size in enumerate(gib)})
+
+
+TWO = {"CUDA0": 10 * GIB, "CUDA1": 8 * GIB}
+
+
+def test_who_is_on_the_device_that_is_short_leaves_and_nobody_else() -> None:
+    async def check() -> None:
+        sizes = Sizes(10 * GIB, TWO, a=on(0, 6), b=on(6), c=on(6, 1))
+        async with router("a", "b", "c", models_max=0, room=sizes) as r:
+            await use(r, "a", "b")
+            client = r.client("c")
+            await settle()
+            assert [worker.name for worker in r.launcher.alive if worker.must_go] == ["b"], "a was used longest ago"
+            r.launcher["b"].leave()
+            await settle()
+            r.launcher["c"].ready()
+            await client.finish()
+
+    run(check())
+
+
+def test_the_device_that_is_short_is_named() -> None:
+    async def check() -> None:
+        sizes = Sizes(10 * GIB, TWO, a=on(1, 9), b=on(0, 3), c=on(1, 7))
+        entries = presets(preset("a"), preset("b", pin=True), preset("c"))
+        async with router(presets=entries, models_max=0, room=sizes) as r:
+            error = await r.client("a").refused()
+            assert error.message == (
+                "model 'a' cannot be loaded: it needs 9.0 GiB on CUDA1, and models may take 8.0 GiB on CUDA1"
+            )
+            await use(r, "b")
+            error = await r.client("c").refused()
+            assert error.message.endswith(
+                "it needs 7.0 GiB on CUDA1, and models may take 8.0 GiB on CUDA1, "
+                "of which pinned ones have 3.0 GiB on CUDA1: b"
+            )
+
+    run(check())
+
+
+def test_a_full_device_is_not_in_the_way_of_who_needs_nothing_of_it() -> None:
+    async def check() -> None:
+        sizes = Sizes(10 * GIB, dict.fromkeys(TWO, AUTO_LIMIT), a=on(5), b=on(0, 5))
+        async with router("a", "b", models_max=0, room=sizes) as r:
+            await use(r, "a")
+            sizes.free_on = {"CUDA0": -GIB, "CUDA1": 8 * GIB}  # somebody else takes more than there was
+            await use(r, "b")
+            assert alive(r) == {"a", "b"}
+
+    run(check())
+
+
+def test_layers_go_where_devices_are_free_when_the_model_starts() -> None:
+    """What CUDA0 lacks CUDA1 has; with its layers halved nobody would fit beside a."""
+
+    async def check() -> None:
+        both = Need(Space(GIB), (Split((GIB,) * 10, 0, ("CUDA0", "CUDA1")),))
+        sizes = Sizes(10 * GIB, {"CUDA0": 10 * GIB, "CUDA1": 10 * GIB}, a=on(8), b=both, c=on(0, 3))
+        async with router("a", "b", "c", models_max=0, room=sizes) as r:
+            await use(r, "a", "b")
+            assert alive(r) == {"a", "b"}
+            view = r.lifecycle.view("b")
+            assert view is not None
+            assert view.expected == on(2, 8)
+            client = r.client("c")
+            await settle()
+            assert [worker.name for worker in r.launcher.alive if worker.must_go] == ["b"]
+            await client.leave()
+
+    run(check())
+
+
+def test_memory_of_a_device_is_waited_for_even_within_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check() -> None:
+        monkeypatch.setattr(dispatcher, "RECHECK_S", 0.01)
+        sizes = Sizes(10 * GIB, TWO, a=on(6), b=on(6))
+        async with router("a", "b", models_max=0, room=sizes) as r:
+            await use(r, "a")
+            sizes.free_on["CUDA0"] = 2 * GIB
+            client = r.client("b")
+            await settle()
+            r.launcher["a"].leave()
+            await settle()
+            assert alive(r) == set()
+            sizes.free_on["CUDA0"] = 8 * GIB
+            await until(lambda: alive(r) == {"b"})
+            r.launcher["b"].ready()
+            await client.finish()
+
+    run(check())
+
+
+def test_workers_say_what_they_take_of_each_device() -> None:
+    """Over real pipes and HTTP: what was measured decides the next time."""
+
+    async def check() -> None:
+        entries = [
+            preset(name, f"takes={takes}")
+            for name, takes in {"a": "CUDA1:6", "b": "CUDA0:6", "c": "CUDA0:5/CUDA1:1", "d": "CUDA1:9"}.items()
+        ]
+        async with gateway(*entries, room=Sizes(NO_LIMIT, TWO), models_max=0) as g:
+            for name in ("d", "c"):
+                assert (await g.chat(name)).status_code == 200, "nobody knows its size yet"
+                await g.client.post("/models/unload", json={"model": name})
+                await g.becomes(name, "unloaded")
+            for name in ("a", "b", "c"):
+                assert (await g.chat(name)).status_code == 200
+            listed = {entry["id"]: entry for entry in (await g.client.get("/models")).json()["data"]}
+            assert [listed[name]["status"]["value"] for name in "abc"] == ["loaded", "unloaded", "loaded"]
+            measured = {"host": 1 << 20, "device": 6 * GIB, "devices": {"CUDA0": 5 * GIB, "CUDA1": GIB}}
+            assert listed["c"]["memory"]["measured"] == measured
+            assert listed["c"]["memory"]["expected"]["devices"] == measured["devices"]
+            refused = await g.chat("d")
+            assert refused.status_code == 503
+            assert "it needs 9.0 GiB on CUDA1, and models may take 8.0 GiB on CUDA1" in error_of(refused)["message"]
 
     run(check())
 
@@ -189,11 +313,11 @@ def test_what_a_worker_measured_replaces_the_estimate() -> None:
             client = r.client("a")
             await settle()
             worker = r.launcher["a"]
-            worker._callbacks.on_report(Report("ready", {"id": "a"}, {"host": 6 * GIB, "device": 0}))
+            worker._callbacks.on_report(Report("ready", {"id": "a"}, Taken(6 * GIB)))
             await client.finish()
             view = r.lifecycle.view("a")
             assert view is not None
-            assert view.measured == Space(6 * GIB)
+            assert view.measured == Taken(6 * GIB)
             assert view.expected is not None
             assert view.expected.host > 6 * GIB
             second = r.client("b")
@@ -221,8 +345,9 @@ def test_a_worker_that_grows_counts_with_what_it_has() -> None:
 
 def test_the_limit_is_what_is_free_and_what_our_workers_have() -> None:
     sizes = Sizes(AUTO_LIMIT, AUTO_LIMIT)
-    sizes.free, sizes.free_on_device, sizes.private = 5 * GIB, 3 * GIB, {7: 2 * GIB}
-    assert sizes.limit([(7, Space(9, GIB)), (None, Space(1, 1))]) == Limit(7 * GIB, 4 * GIB + 1)
+    sizes.free, sizes.free_on, sizes.private = 5 * GIB, {"CUDA0": 3 * GIB}, {7: 2 * GIB}
+    workers = [(7, Space(9, {"CUDA0": GIB})), (None, Space(1, {"CUDA0": 1}))]
+    assert sizes.limit(workers) == Limit(7 * GIB, {"CUDA0": 4 * GIB + 1})
     assert Sizes(NO_LIMIT, NO_LIMIT).limit([]) == Limit()
 
 
@@ -242,18 +367,18 @@ ctx-size = 4000000
 
 
 @pytest.fixture(scope="module")
-def gateway(module_programs: Programs) -> Program:
+def real(module_programs: Programs) -> Program:
     return module_programs.gateway("--models-max", "0", "--models-memory", "100M", presets=PRESETS)
 
 
-def test_real_models_come_and_go_by_their_size(gateway: Program) -> None:
+def test_real_models_come_and_go_by_their_size(real: Program) -> None:
     def ask(model: str) -> int:
-        answer = gateway.client.post("/completion", json={"model": model, "prompt": "a", "n_predict": 2})
+        answer = real.client.post("/completion", json={"model": model, "prompt": "a", "n_predict": 2})
         assert answer.status_code == 200, answer.text
         return answer.status_code
 
     def models() -> dict[str, dict[str, object]]:
-        return {entry["id"]: entry for entry in gateway.client.get("/models").json()["data"]}
+        return {entry["id"]: entry for entry in real.client.get("/models").json()["data"]}
 
     ask("one")
     ask("two")
@@ -263,7 +388,7 @@ def test_real_models_come_and_go_by_their_size(gateway: Program) -> None:
     assert isinstance(memory, dict)
     assert memory["measured"]["host"] > 1 << 20
     assert memory["expected"]["host"] > memory["measured"]["host"]
-    refused = gateway.client.post("/completion", json={"model": "huge", "prompt": "a"})
+    refused = real.client.post("/completion", json={"model": "huge", "prompt": "a"})
     assert refused.status_code == 503
     assert "it needs" in refused.json()["error"]["message"]
     assert "models may take 100 MiB" in refused.json()["error"]["message"]

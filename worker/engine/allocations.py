@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 _ALLOCATED = re.compile(r"(\S+) +(?:model|KV|RS|output|compute) buffer size += +([\d.]+) MiB")
+_TOGETHER = re.compile(r"Meta\((.*)\)")
 
 
 class Allocations:
@@ -32,9 +34,24 @@ class Allocations:
         """In the machine's memory, pinned or not; a mapped file counts as a whole."""
         return int(sum(size for name, size in self._bytes.items() if _is_host(name)))
 
-    @property
-    def device_bytes(self) -> int:
-        return int(sum(size for name, size in self._bytes.items() if not _is_host(name)))
+    def device_bytes(self, known: Sequence[str]) -> dict[str, int]:
+        """By device. `known`: the names of those there are."""
+        found: dict[str, float] = {}
+        for buffer_type, size in self._bytes.items():
+            if not _is_host(buffer_type):
+                for device, share in _shares(buffer_type, known).items():
+                    found[device] = found.get(device, 0.0) + size * share
+        return {device: int(size) for device, size in found.items()}
+
+
+def _shares(buffer_type: str, known: Sequence[str]) -> dict[str, float]:
+    """Which devices a buffer of this type is on, and how much of the size that the log tells each of them has."""
+    if together := _TOGETHER.fullmatch(buffer_type):  # tensors in parts: the log tells the largest part
+        return dict.fromkeys(together[1].split(","), 1.0)
+    if device := max((name for name in known if buffer_type.startswith(name)), key=len, default=""):
+        return {device: 1.0}  # MTL0_Mapped, say
+    of_backend = [name for name in known if name.rstrip("0123456789") == buffer_type.removesuffix("_Split")]
+    return dict.fromkeys(of_backend, 1.0 / len(of_backend)) if of_backend else {buffer_type: 1.0}
 
 
 def _is_host(buffer_type: str) -> bool:

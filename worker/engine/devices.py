@@ -9,7 +9,7 @@ from typing import Any
 from .errors import LoadError
 from .llama import lib, start_backends
 
-_CPU = 0  # ggml_backend_dev_type
+_CPU, _GPU, _INTEGRATED = 0, 1, 2  # ggml_backend_dev_type
 
 
 def _function(name: str, result: Any, *arguments: Any) -> Any:
@@ -27,8 +27,23 @@ _name = _function("ggml_backend_dev_name", ctypes.c_char_p, _pointer)
 _description = _function("ggml_backend_dev_description", ctypes.c_char_p, _pointer)
 _type = _function("ggml_backend_dev_type", ctypes.c_int, _pointer)
 _memory = _function("ggml_backend_dev_memory", None, _pointer, _size_p, _size_p)
+_properties = _function("ggml_backend_dev_get_props", None, _pointer, _pointer)
 _buffer_type = _function("ggml_backend_dev_buffer_type", _pointer, _pointer)
 _buffer_type_name = _function("ggml_backend_buft_name", ctypes.c_char_p, _pointer)
+
+
+class _Properties(ctypes.Structure):
+    """ggml_backend_dev_props."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("description", ctypes.c_char_p),
+        ("memory_free", ctypes.c_size_t),
+        ("memory_total", ctypes.c_size_t),
+        ("type", ctypes.c_int),
+        ("device_id", ctypes.c_char_p),
+        ("capabilities", ctypes.c_bool * 16),  # of which today's llama.cpp writes five
+    )
 
 
 @dataclass(frozen=True)
@@ -67,6 +82,31 @@ def _device(pointer: int) -> Device:
         total.value,
         pointer,
     )
+
+
+def device_names() -> list[str]:
+    """Where layers can go. Does not wake the devices, as asking for their memory does."""
+    return [_name(pointer).decode() for pointer in _pointers(_GPU, _INTEGRATED)]
+
+
+def usual_devices() -> list[str]:
+    """Where they go unless something else was asked for: integrated graphics only where there is nothing better."""
+    return [_name(pointer).decode() for pointer in _pointers(_GPU) or _pointers(_INTEGRATED)]
+
+
+def address_of(name: str) -> str:
+    """On the PCI bus; "" if it is unknown."""
+    for pointer in _pointers(_GPU, _INTEGRATED):
+        if _name(pointer).decode() == name:
+            properties = _Properties()
+            _properties(pointer, ctypes.byref(properties))
+            return (properties.device_id or b"").decode()
+    return ""
+
+
+def _pointers(*types: int) -> list[int]:
+    start_backends()
+    return [pointer for pointer in (_get(i) for i in range(_count())) if _type(pointer) in types]
 
 
 def choose_devices(names: tuple[str, ...]) -> Any:

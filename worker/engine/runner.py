@@ -13,11 +13,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...presets.control import Report
+from ...presets.control import OnDevice, Report, Taken
 from ...presets.errors import ServerFault, Unavailable
 from .adapters import AdapterInfo
 from .allocations import allocations
 from .counters import Counters, Meter, Metrics
+from .devices import address_of, device_names, usual_devices
 from .draft_options import with_drafts
 from .errors import LoadError
 from .jobs import Job
@@ -186,9 +187,12 @@ class Engine:
             self._on_state(Report("ready", memory=self.memory))
 
     @property
-    def memory(self) -> dict[str, int]:
-        """Bytes that the model took when it was loaded last, as `Report.memory` wants them."""
-        return {"host": allocations.host_bytes, "device": allocations.device_bytes}
+    def memory(self) -> Taken:
+        """What the model took when it was loaded last."""
+        used = allocations.device_bytes(device_names())
+        parts = [OnDevice(name, size, address_of(name)) for name, size in used.items()]
+        parts += [OnDevice(name, 0) for name in usual_devices() if name not in used]  # nor is it woken for its address
+        return Taken(allocations.host_bytes, tuple(parts))
 
     async def _load(self) -> None:
         allocations.clear()
