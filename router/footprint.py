@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from ..presets.gguf_header import Header, Tensor
 from ..presets.gguf_types import TENSOR_TYPES
@@ -31,7 +32,7 @@ _LAYER = re.compile(r"blk\.(\d+)\.")
 
 
 PIPELINE_COPIES = 4
-"""Of what goes into a graph, where several batches are on their way through the devices at once."""
+"""Of what goes into a graph, where several batches are on their way through devices at once (GGML_SCHED_MAX_COPIES)."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Footprint:
     kv: int = 0
     scratch: int = 0
     need: Need = NO_NEED
-    """The same by memories, with scratch buffers on each that has layers."""
+    """The same by memories, with scratch buffers on each that has layers; the machine has what it hands to devices."""
 
     def __add__(self, other: Footprint) -> Footprint:
         return Footprint(
@@ -80,18 +81,21 @@ def estimate(shards: Sequence[Header], plan: Plan) -> Footprint:
     moved: list[int] = []
     moved_kv: list[int] = []
     for layer in range(-1, shape.n_layers + 1):  # -1: the input, n_layers: the output
-        size, on_host = shape.weights(layer)
+        size, staying = shape.weights(layer)
         memory = shape.memory(layer)
         weights += size
         kv += memory
         if offload.devices and layer >= first_on_device:
-            moved.append(size - on_host)
+            moved.append(size - staying)
             moved_kv.append(memory if offload.with_kv else 0)
-    scratch = shape.scratch(pipelined=offload.pipelines and len(moved) > shape.n_layers)
     n_moved = sum(moved) + sum(moved_kv)
     if not n_moved:
-        return Footprint(weights, kv, scratch, Need(Space(weights + kv + scratch)))
-    rest = Need(Space(weights + kv - n_moved))
+        return Footprint(weights, kv, shape.scratch, Need(Space(weights + kv + shape.scratch)))
+    is_whole = len(moved) > shape.n_layers
+    copies = PIPELINE_COPIES if offload.pipelines and is_whole else 1
+    scratch = shape.scratch + (copies - 1) * shape.inputs
+    on_host = copies * shape.inputs + (0 if is_whole and not plan.n_expert_layers_on_host else shape.scratch)
+    rest = Need(Space(weights + kv - n_moved + on_host))
     return Footprint(weights, kv, scratch, rest + offload.need(moved, moved_kv, scratch))
 
 
@@ -140,21 +144,30 @@ class _Shape:
         row = keys * _bytes_of(self.plan.type_k) + values * _bytes_of(self.plan.type_v)
         return int(row * self._cells_of(layer) * self._n_streams)
 
-    def scratch(self, *, pipelined: bool) -> int:
+    @cached_property
+    def scratch(self) -> int:
         """Activations of one physical batch, the attention mask, and without flash attention its scores."""
-        n = self.plan.n_ubatch
-        n_embd, n_ff = self._number("embedding_length"), self._widest("feed_forward_length")
+        n, n_embd, n_ff = self.plan.n_ubatch, self._number("embedding_length"), self._widest("feed_forward_length")
         n_ff = max(n_ff, self._number("expert_used_count") * self._number("expert_feed_forward_length"))
         activations = n * 4 * (3 * n_ff + 4 * n_embd)
+        cells = max((size for size, _ in self._caches), default=0)
+        scores = 0 if self.plan.flash_attention else n * 4 * cells * self._widest("attention.head_count")
+        return activations + self._mask + scores
+
+    @cached_property
+    def inputs(self) -> int:
+        """What the machine hands over for each batch: the tokens' rows of the table, and the mask."""
+        return self.plan.n_ubatch * 4 * self._number("embedding_length") + self._mask
+
+    @property
+    def _mask(self) -> int:
+        return self.plan.n_ubatch * sum(cells for cells, _ in self._caches) * (2 if self.plan.flash_attention else 4)
+
+    @cached_property
+    def _caches(self) -> set[tuple[int, bool]]:
+        """Cells of each kind of cache, and whether it is windowed."""
         attending = [layer for layer in range(self.n_layers) if self._attends(layer)]
-        caches = {(self._cells_of(layer), self._is_windowed(layer)) for layer in attending}
-        cells = [size for size, _ in caches]
-        mask = n * sum(cells) * (2 if self.plan.flash_attention else 4)
-        scores = (
-            0 if self.plan.flash_attention else n * 4 * max(cells, default=0) * self._widest("attention.head_count")
-        )
-        copies = (PIPELINE_COPIES - 1) * (n * 4 * n_embd + mask) if pipelined else 0
-        return activations + mask + scores + copies
+        return {(self._cells_of(layer), self._is_windowed(layer)) for layer in attending}
 
     def _block(self, layer: int) -> dict[str, Tensor]:
         """The layer's tensors by what follows `blk.N.`, without its ending."""

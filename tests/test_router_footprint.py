@@ -85,8 +85,10 @@ def test_offloaded_layers_are_the_last_ones_and_take_their_cache_along() -> None
     none, some, everything = (estimate([header], plan) for plan in (Plan(), _on_one(2), _on_one(99)))
     assert none.need == Need(Space(none.weights + none.kv + none.scratch))
     assert some.need.space.device == 1000 + 64 + row + some.scratch  # the tied output, copied, and one layer
-    assert everything.need.space == Space(1000, {"CUDA0": 1000 + 4 * (64 + row) + everything.scratch})
-    assert estimate([header], _on_one(99, with_kv=False)).need.space.host == 1000 + 4 * row
+    mask = 512 * 256 * 2  # which the machine hands over
+    assert everything.need.space == Space(1000 + mask, {"CUDA0": 1000 + 4 * (64 + row) + everything.scratch})
+    assert estimate([header], _on_one(99, with_kv=False)).need.space.host == 1000 + 4 * row + mask
+    assert some.need.space.host == 1000 + 3 * (64 + row) + mask + some.scratch, "it computes what stays with it"
 
 
 def test_experts_that_stay_with_the_machine_are_not_counted_on_the_device() -> None:
@@ -117,12 +119,15 @@ def test_what_memories_have_is_the_sum_of_it_all(
     offload = Offload(n, names, mode, shares if any(shares[:devices]) else (), (3.0, 2.0, 1.0)[:devices], with_kv)
     footprint = estimate([_header(layers, context_length=256)], Plan(offload=offload))
     space = footprint.need.within(Limit(None, dict(zip(names, free, strict=False))))
-    n_scratch, rest = divmod(space.total - footprint.weights - footprint.kv, footprint.scratch)
+    inputs = 512 * 256 * 2
+    assert footprint.scratch == inputs, "a model without width"
+    n_scratch, rest = divmod(space.total - footprint.weights - footprint.kv, inputs)
     assert rest == 0
-    if mode == "row":  # weights are on all of them, layers may not be
-        assert 1 <= n_scratch <= max(1, len(space.devices))
+    on_host = 0 if n == 0 else 1 if n > layers else 2
+    if mode == "row" and n:  # weights are on all of them, layers may not be
+        assert 1 <= n_scratch - on_host <= len(space.devices)
     else:
-        assert n_scratch == max(1, len(space.devices))
+        assert n_scratch - on_host == max(1, len(space.devices))
     assert bool(space.devices) == (n > 0)
 
 

@@ -28,7 +28,7 @@ def test_each_buffer_is_counted_where_it_is() -> None:
         "sched_reserve:  CUDA_Host compute buffer size =     2.00 MiB",
     )
     assert noted.host_bytes == 106 * MIB
-    assert noted.device_bytes(["CUDA0", "CUDA1", "CUDA10"]) == {
+    assert noted.device_bytes(["CUDA0", "CUDA1", "CUDA10"], ["CUDA0"]) == {
         "CUDA0": int(2256.5 * MIB),
         "CUDA10": 1001 * MIB,
         "CUDA1": 10 * MIB,
@@ -37,15 +37,17 @@ def test_each_buffer_is_counted_where_it_is() -> None:
 
 def test_a_buffer_of_another_kind_is_on_its_device() -> None:
     noted = _noted("load_tensors:  MTL0_Mapped model buffer size =     3.00 MiB")
-    assert noted.device_bytes(["MTL0"]) == {"MTL0": 3 * MIB}
+    assert noted.device_bytes(["MTL0"], ["MTL0"]) == {"MTL0": 3 * MIB}
 
 
 def test_a_buffer_over_several_devices_is_on_each_of_them() -> None:
-    tensors = _noted("load_tensors: Meta(CUDA0,CUDA1) model buffer size =     3.00 MiB")
-    assert tensors.device_bytes(["CUDA0", "CUDA1"]) == {"CUDA0": 3 * MIB, "CUDA1": 3 * MIB}, "the largest part is told"
+    tensors = _noted("load_tensors: Meta() model buffer size =     3.00 MiB")
+    three = ["CUDA0", "CUDA1", "CUDA2"]
+    each = {"CUDA0": 3 * MIB, "CUDA2": 3 * MIB}
+    assert tensors.device_bytes(three, ["CUDA0", "CUDA2"]) == each, "the largest part is told"
     rows = _noted("load_tensors:   SYCL_Split model buffer size =     4.00 MiB")
-    assert rows.device_bytes(["SYCL0", "SYCL1"]) == {"SYCL0": 2 * MIB, "SYCL1": 2 * MIB}
-    assert rows.device_bytes([]) == {"SYCL_Split": 4 * MIB}
+    assert rows.device_bytes(["SYCL0", "SYCL1"], ["SYCL0"]) == {"SYCL0": 2 * MIB, "SYCL1": 2 * MIB}
+    assert rows.device_bytes([], []) == {"SYCL_Split": 4 * MIB}
 
 
 def test_processors_are_no_devices_for_layers() -> None:

@@ -9,7 +9,6 @@ import re
 from collections.abc import Sequence
 
 _ALLOCATED = re.compile(r"(\S+) +(?:model|KV|RS|output|compute) buffer size += +([\d.]+) MiB")
-_TOGETHER = re.compile(r"Meta\((.*)\)")
 
 
 class Allocations:
@@ -34,20 +33,20 @@ class Allocations:
         """In the machine's memory, pinned or not; a mapped file counts as a whole."""
         return int(sum(size for name, size in self._bytes.items() if _is_host(name)))
 
-    def device_bytes(self, known: Sequence[str]) -> dict[str, int]:
-        """By device. `known`: the names of those there are."""
+    def device_bytes(self, known: Sequence[str], used: Sequence[str]) -> dict[str, int]:
+        """By device. Names of those there are, and of those that the model was to be loaded onto."""
         found: dict[str, float] = {}
         for buffer_type, size in self._bytes.items():
             if not _is_host(buffer_type):
-                for device, share in _shares(buffer_type, known).items():
+                for device, share in _shares(buffer_type, known, used).items():
                     found[device] = found.get(device, 0.0) + size * share
         return {device: int(size) for device, size in found.items()}
 
 
-def _shares(buffer_type: str, known: Sequence[str]) -> dict[str, float]:
+def _shares(buffer_type: str, known: Sequence[str], used: Sequence[str]) -> dict[str, float]:
     """Which devices a buffer of this type is on, and how much of the size that the log tells each of them has."""
-    if together := _TOGETHER.fullmatch(buffer_type):  # tensors in parts: the log tells the largest part
-        return dict.fromkeys(together[1].split(","), 1.0)
+    if buffer_type.startswith("Meta("):  # split mode tensor: the log tells the largest part, and not which devices
+        return dict.fromkeys(used, 1.0)
     if device := max((name for name in known if buffer_type.startswith(name)), key=len, default=""):
         return {device: 1.0}  # MTL0_Mapped, say
     of_backend = [name for name in known if name.rstrip("0123456789") == buffer_type.removesuffix("_Split")]

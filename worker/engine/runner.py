@@ -189,9 +189,10 @@ class Engine:
     @property
     def memory(self) -> Taken:
         """What the model took when it was loaded last."""
-        used = allocations.device_bytes(device_names())
+        usual = usual_devices()
+        used = allocations.device_bytes(device_names(), self._settings.device or usual)
         parts = [OnDevice(name, size, address_of(name)) for name, size in used.items()]
-        parts += [OnDevice(name, 0) for name in usual_devices() if name not in used]  # nor is it woken for its address
+        parts += [OnDevice(name, 0) for name in usual if name not in used]  # nor is it woken for its address
         return Taken(allocations.host_bytes, tuple(parts))
 
     async def _load(self) -> None:
