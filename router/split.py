@@ -15,6 +15,7 @@ What llama.cpp does (`load_tensors` of its src/llama-model.cpp):
 
 from __future__ import annotations
 
+import functools
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -35,8 +36,7 @@ class Split:
 
     def by(self, shares: Sequence[float]) -> Space:
         """Fewer shares than devices: the others get none. None at all: all get the same."""
-        n = len(self.layers)
-        upto = [0, *accumulate(self.layers)]
+        n, upto = len(self.layers), _sums(self.layers)
         edges = [bisect_left(range(n), end, key=lambda i: i / n) for end in _ends(shares, len(self.devices))]
         parts = zip(self.devices, pairwise([0, *edges]), strict=True)
         sizes = {name: upto[end] - upto[start] + self.scratch for name, (start, end) in parts if end > start}
@@ -121,6 +121,12 @@ def shared_out(size: int, devices: Sequence[str], shares: Sequence[float]) -> Sp
     edges = [round(size * end) for end in _ends(shares, len(devices))]
     parts = zip(devices, pairwise([0, *edges]), strict=True)
     return Space(devices={name: end - start for name, (start, end) in parts})
+
+
+@functools.lru_cache(maxsize=64)  # asked again for each set of victims
+def _sums(layers: tuple[int, ...]) -> tuple[int, ...]:
+    """Bytes of the first none, one, two … layers."""
+    return (0, *accumulate(layers))
 
 
 def _ends(shares: Sequence[float], n: int) -> list[float]:

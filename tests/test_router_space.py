@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from llama_corral.presets.backends import Backend
 from llama_corral.presets.given import Given
-from llama_corral.router.devices import Devices
+from llama_corral.router.devices import Device, Devices
 from llama_corral.router.needs import Needs
 from llama_corral.router.space import Limit, Space, fewest, readable, total
 from llama_corral.router.split import Need
@@ -113,3 +114,18 @@ def test_a_model_that_is_not_here_has_an_unknown_need(tmp_path: Path) -> None:
     remote = preset("b")
     layer = {"hf_repo": Given("some/repo:Q8_0", "a test")}
     assert needs.expected(type(remote)(name="b", source="preset", layer=layer)) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "devices"),
+    [
+        ((30,), {"CUDA0": 20, "CUDA1": 10}),  # by their sizes
+        ((5, 9), {"CUDA0": 5, "CUDA1": 9}),
+        ((0, 9), {"CUDA1": 9}),
+        ((1, 2, 3), {"CUDA0": 1, "CUDA1": 2, "GPU2": 3}),
+    ],
+)
+def test_another_program_takes_of_devices_what_its_preset_says(given: tuple[int, ...], devices: dict[str, int]) -> None:
+    needs = Needs({}, Devices([Device("CUDA0", 200, 0), Device("CUDA1", 100, 0)]))
+    program = preset("p", backend=Backend(("serve",), host_bytes=7, device_bytes=given))
+    assert needs.expected(program) == Need(Space(7, devices))
