@@ -124,10 +124,13 @@ def read_params(
 
 
 async def params_of(body: Mapping[str, Any], defaults: CompletionParams, loaded: Loaded) -> CompletionParams:
-    """The same, beside the loop where it takes long: when a large schema becomes a grammar."""
+    """The same, beside the loop where it takes long: when a large schema becomes a grammar, or a first one is used."""
     schema = body.get("json_schema")
     size = 0 if schema is None else len(encode_json(schema))
-    return await by_size(size, lambda: read_params(body, defaults, loaded.vocab, loaded.info.n_slots))
+    params = await by_size(size, lambda: read_params(body, defaults, loaded.vocab, loaded.info.n_slots))
+    if params.sampling.grammar is not None:
+        await loaded.prepare_for_grammars()
+    return params
 
 
 def _sampling(fields: Fields, defaults: CompletionParams, preserved: frozenset[int], vocab: Tokenizer) -> Sampling:

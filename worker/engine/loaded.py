@@ -21,6 +21,7 @@ from .jobs import Job
 from .media_tokens import content_of, woven
 from .messages import MEDIA_TOKEN, Embedding, Generation, MediaChunk, Sink
 from .model import MediaSupport
+from .narrowing import prepare
 from .slot_actions import SlotAction
 from .slot_files import SlotFile, save
 from .slots import Slot
@@ -51,6 +52,10 @@ class Loaded:
         if self.core.encoding is None:
             raise NotSupported("Multimodal data provided, but model does not support multimodal requests.")
         return self.core.encoding.projector.tokenize(text, files)
+
+    async def prepare_for_grammars(self) -> None:
+        """Before a request with a grammar is submitted: else its first token makes all others wait for that."""
+        await asyncio.to_thread(prepare, self.vocab)
 
     def submit(self, request: Generation | Embedding, sink: Sink) -> Ticket:
         """Raises ApiError for what can be seen at once; later errors arrive as Failed."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import threading
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -48,23 +49,21 @@ class _PrefixTree:
 
     def __init__(self, vocab: Vocab) -> None:
         pieces = [vocab.piece(token) for token in range(vocab.n_vocab)]
-        ends = {token for token in range(vocab.n_vocab) if vocab.is_eog(token)}
-        first: dict[bytes, int] = {}
-        for token, piece in enumerate(pieces):
-            if piece and token not in ends:
-                first.setdefault(piece, token)
         parents = np.full(vocab.n_vocab, -1, np.int32)
-        for token, piece in enumerate(pieces):
-            if token in ends:
+        path: list[int] = []  # in the order of their bytes, those that the next one may begin with, the shortest first
+        for token in sorted(range(vocab.n_vocab), key=pieces.__getitem__):
+            piece = pieces[token]
+            if vocab.is_eog(token):
                 continue
             if not piece:
                 parents[token] = token  # llama.cpp never allows it
-            elif first[piece] != token:
-                parents[token] = first[piece]
-            else:
-                parents[token] = next(
-                    (first[piece[:n]] for n in range(len(piece) - 1, 0, -1) if piece[:n] in first), -1
-                )
+                continue
+            while path and not piece.startswith(pieces[path[-1]]):
+                path.pop()
+            if path:
+                parents[token] = path[-1]
+            if not path or pieces[path[-1]] != piece:
+                path.append(token)
         self.roots: Ids = np.flatnonzero(parents == -1).astype(np.int32)
         placed = np.flatnonzero((parents >= 0) & (parents != np.arange(vocab.n_vocab))).astype(np.int32)
         self._children: Ids = placed[np.argsort(parents[placed], kind="stable")]
@@ -80,14 +79,21 @@ class _PrefixTree:
 
 
 _trees: WeakKeyDictionary[Vocab, _PrefixTree] = WeakKeyDictionary()
+_making = threading.Lock()
+
+
+def prepare(vocab: Vocab) -> None:
+    """What the first grammar needs takes a second with a large vocabulary; from any thread, and only once a model."""
+    if vocab.n_vocab > SMALL_VOCAB:
+        _tree(vocab)
 
 
 def _tree(vocab: Vocab) -> _PrefixTree:
-    """Made once a model, when it is first needed."""
-    tree = _trees.get(vocab)
-    if tree is None:
-        tree = _trees[vocab] = _PrefixTree(vocab)
-    return tree
+    with _making:
+        tree = _trees.get(vocab)
+        if tree is None:
+            tree = _trees[vocab] = _PrefixTree(vocab)
+        return tree
 
 
 class Narrowing:
