@@ -3,6 +3,7 @@
 
 `--model` holds words joined by commas, with a value after `=` where one makes sense:
     load=SECONDS        takes that long to become ready, reporting progress
+    gate=PATH           becomes ready, or whatever else it does in its place, only when there is such a file
     never-ready         serves 503 for ever
     fail-load=TEXT      reports `failed` and exits with 1
     die-loading         prints two lines and exits with 3 in place of becoming ready
@@ -108,6 +109,8 @@ class FakeWorker:
             progress = {"stages": ["text_model"], "current": "text_model", "value": step / 4}
             self._report("loading", progress)
             await asyncio.sleep(seconds / 4)
+        while "gate" in self.flags and not os.path.exists(self.flags["gate"]):
+            await asyncio.sleep(0.01)
         if "die-loading" in self.flags:
             print("about to fall\ncannot go on: no reason", flush=True)
             os._exit(3)

@@ -240,23 +240,26 @@ def test_a_path_that_holds_a_name_with_slashes() -> None:
     run(check())
 
 
-@pytest.mark.parametrize("flags", ["load=1", "load=1,fail-load=no memory"])
-def test_five_hundred_clients_of_one_loading_model(flags: str) -> None:
+@pytest.mark.parametrize("flags", ["", ",fail-load=no memory"])
+def test_five_hundred_clients_of_one_loading_model(flags: str, tmp_path: Path) -> None:
     """They share one entry of the queue, all are told in the end, and nothing of them stays."""
+    gate = tmp_path / "gate"
 
     async def all_at_once(g: Gateway) -> None:
         body = b'{"model": "m", "content": "x"}'
         head = b"POST /tokenize HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
         asked = [asyncio.create_task(exchange(g.port, head + body)) for _ in range(500)]
         await until(lambda: sum(view.waiting for view in g.lifecycle.views()) == 500)
+        gate.touch()
         for answer_head, answer in await asyncio.gather(*asked):
             status, wanted = (b" 500 ", "no memory") if "fail" in flags else (b" 200 ", "tokens")
             assert status in answer_head
             assert wanted in str(answer)
         assert all(view.leases == view.waiting == 0 for view in g.lifecycle.views())
+        gate.unlink()
 
     async def check() -> None:
-        async with gateway(preset("m", flags)) as g:
+        async with gateway(preset("m", f"gate={gate}{flags}")) as g:
             await all_at_once(g)
             before = private_bytes(os.getpid())
             await _unloaded(g)
