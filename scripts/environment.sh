@@ -77,8 +77,9 @@ any_command() {
 
 # Some compilers break llama.cpp's AMX code: SIGILL at the first prompt (llama.cpp's pull request 26954).
 fails_with_amx() {
-  local cxx=${CXX:-c++} probe=$VENV/amx-probe
-  "$cxx" -march=native -dM -E -x c++ /dev/null 2> /dev/null | grep -q __AMX_TILE__ || return 1
+  local cxx=${CXX:-c++} probe=$VENV/amx-probe macros
+  macros=$("$cxx" -march=native -dM -E -x c++ /dev/null 2> /dev/null) || return 1
+  [[ $macros == *__AMX_TILE__* ]] || return 1
   "$cxx" -O3 -march=native "$ROOT/scripts/amx_probe.cpp" -o "$probe" 2> /dev/null || return 1
   ! bash -c '"$1"; exit $?' - "$probe" > /dev/null 2>&1
 }

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 COMPILER = """#!/bin/sh
 case " $* " in
-  *" -E "*) echo "{macros}" ;;
+  *" -E "*) echo "{macros}"; seq 99999 ;;
   *) while [ "$1" != -o ]; do shift; done; printf '#!/bin/sh\\n{program}\\n' > "$2"; chmod +x "$2" ;;
 esac
 """
@@ -29,7 +29,7 @@ def test_a_compiler_that_breaks_amx_is_found(tmp_path: Path, macros: str, progra
     compiler = tmp_path / "c++"
     compiler.write_text(COMPILER.format(macros=macros, program=program))
     compiler.chmod(0o755)
-    script = f". {ROOT}/scripts/environment.sh; VENV={tmp_path}; fails_with_amx"
+    script = f"set -euo pipefail; . {ROOT}/scripts/environment.sh; VENV={tmp_path}; fails_with_amx"
     done = subprocess.run(
         ["bash", "-c", script], env={**os.environ, "CXX": str(compiler)}, capture_output=True, text=True, timeout=30
     )
