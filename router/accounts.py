@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 from .catalog import Catalog
 from .models import Instance, Model, resident_of
-from .room import Room
+from .room import Held, Room
 from .snapshot import Entry, Rules, Snapshot
 from .space import NOTHING, UNBOUNDED, Limit, Space, total
 from .split import NO_NEED
@@ -38,7 +38,7 @@ class Accounts:
         """As soon as it is started: what it takes from now on, where devices have room now."""
         if model.instance is not None and model.need is not None:
             workers = self._workers(other for other in catalog if other is not model)
-            left = self._limit(workers, model.instance.started) - total(space for _, space in workers)
+            left = self._limit(workers, model.instance.started) - total(worker.space for worker in workers)
             model.expected = model.instance.space = model.need.within(left)
 
     def learn(self, model: Model) -> None:
@@ -72,7 +72,7 @@ class Accounts:
         models, now = list(catalog), self.clock()
         workers = self._workers(models)
         limit = self._limit(workers, now) if counts_memory else UNBOUNDED
-        left = limit - total(space for _, space in workers)
+        left = limit - total(worker.space for worker in workers)
         return Snapshot(
             tuple(resident_of(model, self._space(model, left)) for model in models),
             queue,
@@ -80,16 +80,15 @@ class Accounts:
             starts_held=starts_held,
             limit=limit,
             now=now,
-            is_settling=self._is_settling(now),
+            is_settling=self._is_settling(now) or (self._room.reads_devices and _is_any_loading(models)),
             rules=self._rules,
         )
 
-    def _workers(self, models: Iterable[Model]) -> list[tuple[int | None, Space]]:
-        """Process ids, and what each takes."""
-        running = (model.instance for model in models if model.instance is not None)
-        return [(instance.worker.pid, self._grown(instance)) for instance in running]
+    def _workers(self, models: Iterable[Model]) -> list[Held]:
+        running = ((model.instance, model.shown is State.LOADED) for model in models if model.instance is not None)
+        return [Held(instance.worker.pid, self._grown(instance), is_loaded) for instance, is_loaded in running]
 
-    def _limit(self, workers: list[tuple[int | None, Space]], now: float) -> Limit:
+    def _limit(self, workers: list[Held], now: float) -> Limit:
         return self._room.limit(workers, is_settling=self._is_settling(now))
 
     def _is_settling(self, now: float) -> bool:
@@ -106,3 +105,8 @@ class Accounts:
             return instance.space
         grown = self._room.private_bytes(instance.worker.pid) - instance.private_bytes
         return instance.space + Space(max(0, grown))
+
+
+def _is_any_loading(models: Iterable[Model]) -> bool:
+    """Then nobody knows how much of a device it has taken already."""
+    return any(model.state is State.LOADING for model in models)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..presets.control import Taken
 from ..presets.errors import ConfigError
@@ -23,6 +23,15 @@ from .split import Need, shared_out
 if TYPE_CHECKING:
     from ..presets.settings import Settings
     from ..presets.sources import Preset
+
+
+class Held(NamedTuple):
+    """What a worker takes, or is about to."""
+
+    pid: int | None
+    space: Space
+    is_loaded: bool = True
+    """Its model is on its devices; else what they have free may still have that in it."""
 
 
 class Room:
@@ -73,19 +82,23 @@ class Room:
     def learn(self, preset: Preset, need: Need, taken: Space, estimated: Space) -> Need:
         return self._needs.learn(preset, need, taken, estimated)
 
-    def limit(self, workers: Sequence[tuple[int | None, Space]], *, is_settling: bool = False) -> Limit:
-        """What all workers may have, those that run included: their process ids, and what each takes.
+    @property
+    def reads_devices(self) -> bool:
+        return AUTO_LIMIT in self._budgets.values()
+
+    def limit(self, workers: Sequence[Held], *, is_settling: bool = False) -> Limit:
+        """What all workers may have, those that run included.
 
         `is_settling`: one has just gone. Then a budget holds only as far as the device shows that it has its memory
         back.
         """
         host = self._host if self._host > 0 else None
         if self._host == AUTO_LIMIT:
-            private = sum(self.private_bytes(pid) for pid, _ in workers)
+            private = sum(self.private_bytes(worker.pid) for worker in workers)
             host = max(0, self._read_host().free + private - self._margin)
-        if not is_settling and AUTO_LIMIT not in self._budgets.values():
+        if not is_settling and not self.reads_devices:
             return Limit(host, self._budgets)
-        ours = total(space for _, space in workers).devices
+        ours = total(worker.space for worker in workers if worker.is_loaded).devices
         present = {device.name: device.free + ours.get(device.name, 0) for device in self._read_devices()}
         return Limit(host, dict(self._counted(present)))
 

@@ -103,7 +103,8 @@ class Snapshot:
     now: float = 0.0
     """On the clock of `last_used`."""
     is_settling: bool = False
-    """A worker has just gone, and its memory may not be back yet: nobody is refused for that."""
+    """A worker has just gone, and its memory may not be back yet, or one loads and has not taken all of its own: nobody
+    is refused for that."""
     rules: Rules = Rules()
 
     def resident(self, name: str) -> Resident:

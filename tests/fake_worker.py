@@ -96,6 +96,10 @@ class FakeWorker:
             self._report("alive", {"busy": self.is_stuck, "steps": 7, "cpu": 1.5})
             await asyncio.sleep(seconds)
 
+    def _wait_at_the_gate(self) -> None:
+        while "gate" in self.flags and not os.path.exists(self.flags["gate"]):
+            time.sleep(0.01)
+
     def _asked_to_leave(self) -> None:
         if "ignore-exit" in self.flags:
             print("asked to leave, and stays", flush=True)
@@ -109,8 +113,7 @@ class FakeWorker:
             progress = {"stages": ["text_model"], "current": "text_model", "value": step / 4}
             self._report("loading", progress)
             await asyncio.sleep(seconds / 4)
-        while "gate" in self.flags and not os.path.exists(self.flags["gate"]):
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(self._wait_at_the_gate)
         if "die-loading" in self.flags:
             print("about to fall\ncannot go on: no reason", flush=True)
             os._exit(3)

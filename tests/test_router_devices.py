@@ -16,7 +16,7 @@ from llama_corral.router import devices
 from llama_corral.router.devices import Device, Devices, read_devices, visible
 from llama_corral.router.footprint import PROCESS_BYTES
 from llama_corral.router.needs import Needs
-from llama_corral.router.room import Room, budgets_of, room_of
+from llama_corral.router.room import Held, Room, budgets_of, room_of
 from llama_corral.router.space import Limit, Space
 
 GIB = 1 << 30
@@ -152,7 +152,7 @@ def _room(budgets: dict[str, int], *free: Device, margin: int = 0) -> Room:
 def test_each_device_has_what_is_free_and_what_our_workers_have_less_the_margin() -> None:
     room = _room({"CUDA0": AUTO_LIMIT, "CUDA1": AUTO_LIMIT}, FIRST, SECOND, margin=GIB)
     assert room.limit([]) == Limit(None, {"CUDA0": 19 * GIB, "CUDA1": 8 * GIB})
-    workers = [(None, Space(5, {"CUDA1": 7 * GIB}))]
+    workers = [Held(None, Space(5, {"CUDA1": 7 * GIB}))]
     assert room.limit(workers) == Limit(None, {"CUDA0": 19 * GIB, "CUDA1": 15 * GIB})
     full = _room({"CUDA0": AUTO_LIMIT}, Device("CUDA0", GIB, 5), margin=GIB)
     assert full.limit([]) == Limit(None, {"CUDA0": 0})
@@ -163,7 +163,7 @@ def test_a_budget_holds_as_far_as_memory_is_back() -> None:
     room = _room({"CUDA0": 22 * GIB, "CUDA1": NO_LIMIT}, FIRST, SECOND)
     assert room.limit([]) == Limit(None, {"CUDA0": 22 * GIB})
     assert room.limit([], is_settling=True) == Limit(None, {"CUDA0": 20 * GIB})
-    workers = [(None, Space(devices={"CUDA0": 3 * GIB}))]
+    workers = [Held(None, Space(devices={"CUDA0": 3 * GIB}))]
     assert room.limit(workers, is_settling=True) == Limit(None, {"CUDA0": 22 * GIB})
 
 

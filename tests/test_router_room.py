@@ -10,6 +10,8 @@ from llama_corral.presets.control import Report, Taken
 from llama_corral.presets.errors import NoPlace, ServerFault
 from llama_corral.presets.values import AUTO_LIMIT, NO_LIMIT
 from llama_corral.router import dispatcher
+from llama_corral.router.room import Held
+from llama_corral.router.snapshot import Rules
 from llama_corral.router.space import Limit, Space
 from llama_corral.router.split import Need, Split
 from programs import Program, Programs
@@ -291,6 +293,44 @@ def test_memory_that_others_give_back_is_noticed(monkeypatch: pytest.MonkeyPatch
     run(check())
 
 
+def test_a_device_shows_as_free_what_a_model_that_loads_is_about_to_take() -> None:
+    async def check() -> None:
+        sizes = Sizes(10 * GIB, AUTO_LIMIT, a=on(5), b=on(5))
+        sizes.free_on = {"CUDA0": 8 * GIB}
+        async with router("a", "b", models_max=0, room=sizes, rules=Rules(parallel_loads=2)) as r:
+            first = r.client("a")
+            await settle()
+            second = r.client("b")
+            await settle()
+            assert alive(r) == {"a"}
+            assert not second.task.done()
+            sizes.free_on = {"CUDA0": 3 * GIB}
+            r.launcher["a"].ready()
+            await settle()
+            assert alive(r) == {"a"}
+            await first.finish()
+            await settle()
+            assert r.launcher["a"].must_go
+            await second.leave()
+
+    run(check())
+
+
+def test_a_model_that_sleeps_keeps_its_part_of_a_device() -> None:
+    async def check() -> None:
+        sizes = Sizes(10 * GIB, AUTO_LIMIT, a=on(5), b=on(5))
+        sizes.free_on = {"CUDA0": 8 * GIB}
+        async with router("a", "b", models_max=0, room=sizes) as r:
+            await use(r, "a")
+            r.launcher["a"]._callbacks.on_report(Report("sleeping"))
+            client = r.client("b")
+            await settle()
+            assert r.launcher["a"].must_go, "both are not to be awake at once"
+            await client.leave()
+
+    run(check())
+
+
 def test_what_others_take_of_the_machine_is_not_ours() -> None:
     async def check() -> None:
         sizes = Sizes(AUTO_LIMIT, a=6, b=6)
@@ -346,7 +386,11 @@ def test_a_worker_that_grows_counts_with_what_it_has() -> None:
 def test_the_limit_is_what_is_free_and_what_our_workers_have() -> None:
     sizes = Sizes(AUTO_LIMIT, AUTO_LIMIT)
     sizes.free, sizes.free_on, sizes.private = 5 * GIB, {"CUDA0": 3 * GIB}, {7: 2 * GIB}
-    workers = [(7, Space(9, {"CUDA0": GIB})), (None, Space(1, {"CUDA0": 1}))]
+    workers = [
+        Held(7, Space(9, {"CUDA0": GIB})),
+        Held(None, Space(1, {"CUDA0": 1})),
+        Held(None, Space(1, {"CUDA0": GIB}), is_loaded=False),
+    ]
     assert sizes.limit(workers) == Limit(7 * GIB, {"CUDA0": 4 * GIB + 1})
     assert Sizes(NO_LIMIT, NO_LIMIT).limit([]) == Limit()
 
