@@ -280,6 +280,12 @@ def test_formats_of_a_chat(worker: Program, n: int) -> None:
         assert choice["finish_reason"] == "stop"
 
 
+@pytest.mark.parametrize(("schema", "kind"), [({"type": "boolean"}, bool), ({"type": "string", "maxLength": 9}, str)])
+def test_a_chat_whose_json_is_no_object(worker: Program, schema: dict[str, Any], kind: type) -> None:
+    form = {"type": "json_schema", "json_schema": {"schema": schema}}
+    assert isinstance(json.loads(chat(worker, response_format=form)["choices"][0]["message"]["content"]), kind)
+
+
 def test_a_streamed_chat_is_the_json_and_nothing_else(worker: Program) -> None:
     body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 200, **HOT, "stream": True,
             "response_format": {"type": "json_object", "schema": PERSON}}  # fmt: skip

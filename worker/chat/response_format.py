@@ -49,12 +49,12 @@ def completion_fields(form: ResponseFormat, around: Around, generation_prompt: s
     """What a completion is asked for: thoughts may come before the JSON."""
     try:
         converter = Converter(form.schema, rules := Rules())
-        converter.visit(form.schema, "response-format-schema", "#")
+        schema_rule = converter.visit(form.schema, "response-format-schema", "#")
     except SchemaError as error:
         why = "Unable to generate parser for this template. Automatic parser generation failed"
         raise InvalidRequest(f"{why}: {error}") from None
     answer = '("```json" space response-format space "```" | space response-format space)'
-    rules.add("response-format", "response-format-schema")
+    rules.add("response-format", schema_rule)
     rules.add("root", f"{around.rule(rules)} {literal(around.content) if around.content else 'space'} space {answer}")
     return {"grammar": rules.text(), "grammar_type": "tool_calls", "generation_prompt": generation_prompt}
 
