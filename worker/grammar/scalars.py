@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from decimal import Decimal
 from typing import Any
 
@@ -21,8 +22,21 @@ _FORMAT_PATTERNS = {
     "email": rf"^[A-Za-z0-9_%+-]+(\.[A-Za-z0-9_%+-]+)*@{_LABEL}(\.{_LABEL})+$",
     "uri": r"^[A-Za-z][A-Za-z0-9+.-]*:[A-Za-z0-9._~:/?#@!$&'()*+,;=%-]+$",
 }
-_NO_FORMATS = frozenset({"int32", "int64", "float", "double", "password", "byte", "binary"})
-"""What OpenAPI calls formats: they say how a program keeps a value, not what it may be."""
+_REFUSED_FORMATS = frozenset(
+    {
+        "duration",
+        "idn-email",
+        "idn-hostname",
+        "iri",
+        "iri-reference",
+        "json-pointer",
+        "regex",
+        "relative-json-pointer",
+        "uri-reference",
+        "uri-template",
+    }
+)
+"""Those of the standard that there is no rule for. Names beyond it (`int32`, `path`, `nanoid`) bind nobody."""
 
 
 def string_rule(rules: Rules, schema: Schema, rule: str, path: str) -> str:
@@ -31,7 +45,9 @@ def string_rule(rules: Rules, schema: Schema, rule: str, path: str) -> str:
     for keyword, value in (("pattern", pattern), ("format", form)):
         if value is not None and not isinstance(value, str):
             raise fail(path, f"{keyword} must be a string")
-    form = None if form in _NO_FORMATS else form
+    form = form if _binds(form) else None
+    if pattern and form:  # programs that write schemas say the same with both
+        pattern, form = (None, form) if not _can_write(pattern) and form not in _REFUSED_FORMATS else (pattern, None)
     given = [name for name, is_given in (("pattern", pattern), ("format", form), ("minLength", low)) if is_given]
     if high is not None:
         given.append("maxLength")
@@ -51,6 +67,21 @@ def string_rule(rules: Rules, schema: Schema, rule: str, path: str) -> str:
     return rules.add(rule, rf'"\"" {characters} "\""')
 
 
+def _binds(form: str | None) -> bool:
+    return form in _FORMATS or form in _FORMAT_PATTERNS or form in _REFUSED_FORMATS or _is_uuid(form)
+
+
+def _is_uuid(form: str | None) -> bool:
+    return form is not None and re.fullmatch("uuid[1-5]?", form) is not None
+
+
+def _can_write(pattern: str) -> bool:
+    try:
+        return bool(pattern_expression(pattern, "char*"))
+    except Unsupported:
+        return False
+
+
 def _pattern(rules: Rules, pattern: str, rule: str, path: str) -> str:
     try:
         expression = pattern_expression(pattern, "char*")
@@ -62,7 +93,7 @@ def _pattern(rules: Rules, pattern: str, rule: str, path: str) -> str:
 
 
 def _format(rules: Rules, form: str, rule: str, path: str) -> str:
-    if form == "uuid" or (form[:4] == "uuid" and form[4:] in "12345"):
+    if _is_uuid(form):
         return rules.primitive("uuid", rule)
     if form not in _FORMATS:
         raise fail(path, f'format "{form}" is not supported')
