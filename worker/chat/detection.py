@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from .call_detection import detect_calls
@@ -19,12 +20,16 @@ from .template import ChatTemplate
 
 def detect(template: ChatTemplate, capabilities: Capabilities) -> AnswerFormat:
     probes = Probes(template, capabilities)
-    reasoning = _reasoning(probes)
-    return AnswerFormat(reasoning, _content(probes, reasoning), detect_calls(probes, reasoning))
+    reasoning, spacing = _reasoning(probes)
+    form = AnswerFormat(reasoning, _content(probes, reasoning), detect_calls(probes, reasoning))
+    return replace(form, spacing=spacing) if spacing else form
 
 
-def _reasoning(probes: Probes) -> Span | None:
-    """From an answer with thoughts and content, else from one with thoughts and a call, as some keep only those."""
+def _reasoning(probes: Probes) -> tuple[Span | None, tuple[str, str, str] | None]:
+    """And the blanks around thoughts, where they are shown.
+
+    From an answer with thoughts and content, else from one with thoughts and a call, as some keep only those.
+    """
     call = {"id": IDS[0], "type": "function", "function": {"name": NAMES[0], "arguments": {KEYS[0]: "x"}}}
     ways: list[Mapping[str, Any]] = [{}, {"tool_calls": [call]}]
     for more in ways:
@@ -32,8 +37,24 @@ def _reasoning(probes: Probes) -> Span | None:
             before, found, behind = probes.turn(SAID, more={**more, name: THOUGHT}).partition(THOUGHT)
             end = FIRST_TAG.match(behind)
             if found and end and (more or SAID in behind[end.end() :]):
-                return Span(tag_of(LAST_TAG.search(before)), tag_of(end))
-    return _reasoning_of_prompt(probes)
+                span = Span(tag_of(LAST_TAG.search(before)), tag_of(end))
+                return span, _spacing(span, before, behind)
+    found_span = _reasoning_of_prompt(probes)
+    return found_span, _spacing_of_prompt(probes, found_span) if found_span else None
+
+
+def _spacing(span: Span, before: str, behind: str) -> tuple[str, str, str]:
+    """From a turn of the history. Of one with a call, what stands behind the thoughts is a guess."""
+    begin = before[len(before.rstrip()) :]
+    end, _, content = behind.partition(span.end)
+    between = content.partition(SAID)[0]
+    return begin, end, between if not between.strip() else "\n\n" if begin or end else ""
+
+
+def _spacing_of_prompt(probes: Probes, span: Span) -> tuple[str, str, str] | None:
+    """Where nothing follows the mark that opens thoughts, nothing does anywhere else."""
+    opening = probes.opening(thinks=True)
+    return ("", "", "") if span.start and opening.endswith(span.start) else None
 
 
 def _reasoning_of_prompt(probes: Probes) -> Span | None:
