@@ -70,6 +70,7 @@ def test_conventions_of_hugging_face() -> None:
     assert (
         render("{{ missing }}|{{ missing is defined }}|{{ 'a' + missing + 'b' }}|{{ missing + 'c' }}") == "|False|ab|c"
     )
+    assert render("{{ 'say '|safe + {'a': '<b>'} | tojson }}") == 'say {"a": "<b>"}'
     assert render("{{ 'é' | tojson(ensure_ascii=True) }}") == '"\\u00e9"'
 
 
@@ -204,6 +205,16 @@ def test_a_last_assistant_message_is_continued() -> None:
     assert prompt.generation_prompt == "<|im_start|>assistant\nWhill"
     parts = text_of({"messages": [USER, {"role": "assistant", "content": PARTS}]}, LLAMA3)
     assert parts.endswith("<|start_header_id|>assistant<|end_header_id|>\n\nWh\n\nill")
+
+
+@pytest.mark.parametrize("blanks", [("", "", ""), ("\n", "\n", "\n\n"), ("", "", "\n")])
+def test_thoughts_that_are_continued_stand_in_the_templates_own_blanks(blanks: tuple[str, str, str]) -> None:
+    before, after, behind = blanks
+    turn = f"<think>{before}{{{{ m.reasoning_content }}}}{after}</think>{behind}{{{{ m.content }}}}"
+    source = "{% for m in messages %}[{{ m.role }}]" + turn + "[end]{% endfor %}"
+    source += "{% if add_generation_prompt %}[assistant]{% endif %}"
+    said = {"role": "assistant", "content": "Whill", "reasoning_content": "Hm"}
+    assert text_of({"messages": [USER, said]}, source).endswith(f"<think>{before}Hm{after}</think>{behind}Whill")
 
 
 def test_continue_final_message_is_the_same_when_asked_for() -> None:

@@ -108,6 +108,7 @@ def _environment(sandbox: type[LimitedEnvironment]) -> jinja2.Environment:
         trim_blocks=True, lstrip_blocks=True, undefined=_Missing, extensions=[_GenerationTag, loopcontrols]
     )
     environment.replace_filter("tojson", _tojson)
+    environment.replace_filter("safe", str)  # text that jinja2 holds safe would escape what is added to it
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     return environment
