@@ -7,6 +7,7 @@ either; binding of addresses is next door in `listen`, what browsers ask for in 
 from __future__ import annotations
 
 import asyncio
+import codecs
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -167,7 +168,7 @@ async def _read_all(request: web.Request, limits: Limits) -> bytes:
         if size > limits.max_body:
             raise limits.too_large()
         chunks.append(chunk)
-    return b"".join(chunks)
+    return b"".join(chunks).removeprefix(codecs.BOM_UTF8)  # some programs on Windows write one before JSON
 
 
 async def read_json(request: web.Request) -> Any:

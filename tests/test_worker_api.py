@@ -70,6 +70,7 @@ def test_several_prompts_and_choices(worker: Program) -> None:
     shown = post(worker, "/completion", {"prompt": ["One", "Two"], "n_predict": 3, "n": 2, "seed": 3})
     assert [item["index"] for item in shown] == [0, 1, 2, 3]
     assert shown[0]["prompt"] == shown[1]["prompt"] != shown[2]["prompt"]
+    assert [item["generation_settings"]["seed"] for item in shown] == [3, 4, 3, 4]
     merged = post(worker, "/v1/completions", {"prompt": ["One", "Two"], "max_tokens": 3})
     assert [choice["index"] for choice in merged["choices"]] == [0, 1]
     ended = [item["index"] for item in stream(worker, "/completion", {"prompt": ["One", "Two"], "n_predict": 3})
@@ -149,6 +150,11 @@ def test_malformed_json(worker: Program, path: str, body: bytes) -> None:
     response = worker.client.post(path, content=body)
     assert response.status_code == 400
     assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_byte_order_mark_before_the_json(worker: Program) -> None:
+    response = worker.client.post("/tokenize", content=b'\xef\xbb\xbf{"content": "a"}')
+    assert response.json()["tokens"]
 
 
 @pytest.mark.parametrize("streams", [False, True])
