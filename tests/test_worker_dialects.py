@@ -14,7 +14,7 @@ from llama_corral.worker.api.native import Native
 from llama_corral.worker.api.openai_chat import OpenAIChat
 from llama_corral.worker.api.openai_completions import OpenAICompletions
 from llama_corral.worker.api.params import CompletionParams
-from llama_corral.worker.api.results import LOWEST_FLOAT, random_id, timings_json
+from llama_corral.worker.api.results import LOWEST_FLOAT, probs_json, random_id, timings_json
 from llama_corral.worker.chat.reply import Reply
 from llama_corral.worker.engine.messages import Finished, Piece, Progress, Sampling, Timings, TokenProb, TokenProbs
 from msgspec.structs import replace as struct_replace
@@ -88,6 +88,11 @@ def test_native_result() -> None:
     assert (shown["stop"], shown["stop_type"], shown["tokens_cached"], shown["model"]) == (True, "limit", 8, "tiny")
     assert "completion_probabilities" not in shown
     assert Native(answer()).result(0, DONE)["tokens"] == []
+
+
+def test_a_lone_byte_of_a_character_shows_as_replaced_unless_it_begins_one() -> None:
+    entries = [TokenProbs(TokenProb(6, piece, -1.0), ()) for piece in (b"\xa9", b"\xc3")]
+    assert [entry["token"] for entry in probs_json(entries, False)] == ["\ufffd", ""]
 
 
 def test_native_results_of_several_prompts_are_a_list_in_order() -> None:

@@ -92,7 +92,7 @@ class Fields:
         number = float(_number(name, value))
         if not low <= number <= high:
             raise InvalidRequest(
-                f"Field '{name}': Value must be between {low} <= value <= {high}, but got {number}", name
+                f"Field '{name}': Value must be between {low:.6f} <= value <= {high:.6f}, but got {number:.6f}", name
             )
         return number
 

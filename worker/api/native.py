@@ -11,6 +11,8 @@ from .answer import Answer, EventStream, sse
 from .generation_settings import full_settings
 from .results import probs_json, timings_json
 
+_RANDOM_SEED = 0xFFFFFFFF  # shown as it was asked for; other seeds count up with the choices
+
 
 class Native(EventStream):
     def __init__(self, answer: Answer) -> None:
@@ -23,7 +25,10 @@ class Native(EventStream):
 
     def result(self, index: int, event: Finished) -> dict[str, Any]:
         """The final result of one choice. In a stream its text and tokens have been sent already."""
-        params = self._answer.params
+        params, seed = self._answer.params, self._settings["seed"]
+        settings = self._settings
+        if (choice := index % params.n) and seed != _RANDOM_SEED:
+            settings = {**settings, "seed": (seed + choice) & 0xFFFFFFFF}
         shown: dict[str, Any] = {
             "index": index,
             "content": "" if params.stream else event.text,
@@ -33,7 +38,7 @@ class Native(EventStream):
             "model": self._answer.model,
             "tokens_predicted": event.n_decoded,
             "tokens_evaluated": event.n_prompt,
-            "generation_settings": self._settings,
+            "generation_settings": settings,
             "prompt": self._answer.prompt_text(index),
             "has_new_line": event.has_new_line,
             "truncated": event.truncated,

@@ -119,7 +119,7 @@ def read_params(
         n_discard=fields.integer("n_discard", default=0, low=0),
         n_indent=fields.integer("n_indent", default=0, low=0),
         n_cache_reuse=fields.integer("n_cache_reuse", default=defaults.n_cache_reuse, low=0),
-        t_max_predict_ms=fields.limited_real("t_max_predict_ms", default=-1.0, low=-1.0, high=float(2**63)),
+        t_max_predict_ms=fields.integer("t_max_predict_ms", default=-1, low=-1, high=2**63 - 1),
     )
 
 
@@ -183,7 +183,9 @@ def _dice(fields: Fields, base: Sampling) -> dict[str, Any]:
 def _penalties(fields: Fields, base: Sampling) -> dict[str, Any]:
     breakers = fields.strings("dry_sequence_breakers", default=base.dry_sequence_breakers)
     if not breakers:
-        raise InvalidRequest("Field 'dry_sequence_breakers': must be a non-empty array of strings")
+        raise InvalidRequest(
+            "Field 'dry_sequence_breakers': Error: dry_sequence_breakers must be a non-empty array of strings"
+        )
     dry_base = fields.real("dry_base", default=base.dry_base)
     return {
         "repeat_last_n": fields.integer("repeat_last_n", default=base.repeat_last_n, low=0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import secrets
 import string
 from collections.abc import Sequence
@@ -68,7 +69,7 @@ def probs_json(probs: Sequence[TokenProbs], post_sampling: bool) -> list[dict[st
 def _prob_json(entry: TokenProb, name: str) -> dict[str, Any]:
     return {
         "id": entry.id,
-        "token": entry.piece.decode("utf-8", "ignore"),
+        "token": codecs.utf_8_decode(entry.piece, "replace", False)[0],  # a character's beginning alone is no text
         "bytes": list(entry.piece),
         name: max(entry.p, LOWEST_FLOAT),
     }

@@ -89,7 +89,7 @@ class Serving:
 
     @property
     def aliases(self) -> list[str]:
-        return sorted(set(self.settings.alias))
+        return sorted(set(self.settings.alias)) or [self.name]
 
     @property
     def tags(self) -> list[str]:
