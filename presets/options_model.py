@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from .option import OptionGroup, Reader, Repeat, option, within
-from .values import KeyOverrides, LayerCount, LayerRange, Names, NumaStrategy, Numbers, ScaledFiles, Switch
+from .values import KeyOverrides, LayerCount, LayerRange, Names, NumaStrategy, Numbers, OnOff, ScaledFiles, Switch
 
 EXPERT_TENSORS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 """The tensors that `--cpu-moe` is about, as a regular expression."""
@@ -207,7 +207,7 @@ class LoadOptions(OptionGroup):
         hint="SERVERS",
         unsupported="the llama.cpp that comes with llama-cpp-python is built without the RPC backend",
     )
-    fit: Literal["on", "off"] = option(
+    fit: OnOff = option(
         "on",
         "-fit --fit",
         "adjust what is unset so that the model fits into device memory",

@@ -223,6 +223,7 @@ def _not_zero(value: int) -> int:
 
 Switch = Annotated[bool, BeforeValidator(_switch), Allowed("on or off (also true/false, enabled/disabled, 1/0)")]
 OnOffAuto = Annotated[Literal["on", "off", "auto"], BeforeValidator(_on_off_auto), Allowed("on, off or auto")]
+OnOff = Annotated[Literal["on", "off"], BeforeValidator(_on_off_auto), Allowed("on or off")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names), Allowed("a comma-separated list")]
 Texts = Annotated[
