@@ -95,9 +95,9 @@ def test_a_large_vocabulary_is_fast(tmp_path: Path) -> None:
     path = tmp_path / "big.gguf"
     tokens = b"".join(struct.pack("<Q", 6) + b"abcdef" for _ in range(262_144))
     path.write_bytes(entries(string_array(b"tokens", 262_144, tokens)))
-    started = time.perf_counter()
+    started = time.process_time()
     assert read_header(path).lengths == {"tokens": 262_144}
-    assert time.perf_counter() - started < 0.5, "measured 0.03 s; ten times that on a busy machine is still fine"
+    assert time.process_time() - started < 1, "measured 0.03 s; token by token in Python it would be several"
 
 
 @pytest.mark.parametrize("code", sorted(set(gguf.GGML_QUANT_SIZES) & set(TENSOR_TYPES)))
@@ -175,10 +175,10 @@ def test_a_forged_count_in_a_large_sparse_file_ends_soon(tmp_path: Path) -> None
     with path.open("wb") as file:
         file.write(entries(string_array(b"k", 1 << 36)))
         file.truncate(1 << 40)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(GgufError, match="claims"):
         read_header(path)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize("name", ["missing.gguf", "."])
@@ -195,7 +195,7 @@ def test_truncated_anywhere(tmp_path: Path, sample: bytes) -> None:
             read_header(path)
 
 
-@settings(max_examples=300, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(edits=st.lists(st.tuples(st.integers(0, 2500), st.integers(0, 255)), max_size=8), cut=st.integers(0, 9000))
 def test_mutations_never_escape(tmp_path: Path, sample: bytes, edits: list[tuple[int, int]], cut: int) -> None:
     broken = bytearray(sample)

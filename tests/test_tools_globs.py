@@ -68,6 +68,6 @@ def test_no_pattern_fails(pattern: str, path: str) -> None:
 
 
 def test_a_hostile_pattern_takes_no_time() -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     assert not Glob("**a" * 60 + "b")("a" * 400)
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5

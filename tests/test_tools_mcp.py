@@ -44,10 +44,10 @@ def test_a_server_made_with_the_official_package(monkeypatch: pytest.MonkeyPatch
             environment = [await t.text("f_environment", name=name) for name in ("TOKEN", "FROM_US", "LLAMA_API_KEY")]
             assert environment == ["theirs", "ours", "not set"]
             began = time.monotonic()
-            slow = [asyncio.create_task(t.text("f_slow", seconds=0.5)) for _ in range(8)]
+            slow = [asyncio.create_task(t.text("f_slow", seconds=1)) for _ in range(8)]
             assert await t.text("f_echo", message="side by side") == "echo: side by side"
             assert [await task for task in slow] == ["slept"] * 8
-            assert time.monotonic() - began < 4
+            assert time.monotonic() - began < 8
 
     run(check())
 
@@ -197,7 +197,7 @@ def test_the_end_waits_for_none_of_them(mode: str) -> None:
             began = time.monotonic()
         return time.monotonic() - began
 
-    assert run(check()) < 3
+    assert run(check()) < 30
 
 
 def test_a_built_in_tool_cannot_be_replaced() -> None:
