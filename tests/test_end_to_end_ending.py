@@ -72,8 +72,8 @@ def test_what_does_not_finish_is_cut_with_a_word(program: str, programs: Program
 
 @pytest.mark.parametrize("program", ["router", "worker"])
 def test_what_can_finish_does(program: str, programs: Programs, start_gateway: Start) -> None:
-    server = start(program, programs, start_gateway, "--drain-timeout", "30")
-    reader = Reader(server, {**ENDLESS, "n_predict": 2000}, "/v1/completions")
+    server = start(program, programs, start_gateway, "--drain-timeout", "100")
+    reader = Reader(server, {**ENDLESS, "n_predict": 600}, "/v1/completions")
     server.process.send_signal(signal.SIGTERM)
     assert reader.finish() == "data: [DONE]"
     assert server.exit_code() == 0
