@@ -22,6 +22,7 @@ _FORMAT_PATTERNS = {
     "email": rf"^[A-Za-z0-9_%+-]+(\.[A-Za-z0-9_%+-]+)*@{_LABEL}(\.{_LABEL})+$",
     "uri": r"^[A-Za-z][A-Za-z0-9+.-]*:[A-Za-z0-9._~:/?#@!$&'()*+,;=%-]+$",
 }
+_REPEATED_CHARACTER = re.compile(r"\^(?P<one>\[(?:\\.|[^\]\\])+\]|\\[dDsSwW]|\.)(?P<how>[*+])\$")
 _REFUSED_FORMATS = frozenset(
     {
         "duration",
@@ -48,21 +49,16 @@ def string_rule(rules: Rules, schema: Schema, rule: str, path: str) -> str:
     form = form if _binds(form) else None
     if pattern and form:  # programs that write schemas say the same with both
         pattern, form = (None, form) if not _can_write(pattern) and form not in _REFUSED_FORMATS else (pattern, None)
-    given = [name for name, is_given in (("pattern", pattern), ("format", form), ("minLength", low)) if is_given]
-    if high is not None:
-        given.append("maxLength")
-    if len(given) > 1 and given[0] in ("pattern", "format"):
-        raise fail(path, f'keyword "{given[1]}" beside "{given[0]}" is not supported')
+    if high is not None and high < low:
+        raise Contradiction(f"JSON schema error at {path}: maxLength is below minLength")
     if pattern or form in _FORMAT_PATTERNS:
-        return _pattern(rules, pattern or _FORMAT_PATTERNS[str(form)], rule, path)
+        return _pattern(rules, _with_length(pattern or _FORMAT_PATTERNS[str(form)], low, high), rule, path)
     if form:
         return _format(rules, form, rule, path)
-    if not given:
+    if not low and high is None:
         return rules.primitive("string", rule)
     if low > MAX_REPETITIONS:
         raise fail(path, f"minLength above {MAX_REPETITIONS} is not supported")
-    if high is not None and high < low:
-        raise Contradiction(f"JSON schema error at {path}: maxLength is below minLength")
     characters = repeated(rules.primitive(CHAR), low, high)
     return rules.add(rule, rf'"\"" {characters} "\""')
 
@@ -80,6 +76,16 @@ def _can_write(pattern: str) -> bool:
         return bool(pattern_expression(pattern, "char*"))
     except Unsupported:
         return False
+
+
+def _with_length(pattern: str, low: int, high: int | None) -> str:
+    """A repeated character takes the bounds itself; what other patterns match no grammar counts."""
+    found = _REPEATED_CHARACTER.fullmatch(pattern)
+    least = max(low, 1 if found and found["how"] == "+" else 0)
+    most = least if high is None else high
+    if not found or not least <= most <= MAX_REPETITIONS:
+        return pattern
+    return f"^{found['one']}{{{least},{'' if high is None else high}}}$"
 
 
 def _pattern(rules: Rules, pattern: str, rule: str, path: str) -> str:
