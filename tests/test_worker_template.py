@@ -193,6 +193,12 @@ def test_template_variables_and_reasoning_effort() -> None:
     assert text_of({"messages": [USER], "reasoning_effort": "none"}, source) == " False "
 
 
+@pytest.mark.parametrize(("shown", "thinks"), [("", False), ("<think>{{ m.reasoning_content }}</think>", True)])
+def test_a_template_is_asked_to_think_if_it_shows_thoughts(shown: str, thinks: bool) -> None:
+    source = "{% for m in messages %}[{{ m.role }}]" + shown + "{{ m.content }}[end]{% endfor %}{{ enable_thinking }}"
+    assert text_of({"messages": [USER]}, source).endswith(f"[end]{thinks}")
+
+
 # -- continuing ------------------------------------------------------------------------------------------------------
 
 PARTS = [{"type": "text", "text": "Wh"}, {"type": "text", "text": "ill"}]

@@ -142,7 +142,7 @@ def _with_model_values(sampling: Sampling, settings: Settings, metadata: Mapping
 
 def chat_defaults(settings: Settings) -> ChatDefaults:
     variables: dict[str, Any] = json.loads(settings.chat_template_kwargs) if settings.chat_template_kwargs else {}
-    if settings.reasoning != "auto" or "enable_thinking" not in variables:
+    if settings.reasoning != "auto":
         variables["enable_thinking"] = settings.reasoning != "off"
     if settings.reasoning_effort not in ("", "default"):
         variables["reasoning_effort"] = settings.reasoning_effort

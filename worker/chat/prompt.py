@@ -103,6 +103,12 @@ class ChatFormat:
             log.warning("the model's template for tools is left out: %s", error)
             return self._main
 
+    @property
+    def _thinks(self) -> bool:
+        """Unless somebody says otherwise. A template in which no thoughts are found is told to leave them."""
+        form = self._main.form if self._main and self._parses else None
+        return form is None or form.reasoning is not None
+
     def render(self, request: ChatRequest, builtin: ApplyBuiltin) -> RenderedPrompt:
         try:
             return self._render(request, builtin, MOST_SECONDS)
@@ -176,7 +182,7 @@ class ChatFormat:
                 messages,
                 add_generation_prompt=add_generation_prompt,
                 tools=request.tools.shown,
-                variables=_spelled_out(request.variables),
+                variables={"enable_thinking": self._thinks, **_spelled_out(request.variables)},
                 seconds=seconds,
             )
             if turn_end and add_generation_prompt and text.endswith(turn_end):
