@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +224,14 @@ def test_an_open_thought_in_the_prompt() -> None:
 
 
 def test_a_thought_that_never_ends_is_a_thought() -> None:
-    assert said_in(HERMES, "<think>on and on ") == Said("", "on and on")
+    assert said_in(HERMES, "<think>on and on ") == Said("", "on and on ")
+
+
+def test_blanks_that_are_not_the_templates_are_kept() -> None:
+    assert said_in(HERMES, "<think> \n a \n</think>\n\n\n b") == Said("\n b", " \n a ")
+    assert said_in(replace(HERMES, spacing=("", "", "")), "<think>\na\n</think>\nb\n") == Said("\nb\n", "\na\n")
+    assert said_in(HERMES, "\n b") == Said("b")
+    assert said_in(HERMES, "<think>\n \n</think>\n\nb") == Said("b")
 
 
 @pytest.mark.parametrize(

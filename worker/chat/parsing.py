@@ -7,7 +7,6 @@ ambiguous is withheld. Text that only looks like a call (no such tool, no such s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 from .channels import addressed, harmony, recipients
 from .deltas import CallArguments, CallBegun, Content, Delta, Reasoning, new_call_id
@@ -95,6 +94,7 @@ class Trimmed:
         self._emit = emit
         self._begun, self._trailing = leading, trailing
         self._withheld = ""
+        self.said = False
 
     def __call__(self, text: str) -> None:
         text = self._withheld + text
@@ -103,13 +103,13 @@ class Trimmed:
         solid = text if self._trailing else text.rstrip(SPACE)
         self._withheld = text[len(solid) :]
         if solid:
-            self._begun = True
+            self._begun = self.said = True
             self._emit(solid)
 
-    def flush(self) -> None:
-        """What was withheld counts after all."""
+    def flush(self, *, without: str = "") -> None:
+        """What was withheld counts after all, but for this end of it."""
         if self._begun:
-            self._emit(self._withheld)
+            self._emit(self._withheld.removesuffix(without))
         self._withheld = ""
 
 
@@ -122,34 +122,39 @@ def _parsing(
         return recipients(tools, reader, writer)
     if form.style == "addressed":
         return addressed(_calls_reader(form, tools, reader, writer), separate_reasoning, reader, writer)
-    return _answer(form if separate_reasoning else replace(form, reasoning=None), tools, reader, writer)
+    return _answer(form, tools, separate_reasoning, reader, writer)
 
 
-def _answer(form: AnswerFormat, tools: Mapping[str, Tool], reader: Reader, writer: Writer) -> Parsing[None]:
+def _answer(
+    form: AnswerFormat, tools: Mapping[str, Tool], separate_reasoning: bool, reader: Reader, writer: Writer
+) -> Parsing[None]:
     calls = _calls_reader(form, tools, reader, writer)
+    thoughts = form.reasoning if separate_reasoning else None
     thought = False
-    if form.reasoning:
-        thought = yield from _thoughts(form, form.reasoning, calls, reader, writer)
-    marks = [*form.content.marks, *form.skipped]
-    again = form.reasoning.start if form.reasoning and form.thinks_again else ""
+    if thoughts:
+        thought = yield from _thoughts(form, thoughts, calls, reader, writer)
+    marks = [*form.content.marks, *_skipped(form, separate_reasoning)]
+    again = thoughts.start if thoughts and form.thinks_again else ""
     if again:
         marks.append(again)
     if calls is not None:
         marks.append(calls.mark)
-    content = Trimmed(writer.content, leading=not thought, trailing=not marks)
+    content = Trimmed(writer.content, leading=thought or form.reasoning is None, trailing=not marks)
     while True:
         mark = yield from reader.until(marks, content)
         if mark is None:
             if not writer.n_calls:
                 content.flush()
             return
-        if form.reasoning and mark == again:
-            yield from _thoughts(form, form.reasoning, calls, reader, writer)
+        if thoughts and mark == again:
+            yield from _thoughts(form, thoughts, calls, reader, writer)
             content = Trimmed(writer.content)
             continue
         if calls is None or mark != calls.mark:
+            if mark == form.content.end and content.said:
+                content.flush()
             reader.skip(len(mark))
-            content = Trimmed(writer.content)
+            content = Trimmed(writer.content, leading=mark == form.content.start)
             continue
         reader.keep()
         if (yield from calls.read()):
@@ -159,20 +164,39 @@ def _answer(form: AnswerFormat, tools: Mapping[str, Tool], reader: Reader, write
             reader.skip(1)
 
 
+def _skipped(form: AnswerFormat, separate_reasoning: bool) -> Sequence[str]:
+    """Marks that say nothing; those of thoughts do where they are shown."""
+    shown = form.reasoning.marks if form.reasoning and not separate_reasoning else ()
+    return [mark for mark in form.skipped if mark not in shown]
+
+
 def _thoughts(
     form: AnswerFormat, tags: Span, calls: CallsReader | None, reader: Reader, writer: Writer
 ) -> Parsing[bool]:
     """Those that come first; whether there were any marks of them."""
     start, end = tags.start.strip(), tags.end.strip()
     if start and not (yield from reader.word(start)):
-        return (yield from reader.word(end))  # as if there had been some
+        found = yield from reader.word(end)  # as if there had been some
+        if found:
+            yield from _blanks(form.spacing[2], form.calls_end_reasoning, reader)
+        return found
+    yield from _blanks(form.spacing[0], form.calls_end_reasoning or form.thinks_again, reader)
     ends = [end, *Span(form.content.start).marks]
     if form.calls_end_reasoning and calls is not None:
         ends.append(calls.mark)
-    mark = yield from reader.until(ends, Trimmed(writer.reasoning))
+    text = Trimmed(writer.reasoning, leading=True)
+    mark = yield from reader.until(ends, text)
+    if text.said and (mark is None or (mark == end and not form.thinks_again)):
+        text.flush(without=form.spacing[1] if mark else "")
     if mark == end:
         reader.skip(len(end))
+        yield from _blanks(form.spacing[2], form.calls_end_reasoning, reader)
     return True
+
+
+def _blanks(of_template: str, all_of_them: bool, reader: Reader) -> Parsing[None]:
+    """Those that the template writes behind a mark are no part of the text: they come back with it."""
+    return reader.space() if all_of_them else reader.blanks(of_template)
 
 
 CallsReader = JsonCallsReader | TaggedCallsReader | PythonCallsReader | DictCallsReader | ElementCallsReader

@@ -72,6 +72,12 @@ class Reader:
                 return
             self._position += 1
 
+    def blanks(self, wanted: str) -> Parsing[None]:
+        """As many of these as come, in this order."""
+        for blank in wanted:
+            if (yield from self.peek()) == blank:
+                self._position += 1
+
     def literal(self, text: str) -> Parsing[bool]:
         """Reads `text` if it comes next, and nothing else if not."""
         while not self.rest.startswith(text):
