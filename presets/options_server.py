@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from .option import OptionGroup, Reader, Repeat, option, within
-from .values import ByteSize, Hosts, JsonObject, Names, OnOffAuto, Switch, Texts
+from .values import ByteSize, Hosts, JsonObject, Names, OnOffAuto, Switch, Texts, UrlPath
 
 
 class HttpOptions(OptionGroup):
@@ -32,7 +32,7 @@ class HttpOptions(OptionGroup):
         False, "--reuse-port", "let several processes listen on the port", env="REUSE_PORT", reader=Reader.BOTH
     )
     path: str = option("", "--path", "directory of files to serve", env="STATIC_PATH", hint="DIR", reader=Reader.BOTH)
-    api_prefix: str = option(
+    api_prefix: UrlPath = option(
         "",
         "--api-prefix",
         "path under which everything is served, without trailing slash",
@@ -82,6 +82,7 @@ class HttpOptions(OptionGroup):
         env="$LLAMA_API_KEY",
         hint="KEYS",
         reader=Reader.BOTH,
+        repeat=Repeat.COMMA,
         router_own=True,
         secret=True,
     )

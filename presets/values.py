@@ -246,6 +246,7 @@ LogitBias = Annotated[
 KeyOverrides = Annotated[
     tuple[str, ...], BeforeValidator(_key_overrides), Allowed("KEY=TYPE:VALUE with type int, float, bool or str")
 ]
+UrlPath = Annotated[str, Field(pattern="^(/.*)?$"), Allowed("a path that begins with /")]
 JsonObject = Annotated[str, AfterValidator(_json_object), Allowed("a JSON object")]
 ScaledFiles = Annotated[
     tuple[tuple[str, Finite], ...], BeforeValidator(_scaled_files), Allowed("FILE:SCALE, or several with commas")

@@ -71,6 +71,7 @@ def test_the_last_of_several_counts_and_lists_grow() -> None:
         "\n\n",
         '["x"]',
     )
+    assert resolve(read_argv(["--api-key", "a", "--api-key", "b,c"])).api_key == ("a", "b", "c")
     assert resolve(read_argv(["-l", "5+1", "-l", "6-0.5"])).logit_bias == ((5, 1.0), (6, -0.5))
     assert resolve(read_argv(["--override-kv", "a=int:1", "--override-kv", "b=bool:true"])).override_kv == (
         "a=int:1",
@@ -135,6 +136,7 @@ def test_two_ways_to_say_the_same_exclude_each_other() -> None:
         (["-sm", "rows"], "-sm: invalid value 'rows': expected one of none, layer, row, tensor"),
         (["--repeat-penalty", "0"], "--repeat-penalty: invalid value '0': expected a number above 0"),
         (["--adaptive-target", "2"], "--adaptive-target: invalid value '2': expected a number of at most 1"),
+        (["--api-prefix", "api"], "--api-prefix: invalid value 'api': expected a path that begins with /"),
         (["--override-kv", "x=1"], "--override-kv: invalid value 'x=1': expected KEY=TYPE:VALUE"),
         (["--sampling-seq", "kq"], "--sampling-seq: invalid value 'kq': --samplers by their letters"),
         (["--samplers", "top_q"], "--samplers: invalid value 'top_q': expected names separated by ';'"),

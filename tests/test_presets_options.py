@@ -39,6 +39,7 @@ VALUES = {
     "control_vector_scaled": "a.gguf:2",
     "control_vector_layer_range": "1 4",
     "sampling_seq": "kt",
+    "api_prefix": "/llm",
 }
 
 
