@@ -232,6 +232,8 @@ def test_blanks_that_are_not_the_templates_are_kept() -> None:
     assert said_in(replace(HERMES, spacing=("", "", "")), "<think>\na\n</think>\nb\n") == Said("\nb\n", "\na\n")
     assert said_in(HERMES, "\n b") == Said("b")
     assert said_in(HERMES, "<think>\n \n</think>\n\nb") == Said("b")
+    shown = "<|channel>thought\na\n<channel|>\nb"
+    assert said_in(GEMMA_4, shown, separate_reasoning=False) == Said(shown)
 
 
 @pytest.mark.parametrize(

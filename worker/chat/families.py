@@ -18,25 +18,28 @@ def answer_format(template: ChatTemplate, capabilities: Capabilities) -> AnswerF
 def _known(source: str) -> AnswerFormat | None:
     if "[SYSTEM_PROMPT]" in source and "[TOOL_CALLS]" in source and "[ARGS]" in source and "[CALL_ID]" not in source:
         thinks = Span("[THINK]", "[/THINK]") if "[THINK]" in source else None
-        return AnswerFormat(thinks, calls=TaggedCalls(call=Span("[TOOL_CALLS]"), name=Span("", "[ARGS]")))
+        calls = TaggedCalls(call=Span("[TOOL_CALLS]"), name=Span("", "[ARGS]"))
+        return AnswerFormat(thinks, calls=calls, spacing=_NO_BLANKS, loose=True)
     if "<|tool_calls_section_begin|>" in source and "<|tool_call_begin|>" in source:
         thinks = Span("<think>", "</think>") if "<think>" in source else None
         return AnswerFormat(thinks, calls=KIMI_K2)
     if "[BEGIN FINAL RESPONSE]" in source and "<|begin_assistant|>" in source:
-        calls = JsonCalls(section=Span("<tool_calls>", "</tool_calls>"), array=True)
-        return AnswerFormat(Span("", "[BEGIN FINAL RESPONSE]"), calls=calls)
+        listed = JsonCalls(section=Span("<tool_calls>", "</tool_calls>"), array=True)
+        return AnswerFormat(Span("", "[BEGIN FINAL RESPONSE]"), calls=listed)
     if "<|channel|>" in source:
         return GPT_OSS
     if ">>>all" in source and ">>>${recipient}" in source:
         return FUNCTIONARY_3_2
     if "<|tool_list_start|>" in source or "List of tools: [" in source:
-        return AnswerFormat(Span("<think>", "</think>") if "<think>" in source else None, calls=LFM2)
+        thinks = Span("<think>", "</think>") if "<think>" in source else None
+        return AnswerFormat(thinks, calls=LFM2, spacing=_NO_BLANKS)
     found = next((form for mark, form in _BY_MARK.items() if mark in source), None)
     if found is GEMMA_4 and "tool_responses" in source and "OpenAI Chat Completions" not in source:
         return dataclasses.replace(GEMMA_4, responses_within=True)  # the template before it took messages of tools
     return found
 
 
+_NO_BLANKS = ("", "", "")
 NAMESPACE = "]<]minimax[>["
 """Before each tag of MiniMax M3."""
 KIMI_K2 = TaggedCalls(
@@ -147,7 +150,9 @@ _BY_MARK = {
     "<atem:": MUSE,
     "<|tool_call>": GEMMA_4,
     NAMESPACE: MINIMAX_M3,
-    _GRANITE_3_3: AnswerFormat(calls=JsonCalls(section=Span("<|tool_call|>"), array=True)),
+    _GRANITE_3_3: AnswerFormat(
+        Span("<think>", "</think>"), calls=JsonCalls(section=Span("<|tool_call|>"), array=True), spacing=_NO_BLANKS
+    ),
 }
 """What only the family's templates say."""
 

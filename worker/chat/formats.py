@@ -112,6 +112,7 @@ class AnswerFormat:
     thinks_again: bool = False  # thoughts may come between content, too
     skipped: tuple[str, ...] = ()  # marks that say nothing
     spacing: tuple[str, str, str] = ("\n", "\n", "\n\n")  # behind the mark of thoughts, before the other, behind that
+    loose: bool = False  # any blanks behind thoughts say nothing
     reopens: tuple[str, str] = ("", "")  # a prompt for an answer that ends with the first lacks the second
     responses_within: bool = False  # the template wants results of tools in the message of their calls
     turn: str = ""  # begins the message after the thoughts, where these are one of their own

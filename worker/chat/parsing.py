@@ -178,7 +178,7 @@ def _thoughts(
     if start and not (yield from reader.word(start)):
         found = yield from reader.word(end)  # as if there had been some
         if found:
-            yield from _blanks(form.spacing[2], form.calls_end_reasoning, reader)
+            yield from _blanks(form.spacing[2], form.calls_end_reasoning or form.loose, reader)
         return found
     yield from _blanks(form.spacing[0], form.calls_end_reasoning or form.thinks_again, reader)
     ends = [end, *Span(form.content.start).marks]
@@ -190,7 +190,7 @@ def _thoughts(
         text.flush(without=form.spacing[1] if mark else "")
     if mark == end:
         reader.skip(len(end))
-        yield from _blanks(form.spacing[2], form.calls_end_reasoning, reader)
+        yield from _blanks(form.spacing[2], form.calls_end_reasoning or form.loose, reader)
     return True
 
 
