@@ -12,8 +12,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, TextIO
 
+from .encoding import encode_json
 from .errors import ConfigError
-from .web import encode_json
 
 if TYPE_CHECKING:
     from .settings import Settings

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
-from pydantic import BaseModel
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import ConfigDict
 
 from .option import OptionGroup
 from .options_context import ContextOptions, RopeOptions, ThreadOptions
@@ -47,16 +46,13 @@ class Settings(
     RouterOptions,
     LogOptions,
     ProgramOptions,
-    BaseSettings,
 ):
     """Bases stand in reverse of the order in which help shows them."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", defer_build=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, defer_build=False)
 
     def __init__(self, **values: Any) -> None:
-        """Of the sources that pydantic-settings knows none is used, and to make them takes a millisecond: much for a
-        directory of models, each of which is checked."""
-        BaseModel.__init__(self, **{**layer_texts.get({}), **values})
+        super().__init__(**{**layer_texts.get({}), **values})
 
     @property
     def is_router(self) -> bool:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from aiohttp import hdrs, web
 
+from .encoding import encode_json
 from .errors import ApiError, ConfigError, InvalidRequest, ServerFault
 from .ollama import PATHS as OLLAMA_PATHS
-from .web import CONVERSATION_HEADER, GIVEN_BODY, Handler, Route, add_routes, encode_json, json_response, read_object
+from .web import CONVERSATION_HEADER, GIVEN_BODY, Handler, Route, add_routes, json_response, read_object
 
 if TYPE_CHECKING:
     from .settings import Settings

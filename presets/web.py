@@ -18,6 +18,7 @@ import msgspec
 from aiohttp import HttpVersion11, hdrs, web
 
 from .access import Keys, origin_policy, read_api_keys
+from .encoding import encode_json
 from .ending import Running
 from .envelopes import OPENAI, Envelope, envelope_of
 from .errors import (
@@ -68,25 +69,7 @@ LIMITS = web.AppKey("limits", Limits)
 RUNNING = web.AppKey("running", Running)
 
 
-# -- JSON ------------------------------------------------------------------------------------------------------------
-
-
-def encode_json(value: object) -> bytes:
-    """Never fails on text: a lone surrogate becomes U+FFFD; NaN and infinities become null."""
-    try:
-        return msgspec.json.encode(value)
-    except UnicodeEncodeError:
-        return msgspec.json.encode(_without_surrogates(value))
-
-
-def _without_surrogates(value: object) -> object:
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, dict):
-        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_surrogates(item) for item in value]
-    return value
+# -- answers ---------------------------------------------------------------------------------------------------------
 
 
 def json_response(value: object, status: int = 200) -> web.Response:

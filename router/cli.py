@@ -1,58 +1,26 @@
 """`llama-corral`: reads its options, then prints something, becomes the worker of one model, or serves as the router.
 
-`main()` is the console script. Everything a person did wrong ends here as one line on stderr and exit code 1.
+`main()` is the console script. Everything a person did wrong ends here as one line on stderr and exit code 1. What only
+one of these needs is imported there: for one model all of it is a detour.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import functools
-import gc
 import logging
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from ..presets import layers, logs
-from ..presets.ending import Stop, drain
-from ..presets.errors import ApiError, ConfigError, ModelFilesError
-from ..presets.help import bash_completion, help_text
-from ..presets.hub import list_cached, remote_preset
-from ..presets.listen import listen
-from ..presets.notify import NOTIFY_ENV, READY, STOPPING, notify, reloading
-from ..presets.option import Option
-from ..presets.prompts_on_disk import DIRECTORY_ENV as PROMPTS_ENV
-from ..presets.prompts_on_disk import prompts_directory
-from ..presets.response_store import DIRECTORY_ENV, ResponseStore
+from ..presets.errors import ConfigError, ModelFilesError
 from ..presets.settings import Settings
-from ..presets.sources import demo_presets_path, load_presets
-from ..presets.table import VARIABLES
 from ..presets.version import BUILD_INFO, VERSION
-from ..presets.vertex import VERTEX_ENV, read_vertex
-from ..presets.web import RUNNING
-from . import app
-from .backends import Launchers, asking_interval
 from .child import worker_environ
-from .library import ReadPresets
-from .lifecycle import FAKE_LOAD_DELAY, FAKE_TIMING_ENV, Lifecycle
-from .room import room_of
-from .snapshot import rules_of
 from .spawn import WORKER_COMMAND
-from .tasks import Tasks
-from .watchdog import least_timeout
-from .watcher import read_again, watch
-from .zygote import best_launcher
 
 log = logging.getLogger("corral.router")
-
-NO_MODELS = (
-    "no model found: name a presets file (--models-preset FILE), a directory of GGUF files (--models-dir DIR) "
-    "or one model (-m FILE, -hf USER/REPO), or try the built-in ones (--demo)"
-)
 
 
 def main() -> NoReturn:
@@ -84,17 +52,21 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         return become_worker(argv, environ)
     for line in (*layers.overridden(given, inherited), *layers.notices(settings)):
         log.warning("%s", line)
-    return _run_loop(settings, given, environ, is_downloaded=settings.hf_repo != wanted.hf_repo)
+    from .service import run_router  # and with it all that a router is
+
+    return run_router(settings, given, environ, is_downloaded=settings.hf_repo != wanted.hf_repo)
 
 
 def _text_to_print(settings: Settings, environ: Mapping[str, str]) -> str | None:
-    if settings.usage:
-        return help_text()
+    if settings.usage or settings.completion_bash:
+        from ..presets.help import bash_completion, help_text
+
+        return help_text() if settings.usage else bash_completion()
     if settings.version:
         return f"version: llama-corral {VERSION} ({BUILD_INFO})"
-    if settings.completion_bash:
-        return bash_completion()
     if settings.cache_list:
+        from ..presets.hub import list_cached
+
         cached = list_cached(environ)
         lines = [f"{number:4d}. {name}" for number, name in enumerate(cached, start=1)]
         return "\n".join([f"number of models in cache: {len(cached)}", *lines])
@@ -103,10 +75,15 @@ def _text_to_print(settings: Settings, environ: Mapping[str, str]) -> str | None
 
 def _with_preset_file(settings: Settings, environ: Mapping[str, str]) -> Settings:
     """`--demo`, or a repository that holds presets instead of a model, stands for `--models-preset`."""
-    if settings.hf_repo and not settings.model and (path := remote_preset(settings, environ)):
-        log.warning("using the presets that %s brings: trust it as you would trust its author", settings.hf_repo)
-        return settings.model_copy(update={"hf_repo": "", "hf_file": "", "models_preset": str(path)})
+    if settings.hf_repo and not settings.model:
+        from ..presets.hub import remote_preset
+
+        if path := remote_preset(settings, environ):
+            log.warning("using the presets that %s brings: trust it as you would trust its author", settings.hf_repo)
+            return settings.model_copy(update={"hf_repo": "", "hf_file": "", "models_preset": str(path)})
     if settings.demo and settings.is_router and not settings.models_preset:
+        from ..presets.sources import demo_presets_path
+
         return settings.model_copy(update={"models_preset": str(demo_presets_path())})
     return settings
 
@@ -118,138 +95,3 @@ def become_worker(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     if os.name == "posix":
         os.execve(command[0], command, environment)
     return subprocess.call(command, env=environment)
-
-
-# -- the router ------------------------------------------------------------------------------------------------------
-
-
-def _run_loop(settings: Settings, given: layers.Layer, environ: Mapping[str, str], *, is_downloaded: bool) -> int:
-    work = serve(settings, given, environ, is_downloaded=is_downloaded)
-    try:
-        import uvloop  # not on every platform
-    except ImportError:
-        return asyncio.run(work)
-    return uvloop.run(work)
-
-
-async def serve(
-    settings: Settings, given: layers.Layer, environ: Mapping[str, str], *, is_downloaded: bool = False
-) -> int:
-    """Listens first, then starts what is to run from the beginning, then waits for a signal. Returns the exit code.
-
-    `is_downloaded`: the presets file, which is then believed less.
-    """
-    read_presets = functools.partial(load_presets, settings, given, environ, may_run_commands=not is_downloaded)
-    presets = read_presets()
-    if not presets:
-        log.warning(NO_MODELS)
-    is_slowed = FAKE_TIMING_ENV in environ
-    for_workers = _for_workers(environ)
-    room = room_of(settings, for_workers)
-    responses, prompts = ResponseStore(), prompts_directory("", {**environ, PROMPTS_ENV: ""})
-    shared = {DIRECTORY_ENV: responses.open(), PROMPTS_ENV: prompts.open()}
-    patience = least_timeout(settings.worker_timeout)
-    lifecycle = Lifecycle(
-        presets,
-        Launchers(best_launcher({**for_workers, **shared}), for_workers, ask_every=asking_interval(patience)),
-        models_max=settings.models_max,
-        autoload=settings.models_autoload,
-        load_delay=FAKE_LOAD_DELAY if is_slowed else 0.0,
-        room=room,
-        rules=rules_of(settings),
-        worker_timeout=patience,
-    )
-    vertex = read_vertex(environ)
-    if vertex is not None:
-        settings = vertex.listening(settings)
-    application = app.build(
-        settings,
-        lifecycle,
-        read_presets,
-        fake_timing=is_slowed,
-        vertex=vertex,
-        responses=responses,
-        environ=environ,
-    )
-    stop = Stop()
-    stop.on_signals()
-    hurrying = asyncio.create_task(_hurry(stop, lifecycle))
-    try:
-        async with listen(application, settings) as listening:
-            log.info("router mode: %d models, at most %s in memory", len(presets), settings.models_max or "all")
-            notify(environ, READY)
-            watching = asyncio.create_task(watch(settings, read_presets, lifecycle))
-            try:
-                with _reloads_on_hangup(read_presets, lifecycle, environ):
-                    code = await _run_until(stop.asked, lifecycle)
-            finally:
-                watching.cancel()
-            log.info("stopping")
-            notify(environ, STOPPING)
-            listening.stop_accepting()
-            lifecycle.stop_serving()
-            await drain(application[RUNNING], stop, settings.drain_timeout, application[app.CUT])
-            return code
-    finally:
-        prompts.close()  # before the workers end, so that they need not fill it
-        await lifecycle.close()
-        hurrying.cancel()
-
-
-async def _hurry(stop: Stop, lifecycle: Lifecycle) -> None:
-    """A second signal while workers have their time to end: they have none any more."""
-    await stop.hurried.wait()
-    if lifecycle.is_closing:
-        await lifecycle.close()
-
-
-@contextlib.contextmanager
-def _reloads_on_hangup(read_presets: ReadPresets, lifecycle: Lifecycle, environ: Mapping[str, str]) -> Iterator[None]:
-    """SIGHUP has the sources read again; on a terminal it means that this was closed, and ends the router as ever."""
-    if not hasattr(signal, "SIGHUP") or os.isatty(0):
-        yield
-        return
-    tasks, loop = Tasks(), asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGHUP, lambda: tasks.spawn(_read_again(read_presets, lifecycle, environ)))
-    try:
-        yield
-    finally:
-        tasks.cancel()
-        loop.add_signal_handler(signal.SIGHUP, lambda: log.info("SIGHUP comes too late: the router is stopping"))
-
-
-async def _read_again(read_presets: ReadPresets, lifecycle: Lifecycle, environ: Mapping[str, str]) -> None:
-    notify(environ, reloading())
-    try:
-        await read_again(read_presets, lifecycle)
-    finally:
-        notify(environ, READY)
-
-
-def _for_workers(environ: Mapping[str, str]) -> dict[str, str]:
-    """Keys, certificates and a platform's wishes are for the router's door; a key behind it would lock people out."""
-    own = {
-        variable
-        for variable, spelling in VARIABLES.items()
-        if isinstance(spelling.entry, Option) and spelling.entry.router_own
-    }
-    own.add(NOTIFY_ENV)
-    return {name: value for name, value in environ.items() if name not in own and not name.startswith(VERTEX_ENV)}
-
-
-async def _run_until(stop: asyncio.Event, lifecycle: Lifecycle) -> int:
-    startup = asyncio.create_task(lifecycle.start())
-    stopped = asyncio.create_task(stop.wait())
-    try:
-        await asyncio.wait((startup, stopped), return_when=asyncio.FIRST_COMPLETED)
-        if not stop.is_set():
-            await startup  # raises what a model to be loaded at startup met with
-            gc.freeze()  # what lives until the end needs no looking through
-            await stopped
-    except ApiError as error:
-        log.error("a model to be loaded on startup could not be: %s", error.message)
-        return 1
-    finally:
-        startup.cancel()
-        stopped.cancel()
-    return 0

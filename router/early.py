@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from ..presets.encoding import encode_json
 from ..presets.ollama import speaks_ollama
-from ..presets.web import CONVERSATION_HEADER, GIVEN_BODY, encode_json, event_stream
+from ..presets.web import CONVERSATION_HEADER, GIVEN_BODY, event_stream
 
 _STREAMING = ("/completion", "/completions", "/responses", "/messages", "/infill", "/audio/transcriptions")
 """The ends of the paths that can answer with server-sent events."""

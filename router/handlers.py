@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from ..presets.anthropic import VERSION_HEADER, with_anthropic_name, with_anthropic_names
+from ..presets.encoding import encode_json
 from ..presets.errors import ConfigError, NotFound
 from ..presets.version import BUILD_INFO
-from ..presets.web import encode_json, event_stream, json_response, query_text, read_object
+from ..presets.web import event_stream, json_response, query_text, read_object
 from .events import ModelEvent
 from .library import Library
 from .lifecycle import Lifecycle

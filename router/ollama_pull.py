@@ -12,11 +12,12 @@ from typing import Any
 
 from aiohttp import web
 
+from ..presets.encoding import encode_json
 from ..presets.envelopes import OLLAMA
 from ..presets.errors import ApiError, InvalidRequest, ModelNotFound, ServerFault
 from ..presets.gguf_names import canonical_name
 from ..presets.ollama_models import HUBS, LATEST, possible_names
-from ..presets.web import LINES_TYPE, encode_json, error_event, event_stream, json_response, read_object
+from ..presets.web import LINES_TYPE, error_event, event_stream, json_response, read_object
 from .events import ModelEvent
 from .library import Library
 from .lifecycle import Lifecycle

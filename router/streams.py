@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from ..presets.encoding import encode_json
 from ..presets.errors import InvalidRequest, NotFound, Unavailable
-from ..presets.web import encode_json, json_response, query_text, read_json
+from ..presets.web import json_response, query_text, read_json
 from .conversations import Conversations
 from .lifecycle import Lifecycle
 from .proxy import Proxy

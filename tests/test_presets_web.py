@@ -20,6 +20,7 @@ import uvloop
 from aiohttp import web
 from llama_corral.presets import errors, logs
 from llama_corral.presets.access import read_api_keys
+from llama_corral.presets.encoding import encode_json
 from llama_corral.presets.errors import ApiError, ConfigError
 from llama_corral.presets.listen import Listening, listen
 from llama_corral.presets.pages import page_routes
@@ -27,7 +28,6 @@ from llama_corral.presets.settings import Settings
 from llama_corral.presets.web import (
     add_routes,
     application,
-    encode_json,
     error_response,
     event_stream,
     json_response,

@@ -159,7 +159,7 @@ def test_sixty_workers_leave_nothing_behind(kind: Kind) -> None:
 
 def test_the_router_knows_no_device() -> None:
     """A context of a driver takes hundreds of megabytes of the device, and a fork of such a process is unusable."""
-    program = "import sys, llama_corral.router.cli, llama_corral.router.app; print(*sys.modules)"
+    program = "import sys, llama_corral.router.cli, llama_corral.router.service; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "llama_corral.router.app" in loaded

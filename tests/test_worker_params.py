@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from llama_corral.presets.encoding import encode_json
 from llama_corral.presets.errors import ApiError, InvalidRequest
 from llama_corral.presets.settings import Settings
-from llama_corral.presets.web import encode_json
 from llama_corral.worker.api.defaults import completion_defaults
 from llama_corral.worker.api.generation_settings import brief_settings, full_settings
 from llama_corral.worker.api.media_prompts import read_prompts

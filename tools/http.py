@@ -7,8 +7,9 @@ import logging
 
 from aiohttp import hdrs, web
 
+from ..presets.encoding import encode_json
 from ..presets.errors import ApiError, InvalidRequest, ServerFault
-from ..presets.web import JSON_TYPE, add_retry_hint, encode_json, event_stream, json_response, read_object
+from ..presets.web import JSON_TYPE, add_retry_hint, event_stream, json_response, read_object
 from .errors import RuntimeRefused, ToolFailed
 from .server import ToolServer
 from .tool import Call, Tool

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from time import time
 from typing import Protocol
 
+from ...presets.encoding import encode_json
 from ...presets.errors import ApiError
-from ...presets.web import EVENT_STREAM_TYPE, encode_json, error_event
+from ...presets.web import EVENT_STREAM_TYPE, error_event
 from ..engine.messages import Begun, Finished, Piece, Progress
 from .params import CompletionParams
 from .results import random_id

@@ -11,9 +11,10 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from ...presets.encoding import encode_json
 from ...presets.envelopes import ANTHROPIC
 from ...presets.errors import ApiError
-from ...presets.web import EVENT_STREAM_TYPE, encode_json, error_event
+from ...presets.web import EVENT_STREAM_TYPE, error_event
 from ..chat.deltas import CallArguments, CallBegun, Content, Delta, Reasoning
 from ..engine.messages import Begun, Finished, Piece, Progress
 from .answer import Answer

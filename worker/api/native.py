@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...presets.web import encode_json
+from ...presets.encoding import encode_json
 from ..engine.messages import Finished, Piece, Progress
 from .answer import Answer, EventStream, sse
 from .generation_settings import full_settings

@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...presets.encoding import encode_json
 from ...presets.envelopes import OLLAMA
 from ...presets.errors import ApiError
 from ...presets.ollama import date_text
-from ...presets.web import LINES_TYPE, encode_json, error_event
+from ...presets.web import LINES_TYPE, error_event
 from ..chat.deltas import Call, CallArguments, CallBegun, Content, Delta, Reasoning, Said
 from ..engine.messages import Begun, Finished, Piece, Progress, TokenProbs
 from .answer import Answer

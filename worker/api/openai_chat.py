@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ...presets.web import encode_json
+from ...presets.encoding import encode_json
 from ..chat.deltas import CallArguments, CallBegun, Content, Delta, Reasoning, Said
 from ..chat.reply import ReplyParser
 from ..engine.messages import Finished, Piece, Progress, Timings, TokenProbs

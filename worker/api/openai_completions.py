@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...presets.encoding import encode_json
 from ...presets.errors import InvalidRequest
-from ...presets.web import encode_json
 from ..engine.messages import Finished, Piece, Progress, TokenProbs
 from ..fields import Fields
 from .answer import DONE, Answer, EventStream, sse

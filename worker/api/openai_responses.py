@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from time import time
 from typing import Any
 
+from ...presets.encoding import encode_json
 from ...presets.errors import ApiError
-from ...presets.web import encode_json
 from ..chat.deltas import Content, Delta
 from ..chat.reply import ReplyParser
 from ..engine.messages import Begun, Finished, Piece, Progress, TokenProbs

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...presets.encoding import encode_json
 from ...presets.errors import InvalidRequest
-from ...presets.web import encode_json
 from ..chat.reply import PLAIN, Reply
 from ..chat.request import REASONING_FORMATS
 from ..engine.messages import Generation, Sampling

@@ -1,0 +1,23 @@
+"""JSON as every part of the program writes it. Knows no server, so that logs and programs without one can use it."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+def encode_json(value: object) -> bytes:
+    """Never fails on text: a lone surrogate becomes U+FFFD; NaN and infinities become null."""
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_without_surrogates(value))
+
+
+def _without_surrogates(value: object) -> object:
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_surrogates(item) for item in value]
+    return value
