@@ -151,12 +151,17 @@ async def _read_all(request: web.Request, limits: Limits) -> bytes:
         if size > limits.max_body:
             raise limits.too_large()
         chunks.append(chunk)
-    return b"".join(chunks).removeprefix(codecs.BOM_UTF8)  # some programs on Windows write one before JSON
+    return b"".join(chunks)
+
+
+async def read_unmarked_body(request: web.Request) -> bytes:
+    """Without the byte order mark that some programs on Windows write before JSON."""
+    return (await read_body(request)).removeprefix(codecs.BOM_UTF8)
 
 
 async def read_json(request: web.Request) -> Any:
     """The body, whatever its content type says (curl -d calls JSON a form)."""
-    body = await read_body(request)
+    body = await read_unmarked_body(request)
     try:
         value = msgspec.json.decode(body)
     except NOT_JSON as error:

@@ -19,7 +19,7 @@ from ..presets.model_card import ModelCard, read_card
 from ..presets.ollama import NOTHING, VERSION, expiry_text, without_generation
 from ..presets.ollama_models import possible_names, running_entry, show, tag_entry
 from ..presets.sources import Preset
-from ..presets.web import json_response, read_body, read_object
+from ..presets.web import json_response, read_object, read_unmarked_body
 from .lifecycle import Lifecycle
 from .models import ModelView
 from .proxy import Proxy
@@ -38,7 +38,7 @@ class Ollama:
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         """A chat, a completion, embeddings. Without a prompt it only loads the model, or lets it go."""
-        body = await read_body(request)
+        body = await read_unmarked_body(request)
         asked = ollama_in_json(body)
         model = self._find(asked.model)
         if asked.only_lets_go:

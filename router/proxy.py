@@ -24,7 +24,7 @@ from ..presets.web import (
     LIMITS,
     error_event,
     query_text,
-    read_body,
+    read_unmarked_body,
 )
 from .connection import CutOff, Died, Reply, Unreachable
 from .conversations import Conversation, Conversations
@@ -84,7 +84,7 @@ class Proxy:
 
     async def by_body(self, request: web.Request) -> web.StreamResponse:
         """POST: the model is the body's; `?model=` serves bodies that cannot name one (a JSON array, an empty body)."""
-        body = _Body(await read_body(request))
+        body = _Body(await read_unmarked_body(request))
         if request.content_type == FORM:
             model = model_in_form(body.data, request.headers[hdrs.CONTENT_TYPE])
         else:

@@ -149,6 +149,15 @@ def test_large_body_passes_unchanged() -> None:
     run(check())
 
 
+def test_a_byte_order_mark_hides_no_model() -> None:
+    async def check() -> None:
+        async with gateway(preset("m")) as g:
+            response = await g.client.post("/tokenize", content=b'\xef\xbb\xbf{"model": "m", "content": "a"}')
+            assert response.json() == {"tokens": [97]}
+
+    run(check())
+
+
 def test_autoload_per_request() -> None:
     async def check() -> None:
         async with gateway(preset("m"), models_autoload=False) as g:

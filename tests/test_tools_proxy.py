@@ -134,8 +134,8 @@ def test_an_answer_flows_as_it_comes() -> None:
 def test_redirects_are_followed_but_not_for_ever_and_not_elsewhere() -> None:
     async def check() -> None:
         async with other_side() as (url, _), tools(ui_mcp_proxy=True) as t:
-            answer = await fetch(t, f"{url}/redirect?to=/echo", "POST", content=b"body")
-            assert (answer.json()["method"], answer.json()["body"]) == ("POST", "body")
+            answer = await fetch(t, f"{url}/redirect?to=/echo", "POST", content=b"\xef\xbb\xbfbody")
+            assert (answer.json()["method"], answer.json()["body"]) == ("POST", "\ufeffbody"), "byte for byte"
             round_and_round = await fetch(t, f"{url}/endless")
             assert round_and_round.status_code == 502
             assert (await fetch(t, f"{url}/redirect?to=file:///etc/passwd")).status_code == 502
