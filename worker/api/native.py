@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...presets.encoding import encode_json
-from ..engine.messages import Finished, Piece, Progress
+from ..engine.messages import Finished, Piece, Progress, seed_of
 from .answer import Answer, EventStream, sse
 from .generation_settings import full_settings
 from .results import probs_json, timings_json
-
-_RANDOM_SEED = 0xFFFFFFFF  # shown as it was asked for; other seeds count up with the choices
 
 
 class Native(EventStream):
@@ -25,10 +23,8 @@ class Native(EventStream):
 
     def result(self, index: int, event: Finished) -> dict[str, Any]:
         """The final result of one choice. In a stream its text and tokens have been sent already."""
-        params, seed = self._answer.params, self._settings["seed"]
-        settings = self._settings
-        if (choice := index % params.n) and seed != _RANDOM_SEED:
-            settings = {**settings, "seed": (seed + choice) & 0xFFFFFFFF}
+        params = self._answer.params
+        settings = {**self._settings, "seed": seed_of(params.sampling.seed, index % params.n)}
         shown: dict[str, Any] = {
             "index": index,
             "content": "" if params.stream else event.text,

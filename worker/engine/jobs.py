@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from .activation import BASE
 from .choice import Choice
-from .messages import Embedded, Embedding, Event, Failed, Finished, Generation, Sink
-from .sampling import RANDOM_SEED, Sampler
+from .messages import Embedded, Embedding, Event, Failed, Finished, Generation, Sink, seed_of
+from .sampling import Sampler
 from .vocab import Vocab
 
 
@@ -75,9 +75,7 @@ class GenerationTask:
         self.shares_prompt = index > 0
         self.choice = Choice(request, index, request.n_predict if request.n_predict != -1 else n_predict, special)
         sampling = request.sampling
-        if index and sampling.seed != RANDOM_SEED:
-            sampling = replace(sampling, seed=(sampling.seed + index) & 0xFFFFFFFF)
-        self.sampler = Sampler(sampling, vocab)
+        self.sampler = Sampler(replace(sampling, seed=seed_of(sampling.seed, index)), vocab)
 
     @property
     def prompt(self) -> Sequence[int]:

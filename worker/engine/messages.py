@@ -16,6 +16,8 @@ from ...presets.errors import ApiError
 DEFAULT_SAMPLERS = ("penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature")
 
 
+RANDOM_SEED = 0xFFFFFFFF
+
 TriggerKind = Literal["token", "word", "pattern", "pattern_full"]
 
 
@@ -55,7 +57,7 @@ class Grammar:
 class Sampling:
     """How one token is chosen. Defaults are llama-server's; names are those of `generation_settings`."""
 
-    seed: int = 0xFFFFFFFF  # 0xFFFFFFFF: random
+    seed: int = RANDOM_SEED
     temperature: float = 0.8
     dynatemp_range: float = 0.0
     dynatemp_exponent: float = 1.0
@@ -89,6 +91,11 @@ class Sampling:
     grammar: Grammar | None = None
     thinking: Thinking | None = None
     backend_sampling: bool = False
+
+
+def seed_of(seed: int, choice: int) -> int:
+    """Of the choices of a request each has its own, unless chance is asked for."""
+    return seed if seed == RANDOM_SEED else (seed + choice) & 0xFFFFFFFF
 
 
 MEDIA_TOKEN = -1

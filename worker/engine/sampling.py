@@ -25,7 +25,6 @@ from .messages import Sampling, Thinking
 from .narrowing import CANDIDATE, SMALL_VOCAB, Narrowing, prunable
 from .vocab import Vocab
 
-RANDOM_SEED = 0xFFFFFFFF
 _LONGEST_HISTORY = 1 << 20  # tokens; llama.cpp allocates what is asked for, and aborts when that fails
 _MIROSTAT_M = 100  # candidates from which mirostat 1 estimates the distribution's shape; llama-server's constant
 

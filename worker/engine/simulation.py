@@ -10,7 +10,7 @@ import secrets
 import numpy as np
 
 from .jobs import GenerationTask
-from .sampling import RANDOM_SEED
+from .messages import RANDOM_SEED
 from .vocab import Vocab
 
 
