@@ -97,7 +97,7 @@ def test_a_large_vocabulary_is_fast(tmp_path: Path) -> None:
     path.write_bytes(entries(string_array(b"tokens", 262_144, tokens)))
     started = time.process_time()
     assert read_header(path).lengths == {"tokens": 262_144}
-    assert time.process_time() - started < 1, "measured 0.03 s; token by token in Python it would be several"
+    assert time.process_time() - started < 0.5, "measured 0.03 s"
 
 
 @pytest.mark.parametrize("code", sorted(set(gguf.GGML_QUANT_SIZES) & set(TENSOR_TYPES)))
@@ -195,7 +195,7 @@ def test_truncated_anywhere(tmp_path: Path, sample: bytes) -> None:
             read_header(path)
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(edits=st.lists(st.tuples(st.integers(0, 2500), st.integers(0, 255)), max_size=8), cut=st.integers(0, 9000))
 def test_mutations_never_escape(tmp_path: Path, sample: bytes, edits: list[tuple[int, int]], cut: int) -> None:
     broken = bytearray(sample)
