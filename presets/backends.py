@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
-from .errors import ConfigError
-from .given import Given, Layer
-from .settings import Settings
+from llama_corral.common.base.errors import ConfigError
+
+from .layer import Given, Layer
+from .options.settings import Settings
 
 FIELDS = frozenset(
     {"cmd", "cmd_stop", "env", "health", "use_model_name", "proxy", "load_timeout", "memory", "device_memory"}

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import iniconfig
+from llama_corral.common.base.errors import ConfigError
+from llama_corral.common.hub.gguf_names import canonical_name
 
-from .errors import ConfigError
-from .gguf_names import canonical_name
-from .given import Given, Layer, add, check, put, switch_text
-from .manners import Group
-from .table import KEYS, nearest
+from .layer import Given, Layer, add, check, put, switch_text
+from .options.table import KEYS, nearest
+from .policy import Group
 
 log = logging.getLogger("corral.presets")
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import ConfigError
-from .gguf_names import SUFFIX, shard
+from llama_corral.common.base.errors import ConfigError
+from llama_corral.common.hub.gguf_names import SUFFIX, shard
 
 DRAFT_PREFIXES = ("mtp-", "dspark-", "dflash-")
 """`eagle3-` is not among them: llama-server takes such a file for a model here."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 
-from .given import Given, Layer
-from .help import bash_completion, help_text
-from .option import Option, Reader, Repeat
-from .reference import reference_markdown
-from .table import OPTIONS
-from .values import many
+from .layer import Given, Layer
+from .options.help import bash_completion, help_text
+from .options.option import Option, Reader, Repeat
+from .options.reference import reference_markdown
+from .options.table import OPTIONS
+from .options.values import many
 
 __all__ = ["bash_completion", "help_text", "masked", "reference_markdown", "to_argv", "to_ini"]
 

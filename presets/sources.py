@@ -13,19 +13,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from . import backends, layers, models_dir, variants
+from llama_corral.common.base.errors import ConfigError
+from llama_corral.common.hub.gguf_header import GgufError, read_header
+from llama_corral.common.hub.gguf_names import canonical_name, split_repo
+from llama_corral.common.hub.hub_cache import is_repo_name
+from llama_corral.common.hub.resolve import find_cached, list_cached
+
+from . import backends, merge, models_dir, variants
 from .backends import Backend
-from .errors import ConfigError
-from .gguf_header import GgufError, read_header
-from .gguf_names import canonical_name, split_repo
-from .hub import find_cached, list_cached
-from .hub_cache import is_repo_name
 from .ini import DEFAULT, PresetFile, Section, read_presets
-from .layers import Given, Layer
-from .manners import PLAIN, Group, Manners, manners_of
+from .merge import Given, Layer
+from .options.settings import Settings
+from .options.table import NOT_OVERLAID, OPTIONS, PRESET_ONLY, ROUTER_OWN
+from .policy import PLAIN, Group, Manners, manners_of
 from .render import to_ini
-from .settings import Settings
-from .table import NOT_OVERLAID, OPTIONS, PRESET_ONLY, ROUTER_OWN
 
 HERE = "${here}"
 """In a value of a presets file: the directory of that file. Plain relative paths start where the router was started."""
@@ -117,7 +118,7 @@ def load_presets(
         if "base" in candidate.section:
             sharing[candidate.name] = candidate
             continue
-        merged = layers.merge(file.global_layer, candidate.base, candidate.section, overlay)
+        merged = merge.merge(file.global_layer, candidate.base, candidate.section, overlay)
         kept = {name: given for name, given in merged.items() if name not in ROUTER_OWN}
         left_out |= {merged[name].where for name in merged.keys() - kept.keys()}
         preset, own = _preset(candidate, kept, environ, settings.models_ttl, file.groups)
@@ -204,14 +205,14 @@ def _preset(
     groups: Mapping[str, Group],
 ) -> tuple[Preset, Settings]:
     """Also the values as settings. Every value is checked here, so that a mistake shows at once and not at a load."""
-    own = layers.check(merged)
+    own = merge.check(merged)
     layer = {name: given for name, given in merged.items() if name not in PRESET_ONLY}
     backend = backends.read_backend(candidate.name, merged, own, environ)
     if backend is not None:
         _check_backend(candidate)
         layer = {name: given for name, given in layer.items() if name in OF_BACKENDS}
     try:
-        layers.resolve(layer)
+        merge.resolve(layer)
     except ConfigError as error:
         logger.warning("model %s can't be loaded: %s", candidate.name, error)
     preset = Preset(
@@ -269,8 +270,8 @@ def _variant(name: str, root: Preset, sections: list[Layer], imposed: Layer) -> 
     inherited = {field: given for field, given in root.layer.items() if field not in variants.NAMES}
     own_names = {field: given for field, given in sections[-1].items() if field in variants.NAMES}
     shared = [{f: given for f, given in section.items() if f not in variants.NAMES} for section in sections]
-    merged = layers.merge(inherited, root.router_layer, *shared, own_names, imposed)
-    own = layers.check(merged)
+    merged = merge.merge(inherited, root.router_layer, *shared, own_names, imposed)
+    own = merge.check(merged)
     layer = {field: given for field, given in merged.items() if field not in PRESET_ONLY}
     return replace(
         root,

@@ -10,9 +10,10 @@ import json
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from .errors import ConfigError
-from .given import Given, Layer
-from .options_sampling import SamplingOptions
+from llama_corral.common.base.errors import ConfigError
+
+from .layer import Given, Layer
+from .options.sampling import SamplingOptions
 
 DEFAULTS_HEADER = "X-Corral-Defaults"
 """From the router to its workers; what clients send under this name goes nowhere."""

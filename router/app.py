@@ -11,27 +11,28 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from aiohttp import web
+from llama_corral.common.tools.routes import tool_routes
+from llama_corral.common.web.application import Route, add_routes, application
+from llama_corral.common.web.pages import page_routes
+from llama_corral.common.web.response_store import ResponseStore
+from llama_corral.common.web.stored_responses import RESPONSES, keep_until_cleanup
+from llama_corral.common.web.stored_responses import ROUTES as STORED
+from llama_corral.common.web.vertex import Vertex
+from llama_corral.presets.options.table import environment_without_keys
 
-from ..presets.pages import page_routes
-from ..presets.response_store import ResponseStore
-from ..presets.stored_responses import RESPONSES, keep_until_cleanup
-from ..presets.stored_responses import ROUTES as STORED
-from ..presets.vertex import Vertex
-from ..presets.web import Route, add_routes, application
-from ..tools.routes import tool_routes
-from .conversations import Conversations
-from .early import Patience
 from .handlers import Handlers
 from .library import Library, ReadPresets
-from .lifecycle import Lifecycle
+from .lifecycle.lifecycle import Lifecycle
 from .ollama import Ollama
 from .ollama_pull import OllamaPull
-from .proxy import Proxy
+from .proxy.conversations import Conversations
+from .proxy.pool import Upstream
+from .proxy.proxy import Proxy
+from .proxy.sse_keepalive import Patience
 from .streams import Streams
-from .upstream import Upstream
 
 if TYPE_CHECKING:
-    from ..presets.settings import Settings
+    from llama_corral.presets.options.settings import Settings
 
 CUT: web.AppKey[Callable[[], None]] = web.AppKey("cut")
 """Ends the answers of all workers."""
@@ -90,7 +91,7 @@ def build(
     ]
     add_routes(app, settings, answered)
     add_routes(app, settings, STORED)
-    add_routes(app, settings, tool_routes(app, settings))
+    add_routes(app, settings, tool_routes(app, settings, environment_without_keys()))
     add_routes(app, settings, _stream_routes(Streams(lifecycle, proxy, conversations)))
     add_routes(app, settings, page_routes(settings, files(__package__).joinpath("page.html").read_text("utf-8")))
     if vertex is not None:

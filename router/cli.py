@@ -13,12 +13,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from ..presets import layers, logs
-from ..presets.errors import ConfigError, ModelFilesError
-from ..presets.settings import Settings
-from ..presets.version import BUILD_INFO, VERSION
-from .child import worker_environ
-from .spawn import WORKER_COMMAND
+from llama_corral.common.base import logs
+from llama_corral.common.base.errors import ConfigError, ModelFilesError
+from llama_corral.common.base.version import BUILD_INFO, VERSION
+from llama_corral.presets import merge
+from llama_corral.presets.options.settings import Settings
+
+from .process.spawn import WORKER_COMMAND
+from .process.worker_process import worker_environ
 
 log = logging.getLogger("corral.router")
 
@@ -38,9 +40,9 @@ def main() -> NoReturn:
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    given = layers.read_argv(argv)
-    inherited = layers.merge(layers.read_system_config(environ), layers.read_environment(environ))
-    settings = layers.resolve(inherited, given)
+    given = merge.read_argv(argv)
+    inherited = merge.merge(merge.read_system_config(environ), merge.read_environment(environ))
+    settings = merge.resolve(inherited, given)
     if text := _text_to_print(settings, environ):
         print(text)
         return 0
@@ -50,7 +52,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     wanted, settings = settings, _with_preset_file(settings, environ)
     if not settings.is_router:
         return become_worker(argv, environ)
-    for line in (*layers.overridden(given, inherited), *layers.notices(settings)):
+    for line in (*merge.overridden(given, inherited), *merge.notices(settings)):
         log.warning("%s", line)
     from .service import run_router  # and with it all that a router is
 
@@ -59,13 +61,13 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 def _text_to_print(settings: Settings, environ: Mapping[str, str]) -> str | None:
     if settings.usage or settings.completion_bash:
-        from ..presets.help import bash_completion, help_text
+        from llama_corral.presets.options.help import bash_completion, help_text
 
         return help_text() if settings.usage else bash_completion()
     if settings.version:
         return f"version: llama-corral {VERSION} ({BUILD_INFO})"
     if settings.cache_list:
-        from ..presets.hub import list_cached
+        from llama_corral.common.hub.resolve import list_cached
 
         cached = list_cached(environ)
         lines = [f"{number:4d}. {name}" for number, name in enumerate(cached, start=1)]
@@ -76,13 +78,13 @@ def _text_to_print(settings: Settings, environ: Mapping[str, str]) -> str | None
 def _with_preset_file(settings: Settings, environ: Mapping[str, str]) -> Settings:
     """`--demo`, or a repository that holds presets instead of a model, stands for `--models-preset`."""
     if settings.hf_repo and not settings.model:
-        from ..presets.hub import remote_preset
+        from llama_corral.common.hub.resolve import remote_preset
 
         if path := remote_preset(settings, environ):
             log.warning("using the presets that %s brings: trust it as you would trust its author", settings.hf_repo)
             return settings.model_copy(update={"hf_repo": "", "hf_file": "", "models_preset": str(path)})
     if settings.demo and settings.is_router and not settings.models_preset:
-        from ..presets.sources import demo_presets_path
+        from llama_corral.presets.sources import demo_presets_path
 
         return settings.model_copy(update={"models_preset": str(demo_presets_path())})
     return settings

@@ -13,20 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
+from llama_corral.common.base.errors import ConfigError, NotFound
+from llama_corral.common.base.json_encoding import encode_json
+from llama_corral.common.base.version import BUILD_INFO
+from llama_corral.common.web.anthropic import VERSION_HEADER, with_anthropic_name, with_anthropic_names
+from llama_corral.common.web.application import event_stream, json_response, query_text, read_object
 
-from ..presets.anthropic import VERSION_HEADER, with_anthropic_name, with_anthropic_names
-from ..presets.encoding import encode_json
-from ..presets.errors import ConfigError, NotFound
-from ..presets.version import BUILD_INFO
-from ..presets.web import event_stream, json_response, query_text, read_object
-from .events import ModelEvent
 from .library import Library
-from .lifecycle import Lifecycle
-from .models import ModelView
-from .proxy import Proxy
+from .lifecycle.lifecycle import Lifecycle
+from .models.events import ModelEvent
+from .models.model import ModelView
+from .proxy.proxy import Proxy
 
 if TYPE_CHECKING:
-    from ..presets.settings import Settings
+    from llama_corral.presets.options.settings import Settings
 
 
 COMMENT = b":\n\n"

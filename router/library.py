@@ -10,17 +10,18 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
-from ..presets.errors import ConfigError, InvalidRequest, NotFound, ServerFault
-from ..presets.gguf_names import split_repo
-from ..presets.hub import is_offline_machine
-from ..presets.hub_cache import is_repo_name
-from ..presets.hub_remove import remove_cached
-from ..presets.layers import Given
-from ..presets.sources import Preset
-from .lifecycle import Lifecycle
+from llama_corral.common.base.errors import ConfigError, InvalidRequest, NotFound, ServerFault
+from llama_corral.common.hub.gguf_names import split_repo
+from llama_corral.common.hub.hub_cache import is_repo_name
+from llama_corral.common.hub.remove import remove_cached
+from llama_corral.common.hub.resolve import is_offline_machine
+from llama_corral.presets.merge import Given
+from llama_corral.presets.sources import Preset
+
+from .lifecycle.lifecycle import Lifecycle
 
 if TYPE_CHECKING:
-    from ..presets.settings import Settings
+    from llama_corral.presets.options.settings import Settings
 
 _TAG = re.compile(r"[\w.+:-]*[\w.+-]", re.ASCII)
 

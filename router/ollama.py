@@ -12,20 +12,20 @@ from functools import partial
 from pathlib import Path
 
 from aiohttp import web
+from llama_corral.common.base.errors import ModelNotFound, NotSupported
+from llama_corral.common.hub.model_card import ModelCard, read_card
+from llama_corral.common.hub.resolve import find_cached
+from llama_corral.common.web.application import json_response, read_object, read_unmarked_body
+from llama_corral.common.web.ollama import NOTHING, VERSION, expiry_text, without_generation
+from llama_corral.common.web.ollama_models import possible_names, running_entry, show, tag_entry
+from llama_corral.presets.sources import Preset
 
-from ..presets.errors import ModelNotFound, NotSupported
-from ..presets.hub import find_cached
-from ..presets.model_card import ModelCard, read_card
-from ..presets.ollama import NOTHING, VERSION, expiry_text, without_generation
-from ..presets.ollama_models import possible_names, running_entry, show, tag_entry
-from ..presets.sources import Preset
-from ..presets.web import json_response, read_object, read_unmarked_body
-from .lifecycle import Lifecycle
-from .models import ModelView
-from .proxy import Proxy
-from .snapshot import Stay
-from .states import State
-from .target import ollama_in_json
+from .lifecycle.lifecycle import Lifecycle
+from .models.model import ModelView
+from .placement.snapshot import Stay
+from .placement.states import State
+from .proxy.model_field import ollama_in_json
+from .proxy.proxy import Proxy
 
 
 class Ollama:

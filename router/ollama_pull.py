@@ -11,16 +11,16 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from aiohttp import web
+from llama_corral.common.base.errors import ApiError, InvalidRequest, ModelNotFound, ServerFault
+from llama_corral.common.base.json_encoding import encode_json
+from llama_corral.common.hub.gguf_names import canonical_name
+from llama_corral.common.web.application import LINES_TYPE, error_event, event_stream, json_response, read_object
+from llama_corral.common.web.envelopes import OLLAMA
+from llama_corral.common.web.ollama_models import HUBS, LATEST, possible_names
 
-from ..presets.encoding import encode_json
-from ..presets.envelopes import OLLAMA
-from ..presets.errors import ApiError, InvalidRequest, ModelNotFound, ServerFault
-from ..presets.gguf_names import canonical_name
-from ..presets.ollama_models import HUBS, LATEST, possible_names
-from ..presets.web import LINES_TYPE, error_event, event_stream, json_response, read_object
-from .events import ModelEvent
 from .library import Library
-from .lifecycle import Lifecycle
+from .lifecycle.lifecycle import Lifecycle
+from .models.events import ModelEvent
 
 SUCCESS = {"status": "success"}
 

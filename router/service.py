@@ -15,30 +15,31 @@ import os
 import signal
 from collections.abc import Iterator, Mapping
 
-from ..presets import layers
-from ..presets.ending import Stop, drain
-from ..presets.errors import ApiError
-from ..presets.listen import listen
-from ..presets.notify import NOTIFY_ENV, READY, STOPPING, notify, reloading
-from ..presets.option import Option
-from ..presets.prompts_on_disk import DIRECTORY_ENV as PROMPTS_ENV
-from ..presets.prompts_on_disk import prompts_directory
-from ..presets.response_store import DIRECTORY_ENV, ResponseStore
-from ..presets.settings import Settings
-from ..presets.sources import load_presets
-from ..presets.table import VARIABLES
-from ..presets.vertex import VERTEX_ENV, read_vertex
-from ..presets.web import RUNNING
+from llama_corral.common.base.errors import ApiError
+from llama_corral.common.base.prompt_directory import DIRECTORY_ENV as PROMPTS_ENV
+from llama_corral.common.base.prompt_directory import prompts_directory
+from llama_corral.common.base.systemd import NOTIFY_ENV, READY, STOPPING, notify, reloading
+from llama_corral.common.web.application import RUNNING
+from llama_corral.common.web.listen import listen
+from llama_corral.common.web.response_store import DIRECTORY_ENV, ResponseStore
+from llama_corral.common.web.shutdown import Stop, drain
+from llama_corral.common.web.vertex import VERTEX_ENV, read_vertex
+from llama_corral.presets import merge
+from llama_corral.presets.options.option import Option
+from llama_corral.presets.options.settings import Settings
+from llama_corral.presets.options.table import VARIABLES
+from llama_corral.presets.sources import load_presets
+
 from . import app
-from .backends import Launchers, asking_interval
 from .library import ReadPresets
-from .lifecycle import FAKE_LOAD_DELAY, FAKE_TIMING_ENV, Lifecycle
-from .room import room_of
-from .snapshot import rules_of
-from .tasks import Tasks
-from .watchdog import least_timeout
+from .lifecycle.lifecycle import FAKE_LOAD_DELAY, FAKE_TIMING_ENV, Lifecycle
+from .lifecycle.watchdog import least_timeout
+from .memory.budget import room_of
+from .models.tasks import Tasks
+from .placement.snapshot import rules_of
+from .process.external import Launchers, asking_interval
+from .process.zygote import best_launcher
 from .watcher import read_again, watch
-from .zygote import best_launcher
 
 log = logging.getLogger("corral.router")
 
@@ -48,7 +49,7 @@ NO_MODELS = (
 )
 
 
-def run_router(settings: Settings, given: layers.Layer, environ: Mapping[str, str], *, is_downloaded: bool) -> int:
+def run_router(settings: Settings, given: merge.Layer, environ: Mapping[str, str], *, is_downloaded: bool) -> int:
     work = serve(settings, given, environ, is_downloaded=is_downloaded)
     try:
         import uvloop  # not on every platform
@@ -58,7 +59,7 @@ def run_router(settings: Settings, given: layers.Layer, environ: Mapping[str, st
 
 
 async def serve(
-    settings: Settings, given: layers.Layer, environ: Mapping[str, str], *, is_downloaded: bool = False
+    settings: Settings, given: merge.Layer, environ: Mapping[str, str], *, is_downloaded: bool = False
 ) -> int:
     """Listens first, then starts what is to run from the beginning, then waits for a signal. Returns the exit code.
 

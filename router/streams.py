@@ -10,14 +10,14 @@ from typing import Any
 
 import msgspec
 from aiohttp import web
+from llama_corral.common.base.errors import InvalidRequest, NotFound, Unavailable
+from llama_corral.common.base.json_encoding import encode_json
+from llama_corral.common.web.application import json_response, query_text, read_json
 
-from ..presets.encoding import encode_json
-from ..presets.errors import InvalidRequest, NotFound, Unavailable
-from ..presets.web import json_response, query_text, read_json
-from .conversations import Conversations
-from .lifecycle import Lifecycle
-from .proxy import Proxy
-from .states import State
+from .lifecycle.lifecycle import Lifecycle
+from .placement.states import State
+from .proxy.conversations import Conversations
+from .proxy.proxy import Proxy
 
 LOADING = (State.LOADING.value, State.DOWNLOADING.value, State.DOWNLOADED.value)
 

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llama_corral.common.base.errors import ConfigError
 from watchfiles import Change, awatch
 
-from ..presets.errors import ConfigError
-
 if TYPE_CHECKING:
-    from ..presets.settings import Settings
+    from llama_corral.presets.options.settings import Settings
+
     from .library import ReadPresets
-    from .lifecycle import Lifecycle
+    from .lifecycle.lifecycle import Lifecycle
 
 log = logging.getLogger("corral.router")
 

@@ -16,7 +16,7 @@ import hypothesis
 import pytest
 from programs import Program, Programs
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 
 # a busy machine makes no test fail
 hypothesis.settings.register_profile(

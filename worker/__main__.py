@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from ..presets.libraries import WORKER_ENVIRON
+from llama_corral.common.base.library_environment import WORKER_ENVIRON
 
 
 def main() -> int:

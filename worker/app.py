@@ -5,30 +5,21 @@ from __future__ import annotations
 from html import escape
 
 from aiohttp import web
+from llama_corral.common.tools.routes import tool_routes
+from llama_corral.common.web.application import Route, add_routes, application
+from llama_corral.common.web.pages import page_routes
+from llama_corral.common.web.stored_responses import RESPONSES, keep_until_cleanup
+from llama_corral.common.web.stored_responses import ROUTES as STORED
+from llama_corral.common.web.vertex import Vertex
+from llama_corral.presets.options.table import environment_without_keys
 
-from ..presets.pages import page_routes
-from ..presets.stored_responses import RESPONSES, keep_until_cleanup
-from ..presets.stored_responses import ROUTES as STORED
-from ..presets.vertex import Vertex
-from ..presets.web import Route, add_routes, application
-from ..tools.routes import tool_routes
-from .api import (
-    adapters,
-    anthropic,
-    completions,
-    embeddings,
-    infill,
-    monitoring,
-    ollama,
-    ollama_models,
-    rerank,
-    responses,
-    resumable,
-    slot_actions,
-    transcriptions,
-    utilities,
-)
+from .api import adapters, completions, embeddings, infill, monitoring, rerank, slot_actions, transcriptions, utilities
+from .api.answers import resumable
+from .api.anthropic import handlers as anthropic
 from .api.control import ACTIVE, ActiveCompletions, control
+from .api.ollama import handlers as ollama
+from .api.ollama import models as ollama_models
+from .api.responses import handlers as responses
 from .api.serving import SERVING, Serving
 
 PAGE = """<!doctype html>
@@ -119,7 +110,7 @@ def build(serving: Serving, vertex: Vertex | None = None) -> web.Application:
     app.cleanup_ctx.extend((resumable.sessions, keep_until_cleanup))
     add_routes(app, settings, [(method, path, resumable.resumable(handler)) for method, path, handler in STREAMING])
     add_routes(app, settings, [*MONITORING, *RESUMING, *STORED, *COMPUTING])
-    add_routes(app, settings, tool_routes(app, settings))
+    add_routes(app, settings, tool_routes(app, settings, environment_without_keys()))
     add_routes(app, settings, page_routes(settings, PAGE.format(name=escape(serving.name)), serving.name))
     if vertex is not None:
         vertex.serve(app, settings, [*MONITORING, *STREAMING, *COMPUTING], monitoring.health)

@@ -9,10 +9,11 @@ import logging
 import os
 from collections.abc import Mapping
 
-from ..presets.control import Report
-from ..presets.hub import resolve_files
-from ..presets.settings import Settings
-from ..presets.transfer import Progress
+from llama_corral.common.base.worker_reports import Report
+from llama_corral.common.hub.download import Progress
+from llama_corral.common.hub.resolve import resolve_files
+from llama_corral.presets.options.settings import Settings
+
 from .lifeline import Lifeline
 
 log = logging.getLogger("corral.worker")

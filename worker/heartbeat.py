@@ -9,8 +9,8 @@ import asyncio
 import time
 
 import msgspec
+from llama_corral.common.base.worker_reports import HEARTBEAT_S, Report, SignOfLife
 
-from ..presets.control import HEARTBEAT_S, Report, SignOfLife
 from .api.serving import Serving
 from .lifeline import Lifeline
 

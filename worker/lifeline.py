@@ -12,7 +12,8 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 
-from ..presets.control import CONTROL_FD_ENV, Report, encode
+from llama_corral.common.base.worker_reports import CONTROL_FD_ENV, Report, encode
+
 from .parent import die_with_parent
 
 log = logging.getLogger("corral.worker")

@@ -13,26 +13,27 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from ..presets import logs
-from ..presets.control import DOWNLOAD_ENV, Report
-from ..presets.ending import Stop, drain
-from ..presets.errors import ConfigError, ModelFilesError
-from ..presets.hub import resolve_files
-from ..presets.layers import notices, settings_from
-from ..presets.listen import listen
-from ..presets.notify import READY, STOPPING, notify
-from ..presets.private_directory import PrivateDirectory
-from ..presets.prompts_on_disk import prompts_directory
-from ..presets.settings import Settings
-from ..presets.transfer import Progress
-from ..presets.vertex import read_vertex
-from ..presets.web import RUNNING
+from llama_corral.common.base import logs
+from llama_corral.common.base.errors import ConfigError, ModelFilesError
+from llama_corral.common.base.private_directory import PrivateDirectory
+from llama_corral.common.base.prompt_directory import prompts_directory
+from llama_corral.common.base.systemd import READY, STOPPING, notify
+from llama_corral.common.base.worker_reports import DOWNLOAD_ENV, Report
+from llama_corral.common.hub.download import Progress
+from llama_corral.common.hub.resolve import resolve_files
+from llama_corral.common.web.application import RUNNING
+from llama_corral.common.web.listen import listen
+from llama_corral.common.web.shutdown import Stop, drain
+from llama_corral.common.web.vertex import read_vertex
+from llama_corral.presets.merge import notices, settings_from
+from llama_corral.presets.options.settings import Settings
+
 from .api.monitoring import model_entry
 from .api.serving import Serving
 from .app import build
-from .chat.template import TemplateError
+from .chat.template.template import TemplateError
 from .download import download
-from .engine.devices import describe_devices
+from .engine.llama.devices import describe_devices
 from .engine.runner import Engine, LoadError
 from .heartbeat import beat
 from .lifeline import Lifeline

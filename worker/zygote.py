@@ -21,8 +21,9 @@ import traceback
 from collections.abc import Callable, MutableMapping, Sequence
 from typing import NoReturn
 
-from ..presets.control import CONTROL_FD_ENV
-from ..presets.forking import Answer, Fork, encode_answer, receive_fork
+from llama_corral.common.base.worker_reports import CONTROL_FD_ENV
+from llama_corral.common.base.zygote_messages import Answer, Fork, encode_answer, receive_fork
+
 from .parent import die_with_parent
 
 Program = Callable[[list[str], MutableMapping[str, str]], int]

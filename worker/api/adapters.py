@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from aiohttp import web
+from llama_corral.common.base.errors import InvalidRequest
+from llama_corral.common.web.application import json_response, read_json
 
-from ...presets.errors import InvalidRequest
-from ...presets.web import json_response, read_json
 from ..engine.runner import AdapterInfo
-from .scales import read_scales
+from .request.scales import read_scales
 from .serving import SERVING
 
 

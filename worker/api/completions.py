@@ -12,25 +12,25 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from aiohttp import web
+from llama_corral.common.base.errors import InvalidRequest
+from llama_corral.common.web.application import json_response, read_object
 
-from ...presets.errors import InvalidRequest
-from ...presets.web import json_response, read_object
 from ..chat.content import join_parts
 from ..chat.prompt import RenderedPrompt
 from ..chat.request import ChatRequest, probabilities_wanted, read_chat
 from ..engine.runner import Loaded
-from .answer import Answer, Dialect
+from .answers.dialect import Answer, Dialect
+from .answers.native import Native
+from .answers.openai_chat import OpenAIChat
+from .answers.openai_completions import OpenAICompletions, refuse_unsupported
+from .answers.results import random_id
+from .answers.streaming import BeforeEnd, respond
 from .control import ACTIVE
-from .generation_settings import brief_settings
-from .media_prompts import check_kinds, place_media, read_prompts
-from .native import Native
-from .openai_chat import OpenAIChat
-from .openai_completions import OpenAICompletions, refuse_unsupported
-from .params import CompletionParams, params_of
-from .prompts import OFF_LOOP_CHARACTERS, Prompt
-from .results import random_id
+from .request.generation_settings import brief_settings
+from .request.media_prompts import check_kinds, place_media, read_prompts
+from .request.params import CompletionParams, params_of
+from .request.prompts import OFF_LOOP_CHARACTERS, Prompt
 from .serving import Serving
-from .streaming import BeforeEnd, respond
 from .variants import serving_of
 
 DialectOf = Callable[[Answer], Dialect]

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from aiohttp import web
+from llama_corral.common.base.errors import InvalidRequest
+from llama_corral.common.web.application import json_response, read_object
 
-from ...presets.errors import InvalidRequest
-from ...presets.web import json_response, read_object
 from ..engine.messages import Generation, Sink
 from ..engine.runner import Loaded, Ticket
 

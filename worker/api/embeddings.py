@@ -9,17 +9,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from aiohttp import web
+from llama_corral.common.base.errors import InvalidRequest, NotSupported
+from llama_corral.common.web.application import json_response, read_object
+from llama_corral.common.web.json_fields import Fields
 
-from ...presets.errors import InvalidRequest, NotSupported
-from ...presets.web import json_response, read_object
 from ..chat.content import ContentReader, join_parts
 from ..engine.messages import Embedded, Embedding, Event, Failed
 from ..engine.runner import Loaded
-from ..fields import Fields
-from .media_prompts import place_media, read_entries
-from .prompts import Prompt, split_prompts
+from .answers.streaming import Ticket
+from .request.media_prompts import place_media, read_entries
+from .request.prompts import Prompt, split_prompts
 from .serving import Serving
-from .streaming import Ticket
 from .variants import serving_of
 
 

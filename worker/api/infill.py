@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
+from llama_corral.common.base.errors import InvalidRequest, NotSupported
+from llama_corral.common.web.application import read_object
+from llama_corral.common.web.json_fields import Fields
 
-from ...presets.errors import InvalidRequest, NotSupported
-from ...presets.web import read_object
 from ..engine.runner import Loaded, Vocab
-from ..fields import Fields
+from .answers.native import Native
 from .completions import answer_prompts
-from .native import Native
-from .params import params_of
-from .prompts import Prompt, by_size, n_characters, tokenize_mixed
+from .request.params import params_of
+from .request.prompts import Prompt, by_size, n_characters, tokenize_mixed
 from .serving import Serving
 from .variants import serving_of
 

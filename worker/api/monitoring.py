@@ -9,14 +9,14 @@ import time
 from typing import Any
 
 from aiohttp import web
+from llama_corral.common.base.errors import NotFound, NotSupported, Unavailable
+from llama_corral.common.web.anthropic import VERSION_HEADER, with_anthropic_name, with_anthropic_names
+from llama_corral.common.web.application import json_response, query_text
 
-from ...presets.anthropic import VERSION_HEADER, with_anthropic_name, with_anthropic_names
-from ...presets.errors import NotFound, NotSupported, Unavailable
-from ...presets.web import json_response, query_text
 from ..engine.runner import SlotView, Vocab
-from .generation_settings import brief_settings
 from .metrics import CONTENT_TYPE, exposition
-from .params import CompletionParams
+from .request.generation_settings import brief_settings
+from .request.params import CompletionParams
 from .serving import SERVING, Serving
 from .variants import serving_of
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..chat.deltas import Content, Delta
+from ..chat.parsing.deltas import Content, Delta
 from ..engine.messages import Finished, Piece, Progress
-from .answer import DONE, Answer, EventStream, sse
+from .answers.dialect import DONE, Answer, EventStream, sse
 
 
 class OpenAITranscription(EventStream):

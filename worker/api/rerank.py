@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from aiohttp import web
+from llama_corral.common.base.errors import InvalidRequest, NotSupported
+from llama_corral.common.web.application import json_response, read_object
+from llama_corral.common.web.json_fields import Fields
 
-from ...presets.errors import InvalidRequest, NotSupported
-from ...presets.web import json_response, read_object
 from ..engine.messages import Embedded, Embedding
 from ..engine.runner import Vocab
-from ..fields import Fields
 from .embeddings import compute
-from .prompts import by_size
+from .request.prompts import by_size
 from .serving import Serving
 from .variants import serving_of
 

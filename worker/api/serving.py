@@ -16,18 +16,18 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from aiohttp import web
+from llama_corral.common.base.version import BUILD_INFO
+from llama_corral.common.base.worker_reports import CONTROL_FD_ENV
+from llama_corral.common.web.response_store import DIRECTORY_ENV, ResponseStore
+from llama_corral.presets.options.settings import Settings
 
-from ...presets.control import CONTROL_FD_ENV
-from ...presets.response_store import DIRECTORY_ENV, ResponseStore
-from ...presets.settings import Settings
-from ...presets.version import BUILD_INFO
 from ..chat.prompt import ChatFormat
 from ..chat.request import ChatDefaults
 from ..engine.runner import Engine, Loaded, ModelInfo
 from ..media.sources import media_loader
-from .defaults import chat_defaults, completion_defaults, template_source
-from .params import CompletionParams
-from .results import random_id
+from .answers.results import random_id
+from .request.defaults import chat_defaults, completion_defaults, template_source
+from .request.params import CompletionParams
 
 
 @dataclass(frozen=True)

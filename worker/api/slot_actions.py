@@ -9,11 +9,11 @@ import re
 from pathlib import Path
 
 from aiohttp import web
+from llama_corral.common.base.errors import ConfigError, InvalidRequest, NotSupported
+from llama_corral.common.web.application import json_response, query_text, read_object
+from llama_corral.common.web.json_fields import Fields
+from llama_corral.common.web.safe_names import is_safe_name
 
-from ...presets.errors import ConfigError, InvalidRequest, NotSupported
-from ...presets.web import json_response, query_text, read_object
-from ..fields import Fields
-from ..safe_names import is_safe_name
 from .serving import SERVING
 
 

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
+from llama_corral.common.base.errors import InvalidRequest, NotSupported
+from llama_corral.common.web.application import read_object
+from llama_corral.common.web.json_fields import Fields
 
-from ...presets.errors import InvalidRequest, NotSupported
-from ...presets.web import read_object
-from ..fields import Fields
 from .completions import answer_chat
-from .forms import FORM, Form, read_form
 from .openai_transcription import OpenAITranscription
+from .request.forms import FORM, Form, read_form
 from .variants import serving_of
 
 INSTRUCTION = "Transcribe audio to text"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from aiohttp import web
+from llama_corral.common.web.application import json_response, read_object
+from llama_corral.common.web.json_fields import Fields, wrong_type
 
-from ...presets.web import json_response, read_object
-from ..engine.vocab import Vocab
-from ..fields import Fields, wrong_type
-from .prompts import by_size, checked_token, n_characters, tokenize_mixed
+from ..engine.llama.vocab import Vocab
+from .request.prompts import by_size, checked_token, n_characters, tokenize_mixed
 from .serving import SERVING
 
 

@@ -12,13 +12,13 @@ from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
+from llama_corral.common.base.errors import ConfigError, ServerFault
+from llama_corral.presets.layer import check
+from llama_corral.presets.options.settings import Settings
+from llama_corral.presets.options.table import OPTIONS
+from llama_corral.presets.variants import DEFAULTS_HEADER, layer_of, read_header
 
-from ...presets.errors import ConfigError, ServerFault
-from ...presets.given import check
-from ...presets.settings import Settings
-from ...presets.table import OPTIONS
-from ...presets.variants import DEFAULTS_HEADER, layer_of, read_header
-from .defaults import chat_defaults, completion_defaults
+from .request.defaults import chat_defaults, completion_defaults
 from .serving import SERVING, Serving
 
 MOST_KEPT = 256

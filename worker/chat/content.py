@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...presets.errors import InvalidRequest
+from llama_corral.common.base.errors import InvalidRequest
+
 from ..media.sources import Kind, MediaSource
 
 Part = dict[str, str]

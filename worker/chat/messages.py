@@ -9,9 +9,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ...presets.errors import InvalidRequest
-from .capabilities import Capabilities
+from llama_corral.common.base.errors import InvalidRequest
+
 from .content import ContentReader, has_media, join_parts
+from .template.capabilities import Capabilities
 
 Message = dict[str, Any]
 

@@ -11,20 +11,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ...presets.errors import InvalidRequest, NotSupported
-from .capabilities import Capabilities, preserve_reasoning, probe, takes_user_after_result
-from .channels import EVERYONE, with_thinking
+from llama_corral.common.base.errors import InvalidRequest, NotSupported
+
+from .constraints.response_format import completion_fields, plain_fields
+from .constraints.tool_grammar import Around, tool_fields
 from .content import join_parts
-from .families import answer_format
-from .formats import AnswerFormat, Span, first_mark
+from .formats.families import answer_format
+from .formats.formats import AnswerFormat, Span, first_mark
 from .messages import shaped
-from .reply import PLAIN, Reply
+from .parsing.channels import EVERYONE, with_thinking
+from .parsing.reply import PLAIN, Reply
 from .request import ChatRequest
-from .response_format import completion_fields, plain_fields
-from .template import CHATML, MOST_SECONDS, ChatTemplate, TemplateError, TemplateSlow
-from .tool_grammar import Around, tool_fields
+from .template.capabilities import Capabilities, preserve_reasoning, probe, takes_user_after_result
+from .template.template import CHATML, MOST_SECONDS, ChatTemplate, TemplateError, TemplateSlow
+from .template.turns import Delimiter, detect_delimiters
 from .tool_turns import one_call_at_a_time, users_in_results, with_tool_responses
-from .turns import Delimiter, detect_delimiters
 
 log = logging.getLogger("corral.worker")
 

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ...presets.errors import InvalidRequest
-from ..fields import Fields, wrong_type
+from llama_corral.common.base.errors import InvalidRequest
+from llama_corral.common.web.json_fields import Fields, wrong_type
+
 from ..media.sources import MediaSource
+from .constraints.response_format import ResponseFormat, read_response_format
 from .content import ContentReader, has_media, join_parts
 from .messages import Message, read_messages
-from .response_format import ResponseFormat, read_response_format
 from .tools import NO_TOOLS, Tools, read_tools
 
 SYSTEM_ROLES = ("system", "developer")

@@ -12,26 +12,27 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ...presets.errors import ApiError, ServerFault
-from .adapters import Adapters
-from .agenda import limits_of, work_of
-from .compute import Compute, Computed, DraftRun, Filled, Lost
-from .context import Context
+from llama_corral.common.base.errors import ApiError, ServerFault
+
+from .adapters.lora import Adapters
+from .batching.decode import Compute, Computed, DraftRun, Filled, Lost
+from .batching.jobs import EmbeddingTask, GenerationTask, Job, tasks_of
+from .batching.media_tokens import text_of
+from .batching.scheduler import BatchPlan, History, Work, choose_slot, plan
+from .batching.slots import Slot, SlotState
+from .cache.context_shift import shift, tokens_kept
+from .cache.disk_cache import DiskCache
+from .cache.slot_memory import Memory
 from .counters import Counters
-from .disk_cache import DiskCache
-from .embedding import embedded
-from .encoding import Encoding
-from .jobs import EmbeddingTask, GenerationTask, Job, tasks_of
-from .media_tokens import text_of
-from .memory import Memory
+from .llama.context import Context
+from .llama.embedding import embedded
+from .llama.model import Model
+from .media.encoder import Encoding
 from .messages import Begun, Event, Failed, Generation, Progress
-from .model import Model
-from .probabilities import probabilities
-from .scheduler import BatchPlan, History, Work, choose_slot, plan
-from .shifting import shift, tokens_kept
+from .sampling.probabilities import probabilities
 from .slot_actions import SlotAction
-from .slots import Slot, SlotState
-from .speculative import Speculation
+from .speculative.speculative import Speculation
+from .work import limits_of, work_of
 
 log = logging.getLogger("corral.engine")
 

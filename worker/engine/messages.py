@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
-
-from ...presets.errors import ApiError
+from llama_corral.common.base.errors import ApiError
 
 DEFAULT_SAMPLERS = ("penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature")
 

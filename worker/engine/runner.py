@@ -13,27 +13,28 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...presets.control import OnDevice, Report, Taken
-from ...presets.errors import ServerFault, Unavailable
-from .adapters import AdapterInfo
-from .allocations import allocations
+from llama_corral.common.base.errors import ServerFault, Unavailable
+from llama_corral.common.base.worker_reports import OnDevice, Report, Taken
+
+from .adapters.lora import AdapterInfo
+from .batching.jobs import Job
 from .counters import Counters, Meter, Metrics
-from .devices import address_of, device_names, usual_devices
-from .draft_options import with_drafts
-from .errors import LoadError
-from .jobs import Job
-from .loaded import Loaded, Ticket
+from .llama.devices import address_of, device_names, usual_devices
+from .llama.errors import LoadError
+from .llama.memory_log import allocations
+from .llama.model import MediaSupport, ModelInfo
+from .llama.options import from_settings
+from .llama.vocab import Vocab
+from .loaded_model import Loaded, Ticket
 from .messages import Event
-from .model import MediaSupport, ModelInfo
-from .options import from_settings
+from .slot_views import SlotView
+from .speculative.options import with_drafts
 from .thread import EngineThread
-from .views import SlotView
-from .vocab import Vocab
 
 if TYPE_CHECKING:
-    from ...presets.hub import ModelFiles
-    from ...presets.private_directory import PrivateDirectory
-    from ...presets.settings import Settings
+    from llama_corral.common.base.private_directory import PrivateDirectory
+    from llama_corral.common.hub.resolve import ModelFiles
+    from llama_corral.presets.options.settings import Settings
 
 __all__ = [
     "AdapterInfo",

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from ...presets.errors import ApiError
-from .slots import Slot
+from llama_corral.common.base.errors import ApiError
+
+from .batching.slots import Slot
 
 T = TypeVar("T")
 

@@ -16,21 +16,22 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
-from ...presets.errors import ServerFault
-from ...presets.private_directory import PrivateDirectory
-from .activation import Scales
-from .adapters import Adapters
-from .context import Context
-from .control_vector import apply_control_vectors
+from llama_corral.common.base.errors import ServerFault
+from llama_corral.common.base.private_directory import PrivateDirectory
+
+from .adapters.activation import Scales
+from .adapters.control_vector import apply_control_vectors
+from .adapters.lora import Adapters
+from .cache.disk_cache import DiskCache
+from .cache.disk_key import disk_key
+from .cache.disk_store import DiskStore
 from .core import Core, Deliver
 from .counters import Counters
-from .disk_cache import DiskCache
-from .disk_key import disk_key
-from .disk_store import DiskStore
-from .draft_setup import speculation
-from .encoding import Encoding
-from .model import Model
-from .options import EngineOptions
+from .llama.context import Context
+from .llama.model import Model
+from .llama.options import EngineOptions
+from .media.encoder import Encoding
+from .speculation_setup import speculation
 
 log = logging.getLogger("corral.engine")
 T = TypeVar("T")
@@ -135,7 +136,7 @@ class EngineThread(threading.Thread):
         options = model.options.projector
         if options is None:
             return None
-        from .projector import Projector  # a library that most workers never need
+        from .media.projector import Projector  # a library that most workers never need
 
         self._soon(self._on_progress, "mmproj_model", 0.0)
         projector = Projector(model, options, lambda value: self._soon(self._on_progress, "mmproj_model", value))

@@ -10,7 +10,7 @@ import binascii
 import re
 from urllib.parse import unquote_to_bytes
 
-from ...presets.errors import InvalidRequest
+from llama_corral.common.base.errors import InvalidRequest
 
 _KINDS = ("image/", "audio/", "video/")
 _BLANKS = re.compile(rb"[ \t\r\n\f\v]+")

@@ -10,7 +10,7 @@ import re
 import struct
 from struct import unpack_from
 
-from ...presets.errors import InvalidRequest
+from llama_corral.common.base.errors import InvalidRequest
 
 MAX_PIXELS = 100_000_000
 """Cameras have fewer. Decoded it takes three bytes a pixel, twice for a moment."""

@@ -10,8 +10,8 @@ import os
 import stat
 from pathlib import Path
 
-from ...presets.errors import ConfigError, InvalidRequest
-from ..safe_names import is_safe_path
+from llama_corral.common.base.errors import ConfigError, InvalidRequest
+from llama_corral.common.web.safe_names import is_safe_path
 
 SCHEME = "file://"
 

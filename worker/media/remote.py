@@ -15,10 +15,10 @@ from functools import cache
 from typing import Any
 
 import aiohttp
+from llama_corral.common.base.errors import InvalidRequest
+from llama_corral.common.base.version import BUILD_INFO
 from yarl import URL
 
-from ...presets.errors import InvalidRequest
-from ...presets.version import BUILD_INFO
 from .addresses import AllowedHosts
 
 log = logging.getLogger("corral.worker")

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ...presets.errors import InvalidRequest
-from ...presets.hub_client import endpoint
-from ...presets.settings import Settings
+from llama_corral.common.base.errors import InvalidRequest
+from llama_corral.common.hub.client import endpoint
+from llama_corral.presets.options.settings import Settings
+
 from .addresses import AllowedHosts, read_allowed
 from .encoded import decode_base64, decode_data_url, is_data_url
 from .local import SCHEME, MediaDirectory

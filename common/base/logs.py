@@ -1,0 +1,111 @@
+"""Where log lines go and how they look: set up once by the mains of router and worker, from the `--log-*` options.
+
+Everything logs through `logging` under names that begin with `corral.`. Lines go to stderr, as JSON to stdout instead,
+and to `--log-file` as well.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, TextIO
+
+from .errors import ConfigError
+from .json_encoding import encode_json
+
+if TYPE_CHECKING:
+    from .common_settings import CommonSettings
+
+LEVELS = (logging.CRITICAL, logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
+"""By `--verbosity` 0 to 4; 5 and above also show the debug lines of the libraries we use."""
+_COLOURS = {
+    logging.WARNING: "\033[33m",
+    logging.ERROR: "\033[31m",
+    logging.CRITICAL: "\033[31m",
+    logging.DEBUG: "\033[2m",
+}
+_RESET = "\033[0m"
+
+
+def set_up(settings: CommonSettings) -> None:
+    """Replaces whatever handlers there were. Raises ConfigError for a log file that cannot be written."""
+    root = logging.getLogger()
+    for handler in tuple(root.handlers):
+        root.removeHandler(handler)
+        handler.close()
+    verbosity = settings.log_verbosity
+    level = LEVELS[min(verbosity, len(LEVELS) - 1)]
+    is_deep = verbosity >= len(LEVELS)
+    root.setLevel(logging.DEBUG if is_deep else max(level, logging.WARNING))
+    logging.getLogger("corral").setLevel(level)
+    if settings.log_disable:
+        root.addHandler(logging.NullHandler())
+        return
+    for handler in _handlers(settings):
+        root.addHandler(handler)
+
+
+def _handlers(settings: CommonSettings) -> list[logging.Handler]:
+    stream = sys.stdout if settings.log_jsonl else sys.stderr
+    screen = logging.StreamHandler(stream)
+    screen.setFormatter(_formatter(settings, colours=_wants_colours(settings.log_colors, stream)))
+    if not settings.log_file:
+        return [screen]
+    try:
+        file = logging.FileHandler(settings.log_file, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ConfigError(f"--log-file {settings.log_file}: {error.strerror or error}") from None
+    file.setFormatter(_formatter(settings, colours=False))
+    return [screen, file]
+
+
+def _formatter(settings: CommonSettings, *, colours: bool) -> logging.Formatter:
+    if settings.log_jsonl:
+        return JsonLines()
+    return Lines(timestamps=settings.log_timestamps, prefix=settings.log_prefix, colours=colours)
+
+
+def _wants_colours(choice: str, stream: TextIO) -> bool:
+    if choice == "auto":
+        return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return choice == "on"
+
+
+class Lines(logging.Formatter):
+    """`12:00:00.123 W router: message`; without prefix only warnings and errors say what they are."""
+
+    def __init__(self, *, timestamps: bool, prefix: bool, colours: bool) -> None:
+        super().__init__()
+        self._timestamps = timestamps
+        self._prefix = prefix
+        self._colours = colours
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = self._head(record) + super().format(record)
+        colour = _COLOURS.get(record.levelno) if self._colours else None
+        line = f"{colour}{line}{_RESET}" if colour else line
+        return f"{self._time(record)} {line}" if self._timestamps else line
+
+    def _head(self, record: logging.LogRecord) -> str:
+        if self._prefix:
+            return f"{record.levelname[0]} {record.name.removeprefix('corral.')}: "
+        return f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+
+    def _time(self, record: logging.LogRecord) -> str:
+        return f"{time.strftime('%H:%M:%S', time.localtime(record.created))}.{int(record.msecs):03d}"
+
+
+class JsonLines(logging.Formatter):
+    """One object a line; keys are llama-server's, plus the logger's name."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        shown = {
+            "type": "log",
+            "time": int(record.created * 1e6),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "msg": super().format(record),
+        }
+        return encode_json(shown).decode()

@@ -1,0 +1,198 @@
+"""Talks to a Hugging Face hub, or a mirror of one: what is in a repository, and fetching files of it into the cache.
+
+Called by hub when the cache does not have what a model needs. huggingface_hub is not used for this: since 2.x it throws
+an unfinished download away, and its listing calls wait without a limit. The layout and the locks are the same, so both
+can share a cache.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from ..base.errors import ModelFilesError
+from . import hub_cache
+from .download import Progress, Transfer, fetch, new_client, refusal, shown
+
+DEFAULT_ENDPOINT = "https://huggingface.co"
+PARALLEL = 4
+"""Files fetched at once."""
+MAX_PAGES = 100
+"""Of a repository's listing, each a thousand files."""
+_TOKEN = re.compile(r"hf_[A-Za-z0-9]{34,253}")
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    path: str
+    size: int
+    object_id: str
+    sha256: str | None
+    """Known for large files only."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    repo: str
+    branch: str
+    commit: str
+    files: Mapping[str, RemoteFile]
+    """By path, sorted."""
+
+
+def endpoint(environ: Mapping[str, str]) -> str:
+    """Without a slash at the end."""
+    return (environ.get("MODEL_ENDPOINT") or environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+
+
+def is_token(token: str) -> bool:
+    return _TOKEN.fullmatch(token) is not None
+
+
+class HubClient:
+    """Use as a context manager. Every method raises ModelFilesError."""
+
+    def __init__(self, endpoint: str, token: str = "") -> None:
+        """A token that cannot be one of this hub is not sent."""
+        self.endpoint = endpoint
+        self.headers = {"Authorization": f"Bearer {token}"} if is_token(token) else {}
+        self.client = new_client()
+
+    def __enter__(self) -> HubClient:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.client.close()
+
+    def listing(self, repo: str) -> Listing:
+        branch, commit = self._head(repo)
+        files = {}
+        for item in self._pages(f"/api/models/{repo}/tree/{commit}?recursive=true", repo):
+            file = _remote_file(item)
+            if file:
+                files[file.path] = file
+        return Listing(repo, branch, commit, dict(sorted(files.items())))
+
+    def download(
+        self,
+        listing: Listing,
+        paths: Iterable[str],
+        cache: Path,
+        on_progress: Callable[[Progress], None],
+    ) -> dict[str, Path]:
+        """Where the files lie in the cache afterwards. The branch moves to the new commit when all are there."""
+        folder = hub_cache.repo_dir(cache, listing.repo)
+        root = folder / "snapshots" / listing.commit
+        wanted = [listing.files[path] for path in dict.fromkeys(paths)]
+        missing = {file.object_id: file for file in wanted if not (root / file.path).is_file()}
+        transfers = [self._transfer(listing, file, cache) for file in missing.values()]
+        transfers = [transfer for transfer in transfers if not _has_blob(transfer)]
+        _check_space(cache, transfers)
+        self._fetch_all(transfers, on_progress)
+        for file in listing.files.values():
+            blob = folder / "blobs" / file.object_id
+            if not (root / file.path).is_file() and blob.is_file():  # also what an earlier commit brought, unchanged
+                hub_cache.link(blob, root / file.path)
+        hub_cache.write_ref(cache, listing.repo, listing.branch, listing.commit)
+        return {file.path: root / file.path for file in wanted}
+
+    def _transfer(self, listing: Listing, file: RemoteFile, cache: Path) -> Transfer:
+        folder = hub_cache.repo_dir(cache, listing.repo)
+        return Transfer(
+            url=f"{self.endpoint}/{listing.repo}/resolve/{listing.commit}/{quote(file.path)}",
+            target=folder / "blobs" / file.object_id,
+            headers=self.headers,
+            size=file.size,
+            sha256=file.sha256,
+            lock=cache / ".locks" / folder.name / f"{file.object_id}.lock",
+        )
+
+    def _fetch_all(self, transfers: list[Transfer], on_progress: Callable[[Progress], None]) -> None:
+        """The first failure stops the others; what they have got so far stays for the next try."""
+        stop = threading.Event()
+        with concurrent.futures.ThreadPoolExecutor(PARALLEL, thread_name_prefix="download") as pool:
+            running = [pool.submit(fetch, self.client, transfer, on_progress, stop) for transfer in transfers]
+            try:
+                for future in concurrent.futures.as_completed(running):
+                    future.result()
+            except BaseException:
+                stop.set()
+                raise
+
+    def _head(self, repo: str) -> tuple[str, str]:
+        answer, _ = self._get(f"/api/models/{repo}/refs", repo)
+        branches = {}
+        for branch in answer.get("branches", ()) if isinstance(answer, dict) else ():
+            name, commit = str(branch.get("name", "")), str(branch.get("targetCommit", ""))
+            if hub_cache.is_commit(commit) and hub_cache.is_inside(name):
+                branches[name] = commit
+        if not branches:
+            raise ModelFilesError(f"repository {repo} on {self.endpoint} has no commits")
+        name = "main" if "main" in branches else next(iter(branches))
+        return name, branches[name]
+
+    def _pages(self, path: str, repo: str) -> Iterable[Any]:
+        following: str | None = path
+        for _ in range(MAX_PAGES):
+            if following is None:
+                return
+            answer, following = self._get(following, repo)
+            if not isinstance(answer, list):
+                raise ModelFilesError(f"{shown(self.endpoint)} answered the listing of {repo} with something else")
+            yield from answer
+
+    def _get(self, path: str, repo: str) -> tuple[Any, str | None]:
+        """The JSON answer, and the address of the next page."""
+        import httpx
+
+        url = path if "://" in path else self.endpoint + path
+        try:
+            response = self.client.get(url, headers=self.headers)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            reason = str(error) or type(error).__name__
+            raise ModelFilesError(f"cannot reach {shown(self.endpoint)} to look for {repo}: {reason}") from None
+        if response.status_code != 200:
+            raise ModelFilesError(refusal(response, f"repository {repo} on {shown(self.endpoint)}"))
+        try:
+            return response.json(), response.links.get("next", {}).get("url")
+        except ValueError:
+            raise ModelFilesError(f"{shown(url)} did not answer with JSON: is it a Hugging Face hub?") from None
+
+
+def _remote_file(item: Any) -> RemoteFile | None:
+    """None for what is no file, or would leave the cache folder."""
+    if not isinstance(item, dict) or item.get("type") != "file":
+        return None
+    path, lfs = item.get("path"), item.get("lfs")
+    object_id = lfs.get("oid") if isinstance(lfs, dict) else item.get("oid")
+    size = item.get("size")
+    if not isinstance(path, str) or not hub_cache.is_inside(path) or not isinstance(size, int):
+        return None
+    if not isinstance(object_id, str) or not hub_cache.is_object_id(object_id):
+        return None
+    return RemoteFile(path, size, object_id, object_id if len(object_id) == 64 else None)
+
+
+def _has_blob(transfer: Transfer) -> bool:
+    """A blob of another size is not what it is called."""
+    if not transfer.target.is_file():
+        return False
+    if transfer.target.stat().st_size == transfer.size:
+        return True
+    transfer.target.unlink()
+    return False
+
+
+def _check_space(cache: Path, transfers: list[Transfer]) -> None:
+    need = sum((transfer.size or 0) - transfer.length() for transfer in transfers)
+    cache.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(cache).free
+    if need > free:
+        raise ModelFilesError(f"the download needs {need / 1e9:.1f} GB, but {cache} has {free / 1e9:.1f} GB left")

@@ -1,0 +1,277 @@
+"""Fetches one file over HTTP so that an interrupted download goes on where it stopped, also after a crash or a kill.
+
+Called by hub for files of a repository and for `--model-url`. Knows nothing of repositories and caches: it gets an
+address and a path. The unfinished file lies beside the target; a lock file keeps two processes from fetching it twice.
+Blocking: callers that have an event loop use a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from ..base.errors import ModelFilesError
+
+if TYPE_CHECKING:
+    import httpx
+
+UNFINISHED = ".downloadInProgress"
+"""llama-server's suffix."""
+ATTEMPTS = 3
+"""Failures in a row, without a byte in between, after which a transfer is given up."""
+RETRY_DELAY = 1.0
+"""The first retry comes at once, the second after twice these seconds."""
+CONNECT_TIMEOUT = 15.0
+READ_TIMEOUT = 60.0
+"""Seconds without a byte after which the connection counts as dead."""
+REPORT_EVERY = 0.1
+"""Seconds between two progress reports of one file."""
+SEGMENT = 32 << 30
+"""Bytes asked for in one request; content networks refuse answers beyond 50 GB."""
+CHUNK = 1 << 20
+
+logger = logging.getLogger("corral.presets")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Of one file, in bytes; `total` is 0 while unknown. Reported from the thread that downloads it."""
+
+    url: str
+    downloaded: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """`size` and `sha256` are checked where they are known beforehand."""
+
+    url: str
+    target: Path
+    headers: Mapping[str, str] = field(default_factory=dict)
+    size: int | None = None
+    sha256: str | None = None
+    lock: Path | None = None
+    """Where other programs look for a lock on this file; by default beside the target."""
+    retry_delay: float = RETRY_DELAY
+    """Seconds, see RETRY_DELAY."""
+
+    @property
+    def unfinished(self) -> Path:
+        return self.target.with_name(self.target.name + UNFINISHED)
+
+    def length(self) -> int:
+        """Bytes that are there already. The file may vanish at any time: another process has finished it."""
+        try:
+            return self.unfinished.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+
+class _Retry(Exception):
+    """This attempt failed, another may succeed."""
+
+
+def new_client() -> httpx.Client:
+    """Follows redirects; httpx keeps credentials from reaching another host then."""
+    import httpx  # here: a process that finds its files in the cache does not pay for the import
+
+    return httpx.Client(
+        follow_redirects=True,
+        timeout=httpx.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT),
+        headers={"User-Agent": "llama-corral", "Accept-Encoding": "identity"},
+    )
+
+
+def fetch(
+    client: httpx.Client, transfer: Transfer, on_progress: Callable[[Progress], None], stop: threading.Event
+) -> None:
+    """Returns when the target is there and complete; raises ModelFilesError."""
+    try:
+        transfer.target.parent.mkdir(parents=True, exist_ok=True)
+        with _exclusive(transfer.lock or transfer.target.with_name(transfer.target.name + ".lock")):
+            if not transfer.target.exists():  # else someone else was faster
+                _Download(client, transfer, on_progress, stop).run()
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ModelFilesError(f"no space left in {transfer.target.parent} for {shown(transfer.url)}") from None
+        raise ModelFilesError(f"cannot write {transfer.target}: {error.strerror or error}") from None
+
+
+def shown(url: str) -> str:
+    """An address without what may be secret in it: credentials and signatures."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
+@contextlib.contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    """A lock that the system drops when its holder dies."""
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+class _Download:
+    """One run for one file; `total` and `validator` are learned from the answers."""
+
+    def __init__(
+        self,
+        client: httpx.Client,
+        transfer: Transfer,
+        on_progress: Callable[[Progress], None],
+        stop: threading.Event,
+    ) -> None:
+        self.client = client
+        self.transfer = transfer
+        self.on_progress = on_progress
+        self.stop = stop
+        self.total = transfer.size
+        self.validator_file = transfer.unfinished.with_name(transfer.unfinished.name + ".etag")
+
+    def run(self) -> None:
+        inherited = self.transfer.length() > 0
+        self._fetch()
+        while not self._is_intact():
+            self._restart()
+            if not inherited:
+                raise ModelFilesError(f"{shown(self.transfer.url)} arrived damaged (checksum differs); try again")
+            inherited = False  # what an earlier run left may have been bad: one more try without it
+            self._fetch()
+        os.replace(self.transfer.unfinished, self.transfer.target)
+        self.validator_file.unlink(missing_ok=True)
+
+    def _fetch(self) -> None:
+        failures, furthest = 0, 0
+        while not self._complete():
+            try:
+                self._request(self.transfer.length())
+                if self.transfer.length() <= furthest and not self._complete():
+                    raise _Retry("the server sent nothing")
+            except _Retry as reason:
+                failures = failures + 1 if self.transfer.length() <= furthest else 1
+                if failures >= ATTEMPTS:
+                    raise ModelFilesError(f"cannot download {shown(self.transfer.url)}: {reason}") from None
+                logger.warning("download of %s interrupted (%s), trying again", shown(self.transfer.url), reason)
+                self.stop.wait(self.transfer.retry_delay * (2**failures - 2))
+            furthest = max(furthest, self.transfer.length())
+
+    def _complete(self) -> bool:
+        if self.stop.is_set():
+            raise ModelFilesError(f"download of {shown(self.transfer.url)} stopped")
+        length = self.transfer.length()
+        if self.total is not None and length > self.total:
+            self._restart()
+            return False
+        return self.total is not None and length == self.total and self.transfer.unfinished.exists()
+
+    def _restart(self) -> None:
+        self.transfer.unfinished.unlink(missing_ok=True)
+        self.validator_file.unlink(missing_ok=True)
+
+    def _request(self, offset: int) -> None:
+        import httpx
+
+        headers = dict(self.transfer.headers)
+        validator = self.validator_file.read_text() if self.validator_file.exists() else ""
+        if offset and not (self.transfer.size or validator):
+            self._restart()  # nothing says that these bytes belong to what the server has now
+            offset = 0
+        if offset and validator:
+            headers["If-Range"] = validator
+        if offset or (self.total or 0) > SEGMENT:
+            headers["Range"] = f"bytes={offset}-{offset + SEGMENT - 1}"
+        try:
+            with self.client.stream("GET", self.transfer.url, headers=headers) as response:
+                self._receive(response, offset)
+        except httpx.InvalidURL as error:
+            raise ModelFilesError(f"{self.transfer.url!r} is no address: {error}") from None
+        except httpx.UnsupportedProtocol:
+            raise ModelFilesError(f"{shown(self.transfer.url)} is neither http nor https") from None
+        except httpx.HTTPError as error:
+            raise _Retry(str(error) or type(error).__name__) from None
+
+    def _receive(self, response: httpx.Response, offset: int) -> None:
+        if response.status_code == 416 and offset:
+            self._restart()
+            raise _Retry("the server does not have the rest of it")
+        if response.status_code == 429 or response.status_code >= 500:
+            raise _Retry(f"the server answered {response.status_code}")
+        if response.status_code not in (200, 206):
+            raise ModelFilesError(refusal(response, shown(self.transfer.url)))
+        partial = response.status_code == 206
+        total = _total(response, partial)
+        if self.transfer.size is None:
+            self.total = total
+            self._remember(response.headers.get("ETag", ""))
+        elif total is not None and total != self.transfer.size:
+            raise ModelFilesError(
+                f"{shown(self.transfer.url)} has {total} bytes, not the expected {self.transfer.size}"
+            )
+        self._append(response, offset if partial else 0)
+        if self.total is None:
+            self.total = self.transfer.length()
+
+    def _remember(self, validator: str) -> None:
+        """Only a strong validator promises that the bytes are the same."""
+        if validator and not validator.startswith("W/"):
+            self.validator_file.write_text(validator)
+
+    def _append(self, response: httpx.Response, offset: int) -> None:
+        with self.transfer.unfinished.open("r+b" if offset else "wb") as file:
+            file.seek(offset)
+            file.truncate()
+            done, reported = offset, 0.0
+            for chunk in response.iter_bytes(CHUNK):
+                file.write(chunk)
+                done += len(chunk)
+                if time.monotonic() - reported >= REPORT_EVERY or done == self.total:
+                    self.on_progress(Progress(self.transfer.url, done, self.total or 0))
+                    reported = time.monotonic()
+                if self.stop.is_set():
+                    return
+
+    def _is_intact(self) -> bool:
+        """By the hub's checksum: a file that a crash left full of zeros has the right length too."""
+        if self.transfer.sha256 is None:
+            return True
+        with self.transfer.unfinished.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == self.transfer.sha256.lower()
+
+
+def _total(response: httpx.Response, partial: bool) -> int | None:
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        return None  # the length is that of the compressed form
+    if partial:
+        total = response.headers.get("Content-Range", "").rpartition("/")[2]
+        return int(total) if total.isdecimal() else None
+    length = response.headers.get("Content-Length", "")
+    return int(length) if length.isdecimal() else None
+
+
+def refusal(response: httpx.Response, what: str) -> str:
+    """Why a server does not hand out `what`, in words for its user."""
+    code = response.headers.get("X-Error-Code", "")
+    if code == "GatedRepo":
+        return f"{what} is gated: accept its conditions on the hub, then give your token with --hf-token or HF_TOKEN"
+    if response.status_code in (401, 403) or code == "RepoNotFound":
+        return f"{what} does not exist, or is private and needs --hf-token (or HF_TOKEN) [{response.status_code}]"
+    if response.status_code in (404, 410):
+        return f"{what} does not exist"
+    return f"{what}: the server answered {response.status_code}"

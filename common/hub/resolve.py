@@ -1,0 +1,277 @@
+"""From what was asked for (`--model`, `--hf-repo`, `--model-url` and their companions) to files on this machine.
+
+Called by the worker before it loads (`resolve_files`), by the router to list what the cache holds and to find cached
+files without touching the network. What the cache has completely is used as it is, and only what is missing is fetched:
+a load must not depend on a network, and a swap not wait for one. (llama-server asks the hub at every load.)
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+from ..base.errors import ModelFilesError
+from . import hub_cache
+from .client import HubClient, Listing, endpoint, is_token
+from .download import Progress as Progress
+from .download import Transfer, fetch, new_client, shown
+from .gguf_header import is_mtp_head
+from .gguf_names import DRAFT_KINDS, SUFFIX, Choice, DraftKind, choose, listed_tag, shard_names, split_repo
+from .hub_cache import cache_dir as cache_dir
+
+if TYPE_CHECKING:
+    from ..base.common_settings import CommonSettings
+
+PRESET_FILE = "preset.ini"
+"""In the root of a repository it makes `--hf-repo` start a router with these presets."""
+MAX_SHOWN = 20
+"""Files of a repository named in one error."""
+
+OnProgress = Callable[[Progress], None]
+logger = logging.getLogger("corral.presets")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    model: Path
+    """The first shard; the others lie beside it."""
+    mmproj: Path | None = None
+    draft: Path | None = None
+    draft_kind: DraftKind | None = None
+    """Set when the draft is a head made for this model, not a model of its own."""
+
+
+def ignore_progress(_: Progress) -> None:
+    pass
+
+
+def list_cached(environ: Mapping[str, str]) -> list[str]:
+    """Every cached model as `user/repo:TAG`."""
+    found: dict[str, None] = {}
+    for snapshot in hub_cache.snapshots(cache_dir(environ)):
+        for path in snapshot.files:
+            tag = listed_tag(path)
+            if tag:
+                found[f"{snapshot.repo}:{tag}"] = None
+    return list(found)
+
+
+def find_cached(environ: Mapping[str, str], hf_repo: str, hf_file: str = "") -> Mapping[str, Path]:
+    """Files that `hf_repo` (with optional tag) stands for, by role: model, mmproj. Never asks the network."""
+    repo, tag = split_repo(hf_repo)
+    snapshot = hub_cache.snapshot(cache_dir(environ), repo)
+    choice = choose(snapshot.files, tag, file=hf_file) if snapshot else Choice()
+    if snapshot is None or not choice.model:
+        return {}
+    paths = {"model": choice.model[0], "mmproj": choice.mmproj}
+    return {role: snapshot.files[path] for role, path in paths.items() if path}
+
+
+def is_offline(settings: CommonSettings, environ: Mapping[str, str]) -> bool:
+    return settings.offline or is_offline_machine(environ)
+
+
+def is_offline_machine(environ: Mapping[str, str]) -> bool:
+    """HF_HUB_OFFLINE is what Python programs obey; whoever set it means us too."""
+    return environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+
+
+def remote_preset(settings: CommonSettings, environ: Mapping[str, str]) -> Path | None:
+    """The presets file that `--hf-repo` names instead of a model, if it does. Fetched anew when the hub is in reach."""
+    if not settings.hf_repo or settings.hf_file:
+        return None
+    repo, tag = _repo_and_tag(settings.hf_repo)
+    snapshot = hub_cache.snapshot(cache_dir(environ), repo)
+    cached = snapshot.files.get(PRESET_FILE) if snapshot else None
+    if is_offline(settings, environ) or (snapshot and not cached and choose(snapshot.files, tag).model):
+        return cached
+    try:
+        with HubClient(endpoint(environ), _token(settings)) as client:
+            listing = client.listing(repo)
+            if PRESET_FILE not in listing.files:
+                return None
+            return client.download(listing, [PRESET_FILE], cache_dir(environ), ignore_progress)[PRESET_FILE]
+    except ModelFilesError as error:
+        if cached is None:
+            raise
+        logger.warning("using the cached presets of %s: %s", repo, error)
+        return cached
+
+
+def resolve_files(
+    settings: CommonSettings, environ: Mapping[str, str], on_progress: OnProgress = ignore_progress
+) -> ModelFiles:
+    """Downloads what is missing; blocking. `on_progress` is called from other threads. Raises ModelFilesError."""
+    return _Resolver(settings, environ, on_progress).files()
+
+
+@dataclass(frozen=True)
+class _Found:
+    choice: Choice
+    paths: Mapping[str, Path]
+
+    def path(self, name: str | None) -> Path | None:
+        return self.paths[name] if name else None
+
+
+class _Resolver:
+    def __init__(self, settings: CommonSettings, environ: Mapping[str, str], on_progress: OnProgress) -> None:
+        self.settings = settings
+        self.environ = environ
+        self.on_progress = on_progress
+        self.cache = cache_dir(environ)
+
+    def files(self) -> ModelFiles:
+        settings = self.settings
+        heads = _heads(settings.spec_type)
+        if settings.hf_repo:
+            found = self._repository(
+                settings.hf_repo,
+                settings.hf_file,
+                want_mmproj=self._auto_mmproj,
+                heads=() if self._has_draft else heads,
+            )
+        elif settings.model_url:
+            path = self._from_url(settings.model_url, settings.model)
+            found = _Found(Choice((str(path),)), {str(path): path})
+        elif settings.model:
+            found = _Found(Choice((settings.model,)), {settings.model: _existing(settings.model)})
+        else:
+            raise ModelFilesError("no model given: use --model, --hf-repo or --model-url")
+        model = found.path(found.choice.model[0] if found.choice.model else None)
+        if model is None:
+            raise ModelFilesError(f"repository {settings.hf_repo} holds companions of models, but no model")
+        draft, kind = self._draft(found)
+        return ModelFiles(model, self._mmproj(found), draft, kind)
+
+    @property
+    def _auto_mmproj(self) -> bool:
+        settings = self.settings
+        return settings.mmproj_auto and not settings.mmproj and not settings.mmproj_url
+
+    @property
+    def _has_draft(self) -> bool:
+        return bool(self.settings.hf_repo_draft or self.settings.model_draft)
+
+    def _mmproj(self, found: _Found) -> Path | None:
+        """`--no-mmproj` wins over every way to name one, so that /models and the worker agree."""
+        settings = self.settings
+        if not settings.mmproj_auto:
+            return None
+        if settings.mmproj_url:
+            return self._from_url(settings.mmproj_url, settings.mmproj)
+        return _existing(settings.mmproj) if settings.mmproj else found.path(found.choice.mmproj)
+
+    def _draft(self, found: _Found) -> tuple[Path | None, DraftKind | None]:
+        settings = self.settings
+        if settings.hf_repo_draft:
+            asked = _heads(settings.spec_type)
+            plain = bool(settings.model_draft) or (not asked and not set(settings.spec_type) <= {"none"})
+            other = self._repository(
+                settings.hf_repo_draft,
+                settings.model_draft,
+                want_mmproj=False,
+                heads=() if plain else asked or DRAFT_KINDS,
+                heads_needed=bool(asked),
+            )
+            if other.choice.draft:
+                return other.path(other.choice.draft), other.choice.draft_kind
+            if not other.choice.model:
+                raise ModelFilesError(f"repository {settings.hf_repo_draft} holds no draft model")
+            return other.path(other.choice.model[0]), None
+        if settings.model_draft:
+            path = _existing(settings.model_draft)
+            return path, "mtp" if is_mtp_head(path) else None
+        return found.path(found.choice.draft), found.choice.draft_kind
+
+    def _repository(
+        self, hf_repo: str, hf_file: str, *, want_mmproj: bool, heads: Sequence[DraftKind], heads_needed: bool = True
+    ) -> _Found:
+        repo, tag = _repo_and_tag(hf_repo)
+        snapshot = hub_cache.snapshot(self.cache, repo)
+        cached = snapshot.files if snapshot else {}
+        choice = choose(cached, tag, file=hf_file, want_mmproj=want_mmproj, drafts=heads)
+        offline = is_offline(self.settings, self.environ)
+        if _is_complete(choice, cached) and (choice.draft or not heads or not heads_needed or offline):
+            return _Found(choice, cached)
+        if offline:
+            raise ModelFilesError(_not_found(f"the cache {self.cache} (--offline)", hf_repo, hf_file, cached))
+        with HubClient(endpoint(self.environ), _token(self.settings)) as client:
+            listing = client.listing(repo)
+            choice = choose(listing.files, tag, file=hf_file, want_mmproj=want_mmproj, drafts=heads)
+            if not choice.files:
+                raise ModelFilesError(_not_found(client.endpoint, hf_repo, hf_file, listing.files))
+            logger.info("downloading %s of %s", ", ".join(choice.files), repo)
+            return _Found(choice, self._download(client, listing, choice))
+
+    def _download(self, client: HubClient, listing: Listing, choice: Choice) -> Mapping[str, Path]:
+        return client.download(listing, choice.files, self.cache, self.on_progress)
+
+    def _from_url(self, url: str, wanted: str) -> Path:
+        """Every shard of it. A file that is there is not asked for again; delete it to have a newer one."""
+        parts = urlsplit(url)
+        names = shard_names(parts.path)
+        if len(names) == 1 and wanted:
+            targets = [Path(wanted)]
+        else:
+            folder = Path(wanted).parent if wanted else hub_cache.plain_url_dir(self.environ)
+            targets = [folder / name.rpartition("/")[2] for name in names]
+        for name, target in zip(names, targets, strict=True):
+            if not target.is_file():
+                self._fetch(urlunsplit(parts._replace(path=name, fragment="")), target)
+        return targets[0]
+
+    def _fetch(self, url: str, target: Path) -> None:
+        if is_offline(self.settings, self.environ):
+            raise ModelFilesError(f"{target} is not there, and --offline forbids to download {shown(url)}")
+        home = endpoint(self.environ)
+        token = _token(self.settings) if url.startswith(home + "/") else ""  # nobody else's business
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        with new_client() as client:
+            fetch(client, Transfer(url, target, headers), self.on_progress, threading.Event())
+
+
+def _token(settings: CommonSettings) -> str:
+    token = settings.hf_token
+    if token and not is_token(token):
+        logger.warning("the value of --hf-token or HF_TOKEN is no Hugging Face token, asking without it")
+        return ""
+    return token
+
+
+def _repo_and_tag(hf_repo: str) -> tuple[str, str]:
+    repo, tag = split_repo(hf_repo)
+    if not hub_cache.is_repo_name(repo):
+        raise ModelFilesError(f"{hf_repo!r} is no repository: expected user/model or user/model:quantization")
+    return repo, tag
+
+
+def _heads(spec_type: Sequence[str]) -> tuple[DraftKind, ...]:
+    return tuple(kind for kind in DRAFT_KINDS if f"draft-{kind}" in spec_type)
+
+
+def _existing(path: str) -> Path:
+    """The path, if all shards that it stands for are there."""
+    for name in shard_names(path):
+        if not Path(name).is_file():
+            raise ModelFilesError(f"{name}: no such file" + ("" if name == path else f" (a part of {path})"))
+    return Path(path)
+
+
+def _is_complete(choice: Choice, cached: Mapping[str, Path]) -> bool:
+    """A projector that was never fetched is not missed: without asking the hub nobody knows whether there is one."""
+    return bool(choice.files) and all(name in cached for path in choice.model[:1] for name in shard_names(path))
+
+
+def _not_found(where: str, hf_repo: str, hf_file: str, files: Mapping[str, object]) -> str:
+    repo, tag = split_repo(hf_repo)
+    wanted = f"file {hf_file}" if hf_file else f"GGUF model with the tag {tag}" if tag else "GGUF model"
+    present = [path for path in files if path.endswith(SUFFIX)]
+    more = f" and {len(present) - MAX_SHOWN} more" if len(present) > MAX_SHOWN else ""
+    have = f"it has {', '.join(present[:MAX_SHOWN])}{more}" if present else "it has no GGUF files"
+    return f"{where} has no complete {wanted} in {repo}; {have}"

@@ -1,0 +1,190 @@
+"""The built-in tools at work. What touches files runs in a tool process (`child`), commands run by themselves.
+
+Built by `server` with what the operator allowed; the one that knows where a call really runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import json
+import os
+import sys
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..base.errors import ServerFault, Unavailable
+from .catalog import CATALOG, LARGEST_OUTPUT, LONGEST_COMMAND_S, USUAL_COMMAND_S, Entry
+from .errors import RuntimeRefused, ToolFailed
+from .files import LocalFiles
+from .process import Outcome, Processes
+from .runtimes import Isolate, in_directory, parse_runtime
+from .tool import Answer, Call, Shown, Tool
+
+CHILD = (sys.executable, "-P", "-m", "llama_corral.common.tools.child")
+FILE_TOOL_S = 60.0
+"""For one call on files; a listing has less, and says when it is not complete."""
+LARGEST_ANSWER = 64 << 20
+"""Bytes of a tool process' answer: a file of 32 MiB as Base64 fits."""
+ISOLATE_GRACE_S = 5.0
+"""More than the command has itself, since killing our end leaves a container's or a machine's running."""
+INFO_S = 5.0
+CUT = "\n[output truncated]"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where built-in tools run, for the kinds of them: all start processes here."""
+
+    processes: Processes
+    root: str = ""
+    """The folder that file tools may not leave; "": any."""
+
+    async def run(
+        self, inner: Sequence[str], call: Call, seconds: float, limit: int, on_output: Callable[[bytes], None] | None
+    ) -> Outcome:
+        """Raises ToolFailed if it cannot be started, ApiError if it must not."""
+        isolate = isolate_of(call)
+        if isolate:
+            bounded = in_directory(call.cwd, ("timeout", f"{seconds:.0f}s", *inner))
+            command, cwd = isolate.command(bounded, with_input=True), None
+            seconds += ISOLATE_GRACE_S
+        else:
+            command, cwd = list(inner), self.directory(call)
+        try:
+            outcome = await self.processes.run(
+                command, seconds=seconds, limit=limit, cwd=cwd, merge_errors=True, on_output=on_output
+            )
+        except (OSError, ValueError) as error:
+            raise ToolFailed(f"cannot run the command: {getattr(error, 'strerror', None) or error}") from None
+        if self.processes.is_closed:
+            raise Unavailable("the server is stopping")
+        return outcome
+
+    def directory(self, call: Call) -> str:
+        cwd = LocalFiles(call.cwd, self.root).resolve(".")
+        if not os.path.isdir(cwd):
+            raise ToolFailed(f"no such directory: {call.cwd}")
+        return cwd
+
+
+def isolate_of(call: Call) -> Isolate | None:
+    """Raises ServerFault, as llama-server does."""
+    try:
+        return parse_runtime(call.runtime)
+    except RuntimeRefused as error:
+        raise ServerFault(str(error)) from None
+
+
+class _Builtin:
+    def __init__(self, entry: Entry, place: Place) -> None:
+        self._entry = entry
+        self._place = place
+        self.shown = Shown(entry.name, entry.title, entry.definition(), writes=entry.writes, streams=entry.streams)
+
+    async def run(self, call: Call) -> Answer:
+        raise NotImplementedError
+
+    def stream(self, call: Call) -> AsyncGenerator[str, None]:
+        raise NotImplementedError
+
+
+class FileTool(_Builtin):
+    async def run(self, call: Call) -> Answer:
+        arguments = self._entry.arguments(call.arguments)
+        isolate_of(call)
+        if call.as_base64 and self._entry.name == "read_file":
+            arguments["as_base64"] = True
+        order = {
+            "tool": self._entry.name,
+            "arguments": arguments,
+            "cwd": call.cwd,
+            "runtime": call.runtime,
+            "root": self._place.root,
+        }
+        try:
+            done = await self._place.processes.run(
+                CHILD, seconds=FILE_TOOL_S, limit=LARGEST_ANSWER, stdin=json.dumps(order).encode()
+            )
+        except OSError as error:
+            return {"error": f"cannot start {self._entry.name}: {error.strerror}"}
+        return self._answer(done)
+
+    def _answer(self, done: Outcome) -> Answer:
+        if self._place.processes.is_closed:
+            raise Unavailable("the server is stopping")
+        if done.timed_out:
+            return {"error": f"{self._entry.name} did not end within {FILE_TOOL_S:.0f} s"}
+        if done.exit_code != 0 or done.is_cut:
+            why = done.errors.decode("utf-8", "replace").strip().splitlines()[-1:]
+            raise ServerFault(f"{self._entry.name} ended with code {done.exit_code}: {' '.join(why)}")
+        return done.output
+
+
+class ShellTool(_Builtin):
+    async def run(self, call: Call) -> Answer:
+        try:
+            done = await self._execute(call, self._given(call), None)
+        except ToolFailed as error:
+            return {"error": str(error)}
+        text = done.output.decode("utf-8", "replace")
+        return {"plain_text_response": text + (CUT if done.is_cut else "") + _ending(done)}
+
+    def stream(self, call: Call) -> AsyncGenerator[str, None]:
+        return self._pieces(call, self._given(call))
+
+    async def _pieces(self, call: Call, given: dict[str, Any]) -> AsyncGenerator[str, None]:
+        pieces: asyncio.Queue[bytes | None] = asyncio.Queue()
+        work = asyncio.create_task(self._execute(call, given, pieces.put_nowait))
+        work.add_done_callback(lambda _: pieces.put_nowait(None))
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        try:
+            while (piece := await pieces.get()) is not None:
+                if text := decoder.decode(piece):
+                    yield text
+            done = await work
+            yield decoder.decode(b"", final=True) + (CUT if done.is_cut else "") + _ending(done)
+        finally:
+            work.cancel()
+            await asyncio.wait({work})
+
+    def _given(self, call: Call) -> dict[str, Any]:
+        """Checked before a stream begins, while there is a status to refuse with."""
+        isolate_of(call)
+        return self._entry.arguments(call.arguments)
+
+    async def _execute(self, call: Call, given: dict[str, Any], on_output: Callable[[bytes], None] | None) -> Outcome:
+        seconds = given.get("timeout", USUAL_COMMAND_S)
+        limit = given.get("max_output_size", LARGEST_OUTPUT)
+        if seconds < 1 or limit < 1:
+            raise ToolFailed("timeout and max_output_size must be 1 or more")
+        inner = ("sh", "-c", given["command"])
+        return await self._place.run(
+            inner, call, min(seconds, LONGEST_COMMAND_S), min(limit, LARGEST_OUTPUT), on_output
+        )
+
+
+def _ending(done: Outcome) -> str:
+    return f"\n[exit code: {done.exit_code}]" + (" [exit due to timed out]" if done.timed_out else "")
+
+
+class InfoTool(_Builtin):
+    async def run(self, call: Call) -> Answer:
+        try:
+            system = await self._said(call, "uname", "-a")
+            return {"os": system, "cwd": await self._said(call, "pwd")}
+        except ToolFailed as error:
+            return {"error": str(error)}
+
+    async def _said(self, call: Call, *command: str) -> str:
+        done = await self._place.run(command, call, INFO_S, 4096, None)
+        text = done.output.decode("utf-8", "replace").strip()
+        return text if done.exit_code == 0 and not done.timed_out else "unknown"
+
+
+def builtin_tools(names: Sequence[str], place: Place) -> list[Tool]:
+    """Those that are named, or `all`; others than those there are have been refused before."""
+    kinds: dict[str, type[_Builtin]] = {"exec_shell_command": ShellTool, "get_info": InfoTool}
+    chosen = [entry for entry in CATALOG if entry.name in names or "all" in names]
+    return [kinds.get(entry.name, FileTool)(entry, place) for entry in chosen]

@@ -1,0 +1,97 @@
+"""MCP servers as `--mcp-servers-config` and `--mcp-servers-json` define them, in the form Cursor made common."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..base.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..base.common_settings import CommonSettings
+
+log = logging.getLogger("corral.tools")
+
+TIMEOUT_MS = 30_000
+
+
+@dataclass(frozen=True)
+class McpServer:
+    """A program that speaks MCP on its standard input and output."""
+
+    name: str
+    command: str
+    args: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Added to ours."""
+    cwd: str = ""
+    timeout: float = TIMEOUT_MS / 1000
+    """Seconds for one request."""
+
+
+def read_servers(settings: CommonSettings) -> tuple[McpServer, ...]:
+    """Of both options, the file's first. Raises ConfigError."""
+    found: dict[str, McpServer] = {}
+    for where, text in _sources(settings):
+        for server in parse_servers(text, where):
+            if server.name in found:
+                log.warning("%s: MCP server '%s' is there twice: the first one counts", where, server.name)
+            found.setdefault(server.name, server)
+    return tuple(found.values())
+
+
+def _sources(settings: CommonSettings) -> list[tuple[str, str]]:
+    sources = []
+    if settings.mcp_servers_config:
+        where = f"--mcp-servers-config {settings.mcp_servers_config}"
+        try:
+            sources.append((where, Path(settings.mcp_servers_config).read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{where}: {error}") from None
+    if settings.mcp_servers_json:
+        sources.append(("--mcp-servers-json", settings.mcp_servers_json))
+    return sources
+
+
+def parse_servers(text: str, where: str) -> list[McpServer]:
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: not JSON: {error}") from None
+    servers = config.get("mcpServers", {}) if isinstance(config, dict) else None
+    if not isinstance(servers, dict):
+        raise ConfigError(f"{where}: expected an object with the servers in mcpServers")
+    if not servers:
+        log.warning("%s: no MCP server in mcpServers", where)
+    return [server for name, entry in servers.items() if (server := _server(name, entry, f"{where}: {name}"))]
+
+
+def _server(name: str, entry: object, where: str) -> McpServer | None:
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{where}: expected an object")
+    if entry.get("disabled") is True:
+        return None
+    command = _text(entry, "command", where)
+    if not command:
+        log.warning("%s: left out: it has no command, and only servers on standard input and output are known", where)
+        return None
+    args, env = entry.get("args", []), entry.get("env", {})
+    if not isinstance(args, list) or not all(isinstance(word, str) for word in args):
+        raise ConfigError(f"{where}: args must be a list of texts")
+    if not isinstance(env, dict) or not all(isinstance(value, str) for value in env.values()):
+        raise ConfigError(f"{where}: env must be an object of texts")
+    milliseconds = entry.get("timeout_ms", TIMEOUT_MS)
+    if isinstance(milliseconds, bool) or not isinstance(milliseconds, int | float) or milliseconds <= 0:
+        raise ConfigError(f"{where}: timeout_ms must be a number above 0")
+    return McpServer(name, command, tuple(args), env, _text(entry, "cwd", where), milliseconds / 1000)
+
+
+def _text(entry: Mapping[str, Any], key: str, where: str) -> str:
+    value = entry.get(key, "")
+    if not isinstance(value, str):
+        raise ConfigError(f"{where}: {key} must be a text")
+    return value

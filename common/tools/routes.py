@@ -1,0 +1,84 @@
+"""The routes of server-side tools, for router and worker alike: `/tools` and `/cors-proxy`, 403 unless a flag asks.
+
+Called by the two `app` modules. What the features need is imported only when they are switched on, so that they cost
+nothing while they are off.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Mapping
+from typing import TYPE_CHECKING
+
+from aiohttp import hdrs, web
+
+from ..base.errors import FeatureDisabled
+from ..web.application import RUNNING, Handler, Route
+
+if TYPE_CHECKING:
+    from ..base.common_settings import CommonSettings
+    from .foreign import Check
+
+log = logging.getLogger("corral.tools")
+
+
+def tool_routes(app: web.Application, settings: CommonSettings, environ: Mapping[str, str]) -> list[Route]:
+    """The routes; what they need is started and ended with `app`. Raises ConfigError.
+
+    `environ`: what the processes of tools get, without the keys of this server.
+    """
+    routes = [*_tools(app, settings, environ), *_proxy(app, settings)]
+    if all(handler is refuse for _, _, handler in routes):
+        return routes
+    from .foreign import page_check
+
+    check = page_check(settings)
+    return [(method, path, _guarded(handler, check)) for method, path, handler in routes] if check else routes
+
+
+async def refuse(request: web.Request) -> web.StreamResponse:
+    raise FeatureDisabled
+
+
+def _guarded(handler: Handler, check: Check) -> Handler:
+    async def guarded(request: web.Request) -> web.StreamResponse:
+        check(request.headers.get(hdrs.ORIGIN), request.headers.get(hdrs.HOST))
+        return await handler(request)
+
+    return guarded
+
+
+def _tools(app: web.Application, settings: CommonSettings, environ: Mapping[str, str]) -> list[Route]:
+    if not (settings.tools or settings.mcp_servers_config or settings.mcp_servers_json):
+        return [("GET", "/tools", refuse), ("POST", "/tools", refuse)]
+    from .http import ToolHandlers
+    from .server import ToolServer
+
+    server = ToolServer(settings, environ)
+    handlers = ToolHandlers(server)
+
+    async def running(_: web.Application) -> AsyncIterator[None]:
+        await server.start()
+        yield
+        await server.close()
+
+    app.cleanup_ctx.append(running)
+    app[RUNNING].at_end.append(server.close)  # those that wait for a tool have their answer then
+    _warn("server-side tools are on: whoever reaches this server can use them", settings)
+    return [("GET", "/tools", handlers.show), ("POST", "/tools", handlers.call)]
+
+
+def _proxy(app: web.Application, settings: CommonSettings) -> list[Route]:
+    if not settings.ui_mcp_proxy:
+        return [("GET", "/cors-proxy", refuse), ("POST", "/cors-proxy", refuse)]
+    from .cors_proxy import CorsProxy
+
+    proxy = CorsProxy()
+    app.cleanup_ctx.append(proxy.session)
+    _warn("the proxy for the page is on: whoever reaches this server reaches what it can reach", settings)
+    return [("GET", "/cors-proxy", proxy.forward), ("POST", "/cors-proxy", proxy.forward)]
+
+
+def _warn(what: str, settings: CommonSettings) -> None:
+    has_key = bool(settings.api_key or settings.api_key_file)
+    log.warning("%s%s", what, "" if has_key else ", and no API key is asked for (--api-key)")

@@ -1,0 +1,105 @@
+"""Everything behind `/tools` of one server of ours: which tools there are, where they run, and their common end.
+
+Made by `routes` when a flag asks for it. Owns the processes, the MCP servers and the container; handlers ask it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ..base.errors import ConfigError
+from .builtin import Place, builtin_tools
+from .catalog import CATALOG
+from .container import OwnContainer
+from .errors import RuntimeRefused
+from .mcp_config import read_servers
+from .mcp_servers import McpServers
+from .process import Processes
+from .runtimes import Image, parse_option
+from .tool import Tool
+
+if TYPE_CHECKING:
+    from ..base.common_settings import CommonSettings
+
+log = logging.getLogger("corral.tools")
+
+
+class ToolServer:
+    """Raises ConfigError for options that cannot be. Nothing runs before `start`."""
+
+    def __init__(self, settings: CommonSettings, environ: Mapping[str, str]) -> None:
+        _check(settings)
+        self.processes = Processes(environ)
+        self._builtin = builtin_tools(settings.tools, Place(self.processes, settings.tools_root))
+        self._mcp = McpServers(read_servers(settings), self.processes)
+        self._runtime = settings.tools_runtime
+        self._is_bound = bool(settings.tools_runtime or settings.tools_root)
+        self._container = self._own_container()
+
+    def _own_container(self) -> OwnContainer | None:
+        try:
+            target = parse_option(self._runtime)
+        except RuntimeRefused as error:
+            raise ConfigError(f"--tools-runtime: {error}") from None
+        return OwnContainer(target, self.processes) if isinstance(target, Image) else None
+
+    async def start(self) -> None:
+        """Raises ConfigError when the container cannot be started."""
+        if self._container is not None:
+            await self._container.runtime()
+        self._mcp.start()
+
+    async def tools(self) -> list[Tool]:
+        return list(self._by_name(await self._mcp.tools()).values())
+
+    async def tool(self, name: str) -> Tool | None:
+        """Waits for slow MCP servers only when no other has it."""
+        return self._by_name(self._mcp.known()).get(name) or self._by_name(await self._mcp.tools(name)).get(name)
+
+    def _by_name(self, of_servers: Sequence[Tool]) -> dict[str, Tool]:
+        """Of two with one name the first counts, so that no MCP server takes the place of a built-in tool."""
+        found: dict[str, Tool] = {}
+        for tool in (*self._builtin, *of_servers):
+            if found.setdefault(tool.shown.name, tool) is not tool:
+                log.debug("there are two tools %s: the first one counts", tool.shown.name)
+        return found
+
+    async def runtime(self, asked: str) -> str:
+        """Where a call runs whose request asks for that. Raises RuntimeRefused: what the operator chose is no wish."""
+        own = await self._container.runtime() if self._container is not None else self._runtime
+        if asked and asked != own and self._is_bound:
+            raise RuntimeRefused("a request may not choose the tool runtime: the server's options say where tools run")
+        return own or asked
+
+    async def close(self) -> None:
+        """Within two seconds, whatever the tools do."""
+        self.processes.is_closed = True
+        ends = [self._mcp.close()]
+        if self._container is not None:
+            ends.append(self._container.close())
+        await asyncio.gather(*ends)
+        self.processes.close()
+
+
+def _check(settings: CommonSettings) -> None:
+    if os.name != "posix":
+        raise ConfigError("tools and MCP servers need a POSIX system: their processes could not be held together")
+    known = [entry.name for entry in CATALOG]
+    for name in settings.tools:
+        if name not in (*known, "all"):
+            raise ConfigError(f"--tools: unknown tool '{name}'. available tools: {', '.join(known)}")
+    if not settings.tools_root:
+        return
+    if not os.path.isdir(settings.tools_root):
+        raise ConfigError(f"--tools-root {settings.tools_root}: no such directory")
+    if settings.tools_runtime:
+        raise ConfigError("--tools-root is for tools on this machine: it cannot go with --tools-runtime")
+    if {"all", "exec_shell_command"} & set(settings.tools):
+        raise ConfigError(
+            "--tools-root cannot hold back exec_shell_command: name the other tools, or run all of them in a container "
+            "(--tools-runtime docker:IMAGE)"
+        )

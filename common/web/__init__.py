@@ -1,0 +1,1 @@
+"""What router and worker share as HTTP servers: the application, keys, listening, error envelopes, stored responses."""

@@ -1,0 +1,66 @@
+"""What router and worker both have to know of Anthropic's dialect: who speaks it, its errors, its list of models. Pure.
+
+Messages themselves are the worker's business alone.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from aiohttp import web
+
+from ..base.errors import ApiError, ContextExceeded, ModelNotFound, Unavailable
+
+MESSAGES_PATHS = ("/v1/messages", "/v1/messages/count_tokens")
+VERSION_HEADER = "anthropic-version"
+"""Sent by every client of Anthropic's, on every path."""
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    529: "overloaded_error",
+}
+"""Anything else is an `api_error`."""
+
+
+def speaks_anthropic(request: web.Request) -> bool:
+    return request.path.endswith(MESSAGES_PATHS) or VERSION_HEADER in request.headers
+
+
+def anthropic_status(error: ApiError) -> int:
+    if isinstance(error, ModelNotFound):
+        return 404
+    return 529 if isinstance(error, Unavailable) else error.status
+
+
+def anthropic_error(error: ApiError) -> dict[str, Any]:
+    message = error.message
+    if isinstance(error, ContextExceeded):  # agents know by these words that they have to shorten the conversation
+        message = f"prompt is too long: {error.n_prompt_tokens} tokens > {error.n_ctx} maximum"
+    return {
+        "type": "error",
+        "error": {"type": _TYPES.get(anthropic_status(error), "api_error"), "message": message},
+        "request_id": f"req_{secrets.token_hex(12)}",
+    }
+
+
+def with_anthropic_names(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """OpenAI's list of models, which Anthropic's clients can read too. All of it is the first and last page."""
+    return {
+        "data": [with_anthropic_name(entry) for entry in entries],
+        "has_more": False,
+        "first_id": entries[0]["id"] if entries else None,
+        "last_id": entries[-1]["id"] if entries else None,
+    }
+
+
+def with_anthropic_name(entry: dict[str, Any]) -> dict[str, Any]:
+    created = datetime.fromtimestamp(entry["created"], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {**entry, "type": "model", "display_name": entry["id"], "created_at": created}

@@ -1,0 +1,318 @@
+"""HTTP manners that router and worker share: the order of checks before a handler, errors as bodies, JSON in and out.
+
+Both build their aiohttp application with `application()` and speak JSON through the helpers here. Knows no route of
+either; binding of addresses is next door in `listen`, what browsers ask for in `pages`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import itertools
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+from aiohttp import HttpVersion11, hdrs, web
+
+from ..base.errors import (
+    ApiError,
+    AuthenticationFailed,
+    BodyTooLarge,
+    InvalidRequest,
+    NotFound,
+    ServerFault,
+    Unavailable,
+)
+from ..base.json_encoding import encode_json
+from .auth import Keys, origin_policy, read_api_keys
+from .envelopes import OPENAI, Envelope, envelope_of
+from .shutdown import Running
+
+if TYPE_CHECKING:
+    from ..base.common_settings import CommonSettings
+
+log = logging.getLogger("corral.http")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Route = tuple[str, str, Handler]
+"""Method, path below `--api-prefix` (aiohttp's pattern syntax), handler. GET answers HEAD as well."""
+
+JSON_TYPE = "application/json; charset=utf-8"
+EVENT_STREAM_TYPE = "text/event-stream"
+LINES_TYPE = "application/x-ndjson"
+"""One JSON object a line."""
+HEALTH_PATHS = ("/health", "/v1/health")
+PAGE_PATHS = ("/", "/index.html", "/sw.js", "/manifest.webmanifest", "/_app/version.json", "/build.json")
+"""Served before the model is ready and without a key, so that a browser can show why nothing answers yet."""
+CONVERSATION_HEADER = "X-Conversation-Id"
+"""Names a stream that goes on without its client and can be resumed."""
+MAX_NESTING = 256
+"""Levels of a request's JSON; Python's stack has room for about three calls a level."""
+GIVEN_BODY = "body"
+"""In a request that is part of another one: its body. Its answer must come as a whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    max_body: int
+    timeout: float | None
+    """Seconds that a client may be silent in the middle of a request or while it is answered; None: for ever."""
+
+    def too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(f"the request body is larger than --max-body allows ({self.max_body} bytes)")
+
+
+LIMITS = web.AppKey("limits", Limits)
+RUNNING = web.AppKey("running", Running)
+
+
+# -- answers ---------------------------------------------------------------------------------------------------------
+
+
+def json_response(value: object, status: int = 200) -> web.Response:
+    return web.Response(body=encode_json(value), status=status, headers={hdrs.CONTENT_TYPE: JSON_TYPE})
+
+
+def error_response(error: ApiError, envelope: Envelope = OPENAI) -> web.Response:
+    body = envelope.body(error)
+    response = json_response(body, envelope.status(error))
+    if "request_id" in body:
+        response.headers["Request-Id"] = body["request_id"]
+    add_retry_hint(response, error)
+    return response
+
+
+def error_event(error: ApiError, envelope: Envelope = OPENAI) -> bytes:
+    """What ends a stream that cannot be completed."""
+    before, behind = envelope.in_stream
+    return before + encode_json(envelope.body(error)) + behind
+
+
+def add_retry_hint(response: web.Response, error: ApiError) -> None:
+    """Clients of OpenAI and Anthropic repeat every 5xx twice unless they are told that it is of no use."""
+    if error.retry_after is not None:
+        response.headers[hdrs.RETRY_AFTER] = str(error.retry_after)
+    elif error.status >= 500:
+        response.headers["X-Should-Retry"] = "false"
+
+
+def malformed(error: Exception) -> InvalidRequest:
+    """What a client is told whose body is no JSON: the decoder's reason, which names the byte."""
+    reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+    return InvalidRequest(f"the request body cannot be parsed as JSON: {reason}")
+
+
+def _is_too_deep(body: bytes, value: object) -> bool:
+    """Whoever reads a request may descend into it with a few calls a level."""
+    if body.count(b"[") + body.count(b"{") <= MAX_NESTING:
+        return False
+    level = [value]
+    for _ in range(MAX_NESTING):
+        inside = itertools.chain.from_iterable(_inside(container) for container in level)
+        level = [item for item in inside if isinstance(item, dict | list)]
+        if not level:
+            return False
+    return True
+
+
+def _inside(container: object) -> Iterable[object]:
+    if isinstance(container, dict):
+        return container.values()
+    return container if isinstance(container, list) else ()
+
+
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+async def read_body(request: web.Request) -> bytes:
+    """The whole body, decompressed. Refuses one that is too large before reading it, and one that does not get on."""
+    if GIVEN_BODY in request:
+        return cast(bytes, request[GIVEN_BODY])
+    limits = request.app[LIMITS]
+    if (request.content_length or 0) > limits.max_body:
+        raise limits.too_large()
+    if request.content.is_eof():
+        return await _read_all(request, limits)
+    try:
+        async with asyncio.timeout(limits.timeout):
+            return await _read_all(request, limits)
+    except TimeoutError:
+        raise InvalidRequest(f"the request body did not arrive within {limits.timeout} s") from None
+
+
+async def _read_all(request: web.Request, limits: Limits) -> bytes:
+    """Unlike `request.read()` it leaves no copy in the request, which lives as long as its answer."""
+    chunks, size = [], 0
+    while chunk := await request.content.readany():
+        size += len(chunk)
+        if size > limits.max_body:
+            raise limits.too_large()
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+async def read_unmarked_body(request: web.Request) -> bytes:
+    """Without the byte order mark that some programs on Windows write before JSON."""
+    return (await read_body(request)).removeprefix(codecs.BOM_UTF8)
+
+
+async def read_json(request: web.Request) -> Any:
+    """The body, whatever its content type says (curl -d calls JSON a form)."""
+    body = await read_unmarked_body(request)
+    try:
+        value = msgspec.json.decode(body)
+    except NOT_JSON as error:
+        raise malformed(error) from None
+    if _is_too_deep(body, value):
+        raise malformed(RecursionError())
+    return value
+
+
+async def read_object(request: web.Request) -> dict[str, Any]:
+    value = await read_json(request)
+    if not isinstance(value, dict):
+        raise InvalidRequest("the request body must be a JSON object")
+    return value
+
+
+def query_text(request: web.Request, name: str) -> str:
+    """A query parameter, "" when absent. Refuses NUL, which would cut a path or a C string short."""
+    value = request.query.get(name, "")
+    if "\0" in value:
+        raise InvalidRequest(f"query parameter '{name}' contains a NUL character")
+    return value
+
+
+def event_stream(content_type: str = EVENT_STREAM_TYPE) -> web.StreamResponse:
+    """A stream, of server-sent events if nothing else is said, that proxies on the way are asked not to hold back."""
+    return web.StreamResponse(headers={hdrs.CONTENT_TYPE: content_type, "X-Accel-Buffering": "no"})
+
+
+# -- before the handler ----------------------------------------------------------------------------------------------
+
+
+def _translate(error: web.HTTPException, limits: Limits) -> ApiError | web.HTTPException:
+    if error.status in (404, 405):
+        return NotFound()
+    if error.status == 413:
+        return limits.too_large()
+    if 400 <= error.status < 500:
+        return InvalidRequest(error.text or error.reason)
+    return error
+
+
+def _unreadable(error: web.RequestPayloadError) -> InvalidRequest:
+    """For a body that is not encoded as its headers say. The reason stands in the last line of aiohttp's."""
+    return InvalidRequest(f"the request body cannot be read: {str(error).strip().splitlines()[-1].strip()}")
+
+
+async def _expect(request: web.Request) -> None:
+    """Answers `Expect: 100-continue`. Any other expectation counts for nothing, as in llama-server."""
+    asks = request.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
+    if asks and request.version >= HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # no answer has begun
+
+
+def _always() -> bool:
+    return True
+
+
+def _hang_up(request: web.Request) -> web.Response:
+    """Closes the connection; the response is for aiohttp, which would log an exception with its traceback."""
+    if request.transport:
+        request.transport.close()
+    return web.Response()
+
+
+def _refuse_at_the_end(request: web.Request) -> web.Response:
+    """On a connection that was open before; its client is to try again, and to make a new one for that."""
+    response = error_response(Unavailable("the server is shutting down"), envelope_of(request))
+    response.force_close()
+    return response
+
+
+def application(
+    settings: CommonSettings, *, is_ready: Callable[[], bool] = _always, public_paths: Sequence[str] = ()
+) -> web.Application:
+    """An application whose every answer, errors included, has the manners of llama-server.
+
+    In this order: CORS origin; OPTIONS answered for any path; 503 before `is_ready()` and at the end; API key; handler.
+    `public_paths` need no key, like health.
+    """
+    keys = Keys(read_api_keys(settings))
+    prefix = settings.api_prefix or ""
+    pages = {*PAGE_PATHS, *(prefix + path for path in PAGE_PATHS)}
+    public = {*pages, *HEALTH_PATHS, *(prefix + path for path in (*HEALTH_PATHS, *public_paths))}
+    preflight = {
+        "Access-Control-Allow-Credentials": "true" if settings.cors_credentials else "false",
+        "Access-Control-Allow-Methods": settings.cors_methods,
+        "Access-Control-Allow-Headers": settings.cors_headers,
+        hdrs.CONTENT_TYPE: "text/html",
+    }
+
+    def refusal(request: web.Request) -> ApiError | None:
+        if not is_ready() and request.path not in pages:
+            return Unavailable()
+        if keys and request.path not in public and not keys.admit(request):
+            log.warning("unauthorized: invalid API key for %s %s", request.method, request.path)
+            return AuthenticationFailed()
+        return None
+
+    @web.middleware
+    async def manners(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.method == hdrs.METH_OPTIONS:
+            return web.Response(headers=preflight)
+        if running.is_closed:
+            return _refuse_at_the_end(request)
+        if refused := refusal(request):
+            return error_response(refused, envelope_of(request))
+        try:
+            with running.one():
+                return await handler(request)
+        except ApiError as error:
+            fault: ApiError | web.HTTPException = error
+        except web.HTTPException as error:
+            fault = _translate(error, limits)
+        except web.RequestPayloadError as error:
+            fault = _unreadable(error)
+        except ConnectionError:  # the client left, or its answer cannot be completed
+            return _hang_up(request)
+        except Exception as error:  # the boundary: a request must not end without an answer
+            log.exception("unexpected error in %s %s", request.method, request.path)
+            fault = ServerFault(f"unexpected {type(error).__name__}, see the server's log")
+        if request.writer.output_size > 0:  # the status is out already: a second answer would corrupt the first
+            return _hang_up(request)
+        return error_response(fault, envelope_of(request)) if isinstance(fault, ApiError) else fault
+
+    limits, running = Limits(settings.max_body, settings.timeout or None), Running()
+    allowed_origin = origin_policy(settings)
+
+    async def decorate(request: web.Request, response: web.StreamResponse) -> None:
+        headers = response.headers
+        headers[hdrs.SERVER] = "llama.cpp"
+        origin = request.headers.get(hdrs.ORIGIN)
+        if (allowed := allowed_origin(origin)) is not None:
+            headers["Access-Control-Allow-Origin"] = allowed
+            if allowed == origin:
+                headers[hdrs.VARY] = "Origin"
+                if settings.cors_credentials:  # or a browser keeps the answer from a page that sent cookies
+                    headers["Access-Control-Allow-Credentials"] = "true"
+
+    app = web.Application(middlewares=[manners], client_max_size=settings.max_body)
+    app[LIMITS] = limits
+    app[RUNNING] = running
+    app.on_response_prepare.append(decorate)
+    return app
+
+
+def add_routes(app: web.Application, settings: CommonSettings, routes: Sequence[Route]) -> None:
+    prefix = settings.api_prefix or ""
+    for method, path, handler in routes:
+        if method == hdrs.METH_GET:
+            app.router.add_get(prefix + path, handler, expect_handler=_expect)
+        else:
+            app.router.add_route(method, prefix + path, handler, expect_handler=_expect)

@@ -1,0 +1,74 @@
+"""Who may ask: API keys, and the origins that browsers may call from. Consulted by `web` for every request."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from aiohttp import hdrs, web
+
+from ..base.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..base.common_settings import CommonSettings
+
+_EXPOSING = ("tools", "mcp_servers_config", "mcp_servers_json", "ui_mcp_proxy")
+"""Options that let a caller do more here than ask a model."""
+LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def read_api_keys(settings: CommonSettings) -> tuple[str, ...]:
+    """Keys of `--api-key` (comma list) and of `--api-key-file` (one a line, `#` starts a comment line)."""
+    keys = list(settings.api_key)
+    if settings.api_key_file:
+        try:
+            lines = Path(settings.api_key_file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--api-key-file {settings.api_key_file}: {error}") from None
+        keys += [line for line in lines if not line.lstrip().startswith("#")]
+    return tuple(dict.fromkeys(key.strip() for key in keys if key.strip()))
+
+
+class Keys:
+    """Compares in constant time: every key is looked at, and only digests of equal length are compared."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._digests = [self._digest(key) for key in keys]
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def admit(self, request: web.Request) -> bool:
+        given = request.headers.get(hdrs.AUTHORIZATION) or request.headers.get("X-Api-Key") or ""
+        if given[:7].lower() == "bearer ":
+            given = given[7:]
+        digest = self._digest(given)
+        return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
+
+    @staticmethod
+    def _digest(key: str) -> bytes:
+        return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def origin_policy(settings: CommonSettings) -> Callable[[str | None], str | None]:
+    """The decision behind `Access-Control-Allow-Origin`, made from the request's `Origin`."""
+    origins: str = settings.cors_origins
+    exposes_machine = any(getattr(settings, name, None) for name in _EXPOSING)
+    if (exposes_machine or getattr(settings, "agent", False)) and "cors_origins" not in settings.model_fields_set:
+        origins = "localhost"
+    if origins == "*" and settings.cors_credentials:
+        return lambda origin: origin or None
+    if origins == "localhost":
+        return lambda origin: origin if origin and _host_of(origin) in LOCAL_HOSTS else None
+    return lambda origin: origins
+
+
+def _host_of(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).hostname
+    except ValueError:
+        return None

@@ -1,0 +1,72 @@
+"""A client's connection as aiohttp has it, but for what breaks off: a body that stops being HTTP in its midst.
+
+aiohttp files such a mistake as one more request, which is answered after the one whose body it is; and that waits for
+the rest of its body. Here the mistake ends that body, so that its request is refused in its own dialect. Made by
+`listen` for router and worker; knows no route.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from http import HTTPStatus
+
+from aiohttp import hdrs, web
+from aiohttp.http import RawRequestMessage
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.streams import StreamReader
+
+from ..base.errors import InvalidRequest
+from .application import error_response
+from .envelopes import OPENAI, Envelope, envelope_of
+
+_TARGET = re.compile(rb"[A-Z]+ (/[!-~]*) HTTP/1")
+
+
+class ClientConnection(web.RequestHandler):
+    _arriving: StreamReader | None = None
+    """The body of the request that came last."""
+    _target = ""
+    """What a request asked for that came in one piece with its mistake, so that no request was made of it."""
+
+    def data_received(self, data: bytes) -> None:
+        before = len(self._messages)
+        super().data_received(data)
+        if len(self._messages) == before:
+            return
+        message, body = self._messages[-1]
+        if isinstance(message, RawRequestMessage):
+            self._arriving = body
+            return
+        if self._arriving is not None and not self._arriving.is_eof():
+            self._arriving.set_exception(web.RequestPayloadError(_reason(message.exc)))
+        elif found := _TARGET.match(data):
+            self._target = found[1].decode()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = HTTPStatus.INTERNAL_SERVER_ERROR,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What is no request is refused with a reason as well; it ends its connection."""
+        if not isinstance(exc, HttpProcessingError) or request.writer.output_size > 0:
+            return super().handle_error(request, status, exc, message)
+        refusal = InvalidRequest(f"the request cannot be read: {_reason(exc)}")
+        response = error_response(refusal, self._envelope(request))
+        response.headers[hdrs.SERVER] = "llama.cpp"
+        response.force_close()
+        return response
+
+    def _envelope(self, request: web.BaseRequest) -> Envelope:
+        with contextlib.suppress(ValueError):
+            if self._target and isinstance(request, web.Request):
+                return envelope_of(request.clone(rel_url=self._target))
+        return OPENAI
+
+
+def _reason(error: BaseException) -> str:
+    """Its first line; below that the parser draws where it was."""
+    text = error.message if isinstance(error, HttpProcessingError) else str(error)
+    return text.strip().partition("\n")[0].rstrip(":")

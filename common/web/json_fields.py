@@ -1,0 +1,124 @@
+"""Reading a JSON request: `null` is absent, a wrong type is a 400 that names the field.
+
+Used by every dialect of the worker once the body is an object; knows neither models nor settings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..base.errors import InvalidRequest
+
+INT32_MAX = 2**31 - 1
+
+
+def json_type(value: object) -> str:
+    """The name a JSON user knows a value's type by."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, (int, float)):
+        return "number"
+    if isinstance(value, str):
+        return "string"
+    return "array" if isinstance(value, list) else "object"
+
+
+def wrong_type(name: str, expected: str, value: object) -> InvalidRequest:
+    return InvalidRequest(f"Field '{name}': type must be {expected}, but is {json_type(value)}", name)
+
+
+class Fields:
+    """One JSON object. A getter takes every spelling of a field, the preferred one first."""
+
+    __slots__ = ("body",)
+
+    def __init__(self, body: Mapping[str, Any]) -> None:
+        self.body = body
+
+    def find(self, *names: str) -> tuple[str, Any]:
+        """The first spelling that is present and its value; (`names[0]`, None) when none is."""
+        for name in names:
+            value = self.body.get(name)
+            if value is not None:
+                return name, value
+        return names[0], None
+
+    def boolean(self, *names: str, default: bool) -> bool:
+        name, value = self.find(*names)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise wrong_type(name, "boolean", value)
+        return value
+
+    def string(self, *names: str, default: str) -> str:
+        name, value = self.find(*names)
+        if value is None:
+            return default
+        if not isinstance(value, str):
+            raise wrong_type(name, "string", value)
+        return value
+
+    def integer(self, *names: str, default: int, low: int = -INT32_MAX - 1, high: int = INT32_MAX) -> int:
+        """Outside of `low … high` is refused; a fraction is cut off, since some clients send 8.0."""
+        name, value = self.find(*names)
+        if value is None:
+            return default
+        number = int(_number(name, value))
+        if not low <= number <= high:
+            raise InvalidRequest(
+                f"Field '{name}': Value must be between {low} <= value <= {high}, but got {number}", name
+            )
+        return number
+
+    def clamped_integer(self, *names: str, default: int, low: int, high: int = INT32_MAX) -> int:
+        name, value = self.find(*names)
+        return default if value is None else max(low, min(high, int(_number(name, value))))
+
+    def real(self, *names: str, default: float, low: float = float("-inf"), high: float = float("inf")) -> float:
+        """Outside of `low … high` is moved to the nearer end."""
+        name, value = self.find(*names)
+        return default if value is None else max(low, min(high, float(_number(name, value))))
+
+    def limited_real(self, *names: str, default: float, low: float, high: float) -> float:
+        """Outside of `low … high` is refused."""
+        name, value = self.find(*names)
+        if value is None:
+            return default
+        number = float(_number(name, value))
+        if not low <= number <= high:
+            raise InvalidRequest(
+                f"Field '{name}': Value must be between {low:.6f} <= value <= {high:.6f}, but got {number:.6f}", name
+            )
+        return number
+
+    def strings(self, *names: str, default: Sequence[str]) -> tuple[str, ...]:
+        name, value = self.find(*names)
+        if value is None:
+            return tuple(default)
+        if not isinstance(value, list):
+            raise wrong_type(name, "array of strings", value)
+        for item in value:
+            if not isinstance(item, str):
+                raise wrong_type(name, "string", item)
+        return tuple(value)
+
+    def object(self, name: str) -> dict[str, Any]:
+        value = self.body.get(name)
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            raise wrong_type(name, "object", value)
+        return value
+
+
+def _number(name: str, value: object) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise wrong_type(name, "number", value)
+    if not math.isfinite(value):
+        raise InvalidRequest(f"Field '{name}': must be a finite number", name)
+    return value

@@ -1,0 +1,253 @@
+"""Where a server listens: `--host` (a comma list; an item ending in .sock is a unix socket), `--port`, TLS.
+
+`listen()` owns the sockets of one application from bind to close. Called by the mains of router and worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import ssl
+import stat
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from ..base.errors import ConfigError
+from .client_connection import ClientConnection
+
+if TYPE_CHECKING:
+    from ..base.common_settings import CommonSettings
+
+log = logging.getLogger("corral.http")
+
+BACKLOG = 4096
+"""Connections the kernel may hold for us; llama-server's 128 refuses a burst of clients."""
+KEEPALIVE_S = 90.0
+"""Idle connections stay open longer than client pools keep them (60 s at most, usually), so the client closes first."""
+GRACE_S = 3.0
+"""How long running requests may go on after a stop was asked for, before they are cut."""
+HEAD_LIMIT = 64 * 1024
+"""Longest request line and header field, in bytes."""
+IDLE_PROBE_S, PROBE_INTERVAL_S, PROBES = 60, 15, 4
+"""TCP keep-alive: a client that vanished without a FIN is noticed after two minutes, not two hours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    addresses: tuple[str, ...]
+    """As a person would type them: `http://127.0.0.1:8080`, `unix:///run/x.sock`."""
+    port: int | None
+    """The TCP port, also when `--port 0` let the system choose it."""
+    stop_accepting: Callable[[], None] = lambda: None
+    """Closes the addresses; connections that are open stay."""
+
+
+@contextlib.asynccontextmanager
+async def listen(app: web.Application, settings: CommonSettings, *, grace: float = GRACE_S) -> AsyncIterator[Listening]:
+    """Serves until left; then accepts nothing new, gives running requests `grace` seconds and cuts the rest.
+
+    Raises ConfigError, one line that names the address, when an address cannot be had.
+    """
+    tls = _tls(settings)
+    sockets = _bind_all(settings)
+    socket_files = [sock.getsockname() for sock in sockets if _is_unix(sock)]
+    # a client that leaves cancels its handler
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=grace)
+    servers: list[asyncio.AbstractServer] = []
+    try:
+        await runner.setup()
+        servers += [await _serve(runner, sock, tls) for sock in sockets]
+        listening = replace(_describe(sockets, tls), stop_accepting=partial(_close, servers))
+        for address in listening.addresses:
+            log.info("listening on %s", address)
+        yield listening
+    finally:
+        _close(servers)
+        await runner.cleanup()
+        for sock in sockets:
+            sock.close()
+        for path in socket_files:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+
+def _close(servers: list[asyncio.AbstractServer]) -> None:
+    for server in servers:
+        server.close()
+
+
+_NOT_HTTP = (HttpProcessingError, web.RequestPayloadError)
+
+
+def _server_log() -> logging.Logger:
+    """aiohttp's own, which would print a stack trace for every client that does not speak HTTP, or badly."""
+    server_log = logging.getLogger("corral.http.server")
+    if not server_log.filters:
+        server_log.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], _NOT_HTTP)))
+    return server_log
+
+
+async def _serve(runner: web.AppRunner, sock: socket.socket, tls: ssl.SSLContext | None) -> asyncio.AbstractServer:
+    loop = asyncio.get_running_loop()
+    assert runner.server is not None
+    factory = partial(
+        ClientConnection,
+        runner.server,
+        loop=loop,
+        access_log=cast(logging.Logger, None),  # none is kept
+        logger=_server_log(),
+        keepalive_timeout=KEEPALIVE_S,
+        max_line_size=HEAD_LIMIT,
+        max_field_size=HEAD_LIMIT,
+    )
+    if _is_unix(sock):
+        return await loop.create_unix_server(factory, sock=sock, backlog=BACKLOG)
+    return await loop.create_server(factory, sock=sock, ssl=tls, backlog=BACKLOG)
+
+
+def _is_unix(sock: socket.socket) -> bool:
+    return hasattr(socket, "AF_UNIX") and sock.family == socket.AF_UNIX
+
+
+def _describe(sockets: list[socket.socket], tls: ssl.SSLContext | None) -> Listening:
+    scheme = "https" if tls else "http"
+    addresses, port = [], None
+    for sock in sockets:
+        name = sock.getsockname()
+        if _is_unix(sock):
+            addresses.append(f"unix://{name}")
+        else:
+            port = name[1]
+            host = f"[{name[0]}]" if ":" in name[0] else name[0]
+            addresses.append(f"{scheme}://{host}:{port}")
+    return Listening(tuple(addresses), port)
+
+
+# -- binding ---------------------------------------------------------------------------------------------------------
+
+
+def _bind_all(settings: CommonSettings) -> list[socket.socket]:
+    hosts = settings.host
+    n_tcp = sum(not host.endswith(".sock") for host in hosts)
+    if settings.port == 0 and n_tcp > 1:
+        raise ConfigError("--port 0 is not supported with several TCP addresses in --host")
+    sockets: list[socket.socket] = []
+    try:
+        for host in hosts:
+            if host.endswith(".sock"):
+                sockets.append(_bind_unix(host))
+            else:
+                sockets += _bind_tcp(host, settings.port, reuse_port=settings.reuse_port, v6only=n_tcp > 1)
+    except BaseException:
+        for sock in sockets:
+            if _is_unix(sock):
+                os.unlink(sock.getsockname())
+            sock.close()
+        raise
+    return sockets
+
+
+def _bind_tcp(host: str, port: int, *, reuse_port: bool, v6only: bool) -> list[socket.socket]:
+    """Every address a name stands for, except those this machine lacks (`localhost` without IPv6)."""
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        found = socket.getaddrinfo(bare, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"--host {host}: {error}") from None
+    if port == 0:
+        found = found[:1]  # one port number can be announced, not one per address
+    sockets: list[socket.socket] = []
+    for family, _, _, _, address in dict.fromkeys(found):
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            _prepare(sock, reuse_port=reuse_port, v6only=v6only or len(found) > 1)
+            sock.bind(address)
+            sock.listen(BACKLOG)  # here, since only listening tells a busy port when SO_REUSEADDR is set
+        except OSError as error:
+            sock.close()
+            if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and len(found) > 1:
+                continue
+            for bound in sockets:
+                bound.close()
+            raise ConfigError(_why_not(host, port, error)) from None
+        sockets.append(sock)
+    if not sockets:
+        raise ConfigError(f"--host {host}: no such address on this machine")
+    return sockets
+
+
+def _prepare(sock: socket.socket, *, reuse_port: bool, v6only: bool) -> None:
+    """Options that accepted connections inherit are set here once."""
+    sock.setblocking(False)
+    if os.name == "posix":  # on Windows it would let two servers share a port
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if reuse_port:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(v6only))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for option, value in (
+        ("TCP_KEEPIDLE", IDLE_PROBE_S),
+        ("TCP_KEEPINTVL", PROBE_INTERVAL_S),
+        ("TCP_KEEPCNT", PROBES),
+    ):
+        if hasattr(socket, option):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+def _why_not(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"{host}:{port} is already in use: stop the other program or choose another --port"
+    return f"cannot listen on {host}:{port}: {error.strerror or error}"
+
+
+def _bind_unix(path: str) -> socket.socket:
+    if not hasattr(socket, "AF_UNIX"):
+        raise ConfigError(f"--host {path}: this system has no unix sockets")
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_stale(path)
+        sock.setblocking(False)
+        sock.bind(path)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(f"{path} is already in use by another program") from None
+        raise ConfigError(f"cannot listen on {path}: {error.strerror or error}") from None
+    return sock
+
+
+def _remove_stale(path: str) -> None:
+    """A socket file nobody answers on is left over from a server that was killed."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(path)
+            except ConnectionRefusedError:
+                os.unlink(path)
+
+
+def _tls(settings: CommonSettings) -> ssl.SSLContext | None:
+    key, cert = settings.ssl_key_file, settings.ssl_cert_file
+    if not key and not cert:
+        return None
+    if not key or not cert:
+        raise ConfigError("TLS needs both --ssl-key-file and --ssl-cert-file")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(cert, key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"--ssl-cert-file {cert}, --ssl-key-file {key}: {error}") from None
+    return context

@@ -1,0 +1,87 @@
+"""What router and worker both have to know of Ollama's dialect: who speaks it, its errors, durations and dates. Pure.
+
+What it says of models is next door in `ollama_models`; chats and the like are the worker's business alone.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from aiohttp import web
+
+from ..base.errors import ApiError, InvalidRequest, ModelNotFound
+
+PATHS = "/api/"
+"""What all of its paths begin with, below `--api-prefix`."""
+VERSION = "0.12.11"
+"""The Ollama whose API this is: clients ask, since they need certain features of it."""
+FOREVER_S = 100 * 365.25 * 86400
+"""Seconds of a `keep_alive` that is as good as for ever; times beyond are no dates any more."""
+
+_PATH = re.compile(rf"{PATHS}[a-z]+\Z")
+_UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_NUMBER = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)"
+_PART = re.compile(rf"({_NUMBER})(ns|us|µs|μs|ms|s|m|h)")
+_DURATION = re.compile(rf"([+-]?)((?:{_PART.pattern})+|0)")
+
+
+def speaks_ollama(request: web.Request) -> bool:
+    return _PATH.search(request.path) is not None
+
+
+def ollama_status(error: ApiError) -> int:
+    return 404 if isinstance(error, ModelNotFound) else error.status
+
+
+def ollama_error(error: ApiError) -> dict[str, Any]:
+    return {"error": error.message}
+
+
+def read_keep_alive(value: object) -> float:
+    """Seconds, negative for ever: of a number of seconds, or of a text like "1h30m". Raises InvalidRequest."""
+    if isinstance(value, str):
+        seconds = _read_duration(value)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value)
+    else:
+        seconds = math.nan
+    if math.isnan(seconds):
+        raise InvalidRequest(f'keep_alive: expected seconds or a duration such as "5m", found {value!r}')
+    return -1.0 if seconds < 0 or seconds >= FOREVER_S else seconds
+
+
+def _read_duration(text: str) -> float:
+    found = _DURATION.fullmatch(text)
+    if not found:
+        return float(text) if re.fullmatch(rf"[+-]?{_NUMBER}", text) else math.nan
+    seconds = sum(float(number) * _UNIT_S[unit] for number, unit in _PART.findall(found[2]))
+    return -seconds if found[1] == "-" else seconds
+
+
+def date_text(seconds: float) -> str:
+    """Of a time since 1970."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
+def expiry_text(now: float, remaining: float | None) -> str:
+    """When a model goes that stays for so many more seconds; None: never."""
+    return date_text(now + (FOREVER_S if remaining is None else min(remaining, FOREVER_S)))
+
+
+NOTHING: Mapping[str, Mapping[str, Any]] = {
+    "chat": {"message": {"role": "assistant", "content": ""}},
+    "generate": {"response": ""},
+    "embed": {"embeddings": []},
+    "embeddings": {"embedding": []},
+}
+"""What each endpoint says that has nothing to say."""
+
+
+def without_generation(model: str, said: Mapping[str, Any], reason: str) -> dict[str, Any]:
+    """The answer to a request that only loads or unloads."""
+    return {"model": model, "created_at": date_text(time.time()), **said, "done": True, "done_reason": reason}

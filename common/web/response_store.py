@@ -1,0 +1,92 @@
+"""What is kept of OpenAI Responses, so that a later request can go on from one by its id.
+
+One file a response in a private directory. The router makes it and all its workers share it, so a response outlives
+its worker's sleep and eviction, and another model may go on from it; a worker by itself makes its own. Blocking: ask it
+from a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..base.private_directory import PrivateDirectory
+
+MAX_BYTES = 64 << 20
+"""Kept of all responses together. The one used longest ago goes first; the newest stays, however large."""
+MAX_RESPONSES = 1000
+DIRECTORY_ENV = "LLAMA_CORRAL_RESPONSES"
+"""Names the directory to the router's workers."""
+_PREFIX = "corral-responses-"
+_ID = re.compile(r"resp_[0-9A-Za-z]{32}")
+
+
+class ResponseStore:
+    def __init__(self, directory: str = "", *, max_bytes: int = MAX_BYTES, max_responses: int = MAX_RESPONSES) -> None:
+        """`directory`: somebody else's; without, `path` makes one that `close` removes."""
+        self._directory = PrivateDirectory(_PREFIX, directory)
+        self._max_bytes = max_bytes
+        self._max_responses = max_responses
+
+    def open(self) -> str:
+        """Its directory, made if it has none yet."""
+        return self._directory.open()
+
+    def close(self) -> None:
+        self._directory.close()
+
+    def put(self, id: str, record: dict[str, Any]) -> None:
+        """Raises OSError."""
+        path = self._path(id)
+        assert path is not None, id
+        unfinished = path.with_suffix(".part")
+        unfinished.write_bytes(msgspec.json.encode(record))
+        unfinished.replace(path)
+        self._prune(path)
+
+    def get(self, id: str) -> dict[str, Any] | None:
+        """Counts as use."""
+        path = self._path(id)
+        if path is None:
+            return None
+        try:
+            record: dict[str, Any] = msgspec.json.decode(path.read_bytes())
+            os.utime(path)
+        except (OSError, msgspec.DecodeError):
+            return None
+        return record
+
+    def delete(self, id: str) -> bool:
+        """False: there is no such response."""
+        path = self._path(id)
+        if path is None:
+            return False
+        try:
+            path.unlink()
+        except OSError:
+            return False
+        return True
+
+    def _path(self, id: str) -> Path | None:
+        return Path(self.open(), f"{id}.json") if _ID.fullmatch(id) else None
+
+    def _prune(self, newest: Path) -> None:
+        kept: list[tuple[float, int, str]] = []
+        with os.scandir(self.open()) as entries:
+            for entry in entries:
+                if entry.name.endswith(".json") and entry.path != str(newest):
+                    with contextlib.suppress(FileNotFoundError):  # another worker was faster
+                        facts = entry.stat()
+                        kept.append((facts.st_mtime, facts.st_size, entry.path))
+        n_bytes, n_responses = newest.stat().st_size + sum(size for _, size, _ in kept), len(kept) + 1
+        for _, size, path in sorted(kept):
+            if n_bytes <= self._max_bytes and n_responses <= self._max_responses:
+                return
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            n_bytes, n_responses = n_bytes - size, n_responses - 1

@@ -1,0 +1,107 @@
+"""The option table as lookups: by field, by flag, by environment variable, by key of a presets file.
+
+Collected from the fields of `Settings` and from `retired.py`. Everything that reads or writes options comes here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from pydantic.fields import FieldInfo
+
+from .deprecated import REMOVED, SHORTHANDS, Removed, Shorthand
+from .option import Option, Reader
+from .settings import Settings
+
+Entry = Option | Shorthand | Removed
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """What a flag, a variable or a key stands for; `negated`: it says the opposite."""
+
+    entry: Entry
+    negated: bool = False
+
+
+def _option(field: FieldInfo) -> Option:
+    if not isinstance(field.json_schema_extra, Option):
+        raise TypeError(f"a field of Settings was not declared with option(): {field!r}")
+    return field.json_schema_extra
+
+
+FIELDS: Mapping[str, FieldInfo] = Settings.model_fields
+OPTIONS: Mapping[str, Option] = {name: _option(field) for name, field in FIELDS.items()}
+ENTRIES: tuple[Entry, ...] = (*OPTIONS.values(), *SHORTHANDS, *REMOVED)
+
+ROUTER_OWN = frozenset(name for name, option in OPTIONS.items() if option.router_own)
+"""Removed from every preset: a worker gets none of these."""
+NOT_OVERLAID = ROUTER_OWN | frozenset(
+    name for name, option in OPTIONS.items() if option.per_model or option.reader in (Reader.PROGRAM, Reader.PRESET)
+)
+"""Of the router's command line, what is not imposed on every model."""
+PRESET_ONLY = frozenset(name for name, option in OPTIONS.items() if option.reader is Reader.PRESET)
+
+
+def takes_value(entry: Entry) -> bool:
+    return not isinstance(entry, Removed) and entry.hint is not None
+
+
+def value_count(entry: Entry) -> int:
+    """How many arguments follow the flag."""
+    return len(entry.hint.split()) if not isinstance(entry, Removed) and entry.hint else 0
+
+
+def _flags() -> Iterable[tuple[str, Spelling]]:
+    for entry in ENTRIES:
+        for flag in entry.flags:
+            yield flag, Spelling(entry)
+        for flag in getattr(entry, "negated", ()):
+            yield flag, Spelling(entry, negated=True)
+        for flag in getattr(entry, "older", ()):
+            yield flag, Spelling(entry, negated=flag.startswith("--no-"))
+
+
+def _variables() -> Iterable[tuple[str, Spelling]]:
+    """In rising precedence: an earlier name, today's, the negated ones."""
+    for entry in ENTRIES:
+        names = [*entry.older_env, *([entry.env] if entry.env else [])] if isinstance(entry, Option) else entry.env
+        for name in names:
+            yield name, Spelling(entry)
+        if getattr(entry, "negated", ()):
+            for name in names:
+                if name.startswith("LLAMA_ARG_"):
+                    yield name.replace("LLAMA_ARG_", "LLAMA_ARG_NO_"), Spelling(entry, negated=True)
+
+
+FLAGS: Mapping[str, Spelling] = {
+    flag: spelling
+    for flag, spelling in _flags()
+    if not (isinstance(spelling.entry, Option) and spelling.entry.reader is Reader.PRESET)
+}
+VARIABLES: Mapping[str, Spelling] = dict(_variables())
+KEYS: Mapping[str, Spelling] = {
+    flag.lstrip("-"): spelling
+    for flag, spelling in _flags()
+    if not (isinstance(spelling.entry, Option) and spelling.entry.reader is Reader.PROGRAM)
+} | dict(VARIABLES)
+"""Every key that a presets file may contain."""
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """` (did you mean …?)`, or nothing when no word is near."""
+    near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
+    return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def environment_without_keys() -> dict[str, str]:
+    """The environment without the variables that hold the API keys of this server."""
+    keys = {
+        name
+        for name, spelling in VARIABLES.items()
+        if isinstance(spelling.entry, Option) and spelling.entry is OPTIONS["api_key"]
+    }
+    return {name: value for name, value in os.environ.items() if name not in keys}

@@ -1,0 +1,132 @@
+"""Models on their way into the cache: for each a worker that only downloads, its progress, its end, its cancelling.
+
+Owned by `lifecycle`; writes the catalog's entries that are downloading and no others. Downloads take no place of
+--models-max. When one has ended, whoever asked for it says how the sources are read again, so that the cache's own
+entry is there before anybody is told of the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from llama_corral.common.base.errors import ApiError, InvalidRequest, ServerFault, Unavailable
+from llama_corral.common.base.worker_reports import DOWNLOAD_ENV, Report
+
+from ..models.events import Events
+from ..models.exit_reasons import ending
+from ..models.model import Model, exit_code_of, launch_spec
+from ..models.registry import Catalog
+from ..models.tasks import Tasks
+from ..placement.states import State
+from ..process.launcher import Callbacks, Launcher, Worker
+
+if TYPE_CHECKING:
+    from llama_corral.presets.sources import Preset
+
+log = logging.getLogger("corral.router")
+
+Relist = Callable[[], Awaitable[None]]
+
+
+@dataclass(slots=True, eq=False)
+class Download:
+    model: Model
+    relist: Relist
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    worker: Worker | None = None
+    failure: str = ""
+    is_cancelled: bool = False
+
+
+class Downloads:
+    def __init__(self, launcher: Launcher, catalog: Catalog, events: Events) -> None:
+        self._launcher = launcher
+        self._catalog = catalog
+        self._events = events
+        self._running: dict[str, Download] = {}
+        self._endings = Tasks()
+        self._is_closed = False
+
+    def names(self) -> list[str]:
+        return list(self._running)
+
+    def start(self, preset: Preset, relist: Relist) -> None:
+        """Under a name that nothing else has; `relist` reads the sources again at the end. Raises ApiError."""
+        if self._is_closed:
+            raise Unavailable("the router is shutting down")
+        if self._catalog.find(preset.name) is not None:
+            raise InvalidRequest(f"model '{preset.name}' already exists")
+        model = Model(preset.name, preset, State.DOWNLOADING)
+        download = Download(model, relist)
+        spec = launch_spec(preset)
+        spec = dataclasses.replace(spec, environ={**spec.environ, DOWNLOAD_ENV: "1"})
+        callbacks = Callbacks(
+            lambda report: self._on_report(download, report), lambda code: self._on_exit(download, code)
+        )
+        try:
+            download.worker = self._launcher.launch(spec, callbacks)
+        except OSError as error:
+            raise ServerFault(f"failed to spawn a download: {error}") from None
+        self._catalog.add(model)
+        self._running[preset.name] = download
+        log.info("downloading %s", preset.name)
+        self._events.publish(preset.name, "model_status", {"status": State.DOWNLOADING.value})
+
+    async def cancel(self, name: str) -> bool:
+        """Returns when it has ended; False: nothing of that name is downloading."""
+        download = self._running.get(name)
+        if download is None:
+            return False
+        download.is_cancelled = True
+        if download.worker is not None:
+            download.worker.kill()
+        await download.ended.wait()
+        return True
+
+    async def close(self) -> None:
+        self._is_closed = True
+        for name in self.names():
+            await self.cancel(name)
+
+    def _on_report(self, download: Download, report: Report) -> None:
+        if report.state == "failed":
+            download.failure = str(report.payload.get("message", ""))
+        if report.state != "downloading":
+            return
+        payload, progress = report.payload, download.model.progress
+        progress[str(payload.get("url", ""))] = {"done": payload.get("downloaded", 0), "total": payload.get("total", 0)}
+        self._events.publish(download.model.name, "download_progress", {"progress": dict(progress)})
+
+    def _on_exit(self, download: Download, returncode: int) -> None:
+        self._endings.spawn(self._end(download, returncode))
+
+    async def _end(self, download: Download, returncode: int) -> None:
+        """The entry goes: the cache has its own for what came."""
+        name, worker = download.model.name, download.worker
+        failed = exit_code_of(returncode) != 0
+        lines = worker.last_lines if worker is not None else ()
+        why = "cancelled" if download.is_cancelled else download.failure or ending(returncode, lines)
+        del self._running[name]
+        try:
+            if not failed:
+                download.model.move(State.DOWNLOADED)
+                await download.relist()
+        except ApiError as error:
+            log.error("the sources cannot be read after the download of %s: %s", name, error.message)
+        finally:
+            self._catalog.drop(download.model)
+            self._tell(name, why if failed else "")
+            download.ended.set()
+
+    def _tell(self, name: str, why: str) -> None:
+        if why:
+            log.warning("download of %s failed: %s", name, why)
+            self._events.publish(name, "download_failed", {"error": why})
+        else:
+            log.info("download of %s has finished", name)
+            self._events.publish(name, "download_finished")

@@ -1,0 +1,50 @@
+"""Unloads models whose time is over: one timer for all of them, set to the earliest.
+
+Owned by `lifecycle`, which calls `check` after whatever may change a model's time. `placement` says whose time is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from ..placement import placement
+from ..placement.snapshot import Snapshot
+
+MAX_DELAY_S = 86400.0
+"""No timer runs for longer, as not every clock can count that far: it only looks once a day."""
+
+
+class Expiry:
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        snapshot: Callable[[], Snapshot],
+        evict: Callable[[placement.Eviction], None],
+    ) -> None:
+        self._clock = clock
+        self._snapshot = snapshot
+        self._evict = evict
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_closed = False
+
+    def check(self) -> None:
+        self._disarm()
+        if self._is_closed:
+            return
+        snapshot = self._snapshot()
+        for eviction in placement.expired(snapshot):
+            self._evict(eviction)
+        when = placement.next_expiry(snapshot)
+        if when is not None:
+            delay = min(max(0.0, when - self._clock()), MAX_DELAY_S)
+            self._timer = asyncio.get_running_loop().call_later(delay, self.check)
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._disarm()
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -1,0 +1,328 @@
+"""The one owner of all models' states: who runs, who waits, who must go.
+
+Handlers ask it for an outcome (`async with lifecycle.lease(model)`) and never act on a state they read. It lives on
+one event loop and every change happens between two awaits; after each, `dispatcher` asks `placement` what follows
+and carries it out. It knows nothing of HTTP, and of processes only what `process.Launcher` offers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from llama_corral.common.base.errors import (
+    ConfigError,
+    InvalidRequest,
+    ModelNotFound,
+    NotFound,
+    ServerFault,
+    Unavailable,
+)
+
+from ..memory.budget import UNLIMITED, Room
+from ..models.events import Events, Subscription
+from ..models.model import Instance, Model, ModelView, view_of
+from ..models.queue import Lease, WaitingRoom
+from ..models.registry import Catalog
+from ..models.tasks import Tasks
+from ..placement.snapshot import PLAIN_RULES, Rules, Stay
+from ..placement.states import State
+from ..process.launcher import Launcher
+from .dispatcher import Dispatcher
+from .downloads import Downloads
+from .leases import Leases
+from .memory_accounting import Accounts
+from .supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from llama_corral.presets.sources import Preset
+
+FAKE_TIMING_ENV = "LLAMA_SERVER_DEBUG_FAKE_TIMING"
+"""Set, to whatever: loads begin `FAKE_LOAD_DELAY` late. llama-server's tests of the queue rely on it."""
+FAKE_LOAD_DELAY = 2.0  # seconds, as in llama-server
+EXIT_PATIENCE_S = 1.0
+"""Between a worker's sockets closing and its exit being known lie milliseconds, unless it lives after all."""
+
+log = logging.getLogger("corral.router")
+
+
+class Lifecycle:
+    def __init__(
+        self,
+        presets: Mapping[str, Preset],
+        launcher: Launcher,
+        *,
+        models_max: int,
+        autoload: bool,
+        clock: Callable[[], float] = time.monotonic,
+        load_delay: float = 0.0,
+        room: Room = UNLIMITED,
+        rules: Rules = PLAIN_RULES,
+        worker_timeout: float = 0.0,
+    ) -> None:
+        """`load_delay`: seconds before each start, see FAKE_TIMING_ENV. `room`: of memory. Raises ConfigError."""
+        self._launcher = launcher
+        self._autoload = autoload
+        self._clock = clock
+        self._load_delay = load_delay
+        self._accounts = Accounts(room, clock, rules)
+        self._catalog = Catalog(presets, launcher.command)
+        self._waiting = WaitingRoom()
+        self._events = Events(self._catalog.variants_of)
+        self._supervisor = Supervisor(
+            launcher, self._events, self._on_change, self._on_exit, worker_timeout=worker_timeout, clock=clock
+        )
+        self._dispatcher = Dispatcher(
+            self._catalog, self._waiting, self._accounts, self._supervisor, models_max=models_max, load_delay=load_delay
+        )
+        self._leases = Leases(self._catalog, self._waiting, self._dispatcher, self._supervisor, clock, rules.max_queue)
+        self.downloads = Downloads(launcher, self._catalog, self._events)
+        self._tasks = Tasks()
+        self._reloads = asyncio.Lock()
+        self._is_refusing = self._is_closing = False
+        self._startup = sorted(model.name for model in self._catalog if model.preset.load_on_startup)
+        if 0 < models_max < len(self._startup):
+            raise ConfigError(
+                f"number of models to load on startup ({len(self._startup)}) exceeds models_max ({models_max})"
+            )
+
+    def listen_to(self, quiet_for: Callable[[str], float]) -> None:
+        """Whoever has the connections knows how many seconds ago an endpoint answered: a program's sign of life."""
+        self._supervisor.quiet_for = quiet_for
+
+    # -- what handlers ask -------------------------------------------------------------------------------------------
+
+    def find(self, name: str) -> str | None:
+        """The canonical name for a name or an alias."""
+        return self._catalog.resolve(name)
+
+    def view(self, name: str) -> ModelView | None:
+        model, variant = self._catalog.find(name), self._catalog.variant(name)
+        return None if model is None else view_of(model, self._waiting.count(model.name), self._clock(), variant)
+
+    def views(self) -> list[ModelView]:
+        """All models and variants by name, hidden ones too."""
+        return [view for name in self._catalog.names() if (view := self.view(name)) is not None]
+
+    def subscribe(self) -> AbstractAsyncContextManager[Subscription]:
+        """Changes from now on, as `/models/sse` tells them."""
+        return self._events.subscribe()
+
+    @asynccontextmanager
+    async def lease(
+        self, model: str, *, autoload: bool | None = None, touch: bool = True, stay: Stay | None = None
+    ) -> AsyncIterator[Lease]:
+        """Waits until `model` takes requests, loading it if it may, and keeps it from being evicted inside the block.
+
+        `autoload`: overrides the router's setting. `touch`: count this as use when the least recently used is sought.
+        `stay`: how long the model is kept from now on, unless its preset pins it. Cancelling the wait gives the place
+        in the queue back. Raises ApiError.
+        """
+        if (found := self._catalog.find(model)) is not None:
+            await self._accounts.weigh(found)
+        record, variant = self._requested(model), self._catalog.variant(model)
+        may_load = self._autoload if autoload is None else autoload
+        take = self._leases.when_ready if may_load else self._leases.as_it_is
+        lease = await take(record, touch, stay)
+        is_answered = False
+        try:
+            yield lease if variant is None else replace(lease, preset=variant)
+            is_answered = True
+        finally:
+            self._leases.release(lease, is_answered=is_answered)
+
+    async def confirm_end(self, lease: Lease) -> str:
+        """For whoever saw a worker hang up: waits until its end is known, so that nobody is sent to a dead one.
+
+        Why it ended, if it was its own fault.
+        """
+        instance = lease.instance
+        assert isinstance(instance, Instance)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(instance.gone.wait(), EXIT_PATIENCE_S)
+        return instance.failure if instance.is_fault else ""
+
+    async def load(self, name: str) -> None:
+        """Starts a worker by command, past the queue: returns once it is started. Raises ApiError."""
+        model = self._catalog.find(name)
+        if model is None:
+            raise NotFound("model is not found")
+        if model.state.is_running:
+            raise InvalidRequest("model is already running")
+        if model.state is State.DOWNLOADING:
+            raise InvalidRequest("model is downloading")
+        await asyncio.sleep(self._load_delay)
+        await self._accounts.weigh(model)
+        await self._dispatcher.make_room(model)
+        await self._dispatcher.released()
+        if self._is_refusing:
+            raise Unavailable("the router is shutting down")
+        if model not in self._catalog:
+            raise NotFound("model is not found")
+        if not model.state.is_down:
+            return  # someone else started it meanwhile
+        self._dispatcher.check_room(model)
+        self._dispatcher.start(model)
+        self._dispatcher.tick()
+        if model.state is State.FAILED:
+            raise ServerFault(model.failure)
+
+    async def unload(self, name: str) -> None:
+        """Asks a running model to leave; waits neither for that nor for requests on it. Ends a download.
+
+        Raises ApiError.
+        """
+        model = self._catalog.find(name)
+        if model is None:
+            raise InvalidRequest("model is not found")
+        if await self.downloads.cancel(model.name):
+            return
+        if not model.state.is_running:
+            raise InvalidRequest("model is not running")
+        model.is_sent_away = True
+        self._supervisor.stop(model, "unload was asked for")
+        self._dispatcher.tick()
+
+    def let_go(self, name: str) -> None:
+        """Asks a model to leave as soon as nobody uses it, a pinned one too; one that is not running is content."""
+        model = self._requested(name)
+        if model.instance is not None:
+            model.instance.asked_stay = Stay(ttl=0.0)
+            self._dispatcher.unload_expired()
+
+    def unload_expired(self) -> None:
+        """What the timers do by themselves, for whoever moves the clock."""
+        self._dispatcher.tick()
+        self._dispatcher.unload_expired()
+
+    async def end(self, name: str) -> None:
+        """Ends a model's worker or download, if there is one, and waits for that."""
+        model = self._catalog.find(name)
+        if model is None or await self.downloads.cancel(model.name):
+            return
+        if (instance := model.instance) is not None:
+            model.is_sent_away = True
+            self._supervisor.stop(model, "its files are to be removed")
+            await instance.gone.wait()
+
+    def tell_removed(self, name: str) -> None:
+        self._events.publish(name, "model_remove")
+
+    async def reload(self, presets: Mapping[str, Preset]) -> None:
+        """Takes on a new set of presets. Only models whose own options changed end, a busy one once it is idle."""
+        await asyncio.shield(self._tasks.spawn(self._reload(presets)))
+
+    async def start(self) -> None:
+        """Warms the launcher up and starts the models marked load-on-startup, one after the other. Raises ApiError."""
+        self._launcher.start()
+        for name in self._startup:
+            log.info("(startup) loading model %s", name)
+            await self.load(name)
+        self._dispatcher.tick()
+
+    @property
+    def is_closing(self) -> bool:
+        return self._is_closing
+
+    def stop_serving(self) -> None:
+        """Refuses those who wait and those who come, and ends event streams; the requests that have a lease go on."""
+        if self._is_refusing:
+            return
+        self._is_refusing = True
+        self._dispatcher.close()
+        self._tasks.cancel()
+        self._waiting.refuse_everyone(functools.partial(Unavailable, "the router is shutting down"))
+        self._events.close()
+
+    async def close(self) -> None:
+        """Ends all workers and waits for that; called a second time it gives them no more time."""
+        instances = [model.instance for model in self._catalog if model.instance]
+        if self._is_closing:
+            for instance in instances:
+                instance.worker.kill()
+        else:
+            self._begin_closing()
+        await self.downloads.close()
+        for instance in instances:
+            await instance.gone.wait()
+        await self._launcher.close()
+
+    # -- names ------------------------------------------------------------------------------------------------------
+
+    def _requested(self, name: str) -> Model:
+        if not name:
+            raise InvalidRequest("model name is missing from the request")
+        if self._is_refusing:
+            raise Unavailable("the router is shutting down")
+        model = self._catalog.find(name)
+        if model is None:
+            raise InvalidRequest(f"model '{name}' not found")
+        return model
+
+    # -- what follows from what workers do ---------------------------------------------------------------------------
+
+    def _on_change(self, model: Model) -> None:
+        self._accounts.learn(model)
+        if model.instance is not None and model.state is State.LOADED:
+            model.instance.idle_since = self._clock()
+            model.is_retried = False
+        self._leases.serve_waiters(model)
+        self._dispatcher.tick()
+        self._dispatcher.unload_expired()
+
+    def _on_exit(self, model: Model, instance: Instance) -> None:
+        self._accounts.note_exit()
+        may_retry = instance.lacked_memory and not (instance.idle_since or instance.is_retiring or model.is_retried)
+        model.is_retried = may_retry and self._dispatcher.retry(model)
+        if not model.is_retried:
+            if instance.is_fault:
+                model.note_fault(self._clock(), instance.idle_since or None)
+            self._dispatcher.give_up(model)
+        if instance.is_retiring and not self._catalog.settle(model):
+            self._refuse_dropped(model)
+        self._dispatcher.tick()
+
+    def _refuse_dropped(self, model: Model) -> None:
+        self._waiting.refuse(model.name, functools.partial(ModelNotFound, model.name))
+
+    # -- presets -----------------------------------------------------------------------------------------------------
+
+    async def _reload(self, presets: Mapping[str, Preset]) -> None:
+        async with self._reloads:
+            self._dispatcher.hold()
+            try:
+                await self._retire(self._catalog.mark_retiring(presets))
+                for model in self._catalog.adopt(presets):
+                    log.info("(reload) removing name=%s: no source has it any more", model.name)
+                    self._refuse_dropped(model)
+            finally:
+                self._dispatcher.release()
+            for model in self._catalog:
+                self._leases.serve_waiters(model)  # a reload that brings the old preset back ends a retirement
+            self._events.publish("*", "models_reload")
+            self._dispatcher.tick()
+            self._dispatcher.unload_expired()
+
+    async def _retire(self, models: list[Model]) -> None:
+        """The idle leave now and are waited for; the busy leave when their last lease is given back."""
+        idle = [model for model in models if model.instance and model.instance.leases == 0]
+        leaving = [model.instance for model in idle if model.instance]
+        for model in idle:
+            self._supervisor.stop(model, "its preset changed or is gone")
+        for instance in leaving:
+            await instance.gone.wait()
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def _begin_closing(self) -> None:
+        self.stop_serving()
+        self._is_closing = True
+        for model in self._catalog:
+            self._supervisor.stop(model, "the router is shutting down")

@@ -1,0 +1,112 @@
+"""What each model takes of memory, and the snapshot that `placement` decides on.
+
+`lifecycle` owns one and tells it what happens; it writes a model's `need`, `expected` and `load_seconds`, its
+instance's `space`, `private_bytes` and `ready_since`, and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+from ..memory.budget import Held, Room
+from ..models.model import Instance, Model, resident_of
+from ..models.registry import Catalog
+from ..placement.device_split import NO_NEED
+from ..placement.memory_amounts import NOTHING, UNBOUNDED, Limit, Space, total
+from ..placement.snapshot import Entry, Rules, Snapshot
+from ..placement.states import State
+
+SETTLING_S = 5.0
+"""After a worker's end: so long may it take until a driver has its memory back."""
+
+
+class Accounts:
+    def __init__(self, room: Room, clock: Callable[[], float], rules: Rules) -> None:
+        self._room = room
+        self._rules = rules
+        self.clock = clock
+        self._last_exit = -math.inf
+
+    async def weigh(self, model: Model) -> None:
+        """Before a model is queued: how much it will need."""
+        if model.state.is_down:
+            model.need = await self._room.expected(model.preset)
+            model.expected = None if model.need is None else model.need.within(self._room.whole)
+
+    def reserve(self, model: Model, catalog: Catalog) -> None:
+        """As soon as it is started: what it takes from now on, where devices have room now."""
+        if model.instance is not None and model.need is not None:
+            workers = self._workers(other for other in catalog if other is not model)
+            left = self._limit(workers, model.instance.started) - total(worker.space for worker in workers)
+            model.expected = model.instance.space = model.need.within(left)
+
+    def learn(self, model: Model) -> None:
+        """What it took, and how long that lasted, as soon as it is loaded."""
+        instance = model.instance
+        if model.state is not State.LOADED or instance is None:
+            return
+        taken = None if model.measured is None else self._room.taken(model.measured)
+        if instance.private_bytes is None:
+            instance.private_bytes = self._room.private_bytes(instance.worker.pid)
+            instance.ready_since = self.clock()
+            model.load_seconds = instance.ready_since - instance.started
+            if taken is not None:
+                model.need = self._room.learn(model.preset, model.need or NO_NEED, taken, instance.space)
+        if taken is not None:  # one that woke up may be shared out otherwise than before
+            model.expected = instance.space = taken
+
+    def note_exit(self) -> None:
+        self._last_exit = self.clock()
+
+    def snapshot(
+        self,
+        catalog: Catalog,
+        queue: tuple[Entry, ...],
+        models_max: int,
+        *,
+        starts_held: bool,
+        counts_memory: bool,
+    ) -> Snapshot:
+        """`counts_memory`: False spares the system's reading where nobody is to be started."""
+        models, now = list(catalog), self.clock()
+        workers = self._workers(models)
+        limit = self._limit(workers, now) if counts_memory else UNBOUNDED
+        left = limit - total(worker.space for worker in workers)
+        return Snapshot(
+            tuple(resident_of(model, self._space(model, left)) for model in models),
+            queue,
+            models_max,
+            starts_held=starts_held,
+            limit=limit,
+            now=now,
+            is_settling=self._is_settling(now) or (self._room.reads_devices and _is_any_loading(models)),
+            rules=self._rules,
+        )
+
+    def _workers(self, models: Iterable[Model]) -> list[Held]:
+        running = ((model.instance, model.shown is State.LOADED) for model in models if model.instance is not None)
+        return [Held(instance.worker.pid, self._grown(instance), is_loaded) for instance, is_loaded in running]
+
+    def _limit(self, workers: list[Held], now: float) -> Limit:
+        return self._room.limit(workers, is_settling=self._is_settling(now))
+
+    def _is_settling(self, now: float) -> bool:
+        return now - self._last_exit < SETTLING_S
+
+    def _space(self, model: Model, left: Limit) -> Space:
+        if model.instance is not None:
+            return self._grown(model.instance)
+        return model.need.within(left) if model.need is not None else NOTHING
+
+    def _grown(self, instance: Instance) -> Space:
+        """What it was expected to take or took when it was loaded, and what it has grown since."""
+        if instance.private_bytes is None:
+            return instance.space
+        grown = self._room.private_bytes(instance.worker.pid) - instance.private_bytes
+        return instance.space + Space(max(0, grown))
+
+
+def _is_any_loading(models: Iterable[Model]) -> bool:
+    """Then nobody knows how much of a device it has taken already."""
+    return any(model.state is State.LOADING for model in models)

@@ -1,0 +1,186 @@
+"""The devices whose memory the system tells, what they have free, and which one a name of llama.cpp's means.
+
+Reads files of the kernel and the driver's library; loads nothing on a device. The names are llama.cpp's, as far as that
+can be told without it: `CUDA0`, `CUDA1`, … in the order in which the driver's library has NVIDIA's devices (by their
+place on the bus), `ROCm0`, … in the order of the kernel's cards, both less what the environment hides. That CUDA has
+the same order is assumed, since nothing but CUDA knows better: by default it puts the fastest first, which is the same
+where all are alike; CUDA_DEVICE_ORDER=PCI_BUS_ID makes sure. Once a worker has reported where its devices are on the
+bus, and which ones it can use at all, that counts (`Devices.meet`); a name of which nothing is known, like `Vulkan1`,
+means the device of that number. Devices whose memory is the machine's (Apple) are not counted apart.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llama_corral.common.base.worker_reports import OnDevice
+
+log = logging.getLogger("corral.router")
+
+DRM = Path("/sys/class/drm")
+_ADDRESS = re.compile(r"([0-9a-f]{4})?([0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f])", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Bytes of one device's memory."""
+
+    name: str
+    total: int
+    free: int
+    address: str = ""
+    """On the PCI bus, as llama.cpp writes it; "": unknown."""
+
+
+class Devices:
+    """Those that were there at the start, by name."""
+
+    def __init__(self, devices: Sequence[Device] = ()) -> None:
+        self._devices = tuple(devices)
+        self._met: dict[str, str] = {}
+        self._usable: set[str] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Where models go unless they say otherwise: all, until a worker has told which ones its llama.cpp can use."""
+        return tuple(name for name in self.totals if self._usable is None or name in self._usable)
+
+    @property
+    def totals(self) -> dict[str, int]:
+        return {device.name: device.total for device in self._devices}
+
+    def total(self, name: str) -> int:
+        return self.totals.get(name, 0)
+
+    def meet(self, reported: Sequence[OnDevice]) -> None:
+        """A worker told what devices it has, and where."""
+        for part in reported:
+            for device in self._devices:
+                if part.address and device.address == part.address:
+                    self._met[part.name] = device.name
+        self._usable = (self._usable or set()) | {self.name_of(part.name) for part in reported}
+
+    def name_of(self, name: str) -> str:
+        """Of the device that a worker calls so; the name itself if there is none like it."""
+        if name in self._met or name in self.totals:
+            return self._met.get(name, name)
+        number = re.search(r"\d+$", name)
+        index = int(number[0]) if number else 0
+        return name if index >= len(self._devices) else self._devices[index].name
+
+
+def nameless(number: int) -> str:
+    """A device that somebody says there is, and the system does not tell."""
+    return f"GPU{number}"
+
+
+def read_devices(environ: Mapping[str, str], drm: Path | None = None) -> tuple[Device, ...]:
+    """`environ`: what workers inherit."""
+    return (*_nvidia(environ), *_amd(environ, drm or DRM))
+
+
+def visible(ids: Sequence[str], chosen: str | None) -> list[int]:
+    """The indexes of those that a list like CUDA_VISIBLE_DEVICES shows, in its order: numbers, or beginnings of ids.
+
+    None: all. As CUDA has it, the first entry that means no device ends the list.
+    """
+    if chosen is None:
+        return list(range(len(ids)))
+    found: list[int] = []
+    for word in (word.strip() for word in chosen.split(",")):
+        numbers = [
+            i for i, known in enumerate(ids) if word == str(i) or (word[:1].isalpha() and known.startswith(word))
+        ]
+        if len(numbers) != 1 or numbers[0] in found:
+            break
+        found += numbers
+    return found
+
+
+def _amd(environ: Mapping[str, str], drm: Path) -> Iterator[Device]:
+    cards = list(_amd_cards(drm))
+    for variable in ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+        ids = [f"GPU-{_text_of(card / 'unique_id')}" for card in cards]
+        cards = [cards[i] for i in visible(ids, environ.get(variable))]
+    for number, card in enumerate(cards):
+        total, used = (int(_text_of(card / f"mem_info_vram_{which}")) for which in ("total", "used"))
+        yield Device(f"ROCm{number}", total, max(0, total - used), _address(card.resolve().name))
+
+
+def _amd_cards(drm: Path) -> Iterator[Path]:
+    """Others have no such files, nor has the graphics of some mainboards."""
+    cards = [path for path in drm.glob("card*") if path.name[4:].isdigit()]
+    for card in sorted(cards, key=lambda path: int(path.name[4:])):
+        if all(_text_of(card / "device" / f"mem_info_vram_{which}").isdigit() for which in ("total", "used")):
+            yield card / "device"
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _nvidia(environ: Mapping[str, str]) -> list[Device]:
+    library = _nvml()
+    if library is None:
+        return []
+    try:
+        handles = _nvidia_handles(library, environ.get("CUDA_VISIBLE_DEVICES"))
+        return [_nvidia_device(library, number, handle) for number, handle in enumerate(handles)]
+    except library.NVMLError as error:
+        log.warning("the memory of the NVIDIA devices cannot be read: %s", error)
+        return []
+
+
+def _nvidia_handles(library: Any, chosen: str | None) -> list[Any]:
+    if chosen is not None and chosen.startswith("MIG-"):  # a part of a device; CUDA shows the first one only
+        return [library.nvmlDeviceGetHandleByUUID(chosen.split(",")[0].strip())]
+    handles = [library.nvmlDeviceGetHandleByIndex(i) for i in range(library.nvmlDeviceGetCount())]
+    ids = (
+        [_text(library.nvmlDeviceGetUUID(handle)) for handle in handles] if chosen is not None else [""] * len(handles)
+    )
+    return [handles[i] for i in visible(ids, chosen)]
+
+
+def _nvidia_device(library: Any, number: int, handle: Any) -> Device:
+    memory = library.nvmlDeviceGetMemoryInfo(handle)
+    try:
+        address = _address(_text(library.nvmlDeviceGetPciInfo(handle).busId))
+    except library.NVMLError:  # a part of a device has none
+        address = ""
+    return Device(f"CUDA{number}", int(memory.total), int(memory.free), address)
+
+
+def _address(text: str) -> str:
+    """The driver's library writes eight digits for the domain, llama.cpp and the kernel four."""
+    found = _ADDRESS.fullmatch(text)
+    return found[2].lower() if found else ""
+
+
+def _text(value: str | bytes) -> str:
+    """Earlier versions of the library return bytes."""
+    return value.decode() if isinstance(value, bytes) else value
+
+
+@functools.cache
+def _nvml() -> Any:
+    """The driver's library; None on machines without."""
+    if not Path("/proc/driver/nvidia/version").exists():
+        return None
+    library = importlib.import_module("pynvml")
+    try:
+        library.nvmlInit()
+    except library.NVMLError as error:
+        log.warning("the NVIDIA driver does not answer: %s", error)
+        return None
+    return library

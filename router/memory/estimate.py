@@ -1,0 +1,247 @@
+"""What a model will take of each memory, from its header and its options, before it is loaded.
+
+Pure: the callers read the headers. An estimate and no more: what a worker turned out to take replaces it (`needs`).
+How it is shared out over devices is a matter of `split`. Within a percent or two of what llama.cpp allocates for
+weights and KV cache; its scratch buffers depend on the graph and are rounded up.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from llama_corral.common.hub.gguf_header import Header, Tensor
+from llama_corral.common.hub.gguf_types import TENSOR_TYPES
+from llama_corral.presets.options.context import AUTO_SLOTS
+from llama_corral.presets.options.model import EXPERT_TENSORS
+
+from ..placement.device_split import NO_NEED, NO_OFFLOAD, Need, Offload
+from ..placement.memory_amounts import Space
+
+PROCESS_BYTES = 48 << 20
+"""Of a worker's own: Python's objects, buffers of responses, llama.cpp's book-keeping. Measured: 35 to 50 MiB."""
+SWA_PATTERN = {
+    "gemma2": 2, "gpt-oss": 2, "modern-bert": 3, "gemma3n": 5, "gemma3": 6, "gemma-embedding": 6, "plamo3": 8,
+}  # fmt: skip
+"""Every how many layers one sees the whole context, where the file does not say so and it is not every fourth."""
+_ELEMENT_BYTES = {name: size / block for name, block, size in TENSOR_TYPES.values()}
+_EXPERTS = re.compile(EXPERT_TENSORS)
+EVERY_LAYER = 1 << 30
+_LAYER = re.compile(r"blk\.(\d+)\.")
+
+
+PIPELINE_COPIES = 4
+"""Of what goes into a graph, where several batches are on their way through devices at once (GGML_SCHED_MAX_COPIES)."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes: all weights, all of the KV cache, the scratch buffers of one device or of the machine."""
+
+    weights: int = 0
+    kv: int = 0
+    scratch: int = 0
+    need: Need = NO_NEED
+    """The same by memories, with scratch buffers on each that has layers; the machine has what it hands to devices."""
+
+    def __add__(self, other: Footprint) -> Footprint:
+        return Footprint(
+            self.weights + other.weights,
+            self.kv + other.kv,
+            self.scratch + other.scratch,
+            self.need + other.need,
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The options that the footprint depends on. Tokens, layers."""
+
+    n_ctx: int = 0
+    """In all; 0: the model's own."""
+    n_ctx_slot: int = 0
+    """At most for one slot; 0: no such limit."""
+    n_slots: int = AUTO_SLOTS
+    unified: bool = True
+    n_ubatch: int = 512
+    flash_attention: bool = True
+    type_k: str = "f16"
+    type_v: str = "f16"
+    swa_full: bool = False
+    n_expert_layers_on_host: int = 0
+    offload: Offload = NO_OFFLOAD
+
+
+def estimate(shards: Sequence[Header], plan: Plan) -> Footprint:
+    """Of one model: all its shards, the first of which has the metadata."""
+    shape, offload = _Shape(shards, plan), plan.offload
+    first_on_device = max(0, shape.n_layers + 1 - offload.n_layers)
+    weights = kv = 0
+    moved: list[int] = []
+    moved_kv: list[int] = []
+    for layer in range(-1, shape.n_layers + 1):  # -1: the input, n_layers: the output
+        size, staying = shape.weights(layer)
+        memory = shape.memory(layer)
+        weights += size
+        kv += memory
+        if offload.devices and layer >= first_on_device:
+            moved.append(size - staying)
+            moved_kv.append(memory if offload.with_kv else 0)
+    n_moved = sum(moved) + sum(moved_kv)
+    if not n_moved:
+        return Footprint(weights, kv, shape.scratch, Need(Space(weights + kv + shape.scratch)))
+    is_whole = len(moved) > shape.n_layers
+    copies = PIPELINE_COPIES if offload.pipelines and is_whole else 1
+    scratch = shape.scratch + (copies - 1) * shape.inputs
+    on_host = copies * shape.inputs + (0 if is_whole and not plan.n_expert_layers_on_host else shape.scratch)
+    rest = Need(Space(weights + kv - n_moved + on_host))
+    return Footprint(weights, kv, scratch, rest + offload.need(moved, moved_kv, scratch))
+
+
+class _Shape:
+    """The model's dimensions, as far as they cost memory."""
+
+    def __init__(self, shards: Sequence[Header], plan: Plan) -> None:
+        self.plan = plan
+        self._header = shards[0]
+        tensors = [tensor for shard in shards for tensor in shard.tensors]
+        self.n_layers = self._number("block_count")
+        self._layers: dict[int, list[Tensor]] = {}
+        for tensor in tensors:
+            found = _LAYER.match(tensor.name)
+            layer = (
+                int(found[1]) if found else -1 if tensor.name.startswith(("token_embd", "position_")) else self.n_layers
+            )
+            self._layers.setdefault(min(layer, self.n_layers), []).append(tensor)
+        n_ctx = plan.n_ctx or self._number("context_length", 4096)
+        if plan.n_ctx_slot:
+            n_ctx = min(n_ctx, plan.n_ctx_slot * plan.n_slots)
+        self._n_streams = 1 if plan.unified else plan.n_slots
+        self._cells = _padded(-(-n_ctx // self._n_streams))
+        """Of one stream."""
+        self._window = self._number("attention.sliding_window")
+
+    def weights(self, layer: int) -> tuple[int, int]:
+        """Bytes, and how many of them stay with the machine wherever the layer goes."""
+        tensors = self._layers.get(layer, [])
+        size = sum(tensor.size for tensor in tensors)
+        is_tied = layer == self.n_layers and not any(tensor.name == "output.weight" for tensor in tensors)
+        if is_tied and self.plan.offload.n_layers:  # the device gets a copy of the input's table
+            size += sum(tensor.size for tensor in self._layers.get(-1, []))
+        if 0 <= layer < min(self.plan.n_expert_layers_on_host, self.n_layers):
+            return size, sum(tensor.size for tensor in tensors if _EXPERTS.search(tensor.name))
+        return size, 0
+
+    def memory(self, layer: int) -> int:
+        """Bytes of the KV cache, or of the recurrent state."""
+        tensors = self._block(layer)
+        if _is_recurrent(tensors):
+            return self._recurrent() * self.plan.n_slots
+        if not self._attends(layer) or not self._remembers:
+            return 0
+        keys, values = self._row(tensors, layer)
+        row = keys * _bytes_of(self.plan.type_k) + values * _bytes_of(self.plan.type_v)
+        return int(row * self._cells_of(layer) * self._n_streams)
+
+    @cached_property
+    def scratch(self) -> int:
+        """Activations of one physical batch, the attention mask, and without flash attention its scores."""
+        n, n_embd, n_ff = self.plan.n_ubatch, self._number("embedding_length"), self._widest("feed_forward_length")
+        n_ff = max(n_ff, self._number("expert_used_count") * self._number("expert_feed_forward_length"))
+        activations = n * 4 * (3 * n_ff + 4 * n_embd)
+        cells = max((size for size, _ in self._caches), default=0)
+        scores = 0 if self.plan.flash_attention else n * 4 * cells * self._widest("attention.head_count")
+        return activations + self._mask + scores
+
+    @cached_property
+    def inputs(self) -> int:
+        """What the machine hands over for each batch: the tokens' rows of the table, and the mask."""
+        return self.plan.n_ubatch * 4 * self._number("embedding_length") + self._mask
+
+    @property
+    def _mask(self) -> int:
+        return self.plan.n_ubatch * sum(cells for cells, _ in self._caches) * (2 if self.plan.flash_attention else 4)
+
+    @cached_property
+    def _caches(self) -> set[tuple[int, bool]]:
+        """Cells of each kind of cache, and whether it is windowed."""
+        attending = [layer for layer in range(self.n_layers) if self._attends(layer)]
+        return {(self._cells_of(layer), self._is_windowed(layer)) for layer in attending}
+
+    def _block(self, layer: int) -> dict[str, Tensor]:
+        """The layer's tensors by what follows `blk.N.`, without its ending."""
+        blocks = [tensor for tensor in self._layers.get(layer, []) if tensor.name.startswith("blk.")]
+        return {tensor.name.split(".")[2]: tensor for tensor in blocks}
+
+    def _attends(self, layer: int) -> bool:
+        tensors = self._block(layer)
+        return not _is_recurrent(tensors) and any(name.startswith("attn_") for name in tensors)
+
+    @property
+    def _remembers(self) -> bool:
+        """Encoders keep nothing."""
+        return self._header.metadata.get(f"{self._header.architecture}.attention.causal") is not False
+
+    def _row(self, tensors: dict[str, Tensor], layer: int) -> tuple[int, int]:
+        """Elements of a token's key and value in one layer."""
+        if rank := self._number("attention.kv_lora_rank"):
+            return rank + self._number("rope.dimension_count"), 0
+        if "attn_k" in tensors and "attn_v" in tensors:
+            return tensors["attn_k"].shape[-1], tensors["attn_v"].shape[-1]
+        heads = self._of_layer("attention.head_count_kv", layer) or self._of_layer("attention.head_count", layer)
+        per_head = self._number("embedding_length") // max(1, self._of_layer("attention.head_count", layer))
+        key = self._number("attention.key_length") or per_head
+        return heads * key, heads * (self._number("attention.value_length") or per_head)
+
+    def _cells_of(self, layer: int) -> int:
+        if self.plan.swa_full or not self._is_windowed(layer):
+            return self._cells
+        sequences = self.plan.n_slots if self.plan.unified else 1
+        return min(self._cells, _padded(self._window * sequences + self.plan.n_ubatch))
+
+    def _is_windowed(self, layer: int) -> bool:
+        if not self._window:
+            return False
+        given = self._header.metadata.get(f"{self._header.architecture}.attention.sliding_window_pattern")
+        if isinstance(given, tuple):
+            return layer < len(given) and bool(given[layer])
+        every = given if isinstance(given, int) else SWA_PATTERN.get(self._header.architecture, 4)
+        return every == 0 or layer % every < every - 1
+
+    def _recurrent(self) -> int:
+        """Bytes of one sequence's state in one layer."""
+        if head := self._number("wkv.head_size"):
+            return 4 * self._number("embedding_length") * (head + (self._number("token_shift_count") or 2))
+        if cache := self._number("shortconv.l_cache"):
+            return 4 * self._number("embedding_length") * (cache - 1)
+        inner, state = self._number("ssm.inner_size"), self._number("ssm.state_size")
+        convolution = max(0, self._number("ssm.conv_kernel") - 1)
+        return 4 * (convolution * (inner + 2 * self._number("ssm.group_count") * state) + state * inner)
+
+    def _number(self, key: str, default: int = 0) -> int:
+        value = self._header.metadata.get(f"{self._header.architecture}.{key}", default)
+        return int(value) if isinstance(value, int | float) else default
+
+    def _of_layer(self, key: str, layer: int) -> int:
+        value = self._header.metadata.get(f"{self._header.architecture}.{key}", 0)
+        if isinstance(value, tuple):
+            value = value[layer] if layer < len(value) else 0
+        return int(value) if isinstance(value, int | float) else 0
+
+    def _widest(self, key: str) -> int:
+        return max((self._of_layer(key, layer) for layer in range(self.n_layers)), default=0)
+
+
+def _is_recurrent(tensors: Mapping[str, Tensor]) -> bool:
+    return any(name.startswith(("ssm_", "time_mix_", "shortconv")) for name in tensors)
+
+
+def _padded(cells: int) -> int:
+    """KV caches come in multiples of 256 cells."""
+    return -(-cells // 256) * 256
+
+
+def _bytes_of(cache_type: str) -> float:
+    return _ELEMENT_BYTES[cache_type]

@@ -1,0 +1,100 @@
+"""What a preset's options say about a model's size and about the devices it goes to; pure.
+
+The other half of what the worker makes of the same options when it loads the model (`worker/engine/llama/options.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from llama_corral.presets.options.context import AUTO_SLOTS
+
+from ..placement.device_split import NO_OFFLOAD, Offload
+from .estimate import EVERY_LAYER, Plan
+
+if TYPE_CHECKING:
+    from llama_corral.presets.options.settings import Settings
+
+    from .devices import Devices
+
+NO_DEVICES = ("none",)
+
+
+def plan_of(settings: Settings, devices: Devices) -> Plan:
+    n_slots = AUTO_SLOTS if settings.parallel < 0 else max(1, settings.parallel)
+    return Plan(
+        n_ctx=settings.ctx_size or n_slots * settings.kv_unified_per_slot,
+        n_ctx_slot=settings.kv_unified_per_slot,
+        n_slots=n_slots,
+        unified=bool(settings.kv_unified) or settings.parallel < 0,
+        n_ubatch=min(settings.ubatch_size, settings.batch_size),
+        flash_attention=settings.flash_attn != "off",
+        type_k=settings.cache_type_k,
+        type_v=settings.cache_type_v,
+        swa_full=settings.swa_full,
+        n_expert_layers_on_host=EVERY_LAYER if settings.cpu_moe else settings.n_cpu_moe,
+        offload=_offload(
+            settings,
+            _names(settings.device, devices),
+            settings.n_gpu_layers,
+            mode=settings.split_mode,
+            has_overrides=bool(
+                settings.override_tensor or settings.cpu_moe or settings.n_cpu_moe or settings.n_cpu_ffn
+            ),
+            devices=devices,
+        ),
+    )
+
+
+def draft_plan_of(settings: Settings, devices: Devices) -> Plan:
+    """A draft model has the context and the shares of the model it drafts for, and the rest of its own."""
+    s = settings
+    return replace(
+        plan_of(s, devices),
+        type_k=s.cache_type_k_draft,
+        type_v=s.cache_type_v_draft,
+        n_expert_layers_on_host=EVERY_LAYER if s.cpu_moe_draft else s.n_cpu_moe_draft,
+        offload=_offload(
+            s,
+            _names(s.device_draft or s.device, devices),
+            s.n_gpu_layers_draft,
+            mode="layer" if len(s.device_draft) == 1 else s.split_mode,
+            has_overrides=bool(s.override_tensor_draft or s.cpu_moe_draft or s.n_cpu_moe_draft),
+            devices=devices,
+        ),
+    )
+
+
+def projector_device(settings: Settings, devices: Devices) -> str:
+    """Its own, or else the model's first, or the first of all; "": it stays with the machine."""
+    asked = (settings.mmproj_device,) if settings.mmproj_device else settings.device[:1]
+    names = _names(asked, devices)
+    return names[0] if names and settings.mmproj_offload else ""
+
+
+def _offload(
+    settings: Settings, names: tuple[str, ...], wanted: object, *, mode: str, has_overrides: bool, devices: Devices
+) -> Offload:
+    """`auto` and `all` count as every layer. `mode`: of splitting."""
+    if mode == "none":
+        names = names[settings.main_gpu :][:1] if settings.main_gpu >= 0 else ()
+    if not names:
+        return NO_OFFLOAD
+    shares = settings.tensor_split[: len(names)]
+    return Offload(
+        n_layers=int(str(wanted)) if str(wanted).isdigit() else EVERY_LAYER,
+        devices=names,
+        mode=mode,
+        shares=shares if any(shares) else (),
+        sizes=tuple(float(devices.total(name)) for name in names),
+        with_kv=settings.kv_offload,
+        pipelines=len(names) > 1 and mode == "layer" and settings.kv_offload and not has_overrides,
+    )
+
+
+def _names(asked: tuple[str, ...], devices: Devices) -> tuple[str, ...]:
+    """As the router knows them, in the order in which they were asked for; without that all."""
+    if asked == NO_DEVICES or not devices.names:
+        return ()
+    return tuple(dict.fromkeys(devices.name_of(name) for name in asked)) if asked else devices.names

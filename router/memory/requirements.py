@@ -1,0 +1,104 @@
+"""How much memory each preset's model will need, from its files as they are on this machine now.
+
+Called by `lifecycle` before a model is queued, on another thread, since it reads files; never asks a network. What a
+worker measured once it had loaded is remembered for as long as the preset and its file stay what they are.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llama_corral.common.base.errors import ConfigError, ModelFilesError
+from llama_corral.common.hub.gguf_header import GgufError, read_header
+from llama_corral.common.hub.gguf_names import shard_names
+from llama_corral.common.hub.resolve import ModelFiles, resolve_files
+from llama_corral.presets import merge
+
+from ..placement.device_split import Need, shared_out
+from ..placement.memory_amounts import NOTHING, Space
+from .devices import Devices, nameless
+from .estimate import PROCESS_BYTES, Footprint, estimate
+from .options import draft_plan_of, plan_of, projector_device
+
+if TYPE_CHECKING:
+    from llama_corral.presets.backends import Backend
+    from llama_corral.presets.options.settings import Settings
+    from llama_corral.presets.sources import Preset
+
+log = logging.getLogger("corral.router")
+
+Key = tuple[tuple[str, str], ...]
+
+
+class Needs:
+    """`environ` is what workers inherit; where there are `devices`, layers go there unless a preset says otherwise."""
+
+    def __init__(self, environ: Mapping[str, str], devices: Devices) -> None:
+        self._environ = environ
+        self._devices = devices
+        self._measured: dict[Key, Need] = {}
+
+    def expected(self, preset: Preset) -> Need | None:
+        """Blocking. None: its files are not all here, so nobody knows."""
+        known = self._measured.get(_key(preset))
+        if known is not None:
+            return known
+        if preset.backend is not None:
+            declared = self._declared(preset.backend)
+            return Need(declared) if declared != NOTHING else None
+        try:
+            settings = merge.resolve(merge.read_environment(self._environ), preset.layer)
+            footprint = self._footprint(settings)
+        except (ConfigError, ModelFilesError, GgufError, OSError) as error:
+            log.debug("name=%s: what it needs is unknown: %s", preset.name, error)
+            return None
+        return footprint.need + Need(Space(PROCESS_BYTES))
+
+    def learn(self, preset: Preset, need: Need, taken: Space, estimated: Space) -> Need:
+        """What it will take next time: `taken` took the place of what `need` had come to, `estimated`."""
+        measured = self._measured[_key(preset)] = need.on(self._devices.names).measured(taken, estimated)
+        return measured
+
+    def _declared(self, backend: Backend) -> Space:
+        """One number for several devices is shared out by their sizes."""
+        sizes, totals = backend.device_bytes, self._devices.totals
+        if len(sizes) == 1 and len(totals) > 1:
+            return Space(backend.host_bytes) + shared_out(sizes[0], tuple(totals), tuple(totals.values()))
+        names = [*totals, *(nameless(i) for i in range(len(totals), len(sizes)))]
+        return Space(backend.host_bytes, dict(zip(names, sizes, strict=False)))
+
+    def _footprint(self, settings: Settings) -> Footprint:
+        files = resolve_files(settings.model_copy(update={"offline": True}), self._environ)
+        plan = plan_of(settings, self._devices)
+        footprint = estimate([read_header(path) for path in _shards(files.model)], plan)
+        if files.draft is not None:
+            draft = [read_header(path) for path in _shards(files.draft)]
+            footprint += estimate(draft, draft_plan_of(settings, self._devices))
+        return footprint + self._companions(settings, files)
+
+    def _companions(self, settings: Settings, files: ModelFiles) -> Footprint:
+        adapters = [Path(path) for path in settings.lora] + [Path(path) for path, _ in settings.lora_scaled]
+        size = sum(path.stat().st_size for path in adapters)
+        projector = files.mmproj.stat().st_size if files.mmproj else 0
+        device = projector_device(settings, self._devices)
+        space = Space(size, {device: projector}) if device else Space(size + projector)
+        return Footprint(weights=size + projector, need=Need(space))
+
+
+def _shards(first: Path) -> list[Path]:
+    return [first.with_name(name) for name in shard_names(first.name)]
+
+
+def _key(preset: Preset) -> Key:
+    """Every option, and the size of the file, so that another model in its place is a stranger."""
+    path = preset.layer.get("model")
+    if preset.backend is not None:
+        return (("cmd", repr(preset.backend)),)
+    try:
+        size = str(Path(path.text).stat().st_size) if path else ""
+    except OSError:
+        size = ""
+    return (*sorted((name, given.text) for name, given in preset.layer.items()), ("", size))

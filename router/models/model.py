@@ -1,0 +1,282 @@
+"""The router's record of each model and of the worker that runs it now; and what others may see of it.
+
+Mutable, but written by `lifecycle` alone. `ModelView` is a frozen copy for the handlers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from llama_corral.common.base.errors import ApiError
+from llama_corral.common.base.worker_reports import Taken
+from llama_corral.presets.merge import Given
+from llama_corral.presets.options.option import Option
+from llama_corral.presets.options.table import VARIABLES
+from llama_corral.presets.render import to_argv
+
+from ..placement.device_split import Need
+from ..placement.memory_amounts import NOTHING, Space
+from ..placement.snapshot import Resident, Stay
+from ..placement.states import State, move
+from ..process.launcher import LaunchSpec, Worker
+from . import exit_reasons
+from .backoff import NO_FAULTS, Faults
+from .exit_reasons import cause, ending, kernel_kills
+
+if TYPE_CHECKING:
+    from llama_corral.presets.sources import Preset
+
+OWN_OPTIONS = frozenset({"host", "port", "alias"})
+"""The router sets these for each worker, so a preset's differ without effect."""
+_SECRETS = {
+    spelling.entry.field: variable
+    for variable, spelling in VARIABLES.items()
+    if isinstance(spelling.entry, Option) and spelling.entry.secret
+}
+
+
+@dataclass(slots=True, eq=False)
+class Instance:
+    """One worker process of a model, from its start until it is reaped."""
+
+    worker: Worker
+    leases: int = 0
+    requests: int = 0
+    """Those of the leases that use the model."""
+    shown: State = State.LOADING
+    """What clients see while it is stopping."""
+    is_retiring: bool = False
+    """Its preset changed or went: it finishes what it has and takes nothing new."""
+    yields_to: str = ""
+    """Why it finishes what it has and takes nothing new, though its preset is what it was."""
+    failure: str = ""
+    """Why it will exit, in its own words."""
+    is_fault: bool = False
+    """It went with an error, and nobody had asked it to go."""
+    lacked_memory: bool = False
+    """That may have been why."""
+    kernel_kills: int = field(default_factory=kernel_kills)
+    """Of any processes, before this one was started."""
+    idle_since: float = 0.0
+    """When its last use ended, or it became ready; on the lifecycle's clock."""
+    asked_stay: Stay | None = None
+    """What a request wanted instead of the preset's."""
+    started: float = 0.0
+    ready_since: float = 0.0
+    space: Space = NOTHING
+    """What it takes, as expected when it was started and as measured once it was loaded."""
+    private_bytes: int | None = None
+    """Of its process, when it was ready: what it has more since then came by its work."""
+    deadline: asyncio.TimerHandle | None = None
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def is_leaving(self) -> bool:
+        """Once it has finished what it has."""
+        return self.is_retiring or bool(self.yields_to)
+
+
+@dataclass(slots=True, eq=False)
+class Model:
+    name: str
+    preset: Preset
+    state: State = State.UNLOADED
+    instance: Instance | None = None
+    last_used: float = 0.0
+    exit_code: int = 0
+    info: dict[str, Any] = field(default_factory=dict)
+    """The worker's own `/v1/models` entry, from its first ready report on."""
+    progress: dict[str, Any] = field(default_factory=dict)
+    failure: str = ""
+    faults: Faults = NO_FAULTS
+    is_retried: bool = False
+    """It ran out of memory when it was loaded, and is loaded once more."""
+    is_sent_away: bool = False
+    """It was unloaded by command or after its time: it comes back only for whoever asks for it."""
+    last_lines: tuple[str, ...] = ()
+    command_line: tuple[str, ...] = ()
+    need: Need | None = None
+    """What it will take; None: unknown before it was loaded."""
+    expected: Space | None = None
+    """The same for show: with nothing else on the devices; as long as it runs, where it is."""
+    measured: Taken | None = None
+    """What it took when it was loaded last."""
+    load_seconds: float = 1.0
+    """How long that lasted."""
+
+    @property
+    def takes_requests(self) -> bool:
+        return self.state.is_ready and self.instance is not None and not self.instance.is_leaving
+
+    @property
+    def is_kept_warm(self) -> bool:
+        return self.preset.manners.keep_warm and not self.is_sent_away
+
+    @property
+    def wants_warmth(self) -> bool:
+        return self.is_kept_warm and self.state.is_down
+
+    @property
+    def stay(self) -> Stay:
+        if self.instance is not None and self.instance.asked_stay is not None:
+            return self.instance.asked_stay
+        return Stay(self.preset.ttl or None, self.preset.pin)
+
+    @property
+    def shown(self) -> State:
+        if self.state is State.FAILED:
+            return State.UNLOADED
+        if self.state is State.STOPPING and self.instance is not None:
+            return self.instance.shown
+        return self.state
+
+    def move(self, new: State) -> None:
+        self.state = move(self.state, new)
+
+    def note_fault(self, now: float, idle_since: float | None) -> None:
+        self.faults = self.faults.after(now, None if idle_since is None else now - idle_since)
+
+    def refusal(self, now: float) -> ApiError | None:
+        """Why nothing is to be tried with it now, if that is so."""
+        if not self.state.is_down or not self.faults.pause(now):
+            return None
+        return self.faults.refusal(self.name, self.failure, now)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelView:
+    """All that `GET /models` and the page need."""
+
+    name: str
+    preset: Preset
+    """Aliases, tags, source, modalities, INI text, hidden."""
+    status: str
+    is_running: bool
+    is_failed: bool
+    exit_code: int
+    failure: str
+    """Why it failed, when it did."""
+    faults: int
+    """How often in a row."""
+    pause: float
+    """Seconds in which requests are refused for that."""
+    last_lines: tuple[str, ...]
+    """The end of its log, when it failed."""
+    command_line: tuple[str, ...]
+    info: dict[str, Any]
+    """The worker's `/v1/models` entry while it runs; empty before it was ready."""
+    progress: dict[str, Any]
+    leases: int
+    waiting: int
+    pid: int | None
+    is_pinned: bool
+    """It runs, and may not be evicted."""
+    expires_in: float | None
+    """Seconds until it is unloaded if nobody uses it from now on; None: it stays."""
+    expected: Space | None
+    """Bytes, by estimate or as measured earlier; None: unknown."""
+    measured: Taken | None
+    """Bytes, of the worker that runs."""
+
+
+def resident_of(model: Model, space: Space = NOTHING) -> Resident:
+    """As placement sees it: what is about to go takes no part any more."""
+    instance = model.instance
+    is_leaving = instance is not None and instance.is_leaving
+    return Resident(
+        model.name,
+        State.STOPPING if is_leaving else model.state,
+        leases=instance.leases if instance else 0,
+        last_used=model.last_used,
+        idle_since=instance.idle_since if instance else 0.0,
+        stay=model.stay,
+        space=space,
+        need=model.need,
+        load_seconds=model.load_seconds,
+        manners=model.preset.manners,
+        ready_since=instance.ready_since if instance else 0.0,
+        warm_from=model.faults.until if model.is_kept_warm else None,
+    )
+
+
+def view_of(model: Model, waiting: int, now: float, variant: Preset | None = None) -> ModelView:
+    """`variant`: one of those that its worker serves too."""
+    preset = variant or model.preset
+    is_failed = model.state is State.FAILED
+    return ModelView(
+        name=preset.name if variant else model.name,
+        preset=preset,
+        status=model.shown.value,
+        is_running=model.state.is_running,
+        is_failed=is_failed,
+        exit_code=model.exit_code if is_failed else 0,
+        failure=model.failure if is_failed else "",
+        faults=model.faults.count,
+        pause=model.faults.pause(now),
+        last_lines=model.last_lines if is_failed else (),
+        command_line=model.command_line,
+        info=model.info if model.state.is_running else {},
+        progress=dict(model.progress) if model.state in (State.LOADING, State.DOWNLOADING) else {},
+        leases=model.instance.leases if model.instance else 0,
+        waiting=waiting,
+        pid=model.instance.worker.pid if model.instance else None,
+        is_pinned=resident_of(model).is_pinned,
+        expires_in=_expires_in(model, now),
+        expected=model.expected,
+        measured=model.measured if model.state.is_running else None,
+    )
+
+
+def _expires_in(model: Model, now: float) -> float | None:
+    resident = resident_of(model)
+    if resident.expires_at is not None:
+        return max(0.0, resident.expires_at - now)
+    return None if resident.stay.pinned else resident.stay.ttl
+
+
+def launch_spec(preset: Preset) -> LaunchSpec:
+    """A worker's options; the launcher adds its address. Secrets go by environment, for arguments are public."""
+    if preset.backend is not None:
+        return LaunchSpec(preset.name, preset.backend.command, dict(preset.backend.environ), preset.backend)
+    layer = {name: given for name, given in preset.layer.items() if name not in OWN_OPTIONS | set(_SECRETS)}
+    environ = {_SECRETS[name]: given.text for name, given in preset.layer.items() if name in _SECRETS}
+    arguments = to_argv({**layer, "alias": Given(preset.name, "the router")})
+    return LaunchSpec(preset.name, tuple(arguments), environ)
+
+
+def command_line(command: tuple[str, ...], preset: Preset) -> tuple[str, ...]:
+    """For show, while nothing runs. `command`: of our own workers."""
+    arguments = launch_spec(preset).arguments
+    return arguments if preset.backend is not None else (*command, *arguments)
+
+
+def is_same_worker(old: Preset, new: Preset) -> bool:
+    """Whether a running worker is what `new` asks for; names, tags and the router's manners need no restart."""
+    if old.backend is not None or new.backend is not None:
+        return old.backend is not None and new.backend is not None and old.backend.same_process(new.backend)
+    return _texts(old) == _texts(new)
+
+
+def _texts(preset: Preset) -> dict[str, str]:
+    return {name: given.text for name, given in preset.layer.items() if name not in OWN_OPTIONS | {"tags"}}
+
+
+def exit_code_of(returncode: int) -> int:
+    """As llama-server counts: 1 for every signal."""
+    return returncode if returncode >= 0 else 1
+
+
+def lacked_memory(instance: Instance, returncode: int) -> bool:
+    said = (*instance.worker.last_lines, instance.failure)
+    return instance.is_fault and exit_reasons.lacked_memory(returncode, said, kernel_kills() - instance.kernel_kills)
+
+
+def why_it_failed(instance: Instance, returncode: int) -> str:
+    if instance.failure:
+        return instance.failure
+    lines = instance.worker.last_lines
+    if not instance.is_fault:
+        return ending(returncode, lines)
+    return cause(returncode, lines, kernel_kills() - instance.kernel_kills)

@@ -1,0 +1,1 @@
+"""Worker processes and external programs: start, pipes, health, stop."""

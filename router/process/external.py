@@ -1,0 +1,108 @@
+"""Starts other programs in the place of workers (`cmd` in a presets file): each below a keeper of its own.
+
+To the rest of the router they are workers like any other: the keeper (`keeper.py`) has a worker's pipes and says when
+the program is ready; only the endpoint is a TCP port.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Mapping
+
+import msgspec
+from llama_corral.common.base.worker_reports import HEARTBEAT_S
+from llama_corral.presets.backends import PORT, Backend
+
+from .launcher import Callbacks, Launcher, LaunchSpec, Worker
+from .shim_plan import Plan
+from .spawn import SpawnLauncher
+from .worker_process import Child
+
+KEEPER_COMMAND = (sys.executable, "-P", "-m", "llama_corral.router.process.external_shim")
+QUESTIONS = 10
+"""In the time after which a program counts as stuck: some may be lost, and each may be a line in its log."""
+LONGEST_PAUSE_S = 30.0
+
+
+def asking_interval(worker_timeout: float) -> float:
+    """Seconds; 0: nobody is asked."""
+    return min(LONGEST_PAUSE_S, max(HEARTBEAT_S, worker_timeout / QUESTIONS)) if worker_timeout else 0.0
+
+
+class Launchers:
+    """Implements `process.Launcher`: our own workers by one, other programs by another."""
+
+    def __init__(self, workers: Launcher, environ: Mapping[str, str], *, ask_every: float = 0.0) -> None:
+        """`ask_every`: seconds between two questions whether a program still answers; 0: none."""
+        self._workers = workers
+        self._backends = BackendLauncher(environ, ask_every)
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        return self._workers.command
+
+    def start(self) -> None:
+        self._workers.start()
+
+    def launch(self, spec: LaunchSpec, callbacks: Callbacks) -> Worker:
+        chosen = self._workers if spec.backend is None else self._backends
+        return chosen.launch(spec, callbacks)
+
+    async def close(self) -> None:
+        await self._workers.close()
+        await self._backends.close()
+
+
+class BackendLauncher(SpawnLauncher):
+    def __init__(self, environ: Mapping[str, str], ask_every: float = 0.0) -> None:
+        super().__init__(environ, KEEPER_COMMAND)
+        self._ask_every = ask_every
+        self._environ = dict(environ)  # nothing that only our workers need
+        self._running: dict[int, Child] = {}
+
+    def launch(self, spec: LaunchSpec, callbacks: Callbacks) -> Child:
+        assert spec.backend is not None
+        port = self._free_port() if PORT in spec.backend.address else 0
+        child = _Kept(spec, spec.backend, port, self._ask_every, callbacks)
+        try:
+            self.run(child)
+        except OSError:
+            child.abandon()
+            raise
+        if port:
+            self._running[port] = child
+        return child
+
+    def _free_port(self) -> int:
+        """One that nobody listens on now; the keeper sees to it that none but its program is taken for that later."""
+        self._running = {port: child for port, child in self._running.items() if not child.is_over}
+        while True:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = int(probe.getsockname()[1])
+            if port not in self._running:
+                return port
+
+
+class _Kept(Child):
+    """A keeper, shown as the program that it keeps."""
+
+    def __init__(self, spec: LaunchSpec, backend: Backend, port: int, ask_every: float, callbacks: Callbacks) -> None:
+        def filled(text: str) -> str:
+            return text.replace(PORT, str(port))
+
+        super().__init__(spec, filled(backend.address), (), callbacks)
+        self.environ = {name: filled(value) for name, value in spec.environ.items()}
+        self.arguments = tuple(filled(word) for word in backend.command)
+        plan = Plan(
+            command=self.arguments,
+            stop_command=tuple(filled(word) for word in backend.stop_command),
+            endpoint=self.endpoint,
+            owns_port=port != 0,
+            health=backend.path + backend.health if backend.health else "",
+            load_timeout=backend.load_timeout,
+            ask_every=ask_every if backend.health else 0.0,
+            measures=not (backend.host_bytes or any(backend.device_bytes)),
+        )
+        self.options = (msgspec.json.encode(plan).decode(),)

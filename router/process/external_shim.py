@@ -1,0 +1,289 @@
+"""A small process between the router and another program that serves a model.
+
+Started as `python -m llama_corral.router.process.external_shim`.
+
+It has a worker's pipes. It starts the program, asks it until it is ready and reports that, asks on and reports whether
+it answers (`checkup`), passes on the wish to stop, ends as the program does, and takes it along when the router dies.
+Its process group is the program's, so that the router's SIGKILL reaches both. Knows nothing of models or requests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import http.client
+import os
+import resource
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import msgspec
+import psutil
+from llama_corral.common.base.worker_reports import CONTROL_FD_ENV, Report, Taken, encode
+
+from .health_probe import Checkup
+from .shim_plan import Plan
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0
+"""Between two questions whether it is ready."""
+ANSWER_S = 2.0
+"""For an answer to that: while it waits, nothing else is done here."""
+PORT_FORWARDERS = frozenset(
+    {"docker-proxy", "rootlesskit", "rootlessport", "conmon", "slirp4netns", "pasta", "gvproxy"}
+)
+"""Listen for containers, which are no children of the program that started them."""
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_FAILED = 1
+
+
+class Failure(Exception):
+    """The text says why, for a person."""
+
+
+class Keeper:
+    def __init__(self, plan: Plan, control: int) -> None:
+        self._plan = plan
+        self._control = control
+        host, _, port = plan.endpoint.rpartition(":")
+        self._address = (host.strip("[]"), int(port))
+        self._is_ready = self._is_asked = False
+        self._why_not = "it was not asked yet"
+        self._stopper: subprocess.Popen[bytes] | None = None
+        self._checkup: Checkup | None = None
+        self._wake = _wake_on_exits()
+        if _libc is not None:  # what the program leaves behind comes to us, and not to an init that may not reap
+            _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+    def run(self) -> int:
+        """The return code of the program; a negative one is its signal."""
+        if _accepts(self._address):
+            raise Failure(f"another program listens on {self._plan.endpoint} already")
+        self._program = _start(self._plan.command)
+        deadline = time.monotonic() + self._plan.load_timeout
+        pause = FIRST_PAUSE_S
+        while (code := self._program.poll()) is None:
+            self._check_stopper()
+            self._listen(None if self._is_ready or self._is_asked else pause)
+            self._check_up()
+            if self._is_ready or self._is_asked:
+                continue
+            self._ask()
+            pause = min(pause * 1.3, LONGEST_PAUSE_S)
+            if not self._is_ready and time.monotonic() > deadline:
+                raise Failure(f"not ready within {self._plan.load_timeout:g} s (load-timeout): {self._why_not}")
+        if self._is_asked:
+            return 0
+        if not self._is_ready and code == 0:
+            raise Failure("it ended before it was ready")
+        return code
+
+    # -- the router ---------------------------------------------------------------------------------------------------
+
+    def _listen(self, seconds: float | None) -> None:
+        """Until something happens."""
+        answers, questions = self._checkup.watched if self._checkup else ([], [])
+        pause = self._checkup.seconds_left if self._checkup else seconds
+        ready, _, _ = select.select([0, self._wake, *answers], questions, [], pause)
+        if self._wake in ready:
+            os.read(self._wake, 512)
+            self._reap_adopted()
+        if 0 in ready:
+            words = os.read(0, 512)
+            if not words:
+                self.clear()
+                os._exit(_FAILED)  # the router is gone: nobody listens any more
+            if b"exit" in words and not self._is_asked:
+                self._is_asked = True
+                if self._checkup is not None:
+                    self._checkup.close()
+                    self._checkup = None
+                self._stop()
+
+    def report(self, report: Report) -> None:
+        os.write(self._control, encode(report))
+
+    # -- the program --------------------------------------------------------------------------------------------------
+
+    def _stop(self) -> None:
+        if not self._plan.stop_command:
+            self._program.terminate()
+            return
+        pid = str(self._program.pid)
+        try:
+            self._stopper = _start([word.replace("${PID}", pid) for word in self._plan.stop_command])
+        except Failure as error:
+            _say(f"cmd-stop: {error}; SIGTERM instead")
+            self._program.terminate()
+
+    def _check_up(self) -> None:
+        if self._checkup is not None and (sign := self._checkup.go_on()):
+            self.report(Report("alive", msgspec.structs.asdict(sign)))
+
+    def _check_stopper(self) -> None:
+        """A command that failed has stopped nothing."""
+        if self._stopper is None or (code := self._stopper.poll()) is None:
+            return
+        self._stopper = None
+        if code != 0:
+            _say(f"cmd-stop ended with {code}; SIGTERM instead")
+            self._program.terminate()
+
+    def _reap_adopted(self) -> None:
+        ours = {process.pid for process in (self._program, self._stopper) if process is not None}
+        while _libc is not None:
+            try:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if ended is None or ended.si_pid in ours:  # theirs is asked for by name
+                return
+            os.waitpid(ended.si_pid, 0)
+
+    def clear(self) -> None:
+        """Ends and reaps all that the program has left behind."""
+        while left := psutil.Process().children(recursive=True):
+            for process in left:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            with contextlib.suppress(ChildProcessError):
+                os.wait()
+
+    def _ask(self) -> None:
+        self._why_not = self._obstacle()
+        if self._why_not or self._program.poll() is not None:
+            return
+        if self._plan.owns_port and (stranger := stranger_on(self._address[1])):
+            raise Failure(f"another program ({stranger}) listens on {self._plan.endpoint}")
+        self._is_ready = True
+        if self._plan.ask_every:
+            with contextlib.suppress(OSError):  # it went just now, which will be seen
+                self._checkup = Checkup(self._address, self._plan.health, self._plan.ask_every)
+        self.report(Report("ready", {}, Taken(_resident_bytes()) if self._plan.measures else None))
+
+    def _obstacle(self) -> str:
+        """ "" once it is ready."""
+        if not self._plan.health:
+            return "" if _accepts(self._address) else f"nobody listens on {self._plan.endpoint}"
+        connection = http.client.HTTPConnection(*self._address, timeout=ANSWER_S)
+        try:
+            connection.request("GET", self._plan.health)
+            answer = connection.getresponse()
+            answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            return f"GET {self._plan.health}: {error or type(error).__name__}"
+        finally:
+            connection.close()
+        return "" if answer.status // 100 == 2 else f"GET {self._plan.health} answers {answer.status}"
+
+
+def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
+    """In our process group, with our log, and without our pipes."""
+    environ = {name: value for name, value in os.environ.items() if name != CONTROL_FD_ENV}
+    try:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environ, preexec_fn=_die_with_us)
+    except OSError as error:
+        raise Failure(f"{command[0]}: {error.strerror or error}") from None
+
+
+def _die_with_us() -> None:
+    """Between fork and exec: this process has one thread, so that is safe."""
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+_libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+
+
+def _wake_on_exits() -> int:
+    """A descriptor that can be read when a child has ended."""
+    wake, awake = os.pipe()
+    os.set_blocking(awake, False)
+    signal.set_wakeup_fd(awake, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    return wake
+
+
+def _accepts(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, ANSWER_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def stranger_on(port: int) -> str:
+    """Who listens there, if that is neither our program nor a child of it; "" as well where it cannot be known."""
+    session = os.getsid(0)
+    owners = _listeners(port)
+    if any(pid == os.getpid() or _session_of(pid) == session for pid in owners):
+        return ""
+    descendants = {child.pid for child in psutil.Process().children(recursive=True)}
+    names = [_name(pid) for pid in owners]
+    if not owners or descendants & set(owners) or PORT_FORWARDERS & set(names):
+        return ""
+    return ", ".join(f"{name}, process {pid}" for name, pid in zip(names, owners, strict=True))
+
+
+def _listeners(port: int) -> list[int]:
+    try:
+        found = psutil.net_connections("tcp")
+    except (psutil.Error, OSError):
+        return []
+    return sorted(
+        {c.pid for c in found if c.status == psutil.CONN_LISTEN and c.laddr and c.laddr.port == port and c.pid}
+    )
+
+
+def _session_of(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return None
+
+
+def _name(pid: int) -> str:
+    try:
+        return str(psutil.Process(pid).name())
+    except psutil.Error:
+        return "?"
+
+
+def _resident_bytes() -> int:
+    total = 0
+    for child in psutil.Process().children(recursive=True):
+        try:
+            total += int(child.memory_info().rss)
+        except psutil.Error:
+            continue
+    return total
+
+
+def _say(text: str) -> None:
+    print(f"keeper: {text}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    keeper = Keeper(msgspec.json.decode(sys.argv[1], type=Plan), int(os.environ[CONTROL_FD_ENV]))
+    try:
+        code = keeper.run()
+    except Failure as error:
+        _say(str(error))
+        keeper.report(Report("failed", {"message": str(error)}))
+        return _FAILED
+    finally:
+        keeper.clear()
+    if code < 0:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the program has left its own
+        with contextlib.suppress(OSError):  # SIGKILL takes no handler
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

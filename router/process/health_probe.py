@@ -1,0 +1,111 @@
+"""Asks a program again and again whether it is there, beside everything else: one GET at a time, never waited for.
+
+Used by `keeper` once its program is ready; the router's `watchdog` judges the signs. Any answer counts, a refusal too:
+who answers at all does not hang.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import time
+
+import psutil
+from llama_corral.common.base.worker_reports import SignOfLife
+
+_PIECE = 4096
+
+
+class Checkup:
+    def __init__(self, address: tuple[str, int], path: str, interval: float) -> None:
+        """`interval`: seconds between two questions. Raises OSError when nobody listens at `address`."""
+        with socket.create_connection(address, 2.0) as found:
+            self._peer = (found.family, found.getpeername())
+        host = f"[{address[0]}]" if ":" in address[0] else address[0]
+        self._question = f"GET {path} HTTP/1.1\r\nHost: {host}:{address[1]}\r\nConnection: close\r\n\r\n".encode()
+        self._complaint = f"GET {path} was not answered"
+        self._interval = interval
+        self._due = time.monotonic()
+        self._answers = 0
+        self._is_open = self._is_sent = False
+        """A question waits for its answer; it has left."""
+        self._socket: socket.socket | None = None
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the next question."""
+        return max(0.0, self._due - time.monotonic())
+
+    @property
+    def watched(self) -> tuple[list[int], list[int]]:
+        """The descriptors that `select` is to wait for: to be read, to be written."""
+        if self._socket is None:
+            return [], []
+        mine = [self._socket.fileno()]
+        return (mine, []) if self._is_sent else ([], mine)
+
+    def go_on(self) -> SignOfLife | None:
+        """Whatever can be done without waiting; a sign when it is time for one and for the next question."""
+        self._send()
+        self._read()
+        if self.seconds_left:
+            return None
+        sign = SignOfLife(self._is_open, self._answers, _processor_seconds(), self._complaint)
+        self._due = time.monotonic() + self._interval
+        self._ask()
+        return sign
+
+    def _ask(self) -> None:
+        self.close()
+        self._is_open, self._is_sent = True, False
+        family, peer = self._peer
+        self._socket = socket.socket(family, socket.SOCK_STREAM)
+        self._socket.setblocking(False)
+        try:
+            self._socket.connect(peer)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+
+    def _send(self) -> None:
+        if self._socket is None or self._is_sent or not select.select([], [self._socket], [], 0)[1]:
+            return
+        try:
+            self._socket.send(self._question)
+            self._is_sent = True
+        except OSError:
+            self.close()
+
+    def _read(self) -> None:
+        """To the end, so that the program can finish what it says."""
+        while self._socket is not None and self._is_sent:
+            try:
+                data = self._socket.recv(_PIECE)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self.close()
+            elif self._is_open:
+                self._is_open = False
+                self._answers += 1
+
+    def close(self) -> None:
+        """Gives up what was asked."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+def _processor_seconds() -> float:
+    """Of all processes below this one."""
+    total = 0.0
+    for child in psutil.Process(os.getpid()).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            used = child.cpu_times()
+            total += used.user + used.system
+    return total

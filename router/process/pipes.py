@@ -1,0 +1,131 @@
+"""The pipes between router and worker: lines out of a descriptor, the worker's log, the worker's reports.
+
+Everything is read on the event loop, never more than `CHUNK` at a time, so that a worker that floods its log slows
+neither the others nor itself to a halt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+from llama_corral.common.base import worker_reports
+from llama_corral.common.base.worker_reports import Report
+
+CHUNK = 16 * 1024
+"""Bytes per turn of the event loop: relaying these takes about a millisecond."""
+LONGEST_LINE = 1024 * 1024
+"""Bytes of a line without an end that are held; beyond that they are dropped."""
+LAST_BYTES = 1024 * 1024
+"""Bytes read after the exit at most; a pipe holds less, unless a stray grandchild still writes."""
+KEPT_LINES = 40
+"""Lines kept to explain a failure: a native stack trace, or the end of a load."""
+KEPT_CHARACTERS = 400
+"""Of each kept line, so that one worker's kept log stays below 64 KB."""
+
+log = logging.getLogger("corral.router")
+worker_log = logging.getLogger("corral.workers")
+
+
+class LineReader:
+    """Hands the complete lines of a non-blocking descriptor to `on_line`, without their ends; owns the descriptor."""
+
+    def __init__(self, fd: int, on_line: Callable[[bytes], None]) -> None:
+        os.set_blocking(fd, False)
+        self._fd: int | None = fd
+        self._on_line = on_line
+        self._held = bytearray()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(fd, self._read)
+
+    def close(self) -> None:
+        """Reads what is already there, then closes; for use after the writer's exit."""
+        for _ in range(LAST_BYTES // CHUNK):
+            if not self._read():
+                break
+        self._end()
+
+    def _read(self) -> bool:
+        if self._fd is None:
+            return False
+        try:
+            data = os.read(self._fd, CHUNK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if data:
+            self._feed(data)
+        else:
+            self._end()
+        return bool(data)
+
+    def _feed(self, data: bytes) -> None:
+        *lines, rest = data.split(b"\n")
+        if lines:
+            lines[0] = bytes(self._held) + lines[0]
+            self._held.clear()
+            for line in lines:
+                self._on_line(line)
+        self._held += rest
+        if len(self._held) > LONGEST_LINE:
+            self._held.clear()
+
+    def _end(self) -> None:
+        if self._fd is None:
+            return
+        fd, self._fd = self._fd, None
+        self._loop.remove_reader(fd)
+        os.close(fd)
+        if self._held:
+            self._on_line(bytes(self._held))
+            self._held.clear()
+
+
+class WorkerLog:
+    """Repeats a worker's log in ours as `[pid/name] line` and keeps the end of it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._prefix = f"[?/{name}] "
+        self._kept: deque[str] = deque(maxlen=KEPT_LINES)
+
+    def set_pid(self, pid: int) -> None:
+        self._prefix = f"[{pid}/{self._name}] "
+
+    def feed(self, line: bytes) -> None:
+        text = line.decode(errors="replace").rstrip("\r")
+        if text:
+            self._kept.append(text[:KEPT_CHARACTERS])
+        worker_log.info("%s%s", self._prefix, text)
+
+    @property
+    def last_lines(self) -> tuple[str, ...]:
+        return tuple(self._kept)
+
+
+def report_parser(name: str, on_report: Callable[[Report], None]) -> Callable[[bytes], None]:
+    """Turns lines of the control pipe into reports; a line that is none is logged and otherwise without effect."""
+
+    def on_line(line: bytes) -> None:
+        if not line.strip():
+            return
+        try:
+            report = worker_reports.decode(line)
+        except msgspec.MsgspecError as error:
+            log.warning("name=%s sent no report on its control pipe (%s): %.80r", name, error, line)
+            return
+        on_report(report)
+
+    return on_line
+
+
+def write_line(fd: int, line: bytes) -> None:
+    """To a pipe whose reader may be gone or stuck; in either case a deadline, not this line, ends the worker."""
+    with contextlib.suppress(BrokenPipeError, BlockingIOError):
+        os.write(fd, line)

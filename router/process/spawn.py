@@ -1,0 +1,71 @@
+"""Makes a worker by starting a fresh interpreter: works everywhere, costs its imports each time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+
+from llama_corral.common.base.worker_reports import CONTROL_FD_ENV
+
+from .launcher import Callbacks, LaunchSpec
+from .worker_process import Child, SocketDirectory, worker_environ
+
+WORKER_COMMAND = (sys.executable, "-P", "-m", "llama_corral.worker")
+"""-P: a folder named like ours where the user stands must not be imported instead."""
+
+
+class SpawnLauncher:
+    """Implements `process.Launcher`."""
+
+    def __init__(self, environ: Mapping[str, str], command: tuple[str, ...] = WORKER_COMMAND) -> None:
+        self.command = command
+        self._environ = worker_environ(dict(environ))
+        self._sockets = SocketDirectory()
+
+    def start(self) -> None:
+        """There is nothing to warm up."""
+
+    def launch(self, spec: LaunchSpec, callbacks: Callbacks) -> Child:
+        child = Child(spec, self._sockets.next_path(), self.command, callbacks)
+        try:
+            self.run(child)
+        except OSError:
+            child.abandon()
+            raise
+        return child
+
+    def run(self, child: Child) -> None:
+        """Must be called on the thread that lasts as long as the router: the worker dies with its parent thread."""
+        stdin, output, control = child.descriptors
+        process = subprocess.Popen(
+            [*self.command, *child.options],
+            stdin=stdin,
+            stdout=output,
+            stderr=output,
+            pass_fds=(control,),
+            start_new_session=True,
+            env={**self._environ, **child.environ, CONTROL_FD_ENV: str(control)},
+        )
+        child.started(process.pid)
+        loop = asyncio.get_running_loop()
+        threading.Thread(target=_await_exit, args=(process, child, loop), name="worker-exit", daemon=True).start()
+
+    async def close(self) -> None:
+        self._sockets.remove()
+
+
+def _await_exit(process: subprocess.Popen[bytes], child: Child, loop: asyncio.AbstractEventLoop) -> None:
+    """On a thread of its own, since not every platform tells an event loop of exits."""
+    with contextlib.suppress(AttributeError, ChildProcessError):  # macOS has no waitid
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # what it started must not outlive it
+    returncode = process.wait()
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
+        loop.call_soon_threadsafe(child.finish, returncode)

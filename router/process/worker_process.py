@@ -1,0 +1,139 @@
+"""The router's side of one worker process, however it was made: its pipes, its socket's path, its end.
+
+`spawn` and `zygote` make the process and call `started` and `finish`; `lifecycle` holds it as a `process.Worker`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+from itertools import count
+
+from llama_corral.common.base.library_environment import WORKER_ENVIRON
+
+from .launcher import Callbacks, LaunchSpec
+from .pipes import LineReader, WorkerLog, report_parser, write_line
+
+LONGEST_SOCKET_PATH = 100
+"""Bytes; the kernel's limit is 108 on Linux and 104 on macOS."""
+
+
+class SocketDirectory:
+    """A directory only we may enter, where workers bind their sockets. Names are short, since paths may not be long."""
+
+    def __init__(self) -> None:
+        self._path: str | None = None
+        self._numbers = count(1)
+
+    def next_path(self) -> str:
+        if self._path is None:
+            self._path = tempfile.mkdtemp(prefix="corral-")
+            if len(os.fsencode(self._path)) + len("/123456.sock") > LONGEST_SOCKET_PATH:
+                os.rmdir(self._path)
+                self._path = tempfile.mkdtemp(prefix="corral-", dir="/tmp")
+        return f"{self._path}/{next(self._numbers)}.sock"
+
+    def remove(self) -> None:
+        if self._path is not None:
+            shutil.rmtree(self._path, ignore_errors=True)
+            self._path = None
+
+
+class Child:
+    """Implements `process.Worker`."""
+
+    def __init__(self, spec: LaunchSpec, endpoint: str, command: tuple[str, ...], callbacks: Callbacks) -> None:
+        self.name = spec.name
+        self.endpoint = endpoint
+        self.options = (*spec.arguments, "--host", endpoint)
+        self.arguments = (*command, *self.options)
+        self.environ = dict(spec.environ)
+        self.pid: int | None = None
+        self._on_exit = callbacks.on_exit
+        self._is_over = False
+        self._kill_asked = False
+        self._log = WorkerLog(spec.name)
+        (stdin, self._stdin), (log, output), (reports, control) = _pipes(3)
+        self.descriptors: tuple[int, ...] = (stdin, output, control)
+        """The worker's own ends: stdin, log, control pipe; open until `started`."""
+        os.set_blocking(self._stdin, False)
+        self._readers = (
+            LineReader(reports, report_parser(spec.name, callbacks.on_report)),
+            LineReader(log, self._log.feed),
+        )
+
+    @property
+    def is_over(self) -> bool:
+        return self._is_over
+
+    @property
+    def last_lines(self) -> tuple[str, ...]:
+        return self._log.last_lines
+
+    def started(self, pid: int) -> None:
+        self.pid = pid
+        self._log.set_pid(pid)
+        self._close_descriptors()
+        if self._kill_asked:
+            self.kill()
+
+    def stop(self) -> None:
+        if not self._is_over:
+            write_line(self._stdin, b"exit\n")
+
+    def kill(self) -> None:
+        self._kill_asked = True
+        if self._is_over or self.pid is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            try:
+                os.killpg(self.pid, signal.SIGKILL)
+            except ProcessLookupError:  # a fork so young that it leads no group yet
+                os.kill(self.pid, signal.SIGKILL)
+
+    def abandon(self) -> None:
+        """No process was made and nobody is to be told."""
+        self._is_over = True
+        self._release()
+
+    def finish(self, returncode: int) -> None:
+        """The process is gone: reads what it left in its pipes, reports first, and tells of the exit."""
+        if self._is_over:
+            return
+        self._is_over = True
+        self._release()
+        if "/" in self.endpoint:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.endpoint)
+        self._on_exit(returncode)
+
+    def _release(self) -> None:
+        self._close_descriptors()
+        for reader in self._readers:
+            reader.close()
+        os.close(self._stdin)
+
+    def _close_descriptors(self) -> None:
+        for fd in self.descriptors:
+            os.close(fd)
+        self.descriptors = ()
+
+
+def worker_environ(given: dict[str, str]) -> dict[str, str]:
+    return {**WORKER_ENVIRON, **given}
+
+
+def _pipes(number: int) -> list[tuple[int, int]]:
+    """All or none, so that running out of descriptors does not cost descriptors."""
+    pipes: list[tuple[int, int]] = []
+    try:
+        for _ in range(number):
+            pipes.append(os.pipe())
+    except OSError:
+        for fd in (fd for pipe in pipes for fd in pipe):
+            os.close(fd)
+        raise
+    return pipes

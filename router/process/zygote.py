@@ -1,0 +1,232 @@
+"""Makes workers by asking a pre-imported process to fork (worker/zygote.py): milliseconds each. Linux only.
+
+The zygote starts with the router, in the background; what is asked for before it is ready waits in its socket. When
+it dies its forks die with it and the next launch starts another; when it says that it cannot be forked, `spawn` takes
+over for good.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from itertools import count
+
+import msgspec
+from llama_corral.common.base.zygote_messages import Answer, Fork, decode_answer, encode_fork
+
+from .launcher import Callbacks, Launcher, LaunchSpec
+from .pipes import LineReader
+from .spawn import WORKER_COMMAND, SpawnLauncher
+from .worker_process import Child, SocketDirectory, worker_environ
+
+ZYGOTE_COMMAND = (sys.executable, "-P", "-m", "llama_corral.worker.zygote")
+CLOSE_TIMEOUT = 2.0
+"""Seconds for an idle zygote to leave; one that is still importing is killed then."""
+
+log = logging.getLogger("corral.router")
+
+
+def best_launcher(environ: Mapping[str, str]) -> Launcher:
+    """The fastest that is safe here."""
+    return ZygoteLauncher(environ) if sys.platform.startswith("linux") else SpawnLauncher(environ)
+
+
+class ZygoteLauncher:
+    """Implements `process.Launcher`."""
+
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        command: tuple[str, ...] = ZYGOTE_COMMAND,
+        worker_command: tuple[str, ...] = WORKER_COMMAND,
+    ) -> None:
+        self.command = worker_command
+        self._zygote_command = command
+        self._environ = worker_environ(dict(environ))
+        self._sockets = SocketDirectory()
+        self._spawn = SpawnLauncher(environ, worker_command)
+        self._zygote: _Zygote | None = None
+        self._is_unsafe = False
+
+    def start(self) -> None:
+        if self._zygote is None and not self._is_unsafe:
+            self._zygote = _Zygote(self._zygote_command, self._environ, self._on_lost)
+
+    def launch(self, spec: LaunchSpec, callbacks: Callbacks) -> Child:
+        child = Child(spec, self._sockets.next_path(), self.command, callbacks)
+        try:
+            self._run(child)
+        except OSError:
+            child.abandon()
+            raise
+        return child
+
+    async def close(self) -> None:
+        zygote, self._zygote = self._zygote, None
+        if zygote is not None:
+            await zygote.close()
+        self._sockets.remove()
+
+    def _run(self, child: Child) -> None:
+        self.start()
+        if self._zygote is None:
+            self._spawn.run(child)
+        else:
+            self._zygote.fork(child)
+
+    def _on_lost(self, was_ready: bool, unborn: Iterable[Child]) -> None:
+        """The zygote is gone. Those it has not forked yet get another way into the world."""
+        self._zygote = None
+        self._is_unsafe = self._is_unsafe or not was_ready
+        for child in unborn:
+            try:
+                self._run(child)
+            except OSError as error:
+                log.error("name=%s could not be started: %s", child.name, error)
+                child.finish(1)
+
+
+class _Zygote:
+    """One zygote process and the children it made or is to make."""
+
+    def __init__(
+        self,
+        command: tuple[str, ...],
+        environ: Mapping[str, str],
+        on_lost: Callable[[bool, Iterable[Child]], None],
+    ) -> None:
+        self._on_lost = on_lost
+        self._is_ready = False
+        self._children: dict[int, Child] = {}
+        self._numbers = count(1)
+        self._outbox: deque[_Request] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            options = ("--socket", str(theirs.fileno()), "--router", str(os.getpid()))
+            self._process = subprocess.Popen(
+                [*command, *options],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+                env=dict(environ),
+            )
+        self._socket.setblocking(False)
+        self._reader = LineReader(os.dup(self._socket.fileno()), self._on_line)
+        self._watch = os.pidfd_open(self._process.pid)
+        self._loop.add_reader(self._watch, self._on_exit)
+
+    def fork(self, child: Child) -> None:
+        number = next(self._numbers)
+        self._children[number] = child
+        message = encode_fork(Fork(number, child.name, list(child.options), child.environ))
+        self._outbox.append(_Request(message, child.descriptors))
+        self._flush()
+
+    async def close(self) -> None:
+        """After the last child's exit."""
+        self._release()
+        await asyncio.to_thread(_reap, self._process)
+
+    def _flush(self) -> None:
+        """Sends as much as the socket takes; a zygote that still imports reads later."""
+        try:
+            while self._outbox:
+                if self._outbox[0].send(self._socket):
+                    self._outbox.popleft()
+        except BlockingIOError:
+            self._loop.add_writer(self._socket, self._flush)
+            return
+        except OSError:
+            self._outbox.clear()  # it is gone, as its process descriptor will tell
+        self._loop.remove_writer(self._socket)
+
+    def _on_line(self, line: bytes) -> None:
+        try:
+            answer = decode_answer(line)
+        except msgspec.MsgspecError as error:
+            log.warning("the zygote said what is no answer (%s): %.80r", error, line)
+            return
+        self._follow(answer)
+
+    def _follow(self, answer: Answer) -> None:
+        child = self._children.get(answer.id)
+        if answer.event == "ready":
+            self._is_ready = True
+            log.debug("the zygote is ready")
+        elif answer.event == "unsafe":
+            log.warning("workers are spawned, not forked: %s", answer.message)
+        elif child is not None and answer.event == "forked":
+            child.started(answer.pid)
+        elif child is not None:
+            del self._children[answer.id]
+            child.finish(answer.code)
+
+    def _on_exit(self) -> None:
+        """Told by the process descriptor: a socket reset with data unread is an error, of which uvloop tells nobody."""
+        self._release()
+        self._process.wait()
+        log.log(logging.WARNING if self._is_ready else logging.DEBUG, "the zygote is gone")
+        children = self._children.values()
+        for child in (child for child in children if child.pid is not None):
+            self._end_orphan(child)
+        self._on_lost(self._is_ready, [child for child in children if child.pid is None])
+
+    def _release(self) -> None:
+        """The last lines are still read: they may say why it went."""
+        self._loop.remove_reader(self._watch)
+        os.close(self._watch)
+        self._reader.close()
+        self._loop.remove_writer(self._socket)  # only now, for a child's exit may have asked for another fork
+        self._socket.close()
+
+    def _end_orphan(self, child: Child) -> None:
+        """The kernel kills it with its zygote and init reaps it, so its end shows only on a process descriptor."""
+        assert child.pid is not None
+        child.kill()
+        try:
+            watch = os.pidfd_open(child.pid)
+        except ProcessLookupError:
+            self._loop.call_soon(child.finish, -signal.SIGKILL)
+            return
+
+        def on_gone() -> None:
+            self._loop.remove_reader(watch)
+            os.close(watch)
+            child.finish(-signal.SIGKILL)
+
+        self._loop.add_reader(watch, on_gone)
+
+
+class _Request:
+    """A message on its way, with the descriptors that go with its first byte."""
+
+    def __init__(self, data: bytes, descriptors: tuple[int, ...]) -> None:
+        self._data = data
+        self._descriptors = descriptors
+
+    def send(self, connection: socket.socket) -> bool:
+        """True: all of it is sent."""
+        if self._descriptors:
+            count = socket.send_fds(connection, [self._data], self._descriptors)
+            self._descriptors = ()
+        else:
+            count = connection.send(self._data)
+        self._data = self._data[count:]
+        return not self._data
+
+
+def _reap(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(CLOSE_TIMEOUT)
+        return
+    process.kill()
+    process.wait()

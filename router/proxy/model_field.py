@@ -1,0 +1,165 @@
+"""Which model a request is for: read from the body or the query, and nothing else of it.
+
+Pure; called by `proxy`. Bodies are large (images) and forwarded byte for byte, so only the one field is looked at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from email.message import Message
+from email.parser import BytesHeaderParser
+
+import msgspec
+from llama_corral.common.web.application import NOT_JSON, malformed
+from llama_corral.common.web.ollama import read_keep_alive
+
+_EMPTY = (b"", b"null", b'""', b"[]")
+_SHORT = 64
+"""Bytes of a value that are looked at to see whether it is one of these; images make others long."""
+_HEADERS = BytesHeaderParser()
+
+
+class _Target(msgspec.Struct):
+    """Validates the whole body as JSON, but builds only this field."""
+
+    model: msgspec.Raw = msgspec.Raw()
+
+
+class _OllamaTarget(msgspec.Struct):
+    model: msgspec.Raw = msgspec.Raw()
+    name: msgspec.Raw = msgspec.Raw()
+    keep_alive: msgspec.Raw = msgspec.Raw()
+    prompt: msgspec.Raw = msgspec.Raw()
+    messages: msgspec.Raw = msgspec.Raw()
+    input: msgspec.Raw = msgspec.Raw()
+
+
+@dataclass(frozen=True, slots=True)
+class OllamaTarget:
+    model: str = ""
+    keep_alive: float | None = None
+    """Seconds, negative for ever."""
+    only_lets_go: bool = False
+    """Nothing is asked of the model but to leave."""
+
+
+_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def with_model(body: bytes, name: str) -> bytes:
+    """The same JSON object under another `model`; every other value stays as it was written. Raises InvalidRequest."""
+    try:
+        fields = _object.decode(body)
+    except msgspec.ValidationError:  # JSON, but no object
+        return body
+    except NOT_JSON as error:
+        raise malformed(error) from None
+    return msgspec.json.encode({**fields, "model": name})
+
+
+def with_model_in_form(body: bytes, content_type: str, name: str) -> bytes:
+    span = _part_in_form(body, content_type, "model")
+    return body[: span[0]] + name.encode() + body[span[1] :] if span else body
+
+
+class _Streaming(msgspec.Struct):
+    stream: bool = False
+
+
+_ollama_target = msgspec.json.Decoder(_OllamaTarget)
+_target = msgspec.json.Decoder(_Target)
+_streaming = msgspec.json.Decoder(_Streaming)
+_text = msgspec.json.Decoder(str)
+
+
+def model_in_json(body: bytes) -> str:
+    """The `model` of a JSON object; "" when it is absent or no string, or the body is some other JSON or empty.
+
+    Raises InvalidRequest for what is no JSON.
+    """
+    if not body or body.isspace():
+        return ""
+    try:
+        raw = _target.decode(body).model
+    except msgspec.ValidationError:  # JSON, but no object
+        return ""
+    except NOT_JSON as error:
+        raise malformed(error) from None
+    return _name(raw)
+
+
+def _name(raw: msgspec.Raw) -> str:
+    if not bytes(raw).startswith(b'"'):
+        return ""
+    try:
+        return _text.decode(raw)
+    except NOT_JSON as error:  # broken UTF-8 or a lone surrogate inside the name
+        raise malformed(error) from None
+
+
+def ollama_in_json(body: bytes) -> OllamaTarget:
+    """What the router has to know of a request in Ollama's dialect. Raises InvalidRequest."""
+    if not body or body.isspace():
+        return OllamaTarget()
+    try:
+        found = _ollama_target.decode(body)
+    except msgspec.ValidationError:  # JSON, but no object
+        return OllamaTarget()
+    except NOT_JSON as error:
+        raise malformed(error) from None
+    try:
+        given = msgspec.json.decode(found.keep_alive) if bytes(found.keep_alive) else None
+    except NOT_JSON as error:  # a number that is too large, or text that is none
+        raise malformed(error) from None
+    keep_alive = None if given is None else read_keep_alive(given)
+    is_empty = all(_is_empty(raw) for raw in (found.prompt, found.messages, found.input))
+    return OllamaTarget(_name(found.model) or _name(found.name), keep_alive, is_empty and keep_alive == 0)
+
+
+def _is_empty(raw: msgspec.Raw) -> bool:
+    start = bytes(raw)[:_SHORT]
+    return (b"".join(start.split()) if start.startswith(b"[") else start) in _EMPTY
+
+
+def streams_in_json(body: bytes) -> bool:
+    """Whether a JSON object asks for a stream."""
+    try:
+        return _streaming.decode(body).stream
+    except msgspec.DecodeError:
+        return False
+
+
+def model_in_form(body: bytes, content_type: str) -> str:
+    """The text of the form's `model` field, wherever it stands; "" when there is none."""
+    return _text_in_form(body, content_type, "model")
+
+
+def streams_in_form(body: bytes, content_type: str) -> bool:
+    return _text_in_form(body, content_type, "stream") == "true"
+
+
+def _text_in_form(body: bytes, content_type: str, wanted: str) -> str:
+    span = _part_in_form(body, content_type, wanted)
+    return body[span[0] : span[1]].decode("utf-8", "replace") if span else ""
+
+
+def _part_in_form(body: bytes, content_type: str, wanted: str) -> tuple[int, int] | None:
+    """Where the field's text begins and ends."""
+    header = Message()
+    header["Content-Type"] = content_type
+    boundary = header.get_param("boundary")
+    if not isinstance(boundary, str) or not boundary:
+        return None
+    delimiter = b"--" + boundary.encode("utf-8", "surrogateescape")
+    start = body.find(delimiter)
+    while start >= 0:
+        end = body.find(b"\r\n" + delimiter, start)
+        if end < 0:
+            break
+        blank = body.find(b"\r\n\r\n", start, end)  # a part may be a file of any size: only its head is copied
+        head = body[start + len(delimiter) : blank if blank >= 0 else end]
+        fields = _HEADERS.parsebytes(head.lstrip(b"\r\n"))
+        if fields.get_param("name", header="Content-Disposition") == wanted:
+            return (blank + 4, end) if blank >= 0 else None
+        start = end + 2
+    return None

@@ -1,0 +1,264 @@
+"""Requests that a worker answers: find the model, hold a lease for as long as the answer flows, pass the bytes on.
+
+Called by the routes of `app`; asks `lifecycle` for the lease and `upstream` for the answer. Reads nothing of a body but
+the model's name and changes nothing of it. A client that leaves cancels the handler, which closes the way to the
+worker, which ends the generation; a stream that it can resume runs as a task of its own instead (`conversations`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from functools import partial
+from urllib.parse import quote
+
+from aiohttp import hdrs, web
+from llama_corral.common.base.errors import ApiError, InvalidRequest, ModelNotFound, Unavailable, UpstreamGone
+from llama_corral.common.web.application import (
+    CONVERSATION_HEADER,
+    GIVEN_BODY,
+    LIMITS,
+    error_event,
+    query_text,
+    read_unmarked_body,
+)
+from llama_corral.common.web.envelopes import envelope_of
+from llama_corral.common.web.ollama_models import LATEST
+
+from ..lifecycle.lifecycle import Lifecycle
+from ..models.queue import Lease
+from ..placement.snapshot import Stay
+from ..placement.states import State
+from .connection import CutOff, Died, Reply, Unreachable
+from .conversations import Conversation, Conversations
+from .model_field import model_in_form, model_in_json, streams_in_form, streams_in_json, with_model, with_model_in_form
+from .pool import Upstream
+from .relay import OK, as_event, end_with, is_event_stream, outlast, read_all, rest, sent_on, stream, whole
+from .sse_keepalive import NEVER, EarlyStream, Patience
+
+log = logging.getLogger("corral.router")
+
+FAKE_TIMING_S = 2.0
+"""With LLAMA_SERVER_DEBUG_FAKE_TIMING every proxied request holds its lease this long before it goes on."""
+
+ASK_TIMEOUT_S = 1.0
+"""For what a worker answers from memory; llama-server gives it a quarter of that."""
+RESUMABLE_PATIENCE_S = 30.0
+"""A client that reads nothing for so long is parted from a stream that it can resume; one that vanished looks so."""
+FORM = "multipart/form-data"
+
+
+@dataclass(slots=True)
+class _Body:
+    """Emptied once it was sent: its answer may flow for many minutes, and images are large."""
+
+    data: bytes
+
+
+class Proxy:
+    """The handlers of all proxied routes."""
+
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        upstream: Upstream,
+        conversations: Conversations,
+        *,
+        prefix: str = "",
+        fake_timing: bool = False,
+        early: Patience = NEVER,
+    ) -> None:
+        """`prefix`: of the paths of workers, which is the router's own. `early`: when streams begin by themselves."""
+        self._lifecycle = lifecycle
+        self._upstream = upstream
+        self._conversations = conversations
+        self._prefix = prefix
+        self._fake_timing = fake_timing
+        self._patience = early
+        self._is_ending = False
+
+    async def by_query(self, request: web.Request) -> web.StreamResponse:
+        """GET: the model is `?model=`."""
+        return await self._forward(request, self.find(query_text(request, "model")), _Body(b""), touch=False)
+
+    async def by_body(self, request: web.Request) -> web.StreamResponse:
+        """POST: the model is the body's; `?model=` serves bodies that cannot name one (a JSON array, an empty body)."""
+        body = _Body(await read_unmarked_body(request))
+        if request.content_type == FORM:
+            model = model_in_form(body.data, request.headers[hdrs.CONTENT_TYPE])
+        else:
+            model = model_in_json(body.data)
+        model = self.find(model or query_text(request, "model"))
+        if conversation := request.headers.get(CONVERSATION_HEADER, ""):
+            return await self._in_conversation(request, conversation, model, body)
+        return await self._forward(request, model, body, touch=True)
+
+    async def forward(
+        self, request: web.Request, model: str, data: bytes, *, stay: Stay | None = None
+    ) -> web.StreamResponse:
+        """A POST whose body was read already. `stay`: how long the model is kept from now on."""
+        return await self._forward(request, model, _Body(data), touch=True, stay=stay)
+
+    async def pass_on(self, request: web.Request, model: str) -> web.StreamResponse:
+        """A GET to a model that runs, which it neither loads nor keeps young."""
+        async with self._lifecycle.lease(model, autoload=False, touch=False) as lease:
+            return await self._exchange(request, lease, _Body(b""))
+
+    async def ask(
+        self, request: web.Request, model: str, *, body: bytes = b"", method: str = "", target: str = ""
+    ) -> bytes | None:
+        """A short question to a model, in the client's name; None when it does not run or has no answer in time."""
+        try:
+            async with (
+                asyncio.timeout(ASK_TIMEOUT_S),
+                self._lifecycle.lease(model, autoload=False, touch=False) as lease,
+            ):
+                reply = await self._send(request, lease, body, method=method, target=target)
+                try:
+                    answer = await read_all(reply)
+                    return answer if reply.status == OK else None
+                finally:
+                    reply.close()
+        except (ApiError, CutOff, TimeoutError) as error:
+            log.info("name=%s could not be asked for %s: %s", model, request.path, error)
+            return None
+
+    def cut(self) -> None:
+        """The router ends: so do all answers, with a word to their clients."""
+        self._is_ending = True
+        self._upstream.cut("the router is shutting down")
+
+    async def _forward(
+        self,
+        request: web.Request,
+        model: str,
+        body: _Body,
+        conversation: Conversation | None = None,
+        *,
+        touch: bool,
+        stay: Stay | None = None,
+    ) -> web.StreamResponse:
+        autoload = wants_autoload(request)
+        early = EarlyStream(
+            request,
+            model,
+            self._patience,
+            partial(_wants_stream, request, body),
+            partial(self._what_it_waits_for, model),
+        )
+        try:
+            async with self._lifecycle.lease(model, autoload=autoload, touch=touch, stay=stay) as lease:
+                if self._fake_timing:
+                    await asyncio.sleep(FAKE_TIMING_S)
+                return await self._exchange(request, lease, body, conversation, early)
+        except ApiError as error:
+            if (begun := await early.end()) is None:
+                raise
+            return await end_with(begun, error_event(error, envelope_of(request)))
+        finally:
+            await early.end()
+
+    def _what_it_waits_for(self, model: str) -> str:
+        """For a comment; a person may see it."""
+        view = self._lifecycle.view(model)
+        if view is None or view.status == State.LOADED.value:
+            return "waiting for the first token"
+        if view.status != State.LOADING.value:
+            return "waiting for a place"
+        value = view.progress.get("value")
+        return f"loading, {value:.0%}" if isinstance(value, float) else "loading"
+
+    async def _exchange(
+        self,
+        request: web.Request,
+        lease: Lease,
+        body: _Body,
+        conversation: Conversation | None = None,
+        early: EarlyStream | None = None,
+    ) -> web.StreamResponse:
+        patience = request.app[LIMITS].timeout
+        if conversation is not None:
+            conversation.is_parked = False
+            patience = min(patience or RESUMABLE_PATIENCE_S, RESUMABLE_PATIENCE_S)
+        reply = await self._send(request, lease, body.data)
+        body.data = b""
+        try:
+            begun = await early.end() if early is not None else None
+            if begun is None and (reply.complete or GIVEN_BODY in request):
+                return whole(reply, await read_all(reply))
+            if begun is not None and not is_event_stream(reply):
+                return await end_with(begun, as_event(request, reply, await rest(reply)))
+            return await stream(request, reply, patience, partial(self._why_cut_off, lease), begun)
+        except ConnectionError:
+            if conversation is not None and conversation.outlives_client:
+                await outlast(request, reply)
+            raise
+        finally:
+            reply.close()
+
+    async def _in_conversation(self, request: web.Request, name: str, model: str, body: _Body) -> web.StreamResponse:
+        """Its client may leave and come back; what it had before under this name ends."""
+        previous = self._conversations.stop(name)
+        if previous and previous.request and not previous.is_parked and previous.model != model:
+            target = f"{self._prefix}/v1/stream?conv_id={quote(name, safe='')}"
+            await self.ask(request, previous.model, method="DELETE", target=target)
+        work = partial(self._forward, request, model, body, touch=True)
+        return await self._conversations.run(name, model, work, outlives_client=_wants_stream(request, body))
+
+    def find(self, name: str) -> str:
+        if not name:
+            raise InvalidRequest("model name is missing from the request")
+        model = self._lifecycle.find(name) or self._lifecycle.find(name.removesuffix(LATEST))
+        if model is None:
+            raise ModelNotFound(name)
+        return model
+
+    async def _send(
+        self, request: web.Request, lease: Lease, body: bytes, *, method: str = "", target: str = ""
+    ) -> Reply:
+        if not target:
+            target = request.raw_path if request.raw_path.startswith("/") else request.rel_url.raw_path_qs
+        if lease.preset is not None and (backend := lease.preset.backend) is not None:
+            target = backend.path + target.removeprefix(self._prefix)
+            body = _renamed(request, body, backend.model_name) if body and backend.model_name else body
+        try:
+            headers = sent_on(request, lease.preset.defaults if lease.preset else "")
+            return await self._upstream.send(lease.endpoint, method or request.method, target, headers, body)
+        except Unreachable as error:
+            log.warning("name=%s cannot be reached: %s", lease.model, error)
+            await self._lifecycle.confirm_end(lease)
+            raise Unavailable(f"model '{lease.model}' cannot be reached: {error}") from None
+        except Died as error:
+            if self._is_ending:
+                raise Unavailable("the router is shutting down") from None
+            log.warning("name=%s ended before it answered: %s", lease.model, error)
+            why = await self._lifecycle.confirm_end(lease) or error
+            raise UpstreamGone(f"model '{lease.model}' ended before it answered: {why}") from None
+
+    async def _why_cut_off(self, lease: Lease, why: str) -> ApiError:
+        """What the client of an unfinished answer is told."""
+        if self._is_ending:
+            return Unavailable("the router is shutting down")
+        log.warning("name=%s ended in the middle of an answer: %s", lease.model, why)
+        why = await self._lifecycle.confirm_end(lease) or why
+        return UpstreamGone(f"model '{lease.model}' ended in the middle of its answer: {why}")
+
+
+def wants_autoload(request: web.Request) -> bool | None:
+    """`?autoload=`: on for true or 1, off for anything else; None leaves it to --models-autoload."""
+    given = request.query.get("autoload", "")
+    return given in ("true", "1") if given else None
+
+
+def _wants_stream(request: web.Request, body: _Body) -> bool:
+    if request.content_type == FORM:
+        return streams_in_form(body.data, request.headers[hdrs.CONTENT_TYPE])
+    return streams_in_json(body.data)
+
+
+def _renamed(request: web.Request, body: bytes, model: str) -> bytes:
+    """As another program calls it."""
+    if request.content_type == FORM:
+        return with_model_in_form(body, request.headers[hdrs.CONTENT_TYPE], model)
+    return with_model(body, model)

@@ -1,0 +1,285 @@
+"""The option table: both generations of llama-server's spellings, what each field says of itself, what is refused."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from llama_corral.common.base.errors import ConfigError
+from llama_corral.presets.merge import Given, check, notices, read_argv, read_environment, resolve
+from llama_corral.presets.options.deprecated import REMOVED, SHORTHANDS, Removed
+from llama_corral.presets.options.describe import allowed, default_text, summary
+from llama_corral.presets.options.option import Option, Reader
+from llama_corral.presets.options.settings import GROUPS, Settings
+from llama_corral.presets.options.table import (
+    ENTRIES,
+    FLAGS,
+    KEYS,
+    NOT_OVERLAID,
+    OPTIONS,
+    PRESET_ONLY,
+    ROUTER_OWN,
+    VARIABLES,
+)
+
+SPELLINGS = (Path(__file__).parent / "llama_server_spellings.txt").read_text(encoding="utf-8").split("\n\n")
+"""Every flag and every variable of llama-server, of the generation this product was asked for by and of today's."""
+PRESENT_FLAGS, EARLIER_FLAGS, ENVIRONMENT = (part.split()[1:] for part in SPELLINGS)
+
+VALUES = {
+    "tensor_split": "3,1",
+    "spec_synth_rates": "0.5,0.25",
+    "logit_bias": "15043-1.5",
+    "override_kv": "tokenizer.ggml.add_bos_token=bool:false",
+    "samplers": "top_k;temperature",
+    "lora_scaled": "a.gguf:0.5,b.gguf:-1",
+    "control_vector_scaled": "a.gguf:2",
+    "control_vector_layer_range": "1 4",
+    "sampling_seq": "kt",
+    "api_prefix": "/llm",
+}
+
+
+def sample(entry: Option | object) -> str:
+    """A value that the option accepts."""
+    if isinstance(entry, Option):
+        words = allowed(entry.field)
+        if entry.field in VALUES:
+            return VALUES[entry.field]
+        if words.startswith("one of "):
+            return words.removeprefix("one of ").split(", ")[-1]
+        if "JSON" in words:
+            return '{"a":1}'
+        return default_text(entry.field) or "1"
+    return "kt"
+
+
+@pytest.mark.parametrize("flag", [*PRESENT_FLAGS, *EARLIER_FLAGS])
+def test_every_flag_of_both_generations_is_understood(flag: str) -> None:
+    entry = FLAGS[flag].entry
+    if isinstance(entry, Removed):
+        with pytest.raises(ConfigError, match="this option is gone"):
+            read_argv([flag, "1"])
+        return
+    hint = entry.hint
+    arguments = sample(entry).split(" ")[: len(hint.split())] if hint else []
+    layer = read_argv([flag, *arguments])
+    assert layer or flag in {f for item in SHORTHANDS for f in item.negated}
+    check(layer)
+
+
+@pytest.mark.parametrize("name", ENVIRONMENT)
+def test_every_variable_of_both_generations_is_understood(name: str) -> None:
+    entry = VARIABLES[name].entry
+    if isinstance(entry, Removed):
+        with pytest.raises(ConfigError, match=name):
+            read_environment({name: "1"})
+        return
+    text = sample(entry) if entry.hint else "on"
+    layer = read_environment({name: text})
+    assert {given.where for given in layer.values()} == {f"environment variable {name}"}
+
+
+def test_no_two_options_share_a_spelling() -> None:
+    spelled = [flag for entry in ENTRIES for flag in (*entry.flags, *getattr(entry, "negated", ()))]
+    spelled += [flag for entry in ENTRIES for flag in getattr(entry, "older", ())]
+    assert sorted(spelled) == sorted(set(spelled))
+    assert len(KEYS) == len(set(KEYS))
+
+
+@pytest.mark.parametrize("field", OPTIONS)
+def test_every_option_says_what_it_is(field: str) -> None:
+    option = OPTIONS[field]
+    assert option.field == field, "a field is named after the last long spelling"
+    assert summary(field).strip(" .") == summary(field) != ""
+    assert allowed(field)
+    assert not (option.unsupported and option.notice)
+    assert option.is_switch == ("bool" in str(Settings.model_fields[field].annotation)) or option.hint == "0|1"
+    if option.is_switch and option.reader not in (Reader.PROGRAM, Reader.PRESET):
+        assert option.negated or option.flags[-1].startswith("--no-"), "what an earlier layer switched on can be undone"
+
+
+def test_every_default_is_valid_when_typed() -> None:
+    plain = Settings()
+    for field in OPTIONS:
+        text = default_text(field)
+        if text and field != "dry_sequence_breaker":
+            assert getattr(check({field: Given(text, "test")}), field) == getattr(plain, field), field
+
+
+def test_settings_are_frozen_and_read_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CTX_SIZE", "1")
+    monkeypatch.setenv("LLAMA_ARG_CTX_SIZE", "1")
+    settings = Settings(model="x.gguf")
+    assert settings.ctx_size == 0
+    with pytest.raises(ValueError, match="frozen"):
+        settings.ctx_size = 5  # type: ignore[misc]
+    with pytest.raises(ValueError, match="no_such_option"):
+        Settings(no_such_option=1)  # type: ignore[call-arg]
+
+
+def test_the_groups_hold_every_option_once() -> None:
+    fields = [field for group in GROUPS for field in group.model_fields]
+    assert sorted(fields) == sorted(Settings.model_fields)
+
+
+def test_what_belongs_to_the_router_alone() -> None:
+    assert {
+        "api_key",
+        "api_key_file",
+        "models_autoload",
+        "models_dir",
+        "models_max",
+        "models_preset",
+        "ssl_cert_file",
+        "ssl_key_file",
+    } <= ROUTER_OWN
+    assert ROUTER_OWN | {"model", "alias", "hf_repo", "log_file"} | PRESET_ONLY <= NOT_OVERLAID
+    assert {"ctx_size", "metrics", "slots", "temperature", "api_prefix", "offline"}.isdisjoint(NOT_OVERLAID)
+    assert {
+        "load_on_startup",
+        "stop_timeout",
+        "pin",
+        "ttl",
+        "base",
+        "system_prompt",
+        "dedup_cache_models",
+    } <= PRESET_ONLY
+
+
+@pytest.mark.parametrize("field", sorted(PRESET_ONLY))
+def test_a_preset_only_key_is_no_flag(field: str) -> None:
+    key = OPTIONS[field].name
+    assert key in KEYS
+    with pytest.raises(ConfigError, match=f"unknown option '--{key}'"):
+        read_argv([f"--{key}", "1"])
+
+
+# --- what this version can't do
+
+
+UNSUPPORTED = [field for field, option in OPTIONS.items() if option.unsupported]
+
+
+@pytest.mark.parametrize("field", UNSUPPORTED)
+def test_an_unsupported_option_is_refused_with_its_reason(field: str) -> None:
+    option = OPTIONS[field]
+    text = {"reasoning_format": "deepseek", "spec_type": "ngram-mod,draft-dflash"}.get(field)
+    text = text or ("true" if option.is_switch else '{"a":1}' if "JSON" in allowed(field) else "7")
+    with pytest.raises(ConfigError) as refusal:
+        resolve({field: Given(text, f"--{option.name}")})
+    assert str(refusal.value) == f"--{option.name}: not supported: {option.unsupported}"
+    check({field: Given(text, "models.ini:3")})  # a presets file with it can still be read
+
+
+@pytest.mark.parametrize("field", UNSUPPORTED)
+def test_an_unsupported_option_at_its_default_is_fine(field: str) -> None:
+    resolve({field: Given(default_text(field), "test")})
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--no-context-shift"],
+        ["--spec-type", "none"],
+        ["--no-mmproj"],
+        ["--reasoning-format", "none"],
+        ["--reasoning-budget", "-1"],
+        ["--no-ui-mcp-proxy"],
+        ["--no-agent"],
+        ["--no-slots", "--no-jinja", "--cache-ram", "0", "--sleep-idle-seconds", "1"],
+        ["--no-cache-idle-slots", "--ctx-checkpoints", "0"],
+    ],
+    ids=" ".join,
+)
+def test_asking_for_nothing_unbuilt_is_fine(argv: list[str]) -> None:
+    assert notices(resolve(read_argv(argv))) == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "option"),
+    [
+        (["--perf"], "--perf"),
+        (["--defrag-thold", "0.1"], "--defrag-thold"),
+        (["--threads-http", "4"], "--threads-http"),
+        (["--backend_sampling"], "--backend-sampling"),
+        (["--draft-p-split", "0.2"], "--draft-p-split"),
+        (["--prio", "2"], "--prio"),
+    ],
+)
+def test_a_setting_without_effect_is_noticed(argv: list[str], option: str) -> None:
+    (notice,) = notices(resolve(read_argv(argv)))
+    assert notice.startswith(f"{option} has no effect: ")
+
+
+@pytest.mark.parametrize("argv", [[], ["--no-perf"], ["--cache-ram", "8192"], ["--fit", "on"]], ids=str)
+def test_a_default_is_not_worth_a_notice(argv: list[str]) -> None:
+    assert notices(resolve(read_argv(argv))) == []
+
+
+@pytest.mark.parametrize("removed", REMOVED, ids=lambda removed: removed.flags[-1])
+def test_what_is_gone_says_what_to_do(removed: Removed) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        read_argv([removed.flags[-1]])
+    assert str(refusal.value) == f"{removed.flags[-1]}: this option is gone: {removed.instead}"
+
+
+def test_a_worker_pays_little_for_its_options() -> None:
+    """What is only for showing help or for serving is not imported with the table."""
+    code = "import sys, llama_corral.presets.merge; print({'rich', 'aiohttp', 'llama_cpp'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+# --- nothing is swallowed
+
+
+PACKAGES = Path(sys.modules[Settings.__module__].__file__ or "").parents[2]
+TABLE = {
+    "option",
+    "values",
+    "settings",
+    "table",
+    "layer",
+    "merge",
+    "describe",
+    "help",
+    "reference",
+    "render",
+    "deprecated",
+}
+READ_ELSEWHERE = {"escape"}
+"""Acted on while the layers are read: the texts that settings hold are already unescaped."""
+
+
+def sources(*packages: str) -> str:
+    files = [path for package in packages for path in (PACKAGES / package).rglob("*.py")]
+    return "\n".join(path.read_text() for path in files if path.stem not in TABLE and path.parent.name != "options")
+
+
+@pytest.mark.parametrize("reader", Reader, ids=lambda reader: reader.value)
+def test_every_option_is_either_read_or_says_why_not(reader: Reader) -> None:
+    packages = {Reader.ROUTER: ["router"], Reader.WORKER: ["worker"]}.get(reader, ["router", "worker", "tools"])
+    text = sources("presets", *packages)
+    mute = [
+        field
+        for field, option in OPTIONS.items()
+        if option.reader is reader and not option.unsupported and not option.notice
+        if not re.search(rf"\.{field}\b", text)
+    ]
+    assert set(mute) <= READ_ELSEWHERE
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("auto", -1), ("-1", -1), ("off", 0), ("0", 0), ("40G", 40 << 30), ("5 MiB", 5 << 20)]
+)
+def test_limits_of_memory(text: str, value: int) -> None:
+    assert resolve(read_argv(["--models-memory", text])).models_memory == value
+
+
+def test_a_limit_of_memory_that_is_none() -> None:
+    with pytest.raises(ConfigError, match="auto, off, or a number of bytes"):
+        resolve(read_argv(["--models-memory", "much"]))

@@ -1,0 +1,95 @@
+"""How a presets file says how the router is to treat a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from llama_corral.common.base.errors import ConfigError
+from llama_corral.presets import merge
+from llama_corral.presets.policy import Group, Manners
+from llama_corral.presets.sources import Preset, load_presets
+from llama_corral.router.placement.snapshot import PATIENCE_S, Rules, rules_of
+
+Load = Callable[[str], dict[str, Preset]]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    def read(ini: str) -> dict[str, Preset]:
+        path = tmp_path / "presets.ini"
+        path.write_text(ini)
+        argv = merge.read_argv(["--models-preset", str(path)])
+        return load_presets(merge.resolve(argv), argv, {"HOME": str(tmp_path), "LLAMA_CACHE": str(tmp_path)})
+
+    return read
+
+
+def test_priority_and_minimum_stay(load: Load) -> None:
+    found = load("[*]\nmodel = x.gguf\nmin-stay = 5\n[a]\npriority = -2\n[b]\npriority = 3\nmin-stay = 0\n")
+    assert {name: preset.manners for name, preset in found.items()} == {
+        "a": Manners(priority=-2, min_stay=5), "b": Manners(priority=3)
+    }  # fmt: skip
+    assert "priority" not in found["a"].layer, "no worker hears of it"
+    assert "priority = -2" in found["a"].ini_text
+
+
+@pytest.mark.parametrize("line", ["priority = high", "min-stay = -1"])
+def test_nonsense_is_refused_with_its_place(load: Load, line: str) -> None:
+    with pytest.raises(ConfigError, match=r"presets.ini:3: " + line.split(" ", maxsplit=1)[0]):
+        load(f"[a]\nmodel = x.gguf\n{line}\n")
+
+
+def test_groups(load: Load) -> None:
+    found = load(
+        "[*]\nmodel = x.gguf\n[group:Big:one]\nexclusive = on ; comment\nswap = no-such\n".replace("no-such", "off")
+        + "[a]\ngroup = Big:one\n[b]\ngroup = label\n[c]\n"
+    )
+    assert {name: preset.manners.group for name, preset in found.items()} == {
+        "a": Group("Big:one", swap=False, exclusive=True), "b": Group("label"), "c": Group()
+    }  # fmt: skip
+    assert "group = label" in found["b"].ini_text
+
+
+@pytest.mark.parametrize(
+    ("ini", "why"),
+    [
+        ("[group:x]\nswap = maybe\n", "presets.ini:2: swap: invalid value 'maybe'"),
+        ("[group:x]\nswop = on\n", "presets.ini:2: unknown key 'swop' of a group.*swap"),
+        ("[group:x]\nmembers = a\n", "presets.ini:2: unknown key 'members' of a group; the models of a group name it"),
+        ("[group:]\nswap = on\n", "presets.ini:1: .*has no name"),
+    ],
+)
+def test_groups_that_make_no_sense(load: Load, ini: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        load(ini)
+
+
+def test_a_group_without_models_is_told(load: Load, caplog: pytest.LogCaptureFixture) -> None:
+    load("[group:x]\n[a]\nmodel = x.gguf\ngroup = y\n")
+    assert "no model is in the group 'x'" in caplog.text
+
+
+def test_rules_of_the_command_line() -> None:
+    assert rules_of(merge.settings_from([], {})) == Rules(PATIENCE_S, 2)
+    given = ["--models-max-wait", "7", "--models-parallel-loads", "1"]
+    assert rules_of(merge.settings_from(given, {})) == Rules(7, 1, yields=True)
+    with pytest.raises(ConfigError, match="models-parallel-loads"):
+        merge.settings_from(["--models-parallel-loads", "0"], {})
+
+
+def test_bounds(load: Load) -> None:
+    found = load("[a]\nmodel = x.gguf\nconcurrency = 3\nconcurrency-refuse = on\nmax-queue = 5\n")
+    assert found["a"].manners == Manners(concurrency=3, concurrency_refuse=True, max_queue=5)
+    assert rules_of(merge.settings_from(["--models-queue", "512"], {})).max_queue == 512
+
+
+def test_what_is_kept_warm_has_no_time_but_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "presets.ini"
+    path.write_text("[*]\nmodel = x.gguf\nkeep-warm = on\n[a]\n[b]\nttl = 5\n[c]\nkeep-warm = off\n")
+    argv = merge.read_argv(["--models-preset", str(path), "--models-ttl", "60"])
+    found = load_presets(merge.resolve(argv), argv, {"HOME": str(tmp_path), "LLAMA_CACHE": str(tmp_path)})
+    assert {name: (preset.ttl, preset.manners.keep_warm) for name, preset in found.items()} == {
+        "a": (0, True), "b": (5, True), "c": (60, False)
+    }  # fmt: skip

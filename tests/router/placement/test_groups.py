@@ -1,0 +1,196 @@
+"""Groups: which models run beside which, decided for any snapshot, and as clients meet it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lifecycle_tools import router, settle
+from llama_corral.common.base.errors import NoPlace, ServerFault
+from llama_corral.presets.policy import Group, Manners
+from llama_corral.router.placement.groups import excludes, in_the_way, next_of
+from llama_corral.router.placement.placement import Entry, Resident, Snapshot, Stay, tick, victims_for, why_never
+from llama_corral.router.placement.queue_order import is_overdue
+from llama_corral.router.placement.snapshot import Rules
+from llama_corral.router.placement.states import State
+from router_tools import preset, presets, run
+from test_placement import carried_out, is_loading, resident, vulnerable, weighed
+
+SWAP = Group("s")
+EXCLUSIVE = Group("e", swap=False, exclusive=True)
+PERSISTENT = Group("p", swap=False, persistent=True)
+
+
+@st.composite
+def grouped(draw: st.DrawFn) -> Snapshot:
+    snapshot = draw(weighed())
+    kinds = {name: Group(name, *draw(st.tuples(*[st.booleans()] * 3))) for name in "xyz"}
+    groups = st.sampled_from([Group(), *kinds.values()])
+    residents = tuple(replace(r, manners=replace(r.manners, group=draw(groups))) for r in snapshot.residents)
+    return replace(snapshot, residents=residents)
+
+
+@given(grouped())
+def test_nothing_starts_beside_what_it_excludes(snapshot: Snapshot) -> None:
+    model = tick(snapshot).start
+    if model is not None:
+        assert not in_the_way(snapshot, model)
+
+
+@given(grouped())
+def test_only_idle_ones_leave_and_never_in_vain(snapshot: Snapshot) -> None:
+    decision = tick(replace(snapshot, models_max=0))
+    leaving = {eviction.model for eviction in decision.evict}
+    assert leaving <= {r.name for r in vulnerable(snapshot)}
+    if leaving:
+        head = next_of(snapshot, vulnerable(snapshot))
+        assert head is not None
+        others = {r.name for r in in_the_way(snapshot, head.model) if r.state is not State.STOPPING}
+        assert others <= leaving
+
+
+@given(grouped())
+def test_decisions_about_groups_come_to_rest(snapshot: Snapshot) -> None:
+    for _ in range(3 * len(snapshot.residents) + 3):
+        decision = tick(snapshot)
+        if not decision:
+            return
+        snapshot = carried_out(snapshot, decision)
+    raise AssertionError("ticks never settle")
+
+
+@given(grouped())
+def test_whoever_waits_for_a_group_waits_for_somebody(snapshot: Snapshot) -> None:
+    snapshot = replace(snapshot, models_max=0, limit=type(snapshot.limit)())
+    if not snapshot.queue or tick(snapshot) or is_loading(snapshot) or snapshot.starts_held:
+        return
+    for entry in snapshot.queue:
+        one = resident(snapshot, entry.model)
+        if not entry.claimed and one.state.is_down:
+            others = [r for r in in_the_way(snapshot, one.name) if r not in vulnerable(snapshot)]
+            somebody_else_is_next = next_of(snapshot, vulnerable(snapshot)) != entry
+            assert others or somebody_else_is_next
+
+
+@given(grouped())
+def test_nobody_passes_one_that_waited_too_long(snapshot: Snapshot) -> None:
+    head = next_of(snapshot, vulnerable(snapshot))
+    late = [entry for entry in snapshot.queue if not entry.claimed and is_overdue(snapshot, entry)]
+    if late:
+        assert head == late[0]
+
+
+@given(grouped())
+def test_a_load_by_command_ends_nobody_in_vain(snapshot: Snapshot) -> None:
+    for r in snapshot.residents:
+        if victims_for(snapshot, r.name):
+            staying = set(in_the_way(snapshot, r.name)) - {
+                one for one in snapshot.residents if one.state is State.STOPPING
+            }
+            assert {one.name for one in staying} <= set(victims_for(snapshot, r.name))
+
+
+def test_what_groups_mean() -> None:
+    def one(group: Group, *, pinned: bool = False) -> Resident:
+        return Resident("m", State.LOADED, 0, 0, stay=Stay(pinned=pinned), manners=Manners(group=group))
+
+    none = Group()
+    assert excludes(one(SWAP), one(SWAP))
+    assert not excludes(one(SWAP), one(none))
+    assert not excludes(one(none), one(none)), "without a name it is no group"
+    assert not excludes(one(EXCLUSIVE), one(EXCLUSIVE)), "its members run together"
+    assert excludes(one(EXCLUSIVE), one(none))
+    assert excludes(one(EXCLUSIVE), one(SWAP))
+    assert not excludes(one(none), one(EXCLUSIVE)), "it may be joined"
+    assert not excludes(one(EXCLUSIVE), one(PERSISTENT))
+    assert not excludes(one(EXCLUSIVE), one(none, pinned=True))
+    assert excludes(one(SWAP), one(SWAP, pinned=True))
+
+
+def test_a_pinned_member_shuts_the_others_out() -> None:
+    pinned = Resident("a", State.LOADED, 0, 0, stay=Stay(pinned=True), manners=Manners(group=SWAP))
+    other = Resident("b", State.UNLOADED, 0, 0, manners=Manners(group=SWAP))
+    snapshot = Snapshot((pinned, other), (Entry("b", False),), 0)
+    assert [refusal.reason for refusal in tick(snapshot).refuse] == [why_never(snapshot, "b")]
+    assert "'s' has one model at a time, and one of it is pinned: a" in why_never(snapshot, "b")
+
+
+def entries(**groups: Group) -> dict[str, object]:
+    return presets(*(preset(name, manners=Manners(group=group)) for name, group in groups.items()))  # type: ignore[return-value]
+
+
+def test_members_of_a_group_swap_and_others_stay() -> None:
+    async def check() -> None:
+        async with router(presets=entries(a=SWAP, b=SWAP, c=Group()), models_max=0) as r:
+            await r.up("c", "a")
+            client = r.client("b")
+            await settle()
+            assert r.launcher["a"].must_go
+            assert not r.launcher["c"].must_go
+            assert r.status("b") == "unloaded", "not before the other is gone"
+            r.launcher["a"].leave()
+            await settle()
+            r.launcher["b"].ready()
+            await client.finish()
+
+    run(check())
+
+
+def test_a_member_in_use_is_waited_for_and_others_pass() -> None:
+    async def check() -> None:
+        async with router(presets=entries(a=SWAP, b=SWAP, c=Group()), models_max=0, rules=Rules(max_wait=500)) as r:
+            first = r.client("a")
+            await settle()
+            r.launcher["a"].ready()
+            await settle()
+            second, third = r.client("b"), r.client("c")
+            await settle()
+            r.launcher["c"].ready()
+            await settle()
+            assert (second.is_served, third.is_served) == (False, True)
+            with pytest.raises(ServerFault, match="'b' does not run beside a"):
+                await r.lifecycle.load("b")
+            await first.finish()
+            await settle()
+            r.launcher["a"].leave()
+            await settle()
+            r.launcher["b"].ready()
+            await second.finish()
+            await third.finish()
+
+    run(check())
+
+
+def test_an_exclusive_model_has_all_others_leave() -> None:
+    async def check() -> None:
+        async with router(presets=entries(a=EXCLUSIVE, b=Group(), c=PERSISTENT, d=SWAP), models_max=0) as r:
+            await r.up("b", "c", "d")
+            client = r.client("a")
+            await settle()
+            assert [r.launcher[name].must_go for name in "bcd"] == [True, False, True]
+            for name in "bd":
+                assert not client.is_served
+                r.launcher[name].leave()
+                await settle()
+            r.launcher["a"].ready()
+            await client.finish()
+            joining = r.client("b")
+            await settle()
+            assert not r.launcher["a"].must_go
+            r.launcher["b"].ready()
+            await joining.finish()
+
+    run(check())
+
+
+def test_who_waits_for_a_pinned_member_is_refused() -> None:
+    async def check() -> None:
+        async with router(presets=entries(a=SWAP, b=SWAP), models_max=0) as r:
+            await r.up("a")
+            async with r.lifecycle.lease("a", stay=Stay(pinned=True)):
+                pass
+            assert isinstance(await r.client("b").refused(), NoPlace)
+
+    run(check())

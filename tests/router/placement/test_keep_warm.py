@@ -1,0 +1,198 @@
+"""Models that are kept warm: loaded though nobody asks, where there is room and nobody waits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from lifecycle_tools import GIB, Router, Sizes, router, settle
+from llama_corral.presets.policy import Group, Manners
+from llama_corral.router.placement.keep_warm import next_look, next_warm
+from llama_corral.router.placement.placement import Snapshot, may_start, tick
+from llama_corral.router.placement.snapshot import Stay
+from llama_corral.router.placement.states import State
+from router_tools import preset, presets, run
+from test_groups import grouped
+
+WARM = Manners(keep_warm=True)
+
+
+@st.composite
+def warmed(draw: st.DrawFn) -> Snapshot:
+    snapshot = draw(grouped())
+    from_when = st.none() | st.integers(0, 8)
+    residents = tuple(replace(r, warm_from=draw(from_when)) for r in snapshot.residents)
+    return replace(snapshot, residents=residents, queue=draw(st.sampled_from([(), snapshot.queue])))
+
+
+@given(warmed())
+def test_it_takes_only_what_is_free(snapshot: Snapshot) -> None:
+    name = next_warm(snapshot)
+    if name is None:
+        return
+    chosen = snapshot.resident(name)
+    assert chosen.state.is_down
+    assert chosen.warm_from is not None
+    assert chosen.warm_from <= snapshot.now
+    assert may_start(snapshot, name)
+    assert not snapshot.queue
+    assert not tick(snapshot)
+    assert all(r.state is not State.LOADING for r in snapshot.residents)
+
+
+@given(warmed())
+def test_whoever_fits_comes_back_and_the_most_important_first(snapshot: Snapshot) -> None:
+    snapshot = replace(snapshot, queue=(), starts_held=False)
+    if any(r.state is State.LOADING for r in snapshot.residents):
+        return
+    down = [r for r in snapshot.residents if r.state.is_down and r.warm_from is not None]
+    fitting = [r for r in down if (r.warm_from or 0) <= snapshot.now and may_start(snapshot, r.name)]
+    name = next_warm(snapshot)
+    assert (name is None) == (not fitting)
+    if name is not None:
+        assert snapshot.resident(name).manners.priority == max(r.manners.priority for r in fitting)
+
+
+@given(warmed())
+def test_a_pause_is_looked_at_when_it_is_over(snapshot: Snapshot) -> None:
+    when = next_look(snapshot)
+    snapshot = replace(snapshot, queue=())
+    until = snapshot.now + 1e6 if when is None else when - 0.5
+    if until > snapshot.now:
+        assert next_warm(replace(snapshot, now=until)) == next_warm(snapshot)
+
+
+def entries(**manners: Manners) -> dict[str, Any]:
+    return presets(*(preset(name, manners=wish) for name, wish in manners.items()))
+
+
+def running(r: Router) -> set[str]:
+    return {worker.name for worker in r.launcher.alive}
+
+
+async def started(r: Router) -> None:
+    await r.lifecycle.start()
+    await settle()
+
+
+def test_it_is_there_from_the_beginning_and_comes_back_after_an_eviction() -> None:
+    async def check() -> None:
+        async with router(presets=entries(a=WARM, b=Manners())) as r:
+            await started(r)
+            r.launcher["a"].ready()
+            client = r.client("b")
+            await settle()
+            r.launcher["a"].leave()
+            await settle()
+            r.launcher["b"].ready()
+            await client.finish()
+            await settle()
+            assert running(r) == {"b"}, "nobody is evicted for it"
+            await r.lifecycle.unload("b")
+            r.launcher["b"].leave()
+            await settle()
+            assert running(r) == {"a"}
+
+    run(check())
+
+
+def test_nobody_who_waits_stands_behind_it() -> None:
+    async def check() -> None:
+        async with router(presets=entries(a=WARM, b=Manners(), c=Manners())) as r:
+            first = r.client("b")
+            await settle()
+            second = r.client("c")
+            r.launcher["b"].ready()
+            await settle()
+            await first.finish()
+            await settle()
+            r.launcher["b"].leave()
+            await settle()
+            assert running(r) == {"c"}
+            r.launcher["c"].ready()
+            await second.finish()
+
+    run(check())
+
+
+def test_after_a_crash_it_comes_back_and_failures_have_pauses() -> None:
+    async def check() -> None:
+        async with router(presets=entries(a=WARM), models_max=0) as r:
+            await started(r)
+            r.launcher["a"].ready()
+            r.launcher["a"].exit(1)
+            await settle()
+            assert running(r) == {"a"}, "after a first one at once"
+            r.launcher["a"].exit(1)
+            await settle()
+            times = len(r.launcher.workers)
+            for _ in range(8):
+                r.now += 61
+                r.lifecycle.unload_expired()
+                await settle()
+                (worker,) = r.launcher.alive
+                worker.exit(1)
+                await settle()
+            assert len(r.launcher.workers) <= times + 16
+
+    run(check())
+
+
+def test_what_was_sent_away_stays_away_until_it_is_asked_for() -> None:
+    async def check() -> None:
+        async with router(presets=entries(a=WARM), models_max=0) as r:
+            await started(r)
+            r.launcher["a"].ready()
+            await r.lifecycle.unload("a")
+            r.launcher["a"].leave()
+            await settle()
+            assert not running(r)
+            client = r.client("a", stay=Stay(ttl=0.0))
+            await settle()
+            r.launcher["a"].ready()
+            await client.finish()
+            r.launcher["a"].leave()
+            await settle()
+            assert not running(r), "keep_alive = 0 sends it away as well"
+            await r.up("a")
+            r.launcher["a"].exit(1)
+            await settle()
+            assert running(r) == {"a"}
+
+    run(check())
+
+
+def test_a_reload_brings_it_up_and_memory_keeps_it_down() -> None:
+    async def check() -> None:
+        room = Sizes(5 * GIB, a=3, b=3)
+        async with router(presets=entries(a=Manners(), b=Manners()), models_max=0, room=room) as r:
+            await r.up("b")
+            await r.lifecycle.reload(entries(a=WARM, b=Manners()))
+            await settle()
+            assert running(r) == {"b"}
+            await r.lifecycle.unload("b")
+            r.launcher["b"].leave()
+            await settle()
+            assert running(r) == {"a"}
+
+    run(check())
+
+
+def test_a_group_keeps_it_down() -> None:
+    async def check() -> None:
+        group = Group("g")
+        wishes = entries(a=Manners(keep_warm=True, group=group), b=Manners(group=group))
+        async with router(presets=wishes, models_max=0) as r:
+            client = r.client("b")
+            await settle()
+            r.launcher["b"].ready()
+            await client.finish()
+            await settle()
+            assert running(r) == {"b"}
+            r.launcher["b"].exit(0)
+            await settle()
+            assert running(r) == {"a"}
+
+    run(check())

@@ -1,0 +1,376 @@
+"""Models whose workers keep failing: pauses that grow, what ends them, and the cause that people are told."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from llama_corral.common.base.errors import ApiError, KeepsFailing, ServerFault
+from llama_corral.common.web.application import error_response
+from llama_corral.router.lifecycle.lifecycle import Lifecycle
+from llama_corral.router.models import exit_reasons
+from llama_corral.router.models.backoff import LONGEST_PAUSE_S, STEADY_S, Faults, pause_after
+from llama_corral.router.models.exit_reasons import cause, kernel_kills
+from memory_workers import MemoryLauncher
+from router_http import gateway
+from router_tools import preset, presets, run
+
+
+class Router:
+    def __init__(self, *, models_max: int = 1) -> None:
+        self.now = 100.0
+        self.launcher = MemoryLauncher()
+        entries = presets(preset("a"), preset("b"))
+        self.lifecycle = Lifecycle(entries, self.launcher, models_max=models_max, autoload=True, clock=lambda: self.now)
+
+    def ask(self, model: str = "a") -> asyncio.Task[None]:
+        async def request() -> None:
+            async with self.lifecycle.lease(model):
+                pass
+
+        return asyncio.create_task(request())
+
+    def hold(self, model: str = "a") -> asyncio.Task[None]:
+        """A request that has no answer yet."""
+
+        async def request() -> None:
+            async with self.lifecycle.lease(model):
+                await asyncio.Event().wait()
+
+        return asyncio.create_task(request())
+
+    async def fail(self, *, ready: bool = False, idle: float = 0.0) -> ApiError | None:
+        """One attempt that ends badly; returns what its request was told."""
+        started = len(self.launcher.workers)
+        request = self.ask() if not ready else None
+        if ready:
+            await self.lifecycle.load("a")
+        await settle()
+        assert len(self.launcher.workers) == started + 1
+        if ready:
+            self.launcher["a"].ready()
+            await settle()
+            self.now += idle
+        self.launcher["a"].exit(-signal.SIGSEGV)
+        await settle()
+        return await told(request) if request else None
+
+    @property
+    def pause(self) -> float:
+        view = self.lifecycle.view("a")
+        assert view is not None
+        return view.pause
+
+
+async def told(request: asyncio.Task[None]) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        await request
+    return caught.value
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def router(**given_options: int) -> AsyncIterator[Router]:
+    made = Router(**given_options)
+    yield made
+    closing = asyncio.create_task(made.lifecycle.close())
+    await settle()
+    for worker in made.launcher.alive:
+        worker.leave()
+    await closing
+
+
+def test_the_second_failure_in_a_row_begins_a_pause_that_doubles() -> None:
+    async def check() -> None:
+        async with router() as r:
+            for expected in (0, 1, 2, 4, 8, 16, 32, 60, 60):
+                assert isinstance(await r.fail(), ServerFault)
+                assert r.pause == expected
+                if expected:
+                    error = await told(r.ask())
+                    assert isinstance(error, KeepsFailing)
+                    assert (error.status, error.retry_after) == (503, expected)
+                    assert f"left alone for {expected} s" in error.message
+                    assert "SIGSEGV" in error.message
+                    assert error_response(error).headers["Retry-After"] == str(expected)
+                r.now += expected
+
+    run(check())
+
+
+def test_others_are_served_meanwhile() -> None:
+    async def check() -> None:
+        async with router() as r:
+            await r.fail()
+            await r.fail()
+            other = r.ask("b")
+            await settle()
+            r.launcher["b"].ready()
+            await other
+
+    run(check())
+
+
+def test_who_waits_for_the_next_attempt_is_told_when_there_is_none() -> None:
+    """The second failure finds a request that came while the worker was already leaving the list of those that load."""
+
+    async def check() -> None:
+        async with router() as r:
+            await r.fail()
+            first = r.ask()
+            await settle()
+            second = r.ask()
+            await settle()
+            r.launcher["a"].exit(1)
+            assert {type(await told(request)) for request in (first, second)} == {ServerFault}
+            assert r.lifecycle.views()[0].waiting == 0
+            assert len(r.launcher.workers) == 2
+
+    run(check())
+
+
+def test_an_answered_request_begins_anew() -> None:
+    async def check() -> None:
+        async with router() as r:
+            await r.fail()
+            await r.fail()
+            r.now += 1
+            request = r.ask()
+            await settle()
+            r.launcher["a"].ready()
+            await request
+            assert r.lifecycle.views()[0].faults == 0
+            r.launcher["a"].exit(1)
+            assert (r.lifecycle.views()[0].faults, r.pause) == (1, 0)
+
+    run(check())
+
+
+def test_a_request_whose_client_left_shows_nothing() -> None:
+    async def check() -> None:
+        async with router() as r:
+            for expected in (0, 1, 2):
+                r.now += 2
+                leaving = r.hold()
+                await settle()
+                r.launcher["a"].ready()
+                await settle()
+                leaving.cancel()
+                await settle()
+                r.launcher["a"].exit(-signal.SIGSEGV)
+                await settle()
+                assert r.pause == expected
+
+    run(check())
+
+
+def test_each_refusal_in_a_pause_says_how_long_it_still_lasts() -> None:
+    async def check() -> None:
+        async with router() as r:
+            for pause in (0, 1, 2, 4):
+                await r.fail()
+                r.now += pause
+            await r.fail()
+            for passed, left in ((0, 8), (0.4, 8), (0.6, 7), (6.9, 1), (0.05, 1)):
+                r.now += passed
+                error = await told(r.ask())
+                assert (error.retry_after, f"left alone for {left} s: " in error.message) == (left, True)
+                assert "failed 5 times in a row" in error.message
+                assert "SIGSEGV" in error.message
+            r.now += 0.05
+            assert r.pause < 1e-9
+            attempt = [r.ask(), r.ask()]
+            await settle()
+            r.launcher["a"].exit(1)
+            for request in attempt:
+                assert isinstance(await told(request), ServerFault), "one attempt for all who wait"
+            assert r.pause == 16
+
+    run(check())
+
+
+def test_being_ready_is_no_success_unless_it_lasts() -> None:
+    async def check() -> None:
+        async with router() as r:
+            await r.fail(ready=True)
+            await r.fail(ready=True)
+            assert r.pause == 1
+            await r.fail(ready=True, idle=STEADY_S)
+            assert (r.lifecycle.views()[0].faults, r.pause) == (1, 0)
+
+    run(check())
+
+
+def test_a_changed_preset_begins_anew_and_an_unchanged_one_does_not() -> None:
+    async def check() -> None:
+        async with router() as r:
+            await r.fail()
+            await r.fail()
+            await r.lifecycle.reload(presets(preset("a"), preset("b", "other")))
+            assert isinstance(await told(r.ask()), KeepsFailing)
+            await r.lifecycle.reload(presets(preset("a", "mended"), preset("b")))
+            assert r.pause == 0
+            request = r.ask()
+            await settle()
+            r.launcher["a"].ready()
+            await request
+
+    run(check())
+
+
+def test_a_load_by_command_is_not_held_back() -> None:
+    async def check() -> None:
+        async with router() as r:
+            await r.fail()
+            await r.fail()
+            waiting = await told(r.ask())
+            assert isinstance(waiting, KeepsFailing)
+            await r.lifecycle.load("a")
+            request = r.ask()
+            r.launcher["a"].ready()
+            await request
+
+    run(check())
+
+
+def test_what_was_asked_to_go_did_not_fail() -> None:
+    async def check() -> None:
+        async with router() as r:
+            for _ in range(3):
+                await r.lifecycle.load("a")
+                await r.lifecycle.unload("a")
+                r.launcher["a"].leave()
+                await settle()
+            assert (r.lifecycle.views()[0].faults, r.pause) == (0, 0)
+
+    run(check())
+
+
+def test_a_process_that_cannot_be_made_counts() -> None:
+    async def check() -> None:
+        async with router() as r:
+            r.launcher.refusal = OSError(11, "no more processes")
+            for _ in range(2):
+                assert isinstance(await told(r.ask()), ServerFault)
+            assert isinstance(await told(r.ask()), KeepsFailing)
+
+    run(check())
+
+
+def test_a_real_process_that_keeps_dying_is_left_alone() -> None:
+    async def check() -> None:
+        async with gateway(preset("m", "die-loading"), preset("ok")) as g:
+            statuses = [(await g.chat("m")).status_code for _ in range(3)]
+            assert statuses == [500, 500, 503]
+            response = await g.chat("m")
+            assert "cannot go on: no reason" in response.json()["error"]["message"]
+            assert response.headers["retry-after"] == "1"
+            status = await g.status("m")
+            assert (status["failed"], status["failures"]) == (True, 2)
+            assert 0 < status["retry_in"] <= 1
+            assert (await g.chat("ok")).status_code == 200
+
+    run(check())
+
+
+def test_a_pause_is_told_in_each_dialect_and_an_edit_ends_it() -> None:
+    async def check() -> None:
+        now = 100.0
+        async with gateway(preset("m", "die-loading"), clock=lambda: now) as g:
+            for pause in (0, 1, 2, 4):
+                assert (await g.chat("m")).status_code == 500
+                now += pause
+            assert (await g.chat("m")).status_code == 500
+            now += 0.7
+            for path, code in (("/v1/chat/completions", 503), ("/v1/messages", 529), ("/api/chat", 503)):
+                response = await g.client.post(path, json={"model": "m", "stream": True})
+                assert (response.status_code, response.headers["retry-after"]) == (code, "8")
+                assert "failed 5 times in a row and is left alone for 8 s: " in response.text
+                assert "cannot go on: no reason" in response.text
+                now += 0.1
+            assert (await g.client.get("/props", params={"model": "m"})).status_code == 503
+            status = await g.status("m")
+            assert (status["value"], status["failed"], status["failures"]) == ("unloaded", True, 5)
+            assert (status["retry_in"], "cannot go on: no reason" in status["error"]) == (7.0, True)
+            g.sources["m"] = preset("m", "chunks=2")
+            await g.client.get("/models?reload=1")
+            assert "failed" not in await g.status("m")
+            assert (await g.chat("m")).status_code == 200
+
+    run(check())
+
+
+def test_a_worker_that_the_kernel_ends_for_memory_says_so_to_all(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "vmstat"
+    file.write_text("oom_kill 1\n")
+    monkeypatch.setattr(exit_reasons, "VMSTAT", file)
+
+    async def check() -> None:
+        async with gateway(preset("m", "die-streaming")) as g:
+            assert (await g.chat("m")).status_code == 200
+            file.write_text("oom_kill 2\n")
+            told = (await g.events_of("m"))[-1]["error"]
+            assert "out of memory: its process was ended by SIGKILL" in told["message"]
+            status = await g.status("m")
+            assert (status["failed"], status["exit_code"]) == (True, 1)
+            assert "out of memory" in status["error"]
+            assert (await g.chat("m")).status_code == 200, "the next request has a new one"
+
+    run(check())
+
+
+# -- pure parts ------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 10_000))
+def test_pauses_grow_up_to_a_limit(count: int) -> None:
+    assert pause_after(count) <= pause_after(count + 1) <= LONGEST_PAUSE_S
+
+
+@given(st.lists(st.tuples(st.floats(0, 1000), st.none() | st.floats(0, 200))))
+def test_a_pause_always_ends(steps: list[tuple[float, float | None]]) -> None:
+    faults, now = Faults(), 0.0
+    for passed, ready_for in steps:
+        now += passed
+        faults = faults.after(now, ready_for)
+        assert 0 <= faults.pause(now) <= LONGEST_PAUSE_S
+        assert faults.pause(now + LONGEST_PAUSE_S) == 0
+        assert faults.refusal("m", "why", now).retry_after == -(-faults.pause(now) // 1)
+
+
+@pytest.mark.parametrize(
+    ("code", "lines", "kills", "said"),
+    [
+        (-9, (), 1, "out of memory: its process was ended by SIGKILL"),
+        (-9, (), 0, "someone killed it, or the kernel did for lack of memory: its process was ended by SIGKILL"),
+        (-11, ("a",), 5, "it crashed: its process was ended by SIGSEGV; its last lines: a"),
+        (-6, ("ggml_backend_cuda: CUDA error: out of memory", "x"), 0, "out of memory: "),
+        (1, ("failed to allocate buffer of size 1",), 0, "out of memory: its process exited with code 1"),
+        (-6, ("ggml.c:12: GGML_ASSERT(x) failed", "backtrace"), 0, "ggml.c:12: GGML_ASSERT(x) failed: its process"),
+        (-4, (), 0, "llama.cpp was built for another processor, or by a compiler that breaks its AMX code"),
+        (-77, (), 0, "its process was ended by signal 77"),
+        (2, ("x",), 0, "its process exited with code 2; its last lines: x"),
+    ],
+)
+def test_the_cause(code: int, lines: tuple[str, ...], kills: int, said: str) -> None:
+    assert cause(code, lines, kills).startswith(said)
+
+
+def test_the_kernels_counter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "vmstat"
+    monkeypatch.setattr(exit_reasons, "VMSTAT", file)
+    assert kernel_kills() == 0
+    file.write_text("nr_free_pages 1\noom_kill 12\nother_oom_kill 3\n")
+    assert kernel_kills() == 12

@@ -1,0 +1,85 @@
+"""Which model a body names: JSON and forms, whole and broken."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from llama_corral.common.base.errors import InvalidRequest
+from llama_corral.router.proxy.model_field import model_in_form, model_in_json, streams_in_form
+
+scalars = st.none() | st.booleans() | st.integers() | st.text(max_size=5)
+values = scalars | st.lists(scalars, max_size=3) | st.dictionaries(st.text(max_size=5), scalars, max_size=3)
+
+
+@given(st.text(), st.dictionaries(st.text().filter(lambda key: key != "model"), values, max_size=4))
+def test_name_is_read_whatever_else_the_body_holds(name: str, others: dict[str, object]) -> None:
+    assert model_in_json(json.dumps({**others, "model": name}).encode()) == name
+    assert model_in_json(json.dumps({"model": name, **others}, ensure_ascii=False).encode()) == name
+
+
+NAMELESS = """{} {"model":null} {"model":7} {"model":["a"]} {"model":{}} [] [{"id":0}] "model" 7 {"a":{"model":"b"}}"""
+BROKEN = r"""{ nonsense {"model":"a" {"model":"a"}trailing {"a":tru} {'model':'a'} {"model":"\ud800"} model=a"""
+
+
+@pytest.mark.parametrize("body", [b"", b" \n", *NAMELESS.encode().split()])
+def test_no_name(body: bytes) -> None:
+    assert model_in_json(body) == ""
+
+
+def test_last_of_repeated_names_counts() -> None:
+    assert model_in_json(b'{"model": "a", "model": "b"}') == "b"
+
+
+@pytest.mark.parametrize("body", [*BROKEN.encode().split(), b'{"model":"\xff"}', b'{"a":' + b"[" * 100_000])
+def test_what_is_no_json_is_refused_with_the_place(body: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="cannot be parsed as JSON"):
+        model_in_json(body)
+
+
+FILE = b'Content-Disposition: form-data; name="file"; filename="model"\r\nContent-Type: a/b\r\n\r\n\0\r\n--not\r\n'
+
+
+def form(*parts: bytes, boundary: bytes = b"----x") -> bytes:
+    return b"".join(b"--" + boundary + b"\r\n" + part + b"\r\n" for part in parts) + b"--" + boundary + b"--\r\n"
+
+
+MODEL = b'Content-Disposition: form-data; name="model"\r\n\r\nwhisper: \xc3\xa9'
+
+
+@pytest.mark.parametrize("parts", [(MODEL,), (FILE, MODEL), (MODEL, FILE), (FILE, FILE, MODEL)])
+def test_form_field_is_found_wherever_it_stands(parts: tuple[bytes, ...]) -> None:
+    assert model_in_form(form(*parts), "multipart/form-data; boundary=----x") == "whisper: é"
+    assert model_in_form(form(*parts), 'multipart/form-data; charset=utf-8; boundary="----x"') == "whisper: é"
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (form(FILE), "multipart/form-data; boundary=----x"),
+        (form(MODEL), "multipart/form-data; boundary=other"),
+        (form(MODEL), "multipart/form-data"),
+        (b"", "multipart/form-data; boundary=----x"),
+        (b"------x\r\n" + MODEL, "multipart/form-data; boundary=----x"),
+    ],
+    ids=["no such field", "other boundary", "no boundary", "empty", "cut off"],
+)
+def test_form_without_a_name(body: bytes, content_type: str) -> None:
+    assert model_in_form(body, content_type) == ""
+
+
+def test_form_that_asks_for_a_stream() -> None:
+    kind = "multipart/form-data; boundary=----x"
+    stream = b'Content-Disposition: form-data; name="stream"\r\n\r\n'
+    assert streams_in_form(form(FILE, stream + b"true", MODEL), kind)
+    assert not streams_in_form(form(FILE, stream + b"false", MODEL), kind)
+    assert not streams_in_form(form(FILE, MODEL), kind)
+
+
+@given(st.binary(max_size=200), st.text(max_size=20))
+def test_no_form_breaks_it(body: bytes, boundary: str) -> None:
+    kind = f"multipart/form-data; boundary={boundary}"
+    for candidate in (body, b"--" + boundary.encode() + body):
+        assert isinstance(model_in_form(candidate, kind), str)

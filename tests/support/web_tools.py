@@ -1,0 +1,84 @@
+"""A small application with the HTTP manners of router and worker, on real sockets, for the tests of those."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import httpx
+from aiohttp import web
+from llama_corral.common.base import errors
+from llama_corral.common.base.errors import ApiError
+from llama_corral.common.web.application import add_routes, application, event_stream, json_response, read_object
+from llama_corral.common.web.listen import Listening, listen
+from llama_corral.common.web.pages import page_routes
+from llama_corral.presets.options.settings import Settings
+
+PAGE = "<!doctype html><title>x</title>"
+
+
+def settings(**given: Any) -> Settings:
+    return Settings(**{"port": 0, **given})
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    given: Settings, is_ready: Callable[[], bool] = lambda: True, grace: float = 3.0
+) -> AsyncIterator[tuple[httpx.AsyncClient, Listening, asyncio.Event]]:
+    """The application under test, a client for it, and an event that is set when a handler was cancelled."""
+    cancelled = asyncio.Event()
+
+    async def echo(request: web.Request) -> web.StreamResponse:
+        return json_response(await read_object(request))
+
+    async def fail(request: web.Request) -> web.StreamResponse:
+        raise {"bug": ValueError("secret"), "full": errors.Unavailable("full")}[request.match_info["how"]]
+
+    async def hang(request: web.Request) -> web.StreamResponse:
+        try:
+            if request.query.get("stream"):
+                stream = event_stream()
+                await stream.prepare(request)
+                await stream.write(b"data: 1\n\n")
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        raise AssertionError
+
+    async def slow(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(0.3)
+        return json_response({"done": True})
+
+    async def break_late(request: web.Request) -> web.StreamResponse:
+        stream = event_stream()
+        await stream.prepare(request)
+        await stream.write(b"data: 1\n\n")
+        raise ApiError("too late")
+
+    app = application(given, is_ready=is_ready)
+    add_routes(app, given, [("GET", "/health", ok), ("POST", "/echo", echo), ("GET", "/fail/{how}", fail)])
+    add_routes(
+        app,
+        given,
+        [("GET", "/hang", hang), ("GET", "/late", break_late), ("GET", "/slow", slow), *page_routes(given, PAGE)],
+    )
+    async with listen(app, given, grace=grace) as listening:
+        address = listening.addresses[0]
+        transport = httpx.AsyncHTTPTransport(uds=address[7:]) if address.startswith("unix://") else None
+        url = "http://localhost" if transport else address
+        async with httpx.AsyncClient(base_url=url, transport=transport, trust_env=False) as client:
+            yield client, listening, cancelled
+
+
+async def ok(request: web.Request) -> web.StreamResponse:
+    return json_response({"status": "ok"})
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    assert response.headers["content-type"] == "application/json; charset=utf-8"
+    error: dict[str, Any] = response.json()["error"]
+    assert error["code"] == response.status_code
+    return error

@@ -1,0 +1,501 @@
+"""OpenAI's Responses: what goes in as messages, what comes out as items and events, and both through a real worker."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import chat_templates
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from llama_corral.common.base.errors import InvalidRequest, ServerFault
+from llama_corral.worker.api.answers.dialect import Answer
+from llama_corral.worker.api.request.params import CompletionParams
+from llama_corral.worker.api.responses.dialect import OpenAIResponses, probs_of
+from llama_corral.worker.api.responses.items import carry, messages_of, read_input
+from llama_corral.worker.api.responses.output import Output
+from llama_corral.worker.api.responses.request import read_responses
+from llama_corral.worker.chat.parsing.deltas import CallArguments, CallBegun, Content, Delta, Reasoning, Said
+from llama_corral.worker.chat.parsing.reply import PLAIN, Reply
+from llama_corral.worker.engine.messages import Begun, Finished, Piece, Timings, TokenProb, TokenProbs
+from openai.types.responses import Response
+from programs import Program, Programs
+from response_events import check_stream, kinds, read_stream
+
+TOKEN = "x" * 32
+
+# -- items in --------------------------------------------------------------------------------------------------------
+
+
+def messages(*items: dict[str, Any], instructions: str | None = None) -> list[dict[str, Any]]:
+    return messages_of(read_input(list(items)), instructions)
+
+
+def test_a_text_is_a_message_of_the_user() -> None:
+    assert messages_of(read_input("Hi"), None) == [{"role": "user", "content": "Hi"}]
+    assert messages_of(read_input("Hi"), "Be short.")[0] == {"role": "system", "content": "Be short."}
+
+
+def test_messages_of_every_role() -> None:
+    parts = [{"type": "input_text", "text": "a"}, {"type": "input_image", "image_url": "data:x", "detail": "low"}]
+    said = [{"type": "output_text", "text": "b", "annotations": []}, {"type": "refusal", "refusal": "No."}]
+    assert messages(
+        {"role": "developer", "content": "d"},
+        {"type": "message", "role": "user", "content": parts},
+        {"role": "assistant", "content": said},
+        {"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}]},
+    ) == [
+        {"role": "developer", "content": "d"},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "data:x"}}],
+        },
+        {"role": "assistant", "content": [{"type": "text", "text": "b"}, {"type": "text", "text": "No."}]},
+        {"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}]},
+    ]
+
+
+def test_one_turn_of_the_assistant_is_one_message() -> None:
+    call = {"type": "function_call", "call_id": "call_7", "name": "f", "arguments": "{}"}
+    made = messages(
+        {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
+        {"role": "assistant", "content": "I look."},
+        call,
+        {**call, "call_id": "8"},
+        {"type": "function_call_output", "call_id": "call_7", "output": "sun"},
+        {"type": "function_call_output", "call_id": "8", "output": [{"type": "input_text", "text": "rain"}]},
+        {"role": "assistant", "content": "Sun."},
+    )
+    function = {"name": "f", "arguments": "{}"}
+    assert made == [
+        {
+            "role": "assistant",
+            "content": "I look.",
+            "reasoning_content": "hm",
+            "tool_calls": [
+                {"type": "function", "id": "7", "function": function},
+                {"type": "function", "id": "8", "function": function},
+            ],
+        },
+        {"role": "tool", "tool_call_id": "7", "content": "sun"},
+        {"role": "tool", "tool_call_id": "8", "content": "rain"},
+        {"role": "assistant", "content": "Sun."},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "thought"),
+    [
+        ({"content": [{"type": "reasoning_text", "text": "a"}], "encrypted_content": carry("b")}, "a"),
+        ({"content": None, "encrypted_content": carry("é b")}, "é b"),
+        ({"encrypted_content": "somebody else's", "summary": [{"type": "summary_text", "text": "c"}]}, "c"),
+        ({"encrypted_content": "Zm9yZWlnbg==", "summary": []}, None),
+    ],
+)
+def test_thoughts_come_back_in_every_form(given: dict[str, Any], thought: str | None) -> None:
+    made = messages({"type": "reasoning", **given}, {"role": "assistant", "content": "x"})
+    assert made[0].get("reasoning_content") == thought
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        (None, "'input' is required"),
+        (5, "'input' must be a string or array"),
+        (["x"], "input[0]"),
+        ([{}], "Cannot determine type"),
+        ([{"type": "web_search_call", "id": "ws_1"}], "web_search_call"),
+        ([{"role": "robot", "content": "x"}], "input[0].role"),
+        ([{"role": "user", "content": "x"}, {"role": "user"}], "input[1].content"),
+        ([{"role": "user", "content": [{"type": "output_text", "text": "x"}]}], "input[0].content[0]"),
+        ([{"role": "user", "content": ["x"]}], "input[0].content[0]"),
+        ([{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}], "input_file"),
+        ([{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}], "image_url"),
+        ([{"role": "user", "content": [{"type": "input_text"}]}], "input[0].content[0].text"),
+        ([{"role": "assistant", "content": [{"type": "input_image"}]}], "output_text"),
+        ([{"type": "function_call", "call_id": "1", "name": "f"}], "input[0].arguments"),
+        ([{"type": "function_call_output", "call_id": "1", "output": 1}], "input[0].output"),
+        ([{"type": "function_call_output", "output": ""}], "input[0].call_id"),
+        ([{"type": "item_reference"}], "input[0].id"),
+    ],
+)
+def test_wrong_input_is_named(value: object, named: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        read_input(value)
+    assert named in refused.value.message
+
+
+# -- the rest of a request -------------------------------------------------------------------------------------------
+
+
+def test_fields_are_those_of_a_chat() -> None:
+    schema = {"type": "object"}
+    asked = read_responses(
+        {
+            "input": "Hi",
+            "max_output_tokens": 5,
+            "reasoning": {"effort": "low", "summary": "auto"},
+            "text": {"format": {"type": "json_schema", "name": "n", "schema": schema, "strict": True}},
+            "include": ["message.output_text.logprobs"],
+            "top_k": 3,
+            "metadata": {"a": "b"},
+            "store": False,
+        }
+    )
+    assert asked.chat_body(asked.items) == {
+        "messages": [{"role": "user", "content": "Hi"}],
+        "max_tokens": 5,
+        "reasoning_effort": "low",
+        "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": True}},
+        "logprobs": True,
+        "top_logprobs": 1,
+        "top_k": 3,
+    }
+    assert not asked.stores
+    assert asked.form.n_top_logprobs == 0
+    assert asked.form.shown["metadata"] == {"a": "b"}
+
+
+FLAT = {"type": "function", "name": "f", "description": "d", "parameters": {"type": "object"}}
+NESTED = {"type": "function", "function": {name: value for name, value in FLAT.items() if name != "type"}}
+G = {**FLAT, "name": "g"}
+HOSTED = {"type": "web_search"}
+
+
+def test_only_functions_become_tools() -> None:
+    asked = read_responses({"input": "x", "tools": [FLAT, HOSTED, NESTED]})
+    assert asked.chat["tools"] == [NESTED, NESTED]
+    assert asked.form.shown["tools"] == [FLAT, HOSTED, FLAT]
+    assert "tools" not in read_responses({"input": "x", "tools": [HOSTED]}).chat
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected", "names"),
+    [
+        ("required", "required", ["f", "g"]),
+        ({"type": "function", "name": "g"}, {"type": "function", "function": {"name": "g"}}, ["f", "g"]),
+        (
+            {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "g"}]},
+            "required",
+            ["g"],
+        ),
+    ],
+)
+def test_tool_choice(choice: object, expected: object, names: list[str]) -> None:
+    asked = read_responses({"input": "x", "tools": [FLAT, G], "tool_choice": choice})
+    assert asked.chat["tool_choice"] == expected
+    assert [tool["function"]["name"] for tool in asked.chat["tools"]] == names
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"background": True}, "background"),
+        ({"conversation": "conv_1"}, "conversation"),
+        ({"prompt": {"id": "p"}}, "prompt"),
+        ({"n": 2}, "'n'"),
+        ({"truncation": "much"}, "truncation"),
+        ({"include": "all"}, "include"),
+        ({"metadata": {"a": 1}}, "metadata.a"),
+        ({"instructions": ["x"]}, "instructions"),
+        ({"store": "yes"}, "store"),
+        ({"previous_response_id": 7}, "previous_response_id"),
+        ({"max_output_tokens": "8"}, "max_output_tokens"),
+        ({"reasoning": "high"}, "reasoning"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
+        ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema"),
+        ({"tools": "f"}, "tools"),
+        ({"tools": [HOSTED], "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [FLAT], "tool_choice": {"type": "web_search"}}, "tool_choice"),
+    ],
+)
+def test_wrong_fields_are_named(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        read_responses({"input": "x", **fields})
+    assert named in refused.value.message
+
+
+# -- items out -------------------------------------------------------------------------------------------------------
+
+texts = st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=3)
+
+
+@st.composite
+def turns(draw: st.DrawFn) -> list[Delta]:
+    """What models write: thoughts, then content, then calls, each possibly missing."""
+    deltas: list[Delta] = [Reasoning(text) for text in draw(texts | st.just([]))]
+    deltas += [Content(text) for text in draw(texts | st.just([]))]
+    for index in range(draw(st.integers(0, 3))):
+        deltas.append(CallBegun(index, f"id{index}", "f"))
+        deltas += [CallArguments(index, text) for text in draw(texts | st.just([]))]
+    return deltas
+
+
+@settings(deadline=None)
+@given(turns())
+def test_what_came_out_goes_in_again_as_the_same_message(deltas: list[Delta]) -> None:
+    said, output = Said(), Output(TOKEN)
+    said.add(deltas)
+    for delta in deltas:
+        output.add(delta)
+    output.end()
+    (message,) = messages_of(read_input(output.items), None) or [{"content": ""}]
+    assert message["content"] == said.content
+    assert message.get("reasoning_content", "") == said.reasoning
+    calls = [(call["id"], call["function"]["arguments"]) for call in message.get("tool_calls", ())]
+    assert calls == [(call.id, call.arguments) for call in said.calls]
+
+
+def dialect(reply: Reply = PLAIN, **fields: Any) -> OpenAIResponses:
+    asked = read_responses({"input": "x", **fields})
+    answer = Answer(
+        CompletionParams(stream=True, reply=reply), "tiny", "b0", [[1]], str, len, id=f"resp_{TOKEN}", created=7
+    )
+    return OpenAIResponses(answer, asked.form)
+
+
+class Script:
+    """Reads into the texts what the script says, a delta each; also the parser that it makes."""
+
+    def __init__(self, deltas: Sequence[Delta]) -> None:
+        self.deltas = deltas
+        self.opened = list(deltas[:1])
+        self.shows_opening = True
+        self._left = list(deltas[1:])
+
+    def parser(self) -> Script:
+        return Script(self.deltas)
+
+    def add(self, text: str) -> list[Delta]:
+        said, self._left = self._left[: len(text)], self._left[len(text) :]
+        return said
+
+    def end(self, *, truncated: bool) -> list[Delta]:
+        return self._left
+
+
+@st.composite
+def any_turns(draw: st.DrawFn) -> list[Delta]:
+    """What no model writes but a parser may: thoughts, content and calls in any order."""
+    deltas: list[Delta] = []
+    for index in range(draw(st.integers(0, 4))):
+        kind = draw(st.sampled_from(("reasoning", "content", "call")))
+        some = draw(texts)
+        if kind == "call":
+            n = sum(isinstance(delta, CallBegun) for delta in deltas)
+            deltas += [CallBegun(n, f"id{index}", "f"), *(CallArguments(n, text) for text in some)]
+        else:
+            deltas += [Reasoning(text) if kind == "reasoning" else Content(text) for text in some]
+    return deltas
+
+
+TIMINGS = Timings(1, 2, 1.0, 3, 1.0)
+
+
+@settings(deadline=None)
+@given(any_turns(), st.lists(st.integers(0, 4), max_size=6), st.sampled_from(("limit", "eos")), st.booleans())
+def test_a_stream_and_the_whole_say_the_same(
+    deltas: list[Delta], cuts: list[int], stop: Literal["limit", "eos"], summarizes: bool
+) -> None:
+    script: Any = Script(deltas)
+    fields: dict[str, Any] = {"reasoning": {"summary": "auto"}} if summarizes else {}
+    last = Finished(0, 0, "x" * len(deltas), (), stop, "", 3, 3, 6, False, False, TIMINGS)
+    made = dialect(script, **fields)
+    data = made.begun(0, Begun(0))
+    for n in cuts:
+        data += made.piece(0, Piece(0, "x" * n, (1,), 1, 3))
+    streamed = check_stream(read_stream(data + made.finished(0, last) + made.end()))
+    whole = Response.model_validate(dialect(script, **fields).whole([last]), strict=True)
+    assert whole.output == streamed.output
+    assert whole.status == streamed.status == ("incomplete" if stop == "limit" else "completed")
+    assert made.response["output"] == streamed.model_dump(mode="json", exclude_unset=True)["output"]
+
+
+def test_a_stream_that_breaks_off_says_so_in_its_own_words() -> None:
+    made = dialect()
+    data = made.begun(0, Begun(0)) + made.failed(ServerFault("out of memory"))
+    response = check_stream(read_stream(data), "response.failed")
+    assert response.status == "failed"
+    assert response.error is not None
+    assert (response.error.code, response.error.message) == ("server_error", "out of memory")
+
+
+def test_probabilities_are_those_of_the_content() -> None:
+    probs = [TokenProbs(TokenProb(1, piece, -1.0), ()) for piece in (b"<think>", b"a b", b"</think>", b" a", b" b")]
+    assert [entry.chosen.piece for entry in probs_of("a b", probs)] == [b" a", b" b"]
+    assert list(probs_of("", probs)) == []
+    assert list(probs_of("something else", probs)) == probs
+
+
+# -- a real worker ---------------------------------------------------------------------------------------------------
+
+ON = {"type": "object", "properties": {"on": {"type": "boolean"}, "n": {"enum": [1, 2]}}, "required": ["on", "n"]}
+SWITCH = {"type": "function", "name": "switch", "description": "S", "parameters": ON, "strict": True}
+
+
+def serve(programs: Programs, directory: Path, source: str) -> Program:
+    file = directory / "template.jinja"
+    file.write_text(source)
+    return programs.worker("--chat-template-file", str(file), "--ctx-size", "1024", "--parallel", "1", "--threads", "1")
+
+
+@pytest.fixture(scope="module")
+def thinking(module_programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    program = serve(module_programs, tmp_path_factory.mktemp("templates"), chat_templates.THINKING)
+    yield program
+    program.stop()
+
+
+def ask(program: Program, **fields: Any) -> Response:
+    body = {"input": "Hi", "temperature": 0, "max_output_tokens": 400, **fields}
+    answer = program.client.post("/v1/responses", json=body)
+    assert answer.status_code == 200, answer.text
+    return Response.model_validate(answer.json(), strict=True)
+
+
+def stream(program: Program, **fields: Any) -> tuple[Response, list[dict[str, Any]]]:
+    body = {"input": "Hi", "temperature": 0, "max_output_tokens": 400, "stream": True, **fields}
+    answer = program.client.post("/responses", json=body)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    events = read_stream(answer.content)
+    return check_stream(events), events
+
+
+def same(one: Response, other: Response) -> None:
+    """But for ids and times."""
+    shown = [
+        json.loads(response.model_dump_json(exclude={"id", "created_at", "completed_at"})) for response in (one, other)
+    ]
+    for response in shown:
+        response["usage"]["input_tokens_details"] = None
+        for item in response["output"]:
+            del item["id"]
+            item.pop("call_id", None)
+    assert shown[0] == shown[1]
+
+
+OFF = {"chat_template_kwargs": {"enable_thinking": False}}
+
+
+def test_an_answer_that_its_limit_cuts_off(worker: Program) -> None:
+    whole = ask(worker, max_output_tokens=6, instructions="Be brief.", metadata={"a": "b"}, user="u")
+    assert (whole.status, whole.id[:5], kinds(whole.output)) == ("incomplete", "resp_", ["message"])
+    assert whole.incomplete_details is not None
+    assert whole.incomplete_details.reason == "max_output_tokens"
+    assert whole.usage is not None
+    assert whole.usage.output_tokens == 6
+    assert whole.usage.total_tokens == 6 + whole.usage.input_tokens
+    assert (whole.instructions, whole.metadata, whole.max_output_tokens) == ("Be brief.", {"a": "b"}, 6)
+    same(whole, stream(worker, max_output_tokens=6, instructions="Be brief.", metadata={"a": "b"}, user="u")[0])
+
+
+def test_cached_tokens_are_counted(worker: Program) -> None:
+    asked = {"input": "Tell me about cached tokens.", "max_output_tokens": 2}
+    ask(worker, **asked)
+    usage = ask(worker, **asked).usage
+    assert usage is not None
+    assert usage.input_tokens_details.cached_tokens == usage.input_tokens - 1
+
+
+def test_a_required_call(thinking: Program) -> None:
+    asked: dict[str, Any] = {"tools": [SWITCH], "tool_choice": "required", "parallel_tool_calls": False, **OFF}
+    whole = ask(thinking, **asked)
+    (call,) = whole.output
+    assert call.type == "function_call"
+    assert (call.name, call.call_id[:5], whole.status) == ("switch", "call_", "completed")
+    assert json.loads(call.arguments)["n"] in (1, 2)
+    streamed, events = stream(thinking, **asked)
+    same(whole, streamed)
+    assert sum(event["type"] == "response.function_call_arguments.delta" for event in events) > 3
+
+
+def test_thoughts_are_items_of_their_own(thinking: Program) -> None:
+    whole = ask(thinking, max_output_tokens=12)
+    (thought,) = whole.output
+    assert thought.type == "reasoning"
+    assert thought.content
+    assert thought.encrypted_content is None
+    assert whole.usage is not None
+    assert 0 < whole.usage.output_tokens_details.reasoning_tokens <= 12
+    same(whole, stream(thinking, max_output_tokens=12)[0])
+    asked = {"max_output_tokens": 12, "reasoning": {"summary": "auto"}}
+    shown, events = stream(thinking, **asked)
+    (summed,) = shown.output
+    assert summed.type == "reasoning"
+    assert [part.text for part in summed.summary] == [thought.content[0].text]
+    assert sum(event["type"] == "response.reasoning_summary_text.delta" for event in events) > 3
+    same(shown, ask(thinking, **asked))
+    (carried,) = ask(thinking, max_output_tokens=12, include=["reasoning.encrypted_content"]).output
+    assert carried.type == "reasoning"
+    assert carried.encrypted_content == carry(thought.content[0].text)
+
+
+def test_json_that_was_asked_for(thinking: Program) -> None:
+    form = {"format": {"type": "json_schema", "name": "state", "schema": ON}}
+    whole = ask(thinking, text=form, **OFF)
+    assert json.loads(whole.output_text)["n"] in (1, 2)
+    assert whole.text is not None
+    same(whole, stream(thinking, text=form, **OFF)[0])
+    assert ask(thinking, reasoning={"effort": "none"}, max_output_tokens=4).output[0].type == "message"
+
+
+def test_probabilities_of_the_text(worker: Program) -> None:
+    asked = {
+        "include": ["message.output_text.logprobs"],
+        "top_logprobs": 2,
+        "max_output_tokens": 5,
+        "cache_prompt": False,
+    }
+    whole = ask(worker, **asked)
+    (message,) = whole.output
+    assert message.type == "message"
+    (part,) = message.content
+    assert part.type == "output_text"
+    assert part.logprobs
+    assert "".join(entry.token for entry in part.logprobs) == whole.output_text
+    assert {len(entry.top_logprobs) for entry in part.logprobs} == {2}
+    same(whole, stream(worker, **asked)[0])
+
+
+def test_what_llama_server_adds(worker: Program) -> None:
+    _, events = stream(worker, max_output_tokens=3, timings_per_token=True, return_progress=True, input="long " * 40)
+    (progress, *_) = [event for event in events if "prompt_progress" in event]
+    assert progress["type"] == "response.in_progress"
+    assert any("timings" in event for event in events if event["type"] == "response.output_text.delta")
+    assert "predicted_per_second" in events[-1]["timings"]
+
+
+def test_old_turns_are_dropped_only_if_they_may_be(worker: Program) -> None:
+    old = [{"role": role, "content": f"{n} " + "word " * 100} for n in range(8) for role in ("user", "assistant")]
+    items = [{"role": "developer", "content": "Stay calm."}, *old, {"role": "user", "content": "Now?"}]
+    refused = worker.client.post("/v1/responses", json={"input": items})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["type"] == "exceed_context_size_error"
+    kept = ask(worker, input=items, truncation="auto", max_output_tokens=2)
+    assert kept.usage is not None
+    assert 100 < kept.usage.input_tokens < 1024
+    assert kept.truncation == "auto"
+    assert ask(worker, input="short", truncation="auto", max_output_tokens=2).output
+
+
+@pytest.mark.parametrize("path", ["/responses/input_tokens", "/v1/responses/input_tokens"])
+def test_counting(worker: Program, path: str) -> None:
+    body = {"input": "What is the best book?", "instructions": "Be brief.", "tools": []}
+    counted = worker.client.post(path, json=body).json()
+    usage = ask(worker, max_output_tokens=1, **body).usage
+    assert usage is not None
+    assert counted == {"object": "response.input_tokens", "input_tokens": usage.input_tokens}
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"input": []}, {"input": "x", "temperature": "hot"}, {"input": "x", "tools": 1}]
+)
+def test_what_cannot_be_answered(worker: Program, fields: dict[str, Any]) -> None:
+    answer = worker.client.post("/v1/responses", json={"stream": True, **fields})
+    if fields == {"input": []}:  # as in llama-server: a chat may begin with the assistant
+        assert answer.status_code == 200
+    else:
+        assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")

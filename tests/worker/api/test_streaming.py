@@ -1,0 +1,177 @@
+"""One request's events on their way to its client: statuses, pings, late errors, a client that leaves.
+
+The engine here is a fake that a test plays by hand; server and client are real.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+import aiohttp
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from llama_corral.common.base.errors import InvalidRequest, ServerFault
+from llama_corral.common.web.application import application
+from llama_corral.presets.options.settings import Settings
+from llama_corral.worker.api.answers.dialect import Answer
+from llama_corral.worker.api.answers.openai_chat import OpenAIChat
+from llama_corral.worker.api.answers.streaming import respond
+from llama_corral.worker.api.request.params import CompletionParams
+from llama_corral.worker.api.request.prompts import Prompt
+from llama_corral.worker.engine.messages import Begun, Event, Failed, Finished, Generation, Piece, Sink, Timings
+
+FINISHED = Finished(0, 0, "ab", (1, 2), "eos", "", 2, 3, 5, False, False, Timings(0, 3, 1.0, 2, 1.0))
+
+
+class HandPlayedEngine:
+    """Keeps what is submitted; the test sends events and sees cancellations."""
+
+    def __init__(self) -> None:
+        self.sinks: list[Sink] = []
+        self.cancelled = 0
+        self.refuses: Exception | None = None
+        self.changed = asyncio.Event()
+
+    def submit(self, request: Generation, sink: Sink) -> HandPlayedEngine:
+        if self.refuses and self.sinks:
+            raise self.refuses
+        self.sinks.append(sink)
+        self.changed.set()
+        return self
+
+    def cancel(self) -> None:
+        self.cancelled += 1
+        self.changed.set()
+
+    def send(self, *events: Event) -> None:
+        for event in events:
+            self.sinks[0](event)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self.changed.clear()
+            await asyncio.wait_for(self.changed.wait(), 5)
+
+
+Scene = Callable[[HandPlayedEngine, aiohttp.ClientSession], Awaitable[None]]
+
+
+def play(scene: Scene, *, stream: bool = True, n_prompts: int = 1, ping: float = -1) -> HandPlayedEngine:
+    async def main() -> HandPlayedEngine:
+        engine = HandPlayedEngine()
+
+        async def handler(request: web.Request) -> web.StreamResponse:
+            params = CompletionParams(stream=stream)
+            prompts: Sequence[Sequence[int]] = [[1]] * n_prompts
+            answer = Answer(params, "tiny", "b0", prompts, str, len)
+            generations = [params.generation(Prompt(tokens), None) for tokens in prompts]
+            return await respond(request, engine, generations, OpenAIChat(answer), ping)
+
+        app = application(Settings(model="x.gguf"))
+        app.router.add_get("/", handler)
+        async with (
+            TestServer(app, handler_cancellation=True) as server,
+            aiohttp.ClientSession(server.make_url("/")) as client,
+        ):
+            await scene(engine, client)
+            await engine.until(lambda: engine.cancelled >= len(engine.sinks))
+        return engine
+
+    return asyncio.run(main())
+
+
+async def asked(engine: HandPlayedEngine, client: aiohttp.ClientSession) -> asyncio.Task[aiohttp.ClientResponse]:
+    task = asyncio.ensure_future(client.get(""))
+    await engine.until(lambda: bool(engine.sinks))
+    return task
+
+
+def test_headers_go_out_when_the_prompt_begins_and_the_stream_ends_with_done() -> None:
+    async def scene(engine: HandPlayedEngine, client: aiohttp.ClientSession) -> None:
+        asking = await asked(engine, client)
+        assert not asking.done()
+        engine.send(Begun(0))
+        response = await asking
+        assert response.status == 200
+        assert response.headers["X-Accel-Buffering"] == "no"
+        engine.send(Piece(0, "a", (1,), 1, 3), Piece(0, "b", (2,), 2, 3), FINISHED)
+        text = await response.text()
+        assert text.count("data: ") == 5
+        assert text.endswith("data: [DONE]\n\n")
+
+    play(scene)
+
+
+def test_an_error_instead_of_a_beginning_has_its_status() -> None:
+    async def scene(engine: HandPlayedEngine, client: aiohttp.ClientSession) -> None:
+        asking = await asked(engine, client)
+        engine.send(Failed(InvalidRequest("no good")))
+        response = await asking
+        assert response.status == 400
+        assert (await response.json())["error"]["message"] == "no good"
+
+    play(scene)
+    play(scene, stream=False)
+
+
+def test_a_later_error_ends_the_stream_as_an_event() -> None:
+    async def scene(engine: HandPlayedEngine, client: aiohttp.ClientSession) -> None:
+        asking = await asked(engine, client)
+        engine.send(Begun(0), Piece(0, "a", (1,), 1, 3))
+        response = await asking
+        await response.content.readuntil(b'"a"')
+        engine.send(Failed(ServerFault("context is full")))
+        text = await response.text()
+        expected = 'data: {"error":{"code":500,"message":"context is full","type":"server_error"}}\n\n'
+        assert text.endswith(expected)
+
+    play(scene)
+
+
+def test_silence_is_broken_by_comments() -> None:
+    async def scene(engine: HandPlayedEngine, client: aiohttp.ClientSession) -> None:
+        asking = await asked(engine, client)
+        engine.send(Begun(0))
+        response = await asking
+        assert await response.content.readexactly(6) == b":\n\n:\n\n"
+        engine.send(FINISHED)
+        assert (await response.text()).endswith("data: [DONE]\n\n")
+
+    play(scene, ping=0.02)
+
+
+def test_a_client_that_leaves_cancels_what_it_asked_for() -> None:
+    async def scene(engine: HandPlayedEngine, client: aiohttp.ClientSession) -> None:
+        asking = await asked(engine, client)
+        engine.send(Begun(0), Piece(0, "a", (1,), 1, 3))
+        (await asking).close()
+
+    async def impatient(engine: HandPlayedEngine, client: aiohttp.ClientSession) -> None:
+        (await asked(engine, client)).cancel()
+
+    assert play(scene).cancelled == 1
+    assert play(impatient).cancelled == 1
+    assert play(impatient, stream=False).cancelled == 1
+
+
+def test_results_of_several_prompts_keep_their_order() -> None:
+    async def scene(engine: HandPlayedEngine, client: aiohttp.ClientSession) -> None:
+        asking = await asked(engine, client)
+        await engine.until(lambda: len(engine.sinks) == 2)
+        engine.sinks[1](FINISHED)
+        engine.sinks[0](FINISHED)
+        shown = await (await asking).json()
+        assert [choice["index"] for choice in shown["choices"]] == [0, 1]
+        assert shown["usage"]["prompt_tokens"] == 6
+
+    assert play(scene, stream=False, n_prompts=2).cancelled == 2
+
+
+def test_one_prompt_that_is_refused_takes_the_others_along() -> None:
+    async def scene(engine: HandPlayedEngine, client: aiohttp.ClientSession) -> None:
+        engine.refuses = InvalidRequest("the second is wrong")
+        response = await client.get("")
+        assert response.status == 400
+
+    assert play(scene, n_prompts=2).cancelled == 1

@@ -1,0 +1,679 @@
+"""Tool calls and thoughts: formats found in templates, answers read piece by piece, all of it over HTTP."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import chat_templates
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from llama_corral.common.base.errors import InvalidRequest
+from llama_corral.common.web.json_fields import Fields
+from llama_corral.worker.chat.formats.families import (
+    FUNCTIONARY_3_2,
+    GEMMA_4,
+    GPT_OSS,
+    KIMI_K3,
+    LFM2,
+    MINIMAX_M3,
+    MUSE,
+    SOLAR,
+    answer_format,
+)
+from llama_corral.worker.chat.formats.formats import AnswerFormat, JsonCalls, Parameters, Span, TaggedCalls
+from llama_corral.worker.chat.parsing.deltas import Call, CallArguments, CallBegun, Content, Delta, Reasoning, Said
+from llama_corral.worker.chat.parsing.parser import AnswerParser
+from llama_corral.worker.chat.prompt import ChatFormat
+from llama_corral.worker.chat.request import ChatDefaults, read_chat
+from llama_corral.worker.chat.template.capabilities import probe
+from llama_corral.worker.chat.template.template import ChatTemplate
+from llama_corral.worker.chat.tools import Tool, read_tools
+from programs import Program, Programs
+
+USER = {"role": "user", "content": "Question"}
+PARAMETERS = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}, "days": {"type": "integer"}, "units": {"type": "array"}},
+    "required": ["city"],
+}
+WEATHER = {"type": "function", "function": {"name": "get_weather", "description": "W", "parameters": PARAMETERS}}
+TIME = {"type": "function", "function": {"name": "time.now", "parameters": {"type": "object", "properties": {}}}}
+OFFERED = [WEATHER, TIME]
+TOOLS = read_tools(Fields({"tools": OFFERED})).offered
+
+HERMES = AnswerFormat(Span("<think>", "</think>"), calls=JsonCalls(call=Span("<tool_call>", "</tool_call>")))
+
+
+def parsed(
+    form: AnswerFormat, pieces: Sequence[str], *, opening: str = "", truncated: bool = False, **options: Any
+) -> tuple[Said, list[Delta]]:
+    ids = (f"id{i}" for i in itertools.count())
+    parser = AnswerParser(form, TOOLS, opening=opening, new_id=lambda: next(ids), **options)
+    deltas = [*parser.opened]
+    for piece in pieces:
+        deltas += parser.add(piece)
+    deltas += parser.end(truncated=truncated)
+    said = Said()
+    said.add(deltas)
+    return said, deltas
+
+
+def said_in(form: AnswerFormat, text: str, **options: Any) -> Said:
+    return parsed(form, [text], **options)[0]
+
+
+def format_of(name: str) -> tuple[ChatTemplate, AnswerFormat]:
+    template = ChatTemplate(chat_templates.ALL[name], "<s>", "</s>")
+    return template, answer_format(template, probe(template))
+
+
+# -- what a template writes is read back -----------------------------------------------------------------------------
+
+CALLS = [
+    Call("abcdefgh1", "get_weather", '{"city": "Pa\\"ris", "days": 3, "units": ["a", "b"]}'),
+    Call("abcdefgh2", "get_weather", '{"city": " x\\n"}'),
+]
+KEEPS_IDS = {"nemo", "small", "command", "solar"}
+BARE = {"llama", "command", "solar"}  # content and calls exclude each other
+NO_THOUGHTS = {"llama", "nemo", "small", "functionary", "apertus", "wrapped"}
+
+
+def turn(template: ChatTemplate, said: Said) -> str:
+    calls = [
+        {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": json.loads(c.arguments)}}
+        for c in said.calls
+    ]
+    message = {
+        "role": "assistant", "content": said.content, "reasoning_content": said.reasoning, "tool_calls": calls,
+    }  # fmt: skip
+    text = template.render([USER, message], add_generation_prompt=False, tools=OFFERED)
+    return text.rpartition("<|role|>assistant\n")[2].rpartition("<|end|>")[0]
+
+
+def compared(said: Said, name: str) -> tuple[str, str, list[tuple[str, str, Any]]]:
+    keeps = name in KEEPS_IDS or name == "kimi"
+    return (
+        said.content,
+        said.reasoning,
+        [(c.id if keeps else "", c.name, json.loads(c.arguments)) for c in said.calls],
+    )
+
+
+@pytest.mark.parametrize("name", sorted(chat_templates.ALL.keys() - {"lfm"}))
+@pytest.mark.parametrize("n_calls", [0, 1, 2])
+@pytest.mark.parametrize("thinks", [False, True])
+def test_what_a_template_writes_is_read_back(name: str, n_calls: int, thinks: bool) -> None:
+    template, form = format_of(name)
+    calls = CALLS[:n_calls]
+    if name == "kimi":
+        calls = [Call(f"functions.{call.name}:{i}", call.name, call.arguments) for i, call in enumerate(calls)]
+    content = "" if n_calls and name in BARE else "Some words: 1 < 2."
+    said = Said(content, "I should\nthink." if thinks and name not in NO_THOUGHTS else "", calls)
+    text = turn(template, said)
+    whole, deltas = parsed(form, [text])
+    assert compared(whole, name) == compared(said, name)
+    for cut in range(len(text) + 1):
+        assert parsed(form, [text[:cut], text[cut:]])[0] == whole
+    letters, spelt = parsed(form, list(text))
+    assert letters == whole
+    assert deltas
+    assert_orderly(spelt)
+
+
+def assert_orderly(deltas: Sequence[Delta]) -> None:
+    begun = -1
+    for delta in deltas:
+        match delta:
+            case CallBegun(index, id, name):
+                assert index == begun + 1
+                assert id
+                assert name
+                begun = index
+            case CallArguments(index, text):
+                assert index == begun
+                assert text
+            case Content(text) | Reasoning(text):
+                assert text
+
+
+PIECES = [
+    "<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_call>\n", '{"name": "get_weather"', ', "arguments": ',
+    '{"city": "Oslo"}', "}", "{", "[", "]", '"', "<function=get_weather>", "<parameter=city>", "</parameter>",
+    "</function>", "\n", " ", "word", "<", "tool", "[TOOL_CALLS]", "[ARGS]", "get_weather", "é", ",", ":",
+]  # fmt: skip
+FORMS = [
+    HERMES,
+    AnswerFormat(calls=JsonCalls(arguments="parameters")),
+    AnswerFormat(Span("", "</think>"), calls=JsonCalls(section=Span("[TOOL_CALLS]"), array=True, id="id")),
+    AnswerFormat(calls=TaggedCalls(call=Span("[TOOL_CALLS]"), name=Span("", "[ARGS]"))),
+    AnswerFormat(
+        Span("<think>", "</think>"),
+        calls=TaggedCalls(
+            call=Span("<tool_call>", "</tool_call>"),
+            name=Span("<function=", ">"),
+            close="</function>",
+            parameters=Parameters(Span("<parameter=", ">"), Span("\n", "\n</parameter>")),
+        ),
+        calls_end_reasoning=True,
+    ),
+]
+
+
+HARMONY_PIECES = [
+    "<|channel|>", "analysis", "final", "commentary", "<|message|>", "<|end|>", "<|start|>", "assistant", "<|call|>",
+    " to=functions.get_weather", " to=python", " <|constrain|>json", '{"city": "x"}', "all\n", ">>>", "get_weather\n",
+]  # fmt: skip
+
+
+NEWER = [GEMMA_4, KIMI_K3, MUSE, SOLAR, MINIMAX_M3]
+NEWER_PIECES = [
+    ["<|channel>thought", "<channel|>", "<|tool_call>", "call:get_weather", "{", "}", "city:", '<|"|>', "days:", "3",
+     ",", "units:[", "]", "<tool_call|>", "Oslo", "{a:true}", "null", ":"],
+    ["<|open|>", "<|close|>", "<|sep|>", "think", "response", "tools", 'call tool="get_weather"', ' index="1"', "call",
+     'argument key="city"', ' type="string"', "argument", "Oslo", "3"],
+    [" to=self", " to=user", " to=get_weather", "<|message|>", "<|eom|>", "<|eot|>", "<|start|>assistant", "hello",
+     "<atem:function_calls>", '<atem:invoke name="get_weather">', '<atem:parameter name="city">', "</atem:parameter>",
+     "</atem:invoke>", "</atem:function_calls>"],
+    ["<|think|>", "<|end|>", "<|begin|>assistant", "<|content|>", "<|tool_calls|>", "<|tool_call:begin|>", "abc",
+     "<|tool_call:name|>", "get_weather", "<|tool_call:args|>", '{"city": 1}', "<|tool_call:end|>", "<|calls|>"],
+    ["<mm:think>", "</mm:think>", "]<]minimax[>[", "<tool_call>", "</tool_call>", '<invoke name="get_weather">',
+     "</invoke>", "<city>", "</city>", "<units>", "</units>", "<item>", "</item>", "Oslo", "3"],
+]  # fmt: skip
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    st.sampled_from([*FORMS, GPT_OSS, FUNCTIONARY_3_2, *NEWER]),
+    st.one_of(st.lists(st.sampled_from(pieces), max_size=14) for pieces in (PIECES, HARMONY_PIECES, *NEWER_PIECES)),
+    st.lists(st.integers(0, 200), max_size=8),
+    st.booleans(),
+)
+def test_any_text_cut_anywhere_says_the_same(
+    form: AnswerFormat, words: list[str], cuts: list[int], truncated: bool
+) -> None:
+    text = "".join(words)
+    whole, _ = parsed(form, [text], truncated=truncated)
+    at = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    cut, deltas = parsed(form, [text[a:b] for a, b in itertools.pairwise(at)], truncated=truncated)
+    assert cut == whole
+    assert_orderly(deltas)
+
+
+# -- single rules ----------------------------------------------------------------------------------------------------
+
+
+def test_arguments_go_out_as_they_come() -> None:
+    text = 'So:\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+    parser = AnswerParser(HERMES, TOOLS, new_id=lambda: "i")
+    seen = [parser.add(letter) for letter in text]
+    assert "".join(d.text for ds in seen for d in ds if isinstance(d, CallArguments)) == '{"city": "Oslo"}'
+    assert sum(isinstance(d, CallArguments) for ds in seen for d in ds) == len('{"city": "Oslo"}')
+
+
+def test_an_open_thought_in_the_prompt() -> None:
+    assert said_in(HERMES, "hm\n</think>\n\nSo.", opening="<think>\n") == Said("So.", "hm")
+    assert said_in(HERMES, "So.", opening="<think>\n\n</think>\n\n") == Said("So.")
+    raw = said_in(HERMES, "hm\n</think>\n\nSo.", opening="<think>\n", separate_reasoning=False)
+    assert raw == Said("<think>\nhm\n</think>\n\nSo.")
+
+
+def test_a_thought_that_never_ends_is_a_thought() -> None:
+    assert said_in(HERMES, "<think>on and on ") == Said("", "on and on ")
+
+
+def test_blanks_that_are_not_the_templates_are_kept() -> None:
+    assert said_in(HERMES, "<think> \n a \n</think>\n\n\n b") == Said("\n b", " \n a ")
+    assert said_in(replace(HERMES, spacing=("", "", "")), "<think>\na\n</think>\nb\n") == Said("\nb\n", "\na\n")
+    assert said_in(HERMES, "\n b") == Said("b")
+    assert said_in(HERMES, "<think>\n \n</think>\n\nb") == Said("b")
+    shown = "<|channel>thought\na\n<channel|>\nb"
+    assert said_in(GEMMA_4, shown, separate_reasoning=False) == Said(shown)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'Write <tool_call>{"name": "unknown", "arguments": {}}</tool_call>.',
+        "<tool_call>no JSON</tool_call>",
+        "1 < 2 <tool_cal",
+    ],
+)
+def test_what_only_looks_like_a_call_is_content(text: str) -> None:
+    assert said_in(HERMES, text) == Said(text)
+
+
+@pytest.mark.parametrize("text", ['{"a": {"name": 5}} and {"name": "Bob"}', "{", "{{}}", "x = {1: 2}  "])
+def test_json_that_is_no_call_is_content(text: str) -> None:
+    assert said_in(FORMS[1], text) == Said(text)
+
+
+def test_without_tools_calls_are_content() -> None:
+    text = '<tool_call>{"name": "get_weather", "arguments": {}}</tool_call>'
+    parser = AnswerParser(HERMES)
+    assert [*parser.add(text), *parser.end()] == [Content(text)]
+
+
+def test_members_in_another_order_and_text_for_arguments() -> None:
+    text = '<tool_call>{"arguments": "{\\"city\\": 1}", "why": [1], "name": "get_weather"}</tool_call>'
+    assert said_in(HERMES, text).calls == [Call("id0", "get_weather", '{"city": 1}')]
+    assert said_in(HERMES, '<tool_call>{"name": "time.now"}</tool_call>').calls == [Call("id0", "time.now", "{}")]
+
+
+def test_an_id_behind_the_arguments_is_waited_for() -> None:
+    text = '[TOOL_CALLS][{"name": "get_weather", "arguments": {"city": "x"}, "id": "abc"}]'
+    assert said_in(FORMS[2], "</think>" + text).calls == [Call("abc", "get_weather", '{"city": "x"}')]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [("5", "5"), ("True", "true"), ("['a']", '["a"]'), ("many", '"many"'), ('{"x": 1}', '{"x": 1}')]
+)
+def test_arguments_that_are_no_text(value: str, shown: str) -> None:
+    text = f"<tool_call><function=get_weather><parameter=days>\n{value}\n</parameter></function></tool_call>"
+    assert said_in(FORMS[4], text).calls[0].arguments == '{"days":' + shown + "}"
+
+
+def test_what_a_limit_cuts_stays_open() -> None:
+    text = "<tool_call><function=get_weather><parameter=city>\nOs"
+    assert said_in(FORMS[4], text, truncated=True).calls[0].arguments == '{"city":"Os'
+    assert said_in(FORMS[4], text).calls[0].arguments == '{"city":"Os"}'
+
+
+def test_a_call_may_end_thoughts() -> None:
+    text = "hm <tool_call><function=time.now></function></tool_call>"
+    assert said_in(FORMS[4], text, opening="<think>\n") == Said("", "hm", [Call("id0", "time.now", "{}")])
+
+
+ANALYSIS = "<|channel|>analysis<|message|>I'm\nthinking<|end|><|start|>assistant"
+ARGUMENTS = '<|message|>{"city": "x"}'
+CITY = [Call("id0", "get_weather", '{"city": "x"}')]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("<|channel|>final<|message|>Hello", Said("Hello")),
+        ("<|channel|>commentary<|message|>Hello", Said("Hello")),
+        (ANALYSIS + "<|channel|>final<|message|>Hello", Said("Hello", "I'm\nthinking")),
+        (
+            ANALYSIS + "<|channel|>commentary to=assistant<|channel|>final<|message|>Hello",
+            Said("Hello", "I'm\nthinking"),
+        ),
+        ("<|channel|>analysis<|message|>on and", Said("", "on and")),
+        (" to=functions.get_weather<|channel|>analysis" + ARGUMENTS, Said("", "", CITY)),
+        ("<|channel|>commentary to=functions.get_weather <|constrain|>json" + ARGUMENTS, Said("", "", CITY)),
+        (ANALYSIS + " to=functions.get_weather<|channel|>commentary json" + ARGUMENTS, Said("", "I'm\nthinking", CITY)),
+        (ANALYSIS + "<|channel|>commentary to=python <|constrain|>code<|message|>print(1)", Said("", "I'm\nthinking")),
+        ("no channel at all", Said("no channel at all")),
+    ],
+)
+def test_the_channels_of_gpt_oss(text: str, said: Said) -> None:
+    assert said_in(GPT_OSS, text) == said
+    assert parsed(GPT_OSS, list(text))[0] == said
+
+
+LFM = AnswerFormat(calls=LFM2)
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "calls"),
+    [
+        ('A<|tool_call_start|>[get_weather(city="x")]<|tool_call_end|>', "A", [{"city": "x"}]),
+        (
+            "<|tool_call_start|>[get_weather(city='(\\n)', days=True, units=[null, {\"a\": 1.5}])"
+            ", time.now()]<|tool_call_end|>",
+            "",
+            [{"city": "(\n)", "days": True, "units": [None, {"a": 1.5}]}, {}],
+        ),
+        ("<|tool_call_start|>[get_weather('a\nb', 2)]<|tool_call_end|>", "", [{"city": "a\nb", "days": 2}]),
+        ("<|tool_call_start|>[get_weather(city=)]<|tool_call_end|>", "", ["(city=)"]),
+        ("a [link](there)", "a [link](there)", []),
+        ("<|tool_call_start|>[unknown(a=1)]", "<|tool_call_start|>[unknown(a=1)]", []),
+    ],
+)
+def test_calls_like_those_of_python(text: str, content: str, calls: list[Any]) -> None:
+    said = said_in(LFM, text)
+    assert (said.content, [json.loads(call.arguments) for call in said.calls]) == (content, calls)
+    for cut in range(len(text)):
+        assert parsed(LFM, [text[:cut], text[cut:]])[0] == said
+
+
+CALL_GEMMA = "<|tool_call>call:get_weather{%s}<tool_call|>"
+M3 = "]<]minimax[>["
+
+
+def called(arguments: str) -> Said:
+    return Said(calls=[Call("id0", "get_weather", arguments)])
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "said"),
+    [
+        (GEMMA_4, "<|channel>thought\nHm\n<channel|>Hi<|channel>thought\n<channel|>", Said("Hi", "Hm")),
+        (GEMMA_4, "Hi<channel|>", Said("Hi")),
+        (GEMMA_4, CALL_GEMMA % '<|"|>city<|"|>:<|"|>a:{b}<|"|>, days: -3', called('{"city":"a:{b}","days":-3}')),
+        (GEMMA_4, CALL_GEMMA % "units:[1,[],{}],days:null", called('{"units":[1,[],{}],"days":null}')),
+        (GEMMA_4, "<|tool_call>call:other{}<tool_call|>", Said("<|tool_call>call:other{}<tool_call|>")),
+        (KIMI_K3, "Hm<|close|>think<|sep|><|open|>response<|sep|>Hi<|close|>message<|sep|>", Said("Hi", "Hm")),
+        (KIMI_K3, "Hm<|open|>response<|sep|>Hi", Said("Hi", "Hm")),
+        (MUSE, " to=self<|message|>Hm<|eom|><|start|>assistant to=user<|message|>Hi<|eot|>", Said("Hi", "Hm")),
+        (MUSE, "<|message|>Hi", Said("Hi")),
+        (SOLAR, "<|think|>Hm<|end|><|begin|>assistant<|content|>Hi<|end|>", Said("Hi", "Hm")),
+        (MINIMAX_M3, "</mm:think>Hi", Said("Hi")),
+        (
+            MINIMAX_M3,
+            f'{M3}<tool_call>{M3}<invoke name="get_weather">{M3}<days>3{M3}</days>{M3}<units>{M3}<item>'
+            f"{M3}<units>x{M3}</units>{M3}</item>{M3}</units>{M3}<city>{M3}</city>{M3}</invoke>{M3}</tool_call>",
+            called('{"days":3,"units":[{"units": "x"}],"city":""}'),
+        ),
+    ],
+)  # fmt: skip
+def test_rules_of_newer_families(form: AnswerFormat, text: str, said: Said) -> None:
+    opening = "<|open|>think<|sep|>" if form is KIMI_K3 else ""
+    assert said_in(form, text, opening=opening) == said
+    assert parsed(form, list(text), opening=opening)[0] == said
+
+
+EARLIER_GEMMA = """\
+{% for m in messages %}{{ m.role }}{% for c in m.tool_calls or [] %}<|tool_call>{{ c.function.name }}{% endfor %}\
+{% for r in m.tool_responses or [] %}({{ r.name }}: {{ r.response | tojson }}){% endfor %}\
+{{ m.content }}<turn|>
+{% endfor %}"""
+
+
+def test_results_stand_in_the_calls_message_for_earlier_templates_of_gemma() -> None:
+    def call(id: str) -> dict[str, Any]:
+        return {"id": id, "type": "function", "function": {"name": f"f{id}", "arguments": "{}"}}
+
+    messages: list[Any] = [
+        USER,
+        {"role": "assistant", "content": "", "tool_calls": [call("1"), call("2")]},
+        {"role": "tool", "tool_call_id": "2", "content": "two"},
+        {"role": "tool", "content": '{"a": 1}'},
+        {"role": "assistant", "content": "Answer"},
+        {"role": "assistant", "content": "", "tool_calls": [call("3")]},
+        {"role": "tool", "tool_call_id": "3", "content": "three"},
+    ]
+    request = read_chat({"messages": messages}, ChatDefaults())
+    text = ChatFormat(EARLIER_GEMMA).render(request, lambda *_: None).text
+    assert text == (
+        "userQuestion<turn|>\n"
+        'assistant<|tool_call>f1<|tool_call>f2(f2: "two")(f2: {"a": 1})Answer<turn|>\n'
+        'assistant<|tool_call>f3(f3: "three")<turn|>\n<|turn>model\n'
+    )
+
+
+ALTERNATING = """\
+{% set ns = namespace(last='assistant') %}{% for m in messages %}
+{%- if m.role == 'user' or (m.role == 'assistant' and not m.tool_calls) %}
+{%- if m.role == ns.last %}{{ raise_exception('roles must alternate') }}{% endif %}{% set ns.last = m.role %}{% endif %}
+{%- if m.tool_calls and m.tool_calls | length > 1 %}{{ raise_exception('one call at once') }}{% endif %}
+{{- m.role }}: {{ m.content }}
+{%- for c in m.tool_calls or [] %}<{{ c.function.name }} {{ c.function.arguments }}>{% endfor %};
+{% endfor %}"""
+
+
+def test_conversations_are_brought_into_the_order_that_a_template_insists_on() -> None:
+    def call(id: str) -> dict[str, Any]:
+        return {"id": id, "type": "function", "function": {"name": f"f{id}", "arguments": "{}"}}
+
+    messages: list[Any] = [
+        USER,
+        {"role": "assistant", "content": "Both.", "tool_calls": [call("1"), call("2")]},
+        {"role": "tool", "tool_call_id": "2", "content": "two"},
+        {"role": "tool", "tool_call_id": "1", "content": "one"},
+        {"role": "user", "content": "Reminder"},
+        {"role": "assistant", "content": "Answer"},
+    ]
+    request = read_chat({"messages": messages}, ChatDefaults(prefill_assistant=False))
+    text = ChatFormat(ALTERNATING).render(request, lambda *_: None).text
+    assert text.replace("{}", "").splitlines() == [
+        "user: Question;", "assistant: Both.<f1 >;", "tool: one;", "assistant: <f2 >;", "tool: two", "", "Reminder;",
+        "assistant: Answer;",
+    ]  # fmt: skip
+
+
+def test_a_value_in_cdata_may_hold_its_own_end() -> None:
+    _, form = format_of("cdata")
+    text = '<function name="get_weather"><param name="city"><![CDATA[a</param>\n]]></param></function>'
+    assert said_in(form, text).calls == [Call("id0", "get_weather", '{"city":"a</param>\\n"}')]
+
+
+def test_arguments_of_newer_families_go_out_as_they_come() -> None:
+    _, deltas = parsed(GEMMA_4, ["<|tool_call>call:get_weather{ci", "ty:<|", '"|>Os', 'lo<|"', "|>,days:3", "}"])
+    assert [delta.text for delta in deltas if isinstance(delta, CallArguments)] == [
+        "{", '"city":', '"', "Os", "lo", '"', ",", '"days":', "3", "}",
+    ]  # fmt: skip
+
+
+def test_analysis_stays_in_the_content_if_wanted() -> None:
+    text = ANALYSIS + "<|channel|>final<|message|>Hello"
+    assert (
+        said_in(GPT_OSS, text, separate_reasoning=False).content
+        == ANALYSIS.removesuffix("<|start|>assistant") + "Hello"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("all\nHello\nyou", Said("Hello\nyou")),
+        ('get_weather\n{"city": "x"}', Said("", "", CITY)),
+        ('all\nHi>>>get_weather\n{"city": "x"}\n', Said("Hi", "", CITY)),
+        ("odd\ntext", Said("odd\ntext")),
+    ],
+)
+def test_the_recipients_of_functionary(text: str, said: Said) -> None:
+    assert said_in(FUNCTIONARY_3_2, text) == said
+    assert parsed(FUNCTIONARY_3_2, list(text))[0] == said
+
+
+# -- requests --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"tools": {}},
+        {"tools": [5]},
+        {"tools": [{"function": {"name": "f"}}]},
+        {"tools": [{"type": "retrieval"}]},
+        {"tools": [{"type": "function", "function": {}}]},
+        {"tools": OFFERED, "tool_choice": "sometimes"},
+        {"tools": OFFERED, "tool_choice": {"type": "function", "function": {"name": "other"}}},
+        {"tools": OFFERED, "grammar": 'root ::= "x"'},
+        {"tools": OFFERED, "parallel_tool_calls": "yes"},
+    ],
+)
+def test_wrong_tools_are_refused(body: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest):
+        read_tools(Fields(body))
+
+
+def test_the_choice_of_tools() -> None:
+    by_name = read_tools(
+        Fields({"tools": OFFERED, "tool_choice": {"type": "function", "function": {"name": "time.now"}}})
+    )
+    assert (by_name.choice, [tool.name for tool in by_name.usable]) == ("required", ["time.now"])
+    assert len(by_name.shown) == 2
+    assert read_tools(Fields({"tools": OFFERED, "tool_choice": "none"})).usable == ()
+    assert read_tools(Fields({"tools": None})).offered == ()
+
+
+@pytest.mark.parametrize(
+    ("schema", "is_text"),
+    [
+        ({"type": "string"}, True), ({"type": "integer"}, False), ({"type": ["null", "string"]}, True), ({}, False),
+        ({"enum": ["a"]}, True), ({"const": 5}, False), ({"anyOf": [{"type": "null"}, {"type": "string"}]}, True),
+    ],
+)  # fmt: skip
+def test_which_arguments_are_texts(schema: dict[str, Any], is_text: bool) -> None:
+    tool = Tool("f", "", {"properties": {"x": schema}}, {})
+    assert tool.takes_text("x") == is_text
+    assert tool.takes_text("unknown")
+
+
+# -- over HTTP -------------------------------------------------------------------------------------------------------
+
+
+def serve(programs: Programs, directory: Path, source: str, *options: str) -> Program:
+    path = directory / "template.jinja"
+    path.write_text(source)
+    return programs.worker("--chat-template-file", str(path), "--ctx-size", "2048", "--threads", "1", *options)
+
+
+def chat(program: Program, **fields: Any) -> Any:
+    body = {"messages": [USER], "max_tokens": 200, "temperature": 1.0, "seed": 3, **fields}
+    return program.client.post("/v1/chat/completions", json=body)
+
+
+def streamed(program: Program, **fields: Any) -> tuple[Said, list[dict[str, Any]]]:
+    answer = chat(program, stream=True, **fields)
+    lines = [line for line in answer.text.split("\n\n") if line]
+    assert lines[-1] == "data: [DONE]"
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+    said = Said()
+    for chunk in chunks:
+        delta = chunk["choices"][0]["delta"]
+        said.content += delta.get("content") or ""
+        said.reasoning += delta.get("reasoning_content", "")
+        for call in delta.get("tool_calls", ()):
+            if "id" in call:
+                assert call["type"] == "function"
+                said.calls.append(Call(call["id"], call["function"]["name"]))
+            said.calls[call["index"]].arguments += call["function"]["arguments"]
+    return said, chunks
+
+
+TURNS_ON = {"type": "object", "properties": {"on": {"type": "boolean"}, "n": {"enum": [1, 2]}}, "required": ["on", "n"]}
+SWITCH = {"type": "function", "function": {"name": "switch", "description": "S", "parameters": TURNS_ON}}
+
+
+REQUIRED = [
+    *("hermes", "llama", "nemo", "coder", "glm", "kimi", "small", "lfm"),
+    *("gemma", "minimax3", "kimi3", "solar", "cdata", "muse"),
+]
+
+
+@pytest.fixture(scope="module", params=REQUIRED)
+def required(
+    request: pytest.FixtureRequest, module_programs: Programs, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Program]:
+    source = chat_templates.ALL[request.param].replace(chat_templates.THOUGHTS, "")  # the model would think on and on
+    program = serve(module_programs, tmp_path_factory.mktemp("templates"), source)
+    yield program
+    program.stop()
+
+
+def test_a_required_call_is_made(required: Program) -> None:
+    asked = {"tools": [SWITCH], "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 600}
+    answer = chat(required, **asked)
+    assert answer.status_code == 200, answer.text
+    choice = answer.json()["choices"][0]
+    (call,) = choice["message"]["tool_calls"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert call["function"]["name"] == "switch"
+    arguments = json.loads(call["function"]["arguments"])
+    assert isinstance(arguments["on"], bool)
+    assert arguments["n"] in (1, 2)
+    assert not choice["message"]["content"]
+    said, chunks = streamed(required, **asked)
+    assert [c.arguments for c in said.calls] == [call["function"]["arguments"]]
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": None}
+    assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_tools_that_nobody_calls(required: Program) -> None:
+    answer = chat(required, tools=[SWITCH], max_tokens=5).json()["choices"][0]
+    assert "tool_calls" not in answer["message"]
+    named = {"type": "function", "function": {"name": "switch"}}
+    asked = {"tools": [SWITCH, TIME], "tool_choice": named, "parallel_tool_calls": False, "max_tokens": 600}
+    assert chat(required, **asked).json()["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_messages_of_gpt_oss_are_continued(programs: Programs, tmp_path: Path) -> None:
+    program = serve(programs, tmp_path, chat_templates.GPT_OSS)
+    last = {"role": "assistant", "content": "", "reasoning_content": "I was"}
+    prompt = program.client.post("/apply-template", json={"messages": [USER, last]}).json()["prompt"]
+    assert prompt.endswith("<|start|>assistant<|channel|>analysis<|message|>I was")
+    message = chat(program, messages=[USER, {**last, "content": "So"}], max_tokens=3).json()["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"][:2]) == ("I was", "So")
+
+
+@pytest.mark.parametrize("thinks", [False, True])
+def test_a_mark_wakes_the_grammar_but_not_within_thoughts(programs: Programs, tmp_path: Path, thinks: bool) -> None:
+    source = chat_templates.THINKING.replace("<tool_call>", "<<<<").replace("</tool_call>", ">>>>")
+    program = serve(programs, tmp_path, source)
+    (token,) = program.client.post("/tokenize", json={"content": "<", "add_special": False}).json()["tokens"][-1:]
+    asked: dict[str, Any] = {"tools": [SWITCH], "logit_bias": [[token, 100]], "max_tokens": 400, "temperature": 0.0}
+    asked |= {"chat_template_kwargs": {"enable_thinking": thinks}, "parallel_tool_calls": False}
+    choice = chat(program, **asked).json()["choices"][0]
+    if thinks:
+        assert choice["message"]["reasoning_content"].startswith("<" * 100)
+        assert choice["finish_reason"] == "length"
+    else:
+        (call,) = choice["message"]["tool_calls"]
+        assert json.loads(call["function"]["arguments"])["n"] in (1, 2)
+        assert choice["finish_reason"] == "tool_calls"
+        said, _ = streamed(program, **asked)
+        assert [c.arguments for c in said.calls] == [call["function"]["arguments"]]
+
+
+@pytest.fixture(scope="module")
+def thinking(module_programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    program = serve(module_programs, tmp_path_factory.mktemp("templates"), chat_templates.THINKING)
+    yield program
+    program.stop()
+
+
+def test_thoughts_are_separate(thinking: Program) -> None:
+    whole = chat(thinking, max_tokens=12).json()["choices"][0]["message"]
+    assert whole["content"] == ""
+    assert whole["reasoning_content"]
+    said, _ = streamed(thinking, max_tokens=12)
+    assert (said.content, said.reasoning) == ("", whole["reasoning_content"])
+
+
+def test_thoughts_stay_in_the_content_if_wanted(thinking: Program) -> None:
+    whole = chat(thinking, max_tokens=12, reasoning_format="none").json()["choices"][0]["message"]
+    assert whole["content"].startswith("<think>\n")
+    assert "reasoning_content" not in whole
+    said, _ = streamed(thinking, max_tokens=12, reasoning_format="none")
+    assert said.content == whole["content"]
+
+
+@pytest.mark.parametrize("off", [{"chat_template_kwargs": {"enable_thinking": False}}, {"reasoning_effort": "none"}])
+def test_thinking_can_be_switched_off(thinking: Program, off: dict[str, Any]) -> None:
+    message = chat(thinking, max_tokens=12, **off).json()["choices"][0]["message"]
+    assert "reasoning_content" not in message
+    assert message["content"]
+
+
+def test_a_thought_is_continued(thinking: Program) -> None:
+    last = {"role": "assistant", "content": "", "reasoning_content": "I was"}
+    prompt = thinking.client.post("/apply-template", json={"messages": [USER, last]}).json()["prompt"]
+    assert prompt.endswith("<think>\nI was")
+    message = chat(thinking, messages=[USER, last], max_tokens=6).json()["choices"][0]["message"]
+    assert message["reasoning_content"].startswith("I was")
+    said = {**last, "content": "So"}
+    message = chat(thinking, messages=[USER, said], max_tokens=6).json()["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"][:2]) == ("I was", "So")
+
+
+def test_json_comes_after_the_thoughts(thinking: Program) -> None:
+    form = {"type": "json_schema", "json_schema": {"schema": TURNS_ON}}
+    off = {"chat_template_kwargs": {"enable_thinking": False}}
+    message = chat(thinking, response_format=form, **off).json()["choices"][0]["message"]
+    assert json.loads(message["content"])["n"] in (1, 2)
+    assert "reasoning_content" not in message
+
+
+def test_wrong_reasoning_formats_and_choices_are_refused(thinking: Program) -> None:
+    assert chat(thinking, reasoning_format="odd").status_code == 400
+    assert chat(thinking, tools=[SWITCH], tool_choice="maybe").status_code == 400
+    assert chat(thinking, tools=[SWITCH], stream=True, logprobs=True).status_code == 400

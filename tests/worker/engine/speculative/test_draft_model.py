@@ -1,0 +1,206 @@
+"""The draft model's context follows the slots: a model that drafts for itself is always right, whatever happens."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_tools import ask, run
+from llama_corral.worker.engine.messages import Piece, Sampling
+from llama_corral.worker.engine.runner import Engine, Loaded
+from programs import Program, Programs
+from test_speculative import FOX, SAME, drafting
+
+LONG = [3 + i * 7 % 400 for i in range(700)]
+ENDLESS = Sampling(temperature=0.0, ignore_eos=True)
+Scene = Callable[[Loaded], Awaitable[None]]
+
+
+async def a_conversation(loaded: Loaded) -> None:
+    tokens = loaded.vocab.tokenize(FOX, True, True)
+    for _ in range(3):
+        result = await ask(loaded, tokens, n_predict=30).one()
+        tokens = [*tokens, *result.tokens, *loaded.vocab.tokenize(" And then")]
+
+
+async def a_beginning_that_is_shared(loaded: Loaded) -> None:
+    for request in [ask(loaded, [*LONG, 5 + i], n_predict=20) for i in range(4)]:
+        await request.one()
+
+
+async def choices(loaded: Loaded) -> None:
+    await ask(loaded, FOX, n=2, n_predict=30).all()
+
+
+async def a_long_prompt_beside_a_stream(loaded: Loaded) -> None:
+    stream = ask(loaded, FOX, n_predict=300, stream=True, sampling=ENDLESS)
+    await stream.until(lambda events: any(isinstance(event, Piece) for event in events))
+    await ask(loaded, LONG, n_predict=30).one()
+    await stream.one()
+
+
+async def a_full_context(loaded: Loaded) -> None:
+    await ask(loaded, FOX, n_predict=900, sampling=ENDLESS, n_keep=4).one()
+
+
+async def one_prompt_after_another(loaded: Loaded) -> None:
+    for begin in (0, 100, 0, 200, 100):
+        await ask(loaded, LONG[begin : begin + 300], n_predict=10, id_slot=0).one()
+
+
+SCENES = [a_conversation, a_beginning_that_is_shared, choices, a_long_prompt_beside_a_stream, one_prompt_after_another]
+
+
+@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
+@pytest.mark.parametrize("unified", [True, False])
+def test_it_stays_in_step(models: Path, scene: Scene, unified: bool) -> None:
+    async def test() -> None:
+        settings = {"ctx_size": 8192, "parallel": 4, "batch_size": 256, "kv_unified": unified}
+        async with drafting(models, SAME, **settings) as (engine, loaded):
+            await scene(loaded)
+            assert_right(engine)
+
+    run(test())
+
+
+def test_it_makes_room_for_itself(models: Path) -> None:
+    """In a pool that is as small as the main model's, idle slots leave it when others need it."""
+
+    async def test() -> None:
+        settings = {"ctx_size": 768, "parallel": 4, "kv_unified": True, "cache_ram": 0, "cache_idle_slots": False}
+        async with drafting(models, SAME, **settings) as (engine, loaded):
+            for i in range(8):
+                await ask(loaded, LONG[i * 50 : i * 50 + 300], n_predict=20, id_slot=i % 4).one()
+                assert_right(engine)
+
+    run(test())
+
+
+def assert_right(engine: Engine, part: float = 0.99) -> None:
+    """Rounding may tip a token."""
+    totals = engine.snapshot.totals
+    assert totals.drafted > 0
+    assert totals.draft_accepted >= part * totals.drafted
+
+
+def test_it_moves_with_a_context_shift(models: Path) -> None:
+    async def test() -> None:
+        async with drafting(models, SAME, ctx_size=256, parallel=1, context_shift=True) as (engine, loaded):
+            await a_full_context(loaded)
+            assert_right(engine, 0.95)
+
+    run(test())
+
+
+@pytest.mark.parametrize("model", ["tiny-mamba.gguf", "tiny-gemma3.gguf"])
+def test_other_memories_stay_in_step(models: Path, model: str) -> None:
+    async def test() -> None:
+        async with drafting(models, {"model_draft": model}, model=model, ctx_size=4096) as (engine, loaded):
+            await a_conversation(loaded)
+            await choices(loaded)
+            assert_right(engine, 0.95)
+
+    run(test())
+
+
+def test_least_probabilities_and_lengths(models: Path) -> None:
+    async def accepted(**drafts: Any) -> tuple[int, int]:
+        async with drafting(models, {**SAME, **drafts}) as (engine, loaded):
+            await ask(loaded, FOX, n_predict=60, sampling=ENDLESS).one()
+            totals = engine.snapshot.totals
+            return totals.draft_checks, totals.drafted
+
+    async def test() -> None:
+        n_checks, n_drafted = await accepted()
+        assert n_drafted > 4 * n_checks
+        assert (await accepted(draft_p_min=1.0))[1] < n_drafted
+        assert (await accepted(draft_p_min=0.5, spec_draft_n_min=5))[0] < n_checks
+        assert await accepted(spec_draft_n_max=0) == (0, 0)
+
+    run(test())
+
+
+# -- the program -------------------------------------------------------------------------------------------------------
+
+BODY = {"prompt": FOX, "n_predict": 20, "temperature": 0, "speculative.p_min": 0.9}
+
+
+def check_drafting(client: Any, more: dict[str, Any], kinds: str) -> None:
+    answer = client.post("/completion", json={**BODY, **more}).raise_for_status().json()
+    assert answer["timings"]["draft_n"] >= answer["timings"]["draft_n_accepted"] > 0
+    assert answer["generation_settings"]["speculative.types"] == kinds
+
+
+def test_a_worker_with_a_draft_model(programs: Programs) -> None:
+    draft = str(programs.models / "tiny-llama.gguf")
+    worker = programs.worker("-md", draft, "--spec-draft-n-max", "4", "-c", "1024", "-t", "1", "--slots", "--metrics")
+    check_drafting(worker.client, {}, "none,draft-simple")
+    (chat, *_) = worker.client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "hi"}],
+                                                                  "max_tokens": 9}).json()["choices"]  # fmt: skip
+    assert chat["finish_reason"] == "length"
+    assert all(slot["speculative"] for slot in worker.client.get("/slots").json())
+    metrics = worker.client.get("/metrics").text
+    assert 'spec_decode_num_accepted_tokens_per_pos_total{position="3"}' in metrics
+    assert "spec_decode_num_drafts_total 0" not in metrics
+    props = worker.client.get("/props").json()
+    assert props["default_generation_settings"]["params"]["speculative.types"] == "none"
+
+
+PRESETS = """
+[grams]
+model = {models}/tiny-llama.gguf
+spec-type = ngram-simple,ngram-cache
+spec-ngram-simple-size-n = 2
+ctx-size = 1024
+[two]
+model = {models}/tiny-llama-b.gguf
+model-draft = {models}/tiny-llama-b.gguf
+ctx-size = 1024
+"""
+
+
+def test_a_gateway_with_drafts(programs: Programs) -> None:
+    gateway = programs.gateway(presets=PRESETS)
+    check_drafting(gateway.client, {"model": "grams", "n_predict": 150}, "none,ngram-simple,ngram-cache")
+    check_drafting(gateway.client, {"model": "two"}, "none,draft-simple")
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (["--spec-type", "draft-eagle3"], "not supported: draft-eagle3, -dflash and -dspark need"),
+        (["--spec-type", "ngram-foo"], "invalid value 'ngram-foo'"),
+        (["--spec-type", "draft-simple"], "needs a draft model"),
+        (["-md", "missing.gguf"], "missing.gguf"),
+    ],
+)
+def test_a_worker_that_cannot_draft_as_told(programs: Programs, args: list[str], text: str) -> None:
+    worker: Program = programs.worker(*args, wait="nothing")
+    assert worker.exit_code(40) == 1
+    assert text in worker.log_text
+
+
+def test_the_default_kind(programs: Programs) -> None:
+    worker = programs.worker("--spec-default", "-c", "1024", "-t", "1", "--slots")
+    answer = worker.client.post("/completion", json=BODY).raise_for_status().json()
+    assert answer["generation_settings"]["speculative.types"] == "none,ngram-mod"
+
+
+def test_a_lookup_cache_is_kept_up_to_date(programs: Programs) -> None:
+    file = programs.directory / "lookup"
+    args = ("--spec-type", "ngram-cache", "-lcd", str(file), "-c", "1024", "-t", "1")
+    worker = programs.worker(*args)
+    first = worker.client.post("/completion", json=BODY).raise_for_status().json()
+    for _ in range(3):  # one occurrence is not believed
+        worker.client.post("/completion", json=BODY).raise_for_status()
+    assert worker.stop() == 0
+    size = file.stat().st_size
+    assert size > 0
+    again = programs.worker(*args)
+    second = again.client.post("/completion", json=BODY).raise_for_status().json()
+    assert second["content"] == first["content"]
+    assert second["timings"]["draft_n_accepted"] > first["timings"].get("draft_n_accepted", 0)
+    assert again.stop() == 0
+    assert file.stat().st_size >= size

@@ -1,0 +1,221 @@
+"""An MTP head drafts for its own model: answers are the plain run's, and drafts the same however a prompt got there."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_tools import ask, run, running
+from llama_corral.common.hub.resolve import ModelFiles
+from llama_corral.presets.options.settings import Settings
+from llama_corral.worker.engine.llama.errors import LoadError
+from llama_corral.worker.engine.messages import Piece, Sampling
+from llama_corral.worker.engine.runner import Engine, Loaded
+from programs import Programs
+from test_draft_model import LONG, PRESETS, SCENES, Scene, check_drafting
+from test_speculative import EXACT, FOX, answers, drafting
+
+ENDLESS = Sampling(temperature=0.0, ignore_eos=True)
+HEAD = {"spec_type": ("draft-mtp",)}
+both = pytest.mark.parametrize("model", ["tiny-glm-mtp.gguf", "tiny-qwen-mtp.gguf"], ids=["glm", "hybrid"])
+
+
+@both
+def test_answers_are_those_of_the_plain_run(models: Path, model: str) -> None:
+    requests: list[dict[str, Any]] = [
+        {"n_predict": 80, "sampling": ENDLESS},
+        {"n_predict": 40, "sampling": Sampling(seed=7, temperature=0.9, n_probs=3)},
+        {"prompt": "The quick brown", "n_predict": 30, "stop": ("e",)},
+        {"prompt": LONG, "n_predict": 30, "n": 2, "sampling": Sampling(seed=3)},
+        {"n_predict": 1},
+        {"prompt": LONG[:300], "n_predict": 300, "sampling": ENDLESS},
+    ]
+
+    async def test() -> None:
+        found = []
+        for drafts in ({}, HEAD):
+            async with drafting(models, drafts, model=model) as (engine, loaded):
+                found.append(await answers(loaded, *requests))
+                assert (engine.snapshot.totals.draft_accepted > 20) == bool(drafts)
+        assert found[0] == found[1]
+
+    run(test())
+
+
+@both
+@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
+@pytest.mark.parametrize("unified", [True, False])
+def test_whatever_happens_it_goes_on_drafting(models: Path, model: str, scene: Scene, unified: bool) -> None:
+    async def test() -> None:
+        settings = {"ctx_size": 8192, "parallel": 4, "batch_size": 256, "kv_unified": unified}
+        async with drafting(models, HEAD, model=model, **settings) as (engine, loaded):
+            await scene(loaded)
+            totals = engine.snapshot.totals
+            assert totals.drafted > totals.draft_accepted > 0
+
+    run(test())
+
+
+async def drafts_of(engine: Engine, loaded: Loaded, prompt: Any, **fields: Any) -> tuple[object, ...]:
+    before = engine.snapshot.totals
+    result = await ask(loaded, prompt, n_predict=60, sampling=ENDLESS, **fields).one()
+    after = engine.snapshot.totals
+    return result.tokens, after.drafted - before.drafted, after.draft_accepted - before.draft_accepted
+
+
+@both
+def test_a_prompt_taken_up_again_is_drafted_for_as_if_it_were_new(models: Path, model: str) -> None:
+    """The same prompt, the next turn, another slot's beginning: no hidden state is missing."""
+
+    async def test() -> None:
+        async with drafting(models, HEAD, model=model) as (engine, loaded):
+            first = await drafts_of(engine, loaded, FOX, id_slot=0)
+            assert await drafts_of(engine, loaded, FOX, id_slot=0) == first
+            assert await drafts_of(engine, loaded, FOX, id_slot=1) == first
+            answer = first[0]
+            assert isinstance(answer, tuple | list)
+            longer = [*loaded.vocab.tokenize(FOX, True, True), *answer, *loaded.vocab.tokenize(" And then")]
+            await drafts_of(engine, loaded, FOX, id_slot=0)
+            warm = await drafts_of(engine, loaded, longer, id_slot=0)
+        async with drafting(models, HEAD, model=model) as (engine, loaded):
+            assert await drafts_of(engine, loaded, longer) == warm
+
+    run(test())
+
+
+@both
+def test_streams_side_by_side_and_one_that_is_cancelled(models: Path, model: str) -> None:
+    async def test() -> None:
+        prompts = [FOX, LONG[:50], LONG[100:130], FOX + " fox"]
+        async with drafting(models, {}, model=model, parallel=4, kv_unified=True, ctx_size=4096) as (_, loaded):
+            plain = [(await ask(loaded, prompt, n_predict=60, sampling=ENDLESS).one()).tokens for prompt in prompts]
+        async with drafting(models, HEAD, model=model, parallel=4, kv_unified=True, ctx_size=4096) as (engine, loaded):
+            gone = ask(loaded, LONG, n_predict=900, sampling=ENDLESS, stream=True)
+            await gone.until(lambda events: any(isinstance(event, Piece) for event in events))
+            asked = [ask(loaded, prompt, n_predict=60, sampling=ENDLESS) for prompt in prompts]
+            gone.ticket.cancel()
+            assert [(await request.one()).tokens for request in asked] == plain
+            assert engine.snapshot.totals.draft_accepted > 0
+
+    run(test())
+
+
+@both
+@pytest.mark.parametrize("unified", [True, False])
+def test_drafts_of_streams_that_share_batches_are_those_of_each_alone(models: Path, model: str, unified: bool) -> None:
+    prompts = [FOX, LONG[:50], LONG[100:130], FOX + " fox"]
+
+    async def accepted(*, together: bool) -> tuple[int, int]:
+        settings = {"parallel": 4, "kv_unified": unified, "ctx_size": 4096, "cache_prompt": False}
+        async with drafting(models, HEAD, model=model, **settings) as (engine, loaded):
+            asked = []
+            for prompt in prompts:
+                asked.append(ask(loaded, prompt, n_predict=60, sampling=ENDLESS, cache_prompt=False))
+                if not together:
+                    await asked[-1].one()
+            for request in asked:
+                await request.one()
+            totals = engine.snapshot.totals
+            return totals.drafted, totals.draft_accepted
+
+    async def test() -> None:
+        assert await accepted(together=True) == await accepted(together=False)
+
+    run(test())
+
+
+def test_it_moves_with_a_context_shift(models: Path) -> None:
+    async def test() -> None:
+        found = []
+        for drafts in ({}, HEAD):
+            settings = {"model": "tiny-glm-mtp.gguf", "ctx_size": 256, "parallel": 1, "context_shift": True}
+            async with drafting(models, drafts, **settings) as (engine, loaded):
+                result = await ask(loaded, FOX, n_predict=700, sampling=ENDLESS, n_keep=4).one()
+                assert result.truncated
+                found.append(result.tokens)
+        assert found[0] == found[1]
+        assert engine.snapshot.totals.draft_accepted > 100
+
+    run(test())
+
+
+def test_it_makes_room_for_itself(models: Path) -> None:
+    async def test() -> None:
+        settings = {"ctx_size": 768, "parallel": 4, "kv_unified": True, "cache_ram": 0, "cache_idle_slots": False}
+        async with drafting(models, HEAD, model="tiny-glm-mtp.gguf", **settings) as (engine, loaded):
+            for i in range(8):
+                before = engine.snapshot.totals.draft_accepted
+                await ask(loaded, LONG[i * 50 : i * 50 + 300], n_predict=30, id_slot=i % 4).one()
+                assert engine.snapshot.totals.draft_accepted > before
+
+    run(test())
+
+
+def test_sleep_and_waking_up(models: Path) -> None:
+    async def test() -> None:
+        settings = {**EXACT, **HEAD, "sleep_idle_seconds": 1, "parallel": 1}
+        async with running(models / "tiny-qwen-mtp.gguf", **settings) as engine:
+            async with engine.use() as loaded:
+                first = await drafts_of(engine, loaded, FOX)
+            while not engine.is_sleeping:  # noqa: ASYNC110 - as in test_worker_sleep
+                await asyncio.sleep(0.02)
+            async with engine.use() as loaded:
+                assert await drafts_of(engine, loaded, FOX) == first
+
+    run(test())
+
+
+@pytest.mark.parametrize("kinds", [("draft-mtp",), ("none",)])
+@pytest.mark.parametrize("model", ["tiny-glm-mtp.gguf", "tiny-glm-headless.gguf"])
+def test_a_head_in_a_file_of_its_own(models: Path, kinds: tuple[str, ...], model: str) -> None:
+    async def test() -> None:
+        async with drafting(models, HEAD, model="tiny-glm-mtp.gguf") as (engine, loaded):
+            first = await drafts_of(engine, loaded, FOX)
+        main, head = models / model, models / "mtp-tiny-glm.gguf"
+        options = Settings(model=str(main), spec_type=kinds, ctx_size=2048, parallel=2, threads=1, **EXACT)
+        engine = Engine(options, ModelFiles(main, draft=head, draft_kind="mtp"), lambda _: None)
+        await engine.load()
+        async with engine.use() as loaded:
+            assert await drafts_of(engine, loaded, FOX) == first
+        await engine.close()
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("model", "drafts", "text"),
+    [
+        ("tiny-llama.gguf", HEAD, "cannot draft with an MTP head: it has none"),
+        ("tiny-glm-headless.gguf", HEAD, "cannot draft with an MTP head: it has none"),
+        ("tiny-llama.gguf", {**HEAD, "model_draft": "mtp-tiny-glm.gguf"}, "it was made for another model than"),
+        ("tiny-glm-mtp.gguf", {"spec_type": ("draft-simple", "draft-mtp")}, "exclude each other"),
+        ("tiny-qwen-mtp.gguf", {**HEAD, "model_draft": "missing.gguf"}, "missing.gguf"),
+    ],
+)
+def test_what_has_no_head_to_draft_with(models: Path, model: str, drafts: dict[str, Any], text: str) -> None:
+    async def test() -> None:
+        with pytest.raises(LoadError, match=text):
+            async with drafting(models, drafts, model=model):
+                pass
+
+    run(test())
+
+
+def test_a_head_is_no_draft_model(programs: Programs) -> None:
+    head = str(programs.models / "mtp-tiny-glm.gguf")
+    worker = programs.worker("-md", head, "--spec-type", "draft-simple", wait="nothing")
+    assert worker.exit_code(40) == 1
+    assert "is no draft model but a head" in worker.log_text
+
+
+def test_a_worker_and_a_gateway_with_a_head(programs: Programs) -> None:
+    models = programs.models
+    presets = f"[head]\nmodel = {models}/tiny-glm-mtp.gguf\nspec-type = draft-mtp,ngram-simple\nctx-size = 1024\n"
+    presets += f"[own]\nmodel = {models}/tiny-glm-mtp.gguf\nmodel-draft = {models}/mtp-tiny-glm.gguf\nctx-size = 1024\n"
+    gateway = programs.gateway(presets=PRESETS + presets)
+    check_drafting(gateway.client, {"model": "head", "n_predict": 60}, "none,draft-mtp,ngram-simple")
+    check_drafting(gateway.client, {"model": "own", "n_predict": 60}, "none,draft-mtp")
+    metrics = gateway.client.get("/metrics?model=head").text
+    assert "spec_decode_num_drafts_total 0" not in metrics

@@ -1,0 +1,348 @@
+"""Speculative decoding: every answer is the plain run's, whoever drafts and however often the draft is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_tools import GREEDY, Request, ask, run
+from llama_corral.common.base.worker_reports import Report
+from llama_corral.common.hub.resolve import ModelFiles
+from llama_corral.presets.options.settings import Settings
+from llama_corral.worker.engine.llama.errors import LoadError
+from llama_corral.worker.engine.messages import Finished, Grammar, Piece, Sampling, TokenProbs
+from llama_corral.worker.engine.runner import Engine, Loaded
+
+ENDLESS = Sampling(temperature=0.0, ignore_eos=True)
+FOX = "Once upon a time there was a little fox, a little fox, a little fox, a little"
+SIMPLE = {"spec_type": ("ngram-simple",), "spec_ngram_simple_size_n": 2, "spec_ngram_simple_size_m": 8}
+MAP_K = {"spec_type": ("ngram-map-k",), "spec_ngram_map_k_size_n": 2, "spec_ngram_map_k_size_m": 8}
+MAP_K4V = {"spec_type": ("ngram-map-k4v",), "spec_ngram_map_k4v_size_n": 2, "spec_ngram_map_k4v_size_m": 8}
+MOD = {"spec_type": ("ngram-mod",), "spec_ngram_mod_n_match": 2, "spec_ngram_mod_n_min": 1, "spec_ngram_mod_n_max": 9}
+CACHE = {"spec_type": ("ngram-cache",)}
+SAME = {"model_draft": "tiny-llama.gguf", "spec_draft_n_max": 5}
+OTHER = {"model_draft": "tiny-llama-b.gguf", "spec_draft_n_max": 4}
+EVERY = {"simple": SIMPLE, "map-k": MAP_K, "map-k4v": MAP_K4V, "mod": MOD, "cache": CACHE, "same": SAME, "other": OTHER}
+every = pytest.mark.parametrize("drafts", EVERY.values(), ids=EVERY)
+some = pytest.mark.parametrize("drafts", [SIMPLE, SAME, OTHER], ids=["simple", "same", "other"])
+
+
+EXACT = {"flash_attn": "off", "cache_type_k": "f32", "cache_type_v": "f32"}
+"""A row computed with others is rounded otherwise than one alone: the difference is small in full precision."""
+
+
+def engine_of(models: Path, drafts: dict[str, Any], reports: list[Report], **settings: Any) -> Engine:
+    settings = {
+        "ctx_size": 2048,
+        "parallel": 2,
+        "threads": 1,
+        "model": "tiny-llama.gguf",
+        **EXACT,
+        **settings,
+        **drafts,
+    }
+    draft = models / drafts["model_draft"] if "model_draft" in drafts else None
+    model = models / settings.pop("model")
+    return Engine(Settings(model=str(model), **settings), ModelFiles(model, draft=draft), reports.append)
+
+
+@asynccontextmanager
+async def drafting(models: Path, drafts: dict[str, Any], **settings: Any) -> AsyncIterator[tuple[Engine, Loaded]]:
+    engine = engine_of(models, drafts, [], **settings)
+    try:
+        await engine.load()
+        async with engine.use() as loaded:
+            yield engine, loaded
+    finally:
+        await engine.close()
+
+
+def rounded(probs: Sequence[TokenProbs]) -> list[object]:
+    return [[(prob.id, pytest.approx(prob.p, abs=1e-4)) for prob in (each.chosen, *each.top)] for each in probs]
+
+
+def comparable(result: Finished) -> tuple[object, ...]:
+    return (
+        result.tokens, result.text, result.stop_type, result.stopping_word, result.n_decoded, result.n_cached,
+        result.truncated, result.has_new_line, rounded(result.probs),
+    )  # fmt: skip
+
+
+async def answers(loaded: Loaded, *requests: dict[str, Any]) -> list[tuple[object, ...]]:
+    asked = [ask(loaded, fields.get("prompt", FOX), **{k: v for k, v in fields.items() if k != "prompt"})
+             for fields in requests]  # fmt: skip
+    return [comparable(result) for request in asked for result in await request.all()]
+
+
+def assert_same(models: Path, drafts: dict[str, Any], *requests: dict[str, Any], **settings: Any) -> None:
+    """One request after the other, plainly and with drafts; these must have been used."""
+
+    async def test() -> None:
+        async with drafting(models, {}, **settings) as (_, loaded):
+            expected = [await answers(loaded, request) for request in requests]
+        async with drafting(models, drafts, **settings) as (engine, loaded):
+            assert [await answers(loaded, request) for request in requests] == expected
+            totals = engine.snapshot.totals
+            assert totals.draft_checks > 0
+            assert totals.drafted >= totals.draft_accepted == sum(totals.accepted_at)
+
+    run(test())
+
+
+SAMPLINGS = [
+    {"sampling": GREEDY},
+    {"sampling": Sampling(seed=7)},
+    {"sampling": Sampling(seed=7, temperature=0.3, repeat_penalty=1.2, dry_multiplier=0.5)},
+    {"sampling": Sampling(seed=3, mirostat=2)},
+]
+
+
+@every
+@pytest.mark.parametrize("model", ["tiny-llama.gguf", "tiny-gemma3.gguf", "tiny-mamba.gguf"])
+def test_answers_are_the_plain_run_s(models: Path, drafts: dict[str, Any], model: str) -> None:
+    assert_same(models, drafts, *({"n_predict": 90, **sampling} for sampling in SAMPLINGS), model=model)
+
+
+@some
+def test_probabilities_and_limits(models: Path, drafts: dict[str, Any]) -> None:
+    requests: list[dict[str, Any]] = [{"n_predict": n} for n in (1, 2, 3, 41)]
+    requests += [
+        {"n_predict": 30, "sampling": Sampling(temperature=0.0, n_probs=3)},
+        {"n_predict": 30, "sampling": Sampling(seed=5, n_probs=2, post_sampling_probs=True)},
+        {"n_predict": 40, "t_max_predict_ms": 60000.0, "n_indent": 1},
+        {"n_predict": 0},
+    ]
+    assert_same(models, drafts, *requests)
+
+
+@some
+def test_stop_strings_in_the_middle_of_a_draft(models: Path, drafts: dict[str, Any]) -> None:
+    async def text() -> str:
+        async with drafting(models, {}) as (_, loaded):
+            return (await ask(loaded, FOX, n_predict=60).one()).text
+
+    whole = asyncio.run(text())
+    words = [whole[at : at + n] for at, n in ((9, 3), (25, 4), (40, 2), (len(whole) // 2, 7))]
+    assert_same(models, drafts, *({"n_predict": 60, "stop": (word,)} for word in words), {"n_predict": 60})
+
+
+@some
+def test_grammars(models: Path, drafts: dict[str, Any]) -> None:
+    grammars = ['root ::= ("a little fox, "){4}', "root ::= [a-z ]+ [.]", 'root ::= ("yes" | "no" | "fox ")+']
+    requests = [
+        {"n_predict": 40, "sampling": Sampling(seed=2, temperature=t, grammar=Grammar(text))}
+        for text in grammars
+        for t in (0.0, 1.0)
+    ]
+    assert_same(models, drafts, *requests)
+
+
+@pytest.mark.parametrize("drafts", [CACHE, SAME, OTHER], ids=["cache", "same", "other"])
+@pytest.mark.parametrize("model", ["tiny-llama.gguf", "tiny-mamba.gguf"])
+@pytest.mark.parametrize("unified", [True, False])
+def test_choices(models: Path, drafts: dict[str, Any], model: str, unified: bool) -> None:
+    requests = [{"n": 2, "n_predict": 40, "sampling": Sampling(seed=11)}, {"n": 2, "n_predict": 12}]
+    assert_same(models, drafts, *requests, model=model, kv_unified=unified)
+
+
+@some
+def test_context_shift(models: Path, drafts: dict[str, Any]) -> None:
+    endless = Sampling(temperature=0.0, ignore_eos=True)
+    requests = [{"n_predict": 400, "sampling": endless}, {"n_predict": 300, "sampling": endless, "n_keep": 5}]
+    assert_same(models, drafts, *requests, ctx_size=256, parallel=1, context_shift=True)
+
+
+@some
+def test_a_full_context(models: Path, drafts: dict[str, Any]) -> None:
+    assert_same(models, drafts, {"n_predict": -1, "sampling": Sampling(temperature=0.0, ignore_eos=True)},
+                ctx_size=256, parallel=1)  # fmt: skip
+
+
+@every
+def test_streams_side_by_side(models: Path, drafts: dict[str, Any]) -> None:
+    """Batches differ from one by one, so that numbers may too; with these models they do not."""
+    prompts = [FOX, "Hello, world! Hello, world! Hello,", "The quick brown fox jumps over the lazy dog. " * 20]
+    requests = [{"prompt": p, "n_predict": 60, "sampling": Sampling(seed=i)} for i, p in enumerate(prompts * 3)]
+
+    async def test() -> None:
+        settings = {"parallel": 4, "ctx_size": 4096, "batch_size": 64, "ubatch_size": 32}
+        async with drafting(models, {}, **settings) as (_, loaded):
+            expected = [await answers(loaded, request) for request in requests]
+        async with drafting(models, drafts, **settings) as (engine, loaded):
+            assert await answers(loaded, *requests) == [answer for part in expected for answer in part]
+            assert engine.snapshot.totals.draft_checks > 0
+
+    run(test())
+
+
+@pytest.mark.parametrize("model", ["tiny-llama.gguf", "tiny-mamba.gguf"])
+def test_a_prompt_is_reused_after_drafts(models: Path, model: str) -> None:
+    """What a slot remembers after refused drafts is what it says: a conversation goes on as computed afresh."""
+
+    async def conversation(loaded: Loaded, cache_prompt: bool) -> list[tuple[int, ...]]:
+        tokens, turns = loaded.vocab.tokenize(FOX, True, True), list[tuple[int, ...]]()
+        for _ in range(4):
+            result = await ask(loaded, tokens, n_predict=25, cache_prompt=cache_prompt).one()
+            turns.append(result.tokens)
+            tokens = [*tokens, *result.tokens, *loaded.vocab.tokenize(" And then")]
+        return turns
+
+    async def test() -> None:
+        async with drafting(models, {}, model=model) as (_, loaded):
+            expected = await conversation(loaded, False)
+        for drafts in (SIMPLE, SAME, OTHER):
+            async with drafting(models, drafts, model=model) as (_, loaded):
+                assert await conversation(loaded, True) == expected
+
+    run(test())
+
+
+@pytest.mark.parametrize("drafts", [SIMPLE, SAME], ids=["simple", "same"])
+def test_cancelled_streams_leave_nothing_behind(models: Path, drafts: dict[str, Any]) -> None:
+    async def test() -> None:
+        endless = {"n_predict": -1, "stream": True, "sampling": Sampling(temperature=0.0, ignore_eos=True)}
+        async with drafting(models, {}) as (_, loaded):
+            expected = await answers(loaded, {"n_predict": 50})
+        async with drafting(models, drafts, ctx_size=8192) as (_, loaded):
+            for n in (1, 5, 20):
+                request = ask(loaded, FOX, **endless)
+                await request.until(lambda events, n=n: sum(isinstance(e, Piece) for e in events) >= n)  # type: ignore[misc]
+                request.ticket.cancel()
+                assert await answers(loaded, {"n_predict": 50}) == expected
+
+    run(test())
+
+
+def test_a_stream_sends_every_token_with_its_own_numbers(models: Path) -> None:
+    async def pieces(loaded: Loaded) -> tuple[list[tuple[object, ...]], Request]:
+        request = ask(
+            loaded, FOX, n_predict=40, stream=True, timings_per_token=True, sampling=Sampling(seed=1, n_probs=1)
+        )
+        await request.one()
+        return [
+            (p.text, p.tokens, p.n_decoded, rounded(p.probs)) for p in request.events if isinstance(p, Piece)
+        ], request
+
+    async def test() -> None:
+        async with drafting(models, {}) as (_, loaded):
+            expected, _ = await pieces(loaded)
+        async with drafting(models, SAME) as (_, loaded):
+            shown, request = await pieces(loaded)
+            assert shown == expected
+            timings = [p.timings for p in request.events if isinstance(p, Piece) and p.timings]
+            assert [t.predicted_n for t in timings] == sorted(t.predicted_n for t in timings)
+            assert 0 < timings[-1].draft_n_accepted <= timings[-1].draft_n
+
+    run(test())
+
+
+def test_a_good_draft_saves_steps(models: Path) -> None:
+    async def test() -> None:
+        async with drafting(models, SAME) as (engine, loaded):
+            result = await ask(loaded, FOX, n_predict=60).one()
+            assert result.timings.draft_n == result.timings.draft_n_accepted
+            assert engine.snapshot.totals.decodes <= 1 + 60 / 5
+            assert engine.snapshot.totals.accepted_at[0] == engine.snapshot.totals.draft_checks
+
+    run(test())
+
+
+def test_sleep_frees_the_draft_and_waking_loads_it_again(models: Path) -> None:
+    async def test() -> None:
+        reports: list[Report] = []
+        engine = engine_of(models, SAME, reports, sleep_idle_seconds=1)
+        await engine.load()
+        stages = [report.payload for report in reports if report.payload]
+        assert all(payload["stages"] == ["text_model", "spec_model"] for payload in stages)
+        assert {payload["current"] for payload in stages} == {"text_model", "spec_model"}
+        async with engine.use() as loaded:
+            before = await answers(loaded, {"n_predict": 30})
+        n_checks = engine.snapshot.totals.draft_checks
+        while not engine.is_sleeping:  # noqa: ASYNC110 - it has no event of its own here
+            await asyncio.sleep(0.02)
+        async with engine.use() as loaded:
+            assert await answers(loaded, {"n_predict": 30}) == before
+            assert engine.snapshot.totals.draft_checks == 2 * n_checks > 0
+        await engine.close()
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"spec_type": ("draft-simple",)}, "needs a draft model"),
+        ({"model_draft": "truncated.gguf"}, "failed to load model"),
+        ({"spec_type": ("ngram-cache",), "lookup_cache_static": "not-a-model.gguf"}, "failed to read lookup cache"),
+        ({"spec_synth_len": 2.0}, "needs speculative decoding"),
+        ({**SAME, "spec_synth_len": 9.0}, "is not within 1 and 6"),
+        ({**SAME, "spec_synth_rates": (0.5,)}, "5 values are needed, 1 are given"),
+        ({**SAME, "spec_synth_rates": (0.5, 0.6, 0.1, 0.1, 0.1)}, "none above the one before"),
+        ({**SAME, "spec_synth_rates": (0.5,), "spec_synth_len": 2.0}, "exclude each other"),
+        ({"model_draft": "tiny-bert.gguf", "spec_synth_len": 2.0}, "could not be set up"),
+    ],
+)
+def test_what_cannot_be_set_up(models: Path, settings: dict[str, Any], text: str) -> None:
+    if "lookup_cache_static" in settings:
+        settings = settings | {"lookup_cache_static": str(models / settings["lookup_cache_static"])}
+
+    async def test() -> None:
+        with pytest.raises(LoadError, match=text):
+            async with drafting(models, settings):
+                pass
+
+    run(test())
+
+
+def test_a_draft_with_other_tokens_is_left_out(models: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        async with drafting(models, {"model_draft": "tiny-llama-fim.gguf"}) as (engine, loaded):
+            assert (await ask(loaded, FOX).one()).n_decoded == 16
+            assert engine.snapshot.totals.draft_checks == 0
+            assert not (await loaded.slots())[0].speculative
+
+    run(test())
+    assert "cannot draft for" in caplog.text
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.5, 1.0])
+def test_simulated_acceptance(models: Path, chance: float) -> None:
+    async def test() -> None:
+        requests = {"n_predict": 60, "sampling": Sampling(seed=9, temperature=0.2, ignore_eos=True)}
+        async with drafting(models, {}) as (_, loaded):
+            plain = await ask(loaded, FOX, **requests).one()
+        rates = tuple(chance ** (i + 1) for i in range(4))
+        async with drafting(models, {**OTHER, "spec_synth_rates": rates}) as (_, loaded):
+            first, second = [await ask(loaded, FOX, cache_prompt=False, **requests).one() for _ in range(2)]
+            assert first.tokens == second.tokens
+            assert first.timings.draft_n_accepted == second.timings.draft_n_accepted
+            assert first.timings.draft_n > 0
+            if chance == 0.0:
+                assert first.timings.draft_n_accepted == 0
+                assert first.tokens == plain.tokens
+            if chance == 1.0:
+                assert first.timings.draft_n_accepted == first.timings.draft_n
+
+    run(test())
+
+
+@some
+def test_a_pool_without_room_for_drafts(models: Path, drafts: dict[str, Any]) -> None:
+    """They give way before anything that a slot remembers does."""
+
+    async def told(loaded: Loaded) -> list[tuple[object, ...]]:
+        requests = [{"id_slot": 0, "n_predict": 150}, {"id_slot": 1, "n_predict": 220}, {"id_slot": 0, "n_predict": 40}]
+        return [comparable(await ask(loaded, FOX, sampling=ENDLESS, **fields).one()) for fields in requests]
+
+    async def test() -> None:
+        settings = {"ctx_size": 320, "kv_unified": True, "cache_ram": 0, "cache_idle_slots": False}
+        async with drafting(models, {}, **settings) as (_, loaded):
+            expected = await told(loaded)
+        async with drafting(models, drafts, **settings) as (_, loaded):
+            assert await told(loaded) == expected
+
+    run(test())

@@ -1,0 +1,87 @@
+"""What would abort the process in llama.cpp, tried on real tiny models: the engine refuses it or avoids it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_tools import ask, run, running, vectors
+from llama_corral.common.base.errors import NotSupported
+from llama_corral.worker.engine.messages import Sampling
+
+
+@pytest.fixture
+def llama(models: Path) -> Path:
+    return models / "tiny-llama.gguf"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"batch_size": 1},
+        {"batch_size": 2, "parallel": 8},
+        {"batch_size": 2, "parallel": 8, "embeddings": True},
+        {"ubatch_size": 1},
+        {"batch_size": 4096, "ctx_size": 256, "parallel": 1},
+        {"ctx_size": 1},
+        {"parallel": 256, "kv_unified": True},
+    ],
+)
+def test_sizes_that_do_not_fit_each_other(llama: Path, settings: dict[str, Any]) -> None:
+    async def test() -> None:
+        async with running(llama, **settings) as engine, engine.use() as loaded:
+            requests = [ask(loaded, f"number {i}", n_predict=5) for i in range(9)]
+            assert [(await request.one()).n_decoded for request in requests] == [5] * 9
+
+    run(test())
+
+
+def test_a_history_larger_than_memory(llama: Path) -> None:
+    async def test() -> None:
+        async with running(llama) as engine, engine.use() as loaded:
+            huge = 2**31 - 1
+            sampling = Sampling(repeat_penalty=1.1, repeat_last_n=huge, dry_multiplier=0.5, dry_penalty_last_n=huge)
+            assert (await ask(loaded, sampling=sampling).one()).n_decoded == 16
+
+    run(test())
+
+
+def test_choices_copy_whole_sequences_when_the_pool_is_split(llama: Path) -> None:
+    async def test() -> None:
+        async with running(llama, parallel=3, kv_unified=False) as engine, engine.use() as loaded:
+            results = await ask(loaded, [1, *range(270, 320)], n=3).all()
+            assert [result.n_decoded for result in results] == [16] * 3
+
+    run(test())
+
+
+def test_an_embedding_of_a_context_without_room_for_it(llama: Path) -> None:
+    async def test() -> None:
+        async with running(llama) as engine, engine.use() as loaded:
+            with pytest.raises(NotSupported):
+                await vectors(loaded, "the fox")
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(logit_bias=tuple((token, float("-inf")) for token in range(512))),
+        Sampling(logit_bias=((-5, 1.0), (2**31 - 1, 1.0))),
+        Sampling(samplers=()),
+        Sampling(temperature=float("inf")),
+        Sampling(top_k=2**31 - 1, min_keep=2**31 - 1, n_probs=2**31 - 1),
+        Sampling(mirostat=2, mirostat_tau=-1e30, mirostat_eta=1e30),
+        Sampling(mirostat=1, mirostat_tau=0.0),
+        Sampling(dry_multiplier=1.0, dry_sequence_breakers=("", "x" * 100, "\n"), dry_base=1e30, dry_allowed_length=0),
+        Sampling(xtc_probability=1.0, xtc_threshold=0.0),
+    ],
+)
+def test_extreme_sampling(llama: Path, sampling: Sampling) -> None:
+    async def test() -> None:
+        async with running(llama) as engine, engine.use() as loaded:
+            assert (await ask(loaded, sampling=sampling).one()).n_decoded >= 1
+
+    run(test())

@@ -1,0 +1,35 @@
+"""How many prompt tokens ride beside streams: enough to get on, few enough that no stream stutters."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from llama_corral.worker.engine.batching.prefill_budget import FEWEST, TARGET_STEP_SECONDS, Pacer
+
+observations = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 3000), st.floats(1e-6, 100)), max_size=40)
+
+
+@given(st.integers(1, 4096), observations)
+def test_it_stays_within_bounds(n_batch: int, seen: list[tuple[int, int, float]]) -> None:
+    pacer = Pacer(n_batch)
+    for n_streams, n_prompt, seconds in seen:
+        pacer.observe(n_streams, n_prompt, seconds)
+        assert min(FEWEST, n_batch) <= pacer.n_prompt_beside_streams <= n_batch
+
+
+def test_the_first_guess() -> None:
+    assert Pacer(2048).n_prompt_beside_streams == FEWEST
+
+
+@pytest.mark.parametrize("per_token", [1e-5, 2e-4, 1e-3, 5e-3])
+def test_steps_come_to_take_the_time_they_may(per_token: float) -> None:
+    pacer = Pacer(2048)
+    seconds = 0.0
+    for _ in range(60):
+        n = pacer.n_prompt_beside_streams
+        seconds = 0.01 + n * per_token
+        pacer.observe(4, n, seconds)
+        pacer.observe(4, 0, 0.01)
+    assert seconds <= TARGET_STEP_SECONDS * 1.3 or n == FEWEST
+    assert seconds >= TARGET_STEP_SECONDS / 2 or n == 2048

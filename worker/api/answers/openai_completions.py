@@ -1,0 +1,111 @@
+"""OpenAI's text completion dialect, with llama-server's additions: `/v1/completions`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llama_corral.common.base.errors import InvalidRequest
+from llama_corral.common.base.json_encoding import encode_json
+from llama_corral.common.web.json_fields import Fields
+
+from ...engine.messages import Finished, Piece, Progress, TokenProbs
+from .dialect import DONE, Answer, EventStream, sse
+from .native import Native, progress_json
+from .results import finish_reason, probs_json, timings_json, usage_json
+
+
+def refuse_unsupported(body: Mapping[str, Any]) -> None:
+    """What OpenAI has and llama-server has not, in its words. Raises InvalidRequest."""
+    if Fields(body).boolean("echo", default=False):
+        raise InvalidRequest("Only no echo is supported")
+    for name in ("best_of", "suffix"):
+        if body.get(name) is not None:
+            raise InvalidRequest(f"Unsupported param: {name}")
+
+
+class OpenAICompletions(EventStream):
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+        self._native = Native(answer)
+        self._frame = {
+            "created": answer.created,
+            "model": answer.model,
+            "system_fingerprint": answer.build,
+            "object": "text_completion",
+            "id": answer.id,
+        }
+        self._frame_end = encode_json(self._frame)[1:]
+
+    def whole(self, results: Sequence[Finished]) -> object:
+        body = {
+            "choices": [self._choice(index, result.text, result.probs, result) for index, result in enumerate(results)],
+            **self._frame,
+            "usage": usage_json(results, self._answer.params.n),
+            "timings": timings_json(results[0].timings),
+        }
+        if self._answer.params.verbose:
+            body["__verbose"] = self._native.result(0, results[0])
+        return body
+
+    def _choice(self, index: int, text: str, probs: Sequence[Any], result: Finished | None) -> dict[str, Any]:
+        return {
+            "text": text,
+            "index": index,
+            "logprobs": self._logprobs(probs) if probs else None,
+            "finish_reason": finish_reason(result) if result else None,
+        }
+
+    def _logprobs(self, probs: Sequence[TokenProbs]) -> dict[str, Any]:
+        """In llama-server's form, and in OpenAI's for completions beside it."""
+        post_sampling = self._answer.params.sampling.post_sampling_probs
+        shown = probs_json(probs, post_sampling)
+        if post_sampling:
+            return {"content": shown}
+        return {
+            "content": shown,
+            "tokens": [entry["token"] for entry in shown],
+            "token_logprobs": [entry["logprob"] for entry in shown],
+            "top_logprobs": [{top["token"]: top["logprob"] for top in entry["top_logprobs"]} for entry in shown],
+        }
+
+    def piece(self, index: int, event: Piece) -> bytes:
+        if event.probs or event.timings is not None or self._answer.params.verbose:
+            return self._full_piece(index, event)
+        return b'data: {"choices":[{"text":%b,"index":%d,"logprobs":null,"finish_reason":null}],%b\n\n' % (
+            encode_json(event.text),
+            index,
+            self._frame_end,
+        )
+
+    def _full_piece(self, index: int, event: Piece) -> bytes:
+        chunk: dict[str, Any] = {"choices": [self._choice(index, event.text, event.probs, None)], **self._frame}
+        if self._answer.params.verbose:
+            chunk["__verbose"] = self._native.partial(index, event)
+        if event.timings is not None:
+            chunk["timings"] = timings_json(event.timings)
+        return sse(chunk)
+
+    def progress(self, index: int, event: Progress) -> bytes:
+        chunk: dict[str, Any] = {
+            "choices": [self._choice(index, "", (), None)],
+            **self._frame,
+            "prompt_progress": progress_json(event),
+        }
+        if self._answer.params.timings_per_token:
+            chunk["timings"] = timings_json(event.timings)
+        return sse(chunk)
+
+    def finished(self, index: int, event: Finished) -> bytes:
+        chunk = {
+            "choices": [self._choice(index, "", (), event)],
+            **self._frame,
+            "usage": usage_json([event], 1),
+            "timings": timings_json(event.timings),
+        }
+        if self._answer.params.verbose:
+            chunk["__verbose"] = self._native.result(index, event)
+        return sse(chunk)
+
+    def end(self) -> bytes:
+        return DONE

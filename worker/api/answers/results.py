@@ -1,0 +1,75 @@
+"""The parts that results of every dialect share: timings, usage, token probabilities, ids. Pure."""
+
+from __future__ import annotations
+
+import codecs
+import secrets
+import string
+from collections.abc import Sequence
+from typing import Any
+
+from ...engine.messages import Finished, Timings, TokenProb, TokenProbs
+
+LOWEST_FLOAT = -3.4028234663852886e38
+"""Stands for the logarithm of 0: JSON has no infinity."""
+
+_ALPHABET = string.digits + string.ascii_letters
+
+
+def random_id(prefix: str) -> str:
+    return prefix + "".join(secrets.choice(_ALPHABET) for _ in range(32))
+
+
+def timings_json(timings: Timings) -> dict[str, Any]:
+    """Rates of prompt tokens that were really processed, and of the tokens after the first, which costs no step."""
+    steps = max(0, timings.predicted_n - 1)
+    prompt_ms, predicted_ms = timings.prompt_ms, timings.predicted_ms
+    shown: dict[str, Any] = {
+        "cache_n": timings.cache_n,
+        "prompt_n": timings.prompt_n,
+        "prompt_ms": prompt_ms,
+        "prompt_per_token_ms": prompt_ms / timings.prompt_n if timings.prompt_n > 0 else 0.0,
+        "prompt_per_second": 1e3 / prompt_ms * timings.prompt_n if prompt_ms > 0 else 0.0,
+        "predicted_n": timings.predicted_n,
+        "predicted_ms": predicted_ms,
+        "predicted_per_token_ms": predicted_ms / steps if steps else 0.0,
+        "predicted_per_second": 1e3 / predicted_ms * steps if predicted_ms > 0 else 0.0,
+    }
+    if timings.draft_n > 0:
+        shown["draft_n"] = timings.draft_n
+        shown["draft_n_accepted"] = timings.draft_n_accepted
+    return shown
+
+
+def usage_json(results: Sequence[Finished], n: int) -> dict[str, Any]:
+    """Tokens of the whole answer: `n` choices of one prompt share its tokens, several prompts do not."""
+    prompts = results[::n]
+    prompt_tokens = sum(result.n_prompt for result in prompts)
+    completion_tokens = sum(result.n_decoded for result in results)
+    return {
+        "completion_tokens": completion_tokens,
+        "prompt_tokens": prompt_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": sum(result.timings.cache_n for result in prompts)},
+    }
+
+
+def finish_reason(result: Finished) -> str:
+    return "stop" if result.stop_type in ("eos", "word") else "length"
+
+
+def probs_json(probs: Sequence[TokenProbs], post_sampling: bool) -> list[dict[str, Any]]:
+    name, list_name = ("prob", "top_probs") if post_sampling else ("logprob", "top_logprobs")
+    return [
+        {**_prob_json(entry.chosen, name), list_name: [_prob_json(alternative, name) for alternative in entry.top]}
+        for entry in probs
+    ]
+
+
+def _prob_json(entry: TokenProb, name: str) -> dict[str, Any]:
+    return {
+        "id": entry.id,
+        "token": codecs.utf_8_decode(entry.piece, "replace", False)[0],  # a character's beginning alone is no text
+        "bytes": list(entry.piece),
+        name: max(entry.p, LOWEST_FLOAT),
+    }

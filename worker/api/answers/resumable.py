@@ -1,0 +1,172 @@
+"""Streams with an `X-Conversation-Id`: they go on when their client leaves, and can be read again and followed.
+
+`resumable` wraps the handlers that stream. Without the header nothing changes. With it the handler runs as a task of
+the conversation's session and writes there, and the client is but the first reader. The endpoints read, list and stop
+sessions; none of them touches the model, so none wakes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from aiohttp import web
+from llama_corral.common.base.errors import InvalidRequest, NotFound
+from llama_corral.common.web.application import (
+    CONVERSATION_HEADER,
+    Handler,
+    event_stream,
+    json_response,
+    query_text,
+    read_json,
+)
+
+from .stream_sessions import OffsetLost, StreamSession, StreamSessions
+
+SESSIONS = web.AppKey("sessions", StreamSessions)
+MOST_DIGITS = 18
+"""Of an offset in bytes."""
+_SESSION = "session"
+"""In a request: the session that its answer goes to."""
+
+
+async def sessions(app: web.Application) -> AsyncIterator[None]:
+    """For `cleanup_ctx`: what still streams when the server has stopped is ended."""
+    app[SESSIONS] = StreamSessions()
+    yield
+    await app[SESSIONS].close()
+
+
+# -- producing -------------------------------------------------------------------------------------------------------
+
+
+def resumable(handler: Handler) -> Handler:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        conversation = request.headers.get(CONVERSATION_HEADER, "")
+        if not conversation:
+            return await handler(request)
+        return await _in_session(request, handler, conversation)
+
+    return answer
+
+
+async def _in_session(request: web.Request, handler: Handler, conversation: str) -> web.StreamResponse:
+    async def produce(session: StreamSession) -> web.StreamResponse:
+        request[_SESSION] = session
+        return await handler(request)
+
+    session = request.app[SESSIONS].open(conversation, produce)
+    producer = session.producer
+    assert producer is not None
+    begun = asyncio.ensure_future(session.begun.wait())
+    try:
+        await asyncio.wait({producer, begun}, return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:
+        session.client_left = True
+        if session.outlives_client is False:
+            producer.cancel()
+        raise
+    finally:
+        begun.cancel()
+    if session.begun.is_set():
+        return await _send(request, session, 0)
+    if producer.cancelled():
+        raise InvalidRequest("request cancelled by a stop of its stream, or by a newer request of its conversation")
+    whole: web.StreamResponse = producer.result()
+    return whole
+
+
+def settle(request: web.Request, *, streams: bool) -> None:
+    """Called once it is clear what is answered: only a stream goes on without its client."""
+    session: StreamSession | None = request.get(_SESSION)
+    if session is None:
+        return
+    session.outlives_client = streams
+    if not streams:
+        request.app[SESSIONS].forget(session)
+        if session.client_left:
+            raise ConnectionResetError("the client left")
+
+
+def open_stream(request: web.Request, content_type: str) -> web.StreamResponse:
+    """What a stream is written to: the client, or the session of its conversation."""
+    session: StreamSession | None = request.get(_SESSION)
+    if session is None:
+        return event_stream(content_type)
+    session.content_type = content_type
+    return _Recording(session)
+
+
+class _Recording(web.StreamResponse):
+    """Takes a stream like a response would."""
+
+    def __init__(self, session: StreamSession) -> None:
+        super().__init__()
+        self._session = session
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        self._session.begun.set()
+
+    async def write(self, data: Any) -> None:
+        self._session.append(data)
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        pass  # the session is done when its producer is
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+async def _send(request: web.Request, session: StreamSession, offset: int) -> web.StreamResponse:
+    response = event_stream(session.content_type)
+    await response.prepare(request)
+    try:
+        while chunk := await session.read(offset):
+            await response.write(chunk)
+            offset += len(chunk)
+    except OffsetLost:
+        raise ConnectionAbortedError("the client reads more slowly than its stream is kept") from None
+    await response.write_eof()
+    return response
+
+
+async def resume(request: web.Request) -> web.StreamResponse:
+    session = request.app[SESSIONS].get(_conversation(request))
+    if session is None:
+        raise NotFound("Stream not found or expired")
+    given = query_text(request, "from") or "0"
+    if not (given.isascii() and given.isdigit() and len(given) <= MOST_DIGITS):
+        raise InvalidRequest("Invalid 'from' offset")
+    if int(given) < session.n_dropped:
+        raise InvalidRequest("Stream offset lost, please restart")
+    return await _send(request, session, int(given))
+
+
+async def stop(request: web.Request) -> web.StreamResponse:
+    request.app[SESSIONS].stop(_conversation(request))
+    return web.Response(status=204, headers={"Content-Type": "application/json"})
+
+
+async def look_up(request: web.Request) -> web.StreamResponse:
+    body = await read_json(request)
+    given = body.get("conversation_ids") if isinstance(body, dict) else None
+    wanted = [name for name in given if isinstance(name, str) and name] if isinstance(given, list) else []
+    return json_response([_shown(session) for session in request.app[SESSIONS].of(wanted)])
+
+
+def _shown(session: StreamSession) -> dict[str, Any]:
+    return {
+        "conversation_id": session.conversation,
+        "is_done": session.is_done,
+        "total_bytes": session.total_bytes,
+        "started_at": session.started_at,
+        "completed_at": session.completed_at,
+    }
+
+
+def _conversation(request: web.Request) -> str:
+    conversation = query_text(request, "conv_id")
+    if not conversation:
+        raise InvalidRequest("Missing conversation id in path")
+    return conversation

@@ -1,0 +1,202 @@
+"""Carrying one request's events from the engine to its client: all at once, or as a stream.
+
+The engine puts events into the request's mailbox on the loop thread; the request's own handler takes what has gathered,
+has its dialect render it and writes once. When the handler ends, for whatever reason, its tickets are cancelled: a
+client that leaves ends the handler, and so frees its slots, unless its stream is `resumable`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Protocol
+
+from aiohttp import web
+from llama_corral.common.web.application import json_response
+
+from ...engine.messages import Begun, Event, Failed, Finished, Generation, Piece, Progress, Sink
+from .dialect import Dialect
+from .resumable import open_stream, settle
+
+
+class Ticket(Protocol):
+    def cancel(self) -> None: ...
+
+
+class Engine(Protocol):
+    """The part of a loaded model that answers need."""
+
+    def submit(self, request: Generation, sink: Sink) -> Ticket: ...
+
+
+class Mailbox:
+    """Events of all prompts of one request, each with the index of its prompt's first choice."""
+
+    def __init__(self) -> None:
+        self._events: list[tuple[int, Event]] = []
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, offset: int, event: Event) -> None:
+        self._events.append((offset, event))
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def take(self) -> list[tuple[int, Event]]:
+        """What has gathered since the last time, at least one event; nothing when `nudge` ended the wait."""
+        if not self._events:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        events, self._events = self._events, []
+        return events
+
+    def nudge(self) -> None:
+        """Lets `take` return without an event: it is time for a ping."""
+        self._wake()
+
+
+@contextmanager
+def submitted(engine: Engine, generations: Sequence[Generation]) -> Iterator[Mailbox]:
+    """The mailbox of these generations, which end with the block."""
+    mailbox = Mailbox()
+    tickets: list[Ticket] = []
+    offset = 0
+    try:
+        for generation in generations:
+            tickets.append(engine.submit(generation, partial(mailbox.put, offset)))
+            offset += generation.n
+        yield mailbox
+    finally:
+        for ticket in tickets:
+            ticket.cancel()
+
+
+BeforeEnd = Callable[[], Awaitable[None]]
+
+
+async def respond(
+    request: web.Request,
+    engine: Engine,
+    generations: Sequence[Generation],
+    dialect: Dialect,
+    ping_interval: float,
+    before_end: BeforeEnd | None = None,
+) -> web.StreamResponse:
+    """The whole answer. An error before anything was sent is raised, with its own status, in streams as well.
+
+    `before_end` is awaited when the answer is complete, before its client can know.
+    """
+    total = sum(generation.n for generation in generations)
+    settle(request, streams=generations[0].stream)
+    with submitted(engine, generations) as mailbox:
+        if generations[0].stream:
+            return await _stream(request, mailbox, dialect, total, ping_interval, before_end)
+        whole = dialect.whole(await _collect(mailbox, total))
+        if before_end is not None:
+            await before_end()
+        return json_response(whole)
+
+
+async def _collect(mailbox: Mailbox, total: int) -> list[Finished]:
+    results: dict[int, Finished] = {}
+    while len(results) < total:
+        for offset, event in await mailbox.take():
+            if isinstance(event, Failed):
+                raise event.error
+            if isinstance(event, Finished):
+                results[offset + event.index] = event
+    return [results[index] for index in sorted(results)]
+
+
+async def _stream(
+    request: web.Request,
+    mailbox: Mailbox,
+    dialect: Dialect,
+    total: int,
+    ping_interval: float,
+    before_end: BeforeEnd | None,
+) -> web.StreamResponse:
+    events = await mailbox.take()
+    for _, event in events:
+        if isinstance(event, Failed):
+            raise event.error
+    response = open_stream(request, dialect.content_type)
+    await response.prepare(request)
+    with _Pings(mailbox, ping_interval) as pings:
+        while True:
+            chunk, n_finished, has_failed = _render(events, dialect)
+            total -= n_finished
+            if has_failed or total == 0:
+                break
+            if not events:
+                chunk = dialect.ping
+            if chunk:
+                await response.write(chunk)
+                pings.written()
+            events = await mailbox.take()
+    if not has_failed:
+        if before_end is not None:
+            await before_end()
+        chunk += dialect.end()
+    await response.write(chunk)
+    await response.write_eof()
+    return response
+
+
+def _render(events: Sequence[tuple[int, Event]], dialect: Dialect) -> tuple[bytes, int, bool]:
+    """The bytes of these events, how many choices end with them, and whether the whole answer does, with an error."""
+    chunks: list[bytes] = []
+    n_finished = 0
+    for offset, event in events:
+        match event:
+            case Begun():
+                chunks.append(dialect.begun(offset + event.index, event))
+            case Piece():
+                chunks.append(dialect.piece(offset + event.index, event))
+            case Progress():
+                chunks.append(dialect.progress(offset + event.index, event))
+            case Finished():
+                chunks.append(dialect.finished(offset + event.index, event))
+                n_finished += 1
+            case Failed():
+                chunks.append(dialect.failed(event.error))
+                return b"".join(chunks), n_finished, True
+    return b"".join(chunks), n_finished, False
+
+
+class _Pings:
+    """Nudges the mailbox whenever the stream has been silent for `interval` seconds; one timer, not one a token."""
+
+    def __init__(self, mailbox: Mailbox, interval: float) -> None:
+        self._mailbox = mailbox
+        self._interval = interval
+        self._loop = asyncio.get_running_loop()
+        self._last = self._loop.time()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> _Pings:
+        if self._interval > 0:
+            self._timer = self._loop.call_later(self._interval, self._tick)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def written(self) -> None:
+        self._last = self._loop.time()
+
+    def _tick(self) -> None:
+        due = self._last + self._interval
+        now = self._loop.time()
+        if now >= due:
+            self._mailbox.nudge()
+            due = now + self._interval
+        self._timer = self._loop.call_at(due, self._tick)

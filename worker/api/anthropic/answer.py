@@ -1,0 +1,186 @@
+"""Anthropic's messages dialect: an answer as content blocks, whole or as named events. Pure.
+
+Blocks follow each other as the model writes them: thoughts, text, calls. The whole message is what the events add up
+to, so both are always the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from llama_corral.common.base.errors import ApiError
+from llama_corral.common.base.json_encoding import encode_json
+from llama_corral.common.web.application import EVENT_STREAM_TYPE, error_event
+from llama_corral.common.web.envelopes import ANTHROPIC
+from pydantic_core import from_json
+
+from ...chat.parsing.deltas import CallArguments, CallBegun, Content, Delta, Reasoning
+from ...engine.messages import Begun, Finished, Piece, Progress
+from ..answers.dialect import Answer
+
+JSON = dict[str, Any]
+
+
+class AnthropicMessages:
+    content_type = EVENT_STREAM_TYPE
+    ping = b'event: ping\ndata: {"type":"ping"}\n\n'
+
+    def __init__(self, answer: Answer, stops: Sequence[str] = ()) -> None:
+        """`stops`: the caller's own stop sequences; the server may have others."""
+        self._answer = answer
+        self._stops = stops
+        self._reply = answer.params.reply
+        self._parser = self._reply.parser()
+        self._blocks = Blocks()
+        self._begun = False
+
+    def whole(self, results: Sequence[Finished]) -> object:
+        (result,) = results
+        message = self._message(usage_json(result.n_prompt, result.timings.cache_n, result.n_decoded))
+        message |= {"content": block_list(self._events(result.text, result)), **self._stop(result)}
+        return message
+
+    def begun(self, index: int, event: Begun) -> bytes:
+        return self._begin(event.n_prompt, event.n_cached)
+
+    def piece(self, index: int, event: Piece) -> bytes:
+        return self._begin(event.n_prompt, 0) + b"".join(map(sse, self._events(event.text)))
+
+    def progress(self, index: int, event: Progress) -> bytes:
+        return b""
+
+    def finished(self, index: int, event: Finished) -> bytes:
+        begun = self._begin(event.n_prompt, event.timings.cache_n)
+        rest = b"".join(map(sse, self._events("", event)))
+        usage = usage_json(event.n_prompt, event.timings.cache_n, event.n_decoded)
+        end = sse({"type": "message_delta", "delta": self._stop(event), "usage": usage})
+        return begun + rest + end + sse({"type": "message_stop"})
+
+    def end(self) -> bytes:
+        return b""
+
+    def failed(self, error: ApiError) -> bytes:
+        return error_event(error, ANTHROPIC)
+
+    def _begin(self, n_prompt: int, n_cached: int) -> bytes:
+        if self._begun:
+            return b""
+        self._begun = True
+        return sse({"type": "message_start", "message": self._message(usage_json(n_prompt, n_cached, 0))})
+
+    def _message(self, usage: JSON) -> JSON:
+        return {
+            "id": self._answer.id,
+            "type": "message",
+            "role": "assistant",
+            "model": self._answer.model,
+            "content": [],
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": usage,
+        }
+
+    def _events(self, text: str, result: Finished | None = None) -> Iterator[JSON]:
+        """Of more text, and with `result` of the end."""
+        if self._parser.opened:
+            opened, self._parser.opened = self._parser.opened, []
+            if self._reply.shows_opening:
+                yield from self._blocks.add(opened)
+        if text:
+            yield from self._blocks.add(self._parser.add(text))
+        if result is not None:
+            yield from self._blocks.add(self._parser.end(truncated=result.stop_type == "limit"))
+            yield from self._blocks.close()
+
+    def _stop(self, result: Finished) -> JSON:
+        """The caller's stop sequence is named, unlike with llama-server, which calls that the turn's end."""
+        word = result.stopping_word if result.stopping_word in self._stops else None
+        if result.stop_type == "limit":
+            reason = "max_tokens"
+        elif word:
+            reason = "stop_sequence"
+        else:
+            reason = "tool_use" if self._parser.n_calls else "end_turn"
+        return {"stop_reason": reason, "stop_sequence": word}
+
+
+class Blocks:
+    """Deltas in, events of content blocks out: one block is open at a time."""
+
+    def __init__(self) -> None:
+        self._index = -1
+        self._kind = ""  # of the open block
+
+    def add(self, deltas: Iterable[Delta]) -> Iterator[JSON]:
+        for delta in deltas:
+            match delta:
+                case Content(text):
+                    yield from self._text("text", text)
+                case Reasoning(text):
+                    yield from self._text("thinking", text)
+                case CallBegun(_, id, name):
+                    yield from self._open("tool_use", {"id": id, "name": name, "input": {}})
+                case CallArguments(_, text):
+                    yield self._delta({"type": "input_json_delta", "partial_json": text})
+
+    def close(self) -> Iterator[JSON]:
+        if self._kind == "thinking":  # clients take only signed thoughts for complete; nobody checks the signature
+            yield self._delta({"type": "signature_delta", "signature": ""})
+        if self._kind:
+            yield {"type": "content_block_stop", "index": self._index}
+        self._kind = ""
+
+    def _text(self, kind: str, text: str) -> Iterator[JSON]:
+        if self._kind != kind:
+            yield from self._open(kind, {kind: ""} if kind == "text" else {kind: "", "signature": ""})
+        yield self._delta({"type": f"{kind}_delta", kind: text})
+
+    def _open(self, kind: str, content: JSON) -> Iterator[JSON]:
+        yield from self.close()
+        self._index, self._kind = self._index + 1, kind
+        yield {"type": "content_block_start", "index": self._index, "content_block": {"type": kind, **content}}
+
+    def _delta(self, delta: JSON) -> JSON:
+        return {"type": "content_block_delta", "index": self._index, "delta": delta}
+
+
+def block_list(events: Iterable[JSON]) -> list[JSON]:
+    """What a client of the stream would have in the end."""
+    blocks: list[JSON] = []
+    arguments = ""
+    for event in events:
+        match event:
+            case {"type": "content_block_start", "content_block": block}:
+                blocks.append(block)
+                arguments = ""
+            case {"delta": {"partial_json": text}}:
+                arguments += text
+                blocks[-1]["input"] = _object(arguments)
+            case {"type": "content_block_delta", "delta": added}:
+                for name in added.keys() - {"type"}:
+                    blocks[-1][name] += added[name]
+    return blocks
+
+
+def _object(arguments: str) -> JSON:
+    """As far as it goes: a limit may have cut it off."""
+    try:
+        value = from_json(arguments, allow_partial=True)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def usage_json(n_prompt: int, n_cached: int, n_output: int) -> JSON:
+    """The prompt's tokens are the sum of the first three. All are cached, but nobody pays more for that."""
+    return {
+        "input_tokens": n_prompt - n_cached,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": n_cached,
+        "output_tokens": n_output,
+    }
+
+
+def sse(event: JSON) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), encode_json(event))

@@ -1,0 +1,87 @@
+"""An Anthropic request as the body of the chat request that says the same. Pure.
+
+Like llama-server it takes what Anthropic would refuse (no `max_tokens`, any order of roles) and ignores fields it does
+not know, but nothing of the conversation is dropped in silence: a block that cannot be read is a 400 that names it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from llama_corral.common.base.errors import InvalidRequest
+from llama_corral.common.web.json_fields import Fields, wrong_type
+
+from .content import add_turn, read_messages, read_system
+from .tools import read_choice, read_tools
+
+DEFAULT_MAX_TOKENS = 4096
+"""Anthropic demands the field; llama-server takes this without."""
+
+DEFAULT_BUDGET = 10000
+"""The same for the thinking budget."""
+
+PASSED_ON = (
+    *("temperature", "top_p", "top_k", "stream"),
+    *("min_p", "seed", "cache_prompt", "id_slot", "lora", "reasoning_format", "sse_ping_interval"),
+)
+"""Anthropic's own names that mean the same, and what only this server knows."""
+
+_BILLING = re.compile(r"\A(x-anthropic-billing-header:[^\n]*?cch=)[^;\s]*;")
+"""Claude Code stamps each request in the system prompt's first line: nothing behind that could come from the cache."""
+
+
+def chat_body(body: Mapping[str, Any], *, prefills: bool) -> dict[str, Any]:
+    """`prefills`: an assistant message at the end is one to go on with."""
+    fields = Fields(body)
+    if body.get("messages") is None:
+        raise InvalidRequest("'messages' is required")
+    messages = read_messages(body["messages"])
+    if system := read_system(body.get("system"), _without_stamp):
+        beginning = [{"role": "system", "content": system}]
+        if messages and messages[0]["role"] == "system":
+            add_turn(beginning, messages.pop(0))
+        messages[:0] = beginning
+    chat: dict[str, Any] = {"messages": messages}
+    if prefills and messages and messages[-1]["role"] == "assistant":
+        chat |= {"continue_final_message": True, "add_generation_prompt": False}
+    chat["max_tokens"] = fields.integer("max_tokens", default=DEFAULT_MAX_TOKENS, low=-1)
+    chat |= {name: body[name] for name in PASSED_ON if body.get(name) is not None}
+    if stop := fields.strings("stop_sequences", default=()):
+        chat["stop"] = list(stop)
+    if fields.find("mcp_servers")[1]:
+        raise InvalidRequest("Field 'mcp_servers': this server does not call MCP servers for its clients")
+    chat |= read_tools(fields.find("tools")[1])
+    chat |= read_choice(fields.find("tool_choice")[1])
+    chat |= _thinking(fields)
+    chat |= _output(Fields(fields.object("output_config")), fields)
+    return chat
+
+
+def _without_stamp(text: str) -> str:
+    return _BILLING.sub(r"\g<1>fffff;", text)
+
+
+def _thinking(fields: Fields) -> dict[str, Any]:
+    variables, thinking = fields.object("chat_template_kwargs"), Fields(fields.object("thinking"))
+    kind = thinking.string("type", default="")
+    if kind:
+        variables = {"enable_thinking": kind != "disabled", **variables}
+    chat: dict[str, Any] = {"chat_template_kwargs": variables} if variables else {}
+    if kind == "enabled":
+        chat["thinking_budget_tokens"] = thinking.integer("budget_tokens", default=DEFAULT_BUDGET, low=0)
+    return chat
+
+
+def _output(output: Fields, fields: Fields) -> dict[str, Any]:
+    """How much effort, and in which form; the form had a field of its own before."""
+    chat: dict[str, Any] = {}
+    if effort := output.string("effort", default=""):
+        chat["reasoning_effort"] = effort
+    form = output.object("format") or fields.object("output_format")
+    if form:
+        if form.get("type") != "json_schema" or not isinstance(form.get("schema"), dict):
+            raise wrong_type("output_config.format", "json_schema with a schema", form)
+        chat["response_format"] = {"type": "json_schema", "json_schema": {"schema": form["schema"]}}
+    return chat

@@ -1,0 +1,131 @@
+"""Tools of Anthropic's dialect as those of a chat. Pure.
+
+Tools that Anthropic defines and the client runs are offered with the schema their models know by heart. Those that run
+on Anthropic's servers are refused: their caller waits for results that nobody would bring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llama_corral.common.base.errors import InvalidRequest
+from llama_corral.common.web.json_fields import Fields, wrong_type
+
+JSON = dict[str, Any]
+
+
+def read_tools(value: object) -> JSON:
+    if value is None:
+        return {}
+    if not isinstance(value, list):
+        raise wrong_type("tools", "array", value)
+    tools = [_read_tool(item, f"tools[{i}]") for i, item in enumerate(value)]
+    return {"tools": tools} if tools else {}
+
+
+def _read_tool(item: object, where: str) -> JSON:
+    if not isinstance(item, dict):
+        raise InvalidRequest(f"{where}: must be an object")
+    fields = Fields(item)
+    name, kind = fields.string("name", default=""), fields.string("type", default="custom")
+    description, schema = fields.string("description", default=""), fields.object("input_schema")
+    if not schema and kind != "custom":
+        known = next((tool for prefix, tool in _CLIENT_TOOLS.items() if kind.startswith(prefix) and name), None)
+        if known is None:
+            raise InvalidRequest(f"{where}: '{kind}' is a tool of Anthropic's own servers, this one does not have it")
+        description, schema = known
+    if not name:
+        raise InvalidRequest(f"{where}: must have a 'name'")
+    return {"type": "function", "function": {"name": name, "description": description, "parameters": schema}}
+
+
+def read_choice(value: object) -> JSON:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise wrong_type("tool_choice", "object", value)
+    fields = Fields(value)
+    chat: JSON = {}
+    if fields.boolean("disable_parallel_tool_use", default=False):
+        chat["parallel_tool_calls"] = False
+    match fields.string("type", default="auto"):
+        case "any":
+            chat["tool_choice"] = "required"
+        case "tool":
+            chat["tool_choice"] = {"type": "function", "function": {"name": fields.string("name", default="")}}
+        case "auto" | "none" as same:
+            chat["tool_choice"] = same
+        case other:
+            raise InvalidRequest(f"Field 'tool_choice.type': must be auto, any, tool or none, but is {other}")
+    return chat
+
+
+def _schema(required: tuple[str, ...], properties: Mapping[str, JSON]) -> JSON:
+    return {"type": "object", "properties": dict(properties), "required": list(required)}
+
+
+_STRING: JSON = {"type": "string"}
+_INTEGER: JSON = {"type": "integer"}
+_POINT: JSON = {"type": "array", "items": _INTEGER, "minItems": 2, "maxItems": 2}
+
+_CLIENT_TOOLS: Mapping[str, tuple[str, JSON]] = {
+    "bash_": (
+        "Runs a command in a shell that stays open from call to call. `restart` opens a new one.",
+        _schema((), {"command": _STRING, "restart": {"type": "boolean"}}),
+    ),
+    "text_editor_": (
+        "Views and edits text files. view: a file (lines of view_range) or a directory; create: a file with file_text; "
+        "str_replace: the one place where old_str stands; insert: insert_text after line insert_line.",
+        _schema(
+            ("command", "path"),
+            {
+                "command": {"type": "string", "enum": ["view", "create", "str_replace", "insert"]},
+                "path": _STRING,
+                "view_range": _POINT,
+                "file_text": _STRING,
+                "old_str": _STRING,
+                "new_str": _STRING,
+                "insert_line": _INTEGER,
+                "insert_text": _STRING,
+            },
+        ),
+    ),
+    "memory_": (
+        "Keeps notes as files below /memories, which outlive the conversation.",
+        _schema(
+            ("command",),
+            {
+                "command": {
+                    "type": "string",
+                    "enum": ["view", "create", "str_replace", "insert", "delete", "rename"],
+                },
+                "path": _STRING,
+                "view_range": _POINT,
+                "file_text": _STRING,
+                "old_str": _STRING,
+                "new_str": _STRING,
+                "insert_line": _INTEGER,
+                "insert_text": _STRING,
+                "old_path": _STRING,
+                "new_path": _STRING,
+            },
+        ),
+    ),
+    "computer_": (
+        "Uses a screen, a mouse and a keyboard: takes screenshots, moves, clicks, drags, scrolls, types, presses keys.",
+        _schema(
+            ("action",),
+            {
+                "action": _STRING,
+                "coordinate": _POINT,
+                "start_coordinate": _POINT,
+                "text": _STRING,
+                "scroll_direction": {"type": "string", "enum": ["up", "down", "left", "right"]},
+                "scroll_amount": _INTEGER,
+                "duration": {"type": "number"},
+            },
+        ),
+    ),
+}
+"""By the beginning of their type, which ends in a date: what it does, and its arguments."""

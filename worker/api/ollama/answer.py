@@ -1,0 +1,189 @@
+"""Ollama's dialect of answers: `/api/chat` and `/api/generate`, whole or as one JSON object a line.
+
+Pure. A call is told once it is complete, its arguments an object; the last line has the reason, counts and nanoseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llama_corral.common.base.errors import ApiError
+from llama_corral.common.base.json_encoding import encode_json
+from llama_corral.common.web.application import LINES_TYPE, error_event
+from llama_corral.common.web.envelopes import OLLAMA
+from llama_corral.common.web.ollama import date_text
+
+from ...chat.parsing.deltas import Call, CallArguments, CallBegun, Content, Delta, Reasoning, Said
+from ...engine.messages import Begun, Finished, Piece, Progress, TokenProbs
+from ..answers.dialect import Answer
+from ..answers.results import LOWEST_FLOAT, finish_reason
+
+NS = 1_000_000_000
+NS_PER_MS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the answer repeats of its request."""
+
+    model: str
+    started: float
+    """On `time.monotonic()`."""
+    loaded: float
+    """When the model was there to answer."""
+    top_logprobs: int = 0
+    returns_context: bool = False
+
+
+Worded = Callable[[str, str, Sequence[Mapping[str, Any]]], dict[str, Any]]
+"""Content, thoughts, calls, as members of the object."""
+
+
+def as_message(content: str, thinking: str, calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": content}
+    message |= {"thinking": thinking} if thinking else {}
+    message |= {"tool_calls": list(calls)} if calls else {}
+    return {"message": message}
+
+
+def as_response(content: str, thinking: str, calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`/api/generate` has no tools, so no calls."""
+    return {"response": content, **({"thinking": thinking} if thinking else {})}
+
+
+class OllamaAnswer:
+    content_type = LINES_TYPE
+    ping = b""
+
+    def __init__(self, answer: Answer, asked: Asked, worded: Worded) -> None:
+        self._answer = answer
+        self._asked = asked
+        self._worded = worded
+        reply = answer.params.reply
+        self._parser = reply.parser()
+        self._opened = self._parser.opened if reply.shows_opening else []
+        self._call: Call | None = None  # not complete yet
+        self._n_calls = 0
+
+    def whole(self, results: Sequence[Finished]) -> object:
+        (result,) = results
+        said = Said()
+        for deltas in (self._opened, self._parser.add(result.text), self._end(result)):
+            said.add(deltas)
+        calls = []
+        for call in said.calls:
+            shown = self._shown(call)
+            if shown is None:
+                said.content += call.arguments
+            else:
+                calls.append(shown)
+        return self._object(said.content, said.reasoning, calls, result.probs) | self._last(result)
+
+    def begun(self, index: int, event: Begun) -> bytes:
+        return b""
+
+    def progress(self, index: int, event: Progress) -> bytes:
+        return b""
+
+    def piece(self, index: int, event: Piece) -> bytes:
+        return self._lines(self._parser.add(event.text) if event.text else [], event.probs)
+
+    def finished(self, index: int, event: Finished) -> bytes:
+        return (
+            self._lines(self._end(event), ()) + self._complete() + _line(self._object("", "", ()) | self._last(event))
+        )
+
+    def end(self) -> bytes:
+        return b""
+
+    def failed(self, error: ApiError) -> bytes:
+        return error_event(error, OLLAMA)
+
+    # -- parts -------------------------------------------------------------------------------------------------------
+
+    def _end(self, result: Finished) -> list[Delta]:
+        return self._parser.end(truncated=result.stop_type == "limit")
+
+    def _lines(self, deltas: Sequence[Delta], probs: Sequence[TokenProbs]) -> bytes:
+        """Probabilities go with the first line of their tokens, an empty one if nothing else is to be said."""
+        deltas, self._opened = [*self._opened, *deltas], []
+        lines = []
+        for delta in deltas:
+            match delta:
+                case Content(text):
+                    lines.append(self._object(text, "", ()))
+                case Reasoning(text):
+                    lines.append(self._object("", text, ()))
+                case CallBegun(_, id, name):
+                    lines += self._completed()
+                    self._call = Call(id, name)
+                case CallArguments(_, text):
+                    assert self._call is not None
+                    self._call.arguments += text
+        if probs:
+            lines = lines or [self._object("", "", ())]
+            lines[0]["logprobs"] = self._logprobs(probs)
+        return b"".join(map(_line, lines))
+
+    def _complete(self) -> bytes:
+        return b"".join(map(_line, self._completed()))
+
+    def _completed(self) -> list[dict[str, Any]]:
+        call, self._call = self._call, None
+        if call is None:
+            return []
+        shown = self._shown(call)
+        return [self._object(call.arguments, "", ()) if shown is None else self._object("", "", [shown])]
+
+    def _shown(self, call: Call) -> dict[str, Any] | None:
+        """None: the answer was cut off within the arguments, which are then shown as the text they are."""
+        try:
+            arguments = json.loads(call.arguments or "{}")
+        except ValueError:
+            return None
+        if not isinstance(arguments, dict):
+            return None
+        index, self._n_calls = self._n_calls, self._n_calls + 1
+        return {"id": call.id, "function": {"index": index, "name": call.name, "arguments": arguments}}
+
+    def _object(
+        self, content: str, thinking: str, calls: Sequence[Mapping[str, Any]], probs: Sequence[TokenProbs] = ()
+    ) -> dict[str, Any]:
+        head = {"model": self._asked.model, "created_at": date_text(time.time())}
+        shown = {**head, **self._worded(content, thinking, calls), "done": False}
+        return {**shown, "logprobs": self._logprobs(probs)} if probs else shown
+
+    def _last(self, result: Finished) -> dict[str, Any]:
+        asked, timings = self._asked, result.timings
+        shown: dict[str, Any] = {
+            "done": True,
+            "done_reason": finish_reason(result),
+            "total_duration": int((time.monotonic() - asked.started) * NS),
+            "load_duration": int((asked.loaded - asked.started) * NS),
+            "prompt_eval_count": result.n_prompt,
+            "prompt_eval_duration": int(timings.prompt_ms * NS_PER_MS),
+            "eval_count": result.n_decoded,
+            "eval_duration": int(timings.predicted_ms * NS_PER_MS),
+        }
+        if asked.returns_context and min(prompt := self._answer.prompts[0], default=0) >= 0:  # else it holds images
+            shown["context"] = [*prompt, *result.tokens]
+        return shown
+
+    def _logprobs(self, probs: Sequence[TokenProbs]) -> list[dict[str, Any]]:
+        shown = []
+        for entry in probs:
+            top = [_prob(piece.piece, piece.p) for piece in entry.top[: self._asked.top_logprobs]]
+            shown.append(_prob(entry.chosen.piece, entry.chosen.p) | ({"top_logprobs": top} if top else {}))
+        return shown
+
+
+def _prob(piece: bytes, logarithm: float) -> dict[str, Any]:
+    return {"token": piece.decode("utf-8", "ignore"), "logprob": max(logarithm, LOWEST_FLOAT), "bytes": list(piece)}
+
+
+def _line(value: object) -> bytes:
+    return encode_json(value) + b"\n"

@@ -1,0 +1,247 @@
+"""Ollama's endpoints that compute: `/api/chat`, `/api/generate`, `/api/embed`, `/api/embeddings`.
+
+Requests come through `ollama_request`, answers go through `ollama_answer`; in between they are chats, completions and
+embeddings like any other. How long the model stays is the router's business; a worker without one sleeps instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+from llama_corral.common.base.errors import InvalidRequest, NotSupported
+from llama_corral.common.web.application import json_response, read_object
+from llama_corral.common.web.json_fields import Fields
+from llama_corral.common.web.ollama import NOTHING, read_keep_alive, without_generation
+
+from ...chat.formats.formats import AnswerFormat
+from ...chat.request import read_chat
+from ...engine.messages import Embedding
+from ...engine.runner import Loaded
+from ..answers.dialect import Answer
+from ..completions import answer_chat, answer_prompts, render_chat
+from ..embeddings import compute
+from ..infill import check_vocabulary, infill_tokens
+from ..request.media_prompts import read_prompts
+from ..request.params import CompletionParams, params_of
+from ..request.prompts import Prompt, by_size, tokenize_mixed
+from ..serving import Serving
+from ..variants import serving_of
+from .answer import NS, Asked, OllamaAnswer, Worded, as_message, as_response
+from .request import chat_body, completion_fields, format_fields, generate_messages, read_think, refuse_template
+
+NO_NORM, L2 = -1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request, from its first moment on."""
+
+    request: web.Request
+    serving: Serving
+    body: dict[str, Any]
+    model: str  # as the request calls it
+    started: float
+
+    @property
+    def fields(self) -> Fields:
+        return Fields(self.body)
+
+
+async def _begin(request: web.Request) -> Call:
+    started = time.monotonic()
+    serving, body = serving_of(request), await read_object(request)
+    model = Fields(body).string("model", "name", default="")
+    if (keep_alive := body.get("keep_alive")) is not None:
+        serving.keep(read_keep_alive(keep_alive))
+    return Call(request, serving, body, model or serving.name, started)
+
+
+async def chat(request: web.Request) -> web.StreamResponse:
+    call = await _begin(request)
+    messages = call.body.get("messages") or []
+    if not isinstance(messages, list):
+        raise InvalidRequest("Expected 'messages' to be an array")
+    if not messages:
+        return await _load(call, NOTHING["chat"])
+    return await _chat(call, messages, as_message)
+
+
+async def generate(request: web.Request) -> web.StreamResponse:
+    call = await _begin(request)
+    prompt = call.fields.string("prompt", default="")
+    refuse_template(call.body)
+    if not prompt:
+        return await _load(call, NOTHING["generate"])
+    if call.fields.string("suffix", default=""):
+        return await _fill_in(call)
+    if call.fields.boolean("raw", default=False):
+        return await _continue(call, prompt)
+    return await _chat(call, generate_messages(call.body), as_response)
+
+
+async def _load(call: Call, said: Mapping[str, Any]) -> web.StreamResponse:
+    """Without a prompt the request is about the model alone."""
+    keep_alive = call.body.get("keep_alive")
+    if keep_alive is not None and read_keep_alive(keep_alive) == 0:
+        return json_response(without_generation(call.model, said, "unload"))
+    async with call.serving.engine.use():
+        return json_response(without_generation(call.model, said, "load"))
+
+
+# -- generating ------------------------------------------------------------------------------------------------------
+
+
+async def _chat(call: Call, messages: Sequence[Any], worded: Worded) -> web.StreamResponse:
+    body = chat_body(call.body, messages, continues=call.serving.model.chat_defaults.prefill_assistant)
+    if call.body.get("context"):
+        return await _go_on(call, body)
+    wanted = {**_completion(call), **body}
+    return await answer_chat(call.request, wanted, lambda answer: _dialect(call, answer, worded))
+
+
+async def _go_on(call: Call, body: dict[str, Any]) -> web.StreamResponse:
+    """After the tokens of an earlier conversation, which an answer of `/api/generate` returned as its context."""
+    serving = call.serving
+    wanted = read_chat(body, serving.model.chat_defaults)
+    if wanted.media:
+        raise InvalidRequest("images and context exclude each other: send the whole conversation to /api/chat")
+    async with serving.engine.use() as loaded:
+        prompt = await render_chat(serving, loaded, wanted)
+        vocab, text = loaded.vocab, prompt.text
+        earlier = tokenize_mixed(call.body["context"], vocab, add_special=False, parse_special=False)
+        new = await by_size(len(text), lambda: vocab.tokenize(text, False, True))
+        params = dataclasses.replace(
+            await _params(call, loaded, prompt.fields), generation_prompt=prompt.generation_prompt, reply=prompt.reply
+        )
+        return await _answer(call, loaded, Prompt([*earlier, *new]), params)
+
+
+async def _continue(call: Call, prompt: str) -> web.StreamResponse:
+    """The text as it is, without a template."""
+    async with call.serving.engine.use() as loaded:
+        params = await _params(call, loaded, format_fields(call.body, chat=False))
+        images = call.fields.strings("images", default=())
+        text = call.serving.model.chat_defaults.media_marker * len(images) + prompt
+        wanted = {"prompt_string": text, "multimodal_data": list(images)} if images else prompt
+        (whole,) = await read_prompts(wanted, loaded)
+        return await _answer(call, loaded, whole, params)
+
+
+async def _fill_in(call: Call) -> web.StreamResponse:
+    """What stands between the prompt and the suffix."""
+    parts = {"input_prefix": call.body["prompt"], "input_suffix": call.body["suffix"]}
+    async with call.serving.engine.use() as loaded:
+        try:
+            check_vocabulary(loaded.vocab)
+        except NotSupported as error:
+            raise InvalidRequest(f'"{call.model}" does not support insert: {error.message}') from None
+        whole = Prompt(await infill_tokens(call.serving, loaded, parts))
+        params = await _params(call, loaded, format_fields(call.body, chat=False))
+        return await _answer(call, loaded, whole, params)
+
+
+def _completion(call: Call) -> dict[str, Any]:
+    return completion_fields(call.body, call.serving.info.n_ctx)
+
+
+async def _params(call: Call, loaded: Loaded, beside: Mapping[str, Any]) -> CompletionParams:
+    return await params_of({**_completion(call), **beside}, call.serving.model.defaults, loaded)
+
+
+async def _answer(call: Call, loaded: Loaded, whole: Prompt, params: CompletionParams) -> web.StreamResponse:
+    return await answer_prompts(
+        call.request, call.serving, loaded, [whole], params, lambda answer: _dialect(call, answer, as_response)
+    )
+
+
+def _dialect(call: Call, answer: Answer, worded: Worded) -> OllamaAnswer:
+    """Made when the model is there and the prompt is ready. Refuses thoughts of a model that has none."""
+    if read_think(call.body).wanted and not _thinks(call, answer.params.reply.form):
+        raise InvalidRequest(f'"{call.model}" does not support thinking')
+    is_raw = call.fields.boolean("raw", default=False)
+    asked = Asked(
+        call.model,
+        call.started,
+        time.monotonic(),
+        top_logprobs=call.fields.integer("top_logprobs", default=0),
+        returns_context=worded is as_response and not is_raw,
+    )
+    return OllamaAnswer(answer, asked, worded)
+
+
+def _thinks(call: Call, form: AnswerFormat) -> bool:
+    return form.reasoning is not None or form.style == "channels" or "enable_thinking" in call.serving.model.chat.source
+
+
+# -- embedding -------------------------------------------------------------------------------------------------------
+
+
+async def embed(request: web.Request) -> web.StreamResponse:
+    call = await _begin(request)
+    given = call.body.get("input")
+    if not isinstance(given, str | list | None) or (isinstance(given, list) and not all(map(_is_text, given))):
+        raise InvalidRequest("invalid input type: expected a string or an array of strings")
+    texts = [given] if isinstance(given, str) and given else given or []
+    dimensions = call.fields.integer("dimensions", default=0, low=0)
+    vectors, n_tokens, loaded_at = await _embed(call, list(texts), L2)
+    if dimensions:
+        vectors = [_shortened(vector, dimensions) for vector in vectors]
+    return json_response(
+        {
+            "model": call.model,
+            "embeddings": vectors,
+            "total_duration": int((time.monotonic() - call.started) * NS),
+            "load_duration": int((loaded_at - call.started) * NS),
+            "prompt_eval_count": n_tokens,
+        }
+    )
+
+
+async def embeddings(request: web.Request) -> web.StreamResponse:
+    """The older form: one text, its vector as the model gives it."""
+    call = await _begin(request)
+    prompt = call.fields.string("prompt", default="")
+    vectors, _, _ = await _embed(call, [prompt] if prompt else [], NO_NORM)
+    return json_response({"embedding": vectors[0] if vectors else []})
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+async def _embed(call: Call, texts: list[str], normalize: int) -> tuple[list[list[float]], int, float]:
+    """The vectors, their number of tokens, and when the model was there. No text at all just loads it."""
+    serving, truncates = call.serving, call.fields.boolean("truncate", default=True)
+    if not serving.settings.embeddings:
+        raise NotSupported("This server does not support embeddings. Start it with `--embeddings`")
+    if serving.info.pooling == "none":
+        raise InvalidRequest("Pooling type 'none' gives no vector of a text. Please use a different pooling type")
+    async with serving.engine.use() as loaded:
+        loaded_at = time.monotonic()
+        size = sum(map(len, texts))
+        inputs = await by_size(size, lambda: [loaded.vocab.tokenize(text, True, True) for text in texts])
+        room = loaded.embedding_room
+        for tokens in inputs:
+            if len(tokens) > room and not truncates:
+                raise InvalidRequest("the input length exceeds the context length")
+        inputs = [_cut(tokens, room) for tokens in inputs]
+        results = await compute(loaded, [Embedding(tokens, normalize) for tokens in inputs])
+    vectors = [list(map(float, result.vectors[0])) for result in results]
+    return vectors, sum(result.n_tokens for result in results), loaded_at
+
+
+def _cut(tokens: list[int], room: int) -> list[int]:
+    """The beginning, with the last token, which says to many models that the text is over."""
+    return tokens if len(tokens) <= room else [*tokens[: room - 1], tokens[-1]]
+
+
+def _shortened(vector: list[float], dimensions: int) -> list[float]:
+    """For models that are trained so that the first dimensions say the most. Of length 1 again."""
+    kept = vector[:dimensions]
+    norm = sum(value * value for value in kept) ** 0.5
+    return [value / norm for value in kept] if norm else kept

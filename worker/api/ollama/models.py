@@ -1,0 +1,72 @@
+"""Ollama's endpoints about models, as far as a worker of one model can answer them; a router has its own for all.
+
+Nothing here wakes the model. What would make, fetch or remove models is refused: this process has the one it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from aiohttp import web
+from llama_corral.common.base.errors import ModelNotFound, NotSupported
+from llama_corral.common.hub.model_card import ModelCard, read_card
+from llama_corral.common.web.application import json_response, read_object
+from llama_corral.common.web.json_fields import Fields
+from llama_corral.common.web.ollama import VERSION, expiry_text
+from llama_corral.common.web.ollama_models import possible_names, running_entry, show, tag_entry
+
+from ..serving import SERVING, Serving
+
+
+async def version(request: web.Request) -> web.StreamResponse:
+    return json_response({"version": VERSION})
+
+
+async def tags(request: web.Request) -> web.StreamResponse:
+    serving = request.app[SERVING]
+    return json_response({"models": [tag_entry(serving.name, await _card(serving))]})
+
+
+async def running(request: web.Request) -> web.StreamResponse:
+    serving = request.app[SERVING]
+    if serving.engine.is_sleeping:
+        return json_response({"models": []})
+    info, expires_at = serving.info, expiry_text(time.time(), serving.engine.sleeps_in)
+    entry = running_entry(
+        serving.name,
+        await _card(serving),
+        expires_at=expires_at,
+        n_ctx=info.n_ctx,
+        size=info.size,
+        size_gpu=info.size_gpu,
+    )
+    return json_response({"models": [entry]})
+
+
+async def show_model(request: web.Request) -> web.StreamResponse:
+    serving = request.app[SERVING]
+    fields = Fields(await read_object(request))
+    name = fields.string("model", "name", default="")
+    if not {serving.name, *serving.aliases} & set(possible_names(name)):
+        raise ModelNotFound(name)
+    card, settings = await _card(serving), serving.settings
+    template, media = serving.model.chat.source, serving.info.media
+    modalities = [kind for kind, has in (("image", media and media.vision), ("audio", media and media.audio)) if has]
+    shown = show(
+        name,
+        card,
+        capabilities=card.capabilities(embeds=settings.embeddings, modalities=modalities, template=template),
+        parameters={field: str(getattr(settings, field)) for field in sorted(settings.model_fields_set)},
+        template=template,
+        verbose=fields.boolean("verbose", default=False),
+    )
+    return json_response(shown)
+
+
+async def refuse(request: web.Request) -> web.StreamResponse:
+    raise NotSupported(f"{request.path}: this server has one model and cannot make, fetch or remove any")
+
+
+async def _card(serving: Serving) -> ModelCard:
+    return await asyncio.to_thread(read_card, serving.info.path)

@@ -1,0 +1,1 @@
+"""Fields of a request, checked and turned into what the engine takes."""

@@ -1,0 +1,52 @@
+"""`message_delimiters`: by which tokens the messages of a prompt begin, and where those of users do.
+
+A chat format names them; completions may. Pure but for the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llama_corral.common.web.json_fields import Fields
+
+from .samplers import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Delimiter:
+    of_user: bool
+    tokens: tuple[int, ...]
+
+
+def read_delimiters(fields: Fields, vocab: Tokenizer) -> tuple[Delimiter, ...]:
+    """What is no delimiter is passed over, as in llama-server."""
+    _, value = fields.find("message_delimiters")
+    entries = [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+    found = []
+    for entry in entries:
+        text, role = entry.get("delimiter"), entry.get("role")
+        tokens = vocab.tokenize(text, False, True) if isinstance(text, str) and text else []
+        if tokens:
+            found.append(Delimiter(role == "user", tuple(tokens)))
+    return tuple(found)
+
+
+def user_starts(tokens: Sequence[int], delimiters: Sequence[Delimiter]) -> tuple[int, ...]:
+    """The positions at which messages of users begin; of several delimiters that fit, the first one counts."""
+    roles: dict[int, bool] = {}
+    for delimiter in delimiters:
+        for at in _found(tokens, delimiter.tokens):
+            roles.setdefault(at, delimiter.of_user)
+    return tuple(sorted(at for at, of_user in roles.items() if of_user))
+
+
+def _found(tokens: Sequence[int], wanted: tuple[int, ...]) -> list[int]:
+    found, at, n = [], -1, len(wanted)
+    try:
+        while True:
+            at = tokens.index(wanted[0], at + 1)
+            if tuple(tokens[at : at + n]) == wanted:
+                found.append(at)
+    except ValueError:  # no more of its first token
+        return found

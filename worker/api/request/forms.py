@@ -1,0 +1,54 @@
+"""A `multipart/form-data` request: its texts and its files, within the limits that hold for every body."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from llama_corral.common.base.errors import BodyTooLarge, InvalidRequest
+from llama_corral.common.web.application import LIMITS
+
+FORM = "multipart/form-data"
+_MALFORMED = (HttpProcessingError, ValueError, LookupError, RuntimeError, AssertionError)
+"""What aiohttp raises for a form that is none: heads, boundaries, character sets and encodings of parts."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """Of several parts with one name the first counts."""
+
+    texts: Mapping[str, str]
+    files: dict[str, bytes]
+
+
+async def read_form(request: web.Request) -> Form:
+    limits = request.app[LIMITS]
+    if (request.content_length or 0) > limits.max_body:
+        raise limits.too_large()
+    try:
+        async with asyncio.timeout(limits.timeout):
+            parts = await request.post()
+    except TimeoutError:
+        raise InvalidRequest(f"the request body did not arrive within {limits.timeout} s") from None
+    except web.HTTPRequestEntityTooLarge as error:  # its bytes, or its number of fields
+        raise BodyTooLarge(f"the form is too large: {error.text}") from None
+    except _MALFORMED as error:
+        raise InvalidRequest(f"the request body cannot be parsed as a form: {_reason(error)}") from None
+    texts: dict[str, str] = {}
+    files: dict[str, bytes] = {}
+    for name, part in parts.items():
+        if isinstance(part, web.FileField):
+            with part.file as file:  # a large one lies on disk
+                if name not in files:
+                    files[name] = await asyncio.to_thread(file.read)
+        else:
+            texts.setdefault(name, part if isinstance(part, str) else bytes(part).decode("utf-8", "replace"))
+    return Form(texts, files)
+
+
+def _reason(error: BaseException) -> str:
+    text = error.message if isinstance(error, HttpProcessingError) else str(error)
+    return text.partition("\n")[0].strip(" :") or "it is malformed"

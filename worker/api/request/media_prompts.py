@@ -1,0 +1,110 @@
+"""Prompts with images, audio or video in them: from what a request brings to the tokens that the engine takes.
+
+For chats `place_media`, for the prompts of `/completion` and the inputs of `/embeddings` `read_prompts`. Files are
+fetched by `media.sources` and decoded by the projector, on another thread, together with the text around them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+from llama_corral.common.base.errors import InvalidRequest, ServerFault
+from llama_corral.common.web.json_fields import wrong_type
+
+from ...engine.messages import MediaChunk
+from ...media.encoded import decode_base64
+from ...media.inspection import check_file
+from ...media.sources import MediaLoader, MediaSource
+from .prompts import Prompt, by_size, n_characters, split_prompts, tokenize_prompt
+from .samplers import Tokenizer
+
+UNSUPPORTED = "Multimodal data provided, but model does not support multimodal requests."
+
+
+class Senses(Protocol):
+    """What a projector takes."""
+
+    @property
+    def vision(self) -> bool: ...
+
+    @property
+    def audio(self) -> bool: ...
+
+    @property
+    def video(self) -> bool: ...
+
+
+class Model(Protocol):
+    """The part of a loaded model that prompts need."""
+
+    @property
+    def vocab(self) -> Tokenizer: ...
+
+    @property
+    def media(self) -> Senses | None: ...
+
+    def tokenize_media(self, text: str, files: Sequence[bytes]) -> tuple[tuple[int, ...], tuple[MediaChunk, ...]]: ...
+
+
+async def place_media(
+    text: str, sources: Sequence[MediaSource], loader: MediaLoader, model: Model, files: Sequence[bytes] = ()
+) -> Prompt:
+    """`text` has a marker for each of the files: those that are there already, then those of the sources."""
+    check_kinds(sources, model)
+    fetched = await loader.load(sources) if sources else []
+    if not files and not fetched:
+        return Prompt(await by_size(len(text), lambda: model.vocab.tokenize(text, True, True)))
+    return await _with_files(text, [*files, *fetched], model)
+
+
+def check_kinds(sources: Sequence[MediaSource], model: Model) -> None:
+    """Refuses what the model cannot take, before any of it is fetched."""
+    support = model.media
+    for kind in dict.fromkeys(source.kind for source in sources):
+        if support is None or not {"image": support.vision, "audio": support.audio, "video": support.video}[kind]:
+            raise ServerFault(
+                f"{kind} input is not supported - hint: if this is unexpected, you may need to provide the mmproj"
+            )
+
+
+async def read_prompts(value: object, model: Model) -> list[Prompt]:
+    """The shapes of `prompts`, and `{"prompt_string": …, "multimodal_data": [base64…]}`."""
+    entries = split_prompts(value)
+    if not entries:
+        raise InvalidRequest('"prompt" must not be empty')
+    return await read_entries(entries, model)
+
+
+async def read_entries(entries: Sequence[object], model: Model) -> list[Prompt]:
+    plain = [entry for entry in entries if not _has_files(entry)]
+    tokens = iter(await by_size(n_characters(plain), lambda: [tokenize_prompt(entry, model.vocab) for entry in plain]))
+    return [await _read_entry(entry, model) if _has_files(entry) else Prompt(next(tokens)) for entry in entries]
+
+
+def _has_files(entry: object) -> bool:
+    return isinstance(entry, dict) and "prompt_string" in entry and entry.get("multimodal_data") is not None
+
+
+async def _read_entry(entry: object, model: Model) -> Prompt:
+    assert isinstance(entry, dict)
+    if model.media is None:
+        raise InvalidRequest(UNSUPPORTED)
+    text, data = entry["prompt_string"], entry["multimodal_data"]
+    if not isinstance(text, str):
+        raise wrong_type("prompt_string", "string", text)
+    items = [data] if isinstance(data, str) else data
+    if not isinstance(items, list):
+        raise wrong_type("multimodal_data", "array of strings", data)
+    for item in items:
+        if not isinstance(item, str):
+            raise wrong_type("multimodal_data", "array of strings", item)
+    files = await asyncio.to_thread(lambda: [decode_base64(item) for item in items])
+    return await _with_files(text, files, model)
+
+
+async def _with_files(text: str, files: Sequence[bytes], model: Model) -> Prompt:
+    for data in files:
+        check_file(data)
+    return Prompt(*await asyncio.to_thread(model.tokenize_media, text, files))

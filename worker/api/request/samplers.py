@@ -1,0 +1,117 @@
+"""The parts of a request that speak of single tokens or sampler names: `samplers`, `logit_bias`, `ignore_eos`, `stop`.
+
+Called by `params`; needs a vocabulary for texts that stand for tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from llama_corral.common.web.json_fields import Fields, wrong_type
+
+log = logging.getLogger("corral.worker")
+
+LETTERS = {
+    "d": "dry",
+    "k": "top_k",
+    "y": "typ_p",
+    "p": "top_p",
+    "s": "top_n_sigma",
+    "m": "min_p",
+    "t": "temperature",
+    "x": "xtc",
+    "i": "infill",
+    "e": "penalties",
+    "a": "adaptive_p",
+}
+"""One-letter names, as in `--sampler-seq`."""
+
+NAMES = frozenset(LETTERS.values())
+ALIASES = {
+    **{name.replace("_", "-"): name for name in NAMES},
+    **{name.replace("_", ""): name for name in NAMES},
+    "nucleus": "top_p",
+    "temp": "temperature",
+    "typ": "typ_p",
+    "typical_p": "typ_p",
+}
+
+
+class Tokenizer(Protocol):
+    """What reading a request needs of a model's vocabulary."""
+
+    n_vocab: int
+
+    @property
+    def eog_tokens(self) -> Sequence[int]: ...
+
+    def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]: ...
+
+
+def sampler_names(value: object) -> tuple[str, ...]:
+    """The chain that a list of names or a string of letters asks for; unknown ones are left out, as in llama-server."""
+    if isinstance(value, str):
+        found = [LETTERS.get(letter) for letter in value]
+    elif isinstance(value, list):
+        for item in value:
+            if not isinstance(item, str):
+                raise wrong_type("samplers", "string", item)
+        found = [_named(item) for item in value]
+    else:
+        raise wrong_type("samplers", "array of names or string of letters", value)
+    if None in found:
+        log.warning("a request names unknown samplers; they are left out")
+    return tuple(name for name in found if name is not None)
+
+
+def _named(text: str) -> str | None:
+    name = text.lower()
+    return name if name in NAMES else ALIASES.get(name)
+
+
+def logit_bias(value: object, vocab: Tokenizer) -> tuple[tuple[int, float], ...]:
+    """`[[token or text, bias or false], …]` or `{token or text: bias or false}`; a text biases each of its tokens."""
+    if isinstance(value, list):
+        pairs = [(item[0], item[1]) for item in value if isinstance(item, list) and len(item) == 2]
+    elif isinstance(value, Mapping):
+        pairs = [(_as_token(key), bias) for key, bias in value.items()]
+    else:
+        raise wrong_type("logit_bias", "array or object", value)
+    return tuple(entry for key, bias in pairs for entry in _biased(key, bias, vocab))
+
+
+def _as_token(key: str) -> int | str:
+    return int(key) if re.fullmatch(r"[+-]?[0-9]{1,9}", key) else key
+
+
+def _biased(key: object, bias: object, vocab: Tokenizer) -> Iterator[tuple[int, float]]:
+    if bias is False:
+        amount = -math.inf
+    elif isinstance(bias, (int, float)) and not isinstance(bias, bool):
+        amount = float(bias)
+    else:
+        return
+    if isinstance(key, str):
+        for token in vocab.tokenize(key, False, False):
+            yield token, amount
+    elif isinstance(key, int) and not isinstance(key, bool) and 0 <= key < vocab.n_vocab:
+        yield key, amount
+
+
+def stop_strings(fields: Fields, default: tuple[str, ...]) -> tuple[str, ...]:
+    """A string or an array of them; empty ones are dropped, and nothing left means the server's own."""
+    value: Any = fields.body.get("stop")
+    if value is None:
+        return default
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list):
+        raise wrong_type("stop", "string or array of strings", value)
+    for word in value:
+        if not isinstance(word, str):
+            raise wrong_type("stop", "string", word)
+    return tuple(word for word in value if word) or default

@@ -1,0 +1,1 @@
+"""OpenAI's Responses API: requests, items, output and streamed events."""

@@ -1,0 +1,197 @@
+"""The items of OpenAI's Responses: what a request brings, as chat messages. Pure.
+
+Neighbouring items of one turn (a thought, a text, calls) are one assistant message, since that is how models wrote it.
+Wording follows llama-server where it refuses the same.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from llama_corral.common.base.errors import InvalidRequest
+from llama_corral.common.web.json_fields import json_type, wrong_type
+
+Item = dict[str, Any]
+Message = dict[str, Any]
+
+CALL_PREFIX = "call_"
+"""Stands before a call's id in answers, and is taken away again: the template shows the id that the model wrote."""
+_CARRIED = "plain:"
+"""Begins an `encrypted_content` of ours: whoever keeps no `content` brings the thought back in it."""
+ITEM_PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
+_INPUT_ROLES = ("user", "system", "developer")
+
+
+def read_input(value: object) -> list[Item]:
+    """The items, each with a `type` that this server knows; a text is a message of the user."""
+    if isinstance(value, str):
+        return read_input([{"role": "user", "content": value}])
+    if value is None:
+        raise InvalidRequest("'input' is required")
+    if not isinstance(value, list):
+        raise InvalidRequest("'input' must be a string or array of objects")
+    return [_read_item(item, f"input[{at}]") for at, item in enumerate(value)]
+
+
+def _read_item(item: object, where: str) -> Item:
+    if not isinstance(item, dict):
+        raise InvalidRequest(f"Field '{where}': an item must be an object, but is {json_type(item)}")
+    kind = item.get("type", "message" if "role" in item else None)
+    if kind != "item_reference":
+        if not isinstance(kind, str) or kind not in _TO_MESSAGES:
+            shown = f": {kind!r} is not supported" if isinstance(kind, str) else ""
+            raise InvalidRequest(f"Cannot determine type of 'item': Field '{where}'{shown}")
+        _TO_MESSAGES[kind](item, where, [])  # complains now, about this item and not about a stored one later
+    elif not isinstance(item.get("id"), str):
+        raise InvalidRequest(f"Field '{where}.id': a reference needs the id of an item")
+    return {**item, "type": kind, **_spelled_out(item)}
+
+
+def _spelled_out(item: Item) -> Item:
+    """A text as content, as the one part that it stands for."""
+    content = item.get("content")
+    if not isinstance(content, str):
+        return {}
+    if item.get("role") == "assistant":
+        return {"content": [{"type": "output_text", "text": content, "annotations": []}]}
+    return {"content": [{"type": "input_text", "text": content}]}
+
+
+def messages_of(items: Sequence[Item], instructions: str | None) -> list[Message]:
+    messages: list[Message] = [] if instructions is None else [{"role": "system", "content": instructions}]
+    for at, item in enumerate(items):
+        _TO_MESSAGES[item["type"]](item, f"input[{at}]", messages)
+    return messages
+
+
+# -- messages --------------------------------------------------------------------------------------------------------
+
+
+def _message(item: Item, where: str, messages: list[Message]) -> None:
+    role, content = item.get("role"), item.get("content")
+    if role != "assistant" and role not in _INPUT_ROLES:
+        raise InvalidRequest(f"Field '{where}.role': must be one of user, system, developer, assistant")
+    if not isinstance(content, str | list):
+        raise wrong_type(f"{where}.content", "string or array", content)
+    if role != "assistant":
+        messages.append({"role": role, "content": _parts(content, f"{where}.content", _input_part)})
+        return
+    turn = _turn(messages)
+    parts = _parts(content, f"{where}.content", _output_part)
+    turn["content"] = [*_as_parts(turn["content"]), *_as_parts(parts)] if turn["content"] else parts
+
+
+def _turn(messages: list[Message]) -> Message:
+    """The assistant's message that is being put together."""
+    if not messages or messages[-1]["role"] != "assistant":
+        messages.append({"role": "assistant", "content": ""})
+    return messages[-1]
+
+
+def _as_parts(content: str | list[Any]) -> list[Any]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _parts(content: str | list[Any], where: str, read: Callable[[str, Mapping[str, Any], str], Any]) -> str | list[Any]:
+    if isinstance(content, str):
+        return content
+    parts = []
+    for at, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if not isinstance(kind, str):
+            raise InvalidRequest(f"Field '{where}[{at}]': a part must be an object with a 'type'")
+        parts.append(read(kind, part, f"{where}[{at}]"))
+    return parts[0]["text"] if len(parts) == 1 and parts[0]["type"] == "text" else parts
+
+
+def _input_part(kind: str, part: Mapping[str, Any], where: str) -> dict[str, Any]:
+    if kind == "input_text":
+        return _text(part, "text", where)
+    if kind == "input_image":
+        url = part.get("image_url")
+        if not isinstance(url, str):
+            raise InvalidRequest(f"'image_url' is required: Field '{where}': there are no uploaded files here")
+        return {"type": "image_url", "image_url": {"url": url}}
+    if kind == "input_audio":
+        return {"type": "input_audio", "input_audio": part.get("input_audio")}
+    if kind == "input_file":
+        raise InvalidRequest(f"'input_file' is not supported: Field '{where}'")
+    raise InvalidRequest(f"Field '{where}': 'type' must be one of 'input_text', 'input_image', or 'input_file'")
+
+
+def _output_part(kind: str, part: Mapping[str, Any], where: str) -> dict[str, Any]:
+    if kind in ("output_text", "input_text"):
+        return _text(part, "text", where)
+    if kind == "refusal":
+        return _text(part, "refusal", where)
+    raise InvalidRequest(f"Field '{where}': 'type' must be one of 'output_text' or 'refusal'")
+
+
+def _text(part: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
+    return {"type": "text", "text": _string(part, name, where)}
+
+
+def _string(item: Mapping[str, Any], name: str, where: str) -> str:
+    value = item.get(name)
+    if not isinstance(value, str):
+        raise wrong_type(f"{where}.{name}", "string", value)
+    return value
+
+
+# -- calls and thoughts ----------------------------------------------------------------------------------------------
+
+
+def _call(item: Item, where: str, messages: list[Message]) -> None:
+    function = {name: _string(item, name, where) for name in ("name", "arguments")}
+    call = {"type": "function", "id": _call_id(item, where), "function": function}
+    _turn(messages).setdefault("tool_calls", []).append(call)
+
+
+def _call_output(item: Item, where: str, messages: list[Message]) -> None:
+    output = item.get("output")
+    if not isinstance(output, str | list):
+        raise wrong_type(f"{where}.output", "string or array", output)
+    content = _parts(output, f"{where}.output", _input_part)
+    messages.append({"role": "tool", "tool_call_id": _call_id(item, where), "content": content})
+
+
+def _call_id(item: Item, where: str) -> str:
+    return _string(item, "call_id", where).removeprefix(CALL_PREFIX)
+
+
+def _reasoning(item: Item, where: str, messages: list[Message]) -> None:
+    """A thought of which only somebody else's `encrypted_content` is left is left out."""
+    thought = _texts(item.get("content")) or _carried(item.get("encrypted_content")) or _texts(item.get("summary"))
+    if thought:
+        turn = _turn(messages)
+        before = turn.get("reasoning_content")
+        turn["reasoning_content"] = f"{before}\n{thought}" if before else thought
+
+
+def _texts(parts: object) -> str:
+    found: Iterable[Any] = parts if isinstance(parts, list) else ()
+    texts = [part["text"] for part in found if isinstance(part, dict) and isinstance(part.get("text"), str)]
+    return "\n".join(texts)
+
+
+def carry(thought: str) -> str:
+    return base64.b64encode((_CARRIED + thought).encode()).decode()
+
+
+def _carried(content: object) -> str:
+    try:
+        text = base64.b64decode(content, validate=True).decode() if isinstance(content, str) else ""
+    except (binascii.Error, ValueError):
+        return ""
+    return text.removeprefix(_CARRIED) if text.startswith(_CARRIED) else ""
+
+
+_TO_MESSAGES: dict[str, Callable[[Item, str, list[Message]], None]] = {
+    "message": _message,
+    "function_call": _call,
+    "function_call_output": _call_output,
+    "reasoning": _reasoning,
+}

@@ -1,0 +1,196 @@
+"""A request for a Response: checked, and as the chat request that it stands for. Pure.
+
+What llama-server adds to chat requests (`top_k`, `cache_prompt`, `chat_template_kwargs` …) is handed on as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llama_corral.common.base.errors import InvalidRequest
+from llama_corral.common.web.json_fields import Fields, json_type
+
+from .items import Item, messages_of, read_input
+
+log = logging.getLogger("corral.worker")
+
+_OWN_FIELDS = frozenset(
+    {
+        *("input", "instructions", "previous_response_id", "store", "metadata", "truncation", "include", "background"),
+        *("max_output_tokens", "reasoning", "text", "tools", "tool_choice", "top_logprobs", "conversation", "prompt"),
+        *("messages", "n", "n_cmpl", "continue_final_message", "add_generation_prompt"),
+    }
+)
+"""Translated here, or of no meaning: the rest of a body is as in a chat."""
+_ELSEWHERE = {
+    "background": "responses are not made in the background",
+    "conversation": "conversations are not kept, use 'previous_response_id'",
+    "prompt": "there are no prompt templates, use 'instructions' and 'input'",
+}
+_REPEATED = ("user", "prompt_cache_key", "safety_identifier", "max_tool_calls")
+"""Of no effect here, but shown in the Response as they came."""
+LOGPROBS = "message.output_text.logprobs"
+ENCRYPTED = "reasoning.encrypted_content"
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseForm:
+    """How the Response is to look. Lives as long as the answer flows, so nothing large is in it."""
+
+    shown: Mapping[str, Any]  # what it repeats of the request
+    n_top_logprobs: int | None = None  # None: no probabilities
+    carries_thoughts: bool = False
+    summarizes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ResponsesRequest:
+    items: list[Item]  # of its own `input`
+    instructions: str | None
+    previous: str  # the id of the response that it goes on from
+    stores: bool
+    truncates: bool
+    form: ResponseForm
+    chat: Mapping[str, Any]  # the chat request, but for its messages
+
+    def chat_body(self, items: Sequence[Item]) -> dict[str, Any]:
+        """`items`: those before it and its own."""
+        return {**self.chat, "messages": messages_of(items, self.instructions)}
+
+
+def read_responses(body: Mapping[str, Any]) -> ResponsesRequest:
+    fields = Fields(body)
+    _refuse_elsewhere(fields)
+    include = fields.strings("include", default=())
+    top = fields.integer("top_logprobs", default=0, low=0, high=20)
+    n_top = top if top or LOGPROBS in include else None
+    truncation = _one_of(fields.string("truncation", default="disabled"), "truncation", ("auto", "disabled"))
+    tools = _read_tools(fields)
+    chat = {name: value for name, value in body.items() if name not in _OWN_FIELDS}
+    chat |= _chat_tools(tools, body.get("tool_choice"))
+    if body.get("max_output_tokens") is not None:
+        chat["max_tokens"] = fields.integer("max_output_tokens", default=-1, low=-1)
+    reasoning = Fields(fields.object("reasoning"))
+    if effort := reasoning.string("effort", default=""):
+        chat["reasoning_effort"] = effort
+    summary = reasoning.string("summary", "generate_summary", default="")
+    text = fields.object("text")
+    if (form := _response_format(Fields(text))) is not None:
+        chat["response_format"] = form
+    if n_top is not None:
+        chat |= {"logprobs": True, "top_logprobs": max(1, n_top)}
+    instructions = fields.string("instructions", default="") if body.get("instructions") is not None else None
+    previous = fields.string("previous_response_id", default="")
+    shown = {
+        "instructions": instructions,
+        "max_output_tokens": body.get("max_output_tokens"),
+        "metadata": _metadata(fields),
+        "parallel_tool_calls": fields.boolean("parallel_tool_calls", default=True),
+        "previous_response_id": previous or None,
+        "reasoning": {"effort": effort or None, "summary": summary or None},
+        "store": fields.boolean("store", default=True),
+        "text": {"format": {"type": "text"}, **text},
+        "tool_choice": body.get("tool_choice") or "auto",
+        "tools": tools,
+        "top_logprobs": top,
+        "truncation": truncation,
+        **{name: body[name] for name in _REPEATED if body.get(name) is not None},
+    }
+    return ResponsesRequest(
+        items=read_input(body.get("input")),
+        instructions=instructions,
+        previous=previous,
+        stores=bool(shown["store"]),
+        truncates=truncation == "auto",
+        form=ResponseForm(shown, n_top, carries_thoughts=ENCRYPTED in include, summarizes=bool(summary)),
+        chat=chat,
+    )
+
+
+def _refuse_elsewhere(fields: Fields) -> None:
+    for name, why in _ELSEWHERE.items():
+        if fields.body.get(name) not in (None, False):
+            raise InvalidRequest(f"Field '{name}' is not supported: {why}")
+    for name in ("n", "n_cmpl"):
+        if fields.integer(name, default=1) != 1:
+            raise InvalidRequest(f"Field '{name}': a response is one answer")
+
+
+def _one_of(value: str, name: str, allowed: Sequence[str]) -> str:
+    if value not in allowed:
+        raise InvalidRequest(f"Field '{name}': must be one of {', '.join(allowed)}, but is {value!r}")
+    return value
+
+
+def _metadata(fields: Fields) -> dict[str, str]:
+    metadata = fields.object("metadata")
+    for name, value in metadata.items():
+        if not isinstance(value, str):
+            raise InvalidRequest(f"Field 'metadata.{name}': type must be string, but is {json_type(value)}")
+    return metadata
+
+
+def _response_format(text: Fields) -> dict[str, Any] | None:
+    form = text.object("format")
+    kind = Fields(form).string("type", default="text")
+    if kind == "json_schema":
+        if not isinstance(form.get("schema"), dict):
+            raise InvalidRequest("Field 'text.format.schema': a json_schema format needs a schema")
+        schema = {name: form[name] for name in ("name", "schema", "strict") if name in form}
+        return {"type": "json_schema", "json_schema": schema}
+    _one_of(kind, "text.format.type", ("text", "json_object"))
+    return {"type": "json_object"} if kind == "json_object" else None
+
+
+# -- tools -----------------------------------------------------------------------------------------------------------
+
+
+def _read_tools(fields: Fields) -> list[dict[str, Any]]:
+    """All of them, functions in the form of Responses even if they came in that of chats."""
+    _, given = fields.find("tools")
+    if given is None:
+        return []
+    if not isinstance(given, list) or not all(isinstance(tool, dict) for tool in given):
+        raise InvalidRequest("'tools' must be an array of objects")
+    return [_flat(tool) for tool in given]
+
+
+def _flat(tool: dict[str, Any]) -> dict[str, Any]:
+    function = tool.get("function")
+    return {"type": "function", **function} if isinstance(function, dict) and "name" not in tool else tool
+
+
+def _chat_tools(tools: Sequence[Mapping[str, Any]], choice: object) -> dict[str, Any]:
+    """Tools that OpenAI runs on its own servers are left out, as llama-server does: the model cannot call them here."""
+    functions = [tool for tool in tools if tool.get("type") == "function"]
+    if len(functions) < len(tools):
+        log.info("%d tools are left out: only functions can be called", len(tools) - len(functions))
+    if isinstance(choice, dict):
+        functions, choice = _limited(functions, choice)
+    if choice == "required" and not functions:
+        raise InvalidRequest("Field 'tool_choice': there is no function that could be required")
+    chat: dict[str, Any] = {} if choice is None else {"tool_choice": choice}
+    if functions:
+        chat["tools"] = [{"type": "function", "function": _without_type(tool)} for tool in functions]
+    return chat
+
+
+def _without_type(tool: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in tool.items() if name != "type"}
+
+
+def _limited(functions: list[Mapping[str, Any]], choice: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], object]:
+    """The functions that may be called, and how: one by name, or a few of all."""
+    kind = choice.get("type")
+    if kind == "function":
+        name = choice.get("name", Fields(Fields(choice).object("function")).string("name", default=""))
+        return functions, {"type": "function", "function": {"name": name}}
+    if kind == "allowed_tools":
+        allowed = choice.get("tools")
+        names = [tool.get("name") for tool in allowed if isinstance(tool, dict)] if isinstance(allowed, list) else []
+        mode = _one_of(str(choice.get("mode", "auto")), "tool_choice.mode", ("auto", "required"))
+        return [tool for tool in functions if tool.get("name") in names], mode
+    raise InvalidRequest(f"Field 'tool_choice': only functions can be called, but not {kind!r}")

@@ -1,0 +1,79 @@
+"""What the grammars of all shapes of tool calls need: marks, text up to a mark, the schemas of arguments. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ...grammar.converter import MAX_DEPTH, Converter
+from ...grammar.rules import Rules, literal
+from ..tools import Tool
+
+
+def literal_of(mark: str) -> str:
+    return literal(mark.strip()) if mark.strip() else ""
+
+
+def joined(parts: Iterable[str]) -> str:
+    return " space ".join(part for part in parts if part)
+
+
+class Schemas:
+    """The rules of the tools' parameters. A reference leads into the tool's own schema.
+
+    Who sends them has seldom written them: what a grammar cannot keep of them is no reason to refuse a request.
+    """
+
+    def __init__(self, tools: Sequence[Tool], rules: Rules) -> None:
+        self._root = {"tools": {tool.name: _rooted(tool.parameters, tool.name) for tool in tools}}
+        self._converter = Converter(self._root, rules, lenient=True)
+
+    def of(self, tool: Tool, argument: str = "") -> str:
+        schema = self._root["tools"][tool.name]
+        path = f"#/tools/{tool.name}"
+        if argument:
+            return self._converter.visit(schema["properties"][argument], f"{tool.name}-{argument}", path)
+        return self._converter.visit(schema or {"type": "object"}, f"{tool.name}-arguments", path)
+
+    def under(self, tool: Tool, schema: Any, name: str) -> str:
+        """Of a schema somewhere within the tool's."""
+        return self._converter.visit(_rooted(schema, tool.name), name, f"#/tools/{tool.name}")
+
+
+def _rooted(schema: Any, name: str, depth: int = 0) -> Any:
+    """The same schema at its place below the common root; what is deeper than a converter looks stays as it is."""
+    if depth > 2 * MAX_DEPTH:  # of one level of a schema there are two of JSON
+        return schema
+    if isinstance(schema, Mapping):
+        rooted = {key: _rooted(value, name, depth + 1) for key, value in schema.items()}
+        reference = schema.get("$ref")
+        if isinstance(reference, str) and reference.startswith("#"):
+            rooted["$ref"] = f"#/tools/{name}{reference[1:]}"
+        return rooted
+    return [_rooted(item, name, depth + 1) for item in schema] if isinstance(schema, list) else schema
+
+
+def until(rules: Rules, mark: str, name: str) -> str:
+    """Any text up to and including the first `mark`: one rule for each letter of it that has been seen."""
+    letters = sorted(set(mark))
+    number = "-".join(f"{ord(letter):x}" for letter in mark)  # the mark is the rule's identity
+    names = [f"{name}-until-{number}-{i}" for i in range(len(mark))]
+    others = "".join(_in_class(letter) for letter in letters)
+    for i, rule in enumerate(names):
+        ways = [f"[^{others}] {names[0]}"]
+        for letter in letters:
+            seen = _seen(mark, mark[:i] + letter)
+            ways.append(literal(letter) + (f" {names[seen]}" if seen < len(mark) else ""))
+        rules.add(rule, " | ".join(ways))
+    return names[0]
+
+
+def _seen(mark: str, text: str) -> int:
+    """How much of the mark the text ends with."""
+    return next(n for n in range(len(text), -1, -1) if text.endswith(mark[:n]))
+
+
+def _in_class(letter: str) -> str:
+    return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(letter) or (
+        letter if letter.isalnum() and letter.isascii() else f"\\U{ord(letter):08X}"
+    )

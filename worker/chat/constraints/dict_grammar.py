@@ -1,0 +1,84 @@
+"""The grammar of calls like JSON with bare keys and texts between marks. Types, names, required members are kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...grammar.rules import Rules, literal
+from ..formats.formats import DictCalls
+from ..tools import Tool
+from .argument_rules import until
+
+MAX_DEPTH = 16
+"""Of schemas; what lies deeper may be any value."""
+
+
+class DictRules:
+    def __init__(self, form: DictCalls, tools: Sequence[Tool], rules: Rules) -> None:
+        self._form, self._tools, self._rules = form, tools, rules
+        self._text = rules.add("dict-text", f"{literal(form.quote)} {until(rules, form.quote, 'text')}")
+
+    def call(self) -> str:
+        return "(" + " | ".join(self._rules.add(f"call-{tool.name}", self._one(tool)) for tool in self._tools) + ")"
+
+    def _one(self, tool: Tool) -> str:
+        return f"{literal(self._form.name + tool.name)} {self._object(tool.parameters, tool.name, 0)}"
+
+    def _value(self, schema: Any, name: str, depth: int) -> str:
+        if not isinstance(schema, Mapping) or depth > MAX_DEPTH:
+            return self._any()
+        values = [schema["const"]] if "const" in schema else schema.get("enum")
+        if isinstance(values, list) and values and all(_is_plain(value) for value in values):
+            return "(" + " | ".join(self._literal(value) for value in values) + ")"
+        match schema.get("type"):
+            case "string":
+                return self._text
+            case "integer" | "number" | "boolean" | "null" as kind:
+                return self._rules.primitive(kind)
+            case "array":
+                item = self._value(schema.get("items"), f"{name}-item", depth + 1)
+                return self._rules.add(name, f'"[" space ({item} (space "," space {item})*)? space "]"')
+            case "object" if schema.get("properties"):
+                return self._rules.add(name, self._object(schema, name, depth))
+        return self._any()
+
+    def _object(self, schema: Mapping[str, Any], name: str, depth: int) -> str:
+        """Required members in the order of their names, which is the model's; then any of the others."""
+        properties, required = schema.get("properties"), schema.get("required")
+        if not isinstance(properties, dict) or not properties:
+            return '"{" space "}"' if not depth else self._any()
+        needed: list[str] = []
+        others: list[str] = []
+        for key in sorted(properties):
+            value = self._value(properties[key], f"{name}-{key}", depth + 1)
+            rule = self._rules.add(f"{name}-arg-{key}", f"{literal(key + ':')} space {value}")
+            (needed if isinstance(required, list) and key in required else others).append(rule)
+        comma = ' space "," space '
+        either = f"({' | '.join(others)})"
+        if not others:
+            members = comma.join(needed)
+        elif needed:
+            members = f"{comma.join(needed)} ({comma}{either})*"
+        else:
+            members = f"({either} ({comma}{either})*)?"
+        return f'"{{" space {members} space "}}"'
+
+    def _any(self) -> str:
+        key = self._rules.add("dict-key", "[^:{}<>,]+")
+        kinds = [self._text, *(self._rules.primitive(kind) for kind in ("number", "boolean", "null"))]
+        value = "dict-value"
+        member = f'{key} ":" space {value}'
+        self._rules.add("dict-object", f'"{{" space ({member} (space "," space {member})*)? space "}}"')
+        self._rules.add("dict-array", f'"[" space ({value} (space "," space {value})*)? space "]"')
+        return self._rules.add(value, " | ".join([*kinds, "dict-object", "dict-array"]))
+
+    def _literal(self, value: object) -> str:
+        if isinstance(value, str):
+            return literal(f"{self._form.quote}{value}{self._form.quote}")
+        return literal(json.dumps(value))
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, str | bool | int | float)

@@ -1,0 +1,225 @@
+"""The grammar of tool calls: what a model may write from a call's first mark on, or as its whole answer.
+
+With `auto` the grammar sleeps until the mark comes up; with `required` it holds from the beginning. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from llama_corral.common.base.errors import InvalidRequest
+
+from ...grammar.rules import Rules, json_literal, literal
+from ...grammar.schema import SchemaError
+from ..formats.formats import (
+    Calls,
+    DictCalls,
+    ElementCalls,
+    JsonCalls,
+    Parameters,
+    PythonCalls,
+    Span,
+    TaggedCalls,
+    first_mark,
+)
+from ..tools import Tool
+from .argument_rules import Schemas, joined, literal_of, until
+from .dict_grammar import DictRules
+from .element_grammar import ElementRules
+
+_WORD_TRIGGER = 1
+_ID = r'"\"" [a-zA-Z0-9]{9} "\""'
+"""Nine letters: the only length that every template with ids of the model's own takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What a grammar of a whole answer begins with: the end of the prompt, and thoughts."""
+
+    template: str
+    opening: str = ""
+    reasoning: Span | None = None
+    turn: str = ""  # comes again between thoughts and the rest
+    content: str = ""  # comes before content
+    calls: str = ""  # a rule of what comes before calls
+    next_calls: str = ""  # … and between sections of them, if there may be several
+    wakes: bool = True  # calls have a first mark that tells them from all else
+
+    def rule(self, rules: Rules) -> str:
+        start = literal(self.template) if self.template else '""'
+        if self.reasoning is None or not self.reasoning.end:
+            return start
+        inner = until(rules, self.reasoning.end, "thought")
+        if self.turn:
+            inner += f" {literal(self.turn)}"
+        if not self.reasoning.start:
+            return f"{start} {inner}"
+        thought = f"{literal(self.reasoning.start)} {inner}"
+        is_open = self.reasoning.start in self.opening
+        return f"{start} {thought}" if is_open else f"{start} space ({thought})?"
+
+
+def tool_fields(
+    calls: Calls, tools: Sequence[Tool], around: Around, *, required: bool, parallel: bool
+) -> dict[str, Any]:
+    """What a completion is asked for, as fields of its request."""
+    mark = first_mark(calls) if around.wakes else ""
+    if not required and not mark:
+        return {}  # nothing tells where a call begins
+    try:
+        grammar = _grammar(calls, tools, around, required=required, parallel=parallel)
+    except SchemaError as error:
+        raise InvalidRequest(f"Field 'tools': {error}") from None
+    fields: dict[str, Any] = {
+        "grammar": grammar,
+        "grammar_type": "tool_calls",
+        "generation_prompt": around.template + around.opening,
+    }
+    if not required:
+        fields |= {"grammar_lazy": True, "grammar_triggers": [{"type": _WORD_TRIGGER, "value": mark}]}
+    return fields
+
+
+def _grammar(calls: Calls, tools: Sequence[Tool], around: Around, *, required: bool, parallel: bool) -> str:
+    rules = Rules()
+    if "recipient" in around.calls:
+        rules.add("recipient", " | ".join(literal(tool.name) for tool in tools))
+    write = _writer(calls, tools, rules)
+    call = rules.add("tool-call", joined((literal_of(calls.call.start), write.call(), literal_of(calls.call.end))))
+    array = isinstance(calls, PythonCalls) or (isinstance(calls, JsonCalls) and calls.array)
+    separator = '"," space ' if array else ""
+    repeats = parallel and not around.next_calls
+    several = f"{call} (space {separator}{call})*" if repeats else call
+    if array:
+        several = f'"[" space {several} space "]"'
+    section = joined((literal_of(calls.section.start), several, literal_of(calls.section.end)))
+    if parallel and around.next_calls:
+        one = rules.add("tool-calls", section)
+        section = f"{one} ({around.next_calls} {one})*"
+    before = f"{around.rule(rules)} space {around.calls} " if required else ""
+    rules.add("root", before + section)
+    return rules.text()
+
+
+def _writer(calls: Calls, tools: Sequence[Tool], rules: Rules) -> CallRules:
+    match calls:
+        case JsonCalls():
+            return _Json(calls, tools, rules)
+        case PythonCalls():
+            return _Python(tools, rules)
+        case DictCalls():
+            return DictRules(calls, tools, rules)
+        case ElementCalls():
+            return ElementRules(calls, tools, rules)
+    return _Tagged(calls, tools, rules)
+
+
+class CallRules(Protocol):
+    def call(self) -> str:
+        """One call, without what stands around each."""
+
+
+class _Json:
+    def __init__(self, form: JsonCalls, tools: Sequence[Tool], rules: Rules) -> None:
+        self._form, self._rules = form, rules
+        self._schemas = Schemas(tools, rules)
+        self._tools = tools
+
+    def call(self) -> str:
+        return "(" + " | ".join(self._rules.add(f"call-{tool.name}", self._one(tool)) for tool in self._tools) + ")"
+
+    def _one(self, tool: Tool) -> str:
+        form, arguments = self._form, self._schemas.of(tool)
+        if not form.name:
+            return _object([(tool.name, arguments)])
+        inner = [(form.name, json_literal(tool.name)), (form.arguments, arguments)]
+        members = [(form.wrapper, _object(inner))] if form.wrapper else inner
+        if form.id:
+            members.insert(-1 if form.id_before_arguments else len(members), (form.id, _ID))
+        if form.extra:
+            members.insert(0, ("type", json_literal("function")))
+        return _object(members)
+
+
+def _object(members: Sequence[tuple[str, str]]) -> str:
+    pairs = ' space "," space '.join(f'{json_literal(key)} space ":" space {value}' for key, value in members)
+    return f'"{{" space {pairs} space "}}"'
+
+
+class _Tagged:
+    def __init__(self, form: TaggedCalls, tools: Sequence[Tool], rules: Rules) -> None:
+        self._form, self._tools, self._rules = form, tools, rules
+        self._schemas = Schemas(tools, rules)
+
+    def call(self) -> str:
+        return "(" + " | ".join(self._rules.add(f"call-{tool.name}", self._one(tool)) for tool in self._tools) + ")"
+
+    def _one(self, tool: Tool) -> str:
+        form = self._form
+        name = literal_of(form.name.start + form.id_is_name + tool.name)
+        if form.id_is_name:
+            name += ' ":" [0-9]{1,4}'
+        if form.id_first:
+            name = f"[a-z0-9]{{10}} {name}"
+        head = f"{name} {literal_of(form.name.end)}".strip()
+        if form.name_rest:
+            head += f" {literal(form.number.start)} [0-9]{{1,3}} {literal(form.number.end + form.name_rest)}"
+        id = f"({literal_of(form.id.start)} [a-zA-Z0-9]{{9}} {literal_of(form.id.end)})?" if form.id.start else ""
+        arguments = self._parameters(form.parameters, tool) if form.parameters else self._schemas.of(tool)
+        parts = (literal_of(form.arguments.start), arguments, literal_of(form.arguments.end), literal_of(form.close))
+        return joined((f"{head} {id}".strip(), *parts))
+
+    def _parameters(self, form: Parameters, tool: Tool) -> str:
+        """Those that are required in their order, then any of the others."""
+        properties = tool.parameters.get("properties")
+        required = tool.parameters.get("required")
+        needed: list[str] = []
+        others: list[str] = []
+        for key in properties if isinstance(properties, dict) else ():
+            rule = self._rules.add(f"{tool.name}-arg-{key}", self._parameter(form, tool, key))
+            (needed if isinstance(required, list) and key in required else others).append(rule)
+        optional = f"(space ({' | '.join(others)}))*" if others else ""
+        return f"{joined(needed)} {optional}".strip()
+
+    def _parameter(self, form: Parameters, tool: Tool, key: str) -> str:
+        is_text = tool.takes_text(key)
+        start = form.name.start.lstrip() + key + form.name.end
+        if form.text_flag:
+            flags = [form.text_flag] if is_text else form.other_flags
+            flag = " | ".join(literal(f" {flag}{form.flags_end}") for flag in flags)
+            head = f"{literal(start)} ({flag})"
+        else:
+            head = literal(start)
+        if is_text:
+            end = form.value.end
+            value = until(self._rules, end, "text") if end else ""
+            if form.quote.start:
+                quoted = f"{literal(form.quote.start)} {until(self._rules, form.quote.end, 'quoted')} {literal(end)}"
+                value = f"({quoted} | {value})"
+            return f"{head} {literal(form.value.start)} {value}" if form.value.start else f"{head} {value}"
+        parts = (head, literal_of(form.value.start), self._schemas.of(tool, key), literal_of(form.value.end))
+        return joined(parts)
+
+
+class _Python:
+    def __init__(self, tools: Sequence[Tool], rules: Rules) -> None:
+        self._tools, self._rules = tools, rules
+        self._schemas = Schemas(tools, rules)
+
+    def call(self) -> str:
+        return "(" + " | ".join(self._rules.add(f"call-{tool.name}", self._one(tool)) for tool in self._tools) + ")"
+
+    def _one(self, tool: Tool) -> str:
+        """Required arguments in their order, then any of the others."""
+        properties, required = tool.parameters.get("properties"), tool.parameters.get("required")
+        keys = list(properties) if isinstance(properties, dict) else []
+        needed = [key for key in keys if isinstance(required, list) and key in required]
+        others = " | ".join(self._argument(tool, key) for key in keys if key not in needed)
+        first = ' "," space '.join(self._argument(tool, key) for key in needed)
+        rest = f'("," space ({others}))*' if needed else f'(({others}) ("," space ({others}))*)?'
+        return f'{literal(tool.name + "(")} {first} {rest if others else ""} ")"'
+
+    def _argument(self, tool: Tool, key: str) -> str:
+        return self._rules.add(f"{tool.name}-arg-{key}", f"{literal(key + '=')} {self._schemas.of(tool, key)}")

@@ -1,0 +1,123 @@
+"""Answers of messages to several recipients: gpt-oss' channels, and Functionary's `>>>`. Used by `parsing`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ..messages import Message
+from ..tools import Tool
+from .reader import Parsing, Reader
+
+if TYPE_CHECKING:
+    from .parser import CallsReader, Writer
+
+START, CHANNEL, MESSAGE, END, CALL, RETURN = (
+    f"<|{name}|>" for name in ("start", "channel", "message", "end", "call", "return")
+)
+CONSTRAIN = "<|constrain|>"
+EOM, EOT = "<|eom|>", "<|eot|>"
+HARMONY_MARKS = (START, CHANNEL, MESSAGE, END, CALL, RETURN, CONSTRAIN)
+ANALYSIS = f"{CHANNEL}analysis{MESSAGE}"
+FINAL = f"{CHANNEL}final{MESSAGE}"
+TURN = f"{START}assistant"
+_RECIPIENT = re.compile(r"\sto=([^\s<]+)")
+_CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
+_FUNCTIONS = "functions."
+RECIPIENT = ">>>"
+EVERYONE = "all"
+
+
+def harmony(tools: Mapping[str, Tool], separate_reasoning: bool, reader: Reader, writer: Writer) -> Parsing[None]:
+    """gpt-oss: thoughts are a channel, a function is a recipient. What is said to anyone else is nobody's business."""
+    while True:
+        header, mark = yield from reader.taken_until([MESSAGE])
+        if mark is None:
+            writer.content(header if CHANNEL not in header and "to=" not in header else "")
+            return
+        reader.skip(len(mark))
+        channel = (_CHANNEL.findall(header) or ["final"])[-1]
+        recipient = next((to for to in _RECIPIENT.findall(header) if to != "assistant"), "")
+        emit, behind = writer.content, ""
+        if recipient:
+            name = recipient.removeprefix(_FUNCTIONS)
+            emit = _nobody
+            if name in tools and recipient != name:
+                writer.call(name)
+                emit = writer.arguments
+        elif channel == "analysis":
+            if separate_reasoning:
+                emit = writer.reasoning
+            else:
+                writer.content(ANALYSIS)
+                behind = END
+        mark = yield from reader.until([END, CALL, RETURN, START], emit)
+        writer.content(behind if mark else "")
+        if mark and mark != START:
+            reader.skip(len(mark))
+
+
+def with_thinking(message: Message) -> Message:
+    """gpt-oss' template calls thoughts by another name, and takes them or content beside a call."""
+    if "reasoning_content" not in message:
+        return message
+    shown = {**message, "thinking": message["reasoning_content"]}
+    if shown.get("tool_calls"):
+        del shown["content"]
+    return shown
+
+
+def _nobody(text: str) -> None:
+    pass
+
+
+def addressed(calls: CallsReader | None, separate_reasoning: bool, reader: Reader, writer: Writer) -> Parsing[None]:
+    """Muse: thoughts are to itself, content to the user, calls to their function."""
+    while True:
+        header, mark = yield from reader.taken_until([MESSAGE])
+        if mark is None:
+            writer.content("" if "to=" in header else header.strip().removeprefix(TURN))
+            return
+        reader.skip(len(mark))
+        recipient = (_RECIPIENT.findall(header) or ["user"])[-1]
+        emit, behind = writer.content, ""
+        if recipient == "self" and separate_reasoning:
+            emit = writer.reasoning
+        elif recipient == "self":
+            writer.content(f" to=self{MESSAGE}")
+            behind = EOM
+        reads = calls if recipient not in ("self", "user") else None
+        while (
+            mark := (yield from reader.until([EOM, EOT, START, *([reads.mark] if reads else [])], emit))
+        ) is not None:
+            if reads is None or mark != reads.mark:
+                break
+            reader.keep()
+            if not (yield from reads.read()):
+                emit(reader.rest[:1])
+                reader.skip(1)
+            yield from reader.space()
+        writer.content(behind if mark else "")
+        if mark and mark != START:
+            reader.skip(len(mark))
+
+
+def recipients(tools: Mapping[str, Tool], reader: Reader, writer: Writer) -> Parsing[None]:
+    """Functionary 3.2: `all` and its content, a function's name and its arguments, each on a line before `>>>`."""
+    while True:
+        name, mark = yield from reader.taken_until(["\n"])
+        if mark is None:
+            writer.content(name)
+            return
+        reader.skip(1)
+        if name in tools:
+            writer.call(name)
+            yield from reader.space()
+            yield from reader.json(writer.arguments)
+            yield from reader.until([RECIPIENT], _nobody)
+        else:
+            writer.content("" if name == EVERYONE else f"{name}\n")
+            yield from reader.until([RECIPIENT] if tools else [], writer.content)
+        if not (yield from reader.literal(RECIPIENT)):
+            return

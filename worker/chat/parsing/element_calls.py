@@ -1,0 +1,141 @@
+"""Reading calls whose arguments are elements, nested as deep as the values: `<a>x</a><list><item>1</item></list>`.
+
+Used by `parsing` once the text is where calls may begin. A text goes out as it comes; any other argument once it is
+complete, as JSON by the schema of its tool.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..formats.formats import ElementCalls
+from ..tools import Tool, may_be_text
+from .reader import Parsing, Reader
+from .tagged_calls import as_json
+
+if TYPE_CHECKING:
+    from .parser import Writer
+
+
+class ElementCallsReader:
+    def __init__(self, form: ElementCalls, tools: Mapping[str, Tool], reader: Reader, writer: Writer) -> None:
+        self._form, self._tools, self._reader, self._writer = form, tools, reader, writer
+        self.mark = form.section.start
+        """What calls begin with."""
+
+    def read(self) -> Parsing[bool]:
+        """Whether there was a call; if not, nothing is read."""
+        form, reader = self._form, self._reader
+        n_before = self._writer.n_calls
+        if (yield from reader.word(form.section.start)):
+            while (yield from self._call()) and (yield from reader.comes(form.name.start)):
+                reader.keep()
+        reader.back()
+        if self._writer.n_calls == n_before:
+            return False
+        yield from reader.word(form.section.end)
+        return True
+
+    def _call(self) -> Parsing[bool]:
+        form, reader, writer = self._form, self._reader, self._writer
+        if not (yield from reader.word(form.name.start)):
+            return False
+        name, mark = yield from reader.taken_until([form.name.end])
+        tool = self._tools.get(name)
+        if mark is None or tool is None:
+            return False
+        reader.skip(len(mark))
+        reader.release()
+        writer.call(name)
+        writer.arguments("{")
+        separator = ""
+        while not (yield from reader.word(form.call.end)) and (yield from reader.word(f"{form.space}<")):
+            key, mark = yield from reader.taken_until([">"])
+            if mark is None:
+                return True
+            reader.skip(1)
+            writer.arguments(f"{separator}{_json(key)}:")
+            if not (yield from self._argument(key, tool)):
+                return True
+            separator = ","
+        if (yield from reader.peek()) or not reader.truncated:
+            writer.arguments("}")
+        return True
+
+    def _argument(self, key: str, tool: Tool) -> Parsing[bool]:
+        """False: it broke off."""
+        reader, writer, space = self._reader, self._writer, self._form.space
+        end = f"{space}</{key}>"
+        schema = member(tool.parameters, key)
+        is_nested = (yield from reader.comes(f"{space}<")) and not (yield from reader.comes(f"{space}</"))
+        if may_be_text(schema) and not is_nested:
+            writer.arguments('"')
+            mark = yield from reader.until([end], lambda text: writer.arguments(_json(text)[1:-1]))
+            writer.arguments('"' if mark or not reader.truncated else "")
+        else:
+            text, mark = yield from self._inner(key)
+            if mark or not reader.truncated:
+                writer.arguments(_json(value_of(text, schema, space)))
+        reader.skip(len(mark or ""))
+        return mark is not None or not reader.truncated
+
+    def _inner(self, key: str) -> Parsing[tuple[str, str | None]]:
+        """Up to its own end, not that of an element of the same name within."""
+        start, end = f"{self._form.space}<{key}>", f"{self._form.space}</{key}>"
+        text, depth = "", 0
+        while True:
+            more, mark = yield from self._reader.taken_until([start, end])
+            text += more
+            if mark is None or (mark == end and depth == 0):
+                return text, mark
+            depth += 1 if mark == start else -1
+            text += mark
+            self._reader.skip(len(mark))
+
+
+def member(schema: Any, key: str) -> Any:
+    properties = schema.get("properties") if isinstance(schema, Mapping) else None
+    return properties.get(key, {}) if isinstance(properties, Mapping) else {}
+
+
+def value_of(text: str, schema: Any, space: str) -> Any:
+    elements = _elements(text, space)
+    kind = schema.get("type") if isinstance(schema, Mapping) else None
+    if elements and kind != "object" and all(name == "item" for name, _ in elements):
+        items = schema.get("items", {}) if isinstance(schema, Mapping) else {}
+        return [value_of(inner, items, space) for _, inner in elements]
+    if elements:
+        return {name: value_of(inner, member(schema, name), space) for name, inner in elements}
+    if not text.strip() and kind in ("array", "object"):
+        return [] if kind == "array" else {}
+    return text if may_be_text(schema) else json.loads(as_json(text))
+
+
+def _elements(text: str, space: str) -> list[tuple[str, str]]:
+    """Name and inside of each; none when the text is anything else."""
+    found: list[tuple[str, str]] = []
+    rest = text.strip()
+    while rest:
+        name, close, rest = rest.removeprefix(f"{space}<").partition(">")
+        if not close or not text.lstrip().startswith(f"{space}<"):
+            return []
+        start, end = f"{space}<{name}>", f"{space}</{name}>"
+        at, depth = 0, 1
+        while depth:
+            nearest = rest.find(end, at)
+            if nearest < 0:
+                return []
+            opened = rest.find(start, at, nearest)
+            depth += 1 if opened >= 0 else -1
+            at = opened + len(start) if opened >= 0 else nearest + len(end)
+        found.append((name, rest[: at - len(end)]))
+        rest = rest[at:].lstrip()
+        if rest and not rest.startswith(f"{space}<"):
+            return []
+    return found
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)

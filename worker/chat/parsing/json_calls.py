@@ -1,0 +1,182 @@
+"""Reading calls that are JSON objects with the function's name in them.
+
+Used by `parsing` once the text is where calls may begin. Arguments go out as the model writes them, as soon as it is
+certain whose they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ..formats.formats import JsonCalls
+from ..tools import Tool
+from .reader import Parsing, Reader
+
+if TYPE_CHECKING:
+    from .parser import Writer
+
+_ARGUMENT_KEYS = ("arguments", "parameters")
+"""Models trained on one of them sometimes write the other."""
+
+
+class JsonCallsReader:
+    def __init__(self, form: JsonCalls, tools: Mapping[str, Tool], reader: Reader, writer: Writer) -> None:
+        self._form, self._tools, self._reader, self._writer = form, tools, reader, writer
+        begins = form.section.start.strip() or ("[" if form.array else form.call.start.strip())
+        self.mark = begins or "{"
+        """What calls begin with."""
+        self._bare = not begins or begins == "["
+
+    def read(self) -> Parsing[bool]:
+        """Whether there was a call; if not, nothing is read."""
+        form, reader = self._form, self._reader
+        n_before = self._writer.n_calls
+        if (yield from self._opens()):
+            while (yield from self._call()):
+                yield from reader.word(form.call.end)
+                goes_on = form.array and (yield from reader.word(","))
+                if not goes_on and not (yield from self._another()):
+                    break
+                reader.keep()
+        reader.back()
+        if self._writer.n_calls == n_before:
+            return False
+        if form.array:
+            yield from reader.word("]")
+        yield from reader.word(form.section.end)
+        return True
+
+    def _opens(self) -> Parsing[bool]:
+        form, reader = self._form, self._reader
+        if not (yield from reader.word(form.section.start)):
+            return False
+        return not form.array or (yield from reader.word("["))
+
+    def _another(self) -> Parsing[bool]:
+        """Whether what follows begins like one more call."""
+        if self._form.array:
+            return False
+        return (yield from self._reader.comes(self._form.call.start.strip() or "{"))
+
+    def _call(self) -> Parsing[bool]:
+        reader = self._reader
+        if not (yield from reader.word(self._form.call.start)) or not (yield from reader.word("{")):
+            return False
+        call = _Call(self._form, self._tools, reader, self._writer, self._bare)
+        yield from call.members()
+        return call.finish()
+
+
+class _Call:
+    """One object: what is known of it so far."""
+
+    def __init__(
+        self, form: JsonCalls, tools: Mapping[str, Tool], reader: Reader, writer: Writer, strict: bool
+    ) -> None:
+        """`strict`: a member that no call has shows that this is none."""
+        self._form, self._tools, self._reader, self._writer, self._strict = form, tools, reader, writer, strict
+        self._name = self._id = ""
+        self._withheld = ""
+        self._begun = False
+
+    def members(self) -> Parsing[bool]:
+        """Up to the closing brace; False when it breaks off or is no call."""
+        reader = self._reader
+        while not (yield from reader.word("}")):
+            yield from reader.space()
+            if (yield from reader.peek()) != '"':
+                return False
+            key = yield from self._text()
+            if key is None or not (yield from reader.word(":")):
+                return False
+            yield from reader.space()
+            if not (yield from self._member(key)):
+                return False
+            yield from reader.word(",")
+        return True
+
+    def finish(self) -> bool:
+        """Whether it is a call."""
+        if not self._begun and self._name:
+            self._begin()
+        if self._begun and not self._said_arguments:
+            self._writer.arguments("{}")
+        return self._begun
+
+    _said_arguments = False
+
+    def _member(self, key: str) -> Parsing[bool]:
+        form = self._form
+        if key == form.wrapper and form.wrapper:
+            return (yield from self._reader.word("{")) and (yield from self.members())
+        if key == form.id and form.id:
+            return (yield from self._take_id())
+        if not form.name:
+            return self._named(key) and (yield from self._arguments())
+        if key == form.name:
+            name = yield from self._text()
+            return name is not None and self._named(name)
+        if key == form.arguments or key in _ARGUMENT_KEYS:
+            return (yield from self._arguments())
+        if self._strict and key not in ("type", "id"):
+            return False
+        return (yield from self._reader.json(lambda _: None))
+
+    def _named(self, name: str) -> bool:
+        if name not in self._tools or self._name:
+            return False
+        self._name = name
+        self._begin_if_known()
+        return True
+
+    def _take_id(self) -> Parsing[bool]:
+        parts: list[str] = []
+        whole = yield from self._reader.json(parts.append)
+        text = "".join(parts)
+        self._id = _unquoted(text) or "" if text.startswith('"') else text
+        self._begin_if_known()
+        return whole
+
+    def _begin_if_known(self) -> None:
+        if self._name and (self._id or not self._form.id) and not self._begun:
+            self._begin()
+
+    def _begin(self) -> None:
+        self._begun = True
+        self._reader.release()
+        self._writer.call(self._name, self._id)
+        self._writer.arguments(self._withheld)
+        self._withheld = ""
+
+    def _arguments(self) -> Parsing[bool]:
+        reader = self._reader
+        self._said_arguments = True
+        if (yield from reader.peek()) == "{":
+            return (yield from reader.json(self._say))
+        parts: list[str] = []
+        whole = yield from reader.json(parts.append)
+        text = "".join(parts)
+        self._say((_unquoted(text) or "{}") if text.startswith('"') else text if text.startswith("[") else "{}")
+        return whole
+
+    def _say(self, text: str) -> None:
+        if self._begun:
+            self._writer.arguments(text)
+        else:
+            self._withheld += text
+
+    def _text(self) -> Parsing[str | None]:
+        """A JSON string."""
+        parts: list[str] = []
+        whole = yield from self._reader.json(parts.append)
+        return _unquoted("".join(parts)) if whole else None
+
+
+def _unquoted(text: str) -> str | None:
+    try:
+        value = json.loads(text, strict=False)
+    except ValueError:
+        return None
+    return value if isinstance(value, str) else None

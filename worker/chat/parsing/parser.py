@@ -1,0 +1,216 @@
+"""An answer's text, as it comes, into content, thoughts and tool calls.
+
+`AnswerParser` gives the same deltas in sum however the text was cut, and the whole message is their sum: what is
+ambiguous is withheld. Text that only looks like a call (no such tool, no such shape) is content. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from ..formats.formats import AnswerFormat, DictCalls, ElementCalls, JsonCalls, PythonCalls, Span
+from ..tools import Tool
+from .channels import addressed, harmony, recipients
+from .deltas import CallArguments, CallBegun, Content, Delta, Reasoning, new_call_id
+from .dict_calls import DictCallsReader
+from .element_calls import ElementCallsReader
+from .json_calls import JsonCallsReader
+from .python_calls import PythonCallsReader
+from .reader import SPACE, Emit, Parsing, Reader
+from .tagged_calls import TaggedCallsReader
+
+NewId = Callable[[], str]
+
+
+class Writer:
+    """The deltas of one answer. Whoever reads calls speaks to it."""
+
+    def __init__(self, new_id: NewId) -> None:
+        self._new_id = new_id
+        self._deltas: list[Delta] = []
+        self.n_calls = 0
+
+    def take(self) -> list[Delta]:
+        deltas, self._deltas = self._deltas, []
+        return deltas
+
+    def content(self, text: str) -> None:
+        if text:
+            self._deltas.append(Content(text))
+
+    def reasoning(self, text: str) -> None:
+        if text:
+            self._deltas.append(Reasoning(text))
+
+    def call(self, name: str, id: str = "") -> None:
+        self._deltas.append(CallBegun(self.n_calls, id or self._new_id(), name))
+        self.n_calls += 1
+
+    def arguments(self, text: str) -> None:
+        """Of the call begun last."""
+        if text:
+            self._deltas.append(CallArguments(self.n_calls - 1, text))
+
+
+class AnswerParser:
+    """`add` text after text, then `end` once. `opening`: the end of the prompt, where the answer really begins."""
+
+    def __init__(
+        self,
+        form: AnswerFormat,
+        tools: Sequence[Tool] = (),
+        *,
+        opening: str = "",
+        separate_reasoning: bool = True,
+        new_id: NewId = new_call_id,
+    ) -> None:
+        self._reader = Reader()
+        self._writer = Writer(new_id)
+        by_name = {tool.name: tool for tool in tools}
+        self._parsing: Parsing[None] | None = _parsing(form, by_name, separate_reasoning, self._reader, self._writer)
+        self.opened = self.add(opening)
+        """What of the answer was in the prompt already."""
+
+    def add(self, text: str) -> list[Delta]:
+        self._reader.feed(text)
+        if self._parsing is not None:
+            next(self._parsing, None)
+        return self._writer.take()
+
+    def end(self, *, truncated: bool = False) -> list[Delta]:
+        """`truncated`: a limit ended the answer; what is open stays open."""
+        self._reader.ended, self._reader.truncated = True, truncated
+        if self._parsing is not None:
+            for _ in self._parsing:
+                raise AssertionError("a parser waits for text after the end")
+        self._parsing = None
+        return self._writer.take()
+
+
+class Trimmed:
+    """Passes text on without white space before it (unless `leading`), and behind it (if not `trailing`)."""
+
+    def __init__(self, emit: Emit, *, leading: bool = False, trailing: bool = False) -> None:
+        self._emit = emit
+        self._begun, self._trailing = leading, trailing
+        self._withheld = ""
+        self.said = False
+
+    def __call__(self, text: str) -> None:
+        text = self._withheld + text
+        if not self._begun:
+            text = text.lstrip(SPACE)
+        solid = text if self._trailing else text.rstrip(SPACE)
+        self._withheld = text[len(solid) :]
+        if solid:
+            self._begun = self.said = True
+            self._emit(solid)
+
+    def flush(self, *, without: str = "") -> None:
+        """What was withheld counts after all, but for this end of it."""
+        if self._begun:
+            self._emit(self._withheld.removesuffix(without))
+        self._withheld = ""
+
+
+def _parsing(
+    form: AnswerFormat, tools: Mapping[str, Tool], separate_reasoning: bool, reader: Reader, writer: Writer
+) -> Parsing[None]:
+    if form.style == "channels":
+        return harmony(tools, separate_reasoning, reader, writer)
+    if form.style == "recipients":
+        return recipients(tools, reader, writer)
+    if form.style == "addressed":
+        return addressed(_calls_reader(form, tools, reader, writer), separate_reasoning, reader, writer)
+    return _answer(form, tools, separate_reasoning, reader, writer)
+
+
+def _answer(
+    form: AnswerFormat, tools: Mapping[str, Tool], separate_reasoning: bool, reader: Reader, writer: Writer
+) -> Parsing[None]:
+    calls = _calls_reader(form, tools, reader, writer)
+    thoughts = form.reasoning if separate_reasoning else None
+    thought = False
+    if thoughts:
+        thought = yield from _thoughts(form, thoughts, calls, reader, writer)
+    marks = [*form.content.marks, *_skipped(form, separate_reasoning)]
+    again = thoughts.start if thoughts and form.thinks_again else ""
+    if again:
+        marks.append(again)
+    if calls is not None:
+        marks.append(calls.mark)
+    content = Trimmed(writer.content, leading=thought or form.reasoning is None, trailing=not marks)
+    while True:
+        mark = yield from reader.until(marks, content)
+        if mark is None:
+            if not writer.n_calls:
+                content.flush()
+            return
+        if thoughts and mark == again:
+            yield from _thoughts(form, thoughts, calls, reader, writer)
+            content = Trimmed(writer.content)
+            continue
+        if calls is None or mark != calls.mark:
+            if mark == form.content.end and content.said:
+                content.flush()
+            reader.skip(len(mark))
+            content = Trimmed(writer.content, leading=mark == form.content.start)
+            continue
+        reader.keep()
+        if (yield from calls.read()):
+            content = Trimmed(writer.content)
+        else:
+            content(reader.rest[:1])
+            reader.skip(1)
+
+
+def _skipped(form: AnswerFormat, separate_reasoning: bool) -> Sequence[str]:
+    """Marks that say nothing; those of thoughts do where they are shown."""
+    shown = form.reasoning.marks if form.reasoning and not separate_reasoning else ()
+    return [mark for mark in form.skipped if mark not in shown]
+
+
+def _thoughts(
+    form: AnswerFormat, tags: Span, calls: CallsReader | None, reader: Reader, writer: Writer
+) -> Parsing[bool]:
+    """Those that come first; whether there were any marks of them."""
+    start, end = tags.start.strip(), tags.end.strip()
+    if start and not (yield from reader.word(start)):
+        found = yield from reader.word(end)  # as if there had been some
+        if found:
+            yield from _blanks(form.spacing[2], form.calls_end_reasoning or form.loose, reader)
+        return found
+    yield from _blanks(form.spacing[0], form.calls_end_reasoning or form.thinks_again, reader)
+    ends = [end, *Span(form.content.start).marks]
+    if form.calls_end_reasoning and calls is not None:
+        ends.append(calls.mark)
+    text = Trimmed(writer.reasoning, leading=True)
+    mark = yield from reader.until(ends, text)
+    if text.said and (mark is None or (mark == end and not form.thinks_again)):
+        text.flush(without=form.spacing[1] if mark else "")
+    if mark == end:
+        reader.skip(len(end))
+        yield from _blanks(form.spacing[2], form.calls_end_reasoning or form.loose, reader)
+    return True
+
+
+def _blanks(of_template: str, all_of_them: bool, reader: Reader) -> Parsing[None]:
+    """Those that the template writes behind a mark are no part of the text: they come back with it."""
+    return reader.space() if all_of_them else reader.blanks(of_template)
+
+
+CallsReader = JsonCallsReader | TaggedCallsReader | PythonCallsReader | DictCallsReader | ElementCallsReader
+
+
+def _calls_reader(form: AnswerFormat, tools: Mapping[str, Tool], reader: Reader, writer: Writer) -> CallsReader | None:
+    if not tools or form.calls is None:
+        return None
+    if isinstance(form.calls, JsonCalls):
+        return JsonCallsReader(form.calls, tools, reader, writer)
+    if isinstance(form.calls, PythonCalls):
+        return PythonCallsReader(form.calls, tools, reader, writer)
+    if isinstance(form.calls, DictCalls):
+        return DictCallsReader(form.calls, tools, reader, writer)
+    if isinstance(form.calls, ElementCalls):
+        return ElementCallsReader(form.calls, tools, reader, writer)
+    return TaggedCallsReader(form.calls, tools, reader, writer)

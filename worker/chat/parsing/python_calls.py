@@ -1,0 +1,102 @@
+"""Reading calls that are written like Python's: `[get_weather(city="Oslo", days=3)]`, JSON's words allowed (LFM2).
+
+Used by `parsing` once the text is where calls may begin. Arguments go out when their call is complete.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..formats.formats import PythonCalls
+from ..tools import Tool
+from .reader import Parsing, Reader
+
+if TYPE_CHECKING:
+    from .parser import Writer
+
+_ESCAPED = {"\n": "\\n", "\r": "\\r"}
+"""Models break lines within quotes, which Python does not allow."""
+_WORDS = {"true": True, "false": False, "null": None}
+
+
+class PythonCallsReader:
+    def __init__(self, form: PythonCalls, tools: Mapping[str, Tool], reader: Reader, writer: Writer) -> None:
+        self._form, self._tools, self._reader, self._writer = form, tools, reader, writer
+        self.mark = form.section.start
+        """What calls begin with."""
+
+    def read(self) -> Parsing[bool]:
+        """Whether there was a call; if not, nothing is read."""
+        form, reader = self._form, self._reader
+        n_before = self._writer.n_calls
+        if (yield from reader.word(form.section.start)) and (yield from reader.word("[")):
+            while (yield from self._call()) and (yield from reader.word(",")):
+                reader.keep()
+        reader.back()
+        if self._writer.n_calls == n_before:
+            return False
+        yield from reader.word("]")
+        yield from reader.word(form.section.end)
+        return True
+
+    def _call(self) -> Parsing[bool]:
+        reader = self._reader
+        name, mark = yield from reader.taken_until(["(", "]"])
+        if mark != "(" or name.strip() not in self._tools:
+            return False
+        reader.release()
+        self._writer.call(name.strip())
+        text = yield from self._in_parentheses()
+        if text is not None:
+            self._writer.arguments(_arguments(text, self._tools[name.strip()]))
+        return text is not None
+
+    def _in_parentheses(self) -> Parsing[str | None]:
+        """None: they are never closed."""
+        reader = self._reader
+        depth, quote, escaped = 0, "", False
+        letters: list[str] = []
+        while c := (yield from reader.peek()):
+            reader.skip(1)
+            letters.append(_ESCAPED.get(c, c) if quote else c)
+            if escaped:
+                escaped = False
+            elif quote:
+                quote, escaped = ("" if c == quote else quote), c == "\\"
+            elif c in "\"'":
+                quote = c
+            elif c in "([{":
+                depth += 1
+            elif c in ")]}":
+                depth -= 1
+                if depth == 0:
+                    return "".join(letters)
+        return None
+
+
+def _arguments(text: str, tool: Tool) -> str:
+    """The JSON of what stands in the parentheses; the text itself when it is not Python."""
+    try:
+        call = ast.parse(f"f{text}", mode="eval").body
+        assert isinstance(call, ast.Call)
+        values = {
+            name: _value(word) for name, word in zip(tool.parameters.get("properties", ()), call.args, strict=False)
+        }
+        values |= {word.arg: _value(word.value) for word in call.keywords if word.arg}
+        return json.dumps(values, ensure_ascii=False)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return json.dumps(text, ensure_ascii=False)
+
+
+def _value(node: ast.expr) -> Any:
+    match node:
+        case ast.Name(id) if id in _WORDS:
+            return _WORDS[id]
+        case ast.List(items) | ast.Tuple(items):
+            return [_value(item) for item in items]
+        case ast.Dict(keys, values):
+            return {str(_value(key)): _value(value) for key, value in zip(keys, values, strict=True) if key}
+    return ast.literal_eval(node)

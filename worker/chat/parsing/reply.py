@@ -1,0 +1,63 @@
+"""How the answer to one chat request is read: what the template says about it, and what the request does.
+
+Made with the prompt, used by every dialect: `parser()` for each choice, `whole()` for one that is complete. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..constraints.response_format import JsonText
+from ..formats.formats import ONLY_CONTENT, AnswerFormat
+from ..tools import Tool
+from .deltas import CallArguments, CallBegun, Content, Delta, Said
+from .parser import AnswerParser
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    form: AnswerFormat = ONLY_CONTENT
+    tools: tuple[Tool, ...] = ()
+    opening: str = ""  # the end of the prompt that is part of the answer: an open thought, a message that is continued
+    separate_reasoning: bool = True
+    wrapped_json: bool = False  # the content is JSON, with more around it that is no part of it
+    shows_opening: bool = True  # a stream begins with it
+
+    def parser(self) -> ReplyParser:
+        return ReplyParser(self)
+
+    def whole(self, text: str, *, truncated: bool) -> Said:
+        parser = self.parser()
+        said = Said()
+        for deltas in (parser.opened, parser.add(text), parser.end(truncated=truncated)):
+            said.add(deltas)
+        return said
+
+
+PLAIN = Reply()
+
+
+class ReplyParser:
+    """One choice's text, piece by piece."""
+
+    def __init__(self, reply: Reply) -> None:
+        self._parser = AnswerParser(
+            reply.form, reply.tools, opening=reply.opening, separate_reasoning=reply.separate_reasoning
+        )
+        self._json = JsonText() if reply.wrapped_json else None
+        self.n_calls = 0
+        self.opened = self._seen(self._parser.opened)
+        """What was said in the prompt already."""
+
+    def add(self, text: str) -> list[Delta]:
+        return self._seen(self._parser.add(text))
+
+    def end(self, *, truncated: bool) -> list[Delta]:
+        return self._seen(self._parser.end(truncated=truncated))
+
+    def _seen(self, deltas: list[Delta]) -> list[Delta]:
+        self.n_calls += sum(isinstance(delta, CallBegun) for delta in deltas)
+        if self._json is None:
+            return deltas
+        shown = [Content(self._json.add(delta.text)) if isinstance(delta, Content) else delta for delta in deltas]
+        return [delta for delta in shown if isinstance(delta, CallBegun | CallArguments) or delta.text]

@@ -1,0 +1,206 @@
+"""Reading calls whose function's name stands in marks, their arguments as one JSON object or each in marks of its own.
+
+Used by `parsing` once the text is where calls may begin. Arguments in marks become the JSON text of one object.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ..formats.formats import Parameters, TaggedCalls, first_mark
+from ..tools import Tool
+from .reader import Emit, Parsing, Reader
+
+if TYPE_CHECKING:
+    from .parser import Writer
+
+
+class TaggedCallsReader:
+    def __init__(self, form: TaggedCalls, tools: Mapping[str, Tool], reader: Reader, writer: Writer) -> None:
+        self._form, self._tools, self._reader, self._writer = form, tools, reader, writer
+        self.mark = first_mark(form)
+        """What calls begin with."""
+
+    def read(self) -> Parsing[bool]:
+        """Whether there was a call; if not, nothing is read."""
+        form, reader = self._form, self._reader
+        n_before = self._writer.n_calls
+        if (yield from reader.word(form.section.start)):
+            while (yield from self._call()):
+                yield from reader.word(form.call.end)
+                if not (yield from reader.comes(form.call.start.strip() or form.name.start)):
+                    break
+                reader.keep()
+        reader.back()
+        if self._writer.n_calls == n_before:
+            return False
+        yield from reader.word(form.section.end)
+        return True
+
+    def _call(self) -> Parsing[bool]:
+        form, reader = self._form, self._reader
+        if not (yield from reader.word(form.call.start)):
+            return False
+        id = ""
+        if form.id_first:
+            id, _ = yield from reader.taken_until([form.name.start])
+        if not (yield from reader.word(form.name.start)):
+            return False
+        said = (yield from self._name()).strip()
+        name = said
+        if form.id_is_name:
+            name, id = _name_in_id(said, form.id_is_name)
+        elif form.id.start.strip() and (yield from reader.word(form.id.start)):
+            id, _ = yield from reader.taken_until([form.id.end.strip() or form.arguments.start.strip() or "{"])
+            yield from reader.word(form.id.end)
+        tool = self._tools.get(name)
+        if tool is None:
+            return False
+        reader.release()
+        self._writer.call(name, id.strip())
+        yield from reader.word(form.arguments.start)
+        if form.parameters:
+            yield from self._tagged_arguments(form.parameters, tool)
+        else:
+            yield from self._json_arguments()
+        yield from reader.word(form.arguments.end)
+        yield from reader.word(form.close)
+        return True
+
+    def _name(self) -> Parsing[str]:
+        """Up to its end mark, or to whatever else may follow."""
+        form, reader = self._form, self._reader
+        marks = [form.name.end.strip()]
+        if not marks[0]:
+            start = form.parameters.name.start if form.parameters else "{"
+            others = (form.id.start, form.arguments.start, start, form.close, form.call.end, form.section.end)
+            marks = [mark for mark in map(str.strip, others) if mark]
+        name, _ = yield from reader.taken_until(marks)
+        yield from reader.word(form.name.end)
+        if form.name_rest:
+            yield from reader.taken_until([form.name_rest])
+            reader.skip(len(form.name_rest))
+        return name
+
+    def _json_arguments(self) -> Parsing[None]:
+        reader = self._reader
+        yield from reader.space()
+        if (yield from reader.peek()) == "{":
+            yield from reader.json(self._writer.arguments)
+        elif (yield from reader.peek()) or not reader.truncated:
+            self._writer.arguments("{}")
+
+    def _tagged_arguments(self, form: Parameters, tool: Tool) -> Parsing[None]:
+        reader, writer = self._reader, self._writer
+        writer.arguments("{")
+        separator = ""
+        while (yield from reader.word(form.name.start)):
+            key, mark = yield from reader.taken_until([form.name.end.strip()])
+            if mark is None:
+                return
+            reader.skip(len(mark))
+            key = key.strip().strip("\"'")
+            writer.arguments(f"{separator}{_json(key)}:")
+            is_text = tool.takes_text(key)
+            if form.text_flag:
+                flags, _ = yield from reader.taken_until([form.flags_end])
+                reader.skip(len(form.flags_end))
+                is_text = form.text_flag in flags
+            elif form.value.start.strip():
+                yield from reader.word(form.value.start)
+            if not (yield from self._value(form, is_text)):
+                return
+            yield from reader.word(form.between)
+            separator = ","
+        if (yield from reader.peek()) or not reader.truncated:
+            writer.arguments("}")
+
+    def _value(self, form: Parameters, is_text: bool) -> Parsing[bool]:
+        """False: it broke off."""
+        reader, writer = self._reader, self._writer
+        end = form.value.end.strip()
+        if form.quote.start and (yield from reader.word(form.quote.start)):
+            return (yield from self._quoted(form, is_text))
+        inner = _Unframed(form, (lambda text: writer.arguments(_json(text)[1:-1])) if is_text else None)
+        if is_text:
+            writer.arguments('"')
+        mark = yield from reader.until([end], inner)
+        if mark is None and reader.truncated:
+            return False
+        reader.skip(len(mark or ""))
+        rest = inner.finish()
+        writer.arguments('"' if is_text else as_json(rest))
+        return True
+
+    def _quoted(self, form: Parameters, is_text: bool) -> Parsing[bool]:
+        reader, writer = self._reader, self._writer
+        text, mark = yield from reader.taken_until([form.quote.end])
+        if mark is None and reader.truncated:
+            return False
+        reader.skip(len(mark or ""))
+        yield from reader.word(form.value.end)
+        writer.arguments(_json(text) if is_text else as_json(text))
+        return True
+
+
+class _Unframed:
+    """A value without the white space that the format itself puts around it."""
+
+    def __init__(self, form: Parameters, emit: Emit | None) -> None:
+        """Without `emit` the value is kept for `finish`."""
+        blank = form.value.start[len(form.value.start.rstrip()) :] or form.name.end[len(form.name.end.rstrip()) :]
+        self._before = blank
+        self._behind = form.value.end[: len(form.value.end) - len(form.value.end.lstrip())]
+        self._emit = emit
+        self._begun = False
+        self._withheld = ""
+
+    def __call__(self, text: str) -> None:
+        text = self._withheld + text
+        if not self._begun:
+            if len(text) < len(self._before) and self._before.startswith(text):
+                self._withheld = text
+                return
+            text = text.removeprefix(self._before)
+            self._begun = True
+        keep = len(text) if self._emit is None else _overlap(text, self._behind)
+        self._withheld = text[len(text) - keep :]
+        if self._emit is not None and len(text) > keep:
+            self._emit(text[: len(text) - keep])
+
+    def finish(self) -> str:
+        rest = self._withheld.removesuffix(self._behind)
+        if self._emit is not None and rest and self._begun:
+            self._emit(rest)
+        return rest
+
+
+def _overlap(text: str, ending: str) -> int:
+    """Length of the longest end of `text` that `ending` begins with."""
+    return next((n for n in range(min(len(text), len(ending)), 0, -1) if text.endswith(ending[:n])), 0)
+
+
+def _name_in_id(said: str, prefix: str) -> tuple[str, str]:
+    name = said.removeprefix(prefix)
+    stem, colon, number = name.rpartition(":")
+    return (stem if colon and number.isdigit() else name), said
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def as_json(text: str) -> str:
+    """A value that is no text: JSON as it is, Python's spelling of the same, or after all a text."""
+    text = text.strip()
+    try:
+        json.loads(text)
+    except ValueError:
+        try:
+            return _json(ast.literal_eval(text))
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return _json(text)
+    return text

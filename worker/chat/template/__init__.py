@@ -1,0 +1,1 @@
+"""Chat templates: the sandbox, its limits, and what a template can do."""

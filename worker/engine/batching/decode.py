@@ -1,0 +1,248 @@
+"""From a plan to computed rows: fills the batch, decodes it, and copes when that does not work at once.
+
+Called by `Core` on the engine thread. It changes what slots remember, and nothing else of them. Any thread may call
+`abort_if`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..adapters.lora import Adapters
+from ..llama.batch import Batch, MediaBatch
+from ..llama.context import ABORTED, DECODED, NO_ROOM, Context
+from .jobs import EmbeddingTask, Job
+from .media_tokens import MediaToken
+from .prefill_budget import Pacer
+from .scheduler import BatchPlan
+from .slots import Slot, SlotState
+
+
+class PromptRun(NamedTuple):
+    """A slot's consecutive rows of a batch."""
+
+    slot: Slot
+    row: int
+    n: int
+    completes: bool  # the prompt ends with the last row
+
+
+class DraftRun(NamedTuple):
+    """The rows behind a slot's sampled token: `tokens` are what may follow it."""
+
+    slot: Slot
+    row: int
+    tokens: list[int]
+
+
+class Computed(NamedTuple):
+    """Rows `begin` to `end` of the batch have their outputs, until the next decode."""
+
+    begin: int
+    end: int
+    n_prompt: int
+    seconds: float
+
+
+@dataclass
+class Filled:
+    """A batch and whose rows it has: first one for each stream, then the prompts', then drafts, the first to go."""
+
+    plan: BatchPlan
+    batch: Batch | MediaBatch
+    streams: list[Slot]
+    prompts: list[PromptRun]
+    drafts: list[DraftRun]
+    causal: bool = True
+
+    def jobs(self) -> set[Job]:
+        slots = (*self.streams, *(run.slot for run in self.prompts))
+        return {slot.task.job for slot in slots if slot.task is not None}
+
+
+class Lost(Exception):
+    """llama_decode failed: what the context holds of the batch's sequences is unknown."""
+
+    def __init__(self, result: int) -> None:
+        texts = {NO_ROOM: "Context size has been exceeded.", -1: "Invalid input batch."}
+        super().__init__(texts.get(result, "Compute error."))
+        self.result = result
+
+
+class Compute:
+    def __init__(self, context: Context, adapters: Adapters, slots: Sequence[Slot]) -> None:
+        self._context = context
+        self._adapters = adapters
+        self._slots = slots
+        self._batch = Batch(context.n_batch)
+        self._pacer = Pacer(context.n_batch)
+        self._n_batches = 0
+        self._in_flight: set[Job] = set()
+        self._lock = threading.Lock()  # over _in_flight and the abort flag
+
+    @property
+    def n_prompt_beside_streams(self) -> int:
+        return self._pacer.n_prompt_beside_streams
+
+    def abort_if(self, condition: Callable[[Job], bool]) -> None:
+        """From any thread: interrupts the decode under way if the condition holds for all whose rows it computes."""
+        with self._lock:
+            if self._in_flight and all(condition(job) for job in self._in_flight):
+                self._context.abort()
+
+    def fill(self, plan: BatchPlan) -> Filled:
+        self._n_batches += 1
+        batch, slots = self._batch, self._slots
+        batch.clear()
+        self._context.set_embeddings(plan.kind == "embedding")
+        self._adapters.apply(self._context, plan.group.adapters)
+        streams = [slots[i] for i in plan.generating]
+        if streams:
+            batch.add_rows([s.sampled for s in streams], [s.position for s in streams], plan.generating)
+            for slot in streams:
+                slot.last_turn = self._n_batches
+        order = _one_by_one(plan.prompts) if plan.kind == "embedding" else plan.prompts
+        prompts = [self._fill_prompt(slots[i], n, plan.kind == "embedding") for i, n in order]
+        drafts = [self._fill_draft(slots[i], n) for i, n in plan.drafts]
+        return Filled(plan, batch, streams, prompts, drafts)
+
+    def fill_media(
+        self, plan: BatchPlan, vectors: NDArray[np.float32], positions: NDArray[np.int32], causal: bool
+    ) -> Filled:
+        """For the slot of the plan: what comes next of its image."""
+        self._n_batches += 1
+        (id, n), slot = plan.prompts[0], self._slots[plan.prompts[0][0]]
+        assert slot.task is not None
+        slot.last_turn = self._n_batches
+        begin = slot.media_done
+        end = begin + n
+        completes = end == len(vectors) and len(slot.tokens) + end == len(slot.task.prompt)
+        vectors, positions = vectors[begin:end], positions[:, begin:end]
+        embeds = completes and isinstance(slot.task, EmbeddingTask)
+        self._context.set_embeddings(embeds)
+        self._adapters.apply(self._context, plan.group.adapters)
+        batch = MediaBatch(vectors, positions, id, n if embeds else int(completes))
+        return Filled(plan, batch, [], [PromptRun(slot, 0, n, completes)], [], causal)
+
+    def _fill_prompt(self, slot: Slot, n: int, output: bool) -> PromptRun:
+        assert slot.task is not None
+        slot.last_turn = self._n_batches
+        prompt, begin, row = slot.task.prompt, len(slot.tokens), self._batch.size
+        self._batch.add_run(prompt[begin : begin + n], slot.position, slot.id, output)
+        completes = begin + n == len(prompt)
+        if completes:
+            self._batch.want_output(row + n - 1)
+        return PromptRun(slot, row, n, completes)
+
+    def _fill_draft(self, slot: Slot, n: int) -> DraftRun:
+        row, tokens = self._batch.size, slot.draft[:n]
+        self._batch.add_run(tokens, slot.position + 1, slot.id, output=True)
+        return DraftRun(slot, row, tokens)
+
+    def decode(self, filled: Filled, make_room: Callable[[], bool]) -> Iterator[Computed]:
+        """Yields what is computed: the whole batch, or parts of it when the KV pool has no room for all at once.
+
+        Drafts are given up then before anything else, so that they are either computed with all the rest or not at all.
+        `make_room` forgets an idle slot, if there is one. Ends early after an abort. Raises Lost.
+        """
+        begin, size = 0, filled.batch.size
+        n = size
+        while begin < size:
+            n = min(n, self._context.n_batch)
+            started = time.monotonic()
+            result = self._decode_rows(filled, begin, n)
+            if result == DECODED:
+                seconds = time.monotonic() - started
+                n_prompt = self._remember(filled, begin, begin + n)
+                self._pacer.observe(n - n_prompt, n_prompt, seconds)
+                yield Computed(begin, begin + n, n_prompt, seconds)
+                begin += n
+                n = size - begin
+            elif result == NO_ROOM and filled.drafts:
+                n = size = filled.drafts[0].row
+                filled.drafts.clear()
+            elif result == NO_ROOM and make_room():
+                continue
+            elif result == NO_ROOM and n > 1 and self._may_cut(filled):
+                n //= 2
+            elif result == ABORTED:
+                self._resynchronise(filled)
+                return
+            else:
+                raise Lost(result)
+
+    def _decode_rows(self, filled: Filled, begin: int, n: int) -> int:
+        with self._lock:
+            self._context.clear_abort()
+            self._in_flight = filled.jobs()
+        self.abort_if(lambda job: job.cancelled)  # those who left since the commands were taken
+        try:
+            if not filled.causal:
+                self._context.set_causal(False)
+            return self._context.decode(filled.batch, begin, n)
+        finally:
+            if not filled.causal:
+                self._context.set_causal(True)
+            with self._lock:
+                self._in_flight = set()
+
+    def _may_cut(self, filled: Filled) -> bool:
+        return filled.causal and (filled.plan.kind != "embedding" or self._context.embeds_in_pieces)
+
+    def _remember(self, filled: Filled, begin: int, end: int) -> int:
+        """The rows are computed: their slots remember them. Returns how many of them were of prompts."""
+        for slot in filled.streams[begin:end]:
+            slot.tokens.append(slot.sampled)
+        n_prompt = 0
+        for run in filled.prompts:
+            n = min(run.row + run.n, end) - max(run.row, begin)
+            if n > 0 and run.slot.task is not None:
+                begin_text = len(run.slot.tokens)
+                following = run.slot.task.prompt[begin_text : begin_text + n]
+                if filled.plan.kind != "media":
+                    run.slot.tokens.extend(following)
+                elif isinstance(image := following[0], MediaToken):
+                    run.slot.media_done += n
+                    if run.slot.media_done == image.n_tokens:  # all of it or nothing
+                        run.slot.remember_media(image)
+                n_prompt += n
+        return n_prompt
+
+    def _resynchronise(self, filled: Filled) -> None:
+        """After an abort some rows are computed and some not: the memory says which. Raises Lost."""
+        for slot in filled.streams:
+            if self._context.keep_first(slot.id, slot.position):
+                continue
+            if slot.task is not None and not slot.task.job.cancelled:
+                raise Lost(ABORTED)
+            self._context.forget(slot.id)  # nobody waits for it any more, and those beside it must not suffer
+            slot.remember([], slot.activation)
+        for run in filled.prompts:
+            slot = run.slot
+            if slot.task is None or slot.state is not SlotState.PROMPT:
+                continue
+            # the last token stays to be computed, because its logits are wanted; what is there of an image is no use
+            n_new = self._context.last_position(slot.id) + 1 - slot.position if filled.plan.kind != "media" else 0
+            slot.media_done = 0
+            n_now, n_most = len(slot.tokens), len(slot.task.prompt) - 1
+            slot.tokens.extend(slot.task.prompt[n_now : min(n_now + n_new, n_most)])
+            if len(slot.tokens) > n_most:
+                slot.cut(n_most)
+            if n_new < 0 or not self._context.keep_first(slot.id, slot.position):
+                self._context.forget(slot.id)
+                slot.remember([], slot.activation)
+
+
+def _one_by_one(prompts: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
+    """With a split KV pool llama.cpp computes neighbouring sequences side by side, as long as the shortest of them has
+    tokens, and pools what is left of the others by itself: a wrong vector, which llama-server returns. It takes for
+    neighbours what stands in rising order, so they stand in falling order.
+    """
+    return sorted(prompts, reverse=True)

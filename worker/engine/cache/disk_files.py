@@ -1,0 +1,174 @@
+"""A prompt and its state as a file that only the same model in the same setting takes back. No slot, no llama.cpp.
+
+    mark, version, lengths and a digest | facts as JSON | tokens, as in `slot_files` | state | states of checkpoints
+
+The facts are checked when the directory is read, the rest when a prompt is taken: llama.cpp gets only what came from
+it. A checksum is made of the sums of pages: at the speed of memory, it sees what disks and crashes do to files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import time
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ..adapters.activation import Activation
+from ..batching.checkpoints import Checkpoint
+from ..batching.media_tokens import MediaToken
+from ..batching.prefix import common_prefix
+from .slot_files import BrokenFile, pack, unpack
+
+State = NDArray[np.uint8]
+
+_PREAMBLE = struct.Struct("<8sIIQ16s")  # mark, version, bytes of facts, bytes of tokens, digest of both
+_MARK, VERSION = b"CORRALkv", 1
+_PAGE = 4096
+_PIECE = 16 << 20
+"""Bytes between two looks at the clock."""
+_NOBODYS = -1
+"""The job of a checkpoint that an earlier process has made."""
+
+
+class Facts(msgspec.Struct, frozen=True):
+    key: str
+    scales: tuple[float, ...]
+    begin: int  # of the adapters, among the tokens
+    checkpoints: tuple[tuple[int, int, int, int], ...]  # tokens, first and last position, bytes
+    n_state: int
+    checksum: str
+
+    @property
+    def n_bytes(self) -> int:
+        return self.n_state + sum(n for *_, n in self.checkpoints)
+
+
+@dataclass(frozen=True, eq=False)
+class DiskPrompt:
+    """What is known of a file without its state."""
+
+    path: Path
+    tokens: list[int]
+    activation: Activation
+    facts: Facts
+    offset: int  # of the state
+
+    def common(self, tokens: Sequence[int], activation: Activation) -> int:
+        return min(common_prefix(self.tokens, tokens), self.activation.alike(activation))
+
+
+def name_of(key: str, tokens: Sequence[int], activation: Activation) -> str:
+    """The same for the same prompt of the same model, so that it is not written twice."""
+    words = ",".join(map(str, tokens)) + repr(activation)
+    return f"{key[:16]}-{hashlib.blake2b(words.encode(), digest_size=12).hexdigest()}"
+
+
+def encode(
+    key: str, tokens: Sequence[int], activation: Activation, checkpoints: Sequence[Checkpoint], state: State
+) -> tuple[bytes, list[State]]:
+    """The file's beginning, and what comes after it. Raises ServerFault for an image that cannot be written."""
+    parts = [state, *(checkpoint.state for checkpoint in checkpoints)]
+    facts = Facts(
+        key,
+        activation.scales,
+        activation.begin,
+        tuple((c.n_tokens, c.first, c.last, c.state.nbytes) for c in checkpoints),
+        state.nbytes,
+        checksum(parts),
+    )
+    described, words = msgspec.json.encode(facts), array("i", pack(tokens)).tobytes()
+    digest = hashlib.blake2b(described + words, digest_size=16).digest()
+    return _PREAMBLE.pack(_MARK, VERSION, len(described), len(words), digest) + described + words, parts
+
+
+def write(file: IO[bytes], head: bytes, parts: Sequence[State], deadline: float) -> bool:
+    """False: it would not be done by then, and was given up. Raises OSError."""
+    started, n_all, n_done = time.monotonic(), sum(part.nbytes for part in parts), 0
+    _write_all(file, memoryview(head))
+    for part in parts:
+        view = part.data
+        for begin in range(0, len(view), _PIECE):
+            now = time.monotonic()
+            left = (now - started) * (n_all - n_done) / n_done if n_done else 0.0
+            if now + left > deadline:
+                return False
+            _write_all(file, view[begin : begin + _PIECE])
+            n_done += len(view[begin : begin + _PIECE])
+    return True
+
+
+def read_head(path: Path, key: str, read_media: Callable[[bytes], MediaToken | None] | None) -> DiskPrompt:
+    """Raises OSError, and BrokenFile for what is damaged or was never of ours."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        preamble = file.read(_PREAMBLE.size)
+        if len(preamble) < _PREAMBLE.size:
+            raise BrokenFile("too short")
+        mark, version, n_facts, n_words, digest = _PREAMBLE.unpack(preamble)
+        offset = _PREAMBLE.size + n_facts + n_words
+        if (mark, version) != (_MARK, VERSION) or offset > size or n_words % 4:
+            raise BrokenFile("not of this kind")
+        head = file.read(n_facts + n_words)
+    if hashlib.blake2b(head, digest_size=16).digest() != digest:
+        raise BrokenFile("damaged")
+    try:
+        facts = msgspec.json.decode(head[:n_facts], type=Facts)
+    except msgspec.MsgspecError as error:
+        raise BrokenFile(str(error)) from None
+    if facts.key != key or min(facts.n_state, *(n for *_, n in facts.checkpoints), 1) < 1:
+        raise BrokenFile("of another model")
+    if size != offset + facts.n_bytes:
+        raise BrokenFile("cut off")
+    tokens = unpack(array("i", head[n_facts:]), read_media)
+    return DiskPrompt(path, tokens, Activation(facts.scales, facts.begin), facts, offset)
+
+
+def read(prompt: DiskPrompt, deadline: float) -> tuple[State, list[Checkpoint]]:
+    """The state and the checkpoints. Raises OSError, BrokenFile, and TimeoutError when it would not be done by then."""
+    facts = prompt.facts
+    with prompt.path.open("rb", buffering=0) as file:
+        file.seek(prompt.offset)
+        parts = [_read_part(file, n, deadline) for n in (facts.n_state, *(n for *_, n in facts.checkpoints))]
+    if checksum(parts) != facts.checksum:
+        raise BrokenFile("damaged")
+    checkpoints = [
+        Checkpoint(_NOBODYS, n_tokens, first, last, part)
+        for (n_tokens, first, last, _), part in zip(facts.checkpoints, parts[1:], strict=True)
+    ]
+    return parts[0], checkpoints
+
+
+def checksum(parts: Sequence[State]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        n_whole = len(part) // _PAGE * _PAGE
+        digest.update(part[:n_whole].view(np.uint64).reshape(-1, _PAGE // 8).sum(axis=1).data)
+        digest.update(part[n_whole:].data)
+    return digest.hexdigest()
+
+
+def _read_part(file: IO[bytes], n_bytes: int, deadline: float) -> State:
+    part = np.empty(n_bytes, np.uint8)
+    view, n_done = part.data, 0
+    while n_done < n_bytes:
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        n_read = file.readinto(view[n_done : n_done + _PIECE])  # type: ignore[attr-defined]
+        if not n_read:
+            raise BrokenFile("cut off")
+        n_done += n_read
+    return part
+
+
+def _write_all(file: IO[bytes], data: memoryview) -> None:
+    while data:
+        data = data[file.write(data) :]

@@ -1,0 +1,93 @@
+"""How much of a new prompt a slot has already computed. Called by `memory` when a slot begins a prompt."""
+
+from __future__ import annotations
+
+from ..adapters.activation import ALL, Activation
+from ..batching.checkpoints import position_after, usable
+from ..batching.media_tokens import last_start
+from ..batching.prefix import common_run
+from ..batching.slots import Slot
+from ..llama.context import Context
+from ..messages import Embedding, Generation
+
+
+def reusable_prefix(
+    slot: Slot, request: Generation | Embedding, activation: Activation, context: Context, n_swa: int
+) -> int:
+    """Brings the slot's memory to the longest usable beginning of the prompt and returns its length.
+
+    At least one token of the prompt is left to compute, because its logits are wanted.
+    """
+    prompt = request.tokens
+    n_past = 0
+    if isinstance(request, Generation) and request.cache_prompt:
+        n_past = slot.common(prompt, activation)
+        if _may_shift(slot, request, activation, context):
+            n_past = _shift_matching_runs(slot, list(prompt), n_past, request.n_cache_reuse, context)
+        if request.media and n_past == len(prompt):
+            n_past = last_start(request.media, n_past)
+        n_past = _within_memory(slot, n_past, len(prompt), context, n_swa)
+    slot.checkpoints = [point for point in slot.checkpoints if point.last <= slot.position_after(n_past)]
+    if n_past == len(prompt) and n_past > 0:
+        n_past -= 1
+    if not context.keep_first(slot.id, slot.position_after(n_past)):
+        context.forget(slot.id)
+        slot.checkpoints = []
+        n_past = 0
+    return n_past
+
+
+def _within_memory(slot: Slot, n_past: int, n_prompt: int, context: Context, n_swa: int) -> int:
+    """Sliding-window and recurrent memories have lost what came before their window: only a checkpoint leads back."""
+    if n_past == 0 or (n_past == len(slot.tokens) and n_past < n_prompt):
+        return n_past  # it goes on where it stands
+    first, position = context.first_position(slot.id), slot.position_after(n_past)
+    needed = max(0, position - n_swa - (0 if n_past < n_prompt else 1))
+    if 0 <= first < needed:
+        return n_past
+    checkpoint = usable(slot.checkpoints, position, needed) if first >= 0 else None
+    if checkpoint is None or not context.write_state(slot.id, checkpoint.state, part=True):
+        return 0
+    return min(slot.tokens_before(position_after(checkpoint, position)), checkpoint.n_tokens)
+
+
+# -- pieces that have moved --------------------------------------------------------------------------------------------
+
+
+def _may_shift(slot: Slot, request: Generation, activation: Activation, context: Context) -> bool:
+    """Cells that another sequence uses as well would move for it too: their slot gets its own first."""
+    if request.n_cache_reuse <= 0 or not context.can_shift or slot.activation.alike(activation) != ALL:
+        return False
+    if context.model.options.projector is not None:  # images cannot move
+        return False
+    return make_private(slot, context)
+
+
+def make_private(slot: Slot, context: Context) -> bool:
+    """False: there is no room for cells of its own; then it remembers nothing."""
+    if not slot.shares_cells:
+        return True
+    state = context.read_state(slot.id)
+    context.forget(slot.id)
+    if state is None or not context.write_state(slot.id, state):
+        context.forget(slot.id)
+        slot.remember([], slot.activation)
+        return False
+    slot.shares_cells = False
+    return True
+
+
+def _shift_matching_runs(slot: Slot, prompt: list[int], n_past: int, n_least: int, context: Context) -> int:
+    """Moves later runs of equal tokens, at least `n_least` long, to where the new prompt has them."""
+    old = slot.tokens
+    slot.checkpoints = [checkpoint for checkpoint in slot.checkpoints if checkpoint.last < n_past]
+    head_old = head_new = n_past
+    while head_old < len(old) and head_new < len(prompt):
+        n = common_run(old, head_old, prompt, head_new)
+        if n < n_least:
+            head_old += 1
+            continue
+        context.shift(slot.id, head_old, head_old + n, head_new)
+        old[head_new : head_new + n] = prompt[head_new : head_new + n]
+        head_old, head_new, n_past = head_old + n, head_new + n, n_past + n
+    return n_past

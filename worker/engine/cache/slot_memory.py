@@ -1,0 +1,298 @@
+"""What the slots remember: in their sequences, in checkpoints beside them, and in host memory once it has left them.
+
+Owned by the engine thread, through `core`, which says when; the decisions are those of `reuse`, `sharing`,
+`checkpoints` and `prompt_cache`. It changes a slot's tokens and whom it waits for, never its state or its task.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from ..adapters.activation import activation
+from ..adapters.lora import Adapters
+from ..batching.checkpoints import Checkpoint, Rules
+from ..batching.jobs import EmbeddingTask, GenerationTask, Job
+from ..batching.media_tokens import lag, text_end
+from ..batching.prefix import common_prefix
+from ..batching.scheduler import SlotFacts
+from ..batching.slots import Leader, Slot, SlotState
+from ..llama.context import Context
+from ..llama.model import Model
+from ..messages import Generation
+from .disk_cache import DiskCache, Leaving
+from .prefix_reuse import make_private, reusable_prefix
+from .prefix_sharing import LEAST_GAIN, Candidate, choose_source
+from .prompt_cache import Entry, PromptCache, State, worth_a_look
+from .slot_files import ReadMedia, SlotFile, restore
+
+log = logging.getLogger("corral.engine")
+
+COPY_COST = 16
+"""Copying a cell takes at most a sixteenth of computing it. With split KV a copy is one of all cells of a slot."""
+
+
+class Memory:
+    def __init__(
+        self,
+        model: Model,
+        context: Context,
+        adapters: Adapters,
+        slots: Sequence[Slot],
+        disk: DiskCache | None = None,
+    ) -> None:
+        self._options = options = model.options
+        self._context, self._adapters, self._slots, self._n_swa = context, adapters, slots, model.n_swa
+        self._disk = disk
+        self._prompts = _prompt_cache(options.cache_bytes, context.n_ctx)
+        self._saves_idle_slots = options.cache_idle_slots and self._prompts is not None
+        if self._saves_idle_slots:
+            log.debug("__TEST_TAG_CACHE_IDLE_SLOTS_ENABLED__")
+        elif options.cache_idle_slots:
+            log.info("--cache-idle-slots requires --cache-ram: it is off")
+        forgets = self._n_swa > 0 or not context.goes_back
+        n_checkpoints = options.n_checkpoints if forgets and not options.embeddings else 0
+        self._rules = Rules(n_checkpoints, options.checkpoint_min_step, context.n_batch, context.n_ubatch)
+        self._least_gain = LEAST_GAIN if options.kv_unified else max(LEAST_GAIN, context.n_ctx_slot // COPY_COST)
+
+    # -- a prompt begins -----------------------------------------------------------------------------------------------
+
+    def fetched(self, job: Job, facts: SlotFacts) -> bool:
+        """False: what is on disk serves the prompt better than the chosen slot, and is being read."""
+        request = job.request
+        if self._disk is None or not isinstance(request, Generation) or not request.cache_prompt:
+            return True
+        n_common, n_cached = facts.n_common, facts.n_cached
+        kept = self._prompts.best(n_common, n_cached, request.tokens, job.activation) if self._prompts else None
+        if kept is not None:
+            n_common, n_cached = kept.common(request.tokens, job.activation), len(kept.tokens)
+        others = [self._candidate(other, job) for other in self._slots if other.id != facts.id]
+        n_elsewhere = max((max(c.n_computed if c.can_cut else 0, c.n_coming) for c in others), default=0)
+        return self._disk.fetched(job, n_common, n_cached, n_elsewhere)
+
+    @property
+    def is_fetching(self) -> bool:
+        return self._disk is not None and self._disk.is_reading
+
+    def leave(self, job: Job) -> None:
+        """It has ended, perhaps before it began."""
+        if self._disk is not None:
+            self._disk.leave(job)
+
+    def exchange(self, slot: Slot, job: Job, facts: SlotFacts) -> None:
+        """What the chosen slot is about to lose goes to host memory, what serves the prompt better comes from there,
+        or from disk."""
+        request = job.request
+        if not isinstance(request, Generation):
+            return
+        entry = self._disk.take(job) if self._disk is not None else None
+        if entry is not None:
+            log.info("slot %d: %d tokens come back from disk", slot.id, len(entry.tokens))
+        looks = worth_a_look(facts, len(request.tokens), job.id_slot, self._options.slot_prompt_similarity)
+        if self._prompts is not None and (looks or entry is not None):
+            log.debug("updating prompt cache")
+            self._save(slot)
+            if entry is None:
+                n_common = slot.common(request.tokens, job.activation)
+                entry = self._prompts.take(n_common, len(slot.tokens), request.tokens, job.activation)
+            self._prompts.trim()
+        if entry is not None:
+            self._put(slot, entry)
+
+    def _put(self, slot: Slot, entry: Entry) -> None:
+        self.clear(slot)
+        n_positions = len(entry.tokens) - lag(entry.tokens)
+        fits = len(entry.tokens) <= slot.n_ctx and self._context.write_state(slot.id, entry.state)
+        if fits and self._context.last_position(slot.id) + 1 == n_positions:
+            slot.remember(list(entry.tokens), entry.activation, entry.checkpoints)
+        else:
+            log.warning("slot %d: no room for a kept prompt of %d tokens", slot.id, len(entry.tokens))
+            self.clear(slot)
+
+    def share(self, slot: Slot, job: Job) -> bool:
+        """Takes over what another slot has computed of the prompt. False: waiting for it pays, see `done_waiting`."""
+        slot.leader = None
+        request = job.request
+        if not isinstance(request, Generation) or not request.cache_prompt or len(self._slots) == 1:
+            return True
+        candidates = (self._candidate(other, job) for other in self._slots if other is not slot)
+        n_own = slot.common(request.tokens, job.activation)
+        source = choose_source(n_own, candidates, len(request.tokens), self._least_gain)
+        if source is not None:
+            other = self._slots[source.slot]
+            if not source.ready:
+                assert other.task is not None
+                slot.leader = Leader(other.id, other.task.job.id, source.n)
+                return False
+            self.copy(other, slot)
+        return True
+
+    def done_waiting(self) -> list[Slot]:
+        """Those whose beginning another slot has computed by now, or gave up; in order of arrival."""
+        followers = [(slot, slot.leader) for slot in self._slots if slot.leader is not None]
+        done = [slot for slot, leader in followers if not self._is_computing(leader)]
+        return sorted(done, key=lambda slot: slot.task.job.id if slot.task else 0)
+
+    def _is_computing(self, leader: Leader) -> bool:
+        slot = self._slots[leader.slot]
+        task = slot.task if slot.state is SlotState.PROMPT else None
+        return task is not None and task.job.id == leader.job and len(slot.tokens) < leader.n
+
+    def recall(self, slot: Slot, job: Job) -> int:
+        """Cuts what the slot remembers to what the prompt begins with; returns how many tokens that are."""
+        n_past = reusable_prefix(slot, job.request, job.activation, self._context, self._n_swa)
+        slot.cut(n_past)
+        slot.activation = job.activation
+        if not n_past:
+            slot.shares_cells = False
+        return n_past
+
+    def copy(self, source: Slot, target: Slot) -> None:
+        """In a pool that all draw from, both use the same cells then, unless these are a window's, which slides on."""
+        target.remember(list(source.tokens), source.activation, source.checkpoints)
+        if self._options.kv_unified and self._n_swa and self._copy_cells(source, target):
+            target.shares_cells = False
+            return
+        self._context.copy_sequence(source.id, target.id)
+        if self._options.kv_unified:
+            source.shares_cells = target.shares_cells = True
+
+    def _copy_cells(self, source: Slot, target: Slot) -> bool:
+        state = self._context.read_state(source.id)
+        self._context.forget(target.id)
+        return state is not None and self._context.write_state(target.id, state)
+
+    # -- a prompt is computed ------------------------------------------------------------------------------------------
+
+    def stretch(self, slot: Slot, n_prompt: int) -> int:
+        """How many tokens of its prompt the next batch may have: others may wait for a state in between."""
+        n_now = len(slot.tokens)
+        ends = [other.leader.n for other in self._slots if other.leader is not None and other.leader.slot == slot.id]
+        if self._rules.max_number and isinstance(slot.task, GenerationTask):
+            ends += self._rules.boundaries(n_prompt, slot.task.request.user_starts, slot.checkpoints)
+        if slot.task is not None and slot.task.request.media:
+            ends.append(text_end(slot.task.request.media, n_now, n_prompt))
+        end = min((end for end in ends if n_now < end < n_prompt), default=n_prompt)
+        return slot.activation.stretch(n_now, end)
+
+    def make_checkpoints(self, prompts: Iterable[tuple[int, int]]) -> None:
+        """Before a batch with so many tokens of the prompts of these slots is computed."""
+        for id, n_next in prompts if self._rules.max_number else ():
+            slot = self._slots[id]
+            task, n_now = slot.task, len(slot.tokens)
+            if not isinstance(task, GenerationTask):
+                continue
+            turns = task.request.user_starts
+            if not self._rules.wanted(len(task.prompt), n_now, n_next, turns, slot.checkpoints):
+                continue
+            if slot.tokens[-1] < 0:
+                continue  # an image: going back to its last token is not possible
+            first, last = self._context.first_position(id), self._context.last_position(id)
+            state = self._context.read_state(id, part=True) if first >= 0 else None
+            if state is not None:
+                new = Checkpoint(task.job.id, n_now, first, last, state)
+                slot.checkpoints = self._rules.with_another(slot.checkpoints, new)
+
+    # -- between prompts -----------------------------------------------------------------------------------------------
+
+    def save_idle_slots(self) -> None:
+        """Others are at work: what idle slots remember goes to host memory, and leaves a KV pool that all draw from."""
+        for slot in self._slots if self._saves_idle_slots else ():
+            if slot.idle and slot.tokens:
+                if self._save(slot):
+                    log.debug("slot %d: __TEST_TAG_CACHE_IDLE_SLOT__", slot.id)
+                if self._options.kv_unified:
+                    self.clear(slot)
+
+    def forget_idle_slot(self) -> bool:
+        """Gives the cells of one idle slot back to the pool, if there is a pool."""
+        idle = [slot for slot in self._slots if slot.idle and slot.tokens]
+        if not idle or not self._options.kv_unified:
+            return False
+        slot = min(idle, key=lambda slot: slot.last_used)
+        log.warning("slot %d: forgetting %d tokens, because the KV pool is full", slot.id, len(slot.tokens))
+        self.clear(slot)
+        return True
+
+    def own_cells(self, slot: Slot) -> bool:
+        """Before positions move. False: there is no room, and it has forgotten everything."""
+        return make_private(slot, self._context)
+
+    def restore(self, slot: Slot, path: Path, read_media: ReadMedia | None) -> SlotFile:
+        """Taken for computed with the adapters of requests that name none."""
+        slot.shares_cells = False
+        return restore(slot, self._context, path, activation(self._adapters.scales), read_media)
+
+    def erase(self, slot: Slot) -> int:
+        n_tokens = len(slot.tokens)
+        self.clear(slot)
+        return n_tokens
+
+    def settle(self, slot: Slot, *, keeps: bool) -> None:
+        """Its task is over. What is there of an image that nobody waits for any more goes in any case."""
+        if not keeps or (slot.media_done and not self._context.keep_first(slot.id, slot.position)):
+            self.clear(slot)
+        slot.media_done = 0
+
+    def clear(self, slot: Slot) -> None:
+        self._context.forget(slot.id)
+        slot.remember([], slot.activation)
+        slot.shares_cells = False
+
+    # -- the model goes ------------------------------------------------------------------------------------------------
+
+    def save_to_disk(self, *, for_good: bool) -> None:
+        """What idle slots and host memory hold, until the model comes back; `for_good`: as another process."""
+        if self._disk is not None:
+            self._disk.save(self._leaving(), for_good=for_good)
+
+    def _leaving(self) -> Iterator[Leaving]:
+        for slot in self._slots:
+            if slot.idle and slot.tokens:
+                n_bytes, read = self._context.state_size(slot.id), partial(self._context.read_state, slot.id)
+                yield Leaving(slot.tokens, slot.activation, slot.checkpoints, n_bytes, read, slot.last_used)
+        for entry in self._prompts.entries if self._prompts is not None else ():
+            given = partial(_given, entry.state)
+            yield Leaving(entry.tokens, entry.activation, entry.checkpoints, entry.n_bytes, given, entry.used)
+
+    def _save(self, slot: Slot) -> bool:
+        if self._prompts is None or not slot.tokens:
+            return False
+        n_bytes = self._context.state_size(slot.id)
+        saved = self._prompts.store(
+            slot.tokens,
+            slot.activation,
+            slot.checkpoints,
+            n_bytes,
+            lambda: self._context.read_state(slot.id),
+            slot.last_used,
+        )
+        self._prompts.trim()
+        return saved
+
+    def _candidate(self, other: Slot, job: Job) -> Candidate:
+        prompt, task = job.request.tokens, other.task
+        if isinstance(task, EmbeddingTask):
+            return Candidate(other.id, 0)
+        n_computed, n_coming = other.common(prompt, job.activation), 0
+        if other.state is SlotState.PROMPT and task is not None:
+            n_coming = min(common_prefix(task.prompt, prompt), other.activation.alike(job.activation))
+        is_all = n_computed == len(other.tokens) and not other.media_done
+        if not self._context.goes_back:
+            can_cut = is_all and n_computed < len(prompt)
+        else:
+            can_cut = not self._n_swa or is_all or self._reaches_back(other, n_computed)
+        return Candidate(other.id, n_computed, n_coming, can_cut)
+
+    def _reaches_back(self, slot: Slot, n: int) -> bool:
+        return 0 <= self._context.first_position(slot.id) < max(0, slot.position_after(n) - self._n_swa)
+
+
+def _given(state: State) -> State:
+    return state
+
+
+def _prompt_cache(max_bytes: int | None, n_ctx: int) -> PromptCache | None:
+    return None if max_bytes == 0 else PromptCache(max_bytes, n_ctx)

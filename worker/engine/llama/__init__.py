@@ -1,0 +1,1 @@
+"""Thin wrappers of llama.cpp's objects: model, context, vocabulary, batch, devices."""

@@ -1,0 +1,233 @@
+"""What the engine reads of the settings, resolved to what llama.cpp takes. Pure: no device is asked here.
+
+The only place of this package that knows the names of options.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llama_corral.presets.options.context import AUTO_SLOTS
+from llama_corral.presets.options.model import EXPERT_TENSORS
+
+from .cpu_threads import physical_cores
+from .errors import LoadError
+
+if TYPE_CHECKING:
+    from llama_corral.presets.options.settings import Settings
+
+    from ..speculative.options import DraftOptions
+
+FFN_DENSE = r"\.ffn_(up|down|gate)\."
+
+_FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
+_SPLIT_MODE = {"none": 0, "layer": 1, "row": 2, "tensor": 3}
+_LOAD_MODE = {"auto": -1, "none": 0, "mmap": 1, "mlock": 2, "mmap+mlock": 3, "dio": 4}
+_LAZY_MODE = {"off": 0, "auto": 1, "on": 2}
+_ROPE_SCALING = {None: -1, "none": 0, "linear": 1, "yarn": 2}
+_POOLING = {None: -1, "none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
+_NUMA = {None: 0, "distribute": 1, "isolate": 2, "numactl": 3}
+CACHE_TYPE = {
+    "f32": 0,
+    "f16": 1,
+    "q4_0": 2,
+    "q4_1": 3,
+    "q5_0": 6,
+    "q5_1": 7,
+    "q8_0": 8,
+    "iq4_nl": 20,
+    "bf16": 30,
+}  # ggml_type
+
+
+@dataclass(frozen=True)
+class ProjectorOptions:
+    path: Path
+    marker: str  # stands in a prompt for each image
+    offload: bool = True
+    device: str = ""
+    image_min_tokens: int = -1
+    image_max_tokens: int = -1
+    batch_max_tokens: int = 1024
+    video_fps: float = 4.0
+    video_timestamp_interval: int = 5000
+    video_ffmpeg_dir: str = ""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    model: Path
+    # context
+    n_ctx: int = 0  # tokens in all, 0: the model's own
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    n_slots: int = AUTO_SLOTS
+    kv_unified: bool = True
+    n_ctx_per_slot: int = 0  # at most, 0: no such limit
+    flash_attention: int = -1
+    cache_type_k: int = 1
+    cache_type_v: int = 1
+    kv_offload: bool = True
+    op_offload: bool = True
+    swa_full: bool = False
+    embeddings: bool = False
+    pooling: int = -1
+    n_threads: int = 1
+    n_threads_batch: int = 1
+    rope_scaling: int = -1
+    rope_freq_base: float = 0.0
+    rope_freq_scale: float = 0.0
+    yarn_orig_ctx: int = 0
+    yarn_ext_factor: float = -1.0
+    yarn_attn_factor: float = -1.0
+    yarn_beta_fast: float = -1.0
+    yarn_beta_slow: float = -1.0
+    # model
+    n_gpu_layers: int = -1
+    devices: tuple[str, ...] = ()
+    split_mode: int = 1
+    tensor_split: tuple[float, ...] = ()
+    main_gpu: int = 0
+    load_mode: int = -1
+    lazy_mode: int = 1
+    numa: int = 0
+    check_tensors: bool = False
+    repack: bool = True
+    no_host: bool = False
+    kv_overrides: tuple[str, ...] = ()
+    tensor_overrides: tuple[tuple[str, str], ...] = ()  # (regular expression of tensor names, buffer type)
+    with_head: bool = False  # the layers of an MTP head too
+    warmup: bool = True
+    # slots
+    continuous_batching: bool = True
+    context_shift: bool = False
+    cache_bytes: int | None = 0  # of host memory for prompts that left their slot; None: no limit, 0: off
+    disk_bytes: int = 0  # on disk for prompts whose model is away; 0: off
+    cache_idle_slots: bool = False
+    n_checkpoints: int = 0
+    checkpoint_min_step: int = 8192
+    slot_prompt_similarity: float = 0.1
+    n_predict: int = -1
+    special: bool = False
+    # additions
+    lora: tuple[tuple[Path, float], ...] = ()  # (file, scale)
+    control_vectors: tuple[tuple[Path, float], ...] = ()
+    control_vector_layers: tuple[int, int] = (0, 0)  # first and last, 0: of the model
+    projector: ProjectorOptions | None = None
+    sleep_idle_seconds: float = -1.0  # -1: never
+    drafts: DraftOptions | None = None  # None: no speculative decoding
+
+    @property
+    def stages(self) -> list[str]:
+        """Of a load, as llama-server reports them."""
+        has_draft = self.drafts is not None and bool(self.drafts.model or self.drafts.head)
+        stages = {"text_model": True, "spec_model": has_draft, "mmproj_model": self.projector is not None}
+        return [stage for stage, is_loaded in stages.items() if is_loaded]
+
+
+def from_settings(settings: Settings, model: Path, projector: Path | None, media_marker: str) -> EngineOptions:
+    s = settings
+    n_slots = AUTO_SLOTS if s.parallel < 0 else max(1, s.parallel)
+    embeddings = s.embeddings or s.reranking
+    n_threads = s.threads if s.threads > 0 else physical_cores()
+    per_slot = s.kv_unified_per_slot
+    lora = _scaled(s.lora, s.lora_scaled)
+    return EngineOptions(
+        model=model,
+        n_ctx=s.ctx_size or n_slots * per_slot,
+        # every token of an embedding's input goes through one physical batch
+        n_batch=min(s.batch_size, s.ubatch_size) if embeddings else s.batch_size,
+        n_ubatch=s.ubatch_size,
+        n_slots=n_slots,
+        kv_unified=bool(s.kv_unified) or s.parallel < 0,
+        n_ctx_per_slot=per_slot,
+        flash_attention=_FLASH_ATTENTION[s.flash_attn],
+        cache_type_k=CACHE_TYPE[s.cache_type_k],
+        cache_type_v=CACHE_TYPE[s.cache_type_v],
+        kv_offload=s.kv_offload,
+        op_offload=s.op_offload,
+        swa_full=s.swa_full,
+        embeddings=embeddings,
+        pooling=_POOLING["rank"] if s.reranking else _POOLING[s.pooling],
+        n_threads=n_threads,
+        n_threads_batch=s.threads_batch if s.threads_batch > 0 else n_threads,
+        rope_scaling=_ROPE_SCALING[s.rope_scaling],
+        rope_freq_base=s.rope_freq_base,
+        rope_freq_scale=s.rope_freq_scale or (1.0 / s.rope_scale if s.rope_scale else 0.0),
+        yarn_orig_ctx=s.yarn_orig_ctx,
+        yarn_ext_factor=s.yarn_ext_factor,
+        yarn_attn_factor=s.yarn_attn_factor,
+        yarn_beta_fast=s.yarn_beta_fast,
+        yarn_beta_slow=s.yarn_beta_slow,
+        n_gpu_layers=gpu_layers(str(s.n_gpu_layers)),
+        devices=s.device,
+        split_mode=_SPLIT_MODE[s.split_mode],
+        tensor_split=s.tensor_split,
+        main_gpu=s.main_gpu,
+        load_mode=_LOAD_MODE[s.load_mode],
+        lazy_mode=_LAZY_MODE[s.lazy_mode],
+        numa=_NUMA[s.numa],
+        check_tensors=s.check_tensors,
+        repack=s.repack,
+        no_host=s.no_host,
+        kv_overrides=s.override_kv,
+        tensor_overrides=tensor_overrides("--override-tensor", s.override_tensor, s.cpu_moe, s.n_cpu_moe, s.n_cpu_ffn),
+        warmup=s.warmup,
+        continuous_batching=s.cont_batching,
+        context_shift=s.context_shift and projector is None,  # part of an image cannot be forgotten
+        cache_bytes=None if s.cache_ram < 0 else s.cache_ram << 20,
+        disk_bytes=s.cache_disk << 20,
+        cache_idle_slots=s.cache_idle_slots,
+        n_checkpoints=s.swa_checkpoints,
+        checkpoint_min_step=s.checkpoint_min_step,
+        slot_prompt_similarity=s.slot_prompt_similarity,
+        n_predict=s.n_predict,
+        special=s.special,
+        lora=tuple((path, 0.0 if s.lora_init_without_apply else scale) for path, scale in lora),
+        control_vectors=_scaled(s.control_vector, s.control_vector_scaled),
+        control_vector_layers=s.control_vector_layer_range or (0, 0),
+        projector=_projector(s, projector, media_marker) if projector else None,
+        sleep_idle_seconds=s.sleep_idle_seconds,
+    )
+
+
+def _projector(s: Settings, path: Path, marker: str) -> ProjectorOptions:
+    return ProjectorOptions(
+        path,
+        marker,
+        offload=s.mmproj_offload,
+        device=s.mmproj_device or ",".join(s.device[:1]),
+        image_min_tokens=s.image_min_tokens,
+        image_max_tokens=s.image_max_tokens,
+        batch_max_tokens=s.mtmd_batch_max_tokens,
+        video_fps=s.video_fps,
+        video_timestamp_interval=s.video_timestamp_interval,
+        video_ffmpeg_dir=s.video_ffmpeg_dir,
+    )
+
+
+def _scaled(files: tuple[str, ...], scaled: tuple[tuple[str, float], ...]) -> tuple[tuple[Path, float], ...]:
+    return (*((Path(file), 1.0) for file in files), *((Path(file), scale) for file, scale in scaled))
+
+
+def gpu_layers(value: str) -> int:
+    return {"auto": -1, "all": -2}[value] if value in ("auto", "all") else int(value)
+
+
+def tensor_overrides(
+    option: str, rules: str, cpu_moe: bool, n_cpu_moe: int, n_cpu_ffn: int = 0
+) -> tuple[tuple[str, str], ...]:
+    """Raises LoadError."""
+    result: list[tuple[str, str]] = []
+    for word in filter(None, rules.split(",")):
+        pattern, equals, buffer_type = word.rpartition("=")
+        if not equals:
+            raise LoadError(f"{option}: {word!r} has no '=' between tensor pattern and buffer type")
+        result.append((pattern, buffer_type))
+    if cpu_moe:
+        result.append((EXPERT_TENSORS, "CPU"))
+    for n_layers, tensors in ((n_cpu_moe, EXPERT_TENSORS), (n_cpu_ffn, FFN_DENSE)):
+        result += [(rf"blk\.{layer}{tensors}", "CPU") for layer in range(n_layers)]
+    return tuple(result)

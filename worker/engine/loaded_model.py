@@ -1,0 +1,184 @@
+"""A model in memory, as requests see it: what it can do, and what is refused before it reaches the engine thread.
+
+Made by `runner` for as long as the model is loaded; every call goes to the engine thread by a message. Called on the
+loop's thread only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from llama_corral.common.base.errors import ContextExceeded, InvalidRequest, NotSupported, ServerFault
+
+from .adapters.lora import AdapterInfo
+from .batching.jobs import Job
+from .batching.media_tokens import content_of, woven
+from .batching.slots import Slot
+from .cache.slot_files import SlotFile, save
+from .core import Core
+from .llama.builtin_template import apply_builtin_template
+from .llama.model import MediaSupport
+from .llama.vocab import Vocab
+from .messages import MEDIA_TOKEN, Embedding, Generation, MediaChunk, Sink
+from .sampling.grammar_candidates import prepare
+from .slot_actions import SlotAction
+from .slot_views import SlotView, slot_views
+from .thread import EngineThread
+
+_job_ids = itertools.count()
+T = TypeVar("T")
+
+
+class Loaded:
+    """A model in memory. Valid only inside `use()`."""
+
+    def __init__(self, core: Core, thread: EngineThread) -> None:
+        self.core = core
+        self.vocab: Vocab = core.model.vocab
+        self.info = core.model.info(core.context.n_ctx_slot, core.context.pooling_name)
+        self.media: MediaSupport | None = core.encoding.projector.support if core.encoding else None
+        self.info = replace(self.info, media=self.media)
+        self._thread = thread
+
+    def tokenize_media(self, text: str, files: Sequence[bytes]) -> tuple[tuple[int, ...], tuple[MediaChunk, ...]]:
+        """A prompt with a marker for each file. From any thread, and slow: it also scales pictures and reads sound.
+
+        Raises InvalidRequest.
+        """
+        if self.core.encoding is None:
+            raise NotSupported("Multimodal data provided, but model does not support multimodal requests.")
+        return self.core.encoding.projector.tokenize(text, files)
+
+    async def prepare_for_grammars(self) -> None:
+        """Before a request with a grammar is submitted: else its first token makes all others wait for that."""
+        await asyncio.to_thread(prepare, self.vocab)
+
+    def submit(self, request: Generation | Embedding, sink: Sink) -> Ticket:
+        """Raises ApiError for what can be seen at once; later errors arrive as Failed."""
+        self._check(request)
+        if request.media:
+            request = replace(request, tokens=woven(request.tokens, request.media))
+        job, core = Job(next(_job_ids), request, sink), self.core
+        self._thread.post(lambda: core.submit(job))
+        return Ticket(job, core, self._thread)
+
+    @property
+    def embedding_room(self) -> int:
+        """Most tokens of one text whose vector is wanted."""
+        n_ctx, context = self.info.n_ctx, self.core.context
+        return n_ctx - 1 if context.embeds_in_pieces else min(n_ctx, context.n_ubatch)
+
+    async def slots(self) -> list[SlotView]:
+        return slot_views(self.core)
+
+    def adapters(self) -> list[tuple[AdapterInfo, float]]:
+        """Each LoRA adapter with its scale for requests that name none."""
+        adapters = self.core.adapters
+        return list(zip(adapters.infos, adapters.scales, strict=True))
+
+    async def set_adapter_scales(self, scales: Mapping[int, float]) -> None:
+        """Adapters that are not mentioned get 0, unknown ids are left out. Kept while the model sleeps."""
+        await self._thread.call(lambda: self.core.adapters.set_scales(scales))
+
+    async def save_slot(self, id_slot: int, path: Path) -> SlotFile:
+        """These three wait until the slot is idle; any number names a slot, counted round."""
+        return await self._on_idle_slot(id_slot, lambda slot: save(slot, self.core.context, path))
+
+    async def restore_slot(self, id_slot: int, path: Path) -> SlotFile:
+        read_media = self.core.encoding.projector.read_saved if self.core.encoding else None
+        return await self._on_idle_slot(id_slot, lambda slot: self.core.memory.restore(slot, path, read_media))
+
+    async def erase_slot(self, id_slot: int) -> int:
+        """The number of tokens it has forgotten."""
+        return await self._on_idle_slot(id_slot, self.core.memory.erase)
+
+    async def _on_idle_slot(self, id_slot: int, function: Callable[[Slot], T]) -> T:
+        action: SlotAction[T] = SlotAction(id_slot, function, asyncio.get_running_loop().create_future())
+        self._thread.post(lambda: self.core.act(action))
+        return await action.result
+
+    def apply_builtin_template(
+        self, template: str, messages: Sequence[tuple[str, str]], add_generation_prompt: bool
+    ) -> str | None:
+        return apply_builtin_template(template, messages, add_generation_prompt)
+
+    def _check(self, request: Generation | Embedding) -> None:
+        context, n_tokens = self.core.context, len(request.tokens)
+        text = [token for token in request.tokens if token != MEDIA_TOKEN] if request.media else request.tokens
+        if not self.vocab.contains(text):
+            raise InvalidRequest("Prompt contains invalid tokens")
+        n_ctx = self.info.n_ctx
+        self._check_media(request)
+        if isinstance(request, Generation):
+            self._check_generation(request)
+            if n_tokens >= n_ctx:
+                raise ContextExceeded(n_tokens, n_ctx)
+        elif not self.core.options.embeddings:  # a context made without has no room for the outputs, and aborts
+            raise NotSupported("This server does not support embeddings. Start it with `--embeddings`")
+        elif not n_tokens:
+            raise InvalidRequest("Input content cannot be empty")
+        elif context.embeds_in_pieces:
+            if n_tokens >= n_ctx:
+                raise ContextExceeded(n_tokens, n_ctx)
+        elif n_tokens > context.n_ubatch:
+            raise ServerFault(
+                f"input ({n_tokens} tokens) is too large to process. increase the physical batch size "
+                f"(current batch size: {context.n_ubatch})"
+            )
+        elif n_tokens > n_ctx:
+            raise ContextExceeded(n_tokens, n_ctx)
+
+    def _check_media(self, request: Generation | Embedding) -> None:
+        if not request.media:
+            return
+        if self.core.encoding is None:
+            raise NotSupported("Multimodal data provided, but model does not support multimodal requests.")
+        context = self.core.context
+        if context.memory is None:
+            raise NotSupported("This model cannot read images or audio: it remembers no part of its input")
+        for content in map(content_of, request.media):
+            n_tokens = content.token.n_tokens
+            if content.prepared is None:
+                raise ServerFault("images and audio of a request that has been answered cannot be used again")
+            if content.non_causal and n_tokens > min(context.n_batch, context.n_ubatch):  # llama.cpp would abort
+                raise InvalidRequest(
+                    f"{content.kind} ({n_tokens} tokens) is too large to process. increase the physical batch size "
+                    f"(current batch size: {min(context.n_batch, context.n_ubatch)})"
+                )
+
+    def _check_generation(self, request: Generation) -> None:
+        if self.core.context.memory is None:
+            raise ServerFault("the current context does not support logits computation. skipping")
+        if self.info.has_encoder:  # its decoder asserts that the encoder has run
+            raise NotSupported("This model needs an encoder's run before it generates, which is not supported")
+        if not 1 <= request.n <= self.info.n_slots:
+            raise InvalidRequest(f"n must be between 1 and {self.info.n_slots}, the number of slots")
+
+
+class Ticket:
+    """A submitted request."""
+
+    def __init__(self, job: Job, core: Core, thread: EngineThread) -> None:
+        self._job, self._core, self._thread = job, core, thread
+
+    @property
+    def id(self) -> int:
+        return self._job.id
+
+    def cancel(self) -> None:
+        """Idempotent. No event follows; the slot is free within a step, a long prefill is interrupted."""
+        job, core = self._job, self._core
+        if job.cancelled or job.done:
+            return
+        job.cancelled = True
+        core.compute.abort_if(lambda other: other.cancelled)
+        self._thread.post(lambda: core.cancel(job))
+
+    async def end_thoughts(self) -> bool:
+        """False: it has no slot."""
+        return await self._thread.call(lambda: self._core.end_thoughts(self._job))

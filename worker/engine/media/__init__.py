@@ -1,0 +1,1 @@
+"""Images, audio and video turned into embeddings for the model."""

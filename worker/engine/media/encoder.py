@@ -1,0 +1,99 @@
+"""Images and audio on their way from the request to the model: encoded on a thread of their own, while the engine
+thread goes on with everybody's text. Owned by the engine thread, through `core`.
+
+A job's media are encoded when its prompt begins, as many of them together as the projector takes, and the next ones
+when the last of those is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from ..batching.decode import Compute, Filled
+from ..batching.jobs import Job, Task
+from ..batching.media_tokens import chunk_at, content_of
+from ..batching.scheduler import BatchPlan
+from ..batching.slots import Slot
+from ..messages import MediaChunk
+
+if TYPE_CHECKING:
+    from .projector import Embeddings, Projector
+
+
+class EncodeError(Exception):
+    """The projector failed, and gave its reason to the log."""
+
+
+class Encoding:
+    def __init__(self, projector: Projector, wake: Callable[[], None]) -> None:
+        """`wake`, called from another thread: `results` has something new."""
+        self.projector, self._wake = projector, wake
+        self._thread = ThreadPoolExecutor(1, "encoder")
+        self._asked: dict[Job, tuple[Sequence[MediaChunk], Future[list[Embeddings]]]] = {}
+
+    def close(self) -> None:
+        """Frees the projector. What is being encoded cannot be interrupted."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self.projector.close()
+
+    @property
+    def pending(self) -> bool:
+        return any(not future.done() for _, future in self._asked.values())
+
+    def of(self, job: Job, chunk: MediaChunk) -> Embeddings | None:
+        """What the model reads in the chunk's place. None: it is being encoded. Raises what encoding has raised."""
+        chunks, future = self._asked.get(job, ((), None))
+        if future is None or chunk not in chunks:
+            self._ask(job, chunk)
+            return None
+        if not future.done():
+            return None
+        place, encoded = chunks.index(chunk), future.result()
+        if place >= len(encoded):  # the others did not fit beside it
+            self._ask(job, chunk)
+            return None
+        return encoded[place]
+
+    def begin(self, slot: Slot, task: Task) -> None:
+        """Its prompt begins: what comes first is encoded while the text before it is computed."""
+        coming = (chunk for chunk in task.request.media if chunk.start >= len(slot.tokens))
+        if first := next(coming, None):
+            self._ask(task.job, first)
+
+    def fill(self, plan: BatchPlan, slots: Sequence[Slot], compute: Compute) -> Filled:
+        """The batch of a plan for media: an image or a stretch of audio of one slot, or a part of it."""
+        slot = slots[plan.prompts[0][0]]
+        task = slot.task
+        chunk = chunk_at(task.request.media, len(slot.tokens)) if task is not None else None
+        assert task is not None
+        assert chunk is not None
+        vectors, content = self.of(task.job, chunk), content_of(chunk)
+        assert vectors is not None
+        if slot.media_done + plan.prompts[0][1] == chunk.n_tokens:
+            self._go_on(task.job, chunk)
+        positions = self.projector.positions(content, slot.position)
+        return compute.fill_media(plan, vectors, positions, causal=not content.non_causal)
+
+    def end(self, job: Job) -> None:
+        """The job's prompt is computed, or nobody waits for it any more. Gives its images' memory back."""
+        _, future = self._asked.pop(job, ((), None))
+        if future is not None:
+            future.cancel()
+        for chunk in job.request.media:
+            content_of(chunk).prepared = None
+
+    def _go_on(self, job: Job, chunk: MediaChunk) -> None:
+        """The chunk is about to be read: if it is the last that is encoded, the next one's turn comes."""
+        chunks, future = self._asked[job]
+        n_encoded = len(future.result())
+        if chunk is chunks[n_encoded - 1] and n_encoded < len(chunks):
+            self._ask(job, chunks[n_encoded])
+
+    def _ask(self, job: Job, first: MediaChunk) -> None:
+        chunks = [chunk for chunk in job.request.media if chunk.start >= first.start]
+        prepared = [data for chunk in chunks if (data := content_of(chunk).prepared) is not None]
+        future = self._thread.submit(self.projector.encode, prepared)
+        self._asked[job] = chunks, future
+        future.add_done_callback(lambda _: self._wake())

@@ -1,0 +1,253 @@
+"""The projector: what makes images and audio readable for a model. Loading it, cutting prompts into text and media, and
+encoding the media.
+
+`tokenize` may be called from any thread, several at once; `encode` from one thread at a time, while the model's context
+computes on another; the rest belongs to the engine thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from llama_corral.common.base.errors import InvalidRequest
+from numpy.typing import NDArray
+
+from ..batching.media_tokens import Content, MediaToken
+from ..llama.devices import find_device, list_devices
+from ..llama.errors import LoadError
+from ..llama.llama import C, complaints
+from ..llama.memory_log import allocations
+from ..llama.model import MediaSupport, Model, Throttled
+from ..llama.mtmd import M, text
+from ..llama.options import ProjectorOptions
+from ..messages import MEDIA_TOKEN, MediaChunk
+from . import audio_headers
+from .encoder import EncodeError
+from .video import UNREADABLE, Video, VideoLimits, check_ffmpeg, video_params
+from .video_files import NO_FFMPEG, is_webp, may_be_video
+
+Embeddings = NDArray[np.float32]
+
+
+class Prepared:
+    """Owns an mtmd_input_chunk with its pixels or samples."""
+
+    def __init__(self, chunk: Any) -> None:
+        self.pointer = M.mtmd_input_chunk_copy(chunk)
+        finalizer = weakref.finalize(self, M.mtmd_input_chunk_free, self.pointer)
+        finalizer.atexit = False
+
+
+class Projector:
+    """Owns the mtmd_context; `close()` frees it, before its model is."""
+
+    def __init__(self, model: Model, options: ProjectorOptions, on_progress: Callable[[float], None]) -> None:
+        self._options = options
+        self._users = 0
+        self._changed = threading.Condition()
+        self._keep: list[Any] = []
+        complaints.clear()
+        self._context: Any = M.mtmd_init_from_file(
+            str(options.path).encode(), model.pointer, self._params(model, on_progress)
+        )
+        if not self._context:
+            why = complaints[0].split("error: ")[-1] if complaints else "llama.cpp gave no reason"
+            raise LoadError(f"failed to load multimodal model '{options.path}': {why.strip()}")
+        allocations.add(_placement(options), options.path.stat().st_size)
+        self.support = MediaSupport(
+            vision=M.mtmd_support_vision(self._context),
+            audio=M.mtmd_support_audio(self._context),
+            video=M.mtmd_helper_support_video(self._context),
+            marker=options.marker,
+        )
+        self.mrope: bool = M.mtmd_decode_use_mrope(self._context)
+        self.n_embd: int = C.llama_model_n_embd_inp(model.pointer)
+
+    def close(self) -> None:
+        """Waits for those who still tokenize: their request may have ended before."""
+        with self._changed:
+            context, self._context = self._context, None
+            self._changed.wait_for(lambda: not self._users)
+        if context:
+            M.mtmd_free(context)
+
+    # -- a prompt -----------------------------------------------------------------------------------------------------
+
+    def tokenize(self, prompt: str, files: Sequence[bytes]) -> tuple[tuple[int, ...], tuple[MediaChunk, ...]]:
+        """The prompt has one marker for each file. Raises InvalidRequest."""
+        with self._in_use() as context, contextlib.ExitStack() as stack:
+            limits = VideoLimits()
+            bitmaps = [self._bitmap(context, data, limits, stack) for data in files]
+            chunks = M.mtmd_input_chunks_init()
+            stack.callback(M.mtmd_input_chunks_free, chunks)
+            data = prompt.encode("utf-8", "surrogateescape")
+            given = M.mtmd_input_text(data, len(data), True, True)
+            array = (ctypes.c_void_p * len(bitmaps))(*bitmaps)
+            problem = M.mtmd_tokenize(context, chunks, ctypes.byref(given), array, len(bitmaps))
+            if problem:
+                if limits.problem:
+                    raise limits.problem
+                raise InvalidRequest(f"Failed to tokenize prompt{self._explain(problem, prompt, len(files))}")
+            return self._read(
+                context, [M.mtmd_input_chunks_get(chunks, i) for i in range(M.mtmd_input_chunks_size(chunks))]
+            )
+
+    def _bitmap(self, context: Any, data: bytes, limits: VideoLimits, stack: contextlib.ExitStack) -> Any:
+        if may_be_video(data):
+            if not self.support.video:
+                raise InvalidRequest(f"{UNREADABLE}: this model reads sound, as WAV, MP3 or FLAC")
+            video = Video(context, data, self._options, limits)
+            stack.callback(video.close)
+            return video.bitmap
+        options = M.mtmd_helper_init_opt_default()
+        options.video_params = video_params(self._options)
+        if is_webp(data):
+            check_ffmpeg(self._options.video_ffmpeg_dir)
+        else:
+            options.video_params.ffmpeg_bin_dir = NO_FFMPEG.encode()
+        data = audio_headers.checked(data)
+        buffer = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
+        made = M.mtmd_helper_bitmap_init_from_buf_wrapper(context, buffer, len(data), False, options)
+        if not made.bitmap:
+            raise InvalidRequest(UNREADABLE)
+        stack.callback(M.mtmd_bitmap_free, made.bitmap)
+        return made.bitmap
+
+    def _explain(self, problem: int, prompt: str, n_files: int) -> str:
+        n_markers = prompt.count(self._options.marker)
+        if n_markers != n_files:
+            return f": it has {n_markers} media markers for {n_files} files"
+        return ": the media cannot be prepared for this model" if problem == 2 else ""
+
+    def _read(self, context: Any, chunks: Sequence[Any]) -> tuple[tuple[int, ...], tuple[MediaChunk, ...]]:
+        tokens: list[int] = []
+        media: list[MediaChunk] = []
+        for chunk in chunks:
+            kind = M.mtmd_input_chunk_get_type(chunk)
+            if kind == M.MTMD_INPUT_CHUNK_TYPE_TEXT:
+                n = ctypes.c_size_t()
+                words = M.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(n))
+                tokens += words[: n.value]
+                continue
+            token = token_of(chunk)
+            content = Content(
+                "image" if kind == M.MTMD_INPUT_CHUNK_TYPE_IMAGE else "audio",
+                token,
+                M.mtmd_decode_use_non_causal(context, chunk),
+                Prepared(chunk),
+            )
+            id = text(M.mtmd_input_chunk_get_id(chunk))
+            media.append(MediaChunk(len(tokens), token.n_tokens, token.n_pos, id, content))
+            tokens += [MEDIA_TOKEN] * token.n_tokens
+        return tuple(tokens), tuple(media)
+
+    # -- media ---------------------------------------------------------------------------------------------------------
+
+    def encode(self, media: Sequence[object]) -> list[Embeddings]:
+        """What the model reads in their place, of the first of them or of as many as can be encoded together."""
+        with self._in_use() as context, contextlib.ExitStack() as stack:
+            batch = M.mtmd_batch_init(context)
+            stack.callback(M.mtmd_batch_free, batch)
+            taken = []
+            for prepared in media:
+                if not isinstance(prepared, Prepared) or M.mtmd_batch_add_chunk(batch, prepared.pointer):
+                    break
+                taken.append(prepared.pointer)
+            if not taken or M.mtmd_batch_encode(batch):
+                raise EncodeError("failed to process mtmd chunk")
+            return [self._output(batch, chunk) for chunk in taken]
+
+    def _output(self, batch: Any, chunk: Any) -> Embeddings:
+        shape = (M.mtmd_input_chunk_get_n_tokens(chunk), self.n_embd)
+        values = M.mtmd_batch_get_output_embd(batch, chunk)
+        if not values:
+            raise EncodeError("failed to process mtmd chunk")
+        return np.ctypeslib.as_array(values, shape).copy()
+
+    def positions(self, content: Content, first: int) -> NDArray[np.int32]:
+        """Of each token, one row; four rows with M-RoPE: time, y, x and one that is not used."""
+        token, prepared = content.token, content.prepared
+        assert isinstance(prepared, Prepared)
+        if not self.mrope:
+            return np.arange(first, first + token.n_tokens, dtype=np.int32)[None]
+        if content.kind == "audio":
+            return np.tile(np.arange(first, first + token.n_tokens, dtype=np.int32), (4, 1))
+        places = (M.mtmd_decoder_pos * token.n_tokens)()
+        image = M.mtmd_input_chunk_get_tokens_image(prepared.pointer)
+        M.mtmd_helper_image_get_decoder_pos(image, first, places)
+        return np.array([(place.t, place.y, place.x, place.z) for place in places], np.int32).T.copy()
+
+    @staticmethod
+    def read_saved(data: bytes) -> MediaToken | None:
+        """What a file holds of an image or of sound. None: it cannot be read."""
+        chunk = M.mtmd_input_chunk_load(data, len(data))
+        if not chunk:
+            return None
+        try:
+            is_media = M.mtmd_input_chunk_get_type(chunk) != M.MTMD_INPUT_CHUNK_TYPE_TEXT
+            token = token_of(chunk) if is_media else None
+            return token if token is not None and 0 < token.n_pos <= token.n_tokens else None
+        finally:
+            M.mtmd_input_chunk_free(chunk)
+
+    @contextlib.contextmanager
+    def _in_use(self) -> Iterator[Any]:
+        with self._changed:
+            if not self._context:
+                raise InvalidRequest("The model is being unloaded")
+            self._users += 1
+        try:
+            yield self._context
+        finally:
+            with self._changed:
+                self._users -= 1
+                self._changed.notify_all()
+
+    def _params(self, model: Model, on_progress: Callable[[float], None]) -> Any:
+        o, params = self._options, M.mtmd_context_params_default()
+        params.use_gpu, params.device = _device(o)
+        params.print_timings = False
+        params.n_threads = model.options.n_threads
+        params.flash_attn_type = model.options.flash_attention
+        params.warmup = model.options.warmup
+        params.image_min_tokens, params.image_max_tokens = o.image_min_tokens, o.image_max_tokens
+        params.batch_max_tokens = o.batch_max_tokens
+        marker, callback = o.marker.encode(), M.mtmd_progress_callback(Throttled(on_progress))
+        self._keep += [marker, callback]
+        params.media_marker, params.progress_callback = marker, callback
+        return params
+
+
+def _placement(options: ProjectorOptions) -> str:
+    """Where its weights are, as llama.cpp names it: the first device that is not the CPU, unless told otherwise."""
+    if not options.offload or options.device == "none":
+        return "CPU"
+    return options.device or next((device.name for device in list_devices() if not device.is_cpu), "CPU")
+
+
+def _device(options: ProjectorOptions) -> tuple[bool, int | None]:
+    if not options.offload or options.device == "none":
+        return False, None
+    return True, find_device(options.device, "--mmproj-device") if options.device else None
+
+
+def token_of(chunk: Any) -> MediaToken:
+    """The token of a chunk that is no text."""
+    n_bytes = ctypes.c_size_t()
+    buffer = None
+    if not M.mtmd_input_chunk_save(chunk, None, 0, ctypes.byref(n_bytes)):
+        buffer = ctypes.create_string_buffer(n_bytes.value)
+        if M.mtmd_input_chunk_save(chunk, buffer, n_bytes.value, None):
+            buffer = None
+    return MediaToken(
+        text(M.mtmd_input_chunk_get_id(chunk)),
+        M.mtmd_input_chunk_get_n_tokens(chunk),
+        M.mtmd_input_chunk_get_n_pos(chunk),
+        buffer.raw if buffer is not None else b"",
+    )

@@ -1,0 +1,1 @@
+"""Sampler chains, grammars, thinking budgets and probabilities."""

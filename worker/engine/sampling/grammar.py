@@ -1,0 +1,243 @@
+"""What one choice may say: its grammar, asked about tokens and told of them.
+
+Used by `sampling` on the engine thread. Telling llama.cpp's grammar of a token that it forbids aborts the process, so
+every token is asked about first, those a trigger or the prompt's end replays included. A lazy grammar sleeps until a
+trigger comes up in the text; triggers are looked for here, so that none of this happens inside of llama.cpp.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import re
+import time
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+from llama_corral.common.base.errors import InvalidRequest, ServerFault
+
+from ..llama.llama import C, fast
+from ..llama.vocab import Vocab
+from ..messages import Grammar, Thinking, Trigger
+from .patterns import Pattern, compiled
+
+ROOT = b"root"
+MAX_NESTING = 2000
+"""Of parentheses: llama.cpp's parser calls itself for each level, and ends the process at some ten thousand."""
+
+MOST_REPEATED = 1 << 22
+"""Characters that all repetitions of a grammar come to, at most: each of them is written out when it is parsed."""
+
+MOST_CHARACTERS = 1 << 22
+
+NOTICEABLE_SECONDS = 0.001
+
+SLOW_SECONDS = 0.25
+MOST_SLOW_SECONDS = 5.0
+"""For one answer, of the single questions to a grammar that take longer than that. Nobody else is served meanwhile."""
+
+LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"?|\[(?:[^\]\\]|\\.)*\]?|#[^\n]*', re.DOTALL)
+"""What stands for itself in GBNF: strings, character classes and comments."""
+
+_PART = re.compile(LITERAL.pattern + r"|\{[^{}]*\}|\s+|[^\s\"\[#{}]+|.", re.DOTALL)
+
+
+class Constraint:
+    """`close()` frees it."""
+
+    def __init__(self, grammar: Grammar, vocab: Vocab) -> None:
+        """Raises InvalidRequest for a grammar that cannot be parsed, or that forbids what the prompt ends with."""
+        self._vocab = vocab
+        self._slow_seconds = 0.0
+        self._is_slow = False
+        self._one = C.llama_token_data()
+        self._only_one = C.llama_token_data_array(ctypes.pointer(self._one), 1, -1, False)
+        self._reference = ctypes.byref(self._only_one)
+        self._triggers = _Triggers(grammar, vocab) if grammar.lazy else None
+        self._pointer: Any = _parsed(grammar.text, vocab)
+        for token in () if grammar.lazy else prefill_tokens(grammar.prefill, vocab):
+            if not self.allows(token):
+                self.close()
+                piece = vocab.piece(token).decode("utf-8", "replace")
+                raise refused(f"Unexpected empty grammar stack after accepting piece: {piece} ({token})")
+            self._tell(token)
+
+    def close(self) -> None:
+        C.llama_sampler_free(self._pointer)
+        self._pointer = None
+
+    @property
+    def applies(self) -> bool:
+        """Whether the next token must fit; a lazy grammar waits for its trigger first."""
+        return self._triggers is None
+
+    def allows(self, token: int) -> bool:
+        self._one.id, self._one.logit = token, 1.0
+        self.apply(self._reference)
+        return bool(self._one.logit != -math.inf)
+
+    def apply(self, candidates: Any) -> None:
+        """Gives every forbidden one of the candidates, a reference to llama.cpp's array, a logit of minus infinity."""
+        begun = time.monotonic()
+        C.llama_sampler_apply(self._pointer, candidates)
+        self._took(time.monotonic() - begun)
+
+    def _tell(self, token: int) -> None:
+        begun = time.monotonic()
+        # whoever keeps the GIL for long holds up the event loop, and with it all that needs no engine
+        (C.llama_sampler_accept if self._is_slow else fast.accept)(self._pointer, token)
+        self._took(time.monotonic() - begun)
+
+    def _took(self, seconds: float) -> None:
+        self._is_slow = seconds > NOTICEABLE_SECONDS
+        if seconds > SLOW_SECONDS:
+            self._slow_seconds += seconds
+            if self._slow_seconds > MOST_SLOW_SECONDS:
+                raise InvalidRequest("the grammar takes too long to be followed: it is too ambiguous or too large")
+
+    def accept(self, token: int) -> None:
+        """The token has been chosen; `allows` must have said yes if the grammar `applies`."""
+        if self._triggers is None:
+            self._tell(token)
+            return
+        if self._vocab.is_eog(token):
+            return  # the end of the answer, not a part of its text
+        replayed = self._triggers.look(token)
+        if replayed is None:
+            return
+        self._triggers = None
+        for past in replayed:
+            if not self.allows(past):
+                raise ServerFault("the grammar does not allow the text that triggers it")
+            self._tell(past)
+
+
+def _parsed(text: str, vocab: Vocab) -> Any:
+    if len(text) > MOST_CHARACTERS or _repeated(text) > MOST_REPEATED:
+        raise refused("the grammar is too large")
+    if "\0" not in text and _nesting(text) <= MAX_NESTING:
+        parsed = C.llama_sampler_init_grammar(vocab.pointer, text.encode("utf-8", "replace"), ROOT)
+        if parsed:
+            return parsed
+    raise refused("failed to parse grammar")
+
+
+def _repeated(text: str) -> int:
+    """llama.cpp bounds how often something is repeated (2000 times), but not how much."""
+    total, before = 0, 0
+    for part in _PART.findall(text):
+        if part.startswith("{"):
+            times = [int(number[:9]) for number in re.findall(r"\d+", part[:40])]
+            total += before * min(max(times, default=0), 2000)
+        elif not part.isspace():
+            before = len(part)
+    return total
+
+
+def _nesting(text: str) -> int:
+    steps = (1 if parenthesis == "(" else -1 for parenthesis in re.findall("[()]", LITERAL.sub("", text)))
+    return max(accumulate(steps), default=0)
+
+
+def refused(why: str) -> InvalidRequest:
+    return InvalidRequest(f"Failed to initialize samplers: {why}")
+
+
+def prefill_tokens(text: str, vocab: Vocab) -> list[int]:
+    """The tokens of the prompt's last part, which a grammar describes too."""
+    tokens = vocab.tokenize(text, False, True) if text else []
+    # some tokenizers put a blank before the first token
+    if tokens and vocab.piece(tokens[0])[:1].isspace() and not text[0].isspace():
+        del tokens[0]
+    return tokens
+
+
+class _Triggers:
+    """What wakes a lazy grammar, and the text so far."""
+
+    def __init__(self, grammar: Grammar, vocab: Vocab) -> None:
+        triggers = grammar.triggers
+        self._vocab = vocab
+        self._tokens = {trigger.token for trigger in triggers if trigger.kind == "token"}
+        self._patterns = [(_compiled(trigger), trigger.kind) for trigger in triggers if trigger.kind != "token"]
+        self._text = bytearray()
+        self._said: list[int] = []
+        self._thought = _Thought(grammar.thinking) if grammar.thinking else None
+        self._from = 0  # where the thoughts have ended
+
+    def look(self, token: int) -> Sequence[int] | None:
+        """The tokens the grammar has to be told of, if it is woken now."""
+        self._text += self._vocab.piece(token)
+        self._said.append(token)
+        if self._thought is not None:
+            end = self._thought.end_in(self._text)
+            if end is None:
+                return None
+            self._thought, self._from = None, end  # the mark that ends them may be the trigger
+        if token in self._tokens:
+            return [token]
+        for pattern, kind in self._patterns:
+            text = bytes(self._text)
+            full = pattern.fullmatch(text, self._from) if kind == "pattern_full" else None
+            match = full or pattern.search(text, self._from)
+            if match:
+                groups = (i for i in range(1, (match.lastindex or 0) + 1) if match.end(i) > match.start(i))
+                return self._since(match.start(next(groups, 0)))
+        return None
+
+    def _since(self, start: int) -> list[int]:
+        """The tokens behind `start`; if one lies across it, the bytes of its second half."""
+        position, tokens = 0, []
+        for token in self._said:
+            piece = self._vocab.piece(token)
+            begin, position = position, position + len(piece)
+            if begin >= start:
+                tokens.append(token)
+            elif position > start:
+                tokens += self._spelt(piece[start - begin :])
+        return tokens
+
+    def _spelt(self, data: bytes) -> list[int]:
+        letters = self._vocab.byte_tokens
+        if not all(byte in letters for byte in data):
+            raise ServerFault("the text that triggers the grammar begins inside of a token that cannot be taken apart")
+        return [letters[byte] for byte in data]
+
+
+class _Thought:
+    """What an answer may begin with, between two marks; the prompt may have opened it."""
+
+    def __init__(self, thinking: Thinking) -> None:
+        start, prompt = thinking.start, thinking.opening
+        opened = prompt.rpartition(start)[2] if start and start in prompt else None
+        self._closed = opened is not None and any(end in opened for end in thinking.ends)
+        self._open = not start or (opened is not None and not self._closed)
+        self._start, self._ends = start.encode(), [end.encode() for end in thinking.ends]
+        self._longest = max(map(len, self._ends))
+        self._seen = 0
+
+    def end_in(self, text: bytearray) -> int | None:
+        """Where they end; None: not yet."""
+        if self._closed:
+            return 0
+        if not self._open:
+            begun = text.lstrip()
+            if not begun.startswith(self._start):
+                return None if self._start.startswith(begun) else 0
+            self._open = True
+        found = [at for end in self._ends if (at := text.find(end, self._seen)) >= 0]
+        self._seen = max(0, len(text) - self._longest + 1)
+        return min(found, default=None)
+
+
+def _compiled(trigger: Trigger) -> Pattern:
+    if trigger.kind == "word":
+        return re.compile(re.escape(trigger.value.encode()))
+    text = trigger.value
+    if trigger.kind == "pattern_full":
+        text = text.removeprefix("^").removesuffix("$")
+    try:
+        return compiled(text)
+    except ValueError as error:
+        raise refused(f"the trigger pattern {trigger.value} is no regular expression: {error}") from None

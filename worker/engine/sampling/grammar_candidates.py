@@ -1,0 +1,139 @@
+"""Which tokens a grammar allows, found without asking it about every one.
+
+A grammar that forbids a token forbids every token that begins with it. So it is asked about the shortest ones first,
+and about longer ones only where their beginning is allowed: between the parts of a JSON text that leaves a few of a
+large vocabulary. Inside of a string nearly all tokens are allowed; there the likeliest ones suffice when `top_k` is
+going to drop all others anyway. Either way the samplers see what they would have seen.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import threading
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..llama.llama import C
+from ..llama.vocab import Vocab
+from .grammar import LITERAL, Constraint
+
+Ids = NDArray[np.int32]
+
+CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+
+SMALL_VOCAB = 4096
+"""Up to here a grammar is faster asked about all tokens at once."""
+
+MANY = 1024
+"""Before more tokens than this are asked about at once, the likeliest ones are tried."""
+
+_LIKELIEST = 8
+"""Tried for each one that `top_k` keeps."""
+
+_BEYOND_ASCII = re.compile(r"[^\x00-\x7F]|\\u|\\U|\\x[89A-Fa-f]")
+
+
+def prunable(grammar: str) -> bool:
+    """Whether a token's beginning decides: not if tokens are named, nor if characters beyond ASCII are excluded, since
+    llama.cpp then forbids the first byte of all characters like them."""
+    if re.search("[<!]", LITERAL.sub("", grammar)):
+        return False
+    return not any(_BEYOND_ASCII.search(found) for found in LITERAL.findall(grammar) if found.startswith("[^"))
+
+
+class _PrefixTree:
+    """Each token below the longest other one that it begins with."""
+
+    def __init__(self, vocab: Vocab) -> None:
+        pieces = [vocab.piece(token) for token in range(vocab.n_vocab)]
+        parents = np.full(vocab.n_vocab, -1, np.int32)
+        path: list[int] = []  # in the order of their bytes, those that the next one may begin with, the shortest first
+        for token in sorted(range(vocab.n_vocab), key=pieces.__getitem__):
+            piece = pieces[token]
+            if vocab.is_eog(token):
+                continue
+            if not piece:
+                parents[token] = token  # llama.cpp never allows it
+                continue
+            while path and not piece.startswith(pieces[path[-1]]):
+                path.pop()
+            if path:
+                parents[token] = path[-1]
+            if not path or pieces[path[-1]] != piece:
+                path.append(token)
+        self.roots: Ids = np.flatnonzero(parents == -1).astype(np.int32)
+        placed = np.flatnonzero((parents >= 0) & (parents != np.arange(vocab.n_vocab))).astype(np.int32)
+        self._children: Ids = placed[np.argsort(parents[placed], kind="stable")]
+        self._counts = np.bincount(parents[placed], minlength=vocab.n_vocab)
+        self._starts = np.cumsum(self._counts) - self._counts
+
+    def below(self, tokens: Ids) -> Ids:
+        counts = self._counts[tokens]
+        ends = np.cumsum(counts)
+        places = np.repeat(self._starts[tokens] - ends + counts, counts) + np.arange(ends[-1] if len(ends) else 0)
+        below: Ids = self._children[places]
+        return below
+
+
+_trees: WeakKeyDictionary[Vocab, _PrefixTree] = WeakKeyDictionary()
+_making = threading.Lock()
+
+
+def prepare(vocab: Vocab) -> None:
+    """What the first grammar needs takes a second with a large vocabulary; from any thread, and only once a model."""
+    if vocab.n_vocab > SMALL_VOCAB:
+        _tree(vocab)
+
+
+def _tree(vocab: Vocab) -> _PrefixTree:
+    with _making:
+        tree = _trees.get(vocab)
+        if tree is None:
+            tree = _trees[vocab] = _PrefixTree(vocab)
+        return tree
+
+
+class Narrowing:
+    """Asks one grammar about many tokens."""
+
+    def __init__(self, constraint: Constraint, vocab: Vocab, top_k: int, many: int = MANY) -> None:
+        """`top_k`: how many of the likeliest allowed tokens are all that matter, 0 if every one does."""
+        self.is_partial = False
+        """Whether `allowed` has last left out tokens that are allowed too."""
+        self._constraint, self._tree, self._top_k, self._many = constraint, _tree(vocab), top_k, many
+        self._data = np.zeros(vocab.n_vocab, CANDIDATE)
+        self._array = C.llama_token_data_array()
+        self._array.data = ctypes.cast(self._data.ctypes.data, C.llama_token_data_p)
+        self._reference = ctypes.byref(self._array)
+
+    def allowed(self, logits: NDArray[np.float32]) -> Ids:
+        """The allowed tokens, or the likeliest of them, at least `top_k`."""
+        self.is_partial = False
+        found: list[Ids] = []
+        asked = self._tree.roots
+        while len(asked):
+            if len(asked) > self._many and found and (likeliest := self._likeliest(logits)) is not None:
+                self.is_partial = True
+                return likeliest
+            found.append(self._ask(asked))
+            asked = self._tree.below(found[-1])
+        return np.sort(np.concatenate(found))
+
+    def _likeliest(self, logits: NDArray[np.float32]) -> Ids | None:
+        n = self._top_k * _LIKELIEST
+        if not 0 < n < len(logits):
+            return None
+        allowed = self._ask(np.argpartition(-logits, n)[:n].astype(np.int32))
+        return allowed if len(allowed) >= self._top_k else None
+
+    def _ask(self, tokens: Ids) -> Ids:
+        n = len(tokens)
+        part = self._data[:n]
+        part["id"], part["logit"] = tokens, 0.0
+        self._array.size, self._array.selected, self._array.sorted = n, -1, False
+        self._constraint.apply(self._reference)
+        allowed: Ids = tokens[part["logit"] == 0.0]
+        return allowed

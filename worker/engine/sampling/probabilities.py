@@ -1,0 +1,54 @@
+"""The likeliest tokens beside a chosen one, on request only: it costs more than choosing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..llama.context import Context
+from ..llama.vocab import Vocab
+from ..messages import Sampling, TokenProb, TokenProbs
+from .sampler import Sampler
+
+LOWEST = float(np.finfo(np.float32).min)
+"""Stands for the logarithm of 0, which JSON cannot say."""
+
+
+def probabilities(sampler: Sampler, context: Context, row: int, token: int, of: Sampling, special: bool) -> TokenProbs:
+    """Of the token just sampled from this row, as the request wants them."""
+    vocab = context.model.vocab
+    if of.post_sampling_probs:
+        return after_sampling(sampler.candidates(), token, of.n_probs, vocab, special)
+    return before_sampling(context.logits(row), token, of.n_probs, vocab, special)
+
+
+def before_sampling(logits: NDArray[np.float32], token: int, n: int, vocab: Vocab, special: bool) -> TokenProbs:
+    """Natural logarithms of the probabilities the model itself gives."""
+    peak = float(logits.max())
+    total = peak + float(np.log(np.exp(logits - peak, dtype=np.float32).sum(dtype=np.float64)))
+    n = min(n, len(logits))
+    top = np.argpartition(-logits, n - 1)[:n]
+    top = top[np.argsort(-logits[top], kind="stable")]
+
+    def entry(id: int) -> TokenProb:
+        return TokenProb(id, _piece(vocab, id, special), max(float(logits[id]) - total, LOWEST))
+
+    return TokenProbs(entry(token), tuple(entry(int(id)) for id in top))
+
+
+def after_sampling(
+    candidates: np.ndarray[Any, np.dtype[Any]], token: int, n: int, vocab: Vocab, special: bool
+) -> TokenProbs:
+    """Probabilities among what the samplers left, likeliest first; impossible ones are left out."""
+    chosen = candidates["p"][candidates["id"] == token]
+    top = candidates[:n]
+    return TokenProbs(
+        TokenProb(token, _piece(vocab, token, special), float(chosen[0]) if len(chosen) else 1.0),
+        tuple(TokenProb(int(c["id"]), _piece(vocab, int(c["id"]), special), float(c["p"])) for c in top if c["p"] > 0),
+    )
+
+
+def _piece(vocab: Vocab, token: int, special: bool) -> bytes:
+    return vocab.piece(token) if special else vocab.plain_piece(token)

@@ -1,0 +1,311 @@
+"""How one token is chosen: a llama.cpp sampler chain for each request, built in llama-server's order.
+
+The same parameters, seed, prompt and logits give the same tokens as llama-server. Used by the engine thread only.
+What would abort the process cannot happen here: a chain always ends in a choosing sampler, and a grammar is told of a
+token only after it has been asked about it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from llama_corral.common.base.errors import InvalidRequest, ServerFault
+from numpy.typing import NDArray
+
+from ..llama.context import Context
+from ..llama.llama import C, fast
+from ..llama.vocab import Vocab
+from ..messages import Sampling, Thinking
+from .grammar import Constraint, prefill_tokens
+from .grammar_candidates import CANDIDATE, SMALL_VOCAB, Narrowing, prunable
+from .thinking_budget import Budget
+
+_LONGEST_HISTORY = 1 << 20  # tokens; llama.cpp allocates what is asked for, and aborts when that fails
+_MIROSTAT_M = 100  # candidates from which mirostat 1 estimates the distribution's shape; llama-server's constant
+
+Logits = NDArray[np.float32]
+
+_Build = Callable[[Sampling, Vocab], Any]
+
+
+def _dry(s: Sampling, vocab: Vocab) -> Any:
+    breakers = [text.encode() for text in s.dry_sequence_breakers]
+    return C.llama_sampler_init_dry(
+        vocab.pointer,
+        s.dry_multiplier,
+        s.dry_base,
+        s.dry_allowed_length,
+        min(s.dry_penalty_last_n, _LONGEST_HISTORY),
+        (ctypes.c_char_p * len(breakers))(*breakers),
+        len(breakers),
+    )
+
+
+_SAMPLERS: dict[str, _Build] = {
+    "dry": _dry,
+    "top_k": lambda s, _: C.llama_sampler_init_top_k(s.top_k),
+    "top_p": lambda s, _: C.llama_sampler_init_top_p(s.top_p, s.min_keep),
+    "top_n_sigma": lambda s, _: C.llama_sampler_init_top_n_sigma(s.top_n_sigma),
+    "min_p": lambda s, _: C.llama_sampler_init_min_p(s.min_p, s.min_keep),
+    "xtc": lambda s, _: C.llama_sampler_init_xtc(s.xtc_probability, s.xtc_threshold, s.min_keep, s.seed),
+    "typ_p": lambda s, _: C.llama_sampler_init_typical(s.typical_p, s.min_keep),
+    "temperature": lambda s, _: C.llama_sampler_init_temp_ext(s.temperature, s.dynatemp_range, s.dynatemp_exponent),
+    "infill": lambda _, vocab: C.llama_sampler_init_infill(vocab.pointer),
+    "penalties": lambda s, vocab: C.llama_sampler_init_penalties(
+        vocab.n_vocab, min(s.repeat_last_n, _LONGEST_HISTORY), s.repeat_penalty, s.frequency_penalty, s.presence_penalty
+    ),
+}
+_ADAPTIVE_P = "adaptive_p"  # chooses the token itself, therefore stands last wherever it is named
+SAMPLER_NAMES = frozenset({*_SAMPLERS, _ADAPTIVE_P})
+
+
+class Sampler:
+    """One choice's chain, grammar and random numbers. `close()` frees them."""
+
+    def __init__(self, sampling: Sampling, vocab: Vocab) -> None:
+        """Raises InvalidRequest for parameters no sampler takes."""
+        _check(sampling)
+        self._history = max(sampling.repeat_last_n, sampling.dry_penalty_last_n, 0)
+        self._constraint = Constraint(sampling.grammar, vocab) if sampling.grammar else None
+        self._budget = _budget(sampling.thinking, vocab) if sampling.thinking else None
+        self._chain = C.llama_sampler_chain_init(C.llama_sampler_chain_default_params())
+        for sampler in _chain(sampling, vocab):
+            C.llama_sampler_chain_add(self._chain, sampler)
+        self._n_vocab = vocab.n_vocab
+        self._narrowing = self._narrowed(sampling, vocab)
+        self._keep_candidates = sampling.post_sampling_probs and sampling.n_probs > 0
+        self._remembers = _remembers(sampling)
+
+    def _narrowed(self, sampling: Sampling, vocab: Vocab) -> Narrowing | None:
+        if not self._constraint or not sampling.grammar or vocab.n_vocab <= SMALL_VOCAB:
+            return None
+        if not prunable(sampling.grammar.text):
+            return None
+        return Narrowing(self._constraint, vocab, _decisive_top_k(sampling, vocab))
+
+    def close(self) -> None:
+        C.llama_sampler_free(self._chain)
+        if self._constraint:
+            self._constraint.close()
+        self._chain = self._constraint = None
+
+    def prime(self, prompt: list[int]) -> None:
+        """Tells penalties and DRY of the prompt; what they forget anyway is left out. A grammar begins after it."""
+        for token in prompt[-self._history :] if self._history else ():
+            fast.accept(self._chain, token)
+
+    def sample(self, context: Context, row: int) -> int:
+        """The next token from the logits of `row`, accepted."""
+        constraint = self._constraint
+        forced = self._forced()
+        if forced is not None:
+            token = self._put_in(forced, context, row)
+        elif constraint is None or not constraint.applies:
+            token = self._choose_accepted(context, row)
+        else:
+            token = self._choose_allowed(constraint, context, row)
+        if constraint is not None:
+            constraint.accept(token)
+        if self._budget is not None:
+            self._budget.accept(token)
+        return token
+
+    def end_thoughts(self) -> None:
+        if self._budget is not None:
+            self._budget.end_thoughts()
+
+    def _forced(self) -> int | None:
+        """The token that ends thoughts; a grammar that forbids it is stronger."""
+        forced = self._budget.forced if self._budget else None
+        constraint = self._constraint
+        if forced is None or constraint is None or not constraint.applies or constraint.allows(forced):
+            return forced
+        assert self._budget is not None
+        self._budget.give_up()
+        return None
+
+    def pretend(self, context: Context, row: int, token: int) -> int:
+        """Takes `token` whatever the logits say, at the price of a choice. For benchmarks: no grammar learns of it."""
+        self._choose(context, row)
+        return self._accepted(token)
+
+    def _put_in(self, token: int, context: Context, row: int) -> int:
+        """The chain chooses all the same, from this token alone: its random numbers go on."""
+        only = np.full_like(logits := context.logits(row), -np.inf)
+        only[token] = logits[token]
+        self._candidates.fill(only)
+        self._candidates.choose(self._chain)
+        return self._accepted(token)
+
+    def candidates(self) -> np.ndarray[Any, np.dtype[Any]]:
+        """(id, logit, p) after the samplers, likeliest first. Only if probabilities after sampling were asked for."""
+        return self._candidates.by_probability()
+
+    @cached_property
+    def _candidates(self) -> _Candidates:
+        return _Candidates(self._n_vocab)
+
+    def _choose_accepted(self, context: Context, row: int) -> int:
+        if self._keep_candidates:
+            return self._accepted(self._choose(context, row))
+        # looked up first: llama.cpp aborts on a row without logits
+        if not fast.logits_ith(context.pointer, row):
+            raise ServerFault(f"no logits in row {row}")
+        return int(C.llama_sampler_sample(self._chain, context.pointer, row))
+
+    def _choose_allowed(self, constraint: Constraint, context: Context, row: int) -> int:
+        """The first choice, if it is allowed: asking about all tokens is slow, and it often is."""
+        if self._remembers or self._keep_candidates:
+            token = self._choose(context, row)
+            if constraint.allows(token):
+                return self._accepted(token)
+        else:
+            token = self._choose_accepted(context, row)
+            if constraint.allows(token):
+                return token
+        self._forbid(constraint, context.logits(row))
+        token = self._candidates.choose(self._chain)
+        if not constraint.allows(token):
+            raise ServerFault("the grammar allows none of the tokens that the other parameters leave")
+        return self._accepted(token)
+
+    def _choose(self, context: Context, row: int) -> int:
+        self._candidates.fill(context.logits(row))
+        return self._candidates.choose(self._chain)
+
+    def _accepted(self, token: int) -> int:
+        fast.accept(self._chain, token)
+        return token
+
+    def _forbid(self, constraint: Constraint, logits: Logits) -> None:
+        """Leaves the candidates that the grammar allows a chance."""
+        if self._narrowing is None:
+            self._candidates.fill(logits)
+            constraint.apply(self._candidates.reference)
+            return
+        allowed = self._narrowing.allowed(logits)
+        if self._narrowing.is_partial:
+            self._candidates.fill_some(allowed, logits)
+        else:
+            only = np.full_like(logits, -np.inf)
+            only[allowed] = logits[allowed]
+            self._candidates.fill(only)
+
+
+class _Candidates:
+    """The vocabulary, or a part of it, as llama.cpp's samplers take it."""
+
+    def __init__(self, n_vocab: int) -> None:
+        self._data = np.zeros(n_vocab, CANDIDATE)
+        self._ids = np.arange(n_vocab, dtype=np.int32)
+        self._array = C.llama_token_data_array()
+        self.reference = ctypes.byref(self._array)
+
+    def fill(self, logits: Logits) -> None:
+        self._fill(self._ids, logits)
+
+    def fill_some(self, tokens: NDArray[np.int32], logits: Logits) -> None:
+        self._fill(tokens, logits[tokens])
+
+    def _fill(self, tokens: NDArray[np.int32], logits: Logits) -> None:
+        n = len(tokens)
+        part = self._data[:n]
+        part["id"] = tokens
+        part["logit"] = logits
+        part["p"] = 0.0
+        self._array.data = ctypes.cast(self._data.ctypes.data, C.llama_token_data_p)
+        self._array.size = n
+        self._array.selected = -1
+        self._array.sorted = False
+
+    def choose(self, chain: Any) -> int:
+        C.llama_sampler_apply(chain, self.reference)
+        if not 0 <= self._array.selected < self._array.size:
+            raise ServerFault("the samplers chose no token")
+        return int(self._array.data[self._array.selected].id)
+
+    def by_probability(self) -> np.ndarray[Any, np.dtype[Any]]:
+        address = ctypes.cast(self._array.data, ctypes.c_void_p).value
+        buffer = (ctypes.c_char * (CANDIDATE.itemsize * self._array.size)).from_address(address)
+        rows = np.frombuffer(buffer, CANDIDATE)
+        return rows[np.argsort(-rows["p"], kind="stable")]
+
+
+def _budget(thinking: Thinking, vocab: Vocab) -> Budget:
+    message = vocab.tokenize(thinking.message, False, True) if thinking.message else []
+    forced = message + vocab.tokenize(thinking.ends[0], False, True)
+    return Budget(thinking, vocab.piece, forced, prefill_tokens(thinking.opening, vocab))
+
+
+def _check(s: Sampling) -> None:
+    problem = None
+    if (
+        not math.isfinite(s.repeat_penalty)
+        or s.repeat_penalty <= 0
+        or not math.isfinite(_inverse_f32(s.repeat_penalty))
+    ):
+        problem = "penalty_repeat must be finite and greater than 0"
+    elif not math.isfinite(s.frequency_penalty):
+        problem = "penalty_freq must be finite"
+    elif not math.isfinite(s.presence_penalty):
+        problem = "penalty_present must be finite"
+    elif unknown := [name for name in s.samplers if name not in SAMPLER_NAMES]:
+        problem = f"unknown sampler {unknown[0]!r}"
+    if problem:
+        raise InvalidRequest(f"Failed to initialize samplers: {problem}")
+
+
+def _inverse_f32(value: float) -> float:
+    with np.errstate(all="ignore"):
+        return float(np.float32(1.0) / np.float32(value))
+
+
+def _remembers(s: Sampling) -> bool:
+    """Whether a sampler is changed by the tokens it is told of, so that a refused one must be kept from it."""
+    return not _no_penalties(s) or _ADAPTIVE_P in s.samplers
+
+
+def _no_penalties(s: Sampling) -> bool:
+    neutral = (s.repeat_penalty, s.presence_penalty, s.frequency_penalty) == (1.0, 0.0, 0.0)
+    return (neutral or "penalties" not in s.samplers) and (s.dry_multiplier == 0.0 or "dry" not in s.samplers)
+
+
+def _decisive_top_k(s: Sampling, vocab: Vocab) -> int:
+    """How many of the likeliest tokens are all that the chain looks at, 0 if it looks further."""
+    if s.mirostat or _biases(s, vocab) or not _no_penalties(s):
+        return 0
+    idle = {"penalties", "dry", *(["top_n_sigma"] if s.top_n_sigma <= 0 else [])}
+    first = next((name for name in s.samplers if name not in idle), "")
+    return max(s.top_k, 0) if first == "top_k" else 0
+
+
+def _chain(s: Sampling, vocab: Vocab) -> Iterable[Any]:
+    biases = _biases(s, vocab)
+    if biases:
+        array = (C.llama_logit_bias * len(biases))(*biases)
+        yield C.llama_sampler_init_logit_bias(vocab.n_vocab, len(biases), array)
+    if s.mirostat == 1:
+        yield C.llama_sampler_init_temp(s.temperature)
+        yield C.llama_sampler_init_mirostat(vocab.n_vocab, s.seed, s.mirostat_tau, s.mirostat_eta, _MIROSTAT_M)
+    elif s.mirostat == 2:
+        yield C.llama_sampler_init_temp(s.temperature)
+        yield C.llama_sampler_init_mirostat_v2(s.seed, s.mirostat_tau, s.mirostat_eta)
+    else:
+        for name in s.samplers:
+            if name != _ADAPTIVE_P:
+                yield _SAMPLERS[name](s, vocab)
+        if _ADAPTIVE_P in s.samplers:
+            yield C.llama_sampler_init_adaptive_p(s.adaptive_target, s.adaptive_decay, s.seed)
+        else:
+            yield C.llama_sampler_init_dist(s.seed)
+
+
+def _biases(s: Sampling, vocab: Vocab) -> list[tuple[int, float]]:
+    biases = [(token, bias) for token, bias in s.logit_bias if 0 <= token < vocab.n_vocab]
+    forbidden = (*(vocab.eog_tokens if s.ignore_eos else ()), *vocab.suppressed_tokens)
+    return biases + [(token, -math.inf) for token in forbidden]

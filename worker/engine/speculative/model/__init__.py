@@ -1,0 +1,1 @@
+"""Drafts from a second model or from an MTP head."""

@@ -1,0 +1,117 @@
+"""What the sequences of a drafting context hold: they follow the slots, and may lose everything at any time.
+
+That costs drafts and nothing else. Owned by a drafter (`draft_model`, `draft_head`), which says what to compute.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ...batching.jobs import Task
+from ...batching.prefix import common_prefix
+from ...cache.prefix_sharing import LEAST_GAIN
+from ...llama.batch import Batch
+from ...llama.context import DECODED, NO_ROOM, Context
+
+log = logging.getLogger("corral.engine")
+
+
+@dataclass(slots=True)
+class Follower:
+    """The drafting context's sequence of a slot."""
+
+    tokens: list[int] = field(default_factory=list)
+    first: int = 0  # of these: the first one that is really computed
+    lag: int = 0  # positions fewer than tokens, from that one on
+    task: Task | None = None  # the one that it follows
+    gave_up: bool = False  # on that task
+    shares_cells: bool = False  # with another sequence, perhaps
+
+    @property
+    def position(self) -> int:
+        """Of the next token."""
+        return len(self.tokens) - self.lag
+
+
+class Following:
+    def __init__(self, context: Context, n_slots: int, kind: str) -> None:
+        """`kind` of drafter, for the log."""
+        self._context, self._kind = context, kind
+        self._followers = [Follower() for _ in range(n_slots)]
+
+    def __getitem__(self, id: int) -> Follower:
+        return self._followers[id]
+
+    def recall(self, id: int, task: Task, text: Sequence[int]) -> tuple[int, int]:
+        """A new task: keeps what is known of the text, here or in another sequence.
+
+        Returns which one that was, and how many tokens it had.
+        """
+        follower, wanted = self._followers[id], list(text)
+        follower.task, follower.gave_up = task, False
+        n_common = [common_prefix(other.tokens, wanted) for other in self._followers]
+        best = max(range(len(n_common)), key=n_common.__getitem__)
+        if n_common[best] - n_common[id] < LEAST_GAIN:
+            best = id
+        else:
+            source = self._followers[best]
+            self._context.copy_sequence(best, id)
+            follower.tokens, follower.first, follower.lag = list(source.tokens), source.first, source.lag
+            follower.shares_cells = source.shares_cells = True
+        n = len(follower.tokens)
+        self.cut(id, n_common[best])
+        return best, n
+
+    def cut(self, id: int, n: int) -> None:
+        follower = self._followers[id]
+        if n < len(follower.tokens):
+            if n <= follower.first:
+                self._context.forget(id)
+            elif not self._context.keep_first(id, n - follower.lag):
+                self._context.forget(id)
+                n = 0
+        del follower.tokens[n:]
+        if n <= follower.first:
+            follower.first = n
+            follower.lag = follower.lag if n else 0
+        follower.shares_cells &= n > 0
+
+    def restart(self, id: int, text: list[int], position: int) -> None:
+        """Behind this text, without having computed it."""
+        follower = self._followers[id]
+        self._context.forget(id)
+        follower.tokens, follower.first, follower.shares_cells = text, len(text), False
+        follower.lag = len(text) - position
+
+    def shift(self, id: int, begin: int, end: int) -> bool:
+        """The same as in the slot, if that can be done; else what comes after is forgotten."""
+        follower = self._followers[id]
+        n = len(follower.tokens)
+        if n <= end or follower.first > begin or follower.shares_cells or not self._context.can_shift:
+            self.cut(id, min(n, begin))
+            return False
+        self._context.shift(id, end, n, begin)
+        del follower.tokens[begin:end]
+        return True
+
+    def decode(self, batch: Batch, ids: Sequence[int]) -> bool:
+        """False: these sequences are lost, and follow their tasks no longer."""
+        while (result := self._context.decode(batch, 0, batch.size)) != DECODED:
+            if result == NO_ROOM and self._make_room(ids):
+                continue
+            log.warning("the %s gives up on %d answers: llama_decode returned %d", self._kind, len(ids), result)
+            for id in ids:
+                self.cut(id, 0)
+                self._followers[id].gave_up = True
+            return False
+        return True
+
+    def _make_room(self, ids: Sequence[int]) -> bool:
+        """Others follow again with the next step."""
+        for id, follower in enumerate(self._followers):
+            if id not in ids and follower.tokens:
+                self.cut(id, 0)
+                return True
+        return False

@@ -1,0 +1,250 @@
+"""Drafts by the model's own MTP head: from a token and the hidden state before it, it guesses at the next one.
+
+Owned by the engine thread through `speculative`. The head has a context of its own, which is fed with the main model's
+tokens, each with the hidden state of the one before it, as batches are computed; a draft is a chain of its own guesses
+and hidden states. A state that nobody remembers (a prompt that goes on somewhere within an earlier one, an image) is
+taken for zeros: that costs drafts and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...batching.decode import Computed, Filled
+from ...batching.jobs import GenerationTask
+from ...batching.prefix import common_run
+from ...batching.slots import Slot, SlotState
+from ...llama.batch import HeadBatch
+from ...llama.context import Context, HeadContext
+from ...llama.model import Model
+from ..drafter import Wish
+from .draft_model import probability
+from .follower import Following
+
+State = NDArray[np.float32]
+
+N_LANDMARKS = 32
+"""Places of a sequence whose hidden states are kept because a prompt may go on there: ends of batches."""
+
+
+@dataclass(slots=True)
+class _Known:
+    """Of a slot: the hidden states that its follower has yet to use."""
+
+    states: list[State] = field(default_factory=list)
+    """Of the follower's last token first; empty when that one was sampled and has not been computed yet."""
+    text: list[int] = field(default_factory=list)  # the tokens of the states after the first
+    landmarks: dict[int, State] = field(default_factory=dict)  # by number of tokens before the next one
+
+    def remember(self, n: int, state: State) -> None:
+        self.landmarks.pop(n, None)
+        self.landmarks[n] = state.copy()
+        if len(self.landmarks) > N_LANDMARKS:
+            del self.landmarks[next(iter(self.landmarks))]
+
+    def forget_after(self, n: int) -> None:
+        self.landmarks = {place: state for place, state in self.landmarks.items() if place <= n}
+
+
+@dataclass(slots=True)
+class _Attempt:
+    slot: Slot
+    most: int
+    row: int = -1
+    drafted: list[int] = field(default_factory=list)
+
+
+class DraftHead:
+    def __init__(
+        self, context: HeadContext, main: Context, n_max: int, n_min: int, p_min: float, model: Model | None = None
+    ) -> None:
+        """`model`: the head's, if it comes in a file of its own; closed with it."""
+        self._context, self._main, self._model = context, main, model
+        self.n_max, self._n_min, self._p_min = n_max, n_min, p_min
+        n_slots = main.model.options.n_slots
+        self._batch = HeadBatch(context.n_batch, context.n_hidden)
+        self._following = Following(context, n_slots, "MTP head")
+        self._known = [_Known() for _ in range(n_slots)]
+        self._nothing = np.zeros(context.n_hidden, np.float32)
+
+    def close(self) -> None:
+        self._context.close()
+        if self._model is not None:
+            self._model.close()
+
+    def begin(self, slot: Slot, history: list[int]) -> None:
+        pass
+
+    def accept(self, slot: Slot, n_drafted: int, n_accepted: int) -> None:
+        pass
+
+    # -- follow --------------------------------------------------------------------------------------------------------
+
+    def computed(self, filled: Filled, part: Computed) -> None:
+        """Takes the batch's hidden states, which are gone with the next one, and computes prompts at once."""
+        if filled.plan.kind != "generation":
+            return
+        states = self._main.hidden_states(part.end - part.begin)
+        drafts = {run.slot.id: run for run in filled.drafts}
+        for row, slot in enumerate(filled.streams[part.begin : part.end]):
+            text, rows = [slot.tokens[-1]], [row]
+            if (run := drafts.get(slot.id)) is not None:
+                text += run.tokens
+                rows += range(run.row - part.begin, run.row - part.begin + len(run.tokens))
+            self._take(slot, len(slot.tokens) - 1, text, states[rows])
+        prompts = []
+        for each in filled.prompts:
+            begin, end = max(each.row, part.begin) - part.begin, min(each.row + each.n, part.end) - part.begin
+            if begin < end:
+                slot, n = each.slot, len(each.slot.tokens)
+                self._take(slot, n - (end - begin), slot.tokens[n - (end - begin) :], states[begin:end].copy())
+                self._set_landmarks(slot, states[begin:end])
+                prompts.append(slot)
+        self._advance(prompts)
+
+    def follow(self, slots: Sequence[Slot], n_beside_streams: int) -> None:
+        """What was accepted. Not together with a draft: of a batch that has rows without output llama.cpp gives the
+        hidden states of the wrong rows."""
+        self._advance([slot for slot in slots if slot.state is SlotState.GENERATING])
+
+    def shifted(self, slot: Slot, begin: int, end: int) -> None:
+        known = self._known[slot.id]
+        known.forget_after(begin)
+        if not self._following.shift(slot.id, begin, end):
+            known.states, known.text = [], []
+
+    def _take(self, slot: Slot, n_before: int, text: list[int], states: NDArray[np.float32]) -> None:
+        """The hidden states of this text, which stands after so many tokens of the slot."""
+        task, follower, known = slot.task, self._following[slot.id], self._known[slot.id]
+        if not isinstance(task, GenerationTask):
+            return
+        if follower.task is not task:
+            self._recall(slot, task, n_before)
+        if follower.gave_up:
+            return
+        if n_before < len(follower.tokens) - (not known.states):
+            self._cut(slot.id, n_before)
+        n = len(follower.tokens)
+        if n_before <= follower.first or n_before > n - 1 + len(known.states):
+            self._following.restart(slot.id, slot.tokens[:n_before], slot.position_after(n_before))
+            n, known.text = n_before, []
+            known.states = [known.landmarks.get(n, self._nothing) if n else self._nothing]
+        n_kept = n_before - n
+        if n_kept < 0:  # the first one is of the follower's last token
+            known.states, known.text = list(states), text[1:]
+        else:
+            known.states[n_kept + 1 :] = states
+            known.text[n_kept:] = text
+
+    def _recall(self, slot: Slot, task: GenerationTask, n: int) -> None:
+        """Another prompt, of which so many tokens need not be computed again."""
+        id, known, text = slot.id, self._known[slot.id], slot.tokens[:n]
+        source, n_there = self._following.recall(id, task, text)
+        if source != id:
+            other = self._known[source]
+            known.states, known.text, known.landmarks = list(other.states), list(other.text), dict(other.landmarks)
+        n_here = len(self._following[id].tokens)
+        if n_here < n_there:
+            self._resume(id, n_here)
+        n_same = common_run(known.text, 0, text, n_here)
+        del known.text[n_same:], known.states[n_same + 1 :]
+        known.forget_after(n_here + n_same)
+
+    def _cut(self, id: int, n: int) -> None:
+        self._following.cut(id, n)
+        self._resume(id, len(self._following[id].tokens))
+
+    def _resume(self, id: int, n: int) -> None:
+        known = self._known[id]
+        known.states, known.text = [known.landmarks.get(n, self._nothing)], []
+        known.forget_after(n)
+
+    def _set_landmarks(self, slot: Slot, states: NDArray[np.float32]) -> None:
+        """Where the batch ends, and where the prompt's last token begins: a prompt that comes again goes on there."""
+        known, n = self._known[slot.id], len(slot.tokens)
+        if slot.task is not None and n == len(slot.task.prompt) and len(states) > 1:
+            known.remember(n - 1, states[-2])
+        known.remember(n, states[-1])
+
+    def _advance(self, slots: Iterable[Slot]) -> None:
+        """Computes what the slots have computed."""
+        waiting = [slot for slot in slots if self._n_missing(slot) > 0]
+        while waiting:
+            self._batch.clear()
+            runs: list[tuple[Slot, int]] = []
+            for slot in waiting:
+                known, follower = self._known[slot.id], self._following[slot.id]
+                n = min(self._n_missing(slot), self._batch.room)
+                if n:
+                    self._batch.add_states(known.states[:n])
+                    self._batch.add_run(known.text[:n], follower.position, slot.id, output=False)
+                    runs.append((slot, n))
+            if not self._following.decode(self._batch, [slot.id for slot, _ in runs]):
+                return
+            for slot, n in runs:
+                known = self._known[slot.id]
+                self._following[slot.id].tokens += known.text[:n]
+                del known.text[:n], known.states[:n]
+                known.states[:1] = [state.copy() for state in known.states[:1]]  # not a view on the whole batch
+            waiting = [slot for slot in waiting if self._n_missing(slot) > 0]
+
+    def _n_missing(self, slot: Slot) -> int:
+        """Tokens of the slot that can be computed."""
+        follower = self._following[slot.id]
+        if follower.task is not slot.task or follower.gave_up:
+            return 0
+        return max(0, min(len(slot.tokens) - len(follower.tokens), len(self._known[slot.id].text)))
+
+    # -- draft ---------------------------------------------------------------------------------------------------------
+
+    def draft(self, wishes: Sequence[Wish]) -> list[list[int]]:
+        attempts = [_Attempt(wish.slot, min(wish.most, self.n_max)) for wish in wishes]
+        self._batch.clear()
+        ahead = [attempt for attempt in attempts if self._begin(attempt)]
+        first = ahead
+        while ahead and self._following.decode(self._batch, [attempt.slot.id for attempt in ahead]):
+            if ahead is first:
+                for attempt in ahead:
+                    self._settle(attempt.slot)
+            guesses = [(attempt, self._context.hidden_state(attempt.row)) for attempt in ahead if self._guess(attempt)]
+            self._batch.clear()
+            for attempt, state in guesses:
+                self._add(attempt, attempt.drafted[-1], state, len(attempt.drafted) - 1)
+            ahead = [attempt for attempt, _ in guesses]
+        for attempt in first:
+            if not self._context.keep_first(attempt.slot.id, self._following[attempt.slot.id].position):
+                self._following.cut(attempt.slot.id, 0)
+        return [a.drafted if len(a.drafted) >= self._n_min else [] for a in attempts]
+
+    def _begin(self, attempt: _Attempt) -> bool:
+        slot = attempt.slot
+        follower, known = self._following[slot.id], self._known[slot.id]
+        if follower.task is not slot.task or follower.gave_up or attempt.most <= 0 or not self._batch.room:
+            return False
+        if len(follower.tokens) != len(slot.tokens) or not known.states:
+            return False
+        self._add(attempt, slot.sampled, known.states[0], 0)
+        return True
+
+    def _add(self, attempt: _Attempt, token: int, state: State, n_ahead: int) -> None:
+        attempt.row = self._batch.size
+        self._batch.add_states([state])
+        self._batch.add_run([token], self._following[attempt.slot.id].position + n_ahead, attempt.slot.id, output=True)
+
+    def _settle(self, slot: Slot) -> None:
+        """The sampled token is certain: only its own hidden state is not known yet."""
+        self._following[slot.id].tokens.append(slot.sampled)
+        self._known[slot.id].states, self._known[slot.id].text = [], []
+
+    def _guess(self, attempt: _Attempt) -> bool:
+        """The likeliest token. False: the draft ends here."""
+        logits = self._context.logits(attempt.row)
+        token = int(logits.argmax())
+        if self._p_min > 0 and probability(token, logits) < self._p_min:
+            return False
+        attempt.drafted.append(token)
+        return len(attempt.drafted) < attempt.most

@@ -1,0 +1,28 @@
+"""Whether two models mean the same by their tokens, so that one can draft for the other; by llama-server's rules."""
+
+from __future__ import annotations
+
+from ...llama.llama import C
+from ...llama.vocab import Vocab
+
+MOST_DIFFERENT = 128
+"""Tokens that one vocabulary may have more, for instance to fill up a matrix."""
+FIRST_COMPARED = 5
+"""Special tokens before it may be written differently."""
+
+
+def difference(main: Vocab, draft: Vocab) -> str | None:
+    """Why not; None: it can."""
+    if main.type != draft.type:
+        return "their vocabularies are of different kinds"
+    if main.add_bos != draft.add_bos or (main.add_bos and main.bos != draft.bos):
+        return "they begin texts with different tokens"
+    if main.add_eos != draft.add_eos or (main.add_eos and main.eos != draft.eos):
+        return "they end texts with different tokens"
+    if abs(main.n_vocab - draft.n_vocab) > MOST_DIFFERENT:
+        return f"their vocabularies have {main.n_vocab} and {draft.n_vocab} tokens"
+    text = C.llama_vocab_get_text
+    for token in range(FIRST_COMPARED, min(main.n_vocab, draft.n_vocab)):
+        if text(main.pointer, token) != text(draft.pointer, token):
+            return f"token {token} is another text"
+    return None

@@ -1,0 +1,131 @@
+"""Drafts by statistics: which token came how often after the last one to four. The rules are llama-server's.
+
+Three tables are asked in turn: of the request's own text, of what earlier requests have shown
+(`--lookup-cache-dynamic`, which keeps it), and of a text that somebody has prepared (`--lookup-cache-static`), which
+also lends weight to the others.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from ...batching.slots import Slot
+from ..drafter import HistoryDrafter, Wish
+from .files import Counts, Table, load, merge, save
+
+log = logging.getLogger("corral.engine")
+
+N_MIN, N_MAX, N_STATIC = 1, 4, 2
+N_DRAFT = 8
+AT_ONCE = 4096
+"""Tokens of a long prompt that are counted before one draft, so that no step takes long."""
+
+
+class Threshold(NamedTuple):
+    """What a table must have seen before it is believed, by the length of the n-gram."""
+
+    samples: tuple[int, ...]
+    percent: tuple[int, ...]
+
+
+LAX = Threshold((2, 2, 1, 1), (66, 50, 50, 50))
+STRICT = Threshold((4, 3, 2, 2), (75, 66, 66, 66))
+
+
+@dataclass(slots=True)
+class _Own:
+    history: list[int]
+    n_counted: int = 0
+    table: Table = field(default_factory=dict)
+
+
+class NgramCache(HistoryDrafter):
+    n_max = N_DRAFT
+
+    def __init__(self, static: Path | None, dynamic: Path | None) -> None:
+        """Raises LoadError for a file that is none. The dynamic one may still be missing."""
+        self._static = load(static) if static else {}
+        self._dynamic_path = dynamic
+        self._dynamic = load(dynamic) if dynamic and dynamic.exists() else {}
+        self._own: dict[int, _Own] = {}
+
+    def begin(self, slot: Slot, history: list[int]) -> None:
+        self._end(slot.id)
+        self._own[slot.id] = _Own(history)
+
+    def draft(self, wishes: Sequence[Wish]) -> list[list[int]]:
+        return [self._draft(wish) for wish in wishes]
+
+    def accept(self, slot: Slot, n_drafted: int, n_accepted: int) -> None:
+        pass
+
+    def close(self) -> None:
+        for id in list(self._own):
+            self._end(id)
+        if self._dynamic_path is not None:
+            try:
+                save(self._dynamic, self._dynamic_path)
+            except OSError as error:
+                log.error("--lookup-cache-dynamic %s: %s", self._dynamic_path, error.strerror)
+
+    def _end(self, id: int) -> None:
+        own = self._own.pop(id, None)
+        if own is not None and self._dynamic_path is not None:
+            merge(self._dynamic, own.table)
+
+    def _draft(self, wish: Wish) -> list[int]:
+        own = self._own[wish.slot.id]
+        _count(own)
+        history, drafted = wish.history, list[int]()
+        if len(history) < N_STATIC:
+            return []
+        recent = history[-N_MAX:]
+        while len(drafted) < min(self.n_max, wish.most):
+            token = self._next(own.table, recent)
+            if token is None:
+                break
+            drafted.append(token)
+            recent = [*recent, token][-N_MAX:]
+        return drafted
+
+    def _next(self, own: Table, recent: list[int]) -> int | None:
+        static = self._static.get(tuple(recent[-N_STATIC:]), {})
+        token = _likely(own, recent, static, LAX)
+        if token is None:
+            token = _likely(self._dynamic, recent, static, STRICT)
+        return token if token is not None else _most_frequent(static)
+
+
+def _count(own: _Own) -> None:
+    history, begin = own.history, own.n_counted
+    own.n_counted = end = min(len(history), begin + AT_ONCE)
+    for place in range(max(begin, 1), end):
+        token = history[place]
+        for n in range(N_MIN, min(N_MAX, place) + 1):
+            counts = own.table.setdefault(tuple(history[place - n : place]), {})
+            counts[token] = counts.get(token, 0) + 1
+
+
+def _likely(table: Table, recent: list[int], static: Counts, threshold: Threshold) -> int | None:
+    """The longest n-gram that has been seen often enough decides; what the static table agrees to weighs more."""
+    for n in range(min(N_MAX, len(recent)), N_MIN - 1, -1):
+        counts = table.get(tuple(recent[-n:]))
+        if counts is None:
+            continue
+        token = max(counts, key=lambda token: counts[token] * (100 * static[token] if token in static else 1))
+        total = sum(counts.values())
+        if total >= threshold.samples[n - 1] and 100 * counts[token] >= threshold.percent[n - 1] * total:
+            return token
+    return None
+
+
+def _most_frequent(static: Counts) -> int | None:
+    if not static:
+        return None
+    token, total = max(static, key=lambda token: static[token]), sum(static.values())
+    lax = LAX.samples[N_STATIC - 1], LAX.percent[N_STATIC - 1]
+    return token if total >= lax[0] and 100 * static[token] >= lax[1] * total else None

@@ -1,0 +1,97 @@
+"""Drafts from one big table that all slots fill: the hash of some tokens → the token that came after them.
+
+It is lossy, never grows, and outlives requests: what one answer has shown serves the next. The rules are
+llama-server's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...batching.slots import Slot
+from ..drafter import HistoryDrafter, Wish
+from .index import Rolling, hashes
+
+log = logging.getLogger("corral.engine")
+
+SIZE = 4 << 20
+"""Entries, of four bytes each."""
+FULL = 0.25
+"""A table of which this part is used is mostly chance hits: it starts anew."""
+CHUNK = 32
+"""New tokens of an answer are learned this many at a time."""
+POOR, MOST_POOR = 0.25, 5
+"""So many drafts in a row of which less than this part was accepted: the table misleads, it starts anew."""
+_SHORT = 16
+_EMPTY = -1
+
+
+@dataclass(slots=True)
+class _Progress:
+    learned_to: int = 0
+    n_poor: int = 0
+
+
+class NgramMod(HistoryDrafter):
+    def __init__(self, n_lookup: int, n_min: int, n_max: int) -> None:
+        self._n, self._n_min, self.n_max = n_lookup, n_min, n_max
+        self._table = np.full(SIZE, _EMPTY, np.int32)
+        self._n_used = 0
+        self._progress: dict[int, _Progress] = {}
+        if n_lookup < _SHORT:
+            log.warning("--spec-ngram-mod-n-match %d: drafts from so few tokens are often wrong", n_lookup)
+
+    def begin(self, slot: Slot, history: list[int]) -> None:
+        poor = self._progress[slot.id].n_poor if slot.id in self._progress else 0
+        self._progress[slot.id] = progress = _Progress(n_poor=poor)
+        self._learn(progress, history)
+        if self._n_used > FULL * SIZE:
+            log.info("the table of n-grams is full and starts anew")
+            self._reset()
+
+    def draft(self, wishes: Sequence[Wish]) -> list[list[int]]:
+        return [self._draft(wish) for wish in wishes]
+
+    def _draft(self, wish: Wish) -> list[int]:
+        n, history = self._n, wish.history
+        if len(history) < n:
+            return []
+        progress = self._progress[wish.slot.id]
+        if len(history) > progress.learned_to + n + CHUNK:
+            self._learn(progress, history)
+        window, drafted = history[-n:], list[int]()
+        rolling = Rolling(window)
+        while len(drafted) < self.n_max:
+            token = int(self._table[rolling.value % SIZE])
+            if token == _EMPTY:
+                break
+            rolling.move(window[len(drafted)], token)
+            window.append(token)
+            drafted.append(token)
+        return drafted[: wish.most] if len(drafted) >= self._n_min else []
+
+    def accept(self, slot: Slot, n_drafted: int, n_accepted: int) -> None:
+        progress = self._progress[slot.id]
+        progress.n_poor = progress.n_poor + 1 if n_accepted < POOR * n_drafted else 0
+        if progress.n_poor >= MOST_POOR:
+            self._reset()
+            progress.n_poor = progress.learned_to = 0
+
+    def _learn(self, progress: _Progress, history: list[int]) -> None:
+        """All that stands in the text from where it was learned last."""
+        begin, end = progress.learned_to, len(history) - self._n
+        if end <= begin:
+            return
+        tokens = np.array(history[begin:], np.uint64)
+        places = hashes(tokens[:-1], self._n) % np.uint64(SIZE)
+        self._n_used += np.unique(places[self._table[places] == _EMPTY]).size
+        self._table[places] = tokens[self._n :]
+        progress.learned_to = end
+
+    def _reset(self) -> None:
+        self._table.fill(_EMPTY)
+        self._n_used = 0

@@ -1,0 +1,37 @@
+"""Drafts by looking up where the last tokens stood before: what followed there may follow here. One table a slot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...batching.slots import Slot
+from ..drafter import HistoryDrafter, Wish
+from ..options import NgramSizes
+from .index import NgramIndex
+
+
+class NgramSimple(HistoryDrafter):
+    """The latest place counts that is followed by at least as many tokens as were looked up, so that it is worth it."""
+
+    def __init__(self, sizes: NgramSizes) -> None:
+        self._sizes = sizes
+        self.n_max = sizes.n_draft
+        self._indexes: dict[int, NgramIndex] = {}
+
+    def begin(self, slot: Slot, history: list[int]) -> None:
+        self._indexes[slot.id] = NgramIndex(self._sizes.n_lookup, min(self._sizes.n_lookup, self.n_max))
+
+    def draft(self, wishes: Sequence[Wish]) -> list[list[int]]:
+        return [self._draft(wish) for wish in wishes]
+
+    def _draft(self, wish: Wish) -> list[int]:
+        index, history = self._indexes[wish.slot.id], wish.history
+        index.update(history)
+        place = next(index.places(history), None)
+        if place is None:
+            return []
+        begin = place + index.n
+        return history[begin : begin + min(self.n_max, wish.most)]
+
+    def accept(self, slot: Slot, n_drafted: int, n_accepted: int) -> None:
+        pass

@@ -1,0 +1,182 @@
+"""What the engine reads of the settings for speculative decoding, checked and resolved. Pure.
+
+Beside `options`, the only place of this package that knows the names of options.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..llama.errors import LoadError
+from ..llama.options import CACHE_TYPE, EngineOptions, gpu_layers, tensor_overrides
+
+if TYPE_CHECKING:
+    from llama_corral.common.hub.resolve import ModelFiles
+    from llama_corral.presets.options.settings import Settings
+
+log = logging.getLogger("corral.engine")
+
+KINDS = ("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache", "draft-simple", "draft-mtp")
+"""In the order in which they are asked; the first draft counts."""
+_N_CACHE_DRAFT = 8
+_LAYER = 1  # of split modes
+
+
+@dataclass(frozen=True)
+class NgramSizes:
+    n_lookup: int
+    n_draft: int
+    min_hits: int
+
+
+@dataclass(frozen=True)
+class DraftOptions:
+    kinds: tuple[str, ...]
+    n_max: int
+    n_min: int
+    p_min: float
+    ngram_simple: NgramSizes
+    ngram_map_k: NgramSizes
+    ngram_map_k4v: NgramSizes
+    mod_n_lookup: int
+    mod_n_min: int
+    mod_n_max: int
+    lookup_static: Path | None
+    lookup_dynamic: Path | None
+    simulated: tuple[float, ...]  # acceptance of each position given that of those before; empty: drafts are checked
+    model: EngineOptions | None  # of the draft model; its n_ctx is the main context's
+    head: EngineOptions | None  # of the MTP head, which is in the main model's file or in one of its own
+
+    @property
+    def longest(self) -> int:
+        return _longest(self.kinds, self)
+
+
+def with_drafts(options: EngineOptions, settings: Settings, files: ModelFiles) -> EngineOptions:
+    """Raises LoadError for what does not fit together."""
+    kinds = tuple(kind for kind in KINDS if kind in settings.spec_type)
+    if files.draft is not None and files.draft_kind not in (None, "mtp"):
+        raise LoadError(
+            f"'{files.draft}' is no draft model but a head ({files.draft_kind}), which is not supported yet"
+        )
+    if files.draft is not None and set(settings.spec_type) <= {"none"}:
+        kinds = ("draft-simple" if files.draft_kind is None else "draft-mtp",)
+    if "draft-simple" in kinds and files.draft_kind is not None:
+        raise LoadError(f"'{files.draft}' is no draft model but a head: --spec-type draft-mtp")
+    if {"draft-simple", "draft-mtp"} <= set(kinds):
+        raise LoadError("--spec-type: draft-simple and draft-mtp exclude each other, there is one draft context")
+    simulates = settings.spec_synth_len != -1.0 or bool(settings.spec_synth_rates)
+    if "draft-simple" in kinds and files.draft is None:
+        raise LoadError("--spec-type draft-simple needs a draft model: --spec-draft-model or --spec-draft-hf")
+    if kinds and options.embeddings:
+        log.warning("--spec-type is left out: a server of embeddings drafts nothing")
+    if not kinds or options.embeddings:
+        if simulates:
+            raise LoadError("simulated acceptance needs speculative decoding: --spec-type")
+        return options
+    made = _draft_options(kinds, settings)
+    if "draft-simple" in kinds and files.draft is not None:
+        made = replace(made, model=_draft_model(options, settings, files.draft))
+    if "draft-mtp" in kinds:
+        head = _draft_model(options, settings, files.draft or options.model)
+        made = replace(made, head=replace(head, with_head=True))
+        options = replace(options, with_head=files.draft is None)
+    if simulates:
+        made = replace(made, simulated=simulated(made.longest, settings.spec_synth_len, settings.spec_synth_rates))
+    return replace(options, drafts=made)
+
+
+def _draft_options(kinds: tuple[str, ...], s: Settings) -> DraftOptions:
+    return DraftOptions(
+        kinds=kinds,
+        n_max=s.spec_draft_n_max,
+        n_min=s.spec_draft_n_min,
+        p_min=s.draft_p_min,
+        ngram_simple=NgramSizes(s.spec_ngram_simple_size_n, s.spec_ngram_simple_size_m, s.spec_ngram_simple_min_hits),
+        ngram_map_k=NgramSizes(s.spec_ngram_map_k_size_n, s.spec_ngram_map_k_size_m, s.spec_ngram_map_k_min_hits),
+        ngram_map_k4v=NgramSizes(
+            s.spec_ngram_map_k4v_size_n, s.spec_ngram_map_k4v_size_m, s.spec_ngram_map_k4v_min_hits
+        ),
+        mod_n_lookup=s.spec_ngram_mod_n_match,
+        mod_n_min=s.spec_ngram_mod_n_min,
+        mod_n_max=s.spec_ngram_mod_n_max,
+        lookup_static=Path(s.lookup_cache_static) if s.lookup_cache_static else None,
+        lookup_dynamic=Path(s.lookup_cache_dynamic) if s.lookup_cache_dynamic else None,
+        simulated=(),
+        model=None,
+        head=None,
+    )
+
+
+def _longest(kinds: tuple[str, ...], o: DraftOptions) -> int:
+    lengths = {
+        "ngram-simple": o.ngram_simple.n_draft,
+        "ngram-map-k": o.ngram_map_k.n_draft,
+        "ngram-map-k4v": o.ngram_map_k4v.n_draft,
+        "ngram-mod": o.mod_n_max,
+        "ngram-cache": _N_CACHE_DRAFT,
+        "draft-simple": o.n_max,
+        "draft-mtp": o.n_max,
+    }
+    return max(lengths[kind] for kind in kinds)
+
+
+def _draft_model(main: EngineOptions, s: Settings, path: Path) -> EngineOptions:
+    """As the main model, but for what the draft's own options say, and without what is loaded on top of it."""
+    n_threads = s.threads_draft if s.threads_draft > 0 else main.n_threads
+    n_threads_batch = main.n_threads_batch if s.threads_draft <= 0 else n_threads
+    return replace(
+        main,
+        model=path,
+        embeddings=False,
+        pooling=-1,
+        cache_type_k=CACHE_TYPE[s.cache_type_k_draft],
+        cache_type_v=CACHE_TYPE[s.cache_type_v_draft],
+        n_threads=n_threads,
+        n_threads_batch=s.threads_batch_draft if s.threads_batch_draft > 0 else n_threads_batch,
+        n_gpu_layers=gpu_layers(str(s.n_gpu_layers_draft)),
+        devices=s.device_draft or main.devices,
+        split_mode=_LAYER if len(s.device_draft) == 1 else main.split_mode,
+        tensor_overrides=tensor_overrides(
+            "--override-tensor-draft", s.override_tensor_draft, s.cpu_moe_draft, s.n_cpu_moe_draft
+        ),
+        lora=(),
+        control_vectors=(),
+        drafts=None,
+        projector=None,
+    )
+
+
+def simulated(n_max: int, length: float, rates: tuple[float, ...]) -> tuple[float, ...]:
+    """The chance of each position, given that those before were accepted. Raises LoadError."""
+    if length != -1.0 and rates:
+        raise LoadError("--spec-synth-len and --spec-synth-rates exclude each other")
+    if n_max <= 0:
+        raise LoadError("simulated acceptance needs drafts of at least one token")
+    if not rates:
+        rates = _rates_of_length(n_max, length)
+    elif len(rates) != n_max:
+        raise LoadError(f"--spec-synth-rates: {n_max} values are needed, {len(rates)} are given")
+    elif not all(0.0 <= rate <= 1.0 for rate in rates) or sorted(rates, reverse=True) != list(rates):
+        raise LoadError("--spec-synth-rates: each must be within 0 and 1 and none above the one before")
+    before = (1.0, *rates)
+    return tuple(rate / last if last > 0 else 0.0 for rate, last in zip(rates, before, strict=False))
+
+
+def _rates_of_length(n_max: int, length: float) -> tuple[float, ...]:
+    """The same chance at each position, so that this many tokens come of a step on average."""
+    if not math.isfinite(length) or not 1.0 <= length <= n_max + 1:
+        raise LoadError(f"--spec-synth-len: {length} is not within 1 and {n_max + 1}")
+    low, high = 0.0, 1.0
+    for _ in range(32 if 1.0 < length < n_max + 1 else 0):
+        middle = (low + high) / 2
+        if sum(middle**i for i in range(1, n_max + 1)) < length - 1.0:
+            low = middle
+        else:
+            high = middle
+    chance = (low + high) / 2 if 1.0 < length < n_max + 1 else float(length > 1.0)
+    return tuple(chance**i for i in range(1, n_max + 1))

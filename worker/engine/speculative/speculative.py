@@ -1,0 +1,133 @@
+"""Speculative decoding: several tokens of a stream are computed at once, those that it would have chosen anyway stay.
+
+Owned by the engine thread through `core`: `propose` before a step is planned, `verify` where a stream's token is
+sampled. Every token is sampled as in a plain run, by the request's own chain and grammar; a draft only says which rows
+to compute ahead. Drafters are asked in a fixed order, the first draft counts. Knows no events and no batch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Protocol
+
+from ..batching.decode import Computed, DraftRun, Filled
+from ..batching.jobs import GenerationTask
+from ..batching.media_tokens import text_of
+from ..batching.slots import Slot, SlotState
+from ..llama.context import Context
+from .drafter import Drafter, Wish
+from .rollback import Rollback
+from .simulated import Simulation
+
+log = logging.getLogger("corral.engine")
+
+
+class Sample(Protocol):
+    def __call__(self, slot: Slot, row: int, guess: int | None = None, *, taken: bool = False) -> bool:
+        """The slot's next token from this row, whatever `guess` is, unless that is to be `taken` unchecked.
+
+        Returns whether it is the guess.
+        """
+
+
+class Speculation:
+    def __init__(
+        self, context: Context, drafters: Sequence[Drafter] = (), simulation: Simulation | None = None
+    ) -> None:
+        self._drafters = drafters
+        self._simulation = simulation
+        self._rollback = Rollback(context, max((drafter.n_max for drafter in drafters), default=0))
+        self._tasks: dict[int, GenerationTask] = {}  # by slot: which its history is of
+        self._histories: dict[int, list[int]] = {}
+        self._n_taken: dict[int, int] = {}  # by slot: tokens of the answer that are in its history
+        self._makers: dict[int, Drafter] = {}  # by slot: of its last draft
+
+    @property
+    def active(self) -> bool:
+        return bool(self._drafters)
+
+    def close(self) -> None:
+        for drafter in self._drafters:
+            drafter.close()
+        self._drafters = ()
+
+    def propose(self, slots: Sequence[Slot], n_beside_streams: int) -> None:
+        """Gives drafts to streams that can use one. A draft that did not get into a batch waits for the next."""
+        if not self._drafters:
+            return
+        for drafter in self._drafters:
+            drafter.follow(slots, n_beside_streams)
+        wishes = [wish for slot in slots if (wish := self._wish(slot)) is not None]
+        for drafter in self._drafters:
+            if not wishes:
+                return
+            drafts = drafter.draft(wishes)
+            for wish, draft in zip(wishes, drafts, strict=True):
+                if draft and self._rollback.prepare(wish.slot):
+                    wish.slot.draft = draft[: wish.most]
+                    self._makers[wish.slot.id] = drafter
+            wishes = [wish for wish, draft in zip(wishes, drafts, strict=True) if not draft]
+
+    def computed(self, filled: Filled, part: Computed) -> None:
+        for drafter in self._drafters:
+            drafter.computed(filled, part)
+
+    def verify(self, slot: Slot, row: int, run: DraftRun, sample: Sample) -> tuple[int, bool]:
+        """Samples until a token is not the drafted one. Returns the number of those that were, and whether the memory
+        is as the slot remembers it."""
+        task, n_accepted, n_before = slot.task, 0, len(slot.tokens)
+        rows = (row, *range(run.row, run.row + len(run.tokens)))
+        for guess in run.tokens:
+            if not self._is_accepted(slot, rows[n_accepted], guess, n_accepted, sample):
+                break
+            n_accepted += 1
+            if slot.task is not task:  # it ends with this token
+                break
+            slot.tokens.append(guess)
+        else:
+            sample(slot, rows[-1])
+        self._makers[slot.id].accept(slot, len(run.tokens), n_accepted)
+        if len(slot.tokens) == n_before + len(run.tokens):
+            return n_accepted, True
+        return n_accepted, self._rollback.cut(slot)
+
+    def settle(self) -> list[Slot]:
+        """After all rows are sampled. Returns slots whose memory is lost."""
+        return self._rollback.settle()
+
+    def shifted(self, slot: Slot, begin: int, end: int) -> None:
+        slot.draft.clear()
+        for drafter in self._drafters:
+            drafter.shifted(slot, begin, end)
+
+    def _is_accepted(self, slot: Slot, row: int, guess: int, place: int, sample: Sample) -> bool:
+        if self._simulation is None:
+            return sample(slot, row, guess)
+        task = slot.task
+        if isinstance(task, GenerationTask) and self._simulation.accepts(slot.id, task, guess, place):
+            return sample(slot, row, guess, taken=True)
+        sample(slot, row)
+        return False
+
+    def _wish(self, slot: Slot) -> Wish | None:
+        task = slot.task
+        if slot.state is not SlotState.GENERATING or not isinstance(task, GenerationTask) or slot.draft:
+            return None
+        history = self._history(slot, task)
+        most = slot.n_ctx - len(slot.tokens) - 2  # one position stays for the token after it
+        if task.choice.n_remaining >= 0:
+            most = min(most, task.choice.n_remaining - 1)
+        return Wish(slot, history, most) if most > 0 else None
+
+    def _history(self, slot: Slot, task: GenerationTask) -> list[int]:
+        if self._tasks.get(slot.id) is not task:
+            self._tasks[slot.id] = task
+            self._histories[slot.id] = [*text_of(list(task.prompt)), *task.choice.tokens]
+            self._n_taken[slot.id] = len(task.choice.tokens)
+            for drafter in self._drafters:
+                drafter.begin(slot, self._histories[slot.id])
+        history = self._histories[slot.id]
+        history.extend(task.choice.tokens[self._n_taken[slot.id] :])
+        self._n_taken[slot.id] = len(task.choice.tokens)
+        return history
