@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from urllib.parse import unquote, urlsplit
 
+from llama_corral.common.hub import hub_cache
+
 
 @dataclass
 class Faults:
@@ -180,10 +182,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 def cache_repo(cache: Path, repo: str, *paths: str, commit: str = "a" * 40, branch: str = "main") -> None:
     """A repository in the cache as a download leaves it."""
-    folder = cache.repo_dir(cache, repo)
+    folder = hub_cache.repo_dir(cache, repo)
     for path in paths:
         blob = folder / "blobs" / hashlib.sha256(path.encode()).hexdigest()
         blob.parent.mkdir(parents=True, exist_ok=True)
         blob.write_text(path)
-        cache.link(blob, folder / "snapshots" / commit / path)
-    cache.write_ref(cache, repo, branch, commit)
+        hub_cache.link(blob, folder / "snapshots" / commit / path)
+    hub_cache.write_ref(cache, repo, branch, commit)

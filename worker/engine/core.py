@@ -1,7 +1,6 @@
 """The engine's heart: slots and queue of one loaded model, advanced by `step()`.
 
-Everything here runs on the engine thread (`thread` calls it), except where a method says otherwise. What to compute is
-decided by `scheduler`, whether to go on by `choice`; `compute` does the computing.
+Runs on the engine thread. `scheduler` decides what to compute, `choice` when to stop, `decode` computes.
 """
 
 from __future__ import annotations

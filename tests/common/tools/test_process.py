@@ -132,7 +132,7 @@ def test_nothing_outlives_a_server_that_is_killed(tmp_path: Path) -> None:
     """The command ignores what can be ignored, and its own child as well."""
     script = """
 import asyncio, os, sys
-from llama_corral.tools.process import Processes
+from llama_corral.common.tools.process import Processes
 command = ("sh", "-c", "trap '' TERM HUP; sleep 1000 & echo $$ $!; sleep 1000")
 on_output = lambda data: (sys.stdout.write(data.decode()), sys.stdout.flush())
 asyncio.run(Processes(os.environ).run(command, seconds=1000, limit=100, on_output=on_output))

@@ -142,7 +142,7 @@ def pid_of(made: Lifecycle, model: str) -> int:
 SMALL_ROUTER = """
 import asyncio, sys
 from router_tools import fake_launcher, preset, presets
-from llama_corral.router.lifecycle import Lifecycle
+from llama_corral.router.lifecycle.lifecycle import Lifecycle
 
 async def main():
     entries = presets(preset("a", "ignore-exit"), preset("b", "never-ready"))

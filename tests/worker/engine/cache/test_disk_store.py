@@ -85,8 +85,8 @@ def test_what_is_given_up_leaves_nothing(tmp_path: Path) -> None:
 
 WRITER = """
 import sys, time
-from llama_corral.presets.private_directory import PrivateDirectory
-from llama_corral.worker.engine.disk_store import DiskStore
+from llama_corral.common.base.private_directory import PrivateDirectory
+from llama_corral.worker.engine.cache.disk_store import DiskStore
 
 def fill(file):
     file.write(b"half")
@@ -114,8 +114,8 @@ def test_a_writer_that_dies_leaves_nothing_whole(tmp_path: Path) -> None:
 
 FILLER = """
 import sys
-from llama_corral.presets.private_directory import PrivateDirectory
-from llama_corral.worker.engine.disk_store import DiskStore
+from llama_corral.common.base.private_directory import PrivateDirectory
+from llama_corral.worker.engine.cache.disk_store import DiskStore
 
 store = DiskStore(PrivateDirectory("", sys.argv[1]), 1000)
 for n in range(60):
