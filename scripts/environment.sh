@@ -5,8 +5,11 @@
 ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=$ROOT/.venv
 STAMP=$VENV/installed # "<checksum of pyproject.toml>:<extras>", written when an installation was complete
-BUILT_WITH=$VENV/cmake-args
+BUILT_WITH=$VENV/cmake-args # the user's CMAKE_ARGS of the last build; LEAVES_OUT is not counted, as it changes nothing that is installed
 LOG=$VENV/install.log
+ENGINE=$(grep -o 'llama-cpp-python==[0-9.]*' "$ROOT/pyproject.toml")
+# Parts of llama.cpp that no installed library uses. CMAKE_ARGS is split as a shell does it; the quotes keep a path with blanks together.
+LEAVES_OUT="-DCMAKE_PROJECT_llama.cpp_INCLUDE=\"$ROOT/scripts/llama_cpp_parts.cmake\""
 
 fail() {
   echo "scripts/$(basename -- "$0"): $*" >&2
@@ -25,14 +28,14 @@ ensure_installed() {
   fi
   make_venv
   rm -f "$STAMP"
-  if ! has_engine; then
-    need_compiler
-    echo "Installing. llama.cpp is compiled on the way, which takes about five minutes."
-  fi
-  if [ "$cmake_args" != "$(built_with)" ] || { ! has_engine && fails_with_amx; }; then
+  has_engine || need_compiler
+  # pip's cache does not know about CMAKE_ARGS and compilers, so it may serve only the plain build. A wheel that was built without
+  # LEAVES_OUT is as good: it holds the same files.
+  if [ "$cmake_args" != "$(built_with)" ] || { ! has_engine && { [ -n "$cmake_args" ] || fails_with_amx; }; }; then
     build_engine "$cmake_args"
   fi
-  install -e "$ROOT${extra:+[$extra]}"
+  echo "Installing into .venv"
+  CMAKE_ARGS=$LEAVES_OUT install -e "$ROOT${extra:+[$extra]}"
   echo "$wanted:$extra" > "$STAMP"
 }
 
@@ -41,7 +44,8 @@ extras() { printf '%s\n' "$@" | tr ',' '\n' | sort -u | sed '/^$/d' | paste -sd,
 
 built_with() { cat "$BUILT_WITH" 2> /dev/null || true; }
 
-has_engine() { ls -d "$VENV"/lib/python*/site-packages/llama_cpp > /dev/null 2>&1; }
+# In the version that pyproject.toml names.
+has_engine() { ls -d "$VENV"/lib/python*/site-packages/llama_cpp_python-"${ENGINE#*==}".dist-info > /dev/null 2>&1; }
 
 make_venv() {
   "$VENV/bin/python" -c "import pip" 2> /dev/null && return
@@ -84,7 +88,7 @@ fails_with_amx() {
   ! bash -c '"$1"; exit $?' - "$probe" > /dev/null 2>&1
 }
 
-# pip's cache does not know about CMAKE_ARGS and compilers, so it is left out.
+# build_engine CMAKE_ARGS: a build of its own, without pip's cache. The user's arguments come last, so they win.
 build_engine() {
   local without=""
   need_compiler
@@ -93,7 +97,8 @@ build_engine() {
     without=" -mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
   fi
   echo "Building llama-cpp-python with CMAKE_ARGS=$1"
-  CFLAGS=${CFLAGS-}$without CXXFLAGS=${CXXFLAGS-}$without CMAKE_ARGS=$1 install --force-reinstall --no-deps --no-cache-dir "$(grep -o 'llama-cpp-python==[0-9.]*' "$ROOT/pyproject.toml")"
+  CFLAGS=${CFLAGS-}$without CXXFLAGS=${CXXFLAGS-}$without CMAKE_ARGS="$LEAVES_OUT $1" \
+    install --force-reinstall --no-deps --no-cache-dir "$ENGINE"
   echo "$1" > "$BUILT_WITH"
 }
 

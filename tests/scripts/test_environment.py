@@ -1,8 +1,10 @@
-"""The set-up of `scripts/environment.sh`, with stand-ins for compilers."""
+"""The set-up of `scripts/environment.sh`, with stand-ins for compilers and for pip."""
 
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -27,10 +29,91 @@ esac
 )
 def test_a_compiler_that_breaks_amx_is_found(tmp_path: Path, macros: str, program: str, fails: bool) -> None:
     compiler = tmp_path / "c++"
-    compiler.write_text(COMPILER.format(macros=macros, program=program))
-    compiler.chmod(0o755)
-    script = f"set -euo pipefail; . {ROOT}/scripts/environment.sh; VENV={tmp_path}; fails_with_amx"
+    executable(compiler, COMPILER.format(macros=macros, program=program))
+    script = f"set -euo pipefail; . {shlex.quote(str(ROOT))}/scripts/environment.sh; VENV={tmp_path}; fails_with_amx"
     done = subprocess.run(
         ["bash", "-c", script], env={**os.environ, "CXX": str(compiler)}, capture_output=True, text=True, timeout=30
     )
     assert (done.returncode == 0, done.stderr) == (fails, "")
+
+
+PIP = """#!/bin/sh
+[ "$1" = -m ] || exit 0 # asked whether it has pip
+printf '%s\\t%s\\n' "$CMAKE_ARGS" "$*" >> "{root}/installs"
+version=$(sed -n 's/.*"llama-cpp-python==\\([0-9.]*\\)".*/\\1/p' "{root}/pyproject.toml")
+mkdir -p "{site_packages}/llama_cpp_python-$version.dist-info"
+"""
+"""Stands for the Python of .venv: notes what pip was called with, and installs an engine without any content."""
+
+
+def executable(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+class Checkout:
+    """A copy of what a set-up reads, in a folder with a blank and a quote in its name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "Bob's checkout"
+        self.parts = self.root / "scripts" / "llama_cpp_parts.cmake"
+        self.site_packages = self.root / ".venv" / "lib" / "python3.11" / "site-packages"
+        self.parts.parent.mkdir(parents=True)
+        for name in ("environment.sh", self.parts.name):
+            shutil.copy(ROOT / "scripts" / name, self.parts.parent)
+        self.pin("0.3.36")
+        self.compiler = folder / "c++"  # CC and CXX may hold arguments, so no blank in this path
+        executable(self.root / ".venv" / "bin" / "python", PIP.format(root=self.root, site_packages=self.site_packages))
+        executable(self.compiler, COMPILER.format(macros="", program=""))
+
+    def pin(self, version: str) -> None:
+        (self.root / "pyproject.toml").write_text(f'dependencies = ["llama-cpp-python=={version}"]\n')
+
+    def install(self, **environment: str) -> list[tuple[list[str], bool]]:
+        """CMake's arguments in every call of pip, and whether that call builds the engine and nothing else."""
+        inherited = {name: value for name, value in os.environ.items() if name != "CMAKE_ARGS"}
+        run = f"set -euo pipefail; . {shlex.quote(str(self.parts.parent))}/environment.sh; ensure_installed dev"
+        installs = self.root / "installs"
+        installs.write_text("")
+        done = subprocess.run(
+            ["bash", "-c", run],
+            env={**inherited, "CC": str(self.compiler), "CXX": str(self.compiler), **environment},
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        calls = [line.split("\t") for line in installs.read_text().splitlines()]
+        return [(shlex.split(cmake_args), "--no-cache-dir" in pip) for cmake_args, pip in calls]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path)
+
+
+def test_every_build_leaves_parts_of_llama_cpp_out(checkout: Checkout) -> None:
+    leaves_out = f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={checkout.parts}"
+    assert checkout.install() == [([leaves_out], False)]
+    assert checkout.install(CMAKE_ARGS="-DGGML_CUDA=on -DX='a b'") == [
+        ([leaves_out, "-DGGML_CUDA=on", "-DX=a b"], True),
+        ([leaves_out], False),
+    ]
+    assert checkout.install() == []  # the user's arguments stay, and nothing is built anew
+    assert checkout.install(CMAKE_ARGS="") == [([leaves_out], True), ([leaves_out], False)]
+
+
+def test_a_new_engine_is_built_with_the_same_arguments(checkout: Checkout) -> None:
+    checkout.install(CMAKE_ARGS="-DGGML_CUDA=on")
+    checkout.pin("0.3.37")
+    built, _ = checkout.install()
+    assert (built[0][1:], built[1]) == (["-DGGML_CUDA=on"], True)
+
+
+def test_an_engine_from_before_is_kept(checkout: Checkout) -> None:
+    checkout.install()
+    checkout.parts.write_text("# another text\n")
+    assert checkout.install() == []
+    (checkout.root / ".venv" / "installed").unlink()
+    assert [alone for _, alone in checkout.install()] == [False]
