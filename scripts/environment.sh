@@ -107,22 +107,53 @@ install() {
   [ "${PIPESTATUS[0]}" = 0 ] || fail "the installation failed; the whole of it is in ${LOG#"$ROOT"/}"
 }
 
-# Of pip's many words: what is fetched and built, errors, and the compiler's count of files.
+# Of pip's many words: what is fetched, errors, and how far the compiler is.
 show_progress() {
-  local line step last=""
+  local line since=0 counted=0 tenth=0 drawn=""
   while IFS= read -r line; do
-    if [[ $line =~ \[\ *([0-9]+(/[0-9]+|%))\] ]]; then
-      step=${BASH_REMATCH[1]}
-      if [ -t 1 ]; then
-        printf '\r  compiling %s   ' "$step"
-      elif [ "${step%?/*}" != "$last" ]; then # every tenth file
-        last=${step%?/*}
-        echo "  compiling $step"
-      fi
+    if [[ $line =~ ^\ *\[\ *([0-9]+)(/([0-9]+)|%)\] ]]; then # Ninja: [59/125], make: [ 47%]
+      compiled "${BASH_REMATCH[1]}" "${BASH_REMATCH[3]:-100}"
       continue
     fi
     case $line in
-      *rror:* | Collecting\ * | *"Building wheel for llama"*started | "Successfully installed"*) printf '%s\n' "${line:0:160}" ;;
+      *"Building wheel for llama-cpp-python"*started)
+        line="llama.cpp is compiled on the way. For the CPU alone that takes three to four minutes on two cores." ;;
+      *rror:* | Collecting\ * | "Successfully installed"*) ;;
+      *) continue ;;
     esac
+    printf '%s%s\n' "$drawn" "${line:0:160}"
+    drawn=""
   done
+}
+
+# compiled DONE TOTAL: on a terminal a bar that is drawn again and again, elsewhere a line every tenth. Keeps its state in show_progress.
+compiled() {
+  local done=$1 total=$2 percent left="" bar="####################--------------------"
+  [ "$total" -ge 20 ] || return 0 # CMake's trials of the compiler and helpers of a GPU's build count on their own
+  if [ "$total" != "$counted" ]; then
+    counted=$total since=$SECONDS tenth=0
+  fi
+  percent=$((done * 100 / total))
+  if [ "$percent" -ge 5 ] && [ "$done" -lt "$total" ]; then # before 5 % an estimate would jump
+    left="  $(time_left $(((SECONDS - since) * (total - done) / done)))"
+  fi
+  if [ -t 1 ]; then # stays under 80 columns: a longer line would wrap and could not be drawn over
+    printf '\r  compiling  [%s]  %d %%  %s%s\033[K' "${bar:20-percent/5:20}" "$percent" "$done/$total" "$left"
+    drawn=$'\n'
+  elif [ $((percent / 10)) != "$tenth" ]; then
+    tenth=$((percent / 10))
+    printf '  compiling llama.cpp  %d %%  %s%s\n' "$percent" "$done/$total" "$left"
+  fi
+}
+
+# time_left SECONDS: up to the next ten seconds, from ten minutes on without seconds.
+time_left() {
+  local tens=$((($1 / 10 + 1) * 10))
+  if [ "$tens" -ge 600 ]; then
+    echo "about $((tens / 60)) min left"
+  elif [ "$tens" -ge 60 ]; then
+    echo "about $((tens / 60)) min $((tens % 60)) s left"
+  else
+    echo "about $tens s left"
+  fi
 }

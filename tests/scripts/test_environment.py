@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import shlex
 import shutil
 import subprocess
@@ -117,3 +118,67 @@ def test_an_engine_from_before_is_kept(checkout: Checkout) -> None:
     assert checkout.install() == []
     (checkout.root / ".venv" / "installed").unlink()
     assert [alone for _, alone in checkout.install()] == [False]
+
+
+NINJA = """\
+  Building wheel for llama-cpp-python (pyproject.toml): started
+  [1/2] Building C object CMakeFiles/cmTC_1d2b2.dir/testCCompiler.c.o
+  [2/2] Linking C executable cmTC_1d2b2
+  *** Building project with Ninja...
+  [1/136] /usr/bin/gcc -DGGML_BUILD -o ggml-alloc.c.o -c ggml-alloc.c
+  [13/136] /usr/bin/g++ -DGGML_BUILD -o hbm.cpp.o -c hbm.cpp
+  [14/136] /usr/bin/g++ -DGGML_BUILD -o ggml-quants.c.o -c ggml-quants.c
+  [15/136] : && /usr/bin/g++ -shared -o bin/libggml-base.so.0
+  [64/136] /usr/bin/g++ -o llama-graph.cpp.o -c llama-graph.cpp
+  llama-graph.cpp:12: error: this is one
+  [136/136] : && /usr/bin/g++ -shared -o bin/libmtmd.so.0
+  Building wheel for llama-cpp-python (pyproject.toml): finished with status 'done'
+Successfully installed llama-cpp-python-0.3.36
+"""
+"""Lines of one build with `pip install --verbose`, shortened; the error is added."""
+COMPILED_ON_THE_WAY = (
+    "llama.cpp is compiled on the way. For the CPU alone that takes three to four minutes on two cores."
+)
+
+
+def bash(command: str, *, stdin: str = "") -> str:
+    script = f"set -euo pipefail; . {shlex.quote(str(ROOT))}/scripts/environment.sh; {command}"
+    return subprocess.run(
+        ["bash", "-c", script], input=stdin, stdout=subprocess.PIPE, text=True, timeout=30, check=True
+    ).stdout
+
+
+def test_progress_is_a_line_every_tenth() -> None:
+    assert bash("time_left() { echo 'SOME LEFT'; }; show_progress", stdin=NINJA).splitlines() == [
+        COMPILED_ON_THE_WAY,
+        "  compiling llama.cpp  10 %  14/136  SOME LEFT",
+        "  compiling llama.cpp  47 %  64/136  SOME LEFT",
+        "  llama-graph.cpp:12: error: this is one",
+        "  compiling llama.cpp  100 %  136/136",
+        "Successfully installed llama-cpp-python-0.3.36",
+    ]
+
+
+def test_progress_on_a_terminal_is_a_bar() -> None:
+    ours, terminal = pty.openpty()
+    script = f"set -euo pipefail; . {shlex.quote(str(ROOT))}/scripts/environment.sh; show_progress"
+    subprocess.run(["bash", "-c", script], input=NINJA.encode(), stdout=terminal, timeout=30, check=True)
+    lines = os.read(ours, 65536).decode().replace("\x1b[K", "").split("\n")
+    os.close(terminal)
+    os.close(ours)
+    drawn = lines[1].rstrip("\r").split("\r")
+    assert drawn[1] == "  compiling  [--------------------]  0 %  1/136"
+    assert drawn[-1] == "  compiling  [#########-----------]  47 %  64/136  about 10 s left"
+    assert lines[2:4] == [
+        "  llama-graph.cpp:12: error: this is one\r",
+        "\r  compiling  [####################]  100 %  136/136\r",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "seconds", "left"),
+    [("59 125", 97, "1 min 50 s"), ("59 125", 15, "20 s"), ("40 300", 100, "11 min"), ("124 125", 200, "10 s")],
+)
+def test_the_time_left_follows_from_the_files_done(count: str, seconds: int, left: str) -> None:
+    state = f"since=0 counted={count.split()[1]} tenth=0 drawn=; SECONDS={seconds}"
+    assert bash(f"{state}; compiled {count}").endswith(f"  about {left} left\n")
