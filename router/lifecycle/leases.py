@@ -45,10 +45,10 @@ class Leases:
         self._max_queue = max_queue
 
     async def as_it_is(self, model: Model, touch: bool, stay: Stay | None) -> Lease:
-        """Without autoload: whatever runs answers for itself, with 503 while it loads."""
+        """Without autoload: a running worker answers, with 503 while it loads; beyond the limit the request waits."""
         if not model.state.is_running or model.state is State.STOPPING:
             raise InvalidRequest("model is not loaded")
-        if model.takes_requests and not _has_place(model, touch):
+        if not _has_place(model, touch):
             return await self._wait(model, touch, stay, may_load=False)
         return self._grant(model, touch, stay)
 
