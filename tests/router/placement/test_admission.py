@@ -197,3 +197,23 @@ def test_what_too_many_hear_in_each_dialect() -> None:
             waiting.cancel()
 
     run(check())
+
+
+def test_the_limit_holds_while_the_model_loads() -> None:
+    async def check() -> None:
+        async with router(presets=one(concurrency=1)) as r:
+            first = r.client("a")
+            await settle()
+            others = [r.client("a", autoload=False) for _ in range(2)]
+            await settle()
+            assert [client.is_served for client in others] == [True, False], "the worker answers the first with 503"
+            await others[0].finish()
+            r.launcher["a"].ready()
+            await settle()
+            assert [first.is_served, others[1].is_served] == [True, False]
+            await first.finish()
+            await settle()
+            assert others[1].is_served
+            await others[1].finish()
+
+    run(check())
