@@ -1,6 +1,6 @@
 """Sections that name a command (`cmd`): another program serves the model, under the router's care. Pure.
 
-`sources` reads them, at once and completely, so that a mistake shows before anything runs; the router's `backends`
+`sources` reads them, at once and completely, so that a mistake shows before anything runs; the router's `external`
 starts them. A command line is split as a shell would and given to no shell; macros are put in after that.
 """
 

@@ -1,6 +1,6 @@
 """A layer: what one place of configuration gave, as a text for each field, and where, so that errors name both.
 
-`layers.py` and `ini.py` fill layers through `add`, which expands shorthands and negations: nothing later sees a
+`merge.py` and `ini.py` fill layers through `add`, which expands shorthands and negations: nothing later sees a
 spelling. `check` turns one into settings.
 """
 

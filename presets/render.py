@@ -1,4 +1,4 @@
-"""Layers as they are typed: a worker's command line and a section of a presets file. Inverse of `layers` and `ini`."""
+"""Layers as they are typed: a worker's command line and a section of a presets file. Inverse of `merge` and `ini`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Every refusal that reaches a client, as one tree; each leaf knows its status, type and retry hint.
 
-Raised anywhere in router and worker; turned into a body only by `web.error_response`, in an envelope of `envelopes`.
-Statuses, types and wording follow llama-server, since clients match them.
+Raised anywhere in router and worker; turned into a body only by `application.error_response`, in an envelope of
+`envelopes`. Statuses, types and wording follow llama-server, since clients match them.
 """
 
 from __future__ import annotations

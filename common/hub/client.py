@@ -1,8 +1,8 @@
 """Talks to a Hugging Face hub, or a mirror of one: what is in a repository, and fetching files of it into the cache.
 
-Called by hub when the cache does not have what a model needs. huggingface_hub is not used for this: since 2.x it throws
-an unfinished download away, and its listing calls wait without a limit. The layout and the locks are the same, so both
-can share a cache.
+Called by `resolve` when the cache does not have what a model needs. huggingface_hub is not used for this: since 2.x it
+throws an unfinished download away, and its listing calls wait without a limit. The layout and the locks are the same,
+so both can share a cache.
 """
 
 from __future__ import annotations

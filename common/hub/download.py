@@ -1,8 +1,8 @@
 """Fetches one file over HTTP so that an interrupted download goes on where it stopped, also after a crash or a kill.
 
-Called by hub for files of a repository and for `--model-url`. Knows nothing of repositories and caches: it gets an
-address and a path. The unfinished file lies beside the target; a lock file keeps two processes from fetching it twice.
-Blocking: callers that have an event loop use a thread.
+Called by `resolve` for files of a repository and for `--model-url`. Knows nothing of repositories and caches: it gets
+an address and a path. The unfinished file lies beside the target; a lock file keeps two processes from fetching it
+twice. Blocking: callers that have an event loop use a thread.
 """
 
 from __future__ import annotations

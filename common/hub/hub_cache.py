@@ -4,7 +4,7 @@
                            /snapshots/<commit>/…     links to blobs, under the repository's own paths
                            /blobs/<object id>
 
-Called by hub. Every environment variable that moves the cache is looked up here and nowhere else.
+Called by `resolve` and `client`. Every environment variable that moves the cache is looked up here and nowhere else.
 """
 
 from __future__ import annotations

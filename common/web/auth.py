@@ -1,4 +1,4 @@
-"""Who may ask: API keys, and the origins that browsers may call from. Consulted by `web` for every request."""
+"""Who may ask: API keys, and the origins that browsers may call from. Consulted by `application` for every request."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A refusal in the words of the client's dialect: status, body, and the last words of a stream that has begun.
 
-`web` and the router's proxy ask `envelope_of` for the request's; the worker's dialects know their own. What goes wrong
-is in `errors`, here is only how it is said.
+`application` and the router's proxy ask `envelope_of` for the request's; the worker's dialects know their own. What
+goes wrong is in `errors`, here is only how it is said.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How a server ends: signals, the requests that still run, and the time they get.
 
-The mains of router and worker ask `Stop` whether and how fast to end; `web.application` counts requests in `Running`.
-The first signal lets them finish, the second cuts them, the third ends the process where it stands.
+The mains of router and worker ask `Stop` whether and how fast to end; `application.application` counts requests in
+`Running`. The first signal lets them finish, the second cuts them, the third ends the process where it stands.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Spellings that are no options of their own: shorthands, switches of an earlier llama-server, and what is gone.
 
-`table.py` lists them beside the options, `layers.py` expands them while reading, so that nothing later ever sees them.
+`table.py` lists them beside the options, `merge.py` expands them while reading, so that nothing later ever sees them.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ _NGRAM_DEFAULT = _when_true(
     ("spec_ngram_mod_n_max", "64"),
 )
 LOAD_SWITCHES = ("mmap", "mlock", "direct_io")
-"""Switches that `--load-mode` replaced. They modify what lower layers say: `layers.merge` folds them in."""
+"""Switches that `--load-mode` replaced. They modify what lower layers say: `merge.merge` folds them in."""
 
 _CODER = "canned model: Qwen 2.5 Coder "
 

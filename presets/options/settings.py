@@ -1,6 +1,6 @@
 """The settings of one process: every option of the table as a frozen, validated value.
 
-`layers.resolve` builds them from the command line, the environment and files; they may be built directly as well,
+`merge.resolve` builds them from the command line, the environment and files; they may be built directly as well,
 `Settings(model="x.gguf", ctx_size=512)`. Reads no environment and no file itself.
 """
 
@@ -23,7 +23,7 @@ from .server import ChatOptions, CorralOptions, EndpointOptions, HttpOptions
 from .speculative import DraftModelOptions, DraftOptions, NgramOptions
 
 layer_texts: ContextVar[Mapping[str, str]] = ContextVar("layer_texts")
-"""Texts of the layer that `layers.resolve` is entering; unset for settings that are built directly."""
+"""Texts of the layer that `merge.resolve` is entering; unset for settings that are built directly."""
 
 
 class Settings(

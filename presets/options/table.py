@@ -1,6 +1,6 @@
 """The option table as lookups: by field, by flag, by environment variable, by key of a presets file.
 
-Collected from the fields of `Settings` and from `retired.py`. Everything that reads or writes options comes here.
+Collected from the fields of `Settings` and from `deprecated.py`. Everything that reads or writes options comes here.
 """
 
 from __future__ import annotations

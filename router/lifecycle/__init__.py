@@ -1,1 +1,1 @@
-"""Loads, leases, evicts and stops models: decides by `placement`, acts through `process`."""
+"""Loads, leases, evicts and stops models: decides by `placement`, acts through the package `process`."""

@@ -45,10 +45,16 @@ class Leases:
         self._max_queue = max_queue
 
     async def as_it_is(self, model: Model, touch: bool, stay: Stay | None) -> Lease:
-        """Without autoload: a running worker answers, with 503 while it loads; beyond the limit the request waits."""
+        """Grant or queue without loading: raise InvalidRequest unless the model runs.
+
+        A worker that still loads answers with 503 itself. Beyond the model's concurrency limit the request waits for
+        a place; on an instance that is about to stop no place is given again, so the request is refused.
+        """
         if not model.state.is_running or model.state is State.STOPPING:
             raise InvalidRequest("model is not loaded")
         if not _has_place(model, touch):
+            if model.instance is not None and model.instance.is_leaving:
+                raise InvalidRequest("model is not loaded")
             return await self._wait(model, touch, stay, may_load=False)
         return self._grant(model, touch, stay)
 

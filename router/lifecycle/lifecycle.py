@@ -2,7 +2,7 @@
 
 Handlers ask it for an outcome (`async with lifecycle.lease(model)`) and never act on a state they read. It lives on
 one event loop and every change happens between two awaits; after each, `dispatcher` asks `placement` what follows
-and carries it out. It knows nothing of HTTP, and of processes only what `process.Launcher` offers.
+and carries it out. It knows nothing of HTTP, and of processes only what `launcher.Launcher` offers.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a model will take of each memory, from its header and its options, before it is loaded.
 
-Pure: the callers read the headers. An estimate and no more: what a worker turned out to take replaces it (`needs`).
-How it is shared out over devices is a matter of `split`. Within a percent or two of what llama.cpp allocates for
-weights and KV cache; its scratch buffers depend on the graph and are rounded up.
+Pure: the callers read the headers. An estimate and no more: what a worker turned out to take replaces it
+(`requirements`). How it is shared out over devices is a matter of `device_split`. Within a percent or two of what
+llama.cpp allocates for weights and KV cache; its scratch buffers depend on the graph and are rounded up.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How much of the machine's memory there is for workers, and what of it is a process's own, as the system says.
 
-Called by `room` when `lifecycle` is about to decide. Knows no model; `devices` does the same for what is on devices.
+Called by `budget` when `lifecycle` is about to decide. Knows no model; `devices` does the same for what is on devices.
 """
 
 from __future__ import annotations

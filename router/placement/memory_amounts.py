@@ -1,7 +1,7 @@
 """Memory as placement counts it: of the machine and of each device, what all workers may have, and who frees enough.
 
-Pure. `memory` and `devices` read what the system says, `needs` what models will take; nothing here knows of models or
-processes.
+Pure. `host` and `devices` read what the system says, `requirements` what models will take; nothing here knows of models
+or processes.
 """
 
 from __future__ import annotations

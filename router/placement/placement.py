@@ -6,8 +6,8 @@ rules:
 - A process counts against models-max from its start until it is reaped. models-max ≤ 0: no limit, nobody is evicted.
 - It takes its space of memory just as long, of the machine's and of each device's. What all take together of any that
   the next one needs stays below its limit.
-- The queue has one entry per model. `order` says whose turn it is; only that one may start, once a place is free and
-  its space as well, and beside no more than `Rules.parallel_loads` - 1 others that load for the queue.
+- The queue has one entry per model. `queue_order` says whose turn it is; only that one may start, once a place is free
+  and its space as well, and beside no more than `Rules.parallel_loads` - 1 others that load for the queue.
 - As many idle models are asked to leave as unclaimed entries lack places; never one that is busy, loading, stopping
   or wanted by an entry, or was loaded less than its `min-stay` ago. Of the lowest priority the one used longest ago
   leaves first.

@@ -1,6 +1,6 @@
 """What the deciders see: models, the queue and the limits at one moment, as frozen values.
 
-Made by `accounts`, read by `placement` and its neighbours. Knows nothing of clocks, processes or requests.
+Made by `memory_accounting`, read by `placement` and its neighbours. Knows nothing of clocks, processes or requests.
 """
 
 from __future__ import annotations

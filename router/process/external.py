@@ -1,7 +1,7 @@
 """Starts other programs in the place of workers (`cmd` in a presets file): each below a keeper of its own.
 
-To the rest of the router they are workers like any other: the keeper (`keeper.py`) has a worker's pipes and says when
-the program is ready; only the endpoint is a TCP port.
+To the rest of the router they are workers like any other: the keeper (`external_shim.py`) has a worker's pipes and says
+when the program is ready; only the endpoint is a TCP port.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def asking_interval(worker_timeout: float) -> float:
 
 
 class Launchers:
-    """Implements `process.Launcher`: our own workers by one, other programs by another."""
+    """Implements `launcher.Launcher`: our own workers by one, other programs by another."""
 
     def __init__(self, workers: Launcher, environ: Mapping[str, str], *, ask_every: float = 0.0) -> None:
         """`ask_every`: seconds between two questions whether a program still answers; 0: none."""

@@ -2,8 +2,9 @@
 
 Started as `python -m llama_corral.router.process.external_shim`.
 
-It has a worker's pipes. It starts the program, asks it until it is ready and reports that, asks on and reports whether
-it answers (`checkup`), passes on the wish to stop, ends as the program does, and takes it along when the router dies.
+It has a worker's pipes. It starts the program, polls it until it is ready and reports that, then reports whether it
+still answers (`health_probe`). It passes on a request to stop, ends when the program ends, and ends the program when
+the router dies.
 Its process group is the program's, so that the router's SIGKILL reaches both. Knows nothing of models or requests.
 """
 

@@ -1,7 +1,7 @@
 """Asks a program again and again whether it is there, beside everything else: one GET at a time, never waited for.
 
-Used by `keeper` once its program is ready; the router's `watchdog` judges the signs. Any answer counts, a refusal too:
-who answers at all does not hang.
+Used by `external_shim` once its program is ready; the router's `watchdog` judges the signs. Any answer counts, a
+refusal too: who answers at all does not hang.
 """
 
 from __future__ import annotations

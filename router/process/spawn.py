@@ -21,7 +21,7 @@ WORKER_COMMAND = (sys.executable, "-P", "-m", "llama_corral.worker")
 
 
 class SpawnLauncher:
-    """Implements `process.Launcher`."""
+    """Implements `launcher.Launcher`."""
 
     def __init__(self, environ: Mapping[str, str], command: tuple[str, ...] = WORKER_COMMAND) -> None:
         self.command = command

@@ -1,6 +1,6 @@
 """The router's side of one worker process, however it was made: its pipes, its socket's path, its end.
 
-`spawn` and `zygote` make the process and call `started` and `finish`; `lifecycle` holds it as a `process.Worker`.
+`spawn` and `zygote` make the process and call `started` and `finish`; `lifecycle` holds it as a `launcher.Worker`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class SocketDirectory:
 
 
 class Child:
-    """Implements `process.Worker`."""
+    """Implements `launcher.Worker`."""
 
     def __init__(self, spec: LaunchSpec, endpoint: str, command: tuple[str, ...], callbacks: Callbacks) -> None:
         self.name = spec.name

@@ -40,7 +40,7 @@ def best_launcher(environ: Mapping[str, str]) -> Launcher:
 
 
 class ZygoteLauncher:
-    """Implements `process.Launcher`."""
+    """Implements `launcher.Launcher`."""
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """One HTTP/1.1 connection to a worker: a request out, an answer in, as it comes.
 
-Made and kept by `upstream`; the proxy sees only the `Reply`. This is the hot path: a request is one write, an answer
+Made and kept by `pool`; the proxy sees only the `Reply`. This is the hot path: a request is one write, an answer
 that fits one read is complete when its head is, nothing is parsed twice.
 """
 

@@ -1,6 +1,6 @@
 """Requests that a worker answers: find the model, hold a lease for as long as the answer flows, pass the bytes on.
 
-Called by the routes of `app`; asks `lifecycle` for the lease and `upstream` for the answer. Reads nothing of a body but
+Called by the routes of `app`; asks `lifecycle` for the lease and `pool` for the answer. Reads nothing of a body but
 the model's name and changes nothing of it. A client that leaves cancels the handler, which closes the way to the
 worker, which ends the generation; a stream that it can resume runs as a task of its own instead (`conversations`).
 """

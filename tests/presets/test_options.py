@@ -262,8 +262,8 @@ def sources(*packages: str) -> str:
 
 @pytest.mark.parametrize("reader", Reader, ids=lambda reader: reader.value)
 def test_every_option_is_either_read_or_says_why_not(reader: Reader) -> None:
-    packages = {Reader.ROUTER: ["router"], Reader.WORKER: ["worker"]}.get(reader, ["router", "worker"])
-    text = sources("common", "presets", *packages)
+    packages = {Reader.ROUTER: ["router"], Reader.WORKER: ["worker"]}.get(reader, ["router", "worker", "common/tools"])
+    text = sources("common/base", "common/hub", "common/web", "presets", *packages)
     mute = [
         field
         for field, option in OPTIONS.items()

@@ -16,7 +16,11 @@ def test_diagram_is_drawn_from_the_table() -> None:
 
 
 def test_every_file_is_described() -> None:
-    files = {path.name for path in ROUTER.iterdir() if path.suffix in (".py", ".html")} - {"__init__.py"}
+    files = {
+        path.relative_to(ROUTER).as_posix()
+        for path in ROUTER.rglob("*")
+        if path.suffix in (".py", ".html") and path.name != "__init__.py"
+    }
     named = set(re.findall(r"`([\w./]+\.(?:py|html))`", README))
     assert files <= named
     assert {name for name in named if not (ROUTER / name).exists()} == set()

@@ -1,6 +1,6 @@
 """The engine's heart: slots and queue of one loaded model, advanced by `step()`.
 
-Runs on the engine thread. `scheduler` decides what to compute, `choice` when to stop, `decode` computes.
+Runs on the engine thread, unless a method says otherwise. `scheduler` plans, `decode` computes, `choice` ends answers.
 """
 
 from __future__ import annotations

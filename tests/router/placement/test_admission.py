@@ -199,6 +199,22 @@ def test_what_too_many_hear_in_each_dialect() -> None:
     run(check())
 
 
+def test_without_autoload_nobody_waits_for_a_model_that_is_about_to_stop() -> None:
+    async def check() -> None:
+        async with router(presets=one(concurrency=1)) as r:
+            first = r.client("a")
+            await settle()
+            r.launcher["a"].ready()
+            await settle()
+            await r.lifecycle.reload(presets(preset("b")))  # `a` stops once its request has ended
+            late = r.client("a", autoload=False)
+            error = await late.refused()
+            assert error.message == "model is not loaded"
+            await first.finish()
+
+    run(check())
+
+
 def test_the_limit_holds_while_the_model_loads() -> None:
     async def check() -> None:
         async with router(presets=one(concurrency=1)) as r:

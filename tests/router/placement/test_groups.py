@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 from lifecycle_tools import router, settle
 from llama_corral.common.base.errors import NoPlace, ServerFault
 from llama_corral.presets.policy import Group, Manners
@@ -16,20 +15,11 @@ from llama_corral.router.placement.queue_order import is_overdue
 from llama_corral.router.placement.snapshot import Rules
 from llama_corral.router.placement.states import State
 from router_tools import preset, presets, run
-from test_placement import carried_out, is_loading, resident, vulnerable, weighed
+from snapshots import carried_out, grouped, is_loading, resident, vulnerable
 
 SWAP = Group("s")
 EXCLUSIVE = Group("e", swap=False, exclusive=True)
 PERSISTENT = Group("p", swap=False, persistent=True)
-
-
-@st.composite
-def grouped(draw: st.DrawFn) -> Snapshot:
-    snapshot = draw(weighed())
-    kinds = {name: Group(name, *draw(st.tuples(*[st.booleans()] * 3))) for name in "xyz"}
-    groups = st.sampled_from([Group(), *kinds.values()])
-    residents = tuple(replace(r, manners=replace(r.manners, group=draw(groups))) for r in snapshot.residents)
-    return replace(snapshot, residents=residents)
 
 
 @given(grouped())

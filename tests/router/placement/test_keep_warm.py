@@ -14,7 +14,7 @@ from llama_corral.router.placement.placement import Snapshot, may_start, tick
 from llama_corral.router.placement.snapshot import Stay
 from llama_corral.router.placement.states import State
 from router_tools import preset, presets, run
-from test_groups import grouped
+from snapshots import grouped
 
 WARM = Manners(keep_warm=True)
 

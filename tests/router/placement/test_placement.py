@@ -5,12 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hypothesis import given
-from hypothesis import strategies as st
-from llama_corral.presets.policy import Manners
-from llama_corral.router.placement.device_split import Need, Split
 from llama_corral.router.placement.memory_amounts import Limit, Space, total
 from llama_corral.router.placement.placement import (
-    Decision,
     Entry,
     Resident,
     Rules,
@@ -24,100 +20,21 @@ from llama_corral.router.placement.placement import (
 )
 from llama_corral.router.placement.queue_order import due, is_protected, next_turn
 from llama_corral.router.placement.states import State
-
-NAMES = "abcdefgh"
-DEVICES = ("CUDA0", "CUDA1")
-BOTH = st.just(DEVICES)
-STATES = [state for state in State if state not in (State.DOWNLOADING, State.DOWNLOADED)]
-
-
-@st.composite
-def snapshots(draw: st.DrawFn) -> Snapshot:
-    names = draw(st.lists(st.sampled_from(NAMES), unique=True, min_size=1))
-    residents = tuple(_resident(draw, name) for name in names)
-    queued = draw(st.lists(st.sampled_from(names), unique=True))
-    queue = tuple(Entry(name, draw(st.booleans()), draw(st.integers(0, 6))) for name in queued)
-    rules = Rules(draw(st.integers(1, 6)), draw(st.integers(1, 3)), draw(st.booleans()))
-    most, now = draw(st.integers(-1, 6)), draw(st.integers(0, 6))
-    return Snapshot(residents, queue, most, draw(st.booleans()), now=now, rules=rules)
-
-
-def _resident(draw: st.DrawFn, name: str) -> Resident:
-    state = draw(st.sampled_from(STATES))
-    leases = draw(st.integers(0, 2)) if state.is_running else 0
-    stay = Stay(draw(st.none() | st.integers(0, 3)), draw(st.booleans()))
-    manners = Manners(draw(st.integers(-1, 1)), draw(st.integers(0, 4)))
-    used, idle_since, ready_since = (draw(st.integers(0, 3)) for _ in range(3))
-    return Resident(name, state, leases, used, idle_since, stay, manners=manners, ready_since=ready_since)
-
-
-@st.composite
-def weighed(draw: st.DrawFn) -> Snapshot:
-    """With models of all sizes, in little memory."""
-    snapshot = draw(snapshots())
-    names = st.sampled_from(DEVICES)
-    sizes = st.builds(Space, st.integers(0, 9), st.dictionaries(names, st.integers(0, 9)))
-    splits = st.builds(Split, st.lists(st.integers(0, 3), min_size=1, max_size=4).map(tuple), st.integers(0, 1), BOTH)
-    needs = st.none() | st.builds(Need, sizes, st.lists(splits, max_size=2).map(tuple))
-    limit = draw(st.builds(Limit, st.none() | st.integers(0, 30), st.dictionaries(names, st.integers(0, 30))))
-    residents = tuple(
-        replace(r, space=draw(sizes), need=draw(needs), load_seconds=draw(st.integers(0, 5)))
-        for r in snapshot.residents
-    )
-    left = limit - total(r.space for r in residents if r.state.is_running)
-    residents = tuple(r if r.state.is_running else replace(r, space=r.space_within(left)) for r in residents)
-    return replace(snapshot, residents=residents, limit=limit, is_settling=draw(st.booleans()))
-
-
-def taken(snapshot: Snapshot) -> Space:
-    return total(r.space for r in snapshot.residents if r.state.is_running)
-
-
-def resident(snapshot: Snapshot, name: str) -> Resident:
-    return next(resident for resident in snapshot.residents if resident.name == name)
+from snapshots import (
+    NAMES,
+    carried_out,
+    idle,
+    is_loading,
+    resident,
+    snapshots,
+    taken,
+    vulnerable,
+    weighed,
+)
 
 
 def running(snapshot: Snapshot) -> int:
     return sum(resident.state.is_running for resident in snapshot.residents)
-
-
-def idle(snapshot: Snapshot) -> list[Resident]:
-    """Who could be evicted."""
-    wanted = {entry.model for entry in snapshot.queue}
-    staying = [r for r in snapshot.residents if r.state.is_ready and not r.leases and not r.stay.pinned]
-    return [r for r in staying if r.name not in wanted]
-
-
-def vulnerable(snapshot: Snapshot) -> list[Resident]:
-    return [resident for resident in idle(snapshot) if not is_protected(snapshot, resident)]
-
-
-def is_loading(snapshot: Snapshot) -> bool:
-    """So many that the next one has to wait for that."""
-    claimed = [resident(snapshot, entry.model) for entry in snapshot.queue if entry.claimed]
-    is_unknown = any(r.space == Space() for r in claimed) and snapshot.limit != Limit()
-    return bool(claimed) and (is_unknown or len(claimed) >= snapshot.rules.parallel_loads)
-
-
-def carried_out(snapshot: Snapshot, decision: Decision) -> Snapshot:
-    """What the lifecycle makes of it."""
-    evicted = {eviction.model for eviction in (*decision.evict, *decision.retire)}
-    refused = {refusal.model for refusal in decision.refuse}
-    left = snapshot.limit - taken(snapshot)
-    residents = tuple(
-        replace(resident, state=State.STOPPING)
-        if resident.name in evicted
-        else replace(resident, state=State.LOADING, space=resident.space_within(left))
-        if resident.name == decision.start
-        else resident
-        for resident in snapshot.residents
-    )
-    queue = tuple(
-        replace(entry, claimed=entry.claimed or entry.model == decision.start)
-        for entry in snapshot.queue
-        if entry.model not in refused
-    )
-    return replace(snapshot, residents=residents, queue=queue)
 
 
 @given(snapshots())

@@ -1,7 +1,7 @@
 """Anthropic's endpoints: `/v1/messages` and `/v1/messages/count_tokens`.
 
-A request becomes the chat request that says the same (`anthropic_request`), and goes the way of all chats from there;
-its answer is put into blocks by `anthropic_answer`.
+A request becomes the chat request that says the same (`request`), and goes the way of all chats from there;
+its answer is put into blocks by `answer`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Ollama's endpoints that compute: `/api/chat`, `/api/generate`, `/api/embed`, `/api/embeddings`.
 
-Requests come through `ollama_request`, answers go through `ollama_answer`; in between they are chats, completions and
+Requests come through `request`, answers go through `answer`; in between they are chats, completions and
 embeddings like any other. How long the model stays is the router's business; a worker without one sleeps instead.
 """
 

@@ -1,6 +1,6 @@
 """What Ollama's requests ask for, in the words that the rest of this worker reads: chat bodies and completion fields.
 
-Pure: `ollama` answers with what it gets from here. Options that Ollama applies when it loads a model (`num_ctx`,
+Pure: `handlers` answers with what it gets from here. Options that Ollama applies when it loads a model (`num_ctx`,
 `num_gpu` …) are the preset's business here: they are known and change nothing, since no request may reload a model.
 """
 

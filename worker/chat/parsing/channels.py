@@ -1,4 +1,4 @@
-"""Answers of messages to several recipients: gpt-oss' channels, and Functionary's `>>>`. Used by `parsing`."""
+"""Answers of messages to several recipients: gpt-oss' channels, and Functionary's `>>>`. Used by `parser`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Reading calls whose arguments are like JSON with bare keys and texts between marks: `call:f{a:<|"|>x<|"|>,n:3}`.
 
-Used by `parsing` once the text is where calls may begin. Arguments go out as JSON while the model writes them.
+Used by `parser` once the text is where calls may begin. Arguments go out as JSON while the model writes them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Reading calls whose arguments are elements, nested as deep as the values: `<a>x</a><list><item>1</item></list>`.
 
-Used by `parsing` once the text is where calls may begin. A text goes out as it comes; any other argument once it is
+Used by `parser` once the text is where calls may begin. A text goes out as it comes; any other argument once it is
 complete, as JSON by the schema of its tool.
 """
 

@@ -1,6 +1,6 @@
 """Reading calls that are JSON objects with the function's name in them.
 
-Used by `parsing` once the text is where calls may begin. Arguments go out as the model writes them, as soon as it is
+Used by `parser` once the text is where calls may begin. Arguments go out as the model writes them, as soon as it is
 certain whose they are.
 """
 

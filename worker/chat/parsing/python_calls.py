@@ -1,6 +1,6 @@
 """Reading calls that are written like Python's: `[get_weather(city="Oslo", days=3)]`, JSON's words allowed (LFM2).
 
-Used by `parsing` once the text is where calls may begin. Arguments go out when their call is complete.
+Used by `parser` once the text is where calls may begin. Arguments go out when their call is complete.
 """
 
 from __future__ import annotations

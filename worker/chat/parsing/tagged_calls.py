@@ -1,6 +1,6 @@
 """Reading calls whose function's name stands in marks, their arguments as one JSON object or each in marks of its own.
 
-Used by `parsing` once the text is where calls may begin. Arguments in marks become the JSON text of one object.
+Used by `parser` once the text is where calls may begin. Arguments in marks become the JSON text of one object.
 """
 
 from __future__ import annotations

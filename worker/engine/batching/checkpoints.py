@@ -1,6 +1,6 @@
 """Copies of what a sliding-window or recurrent memory cannot go back to: where to make them, which one to use.
 
-Pure; the rules are llama-server's. `memory` makes and loads the states.
+Pure; the rules are llama-server's. `slot_memory` makes and loads the states.
 """
 
 from __future__ import annotations

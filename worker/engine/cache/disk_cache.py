@@ -1,8 +1,8 @@
 """Prompts on disk while their model is away: what is saved when it goes, and what a prompt gets back from there.
 
-Owned by the engine thread, through `memory`. Reading happens on a thread of its own, one prompt at a time, so that
-running streams go on; the state is put into a slot by `memory`. A file stays where it is when it has been read: if the
-process dies it is still there, and if nothing is added to it, it need not be written again.
+Owned by the engine thread, through `slot_memory`. Reading happens on a thread of its own, one prompt at a time, so that
+running streams go on; the state is put into a slot by `slot_memory`. A file stays where it is when it has been read: if
+the process dies it is still there, and if nothing is added to it, it need not be written again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How much of a new prompt a slot has already computed. Called by `memory` when a slot begins a prompt."""
+"""How much of a new prompt a slot has already computed. Called by `slot_memory` when a slot begins a prompt."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Prompts that have left their slot, kept in host memory until one like them comes back, by llama-server's rules.
 
-Owned by the engine thread through `memory`, which reads and writes the states; here they are bytes. Knows no slot and
-no llama.cpp.
+Owned by the engine thread through `slot_memory`, which reads and writes the states; here they are bytes. Knows no slot
+and no llama.cpp.
 """
 
 from __future__ import annotations

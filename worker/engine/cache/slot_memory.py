@@ -1,7 +1,8 @@
 """What the slots remember: in their sequences, in checkpoints beside them, and in host memory once it has left them.
 
-Owned by the engine thread, through `core`, which says when; the decisions are those of `reuse`, `sharing`,
-`checkpoints` and `prompt_cache`. It changes a slot's tokens and whom it waits for, never its state or its task.
+Owned by the engine thread, through `core`, which says when; the decisions are those of `prefix_reuse`,
+`prefix_sharing`, `checkpoints` and `prompt_cache`. It changes a slot's tokens and whom it waits for, never its state or
+its task.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What one choice may say: its grammar, asked about tokens and told of them.
 
-Used by `sampling` on the engine thread. Telling llama.cpp's grammar of a token that it forbids aborts the process, so
+Used by `sampler` on the engine thread. Telling llama.cpp's grammar of a token that it forbids aborts the process, so
 every token is asked about first, those a trigger or the prompt's end replays included. A lazy grammar sleeps until a
 trigger comes up in the text; triggers are looked for here, so that none of this happens inside of llama.cpp.
 """

@@ -1,6 +1,6 @@
 """How long one answer may think: counts the tokens of its thoughts, and says what is put in when they must end.
 
-Used by `sampling` on the engine thread; knows bytes and ids of tokens, no llama.cpp. The rules are llama-server's, but
+Used by `sampler` on the engine thread; knows bytes and ids of tokens, no llama.cpp. The rules are llama-server's, but
 marks are found in the text, as whoever reads the answer finds them, and not only when they are split into the same
 tokens as by themselves.
 """

@@ -21,7 +21,7 @@ from llama_corral.common.base.private_directory import PrivateDirectory
 from llama_corral.worker.engine.cache import disk_cache
 from llama_corral.worker.engine.messages import Finished, Sampling
 from llama_corral.worker.engine.runner import Engine
-from test_multimodal import ALL, KINDS, M, look, seeing
+from media_engine import ALL, KINDS, M, look, seeing
 
 PROMPT = [1, *(40 + i % 60 for i in range(200))]
 OTHER = [1, *(45 + i % 50 for i in range(150))]

@@ -2,55 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from drafting import FOX, SAME, drafting
+from drafting_scenes import (
+    BODY,
+    ENDLESS,
+    LONG,
+    PRESETS,
+    SCENES,
+    Scene,
+    a_conversation,
+    check_drafting,
+    choices,
+)
 from engine_tools import ask, run
-from llama_corral.worker.engine.messages import Piece, Sampling
 from llama_corral.worker.engine.runner import Engine, Loaded
 from programs import Program, Programs
-from test_speculative import FOX, SAME, drafting
-
-LONG = [3 + i * 7 % 400 for i in range(700)]
-ENDLESS = Sampling(temperature=0.0, ignore_eos=True)
-Scene = Callable[[Loaded], Awaitable[None]]
-
-
-async def a_conversation(loaded: Loaded) -> None:
-    tokens = loaded.vocab.tokenize(FOX, True, True)
-    for _ in range(3):
-        result = await ask(loaded, tokens, n_predict=30).one()
-        tokens = [*tokens, *result.tokens, *loaded.vocab.tokenize(" And then")]
-
-
-async def a_beginning_that_is_shared(loaded: Loaded) -> None:
-    for request in [ask(loaded, [*LONG, 5 + i], n_predict=20) for i in range(4)]:
-        await request.one()
-
-
-async def choices(loaded: Loaded) -> None:
-    await ask(loaded, FOX, n=2, n_predict=30).all()
-
-
-async def a_long_prompt_beside_a_stream(loaded: Loaded) -> None:
-    stream = ask(loaded, FOX, n_predict=300, stream=True, sampling=ENDLESS)
-    await stream.until(lambda events: any(isinstance(event, Piece) for event in events))
-    await ask(loaded, LONG, n_predict=30).one()
-    await stream.one()
 
 
 async def a_full_context(loaded: Loaded) -> None:
     await ask(loaded, FOX, n_predict=900, sampling=ENDLESS, n_keep=4).one()
-
-
-async def one_prompt_after_another(loaded: Loaded) -> None:
-    for begin in (0, 100, 0, 200, 100):
-        await ask(loaded, LONG[begin : begin + 300], n_predict=10, id_slot=0).one()
-
-
-SCENES = [a_conversation, a_beginning_that_is_shared, choices, a_long_prompt_beside_a_stream, one_prompt_after_another]
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
@@ -124,14 +98,6 @@ def test_least_probabilities_and_lengths(models: Path) -> None:
 
 # -- the program -------------------------------------------------------------------------------------------------------
 
-BODY = {"prompt": FOX, "n_predict": 20, "temperature": 0, "speculative.p_min": 0.9}
-
-
-def check_drafting(client: Any, more: dict[str, Any], kinds: str) -> None:
-    answer = client.post("/completion", json={**BODY, **more}).raise_for_status().json()
-    assert answer["timings"]["draft_n"] >= answer["timings"]["draft_n_accepted"] > 0
-    assert answer["generation_settings"]["speculative.types"] == kinds
-
 
 def test_a_worker_with_a_draft_model(programs: Programs) -> None:
     draft = str(programs.models / "tiny-llama.gguf")
@@ -146,19 +112,6 @@ def test_a_worker_with_a_draft_model(programs: Programs) -> None:
     assert "spec_decode_num_drafts_total 0" not in metrics
     props = worker.client.get("/props").json()
     assert props["default_generation_settings"]["params"]["speculative.types"] == "none"
-
-
-PRESETS = """
-[grams]
-model = {models}/tiny-llama.gguf
-spec-type = ngram-simple,ngram-cache
-spec-ngram-simple-size-n = 2
-ctx-size = 1024
-[two]
-model = {models}/tiny-llama-b.gguf
-model-draft = {models}/tiny-llama-b.gguf
-ctx-size = 1024
-"""
 
 
 def test_a_gateway_with_drafts(programs: Programs) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from drafting import EXACT, FOX, answers, drafting
+from drafting_scenes import LONG, PRESETS, SCENES, Scene, check_drafting
 from engine_tools import ask, run, running
 from llama_corral.common.hub.resolve import ModelFiles
 from llama_corral.presets.options.settings import Settings
@@ -14,8 +16,6 @@ from llama_corral.worker.engine.llama.errors import LoadError
 from llama_corral.worker.engine.messages import Piece, Sampling
 from llama_corral.worker.engine.runner import Engine, Loaded
 from programs import Programs
-from test_draft_model import LONG, PRESETS, SCENES, Scene, check_drafting
-from test_speculative import EXACT, FOX, answers, drafting
 
 ENDLESS = Sampling(temperature=0.0, ignore_eos=True)
 HEAD = {"spec_type": ("draft-mtp",)}

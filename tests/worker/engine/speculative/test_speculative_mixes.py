@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from drafting import CACHE, EXACT, FOX, OTHER, SAME, SIMPLE
 from engine_tools import GREEDY, ask, run, running
 from llama_corral.worker.engine.messages import Sampling, Thinking
 from llama_corral.worker.engine.runner import Loaded
-from test_multimodal import ALL, M, look, seeing
-from test_speculative import CACHE, EXACT, FOX, OTHER, SAME, SIMPLE
+from media_engine import ALL, M, look, seeing
 
 KINDS = {"cache": CACHE, "simple": SIMPLE, "same": SAME, "other": OTHER}
 every = pytest.mark.parametrize("drafts", KINDS.values(), ids=KINDS)

@@ -1,6 +1,6 @@
 """What the sequences of a drafting context hold: they follow the slots, and may lose everything at any time.
 
-That costs drafts and nothing else. Owned by a drafter (`draft_model`, `draft_head`), which says what to compute.
+That costs drafts and nothing else. Owned by a drafter (`draft_model`, `mtp_head`), which says what to compute.
 """
 
 from __future__ import annotations

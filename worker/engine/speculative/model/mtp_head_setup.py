@@ -1,4 +1,4 @@
-"""Makes the context of an MTP head, with every reason for not doing so. Called by `draft_setup`."""
+"""Makes the context of an MTP head, with every reason for not doing so. Called by `speculation_setup`."""
 
 from __future__ import annotations
 
