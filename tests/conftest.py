@@ -7,14 +7,19 @@ whole session: ask them, but leave their state alone. A failed test's report has
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
+import uvloop
 from programs import Program, Programs
+from pytest_asyncio import is_async_test
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,6 +28,42 @@ hypothesis.settings.register_profile(
     "patient", hypothesis.settings(), deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("patient")
+
+COROUTINE_LIMIT = 100.0
+"""Seconds for a test's coroutine. Less than --timeout, so that a test that hangs is cancelled and cleans up."""
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run the tests on uvloop, like the programs."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
+def _limited(
+    test: Callable[..., Coroutine[Any, Any, None]], seconds: float
+) -> Callable[..., Coroutine[Any, Any, None]]:
+    @functools.wraps(test)
+    async def limited(*args: Any, **kwargs: Any) -> None:
+        await asyncio.wait_for(test(*args, **kwargs), seconds)
+
+    return limited
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Limit the time of a test's coroutine; in a property test, of each example.
+
+    pytest-timeout can't do this: uvloop swallows the exception that its signal handler raises.
+    """
+    if not is_async_test(item):
+        return (yield)
+    owner, name = (item.obj.hypothesis, "inner_test") if hasattr(item.obj, "hypothesis") else (item, "obj")
+    mark = item.get_closest_marker("timeout")
+    seconds = float(mark.args[0]) if mark and mark.args else COROUTINE_LIMIT
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, _limited(getattr(owner, name), seconds))
+        return (yield)
 
 
 @pytest.fixture(scope="session")

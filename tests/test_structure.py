@@ -147,6 +147,7 @@ def test_every_scenario_names_tests_that_exist() -> None:
         assert named, row
         for file, test in named:
             tree = ast.parse((ROOT / "tests" / file).read_text())
-            defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+            kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+            defined = {node.name for node in tree.body if isinstance(node, kinds)}
             assigned = {ast.unparse(node.targets[0]) for node in tree.body if isinstance(node, ast.Assign)}
             assert test in defined | assigned, f"{file}::{test}"

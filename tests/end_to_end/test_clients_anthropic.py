@@ -232,7 +232,7 @@ def test_what_is_wrong_for_good_is_asked_once(gateway: Program) -> None:
     assert len(sent) == 3
 
 
-def test_the_async_client(gateway: Program) -> None:
+async def test_the_async_client(gateway: Program) -> None:
     async def talk() -> None:
         async with AsyncAnthropic(base_url=gateway.url, auth_token="secret", max_retries=0) as client:
             asked = {**ASKED, "model": "demo-chat"}
@@ -245,4 +245,4 @@ def test_the_async_client(gateway: Program) -> None:
             pieces = [text async for text in events.text_stream]
             return await events.get_final_message(), pieces
 
-    asyncio.run(talk())
+    await talk()

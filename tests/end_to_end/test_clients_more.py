@@ -5,7 +5,6 @@ They come with `pip install llama-corral[clients]`; what is not installed is ski
 
 from __future__ import annotations
 
-import asyncio
 import os
 import subprocess
 import sys
@@ -140,12 +139,12 @@ def test_langchain_asks_and_streams(langchain: Any) -> None:
     assert "Paris" in streamed.text
 
 
-def test_langchain_asks_in_a_loop(langchain: Any) -> None:
+async def test_langchain_asks_in_a_loop(langchain: Any) -> None:
     async def ask() -> str:
         async with httpx.AsyncClient() as http:
             return str((await langchain("demo", http_async_client=http).ainvoke(PARIS)).text)
 
-    assert "Paris" in asyncio.run(ask())
+    assert "Paris" in await ask()
 
 
 def test_langchain_calls_tools(langchain: Any) -> None:
@@ -195,7 +194,7 @@ def like(url: str, model: str, **fields: Any) -> Any:
     )
 
 
-def test_llama_index_asks_and_streams(url: str) -> None:
+async def test_llama_index_asks_and_streams(url: str) -> None:
     model = like(url, "demo")
     assert "Paris" in model.complete(PARIS).text
     from llama_index.core.llms import ChatMessage
@@ -209,7 +208,7 @@ def test_llama_index_asks_and_streams(url: str) -> None:
         async with httpx.AsyncClient() as http:
             return str((await like(url, "demo", async_http_client=http).achat(messages)).message.content)
 
-    assert "Paris" in asyncio.run(ask())
+    assert "Paris" in await ask()
 
 
 def test_llama_index_calls_tools(url: str) -> None:

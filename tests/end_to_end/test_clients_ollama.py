@@ -204,19 +204,16 @@ def test_images(ollama: Client) -> None:
         ollama.generate("seer", "x", images=[png(seed=1)], context=[5, 6])
 
 
-def test_async_client(gateway: Program) -> None:
-    async def scene() -> None:
-        async with AsyncClient(gateway.url, trust_env=False) as client:
-            whole, vectors = await asyncio.gather(
-                client.chat("demo-chat", CAPITAL, options=GREEDY), client.embed("demo-embed", ["a", "b"])
-            )
-            assert "Paris" in (whole.message.content or "")
-            assert len(vectors.embeddings) == 2
-            parts = [part async for part in await client.generate("demo-chat", "Hello", stream=True)]
-            assert parts[-1].done
-            assert {model.model for model in (await client.ps()).models} == {"demo-chat:latest", "demo-embed:latest"}
-
-    asyncio.run(scene())
+async def test_async_client(gateway: Program) -> None:
+    async with AsyncClient(gateway.url, trust_env=False) as client:
+        whole, vectors = await asyncio.gather(
+            client.chat("demo-chat", CAPITAL, options=GREEDY), client.embed("demo-embed", ["a", "b"])
+        )
+        assert "Paris" in (whole.message.content or "")
+        assert len(vectors.embeddings) == 2
+        parts = [part async for part in await client.generate("demo-chat", "Hello", stream=True)]
+        assert parts[-1].done
+        assert {model.model for model in (await client.ps()).models} == {"demo-chat:latest", "demo-embed:latest"}
 
 
 def test_directly_at_a_worker(programs: Programs) -> None:

@@ -262,29 +262,24 @@ def test_embeddings_in_both_encodings(client: OpenAI) -> None:
     assert usual.usage.prompt_tokens > 0
 
 
-def test_several_at_once_with_the_async_client(gateway: Program) -> None:
-    async def ask() -> None:
-        async with AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as client:
+async def test_several_at_once_with_the_async_client(gateway: Program) -> None:
+    async with AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as client:
 
-            async def chat() -> str:
-                stream = await client.chat.completions.create(model="tools", stream=True, max_tokens=5, **ASKED)
-                return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+        async def chat() -> str:
+            stream = await client.chat.completions.create(model="tools", stream=True, max_tokens=5, **ASKED)
+            return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
 
-            async def respond() -> str:
-                async with client.responses.stream(
-                    model="tools", input="Hi", max_output_tokens=5, temperature=0
-                ) as stream:
-                    return (await stream.get_final_response()).output_text
+        async def respond() -> str:
+            async with client.responses.stream(model="tools", input="Hi", max_output_tokens=5, temperature=0) as stream:
+                return (await stream.get_final_response()).output_text
 
-            async def embed() -> int:
-                return len((await client.embeddings.create(model="embed", input="x")).data)
+        async def embed() -> int:
+            return len((await client.embeddings.create(model="embed", input="x")).data)
 
-            said = await asyncio.gather(chat(), respond(), chat(), embed(), respond())
-            assert said[0] == said[1] == said[2] == said[4]
-            models = [model.id async for model in client.models.list()]
-            assert {"tools", "embed", "broken"} <= set(models)
-
-    asyncio.run(ask())
+        said = await asyncio.gather(chat(), respond(), chat(), embed(), respond())
+        assert said[0] == said[1] == said[2] == said[4]
+        models = [model.id async for model in client.models.list()]
+        assert {"tools", "embed", "broken"} <= set(models)
 
 
 # -- errors ----------------------------------------------------------------------------------------------------------
@@ -358,7 +353,7 @@ def test_fields_that_nobody_knows_count_for_nothing(gateway: Program, path: str,
     assert answer(**UNKNOWN) == answer()
 
 
-def test_what_may_pass_is_asked_again() -> None:
+async def test_what_may_pass_is_asked_again() -> None:
     """After the time that the answer names: here of a server that is still loading when it is asked first."""
     asked: list[web.Request] = []
 
@@ -371,19 +366,16 @@ def test_what_may_pass_is_asked_again() -> None:
     async def note(request: web.Request, response: web.StreamResponse) -> None:
         asked.append(request)
 
-    async def ask() -> None:
-        app = application(Settings(), is_ready=is_ready)
-        add_routes(app, Settings(), [("GET", "/v1/models", models)])
-        app.on_response_prepare.append(note)
-        async with listen(app, Settings(port=(port := free_port()))):
-            url = f"http://127.0.0.1:{port}/v1"
-            async with AsyncOpenAI(base_url=url, api_key="none", max_retries=3) as client:
-                before = time.monotonic()
-                assert [model async for model in client.models.list()] == []
-                assert time.monotonic() - before > 1.9  # Retry-After says 1, and the client's own guess is shorter
-        assert len(asked) == 3
-
-    asyncio.run(ask())
+    app = application(Settings(), is_ready=is_ready)
+    add_routes(app, Settings(), [("GET", "/v1/models", models)])
+    app.on_response_prepare.append(note)
+    async with listen(app, Settings(port=(port := free_port()))):
+        url = f"http://127.0.0.1:{port}/v1"
+        async with AsyncOpenAI(base_url=url, api_key="none", max_retries=3) as client:
+            before = time.monotonic()
+            assert [model async for model in client.models.list()] == []
+            assert time.monotonic() - before > 1.9  # Retry-After says 1, and the client's own guess is shorter
+    assert len(asked) == 3
 
 
 def test_a_stream_that_breaks_off_raises(programs: Programs) -> None:

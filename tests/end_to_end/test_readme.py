@@ -11,13 +11,13 @@ from llama_corral.presets.ini import read_presets
 from llama_corral.presets.options.settings import Settings
 from llama_corral.router import app
 from llama_corral.router.lifecycle.lifecycle import Lifecycle
-from router_tools import fake_launcher, run
+from router_tools import fake_launcher
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 
 
-def test_every_endpoint_is_named() -> None:
+async def test_every_endpoint_is_named() -> None:
     named = set(re.findall(r"`(GET|POST|DELETE) (/[^`?]*)`", README))
 
     async def routes() -> set[tuple[str, str]]:
@@ -29,7 +29,7 @@ def test_every_endpoint_is_named() -> None:
             if route.method != "HEAD" and route.resource and route.resource.canonical not in PAGE_PATHS
         }
 
-    assert named == run(routes()) | {("GET", "/")}
+    assert named == await routes() | {("GET", "/")}
 
 
 @pytest.mark.parametrize("folder", ["", "presets", "router", "common/tools", "worker"])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.router.proxy.model_field import OllamaTarget, ollama_in_json
 from router_http import Gateway, gateway
-from router_tools import preset, run
+from router_tools import preset
 
 
 async def ask(it: Gateway, verb: str, **body: Any) -> httpx.Response:
@@ -50,125 +50,104 @@ def test_any_body_is_read_or_refused(body: bytes) -> None:
         ollama_in_json(body)
 
 
-def test_bodies_are_passed_on_for_names_with_tags() -> None:
-    async def scene() -> None:
-        async with gateway(preset("a", aliases=("b",)), preset("me/repo:Q4_K_M")) as it:
-            for name in ("a", "a:latest", "b", "b:latest"):
-                response = await ask(it, "embed", model=name, input="x")
-                assert response.json()["worker"]["name"] == "a"
-                assert json.loads(response.json()["body"]) == {"model": name, "input": "x"}
-            for name in ("me/repo", "hf.co/me/repo:q4_k_m", "me/repo:latest"):
-                assert (await ask(it, "chat", model=name)).json()["worker"]["name"] == "me/repo:Q4_K_M"
-            assert (await it.chat("a:latest")).status_code == 200, "who has read Ollama's list may ask in any dialect"
-            response = await ask(it, "chat", model="a:8b")
-            assert (response.status_code, response.json()) == (404, {"error": "model 'a:8b' not found"})
-            response = await ask(it, "generate", prompt="x")
-            assert response.status_code == 400
-            assert set(response.json()) == {"error"}
-
-    run(scene())
+async def test_bodies_are_passed_on_for_names_with_tags() -> None:
+    async with gateway(preset("a", aliases=("b",)), preset("me/repo:Q4_K_M")) as it:
+        for name in ("a", "a:latest", "b", "b:latest"):
+            response = await ask(it, "embed", model=name, input="x")
+            assert response.json()["worker"]["name"] == "a"
+            assert json.loads(response.json()["body"]) == {"model": name, "input": "x"}
+        for name in ("me/repo", "hf.co/me/repo:q4_k_m", "me/repo:latest"):
+            assert (await ask(it, "chat", model=name)).json()["worker"]["name"] == "me/repo:Q4_K_M"
+        assert (await it.chat("a:latest")).status_code == 200, "who has read Ollama's list may ask in any dialect"
+        response = await ask(it, "chat", model="a:8b")
+        assert (response.status_code, response.json()) == (404, {"error": "model 'a:8b' not found"})
+        response = await ask(it, "generate", prompt="x")
+        assert response.status_code == 400
+        assert set(response.json()) == {"error"}
 
 
-def test_keep_alive_says_how_long() -> None:
-    async def scene() -> None:
-        async with gateway(preset("a", ttl=60.0)) as it:
-            assert await running(it) == {}
-            await ask(it, "chat", model="a")
-            soon = (await running(it))["a:latest"]["expires_at"]
-            await ask(it, "chat", model="a", keep_alive="1h")
-            later = (await running(it))["a:latest"]
-            assert later["expires_at"] > soon
-            assert later["context_length"] == 512
-            await ask(it, "chat", model="a", keep_alive=-1)
-            assert (await running(it))["a:latest"]["expires_at"] > "2100"
-            await ask(it, "generate", model="a", prompt="x", keep_alive=0)
-            await it.becomes("a", "unloaded")
-            assert await running(it) == {}
-
-    run(scene())
+async def test_keep_alive_says_how_long() -> None:
+    async with gateway(preset("a", ttl=60.0)) as it:
+        assert await running(it) == {}
+        await ask(it, "chat", model="a")
+        soon = (await running(it))["a:latest"]["expires_at"]
+        await ask(it, "chat", model="a", keep_alive="1h")
+        later = (await running(it))["a:latest"]
+        assert later["expires_at"] > soon
+        assert later["context_length"] == 512
+        await ask(it, "chat", model="a", keep_alive=-1)
+        assert (await running(it))["a:latest"]["expires_at"] > "2100"
+        await ask(it, "generate", model="a", prompt="x", keep_alive=0)
+        await it.becomes("a", "unloaded")
+        assert await running(it) == {}
 
 
-def test_without_a_prompt_a_model_is_let_go() -> None:
-    async def scene() -> None:
-        async with gateway(preset("a", pin=True)) as it:
-            await ask(it, "chat", model="a")
-            response = await ask(it, "chat", model="a:latest", keep_alive=0, messages=[])
-            told = response.json()
-            assert (told["model"], told["done"], told["done_reason"]) == ("a:latest", True, "unload")
-            assert told["message"] == {"role": "assistant", "content": ""}
-            await it.becomes("a", "unloaded")
-            assert (await ask(it, "generate", model="a", keep_alive=0)).json()["response"] == ""
-            assert (await it.status("a"))["value"] == "unloaded", "for that it need not be loaded"
-            assert (await ask(it, "embed", model="a", keep_alive=0)).json()["embeddings"] == []
-
-    run(scene())
+async def test_without_a_prompt_a_model_is_let_go() -> None:
+    async with gateway(preset("a", pin=True)) as it:
+        await ask(it, "chat", model="a")
+        response = await ask(it, "chat", model="a:latest", keep_alive=0, messages=[])
+        told = response.json()
+        assert (told["model"], told["done"], told["done_reason"]) == ("a:latest", True, "unload")
+        assert told["message"] == {"role": "assistant", "content": ""}
+        await it.becomes("a", "unloaded")
+        assert (await ask(it, "generate", model="a", keep_alive=0)).json()["response"] == ""
+        assert (await it.status("a"))["value"] == "unloaded", "for that it need not be loaded"
+        assert (await ask(it, "embed", model="a", keep_alive=0)).json()["embeddings"] == []
 
 
-def test_with_all_places_pinned_others_are_refused_at_once() -> None:
-    async def scene() -> None:
-        async with gateway(preset("a"), preset("b"), models_max=1) as it:
-            await ask(it, "chat", model="a", keep_alive=-1)
-            response = await ask(it, "chat", model="b")
-            assert response.status_code == 503
-            assert response.json() == {
-                "error": "model 'b' cannot be loaded: pinned models have all 1 places (--models-max): a"
-            }
-            assert "Retry-After" not in response.headers
-            assert response.headers["X-Should-Retry"] == "false"
-            response = await it.chat("b")
-            assert response.status_code == 503
-            assert response.json()["error"]["type"] == "unavailable_error"
-            await ask(it, "generate", model="a", keep_alive=0)
-            assert (await ask(it, "chat", model="b")).status_code == 200
-
-    run(scene())
+async def test_with_all_places_pinned_others_are_refused_at_once() -> None:
+    async with gateway(preset("a"), preset("b"), models_max=1) as it:
+        await ask(it, "chat", model="a", keep_alive=-1)
+        response = await ask(it, "chat", model="b")
+        assert response.status_code == 503
+        assert response.json() == {
+            "error": "model 'b' cannot be loaded: pinned models have all 1 places (--models-max): a"
+        }
+        assert "Retry-After" not in response.headers
+        assert response.headers["X-Should-Retry"] == "false"
+        response = await it.chat("b")
+        assert response.status_code == 503
+        assert response.json()["error"]["type"] == "unavailable_error"
+        await ask(it, "generate", model="a", keep_alive=0)
+        assert (await ask(it, "chat", model="b")).status_code == 200
 
 
-def test_lists_and_versions() -> None:
-    async def scene() -> None:
-        async with gateway(preset("a", options={"temperature": "0.3"}), preset("b", hidden=True)) as it:
-            (entry,) = (await it.client.get("/api/tags")).json()["models"]
-            assert (entry["name"], entry["size"], entry["digest"]) == ("a:latest", 0, "")
-            assert "version" in (await it.client.get("/api/version")).json()
-            shown = (await ask(it, "show", model="a")).json()
-            assert shown["parameters"].split() == ["temperature", "0.3"]
-            assert (await ask(it, "show", model="c")).status_code == 404
-            assert (await it.client.head("/")).status_code == 200
-
-    run(scene())
+async def test_lists_and_versions() -> None:
+    async with gateway(preset("a", options={"temperature": "0.3"}), preset("b", hidden=True)) as it:
+        (entry,) = (await it.client.get("/api/tags")).json()["models"]
+        assert (entry["name"], entry["size"], entry["digest"]) == ("a:latest", 0, "")
+        assert "version" in (await it.client.get("/api/version")).json()
+        shown = (await ask(it, "show", model="a")).json()
+        assert shown["parameters"].split() == ["temperature", "0.3"]
+        assert (await ask(it, "show", model="c")).status_code == 404
+        assert (await it.client.head("/")).status_code == 200
 
 
-def test_refusals_say_why() -> None:
-    async def scene() -> None:
-        async with gateway(preset("a"), api_key=("secret",)) as it:
-            response = await ask(it, "chat", model="a")
-            assert (response.status_code, response.json()) == (401, {"error": "Invalid API Key"})
-        async with gateway(preset("a"), preset("broken", "fail-load=no such file")) as it:
-            for verb in ("push", "create", "copy"):
-                response = await ask(it, verb, model="a")
-                assert response.status_code == 501
-                assert response.json()["error"].startswith(f"/api/{verb}: ")
-            response = await ask(it, "chat", model="broken")
-            assert response.status_code == 500
-            assert "no such file" in response.json()["error"]
-            response = await it.client.post("/api/chat", content=b"{")
-            assert response.status_code == 400
-            assert "JSON" in response.json()["error"]
-            response = await ask(it, "chat", model="a", keep_alive="soon")
-            assert response.status_code == 400
-            assert (await it.status("a"))["value"] == "unloaded"
-
-    run(scene())
+async def test_refusals_say_why() -> None:
+    async with gateway(preset("a"), api_key=("secret",)) as it:
+        response = await ask(it, "chat", model="a")
+        assert (response.status_code, response.json()) == (401, {"error": "Invalid API Key"})
+    async with gateway(preset("a"), preset("broken", "fail-load=no such file")) as it:
+        for verb in ("push", "create", "copy"):
+            response = await ask(it, verb, model="a")
+            assert response.status_code == 501
+            assert response.json()["error"].startswith(f"/api/{verb}: ")
+        response = await ask(it, "chat", model="broken")
+        assert response.status_code == 500
+        assert "no such file" in response.json()["error"]
+        response = await it.client.post("/api/chat", content=b"{")
+        assert response.status_code == 400
+        assert "JSON" in response.json()["error"]
+        response = await ask(it, "chat", model="a", keep_alive="soon")
+        assert response.status_code == 400
+        assert (await it.status("a"))["value"] == "unloaded"
 
 
-def test_many_clients_with_different_wishes_are_all_served() -> None:
-    async def scene() -> None:
-        async with gateway(preset("a"), preset("b"), models_max=1) as it:
-            wishes = [0, "5m", None, 1] * 5
-            asked = [
-                ask(it, "generate", model="ab"[number % 2], prompt="x", keep_alive=wish)
-                for number, wish in enumerate(wishes)
-            ]
-            assert {response.status_code for response in await asyncio.gather(*asked)} == {200}
-
-    run(scene())
+async def test_many_clients_with_different_wishes_are_all_served() -> None:
+    async with gateway(preset("a"), preset("b"), models_max=1) as it:
+        wishes = [0, "5m", None, 1] * 5
+        asked = [
+            ask(it, "generate", model="ab"[number % 2], prompt="x", keep_alive=wish)
+            for number, wish in enumerate(wishes)
+        ]
+        assert {response.status_code for response in await asyncio.gather(*asked)} == {200}

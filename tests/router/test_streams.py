@@ -13,7 +13,7 @@ from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.router.proxy.conversations import Conversation, Conversations
 from programs import Program, Programs, wait_until
 from router_http import Gateway, error_of, gateway
-from router_tools import preset, run, until
+from router_tools import preset, until
 
 TINY = """
 [one]
@@ -62,7 +62,7 @@ def waiting(g: Gateway, model: str) -> int:
 # -- the map ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_parked_request_ends_with_a_stop_and_an_ended_one_is_forgotten() -> None:
+async def test_a_parked_request_ends_with_a_stop_and_an_ended_one_is_forgotten() -> None:
     async def park(conversation: Conversation) -> web.StreamResponse:
         await asyncio.Event().wait()
         raise AssertionError
@@ -71,132 +71,111 @@ def test_a_parked_request_ends_with_a_stop_and_an_ended_one_is_forgotten() -> No
         conversation.is_parked = False
         return web.Response()
 
-    async def check() -> None:
-        conversations = Conversations(kept_s=0.02)
-        first = asyncio.ensure_future(conversations.run("c", "m", park, outlives_client=True))
-        await asyncio.sleep(0)
-        second = asyncio.ensure_future(conversations.run("c", "m", park, outlives_client=True))
-        with pytest.raises(InvalidRequest, match="cancelled by a stop"):
-            await first
-        assert conversations.find("c") is not None
-        conversations.stop("c")
-        with pytest.raises(InvalidRequest):
-            await second
-        assert conversations.find("c") is None
-        await conversations.run("c::m", "m", answer, outlives_client=True)
-        assert list(conversations.of(["c", "x"])) == ["c::m"]
-        await until(lambda: conversations.find("c::m") is None)
-
-    run(check())
+    conversations = Conversations(kept_s=0.02)
+    first = asyncio.ensure_future(conversations.run("c", "m", park, outlives_client=True))
+    await asyncio.sleep(0)
+    second = asyncio.ensure_future(conversations.run("c", "m", park, outlives_client=True))
+    with pytest.raises(InvalidRequest, match="cancelled by a stop"):
+        await first
+    assert conversations.find("c") is not None
+    conversations.stop("c")
+    with pytest.raises(InvalidRequest):
+        await second
+    assert conversations.find("c") is None
+    await conversations.run("c::m", "m", answer, outlives_client=True)
+    assert list(conversations.of(["c", "x"])) == ["c::m"]
+    await until(lambda: conversations.find("c::m") is None)
 
 
 # -- over fake workers -----------------------------------------------------------------------------------------------
 
 
-def test_a_client_that_leaves_while_the_model_loads_does_not_end_its_stream() -> None:
-    async def check() -> None:
-        async with gateway(preset("m", "load=0.4,chunks=20,pause=0.02")) as g:
-            await hang_up(g.port, "/v1/chat/completions", {"model": "m", "stream": True}, "c", read=0)
-            await until(lambda: waiting(g, "m"))
-            retry = await g.client.get("/v1/stream?conv_id=c")
-            assert (retry.status_code, error_of(retry)["type"]) == (503, "unavailable_error")
-            assert "loading" in error_of(retry)["message"]
-            await g.becomes("m", "loaded")
-            assert leases(g, "m") == 1, "the stream holds the lease without its client"
-            await until(lambda: leases(g, "m") == 0)
-            worker = await g.worker_of("m")
-            assert (worker["served"], worker["cancelled"]) == (2, 0)
-
-    run(check())
+async def test_a_client_that_leaves_while_the_model_loads_does_not_end_its_stream() -> None:
+    async with gateway(preset("m", "load=0.4,chunks=20,pause=0.02")) as g:
+        await hang_up(g.port, "/v1/chat/completions", {"model": "m", "stream": True}, "c", read=0)
+        await until(lambda: waiting(g, "m"))
+        retry = await g.client.get("/v1/stream?conv_id=c")
+        assert (retry.status_code, error_of(retry)["type"]) == (503, "unavailable_error")
+        assert "loading" in error_of(retry)["message"]
+        await g.becomes("m", "loaded")
+        assert leases(g, "m") == 1, "the stream holds the lease without its client"
+        await until(lambda: leases(g, "m") == 0)
+        worker = await g.worker_of("m")
+        assert (worker["served"], worker["cancelled"]) == (2, 0)
 
 
-def test_a_client_that_leaves_midway_does_not_let_its_model_be_evicted() -> None:
-    async def check() -> None:
-        async with gateway(preset("m", "chunks=30,pause=0.02"), preset("n"), models_max=1) as g:
-            body = {"model": "m", "stream": True}
-            assert await hang_up(g.port, "/v1/chat/completions", body, "c", read=15) == b"HTTP/1.1 200 OK"
-            other = asyncio.ensure_future(g.chat("n"))
-            await until(lambda: waiting(g, "n"))
-            assert leases(g, "m") == 1
-            assert (await other).status_code == 200
-            assert (await g.status("m"))["value"] == "unloaded"
-
-    run(check())
+async def test_a_client_that_leaves_midway_does_not_let_its_model_be_evicted() -> None:
+    async with gateway(preset("m", "chunks=30,pause=0.02"), preset("n"), models_max=1) as g:
+        body = {"model": "m", "stream": True}
+        assert await hang_up(g.port, "/v1/chat/completions", body, "c", read=15) == b"HTTP/1.1 200 OK"
+        other = asyncio.ensure_future(g.chat("n"))
+        await until(lambda: waiting(g, "n"))
+        assert leases(g, "m") == 1
+        assert (await other).status_code == 200
+        assert (await g.status("m"))["value"] == "unloaded"
 
 
-def test_whole_answers_end_with_their_client() -> None:
-    async def check() -> None:
-        async with gateway(preset("m", "chunks=1000,pause=0.02")) as g:
-            await g.client.post("/models/load", json={"model": "m"})
-            await g.becomes("m", "loaded")
-            asking = asyncio.ensure_future(
-                g.client.post("/v1/chat/completions", json={"model": "m"}, headers={"X-Conversation-Id": "c"})
+async def test_whole_answers_end_with_their_client() -> None:
+    async with gateway(preset("m", "chunks=1000,pause=0.02")) as g:
+        await g.client.post("/models/load", json={"model": "m"})
+        await g.becomes("m", "loaded")
+        asking = asyncio.ensure_future(
+            g.client.post("/v1/chat/completions", json={"model": "m"}, headers={"X-Conversation-Id": "c"})
+        )
+        await until(lambda: leases(g, "m"))
+        asking.cancel()
+        await until(lambda: leases(g, "m") == 0)
+        await g.has_cancelled("m")
+
+
+async def test_a_stop_while_the_model_loads_ends_the_request() -> None:
+    async with gateway(preset("busy", "chunks=400,pause=0.02"), preset("m"), models_max=1) as g:
+        holding = asyncio.ensure_future(g.events_of("busy"))
+        await until(lambda: leases(g, "busy"))
+        asking = asyncio.ensure_future(
+            g.client.post(
+                "/v1/chat/completions", json={"model": "m", "stream": True}, headers={"X-Conversation-Id": "c"}
             )
-            await until(lambda: leases(g, "m"))
-            asking.cancel()
-            await until(lambda: leases(g, "m") == 0)
-            await g.has_cancelled("m")
+        )
+        await until(lambda: waiting(g, "m"))
+        stopped = await g.client.delete("/v1/stream?conv_id=c")
+        assert (stopped.status_code, stopped.content) == (204, b"")
+        refused = error_of(await asking)
+        assert refused["code"] == 400
+        assert refused["message"] == "request cancelled by a stop while the model was loading"
+        assert waiting(g, "m") == 0, "nothing is evicted or loaded for it"
+        assert (await g.client.get("/v1/stream?conv_id=c")).status_code == 404
+        holding.cancel()
 
-    run(check())
 
-
-def test_a_stop_while_the_model_loads_ends_the_request() -> None:
-    async def check() -> None:
-        async with gateway(preset("busy", "chunks=400,pause=0.02"), preset("m"), models_max=1) as g:
-            holding = asyncio.ensure_future(g.events_of("busy"))
-            await until(lambda: leases(g, "busy"))
-            asking = asyncio.ensure_future(
-                g.client.post(
-                    "/v1/chat/completions", json={"model": "m", "stream": True}, headers={"X-Conversation-Id": "c"}
-                )
-            )
-            await until(lambda: waiting(g, "m"))
-            stopped = await g.client.delete("/v1/stream?conv_id=c")
-            assert (stopped.status_code, stopped.content) == (204, b"")
-            refused = error_of(await asking)
-            assert refused["code"] == 400
-            assert refused["message"] == "request cancelled by a stop while the model was loading"
-            assert waiting(g, "m") == 0, "nothing is evicted or loaded for it"
+async def test_what_is_refused_leaves_no_conversation() -> None:
+    async with gateway(preset("m", "load=30")) as g:
+        headers = {"X-Conversation-Id": "c"}
+        for query, body in (("", {"model": "nobody"}), ("?autoload=0", {"model": "m"})):
+            asked = await g.client.post(f"/v1/chat/completions{query}", json=body, headers=headers)
+            assert asked.status_code == 400
+            await asyncio.sleep(0)
             assert (await g.client.get("/v1/stream?conv_id=c")).status_code == 404
-            holding.cancel()
-
-    run(check())
-
-
-def test_what_is_refused_leaves_no_conversation() -> None:
-    async def check() -> None:
-        async with gateway(preset("m", "load=30")) as g:
-            headers = {"X-Conversation-Id": "c"}
-            for query, body in (("", {"model": "nobody"}), ("?autoload=0", {"model": "m"})):
-                asked = await g.client.post(f"/v1/chat/completions{query}", json=body, headers=headers)
-                assert asked.status_code == 400
-                await asyncio.sleep(0)
-                assert (await g.client.get("/v1/stream?conv_id=c")).status_code == 404
-            for method in ("GET", "DELETE"):
-                missing = error_of(await g.client.request(method, "/v1/stream"))
-                assert (missing["code"], missing["message"]) == (400, "Missing conversation id in path")
-            assert (await g.client.delete("/v1/stream?conv_id=nobody")).status_code == 204
-            for content in (b"{", b"[]", b'{"conversation_ids": "c"}', b'{"conversation_ids": [7, "", "c"]}'):
-                assert (await g.client.post("/v1/streams/lookup", content=content)).json() == []
-
-    run(check())
+        for method in ("GET", "DELETE"):
+            missing = error_of(await g.client.request(method, "/v1/stream"))
+            assert (missing["code"], missing["message"]) == (400, "Missing conversation id in path")
+        assert (await g.client.delete("/v1/stream?conv_id=nobody")).status_code == 204
+        for content in (b"{", b"[]", b'{"conversation_ids": "c"}', b'{"conversation_ids": [7, "", "c"]}'):
+            assert (await g.client.post("/v1/streams/lookup", content=content)).json() == []
 
 
-def test_the_owner_is_asked_in_the_clients_name_and_below_the_prefix() -> None:
-    async def check() -> None:
-        async with gateway(preset("m"), api_prefix="/p") as g:
-            headers = {"X-Conversation-Id": "a/b", "Authorization": "Bearer key"}
-            done = await g.client.post("/p/v1/chat/completions", json={"model": "m", "stream": True}, headers=headers)
-            assert done.status_code == 200
-            answer = await g.client.get("/p/v1/stream?conv_id=a%2Fb&from=3", headers={"Authorization": "Bearer key"})
-            seen = answer.json()
-            assert (seen["method"], seen["target"]) == ("GET", "/p/v1/stream?conv_id=a%2Fb&from=3")
-            assert seen["headers"]["authorization"] == "Bearer key"
-            await g.client.post("/p/models/unload", json={"model": "m"})
-            await until(lambda: (view := g.lifecycle.view("m")) and not view.is_running)
-            assert (await g.client.get("/p/v1/stream?conv_id=a%2Fb")).status_code == 404
-
-    run(check())
+async def test_the_owner_is_asked_in_the_clients_name_and_below_the_prefix() -> None:
+    async with gateway(preset("m"), api_prefix="/p") as g:
+        headers = {"X-Conversation-Id": "a/b", "Authorization": "Bearer key"}
+        done = await g.client.post("/p/v1/chat/completions", json={"model": "m", "stream": True}, headers=headers)
+        assert done.status_code == 200
+        answer = await g.client.get("/p/v1/stream?conv_id=a%2Fb&from=3", headers={"Authorization": "Bearer key"})
+        seen = answer.json()
+        assert (seen["method"], seen["target"]) == ("GET", "/p/v1/stream?conv_id=a%2Fb&from=3")
+        assert seen["headers"]["authorization"] == "Bearer key"
+        await g.client.post("/p/models/unload", json={"model": "m"})
+        await until(lambda: (view := g.lifecycle.view("m")) and not view.is_running)
+        assert (await g.client.get("/p/v1/stream?conv_id=a%2Fb")).status_code == 404
 
 
 # -- over real workers -----------------------------------------------------------------------------------------------
@@ -237,9 +216,9 @@ def test_replay_lookup_and_stop(server: Program) -> None:
     assert server.client.get("/v1/stream?conv_id=conv::one").status_code == 404
 
 
-def test_generation_goes_on_and_can_be_stopped(server: Program) -> None:
+async def test_generation_goes_on_and_can_be_stopped(server: Program) -> None:
     body = {**ENDLESS, "model": "one"}
-    asyncio.run(hang_up(int(server.address), "/completion", body, "live", read=15))
+    await hang_up(int(server.address), "/completion", body, "live", read=15)
     with server.client.stream("GET", "/v1/stream?conv_id=live") as follower:
         lines = (line for line in follower.iter_lines() if line)
         assert json.loads(next(lines).removeprefix("data: "))["stop"] is False
@@ -249,16 +228,16 @@ def test_generation_goes_on_and_can_be_stopped(server: Program) -> None:
     wait_until(lambda: is_idle(server, "one"), "the slot to be free")
 
 
-def test_a_conversation_that_moves_to_another_model_ends_at_the_first(server: Program) -> None:
-    asyncio.run(hang_up(int(server.address), "/completion", {**ENDLESS, "model": "one"}, "moved", read=15))
+async def test_a_conversation_that_moves_to_another_model_ends_at_the_first(server: Program) -> None:
+    await hang_up(int(server.address), "/completion", {**ENDLESS, "model": "one"}, "moved", read=15)
     sent = ask(server, "two", "moved", CHAT)
     assert server.client.get("/v1/stream?conv_id=moved").content == sent.content
     wait_until(lambda: is_idle(server, "one"), "the first request to end")
 
 
-def test_a_router_that_is_asked_to_stop_does_not_wait_for_abandoned_streams(programs: Programs) -> None:
+async def test_a_router_that_is_asked_to_stop_does_not_wait_for_abandoned_streams(programs: Programs) -> None:
     gateway = programs.gateway(presets=TINY)
-    asyncio.run(hang_up(int(gateway.address), "/completion", {**ENDLESS, "model": "one"}, "left", read=15))
+    await hang_up(int(gateway.address), "/completion", {**ENDLESS, "model": "one"}, "left", read=15)
     assert lookup(gateway, "left")["left"]["is_done"] is False
     assert gateway.stop() == 0
     assert "Traceback" not in gateway.log_text

@@ -15,7 +15,7 @@ from llama_corral.presets.options.settings import Settings
 from llama_corral.presets.sources import Preset, load_presets
 from llama_corral.presets.variants import DEFAULTS_HEADER, LONGEST_HEADER, read_header
 from programs import Program, Programs, wait_until
-from router_tools import preset, presets, run
+from router_tools import preset, presets
 
 PRESETS = """
 [*]
@@ -107,56 +107,50 @@ def test_sections_of_one_model_without_a_base_stay_apart(tmp_path: Path) -> None
 # -- in the router ---------------------------------------------------------------------------------------------------
 
 
-def test_requests_for_variants_share_one_load_and_one_place() -> None:
+async def test_requests_for_variants_share_one_load_and_one_place() -> None:
     entries = presets(preset("a"), preset("v", base="a", defaults="{}"), preset("b"))
 
-    async def check() -> None:
-        async with router(presets=entries, models_max=1) as r:
-            clients = [r.client(name) for name in ("v", "a", "v")]
-            await settle()
-            assert [worker.name for worker in r.launcher.workers] == ["a"]
-            r.launcher["a"].report("ready")
-            await settle()
-            asked = [client.lease.preset.name for client in clients if client.lease and client.lease.preset]
-            assert asked == ["v", "a", "v"]
-            views = {view.name: view for view in r.lifecycle.views()}
-            assert (views["v"].status, views["v"].leases, views["b"].status) == ("loaded", 3, "unloaded")
-            other = r.client("b")
-            await settle()
-            assert not r.launcher["a"].stop_asked, "busy under each of its names"
-            for client in clients:
-                await client.finish()
-            await settle()
-            assert r.launcher["a"].stop_asked
-            await other.leave()
-
-    run(check())
-
-
-def test_a_model_that_becomes_a_variant_gives_its_worker_up() -> None:
-    async def check() -> None:
-        async with router(presets=presets(preset("a"), preset("b"))) as r:
-            client = r.client("b")
-            await settle()
-            r.launcher["b"].report("ready")
-            await settle()
-            await r.lifecycle.reload(presets(preset("a"), preset("b", base="a")))
-            assert client.is_served
+    async with router(presets=entries, models_max=1) as r:
+        clients = [r.client(name) for name in ("v", "a", "v")]
+        await settle()
+        assert [worker.name for worker in r.launcher.workers] == ["a"]
+        r.launcher["a"].report("ready")
+        await settle()
+        asked = [client.lease.preset.name for client in clients if client.lease and client.lease.preset]
+        assert asked == ["v", "a", "v"]
+        views = {view.name: view for view in r.lifecycle.views()}
+        assert (views["v"].status, views["v"].leases, views["b"].status) == ("loaded", 3, "unloaded")
+        other = r.client("b")
+        await settle()
+        assert not r.launcher["a"].stop_asked, "busy under each of its names"
+        for client in clients:
             await client.finish()
-            assert r.launcher["b"].stop_asked
-            r.launcher["b"].exit(0)
-            await settle()
-            again = r.client("b")
-            await settle()
-            r.launcher["a"].report("ready")
-            await settle()
-            assert again.lease is not None
-            assert again.lease.model == "a"
-            await again.finish()
-            await r.lifecycle.reload(presets(preset("a")))
-            assert r.lifecycle.find("b") is None
+        await settle()
+        assert r.launcher["a"].stop_asked
+        await other.leave()
 
-    run(check())
+
+async def test_a_model_that_becomes_a_variant_gives_its_worker_up() -> None:
+    async with router(presets=presets(preset("a"), preset("b"))) as r:
+        client = r.client("b")
+        await settle()
+        r.launcher["b"].report("ready")
+        await settle()
+        await r.lifecycle.reload(presets(preset("a"), preset("b", base="a")))
+        assert client.is_served
+        await client.finish()
+        assert r.launcher["b"].stop_asked
+        r.launcher["b"].exit(0)
+        await settle()
+        again = r.client("b")
+        await settle()
+        r.launcher["a"].report("ready")
+        await settle()
+        assert again.lease is not None
+        assert again.lease.model == "a"
+        await again.finish()
+        await r.lifecycle.reload(presets(preset("a")))
+        assert r.lifecycle.find("b") is None
 
 
 # -- with a worker ---------------------------------------------------------------------------------------------------

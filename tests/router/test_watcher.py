@@ -13,7 +13,7 @@ from llama_corral.presets.options.settings import Settings
 from llama_corral.presets.sources import Preset, load_presets
 from llama_corral.router.lifecycle.lifecycle import Lifecycle
 from llama_corral.router.watcher import watch
-from router_tools import PATIENCE, fake_launcher, run
+from router_tools import PATIENCE, fake_launcher
 
 
 @contextlib.asynccontextmanager
@@ -57,22 +57,17 @@ async def reloads_of(lifecycle: Lifecycle) -> AsyncIterator[asyncio.Event]:
     listening.cancel()
 
 
-def test_an_edited_presets_file_is_read_again(tmp_path: Path) -> None:
+async def test_an_edited_presets_file_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "presets.ini"
     path.write_text("[one]\nmodel = one.gguf\n")
 
-    async def check() -> None:
-        async with watched(Settings(models_preset=str(path)), {"LLAMA_CACHE": str(tmp_path / "cache")}) as lifecycle:
-            async with reloads_of(lifecycle) as noticed:
-                await repeat_until(
-                    noticed, lambda: path.write_text("[one]\nmodel = one.gguf\n[two]\nmodel = two.gguf\n")
-                )
-            assert [view.name for view in lifecycle.views()] == ["one", "two"]
-
-    run(check())
+    async with watched(Settings(models_preset=str(path)), {"LLAMA_CACHE": str(tmp_path / "cache")}) as lifecycle:
+        async with reloads_of(lifecycle) as noticed:
+            await repeat_until(noticed, lambda: path.write_text("[one]\nmodel = one.gguf\n[two]\nmodel = two.gguf\n"))
+        assert [view.name for view in lifecycle.views()] == ["one", "two"]
 
 
-def test_a_new_model_in_the_directory_is_noticed(tmp_path: Path) -> None:
+async def test_a_new_model_in_the_directory_is_noticed(tmp_path: Path) -> None:
     models = tmp_path / "models"
     models.mkdir()
     (models / "a.gguf").touch()
@@ -81,16 +76,13 @@ def test_a_new_model_in_the_directory_is_noticed(tmp_path: Path) -> None:
         (models / "b.gguf").unlink(missing_ok=True)
         (models / "b.gguf").touch()
 
-    async def check() -> None:
-        async with watched(Settings(models_dir=str(models)), {"LLAMA_CACHE": str(tmp_path / "cache")}) as lifecycle:
-            async with reloads_of(lifecycle) as noticed:
-                await repeat_until(noticed, put_model_anew)
-            assert [view.name for view in lifecycle.views()] == ["a", "b"]
-
-    run(check())
+    async with watched(Settings(models_dir=str(models)), {"LLAMA_CACHE": str(tmp_path / "cache")}) as lifecycle:
+        async with reloads_of(lifecycle) as noticed:
+            await repeat_until(noticed, put_model_anew)
+        assert [view.name for view in lifecycle.views()] == ["a", "b"]
 
 
-def test_a_broken_edit_keeps_the_presets_and_says_where(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_broken_edit_keeps_the_presets_and_says_where(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "presets.ini"
     path.write_text("[one]\nmodel = one.gguf\n")
     noticed = asyncio.Event()
@@ -109,17 +101,14 @@ def test_a_broken_edit_keeps_the_presets_and_says_where(tmp_path: Path, caplog: 
             assert [view.name for view in lifecycle.views()] == ["one"]
 
     try:
-        run(check())
+        await check()
     finally:
         logging.getLogger("corral.router").removeHandler(handler)
     assert f"{path}:2:" in caplog.text
     assert "model" in caplog.text
 
 
-def test_without_sources_there_is_nothing_to_watch() -> None:
-    async def check() -> None:
-        lifecycle = Lifecycle({}, fake_launcher("spawn"), models_max=1, autoload=True)
-        await asyncio.wait_for(watch(Settings(), dict, lifecycle), PATIENCE)
-        await lifecycle.close()
-
-    run(check())
+async def test_without_sources_there_is_nothing_to_watch() -> None:
+    lifecycle = Lifecycle({}, fake_launcher("spawn"), models_max=1, autoload=True)
+    await asyncio.wait_for(watch(Settings(), dict, lifecycle), PATIENCE)
+    await lifecycle.close()

@@ -164,8 +164,8 @@ async def talk(reply: bytes) -> client.Answer:
 STREAM = b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n13\r\ndata: {"a":1}\n\ndata\r\n9\r\n: [DONE]\n\r\n'
 
 
-def test_the_client_stamps_events_and_joins_chunks() -> None:
-    answer = asyncio.run(talk(STREAM + b"0\r\n\r\n"))
+async def test_the_client_stamps_events_and_joins_chunks() -> None:
+    answer = await talk(STREAM + b"0\r\n\r\n")
     assert answer.good
     assert len(answer.events) == 1
     assert bytes(answer.body) == b'data: {"a":1}\n\ndata: [DONE]\n'
@@ -174,28 +174,28 @@ def test_the_client_stamps_events_and_joins_chunks() -> None:
 @pytest.mark.parametrize(
     "reply", [b"", STREAM, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}", b"not http at all\r\n\r\n"]
 )
-def test_a_broken_answer_is_a_fault_and_no_exception(reply: bytes) -> None:
-    answer = asyncio.run(talk(reply))
+async def test_a_broken_answer_is_a_fault_and_no_exception(reply: bytes) -> None:
+    answer = await talk(reply)
     assert answer.fault
     assert not answer.good
 
 
-def test_a_refused_connection_is_a_fault() -> None:
-    assert "Error" in asyncio.run(client.get("/nowhere/at/all.sock", "/")).fault
+async def test_a_refused_connection_is_a_fault() -> None:
+    assert "Error" in (await client.get("/nowhere/at/all.sock", "/")).fault
 
 
-def test_the_load_client_counts_what_it_sent() -> None:
+async def test_the_load_client_counts_what_it_sent() -> None:
     async def against_nothing() -> hammer.Hits:
         async with hammer.null_server() as address:
             return await hammer.hammer_here(address, 2, 0.1, client.encode("GET", "/", keep_alive=True))
 
-    hits = asyncio.run(against_nothing())
+    hits = await against_nothing()
     assert hits.per_second > 0
     assert hits.errors == 0
     assert 0 < hits.p50_us <= hits.p99_us
 
 
-def test_a_server_that_does_not_start_is_told_with_its_last_words() -> None:
+async def test_a_server_that_does_not_start_is_told_with_its_last_words() -> None:
     program = Program("broken", (sys.executable, "-c", "import sys; sys.exit('no such model')"))
 
     async def start() -> None:
@@ -203,4 +203,4 @@ def test_a_server_that_does_not_start_is_told_with_its_last_words() -> None:
             raise AssertionError("it must not start")
 
     with pytest.raises(ServerFault, match="no such model"):
-        asyncio.run(start())
+        await start()

@@ -163,20 +163,17 @@ def test_processes_that_nobody_knows_of_are_told() -> None:
     ]
 
 
-def test_streams_are_known_while_they_flow() -> None:
-    async def check() -> None:
-        ledger = Ledger(1)
-        numbers = [ledger.begin("chat") for _ in range(3)]
-        waiting = asyncio.create_task(ledger.next_flow())
-        await asyncio.sleep(0)
-        for number, model in zip(numbers, ("fox", "herd", "cattle"), strict=True):
-            ledger.flow(number, model)
-        assert await waiting == "fox"
-        assert ledger.flowing("herd", "cattle") == 2
-        ledger.end(numbers[1], Ending.TOLD)
-        assert ledger.flowing("herd", "cattle") == 1
-
-    asyncio.run(check())
+async def test_streams_are_known_while_they_flow() -> None:
+    ledger = Ledger(1)
+    numbers = [ledger.begin("chat") for _ in range(3)]
+    waiting = asyncio.create_task(ledger.next_flow())
+    await asyncio.sleep(0)
+    for number, model in zip(numbers, ("fox", "herd", "cattle"), strict=True):
+        ledger.flow(number, model)
+    assert await waiting == "fox"
+    assert ledger.flowing("herd", "cattle") == 2
+    ledger.end(numbers[1], Ending.TOLD)
+    assert ledger.flowing("herd", "cattle") == 1
 
 
 def test_some_seconds_of_it() -> None:

@@ -75,18 +75,19 @@ class MediaServer:
 
     def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async def serve() -> None:
-            try:
-                with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-                    await self.answer(reader, writer)
-                writer.close()
-                with contextlib.suppress(ConnectionError):
-                    await writer.wait_closed()
-            except asyncio.CancelledError:
-                writer.transport.abort()
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                await self.answer(reader, writer)
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+        def end(task: asyncio.Task[None]) -> None:
+            self.connections.discard(task)
+            writer.transport.abort()  # also if the task was cancelled before its first step
 
         task = asyncio.ensure_future(serve())
         self.connections.add(task)
-        task.add_done_callback(self.connections.discard)
+        task.add_done_callback(end)
 
 
 def _send(writer: asyncio.StreamWriter, status: int, body: bytes, *headers: str) -> None:
@@ -103,7 +104,8 @@ async def served(tls: ssl.SSLContext | None = None) -> AsyncIterator[MediaServer
         yield media
     finally:
         server.close()
-        for task in list(media.connections):
-            task.cancel()
+        for _ in range(10):  # a connection just accepted gets its task, and an aborted one closes, iterations later
+            for task in list(media.connections):
+                task.cancel()
+            await asyncio.sleep(0)
         await asyncio.gather(*media.connections, return_exceptions=True)
-        await asyncio.sleep(0)  # aborted transports close in the loop's next turn

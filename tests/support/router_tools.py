@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import psutil
-import uvloop
 from llama_corral.common.base.worker_reports import Report
 from llama_corral.presets.layer import Given
 from llama_corral.presets.sources import Preset
@@ -23,13 +22,8 @@ FAKE_COMMAND = (sys.executable, str(TESTS / "fake_worker.py"))
 PATIENCE = 30.0
 """Seconds until a condition that does not come true fails its test."""
 
-T = TypeVar("T")
 Kind = Literal["spawn", "zygote"]
 KINDS: tuple[Kind, ...] = ("spawn", "zygote") if sys.platform.startswith("linux") else ("spawn",)
-
-
-def run(work: Coroutine[Any, Any, T]) -> T:
-    return uvloop.run(work)
 
 
 def fake_launcher(kind: Kind, **environ: str) -> Launcher:

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.common.tools.foreign import ForeignPage, page_check
 from llama_corral.presets.options.settings import Settings
-from router_tools import run
 from tools_http import tools
 
 
@@ -68,22 +67,19 @@ def test_any_header_is_decided_on(origin: str, host: str) -> None:
     assert passes(origin, host) in (True, False)
 
 
-def test_a_call_from_elsewhere_does_nothing(tmp_path: Path) -> None:
-    async def check() -> None:
-        async with tools(tools=("all",), ui_mcp_proxy=True) as t:
-            call = {"tool": "write_file", "params": {"path": str(tmp_path / "pwned"), "content": "x"}}
-            for headers in ({"Origin": "https://evil.example"}, {"Host": "evil.example"}, {"Origin": "null"}):
-                for method, path in (
-                    ("POST", "/tools"),
-                    ("GET", "/tools"),
-                    ("GET", "/cors-proxy?url=http://127.0.0.1:1"),
-                ):
-                    response = await t.client.request(
-                        method, path, json=call if method == "POST" else None, headers=headers
-                    )
-                    assert (response.status_code, response.json()["error"]["type"]) == (403, "permission_error")
-            assert not (tmp_path / "pwned").exists()
-            response = await t.client.post("/tools", json=call, headers={"Origin": "http://localhost:5173"})
-            assert response.status_code == 200
-
-    run(check())
+async def test_a_call_from_elsewhere_does_nothing(tmp_path: Path) -> None:
+    async with tools(tools=("all",), ui_mcp_proxy=True) as t:
+        call = {"tool": "write_file", "params": {"path": str(tmp_path / "pwned"), "content": "x"}}
+        for headers in ({"Origin": "https://evil.example"}, {"Host": "evil.example"}, {"Origin": "null"}):
+            for method, path in (
+                ("POST", "/tools"),
+                ("GET", "/tools"),
+                ("GET", "/cors-proxy?url=http://127.0.0.1:1"),
+            ):
+                response = await t.client.request(
+                    method, path, json=call if method == "POST" else None, headers=headers
+                )
+                assert (response.status_code, response.json()["error"]["type"]) == (403, "permission_error")
+        assert not (tmp_path / "pwned").exists()
+        response = await t.client.post("/tools", json=call, headers={"Origin": "http://localhost:5173"})
+        assert response.status_code == 200

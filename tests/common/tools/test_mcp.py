@@ -16,7 +16,7 @@ from llama_corral.common.tools import mcp_servers
 from llama_corral.common.tools.mcp_config import McpServer, parse_servers
 from llama_corral.common.tools.mcp_connection import LONGEST_MESSAGE, _Lines
 from llama_corral.common.tools.mcp_servers import read_result
-from router_tools import is_alive, run, until
+from router_tools import is_alive, until
 from tools_http import Tools, fake_mcp, mcp_json, tools
 
 
@@ -24,108 +24,87 @@ async def pid_of(t: Tools, server: str = "f") -> int:
     return int(await t.text(f"{server}_pid"))
 
 
-def test_a_server_made_with_the_official_package(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_made_with_the_official_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMA_API_KEY", "sk-secret")
     monkeypatch.setenv("FROM_US", "ours")
 
-    async def check() -> None:
-        async with tools(mcp_servers_json=mcp_json(f=fake_mcp("official", env={"TOKEN": "theirs"}))) as t:
-            listed = {tool["tool"]: tool for tool in (await t.client.get("/tools")).json()}
-            assert set(listed) == {"f_echo", "f_add", "f_slow", "f_fail", "f_environment"}
-            echo = listed["f_echo"]
-            assert (echo["type"], echo["uses_cwd"], echo["permissions"]) == ("mcp", False, {"write": False})
-            function = echo["definition"]["function"]
-            assert (function["name"], function["description"]) == ("f_echo", "Says it again.")
-            assert function["parameters"]["required"] == ["message"]
-            assert await t.text("f_echo", message="hällo\n") == "echo: hällo\n"
-            assert await t.text("f_add", a=3, b=5) == "8"
-            assert "fail" in await t.error("f_fail")
-            assert "error" in await t.call("f_add", a="x")
-            environment = [await t.text("f_environment", name=name) for name in ("TOKEN", "FROM_US", "LLAMA_API_KEY")]
-            assert environment == ["theirs", "ours", "not set"]
-            began = time.monotonic()
-            slow = [asyncio.create_task(t.text("f_slow", seconds=1)) for _ in range(8)]
-            assert await t.text("f_echo", message="side by side") == "echo: side by side"
-            assert [await task for task in slow] == ["slept"] * 8
-            assert time.monotonic() - began < 8
-
-    run(check())
+    async with tools(mcp_servers_json=mcp_json(f=fake_mcp("official", env={"TOKEN": "theirs"}))) as t:
+        listed = {tool["tool"]: tool for tool in (await t.client.get("/tools")).json()}
+        assert set(listed) == {"f_echo", "f_add", "f_slow", "f_fail", "f_environment"}
+        echo = listed["f_echo"]
+        assert (echo["type"], echo["uses_cwd"], echo["permissions"]) == ("mcp", False, {"write": False})
+        function = echo["definition"]["function"]
+        assert (function["name"], function["description"]) == ("f_echo", "Says it again.")
+        assert function["parameters"]["required"] == ["message"]
+        assert await t.text("f_echo", message="hällo\n") == "echo: hällo\n"
+        assert await t.text("f_add", a=3, b=5) == "8"
+        assert "fail" in await t.error("f_fail")
+        assert "error" in await t.call("f_add", a="x")
+        environment = [await t.text("f_environment", name=name) for name in ("TOKEN", "FROM_US", "LLAMA_API_KEY")]
+        assert environment == ["theirs", "ours", "not set"]
+        began = time.monotonic()
+        slow = [asyncio.create_task(t.text("f_slow", seconds=1)) for _ in range(8)]
+        assert await t.text("f_echo", message="side by side") == "echo: side by side"
+        assert [await task for task in slow] == ["slept"] * 8
+        assert time.monotonic() - began < 8
 
 
-def test_it_is_started_for_the_list_and_for_the_first_call(tmp_path: Path) -> None:
+async def test_it_is_started_for_the_list_and_for_the_first_call(tmp_path: Path) -> None:
     starts = tmp_path / "starts"
 
-    async def check() -> None:
-        async with tools(mcp_servers_json=mcp_json(f=fake_mcp("quick", str(starts)))) as t:
-            assert "f_echo" in await t.names()
-            assert starts.read_text() == "started\n"
-            for _ in range(3):
-                assert await t.text("f_echo", message="x") == "echo: x"
-            assert starts.read_text() == "started\nstarted\n"
-            assert (await t.post("f_echo", {"message": "x"}, stream=True)).status_code == 404
-            assert (await t.post("f_nothing", {})).status_code == 404
-            assert await t.text("f_echo", {"x-tool-runtime": "nonsense", "x-tool-cwd": "/"}, message="x") == "echo: x"
-
-    run(check())
+    async with tools(mcp_servers_json=mcp_json(f=fake_mcp("quick", str(starts)))) as t:
+        assert "f_echo" in await t.names()
+        assert starts.read_text() == "started\n"
+        for _ in range(3):
+            assert await t.text("f_echo", message="x") == "echo: x"
+        assert starts.read_text() == "started\nstarted\n"
+        assert (await t.post("f_echo", {"message": "x"}, stream=True)).status_code == 404
+        assert (await t.post("f_nothing", {})).status_code == 404
+        assert await t.text("f_echo", {"x-tool-runtime": "nonsense", "x-tool-cwd": "/"}, message="x") == "echo: x"
 
 
-def test_chatter_is_not_taken_for_an_answer() -> None:
-    async def check() -> None:
-        async with tools(mcp_servers_json=mcp_json(f=fake_mcp("quick"), pages=fake_mcp("pages"))) as t:
-            assert await t.text("f_chatter", message="it") == "echo: it"
-            assert {"pages_one", "pages_two"} <= set(await t.names())
-            assert await t.text("pages_two") == "a text\n[image: image/png]\nits text"
-
-    run(check())
+async def test_chatter_is_not_taken_for_an_answer() -> None:
+    async with tools(mcp_servers_json=mcp_json(f=fake_mcp("quick"), pages=fake_mcp("pages"))) as t:
+        assert await t.text("f_chatter", message="it") == "echo: it"
+        assert {"pages_one", "pages_two"} <= set(await t.names())
+        assert await t.text("pages_two") == "a text\n[image: image/png]\nits text"
 
 
-def test_a_server_may_get_other_tools() -> None:
-    async def check() -> None:
-        async with tools(mcp_servers_json=mcp_json(f=fake_mcp("quick"))) as t:
-            assert "f_extra" not in await t.names()
-            await t.call("f_grow")
-            assert "f_extra" in await t.names()
-            assert await t.text("f_extra", message="x") == "echo: x"
-
-    run(check())
+async def test_a_server_may_get_other_tools() -> None:
+    async with tools(mcp_servers_json=mcp_json(f=fake_mcp("quick"))) as t:
+        assert "f_extra" not in await t.names()
+        await t.call("f_grow")
+        assert "f_extra" in await t.names()
+        assert await t.text("f_extra", message="x") == "echo: x"
 
 
-def test_a_server_that_dies_is_started_again() -> None:
-    async def check() -> None:
-        async with tools(mcp_servers_json=mcp_json(f=fake_mcp("quick"))) as t:
-            first = await pid_of(t)
-            said = await t.error("f_die")
-            assert "ended with code 7" in said
-            assert "the end is near" in said
-            assert await pid_of(t) != first
-
-    run(check())
+async def test_a_server_that_dies_is_started_again() -> None:
+    async with tools(mcp_servers_json=mcp_json(f=fake_mcp("quick"))) as t:
+        first = await pid_of(t)
+        said = await t.error("f_die")
+        assert "ended with code 7" in said
+        assert "the end is near" in said
+        assert await pid_of(t) != first
 
 
-def test_a_slow_tool_is_given_up_but_its_server_stays() -> None:
-    async def check() -> None:
-        async with tools(mcp_servers_json=mcp_json(f=fake_mcp("quick", timeout_ms=1500))) as t:
-            first = await pid_of(t)
-            assert "timed out after 1.5 s" in await t.error("f_silent")
-            assert await pid_of(t) == first
-
-    run(check())
+async def test_a_slow_tool_is_given_up_but_its_server_stays() -> None:
+    async with tools(mcp_servers_json=mcp_json(f=fake_mcp("quick", timeout_ms=1500))) as t:
+        first = await pid_of(t)
+        assert "timed out after 1.5 s" in await t.error("f_silent")
+        assert await pid_of(t) == first
 
 
-def test_a_server_that_hangs_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_that_hangs_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llama_corral.common.tools.mcp_connection.PING_S", 0.3)
 
-    async def check() -> None:
-        async with tools(mcp_servers_json=mcp_json(f=fake_mcp("quick", timeout_ms=1500))) as t:
-            first = await pid_of(t)
-            assert "timed out" in await t.error("f_hang")
-            assert await pid_of(t) != first
-            await until(lambda: not is_alive(first))
-
-    run(check())
+    async with tools(mcp_servers_json=mcp_json(f=fake_mcp("quick", timeout_ms=1500))) as t:
+        first = await pid_of(t)
+        assert "timed out" in await t.error("f_hang")
+        assert await pid_of(t) != first
+        await until(lambda: not is_alive(first))
 
 
-def test_bad_servers_do_not_keep_others_from_working(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_bad_servers_do_not_keep_others_from_working(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mcp_servers, "COOLDOWN_S", 60)
     bad = {
         "missing": {"command": "no-such-program-4711"},
@@ -135,17 +114,14 @@ def test_bad_servers_do_not_keep_others_from_working(monkeypatch: pytest.MonkeyP
         "nowhere": fake_mcp("quick", cwd="/no/where"),
     }
 
-    async def check() -> None:
-        async with tools(tools=("get_info",), mcp_servers_json=mcp_json(**bad, good=fake_mcp("quick"))) as t:
-            names = await t.names()
-            assert "good_echo" in names
-            assert [name for name in names if name.split("_")[0] in bad] == []
-            assert await t.text("good_echo", message="x") == "echo: x"
-
-    run(check())
+    async with tools(tools=("get_info",), mcp_servers_json=mcp_json(**bad, good=fake_mcp("quick"))) as t:
+        names = await t.names()
+        assert "good_echo" in names
+        assert [name for name in names if name.split("_")[0] in bad] == []
+        assert await t.text("good_echo", message="x") == "echo: x"
 
 
-def test_one_that_cannot_be_started_any_more_says_why_and_is_left_alone(
+async def test_one_that_cannot_be_started_any_more_says_why_and_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mcp_servers, "COOLDOWN_S", 0.2)
@@ -154,42 +130,36 @@ def test_one_that_cannot_be_started_any_more_says_why_and_is_left_alone(
     script.write_text(f"#!/bin/sh\nexec {configuration['command']} {' '.join(configuration['args'])}\n")
     script.chmod(0o755)
 
-    async def check() -> None:
-        async with tools(mcp_servers_json=mcp_json(f={"command": str(script)})) as t:
-            assert "f_echo" in await t.names()
-            good = script.read_text()
-            script.write_text(f"#!/bin/sh\necho started >> {starts}; echo no luck >&2; exit 5\n")
-            answers = [await t.error("f_echo", message="x") for _ in range(3)]
-            assert "code 5" in answers[0]
-            assert "no luck" in answers[0]
-            script.write_text(good)
-            async with asyncio.timeout(20):
-                while (answer := await t.call("f_echo", message="x")) != {"plain_text_response": "echo: x"}:
-                    assert "unavailable" in answer["error"]
-                    await asyncio.sleep(0.05)
-
-    run(check())
+    async with tools(mcp_servers_json=mcp_json(f={"command": str(script)})) as t:
+        assert "f_echo" in await t.names()
+        good = script.read_text()
+        script.write_text(f"#!/bin/sh\necho started >> {starts}; echo no luck >&2; exit 5\n")
+        answers = [await t.error("f_echo", message="x") for _ in range(3)]
+        assert "code 5" in answers[0]
+        assert "no luck" in answers[0]
+        script.write_text(good)
+        async with asyncio.timeout(20):
+            while (answer := await t.call("f_echo", message="x")) != {"plain_text_response": "echo: x"}:
+                assert "unavailable" in answer["error"]
+                await asyncio.sleep(0.05)
 
 
-def test_a_server_found_late_is_listed_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_found_late_is_listed_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mcp_servers, "COOLDOWN_S", 0)
     script = tmp_path / "server"
 
-    async def check() -> None:
-        async with tools(mcp_servers_json=mcp_json(f={"command": str(script)})) as t:
-            assert await t.names() == []
-            configuration = fake_mcp("quick")
-            script.write_text(f"#!/bin/sh\nexec {configuration['command']} {' '.join(configuration['args'])}\n")
-            script.chmod(0o755)
-            async with asyncio.timeout(20):
-                while "f_echo" not in await t.names():  # noqa: ASYNC110
-                    await asyncio.sleep(0.1)
-
-    run(check())
+    async with tools(mcp_servers_json=mcp_json(f={"command": str(script)})) as t:
+        assert await t.names() == []
+        configuration = fake_mcp("quick")
+        script.write_text(f"#!/bin/sh\nexec {configuration['command']} {' '.join(configuration['args'])}\n")
+        script.chmod(0o755)
+        async with asyncio.timeout(20):
+            while "f_echo" not in await t.names():  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
 
 
 @pytest.mark.parametrize("mode", ["quick", "stubborn", "mute", "garbage"])
-def test_the_end_waits_for_none_of_them(mode: str) -> None:
+async def test_the_end_waits_for_none_of_them(mode: str) -> None:
     async def check() -> float:
         async with tools(mcp_servers_json=mcp_json(f=fake_mcp(mode))) as t:
             if mode == "quick":
@@ -197,18 +167,15 @@ def test_the_end_waits_for_none_of_them(mode: str) -> None:
             began = time.monotonic()
         return time.monotonic() - began
 
-    assert run(check()) < 3
+    assert await check() < 3
 
 
-def test_a_built_in_tool_cannot_be_replaced() -> None:
-    async def check() -> None:
-        servers = mcp_json(get=fake_mcp("quick"), f=fake_mcp("quick"))
-        async with tools(tools=("get_info",), mcp_servers_json=servers) as t:
-            names = await t.names()
-            assert len(names) == len(set(names))
-            assert "os" in await t.call("get_info")
-
-    run(check())
+async def test_a_built_in_tool_cannot_be_replaced() -> None:
+    servers = mcp_json(get=fake_mcp("quick"), f=fake_mcp("quick"))
+    async with tools(tools=("get_info",), mcp_servers_json=servers) as t:
+        names = await t.names()
+        assert len(names) == len(set(names))
+        assert "os" in await t.call("get_info")
 
 
 # -- pure parts ------------------------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from llama_corral.common.tools.errors import ToolFailed
 from llama_corral.common.tools.files import LocalFiles
 from llama_corral.common.tools.server import ToolServer
 from llama_corral.presets.options.settings import Settings
-from router_tools import run
 from tools_http import tools
 
 SECRET = "the secret"
@@ -96,41 +95,38 @@ def test_without_a_root_paths_are_only_made_plain(monkeypatch: pytest.MonkeyPatc
     assert {path: files.resolve(path) for path in expected} == expected
 
 
-def test_the_root_holds_for_every_tool(place: Path) -> None:
+async def test_the_root_holds_for_every_tool(place: Path) -> None:
     real = os.path.realpath(place / "root")
 
-    async def check() -> None:
-        async with tools(tools=FILE_TOOLS, tools_root=str(place / "root")) as t:
-            assert await t.text("read_file", path="inside") == "inside\n"
-            assert await t.text("read_file", path=str(place / "root" / "inside")) == "inside\n"
-            for path in (
-                "../secret",
-                "out/secret",
-                "out-file",
-                str(place / "secret"),
-                "../root-two/secret",
-                "/etc/passwd",
-            ):
-                assert "outside of" in await t.error("read_file", path=path), path
-                assert "outside of" in await t.error("grep_search", path=path, pattern="secret"), path
-                assert "outside of" in await t.error("write_file", path=path, content="x"), path
-                edits = [{"old_text": "the", "new_text": "no"}]
-                assert "outside of" in await t.error("edit_file", path=path, edits=edits), path
-            assert "outside of" in await t.error("write_file", path="dangling", content="x")
-            assert not (place / "to-be-made").exists()
-            assert "outside of" in await t.error("file_glob_search", path="out")
-            assert "outside of" in await t.error("read_file", {"x-tool-cwd": "/etc"}, path="passwd")
-            assert "secret" not in await t.text("grep_search", path=".", pattern="secret")
-            for header in ("ssh:localhost", "docker-container:abc"):
-                response = await t.post("read_file", {"path": "inside"}, {"x-tool-runtime": header})
-                assert response.status_code == 500
-                assert "may not choose" in response.text
-            await t.call("write_file", path="back/made", content="x")
-            assert (place / "root" / "sub" / "made").read_text() == "x"
-            assert (await t.call("get_info"))["cwd"] == real
-        assert (place / "secret").read_text() == SECRET
-
-    run(check())
+    async with tools(tools=FILE_TOOLS, tools_root=str(place / "root")) as t:
+        assert await t.text("read_file", path="inside") == "inside\n"
+        assert await t.text("read_file", path=str(place / "root" / "inside")) == "inside\n"
+        for path in (
+            "../secret",
+            "out/secret",
+            "out-file",
+            str(place / "secret"),
+            "../root-two/secret",
+            "/etc/passwd",
+        ):
+            assert "outside of" in await t.error("read_file", path=path), path
+            assert "outside of" in await t.error("grep_search", path=path, pattern="secret"), path
+            assert "outside of" in await t.error("write_file", path=path, content="x"), path
+            edits = [{"old_text": "the", "new_text": "no"}]
+            assert "outside of" in await t.error("edit_file", path=path, edits=edits), path
+        assert "outside of" in await t.error("write_file", path="dangling", content="x")
+        assert not (place / "to-be-made").exists()
+        assert "outside of" in await t.error("file_glob_search", path="out")
+        assert "outside of" in await t.error("read_file", {"x-tool-cwd": "/etc"}, path="passwd")
+        assert "secret" not in await t.text("grep_search", path=".", pattern="secret")
+        for header in ("ssh:localhost", "docker-container:abc"):
+            response = await t.post("read_file", {"path": "inside"}, {"x-tool-runtime": header})
+            assert response.status_code == 500
+            assert "may not choose" in response.text
+        await t.call("write_file", path="back/made", content="x")
+        assert (place / "root" / "sub" / "made").read_text() == "x"
+        assert (await t.call("get_info"))["cwd"] == real
+    assert (place / "secret").read_text() == SECRET
 
 
 @pytest.mark.parametrize(

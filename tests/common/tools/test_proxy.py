@@ -10,7 +10,6 @@ from typing import Any
 import httpx
 import pytest
 from aiohttp import web
-from router_tools import run
 from tools_http import Tools, tools
 
 PREFIX = "x-llama-server-proxy-header-"
@@ -82,65 +81,56 @@ async def fetch(t: Tools, url: str, method: str = "GET", **given: Any) -> httpx.
     return await t.client.request(method, "/cors-proxy", params={"url": url}, **given)
 
 
-def test_what_goes_on_and_what_comes_back() -> None:
-    async def check() -> None:
-        async with other_side() as (url, _), tools(ui_mcp_proxy=True, api_key=("sk-1",)) as t:
-            own = {
-                "Authorization": "Bearer sk-1",
-                "Cookie": "session=1",
-                "X-Api-Key": "sk-1",
-                "Origin": "http://localhost:1",
-            }
-            named = {"Accept": "text/x", "AUTHORIZATION": "theirs", "content-type": "application/json"}
-            dropped = {"Host": "evil", "Content-Length": "99", "Connection": "close", "accept-encoding": "br", "": "x"}
-            headers = {**own, **{PREFIX + name: value for name, value in {**named, **dropped}.items()}}
-            answer = await fetch(t, f"{url}/echo?a=1&b=%20", "POST", headers=headers, content=b'{"x": 1}')
-            assert answer.status_code == 202
-            seen = answer.json()
-            assert (seen["method"], seen["body"], seen["path"]) == ("POST", '{"x": 1}', "/echo?a=1&b=%20")
-            host = {"host": url.removeprefix("http://"), "content-length": "8"}
-            assert seen["headers"] == {
-                **host,
-                "accept": "text/x",
-                "authorization": "theirs",
-                "content-type": "application/json",
-            }
-            assert answer.headers["mcp-session-id"] == "s1"
-            assert answer.headers["server"] == "llama.cpp"
-            assert answer.headers["access-control-allow-origin"] == "http://localhost:1"
-            assert answer.headers["content-security-policy"] == "sandbox"
-            assert "set-cookie" not in answer.headers
-            assert (await fetch(t, f"{url}/echo")).status_code == 401
-
-    run(check())
+async def test_what_goes_on_and_what_comes_back() -> None:
+    async with other_side() as (url, _), tools(ui_mcp_proxy=True, api_key=("sk-1",)) as t:
+        own = {
+            "Authorization": "Bearer sk-1",
+            "Cookie": "session=1",
+            "X-Api-Key": "sk-1",
+            "Origin": "http://localhost:1",
+        }
+        named = {"Accept": "text/x", "AUTHORIZATION": "theirs", "content-type": "application/json"}
+        dropped = {"Host": "evil", "Content-Length": "99", "Connection": "close", "accept-encoding": "br", "": "x"}
+        headers = {**own, **{PREFIX + name: value for name, value in {**named, **dropped}.items()}}
+        answer = await fetch(t, f"{url}/echo?a=1&b=%20", "POST", headers=headers, content=b'{"x": 1}')
+        assert answer.status_code == 202
+        seen = answer.json()
+        assert (seen["method"], seen["body"], seen["path"]) == ("POST", '{"x": 1}', "/echo?a=1&b=%20")
+        host = {"host": url.removeprefix("http://"), "content-length": "8"}
+        assert seen["headers"] == {
+            **host,
+            "accept": "text/x",
+            "authorization": "theirs",
+            "content-type": "application/json",
+        }
+        assert answer.headers["mcp-session-id"] == "s1"
+        assert answer.headers["server"] == "llama.cpp"
+        assert answer.headers["access-control-allow-origin"] == "http://localhost:1"
+        assert answer.headers["content-security-policy"] == "sandbox"
+        assert "set-cookie" not in answer.headers
+        assert (await fetch(t, f"{url}/echo")).status_code == 401
 
 
-def test_an_answer_flows_as_it_comes() -> None:
-    async def check() -> None:
-        async with other_side() as (url, go_on), tools(ui_mcp_proxy=True) as t:
-            async with t.client.stream("GET", "/cors-proxy", params={"url": f"{url}/stream"}) as answer:
-                lines = answer.aiter_lines()
-                assert await anext(lines) == "data: 1"
-                go_on.set()
-                assert [line async for line in lines if line] == ["data: 2"]
-            nothing = await fetch(t, f"{url}/nothing", "POST")
-            assert (nothing.status_code, nothing.content) == (204, b"")
-            with pytest.raises(httpx.RemoteProtocolError):
-                await fetch(t, f"{url}/cut")
-
-    run(check())
+async def test_an_answer_flows_as_it_comes() -> None:
+    async with other_side() as (url, go_on), tools(ui_mcp_proxy=True) as t:
+        async with t.client.stream("GET", "/cors-proxy", params={"url": f"{url}/stream"}) as answer:
+            lines = answer.aiter_lines()
+            assert await anext(lines) == "data: 1"
+            go_on.set()
+            assert [line async for line in lines if line] == ["data: 2"]
+        nothing = await fetch(t, f"{url}/nothing", "POST")
+        assert (nothing.status_code, nothing.content) == (204, b"")
+        with pytest.raises(httpx.RemoteProtocolError):
+            await fetch(t, f"{url}/cut")
 
 
-def test_redirects_are_followed_but_not_for_ever_and_not_elsewhere() -> None:
-    async def check() -> None:
-        async with other_side() as (url, _), tools(ui_mcp_proxy=True) as t:
-            answer = await fetch(t, f"{url}/redirect?to=/echo", "POST", content=b"\xef\xbb\xbfbody")
-            assert (answer.json()["method"], answer.json()["body"]) == ("POST", "\ufeffbody"), "byte for byte"
-            round_and_round = await fetch(t, f"{url}/endless")
-            assert round_and_round.status_code == 502
-            assert (await fetch(t, f"{url}/redirect?to=file:///etc/passwd")).status_code == 502
-
-    run(check())
+async def test_redirects_are_followed_but_not_for_ever_and_not_elsewhere() -> None:
+    async with other_side() as (url, _), tools(ui_mcp_proxy=True) as t:
+        answer = await fetch(t, f"{url}/redirect?to=/echo", "POST", content=b"\xef\xbb\xbfbody")
+        assert (answer.json()["method"], answer.json()["body"]) == ("POST", "\ufeffbody"), "byte for byte"
+        round_and_round = await fetch(t, f"{url}/endless")
+        assert round_and_round.status_code == 502
+        assert (await fetch(t, f"{url}/redirect?to=file:///etc/passwd")).status_code == 502
 
 
 @pytest.mark.parametrize(
@@ -163,20 +153,14 @@ def test_redirects_are_followed_but_not_for_ever_and_not_elsewhere() -> None:
         ("http://no-such-host.invalid/", 502, "proxy error"),
     ],
 )
-def test_addresses_that_cannot_be(url: str, status: int, said: str) -> None:
-    async def check() -> None:
-        async with tools(ui_mcp_proxy=True) as t:
-            response = await fetch(t, url)
-            assert (response.status_code, said in response.json()["error"]["message"]) == (status, True), response.text
-
-    run(check())
+async def test_addresses_that_cannot_be(url: str, status: int, said: str) -> None:
+    async with tools(ui_mcp_proxy=True) as t:
+        response = await fetch(t, url)
+        assert (response.status_code, said in response.json()["error"]["message"]) == (status, True), response.text
 
 
-def test_it_is_off_by_itself() -> None:
-    async def check() -> None:
-        async with tools(tools=("all",)) as t:
-            for method in ("GET", "POST"):
-                response = await fetch(t, "http://127.0.0.1:1/", method)
-                assert (response.status_code, response.json()["error"]["type"]) == (403, "feature_disabled")
-
-    run(check())
+async def test_it_is_off_by_itself() -> None:
+    async with tools(tools=("all",)) as t:
+        for method in ("GET", "POST"):
+            response = await fetch(t, "http://127.0.0.1:1/", method)
+            assert (response.status_code, response.json()["error"]["type"]) == (403, "feature_disabled")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from llama_corral.common.base.errors import ConfigError
 from llama_corral.common.tools.errors import RuntimeRefused
 from llama_corral.common.tools.runtimes import Container, Remote, parse_option, parse_runtime
-from router_tools import is_alive, run, until
+from router_tools import is_alive, until
 from tools_http import tools
 
 FAKE_ENGINE = """#!/bin/sh
@@ -60,32 +60,29 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[
 
 
 @pytest.mark.parametrize("runtime", ["docker-container:c1", "podman-container:c1", "ssh:me@host"])
-def test_every_tool_elsewhere(runtime: str, asked: Callable[[], list[str]], tmp_path: Path) -> None:
+async def test_every_tool_elsewhere(runtime: str, asked: Callable[[], list[str]], tmp_path: Path) -> None:
     folder = tmp_path / "it's a; $(touch pwned)"
     (folder / "build").mkdir(parents=True)
     (folder / "build" / "x.o").touch()
 
-    async def check() -> None:
-        async with tools(tools=("all",)) as t:
-            there = {"x-tool-runtime": runtime, "x-tool-cwd": str(folder)}
-            content = "one 'two' $HOME\n`three`\n"
-            await t.call("write_file", there, path="sub dir/-f", content=content)
-            assert (folder / "sub dir" / "-f").read_text() == content
-            assert await t.text("read_file", there, path="sub dir/-f") == content
-            await t.call("edit_file", there, path="sub dir/-f", edits=[{"old_text": "one", "new_text": "1"}])
-            assert await t.text("grep_search", there, path=".", pattern="1 '") == (
-                "sub dir/-f:1 'two' $HOME\n\n---\nTotal matches: 1\n"
-            )
-            answer = await t.call("file_glob_search", there, path=".", type="all")
-            found = {entry["path"]: entry["type"] for entry in answer["entries"]}
-            assert found == {"build": "dir", "sub dir": "dir", "sub dir/-f": "file"}
-            command = "cat 'sub dir/-f' | head -1; exit 4"
-            assert await t.text("exec_shell_command", there, command=command) == "1 'two' $HOME\n\n[exit code: 4]"
-            assert (await t.call("get_info", there))["cwd"] == str(folder)
-            assert "error" in await t.call("read_file", there, path="missing")
-            assert "does not exist" in await t.error("file_glob_search", there, path="missing")
-
-    run(check())
+    async with tools(tools=("all",)) as t:
+        there = {"x-tool-runtime": runtime, "x-tool-cwd": str(folder)}
+        content = "one 'two' $HOME\n`three`\n"
+        await t.call("write_file", there, path="sub dir/-f", content=content)
+        assert (folder / "sub dir" / "-f").read_text() == content
+        assert await t.text("read_file", there, path="sub dir/-f") == content
+        await t.call("edit_file", there, path="sub dir/-f", edits=[{"old_text": "one", "new_text": "1"}])
+        assert await t.text("grep_search", there, path=".", pattern="1 '") == (
+            "sub dir/-f:1 'two' $HOME\n\n---\nTotal matches: 1\n"
+        )
+        answer = await t.call("file_glob_search", there, path=".", type="all")
+        found = {entry["path"]: entry["type"] for entry in answer["entries"]}
+        assert found == {"build": "dir", "sub dir": "dir", "sub dir/-f": "file"}
+        command = "cat 'sub dir/-f' | head -1; exit 4"
+        assert await t.text("exec_shell_command", there, command=command) == "1 'two' $HOME\n\n[exit code: 4]"
+        assert (await t.call("get_info", there))["cwd"] == str(folder)
+        assert "error" in await t.call("read_file", there, path="missing")
+        assert "does not exist" in await t.error("file_glob_search", there, path="missing")
     assert not list(tmp_path.rglob("pwned"))
     target = runtime.partition(":")[2]
     assert all(target in line for line in asked() if line.startswith(("exec", "-o")))
@@ -105,63 +102,51 @@ def test_every_tool_elsewhere(runtime: str, asked: Callable[[], list[str]], tmp_
         ("docker:alpine", "not an image"),
     ],
 )
-def test_a_runtime_that_cannot_be_never_means_this_machine(
+async def test_a_runtime_that_cannot_be_never_means_this_machine(
     runtime: str, said: str, asked: Callable[[], list[str]]
 ) -> None:
-    async def check() -> None:
-        async with tools(tools=("all",)) as t:
-            calls = [
-                ("exec_shell_command", {"command": "true"}),
-                ("read_file", {"path": "/etc/hosts"}),
-                ("get_info", {}),
-            ]
-            for tool, params in calls:
-                for stream in (False, True) if tool == "exec_shell_command" else (False,):
-                    response = await t.post(tool, params, {"x-tool-runtime": runtime}, stream=stream)
-                    assert response.status_code == 500
-                    assert said in response.json()["message"]
-        assert asked() == []
-
-    run(check())
-
-
-def test_an_engine_that_fails_says_so(asked: Callable[[], list[str]]) -> None:
-    async def check() -> None:
-        async with tools(tools=("all",)) as t:
-            gone = {"x-tool-runtime": "docker-container:gone"}
-            assert "No such container" in await t.error("read_file", gone, path="/x")
-            assert "No such container" in await t.text("exec_shell_command", gone, command="ls")
-
-    run(check())
-
-
-def test_our_own_container_lives_as_long_as_the_server(asked: Callable[[], list[str]]) -> None:
-    async def check() -> None:
-        async with tools(tools=("all",), tools_runtime="docker:alpine") as t:
-            assert await t.text("exec_shell_command", command="echo hi") == "hi\n\n[exit code: 0]"
-            pid = int(asked()[-1].split()[2])
-            assert is_alive(pid)
-            for wish in ("ssh:elsewhere", "docker-container:other"):
-                response = await t.post("get_info", {}, {"x-tool-runtime": wish})
+    async with tools(tools=("all",)) as t:
+        calls = [
+            ("exec_shell_command", {"command": "true"}),
+            ("read_file", {"path": "/etc/hosts"}),
+            ("get_info", {}),
+        ]
+        for tool, params in calls:
+            for stream in (False, True) if tool == "exec_shell_command" else (False,):
+                response = await t.post(tool, params, {"x-tool-runtime": runtime}, stream=stream)
                 assert response.status_code == 500
-                assert "may not choose" in response.text
-            os.kill(pid, signal.SIGKILL)
-            await until(lambda: not is_alive(pid))
-            assert await t.text("exec_shell_command", command="echo again") == "again\n\n[exit code: 0]"
-            second = int(asked()[-1].split()[2])
-            assert second != pid
-        await until(lambda: not is_alive(second))
-
-    run(check())
+                assert said in response.json()["message"]
+    assert asked() == []
 
 
-def test_a_container_that_cannot_be_started_ends_the_start(asked: Callable[[], list[str]]) -> None:
-    async def check() -> None:
-        with pytest.raises(ConfigError, match="Unable to find image"):
-            async with tools(tools=("all",), tools_runtime="podman:no-such-image"):
-                pass
+async def test_an_engine_that_fails_says_so(asked: Callable[[], list[str]]) -> None:
+    async with tools(tools=("all",)) as t:
+        gone = {"x-tool-runtime": "docker-container:gone"}
+        assert "No such container" in await t.error("read_file", gone, path="/x")
+        assert "No such container" in await t.text("exec_shell_command", gone, command="ls")
 
-    run(check())
+
+async def test_our_own_container_lives_as_long_as_the_server(asked: Callable[[], list[str]]) -> None:
+    async with tools(tools=("all",), tools_runtime="docker:alpine") as t:
+        assert await t.text("exec_shell_command", command="echo hi") == "hi\n\n[exit code: 0]"
+        pid = int(asked()[-1].split()[2])
+        assert is_alive(pid)
+        for wish in ("ssh:elsewhere", "docker-container:other"):
+            response = await t.post("get_info", {}, {"x-tool-runtime": wish})
+            assert response.status_code == 500
+            assert "may not choose" in response.text
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: not is_alive(pid))
+        assert await t.text("exec_shell_command", command="echo again") == "again\n\n[exit code: 0]"
+        second = int(asked()[-1].split()[2])
+        assert second != pid
+    await until(lambda: not is_alive(second))
+
+
+async def test_a_container_that_cannot_be_started_ends_the_start(asked: Callable[[], list[str]]) -> None:
+    with pytest.raises(ConfigError, match="Unable to find image"):
+        async with tools(tools=("all",), tools_runtime="podman:no-such-image"):
+            pass
 
 
 @given(st.text(max_size=30))

@@ -11,7 +11,6 @@ from typing import Any
 
 import httpx
 import pytest
-import uvloop
 from llama_corral.common.base import errors, logs
 from llama_corral.common.base.errors import ApiError, ConfigError
 from llama_corral.common.base.json_encoding import encode_json
@@ -41,131 +40,109 @@ def test_every_error_has_a_status_a_type_and_an_envelope() -> None:
         assert response.headers.get("X-Should-Retry") == ("false" if is_hopeless else None)
 
 
-def test_bad_requests_get_the_envelope() -> None:
-    async def check() -> None:
-        async with serving(settings(max_body=1000)) as (client, _, _):
-            for method, path in (("GET", "/nothing"), ("GET", "/echo"), ("DELETE", "/health"), ("POST", "/")):
-                error = error_of(await client.request(method, path))
-                assert error == {"code": 404, "message": "File Not Found", "type": "not_found_error"}
-            for body in (b"{", b"nonsense", b'{"a": "\xff"}', b'{"a": ' + b"[" * 900, b"", b"[]", b"7"):
-                response = await client.post("/echo", content=body)
-                assert error_of(response)["type"] == "invalid_request_error", body
-                assert response.status_code == 400
-            response = await client.post("/echo", content=b"x" * 1001)
-            assert response.status_code == 413
-            assert "--max-body" in error_of(response)["message"]
-            assert (await client.post("/echo", content=b'{"a": 1}')).json() == {"a": 1}
-
-    uvloop.run(check())
+async def test_bad_requests_get_the_envelope() -> None:
+    async with serving(settings(max_body=1000)) as (client, _, _):
+        for method, path in (("GET", "/nothing"), ("GET", "/echo"), ("DELETE", "/health"), ("POST", "/")):
+            error = error_of(await client.request(method, path))
+            assert error == {"code": 404, "message": "File Not Found", "type": "not_found_error"}
+        for body in (b"{", b"nonsense", b'{"a": "\xff"}', b'{"a": ' + b"[" * 900, b"", b"[]", b"7"):
+            response = await client.post("/echo", content=body)
+            assert error_of(response)["type"] == "invalid_request_error", body
+            assert response.status_code == 400
+        response = await client.post("/echo", content=b"x" * 1001)
+        assert response.status_code == 413
+        assert "--max-body" in error_of(response)["message"]
+        assert (await client.post("/echo", content=b'{"a": 1}')).json() == {"a": 1}
 
 
-def test_byte_of_the_mistake_is_named() -> None:
-    async def check() -> None:
-        async with serving(settings()) as (client, _, _):
-            assert "(byte 10)" in error_of(await client.post("/echo", content=b'{"a": tru}'))["message"]
-
-    uvloop.run(check())
+async def test_byte_of_the_mistake_is_named() -> None:
+    async with serving(settings()) as (client, _, _):
+        assert "(byte 10)" in error_of(await client.post("/echo", content=b'{"a": tru}'))["message"]
 
 
-def test_chunked_compressed_and_mislabelled_bodies_are_read() -> None:
+async def test_chunked_compressed_and_mislabelled_bodies_are_read() -> None:
     import gzip
 
     async def pieces() -> AsyncIterator[bytes]:
         yield b'{"a"'
         yield b": 1}"
 
-    async def check() -> None:
-        async with serving(settings()) as (client, _, _):
-            zipped, form = {"Content-Encoding": "gzip"}, {"Content-Type": "application/x-www-form-urlencoded"}
-            answers = [
-                await client.post("/echo", content=pieces()),
-                await client.post("/echo", content=gzip.compress(b'{"a": 1}'), headers=zipped),
-                await client.post("/echo", content=b'{"a": 1}', headers=form),
-                await client.post("/echo", content=b'{"a": 1}', headers={"Expect": "100-continue"}),
-            ]
-            assert [answer.json() for answer in answers] == [{"a": 1}] * 4
-
-    uvloop.run(check())
+    async with serving(settings()) as (client, _, _):
+        zipped, form = {"Content-Encoding": "gzip"}, {"Content-Type": "application/x-www-form-urlencoded"}
+        answers = [
+            await client.post("/echo", content=pieces()),
+            await client.post("/echo", content=gzip.compress(b'{"a": 1}'), headers=zipped),
+            await client.post("/echo", content=b'{"a": 1}', headers=form),
+            await client.post("/echo", content=b'{"a": 1}', headers={"Expect": "100-continue"}),
+        ]
+        assert [answer.json() for answer in answers] == [{"a": 1}] * 4
 
 
-def test_unexpected_error_is_answered_and_logged(caplog: pytest.LogCaptureFixture) -> None:
-    async def check() -> None:
-        async with serving(settings()) as (client, _, _):
-            error = error_of(await client.get("/fail/bug"))
-            assert error["type"] == "server_error"
-            assert "secret" not in error["message"]
-            response = await client.get("/fail/full")
-            assert error_of(response)["type"] == "unavailable_error"
-            assert response.headers["retry-after"] == "1"
-
-    uvloop.run(check())
+async def test_unexpected_error_is_answered_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(settings()) as (client, _, _):
+        error = error_of(await client.get("/fail/bug"))
+        assert error["type"] == "server_error"
+        assert "secret" not in error["message"]
+        response = await client.get("/fail/full")
+        assert error_of(response)["type"] == "unavailable_error"
+        assert response.headers["retry-after"] == "1"
     assert "unexpected error in GET /fail/bug" in caplog.text
 
 
-def test_error_after_the_status_went_out_cuts_the_answer() -> None:
-    async def check() -> None:
-        async with serving(settings()) as (client, _, _):
-            with pytest.raises(httpx.RemoteProtocolError):
-                await client.get("/late")
-
-    uvloop.run(check())
+async def test_error_after_the_status_went_out_cuts_the_answer() -> None:
+    async with serving(settings()) as (client, _, _):
+        with pytest.raises(httpx.RemoteProtocolError):
+            await client.get("/late")
 
 
-def test_before_it_is_ready_only_the_page_is_served() -> None:
+async def test_before_it_is_ready_only_the_page_is_served() -> None:
     ready = False
 
-    async def check() -> None:
-        nonlocal ready
-        async with serving(settings(api_key=("k",)), is_ready=lambda: ready) as (client, _, _):
-            for path in ("/health", "/echo", "/nothing"):
-                error = error_of(await client.get(path))
-                assert error == {"code": 503, "message": "Loading model", "type": "unavailable_error"}
-            assert (await client.get("/")).status_code == 200
-            assert (await client.options("/echo")).status_code == 200
-            ready = True
-            assert (await client.get("/health")).json() == {"status": "ok"}
-
-    uvloop.run(check())
+    async with serving(settings(api_key=("k",)), is_ready=lambda: ready) as (client, _, _):
+        for path in ("/health", "/echo", "/nothing"):
+            error = error_of(await client.get(path))
+            assert error == {"code": 503, "message": "Loading model", "type": "unavailable_error"}
+        assert (await client.get("/")).status_code == 200
+        assert (await client.options("/echo")).status_code == 200
+        ready = True
+        assert (await client.get("/health")).json() == {"status": "ok"}
 
 
 def _in_bytes(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
     return [(name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in headers.items()]
 
 
-def test_keys(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_keys(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "keys"
     file.write_text("# ours\nfrom-file\n\nönly-ascii-not\n")
 
-    async def check() -> None:
-        async with serving(settings(api_key=("one", "two"), api_key_file=str(file))) as (client, _, _):
-            good = [
-                {"Authorization": "Bearer one"},
-                {"Authorization": "bearer two"},
-                {"Authorization": "from-file"},
-                {"X-Api-Key": "two"},
-                {"X-Api-Key": "Bearer two"},
-                {"X-Api-Key": "one", "Authorization": ""},
-                {"Authorization": "Bearer önly-ascii-not"},
-            ]
-            bad = [
-                {},
-                {"Authorization": "Bearer"},
-                {"Authorization": "Bearer oneone"},
-                {"Authorization": "Bearer wrong", "X-Api-Key": "one"},
-                {"Authorization": "Bearer \udcff"},
-            ]
-            for headers in good:
-                response = await client.post("/echo", content=b"{}", headers=_in_bytes(headers))
-                assert response.status_code == 200, headers
-            for headers in bad:
-                response = await client.post("/echo", content=b"{}", headers=_in_bytes(headers))
-                assert error_of(response)["type"] == "authentication_error", headers
-                assert response.status_code == 401
-            assert (await client.get("/nothing")).status_code == 401
-            for path in ("/health", "/", "/index.html", "/sw.js", "/manifest.webmanifest", "/_app/version.json"):
-                assert (await client.get(path)).status_code == 200, path
-
-    uvloop.run(check())
+    async with serving(settings(api_key=("one", "two"), api_key_file=str(file))) as (client, _, _):
+        good = [
+            {"Authorization": "Bearer one"},
+            {"Authorization": "bearer two"},
+            {"Authorization": "from-file"},
+            {"X-Api-Key": "two"},
+            {"X-Api-Key": "Bearer two"},
+            {"X-Api-Key": "one", "Authorization": ""},
+            {"Authorization": "Bearer önly-ascii-not"},
+        ]
+        bad = [
+            {},
+            {"Authorization": "Bearer"},
+            {"Authorization": "Bearer oneone"},
+            {"Authorization": "Bearer wrong", "X-Api-Key": "one"},
+            {"Authorization": "Bearer \udcff"},
+        ]
+        for headers in good:
+            response = await client.post("/echo", content=b"{}", headers=_in_bytes(headers))
+            assert response.status_code == 200, headers
+        for headers in bad:
+            response = await client.post("/echo", content=b"{}", headers=_in_bytes(headers))
+            assert error_of(response)["type"] == "authentication_error", headers
+            assert response.status_code == 401
+        assert (await client.get("/nothing")).status_code == 401
+        for path in ("/health", "/", "/index.html", "/sw.js", "/manifest.webmanifest", "/_app/version.json"):
+            assert (await client.get(path)).status_code == 200, path
     assert "one" not in caplog.text.replace("unauthorized", "")
 
 
@@ -192,90 +169,75 @@ FOREIGN = ("http://evil.com", "http://notlocalhost", "http://localhost.evil.com"
         ({"tools": ("all",), "cors_origins": "*"}, "http://evil.com", "http://evil.com"),
     ],
 )
-def test_origin_stands_on_every_answer(given: dict[str, Any], origin: str | None, allowed: str | None) -> None:
-    async def check() -> None:
-        headers = {} if origin is None else {"Origin": origin}
-        async with serving(settings(**given, api_key=("k",))) as (client, _, _):
-            for method, path in (("GET", "/health"), ("GET", "/echo"), ("OPTIONS", "/any/path"), ("GET", "/")):
-                response = await client.request(method, path, headers=headers)
-                assert response.headers.get("access-control-allow-origin") == allowed
-                if method != "OPTIONS":
-                    credentials = "true" if allowed and allowed == origin else None
-                    assert response.headers.get("access-control-allow-credentials") == credentials
-                assert response.headers["server"] == "llama.cpp"
-
-    uvloop.run(check())
+async def test_origin_stands_on_every_answer(given: dict[str, Any], origin: str | None, allowed: str | None) -> None:
+    headers = {} if origin is None else {"Origin": origin}
+    async with serving(settings(**given, api_key=("k",))) as (client, _, _):
+        for method, path in (("GET", "/health"), ("GET", "/echo"), ("OPTIONS", "/any/path"), ("GET", "/")):
+            response = await client.request(method, path, headers=headers)
+            assert response.headers.get("access-control-allow-origin") == allowed
+            if method != "OPTIONS":
+                credentials = "true" if allowed and allowed == origin else None
+                assert response.headers.get("access-control-allow-credentials") == credentials
+            assert response.headers["server"] == "llama.cpp"
 
 
-def test_preflight() -> None:
-    async def check() -> None:
-        async with serving(settings(api_key=("k",))) as (client, _, _):
-            response = await client.options("/v1/anything", headers={"Origin": "http://a"})
-            assert (response.status_code, response.content) == (200, b"")
-            assert response.headers["content-type"] == "text/html"
-            assert response.headers["access-control-allow-credentials"] == "true"
-            assert response.headers["access-control-allow-methods"] == "GET, POST, DELETE, OPTIONS"
-            assert response.headers["access-control-allow-headers"] == "*"
-
-    uvloop.run(check())
+async def test_preflight() -> None:
+    async with serving(settings(api_key=("k",))) as (client, _, _):
+        response = await client.options("/v1/anything", headers={"Origin": "http://a"})
+        assert (response.status_code, response.content) == (200, b"")
+        assert response.headers["content-type"] == "text/html"
+        assert response.headers["access-control-allow-credentials"] == "true"
+        assert response.headers["access-control-allow-methods"] == "GET, POST, DELETE, OPTIONS"
+        assert response.headers["access-control-allow-headers"] == "*"
 
 
 @pytest.mark.parametrize(
     "wanted", [b"authorization", b"x-stainless-lang, X-\xe9\xff,,cookie", b"x-" + b"a" * 20_000, b""]
 )
-def test_pages_elsewhere_with_credentials_and_odd_headers(wanted: bytes) -> None:
-    async def check() -> None:
-        given = settings(api_key=("k",), cors_headers="Authorization, X-Odd")
-        async with serving(given) as (client, _, _):
-            asks = [(b"Origin", b"http://a.b"), (b"Access-Control-Request-Headers", wanted), (b"Cookie", b"a=\xff")]
-            asks.append((b"Access-Control-Request-Method", b"POST"))
-            preflight = await client.options("/echo", headers=asks)
-            assert (preflight.status_code, preflight.headers["access-control-allow-headers"]) == (
-                200,
-                "Authorization, X-Odd",
-            )
-            key = [*asks, (b"Authorization", b"Bearer k")]
-            answers = [preflight, await client.post("/echo", content=b"{}", headers=key)]
-            answers.append(await client.post("/echo", content=b"{}", headers=asks))
-            answers.append(await client.post("/echo", content=b"{", headers=key))
-            answers.append(await client.get("/nowhere", headers=key))
-            answers.append(await client.get("/fail/full", headers=key))
-            assert [answer.status_code for answer in answers] == [200, 200, 401, 400, 404, 503]
-            for answer in answers:
-                assert answer.headers.get_list("access-control-allow-origin") == ["http://a.b"]
-                assert answer.headers.get_list("access-control-allow-credentials") == ["true"]
-                assert answer.headers["vary"] == "Origin"
-
-    uvloop.run(check())
+async def test_pages_elsewhere_with_credentials_and_odd_headers(wanted: bytes) -> None:
+    given = settings(api_key=("k",), cors_headers="Authorization, X-Odd")
+    async with serving(given) as (client, _, _):
+        asks = [(b"Origin", b"http://a.b"), (b"Access-Control-Request-Headers", wanted), (b"Cookie", b"a=\xff")]
+        asks.append((b"Access-Control-Request-Method", b"POST"))
+        preflight = await client.options("/echo", headers=asks)
+        assert (preflight.status_code, preflight.headers["access-control-allow-headers"]) == (
+            200,
+            "Authorization, X-Odd",
+        )
+        key = [*asks, (b"Authorization", b"Bearer k")]
+        answers = [preflight, await client.post("/echo", content=b"{}", headers=key)]
+        answers.append(await client.post("/echo", content=b"{}", headers=asks))
+        answers.append(await client.post("/echo", content=b"{", headers=key))
+        answers.append(await client.get("/nowhere", headers=key))
+        answers.append(await client.get("/fail/full", headers=key))
+        assert [answer.status_code for answer in answers] == [200, 200, 401, 400, 404, 503]
+        for answer in answers:
+            assert answer.headers.get_list("access-control-allow-origin") == ["http://a.b"]
+            assert answer.headers.get_list("access-control-allow-credentials") == ["true"]
+            assert answer.headers["vary"] == "Origin"
 
 
-def test_prefix() -> None:
-    async def check() -> None:
-        async with serving(settings(api_prefix="/llm", api_key=("k",))) as (client, _, _):
-            assert (await client.get("/llm/health")).status_code == 200
-            assert (await client.get("/llm/")).text == PAGE
-            assert (await client.post("/llm/echo", content=b"{}", headers={"X-Api-Key": "k"})).status_code == 200
-            assert (await client.post("/echo", content=b"{}", headers={"X-Api-Key": "k"})).status_code == 404
-
-    uvloop.run(check())
+async def test_prefix() -> None:
+    async with serving(settings(api_prefix="/llm", api_key=("k",))) as (client, _, _):
+        assert (await client.get("/llm/health")).status_code == 200
+        assert (await client.get("/llm/")).text == PAGE
+        assert (await client.post("/llm/echo", content=b"{}", headers={"X-Api-Key": "k"})).status_code == 200
+        assert (await client.post("/echo", content=b"{}", headers={"X-Api-Key": "k"})).status_code == 404
 
 
-def test_page_and_its_absence(tmp_path: Path) -> None:
-    async def check() -> None:
-        async with serving(settings()) as (client, _, _):
-            response = await client.get("/")
-            assert response.text == PAGE
-            assert response.headers["cache-control"] == "no-cache"
-            assert (await client.head("/")).status_code == 200
-        async with serving(settings(ui=False)) as (client, _, _):
-            assert (await client.get("/")).status_code == 404
-            assert (await client.head("/")).status_code == 200
-            assert "unregister" in (await client.get("/sw.js")).text
-
-    uvloop.run(check())
+async def test_page_and_its_absence(tmp_path: Path) -> None:
+    async with serving(settings()) as (client, _, _):
+        response = await client.get("/")
+        assert response.text == PAGE
+        assert response.headers["cache-control"] == "no-cache"
+        assert (await client.head("/")).status_code == 200
+    async with serving(settings(ui=False)) as (client, _, _):
+        assert (await client.get("/")).status_code == 404
+        assert (await client.head("/")).status_code == 200
+        assert "unregister" in (await client.get("/sw.js")).text
 
 
-def test_folder_instead_of_the_page(tmp_path: Path) -> None:
+async def test_folder_instead_of_the_page(tmp_path: Path) -> None:
     folder = tmp_path / "site"
     (folder / "sub").mkdir(parents=True)
     (folder / "index.html").write_text("home")
@@ -284,17 +246,14 @@ def test_folder_instead_of_the_page(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("no")
     (folder / "link").symlink_to(tmp_path / "secret")
 
-    async def check() -> None:
-        async with serving(settings(path=str(folder))) as (client, _, _):
-            assert (await client.get("/")).text == "home"
-            assert (await client.get("/sub/")).text == "below"
-            assert (await client.get("/a%20b.txt")).text == "text"
-            assert "unregister" in (await client.get("/sw.js")).text
-            assert (await client.get("/health")).json() == {"status": "ok"}
-            for path in ("/../secret", "/%2e%2e/secret", "/..%2fsecret", "/link", "/none", "/%00", "/" + "x" * 5000):
-                assert (await client.get(path)).status_code == 404, path
-
-    uvloop.run(check())
+    async with serving(settings(path=str(folder))) as (client, _, _):
+        assert (await client.get("/")).text == "home"
+        assert (await client.get("/sub/")).text == "below"
+        assert (await client.get("/a%20b.txt")).text == "text"
+        assert "unregister" in (await client.get("/sw.js")).text
+        assert (await client.get("/health")).json() == {"status": "ok"}
+        for path in ("/../secret", "/%2e%2e/secret", "/..%2fsecret", "/link", "/none", "/%00", "/" + "x" * 5000):
+            assert (await client.get(path)).status_code == 404, path
     with pytest.raises(ConfigError, match="no such directory"):
         page_routes(settings(path=str(tmp_path / "none")), PAGE)
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import httpx
 import pytest
-import uvloop
 from llama_corral.common.base.errors import ConfigError
 from llama_corral.common.web.application import application
 from llama_corral.common.web.listen import Listening, listen
@@ -22,17 +21,14 @@ from web_tools import serving, settings
 
 
 @pytest.mark.parametrize("query", ["", "?stream=1"])
-def test_client_that_leaves_cancels_its_handler(query: str) -> None:
-    async def check() -> None:
-        async with serving(settings()) as (_, listening, cancelled):
-            reader, writer = await asyncio.open_connection("127.0.0.1", listening.port)
-            writer.write(f"GET /hang{query} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-            if query:
-                await reader.readuntil(b"data: 1")
-            writer.close()
-            await asyncio.wait_for(cancelled.wait(), 5)
-
-    uvloop.run(check())
+async def test_client_that_leaves_cancels_its_handler(query: str) -> None:
+    async with serving(settings()) as (_, listening, cancelled):
+        reader, writer = await asyncio.open_connection("127.0.0.1", listening.port)
+        writer.write(f"GET /hang{query} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        if query:
+            await reader.readuntil(b"data: 1")
+        writer.close()
+        await asyncio.wait_for(cancelled.wait(), 5)
 
 
 async def _sent(listening: Listening, data: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -46,25 +42,19 @@ async def _asked(listening: Listening, path: str) -> tuple[asyncio.StreamReader,
     return await _sent(listening, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
 
 
-def test_body_that_is_announced_too_large_is_not_waited_for() -> None:
-    async def check() -> None:
-        async with serving(settings(max_body=1000)) as (_, listening, _):
-            head = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1001\r\n\r\n{"
-            reader, writer = await _sent(listening, head)
-            assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 413")
-            writer.close()
-
-    uvloop.run(check())
+async def test_body_that_is_announced_too_large_is_not_waited_for() -> None:
+    async with serving(settings(max_body=1000)) as (_, listening, _):
+        head = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1001\r\n\r\n{"
+        reader, writer = await _sent(listening, head)
+        assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 413")
+        writer.close()
 
 
-def test_body_that_stops_coming_is_given_up() -> None:
-    async def check() -> None:
-        async with serving(settings(timeout=1)) as (_, listening, _):
-            reader, writer = await _sent(listening, b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
-            assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 400")
-            writer.close()
-
-    uvloop.run(check())
+async def test_body_that_stops_coming_is_given_up() -> None:
+    async with serving(settings(timeout=1)) as (_, listening, _):
+        reader, writer = await _sent(listening, b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
+        assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 400")
+        writer.close()
 
 
 PIECES = b"Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n"
@@ -80,26 +70,23 @@ PIECES = b"Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n"
     ],
 )
 @pytest.mark.parametrize("begin", [b"", b'5\r\n{"a":\r\n'])
-def test_a_body_that_breaks_in_its_midst_is_refused_at_once(
+async def test_a_body_that_breaks_in_its_midst_is_refused_at_once(
     begin: bytes, piece: bytes, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def check() -> None:
-        async with serving(settings()) as (client, listening, _):
-            reader, writer = await _sent(listening, b"POST /echo HTTP/1.1\r\nHost: x\r\n" + PIECES)
-            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
-            writer.write(begin + piece + b"?" * 10)
-            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
-            writer.close()
-            assert head.startswith(b"HTTP/1.1 400")
-            message = f"the request body cannot be read: {why}"
-            assert json.loads(body)["error"] == {"code": 400, "message": message, "type": "invalid_request_error"}
-            assert (await client.post("/echo", json={})).json() == {}
-
-    uvloop.run(check())
+    async with serving(settings()) as (client, listening, _):
+        reader, writer = await _sent(listening, b"POST /echo HTTP/1.1\r\nHost: x\r\n" + PIECES)
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(begin + piece + b"?" * 10)
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+        assert head.startswith(b"HTTP/1.1 400")
+        message = f"the request body cannot be read: {why}"
+        assert json.loads(body)["error"] == {"code": 400, "message": message, "type": "invalid_request_error"}
+        assert (await client.post("/echo", json={})).json() == {}
     assert caplog.text == ""
 
 
-def test_what_comes_in_one_piece_with_its_mistake_is_refused_in_its_dialect() -> None:
+async def test_what_comes_in_one_piece_with_its_mistake_is_refused_in_its_dialect() -> None:
     async def told(path: str) -> dict[str, Any]:
         async with serving(settings()) as (_, listening, _):
             head = f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -111,69 +98,57 @@ def test_what_comes_in_one_piece_with_its_mistake_is_refused_in_its_dialect() ->
             return body
 
     why = "the request cannot be read: Invalid character in chunk size"
-    assert uvloop.run(told("/echo"))["error"] == {"code": 400, "message": why, "type": "invalid_request_error"}
-    assert uvloop.run(told("/v1/messages"))["error"] == {"message": why, "type": "invalid_request_error"}
-    assert uvloop.run(told("/api/chat")) == {"error": why}
+    assert (await told("/echo"))["error"] == {"code": 400, "message": why, "type": "invalid_request_error"}
+    assert (await told("/v1/messages"))["error"] == {"message": why, "type": "invalid_request_error"}
+    assert await told("/api/chat") == {"error": why}
 
 
-def test_a_mistake_behind_a_request_does_not_touch_its_answer() -> None:
-    async def check() -> None:
-        async with serving(settings()) as (_, listening, _):
-            reader, writer = await _sent(listening, b"GET /slow HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n\r\n")
-            await reader.readuntil(b"100 Continue\r\n\r\n")
-            writer.write(b"nonsense\r\n\r\n")
-            answer, refusal = (await reader.read()).split(b"HTTP/1.0 400 ")
-            writer.close()
-            assert answer.startswith(b"HTTP/1.1 200")
-            assert answer.endswith(b'{"done":true}')
-            assert b"the request cannot be read: " in refusal
-
-    uvloop.run(check())
+async def test_a_mistake_behind_a_request_does_not_touch_its_answer() -> None:
+    async with serving(settings()) as (_, listening, _):
+        reader, writer = await _sent(listening, b"GET /slow HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n\r\n")
+        await reader.readuntil(b"100 Continue\r\n\r\n")
+        writer.write(b"nonsense\r\n\r\n")
+        answer, refusal = (await reader.read()).split(b"HTTP/1.0 400 ")
+        writer.close()
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert answer.endswith(b'{"done":true}')
+        assert b"the request cannot be read: " in refusal
 
 
 @pytest.mark.parametrize(
     "nonsense", [b"\x16\x03\x01\x02\x00 hello\r\n\r\n", b"GET\r\n\r\n", b"GET / HTTP/1.1\r\na b: c\r\n\r\n"]
 )
-def test_what_is_no_http_is_refused_without_noise(nonsense: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    async def check() -> None:
-        async with serving(settings()) as (_, listening, _):
-            reader, writer = await _sent(listening, nonsense)
-            assert (await reader.read()).startswith((b"HTTP/1.1 400", b"HTTP/1.0 400"))
-            writer.close()
-
-    uvloop.run(check())
+async def test_what_is_no_http_is_refused_without_noise(nonsense: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(settings()) as (_, listening, _):
+        reader, writer = await _sent(listening, nonsense)
+        assert (await reader.read()).startswith((b"HTTP/1.1 400", b"HTTP/1.0 400"))
+        writer.close()
     assert caplog.text == ""
 
 
-def test_stop_lets_running_requests_finish_and_takes_no_new_ones() -> None:
-    async def check() -> None:
-        async with serving(settings()) as (_, listening, _):
-            idle, idle_writer = await _asked(listening, "/health")
-            await idle.readuntil(b"}")
-            reader, writer = await _asked(listening, "/slow")
-            await asyncio.sleep(0.1)
-            leaving = asyncio.get_running_loop().time()
-        assert asyncio.get_running_loop().time() - leaving < 2
-        assert b'{"done":true}' in await reader.read()
-        assert await idle.read() == b""
-        writer.close()
-        idle_writer.close()
-        with pytest.raises(ConnectionError):
-            await _asked(listening, "/health")
-
-    uvloop.run(check())
+async def test_stop_lets_running_requests_finish_and_takes_no_new_ones() -> None:
+    async with serving(settings()) as (_, listening, _):
+        idle, idle_writer = await _asked(listening, "/health")
+        await idle.readuntil(b"}")
+        reader, writer = await _asked(listening, "/slow")
+        await asyncio.sleep(0.1)
+        leaving = asyncio.get_running_loop().time()
+    assert asyncio.get_running_loop().time() - leaving < 2
+    assert b'{"done":true}' in await reader.read()
+    assert await idle.read() == b""
+    writer.close()
+    idle_writer.close()
+    with pytest.raises(ConnectionError):
+        await _asked(listening, "/health")
 
 
-def test_stop_cuts_what_outlasts_the_grace() -> None:
-    async def check() -> None:
-        async with serving(settings(), grace=0.05) as (_, listening, cancelled):
-            reader, writer = await _asked(listening, "/hang?stream=1")
-            await reader.readuntil(b"data: 1")
-        assert cancelled.is_set()
-        assert b"0\r\n\r\n" not in await reader.read(), "a cut stream must not look complete"
-        writer.close()
-
-    uvloop.run(check())
+async def test_stop_cuts_what_outlasts_the_grace() -> None:
+    async with serving(settings(), grace=0.05) as (_, listening, cancelled):
+        reader, writer = await _asked(listening, "/hang?stream=1")
+        await reader.readuntil(b"data: 1")
+    assert cancelled.is_set()
+    assert b"0\r\n\r\n" not in await reader.read(), "a cut stream must not look complete"
+    writer.close()
 
 
 # -- listening ---------------------------------------------------------------------------------------------------------
@@ -184,20 +159,17 @@ async def _once(given: Settings) -> Listening:
         return listening
 
 
-def test_addresses(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_addresses(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "corral.http")
     path = tmp_path / "x.sock"
 
-    async def check() -> None:
-        async with serving(settings(host=("127.0.0.1", str(path)))) as (client, listening, _):
-            assert (await client.get("/health")).status_code == 200
-            assert listening.addresses == (f"http://127.0.0.1:{listening.port}", f"unix://{path}")
-            async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(path))) as other:
-                assert (await other.get("http://localhost/health")).status_code == 200
-            assert f"listening on http://127.0.0.1:{listening.port}" in caplog.text
-        assert not path.exists()
-
-    uvloop.run(check())
+    async with serving(settings(host=("127.0.0.1", str(path)))) as (client, listening, _):
+        assert (await client.get("/health")).status_code == 200
+        assert listening.addresses == (f"http://127.0.0.1:{listening.port}", f"unix://{path}")
+        async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(path))) as other:
+            assert (await other.get("http://localhost/health")).status_code == 200
+        assert f"listening on http://127.0.0.1:{listening.port}" in caplog.text
+    assert not path.exists()
 
 
 def _has_ipv6() -> bool:
@@ -210,75 +182,60 @@ def _has_ipv6() -> bool:
 
 
 @pytest.mark.skipif(not _has_ipv6(), reason="no IPv6 here")
-def test_two_families_share_a_port() -> None:
-    async def check() -> None:
-        port = (await _once(settings())).port
-        for hosts in (("0.0.0.0", "::"), ("127.0.0.1", "::1")):
-            async with serving(settings(host=hosts, port=port)) as (_, listening, _):
-                assert len(listening.addresses) == 2
-                for host in ("127.0.0.1", "[::1]"):
-                    async with httpx.AsyncClient(trust_env=False) as client:
-                        assert (await client.get(f"http://{host}:{port}/health")).status_code == 200
-
-    uvloop.run(check())
+async def test_two_families_share_a_port() -> None:
+    port = (await _once(settings())).port
+    for hosts in (("0.0.0.0", "::"), ("127.0.0.1", "::1")):
+        async with serving(settings(host=hosts, port=port)) as (_, listening, _):
+            assert len(listening.addresses) == 2
+            for host in ("127.0.0.1", "[::1]"):
+                async with httpx.AsyncClient(trust_env=False) as client:
+                    assert (await client.get(f"http://{host}:{port}/health")).status_code == 200
 
 
-def test_name_stands_for_all_its_addresses() -> None:
-    async def check() -> None:
-        port = (await _once(settings())).port
-        async with serving(settings(host=("localhost",), port=port)) as (client, _, _):
-            assert (await client.get(f"http://127.0.0.1:{port}/health")).status_code == 200
-
-    uvloop.run(check())
+async def test_name_stands_for_all_its_addresses() -> None:
+    port = (await _once(settings())).port
+    async with serving(settings(host=("localhost",), port=port)) as (client, _, _):
+        assert (await client.get(f"http://127.0.0.1:{port}/health")).status_code == 200
 
 
-def test_socket_file_left_by_a_dead_server_is_replaced(tmp_path: Path) -> None:
+async def test_socket_file_left_by_a_dead_server_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "old.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
 
-    async def check() -> None:
-        given = settings(host=(str(path),))
-        async with serving(given) as (client, _, _):
-            assert (await client.get("/health")).status_code == 200
-            with pytest.raises(ConfigError, match="already in use"):
-                await _once(given)
-            assert (await client.get("/health")).status_code == 200
-
-    uvloop.run(check())
+    given = settings(host=(str(path),))
+    async with serving(given) as (client, _, _):
+        assert (await client.get("/health")).status_code == 200
+        with pytest.raises(ConfigError, match="already in use"):
+            await _once(given)
+        assert (await client.get("/health")).status_code == 200
 
 
-def test_address_that_cannot_be_had_is_one_line(tmp_path: Path) -> None:
-    async def check() -> None:
-        async with serving(settings()) as (_, listening, _):
-            cases: list[tuple[dict[str, Any], str]] = [
-                ({"port": listening.port}, f"127.0.0.1:{listening.port} is already in use"),
-                ({"host": ("192.0.2.1",)}, "192.0.2.1"),
-                ({"host": ("no.such.host.invalid",)}, "no.such.host.invalid"),
-                ({"host": ("127.0.0.1", "::1")}, "--port 0"),
-                ({"host": (f"{tmp_path}/none/x.sock",)}, "x.sock"),
-                ({"host": (f"{tmp_path}/{'x' * 200}.sock",)}, "too long"),
-                ({"ssl_key_file": "key.pem"}, "--ssl-cert-file"),
-                ({"ssl_key_file": "none.pem", "ssl_cert_file": "none.pem"}, "none.pem"),
-            ]
-            for given, said in cases:
-                with pytest.raises(ConfigError) as raised:
-                    await _once(settings(**given))
-                assert said in str(raised.value)
-                assert "\n" not in str(raised.value)
-
-    uvloop.run(check())
+async def test_address_that_cannot_be_had_is_one_line(tmp_path: Path) -> None:
+    async with serving(settings()) as (_, listening, _):
+        cases: list[tuple[dict[str, Any], str]] = [
+            ({"port": listening.port}, f"127.0.0.1:{listening.port} is already in use"),
+            ({"host": ("192.0.2.1",)}, "192.0.2.1"),
+            ({"host": ("no.such.host.invalid",)}, "no.such.host.invalid"),
+            ({"host": ("127.0.0.1", "::1")}, "--port 0"),
+            ({"host": (f"{tmp_path}/none/x.sock",)}, "x.sock"),
+            ({"host": (f"{tmp_path}/{'x' * 200}.sock",)}, "too long"),
+            ({"ssl_key_file": "key.pem"}, "--ssl-cert-file"),
+            ({"ssl_key_file": "none.pem", "ssl_cert_file": "none.pem"}, "none.pem"),
+        ]
+        for given, said in cases:
+            with pytest.raises(ConfigError) as raised:
+                await _once(settings(**given))
+            assert said in str(raised.value)
+            assert "\n" not in str(raised.value)
 
 
-def test_port_can_be_shared_when_asked_for() -> None:
-    async def check() -> None:
-        async with serving(settings(reuse_port=True)) as (_, listening, _):
-            assert (await _once(settings(reuse_port=True, port=listening.port))).port == listening.port
-
-    uvloop.run(check())
+async def test_port_can_be_shared_when_asked_for() -> None:
+    async with serving(settings(reuse_port=True)) as (_, listening, _):
+        assert (await _once(settings(reuse_port=True, port=listening.port))).port == listening.port
 
 
-def test_tls(tmp_path: Path) -> None:
+async def test_tls(tmp_path: Path) -> None:
     key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
     made = [
@@ -299,15 +256,12 @@ def test_tls(tmp_path: Path) -> None:
     except FileNotFoundError:
         pytest.skip("no openssl to make a certificate with")
 
-    async def check() -> None:
-        given = settings(ssl_key_file=str(key), ssl_cert_file=str(cert))
-        async with listen(application(given), given) as listening:
-            assert listening.addresses[0].startswith("https://")
-            trust = ssl.create_default_context(cafile=str(cert))
-            async with httpx.AsyncClient(verify=trust, trust_env=False) as client:
-                assert (await client.get(listening.addresses[0] + "/x")).status_code == 404
-
-    uvloop.run(check())
+    given = settings(ssl_key_file=str(key), ssl_cert_file=str(cert))
+    async with listen(application(given), given) as listening:
+        assert listening.addresses[0].startswith("https://")
+        trust = ssl.create_default_context(cafile=str(cert))
+        async with httpx.AsyncClient(verify=trust, trust_env=False) as client:
+            assert (await client.get(listening.addresses[0] + "/x")).status_code == 404
 
 
 # -- JSON and log ------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from llama_corral.router.lifecycle.lifecycle import Lifecycle
 from llama_corral.router.placement.states import State
 from local_hub import cache_repo
 from memory_workers import MemoryLauncher
-from router_tools import preset, presets, run
+from router_tools import preset, presets
 
 NAME = "me/repo:Q8_0"
 FETCHED: dict[str, Any] = {"url": "http://hub/me/repo/m-Q8_0.gguf", "downloaded": 5, "total": 9}
@@ -78,165 +78,144 @@ async def ended(it: Router, event: str) -> None:
             await settle()
 
 
-def test_a_download_ends_as_an_entry_of_the_cache() -> None:
-    async def scene() -> None:
-        async with router(preset("a")) as it:
-            await it.lifecycle.load("a")
-            it.launcher["a"].ready()
-            it.library.fetch(NAME)
-            worker = it.launcher[NAME]
-            assert worker.environ[DOWNLOAD_ENV]
-            assert NAME in worker.arguments
-            assert not it.launcher["a"].must_go, "a download takes no place"
-            assert it.status(NAME) == "downloading"
-            worker.report("downloading", **FETCHED)
-            worker.report("downloading", **{**FETCHED, "downloaded": 9})
-            view = it.lifecycle.view(NAME)
-            assert view is not None
-            assert view.progress == {FETCHED["url"]: {"done": 9, "total": 9}}
-            it.sources[NAME] = preset(NAME, source="cache")
-            worker.exit(0)
-            await ended(it, "download_finished")
-            assert it.status(NAME) == "unloaded"
-            assert it.told("model_status")[-1] == {"status": "downloading"}
-            assert [data["progress"][FETCHED["url"]]["done"] for data in it.told("download_progress")] == [5, 9]
-            names = [name for _, name, _ in it.events]
-            assert names.index("models_reload") < names.index("download_finished"), "whoever is told finds it listed"
-
-    run(scene())
+async def test_a_download_ends_as_an_entry_of_the_cache() -> None:
+    async with router(preset("a")) as it:
+        await it.lifecycle.load("a")
+        it.launcher["a"].ready()
+        it.library.fetch(NAME)
+        worker = it.launcher[NAME]
+        assert worker.environ[DOWNLOAD_ENV]
+        assert NAME in worker.arguments
+        assert not it.launcher["a"].must_go, "a download takes no place"
+        assert it.status(NAME) == "downloading"
+        worker.report("downloading", **FETCHED)
+        worker.report("downloading", **{**FETCHED, "downloaded": 9})
+        view = it.lifecycle.view(NAME)
+        assert view is not None
+        assert view.progress == {FETCHED["url"]: {"done": 9, "total": 9}}
+        it.sources[NAME] = preset(NAME, source="cache")
+        worker.exit(0)
+        await ended(it, "download_finished")
+        assert it.status(NAME) == "unloaded"
+        assert it.told("model_status")[-1] == {"status": "downloading"}
+        assert [data["progress"][FETCHED["url"]]["done"] for data in it.told("download_progress")] == [5, 9]
+        names = [name for _, name, _ in it.events]
+        assert names.index("models_reload") < names.index("download_finished"), "whoever is told finds it listed"
 
 
 @pytest.mark.parametrize("said", [True, False])
-def test_a_failure_is_told_with_its_reason(said: bool) -> None:
-    async def scene() -> None:
-        async with router() as it:
+async def test_a_failure_is_told_with_its_reason(said: bool) -> None:
+    async with router() as it:
+        it.library.fetch(NAME)
+        worker = it.launcher[NAME]
+        worker.last_lines = ("no such thing",)
+        if said:
+            worker.report("failed", message="repository me/repo does not exist")
+        worker.exit(1)
+        await ended(it, "download_failed")
+        (told,) = it.told("download_failed")
+        assert ("does not exist" if said else "no such thing") in told["error"]
+        assert it.status(NAME) is None
+        it.library.fetch(NAME)  # may be tried again
+        assert it.status(NAME) == "downloading"
+
+
+async def test_unload_cancels_and_waits() -> None:
+    async with router() as it:
+        it.library.fetch(NAME)
+        unloading = asyncio.create_task(it.lifecycle.unload(NAME))
+        await settle()
+        assert it.launcher[NAME].kill_asked
+        assert not unloading.done()
+        it.launcher[NAME].leave()
+        await unloading
+        assert it.status(NAME) is None
+        assert it.told("download_failed") == [{"error": "cancelled"}]
+
+
+async def test_what_downloads_is_not_used_and_stays_through_a_reload() -> None:
+    async with router(preset("a")) as it:
+        it.library.fetch(NAME)
+        with pytest.raises(InvalidRequest, match="is not running"):
+            async with it.lifecycle.lease(NAME):
+                pass
+        with pytest.raises(InvalidRequest, match="downloading"):
+            await it.lifecycle.load(NAME)
+        await it.library.reload()
+        assert it.status(NAME) == State.DOWNLOADING.value
+        it.sources[NAME] = preset(NAME, source="cache")  # listed early: another program fetched it
+        await it.library.reload()
+        assert it.status(NAME) == State.DOWNLOADING.value
+        it.launcher[NAME].exit(0)
+        await ended(it, "download_finished")
+        assert it.status(NAME) == "unloaded"
+
+
+async def test_what_cannot_be_fetched_is_refused_at_once() -> None:
+    async with router(preset("a", aliases=("x/y",)), environ={}) as it:
+        for name, why in (
+            ("", "missing"),
+            ("llama3", "no repository"),
+            ("a/b/c", "no repository"),
+            ("a/b:", "no repository"),
+            ("a/b:x y", "no repository"),
+            ("a/b:../x", "no repository"),
+            ("x/y", "exists"),
+        ):
+            with pytest.raises(InvalidRequest, match=why):
+                it.library.fetch(name)
+        it.library.fetch(NAME)
+        with pytest.raises(InvalidRequest, match="already exists"):
             it.library.fetch(NAME)
-            worker = it.launcher[NAME]
-            worker.last_lines = ("no such thing",)
-            if said:
-                worker.report("failed", message="repository me/repo does not exist")
-            worker.exit(1)
-            await ended(it, "download_failed")
-            (told,) = it.told("download_failed")
-            assert ("does not exist" if said else "no such thing") in told["error"]
-            assert it.status(NAME) is None
-            it.library.fetch(NAME)  # may be tried again
-            assert it.status(NAME) == "downloading"
-
-    run(scene())
-
-
-def test_unload_cancels_and_waits() -> None:
-    async def scene() -> None:
-        async with router() as it:
-            it.library.fetch(NAME)
-            unloading = asyncio.create_task(it.lifecycle.unload(NAME))
-            await settle()
-            assert it.launcher[NAME].kill_asked
-            assert not unloading.done()
-            it.launcher[NAME].leave()
-            await unloading
-            assert it.status(NAME) is None
-            assert it.told("download_failed") == [{"error": "cancelled"}]
-
-    run(scene())
-
-
-def test_what_downloads_is_not_used_and_stays_through_a_reload() -> None:
-    async def scene() -> None:
-        async with router(preset("a")) as it:
-            it.library.fetch(NAME)
-            with pytest.raises(InvalidRequest, match="is not running"):
-                async with it.lifecycle.lease(NAME):
-                    pass
-            with pytest.raises(InvalidRequest, match="downloading"):
-                await it.lifecycle.load(NAME)
-            await it.library.reload()
-            assert it.status(NAME) == State.DOWNLOADING.value
-            it.sources[NAME] = preset(NAME, source="cache")  # listed early: another program fetched it
-            await it.library.reload()
-            assert it.status(NAME) == State.DOWNLOADING.value
-            it.launcher[NAME].exit(0)
-            await ended(it, "download_finished")
-            assert it.status(NAME) == "unloaded"
-
-    run(scene())
-
-
-def test_what_cannot_be_fetched_is_refused_at_once() -> None:
-    async def scene() -> None:
-        async with router(preset("a", aliases=("x/y",)), environ={}) as it:
-            for name, why in (
-                ("", "missing"),
-                ("llama3", "no repository"),
-                ("a/b/c", "no repository"),
-                ("a/b:", "no repository"),
-                ("a/b:x y", "no repository"),
-                ("a/b:../x", "no repository"),
-                ("x/y", "exists"),
-            ):
-                with pytest.raises(InvalidRequest, match=why):
-                    it.library.fetch(name)
-            it.library.fetch(NAME)
-            with pytest.raises(InvalidRequest, match="already exists"):
-                it.library.fetch(NAME)
-            it.launcher.refusal = OSError("no more processes")
-            with pytest.raises(ServerFault, match="no more processes"):
-                it.library.fetch("me/other")
-            assert it.status("me/other") is None
-        with pytest.raises(Unavailable):
+        it.launcher.refusal = OSError("no more processes")
+        with pytest.raises(ServerFault, match="no more processes"):
             it.library.fetch("me/other")
-        offline = Library(Settings(), it.lifecycle, dict, {"HF_HUB_OFFLINE": "1"})
-        with pytest.raises(InvalidRequest, match="HF_HUB_OFFLINE"):
-            offline.fetch(NAME)
-
-    run(scene())
+        assert it.status("me/other") is None
+    with pytest.raises(Unavailable):
+        it.library.fetch("me/other")
+    offline = Library(Settings(), it.lifecycle, dict, {"HF_HUB_OFFLINE": "1"})
+    with pytest.raises(InvalidRequest, match="HF_HUB_OFFLINE"):
+        offline.fetch(NAME)
 
 
 # -- removing --------------------------------------------------------------------------------------------------------
 
 
-def test_a_model_is_ended_and_its_files_removed(tmp_path: Path) -> None:
+async def test_a_model_is_ended_and_its_files_removed(tmp_path: Path) -> None:
     environ = {"LLAMA_CACHE": str(tmp_path)}
     cache_repo(tmp_path, "me/repo", "m-Q8_0.gguf", "m-F16.gguf")
 
-    async def scene() -> None:
-        async with router(preset(NAME, source="cache"), preset("a"), environ=environ) as it:
-            await it.lifecycle.load(NAME)
-            it.launcher[NAME].ready()
-            removing = asyncio.create_task(it.library.remove(NAME))
-            await settle()
-            assert NAME in list_cached(environ), "not while it runs"
-            it.sources.pop(NAME)
-            it.launcher[NAME].leave()
-            await removing
-            assert list_cached(environ) == ["me/repo:F16"]
-            assert it.status(NAME) is None
-            assert it.events[-1][:2] == (NAME, "model_remove")
-            with pytest.raises(NotFound):
-                await it.library.remove(NAME)
-            with pytest.raises(InvalidRequest, match="not from the cache"):
-                await it.library.remove("a")
-            with pytest.raises(InvalidRequest, match="missing"):
-                await it.library.remove("")
-
-    run(scene())
+    async with router(preset(NAME, source="cache"), preset("a"), environ=environ) as it:
+        await it.lifecycle.load(NAME)
+        it.launcher[NAME].ready()
+        removing = asyncio.create_task(it.library.remove(NAME))
+        await settle()
+        assert NAME in list_cached(environ), "not while it runs"
+        it.sources.pop(NAME)
+        it.launcher[NAME].leave()
+        await removing
+        assert list_cached(environ) == ["me/repo:F16"]
+        assert it.status(NAME) is None
+        assert it.events[-1][:2] == (NAME, "model_remove")
+        with pytest.raises(NotFound):
+            await it.library.remove(NAME)
+        with pytest.raises(InvalidRequest, match="not from the cache"):
+            await it.library.remove("a")
+        with pytest.raises(InvalidRequest, match="missing"):
+            await it.library.remove("")
 
 
-def test_removing_what_downloads_cancels_it(tmp_path: Path) -> None:
-    async def scene() -> None:
-        async with router(environ={"LLAMA_CACHE": str(tmp_path)}) as it:
-            it.library.fetch(NAME)
-            unfinished = repo_dir(tmp_path, "me/repo") / "blobs" / "ab.downloadInProgress"
-            unfinished.parent.mkdir(parents=True)
-            unfinished.touch()
-            removing = asyncio.create_task(it.library.remove(NAME))
-            await settle()
-            it.launcher[NAME].leave()
-            await removing
-            assert not unfinished.exists()
-
-    run(scene())
+async def test_removing_what_downloads_cancels_it(tmp_path: Path) -> None:
+    async with router(environ={"LLAMA_CACHE": str(tmp_path)}) as it:
+        it.library.fetch(NAME)
+        unfinished = repo_dir(tmp_path, "me/repo") / "blobs" / "ab.downloadInProgress"
+        unfinished.parent.mkdir(parents=True)
+        unfinished.touch()
+        removing = asyncio.create_task(it.library.remove(NAME))
+        await settle()
+        it.launcher[NAME].leave()
+        await removing
+        assert not unfinished.exists()
 
 
 @pytest.mark.parametrize(

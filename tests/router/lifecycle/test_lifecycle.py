@@ -8,77 +8,65 @@ import pytest
 from lifecycle_tools import Router, drained, router, settle
 from llama_corral.common.base.errors import ConfigError, InvalidRequest, NotFound, ServerFault, Unavailable
 from llama_corral.router.models.events import BACKLOG
-from router_tools import preset, presets, run, until
+from router_tools import preset, presets, until
 
 # -- leases ------------------------------------------------------------------------------------------------------------
 
 
-def test_request_loads_waits_and_is_served() -> None:
-    async def check() -> None:
-        async with router() as r:
-            client = r.client("a")
-            await settle()
-            assert r.status("a") == "loading"
-            assert not client.is_served
-            r.launcher["a"].ready()
-            await settle()
-            assert client.lease is not None
-            assert (client.lease.model, client.lease.endpoint) == ("a", r.launcher["a"].endpoint)
-            view = r.lifecycle.view("a")
-            assert view is not None
-            assert (view.status, view.leases, view.info) == ("loaded", 1, {"id": "a"})
-            await client.finish()
-            assert r.lifecycle.view("a").leases == 0  # type: ignore[union-attr]
-
-    run(check())
+async def test_request_loads_waits_and_is_served() -> None:
+    async with router() as r:
+        client = r.client("a")
+        await settle()
+        assert r.status("a") == "loading"
+        assert not client.is_served
+        r.launcher["a"].ready()
+        await settle()
+        assert client.lease is not None
+        assert (client.lease.model, client.lease.endpoint) == ("a", r.launcher["a"].endpoint)
+        view = r.lifecycle.view("a")
+        assert view is not None
+        assert (view.status, view.leases, view.info) == ("loaded", 1, {"id": "a"})
+        await client.finish()
+        assert r.lifecycle.view("a").leases == 0  # type: ignore[union-attr]
 
 
-def test_refusals_of_requests() -> None:
-    async def check() -> None:
-        async with router("a", presets=presets(preset("a", aliases=("x", "y")))) as r:
-            for name, text in (("", "model name is missing from the request"), ("q", "model 'q' not found")):
-                refused = await r.client(name).refused()
-                assert (refused.message, type(refused)) == (text, InvalidRequest)
-            assert (await r.client("x", autoload=False).refused()).message == "model is not loaded"
-            assert r.lifecycle.find("y") == "a"
-            assert r.lifecycle.find("Y") is None
-            assert not r.launcher.workers
-
-    run(check())
+async def test_refusals_of_requests() -> None:
+    async with router("a", presets=presets(preset("a", aliases=("x", "y")))) as r:
+        for name, text in (("", "model name is missing from the request"), ("q", "model 'q' not found")):
+            refused = await r.client(name).refused()
+            assert (refused.message, type(refused)) == (text, InvalidRequest)
+        assert (await r.client("x", autoload=False).refused()).message == "model is not loaded"
+        assert r.lifecycle.find("y") == "a"
+        assert r.lifecycle.find("Y") is None
+        assert not r.launcher.workers
 
 
-def test_without_autoload_a_loading_model_answers_for_itself() -> None:
-    async def check() -> None:
-        async with router(autoload=False) as r:
-            assert (await r.client("a").refused()).message == "model is not loaded"
-            await r.lifecycle.load("a")
-            client = r.client("a")
-            await settle()
-            assert client.is_served
-            await client.finish()
-            await r.lifecycle.unload("a")
-            assert (await r.client("a").refused()).message == "model is not loaded"
-
-    run(check())
+async def test_without_autoload_a_loading_model_answers_for_itself() -> None:
+    async with router(autoload=False) as r:
+        assert (await r.client("a").refused()).message == "model is not loaded"
+        await r.lifecycle.load("a")
+        client = r.client("a")
+        await settle()
+        assert client.is_served
+        await client.finish()
+        await r.lifecycle.unload("a")
+        assert (await r.client("a").refused()).message == "model is not loaded"
 
 
-def test_failed_load_is_told_with_its_reason() -> None:
-    async def check() -> None:
-        async with router() as r:
-            clients = [r.client("a"), r.client("a")]
-            await settle()
-            r.launcher["a"].report("failed", message="no such file: a.gguf")
-            r.launcher["a"].exit(1)
-            for client in clients:
-                refused = await client.refused()
-                assert isinstance(refused, ServerFault)
-                assert refused.message == "model name=a failed to load: no such file: a.gguf"
-            view = r.lifecycle.view("a")
-            assert view is not None
-            assert (view.status, view.is_failed, view.exit_code) == ("unloaded", True, 1)
-            assert view.failure == "no such file: a.gguf"
-
-    run(check())
+async def test_failed_load_is_told_with_its_reason() -> None:
+    async with router() as r:
+        clients = [r.client("a"), r.client("a")]
+        await settle()
+        r.launcher["a"].report("failed", message="no such file: a.gguf")
+        r.launcher["a"].exit(1)
+        for client in clients:
+            refused = await client.refused()
+            assert isinstance(refused, ServerFault)
+            assert refused.message == "model name=a failed to load: no such file: a.gguf"
+        view = r.lifecycle.view("a")
+        assert view is not None
+        assert (view.status, view.is_failed, view.exit_code) == ("unloaded", True, 1)
+        assert view.failure == "no such file: a.gguf"
 
 
 @pytest.mark.parametrize(
@@ -94,651 +82,549 @@ def test_failed_load_is_told_with_its_reason() -> None:
         ),
     ],
 )
-def test_silent_death_while_loading_is_told_from_the_log(code: int, lines: tuple[str, ...], reason: str) -> None:
-    async def check() -> None:
-        async with router() as r:
-            client = r.client("a")
-            await settle()
-            r.launcher["a"].last_lines = lines
-            r.launcher["a"].exit(code)
-            assert (await client.refused()).message == f"model name=a failed to load: {reason}"
-            view = r.lifecycle.view("a")
-            assert view is not None
-            assert view.exit_code == (code if code > 0 else 1)
-            assert view.last_lines == lines
-
-    run(check())
+async def test_silent_death_while_loading_is_told_from_the_log(code: int, lines: tuple[str, ...], reason: str) -> None:
+    async with router() as r:
+        client = r.client("a")
+        await settle()
+        r.launcher["a"].last_lines = lines
+        r.launcher["a"].exit(code)
+        assert (await client.refused()).message == f"model name=a failed to load: {reason}"
+        view = r.lifecycle.view("a")
+        assert view is not None
+        assert view.exit_code == (code if code > 0 else 1)
+        assert view.last_lines == lines
 
 
-def test_worker_that_leaves_while_loading_without_complaint() -> None:
-    async def check() -> None:
-        async with router() as r:
-            client = r.client("a")
-            await settle()
-            r.launcher["a"].exit(0)
-            assert (await client.refused()).message == "model name=a is not running"
-
-    run(check())
+async def test_worker_that_leaves_while_loading_without_complaint() -> None:
+    async with router() as r:
+        client = r.client("a")
+        await settle()
+        r.launcher["a"].exit(0)
+        assert (await client.refused()).message == "model name=a is not running"
 
 
-def test_no_process_can_be_made() -> None:
-    async def check() -> None:
-        async with router() as r:
-            r.launcher.refusal = OSError(11, "Resource temporarily unavailable")
-            waiting = [r.client("a"), r.client("b")]
-            for client in waiting:
-                assert "Resource temporarily unavailable" in (await client.refused()).message
-            with pytest.raises(ServerFault, match="failed to spawn server instance"):
-                await r.lifecycle.load("c")
-            r.launcher.refusal = None
-            await r.up("a")
-            assert r.status("a") == "loaded"
-
-    run(check())
+async def test_no_process_can_be_made() -> None:
+    async with router() as r:
+        r.launcher.refusal = OSError(11, "Resource temporarily unavailable")
+        waiting = [r.client("a"), r.client("b")]
+        for client in waiting:
+            assert "Resource temporarily unavailable" in (await client.refused()).message
+        with pytest.raises(ServerFault, match="failed to spawn server instance"):
+            await r.lifecycle.load("c")
+        r.launcher.refusal = None
+        await r.up("a")
+        assert r.status("a") == "loaded"
 
 
-def test_next_request_tries_a_failed_model_again() -> None:
-    async def check() -> None:
-        async with router() as r:
-            first = r.client("a")
-            await settle()
-            r.launcher["a"].exit(1)
-            await first.refused()
-            second = r.client("a")
-            await settle()
-            assert r.status("a") == "loading"
-            assert r.lifecycle.view("a").is_failed is False  # type: ignore[union-attr]
-            r.launcher["a"].ready()
-            await settle()
-            await second.finish()
-
-    run(check())
+async def test_next_request_tries_a_failed_model_again() -> None:
+    async with router() as r:
+        first = r.client("a")
+        await settle()
+        r.launcher["a"].exit(1)
+        await first.refused()
+        second = r.client("a")
+        await settle()
+        assert r.status("a") == "loading"
+        assert r.lifecycle.view("a").is_failed is False  # type: ignore[union-attr]
+        r.launcher["a"].ready()
+        await settle()
+        await second.finish()
 
 
-def test_worker_that_dies_under_a_lease() -> None:
-    async def check() -> None:
-        async with router() as r:
-            await r.up("a")
-            old = r.client("a")
-            await settle()
-            r.launcher["a"].exit(-6)
-            new = r.client("a")
-            await settle()
-            r.launcher["a"].ready()
-            await settle()
-            assert new.is_served
-            await old.finish()
-            assert r.lifecycle.view("a").leases == 1, "the old lease was on another instance"  # type: ignore[union-attr]
-            await new.finish()
-
-    run(check())
+async def test_worker_that_dies_under_a_lease() -> None:
+    async with router() as r:
+        await r.up("a")
+        old = r.client("a")
+        await settle()
+        r.launcher["a"].exit(-6)
+        new = r.client("a")
+        await settle()
+        r.launcher["a"].ready()
+        await settle()
+        assert new.is_served
+        await old.finish()
+        assert r.lifecycle.view("a").leases == 1, "the old lease was on another instance"  # type: ignore[union-attr]
+        await new.finish()
 
 
 # -- the queue ---------------------------------------------------------------------------------------------------------
 
 
-def test_busy_model_is_not_evicted() -> None:
-    async def check() -> None:
-        async with router() as r:
-            await r.up("a")
-            busy = r.client("a")
-            await settle()
-            queued = r.client("b")
-            await settle()
-            assert not r.launcher["a"].must_go
-            await busy.finish()
-            await settle()
-            assert r.launcher["a"].stop_asked
-            assert r.status("a") == "loaded", "shown as it was until it is gone"
-            assert r.status("b") == "unloaded"
-            r.launcher["a"].leave()
-            await settle()
-            r.launcher["b"].ready()
-            await settle()
-            await queued.finish()
-
-    run(check())
+async def test_busy_model_is_not_evicted() -> None:
+    async with router() as r:
+        await r.up("a")
+        busy = r.client("a")
+        await settle()
+        queued = r.client("b")
+        await settle()
+        assert not r.launcher["a"].must_go
+        await busy.finish()
+        await settle()
+        assert r.launcher["a"].stop_asked
+        assert r.status("a") == "loaded", "shown as it was until it is gone"
+        assert r.status("b") == "unloaded"
+        r.launcher["a"].leave()
+        await settle()
+        r.launcher["b"].ready()
+        await settle()
+        await queued.finish()
 
 
-def test_many_requests_for_one_model_cost_one_eviction() -> None:
-    async def check() -> None:
-        async with router(models_max=2) as r:
-            await r.up("a", "b")
-            busy = r.client("a")
-            await settle()
-            waiting = [r.client("c") for _ in range(3)]
-            await settle()
-            assert r.launcher["b"].stop_asked
-            r.launcher["b"].leave()
-            await settle()
-            r.launcher["c"].ready()
-            await settle()
-            assert all(client.is_served for client in waiting)
-            await busy.finish()
-            for client in waiting:
-                await client.finish()
-            assert not r.launcher["a"].must_go
-            assert len(r.launcher.workers) == 3
-
-    run(check())
+async def test_many_requests_for_one_model_cost_one_eviction() -> None:
+    async with router(models_max=2) as r:
+        await r.up("a", "b")
+        busy = r.client("a")
+        await settle()
+        waiting = [r.client("c") for _ in range(3)]
+        await settle()
+        assert r.launcher["b"].stop_asked
+        r.launcher["b"].leave()
+        await settle()
+        r.launcher["c"].ready()
+        await settle()
+        assert all(client.is_served for client in waiting)
+        await busy.finish()
+        for client in waiting:
+            await client.finish()
+        assert not r.launcher["a"].must_go
+        assert len(r.launcher.workers) == 3
 
 
-def test_client_that_leaves_the_queue_costs_nothing() -> None:
-    async def check() -> None:
-        async with router() as r:
-            await r.up("a")
-            busy = r.client("a")
-            await settle()
-            queued = r.client("b")
-            await settle()
-            await queued.leave()
-            await busy.finish()
-            await settle()
-            assert not r.launcher["a"].must_go
-            assert r.status("b") == "unloaded"
-
-    run(check())
+async def test_client_that_leaves_the_queue_costs_nothing() -> None:
+    async with router() as r:
+        await r.up("a")
+        busy = r.client("a")
+        await settle()
+        queued = r.client("b")
+        await settle()
+        await queued.leave()
+        await busy.finish()
+        await settle()
+        assert not r.launcher["a"].must_go
+        assert r.status("b") == "unloaded"
 
 
-def test_queue_is_served_in_order() -> None:
-    async def check() -> None:
-        async with router() as r:
-            await r.up("a")
-            busy = r.client("a")
-            await settle()
-            first, second = r.client("b"), r.client("c")
-            await settle()
-            await busy.finish()
-            r.launcher["a"].leave()
-            await settle()
-            assert [worker.name for worker in r.launcher.alive] == ["b"]
-            r.launcher["b"].ready()
-            await settle()
-            assert first.is_served
-            assert not second.is_served
-            await first.finish()
-            await settle()
-            r.launcher["b"].leave()
-            await settle()
-            r.launcher["c"].ready()
-            await settle()
-            await second.finish()
-
-    run(check())
+async def test_queue_is_served_in_order() -> None:
+    async with router() as r:
+        await r.up("a")
+        busy = r.client("a")
+        await settle()
+        first, second = r.client("b"), r.client("c")
+        await settle()
+        await busy.finish()
+        r.launcher["a"].leave()
+        await settle()
+        assert [worker.name for worker in r.launcher.alive] == ["b"]
+        r.launcher["b"].ready()
+        await settle()
+        assert first.is_served
+        assert not second.is_served
+        await first.finish()
+        await settle()
+        r.launcher["b"].leave()
+        await settle()
+        r.launcher["c"].ready()
+        await settle()
+        await second.finish()
 
 
-def test_model_that_came_up_for_a_waiter_serves_it_before_it_may_go() -> None:
-    async def check() -> None:
-        async with router() as r:
-            first, second = r.client("a"), r.client("b")
-            await settle()
-            r.launcher["a"].ready()
-            assert not r.launcher["a"].must_go, "not even in the moment before its waiter wakes up"
-            await settle()
-            assert first.is_served
-            await first.finish()
-            await settle()
-            assert r.launcher["a"].stop_asked
-            r.launcher["a"].leave()
-            await settle()
-            r.launcher["b"].ready()
-            await settle()
-            await second.finish()
-
-    run(check())
+async def test_model_that_came_up_for_a_waiter_serves_it_before_it_may_go() -> None:
+    async with router() as r:
+        first, second = r.client("a"), r.client("b")
+        await settle()
+        r.launcher["a"].ready()
+        assert not r.launcher["a"].must_go, "not even in the moment before its waiter wakes up"
+        await settle()
+        assert first.is_served
+        await first.finish()
+        await settle()
+        assert r.launcher["a"].stop_asked
+        r.launcher["a"].leave()
+        await settle()
+        r.launcher["b"].ready()
+        await settle()
+        await second.finish()
 
 
-def test_client_that_leaves_in_the_moment_it_is_granted() -> None:
-    async def check() -> None:
-        async with router() as r:
-            client = r.client("a")
-            await settle()
-            r.launcher["a"].ready()
-            await client.leave()
-            assert r.lifecycle.view("a").leases == 0  # type: ignore[union-attr]
-
-    run(check())
+async def test_client_that_leaves_in_the_moment_it_is_granted() -> None:
+    async with router() as r:
+        client = r.client("a")
+        await settle()
+        r.launcher["a"].ready()
+        await client.leave()
+        assert r.lifecycle.view("a").leases == 0  # type: ignore[union-attr]
 
 
-def test_request_on_a_stopping_model_gets_the_next_instance() -> None:
-    async def check() -> None:
-        async with router() as r:
-            await r.up("a")
-            await r.lifecycle.unload("a")
-            client = r.client("a")
-            await settle()
-            assert len(r.launcher.workers) == 1
-            r.launcher["a"].leave()
-            await settle()
-            r.launcher["a"].ready()
+async def test_request_on_a_stopping_model_gets_the_next_instance() -> None:
+    async with router() as r:
+        await r.up("a")
+        await r.lifecycle.unload("a")
+        client = r.client("a")
+        await settle()
+        assert len(r.launcher.workers) == 1
+        r.launcher["a"].leave()
+        await settle()
+        r.launcher["a"].ready()
+        await settle()
+        await client.finish()
+
+
+async def test_unload_while_loading_refuses_who_saw_it_and_serves_who_came_later() -> None:
+    async with router() as r:
+        early = r.client("a")
+        await settle()
+        await r.lifecycle.unload("a")
+        late = r.client("a")
+        await settle()
+        assert r.launcher["a"].kill_asked
+        r.launcher["a"].leave()
+        assert (await early.refused()).status == 500
+        view = r.lifecycle.view("a")
+        assert view is not None
+        assert view.status == "loading", "for the late one"
+        r.launcher["a"].ready()
+        await settle()
+        await late.finish()
+
+
+async def test_gets_keep_a_model_busy_but_not_young() -> None:
+    async with router(models_max=2) as r:
+        await r.up("a", "b")
+        for client in (r.client("a", touch=False), r.client("b")):
             await settle()
             await client.finish()
+        waiting = r.client("c")
+        await settle()
+        assert r.launcher["a"].stop_asked
+        r.launcher["a"].leave()
+        await waiting.leave()
 
-    run(check())
+
+async def test_sleeping_models_are_routed_to_and_count_and_may_be_evicted() -> None:
+    async with router() as r:
+        await r.up("a")
+        r.launcher["a"].report("sleeping")
+        assert r.status("a") == "sleeping"
+        client = r.client("a")
+        await settle()
+        assert client.is_served, "the request itself wakes it"
+        r.launcher["a"].report("loading")
+        other = r.client("a")
+        await settle()
+        assert not other.is_served
+        r.launcher["a"].report("ready")
+        await settle()
+        assert r.lifecycle.view("a").info == {"id": "a"}, "waking up says nothing new"  # type: ignore[union-attr]
+        await client.finish()
+        await other.finish()
+        r.launcher["a"].report("sleeping")
+        waiting = r.client("b")
+        await settle()
+        assert r.launcher["a"].stop_asked
+        await waiting.leave()
 
 
-def test_unload_while_loading_refuses_who_saw_it_and_serves_who_came_later() -> None:
-    async def check() -> None:
-        async with router() as r:
-            early = r.client("a")
+async def test_unlimited() -> None:
+    async with router(models_max=0) as r:
+        clients = [r.client(name) for name in "abc"]
+        for name in "abc":
             await settle()
-            await r.lifecycle.unload("a")
-            late = r.client("a")
-            await settle()
-            assert r.launcher["a"].kill_asked
-            r.launcher["a"].leave()
-            assert (await early.refused()).status == 500
-            view = r.lifecycle.view("a")
-            assert view is not None
-            assert view.status == "loading", "for the late one"
-            r.launcher["a"].ready()
-            await settle()
-            await late.finish()
-
-    run(check())
-
-
-def test_gets_keep_a_model_busy_but_not_young() -> None:
-    async def check() -> None:
-        async with router(models_max=2) as r:
-            await r.up("a", "b")
-            for client in (r.client("a", touch=False), r.client("b")):
-                await settle()
-                await client.finish()
-            waiting = r.client("c")
-            await settle()
-            assert r.launcher["a"].stop_asked
-            r.launcher["a"].leave()
-            await waiting.leave()
-
-    run(check())
-
-
-def test_sleeping_models_are_routed_to_and_count_and_may_be_evicted() -> None:
-    async def check() -> None:
-        async with router() as r:
-            await r.up("a")
-            r.launcher["a"].report("sleeping")
-            assert r.status("a") == "sleeping"
-            client = r.client("a")
-            await settle()
-            assert client.is_served, "the request itself wakes it"
-            r.launcher["a"].report("loading")
-            other = r.client("a")
-            await settle()
-            assert not other.is_served
-            r.launcher["a"].report("ready")
-            await settle()
-            assert r.lifecycle.view("a").info == {"id": "a"}, "waking up says nothing new"  # type: ignore[union-attr]
+            r.launcher[name].ready()
+        await settle()
+        assert all(client.is_served for client in clients)
+        for client in clients:
             await client.finish()
-            await other.finish()
-            r.launcher["a"].report("sleeping")
-            waiting = r.client("b")
-            await settle()
-            assert r.launcher["a"].stop_asked
-            await waiting.leave()
-
-    run(check())
+        assert not any(worker.must_go for worker in r.launcher.workers)
 
 
-def test_unlimited() -> None:
-    async def check() -> None:
-        async with router(models_max=0) as r:
-            clients = [r.client(name) for name in "abc"]
-            for name in "abc":
-                await settle()
-                r.launcher[name].ready()
-            await settle()
-            assert all(client.is_served for client in clients)
-            for client in clients:
-                await client.finish()
-            assert not any(worker.must_go for worker in r.launcher.workers)
-
-    run(check())
-
-
-def test_delayed_start_is_given_up_when_nobody_waits_any_more() -> None:
-    async def check() -> None:
-        async with router(load_delay=0.05) as r:
-            gone, stays = r.client("a"), r.client("b")
-            await settle()
-            await gone.leave()
-            await until(lambda: r.launcher.workers)
-            assert r.launcher.workers[0].name == "b"
-            r.launcher["b"].ready()
-            await settle()
-            await stays.finish()
-
-    run(check())
+async def test_delayed_start_is_given_up_when_nobody_waits_any_more() -> None:
+    async with router(load_delay=0.05) as r:
+        gone, stays = r.client("a"), r.client("b")
+        await settle()
+        await gone.leave()
+        await until(lambda: r.launcher.workers)
+        assert r.launcher.workers[0].name == "b"
+        r.launcher["b"].ready()
+        await settle()
+        await stays.finish()
 
 
 # -- commands ----------------------------------------------------------------------------------------------------------
 
 
-def test_commands_refuse_as_llama_server_does() -> None:
-    async def check() -> None:
-        async with router(models_max=2) as r:
-            for command, error, text in (
-                (r.lifecycle.load("q"), NotFound, "model is not found"),
-                (r.lifecycle.unload("q"), InvalidRequest, "model is not found"),
-                (r.lifecycle.unload("a"), InvalidRequest, "model is not running"),
-            ):
-                with pytest.raises(error, match=text):
-                    await command
+async def test_commands_refuse_as_llama_server_does() -> None:
+    async with router(models_max=2) as r:
+        for command, error, text in (
+            (r.lifecycle.load("q"), NotFound, "model is not found"),
+            (r.lifecycle.unload("q"), InvalidRequest, "model is not found"),
+            (r.lifecycle.unload("a"), InvalidRequest, "model is not running"),
+        ):
+            with pytest.raises(error, match=text):
+                await command
+        await r.lifecycle.load("a")
+        with pytest.raises(InvalidRequest, match="model is already running"):
             await r.lifecycle.load("a")
-            with pytest.raises(InvalidRequest, match="model is already running"):
-                await r.lifecycle.load("a")
-            r.launcher["a"].ready()
-            await r.up("b")
-            busy = [r.client("a"), r.client("b")]
-            await settle()
-            with pytest.raises(ServerFault, match="model limit reached, try again later"):
-                await r.lifecycle.load("c")
-            for client in busy:
-                await client.finish()
-
-    run(check())
+        r.launcher["a"].ready()
+        await r.up("b")
+        busy = [r.client("a"), r.client("b")]
+        await settle()
+        with pytest.raises(ServerFault, match="model limit reached, try again later"):
+            await r.lifecycle.load("c")
+        for client in busy:
+            await client.finish()
 
 
-def test_load_at_the_limit_evicts_the_least_recently_used_and_waits_for_it() -> None:
-    async def check() -> None:
-        async with router(models_max=2) as r:
-            await r.up("a", "b")
-            again = r.client("a")
-            await settle()
-            await again.finish()
-            loading = asyncio.create_task(r.lifecycle.load("c"))
-            await settle()
-            assert r.launcher["b"].stop_asked
-            assert not loading.done()
-            r.launcher["b"].leave()
-            await loading
-            assert r.status("c") == "loading"
-
-    run(check())
+async def test_load_at_the_limit_evicts_the_least_recently_used_and_waits_for_it() -> None:
+    async with router(models_max=2) as r:
+        await r.up("a", "b")
+        again = r.client("a")
+        await settle()
+        await again.finish()
+        loading = asyncio.create_task(r.lifecycle.load("c"))
+        await settle()
+        assert r.launcher["b"].stop_asked
+        assert not loading.done()
+        r.launcher["b"].leave()
+        await loading
+        assert r.status("c") == "loading"
 
 
-def test_load_by_command_serves_those_who_queue_for_it() -> None:
-    async def check() -> None:
-        async with router(models_max=2) as r:
-            head, behind = r.client("a"), r.client("b")
-            await settle()
-            assert [worker.name for worker in r.launcher.workers] == ["a"]
-            await r.lifecycle.load("b")
-            r.launcher["b"].ready()
-            await settle()
-            assert behind.is_served
-            assert not head.is_served
-            r.launcher["a"].ready()
-            await settle()
-            await head.finish()
-            await behind.finish()
-            assert len(r.launcher.workers) == 2
-
-    run(check())
+async def test_load_by_command_serves_those_who_queue_for_it() -> None:
+    async with router(models_max=2) as r:
+        head, behind = r.client("a"), r.client("b")
+        await settle()
+        assert [worker.name for worker in r.launcher.workers] == ["a"]
+        await r.lifecycle.load("b")
+        r.launcher["b"].ready()
+        await settle()
+        assert behind.is_served
+        assert not head.is_served
+        r.launcher["a"].ready()
+        await settle()
+        await head.finish()
+        await behind.finish()
+        assert len(r.launcher.workers) == 2
 
 
-def test_stop_timeout_ends_in_a_kill() -> None:
-    async def check() -> None:
-        async with router("a", presets=presets(preset("a", stop_timeout=0.01))) as r:
-            await r.up("a")
-            await r.lifecycle.unload("a")
-            assert not r.launcher["a"].kill_asked
-            await until(lambda: r.launcher["a"].kill_asked)
-            r.launcher["a"].leave()
-            view = r.lifecycle.view("a")
-            assert view is not None
-            assert (view.is_failed, view.exit_code) == (True, 1)
-
-    run(check())
+async def test_stop_timeout_ends_in_a_kill() -> None:
+    async with router("a", presets=presets(preset("a", stop_timeout=0.01))) as r:
+        await r.up("a")
+        await r.lifecycle.unload("a")
+        assert not r.launcher["a"].kill_asked
+        await until(lambda: r.launcher["a"].kill_asked)
+        r.launcher["a"].leave()
+        view = r.lifecycle.view("a")
+        assert view is not None
+        assert (view.is_failed, view.exit_code) == (True, 1)
 
 
-def test_startup_models() -> None:
+async def test_startup_models() -> None:
     entries = presets(preset("a"), preset("c", load_on_startup=True), preset("b", load_on_startup=True))
     with pytest.raises(ConfigError, match=r"load on startup \(2\) exceeds models_max \(1\)"):
         Router(presets=entries, models_max=1)
 
-    async def check() -> None:
-        for models_max in (2, 0):
-            async with router(presets=entries, models_max=models_max) as r:
-                await r.lifecycle.start()
-                assert [worker.name for worker in r.launcher.workers] == ["b", "c"]
-
-    run(check())
+    for models_max in (2, 0):
+        async with router(presets=entries, models_max=models_max) as r:
+            await r.lifecycle.start()
+            assert [worker.name for worker in r.launcher.workers] == ["b", "c"]
 
 
-def test_reports_that_fit_no_state_change_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    async def check() -> None:
-        async with router() as r:
-            await r.lifecycle.load("a")
-            r.launcher["a"].report("sleeping")
-            assert r.status("a") == "loading"
-            r.launcher["a"].ready()
-            r.launcher["a"].report("loading")
-            assert r.status("a") == "loaded"
-
-    run(check())
+async def test_reports_that_fit_no_state_change_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async with router() as r:
+        await r.lifecycle.load("a")
+        r.launcher["a"].report("sleeping")
+        assert r.status("a") == "loading"
+        r.launcher["a"].ready()
+        r.launcher["a"].report("loading")
+        assert r.status("a") == "loaded"
     assert "no way from loading to sleeping" in caplog.text
 
 
 # -- views and events --------------------------------------------------------------------------------------------------
 
 
-def test_command_line_is_known_before_and_after_the_start() -> None:
-    async def check() -> None:
-        async with router("a", presets=presets(preset("a", "m.gguf", options={"ctx_size": 512}))) as r:
-            before = r.lifecycle.views()[0].command_line
-            assert before[0] == "fake"
-            assert {"--ctx-size", "512", "--model", "m.gguf", "--alias", "a"} <= set(before)
+async def test_command_line_is_known_before_and_after_the_start() -> None:
+    async with router("a", presets=presets(preset("a", "m.gguf", options={"ctx_size": 512}))) as r:
+        before = r.lifecycle.views()[0].command_line
+        assert before[0] == "fake"
+        assert {"--ctx-size", "512", "--model", "m.gguf", "--alias", "a"} <= set(before)
+        await r.up("a")
+        assert r.lifecycle.views()[0].command_line == (*before, "--host", r.launcher["a"].endpoint)
+
+
+async def test_secrets_go_by_environment_and_are_shown_nowhere(caplog: pytest.LogCaptureFixture) -> None:
+    async with router("a", presets=presets(preset("a", options={"hf_token": "hf_secret"}))) as r:
+        with caplog.at_level("DEBUG"):
             await r.up("a")
-            assert r.lifecycle.views()[0].command_line == (*before, "--host", r.launcher["a"].endpoint)
-
-    run(check())
-
-
-def test_secrets_go_by_environment_and_are_shown_nowhere(caplog: pytest.LogCaptureFixture) -> None:
-    async def check() -> None:
-        async with router("a", presets=presets(preset("a", options={"hf_token": "hf_secret"}))) as r:
-            with caplog.at_level("DEBUG"):
-                await r.up("a")
-            assert r.launcher["a"].environ == {"HF_TOKEN": "hf_secret"}
-            assert "hf_secret" not in " ".join(r.launcher["a"].arguments)
-            assert "hf_secret" not in " ".join(r.lifecycle.views()[0].command_line)
-
-    run(check())
+        assert r.launcher["a"].environ == {"HF_TOKEN": "hf_secret"}
+        assert "hf_secret" not in " ".join(r.launcher["a"].arguments)
+        assert "hf_secret" not in " ".join(r.lifecycle.views()[0].command_line)
     assert "hf_secret" not in caplog.text
 
 
-def test_events_are_those_of_llama_server() -> None:
-    async def check() -> None:
-        async with router() as r, r.lifecycle.subscribe() as events:
-            await r.lifecycle.load("a")
-            r.launcher["a"].report("loading", stages=["text_model"], current="text_model", value=0.5)
-            r.launcher["a"].report("ready", id="a", meta={})
-            r.launcher["a"].report("sleeping")
+async def test_events_are_those_of_llama_server() -> None:
+    async with router() as r, r.lifecycle.subscribe() as events:
+        await r.lifecycle.load("a")
+        r.launcher["a"].report("loading", stages=["text_model"], current="text_model", value=0.5)
+        r.launcher["a"].report("ready", id="a", meta={})
+        r.launcher["a"].report("sleeping")
+        r.launcher["a"].report("loading")
+        r.launcher["a"].report("ready")
+        await r.lifecycle.unload("a")
+        r.launcher["a"].leave()
+        progress = {"stages": ["text_model"], "current": "text_model", "value": 0.5}
+        assert drained(events) == [
+            ("a", "model_status", {"status": "loading"}),
+            ("a", "status_change", {"status": "loading", "progress": progress}),
+            ("a", "status_change", {"status": "loaded", "info": {"id": "a", "meta": {}}}),
+            ("a", "status_change", {"status": "sleeping"}),
+            ("a", "status_change", {"status": "loading", "progress": {}}),
+            ("a", "status_change", {"status": "loaded"}),
+            ("a", "status_change", {"status": "unloaded", "exit_code": 0}),
+        ]
+        await r.lifecycle.reload(presets(preset("a")))
+        assert drained(events) == [("*", "models_reload", None)]
+
+
+async def test_slow_listener_is_cut_off_and_holds_nobody_up() -> None:
+    async with router() as r, r.lifecycle.subscribe() as events, r.lifecycle.subscribe() as other:
+        await r.lifecycle.load("a")
+        for _ in range(2 * BACKLOG):
             r.launcher["a"].report("loading")
-            r.launcher["a"].report("ready")
-            await r.lifecycle.unload("a")
-            r.launcher["a"].leave()
-            progress = {"stages": ["text_model"], "current": "text_model", "value": 0.5}
-            assert drained(events) == [
-                ("a", "model_status", {"status": "loading"}),
-                ("a", "status_change", {"status": "loading", "progress": progress}),
-                ("a", "status_change", {"status": "loaded", "info": {"id": "a", "meta": {}}}),
-                ("a", "status_change", {"status": "sleeping"}),
-                ("a", "status_change", {"status": "loading", "progress": {}}),
-                ("a", "status_change", {"status": "loaded"}),
-                ("a", "status_change", {"status": "unloaded", "exit_code": 0}),
-            ]
-            await r.lifecycle.reload(presets(preset("a")))
-            assert drained(events) == [("*", "models_reload", None)]
-
-    run(check())
-
-
-def test_slow_listener_is_cut_off_and_holds_nobody_up() -> None:
-    async def check() -> None:
-        async with router() as r, r.lifecycle.subscribe() as events, r.lifecycle.subscribe() as other:
-            await r.lifecycle.load("a")
-            for _ in range(2 * BACKLOG):
-                r.launcher["a"].report("loading")
-                assert other.get_nowait() is not None
-            assert events.qsize() == BACKLOG + 1
-            assert [events.get_nowait() for _ in range(BACKLOG + 1)][-1] is None
-
-    run(check())
+            assert other.get_nowait() is not None
+        assert events.qsize() == BACKLOG + 1
+        assert [events.get_nowait() for _ in range(BACKLOG + 1)][-1] is None
 
 
 # -- reload ------------------------------------------------------------------------------------------------------------
 
 
-def test_reload_touches_only_what_changed() -> None:
-    async def check() -> None:
-        same = preset("a", options={"ctx_size": 512})
-        async with router(models_max=0, presets=presets(same, preset("b"), preset("c"), preset("d"))) as r:
-            await r.up("a", "b", "c")
-            relabelled = preset("a", options={"ctx_size": 512}, aliases=("x",), tags=("new",), stop_timeout=3.0)
-            changed = preset("b", options={"ctx_size": 1024})
-            reload = asyncio.create_task(r.lifecycle.reload(presets(relabelled, changed, preset("e"))))
-            await settle()
-            assert not r.launcher["a"].must_go
-            assert r.launcher["b"].stop_asked
-            assert r.launcher["c"].stop_asked
-            assert not reload.done()
-            r.launcher["b"].leave()
-            r.launcher["c"].leave()
-            await reload
-            assert [view.name for view in r.lifecycle.views()] == ["a", "b", "e"]
-            assert r.lifecycle.find("x") == "a"
-            assert "1024" in r.lifecycle.views()[1].command_line
-
-    run(check())
+async def test_reload_touches_only_what_changed() -> None:
+    same = preset("a", options={"ctx_size": 512})
+    async with router(models_max=0, presets=presets(same, preset("b"), preset("c"), preset("d"))) as r:
+        await r.up("a", "b", "c")
+        relabelled = preset("a", options={"ctx_size": 512}, aliases=("x",), tags=("new",), stop_timeout=3.0)
+        changed = preset("b", options={"ctx_size": 1024})
+        reload = asyncio.create_task(r.lifecycle.reload(presets(relabelled, changed, preset("e"))))
+        await settle()
+        assert not r.launcher["a"].must_go
+        assert r.launcher["b"].stop_asked
+        assert r.launcher["c"].stop_asked
+        assert not reload.done()
+        r.launcher["b"].leave()
+        r.launcher["c"].leave()
+        await reload
+        assert [view.name for view in r.lifecycle.views()] == ["a", "b", "e"]
+        assert r.lifecycle.find("x") == "a"
+        assert "1024" in r.lifecycle.views()[1].command_line
 
 
-def test_reload_waits_for_no_stream_and_breaks_none() -> None:
-    async def check() -> None:
-        async with router() as r:
-            await r.up("a")
-            streaming = r.client("a")
-            await settle()
-            await r.lifecycle.reload(presets(preset("a", options={"ctx_size": 64})))
-            assert not r.launcher["a"].must_go
-            new = r.client("a")
-            await settle()
-            assert not new.is_served
-            await streaming.finish()
-            assert r.launcher["a"].stop_asked
-            r.launcher["a"].leave()
-            await settle()
-            assert "64" in r.launcher["a"].arguments
-            r.launcher["a"].ready()
-            await settle()
-            await new.finish()
-
-    run(check())
+async def test_reload_waits_for_no_stream_and_breaks_none() -> None:
+    async with router() as r:
+        await r.up("a")
+        streaming = r.client("a")
+        await settle()
+        await r.lifecycle.reload(presets(preset("a", options={"ctx_size": 64})))
+        assert not r.launcher["a"].must_go
+        new = r.client("a")
+        await settle()
+        assert not new.is_served
+        await streaming.finish()
+        assert r.launcher["a"].stop_asked
+        r.launcher["a"].leave()
+        await settle()
+        assert "64" in r.launcher["a"].arguments
+        r.launcher["a"].ready()
+        await settle()
+        await new.finish()
 
 
-def test_reload_that_brings_the_old_preset_back_ends_a_retirement() -> None:
-    async def check() -> None:
-        async with router() as r:
-            await r.up("a")
-            streaming = r.client("a")
-            await settle()
-            await r.lifecycle.reload({})
-            waiting = r.client("a")
-            await settle()
-            await r.lifecycle.reload(presets(preset("a")))
-            await settle()
-            assert waiting.is_served
-            await waiting.finish()
-            await streaming.finish()
-            assert not r.launcher["a"].must_go
-
-    run(check())
+async def test_reload_that_brings_the_old_preset_back_ends_a_retirement() -> None:
+    async with router() as r:
+        await r.up("a")
+        streaming = r.client("a")
+        await settle()
+        await r.lifecycle.reload({})
+        waiting = r.client("a")
+        await settle()
+        await r.lifecycle.reload(presets(preset("a")))
+        await settle()
+        assert waiting.is_served
+        await waiting.finish()
+        await streaming.finish()
+        assert not r.launcher["a"].must_go
 
 
-def test_reload_drops_a_busy_model_when_it_is_idle() -> None:
-    async def check() -> None:
-        async with router() as r:
-            await r.up("a")
-            streaming = r.client("a")
-            await settle()
-            await r.lifecycle.reload(presets(preset("b")))
-            waiting = r.client("a")
-            await settle()
-            await streaming.finish()
-            r.launcher["a"].leave()
-            assert (await waiting.refused()).message == "model 'a' not found"
-            assert [view.name for view in r.lifecycle.views()] == ["b"]
-
-    run(check())
+async def test_reload_drops_a_busy_model_when_it_is_idle() -> None:
+    async with router() as r:
+        await r.up("a")
+        streaming = r.client("a")
+        await settle()
+        await r.lifecycle.reload(presets(preset("b")))
+        waiting = r.client("a")
+        await settle()
+        await streaming.finish()
+        r.launcher["a"].leave()
+        assert (await waiting.refused()).message == "model 'a' not found"
+        assert [view.name for view in r.lifecycle.views()] == ["b"]
 
 
-def test_nothing_starts_during_a_reload() -> None:
-    async def check() -> None:
-        async with router(models_max=2) as r:
-            await r.up("a")
-            reload = asyncio.create_task(r.lifecycle.reload(presets(preset("b"), preset("c"))))
-            await settle()
-            queued = r.client("b")
-            command = asyncio.create_task(r.lifecycle.load("c"))
-            await settle()
-            assert len(r.launcher.workers) == 1
-            r.launcher["a"].leave()
-            await reload
-            await command
-            await settle()
-            assert {worker.name for worker in r.launcher.alive} == {"b", "c"}
-            r.launcher["b"].ready()
-            await settle()
-            await queued.finish()
-
-    run(check())
+async def test_nothing_starts_during_a_reload() -> None:
+    async with router(models_max=2) as r:
+        await r.up("a")
+        reload = asyncio.create_task(r.lifecycle.reload(presets(preset("b"), preset("c"))))
+        await settle()
+        queued = r.client("b")
+        command = asyncio.create_task(r.lifecycle.load("c"))
+        await settle()
+        assert len(r.launcher.workers) == 1
+        r.launcher["a"].leave()
+        await reload
+        await command
+        await settle()
+        assert {worker.name for worker in r.launcher.alive} == {"b", "c"}
+        r.launcher["b"].ready()
+        await settle()
+        await queued.finish()
 
 
-def test_reload_clears_a_failure() -> None:
-    async def check() -> None:
-        async with router() as r:
-            await r.lifecycle.load("a")
-            r.launcher["a"].exit(1)
-            await r.lifecycle.reload(presets(preset("a")))
-            assert not r.lifecycle.views()[0].is_failed
-
-    run(check())
+async def test_reload_clears_a_failure() -> None:
+    async with router() as r:
+        await r.lifecycle.load("a")
+        r.launcher["a"].exit(1)
+        await r.lifecycle.reload(presets(preset("a")))
+        assert not r.lifecycle.views()[0].is_failed
 
 
 # -- the end -----------------------------------------------------------------------------------------------------------
 
 
-def test_close_kills_what_loads_asks_the_others_and_waits_for_all() -> None:
-    async def check() -> None:
-        r = Router(models_max=2)
-        await r.up("a")
-        await r.lifecycle.load("b")
-        streaming = r.client("a")
+async def test_close_kills_what_loads_asks_the_others_and_waits_for_all() -> None:
+    r = Router(models_max=2)
+    await r.up("a")
+    await r.lifecycle.load("b")
+    streaming = r.client("a")
+    await settle()
+    waiting = r.client("c")
+    async with r.lifecycle.subscribe() as events:
         await settle()
-        waiting = r.client("c")
-        async with r.lifecycle.subscribe() as events:
-            await settle()
-            closing = asyncio.create_task(r.lifecycle.close())
-            await settle()
-            assert isinstance(await waiting.refused(), Unavailable)
-            assert isinstance(await r.client("a").refused(), Unavailable)
-            assert events.get_nowait() is None
-        assert r.launcher["b"].kill_asked
-        assert r.launcher["a"].stop_asked
-        assert not r.launcher["a"].kill_asked
-        r.launcher["b"].leave()
+        closing = asyncio.create_task(r.lifecycle.close())
         await settle()
-        assert not closing.done()
-        second = asyncio.create_task(r.lifecycle.close())
-        await settle()
-        assert r.launcher["a"].kill_asked
-        r.launcher["a"].leave()
-        await asyncio.gather(closing, second)
-        assert r.launcher.is_closed
-        await streaming.finish()
-        with pytest.raises(Unavailable):
-            await r.lifecycle.load("a")
-
-    run(check())
+        assert isinstance(await waiting.refused(), Unavailable)
+        assert isinstance(await r.client("a").refused(), Unavailable)
+        assert events.get_nowait() is None
+    assert r.launcher["b"].kill_asked
+    assert r.launcher["a"].stop_asked
+    assert not r.launcher["a"].kill_asked
+    r.launcher["b"].leave()
+    await settle()
+    assert not closing.done()
+    second = asyncio.create_task(r.lifecycle.close())
+    await settle()
+    assert r.launcher["a"].kill_asked
+    r.launcher["a"].leave()
+    await asyncio.gather(closing, second)
+    assert r.launcher.is_closed
+    await streaming.finish()
+    with pytest.raises(Unavailable):
+        await r.lifecycle.load("a")

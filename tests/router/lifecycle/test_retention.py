@@ -12,7 +12,7 @@ from llama_corral.common.base.errors import NoPlace
 from llama_corral.router.lifecycle.lifecycle import Lifecycle
 from llama_corral.router.placement.placement import Stay
 from memory_workers import MemoryLauncher
-from router_tools import preset, presets, run
+from router_tools import preset, presets
 
 PINNED = Stay(pinned=True)
 
@@ -70,198 +70,162 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def test_an_idle_model_leaves_when_its_time_is_over() -> None:
-    async def scene() -> None:
-        async with router(preset("a", ttl=60.0), preset("b")) as it:
-            await it.use("a", seconds=100)
-            await it.use("b")
-            assert (it.expires_in("a"), it.expires_in("b")) == (60, None)
-            it.pass_by(59)
-            assert not it.goes("a")
-            await it.use("a")
-            it.pass_by(59)
-            assert not it.goes("a"), "it was used in between"
-            async with it.lifecycle.lease("a", touch=False):
-                it.pass_by(5)
-                assert not it.goes("a"), "it is busy"
-            assert it.goes("a"), "a mere look at it keeps it no longer"
-            it.pass_by(1e6)
-            assert not it.goes("b")
-
-    run(scene())
+async def test_an_idle_model_leaves_when_its_time_is_over() -> None:
+    async with router(preset("a", ttl=60.0), preset("b")) as it:
+        await it.use("a", seconds=100)
+        await it.use("b")
+        assert (it.expires_in("a"), it.expires_in("b")) == (60, None)
+        it.pass_by(59)
+        assert not it.goes("a")
+        await it.use("a")
+        it.pass_by(59)
+        assert not it.goes("a"), "it was used in between"
+        async with it.lifecycle.lease("a", touch=False):
+            it.pass_by(5)
+            assert not it.goes("a"), "it is busy"
+        assert it.goes("a"), "a mere look at it keeps it no longer"
+        it.pass_by(1e6)
+        assert not it.goes("b")
 
 
-def test_the_timer_does_it_by_itself() -> None:
-    async def scene() -> None:
-        launcher = MemoryLauncher()
-        lifecycle = Lifecycle(presets(preset("a", ttl=0.01)), launcher, models_max=1, autoload=True)
-        await lifecycle.load("a")
-        launcher["a"].ready()
-        async with asyncio.timeout(10):
-            while not launcher["a"].must_go:  # noqa: ASYNC110
-                await asyncio.sleep(0.001)
-        launcher["a"].leave()
-        await lifecycle.close()
-
-    run(scene())
+async def test_the_timer_does_it_by_itself() -> None:
+    launcher = MemoryLauncher()
+    lifecycle = Lifecycle(presets(preset("a", ttl=0.01)), launcher, models_max=1, autoload=True)
+    await lifecycle.load("a")
+    launcher["a"].ready()
+    async with asyncio.timeout(10):
+        while not launcher["a"].must_go:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    launcher["a"].leave()
+    await lifecycle.close()
 
 
-def test_a_request_says_how_long_and_the_last_one_counts() -> None:
-    async def scene() -> None:
-        async with router(preset("a", ttl=60.0)) as it:
-            await it.use("a", stay=Stay(ttl=300))
-            await it.use("a")
-            assert it.expires_in("a") == 300, "who wants nothing changes nothing"
-            await it.use("a", stay=PINNED)
-            assert it.expires_in("a") is None
-            it.pass_by(1e6)
-            assert not it.goes("a")
+async def test_a_request_says_how_long_and_the_last_one_counts() -> None:
+    async with router(preset("a", ttl=60.0)) as it:
+        await it.use("a", stay=Stay(ttl=300))
+        await it.use("a")
+        assert it.expires_in("a") == 300, "who wants nothing changes nothing"
+        await it.use("a", stay=PINNED)
+        assert it.expires_in("a") is None
+        it.pass_by(1e6)
+        assert not it.goes("a")
+        await it.use("a", stay=Stay(ttl=0.0))
+        assert it.goes("a")
+        it.launcher["a"].leave()
+        await it.use("a")
+        assert it.expires_in("a") == 60, "a new instance begins with its preset's"
+
+
+async def test_two_at_once_both_end_before_it_goes() -> None:
+    async with router(preset("a")) as it:
+        await it.use("a")
+        async with it.lifecycle.lease("a"):
             await it.use("a", stay=Stay(ttl=0.0))
-            assert it.goes("a")
-            it.launcher["a"].leave()
-            await it.use("a")
-            assert it.expires_in("a") == 60, "a new instance begins with its preset's"
-
-    run(scene())
-
-
-def test_two_at_once_both_end_before_it_goes() -> None:
-    async def scene() -> None:
-        async with router(preset("a")) as it:
-            await it.use("a")
-            async with it.lifecycle.lease("a"):
-                await it.use("a", stay=Stay(ttl=0.0))
-                assert not it.goes("a")
-            assert it.goes("a")
-
-    run(scene())
-
-
-def test_a_pin_of_the_preset_is_stronger_than_requests() -> None:
-    async def scene() -> None:
-        async with router(preset("a", pin=True, ttl=5.0), preset("b"), models_max=1) as it:
-            await it.use("a", stay=Stay(ttl=0.0))
-            it.pass_by(1e6)
             assert not it.goes("a")
+        assert it.goes("a")
+
+
+async def test_a_pin_of_the_preset_is_stronger_than_requests() -> None:
+    async with router(preset("a", pin=True, ttl=5.0), preset("b"), models_max=1) as it:
+        await it.use("a", stay=Stay(ttl=0.0))
+        it.pass_by(1e6)
+        assert not it.goes("a")
+        it.lifecycle.let_go("a")
+        assert it.goes("a"), "asked for by name it goes all the same"
+
+
+async def test_letting_go_waits_for_whoever_uses_the_model() -> None:
+    async with router(preset("a")) as it:
+        it.lifecycle.let_go("a")  # not running: content
+        await it.use("a")
+        async with it.lifecycle.lease("a"):
             it.lifecycle.let_go("a")
-            assert it.goes("a"), "asked for by name it goes all the same"
-
-    run(scene())
-
-
-def test_letting_go_waits_for_whoever_uses_the_model() -> None:
-    async def scene() -> None:
-        async with router(preset("a")) as it:
-            it.lifecycle.let_go("a")  # not running: content
-            await it.use("a")
-            async with it.lifecycle.lease("a"):
-                it.lifecycle.let_go("a")
-                assert not it.goes("a")
-            assert it.goes("a")
-
-    run(scene())
+            assert not it.goes("a")
+        assert it.goes("a")
 
 
-def test_pinned_models_are_not_evicted_and_others_are() -> None:
-    async def scene() -> None:
-        async with router(preset("a"), preset("b"), preset("c")) as it:
-            await it.use("a", stay=PINNED)
-            it.now += 1
-            await it.use("b")
-            waiting = asyncio.create_task(it._use("c", 0, {}))
+async def test_pinned_models_are_not_evicted_and_others_are() -> None:
+    async with router(preset("a"), preset("b"), preset("c")) as it:
+        await it.use("a", stay=PINNED)
+        it.now += 1
+        await it.use("b")
+        waiting = asyncio.create_task(it._use("c", 0, {}))
+        await settle()
+        assert (it.goes("a"), it.goes("b")) == (False, True), "b was used last, but a is pinned"
+        it.launcher["b"].leave()
+        await settle()
+        it.launcher["c"].ready()
+        await waiting
+
+
+async def test_with_all_places_pinned_others_are_refused_at_once() -> None:
+    async with router(preset("a"), preset("b"), preset("c")) as it:
+        await it.use("a", stay=PINNED)
+        await it.use("b", stay=PINNED)
+        why = r"model 'c' cannot be loaded: pinned models have all 2 places \(--models-max\): a, b"
+        with pytest.raises(NoPlace, match=why):
+            await it.use("c")
+        with pytest.raises(NoPlace, match=why):
+            await it.lifecycle.load("c")
+        await it.use("b", stay=Stay(ttl=300))
+        waiting = asyncio.create_task(it._use("c", 0, {}))
+        await settle()
+        it.launcher["b"].leave()
+        await settle()
+        it.launcher["c"].ready()
+        await waiting
+
+
+async def test_who_waits_is_refused_when_the_last_place_is_pinned() -> None:
+    async with router(preset("a"), preset("b"), models_max=1) as it:
+        await it.use("a")
+        async with it.lifecycle.lease("a"):
+            waiting = asyncio.create_task(it._use("b", 0, {}))
             await settle()
-            assert (it.goes("a"), it.goes("b")) == (False, True), "b was used last, but a is pinned"
-            it.launcher["b"].leave()
-            await settle()
-            it.launcher["c"].ready()
+            assert not waiting.done()
+            async with it.lifecycle.lease("a", stay=PINNED):
+                pass
+        with pytest.raises(NoPlace):
             await waiting
 
-    run(scene())
+
+async def test_a_reload_changes_pins_and_times_without_a_restart() -> None:
+    async with router(preset("a"), preset("b"), models_max=2) as it:
+        await it.use("a")
+        await it.use("b")
+        await it.lifecycle.reload(presets(preset("a", ttl=10.0), preset("b", pin=True)))
+        assert it.expires_in("a") == 10
+        it.pass_by(10)
+        assert (it.goes("a"), it.goes("b")) == (True, False)
 
 
-def test_with_all_places_pinned_others_are_refused_at_once() -> None:
-    async def scene() -> None:
-        async with router(preset("a"), preset("b"), preset("c")) as it:
-            await it.use("a", stay=PINNED)
-            await it.use("b", stay=PINNED)
-            why = r"model 'c' cannot be loaded: pinned models have all 2 places \(--models-max\): a, b"
-            with pytest.raises(NoPlace, match=why):
-                await it.use("c")
-            with pytest.raises(NoPlace, match=why):
-                await it.lifecycle.load("c")
-            await it.use("b", stay=Stay(ttl=300))
-            waiting = asyncio.create_task(it._use("c", 0, {}))
-            await settle()
-            it.launcher["b"].leave()
-            await settle()
-            it.launcher["c"].ready()
-            await waiting
-
-    run(scene())
-
-
-def test_who_waits_is_refused_when_the_last_place_is_pinned() -> None:
-    async def scene() -> None:
-        async with router(preset("a"), preset("b"), models_max=1) as it:
-            await it.use("a")
-            async with it.lifecycle.lease("a"):
-                waiting = asyncio.create_task(it._use("b", 0, {}))
-                await settle()
-                assert not waiting.done()
-                async with it.lifecycle.lease("a", stay=PINNED):
-                    pass
-            with pytest.raises(NoPlace):
-                await waiting
-
-    run(scene())
-
-
-def test_a_reload_changes_pins_and_times_without_a_restart() -> None:
-    async def scene() -> None:
-        async with router(preset("a"), preset("b"), models_max=2) as it:
-            await it.use("a")
-            await it.use("b")
-            await it.lifecycle.reload(presets(preset("a", ttl=10.0), preset("b", pin=True)))
-            assert it.expires_in("a") == 10
-            it.pass_by(10)
-            assert (it.goes("a"), it.goes("b")) == (True, False)
-
-    run(scene())
-
-
-def test_a_model_sleeps_first_and_is_unloaded_later() -> None:
+async def test_a_model_sleeps_first_and_is_unloaded_later() -> None:
     """Both times begin with its last use, and waking up begins them anew."""
 
-    async def scene() -> None:
-        async with router(preset("a", ttl=60.0)) as it:
-            await it.use("a")
-            it.pass_by(20)
-            it.launcher["a"].report("sleeping")
-            assert it.expires_in("a") == 40, "going to sleep is no use"
-            it.pass_by(30)
-            async with it.lifecycle.lease("a"):
-                it.launcher["a"].report("loading")
-                it.launcher["a"].report("ready")
-            assert it.expires_in("a") == 60
-            it.pass_by(20)
-            it.launcher["a"].report("sleeping")
-            it.pass_by(39)
-            assert not it.goes("a")
-            it.pass_by(1)
-            assert it.goes("a")
-
-    run(scene())
+    async with router(preset("a", ttl=60.0)) as it:
+        await it.use("a")
+        it.pass_by(20)
+        it.launcher["a"].report("sleeping")
+        assert it.expires_in("a") == 40, "going to sleep is no use"
+        it.pass_by(30)
+        async with it.lifecycle.lease("a"):
+            it.launcher["a"].report("loading")
+            it.launcher["a"].report("ready")
+        assert it.expires_in("a") == 60
+        it.pass_by(20)
+        it.launcher["a"].report("sleeping")
+        it.pass_by(39)
+        assert not it.goes("a")
+        it.pass_by(1)
+        assert it.goes("a")
 
 
-def test_a_model_whose_time_is_over_before_it_sleeps_just_goes() -> None:
-    async def scene() -> None:
-        async with router(preset("a", ttl=5.0)) as it:
-            await it.use("a")
-            it.pass_by(5)
-            assert it.goes("a")
-            it.launcher["a"].report("sleeping")  # on its way out
-            it.launcher["a"].leave()
-            await it.use("a")
-            assert it.expires_in("a") == 5
-
-    run(scene())
+async def test_a_model_whose_time_is_over_before_it_sleeps_just_goes() -> None:
+    async with router(preset("a", ttl=5.0)) as it:
+        await it.use("a")
+        it.pass_by(5)
+        assert it.goes("a")
+        it.launcher["a"].report("sleeping")  # on its way out
+        it.launcher["a"].leave()
+        await it.use("a")
+        assert it.expires_in("a") == 5

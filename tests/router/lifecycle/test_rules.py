@@ -10,7 +10,7 @@ from llama_corral.presets.policy import Manners
 from llama_corral.router.lifecycle.lifecycle import Lifecycle
 from llama_corral.router.placement.snapshot import Rules
 from memory_workers import MemoryLauncher
-from router_tools import preset, presets, run, until
+from router_tools import preset, presets, until
 
 
 def named(**manners: Manners) -> dict[str, Any]:
@@ -31,303 +31,264 @@ async def leave(r: Router, name: str) -> None:
 # -- priority ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_highest_priority_is_next_and_of_equals_the_first() -> None:
-    async def check() -> None:
-        plain, high = Manners(), Manners(priority=5)
-        async with router(presets=named(a=plain, b=plain, c=plain, d=high)) as r:
-            first = r.client("a")
+async def test_the_highest_priority_is_next_and_of_equals_the_first() -> None:
+    plain, high = Manners(), Manners(priority=5)
+    async with router(presets=named(a=plain, b=plain, c=plain, d=high)) as r:
+        first = r.client("a")
+        await settle()
+        waiting = {name: r.client(name) for name in "bcd"}
+        r.launcher["a"].ready()
+        await settle()
+        order = ["a"]
+        clients = {"a": first, **waiting}
+        for _ in range(3):
+            await clients[order[-1]].finish()
             await settle()
-            waiting = {name: r.client(name) for name in "bcd"}
-            r.launcher["a"].ready()
+            await leave(r, order[-1])
+            (worker,) = r.launcher.alive
+            worker.ready()
             await settle()
-            order = ["a"]
-            clients = {"a": first, **waiting}
-            for _ in range(3):
-                await clients[order[-1]].finish()
-                await settle()
-                await leave(r, order[-1])
-                (worker,) = r.launcher.alive
-                worker.ready()
-                await settle()
-                order.append(worker.name)
-            assert order == ["a", "d", "b", "c"]
-            await clients["c"].finish()
-
-    run(check())
+            order.append(worker.name)
+        assert order == ["a", "d", "b", "c"]
+        await clients["c"].finish()
 
 
-def test_nobody_waits_for_ever_behind_higher_priorities() -> None:
-    async def check() -> None:
-        entries = named(a=Manners(), b=Manners(), c=Manners(priority=5))
-        async with router(presets=entries, rules=Rules(max_wait=300)) as r:
-            first = r.client("a")
-            await settle()
-            r.launcher["a"].ready()
-            await settle()
-            low = r.client("b")
-            await settle()
-            pass_by(r, 400)
-            high = r.client("c")
-            await settle()
-            await first.finish()
-            await settle()
-            await leave(r, "a")
-            assert r.status("b") == "loading"
-            r.launcher["b"].ready()
-            await settle()
-            await low.finish()
-            await settle()
-            await leave(r, "b")
-            r.launcher["c"].ready()
-            await high.finish()
-
-    run(check())
+async def test_nobody_waits_for_ever_behind_higher_priorities() -> None:
+    entries = named(a=Manners(), b=Manners(), c=Manners(priority=5))
+    async with router(presets=entries, rules=Rules(max_wait=300)) as r:
+        first = r.client("a")
+        await settle()
+        r.launcher["a"].ready()
+        await settle()
+        low = r.client("b")
+        await settle()
+        pass_by(r, 400)
+        high = r.client("c")
+        await settle()
+        await first.finish()
+        await settle()
+        await leave(r, "a")
+        assert r.status("b") == "loading"
+        r.launcher["b"].ready()
+        await settle()
+        await low.finish()
+        await settle()
+        await leave(r, "b")
+        r.launcher["c"].ready()
+        await high.finish()
 
 
-def test_of_idle_models_the_lowest_priority_leaves_first() -> None:
-    async def check() -> None:
-        async with router(presets=named(a=Manners(priority=1), b=Manners(), c=Manners()), models_max=2) as r:
-            await r.up("a", "b")
-            client = r.client("c")
-            await settle()
-            assert r.launcher["b"].must_go
-            assert not r.launcher["a"].must_go, "though it was used longer ago"
-            await leave(r, "b")
-            r.launcher["c"].ready()
-            await client.finish()
-
-    run(check())
+async def test_of_idle_models_the_lowest_priority_leaves_first() -> None:
+    async with router(presets=named(a=Manners(priority=1), b=Manners(), c=Manners()), models_max=2) as r:
+        await r.up("a", "b")
+        client = r.client("c")
+        await settle()
+        assert r.launcher["b"].must_go
+        assert not r.launcher["a"].must_go, "though it was used longer ago"
+        await leave(r, "b")
+        r.launcher["c"].ready()
+        await client.finish()
 
 
 # -- min-stay ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_model_just_loaded_is_left_in_peace() -> None:
-    async def check() -> None:
-        entries = named(a=Manners(min_stay=100), b=Manners())
-        async with router(presets=entries, rules=Rules(max_wait=1000)) as r:
-            await r.up("a")
-            waiting = r.client("b")
-            await settle()
-            again = r.client("a")
-            await settle()
-            assert again.is_served
-            await again.finish()
-            pass_by(r, 50)
-            assert not r.launcher["a"].must_go
-            pass_by(r, 100)
-            assert r.launcher["a"].must_go
-            await settle()
-            await leave(r, "a")
-            r.launcher["b"].ready()
-            await waiting.finish()
-
-    run(check())
+async def test_a_model_just_loaded_is_left_in_peace() -> None:
+    entries = named(a=Manners(min_stay=100), b=Manners())
+    async with router(presets=entries, rules=Rules(max_wait=1000)) as r:
+        await r.up("a")
+        waiting = r.client("b")
+        await settle()
+        again = r.client("a")
+        await settle()
+        assert again.is_served
+        await again.finish()
+        pass_by(r, 50)
+        assert not r.launcher["a"].must_go
+        pass_by(r, 100)
+        assert r.launcher["a"].must_go
+        await settle()
+        await leave(r, "a")
+        r.launcher["b"].ready()
+        await waiting.finish()
 
 
-def test_whoever_waited_too_long_ends_a_minimum_stay() -> None:
-    async def check() -> None:
-        entries = named(a=Manners(min_stay=10_000), b=Manners())
-        async with router(presets=entries, rules=Rules(max_wait=300)) as r:
-            await r.up("a")
-            waiting = r.client("b")
-            await settle()
-            pass_by(r, 200)
-            assert not r.launcher["a"].must_go
-            pass_by(r, 200)
-            await leave(r, "a")
-            r.launcher["b"].ready()
-            await waiting.finish()
-
-    run(check())
+async def test_whoever_waited_too_long_ends_a_minimum_stay() -> None:
+    entries = named(a=Manners(min_stay=10_000), b=Manners())
+    async with router(presets=entries, rules=Rules(max_wait=300)) as r:
+        await r.up("a")
+        waiting = r.client("b")
+        await settle()
+        pass_by(r, 200)
+        assert not r.launcher["a"].must_go
+        pass_by(r, 200)
+        await leave(r, "a")
+        r.launcher["b"].ready()
+        await waiting.finish()
 
 
-def test_a_stay_ends_by_itself() -> None:
+async def test_a_stay_ends_by_itself() -> None:
     """With a clock that really runs."""
 
-    async def check() -> None:
-        launcher = MemoryLauncher()
-        entries = named(a=Manners(min_stay=0.05), b=Manners())
-        lifecycle = Lifecycle(entries, launcher, models_max=1, autoload=True)
-        await lifecycle.load("a")
-        launcher["a"].ready()
-        client = Client(lifecycle, "b")
-        await until(lambda: launcher["a"].must_go)
-        launcher["a"].leave()
-        await settle()
-        launcher["b"].ready()
-        await client.finish()
-        closing = asyncio.create_task(lifecycle.close())
-        await settle()
-        launcher["b"].leave()
-        await closing
-
-    run(check())
+    launcher = MemoryLauncher()
+    entries = named(a=Manners(min_stay=0.05), b=Manners())
+    lifecycle = Lifecycle(entries, launcher, models_max=1, autoload=True)
+    await lifecycle.load("a")
+    launcher["a"].ready()
+    client = Client(lifecycle, "b")
+    await until(lambda: launcher["a"].must_go)
+    launcher["a"].leave()
+    await settle()
+    launcher["b"].ready()
+    await client.finish()
+    closing = asyncio.create_task(lifecycle.close())
+    await settle()
+    launcher["b"].leave()
+    await closing
 
 
-def test_a_command_ends_a_minimum_stay() -> None:
-    async def check() -> None:
-        async with router(presets=named(a=Manners(min_stay=1e6), b=Manners())) as r:
-            await r.up("a")
-            await r.lifecycle.unload("a")
-            assert r.launcher["a"].must_go
-
-    run(check())
+async def test_a_command_ends_a_minimum_stay() -> None:
+    async with router(presets=named(a=Manners(min_stay=1e6), b=Manners())) as r:
+        await r.up("a")
+        await r.lifecycle.unload("a")
+        assert r.launcher["a"].must_go
 
 
 # -- loads beside each other -------------------------------------------------------------------------------------------
 
 
-def test_models_load_beside_each_other_where_there_is_room_for_all() -> None:
-    async def check() -> None:
-        async with router("a", "b", "c", "d", models_max=3, rules=Rules(parallel_loads=2)) as r:
-            clients = {name: r.client(name) for name in "abcd"}
-            await settle()
-            assert {worker.name for worker in r.launcher.alive} == {"a", "b"}, "two at once"
-            r.launcher["b"].ready()
-            await settle()
-            assert {worker.name for worker in r.launcher.alive} == {"a", "b", "c"}, "and three places"
-            for name in "ac":
-                r.launcher[name].ready()
-            await settle()
-            assert [name for name in "abcd" if not clients[name].is_served] == ["d"]
-            await clients["b"].finish()
-            await leave(r, "b")
-            r.launcher["d"].ready()
-            for name in "acd":
-                await clients[name].finish()
-
-    run(check())
+async def test_models_load_beside_each_other_where_there_is_room_for_all() -> None:
+    async with router("a", "b", "c", "d", models_max=3, rules=Rules(parallel_loads=2)) as r:
+        clients = {name: r.client(name) for name in "abcd"}
+        await settle()
+        assert {worker.name for worker in r.launcher.alive} == {"a", "b"}, "two at once"
+        r.launcher["b"].ready()
+        await settle()
+        assert {worker.name for worker in r.launcher.alive} == {"a", "b", "c"}, "and three places"
+        for name in "ac":
+            r.launcher[name].ready()
+        await settle()
+        assert [name for name in "abcd" if not clients[name].is_served] == ["d"]
+        await clients["b"].finish()
+        await leave(r, "b")
+        r.launcher["d"].ready()
+        for name in "acd":
+            await clients[name].finish()
 
 
-def test_loads_beside_each_other_keep_within_memory() -> None:
-    async def check() -> None:
-        room = Sizes(5 * GIB, a=2, b=4, c=1)
-        async with router(models_max=0, room=room, rules=Rules(parallel_loads=3)) as r:
-            clients = {name: r.client(name) for name in "abc"}
+async def test_loads_beside_each_other_keep_within_memory() -> None:
+    room = Sizes(5 * GIB, a=2, b=4, c=1)
+    async with router(models_max=0, room=room, rules=Rules(parallel_loads=3)) as r:
+        clients = {name: r.client(name) for name in "abc"}
+        await settle()
+        assert {worker.name for worker in r.launcher.alive} == {"a"}, "b is next, and nobody passes it"
+        r.launcher["a"].ready()
+        await settle()
+        await clients["a"].finish()
+        await leave(r, "a")
+        assert {worker.name for worker in r.launcher.alive} == {"b", "c"}
+        for name in "bc":
+            r.launcher[name].ready()
             await settle()
-            assert {worker.name for worker in r.launcher.alive} == {"a"}, "b is next, and nobody passes it"
-            r.launcher["a"].ready()
-            await settle()
-            await clients["a"].finish()
-            await leave(r, "a")
-            assert {worker.name for worker in r.launcher.alive} == {"b", "c"}
-            for name in "bc":
-                r.launcher[name].ready()
-                await settle()
-                await clients[name].finish()
-
-    run(check())
+            await clients[name].finish()
 
 
 # -- a limit to waiting ------------------------------------------------------------------------------------------------
 
 
-def test_a_model_in_constant_use_yields_to_who_waited_too_long() -> None:
-    async def check() -> None:
-        async with router(rules=Rules(max_wait=300, yields=True)) as r:
-            first = r.client("a")
-            await settle()
-            r.launcher["a"].ready()
-            await settle()
-            waiting = r.client("b")
-            await settle()
-            second = r.client("a")
-            await settle()
-            assert second.is_served, "b has not waited for long"
-            pass_by(r, 400)
-            third = r.client("a")
-            await settle()
-            assert not third.is_served
-            assert not r.launcher["a"].must_go, "it finishes what it has"
-            await first.finish()
-            await second.finish()
-            await leave(r, "a")
-            r.launcher["b"].ready()
-            await settle()
-            assert waiting.is_served
-            await waiting.finish()
-            await settle()
-            await leave(r, "b")
-            r.launcher["a"].ready()
-            await third.finish()
-
-    run(check())
+async def test_a_model_in_constant_use_yields_to_who_waited_too_long() -> None:
+    async with router(rules=Rules(max_wait=300, yields=True)) as r:
+        first = r.client("a")
+        await settle()
+        r.launcher["a"].ready()
+        await settle()
+        waiting = r.client("b")
+        await settle()
+        second = r.client("a")
+        await settle()
+        assert second.is_served, "b has not waited for long"
+        pass_by(r, 400)
+        third = r.client("a")
+        await settle()
+        assert not third.is_served
+        assert not r.launcher["a"].must_go, "it finishes what it has"
+        await first.finish()
+        await second.finish()
+        await leave(r, "a")
+        r.launcher["b"].ready()
+        await settle()
+        assert waiting.is_served
+        await waiting.finish()
+        await settle()
+        await leave(r, "b")
+        r.launcher["a"].ready()
+        await third.finish()
 
 
-def test_without_a_limit_to_waiting_models_in_use_stay() -> None:
-    async def check() -> None:
-        async with router() as r:
-            first = r.client("a")
-            await settle()
-            r.launcher["a"].ready()
-            await settle()
-            waiting = r.client("b")
-            await settle()
-            pass_by(r, 1e6)
-            second = r.client("a")
-            await settle()
-            assert second.is_served
-            await first.finish()
-            await second.finish()
-            await settle()
-            await leave(r, "a")
-            r.launcher["b"].ready()
-            await waiting.finish()
-
-    run(check())
+async def test_without_a_limit_to_waiting_models_in_use_stay() -> None:
+    async with router() as r:
+        first = r.client("a")
+        await settle()
+        r.launcher["a"].ready()
+        await settle()
+        waiting = r.client("b")
+        await settle()
+        pass_by(r, 1e6)
+        second = r.client("a")
+        await settle()
+        assert second.is_served
+        await first.finish()
+        await second.finish()
+        await settle()
+        await leave(r, "a")
+        r.launcher["b"].ready()
+        await waiting.finish()
 
 
-def test_nobody_in_use_yields_in_vain() -> None:
+async def test_nobody_in_use_yields_in_vain() -> None:
     """b is pinned and takes what c needs."""
 
-    async def check() -> None:
-        room = Sizes(6 * GIB, a=2, b=3, c=3)
-        entries = presets(preset("a"), preset("b", pin=True), preset("c"))
-        async with router(presets=entries, models_max=0, room=room, rules=Rules(max_wait=300, yields=True)) as r:
-            clients = [r.client("a"), r.client("b")]
-            await settle()
-            r.launcher["a"].ready()
-            await settle()
-            r.launcher["b"].ready()
-            await settle()
-            waiting = r.client("c")
-            await settle()
-            pass_by(r, 400)
-            again = r.client("b")
-            await settle()
-            assert again.is_served, "a alone is in the way"
-            for client in (*clients, again):
-                await client.finish()
-            await leave(r, "a")
-            r.launcher["c"].ready()
-            await waiting.finish()
-
-    run(check())
+    room = Sizes(6 * GIB, a=2, b=3, c=3)
+    entries = presets(preset("a"), preset("b", pin=True), preset("c"))
+    async with router(presets=entries, models_max=0, room=room, rules=Rules(max_wait=300, yields=True)) as r:
+        clients = [r.client("a"), r.client("b")]
+        await settle()
+        r.launcher["a"].ready()
+        await settle()
+        r.launcher["b"].ready()
+        await settle()
+        waiting = r.client("c")
+        await settle()
+        pass_by(r, 400)
+        again = r.client("b")
+        await settle()
+        assert again.is_served, "a alone is in the way"
+        for client in (*clients, again):
+            await client.finish()
+        await leave(r, "a")
+        r.launcher["c"].ready()
+        await waiting.finish()
 
 
-def test_a_model_stays_when_whoever_it_yields_to_has_left() -> None:
-    async def check() -> None:
-        async with router(rules=Rules(max_wait=300, yields=True)) as r:
-            first = r.client("a")
-            await settle()
-            r.launcher["a"].ready()
-            await settle()
-            waiting = r.client("b")
-            await settle()
-            pass_by(r, 400)
-            second, third = r.client("a"), r.client("a")
-            await settle()
-            assert not second.is_served
-            await third.leave()
-            await settle()
-            assert not second.is_served, "b still waits"
-            await waiting.leave()
-            await settle()
-            assert second.is_served
-            await first.finish()
-            await second.finish()
-            await settle()
-            assert not r.launcher["a"].must_go
-
-    run(check())
+async def test_a_model_stays_when_whoever_it_yields_to_has_left() -> None:
+    async with router(rules=Rules(max_wait=300, yields=True)) as r:
+        first = r.client("a")
+        await settle()
+        r.launcher["a"].ready()
+        await settle()
+        waiting = r.client("b")
+        await settle()
+        pass_by(r, 400)
+        second, third = r.client("a"), r.client("a")
+        await settle()
+        assert not second.is_served
+        await third.leave()
+        await settle()
+        assert not second.is_served, "b still waits"
+        await waiting.leave()
+        await settle()
+        assert second.is_served
+        await first.finish()
+        await second.finish()
+        await settle()
+        assert not r.launcher["a"].must_go

@@ -25,7 +25,7 @@ from llama_corral.router.lifecycle.lifecycle import Lifecycle
 from llama_corral.router.memory.host import private_bytes
 from llama_corral.router.process.launcher import Launcher, LaunchSpec
 from router_http import Gateway, error_of, gateway
-from router_tools import KINDS, PATIENCE, Kind, Recorder, fake_launcher, is_alive, preset, run, until
+from router_tools import KINDS, PATIENCE, Kind, Recorder, fake_launcher, is_alive, preset, until
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 ROUTER = Path(inspect.getfile(Lifecycle)).parent
@@ -34,98 +34,86 @@ ROUTER = Path(inspect.getfile(Lifecycle)).parent
 # -- lifecycle races ---------------------------------------------------------------------------------------------------
 
 
-def test_a_request_just_as_its_idle_model_is_unloaded() -> None:
+async def test_a_request_just_as_its_idle_model_is_unloaded() -> None:
     """The worker was asked to leave a moment ago, has perhaps left already, or is about to: a new one serves."""
 
-    async def check() -> None:
-        async with gateway(preset("m")) as g:
-            pids = set()
-            for turn in range(20):
-                pids.add((await g.worker_of("m"))["pid"])
-                g.lifecycle.let_go("m")
-                for _ in range(turn):
-                    await asyncio.sleep(0)
-                assert (await g.chat("m")).status_code == 200
-            assert len(pids) == 20
-
-    run(check())
+    async with gateway(preset("m")) as g:
+        pids = set()
+        for turn in range(20):
+            pids.add((await g.worker_of("m"))["pid"])
+            g.lifecycle.let_go("m")
+            for _ in range(turn):
+                await asyncio.sleep(0)
+            assert (await g.chat("m")).status_code == 200
+        assert len(pids) == 20
 
 
-def test_two_that_wait_for_one_victim() -> None:
+async def test_two_that_wait_for_one_victim() -> None:
     """The first gets the place that the victim leaves, the second the next that becomes free."""
 
-    async def check() -> None:
-        async with router("idle", "busy", "first", "second", models_max=2) as r:
-            await r.up("idle", "busy")
-            holder = r.client("busy")
-            await settle()
-            first, second = r.client("first"), r.client("second")
-            await settle()
-            assert r.launcher["idle"].must_go
-            r.launcher["idle"].leave()
-            await settle()
-            r.launcher["first"].ready()
-            await settle()
-            assert first.is_served
-            assert r.status("second") == "unloaded"
-            assert not r.launcher["busy"].must_go
-            await first.finish()
-            await settle()
-            assert r.launcher["first"].must_go, "the idle one, and no longer the first victim"
-            r.launcher["first"].leave()
-            await settle()
-            r.launcher["second"].ready()
-            await settle()
-            assert second.is_served
-            await second.finish()
-            await holder.finish()
-
-    run(check())
+    async with router("idle", "busy", "first", "second", models_max=2) as r:
+        await r.up("idle", "busy")
+        holder = r.client("busy")
+        await settle()
+        first, second = r.client("first"), r.client("second")
+        await settle()
+        assert r.launcher["idle"].must_go
+        r.launcher["idle"].leave()
+        await settle()
+        r.launcher["first"].ready()
+        await settle()
+        assert first.is_served
+        assert r.status("second") == "unloaded"
+        assert not r.launcher["busy"].must_go
+        await first.finish()
+        await settle()
+        assert r.launcher["first"].must_go, "the idle one, and no longer the first victim"
+        r.launcher["first"].leave()
+        await settle()
+        r.launcher["second"].ready()
+        await settle()
+        assert second.is_served
+        await second.finish()
+        await holder.finish()
 
 
-def test_an_unload_ends_streams_of_a_worker_that_hangs() -> None:
+async def test_an_unload_ends_streams_of_a_worker_that_hangs() -> None:
     """It waits no longer than the stop-timeout, and the client is told why its stream ends."""
 
-    async def check() -> None:
-        stuck = preset("m", "ignore-exit,chunks=1000,pause=100", stop_timeout=0.2)
-        async with gateway(stuck) as g:
-            stream = asyncio.create_task(g.events_of("m"))
-            await until(lambda: any(view.leases for view in g.lifecycle.views()))
-            async with asyncio.timeout(PATIENCE):
-                assert (await g.client.post("/models/unload", json={"model": "m"})).status_code == 200
-                assert "in the middle of its answer" in (await stream)[-1]["error"]["message"]
-            await g.becomes("m", "unloaded")
-
-    run(check())
+    stuck = preset("m", "ignore-exit,chunks=1000,pause=100", stop_timeout=0.2)
+    async with gateway(stuck) as g:
+        stream = asyncio.create_task(g.events_of("m"))
+        await until(lambda: any(view.leases for view in g.lifecycle.views()))
+        async with asyncio.timeout(PATIENCE):
+            assert (await g.client.post("/models/unload", json={"model": "m"})).status_code == 200
+            assert "in the middle of its answer" in (await stream)[-1]["error"]["message"]
+        await g.becomes("m", "unloaded")
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------
 
 
 @every_kind
-def test_a_grandchild_that_keeps_the_log_open_holds_up_nobody(kind: Kind) -> None:
+async def test_a_grandchild_that_keeps_the_log_open_holds_up_nobody(kind: Kind) -> None:
     """It left the worker's process group, so that it outlives the worker with its end of the pipe."""
 
-    async def check() -> None:
-        launcher = fake_launcher(kind)
-        recorder = Recorder()
-        worker = launcher.launch(LaunchSpec("m", ("--model", "stray", "--alias", "m")), recorder.callbacks)
-        await recorder.state("ready")
-        await until(lambda: any("stray" in line for line in worker.last_lines))
-        stray = int(next(line for line in worker.last_lines if "stray" in line).split()[1])
-        try:
-            worker.stop()
-            assert await recorder.exited() == 0
-            assert is_alive(stray)
-            await launcher.close()
-        finally:
-            os.kill(stray, 9)
-
-    run(check())
+    launcher = fake_launcher(kind)
+    recorder = Recorder()
+    worker = launcher.launch(LaunchSpec("m", ("--model", "stray", "--alias", "m")), recorder.callbacks)
+    await recorder.state("ready")
+    await until(lambda: any("stray" in line for line in worker.last_lines))
+    stray = int(next(line for line in worker.last_lines if "stray" in line).split()[1])
+    try:
+        worker.stop()
+        assert await recorder.exited() == 0
+        assert is_alive(stray)
+        await launcher.close()
+    finally:
+        os.kill(stray, 9)
 
 
 @every_kind
-def test_sixty_workers_leave_nothing_behind(kind: Kind) -> None:
+async def test_sixty_workers_leave_nothing_behind(kind: Kind) -> None:
     async def cycle(launcher: Launcher, count: int) -> None:
         for number in range(count):
             recorder = Recorder()
@@ -154,7 +142,7 @@ def test_sixty_workers_leave_nothing_behind(kind: Kind) -> None:
         assert private_bytes(os.getpid()) - memory < 8 << 20
         await launcher.close()
 
-    run(check())
+    await check()
 
 
 def test_the_router_knows_no_device() -> None:
@@ -174,23 +162,20 @@ def test_idle_connections_outlive_those_of_client_pools() -> None:
     assert listen.KEEPALIVE_S > 5
 
 
-def test_a_silent_client_that_is_gone_without_a_word() -> None:
+async def test_a_silent_client_that_is_gone_without_a_word() -> None:
     """Its connection is open on our side and nobody reads: writing gives up, and the lease ends."""
 
-    async def check() -> None:
-        async with gateway(preset("m", "chunks=100000"), timeout=1) as g:
-            reader, writer = await asyncio.open_connection("127.0.0.1", g.port, limit=1024)
-            body = json.dumps({"model": "m", "stream": True}).encode()
-            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
-            writer.write(head.encode() + body)
-            await reader.readline()
-            writer.transport.pause_reading()  # type: ignore[attr-defined]
-            await until(lambda: any(view.leases for view in g.lifecycle.views()))
-            await until(lambda: not any(view.leases for view in g.lifecycle.views()))
-            await g.has_cancelled("m")
-            writer.close()
-
-    run(check())
+    async with gateway(preset("m", "chunks=100000"), timeout=1) as g:
+        reader, writer = await asyncio.open_connection("127.0.0.1", g.port, limit=1024)
+        body = json.dumps({"model": "m", "stream": True}).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        await reader.readline()
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await until(lambda: any(view.leases for view in g.lifecycle.views()))
+        await until(lambda: not any(view.leases for view in g.lifecycle.views()))
+        await g.has_cancelled("m")
+        writer.close()
 
 
 async def exchange(port: int, request: bytes) -> tuple[bytes, dict[str, object]]:
@@ -204,44 +189,38 @@ async def exchange(port: int, request: bytes) -> tuple[bytes, dict[str, object]]
     return head, value
 
 
-def test_bodies_in_pieces_compressed_and_announced_reach_the_worker_whole() -> None:
-    async def check() -> None:
-        async with gateway(preset("m")) as g:
-            whole = b'{"model": "m", "content": "' + b"x" * 100_000 + b'"}'
-            zipped = gzip.compress(whole)
-            start = b"POST /props HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
-            pieces = b"".join(b"%x\r\n%b\r\n" % (len(p), p) for p in (whole[:7], whole[7:50_000], whole[50_000:]))
-            asked = [
-                start + b"Transfer-Encoding: chunked\r\n\r\n" + pieces + b"0\r\n\r\n",
-                start + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(zipped) + zipped,
-                start + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(whole) + whole,
-            ]
-            for request in asked:
-                head, seen = await exchange(g.port, request)
-                assert seen["body"] == whole.decode()
-                headers = seen["headers"]
-                assert isinstance(headers, dict)
-                assert headers["content-length"] == str(len(whole))
-                assert not {"transfer-encoding", "content-encoding", "expect"} & set(headers)
-                assert (b"100 Continue" in head) == (b"Expect" in request)
-
-    run(check())
+async def test_bodies_in_pieces_compressed_and_announced_reach_the_worker_whole() -> None:
+    async with gateway(preset("m")) as g:
+        whole = b'{"model": "m", "content": "' + b"x" * 100_000 + b'"}'
+        zipped = gzip.compress(whole)
+        start = b"POST /props HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        pieces = b"".join(b"%x\r\n%b\r\n" % (len(p), p) for p in (whole[:7], whole[7:50_000], whole[50_000:]))
+        asked = [
+            start + b"Transfer-Encoding: chunked\r\n\r\n" + pieces + b"0\r\n\r\n",
+            start + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(zipped) + zipped,
+            start + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(whole) + whole,
+        ]
+        for request in asked:
+            head, seen = await exchange(g.port, request)
+            assert seen["body"] == whole.decode()
+            headers = seen["headers"]
+            assert isinstance(headers, dict)
+            assert headers["content-length"] == str(len(whole))
+            assert not {"transfer-encoding", "content-encoding", "expect"} & set(headers)
+            assert (b"100 Continue" in head) == (b"Expect" in request)
 
 
-def test_a_path_that_holds_a_name_with_slashes() -> None:
-    async def check() -> None:
-        names = ["user/repo:Q4_K_M", "with space", "ünïcode", "100%"]
-        async with gateway(*(preset(name) for name in names)) as g:
-            for name in names:
-                escaped = "".join(f"%{byte:02X}" for byte in name.encode())
-                for path in (f"/models/{quote(name)}", f"/v1/models/{escaped}"):
-                    assert (await g.client.get(path)).json()["id"] == name
-
-    run(check())
+async def test_a_path_that_holds_a_name_with_slashes() -> None:
+    names = ["user/repo:Q4_K_M", "with space", "ünïcode", "100%"]
+    async with gateway(*(preset(name) for name in names)) as g:
+        for name in names:
+            escaped = "".join(f"%{byte:02X}" for byte in name.encode())
+            for path in (f"/models/{quote(name)}", f"/v1/models/{escaped}"):
+                assert (await g.client.get(path)).json()["id"] == name
 
 
 @pytest.mark.parametrize("flags", ["", ",fail-load=no memory"])
-def test_five_hundred_clients_of_one_loading_model(flags: str, tmp_path: Path) -> None:
+async def test_five_hundred_clients_of_one_loading_model(flags: str, tmp_path: Path) -> None:
     """They share one entry of the queue, all are told in the end, and nothing of them stays."""
     gate = tmp_path / "gate"
 
@@ -266,7 +245,7 @@ def test_five_hundred_clients_of_one_loading_model(flags: str, tmp_path: Path) -
             await all_at_once(g)
             assert private_bytes(os.getpid()) - before < 16 << 20
 
-    run(check())
+    await check()
 
 
 async def _unloaded(g: Gateway) -> None:
@@ -278,54 +257,48 @@ async def _unloaded(g: Gateway) -> None:
 # -- configuration and operation ---------------------------------------------------------------------------------------
 
 
-def test_a_busy_model_is_edited_renamed_and_its_alias_taken() -> None:
-    async def check() -> None:
-        async with gateway(preset("m", "chunks=200,pause=0.01", aliases=("a",)), preset("n")) as g:
-            stream = asyncio.create_task(g.events_of("m"))
-            await until(lambda: any(view.leases for view in g.lifecycle.views()))
-            g.sources["m"] = preset("m", "chunks=1", aliases=("a",))
-            await g.client.get("/models?reload=1")
-            del g.sources["m"]
-            g.sources["renamed"] = preset("renamed", "chunks=2", aliases=("a",))
-            await g.client.get("/models?reload=1")
-            g.source_error = ConfigError("the alias 'a' stands for two models")
-            assert (await g.client.get("/models?reload=1")).status_code == 500
-            g.source_error = None
-            assert len(await stream) == 201, "what ran goes on to its end"
-            answer = (await g.client.post("/props", json={"model": "a"})).json()
-            assert answer["worker"]["name"] == "renamed"
-            assert (await g.chat("m")).status_code == 400
-            assert (await g.client.post("/models/unload", json={"model": "renamed"})).status_code == 200
-            await g.becomes("renamed", "unloaded")
-            shown = (await g.client.get("/models")).json()["data"]
-            assert {entry["id"]: entry["status"]["value"] for entry in shown} == {
-                "n": "unloaded",
-                "renamed": "unloaded",
-            }
-
-    run(check())
+async def test_a_busy_model_is_edited_renamed_and_its_alias_taken() -> None:
+    async with gateway(preset("m", "chunks=200,pause=0.01", aliases=("a",)), preset("n")) as g:
+        stream = asyncio.create_task(g.events_of("m"))
+        await until(lambda: any(view.leases for view in g.lifecycle.views()))
+        g.sources["m"] = preset("m", "chunks=1", aliases=("a",))
+        await g.client.get("/models?reload=1")
+        del g.sources["m"]
+        g.sources["renamed"] = preset("renamed", "chunks=2", aliases=("a",))
+        await g.client.get("/models?reload=1")
+        g.source_error = ConfigError("the alias 'a' stands for two models")
+        assert (await g.client.get("/models?reload=1")).status_code == 500
+        g.source_error = None
+        assert len(await stream) == 201, "what ran goes on to its end"
+        answer = (await g.client.post("/props", json={"model": "a"})).json()
+        assert answer["worker"]["name"] == "renamed"
+        assert (await g.chat("m")).status_code == 400
+        assert (await g.client.post("/models/unload", json={"model": "renamed"})).status_code == 200
+        await g.becomes("renamed", "unloaded")
+        shown = (await g.client.get("/models")).json()["data"]
+        assert {entry["id"]: entry["status"]["value"] for entry in shown} == {
+            "n": "unloaded",
+            "renamed": "unloaded",
+        }
 
 
-def test_a_clock_that_is_set_moves_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_clock_that_is_set_moves_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Idle times, pauses and deadlines are counted by a clock that nobody sets."""
     for path in ROUTER.glob("*.py"):
         for line in path.read_text().splitlines():
             shown = "int(time.time())" in line or "expiry_text(time.time()" in line
             assert "time.time" not in line or shown, f"{path.name}: only for dates that clients are shown"
 
-    async def check() -> None:
-        async with gateway(preset("m", ttl=3600.0)) as g:
-            assert (await g.chat("m")).status_code == 200
-            now = time.time()
-            monkeypatch.setattr(time, "time", lambda: now + 7 * 86400)
-            g.lifecycle.unload_expired()
-            view = g.lifecycle.view("m")
-            assert view is not None
-            assert view.status == "loaded"
-            assert view.expires_in is not None
-            assert 3500 < view.expires_in <= 3600
-
-    run(check())
+    async with gateway(preset("m", ttl=3600.0)) as g:
+        assert (await g.chat("m")).status_code == 200
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now + 7 * 86400)
+        g.lifecycle.unload_expired()
+        view = g.lifecycle.view("m")
+        assert view is not None
+        assert view.status == "loaded"
+        assert view.expires_in is not None
+        assert 3500 < view.expires_in <= 3600
 
 
 def test_a_models_directory_with_ten_thousand_files_and_links_in_circles(tmp_path: Path) -> None:
@@ -351,15 +324,12 @@ def test_a_presets_file_of_five_hundred_sections(tmp_path: Path) -> None:
     assert found["m499"].aliases == ("a499",)
 
 
-def test_a_worker_that_is_never_ready_can_be_given_up() -> None:
-    async def check() -> None:
-        async with gateway(preset("m", "never-ready")) as g:
-            waiting = asyncio.create_task(g.chat("m"))
-            await until(lambda: any(view.waiting for view in g.lifecycle.views()))
-            await g.becomes("m", "loading")
-            assert (await g.client.post("/models/unload", json={"model": "m"})).status_code == 200
-            answer = await waiting
-            assert answer.status_code in (500, 503)
-            assert "m" in error_of(answer)["message"]
-
-    run(check())
+async def test_a_worker_that_is_never_ready_can_be_given_up() -> None:
+    async with gateway(preset("m", "never-ready")) as g:
+        waiting = asyncio.create_task(g.chat("m"))
+        await until(lambda: any(view.waiting for view in g.lifecycle.views()))
+        await g.becomes("m", "loading")
+        assert (await g.client.post("/models/unload", json={"model": "m"})).status_code == 200
+        answer = await waiting
+        assert answer.status_code in (500, 503)
+        assert "m" in error_of(answer)["message"]

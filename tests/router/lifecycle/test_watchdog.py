@@ -25,7 +25,7 @@ from llama_corral.router.process.external import Launchers, asking_interval
 from llama_corral.router.process.health_probe import Checkup
 from programs import Program, wait_until
 from router_http import Gateway, error_of, gateway
-from router_tools import PATIENCE, fake_launcher, preset, run
+from router_tools import PATIENCE, fake_launcher, preset
 
 START = Pulse(0, 0, 0)
 TIMEOUT = 300.0
@@ -89,83 +89,71 @@ def test_nobody_is_stuck_before_it_is_due(
         assert bool(pulse.why_stuck(looked, timeout)) == (looked > pulse.due(timeout))
 
 
-def test_a_router_that_was_held_up_itself_blames_nobody() -> None:
-    async def check() -> None:
-        now, ended = 0.0, []
-        dog: Watchdog[str] = Watchdog(10, lambda: now, lambda who, _: ended.append(who))
-        dog.note("a", {})
-        now = 500.0
-        dog.check()
-        dog.note("a", {})  # what lay in the pipe meanwhile
-        now = 504.0
-        dog.check()
-        assert not ended
-        now = 520.0
-        dog.check()
-        now = 524.0
-        dog.check()
-        assert ended == ["a"]
-        dog.check()
-        assert ended == ["a"]
-
-    run(check())
+async def test_a_router_that_was_held_up_itself_blames_nobody() -> None:
+    now, ended = 0.0, []
+    dog: Watchdog[str] = Watchdog(10, lambda: now, lambda who, _: ended.append(who))
+    dog.note("a", {})
+    now = 500.0
+    dog.check()
+    dog.note("a", {})  # what lay in the pipe meanwhile
+    now = 504.0
+    dog.check()
+    assert not ended
+    now = 520.0
+    dog.check()
+    now = 524.0
+    dog.check()
+    assert ended == ["a"]
+    dog.check()
+    assert ended == ["a"]
 
 
 def test_too_short_a_time_is_made_long_enough() -> None:
     assert [least_timeout(seconds) for seconds in (0, 0.1, 300)] == [0, 3 * HEARTBEAT_S, 300]
 
 
-def test_a_stopped_process_is_replaced() -> None:
-    async def check() -> None:
-        async with gateway(preset("m", "beat=0.05,pause=0.05,chunks=1000"), worker_timeout=0.5) as g:
-            body = {"model": "m", "stream": True}
-            async with g.client.stream("POST", "/v1/chat/completions", json=body) as response:
-                lines = response.aiter_lines()
-                await anext(lines)
-                pid = int((await g.worker_of("m"))["pid"])
-                os.kill(pid, signal.SIGSTOP)
-                waiting = asyncio.create_task(g.chat("m"))
-                async with asyncio.timeout(PATIENCE):
-                    last = [line async for line in lines if line][-1]
-            why = "it was ended because it was stuck: its process gave no sign of life"
-            assert why in json.loads(last.removeprefix("data: "))["error"]["message"]
-            refused = await waiting
-            assert refused.status_code == 502
-            assert why in error_of(refused)["message"]
-            status = await g.status("m")
-            assert status["failed"]
-            assert why in status["error"]
-            assert (await g.worker_of("m"))["pid"] != pid
-
-    run(check())
+async def test_a_stopped_process_is_replaced() -> None:
+    async with gateway(preset("m", "beat=0.05,pause=0.05,chunks=1000"), worker_timeout=0.5) as g:
+        body = {"model": "m", "stream": True}
+        async with g.client.stream("POST", "/v1/chat/completions", json=body) as response:
+            lines = response.aiter_lines()
+            await anext(lines)
+            pid = int((await g.worker_of("m"))["pid"])
+            os.kill(pid, signal.SIGSTOP)
+            waiting = asyncio.create_task(g.chat("m"))
+            async with asyncio.timeout(PATIENCE):
+                last = [line async for line in lines if line][-1]
+        why = "it was ended because it was stuck: its process gave no sign of life"
+        assert why in json.loads(last.removeprefix("data: "))["error"]["message"]
+        refused = await waiting
+        assert refused.status_code == 502
+        assert why in error_of(refused)["message"]
+        status = await g.status("m")
+        assert status["failed"]
+        assert why in status["error"]
+        assert (await g.worker_of("m"))["pid"] != pid
 
 
-def test_an_engine_that_does_not_get_on_is_replaced() -> None:
-    async def check() -> None:
-        async with gateway(preset("m", "beat=0.05,stuck"), worker_timeout=0.5) as g:
-            refused = await g.chat("m")
-            assert refused.status_code == 502
-            assert "its requests did not get on" in error_of(refused)["message"]
-
-    run(check())
+async def test_an_engine_that_does_not_get_on_is_replaced() -> None:
+    async with gateway(preset("m", "beat=0.05,stuck"), worker_timeout=0.5) as g:
+        refused = await g.chat("m")
+        assert refused.status_code == 502
+        assert "its requests did not get on" in error_of(refused)["message"]
 
 
 @pytest.mark.parametrize(
     ("model", "timeout"),
     [("beat=0.05,load=1.5", 0.4), ("beat=0.05,think=1.5", 0.4), ("think=1.5", 0.4), ("beat=0.05,stuck", 0)],
 )
-def test_whoever_only_takes_long_is_left_alone(model: str, timeout: float) -> None:
-    async def check() -> None:
-        async with gateway(preset("m", model), worker_timeout=timeout) as g:
-            if timeout:
-                assert (await g.chat("m")).status_code == 200
-                return
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(1):
-                    await g.chat("m")
-            assert (await g.status("m"))["value"] == "loaded"
-
-    run(check())
+async def test_whoever_only_takes_long_is_left_alone(model: str, timeout: float) -> None:
+    async with gateway(preset("m", model), worker_timeout=timeout) as g:
+        if timeout:
+            assert (await g.chat("m")).status_code == 200
+            return
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1):
+                await g.chat("m")
+        assert (await g.status("m"))["value"] == "loaded"
 
 
 def test_the_real_worker_stopped(start_gateway: Callable[..., Program]) -> None:
@@ -201,20 +189,17 @@ def test_a_program_that_does_not_answer_is_stuck_unless_it_may_be_busy() -> None
     assert not pulse.after(SignOfLife(), 1900).why_stuck(1900, TIMEOUT)
 
 
-def test_who_answers_requests_needs_no_time_for_questions() -> None:
-    async def check() -> None:
-        now, ended = 0.0, []
-        dog: Watchdog[str] = Watchdog(10, lambda: now, lambda who, _: ended.append(who))
-        for now in range(200):  # noqa: B007
-            dog.note("a", {"busy": True, "steps": 1}, quiet_for=0.5)
-            dog.check()
-        assert not ended
-        for now in range(200, 220):  # noqa: B007
-            dog.note("a", {"busy": True, "steps": 1})
-            dog.check()
-        assert ended == ["a"]
-
-    run(check())
+async def test_who_answers_requests_needs_no_time_for_questions() -> None:
+    now, ended = 0.0, []
+    dog: Watchdog[str] = Watchdog(10, lambda: now, lambda who, _: ended.append(who))
+    for now in range(200):  # noqa: B007
+        dog.note("a", {"busy": True, "steps": 1}, quiet_for=0.5)
+        dog.check()
+    assert not ended
+    for now in range(200, 220):  # noqa: B007
+        dog.note("a", {"busy": True, "steps": 1})
+        dog.check()
+    assert ended == ["a"]
 
 
 def test_how_often_a_program_is_asked() -> None:
@@ -263,28 +248,22 @@ def backend_gateway(*flags: str, timeout: float = 0.5) -> AbstractAsyncContextMa
     return gateway(preset("m", backend=program), launcher=launchers, worker_timeout=timeout)
 
 
-def test_a_program_that_hangs_is_replaced() -> None:
-    async def check() -> None:
-        async with backend_gateway() as g:
-            pid = (await g.chat("m")).json()["pid"]
-            os.kill(pid, signal.SIGSTOP)
-            async with g.lifecycle.subscribe() as listener, asyncio.timeout(PATIENCE):
-                while not (status := await g.status("m")).get("failed"):
-                    assert await listener.get() is not None
-            assert "it was ended because it was stuck: GET /health was not answered for" in status["error"]
-            assert (await g.chat("m")).json()["pid"] != pid
-
-    run(check())
+async def test_a_program_that_hangs_is_replaced() -> None:
+    async with backend_gateway() as g:
+        pid = (await g.chat("m")).json()["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        async with g.lifecycle.subscribe() as listener, asyncio.timeout(PATIENCE):
+            while not (status := await g.status("m")).get("failed"):
+                assert await listener.get() is not None
+        assert "it was ended because it was stuck: GET /health was not answered for" in status["error"]
+        assert (await g.chat("m")).json()["pid"] != pid
 
 
 @pytest.mark.parametrize("flags", [("sick",), ("single", "pause=0.6")])
-def test_a_program_that_refuses_or_is_busy_is_left_alone(flags: tuple[str, ...]) -> None:
-    async def check() -> None:
-        async with backend_gateway(*flags) as g:
-            pid = (await g.chat("m")).json()["pid"]
-            body = {"model": "m", "stream": True}
-            async with g.client.stream("POST", "/v1/chat/completions", json=body) as response:
-                assert [line async for line in response.aiter_lines() if line][-1] == "data: [DONE]"
-            assert (await g.chat("m")).json()["pid"] == pid
-
-    run(check())
+async def test_a_program_that_refuses_or_is_busy_is_left_alone(flags: tuple[str, ...]) -> None:
+    async with backend_gateway(*flags) as g:
+        pid = (await g.chat("m")).json()["pid"]
+        body = {"model": "m", "stream": True}
+        async with g.client.stream("POST", "/v1/chat/completions", json=body) as response:
+            assert [line async for line in response.aiter_lines() if line][-1] == "data: [DONE]"
+        assert (await g.chat("m")).json()["pid"] == pid

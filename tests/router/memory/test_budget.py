@@ -16,7 +16,7 @@ from llama_corral.router.placement.memory_amounts import Limit, Space
 from llama_corral.router.placement.snapshot import Rules
 from programs import Program, Programs
 from router_http import error_of, gateway
-from router_tools import preset, presets, run, until
+from router_tools import preset, presets, until
 
 
 async def use(r: Router, *names: str) -> None:
@@ -34,97 +34,82 @@ def alive(r: Router) -> set[str]:
     return {worker.name for worker in r.launcher.alive}
 
 
-def test_as_many_models_stay_as_there_is_memory_for() -> None:
-    async def check() -> None:
-        async with router("a", "b", "c", models_max=0, room=Sizes(10 * GIB, a=4, b=4, c=4)) as r:
-            await use(r, "a", "b")
-            client = r.client("c")
-            await settle()
-            assert alive(r) == {"a", "b"}
-            assert r.launcher["a"].stop_asked, "it was used longest ago"
-            assert not r.launcher["b"].stop_asked
-            r.launcher["a"].leave()
-            await settle()
-            r.launcher["c"].ready()
-            await client.finish()
-            assert alive(r) == {"b", "c"}
-
-    run(check())
+async def test_as_many_models_stay_as_there_is_memory_for() -> None:
+    async with router("a", "b", "c", models_max=0, room=Sizes(10 * GIB, a=4, b=4, c=4)) as r:
+        await use(r, "a", "b")
+        client = r.client("c")
+        await settle()
+        assert alive(r) == {"a", "b"}
+        assert r.launcher["a"].stop_asked, "it was used longest ago"
+        assert not r.launcher["b"].stop_asked
+        r.launcher["a"].leave()
+        await settle()
+        r.launcher["c"].ready()
+        await client.finish()
+        assert alive(r) == {"b", "c"}
 
 
-def test_one_large_model_leaves_rather_than_two_small_ones() -> None:
-    async def check() -> None:
-        sizes = Sizes(10 * GIB, a=2, b=2, c=5, d=6)
-        async with router("a", "b", "c", "d", models_max=0, room=sizes) as r:
-            await use(r, "a", "b", "c")
-            client = r.client("d")
-            await settle()
-            assert [worker.name for worker in r.launcher.alive if worker.must_go] == ["c"]
-            r.launcher["c"].leave()
-            await settle()
-            r.launcher["d"].ready()
-            await client.finish()
-
-    run(check())
+async def test_one_large_model_leaves_rather_than_two_small_ones() -> None:
+    sizes = Sizes(10 * GIB, a=2, b=2, c=5, d=6)
+    async with router("a", "b", "c", "d", models_max=0, room=sizes) as r:
+        await use(r, "a", "b", "c")
+        client = r.client("d")
+        await settle()
+        assert [worker.name for worker in r.launcher.alive if worker.must_go] == ["c"]
+        r.launcher["c"].leave()
+        await settle()
+        r.launcher["d"].ready()
+        await client.finish()
 
 
-def test_nobody_is_evicted_in_vain() -> None:
+async def test_nobody_is_evicted_in_vain() -> None:
     """As long as a busy model keeps what is needed, the idle ones may as well stay."""
 
-    async def check() -> None:
-        async with router("a", "b", "c", models_max=0, room=Sizes(10 * GIB, a=7, b=2, c=8)) as r:
-            await use(r, "b")
-            busy = r.client("a")
-            await settle()
-            r.launcher["a"].ready()
-            client = r.client("c")
-            await settle()
-            assert not any(worker.must_go for worker in r.launcher.alive)
-            await busy.finish()
-            await settle()
-            assert {worker.name for worker in r.launcher.alive if worker.must_go} == {"a"}
-            r.launcher["a"].leave()
-            await settle()
-            r.launcher["c"].ready()
-            await client.finish()
-
-    run(check())
+    async with router("a", "b", "c", models_max=0, room=Sizes(10 * GIB, a=7, b=2, c=8)) as r:
+        await use(r, "b")
+        busy = r.client("a")
+        await settle()
+        r.launcher["a"].ready()
+        client = r.client("c")
+        await settle()
+        assert not any(worker.must_go for worker in r.launcher.alive)
+        await busy.finish()
+        await settle()
+        assert {worker.name for worker in r.launcher.alive if worker.must_go} == {"a"}
+        r.launcher["a"].leave()
+        await settle()
+        r.launcher["c"].ready()
+        await client.finish()
 
 
-def test_what_never_fits_is_refused_at_once_with_the_numbers() -> None:
-    async def check() -> None:
-        async with router("a", "b", models_max=0, room=Sizes(10 * GIB, a=4, b=11)) as r:
-            await use(r, "a")
-            error = await r.client("b").refused()
-            assert error.message == (
-                "model 'b' cannot be loaded: it needs 11.0 GiB of memory, and models may take 10.0 GiB"
-            )
-            assert error.status == 503
-            assert alive(r) == {"a"}
-            assert not r.launcher["a"].must_go
-            with pytest.raises(NoPlace, match=r"cannot be loaded: it needs 11\.0 GiB"):
-                await r.lifecycle.load("b")
-
-    run(check())
+async def test_what_never_fits_is_refused_at_once_with_the_numbers() -> None:
+    async with router("a", "b", models_max=0, room=Sizes(10 * GIB, a=4, b=11)) as r:
+        await use(r, "a")
+        error = await r.client("b").refused()
+        assert error.message == (
+            "model 'b' cannot be loaded: it needs 11.0 GiB of memory, and models may take 10.0 GiB"
+        )
+        assert error.status == 503
+        assert alive(r) == {"a"}
+        assert not r.launcher["a"].must_go
+        with pytest.raises(NoPlace, match=r"cannot be loaded: it needs 11\.0 GiB"):
+            await r.lifecycle.load("b")
 
 
-def test_devices_are_counted_apart() -> None:
-    async def check() -> None:
-        half, large = Space(GIB, {"CUDA0": 5 * GIB}), Space(GIB, {"CUDA0": 9 * GIB})
-        sizes = Sizes(10 * GIB, 8 * GIB, a=half, b=half, c=large)
-        async with router("a", "b", "c", models_max=0, room=sizes) as r:
-            await use(r, "a")
-            client = r.client("b")
-            await settle()
-            assert r.launcher["a"].must_go
-            r.launcher["a"].leave()
-            await settle()
-            r.launcher["b"].ready()
-            await client.finish()
-            error = await r.client("c").refused()
-            assert error.message.endswith("it needs 9.0 GiB on CUDA0, and models may take 8.0 GiB on CUDA0")
-
-    run(check())
+async def test_devices_are_counted_apart() -> None:
+    half, large = Space(GIB, {"CUDA0": 5 * GIB}), Space(GIB, {"CUDA0": 9 * GIB})
+    sizes = Sizes(10 * GIB, 8 * GIB, a=half, b=half, c=large)
+    async with router("a", "b", "c", models_max=0, room=sizes) as r:
+        await use(r, "a")
+        client = r.client("b")
+        await settle()
+        assert r.launcher["a"].must_go
+        r.launcher["a"].leave()
+        await settle()
+        r.launcher["b"].ready()
+        await client.finish()
+        error = await r.client("c").refused()
+        assert error.message.endswith("it needs 9.0 GiB on CUDA0, and models may take 8.0 GiB on CUDA0")
 
 
 def on(*gib: int) -> Space:
@@ -134,253 +119,214 @@ def on(*gib: int) -> Space:
 TWO = {"CUDA0": 10 * GIB, "CUDA1": 8 * GIB}
 
 
-def test_who_is_on_the_device_that_is_short_leaves_and_nobody_else() -> None:
-    async def check() -> None:
-        sizes = Sizes(10 * GIB, TWO, a=on(0, 6), b=on(6), c=on(6, 1))
-        async with router("a", "b", "c", models_max=0, room=sizes) as r:
-            await use(r, "a", "b")
-            client = r.client("c")
-            await settle()
-            assert [worker.name for worker in r.launcher.alive if worker.must_go] == ["b"], "a was used longest ago"
-            r.launcher["b"].leave()
-            await settle()
-            r.launcher["c"].ready()
-            await client.finish()
-
-    run(check())
+async def test_who_is_on_the_device_that_is_short_leaves_and_nobody_else() -> None:
+    sizes = Sizes(10 * GIB, TWO, a=on(0, 6), b=on(6), c=on(6, 1))
+    async with router("a", "b", "c", models_max=0, room=sizes) as r:
+        await use(r, "a", "b")
+        client = r.client("c")
+        await settle()
+        assert [worker.name for worker in r.launcher.alive if worker.must_go] == ["b"], "a was used longest ago"
+        r.launcher["b"].leave()
+        await settle()
+        r.launcher["c"].ready()
+        await client.finish()
 
 
-def test_the_device_that_is_short_is_named() -> None:
-    async def check() -> None:
-        sizes = Sizes(10 * GIB, TWO, a=on(1, 9), b=on(0, 3), c=on(1, 7))
-        entries = presets(preset("a"), preset("b", pin=True), preset("c"))
-        async with router(presets=entries, models_max=0, room=sizes) as r:
-            error = await r.client("a").refused()
-            assert error.message == (
-                "model 'a' cannot be loaded: it needs 9.0 GiB on CUDA1, and models may take 8.0 GiB on CUDA1"
-            )
-            await use(r, "b")
-            error = await r.client("c").refused()
-            assert error.message.endswith(
-                "it needs 7.0 GiB on CUDA1, and models may take 8.0 GiB on CUDA1, "
-                "of which pinned ones have 3.0 GiB on CUDA1: b"
-            )
-
-    run(check())
+async def test_the_device_that_is_short_is_named() -> None:
+    sizes = Sizes(10 * GIB, TWO, a=on(1, 9), b=on(0, 3), c=on(1, 7))
+    entries = presets(preset("a"), preset("b", pin=True), preset("c"))
+    async with router(presets=entries, models_max=0, room=sizes) as r:
+        error = await r.client("a").refused()
+        assert error.message == (
+            "model 'a' cannot be loaded: it needs 9.0 GiB on CUDA1, and models may take 8.0 GiB on CUDA1"
+        )
+        await use(r, "b")
+        error = await r.client("c").refused()
+        assert error.message.endswith(
+            "it needs 7.0 GiB on CUDA1, and models may take 8.0 GiB on CUDA1, "
+            "of which pinned ones have 3.0 GiB on CUDA1: b"
+        )
 
 
-def test_a_full_device_is_not_in_the_way_of_who_needs_nothing_of_it() -> None:
-    async def check() -> None:
-        sizes = Sizes(10 * GIB, dict.fromkeys(TWO, AUTO_LIMIT), a=on(5), b=on(0, 5))
-        async with router("a", "b", models_max=0, room=sizes) as r:
-            await use(r, "a")
-            sizes.free_on = {"CUDA0": -GIB, "CUDA1": 8 * GIB}  # somebody else takes more than there was
-            await use(r, "b")
-            assert alive(r) == {"a", "b"}
-
-    run(check())
+async def test_a_full_device_is_not_in_the_way_of_who_needs_nothing_of_it() -> None:
+    sizes = Sizes(10 * GIB, dict.fromkeys(TWO, AUTO_LIMIT), a=on(5), b=on(0, 5))
+    async with router("a", "b", models_max=0, room=sizes) as r:
+        await use(r, "a")
+        sizes.free_on = {"CUDA0": -GIB, "CUDA1": 8 * GIB}  # somebody else takes more than there was
+        await use(r, "b")
+        assert alive(r) == {"a", "b"}
 
 
-def test_layers_go_where_devices_are_free_when_the_model_starts() -> None:
+async def test_layers_go_where_devices_are_free_when_the_model_starts() -> None:
     """What CUDA0 lacks CUDA1 has; with its layers halved nobody would fit beside a."""
 
-    async def check() -> None:
-        both = Need(Space(GIB), (Split((GIB,) * 10, 0, ("CUDA0", "CUDA1")),))
-        sizes = Sizes(10 * GIB, {"CUDA0": 10 * GIB, "CUDA1": 10 * GIB}, a=on(8), b=both, c=on(0, 3))
-        async with router("a", "b", "c", models_max=0, room=sizes) as r:
-            await use(r, "a", "b")
-            assert alive(r) == {"a", "b"}
-            view = r.lifecycle.view("b")
-            assert view is not None
-            assert view.expected == on(2, 8)
-            client = r.client("c")
-            await settle()
-            assert [worker.name for worker in r.launcher.alive if worker.must_go] == ["b"]
-            await client.leave()
-
-    run(check())
+    both = Need(Space(GIB), (Split((GIB,) * 10, 0, ("CUDA0", "CUDA1")),))
+    sizes = Sizes(10 * GIB, {"CUDA0": 10 * GIB, "CUDA1": 10 * GIB}, a=on(8), b=both, c=on(0, 3))
+    async with router("a", "b", "c", models_max=0, room=sizes) as r:
+        await use(r, "a", "b")
+        assert alive(r) == {"a", "b"}
+        view = r.lifecycle.view("b")
+        assert view is not None
+        assert view.expected == on(2, 8)
+        client = r.client("c")
+        await settle()
+        assert [worker.name for worker in r.launcher.alive if worker.must_go] == ["b"]
+        await client.leave()
 
 
-def test_memory_of_a_device_is_waited_for_even_within_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def check() -> None:
-        monkeypatch.setattr(dispatcher, "RECHECK_S", 0.01)
-        sizes = Sizes(10 * GIB, TWO, a=on(6), b=on(6))
-        async with router("a", "b", models_max=0, room=sizes) as r:
-            await use(r, "a")
-            sizes.free_on["CUDA0"] = 2 * GIB
-            client = r.client("b")
-            await settle()
-            r.launcher["a"].leave()
-            await settle()
-            assert alive(r) == set()
-            sizes.free_on["CUDA0"] = 8 * GIB
-            await until(lambda: alive(r) == {"b"})
-            r.launcher["b"].ready()
-            await client.finish()
-
-    run(check())
+async def test_memory_of_a_device_is_waited_for_even_within_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatcher, "RECHECK_S", 0.01)
+    sizes = Sizes(10 * GIB, TWO, a=on(6), b=on(6))
+    async with router("a", "b", models_max=0, room=sizes) as r:
+        await use(r, "a")
+        sizes.free_on["CUDA0"] = 2 * GIB
+        client = r.client("b")
+        await settle()
+        r.launcher["a"].leave()
+        await settle()
+        assert alive(r) == set()
+        sizes.free_on["CUDA0"] = 8 * GIB
+        await until(lambda: alive(r) == {"b"})
+        r.launcher["b"].ready()
+        await client.finish()
 
 
-def test_workers_say_what_they_take_of_each_device() -> None:
+async def test_workers_say_what_they_take_of_each_device() -> None:
     """Over real pipes and HTTP: what was measured decides the next time."""
 
-    async def check() -> None:
-        entries = [
-            preset(name, f"takes={takes}")
-            for name, takes in {"a": "CUDA1:6", "b": "CUDA0:6", "c": "CUDA0:5/CUDA1:1", "d": "CUDA1:9"}.items()
-        ]
-        async with gateway(*entries, room=Sizes(NO_LIMIT, TWO), models_max=0) as g:
-            for name in ("d", "c"):
-                assert (await g.chat(name)).status_code == 200, "nobody knows its size yet"
-                await g.client.post("/models/unload", json={"model": name})
-                await g.becomes(name, "unloaded")
-            for name in ("a", "b", "c"):
-                assert (await g.chat(name)).status_code == 200
-            listed = {entry["id"]: entry for entry in (await g.client.get("/models")).json()["data"]}
-            assert [listed[name]["status"]["value"] for name in "abc"] == ["loaded", "unloaded", "loaded"]
-            measured = {"host": 1 << 20, "device": 6 * GIB, "devices": {"CUDA0": 5 * GIB, "CUDA1": GIB}}
-            assert listed["c"]["memory"]["measured"] == measured
-            assert listed["c"]["memory"]["expected"]["devices"] == measured["devices"]
-            refused = await g.chat("d")
-            assert refused.status_code == 503
-            assert "it needs 9.0 GiB on CUDA1, and models may take 8.0 GiB on CUDA1" in error_of(refused)["message"]
-
-    run(check())
+    entries = [
+        preset(name, f"takes={takes}")
+        for name, takes in {"a": "CUDA1:6", "b": "CUDA0:6", "c": "CUDA0:5/CUDA1:1", "d": "CUDA1:9"}.items()
+    ]
+    async with gateway(*entries, room=Sizes(NO_LIMIT, TWO), models_max=0) as g:
+        for name in ("d", "c"):
+            assert (await g.chat(name)).status_code == 200, "nobody knows its size yet"
+            await g.client.post("/models/unload", json={"model": name})
+            await g.becomes(name, "unloaded")
+        for name in ("a", "b", "c"):
+            assert (await g.chat(name)).status_code == 200
+        listed = {entry["id"]: entry for entry in (await g.client.get("/models")).json()["data"]}
+        assert [listed[name]["status"]["value"] for name in "abc"] == ["loaded", "unloaded", "loaded"]
+        measured = {"host": 1 << 20, "device": 6 * GIB, "devices": {"CUDA0": 5 * GIB, "CUDA1": GIB}}
+        assert listed["c"]["memory"]["measured"] == measured
+        assert listed["c"]["memory"]["expected"]["devices"] == measured["devices"]
+        refused = await g.chat("d")
+        assert refused.status_code == 503
+        assert "it needs 9.0 GiB on CUDA1, and models may take 8.0 GiB on CUDA1" in error_of(refused)["message"]
 
 
-def test_a_load_by_command_makes_room_too_and_says_when_it_cannot() -> None:
-    async def check() -> None:
-        async with router("a", "b", "c", models_max=0, room=Sizes(10 * GIB, a=4, b=4, c=9)) as r:
-            await use(r, "a", "b")
-            command = asyncio.create_task(r.lifecycle.load("c"))
-            await settle()
-            assert all(worker.stop_asked for worker in r.launcher.alive)
-            for worker in r.launcher.alive:
-                worker.leave()
-            await command
-            r.launcher["c"].ready()
-            busy = r.client("c")
-            await settle()
-            with pytest.raises(ServerFault, match=r"try again later: model 'a' needs 4\.0 GiB"):
-                await r.lifecycle.load("a")
-            await busy.finish()
-
-    run(check())
+async def test_a_load_by_command_makes_room_too_and_says_when_it_cannot() -> None:
+    async with router("a", "b", "c", models_max=0, room=Sizes(10 * GIB, a=4, b=4, c=9)) as r:
+        await use(r, "a", "b")
+        command = asyncio.create_task(r.lifecycle.load("c"))
+        await settle()
+        assert all(worker.stop_asked for worker in r.launcher.alive)
+        for worker in r.launcher.alive:
+            worker.leave()
+        await command
+        r.launcher["c"].ready()
+        busy = r.client("c")
+        await settle()
+        with pytest.raises(ServerFault, match=r"try again later: model 'a' needs 4\.0 GiB"):
+            await r.lifecycle.load("a")
+        await busy.finish()
 
 
-def test_memory_that_others_give_back_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_memory_that_others_give_back_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Right after a worker's end the system may not have it back yet; that is no reason to refuse."""
 
-    async def check() -> None:
-        monkeypatch.setattr(dispatcher, "RECHECK_S", 0.01)
-        sizes = Sizes(AUTO_LIMIT, a=6, b=6)
+    monkeypatch.setattr(dispatcher, "RECHECK_S", 0.01)
+    sizes = Sizes(AUTO_LIMIT, a=6, b=6)
+    sizes.free = 8 * GIB
+    async with router("a", "b", models_max=0, room=sizes) as r:
+        await use(r, "a")
+        sizes.free = 2 * GIB
+        sizes.private = {1: 6 * GIB}
+        client = r.client("b")
+        await settle()
+        r.launcher["a"].leave()
+        await settle()
+        assert not client.task.done()
+        assert alive(r) == set()
         sizes.free = 8 * GIB
-        async with router("a", "b", models_max=0, room=sizes) as r:
-            await use(r, "a")
-            sizes.free = 2 * GIB
-            sizes.private = {1: 6 * GIB}
-            client = r.client("b")
-            await settle()
-            r.launcher["a"].leave()
-            await settle()
-            assert not client.task.done()
-            assert alive(r) == set()
-            sizes.free = 8 * GIB
-            await until(lambda: alive(r) == {"b"})
-            r.launcher["b"].ready()
-            await client.finish()
-
-    run(check())
+        await until(lambda: alive(r) == {"b"})
+        r.launcher["b"].ready()
+        await client.finish()
 
 
-def test_a_device_shows_as_free_what_a_model_that_loads_is_about_to_take() -> None:
-    async def check() -> None:
-        sizes = Sizes(10 * GIB, AUTO_LIMIT, a=on(5), b=on(5))
-        sizes.free_on = {"CUDA0": 8 * GIB}
-        async with router("a", "b", models_max=0, room=sizes, rules=Rules(parallel_loads=2)) as r:
-            first = r.client("a")
-            await settle()
-            second = r.client("b")
-            await settle()
-            assert alive(r) == {"a"}
-            assert not second.task.done()
-            sizes.free_on = {"CUDA0": 3 * GIB}
-            r.launcher["a"].ready()
-            await settle()
-            assert alive(r) == {"a"}
-            await first.finish()
-            await settle()
-            assert r.launcher["a"].must_go
-            await second.leave()
-
-    run(check())
+async def test_a_device_shows_as_free_what_a_model_that_loads_is_about_to_take() -> None:
+    sizes = Sizes(10 * GIB, AUTO_LIMIT, a=on(5), b=on(5))
+    sizes.free_on = {"CUDA0": 8 * GIB}
+    async with router("a", "b", models_max=0, room=sizes, rules=Rules(parallel_loads=2)) as r:
+        first = r.client("a")
+        await settle()
+        second = r.client("b")
+        await settle()
+        assert alive(r) == {"a"}
+        assert not second.task.done()
+        sizes.free_on = {"CUDA0": 3 * GIB}
+        r.launcher["a"].ready()
+        await settle()
+        assert alive(r) == {"a"}
+        await first.finish()
+        await settle()
+        assert r.launcher["a"].must_go
+        await second.leave()
 
 
-def test_a_model_that_sleeps_keeps_its_part_of_a_device() -> None:
-    async def check() -> None:
-        sizes = Sizes(10 * GIB, AUTO_LIMIT, a=on(5), b=on(5))
-        sizes.free_on = {"CUDA0": 8 * GIB}
-        async with router("a", "b", models_max=0, room=sizes) as r:
-            await use(r, "a")
-            r.launcher["a"]._callbacks.on_report(Report("sleeping"))
-            client = r.client("b")
-            await settle()
-            assert r.launcher["a"].must_go, "both are not to be awake at once"
-            await client.leave()
-
-    run(check())
+async def test_a_model_that_sleeps_keeps_its_part_of_a_device() -> None:
+    sizes = Sizes(10 * GIB, AUTO_LIMIT, a=on(5), b=on(5))
+    sizes.free_on = {"CUDA0": 8 * GIB}
+    async with router("a", "b", models_max=0, room=sizes) as r:
+        await use(r, "a")
+        r.launcher["a"]._callbacks.on_report(Report("sleeping"))
+        client = r.client("b")
+        await settle()
+        assert r.launcher["a"].must_go, "both are not to be awake at once"
+        await client.leave()
 
 
-def test_what_others_take_of_the_machine_is_not_ours() -> None:
-    async def check() -> None:
-        sizes = Sizes(AUTO_LIMIT, a=6, b=6)
-        sizes.free = 7 * GIB
-        async with router("a", "b", models_max=0, room=sizes) as r:
-            await use(r, "a")
-            sizes.free, sizes.private = 1 * GIB, {1: 6 * GIB}
-            client = r.client("b")
-            await settle()
-            assert r.launcher["a"].must_go
-            await client.leave()
-
-    run(check())
+async def test_what_others_take_of_the_machine_is_not_ours() -> None:
+    sizes = Sizes(AUTO_LIMIT, a=6, b=6)
+    sizes.free = 7 * GIB
+    async with router("a", "b", models_max=0, room=sizes) as r:
+        await use(r, "a")
+        sizes.free, sizes.private = 1 * GIB, {1: 6 * GIB}
+        client = r.client("b")
+        await settle()
+        assert r.launcher["a"].must_go
+        await client.leave()
 
 
-def test_what_a_worker_measured_replaces_the_estimate() -> None:
-    async def check() -> None:
-        sizes = Sizes(10 * GIB, a=4, b=5)
-        async with router("a", "b", models_max=0, room=sizes) as r:
-            client = r.client("a")
-            await settle()
-            worker = r.launcher["a"]
-            worker._callbacks.on_report(Report("ready", {"id": "a"}, Taken(6 * GIB)))
-            await client.finish()
-            view = r.lifecycle.view("a")
-            assert view is not None
-            assert view.measured == Taken(6 * GIB)
-            assert view.expected is not None
-            assert view.expected.host > 6 * GIB
-            second = r.client("b")
-            await settle()
-            assert worker.must_go, "with 4 GiB it could have stayed"
-            await second.leave()
-
-    run(check())
+async def test_what_a_worker_measured_replaces_the_estimate() -> None:
+    sizes = Sizes(10 * GIB, a=4, b=5)
+    async with router("a", "b", models_max=0, room=sizes) as r:
+        client = r.client("a")
+        await settle()
+        worker = r.launcher["a"]
+        worker._callbacks.on_report(Report("ready", {"id": "a"}, Taken(6 * GIB)))
+        await client.finish()
+        view = r.lifecycle.view("a")
+        assert view is not None
+        assert view.measured == Taken(6 * GIB)
+        assert view.expected is not None
+        assert view.expected.host > 6 * GIB
+        second = r.client("b")
+        await settle()
+        assert worker.must_go, "with 4 GiB it could have stayed"
+        await second.leave()
 
 
-def test_a_worker_that_grows_counts_with_what_it_has() -> None:
-    async def check() -> None:
-        sizes = Sizes(10 * GIB, a=4, b=5)
-        sizes.private = {1: GIB}
-        async with router("a", "b", models_max=0, room=sizes) as r:
-            await use(r, "a")
-            sizes.private = {1: 3 * GIB}  # its prompt cache
-            client = r.client("b")
-            await settle()
-            assert r.launcher["a"].must_go
-            await client.leave()
-
-    run(check())
+async def test_a_worker_that_grows_counts_with_what_it_has() -> None:
+    sizes = Sizes(10 * GIB, a=4, b=5)
+    sizes.private = {1: GIB}
+    async with router("a", "b", models_max=0, room=sizes) as r:
+        await use(r, "a")
+        sizes.private = {1: 3 * GIB}  # its prompt cache
+        client = r.client("b")
+        await settle()
+        assert r.launcher["a"].must_go
+        await client.leave()
 
 
 def test_the_limit_is_what_is_free_and_what_our_workers_have() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_tools import run, running
+from engine_tools import running
 from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.common.hub.gguf_header import Header, Tensor, read_header
@@ -39,18 +39,15 @@ TWO = Devices([Device("CUDA0", 24, 24), Device("CUDA1", 16, 16)])
         ("tiny-bert.gguf", {"embeddings": True}),
     ],
 )
-def test_the_estimate_is_what_llama_cpp_takes(models: Path, name: str, options: dict[str, Any]) -> None:
+async def test_the_estimate_is_what_llama_cpp_takes(models: Path, name: str, options: dict[str, Any]) -> None:
     settings = Settings(**{"model": str(models / name), "ctx_size": 1024, **options})
     expected = estimate([read_header(models / name)], plan_of(settings, Devices()))
 
-    async def check() -> None:
-        async with running(models / name, **options) as engine:
-            taken = engine.memory
-            assert not taken.devices
-            assert not expected.need.space.devices
-            assert taken.host == pytest.approx(expected.need.space.host, rel=0.1, abs=2 * MIB)
-
-    run(check())
+    async with running(models / name, **options) as engine:
+        taken = engine.memory
+        assert not taken.devices
+        assert not expected.need.space.devices
+        assert taken.host == pytest.approx(expected.need.space.host, rel=0.1, abs=2 * MIB)
 
 
 def test_all_parts_of_a_split_model_count(models: Path) -> None:

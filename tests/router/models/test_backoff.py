@@ -17,7 +17,7 @@ import pytest
 from llama_corral.common.base.errors import ServerFault
 from llama_corral.presets.sources import Preset
 from llama_corral.router.lifecycle.lifecycle import Lifecycle
-from router_tools import KINDS, TESTS, Kind, fake_launcher, is_alive, preset, presets, run, until
+from router_tools import KINDS, TESTS, Kind, fake_launcher, is_alive, preset, presets, until
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -46,88 +46,73 @@ async def post(endpoint: str, path: str, body: dict[str, Any]) -> dict[str, Any]
 
 
 @every_kind
-def test_death_while_loading(kind: Kind) -> None:
-    async def check() -> None:
-        async with lifecycle(kind, preset("a", "die-loading"), preset("b")) as made:
-            with pytest.raises(ServerFault, match=r"failed to load: its process exited with code 3; .*cannot go on"):
-                async with made.lease("a"):
-                    pass
-            view = made.view("a")
-            assert view is not None
-            assert (view.status, view.is_failed, view.exit_code) == ("unloaded", True, 3)
-            assert "about to fall" in view.last_lines
-            async with made.lease("b") as lease:
-                assert (await post(lease.endpoint, "/tokenize", {"content": "hi"}))["tokens"] == [104, 105]
-
-    run(check())
-
-
-@every_kind
-def test_worker_that_will_not_go_is_killed_with_its_group(kind: Kind) -> None:
-    async def check() -> None:
-        stubborn = preset("a", "ignore-exit,grandchild", stop_timeout=0.2)
-        async with lifecycle(kind, stubborn, preset("b")) as made:
+async def test_death_while_loading(kind: Kind) -> None:
+    async with lifecycle(kind, preset("a", "die-loading"), preset("b")) as made:
+        with pytest.raises(ServerFault, match=r"failed to load: its process exited with code 3; .*cannot go on"):
             async with made.lease("a"):
-                pid = pid_of(made, "a")
-            async with made.lease("b"):
-                assert not is_alive(pid)
-            view = made.view("a")
-            assert view is not None
-            assert (view.is_failed, view.exit_code) == (True, 1)
-            grandchild = next(int(line.split()[1]) for line in view.last_lines if line.startswith("grandchild"))
-            await until(lambda: not is_alive(grandchild))
-
-    run(check())
-
-
-@every_kind
-def test_flooding_worker_hurts_nobody(kind: Kind) -> None:
-    async def check() -> None:
-        async with lifecycle(kind, preset("a", "flood=20000"), preset("b"), models_max=2) as made:
-
-            async def ask(model: str) -> None:
-                async with made.lease(model) as lease:
-                    assert "tokens" in await post(lease.endpoint, "/tokenize", {"content": "x"})
-
-            await asyncio.gather(ask("a"), ask("b"))
-
-    run(check())
-
-
-@every_kind
-def test_hundred_clients_for_three_models_in_one_place(kind: Kind) -> None:
-    async def check() -> None:
-        async with lifecycle(kind, *(preset(name) for name in "abc")) as made:
-
-            async def ask(number: int) -> str:
-                model = "abc"[number % 3]
-                async with made.lease(model) as lease:
-                    answer = await post(lease.endpoint, "/echo", {"number": number})
-                    assert answer["worker"]["name"] == model
-                    return str(json.loads(answer["body"])["number"])
-
-            answers = await asyncio.gather(*(ask(number) for number in range(100)))
-            assert answers == [str(number) for number in range(100)]
-            assert sum(view.is_running for view in made.views()) == 1
-
-    run(check())
-
-
-@every_kind
-def test_clients_that_come_and_go_leave_nothing_behind(kind: Kind) -> None:
-    async def check() -> None:
-        async with lifecycle(kind, *(preset(name, "load=0.05") for name in "abc")) as made:
-
-            async def ask(number: int) -> None:
-                async with asyncio.timeout(0.02 * (number % 10)), made.lease("abc"[number % 3]) as lease:
-                    await post(lease.endpoint, "/echo", {})
-
-            await asyncio.gather(*(ask(number) for number in range(60)), return_exceptions=True)
-            assert all(view.leases == view.waiting == 0 for view in made.views())
-            async with made.lease("c"):
                 pass
+        view = made.view("a")
+        assert view is not None
+        assert (view.status, view.is_failed, view.exit_code) == ("unloaded", True, 3)
+        assert "about to fall" in view.last_lines
+        async with made.lease("b") as lease:
+            assert (await post(lease.endpoint, "/tokenize", {"content": "hi"}))["tokens"] == [104, 105]
 
-    run(check())
+
+@every_kind
+async def test_worker_that_will_not_go_is_killed_with_its_group(kind: Kind) -> None:
+    stubborn = preset("a", "ignore-exit,grandchild", stop_timeout=0.2)
+    async with lifecycle(kind, stubborn, preset("b")) as made:
+        async with made.lease("a"):
+            pid = pid_of(made, "a")
+        async with made.lease("b"):
+            assert not is_alive(pid)
+        view = made.view("a")
+        assert view is not None
+        assert (view.is_failed, view.exit_code) == (True, 1)
+        grandchild = next(int(line.split()[1]) for line in view.last_lines if line.startswith("grandchild"))
+        await until(lambda: not is_alive(grandchild))
+
+
+@every_kind
+async def test_flooding_worker_hurts_nobody(kind: Kind) -> None:
+    async with lifecycle(kind, preset("a", "flood=20000"), preset("b"), models_max=2) as made:
+
+        async def ask(model: str) -> None:
+            async with made.lease(model) as lease:
+                assert "tokens" in await post(lease.endpoint, "/tokenize", {"content": "x"})
+
+        await asyncio.gather(ask("a"), ask("b"))
+
+
+@every_kind
+async def test_hundred_clients_for_three_models_in_one_place(kind: Kind) -> None:
+    async with lifecycle(kind, *(preset(name) for name in "abc")) as made:
+
+        async def ask(number: int) -> str:
+            model = "abc"[number % 3]
+            async with made.lease(model) as lease:
+                answer = await post(lease.endpoint, "/echo", {"number": number})
+                assert answer["worker"]["name"] == model
+                return str(json.loads(answer["body"])["number"])
+
+        answers = await asyncio.gather(*(ask(number) for number in range(100)))
+        assert answers == [str(number) for number in range(100)]
+        assert sum(view.is_running for view in made.views()) == 1
+
+
+@every_kind
+async def test_clients_that_come_and_go_leave_nothing_behind(kind: Kind) -> None:
+    async with lifecycle(kind, *(preset(name, "load=0.05") for name in "abc")) as made:
+
+        async def ask(number: int) -> None:
+            async with asyncio.timeout(0.02 * (number % 10)), made.lease("abc"[number % 3]) as lease:
+                await post(lease.endpoint, "/echo", {})
+
+        await asyncio.gather(*(ask(number) for number in range(60)), return_exceptions=True)
+        assert all(view.leases == view.waiting == 0 for view in made.views())
+        async with made.lease("c"):
+            pass
 
 
 def pid_of(made: Lifecycle, model: str) -> int:
@@ -161,7 +146,7 @@ asyncio.run(main())
 
 @every_kind
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere a worker that loads notices later")
-def test_no_worker_outlives_a_router_that_is_killed(kind: Kind) -> None:
+async def test_no_worker_outlives_a_router_that_is_killed(kind: Kind) -> None:
     command = [sys.executable, "-c", SMALL_ROUTER, kind]
     environ = {**os.environ, "PYTHONPATH": str(TESTS)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environ) as router:
@@ -173,10 +158,7 @@ def test_no_worker_outlives_a_router_that_is_killed(kind: Kind) -> None:
         router.send_signal(signal.SIGKILL)
         router.wait()
 
-    async def check() -> None:
-        await until(lambda: not any(is_alive(pid) for pid in family))
-
-    run(check())
+    await until(lambda: not any(is_alive(pid) for pid in family))
 
 
 def children_of(pid: int) -> list[int]:

@@ -13,7 +13,7 @@ from llama_corral.presets.policy import Manners
 from llama_corral.router.placement.admission import Crowd, free, refusal
 from llama_corral.router.placement.snapshot import Rules
 from router_http import gateway
-from router_tools import preset, presets, run
+from router_tools import preset, presets
 
 counts = st.integers(0, 4)
 crowds = st.builds(Crowd, counts, counts, st.integers(4, 8))
@@ -42,194 +42,167 @@ def one(**manners: Any) -> dict[str, Any]:
     return presets(preset("a", manners=Manners(**manners)), preset("b"))
 
 
-def test_requests_beyond_the_limit_wait_in_order() -> None:
-    async def check() -> None:
-        async with router(presets=one(concurrency=2)) as r:
-            clients = [r.client("a") for _ in range(5)]
-            await settle()
-            r.launcher["a"].ready()
-            await settle()
-            assert [client.is_served for client in clients] == [True, True, False, False, False]
-            async with r.lifecycle.lease("a", touch=False):
-                pass  # who only looks is never in the way
-            await clients[3].leave()
-            await clients[1].finish()
-            await settle()
-            assert [client.is_served for client in clients] == [True, True, True, False, False]
-            await clients[0].finish()
-            await clients[2].finish()
-            await settle()
-            assert clients[4].is_served
-            await clients[4].finish()
-            view = r.lifecycle.view("a")
-            assert view is not None
-            assert (view.leases, view.waiting) == (0, 0)
-
-    run(check())
+async def test_requests_beyond_the_limit_wait_in_order() -> None:
+    async with router(presets=one(concurrency=2)) as r:
+        clients = [r.client("a") for _ in range(5)]
+        await settle()
+        r.launcher["a"].ready()
+        await settle()
+        assert [client.is_served for client in clients] == [True, True, False, False, False]
+        async with r.lifecycle.lease("a", touch=False):
+            pass  # who only looks is never in the way
+        await clients[3].leave()
+        await clients[1].finish()
+        await settle()
+        assert [client.is_served for client in clients] == [True, True, True, False, False]
+        await clients[0].finish()
+        await clients[2].finish()
+        await settle()
+        assert clients[4].is_served
+        await clients[4].finish()
+        view = r.lifecycle.view("a")
+        assert view is not None
+        assert (view.leases, view.waiting) == (0, 0)
 
 
-def test_a_place_is_given_on_when_its_client_leaves_as_it_gets_it() -> None:
-    async def check() -> None:
-        async with router(presets=one(concurrency=1)) as r:
-            first, second, third = (r.client("a") for _ in range(3))
-            await settle()
-            r.launcher["a"].ready()
-            await settle()
-            first._finish.set()
+async def test_a_place_is_given_on_when_its_client_leaves_as_it_gets_it() -> None:
+    async with router(presets=one(concurrency=1)) as r:
+        first, second, third = (r.client("a") for _ in range(3))
+        await settle()
+        r.launcher["a"].ready()
+        await settle()
+        first._finish.set()
+        await asyncio.sleep(0)
+        await second.leave()
+        await settle()
+        assert third.is_served
+        await third.finish()
+
+
+async def test_those_who_wait_for_their_turn_outlive_the_worker() -> None:
+    async with router(presets=one(concurrency=1)) as r:
+        first, second = r.client("a"), r.client("a")
+        await settle()
+        r.launcher["a"].ready()
+        await settle()
+        r.launcher["a"].exit(1)
+        await settle()
+        assert r.status("a") == "loading", "once more, for the second"
+        r.launcher["a"].ready()
+        await settle()
+        assert second.is_served
+        await first.finish()
+        third = r.client("a")
+        await settle()
+        assert not third.is_served, "what the first had is not given back twice"
+        await r.lifecycle.unload("a")
+        r.launcher["a"].leave()
+        await settle()
+        r.launcher["a"].ready()
+        await settle()
+        assert third.is_served
+        await second.finish()
+        await third.finish()
+
+
+async def test_without_autoload_a_turn_is_waited_for_and_no_load() -> None:
+    async with router(presets=one(concurrency=1), autoload=False) as r:
+        await r.up("a")
+        first, second, third = (r.client("a") for _ in range(3))
+        await settle()
+        assert (first.is_served, second.is_served) == (True, False)
+        await first.finish()
+        await settle()
+        assert second.is_served
+        r.launcher["a"].exit(1)
+        await third.refused()
+        assert not r.launcher.alive
+        await second.finish()
+
+
+async def test_a_reload_that_lifts_the_limit_serves_who_waits() -> None:
+    async with router(presets=one(concurrency=1)) as r:
+        await r.up("a")
+        clients = [r.client("a") for _ in range(3)]
+        await settle()
+        await r.lifecycle.reload(one(concurrency=0))
+        await settle()
+        assert all(client.is_served for client in clients)
+        for client in clients:
+            await client.finish()
+
+
+async def test_bounds_of_the_queue() -> None:
+    async with router(presets=one(max_queue=2), rules=Rules(max_queue=3)) as r:
+        waiting = [r.client("a"), r.client("a")]
+        await settle()
+        assert "limit (max-queue)" in (await r.client("a").refused()).message
+        waiting.append(r.client("b"))
+        await settle()
+        refused = await r.client("b").refused()
+        assert isinstance(refused, QueueFull)
+        assert "(--models-queue)" in refused.message
+        await waiting.pop().leave()
+        await waiting.pop().leave()
+        waiting.append(r.client("a"))
+        await settle()
+        r.launcher["a"].ready()
+        for client in waiting:
+            await client.finish()
+        await r.client("a").finish()
+
+
+async def test_what_too_many_hear_in_each_dialect() -> None:
+    strict = preset("m", manners=Manners(concurrency=1, concurrency_refuse=True))
+    patient = preset("n", manners=Manners(concurrency=1, max_queue=1))
+    async with gateway(strict, patient, models_max=2) as g, g.lifecycle.lease("m"), g.lifecycle.lease("n"):
+        waiting = asyncio.create_task(g.chat("n"))
+        while not g.lifecycle.view("n").waiting:  # type: ignore[union-attr]  # noqa: ASYNC110
             await asyncio.sleep(0)
-            await second.leave()
-            await settle()
-            assert third.is_served
-            await third.finish()
-
-    run(check())
-
-
-def test_those_who_wait_for_their_turn_outlive_the_worker() -> None:
-    async def check() -> None:
-        async with router(presets=one(concurrency=1)) as r:
-            first, second = r.client("a"), r.client("a")
-            await settle()
-            r.launcher["a"].ready()
-            await settle()
-            r.launcher["a"].exit(1)
-            await settle()
-            assert r.status("a") == "loading", "once more, for the second"
-            r.launcher["a"].ready()
-            await settle()
-            assert second.is_served
-            await first.finish()
-            third = r.client("a")
-            await settle()
-            assert not third.is_served, "what the first had is not given back twice"
-            await r.lifecycle.unload("a")
-            r.launcher["a"].leave()
-            await settle()
-            r.launcher["a"].ready()
-            await settle()
-            assert third.is_served
-            await second.finish()
-            await third.finish()
-
-    run(check())
+        message = "model 'm' takes 1 requests at once (concurrency), and has as many"
+        for path, model, status, kind in (
+            ("/v1/chat/completions", "m", 429, "rate_limit_error"),
+            ("/v1/messages", "m", 429, "rate_limit_error"),
+            ("/api/chat", "m", 429, None),
+            ("/v1/chat/completions", "n", 503, "unavailable_error"),
+            ("/v1/messages", "n", 529, "overloaded_error"),
+            ("/api/chat", "n", 503, None),
+        ):
+            answer = await g.client.post(path, json={"model": model, "stream": True})
+            assert (path, answer.status_code) == (path, status)
+            assert int(answer.headers["Retry-After"]) > 0
+            error = answer.json()["error"]
+            assert (error["type"] if kind else None) == kind
+            if model == "m":
+                assert (error["message"] if kind else error) == message
+        waiting.cancel()
 
 
-def test_without_autoload_a_turn_is_waited_for_and_no_load() -> None:
-    async def check() -> None:
-        async with router(presets=one(concurrency=1), autoload=False) as r:
-            await r.up("a")
-            first, second, third = (r.client("a") for _ in range(3))
-            await settle()
-            assert (first.is_served, second.is_served) == (True, False)
-            await first.finish()
-            await settle()
-            assert second.is_served
-            r.launcher["a"].exit(1)
-            await third.refused()
-            assert not r.launcher.alive
-            await second.finish()
-
-    run(check())
+async def test_without_autoload_nobody_waits_for_a_model_that_is_about_to_stop() -> None:
+    async with router(presets=one(concurrency=1)) as r:
+        first = r.client("a")
+        await settle()
+        r.launcher["a"].ready()
+        await settle()
+        await r.lifecycle.reload(presets(preset("b")))  # `a` stops once its request has ended
+        late = r.client("a", autoload=False)
+        error = await late.refused()
+        assert error.message == "model is not loaded"
+        await first.finish()
 
 
-def test_a_reload_that_lifts_the_limit_serves_who_waits() -> None:
-    async def check() -> None:
-        async with router(presets=one(concurrency=1)) as r:
-            await r.up("a")
-            clients = [r.client("a") for _ in range(3)]
-            await settle()
-            await r.lifecycle.reload(one(concurrency=0))
-            await settle()
-            assert all(client.is_served for client in clients)
-            for client in clients:
-                await client.finish()
-
-    run(check())
-
-
-def test_bounds_of_the_queue() -> None:
-    async def check() -> None:
-        async with router(presets=one(max_queue=2), rules=Rules(max_queue=3)) as r:
-            waiting = [r.client("a"), r.client("a")]
-            await settle()
-            assert "limit (max-queue)" in (await r.client("a").refused()).message
-            waiting.append(r.client("b"))
-            await settle()
-            refused = await r.client("b").refused()
-            assert isinstance(refused, QueueFull)
-            assert "(--models-queue)" in refused.message
-            await waiting.pop().leave()
-            await waiting.pop().leave()
-            waiting.append(r.client("a"))
-            await settle()
-            r.launcher["a"].ready()
-            for client in waiting:
-                await client.finish()
-            await r.client("a").finish()
-
-    run(check())
-
-
-def test_what_too_many_hear_in_each_dialect() -> None:
-    async def check() -> None:
-        strict = preset("m", manners=Manners(concurrency=1, concurrency_refuse=True))
-        patient = preset("n", manners=Manners(concurrency=1, max_queue=1))
-        async with gateway(strict, patient, models_max=2) as g, g.lifecycle.lease("m"), g.lifecycle.lease("n"):
-            waiting = asyncio.create_task(g.chat("n"))
-            while not g.lifecycle.view("n").waiting:  # type: ignore[union-attr]  # noqa: ASYNC110
-                await asyncio.sleep(0)
-            message = "model 'm' takes 1 requests at once (concurrency), and has as many"
-            for path, model, status, kind in (
-                ("/v1/chat/completions", "m", 429, "rate_limit_error"),
-                ("/v1/messages", "m", 429, "rate_limit_error"),
-                ("/api/chat", "m", 429, None),
-                ("/v1/chat/completions", "n", 503, "unavailable_error"),
-                ("/v1/messages", "n", 529, "overloaded_error"),
-                ("/api/chat", "n", 503, None),
-            ):
-                answer = await g.client.post(path, json={"model": model, "stream": True})
-                assert (path, answer.status_code) == (path, status)
-                assert int(answer.headers["Retry-After"]) > 0
-                error = answer.json()["error"]
-                assert (error["type"] if kind else None) == kind
-                if model == "m":
-                    assert (error["message"] if kind else error) == message
-            waiting.cancel()
-
-    run(check())
-
-
-def test_without_autoload_nobody_waits_for_a_model_that_is_about_to_stop() -> None:
-    async def check() -> None:
-        async with router(presets=one(concurrency=1)) as r:
-            first = r.client("a")
-            await settle()
-            r.launcher["a"].ready()
-            await settle()
-            await r.lifecycle.reload(presets(preset("b")))  # `a` stops once its request has ended
-            late = r.client("a", autoload=False)
-            error = await late.refused()
-            assert error.message == "model is not loaded"
-            await first.finish()
-
-    run(check())
-
-
-def test_the_limit_holds_while_the_model_loads() -> None:
-    async def check() -> None:
-        async with router(presets=one(concurrency=1)) as r:
-            first = r.client("a")
-            await settle()
-            others = [r.client("a", autoload=False) for _ in range(2)]
-            await settle()
-            assert [client.is_served for client in others] == [True, False], "the worker answers the first with 503"
-            await others[0].finish()
-            r.launcher["a"].ready()
-            await settle()
-            assert [first.is_served, others[1].is_served] == [True, False]
-            await first.finish()
-            await settle()
-            assert others[1].is_served
-            await others[1].finish()
-
-    run(check())
+async def test_the_limit_holds_while_the_model_loads() -> None:
+    async with router(presets=one(concurrency=1)) as r:
+        first = r.client("a")
+        await settle()
+        others = [r.client("a", autoload=False) for _ in range(2)]
+        await settle()
+        assert [client.is_served for client in others] == [True, False], "the worker answers the first with 503"
+        await others[0].finish()
+        r.launcher["a"].ready()
+        await settle()
+        assert [first.is_served, others[1].is_served] == [True, False]
+        await first.finish()
+        await settle()
+        assert others[1].is_served
+        await others[1].finish()

@@ -14,7 +14,7 @@ from llama_corral.router.placement.placement import Entry, Resident, Snapshot, S
 from llama_corral.router.placement.queue_order import is_overdue
 from llama_corral.router.placement.snapshot import Rules
 from llama_corral.router.placement.states import State
-from router_tools import preset, presets, run
+from router_tools import preset, presets
 from snapshots import carried_out, grouped, is_loading, resident, vulnerable
 
 SWAP = Group("s")
@@ -111,76 +111,64 @@ def entries(**groups: Group) -> dict[str, object]:
     return presets(*(preset(name, manners=Manners(group=group)) for name, group in groups.items()))  # type: ignore[return-value]
 
 
-def test_members_of_a_group_swap_and_others_stay() -> None:
-    async def check() -> None:
-        async with router(presets=entries(a=SWAP, b=SWAP, c=Group()), models_max=0) as r:
-            await r.up("c", "a")
-            client = r.client("b")
-            await settle()
-            assert r.launcher["a"].must_go
-            assert not r.launcher["c"].must_go
-            assert r.status("b") == "unloaded", "not before the other is gone"
-            r.launcher["a"].leave()
-            await settle()
-            r.launcher["b"].ready()
-            await client.finish()
-
-    run(check())
+async def test_members_of_a_group_swap_and_others_stay() -> None:
+    async with router(presets=entries(a=SWAP, b=SWAP, c=Group()), models_max=0) as r:
+        await r.up("c", "a")
+        client = r.client("b")
+        await settle()
+        assert r.launcher["a"].must_go
+        assert not r.launcher["c"].must_go
+        assert r.status("b") == "unloaded", "not before the other is gone"
+        r.launcher["a"].leave()
+        await settle()
+        r.launcher["b"].ready()
+        await client.finish()
 
 
-def test_a_member_in_use_is_waited_for_and_others_pass() -> None:
-    async def check() -> None:
-        async with router(presets=entries(a=SWAP, b=SWAP, c=Group()), models_max=0, rules=Rules(max_wait=500)) as r:
-            first = r.client("a")
-            await settle()
-            r.launcher["a"].ready()
-            await settle()
-            second, third = r.client("b"), r.client("c")
-            await settle()
-            r.launcher["c"].ready()
-            await settle()
-            assert (second.is_served, third.is_served) == (False, True)
-            with pytest.raises(ServerFault, match="'b' does not run beside a"):
-                await r.lifecycle.load("b")
-            await first.finish()
-            await settle()
-            r.launcher["a"].leave()
-            await settle()
-            r.launcher["b"].ready()
-            await second.finish()
-            await third.finish()
-
-    run(check())
+async def test_a_member_in_use_is_waited_for_and_others_pass() -> None:
+    async with router(presets=entries(a=SWAP, b=SWAP, c=Group()), models_max=0, rules=Rules(max_wait=500)) as r:
+        first = r.client("a")
+        await settle()
+        r.launcher["a"].ready()
+        await settle()
+        second, third = r.client("b"), r.client("c")
+        await settle()
+        r.launcher["c"].ready()
+        await settle()
+        assert (second.is_served, third.is_served) == (False, True)
+        with pytest.raises(ServerFault, match="'b' does not run beside a"):
+            await r.lifecycle.load("b")
+        await first.finish()
+        await settle()
+        r.launcher["a"].leave()
+        await settle()
+        r.launcher["b"].ready()
+        await second.finish()
+        await third.finish()
 
 
-def test_an_exclusive_model_has_all_others_leave() -> None:
-    async def check() -> None:
-        async with router(presets=entries(a=EXCLUSIVE, b=Group(), c=PERSISTENT, d=SWAP), models_max=0) as r:
-            await r.up("b", "c", "d")
-            client = r.client("a")
+async def test_an_exclusive_model_has_all_others_leave() -> None:
+    async with router(presets=entries(a=EXCLUSIVE, b=Group(), c=PERSISTENT, d=SWAP), models_max=0) as r:
+        await r.up("b", "c", "d")
+        client = r.client("a")
+        await settle()
+        assert [r.launcher[name].must_go for name in "bcd"] == [True, False, True]
+        for name in "bd":
+            assert not client.is_served
+            r.launcher[name].leave()
             await settle()
-            assert [r.launcher[name].must_go for name in "bcd"] == [True, False, True]
-            for name in "bd":
-                assert not client.is_served
-                r.launcher[name].leave()
-                await settle()
-            r.launcher["a"].ready()
-            await client.finish()
-            joining = r.client("b")
-            await settle()
-            assert not r.launcher["a"].must_go
-            r.launcher["b"].ready()
-            await joining.finish()
-
-    run(check())
+        r.launcher["a"].ready()
+        await client.finish()
+        joining = r.client("b")
+        await settle()
+        assert not r.launcher["a"].must_go
+        r.launcher["b"].ready()
+        await joining.finish()
 
 
-def test_who_waits_for_a_pinned_member_is_refused() -> None:
-    async def check() -> None:
-        async with router(presets=entries(a=SWAP, b=SWAP), models_max=0) as r:
-            await r.up("a")
-            async with r.lifecycle.lease("a", stay=Stay(pinned=True)):
-                pass
-            assert isinstance(await r.client("b").refused(), NoPlace)
-
-    run(check())
+async def test_who_waits_for_a_pinned_member_is_refused() -> None:
+    async with router(presets=entries(a=SWAP, b=SWAP), models_max=0) as r:
+        await r.up("a")
+        async with r.lifecycle.lease("a", stay=Stay(pinned=True)):
+            pass
+        assert isinstance(await r.client("b").refused(), NoPlace)

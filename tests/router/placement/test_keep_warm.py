@@ -13,7 +13,7 @@ from llama_corral.router.placement.keep_warm import next_look, next_warm
 from llama_corral.router.placement.placement import Snapshot, may_start, tick
 from llama_corral.router.placement.snapshot import Stay
 from llama_corral.router.placement.states import State
-from router_tools import preset, presets, run
+from router_tools import preset, presets
 from snapshots import grouped
 
 WARM = Manners(keep_warm=True)
@@ -77,122 +77,104 @@ async def started(r: Router) -> None:
     await settle()
 
 
-def test_it_is_there_from_the_beginning_and_comes_back_after_an_eviction() -> None:
-    async def check() -> None:
-        async with router(presets=entries(a=WARM, b=Manners())) as r:
-            await started(r)
-            r.launcher["a"].ready()
-            client = r.client("b")
-            await settle()
-            r.launcher["a"].leave()
-            await settle()
-            r.launcher["b"].ready()
-            await client.finish()
-            await settle()
-            assert running(r) == {"b"}, "nobody is evicted for it"
-            await r.lifecycle.unload("b")
-            r.launcher["b"].leave()
-            await settle()
-            assert running(r) == {"a"}
-
-    run(check())
+async def test_it_is_there_from_the_beginning_and_comes_back_after_an_eviction() -> None:
+    async with router(presets=entries(a=WARM, b=Manners())) as r:
+        await started(r)
+        r.launcher["a"].ready()
+        client = r.client("b")
+        await settle()
+        r.launcher["a"].leave()
+        await settle()
+        r.launcher["b"].ready()
+        await client.finish()
+        await settle()
+        assert running(r) == {"b"}, "nobody is evicted for it"
+        await r.lifecycle.unload("b")
+        r.launcher["b"].leave()
+        await settle()
+        assert running(r) == {"a"}
 
 
-def test_nobody_who_waits_stands_behind_it() -> None:
-    async def check() -> None:
-        async with router(presets=entries(a=WARM, b=Manners(), c=Manners())) as r:
-            first = r.client("b")
-            await settle()
-            second = r.client("c")
-            r.launcher["b"].ready()
-            await settle()
-            await first.finish()
-            await settle()
-            r.launcher["b"].leave()
-            await settle()
-            assert running(r) == {"c"}
-            r.launcher["c"].ready()
-            await second.finish()
-
-    run(check())
+async def test_nobody_who_waits_stands_behind_it() -> None:
+    async with router(presets=entries(a=WARM, b=Manners(), c=Manners())) as r:
+        first = r.client("b")
+        await settle()
+        second = r.client("c")
+        r.launcher["b"].ready()
+        await settle()
+        await first.finish()
+        await settle()
+        r.launcher["b"].leave()
+        await settle()
+        assert running(r) == {"c"}
+        r.launcher["c"].ready()
+        await second.finish()
 
 
-def test_after_a_crash_it_comes_back_and_failures_have_pauses() -> None:
-    async def check() -> None:
-        async with router(presets=entries(a=WARM), models_max=0) as r:
-            await started(r)
-            r.launcher["a"].ready()
-            r.launcher["a"].exit(1)
+async def test_after_a_crash_it_comes_back_and_failures_have_pauses() -> None:
+    async with router(presets=entries(a=WARM), models_max=0) as r:
+        await started(r)
+        r.launcher["a"].ready()
+        r.launcher["a"].exit(1)
+        await settle()
+        assert running(r) == {"a"}, "after a first one at once"
+        r.launcher["a"].exit(1)
+        await settle()
+        times = len(r.launcher.workers)
+        for _ in range(8):
+            r.now += 61
+            r.lifecycle.unload_expired()
             await settle()
-            assert running(r) == {"a"}, "after a first one at once"
-            r.launcher["a"].exit(1)
+            (worker,) = r.launcher.alive
+            worker.exit(1)
             await settle()
-            times = len(r.launcher.workers)
-            for _ in range(8):
-                r.now += 61
-                r.lifecycle.unload_expired()
-                await settle()
-                (worker,) = r.launcher.alive
-                worker.exit(1)
-                await settle()
-            assert len(r.launcher.workers) <= times + 16
-
-    run(check())
+        assert len(r.launcher.workers) <= times + 16
 
 
-def test_what_was_sent_away_stays_away_until_it_is_asked_for() -> None:
-    async def check() -> None:
-        async with router(presets=entries(a=WARM), models_max=0) as r:
-            await started(r)
-            r.launcher["a"].ready()
-            await r.lifecycle.unload("a")
-            r.launcher["a"].leave()
-            await settle()
-            assert not running(r)
-            client = r.client("a", stay=Stay(ttl=0.0))
-            await settle()
-            r.launcher["a"].ready()
-            await client.finish()
-            r.launcher["a"].leave()
-            await settle()
-            assert not running(r), "keep_alive = 0 sends it away as well"
-            await r.up("a")
-            r.launcher["a"].exit(1)
-            await settle()
-            assert running(r) == {"a"}
-
-    run(check())
+async def test_what_was_sent_away_stays_away_until_it_is_asked_for() -> None:
+    async with router(presets=entries(a=WARM), models_max=0) as r:
+        await started(r)
+        r.launcher["a"].ready()
+        await r.lifecycle.unload("a")
+        r.launcher["a"].leave()
+        await settle()
+        assert not running(r)
+        client = r.client("a", stay=Stay(ttl=0.0))
+        await settle()
+        r.launcher["a"].ready()
+        await client.finish()
+        r.launcher["a"].leave()
+        await settle()
+        assert not running(r), "keep_alive = 0 sends it away as well"
+        await r.up("a")
+        r.launcher["a"].exit(1)
+        await settle()
+        assert running(r) == {"a"}
 
 
-def test_a_reload_brings_it_up_and_memory_keeps_it_down() -> None:
-    async def check() -> None:
-        room = Sizes(5 * GIB, a=3, b=3)
-        async with router(presets=entries(a=Manners(), b=Manners()), models_max=0, room=room) as r:
-            await r.up("b")
-            await r.lifecycle.reload(entries(a=WARM, b=Manners()))
-            await settle()
-            assert running(r) == {"b"}
-            await r.lifecycle.unload("b")
-            r.launcher["b"].leave()
-            await settle()
-            assert running(r) == {"a"}
-
-    run(check())
+async def test_a_reload_brings_it_up_and_memory_keeps_it_down() -> None:
+    room = Sizes(5 * GIB, a=3, b=3)
+    async with router(presets=entries(a=Manners(), b=Manners()), models_max=0, room=room) as r:
+        await r.up("b")
+        await r.lifecycle.reload(entries(a=WARM, b=Manners()))
+        await settle()
+        assert running(r) == {"b"}
+        await r.lifecycle.unload("b")
+        r.launcher["b"].leave()
+        await settle()
+        assert running(r) == {"a"}
 
 
-def test_a_group_keeps_it_down() -> None:
-    async def check() -> None:
-        group = Group("g")
-        wishes = entries(a=Manners(keep_warm=True, group=group), b=Manners(group=group))
-        async with router(presets=wishes, models_max=0) as r:
-            client = r.client("b")
-            await settle()
-            r.launcher["b"].ready()
-            await client.finish()
-            await settle()
-            assert running(r) == {"b"}
-            r.launcher["b"].exit(0)
-            await settle()
-            assert running(r) == {"a"}
-
-    run(check())
+async def test_a_group_keeps_it_down() -> None:
+    group = Group("g")
+    wishes = entries(a=Manners(keep_warm=True, group=group), b=Manners(group=group))
+    async with router(presets=wishes, models_max=0) as r:
+        client = r.client("b")
+        await settle()
+        r.launcher["b"].ready()
+        await client.finish()
+        await settle()
+        assert running(r) == {"b"}
+        r.launcher["b"].exit(0)
+        await settle()
+        assert running(r) == {"a"}

@@ -19,7 +19,7 @@ from llama_corral.router.models.backoff import LONGEST_PAUSE_S, STEADY_S, Faults
 from llama_corral.router.models.exit_reasons import cause, kernel_kills
 from memory_workers import MemoryLauncher
 from router_http import gateway
-from router_tools import preset, presets, run
+from router_tools import preset, presets
 
 
 class Router:
@@ -90,245 +90,203 @@ async def router(**given_options: int) -> AsyncIterator[Router]:
     await closing
 
 
-def test_the_second_failure_in_a_row_begins_a_pause_that_doubles() -> None:
-    async def check() -> None:
-        async with router() as r:
-            for expected in (0, 1, 2, 4, 8, 16, 32, 60, 60):
-                assert isinstance(await r.fail(), ServerFault)
-                assert r.pause == expected
-                if expected:
-                    error = await told(r.ask())
-                    assert isinstance(error, KeepsFailing)
-                    assert (error.status, error.retry_after) == (503, expected)
-                    assert f"left alone for {expected} s" in error.message
-                    assert "SIGSEGV" in error.message
-                    assert error_response(error).headers["Retry-After"] == str(expected)
-                r.now += expected
-
-    run(check())
+async def test_the_second_failure_in_a_row_begins_a_pause_that_doubles() -> None:
+    async with router() as r:
+        for expected in (0, 1, 2, 4, 8, 16, 32, 60, 60):
+            assert isinstance(await r.fail(), ServerFault)
+            assert r.pause == expected
+            if expected:
+                error = await told(r.ask())
+                assert isinstance(error, KeepsFailing)
+                assert (error.status, error.retry_after) == (503, expected)
+                assert f"left alone for {expected} s" in error.message
+                assert "SIGSEGV" in error.message
+                assert error_response(error).headers["Retry-After"] == str(expected)
+            r.now += expected
 
 
-def test_others_are_served_meanwhile() -> None:
-    async def check() -> None:
-        async with router() as r:
-            await r.fail()
-            await r.fail()
-            other = r.ask("b")
-            await settle()
-            r.launcher["b"].ready()
-            await other
-
-    run(check())
+async def test_others_are_served_meanwhile() -> None:
+    async with router() as r:
+        await r.fail()
+        await r.fail()
+        other = r.ask("b")
+        await settle()
+        r.launcher["b"].ready()
+        await other
 
 
-def test_who_waits_for_the_next_attempt_is_told_when_there_is_none() -> None:
+async def test_who_waits_for_the_next_attempt_is_told_when_there_is_none() -> None:
     """The second failure finds a request that came while the worker was already leaving the list of those that load."""
 
-    async def check() -> None:
-        async with router() as r:
-            await r.fail()
-            first = r.ask()
-            await settle()
-            second = r.ask()
-            await settle()
-            r.launcher["a"].exit(1)
-            assert {type(await told(request)) for request in (first, second)} == {ServerFault}
-            assert r.lifecycle.views()[0].waiting == 0
-            assert len(r.launcher.workers) == 2
-
-    run(check())
+    async with router() as r:
+        await r.fail()
+        first = r.ask()
+        await settle()
+        second = r.ask()
+        await settle()
+        r.launcher["a"].exit(1)
+        assert {type(await told(request)) for request in (first, second)} == {ServerFault}
+        assert r.lifecycle.views()[0].waiting == 0
+        assert len(r.launcher.workers) == 2
 
 
-def test_an_answered_request_begins_anew() -> None:
-    async def check() -> None:
-        async with router() as r:
-            await r.fail()
-            await r.fail()
-            r.now += 1
-            request = r.ask()
-            await settle()
-            r.launcher["a"].ready()
-            await request
-            assert r.lifecycle.views()[0].faults == 0
-            r.launcher["a"].exit(1)
-            assert (r.lifecycle.views()[0].faults, r.pause) == (1, 0)
-
-    run(check())
+async def test_an_answered_request_begins_anew() -> None:
+    async with router() as r:
+        await r.fail()
+        await r.fail()
+        r.now += 1
+        request = r.ask()
+        await settle()
+        r.launcher["a"].ready()
+        await request
+        assert r.lifecycle.views()[0].faults == 0
+        r.launcher["a"].exit(1)
+        assert (r.lifecycle.views()[0].faults, r.pause) == (1, 0)
 
 
-def test_a_request_whose_client_left_shows_nothing() -> None:
-    async def check() -> None:
-        async with router() as r:
-            for expected in (0, 1, 2):
-                r.now += 2
-                leaving = r.hold()
-                await settle()
-                r.launcher["a"].ready()
-                await settle()
-                leaving.cancel()
-                await settle()
-                r.launcher["a"].exit(-signal.SIGSEGV)
-                await settle()
-                assert r.pause == expected
-
-    run(check())
-
-
-def test_each_refusal_in_a_pause_says_how_long_it_still_lasts() -> None:
-    async def check() -> None:
-        async with router() as r:
-            for pause in (0, 1, 2, 4):
-                await r.fail()
-                r.now += pause
-            await r.fail()
-            for passed, left in ((0, 8), (0.4, 8), (0.6, 7), (6.9, 1), (0.05, 1)):
-                r.now += passed
-                error = await told(r.ask())
-                assert (error.retry_after, f"left alone for {left} s: " in error.message) == (left, True)
-                assert "failed 5 times in a row" in error.message
-                assert "SIGSEGV" in error.message
-            r.now += 0.05
-            assert r.pause < 1e-9
-            attempt = [r.ask(), r.ask()]
-            await settle()
-            r.launcher["a"].exit(1)
-            for request in attempt:
-                assert isinstance(await told(request), ServerFault), "one attempt for all who wait"
-            assert r.pause == 16
-
-    run(check())
-
-
-def test_being_ready_is_no_success_unless_it_lasts() -> None:
-    async def check() -> None:
-        async with router() as r:
-            await r.fail(ready=True)
-            await r.fail(ready=True)
-            assert r.pause == 1
-            await r.fail(ready=True, idle=STEADY_S)
-            assert (r.lifecycle.views()[0].faults, r.pause) == (1, 0)
-
-    run(check())
-
-
-def test_a_changed_preset_begins_anew_and_an_unchanged_one_does_not() -> None:
-    async def check() -> None:
-        async with router() as r:
-            await r.fail()
-            await r.fail()
-            await r.lifecycle.reload(presets(preset("a"), preset("b", "other")))
-            assert isinstance(await told(r.ask()), KeepsFailing)
-            await r.lifecycle.reload(presets(preset("a", "mended"), preset("b")))
-            assert r.pause == 0
-            request = r.ask()
+async def test_a_request_whose_client_left_shows_nothing() -> None:
+    async with router() as r:
+        for expected in (0, 1, 2):
+            r.now += 2
+            leaving = r.hold()
             await settle()
             r.launcher["a"].ready()
-            await request
+            await settle()
+            leaving.cancel()
+            await settle()
+            r.launcher["a"].exit(-signal.SIGSEGV)
+            await settle()
+            assert r.pause == expected
 
-    run(check())
 
-
-def test_a_load_by_command_is_not_held_back() -> None:
-    async def check() -> None:
-        async with router() as r:
+async def test_each_refusal_in_a_pause_says_how_long_it_still_lasts() -> None:
+    async with router() as r:
+        for pause in (0, 1, 2, 4):
             await r.fail()
-            await r.fail()
-            waiting = await told(r.ask())
-            assert isinstance(waiting, KeepsFailing)
+            r.now += pause
+        await r.fail()
+        for passed, left in ((0, 8), (0.4, 8), (0.6, 7), (6.9, 1), (0.05, 1)):
+            r.now += passed
+            error = await told(r.ask())
+            assert (error.retry_after, f"left alone for {left} s: " in error.message) == (left, True)
+            assert "failed 5 times in a row" in error.message
+            assert "SIGSEGV" in error.message
+        r.now += 0.05
+        assert r.pause < 1e-9
+        attempt = [r.ask(), r.ask()]
+        await settle()
+        r.launcher["a"].exit(1)
+        for request in attempt:
+            assert isinstance(await told(request), ServerFault), "one attempt for all who wait"
+        assert r.pause == 16
+
+
+async def test_being_ready_is_no_success_unless_it_lasts() -> None:
+    async with router() as r:
+        await r.fail(ready=True)
+        await r.fail(ready=True)
+        assert r.pause == 1
+        await r.fail(ready=True, idle=STEADY_S)
+        assert (r.lifecycle.views()[0].faults, r.pause) == (1, 0)
+
+
+async def test_a_changed_preset_begins_anew_and_an_unchanged_one_does_not() -> None:
+    async with router() as r:
+        await r.fail()
+        await r.fail()
+        await r.lifecycle.reload(presets(preset("a"), preset("b", "other")))
+        assert isinstance(await told(r.ask()), KeepsFailing)
+        await r.lifecycle.reload(presets(preset("a", "mended"), preset("b")))
+        assert r.pause == 0
+        request = r.ask()
+        await settle()
+        r.launcher["a"].ready()
+        await request
+
+
+async def test_a_load_by_command_is_not_held_back() -> None:
+    async with router() as r:
+        await r.fail()
+        await r.fail()
+        waiting = await told(r.ask())
+        assert isinstance(waiting, KeepsFailing)
+        await r.lifecycle.load("a")
+        request = r.ask()
+        r.launcher["a"].ready()
+        await request
+
+
+async def test_what_was_asked_to_go_did_not_fail() -> None:
+    async with router() as r:
+        for _ in range(3):
             await r.lifecycle.load("a")
-            request = r.ask()
-            r.launcher["a"].ready()
-            await request
-
-    run(check())
-
-
-def test_what_was_asked_to_go_did_not_fail() -> None:
-    async def check() -> None:
-        async with router() as r:
-            for _ in range(3):
-                await r.lifecycle.load("a")
-                await r.lifecycle.unload("a")
-                r.launcher["a"].leave()
-                await settle()
-            assert (r.lifecycle.views()[0].faults, r.pause) == (0, 0)
-
-    run(check())
+            await r.lifecycle.unload("a")
+            r.launcher["a"].leave()
+            await settle()
+        assert (r.lifecycle.views()[0].faults, r.pause) == (0, 0)
 
 
-def test_a_process_that_cannot_be_made_counts() -> None:
-    async def check() -> None:
-        async with router() as r:
-            r.launcher.refusal = OSError(11, "no more processes")
-            for _ in range(2):
-                assert isinstance(await told(r.ask()), ServerFault)
-            assert isinstance(await told(r.ask()), KeepsFailing)
-
-    run(check())
+async def test_a_process_that_cannot_be_made_counts() -> None:
+    async with router() as r:
+        r.launcher.refusal = OSError(11, "no more processes")
+        for _ in range(2):
+            assert isinstance(await told(r.ask()), ServerFault)
+        assert isinstance(await told(r.ask()), KeepsFailing)
 
 
-def test_a_real_process_that_keeps_dying_is_left_alone() -> None:
-    async def check() -> None:
-        async with gateway(preset("m", "die-loading"), preset("ok")) as g:
-            statuses = [(await g.chat("m")).status_code for _ in range(3)]
-            assert statuses == [500, 500, 503]
-            response = await g.chat("m")
-            assert "cannot go on: no reason" in response.json()["error"]["message"]
-            assert response.headers["retry-after"] == "1"
-            status = await g.status("m")
-            assert (status["failed"], status["failures"]) == (True, 2)
-            assert 0 < status["retry_in"] <= 1
-            assert (await g.chat("ok")).status_code == 200
-
-    run(check())
+async def test_a_real_process_that_keeps_dying_is_left_alone() -> None:
+    async with gateway(preset("m", "die-loading"), preset("ok")) as g:
+        statuses = [(await g.chat("m")).status_code for _ in range(3)]
+        assert statuses == [500, 500, 503]
+        response = await g.chat("m")
+        assert "cannot go on: no reason" in response.json()["error"]["message"]
+        assert response.headers["retry-after"] == "1"
+        status = await g.status("m")
+        assert (status["failed"], status["failures"]) == (True, 2)
+        assert 0 < status["retry_in"] <= 1
+        assert (await g.chat("ok")).status_code == 200
 
 
-def test_a_pause_is_told_in_each_dialect_and_an_edit_ends_it() -> None:
-    async def check() -> None:
-        now = 100.0
-        async with gateway(preset("m", "die-loading"), clock=lambda: now) as g:
-            for pause in (0, 1, 2, 4):
-                assert (await g.chat("m")).status_code == 500
-                now += pause
+async def test_a_pause_is_told_in_each_dialect_and_an_edit_ends_it() -> None:
+    now = 100.0
+    async with gateway(preset("m", "die-loading"), clock=lambda: now) as g:
+        for pause in (0, 1, 2, 4):
             assert (await g.chat("m")).status_code == 500
-            now += 0.7
-            for path, code in (("/v1/chat/completions", 503), ("/v1/messages", 529), ("/api/chat", 503)):
-                response = await g.client.post(path, json={"model": "m", "stream": True})
-                assert (response.status_code, response.headers["retry-after"]) == (code, "8")
-                assert "failed 5 times in a row and is left alone for 8 s: " in response.text
-                assert "cannot go on: no reason" in response.text
-                now += 0.1
-            assert (await g.client.get("/props", params={"model": "m"})).status_code == 503
-            status = await g.status("m")
-            assert (status["value"], status["failed"], status["failures"]) == ("unloaded", True, 5)
-            assert (status["retry_in"], "cannot go on: no reason" in status["error"]) == (7.0, True)
-            g.sources["m"] = preset("m", "chunks=2")
-            await g.client.get("/models?reload=1")
-            assert "failed" not in await g.status("m")
-            assert (await g.chat("m")).status_code == 200
+            now += pause
+        assert (await g.chat("m")).status_code == 500
+        now += 0.7
+        for path, code in (("/v1/chat/completions", 503), ("/v1/messages", 529), ("/api/chat", 503)):
+            response = await g.client.post(path, json={"model": "m", "stream": True})
+            assert (response.status_code, response.headers["retry-after"]) == (code, "8")
+            assert "failed 5 times in a row and is left alone for 8 s: " in response.text
+            assert "cannot go on: no reason" in response.text
+            now += 0.1
+        assert (await g.client.get("/props", params={"model": "m"})).status_code == 503
+        status = await g.status("m")
+        assert (status["value"], status["failed"], status["failures"]) == ("unloaded", True, 5)
+        assert (status["retry_in"], "cannot go on: no reason" in status["error"]) == (7.0, True)
+        g.sources["m"] = preset("m", "chunks=2")
+        await g.client.get("/models?reload=1")
+        assert "failed" not in await g.status("m")
+        assert (await g.chat("m")).status_code == 200
 
-    run(check())
 
-
-def test_a_worker_that_the_kernel_ends_for_memory_says_so_to_all(
+async def test_a_worker_that_the_kernel_ends_for_memory_says_so_to_all(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     file = tmp_path / "vmstat"
     file.write_text("oom_kill 1\n")
     monkeypatch.setattr(exit_reasons, "VMSTAT", file)
 
-    async def check() -> None:
-        async with gateway(preset("m", "die-streaming")) as g:
-            assert (await g.chat("m")).status_code == 200
-            file.write_text("oom_kill 2\n")
-            told = (await g.events_of("m"))[-1]["error"]
-            assert "out of memory: its process was ended by SIGKILL" in told["message"]
-            status = await g.status("m")
-            assert (status["failed"], status["exit_code"]) == (True, 1)
-            assert "out of memory" in status["error"]
-            assert (await g.chat("m")).status_code == 200, "the next request has a new one"
-
-    run(check())
+    async with gateway(preset("m", "die-streaming")) as g:
+        assert (await g.chat("m")).status_code == 200
+        file.write_text("oom_kill 2\n")
+        told = (await g.events_of("m"))[-1]["error"]
+        assert "out of memory: its process was ended by SIGKILL" in told["message"]
+        status = await g.status("m")
+        assert (status["failed"], status["exit_code"]) == (True, 1)
+        assert "out of memory" in status["error"]
+        assert (await g.chat("m")).status_code == 200, "the next request has a new one"
 
 
 # -- pure parts ------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from llama_corral.router.process.launcher import Launcher, LaunchSpec, Worker
 from llama_corral.router.process.pipes import KEPT_LINES, LineReader
 from llama_corral.router.process.spawn import SpawnLauncher
 from llama_corral.router.process.zygote import ZYGOTE_COMMAND, ZygoteLauncher
-from router_tools import FAKE_COMMAND, KINDS, TESTS, Kind, Recorder, fake_launcher, is_alive, run, until
+from router_tools import FAKE_COMMAND, KINDS, TESTS, Kind, Recorder, fake_launcher, is_alive, until
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -55,196 +55,157 @@ async def get(endpoint: str, path: str) -> dict[str, object]:
 
 
 @every_kind
-def test_worker_serves_and_leaves_when_asked(kind: Kind) -> None:
-    async def check() -> None:
-        async with launched(kind, "code=5") as (worker, recorder):
-            ready = await recorder.state("ready")
-            assert ready.payload["id"] == "fake"
-            assert recorder.reports[0].state == "loading"
-            answer = await get(worker.endpoint, "/props")
-            assert isinstance(answer["worker"], dict)
-            assert answer["worker"]["pid"] == worker.pid
-            assert worker.arguments == (*FAKE_COMMAND, *answer["worker"]["argv"])
-            directory = Path(worker.endpoint).parent
-            assert stat.S_IMODE(directory.stat().st_mode) == 0o700
-            worker.stop()
-            assert await recorder.exited() == 5
-            assert os.listdir(directory) == []
-        await until(lambda: not directory.exists())
-
-    run(check())
+async def test_worker_serves_and_leaves_when_asked(kind: Kind) -> None:
+    async with launched(kind, "code=5") as (worker, recorder):
+        ready = await recorder.state("ready")
+        assert ready.payload["id"] == "fake"
+        assert recorder.reports[0].state == "loading"
+        answer = await get(worker.endpoint, "/props")
+        assert isinstance(answer["worker"], dict)
+        assert answer["worker"]["pid"] == worker.pid
+        assert worker.arguments == (*FAKE_COMMAND, *answer["worker"]["argv"])
+        directory = Path(worker.endpoint).parent
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+        worker.stop()
+        assert await recorder.exited() == 5
+        assert os.listdir(directory) == []
+    await until(lambda: not directory.exists())
 
 
 @every_kind
-def test_worker_that_dies_while_loading_leaves_its_last_words(kind: Kind) -> None:
-    async def check() -> None:
-        async with launched(kind, "die-loading") as (worker, recorder):
-            assert await recorder.exited() == 3
-            assert worker.last_lines[-2:] == ("about to fall", "cannot go on: no reason")
-
-    run(check())
+async def test_worker_that_dies_while_loading_leaves_its_last_words(kind: Kind) -> None:
+    async with launched(kind, "die-loading") as (worker, recorder):
+        assert await recorder.exited() == 3
+        assert worker.last_lines[-2:] == ("about to fall", "cannot go on: no reason")
 
 
 @every_kind
-def test_report_of_failure_arrives_before_the_exit(kind: Kind) -> None:
-    async def check() -> None:
-        async with launched(kind, "fail-load=no such file") as (_, recorder):
-            assert await recorder.exited() == 1
-            assert recorder.reports[-1].payload == {"message": "no such file"}
-
-    run(check())
+async def test_report_of_failure_arrives_before_the_exit(kind: Kind) -> None:
+    async with launched(kind, "fail-load=no such file") as (_, recorder):
+        assert await recorder.exited() == 1
+        assert recorder.reports[-1].payload == {"message": "no such file"}
 
 
 @every_kind
-def test_kill_takes_the_whole_group(kind: Kind) -> None:
-    async def check() -> None:
-        async with launched(kind, "grandchild,ignore-exit") as (worker, recorder):
-            await recorder.state("ready")
-            await until(lambda: any("grandchild" in line for line in worker.last_lines))
-            grandchild = int(worker.last_lines[0].split()[1])
-            worker.stop()
-            await until(lambda: "asked to leave, and stays" in worker.last_lines)
-            assert not recorder.exit.done()
-            worker.kill()
-            assert await recorder.exited() == -signal.SIGKILL
-            await until(lambda: not is_alive(grandchild))
-
-    run(check())
+async def test_kill_takes_the_whole_group(kind: Kind) -> None:
+    async with launched(kind, "grandchild,ignore-exit") as (worker, recorder):
+        await recorder.state("ready")
+        await until(lambda: any("grandchild" in line for line in worker.last_lines))
+        grandchild = int(worker.last_lines[0].split()[1])
+        worker.stop()
+        await until(lambda: "asked to leave, and stays" in worker.last_lines)
+        assert not recorder.exit.done()
+        worker.kill()
+        assert await recorder.exited() == -signal.SIGKILL
+        await until(lambda: not is_alive(grandchild))
 
 
 @every_kind
-def test_grandchild_does_not_outlive_a_worker_that_leaves_by_itself(kind: Kind) -> None:
-    async def check() -> None:
-        async with launched(kind, "grandchild") as (worker, recorder):
+async def test_grandchild_does_not_outlive_a_worker_that_leaves_by_itself(kind: Kind) -> None:
+    async with launched(kind, "grandchild") as (worker, recorder):
+        await recorder.state("ready")
+        worker.stop()
+        assert await recorder.exited() == 0
+        grandchild = int(worker.last_lines[0].split()[1])
+        await until(lambda: not is_alive(grandchild))
+
+
+@every_kind
+async def test_kill_right_after_launch(kind: Kind) -> None:
+    async with launched(kind, "never-ready") as (worker, recorder):
+        worker.kill()
+        assert await recorder.exited() == -signal.SIGKILL
+        worker.kill()
+        worker.stop()
+
+
+@every_kind
+async def test_flooded_log_is_drained_and_its_end_kept(kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="corral.workers"):
+        async with launched(kind, "flood=20000,endless-line=3000000") as (worker, recorder):
             await recorder.state("ready")
             worker.stop()
             assert await recorder.exited() == 0
-            grandchild = int(worker.last_lines[0].split()[1])
-            await until(lambda: not is_alive(grandchild))
-
-    run(check())
-
-
-@every_kind
-def test_kill_right_after_launch(kind: Kind) -> None:
-    async def check() -> None:
-        async with launched(kind, "never-ready") as (worker, recorder):
-            worker.kill()
-            assert await recorder.exited() == -signal.SIGKILL
-            worker.kill()
-            worker.stop()
-
-    run(check())
+            assert len(worker.last_lines) == KEPT_LINES
+            assert max(map(len, worker.last_lines)) < 500
+            prefix = f"[{worker.pid}/fake] flood 19999"
+    assert any(message.startswith(prefix) for message in caplog.messages)
+    assert len(caplog.messages) >= 20000
 
 
 @every_kind
-def test_flooded_log_is_drained_and_its_end_kept(kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
-    async def check() -> None:
-        with caplog.at_level(logging.INFO, logger="corral.workers"):
-            async with launched(kind, "flood=20000,endless-line=3000000") as (worker, recorder):
-                await recorder.state("ready")
-                worker.stop()
-                assert await recorder.exited() == 0
-                assert len(worker.last_lines) == KEPT_LINES
-                assert max(map(len, worker.last_lines)) < 500
-                prefix = f"[{worker.pid}/fake] flood 19999"
-        assert any(message.startswith(prefix) for message in caplog.messages)
-        assert len(caplog.messages) >= 20000
-
-    run(check())
-
-
-@every_kind
-def test_garbage_on_the_control_pipe_is_logged_and_skipped(kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
-    async def check() -> None:
-        async with launched(kind, "garbage") as (_, recorder):
-            await recorder.state("ready")
-            assert {report.state for report in recorder.reports} == {"loading", "ready"}
-
-    run(check())
+async def test_garbage_on_the_control_pipe_is_logged_and_skipped(kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
+    async with launched(kind, "garbage") as (_, recorder):
+        await recorder.state("ready")
+        assert {report.state for report in recorder.reports} == {"loading", "ready"}
     assert sum("no report" in message for message in caplog.messages) == 4
 
 
 @every_kind
-def test_environment_reaches_the_worker(kind: Kind) -> None:
-    async def check() -> None:
-        launcher = fake_launcher(kind, GGML_NO_BACKTRACE="0")
+async def test_environment_reaches_the_worker(kind: Kind) -> None:
+    launcher = fake_launcher(kind, GGML_NO_BACKTRACE="0")
+    recorder = Recorder()
+    worker = launcher.launch(LaunchSpec("e", ("--model", "", "--alias", "e"), {"MINE": "1"}), recorder.callbacks)
+    await recorder.state("ready")
+    assert worker.pid is not None
+    environ = (await get(worker.endpoint, "/environ"))["environ"]
+    assert isinstance(environ, dict)
+    assert environ["MINE"] == "1"
+    assert environ["GOMP_SPINCOUNT"] == "20000"
+    assert environ["GGML_NO_BACKTRACE"] == "0"
+    await end(launcher, worker, recorder)
+
+
+async def test_program_that_is_not_there() -> None:
+    launcher = SpawnLauncher(os.environ, ("/nowhere/at/all",))
+    before = psutil.Process().num_fds()
+    with pytest.raises(FileNotFoundError):
+        launcher.launch(spec(), Recorder().callbacks)
+    assert psutil.Process().num_fds() == before
+    await launcher.close()
+
+
+@every_kind
+async def test_no_descriptor_is_left_behind(kind: Kind) -> None:
+    launcher = fake_launcher(kind)
+    launcher.start()
+    before = psutil.Process().num_fds()
+    for _ in range(3):
         recorder = Recorder()
-        worker = launcher.launch(LaunchSpec("e", ("--model", "", "--alias", "e"), {"MINE": "1"}), recorder.callbacks)
+        worker = launcher.launch(spec(), recorder.callbacks)
         await recorder.state("ready")
-        assert worker.pid is not None
-        environ = (await get(worker.endpoint, "/environ"))["environ"]
-        assert isinstance(environ, dict)
-        assert environ["MINE"] == "1"
-        assert environ["GOMP_SPINCOUNT"] == "20000"
-        assert environ["GGML_NO_BACKTRACE"] == "0"
-        await end(launcher, worker, recorder)
-
-    run(check())
-
-
-def test_program_that_is_not_there() -> None:
-    async def check() -> None:
-        launcher = SpawnLauncher(os.environ, ("/nowhere/at/all",))
-        before = psutil.Process().num_fds()
-        with pytest.raises(FileNotFoundError):
-            launcher.launch(spec(), Recorder().callbacks)
-        assert psutil.Process().num_fds() == before
-        await launcher.close()
-
-    run(check())
+        worker.stop()
+        await recorder.exited()
+    assert psutil.Process().num_fds() == before
+    await launcher.close()
 
 
 @every_kind
-def test_no_descriptor_is_left_behind(kind: Kind) -> None:
-    async def check() -> None:
-        launcher = fake_launcher(kind)
-        launcher.start()
-        before = psutil.Process().num_fds()
-        for _ in range(3):
-            recorder = Recorder()
-            worker = launcher.launch(spec(), recorder.callbacks)
-            await recorder.state("ready")
-            worker.stop()
-            await recorder.exited()
-        assert psutil.Process().num_fds() == before
-        await launcher.close()
-
-    run(check())
+async def test_worker_inherits_no_descriptor_but_its_own(kind: Kind) -> None:
+    launcher = fake_launcher(kind)
+    pairs = []
+    for number in range(3):
+        recorder = Recorder()
+        pairs.append((launcher.launch(spec(name=str(number)), recorder.callbacks), recorder))
+        await recorder.state("ready")
+    counts = {psutil.Process(worker.pid).num_fds() for worker, _ in pairs}
+    assert len(counts) == 1, "the later ones hold more than the first"
+    for worker, recorder in pairs:
+        worker.stop()
+        await recorder.exited()
+    await launcher.close()
 
 
-@every_kind
-def test_worker_inherits_no_descriptor_but_its_own(kind: Kind) -> None:
-    async def check() -> None:
-        launcher = fake_launcher(kind)
-        pairs = []
-        for number in range(3):
-            recorder = Recorder()
-            pairs.append((launcher.launch(spec(name=str(number)), recorder.callbacks), recorder))
-            await recorder.state("ready")
-        counts = {psutil.Process(worker.pid).num_fds() for worker, _ in pairs}
-        assert len(counts) == 1, "the later ones hold more than the first"
-        for worker, recorder in pairs:
-            worker.stop()
-            await recorder.exited()
-        await launcher.close()
-
-    run(check())
-
-
-def test_line_reader_joins_drops_and_flushes() -> None:
-    async def check() -> None:
-        lines: list[bytes] = []
-        end, writer = os.pipe()
-        reader = LineReader(end, lines.append)
-        os.write(writer, b"one\ntwo")
-        await until(lambda: lines == [b"one"])
-        os.write(writer, b" halves\n\nlast")
-        os.close(writer)
-        await until(lambda: lines == [b"one", b"two halves", b"", b"last"])
-        reader.close()
-
-    run(check())
+async def test_line_reader_joins_drops_and_flushes() -> None:
+    lines: list[bytes] = []
+    end, writer = os.pipe()
+    reader = LineReader(end, lines.append)
+    os.write(writer, b"one\ntwo")
+    await until(lambda: lines == [b"one"])
+    os.write(writer, b" halves\n\nlast")
+    os.close(writer)
+    await until(lambda: lines == [b"one", b"two halves", b"", b"last"])
+    reader.close()
 
 
 # -- the zygote alone --------------------------------------------------------------------------------------------------
@@ -258,61 +219,52 @@ def zygote_pid() -> int | None:
 
 
 @linux
-def test_workers_die_with_their_zygote_and_the_next_launch_starts_another() -> None:
-    async def check() -> None:
-        launcher = fake_launcher("zygote")
-        first = Recorder()
-        launcher.launch(spec("ignore-exit"), first.callbacks)
-        await first.state("ready")
-        pid = zygote_pid()
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
-        assert await first.exited() == -signal.SIGKILL
-        second = Recorder()
-        worker = launcher.launch(spec(), second.callbacks)
-        await second.state("ready")
-        assert zygote_pid() not in (None, pid)
-        await end(launcher, worker, second)
-
-    run(check())
+async def test_workers_die_with_their_zygote_and_the_next_launch_starts_another() -> None:
+    launcher = fake_launcher("zygote")
+    first = Recorder()
+    launcher.launch(spec("ignore-exit"), first.callbacks)
+    await first.state("ready")
+    pid = zygote_pid()
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    assert await first.exited() == -signal.SIGKILL
+    second = Recorder()
+    worker = launcher.launch(spec(), second.callbacks)
+    await second.state("ready")
+    assert zygote_pid() not in (None, pid)
+    await end(launcher, worker, second)
 
 
 @linux
 @pytest.mark.parametrize("program", ["json:no_such_function", "no_such_module:run", "threads_at_import:run"])
-def test_zygote_that_cannot_be_forked_gives_way_to_spawning(program: str, tmp_path: Path) -> None:
+async def test_zygote_that_cannot_be_forked_gives_way_to_spawning(program: str, tmp_path: Path) -> None:
     (tmp_path / "threads_at_import.py").write_text(
         "import threading, time\nthreading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n"
         "def run(argv, environ):\n    return 9\n"
     )
 
-    async def check() -> None:
-        environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(tmp_path)])}
-        launcher = ZygoteLauncher(environ, (*ZYGOTE_COMMAND, "--program", program), FAKE_COMMAND)
-        recorder = Recorder()
-        worker = launcher.launch(spec(), recorder.callbacks)
-        await recorder.state("ready")
-        assert worker.pid is not None
-        assert psutil.Process(worker.pid).ppid() == os.getpid()
-        await end(launcher, worker, recorder)
-
-    run(check())
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(tmp_path)])}
+    launcher = ZygoteLauncher(environ, (*ZYGOTE_COMMAND, "--program", program), FAKE_COMMAND)
+    recorder = Recorder()
+    worker = launcher.launch(spec(), recorder.callbacks)
+    await recorder.state("ready")
+    assert worker.pid is not None
+    assert psutil.Process(worker.pid).ppid() == os.getpid()
+    await end(launcher, worker, recorder)
 
 
 @linux
-def test_many_workers_asked_for_at_once_before_the_zygote_is_ready() -> None:
-    async def check() -> None:
-        launcher = fake_launcher("zygote")
-        long = "x" * 200_000  # more than the socket holds, so that requests are sent piece by piece
-        pairs = []
-        for number in range(6):
-            recorder = Recorder()
-            options = ("--model", f"note={long}", "--alias", str(number))
-            pairs.append((launcher.launch(LaunchSpec(str(number), options), recorder.callbacks), recorder))
-        for number, (_, recorder) in enumerate(pairs):
-            assert (await recorder.state("ready")).payload["id"] == str(number)
-        for worker, recorder in pairs:
-            worker.stop()
-            assert await recorder.exited() == 0
-        await launcher.close()
-
-    run(check())
+async def test_many_workers_asked_for_at_once_before_the_zygote_is_ready() -> None:
+    launcher = fake_launcher("zygote")
+    long = "x" * 200_000  # more than the socket holds, so that requests are sent piece by piece
+    pairs = []
+    for number in range(6):
+        recorder = Recorder()
+        options = ("--model", f"note={long}", "--alias", str(number))
+        pairs.append((launcher.launch(LaunchSpec(str(number), options), recorder.callbacks), recorder))
+    for number, (_, recorder) in enumerate(pairs):
+        assert (await recorder.state("ready")).payload["id"] == str(number)
+    for worker, recorder in pairs:
+        worker.stop()
+        assert await recorder.exited() == 0
+    await launcher.close()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from router_http import Gateway, gateway
-from router_tools import PATIENCE, preset, run
+from router_tools import PATIENCE, preset
 
 PLAIN = b'{"model": "m", "prompt": "a"}'
 MANAGEMENT = ("/models", "/models/load", "/models/unload", "/api/pull", "/api/show")
@@ -61,16 +61,13 @@ def reason(path: str, answer: Any) -> str:
 
 
 @pytest.mark.parametrize("path", [*MANAGEMENT, *FORWARDED])
-def test_a_wrong_model_is_its_clients_mistake(path: str) -> None:
-    async def check() -> None:
-        async with gateway(preset("m")) as g:
-            for sent in [*BROKEN, *(b'{"model": ' + wrong + b"}" for wrong in WRONG)]:
-                response = await g.client.post(path, content=sent)
-                assert response.status_code in (400, 404), (sent[:50], response.text[:300])
-                assert reason(path, response.json())
-            assert (await g.status("m"))["value"] == "unloaded"
-
-    run(check())
+async def test_a_wrong_model_is_its_clients_mistake(path: str) -> None:
+    async with gateway(preset("m")) as g:
+        for sent in [*BROKEN, *(b'{"model": ' + wrong + b"}" for wrong in WRONG)]:
+            response = await g.client.post(path, content=sent)
+            assert response.status_code in (400, 404), (sent[:50], response.text[:300])
+            assert reason(path, response.json())
+        assert (await g.status("m"))["value"] == "unloaded"
 
 
 KEPT: list[tuple[bytes, int]] = [
@@ -80,62 +77,48 @@ KEPT: list[tuple[bytes, int]] = [
 
 
 @pytest.mark.parametrize(("keep_alive", "status"), KEPT)
-def test_how_long_a_model_stays_is_a_time_or_refused(keep_alive: bytes, status: int) -> None:
-    async def check() -> None:
-        async with gateway(preset("m")) as g:
-            response = await g.client.post("/api/chat", content=b'{"model": "m", "keep_alive": ' + keep_alive + b"}")
-            assert response.status_code == status, response.text
-            if status == 400:
-                assert "keep_alive" in response.text or "cannot be parsed as JSON" in response.text
-            assert (await g.client.get("/api/ps")).status_code == 200
-            assert (await g.client.get("/models")).status_code == 200
-
-    run(check())
+async def test_how_long_a_model_stays_is_a_time_or_refused(keep_alive: bytes, status: int) -> None:
+    async with gateway(preset("m")) as g:
+        response = await g.client.post("/api/chat", content=b'{"model": "m", "keep_alive": ' + keep_alive + b"}")
+        assert response.status_code == status, response.text
+        if status == 400:
+            assert "keep_alive" in response.text or "cannot be parsed as JSON" in response.text
+        assert (await g.client.get("/api/ps")).status_code == 200
+        assert (await g.client.get("/models")).status_code == 200
 
 
 @pytest.mark.parametrize(
     "head", [b"Expect: \xff\xfe\r\n", b"Connection: \xff\xfe\r\n", b"X-Conversation-Id: \xff\xfe\r\n"]
 )
-def test_headers_that_are_no_text_are_sent_on_or_count_for_nothing(head: bytes) -> None:
-    async def check() -> None:
-        async with gateway(preset("m")) as g:
-            assert (await raw(g, head, PLAIN))[0] == 200
-
-    run(check())
+async def test_headers_that_are_no_text_are_sent_on_or_count_for_nothing(head: bytes) -> None:
+    async with gateway(preset("m")) as g:
+        assert (await raw(g, head, PLAIN))[0] == 200
 
 
-def test_a_body_that_is_not_encoded_as_it_says() -> None:
-    async def check() -> None:
-        async with gateway(preset("m")) as g:
-            encoding = b"Content-Encoding: gzip\r\n"
-            assert (await raw(g, encoding, gzip.compress(PLAIN)))[0] == 200
-            status, body = await raw(g, encoding, PLAIN)
-            assert status == 400
-            assert "content-encoding: gzip" in json.loads(body)["error"]["message"]
-
-    run(check())
+async def test_a_body_that_is_not_encoded_as_it_says() -> None:
+    async with gateway(preset("m")) as g:
+        encoding = b"Content-Encoding: gzip\r\n"
+        assert (await raw(g, encoding, gzip.compress(PLAIN)))[0] == 200
+        status, body = await raw(g, encoding, PLAIN)
+        assert status == 400
+        assert "content-encoding: gzip" in json.loads(body)["error"]["message"]
 
 
 @pytest.mark.parametrize("path", FORWARDED)
-def test_a_body_that_breaks_in_its_midst_costs_nothing(path: str) -> None:
-    async def check() -> None:
-        async with gateway(preset("m")) as g:
-            for broken, status in ((b"zz\r\n", 400), (None, 0)):
-                reader, writer = await asyncio.open_connection("127.0.0.1", g.port)
-                head = f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n"
-                writer.write(head.encode())
-                async with asyncio.timeout(PATIENCE):
-                    await reader.readuntil(b"100 Continue\r\n\r\n")
-                    writer.write(b"f\r\n" + PLAIN[:15] + b"\r\n" + (broken or b""))
-                    if broken is None:
-                        writer.write_eof()
-                    answer = await reader.read()
-                writer.close()
-                assert int(answer[9:12] or b"0") == status
-                if status:
-                    assert "Invalid character in chunk size" in reason(
-                        path, json.loads(answer.rpartition(b"\r\n\r\n")[2])
-                    )
-            assert (await g.status("m"))["value"] == "unloaded"
-
-    run(check())
+async def test_a_body_that_breaks_in_its_midst_costs_nothing(path: str) -> None:
+    async with gateway(preset("m")) as g:
+        for broken, status in ((b"zz\r\n", 400), (None, 0)):
+            reader, writer = await asyncio.open_connection("127.0.0.1", g.port)
+            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n"
+            writer.write(head.encode())
+            async with asyncio.timeout(PATIENCE):
+                await reader.readuntil(b"100 Continue\r\n\r\n")
+                writer.write(b"f\r\n" + PLAIN[:15] + b"\r\n" + (broken or b""))
+                if broken is None:
+                    writer.write_eof()
+                answer = await reader.read()
+            writer.close()
+            assert int(answer[9:12] or b"0") == status
+            if status:
+                assert "Invalid character in chunk size" in reason(path, json.loads(answer.rpartition(b"\r\n\r\n")[2]))
+        assert (await g.status("m"))["value"] == "unloaded"

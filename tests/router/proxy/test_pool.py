@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
 from llama_corral.router.proxy import connection
 from llama_corral.router.proxy.connection import HIGH_WATER, CutOff, Died, Reply, Unreachable
 from llama_corral.router.proxy.pool import Upstream
@@ -103,23 +102,20 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Two: a\r\n\r\nhi"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
-def test_small_answer_is_complete_with_its_head(tmp_path: Path) -> None:
-    async def check() -> None:
-        async with serving(tmp_path / "s", answering(OK)) as (server, upstream):
-            reply = await post(upstream, server, b"abc")
-            assert (reply.status, reply.reason, reply.complete) == (200, "OK", True)
-            assert (b"X-Two", b"a") in reply.headers
-            assert await whole(reply) == b"hi"
-            line, headers, body = server.requests[0]
-            assert (line, body) == ("POST /x?a=1 HTTP/1.1", b"abc")
-            assert headers["content-length"] == "3"
-            assert headers["host"] == "localhost"
-
-    uvloop.run(check())
+async def test_small_answer_is_complete_with_its_head(tmp_path: Path) -> None:
+    async with serving(tmp_path / "s", answering(OK)) as (server, upstream):
+        reply = await post(upstream, server, b"abc")
+        assert (reply.status, reply.reason, reply.complete) == (200, "OK", True)
+        assert (b"X-Two", b"a") in reply.headers
+        assert await whole(reply) == b"hi"
+        line, headers, body = server.requests[0]
+        assert (line, body) == ("POST /x?a=1 HTTP/1.1", b"abc")
+        assert headers["content-length"] == "3"
+        assert headers["host"] == "localhost"
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_QUICKACK"), reason="Linux's")
-def test_who_holds_the_body_back_until_its_head_has_come_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_holds_the_body_back_until_its_head_has_come_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Such a program has Nagle's algorithm on; our system would wait 40 ms to confirm the head."""
     told: list[socket.socket] = []
 
@@ -146,38 +142,32 @@ def test_who_holds_the_body_back_until_its_head_has_come_is_told_at_once(monkeyp
         writer.close()
         ended.set()
 
-    async def check() -> None:
-        server = await asyncio.start_server(answer, "127.0.0.1", 0)
-        upstream = Upstream(timeout=5)
-        for n in range(1, 4):
-            endpoint = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-            reply = await upstream.send(endpoint, "POST", "/", [], b"abc")
-            assert len(told) == n
-            head_came.set()
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    upstream = Upstream(timeout=5)
+    for n in range(1, 4):
+        endpoint = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        reply = await upstream.send(endpoint, "POST", "/", [], b"abc")
+        assert len(told) == n
+        head_came.set()
+        assert await whole(reply) == b"hi"
+        assert len(set(map(id, told))) == 1, "the connection is kept"
+        assert told[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    assert [piece[-7:] for piece in pieces] == [b"\r\n\r\nabc"] * 3, "a request is one segment"
+    upstream.close()
+    await ended.wait()
+    server.close()
+
+
+async def test_connections_are_reused_and_not_shared(tmp_path: Path) -> None:
+    async with serving(tmp_path / "s", answering(OK)) as (server, upstream):
+        for _ in range(3):
+            assert await whole(await post(upstream, server)) == b"hi"
+        assert server.connections == 1
+        replies = await asyncio.gather(*(post(upstream, server) for _ in range(5)))
+        assert server.connections == 5
+        for reply in replies:
             assert await whole(reply) == b"hi"
-            assert len(set(map(id, told))) == 1, "the connection is kept"
-            assert told[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        assert [piece[-7:] for piece in pieces] == [b"\r\n\r\nabc"] * 3, "a request is one segment"
-        upstream.close()
-        await ended.wait()
-        server.close()
-
-    asyncio.run(check())
-
-
-def test_connections_are_reused_and_not_shared(tmp_path: Path) -> None:
-    async def check() -> None:
-        async with serving(tmp_path / "s", answering(OK)) as (server, upstream):
-            for _ in range(3):
-                assert await whole(await post(upstream, server)) == b"hi"
-            assert server.connections == 1
-            replies = await asyncio.gather(*(post(upstream, server) for _ in range(5)))
-            assert server.connections == 5
-            for reply in replies:
-                assert await whole(reply) == b"hi"
-            assert len(server.requests) == 8
-
-    uvloop.run(check())
+        assert len(server.requests) == 8
 
 
 @pytest.mark.parametrize(
@@ -189,17 +179,14 @@ def test_connections_are_reused_and_not_shared(tmp_path: Path) -> None:
     ],
     ids=["chunked", "split", "after 100 Continue"],
 )
-def test_pieces_of_an_answer_come_as_they_arrive(tmp_path: Path, pieces: list[bytes]) -> None:
-    async def check() -> None:
-        async with serving(tmp_path / "s", answering(*pieces)) as (server, upstream):
-            for _ in range(2):
-                assert await whole(await post(upstream, server)) == b"hello!"
-            assert server.connections == 1
-
-    uvloop.run(check())
+async def test_pieces_of_an_answer_come_as_they_arrive(tmp_path: Path, pieces: list[bytes]) -> None:
+    async with serving(tmp_path / "s", answering(*pieces)) as (server, upstream):
+        for _ in range(2):
+            assert await whole(await post(upstream, server)) == b"hello!"
+        assert server.connections == 1
 
 
-def test_first_chunk_does_not_wait_for_the_second(tmp_path: Path) -> None:
+async def test_first_chunk_does_not_wait_for_the_second(tmp_path: Path) -> None:
     def make(server: Server) -> Script:
         async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await server.read(reader)
@@ -219,58 +206,46 @@ def test_first_chunk_does_not_wait_for_the_second(tmp_path: Path) -> None:
             go_on.set()
             assert await whole(reply) == b"two"
 
-    uvloop.run(check())
+    await check()
 
 
 @pytest.mark.parametrize("head", [b"HTTP/1.1 204 No Content\r\n\r\n", b"HTTP/1.1 304 Not Modified\r\n\r\n"])
-def test_answers_without_a_body(tmp_path: Path, head: bytes) -> None:
-    async def check() -> None:
-        async with serving(tmp_path / "s", answering(head)) as (server, upstream):
-            for _ in range(2):
-                reply = await post(upstream, server)
-                assert reply.complete
-                assert await whole(reply) == b""
-            assert server.connections == 1
-
-    uvloop.run(check())
-
-
-def test_head_has_no_body_whatever_its_length_says(tmp_path: Path) -> None:
-    async def check() -> None:
-        async with serving(tmp_path / "s", answering(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n")) as (
-            server,
-            upstream,
-        ):
-            reply = await upstream.send(server.endpoint, "HEAD", "/", [], b"")
+async def test_answers_without_a_body(tmp_path: Path, head: bytes) -> None:
+    async with serving(tmp_path / "s", answering(head)) as (server, upstream):
+        for _ in range(2):
+            reply = await post(upstream, server)
             assert reply.complete
             assert await whole(reply) == b""
-
-    uvloop.run(check())
-
-
-def test_body_until_close(tmp_path: Path) -> None:
-    async def check() -> None:
-        script = answering(b"HTTP/1.1 200 OK\r\n\r\nall ", b"of it", close=True)
-        async with serving(tmp_path / "s", script) as (server, upstream):
-            for _ in range(2):
-                assert await whole(await post(upstream, server)) == b"all of it"
-            assert server.connections == 2
-
-    uvloop.run(check())
+        assert server.connections == 1
 
 
-def test_connection_close_is_respected(tmp_path: Path) -> None:
-    async def check() -> None:
-        answer = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nhi"
-        async with serving(tmp_path / "s", answering(answer)) as (server, upstream):
-            for _ in range(2):
-                assert await whole(await post(upstream, server)) == b"hi"
-            assert server.connections == 2
+async def test_head_has_no_body_whatever_its_length_says(tmp_path: Path) -> None:
+    async with serving(tmp_path / "s", answering(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n")) as (
+        server,
+        upstream,
+    ):
+        reply = await upstream.send(server.endpoint, "HEAD", "/", [], b"")
+        assert reply.complete
+        assert await whole(reply) == b""
 
-    uvloop.run(check())
+
+async def test_body_until_close(tmp_path: Path) -> None:
+    script = answering(b"HTTP/1.1 200 OK\r\n\r\nall ", b"of it", close=True)
+    async with serving(tmp_path / "s", script) as (server, upstream):
+        for _ in range(2):
+            assert await whole(await post(upstream, server)) == b"all of it"
+        assert server.connections == 2
 
 
-def test_reused_connection_that_died_is_replaced_once(tmp_path: Path) -> None:
+async def test_connection_close_is_respected(tmp_path: Path) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nhi"
+    async with serving(tmp_path / "s", answering(answer)) as (server, upstream):
+        for _ in range(2):
+            assert await whole(await post(upstream, server)) == b"hi"
+        assert server.connections == 2
+
+
+async def test_reused_connection_that_died_is_replaced_once(tmp_path: Path) -> None:
     """The server answers, then closes while the second request is on its way."""
 
     def make(server: Server) -> Script:
@@ -291,10 +266,10 @@ def test_reused_connection_that_died_is_replaced_once(tmp_path: Path) -> None:
             assert server.connections == 2
             assert [body for _, _, body in server.requests] == [b"{}", b"again", b"again"]
 
-    uvloop.run(check())
+    await check()
 
 
-def test_fresh_connection_that_dies_is_not_tried_again(tmp_path: Path) -> None:
+async def test_fresh_connection_that_dies_is_not_tried_again(tmp_path: Path) -> None:
     def make(server: Server) -> Script:
         async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await server.read(reader)
@@ -307,7 +282,7 @@ def test_fresh_connection_that_dies_is_not_tried_again(tmp_path: Path) -> None:
                 await post(upstream, server)
             assert server.connections == 1
 
-    uvloop.run(check())
+    await check()
 
 
 @pytest.mark.parametrize(
@@ -315,40 +290,31 @@ def test_fresh_connection_that_dies_is_not_tried_again(tmp_path: Path) -> None:
     [[CHUNKED, b"5\r\nhello\r\n"], [b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nhello"]],
     ids=["chunked", "length"],
 )
-def test_answer_cut_off_says_so_after_what_came(tmp_path: Path, pieces: list[bytes]) -> None:
-    async def check() -> None:
-        async with serving(tmp_path / "s", answering(*pieces, close=True)) as (server, upstream):
-            reply = await post(upstream, server)
-            assert await reply.read() == b"hello"
-            with pytest.raises(CutOff):
-                await reply.read()
-            reply.close()
-
-    uvloop.run(check())
+async def test_answer_cut_off_says_so_after_what_came(tmp_path: Path, pieces: list[bytes]) -> None:
+    async with serving(tmp_path / "s", answering(*pieces, close=True)) as (server, upstream):
+        reply = await post(upstream, server)
+        assert await reply.read() == b"hello"
+        with pytest.raises(CutOff):
+            await reply.read()
+        reply.close()
 
 
 @pytest.mark.parametrize("nonsense", [b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"])
-def test_what_is_no_http_is_an_error(tmp_path: Path, nonsense: bytes) -> None:
-    async def check() -> None:
-        async with serving(tmp_path / "s", answering(nonsense)) as (server, upstream):
-            with pytest.raises(Died, match="no HTTP"):
-                await post(upstream, server)
-
-    uvloop.run(check())
+async def test_what_is_no_http_is_an_error(tmp_path: Path, nonsense: bytes) -> None:
+    async with serving(tmp_path / "s", answering(nonsense)) as (server, upstream):
+        with pytest.raises(Died, match="no HTTP"):
+            await post(upstream, server)
 
 
-def test_nobody_there(tmp_path: Path) -> None:
-    async def check() -> None:
-        upstream = Upstream(timeout=1)
-        with pytest.raises(Unreachable):
-            await upstream.send(str(tmp_path / "none"), "GET", "/", [], b"")
-        with pytest.raises(Unreachable):
-            await upstream.send("127.0.0.1:1", "GET", "/", [], b"")
-
-    uvloop.run(check())
+async def test_nobody_there(tmp_path: Path) -> None:
+    upstream = Upstream(timeout=1)
+    with pytest.raises(Unreachable):
+        await upstream.send(str(tmp_path / "none"), "GET", "/", [], b"")
+    with pytest.raises(Unreachable):
+        await upstream.send("127.0.0.1:1", "GET", "/", [], b"")
 
 
-def test_silence_is_given_up(tmp_path: Path) -> None:
+async def test_silence_is_given_up(tmp_path: Path) -> None:
     def make(server: Server) -> Script:
         async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await server.read(reader)
@@ -368,35 +334,29 @@ def test_silence_is_given_up(tmp_path: Path) -> None:
                 await reply.read()
             reply.close()
 
-    uvloop.run(check())
+    await check()
 
 
-def test_leaving_early_hangs_up(tmp_path: Path) -> None:
-    async def check() -> None:
-        async with serving(tmp_path / "s", answering(CHUNKED + b"3\r\none\r\n")) as (server, upstream):
-            reply = await post(upstream, server)
-            assert await reply.read() == b"one"
-            reply.close()
-            await asyncio.wait_for(server.hung_up.wait(), 5)
-            assert server.hangups == 1
-
-    uvloop.run(check())
+async def test_leaving_early_hangs_up(tmp_path: Path) -> None:
+    async with serving(tmp_path / "s", answering(CHUNKED + b"3\r\none\r\n")) as (server, upstream):
+        reply = await post(upstream, server)
+        assert await reply.read() == b"one"
+        reply.close()
+        await asyncio.wait_for(server.hung_up.wait(), 5)
+        assert server.hangups == 1
 
 
-def test_cancelling_before_the_answer_hangs_up(tmp_path: Path) -> None:
-    async def check() -> None:
-        async with serving(tmp_path / "s", answering()) as (server, upstream):
-            request = asyncio.create_task(post(upstream, server))
-            await server.asked.wait()
-            request.cancel()
-            await asyncio.wait_for(server.hung_up.wait(), 5)
-            with pytest.raises(asyncio.CancelledError):
-                await request
-
-    uvloop.run(check())
+async def test_cancelling_before_the_answer_hangs_up(tmp_path: Path) -> None:
+    async with serving(tmp_path / "s", answering()) as (server, upstream):
+        request = asyncio.create_task(post(upstream, server))
+        await server.asked.wait()
+        request.cancel()
+        await asyncio.wait_for(server.hung_up.wait(), 5)
+        with pytest.raises(asyncio.CancelledError):
+            await request
 
 
-def test_slow_reader_holds_the_writer_back(tmp_path: Path) -> None:
+async def test_slow_reader_holds_the_writer_back(tmp_path: Path) -> None:
     """Of an endless answer no more than the high-water mark and the sockets' buffers is taken."""
     sent = 0
     block = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
@@ -427,26 +387,20 @@ def test_slow_reader_holds_the_writer_back(tmp_path: Path) -> None:
             assert len(await whole(reply)) > 20 * 1024 * 1024
             assert await whole(await post(upstream, server)) != b""
 
-    uvloop.run(check())
+    await check()
 
 
-def test_large_body_arrives_whole(tmp_path: Path) -> None:
+async def test_large_body_arrives_whole(tmp_path: Path) -> None:
     body = bytes(range(256)) * 40_000
 
-    async def check() -> None:
-        async with serving(tmp_path / "s", answering(OK)) as (server, upstream):
-            assert await whole(await post(upstream, server, body)) == b"hi"
-            assert server.requests[0][2] == body
-
-    uvloop.run(check())
+    async with serving(tmp_path / "s", answering(OK)) as (server, upstream):
+        assert await whole(await post(upstream, server, body)) == b"hi"
+        assert server.requests[0][2] == body
 
 
-def test_idle_connection_that_the_server_closes_is_forgotten(tmp_path: Path) -> None:
-    async def check() -> None:
-        async with serving(tmp_path / "s", answering(OK, close=True)) as (server, upstream):
-            assert await whole(await post(upstream, server)) == b"hi"
-            await asyncio.sleep(0.01)  # either way it must work: noticed by now, or not yet
-            assert await whole(await post(upstream, server)) == b"hi"
-            assert len(server.requests) == 2
-
-    uvloop.run(check())
+async def test_idle_connection_that_the_server_closes_is_forgotten(tmp_path: Path) -> None:
+    async with serving(tmp_path / "s", answering(OK, close=True)) as (server, upstream):
+        assert await whole(await post(upstream, server)) == b"hi"
+        await asyncio.sleep(0.01)  # either way it must work: noticed by now, or not yet
+        assert await whole(await post(upstream, server)) == b"hi"
+        assert len(server.requests) == 2

@@ -8,7 +8,7 @@ import pytest
 from lifecycle_tools import Router, router, settle
 from llama_corral.common.base.errors import ServerFault
 from llama_corral.router.models.exit_reasons import lacked_memory
-from router_tools import preset, presets, run
+from router_tools import preset, presets
 
 NO_MEMORY = "ggml_backend_cpu_buffer_type_alloc_buffer: failed to allocate buffer of size 17179869184"
 
@@ -27,115 +27,100 @@ async def let_go(r: Router, name: str) -> None:
     await settle()
 
 
-def test_one_idle_model_leaves_and_the_load_is_tried_again() -> None:
-    async def check() -> None:
-        async with router(models_max=0) as r:
-            await r.up("a", "b")
-            first, second = r.client("c"), r.client("c")
-            await settle()
-            await run_out_of_memory(r)
-            assert [worker.name for worker in r.launcher.alive if worker.must_go] == ["a"], "the one used longest ago"
-            late = r.client("c")
-            await settle()
-            assert r.status("c") == "unloaded", "not before it is gone"
-            await let_go(r, "a")
-            assert r.status("c") == "loading"
-            r.launcher["c"].ready()
-            await settle()
-            assert first.is_served
-            assert second.is_served
-            assert late.is_served
-            for client in (first, second, late):
-                await client.finish()
-            assert r.status("b") == "loaded"
-
-    run(check())
+async def test_one_idle_model_leaves_and_the_load_is_tried_again() -> None:
+    async with router(models_max=0) as r:
+        await r.up("a", "b")
+        first, second = r.client("c"), r.client("c")
+        await settle()
+        await run_out_of_memory(r)
+        assert [worker.name for worker in r.launcher.alive if worker.must_go] == ["a"], "the one used longest ago"
+        late = r.client("c")
+        await settle()
+        assert r.status("c") == "unloaded", "not before it is gone"
+        await let_go(r, "a")
+        assert r.status("c") == "loading"
+        r.launcher["c"].ready()
+        await settle()
+        assert first.is_served
+        assert second.is_served
+        assert late.is_served
+        for client in (first, second, late):
+            await client.finish()
+        assert r.status("b") == "loaded"
 
 
-def test_it_is_tried_once() -> None:
-    async def check() -> None:
-        async with router(models_max=0) as r:
-            await r.up("a", "b")
-            client = r.client("c")
-            await settle()
-            await run_out_of_memory(r)
-            await let_go(r, "a")
-            await run_out_of_memory(r)
-            error = await client.refused()
-            assert isinstance(error, ServerFault)
-            assert "could not be loaded" in error.message
-            assert r.status("b") == "loaded"
-            view = r.lifecycle.view("c")
-            assert view is not None
-            assert view.faults == 1
-            again = r.client("c")  # a later request is a case of its own
-            await settle()
-            await run_out_of_memory(r)
-            await let_go(r, "b")
-            await run_out_of_memory(r)
-            assert isinstance(await again.refused(), ServerFault)
-            view = r.lifecycle.view("c")
-            assert view is not None
-            assert view.faults == 2
-
-    run(check())
+async def test_it_is_tried_once() -> None:
+    async with router(models_max=0) as r:
+        await r.up("a", "b")
+        client = r.client("c")
+        await settle()
+        await run_out_of_memory(r)
+        await let_go(r, "a")
+        await run_out_of_memory(r)
+        error = await client.refused()
+        assert isinstance(error, ServerFault)
+        assert "could not be loaded" in error.message
+        assert r.status("b") == "loaded"
+        view = r.lifecycle.view("c")
+        assert view is not None
+        assert view.faults == 1
+        again = r.client("c")  # a later request is a case of its own
+        await settle()
+        await run_out_of_memory(r)
+        await let_go(r, "b")
+        await run_out_of_memory(r)
+        assert isinstance(await again.refused(), ServerFault)
+        view = r.lifecycle.view("c")
+        assert view is not None
+        assert view.faults == 2
 
 
 @pytest.mark.parametrize("why", ["nobody is there", "busy", "pinned", "another reason", "killed by a person"])
-def test_there_is_nothing_to_try(why: str) -> None:
-    async def check() -> None:
-        entries = presets(preset("a", pin=why == "pinned"), preset("c"))
-        async with router(models_max=0, presets=entries) as r:
-            if why != "nobody is there":
-                await r.up("a")
-            user = r.client("a") if why == "busy" else None
-            await settle()
-            client = r.client("c")
-            await settle()
-            if why == "another reason":
-                r.launcher["c"].report("failed", message="no such file")
-                r.launcher["c"].exit(1)
-            elif why == "killed by a person":
-                await r.lifecycle.unload("c")
-                r.launcher["c"].last_lines = (NO_MEMORY,)
-                r.launcher["c"].leave()
-            else:
-                await run_out_of_memory(r)
-            await client.refused()
-            assert not [worker for worker in r.launcher.alive if worker.must_go]
-            if user is not None:
-                await user.finish()
-
-    run(check())
-
-
-def test_nobody_waits_any_more() -> None:
-    async def check() -> None:
-        async with router(models_max=0) as r:
+async def test_there_is_nothing_to_try(why: str) -> None:
+    entries = presets(preset("a", pin=why == "pinned"), preset("c"))
+    async with router(models_max=0, presets=entries) as r:
+        if why != "nobody is there":
             await r.up("a")
-            client = r.client("c")
-            await settle()
+        user = r.client("a") if why == "busy" else None
+        await settle()
+        client = r.client("c")
+        await settle()
+        if why == "another reason":
+            r.launcher["c"].report("failed", message="no such file")
+            r.launcher["c"].exit(1)
+        elif why == "killed by a person":
+            await r.lifecycle.unload("c")
+            r.launcher["c"].last_lines = (NO_MEMORY,)
+            r.launcher["c"].leave()
+        else:
             await run_out_of_memory(r)
-            await client.leave()
-            await let_go(r, "a")
-            assert r.status("c") == "unloaded", "nobody wants it"
-            await r.lifecycle.load("b")
-            await run_out_of_memory(r, "b")
-            assert not r.launcher.alive
-
-    run(check())
+        await client.refused()
+        assert not [worker for worker in r.launcher.alive if worker.must_go]
+        if user is not None:
+            await user.finish()
 
 
-def test_the_router_ends_in_between() -> None:
-    async def check() -> None:
-        async with router(models_max=0) as r:
-            await r.up("a")
-            client = r.client("c")
-            await settle()
-            await run_out_of_memory(r)
-        assert "shutting down" in (await client.refused()).message
+async def test_nobody_waits_any_more() -> None:
+    async with router(models_max=0) as r:
+        await r.up("a")
+        client = r.client("c")
+        await settle()
+        await run_out_of_memory(r)
+        await client.leave()
+        await let_go(r, "a")
+        assert r.status("c") == "unloaded", "nobody wants it"
+        await r.lifecycle.load("b")
+        await run_out_of_memory(r, "b")
+        assert not r.launcher.alive
 
-    run(check())
+
+async def test_the_router_ends_in_between() -> None:
+    async with router(models_max=0) as r:
+        await r.up("a")
+        client = r.client("c")
+        await settle()
+        await run_out_of_memory(r)
+    assert "shutting down" in (await client.refused()).message
 
 
 def test_what_lack_of_memory_looks_like() -> None:

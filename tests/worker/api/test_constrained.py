@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_tools import ask, run, running
+from engine_tools import ask, running
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_corral.common.base.errors import ApiError, ConfigError
@@ -100,51 +100,40 @@ def test_where_the_beginning_decides(grammar: str, is_prunable: bool) -> None:
 # -- engine ----------------------------------------------------------------------------------------------------------
 
 
-def test_penalties_never_hear_of_a_refused_token(models: Path) -> None:
+async def test_penalties_never_hear_of_a_refused_token(models: Path) -> None:
     """The same grammar, first choice refused or not: what comes out obeys it and can be repeated."""
     sampling = Sampling(grammar=Grammar('root ::= [a-c]{12}'), repeat_penalty=1.5, repeat_last_n=8, seed=2, n_probs=2,
                         post_sampling_probs=True)  # fmt: skip
 
-    async def test() -> None:
-        async with running(models / "tiny-llama.gguf") as engine, engine.use() as loaded:
-            first, again = [await ask(loaded, sampling=sampling, n_predict=20).one() for _ in range(2)]
-            assert first.tokens == again.tokens
-            assert len(first.text) == 12
-            assert set(first.text) <= set("abc")
-            assert first.stop_type == "eos"
-
-    run(test())
+    async with running(models / "tiny-llama.gguf") as engine, engine.use() as loaded:
+        first, again = [await ask(loaded, sampling=sampling, n_predict=20).one() for _ in range(2)]
+        assert first.tokens == again.tokens
+        assert len(first.text) == 12
+        assert set(first.text) <= set("abc")
+        assert first.stop_type == "eos"
 
 
 @pytest.mark.parametrize("kind", ["token", "word", "pattern", "pattern_full"])
-def test_a_lazy_grammar_sleeps_until_its_trigger(models: Path, kind: Any) -> None:
-    async def test() -> None:
-        async with running(models / "tiny-llama.gguf") as engine, engine.use() as loaded:
-            free = await ask(loaded, n_predict=24).one()
-            at = 8
-            token = free.tokens[at]
-            said = b"".join(loaded.vocab.piece(t) for t in free.tokens[:at]).decode()
-            word = loaded.vocab.piece(token).decode()
-            value = {"token": word, "word": word, "pattern": f".({word})", "pattern_full": f"^[\\s\\S]*?({word})$"}[
-                kind
-            ]
-            begin = (said + word).find(word) if kind != "pattern" else (said + word).find(word, 1)
-            grammar = Grammar(f'root ::= "{word}" "xyz"', True, (Trigger(kind, value, token),))
-            result = await ask(loaded, sampling=Sampling(temperature=0.0, grammar=grammar), n_predict=40).one()
-            assert (said + word)[:begin] + word + "xyz" == result.text
-            assert result.stop_type == "eos"
-
-    run(test())
+async def test_a_lazy_grammar_sleeps_until_its_trigger(models: Path, kind: Any) -> None:
+    async with running(models / "tiny-llama.gguf") as engine, engine.use() as loaded:
+        free = await ask(loaded, n_predict=24).one()
+        at = 8
+        token = free.tokens[at]
+        said = b"".join(loaded.vocab.piece(t) for t in free.tokens[:at]).decode()
+        word = loaded.vocab.piece(token).decode()
+        value = {"token": word, "word": word, "pattern": f".({word})", "pattern_full": f"^[\\s\\S]*?({word})$"}[kind]
+        begin = (said + word).find(word) if kind != "pattern" else (said + word).find(word, 1)
+        grammar = Grammar(f'root ::= "{word}" "xyz"', True, (Trigger(kind, value, token),))
+        result = await ask(loaded, sampling=Sampling(temperature=0.0, grammar=grammar), n_predict=40).one()
+        assert (said + word)[:begin] + word + "xyz" == result.text
+        assert result.stop_type == "eos"
 
 
-def test_a_lazy_grammar_that_never_wakes_changes_nothing(models: Path) -> None:
-    async def test() -> None:
-        async with running(models / "tiny-llama.gguf") as engine, engine.use() as loaded:
-            free = await ask(loaded).one()
-            sampling = Sampling(temperature=0.0, grammar=Grammar('root ::= "q"', True, (Trigger("word", "QQQQ"),)))
-            assert (await ask(loaded, sampling=sampling).one()).tokens == free.tokens
-
-    run(test())
+async def test_a_lazy_grammar_that_never_wakes_changes_nothing(models: Path) -> None:
+    async with running(models / "tiny-llama.gguf") as engine, engine.use() as loaded:
+        free = await ask(loaded).one()
+        sampling = Sampling(temperature=0.0, grammar=Grammar('root ::= "q"', True, (Trigger("word", "QQQQ"),)))
+        assert (await ask(loaded, sampling=sampling).one()).tokens == free.tokens
 
 
 @pytest.mark.parametrize(
@@ -164,29 +153,25 @@ def test_a_lazy_grammar_that_never_wakes_changes_nothing(models: Path) -> None:
         Grammar('root ::= "assistant"', prefill="something else"),
     ],
 )
-def test_a_grammar_that_is_none_ends_its_request_only(models: Path, grammar: Grammar) -> None:
-    async def test() -> None:
-        async with running(models / "tiny-llama.gguf") as engine, engine.use() as loaded:
-            with pytest.raises(ApiError, match="Failed to initialize samplers") as refused:
-                await ask(loaded, sampling=Sampling(grammar=grammar)).one()
-            assert refused.value.status == 400
-            assert (await ask(loaded).one()).n_decoded == 16
-
-    run(test())
+async def test_a_grammar_that_is_none_ends_its_request_only(models: Path, grammar: Grammar) -> None:
+    async with running(models / "tiny-llama.gguf") as engine, engine.use() as loaded:
+        with pytest.raises(ApiError, match="Failed to initialize samplers") as refused:
+            await ask(loaded, sampling=Sampling(grammar=grammar)).one()
+        assert refused.value.status == 400
+        assert (await ask(loaded).one()).n_decoded == 16
 
 
-def test_a_grammar_that_takes_too_long_ends_its_request_only(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def test() -> None:
-        async with running(models / "tiny-llama.gguf") as engine, engine.use() as loaded:
-            sampling = Sampling(temperature=0.0, grammar=Grammar('root ::= "abc"'))
-            assert (await ask(loaded, sampling=sampling).one()).text == "abc"
-            monkeypatch.setattr(grammar, "SLOW_SECONDS", -1.0)
-            monkeypatch.setattr(grammar, "MOST_SLOW_SECONDS", 0.0)
-            with pytest.raises(ApiError, match="takes too long to be followed"):
-                await ask(loaded, sampling=sampling).one()
-            assert (await ask(loaded).one()).n_decoded == 16
-
-    run(test())
+async def test_a_grammar_that_takes_too_long_ends_its_request_only(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(models / "tiny-llama.gguf") as engine, engine.use() as loaded:
+        sampling = Sampling(temperature=0.0, grammar=Grammar('root ::= "abc"'))
+        assert (await ask(loaded, sampling=sampling).one()).text == "abc"
+        monkeypatch.setattr(grammar, "SLOW_SECONDS", -1.0)
+        monkeypatch.setattr(grammar, "MOST_SLOW_SECONDS", 0.0)
+        with pytest.raises(ApiError, match="takes too long to be followed"):
+            await ask(loaded, sampling=sampling).one()
+        assert (await ask(loaded).one()).n_decoded == 16
 
 
 def test_no_expression_of_a_client_stalls_the_engine() -> None:
@@ -199,16 +184,13 @@ def test_no_expression_of_a_client_stalls_the_engine() -> None:
     assert compiled("ab|c").fullmatch(b"zzab", 2)
 
 
-def test_a_trigger_that_its_grammar_forbids_ends_its_request_only(models: Path) -> None:
-    async def test() -> None:
-        async with running(models / "tiny-llama.gguf") as engine, engine.use() as loaded:
-            grammar = Grammar('root ::= "\\x01"', True, (Trigger("pattern", "[a-z]"),))
-            with pytest.raises(ApiError, match="triggers it") as failed:
-                await ask(loaded, sampling=Sampling(temperature=0.0, grammar=grammar)).one()
-            assert failed.value.status == 500
-            assert (await ask(loaded).one()).n_decoded == 16
-
-    run(test())
+async def test_a_trigger_that_its_grammar_forbids_ends_its_request_only(models: Path) -> None:
+    async with running(models / "tiny-llama.gguf") as engine, engine.use() as loaded:
+        grammar = Grammar('root ::= "\\x01"', True, (Trigger("pattern", "[a-z]"),))
+        with pytest.raises(ApiError, match="triggers it") as failed:
+            await ask(loaded, sampling=Sampling(temperature=0.0, grammar=grammar)).one()
+        assert failed.value.status == 500
+        assert (await ask(loaded).one()).n_decoded == 16
 
 
 # -- what surrounds a chat's JSON ------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -45,8 +44,8 @@ class TextOnly:
         raise AssertionError("asked without a projector")
 
 
-def prompt_tokens(prompt: object) -> list[list[int]]:
-    return [list(prompt.tokens) for prompt in asyncio.run(read_prompts(prompt, TextOnly()))]
+async def prompt_tokens(prompt: object) -> list[list[int]]:
+    return [list(prompt.tokens) for prompt in await read_prompts(prompt, TextOnly())]
 
 
 DEFAULTS = CompletionParams(stop=("</s>",), n_predict=64)
@@ -214,27 +213,27 @@ def test_defaults_come_from_options_then_from_the_model() -> None:
         ({"prompt_string": [5, "a"]}, [[5, 97]]),
     ],
 )
-def test_shapes_of_a_prompt(prompt: object, tokens: list[list[int]]) -> None:
-    assert prompt_tokens(prompt) == tokens
+async def test_shapes_of_a_prompt(prompt: object, tokens: list[list[int]]) -> None:
+    assert await prompt_tokens(prompt) == tokens
 
 
 @pytest.mark.parametrize(
     "prompt", [5, None, True, [], [[]], {}, [["a"]], [5, 1000], [-1], [[1, None]], {"prompt_string": 5}]
 )
-def test_wrong_prompts(prompt: object) -> None:
+async def test_wrong_prompts(prompt: object) -> None:
     with pytest.raises(InvalidRequest):
-        prompt_tokens(prompt)
+        await prompt_tokens(prompt)
 
 
-def test_media_are_refused() -> None:
+async def test_media_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="does not support multimodal"):
-        prompt_tokens({"prompt_string": "a", "multimodal_data": "AAAA"})
+        await prompt_tokens({"prompt_string": "a", "multimodal_data": "AAAA"})
 
 
 @given(JSON)
-def test_any_json_prompt_is_tokens_or_refused(prompt: object) -> None:
+async def test_any_json_prompt_is_tokens_or_refused(prompt: object) -> None:
     try:
-        prompts = prompt_tokens(prompt)
+        prompts = await prompt_tokens(prompt)
     except ApiError:
         return
     assert all(0 <= token < VOCAB.n_vocab for tokens in prompts for token in tokens)

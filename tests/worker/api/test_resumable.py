@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
@@ -20,30 +19,23 @@ from router_tools import until
 ENDLESS = {"prompt": "Once upon a time", "n_predict": -1, "ignore_eos": True, "stream": True}
 
 
-def run(work: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(work, 20))
-
-
 # -- sessions --------------------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.binary(max_size=20), max_size=20), st.integers(1, 40), st.integers(0, 300))
-def test_a_session_keeps_exactly_the_last_bytes(chunks: list[bytes], max_bytes: int, offset: int) -> None:
-    async def check() -> None:
-        session = StreamSession("c", max_bytes)
-        for chunk in chunks:
-            session.append(chunk)
-        session.finish()
-        everything = b"".join(chunks)
-        assert session.total_bytes == len(everything)
-        assert session.n_kept == min(max_bytes, len(everything))
-        if offset < session.n_dropped:
-            with pytest.raises(OffsetLost):
-                await session.read(offset)
-        else:
-            assert await session.read(offset) == everything[offset:]
-
-    run(check())
+async def test_a_session_keeps_exactly_the_last_bytes(chunks: list[bytes], max_bytes: int, offset: int) -> None:
+    session = StreamSession("c", max_bytes)
+    for chunk in chunks:
+        session.append(chunk)
+    session.finish()
+    everything = b"".join(chunks)
+    assert session.total_bytes == len(everything)
+    assert session.n_kept == min(max_bytes, len(everything))
+    if offset < session.n_dropped:
+        with pytest.raises(OffsetLost):
+            await session.read(offset)
+    else:
+        assert await session.read(offset) == everything[offset:]
 
 
 async def wait_for_ever(session: StreamSession) -> None:
@@ -73,91 +65,76 @@ async def ended(session: StreamSession) -> StreamSession:
     return session
 
 
-def test_readers_follow_a_live_session_to_its_end() -> None:
-    async def check() -> None:
-        sessions = StreamSessions()
-        session = sessions.open("c", wait_for_ever)
-        await session.begun.wait()
-        assert await session.read(0) == b"x" * 10
-        late = asyncio.ensure_future(session.read(10))
-        ahead = asyncio.ensure_future(session.read(12))
-        await asyncio.sleep(0)
-        session.append(b"abc")
-        assert await late == b"abc"
-        assert await ahead == b"c"
-        end = asyncio.ensure_future(session.read(13))
-        sessions.stop("c")
-        assert await end == b""
-        assert sessions.get("c") is None
-        assert session.producer is not None
-        with suppress(asyncio.CancelledError):
-            await session.producer
-
-    run(check())
+async def test_readers_follow_a_live_session_to_its_end() -> None:
+    sessions = StreamSessions()
+    session = sessions.open("c", wait_for_ever)
+    await session.begun.wait()
+    assert await session.read(0) == b"x" * 10
+    late = asyncio.ensure_future(session.read(10))
+    ahead = asyncio.ensure_future(session.read(12))
+    await asyncio.sleep(0)
+    session.append(b"abc")
+    assert await late == b"abc"
+    assert await ahead == b"c"
+    end = asyncio.ensure_future(session.read(13))
+    sessions.stop("c")
+    assert await end == b""
+    assert sessions.get("c") is None
+    assert session.producer is not None
+    with suppress(asyncio.CancelledError):
+        await session.producer
 
 
-def test_a_conversation_has_one_session() -> None:
-    async def check() -> None:
-        sessions = StreamSessions()
-        first = sessions.open("c", wait_for_ever)
-        await first.begun.wait()
-        second = sessions.open("c", wait_for_ever)
-        await ended(first)
-        assert first.is_done
-        assert sessions.get("c") is second
-        assert not second.is_done
-        await sessions.close()
-        assert sessions.get("c") is None
-        assert second.producer is None
-
-    run(check())
+async def test_a_conversation_has_one_session() -> None:
+    sessions = StreamSessions()
+    first = sessions.open("c", wait_for_ever)
+    await first.begun.wait()
+    second = sessions.open("c", wait_for_ever)
+    await ended(first)
+    assert first.is_done
+    assert sessions.get("c") is second
+    assert not second.is_done
+    await sessions.close()
+    assert sessions.get("c") is None
+    assert second.producer is None
 
 
-def test_what_failed_before_it_began_leaves_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    async def check() -> None:
-        sessions = StreamSessions()
-        session = await ended(sessions.open("c", fail_early))
-        assert session.is_done
-        assert sessions.get("c") is None
-        assert not caplog.records
-        await ended(sessions.open("c", fail_late))
-        kept = sessions.get("c")
-        assert kept is not None
-        assert kept.is_done
-        assert "half-way" in caplog.text
-
-    run(check())
+async def test_what_failed_before_it_began_leaves_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    sessions = StreamSessions()
+    session = await ended(sessions.open("c", fail_early))
+    assert session.is_done
+    assert sessions.get("c") is None
+    assert not caplog.records
+    await ended(sessions.open("c", fail_late))
+    kept = sessions.get("c")
+    assert kept is not None
+    assert kept.is_done
+    assert "half-way" in caplog.text
 
 
-def test_ended_sessions_are_forgotten_after_a_while_or_when_they_are_too_much() -> None:
-    async def check() -> None:
-        sessions = StreamSessions(kept_s=0.02)
-        await ended(sessions.open("c", end_at_once))
-        assert sessions.get("c") is not None
-        await until(lambda: sessions.get("c") is None)
-        crowded = StreamSessions(max_ended_bytes=25)
-        live = crowded.open("live", wait_for_ever)
-        await live.begun.wait()
-        for name in "abc":
-            session = await ended(crowded.open(name, end_at_once))
-            session.completed_at -= 10 - ord(name) % 10
-        assert [name for name in "abc" if crowded.get(name)] == ["b", "c"]
-        assert crowded.get("live") is live, "what still flows is not counted"
-        await crowded.close()
-
-    run(check())
+async def test_ended_sessions_are_forgotten_after_a_while_or_when_they_are_too_much() -> None:
+    sessions = StreamSessions(kept_s=0.02)
+    await ended(sessions.open("c", end_at_once))
+    assert sessions.get("c") is not None
+    await until(lambda: sessions.get("c") is None)
+    crowded = StreamSessions(max_ended_bytes=25)
+    live = crowded.open("live", wait_for_ever)
+    await live.begun.wait()
+    for name in "abc":
+        session = await ended(crowded.open(name, end_at_once))
+        session.completed_at -= 10 - ord(name) % 10
+    assert [name for name in "abc" if crowded.get(name)] == ["b", "c"]
+    assert crowded.get("live") is live, "what still flows is not counted"
+    await crowded.close()
 
 
-def test_a_lookup_finds_a_conversation_with_its_variants_and_nothing_else() -> None:
-    async def check() -> None:
-        sessions = StreamSessions()
-        for name in ("a", "a::m", "a::n", "ab", "b"):
-            await ended(sessions.open(name, end_at_once))
-        assert [session.conversation for session in sessions.of(["a"])] == ["a", "a::m", "a::n"]
-        assert [session.conversation for session in sessions.of(["b", "a::m", "c"])] == ["b", "a::m"]
-        assert sessions.of([]) == []
-
-    run(check())
+async def test_a_lookup_finds_a_conversation_with_its_variants_and_nothing_else() -> None:
+    sessions = StreamSessions()
+    for name in ("a", "a::m", "a::n", "ab", "b"):
+        await ended(sessions.open(name, end_at_once))
+    assert [session.conversation for session in sessions.of(["a"])] == ["a", "a::m", "a::n"]
+    assert [session.conversation for session in sessions.of(["b", "a::m", "c"])] == ["b", "a::m"]
+    assert sessions.of([]) == []
 
 
 # -- over HTTP -------------------------------------------------------------------------------------------------------

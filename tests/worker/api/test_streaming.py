@@ -57,28 +57,25 @@ class HandPlayedEngine:
 Scene = Callable[[HandPlayedEngine, aiohttp.ClientSession], Awaitable[None]]
 
 
-def play(scene: Scene, *, stream: bool = True, n_prompts: int = 1, ping: float = -1) -> HandPlayedEngine:
-    async def main() -> HandPlayedEngine:
-        engine = HandPlayedEngine()
+async def play(scene: Scene, *, stream: bool = True, n_prompts: int = 1, ping: float = -1) -> HandPlayedEngine:
+    engine = HandPlayedEngine()
 
-        async def handler(request: web.Request) -> web.StreamResponse:
-            params = CompletionParams(stream=stream)
-            prompts: Sequence[Sequence[int]] = [[1]] * n_prompts
-            answer = Answer(params, "tiny", "b0", prompts, str, len)
-            generations = [params.generation(Prompt(tokens), None) for tokens in prompts]
-            return await respond(request, engine, generations, OpenAIChat(answer), ping)
+    async def handler(request: web.Request) -> web.StreamResponse:
+        params = CompletionParams(stream=stream)
+        prompts: Sequence[Sequence[int]] = [[1]] * n_prompts
+        answer = Answer(params, "tiny", "b0", prompts, str, len)
+        generations = [params.generation(Prompt(tokens), None) for tokens in prompts]
+        return await respond(request, engine, generations, OpenAIChat(answer), ping)
 
-        app = application(Settings(model="x.gguf"))
-        app.router.add_get("/", handler)
-        async with (
-            TestServer(app, handler_cancellation=True) as server,
-            aiohttp.ClientSession(server.make_url("/")) as client,
-        ):
-            await scene(engine, client)
-            await engine.until(lambda: engine.cancelled >= len(engine.sinks))
-        return engine
-
-    return asyncio.run(main())
+    app = application(Settings(model="x.gguf"))
+    app.router.add_get("/", handler)
+    async with (
+        TestServer(app, handler_cancellation=True) as server,
+        aiohttp.ClientSession(server.make_url("/")) as client,
+    ):
+        await scene(engine, client)
+        await engine.until(lambda: engine.cancelled >= len(engine.sinks))
+    return engine
 
 
 async def asked(engine: HandPlayedEngine, client: aiohttp.ClientSession) -> asyncio.Task[aiohttp.ClientResponse]:
@@ -87,7 +84,7 @@ async def asked(engine: HandPlayedEngine, client: aiohttp.ClientSession) -> asyn
     return task
 
 
-def test_headers_go_out_when_the_prompt_begins_and_the_stream_ends_with_done() -> None:
+async def test_headers_go_out_when_the_prompt_begins_and_the_stream_ends_with_done() -> None:
     async def scene(engine: HandPlayedEngine, client: aiohttp.ClientSession) -> None:
         asking = await asked(engine, client)
         assert not asking.done()
@@ -100,10 +97,10 @@ def test_headers_go_out_when_the_prompt_begins_and_the_stream_ends_with_done() -
         assert text.count("data: ") == 5
         assert text.endswith("data: [DONE]\n\n")
 
-    play(scene)
+    await play(scene)
 
 
-def test_an_error_instead_of_a_beginning_has_its_status() -> None:
+async def test_an_error_instead_of_a_beginning_has_its_status() -> None:
     async def scene(engine: HandPlayedEngine, client: aiohttp.ClientSession) -> None:
         asking = await asked(engine, client)
         engine.send(Failed(InvalidRequest("no good")))
@@ -111,11 +108,11 @@ def test_an_error_instead_of_a_beginning_has_its_status() -> None:
         assert response.status == 400
         assert (await response.json())["error"]["message"] == "no good"
 
-    play(scene)
-    play(scene, stream=False)
+    await play(scene)
+    await play(scene, stream=False)
 
 
-def test_a_later_error_ends_the_stream_as_an_event() -> None:
+async def test_a_later_error_ends_the_stream_as_an_event() -> None:
     async def scene(engine: HandPlayedEngine, client: aiohttp.ClientSession) -> None:
         asking = await asked(engine, client)
         engine.send(Begun(0), Piece(0, "a", (1,), 1, 3))
@@ -126,10 +123,10 @@ def test_a_later_error_ends_the_stream_as_an_event() -> None:
         expected = 'data: {"error":{"code":500,"message":"context is full","type":"server_error"}}\n\n'
         assert text.endswith(expected)
 
-    play(scene)
+    await play(scene)
 
 
-def test_silence_is_broken_by_comments() -> None:
+async def test_silence_is_broken_by_comments() -> None:
     async def scene(engine: HandPlayedEngine, client: aiohttp.ClientSession) -> None:
         asking = await asked(engine, client)
         engine.send(Begun(0))
@@ -138,10 +135,10 @@ def test_silence_is_broken_by_comments() -> None:
         engine.send(FINISHED)
         assert (await response.text()).endswith("data: [DONE]\n\n")
 
-    play(scene, ping=0.02)
+    await play(scene, ping=0.02)
 
 
-def test_a_client_that_leaves_cancels_what_it_asked_for() -> None:
+async def test_a_client_that_leaves_cancels_what_it_asked_for() -> None:
     async def scene(engine: HandPlayedEngine, client: aiohttp.ClientSession) -> None:
         asking = await asked(engine, client)
         engine.send(Begun(0), Piece(0, "a", (1,), 1, 3))
@@ -150,12 +147,12 @@ def test_a_client_that_leaves_cancels_what_it_asked_for() -> None:
     async def impatient(engine: HandPlayedEngine, client: aiohttp.ClientSession) -> None:
         (await asked(engine, client)).cancel()
 
-    assert play(scene).cancelled == 1
-    assert play(impatient).cancelled == 1
-    assert play(impatient, stream=False).cancelled == 1
+    assert (await play(scene)).cancelled == 1
+    assert (await play(impatient)).cancelled == 1
+    assert (await play(impatient, stream=False)).cancelled == 1
 
 
-def test_results_of_several_prompts_keep_their_order() -> None:
+async def test_results_of_several_prompts_keep_their_order() -> None:
     async def scene(engine: HandPlayedEngine, client: aiohttp.ClientSession) -> None:
         asking = await asked(engine, client)
         await engine.until(lambda: len(engine.sinks) == 2)
@@ -165,13 +162,13 @@ def test_results_of_several_prompts_keep_their_order() -> None:
         assert [choice["index"] for choice in shown["choices"]] == [0, 1]
         assert shown["usage"]["prompt_tokens"] == 6
 
-    assert play(scene, stream=False, n_prompts=2).cancelled == 2
+    assert (await play(scene, stream=False, n_prompts=2)).cancelled == 2
 
 
-def test_one_prompt_that_is_refused_takes_the_others_along() -> None:
+async def test_one_prompt_that_is_refused_takes_the_others_along() -> None:
     async def scene(engine: HandPlayedEngine, client: aiohttp.ClientSession) -> None:
         engine.refuses = InvalidRequest("the second is wrong")
         response = await client.get("")
         assert response.status == 400
 
-    assert play(scene, n_prompts=2).cancelled == 1
+    assert (await play(scene, n_prompts=2)).cancelled == 1

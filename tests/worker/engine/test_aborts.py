@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_tools import ask, run, running, vectors
+from engine_tools import ask, running, vectors
 from llama_corral.common.base.errors import NotSupported
 from llama_corral.worker.engine.messages import Sampling
 
@@ -28,41 +28,29 @@ def llama(models: Path) -> Path:
         {"parallel": 256, "kv_unified": True},
     ],
 )
-def test_sizes_that_do_not_fit_each_other(llama: Path, settings: dict[str, Any]) -> None:
-    async def test() -> None:
-        async with running(llama, **settings) as engine, engine.use() as loaded:
-            requests = [ask(loaded, f"number {i}", n_predict=5) for i in range(9)]
-            assert [(await request.one()).n_decoded for request in requests] == [5] * 9
-
-    run(test())
+async def test_sizes_that_do_not_fit_each_other(llama: Path, settings: dict[str, Any]) -> None:
+    async with running(llama, **settings) as engine, engine.use() as loaded:
+        requests = [ask(loaded, f"number {i}", n_predict=5) for i in range(9)]
+        assert [(await request.one()).n_decoded for request in requests] == [5] * 9
 
 
-def test_a_history_larger_than_memory(llama: Path) -> None:
-    async def test() -> None:
-        async with running(llama) as engine, engine.use() as loaded:
-            huge = 2**31 - 1
-            sampling = Sampling(repeat_penalty=1.1, repeat_last_n=huge, dry_multiplier=0.5, dry_penalty_last_n=huge)
-            assert (await ask(loaded, sampling=sampling).one()).n_decoded == 16
-
-    run(test())
+async def test_a_history_larger_than_memory(llama: Path) -> None:
+    async with running(llama) as engine, engine.use() as loaded:
+        huge = 2**31 - 1
+        sampling = Sampling(repeat_penalty=1.1, repeat_last_n=huge, dry_multiplier=0.5, dry_penalty_last_n=huge)
+        assert (await ask(loaded, sampling=sampling).one()).n_decoded == 16
 
 
-def test_choices_copy_whole_sequences_when_the_pool_is_split(llama: Path) -> None:
-    async def test() -> None:
-        async with running(llama, parallel=3, kv_unified=False) as engine, engine.use() as loaded:
-            results = await ask(loaded, [1, *range(270, 320)], n=3).all()
-            assert [result.n_decoded for result in results] == [16] * 3
-
-    run(test())
+async def test_choices_copy_whole_sequences_when_the_pool_is_split(llama: Path) -> None:
+    async with running(llama, parallel=3, kv_unified=False) as engine, engine.use() as loaded:
+        results = await ask(loaded, [1, *range(270, 320)], n=3).all()
+        assert [result.n_decoded for result in results] == [16] * 3
 
 
-def test_an_embedding_of_a_context_without_room_for_it(llama: Path) -> None:
-    async def test() -> None:
-        async with running(llama) as engine, engine.use() as loaded:
-            with pytest.raises(NotSupported):
-                await vectors(loaded, "the fox")
-
-    run(test())
+async def test_an_embedding_of_a_context_without_room_for_it(llama: Path) -> None:
+    async with running(llama) as engine, engine.use() as loaded:
+        with pytest.raises(NotSupported):
+            await vectors(loaded, "the fox")
 
 
 @pytest.mark.parametrize(
@@ -79,9 +67,6 @@ def test_an_embedding_of_a_context_without_room_for_it(llama: Path) -> None:
         Sampling(xtc_probability=1.0, xtc_threshold=0.0),
     ],
 )
-def test_extreme_sampling(llama: Path, sampling: Sampling) -> None:
-    async def test() -> None:
-        async with running(llama) as engine, engine.use() as loaded:
-            assert (await ask(loaded, sampling=sampling).one()).n_decoded >= 1
-
-    run(test())
+async def test_extreme_sampling(llama: Path, sampling: Sampling) -> None:
+    async with running(llama) as engine, engine.use() as loaded:
+        assert (await ask(loaded, sampling=sampling).one()).n_decoded >= 1

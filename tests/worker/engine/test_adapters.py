@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_tools import ask, run, running, vectors
+from engine_tools import ask, running, vectors
 from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.common.base.errors import InvalidRequest
@@ -81,124 +81,100 @@ def with_lora(models: Path, *names: str, **settings: Any) -> Any:
     return running(models / "tiny-llama.gguf", lora=files, **{"cache_ram": 0, **settings})
 
 
-def test_a_scale_changes_the_answer_and_slots_do_not_mix_them_up(models: Path) -> None:
-    async def test() -> None:
-        async with running(models / "tiny-llama.gguf") as engine, engine.use() as loaded:
-            plain = await text(loaded)
-        async with with_lora(models, "tiny-lora", parallel=1) as engine, engine.use() as loaded:
-            assert await text(loaded, adapters=OFF) == plain
-            adapted = await text(loaded)
-            assert adapted != plain
-            assert await text(loaded, adapters=OFF) == plain, "in the slot that has just computed it otherwise"
-            assert await text(loaded, adapters=ON) == adapted
-            assert await n_reused(loaded, adapters=ON) > 0
-            assert await n_reused(loaded, adapters=((0, 0.5),)) == 0
-            await loaded.set_adapter_scales({0: 0.5})
-            assert await n_reused(loaded) > 0
-            await loaded.set_adapter_scales({7: 1.0})
-            assert [scale for _, scale in loaded.adapters()] == [0.0]
-            assert await n_reused(loaded) == 0
-            assert await text(loaded) == plain
-
-    run(test())
+async def test_a_scale_changes_the_answer_and_slots_do_not_mix_them_up(models: Path) -> None:
+    async with running(models / "tiny-llama.gguf") as engine, engine.use() as loaded:
+        plain = await text(loaded)
+    async with with_lora(models, "tiny-lora", parallel=1) as engine, engine.use() as loaded:
+        assert await text(loaded, adapters=OFF) == plain
+        adapted = await text(loaded)
+        assert adapted != plain
+        assert await text(loaded, adapters=OFF) == plain, "in the slot that has just computed it otherwise"
+        assert await text(loaded, adapters=ON) == adapted
+        assert await n_reused(loaded, adapters=ON) > 0
+        assert await n_reused(loaded, adapters=((0, 0.5),)) == 0
+        await loaded.set_adapter_scales({0: 0.5})
+        assert await n_reused(loaded) > 0
+        await loaded.set_adapter_scales({7: 1.0})
+        assert [scale for _, scale in loaded.adapters()] == [0.0]
+        assert await n_reused(loaded) == 0
+        assert await text(loaded) == plain
 
 
-def test_host_memory_keeps_them_apart_too(models: Path) -> None:
-    async def test() -> None:
-        prompt = "The quick brown fox jumps over the lazy dog while a small herd of horses stands by the fence"
-        sets = [OFF, ON, ((0, 0.5),), ((1, 1.0),)]
-        names = ("tiny-lora", "tiny-alora")
-        async with with_lora(models, *names, parallel=1, cache_ram=64) as engine, engine.use() as loaded:
-            expected = [await text(loaded, prompt, adapters=adapters, cache_prompt=False) for adapters in sets]
-            assert len(set(expected)) >= 3
-            for first in range(len(sets)):
-                order = [*range(first, len(sets)), *range(first)]
-                assert [await text(loaded, prompt, adapters=sets[i]) for i in order] == [expected[i] for i in order]
-
-    run(test())
+async def test_host_memory_keeps_them_apart_too(models: Path) -> None:
+    prompt = "The quick brown fox jumps over the lazy dog while a small herd of horses stands by the fence"
+    sets = [OFF, ON, ((0, 0.5),), ((1, 1.0),)]
+    names = ("tiny-lora", "tiny-alora")
+    async with with_lora(models, *names, parallel=1, cache_ram=64) as engine, engine.use() as loaded:
+        expected = [await text(loaded, prompt, adapters=adapters, cache_prompt=False) for adapters in sets]
+        assert len(set(expected)) >= 3
+        for first in range(len(sets)):
+            order = [*range(first, len(sets)), *range(first)]
+            assert [await text(loaded, prompt, adapters=sets[i]) for i in order] == [expected[i] for i in order]
 
 
-def test_requests_of_different_scales_run_side_by_side(models: Path) -> None:
-    async def test() -> None:
-        sets = [(), OFF, ON, ((0, 0.5),), ((1, 1.0),), ((0, 0.5), (1, 0.5))]
-        settings = {"parallel": 6, "kv_unified": True, "ctx_size": 1024}
-        async with with_lora(models, "tiny-lora", "tiny-lora-b", **settings) as engine, engine.use() as loaded:
-            alone = [await text(loaded, adapters=adapters, cache_prompt=False) for adapters in sets]
-            fields = [{"adapters": adapters, "cache_prompt": False} for adapters in sets]
-            together = await asyncio.gather(*(text(loaded, **f) for f in fields))
-            assert together == alone
-            assert len(set(alone)) == len(sets)
-            requests = [ask(loaded, PROMPT, n=2, adapters=ON), ask(loaded, PROMPT, n=2, adapters=OFF)]
-            for request, expected in zip(requests, (alone[2], alone[1]), strict=True):
-                assert [choice.text for choice in await request.all()] == [expected, expected]
-
-    run(test())
+async def test_requests_of_different_scales_run_side_by_side(models: Path) -> None:
+    sets = [(), OFF, ON, ((0, 0.5),), ((1, 1.0),), ((0, 0.5), (1, 0.5))]
+    settings = {"parallel": 6, "kv_unified": True, "ctx_size": 1024}
+    async with with_lora(models, "tiny-lora", "tiny-lora-b", **settings) as engine, engine.use() as loaded:
+        alone = [await text(loaded, adapters=adapters, cache_prompt=False) for adapters in sets]
+        fields = [{"adapters": adapters, "cache_prompt": False} for adapters in sets]
+        together = await asyncio.gather(*(text(loaded, **f) for f in fields))
+        assert together == alone
+        assert len(set(alone)) == len(sets)
+        requests = [ask(loaded, PROMPT, n=2, adapters=ON), ask(loaded, PROMPT, n=2, adapters=OFF)]
+        for request, expected in zip(requests, (alone[2], alone[1]), strict=True):
+            assert [choice.text for choice in await request.all()] == [expected, expected]
 
 
-def test_adapters_act_on_embeddings_too(models: Path) -> None:
-    async def test() -> None:
-        async with with_lora(models, "tiny-lora", embeddings=True, pooling="mean") as engine, engine.use() as loaded:
-            adapted = await vectors(loaded, PROMPT)
-            await loaded.set_adapter_scales({})
-            assert await vectors(loaded, PROMPT) != adapted
-
-    run(test())
+async def test_adapters_act_on_embeddings_too(models: Path) -> None:
+    async with with_lora(models, "tiny-lora", embeddings=True, pooling="mean") as engine, engine.use() as loaded:
+        adapted = await vectors(loaded, PROMPT)
+        await loaded.set_adapter_scales({})
+        assert await vectors(loaded, PROMPT) != adapted
 
 
-def test_an_activated_adapter_keeps_what_comes_before_it(models: Path) -> None:
-    async def test() -> None:
-        async with with_lora(models, "tiny-alora", parallel=1, ctx_size=512) as engine, engine.use() as loaded:
-            [(info, _)] = loaded.adapters()
-            assert info.invocation_text == " fox"
-            start = last_occurrence(loaded.vocab.tokenize(PROMPT, True), info.invocation)
-            adapted = await text(loaded)
-            plain = await text(loaded, adapters=OFF, cache_prompt=False)
-            assert adapted != plain
-            assert await n_reused(loaded) == start - 1, "from plain to activated"
-            assert await text(loaded) == adapted
-            assert await n_reused(loaded) == start - 1
-            assert await n_reused(loaded, adapters=OFF) == start - 1, "and back"
-            assert await text(loaded, adapters=OFF) == plain
-            without = "Once upon a time"
-            assert await text(loaded, without) == await text(loaded, without, adapters=OFF, cache_prompt=False)
-
-    run(test())
+async def test_an_activated_adapter_keeps_what_comes_before_it(models: Path) -> None:
+    async with with_lora(models, "tiny-alora", parallel=1, ctx_size=512) as engine, engine.use() as loaded:
+        [(info, _)] = loaded.adapters()
+        assert info.invocation_text == " fox"
+        start = last_occurrence(loaded.vocab.tokenize(PROMPT, True), info.invocation)
+        adapted = await text(loaded)
+        plain = await text(loaded, adapters=OFF, cache_prompt=False)
+        assert adapted != plain
+        assert await n_reused(loaded) == start - 1, "from plain to activated"
+        assert await text(loaded) == adapted
+        assert await n_reused(loaded) == start - 1
+        assert await n_reused(loaded, adapters=OFF) == start - 1, "and back"
+        assert await text(loaded, adapters=OFF) == plain
+        without = "Once upon a time"
+        assert await text(loaded, without) == await text(loaded, without, adapters=OFF, cache_prompt=False)
 
 
-def test_one_activated_adapter_at_a_time(models: Path) -> None:
-    async def test() -> None:
-        async with with_lora(models, "tiny-alora", "tiny-alora", "tiny-lora") as engine, engine.use() as loaded:
-            with pytest.raises(InvalidRequest, match="Cannot run multiple aLoRAs in a single request"):
-                await text(loaded, adapters=((0, 1.0), (1, 1.0)))
-            await text(loaded)  # with an ordinary one among them all act on everything
-
-    run(test())
+async def test_one_activated_adapter_at_a_time(models: Path) -> None:
+    async with with_lora(models, "tiny-alora", "tiny-alora", "tiny-lora") as engine, engine.use() as loaded:
+        with pytest.raises(InvalidRequest, match="Cannot run multiple aLoRAs in a single request"):
+            await text(loaded, adapters=((0, 1.0), (1, 1.0)))
+        await text(loaded)  # with an ordinary one among them all act on everything
 
 
-def test_scales_outlast_sleep(models: Path) -> None:
-    async def test() -> None:
-        async with with_lora(models, "tiny-lora", sleep_idle_seconds=1) as engine:
-            async with engine.use() as loaded:
-                await loaded.set_adapter_scales({0: 0.25})
-            while not engine.is_sleeping:  # noqa: ASYNC110 - nothing tells of it but a report
-                await asyncio.sleep(0.02)
-            async with engine.use() as loaded:
-                assert [scale for _, scale in loaded.adapters()] == [0.25]
-
-    run(test())
+async def test_scales_outlast_sleep(models: Path) -> None:
+    async with with_lora(models, "tiny-lora", sleep_idle_seconds=1) as engine:
+        async with engine.use() as loaded:
+            await loaded.set_adapter_scales({0: 0.25})
+        while not engine.is_sleeping:  # noqa: ASYNC110 - nothing tells of it but a report
+            await asyncio.sleep(0.02)
+        async with engine.use() as loaded:
+            assert [scale for _, scale in loaded.adapters()] == [0.25]
 
 
 @pytest.mark.parametrize(
     ("name", "why"),
     [("missing", "no such file"), ("not-a-model", ""), ("tiny-llama-b", "expect general.type to be 'adapter'")],
 )
-def test_files_that_are_no_adapters(models: Path, name: str, why: str) -> None:
-    async def test() -> None:
-        with pytest.raises(LoadError, match=rf"failed to load LoRA adapter '.*{name}.gguf': .*{why}"):
-            async with with_lora(models, name):
-                pass
-
-    run(test())
+async def test_files_that_are_no_adapters(models: Path, name: str, why: str) -> None:
+    with pytest.raises(LoadError, match=rf"failed to load LoRA adapter '.*{name}.gguf': .*{why}"):
+        async with with_lora(models, name):
+            pass
 
 
 # -- over HTTP -------------------------------------------------------------------------------------------------------
@@ -249,20 +225,17 @@ def test_through_the_router(start_gateway: Callable[..., Program]) -> None:
 # -- control vectors -------------------------------------------------------------------------------------------------
 
 
-def test_a_control_vector_changes_the_answer(models: Path) -> None:
+async def test_a_control_vector_changes_the_answer(models: Path) -> None:
     async def answer(**settings: Any) -> str:
         async with running(models / "tiny-llama.gguf", **settings) as engine, engine.use() as loaded:
             return await text(loaded)
 
-    async def test() -> None:
-        file = str(models / "tiny-control.gguf")
-        plain, whole = await answer(), await answer(control_vector=(file,))
-        assert whole != plain
-        assert await answer(control_vector_scaled=((file, 0.0),)) == plain
-        assert await answer(control_vector_scaled=((file, 0.25), (file, 0.75))) == whole, "several add up"
-        assert await answer(control_vector=(file,), control_vector_layer_range=(2, 2)) == plain, "it is for layer 1"
-
-    run(test())
+    file = str(models / "tiny-control.gguf")
+    plain, whole = await answer(), await answer(control_vector=(file,))
+    assert whole != plain
+    assert await answer(control_vector_scaled=((file, 0.0),)) == plain
+    assert await answer(control_vector_scaled=((file, 0.25), (file, 0.75))) == whole, "several add up"
+    assert await answer(control_vector=(file,), control_vector_layer_range=(2, 2)) == plain, "it is for layer 1"
 
 
 def test_directions_of_a_file(models: Path) -> None:
@@ -282,13 +255,12 @@ def test_directions_of_a_file(models: Path) -> None:
         ({"direction.1": np.zeros(32, np.float32)}, "have 32 numbers a layer, the model 64"),
     ],
 )
-def test_files_that_are_no_control_vectors(models: Path, tmp_path: Path, tensors: dict[str, Any], why: str) -> None:
+async def test_files_that_are_no_control_vectors(
+    models: Path, tmp_path: Path, tensors: dict[str, Any], why: str
+) -> None:
     file = tmp_path / "control.gguf"
     write_control_vector(file, tensors)
 
-    async def test() -> None:
-        with pytest.raises(LoadError, match=why):
-            async with running(models / "tiny-llama.gguf", control_vector=(str(file),)):
-                pass
-
-    run(test())
+    with pytest.raises(LoadError, match=why):
+        async with running(models / "tiny-llama.gguf", control_vector=(str(file),)):
+            pass

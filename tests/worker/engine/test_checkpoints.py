@@ -9,7 +9,7 @@ from typing import Any
 import chat_templates
 import numpy as np
 import pytest
-from engine_tools import ask, run, running
+from engine_tools import ask, running
 from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.worker.api.request.delimiters import Delimiter, user_starts
@@ -41,96 +41,75 @@ async def in_turn(path: Path, prompts: list[list[int]], **settings: Any) -> list
 
 
 @FORGETFUL
-def test_the_same_prompt_goes_on_from_right_before_its_end(models: Path, model: str) -> None:
-    async def test() -> None:
-        results = await in_turn(models / model, [PROMPT, PROMPT, [*PROMPT, 9, 10]])
-        assert [result.timings.cache_n >= len(PROMPT) - 5 for result in results] == [False, True, True]
-
-    run(test())
+async def test_the_same_prompt_goes_on_from_right_before_its_end(models: Path, model: str) -> None:
+    results = await in_turn(models / model, [PROMPT, PROMPT, [*PROMPT, 9, 10]])
+    assert [result.timings.cache_n >= len(PROMPT) - 5 for result in results] == [False, True, True]
 
 
 @FORGETFUL
-def test_a_checkpoint_stands_in_for_a_prompt_that_ends_otherwise(models: Path, model: str) -> None:
-    async def test() -> None:
-        other = [*PROMPT[:-20], *range(30, 60)]
-        results = await in_turn(models / model, [PROMPT, other, [9, 8, 7]])
-        assert 200 < results[1].timings.cache_n <= len(PROMPT) - 20
-        assert results[2].timings.cache_n == 0
-
-    run(test())
+async def test_a_checkpoint_stands_in_for_a_prompt_that_ends_otherwise(models: Path, model: str) -> None:
+    other = [*PROMPT[:-20], *range(30, 60)]
+    results = await in_turn(models / model, [PROMPT, other, [9, 8, 7]])
+    assert 200 < results[1].timings.cache_n <= len(PROMPT) - 20
+    assert results[2].timings.cache_n == 0
 
 
 @FORGETFUL
-def test_without_checkpoints_it_is_computed_anew(models: Path, model: str) -> None:
-    async def test() -> None:
-        other = [*PROMPT[:50], *range(30, 60)]
-        results = await in_turn(models / model, [PROMPT, other], swa_checkpoints=0)
-        assert results[1].timings.cache_n == 0
-
-    run(test())
+async def test_without_checkpoints_it_is_computed_anew(models: Path, model: str) -> None:
+    other = [*PROMPT[:50], *range(30, 60)]
+    results = await in_turn(models / model, [PROMPT, other], swa_checkpoints=0)
+    assert results[1].timings.cache_n == 0
 
 
 @FORGETFUL
-def test_checkpoints_move_to_host_memory_and_back(models: Path, model: str) -> None:
-    async def test() -> None:
-        other = [*PROMPT[:-20], *range(30, 60)]
-        results = await in_turn(models / model, [PROMPT, list(range(50, 150)), other], cache_ram=100)
-        assert results[2].timings.cache_n > 200
-
-    run(test())
+async def test_checkpoints_move_to_host_memory_and_back(models: Path, model: str) -> None:
+    other = [*PROMPT[:-20], *range(30, 60)]
+    results = await in_turn(models / model, [PROMPT, list(range(50, 150)), other], cache_ram=100)
+    assert results[2].timings.cache_n > 200
 
 
 @FORGETFUL
 @pytest.mark.parametrize("unified", [True, False])
-def test_a_shared_beginning_is_computed_once(models: Path, model: str, unified: bool) -> None:
-    async def test() -> None:
-        settings = {**SETTINGS, "parallel": 4, "ctx_size": 4096, "kv_unified": unified}
-        async with running(models / model, **settings) as engine, engine.use() as loaded:
-            prompts = [[*PROMPT, *range(20 + 10 * k, 30 + 10 * k)] for k in range(4)]
-            expected = [await alone(loaded, prompt) for prompt in prompts]
-            for slot in range(4):
+async def test_a_shared_beginning_is_computed_once(models: Path, model: str, unified: bool) -> None:
+    settings = {**SETTINGS, "parallel": 4, "ctx_size": 4096, "kv_unified": unified}
+    async with running(models / model, **settings) as engine, engine.use() as loaded:
+        prompts = [[*PROMPT, *range(20 + 10 * k, 30 + 10 * k)] for k in range(4)]
+        expected = [await alone(loaded, prompt) for prompt in prompts]
+        for slot in range(4):
+            await loaded.erase_slot(slot)
+        before = engine.snapshot.totals.prompt_tokens
+        results = await asyncio.gather(*(ask(loaded, prompt).one() for prompt in prompts))
+        assert [result.tokens for result in results] == expected
+        assert [result.timings.cache_n for result in results] == [0, *[len(PROMPT)] * 3]
+        assert engine.snapshot.totals.prompt_tokens - before == len(PROMPT) + 4 * 10
+
+
+@FORGETFUL
+async def test_a_slot_file_brings_it_all_back(models: Path, model: str, tmp_path: Path) -> None:
+    async with running(models / model, **SETTINGS) as engine, engine.use() as loaded:
+        first = await ask(loaded, PROMPT).one()
+        longer = [*PROMPT, *first.tokens]
+        saved = await loaded.save_slot(0, tmp_path / "slot")
+        expected = await alone(loaded, longer)
+        assert (await loaded.restore_slot(0, tmp_path / "slot")).n_tokens == saved.n_tokens
+        again = await ask(loaded, longer).one()
+        assert (again.tokens, again.timings.prompt_n) == (expected, 1)
+
+
+@FORGETFUL
+async def test_who_leaves_in_the_middle_of_a_batch_harms_nobody(models: Path, model: str) -> None:
+    settings = {**SETTINGS, "parallel": 3, "ctx_size": 3072}
+    async with running(models / model, **settings) as engine, engine.use() as loaded:
+        prompts = [[*PROMPT, *range(20 + 10 * k, 30 + 10 * k)] for k in range(3)]
+        expected = [await alone(loaded, prompt) for prompt in prompts]
+        for _ in range(8):  # the interruption may come at any moment
+            for slot in range(3):
                 await loaded.erase_slot(slot)
-            before = engine.snapshot.totals.prompt_tokens
-            results = await asyncio.gather(*(ask(loaded, prompt).one() for prompt in prompts))
-            assert [result.tokens for result in results] == expected
-            assert [result.timings.cache_n for result in results] == [0, *[len(PROMPT)] * 3]
-            assert engine.snapshot.totals.prompt_tokens - before == len(PROMPT) + 4 * 10
-
-    run(test())
-
-
-@FORGETFUL
-def test_a_slot_file_brings_it_all_back(models: Path, model: str, tmp_path: Path) -> None:
-    async def test() -> None:
-        async with running(models / model, **SETTINGS) as engine, engine.use() as loaded:
-            first = await ask(loaded, PROMPT).one()
-            longer = [*PROMPT, *first.tokens]
-            saved = await loaded.save_slot(0, tmp_path / "slot")
-            expected = await alone(loaded, longer)
-            assert (await loaded.restore_slot(0, tmp_path / "slot")).n_tokens == saved.n_tokens
-            again = await ask(loaded, longer).one()
-            assert (again.tokens, again.timings.prompt_n) == (expected, 1)
-
-    run(test())
-
-
-@FORGETFUL
-def test_who_leaves_in_the_middle_of_a_batch_harms_nobody(models: Path, model: str) -> None:
-    async def test() -> None:
-        settings = {**SETTINGS, "parallel": 3, "ctx_size": 3072}
-        async with running(models / model, **settings) as engine, engine.use() as loaded:
-            prompts = [[*PROMPT, *range(20 + 10 * k, 30 + 10 * k)] for k in range(3)]
-            expected = [await alone(loaded, prompt) for prompt in prompts]
-            for _ in range(8):  # the interruption may come at any moment
-                for slot in range(3):
-                    await loaded.erase_slot(slot)
-                leaving = ask(loaded, prompts[0], stream=True)
-                staying = [ask(loaded, prompt) for prompt in prompts[1:]]
-                await leaving.until(bool)
-                leaving.ticket.cancel()
-                assert [(await request.one()).tokens for request in staying] == expected[1:]
-
-    run(test())
+            leaving = ask(loaded, prompts[0], stream=True)
+            staying = [ask(loaded, prompt) for prompt in prompts[1:]]
+            await leaving.until(bool)
+            leaving.ticket.cancel()
+            assert [(await request.one()).tokens for request in staying] == expected[1:]
 
 
 # -- where users' messages begin -------------------------------------------------------------------------------------
@@ -139,21 +118,18 @@ TURN = [7, 8, 9]
 
 
 @FORGETFUL
-def test_a_users_message_written_anew_goes_on_from_its_beginning(models: Path, model: str) -> None:
-    async def test() -> None:
-        settings = {**SETTINGS, "ubatch_size": 32}
-        async with running(models / model, **settings) as engine, engine.use() as loaded:
-            begun = PROMPT[:200]
-            first = [*begun, *TURN, *(20 + i * 3 % 400 for i in range(600))]  # more than a window keeps
-            second = [*begun, *TURN, *range(120, 220)]
-            expected = await alone(loaded, second)
-            await loaded.erase_slot(0)
-            await ask(loaded, first, user_starts=(40, 200)).one()
-            again = await ask(loaded, second, user_starts=(40, 200)).one()
-            assert again.tokens == expected
-            assert 199 <= again.timings.cache_n <= 200
-
-    run(test())
+async def test_a_users_message_written_anew_goes_on_from_its_beginning(models: Path, model: str) -> None:
+    settings = {**SETTINGS, "ubatch_size": 32}
+    async with running(models / model, **settings) as engine, engine.use() as loaded:
+        begun = PROMPT[:200]
+        first = [*begun, *TURN, *(20 + i * 3 % 400 for i in range(600))]  # more than a window keeps
+        second = [*begun, *TURN, *range(120, 220)]
+        expected = await alone(loaded, second)
+        await loaded.erase_slot(0)
+        await ask(loaded, first, user_starts=(40, 200)).one()
+        again = await ask(loaded, second, user_starts=(40, 200)).one()
+        assert again.tokens == expected
+        assert 199 <= again.timings.cache_n <= 200
 
 
 def test_of_earlier_messages_those_far_apart_are_remembered() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine_tools import GREEDY, ask, run, running
+from engine_tools import GREEDY, ask, running
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -31,17 +31,14 @@ def llama(models: Path) -> Path:
         Sampling(samplers=("typ_p", "top_k"), top_k=1, seed=7),
     ],
 )
-def test_ways_to_the_likeliest_token(llama: Path, sampling: Sampling) -> None:
-    async def test() -> None:
-        async with running(llama) as engine, engine.use() as loaded:
-            greedy = await ask(loaded, sampling=Sampling(temperature=0.0, n_probs=1)).one()
-            assert [probs.top[0].id for probs in greedy.probs] == list(greedy.tokens)
-            if sampling.samplers[0] != "typ_p":
-                assert (await ask(loaded, sampling=sampling).one()).tokens == greedy.tokens
-            else:
-                assert (await ask(loaded, sampling=sampling).one()).n_decoded == 16
-
-    run(test())
+async def test_ways_to_the_likeliest_token(llama: Path, sampling: Sampling) -> None:
+    async with running(llama) as engine, engine.use() as loaded:
+        greedy = await ask(loaded, sampling=Sampling(temperature=0.0, n_probs=1)).one()
+        assert [probs.top[0].id for probs in greedy.probs] == list(greedy.tokens)
+        if sampling.samplers[0] != "typ_p":
+            assert (await ask(loaded, sampling=sampling).one()).tokens == greedy.tokens
+        else:
+            assert (await ask(loaded, sampling=sampling).one()).n_decoded == 16
 
 
 @pytest.mark.parametrize(
@@ -57,102 +54,81 @@ def test_ways_to_the_likeliest_token(llama: Path, sampling: Sampling) -> None:
         Sampling(seed=1, samplers=()),
     ],
 )
-def test_every_sampler_is_reproducible(llama: Path, sampling: Sampling) -> None:
-    async def test() -> None:
-        async with running(llama) as engine, engine.use() as loaded:
-            answers = [(await ask(loaded, sampling=sampling, cache_prompt=False).one()).tokens for _ in range(2)]
-            assert answers[0] == answers[1]
-            assert answers[0]
-
-    run(test())
+async def test_every_sampler_is_reproducible(llama: Path, sampling: Sampling) -> None:
+    async with running(llama) as engine, engine.use() as loaded:
+        answers = [(await ask(loaded, sampling=sampling, cache_prompt=False).one()).tokens for _ in range(2)]
+        assert answers[0] == answers[1]
+        assert answers[0]
 
 
-def test_penalties_know_the_prompt(llama: Path) -> None:
-    async def test() -> None:
-        async with running(llama) as engine, engine.use() as loaded:
-            sampling = Sampling(temperature=0.0, presence_penalty=1000.0, repeat_last_n=200)
-            result = await ask(loaded, n_predict=40, sampling=sampling).one()
-            prompt = loaded.vocab.tokenize("Once upon a time", True, True)
-            assert len({*prompt, *result.tokens}) == len(set(prompt)) + 40
-
-    run(test())
+async def test_penalties_know_the_prompt(llama: Path) -> None:
+    async with running(llama) as engine, engine.use() as loaded:
+        sampling = Sampling(temperature=0.0, presence_penalty=1000.0, repeat_last_n=200)
+        result = await ask(loaded, n_predict=40, sampling=sampling).one()
+        prompt = loaded.vocab.tokenize("Once upon a time", True, True)
+        assert len({*prompt, *result.tokens}) == len(set(prompt)) + 40
 
 
-def test_biases(llama: Path) -> None:
-    async def test() -> None:
-        async with running(llama) as engine, engine.use() as loaded:
-            free = await ask(loaded, sampling=GREEDY).one()
-            never = tuple((token, -math.inf) for token in set(free.tokens))
-            assert not {*free.tokens} & {
-                *(await ask(loaded, sampling=Sampling(temperature=0.0, logit_bias=never)).one()).tokens
-            }
-            always = Sampling(logit_bias=((300, 1000.0), (10**9, 1.0)))
-            assert set((await ask(loaded, sampling=always).one()).tokens) == {300}
-
-    run(test())
+async def test_biases(llama: Path) -> None:
+    async with running(llama) as engine, engine.use() as loaded:
+        free = await ask(loaded, sampling=GREEDY).one()
+        never = tuple((token, -math.inf) for token in set(free.tokens))
+        assert not {*free.tokens} & {
+            *(await ask(loaded, sampling=Sampling(temperature=0.0, logit_bias=never)).one()).tokens
+        }
+        always = Sampling(logit_bias=((300, 1000.0), (10**9, 1.0)))
+        assert set((await ask(loaded, sampling=always).one()).tokens) == {300}
 
 
-def test_a_grammar_is_obeyed(llama: Path) -> None:
-    async def test() -> None:
-        async with running(llama) as engine, engine.use() as loaded:
-            for seed in range(5):
-                sampling = Sampling(
-                    seed=seed, temperature=1.5, grammar=Grammar('root ::= ("yes" | "no" | "1" [0-9]{3}) "!"')
-                )
-                result = await ask(loaded, sampling=sampling, n_predict=32).one()
-                assert result.stop_type == "eos"
-                assert result.text in ("yes!", "no!") or (result.text[0] == "1" and len(result.text) == 5)
-
-    run(test())
+async def test_a_grammar_is_obeyed(llama: Path) -> None:
+    async with running(llama) as engine, engine.use() as loaded:
+        for seed in range(5):
+            sampling = Sampling(
+                seed=seed, temperature=1.5, grammar=Grammar('root ::= ("yes" | "no" | "1" [0-9]{3}) "!"')
+            )
+            result = await ask(loaded, sampling=sampling, n_predict=32).one()
+            assert result.stop_type == "eos"
+            assert result.text in ("yes!", "no!") or (result.text[0] == "1" and len(result.text) == 5)
 
 
-def test_probabilities_after_sampling(llama: Path) -> None:
-    async def test() -> None:
-        async with running(llama) as engine, engine.use() as loaded:
-            plain, asked = [
-                await ask(
-                    loaded,
-                    sampling=Sampling(seed=8, top_k=3, min_p=0.0, top_p=1.0, n_probs=n, post_sampling_probs=True),
-                ).one()
-                for n in (0, 5)
-            ]
-            assert plain.tokens == asked.tokens, "asking changes nothing"
-            assert len(asked.probs) == 16
-            for probs in asked.probs:
-                ps = [top.p for top in probs.top]
-                assert len(ps) == 3
-                assert ps == sorted(ps, reverse=True)
-                assert sum(ps) == pytest.approx(1, abs=1e-5)
-                assert probs.chosen in probs.top
-
-    run(test())
+async def test_probabilities_after_sampling(llama: Path) -> None:
+    async with running(llama) as engine, engine.use() as loaded:
+        plain, asked = [
+            await ask(
+                loaded,
+                sampling=Sampling(seed=8, top_k=3, min_p=0.0, top_p=1.0, n_probs=n, post_sampling_probs=True),
+            ).one()
+            for n in (0, 5)
+        ]
+        assert plain.tokens == asked.tokens, "asking changes nothing"
+        assert len(asked.probs) == 16
+        for probs in asked.probs:
+            ps = [top.p for top in probs.top]
+            assert len(ps) == 3
+            assert ps == sorted(ps, reverse=True)
+            assert sum(ps) == pytest.approx(1, abs=1e-5)
+            assert probs.chosen in probs.top
 
 
-def test_probabilities_before_sampling(llama: Path) -> None:
-    async def test() -> None:
-        async with running(llama) as engine, engine.use() as loaded:
-            result = await ask(loaded, sampling=Sampling(seed=8, n_probs=512), stop=()).one()
-            for token, probs in zip(result.tokens, result.probs, strict=True):
-                assert probs.chosen.id == token
-                assert sum(math.exp(top.p) for top in probs.top) == pytest.approx(1, abs=1e-4)
-                assert probs.chosen.piece == loaded.vocab.plain_piece(token)
-
-    run(test())
+async def test_probabilities_before_sampling(llama: Path) -> None:
+    async with running(llama) as engine, engine.use() as loaded:
+        result = await ask(loaded, sampling=Sampling(seed=8, n_probs=512), stop=()).one()
+        for token, probs in zip(result.tokens, result.probs, strict=True):
+            assert probs.chosen.id == token
+            assert sum(math.exp(top.p) for top in probs.top) == pytest.approx(1, abs=1e-4)
+            assert probs.chosen.piece == loaded.vocab.plain_piece(token)
 
 
-def test_a_stop_string_takes_its_probabilities_with_it(llama: Path) -> None:
-    async def test() -> None:
-        async with running(llama) as engine, engine.use() as loaded:
-            free = await ask(loaded, sampling=GREEDY).one()
-            stop = loaded.vocab.piece(free.tokens[5]).decode()
-            n_stop = len(loaded.vocab.tokenize(stop))
-            cut = await ask(loaded, sampling=Sampling(temperature=0.0, n_probs=2), stop=(stop,)).one()
-            assert len(cut.probs) == len(cut.tokens) - n_stop
-            streamed = ask(loaded, sampling=Sampling(temperature=0.0, n_probs=2), stream=True)
-            await streamed.one()
-            assert sum(len(event.probs) for event in streamed.events if hasattr(event, "probs")) == 16
-
-    run(test())
+async def test_a_stop_string_takes_its_probabilities_with_it(llama: Path) -> None:
+    async with running(llama) as engine, engine.use() as loaded:
+        free = await ask(loaded, sampling=GREEDY).one()
+        stop = loaded.vocab.piece(free.tokens[5]).decode()
+        n_stop = len(loaded.vocab.tokenize(stop))
+        cut = await ask(loaded, sampling=Sampling(temperature=0.0, n_probs=2), stop=(stop,)).one()
+        assert len(cut.probs) == len(cut.tokens) - n_stop
+        streamed = ask(loaded, sampling=Sampling(temperature=0.0, n_probs=2), stream=True)
+        await streamed.one()
+        assert sum(len(event.probs) for event in streamed.events if hasattr(event, "probs")) == 16
 
 
 class Spelled(Vocab):

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from engine_tools import ask, run, running
+from engine_tools import ask, running
 from llama_corral.common.base.errors import ApiError, ServerFault
 from llama_corral.common.base.worker_reports import Report
 from llama_corral.worker.engine.messages import Sampling
@@ -18,64 +18,52 @@ def llama(models: Path) -> Path:
     return models / "tiny-llama.gguf"
 
 
-def test_sleep_and_wake(llama: Path) -> None:
-    async def test() -> None:
-        reports: list[Report] = []
-        async with running(llama, reports, sleep_idle_seconds=1) as engine:
-            async with engine.use() as loaded:
-                first = await ask(loaded).one()
-            while not engine.is_sleeping:  # noqa: ASYNC110 - the report comes with it, but has no event of its own here
-                await asyncio.sleep(0.02)
-            totals = engine.snapshot.totals
-            assert engine.metrics().totals.predicted_tokens == totals.predicted_tokens == 16
-            async with engine.use() as loaded:
-                assert not engine.is_sleeping
-                assert (await ask(loaded).one()).tokens == first.tokens
-            assert engine.snapshot.totals.predicted_tokens == 32, "totals outlive a sleep"
-            states = [(report.state, bool(report.payload)) for report in reports if report.state != "loading"]
-            assert states == [("sleeping", False), ("ready", False)]
-            assert [bool(report.payload) for report in reports if report.state == "loading"][-1] is False
-
-    run(test())
+async def test_sleep_and_wake(llama: Path) -> None:
+    reports: list[Report] = []
+    async with running(llama, reports, sleep_idle_seconds=1) as engine:
+        async with engine.use() as loaded:
+            first = await ask(loaded).one()
+        while not engine.is_sleeping:  # noqa: ASYNC110 - the report comes with it, but has no event of its own here
+            await asyncio.sleep(0.02)
+        totals = engine.snapshot.totals
+        assert engine.metrics().totals.predicted_tokens == totals.predicted_tokens == 16
+        async with engine.use() as loaded:
+            assert not engine.is_sleeping
+            assert (await ask(loaded).one()).tokens == first.tokens
+        assert engine.snapshot.totals.predicted_tokens == 32, "totals outlive a sleep"
+        states = [(report.state, bool(report.payload)) for report in reports if report.state != "loading"]
+        assert states == [("sleeping", False), ("ready", False)]
+        assert [bool(report.payload) for report in reports if report.state == "loading"][-1] is False
 
 
-def test_a_held_model_does_not_sleep(llama: Path) -> None:
-    async def test() -> None:
-        async with running(llama, sleep_idle_seconds=1) as engine, engine.use() as loaded:
+async def test_a_held_model_does_not_sleep(llama: Path) -> None:
+    async with running(llama, sleep_idle_seconds=1) as engine, engine.use() as loaded:
+        async with engine.use():
+            pass
+        await asyncio.sleep(1.2)
+        assert not engine.is_sleeping
+        assert (await ask(loaded).one()).n_decoded == 16
+
+
+async def test_closing_ends_what_runs(llama: Path) -> None:
+    async with running(llama) as engine, engine.use() as loaded:
+        request = ask(loaded, n_predict=-1, stream=True, sampling=Sampling(ignore_eos=True))
+        await request.until(bool)
+        await engine.close()
+        assert isinstance(await request.error(), ApiError)
+
+
+async def test_a_model_that_cannot_wake_says_so_and_may_wake_later(llama: Path, tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    shutil.copy(llama, file)
+    async with running(file, sleep_idle_seconds=1) as engine:
+        while not engine.is_sleeping:  # noqa: ASYNC110 - the report comes with it, but has no event of its own here
+            await asyncio.sleep(0.02)
+        file.rename(tmp_path / "away.gguf")
+        with pytest.raises(ServerFault, match=r"could not be loaded again: .*No such file"):
             async with engine.use():
                 pass
-            await asyncio.sleep(1.2)
-            assert not engine.is_sleeping
+        assert engine.is_sleeping
+        (tmp_path / "away.gguf").rename(file)
+        async with engine.use() as loaded:
             assert (await ask(loaded).one()).n_decoded == 16
-
-    run(test())
-
-
-def test_closing_ends_what_runs(llama: Path) -> None:
-    async def test() -> None:
-        async with running(llama) as engine, engine.use() as loaded:
-            request = ask(loaded, n_predict=-1, stream=True, sampling=Sampling(ignore_eos=True))
-            await request.until(bool)
-            await engine.close()
-            assert isinstance(await request.error(), ApiError)
-
-    run(test())
-
-
-def test_a_model_that_cannot_wake_says_so_and_may_wake_later(llama: Path, tmp_path: Path) -> None:
-    async def test() -> None:
-        file = tmp_path / "model.gguf"
-        shutil.copy(llama, file)
-        async with running(file, sleep_idle_seconds=1) as engine:
-            while not engine.is_sleeping:  # noqa: ASYNC110 - the report comes with it, but has no event of its own here
-                await asyncio.sleep(0.02)
-            file.rename(tmp_path / "away.gguf")
-            with pytest.raises(ServerFault, match=r"could not be loaded again: .*No such file"):
-                async with engine.use():
-                    pass
-            assert engine.is_sleeping
-            (tmp_path / "away.gguf").rename(file)
-            async with engine.use() as loaded:
-                assert (await ask(loaded).one()).n_decoded == 16
-
-    run(test())

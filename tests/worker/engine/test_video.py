@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_tools import run, running
+from engine_tools import running
 from llama_corral.common.base.errors import ApiError, InvalidRequest, NotSupported
 from llama_corral.worker.engine.media import video
 
@@ -32,7 +32,7 @@ def seeing(models: Path, **settings: Any) -> Any:
 
 
 @real_ffmpeg
-def test_videos_become_pictures(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_videos_become_pictures(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = "testsrc=duration=1:size=64x64:rate=8"
     mp4, webm = film(tmp_path, "a.mp4", source, "-pix_fmt", "yuv420p"), film(tmp_path, "a.webm", source)
     webp = film(tmp_path, "a.webp", source, "-frames:v", "1")
@@ -40,55 +40,44 @@ def test_videos_become_pictures(models: Path, tmp_path: Path, monkeypatch: pytes
     sound = film(tmp_path, "a.m4a", "sine=duration=1")
     cut, empty = mp4[: len(mp4) // 2], webm[: webm.index(CLUSTER)]
 
-    async def test() -> None:
-        async with seeing(models) as engine, engine.use() as loaded:
-            for data, n in ((mp4, 4), (webm, 4), (webp, 1)):
-                _, media = loaded.tokenize_media(f"What is {M} here", [data])
-                assert len({chunk.id for chunk in media}) == n
-                again = loaded.tokenize_media(f"{M}{M}", [data, data])[1]
-                assert [chunk.id for chunk in again] == 2 * [chunk.id for chunk in media]
-            for data, why in (
-                (cut, "finds no video"),
-                (empty, "finds no picture|finds no video"),
-                (sound, "finds no video"),
-                (webp[:40], "Failed to load"),
-                (days, "too long: more than 1024 pictures"),
-            ):
-                with pytest.raises(InvalidRequest, match=why):
-                    loaded.tokenize_media(M, [data])
-            monkeypatch.setattr(video, "MAX_BYTES", 7 * 3 * 64 * 64)
-            assert len(loaded.tokenize_media(M, [mp4])[1]) == 4
-            with pytest.raises(InvalidRequest, match="too long"):
-                loaded.tokenize_media(f"{M}{M}", [mp4, webm])
-            monkeypatch.setattr(video, "MAX_PIXELS", 64 * 63)
-            with pytest.raises(InvalidRequest, match="64 x 64 pixels is too large"):
-                loaded.tokenize_media(M, [mp4])
-
-    run(test())
+    async with seeing(models) as engine, engine.use() as loaded:
+        for data, n in ((mp4, 4), (webm, 4), (webp, 1)):
+            _, media = loaded.tokenize_media(f"What is {M} here", [data])
+            assert len({chunk.id for chunk in media}) == n
+            again = loaded.tokenize_media(f"{M}{M}", [data, data])[1]
+            assert [chunk.id for chunk in again] == 2 * [chunk.id for chunk in media]
+        for data, why in (
+            (cut, "finds no video"),
+            (empty, "finds no picture|finds no video"),
+            (sound, "finds no video"),
+            (webp[:40], "Failed to load"),
+            (days, "too long: more than 1024 pictures"),
+        ):
+            with pytest.raises(InvalidRequest, match=why):
+                loaded.tokenize_media(M, [data])
+        monkeypatch.setattr(video, "MAX_BYTES", 7 * 3 * 64 * 64)
+        assert len(loaded.tokenize_media(M, [mp4])[1]) == 4
+        with pytest.raises(InvalidRequest, match="too long"):
+            loaded.tokenize_media(f"{M}{M}", [mp4, webm])
+        monkeypatch.setattr(video, "MAX_PIXELS", 64 * 63)
+        with pytest.raises(InvalidRequest, match="64 x 64 pixels is too large"):
+            loaded.tokenize_media(M, [mp4])
 
 
 @pytest.mark.parametrize("data", [b"\0\0\0\x18ftypmp42" + bytes(100), WEBP])
-def test_without_ffmpeg_the_error_says_so(models: Path, tmp_path: Path, data: bytes) -> None:
-    async def test() -> None:
-        async with seeing(models, video_ffmpeg_dir=str(tmp_path)) as engine, engine.use() as loaded:
-            with pytest.raises(
-                NotSupported, match=r"need ffmpeg: there is no ffmpeg and no ffprobe in .*--video-ffmpeg"
-            ):
-                loaded.tokenize_media(M, [data])
-
-    run(test())
+async def test_without_ffmpeg_the_error_says_so(models: Path, tmp_path: Path, data: bytes) -> None:
+    async with seeing(models, video_ffmpeg_dir=str(tmp_path)) as engine, engine.use() as loaded:
+        with pytest.raises(NotSupported, match=r"need ffmpeg: there is no ffmpeg and no ffprobe in .*--video-ffmpeg"):
+            loaded.tokenize_media(M, [data])
 
 
-def test_a_model_that_only_hears_needs_no_ffmpeg(models: Path, tmp_path: Path) -> None:
+async def test_a_model_that_only_hears_needs_no_ffmpeg(models: Path, tmp_path: Path) -> None:
     recording = b"\0\0\0\x1cftypM4A " + bytes(100)
 
-    async def test() -> None:
-        options = {"projector": models / "mmproj-audio.gguf", "warmup": False, "video_ffmpeg_dir": str(tmp_path)}
-        async with running(models / "tiny-llama.gguf", **options) as engine, engine.use() as loaded:
-            with pytest.raises(InvalidRequest, match="WAV, MP3 or FLAC"):
-                loaded.tokenize_media(M, [recording])
-
-    run(test())
+    options = {"projector": models / "mmproj-audio.gguf", "warmup": False, "video_ffmpeg_dir": str(tmp_path)}
+    async with running(models / "tiny-llama.gguf", **options) as engine, engine.use() as loaded:
+        with pytest.raises(InvalidRequest, match="WAV, MP3 or FLAC"):
+            loaded.tokenize_media(M, [recording])
 
 
 def test_without_ffmpeg_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

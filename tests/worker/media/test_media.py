@@ -10,10 +10,10 @@ import socket
 import ssl
 import struct
 import subprocess
-from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,15 +26,11 @@ from llama_corral.worker.media.inspection import check_file, picture_size
 from llama_corral.worker.media.local import MediaDirectory
 from llama_corral.worker.media.remote import MAX_BYTES, fetch
 from llama_corral.worker.media.sources import MediaLoader, MediaSource, media_loader
-from media_server import PICTURE, MediaServer, served
+from media_server import PICTURE, served
 
 ANYWHERE = AllowedHosts(everything=True)
 PUBLIC_ONLY = AllowedHosts()
 ENCODED = base64.b64encode(PICTURE).decode()
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(test, 30))
 
 
 # -- inside of the request -------------------------------------------------------------------------------------------
@@ -149,28 +145,18 @@ def test_wrong_allowed_hosts(item: str) -> None:
 # -- over the network ------------------------------------------------------------------------------------------------
 
 
-def fetching(test: Callable[[MediaServer], Coroutine[Any, Any, None]], tls: ssl.SSLContext | None = None) -> None:
-    async def whole() -> None:
-        async with served(tls) as server:
-            await test(server)
-
-    run(whole())
-
-
 async def refusal(url: str, allowed: AllowedHosts = ANYWHERE, timeout_s: float = 10.0) -> str:
     with pytest.raises(InvalidRequest) as error:
         await fetch(url, allowed, timeout_s=timeout_s)
     return error.value.message
 
 
-def test_a_file_is_fetched() -> None:
-    async def test(server: MediaServer) -> None:
+async def test_a_file_is_fetched() -> None:
+    async with served() as server:
         assert await fetch(f"{server.url}/picture.png?size=1&token=a%2Fb", ANYWHERE) == PICTURE
         assert server.asked == ["/picture.png?size=1&token=a%2Fb"]
         assert "llama-corral" in server.headers[0]
         assert "gzip" not in server.headers[0]
-
-    fetching(test)
 
 
 @pytest.mark.parametrize(
@@ -186,88 +172,75 @@ def test_a_file_is_fetched() -> None:
         ("/nonsense", "BadStatusLine|ClientResponseError|ServerDisconnectedError"),
     ],
 )
-def test_a_server_that_misbehaves(path: str, reason: str) -> None:
-    async def test(server: MediaServer) -> None:
+async def test_a_server_that_misbehaves(path: str, reason: str) -> None:
+    async with served() as server:
         with pytest.raises(InvalidRequest, match=f"Failed to download image from 127.0.0.1: .*({reason})"):
             await fetch(server.url + path, ANYWHERE)
         assert len(server.asked) <= 6
 
-    fetching(test)
-
 
 @pytest.mark.parametrize("path", ["/slow-head", "/slow-body"])
-def test_a_slow_server_is_not_waited_for(path: str) -> None:
-    async def test(server: MediaServer) -> None:
+async def test_a_slow_server_is_not_waited_for(path: str) -> None:
+    async with served() as server:
         assert "longer than 0.2 s" in await refusal(server.url + path, timeout_s=0.2)
 
-    fetching(test)
 
-
-def test_private_addresses_are_not_even_connected_to() -> None:
-    async def test(server: MediaServer) -> None:
+async def test_private_addresses_are_not_even_connected_to() -> None:
+    async with served() as server:
         for host in ("127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "2130706433", "0x7f000001", "127.1", "0"):
             message = await refusal(f"http://{host}:{server.port}/picture.png", PUBLIC_ONLY)
             assert "Failed to download image" in message
         assert not server.connections
         assert not server.asked
 
-    fetching(test)
 
-
-def test_a_name_is_judged_by_the_address_that_is_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_name_is_judged_by_the_address_that_is_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that was public when somebody looked, and is not now."""
-    resolve = socket.getaddrinfo
+    resolve = aiohttp.ThreadedResolver.resolve
 
-    def rebound(host: Any, port: Any, *rest: Any, **more: Any) -> Any:
-        name = host.decode() if isinstance(host, bytes) else host
-        return resolve("127.0.0.1" if name == "rebound.example" else host, port, *rest, **more)
+    async def rebound(self: Any, host: str, *rest: Any, **more: Any) -> Any:
+        return await resolve(self, "127.0.0.1" if host == "rebound.example" else host, *rest, **more)
 
-    monkeypatch.setattr(socket, "getaddrinfo", rebound)
+    monkeypatch.setattr(aiohttp.ThreadedResolver, "resolve", rebound)
+    assert aiohttp.DefaultResolver is aiohttp.ThreadedResolver
 
-    async def test(server: MediaServer) -> None:
+    async with served() as server:
         url = f"http://rebound.example:{server.port}/picture.png"
         assert "not a public address" in await refusal(url, PUBLIC_ONLY)
         assert not server.asked
         assert await fetch(url, read_allowed([f"rebound.example:{server.port}"])) == PICTURE
         assert await fetch(url, read_allowed(["127.0.0.0/8"])) == PICTURE
 
-    fetching(test)
 
-
-def test_each_redirect_is_checked() -> None:
-    async def test(server: MediaServer) -> None:
-        async with served() as inner:
-            server.redirect_to = f"{inner.url}/picture.png"
-            assert "not a public address" in await refusal(f"{server.url}/redirect", read_allowed([], server.url))
-            assert not inner.asked
-            assert await fetch(f"{server.url}/redirect", ANYWHERE) == PICTURE
-            server.redirect_to = "picture.png"
-            assert await fetch(f"{server.url}/redirect", read_allowed([], server.url)) == PICTURE
-            for target in ("file:///etc/passwd", "ftp://127.0.0.1/x", "http://[::1", ""):
-                server.redirect_to = target
-                assert "redirects to" in await refusal(f"{server.url}/redirect")
-
-    fetching(test)
+async def test_each_redirect_is_checked() -> None:
+    async with served() as server, served() as inner:
+        server.redirect_to = f"{inner.url}/picture.png"
+        assert "not a public address" in await refusal(f"{server.url}/redirect", read_allowed([], server.url))
+        assert not inner.asked
+        assert await fetch(f"{server.url}/redirect", ANYWHERE) == PICTURE
+        server.redirect_to = "picture.png"
+        assert await fetch(f"{server.url}/redirect", read_allowed([], server.url)) == PICTURE
+        for target in ("file:///etc/passwd", "ftp://127.0.0.1/x", "http://[::1", ""):
+            server.redirect_to = target
+            assert "redirects to" in await refusal(f"{server.url}/redirect")
 
 
 @pytest.mark.parametrize("url", ["http://", "https:///x", "http://[::1", "http://a:99999/x"])
-def test_what_is_no_url(url: str) -> None:
-    run(_refused(url))
+async def test_what_is_no_url(url: str) -> None:
+    await _refused(url)
 
 
 async def _refused(url: str) -> None:
     assert "Failed to download image" in await refusal(url)
 
 
-def test_secrets_of_a_url_stay_out_of_errors() -> None:
-    async def test(server: MediaServer) -> None:
+async def test_secrets_of_a_url_stay_out_of_errors() -> None:
+    async with served() as server:
         url = f"http://user:secret1@127.0.0.1:{server.port}/missing?key=secret2"
         assert "secret" not in await refusal(url)
 
-    fetching(test)
 
-
-def test_certificates_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_certificates_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key, cert = str(tmp_path / "key.pem"), str(tmp_path / "cert.pem")
     name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, *name]
@@ -278,26 +251,23 @@ def test_certificates_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(cert, key)
 
-    async def strange(server: MediaServer) -> None:
+    remote._tls.cache_clear()
+    async with served(context) as server:
         assert "certificate" in await refusal(f"{server.url}/picture.png")
         assert not server.asked
 
-    async def known(server: MediaServer) -> None:
-        assert await fetch(f"{server.url}/picture.png", ANYWHERE) == PICTURE
-
-    remote._tls.cache_clear()
-    fetching(strange, context)
     monkeypatch.setenv("SSL_CERT_FILE", cert)
     remote._tls.cache_clear()
-    fetching(known, context)
+    async with served(context) as server:
+        assert await fetch(f"{server.url}/picture.png", ANYWHERE) == PICTURE
     remote._tls.cache_clear()
 
 
-def test_nobody_there() -> None:
+async def test_nobody_there() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        run(_refused(f"http://127.0.0.1:{unused.getsockname()[1]}/x"))
-    run(_refused("http://no-such-name.invalid/x"))
+        await _refused(f"http://127.0.0.1:{unused.getsockname()[1]}/x")
+    await _refused("http://no-such-name.invalid/x")
 
 
 # -- on disk ---------------------------------------------------------------------------------------------------------
@@ -348,8 +318,8 @@ def test_a_large_file_and_no_directory(directory: Path) -> None:
 # -- all of a request ------------------------------------------------------------------------------------------------
 
 
-def test_a_request_gets_its_files_in_order(directory: Path) -> None:
-    async def test(server: MediaServer) -> None:
+async def test_a_request_gets_its_files_in_order(directory: Path) -> None:
+    async with served() as server:
         loader = MediaLoader(MediaDirectory(str(directory), MAX_BYTES), ANYWHERE, MAX_BYTES)
         large = bytes(100_000)
         addresses = [
@@ -363,21 +333,17 @@ def test_a_request_gets_its_files_in_order(directory: Path) -> None:
         assert files == [PICTURE, b"AB", large, PICTURE, b"ABC"]
         assert await loader.load([]) == []
 
-    fetching(test)
 
-
-def test_one_bad_file_ends_the_others() -> None:
-    async def test(server: MediaServer) -> None:
+async def test_one_bad_file_ends_the_others() -> None:
+    async with served() as server:
         loader = MediaLoader(MediaDirectory("", 1), ANYWHERE, MAX_BYTES)
         slow = [MediaSource("image", f"{server.url}/slow-head")] * 3
         with pytest.raises(InvalidRequest, match="must begin with http"):
             await loader.load([*slow, MediaSource("image", "ftp://example.org/x")])
 
-    fetching(test)
 
-
-def test_a_request_that_ends_stops_its_fetches() -> None:
-    async def test(server: MediaServer) -> None:
+async def test_a_request_that_ends_stops_its_fetches() -> None:
+    async with served() as server:
         loader = MediaLoader(MediaDirectory("", 1), ANYWHERE, MAX_BYTES)
         loading = asyncio.ensure_future(loader.load([MediaSource("image", f"{server.url}/endless-wait")]))
         await server.arrived.wait()
@@ -386,30 +352,24 @@ def test_a_request_that_ends_stops_its_fetches() -> None:
             await loading
         await server.left.wait()
 
-    fetching(test)
 
-
-def test_all_files_together_are_limited() -> None:
-    async def test(server: MediaServer) -> None:
+async def test_all_files_together_are_limited() -> None:
+    async with served() as server:
         loader = MediaLoader(MediaDirectory("", 1), ANYWHERE, len(PICTURE) * 2)
         sources = [MediaSource("image", f"{server.url}/picture.png")] * 3
         assert len(await loader.load(sources[:2])) == 2
         with pytest.raises(InvalidRequest, match="together"):
             await loader.load(sources)
 
-    fetching(test)
 
-
-def test_the_operators_hub_may_be_private() -> None:
-    async def test(server: MediaServer) -> None:
+async def test_the_operators_hub_may_be_private() -> None:
+    async with served() as server:
         picture = [MediaSource("image", f"{server.url}/picture.png")]
         assert await media_loader(Settings(), {"HF_ENDPOINT": server.url + "/"}).load(picture) == [PICTURE]
         with pytest.raises(InvalidRequest, match="not a public address"):
             await media_loader(Settings(), {}).load(picture)
         allowing = Settings(media_private_hosts=("127.0.0.1",))
         assert await media_loader(allowing, {}).load(picture) == [PICTURE]
-
-    fetching(test)
 
 
 # -- what is in them -------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from engine_tools import GREEDY, ask, run, running
+from engine_tools import GREEDY, ask, running
 from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.common.base.errors import ContextExceeded, ServerFault
@@ -34,17 +34,14 @@ def test_what_a_request_keeps(n_keep: int, adds_bos: bool, kept: int) -> None:
 @pytest.mark.parametrize(
     "fields", [{}, {"n_keep": 4}, {"n_keep": -1}, {"n_discard": 3}, {"n_keep": 8, "n_discard": 500}]
 )
-def test_an_answer_outlives_its_context(models: Path, fields: dict[str, int]) -> None:
-    async def test() -> None:
-        async with running(models / "tiny-llama.gguf", **SHIFTING) as engine, engine.use() as loaded:
-            result = await ask(loaded, n_predict=500, sampling=ENDLESS, **fields).one()
-            assert (result.n_decoded, result.truncated, result.stop_type) == (500, True, "limit")
-            assert result.n_cached < 256
-
-    run(test())
+async def test_an_answer_outlives_its_context(models: Path, fields: dict[str, int]) -> None:
+    async with running(models / "tiny-llama.gguf", **SHIFTING) as engine, engine.use() as loaded:
+        result = await ask(loaded, n_predict=500, sampling=ENDLESS, **fields).one()
+        assert (result.n_decoded, result.truncated, result.stop_type) == (500, True, "limit")
+        assert result.n_cached < 256
 
 
-def test_an_answer_that_fits_is_not_touched(models: Path) -> None:
+async def test_an_answer_that_fits_is_not_touched(models: Path) -> None:
     async def answer(**settings: object) -> tuple[int, ...]:
         settings |= {"ctx_size": 256, "parallel": 1}
         async with running(models / "tiny-llama.gguf", **settings) as engine, engine.use() as loaded:
@@ -52,26 +49,17 @@ def test_an_answer_that_fits_is_not_touched(models: Path) -> None:
             assert not result.truncated
             return result.tokens
 
-    async def test() -> None:
-        assert await answer() == await answer(context_shift=True)
-
-    run(test())
+    assert await answer() == await answer(context_shift=True)
 
 
-def test_choices_that_share_their_prompt_cannot_shift(models: Path) -> None:
-    async def test() -> None:
-        settings = SHIFTING | {"ctx_size": 512, "parallel": 2}
-        async with running(models / "tiny-llama.gguf", **settings) as engine, engine.use() as loaded:
-            assert isinstance(await ask(loaded, n=2, n_predict=500, sampling=ENDLESS).error(), ServerFault)
-            assert (await ask(loaded, n_predict=500, sampling=ENDLESS).one()).n_decoded == 500
-
-    run(test())
+async def test_choices_that_share_their_prompt_cannot_shift(models: Path) -> None:
+    settings = SHIFTING | {"ctx_size": 512, "parallel": 2}
+    async with running(models / "tiny-llama.gguf", **settings) as engine, engine.use() as loaded:
+        assert isinstance(await ask(loaded, n=2, n_predict=500, sampling=ENDLESS).error(), ServerFault)
+        assert (await ask(loaded, n_predict=500, sampling=ENDLESS).one()).n_decoded == 500
 
 
-def test_a_prompt_is_never_truncated(models: Path) -> None:
-    async def test() -> None:
-        async with running(models / "tiny-llama.gguf", **SHIFTING) as engine, engine.use() as loaded:
-            with pytest.raises(ContextExceeded):
-                ask(loaded, [5] * 256, sampling=GREEDY)
-
-    run(test())
+async def test_a_prompt_is_never_truncated(models: Path) -> None:
+    async with running(models / "tiny-llama.gguf", **SHIFTING) as engine, engine.use() as loaded:
+        with pytest.raises(ContextExceeded):
+            ask(loaded, [5] * 256, sampling=GREEDY)

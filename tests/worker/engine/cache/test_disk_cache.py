@@ -16,7 +16,7 @@ from typing import Any
 import engine_tools
 import psutil
 import pytest
-from engine_tools import ask, run
+from engine_tools import ask
 from llama_corral.common.base.private_directory import PrivateDirectory
 from llama_corral.worker.engine.cache import disk_cache
 from llama_corral.worker.engine.messages import Finished, Sampling
@@ -56,78 +56,63 @@ def llama(models: Path) -> Path:
 
 
 @pytest.mark.parametrize("settings", [{}, {"kv_unified": True}, {"cache_ram": 0}, {"cache_type_k": "f32"}], ids=str)
-def test_a_conversation_goes_on_in_another_process(llama: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
-    async def test() -> None:
-        first = await turn(llama, tmp_path, **settings)
-        assert len(files(tmp_path)) == 1
-        assert files(tmp_path)[0].stat().st_mode & 0o777 == 0o600
-        prompt = next_turn(first)
-        second = await turn(llama, tmp_path, prompt, **settings)
-        assert second.timings.cache_n == len(PROMPT) + len(first.tokens) - 1
-        plain = await turn(llama, tmp_path / "off", prompt, cache_disk=0, **settings)
-        assert (second.tokens, plain.timings.cache_n) == (plain.tokens, 0)
-        assert len(files(tmp_path)) == 1, "the longer conversation stands for the shorter one"
-        again = await turn(llama, tmp_path, prompt, **settings)
-        assert (again.tokens, again.timings.cache_n) == (second.tokens, len(prompt) - 1)
-
-    run(test())
+async def test_a_conversation_goes_on_in_another_process(llama: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    first = await turn(llama, tmp_path, **settings)
+    assert len(files(tmp_path)) == 1
+    assert files(tmp_path)[0].stat().st_mode & 0o777 == 0o600
+    prompt = next_turn(first)
+    second = await turn(llama, tmp_path, prompt, **settings)
+    assert second.timings.cache_n == len(PROMPT) + len(first.tokens) - 1
+    plain = await turn(llama, tmp_path / "off", prompt, cache_disk=0, **settings)
+    assert (second.tokens, plain.timings.cache_n) == (plain.tokens, 0)
+    assert len(files(tmp_path)) == 1, "the longer conversation stands for the shorter one"
+    again = await turn(llama, tmp_path, prompt, **settings)
+    assert (again.tokens, again.timings.cache_n) == (second.tokens, len(prompt) - 1)
 
 
 @pytest.mark.parametrize("model", ["tiny-gemma3.gguf", "tiny-mamba.gguf"])
-def test_memories_that_forget_come_back(models: Path, tmp_path: Path, model: str) -> None:
-    async def test() -> None:
-        settings = {"ubatch_size": 64, "parallel": 1}
-        first = await turn(models / model, tmp_path, **settings)
-        prompt = next_turn(first)
-        second = await turn(models / model, tmp_path, prompt, **settings)
-        plain = await turn(models / model, None, prompt, cache_disk=0, **settings)
-        assert (second.tokens, second.timings.cache_n) == (plain.tokens, len(prompt) - 4)
-        assert plain.timings.cache_n == 0
-
-    run(test())
+async def test_memories_that_forget_come_back(models: Path, tmp_path: Path, model: str) -> None:
+    settings = {"ubatch_size": 64, "parallel": 1}
+    first = await turn(models / model, tmp_path, **settings)
+    prompt = next_turn(first)
+    second = await turn(models / model, tmp_path, prompt, **settings)
+    plain = await turn(models / model, None, prompt, cache_disk=0, **settings)
+    assert (second.tokens, second.timings.cache_n) == (plain.tokens, len(prompt) - 4)
+    assert plain.timings.cache_n == 0
 
 
-def test_what_host_memory_holds_is_kept_too(llama: Path, tmp_path: Path) -> None:
-    async def test() -> None:
-        async with running(llama, tmp_path, parallel=1) as engine, engine.use() as loaded:
-            await ask(loaded, PROMPT).one()
-            await ask(loaded, OTHER).one()
-            await ask(loaded, [1, 2, 3]).one()
-        assert len(files(tmp_path)) == 2, "short ones are not worth it"
-        async with running(llama, tmp_path, parallel=1) as engine, engine.use() as loaded:
-            both = await asyncio.gather(ask(loaded, PROMPT).one(), ask(loaded, OTHER).one())
-            assert [one.timings.cache_n for one in both] == [len(PROMPT) - 1, len(OTHER) - 1]
-
-    run(test())
+async def test_what_host_memory_holds_is_kept_too(llama: Path, tmp_path: Path) -> None:
+    async with running(llama, tmp_path, parallel=1) as engine, engine.use() as loaded:
+        await ask(loaded, PROMPT).one()
+        await ask(loaded, OTHER).one()
+        await ask(loaded, [1, 2, 3]).one()
+    assert len(files(tmp_path)) == 2, "short ones are not worth it"
+    async with running(llama, tmp_path, parallel=1) as engine, engine.use() as loaded:
+        both = await asyncio.gather(ask(loaded, PROMPT).one(), ask(loaded, OTHER).one())
+        assert [one.timings.cache_n for one in both] == [len(PROMPT) - 1, len(OTHER) - 1]
 
 
-def test_conversations_with_a_common_beginning_are_told_apart(llama: Path, tmp_path: Path) -> None:
+async def test_conversations_with_a_common_beginning_are_told_apart(llama: Path, tmp_path: Path) -> None:
     one, other = [*PROMPT, *(40 + i for i in range(150))], [*PROMPT, *(90 + i for i in range(100))]
 
-    async def test() -> None:
-        await turn(llama, tmp_path, one, parallel=1)
-        async with running(llama, tmp_path, parallel=1) as engine, engine.use() as loaded:
-            assert (await ask(loaded, other).one()).timings.cache_n == len(PROMPT)
-            assert (await ask(loaded, one).one()).timings.cache_n == len(one) - 1, "most of the slot would serve too"
-            await ask(loaded, [200 + i for i in range(100)]).one()
-            assert (await ask(loaded, other).one()).timings.cache_n == len(other) - 1, "what gave way is kept"
-
-    run(test())
+    await turn(llama, tmp_path, one, parallel=1)
+    async with running(llama, tmp_path, parallel=1) as engine, engine.use() as loaded:
+        assert (await ask(loaded, other).one()).timings.cache_n == len(PROMPT)
+        assert (await ask(loaded, one).one()).timings.cache_n == len(one) - 1, "most of the slot would serve too"
+        await ask(loaded, [200 + i for i in range(100)]).one()
+        assert (await ask(loaded, other).one()).timings.cache_n == len(other) - 1, "what gave way is kept"
 
 
-def test_a_crowd_with_one_beginning_reads_it_once(llama: Path, tmp_path: Path) -> None:
-    async def test() -> None:
-        await turn(llama, tmp_path, kv_unified=True)
-        async with running(llama, tmp_path, parallel=4, kv_unified=True) as engine, engine.use() as loaded:
-            prompts = [[*PROMPT, 50 + k] for k in range(4)]
-            results = await asyncio.gather(*(ask(loaded, prompt).one() for prompt in prompts))
-            assert [one.timings.cache_n for one in results] == [len(PROMPT)] * 4
-
-    run(test())
+async def test_a_crowd_with_one_beginning_reads_it_once(llama: Path, tmp_path: Path) -> None:
+    await turn(llama, tmp_path, kv_unified=True)
+    async with running(llama, tmp_path, parallel=4, kv_unified=True) as engine, engine.use() as loaded:
+        prompts = [[*PROMPT, 50 + k] for k in range(4)]
+        results = await asyncio.gather(*(ask(loaded, prompt).one() for prompt in prompts))
+        assert [one.timings.cache_n for one in results] == [len(PROMPT)] * 4
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "recurrent"])
-def test_images_and_sound_come_back(models: Path, tmp_path: Path, kind: str) -> None:
+async def test_images_and_sound_come_back(models: Path, tmp_path: Path, kind: str) -> None:
     text, file = f"What is {M} here" + " and there" * 40, ALL[kind][2][0]
 
     async def look_once(text: str, **settings: Any) -> Finished:
@@ -135,30 +120,26 @@ def test_images_and_sound_come_back(models: Path, tmp_path: Path, kind: str) -> 
         async with seeing(models, kind, disk=disk, **settings) as engine, engine.use() as loaded:
             return await look(loaded, text, file).one()
 
-    async def test() -> None:
-        first = await look_once(text)
-        longer = text + " or elsewhere"
-        second, plain = await look_once(longer), await look_once(longer, cache_disk=0)
-        assert (second.tokens, plain.timings.cache_n) == (plain.tokens, 0)
-        assert second.timings.cache_n >= 0.9 * first.n_prompt
-
-    run(test())
+    first = await look_once(text)
+    longer = text + " or elsewhere"
+    second, plain = await look_once(longer), await look_once(longer, cache_disk=0)
+    assert (second.tokens, plain.timings.cache_n) == (plain.tokens, 0)
+    assert second.timings.cache_n >= 0.9 * first.n_prompt
 
 
-def test_drafts_go_on(llama: Path, tmp_path: Path) -> None:
-    async def test() -> None:
-        settings: dict[str, Any] = {"draft": llama, "spec_type": ("draft-simple",)}
-        first = await turn(llama, tmp_path, **settings)
-        second = await turn(llama, tmp_path, next_turn(first), **settings)
-        plain = await turn(llama, None, next_turn(first), cache_disk=0)
-        assert second.tokens == plain.tokens
-        assert second.timings.cache_n == len(PROMPT) + len(first.tokens) - 1
-        assert second.timings.draft_n_accepted > 0
-
-    run(test())
+async def test_drafts_go_on(llama: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"draft": llama, "spec_type": ("draft-simple",)}
+    first = await turn(llama, tmp_path, **settings)
+    second = await turn(llama, tmp_path, next_turn(first), **settings)
+    plain = await turn(llama, None, next_turn(first), cache_disk=0)
+    assert second.tokens == plain.tokens
+    assert second.timings.cache_n == len(PROMPT) + len(first.tokens) - 1
+    assert second.timings.draft_n_accepted > 0
 
 
-def test_others_go_on_while_a_prompt_is_read(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_others_go_on_while_a_prompt_is_read(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The disk answers when the test lets it."""
     let, really_read = threading.Event(), disk_cache.read
 
@@ -168,80 +149,67 @@ def test_others_go_on_while_a_prompt_is_read(llama: Path, tmp_path: Path, monkey
 
     monkeypatch.setattr(disk_cache, "read", read)
 
-    async def test() -> None:
-        await turn(llama, tmp_path)
-        async with running(llama, tmp_path) as engine, engine.use() as loaded:
-            stream = ask(loaded, "Hello", n_predict=100, stream=True, sampling=Sampling(temperature=0, ignore_eos=True))
-            await stream.until(bool)
-            left, stays = ask(loaded, PROMPT), ask(loaded, PROMPT)
-            assert (await stream.one()).n_decoded == 100
-            assert (left.events, stays.events) == ([], [])
-            left.ticket.cancel()
-            let.set()
-            assert (await stays.one()).timings.cache_n == len(PROMPT) - 1
-            let.clear()
-            late = ask(loaded, OTHER)
-            assert (await late.one()).timings.cache_n == 1, "nothing is known of it: nothing is read"
+    await turn(llama, tmp_path)
+    async with running(llama, tmp_path) as engine, engine.use() as loaded:
+        stream = ask(loaded, "Hello", n_predict=100, stream=True, sampling=Sampling(temperature=0, ignore_eos=True))
+        await stream.until(bool)
+        left, stays = ask(loaded, PROMPT), ask(loaded, PROMPT)
+        assert (await stream.one()).n_decoded == 100
+        assert (left.events, stays.events) == ([], [])
+        left.ticket.cancel()
+        let.set()
+        assert (await stays.one()).timings.cache_n == len(PROMPT) - 1
+        let.clear()
+        late = ask(loaded, OTHER)
+        assert (await late.one()).timings.cache_n == 1, "nothing is known of it: nothing is read"
 
-        async with running(llama, tmp_path) as engine, engine.use() as loaded:
-            asked = ask(loaded, PROMPT)
-            await ask(loaded, "Hello", id_slot=0).ticket.end_thoughts()
-            await engine.close()
-            assert (await asked.error()).status == 500
-            let.set()
-
-    run(test())
+    async with running(llama, tmp_path) as engine, engine.use() as loaded:
+        asked = ask(loaded, PROMPT)
+        await ask(loaded, "Hello", id_slot=0).ticket.end_thoughts()
+        await engine.close()
+        assert (await asked.error()).status == 500
+        let.set()
 
 
-def test_a_copy_takes_no_memory_that_is_not_there(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def test() -> None:
-        monkeypatch.setattr(disk_cache, "LARGE", 1)
-        await turn(llama, tmp_path)
-        assert (await turn(llama, tmp_path)).timings.cache_n == len(PROMPT) - 1
-        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=20_000))
-        assert (await turn(llama, tmp_path)).timings.cache_n == 0
-        await turn(llama, tmp_path, OTHER)
-        assert len(files(tmp_path)) == 1
-
-    run(test())
-
-
-def test_a_slow_disk_is_given_up(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def test() -> None:
-        await turn(llama, tmp_path)
-        monkeypatch.setattr(disk_cache, "READ_S", -1.0)
-        assert (await turn(llama, tmp_path)).timings.cache_n == 0
-        assert len(files(tmp_path)) == 1
-        monkeypatch.setattr(disk_cache, "SAVE_S", -1.0)
-        await turn(llama, tmp_path / "new", OTHER)
-        monkeypatch.undo()
-        assert (await turn(llama, tmp_path)).timings.cache_n == len(PROMPT) - 1
-
-    run(test())
+async def test_a_copy_takes_no_memory_that_is_not_there(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk_cache, "LARGE", 1)
+    await turn(llama, tmp_path)
+    assert (await turn(llama, tmp_path)).timings.cache_n == len(PROMPT) - 1
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=20_000))
+    assert (await turn(llama, tmp_path)).timings.cache_n == 0
+    await turn(llama, tmp_path, OTHER)
+    assert len(files(tmp_path)) == 1
 
 
-def test_a_sleeping_model_remembers(llama: Path) -> None:
-    async def test() -> None:
-        async with running(llama, None, sleep_idle_seconds=1) as engine:
-            async with engine.use() as loaded:
-                first = await ask(loaded, PROMPT).one()
-            while not engine.is_sleeping:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
-            async with engine.use() as loaded:
-                second = await ask(loaded, next_turn(first)).one()
-            assert second.timings.cache_n == len(PROMPT) + len(first.tokens) - 1
-        assert list(llama.parent.glob("corral-test-*")) == []
-
-    run(test())
+async def test_a_slow_disk_is_given_up(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await turn(llama, tmp_path)
+    monkeypatch.setattr(disk_cache, "READ_S", -1.0)
+    assert (await turn(llama, tmp_path)).timings.cache_n == 0
+    assert len(files(tmp_path)) == 1
+    monkeypatch.setattr(disk_cache, "SAVE_S", -1.0)
+    await turn(llama, tmp_path / "new", OTHER)
+    monkeypatch.undo()
+    assert (await turn(llama, tmp_path)).timings.cache_n == len(PROMPT) - 1
 
 
-def test_who_asks_for_no_cache_gets_none(llama: Path, tmp_path: Path) -> None:
-    async def test() -> None:
-        await turn(llama, tmp_path)
-        async with running(llama, tmp_path) as engine, engine.use() as loaded:
-            assert (await ask(loaded, PROMPT, cache_prompt=False).one()).timings.cache_n == 0
+async def test_a_sleeping_model_remembers(llama: Path) -> None:
+    async with running(llama, None, sleep_idle_seconds=1) as engine:
+        async with engine.use() as loaded:
+            first = await ask(loaded, PROMPT).one()
+        while not engine.is_sleeping:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        async with engine.use() as loaded:
+            second = await ask(loaded, next_turn(first)).one()
+        assert second.timings.cache_n == len(PROMPT) + len(first.tokens) - 1
+    assert list(llama.parent.glob("corral-test-*")) == []
 
-    run(test())
+
+async def test_who_asks_for_no_cache_gets_none(llama: Path, tmp_path: Path) -> None:
+    await turn(llama, tmp_path)
+    async with running(llama, tmp_path) as engine, engine.use() as loaded:
+        assert (await ask(loaded, PROMPT, cache_prompt=False).one()).timings.cache_n == 0
 
 
 @pytest.mark.parametrize(
@@ -256,38 +224,29 @@ def test_who_asks_for_no_cache_gets_none(llama: Path, tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_another_setting_is_another_model(llama: Path, tmp_path: Path, other: dict[str, Any]) -> None:
-    async def test() -> None:
-        await turn(llama, tmp_path)
-        assert (await turn(llama, tmp_path, **other)).timings.cache_n == 0
-
-    run(test())
+async def test_another_setting_is_another_model(llama: Path, tmp_path: Path, other: dict[str, Any]) -> None:
+    await turn(llama, tmp_path)
+    assert (await turn(llama, tmp_path, **other)).timings.cache_n == 0
 
 
-def test_another_file_is_another_model(llama: Path, tmp_path: Path) -> None:
-    async def test() -> None:
-        copy = tmp_path / "copy.gguf"
-        shutil.copy(llama, copy)
-        await turn(copy, tmp_path)
-        assert (await turn(llama, tmp_path)).timings.cache_n == 0
-        os.utime(copy, (1, 1))
-        assert (await turn(copy, tmp_path)).timings.cache_n == 0
-
-    run(test())
+async def test_another_file_is_another_model(llama: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.gguf"
+    shutil.copy(llama, copy)
+    await turn(copy, tmp_path)
+    assert (await turn(llama, tmp_path)).timings.cache_n == 0
+    os.utime(copy, (1, 1))
+    assert (await turn(copy, tmp_path)).timings.cache_n == 0
 
 
-def test_adapters_are_told_apart(models: Path, tmp_path: Path) -> None:
+async def test_adapters_are_told_apart(models: Path, tmp_path: Path) -> None:
     llama = models / "tiny-llama.gguf"
     lora = (str(models / "tiny-lora.gguf"),)
 
-    async def test() -> None:
-        await turn(llama, tmp_path)
-        assert (await turn(llama, tmp_path, lora=lora)).timings.cache_n == 0
-        async with running(llama, tmp_path, lora=lora) as engine, engine.use() as loaded:
-            assert (await ask(loaded, PROMPT, adapters=((0, 0.5),)).one()).timings.cache_n == 0, "another scale"
-            assert (await ask(loaded, PROMPT, adapters=((0, 1.0),)).one()).timings.cache_n == len(PROMPT) - 1
-
-    run(test())
+    await turn(llama, tmp_path)
+    assert (await turn(llama, tmp_path, lora=lora)).timings.cache_n == 0
+    async with running(llama, tmp_path, lora=lora) as engine, engine.use() as loaded:
+        assert (await ask(loaded, PROMPT, adapters=((0, 0.5),)).one()).timings.cache_n == 0, "another scale"
+        assert (await ask(loaded, PROMPT, adapters=((0, 1.0),)).one()).timings.cache_n == len(PROMPT) - 1
 
 
 def _cut(path: Path) -> None:
@@ -321,54 +280,42 @@ def _foreign(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [_cut, _flip, _flip_head, _lie, _zero, _foreign], ids=lambda f: f.__name__)
-def test_damaged_files_are_left_out_and_removed(llama: Path, tmp_path: Path, damage: Any) -> None:
-    async def test() -> None:
-        first = await turn(llama, tmp_path)
-        damage(files(tmp_path)[0])
-        foreign = tmp_path / "notes.txt"
-        foreign.write_text("mine")
-        async with running(llama, tmp_path, cache_ram=0) as engine:
-            async with engine.use() as loaded:
-                again = await ask(loaded, PROMPT).one()
-            assert (again.tokens, again.timings.cache_n) == (first.tokens, 0)
-            assert files(tmp_path) == []
-        assert foreign.exists()
-        assert len(files(tmp_path)) == 1, "written anew"
-
-    run(test())
+async def test_damaged_files_are_left_out_and_removed(llama: Path, tmp_path: Path, damage: Any) -> None:
+    first = await turn(llama, tmp_path)
+    damage(files(tmp_path)[0])
+    foreign = tmp_path / "notes.txt"
+    foreign.write_text("mine")
+    async with running(llama, tmp_path, cache_ram=0) as engine:
+        async with engine.use() as loaded:
+            again = await ask(loaded, PROMPT).one()
+        assert (again.tokens, again.timings.cache_n) == (first.tokens, 0)
+        assert files(tmp_path) == []
+    assert foreign.exists()
+    assert len(files(tmp_path)) == 1, "written anew"
 
 
-def test_links_are_not_followed(llama: Path, tmp_path: Path) -> None:
-    async def test() -> None:
-        directory = tmp_path / "prompts"
-        directory.mkdir()
-        await turn(llama, directory)
-        path = files(directory)[0]
-        path.rename(tmp_path / "elsewhere")
-        path.symlink_to(tmp_path / "elsewhere")
-        assert (await turn(llama, directory)).timings.cache_n == 0
-
-    run(test())
+async def test_links_are_not_followed(llama: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "prompts"
+    directory.mkdir()
+    await turn(llama, directory)
+    path = files(directory)[0]
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    assert (await turn(llama, directory)).timings.cache_n == 0
 
 
-def test_a_full_disk_harms_nothing(llama: Path, tmp_path: Path) -> None:
-    async def test() -> None:
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-        try:
-            await turn(llama, tmp_path)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        assert files(tmp_path, "*.*") == []
-        assert (await turn(llama, tmp_path)).timings.cache_n == 0
-
-    run(test())
+async def test_a_full_disk_harms_nothing(llama: Path, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        await turn(llama, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert files(tmp_path, "*.*") == []
+    assert (await turn(llama, tmp_path)).timings.cache_n == 0
 
 
-def test_a_directory_that_has_gone_harms_nothing(llama: Path, tmp_path: Path) -> None:
-    async def test() -> None:
-        async with running(llama, tmp_path / "gone") as engine, engine.use() as loaded:
-            assert (await ask(loaded, PROMPT).one()).n_decoded == 16
-        assert not (tmp_path / "gone").exists()
-
-    run(test())
+async def test_a_directory_that_has_gone_harms_nothing(llama: Path, tmp_path: Path) -> None:
+    async with running(llama, tmp_path / "gone") as engine, engine.use() as loaded:
+        assert (await ask(loaded, PROMPT).one()).n_decoded == 16
+    assert not (tmp_path / "gone").exists()

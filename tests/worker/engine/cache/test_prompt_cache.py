@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine_tools import ask, run, running
+from engine_tools import ask, running
 from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.worker.engine.adapters.activation import BASE, Activation
@@ -141,66 +141,51 @@ OTHER = "def main(argv): return parse(argv).run()"
 
 
 @pytest.mark.parametrize("unified", [True, False])
-def test_a_prompt_comes_back_from_host_memory(models: Path, unified: bool) -> None:
-    async def test() -> None:
-        settings = {"parallel": 1, "kv_unified": unified, "cache_ram": 100}
-        async with running(models / "tiny-llama.gguf", **settings) as engine, engine.use() as loaded:
-            first = await ask(loaded, STORY).one()
-            other = await ask(loaded, OTHER).one()
-            again = await ask(loaded, STORY).one()
-            assert again.tokens == first.tokens
-            assert again.timings.cache_n == first.n_prompt - 1
-            assert (await ask(loaded, OTHER).one()).timings.cache_n == other.n_prompt - 1
-
-    run(test())
+async def test_a_prompt_comes_back_from_host_memory(models: Path, unified: bool) -> None:
+    settings = {"parallel": 1, "kv_unified": unified, "cache_ram": 100}
+    async with running(models / "tiny-llama.gguf", **settings) as engine, engine.use() as loaded:
+        first = await ask(loaded, STORY).one()
+        other = await ask(loaded, OTHER).one()
+        again = await ask(loaded, STORY).one()
+        assert again.tokens == first.tokens
+        assert again.timings.cache_n == first.n_prompt - 1
+        assert (await ask(loaded, OTHER).one()).timings.cache_n == other.n_prompt - 1
 
 
-def test_without_host_memory_it_is_computed_again(models: Path) -> None:
-    async def test() -> None:
-        async with running(models / "tiny-llama.gguf", parallel=1, cache_ram=0) as engine, engine.use() as loaded:
-            await ask(loaded, STORY).one()
-            await ask(loaded, OTHER).one()
-            assert (await ask(loaded, STORY).one()).timings.cache_n < 4
-
-    run(test())
+async def test_without_host_memory_it_is_computed_again(models: Path) -> None:
+    async with running(models / "tiny-llama.gguf", parallel=1, cache_ram=0) as engine, engine.use() as loaded:
+        await ask(loaded, STORY).one()
+        await ask(loaded, OTHER).one()
+        assert (await ask(loaded, STORY).one()).timings.cache_n < 4
 
 
 @pytest.mark.parametrize(("unified", "n_left"), [(True, 0), (False, 1)])
-def test_idle_slots_leave_a_common_pool(models: Path, unified: bool, n_left: int) -> None:
-    async def test() -> None:
-        settings = {"parallel": 2, "kv_unified": unified, "cache_ram": 100}
-        async with running(models / "tiny-llama.gguf", **settings) as engine, engine.use() as loaded:
-            first = await ask(loaded, STORY, id_slot=0).one()
-            await ask(loaded, OTHER, id_slot=1).one()
-            views = await loaded.slots()
-            assert min(views[0].n_prompt_tokens, 1) == n_left
-            again = await ask(loaded, STORY).one()
-            assert (again.tokens, again.timings.cache_n) == (first.tokens, first.n_prompt - 1)
-
-    run(test())
+async def test_idle_slots_leave_a_common_pool(models: Path, unified: bool, n_left: int) -> None:
+    settings = {"parallel": 2, "kv_unified": unified, "cache_ram": 100}
+    async with running(models / "tiny-llama.gguf", **settings) as engine, engine.use() as loaded:
+        first = await ask(loaded, STORY, id_slot=0).one()
+        await ask(loaded, OTHER, id_slot=1).one()
+        views = await loaded.slots()
+        assert min(views[0].n_prompt_tokens, 1) == n_left
+        again = await ask(loaded, STORY).one()
+        assert (again.tokens, again.timings.cache_n) == (first.tokens, first.n_prompt - 1)
 
 
-def test_pieces_that_moved_are_reused(models: Path) -> None:
-    async def test() -> None:
-        async with running(models / "tiny-llama.gguf", parallel=1, cache_ram=0) as engine, engine.use() as loaded:
-            piece = [40 + i for i in range(50)]
-            await ask(loaded, [1, *([7] * 30), *piece, 9], n_predict=1).one()
-            moved = [1, 7, 7, *piece, 12, 13]
-            result = await ask(loaded, moved, n_predict=1, n_cache_reuse=20).one()
-            assert (result.timings.cache_n, result.timings.prompt_n) == (53, 2)
-            await ask(loaded, [1, *([7] * 30), *piece, 9], n_predict=1).one()
-            assert (await ask(loaded, moved, n_predict=1, n_cache_reuse=51).one()).timings.cache_n == 3
-
-    run(test())
+async def test_pieces_that_moved_are_reused(models: Path) -> None:
+    async with running(models / "tiny-llama.gguf", parallel=1, cache_ram=0) as engine, engine.use() as loaded:
+        piece = [40 + i for i in range(50)]
+        await ask(loaded, [1, *([7] * 30), *piece, 9], n_predict=1).one()
+        moved = [1, 7, 7, *piece, 12, 13]
+        result = await ask(loaded, moved, n_predict=1, n_cache_reuse=20).one()
+        assert (result.timings.cache_n, result.timings.prompt_n) == (53, 2)
+        await ask(loaded, [1, *([7] * 30), *piece, 9], n_predict=1).one()
+        assert (await ask(loaded, moved, n_predict=1, n_cache_reuse=51).one()).timings.cache_n == 3
 
 
-def test_a_full_pool_fails_those_at_work_and_nobody_after(models: Path) -> None:
-    async def test() -> None:
-        settings = {"parallel": 3, "ctx_size": 256, "kv_unified": True, "cache_prompt": False}
-        async with running(models / "tiny-llama.gguf", **settings) as engine, engine.use() as loaded:
-            requests = [ask(loaded, [20 + k + i % 50 for i in range(200)], n_predict=50) for k in range(3)]
-            errors = [await request.error() for request in requests]
-            assert {error.message for error in errors} == {"Context size has been exceeded."}
-            assert (await ask(loaded, STORY).one()).n_decoded == 16
-
-    run(test())
+async def test_a_full_pool_fails_those_at_work_and_nobody_after(models: Path) -> None:
+    settings = {"parallel": 3, "ctx_size": 256, "kv_unified": True, "cache_prompt": False}
+    async with running(models / "tiny-llama.gguf", **settings) as engine, engine.use() as loaded:
+        requests = [ask(loaded, [20 + k + i % 50 for i in range(200)], n_predict=50) for k in range(3)]
+        errors = [await request.error() for request in requests]
+        assert {error.message for error in errors} == {"Context size has been exceeded."}
+        assert (await ask(loaded, STORY).one()).n_decoded == 16

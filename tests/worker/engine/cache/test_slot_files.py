@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from engine_tools import GREEDY, ask, run, running
+from engine_tools import GREEDY, ask, running
 from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.common.base.errors import InvalidRequest, ServerFault
@@ -62,39 +62,33 @@ def test_unsafe_names(name: str) -> None:
     assert not is_safe_name(name)
 
 
-def test_a_restored_slot_goes_on_like_the_saved_one(models: Path, tmp_path: Path) -> None:
+async def test_a_restored_slot_goes_on_like_the_saved_one(models: Path, tmp_path: Path) -> None:
     file = tmp_path / "slot"
 
-    async def test() -> None:
-        async with running(models / "tiny-llama.gguf", parallel=2) as engine, engine.use() as loaded:
-            first = await ask(loaded, PROMPT, id_slot=0).one()
-            longer = [*loaded.vocab.tokenize(PROMPT, True, True), *first.tokens[:8]]
-            saved = await loaded.save_slot(0, file)
-            assert saved.n_tokens == first.n_prompt + first.n_decoded - 1
-            assert saved.n_bytes == file.stat().st_size
-            expected = await ask(loaded, longer, id_slot=0, sampling=GREEDY).one()
-        async with running(models / "tiny-llama.gguf", parallel=2) as engine, engine.use() as loaded:
-            restored = await loaded.restore_slot(3, file)
-            assert (restored.id_slot, restored.n_tokens, restored.n_bytes) == (1, saved.n_tokens, saved.n_bytes)
-            again = await ask(loaded, longer, id_slot=1, sampling=GREEDY).one()
-            assert (again.tokens, again.timings.prompt_n) == (expected.tokens, 1)
-            assert await loaded.erase_slot(1) > saved.n_tokens
-            assert (await ask(loaded, longer, id_slot=1).one()).timings.cache_n == 0
-
-    run(test())
+    async with running(models / "tiny-llama.gguf", parallel=2) as engine, engine.use() as loaded:
+        first = await ask(loaded, PROMPT, id_slot=0).one()
+        longer = [*loaded.vocab.tokenize(PROMPT, True, True), *first.tokens[:8]]
+        saved = await loaded.save_slot(0, file)
+        assert saved.n_tokens == first.n_prompt + first.n_decoded - 1
+        assert saved.n_bytes == file.stat().st_size
+        expected = await ask(loaded, longer, id_slot=0, sampling=GREEDY).one()
+    async with running(models / "tiny-llama.gguf", parallel=2) as engine, engine.use() as loaded:
+        restored = await loaded.restore_slot(3, file)
+        assert (restored.id_slot, restored.n_tokens, restored.n_bytes) == (1, saved.n_tokens, saved.n_bytes)
+        again = await ask(loaded, longer, id_slot=1, sampling=GREEDY).one()
+        assert (again.tokens, again.timings.prompt_n) == (expected.tokens, 1)
+        assert await loaded.erase_slot(1) > saved.n_tokens
+        assert (await ask(loaded, longer, id_slot=1).one()).timings.cache_n == 0
     assert [entry.name for entry in tmp_path.iterdir()] == ["slot"]
 
 
-def test_an_empty_slot_can_be_saved(models: Path, tmp_path: Path) -> None:
-    async def test() -> None:
-        async with running(models / "tiny-llama.gguf") as engine, engine.use() as loaded:
-            assert (await loaded.save_slot(0, tmp_path / "empty")).n_tokens == 0
-            assert (await loaded.restore_slot(1, tmp_path / "empty")).n_tokens == 0
-            assert await loaded.erase_slot(1) == 0
-            with pytest.raises(ServerFault):
-                await loaded.save_slot(0, tmp_path / "missing" / "slot")
-
-    run(test())
+async def test_an_empty_slot_can_be_saved(models: Path, tmp_path: Path) -> None:
+    async with running(models / "tiny-llama.gguf") as engine, engine.use() as loaded:
+        assert (await loaded.save_slot(0, tmp_path / "empty")).n_tokens == 0
+        assert (await loaded.restore_slot(1, tmp_path / "empty")).n_tokens == 0
+        assert await loaded.erase_slot(1) == 0
+        with pytest.raises(ServerFault):
+            await loaded.save_slot(0, tmp_path / "missing" / "slot")
 
 
 def _spoil(data: bytes, how: str) -> bytes:
@@ -115,44 +109,38 @@ def _spoil(data: bytes, how: str) -> bytes:
 
 
 @pytest.mark.parametrize("how", ["truncated", "short", "magic", "count", "token", "fewer tokens", "nothing", "missing"])
-def test_a_broken_file_leaves_an_empty_usable_slot(models: Path, tmp_path: Path, how: str) -> None:
+async def test_a_broken_file_leaves_an_empty_usable_slot(models: Path, tmp_path: Path, how: str) -> None:
     file = tmp_path / "slot"
 
-    async def test() -> None:
-        async with running(models / "tiny-llama.gguf", parallel=2) as engine, engine.use() as loaded:
-            expected = await ask(loaded, PROMPT, id_slot=0).one()
-            await loaded.save_slot(0, file)
-            if how == "missing":
-                file.unlink()
-            else:
-                file.write_bytes(_spoil(file.read_bytes(), how))
-            with pytest.raises(InvalidRequest, match="Unable to restore slot"):
-                await loaded.restore_slot(0, file)
-            after = await ask(loaded, PROMPT, id_slot=0).one()
-            assert (after.tokens, after.timings.cache_n) == (expected.tokens, 0)
-
-    run(test())
+    async with running(models / "tiny-llama.gguf", parallel=2) as engine, engine.use() as loaded:
+        expected = await ask(loaded, PROMPT, id_slot=0).one()
+        await loaded.save_slot(0, file)
+        if how == "missing":
+            file.unlink()
+        else:
+            file.write_bytes(_spoil(file.read_bytes(), how))
+        with pytest.raises(InvalidRequest, match="Unable to restore slot"):
+            await loaded.restore_slot(0, file)
+        after = await ask(loaded, PROMPT, id_slot=0).one()
+        assert (after.tokens, after.timings.cache_n) == (expected.tokens, 0)
 
 
-def test_a_slot_at_work_is_waited_for(models: Path, tmp_path: Path) -> None:
-    async def test() -> None:
-        async with running(models / "tiny-llama.gguf", parallel=1) as engine, engine.use() as loaded:
-            work = ask(loaded, n_predict=100, stream=True, sampling=ENDLESS)
-            await work.until(bool)
-            next_one = ask(loaded, n_predict=1)
-            saved = await loaded.save_slot(0, tmp_path / "slot")
-            assert isinstance(work.events[-1], Finished)
-            assert saved.n_tokens == work.events[-1].n_cached
-            await next_one.one()
-            work = ask(loaded, n_predict=-1, stream=True, sampling=ENDLESS)
-            await work.until(bool)
-            given_up = asyncio.ensure_future(loaded.erase_slot(0))
-            await asyncio.wait([given_up], timeout=0)
-            given_up.cancel()
-            work.ticket.cancel()
-            assert (await ask(loaded, n_predict=1).one()).timings.cache_n > 0, "nothing was erased"
-
-    run(test())
+async def test_a_slot_at_work_is_waited_for(models: Path, tmp_path: Path) -> None:
+    async with running(models / "tiny-llama.gguf", parallel=1) as engine, engine.use() as loaded:
+        work = ask(loaded, n_predict=100, stream=True, sampling=ENDLESS)
+        await work.until(bool)
+        next_one = ask(loaded, n_predict=1)
+        saved = await loaded.save_slot(0, tmp_path / "slot")
+        assert isinstance(work.events[-1], Finished)
+        assert saved.n_tokens == work.events[-1].n_cached
+        await next_one.one()
+        work = ask(loaded, n_predict=-1, stream=True, sampling=ENDLESS)
+        await work.until(bool)
+        given_up = asyncio.ensure_future(loaded.erase_slot(0))
+        await asyncio.wait([given_up], timeout=0)
+        given_up.cancel()
+        work.ticket.cancel()
+        assert (await ask(loaded, n_predict=1).one()).timings.cache_n > 0, "nothing was erased"
 
 
 # -- over HTTP -------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from drafting_scenes import (
     check_drafting,
     choices,
 )
-from engine_tools import ask, run
+from engine_tools import ask
 from llama_corral.worker.engine.runner import Engine, Loaded
 from programs import Program, Programs
 
@@ -29,27 +29,21 @@ async def a_full_context(loaded: Loaded) -> None:
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
 @pytest.mark.parametrize("unified", [True, False])
-def test_it_stays_in_step(models: Path, scene: Scene, unified: bool) -> None:
-    async def test() -> None:
-        settings = {"ctx_size": 8192, "parallel": 4, "batch_size": 256, "kv_unified": unified}
-        async with drafting(models, SAME, **settings) as (engine, loaded):
-            await scene(loaded)
-            assert_right(engine)
-
-    run(test())
+async def test_it_stays_in_step(models: Path, scene: Scene, unified: bool) -> None:
+    settings = {"ctx_size": 8192, "parallel": 4, "batch_size": 256, "kv_unified": unified}
+    async with drafting(models, SAME, **settings) as (engine, loaded):
+        await scene(loaded)
+        assert_right(engine)
 
 
-def test_it_makes_room_for_itself(models: Path) -> None:
+async def test_it_makes_room_for_itself(models: Path) -> None:
     """In a pool that is as small as the main model's, idle slots leave it when others need it."""
 
-    async def test() -> None:
-        settings = {"ctx_size": 768, "parallel": 4, "kv_unified": True, "cache_ram": 0, "cache_idle_slots": False}
-        async with drafting(models, SAME, **settings) as (engine, loaded):
-            for i in range(8):
-                await ask(loaded, LONG[i * 50 : i * 50 + 300], n_predict=20, id_slot=i % 4).one()
-                assert_right(engine)
-
-    run(test())
+    settings = {"ctx_size": 768, "parallel": 4, "kv_unified": True, "cache_ram": 0, "cache_idle_slots": False}
+    async with drafting(models, SAME, **settings) as (engine, loaded):
+        for i in range(8):
+            await ask(loaded, LONG[i * 50 : i * 50 + 300], n_predict=20, id_slot=i % 4).one()
+            assert_right(engine)
 
 
 def assert_right(engine: Engine, part: float = 0.99) -> None:
@@ -59,41 +53,32 @@ def assert_right(engine: Engine, part: float = 0.99) -> None:
     assert totals.draft_accepted >= part * totals.drafted
 
 
-def test_it_moves_with_a_context_shift(models: Path) -> None:
-    async def test() -> None:
-        async with drafting(models, SAME, ctx_size=256, parallel=1, context_shift=True) as (engine, loaded):
-            await a_full_context(loaded)
-            assert_right(engine, 0.95)
-
-    run(test())
+async def test_it_moves_with_a_context_shift(models: Path) -> None:
+    async with drafting(models, SAME, ctx_size=256, parallel=1, context_shift=True) as (engine, loaded):
+        await a_full_context(loaded)
+        assert_right(engine, 0.95)
 
 
 @pytest.mark.parametrize("model", ["tiny-mamba.gguf", "tiny-gemma3.gguf"])
-def test_other_memories_stay_in_step(models: Path, model: str) -> None:
-    async def test() -> None:
-        async with drafting(models, {"model_draft": model}, model=model, ctx_size=4096) as (engine, loaded):
-            await a_conversation(loaded)
-            await choices(loaded)
-            assert_right(engine, 0.95)
-
-    run(test())
+async def test_other_memories_stay_in_step(models: Path, model: str) -> None:
+    async with drafting(models, {"model_draft": model}, model=model, ctx_size=4096) as (engine, loaded):
+        await a_conversation(loaded)
+        await choices(loaded)
+        assert_right(engine, 0.95)
 
 
-def test_least_probabilities_and_lengths(models: Path) -> None:
+async def test_least_probabilities_and_lengths(models: Path) -> None:
     async def accepted(**drafts: Any) -> tuple[int, int]:
         async with drafting(models, {**SAME, **drafts}) as (engine, loaded):
             await ask(loaded, FOX, n_predict=60, sampling=ENDLESS).one()
             totals = engine.snapshot.totals
             return totals.draft_checks, totals.drafted
 
-    async def test() -> None:
-        n_checks, n_drafted = await accepted()
-        assert n_drafted > 4 * n_checks
-        assert (await accepted(draft_p_min=1.0))[1] < n_drafted
-        assert (await accepted(draft_p_min=0.5, spec_draft_n_min=5))[0] < n_checks
-        assert await accepted(spec_draft_n_max=0) == (0, 0)
-
-    run(test())
+    n_checks, n_drafted = await accepted()
+    assert n_drafted > 4 * n_checks
+    assert (await accepted(draft_p_min=1.0))[1] < n_drafted
+    assert (await accepted(draft_p_min=0.5, spec_draft_n_min=5))[0] < n_checks
+    assert await accepted(spec_draft_n_max=0) == (0, 0)
 
 
 # -- the program -------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from drafting import EXACT, FOX, answers, drafting
 from drafting_scenes import LONG, PRESETS, SCENES, Scene, check_drafting
-from engine_tools import ask, run, running
+from engine_tools import ask, running
 from llama_corral.common.hub.resolve import ModelFiles
 from llama_corral.presets.options.settings import Settings
 from llama_corral.worker.engine.llama.errors import LoadError
@@ -23,7 +23,7 @@ both = pytest.mark.parametrize("model", ["tiny-glm-mtp.gguf", "tiny-qwen-mtp.ggu
 
 
 @both
-def test_answers_are_those_of_the_plain_run(models: Path, model: str) -> None:
+async def test_answers_are_those_of_the_plain_run(models: Path, model: str) -> None:
     requests: list[dict[str, Any]] = [
         {"n_predict": 80, "sampling": ENDLESS},
         {"n_predict": 40, "sampling": Sampling(seed=7, temperature=0.9, n_probs=3)},
@@ -33,29 +33,23 @@ def test_answers_are_those_of_the_plain_run(models: Path, model: str) -> None:
         {"prompt": LONG[:300], "n_predict": 300, "sampling": ENDLESS},
     ]
 
-    async def test() -> None:
-        found = []
-        for drafts in ({}, HEAD):
-            async with drafting(models, drafts, model=model) as (engine, loaded):
-                found.append(await answers(loaded, *requests))
-                assert (engine.snapshot.totals.draft_accepted > 20) == bool(drafts)
-        assert found[0] == found[1]
-
-    run(test())
+    found = []
+    for drafts in ({}, HEAD):
+        async with drafting(models, drafts, model=model) as (engine, loaded):
+            found.append(await answers(loaded, *requests))
+            assert (engine.snapshot.totals.draft_accepted > 20) == bool(drafts)
+    assert found[0] == found[1]
 
 
 @both
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
 @pytest.mark.parametrize("unified", [True, False])
-def test_whatever_happens_it_goes_on_drafting(models: Path, model: str, scene: Scene, unified: bool) -> None:
-    async def test() -> None:
-        settings = {"ctx_size": 8192, "parallel": 4, "batch_size": 256, "kv_unified": unified}
-        async with drafting(models, HEAD, model=model, **settings) as (engine, loaded):
-            await scene(loaded)
-            totals = engine.snapshot.totals
-            assert totals.drafted > totals.draft_accepted > 0
-
-    run(test())
+async def test_whatever_happens_it_goes_on_drafting(models: Path, model: str, scene: Scene, unified: bool) -> None:
+    settings = {"ctx_size": 8192, "parallel": 4, "batch_size": 256, "kv_unified": unified}
+    async with drafting(models, HEAD, model=model, **settings) as (engine, loaded):
+        await scene(loaded)
+        totals = engine.snapshot.totals
+        assert totals.drafted > totals.draft_accepted > 0
 
 
 async def drafts_of(engine: Engine, loaded: Loaded, prompt: Any, **fields: Any) -> tuple[object, ...]:
@@ -66,45 +60,41 @@ async def drafts_of(engine: Engine, loaded: Loaded, prompt: Any, **fields: Any) 
 
 
 @both
-def test_a_prompt_taken_up_again_is_drafted_for_as_if_it_were_new(models: Path, model: str) -> None:
+async def test_a_prompt_taken_up_again_is_drafted_for_as_if_it_were_new(models: Path, model: str) -> None:
     """The same prompt, the next turn, another slot's beginning: no hidden state is missing."""
 
-    async def test() -> None:
-        async with drafting(models, HEAD, model=model) as (engine, loaded):
-            first = await drafts_of(engine, loaded, FOX, id_slot=0)
-            assert await drafts_of(engine, loaded, FOX, id_slot=0) == first
-            assert await drafts_of(engine, loaded, FOX, id_slot=1) == first
-            answer = first[0]
-            assert isinstance(answer, tuple | list)
-            longer = [*loaded.vocab.tokenize(FOX, True, True), *answer, *loaded.vocab.tokenize(" And then")]
-            await drafts_of(engine, loaded, FOX, id_slot=0)
-            warm = await drafts_of(engine, loaded, longer, id_slot=0)
-        async with drafting(models, HEAD, model=model) as (engine, loaded):
-            assert await drafts_of(engine, loaded, longer) == warm
-
-    run(test())
+    async with drafting(models, HEAD, model=model) as (engine, loaded):
+        first = await drafts_of(engine, loaded, FOX, id_slot=0)
+        assert await drafts_of(engine, loaded, FOX, id_slot=0) == first
+        assert await drafts_of(engine, loaded, FOX, id_slot=1) == first
+        answer = first[0]
+        assert isinstance(answer, tuple | list)
+        longer = [*loaded.vocab.tokenize(FOX, True, True), *answer, *loaded.vocab.tokenize(" And then")]
+        await drafts_of(engine, loaded, FOX, id_slot=0)
+        warm = await drafts_of(engine, loaded, longer, id_slot=0)
+    async with drafting(models, HEAD, model=model) as (engine, loaded):
+        assert await drafts_of(engine, loaded, longer) == warm
 
 
 @both
-def test_streams_side_by_side_and_one_that_is_cancelled(models: Path, model: str) -> None:
-    async def test() -> None:
-        prompts = [FOX, LONG[:50], LONG[100:130], FOX + " fox"]
-        async with drafting(models, {}, model=model, parallel=4, kv_unified=True, ctx_size=4096) as (_, loaded):
-            plain = [(await ask(loaded, prompt, n_predict=60, sampling=ENDLESS).one()).tokens for prompt in prompts]
-        async with drafting(models, HEAD, model=model, parallel=4, kv_unified=True, ctx_size=4096) as (engine, loaded):
-            gone = ask(loaded, LONG, n_predict=900, sampling=ENDLESS, stream=True)
-            await gone.until(lambda events: any(isinstance(event, Piece) for event in events))
-            asked = [ask(loaded, prompt, n_predict=60, sampling=ENDLESS) for prompt in prompts]
-            gone.ticket.cancel()
-            assert [(await request.one()).tokens for request in asked] == plain
-            assert engine.snapshot.totals.draft_accepted > 0
-
-    run(test())
+async def test_streams_side_by_side_and_one_that_is_cancelled(models: Path, model: str) -> None:
+    prompts = [FOX, LONG[:50], LONG[100:130], FOX + " fox"]
+    async with drafting(models, {}, model=model, parallel=4, kv_unified=True, ctx_size=4096) as (_, loaded):
+        plain = [(await ask(loaded, prompt, n_predict=60, sampling=ENDLESS).one()).tokens for prompt in prompts]
+    async with drafting(models, HEAD, model=model, parallel=4, kv_unified=True, ctx_size=4096) as (engine, loaded):
+        gone = ask(loaded, LONG, n_predict=900, sampling=ENDLESS, stream=True)
+        await gone.until(lambda events: any(isinstance(event, Piece) for event in events))
+        asked = [ask(loaded, prompt, n_predict=60, sampling=ENDLESS) for prompt in prompts]
+        gone.ticket.cancel()
+        assert [(await request.one()).tokens for request in asked] == plain
+        assert engine.snapshot.totals.draft_accepted > 0
 
 
 @both
 @pytest.mark.parametrize("unified", [True, False])
-def test_drafts_of_streams_that_share_batches_are_those_of_each_alone(models: Path, model: str, unified: bool) -> None:
+async def test_drafts_of_streams_that_share_batches_are_those_of_each_alone(
+    models: Path, model: str, unified: bool
+) -> None:
     prompts = [FOX, LONG[:50], LONG[100:130], FOX + " fox"]
 
     async def accepted(*, together: bool) -> tuple[int, int]:
@@ -120,68 +110,53 @@ def test_drafts_of_streams_that_share_batches_are_those_of_each_alone(models: Pa
             totals = engine.snapshot.totals
             return totals.drafted, totals.draft_accepted
 
-    async def test() -> None:
-        assert await accepted(together=True) == await accepted(together=False)
-
-    run(test())
+    assert await accepted(together=True) == await accepted(together=False)
 
 
-def test_it_moves_with_a_context_shift(models: Path) -> None:
-    async def test() -> None:
-        found = []
-        for drafts in ({}, HEAD):
-            settings = {"model": "tiny-glm-mtp.gguf", "ctx_size": 256, "parallel": 1, "context_shift": True}
-            async with drafting(models, drafts, **settings) as (engine, loaded):
-                result = await ask(loaded, FOX, n_predict=700, sampling=ENDLESS, n_keep=4).one()
-                assert result.truncated
-                found.append(result.tokens)
-        assert found[0] == found[1]
-        assert engine.snapshot.totals.draft_accepted > 100
-
-    run(test())
+async def test_it_moves_with_a_context_shift(models: Path) -> None:
+    found = []
+    for drafts in ({}, HEAD):
+        settings = {"model": "tiny-glm-mtp.gguf", "ctx_size": 256, "parallel": 1, "context_shift": True}
+        async with drafting(models, drafts, **settings) as (engine, loaded):
+            result = await ask(loaded, FOX, n_predict=700, sampling=ENDLESS, n_keep=4).one()
+            assert result.truncated
+            found.append(result.tokens)
+    assert found[0] == found[1]
+    assert engine.snapshot.totals.draft_accepted > 100
 
 
-def test_it_makes_room_for_itself(models: Path) -> None:
-    async def test() -> None:
-        settings = {"ctx_size": 768, "parallel": 4, "kv_unified": True, "cache_ram": 0, "cache_idle_slots": False}
-        async with drafting(models, HEAD, model="tiny-glm-mtp.gguf", **settings) as (engine, loaded):
-            for i in range(8):
-                before = engine.snapshot.totals.draft_accepted
-                await ask(loaded, LONG[i * 50 : i * 50 + 300], n_predict=30, id_slot=i % 4).one()
-                assert engine.snapshot.totals.draft_accepted > before
-
-    run(test())
+async def test_it_makes_room_for_itself(models: Path) -> None:
+    settings = {"ctx_size": 768, "parallel": 4, "kv_unified": True, "cache_ram": 0, "cache_idle_slots": False}
+    async with drafting(models, HEAD, model="tiny-glm-mtp.gguf", **settings) as (engine, loaded):
+        for i in range(8):
+            before = engine.snapshot.totals.draft_accepted
+            await ask(loaded, LONG[i * 50 : i * 50 + 300], n_predict=30, id_slot=i % 4).one()
+            assert engine.snapshot.totals.draft_accepted > before
 
 
-def test_sleep_and_waking_up(models: Path) -> None:
-    async def test() -> None:
-        settings = {**EXACT, **HEAD, "sleep_idle_seconds": 1, "parallel": 1}
-        async with running(models / "tiny-qwen-mtp.gguf", **settings) as engine:
-            async with engine.use() as loaded:
-                first = await drafts_of(engine, loaded, FOX)
-            while not engine.is_sleeping:  # noqa: ASYNC110 - as in test_worker_sleep
-                await asyncio.sleep(0.02)
-            async with engine.use() as loaded:
-                assert await drafts_of(engine, loaded, FOX) == first
-
-    run(test())
+async def test_sleep_and_waking_up(models: Path) -> None:
+    settings = {**EXACT, **HEAD, "sleep_idle_seconds": 1, "parallel": 1}
+    async with running(models / "tiny-qwen-mtp.gguf", **settings) as engine:
+        async with engine.use() as loaded:
+            first = await drafts_of(engine, loaded, FOX)
+        while not engine.is_sleeping:  # noqa: ASYNC110 - as in test_worker_sleep
+            await asyncio.sleep(0.02)
+        async with engine.use() as loaded:
+            assert await drafts_of(engine, loaded, FOX) == first
 
 
 @pytest.mark.parametrize("kinds", [("draft-mtp",), ("none",)])
 @pytest.mark.parametrize("model", ["tiny-glm-mtp.gguf", "tiny-glm-headless.gguf"])
-def test_a_head_in_a_file_of_its_own(models: Path, kinds: tuple[str, ...], model: str) -> None:
-    async def test() -> None:
-        async with drafting(models, HEAD, model="tiny-glm-mtp.gguf") as (engine, loaded):
-            first = await drafts_of(engine, loaded, FOX)
-        main, head = models / model, models / "mtp-tiny-glm.gguf"
-        options = Settings(model=str(main), spec_type=kinds, ctx_size=2048, parallel=2, threads=1, **EXACT)
-        engine = Engine(options, ModelFiles(main, draft=head, draft_kind="mtp"), lambda _: None)
-        await engine.load()
-        async with engine.use() as loaded:
-            assert await drafts_of(engine, loaded, FOX) == first
-        await engine.close()
-
-    run(test())
+async def test_a_head_in_a_file_of_its_own(models: Path, kinds: tuple[str, ...], model: str) -> None:
+    async with drafting(models, HEAD, model="tiny-glm-mtp.gguf") as (engine, loaded):
+        first = await drafts_of(engine, loaded, FOX)
+    main, head = models / model, models / "mtp-tiny-glm.gguf"
+    options = Settings(model=str(main), spec_type=kinds, ctx_size=2048, parallel=2, threads=1, **EXACT)
+    engine = Engine(options, ModelFiles(main, draft=head, draft_kind="mtp"), lambda _: None)
+    await engine.load()
+    async with engine.use() as loaded:
+        assert await drafts_of(engine, loaded, FOX) == first
+    await engine.close()
 
 
 @pytest.mark.parametrize(
@@ -194,13 +169,10 @@ def test_a_head_in_a_file_of_its_own(models: Path, kinds: tuple[str, ...], model
         ("tiny-qwen-mtp.gguf", {**HEAD, "model_draft": "missing.gguf"}, "missing.gguf"),
     ],
 )
-def test_what_has_no_head_to_draft_with(models: Path, model: str, drafts: dict[str, Any], text: str) -> None:
-    async def test() -> None:
-        with pytest.raises(LoadError, match=text):
-            async with drafting(models, drafts, model=model):
-                pass
-
-    run(test())
+async def test_what_has_no_head_to_draft_with(models: Path, model: str, drafts: dict[str, Any], text: str) -> None:
+    with pytest.raises(LoadError, match=text):
+        async with drafting(models, drafts, model=model):
+            pass
 
 
 def test_a_head_is_no_draft_model(programs: Programs) -> None:

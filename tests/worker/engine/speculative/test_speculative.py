@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from drafting import CACHE, FOX, OTHER, SAME, SIMPLE, answers, comparable, drafting, engine_of, rounded
-from engine_tools import GREEDY, Request, ask, run
+from engine_tools import GREEDY, Request, ask
 from llama_corral.common.base.worker_reports import Report
 from llama_corral.worker.engine.llama.errors import LoadError
 from llama_corral.worker.engine.messages import Grammar, Piece, Sampling
@@ -23,19 +23,16 @@ every = pytest.mark.parametrize("drafts", EVERY.values(), ids=EVERY)
 some = pytest.mark.parametrize("drafts", [SIMPLE, SAME, OTHER], ids=["simple", "same", "other"])
 
 
-def assert_same(models: Path, drafts: dict[str, Any], *requests: dict[str, Any], **settings: Any) -> None:
+async def assert_same(models: Path, drafts: dict[str, Any], *requests: dict[str, Any], **settings: Any) -> None:
     """One request after the other, plainly and with drafts; these must have been used."""
 
-    async def test() -> None:
-        async with drafting(models, {}, **settings) as (_, loaded):
-            expected = [await answers(loaded, request) for request in requests]
-        async with drafting(models, drafts, **settings) as (engine, loaded):
-            assert [await answers(loaded, request) for request in requests] == expected
-            totals = engine.snapshot.totals
-            assert totals.draft_checks > 0
-            assert totals.drafted >= totals.draft_accepted == sum(totals.accepted_at)
-
-    run(test())
+    async with drafting(models, {}, **settings) as (_, loaded):
+        expected = [await answers(loaded, request) for request in requests]
+    async with drafting(models, drafts, **settings) as (engine, loaded):
+        assert [await answers(loaded, request) for request in requests] == expected
+        totals = engine.snapshot.totals
+        assert totals.draft_checks > 0
+        assert totals.drafted >= totals.draft_accepted == sum(totals.accepted_at)
 
 
 SAMPLINGS = [
@@ -48,12 +45,12 @@ SAMPLINGS = [
 
 @every
 @pytest.mark.parametrize("model", ["tiny-llama.gguf", "tiny-gemma3.gguf", "tiny-mamba.gguf"])
-def test_answers_are_the_plain_run_s(models: Path, drafts: dict[str, Any], model: str) -> None:
-    assert_same(models, drafts, *({"n_predict": 90, **sampling} for sampling in SAMPLINGS), model=model)
+async def test_answers_are_the_plain_run_s(models: Path, drafts: dict[str, Any], model: str) -> None:
+    await assert_same(models, drafts, *({"n_predict": 90, **sampling} for sampling in SAMPLINGS), model=model)
 
 
 @some
-def test_probabilities_and_limits(models: Path, drafts: dict[str, Any]) -> None:
+async def test_probabilities_and_limits(models: Path, drafts: dict[str, Any]) -> None:
     requests: list[dict[str, Any]] = [{"n_predict": n} for n in (1, 2, 3, 41)]
     requests += [
         {"n_predict": 30, "sampling": Sampling(temperature=0.0, n_probs=3)},
@@ -61,71 +58,65 @@ def test_probabilities_and_limits(models: Path, drafts: dict[str, Any]) -> None:
         {"n_predict": 40, "t_max_predict_ms": 60000.0, "n_indent": 1},
         {"n_predict": 0},
     ]
-    assert_same(models, drafts, *requests)
+    await assert_same(models, drafts, *requests)
 
 
 @some
-def test_stop_strings_in_the_middle_of_a_draft(models: Path, drafts: dict[str, Any]) -> None:
-    async def text() -> str:
-        async with drafting(models, {}) as (_, loaded):
-            return (await ask(loaded, FOX, n_predict=60).one()).text
-
-    whole = asyncio.run(text())
+async def test_stop_strings_in_the_middle_of_a_draft(models: Path, drafts: dict[str, Any]) -> None:
+    async with drafting(models, {}) as (_, loaded):
+        whole = (await ask(loaded, FOX, n_predict=60).one()).text
     words = [whole[at : at + n] for at, n in ((9, 3), (25, 4), (40, 2), (len(whole) // 2, 7))]
-    assert_same(models, drafts, *({"n_predict": 60, "stop": (word,)} for word in words), {"n_predict": 60})
+    await assert_same(models, drafts, *({"n_predict": 60, "stop": (word,)} for word in words), {"n_predict": 60})
 
 
 @some
-def test_grammars(models: Path, drafts: dict[str, Any]) -> None:
+async def test_grammars(models: Path, drafts: dict[str, Any]) -> None:
     grammars = ['root ::= ("a little fox, "){4}', "root ::= [a-z ]+ [.]", 'root ::= ("yes" | "no" | "fox ")+']
     requests = [
         {"n_predict": 40, "sampling": Sampling(seed=2, temperature=t, grammar=Grammar(text))}
         for text in grammars
         for t in (0.0, 1.0)
     ]
-    assert_same(models, drafts, *requests)
+    await assert_same(models, drafts, *requests)
 
 
 @pytest.mark.parametrize("drafts", [CACHE, SAME, OTHER], ids=["cache", "same", "other"])
 @pytest.mark.parametrize("model", ["tiny-llama.gguf", "tiny-mamba.gguf"])
 @pytest.mark.parametrize("unified", [True, False])
-def test_choices(models: Path, drafts: dict[str, Any], model: str, unified: bool) -> None:
+async def test_choices(models: Path, drafts: dict[str, Any], model: str, unified: bool) -> None:
     requests = [{"n": 2, "n_predict": 40, "sampling": Sampling(seed=11)}, {"n": 2, "n_predict": 12}]
-    assert_same(models, drafts, *requests, model=model, kv_unified=unified)
+    await assert_same(models, drafts, *requests, model=model, kv_unified=unified)
 
 
 @some
-def test_context_shift(models: Path, drafts: dict[str, Any]) -> None:
+async def test_context_shift(models: Path, drafts: dict[str, Any]) -> None:
     endless = Sampling(temperature=0.0, ignore_eos=True)
     requests = [{"n_predict": 400, "sampling": endless}, {"n_predict": 300, "sampling": endless, "n_keep": 5}]
-    assert_same(models, drafts, *requests, ctx_size=256, parallel=1, context_shift=True)
+    await assert_same(models, drafts, *requests, ctx_size=256, parallel=1, context_shift=True)
 
 
 @some
-def test_a_full_context(models: Path, drafts: dict[str, Any]) -> None:
-    assert_same(models, drafts, {"n_predict": -1, "sampling": Sampling(temperature=0.0, ignore_eos=True)},
+async def test_a_full_context(models: Path, drafts: dict[str, Any]) -> None:
+    await assert_same(models, drafts, {"n_predict": -1, "sampling": Sampling(temperature=0.0, ignore_eos=True)},
                 ctx_size=256, parallel=1)  # fmt: skip
 
 
 @every
-def test_streams_side_by_side(models: Path, drafts: dict[str, Any]) -> None:
+async def test_streams_side_by_side(models: Path, drafts: dict[str, Any]) -> None:
     """Batches differ from one by one, so that numbers may too; with these models they do not."""
     prompts = [FOX, "Hello, world! Hello, world! Hello,", "The quick brown fox jumps over the lazy dog. " * 20]
     requests = [{"prompt": p, "n_predict": 60, "sampling": Sampling(seed=i)} for i, p in enumerate(prompts * 3)]
 
-    async def test() -> None:
-        settings = {"parallel": 4, "ctx_size": 4096, "batch_size": 64, "ubatch_size": 32}
-        async with drafting(models, {}, **settings) as (_, loaded):
-            expected = [await answers(loaded, request) for request in requests]
-        async with drafting(models, drafts, **settings) as (engine, loaded):
-            assert await answers(loaded, *requests) == [answer for part in expected for answer in part]
-            assert engine.snapshot.totals.draft_checks > 0
-
-    run(test())
+    settings = {"parallel": 4, "ctx_size": 4096, "batch_size": 64, "ubatch_size": 32}
+    async with drafting(models, {}, **settings) as (_, loaded):
+        expected = [await answers(loaded, request) for request in requests]
+    async with drafting(models, drafts, **settings) as (engine, loaded):
+        assert await answers(loaded, *requests) == [answer for part in expected for answer in part]
+        assert engine.snapshot.totals.draft_checks > 0
 
 
 @pytest.mark.parametrize("model", ["tiny-llama.gguf", "tiny-mamba.gguf"])
-def test_a_prompt_is_reused_after_drafts(models: Path, model: str) -> None:
+async def test_a_prompt_is_reused_after_drafts(models: Path, model: str) -> None:
     """What a slot remembers after refused drafts is what it says: a conversation goes on as computed afresh."""
 
     async def conversation(loaded: Loaded, cache_prompt: bool) -> list[tuple[int, ...]]:
@@ -143,26 +134,23 @@ def test_a_prompt_is_reused_after_drafts(models: Path, model: str) -> None:
             async with drafting(models, drafts, model=model) as (_, loaded):
                 assert await conversation(loaded, True) == expected
 
-    run(test())
+    await test()
 
 
 @pytest.mark.parametrize("drafts", [SIMPLE, SAME], ids=["simple", "same"])
-def test_cancelled_streams_leave_nothing_behind(models: Path, drafts: dict[str, Any]) -> None:
-    async def test() -> None:
-        endless = {"n_predict": -1, "stream": True, "sampling": Sampling(temperature=0.0, ignore_eos=True)}
-        async with drafting(models, {}) as (_, loaded):
-            expected = await answers(loaded, {"n_predict": 50})
-        async with drafting(models, drafts, ctx_size=8192) as (_, loaded):
-            for n in (1, 5, 20):
-                request = ask(loaded, FOX, **endless)
-                await request.until(lambda events, n=n: sum(isinstance(e, Piece) for e in events) >= n)  # type: ignore[misc]
-                request.ticket.cancel()
-                assert await answers(loaded, {"n_predict": 50}) == expected
-
-    run(test())
+async def test_cancelled_streams_leave_nothing_behind(models: Path, drafts: dict[str, Any]) -> None:
+    endless = {"n_predict": -1, "stream": True, "sampling": Sampling(temperature=0.0, ignore_eos=True)}
+    async with drafting(models, {}) as (_, loaded):
+        expected = await answers(loaded, {"n_predict": 50})
+    async with drafting(models, drafts, ctx_size=8192) as (_, loaded):
+        for n in (1, 5, 20):
+            request = ask(loaded, FOX, **endless)
+            await request.until(lambda events, n=n: sum(isinstance(e, Piece) for e in events) >= n)  # type: ignore[misc]
+            request.ticket.cancel()
+            assert await answers(loaded, {"n_predict": 50}) == expected
 
 
-def test_a_stream_sends_every_token_with_its_own_numbers(models: Path) -> None:
+async def test_a_stream_sends_every_token_with_its_own_numbers(models: Path) -> None:
     async def pieces(loaded: Loaded) -> tuple[list[tuple[object, ...]], Request]:
         request = ask(
             loaded, FOX, n_predict=40, stream=True, timings_per_token=True, sampling=Sampling(seed=1, n_probs=1)
@@ -182,39 +170,33 @@ def test_a_stream_sends_every_token_with_its_own_numbers(models: Path) -> None:
             assert [t.predicted_n for t in timings] == sorted(t.predicted_n for t in timings)
             assert 0 < timings[-1].draft_n_accepted <= timings[-1].draft_n
 
-    run(test())
+    await test()
 
 
-def test_a_good_draft_saves_steps(models: Path) -> None:
-    async def test() -> None:
-        async with drafting(models, SAME) as (engine, loaded):
-            result = await ask(loaded, FOX, n_predict=60).one()
-            assert result.timings.draft_n == result.timings.draft_n_accepted
-            assert engine.snapshot.totals.decodes <= 1 + 60 / 5
-            assert engine.snapshot.totals.accepted_at[0] == engine.snapshot.totals.draft_checks
-
-    run(test())
+async def test_a_good_draft_saves_steps(models: Path) -> None:
+    async with drafting(models, SAME) as (engine, loaded):
+        result = await ask(loaded, FOX, n_predict=60).one()
+        assert result.timings.draft_n == result.timings.draft_n_accepted
+        assert engine.snapshot.totals.decodes <= 1 + 60 / 5
+        assert engine.snapshot.totals.accepted_at[0] == engine.snapshot.totals.draft_checks
 
 
-def test_sleep_frees_the_draft_and_waking_loads_it_again(models: Path) -> None:
-    async def test() -> None:
-        reports: list[Report] = []
-        engine = engine_of(models, SAME, reports, sleep_idle_seconds=1)
-        await engine.load()
-        stages = [report.payload for report in reports if report.payload]
-        assert all(payload["stages"] == ["text_model", "spec_model"] for payload in stages)
-        assert {payload["current"] for payload in stages} == {"text_model", "spec_model"}
-        async with engine.use() as loaded:
-            before = await answers(loaded, {"n_predict": 30})
-        n_checks = engine.snapshot.totals.draft_checks
-        while not engine.is_sleeping:  # noqa: ASYNC110 - it has no event of its own here
-            await asyncio.sleep(0.02)
-        async with engine.use() as loaded:
-            assert await answers(loaded, {"n_predict": 30}) == before
-            assert engine.snapshot.totals.draft_checks == 2 * n_checks > 0
-        await engine.close()
-
-    run(test())
+async def test_sleep_frees_the_draft_and_waking_loads_it_again(models: Path) -> None:
+    reports: list[Report] = []
+    engine = engine_of(models, SAME, reports, sleep_idle_seconds=1)
+    await engine.load()
+    stages = [report.payload for report in reports if report.payload]
+    assert all(payload["stages"] == ["text_model", "spec_model"] for payload in stages)
+    assert {payload["current"] for payload in stages} == {"text_model", "spec_model"}
+    async with engine.use() as loaded:
+        before = await answers(loaded, {"n_predict": 30})
+    n_checks = engine.snapshot.totals.draft_checks
+    while not engine.is_sleeping:  # noqa: ASYNC110 - it has no event of its own here
+        await asyncio.sleep(0.02)
+    async with engine.use() as loaded:
+        assert await answers(loaded, {"n_predict": 30}) == before
+        assert engine.snapshot.totals.draft_checks == 2 * n_checks > 0
+    await engine.close()
 
 
 @pytest.mark.parametrize(
@@ -231,52 +213,43 @@ def test_sleep_frees_the_draft_and_waking_loads_it_again(models: Path) -> None:
         ({"model_draft": "tiny-bert.gguf", "spec_synth_len": 2.0}, "could not be set up"),
     ],
 )
-def test_what_cannot_be_set_up(models: Path, settings: dict[str, Any], text: str) -> None:
+async def test_what_cannot_be_set_up(models: Path, settings: dict[str, Any], text: str) -> None:
     if "lookup_cache_static" in settings:
         settings = settings | {"lookup_cache_static": str(models / settings["lookup_cache_static"])}
 
-    async def test() -> None:
-        with pytest.raises(LoadError, match=text):
-            async with drafting(models, settings):
-                pass
-
-    run(test())
+    with pytest.raises(LoadError, match=text):
+        async with drafting(models, settings):
+            pass
 
 
-def test_a_draft_with_other_tokens_is_left_out(models: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async def test() -> None:
-        async with drafting(models, {"model_draft": "tiny-llama-fim.gguf"}) as (engine, loaded):
-            assert (await ask(loaded, FOX).one()).n_decoded == 16
-            assert engine.snapshot.totals.draft_checks == 0
-            assert not (await loaded.slots())[0].speculative
-
-    run(test())
+async def test_a_draft_with_other_tokens_is_left_out(models: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with drafting(models, {"model_draft": "tiny-llama-fim.gguf"}) as (engine, loaded):
+        assert (await ask(loaded, FOX).one()).n_decoded == 16
+        assert engine.snapshot.totals.draft_checks == 0
+        assert not (await loaded.slots())[0].speculative
     assert "cannot draft for" in caplog.text
 
 
 @pytest.mark.parametrize("chance", [0.0, 0.5, 1.0])
-def test_simulated_acceptance(models: Path, chance: float) -> None:
-    async def test() -> None:
-        requests = {"n_predict": 60, "sampling": Sampling(seed=9, temperature=0.2, ignore_eos=True)}
-        async with drafting(models, {}) as (_, loaded):
-            plain = await ask(loaded, FOX, **requests).one()
-        rates = tuple(chance ** (i + 1) for i in range(4))
-        async with drafting(models, {**OTHER, "spec_synth_rates": rates}) as (_, loaded):
-            first, second = [await ask(loaded, FOX, cache_prompt=False, **requests).one() for _ in range(2)]
-            assert first.tokens == second.tokens
-            assert first.timings.draft_n_accepted == second.timings.draft_n_accepted
-            assert first.timings.draft_n > 0
-            if chance == 0.0:
-                assert first.timings.draft_n_accepted == 0
-                assert first.tokens == plain.tokens
-            if chance == 1.0:
-                assert first.timings.draft_n_accepted == first.timings.draft_n
-
-    run(test())
+async def test_simulated_acceptance(models: Path, chance: float) -> None:
+    requests = {"n_predict": 60, "sampling": Sampling(seed=9, temperature=0.2, ignore_eos=True)}
+    async with drafting(models, {}) as (_, loaded):
+        plain = await ask(loaded, FOX, **requests).one()
+    rates = tuple(chance ** (i + 1) for i in range(4))
+    async with drafting(models, {**OTHER, "spec_synth_rates": rates}) as (_, loaded):
+        first, second = [await ask(loaded, FOX, cache_prompt=False, **requests).one() for _ in range(2)]
+        assert first.tokens == second.tokens
+        assert first.timings.draft_n_accepted == second.timings.draft_n_accepted
+        assert first.timings.draft_n > 0
+        if chance == 0.0:
+            assert first.timings.draft_n_accepted == 0
+            assert first.tokens == plain.tokens
+        if chance == 1.0:
+            assert first.timings.draft_n_accepted == first.timings.draft_n
 
 
 @some
-def test_a_pool_without_room_for_drafts(models: Path, drafts: dict[str, Any]) -> None:
+async def test_a_pool_without_room_for_drafts(models: Path, drafts: dict[str, Any]) -> None:
     """They give way before anything that a slot remembers does."""
 
     async def told(loaded: Loaded) -> list[tuple[object, ...]]:
@@ -290,4 +263,4 @@ def test_a_pool_without_room_for_drafts(models: Path, drafts: dict[str, Any]) ->
         async with drafting(models, drafts, **settings) as (_, loaded):
             assert await told(loaded) == expected
 
-    run(test())
+    await test()

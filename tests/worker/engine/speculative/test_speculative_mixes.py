@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from drafting import CACHE, EXACT, FOX, OTHER, SAME, SIMPLE
-from engine_tools import GREEDY, ask, run, running
+from engine_tools import GREEDY, ask, running
 from llama_corral.worker.engine.messages import Sampling, Thinking
 from llama_corral.worker.engine.runner import Loaded
 from media_engine import ALL, M, look, seeing
@@ -25,7 +25,7 @@ def with_draft(models: Path, drafts: dict[str, Any], model: str = "") -> dict[st
 
 @pytest.mark.parametrize("drafts", [CACHE, SAME], ids=["cache", "same"])
 @pytest.mark.parametrize("kind", ALL)
-def test_answers_about_images(models: Path, kind: str, drafts: dict[str, Any]) -> None:
+async def test_answers_about_images(models: Path, kind: str, drafts: dict[str, Any]) -> None:
     model, _, files, _ = ALL[kind]
 
     async def seen(settings: dict[str, Any]) -> list[object]:
@@ -38,15 +38,12 @@ def test_answers_about_images(models: Path, kind: str, drafts: dict[str, Any]) -
                 assert engine.snapshot.totals.draft_checks > 0
             return [together, again]
 
-    async def test() -> None:
-        expected = await seen(EXACT)
-        assert await seen(with_draft(models, drafts, model)) == expected
-
-    run(test())
+    expected = await seen(EXACT)
+    assert await seen(with_draft(models, drafts, model)) == expected
 
 
 @every
-def test_adapters_take_turns(models: Path, drafts: dict[str, Any]) -> None:
+async def test_adapters_take_turns(models: Path, drafts: dict[str, Any]) -> None:
     """A draft that waits for the turn of its adapters is still good."""
 
     async def texts(loaded: Loaded, together: bool) -> list[tuple[int, ...]]:
@@ -64,11 +61,11 @@ def test_adapters_take_turns(models: Path, drafts: dict[str, Any]) -> None:
             assert await texts(loaded, True) == expected
             assert engine.snapshot.totals.draft_checks > 0
 
-    run(test())
+    await test()
 
 
 @every
-def test_budgets_of_thought(models: Path, drafts: dict[str, Any]) -> None:
+async def test_budgets_of_thought(models: Path, drafts: dict[str, Any]) -> None:
     thinking = Thinking("", ("</think>",), budget=11, message=" so it is")
     samplings = [Sampling(temperature=0.0, thinking=thinking), Sampling(seed=4, thinking=thinking), GREEDY]
 
@@ -76,9 +73,6 @@ def test_budgets_of_thought(models: Path, drafts: dict[str, Any]) -> None:
         async with running(models / "tiny-llama.gguf", **settings) as engine, engine.use() as loaded:
             return [(await ask(loaded, FOX, n_predict=60, sampling=sampling).one()).text for sampling in samplings]
 
-    async def test() -> None:
-        expected = await answers(EXACT)
-        assert " so it is</think>" in expected[0]
-        assert await answers(with_draft(models, drafts)) == expected
-
-    run(test())
+    expected = await answers(EXACT)
+    assert " so it is</think>" in expected[0]
+    assert await answers(with_draft(models, drafts)) == expected
