@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from ..formats.channel_marks import (
     ANALYSIS,
@@ -22,10 +21,9 @@ from ..formats.channel_marks import (
 )
 from ..messages import Message
 from ..tools import Tool
+from .calls import CallsReader
+from .deltas import Writer
 from .reader import Parsing, Reader
-
-if TYPE_CHECKING:
-    from .parser import CallsReader, Writer
 
 _RECIPIENT = re.compile(r"\sto=([^\s<]+)")
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
