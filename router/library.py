@@ -6,6 +6,7 @@ Between the handlers of all dialects and `lifecycle`; knows names and settings, 
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
@@ -23,6 +24,8 @@ from .lifecycle.lifecycle import Lifecycle
 if TYPE_CHECKING:
     from llama_corral.presets.options.settings import Settings
 
+log = logging.getLogger("corral.router")
+
 _TAG = re.compile(r"[\w.+:-]*[\w.+-]", re.ASCII)
 
 WHERE = "a request"
@@ -32,6 +35,13 @@ WHERE = "a request"
 class ReadPresets(Protocol):
     def __call__(self) -> Mapping[str, Preset]:
         """All sources, read anew. Raises ConfigError."""
+
+
+async def reload_sources(read_presets: ReadPresets, lifecycle: Lifecycle) -> None:
+    """Reads all sources on a thread, then has the models follow them. Raises ConfigError; then nothing changes."""
+    presets = await asyncio.to_thread(read_presets)
+    log.info("the model sources were read again: %d models", len(presets))
+    await lifecycle.reload(presets)
 
 
 class Library:
@@ -46,10 +56,9 @@ class Library:
     async def reload(self) -> None:
         """Raises ApiError."""
         try:
-            presets = await asyncio.to_thread(self._read_presets)
+            await reload_sources(self._read_presets, self._lifecycle)
         except ConfigError as error:
             raise ServerFault(str(error)) from None
-        await self._lifecycle.reload(presets)
 
     def fetch(self, name: str) -> None:
         """Begins to download `user/repo[:tag]`; how that goes on is told to who listens. Raises ApiError.

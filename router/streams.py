@@ -12,7 +12,7 @@ import msgspec
 from aiohttp import web
 from llama_corral.common.base.errors import InvalidRequest, NotFound, Unavailable
 from llama_corral.common.base.json_encoding import encode_json
-from llama_corral.common.web.application import json_response, query_text, read_json
+from llama_corral.common.web.application import conversation_of, json_response, read_json
 
 from .lifecycle.lifecycle import Lifecycle
 from .placement.states import State
@@ -29,7 +29,7 @@ class Streams:
         self._conversations = conversations
 
     async def resume(self, request: web.Request) -> web.StreamResponse:
-        conversation = self._conversations.find(_named(request))
+        conversation = self._conversations.find(conversation_of(request))
         view = self._lifecycle.view(conversation.model) if conversation else None
         if conversation is None or view is None:
             raise NotFound("Stream not found or expired")
@@ -40,7 +40,7 @@ class Streams:
         return await self._proxy.pass_on(request, conversation.model)
 
     async def stop(self, request: web.Request) -> web.StreamResponse:
-        conversation = self._conversations.stop(_named(request))
+        conversation = self._conversations.stop(conversation_of(request))
         if conversation is not None and not conversation.is_parked:
             await self._proxy.ask(request, conversation.model)
         return web.Response(status=204, headers={"Content-Type": "application/json"})
@@ -70,10 +70,3 @@ async def _wanted(request: web.Request) -> list[str]:
         return []
     given = body.get("conversation_ids") if isinstance(body, dict) else None
     return [name for name in given if isinstance(name, str) and name] if isinstance(given, list) else []
-
-
-def _named(request: web.Request) -> str:
-    name = query_text(request, "conv_id")
-    if not name:
-        raise InvalidRequest("Missing conversation id in path")
-    return name

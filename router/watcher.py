@@ -6,7 +6,6 @@ changes nothing.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +14,11 @@ from typing import TYPE_CHECKING
 from llama_corral.common.base.errors import ConfigError
 from watchfiles import Change, awatch
 
+from .library import ReadPresets, reload_sources
+
 if TYPE_CHECKING:
     from llama_corral.presets.options.settings import Settings
 
-    from .library import ReadPresets
     from .lifecycle.lifecycle import Lifecycle
 
 log = logging.getLogger("corral.router")
@@ -46,12 +46,9 @@ async def _follow(settings: Settings, read_presets: ReadPresets, lifecycle: Life
 async def read_again(read_presets: ReadPresets, lifecycle: Lifecycle) -> None:
     """What cannot be read is said in the log, with its line, and changes nothing."""
     try:
-        presets = await asyncio.to_thread(read_presets)
+        await reload_sources(read_presets, lifecycle)
     except ConfigError as error:
         log.error("%s; the presets stay as they were", error)
-        return
-    log.info("the model sources were read again: %d models", len(presets))
-    await lifecycle.reload(presets)
 
 
 def _folders(settings: Settings) -> list[Path]:

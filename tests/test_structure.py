@@ -11,8 +11,10 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,6 +83,40 @@ def test_a_module_imports_its_own_package_relatively(path: Path) -> None:
             names = [node.module or ""]
         own = f"llama_corral.{path.relative_to(ROOT).parts[0]}"
         assert not [name for name in names if name == own or name.startswith(own + ".")]
+
+
+def module_of(path: Path) -> str:
+    return ".".join(("llama_corral", *path.relative_to(ROOT).parts)).removesuffix(".py").removesuffix(".__init__")
+
+
+@pytest.fixture(scope="module")
+def imports() -> grimp.ImportGraph:
+    """Those within functions and those for types only, too."""
+    roots = PROJECT["tool"]["importlinter"]["root_packages"]
+    graph = grimp.build_graph(*roots, exclude_type_checking_imports=False, cache_dir=None)
+    assert graph.modules == {module_of(path) for path in SOURCES}
+    return graph
+
+
+@pytest.mark.parametrize("folder", sorted({ROOT, *(path.parent for path in SOURCES)}), ids=name_of)
+def test_what_stands_in_a_folder_imports_in_one_direction(folder: Path, imports: grimp.ImportGraph) -> None:
+    """A package counts as one, with all that it holds: a cycle of modules is one in the folder they have in common."""
+    package = module_of(folder)
+
+    def member(module: str) -> str:
+        return module.removeprefix(f"{package}.").split(".")[0] if module != package else "__init__"
+
+    inside = [module for module in imports.modules if f"{module}.".startswith(f"{package}.")]
+    imported: dict[str, set[str]] = {member(module): set() for module in inside}
+    for module in inside:
+        used = imports.find_modules_directly_imported_by(module).intersection(inside)
+        imported[member(module)] |= {member(name) for name in used} - {member(module)}
+    cycle = None
+    try:
+        TopologicalSorter(imported).prepare()
+    except CycleError as error:
+        cycle = " imports ".join(reversed(error.args[1]))
+    assert cycle is None
 
 
 def test_loggers_have_fixed_names() -> None:

@@ -186,6 +186,14 @@ def query_text(request: web.Request, name: str) -> str:
     return value
 
 
+def conversation_of(request: web.Request) -> str:
+    """The conversation that a request for a stream is about."""
+    conversation = query_text(request, "conv_id")
+    if not conversation:
+        raise InvalidRequest("Missing conversation id in path")
+    return conversation
+
+
 def event_stream(content_type: str = EVENT_STREAM_TYPE) -> web.StreamResponse:
     """A stream, of server-sent events if nothing else is said, that proxies on the way are asked not to hold back."""
     return web.StreamResponse(headers={hdrs.CONTENT_TYPE: content_type, "X-Accel-Buffering": "no"})

@@ -186,6 +186,7 @@ SAMPLER_LETTERS = {
     "e": "penalties",
     "a": "adaptive_p",
 }
+"""One-letter names, as in `--sampler-seq`, and in a request."""
 SAMPLER_NAMES = {
     spelling: name
     for name in SAMPLER_LETTERS.values()

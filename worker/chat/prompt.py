@@ -16,10 +16,11 @@ from llama_corral.common.base.errors import InvalidRequest, NotSupported
 from .constraints.response_format import completion_fields, plain_fields
 from .constraints.tool_grammar import Around, tool_fields
 from .content import join_parts
+from .formats.channel_marks import EVERYONE
 from .formats.families import answer_format
 from .formats.formats import AnswerFormat, Span, first_mark
 from .messages import shaped
-from .parsing.channels import EVERYONE, with_thinking
+from .parsing.channels import with_thinking
 from .parsing.reply import PLAIN, Reply
 from .request import ChatRequest
 from .template.capabilities import Capabilities, preserve_reasoning, probe, takes_user_after_result

@@ -11,11 +11,7 @@ from typing import Literal
 
 import msgspec
 from llama_corral.common.base.errors import ApiError
-
-DEFAULT_SAMPLERS = ("penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature")
-
-
-RANDOM_SEED = 0xFFFFFFFF
+from llama_corral.presets.options.sampling import DEFAULT_SAMPLERS, RANDOM_SEED
 
 TriggerKind = Literal["token", "word", "pattern", "pattern_full"]
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from .llama.context import Context
 from .llama.errors import LoadError
 from .llama.model import Model
+from .llama.options import DraftOptions
 from .speculative.drafter import Drafter
 from .speculative.model.draft_model import DraftModel
 from .speculative.model.mtp_head_setup import draft_head
@@ -17,7 +18,6 @@ from .speculative.ngram.cache import NgramCache
 from .speculative.ngram.map import NgramMap
 from .speculative.ngram.mod import NgramMod
 from .speculative.ngram.simple import NgramSimple
-from .speculative.options import DraftOptions
 from .speculative.simulated import Simulation
 from .speculative.speculative import Speculation
 

@@ -11,8 +11,9 @@ from .batching.scheduler import Kind, Limits, Work
 from .batching.slots import Slot, SlotState
 from .cache.slot_memory import Memory
 from .llama.context import Context
+from .llama.errors import EncodeError
 from .llama.model import Model
-from .media.encoder import EncodeError, Encoding
+from .media.encoder import Encoding
 from .messages import MediaChunk
 
 Failure = tuple[Task, EncodeError]

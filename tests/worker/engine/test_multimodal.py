@@ -238,7 +238,7 @@ async def test_who_leaves_while_encoding_leaves_nothing_behind(models: Path, mon
 
 
 async def test_an_encoder_that_fails_fails_its_request_only(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llama_corral.worker.engine.media.encoder import EncodeError
+    from llama_corral.worker.engine.llama.errors import EncodeError
 
     def broken(*_: Any) -> Any:
         raise EncodeError("failed to process mtmd chunk")

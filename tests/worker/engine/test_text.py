@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from llama_corral.worker.engine.batching.text import TextStream, incomplete_tail, partial_stop
+from llama_corral.worker.engine.batching.text import TextStream, partial_stop
+from llama_corral.worker.engine.llama.utf8 import incomplete_tail
 
 
 def shown(pieces: list[bytes], stops: tuple[str, ...] = ()) -> tuple[list[str], str | None]:

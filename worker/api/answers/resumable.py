@@ -16,6 +16,7 @@ from llama_corral.common.base.errors import InvalidRequest, NotFound
 from llama_corral.common.web.application import (
     CONVERSATION_HEADER,
     Handler,
+    conversation_of,
     event_stream,
     json_response,
     query_text,
@@ -132,7 +133,7 @@ async def _send(request: web.Request, session: StreamSession, offset: int) -> we
 
 
 async def resume(request: web.Request) -> web.StreamResponse:
-    session = request.app[SESSIONS].get(_conversation(request))
+    session = request.app[SESSIONS].get(conversation_of(request))
     if session is None:
         raise NotFound("Stream not found or expired")
     given = query_text(request, "from") or "0"
@@ -144,7 +145,7 @@ async def resume(request: web.Request) -> web.StreamResponse:
 
 
 async def stop(request: web.Request) -> web.StreamResponse:
-    request.app[SESSIONS].stop(_conversation(request))
+    request.app[SESSIONS].stop(conversation_of(request))
     return web.Response(status=204, headers={"Content-Type": "application/json"})
 
 
@@ -163,10 +164,3 @@ def _shown(session: StreamSession) -> dict[str, Any]:
         "started_at": session.started_at,
         "completed_at": session.completed_at,
     }
-
-
-def _conversation(request: web.Request) -> str:
-    conversation = query_text(request, "conv_id")
-    if not conversation:
-        raise InvalidRequest("Missing conversation id in path")
-    return conversation

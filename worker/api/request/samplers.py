@@ -12,33 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from llama_corral.common.web.json_fields import Fields, wrong_type
+from llama_corral.presets.options.values import SAMPLER_LETTERS, SAMPLER_NAMES
 
 log = logging.getLogger("corral.worker")
 
-LETTERS = {
-    "d": "dry",
-    "k": "top_k",
-    "y": "typ_p",
-    "p": "top_p",
-    "s": "top_n_sigma",
-    "m": "min_p",
-    "t": "temperature",
-    "x": "xtc",
-    "i": "infill",
-    "e": "penalties",
-    "a": "adaptive_p",
-}
-"""One-letter names, as in `--sampler-seq`."""
-
-NAMES = frozenset(LETTERS.values())
-ALIASES = {
-    **{name.replace("_", "-"): name for name in NAMES},
-    **{name.replace("_", ""): name for name in NAMES},
-    "nucleus": "top_p",
-    "temp": "temperature",
-    "typ": "typ_p",
-    "typical_p": "typ_p",
-}
+_NAMES = SAMPLER_NAMES | {"typical_p": "typ_p"}
+"""A request may name one of them as its parameter is named."""
 
 
 class Tokenizer(Protocol):
@@ -55,22 +34,17 @@ class Tokenizer(Protocol):
 def sampler_names(value: object) -> tuple[str, ...]:
     """The chain that a list of names or a string of letters asks for; unknown ones are left out, as in llama-server."""
     if isinstance(value, str):
-        found = [LETTERS.get(letter) for letter in value]
+        found = [SAMPLER_LETTERS.get(letter) for letter in value]
     elif isinstance(value, list):
         for item in value:
             if not isinstance(item, str):
                 raise wrong_type("samplers", "string", item)
-        found = [_named(item) for item in value]
+        found = [_NAMES.get(item.lower()) for item in value]
     else:
         raise wrong_type("samplers", "array of names or string of letters", value)
     if None in found:
         log.warning("a request names unknown samplers; they are left out")
     return tuple(name for name in found if name is not None)
-
-
-def _named(text: str) -> str | None:
-    name = text.lower()
-    return name if name in NAMES else ALIASES.get(name)
 
 
 def logit_bias(value: object, vocab: Tokenizer) -> tuple[tuple[int, float], ...]:

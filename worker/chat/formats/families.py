@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from ..parsing.channels import ANALYSIS, CHANNEL, CONSTRAIN, END, EOM, FINAL, HARMONY_MARKS, MESSAGE, START, TURN
 from ..template.capabilities import Capabilities
 from ..template.template import ChatTemplate
+from .channel_marks import ANALYSIS, CHANNEL, CONSTRAIN, END, EOM, FINAL, HARMONY_MARKS, MESSAGE, START, TURN
 from .detection import detect
 from .formats import AnswerFormat, DictCalls, ElementCalls, JsonCalls, Parameters, PythonCalls, Span, TaggedCalls
 

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+from ..formats.channel_marks import (
+    ANALYSIS,
+    CALL,
+    CHANNEL,
+    END,
+    EOM,
+    EOT,
+    EVERYONE,
+    MESSAGE,
+    RECIPIENT,
+    RETURN,
+    START,
+    TURN,
+)
 from ..messages import Message
 from ..tools import Tool
+from .calls import CallsReader
+from .deltas import Writer
 from .reader import Parsing, Reader
 
-if TYPE_CHECKING:
-    from .parser import CallsReader, Writer
-
-START, CHANNEL, MESSAGE, END, CALL, RETURN = (
-    f"<|{name}|>" for name in ("start", "channel", "message", "end", "call", "return")
-)
-CONSTRAIN = "<|constrain|>"
-EOM, EOT = "<|eom|>", "<|eot|>"
-HARMONY_MARKS = (START, CHANNEL, MESSAGE, END, CALL, RETURN, CONSTRAIN)
-ANALYSIS = f"{CHANNEL}analysis{MESSAGE}"
-FINAL = f"{CHANNEL}final{MESSAGE}"
-TURN = f"{START}assistant"
 _RECIPIENT = re.compile(r"\sto=([^\s<]+)")
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 _FUNCTIONS = "functions."
-RECIPIENT = ">>>"
-EVERYONE = "all"
 
 
 def harmony(tools: Mapping[str, Tool], separate_reasoning: bool, reader: Reader, writer: Writer) -> Parsing[None]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 _LETTERS = string.digits + string.ascii_letters
@@ -42,6 +42,37 @@ class CallArguments:
 
 
 Delta = Content | Reasoning | CallBegun | CallArguments
+NewId = Callable[[], str]
+
+
+class Writer:
+    """Collects the deltas of one answer."""
+
+    def __init__(self, new_id: NewId) -> None:
+        self._new_id = new_id
+        self._deltas: list[Delta] = []
+        self.n_calls = 0
+
+    def take(self) -> list[Delta]:
+        deltas, self._deltas = self._deltas, []
+        return deltas
+
+    def content(self, text: str) -> None:
+        if text:
+            self._deltas.append(Content(text))
+
+    def reasoning(self, text: str) -> None:
+        if text:
+            self._deltas.append(Reasoning(text))
+
+    def call(self, name: str, id: str = "") -> None:
+        self._deltas.append(CallBegun(self.n_calls, id or self._new_id(), name))
+        self.n_calls += 1
+
+    def arguments(self, text: str) -> None:
+        """Of the call begun last."""
+        if text:
+            self._deltas.append(CallArguments(self.n_calls - 1, text))
 
 
 @dataclass(slots=True)

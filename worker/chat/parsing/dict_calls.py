@@ -5,33 +5,19 @@ Used by `parser` once the text is where calls may begin. Arguments go out as JSO
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
-from ..formats.formats import DictCalls
+from ..formats.formats import NOTHING, DictCalls
 from ..tools import Tool
-from .reader import Parsing, Reader
-from .tagged_calls import as_json
-
-if TYPE_CHECKING:
-    from .parser import Writer
+from .calls import CallsReader
+from .deltas import Writer
+from .reader import Parsing, Reader, as_json, escaped, json_of
 
 
-class DictCallsReader:
+class DictCallsReader(CallsReader):
     def __init__(self, form: DictCalls, tools: Mapping[str, Tool], reader: Reader, writer: Writer) -> None:
-        self._form, self._tools, self._reader, self._writer = form, tools, reader, writer
-        self.mark = form.call.start
-        """What calls begin with."""
-
-    def read(self) -> Parsing[bool]:
-        """Whether there was a call; if not, nothing is read."""
-        reader = self._reader
-        n_before = self._writer.n_calls
-        while (yield from self._call()) and (yield from reader.comes(self.mark)):
-            reader.keep()
-        reader.back()
-        return self._writer.n_calls > n_before
+        super().__init__(form.call.start, NOTHING, tools, reader, writer)
+        self._form = form
 
     def _call(self) -> Parsing[bool]:
         form, reader = self._form, self._reader
@@ -49,6 +35,9 @@ class DictCallsReader:
             self._writer.arguments("{}")
         yield from reader.word(form.call.end)
         return True
+
+    def _goes_on(self) -> Parsing[bool]:
+        return self._reader.comes(self.mark)
 
     def _value(self) -> Parsing[bool]:
         """False: it broke off."""
@@ -72,7 +61,7 @@ class DictCallsReader:
     def _text(self) -> Parsing[bool]:
         reader, writer = self._reader, self._writer
         writer.arguments('"')
-        mark = yield from reader.until([self._form.quote], lambda text: writer.arguments(_escaped(text)))
+        mark = yield from reader.until([self._form.quote], lambda text: writer.arguments(escaped(text)))
         if mark is None and reader.truncated:
             return False
         reader.skip(len(mark or ""))
@@ -117,9 +106,5 @@ class DictCallsReader:
             return False
         if mark == ":":
             reader.skip(1)
-        self._writer.arguments(json.dumps((key + more).strip().strip('"'), ensure_ascii=False) + ":")
+        self._writer.arguments(json_of((key + more).strip().strip('"')) + ":")
         return True
-
-
-def _escaped(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)[1:-1]

@@ -8,35 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..formats.formats import ElementCalls
 from ..tools import Tool, may_be_text
-from .reader import Parsing, Reader
-from .tagged_calls import as_json
-
-if TYPE_CHECKING:
-    from .parser import Writer
+from .calls import CallsReader
+from .deltas import Writer
+from .reader import Parsing, Reader, as_json, escaped, json_of
 
 
-class ElementCallsReader:
+class ElementCallsReader(CallsReader):
     def __init__(self, form: ElementCalls, tools: Mapping[str, Tool], reader: Reader, writer: Writer) -> None:
-        self._form, self._tools, self._reader, self._writer = form, tools, reader, writer
-        self.mark = form.section.start
-        """What calls begin with."""
-
-    def read(self) -> Parsing[bool]:
-        """Whether there was a call; if not, nothing is read."""
-        form, reader = self._form, self._reader
-        n_before = self._writer.n_calls
-        if (yield from reader.word(form.section.start)):
-            while (yield from self._call()) and (yield from reader.comes(form.name.start)):
-                reader.keep()
-        reader.back()
-        if self._writer.n_calls == n_before:
-            return False
-        yield from reader.word(form.section.end)
-        return True
+        super().__init__(form.section.start, form.section, tools, reader, writer)
+        self._form = form
 
     def _call(self) -> Parsing[bool]:
         form, reader, writer = self._form, self._reader, self._writer
@@ -56,13 +40,16 @@ class ElementCallsReader:
             if mark is None:
                 return True
             reader.skip(1)
-            writer.arguments(f"{separator}{_json(key)}:")
+            writer.arguments(f"{separator}{json_of(key)}:")
             if not (yield from self._argument(key, tool)):
                 return True
             separator = ","
         if (yield from reader.peek()) or not reader.truncated:
             writer.arguments("}")
         return True
+
+    def _goes_on(self) -> Parsing[bool]:
+        return self._reader.comes(self._form.name.start)
 
     def _argument(self, key: str, tool: Tool) -> Parsing[bool]:
         """False: it broke off."""
@@ -72,12 +59,12 @@ class ElementCallsReader:
         is_nested = (yield from reader.comes(f"{space}<")) and not (yield from reader.comes(f"{space}</"))
         if may_be_text(schema) and not is_nested:
             writer.arguments('"')
-            mark = yield from reader.until([end], lambda text: writer.arguments(_json(text)[1:-1]))
+            mark = yield from reader.until([end], lambda text: writer.arguments(escaped(text)))
             writer.arguments('"' if mark or not reader.truncated else "")
         else:
             text, mark = yield from self._inner(key)
             if mark or not reader.truncated:
-                writer.arguments(_json(value_of(text, schema, space)))
+                writer.arguments(json_of(value_of(text, schema, space)))
         reader.skip(len(mark or ""))
         return mark is not None or not reader.truncated
 
@@ -135,7 +122,3 @@ def _elements(text: str, space: str) -> list[tuple[str, str]]:
         if rest and not rest.startswith(f"{space}<"):
             return []
     return found
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)

@@ -8,57 +8,38 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from ..formats.formats import JsonCalls
 from ..tools import Tool
+from .calls import CallsReader
+from .deltas import Writer
 from .reader import Parsing, Reader
-
-if TYPE_CHECKING:
-    from .parser import Writer
 
 _ARGUMENT_KEYS = ("arguments", "parameters")
 """Models trained on one of them sometimes write the other."""
 
 
-class JsonCallsReader:
+class JsonCallsReader(CallsReader):
     def __init__(self, form: JsonCalls, tools: Mapping[str, Tool], reader: Reader, writer: Writer) -> None:
-        self._form, self._tools, self._reader, self._writer = form, tools, reader, writer
         begins = form.section.start.strip() or ("[" if form.array else form.call.start.strip())
-        self.mark = begins or "{"
-        """What calls begin with."""
+        super().__init__(begins or "{", form.section, tools, reader, writer)
+        self._form = form
         self._bare = not begins or begins == "["
 
-    def read(self) -> Parsing[bool]:
-        """Whether there was a call; if not, nothing is read."""
-        form, reader = self._form, self._reader
-        n_before = self._writer.n_calls
-        if (yield from self._opens()):
-            while (yield from self._call()):
-                yield from reader.word(form.call.end)
-                goes_on = form.array and (yield from reader.word(","))
-                if not goes_on and not (yield from self._another()):
-                    break
-                reader.keep()
-        reader.back()
-        if self._writer.n_calls == n_before:
-            return False
-        if form.array:
-            yield from reader.word("]")
-        yield from reader.word(form.section.end)
-        return True
-
     def _opens(self) -> Parsing[bool]:
-        form, reader = self._form, self._reader
-        if not (yield from reader.word(form.section.start)):
-            return False
-        return not form.array or (yield from reader.word("["))
+        return (yield from super()._opens()) and (not self._form.array or (yield from self._reader.word("[")))
 
-    def _another(self) -> Parsing[bool]:
-        """Whether what follows begins like one more call."""
+    def _goes_on(self) -> Parsing[bool]:
+        form, reader = self._form, self._reader
+        yield from reader.word(form.call.end)
+        if form.array:
+            return (yield from reader.word(","))
+        return (yield from reader.comes(form.call.start.strip() or "{"))
+
+    def _close(self) -> Parsing[None]:
         if self._form.array:
-            return False
-        return (yield from self._reader.comes(self._form.call.start.strip() or "{"))
+            yield from self._reader.word("]")
+        yield from super()._close()
 
     def _call(self) -> Parsing[bool]:
         reader = self._reader

@@ -6,50 +6,19 @@ ambiguous is withheld. Text that only looks like a call (no such tool, no such s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from ..formats.formats import AnswerFormat, DictCalls, ElementCalls, JsonCalls, PythonCalls, Span
 from ..tools import Tool
+from .calls import CallsReader
 from .channels import addressed, harmony, recipients
-from .deltas import CallArguments, CallBegun, Content, Delta, Reasoning, new_call_id
+from .deltas import Delta, NewId, Writer, new_call_id
 from .dict_calls import DictCallsReader
 from .element_calls import ElementCallsReader
 from .json_calls import JsonCallsReader
 from .python_calls import PythonCallsReader
 from .reader import SPACE, Emit, Parsing, Reader
 from .tagged_calls import TaggedCallsReader
-
-NewId = Callable[[], str]
-
-
-class Writer:
-    """The deltas of one answer. Whoever reads calls speaks to it."""
-
-    def __init__(self, new_id: NewId) -> None:
-        self._new_id = new_id
-        self._deltas: list[Delta] = []
-        self.n_calls = 0
-
-    def take(self) -> list[Delta]:
-        deltas, self._deltas = self._deltas, []
-        return deltas
-
-    def content(self, text: str) -> None:
-        if text:
-            self._deltas.append(Content(text))
-
-    def reasoning(self, text: str) -> None:
-        if text:
-            self._deltas.append(Reasoning(text))
-
-    def call(self, name: str, id: str = "") -> None:
-        self._deltas.append(CallBegun(self.n_calls, id or self._new_id(), name))
-        self.n_calls += 1
-
-    def arguments(self, text: str) -> None:
-        """Of the call begun last."""
-        if text:
-            self._deltas.append(CallArguments(self.n_calls - 1, text))
 
 
 class AnswerParser:
@@ -197,9 +166,6 @@ def _thoughts(
 def _blanks(of_template: str, all_of_them: bool, reader: Reader) -> Parsing[None]:
     """Those that the template writes behind a mark are no part of the text: they come back with it."""
     return reader.space() if all_of_them else reader.blanks(of_template)
-
-
-CallsReader = JsonCallsReader | TaggedCallsReader | PythonCallsReader | DictCallsReader | ElementCallsReader
 
 
 def _calls_reader(form: AnswerFormat, tools: Mapping[str, Tool], reader: Reader, writer: Writer) -> CallsReader | None:

@@ -6,41 +6,26 @@ Used by `parser` once the text is where calls may begin. Arguments go out when t
 from __future__ import annotations
 
 import ast
-import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..formats.formats import PythonCalls
 from ..tools import Tool
-from .reader import Parsing, Reader
-
-if TYPE_CHECKING:
-    from .parser import Writer
+from .calls import CallsReader
+from .deltas import Writer
+from .reader import Parsing, Reader, json_of
 
 _ESCAPED = {"\n": "\\n", "\r": "\\r"}
 """Models break lines within quotes, which Python does not allow."""
 _WORDS = {"true": True, "false": False, "null": None}
 
 
-class PythonCallsReader:
+class PythonCallsReader(CallsReader):
     def __init__(self, form: PythonCalls, tools: Mapping[str, Tool], reader: Reader, writer: Writer) -> None:
-        self._form, self._tools, self._reader, self._writer = form, tools, reader, writer
-        self.mark = form.section.start
-        """What calls begin with."""
+        super().__init__(form.section.start, form.section, tools, reader, writer)
 
-    def read(self) -> Parsing[bool]:
-        """Whether there was a call; if not, nothing is read."""
-        form, reader = self._form, self._reader
-        n_before = self._writer.n_calls
-        if (yield from reader.word(form.section.start)) and (yield from reader.word("[")):
-            while (yield from self._call()) and (yield from reader.word(",")):
-                reader.keep()
-        reader.back()
-        if self._writer.n_calls == n_before:
-            return False
-        yield from reader.word("]")
-        yield from reader.word(form.section.end)
-        return True
+    def _opens(self) -> Parsing[bool]:
+        return (yield from super()._opens()) and (yield from self._reader.word("["))
 
     def _call(self) -> Parsing[bool]:
         reader = self._reader
@@ -53,6 +38,13 @@ class PythonCallsReader:
         if text is not None:
             self._writer.arguments(_arguments(text, self._tools[name.strip()]))
         return text is not None
+
+    def _goes_on(self) -> Parsing[bool]:
+        return self._reader.word(",")
+
+    def _close(self) -> Parsing[None]:
+        yield from self._reader.word("]")
+        yield from super()._close()
 
     def _in_parentheses(self) -> Parsing[str | None]:
         """None: they are never closed."""
@@ -86,9 +78,9 @@ def _arguments(text: str, tool: Tool) -> str:
             name: _value(word) for name, word in zip(tool.parameters.get("properties", ()), call.args, strict=False)
         }
         values |= {word.arg: _value(word.value) for word in call.keywords if word.arg}
-        return json.dumps(values, ensure_ascii=False)
+        return json_of(values)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return json.dumps(text, ensure_ascii=False)
+        return json_of(text)
 
 
 def _value(node: ast.expr) -> Any:

@@ -6,6 +6,8 @@ the text alone and never on how the text was cut, because nothing is decided bef
 
 from __future__ import annotations
 
+import ast
+import json
 from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
@@ -209,3 +211,25 @@ def partial_end(text: str, markers: Sequence[str]) -> int:
                 longest = n
                 break
     return longest
+
+
+def json_of(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def escaped(text: str) -> str:
+    """As within a JSON string."""
+    return json_of(text)[1:-1]
+
+
+def as_json(text: str) -> str:
+    """A value that is no text: JSON as it is, Python's spelling of the same, or after all a text."""
+    text = text.strip()
+    try:
+        json.loads(text)
+    except ValueError:
+        try:
+            return json_of(ast.literal_eval(text))
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return json_of(text)
+    return text

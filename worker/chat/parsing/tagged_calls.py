@@ -5,40 +5,19 @@ Used by `parser` once the text is where calls may begin. Arguments in marks beco
 
 from __future__ import annotations
 
-import ast
-import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from ..formats.formats import Parameters, TaggedCalls, first_mark
 from ..tools import Tool
-from .reader import Emit, Parsing, Reader
+from .calls import CallsReader
+from .deltas import Writer
+from .reader import Emit, Parsing, Reader, as_json, escaped, json_of
 
-if TYPE_CHECKING:
-    from .parser import Writer
 
-
-class TaggedCallsReader:
+class TaggedCallsReader(CallsReader):
     def __init__(self, form: TaggedCalls, tools: Mapping[str, Tool], reader: Reader, writer: Writer) -> None:
-        self._form, self._tools, self._reader, self._writer = form, tools, reader, writer
-        self.mark = first_mark(form)
-        """What calls begin with."""
-
-    def read(self) -> Parsing[bool]:
-        """Whether there was a call; if not, nothing is read."""
-        form, reader = self._form, self._reader
-        n_before = self._writer.n_calls
-        if (yield from reader.word(form.section.start)):
-            while (yield from self._call()):
-                yield from reader.word(form.call.end)
-                if not (yield from reader.comes(form.call.start.strip() or form.name.start)):
-                    break
-                reader.keep()
-        reader.back()
-        if self._writer.n_calls == n_before:
-            return False
-        yield from reader.word(form.section.end)
-        return True
+        super().__init__(first_mark(form), form.section, tools, reader, writer)
+        self._form = form
 
     def _call(self) -> Parsing[bool]:
         form, reader = self._form, self._reader
@@ -69,6 +48,11 @@ class TaggedCallsReader:
         yield from reader.word(form.arguments.end)
         yield from reader.word(form.close)
         return True
+
+    def _goes_on(self) -> Parsing[bool]:
+        form, reader = self._form, self._reader
+        yield from reader.word(form.call.end)
+        return (yield from reader.comes(form.call.start.strip() or form.name.start))
 
     def _name(self) -> Parsing[str]:
         """Up to its end mark, or to whatever else may follow."""
@@ -103,7 +87,7 @@ class TaggedCallsReader:
                 return
             reader.skip(len(mark))
             key = key.strip().strip("\"'")
-            writer.arguments(f"{separator}{_json(key)}:")
+            writer.arguments(f"{separator}{json_of(key)}:")
             is_text = tool.takes_text(key)
             if form.text_flag:
                 flags, _ = yield from reader.taken_until([form.flags_end])
@@ -124,7 +108,7 @@ class TaggedCallsReader:
         end = form.value.end.strip()
         if form.quote.start and (yield from reader.word(form.quote.start)):
             return (yield from self._quoted(form, is_text))
-        inner = _Unframed(form, (lambda text: writer.arguments(_json(text)[1:-1])) if is_text else None)
+        inner = _Unframed(form, (lambda text: writer.arguments(escaped(text))) if is_text else None)
         if is_text:
             writer.arguments('"')
         mark = yield from reader.until([end], inner)
@@ -142,7 +126,7 @@ class TaggedCallsReader:
             return False
         reader.skip(len(mark or ""))
         yield from reader.word(form.value.end)
-        writer.arguments(_json(text) if is_text else as_json(text))
+        writer.arguments(json_of(text) if is_text else as_json(text))
         return True
 
 
@@ -187,20 +171,3 @@ def _name_in_id(said: str, prefix: str) -> tuple[str, str]:
     name = said.removeprefix(prefix)
     stem, colon, number = name.rpartition(":")
     return (stem if colon and number.isdigit() else name), said
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def as_json(text: str) -> str:
-    """A value that is no text: JSON as it is, Python's spelling of the same, or after all a text."""
-    text = text.strip()
-    try:
-        json.loads(text)
-    except ValueError:
-        try:
-            return _json(ast.literal_eval(text))
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            return _json(text)
-    return text

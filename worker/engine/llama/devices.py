@@ -7,29 +7,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import LoadError
-from .llama import lib, start_backends
+from .llama import function_of, lib, start_backends
 
 _CPU, _GPU, _INTEGRATED = 0, 1, 2  # ggml_backend_dev_type
 
 
-def _function(name: str, result: Any, *arguments: Any) -> Any:
-    function = getattr(lib, name)
-    function.argtypes = list(arguments)
-    function.restype = result
-    return function
-
-
 _pointer = ctypes.c_void_p
 _size_p = ctypes.POINTER(ctypes.c_size_t)
-_count = _function("ggml_backend_dev_count", ctypes.c_size_t)
-_get = _function("ggml_backend_dev_get", _pointer, ctypes.c_size_t)
-_name = _function("ggml_backend_dev_name", ctypes.c_char_p, _pointer)
-_description = _function("ggml_backend_dev_description", ctypes.c_char_p, _pointer)
-_type = _function("ggml_backend_dev_type", ctypes.c_int, _pointer)
-_memory = _function("ggml_backend_dev_memory", None, _pointer, _size_p, _size_p)
-_properties = _function("ggml_backend_dev_get_props", None, _pointer, _pointer)
-_buffer_type = _function("ggml_backend_dev_buffer_type", _pointer, _pointer)
-_buffer_type_name = _function("ggml_backend_buft_name", ctypes.c_char_p, _pointer)
+_count = function_of(lib, "ggml_backend_dev_count", ctypes.c_size_t)
+_get = function_of(lib, "ggml_backend_dev_get", _pointer, ctypes.c_size_t)
+_name = function_of(lib, "ggml_backend_dev_name", ctypes.c_char_p, _pointer)
+_description = function_of(lib, "ggml_backend_dev_description", ctypes.c_char_p, _pointer)
+_type = function_of(lib, "ggml_backend_dev_type", ctypes.c_int, _pointer)
+_memory = function_of(lib, "ggml_backend_dev_memory", None, _pointer, _size_p, _size_p)
+_properties = function_of(lib, "ggml_backend_dev_get_props", None, _pointer, _pointer)
+_buffer_type = function_of(lib, "ggml_backend_dev_buffer_type", _pointer, _pointer)
+_buffer_type_name = function_of(lib, "ggml_backend_buft_name", ctypes.c_char_p, _pointer)
 
 
 class _Properties(ctypes.Structure):

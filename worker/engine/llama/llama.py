@@ -31,8 +31,8 @@ lib: Any = C._lib
 _fast: Any = ctypes.PyDLL(lib._name)
 
 
-def _fast_function(name: str, result: Any, *arguments: Any) -> Any:
-    function = getattr(_fast, name)
+def function_of(library: Any, name: str, result: Any, *arguments: Any) -> Any:
+    function = getattr(library, name)
     function.argtypes = list(arguments)
     function.restype = result
     return function
@@ -43,17 +43,19 @@ class fast:
 
     _p = ctypes.c_void_p
     _i = ctypes.c_int32
-    logits_ith = staticmethod(_fast_function("llama_get_logits_ith", _p, _p, _i))
-    embeddings_ith = staticmethod(_fast_function("llama_get_embeddings_ith", _p, _p, _i))
-    embeddings_seq = staticmethod(_fast_function("llama_get_embeddings_seq", _p, _p, _i))
-    is_eog = staticmethod(_fast_function("llama_vocab_is_eog", ctypes.c_bool, _p, _i))
-    attributes = staticmethod(_fast_function("llama_vocab_get_attr", ctypes.c_int, _p, _i))
-    to_piece = staticmethod(_fast_function("llama_token_to_piece", _i, _p, _i, ctypes.c_char_p, _i, _i, ctypes.c_bool))
-    accept = staticmethod(_fast_function("llama_sampler_accept", None, _p, _i))
-    seq_rm = staticmethod(_fast_function("llama_memory_seq_rm", ctypes.c_bool, _p, _i, _i, _i))
-    seq_cp = staticmethod(_fast_function("llama_memory_seq_cp", None, _p, _i, _i, _i, _i))
-    seq_pos_min = staticmethod(_fast_function("llama_memory_seq_pos_min", _i, _p, _i))
-    seq_pos_max = staticmethod(_fast_function("llama_memory_seq_pos_max", _i, _p, _i))
+    logits_ith = staticmethod(function_of(_fast, "llama_get_logits_ith", _p, _p, _i))
+    embeddings_ith = staticmethod(function_of(_fast, "llama_get_embeddings_ith", _p, _p, _i))
+    embeddings_seq = staticmethod(function_of(_fast, "llama_get_embeddings_seq", _p, _p, _i))
+    is_eog = staticmethod(function_of(_fast, "llama_vocab_is_eog", ctypes.c_bool, _p, _i))
+    attributes = staticmethod(function_of(_fast, "llama_vocab_get_attr", ctypes.c_int, _p, _i))
+    to_piece = staticmethod(
+        function_of(_fast, "llama_token_to_piece", _i, _p, _i, ctypes.c_char_p, _i, _i, ctypes.c_bool)
+    )
+    accept = staticmethod(function_of(_fast, "llama_sampler_accept", None, _p, _i))
+    seq_rm = staticmethod(function_of(_fast, "llama_memory_seq_rm", ctypes.c_bool, _p, _i, _i, _i))
+    seq_cp = staticmethod(function_of(_fast, "llama_memory_seq_cp", None, _p, _i, _i, _i, _i))
+    seq_pos_min = staticmethod(function_of(_fast, "llama_memory_seq_pos_min", _i, _p, _i))
+    seq_pos_max = staticmethod(function_of(_fast, "llama_memory_seq_pos_max", _i, _p, _i))
 
 
 def floats_at(address: int, n: int) -> NDArray[np.float32]:

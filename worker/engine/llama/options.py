@@ -18,8 +18,6 @@ from .errors import LoadError
 if TYPE_CHECKING:
     from llama_corral.presets.options.settings import Settings
 
-    from ..speculative.options import DraftOptions
-
 FFN_DENSE = r"\.ffn_(up|down|gate)\."
 
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
@@ -40,6 +38,7 @@ CACHE_TYPE = {
     "iq4_nl": 20,
     "bf16": 30,
 }  # ggml_type
+_N_CACHE_DRAFT = 8
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,36 @@ class ProjectorOptions:
     video_fps: float = 4.0
     video_timestamp_interval: int = 5000
     video_ffmpeg_dir: str = ""
+
+
+@dataclass(frozen=True)
+class NgramSizes:
+    n_lookup: int
+    n_draft: int
+    min_hits: int
+
+
+@dataclass(frozen=True)
+class DraftOptions:
+    kinds: tuple[str, ...]
+    n_max: int
+    n_min: int
+    p_min: float
+    ngram_simple: NgramSizes
+    ngram_map_k: NgramSizes
+    ngram_map_k4v: NgramSizes
+    mod_n_lookup: int
+    mod_n_min: int
+    mod_n_max: int
+    lookup_static: Path | None
+    lookup_dynamic: Path | None
+    simulated: tuple[float, ...]  # acceptance of each position given that of those before; empty: drafts are checked
+    model: EngineOptions | None  # of the draft model; its n_ctx is the main context's
+    head: EngineOptions | None  # of the MTP head, which is in the main model's file or in one of its own
+
+    @property
+    def longest(self) -> int:
+        return _longest(self.kinds, self)
 
 
 @dataclass(frozen=True)
@@ -125,6 +154,19 @@ class EngineOptions:
         has_draft = self.drafts is not None and bool(self.drafts.model or self.drafts.head)
         stages = {"text_model": True, "spec_model": has_draft, "mmproj_model": self.projector is not None}
         return [stage for stage, is_loaded in stages.items() if is_loaded]
+
+
+def _longest(kinds: tuple[str, ...], o: DraftOptions) -> int:
+    lengths = {
+        "ngram-simple": o.ngram_simple.n_draft,
+        "ngram-map-k": o.ngram_map_k.n_draft,
+        "ngram-map-k4v": o.ngram_map_k4v.n_draft,
+        "ngram-mod": o.mod_n_max,
+        "ngram-cache": _N_CACHE_DRAFT,
+        "draft-simple": o.n_max,
+        "draft-mtp": o.n_max,
+    }
+    return max(lengths[kind] for kind in kinds)
 
 
 def from_settings(settings: Settings, model: Path, projector: Path | None, media_marker: str) -> EngineOptions:

@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from .projector import Embeddings, Projector
 
 
-class EncodeError(Exception):
-    """The projector failed, and gave its reason to the log."""
-
-
 class Encoding:
     def __init__(self, projector: Projector, wake: Callable[[], None]) -> None:
         """`wake`, called from another thread: `results` has something new."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..batching.media_tokens import Content, MediaToken
 from ..llama.devices import find_device, list_devices
-from ..llama.errors import LoadError
+from ..llama.errors import EncodeError, LoadError
 from ..llama.llama import C, complaints
 from ..llama.memory_log import allocations
 from ..llama.model import MediaSupport, Model, Throttled
@@ -28,7 +28,6 @@ from ..llama.mtmd import M, text
 from ..llama.options import ProjectorOptions
 from ..messages import MEDIA_TOKEN, MediaChunk
 from . import audio_headers
-from .encoder import EncodeError
 from .video import UNREADABLE, Video, VideoLimits, check_ffmpeg, video_params
 from .video_files import NO_FFMPEG, is_webp, may_be_video
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum, auto
 
-from ..batching.text import incomplete_tail
+from ..llama.utf8 import incomplete_tail
 from ..messages import Thinking
 
 

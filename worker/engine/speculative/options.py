@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..llama.errors import LoadError
-from ..llama.options import CACHE_TYPE, EngineOptions, gpu_layers, tensor_overrides
+from ..llama.options import CACHE_TYPE, DraftOptions, EngineOptions, NgramSizes, gpu_layers, tensor_overrides
 
 if TYPE_CHECKING:
     from llama_corral.common.hub.resolve import ModelFiles
@@ -22,38 +22,7 @@ log = logging.getLogger("corral.engine")
 
 KINDS = ("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache", "draft-simple", "draft-mtp")
 """In the order in which they are asked; the first draft counts."""
-_N_CACHE_DRAFT = 8
 _LAYER = 1  # of split modes
-
-
-@dataclass(frozen=True)
-class NgramSizes:
-    n_lookup: int
-    n_draft: int
-    min_hits: int
-
-
-@dataclass(frozen=True)
-class DraftOptions:
-    kinds: tuple[str, ...]
-    n_max: int
-    n_min: int
-    p_min: float
-    ngram_simple: NgramSizes
-    ngram_map_k: NgramSizes
-    ngram_map_k4v: NgramSizes
-    mod_n_lookup: int
-    mod_n_min: int
-    mod_n_max: int
-    lookup_static: Path | None
-    lookup_dynamic: Path | None
-    simulated: tuple[float, ...]  # acceptance of each position given that of those before; empty: drafts are checked
-    model: EngineOptions | None  # of the draft model; its n_ctx is the main context's
-    head: EngineOptions | None  # of the MTP head, which is in the main model's file or in one of its own
-
-    @property
-    def longest(self) -> int:
-        return _longest(self.kinds, self)
 
 
 def with_drafts(options: EngineOptions, settings: Settings, files: ModelFiles) -> EngineOptions:
@@ -110,19 +79,6 @@ def _draft_options(kinds: tuple[str, ...], s: Settings) -> DraftOptions:
         model=None,
         head=None,
     )
-
-
-def _longest(kinds: tuple[str, ...], o: DraftOptions) -> int:
-    lengths = {
-        "ngram-simple": o.ngram_simple.n_draft,
-        "ngram-map-k": o.ngram_map_k.n_draft,
-        "ngram-map-k4v": o.ngram_map_k4v.n_draft,
-        "ngram-mod": o.mod_n_max,
-        "ngram-cache": _N_CACHE_DRAFT,
-        "draft-simple": o.n_max,
-        "draft-mtp": o.n_max,
-    }
-    return max(lengths[kind] for kind in kinds)
 
 
 def _draft_model(main: EngineOptions, s: Settings, path: Path) -> EngineOptions:

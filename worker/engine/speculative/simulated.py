@@ -8,10 +8,10 @@ from __future__ import annotations
 import secrets
 
 import numpy as np
+from llama_corral.presets.options.sampling import RANDOM_SEED
 
 from ..batching.jobs import GenerationTask
 from ..llama.vocab import Vocab
-from ..messages import RANDOM_SEED
 
 
 class Simulation:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.worker.engine.batching.slots import Slot
 from llama_corral.worker.engine.llama.errors import LoadError
+from llama_corral.worker.engine.llama.options import NgramSizes
 from llama_corral.worker.engine.speculative.drafter import Drafter, Wish
 from llama_corral.worker.engine.speculative.ngram.cache import NgramCache
 from llama_corral.worker.engine.speculative.ngram.files import Table, load, merge, save
@@ -19,7 +20,7 @@ from llama_corral.worker.engine.speculative.ngram.index import NgramIndex, Rolli
 from llama_corral.worker.engine.speculative.ngram.map import NgramMap
 from llama_corral.worker.engine.speculative.ngram.mod import NgramMod
 from llama_corral.worker.engine.speculative.ngram.simple import NgramSimple
-from llama_corral.worker.engine.speculative.options import NgramSizes, simulated
+from llama_corral.worker.engine.speculative.options import simulated
 
 texts = st.lists(st.integers(0, 3), max_size=200)
 SIZES = NgramSizes(2, 4, 1)

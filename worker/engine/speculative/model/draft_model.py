@@ -159,8 +159,8 @@ class DraftModel:
     def _take(self, attempt: _Attempt) -> bool:
         """The likeliest token. False: the draft ends here."""
         logits = self._context.logits(attempt.row)[: self._n_vocab]
-        token = int(logits.argmax())
-        if self._p_min > 0 and probability(token, logits) < self._p_min:
+        token = likeliest(logits, self._p_min)
+        if token is None:
             return False
         attempt.drafted.append(token)
         attempt.coming = [token]
@@ -177,7 +177,13 @@ class DraftModel:
         self._cut(id, n)
 
 
-def probability(token: int, logits: NDArray[np.float32]) -> float:
+def likeliest(logits: NDArray[np.float32], p_min: float) -> int | None:
+    """The likeliest token; None: it is less likely than `p_min`."""
+    token = int(logits.argmax())
+    return None if p_min > 0 and _probability(token, logits) < p_min else token
+
+
+def _probability(token: int, logits: NDArray[np.float32]) -> float:
     n = min(N_CANDIDATES, len(logits))
-    likeliest = np.partition(logits, len(logits) - n)[-n:]
-    return float(1.0 / np.exp(likeliest - logits[token]).sum())
+    candidates = np.partition(logits, len(logits) - n)[-n:]
+    return float(1.0 / np.exp(candidates - logits[token]).sum())

@@ -22,7 +22,7 @@ from ...llama.batch import HeadBatch
 from ...llama.context import Context, HeadContext
 from ...llama.model import Model
 from ..drafter import Wish
-from .draft_model import probability
+from .draft_model import likeliest
 from .follower import Following
 
 State = NDArray[np.float32]
@@ -242,9 +242,8 @@ class DraftHead:
 
     def _guess(self, attempt: _Attempt) -> bool:
         """The likeliest token. False: the draft ends here."""
-        logits = self._context.logits(attempt.row)
-        token = int(logits.argmax())
-        if self._p_min > 0 and probability(token, logits) < self._p_min:
+        token = likeliest(self._context.logits(attempt.row), self._p_min)
+        if token is None:
             return False
         attempt.drafted.append(token)
         return len(attempt.drafted) < attempt.most

@@ -11,8 +11,7 @@ from ...llama.context import Context, HeadContext
 from ...llama.errors import LoadError
 from ...llama.llama import C
 from ...llama.model import Model
-from ...llama.options import EngineOptions
-from ..options import DraftOptions
+from ...llama.options import DraftOptions, EngineOptions
 from .mtp_head import DraftHead
 
 ARCHITECTURES = frozenset(

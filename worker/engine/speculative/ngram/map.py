@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ...batching.slots import Slot
+from ...llama.options import NgramSizes
 from ..drafter import HistoryDrafter, Wish
-from ..options import NgramSizes
 from .index import NgramIndex
 
 MOST_VALUES = 4

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...batching.slots import Slot
+from ...llama.options import NgramSizes
 from ..drafter import HistoryDrafter, Wish
-from ..options import NgramSizes
 from .index import NgramIndex
 
 
