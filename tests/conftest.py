@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import importlib.util
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping
@@ -23,14 +25,34 @@ from pytest_asyncio import is_async_test
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# a busy machine makes no test fail
-hypothesis.settings.register_profile(
-    "patient", hypothesis.settings(), deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)
-hypothesis.settings.load_profile("patient")
+# no deadline: a busy machine makes no test fail
+PATIENT = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("patient", PATIENT)
+hypothesis.settings.register_profile("thorough", PATIENT, max_examples=500)
 
 COROUTINE_LIMIT = 100.0
 """Seconds for a test's coroutine. Less than --timeout, so that a test that hangs is cancelled and cleans up."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run the slow tests too, and more examples of each property")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    everything = config.getoption("--all")
+    hypothesis.settings.load_profile("thorough" if everything else "patient")
+    package = importlib.util.find_spec("ffmpeg")
+    if everything and package and package.submodule_search_locations:
+        programs = Path(package.submodule_search_locations[0]) / "binaries"
+        os.environ["PATH"] = f"{programs}{os.pathsep}{os.environ['PATH']}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--all"):
+        return
+    slow = {item for item in items if item.get_closest_marker("slow")}
+    config.hook.pytest_deselected(items=list(slow))
+    items[:] = [item for item in items if item not in slow]
 
 
 def pytest_asyncio_loop_factories(

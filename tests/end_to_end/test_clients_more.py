@@ -1,10 +1,11 @@
 """Frameworks that speak to OpenAI's API in their own way: llm, LangChain, LlamaIndex. Real ones, on real tiny models.
 
-They come with `pip install llama-corral[clients]`; what is not installed is skipped. `-m "not clients"` leaves all out.
+They come with the extra `clients`, and these tests run with --all.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from programs import Program, Programs
 from pydantic import BaseModel
 
 pytestmark = [
-    pytest.mark.clients,
+    pytest.mark.slow,
     pytest.mark.filterwarnings("default"),  # theirs, about themselves
 ]
 
@@ -74,7 +75,6 @@ PARIS = "What is the capital of France?"
 
 @pytest.fixture
 def llm_home(url: str, tmp_path: Path) -> dict[str, str]:
-    pytest.importorskip("llm")
     (tmp_path / "extra-openai-models.yaml").write_text(
         f"""
 - {{model_id: chat, model_name: demo, api_base: "{url}"}}
@@ -111,7 +111,7 @@ def test_llm_asks_for_json_and_text(llm_home: dict[str, str]) -> None:
 @pytest.fixture(params=[False, True], ids=["chat", "responses"])
 def langchain(request: pytest.FixtureRequest, url: str) -> Any:
     """A function that makes a chat model, of each of OpenAI's two APIs."""
-    module = pytest.importorskip("langchain_openai")
+    module = importlib.import_module("langchain_openai")
 
     def make(model: str, **fields: Any) -> Any:
         return module.ChatOpenAI(
@@ -148,7 +148,7 @@ async def test_langchain_asks_in_a_loop(langchain: Any) -> None:
 
 
 def test_langchain_calls_tools(langchain: Any) -> None:
-    tools = pytest.importorskip("langchain_core.tools")
+    tools = importlib.import_module("langchain_core.tools")
     tool = tools.tool(switch)
     model = langchain("tools", max_tokens=300).bind_tools([tool], tool_choice="switch", parallel_tool_calls=False)
     answer = model.invoke("Hi")
@@ -171,7 +171,7 @@ def test_langchain_gets_objects(langchain: Any) -> None:
 
 
 def test_langchain_embeds(url: str) -> None:
-    module = pytest.importorskip("langchain_openai")
+    module = importlib.import_module("langchain_openai")
     # without the check it sends texts; with it, tokens of OpenAI's own tokenizer
     embeddings = module.OpenAIEmbeddings(model="embed", base_url=url, api_key="none", check_embedding_ctx_length=False)
     assert len(embeddings.embed_documents(["one", "two"])) == 2
@@ -181,7 +181,7 @@ def test_langchain_embeds(url: str) -> None:
 
 
 def like(url: str, model: str, **fields: Any) -> Any:
-    module = pytest.importorskip("llama_index.llms.openai_like")
+    module = importlib.import_module("llama_index.llms.openai_like")
     return module.OpenAILike(
         model=model,
         api_base=url,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -53,7 +52,6 @@ def complete(*words: str) -> list[str]:
     return done.stdout.split()
 
 
-@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
 def test_completion_in_bash() -> None:
     assert complete("llama-corral", "--models-d") == ["--models-device-memory", "--models-dir"]
     assert complete("llama-corral", "--load-mode", "m") == ["mmap", "mlock", "mmap+mlock"]

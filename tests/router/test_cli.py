@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from llama_corral.presets.sources import demo_presets_path
 from programs import Program, Programs, clean_environment, wait_until
 
 COMMAND = str(Path(sys.executable).with_name("llama-corral"))
@@ -154,7 +153,6 @@ def test_unix_socket(programs: Programs, tmp_path: Path) -> None:
     assert not os.path.exists(path)
 
 
-@pytest.mark.skipif(not demo_presets_path().exists(), reason="the demonstration models are not built")
 def test_demo(start_gateway: Start) -> None:
     gateway = start_gateway("--demo")
     assert len(gateway.models()) >= 2

@@ -8,15 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
-pytest.importorskip("gguf")
-
 from benchmarks import __main__ as bench
 from benchmarks import client, generation, hammer, models, report, summary
 from benchmarks.scenario import Plan
 from benchmarks.servers import Program, ServerFault, serve
+from hypothesis import given
+from hypothesis import strategies as st
 
 HIGHER = summary.Row("speed", "speed", "tok/s", "higher", 0.95)
 LOWER = summary.Row("wait", "wait", "ms", "lower", 1.0)
@@ -97,14 +94,19 @@ def test_without_a_reference_the_table_has_only_our_figures() -> None:
     assert table.splitlines()[-1] == "| speed, tok/s | 100 |"
 
 
-def test_json_and_plot_are_written(tmp_path: Path) -> None:
-    verdicts = [summary.judge(HIGHER, [100, 120], [100, 100]), summary.judge(LOWER, [50.0], [100.0])]
-    report.write_json(tmp_path / "bench.json", verdicts, {"versions": {"ours": "1"}})
+VERDICTS = [summary.judge(HIGHER, [100, 120], [100, 100]), summary.judge(LOWER, [50.0], [100.0])]
+
+
+def test_json_is_written(tmp_path: Path) -> None:
+    report.write_json(tmp_path / "bench.json", VERDICTS, {"versions": {"ours": "1"}})
     told = json.loads((tmp_path / "bench.json").read_text())
     assert told["rows"][0]["ratio"] == 1.1
     assert told["machine"]["cores"] >= 1
-    pytest.importorskip("matplotlib")
-    report.write_plot(tmp_path / "bench.png", verdicts, "llama-server")
+
+
+@pytest.mark.slow
+def test_plot_is_written(tmp_path: Path) -> None:
+    report.write_plot(tmp_path / "bench.png", VERDICTS, "llama-server")
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 

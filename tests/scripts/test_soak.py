@@ -14,9 +14,6 @@ from typing import Any, cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-pytest.importorskip("gguf")
-
 from soaking.__main__ import report
 from soaking.client import judge
 from soaking.ledger import Ending, Ledger

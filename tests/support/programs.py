@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -25,10 +26,20 @@ STOP_SECONDS = 20.0
 MARK = "LLAMA_CORRAL_TEST_MARK"  # an environment variable by which a program's descendants are found again
 
 
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS = itertools.cycle(range(10_000 + 500 * _WORKER, 10_000 + 500 * (_WORKER + 1)))
+
+
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A port that is free now, and that nothing else takes before the program that it is for.
+
+    Each process of the test run has a range of its own, below the ports that the system gives to outgoing connections.
+    """
+    while True:
+        port = next(_PORTS)
+        with contextlib.suppress(OSError), socket.socket() as listener:
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until(condition: Callable[[], T], what: str, seconds: float = START_SECONDS) -> T:

@@ -7,12 +7,12 @@ import json
 import logging
 import socket
 import ssl
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from certificates import make_certificate
 from llama_corral.common.base.errors import ConfigError
 from llama_corral.common.web.application import application
 from llama_corral.common.web.listen import Listening, listen
@@ -236,30 +236,11 @@ async def test_port_can_be_shared_when_asked_for() -> None:
 
 
 async def test_tls(tmp_path: Path) -> None:
-    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
-    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-    made = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-keyout",
-        str(key),
-        "-out",
-        str(cert),
-        *subject,
-    ]
-    try:
-        subprocess.run(made, check=True, capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("no openssl to make a certificate with")
-
-    given = settings(ssl_key_file=str(key), ssl_cert_file=str(cert))
+    certificate = make_certificate(tmp_path)
+    given = settings(ssl_key_file=str(certificate.key), ssl_cert_file=str(certificate.chain))
     async with listen(application(given), given) as listening:
         assert listening.addresses[0].startswith("https://")
-        trust = ssl.create_default_context(cafile=str(cert))
+        trust = ssl.create_default_context(cafile=str(certificate.authority))
         async with httpx.AsyncClient(verify=trust, trust_env=False) as client:
             assert (await client.get(listening.addresses[0] + "/x")).status_code == 404
 

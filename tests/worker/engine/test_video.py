@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from llama_corral.worker.engine.media import video
 M = "<__media__>"
 WEBP = b"RIFF\x1a\0\0\0WEBPVP8L\x0d\0\0\0\x2f\x00\x00\x00\x10\x07\x10\x11\x11\x88\x88\xfe\x07\0"
 CLUSTER = b"\x1f\x43\xb6\x75"  # where the pictures of a WebM file begin
-real_ffmpeg = pytest.mark.skipif(not shutil.which("ffprobe"), reason="ffmpeg is not installed")
 
 
 def film(directory: Path, name: str, source: str, *options: str) -> bytes:
@@ -31,7 +29,7 @@ def seeing(models: Path, **settings: Any) -> Any:
     return running(models / "tiny-gemma3.gguf", projector=projector, warmup=False, **settings)
 
 
-@real_ffmpeg
+@pytest.mark.slow
 async def test_videos_become_pictures(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = "testsrc=duration=1:size=64x64:rate=8"
     mp4, webm = film(tmp_path, "a.mp4", source, "-pix_fmt", "yuv420p"), film(tmp_path, "a.webm", source)

@@ -9,12 +9,12 @@ import os
 import socket
 import ssl
 import struct
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from certificates import make_certificate
 from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.common.base.errors import ConfigError, InvalidRequest
@@ -241,22 +241,16 @@ async def test_secrets_of_a_url_stay_out_of_errors() -> None:
 
 
 async def test_certificates_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    key, cert = str(tmp_path / "key.pem"), str(tmp_path / "cert.pem")
-    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, *name]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("no openssl to make a certificate with")
+    certificate = make_certificate(tmp_path)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(cert, key)
+    context.load_cert_chain(certificate.chain, certificate.key)
 
     remote._tls.cache_clear()
     async with served(context) as server:
         assert "certificate" in await refusal(f"{server.url}/picture.png")
         assert not server.asked
 
-    monkeypatch.setenv("SSL_CERT_FILE", cert)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate.authority))
     remote._tls.cache_clear()
     async with served(context) as server:
         assert await fetch(f"{server.url}/picture.png", ANYWHERE) == PICTURE

