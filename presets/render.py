@@ -1,4 +1,4 @@
-"""Layers as they are typed: a worker's command line and a section of a presets file. Inverse of `merge` and `ini`."""
+"""Write options as a worker's command line and as a section of a presets file: the inverse of reading them."""
 
 from __future__ import annotations
 

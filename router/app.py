@@ -1,7 +1,7 @@
-"""The router's HTTP surface: every route, and who answers it.
+"""The router's HTTP routes and the handler of each.
 
-Built once by `cli`. A route stands in one of three tables: answered here, forwarded by `?model=`, forwarded by the
-body's `model`. What is in none is a 404.
+A route is in one of three tables: answered by the router, forwarded by `?model=`, forwarded by the body's
+field "model". Every other path is a 404.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Notices an edited presets file or models directory and has the sources read again, as `GET /models?reload=1` does.
+"""Watch the presets file and the models directory, and read the sources again when they change.
 
-Started by `cli`. What the new sources mean for running models is `lifecycle`'s business; a source that cannot be read
-changes nothing.
+The effect is that of `GET /models?reload=1`. A source that can't be read changes nothing.
 """
 
 from __future__ import annotations

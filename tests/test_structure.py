@@ -89,6 +89,11 @@ def module_of(path: Path) -> str:
     return ".".join(("llama_corral", *path.relative_to(ROOT).parts)).removesuffix(".py").removesuffix(".__init__")
 
 
+def source_of(module: str) -> Path:
+    path = ROOT / module.removeprefix("llama_corral.").replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
 @pytest.fixture(scope="module")
 def imports() -> grimp.ImportGraph:
     """Those within functions and those for types only, too."""
@@ -117,6 +122,25 @@ def test_what_stands_in_a_folder_imports_in_one_direction(folder: Path, imports:
     except CycleError as error:
         cycle = " imports ".join(reversed(error.args[1]))
     assert cycle is None
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_a_module_docstring_names_real_neighbours(path: Path, imports: grimp.ImportGraph) -> None:
+    """A module, file or folder in backticks imports this one or is imported by it; `module.name` is defined there."""
+    own = module_of(path)
+    docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+    neighbours = imports.find_modules_directly_imported_by(own) | imports.find_modules_that_directly_import(own)
+
+    def modules_named(name: str) -> list[str]:
+        return [module for module in imports.modules if f".{module}".endswith(f".{name}")]
+
+    for quoted in re.findall(r"`([\w/]+(?:\.\w+)*)`", docstring):
+        name = quoted.removesuffix(".py").replace("/", ".")
+        module, _, attribute = name.rpartition(".")
+        if not (named := modules_named(name)) and module and (named := modules_named(module)):
+            assert any(re.search(rf"\b{attribute}\b", source_of(m).read_text()) for m in named), quoted
+        if named and own not in named:  # else a function, an option or a field
+            assert any(f"{n}.".startswith(f"{m}.") for n in neighbours for m in named), f"`{quoted}` is no neighbour"
 
 
 def test_loggers_have_fixed_names() -> None:

@@ -1,9 +1,8 @@
-"""A process with all of a worker's imports done, which becomes a worker by forking: that takes milliseconds instead
-of a second.
+"""A process that has imported all of a worker's modules and becomes a worker by forking, in milliseconds.
 
-Started by the router (Linux only) with one end of a socket pair; `presets.forking` has the words. It stays
-single-threaded and initialises no backend, since a fork would inherit both broken; where an import breaks that rule it
-says `unsafe` and the router spawns instead. It reaps the workers, and dies with the router as they die with it.
+The router starts it (Linux only) with one end of a socket pair; `zygote_messages` defines the messages. It stays
+single-threaded and initialises no backend, because a fork would inherit both in a broken state. If an import breaks
+this rule, it answers `unsafe` and the router spawns workers instead. It reaps its workers and dies with the router.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The options that `common` reads, as a protocol.
+"""The options that the `common` package reads, as a protocol.
 
-`presets` owns the options; its `Settings` has these attributes.
+The option table's `Settings` class has all these attributes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""The built-in tools at work. What touches files runs in a tool process (`child`), commands run by themselves.
+"""Run the built-in tools.
 
-Built by `server` with what the operator allowed; the one that knows where a call really runs.
+Tools that read or write files run in a separate process, the tool process; commands are started directly.
+`server` makes one object of this class with what the operator allows.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The tool process: does one call of a tool that works on files, and ends. A JSON object in, one out.
+"""The tool process: run one call of a file tool and exit. Reads a JSON object from stdin, writes one to stdout.
 
-Started by `builtin` as a process of its own: whatever a model's path or pattern leads to, a dead network drive or an
-expression that never ends, can be killed and holds up no other request. Imports the standard library only, to be
-quick.
+A separate process can be killed when a model's path or pattern leads to a dead network drive or to a regular expression
+that never ends, and it blocks no other request. It imports only the standard library, so that it starts fast.
 """
 
 from __future__ import annotations

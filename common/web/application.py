@@ -1,7 +1,7 @@
-"""HTTP manners that router and worker share: the order of checks before a handler, errors as bodies, JSON in and out.
+"""What the HTTP servers of router and worker share: checks before a handler, errors as bodies, JSON in and out.
 
-Both build their aiohttp application with `application()` and speak JSON through the helpers here. Knows no route of
-either; binding of addresses is next door in `listen`, what browsers ask for in `pages`.
+Both programs make their aiohttp application with `application()` and read and write JSON with the functions here. This
+module defines none of their routes. `pages` adds what browsers ask for.
 """
 
 from __future__ import annotations

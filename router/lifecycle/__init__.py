@@ -1,1 +1,1 @@
-"""Loads, leases, evicts and stops models: decides by `placement`, acts through the package `process`."""
+"""Load, lease, evict and stop models. The package `process` starts the workers."""

@@ -1,6 +1,6 @@
-"""How much of the machine's memory there is for workers, and what of it is a process's own, as the system says.
+"""Read how much of the machine's memory workers may use, and how much a process uses, from the operating system.
 
-Called by `budget` when `lifecycle` is about to decide. Knows no model; `devices` does the same for what is on devices.
+`budget` uses it. It knows no models and no devices.
 """
 
 from __future__ import annotations

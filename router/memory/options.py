@@ -1,6 +1,6 @@
-"""What a preset's options say about a model's size and about the devices it goes to; pure.
+"""Estimate from a preset's options what memory its model needs and on which devices. Pure.
 
-The other half of what the worker makes of the same options when it loads the model (`worker/engine/llama/options.py`).
+The worker reads the same options when it loads the model; both must come to the same layers, context and KV types.
 """
 
 from __future__ import annotations

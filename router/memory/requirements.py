@@ -1,7 +1,7 @@
-"""How much memory each preset's model will need, from its files as they are on this machine now.
+"""Estimate how much memory each preset's model needs, from its files on this machine.
 
-Called by `lifecycle` before a model is queued, on another thread, since it reads files; never asks a network. What a
-worker measured once it had loaded is remembered for as long as the preset and its file stay what they are.
+Runs in a thread before a model enters the queue, because it reads files; it makes no network request. After a load, the
+size that the worker measured replaces the estimate, until the preset or the file changes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Why a worker ended, in words a person can act on: from its exit code, its log, and the kernel's counter. Pure.
-
-Called by `supervisor` when a process is gone.
-"""
+"""Explain why a worker ended, from its exit code, its log and the kernel's out-of-memory counter. Pure."""
 
 from __future__ import annotations
 

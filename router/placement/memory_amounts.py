@@ -1,7 +1,6 @@
-"""Memory as placement counts it: of the machine and of each device, what all workers may have, and who frees enough.
+"""Amounts of memory for placement: host and devices, what all workers may use, and which victims free enough. Pure.
 
-Pure. `host` and `devices` read what the system says, `requirements` what models will take; nothing here knows of models
-or processes.
+Nothing here knows models or processes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Starts other programs in the place of workers (`cmd` in a presets file): each below a keeper of its own.
+"""Start other programs instead of our workers (`cmd` in a presets file), each under a small shim process.
 
-To the rest of the router they are workers like any other: the keeper (`external_shim.py`) has a worker's pipes and says
-when the program is ready; only the endpoint is a TCP port.
+The shim has the same pipes as a worker and reports when the program is ready. For the router, the only difference is
+that the program listens on a TCP port.
 """
 
 from __future__ import annotations

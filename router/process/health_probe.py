@@ -1,7 +1,6 @@
-"""Asks a program again and again whether it is there, beside everything else: one GET at a time, never waited for.
+"""Check with GET requests whether an external program is alive, one request at a time, without blocking anything.
 
-Used by `external_shim` once its program is ready; the router's `watchdog` judges the signs. Any answer counts, a
-refusal too: who answers at all does not hang.
+`external_shim` uses it once its program is ready. Any answer counts as alive, also an error status.
 """
 
 from __future__ import annotations

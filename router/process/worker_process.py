@@ -1,6 +1,6 @@
-"""The router's side of one worker process, however it was made: its pipes, its socket's path, its end.
+"""The router's side of one worker process: its pipes, the path of its socket, its exit.
 
-`spawn` and `zygote` make the process and call `started` and `finish`; `lifecycle` holds it as a `launcher.Worker`.
+`spawn` and `zygote` create the process and call `started` and `finish`. It implements `launcher.Worker`.
 """
 
 from __future__ import annotations

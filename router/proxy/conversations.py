@@ -1,7 +1,7 @@
-"""Which model answers a conversation, and its request, which may go on when its client has left.
+"""Remember which model answers a conversation, and let its request continue when the client disconnects.
 
-A conversation is a POST with an `X-Conversation-Id`. The proxy runs its requests through here; `streams` asks who owns
-one and stops it. Knows nothing of HTTP to the worker: `work` does the talking, and says when it gets that far.
+A conversation is a POST with an `X-Conversation-Id`. The proxy runs its requests through this module; `streams` asks
+which model has a conversation and stops it. The HTTP request to the worker is made by the caller's coroutine.
 """
 
 from __future__ import annotations

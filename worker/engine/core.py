@@ -1,6 +1,6 @@
-"""The engine's heart: slots and queue of one loaded model, advanced by `step()`.
+"""The engine's main object: slots and queue of one loaded model, advanced by `step()`.
 
-Runs on the engine thread, unless a method says otherwise. `scheduler` plans, `decode` computes, `choice` ends answers.
+Runs on the engine thread, except where a method says otherwise. `scheduler` plans a step, `decode` computes it.
 """
 
 from __future__ import annotations

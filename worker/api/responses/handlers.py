@@ -1,7 +1,7 @@
-"""`/v1/responses`: a response made from its input and, if it names one, from the response before it.
+"""`/v1/responses`: answers an input, together with the earlier response that it names.
 
-What goes in and comes out is kept (`presets.response_store`) unless the request says otherwise. The texts themselves
-are translated by `openai_responses*`; the answering is that of a chat.
+Request and answer are stored unless the request has `store: false`. The generation is that of a chat
+completion.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """A model's chat template: Jinja as Hugging Face's tokenizers run it, in a sandbox.
 
-A template comes from a file somebody downloaded, so it gets no attributes beyond data, changes nothing it is given,
-and neither takes much time nor much memory (`sandbox`, `limits`).
-Knows nothing of requests: messages in, prompt text out. `messages` must be in the form the template takes (`prompt`).
+A template comes from a downloaded file. So it can read only plain data, can't change its input, and has limits of time
+and memory (`sandbox`, `limits`). It turns messages into a prompt's text and knows no requests.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Where the messages of a conversation begin in its prompt: what a template writes before those of users and of tools.
+"""Find where messages begin in a rendered prompt: the text that a template writes before user and tool messages.
 
-Found by rendering small conversations, once for a template; raises nothing. `params` splits prompts by it, so that the
-engine can remember the state before a user's message, which is where the next prompt of a conversation goes on.
+The template renders small conversations for this, once; no error is raised. Prompts are split there, so that the engine
+can save a checkpoint before the user's message, where the conversation's next prompt continues.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A slot's memory as a file that llama-server can read, and the other way round.
+"""Read and write a slot's KV cache as a file that llama-server can read.
 
-Called by `core` on the engine thread, between two steps and with an idle slot. The container is llama.cpp's own; its
-token list holds llama-server's packed payload, or the plain tokens of older servers.
+Runs on the engine thread between two steps, with an idle slot. The container is llama.cpp's own; its token list is
+llama-server's packed payload, or the plain tokens of older servers.
 """
 
 from __future__ import annotations
