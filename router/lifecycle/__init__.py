@@ -1,1 +1,1 @@
-"""Load, lease, evict and stop models. The package `process` starts the workers."""
+"""Load, lease, evict and stop models."""
