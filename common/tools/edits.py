@@ -101,4 +101,5 @@ def _replaced_by_lines(text: str, base: str, places: Sequence[_Place]) -> str:
         number += 1
         pieces.append(_replaced(base[start:end], start, touched) if touched else "".join(lines[first:number]))
         start = end
+    pieces += lines[len(base_lines) :]  # a last line of blanks is empty in the plain form
     return "".join(pieces)

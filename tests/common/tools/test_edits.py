@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from llama_corral.common.tools.edits import Edit, apply_edits
 from llama_corral.common.tools.errors import ToolFailed
@@ -53,6 +53,7 @@ def test_refusals(text: str, pairs: list[tuple[str, str]], said: str) -> None:
 TEXTS = st.text("ab ’'\t\r\n", max_size=30)
 
 
+@example(text="a \n\n ", old="a\n", new="")
 @given(TEXTS, st.text("ab '\n", min_size=1, max_size=6), st.text("xy\n", max_size=4))
 def test_only_the_lines_that_are_touched_change(text: str, old: str, new: str) -> None:
     try:
