@@ -69,20 +69,17 @@ async def test_one_model_by_any_name() -> None:
     names = ["user/repo:Q4_K_M", "sse", "load", "with space", "a%b", "ünïcode", "hidden"]
     entries = [preset(name, hidden=name == "hidden", aliases=(f"{name}~",)) for name in names]
 
-    async def check() -> None:
-        async with gateway(*entries) as g:
-            for name in names:
-                if name == "sse":  # taken by the event stream; only its alias is of use
-                    continue
-                for spelled in (name, f"{name}~"):
-                    quoted = spelled.replace("%", "%25").replace("/", "%2F")
-                    assert (await g.client.get(f"/v1/models/{quoted}")).json()["id"] == name
-            assert (await g.client.get("/v1/models/user/repo:Q4_K_M")).json()["id"] == "user/repo:Q4_K_M"
-            response = await g.client.get("/v1/models/nobody")
-            assert response.status_code == 404
-            assert "nobody" in error_of(response)["message"]
-
-    await check()
+    async with gateway(*entries) as g:
+        for name in names:
+            if name == "sse":  # taken by the event stream; only its alias is of use
+                continue
+            for spelled in (name, f"{name}~"):
+                quoted = spelled.replace("%", "%25").replace("/", "%2F")
+                assert (await g.client.get(f"/v1/models/{quoted}")).json()["id"] == name
+        assert (await g.client.get("/v1/models/user/repo:Q4_K_M")).json()["id"] == "user/repo:Q4_K_M"
+        response = await g.client.get("/v1/models/nobody")
+        assert response.status_code == 404
+        assert "nobody" in error_of(response)["message"]
 
 
 async def test_load_and_unload_and_their_refusals() -> None:

@@ -122,8 +122,5 @@ asyncio.run(Processes(os.environ).run(command, seconds=1000, limit=100, on_outpu
         assert all(is_alive(pid) for pid in pids)
         server.kill()
 
-    async def check() -> None:
-        for pid in pids:
-            await gone(pid)
-
-    await check()
+    for pid in pids:
+        await gone(pid)

@@ -131,18 +131,15 @@ async def test_sixty_workers_leave_nothing_behind(kind: Kind) -> None:
         zombies = [child.name() for child in me.children(True) if child.status() == psutil.STATUS_ZOMBIE]
         return me.num_fds(), threading.active_count(), zombies
 
-    async def check() -> None:
-        launcher = fake_launcher(kind)
-        launcher.start()
-        await cycle(launcher, 3)
-        await until(lambda: threading.active_count() <= 2)
-        before, memory = counts(), private_bytes(os.getpid())
-        await cycle(launcher, 30 if kind == "spawn" else 60)
-        await until(lambda: counts() == before)
-        assert private_bytes(os.getpid()) - memory < 8 << 20
-        await launcher.close()
-
-    await check()
+    launcher = fake_launcher(kind)
+    launcher.start()
+    await cycle(launcher, 3)
+    await until(lambda: threading.active_count() <= 2)
+    before, memory = counts(), private_bytes(os.getpid())
+    await cycle(launcher, 30 if kind == "spawn" else 60)
+    await until(lambda: counts() == before)
+    assert private_bytes(os.getpid()) - memory < 8 << 20
+    await launcher.close()
 
 
 def test_the_router_knows_no_device() -> None:
@@ -237,15 +234,12 @@ async def test_five_hundred_clients_of_one_loading_model(flags: str, tmp_path: P
         assert all(view.leases == view.waiting == 0 for view in g.lifecycle.views())
         gate.unlink()
 
-    async def check() -> None:
-        async with gateway(preset("m", f"gate={gate}{flags}")) as g:
-            await all_at_once(g)
-            before = private_bytes(os.getpid())
-            await _unloaded(g)
-            await all_at_once(g)
-            assert private_bytes(os.getpid()) - before < 16 << 20
-
-    await check()
+    async with gateway(preset("m", f"gate={gate}{flags}")) as g:
+        await all_at_once(g)
+        before = private_bytes(os.getpid())
+        await _unloaded(g)
+        await all_at_once(g)
+        assert private_bytes(os.getpid()) - before < 16 << 20
 
 
 async def _unloaded(g: Gateway) -> None:

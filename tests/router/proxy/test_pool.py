@@ -198,15 +198,12 @@ async def test_first_chunk_does_not_wait_for_the_second(tmp_path: Path) -> None:
 
     go_on = asyncio.Event()
 
-    async def check() -> None:
-        async with serving(tmp_path / "s", make) as (server, upstream):
-            reply = await post(upstream, server)
-            assert not reply.complete
-            assert await reply.read() == b"one"
-            go_on.set()
-            assert await whole(reply) == b"two"
-
-    await check()
+    async with serving(tmp_path / "s", make) as (server, upstream):
+        reply = await post(upstream, server)
+        assert not reply.complete
+        assert await reply.read() == b"one"
+        go_on.set()
+        assert await whole(reply) == b"two"
 
 
 @pytest.mark.parametrize("head", [b"HTTP/1.1 204 No Content\r\n\r\n", b"HTTP/1.1 304 Not Modified\r\n\r\n"])
@@ -259,14 +256,11 @@ async def test_reused_connection_that_died_is_replaced_once(tmp_path: Path) -> N
 
         return script
 
-    async def check() -> None:
-        async with serving(tmp_path / "s", make) as (server, upstream):
-            assert await whole(await post(upstream, server)) == b"hi"
-            assert await whole(await post(upstream, server, b"again")) == b"hi"
-            assert server.connections == 2
-            assert [body for _, _, body in server.requests] == [b"{}", b"again", b"again"]
-
-    await check()
+    async with serving(tmp_path / "s", make) as (server, upstream):
+        assert await whole(await post(upstream, server)) == b"hi"
+        assert await whole(await post(upstream, server, b"again")) == b"hi"
+        assert server.connections == 2
+        assert [body for _, _, body in server.requests] == [b"{}", b"again", b"again"]
 
 
 async def test_fresh_connection_that_dies_is_not_tried_again(tmp_path: Path) -> None:
@@ -276,13 +270,10 @@ async def test_fresh_connection_that_dies_is_not_tried_again(tmp_path: Path) -> 
 
         return script
 
-    async def check() -> None:
-        async with serving(tmp_path / "s", make) as (server, upstream):
-            with pytest.raises(Died):
-                await post(upstream, server)
-            assert server.connections == 1
-
-    await check()
+    async with serving(tmp_path / "s", make) as (server, upstream):
+        with pytest.raises(Died):
+            await post(upstream, server)
+        assert server.connections == 1
 
 
 @pytest.mark.parametrize(
@@ -324,17 +315,14 @@ async def test_silence_is_given_up(tmp_path: Path) -> None:
 
         return script
 
-    async def check() -> None:
-        async with serving(tmp_path / "s", make, timeout=0.1) as (server, upstream):
-            with pytest.raises(Died, match=r"0\.1 s"):
-                await post(upstream, server)
-            reply = await post(upstream, server, b"begin")
-            assert await reply.read() == b"one"
-            with pytest.raises(CutOff):
-                await reply.read()
-            reply.close()
-
-    await check()
+    async with serving(tmp_path / "s", make, timeout=0.1) as (server, upstream):
+        with pytest.raises(Died, match=r"0\.1 s"):
+            await post(upstream, server)
+        reply = await post(upstream, server, b"begin")
+        assert await reply.read() == b"one"
+        with pytest.raises(CutOff):
+            await reply.read()
+        reply.close()
 
 
 async def test_leaving_early_hangs_up(tmp_path: Path) -> None:
@@ -375,19 +363,16 @@ async def test_slow_reader_holds_the_writer_back(tmp_path: Path) -> None:
 
         return script
 
-    async def check() -> None:
-        async with serving(tmp_path / "s", make) as (server, upstream):
-            reply = await post(upstream, server)
-            before = -1
-            while before != sent:  # until it stands still
-                before = sent
-                await asyncio.sleep(0.05)
-            assert sent < 3 * 1024 * 1024
-            assert len(await reply.read()) < HIGH_WATER + 1024 * 1024
-            assert len(await whole(reply)) > 20 * 1024 * 1024
-            assert await whole(await post(upstream, server)) != b""
-
-    await check()
+    async with serving(tmp_path / "s", make) as (server, upstream):
+        reply = await post(upstream, server)
+        before = -1
+        while before != sent:  # until it stands still
+            before = sent
+            await asyncio.sleep(0.05)
+        assert sent < 3 * 1024 * 1024
+        assert len(await reply.read()) < HIGH_WATER + 1024 * 1024
+        assert len(await whole(reply)) > 20 * 1024 * 1024
+        assert await whole(await post(upstream, server)) != b""
 
 
 async def test_large_body_arrives_whole(tmp_path: Path) -> None:

@@ -61,17 +61,14 @@ async def test_names_of_any_kind_and_aliases() -> None:
     names = ["user/repo:Q4_K_M", "with space", "ünïcode", "a%2Fb", "CASE"]
     entries = [preset(name, aliases=(f"also {name}",)) for name in names]
 
-    async def check() -> None:
-        async with gateway(*entries, models_max=0) as g:
-            for name in names:
-                for spelled in (name, f"also {name}"):
-                    answer = (await g.client.post("/props", json={"model": spelled})).json()
-                    assert answer["worker"]["name"] == name
-                    assert json.loads(answer["body"].encode("latin-1"))["model"] == spelled, "left as it was written"
-                assert (await g.worker_of(name))["name"] == name
-            assert (await g.client.post("/props", json={"model": "case"})).status_code == 400
-
-    await check()
+    async with gateway(*entries, models_max=0) as g:
+        for name in names:
+            for spelled in (name, f"also {name}"):
+                answer = (await g.client.post("/props", json={"model": spelled})).json()
+                assert answer["worker"]["name"] == name
+                assert json.loads(answer["body"].encode("latin-1"))["model"] == spelled, "left as it was written"
+            assert (await g.worker_of(name))["name"] == name
+        assert (await g.client.post("/props", json={"model": "case"})).status_code == 400
 
 
 @pytest.mark.parametrize(

@@ -139,15 +139,12 @@ async def test_embeddings_of_images(models: Path, kind: str, pooling: str) -> No
         assert events[0].n_tokens == len(tokens)
         return [list(vector) for vector in events[0].vectors]
 
-    async def test() -> None:
-        async with seeing(models, kind, embeddings=True, pooling=pooling) as engine, engine.use() as loaded:
-            texts = f"What is {M} here", f"What is {M}"
-            for text in texts:
-                again = await asyncio.gather(*(embed(loaded, text, file) for file in (one, one, other)))
-                assert again[0] == again[1] != again[2]
-            assert await embed(loaded, "What is here") != await embed(loaded, texts[0], one)
-
-    await test()
+    async with seeing(models, kind, embeddings=True, pooling=pooling) as engine, engine.use() as loaded:
+        texts = f"What is {M} here", f"What is {M}"
+        for text in texts:
+            again = await asyncio.gather(*(embed(loaded, text, file) for file in (one, one, other)))
+            assert again[0] == again[1] != again[2]
+        assert await embed(loaded, "What is here") != await embed(loaded, texts[0], one)
 
 
 @pytest.mark.parametrize("kind", KINDS)

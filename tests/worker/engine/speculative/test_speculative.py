@@ -127,14 +127,11 @@ async def test_a_prompt_is_reused_after_drafts(models: Path, model: str) -> None
             tokens = [*tokens, *result.tokens, *loaded.vocab.tokenize(" And then")]
         return turns
 
-    async def test() -> None:
-        async with drafting(models, {}, model=model) as (_, loaded):
-            expected = await conversation(loaded, False)
-        for drafts in (SIMPLE, SAME, OTHER):
-            async with drafting(models, drafts, model=model) as (_, loaded):
-                assert await conversation(loaded, True) == expected
-
-    await test()
+    async with drafting(models, {}, model=model) as (_, loaded):
+        expected = await conversation(loaded, False)
+    for drafts in (SIMPLE, SAME, OTHER):
+        async with drafting(models, drafts, model=model) as (_, loaded):
+            assert await conversation(loaded, True) == expected
 
 
 @pytest.mark.parametrize("drafts", [SIMPLE, SAME], ids=["simple", "same"])
@@ -160,17 +157,14 @@ async def test_a_stream_sends_every_token_with_its_own_numbers(models: Path) -> 
             (p.text, p.tokens, p.n_decoded, rounded(p.probs)) for p in request.events if isinstance(p, Piece)
         ], request
 
-    async def test() -> None:
-        async with drafting(models, {}) as (_, loaded):
-            expected, _ = await pieces(loaded)
-        async with drafting(models, SAME) as (_, loaded):
-            shown, request = await pieces(loaded)
-            assert shown == expected
-            timings = [p.timings for p in request.events if isinstance(p, Piece) and p.timings]
-            assert [t.predicted_n for t in timings] == sorted(t.predicted_n for t in timings)
-            assert 0 < timings[-1].draft_n_accepted <= timings[-1].draft_n
-
-    await test()
+    async with drafting(models, {}) as (_, loaded):
+        expected, _ = await pieces(loaded)
+    async with drafting(models, SAME) as (_, loaded):
+        shown, request = await pieces(loaded)
+        assert shown == expected
+        timings = [p.timings for p in request.events if isinstance(p, Piece) and p.timings]
+        assert [t.predicted_n for t in timings] == sorted(t.predicted_n for t in timings)
+        assert 0 < timings[-1].draft_n_accepted <= timings[-1].draft_n
 
 
 async def test_a_good_draft_saves_steps(models: Path) -> None:
@@ -256,11 +250,8 @@ async def test_a_pool_without_room_for_drafts(models: Path, drafts: dict[str, An
         requests = [{"id_slot": 0, "n_predict": 150}, {"id_slot": 1, "n_predict": 220}, {"id_slot": 0, "n_predict": 40}]
         return [comparable(await ask(loaded, FOX, sampling=ENDLESS, **fields).one()) for fields in requests]
 
-    async def test() -> None:
-        settings = {"ctx_size": 320, "kv_unified": True, "cache_ram": 0, "cache_idle_slots": False}
-        async with drafting(models, {}, **settings) as (_, loaded):
-            expected = await told(loaded)
-        async with drafting(models, drafts, **settings) as (_, loaded):
-            assert await told(loaded) == expected
-
-    await test()
+    settings = {"ctx_size": 320, "kv_unified": True, "cache_ram": 0, "cache_idle_slots": False}
+    async with drafting(models, {}, **settings) as (_, loaded):
+        expected = await told(loaded)
+    async with drafting(models, drafts, **settings) as (_, loaded):
+        assert await told(loaded) == expected

@@ -52,16 +52,13 @@ async def test_adapters_take_turns(models: Path, drafts: dict[str, Any]) -> None
             return [(await request.one()).tokens for request in [ask(loaded, FOX, **fields) for fields in requests]]
         return [(await ask(loaded, FOX, **fields).one()).tokens for fields in requests]
 
-    async def test() -> None:
-        settings = {"lora": (str(models / "tiny-lora.gguf"),), "parallel": 4, "ctx_size": 2048}
-        async with running(models / "tiny-llama.gguf", **settings, **EXACT) as engine, engine.use() as loaded:
-            expected = await texts(loaded, False)
-        more = with_draft(models, drafts)
-        async with running(models / "tiny-llama.gguf", **settings, **more) as engine, engine.use() as loaded:
-            assert await texts(loaded, True) == expected
-            assert engine.snapshot.totals.draft_checks > 0
-
-    await test()
+    settings = {"lora": (str(models / "tiny-lora.gguf"),), "parallel": 4, "ctx_size": 2048}
+    async with running(models / "tiny-llama.gguf", **settings, **EXACT) as engine, engine.use() as loaded:
+        expected = await texts(loaded, False)
+    more = with_draft(models, drafts)
+    async with running(models / "tiny-llama.gguf", **settings, **more) as engine, engine.use() as loaded:
+        assert await texts(loaded, True) == expected
+        assert engine.snapshot.totals.draft_checks > 0
 
 
 @every
