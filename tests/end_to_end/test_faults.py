@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import psutil
 import pytest
-from programs import Program, Programs, wait_until
+from programs import Program, Programs, complete, wait_until
 
 PRESETS = """
 [*]
@@ -50,11 +50,6 @@ model = {models}/not-a-model.gguf
 @pytest.fixture(scope="module")
 def gateway(module_programs: Programs) -> Program:
     return module_programs.gateway("--models-max", "1", presets=PRESETS)
-
-
-def complete(gateway: Program, model: str, **fields: object) -> httpx.Response:
-    body = {"model": model, "prompt": "Once upon a time", "n_predict": 4, "temperature": 0, **fields}
-    return gateway.client.post("/completion", json=body)
 
 
 def worker_of(gateway: Program, model: str) -> psutil.Process:

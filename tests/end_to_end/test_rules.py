@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import httpx
 import psutil
 import pytest
-from programs import Program, Programs, wait_until
+from programs import Program, Programs, complete, wait_until
 
 PRESETS = """
 [*]
@@ -44,11 +43,6 @@ concurrency-refuse = on
 @pytest.fixture(scope="module")
 def gateway(module_programs: Programs) -> Program:
     return module_programs.gateway("--models-max", "0", presets=PRESETS)
-
-
-def complete(gateway: Program, model: str, **fields: object) -> httpx.Response:
-    body = {"model": model, "prompt": "Once upon a time", "n_predict": 4, "temperature": 0, **fields}
-    return gateway.client.post("/completion", json=body)
 
 
 def worker_of(gateway: Program, model: str) -> psutil.Process:

@@ -158,6 +158,19 @@ def _mark_of(process: psutil.Process) -> str | None:
     return mark
 
 
+def post(program: Program, path: str, body: Any, status: int = 200) -> Any:
+    """The JSON body of the answer, which must have that status."""
+    response = program.client.post(path, json=body)
+    assert response.status_code == status, response.text
+    return response.json()
+
+
+def complete(gateway: Program, model: str, **fields: object) -> httpx.Response:
+    """A short greedy completion by `model`."""
+    body = {"model": model, "prompt": "Once upon a time", "n_predict": 4, "temperature": 0, **fields}
+    return gateway.client.post("/completion", json=body)
+
+
 class Programs:
     """Starts programs in a directory of their own and ends them all."""
 

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from lifecycle_tools import settle
 from llama_corral.common.base.errors import NoPlace
 from llama_corral.router.lifecycle.lifecycle import Lifecycle
 from llama_corral.router.placement.placement import Stay
@@ -63,11 +64,6 @@ async def router(*entries: Any, models_max: int = 2) -> AsyncIterator[Router]:
     for worker in made.launcher.alive:
         worker.leave()
     await closing
-
-
-async def settle() -> None:
-    for _ in range(10):
-        await asyncio.sleep(0)
 
 
 async def test_an_idle_model_leaves_when_its_time_is_over() -> None:

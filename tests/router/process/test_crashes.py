@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lifecycle_tools import settle
 from llama_corral.common.base.errors import ApiError, KeepsFailing, ServerFault
 from llama_corral.common.web.application import error_response
 from llama_corral.router.lifecycle.lifecycle import Lifecycle
@@ -72,11 +73,6 @@ async def told(request: asyncio.Task[None]) -> ApiError:
     with pytest.raises(ApiError) as caught:
         await request
     return caught.value
-
-
-async def settle() -> None:
-    for _ in range(10):
-        await asyncio.sleep(0)
 
 
 @asynccontextmanager

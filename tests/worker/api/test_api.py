@@ -12,16 +12,10 @@ from typing import Any
 
 import openai
 import pytest
-from programs import Program, wait_until
+from programs import Program, post, wait_until
 
 CHAT = {"messages": [{"role": "user", "content": "Tell me about the sea"}], "max_tokens": 4}
 ENDLESS = {"prompt": "Once upon a time", "n_predict": -1, "ignore_eos": True}
-
-
-def post(program: Program, path: str, body: Any, status: int = 200) -> Any:
-    response = program.client.post(path, json=body)
-    assert response.status_code == status, response.text
-    return response.json()
 
 
 def stream(program: Program, path: str, body: dict[str, Any]) -> Iterator[Any]:

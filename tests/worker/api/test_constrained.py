@@ -26,7 +26,7 @@ from llama_corral.worker.engine.sampling.grammar import Constraint
 from llama_corral.worker.engine.sampling.grammar_candidates import Narrowing, prunable
 from llama_corral.worker.engine.sampling.patterns import compiled
 from llama_corral.worker.grammar.converter import schema_grammar
-from programs import Program, Programs
+from programs import Program, Programs, post
 
 HOT = {"temperature": 1.5, "seed": 5}
 PERSON = {
@@ -214,12 +214,6 @@ def test_json_is_taken_out_whole_or_letter_by_letter(text: str, inner: str) -> N
 
 
 # -- over HTTP -------------------------------------------------------------------------------------------------------
-
-
-def post(program: Program, path: str, body: dict[str, Any], status: int = 200) -> Any:
-    response = program.client.post(path, json=body)
-    assert response.status_code == status, response.text
-    return response.json()
 
 
 def completion(program: Program, **body: Any) -> Any:

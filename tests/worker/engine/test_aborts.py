@@ -11,11 +11,6 @@ from llama_corral.common.base.errors import NotSupported
 from llama_corral.worker.engine.messages import Sampling
 
 
-@pytest.fixture
-def llama(models: Path) -> Path:
-    return models / "tiny-llama.gguf"
-
-
 @pytest.mark.parametrize(
     "settings",
     [

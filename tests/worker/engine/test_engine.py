@@ -12,11 +12,6 @@ from llama_corral.worker.engine.messages import Begun, Grammar, Piece, Sampling
 WARM = Sampling(seed=7, temperature=1.2, top_k=0)
 
 
-@pytest.fixture
-def llama(models: Path) -> Path:
-    return models / "tiny-llama.gguf"
-
-
 async def test_streamed_text_is_the_whole_text(llama: Path) -> None:
     async with running(llama) as engine, engine.use() as loaded:
         request = ask(loaded, n_predict=40, stream=True, sampling=WARM)

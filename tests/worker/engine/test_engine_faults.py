@@ -11,11 +11,6 @@ from llama_corral.worker.engine.messages import Grammar, Sampling
 from llama_corral.worker.engine.runner import LoadError
 
 
-@pytest.fixture
-def llama(models: Path) -> Path:
-    return models / "tiny-llama.gguf"
-
-
 async def test_a_full_pool_forgets_idle_slots_first(llama: Path) -> None:
     async with running(llama, ctx_size=256, parallel=2, kv_unified=True) as engine, engine.use() as loaded:
         first = await ask(loaded, [5] * 150, n_predict=4, id_slot=0).one()

@@ -16,11 +16,6 @@ from llama_corral.worker.engine.messages import Grammar, Sampling
 from llama_corral.worker.engine.sampling.probabilities import LOWEST, before_sampling
 
 
-@pytest.fixture
-def llama(models: Path) -> Path:
-    return models / "tiny-llama.gguf"
-
-
 @pytest.mark.parametrize(
     "sampling",
     [

@@ -13,11 +13,6 @@ from llama_corral.common.base.worker_reports import Report
 from llama_corral.worker.engine.messages import Sampling
 
 
-@pytest.fixture
-def llama(models: Path) -> Path:
-    return models / "tiny-llama.gguf"
-
-
 async def test_sleep_and_wake(llama: Path) -> None:
     reports: list[Report] = []
     async with running(llama, reports, sleep_idle_seconds=1) as engine:

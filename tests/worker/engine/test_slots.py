@@ -12,11 +12,6 @@ from llama_corral.worker.engine.messages import Finished, Progress, Sampling
 from llama_corral.worker.engine.runner import Loaded
 
 
-@pytest.fixture
-def llama(models: Path) -> Path:
-    return models / "tiny-llama.gguf"
-
-
 async def test_choices_share_the_prompt(llama: Path) -> None:
     async with running(llama, parallel=3, kv_unified=True) as engine, engine.use() as loaded:
         seeds = [

@@ -50,11 +50,6 @@ def next_turn(first: Finished, prompt: list[int] = PROMPT) -> list[int]:
     return [*prompt, *first.tokens, 50, 51, 52]
 
 
-@pytest.fixture
-def llama(models: Path) -> Path:
-    return models / "tiny-llama.gguf"
-
-
 @pytest.mark.parametrize("settings", [{}, {"kv_unified": True}, {"cache_ram": 0}, {"cache_type_k": "f32"}], ids=str)
 async def test_a_conversation_goes_on_in_another_process(llama: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     first = await turn(llama, tmp_path, **settings)
