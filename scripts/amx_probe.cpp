@@ -1,5 +1,5 @@
-// Whether this compiler keeps what llama.cpp's AMX code stores for `ldtilecfg`. Some see only the first bytes of it used
-// and drop the rest; the next tile instruction is then illegal. Ends with 0 if all is well.
+// Tests whether this compiler keeps the data that llama.cpp's AMX code stores for `ldtilecfg`. Some compilers assume that
+// only its first bytes are used and drop the rest. The next tile instruction is then illegal. Exits with 0 on success.
 #include <cstdint>
 #include <immintrin.h>
 #include <sys/syscall.h>

@@ -1,14 +1,17 @@
-# Sourced by run, test, check and bench: makes .venv and keeps it in step with pyproject.toml. Bash 3.2 is enough.
+# Sourced by run, test, check, bench and soak: creates .venv and updates it when pyproject.toml changes.
+# Works with Bash 3.2.
 #
-# PYTHON names the interpreter to use. CMAKE_ARGS goes to the build of llama-cpp-python; when it changes, that is built anew.
+# PYTHON names the interpreter to use. CMAKE_ARGS is passed to the build of llama-cpp-python. When it changes,
+# llama-cpp-python is built again.
 
 ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=$ROOT/.venv
-STAMP=$VENV/installed # "<checksum of pyproject.toml>:<extras>", written when an installation was complete
-BUILT_WITH=$VENV/cmake-args # the user's CMAKE_ARGS of the last build; LEAVES_OUT is not counted, as it changes nothing that is installed
+STAMP=$VENV/installed # "<checksum of pyproject.toml>:<extras>", written when an installation is complete
+BUILT_WITH=$VENV/cmake-args # the user's CMAKE_ARGS of the last build, without LEAVES_OUT
 LOG=$VENV/install.log
 ENGINE=$(grep -o 'llama-cpp-python==[0-9.]*' "$ROOT/pyproject.toml")
-# Parts of llama.cpp that no installed library uses. CMAKE_ARGS is split as a shell does it; the quotes keep a path with blanks together.
+# Skips parts of llama.cpp that no installed library uses. CMAKE_ARGS is split as in a shell; the quotes protect spaces in
+# the path.
 LEAVES_OUT="-DCMAKE_PROJECT_llama.cpp_INCLUDE=\"$ROOT/scripts/llama_cpp_parts.cmake\""
 
 fail() {
@@ -16,12 +19,12 @@ fail() {
   exit 1
 }
 
-# ensure_installed EXTRAS: returns at once when nothing has changed since the last time.
+# ensure_installed EXTRAS: returns at once if nothing has changed since the last call.
 ensure_installed() {
   local extra=$1 wanted installed cmake_args
   wanted=$(cksum < "$ROOT/pyproject.toml" | tr -d ' ')
   installed=$(cat "$STAMP" 2> /dev/null || true)
-  extra=$(extras "$extra" "${installed#*:}") # once asked for, one stays
+  extra=$(extras "$extra" "${installed#*:}") # an extra stays installed
   cmake_args=${CMAKE_ARGS-$(built_with)}
   if [ "$installed" = "$wanted:$extra" ] && [ "$cmake_args" = "$(built_with)" ] && [ -x "$VENV/bin/python" ]; then
     return
@@ -29,8 +32,8 @@ ensure_installed() {
   make_venv
   rm -f "$STAMP"
   has_engine || need_compiler
-  # pip's cache does not know about CMAKE_ARGS and compilers, so it may serve only the plain build. A wheel that was built without
-  # LEAVES_OUT is as good: it holds the same files.
+  # pip's cache ignores CMAKE_ARGS and compilers, so only the plain build may use it. A wheel that was built without
+  # LEAVES_OUT can be used too: it contains the same files.
   if [ "$cmake_args" != "$(built_with)" ] || { ! has_engine && { [ -n "$cmake_args" ] || fails_with_amx; }; }; then
     build_engine "$cmake_args"
   fi
@@ -39,21 +42,21 @@ ensure_installed() {
   echo "$wanted:$extra" > "$STAMP"
 }
 
-# extras LIST LIST: both comma lists as one, sorted.
+# extras LIST LIST: merges two comma-separated lists and sorts the result.
 extras() { printf '%s\n' "$@" | tr ',' '\n' | sort -u | sed '/^$/d' | paste -sd, -; }
 
 built_with() { cat "$BUILT_WITH" 2> /dev/null || true; }
 
-# In the version that pyproject.toml names.
+# Is the version from pyproject.toml installed?
 has_engine() { ls -d "$VENV"/lib/python*/site-packages/llama_cpp_python-"${ENGINE#*==}".dist-info > /dev/null 2>&1; }
 
 make_venv() {
   "$VENV/bin/python" -c "import pip" 2> /dev/null && return
   local python
-  python=$(find_python) || fail "Python 3.11 or newer is needed; none was found (PYTHON=/path/to/python names one)."
+  python=$(find_python) || fail "Python 3.11 or newer is needed, but none was found. Set PYTHON=/path/to/python to name one."
   "$python" -c "import ensurepip, venv" 2> /dev/null ||
-    fail "$python cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv"
-  echo "Making .venv with $("$python" -V)"
+    fail "$python cannot create virtual environments; on Debian and Ubuntu: apt install python3-venv"
+  echo "Creating .venv with $("$python" -V)"
   "$python" -m venv --clear "$VENV" || fail "$python -m venv failed"
 }
 
@@ -79,7 +82,7 @@ any_command() {
   return 1
 }
 
-# Some compilers break llama.cpp's AMX code: SIGILL at the first prompt (llama.cpp's pull request 26954).
+# Some compilers produce broken AMX code for llama.cpp: SIGILL at the first prompt (llama.cpp's pull request 26954).
 fails_with_amx() {
   local cxx=${CXX:-c++} probe=$VENV/amx-probe macros
   macros=$("$cxx" -march=native -dM -E -x c++ /dev/null 2> /dev/null) || return 1
@@ -88,12 +91,12 @@ fails_with_amx() {
   ! bash -c '"$1"; exit $?' - "$probe" > /dev/null 2>&1
 }
 
-# build_engine CMAKE_ARGS: a build of its own, without pip's cache. The user's arguments come last, so they win.
+# build_engine CMAKE_ARGS: builds without pip's cache. The user's arguments come last, so they override the others.
 build_engine() {
   local without=""
   need_compiler
   if fails_with_amx; then
-    echo "This compiler's AMX code does not run here: llama.cpp is built without it."
+    echo "This compiler's AMX code does not run on this machine: llama.cpp is built without AMX."
     without=" -mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
   fi
   echo "Building llama-cpp-python with CMAKE_ARGS=$1"
@@ -104,10 +107,10 @@ build_engine() {
 
 install() {
   "$VENV/bin/python" -m pip install --disable-pip-version-check --verbose "$@" 2>&1 | tee "$LOG" | show_progress
-  [ "${PIPESTATUS[0]}" = 0 ] || fail "the installation failed; the whole of it is in ${LOG#"$ROOT"/}"
+  [ "${PIPESTATUS[0]}" = 0 ] || fail "the installation failed; see the full log in ${LOG#"$ROOT"/}"
 }
 
-# Of pip's many words: what is fetched, errors, and how far the compiler is.
+# Filters pip's output: shows downloads, errors and the progress of the compiler.
 show_progress() {
   local line since=0 counted=0 tenth=0 drawn=""
   while IFS= read -r line; do
@@ -126,18 +129,19 @@ show_progress() {
   done
 }
 
-# compiled DONE TOTAL: on a terminal a bar that is drawn again and again, elsewhere a line every tenth. Keeps its state in show_progress.
+# compiled DONE TOTAL: on a terminal it redraws a progress bar, elsewhere it prints a line every 10 %. It uses the
+# variables of show_progress.
 compiled() {
   local done=$1 total=$2 percent left="" bar="####################--------------------"
-  [ "$total" -ge 20 ] || return 0 # CMake's trials of the compiler and helpers of a GPU's build count on their own
+  [ "$total" -ge 20 ] || return 0 # ignore the separate counts of CMake's compiler checks and of helpers of a GPU build
   if [ "$total" != "$counted" ]; then
     counted=$total since=$SECONDS tenth=0
   fi
   percent=$((done * 100 / total))
-  if [ "$percent" -ge 5 ] && [ "$done" -lt "$total" ]; then # before 5 % an estimate would jump
+  if [ "$percent" -ge 5 ] && [ "$done" -lt "$total" ]; then # before 5 % the estimate is not stable
     left="  $(time_left $(((SECONDS - since) * (total - done) / done)))"
   fi
-  if [ -t 1 ]; then # stays under 80 columns: a longer line would wrap and could not be drawn over
+  if [ -t 1 ]; then # under 80 columns: a longer line would wrap and could not be redrawn
     printf '\r  compiling  [%s]  %d %%  %s%s\033[K' "${bar:20-percent/5:20}" "$percent" "$done/$total" "$left"
     drawn=$'\n'
   elif [ $((percent / 10)) != "$tenth" ]; then
@@ -146,7 +150,7 @@ compiled() {
   fi
 }
 
-# time_left SECONDS: up to the next ten seconds, from ten minutes on without seconds.
+# time_left SECONDS: rounded up to the next ten seconds; from ten minutes on only minutes.
 time_left() {
   local tens=$((($1 / 10 + 1) * 10))
   if [ "$tens" -ge 600 ]; then

@@ -1,7 +1,7 @@
-# CMake reads this file inside llama.cpp's own project; scripts/environment.sh names it for every build of llama-cpp-python.
+# CMake reads this file inside llama.cpp's project. scripts/environment.sh passes it to every build of llama-cpp-python.
 #
-# llama-cpp-python forces LLAMA_BUILD_COMMON on in CMake's cache. No library of its package uses that part, and it costs more than half
-# of the compile time. A plain variable comes before the cache, so this one wins.
+# llama-cpp-python sets LLAMA_BUILD_COMMON to ON in CMake's cache. No library of its package uses this part, and it takes more
+# than half of the compile time. A normal variable overrides the cache.
 #
-# Nothing here may change what is installed: an installation is not built anew when this file changes.
+# Nothing here may change what is installed, because a change of this file does not start a new build.
 set(LLAMA_BUILD_COMMON OFF)
