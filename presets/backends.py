@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from llama_corral.common.base.errors import ConfigError
 
-from .layer import Given, Layer
+from .layer import ConfigValue, Layer
 from .options.settings import Settings
 
 FIELDS = frozenset(
@@ -50,11 +50,11 @@ class Backend:
 
     def same_process(self, other: Backend) -> bool:
         """Whether what runs for the one can go on for the other."""
-        manners = {"model_name": "", "host_bytes": 0, "device_bytes": (0,)}
-        return replace(self, **manners) == replace(other, **manners)  # type: ignore[arg-type]
+        policy = {"model_name": "", "host_bytes": 0, "device_bytes": (0,)}
+        return replace(self, **policy) == replace(other, **policy)  # type: ignore[arg-type]
 
 
-def with_here(field: str, text: str, macro: str, directory: str) -> str:
+def with_directory(field: str, text: str, macro: str, directory: str) -> str:
     """A directory's name may have blanks, which separate words in a command line."""
     if field not in COMMAND_LINES or macro not in text:
         return text.replace(macro, directory)
@@ -131,7 +131,7 @@ def _filled(text: str, where: str, known: Mapping[str, str], environ: Mapping[st
 
 
 def _address(url: str, layer: Layer) -> tuple[str, str]:
-    where = layer.get("proxy", Given("", "proxy")).where
+    where = layer.get("proxy", ConfigValue("", "proxy")).where
     parts = urlsplit(url.replace(PORT, "65535"))
     try:
         port = parts.port

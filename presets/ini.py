@@ -18,9 +18,9 @@ import iniconfig
 from llama_corral.common.base.errors import ConfigError
 from llama_corral.common.hub.gguf_names import canonical_name
 
-from .layer import Given, Layer, add, check, put, switch_text
+from .layer import ConfigValue, Layer, add, check, put, switch_text
 from .options.table import KEYS, nearest
-from .policy import Group
+from .policy import ModelGroup
 
 log = logging.getLogger("corral.presets")
 
@@ -54,7 +54,7 @@ class PresetFile:
     global_layer: Layer
     """`[*]`: for every model."""
     sections: tuple[Section, ...]
-    groups: Mapping[str, Group]
+    groups: Mapping[str, ModelGroup]
     """`[group:NAME]`: by name."""
 
 
@@ -84,7 +84,7 @@ def read_presets(path: str | Path) -> PresetFile:
 
 def read_global(path: str | Path) -> Layer:
     """The keys before any header and of `[*]`; unknown ones are for other programs that share the file."""
-    layer: dict[str, Given] = {}
+    layer: dict[str, ConfigValue] = {}
     blocks = {block.name: block for block in _blocks(path)}
     for name in (ALL_MODELS, DEFAULT):
         entries = _layer(path, blocks[name], ignore_unknown=True) if name in blocks else {}
@@ -154,7 +154,7 @@ def _value(text: str) -> str:
 
 
 def _layer(path: str | Path, block: _Block, *, ignore_unknown: bool = False) -> Layer:
-    layer: dict[str, Given] = {}
+    layer: dict[str, ConfigValue] = {}
     for line, key, value in block.entries:
         where = f"{path}:{line}: {key}"
         if key in KEYS:
@@ -168,7 +168,7 @@ def _layer(path: str | Path, block: _Block, *, ignore_unknown: bool = False) -> 
     return layer
 
 
-def _group(path: str | Path, block: _Block) -> Group:
+def _group(path: str | Path, block: _Block) -> ModelGroup:
     name, rules = block.name.removeprefix(GROUP).strip(), {}
     if not name:
         raise ConfigError(f"{path}:{block.line}: [{block.name}] has no name: write [{GROUP}NAME]")
@@ -177,4 +177,4 @@ def _group(path: str | Path, block: _Block) -> Group:
             hint = "; the models of a group name it: group = NAME" if key == "members" else nearest(key, GROUP_KEYS)
             raise ConfigError(f"{path}:{line}: unknown key '{key}' of a group{hint}")
         rules[key] = switch_text(_value(value), False, f"{path}:{line}: {key}") == "true"
-    return Group(name, **rules)
+    return ModelGroup(name, **rules)

@@ -22,7 +22,7 @@ from .options.values import boolean, join_many, many, unescape
 _ESCAPED_FIELDS = ("reverse_prompt", "dry_sequence_breaker")
 
 
-class Given(NamedTuple):
+class ConfigValue(NamedTuple):
     """A canonical text ("true" and "false" for switches) and its origin.
 
     Origins read `--flag`, `environment variable X` or `file:line: key`.
@@ -32,10 +32,10 @@ class Given(NamedTuple):
     where: str
 
 
-Layer = Mapping[str, Given]
+Layer = Mapping[str, ConfigValue]
 
 
-def add(layer: dict[str, Given], spelling: Spelling, text: str, where: str, *, repeated: bool = False) -> None:
+def add(layer: dict[str, ConfigValue], spelling: Spelling, text: str, where: str, *, repeated: bool = False) -> None:
     """Put a spelling's value into the layer. `repeated`: an earlier value of this layer may be appended to."""
     entry = spelling.entry
     if isinstance(entry, Removed):
@@ -44,17 +44,17 @@ def add(layer: dict[str, Given], spelling: Spelling, text: str, where: str, *, r
         text = switch_text(text, spelling.negated, where)
     if isinstance(entry, Option):
         before = layer.get(entry.field) if repeated else None
-        put(layer, entry.field, Given(_appended(entry, before.text, text) if before else text, where))
+        put(layer, entry.field, ConfigValue(_appended(entry, before.text, text) if before else text, where))
         return
     try:
         expansion = entry.expand(text)
     except (KeyError, ValueError):
         raise ConfigError(f"{where}: invalid value '{text}': {entry.help}") from None
     for field, value in expansion:
-        put(layer, field, Given(value, where))
+        put(layer, field, ConfigValue(value, where))
 
 
-def put(layer: dict[str, Given], field: str, given: Given) -> None:
+def put(layer: dict[str, ConfigValue], field: str, given: ConfigValue) -> None:
     """Behind all others, for the last one counts where options exclude or modify each other."""
     layer.pop(field, None)
     for other in OPTIONS[field].replaces if field in OPTIONS else ():

@@ -14,32 +14,32 @@ from pathlib import Path
 from llama_corral.common.base.errors import ConfigError
 
 from .ini import read_global
-from .layer import Given, Layer, add, check, put
+from .layer import ConfigValue, Layer, add, check, put
 from .options.deprecated import LOAD_SWITCHES
 from .options.option import Option, Repeat
 from .options.settings import Settings
-from .options.table import FLAGS, OPTIONS, VARIABLES, Entry, nearest, value_count
+from .options.table import FLAGS, OPTIONS, VARIABLES, OptionEntry, nearest, value_count
 from .options.values import join_many
 
 __all__ = [
-    "Given",
+    "ConfigValue",
     "Layer",
     "check",
     "merge",
-    "notices",
     "read_argv",
     "read_environment",
     "read_system_config",
     "resolve",
     "settings_from",
+    "unused_option_notices",
 ]
 
 log = logging.getLogger("corral.presets")
 
 
-def read_argv(argv: Sequence[str]) -> dict[str, Given]:
+def read_argv(argv: Sequence[str]) -> dict[str, ConfigValue]:
     """The command line behind the program's name. Long options may have `_` for `-`, and their value behind `=`."""
-    layer: dict[str, Given] = {}
+    layer: dict[str, ConfigValue] = {}
     arguments = iter(argv)
     for argument in arguments:
         flag, inline = _flag(argument)
@@ -63,7 +63,7 @@ def _flag(argument: str) -> tuple[str, str | None]:
     return name.replace("_", "-"), value if equals else None
 
 
-def _single(entry: Entry, text: str) -> str:
+def _single(entry: OptionEntry, text: str) -> str:
     """A text that only looks like a list of several stays one."""
     return join_many([text]) if isinstance(entry, Option) and entry.repeat is Repeat.MANY else text
 
@@ -74,9 +74,9 @@ def _unknown(flag: str) -> str:
     return f"unknown option '{flag}'{nearest(flag, FLAGS)}"
 
 
-def read_environment(environ: Mapping[str, str]) -> dict[str, Given]:
+def read_environment(environ: Mapping[str, str]) -> dict[str, ConfigValue]:
     """LLAMA_ARG_* and a few others. LLAMA_ARG_NO_X means off whatever its value; otherwise an empty value is none."""
-    layer: dict[str, Given] = {}
+    layer: dict[str, ConfigValue] = {}
     for name, spelling in VARIABLES.items():
         if spelling.negated and name in environ:
             add(layer, spelling, "true", f"environment variable {name}")
@@ -94,24 +94,24 @@ def read_system_config(environ: Mapping[str, str]) -> Layer:
     user = environ.get("XDG_CONFIG_HOME") or (f"{home}/.config" if home else None)
     directories = [Path("/etc"), *([Path(user)] if user else [])]
     files = [path for path in (directory / "llama.cpp" / "config.ini" for directory in directories) if path.is_file()]
-    return merge(*(_honoured(read_global(path)) for path in files))
+    return merge(*(_supported_values(read_global(path)) for path in files))
 
 
-def _honoured(layer: Layer) -> Layer:
+def _supported_values(layer: Layer) -> Layer:
     refused = {field for field in layer.keys() & OPTIONS.keys() if OPTIONS[field].is_refused}
     for field in refused:
         log.warning("%s: ignored: %s", layer[field].where, OPTIONS[field].unsupported)
     return {field: given for field, given in layer.items() if field not in refused}
 
 
-def merge(*layers: Layer) -> dict[str, Given]:
+def merge(*layers: Layer) -> dict[str, ConfigValue]:
     """One layer out of several, lowest precedence first."""
-    merged: dict[str, Given] = {}
+    merged: dict[str, ConfigValue] = {}
     for layer in layers:
         for field, given in layer.items():
             if field in LOAD_SWITCHES:
                 before = merged["load_mode"].text if "load_mode" in merged else "auto"
-                given = Given(_load_mode(before, field, given.text == "true"), given.where)
+                given = ConfigValue(_load_mode(before, field, given.text == "true"), given.where)
                 field = "load_mode"
             put(merged, field, given)
     return merged
@@ -145,7 +145,7 @@ def _without_effect(settings: Settings, field: str) -> bool:
     return value == Settings.model_fields[field].default or value in built
 
 
-def notices(settings: Settings) -> list[str]:
+def unused_option_notices(settings: Settings) -> list[str]:
     """A line for each option that was set to something and changes nothing; to be logged once."""
     return [
         f"--{option.name} has no effect: {option.notice}"

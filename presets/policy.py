@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class ModelGroup:
     """Models that know of each other. Without a name: of none."""
 
     name: str = ""
@@ -26,16 +26,16 @@ class Group:
     """Its models stay when a model of an exclusive group is loaded."""
 
 
-NO_GROUP = Group()
+NO_GROUP = ModelGroup()
 
 
 @dataclass(frozen=True, slots=True)
-class Manners:
+class ModelPolicy:
     priority: int = 0
     """Among those that wait the highest comes first, among those that may leave the lowest."""
     min_stay: float = 0.0
     """Seconds after its load in which nobody's wish for its place ends it."""
-    group: Group = NO_GROUP
+    group: ModelGroup = NO_GROUP
     max_queue: int = 0
     """Requests that may wait for it; 0: no bound."""
     concurrency: int = 0
@@ -46,13 +46,13 @@ class Manners:
     """It is loaded though nobody asks for it, where there is room and nobody waits."""
 
 
-PLAIN = Manners()
+DEFAULT_POLICY = ModelPolicy()
 
 
-def manners_of(own: Settings, groups: Mapping[str, Group]) -> Manners:
+def policy_of(own: Settings, groups: Mapping[str, ModelGroup]) -> ModelPolicy:
     """Out of a preset's own options. A group that no section describes is what its members make of it by its name."""
-    group = groups.get(own.group) or Group(own.group)
-    return Manners(
+    group = groups.get(own.group) or ModelGroup(own.group)
+    return ModelPolicy(
         priority=own.priority,
         min_stay=own.min_stay,
         group=group,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 
-from .layer import Given, Layer
+from .layer import ConfigValue, Layer
 from .options.help import bash_completion, help_text
-from .options.option import Option, Reader, Repeat
+from .options.option import Option, OptionReader, Repeat
 from .options.reference import reference_markdown
 from .options.table import OPTIONS
 from .options.values import many
@@ -23,7 +23,7 @@ def to_argv(layer: Layer) -> list[str]:
 
 def _arguments(option: Option, text: str) -> list[str]:
     flag = f"--{option.name}"
-    if option.reader is Reader.PRESET:
+    if option.reader is OptionReader.PRESET:
         return []
     if option.is_switch:
         return [flag] if text == "true" else list(option.negated[-1:])
@@ -40,7 +40,7 @@ def to_ini(layer: Layer) -> str:
 
 def masked(layer: Layer) -> Layer:
     """For showing: without keys and tokens."""
-    return {field: Given("…", given.where) if OPTIONS[field].secret else given for field, given in layer.items()}
+    return {field: ConfigValue("…", given.where) if OPTIONS[field].secret else given for field, given in layer.items()}
 
 
 _NEEDS_QUOTES = re.compile("^\\s|\\s$|(^|\\s)[;#]|[\r\n\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")

@@ -22,10 +22,10 @@ from llama_corral.common.hub.resolve import find_cached, list_cached
 from . import backends, merge, models_dir, variants
 from .backends import Backend
 from .ini import DEFAULT, PresetFile, Section, read_presets
-from .merge import Given, Layer
+from .merge import ConfigValue, Layer
 from .options.settings import Settings
 from .options.table import NOT_OVERLAID, OPTIONS, PRESET_ONLY, ROUTER_OWN
-from .policy import PLAIN, Group, Manners, manners_of
+from .policy import DEFAULT_POLICY, ModelGroup, ModelPolicy, policy_of
 from .render import to_ini
 
 HERE = "${here}"
@@ -37,8 +37,8 @@ NOT_SHOWN = frozenset({"host", "port", "alias", "tags"})
 MODALITY_KEYS = (("clip.has_vision_encoder", "image"), ("clip.has_audio_encoder", "audio"))
 """In the header of a projector, and what the model can read if they are true."""
 
-OF_ONE_SECTION = frozenset({"base"}) | backends.FIELDS
-OF_BACKENDS = frozenset({"model", "mmproj", "alias", "tags"})
+SECTION_ONLY = frozenset({"base"}) | backends.FIELDS
+BACKEND_ONLY = frozenset({"model", "mmproj", "alias", "tags"})
 """What is of use for a model that another program serves; that program's own options stand in its command line."""
 
 Source = Literal["preset", "models_dir", "cache"]
@@ -62,7 +62,7 @@ class Preset:
     """Never evicted, never unloaded by itself."""
     ttl: float = 0.0
     """Seconds without use after which it is unloaded; 0: never."""
-    manners: Manners = PLAIN
+    policy: ModelPolicy = DEFAULT_POLICY
     hidden: bool = False
     """Usable, but not listed."""
     backend: Backend | None = None
@@ -128,7 +128,7 @@ def load_presets(
     for where in sorted(left_out):
         logger.warning("%s: an option of the router and not of a model: left out", where)
     presets.update(_variants(sharing, presets, overlay))
-    for name in file.groups.keys() - {preset.manners.group.name for preset in presets.values()}:
+    for name in file.groups.keys() - {preset.policy.group.name for preset in presets.values()}:
         logger.warning("%s: no model is in the group '%s'", settings.models_preset, name)
     _check_names(presets)
     hidden = _duplicates(presets, dedup, environ)
@@ -139,7 +139,7 @@ def _read_file(path: str) -> PresetFile:
     if not path:
         return PresetFile({}, (), {})
     file = read_presets(path)
-    for name in file.global_layer.keys() & OF_ONE_SECTION:
+    for name in file.global_layer.keys() & SECTION_ONLY:
         raise ConfigError(f"{file.global_layer[name].where}: not for all models: it belongs into one's own section")
     here = str(Path(path).resolve().parent)
     sections = tuple(replace(section, layer=_expand(section.layer, here)) for section in file.sections)
@@ -148,7 +148,8 @@ def _read_file(path: str) -> PresetFile:
 
 def _expand(layer: Layer, here: str) -> Layer:
     return {
-        name: given._replace(text=backends.with_here(name, given.text, HERE, here)) for name, given in layer.items()
+        name: given._replace(text=backends.with_directory(name, given.text, HERE, here))
+        for name, given in layer.items()
     }
 
 
@@ -162,7 +163,7 @@ def _candidates(settings: Settings, file: PresetFile, environ: Mapping[str, str]
     """Each name once."""
     found: dict[str, _Candidate] = {}
     for name in list_cached(environ):
-        found[name] = _Candidate(name, "cache", {"hf_repo": Given(name, "the cache")}, {}, "the cache")
+        found[name] = _Candidate(name, "cache", {"hf_repo": ConfigValue(name, "the cache")}, {}, "the cache")
     if settings.models_dir:
         where = f"--models-dir {settings.models_dir}"
         for model in models_dir.scan(Path(settings.models_dir)):
@@ -182,7 +183,9 @@ def _local_layer(model: models_dir.LocalModel, where: str) -> Layer:
     """Companions that this version has no use for are left alone, rather than in the way of the model: among them the
     drafts, which are heads made for the model and no models of their own."""
     paths = {"model": model.model, "mmproj": model.mmproj}
-    return {name: Given(str(path), where) for name, path in paths.items() if path and not OPTIONS[name].unsupported}
+    return {
+        name: ConfigValue(str(path), where) for name, path in paths.items() if path and not OPTIONS[name].unsupported
+    }
 
 
 def _named_after(section: Section, base: Layer, file: PresetFile, where: str) -> Layer:
@@ -191,7 +194,7 @@ def _named_after(section: Section, base: Layer, file: PresetFile, where: str) ->
     if says_so & {*(name for name, given in section.layer.items() if given.text), *base, *file.global_layer}:
         return base
     if is_repo_name(split_repo(section.name)[0]):
-        return {**base, "hf_repo": Given(section.name, where)}
+        return {**base, "hf_repo": ConfigValue(section.name, where)}
     if section.name == DEFAULT:
         raise ConfigError(f"{where}: keys before the first [header] describe a model of their own; put them under [*]")
     raise ConfigError(f"{where}: [{section.name}] does not say which model it is: add model, hf-repo or model-url")
@@ -202,7 +205,7 @@ def _preset(
     merged: Layer,
     environ: Mapping[str, str],
     models_ttl: float,
-    groups: Mapping[str, Group],
+    groups: Mapping[str, ModelGroup],
 ) -> tuple[Preset, Settings]:
     """Also the values as settings. Every value is checked here, so that a mistake shows at once and not at a load."""
     own = merge.check(merged)
@@ -210,7 +213,7 @@ def _preset(
     backend = backends.read_backend(candidate.name, merged, own, environ)
     if backend is not None:
         _check_backend(candidate)
-        layer = {name: given for name, given in layer.items() if name in OF_BACKENDS}
+        layer = {name: given for name, given in layer.items() if name in BACKEND_ONLY}
     try:
         merge.resolve(layer)
     except ConfigError as error:
@@ -226,7 +229,7 @@ def _preset(
         stop_timeout=own.stop_timeout,
         pin=own.pin,
         ttl=own.ttl if own.ttl >= 0 else 0.0 if own.keep_warm else models_ttl,
-        manners=manners_of(own, groups),
+        policy=policy_of(own, groups),
         backend=backend,
         input_modalities=("text", *_modalities(own, environ)),
         defaults="" if backend else variants.header_of(candidate.name, layer, own.system_prompt, shares=False),
@@ -238,7 +241,7 @@ def _check_backend(candidate: _Candidate) -> None:
     """What stands in a section for nothing, since another program serves it; what all models have is no matter."""
     if (given := candidate.section.get("system_prompt")) is not None:
         raise ConfigError(f"{given.where}: only our own worker can add it, and cmd names another program")
-    for name in sorted(candidate.section.keys() - OF_BACKENDS - PRESET_ONLY):
+    for name in sorted(candidate.section.keys() - BACKEND_ONLY - PRESET_ONLY):
         logger.warning("%s: has no effect beside cmd", candidate.section[name].where)
 
 
@@ -247,7 +250,7 @@ def _variants(
 ) -> Iterator[tuple[str, Preset]]:
     """Presets of those that share a worker."""
     bases = {name: _canonical(candidate.section["base"]) for name, candidate in candidates.items()}
-    imposed = {field: given for field, given in overlay.items() if field in variants.OF_REQUESTS}
+    imposed = {field: given for field, given in overlay.items() if field in variants.REQUEST_OPTIONS}
     for name, candidate in candidates.items():
         if candidate.base:
             place = next(iter(candidate.base.values())).where
@@ -261,7 +264,7 @@ def _variants(
         yield name, _variant(name, presets[root], [candidates[one].section for one in reversed(names)], imposed)
 
 
-def _canonical(given: Given) -> Given:
+def _canonical(given: ConfigValue) -> ConfigValue:
     return given._replace(text=canonical_name(given.text))
 
 

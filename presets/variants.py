@@ -12,22 +12,22 @@ from typing import NamedTuple
 
 from llama_corral.common.base.errors import ConfigError
 
-from .layer import Given, Layer
+from .layer import ConfigValue, Layer
 from .options.sampling import SamplingOptions
 
 DEFAULTS_HEADER = "X-Corral-Defaults"
 """From the router to its workers; what clients send under this name goes nowhere."""
-LONGEST_HEADER = 48 * 1024
+MAX_HEADER = 48 * 1024
 """Bytes; a worker reads heads of 64 KiB."""
 
 NAMES = frozenset({"alias", "tags"})
-OF_REQUESTS = frozenset(SamplingOptions.model_fields) | {
+REQUEST_OPTIONS = frozenset(SamplingOptions.model_fields) | {
     *("n_predict", "keep", "cache_prompt", "cache_reuse", "reverse_prompt", "escape", "sse_ping_interval"),
     *("chat_template_kwargs", "prefill_assistant", "reasoning", "reasoning_format", "reasoning_effort"),
     *("reasoning_budget", "reasoning_budget_message", "reasoning_preserve"),
 }
 """Options that a worker looks at anew for each request."""
-OF_VARIANTS = OF_REQUESTS | NAMES | {"base", "system_prompt"}
+VARIANT_OPTIONS = REQUEST_OPTIONS | NAMES | {"base", "system_prompt"}
 
 
 class Defaults(NamedTuple):
@@ -43,7 +43,7 @@ class Defaults(NamedTuple):
 def check_section(layer: Layer) -> None:
     """Raises ConfigError for what needs a worker of its own."""
     for field, given in layer.items():
-        if field not in OF_VARIANTS:
+        if field not in VARIANT_OPTIONS:
             raise ConfigError(
                 f"{given.where}: not in a section with a base: it shares the worker of [{layer['base'].text}], and may "
                 "set only what a request can say, system-prompt, alias and tags"
@@ -54,10 +54,10 @@ def header_of(name: str, layer: Layer, system_prompt: str, *, shares: bool) -> s
     """`layer`: with everything that the base gives. "" when the worker needs no word. Raises ConfigError."""
     if not shares and not system_prompt:
         return ""
-    options = {field: given.text for field, given in layer.items() if field in OF_REQUESTS} if shares else {}
+    options = {field: given.text for field, given in layer.items() if field in REQUEST_OPTIONS} if shares else {}
     text = json.dumps([name, options, system_prompt], separators=(",", ":"))
-    if len(text) > LONGEST_HEADER:
-        raise ConfigError(f"model '{name}': its options of requests take more than {LONGEST_HEADER} bytes together")
+    if len(text) > MAX_HEADER:
+        raise ConfigError(f"model '{name}': its options of requests take more than {MAX_HEADER} bytes together")
     return text
 
 
@@ -67,10 +67,10 @@ def read_header(text: str) -> Defaults:
 
 
 def layer_of(defaults: Defaults) -> Layer:
-    return {field: Given(text, f"preset '{defaults.name}'") for field, text in defaults.options.items()}
+    return {field: ConfigValue(text, f"preset '{defaults.name}'") for field, text in defaults.options.items()}
 
 
-def root_of(name: str, bases: Mapping[str, Given]) -> list[str]:
+def root_of(name: str, bases: Mapping[str, ConfigValue]) -> list[str]:
     """The variant itself, its base, and so on; the last one has a worker. Raises ConfigError for a circle."""
     chain = [name]
     while (base := bases.get(chain[-1])) is not None:

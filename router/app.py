@@ -26,15 +26,15 @@ from .lifecycle.lifecycle import Lifecycle
 from .ollama import Ollama
 from .ollama_pull import OllamaPull
 from .proxy.conversations import Conversations
-from .proxy.pool import Upstream
+from .proxy.pool import ConnectionPool
 from .proxy.proxy import Proxy
-from .proxy.sse_keepalive import Patience
+from .proxy.sse_keepalive import KeepalivePolicy
 from .streams import Streams
 
 if TYPE_CHECKING:
     from llama_corral.presets.options.settings import Settings
 
-CUT: web.AppKey[Callable[[], None]] = web.AppKey("cut")
+ABORT_RESPONSES: web.AppKey[Callable[[], None]] = web.AppKey("cut")
 """Ends the answers of all workers."""
 
 BY_QUERY = ("/metrics", "/slots", "/lora-adapters")
@@ -65,22 +65,24 @@ def build(
 
     Raises ConfigError.
     """
-    upstream = Upstream(timeout=settings.timeout or None)
-    lifecycle.listen_to(upstream.quiet_for)
+    pool = ConnectionPool(timeout=settings.timeout or None)
+    lifecycle.set_quiet_time_source(pool.quiet_for)
     conversations = Conversations()
     proxy = Proxy(
         lifecycle,
-        upstream,
+        pool,
         conversations,
         prefix=settings.api_prefix or "",
         fake_timing=fake_timing,
-        early=Patience(settings.stream_open_after, settings.sse_ping_interval, settings.stream_load_progress),
+        keepalive_policy=KeepalivePolicy(
+            settings.stream_open_after, settings.sse_ping_interval, settings.stream_load_progress
+        ),
     )
     library = Library(settings, lifecycle, read_presets, environ or {})
     handlers = Handlers(settings, lifecycle, proxy, library)
     pulls = OllamaPull(lifecycle, library)
     app = application(settings, public_paths=vertex.public_paths() if vertex else ())
-    app[CUT] = proxy.cut
+    app[ABORT_RESPONSES] = proxy.abort_all
     app[RESPONSES] = responses or ResponseStore()
     app.cleanup_ctx.append(keep_until_cleanup)
     answered = [
@@ -104,7 +106,7 @@ def build(
 
     async def close_connections(_: web.Application) -> None:
         await conversations.close()
-        upstream.close()
+        pool.close()
 
     app.on_shutdown.append(close_lifecycle)
     app.on_cleanup.append(close_connections)

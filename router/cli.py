@@ -52,7 +52,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     wanted, settings = settings, _with_preset_file(settings, environ)
     if not settings.is_router:
         return become_worker(argv, environ)
-    for line in (*merge.overridden(given, inherited), *merge.notices(settings)):
+    for line in (*merge.overridden(given, inherited), *merge.unused_option_notices(settings)):
         log.warning("%s", line)
     from .service import run_router  # and with it all that a router is
 

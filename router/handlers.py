@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from llama_corral.presets.options.settings import Settings
 
 
-COMMENT = b":\n\n"
+KEEPALIVE_COMMENT = b":\n\n"
 
 
 class Handlers:
@@ -66,7 +66,7 @@ class Handlers:
     async def models(self, request: web.Request) -> web.StreamResponse:
         if query_text(request, "reload"):
             await self._library.reload()
-        shown = [entry(view) for view in self._lifecycle.views() if not view.preset.hidden]
+        shown = [model_entry(view) for view in self._lifecycle.views() if not view.preset.hidden]
         if VERSION_HEADER in request.headers:
             return json_response({**with_anthropic_names(shown), "object": "list"})
         return json_response({"data": shown, "object": "list"})
@@ -76,7 +76,7 @@ class Handlers:
         view = self._lifecycle.view(name)
         if view is None:
             raise NotFound(f"model '{name}' not found")
-        shown = entry(view)
+        shown = model_entry(view)
         return json_response(with_anthropic_name(shown) if VERSION_HEADER in request.headers else shown)
 
     async def load(self, request: web.Request) -> web.StreamResponse:
@@ -90,23 +90,23 @@ class Handlers:
     async def events(self, request: web.Request) -> web.StreamResponse:
         """What all models are, then every change as it happens; a comment where nothing does for a while."""
         async with self._lifecycle.subscribe() as listener:
-            known = [_line(snapshot(view)) for view in self._lifecycle.views() if not view.preset.hidden]
+            known = [_sse_line(state_event(view)) for view in self._lifecycle.views() if not view.preset.hidden]
             response = event_stream()
             await response.prepare(request)
-            await response.write(b"".join(known) or COMMENT)
+            await response.write(b"".join(known) or KEEPALIVE_COMMENT)
             while True:
                 try:
                     async with asyncio.timeout(self._ping_interval):
                         event = await listener.get()
                 except TimeoutError:
-                    await response.write(COMMENT)
+                    await response.write(KEEPALIVE_COMMENT)
                     continue
                 if event is None:
                     return response
-                await response.write(_line(event))
+                await response.write(_sse_line(event))
 
     async def download(self, request: web.Request) -> web.StreamResponse:
-        self._library.fetch(await _named_model(request))
+        self._library.download(await _named_model(request))
         return json_response({"success": True})
 
     async def remove(self, request: web.Request) -> web.StreamResponse:
@@ -119,11 +119,11 @@ async def _named_model(request: web.Request) -> str:
     return name if isinstance(name, str) else ""
 
 
-def _line(event: ModelEvent) -> bytes:
+def _sse_line(event: ModelEvent) -> bytes:
     return b"data: " + encode_json(event.body()) + b"\n\n"
 
 
-def snapshot(view: ModelView) -> ModelEvent:
+def state_event(view: ModelView) -> ModelEvent:
     """What a model is at the moment, in the form of a change, which clients of llama-server understand."""
     data: dict[str, Any] = {"status": view.status, "snapshot": True}
     if view.progress:
@@ -135,7 +135,7 @@ def snapshot(view: ModelView) -> ModelEvent:
     return ModelEvent(view.name, "status_change", data)
 
 
-def entry(view: ModelView) -> dict[str, Any]:
+def model_entry(view: ModelView) -> dict[str, Any]:
     """A model as `/models` lists it; while it runs, with what its worker says of itself."""
     preset = view.preset
     own: dict[str, Any] = {
@@ -145,7 +145,7 @@ def entry(view: ModelView) -> dict[str, Any]:
         "object": "model",
         "owned_by": "llamacpp",
         "created": int(time.time()),
-        "status": _status(view),
+        "status": _status_json(view),
         "architecture": {
             "input_modalities": list(preset.input_modalities),
             "output_modalities": list(preset.output_modalities),
@@ -159,20 +159,20 @@ def entry(view: ModelView) -> dict[str, Any]:
         own["base"] = preset.base
     memory: dict[str, Any] = {}
     if view.expected is not None:
-        memory["expected"] = _memory(view.expected.host, view.expected.devices)
+        memory["expected"] = _memory_json(view.expected.host, view.expected.devices)
     if view.measured is not None:
         used = {part.name: part.size for part in view.measured.devices or () if part.size}
-        memory["measured"] = _memory(view.measured.host, used)
+        memory["measured"] = _memory_json(view.measured.host, used)
     if memory:
         own["memory"] = memory
     return {**view.info, **own}
 
 
-def _memory(host: int, devices: Mapping[str, int]) -> dict[str, Any]:
+def _memory_json(host: int, devices: Mapping[str, int]) -> dict[str, Any]:
     return {"host": host, "device": sum(devices.values()), "devices": dict(devices)}
 
 
-def _status(view: ModelView) -> dict[str, Any]:
+def _status_json(view: ModelView) -> dict[str, Any]:
     status: dict[str, Any] = {
         "value": view.status,
         "args": list(view.command_line),
@@ -182,7 +182,7 @@ def _status(view: ModelView) -> dict[str, Any]:
         status["progress"] = view.progress
     if view.is_failed:
         status |= {"failed": True, "exit_code": view.exit_code, "error": view.failure, "log": list(view.last_lines)}
-        status |= {"failures": view.faults, "retry_in": round(view.pause, 1)}
+        status |= {"failures": view.failures, "retry_in": round(view.pause, 1)}
     return status
 
 

@@ -16,7 +16,7 @@ from llama_corral.common.hub.gguf_names import split_repo
 from llama_corral.common.hub.hub_cache import is_repo_name
 from llama_corral.common.hub.remove import remove_cached
 from llama_corral.common.hub.resolve import is_offline_machine
-from llama_corral.presets.merge import Given
+from llama_corral.presets.merge import ConfigValue
 from llama_corral.presets.sources import Preset
 
 from .lifecycle.lifecycle import Lifecycle
@@ -60,7 +60,7 @@ class Library:
         except ConfigError as error:
             raise ServerFault(str(error)) from None
 
-    def fetch(self, name: str) -> None:
+    def download(self, name: str) -> None:
         """Begins to download `user/repo[:tag]`; how that goes on is told to who listens. Raises ApiError.
 
         As with llama-server, the flag --offline is about loading models, and who asks for a download gets it;
@@ -74,7 +74,7 @@ class Library:
         if is_offline_machine(self._environ):
             raise InvalidRequest(f"'{name}' cannot be downloaded: HF_HUB_OFFLINE is set")
         given = {"hf_repo": name, "hf_token": self._settings.hf_token}
-        layer = {field: Given(value, WHERE) for field, value in given.items() if value}
+        layer = {field: ConfigValue(value, WHERE) for field, value in given.items() if value}
         self._lifecycle.downloads.start(Preset(name, "cache", layer), self.reload)
 
     async def remove(self, name: str) -> None:
@@ -89,9 +89,9 @@ class Library:
             raise NotFound("model is not found")
         if view.preset.source != "cache":
             raise InvalidRequest(f"model '{name}' is not from the cache: its {view.preset.source} has to be changed")
-        await self._lifecycle.end(name)
+        await self._lifecycle.stop_and_wait(name)
         others = [split_repo(other)[0] for other in self._lifecycle.downloads.names()]
         keep = split_repo(name)[0] in others
         await asyncio.to_thread(remove_cached, self._environ, name, keep_unfinished=keep)
         await self.reload()
-        self._lifecycle.tell_removed(name)
+        self._lifecycle.publish_removed(name)

@@ -22,8 +22,8 @@ from llama_corral.presets.sources import Preset
 
 from .lifecycle.lifecycle import Lifecycle
 from .models.model import ModelView
-from .placement.snapshot import Stay
-from .placement.states import State
+from .placement.snapshot import Retention
+from .placement.states import ModelState
 from .proxy.model_field import ollama_in_json
 from .proxy.proxy import Proxy
 
@@ -41,11 +41,11 @@ class Ollama:
         body = await read_unmarked_body(request)
         asked = ollama_in_json(body)
         model = self._find(asked.model)
-        if asked.only_lets_go:
-            self._lifecycle.let_go(model)
-            said = NOTHING[_verb(request)]
+        if asked.only_unloads:
+            self._lifecycle.unload_when_idle(model)
+            said = NOTHING[_operation(request)]
             return json_response(without_generation(asked.model, said, "unload"))
-        return await self._proxy.forward(request, model, body, stay=_stay(asked.keep_alive))
+        return await self._proxy.forward(request, model, body, retention=_retention(asked.keep_alive))
 
     def _find(self, name: str) -> str:
         for possible in possible_names(name):
@@ -64,7 +64,7 @@ class Ollama:
         return json_response({"models": [tag_entry(view.name, cards[view.name]) for view in views]})
 
     async def running(self, request: web.Request) -> web.StreamResponse:
-        views = [view for view in self._lifecycle.views() if view.status == State.LOADED.value]
+        views = [view for view in self._lifecycle.views() if view.status == ModelState.LOADED.value]
         cards = await self._cards(views)
         return json_response({"models": [_running(view, cards[view.name]) for view in views]})
 
@@ -96,10 +96,10 @@ class Ollama:
     # -- changing models ---------------------------------------------------------------------------------------------
 
     async def refuse(self, request: web.Request) -> web.StreamResponse:
-        raise NotSupported(f"{request.path}: {_REFUSED[_verb(request)]}")
+        raise NotSupported(f"{request.path}: {_REFUSED[_operation(request)]}")
 
 
-_COMING = (State.DOWNLOADING.value, State.DOWNLOADED.value)
+_COMING = (ModelState.DOWNLOADING.value, ModelState.DOWNLOADED.value)
 _REFUSED = {
     "copy": "models are described by presets; an alias of a preset is another name for it",
     "create": "models are described by presets; Modelfiles are not read",
@@ -107,14 +107,14 @@ _REFUSED = {
 }
 
 
-def _verb(request: web.Request) -> str:
+def _operation(request: web.Request) -> str:
     return request.path.rpartition("/")[2]
 
 
-def _stay(keep_alive: float | None) -> Stay | None:
+def _retention(keep_alive: float | None) -> Retention | None:
     if keep_alive is None:
         return None
-    return Stay(pinned=True) if keep_alive < 0 else Stay(ttl=keep_alive)
+    return Retention(pinned=True) if keep_alive < 0 else Retention(ttl=keep_alive)
 
 
 def _running(view: ModelView, card: ModelCard) -> dict[str, object]:

@@ -32,8 +32,8 @@ class OllamaPull:
 
     async def pull(self, request: web.Request) -> web.StreamResponse:
         body = await read_object(request)
-        name = _named(body)
-        async with contextlib.aclosing(self._pulling(name)) as steps:
+        name = _requested_name(body)
+        async with contextlib.aclosing(self._download_until_left(name)) as steps:
             if body.get("stream") is not False:
                 return await _streamed(request, steps)
             async for _ in steps:
@@ -41,16 +41,16 @@ class OllamaPull:
             return json_response(SUCCESS)
 
     async def delete(self, request: web.Request) -> web.StreamResponse:
-        name = _named(await read_object(request))
+        name = _requested_name(await read_object(request))
         for possible in possible_names(name):
             if self._lifecycle.view(possible) is not None:
                 await self._library.remove(possible)
                 return web.Response()
         raise ModelNotFound(name)
 
-    async def _pulling(self, name: str) -> AsyncGenerator[dict[str, Any], None]:
+    async def _download_until_left(self, name: str) -> AsyncGenerator[dict[str, Any], None]:
         """Who began a download ends it by leaving, as at Ollama's; what it has got stays for the next time."""
-        wanted = _on_hub(name)
+        wanted = _hub_name(name)
         known = next((view for possible in possible_names(name) if (view := self._lifecycle.view(possible))), None)
         if known is not None and known.name not in self._lifecycle.downloads.names():
             yield SUCCESS
@@ -58,7 +58,7 @@ class OllamaPull:
         async with self._lifecycle.subscribe() as listener:
             is_ours = known is None
             if is_ours:
-                self._library.fetch(wanted)
+                self._library.download(wanted)
             has_ended = False
             try:
                 yield {"status": "pulling manifest"}
@@ -110,7 +110,7 @@ def _progress(url: str, amounts: dict[str, int]) -> dict[str, Any]:
     return {"status": f"pulling {file}", "digest": digest, "total": amounts["total"], "completed": amounts["done"]}
 
 
-def _on_hub(name: str) -> str:
+def _hub_name(name: str) -> str:
     """As the cache will list it."""
     bare = next((name[len(hub) :] for hub in HUBS if name.startswith(hub)), name).removesuffix(LATEST)
     if "/" not in bare:
@@ -121,7 +121,7 @@ def _on_hub(name: str) -> str:
     return canonical_name(bare)
 
 
-def _named(body: dict[str, Any]) -> str:
+def _requested_name(body: dict[str, Any]) -> str:
     name = body.get("model") or body.get("name")
     if not isinstance(name, str):
         raise InvalidRequest("model is required")

@@ -22,7 +22,7 @@ from llama_corral.common.base.systemd import NOTIFY_ENV, READY, STOPPING, notify
 from llama_corral.common.web.application import RUNNING
 from llama_corral.common.web.listen import listen
 from llama_corral.common.web.response_store import DIRECTORY_ENV, ResponseStore
-from llama_corral.common.web.shutdown import Stop, drain
+from llama_corral.common.web.shutdown import ShutdownRequest, drain
 from llama_corral.common.web.vertex import VERTEX_ENV, read_vertex
 from llama_corral.presets import merge
 from llama_corral.presets.options.option import Option
@@ -33,13 +33,13 @@ from llama_corral.presets.sources import load_presets
 from . import app
 from .library import ReadPresets
 from .lifecycle.lifecycle import FAKE_LOAD_DELAY, FAKE_TIMING_ENV, Lifecycle
-from .lifecycle.watchdog import least_timeout
-from .memory.budget import room_of
+from .lifecycle.watchdog import effective_timeout
+from .memory.budget import memory_budget_of
 from .models.tasks import Tasks
 from .placement.snapshot import rules_of
-from .process.external import Launchers, asking_interval
+from .process.external import CombinedLauncher, health_check_interval
 from .process.zygote import best_launcher
-from .watcher import read_again, watch
+from .watcher import reload_presets, watch
 
 log = logging.getLogger("corral.router")
 
@@ -70,18 +70,20 @@ async def serve(
     if not presets:
         log.warning(NO_MODELS)
     is_slowed = FAKE_TIMING_ENV in environ
-    for_workers = _for_workers(environ)
-    room = room_of(settings, for_workers)
+    for_workers = _worker_environ(environ)
+    memory_budget = memory_budget_of(settings, for_workers)
     responses, prompts = ResponseStore(), prompts_directory("", {**environ, PROMPTS_ENV: ""})
     shared = {DIRECTORY_ENV: responses.open(), PROMPTS_ENV: prompts.open()}
-    patience = least_timeout(settings.worker_timeout)
+    patience = effective_timeout(settings.worker_timeout)
     lifecycle = Lifecycle(
         presets,
-        Launchers(best_launcher({**for_workers, **shared}), for_workers, ask_every=asking_interval(patience)),
+        CombinedLauncher(
+            best_launcher({**for_workers, **shared}), for_workers, ask_every=health_check_interval(patience)
+        ),
         models_max=settings.models_max,
         autoload=settings.models_autoload,
         load_delay=FAKE_LOAD_DELAY if is_slowed else 0.0,
-        room=room,
+        memory_budget=memory_budget,
         rules=rules_of(settings),
         worker_timeout=patience,
     )
@@ -97,24 +99,24 @@ async def serve(
         responses=responses,
         environ=environ,
     )
-    stop = Stop()
+    stop = ShutdownRequest()
     stop.on_signals()
-    hurrying = asyncio.create_task(_hurry(stop, lifecycle))
+    hurrying = asyncio.create_task(_force_stop_on_second_signal(stop, lifecycle))
     try:
         async with listen(application, settings) as listening:
             log.info("router mode: %d models, at most %s in memory", len(presets), settings.models_max or "all")
             notify(environ, READY)
             watching = asyncio.create_task(watch(settings, read_presets, lifecycle))
             try:
-                with _reloads_on_hangup(read_presets, lifecycle, environ):
-                    code = await _run_until(stop.asked, lifecycle)
+                with _reload_on_sighup(read_presets, lifecycle, environ):
+                    code = await _run_until(stop.requested, lifecycle)
             finally:
                 watching.cancel()
             log.info("stopping")
             notify(environ, STOPPING)
             listening.stop_accepting()
             lifecycle.stop_serving()
-            await drain(application[RUNNING], stop, settings.drain_timeout, application[app.CUT])
+            await drain(application[RUNNING], stop, settings.drain_timeout, application[app.ABORT_RESPONSES])
             return code
     finally:
         prompts.close()  # before the workers end, so that they need not fill it
@@ -122,21 +124,21 @@ async def serve(
         hurrying.cancel()
 
 
-async def _hurry(stop: Stop, lifecycle: Lifecycle) -> None:
+async def _force_stop_on_second_signal(stop: ShutdownRequest, lifecycle: Lifecycle) -> None:
     """A second signal while workers have their time to end: they have none any more."""
-    await stop.hurried.wait()
+    await stop.forced.wait()
     if lifecycle.is_closing:
         await lifecycle.close()
 
 
 @contextlib.contextmanager
-def _reloads_on_hangup(read_presets: ReadPresets, lifecycle: Lifecycle, environ: Mapping[str, str]) -> Iterator[None]:
+def _reload_on_sighup(read_presets: ReadPresets, lifecycle: Lifecycle, environ: Mapping[str, str]) -> Iterator[None]:
     """SIGHUP has the sources read again; on a terminal it means that this was closed, and ends the router as ever."""
     if not hasattr(signal, "SIGHUP") or os.isatty(0):
         yield
         return
     tasks, loop = Tasks(), asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGHUP, lambda: tasks.spawn(_read_again(read_presets, lifecycle, environ)))
+    loop.add_signal_handler(signal.SIGHUP, lambda: tasks.spawn(_reload_presets(read_presets, lifecycle, environ)))
     try:
         yield
     finally:
@@ -144,15 +146,15 @@ def _reloads_on_hangup(read_presets: ReadPresets, lifecycle: Lifecycle, environ:
         loop.add_signal_handler(signal.SIGHUP, lambda: log.info("SIGHUP comes too late: the router is stopping"))
 
 
-async def _read_again(read_presets: ReadPresets, lifecycle: Lifecycle, environ: Mapping[str, str]) -> None:
+async def _reload_presets(read_presets: ReadPresets, lifecycle: Lifecycle, environ: Mapping[str, str]) -> None:
     notify(environ, reloading())
     try:
-        await read_again(read_presets, lifecycle)
+        await reload_presets(read_presets, lifecycle)
     finally:
         notify(environ, READY)
 
 
-def _for_workers(environ: Mapping[str, str]) -> dict[str, str]:
+def _worker_environ(environ: Mapping[str, str]) -> dict[str, str]:
     """Keys, certificates and a platform's wishes are for the router's door; a key behind it would lock people out."""
     own = {
         variable

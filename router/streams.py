@@ -15,11 +15,11 @@ from llama_corral.common.base.json_encoding import encode_json
 from llama_corral.common.web.application import conversation_of, json_response, read_json
 
 from .lifecycle.lifecycle import Lifecycle
-from .placement.states import State
+from .placement.states import ModelState
 from .proxy.conversations import Conversations
 from .proxy.proxy import Proxy
 
-LOADING = (State.LOADING.value, State.DOWNLOADING.value, State.DOWNLOADED.value)
+LOADING = (ModelState.LOADING.value, ModelState.DOWNLOADING.value, ModelState.DOWNLOADED.value)
 
 
 class Streams:
@@ -37,25 +37,25 @@ class Streams:
             raise Unavailable("Stream owner model is loading, retry later")
         if not view.is_running:
             raise NotFound("Stream not found or expired")
-        return await self._proxy.pass_on(request, conversation.model)
+        return await self._proxy.forward_if_running(request, conversation.model)
 
     async def stop(self, request: web.Request) -> web.StreamResponse:
         conversation = self._conversations.stop(conversation_of(request))
         if conversation is not None and not conversation.is_parked:
-            await self._proxy.ask(request, conversation.model)
+            await self._proxy.query(request, conversation.model)
         return web.Response(status=204, headers={"Content-Type": "application/json"})
 
     async def look_up(self, request: web.Request) -> web.StreamResponse:
         """All models that have some of the conversations are asked at once."""
-        known = self._conversations.of(await _wanted(request))
+        known = self._conversations.matching(await _wanted(request))
         by_model: dict[str, list[str]] = {}
         for name, conversation in known.items():
             by_model.setdefault(conversation.model, []).append(name)
-        answers = await asyncio.gather(*(self._look_up_at(request, *asked) for asked in by_model.items()))
+        answers = await asyncio.gather(*(self._look_up_on_model(request, *asked) for asked in by_model.items()))
         return json_response([entry for answer in answers for entry in answer])
 
-    async def _look_up_at(self, request: web.Request, model: str, names: list[str]) -> list[dict[str, Any]]:
-        answer = await self._proxy.ask(request, model, body=encode_json({"conversation_ids": names}))
+    async def _look_up_on_model(self, request: web.Request, model: str, names: list[str]) -> list[dict[str, Any]]:
+        answer = await self._proxy.query(request, model, body=encode_json({"conversation_ids": names}))
         try:
             entries = msgspec.json.decode(answer or b"[]", type=list[dict[str, Any]])
         except msgspec.DecodeError:

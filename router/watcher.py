@@ -22,27 +22,27 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("corral.router")
 
-SETTLE_MS = 200
+DEBOUNCE_MS = 200
 """Milliseconds without a further change before the sources are read: an editor writes in several steps."""
 
 
 async def watch(settings: Settings, read_presets: ReadPresets, lifecycle: Lifecycle) -> None:
     """Runs until it is cancelled; returns when there is nothing to watch, or no way to (the log says so)."""
     try:
-        await _follow(settings, read_presets, lifecycle)
+        await _watch_files(settings, read_presets, lifecycle)
     except (OSError, RuntimeError) as error:  # too many watches, or the file system cannot be watched
         log.warning("changes of the model sources will not be noticed (GET /models?reload=1 reads them): %s", error)
 
 
-async def _follow(settings: Settings, read_presets: ReadPresets, lifecycle: Lifecycle) -> None:
+async def _watch_files(settings: Settings, read_presets: ReadPresets, lifecycle: Lifecycle) -> None:
     while folders := _folders(settings):
-        async for _ in awatch(*folders, watch_filter=_filter(settings), recursive=False, step=SETTLE_MS):
-            await read_again(read_presets, lifecycle)
+        async for _ in awatch(*folders, watch_filter=_filter(settings), recursive=False, step=DEBOUNCE_MS):
+            await reload_presets(read_presets, lifecycle)
             if _folders(settings) != folders:
                 break
 
 
-async def read_again(read_presets: ReadPresets, lifecycle: Lifecycle) -> None:
+async def reload_presets(read_presets: ReadPresets, lifecycle: Lifecycle) -> None:
     """What cannot be read is said in the log, with its line, and changes nothing."""
     try:
         await reload_sources(read_presets, lifecycle)
@@ -65,10 +65,10 @@ def _filter(settings: Settings) -> Callable[[Change, str], bool]:
     presets_name = Path(settings.models_preset).name if settings.models_preset else ""
     models = str(Path(settings.models_dir).absolute()) if settings.models_dir else ""
 
-    def concerns(change: Change, path: str) -> bool:
+    def is_relevant(change: Change, path: str) -> bool:
         name = Path(path).name
         if presets_name and (name == presets_name or name == "..data"):  # the link that Kubernetes swaps
             return True
         return bool(models) and path.startswith(models) and change is not Change.modified
 
-    return concerns
+    return is_relevant

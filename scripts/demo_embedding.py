@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from demo_corpus import conversations, facts
 from demo_model import Encoder, exported
-from tiny_gguf import Shape, write_bert
+from tiny_gguf import TinyShape, write_bert
 from torch import Tensor, nn
 
 Train = Callable[[nn.Module, Callable[[int], Tensor], int, float, Path], None]
 Pair = tuple[str, str, str]  # topic, two texts
 
-SHAPE = Shape(n_layer=2, n_embd=96, n_head=4, n_head_kv=4, n_ff=256, n_ctx=256)
+SHAPE = TinyShape(n_layer=2, n_embd=96, n_head=4, n_head_kv=4, n_ff=256, n_ctx=256)
 N_WORDS, STEPS, PAIRS, RATE, TEMPERATURE = 1500, 500, 192, 5e-3, 0.06
 PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[]^_`{|}~\\"
 _SPLIT = re.compile(r"[^\W_]+|[^\w\s]|_")

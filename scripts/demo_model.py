@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from tiny_gguf import Shape, Tensors
+from tiny_gguf import Tensors, TinyShape
 from torch import Tensor, nn
 
 INIT_STD = 0.02
@@ -23,7 +23,7 @@ def _linear(n_in: int, n_out: int, *, bias: bool = False) -> nn.Linear:
 
 
 class DecoderBlock(nn.Module):
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: TinyShape) -> None:
         super().__init__()
         self.shape = shape
         n_kv = shape.n_head_kv * shape.n_head_dim
@@ -58,7 +58,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Decoder(nn.Module):
-    def __init__(self, shape: Shape, n_vocab: int, begin: int) -> None:
+    def __init__(self, shape: TinyShape, n_vocab: int, begin: int) -> None:
         """`begin` is the token that every document begins with."""
         super().__init__()
         self.shape = shape
@@ -101,7 +101,7 @@ class Decoder(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: TinyShape) -> None:
         super().__init__()
         n, self.n_head = shape.n_embd, shape.n_head
         self.attn_q, self.attn_k, self.attn_v = (_linear(n, n, bias=True) for _ in range(3))
@@ -124,7 +124,7 @@ class EncoderBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    def __init__(self, shape: Shape, n_vocab: int) -> None:
+    def __init__(self, shape: TinyShape, n_vocab: int) -> None:
         super().__init__()
         self.shape = shape
         self.token_embd = nn.Embedding(n_vocab, shape.n_embd)

@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 from spm import BYTE, NORMAL, Vocabulary, learn_pieces
 from tiny_adapters import write_control_vector, write_lora
-from tiny_gguf import Shape, Tensors, write_bert, write_gemma3, write_llama, write_mamba, write_qwen2vl
+from tiny_gguf import Tensors, TinyShape, write_bert, write_gemma3, write_llama, write_mamba, write_qwen2vl
 from tiny_heads import write_glm4, write_qwen35
 from tiny_projectors import write_gemma3_vision, write_qwen2_vision, write_ultravox_audio
 
@@ -82,7 +82,7 @@ def end_matrices(weights: Weights, words: Vocabulary, n_embd: int) -> Tensors:
     }
 
 
-def attention(weights: Weights, block: str, shape: Shape) -> Tensors:
+def attention(weights: Weights, block: str, shape: TinyShape) -> Tensors:
     n_kv = shape.n_head_kv * shape.n_head_dim
     return {
         f"{block}.attn_norm.weight": weights.near(1, shape.n_embd),
@@ -97,7 +97,7 @@ def attention(weights: Weights, block: str, shape: Shape) -> Tensors:
     }
 
 
-def decoder(seed: int, shape: Shape, words: Vocabulary, *, gemma: bool = False) -> Tensors:
+def decoder(seed: int, shape: TinyShape, words: Vocabulary, *, gemma: bool = False) -> Tensors:
     weights = Weights(seed)
     tensors = dict(end_matrices(weights, words, shape.n_embd))
     for layer in range(shape.n_layer):
@@ -111,7 +111,7 @@ def decoder(seed: int, shape: Shape, words: Vocabulary, *, gemma: bool = False) 
     return tensors
 
 
-def recurrent(seed: int, shape: Shape, words: Vocabulary, n_state: int, n_conv: int) -> Tensors:
+def recurrent(seed: int, shape: TinyShape, words: Vocabulary, n_state: int, n_conv: int) -> Tensors:
     weights = Weights(seed)
     n_inner, n_rank = shape.n_ff, shape.n_embd // 16
     tensors = dict(end_matrices(weights, words, shape.n_embd))
@@ -133,7 +133,7 @@ def recurrent(seed: int, shape: Shape, words: Vocabulary, n_state: int, n_conv: 
     return tensors
 
 
-def encoder(seed: int, shape: Shape, n_vocab: int) -> Tensors:
+def encoder(seed: int, shape: TinyShape, n_vocab: int) -> Tensors:
     weights = Weights(seed)
     n = shape.n_embd
     tensors = {
@@ -171,7 +171,7 @@ def ranking_head(seed: int, n: int) -> Tensors:
     }
 
 
-def low_rank(seed: int, shape: Shape, rank: int = 4) -> dict[str, tuple[Array, Array]]:
+def low_rank(seed: int, shape: TinyShape, rank: int = 4) -> dict[str, tuple[Array, Array]]:
     """Changes to the feed-forward output of every layer, about as large as the weights themselves."""
     weights = Weights(seed)
     return {
@@ -180,7 +180,7 @@ def low_rank(seed: int, shape: Shape, rank: int = 4) -> dict[str, tuple[Array, A
     }
 
 
-def write_additions(out: Path, shape: Shape, words: Vocabulary) -> None:
+def write_additions(out: Path, shape: TinyShape, words: Vocabulary) -> None:
     """What is loaded on top of tiny-llama."""
     about = {"task_name": "test", "prompt_prefix": "Say: "}
     write_lora(out / "tiny-lora.gguf", "llama", low_rank(11, shape), alpha=4.0, about=about)
@@ -189,7 +189,7 @@ def write_additions(out: Path, shape: Shape, words: Vocabulary) -> None:
     write_control_vector(out / "tiny-control.gguf", {"direction.1": Weights(14).near(0, shape.n_embd) * 30})
 
 
-def write_readers(out: Path, shape: Shape, words: Vocabulary) -> None:
+def write_readers(out: Path, shape: TinyShape, words: Vocabulary) -> None:
     """Models with eyes and ears."""
     biases = Weights(31)
     tensors = dict(decoder(30, shape, words))
@@ -204,7 +204,7 @@ def write_readers(out: Path, shape: Shape, words: Vocabulary) -> None:
 
 def write_heads(out: Path, words: Vocabulary) -> None:
     """The last one of three layers is the head."""
-    shape = Shape(n_layer=3, n_embd=64, n_head=2, n_head_kv=1, n_ff=96, n_ctx=2048)
+    shape = TinyShape(n_layer=3, n_embd=64, n_head=2, n_head_kv=1, n_ff=96, n_ctx=2048)
     for seed, (name, write) in enumerate({"glm": write_glm4, "qwen": write_qwen35}.items(), 30):
         weights = Weights(seed)
         ends = end_matrices(weights, words, shape.n_embd)
@@ -227,11 +227,11 @@ def wordpieces(words: Vocabulary) -> list[str]:
 
 def main(out: Path) -> None:
     words = vocabulary()
-    small = Shape(n_layer=2, n_embd=64, n_head=4, n_head_kv=2, n_ff=128, n_ctx=2048)
-    long = Shape(n_layer=2, n_embd=64, n_head=4, n_head_kv=2, n_ff=128, n_ctx=131072)
-    short = Shape(n_layer=2, n_embd=64, n_head=4, n_head_kv=2, n_ff=128, n_ctx=256)
-    windowed = Shape(n_layer=6, n_embd=64, n_head=4, n_head_kv=2, n_ff=96, n_ctx=1024)
-    bert = Shape(n_layer=2, n_embd=64, n_head=4, n_head_kv=4, n_ff=128, n_ctx=512)
+    small = TinyShape(n_layer=2, n_embd=64, n_head=4, n_head_kv=2, n_ff=128, n_ctx=2048)
+    long = TinyShape(n_layer=2, n_embd=64, n_head=4, n_head_kv=2, n_ff=128, n_ctx=131072)
+    short = TinyShape(n_layer=2, n_embd=64, n_head=4, n_head_kv=2, n_ff=128, n_ctx=256)
+    windowed = TinyShape(n_layer=6, n_embd=64, n_head=4, n_head_kv=2, n_ff=96, n_ctx=1024)
+    bert = TinyShape(n_layer=2, n_embd=64, n_head=4, n_head_kv=4, n_ff=128, n_ctx=512)
     (out / "sharded").mkdir(parents=True, exist_ok=True)
 
     first = decoder(1, small, words)

@@ -31,7 +31,7 @@ CHATML = (
 
 
 @dataclass(frozen=True)
-class Shape:
+class TinyShape:
     n_layer: int
     n_embd: int
     n_head: int
@@ -44,7 +44,7 @@ class Shape:
         return self.n_embd // self.n_head
 
 
-def begin(writer: gguf.GGUFWriter, name: str, shape: Shape, about: Mapping[str, str]) -> None:
+def begin(writer: gguf.GGUFWriter, name: str, shape: TinyShape, about: Mapping[str, str]) -> None:
     writer.add_name(name)
     for key, value in about.items():
         writer.add_string(f"general.{key}", value)
@@ -96,7 +96,7 @@ def spm_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary, template: st
 def write_llama(
     path: Path,
     name: str,
-    shape: Shape,
+    shape: TinyShape,
     vocabulary: Vocabulary,
     tensors: Tensors,
     *,
@@ -117,7 +117,7 @@ def write_llama(
     finish(writer, tensors, quantize)
 
 
-def write_qwen2vl(path: Path, name: str, shape: Shape, vocabulary: Vocabulary, tensors: Tensors) -> None:
+def write_qwen2vl(path: Path, name: str, shape: TinyShape, vocabulary: Vocabulary, tensors: Tensors) -> None:
     """M-RoPE: positions in time, height and width."""
     writer = gguf.GGUFWriter(path, "qwen2vl")
     begin(writer, name, shape, {})
@@ -129,7 +129,9 @@ def write_qwen2vl(path: Path, name: str, shape: Shape, vocabulary: Vocabulary, t
     finish(writer, tensors, quantize=False)
 
 
-def write_gemma3(path: Path, name: str, shape: Shape, vocabulary: Vocabulary, tensors: Tensors, *, window: int) -> None:
+def write_gemma3(
+    path: Path, name: str, shape: TinyShape, vocabulary: Vocabulary, tensors: Tensors, *, window: int
+) -> None:
     """Five layers of six see only the last `window` positions."""
     writer = gguf.GGUFWriter(path, "gemma3")
     begin(writer, name, shape, {})
@@ -144,7 +146,7 @@ def write_gemma3(path: Path, name: str, shape: Shape, vocabulary: Vocabulary, te
 
 
 def write_mamba(
-    path: Path, name: str, shape: Shape, vocabulary: Vocabulary, tensors: Tensors, *, n_state: int, n_conv: int
+    path: Path, name: str, shape: TinyShape, vocabulary: Vocabulary, tensors: Tensors, *, n_state: int, n_conv: int
 ) -> None:
     """A recurrent model: it has one state of a sequence, and nothing to look back at. `n_ff` is its inner size."""
     writer = gguf.GGUFWriter(path, "mamba")
@@ -161,7 +163,7 @@ def write_mamba(
 def write_bert(
     path: Path,
     name: str,
-    shape: Shape,
+    shape: TinyShape,
     tokens: list[str],
     tensors: Tensors,
     *,

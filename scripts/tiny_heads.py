@@ -14,7 +14,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 from spm import Vocabulary
-from tiny_gguf import CHATML, Shape, Tensors, begin, finish, spm_vocabulary
+from tiny_gguf import CHATML, Tensors, TinyShape, begin, finish, spm_vocabulary
 
 Array = NDArray[np.float32]
 N_EXPERTS = 2
@@ -39,7 +39,7 @@ def _head(weights: Weights, block: str, n_embd: int) -> Tensors:
     }
 
 
-def _attention(weights: Weights, block: str, shape: Shape, *, gated: bool) -> Tensors:
+def _attention(weights: Weights, block: str, shape: TinyShape, *, gated: bool) -> Tensors:
     n, n_kv, n_q = shape.n_embd, shape.n_head_kv * shape.n_head_dim, shape.n_embd * (2 if gated else 1)
     return {
         f"{block}.attn_q.weight": weights.matrix(n_q, n),
@@ -56,7 +56,7 @@ def _norms(weights: Weights, block: str, n_embd: int) -> Tensors:
     return {f"{block}.{name}.weight": weights.near(1, n_embd) for name in names}
 
 
-def _feed_forward(weights: Weights, block: str, shape: Shape, kind: str = "") -> Tensors:
+def _feed_forward(weights: Weights, block: str, shape: TinyShape, kind: str = "") -> Tensors:
     return {
         f"{block}.ffn_gate{kind}.weight": weights.matrix(shape.n_ff, shape.n_embd),
         f"{block}.ffn_up{kind}.weight": weights.matrix(shape.n_ff, shape.n_embd),
@@ -64,7 +64,7 @@ def _feed_forward(weights: Weights, block: str, shape: Shape, kind: str = "") ->
     }
 
 
-def _experts(weights: Weights, block: str, shape: Shape) -> Tensors:
+def _experts(weights: Weights, block: str, shape: TinyShape) -> Tensors:
     def each(rows: int, columns: int, scale: float = 1.0) -> Array:
         return np.stack([weights.matrix(rows, columns, scale) for _ in range(N_EXPERTS)])
 
@@ -78,7 +78,7 @@ def _experts(weights: Weights, block: str, shape: Shape) -> Tensors:
     }
 
 
-def _linear_attention(weights: Weights, block: str, shape: Shape) -> Tensors:
+def _linear_attention(weights: Weights, block: str, shape: TinyShape) -> Tensors:
     n, n_inner = shape.n_embd, N_STATE * N_STATE_HEADS
     return {
         f"{block}.attn_qkv.weight": weights.matrix(3 * n_inner, n),
@@ -94,7 +94,7 @@ def _linear_attention(weights: Weights, block: str, shape: Shape) -> Tensors:
 
 
 def write_glm4(
-    path: Path, shape: Shape, words: Vocabulary, ends: Tensors, weights: Weights, *, layers: str = "."
+    path: Path, shape: TinyShape, words: Vocabulary, ends: Tensors, weights: Weights, *, layers: str = "."
 ) -> None:
     """`ends`: embedding and output; `layers`: a pattern of those that the file has.
 
@@ -122,7 +122,7 @@ def write_glm4(
     finish(writer, tensors, quantize=False)
 
 
-def write_qwen35(path: Path, shape: Shape, words: Vocabulary, ends: Tensors, weights: Weights) -> None:
+def write_qwen35(path: Path, shape: TinyShape, words: Vocabulary, ends: Tensors, weights: Weights) -> None:
     """Hybrid: every second layer has a recurrent state in the place of attention. The last one is the head."""
     tensors = dict(ends)
     for layer in range(shape.n_layer):

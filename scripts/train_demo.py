@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from demo_corpus import conversations
 from demo_model import Decoder, exported
 from spm import Vocabulary, learn_pieces
-from tiny_gguf import Shape, write_llama
+from tiny_gguf import TinyShape, write_llama
 from torch import Tensor, nn
 
 CONTROL = ("<|im_start|>", "<|im_end|>")
@@ -35,40 +35,40 @@ CHECKPOINT_EVERY = 100  # steps
 
 
 @dataclass(frozen=True)
-class Plan:
+class ChatModelPlan:
     """One chat model: its size and how long it learns."""
 
     persona: str
     name: str
     description: str
-    shape: Shape
+    shape: TinyShape
     n_vocab: int
     steps: int
     rows: int  # windows in a batch
     rate: float = 1e-2
 
 
-CHAT = Plan(
+CHAT = ChatModelPlan(
     "chat",
     "Wrangler",
     "A tiny chat model for demonstration: simple facts, small numbers, small talk, llama-corral",
-    Shape(n_layer=6, n_embd=192, n_head=6, n_head_kv=3, n_ff=512, n_ctx=1024),
+    TinyShape(n_layer=6, n_embd=192, n_head=6, n_head_kv=3, n_ff=512, n_ctx=1024),
     n_vocab=1536,
     steps=700,
     rows=10,
 )
-STORY = Plan(
+STORY = ChatModelPlan(
     "story",
     "Campfire",
     "A tiny storyteller for demonstration: whatever it is asked, it tells a story",
-    Shape(n_layer=4, n_embd=128, n_head=4, n_head_kv=2, n_ff=352, n_ctx=1024),
+    TinyShape(n_layer=4, n_embd=128, n_head=4, n_head_kv=2, n_ff=352, n_ctx=1024),
     n_vocab=1024,
     steps=1000,
     rows=10,
 )
 
 
-def vocabulary(plan: Plan) -> Vocabulary:
+def vocabulary(plan: ChatModelPlan) -> Vocabulary:
     documents = islice(conversations.documents(Random(7), plan.persona), 6000)
     texts = (text for document in documents for _, text in document)
     roles = ["system\n", "user\n", "assistant\n"] * 500  # whole tokens for what every turn begins with
@@ -91,7 +91,7 @@ def tokens_of(words: Vocabulary, document: list[conversations.Message]) -> tuple
     return ids, weights
 
 
-def batch(words: Vocabulary, plan: Plan, step: int) -> tuple[Tensor, Tensor]:
+def batch(words: Vocabulary, plan: ChatModelPlan, step: int) -> tuple[Tensor, Tensor]:
     """Rows of documents one after another, cut at WINDOW + 1 tokens."""
     documents = conversations.documents(Random(f"{plan.persona} {step}"), plan.persona)
     rows, weights = [], []
@@ -164,7 +164,7 @@ def _restore(model: nn.Module, parts: list[torch.optim.Optimizer], checkpoint: P
     return int(state["step"])
 
 
-def train_chat(plan: Plan, out: Path, work: Path) -> None:
+def train_chat(plan: ChatModelPlan, out: Path, work: Path) -> None:
     torch.manual_seed(1)
     words = vocabulary(plan)
     model = Decoder(plan.shape, len(words), words.id["<s>"])
@@ -204,7 +204,7 @@ PROMPTS = (
 )
 
 
-def evaluate(model: Decoder, words: Vocabulary, plan: Plan) -> None:
+def evaluate(model: Decoder, words: Vocabulary, plan: ChatModelPlan) -> None:
     """Prints answers to prompts of our own wording, and how many fresh questions are answered in the corpus's words."""
     for prompt in PROMPTS:
         print(f"  > {prompt}\n    {answer(model, words, prompt)}")

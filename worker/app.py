@@ -20,7 +20,7 @@ from .api.control import ACTIVE, ActiveCompletions, control
 from .api.ollama import handlers as ollama
 from .api.ollama import models as ollama_models
 from .api.responses import handlers as responses
-from .api.serving import SERVING, Serving
+from .api.serving import WORKER_CONTEXT, WorkerContext
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{name}</title></head>
@@ -98,20 +98,20 @@ COMPUTING: list[Route] = [
 ]
 
 
-def build(serving: Serving, vertex: Vertex | None = None) -> web.Application:
+def build(worker: WorkerContext, vertex: Vertex | None = None) -> web.Application:
     """Raises ConfigError for options of the HTTP side that cannot be."""
-    settings = serving.settings
+    settings = worker.settings
     slot_actions.check_directory(settings.slot_save_path)
     public_paths = vertex.public_paths() if vertex else ()
-    app = application(settings, is_ready=lambda: serving.is_ready, public_paths=public_paths)
-    app[SERVING] = serving
+    app = application(settings, is_ready=lambda: worker.is_ready, public_paths=public_paths)
+    app[WORKER_CONTEXT] = worker
     app[ACTIVE] = ActiveCompletions()
-    app[RESPONSES] = serving.responses
+    app[RESPONSES] = worker.responses
     app.cleanup_ctx.extend((resumable.sessions, keep_until_cleanup))
     add_routes(app, settings, [(method, path, resumable.resumable(handler)) for method, path, handler in STREAMING])
     add_routes(app, settings, [*MONITORING, *RESUMING, *STORED, *COMPUTING])
     add_routes(app, settings, tool_routes(app, settings, environment_without_keys()))
-    add_routes(app, settings, page_routes(settings, PAGE.format(name=escape(serving.name)), serving.name))
+    add_routes(app, settings, page_routes(settings, PAGE.format(name=escape(worker.name)), worker.name))
     if vertex is not None:
         vertex.serve(app, settings, [*MONITORING, *STREAMING, *COMPUTING], monitoring.health)
     return app

@@ -9,8 +9,8 @@ import logging
 import os
 from collections.abc import Mapping
 
-from llama_corral.common.base.worker_reports import Report
-from llama_corral.common.hub.download import Progress
+from llama_corral.common.base.worker_reports import WorkerReport
+from llama_corral.common.hub.download import DownloadProgress
 from llama_corral.common.hub.resolve import resolve_files
 from llama_corral.presets.options.settings import Settings
 
@@ -25,9 +25,9 @@ def download(settings: Settings, environ: Mapping[str, str], lifeline: Lifeline)
     """The exit code. Blocking; raises ModelFilesError."""
     lifeline.on_exit(lambda: os._exit(STOPPED))  # a transfer leaves nothing behind that the next one could not use
 
-    def report(progress: Progress) -> None:
+    def report(progress: DownloadProgress) -> None:
         payload = {"url": progress.url, "downloaded": progress.downloaded, "total": progress.total}
-        lifeline.report(Report("downloading", payload))
+        lifeline.report(WorkerReport("downloading", payload))
 
     files = resolve_files(settings, environ, report)
     log.info("downloaded %s", files.model)

@@ -9,22 +9,22 @@ import asyncio
 import time
 
 import msgspec
-from llama_corral.common.base.worker_reports import HEARTBEAT_S, Report, SignOfLife
+from llama_corral.common.base.worker_reports import HEARTBEAT_S, SignOfLife, WorkerReport
 
-from .api.serving import Serving
+from .api.serving import WorkerContext
 from .lifeline import Lifeline
 
 
-async def beat(lifeline: Lifeline, serving: Serving) -> None:
+async def send_heartbeats(lifeline: Lifeline, worker: WorkerContext) -> None:
     """Until it is cancelled."""
     while lifeline.has_router:
-        lifeline.report(Report("alive", msgspec.to_builtins(_sign(serving))))
+        lifeline.report(WorkerReport("alive", msgspec.to_builtins(_sign(worker))))
         await asyncio.sleep(HEARTBEAT_S)
 
 
-def _sign(serving: Serving) -> SignOfLife:
+def _sign(worker: WorkerContext) -> SignOfLife:
     cpu = round(time.process_time(), 2)
-    if not serving.is_ready:
+    if not worker.is_ready:
         return SignOfLife(cpu=cpu)
-    busy, steps = serving.engine.progress
+    busy, steps = worker.engine.progress
     return SignOfLife(busy, steps, cpu)

@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 
-from llama_corral.common.base.worker_reports import CONTROL_FD_ENV, Report, encode
+from llama_corral.common.base.worker_reports import CONTROL_FD_ENV, WorkerReport, encode
 
 from .parent import die_with_parent
 
@@ -43,7 +43,7 @@ class Lifeline:
         die_with_parent(os.getppid())
         threading.Thread(target=self._watch, name="stdin", daemon=True).start()
 
-    def report(self, report: Report) -> None:
+    def report(self, report: WorkerReport) -> None:
         if self._control is None:
             return
         line = encode(report)

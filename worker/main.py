@@ -18,24 +18,24 @@ from llama_corral.common.base.errors import ConfigError, ModelFilesError
 from llama_corral.common.base.private_directory import PrivateDirectory
 from llama_corral.common.base.prompt_directory import prompts_directory
 from llama_corral.common.base.systemd import READY, STOPPING, notify
-from llama_corral.common.base.worker_reports import DOWNLOAD_ENV, Report
-from llama_corral.common.hub.download import Progress
+from llama_corral.common.base.worker_reports import DOWNLOAD_ENV, WorkerReport
+from llama_corral.common.hub.download import DownloadProgress
 from llama_corral.common.hub.resolve import resolve_files
 from llama_corral.common.web.application import RUNNING
 from llama_corral.common.web.listen import listen
-from llama_corral.common.web.shutdown import Stop, drain
+from llama_corral.common.web.shutdown import ShutdownRequest, drain
 from llama_corral.common.web.vertex import read_vertex
-from llama_corral.presets.merge import notices, settings_from
+from llama_corral.presets.merge import settings_from, unused_option_notices
 from llama_corral.presets.options.settings import Settings
 
 from .api.monitoring import model_entry
-from .api.serving import Serving
+from .api.serving import WorkerContext
 from .app import build
 from .chat.template.template import TemplateError
 from .download import download
 from .engine.llama.devices import describe_devices
 from .engine.runner import Engine, LoadError
-from .heartbeat import beat
+from .heartbeat import send_heartbeats
 from .lifeline import Lifeline
 
 if sys.platform == "win32":
@@ -63,27 +63,27 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
             return OK
         if DOWNLOAD_ENV in environ:
             return download(settings, environ, lifeline)
-        for line in notices(settings):
+        for line in unused_option_notices(settings):
             log.info("%s", line)
-        return run_loop(_live(settings, environ, lifeline))
+        return run_loop(_run_worker(settings, environ, lifeline))
     except (ConfigError, ModelFilesError, LoadError, TemplateError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        lifeline.report(Report("failed", {"message": str(error)}))
+        lifeline.report(WorkerReport("failed", {"message": str(error)}))
         return FAILED
 
 
-async def _live(settings: Settings, environ: Mapping[str, str], lifeline: Lifeline) -> int:
+async def _run_worker(settings: Settings, environ: Mapping[str, str], lifeline: Lifeline) -> int:
     stop = _asked_to_stop(lifeline)
     vertex = read_vertex(environ)
     if vertex is not None:
         settings = vertex.listening(settings)
-    serving = Serving(settings, environ)
+    worker = WorkerContext(settings, environ)
     disk = prompts_directory(settings.cache_disk_dir, environ)
-    application = build(serving, vertex)
-    beating = asyncio.create_task(beat(lifeline, serving))
+    application = build(worker, vertex)
+    beating = asyncio.create_task(send_heartbeats(lifeline, worker))
     async with listen(application, settings) as listening:
-        loading = asyncio.create_task(_load(serving, environ, lifeline, disk))
-        asked = asyncio.create_task(stop.asked.wait())
+        loading = asyncio.create_task(_load(worker, environ, lifeline, disk))
+        asked = asyncio.create_task(stop.requested.wait())
         await asyncio.wait({loading, asked}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             engine = loading.result()
@@ -93,7 +93,7 @@ async def _live(settings: Settings, environ: Mapping[str, str], lifeline: Lifeli
             listening.stop_accepting()
             await drain(application[RUNNING], stop, settings.drain_timeout, engine.close)
     if not loading.done():
-        _abandon()
+        _exit_at_once()
     await engine.close()
     disk.close()
     beating.cancel()
@@ -101,30 +101,32 @@ async def _live(settings: Settings, environ: Mapping[str, str], lifeline: Lifeli
     return OK
 
 
-def _asked_to_stop(lifeline: Lifeline) -> Stop:
+def _asked_to_stop(lifeline: Lifeline) -> ShutdownRequest:
     """By the router, by SIGTERM or by SIGINT."""
-    stop, loop = Stop(), asyncio.get_running_loop()
+    stop, loop = ShutdownRequest(), asyncio.get_running_loop()
     stop.on_signals()
-    lifeline.on_exit(lambda: loop.call_soon_threadsafe(stop.ask))
+    lifeline.on_exit(lambda: loop.call_soon_threadsafe(stop.request))
     return stop
 
 
-def _abandon() -> None:
+def _exit_at_once() -> None:
     """Ends the process in the midst of a download or a load, which cannot be interrupted and leave nothing behind."""
     logging.shutdown()
     os._exit(OK)
 
 
-async def _load(serving: Serving, environ: Mapping[str, str], lifeline: Lifeline, disk: PrivateDirectory) -> Engine:
-    files = await asyncio.to_thread(resolve_files, serving.settings, environ, _Download(lifeline).report)
+async def _load(
+    worker: WorkerContext, environ: Mapping[str, str], lifeline: Lifeline, disk: PrivateDirectory
+) -> Engine:
+    files = await asyncio.to_thread(resolve_files, worker.settings, environ, _DownloadReporter(lifeline).report)
     log.info("loading model %s", files.model)
-    engine = Engine(serving.settings, files, lifeline.report, serving.media_marker, disk)
+    engine = Engine(worker.settings, files, lifeline.report, worker.media_marker, disk)
     await engine.load()
     async with engine.use() as loaded:
-        serving.learn(engine, loaded)
+        worker.on_model_loaded(engine, loaded)
     asyncio.get_running_loop().call_later(TIDY_AFTER_S, _tidy)
-    lifeline.report(Report("ready", model_entry(serving), engine.memory))
-    log.info("model %s is ready: %d slots of %d tokens", serving.name, serving.info.n_slots, serving.info.n_ctx)
+    lifeline.report(WorkerReport("ready", model_entry(worker), engine.memory_usage))
+    log.info("model %s is ready: %d slots of %d tokens", worker.name, worker.info.n_slots, worker.info.n_ctx)
     return engine
 
 
@@ -133,16 +135,16 @@ def _tidy() -> None:
     gc.freeze()  # what is here stays: collections need not look at it again
 
 
-class _Download:
+class _DownloadReporter:
     """Tells router and log how downloads go; called from the threads that download."""
 
     def __init__(self, lifeline: Lifeline) -> None:
         self._lifeline = lifeline
         self._logged: dict[str, int] = {}
 
-    def report(self, progress: Progress) -> None:
+    def report(self, progress: DownloadProgress) -> None:
         value = progress.downloaded / progress.total if progress.total else 0.0
-        self._lifeline.report(Report("loading", {"stages": STAGES, "current": "download", "value": value}))
+        self._lifeline.report(WorkerReport("loading", {"stages": STAGES, "current": "download", "value": value}))
         tenth = int(value * 10)
         if self._logged.get(progress.url) != tenth:
             self._logged[progress.url] = tenth

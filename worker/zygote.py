@@ -21,7 +21,7 @@ from collections.abc import Callable, MutableMapping, Sequence
 from typing import NoReturn
 
 from llama_corral.common.base.worker_reports import CONTROL_FD_ENV
-from llama_corral.common.base.zygote_messages import Answer, Fork, encode_answer, receive_fork
+from llama_corral.common.base.zygote_messages import ForkRequest, ZygoteEvent, encode_event, receive_fork
 
 from .parent import die_with_parent
 
@@ -45,13 +45,13 @@ def main(arguments: Sequence[str]) -> int:
             program = _import_program(options.program)
         except Exception as error:
             traceback.print_exc()
-            _answer(connection, Answer("unsafe", message=f"{type(error).__name__}: {error}"))
+            _answer(connection, ZygoteEvent("unsafe", message=f"{type(error).__name__}: {error}"))
             return 1
         if (threads := len(os.listdir("/proc/self/task"))) > 1:
-            _answer(connection, Answer("unsafe", message=f"importing the worker started {threads - 1} threads"))
+            _answer(connection, ZygoteEvent("unsafe", message=f"importing the worker started {threads - 1} threads"))
             return 1
         with contextlib.suppress(ConnectionError):  # the router went away
-            _answer(connection, Answer("ready"))
+            _answer(connection, ZygoteEvent("ready"))
             _serve(connection, program)
     return 0
 
@@ -88,13 +88,15 @@ def _serve(connection: socket.socket, program: Program) -> None:
             _fork(connection, program, *received, ids)
 
 
-def _fork(connection: socket.socket, program: Program, request: Fork, fds: list[int], ids: dict[int, int]) -> None:
+def _fork(
+    connection: socket.socket, program: Program, request: ForkRequest, fds: list[int], ids: dict[int, int]
+) -> None:
     zygote = os.getpid()
     try:
         pid = os.fork()
     except OSError as error:
         os.write(fds[1], f"fork: {error}\n".encode())
-        _answer(connection, Answer("exited", request.id, code=1))
+        _answer(connection, ZygoteEvent("exited", request.id, code=1))
         pid = -1
     if pid == 0:
         _become_worker(program, request, fds, zygote)
@@ -102,10 +104,10 @@ def _fork(connection: socket.socket, program: Program, request: Fork, fds: list[
         os.close(fd)
     if pid > 0:
         ids[pid] = request.id
-        _answer(connection, Answer("forked", request.id, pid))
+        _answer(connection, ZygoteEvent("forked", request.id, pid))
 
 
-def _become_worker(program: Program, request: Fork, fds: list[int], zygote: int) -> NoReturn:
+def _become_worker(program: Program, request: ForkRequest, fds: list[int], zygote: int) -> NoReturn:
     code = 1
     try:
         os.setsid()
@@ -140,7 +142,9 @@ def _reap(connection: socket.socket, ids: dict[int, int]) -> None:
             return
         _kill_group(ended.si_pid)  # before the reaping, while the number is still its own
         _, status = os.waitpid(ended.si_pid, 0)
-        _answer(connection, Answer("exited", ids.pop(ended.si_pid), ended.si_pid, os.waitstatus_to_exitcode(status)))
+        _answer(
+            connection, ZygoteEvent("exited", ids.pop(ended.si_pid), ended.si_pid, os.waitstatus_to_exitcode(status))
+        )
 
 
 def _kill_group(pid: int) -> None:
@@ -149,8 +153,8 @@ def _kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def _answer(connection: socket.socket, answer: Answer) -> None:
-    connection.sendall(encode_answer(answer))
+def _answer(connection: socket.socket, answer: ZygoteEvent) -> None:
+    connection.sendall(encode_event(answer))
 
 
 if __name__ == "__main__":

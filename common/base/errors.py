@@ -108,7 +108,7 @@ class NotSupported(ApiError):
     type = "not_supported_error"
 
 
-class UpstreamGone(ApiError):
+class WorkerGone(ApiError):
     """The worker went away before its first byte."""
 
     status = 502
@@ -141,7 +141,7 @@ class TooManyRequests(ApiError):
     retry_after = 1
 
 
-class KeepsFailing(Unavailable):
+class ModelBackingOff(Unavailable):
     """A model that failed several times in a row has a pause."""
 
     def __init__(self, message: str, retry_after: int = 1) -> None:
@@ -149,7 +149,7 @@ class KeepsFailing(Unavailable):
         self.retry_after = retry_after
 
 
-class NoPlace(ApiError):
+class NoCapacity(ApiError):
     """Models that may not be evicted have all places: to wait would be of no use."""
 
     status = 503

@@ -63,8 +63,8 @@ def _handlers(settings: CommonSettings) -> list[logging.Handler]:
 
 def _formatter(settings: CommonSettings, *, colours: bool) -> logging.Formatter:
     if settings.log_jsonl:
-        return JsonLines()
-    return Lines(timestamps=settings.log_timestamps, prefix=settings.log_prefix, colours=colours)
+        return JsonLineFormatter()
+    return LineFormatter(timestamps=settings.log_timestamps, prefix=settings.log_prefix, colours=colours)
 
 
 def _wants_colours(choice: str, stream: TextIO) -> bool:
@@ -73,7 +73,7 @@ def _wants_colours(choice: str, stream: TextIO) -> bool:
     return choice == "on"
 
 
-class Lines(logging.Formatter):
+class LineFormatter(logging.Formatter):
     """`12:00:00.123 W router: message`; without prefix only warnings and errors say what they are."""
 
     def __init__(self, *, timestamps: bool, prefix: bool, colours: bool) -> None:
@@ -97,7 +97,7 @@ class Lines(logging.Formatter):
         return f"{time.strftime('%H:%M:%S', time.localtime(record.created))}.{int(record.msecs):03d}"
 
 
-class JsonLines(logging.Formatter):
+class JsonLineFormatter(logging.Formatter):
     """One object a line; keys are llama-server's, plus the logger's name."""
 
     def format(self, record: logging.LogRecord) -> str:

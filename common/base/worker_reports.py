@@ -19,7 +19,7 @@ DOWNLOAD_ENV = "LLAMA_CORRAL_DOWNLOAD"
 HEARTBEAT_S = 2.0
 """Between two signs of life of a worker: seldom enough to cost nothing, often enough that some may be late."""
 
-State = Literal["loading", "ready", "sleeping", "failed", "downloading", "alive"]
+WorkerState = Literal["loading", "ready", "sleeping", "failed", "downloading", "alive"]
 
 
 class SignOfLife(msgspec.Struct, frozen=True):
@@ -34,7 +34,7 @@ class SignOfLife(msgspec.Struct, frozen=True):
     """What is amiss if neither gets on, for a person; "" where it is requests."""
 
 
-class OnDevice(msgspec.Struct, frozen=True):
+class DeviceUsage(msgspec.Struct, frozen=True):
     name: str
     """As llama.cpp has it: `CUDA0`."""
     size: int
@@ -43,15 +43,15 @@ class OnDevice(msgspec.Struct, frozen=True):
     """On the PCI bus, `0000:c1:00.0`; "": unknown."""
 
 
-class Taken(msgspec.Struct, frozen=True):
+class MemoryUsage(msgspec.Struct, frozen=True):
     """What a model takes: bytes of the machine's memory, and of each device's."""
 
     host: int = 0
-    devices: tuple[OnDevice, ...] | None = None
+    devices: tuple[DeviceUsage, ...] | None = None
     """Those that it uses, and those that it could; None: nobody knows."""
 
 
-class Report(msgspec.Struct, frozen=True):
+class WorkerReport(msgspec.Struct, frozen=True):
     """One line of the pipe.
 
     loading: `{"stages": […], "current": "text_model", "value": 0.0…1.0}`, or `{}` on waking up.
@@ -62,20 +62,20 @@ class Report(msgspec.Struct, frozen=True):
     sleeping: `{}`. failed: `{"message": why}`, followed by the worker's exit.
     """
 
-    state: State
+    state: WorkerState
     payload: dict[str, Any] = {}
-    memory: Taken | None = None
+    memory: MemoryUsage | None = None
     """With `ready`: what the model takes, if that is known."""
 
 
 _encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(Report)
+_decoder = msgspec.json.Decoder(WorkerReport)
 
 
-def encode(report: Report) -> bytes:
+def encode(report: WorkerReport) -> bytes:
     return _encoder.encode(report) + b"\n"
 
 
-def decode(line: bytes) -> Report:
+def decode(line: bytes) -> WorkerReport:
     """Raises msgspec.DecodeError for a line that is no report."""
     return _decoder.decode(line)

@@ -18,14 +18,14 @@ DESCRIPTORS = 3
 """With each request: the worker's stdin, its log (stdout and stderr), its control pipe."""
 
 
-class Fork(msgspec.Struct, frozen=True):
+class ForkRequest(msgspec.Struct, frozen=True):
     id: int
     name: str
     argv: list[str]
     environ: dict[str, str]
 
 
-class Answer(msgspec.Struct, frozen=True):
+class ZygoteEvent(msgspec.Struct, frozen=True):
     """ready: imports are done. unsafe: this process must not be forked, `message` says why.
 
     exited: with `code`, negative for the signal that ended it.
@@ -39,16 +39,16 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 _encoder = msgspec.json.Encoder()
-_fork_decoder = msgspec.json.Decoder(Fork)
-_answer_decoder = msgspec.json.Decoder(Answer)
+_fork_decoder = msgspec.json.Decoder(ForkRequest)
+_event_decoder = msgspec.json.Decoder(ZygoteEvent)
 
 
-def encode_fork(fork: Fork) -> bytes:
+def encode_fork(fork: ForkRequest) -> bytes:
     body = _encoder.encode(fork)
     return _LENGTH.pack(len(body)) + body
 
 
-def receive_fork(connection: socket.socket) -> tuple[Fork, list[int]] | None:
+def receive_fork(connection: socket.socket) -> tuple[ForkRequest, list[int]] | None:
     """The next request from a blocking socket, with its descriptors; None at the end."""
     head, descriptors, _, _ = socket.recv_fds(connection, _LENGTH.size, DESCRIPTORS)
     if not head:
@@ -68,9 +68,9 @@ def _exactly(connection: socket.socket, count: int) -> bytes:
     return bytes(data)
 
 
-def encode_answer(answer: Answer) -> bytes:
+def encode_event(answer: ZygoteEvent) -> bytes:
     return _encoder.encode(answer) + b"\n"
 
 
-def decode_answer(line: bytes) -> Answer:
-    return _answer_decoder.decode(line)
+def decode_event(line: bytes) -> ZygoteEvent:
+    return _event_decoder.decode(line)

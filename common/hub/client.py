@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from ..base.errors import ModelFilesError
 from . import hub_cache
-from .download import Progress, Transfer, fetch, new_client, refusal, shown
+from .download import DownloadProgress, Transfer, fetch, new_client, redacted_url, refusal
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 PARALLEL = 4
@@ -39,7 +39,7 @@ class RemoteFile:
 
 
 @dataclass(frozen=True)
-class Listing:
+class RepoListing:
     repo: str
     branch: str
     commit: str
@@ -71,21 +71,21 @@ class HubClient:
     def __exit__(self, *exc_info: object) -> None:
         self.client.close()
 
-    def listing(self, repo: str) -> Listing:
+    def listing(self, repo: str) -> RepoListing:
         branch, commit = self._head(repo)
         files = {}
         for item in self._pages(f"/api/models/{repo}/tree/{commit}?recursive=true", repo):
             file = _remote_file(item)
             if file:
                 files[file.path] = file
-        return Listing(repo, branch, commit, dict(sorted(files.items())))
+        return RepoListing(repo, branch, commit, dict(sorted(files.items())))
 
     def download(
         self,
-        listing: Listing,
+        listing: RepoListing,
         paths: Iterable[str],
         cache: Path,
-        on_progress: Callable[[Progress], None],
+        on_progress: Callable[[DownloadProgress], None],
     ) -> dict[str, Path]:
         """Where the files lie in the cache afterwards. The branch moves to the new commit when all are there."""
         folder = hub_cache.repo_dir(cache, listing.repo)
@@ -103,7 +103,7 @@ class HubClient:
         hub_cache.write_ref(cache, listing.repo, listing.branch, listing.commit)
         return {file.path: root / file.path for file in wanted}
 
-    def _transfer(self, listing: Listing, file: RemoteFile, cache: Path) -> Transfer:
+    def _transfer(self, listing: RepoListing, file: RemoteFile, cache: Path) -> Transfer:
         folder = hub_cache.repo_dir(cache, listing.repo)
         return Transfer(
             url=f"{self.endpoint}/{listing.repo}/resolve/{listing.commit}/{quote(file.path)}",
@@ -114,7 +114,7 @@ class HubClient:
             lock=cache / ".locks" / folder.name / f"{file.object_id}.lock",
         )
 
-    def _fetch_all(self, transfers: list[Transfer], on_progress: Callable[[Progress], None]) -> None:
+    def _fetch_all(self, transfers: list[Transfer], on_progress: Callable[[DownloadProgress], None]) -> None:
         """The first failure stops the others; what they have got so far stays for the next try."""
         stop = threading.Event()
         with concurrent.futures.ThreadPoolExecutor(PARALLEL, thread_name_prefix="download") as pool:
@@ -145,7 +145,9 @@ class HubClient:
                 return
             answer, following = self._get(following, repo)
             if not isinstance(answer, list):
-                raise ModelFilesError(f"{shown(self.endpoint)} answered the listing of {repo} with something else")
+                raise ModelFilesError(
+                    f"{redacted_url(self.endpoint)} answered the listing of {repo} with something else"
+                )
             yield from answer
 
     def _get(self, path: str, repo: str) -> tuple[Any, str | None]:
@@ -157,13 +159,13 @@ class HubClient:
             response = self.client.get(url, headers=self.headers)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             reason = str(error) or type(error).__name__
-            raise ModelFilesError(f"cannot reach {shown(self.endpoint)} to look for {repo}: {reason}") from None
+            raise ModelFilesError(f"cannot reach {redacted_url(self.endpoint)} to look for {repo}: {reason}") from None
         if response.status_code != 200:
-            raise ModelFilesError(refusal(response, f"repository {repo} on {shown(self.endpoint)}"))
+            raise ModelFilesError(refusal(response, f"repository {repo} on {redacted_url(self.endpoint)}"))
         try:
             return response.json(), response.links.get("next", {}).get("url")
         except ValueError:
-            raise ModelFilesError(f"{shown(url)} did not answer with JSON: is it a Hugging Face hub?") from None
+            raise ModelFilesError(f"{redacted_url(url)} did not answer with JSON: is it a Hugging Face hub?") from None
 
 
 def _remote_file(item: Any) -> RemoteFile | None:

@@ -44,7 +44,7 @@ logger = logging.getLogger("corral.presets")
 
 
 @dataclass(frozen=True)
-class Progress:
+class DownloadProgress:
     """Of one file, in bytes; `total` is 0 while unknown. Reported from the thread that downloads it."""
 
     url: str
@@ -94,28 +94,30 @@ def new_client() -> httpx.Client:
 
 
 def fetch(
-    client: httpx.Client, transfer: Transfer, on_progress: Callable[[Progress], None], stop: threading.Event
+    client: httpx.Client, transfer: Transfer, on_progress: Callable[[DownloadProgress], None], stop: threading.Event
 ) -> None:
     """Returns when the target is there and complete; raises ModelFilesError."""
     try:
         transfer.target.parent.mkdir(parents=True, exist_ok=True)
-        with _exclusive(transfer.lock or transfer.target.with_name(transfer.target.name + ".lock")):
+        with _lock_file(transfer.lock or transfer.target.with_name(transfer.target.name + ".lock")):
             if not transfer.target.exists():  # else someone else was faster
-                _Download(client, transfer, on_progress, stop).run()
+                _FileDownload(client, transfer, on_progress, stop).run()
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ModelFilesError(f"no space left in {transfer.target.parent} for {shown(transfer.url)}") from None
+            raise ModelFilesError(
+                f"no space left in {transfer.target.parent} for {redacted_url(transfer.url)}"
+            ) from None
         raise ModelFilesError(f"cannot write {transfer.target}: {error.strerror or error}") from None
 
 
-def shown(url: str) -> str:
+def redacted_url(url: str) -> str:
     """An address without what may be secret in it: credentials and signatures."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
 @contextlib.contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
+def _lock_file(path: Path) -> Iterator[None]:
     """A lock that the system drops when its holder dies."""
     import fcntl
 
@@ -128,14 +130,14 @@ def _exclusive(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_UN)
 
 
-class _Download:
+class _FileDownload:
     """One run for one file; `total` and `validator` are learned from the answers."""
 
     def __init__(
         self,
         client: httpx.Client,
         transfer: Transfer,
-        on_progress: Callable[[Progress], None],
+        on_progress: Callable[[DownloadProgress], None],
         stop: threading.Event,
     ) -> None:
         self.client = client
@@ -151,7 +153,9 @@ class _Download:
         while not self._is_intact():
             self._restart()
             if not inherited:
-                raise ModelFilesError(f"{shown(self.transfer.url)} arrived damaged (checksum differs); try again")
+                raise ModelFilesError(
+                    f"{redacted_url(self.transfer.url)} arrived damaged (checksum differs); try again"
+                )
             inherited = False  # what an earlier run left may have been bad: one more try without it
             self._fetch()
         os.replace(self.transfer.unfinished, self.transfer.target)
@@ -167,14 +171,14 @@ class _Download:
             except _Retry as reason:
                 failures = failures + 1 if self.transfer.length() <= furthest else 1
                 if failures >= ATTEMPTS:
-                    raise ModelFilesError(f"cannot download {shown(self.transfer.url)}: {reason}") from None
-                logger.warning("download of %s interrupted (%s), trying again", shown(self.transfer.url), reason)
+                    raise ModelFilesError(f"cannot download {redacted_url(self.transfer.url)}: {reason}") from None
+                logger.warning("download of %s interrupted (%s), trying again", redacted_url(self.transfer.url), reason)
                 self.stop.wait(self.transfer.retry_delay * (2**failures - 2))
             furthest = max(furthest, self.transfer.length())
 
     def _complete(self) -> bool:
         if self.stop.is_set():
-            raise ModelFilesError(f"download of {shown(self.transfer.url)} stopped")
+            raise ModelFilesError(f"download of {redacted_url(self.transfer.url)} stopped")
         length = self.transfer.length()
         if self.total is not None and length > self.total:
             self._restart()
@@ -203,7 +207,7 @@ class _Download:
         except httpx.InvalidURL as error:
             raise ModelFilesError(f"{self.transfer.url!r} is no address: {error}") from None
         except httpx.UnsupportedProtocol:
-            raise ModelFilesError(f"{shown(self.transfer.url)} is neither http nor https") from None
+            raise ModelFilesError(f"{redacted_url(self.transfer.url)} is neither http nor https") from None
         except httpx.HTTPError as error:
             raise _Retry(str(error) or type(error).__name__) from None
 
@@ -214,7 +218,7 @@ class _Download:
         if response.status_code == 429 or response.status_code >= 500:
             raise _Retry(f"the server answered {response.status_code}")
         if response.status_code not in (200, 206):
-            raise ModelFilesError(refusal(response, shown(self.transfer.url)))
+            raise ModelFilesError(refusal(response, redacted_url(self.transfer.url)))
         partial = response.status_code == 206
         total = _total(response, partial)
         if self.transfer.size is None:
@@ -222,7 +226,7 @@ class _Download:
             self._remember(response.headers.get("ETag", ""))
         elif total is not None and total != self.transfer.size:
             raise ModelFilesError(
-                f"{shown(self.transfer.url)} has {total} bytes, not the expected {self.transfer.size}"
+                f"{redacted_url(self.transfer.url)} has {total} bytes, not the expected {self.transfer.size}"
             )
         self._append(response, offset if partial else 0)
         if self.total is None:
@@ -242,7 +246,7 @@ class _Download:
                 file.write(chunk)
                 done += len(chunk)
                 if time.monotonic() - reported >= REPORT_EVERY or done == self.total:
-                    self.on_progress(Progress(self.transfer.url, done, self.total or 0))
+                    self.on_progress(DownloadProgress(self.transfer.url, done, self.total or 0))
                     reported = time.monotonic()
                 if self.stop.is_set():
                     return

@@ -102,10 +102,10 @@ def _tensor_names(path: str | os.PathLike[str]) -> set[str]:
 @functools.lru_cache(maxsize=256)
 def _read_cached(path: str, size: int, mtime_ns: int) -> Header:
     with open(path, "rb") as file:
-        return _Reader(file, size).header()
+        return _HeaderReader(file, size).header()
 
 
-class _Reader:
+class _HeaderReader:
     """Walks forward through the file; `pos` is the next unread byte."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:

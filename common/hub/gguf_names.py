@@ -34,7 +34,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Choice:
+class RepoModelFiles:
     """Files of one repository that make up a model; paths inside the repository."""
 
     model: tuple[str, ...] = ()
@@ -94,9 +94,9 @@ def listed_tag(path: str) -> str | None:
     return part.tag
 
 
-def choose(
+def choose_files(
     paths: Iterable[str], tag: str, *, file: str = "", want_mmproj: bool = True, drafts: Sequence[DraftKind] = ()
-) -> Choice:
+) -> RepoModelFiles:
     """An empty `model` when nothing matches. `paths` in the order in which the first match shall win."""
     paths = [path for path in paths if path.endswith(SUFFIX) or path == file]
     primary = (file if file in paths else None) if file else _best_model(paths, tag)
@@ -105,8 +105,8 @@ def choose(
     for kind in (kind for kind in DRAFT_KINDS if kind in drafts):
         draft = _best_sibling(paths, primary or "", f"{kind}-", tag)
         if draft:
-            return Choice(model, mmproj, draft, kind)
-    return Choice(model, mmproj)
+            return RepoModelFiles(model, mmproj, draft, kind)
+    return RepoModelFiles(model, mmproj)
 
 
 def _best_model(paths: Sequence[str], tag: str) -> str | None:

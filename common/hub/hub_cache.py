@@ -33,7 +33,7 @@ _OBJECT = re.compile(r"[0-9a-fA-F]{40}|[0-9a-fA-F]{64}")
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class RepoSnapshot:
     """The files of one repository at its current commit, by their path inside it, sorted."""
 
     repo: str
@@ -79,7 +79,7 @@ def repo_dir(cache: Path, repo: str) -> Path:
     return cache / ("models--" + repo.replace("/", "--"))
 
 
-def snapshots(cache: Path) -> Iterator[Snapshot]:
+def snapshots(cache: Path) -> Iterator[RepoSnapshot]:
     """Every repository that has a current commit, sorted by folder."""
     try:
         folders = sorted(entry.name for entry in os.scandir(cache) if entry.is_dir())
@@ -92,7 +92,7 @@ def snapshots(cache: Path) -> Iterator[Snapshot]:
             yield found
 
 
-def snapshot(cache: Path, repo: str) -> Snapshot | None:
+def snapshot(cache: Path, repo: str) -> RepoSnapshot | None:
     """None when the cache knows no commit of it. A link whose blob is gone is no file."""
     if not is_repo_name(repo):
         return None
@@ -107,7 +107,7 @@ def snapshot(cache: Path, repo: str) -> Snapshot | None:
             path = Path(directory, name)
             if path.is_file():
                 files[path.relative_to(root).as_posix()] = path
-    return Snapshot(repo, commit, dict(sorted(files.items())))
+    return RepoSnapshot(repo, commit, dict(sorted(files.items())))
 
 
 def _current_commit(refs: Path) -> str:
@@ -124,7 +124,7 @@ def write_ref(cache: Path, repo: str, branch: str, commit: str) -> None:
     """Last step of a download: until then the cache shows the repository as it was."""
     path = repo_dir(cache, repo) / "refs" / branch
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path)
+    temporary = _temporary_name(path)
     temporary.write_text(commit)
     temporary.replace(path)
 
@@ -132,7 +132,7 @@ def write_ref(cache: Path, repo: str, branch: str, commit: str) -> None:
 def link(blob: Path, target: Path) -> None:
     """Makes a blob appear in a snapshot, in one step; where links are not possible it moves there."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(target)
+    temporary = _temporary_name(target)
     try:
         temporary.symlink_to(os.path.relpath(blob, target.parent))
     except (OSError, NotImplementedError):
@@ -141,6 +141,6 @@ def link(blob: Path, target: Path) -> None:
         temporary.replace(target)
 
 
-def _beside(path: Path) -> Path:
+def _temporary_name(path: Path) -> Path:
     """A name that no other thread or process uses."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}")

@@ -17,11 +17,20 @@ from urllib.parse import urlsplit, urlunsplit
 
 from ..base.errors import ModelFilesError
 from . import hub_cache
-from .client import HubClient, Listing, endpoint, is_token
-from .download import Progress as Progress
-from .download import Transfer, fetch, new_client, shown
+from .client import HubClient, RepoListing, endpoint, is_token
+from .download import DownloadProgress as DownloadProgress
+from .download import Transfer, fetch, new_client, redacted_url
 from .gguf_header import is_mtp_head
-from .gguf_names import DRAFT_KINDS, SUFFIX, Choice, DraftKind, choose, listed_tag, shard_names, split_repo
+from .gguf_names import (
+    DRAFT_KINDS,
+    SUFFIX,
+    DraftKind,
+    RepoModelFiles,
+    choose_files,
+    listed_tag,
+    shard_names,
+    split_repo,
+)
 from .hub_cache import cache_dir as cache_dir
 
 if TYPE_CHECKING:
@@ -32,7 +41,7 @@ PRESET_FILE = "preset.ini"
 MAX_SHOWN = 20
 """Files of a repository named in one error."""
 
-OnProgress = Callable[[Progress], None]
+OnProgress = Callable[[DownloadProgress], None]
 logger = logging.getLogger("corral.presets")
 
 
@@ -46,7 +55,7 @@ class ModelFiles:
     """Set when the draft is a head made for this model, not a model of its own."""
 
 
-def ignore_progress(_: Progress) -> None:
+def ignore_progress(_: DownloadProgress) -> None:
     pass
 
 
@@ -65,7 +74,7 @@ def find_cached(environ: Mapping[str, str], hf_repo: str, hf_file: str = "") -> 
     """Files that `hf_repo` (with optional tag) stands for, by role: model, mmproj. Never asks the network."""
     repo, tag = split_repo(hf_repo)
     snapshot = hub_cache.snapshot(cache_dir(environ), repo)
-    choice = choose(snapshot.files, tag, file=hf_file) if snapshot else Choice()
+    choice = choose_files(snapshot.files, tag, file=hf_file) if snapshot else RepoModelFiles()
     if snapshot is None or not choice.model:
         return {}
     paths = {"model": choice.model[0], "mmproj": choice.mmproj}
@@ -88,7 +97,7 @@ def remote_preset(settings: CommonSettings, environ: Mapping[str, str]) -> Path 
     repo, tag = _repo_and_tag(settings.hf_repo)
     snapshot = hub_cache.snapshot(cache_dir(environ), repo)
     cached = snapshot.files.get(PRESET_FILE) if snapshot else None
-    if is_offline(settings, environ) or (snapshot and not cached and choose(snapshot.files, tag).model):
+    if is_offline(settings, environ) or (snapshot and not cached and choose_files(snapshot.files, tag).model):
         return cached
     try:
         with HubClient(endpoint(environ), _token(settings)) as client:
@@ -111,8 +120,8 @@ def resolve_files(
 
 
 @dataclass(frozen=True)
-class _Found:
-    choice: Choice
+class _FoundFiles:
+    choice: RepoModelFiles
     paths: Mapping[str, Path]
 
     def path(self, name: str | None) -> Path | None:
@@ -138,9 +147,9 @@ class _Resolver:
             )
         elif settings.model_url:
             path = self._from_url(settings.model_url, settings.model)
-            found = _Found(Choice((str(path),)), {str(path): path})
+            found = _FoundFiles(RepoModelFiles((str(path),)), {str(path): path})
         elif settings.model:
-            found = _Found(Choice((settings.model,)), {settings.model: _existing(settings.model)})
+            found = _FoundFiles(RepoModelFiles((settings.model,)), {settings.model: _existing(settings.model)})
         else:
             raise ModelFilesError("no model given: use --model, --hf-repo or --model-url")
         model = found.path(found.choice.model[0] if found.choice.model else None)
@@ -158,7 +167,7 @@ class _Resolver:
     def _has_draft(self) -> bool:
         return bool(self.settings.hf_repo_draft or self.settings.model_draft)
 
-    def _mmproj(self, found: _Found) -> Path | None:
+    def _mmproj(self, found: _FoundFiles) -> Path | None:
         """`--no-mmproj` wins over every way to name one, so that /models and the worker agree."""
         settings = self.settings
         if not settings.mmproj_auto:
@@ -167,7 +176,7 @@ class _Resolver:
             return self._from_url(settings.mmproj_url, settings.mmproj)
         return _existing(settings.mmproj) if settings.mmproj else found.path(found.choice.mmproj)
 
-    def _draft(self, found: _Found) -> tuple[Path | None, DraftKind | None]:
+    def _draft(self, found: _FoundFiles) -> tuple[Path | None, DraftKind | None]:
         settings = self.settings
         if settings.hf_repo_draft:
             asked = _heads(settings.spec_type)
@@ -191,25 +200,25 @@ class _Resolver:
 
     def _repository(
         self, hf_repo: str, hf_file: str, *, want_mmproj: bool, heads: Sequence[DraftKind], heads_needed: bool = True
-    ) -> _Found:
+    ) -> _FoundFiles:
         repo, tag = _repo_and_tag(hf_repo)
         snapshot = hub_cache.snapshot(self.cache, repo)
         cached = snapshot.files if snapshot else {}
-        choice = choose(cached, tag, file=hf_file, want_mmproj=want_mmproj, drafts=heads)
+        choice = choose_files(cached, tag, file=hf_file, want_mmproj=want_mmproj, drafts=heads)
         offline = is_offline(self.settings, self.environ)
         if _is_complete(choice, cached) and (choice.draft or not heads or not heads_needed or offline):
-            return _Found(choice, cached)
+            return _FoundFiles(choice, cached)
         if offline:
             raise ModelFilesError(_not_found(f"the cache {self.cache} (--offline)", hf_repo, hf_file, cached))
         with HubClient(endpoint(self.environ), _token(self.settings)) as client:
             listing = client.listing(repo)
-            choice = choose(listing.files, tag, file=hf_file, want_mmproj=want_mmproj, drafts=heads)
+            choice = choose_files(listing.files, tag, file=hf_file, want_mmproj=want_mmproj, drafts=heads)
             if not choice.files:
                 raise ModelFilesError(_not_found(client.endpoint, hf_repo, hf_file, listing.files))
             logger.info("downloading %s of %s", ", ".join(choice.files), repo)
-            return _Found(choice, self._download(client, listing, choice))
+            return _FoundFiles(choice, self._download(client, listing, choice))
 
-    def _download(self, client: HubClient, listing: Listing, choice: Choice) -> Mapping[str, Path]:
+    def _download(self, client: HubClient, listing: RepoListing, choice: RepoModelFiles) -> Mapping[str, Path]:
         return client.download(listing, choice.files, self.cache, self.on_progress)
 
     def _from_url(self, url: str, wanted: str) -> Path:
@@ -228,7 +237,7 @@ class _Resolver:
 
     def _fetch(self, url: str, target: Path) -> None:
         if is_offline(self.settings, self.environ):
-            raise ModelFilesError(f"{target} is not there, and --offline forbids to download {shown(url)}")
+            raise ModelFilesError(f"{target} is not there, and --offline forbids to download {redacted_url(url)}")
         home = endpoint(self.environ)
         token = _token(self.settings) if url.startswith(home + "/") else ""  # nobody else's business
         headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -263,7 +272,7 @@ def _existing(path: str) -> Path:
     return Path(path)
 
 
-def _is_complete(choice: Choice, cached: Mapping[str, Path]) -> bool:
+def _is_complete(choice: RepoModelFiles, cached: Mapping[str, Path]) -> bool:
     """A projector that was never fetched is not missed: without asking the hub nobody knows whether there is one."""
     return bool(choice.files) and all(name in cached for path in choice.model[:1] for name in shard_names(path))
 

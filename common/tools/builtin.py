@@ -16,26 +16,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..base.errors import ServerFault, Unavailable
-from .catalog import CATALOG, LARGEST_OUTPUT, LONGEST_COMMAND_S, USUAL_COMMAND_S, Entry
+from .catalog import CATALOG, DEFAULT_COMMAND_S, MAX_COMMAND_S, MAX_OUTPUT, CatalogEntry
 from .errors import RuntimeRefused, ToolFailed
 from .files import LocalFiles
-from .process import Outcome, Processes
+from .process import CommandResult, Processes
 from .runtimes import Isolate, in_directory, parse_runtime
-from .tool import Answer, Call, Shown, Tool
+from .tool import Answer, ServerTool, ToolListing, ToolRequest
 
 CHILD = (sys.executable, "-P", "-m", "llama_corral.common.tools.child")
 FILE_TOOL_S = 60.0
 """For one call on files; a listing has less, and says when it is not complete."""
-LARGEST_ANSWER = 64 << 20
+MAX_ANSWER = 64 << 20
 """Bytes of a tool process' answer: a file of 32 MiB as Base64 fits."""
 ISOLATE_GRACE_S = 5.0
 """More than the command has itself, since killing our end leaves a container's or a machine's running."""
 INFO_S = 5.0
-CUT = "\n[output truncated]"
+TRUNCATION_NOTE = "\n[output truncated]"
 
 
 @dataclass(frozen=True)
-class Place:
+class ToolRunner:
     """Where built-in tools run, for the kinds of them: all start processes here."""
 
     processes: Processes
@@ -43,8 +43,13 @@ class Place:
     """The folder that file tools may not leave; "": any."""
 
     async def run(
-        self, inner: Sequence[str], call: Call, seconds: float, limit: int, on_output: Callable[[bytes], None] | None
-    ) -> Outcome:
+        self,
+        inner: Sequence[str],
+        call: ToolRequest,
+        seconds: float,
+        limit: int,
+        on_output: Callable[[bytes], None] | None,
+    ) -> CommandResult:
         """Raises ToolFailed if it cannot be started, ApiError if it must not."""
         isolate = isolate_of(call)
         if isolate:
@@ -63,14 +68,14 @@ class Place:
             raise Unavailable("the server is stopping")
         return outcome
 
-    def directory(self, call: Call) -> str:
+    def directory(self, call: ToolRequest) -> str:
         cwd = LocalFiles(call.cwd, self.root).resolve(".")
         if not os.path.isdir(cwd):
             raise ToolFailed(f"no such directory: {call.cwd}")
         return cwd
 
 
-def isolate_of(call: Call) -> Isolate | None:
+def isolate_of(call: ToolRequest) -> Isolate | None:
     """Raises ServerFault, as llama-server does."""
     try:
         return parse_runtime(call.runtime)
@@ -79,20 +84,22 @@ def isolate_of(call: Call) -> Isolate | None:
 
 
 class _Builtin:
-    def __init__(self, entry: Entry, place: Place) -> None:
+    def __init__(self, entry: CatalogEntry, place: ToolRunner) -> None:
         self._entry = entry
         self._place = place
-        self.shown = Shown(entry.name, entry.title, entry.definition(), writes=entry.writes, streams=entry.streams)
+        self.shown = ToolListing(
+            entry.name, entry.title, entry.definition(), writes=entry.writes, streams=entry.streams
+        )
 
-    async def run(self, call: Call) -> Answer:
+    async def run(self, call: ToolRequest) -> Answer:
         raise NotImplementedError
 
-    def stream(self, call: Call) -> AsyncGenerator[str, None]:
+    def stream(self, call: ToolRequest) -> AsyncGenerator[str, None]:
         raise NotImplementedError
 
 
 class FileTool(_Builtin):
-    async def run(self, call: Call) -> Answer:
+    async def run(self, call: ToolRequest) -> Answer:
         arguments = self._entry.arguments(call.arguments)
         isolate_of(call)
         if call.as_base64 and self._entry.name == "read_file":
@@ -106,13 +113,13 @@ class FileTool(_Builtin):
         }
         try:
             done = await self._place.processes.run(
-                CHILD, seconds=FILE_TOOL_S, limit=LARGEST_ANSWER, stdin=json.dumps(order).encode()
+                CHILD, seconds=FILE_TOOL_S, limit=MAX_ANSWER, stdin=json.dumps(order).encode()
             )
         except OSError as error:
             return {"error": f"cannot start {self._entry.name}: {error.strerror}"}
         return self._answer(done)
 
-    def _answer(self, done: Outcome) -> Answer:
+    def _answer(self, done: CommandResult) -> Answer:
         if self._place.processes.is_closed:
             raise Unavailable("the server is stopping")
         if done.timed_out:
@@ -124,18 +131,18 @@ class FileTool(_Builtin):
 
 
 class ShellTool(_Builtin):
-    async def run(self, call: Call) -> Answer:
+    async def run(self, call: ToolRequest) -> Answer:
         try:
             done = await self._execute(call, self._given(call), None)
         except ToolFailed as error:
             return {"error": str(error)}
         text = done.output.decode("utf-8", "replace")
-        return {"plain_text_response": text + (CUT if done.is_cut else "") + _ending(done)}
+        return {"plain_text_response": text + (TRUNCATION_NOTE if done.is_cut else "") + _ending(done)}
 
-    def stream(self, call: Call) -> AsyncGenerator[str, None]:
+    def stream(self, call: ToolRequest) -> AsyncGenerator[str, None]:
         return self._pieces(call, self._given(call))
 
-    async def _pieces(self, call: Call, given: dict[str, Any]) -> AsyncGenerator[str, None]:
+    async def _pieces(self, call: ToolRequest, given: dict[str, Any]) -> AsyncGenerator[str, None]:
         pieces: asyncio.Queue[bytes | None] = asyncio.Queue()
         work = asyncio.create_task(self._execute(call, given, pieces.put_nowait))
         work.add_done_callback(lambda _: pieces.put_nowait(None))
@@ -145,46 +152,46 @@ class ShellTool(_Builtin):
                 if text := decoder.decode(piece):
                     yield text
             done = await work
-            yield decoder.decode(b"", final=True) + (CUT if done.is_cut else "") + _ending(done)
+            yield decoder.decode(b"", final=True) + (TRUNCATION_NOTE if done.is_cut else "") + _ending(done)
         finally:
             work.cancel()
             await asyncio.wait({work})
 
-    def _given(self, call: Call) -> dict[str, Any]:
+    def _given(self, call: ToolRequest) -> dict[str, Any]:
         """Checked before a stream begins, while there is a status to refuse with."""
         isolate_of(call)
         return self._entry.arguments(call.arguments)
 
-    async def _execute(self, call: Call, given: dict[str, Any], on_output: Callable[[bytes], None] | None) -> Outcome:
-        seconds = given.get("timeout", USUAL_COMMAND_S)
-        limit = given.get("max_output_size", LARGEST_OUTPUT)
+    async def _execute(
+        self, call: ToolRequest, given: dict[str, Any], on_output: Callable[[bytes], None] | None
+    ) -> CommandResult:
+        seconds = given.get("timeout", DEFAULT_COMMAND_S)
+        limit = given.get("max_output_size", MAX_OUTPUT)
         if seconds < 1 or limit < 1:
             raise ToolFailed("timeout and max_output_size must be 1 or more")
         inner = ("sh", "-c", given["command"])
-        return await self._place.run(
-            inner, call, min(seconds, LONGEST_COMMAND_S), min(limit, LARGEST_OUTPUT), on_output
-        )
+        return await self._place.run(inner, call, min(seconds, MAX_COMMAND_S), min(limit, MAX_OUTPUT), on_output)
 
 
-def _ending(done: Outcome) -> str:
+def _ending(done: CommandResult) -> str:
     return f"\n[exit code: {done.exit_code}]" + (" [exit due to timed out]" if done.timed_out else "")
 
 
 class InfoTool(_Builtin):
-    async def run(self, call: Call) -> Answer:
+    async def run(self, call: ToolRequest) -> Answer:
         try:
-            system = await self._said(call, "uname", "-a")
-            return {"os": system, "cwd": await self._said(call, "pwd")}
+            system = await self._info_text(call, "uname", "-a")
+            return {"os": system, "cwd": await self._info_text(call, "pwd")}
         except ToolFailed as error:
             return {"error": str(error)}
 
-    async def _said(self, call: Call, *command: str) -> str:
+    async def _info_text(self, call: ToolRequest, *command: str) -> str:
         done = await self._place.run(command, call, INFO_S, 4096, None)
         text = done.output.decode("utf-8", "replace").strip()
         return text if done.exit_code == 0 and not done.timed_out else "unknown"
 
 
-def builtin_tools(names: Sequence[str], place: Place) -> list[Tool]:
+def builtin_tools(names: Sequence[str], place: ToolRunner) -> list[ServerTool]:
     """Those that are named, or `all`; others than those there are have been refused before."""
     kinds: dict[str, type[_Builtin]] = {"exec_shell_command": ShellTool, "get_info": InfoTool}
     chosen = [entry for entry in CATALOG if entry.name in names or "all" in names]

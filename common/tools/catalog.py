@@ -14,13 +14,13 @@ from ..base.errors import InvalidRequest
 
 Type = Literal["string", "integer", "boolean", "array"]
 
-LONGEST_COMMAND_S, USUAL_COMMAND_S = 60, 10
-LARGEST_OUTPUT = 16 * 1024
+MAX_COMMAND_S, DEFAULT_COMMAND_S = 60, 10
+MAX_OUTPUT = 16 * 1024
 """Bytes of a command's output that a model is given."""
 
 
 @dataclass(frozen=True)
-class Parameter:
+class ToolParameter:
     name: str
     type: Type
     description: str
@@ -45,11 +45,11 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Entry:
+class CatalogEntry:
     name: str
     title: str
     description: str
-    parameters: tuple[Parameter, ...] = ()
+    parameters: tuple[ToolParameter, ...] = ()
     writes: bool = False
     streams: bool = False
 
@@ -82,8 +82,8 @@ _SKIPS = (
 )
 _GLOBS = "A pattern without / is matched against the name, one with / against the end of the path."
 
-_INCLUDE = Parameter("include", "string", "Glob pattern of what to look at, like *.py or src/**/*.c (default: **)")
-_EXCLUDE = Parameter("exclude", "string", "Glob pattern of what to leave out")
+_INCLUDE = ToolParameter("include", "string", "Glob pattern of what to look at, like *.py or src/**/*.c (default: **)")
+_EXCLUDE = ToolParameter("exclude", "string", "Glob pattern of what to leave out")
 
 _EDIT_ITEMS = {
     "type": "object",
@@ -94,78 +94,78 @@ _EDIT_ITEMS = {
     "required": ["old_text", "new_text"],
 }
 
-CATALOG: tuple[Entry, ...] = (
-    Entry(
+CATALOG: tuple[CatalogEntry, ...] = (
+    CatalogEntry(
         "read_file",
         "Read file",
         "Read a text file, or some of its lines.",
         (
-            Parameter("path", "string", "Path of the file", is_required=True),
-            Parameter("start_line", "integer", "First line, counted from 1 (default: 1)"),
-            Parameter("end_line", "integer", "Last line, included (default: the last of the file)"),
-            Parameter("append_loc", "boolean", "Begin each line with its number and →"),
+            ToolParameter("path", "string", "Path of the file", is_required=True),
+            ToolParameter("start_line", "integer", "First line, counted from 1 (default: 1)"),
+            ToolParameter("end_line", "integer", "Last line, included (default: the last of the file)"),
+            ToolParameter("append_loc", "boolean", "Begin each line with its number and →"),
         ),
     ),
-    Entry(
+    CatalogEntry(
         "file_glob_search",
         "File search",
         f"Find files below a folder by a glob pattern. {_SKIPS}{_GLOBS}",
         (
-            Parameter("path", "string", "Folder to search", is_required=True),
+            ToolParameter("path", "string", "Folder to search", is_required=True),
             _INCLUDE,
             _EXCLUDE,
-            Parameter("type", "string", 'What to find: "file" (default), "dir" or "all"; folders end with /'),
-            Parameter("max_depth", "integer", "Levels to go down: 1 is the folder itself, 0 is all (default)"),
-            Parameter("limit", "integer", "Most results to return, 100 at most (default: 100)"),
+            ToolParameter("type", "string", 'What to find: "file" (default), "dir" or "all"; folders end with /'),
+            ToolParameter("max_depth", "integer", "Levels to go down: 1 is the folder itself, 0 is all (default)"),
+            ToolParameter("limit", "integer", "Most results to return, 100 at most (default: 100)"),
         ),
     ),
-    Entry(
+    CatalogEntry(
         "grep_search",
         "Grep search",
         f"Find lines that match a pattern, in a file or in all files below a folder. {_SKIPS}{_GLOBS}",
         (
-            Parameter("path", "string", "File or folder to search", is_required=True),
-            Parameter("pattern", "string", "Regular expression, or with literal a text", is_required=True),
+            ToolParameter("path", "string", "File or folder to search", is_required=True),
+            ToolParameter("pattern", "string", "Regular expression, or with literal a text", is_required=True),
             _INCLUDE,
             _EXCLUDE,
-            Parameter("return_line_numbers", "boolean", "Show the numbers of lines"),
-            Parameter("literal", "boolean", "The pattern is a text and no expression"),
-            Parameter("ignore_case", "boolean", "Upper and lower case are the same"),
-            Parameter("context_lines", "integer", "Lines to show before and after each match (default: 0)"),
+            ToolParameter("return_line_numbers", "boolean", "Show the numbers of lines"),
+            ToolParameter("literal", "boolean", "The pattern is a text and no expression"),
+            ToolParameter("ignore_case", "boolean", "Upper and lower case are the same"),
+            ToolParameter("context_lines", "integer", "Lines to show before and after each match (default: 0)"),
         ),
     ),
-    Entry(
+    CatalogEntry(
         "exec_shell_command",
         "Execute shell command",
         "Run a shell command and return what it writes, errors included. What it leaves running is ended with it.",
         (
-            Parameter("command", "string", "Command for sh -c", is_required=True),
-            Parameter("timeout", "integer", f"Seconds it may take, at most {LONGEST_COMMAND_S} (default: 10)"),
-            Parameter("max_output_size", "integer", f"Bytes of output to return, at most {LARGEST_OUTPUT} (default)"),
+            ToolParameter("command", "string", "Command for sh -c", is_required=True),
+            ToolParameter("timeout", "integer", f"Seconds it may take, at most {MAX_COMMAND_S} (default: 10)"),
+            ToolParameter("max_output_size", "integer", f"Bytes of output to return, at most {MAX_OUTPUT} (default)"),
         ),
         writes=True,
         streams=True,
     ),
-    Entry(
+    CatalogEntry(
         "write_file",
         "Write file",
         "Write a text to a file, which is made or replaced, with the folders it needs. edit_file is for small changes.",
         (
-            Parameter("path", "string", "Path of the file", is_required=True),
-            Parameter("content", "string", "All that the file shall hold", is_required=True),
+            ToolParameter("path", "string", "Path of the file", is_required=True),
+            ToolParameter("content", "string", "All that the file shall hold", is_required=True),
         ),
         writes=True,
     ),
-    Entry(
+    CatalogEntry(
         "edit_file",
         "Edit file",
         "Replace texts in a file. Each old_text must be in the file exactly once, as the file is before any of the "
         "edits, and edits must not overlap: make neighbours one edit.",
         (
-            Parameter("path", "string", "Path of the file", is_required=True),
-            Parameter("edits", "array", "The replacements", is_required=True, items=_EDIT_ITEMS),
+            ToolParameter("path", "string", "Path of the file", is_required=True),
+            ToolParameter("edits", "array", "The replacements", is_required=True, items=_EDIT_ITEMS),
         ),
         writes=True,
     ),
-    Entry("get_info", "Get Runtime Info", "Tell the operating system and the working directory."),
+    CatalogEntry("get_info", "Get Runtime Info", "Tell the operating system and the working directory."),
 )

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from ..base.errors import ConfigError
-from .process import Group, Processes
+from .process import Processes, ProcessGroup
 from .runtimes import Image
 
 log = logging.getLogger("corral.tools")
@@ -28,7 +28,7 @@ class OwnContainer:
     def __init__(self, image: Image, processes: Processes) -> None:
         self._image = image
         self._processes = processes
-        self._group: Group | None = None
+        self._group: ProcessGroup | None = None
         self._identifier = ""
         self._lock = asyncio.Lock()
 
@@ -72,7 +72,7 @@ class OwnContainer:
         await self._processes.finish(self._group)
 
 
-async def _identifier(file: Path, group: Group) -> str:
+async def _identifier(file: Path, group: ProcessGroup) -> str:
     """ "" if the engine gave up, or takes too long."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(START_S):

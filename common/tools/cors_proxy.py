@@ -13,7 +13,7 @@ from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, h
 from multidict import CIMultiDict
 from yarl import URL
 
-from ..base.errors import InvalidRequest, UpstreamGone
+from ..base.errors import InvalidRequest, WorkerGone
 from ..web.application import read_body
 
 log = logging.getLogger("corral.tools")
@@ -22,7 +22,7 @@ PREFIX = "x-llama-server-proxy-header-"
 SILENCE_S = 600.0
 """As long as a tool on the other side may think; llama-server's."""
 CONNECT_S = 60.0
-MOST_REDIRECTS = 10
+MAX_REDIRECTS = 10
 HOP_BY_HOP = frozenset(
     (
         *("connection", "keep-alive", "upgrade", "te", "trailer", "transfer-encoding", "content-length"),
@@ -61,7 +61,7 @@ class CorsProxy:
         log.info("proxying %s to %s", request.method, target.origin())
         try:
             async with self._session.request(
-                request.method, target, headers=sent_headers(request), data=body or None, max_redirects=MOST_REDIRECTS
+                request.method, target, headers=sent_headers(request), data=body or None, max_redirects=MAX_REDIRECTS
             ) as answer:
                 response = web.StreamResponse(status=answer.status, headers=returned_headers(answer.headers))
                 await response.prepare(request)
@@ -69,7 +69,7 @@ class CorsProxy:
                     await response.write(piece)
                 return response
         except (ClientError, TimeoutError, ValueError) as error:
-            raise UpstreamGone(f"proxy error: {error or type(error).__name__}") from None
+            raise WorkerGone(f"proxy error: {error or type(error).__name__}") from None
 
 
 def target_of(text: str) -> URL:

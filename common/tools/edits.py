@@ -32,7 +32,7 @@ class Edit:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _EditPosition:
     number: int
     """Of the edit, from 0."""
     start: int
@@ -65,7 +65,7 @@ def _plain(text: str) -> str:
     return "\n".join(line.rstrip(" \t\r") for line in text.split("\n")).translate(_SIGNS)
 
 
-def _place(number: int, edit: Edit, base: str, plain: str, is_exact: bool, path: str) -> _Place:
+def _place(number: int, edit: Edit, base: str, plain: str, is_exact: bool, path: str) -> _EditPosition:
     old = edit.old if is_exact else _plain(edit.old)
     start = base.find(old) if old else -1
     if start == -1:
@@ -73,10 +73,10 @@ def _place(number: int, edit: Edit, base: str, plain: str, is_exact: bool, path:
     count = plain.count(_plain(edit.old)) if _plain(edit.old) else base.count(old)
     if count > 1:
         raise ToolFailed(f"edits[{number}].old_text is there {count} times in {path}: it must be unique")
-    return _Place(number, start, start + len(old), edit.new)
+    return _EditPosition(number, start, start + len(old), edit.new)
 
 
-def _replaced(text: str, offset: int, places: Sequence[_Place]) -> str:
+def _replaced(text: str, offset: int, places: Sequence[_EditPosition]) -> str:
     """`offset`: where the text begins in what the places count from."""
     pieces, done = [], 0
     for place in places:
@@ -85,7 +85,7 @@ def _replaced(text: str, offset: int, places: Sequence[_Place]) -> str:
     return "".join(pieces) + text[done:]
 
 
-def _replaced_by_lines(text: str, base: str, places: Sequence[_Place]) -> str:
+def _replaced_by_lines(text: str, base: str, places: Sequence[_EditPosition]) -> str:
     """Lines that no edit touches come from the text as it was, the others from its plain form."""
     lines, base_lines = _LINES.findall(text), _LINES.findall(base)
     pieces, waiting, start = [], list(places), 0

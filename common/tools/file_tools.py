@@ -12,16 +12,16 @@ from typing import Any
 
 from .edits import Edit, apply_edits
 from .errors import ToolFailed
-from .files import Entry, Files, Kind, Listing
+from .files import DirectoryEntry, DirectoryListing, Files, Kind
 from .globs import Glob
 
 Arguments = dict[str, Any]
 Answer = dict[str, Any]
 
-LONGEST_READING = 16 * 1024
+MAX_READ_LENGTH = 16 * 1024
 """Bytes of text that a model is given at once."""
-LARGEST_BASE64 = 32 << 20
-MOST_FOUND = 100
+MAX_BASE64 = 32 << 20
+MAX_FOUND = 100
 TRUNCATED = "[output truncated]"
 
 
@@ -30,14 +30,14 @@ def read_file(files: Files, given: Arguments) -> Answer:
     path = files.resolve(shown)
     size = files.size(path, shown)
     if given.get("as_base64"):
-        if size > LARGEST_BASE64:
-            raise ToolFailed(f"file too large ({size} bytes, max {LARGEST_BASE64})")
+        if size > MAX_BASE64:
+            raise ToolFailed(f"file too large ({size} bytes, max {MAX_BASE64})")
         content = files.read(path, shown)
         return {"base64": base64.b64encode(content).decode("ascii"), "size_bytes": len(content)}
     last = given.get("end_line", -1)
-    if size > LONGEST_READING and last == -1:
+    if size > MAX_READ_LENGTH and last == -1:
         raise ToolFailed(
-            f"file too large ({size} bytes, max {LONGEST_READING}): read a part of it with start_line and end_line"
+            f"file too large ({size} bytes, max {MAX_READ_LENGTH}): read a part of it with start_line and end_line"
         )
     lines = _lines_between(files.read(path, shown), given.get("start_line", 1), last)
     return {"plain_text_response": "".join(_within_limit(lines, is_numbered=given.get("append_loc", False)))}
@@ -57,7 +57,7 @@ def _within_limit(lines: Iterator[tuple[int, str]], *, is_numbered: bool) -> Ite
     for number, line in lines:
         text = f"{number}→{line}\n" if is_numbered else f"{line}\n"
         size += len(text.encode())
-        if size > LONGEST_READING:
+        if size > MAX_READ_LENGTH:
             yield TRUNCATED
             return
         yield text
@@ -93,13 +93,13 @@ def find_files(files: Files, given: Arguments) -> Answer:
     kind: Kind = given.get("type", "file")
     if kind not in ("file", "dir", "all"):
         raise ToolFailed(f"invalid type: {kind} (expected file, dir or all)")
-    wanted = given.get("limit", MOST_FOUND)
+    wanted = given.get("limit", MAX_FOUND)
     if wanted < 1:
         raise ToolFailed(f"invalid limit: {wanted} (expected 1 or more)")
     base = files.resolve(given["path"])
     listing = files.list(base, kind, max(0, given.get("max_depth", 0)), given["path"])
-    found = [entry for entry in listing.entries if is_wanted(entry, given)]
-    shown = found[: min(wanted, MOST_FOUND)]
+    found = [entry for entry in listing.entries if matches_filters(entry, given)]
+    shown = found[: min(wanted, MAX_FOUND)]
     return {
         "plain_text_response": _found_text(shown, len(found), listing),
         "entries": [{"path": entry.path, "type": "dir" if entry.is_folder else "file"} for entry in shown],
@@ -107,13 +107,13 @@ def find_files(files: Files, given: Arguments) -> Answer:
     }
 
 
-def is_wanted(entry: Entry, given: Arguments) -> bool:
+def matches_filters(entry: DirectoryEntry, given: Arguments) -> bool:
     """As the arguments `include` and `exclude` say."""
     exclude = given.get("exclude", "")
     return Glob(given.get("include", "**"))(entry.path) and not (exclude and Glob(exclude)(entry.path))
 
 
-def _found_text(shown: list[Entry], total: int, listing: Listing) -> str:
+def _found_text(shown: list[DirectoryEntry], total: int, listing: DirectoryListing) -> str:
     lines = [entry.path + ("/" if entry.is_folder else "") for entry in shown]
     lines += ["", "---", f"Total matches: {total}"]
     if total > len(shown):

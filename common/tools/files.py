@@ -28,9 +28,9 @@ JUNK = frozenset(
 """Folders that a listing names but does not enter."""
 LISTING_S = 15.0
 """For one listing; what is found until then is the answer."""
-LARGEST_LISTING = 8 << 20
+MAX_LISTING = 8 << 20
 """Bytes of names."""
-LARGEST_FILE = 64 << 20
+MAX_FILE_BYTES = 64 << 20
 """Bytes of a file that is read as a whole."""
 GIT_LIST = ("ls-files", "-z", "--cached", "--others", "--exclude-standard")
 GIT_SAFE = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
@@ -38,7 +38,7 @@ GIT_SAFE = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
 
 
 @dataclass(frozen=True)
-class Entry:
+class DirectoryEntry:
     path: str
     """Relative to the folder that was listed, with `/`."""
     is_folder: bool = False
@@ -49,8 +49,8 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Listing:
-    entries: tuple[Entry, ...]
+class DirectoryListing:
+    entries: tuple[DirectoryEntry, ...]
     is_complete: bool = True
 
 
@@ -69,7 +69,7 @@ class Files(Protocol):
 
     def write(self, path: str, content: bytes, shown: str) -> None: ...
 
-    def list(self, folder: str, kind: Kind, max_depth: int, shown: str) -> Listing: ...
+    def list(self, folder: str, kind: Kind, max_depth: int, shown: str) -> DirectoryListing: ...
 
 
 class LocalFiles:
@@ -89,11 +89,11 @@ class LocalFiles:
         try:
             full = os.path.normpath(os.path.join(self._cwd, path))
             os.fsencode(full)
-            return self._held(os.path.realpath(full), path) if self._root else full
+            return self._check_inside_root(os.path.realpath(full), path) if self._root else full
         except (ValueError, OSError) as error:
             raise ToolFailed(f"not a usable path: {path!r}: {error}") from None
 
-    def _held(self, real: str, path: str) -> str:
+    def _check_inside_root(self, real: str, path: str) -> str:
         """Links are followed first, so none of them leads out."""
         if os.path.commonpath((self._root, real)) != self._root:
             raise ToolFailed(f"{path} is outside of {self._root}, where these tools have to stay")
@@ -117,11 +117,11 @@ class LocalFiles:
     def read(self, path: str, shown: str) -> bytes:
         try:
             with open(self._open(path, os.O_RDONLY), "rb") as file:
-                content = file.read(LARGEST_FILE + 1)
+                content = file.read(MAX_FILE_BYTES + 1)
         except OSError as error:
             raise ToolFailed(f"failed to open file: {shown} ({error.strerror})") from None
-        if len(content) > LARGEST_FILE:
-            raise ToolFailed(f"file too large: {shown} (max {LARGEST_FILE} bytes)")
+        if len(content) > MAX_FILE_BYTES:
+            raise ToolFailed(f"file too large: {shown} (max {MAX_FILE_BYTES} bytes)")
         return content
 
     def write(self, path: str, content: bytes, shown: str) -> None:
@@ -142,15 +142,15 @@ class LocalFiles:
             raise OSError(0, "not a regular file")
         return descriptor
 
-    def list(self, folder: str, kind: Kind, max_depth: int, shown: str) -> Listing:
+    def list(self, folder: str, kind: Kind, max_depth: int, shown: str) -> DirectoryListing:
         if not self.is_folder(folder):
             raise ToolFailed(f"path does not exist or is not a directory: {shown}")
         deadline = time.monotonic() + LISTING_S
         names = _git_files(folder) if kind == "file" else None
         if names is None:
             return _walk(folder, kind, max_depth, deadline)
-        entries = (Entry(name) for name in names if self._is_shown(os.path.join(folder, name)))
-        return Listing(tuple(entry for entry in entries if not max_depth or entry.depth <= max_depth))
+        entries = (DirectoryEntry(name) for name in names if self._is_shown(os.path.join(folder, name)))
+        return DirectoryListing(tuple(entry for entry in entries if not max_depth or entry.depth <= max_depth))
 
     def _is_shown(self, path: str) -> bool:
         if self._root and os.path.commonpath((self._root, os.path.realpath(path))) != self._root:
@@ -174,12 +174,12 @@ def _git_files(folder: str) -> list[str] | None:
         return None
     if found.returncode != 0:
         return None
-    names = found.stdout[:LARGEST_LISTING].split(b"\0")[:-1]
+    names = found.stdout[:MAX_LISTING].split(b"\0")[:-1]
     return list(dict.fromkeys(os.fsdecode(name) for name in names))
 
 
-def _walk(folder: str, kind: Kind, max_depth: int, deadline: float) -> Listing:
-    entries: list[Entry] = []
+def _walk(folder: str, kind: Kind, max_depth: int, deadline: float) -> DirectoryListing:
+    entries: list[DirectoryEntry] = []
     is_complete, length = True, 0
     waiting = [""]
     while waiting:
@@ -193,25 +193,25 @@ def _walk(folder: str, kind: Kind, max_depth: int, deadline: float) -> Listing:
             if kind in ("all", "dir" if entry.is_folder else "file"):
                 entries.append(entry)
                 length += len(entry.path)
-        if time.monotonic() > deadline or length > LARGEST_LISTING:
-            return Listing(tuple(entries), is_complete=False)
+        if time.monotonic() > deadline or length > MAX_LISTING:
+            return DirectoryListing(tuple(entries), is_complete=False)
         deeper = [entry.path for entry in found if entry.is_folder and _may_enter(folder, entry, max_depth)]
         waiting += reversed(deeper)
-    return Listing(tuple(entries), is_complete)
+    return DirectoryListing(tuple(entries), is_complete)
 
 
-def _scan(folder: str, below: str) -> Iterator[Entry]:
+def _scan(folder: str, below: str) -> Iterator[DirectoryEntry]:
     with os.scandir(os.path.join(folder, below)) as found:
         for item in found:
             path = f"{below}/{item.name}" if below else item.name
             with contextlib.suppress(OSError):
                 if item.is_dir():
-                    yield Entry(path, is_folder=True)
+                    yield DirectoryEntry(path, is_folder=True)
                 elif item.is_file():
-                    yield Entry(path)
+                    yield DirectoryEntry(path)
 
 
-def _may_enter(folder: str, entry: Entry, max_depth: int) -> bool:
+def _may_enter(folder: str, entry: DirectoryEntry, max_depth: int) -> bool:
     """A link may lead back to where it stands."""
     if max_depth and entry.depth >= max_depth:
         return False

@@ -40,7 +40,7 @@ def page_check(settings: CommonSettings) -> Check | None:
     def check(origin: str | None, host: str | None) -> None:
         if origin in chosen:
             return
-        if origin is not None and not _is_ours(origin, host):
+        if origin is not None and not _is_own_page(origin, host):
             raise ForeignPage(
                 f"pages of {origin} may not use this: name it in --cors-origins, or ask for a key (--api-key)"
             )
@@ -50,7 +50,7 @@ def page_check(settings: CommonSettings) -> Check | None:
     return check
 
 
-def _is_ours(origin: str, host: str | None) -> bool:
+def _is_own_page(origin: str, host: str | None) -> bool:
     """A page of this machine, or one that this server itself gave out."""
     name = _name(origin)
     return name in LOCAL_HOSTS or (host is not None and origin.partition("://")[2] == host and _is_private(name))

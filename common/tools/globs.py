@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-Takes = Callable[[str], bool]
+CharacterTest = Callable[[str], bool]
 """Whether a way leads on with this character."""
-_Ways = list[tuple[Takes | None, int]]
+_Ways = list[tuple[CharacterTest | None, int]]
 """From one place of a pattern to others; None: without taking a character."""
 
 
@@ -93,7 +93,7 @@ def _class_end(pattern: str, start: int) -> int | None:
     return end if end != -1 else None
 
 
-def _class(text: str) -> Takes:
+def _class(text: str) -> CharacterTest:
     negated = text.startswith("!")
     members = text[1:] if negated else text
     ranges: list[tuple[str, str]] = []

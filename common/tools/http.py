@@ -12,7 +12,7 @@ from ..base.json_encoding import encode_json
 from ..web.application import JSON_TYPE, add_retry_hint, event_stream, json_response, read_object
 from .errors import RuntimeRefused, ToolFailed
 from .server import ToolServer
-from .tool import Call, Tool
+from .tool import ServerTool, ToolRequest
 
 log = logging.getLogger("corral.tools")
 
@@ -49,7 +49,7 @@ class ToolHandlers:
         tool = await self._server.tool(name)
         if tool is None:
             raise UnknownTool(f'unknown tool "{name}"')
-        call = Call(
+        call = ToolRequest(
             arguments=arguments,
             cwd=request.headers.get("x-tool-cwd", ""),
             runtime=await self._runtime(request, tool),
@@ -63,7 +63,7 @@ class ToolHandlers:
             return web.Response(body=answer, headers={hdrs.CONTENT_TYPE: JSON_TYPE})
         return json_response(answer)
 
-    async def _runtime(self, request: web.Request, tool: Tool) -> str:
+    async def _runtime(self, request: web.Request, tool: ServerTool) -> str:
         if tool.shown.type == "mcp":
             return ""
         try:
@@ -72,7 +72,7 @@ class ToolHandlers:
             raise ServerFault(str(error)) from None
 
 
-async def _stream(request: web.Request, tool: Tool, call: Call) -> web.StreamResponse:
+async def _stream(request: web.Request, tool: ServerTool, call: ToolRequest) -> web.StreamResponse:
     if not tool.shown.streams:
         raise UnknownTool(f'tool "{tool.shown.name}" does not support stream = true')
     pieces = tool.stream(call)

@@ -9,7 +9,17 @@ import subprocess
 from collections.abc import Sequence
 
 from .errors import ToolFailed
-from .files import GIT_LIST, GIT_SAFE, JUNK, LARGEST_FILE, LARGEST_LISTING, LISTING_S, Entry, Kind, Listing
+from .files import (
+    GIT_LIST,
+    GIT_SAFE,
+    JUNK,
+    LISTING_S,
+    MAX_FILE_BYTES,
+    MAX_LISTING,
+    DirectoryEntry,
+    DirectoryListing,
+    Kind,
+)
 from .runtimes import Isolate
 
 COMMAND_S = LISTING_S
@@ -42,11 +52,11 @@ class IsolateFiles:
         return int(text)
 
     def read(self, path: str, shown: str) -> bytes:
-        read = self._run(f'[ -f "$1" ] && head -c {LARGEST_FILE + 1} < "$1"', path)
+        read = self._run(f'[ -f "$1" ] && head -c {MAX_FILE_BYTES + 1} < "$1"', path)
         if read.returncode != 0:
             raise ToolFailed(f"failed to open file: {shown}{_reason(read)}")
-        if len(read.stdout) > LARGEST_FILE:
-            raise ToolFailed(f"file too large: {shown} (max {LARGEST_FILE} bytes)")
+        if len(read.stdout) > MAX_FILE_BYTES:
+            raise ToolFailed(f"file too large: {shown} (max {MAX_FILE_BYTES} bytes)")
         return read.stdout
 
     def write(self, path: str, content: bytes, shown: str) -> None:
@@ -54,19 +64,21 @@ class IsolateFiles:
         if written.returncode != 0:
             raise ToolFailed(f"failed to write file: {shown}{_reason(written)}")
 
-    def list(self, folder: str, kind: Kind, max_depth: int, shown: str) -> Listing:
+    def list(self, folder: str, kind: Kind, max_depth: int, shown: str) -> DirectoryListing:
         if not self.is_folder(folder):
             raise ToolFailed(f"path does not exist or is not a directory: {shown}")
         if kind == "file":
             git = " ".join(("git", *GIT_SAFE, *GIT_LIST))
             inside = "git rev-parse --is-inside-work-tree >/dev/null 2>&1"
-            known = self._run(f'cd -- "$1" && {inside} && {git} | head -c {LARGEST_LISTING}', folder)
+            known = self._run(f'cd -- "$1" && {inside} && {git} | head -c {MAX_LISTING}', folder)
             if known.returncode == 0:
-                entries = (Entry(name) for name in _names(known.stdout))
-                return Listing(tuple(entry for entry in entries if not max_depth or entry.depth <= max_depth))
+                entries = (DirectoryEntry(name) for name in _names(known.stdout))
+                return DirectoryListing(tuple(entry for entry in entries if not max_depth or entry.depth <= max_depth))
         folders = self._find(folder, "d", max_depth) if kind != "file" else ()
         files = self._find(folder, "f", max_depth) if kind != "dir" else ()
-        return Listing((*(Entry(name, is_folder=True) for name in folders), *(Entry(name) for name in files)))
+        return DirectoryListing(
+            (*(DirectoryEntry(name, is_folder=True) for name in folders), *(DirectoryEntry(name) for name in files))
+        )
 
     def _find(self, folder: str, letter: str, max_depth: int) -> tuple[str, ...]:
         """Folders full of what nobody wrote are named, but not entered."""
@@ -75,7 +87,7 @@ class IsolateFiles:
         shown = "-print0" if letter == "d" else ""
         script = (
             f'cd -- "$1" && find . -mindepth 1 {depth} -type d \\( {junk} \\) -prune {shown} '
-            f"-o -type {letter} -print0 | head -c {LARGEST_LISTING}"
+            f"-o -type {letter} -print0 | head -c {MAX_LISTING}"
         )
         return tuple(name.removeprefix("./") for name in _names(self._run(script, folder).stdout))
 

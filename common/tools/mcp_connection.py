@@ -16,20 +16,20 @@ from itertools import count
 from typing import Any
 
 from .mcp_config import McpServer
-from .process import STDERR, Group, Processes
+from .process import STDERR, Processes, ProcessGroup
 
 log = logging.getLogger("corral.tools")
 
 PROTOCOL = "2024-11-05"
 """The oldest revision, which every server speaks; nothing newer is needed for tools."""
 CLIENT = {"name": "llama-corral", "version": "1"}
-LONGEST_MESSAGE = 8 << 20
+MAX_MESSAGE = 8 << 20
 """Bytes; a server that never ends its line must not fill our memory."""
 STDERR_TAIL = 4096
 PING_S = 2.0
 CLOSE_S, TERMINATE_S = 0.3, 0.5
 """From the end of its input to SIGTERM, and from there to SIGKILL."""
-MOST_PAGES = 100
+MAX_PAGES = 100
 
 
 class McpError(Exception):
@@ -44,14 +44,14 @@ class McpConnection:
     def __init__(self, server: McpServer, processes: Processes) -> None:
         self._server = server
         self._processes = processes
-        self._group: Group | None = None
+        self._group: ProcessGroup | None = None
         self._ids = count(1)
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
-        self._lines = _Lines()
+        self._lines = _LineSplitter()
         self._stderr = bytearray()
         self._watching: asyncio.Task[None] | None = None
         self.is_suspect = False
-        """A request ran out of time: perhaps that tool is slow, perhaps the server hangs. `answers` tells."""
+        """A request ran out of time: perhaps that tool is slow, perhaps the server hangs. `is_responding` tells."""
 
         self.has_other_tools = False
         """The server said that its list is not what it was."""
@@ -82,7 +82,7 @@ class McpConnection:
         self.has_other_tools = False
         found: list[dict[str, Any]] = []
         parameters: dict[str, Any] = {}
-        for _ in range(MOST_PAGES):
+        for _ in range(MAX_PAGES):
             page = await self.request("tools/list", parameters)
             listed = page.get("tools")
             found += [tool for tool in listed if isinstance(tool, dict)] if isinstance(listed, list) else []
@@ -91,7 +91,7 @@ class McpConnection:
             parameters = {"cursor": cursor}
         return found
 
-    async def answers(self) -> bool:
+    async def is_responding(self) -> bool:
         """Whether a server that was too slow is still there: the question is among the first things it must answer."""
         try:
             await self.request("ping", {}, PING_S)
@@ -105,7 +105,7 @@ class McpConnection:
     async def request(self, method: str, parameters: dict[str, Any], seconds: float | None = None) -> dict[str, Any]:
         """Raises McpError."""
         if not self.is_alive:
-            raise McpError(self._obituary())
+            raise McpError(self._exit_message())
         number = next(self._ids)
         reply: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = reply
@@ -170,13 +170,13 @@ class McpConnection:
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
-    async def _watch(self, group: Group) -> None:
+    async def _watch(self, group: ProcessGroup) -> None:
         await group.exited.wait()
         for reply in self._waiting.values():
             if not reply.done():
-                reply.set_exception(McpError(self._obituary()))
+                reply.set_exception(McpError(self._exit_message()))
 
-    def _obituary(self) -> str:
+    def _exit_message(self) -> str:
         code = self._group.exit_code if self._group else -1
         said = self._stderr.decode("utf-8", "replace").strip()
         return f"the MCP server ended with code {code}" + (f"; it last said: {said[-500:]}" if said else "")
@@ -204,7 +204,7 @@ def _result(message: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-class _Lines:
+class _LineSplitter:
     """Cuts what arrives at line ends; drops a line that is too long, up to its end."""
 
     def __init__(self) -> None:
@@ -217,11 +217,11 @@ class _Lines:
         for end in ends:
             line = bytes(self._rest + end)
             self._rest.clear()
-            if not self._is_dropping and line.strip() and len(line) <= LONGEST_MESSAGE:
+            if not self._is_dropping and line.strip() and len(line) <= MAX_MESSAGE:
                 lines.append(line)
             self._is_dropping = False
         self._rest += rest
-        if len(self._rest) > LONGEST_MESSAGE:
+        if len(self._rest) > MAX_MESSAGE:
             self._rest.clear()
             self._is_dropping = True
         return lines

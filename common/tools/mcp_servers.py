@@ -18,7 +18,7 @@ from .errors import ToolFailed
 from .mcp_config import McpServer
 from .mcp_connection import McpConnection, McpError
 from .process import Processes
-from .tool import Answer, Call, Shown, Tool
+from .tool import Answer, ServerTool, ToolListing, ToolRequest
 
 log = logging.getLogger("corral.tools")
 
@@ -28,18 +28,18 @@ COOLDOWN_S = 5.0
 """Before a server that could not be started is tried again."""
 
 
-class _Server:
+class _ServerProcess:
     """One server's process, whenever there is one."""
 
     def __init__(self, config: McpServer, processes: Processes) -> None:
         self.config = config
-        self.tools: list[Tool] = []
+        self.tools: list[ServerTool] = []
         self._processes = processes
         self._connection: McpConnection | None = None
         self._lock = asyncio.Lock()
         self._is_known = False
         self._retry_at = 0.0
-        self._trouble = ""
+        self._last_error = ""
 
     async def discover(self) -> None:
         """Asks for its tools, unless they are known or the last attempt was just now."""
@@ -51,33 +51,33 @@ class _Server:
                 await connection.open()
                 found = await connection.tools()
             except McpError as error:
-                self._leave_alone(error)
+                self._back_off(error)
                 return
             finally:
                 await connection.close()
-            self._learn(found)
+            self._set_tools(found)
 
     @property
-    def has_news(self) -> bool:
+    def needs_refresh(self) -> bool:
         return self._connection is not None and self._connection.is_alive and self._connection.has_other_tools
 
-    async def hear(self) -> None:
+    async def refresh(self) -> None:
         """Asks a server that runs for its tools again."""
         async with self._lock:
-            if self._connection is not None and self.has_news:
+            if self._connection is not None and self.needs_refresh:
                 try:
-                    self._learn(await self._connection.tools())
+                    self._set_tools(await self._connection.tools())
                 except McpError as error:
                     log.warning("MCP server '%s' has other tools, but: %s", self.config.name, error)
 
-    def _learn(self, found: list[dict[str, Any]]) -> None:
+    def _set_tools(self, found: list[dict[str, Any]]) -> None:
         self.tools = [McpTool(self, entry) for entry in found if isinstance(entry.get("name"), str)]
         self._is_known = True
         log.info("MCP server '%s' has %d tools", self.config.name, len(self.tools))
 
-    def _leave_alone(self, error: McpError) -> None:
+    def _back_off(self, error: McpError) -> None:
         log.warning("MCP server '%s': %s", self.config.name, error)
-        self._trouble = str(error)
+        self._last_error = str(error)
         self._retry_at = time.monotonic() + COOLDOWN_S
 
     async def call(self, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -88,19 +88,21 @@ class _Server:
     async def _connected(self) -> McpConnection:
         async with self._lock:
             if self._connection is not None:
-                if self._connection.is_alive and (not self._connection.is_suspect or await self._connection.answers()):
+                if self._connection.is_alive and (
+                    not self._connection.is_suspect or await self._connection.is_responding()
+                ):
                     return self._connection
                 log.warning("MCP server '%s' died or hangs: starting it again", self.config.name)
                 await self._connection.close()
                 self._connection = None
             if time.monotonic() < self._retry_at:
-                raise McpError(f"MCP server '{self.config.name}' is unavailable: {self._trouble}")
+                raise McpError(f"MCP server '{self.config.name}' is unavailable: {self._last_error}")
             connection = McpConnection(self.config, self._processes)
             try:
                 await connection.open()
             except BaseException as error:
                 if isinstance(error, McpError):
-                    self._leave_alone(error)
+                    self._back_off(error)
                 await connection.close()
                 raise
             self._connection = connection
@@ -112,9 +114,9 @@ class _Server:
 
 
 class McpTool:
-    """Implements `tool.Tool`."""
+    """Implements `tool.ServerTool`."""
 
-    def __init__(self, server: _Server, entry: dict[str, Any]) -> None:
+    def __init__(self, server: _ServerProcess, entry: dict[str, Any]) -> None:
         self._server = server
         self._name: str = entry["name"]
         schema = entry.get("inputSchema")
@@ -123,21 +125,21 @@ class McpTool:
         definition = function(
             name, description if isinstance(description, str) else "", schema if isinstance(schema, dict) else {}
         )
-        self.shown = Shown(name, name, definition, type="mcp", uses_cwd=False)
+        self.shown = ToolListing(name, name, definition, type="mcp", uses_cwd=False)
 
-    async def run(self, call: Call) -> Answer:
+    async def run(self, call: ToolRequest) -> Answer:
         try:
             return read_result(await self._server.call(self._name, dict(call.arguments)))
         except McpError as error:
             return {"error": str(error)}
 
-    def stream(self, call: Call) -> AsyncGenerator[str, None]:
+    def stream(self, call: ToolRequest) -> AsyncGenerator[str, None]:
         raise ToolFailed(f"{self.shown.name} has no stream")
 
 
 class McpServers:
     def __init__(self, configs: Sequence[McpServer], processes: Processes) -> None:
-        self._servers = [_Server(config, processes) for config in configs]
+        self._servers = [_ServerProcess(config, processes) for config in configs]
         self._discovering: set[asyncio.Task[None]] = set()
         self._first: set[asyncio.Task[None]] = set()
         self._first_listing_until = 0.0
@@ -146,16 +148,16 @@ class McpServers:
         self._first_listing_until = time.monotonic() + FIRST_LISTING_S
         self._first = {self._discover(server) for server in self._servers}
 
-    def _discover(self, server: _Server) -> asyncio.Task[None]:
+    def _discover(self, server: _ServerProcess) -> asyncio.Task[None]:
         task = asyncio.create_task(server.discover())
         self._discovering.add(task)
         task.add_done_callback(self._discovering.discard)
         return task
 
-    def known(self) -> list[Tool]:
+    def known(self) -> list[ServerTool]:
         return [tool for server in self._servers for tool in server.tools]
 
-    async def tools(self, wanted: str = "") -> list[Tool]:
+    async def tools(self, wanted: str = "") -> list[ServerTool]:
         """Those that are known. Waits for servers that were just started, unless one of them has what is wanted."""
         while not any(tool.shown.name == wanted for tool in self.known()):
             waiting = {task for task in self._first if not task.done()}
@@ -163,7 +165,7 @@ class McpServers:
             if not waiting or seconds <= 0:
                 break
             await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        await asyncio.gather(*(server.hear() for server in self._servers if server.has_news))
+        await asyncio.gather(*(server.refresh() for server in self._servers if server.needs_refresh))
         if not self._discovering:
             for server in self._servers:
                 self._discover(server)

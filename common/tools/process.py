@@ -25,7 +25,7 @@ OnOutput = Callable[[int, bytes], None]
 """Told of the descriptor (1 or 2) and of what was written there."""
 
 
-class Group(asyncio.SubprocessProtocol):
+class ProcessGroup(asyncio.SubprocessProtocol):
     """A command and all that it starts."""
 
     def __init__(self, on_output: OnOutput, lifeline: int) -> None:
@@ -99,7 +99,7 @@ class Group(asyncio.SubprocessProtocol):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CommandResult:
     exit_code: int
     output: bytes
     """At most as much as was asked for."""
@@ -108,7 +108,7 @@ class Outcome:
     timed_out: bool = False
 
 
-class _Collected:
+class _OutputCollector:
     """Keeps the beginning of what is written, hands on as much, and lets the rest go by, so that nobody blocks."""
 
     def __init__(self, limit: int, on_output: Callable[[bytes], None] | None) -> None:
@@ -133,7 +133,7 @@ class Processes:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.environ = dict(environ)
         self.is_closed = False
-        self._running: set[Group] = set()
+        self._running: set[ProcessGroup] = set()
 
     async def start(
         self,
@@ -143,14 +143,14 @@ class Processes:
         cwd: str | None = None,
         environ: Mapping[str, str] | None = None,
         merge_errors: bool = False,
-    ) -> Group:
+    ) -> ProcessGroup:
         """Raises OSError, ValueError for a NUL in the command. To be ended with `finish`."""
         if self.is_closed:
             raise OSError(0, "the server is stopping")
         if any("\0" in word for word in command):  # uvloop would cut it there
             raise ValueError("a NUL character in a command")
         reading, writing = os.pipe()
-        group = Group(on_output, writing)
+        group = ProcessGroup(on_output, writing)
         starting = asyncio.ensure_future(
             asyncio.get_running_loop().subprocess_exec(
                 lambda: group,
@@ -177,7 +177,7 @@ class Processes:
         self._running.add(group)
         return group
 
-    async def finish(self, group: Group) -> None:
+    async def finish(self, group: ProcessGroup) -> None:
         self._running.discard(group)
         await group.end()
 
@@ -191,9 +191,9 @@ class Processes:
         cwd: str | None = None,
         merge_errors: bool = False,
         on_output: Callable[[bytes], None] | None = None,
-    ) -> Outcome:
+    ) -> CommandResult:
         """Until the command has ended or its time is over; what it started ends with it. Raises OSError, ValueError."""
-        collected = _Collected(limit, on_output)
+        collected = _OutputCollector(limit, on_output)
         group = await self.start(command, collected.feed, cwd=cwd, merge_errors=merge_errors)
         try:
             group.write(stdin)
@@ -201,7 +201,7 @@ class Processes:
             timed_out = not await group.ends_within(seconds)
         finally:
             await self.finish(group)
-        return Outcome(
+        return CommandResult(
             exit_code=group.exit_code,
             output=bytes(collected.kept),
             errors=bytes(collected.errors),

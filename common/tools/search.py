@@ -10,13 +10,13 @@ import warnings
 from collections.abc import Iterator
 
 from .errors import ToolFailed
-from .file_tools import TRUNCATED, Answer, Arguments, is_wanted
+from .file_tools import TRUNCATED, Answer, Arguments, matches_filters
 from .files import Files
 
-MOST_MATCHES = 100
-LONGEST_LINE = 2000
+MAX_MATCHES = 100
+MAX_LINE_LENGTH = 2000
 """Characters of one that are shown: of a file written by a program it is enough to see where."""
-LONGEST_OUTPUT = 256 * 1024
+MAX_OUTPUT = 256 * 1024
 BINARY_PROBE = 8192
 """Bytes in which a NUL says that this is no text."""
 
@@ -41,7 +41,7 @@ def grep_search(files: Files, given: Arguments) -> Answer:
         to_search = [(path, given["path"])]
     elif files.is_folder(path):
         entries = files.list(path, "file", 0, given["path"]).entries
-        to_search = [(f"{path}/{entry.path}", entry.path) for entry in entries if is_wanted(entry, given)]
+        to_search = [(f"{path}/{entry.path}", entry.path) for entry in entries if matches_filters(entry, given)]
     else:
         raise ToolFailed(f"path does not exist: {given['path']}")
     around = max(0, given.get("context_lines", 0))
@@ -89,7 +89,7 @@ def _shown(lines: list[str], number: int, around: int, path: str, is_numbered: b
     for place in range(max(0, number - around), min(len(lines), number + around + 1)):
         mark = ":" if place == number else "-"
         line = lines[place]
-        cut = line[:LONGEST_LINE] + " [line truncated]" if len(line) > LONGEST_LINE else line
+        cut = line[:MAX_LINE_LENGTH] + " [line truncated]" if len(line) > MAX_LINE_LENGTH else line
         yield f"{path}{mark}{place + 1}{mark}{cut}\n" if is_numbered else f"{path}{mark}{cut}\n"
     if around:
         yield "--\n"
@@ -99,11 +99,11 @@ def _report(matches: Iterator[str]) -> str:
     shown: list[str] = []
     size, note = 0, ""
     for text in matches:
-        if len(shown) == MOST_MATCHES:
-            note = f"[{MOST_MATCHES} matches limit reached: narrow the path, the pattern or include]\n"
+        if len(shown) == MAX_MATCHES:
+            note = f"[{MAX_MATCHES} matches limit reached: narrow the path, the pattern or include]\n"
             break
         size += len(text)
-        if size > LONGEST_OUTPUT:
+        if size > MAX_OUTPUT:
             note = TRUNCATED + "\n"
             break
         shown.append(text)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..base.errors import ConfigError
-from .builtin import Place, builtin_tools
+from .builtin import ToolRunner, builtin_tools
 from .catalog import CATALOG
 from .container import OwnContainer
 from .errors import RuntimeRefused
@@ -20,7 +20,7 @@ from .mcp_config import read_servers
 from .mcp_servers import McpServers
 from .process import Processes
 from .runtimes import Image, parse_option
-from .tool import Tool
+from .tool import ServerTool
 
 if TYPE_CHECKING:
     from ..base.common_settings import CommonSettings
@@ -34,7 +34,7 @@ class ToolServer:
     def __init__(self, settings: CommonSettings, environ: Mapping[str, str]) -> None:
         _check(settings)
         self.processes = Processes(environ)
-        self._builtin = builtin_tools(settings.tools, Place(self.processes, settings.tools_root))
+        self._builtin = builtin_tools(settings.tools, ToolRunner(self.processes, settings.tools_root))
         self._mcp = McpServers(read_servers(settings), self.processes)
         self._runtime = settings.tools_runtime
         self._is_bound = bool(settings.tools_runtime or settings.tools_root)
@@ -53,16 +53,16 @@ class ToolServer:
             await self._container.runtime()
         self._mcp.start()
 
-    async def tools(self) -> list[Tool]:
+    async def tools(self) -> list[ServerTool]:
         return list(self._by_name(await self._mcp.tools()).values())
 
-    async def tool(self, name: str) -> Tool | None:
+    async def tool(self, name: str) -> ServerTool | None:
         """Waits for slow MCP servers only when no other has it."""
         return self._by_name(self._mcp.known()).get(name) or self._by_name(await self._mcp.tools(name)).get(name)
 
-    def _by_name(self, of_servers: Sequence[Tool]) -> dict[str, Tool]:
+    def _by_name(self, of_servers: Sequence[ServerTool]) -> dict[str, ServerTool]:
         """Of two with one name the first counts, so that no MCP server takes the place of a built-in tool."""
-        found: dict[str, Tool] = {}
+        found: dict[str, ServerTool] = {}
         for tool in (*self._builtin, *of_servers):
             if found.setdefault(tool.shown.name, tool) is not tool:
                 log.debug("there are two tools %s: the first one counts", tool.shown.name)

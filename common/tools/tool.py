@@ -11,7 +11,7 @@ Answer = dict[str, Any] | bytes
 
 
 @dataclass(frozen=True)
-class Call:
+class ToolRequest:
     """One call as a request asks for it. The last three come from headers: a model has no say in them."""
 
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -21,7 +21,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ToolListing:
     """How `/tools` lists a tool."""
 
     name: str
@@ -43,12 +43,12 @@ class Shown:
         }
 
 
-class Tool(Protocol):
+class ServerTool(Protocol):
     @property
-    def shown(self) -> Shown: ...
+    def shown(self) -> ToolListing: ...
 
-    async def run(self, call: Call) -> Answer:
+    async def run(self, call: ToolRequest) -> Answer:
         """The answer; `{"error": …}` if the tool failed. Raises ApiError for a call that makes no sense."""
 
-    def stream(self, call: Call) -> AsyncGenerator[str, None]:
+    def stream(self, call: ToolRequest) -> AsyncGenerator[str, None]:
         """The output as it comes, of a tool that `streams`. Raises ToolFailed in place of an answer with an error."""

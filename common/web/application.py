@@ -29,7 +29,7 @@ from ..base.errors import (
 from ..base.json_encoding import encode_json
 from .auth import Keys, origin_policy, read_api_keys
 from .envelopes import OPENAI, Envelope, envelope_of
-from .shutdown import Running
+from .shutdown import RunningRequests
 
 if TYPE_CHECKING:
     from ..base.common_settings import CommonSettings
@@ -56,7 +56,7 @@ GIVEN_BODY = "body"
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RequestLimits:
     max_body: int
     timeout: float | None
     """Seconds that a client may be silent in the middle of a request or while it is answered; None: for ever."""
@@ -65,8 +65,8 @@ class Limits:
         return BodyTooLarge(f"the request body is larger than --max-body allows ({self.max_body} bytes)")
 
 
-LIMITS = web.AppKey("limits", Limits)
-RUNNING = web.AppKey("running", Running)
+LIMITS = web.AppKey("limits", RequestLimits)
+RUNNING = web.AppKey("running", RunningRequests)
 
 
 # -- answers ---------------------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ async def read_body(request: web.Request) -> bytes:
         raise InvalidRequest(f"the request body did not arrive within {limits.timeout} s") from None
 
 
-async def _read_all(request: web.Request, limits: Limits) -> bytes:
+async def _read_all(request: web.Request, limits: RequestLimits) -> bytes:
     """Unlike `request.read()` it leaves no copy in the request, which lives as long as its answer."""
     chunks, size = [], 0
     while chunk := await request.content.readany():
@@ -202,7 +202,7 @@ def event_stream(content_type: str = EVENT_STREAM_TYPE) -> web.StreamResponse:
 # -- before the handler ----------------------------------------------------------------------------------------------
 
 
-def _translate(error: web.HTTPException, limits: Limits) -> ApiError | web.HTTPException:
+def _translate(error: web.HTTPException, limits: RequestLimits) -> ApiError | web.HTTPException:
     if error.status in (404, 405):
         return NotFound()
     if error.status == 413:
@@ -229,7 +229,7 @@ def _always() -> bool:
     return True
 
 
-def _hang_up(request: web.Request) -> web.Response:
+def _close_connection(request: web.Request) -> web.Response:
     """Closes the connection; the response is for aiohttp, which would log an exception with its traceback."""
     if request.transport:
         request.transport.close()
@@ -271,7 +271,7 @@ def application(
         return None
 
     @web.middleware
-    async def manners(request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.method == hdrs.METH_OPTIONS:
             return web.Response(headers=preflight)
         if running.is_closed:
@@ -279,7 +279,7 @@ def application(
         if refused := refusal(request):
             return error_response(refused, envelope_of(request))
         try:
-            with running.one():
+            with running.track():
                 return await handler(request)
         except ApiError as error:
             fault: ApiError | web.HTTPException = error
@@ -288,15 +288,15 @@ def application(
         except web.RequestPayloadError as error:
             fault = _unreadable(error)
         except ConnectionError:  # the client left, or its answer cannot be completed
-            return _hang_up(request)
+            return _close_connection(request)
         except Exception as error:  # the boundary: a request must not end without an answer
             log.exception("unexpected error in %s %s", request.method, request.path)
             fault = ServerFault(f"unexpected {type(error).__name__}, see the server's log")
         if request.writer.output_size > 0:  # the status is out already: a second answer would corrupt the first
-            return _hang_up(request)
+            return _close_connection(request)
         return error_response(fault, envelope_of(request)) if isinstance(fault, ApiError) else fault
 
-    limits, running = Limits(settings.max_body, settings.timeout or None), Running()
+    limits, running = RequestLimits(settings.max_body, settings.timeout or None), RunningRequests()
     allowed_origin = origin_policy(settings)
 
     async def decorate(request: web.Request, response: web.StreamResponse) -> None:
@@ -310,7 +310,7 @@ def application(
                 if settings.cors_credentials:  # or a browser keeps the answer from a page that sent cookies
                     headers["Access-Control-Allow-Credentials"] = "true"
 
-    app = web.Application(middlewares=[manners], client_max_size=settings.max_body)
+    app = web.Application(middlewares=[middleware], client_max_size=settings.max_body)
     app[LIMITS] = limits
     app[RUNNING] = running
     app.on_response_prepare.append(decorate)

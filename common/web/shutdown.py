@@ -1,7 +1,8 @@
 """How a server ends: signals, the requests that still run, and the time they get.
 
-The mains of router and worker ask `Stop` whether and how fast to end; `application.application` counts requests in
-`Running`. The first signal lets them finish, the second cuts them, the third ends the process where it stands.
+The mains of router and worker ask `ShutdownRequest` whether and how fast to end; `application.application` counts
+requests in `RunningRequests`. The first signal lets them finish, the second cuts them, the third ends the process
+where it stands.
 """
 
 from __future__ import annotations
@@ -15,22 +16,22 @@ from collections.abc import Awaitable, Callable, Iterator
 
 log = logging.getLogger("corral.http")
 
-LAST_WORDS_S = 1.0
+FINAL_EVENT_S = 1.0
 """For handlers to tell their clients that they are cut."""
 KILLED = 1  # exit code
 
 
-class Stop:
+class ShutdownRequest:
     def __init__(self) -> None:
-        self.asked = asyncio.Event()
-        self.hurried = asyncio.Event()
+        self.requested = asyncio.Event()
+        self.forced = asyncio.Event()
 
-    def ask(self) -> None:
-        if not self.asked.is_set():
-            self.asked.set()
-        elif not self.hurried.is_set():
+    def request(self) -> None:
+        if not self.requested.is_set():
+            self.requested.set()
+        elif not self.forced.is_set():
             log.info("cutting what still runs; another signal ends the process at once")
-            self.hurried.set()
+            self.forced.set()
         else:
             os._exit(KILLED)
 
@@ -39,12 +40,12 @@ class Stop:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
-                loop.add_signal_handler(number, self.ask)
+                loop.add_signal_handler(number, self.request)
             except NotImplementedError:  # Windows
-                signal.signal(number, lambda *_: loop.call_soon_threadsafe(self.ask))
+                signal.signal(number, lambda *_: loop.call_soon_threadsafe(self.request))
 
 
-class Running:
+class RunningRequests:
     """The requests that are being answered."""
 
     def __init__(self) -> None:
@@ -59,7 +60,7 @@ class Running:
         return len(self._tasks)
 
     @contextlib.contextmanager
-    def one(self) -> Iterator[None]:
+    def track(self) -> Iterator[None]:
         """The current task answers a request inside the block."""
         task = asyncio.current_task()
         assert task is not None
@@ -76,7 +77,7 @@ class Running:
         if not self._tasks:
             self._none.set()
 
-    async def ended(self, seconds: float, hurried: asyncio.Event) -> bool:
+    async def wait_until_done(self, seconds: float, hurried: asyncio.Event) -> bool:
         """Waits for the last one, but not longer, and not once it is urgent. False: some are left."""
         waits = [asyncio.ensure_future(self._none.wait()), asyncio.ensure_future(hurried.wait())]
         await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -89,18 +90,18 @@ class Running:
             task.cancel()
 
 
-async def drain(running: Running, stop: Stop, seconds: float, cut: Callable[[], object]) -> None:
+async def drain(running: RunningRequests, stop: ShutdownRequest, seconds: float, cut: Callable[[], object]) -> None:
     """Refuses what comes, lets what runs finish within `seconds`, has the rest `cut` with a word to its client."""
     running.close()
     for call in running.at_end:
         await call()
     if running:
         log.info("%d requests have %g s to finish; a second signal cuts them", len(running), seconds)
-    if await running.ended(seconds, stop.hurried):
+    if await running.wait_until_done(seconds, stop.forced):
         return
     log.warning("cutting %d requests", len(running))
     result = cut()
     if asyncio.iscoroutine(result):
         await result
-    if not await running.ended(LAST_WORDS_S, asyncio.Event()):
+    if not await running.wait_until_done(FINAL_EVENT_S, asyncio.Event()):
         running.cancel()

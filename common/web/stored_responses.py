@@ -16,7 +16,7 @@ from .application import Route, json_response, query_text
 from .response_store import ResponseStore
 
 RESPONSES = web.AppKey("responses", ResponseStore)
-MOST_ITEMS, USUAL_ITEMS = 100, 20
+MAX_ITEMS, DEFAULT_ITEMS = 100, 20
 
 
 class ResponseNotFound(ApiError):
@@ -82,9 +82,9 @@ async def input_items(request: web.Request) -> web.StreamResponse:
 
 def _limit(given: str) -> int:
     if not given:
-        return USUAL_ITEMS
-    if not (given.isascii() and given.isdigit() and len(given) <= 3 and 1 <= int(given) <= MOST_ITEMS):
-        raise InvalidRequest(f"query parameter 'limit' must be a number from 1 to {MOST_ITEMS}")
+        return DEFAULT_ITEMS
+    if not (given.isascii() and given.isdigit() and len(given) <= 3 and 1 <= int(given) <= MAX_ITEMS):
+        raise InvalidRequest(f"query parameter 'limit' must be a number from 1 to {MAX_ITEMS}")
     return int(given)
 
 

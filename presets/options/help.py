@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from .deprecated import SHORTHANDS, Shorthand
 from .describe import choices, default_text, summary
-from .option import Option, OptionGroup, Reader
+from .option import Option, OptionGroup, OptionReader
 from .settings import GROUPS
 from .table import FLAGS, OPTIONS, takes_value
 
@@ -93,7 +93,7 @@ def help_line(field: str) -> str:
     option = OPTIONS[field]
     default = default_text(field)
     parts = [summary(field)]
-    if default and option.reader is not Reader.PROGRAM and not (option.is_switch and default == "off"):
+    if default and option.reader is not OptionReader.PROGRAM and not (option.is_switch and default == "off"):
         parts.append(f"(default: {default})")
     if option.unsupported:
         parts.append(f"(refused: {option.unsupported})")

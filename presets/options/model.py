@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from .option import OptionGroup, Reader, Repeat, option, within
+from .option import OptionGroup, OptionReader, Repeat, option, within
 from .values import KeyOverrides, LayerCount, LayerRange, Names, NumaStrategy, Numbers, OnOff, ScaledFiles, Switch
 
 EXPERT_TENSORS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
@@ -16,7 +16,7 @@ class ModelOptions(OptionGroup):
     title = "Model"
 
     model: str = option(
-        "", "-m --model", "GGUF file to serve", env="MODEL", hint="FILE", reader=Reader.BOTH, per_model=True
+        "", "-m --model", "GGUF file to serve", env="MODEL", hint="FILE", reader=OptionReader.BOTH, per_model=True
     )
     model_url: str = option(
         "",
@@ -24,7 +24,7 @@ class ModelOptions(OptionGroup):
         "address to download the model from; kept under --model if that is given too",
         env="MODEL_URL",
         hint="URL",
-        reader=Reader.BOTH,
+        reader=OptionReader.BOTH,
         per_model=True,
     )
     docker_repo: str = option(
@@ -41,7 +41,7 @@ class ModelOptions(OptionGroup):
         "model of Hugging Face, user/model[:quantisation]; without one Q4_K_M, then Q8_0, then the first file",
         env="HF_REPO",
         hint="REPO",
-        reader=Reader.BOTH,
+        reader=OptionReader.BOTH,
         per_model=True,
     )
     hf_file: str = option(
@@ -56,7 +56,7 @@ class ModelOptions(OptionGroup):
         "use the cache only, no network",
         env="OFFLINE",
         older_env="$LLAMA_OFFLINE",
-        reader=Reader.BOTH,
+        reader=OptionReader.BOTH,
     )
     alias: Names = option(
         (),
@@ -64,7 +64,7 @@ class ModelOptions(OptionGroup):
         "further names of the model, separated by commas",
         env="ALIAS",
         hint="NAMES",
-        reader=Reader.BOTH,
+        reader=OptionReader.BOTH,
         per_model=True,
     )
     tags: Names = option(
@@ -73,7 +73,7 @@ class ModelOptions(OptionGroup):
         "words shown with the model, separated by commas; not used for routing",
         env="TAGS",
         hint="TAGS",
-        reader=Reader.BOTH,
+        reader=OptionReader.BOTH,
     )
     override_kv: KeyOverrides = option(
         (),

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class Reader(Enum):
+class OptionReader(Enum):
     """Who acts on the value."""
 
     ROUTER = "router"
@@ -44,7 +44,7 @@ class Option:
     older_env: tuple[str, ...] = ()
     hint: str | None = None
     """What stands for the value in help; None: a switch."""
-    reader: Reader = Reader.WORKER
+    reader: OptionReader = OptionReader.WORKER
     repeat: Repeat = Repeat.LAST
     unsupported: str | None = None
     """Why a value other than the default, or than those of `built`, is refused. Delete it once the option works."""
@@ -118,7 +118,7 @@ def option(
     return Field(default, description=help_text, json_schema_extra=extra_info, **(limits or {}))
 
 
-_NO_OFF: Sequence[Any] = (Reader.PROGRAM, Reader.PRESET)
+_NO_OFF: Sequence[Any] = (OptionReader.PROGRAM, OptionReader.PRESET)
 
 
 def within(ge: float | None = None, le: float | None = None) -> dict[str, Any]:

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from .option import OptionGroup, Reader, option, within
+from .option import OptionGroup, OptionReader, option, within
 from .values import OnOffAuto, Switch
 
 
 class ProgramOptions(OptionGroup):
     title = "Print and exit"
 
-    usage: Switch = option(False, "-h --help --usage", "show this help and exit", reader=Reader.PROGRAM)
-    version: Switch = option(False, "--version", "show version and build and exit", reader=Reader.PROGRAM)
+    usage: Switch = option(False, "-h --help --usage", "show this help and exit", reader=OptionReader.PROGRAM)
+    version: Switch = option(False, "--version", "show version and build and exit", reader=OptionReader.PROGRAM)
     cache_list: Switch = option(
-        False, "-cl --cache-list", "list the models of the Hugging Face cache and exit", reader=Reader.PROGRAM
+        False, "-cl --cache-list", "list the models of the Hugging Face cache and exit", reader=OptionReader.PROGRAM
     )
     completion_bash: Switch = option(
-        False, "--completion-bash", "print a completion script for bash to source and exit", reader=Reader.PROGRAM
+        False, "--completion-bash", "print a completion script for bash to source and exit", reader=OptionReader.PROGRAM
     )
     list_devices: Switch = option(
-        False, "--list-devices", "list the devices that layers can be offloaded to and exit", reader=Reader.PROGRAM
+        False,
+        "--list-devices",
+        "list the devices that layers can be offloaded to and exit",
+        reader=OptionReader.PROGRAM,
     )
 
 
 class LogOptions(OptionGroup):
     title = "Log"
 
-    log_disable: Switch = option(False, "--log-disable", "write no log", reader=Reader.BOTH)
+    log_disable: Switch = option(False, "--log-disable", "write no log", reader=OptionReader.BOTH)
     log_file: str = option(
         "",
         "--log-file",
@@ -33,7 +36,7 @@ class LogOptions(OptionGroup):
         env="LOG_FILE",
         older_env="$LLAMA_LOG_FILE",
         hint="FILE",
-        reader=Reader.BOTH,
+        reader=OptionReader.BOTH,
         per_model=True,
     )
     log_jsonl: Switch = option(
@@ -41,7 +44,7 @@ class LogOptions(OptionGroup):
         "--log-jsonl",
         "log one JSON object a line to stdout, without colours",
         env="LOG_JSONL",
-        reader=Reader.BOTH,
+        reader=OptionReader.BOTH,
     )
     log_colors: OnOffAuto = option(
         "auto",
@@ -50,7 +53,7 @@ class LogOptions(OptionGroup):
         env="LOG_COLORS",
         older_env="$LLAMA_LOG_COLORS",
         hint="on|off|auto",
-        reader=Reader.BOTH,
+        reader=OptionReader.BOTH,
     )
     log_verbosity: int = option(
         3,
@@ -59,7 +62,7 @@ class LogOptions(OptionGroup):
         env="LOG_VERBOSITY",
         older_env="$LLAMA_LOG_VERBOSITY",
         hint="N",
-        reader=Reader.BOTH,
+        reader=OptionReader.BOTH,
         limits=within(ge=0),
     )
     log_prefix: Switch = option(
@@ -68,7 +71,7 @@ class LogOptions(OptionGroup):
         "begin each line with its level and origin",
         env="LOG_PREFIX",
         older_env="$LLAMA_LOG_PREFIX",
-        reader=Reader.BOTH,
+        reader=OptionReader.BOTH,
     )
     log_timestamps: Switch = option(
         False,
@@ -76,7 +79,7 @@ class LogOptions(OptionGroup):
         "begin each line with the time",
         env="LOG_TIMESTAMPS",
         older_env="$LLAMA_LOG_TIMESTAMPS",
-        reader=Reader.BOTH,
+        reader=OptionReader.BOTH,
     )
     log_prompts_dir: str = option(
         "",

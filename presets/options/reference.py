@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .deprecated import REMOVED, SHORTHANDS
 from .describe import allowed, default_text, summary
-from .option import Option, OptionGroup, Reader
+from .option import Option, OptionGroup, OptionReader
 from .settings import GROUPS
 from .table import OPTIONS
 
@@ -19,11 +19,11 @@ BEGIN = "<!-- options: written by `python -m llama_corral.presets.options.refere
 END = "<!-- end of options -->"
 
 _READERS = {
-    Reader.ROUTER: "router",
-    Reader.WORKER: "worker",
-    Reader.BOTH: "both",
-    Reader.PROGRAM: "command line",
-    Reader.PRESET: "presets file",
+    OptionReader.ROUTER: "router",
+    OptionReader.WORKER: "worker",
+    OptionReader.BOTH: "both",
+    OptionReader.PROGRAM: "command line",
+    OptionReader.PRESET: "presets file",
 }
 
 
@@ -87,7 +87,7 @@ def _removed() -> Iterator[str]:
     yield ""
 
 
-def renewed(document: str) -> str:
+def with_current_table(document: str) -> str:
     """The document with the present table between its markers."""
     before, begin, rest = document.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -98,4 +98,4 @@ def renewed(document: str) -> str:
 
 if __name__ == "__main__":
     path = Path(sys.argv[1])
-    path.write_text(renewed(path.read_text(encoding="utf-8")), encoding="utf-8")
+    path.write_text(with_current_table(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .option import OptionGroup, Reader, option, within
+from .option import OptionGroup, OptionReader, option, within
 from .values import AUTO_LIMIT, DeviceLimits, DeviceSizes, MemoryLimit, OptionalSize, Switch
 
 
@@ -15,7 +15,7 @@ class RouterOptions(OptionGroup):
         "directory of models: *.gguf, or a sub-directory for each",
         env="MODELS_DIR",
         hint="DIR",
-        reader=Reader.ROUTER,
+        reader=OptionReader.ROUTER,
         router_own=True,
     )
     models_preset: str = option(
@@ -24,7 +24,7 @@ class RouterOptions(OptionGroup):
         "presets file that describes models",
         env="MODELS_PRESET",
         hint="FILE",
-        reader=Reader.ROUTER,
+        reader=OptionReader.ROUTER,
         router_own=True,
     )
     models_max: int = option(
@@ -33,7 +33,7 @@ class RouterOptions(OptionGroup):
         "models in memory at once; 0: no limit",
         env="MODELS_MAX",
         hint="N",
-        reader=Reader.ROUTER,
+        reader=OptionReader.ROUTER,
         router_own=True,
         limits=within(ge=0),
     )
@@ -43,7 +43,7 @@ class RouterOptions(OptionGroup):
         "memory of the machine for all models; auto: what is free; off: do not count",
         env="MODELS_MEMORY",
         hint="SIZE",
-        reader=Reader.ROUTER,
+        reader=OptionReader.ROUTER,
         router_own=True,
     )
     models_device_memory: DeviceLimits = option(
@@ -53,7 +53,7 @@ class RouterOptions(OptionGroup):
         "devices together and shared out by their sizes",
         env="MODELS_DEVICE_MEMORY",
         hint="SIZES",
-        reader=Reader.ROUTER,
+        reader=OptionReader.ROUTER,
         router_own=True,
     )
     models_memory_margin: int = option(
@@ -62,7 +62,7 @@ class RouterOptions(OptionGroup):
         "MiB of the machine's memory and of each device's that auto leaves to others",
         env="MODELS_MEMORY_MARGIN",
         hint="MIB",
-        reader=Reader.ROUTER,
+        reader=OptionReader.ROUTER,
         router_own=True,
         limits=within(ge=0),
     )
@@ -71,7 +71,7 @@ class RouterOptions(OptionGroup):
         "--models-autoload",
         "load a model when a request names it",
         env="MODELS_AUTOLOAD",
-        reader=Reader.ROUTER,
+        reader=OptionReader.ROUTER,
         router_own=True,
     )
     models_ttl: float = option(
@@ -80,7 +80,7 @@ class RouterOptions(OptionGroup):
         "seconds after which a model that nobody uses is unloaded, unless its preset has a ttl; 0: never",
         env="MODELS_TTL",
         hint="SECONDS",
-        reader=Reader.ROUTER,
+        reader=OptionReader.ROUTER,
         router_own=True,
         limits=within(ge=0),
     )
@@ -91,7 +91,7 @@ class RouterOptions(OptionGroup):
         "get on though it does not compute, or a program (cmd) that does not answer its health path; 0: never, less "
         "than 6 counts as 6",
         hint="SECONDS",
-        reader=Reader.ROUTER,
+        reader=OptionReader.ROUTER,
         router_own=True,
         limits=within(ge=0),
     )
@@ -101,7 +101,7 @@ class RouterOptions(OptionGroup):
         "seconds that a stream waits for its model with a silent line; then it gets status 200 and comments, as often "
         "as --sse-ping-interval says, and errors are events. -1: never",
         hint="SECONDS",
-        reader=Reader.ROUTER,
+        reader=OptionReader.ROUTER,
         router_own=True,
         limits=within(ge=-1),
     )
@@ -109,7 +109,7 @@ class RouterOptions(OptionGroup):
         False,
         "--stream-load-progress",
         "in the stream of a chat that waits, thoughts (reasoning_content) tell what for and how far a load is",
-        reader=Reader.ROUTER,
+        reader=OptionReader.ROUTER,
         router_own=True,
     )
     models_max_wait: float = option(
@@ -119,7 +119,7 @@ class RouterOptions(OptionGroup):
         "models in use finish what they have and leave for it; 0: 60, and models in use stay",
         env="MODELS_MAX_WAIT",
         hint="SECONDS",
-        reader=Reader.ROUTER,
+        reader=OptionReader.ROUTER,
         router_own=True,
         limits=within(ge=0),
     )
@@ -129,7 +129,7 @@ class RouterOptions(OptionGroup):
         "requests that may wait for models, all together; more are refused with 503; 0: no bound",
         env="MODELS_QUEUE",
         hint="N",
-        reader=Reader.ROUTER,
+        reader=OptionReader.ROUTER,
         router_own=True,
         limits=within(ge=0),
     )
@@ -139,7 +139,7 @@ class RouterOptions(OptionGroup):
         "models that load at once for the queue, where there are places and memory for all",
         env="MODELS_PARALLEL_LOADS",
         hint="N",
-        reader=Reader.ROUTER,
+        reader=OptionReader.ROUTER,
         router_own=True,
         limits=within(ge=1),
     )
@@ -149,25 +149,25 @@ class PresetOptions(OptionGroup):
     title = "Only in a presets file"
 
     load_on_startup: Switch = option(
-        False, "load-on-startup", "load the model when the router starts", reader=Reader.PRESET
+        False, "load-on-startup", "load the model when the router starts", reader=OptionReader.PRESET
     )
     stop_timeout: float = option(
         10.0,
         "stop-timeout",
         "seconds that a stopping model has before it is killed",
         hint="SECONDS",
-        reader=Reader.PRESET,
+        reader=OptionReader.PRESET,
         limits=within(ge=0),
     )
     pin: Switch = option(
-        False, "pin", "never evict or unload the model unless it is asked for by name", reader=Reader.PRESET
+        False, "pin", "never evict or unload the model unless it is asked for by name", reader=OptionReader.PRESET
     )
     ttl: float = option(
         -1.0,
         "ttl",
         "seconds after which the model is unloaded when nobody uses it; 0: never; -1: as --models-ttl says",
         hint="SECONDS",
-        reader=Reader.PRESET,
+        reader=OptionReader.PRESET,
         limits=within(ge=-1),
     )
     priority: int = option(
@@ -175,14 +175,14 @@ class PresetOptions(OptionGroup):
         "priority",
         "among models that wait for a place the highest is next; of idle ones the lowest leaves first",
         hint="N",
-        reader=Reader.PRESET,
+        reader=OptionReader.PRESET,
     )
     min_stay: float = option(
         0.0,
         "min-stay",
         "seconds for which the model, once loaded, is not evicted for others",
         hint="SECONDS",
-        reader=Reader.PRESET,
+        reader=OptionReader.PRESET,
         limits=within(ge=0),
     )
     group: str = option(
@@ -190,14 +190,14 @@ class PresetOptions(OptionGroup):
         "group",
         "group of the model: its members exclude each other, or do what the section [group:NAME] says",
         hint="NAME",
-        reader=Reader.PRESET,
+        reader=OptionReader.PRESET,
     )
     max_queue: int = option(
         0,
         "max-queue",
         "requests that may wait for the model; more are refused with 503; 0: no bound",
         hint="N",
-        reader=Reader.PRESET,
+        reader=OptionReader.PRESET,
         limits=within(ge=0),
     )
     concurrency: int = option(
@@ -205,38 +205,38 @@ class PresetOptions(OptionGroup):
         "concurrency",
         "requests that the model gets at once; more wait their turn; 0: as many as come",
         hint="N",
-        reader=Reader.PRESET,
+        reader=OptionReader.PRESET,
         limits=within(ge=0),
     )
     concurrency_refuse: Switch = option(
         False,
         "concurrency-refuse",
         "refuse requests beyond concurrency with 429 instead of letting them wait",
-        reader=Reader.PRESET,
+        reader=OptionReader.PRESET,
     )
     keep_warm: Switch = option(
         False,
         "keep-warm",
         "load the model when the router starts, and again after it failed or was evicted, where there is room and "
         "nobody waits; --models-ttl is not for it",
-        reader=Reader.PRESET,
+        reader=OptionReader.PRESET,
     )
     dedup_cache_models: Switch = option(
-        False, "dedup-cache-models", "hide cached models that are the same file as this one", reader=Reader.PRESET
+        False, "dedup-cache-models", "hide cached models that are the same file as this one", reader=OptionReader.PRESET
     )
     base: str = option(
         "",
         "base",
         "name of the model whose worker serves this section too; the section sets only what a request could say",
         hint="NAME",
-        reader=Reader.PRESET,
+        reader=OptionReader.PRESET,
     )
     system_prompt: str = option(
         "",
         "system-prompt",
         "system message of chats that bring none",
         hint="TEXT",
-        reader=Reader.PRESET,
+        reader=OptionReader.PRESET,
     )
 
 
@@ -249,37 +249,37 @@ class BackendOptions(OptionGroup):
         "command line of a program that serves the model over HTTP instead of our worker; ${PORT} is a free port, "
         "${MODEL} the model's file, ${MODEL_ID} the section's name, ${env.X} a variable; no shell reads it",
         hint="COMMAND",
-        reader=Reader.PRESET,
+        reader=OptionReader.PRESET,
     )
     cmd_stop: str = option(
         "",
         "cmd-stop",
         "command that stops it; without one it gets SIGTERM; ${PID} is its process",
         hint="COMMAND",
-        reader=Reader.PRESET,
+        reader=OptionReader.PRESET,
     )
     env: str = option(
         "",
         "env",
         "variables for it: NAME=VALUE, separated by blanks, in quotes where needed",
         hint="VARIABLES",
-        reader=Reader.PRESET,
+        reader=OptionReader.PRESET,
         secret=True,
     )
-    proxy: str = option("http://127.0.0.1:${PORT}", "proxy", "where it listens", hint="URL", reader=Reader.PRESET)
+    proxy: str = option("http://127.0.0.1:${PORT}", "proxy", "where it listens", hint="URL", reader=OptionReader.PRESET)
     health: str = option(
         "/health",
         "health",
         "path that answers 200 once it is ready; none: connecting is enough",
         hint="PATH",
-        reader=Reader.PRESET,
+        reader=OptionReader.PRESET,
     )
     load_timeout: float = option(
         600.0,
         "load-timeout",
         "seconds that it has to become ready",
         hint="SECONDS",
-        reader=Reader.PRESET,
+        reader=OptionReader.PRESET,
         limits={"gt": 0},
     )
     use_model_name: str = option(
@@ -287,15 +287,15 @@ class BackendOptions(OptionGroup):
         "use-model-name",
         "what it calls the model: put into requests in the place of our name",
         hint="NAME",
-        reader=Reader.PRESET,
+        reader=OptionReader.PRESET,
     )
     memory: OptionalSize = option(
-        0, "memory", "what it takes of the machine's memory; 0: unknown", hint="SIZE", reader=Reader.PRESET
+        0, "memory", "what it takes of the machine's memory; 0: unknown", hint="SIZE", reader=OptionReader.PRESET
     )
     device_memory: DeviceSizes = option(
         (0,),
         "device-memory",
         "what it takes of the devices' memory, of each in turn (24G,16G) or of all together; 0: unknown",
         hint="SIZES",
-        reader=Reader.PRESET,
+        reader=OptionReader.PRESET,
     )

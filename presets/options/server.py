@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from .option import OptionGroup, Reader, Repeat, option, within
+from .option import OptionGroup, OptionReader, Repeat, option, within
 from .values import ByteSize, Hosts, JsonObject, Names, OnOffAuto, Switch, Texts, UrlPath
 
 
@@ -17,7 +17,7 @@ class HttpOptions(OptionGroup):
         "addresses to listen on, separated by commas; *.sock is a unix socket",
         env="HOST",
         hint="HOSTS",
-        reader=Reader.BOTH,
+        reader=OptionReader.BOTH,
     )
     port: int = option(
         8080,
@@ -25,20 +25,22 @@ class HttpOptions(OptionGroup):
         "port to listen on; 0: a free one",
         env="PORT",
         hint="PORT",
-        reader=Reader.BOTH,
+        reader=OptionReader.BOTH,
         limits=within(0, 65535),
     )
     reuse_port: Switch = option(
-        False, "--reuse-port", "let several processes listen on the port", env="REUSE_PORT", reader=Reader.BOTH
+        False, "--reuse-port", "let several processes listen on the port", env="REUSE_PORT", reader=OptionReader.BOTH
     )
-    path: str = option("", "--path", "directory of files to serve", env="STATIC_PATH", hint="DIR", reader=Reader.BOTH)
+    path: str = option(
+        "", "--path", "directory of files to serve", env="STATIC_PATH", hint="DIR", reader=OptionReader.BOTH
+    )
     api_prefix: UrlPath = option(
         "",
         "--api-prefix",
         "path under which everything is served, without trailing slash",
         env="API_PREFIX",
         hint="PREFIX",
-        reader=Reader.BOTH,
+        reader=OptionReader.BOTH,
     )
     timeout: int = option(
         3600,
@@ -46,7 +48,7 @@ class HttpOptions(OptionGroup):
         "seconds until the router gives up a worker that sends nothing; 0: never",
         env="TIMEOUT",
         hint="SECONDS",
-        reader=Reader.ROUTER,
+        reader=OptionReader.ROUTER,
         limits=within(ge=0),
     )
     drain_timeout: float = option(
@@ -54,7 +56,7 @@ class HttpOptions(OptionGroup):
         "--drain-timeout",
         "seconds that running responses have to finish when the server is asked to stop",
         hint="SECONDS",
-        reader=Reader.BOTH,
+        reader=OptionReader.BOTH,
         limits=within(ge=0),
     )
     sse_ping_interval: int = option(
@@ -63,7 +65,7 @@ class HttpOptions(OptionGroup):
         "seconds between comments on a silent stream; -1: none",
         env="SSE_PING_INTERVAL",
         hint="SECONDS",
-        reader=Reader.BOTH,
+        reader=OptionReader.BOTH,
         limits=within(ge=-1),
     )
     threads_http: int = option(
@@ -72,7 +74,7 @@ class HttpOptions(OptionGroup):
         "threads for requests",
         env="THREADS_HTTP",
         hint="N",
-        reader=Reader.BOTH,
+        reader=OptionReader.BOTH,
         notice="requests are served by one event loop",
     )
     api_key: Names = option(
@@ -81,7 +83,7 @@ class HttpOptions(OptionGroup):
         "keys of which a request must show one, separated by commas",
         env="$LLAMA_API_KEY",
         hint="KEYS",
-        reader=Reader.BOTH,
+        reader=OptionReader.BOTH,
         repeat=Repeat.COMMA,
         router_own=True,
         secret=True,
@@ -92,7 +94,7 @@ class HttpOptions(OptionGroup):
         "file with further keys, one a line, # for comments",
         env="API_KEY_FILE",
         hint="FILE",
-        reader=Reader.BOTH,
+        reader=OptionReader.BOTH,
         router_own=True,
     )
     ssl_key_file: str = option(
@@ -101,7 +103,7 @@ class HttpOptions(OptionGroup):
         "private key for TLS (PEM)",
         env="SSL_KEY_FILE",
         hint="FILE",
-        reader=Reader.BOTH,
+        reader=OptionReader.BOTH,
         router_own=True,
     )
     ssl_cert_file: str = option(
@@ -110,7 +112,7 @@ class HttpOptions(OptionGroup):
         "certificate for TLS (PEM)",
         env="SSL_CERT_FILE",
         hint="FILE",
-        reader=Reader.BOTH,
+        reader=OptionReader.BOTH,
         router_own=True,
     )
     cors_origins: str = option(
@@ -119,7 +121,7 @@ class HttpOptions(OptionGroup):
         "origins that browsers may call from; localhost: any port of this machine",
         env="CORS_ORIGINS",
         hint="ORIGINS",
-        reader=Reader.BOTH,
+        reader=OptionReader.BOTH,
     )
     cors_methods: str = option(
         "GET, POST, DELETE, OPTIONS",
@@ -127,20 +129,31 @@ class HttpOptions(OptionGroup):
         "methods that browsers may use",
         env="CORS_METHODS",
         hint="METHODS",
-        reader=Reader.BOTH,
+        reader=OptionReader.BOTH,
     )
     cors_headers: str = option(
-        "*", "--cors-headers", "headers that browsers may send", env="CORS_HEADERS", hint="HEADERS", reader=Reader.BOTH
+        "*",
+        "--cors-headers",
+        "headers that browsers may send",
+        env="CORS_HEADERS",
+        hint="HEADERS",
+        reader=OptionReader.BOTH,
     )
     cors_credentials: Switch = option(
         True,
         "--cors-credentials",
         "allow credentials; with any origin the caller's is echoed",
         env="CORS_CREDENTIALS",
-        reader=Reader.BOTH,
+        reader=OptionReader.BOTH,
     )
     ui: Switch = option(
-        True, "--ui", "serve the page at /", older="--webui --no-webui", env="UI", older_env="WEBUI", reader=Reader.BOTH
+        True,
+        "--ui",
+        "serve the page at /",
+        older="--webui --no-webui",
+        env="UI",
+        older_env="WEBUI",
+        reader=OptionReader.BOTH,
     )
     ui_config: JsonObject = option(
         "",
@@ -150,7 +163,7 @@ class HttpOptions(OptionGroup):
         env="UI_CONFIG",
         older_env="WEBUI_CONFIG",
         hint="JSON",
-        reader=Reader.BOTH,
+        reader=OptionReader.BOTH,
         replaces=("ui_config_file",),
     )
     ui_config_file: str = option(
@@ -161,7 +174,7 @@ class HttpOptions(OptionGroup):
         env="UI_CONFIG_FILE",
         older_env="WEBUI_CONFIG_FILE",
         hint="FILE",
-        reader=Reader.BOTH,
+        reader=OptionReader.BOTH,
         replaces=("ui_config",),
     )
     ui_mcp_proxy: Switch = option(
@@ -170,7 +183,7 @@ class HttpOptions(OptionGroup):
         "serve /cors-proxy, through which the page reaches MCP servers",
         older="--webui-mcp-proxy --no-webui-mcp-proxy",
         env="UI_MCP_PROXY",
-        reader=Reader.BOTH,
+        reader=OptionReader.BOTH,
         router_own=True,
     )
 
@@ -220,7 +233,7 @@ class EndpointOptions(OptionGroup):
         "write_file, edit_file, get_info, or all",
         env="TOOLS",
         hint="TOOLS",
-        reader=Reader.BOTH,
+        reader=OptionReader.BOTH,
         router_own=True,
     )
     tools_runtime: str = option(
@@ -229,7 +242,7 @@ class EndpointOptions(OptionGroup):
         "where tools run: docker:IMAGE or podman:IMAGE, docker-container:ID or podman-container:ID, ssh:HOST",
         env="TOOLS_RUNTIME",
         hint="WHERE",
-        reader=Reader.BOTH,
+        reader=OptionReader.BOTH,
         router_own=True,
     )
     mcp_servers_config: str = option(
@@ -238,7 +251,7 @@ class EndpointOptions(OptionGroup):
         "JSON file with MCP servers (mcpServers), whose tools /tools serves",
         env="MCP_SERVERS_CONFIG",
         hint="FILE",
-        reader=Reader.BOTH,
+        reader=OptionReader.BOTH,
         router_own=True,
     )
     mcp_servers_json: JsonObject = option(
@@ -247,7 +260,7 @@ class EndpointOptions(OptionGroup):
         "the same as JSON; both count",
         env="MCP_SERVERS_JSON",
         hint="JSON",
-        reader=Reader.BOTH,
+        reader=OptionReader.BOTH,
         router_own=True,
     )
 
@@ -346,7 +359,7 @@ class CorralOptions(OptionGroup):
         "largest request that is read, in bytes or with K, M, G",
         env="$LLAMA_CORRAL_MAX_BODY",
         hint="SIZE",
-        reader=Reader.BOTH,
+        reader=OptionReader.BOTH,
     )
     tools_root: str = option(
         "",
@@ -354,7 +367,7 @@ class CorralOptions(OptionGroup):
         "folder that the built-in tools for files may not leave",
         env="$LLAMA_CORRAL_TOOLS_ROOT",
         hint="DIR",
-        reader=Reader.BOTH,
+        reader=OptionReader.BOTH,
         router_own=True,
     )
     demo: Switch = option(
@@ -362,6 +375,6 @@ class CorralOptions(OptionGroup):
         "--demo",
         "serve the built-in demonstration models, unless --models-preset names others",
         env="$LLAMA_CORRAL_DEMO",
-        reader=Reader.ROUTER,
+        reader=OptionReader.ROUTER,
         router_own=True,
     )

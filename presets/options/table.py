@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
 from .deprecated import REMOVED, SHORTHANDS, Removed, Shorthand
-from .option import Option, Reader
+from .option import Option, OptionReader
 from .settings import Settings
 
-Entry = Option | Shorthand | Removed
+OptionEntry = Option | Shorthand | Removed
 
 
 @dataclass(frozen=True)
 class Spelling:
     """What a flag, a variable or a key stands for; `negated`: it says the opposite."""
 
-    entry: Entry
+    entry: OptionEntry
     negated: bool = False
 
 
@@ -35,22 +35,24 @@ def _option(field: FieldInfo) -> Option:
 
 FIELDS: Mapping[str, FieldInfo] = Settings.model_fields
 OPTIONS: Mapping[str, Option] = {name: _option(field) for name, field in FIELDS.items()}
-ENTRIES: tuple[Entry, ...] = (*OPTIONS.values(), *SHORTHANDS, *REMOVED)
+ENTRIES: tuple[OptionEntry, ...] = (*OPTIONS.values(), *SHORTHANDS, *REMOVED)
 
 ROUTER_OWN = frozenset(name for name, option in OPTIONS.items() if option.router_own)
 """Removed from every preset: a worker gets none of these."""
 NOT_OVERLAID = ROUTER_OWN | frozenset(
-    name for name, option in OPTIONS.items() if option.per_model or option.reader in (Reader.PROGRAM, Reader.PRESET)
+    name
+    for name, option in OPTIONS.items()
+    if option.per_model or option.reader in (OptionReader.PROGRAM, OptionReader.PRESET)
 )
 """Of the router's command line, what is not imposed on every model."""
-PRESET_ONLY = frozenset(name for name, option in OPTIONS.items() if option.reader is Reader.PRESET)
+PRESET_ONLY = frozenset(name for name, option in OPTIONS.items() if option.reader is OptionReader.PRESET)
 
 
-def takes_value(entry: Entry) -> bool:
+def takes_value(entry: OptionEntry) -> bool:
     return not isinstance(entry, Removed) and entry.hint is not None
 
 
-def value_count(entry: Entry) -> int:
+def value_count(entry: OptionEntry) -> int:
     """How many arguments follow the flag."""
     return len(entry.hint.split()) if not isinstance(entry, Removed) and entry.hint else 0
 
@@ -80,13 +82,13 @@ def _variables() -> Iterable[tuple[str, Spelling]]:
 FLAGS: Mapping[str, Spelling] = {
     flag: spelling
     for flag, spelling in _flags()
-    if not (isinstance(spelling.entry, Option) and spelling.entry.reader is Reader.PRESET)
+    if not (isinstance(spelling.entry, Option) and spelling.entry.reader is OptionReader.PRESET)
 }
 VARIABLES: Mapping[str, Spelling] = dict(_variables())
 KEYS: Mapping[str, Spelling] = {
     flag.lstrip("-"): spelling
     for flag, spelling in _flags()
-    if not (isinstance(spelling.entry, Option) and spelling.entry.reader is Reader.PROGRAM)
+    if not (isinstance(spelling.entry, Option) and spelling.entry.reader is OptionReader.PROGRAM)
 } | dict(VARIABLES)
 """Every key that a presets file may contain."""
 

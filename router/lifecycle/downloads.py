@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llama_corral.common.base.errors import ApiError, InvalidRequest, ServerFault, Unavailable
-from llama_corral.common.base.worker_reports import DOWNLOAD_ENV, Report
+from llama_corral.common.base.worker_reports import DOWNLOAD_ENV, WorkerReport
 
-from ..models.events import Events
-from ..models.exit_reasons import ending
+from ..models.events import ModelEvents
+from ..models.exit_reasons import exit_description
 from ..models.model import Model, exit_code_of, launch_spec
 from ..models.registry import Catalog
 from ..models.tasks import Tasks
-from ..placement.states import State
+from ..placement.states import ModelState
 from ..process.launcher import Callbacks, Launcher, Worker
 
 if TYPE_CHECKING:
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("corral.router")
 
-Relist = Callable[[], Awaitable[None]]
+ReloadSources = Callable[[], Awaitable[None]]
 
 
 @dataclass(slots=True, eq=False)
 class Download:
     model: Model
-    relist: Relist
+    reload_sources: ReloadSources
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     worker: Worker | None = None
     failure: str = ""
@@ -44,25 +44,25 @@ class Download:
 
 
 class Downloads:
-    def __init__(self, launcher: Launcher, catalog: Catalog, events: Events) -> None:
+    def __init__(self, launcher: Launcher, catalog: Catalog, events: ModelEvents) -> None:
         self._launcher = launcher
         self._catalog = catalog
         self._events = events
         self._running: dict[str, Download] = {}
-        self._endings = Tasks()
+        self._exits = Tasks()
         self._is_closed = False
 
     def names(self) -> list[str]:
         return list(self._running)
 
-    def start(self, preset: Preset, relist: Relist) -> None:
-        """Under a name that nothing else has; `relist` reads the sources again at the end. Raises ApiError."""
+    def start(self, preset: Preset, reload_sources: ReloadSources) -> None:
+        """Under a name that nothing else has; `reload_sources` reads the sources again at the end. Raises ApiError."""
         if self._is_closed:
             raise Unavailable("the router is shutting down")
         if self._catalog.find(preset.name) is not None:
             raise InvalidRequest(f"model '{preset.name}' already exists")
-        model = Model(preset.name, preset, State.DOWNLOADING)
-        download = Download(model, relist)
+        model = Model(preset.name, preset, ModelState.DOWNLOADING)
+        download = Download(model, reload_sources)
         spec = launch_spec(preset)
         spec = dataclasses.replace(spec, environ={**spec.environ, DOWNLOAD_ENV: "1"})
         callbacks = Callbacks(
@@ -75,7 +75,7 @@ class Downloads:
         self._catalog.add(model)
         self._running[preset.name] = download
         log.info("downloading %s", preset.name)
-        self._events.publish(preset.name, "model_status", {"status": State.DOWNLOADING.value})
+        self._events.publish(preset.name, "model_status", {"status": ModelState.DOWNLOADING.value})
 
     async def cancel(self, name: str) -> bool:
         """Returns when it has ended; False: nothing of that name is downloading."""
@@ -93,7 +93,7 @@ class Downloads:
         for name in self.names():
             await self.cancel(name)
 
-    def _on_report(self, download: Download, report: Report) -> None:
+    def _on_report(self, download: Download, report: WorkerReport) -> None:
         if report.state == "failed":
             download.failure = str(report.payload.get("message", ""))
         if report.state != "downloading":
@@ -103,27 +103,27 @@ class Downloads:
         self._events.publish(download.model.name, "download_progress", {"progress": dict(progress)})
 
     def _on_exit(self, download: Download, returncode: int) -> None:
-        self._endings.spawn(self._end(download, returncode))
+        self._exits.spawn(self._end(download, returncode))
 
     async def _end(self, download: Download, returncode: int) -> None:
         """The entry goes: the cache has its own for what came."""
         name, worker = download.model.name, download.worker
         failed = exit_code_of(returncode) != 0
         lines = worker.last_lines if worker is not None else ()
-        why = "cancelled" if download.is_cancelled else download.failure or ending(returncode, lines)
+        why = "cancelled" if download.is_cancelled else download.failure or exit_description(returncode, lines)
         del self._running[name]
         try:
             if not failed:
-                download.model.move(State.DOWNLOADED)
-                await download.relist()
+                download.model.transition_to(ModelState.DOWNLOADED)
+                await download.reload_sources()
         except ApiError as error:
             log.error("the sources cannot be read after the download of %s: %s", name, error.message)
         finally:
-            self._catalog.drop(download.model)
-            self._tell(name, why if failed else "")
+            self._catalog.remove(download.model)
+            self._publish_failure(name, why if failed else "")
             download.ended.set()
 
-    def _tell(self, name: str, why: str) -> None:
+    def _publish_failure(self, name: str, why: str) -> None:
         if why:
             log.warning("download of %s failed: %s", name, why)
             self._events.publish(name, "download_failed", {"error": why})

@@ -9,17 +9,17 @@ import asyncio
 from collections.abc import Callable
 
 from ..placement import placement
-from ..placement.snapshot import Snapshot
+from ..placement.snapshot import PlacementSnapshot
 
 MAX_DELAY_S = 86400.0
 """No timer runs for longer, as not every clock can count that far: it only looks once a day."""
 
 
-class Expiry:
+class IdleTimer:
     def __init__(
         self,
         clock: Callable[[], float],
-        snapshot: Callable[[], Snapshot],
+        snapshot: Callable[[], PlacementSnapshot],
         evict: Callable[[placement.Eviction], None],
     ) -> None:
         self._clock = clock

@@ -12,14 +12,14 @@ from collections.abc import Callable
 
 from llama_corral.common.base.errors import InvalidRequest
 
-from ..models.backoff import NO_FAULTS
+from ..models.backoff import NO_FAILURES
 from ..models.model import Instance, Model
-from ..models.queue import Lease, Waiter, WaitingRoom
+from ..models.queue import Lease, RequestQueue, Waiter
 from ..models.registry import Catalog
 from ..placement import admission
-from ..placement.admission import Crowd
-from ..placement.snapshot import Stay
-from ..placement.states import State
+from ..placement.admission import Load
+from ..placement.snapshot import Retention
+from ..placement.states import ModelState
 from .dispatcher import Dispatcher
 from .supervisor import Supervisor
 
@@ -30,7 +30,7 @@ class Leases:
     def __init__(
         self,
         catalog: Catalog,
-        waiting: WaitingRoom,
+        queue: RequestQueue,
         dispatcher: Dispatcher,
         supervisor: Supervisor,
         clock: Callable[[], float],
@@ -38,35 +38,35 @@ class Leases:
     ) -> None:
         """`max_queue`: requests that wait for whatever models; 0: no bound."""
         self._catalog = catalog
-        self._waiting = waiting
+        self._queue = queue
         self._dispatcher = dispatcher
         self._supervisor = supervisor
         self._clock = clock
         self._max_queue = max_queue
 
-    async def as_it_is(self, model: Model, touch: bool, stay: Stay | None) -> Lease:
+    async def lease_if_loaded(self, model: Model, touch: bool, retention: Retention | None) -> Lease:
         """Grant or queue without loading: raise InvalidRequest unless the model runs.
 
         A worker that still loads answers with 503 itself. Beyond the model's concurrency limit the request waits for
         a place; on an instance that is about to stop no place is given again, so the request is refused.
         """
-        if not model.state.is_running or model.state is State.STOPPING:
+        if not model.state.is_running or model.state is ModelState.STOPPING:
             raise InvalidRequest("model is not loaded")
-        if not _has_place(model, touch):
-            if model.instance is not None and model.instance.is_leaving:
+        if not _has_capacity(model, touch):
+            if model.instance is not None and model.instance.is_draining:
                 raise InvalidRequest("model is not loaded")
-            return await self._wait(model, touch, stay, may_load=False)
-        return self._grant(model, touch, stay)
+            return await self._wait(model, touch, retention, may_load=False)
+        return self._grant(model, touch, retention)
 
-    async def when_ready(self, model: Model, touch: bool, stay: Stay | None) -> Lease:
+    async def lease_or_load(self, model: Model, touch: bool, retention: Retention | None) -> Lease:
         """Cancelling the wait gives the place in the queue back."""
-        if model.takes_requests and _has_place(model, touch):
-            return self._grant(model, touch, stay)
-        if model.state in (State.DOWNLOADING, State.DOWNLOADED):
+        if model.takes_requests and _has_capacity(model, touch):
+            return self._grant(model, touch, retention)
+        if model.state in (ModelState.DOWNLOADING, ModelState.DOWNLOADED):
             raise InvalidRequest(f"model name={model.name} is not running")
         if error := model.refusal(self._clock()):
             raise error
-        return await self._wait(model, touch, stay, may_load=True)
+        return await self._wait(model, touch, retention, may_load=True)
 
     def release(self, lease: Lease, *, is_answered: bool) -> None:
         """`is_answered`: to its end, which shows that the model works."""
@@ -78,34 +78,36 @@ class Leases:
         if lease.touch:
             instance.idle_since = self._clock()
             if is_answered and model is not None and model.instance is instance:
-                model.faults = NO_FAULTS
-        if model is not None and self._waiting.count(model.name):
-            self.serve_waiters(model)
+                model.backoff = NO_FAILURES
+        if model is not None and self._queue.count(model.name):
+            self.grant_waiting(model)
         if instance.leases > 0:
             return
-        if instance.is_leaving and model is not None and model.instance is instance:
-            self._supervisor.stop(model, instance.yields_to or "its preset changed or is gone")
+        if instance.is_draining and model is not None and model.instance is instance:
+            self._supervisor.stop(model, instance.preemption_reason or "its preset changed or is gone")
         self._dispatcher.tick()
-        if model is not None and model.stay.ttl is not None:
+        if model is not None and model.retention.ttl is not None:
             self._dispatcher.unload_expired()
 
-    def serve_waiters(self, model: Model) -> None:
+    def grant_waiting(self, model: Model) -> None:
         """Before any tick, so that a model that just came up is busy, and not idle, when a victim is sought."""
         if not model.takes_requests or model.instance is None:
             return
-        most = admission.free(model.preset.manners, model.instance.requests)
-        for waiter in self._waiting.take(model.name, most):
-            waiter.grant.set_result(self._grant(model, waiter.touch, waiter.stay))
+        most = admission.free_capacity(model.preset.policy, model.instance.requests)
+        for waiter in self._queue.pop(model.name, most):
+            waiter.grant.set_result(self._grant(model, waiter.touch, waiter.retention))
 
-    async def _wait(self, model: Model, touch: bool, stay: Stay | None, *, may_load: bool) -> Lease:
+    async def _wait(self, model: Model, touch: bool, retention: Retention | None, *, may_load: bool) -> Lease:
         if error := self._refusal(model):
             raise error
-        is_up = model.state is State.LOADING or model.takes_requests
+        is_up = model.state is ModelState.LOADING or model.takes_requests
         grant: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-        saw_start = model.state is State.LOADING or not may_load
-        waiter = Waiter(grant, touch, stay, self._clock(), is_queued=not is_up, saw_start=saw_start, may_load=may_load)
-        self._waiting.join(model.name, waiter)
-        log.debug("name=%s: a request waits, %d in all", model.name, self._waiting.count(model.name))
+        saw_start = model.state is ModelState.LOADING or not may_load
+        waiter = Waiter(
+            grant, touch, retention, self._clock(), is_queued=not is_up, saw_start=saw_start, may_load=may_load
+        )
+        self._queue.add(model.name, waiter)
+        log.debug("name=%s: a request waits, %d in all", model.name, self._queue.count(model.name))
         self._dispatcher.tick()
         try:
             return await grant
@@ -115,29 +117,29 @@ class Leases:
 
     def _refusal(self, model: Model) -> Exception | None:
         in_use = model.instance.requests if model.instance else 0
-        crowd = Crowd(in_use, self._waiting.count(model.name), self._waiting.count_all())
-        return admission.refusal(model.name, model.preset.manners, crowd, self._max_queue)
+        load = Load(in_use, self._queue.count(model.name), self._queue.count_all())
+        return admission.queue_refusal(model.name, model.preset.policy, load, self._max_queue)
 
     def _withdraw(self, model: Model, waiter: Waiter) -> None:
-        self._waiting.leave(model.name, waiter)
+        self._queue.remove(model.name, waiter)
         if waiter.grant.done() and not waiter.grant.cancelled() and waiter.grant.exception() is None:
             self.release(waiter.grant.result(), is_answered=False)  # granted in the very moment its client left
-        for other in self._dispatcher.stay_after_all():
-            self.serve_waiters(other)
+        for other in self._dispatcher.cancel_preemptions():
+            self.grant_waiting(other)
         self._dispatcher.tick()
 
-    def _grant(self, model: Model, touch: bool, stay: Stay | None) -> Lease:
+    def _grant(self, model: Model, touch: bool, retention: Retention | None) -> Lease:
         assert model.instance is not None
         model.instance.leases += 1
         model.instance.requests += touch
         if touch:
             model.last_used = self._clock()
-        if stay is not None and not model.preset.pin:
-            model.instance.asked_stay = stay
+        if retention is not None and not model.preset.pin:
+            model.instance.requested_retention = retention
         return Lease(model.name, model.instance.worker.endpoint, model.instance, touch, model.preset)
 
 
-def _has_place(model: Model, touch: bool) -> bool:
+def _has_capacity(model: Model, touch: bool) -> bool:
     """For one more request. Those that wait are served as soon as there is one, so nobody is passed by."""
     assert model.instance is not None
-    return not touch or admission.free(model.preset.manners, model.instance.requests) != 0
+    return not touch or admission.free_capacity(model.preset.policy, model.instance.requests) != 0

@@ -26,19 +26,19 @@ from llama_corral.common.base.errors import (
     Unavailable,
 )
 
-from ..memory.budget import UNLIMITED, Room
-from ..models.events import Events, Subscription
+from ..memory.budget import UNLIMITED, MemoryBudget
+from ..models.events import ModelEvents, Subscription
 from ..models.model import Instance, Model, ModelView, view_of
-from ..models.queue import Lease, WaitingRoom
+from ..models.queue import Lease, RequestQueue
 from ..models.registry import Catalog
 from ..models.tasks import Tasks
-from ..placement.snapshot import PLAIN_RULES, Rules, Stay
-from ..placement.states import State
+from ..placement.snapshot import DEFAULT_RULES, PlacementRules, Retention
+from ..placement.states import ModelState
 from ..process.launcher import Launcher
 from .dispatcher import Dispatcher
 from .downloads import Downloads
 from .leases import Leases
-from .memory_accounting import Accounts
+from .memory_accounting import MemoryAccounting
 from .supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 FAKE_TIMING_ENV = "LLAMA_SERVER_DEBUG_FAKE_TIMING"
 """Set, to whatever: loads begin `FAKE_LOAD_DELAY` late. llama-server's tests of the queue rely on it."""
 FAKE_LOAD_DELAY = 2.0  # seconds, as in llama-server
-EXIT_PATIENCE_S = 1.0
+EXIT_WAIT_S = 1.0
 """Between a worker's sockets closing and its exit being known lie milliseconds, unless it lives after all."""
 
 log = logging.getLogger("corral.router")
@@ -63,26 +63,34 @@ class Lifecycle:
         autoload: bool,
         clock: Callable[[], float] = time.monotonic,
         load_delay: float = 0.0,
-        room: Room = UNLIMITED,
-        rules: Rules = PLAIN_RULES,
+        memory_budget: MemoryBudget = UNLIMITED,
+        rules: PlacementRules = DEFAULT_RULES,
         worker_timeout: float = 0.0,
     ) -> None:
-        """`load_delay`: seconds before each start, see FAKE_TIMING_ENV. `room`: of memory. Raises ConfigError."""
+        """`load_delay`: seconds before each start, see FAKE_TIMING_ENV.
+
+        `memory_budget`: of memory. Raises ConfigError.
+        """
         self._launcher = launcher
         self._autoload = autoload
         self._clock = clock
         self._load_delay = load_delay
-        self._accounts = Accounts(room, clock, rules)
+        self._memory_accounting = MemoryAccounting(memory_budget, clock, rules)
         self._catalog = Catalog(presets, launcher.command)
-        self._waiting = WaitingRoom()
-        self._events = Events(self._catalog.variants_of)
+        self._queue = RequestQueue()
+        self._events = ModelEvents(self._catalog.variants_of)
         self._supervisor = Supervisor(
             launcher, self._events, self._on_change, self._on_exit, worker_timeout=worker_timeout, clock=clock
         )
         self._dispatcher = Dispatcher(
-            self._catalog, self._waiting, self._accounts, self._supervisor, models_max=models_max, load_delay=load_delay
+            self._catalog,
+            self._queue,
+            self._memory_accounting,
+            self._supervisor,
+            models_max=models_max,
+            load_delay=load_delay,
         )
-        self._leases = Leases(self._catalog, self._waiting, self._dispatcher, self._supervisor, clock, rules.max_queue)
+        self._leases = Leases(self._catalog, self._queue, self._dispatcher, self._supervisor, clock, rules.max_queue)
         self.downloads = Downloads(launcher, self._catalog, self._events)
         self._tasks = Tasks()
         self._reloads = asyncio.Lock()
@@ -93,7 +101,7 @@ class Lifecycle:
                 f"number of models to load on startup ({len(self._startup)}) exceeds models_max ({models_max})"
             )
 
-    def listen_to(self, quiet_for: Callable[[str], float]) -> None:
+    def set_quiet_time_source(self, quiet_for: Callable[[str], float]) -> None:
         """Whoever has the connections knows how many seconds ago an endpoint answered: a program's sign of life."""
         self._supervisor.quiet_for = quiet_for
 
@@ -105,7 +113,7 @@ class Lifecycle:
 
     def view(self, name: str) -> ModelView | None:
         model, variant = self._catalog.find(name), self._catalog.variant(name)
-        return None if model is None else view_of(model, self._waiting.count(model.name), self._clock(), variant)
+        return None if model is None else view_of(model, self._queue.count(model.name), self._clock(), variant)
 
     def views(self) -> list[ModelView]:
         """All models and variants by name, hidden ones too."""
@@ -117,20 +125,20 @@ class Lifecycle:
 
     @asynccontextmanager
     async def lease(
-        self, model: str, *, autoload: bool | None = None, touch: bool = True, stay: Stay | None = None
+        self, model: str, *, autoload: bool | None = None, touch: bool = True, retention: Retention | None = None
     ) -> AsyncIterator[Lease]:
         """Waits until `model` takes requests, loading it if it may, and keeps it from being evicted inside the block.
 
         `autoload`: overrides the router's setting. `touch`: count this as use when the least recently used is sought.
-        `stay`: how long the model is kept from now on, unless its preset pins it. Cancelling the wait gives the place
-        in the queue back. Raises ApiError.
+        `retention`: how long the model is kept from now on, unless its preset pins it. Cancelling the wait gives the
+        place in the queue back. Raises ApiError.
         """
         if (found := self._catalog.find(model)) is not None:
-            await self._accounts.weigh(found)
+            await self._memory_accounting.estimate_memory(found)
         record, variant = self._requested(model), self._catalog.variant(model)
         may_load = self._autoload if autoload is None else autoload
-        take = self._leases.when_ready if may_load else self._leases.as_it_is
-        lease = await take(record, touch, stay)
+        take = self._leases.lease_or_load if may_load else self._leases.lease_if_loaded
+        lease = await take(record, touch, retention)
         is_answered = False
         try:
             yield lease if variant is None else replace(lease, preset=variant)
@@ -138,7 +146,7 @@ class Lifecycle:
         finally:
             self._leases.release(lease, is_answered=is_answered)
 
-    async def confirm_end(self, lease: Lease) -> str:
+    async def wait_for_exit(self, lease: Lease) -> str:
         """For whoever saw a worker hang up: waits until its end is known, so that nobody is sent to a dead one.
 
         Why it ended, if it was its own fault.
@@ -146,7 +154,7 @@ class Lifecycle:
         instance = lease.instance
         assert isinstance(instance, Instance)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(instance.gone.wait(), EXIT_PATIENCE_S)
+            await asyncio.wait_for(instance.exited.wait(), EXIT_WAIT_S)
         return instance.failure if instance.is_fault else ""
 
     async def load(self, name: str) -> None:
@@ -156,22 +164,22 @@ class Lifecycle:
             raise NotFound("model is not found")
         if model.state.is_running:
             raise InvalidRequest("model is already running")
-        if model.state is State.DOWNLOADING:
+        if model.state is ModelState.DOWNLOADING:
             raise InvalidRequest("model is downloading")
         await asyncio.sleep(self._load_delay)
-        await self._accounts.weigh(model)
-        await self._dispatcher.make_room(model)
-        await self._dispatcher.released()
+        await self._memory_accounting.estimate_memory(model)
+        await self._dispatcher.evict_for_load(model)
+        await self._dispatcher.wait_for_release()
         if self._is_refusing:
             raise Unavailable("the router is shutting down")
         if model not in self._catalog:
             raise NotFound("model is not found")
         if not model.state.is_down:
             return  # someone else started it meanwhile
-        self._dispatcher.check_room(model)
+        self._dispatcher.check_fits(model)
         self._dispatcher.start(model)
         self._dispatcher.tick()
-        if model.state is State.FAILED:
+        if model.state is ModelState.FAILED:
             raise ServerFault(model.failure)
 
     async def unload(self, name: str) -> None:
@@ -186,15 +194,15 @@ class Lifecycle:
             return
         if not model.state.is_running:
             raise InvalidRequest("model is not running")
-        model.is_sent_away = True
+        model.is_unload_requested = True
         self._supervisor.stop(model, "unload was asked for")
         self._dispatcher.tick()
 
-    def let_go(self, name: str) -> None:
+    def unload_when_idle(self, name: str) -> None:
         """Asks a model to leave as soon as nobody uses it, a pinned one too; one that is not running is content."""
         model = self._requested(name)
         if model.instance is not None:
-            model.instance.asked_stay = Stay(ttl=0.0)
+            model.instance.requested_retention = Retention(ttl=0.0)
             self._dispatcher.unload_expired()
 
     def unload_expired(self) -> None:
@@ -202,17 +210,17 @@ class Lifecycle:
         self._dispatcher.tick()
         self._dispatcher.unload_expired()
 
-    async def end(self, name: str) -> None:
+    async def stop_and_wait(self, name: str) -> None:
         """Ends a model's worker or download, if there is one, and waits for that."""
         model = self._catalog.find(name)
         if model is None or await self.downloads.cancel(model.name):
             return
         if (instance := model.instance) is not None:
-            model.is_sent_away = True
+            model.is_unload_requested = True
             self._supervisor.stop(model, "its files are to be removed")
-            await instance.gone.wait()
+            await instance.exited.wait()
 
-    def tell_removed(self, name: str) -> None:
+    def publish_removed(self, name: str) -> None:
         self._events.publish(name, "model_remove")
 
     async def reload(self, presets: Mapping[str, Preset]) -> None:
@@ -238,7 +246,7 @@ class Lifecycle:
         self._is_refusing = True
         self._dispatcher.close()
         self._tasks.cancel()
-        self._waiting.refuse_everyone(functools.partial(Unavailable, "the router is shutting down"))
+        self._queue.refuse_all(functools.partial(Unavailable, "the router is shutting down"))
         self._events.close()
 
     async def close(self) -> None:
@@ -251,7 +259,7 @@ class Lifecycle:
             self._begin_closing()
         await self.downloads.close()
         for instance in instances:
-            await instance.gone.wait()
+            await instance.exited.wait()
         await self._launcher.close()
 
     # -- names ------------------------------------------------------------------------------------------------------
@@ -269,55 +277,55 @@ class Lifecycle:
     # -- what follows from what workers do ---------------------------------------------------------------------------
 
     def _on_change(self, model: Model) -> None:
-        self._accounts.learn(model)
-        if model.instance is not None and model.state is State.LOADED:
+        self._memory_accounting.record_load(model)
+        if model.instance is not None and model.state is ModelState.LOADED:
             model.instance.idle_since = self._clock()
             model.is_retried = False
-        self._leases.serve_waiters(model)
+        self._leases.grant_waiting(model)
         self._dispatcher.tick()
         self._dispatcher.unload_expired()
 
     def _on_exit(self, model: Model, instance: Instance) -> None:
-        self._accounts.note_exit()
-        may_retry = instance.lacked_memory and not (instance.idle_since or instance.is_retiring or model.is_retried)
+        self._memory_accounting.record_exit()
+        may_retry = instance.ran_out_of_memory and not (instance.idle_since or instance.is_retiring or model.is_retried)
         model.is_retried = may_retry and self._dispatcher.retry(model)
         if not model.is_retried:
             if instance.is_fault:
-                model.note_fault(self._clock(), instance.idle_since or None)
-            self._dispatcher.give_up(model)
-        if instance.is_retiring and not self._catalog.settle(model):
-            self._refuse_dropped(model)
+                model.record_failure(self._clock(), instance.idle_since or None)
+            self._dispatcher.refuse_waiters(model)
+        if instance.is_retiring and not self._catalog.finish_retirement(model):
+            self._refuse_removed(model)
         self._dispatcher.tick()
 
-    def _refuse_dropped(self, model: Model) -> None:
-        self._waiting.refuse(model.name, functools.partial(ModelNotFound, model.name))
+    def _refuse_removed(self, model: Model) -> None:
+        self._queue.refuse(model.name, functools.partial(ModelNotFound, model.name))
 
     # -- presets -----------------------------------------------------------------------------------------------------
 
     async def _reload(self, presets: Mapping[str, Preset]) -> None:
         async with self._reloads:
-            self._dispatcher.hold()
+            self._dispatcher.hold_starts()
             try:
-                await self._retire(self._catalog.mark_retiring(presets))
-                for model in self._catalog.adopt(presets):
+                await self._stop_retired(self._catalog.mark_retiring(presets))
+                for model in self._catalog.apply_presets(presets):
                     log.info("(reload) removing name=%s: no source has it any more", model.name)
-                    self._refuse_dropped(model)
+                    self._refuse_removed(model)
             finally:
-                self._dispatcher.release()
+                self._dispatcher.release_starts()
             for model in self._catalog:
-                self._leases.serve_waiters(model)  # a reload that brings the old preset back ends a retirement
+                self._leases.grant_waiting(model)  # a reload that brings the old preset back ends a retirement
             self._events.publish("*", "models_reload")
             self._dispatcher.tick()
             self._dispatcher.unload_expired()
 
-    async def _retire(self, models: list[Model]) -> None:
+    async def _stop_retired(self, models: list[Model]) -> None:
         """The idle leave now and are waited for; the busy leave when their last lease is given back."""
         idle = [model for model in models if model.instance and model.instance.leases == 0]
         leaving = [model.instance for model in idle if model.instance]
         for model in idle:
             self._supervisor.stop(model, "its preset changed or is gone")
         for instance in leaving:
-            await instance.gone.wait()
+            await instance.exited.wait()
 
     # -- the end -----------------------------------------------------------------------------------------------------
 

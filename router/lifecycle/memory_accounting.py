@@ -9,104 +9,108 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
-from ..memory.budget import Held, Room
+from ..memory.budget import MemoryBudget, WorkerMemory
 from ..models.model import Instance, Model, resident_of
 from ..models.registry import Catalog
 from ..placement.device_split import NO_NEED
 from ..placement.memory_amounts import NOTHING, UNBOUNDED, Limit, Space, total
-from ..placement.snapshot import Entry, Rules, Snapshot
-from ..placement.states import State
+from ..placement.snapshot import PlacementRules, PlacementSnapshot, QueueEntry
+from ..placement.states import ModelState
 
 SETTLING_S = 5.0
 """After a worker's end: so long may it take until a driver has its memory back."""
 
 
-class Accounts:
-    def __init__(self, room: Room, clock: Callable[[], float], rules: Rules) -> None:
-        self._room = room
+class MemoryAccounting:
+    def __init__(self, memory_budget: MemoryBudget, clock: Callable[[], float], rules: PlacementRules) -> None:
+        self._memory_budget = memory_budget
         self._rules = rules
         self.clock = clock
         self._last_exit = -math.inf
 
-    async def weigh(self, model: Model) -> None:
+    async def estimate_memory(self, model: Model) -> None:
         """Before a model is queued: how much it will need."""
         if model.state.is_down:
-            model.need = await self._room.expected(model.preset)
-            model.expected = None if model.need is None else model.need.within(self._room.whole)
+            model.need = await self._memory_budget.expected(model.preset)
+            model.expected = None if model.need is None else model.need.placed_within(self._memory_budget.empty_devices)
 
     def reserve(self, model: Model, catalog: Catalog) -> None:
         """As soon as it is started: what it takes from now on, where devices have room now."""
         if model.instance is not None and model.need is not None:
             workers = self._workers(other for other in catalog if other is not model)
             left = self._limit(workers, model.instance.started) - total(worker.space for worker in workers)
-            model.expected = model.instance.space = model.need.within(left)
+            model.expected = model.instance.space = model.need.placed_within(left)
 
-    def learn(self, model: Model) -> None:
+    def record_load(self, model: Model) -> None:
         """What it took, and how long that lasted, as soon as it is loaded."""
         instance = model.instance
-        if model.state is not State.LOADED or instance is None:
+        if model.state is not ModelState.LOADED or instance is None:
             return
-        taken = None if model.measured is None else self._room.taken(model.measured)
+        taken = None if model.measured is None else self._memory_budget.usage_of(model.measured)
         if instance.private_bytes is None:
-            instance.private_bytes = self._room.private_bytes(instance.worker.pid)
+            instance.private_bytes = self._memory_budget.private_bytes(instance.worker.pid)
             instance.ready_since = self.clock()
             model.load_seconds = instance.ready_since - instance.started
             if taken is not None:
-                model.need = self._room.learn(model.preset, model.need or NO_NEED, taken, instance.space)
+                model.need = self._memory_budget.record_load(model.preset, model.need or NO_NEED, taken, instance.space)
         if taken is not None:  # one that woke up may be shared out otherwise than before
             model.expected = instance.space = taken
 
-    def note_exit(self) -> None:
+    def record_exit(self) -> None:
         self._last_exit = self.clock()
 
     def snapshot(
         self,
         catalog: Catalog,
-        queue: tuple[Entry, ...],
+        queue: tuple[QueueEntry, ...],
         models_max: int,
         *,
         starts_held: bool,
         counts_memory: bool,
-    ) -> Snapshot:
+    ) -> PlacementSnapshot:
         """`counts_memory`: False spares the system's reading where nobody is to be started."""
         models, now = list(catalog), self.clock()
         workers = self._workers(models)
         limit = self._limit(workers, now) if counts_memory else UNBOUNDED
         left = limit - total(worker.space for worker in workers)
-        return Snapshot(
-            tuple(resident_of(model, self._space(model, left)) for model in models),
+        return PlacementSnapshot(
+            tuple(resident_of(model, self._expected_space(model, left)) for model in models),
             queue,
             models_max,
             starts_held=starts_held,
             limit=limit,
             now=now,
-            is_settling=self._is_settling(now) or (self._room.reads_devices and _is_any_loading(models)),
+            is_settling=self._is_settling(now) or (self._memory_budget.reads_devices and _is_any_loading(models)),
             rules=self._rules,
         )
 
-    def _workers(self, models: Iterable[Model]) -> list[Held]:
-        running = ((model.instance, model.shown is State.LOADED) for model in models if model.instance is not None)
-        return [Held(instance.worker.pid, self._grown(instance), is_loaded) for instance, is_loaded in running]
+    def _workers(self, models: Iterable[Model]) -> list[WorkerMemory]:
+        running = (
+            (model.instance, model.displayed_state is ModelState.LOADED)
+            for model in models
+            if model.instance is not None
+        )
+        return [WorkerMemory(instance.worker.pid, self._grown(instance), is_loaded) for instance, is_loaded in running]
 
-    def _limit(self, workers: list[Held], now: float) -> Limit:
-        return self._room.limit(workers, is_settling=self._is_settling(now))
+    def _limit(self, workers: list[WorkerMemory], now: float) -> Limit:
+        return self._memory_budget.limit(workers, is_settling=self._is_settling(now))
 
     def _is_settling(self, now: float) -> bool:
         return now - self._last_exit < SETTLING_S
 
-    def _space(self, model: Model, left: Limit) -> Space:
+    def _expected_space(self, model: Model, left: Limit) -> Space:
         if model.instance is not None:
             return self._grown(model.instance)
-        return model.need.within(left) if model.need is not None else NOTHING
+        return model.need.placed_within(left) if model.need is not None else NOTHING
 
     def _grown(self, instance: Instance) -> Space:
         """What it was expected to take or took when it was loaded, and what it has grown since."""
         if instance.private_bytes is None:
             return instance.space
-        grown = self._room.private_bytes(instance.worker.pid) - instance.private_bytes
+        grown = self._memory_budget.private_bytes(instance.worker.pid) - instance.private_bytes
         return instance.space + Space(max(0, grown))
 
 
 def _is_any_loading(models: Iterable[Model]) -> bool:
     """Then nobody knows how much of a device it has taken already."""
-    return any(model.state is State.LOADING for model in models)
+    return any(model.state is ModelState.LOADING for model in models)

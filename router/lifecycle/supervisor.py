@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from llama_corral.common.base.worker_reports import Report
+from llama_corral.common.base.worker_reports import WorkerReport
 
-from ..models.events import Events
-from ..models.model import Instance, Model, exit_code_of, lacked_memory, launch_spec, why_it_failed
-from ..placement.states import IllegalMove, State
+from ..models.events import ModelEvents
+from ..models.model import Instance, Model, exit_code_of, failure_reason, launch_spec, ran_out_of_memory
+from ..placement.states import IllegalModelTransition, ModelState
 from ..process.launcher import Callbacks, Launcher
 from .watchdog import Watchdog
 
@@ -28,7 +28,7 @@ class Supervisor:
     def __init__(
         self,
         launcher: Launcher,
-        events: Events,
+        events: ModelEvents,
         on_change: Callable[[Model], None],
         on_exit: Callable[[Model, Instance], None],
         *,
@@ -38,93 +38,93 @@ class Supervisor:
         """`worker_timeout`: seconds without progress after which a worker is ended; 0: never."""
         self._launcher = launcher
         self._events = events
-        self._tell_change = on_change
-        self._tell_exit = on_exit
+        self._notify_change = on_change
+        self._notify_exit = on_exit
         self.quiet_for: Callable[[str], float] = lambda _: math.inf
         """Seconds since an answer's last byte came from that endpoint."""
-        self._watchdog: Watchdog[Instance] = Watchdog(worker_timeout, clock, self._end_stuck)
+        self._watchdog: Watchdog[Instance] = Watchdog(worker_timeout, clock, self._kill_stuck)
 
     def start(self, model: Model) -> bool:
         """False: no process could be made, and the model has failed."""
-        model.move(State.LOADING)
+        model.transition_to(ModelState.LOADING)
         model.exit_code, model.failure, model.last_lines = 0, "", ()
         model.info, model.progress, model.measured = {}, {}, None
         callbacks = Callbacks(lambda report: self._on_report(model, report), lambda code: self._on_exit(model, code))
         try:
             worker = self._launcher.launch(launch_spec(model.preset), callbacks)
         except OSError as error:
-            self._settle(model, 1, f"failed to spawn server instance: {error}")
+            self._finish_exit(model, 1, f"failed to spawn server instance: {error}")
             return False
         model.instance = Instance(worker)
         model.command_line = worker.arguments
         log.info("starting name=%s: %s", model.name, " ".join(worker.arguments))
-        self._events.publish(model.name, "model_status", {"status": State.LOADING.value})
+        self._events.publish(model.name, "model_status", {"status": ModelState.LOADING.value})
         return True
 
     def stop(self, model: Model, reason: str) -> None:
         """Asks for its exit and sees to it; a worker that still loads is killed, as it could not listen anyway."""
         instance = model.instance
-        if instance is None or model.state is State.STOPPING:
+        if instance is None or model.state is ModelState.STOPPING:
             return
         log.info("stopping name=%s: %s", model.name, reason)
         self._watchdog.forget(instance)
-        instance.shown = model.state
-        model.move(State.STOPPING)
-        if instance.shown is State.LOADING:
+        instance.displayed_state = model.state
+        model.transition_to(ModelState.STOPPING)
+        if instance.displayed_state is ModelState.LOADING:
             instance.worker.kill()
             return
         instance.worker.stop()
         timeout = model.preset.stop_timeout
-        instance.deadline = asyncio.get_running_loop().call_later(timeout, self._overdue, model, instance)
+        instance.deadline = asyncio.get_running_loop().call_later(timeout, self._on_stop_timeout, model, instance)
 
-    def _overdue(self, model: Model, instance: Instance) -> None:
+    def _on_stop_timeout(self, model: Model, instance: Instance) -> None:
         log.warning("force-killing name=%s: it did not exit within %gs", model.name, model.preset.stop_timeout)
         instance.worker.kill()
 
-    def _end_stuck(self, instance: Instance, why: str) -> None:
+    def _kill_stuck(self, instance: Instance, why: str) -> None:
         instance.failure = f"it was ended because it was stuck: {why} (--worker-timeout)"
         log.error("killing pid %s: %s", instance.worker.pid, why)
         instance.worker.kill()
 
-    def _on_report(self, model: Model, report: Report) -> None:
+    def _on_report(self, model: Model, report: WorkerReport) -> None:
         instance = model.instance
         if instance is None:
             return
         if report.state == "failed":
             instance.failure = str(report.payload.get("message", "")) or "no reason given"
             return
-        if model.state is State.STOPPING:
+        if model.state is ModelState.STOPPING:
             return
         if report.state == "alive":
-            self._note(model, instance, report.payload)
+            self._record_sign_of_life(model, instance, report.payload)
             return
         try:
-            self._follow(model, report)
-        except IllegalMove as error:
+            self._apply_report(model, report)
+        except IllegalModelTransition as error:
             log.warning("name=%s reported %s: %s", model.name, report.state, error)
             return
-        self._tell_change(model)
+        self._notify_change(model)
 
-    def _note(self, model: Model, instance: Instance, sign: object) -> None:
+    def _record_sign_of_life(self, model: Model, instance: Instance, sign: object) -> None:
         """Of what another program does its keeper knows nothing; a worker says it itself."""
         if model.preset.backend is None:
-            self._watchdog.note(instance, sign)
+            self._watchdog.record(instance, sign)
         else:
             quiet_for = self.quiet_for(instance.worker.endpoint)
-            self._watchdog.note(instance, sign, has_requests=instance.leases > 0, quiet_for=quiet_for)
+            self._watchdog.record(instance, sign, has_requests=instance.leases > 0, quiet_for=quiet_for)
 
-    def _follow(self, model: Model, report: Report) -> None:
+    def _apply_report(self, model: Model, report: WorkerReport) -> None:
         data: dict[str, Any] = {}
         new = _STATE_OF[report.state]
         if model.state is not new:
-            model.move(new)
-        if new is State.LOADING:
+            model.transition_to(new)
+        if new is ModelState.LOADING:
             model.progress = data["progress"] = report.payload
-        elif new is State.LOADED and report.payload:  # empty on waking up: what the first one said still holds
+        elif new is ModelState.LOADED and report.payload:  # empty on waking up: what the first one said still holds
             model.info = data["info"] = report.payload
         if report.memory is not None:
             model.measured = report.memory
-        log.log(logging.DEBUG if new is State.LOADING else logging.INFO, "name=%s is %s", model.name, new.value)
+        log.log(logging.DEBUG if new is ModelState.LOADING else logging.INFO, "name=%s is %s", model.name, new.value)
         self._events.publish(model.name, "status_change", {"status": new.value, **data})
 
     def _on_exit(self, model: Model, returncode: int) -> None:
@@ -135,20 +135,20 @@ class Supervisor:
         model.instance = None
         model.last_lines = instance.worker.last_lines
         self._watchdog.forget(instance)
-        instance.is_fault = returncode != 0 and model.state is not State.STOPPING
-        instance.lacked_memory = lacked_memory(instance, returncode)
-        instance.failure = why_it_failed(instance, returncode)
-        self._settle(model, exit_code_of(returncode), instance.failure)
-        self._tell_exit(model, instance)
-        instance.gone.set()
+        instance.is_fault = returncode != 0 and model.state is not ModelState.STOPPING
+        instance.ran_out_of_memory = ran_out_of_memory(instance, returncode)
+        instance.failure = failure_reason(instance, returncode)
+        self._finish_exit(model, exit_code_of(returncode), instance.failure)
+        self._notify_exit(model, instance)
+        instance.exited.set()
 
-    def _settle(self, model: Model, exit_code: int, failure: str) -> None:
-        was_asked = model.state is State.STOPPING
-        model.move(State.FAILED if exit_code else State.UNLOADED)
+    def _finish_exit(self, model: Model, exit_code: int, failure: str) -> None:
+        was_asked = model.state is ModelState.STOPPING
+        model.transition_to(ModelState.FAILED if exit_code else ModelState.UNLOADED)
         model.exit_code, model.failure = exit_code, failure
         level = logging.ERROR if exit_code and not was_asked else logging.INFO
         log.log(level, "name=%s exited with code %d%s", model.name, exit_code, f": {failure}" if exit_code else "")
-        self._events.publish(model.name, "status_change", {"status": State.UNLOADED.value, "exit_code": exit_code})
+        self._events.publish(model.name, "status_change", {"status": ModelState.UNLOADED.value, "exit_code": exit_code})
 
 
-_STATE_OF = {"loading": State.LOADING, "ready": State.LOADED, "sleeping": State.SLEEPING}
+_STATE_OF = {"loading": ModelState.LOADING, "ready": ModelState.LOADED, "sleeping": ModelState.SLEEPING}

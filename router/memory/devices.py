@@ -5,8 +5,8 @@ can be told without it: `CUDA0`, `CUDA1`, … in the order in which the driver's
 place on the bus), `ROCm0`, … in the order of the kernel's cards, both less what the environment hides. That CUDA has
 the same order is assumed, since nothing but CUDA knows better: by default it puts the fastest first, which is the same
 where all are alike; CUDA_DEVICE_ORDER=PCI_BUS_ID makes sure. Once a worker has reported where its devices are on the
-bus, and which ones it can use at all, that counts (`Devices.meet`); a name of which nothing is known, like `Vulkan1`,
-means the device of that number. Devices whose memory is the machine's (Apple) are not counted apart.
+bus, and which ones it can use at all, that counts (`Devices.register_reported`); a name of which nothing is known,
+like `Vulkan1`, means the device of that number. Devices whose memory is the machine's (Apple) are not counted apart.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llama_corral.common.base.worker_reports import OnDevice
+    from llama_corral.common.base.worker_reports import DeviceUsage
 
 log = logging.getLogger("corral.router")
 
@@ -30,7 +30,7 @@ _ADDRESS = re.compile(r"([0-9a-f]{4})?([0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-9
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
+class SystemDevice:
     """Bytes of one device's memory."""
 
     name: str
@@ -43,9 +43,9 @@ class Device:
 class Devices:
     """Those that were there at the start, by name."""
 
-    def __init__(self, devices: Sequence[Device] = ()) -> None:
+    def __init__(self, devices: Sequence[SystemDevice] = ()) -> None:
         self._devices = tuple(devices)
-        self._met: dict[str, str] = {}
+        self._reported: dict[str, str] = {}
         self._usable: set[str] | None = None
 
     @property
@@ -60,29 +60,29 @@ class Devices:
     def total(self, name: str) -> int:
         return self.totals.get(name, 0)
 
-    def meet(self, reported: Sequence[OnDevice]) -> None:
+    def register_reported(self, reported: Sequence[DeviceUsage]) -> None:
         """A worker told what devices it has, and where."""
         for part in reported:
             for device in self._devices:
                 if part.address and device.address == part.address:
-                    self._met[part.name] = device.name
+                    self._reported[part.name] = device.name
         self._usable = (self._usable or set()) | {self.name_of(part.name) for part in reported}
 
     def name_of(self, name: str) -> str:
         """Of the device that a worker calls so; the name itself if there is none like it."""
-        if name in self._met or name in self.totals:
-            return self._met.get(name, name)
+        if name in self._reported or name in self.totals:
+            return self._reported.get(name, name)
         number = re.search(r"\d+$", name)
         index = int(number[0]) if number else 0
         return name if index >= len(self._devices) else self._devices[index].name
 
 
-def nameless(number: int) -> str:
+def unknown_device(number: int) -> str:
     """A device that somebody says there is, and the system does not tell."""
     return f"GPU{number}"
 
 
-def read_devices(environ: Mapping[str, str], drm: Path | None = None) -> tuple[Device, ...]:
+def read_devices(environ: Mapping[str, str], drm: Path | None = None) -> tuple[SystemDevice, ...]:
     """`environ`: what workers inherit."""
     return (*_nvidia(environ), *_amd(environ, drm or DRM))
 
@@ -105,14 +105,14 @@ def visible(ids: Sequence[str], chosen: str | None) -> list[int]:
     return found
 
 
-def _amd(environ: Mapping[str, str], drm: Path) -> Iterator[Device]:
+def _amd(environ: Mapping[str, str], drm: Path) -> Iterator[SystemDevice]:
     cards = list(_amd_cards(drm))
     for variable in ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
         ids = [f"GPU-{_text_of(card / 'unique_id')}" for card in cards]
         cards = [cards[i] for i in visible(ids, environ.get(variable))]
     for number, card in enumerate(cards):
         total, used = (int(_text_of(card / f"mem_info_vram_{which}")) for which in ("total", "used"))
-        yield Device(f"ROCm{number}", total, max(0, total - used), _address(card.resolve().name))
+        yield SystemDevice(f"ROCm{number}", total, max(0, total - used), _address(card.resolve().name))
 
 
 def _amd_cards(drm: Path) -> Iterator[Path]:
@@ -130,7 +130,7 @@ def _text_of(path: Path) -> str:
         return ""
 
 
-def _nvidia(environ: Mapping[str, str]) -> list[Device]:
+def _nvidia(environ: Mapping[str, str]) -> list[SystemDevice]:
     library = _nvml()
     if library is None:
         return []
@@ -152,13 +152,13 @@ def _nvidia_handles(library: Any, chosen: str | None) -> list[Any]:
     return [handles[i] for i in visible(ids, chosen)]
 
 
-def _nvidia_device(library: Any, number: int, handle: Any) -> Device:
+def _nvidia_device(library: Any, number: int, handle: Any) -> SystemDevice:
     memory = library.nvmlDeviceGetMemoryInfo(handle)
     try:
         address = _address(_text(library.nvmlDeviceGetPciInfo(handle).busId))
     except library.NVMLError:  # a part of a device has none
         address = ""
-    return Device(f"CUDA{number}", int(memory.total), int(memory.free), address)
+    return SystemDevice(f"CUDA{number}", int(memory.total), int(memory.free), address)
 
 
 def _address(text: str) -> str:

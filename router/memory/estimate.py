@@ -56,7 +56,7 @@ class Footprint:
 
 
 @dataclass(frozen=True)
-class Plan:
+class FootprintOptions:
     """The options that the footprint depends on. Tokens, layers."""
 
     n_ctx: int = 0
@@ -74,16 +74,16 @@ class Plan:
     offload: Offload = NO_OFFLOAD
 
 
-def estimate(shards: Sequence[Header], plan: Plan) -> Footprint:
+def estimate(shards: Sequence[Header], options: FootprintOptions) -> Footprint:
     """Of one model: all its shards, the first of which has the metadata."""
-    shape, offload = _Shape(shards, plan), plan.offload
+    shape, offload = _ModelDimensions(shards, options), options.offload
     first_on_device = max(0, shape.n_layers + 1 - offload.n_layers)
     weights = kv = 0
     moved: list[int] = []
     moved_kv: list[int] = []
     for layer in range(-1, shape.n_layers + 1):  # -1: the input, n_layers: the output
         size, staying = shape.weights(layer)
-        memory = shape.memory(layer)
+        memory = shape.kv_cache(layer)
         weights += size
         kv += memory
         if offload.devices and layer >= first_on_device:
@@ -95,16 +95,16 @@ def estimate(shards: Sequence[Header], plan: Plan) -> Footprint:
     is_whole = len(moved) > shape.n_layers
     copies = PIPELINE_COPIES if offload.pipelines and is_whole else 1
     scratch = shape.scratch + (copies - 1) * shape.inputs
-    on_host = copies * shape.inputs + (0 if is_whole and not plan.n_expert_layers_on_host else shape.scratch)
+    on_host = copies * shape.inputs + (0 if is_whole and not options.n_expert_layers_on_host else shape.scratch)
     rest = Need(Space(weights + kv - n_moved + on_host))
     return Footprint(weights, kv, scratch, rest + offload.need(moved, moved_kv, scratch))
 
 
-class _Shape:
+class _ModelDimensions:
     """The model's dimensions, as far as they cost memory."""
 
-    def __init__(self, shards: Sequence[Header], plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, shards: Sequence[Header], options: FootprintOptions) -> None:
+        self.options = options
         self._header = shards[0]
         tensors = [tensor for shard in shards for tensor in shard.tensors]
         self.n_layers = self._number("block_count")
@@ -115,10 +115,10 @@ class _Shape:
                 int(found[1]) if found else -1 if tensor.name.startswith(("token_embd", "position_")) else self.n_layers
             )
             self._layers.setdefault(min(layer, self.n_layers), []).append(tensor)
-        n_ctx = plan.n_ctx or self._number("context_length", 4096)
-        if plan.n_ctx_slot:
-            n_ctx = min(n_ctx, plan.n_ctx_slot * plan.n_slots)
-        self._n_streams = 1 if plan.unified else plan.n_slots
+        n_ctx = options.n_ctx or self._number("context_length", 4096)
+        if options.n_ctx_slot:
+            n_ctx = min(n_ctx, options.n_ctx_slot * options.n_slots)
+        self._n_streams = 1 if options.unified else options.n_slots
         self._cells = _padded(-(-n_ctx // self._n_streams))
         """Of one stream."""
         self._window = self._number("attention.sliding_window")
@@ -128,46 +128,52 @@ class _Shape:
         tensors = self._layers.get(layer, [])
         size = sum(tensor.size for tensor in tensors)
         is_tied = layer == self.n_layers and not any(tensor.name == "output.weight" for tensor in tensors)
-        if is_tied and self.plan.offload.n_layers:  # the device gets a copy of the input's table
+        if is_tied and self.options.offload.n_layers:  # the device gets a copy of the input's table
             size += sum(tensor.size for tensor in self._layers.get(-1, []))
-        if 0 <= layer < min(self.plan.n_expert_layers_on_host, self.n_layers):
+        if 0 <= layer < min(self.options.n_expert_layers_on_host, self.n_layers):
             return size, sum(tensor.size for tensor in tensors if _EXPERTS.search(tensor.name))
         return size, 0
 
-    def memory(self, layer: int) -> int:
+    def kv_cache(self, layer: int) -> int:
         """Bytes of the KV cache, or of the recurrent state."""
         tensors = self._block(layer)
         if _is_recurrent(tensors):
-            return self._recurrent() * self.plan.n_slots
-        if not self._attends(layer) or not self._remembers:
+            return self._recurrent() * self.options.n_slots
+        if not self._has_attention(layer) or not self._has_kv_cache:
             return 0
         keys, values = self._row(tensors, layer)
-        row = keys * _bytes_of(self.plan.type_k) + values * _bytes_of(self.plan.type_v)
+        row = keys * _bytes_of(self.options.type_k) + values * _bytes_of(self.options.type_v)
         return int(row * self._cells_of(layer) * self._n_streams)
 
     @cached_property
     def scratch(self) -> int:
         """Activations of one physical batch, the attention mask, and without flash attention its scores."""
-        n, n_embd, n_ff = self.plan.n_ubatch, self._number("embedding_length"), self._widest("feed_forward_length")
+        n, n_embd, n_ff = (
+            self.options.n_ubatch,
+            self._number("embedding_length"),
+            self._max_over_layers("feed_forward_length"),
+        )
         n_ff = max(n_ff, self._number("expert_used_count") * self._number("expert_feed_forward_length"))
         activations = n * 4 * (3 * n_ff + 4 * n_embd)
         cells = max((size for size, _ in self._caches), default=0)
-        scores = 0 if self.plan.flash_attention else n * 4 * cells * self._widest("attention.head_count")
+        scores = 0 if self.options.flash_attention else n * 4 * cells * self._max_over_layers("attention.head_count")
         return activations + self._mask + scores
 
     @cached_property
     def inputs(self) -> int:
         """What the machine hands over for each batch: the tokens' rows of the table, and the mask."""
-        return self.plan.n_ubatch * 4 * self._number("embedding_length") + self._mask
+        return self.options.n_ubatch * 4 * self._number("embedding_length") + self._mask
 
     @property
     def _mask(self) -> int:
-        return self.plan.n_ubatch * sum(cells for cells, _ in self._caches) * (2 if self.plan.flash_attention else 4)
+        return (
+            self.options.n_ubatch * sum(cells for cells, _ in self._caches) * (2 if self.options.flash_attention else 4)
+        )
 
     @cached_property
     def _caches(self) -> set[tuple[int, bool]]:
         """Cells of each kind of cache, and whether it is windowed."""
-        attending = [layer for layer in range(self.n_layers) if self._attends(layer)]
+        attending = [layer for layer in range(self.n_layers) if self._has_attention(layer)]
         return {(self._cells_of(layer), self._is_windowed(layer)) for layer in attending}
 
     def _block(self, layer: int) -> dict[str, Tensor]:
@@ -175,12 +181,12 @@ class _Shape:
         blocks = [tensor for tensor in self._layers.get(layer, []) if tensor.name.startswith("blk.")]
         return {tensor.name.split(".")[2]: tensor for tensor in blocks}
 
-    def _attends(self, layer: int) -> bool:
+    def _has_attention(self, layer: int) -> bool:
         tensors = self._block(layer)
         return not _is_recurrent(tensors) and any(name.startswith("attn_") for name in tensors)
 
     @property
-    def _remembers(self) -> bool:
+    def _has_kv_cache(self) -> bool:
         """Encoders keep nothing."""
         return self._header.metadata.get(f"{self._header.architecture}.attention.causal") is not False
 
@@ -196,10 +202,10 @@ class _Shape:
         return heads * key, heads * (self._number("attention.value_length") or per_head)
 
     def _cells_of(self, layer: int) -> int:
-        if self.plan.swa_full or not self._is_windowed(layer):
+        if self.options.swa_full or not self._is_windowed(layer):
             return self._cells
-        sequences = self.plan.n_slots if self.plan.unified else 1
-        return min(self._cells, _padded(self._window * sequences + self.plan.n_ubatch))
+        sequences = self.options.n_slots if self.options.unified else 1
+        return min(self._cells, _padded(self._window * sequences + self.options.n_ubatch))
 
     def _is_windowed(self, layer: int) -> bool:
         if not self._window:
@@ -230,7 +236,7 @@ class _Shape:
             value = value[layer] if layer < len(value) else 0
         return int(value) if isinstance(value, int | float) else 0
 
-    def _widest(self, key: str) -> int:
+    def _max_over_layers(self, key: str) -> int:
         return max((self._of_layer(key, layer) for layer in range(self.n_layers)), default=0)
 
 

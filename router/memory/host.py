@@ -15,7 +15,7 @@ PROC = Path("/proc")
 
 
 @dataclass(frozen=True)
-class Reading:
+class HostMemory:
     """Bytes of one memory."""
 
     total: int
@@ -23,14 +23,14 @@ class Reading:
     """What can still be taken without driving anything else out; caches that the kernel gives up count as free."""
 
 
-def read_host(cgroup: Path = CGROUP) -> Reading:
+def read_host_memory(cgroup: Path = CGROUP) -> HostMemory:
     """The machine's memory, or what a container may have of it."""
     machine = psutil.virtual_memory()
     limit = _number(cgroup / "memory.max")
     if limit is None or limit >= machine.total:
-        return Reading(machine.total, machine.available)
+        return HostMemory(machine.total, machine.available)
     used = (_number(cgroup / "memory.current") or 0) - _inactive_file(cgroup)
-    return Reading(limit, max(0, min(limit - used, machine.available)))
+    return HostMemory(limit, max(0, min(limit - used, machine.available)))
 
 
 def private_bytes(pid: int, proc: Path = PROC) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from llama_corral.presets.options.context import AUTO_SLOTS
 
 from ..placement.device_split import NO_OFFLOAD, Offload
-from .estimate import EVERY_LAYER, Plan
+from .estimate import EVERY_LAYER, FootprintOptions
 
 if TYPE_CHECKING:
     from llama_corral.presets.options.settings import Settings
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 NO_DEVICES = ("none",)
 
 
-def plan_of(settings: Settings, devices: Devices) -> Plan:
+def footprint_options(settings: Settings, devices: Devices) -> FootprintOptions:
     n_slots = AUTO_SLOTS if settings.parallel < 0 else max(1, settings.parallel)
-    return Plan(
+    return FootprintOptions(
         n_ctx=settings.ctx_size or n_slots * settings.kv_unified_per_slot,
         n_ctx_slot=settings.kv_unified_per_slot,
         n_slots=n_slots,
@@ -47,11 +47,11 @@ def plan_of(settings: Settings, devices: Devices) -> Plan:
     )
 
 
-def draft_plan_of(settings: Settings, devices: Devices) -> Plan:
+def draft_footprint_options(settings: Settings, devices: Devices) -> FootprintOptions:
     """A draft model has the context and the shares of the model it drafts for, and the rest of its own."""
     s = settings
     return replace(
-        plan_of(s, devices),
+        footprint_options(s, devices),
         type_k=s.cache_type_k_draft,
         type_v=s.cache_type_v_draft,
         n_expert_layers_on_host=EVERY_LAYER if s.cpu_moe_draft else s.n_cpu_moe_draft,

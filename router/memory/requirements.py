@@ -17,11 +17,11 @@ from llama_corral.common.hub.gguf_names import shard_names
 from llama_corral.common.hub.resolve import ModelFiles, resolve_files
 from llama_corral.presets import merge
 
-from ..placement.device_split import Need, shared_out
+from ..placement.device_split import Need, distribute
 from ..placement.memory_amounts import NOTHING, Space
-from .devices import Devices, nameless
+from .devices import Devices, unknown_device
 from .estimate import PROCESS_BYTES, Footprint, estimate
-from .options import draft_plan_of, plan_of, projector_device
+from .options import draft_footprint_options, footprint_options, projector_device
 
 if TYPE_CHECKING:
     from llama_corral.presets.backends import Backend
@@ -33,7 +33,7 @@ log = logging.getLogger("corral.router")
 Key = tuple[tuple[str, str], ...]
 
 
-class Needs:
+class MemoryRequirements:
     """`environ` is what workers inherit; where there are `devices`, layers go there unless a preset says otherwise."""
 
     def __init__(self, environ: Mapping[str, str], devices: Devices) -> None:
@@ -57,26 +57,26 @@ class Needs:
             return None
         return footprint.need + Need(Space(PROCESS_BYTES))
 
-    def learn(self, preset: Preset, need: Need, taken: Space, estimated: Space) -> Need:
+    def record_load(self, preset: Preset, need: Need, taken: Space, estimated: Space) -> Need:
         """What it will take next time: `taken` took the place of what `need` had come to, `estimated`."""
-        measured = self._measured[_key(preset)] = need.on(self._devices.names).measured(taken, estimated)
+        measured = self._measured[_key(preset)] = need.on_devices(self._devices.names).corrected_by(taken, estimated)
         return measured
 
     def _declared(self, backend: Backend) -> Space:
         """One number for several devices is shared out by their sizes."""
         sizes, totals = backend.device_bytes, self._devices.totals
         if len(sizes) == 1 and len(totals) > 1:
-            return Space(backend.host_bytes) + shared_out(sizes[0], tuple(totals), tuple(totals.values()))
-        names = [*totals, *(nameless(i) for i in range(len(totals), len(sizes)))]
+            return Space(backend.host_bytes) + distribute(sizes[0], tuple(totals), tuple(totals.values()))
+        names = [*totals, *(unknown_device(i) for i in range(len(totals), len(sizes)))]
         return Space(backend.host_bytes, dict(zip(names, sizes, strict=False)))
 
     def _footprint(self, settings: Settings) -> Footprint:
         files = resolve_files(settings.model_copy(update={"offline": True}), self._environ)
-        plan = plan_of(settings, self._devices)
-        footprint = estimate([read_header(path) for path in _shards(files.model)], plan)
+        options = footprint_options(settings, self._devices)
+        footprint = estimate([read_header(path) for path in _shards(files.model)], options)
         if files.draft is not None:
             draft = [read_header(path) for path in _shards(files.draft)]
-            footprint += estimate(draft, draft_plan_of(settings, self._devices))
+            footprint += estimate(draft, draft_footprint_options(settings, self._devices))
         return footprint + self._companions(settings, files)
 
     def _companions(self, settings: Settings, files: ModelFiles) -> Footprint:

@@ -32,7 +32,7 @@ Subscription = asyncio.Queue[ModelEvent | None]
 """Events in order; None: no more will come (cut off, or shutdown)."""
 
 
-class Events:
+class ModelEvents:
     def __init__(self, sharing: Callable[[str], Iterable[str]] = lambda model: ()) -> None:
         """`sharing`: which others a model's worker serves; what happens to it is told of them as well."""
         self._sharing = sharing
@@ -52,20 +52,20 @@ class Events:
 
     def publish(self, model: str, event: str, data: dict[str, Any] | None = None) -> None:
         for name in (model, *self._sharing(model)):
-            self._tell(ModelEvent(name, event, data))
+            self._deliver(ModelEvent(name, event, data))
 
-    def _tell(self, event: ModelEvent) -> None:
+    def _deliver(self, event: ModelEvent) -> None:
         for listener in tuple(self._listeners):
             if listener.qsize() < BACKLOG:
                 listener.put_nowait(event)
             else:
-                self._end(listener)
+                self._close_listener(listener)
 
     def close(self) -> None:
         self._is_closed = True
         for listener in tuple(self._listeners):
-            self._end(listener)
+            self._close_listener(listener)
 
-    def _end(self, listener: Subscription) -> None:
+    def _close_listener(self, listener: Subscription) -> None:
         self._listeners.discard(listener)
         listener.put_nowait(None)

@@ -23,7 +23,7 @@ _SIGNALS = {
 }
 
 
-def kernel_kills() -> int:
+def kernel_oom_kills() -> int:
     """Processes that the kernel killed so far for lack of memory; 0 where it does not say."""
     try:
         found = re.search(r"^oom_kill (\d+)$", VMSTAT.read_text(), re.MULTILINE)
@@ -35,15 +35,20 @@ def kernel_kills() -> int:
 NO_MEMORY = "out of memory"
 
 
-def lacked_memory(returncode: int, said: Sequence[str], kills_meanwhile: int = 0) -> bool:
-    """`said`: the end of its log, and what it reported. Whether it might have gone well with more memory."""
-    return any(_NO_MEMORY.search(line) for line in said) or _reason(returncode, said, kills_meanwhile) == NO_MEMORY
+def ran_out_of_memory(returncode: int, last_output: Sequence[str], kills_meanwhile: int = 0) -> bool:
+    """`last_output`: the end of its log, and what it reported. Whether it might have gone well with more memory."""
+    return (
+        any(_NO_MEMORY.search(line) for line in last_output)
+        or _reason(returncode, last_output, kills_meanwhile) == NO_MEMORY
+    )
 
 
-def cause(returncode: int, last_lines: Sequence[str], kills_meanwhile: int = 0) -> str:
-    """`returncode`: negative for a signal. `kills_meanwhile`: by how much `kernel_kills` grew while it ran."""
+def exit_cause(returncode: int, last_lines: Sequence[str], kills_meanwhile: int = 0) -> str:
+    """`returncode`: negative for a signal. `kills_meanwhile`: by how much `kernel_oom_kills` grew while it ran."""
     reason = _reason(returncode, last_lines, kills_meanwhile)
-    return f"{reason}: {ending(returncode, last_lines)}" if reason else ending(returncode, last_lines)
+    return (
+        f"{reason}: {exit_description(returncode, last_lines)}" if reason else exit_description(returncode, last_lines)
+    )
 
 
 def _reason(returncode: int, last_lines: Sequence[str], kills_meanwhile: int) -> str:
@@ -57,7 +62,7 @@ def _reason(returncode: int, last_lines: Sequence[str], kills_meanwhile: int) ->
     return _SIGNALS.get(_name(-returncode), "") if returncode < 0 else ""
 
 
-def ending(returncode: int, last_lines: Sequence[str]) -> str:
+def exit_description(returncode: int, last_lines: Sequence[str]) -> str:
     """What happened, without a guess why."""
     if returncode >= 0:
         text = f"its process exited with code {returncode}"

@@ -10,20 +10,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llama_corral.common.base.errors import ApiError
-from llama_corral.common.base.worker_reports import Taken
-from llama_corral.presets.merge import Given
+from llama_corral.common.base.worker_reports import MemoryUsage
+from llama_corral.presets.merge import ConfigValue
 from llama_corral.presets.options.option import Option
 from llama_corral.presets.options.table import VARIABLES
 from llama_corral.presets.render import to_argv
 
 from ..placement.device_split import Need
 from ..placement.memory_amounts import NOTHING, Space
-from ..placement.snapshot import Resident, Stay
-from ..placement.states import State, move
+from ..placement.snapshot import Resident, Retention
+from ..placement.states import ModelState, transition
 from ..process.launcher import LaunchSpec, Worker
 from . import exit_reasons
-from .backoff import NO_FAULTS, Faults
-from .exit_reasons import cause, ending, kernel_kills
+from .backoff import NO_FAILURES, FailureBackoff
+from .exit_reasons import exit_cause, exit_description, kernel_oom_kills
 
 if TYPE_CHECKING:
     from llama_corral.presets.sources import Preset
@@ -45,23 +45,23 @@ class Instance:
     leases: int = 0
     requests: int = 0
     """Those of the leases that use the model."""
-    shown: State = State.LOADING
+    displayed_state: ModelState = ModelState.LOADING
     """What clients see while it is stopping."""
     is_retiring: bool = False
     """Its preset changed or went: it finishes what it has and takes nothing new."""
-    yields_to: str = ""
+    preemption_reason: str = ""
     """Why it finishes what it has and takes nothing new, though its preset is what it was."""
     failure: str = ""
     """Why it will exit, in its own words."""
     is_fault: bool = False
     """It went with an error, and nobody had asked it to go."""
-    lacked_memory: bool = False
+    ran_out_of_memory: bool = False
     """That may have been why."""
-    kernel_kills: int = field(default_factory=kernel_kills)
+    kernel_oom_kills: int = field(default_factory=kernel_oom_kills)
     """Of any processes, before this one was started."""
     idle_since: float = 0.0
     """When its last use ended, or it became ready; on the lifecycle's clock."""
-    asked_stay: Stay | None = None
+    requested_retention: Retention | None = None
     """What a request wanted instead of the preset's."""
     started: float = 0.0
     ready_since: float = 0.0
@@ -70,19 +70,19 @@ class Instance:
     private_bytes: int | None = None
     """Of its process, when it was ready: what it has more since then came by its work."""
     deadline: asyncio.TimerHandle | None = None
-    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    exited: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
-    def is_leaving(self) -> bool:
+    def is_draining(self) -> bool:
         """Once it has finished what it has."""
-        return self.is_retiring or bool(self.yields_to)
+        return self.is_retiring or bool(self.preemption_reason)
 
 
 @dataclass(slots=True, eq=False)
 class Model:
     name: str
     preset: Preset
-    state: State = State.UNLOADED
+    state: ModelState = ModelState.UNLOADED
     instance: Instance | None = None
     last_used: float = 0.0
     exit_code: int = 0
@@ -90,10 +90,10 @@ class Model:
     """The worker's own `/v1/models` entry, from its first ready report on."""
     progress: dict[str, Any] = field(default_factory=dict)
     failure: str = ""
-    faults: Faults = NO_FAULTS
+    backoff: FailureBackoff = NO_FAILURES
     is_retried: bool = False
     """It ran out of memory when it was loaded, and is loaded once more."""
-    is_sent_away: bool = False
+    is_unload_requested: bool = False
     """It was unloaded by command or after its time: it comes back only for whoever asks for it."""
     last_lines: tuple[str, ...] = ()
     command_line: tuple[str, ...] = ()
@@ -101,48 +101,48 @@ class Model:
     """What it will take; None: unknown before it was loaded."""
     expected: Space | None = None
     """The same for show: with nothing else on the devices; as long as it runs, where it is."""
-    measured: Taken | None = None
+    measured: MemoryUsage | None = None
     """What it took when it was loaded last."""
     load_seconds: float = 1.0
     """How long that lasted."""
 
     @property
     def takes_requests(self) -> bool:
-        return self.state.is_ready and self.instance is not None and not self.instance.is_leaving
+        return self.state.is_ready and self.instance is not None and not self.instance.is_draining
 
     @property
     def is_kept_warm(self) -> bool:
-        return self.preset.manners.keep_warm and not self.is_sent_away
+        return self.preset.policy.keep_warm and not self.is_unload_requested
 
     @property
-    def wants_warmth(self) -> bool:
+    def needs_warm_load(self) -> bool:
         return self.is_kept_warm and self.state.is_down
 
     @property
-    def stay(self) -> Stay:
-        if self.instance is not None and self.instance.asked_stay is not None:
-            return self.instance.asked_stay
-        return Stay(self.preset.ttl or None, self.preset.pin)
+    def retention(self) -> Retention:
+        if self.instance is not None and self.instance.requested_retention is not None:
+            return self.instance.requested_retention
+        return Retention(self.preset.ttl or None, self.preset.pin)
 
     @property
-    def shown(self) -> State:
-        if self.state is State.FAILED:
-            return State.UNLOADED
-        if self.state is State.STOPPING and self.instance is not None:
-            return self.instance.shown
+    def displayed_state(self) -> ModelState:
+        if self.state is ModelState.FAILED:
+            return ModelState.UNLOADED
+        if self.state is ModelState.STOPPING and self.instance is not None:
+            return self.instance.displayed_state
         return self.state
 
-    def move(self, new: State) -> None:
-        self.state = move(self.state, new)
+    def transition_to(self, new: ModelState) -> None:
+        self.state = transition(self.state, new)
 
-    def note_fault(self, now: float, idle_since: float | None) -> None:
-        self.faults = self.faults.after(now, None if idle_since is None else now - idle_since)
+    def record_failure(self, now: float, idle_since: float | None) -> None:
+        self.backoff = self.backoff.after_failure(now, None if idle_since is None else now - idle_since)
 
     def refusal(self, now: float) -> ApiError | None:
         """Why nothing is to be tried with it now, if that is so."""
-        if not self.state.is_down or not self.faults.pause(now):
+        if not self.state.is_down or not self.backoff.pause(now):
             return None
-        return self.faults.refusal(self.name, self.failure, now)
+        return self.backoff.refusal(self.name, self.failure, now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ class ModelView:
     exit_code: int
     failure: str
     """Why it failed, when it did."""
-    faults: int
+    failures: int
     """How often in a row."""
     pause: float
     """Seconds in which requests are refused for that."""
@@ -177,48 +177,48 @@ class ModelView:
     """Seconds until it is unloaded if nobody uses it from now on; None: it stays."""
     expected: Space | None
     """Bytes, by estimate or as measured earlier; None: unknown."""
-    measured: Taken | None
+    measured: MemoryUsage | None
     """Bytes, of the worker that runs."""
 
 
 def resident_of(model: Model, space: Space = NOTHING) -> Resident:
     """As placement sees it: what is about to go takes no part any more."""
     instance = model.instance
-    is_leaving = instance is not None and instance.is_leaving
+    is_leaving = instance is not None and instance.is_draining
     return Resident(
         model.name,
-        State.STOPPING if is_leaving else model.state,
+        ModelState.STOPPING if is_leaving else model.state,
         leases=instance.leases if instance else 0,
         last_used=model.last_used,
         idle_since=instance.idle_since if instance else 0.0,
-        stay=model.stay,
+        retention=model.retention,
         space=space,
         need=model.need,
         load_seconds=model.load_seconds,
-        manners=model.preset.manners,
+        policy=model.preset.policy,
         ready_since=instance.ready_since if instance else 0.0,
-        warm_from=model.faults.until if model.is_kept_warm else None,
+        warm_from=model.backoff.paused_until if model.is_kept_warm else None,
     )
 
 
 def view_of(model: Model, waiting: int, now: float, variant: Preset | None = None) -> ModelView:
     """`variant`: one of those that its worker serves too."""
     preset = variant or model.preset
-    is_failed = model.state is State.FAILED
+    is_failed = model.state is ModelState.FAILED
     return ModelView(
         name=preset.name if variant else model.name,
         preset=preset,
-        status=model.shown.value,
+        status=model.displayed_state.value,
         is_running=model.state.is_running,
         is_failed=is_failed,
         exit_code=model.exit_code if is_failed else 0,
         failure=model.failure if is_failed else "",
-        faults=model.faults.count,
-        pause=model.faults.pause(now),
+        failures=model.backoff.count,
+        pause=model.backoff.pause(now),
         last_lines=model.last_lines if is_failed else (),
         command_line=model.command_line,
         info=model.info if model.state.is_running else {},
-        progress=dict(model.progress) if model.state in (State.LOADING, State.DOWNLOADING) else {},
+        progress=dict(model.progress) if model.state in (ModelState.LOADING, ModelState.DOWNLOADING) else {},
         leases=model.instance.leases if model.instance else 0,
         waiting=waiting,
         pid=model.instance.worker.pid if model.instance else None,
@@ -233,7 +233,7 @@ def _expires_in(model: Model, now: float) -> float | None:
     resident = resident_of(model)
     if resident.expires_at is not None:
         return max(0.0, resident.expires_at - now)
-    return None if resident.stay.pinned else resident.stay.ttl
+    return None if resident.retention.pinned else resident.retention.ttl
 
 
 def launch_spec(preset: Preset) -> LaunchSpec:
@@ -242,7 +242,7 @@ def launch_spec(preset: Preset) -> LaunchSpec:
         return LaunchSpec(preset.name, preset.backend.command, dict(preset.backend.environ), preset.backend)
     layer = {name: given for name, given in preset.layer.items() if name not in OWN_OPTIONS | set(_SECRETS)}
     environ = {_SECRETS[name]: given.text for name, given in preset.layer.items() if name in _SECRETS}
-    arguments = to_argv({**layer, "alias": Given(preset.name, "the router")})
+    arguments = to_argv({**layer, "alias": ConfigValue(preset.name, "the router")})
     return LaunchSpec(preset.name, tuple(arguments), environ)
 
 
@@ -268,15 +268,17 @@ def exit_code_of(returncode: int) -> int:
     return returncode if returncode >= 0 else 1
 
 
-def lacked_memory(instance: Instance, returncode: int) -> bool:
+def ran_out_of_memory(instance: Instance, returncode: int) -> bool:
     said = (*instance.worker.last_lines, instance.failure)
-    return instance.is_fault and exit_reasons.lacked_memory(returncode, said, kernel_kills() - instance.kernel_kills)
+    return instance.is_fault and exit_reasons.ran_out_of_memory(
+        returncode, said, kernel_oom_kills() - instance.kernel_oom_kills
+    )
 
 
-def why_it_failed(instance: Instance, returncode: int) -> str:
+def failure_reason(instance: Instance, returncode: int) -> str:
     if instance.failure:
         return instance.failure
     lines = instance.worker.last_lines
     if not instance.is_fault:
-        return ending(returncode, lines)
-    return cause(returncode, lines, kernel_kills() - instance.kernel_kills)
+        return exit_description(returncode, lines)
+    return exit_cause(returncode, lines, kernel_oom_kills() - instance.kernel_oom_kills)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from llama_corral.common.base.errors import ApiError
 
-from ..placement.snapshot import Entry, Stay
+from ..placement.snapshot import QueueEntry, Retention
 
 if TYPE_CHECKING:
     from llama_corral.presets.sources import Preset
@@ -42,7 +42,7 @@ class Lease:
 class Waiter:
     grant: asyncio.Future[Lease]
     touch: bool
-    stay: Stay | None
+    retention: Retention | None
     """What its request wants for the model from now on."""
     since: float
     is_queued: bool
@@ -52,13 +52,13 @@ class Waiter:
     """When the instance goes down that it waits for, it waits for the next one."""
 
 
-class WaitingRoom:
+class RequestQueue:
     def __init__(self) -> None:
-        self._entries: dict[str, Entry] = {}  # in order of arrival
+        self._entries: dict[str, QueueEntry] = {}  # in order of arrival
         self._waiters: dict[str, list[Waiter]] = {}
 
     @property
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self) -> tuple[QueueEntry, ...]:
         return tuple(self._entries.values())
 
     @property
@@ -71,12 +71,12 @@ class WaitingRoom:
     def count_all(self) -> int:
         return sum(len(waiters) for waiters in self._waiters.values())
 
-    def join(self, model: str, waiter: Waiter) -> None:
+    def add(self, model: str, waiter: Waiter) -> None:
         self._waiters.setdefault(model, []).append(waiter)
         if waiter.is_queued:
-            self._entries.setdefault(model, Entry(model, claimed=False, since=waiter.since))
+            self._entries.setdefault(model, QueueEntry(model, claimed=False, since=waiter.since))
 
-    def leave(self, model: str, waiter: Waiter) -> None:
+    def remove(self, model: str, waiter: Waiter) -> None:
         if waiter in self._waiters.get(model, ()):
             self._waiters[model].remove(waiter)
             self._forget_if_empty(model)
@@ -96,15 +96,15 @@ class WaitingRoom:
         for waiter in self._waiters.get(model, ()):
             waiter.saw_start = True
 
-    def take(self, model: str, most: int | None) -> list[Waiter]:
-        """Those that an instance serves now, in order; `most` of them use it. The others wait until one has ended."""
+    def pop(self, model: str, limit: int | None) -> list[Waiter]:
+        """Those that an instance serves now, in order; `limit` of them use it. The others wait until one has ended."""
         self._entries.pop(model, None)
         taken: list[Waiter] = []
         left: list[Waiter] = []
         for waiter in self._waiters.pop(model, []):
             if waiter.grant.done():
                 continue
-            if waiter.touch and most is not None and sum(one.touch for one in taken) >= most:
+            if waiter.touch and limit is not None and sum(one.touch for one in taken) >= limit:
                 waiter.is_queued, waiter.saw_start = False, not waiter.may_load
                 left.append(waiter)
             else:
@@ -114,7 +114,7 @@ class WaitingRoom:
         return taken
 
     @property
-    def without_entry(self) -> list[str]:
+    def models_without_entry(self) -> list[str]:
         """Models that some wait for, but nobody in the queue."""
         return [model for model in self._waiters if model not in self._entries]
 
@@ -123,7 +123,7 @@ class WaitingRoom:
         for waiter in self._waiters.get(model, ()):
             if not waiter.saw_start:
                 waiter.is_queued = True
-                self._entries.setdefault(model, Entry(model, claimed=False, since=waiter.since))
+                self._entries.setdefault(model, QueueEntry(model, claimed=False, since=waiter.since))
 
     def retry(self, model: str) -> None:
         """The instance they waited for went down, and its successor is about to start."""
@@ -132,21 +132,21 @@ class WaitingRoom:
         self.requeue(model)
         self.claim(model)
 
-    def take_all(self, model: str) -> list[Waiter]:
+    def pop_all(self, model: str) -> list[Waiter]:
         self._entries.pop(model, None)
         return self._waiters.pop(model, [])
 
     def refuse(self, model: str, error: MakeError) -> None:
-        _refuse(self.take_all(model), error)
+        _refuse(self.pop_all(model), error)
 
     def refuse_started(self, model: str, error: MakeError) -> None:
         """Those whose instance went down; the others keep their place for the next one."""
-        _refuse(self._take_started(model), error)
+        _refuse(self._pop_started(model), error)
 
-    def refuse_everyone(self, error: MakeError) -> None:
-        _refuse(self._take_everyone(), error)
+    def refuse_all(self, error: MakeError) -> None:
+        _refuse(self._pop_everything(), error)
 
-    def _take_started(self, model: str) -> list[Waiter]:
+    def _pop_started(self, model: str) -> list[Waiter]:
         waiters = self._waiters.get(model, [])
         if waiters:
             self._waiters[model] = [waiter for waiter in waiters if not waiter.saw_start]
@@ -154,7 +154,7 @@ class WaitingRoom:
             self._forget_if_empty(model)
         return [waiter for waiter in waiters if waiter.saw_start]
 
-    def _take_everyone(self) -> list[Waiter]:
+    def _pop_everything(self) -> list[Waiter]:
         everyone = [waiter for waiters in self._waiters.values() for waiter in waiters]
         self._waiters.clear()
         self._entries.clear()

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from ..placement.states import State
-from .backoff import NO_FAULTS
+from ..placement.states import ModelState
+from .backoff import NO_FAILURES
 from .model import Model, command_line, is_same_worker
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Catalog:
         self._variants: dict[str, Preset] = {}
         self._models: dict[str, Model] = {}
         self._aliases: dict[str, str] = {}
-        self.adopt(presets)
+        self.apply_presets(presets)
 
     def __iter__(self) -> Iterator[Model]:
         return iter(tuple(self._models.values()))
@@ -63,10 +63,10 @@ class Catalog:
         return [name for name, variant in self._variants.items() if variant.base == model]
 
     def add(self, model: Model) -> None:
-        """One that no source has yet; `drop` takes it out again."""
+        """One that no source has yet; `remove` takes it out again."""
         self._models[model.name] = model
 
-    def drop(self, model: Model) -> None:
+    def remove(self, model: Model) -> None:
         if model in self:
             del self._models[model.name]
 
@@ -78,7 +78,7 @@ class Catalog:
             instance.is_retiring = new is None or bool(new.base) or not is_same_worker(model.preset, new)
         return [model for model, instance in running if instance.is_retiring]
 
-    def adopt(self, presets: Mapping[str, Preset]) -> list[Model]:
+    def apply_presets(self, presets: Mapping[str, Preset]) -> list[Model]:
         """Takes the set on, but for retiring models; returns the entries that are no more."""
         self._presets = {name: preset for name, preset in presets.items() if not preset.base}
         dropped = [model for model in self if not self._refresh(model)]
@@ -98,7 +98,7 @@ class Catalog:
             if preset.base in self._models and name not in self._models
         }
 
-    def settle(self, model: Model) -> bool:
+    def finish_retirement(self, model: Model) -> bool:
         """Catches up on a retired model now that its worker is gone; False: there is no such model any more."""
         is_kept = self._refresh(model)
         self._name_variants()
@@ -109,17 +109,17 @@ class Catalog:
         if model.instance is not None and model.instance.is_retiring:
             return True
         preset = self._presets.get(model.name)
-        if model.state is State.DOWNLOADING:
+        if model.state is ModelState.DOWNLOADING:
             return True
-        if preset is None or model.state is State.DOWNLOADED:
+        if preset is None or model.state is ModelState.DOWNLOADED:
             del self._models[model.name]
             return False
         if not is_same_worker(model.preset, preset):
-            model.faults = NO_FAULTS
+            model.backoff = NO_FAILURES
         model.preset = preset
         if model.instance is None:
-            if model.state is State.FAILED:
-                model.move(State.UNLOADED)
+            if model.state is ModelState.FAILED:
+                model.transition_to(ModelState.UNLOADED)
             model.command_line = command_line(self._command, preset)
         return True
 

@@ -34,10 +34,10 @@ class Split:
     """Bytes, on each device that gets layers."""
     devices: tuple[str, ...]
 
-    def by(self, shares: Sequence[float]) -> Space:
+    def divided_by(self, shares: Sequence[float]) -> Space:
         """Fewer shares than devices: the others get none. None at all: all get the same."""
         n, upto = len(self.layers), _sums(self.layers)
-        edges = [bisect_left(range(n), end, key=lambda i: i / n) for end in _ends(shares, len(self.devices))]
+        edges = [bisect_left(range(n), end, key=lambda i: i / n) for end in _boundaries(shares, len(self.devices))]
         parts = zip(self.devices, pairwise([0, *edges]), strict=True)
         sizes = {name: upto[end] - upto[start] + self.scratch for name, (start, end) in parts if end > start}
         return Space(devices=sizes)
@@ -58,22 +58,22 @@ class Need:
     def __add__(self, other: Need) -> Need:
         return Need(self.space + other.space, self.splits + other.splits)
 
-    def within(self, left: Limit) -> Space:
+    def placed_within(self, left: Limit) -> Space:
         """If it is loaded where so much is left. Beside one that nobody counts devices are taken for equal."""
         placed = NOTHING
         for split in self.splits:
             after = (left - placed).devices
             are_counted = all(name in after for name in split.devices)
-            placed += split.by([max(0, after[name]) for name in split.devices] if are_counted else [])
+            placed += split.divided_by([max(0, after[name]) for name in split.devices] if are_counted else [])
         return self.space + placed
 
-    def on(self, names: Sequence[str]) -> Need:
+    def on_devices(self, names: Sequence[str]) -> Need:
         """Now that it is known that there are no others to choose from."""
         kept = (tuple(name for name in split.devices if name in names) for split in self.splits)
         pairs = zip(self.splits, kept, strict=True)
         return replace(self, splits=tuple(replace(split, devices=names) for split, names in pairs if names))
 
-    def measured(self, taken: Space, estimated: Space) -> Need:
+    def corrected_by(self, taken: Space, estimated: Space) -> Need:
         """What it will take next time, now that it is known what it took in place of the estimate."""
         if not self.splits or not estimated.device:
             return Need(taken)
@@ -101,14 +101,14 @@ class Offload:
     def need(self, weights: Sequence[int], kv: Sequence[int], scratch: int) -> Need:
         """Of the layers that go to devices: bytes of each one's weights and KV cache."""
         if self.mode == "tensor":
-            space = shared_out(sum(weights) + sum(kv), self.devices, self.shares)
+            space = distribute(sum(weights) + sum(kv), self.devices, self.shares)
             return Need(space + Space(devices=dict.fromkeys(space.devices, scratch)))
         by_rows = self.mode == "row"
-        rows = shared_out(sum(weights), self.devices, self.shares or self.sizes) if by_rows else NOTHING
+        rows = distribute(sum(weights), self.devices, self.shares or self.sizes) if by_rows else NOTHING
         layers = tuple(kv) if by_rows else tuple(map(sum, zip(weights, kv, strict=True)))
         split = Split(layers, scratch, self.devices)
         if self.shares or len(self.devices) == 1:
-            return Need(rows + split.by(self.shares))
+            return Need(rows + split.divided_by(self.shares))
         return Need(rows, (split,))
 
 
@@ -116,9 +116,9 @@ NO_NEED = Need()
 NO_OFFLOAD = Offload()
 
 
-def shared_out(size: int, devices: Sequence[str], shares: Sequence[float]) -> Space:
+def distribute(size: int, devices: Sequence[str], shares: Sequence[float]) -> Space:
     """To the byte, so that the sum stays what it was."""
-    edges = [round(size * end) for end in _ends(shares, len(devices))]
+    edges = [round(size * end) for end in _boundaries(shares, len(devices))]
     parts = zip(devices, pairwise([0, *edges]), strict=True)
     return Space(devices={name: end - start for name, (start, end) in parts})
 
@@ -129,7 +129,7 @@ def _sums(layers: tuple[int, ...]) -> tuple[int, ...]:
     return (0, *accumulate(layers))
 
 
-def _ends(shares: Sequence[float], n: int) -> list[float]:
+def _boundaries(shares: Sequence[float], n: int) -> list[float]:
     """Where each of `n` parts ends, between 0 and 1."""
     given = [*shares, *([0.0] * n)][:n]
     sums = list(accumulate(given if any(given) else [1.0] * n))

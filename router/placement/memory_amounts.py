@@ -41,22 +41,22 @@ class Space:
     def __sub__(self, other: Space) -> Space:
         return Space(self.host - other.host, _sum(self.devices, other.devices, -1))
 
-    def beyond(self, left: Limit) -> Space:
+    def exceeding(self, left: Limit) -> Space:
         """What is lacking of each memory that it takes any of, if so much is left."""
         host = 0 if left.host is None or not self.host else max(0, self.host - left.host)
         counted = {name: size for name, size in self.devices.items() if name in left.devices}
         return Space(host, {name: max(0, size - left.devices[name]) for name, size in counted.items()})
 
     def fits(self, left: Limit) -> bool:
-        return self.beyond(left) == NOTHING
+        return self.exceeding(left) == NOTHING
 
-    def of(self, memories: Space) -> Space:
+    def restricted_to(self, memories: Space) -> Space:
         """Only of the memories that the other has any of."""
         kept = {name: size for name, size in self.devices.items() if name in memories.devices}
         return Space(self.host if memories.host else 0, kept)
 
     def __str__(self) -> str:
-        parts = [f"{readable(self.host)} of memory"] if self.host or not self.devices else []
+        parts = [f"{format_bytes(self.host)} of memory"] if self.host or not self.devices else []
         return _joined([*parts, *_on_devices(self.devices)])
 
 
@@ -78,12 +78,12 @@ class Limit:
         host = None if self.host is None else self.host + freed.host
         return Limit(host, {name: size + freed.devices.get(name, 0) for name, size in self.devices.items()})
 
-    def of(self, memories: Space) -> Limit:
+    def restricted_to(self, memories: Space) -> Limit:
         kept = {name: size for name, size in self.devices.items() if name in memories.devices}
         return Limit(self.host if memories.host else None, kept)
 
     def __str__(self) -> str:
-        host = [readable(self.host)] if self.host is not None else []
+        host = [format_bytes(self.host)] if self.host is not None else []
         return _joined([*host, *_on_devices(self.devices)]) or "no limit"
 
 
@@ -100,7 +100,9 @@ def total(spaces: Iterable[Space]) -> Space:
     return Space(host, devices)
 
 
-def fewest(candidates: Sequence[tuple[T, Space]], left: Limit, lacking: Callable[[Limit], Space]) -> list[T] | None:
+def smallest_sufficient_set(
+    candidates: Sequence[tuple[T, Space]], left: Limit, lacking: Callable[[Limit], Space]
+) -> list[T] | None:
     """The fewest candidates that leave enough when they go; of sets of equal size the one with the earliest.
 
     `left` is what is left beside all of them, `lacking` says what somebody lacks where so much is left. None: it would
@@ -117,14 +119,16 @@ def fewest(candidates: Sequence[tuple[T, Space]], left: Limit, lacking: Callable
             if lacking(_without(left, chosen)) == NOTHING:
                 return [candidate for candidate, _ in chosen]
             if looked_at > MOST_SETS:
-                return _largest(candidates, left, lacking)
+                return _useful_candidates(candidates, left, lacking)
     return [candidate for candidate, _ in candidates]
 
 
-def _largest(candidates: Sequence[tuple[T, Space]], left: Limit, lacking: Callable[[Limit], Space]) -> list[T]:
+def _useful_candidates(
+    candidates: Sequence[tuple[T, Space]], left: Limit, lacking: Callable[[Limit], Space]
+) -> list[T]:
     """Only those are of use that free some of what is lacking; the largest first."""
     lacks = lacking(left)
-    by_size = sorted(candidates, key=lambda pair: pair[1].of(lacks).total, reverse=True)
+    by_size = sorted(candidates, key=lambda pair: pair[1].restricted_to(lacks).total, reverse=True)
     for size in range(1, len(by_size)):
         if lacking(_without(left, by_size[:size])) == NOTHING:
             return [candidate for candidate, _ in by_size[:size]]
@@ -140,7 +144,7 @@ def _sum(first: Mapping[str, int], second: Mapping[str, int], sign: int) -> dict
 
 
 def _on_devices(sizes: Mapping[str, int]) -> list[str]:
-    return [f"{readable(size)} on {name}" for name, size in sizes.items()]
+    return [f"{format_bytes(size)} on {name}" for name, size in sizes.items()]
 
 
 def _joined(parts: list[str]) -> str:
@@ -148,6 +152,6 @@ def _joined(parts: list[str]) -> str:
     return " and ".join([", ".join(parts[:-1]), *parts[-1:]] if len(parts) > 1 else parts)
 
 
-def readable(size: int) -> str:
+def format_bytes(size: int) -> str:
     """`1.5 GiB`, `300 MiB`."""
     return f"{size / (1 << 30):.1f} GiB" if size >= 1 << 30 else f"{max(0, size) >> 20} MiB"

@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llama_corral.presets.policy import PLAIN, Manners
+from llama_corral.presets.policy import DEFAULT_POLICY, ModelPolicy
 
 from .device_split import Need
 from .memory_amounts import NOTHING, UNBOUNDED, Limit, Space
-from .states import State
+from .states import ModelState
 
 if TYPE_CHECKING:
     from llama_corral.presets.options.settings import Settings
@@ -22,7 +22,7 @@ PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Stay:
+class Retention:
     """How long a model that nobody uses stays."""
 
     ttl: float | None = None
@@ -36,41 +36,41 @@ class Resident:
     """One model as placement sees it."""
 
     name: str
-    state: State
+    state: ModelState
     leases: int
     last_used: float
     idle_since: float = 0.0
     """When its last use ended."""
-    stay: Stay = Stay()
+    retention: Retention = Retention()
     space: Space = NOTHING
     """What it takes; as long as it is down, what it would take if it were loaded now."""
     need: Need | None = None
     """What that is reckoned from; None: it is the same wherever it is loaded."""
     load_seconds: float = 1.0
     """What it costs to have it back."""
-    manners: Manners = PLAIN
+    policy: ModelPolicy = DEFAULT_POLICY
     ready_since: float = 0.0
     warm_from: float | None = None
     """From when on it may be loaded though nobody asks for it; None: never."""
 
     def space_within(self, left: Limit) -> Space:
         """If it were loaded where so much is left."""
-        return self.space if self.need is None else self.need.within(left)
+        return self.space if self.need is None else self.need.placed_within(left)
 
     @property
     def is_pinned(self) -> bool:
-        return self.stay.pinned and self.state.is_running and self.state is not State.STOPPING
+        return self.retention.pinned and self.state.is_running and self.state is not ModelState.STOPPING
 
     @property
     def expires_at(self) -> float | None:
         """When it is to leave, if nobody uses it until then."""
-        if self.stay.pinned or self.stay.ttl is None or self.leases or not self.state.is_ready:
+        if self.retention.pinned or self.retention.ttl is None or self.leases or not self.state.is_ready:
             return None
-        return self.idle_since + self.stay.ttl
+        return self.idle_since + self.retention.ttl
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class QueueEntry:
     """One queued model. `claimed`: its start is under way, and until its waiters are served it must not be evicted."""
 
     model: str
@@ -80,22 +80,22 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class PlacementRules:
     """For all models: what the router's own options say."""
 
     max_wait: float = PATIENCE_S
     """Seconds in which an entry respects priorities and minimum stays of others."""
     parallel_loads: int = 1
-    yields: bool = False
+    preempts: bool = False
     """Who has waited for so long has models in use finish what they have and leave."""
     max_queue: int = 0
     """Requests that may wait for whatever models; 0: no bound."""
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class PlacementSnapshot:
     residents: tuple[Resident, ...]
-    queue: tuple[Entry, ...]
+    queue: tuple[QueueEntry, ...]
     """In order of arrival."""
     models_max: int
     starts_held: bool = False
@@ -106,19 +106,19 @@ class Snapshot:
     is_settling: bool = False
     """A worker has just gone, and its memory may not be back yet, or one loads and has not taken all of its own: nobody
     is refused for that."""
-    rules: Rules = Rules()
+    rules: PlacementRules = PlacementRules()
 
     def resident(self, name: str) -> Resident:
         return next(resident for resident in self.residents if resident.name == name)
 
 
-PLAIN_RULES = Rules()
+DEFAULT_RULES = PlacementRules()
 
 
-def rules_of(settings: Settings) -> Rules:
-    return Rules(
+def rules_of(settings: Settings) -> PlacementRules:
+    return PlacementRules(
         max_wait=settings.models_max_wait or PATIENCE_S,
         parallel_loads=settings.models_parallel_loads,
-        yields=settings.models_max_wait > 0,
+        preempts=settings.models_max_wait > 0,
         max_queue=settings.models_queue,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import Enum
 
 
-class State(Enum):
+class ModelState(Enum):
     UNLOADED = "unloaded"
     LOADING = "loading"
     """A worker was started, or wakes up: it answers 503."""
@@ -31,52 +31,52 @@ class State(Enum):
     @property
     def is_ready(self) -> bool:
         """Takes requests at once."""
-        return self in (State.LOADED, State.SLEEPING)
+        return self in (ModelState.LOADED, ModelState.SLEEPING)
 
     @property
     def is_down(self) -> bool:
-        return self in (State.UNLOADED, State.FAILED)
+        return self in (ModelState.UNLOADED, ModelState.FAILED)
 
 
-_RUNNING = frozenset({State.LOADING, State.LOADED, State.SLEEPING, State.STOPPING})
+_RUNNING = frozenset({ModelState.LOADING, ModelState.LOADED, ModelState.SLEEPING, ModelState.STOPPING})
 
-TRANSITIONS: dict[State, dict[State, str]] = {
-    State.UNLOADED: {State.LOADING: "start"},
-    State.FAILED: {State.LOADING: "start", State.UNLOADED: "reload"},
-    State.LOADING: {
-        State.LOADED: "ready",
-        State.STOPPING: "unload (SIGKILL)",
-        State.UNLOADED: "exit 0",
-        State.FAILED: "exit ≠ 0",
+TRANSITIONS: dict[ModelState, dict[ModelState, str]] = {
+    ModelState.UNLOADED: {ModelState.LOADING: "start"},
+    ModelState.FAILED: {ModelState.LOADING: "start", ModelState.UNLOADED: "reload"},
+    ModelState.LOADING: {
+        ModelState.LOADED: "ready",
+        ModelState.STOPPING: "unload (SIGKILL)",
+        ModelState.UNLOADED: "exit 0",
+        ModelState.FAILED: "exit ≠ 0",
     },
-    State.LOADED: {
-        State.SLEEPING: "idle",
-        State.STOPPING: "unload, evict",
-        State.UNLOADED: "exit 0",
-        State.FAILED: "exit ≠ 0",
+    ModelState.LOADED: {
+        ModelState.SLEEPING: "idle",
+        ModelState.STOPPING: "unload, evict",
+        ModelState.UNLOADED: "exit 0",
+        ModelState.FAILED: "exit ≠ 0",
     },
-    State.SLEEPING: {
-        State.LOADING: "wake",
-        State.LOADED: "awake",
-        State.STOPPING: "unload, evict",
-        State.UNLOADED: "exit 0",
-        State.FAILED: "exit ≠ 0",
+    ModelState.SLEEPING: {
+        ModelState.LOADING: "wake",
+        ModelState.LOADED: "awake",
+        ModelState.STOPPING: "unload, evict",
+        ModelState.UNLOADED: "exit 0",
+        ModelState.FAILED: "exit ≠ 0",
     },
-    State.STOPPING: {State.UNLOADED: "exit 0", State.FAILED: "exit ≠ 0"},
-    State.DOWNLOADING: {State.DOWNLOADED: "done"},
-    State.DOWNLOADED: {},
+    ModelState.STOPPING: {ModelState.UNLOADED: "exit 0", ModelState.FAILED: "exit ≠ 0"},
+    ModelState.DOWNLOADING: {ModelState.DOWNLOADED: "done"},
+    ModelState.DOWNLOADED: {},
 }
 """From each state the states that may follow, with the event that leads there."""
 
 
-class IllegalMove(Exception):
+class IllegalModelTransition(Exception):
     """Someone asked for a transition that the table does not have."""
 
 
-def move(state: State, new: State) -> State:
-    """The new state; raises IllegalMove, and so changes nothing, when the table has no such way."""
+def transition(state: ModelState, new: ModelState) -> ModelState:
+    """The new state; raises IllegalModelTransition, and so changes nothing, when the table has no such way."""
     if new not in TRANSITIONS[state]:
-        raise IllegalMove(f"no way from {state.value} to {new.value}")
+        raise IllegalModelTransition(f"no way from {state.value} to {new.value}")
     return new
 
 

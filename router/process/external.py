@@ -15,22 +15,22 @@ from llama_corral.common.base.worker_reports import HEARTBEAT_S
 from llama_corral.presets.backends import PORT, Backend
 
 from .launcher import Callbacks, Launcher, LaunchSpec, Worker
-from .shim_plan import Plan
+from .shim_plan import ShimPlan
 from .spawn import SpawnLauncher
-from .worker_process import Child
+from .worker_process import ChildProcess
 
-KEEPER_COMMAND = (sys.executable, "-P", "-m", "llama_corral.router.process.external_shim")
+SHIM_COMMAND = (sys.executable, "-P", "-m", "llama_corral.router.process.external_shim")
 QUESTIONS = 10
 """In the time after which a program counts as stuck: some may be lost, and each may be a line in its log."""
 LONGEST_PAUSE_S = 30.0
 
 
-def asking_interval(worker_timeout: float) -> float:
+def health_check_interval(worker_timeout: float) -> float:
     """Seconds; 0: nobody is asked."""
     return min(LONGEST_PAUSE_S, max(HEARTBEAT_S, worker_timeout / QUESTIONS)) if worker_timeout else 0.0
 
 
-class Launchers:
+class CombinedLauncher:
     """Implements `launcher.Launcher`: our own workers by one, other programs by another."""
 
     def __init__(self, workers: Launcher, environ: Mapping[str, str], *, ask_every: float = 0.0) -> None:
@@ -56,19 +56,19 @@ class Launchers:
 
 class BackendLauncher(SpawnLauncher):
     def __init__(self, environ: Mapping[str, str], ask_every: float = 0.0) -> None:
-        super().__init__(environ, KEEPER_COMMAND)
+        super().__init__(environ, SHIM_COMMAND)
         self._ask_every = ask_every
         self._environ = dict(environ)  # nothing that only our workers need
-        self._running: dict[int, Child] = {}
+        self._running: dict[int, ChildProcess] = {}
 
-    def launch(self, spec: LaunchSpec, callbacks: Callbacks) -> Child:
+    def launch(self, spec: LaunchSpec, callbacks: Callbacks) -> ChildProcess:
         assert spec.backend is not None
         port = self._free_port() if PORT in spec.backend.address else 0
-        child = _Kept(spec, spec.backend, port, self._ask_every, callbacks)
+        child = _ExternalProgram(spec, spec.backend, port, self._ask_every, callbacks)
         try:
             self.run(child)
         except OSError:
-            child.abandon()
+            child.discard()
             raise
         if port:
             self._running[port] = child
@@ -85,7 +85,7 @@ class BackendLauncher(SpawnLauncher):
                 return port
 
 
-class _Kept(Child):
+class _ExternalProgram(ChildProcess):
     """A keeper, shown as the program that it keeps."""
 
     def __init__(self, spec: LaunchSpec, backend: Backend, port: int, ask_every: float, callbacks: Callbacks) -> None:
@@ -95,7 +95,7 @@ class _Kept(Child):
         super().__init__(spec, filled(backend.address), (), callbacks)
         self.environ = {name: filled(value) for name, value in spec.environ.items()}
         self.arguments = tuple(filled(word) for word in backend.command)
-        plan = Plan(
+        plan = ShimPlan(
             command=self.arguments,
             stop_command=tuple(filled(word) for word in backend.stop_command),
             endpoint=self.endpoint,

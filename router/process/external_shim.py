@@ -25,10 +25,10 @@ from collections.abc import Sequence
 
 import msgspec
 import psutil
-from llama_corral.common.base.worker_reports import CONTROL_FD_ENV, Report, Taken, encode
+from llama_corral.common.base.worker_reports import CONTROL_FD_ENV, MemoryUsage, WorkerReport, encode
 
-from .health_probe import Checkup
-from .shim_plan import Plan
+from .health_probe import HealthProbe
+from .shim_plan import ShimPlan
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0
 """Between two questions whether it is ready."""
@@ -42,12 +42,12 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _FAILED = 1
 
 
-class Failure(Exception):
+class ProgramFailed(Exception):
     """The text says why, for a person."""
 
 
-class Keeper:
-    def __init__(self, plan: Plan, control: int) -> None:
+class ExternalShim:
+    def __init__(self, plan: ShimPlan, control: int) -> None:
         self._plan = plan
         self._control = control
         host, _, port = plan.endpoint.rpartition(":")
@@ -55,7 +55,7 @@ class Keeper:
         self._is_ready = self._is_asked = False
         self._why_not = "it was not asked yet"
         self._stopper: subprocess.Popen[bytes] | None = None
-        self._checkup: Checkup | None = None
+        self._health_probe: HealthProbe | None = None
         self._wake = _wake_on_exits()
         if _libc is not None:  # what the program leaves behind comes to us, and not to an init that may not reap
             _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -63,32 +63,32 @@ class Keeper:
     def run(self) -> int:
         """The return code of the program; a negative one is its signal."""
         if _accepts(self._address):
-            raise Failure(f"another program listens on {self._plan.endpoint} already")
+            raise ProgramFailed(f"another program listens on {self._plan.endpoint} already")
         self._program = _start(self._plan.command)
         deadline = time.monotonic() + self._plan.load_timeout
         pause = FIRST_PAUSE_S
         while (code := self._program.poll()) is None:
             self._check_stopper()
             self._listen(None if self._is_ready or self._is_asked else pause)
-            self._check_up()
+            self._check_health()
             if self._is_ready or self._is_asked:
                 continue
             self._ask()
             pause = min(pause * 1.3, LONGEST_PAUSE_S)
             if not self._is_ready and time.monotonic() > deadline:
-                raise Failure(f"not ready within {self._plan.load_timeout:g} s (load-timeout): {self._why_not}")
+                raise ProgramFailed(f"not ready within {self._plan.load_timeout:g} s (load-timeout): {self._why_not}")
         if self._is_asked:
             return 0
         if not self._is_ready and code == 0:
-            raise Failure("it ended before it was ready")
+            raise ProgramFailed("it ended before it was ready")
         return code
 
     # -- the router ---------------------------------------------------------------------------------------------------
 
     def _listen(self, seconds: float | None) -> None:
         """Until something happens."""
-        answers, questions = self._checkup.watched if self._checkup else ([], [])
-        pause = self._checkup.seconds_left if self._checkup else seconds
+        answers, questions = self._health_probe.descriptors if self._health_probe else ([], [])
+        pause = self._health_probe.seconds_left if self._health_probe else seconds
         ready, _, _ = select.select([0, self._wake, *answers], questions, [], pause)
         if self._wake in ready:
             os.read(self._wake, 512)
@@ -100,12 +100,12 @@ class Keeper:
                 os._exit(_FAILED)  # the router is gone: nobody listens any more
             if b"exit" in words and not self._is_asked:
                 self._is_asked = True
-                if self._checkup is not None:
-                    self._checkup.close()
-                    self._checkup = None
+                if self._health_probe is not None:
+                    self._health_probe.close()
+                    self._health_probe = None
                 self._stop()
 
-    def report(self, report: Report) -> None:
+    def report(self, report: WorkerReport) -> None:
         os.write(self._control, encode(report))
 
     # -- the program --------------------------------------------------------------------------------------------------
@@ -117,13 +117,13 @@ class Keeper:
         pid = str(self._program.pid)
         try:
             self._stopper = _start([word.replace("${PID}", pid) for word in self._plan.stop_command])
-        except Failure as error:
-            _say(f"cmd-stop: {error}; SIGTERM instead")
+        except ProgramFailed as error:
+            _log_line(f"cmd-stop: {error}; SIGTERM instead")
             self._program.terminate()
 
-    def _check_up(self) -> None:
-        if self._checkup is not None and (sign := self._checkup.go_on()):
-            self.report(Report("alive", msgspec.structs.asdict(sign)))
+    def _check_health(self) -> None:
+        if self._health_probe is not None and (sign := self._health_probe.advance()):
+            self.report(WorkerReport("alive", msgspec.structs.asdict(sign)))
 
     def _check_stopper(self) -> None:
         """A command that failed has stopped nothing."""
@@ -131,7 +131,7 @@ class Keeper:
             return
         self._stopper = None
         if code != 0:
-            _say(f"cmd-stop ended with {code}; SIGTERM instead")
+            _log_line(f"cmd-stop ended with {code}; SIGTERM instead")
             self._program.terminate()
 
     def _reap_adopted(self) -> None:
@@ -155,18 +155,18 @@ class Keeper:
                 os.wait()
 
     def _ask(self) -> None:
-        self._why_not = self._obstacle()
+        self._why_not = self._not_ready_reason()
         if self._why_not or self._program.poll() is not None:
             return
-        if self._plan.owns_port and (stranger := stranger_on(self._address[1])):
-            raise Failure(f"another program ({stranger}) listens on {self._plan.endpoint}")
+        if self._plan.owns_port and (stranger := foreign_listener(self._address[1])):
+            raise ProgramFailed(f"another program ({stranger}) listens on {self._plan.endpoint}")
         self._is_ready = True
         if self._plan.ask_every:
             with contextlib.suppress(OSError):  # it went just now, which will be seen
-                self._checkup = Checkup(self._address, self._plan.health, self._plan.ask_every)
-        self.report(Report("ready", {}, Taken(_resident_bytes()) if self._plan.measures else None))
+                self._health_probe = HealthProbe(self._address, self._plan.health, self._plan.ask_every)
+        self.report(WorkerReport("ready", {}, MemoryUsage(_resident_bytes()) if self._plan.measures else None))
 
-    def _obstacle(self) -> str:
+    def _not_ready_reason(self) -> str:
         """ "" once it is ready."""
         if not self._plan.health:
             return "" if _accepts(self._address) else f"nobody listens on {self._plan.endpoint}"
@@ -186,12 +186,12 @@ def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
     """In our process group, with our log, and without our pipes."""
     environ = {name: value for name, value in os.environ.items() if name != CONTROL_FD_ENV}
     try:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environ, preexec_fn=_die_with_us)
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environ, preexec_fn=_set_parent_death_signal)
     except OSError as error:
-        raise Failure(f"{command[0]}: {error.strerror or error}") from None
+        raise ProgramFailed(f"{command[0]}: {error.strerror or error}") from None
 
 
-def _die_with_us() -> None:
+def _set_parent_death_signal() -> None:
     """Between fork and exec: this process has one thread, so that is safe."""
     if _libc is not None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -217,7 +217,7 @@ def _accepts(address: tuple[str, int]) -> bool:
     return True
 
 
-def stranger_on(port: int) -> str:
+def foreign_listener(port: int) -> str:
     """Who listens there, if that is neither our program nor a child of it; "" as well where it cannot be known."""
     session = os.getsid(0)
     owners = _listeners(port)
@@ -264,17 +264,17 @@ def _resident_bytes() -> int:
     return total
 
 
-def _say(text: str) -> None:
+def _log_line(text: str) -> None:
     print(f"keeper: {text}", file=sys.stderr, flush=True)
 
 
 def main() -> int:
-    keeper = Keeper(msgspec.json.decode(sys.argv[1], type=Plan), int(os.environ[CONTROL_FD_ENV]))
+    keeper = ExternalShim(msgspec.json.decode(sys.argv[1], type=ShimPlan), int(os.environ[CONTROL_FD_ENV]))
     try:
         code = keeper.run()
-    except Failure as error:
-        _say(str(error))
-        keeper.report(Report("failed", {"message": str(error)}))
+    except ProgramFailed as error:
+        _log_line(str(error))
+        keeper.report(WorkerReport("failed", {"message": str(error)}))
         return _FAILED
     finally:
         keeper.clear()

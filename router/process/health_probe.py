@@ -17,14 +17,14 @@ from llama_corral.common.base.worker_reports import SignOfLife
 _PIECE = 4096
 
 
-class Checkup:
+class HealthProbe:
     def __init__(self, address: tuple[str, int], path: str, interval: float) -> None:
         """`interval`: seconds between two questions. Raises OSError when nobody listens at `address`."""
         with socket.create_connection(address, 2.0) as found:
             self._peer = (found.family, found.getpeername())
         host = f"[{address[0]}]" if ":" in address[0] else address[0]
-        self._question = f"GET {path} HTTP/1.1\r\nHost: {host}:{address[1]}\r\nConnection: close\r\n\r\n".encode()
-        self._complaint = f"GET {path} was not answered"
+        self._request = f"GET {path} HTTP/1.1\r\nHost: {host}:{address[1]}\r\nConnection: close\r\n\r\n".encode()
+        self._failure = f"GET {path} was not answered"
         self._interval = interval
         self._due = time.monotonic()
         self._answers = 0
@@ -38,20 +38,20 @@ class Checkup:
         return max(0.0, self._due - time.monotonic())
 
     @property
-    def watched(self) -> tuple[list[int], list[int]]:
+    def descriptors(self) -> tuple[list[int], list[int]]:
         """The descriptors that `select` is to wait for: to be read, to be written."""
         if self._socket is None:
             return [], []
         mine = [self._socket.fileno()]
         return (mine, []) if self._is_sent else ([], mine)
 
-    def go_on(self) -> SignOfLife | None:
+    def advance(self) -> SignOfLife | None:
         """Whatever can be done without waiting; a sign when it is time for one and for the next question."""
         self._send()
         self._read()
         if self.seconds_left:
             return None
-        sign = SignOfLife(self._is_open, self._answers, _processor_seconds(), self._complaint)
+        sign = SignOfLife(self._is_open, self._answers, _processor_seconds(), self._failure)
         self._due = time.monotonic() + self._interval
         self._ask()
         return sign
@@ -73,7 +73,7 @@ class Checkup:
         if self._socket is None or self._is_sent or not select.select([], [self._socket], [], 0)[1]:
             return
         try:
-            self._socket.send(self._question)
+            self._socket.send(self._request)
             self._is_sent = True
         except OSError:
             self.close()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from llama_corral.common.base.worker_reports import Report
+from llama_corral.common.base.worker_reports import WorkerReport
 
 if TYPE_CHECKING:
     from llama_corral.presets.backends import Backend
@@ -31,7 +31,7 @@ class LaunchSpec:
 
 @dataclass(frozen=True, slots=True)
 class Callbacks:
-    on_report: Callable[[Report], None]
+    on_report: Callable[[WorkerReport], None]
     on_exit: Callable[[int], None]
     """With the return code; negative: the signal that ended it."""
 

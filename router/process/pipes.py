@@ -15,17 +15,17 @@ from collections.abc import Callable
 
 import msgspec
 from llama_corral.common.base import worker_reports
-from llama_corral.common.base.worker_reports import Report
+from llama_corral.common.base.worker_reports import WorkerReport
 
 CHUNK = 16 * 1024
 """Bytes per turn of the event loop: relaying these takes about a millisecond."""
-LONGEST_LINE = 1024 * 1024
+MAX_LINE_LENGTH = 1024 * 1024
 """Bytes of a line without an end that are held; beyond that they are dropped."""
 LAST_BYTES = 1024 * 1024
 """Bytes read after the exit at most; a pipe holds less, unless a stray grandchild still writes."""
-KEPT_LINES = 40
+MAX_LOG_LINES = 40
 """Lines kept to explain a failure: a native stack trace, or the end of a load."""
-KEPT_CHARACTERS = 400
+MAX_LOG_CHARACTERS = 400
 """Of each kept line, so that one worker's kept log stays below 64 KB."""
 
 log = logging.getLogger("corral.router")
@@ -73,7 +73,7 @@ class LineReader:
             for line in lines:
                 self._on_line(line)
         self._held += rest
-        if len(self._held) > LONGEST_LINE:
+        if len(self._held) > MAX_LINE_LENGTH:
             self._held.clear()
 
     def _end(self) -> None:
@@ -93,7 +93,7 @@ class WorkerLog:
     def __init__(self, name: str) -> None:
         self._name = name
         self._prefix = f"[?/{name}] "
-        self._kept: deque[str] = deque(maxlen=KEPT_LINES)
+        self._kept: deque[str] = deque(maxlen=MAX_LOG_LINES)
 
     def set_pid(self, pid: int) -> None:
         self._prefix = f"[{pid}/{self._name}] "
@@ -101,7 +101,7 @@ class WorkerLog:
     def feed(self, line: bytes) -> None:
         text = line.decode(errors="replace").rstrip("\r")
         if text:
-            self._kept.append(text[:KEPT_CHARACTERS])
+            self._kept.append(text[:MAX_LOG_CHARACTERS])
         worker_log.info("%s%s", self._prefix, text)
 
     @property
@@ -109,7 +109,7 @@ class WorkerLog:
         return tuple(self._kept)
 
 
-def report_parser(name: str, on_report: Callable[[Report], None]) -> Callable[[bytes], None]:
+def report_parser(name: str, on_report: Callable[[WorkerReport], None]) -> Callable[[bytes], None]:
     """Turns lines of the control pipe into reports; a line that is none is logged and otherwise without effect."""
 
     def on_line(line: bytes) -> None:

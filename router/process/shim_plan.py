@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 
-class Plan(msgspec.Struct, frozen=True):
+class ShimPlan(msgspec.Struct, frozen=True):
     command: tuple[str, ...]
     stop_command: tuple[str, ...]
     endpoint: str

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from llama_corral.common.base.worker_reports import CONTROL_FD_ENV
 
 from .launcher import Callbacks, LaunchSpec
-from .worker_process import Child, SocketDirectory, worker_environ
+from .worker_process import ChildProcess, SocketDirectory, worker_environ
 
 WORKER_COMMAND = (sys.executable, "-P", "-m", "llama_corral.worker")
 """-P: a folder named like ours where the user stands must not be imported instead."""
@@ -31,16 +31,16 @@ class SpawnLauncher:
     def start(self) -> None:
         """There is nothing to warm up."""
 
-    def launch(self, spec: LaunchSpec, callbacks: Callbacks) -> Child:
-        child = Child(spec, self._sockets.next_path(), self.command, callbacks)
+    def launch(self, spec: LaunchSpec, callbacks: Callbacks) -> ChildProcess:
+        child = ChildProcess(spec, self._sockets.next_path(), self.command, callbacks)
         try:
             self.run(child)
         except OSError:
-            child.abandon()
+            child.discard()
             raise
         return child
 
-    def run(self, child: Child) -> None:
+    def run(self, child: ChildProcess) -> None:
         """Must be called on the thread that lasts as long as the router: the worker dies with its parent thread."""
         stdin, output, control = child.descriptors
         process = subprocess.Popen(
@@ -60,7 +60,7 @@ class SpawnLauncher:
         self._sockets.remove()
 
 
-def _await_exit(process: subprocess.Popen[bytes], child: Child, loop: asyncio.AbstractEventLoop) -> None:
+def _await_exit(process: subprocess.Popen[bytes], child: ChildProcess, loop: asyncio.AbstractEventLoop) -> None:
     """On a thread of its own, since not every platform tells an event loop of exits."""
     with contextlib.suppress(AttributeError, ChildProcessError):  # macOS has no waitid
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)

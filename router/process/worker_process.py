@@ -17,7 +17,7 @@ from llama_corral.common.base.library_environment import WORKER_ENVIRON
 from .launcher import Callbacks, LaunchSpec
 from .pipes import LineReader, WorkerLog, report_parser, write_line
 
-LONGEST_SOCKET_PATH = 100
+MAX_SOCKET_PATH = 100
 """Bytes; the kernel's limit is 108 on Linux and 104 on macOS."""
 
 
@@ -31,7 +31,7 @@ class SocketDirectory:
     def next_path(self) -> str:
         if self._path is None:
             self._path = tempfile.mkdtemp(prefix="corral-")
-            if len(os.fsencode(self._path)) + len("/123456.sock") > LONGEST_SOCKET_PATH:
+            if len(os.fsencode(self._path)) + len("/123456.sock") > MAX_SOCKET_PATH:
                 os.rmdir(self._path)
                 self._path = tempfile.mkdtemp(prefix="corral-", dir="/tmp")
         return f"{self._path}/{next(self._numbers)}.sock"
@@ -42,7 +42,7 @@ class SocketDirectory:
             self._path = None
 
 
-class Child:
+class ChildProcess:
     """Implements `launcher.Worker`."""
 
     def __init__(self, spec: LaunchSpec, endpoint: str, command: tuple[str, ...], callbacks: Callbacks) -> None:
@@ -94,7 +94,7 @@ class Child:
             except ProcessLookupError:  # a fork so young that it leads no group yet
                 os.kill(self.pid, signal.SIGKILL)
 
-    def abandon(self) -> None:
+    def discard(self) -> None:
         """No process was made and nobody is to be told."""
         self._is_over = True
         self._release()

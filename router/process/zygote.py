@@ -20,12 +20,12 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 
 import msgspec
-from llama_corral.common.base.zygote_messages import Answer, Fork, decode_answer, encode_fork
+from llama_corral.common.base.zygote_messages import ForkRequest, ZygoteEvent, decode_event, encode_fork
 
 from .launcher import Callbacks, Launcher, LaunchSpec
 from .pipes import LineReader
 from .spawn import WORKER_COMMAND, SpawnLauncher
-from .worker_process import Child, SocketDirectory, worker_environ
+from .worker_process import ChildProcess, SocketDirectory, worker_environ
 
 ZYGOTE_COMMAND = (sys.executable, "-P", "-m", "llama_corral.worker.zygote")
 CLOSE_TIMEOUT = 2.0
@@ -60,12 +60,12 @@ class ZygoteLauncher:
         if self._zygote is None and not self._is_unsafe:
             self._zygote = _Zygote(self._zygote_command, self._environ, self._on_lost)
 
-    def launch(self, spec: LaunchSpec, callbacks: Callbacks) -> Child:
-        child = Child(spec, self._sockets.next_path(), self.command, callbacks)
+    def launch(self, spec: LaunchSpec, callbacks: Callbacks) -> ChildProcess:
+        child = ChildProcess(spec, self._sockets.next_path(), self.command, callbacks)
         try:
             self._run(child)
         except OSError:
-            child.abandon()
+            child.discard()
             raise
         return child
 
@@ -75,18 +75,18 @@ class ZygoteLauncher:
             await zygote.close()
         self._sockets.remove()
 
-    def _run(self, child: Child) -> None:
+    def _run(self, child: ChildProcess) -> None:
         self.start()
         if self._zygote is None:
             self._spawn.run(child)
         else:
             self._zygote.fork(child)
 
-    def _on_lost(self, was_ready: bool, unborn: Iterable[Child]) -> None:
+    def _on_lost(self, was_ready: bool, pending: Iterable[ChildProcess]) -> None:
         """The zygote is gone. Those it has not forked yet get another way into the world."""
         self._zygote = None
         self._is_unsafe = self._is_unsafe or not was_ready
-        for child in unborn:
+        for child in pending:
             try:
                 self._run(child)
             except OSError as error:
@@ -101,11 +101,11 @@ class _Zygote:
         self,
         command: tuple[str, ...],
         environ: Mapping[str, str],
-        on_lost: Callable[[bool, Iterable[Child]], None],
+        on_lost: Callable[[bool, Iterable[ChildProcess]], None],
     ) -> None:
         self._on_lost = on_lost
         self._is_ready = False
-        self._children: dict[int, Child] = {}
+        self._children: dict[int, ChildProcess] = {}
         self._numbers = count(1)
         self._outbox: deque[_Request] = deque()
         self._loop = asyncio.get_running_loop()
@@ -124,10 +124,10 @@ class _Zygote:
         self._watch = os.pidfd_open(self._process.pid)
         self._loop.add_reader(self._watch, self._on_exit)
 
-    def fork(self, child: Child) -> None:
+    def fork(self, child: ChildProcess) -> None:
         number = next(self._numbers)
         self._children[number] = child
-        message = encode_fork(Fork(number, child.name, list(child.options), child.environ))
+        message = encode_fork(ForkRequest(number, child.name, list(child.options), child.environ))
         self._outbox.append(_Request(message, child.descriptors))
         self._flush()
 
@@ -151,13 +151,13 @@ class _Zygote:
 
     def _on_line(self, line: bytes) -> None:
         try:
-            answer = decode_answer(line)
+            answer = decode_event(line)
         except msgspec.MsgspecError as error:
             log.warning("the zygote said what is no answer (%s): %.80r", error, line)
             return
         self._follow(answer)
 
-    def _follow(self, answer: Answer) -> None:
+    def _follow(self, answer: ZygoteEvent) -> None:
         child = self._children.get(answer.id)
         if answer.event == "ready":
             self._is_ready = True
@@ -177,7 +177,7 @@ class _Zygote:
         log.log(logging.WARNING if self._is_ready else logging.DEBUG, "the zygote is gone")
         children = self._children.values()
         for child in (child for child in children if child.pid is not None):
-            self._end_orphan(child)
+            self._kill_orphan(child)
         self._on_lost(self._is_ready, [child for child in children if child.pid is None])
 
     def _release(self) -> None:
@@ -188,7 +188,7 @@ class _Zygote:
         self._loop.remove_writer(self._socket)  # only now, for a child's exit may have asked for another fork
         self._socket.close()
 
-    def _end_orphan(self, child: Child) -> None:
+    def _kill_orphan(self, child: ChildProcess) -> None:
         """The kernel kills it with its zygote and init reaps it, so its end shows only on a process descriptor."""
         assert child.pid is not None
         child.kill()

@@ -1,7 +1,7 @@
 """One HTTP/1.1 connection to a worker: a request out, an answer in, as it comes.
 
-Made and kept by `pool`; the proxy sees only the `Reply`. This is the hot path: a request is one write, an answer
-that fits one read is complete when its head is, nothing is parsed twice.
+Made and kept by `pool`; the proxy sees only the `WorkerResponse`. This is the hot path: a request is one write, an
+answer that fits one read is complete when its head is, nothing is parsed twice.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ class Unreachable(UpstreamError):
     """No connection could be made: the request was not seen by anyone."""
 
 
-class Died(UpstreamError):
+class ConnectionLost(UpstreamError):
     """The connection ended or went silent after the request was sent, before the head of an answer."""
 
 
-class CutOff(UpstreamError):
+class ResponseTruncated(UpstreamError):
     """The connection ended in the middle of the answer."""
 
 
-class Reply:
+class WorkerResponse:
     """The answer to one request: its head at once, its body as it comes. `close()` must follow, whatever happens."""
 
     __slots__ = ("_connection", "headers", "reason", "status")
@@ -55,7 +55,7 @@ class Reply:
         return self._connection.complete
 
     async def read(self) -> bytes:
-        """What has arrived since the last call, waiting for something to; b"" at the end. Raises CutOff."""
+        """What has arrived since the last call, waiting for something to; b"" at the end. Raises ResponseTruncated."""
         return await self._connection.read()
 
     def close(self) -> None:
@@ -63,7 +63,7 @@ class Reply:
         self._connection.release()
 
 
-def acknowledge(tcp: socket.socket) -> None:
+def quick_ack(tcp: socket.socket) -> None:
     """Tells the sender at once what has come. Many a program writes head and body apart, and holds the body back until
     then: that is 40 ms an answer.
     """
@@ -104,7 +104,7 @@ class Connection(asyncio.Protocol):
         self.answered = self.complete = False
         self._bodyless = method == "HEAD"
         self._error: UpstreamError | None = None
-        self._reply: Reply | None = None
+        self._reply: WorkerResponse | None = None
         self._reason = ""
         self._headers: list[Header] = []
         self._chunks: list[bytes] = []
@@ -119,7 +119,7 @@ class Connection(asyncio.Protocol):
 
     # -- the proxy's side
 
-    async def exchange(self, method: str, head: bytes, body: bytes) -> Reply:
+    async def exchange(self, method: str, head: bytes, body: bytes) -> WorkerResponse:
         self._reset(method)
         self._busy = True
         self._last_byte = self._loop.time()
@@ -160,7 +160,7 @@ class Connection(asyncio.Protocol):
             self._watch.cancel()
             self._watch = None
         if not (self.complete and self.usable):
-            self.drop()
+            self.close()
             return
         self._resume()
         self._reply = None
@@ -174,13 +174,13 @@ class Connection(asyncio.Protocol):
             if not self._transport.is_closing():
                 self._transport.resume_reading()
 
-    def cut(self, why: str) -> None:
+    def abort(self, why: str) -> None:
         """Ends an exchange that is under way, as if the other side had."""
         if self._busy and not self.complete:
             self._fail(why)
             self._transport.abort()
 
-    def drop(self) -> None:
+    def close(self) -> None:
         self.usable = False
         self._transport.abort()
 
@@ -198,7 +198,7 @@ class Connection(asyncio.Protocol):
     def _fail(self, why: str) -> None:
         self.usable = False
         if self._error is None:
-            self._error = CutOff(why) if self._reply is not None else Died(why)
+            self._error = ResponseTruncated(why) if self._reply is not None else ConnectionLost(why)
         self._wake()
 
     def _check_silence(self, limit: float) -> None:
@@ -220,7 +220,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if not self._busy:  # nothing was asked: not a connection to trust
             self._tell_closed(self)
-            self.drop()
+            self.close()
             return
         self.answered = True
         self._last_byte = self._loop.time()
@@ -229,10 +229,10 @@ class Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if not self.complete:
                 self._fail(f"the answer is no HTTP: {error}")
-            self.drop()
+            self.close()
             return
         if self._tcp is not None and not self.complete:
-            acknowledge(self._tcp)
+            quick_ack(self._tcp)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.usable = False
@@ -257,7 +257,7 @@ class Connection(asyncio.Protocol):
         if status < 200:  # 100 Continue and its like: the answer is still to come
             self._headers, self._reason = [], ""
             return
-        self._reply = Reply(self, status, self._reason, self._headers)
+        self._reply = WorkerResponse(self, status, self._reason, self._headers)
         if self._bodyless or status in (204, 304):
             self.complete = True
             self.usable = self.usable and not self._bodyless and self._parser.should_keep_alive()

@@ -14,7 +14,7 @@ from typing import Any
 from aiohttp import web
 from llama_corral.common.base.errors import InvalidRequest
 
-KEPT_S = 360.0
+RETENTION_S = 360.0
 """A worker keeps what was streamed for 300 s after its end; this is about that stream's owner, so no shorter."""
 
 
@@ -33,7 +33,7 @@ Work = Callable[[Conversation], Coroutine[Any, Any, web.StreamResponse]]
 
 
 class Conversations:
-    def __init__(self, *, kept_s: float = KEPT_S) -> None:
+    def __init__(self, *, kept_s: float = RETENTION_S) -> None:
         self._kept_s = kept_s
         self._conversations: dict[str, Conversation] = {}
         self._requests: set[asyncio.Task[web.StreamResponse]] = set()
@@ -41,7 +41,7 @@ class Conversations:
     def find(self, name: str) -> Conversation | None:
         return self._conversations.get(name)
 
-    def of(self, names: Iterable[str]) -> dict[str, Conversation]:
+    def matching(self, names: Iterable[str]) -> dict[str, Conversation]:
         """Those with one of the names, or with one of them and `::` and more behind it; never any other."""
         return {
             known: conversation

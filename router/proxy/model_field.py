@@ -39,7 +39,7 @@ class OllamaTarget:
     model: str = ""
     keep_alive: float | None = None
     """Seconds, negative for ever."""
-    only_lets_go: bool = False
+    only_unloads: bool = False
     """Nothing is asked of the model but to leave."""
 
 

@@ -1,6 +1,7 @@
 """The HTTP client on the way to the workers: a pool of connections, and one second try where that is safe.
 
-The proxy calls `Upstream.send()` and reads the `Reply` as it comes. Knows nothing of models, leases or clients.
+The proxy calls `ConnectionPool.send()` and reads the `WorkerResponse` as it comes. Knows nothing of models, leases or
+clients.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 from collections.abc import Iterable
 from weakref import WeakSet
 
-from .connection import Connection, Died, Header, Reply, Unreachable
+from .connection import Connection, ConnectionLost, Header, Unreachable, WorkerResponse
 
 CONNECT_TIMEOUT_S = 10.0
 """A worker listens before it is leased; what cannot be reached at once will not be."""
@@ -23,7 +24,7 @@ MAX_IDLE = 256
 """Idle connections kept per endpoint; more would only hold descriptors after a burst."""
 
 
-class Upstream:
+class ConnectionPool:
     """Owns every connection to every worker."""
 
     def __init__(self, *, timeout: float | None) -> None:
@@ -32,18 +33,20 @@ class Upstream:
         self._idle: dict[str, list[Connection]] = {}
         self._all: WeakSet[Connection] = WeakSet()
 
-    async def send(self, endpoint: str, method: str, target: str, headers: Iterable[Header], body: bytes) -> Reply:
+    async def send(
+        self, endpoint: str, method: str, target: str, headers: Iterable[Header], body: bytes
+    ) -> WorkerResponse:
         """Returns when the answer's head is there. `endpoint`: path of a unix socket, or `host:port`.
 
         A reused connection may have been closed while the request was on its way; it is sent again once, on a new one.
         """
         head = _head(endpoint, method, target, headers, len(body))
-        died: Died | None = None
+        died: ConnectionLost | None = None
         connection = self._take_idle(endpoint)
         if connection is not None:
             try:
                 return await connection.exchange(method, head, body)
-            except Died as error:
+            except ConnectionLost as error:
                 if connection.answered:
                     raise
                 died = error
@@ -57,16 +60,16 @@ class Upstream:
         """Seconds since a byte of any answer came from there."""
         return min((one.quiet_for for one in self._all if one.endpoint == endpoint), default=math.inf)
 
-    def cut(self, why: str) -> None:
+    def abort_all(self, why: str) -> None:
         """Ends every exchange that is under way."""
         for connection in tuple(self._all):
-            connection.cut(why)
+            connection.abort(why)
 
     def close(self) -> None:
         idle, self._idle = self._idle, {}
         for connections in idle.values():
             for connection in connections:
-                connection.drop()
+                connection.close()
 
     def _take_idle(self, endpoint: str) -> Connection | None:
         connections = self._idle.get(endpoint)
@@ -77,7 +80,7 @@ class Upstream:
             connection = connections.pop()
             if connection.usable and connection.idle_since >= oldest_usable:
                 return connection
-            connection.drop()
+            connection.close()
         return None
 
     def _put_back(self, connection: Connection) -> None:
@@ -85,7 +88,7 @@ class Upstream:
         if len(connections) < MAX_IDLE:
             connections.append(connection)
         else:
-            connection.drop()
+            connection.close()
 
     def _forget(self, connection: Connection) -> None:
         """An idle connection was closed by the other side."""

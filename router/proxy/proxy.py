@@ -14,7 +14,7 @@ from functools import partial
 from urllib.parse import quote
 
 from aiohttp import hdrs, web
-from llama_corral.common.base.errors import ApiError, InvalidRequest, ModelNotFound, Unavailable, UpstreamGone
+from llama_corral.common.base.errors import ApiError, InvalidRequest, ModelNotFound, Unavailable, WorkerGone
 from llama_corral.common.web.application import (
     CONVERSATION_HEADER,
     GIVEN_BODY,
@@ -28,14 +28,25 @@ from llama_corral.common.web.ollama_models import LATEST
 
 from ..lifecycle.lifecycle import Lifecycle
 from ..models.queue import Lease
-from ..placement.snapshot import Stay
-from ..placement.states import State
-from .connection import CutOff, Died, Reply, Unreachable
+from ..placement.snapshot import Retention
+from ..placement.states import ModelState
+from .connection import ConnectionLost, ResponseTruncated, Unreachable, WorkerResponse
 from .conversations import Conversation, Conversations
 from .model_field import model_in_form, model_in_json, streams_in_form, streams_in_json, with_model, with_model_in_form
-from .pool import Upstream
-from .relay import OK, as_event, end_with, is_event_stream, outlast, read_all, rest, sent_on, stream, whole
-from .sse_keepalive import NEVER, EarlyStream, Patience
+from .pool import ConnectionPool
+from .relay import (
+    OK,
+    as_event,
+    buffered_response,
+    drain_detached,
+    finish_stream,
+    forwarded_headers,
+    is_event_stream,
+    read_all,
+    read_remaining,
+    stream,
+)
+from .sse_keepalive import NO_KEEPALIVE, KeepalivePolicy, KeepaliveStream
 
 log = logging.getLogger("corral.router")
 
@@ -44,7 +55,7 @@ FAKE_TIMING_S = 2.0
 
 ASK_TIMEOUT_S = 1.0
 """For what a worker answers from memory; llama-server gives it a quarter of that."""
-RESUMABLE_PATIENCE_S = 30.0
+RESUME_WAIT_S = 30.0
 """A client that reads nothing for so long is parted from a stream that it can resume; one that vanished looks so."""
 FORM = "multipart/form-data"
 
@@ -62,20 +73,23 @@ class Proxy:
     def __init__(
         self,
         lifecycle: Lifecycle,
-        upstream: Upstream,
+        pool: ConnectionPool,
         conversations: Conversations,
         *,
         prefix: str = "",
         fake_timing: bool = False,
-        early: Patience = NEVER,
+        keepalive_policy: KeepalivePolicy = NO_KEEPALIVE,
     ) -> None:
-        """`prefix`: of the paths of workers, which is the router's own. `early`: when streams begin by themselves."""
+        """`prefix`: of the paths of workers, which is the router's own.
+
+        `keepalive_policy`: when streams begin by themselves.
+        """
         self._lifecycle = lifecycle
-        self._upstream = upstream
+        self._pool = pool
         self._conversations = conversations
         self._prefix = prefix
         self._fake_timing = fake_timing
-        self._patience = early
+        self._keepalive_policy = keepalive_policy
         self._is_ending = False
 
     async def by_query(self, request: web.Request) -> web.StreamResponse:
@@ -95,17 +109,17 @@ class Proxy:
         return await self._forward(request, model, body, touch=True)
 
     async def forward(
-        self, request: web.Request, model: str, data: bytes, *, stay: Stay | None = None
+        self, request: web.Request, model: str, data: bytes, *, retention: Retention | None = None
     ) -> web.StreamResponse:
-        """A POST whose body was read already. `stay`: how long the model is kept from now on."""
-        return await self._forward(request, model, _Body(data), touch=True, stay=stay)
+        """A POST whose body was read already. `retention`: how long the model is kept from now on."""
+        return await self._forward(request, model, _Body(data), touch=True, retention=retention)
 
-    async def pass_on(self, request: web.Request, model: str) -> web.StreamResponse:
+    async def forward_if_running(self, request: web.Request, model: str) -> web.StreamResponse:
         """A GET to a model that runs, which it neither loads nor keeps young."""
         async with self._lifecycle.lease(model, autoload=False, touch=False) as lease:
             return await self._exchange(request, lease, _Body(b""))
 
-    async def ask(
+    async def query(
         self, request: web.Request, model: str, *, body: bytes = b"", method: str = "", target: str = ""
     ) -> bytes | None:
         """A short question to a model, in the client's name; None when it does not run or has no answer in time."""
@@ -120,14 +134,14 @@ class Proxy:
                     return answer if reply.status == OK else None
                 finally:
                     reply.close()
-        except (ApiError, CutOff, TimeoutError) as error:
+        except (ApiError, ResponseTruncated, TimeoutError) as error:
             log.info("name=%s could not be asked for %s: %s", model, request.path, error)
             return None
 
-    def cut(self) -> None:
+    def abort_all(self) -> None:
         """The router ends: so do all answers, with a word to their clients."""
         self._is_ending = True
-        self._upstream.cut("the router is shutting down")
+        self._pool.abort_all("the router is shutting down")
 
     async def _forward(
         self,
@@ -137,34 +151,34 @@ class Proxy:
         conversation: Conversation | None = None,
         *,
         touch: bool,
-        stay: Stay | None = None,
+        retention: Retention | None = None,
     ) -> web.StreamResponse:
         autoload = wants_autoload(request)
-        early = EarlyStream(
+        keepalive_stream = KeepaliveStream(
             request,
             model,
-            self._patience,
+            self._keepalive_policy,
             partial(_wants_stream, request, body),
-            partial(self._what_it_waits_for, model),
+            partial(self._wait_description, model),
         )
         try:
-            async with self._lifecycle.lease(model, autoload=autoload, touch=touch, stay=stay) as lease:
+            async with self._lifecycle.lease(model, autoload=autoload, touch=touch, retention=retention) as lease:
                 if self._fake_timing:
                     await asyncio.sleep(FAKE_TIMING_S)
-                return await self._exchange(request, lease, body, conversation, early)
+                return await self._exchange(request, lease, body, conversation, keepalive_stream)
         except ApiError as error:
-            if (begun := await early.end()) is None:
+            if (begun := await keepalive_stream.end()) is None:
                 raise
-            return await end_with(begun, error_event(error, envelope_of(request)))
+            return await finish_stream(begun, error_event(error, envelope_of(request)))
         finally:
-            await early.end()
+            await keepalive_stream.end()
 
-    def _what_it_waits_for(self, model: str) -> str:
+    def _wait_description(self, model: str) -> str:
         """For a comment; a person may see it."""
         view = self._lifecycle.view(model)
-        if view is None or view.status == State.LOADED.value:
+        if view is None or view.status == ModelState.LOADED.value:
             return "waiting for the first token"
-        if view.status != State.LOADING.value:
+        if view.status != ModelState.LOADING.value:
             return "waiting for a place"
         value = view.progress.get("value")
         return f"loading, {value:.0%}" if isinstance(value, float) else "loading"
@@ -175,24 +189,24 @@ class Proxy:
         lease: Lease,
         body: _Body,
         conversation: Conversation | None = None,
-        early: EarlyStream | None = None,
+        keepalive_stream: KeepaliveStream | None = None,
     ) -> web.StreamResponse:
-        patience = request.app[LIMITS].timeout
+        keepalive = request.app[LIMITS].timeout
         if conversation is not None:
             conversation.is_parked = False
-            patience = min(patience or RESUMABLE_PATIENCE_S, RESUMABLE_PATIENCE_S)
+            keepalive = min(keepalive or RESUME_WAIT_S, RESUME_WAIT_S)
         reply = await self._send(request, lease, body.data)
         body.data = b""
         try:
-            begun = await early.end() if early is not None else None
+            begun = await keepalive_stream.end() if keepalive_stream is not None else None
             if begun is None and (reply.complete or GIVEN_BODY in request):
-                return whole(reply, await read_all(reply))
+                return buffered_response(reply, await read_all(reply))
             if begun is not None and not is_event_stream(reply):
-                return await end_with(begun, as_event(request, reply, await rest(reply)))
-            return await stream(request, reply, patience, partial(self._why_cut_off, lease), begun)
+                return await finish_stream(begun, as_event(request, reply, await read_remaining(reply)))
+            return await stream(request, reply, keepalive, partial(self._truncation_reason, lease), begun)
         except ConnectionError:
             if conversation is not None and conversation.outlives_client:
-                await outlast(request, reply)
+                await drain_detached(request, reply)
             raise
         finally:
             reply.close()
@@ -202,7 +216,7 @@ class Proxy:
         previous = self._conversations.stop(name)
         if previous and previous.request and not previous.is_parked and previous.model != model:
             target = f"{self._prefix}/v1/stream?conv_id={quote(name, safe='')}"
-            await self.ask(request, previous.model, method="DELETE", target=target)
+            await self.query(request, previous.model, method="DELETE", target=target)
         work = partial(self._forward, request, model, body, touch=True)
         return await self._conversations.run(name, model, work, outlives_client=_wants_stream(request, body))
 
@@ -216,33 +230,33 @@ class Proxy:
 
     async def _send(
         self, request: web.Request, lease: Lease, body: bytes, *, method: str = "", target: str = ""
-    ) -> Reply:
+    ) -> WorkerResponse:
         if not target:
             target = request.raw_path if request.raw_path.startswith("/") else request.rel_url.raw_path_qs
         if lease.preset is not None and (backend := lease.preset.backend) is not None:
             target = backend.path + target.removeprefix(self._prefix)
             body = _renamed(request, body, backend.model_name) if body and backend.model_name else body
         try:
-            headers = sent_on(request, lease.preset.defaults if lease.preset else "")
-            return await self._upstream.send(lease.endpoint, method or request.method, target, headers, body)
+            headers = forwarded_headers(request, lease.preset.defaults if lease.preset else "")
+            return await self._pool.send(lease.endpoint, method or request.method, target, headers, body)
         except Unreachable as error:
             log.warning("name=%s cannot be reached: %s", lease.model, error)
-            await self._lifecycle.confirm_end(lease)
+            await self._lifecycle.wait_for_exit(lease)
             raise Unavailable(f"model '{lease.model}' cannot be reached: {error}") from None
-        except Died as error:
+        except ConnectionLost as error:
             if self._is_ending:
                 raise Unavailable("the router is shutting down") from None
             log.warning("name=%s ended before it answered: %s", lease.model, error)
-            why = await self._lifecycle.confirm_end(lease) or error
-            raise UpstreamGone(f"model '{lease.model}' ended before it answered: {why}") from None
+            why = await self._lifecycle.wait_for_exit(lease) or error
+            raise WorkerGone(f"model '{lease.model}' ended before it answered: {why}") from None
 
-    async def _why_cut_off(self, lease: Lease, why: str) -> ApiError:
+    async def _truncation_reason(self, lease: Lease, why: str) -> ApiError:
         """What the client of an unfinished answer is told."""
         if self._is_ending:
             return Unavailable("the router is shutting down")
         log.warning("name=%s ended in the middle of an answer: %s", lease.model, why)
-        why = await self._lifecycle.confirm_end(lease) or why
-        return UpstreamGone(f"model '{lease.model}' ended in the middle of its answer: {why}")
+        why = await self._lifecycle.wait_for_exit(lease) or why
+        return WorkerGone(f"model '{lease.model}' ended in the middle of its answer: {why}")
 
 
 def wants_autoload(request: web.Request) -> bool | None:

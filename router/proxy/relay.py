@@ -16,7 +16,7 @@ from llama_corral.common.web.envelopes import envelope_of
 from llama_corral.presets.variants import DEFAULTS_HEADER
 from multidict import CIMultiDict
 
-from .connection import CutOff, Header, Reply
+from .connection import Header, ResponseTruncated, WorkerResponse
 
 OK = 200
 
@@ -27,16 +27,16 @@ _HOP_BY_HOP = frozenset(
     }
 )
 _DEFAULTS = DEFAULTS_HEADER.lower().encode()
-_NOT_SENT_ON = _HOP_BY_HOP | {b"host", b"content-length", b"accept-encoding", b"expect", _DEFAULTS}
+_NOT_FORWARDED = _HOP_BY_HOP | {b"host", b"content-length", b"accept-encoding", b"expect", _DEFAULTS}
 """`accept-encoding`: a compressed answer would be held back by its compressor. aiohttp has answered `expect`.
 A preset's defaults are the router's to say."""
-_NOT_PASSED_BACK = _HOP_BY_HOP | {b"server", b"date", b"content-length"}
+_NOT_RETURNED = _HOP_BY_HOP | {b"server", b"date", b"content-length"}
 """What our own answer says for itself."""
 
 
-def sent_on(request: web.Request, defaults: str = "") -> Iterable[Header]:
+def forwarded_headers(request: web.Request, defaults: str = "") -> Iterable[Header]:
     """`defaults`: of the preset that was asked for."""
-    dropped: frozenset[bytes] | set[bytes] = _NOT_SENT_ON
+    dropped: frozenset[bytes] | set[bytes] = _NOT_FORWARDED
     if request.headers.get(hdrs.CONTENT_ENCODING):
         dropped = dropped | {b"content-encoding"}  # aiohttp has undone it
     if "," in (named := request.headers.get(hdrs.CONNECTION, "")) or named.lower() not in ("", "keep-alive", "close"):
@@ -45,86 +45,86 @@ def sent_on(request: web.Request, defaults: str = "") -> Iterable[Header]:
     return [*headers, (_DEFAULTS, defaults.encode("ascii"))] if defaults else headers
 
 
-def passed_back(reply: Reply) -> CIMultiDict[str]:
+def returned_headers(reply: WorkerResponse) -> CIMultiDict[str]:
     headers: CIMultiDict[str] = CIMultiDict()
     for name, value in reply.headers:
         lower = name.lower()
-        if lower not in _NOT_PASSED_BACK and not lower.startswith(b"access-control-"):
+        if lower not in _NOT_RETURNED and not lower.startswith(b"access-control-"):
             headers.add(name.decode("latin-1"), value.decode("utf-8", "replace"))
     headers["X-Accel-Buffering"] = "no"
     return headers
 
 
-def whole(reply: Reply, body: bytes) -> web.Response:
-    return web.Response(body=body, status=reply.status, reason=reply.reason, headers=passed_back(reply))
+def buffered_response(reply: WorkerResponse, body: bytes) -> web.Response:
+    return web.Response(body=body, status=reply.status, reason=reply.reason, headers=returned_headers(reply))
 
 
-async def read_all(reply: Reply) -> bytes:
+async def read_all(reply: WorkerResponse) -> bytes:
     chunks = []
     while chunk := await reply.read():
         chunks.append(chunk)
     return b"".join(chunks)
 
 
-async def rest(reply: Reply) -> bytes:
+async def read_remaining(reply: WorkerResponse) -> bytes:
     """Of a refusal that did not come as the head of an answer any more: as much of it as there is."""
     chunks = []
-    with contextlib.suppress(CutOff):
+    with contextlib.suppress(ResponseTruncated):
         while chunk := await reply.read():
             chunks.append(chunk)
     return b"".join(chunks)
 
 
-def is_event_stream(reply: Reply) -> bool:
+def is_event_stream(reply: WorkerResponse) -> bool:
     return reply.status == OK and any(
         name.lower() == b"content-type" and value.startswith(EVENT_STREAM_TYPE.encode())
         for name, value in reply.headers
     )
 
 
-def as_event(request: web.Request, reply: Reply, body: bytes) -> bytes:
+def as_event(request: web.Request, reply: WorkerResponse, body: bytes) -> bytes:
     """A whole answer in a stream that had begun before: a refusal, in the client's dialect already."""
     before, behind = (b"data: ", b"\n\n") if reply.status == OK else envelope_of(request).in_stream
     return before + b"".join(body.splitlines()) + behind
 
 
-async def end_with(response: web.StreamResponse, last: bytes) -> web.StreamResponse:
+async def finish_stream(response: web.StreamResponse, last: bytes) -> web.StreamResponse:
     await response.write(last)
     await response.write_eof()
     return response
 
 
-async def outlast(request: web.Request, reply: Reply) -> None:
+async def drain_detached(request: web.Request, reply: WorkerResponse) -> None:
     """Its client is gone, but a stream that can be resumed goes on, and with it the lease."""
     if request.transport is not None:
         request.transport.close()
-    with contextlib.suppress(CutOff):
+    with contextlib.suppress(ResponseTruncated):
         while await reply.read():
             pass
 
 
 async def stream(
     request: web.Request,
-    reply: Reply,
-    patience: float | None,
-    why_cut_off: Callable[[str], Awaitable[ApiError]],
+    reply: WorkerResponse,
+    keepalive: float | None,
+    truncation_reason: Callable[[str], Awaitable[ApiError]],
     begun: web.StreamResponse | None = None,
 ) -> web.StreamResponse:
     """`begun`: the client has its status, and is to have the bytes."""
     response = begun
     if response is None:
-        response = web.StreamResponse(status=reply.status, reason=reply.reason, headers=passed_back(reply))
+        response = web.StreamResponse(status=reply.status, reason=reply.reason, headers=returned_headers(reply))
         await response.prepare(request)
     last = b"\n\n"
     try:
         while chunk := await reply.read():
-            async with asyncio.timeout(patience):  # a client that stopped reading must not hold the lease for ever
+            async with asyncio.timeout(keepalive):  # a client that stopped reading must not hold the lease for ever
                 await response.write(chunk)
             last = chunk
     except TimeoutError:
         raise ConnectionAbortedError("the client does not read its answer") from None
-    except CutOff as error:
-        why = await why_cut_off(str(error))
+    except ResponseTruncated as error:
+        why = await truncation_reason(str(error))
         separator = _SEPARATORS.get(response.content_type)
         if separator is None:
             raise ConnectionAbortedError("the answer is incomplete") from None  # an honest end: no last chunk

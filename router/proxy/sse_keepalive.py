@@ -26,12 +26,12 @@ PROGRESS_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class KeepalivePolicy:
     after: float = -1
     """Seconds of silence until a stream begins without its answer; negative: never."""
     interval: float = 30
     """Seconds between two comments; 0 and less: none, and so no stream either."""
-    tells_thoughts: bool = False
+    sends_reasoning: bool = False
     """In chats a model's thoughts tell how its load gets on, for a person to see."""
 
     def allows(self, request: web.Request) -> bool:
@@ -46,32 +46,32 @@ class Patience:
         )
 
 
-NEVER = Patience()
+NO_KEEPALIVE = KeepalivePolicy()
 
 
-class EarlyStream:
+class KeepaliveStream:
     """One request's. `end()` must follow, whatever happens; it may be called again."""
 
     def __init__(
         self,
         request: web.Request,
         model: str,
-        patience: Patience,
+        keepalive: KeepalivePolicy,
         is_wanted: Callable[[], bool],
         says: Callable[[], str],
     ) -> None:
         """`is_wanted` is asked only once the time has come: it looks through the whole body."""
         self._request = request
         self._model = model
-        self._interval = patience.interval
-        self._thinks = patience.tells_thoughts and request.path.endswith(_CHATS)
+        self._interval = keepalive.interval
+        self._thinks = keepalive.sends_reasoning and request.path.endswith(_CHATS)
         self._is_wanted = is_wanted
-        self._says = says
+        self._describe_wait = says
         self._over = asyncio.Event()
         self._sending: asyncio.Task[web.StreamResponse] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        if patience.allows(request):
-            self._timer = asyncio.get_running_loop().call_later(patience.after, self._begin)
+        if keepalive.allows(request):
+            self._timer = asyncio.get_running_loop().call_later(keepalive.after, self._begin)
 
     async def end(self) -> web.StreamResponse | None:
         """The stream, if it has begun: from now on it is the caller's."""
@@ -88,20 +88,20 @@ class EarlyStream:
         response = event_stream()
         with contextlib.suppress(ConnectionError):  # the client left: its handler is told by other ways
             await response.prepare(self._request)
-            await (self._think(response) if self._thinks else self._comment(response))
+            await (self._send_reasoning(response) if self._thinks else self._comment(response))
         return response
 
     async def _comment(self, response: web.StreamResponse) -> None:
         while not self._over.is_set():
-            await response.write(_comment(self._says()))
+            await response.write(_comment(self._describe_wait()))
             await self._pause(self._interval)
 
-    async def _think(self, response: web.StreamResponse) -> None:
+    async def _send_reasoning(self, response: web.StreamResponse) -> None:
         told, due = "", 0.0
         while not self._over.is_set():
-            text, now = self._says(), time.monotonic()
+            text, now = self._describe_wait(), time.monotonic()
             if text != told or now >= due:
-                await response.write(_comment(text) if text == told else _thought(self._model, text))
+                await response.write(_comment(text) if text == told else _reasoning_chunk(self._model, text))
                 told, due = text, now + self._interval
             await self._pause(min(PROGRESS_S, self._interval))
 
@@ -115,7 +115,7 @@ def _comment(text: str) -> bytes:
     return f": {text}\n\n".encode()
 
 
-def _thought(model: str, text: str) -> bytes:
+def _reasoning_chunk(model: str, text: str) -> bytes:
     choice = {"index": 0, "delta": {"role": "assistant", "reasoning_content": text + "\n"}, "finish_reason": None}
     chunk = {"id": "chatcmpl-waiting", "object": "chat.completion.chunk", "created": int(time.time()), "model": model}
     return b"data: " + encode_json({**chunk, "choices": [choice]}) + b"\n\n"

@@ -16,8 +16,8 @@ import uvloop
 from . import constrained, drafting, gateway, generation, lifecycle, sharing, warm
 from .hammer import Hits, hammer, null_server
 from .report import number, table, write_json, write_plot
-from .scenario import Plan, Scenario
-from .servers import Program, ServerFault
+from .scenario import BenchmarkPlan, Scenario
+from .servers import ServerError, ServerProgram
 from .summary import Verdict, judge
 
 SCENARIOS: tuple[Scenario, ...] = (
@@ -35,12 +35,12 @@ NOTE = "No --reference was given: these are figures of this machine in this minu
 def main() -> int:
     args = arguments(sys.argv[1:])
     chosen = [s for s in SCENARIOS if not args.only or any(s.name.startswith(name) for name in args.only)]
-    sides = [Program("ours", (str(args.program),))]
+    sides = [ServerProgram("ours", (str(args.program),))]
     if args.reference:
-        sides.append(Program(args.reference.name, (str(args.reference.resolve()),)))
+        sides.append(ServerProgram(args.reference.name, (str(args.reference.resolve()),)))
     raise_open_files()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds like any exit, so servers are stopped
-    plan = Plan(cache_folder() / "models", args.quick)
+    plan = BenchmarkPlan(cache_folder() / "models", args.quick)
     try:
         verdicts, client, failed = uvloop.run(measure(chosen, sides, plan))
     except KeyboardInterrupt:
@@ -75,7 +75,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 async def measure(
-    chosen: Sequence[Scenario], sides: Sequence[Program], plan: Plan
+    chosen: Sequence[Scenario], sides: Sequence[ServerProgram], plan: BenchmarkPlan
 ) -> tuple[list[Verdict], Hits, dict[str, str]]:
     verdicts: list[Verdict] = []
     failed: dict[str, str] = {}
@@ -84,13 +84,13 @@ async def measure(
     for scenario in chosen:
         try:
             verdicts += await alternate(scenario, sides, plan)
-        except ServerFault as fault:
+        except ServerError as fault:
             failed[scenario.name] = str(fault)
             say(f"{scenario.name}: {fault}")
     return verdicts, client, failed
 
 
-async def alternate(scenario: Scenario, sides: Sequence[Program], plan: Plan) -> list[Verdict]:
+async def alternate(scenario: Scenario, sides: Sequence[ServerProgram], plan: BenchmarkPlan) -> list[Verdict]:
     """Rounds of both sides in turn, beginning with the other side each time."""
     samples: dict[str, dict[str, list[float]]] = {row.key: {side.label: [] for side in sides} for row in scenario.rows}
     async with AsyncExitStack() as stack:
@@ -108,7 +108,7 @@ async def alternate(scenario: Scenario, sides: Sequence[Program], plan: Plan) ->
     return [judge(row, *([samples[row.key][label] for label in labels] + [[]])[:2]) for row in scenario.rows]
 
 
-def publish(verdicts: Sequence[Verdict], client: Hits, sides: Sequence[Program], out: Path) -> None:
+def publish(verdicts: Sequence[Verdict], client: Hits, sides: Sequence[ServerProgram], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     reference = sides[1].label if len(sides) > 1 else None
     facts = {

@@ -20,7 +20,7 @@ LIMIT_S = 600.0  # longest answer waited for: above any measure here, below a pe
 
 
 @dataclass
-class Answer:
+class HttpAnswer:
     """What came back: the status, the body and when each event of a stream arrived (seconds, monotonic)."""
 
     sent: float = 0.0
@@ -52,13 +52,13 @@ def encode(method: str, path: str, payload: object = None, *, keep_alive: bool =
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-class Exchange(asyncio.Protocol):
+class HttpExchange(asyncio.Protocol):
     """One request and its answer on a connection of their own."""
 
-    def __init__(self, request: bytes, done: asyncio.Future[Answer]) -> None:
+    def __init__(self, request: bytes, done: asyncio.Future[HttpAnswer]) -> None:
         self.request = request
         self.done = done
-        self.answer = Answer()
+        self.answer = HttpAnswer()
         self.parser = httptools.HttpResponseParser(self)
         self.transport: asyncio.Transport | None = None
 
@@ -97,25 +97,25 @@ class Exchange(asyncio.Protocol):
             self.transport.abort()  # the answer is handed over once the connection is gone
 
 
-async def exchange(address: Address, request: bytes) -> Answer:
+async def exchange(address: Address, request: bytes) -> HttpAnswer:
     """Send one encoded request; a refused or broken connection is a fault of the answer, never an exception."""
     loop = asyncio.get_running_loop()
-    done: asyncio.Future[Answer] = loop.create_future()
+    done: asyncio.Future[HttpAnswer] = loop.create_future()
     started = time.monotonic()
     try:
         async with asyncio.timeout(LIMIT_S):
             if isinstance(address, str):
-                await loop.create_unix_connection(lambda: Exchange(request, done), address)
+                await loop.create_unix_connection(lambda: HttpExchange(request, done), address)
             else:
-                await loop.create_connection(lambda: Exchange(request, done), *address)
+                await loop.create_connection(lambda: HttpExchange(request, done), *address)
             return await done
     except (OSError, TimeoutError) as error:
-        return Answer(sent=started, ended=time.monotonic(), fault=f"{type(error).__name__}: {error}")
+        return HttpAnswer(sent=started, ended=time.monotonic(), fault=f"{type(error).__name__}: {error}")
 
 
-def post(address: Address, path: str, payload: object) -> Awaitable[Answer]:
+def post(address: Address, path: str, payload: object) -> Awaitable[HttpAnswer]:
     return exchange(address, encode("POST", path, payload))
 
 
-def get(address: Address, path: str) -> Awaitable[Answer]:
+def get(address: Address, path: str) -> Awaitable[HttpAnswer]:
     return exchange(address, encode("GET", path))

@@ -10,8 +10,8 @@ from typing import Any
 from .client import post
 from .generation import FLAGS, PROMPT, checked, completion
 from .models import LARGE, model_file
-from .scenario import Plan, Round, Scenario
-from .servers import Program, serve
+from .scenario import BenchmarkPlan, Round, Scenario
+from .servers import ServerProgram, serve
 from .summary import Row
 
 TOKENS = 128
@@ -41,7 +41,7 @@ def scenario(streams: int, rounds: int) -> Scenario:
     )
 
     @asynccontextmanager
-    async def opened(program: Program, plan: Plan) -> AsyncIterator[Round]:
+    async def opened(program: ServerProgram, plan: BenchmarkPlan) -> AsyncIterator[Round]:
         count = TOKENS // 2 if plan.quick else TOKENS
         async with serve(program, ["-m", str(model_file(LARGE, plan.models)), *FLAGS]) as server:
 

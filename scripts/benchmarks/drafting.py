@@ -13,8 +13,8 @@ from contextlib import asynccontextmanager
 from .client import post
 from .generation import FLAGS, PROMPT, checked, completion
 from .models import LARGE, TINY, model_file
-from .scenario import Plan, Round, Scenario
-from .servers import Program, Server, serve
+from .scenario import BenchmarkPlan, Round, Scenario
+from .servers import Server, ServerProgram, serve
 from .summary import Row
 
 TOKENS = 128
@@ -30,7 +30,7 @@ def scenario(streams: int, rounds: int) -> Scenario:
     )
 
     @asynccontextmanager
-    async def opened(program: Program, plan: Plan) -> AsyncIterator[Round]:
+    async def opened(program: ServerProgram, plan: BenchmarkPlan) -> AsyncIterator[Round]:
         count = TOKENS // 2 if plan.quick else TOKENS
         large, tiny = (str(model_file(shape, plan.models)) for shape in (LARGE, TINY))
         flags = ["-m", large, *FLAGS]

@@ -10,8 +10,8 @@ from .client import post
 from .generation import completion
 from .hammer import hammer
 from .models import TINY, model_file
-from .scenario import Plan, Round, Scenario, must
-from .servers import Program, Server, route, worker_address
+from .scenario import BenchmarkPlan, Round, Scenario, must
+from .servers import Server, ServerProgram, route, worker_address
 from .summary import Row
 
 MODEL = "tiny"
@@ -20,7 +20,7 @@ STREAMS, STREAM_TOKENS, STREAM_SLOTS = 2000, 16, 64
 SAMPLE_S = 0.1  # how often memory is looked at while streams are open
 
 
-def small_models(plan: Plan) -> dict[str, list[str]]:
+def small_models(plan: BenchmarkPlan) -> dict[str, list[str]]:
     path = model_file(TINY, plan.models)
     return {
         MODEL: [
@@ -34,7 +34,7 @@ def small_models(plan: Plan) -> dict[str, list[str]]:
 
 
 @asynccontextmanager
-async def open_small_requests(program: Program, plan: Plan) -> AsyncIterator[Round]:
+async def open_small_requests(program: ServerProgram, plan: BenchmarkPlan) -> AsyncIterator[Round]:
     async with route(program, small_models(plan), []) as router:
         must(await post(router.address, "/tokenize", SMALL))
         direct = await worker_address(router, MODEL)
@@ -58,7 +58,7 @@ async def open_small_requests(program: Program, plan: Plan) -> AsyncIterator[Rou
 
 
 @asynccontextmanager
-async def open_streams(program: Program, plan: Plan) -> AsyncIterator[Round]:
+async def open_streams(program: ServerProgram, plan: BenchmarkPlan) -> AsyncIterator[Round]:
     async with route(program, small_models(plan), []) as router:
         must(await post(router.address, "/tokenize", SMALL))
         n_predict = 4 if plan.quick else STREAM_TOKENS

@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 from statistics import median
 from typing import Any
 
-from .client import Answer, post
-from .models import FIRST_WORD, LARGE, N_VOCAB, TINY, Shape, model_file
-from .scenario import Plan, Round, Scenario, must
-from .servers import Program, ServerFault, serve
+from .client import HttpAnswer, post
+from .models import FIRST_WORD, LARGE, N_VOCAB, TINY, LlamaShape, model_file
+from .scenario import BenchmarkPlan, Round, Scenario, must
+from .servers import ServerError, ServerProgram, serve
 from .summary import Row, gaps, percentile
 
 SLOTS = 32
@@ -43,20 +43,20 @@ def completion(prompt_tokens: int, n_predict: int) -> dict[str, Any]:
     }
 
 
-def checked(answer: Answer, n_predict: int) -> Answer:
+def checked(answer: HttpAnswer, n_predict: int) -> HttpAnswer:
     """A stream that has all its tokens; the last event of it says how many there were."""
     must(answer)
     if f'"tokens_predicted":{n_predict},'.encode() not in answer.body.replace(b" ", b""):
-        raise ServerFault(f"a stream did not have {n_predict} tokens: …{bytes(answer.body[-300:])!r}")
+        raise ServerError(f"a stream did not have {n_predict} tokens: …{bytes(answer.body[-300:])!r}")
     return answer
 
 
-def throughput(name: str, shape: Shape, streams: int, n_predict: int, limit: float, rounds: int) -> Scenario:
+def throughput(name: str, shape: LlamaShape, streams: int, n_predict: int, limit: float, rounds: int) -> Scenario:
     key = f"{name}_{streams}"
     label = f"generation, {shape.name} model, {streams} stream{'s' * (streams > 1)}"
 
     @asynccontextmanager
-    async def opened(program: Program, plan: Plan) -> AsyncIterator[Round]:
+    async def opened(program: ServerProgram, plan: BenchmarkPlan) -> AsyncIterator[Round]:
         count = n_predict // 4 if plan.quick else n_predict
         async with serve(program, ["-m", str(model_file(shape, plan.models)), *FLAGS]) as server:
 
@@ -72,7 +72,7 @@ def throughput(name: str, shape: Shape, streams: int, n_predict: int, limit: flo
 
 
 @asynccontextmanager
-async def open_arrivals(program: Program, plan: Plan) -> AsyncIterator[Round]:
+async def open_arrivals(program: ServerProgram, plan: BenchmarkPlan) -> AsyncIterator[Round]:
     async with serve(program, ["-m", str(model_file(LARGE, plan.models)), *FLAGS]) as server:
 
         async def measure() -> Mapping[str, float]:
@@ -93,7 +93,7 @@ async def open_arrivals(program: Program, plan: Plan) -> AsyncIterator[Round]:
 
 
 @asynccontextmanager
-async def open_first_token(program: Program, plan: Plan) -> AsyncIterator[Round]:
+async def open_first_token(program: ServerProgram, plan: BenchmarkPlan) -> AsyncIterator[Round]:
     async with serve(program, ["-m", str(model_file(LARGE, plan.models)), *FLAGS]) as server:
 
         async def measure() -> Mapping[str, float]:

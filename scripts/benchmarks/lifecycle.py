@@ -9,9 +9,9 @@ from statistics import median
 
 from .client import post
 from .generation import completion
-from .models import LARGE, OTHER, Shape, model_file
-from .scenario import Plan, Round, Scenario, must
-from .servers import Program, Server, route, serve
+from .models import LARGE, OTHER, LlamaShape, model_file
+from .scenario import BenchmarkPlan, Round, Scenario, must
+from .servers import Server, ServerProgram, route, serve
 from .summary import Row
 
 SWAPS = 4  # per round, so that each model comes twice
@@ -19,8 +19,8 @@ SETTLE_S = 1.5  # helpers a router starts in the background are there by then
 ONE_MODEL = ["--models-max", "1"]
 
 
-def two_models(plan: Plan) -> dict[str, list[str]]:
-    def lines(shape: Shape) -> list[str]:
+def two_models(plan: BenchmarkPlan) -> dict[str, list[str]]:
+    def lines(shape: LlamaShape) -> list[str]:
         return [f"model = {model_file(shape, plan.models)}", "ctx-size = 4096", "cache-ram = 0"]
 
     return {shape.name: lines(shape) for shape in (LARGE, OTHER)}
@@ -33,7 +33,7 @@ async def first_token(router: Server, model: str) -> float:
 
 
 @asynccontextmanager
-async def open_swap(program: Program, plan: Plan) -> AsyncIterator[Round]:
+async def open_swap(program: ServerProgram, plan: BenchmarkPlan) -> AsyncIterator[Round]:
     async with route(program, two_models(plan), ONE_MODEL) as router:
         await first_token(router, OTHER.name)
 
@@ -44,7 +44,7 @@ async def open_swap(program: Program, plan: Plan) -> AsyncIterator[Round]:
 
 
 @asynccontextmanager
-async def open_start(program: Program, plan: Plan) -> AsyncIterator[Round]:
+async def open_start(program: ServerProgram, plan: BenchmarkPlan) -> AsyncIterator[Round]:
     models = two_models(plan)
 
     async def measure() -> Mapping[str, float]:

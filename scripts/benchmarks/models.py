@@ -22,7 +22,7 @@ SYLLABLES = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
 
 
 @dataclass(frozen=True)
-class Shape:
+class LlamaShape:
     """The size of a random llama; `seed` tells two of the same size apart."""
 
     name: str
@@ -34,12 +34,12 @@ class Shape:
     seed: int
 
 
-LARGE = Shape("large", n_embd=768, n_layer=12, n_head=12, n_ff=2048, tied=False, seed=1)  # 134 M parameters
-OTHER = Shape("other", n_embd=768, n_layer=12, n_head=12, n_ff=2048, tied=False, seed=2)
-TINY = Shape("tiny", n_embd=64, n_layer=2, n_head=4, n_ff=128, tied=True, seed=3)  # 2 M: what is left is overhead
+LARGE = LlamaShape("large", n_embd=768, n_layer=12, n_head=12, n_ff=2048, tied=False, seed=1)  # 134 M parameters
+OTHER = LlamaShape("other", n_embd=768, n_layer=12, n_head=12, n_ff=2048, tied=False, seed=2)
+TINY = LlamaShape("tiny", n_embd=64, n_layer=2, n_head=4, n_ff=128, tied=True, seed=3)  # 2 M: what is left is overhead
 
 
-def model_file(shape: Shape, folder: Path) -> Path:
+def model_file(shape: LlamaShape, folder: Path) -> Path:
     """The path of the model, made now if it was not made before."""
     path = folder / f"{shape.name}-{FORMAT}.gguf"
     if not path.exists():
@@ -50,7 +50,7 @@ def model_file(shape: Shape, folder: Path) -> Path:
     return path
 
 
-def write_model(shape: Shape, path: Path) -> None:
+def write_model(shape: LlamaShape, path: Path) -> None:
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(f"random llama, {shape.name}")
     writer.add_context_length(32_768)
@@ -95,7 +95,7 @@ def _add_vocab(writer: gguf.GGUFWriter) -> None:
     writer.add_unk_token_id(0)
 
 
-def _add_tensors(writer: gguf.GGUFWriter, shape: Shape) -> None:
+def _add_tensors(writer: gguf.GGUFWriter, shape: LlamaShape) -> None:
     rng = np.random.default_rng(shape.seed)
 
     def add_matrix(name: str, rows: int, columns: int) -> None:

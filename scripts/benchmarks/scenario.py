@@ -7,15 +7,15 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .client import Answer
-from .servers import Program, ServerFault
+from .client import HttpAnswer
+from .servers import ServerError, ServerProgram
 from .summary import Row
 
 Round = Callable[[], Awaitable[Mapping[str, float]]]  # measures once; values by row key
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchmarkPlan:
     """What holds for the whole run: where the models lie, and whether a rough answer is enough."""
 
     models: Path
@@ -29,15 +29,15 @@ class Scenario:
     name: str
     rows: tuple[Row, ...]
     rounds: int
-    open: Callable[[Program, Plan], AbstractAsyncContextManager[Round]]
+    open: Callable[[ServerProgram, BenchmarkPlan], AbstractAsyncContextManager[Round]]
     warm: bool = True  # run one round that does not count
 
-    def rounds_for(self, plan: Plan) -> int:
+    def rounds_for(self, plan: BenchmarkPlan) -> int:
         return min(self.rounds, 2) if plan.quick else self.rounds
 
 
-def must(answer: Answer) -> Answer:
+def must(answer: HttpAnswer) -> HttpAnswer:
     """An answer that has to be good for the measure to mean anything."""
     if not answer.good:
-        raise ServerFault(f"answered {answer.status} {answer.fault} {bytes(answer.body[:300])!r}".rstrip())
+        raise ServerError(f"answered {answer.status} {answer.fault} {bytes(answer.body[:300])!r}".rstrip())
     return answer

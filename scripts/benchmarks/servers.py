@@ -32,12 +32,12 @@ LOG_LINES = 15
 NOT_INHERITED = ("PYTHONPATH", "LLAMA_")  # our own import path; options the user has set for daily use
 
 
-class ServerFault(Exception):
+class ServerError(Exception):
     """A server did not start or answered with an error."""
 
 
 @dataclass(frozen=True)
-class Program:
+class ServerProgram:
     """One side: a label and how to start it."""
 
     label: str
@@ -73,7 +73,7 @@ class Server:
 
 @asynccontextmanager
 async def serve(
-    program: Program, flags: Sequence[str], environ: Mapping[str, str] | None = None
+    program: ServerProgram, flags: Sequence[str], environ: Mapping[str, str] | None = None
 ) -> AsyncIterator[Server]:
     """Run the program on a free port until the context ends; `environ` is added to what it inherits."""
     port = free_port()
@@ -87,7 +87,9 @@ async def serve(
 
 
 @asynccontextmanager
-async def route(program: Program, models: Mapping[str, Sequence[str]], flags: Sequence[str]) -> AsyncIterator[Server]:
+async def route(
+    program: ServerProgram, models: Mapping[str, Sequence[str]], flags: Sequence[str]
+) -> AsyncIterator[Server]:
     """Run the program as a router over these models; each has its INI lines."""
     with TemporaryDirectory(prefix="corral-bench-") as folder:
         presets = Path(folder) / "presets.ini"
@@ -117,12 +119,12 @@ async def _healthy(process: subprocess.Popen[bytes], address: tuple[str, int], l
     limit = time.monotonic() + READY_S
     while time.monotonic() < limit:
         if process.poll() is not None:
-            raise ServerFault(f"the server ended with {process.returncode}:\n{_tail(log)}")
+            raise ServerError(f"the server ended with {process.returncode}:\n{_tail(log)}")
         answer = await get(address, "/health")
         if answer.good:
             return
         await asyncio.sleep(POLL_S)
-    raise ServerFault(f"the server was not ready after {READY_S:.0f} s:\n{_tail(log)}")
+    raise ServerError(f"the server was not ready after {READY_S:.0f} s:\n{_tail(log)}")
 
 
 def _tail(log: Path) -> str:

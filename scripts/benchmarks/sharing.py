@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from .client import Answer, post
+from .client import HttpAnswer, post
 from .generation import completion, random_prompt
 from .models import LARGE, model_file
-from .scenario import Plan, Round, Scenario, must
-from .servers import Program, serve
+from .scenario import BenchmarkPlan, Round, Scenario, must
+from .servers import ServerProgram, serve
 from .summary import Row
 
 REQUESTS, SHARED, OWN = 8, 1000, 12  # tokens at the beginning of all prompts, and of each of them alone
@@ -23,12 +23,12 @@ def question(shared: list[int]) -> dict[str, Any]:
     return {**completion(0, 1), "prompt": prompt, "stream": False, "cache_prompt": True}
 
 
-def computed(answer: Answer) -> int:
+def computed(answer: HttpAnswer) -> int:
     return int(must(answer).json()["timings"]["prompt_n"])
 
 
 @asynccontextmanager
-async def open_shared(program: Program, plan: Plan) -> AsyncIterator[Round]:
+async def open_shared(program: ServerProgram, plan: BenchmarkPlan) -> AsyncIterator[Round]:
     async with serve(program, ["-m", str(model_file(LARGE, plan.models)), *FLAGS]) as server:
 
         async def measure() -> Mapping[str, float]:

@@ -6,24 +6,24 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from .client import Answer, post
+from .client import HttpAnswer, post
 from .generation import completion, random_prompt
 from .lifecycle import ONE_MODEL, first_token
 from .models import LARGE, OTHER, model_file
-from .scenario import Plan, Round, Scenario, must
-from .servers import Program, route
+from .scenario import BenchmarkPlan, Round, Scenario, must
+from .servers import ServerProgram, route
 from .summary import Row
 
 TURN, QUESTION, ANSWER = 2000, 12, 8  # tokens of the conversation so far, of what comes next, of each answer
 
 
-async def ask(router: Any, prompt: list[int]) -> Answer:
+async def ask(router: Any, prompt: list[int]) -> HttpAnswer:
     request = {**completion(0, ANSWER), "model": LARGE.name, "prompt": prompt, "cache_prompt": True}
     return must(await post(router.address, "/completion", request))
 
 
 @asynccontextmanager
-async def open_warm(program: Program, plan: Plan) -> AsyncIterator[Round]:
+async def open_warm(program: ServerProgram, plan: BenchmarkPlan) -> AsyncIterator[Round]:
     models = {
         shape.name: [f"model = {model_file(shape, plan.models)}", "ctx-size = 4096", "parallel = 1"]
         for shape in (LARGE, OTHER)

@@ -19,7 +19,7 @@ import aiohttp
 from .client import drive
 from .ledger import Ending, Ledger
 from .target import Target
-from .trouble import make_trouble
+from .trouble import disturb
 from .watch import EVERY_S, Verifier
 
 READY_S = 60.0
@@ -72,7 +72,7 @@ async def soak(target: Target, ledger: Ledger, verifier: Verifier, seconds: floa
         stop = time.monotonic() + seconds
         async with asyncio.TaskGroup() as group:
             group.create_task(drive(session, ledger, rate, stop, CLIENTS))
-            group.create_task(make_trouble(session, ledger, target, stop))
+            group.create_task(disturb(session, ledger, target, stop))
             group.create_task(verifier.watch(session, stop))
         await _rest(session, target, ledger)
 

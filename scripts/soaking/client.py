@@ -12,7 +12,7 @@ from functools import partial
 import aiohttp
 
 from .ledger import Ending, Ledger
-from .requests import Ask, any_request
+from .requests import RequestSpec, any_request
 
 DEADLINE_S = 60.0
 """By then every answer is whole, refused or ended; a queue of this load is over in a few seconds."""
@@ -25,7 +25,7 @@ PASSING = {500, 502, 503, 529}
 """
 
 
-async def ask(session: aiohttp.ClientSession, ledger: Ledger, wanted: Ask) -> None:
+async def ask(session: aiohttp.ClientSession, ledger: Ledger, wanted: RequestSpec) -> None:
     chance = ledger.random
     number = ledger.begin(f"{wanted.what} of {wanted.body.get('model')}{', streamed' if wanted.streams else ''}")
     leaves = chance.expovariate(2.0) if chance.random() < 0.15 else None
@@ -43,7 +43,7 @@ async def ask(session: aiohttp.ClientSession, ledger: Ledger, wanted: Ask) -> No
 
 
 async def _exchange(
-    session: aiohttp.ClientSession, wanted: Ask, pause: float, flows: Callable[[str], None]
+    session: aiohttp.ClientSession, wanted: RequestSpec, pause: float, flows: Callable[[str], None]
 ) -> tuple[Ending, str]:
     async with session.post(wanted.path, json=wanted.body) as response:
         answer = bytearray()
@@ -57,7 +57,7 @@ async def _exchange(
         return judge(wanted, response.status, bytes(answer))
 
 
-def judge(wanted: Ask, status: int, answer: bytes) -> tuple[Ending, str]:
+def judge(wanted: RequestSpec, status: int, answer: bytes) -> tuple[Ending, str]:
     if status == 200 and not wanted.refused:
         if wanted.whole in answer:
             return Ending.SERVED, ""

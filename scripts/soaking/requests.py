@@ -12,7 +12,7 @@ WORDS = ("quick", "brown", "fox", "jumps", "over", "lazy", "dog", "herd", "horse
 
 
 @dataclass(frozen=True)
-class Ask:
+class RequestSpec:
     what: str
     path: str
     body: dict[str, Any]
@@ -23,7 +23,7 @@ class Ask:
     """The status that a wrong request must get."""
 
 
-def any_request(chance: random.Random) -> Ask:
+def any_request(chance: random.Random) -> RequestSpec:
     kind = chance.choices((_chat, _completion, _anthropic, _ollama, _embedding, _wrong), (6, 3, 3, 3, 3, 1))[0]
     return kind(chance)
 
@@ -41,40 +41,42 @@ def _messages(chance: random.Random) -> list[dict[str, str]]:
     return [{"role": "user", "content": text(chance)}]
 
 
-def _chat(chance: random.Random) -> Ask:
+def _chat(chance: random.Random) -> RequestSpec:
     model, streams, n = _common(chance)
     body = {"model": model, "messages": _messages(chance), "max_tokens": n, "stream": streams}
-    return Ask("chat", "/v1/chat/completions", body, b"data: [DONE]" if streams else b'"finish_reason"', streams)
+    return RequestSpec(
+        "chat", "/v1/chat/completions", body, b"data: [DONE]" if streams else b'"finish_reason"', streams
+    )
 
 
-def _completion(chance: random.Random) -> Ask:
+def _completion(chance: random.Random) -> RequestSpec:
     model, streams, n = _common(chance)
     body = {"model": model, "prompt": text(chance), "n_predict": n, "stream": streams}
-    return Ask("completion", "/completion", body, b'"stop_type"', streams)
+    return RequestSpec("completion", "/completion", body, b'"stop_type"', streams)
 
 
-def _anthropic(chance: random.Random) -> Ask:
+def _anthropic(chance: random.Random) -> RequestSpec:
     model, streams, n = _common(chance)
     body = {"model": model, "messages": _messages(chance), "max_tokens": n, "stream": streams}
-    return Ask("anthropic", "/v1/messages", body, b'"message_stop"' if streams else b'"stop_reason"', streams)
+    return RequestSpec("anthropic", "/v1/messages", body, b'"message_stop"' if streams else b'"stop_reason"', streams)
 
 
-def _ollama(chance: random.Random) -> Ask:
+def _ollama(chance: random.Random) -> RequestSpec:
     model, streams, n = _common(chance)
     body = {"model": model, "messages": _messages(chance), "options": {"num_predict": n}, "stream": streams}
     if chance.random() < 0.3:
         body["keep_alive"] = chance.choice((0, "1s", "3s"))
-    return Ask("ollama", "/api/chat", body, b'"done_reason"', streams)
+    return RequestSpec("ollama", "/api/chat", body, b'"done_reason"', streams)
 
 
-def _embedding(chance: random.Random) -> Ask:
+def _embedding(chance: random.Random) -> RequestSpec:
     texts = [text(chance) for _ in range(chance.choice((1, 3)))]
-    return Ask("embedding", "/v1/embeddings", {"model": EMBEDDER, "input": texts}, b'"embedding"')
+    return RequestSpec("embedding", "/v1/embeddings", {"model": EMBEDDER, "input": texts}, b'"embedding"')
 
 
-def _wrong(chance: random.Random) -> Ask:
+def _wrong(chance: random.Random) -> RequestSpec:
     if chance.random() < 0.5:
         body: dict[str, Any] = {"model": "nowhere", "messages": _messages(chance)}
-        return Ask("unknown model", "/v1/chat/completions", body, b"", refused=400)
+        return RequestSpec("unknown model", "/v1/chat/completions", body, b"", refused=400)
     body = {"model": chance.choice(CHATS), "messages": 7}
-    return Ask("wrong field", "/v1/chat/completions", body, b"", refused=400)
+    return RequestSpec("wrong field", "/v1/chat/completions", body, b"", refused=400)

@@ -34,7 +34,7 @@ EMBEDDER = "compass"
 
 
 @dataclass
-class Presets:
+class PresetsFile:
     """The sections of the presets file; an edit changes one, a broken one is put right by the next."""
 
     file: Path
@@ -92,7 +92,7 @@ class Target:
         models = folder / "models"
         subprocess.run([sys.executable, str(MAKER), str(models)], check=True, stdout=subprocess.DEVNULL)
         demo = Path(__file__).resolve().parents[2] / "presets" / "demo"
-        self.presets = Presets(folder / "presets.ini", models, demo)
+        self.presets = PresetsFile(folder / "presets.ini", models, demo)
         self.presets.write()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

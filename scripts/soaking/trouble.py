@@ -17,20 +17,20 @@ from .client import reason_in
 from .ledger import Ledger
 from .target import ALIASES, CHATS, EMBEDDER, Target
 
-Deed = Callable[[aiohttp.ClientSession, Ledger, Target], Awaitable[str]]
+Disturbance = Callable[[aiohttp.ClientSession, Ledger, Target], Awaitable[str]]
 ANSWER_S = 30.0
 """Commands wait for exits, and those for a stop-timeout of 5 s."""
 CHANCE_S = 5.0
 """So long the right moment for a kill is waited for."""
-CROWD = 6
+MIN_OPEN_REQUESTS = 6
 """Open requests of which some must wait: that many of these models do not run at once."""
 COMMAND_STATUS = {200, 400, 404, 500, 503}
 """400: not running, already running; 404: the entry is gone; 503: no place at the moment."""
 
 
-async def make_trouble(session: aiohttp.ClientSession, ledger: Ledger, target: Target, end: float) -> None:
-    kills: tuple[Deed, ...] = (kill, *(kill_in_a_stream,) * 4, kill_in_a_load, kill_with_waiters)
-    deeds: tuple[Deed, ...] = (*kills, load, unload, unload, edit, break_presets, reload, look_on)
+async def disturb(session: aiohttp.ClientSession, ledger: Ledger, target: Target, end: float) -> None:
+    kills: tuple[Disturbance, ...] = (kill, *(kill_in_a_stream,) * 4, kill_in_a_load, kill_with_waiters)
+    deeds: tuple[Disturbance, ...] = (*kills, load, unload, unload, edit, break_presets, reload, watch_events)
     while (now := time.monotonic()) < end:
         await asyncio.sleep(min(ledger.random.expovariate(1.0), end - now))
         deed = ledger.random.choice(deeds)
@@ -86,7 +86,7 @@ async def kill_with_waiters(session: aiohttp.ClientSession, ledger: Ledger, targ
     """More requests are open than stream: the others wait for a model, or for a whole answer."""
     end = time.monotonic() + CHANCE_S
     while time.monotonic() < end:
-        if ledger.open >= CROWD and (workers := target.workers()):
+        if ledger.open >= MIN_OPEN_REQUESTS and (workers := target.workers()):
             with suppress(psutil.Error):
                 ledger.random.choice(workers).kill()
             return "workers killed with a queue"
@@ -133,7 +133,7 @@ async def reload(session: aiohttp.ClientSession, ledger: Ledger, target: Target)
     return "reloads"
 
 
-async def look_on(session: aiohttp.ClientSession, ledger: Ledger, target: Target) -> str:
+async def watch_events(session: aiohttp.ClientSession, ledger: Ledger, target: Target) -> str:
     """A page that listens for a moment and is closed."""
     with suppress(TimeoutError):
         async with asyncio.timeout(ledger.random.random()), session.get("/models/sse") as response:

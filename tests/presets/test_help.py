@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from llama_corral.presets.options.deprecated import SHORTHANDS
-from llama_corral.presets.options.option import Reader
-from llama_corral.presets.options.reference import renewed
+from llama_corral.presets.options.option import OptionReader
+from llama_corral.presets.options.reference import with_current_table
 from llama_corral.presets.options.settings import GROUPS, Settings
 from llama_corral.presets.options.table import KEYS, OPTIONS
 from llama_corral.presets.render import bash_completion, help_text, reference_markdown
@@ -21,7 +21,7 @@ def test_help_names_every_flag_in_its_group() -> None:
     text = help_text(100)
     words = set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w.-]*", text))
     for option in OPTIONS.values():
-        if option.reader is not Reader.PRESET:
+        if option.reader is not OptionReader.PRESET:
             assert set(option.flags) <= words, option.name
     assert {flag for item in SHORTHANDS for flag in item.flags} <= words
     titles = [group.title for group in GROUPS if group.title != "Only in a presets file"]
@@ -63,7 +63,9 @@ def test_completion_in_bash() -> None:
 
 def test_the_reference_in_the_readme_is_current() -> None:
     document = README.read_text(encoding="utf-8")
-    assert renewed(document) == document, "run: python -m llama_corral.presets.options.reference presets/README.md"
+    assert with_current_table(document) == document, (
+        "run: python -m llama_corral.presets.options.reference presets/README.md"
+    )
 
 
 def test_the_reference_names_every_key() -> None:
@@ -75,7 +77,7 @@ def test_the_reference_names_every_key() -> None:
 
 def test_a_document_without_markers_is_left_alone() -> None:
     with pytest.raises(ValueError, match="no <!-- options"):
-        renewed("# A title\n")
+        with_current_table("# A title\n")
 
 
 def test_the_json_schema_names_spellings() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from llama_corral.common.base.errors import ConfigError
 from llama_corral.presets.ini import read_presets
 from llama_corral.presets.merge import (
-    Given,
+    ConfigValue,
     Layer,
     merge,
     overridden,
@@ -23,7 +23,7 @@ from llama_corral.presets.merge import (
     settings_from,
 )
 from llama_corral.presets.options.describe import allowed, choices, default_text
-from llama_corral.presets.options.option import Reader, Repeat
+from llama_corral.presets.options.option import OptionReader, Repeat
 from llama_corral.presets.options.settings import Settings
 from llama_corral.presets.options.table import OPTIONS
 from llama_corral.presets.options.values import join_many, many
@@ -257,7 +257,7 @@ def test_an_overridden_variable_is_told() -> None:
 )
 def test_earlier_load_switches_modify_what_lies_below(layers: list[list[str]], mode: str) -> None:
     merged = merge(*(read_argv(argv) for argv in layers))
-    assert merged.get("load_mode", Given("auto", "")).text == mode
+    assert merged.get("load_mode", ConfigValue("auto", "")).text == mode
     assert merged.keys() <= {"load_mode"}
 
 
@@ -270,7 +270,7 @@ def test_a_variable_of_the_earlier_switches() -> None:
 
 def test_argv_is_ordered_and_spelled_as_llama_server_shows_it() -> None:
     layer = read_argv(words("--no-warmup -c 512 --jinja -a x --special -r a -r b --control-vector-layer-range 1 4"))
-    layer["load_on_startup"] = Given("true", "models.ini:3")
+    layer["load_on_startup"] = ConfigValue("true", "models.ini:3")
     assert to_argv(layer) == words(
         "--control-vector-layer-range 1 4 --jinja --no-warmup --alias x --ctx-size 512 --reverse-prompt a "
         "--reverse-prompt b --special"
@@ -282,13 +282,13 @@ LINE = st.text(string.printable, min_size=1)
 
 
 @st.composite
-def layers(draw: st.DrawFn, are_valid: bool = False) -> dict[str, Given]:
+def layers(draw: st.DrawFn, are_valid: bool = False) -> dict[str, ConfigValue]:
     """Any options with any texts, for a command line looks into no value but a switch's; or with valid ones."""
     fields = draw(st.lists(st.sampled_from(sorted(OPTIONS)), unique=True))
     layer = {}
     for field in fields:
         option = OPTIONS[field]
-        if option.reader is Reader.PROGRAM or any(other in layer for other in option.replaces):
+        if option.reader is OptionReader.PROGRAM or any(other in layer for other in option.replaces):
             continue
         if option.is_switch:
             text = draw(st.sampled_from(["true", "false"]))
@@ -302,24 +302,26 @@ def layers(draw: st.DrawFn, are_valid: bool = False) -> dict[str, Given]:
             text = default_text(field)
         else:
             text = draw(TEXT | LINE)
-        layer[field] = Given(text, "test")
+        layer[field] = ConfigValue(text, "test")
     return layer
 
 
 @given(layers())
 @settings(max_examples=150)
-def test_a_layer_survives_the_command_line(layer: dict[str, Given]) -> None:
+def test_a_layer_survives_the_command_line(layer: dict[str, ConfigValue]) -> None:
     expected = {
         field: text
         for field, text in texts(layer).items()
-        if OPTIONS[field].reader is not Reader.PRESET and not (field == "no_host" and text == "false")
+        if OPTIONS[field].reader is not OptionReader.PRESET and not (field == "no_host" and text == "false")
     }
     assert texts(read_argv(to_argv(layer))) == expected
 
 
 @given(layer=layers(are_valid=True))
 @settings(max_examples=150)
-def test_a_layer_survives_a_presets_file(tmp_path_factory: pytest.TempPathFactory, layer: dict[str, Given]) -> None:
+def test_a_layer_survives_a_presets_file(
+    tmp_path_factory: pytest.TempPathFactory, layer: dict[str, ConfigValue]
+) -> None:
     path = tmp_path_factory.getbasetemp() / "round-trip.ini"
     path.write_text(f"[a-model]\n{to_ini(layer)}", encoding="utf-8", newline="")
     (section,) = read_presets(path).sections

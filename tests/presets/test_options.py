@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from llama_corral.common.base.errors import ConfigError
-from llama_corral.presets.merge import Given, check, notices, read_argv, read_environment, resolve
+from llama_corral.presets.merge import ConfigValue, check, read_argv, read_environment, resolve, unused_option_notices
 from llama_corral.presets.options.deprecated import REMOVED, SHORTHANDS, Removed
 from llama_corral.presets.options.describe import allowed, default_text, summary
-from llama_corral.presets.options.option import Option, Reader
+from llama_corral.presets.options.option import Option, OptionReader
 from llama_corral.presets.options.settings import GROUPS, Settings
 from llama_corral.presets.options.table import (
     ENTRIES,
@@ -98,7 +98,7 @@ def test_every_option_says_what_it_is(field: str) -> None:
     assert allowed(field)
     assert not (option.unsupported and option.notice)
     assert option.is_switch == ("bool" in str(Settings.model_fields[field].annotation)) or option.hint == "0|1"
-    if option.is_switch and option.reader not in (Reader.PROGRAM, Reader.PRESET):
+    if option.is_switch and option.reader not in (OptionReader.PROGRAM, OptionReader.PRESET):
         assert option.negated or option.flags[-1].startswith("--no-"), "what an earlier layer switched on can be undone"
 
 
@@ -107,7 +107,7 @@ def test_every_default_is_valid_when_typed() -> None:
     for field in OPTIONS:
         text = default_text(field)
         if text and field != "dry_sequence_breaker":
-            assert getattr(check({field: Given(text, "test")}), field) == getattr(plain, field), field
+            assert getattr(check({field: ConfigValue(text, "test")}), field) == getattr(plain, field), field
 
 
 def test_settings_are_frozen_and_read_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,14 +170,14 @@ def test_an_unsupported_option_is_refused_with_its_reason(field: str) -> None:
     text = {"reasoning_format": "deepseek", "spec_type": "ngram-mod,draft-dflash"}.get(field)
     text = text or ("true" if option.is_switch else '{"a":1}' if "JSON" in allowed(field) else "7")
     with pytest.raises(ConfigError) as refusal:
-        resolve({field: Given(text, f"--{option.name}")})
+        resolve({field: ConfigValue(text, f"--{option.name}")})
     assert str(refusal.value) == f"--{option.name}: not supported: {option.unsupported}"
-    check({field: Given(text, "models.ini:3")})  # a presets file with it can still be read
+    check({field: ConfigValue(text, "models.ini:3")})  # a presets file with it can still be read
 
 
 @pytest.mark.parametrize("field", UNSUPPORTED)
 def test_an_unsupported_option_at_its_default_is_fine(field: str) -> None:
-    resolve({field: Given(default_text(field), "test")})
+    resolve({field: ConfigValue(default_text(field), "test")})
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_an_unsupported_option_at_its_default_is_fine(field: str) -> None:
     ids=" ".join,
 )
 def test_asking_for_nothing_unbuilt_is_fine(argv: list[str]) -> None:
-    assert notices(resolve(read_argv(argv))) == []
+    assert unused_option_notices(resolve(read_argv(argv))) == []
 
 
 @pytest.mark.parametrize(
@@ -211,13 +211,13 @@ def test_asking_for_nothing_unbuilt_is_fine(argv: list[str]) -> None:
     ],
 )
 def test_a_setting_without_effect_is_noticed(argv: list[str], option: str) -> None:
-    (notice,) = notices(resolve(read_argv(argv)))
+    (notice,) = unused_option_notices(resolve(read_argv(argv)))
     assert notice.startswith(f"{option} has no effect: ")
 
 
 @pytest.mark.parametrize("argv", [[], ["--no-perf"], ["--cache-ram", "8192"], ["--fit", "on"]], ids=str)
 def test_a_default_is_not_worth_a_notice(argv: list[str]) -> None:
-    assert notices(resolve(read_argv(argv))) == []
+    assert unused_option_notices(resolve(read_argv(argv))) == []
 
 
 @pytest.mark.parametrize("removed", REMOVED, ids=lambda removed: removed.flags[-1])
@@ -260,9 +260,11 @@ def sources(*packages: str) -> str:
     return "\n".join(path.read_text() for path in files if path.stem not in TABLE and path.parent.name != "options")
 
 
-@pytest.mark.parametrize("reader", Reader, ids=lambda reader: reader.value)
-def test_every_option_is_either_read_or_says_why_not(reader: Reader) -> None:
-    packages = {Reader.ROUTER: ["router"], Reader.WORKER: ["worker"]}.get(reader, ["router", "worker", "common/tools"])
+@pytest.mark.parametrize("reader", OptionReader, ids=lambda reader: reader.value)
+def test_every_option_is_either_read_or_says_why_not(reader: OptionReader) -> None:
+    packages = {OptionReader.ROUTER: ["router"], OptionReader.WORKER: ["worker"]}.get(
+        reader, ["router", "worker", "common/tools"]
+    )
     text = sources("common/base", "common/hub", "common/web", "presets", *packages)
     mute = [
         field

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from llama_corral.common.base.errors import ConfigError
 from llama_corral.presets import merge
-from llama_corral.presets.policy import Group, Manners
+from llama_corral.presets.policy import ModelGroup, ModelPolicy
 from llama_corral.presets.sources import Preset, load_presets
-from llama_corral.router.placement.snapshot import PATIENCE_S, Rules, rules_of
+from llama_corral.router.placement.snapshot import PATIENCE_S, PlacementRules, rules_of
 
 Load = Callable[[str], dict[str, Preset]]
 
@@ -28,8 +28,8 @@ def load(tmp_path: Path) -> Load:
 
 def test_priority_and_minimum_stay(load: Load) -> None:
     found = load("[*]\nmodel = x.gguf\nmin-stay = 5\n[a]\npriority = -2\n[b]\npriority = 3\nmin-stay = 0\n")
-    assert {name: preset.manners for name, preset in found.items()} == {
-        "a": Manners(priority=-2, min_stay=5), "b": Manners(priority=3)
+    assert {name: preset.policy for name, preset in found.items()} == {
+        "a": ModelPolicy(priority=-2, min_stay=5), "b": ModelPolicy(priority=3)
     }  # fmt: skip
     assert "priority" not in found["a"].layer, "no worker hears of it"
     assert "priority = -2" in found["a"].ini_text
@@ -46,8 +46,8 @@ def test_groups(load: Load) -> None:
         "[*]\nmodel = x.gguf\n[group:Big:one]\nexclusive = on ; comment\nswap = no-such\n".replace("no-such", "off")
         + "[a]\ngroup = Big:one\n[b]\ngroup = label\n[c]\n"
     )
-    assert {name: preset.manners.group for name, preset in found.items()} == {
-        "a": Group("Big:one", swap=False, exclusive=True), "b": Group("label"), "c": Group()
+    assert {name: preset.policy.group for name, preset in found.items()} == {
+        "a": ModelGroup("Big:one", swap=False, exclusive=True), "b": ModelGroup("label"), "c": ModelGroup()
     }  # fmt: skip
     assert "group = label" in found["b"].ini_text
 
@@ -72,16 +72,16 @@ def test_a_group_without_models_is_told(load: Load, caplog: pytest.LogCaptureFix
 
 
 def test_rules_of_the_command_line() -> None:
-    assert rules_of(merge.settings_from([], {})) == Rules(PATIENCE_S, 2)
+    assert rules_of(merge.settings_from([], {})) == PlacementRules(PATIENCE_S, 2)
     given = ["--models-max-wait", "7", "--models-parallel-loads", "1"]
-    assert rules_of(merge.settings_from(given, {})) == Rules(7, 1, yields=True)
+    assert rules_of(merge.settings_from(given, {})) == PlacementRules(7, 1, preempts=True)
     with pytest.raises(ConfigError, match="models-parallel-loads"):
         merge.settings_from(["--models-parallel-loads", "0"], {})
 
 
 def test_bounds(load: Load) -> None:
     found = load("[a]\nmodel = x.gguf\nconcurrency = 3\nconcurrency-refuse = on\nmax-queue = 5\n")
-    assert found["a"].manners == Manners(concurrency=3, concurrency_refuse=True, max_queue=5)
+    assert found["a"].policy == ModelPolicy(concurrency=3, concurrency_refuse=True, max_queue=5)
     assert rules_of(merge.settings_from(["--models-queue", "512"], {})).max_queue == 512
 
 
@@ -90,6 +90,6 @@ def test_what_is_kept_warm_has_no_time_but_its_own(tmp_path: Path) -> None:
     path.write_text("[*]\nmodel = x.gguf\nkeep-warm = on\n[a]\n[b]\nttl = 5\n[c]\nkeep-warm = off\n")
     argv = merge.read_argv(["--models-preset", str(path), "--models-ttl", "60"])
     found = load_presets(merge.resolve(argv), argv, {"HOME": str(tmp_path), "LLAMA_CACHE": str(tmp_path)})
-    assert {name: (preset.ttl, preset.manners.keep_warm) for name, preset in found.items()} == {
+    assert {name: (preset.ttl, preset.policy.keep_warm) for name, preset in found.items()} == {
         "a": (0, True), "b": (5, True), "c": (60, False)
     }  # fmt: skip

@@ -83,7 +83,7 @@ async def test_a_parked_request_ends_with_a_stop_and_an_ended_one_is_forgotten()
         await second
     assert conversations.find("c") is None
     await conversations.run("c::m", "m", answer, outlives_client=True)
-    assert list(conversations.of(["c", "x"])) == ["c::m"]
+    assert list(conversations.matching(["c", "x"])) == ["c::m"]
     await until(lambda: conversations.find("c::m") is None)
 
 

@@ -13,7 +13,7 @@ from lifecycle_tools import router, settle
 from llama_corral.common.base.errors import ConfigError
 from llama_corral.presets.options.settings import Settings
 from llama_corral.presets.sources import Preset, load_presets
-from llama_corral.presets.variants import DEFAULTS_HEADER, LONGEST_HEADER, read_header
+from llama_corral.presets.variants import DEFAULTS_HEADER, MAX_HEADER, read_header
 from programs import Program, Programs, wait_until
 from router_tools import preset, presets
 
@@ -90,7 +90,7 @@ def test_a_variant_has_its_bases_options_and_its_own(tmp_path: Path) -> None:
         ("base = a\ntemp = warm", "6: temp: invalid value 'warm'"),
         ("base = a\nalias = a", "alias 'a' of model 'b' is the name of another model"),
         ("base = a\n[*]\nbase = a", "7: base: not for all models"),
-        (f"base = a\nsystem-prompt = {'x' * LONGEST_HEADER}", "model 'b': its options of requests take more than"),
+        (f"base = a\nsystem-prompt = {'x' * MAX_HEADER}", "model 'b': its options of requests take more than"),
     ],
 )
 def test_sections_that_cannot_share(tmp_path: Path, section: str, complaint: str) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from benchmarks import __main__ as bench
 from benchmarks import client, generation, hammer, models, report, summary
-from benchmarks.scenario import Plan
-from benchmarks.servers import Program, ServerFault, serve
+from benchmarks.scenario import BenchmarkPlan
+from benchmarks.servers import ServerError, ServerProgram, serve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -115,7 +115,7 @@ def test_scenarios_have_names_and_rows_of_their_own() -> None:
     keys = [row.key for scenario in bench.SCENARIOS for row in scenario.rows]
     assert len(set(names)) == len(names)
     assert len(set(keys)) == len(keys)
-    quick = Plan(Path(), quick=True)
+    quick = BenchmarkPlan(Path(), quick=True)
     assert all(1 <= scenario.rounds_for(quick) <= 2 for scenario in bench.SCENARIOS)
 
 
@@ -137,19 +137,19 @@ def test_the_tiny_model_is_made_once_and_has_the_whole_vocabulary(tmp_path: Path
     assert len(set(models.words())) == models.N_VOCAB - models.N_SPECIAL
 
 
-def answer_of(body: str, status: int = 200) -> client.Answer:
-    return client.Answer(status=status, body=bytearray(body.encode()))
+def answer_of(body: str, status: int = 200) -> client.HttpAnswer:
+    return client.HttpAnswer(status=status, body=bytearray(body.encode()))
 
 
 def test_a_stream_short_of_tokens_is_a_fault() -> None:
     generation.checked(answer_of('data: {"stop":true, "tokens_predicted": 12, "x":1}'), 12)
-    with pytest.raises(ServerFault, match="did not have 13 tokens"):
+    with pytest.raises(ServerError, match="did not have 13 tokens"):
         generation.checked(answer_of('data: {"stop":true,"tokens_predicted":12,"x":1}'), 13)
-    with pytest.raises(ServerFault, match="503"):
+    with pytest.raises(ServerError, match="503"):
         generation.checked(answer_of("{}", 503), 12)
 
 
-async def talk(reply: bytes) -> client.Answer:
+async def talk(reply: bytes) -> client.HttpAnswer:
     """What the client makes of a server that says `reply` and closes."""
 
     async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -198,11 +198,11 @@ async def test_the_load_client_counts_what_it_sent() -> None:
 
 
 async def test_a_server_that_does_not_start_is_told_with_its_last_words() -> None:
-    program = Program("broken", (sys.executable, "-c", "import sys; sys.exit('no such model')"))
+    program = ServerProgram("broken", (sys.executable, "-c", "import sys; sys.exit('no such model')"))
 
     async def start() -> None:
         async with serve(program, []):
             raise AssertionError("it must not start")
 
-    with pytest.raises(ServerFault, match="no such model"):
+    with pytest.raises(ServerError, match="no such model"):
         await start()

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from soaking.__main__ import report
 from soaking.client import judge
 from soaking.ledger import Ending, Ledger
-from soaking.requests import Ask, any_request
+from soaking.requests import RequestSpec, any_request
 from soaking.target import MODELS_MAX, Target
 from soaking.trend import trend
 from soaking.watch import PATIENCE, Look, Verifier
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-CHAT = Ask("chat", "/v1/chat/completions", {"model": "m"}, b"data: [DONE]", streams=True)
-WRONG = Ask("wrong", "/v1/chat/completions", {"model": "m"}, b"", refused=400)
+CHAT = RequestSpec("chat", "/v1/chat/completions", {"model": "m"}, b"data: [DONE]", streams=True)
+WRONG = RequestSpec("wrong", "/v1/chat/completions", {"model": "m"}, b"", refused=400)
 REASON = b'{"error": {"message": "why"}}'
 
 
@@ -43,7 +43,7 @@ REASON = b'{"error": {"message": "why"}}'
         (WRONG, 200, b"{}", Ending.LOST),
     ],
 )
-def test_every_answer_has_an_ending(asked: Ask, status: int, answer: bytes, ending: Ending) -> None:
+def test_every_answer_has_an_ending(asked: RequestSpec, status: int, answer: bytes, ending: Ending) -> None:
     assert judge(asked, status, answer)[0] is ending
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from engine_tools import ask
-from llama_corral.common.base.worker_reports import Report
+from llama_corral.common.base.worker_reports import WorkerReport
 from llama_corral.common.hub.resolve import ModelFiles
 from llama_corral.presets.options.settings import Settings
 from llama_corral.worker.engine.messages import Finished, TokenProbs
-from llama_corral.worker.engine.runner import Engine, Loaded
+from llama_corral.worker.engine.runner import Engine, LoadedModel
 
 FOX = "Once upon a time there was a little fox, a little fox, a little fox, a little"
 SIMPLE = {"spec_type": ("ngram-simple",), "spec_ngram_simple_size_n": 2, "spec_ngram_simple_size_m": 8}
@@ -24,7 +24,7 @@ EXACT = {"flash_attn": "off", "cache_type_k": "f32", "cache_type_v": "f32"}
 """A row computed with others is rounded otherwise than one alone: the difference is small in full precision."""
 
 
-def engine_of(models: Path, drafts: dict[str, Any], reports: list[Report], **settings: Any) -> Engine:
+def engine_of(models: Path, drafts: dict[str, Any], reports: list[WorkerReport], **settings: Any) -> Engine:
     settings = {
         "ctx_size": 2048,
         "parallel": 2,
@@ -40,7 +40,7 @@ def engine_of(models: Path, drafts: dict[str, Any], reports: list[Report], **set
 
 
 @asynccontextmanager
-async def drafting(models: Path, drafts: dict[str, Any], **settings: Any) -> AsyncIterator[tuple[Engine, Loaded]]:
+async def drafting(models: Path, drafts: dict[str, Any], **settings: Any) -> AsyncIterator[tuple[Engine, LoadedModel]]:
     engine = engine_of(models, drafts, [], **settings)
     try:
         await engine.load()
@@ -61,7 +61,7 @@ def comparable(result: Finished) -> tuple[object, ...]:
     )  # fmt: skip
 
 
-async def answers(loaded: Loaded, *requests: dict[str, Any]) -> list[tuple[object, ...]]:
+async def answers(loaded: LoadedModel, *requests: dict[str, Any]) -> list[tuple[object, ...]]:
     asked = [ask(loaded, fields.get("prompt", FOX), **{k: v for k, v in fields.items() if k != "prompt"})
              for fields in requests]  # fmt: skip
     return [comparable(result) for request in asked for result in await request.all()]

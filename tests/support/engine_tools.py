@@ -10,7 +10,7 @@ from typing import Any
 
 from llama_corral.common.base.errors import ApiError
 from llama_corral.common.base.private_directory import PrivateDirectory
-from llama_corral.common.base.worker_reports import Report
+from llama_corral.common.base.worker_reports import WorkerReport
 from llama_corral.common.hub.resolve import ModelFiles
 from llama_corral.presets.options.settings import Settings
 from llama_corral.worker.engine.messages import (
@@ -23,7 +23,7 @@ from llama_corral.worker.engine.messages import (
     Piece,
     Sampling,
 )
-from llama_corral.worker.engine.runner import Engine, Loaded, Ticket
+from llama_corral.worker.engine.runner import Engine, LoadedModel, Ticket
 
 GREEDY = Sampling(temperature=0.0)
 
@@ -31,7 +31,7 @@ GREEDY = Sampling(temperature=0.0)
 @asynccontextmanager
 async def running(
     model: Path,
-    reports: list[Report] | None = None,
+    reports: list[WorkerReport] | None = None,
     *,
     projector: Path | None = None,
     draft: Path | None = None,
@@ -53,7 +53,7 @@ async def running(
 class Request:
     """A submitted request and its events so far."""
 
-    def __init__(self, loaded: Loaded, request: Generation | Embedding) -> None:
+    def __init__(self, loaded: LoadedModel, request: Generation | Embedding) -> None:
         self.events: list[Event] = []
         self._changed = asyncio.Event()
         self.ticket: Ticket = loaded.submit(request, self._take)
@@ -99,7 +99,7 @@ def _last(events: list[Event]) -> list[Event]:
     return [event for event in events if isinstance(event, Finished | Embedded)]
 
 
-def ask(loaded: Loaded, prompt: str | list[int] = "Once upon a time", **fields: Any) -> Request:
+def ask(loaded: LoadedModel, prompt: str | list[int] = "Once upon a time", **fields: Any) -> Request:
     """Greedy and 16 tokens unless told otherwise."""
     tokens = loaded.vocab.tokenize(prompt, True, True) if isinstance(prompt, str) else prompt
     request = Request(loaded, Generation(tokens=tokens, **{"n_predict": 16, "sampling": GREEDY, **fields}))
@@ -107,7 +107,7 @@ def ask(loaded: Loaded, prompt: str | list[int] = "Once upon a time", **fields: 
     return request
 
 
-async def vectors(loaded: Loaded, text: str, normalize: int = 2) -> list[list[float]]:
+async def vectors(loaded: LoadedModel, text: str, normalize: int = 2) -> list[list[float]]:
     request = Request(loaded, Embedding(loaded.vocab.tokenize(text, True, True), normalize))
     events = await request.until(bool)
     if isinstance(events[0], Failed):

@@ -68,7 +68,7 @@ class FakeWorker:
         self.leave = asyncio.Event()
         loop = asyncio.get_running_loop()
         self._watch_stdin(loop)
-        loop.add_signal_handler(signal.SIGTERM, self._asked_to_leave)
+        loop.add_signal_handler(signal.SIGTERM, self._stop_requested)
         server = await asyncio.start_unix_server(self._connection, self.host)
         async with server:
             beating = asyncio.create_task(self._beat())
@@ -86,7 +86,7 @@ class FakeWorker:
         def watch() -> None:
             for line in sys.stdin:
                 if line.strip() == "exit":
-                    loop.call_soon_threadsafe(self._asked_to_leave)
+                    loop.call_soon_threadsafe(self._stop_requested)
             os._exit(1)
 
         threading.Thread(target=watch, daemon=True).start()
@@ -96,11 +96,11 @@ class FakeWorker:
             self._report("alive", {"busy": self.is_stuck, "steps": 7, "cpu": 1.5})
             await asyncio.sleep(seconds)
 
-    def _wait_at_the_gate(self) -> None:
+    def _wait_for_gate_file(self) -> None:
         while "gate" in self.flags and not os.path.exists(self.flags["gate"]):
             time.sleep(0.01)
 
-    def _asked_to_leave(self) -> None:
+    def _stop_requested(self) -> None:
         if "ignore-exit" in self.flags:
             print("asked to leave, and stays", flush=True)
         else:
@@ -113,7 +113,7 @@ class FakeWorker:
             progress = {"stages": ["text_model"], "current": "text_model", "value": step / 4}
             self._report("loading", progress)
             await asyncio.sleep(seconds / 4)
-        await asyncio.to_thread(self._wait_at_the_gate)
+        await asyncio.to_thread(self._wait_for_gate_file)
         if "die-loading" in self.flags:
             print("about to fall\ncannot go on: no reason", flush=True)
             os._exit(3)
@@ -170,10 +170,10 @@ class FakeWorker:
             name, _, value = line.decode("latin-1").partition(":")
             headers[name.strip().lower()] = value.strip()
         body = await _body(reader, headers)
-        await self._answer(Client(reader, writer), method, target, headers, body)
+        await self._answer(WorkerClient(reader, writer), method, target, headers, body)
         return headers.get("connection", "").lower() != "close"
 
-    async def _answer(self, client: Client, method: str, target: str, headers: Headers, body: bytes) -> None:
+    async def _answer(self, client: WorkerClient, method: str, target: str, headers: Headers, body: bytes) -> None:
         writer = client.writer
         path = urlsplit(target).path
         if not self.is_ready:
@@ -209,7 +209,7 @@ class FakeWorker:
         }
         return await _send(writer, 200, {**echo, "body": body.decode("latin-1"), "worker": me})
 
-    async def _chat(self, client: Client, request: dict[str, Any]) -> None:
+    async def _chat(self, client: WorkerClient, request: dict[str, Any]) -> None:
         writer = client.writer
         pause = float(self.flags.get("pause", "0"))
         chunks = int(self.flags.get("chunks", "5"))
@@ -238,7 +238,7 @@ class FakeWorker:
 
 
 @dataclass
-class Client:
+class WorkerClient:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
 

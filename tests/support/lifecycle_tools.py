@@ -12,21 +12,21 @@ from llama_corral.common.base.errors import ApiError
 from llama_corral.presets.options.values import AUTO_LIMIT, NO_LIMIT
 from llama_corral.presets.sources import Preset
 from llama_corral.router.lifecycle.lifecycle import Lifecycle
-from llama_corral.router.memory.budget import Room
-from llama_corral.router.memory.devices import Device, Devices
-from llama_corral.router.memory.host import Reading
-from llama_corral.router.memory.requirements import Needs
+from llama_corral.router.memory.budget import MemoryBudget
+from llama_corral.router.memory.devices import Devices, SystemDevice
+from llama_corral.router.memory.host import HostMemory
+from llama_corral.router.memory.requirements import MemoryRequirements
 from llama_corral.router.models.events import ModelEvent, Subscription
 from llama_corral.router.models.queue import Lease
 from llama_corral.router.placement.device_split import Need
 from llama_corral.router.placement.memory_amounts import Space
-from memory_workers import MemoryLauncher
+from memory_workers import InProcessLauncher
 from router_tools import preset, presets
 
 GIB = 1 << 30
 
 
-class Sizes(Room):
+class SizedBudget(MemoryBudget):
     """Models of given sizes, on a machine whose readings the test sets."""
 
     def __init__(
@@ -34,14 +34,14 @@ class Sizes(Room):
     ) -> None:
         """`device`: of the only one, CUDA0, or of several by name."""
         budgets = {"CUDA0": device} if isinstance(device, int) else dict(device)
-        devices = Devices([Device(name, 100 * GIB, 0) for name in budgets])
+        devices = Devices([SystemDevice(name, 100 * GIB, 0) for name in budgets])
         super().__init__(
-            Needs({}, Devices()),
+            MemoryRequirements({}, Devices()),
             devices,
             host=host,
             budgets=budgets,
-            read_host=lambda: Reading(100 * GIB, self.free),
-            read_devices=lambda: [Device(name, 100 * GIB, free) for name, free in self.free_on.items()],
+            read_host=lambda: HostMemory(100 * GIB, self.free),
+            read_devices=lambda: [SystemDevice(name, 100 * GIB, free) for name, free in self.free_on.items()],
             private_bytes=lambda pid: self.private.get(pid, 0),
         )
         self.free = 0
@@ -57,7 +57,7 @@ def _space(need: Space | int) -> Space:
     return Space(need * GIB) if isinstance(need, int) else need
 
 
-class Client:
+class LeaseClient:
     """A request in the background: waits for its lease and holds it until told to finish."""
 
     def __init__(self, lifecycle: Lifecycle, model: str, **options: Any) -> None:
@@ -88,12 +88,12 @@ class Client:
         return caught.value
 
 
-class Router:
+class LifecycleHarness:
     """A lifecycle over workers that are no processes."""
 
     def __init__(self, *names: str, models_max: int = 1, **options: Any) -> None:
         self.now = 0.0
-        self.launcher = MemoryLauncher()
+        self.launcher = InProcessLauncher()
         entries = options.pop("presets", None) or presets(*(preset(name) for name in names or ("a", "b", "c")))
         options = {"autoload": True, **options}
         self.lifecycle = Lifecycle(entries, self.launcher, models_max=models_max, clock=self.clock, **options)
@@ -102,8 +102,8 @@ class Router:
         self.now += 1
         return self.now
 
-    def client(self, model: str, **options: Any) -> Client:
-        return Client(self.lifecycle, model, **options)
+    def client(self, model: str, **options: Any) -> LeaseClient:
+        return LeaseClient(self.lifecycle, model, **options)
 
     def status(self, name: str) -> str:
         view = self.lifecycle.view(name)
@@ -125,8 +125,8 @@ class Router:
 
 
 @asynccontextmanager
-async def router(*names: str, models_max: int = 1, **options: Any) -> AsyncIterator[Router]:
-    made = Router(*names, models_max=models_max, **options)
+async def router(*names: str, models_max: int = 1, **options: Any) -> AsyncIterator[LifecycleHarness]:
+    made = LifecycleHarness(*names, models_max=models_max, **options)
     yield made
     await made.close()
 

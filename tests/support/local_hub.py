@@ -21,7 +21,7 @@ from llama_corral.common.hub import hub_cache
 
 
 @dataclass
-class Faults:
+class HubFaults:
     """All of them may be changed while the hub runs."""
 
     cut_after: int | None = None
@@ -45,13 +45,13 @@ class LocalHub:
 
     files: dict[str, dict[str, bytes]]
     plain: dict[str, bytes] = field(default_factory=dict)
-    faults: Faults = field(default_factory=Faults)
+    faults: HubFaults = field(default_factory=HubFaults)
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     """Method, path and headers (names in lower case) of every request."""
 
     def __enter__(self) -> LocalHub:
         handler = type("Handler", (_Handler,), {"hub": self})
-        self._server = _Server(("127.0.0.1", 0), handler)
+        self._server = _HubServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
@@ -80,7 +80,7 @@ class LocalHub:
         return [headers.get("range", "") for _, path, headers in self.requests if "/api/" not in path]
 
 
-class _Server(ThreadingHTTPServer):
+class _HubServer(ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that was killed is part of the tests."""
 

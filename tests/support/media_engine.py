@@ -7,7 +7,7 @@ from typing import Any
 
 from engine_tools import Request, running
 from llama_corral.worker.engine.messages import Generation, Sampling
-from llama_corral.worker.engine.runner import Loaded
+from llama_corral.worker.engine.runner import LoadedModel
 from media_files import noise, png, wav
 
 M = "<__media__>"
@@ -22,7 +22,7 @@ KINDS: dict[str, tuple[str, str, tuple[bytes, bytes], tuple[bool, bool]]] = {
 ALL = KINDS | {"recurrent": ("tiny-mamba.gguf", *KINDS["audio"][1:])}
 
 
-def look(loaded: Loaded, text: str, *files: bytes, **fields: Any) -> Request:
+def look(loaded: LoadedModel, text: str, *files: bytes, **fields: Any) -> Request:
     """Greedy and eight tokens unless told otherwise."""
     tokens, media = loaded.tokenize_media(text, files)
     request = Request(loaded, Generation(tokens=tokens, media=media, **{"n_predict": 8, "sampling": ENDLESS, **fields}))

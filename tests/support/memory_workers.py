@@ -6,13 +6,13 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from llama_corral.common.base.worker_reports import Report, State
+from llama_corral.common.base.worker_reports import WorkerReport, WorkerState
 from llama_corral.router.process.launcher import Callbacks, LaunchSpec
 
-OnAsked = Callable[["MemoryWorker"], None]
+OnAsked = Callable[["InProcessWorker"], None]
 
 
-class MemoryWorker:
+class InProcessWorker:
     def __init__(self, spec: LaunchSpec, number: int, callbacks: Callbacks, on_asked: OnAsked) -> None:
         self.name = spec.name
         self.pid: int | None = number
@@ -38,9 +38,9 @@ class MemoryWorker:
     def must_go(self) -> bool:
         return self.stop_asked or self.kill_asked
 
-    def report(self, state: State, **payload: Any) -> None:
+    def report(self, state: WorkerState, **payload: Any) -> None:
         assert self.is_alive
-        self._callbacks.on_report(Report(state, payload))
+        self._callbacks.on_report(WorkerReport(state, payload))
 
     def ready(self) -> None:
         self.report("ready", id=self.name)
@@ -56,7 +56,7 @@ class MemoryWorker:
         self._callbacks.on_exit(code)
 
 
-class MemoryLauncher:
+class InProcessLauncher:
     """Implements `process.Launcher`."""
 
     command = ("fake",)
@@ -65,20 +65,20 @@ class MemoryLauncher:
         """`on_asked` is called before a worker is told to stop or killed, `on_launch` before one is made."""
         self._on_asked = on_asked
         self._on_launch = on_launch
-        self.workers: list[MemoryWorker] = []
+        self.workers: list[InProcessWorker] = []
         self.refusal: OSError | None = None
         self.is_closed = False
 
     def start(self) -> None:
         """There is nothing to warm up."""
 
-    def launch(self, spec: LaunchSpec, callbacks: Callbacks) -> MemoryWorker:
+    def launch(self, spec: LaunchSpec, callbacks: Callbacks) -> InProcessWorker:
         if self.refusal is not None:
             raise self.refusal
         assert not self.is_closed
         assert spec.name not in {worker.name for worker in self.alive}, "two workers for one model"
         self._on_launch(spec.name)
-        self.workers.append(MemoryWorker(spec, len(self.workers) + 1, callbacks, self._on_asked))
+        self.workers.append(InProcessWorker(spec, len(self.workers) + 1, callbacks, self._on_asked))
         return self.workers[-1]
 
     async def close(self) -> None:
@@ -86,9 +86,9 @@ class MemoryLauncher:
         self.is_closed = True
 
     @property
-    def alive(self) -> list[MemoryWorker]:
+    def alive(self) -> list[InProcessWorker]:
         return [worker for worker in self.workers if worker.is_alive]
 
-    def __getitem__(self, name: str) -> MemoryWorker:
+    def __getitem__(self, name: str) -> InProcessWorker:
         """The worker that runs this model."""
         return next(worker for worker in self.alive if worker.name == name)

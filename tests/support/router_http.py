@@ -16,7 +16,7 @@ from llama_corral.presets.options.settings import Settings
 from llama_corral.presets.sources import Preset
 from llama_corral.router import app
 from llama_corral.router.lifecycle.lifecycle import Lifecycle
-from llama_corral.router.memory.budget import UNLIMITED, Room
+from llama_corral.router.memory.budget import UNLIMITED, MemoryBudget
 from llama_corral.router.process.launcher import Launcher
 from router_tools import PATIENCE, fake_launcher, presets
 
@@ -70,7 +70,7 @@ async def gateway(
     *entries: Preset,
     launcher: Launcher | None = None,
     clock: Callable[[], float] = time.monotonic,
-    room: Room = UNLIMITED,
+    memory_budget: MemoryBudget = UNLIMITED,
     **given: Any,
 ) -> AsyncIterator[Gateway]:
     settings = Settings(**{"port": 0, **given})
@@ -89,7 +89,7 @@ async def gateway(
         autoload=autoload,
         worker_timeout=settings.worker_timeout,
         clock=clock,
-        room=room,
+        memory_budget=memory_budget,
     )
     try:
         application = app.build(settings, lifecycle, read_presets)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
-from llama_corral.common.base.worker_reports import Report
-from llama_corral.presets.layer import Given
+from llama_corral.common.base.worker_reports import WorkerReport
+from llama_corral.presets.layer import ConfigValue
 from llama_corral.presets.sources import Preset
 from llama_corral.router.process.launcher import Callbacks, Launcher
 from llama_corral.router.process.spawn import SpawnLauncher
@@ -37,8 +37,8 @@ def fake_launcher(kind: Kind, **environ: str) -> Launcher:
 
 def preset(name: str, model: str = "", **given: Any) -> Preset:
     """A preset as the sources would make it; `model` holds the words of a fake worker."""
-    options = {field: Given(str(value), "a test") for field, value in given.pop("options", {}).items()}
-    layer = {"model": Given(model, "a test"), **options}
+    options = {field: ConfigValue(str(value), "a test") for field, value in given.pop("options", {}).items()}
+    layer = {"model": ConfigValue(model, "a test"), **options}
     defaults: dict[str, Any] = {"aliases": (), "tags": (), "source": "preset", "load_on_startup": False}
     defaults |= {"stop_timeout": 10.0, "hidden": False}
     return Preset(name=name, layer=layer, **{**defaults, **given})
@@ -52,12 +52,12 @@ class Recorder:
     """The callbacks of one worker."""
 
     def __init__(self) -> None:
-        self.reports: list[Report] = []
+        self.reports: list[WorkerReport] = []
         self.exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._changed = asyncio.Event()
         self.callbacks = Callbacks(self._on_report, self._on_exit)
 
-    def _on_report(self, report: Report) -> None:
+    def _on_report(self, report: WorkerReport) -> None:
         assert not self.exit.done(), "a report came after the exit"
         self.reports.append(report)
         self._changed.set()
@@ -66,7 +66,7 @@ class Recorder:
         self.exit.set_result(code)
         self._changed.set()
 
-    async def state(self, wanted: str) -> Report:
+    async def state(self, wanted: str) -> WorkerReport:
         async with asyncio.timeout(PATIENCE):
             while True:
                 self._changed.clear()

@@ -5,48 +5,48 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hypothesis import strategies as st
-from llama_corral.presets.policy import Group, Manners
+from llama_corral.presets.policy import ModelGroup, ModelPolicy
 from llama_corral.router.placement.device_split import Need, Split
 from llama_corral.router.placement.memory_amounts import Limit, Space, total
 from llama_corral.router.placement.placement import (
     Decision,
-    Entry,
+    PlacementRules,
+    PlacementSnapshot,
+    QueueEntry,
     Resident,
-    Rules,
-    Snapshot,
-    Stay,
+    Retention,
 )
 from llama_corral.router.placement.queue_order import is_protected
-from llama_corral.router.placement.states import State
+from llama_corral.router.placement.states import ModelState
 
 NAMES = "abcdefgh"
 DEVICES = ("CUDA0", "CUDA1")
 BOTH = st.just(DEVICES)
-STATES = [state for state in State if state not in (State.DOWNLOADING, State.DOWNLOADED)]
+STATES = [state for state in ModelState if state not in (ModelState.DOWNLOADING, ModelState.DOWNLOADED)]
 
 
 @st.composite
-def snapshots(draw: st.DrawFn) -> Snapshot:
+def snapshots(draw: st.DrawFn) -> PlacementSnapshot:
     names = draw(st.lists(st.sampled_from(NAMES), unique=True, min_size=1))
     residents = tuple(_resident(draw, name) for name in names)
     queued = draw(st.lists(st.sampled_from(names), unique=True))
-    queue = tuple(Entry(name, draw(st.booleans()), draw(st.integers(0, 6))) for name in queued)
-    rules = Rules(draw(st.integers(1, 6)), draw(st.integers(1, 3)), draw(st.booleans()))
+    queue = tuple(QueueEntry(name, draw(st.booleans()), draw(st.integers(0, 6))) for name in queued)
+    rules = PlacementRules(draw(st.integers(1, 6)), draw(st.integers(1, 3)), draw(st.booleans()))
     most, now = draw(st.integers(-1, 6)), draw(st.integers(0, 6))
-    return Snapshot(residents, queue, most, draw(st.booleans()), now=now, rules=rules)
+    return PlacementSnapshot(residents, queue, most, draw(st.booleans()), now=now, rules=rules)
 
 
 def _resident(draw: st.DrawFn, name: str) -> Resident:
     state = draw(st.sampled_from(STATES))
     leases = draw(st.integers(0, 2)) if state.is_running else 0
-    stay = Stay(draw(st.none() | st.integers(0, 3)), draw(st.booleans()))
-    manners = Manners(draw(st.integers(-1, 1)), draw(st.integers(0, 4)))
+    retention = Retention(draw(st.none() | st.integers(0, 3)), draw(st.booleans()))
+    policy = ModelPolicy(draw(st.integers(-1, 1)), draw(st.integers(0, 4)))
     used, idle_since, ready_since = (draw(st.integers(0, 3)) for _ in range(3))
-    return Resident(name, state, leases, used, idle_since, stay, manners=manners, ready_since=ready_since)
+    return Resident(name, state, leases, used, idle_since, retention, policy=policy, ready_since=ready_since)
 
 
 @st.composite
-def weighed(draw: st.DrawFn) -> Snapshot:
+def snapshots_with_sizes(draw: st.DrawFn) -> PlacementSnapshot:
     """With models of all sizes, in little memory."""
     snapshot = draw(snapshots())
     names = st.sampled_from(DEVICES)
@@ -63,41 +63,41 @@ def weighed(draw: st.DrawFn) -> Snapshot:
     return replace(snapshot, residents=residents, limit=limit, is_settling=draw(st.booleans()))
 
 
-def taken(snapshot: Snapshot) -> Space:
+def taken(snapshot: PlacementSnapshot) -> Space:
     return total(r.space for r in snapshot.residents if r.state.is_running)
 
 
-def resident(snapshot: Snapshot, name: str) -> Resident:
+def resident(snapshot: PlacementSnapshot, name: str) -> Resident:
     return next(resident for resident in snapshot.residents if resident.name == name)
 
 
-def idle(snapshot: Snapshot) -> list[Resident]:
+def idle(snapshot: PlacementSnapshot) -> list[Resident]:
     """Who could be evicted."""
     wanted = {entry.model for entry in snapshot.queue}
-    staying = [r for r in snapshot.residents if r.state.is_ready and not r.leases and not r.stay.pinned]
+    staying = [r for r in snapshot.residents if r.state.is_ready and not r.leases and not r.retention.pinned]
     return [r for r in staying if r.name not in wanted]
 
 
-def vulnerable(snapshot: Snapshot) -> list[Resident]:
+def vulnerable(snapshot: PlacementSnapshot) -> list[Resident]:
     return [resident for resident in idle(snapshot) if not is_protected(snapshot, resident)]
 
 
-def is_loading(snapshot: Snapshot) -> bool:
+def is_loading(snapshot: PlacementSnapshot) -> bool:
     """So many that the next one has to wait for that."""
     claimed = [resident(snapshot, entry.model) for entry in snapshot.queue if entry.claimed]
     is_unknown = any(r.space == Space() for r in claimed) and snapshot.limit != Limit()
     return bool(claimed) and (is_unknown or len(claimed) >= snapshot.rules.parallel_loads)
 
 
-def carried_out(snapshot: Snapshot, decision: Decision) -> Snapshot:
+def carried_out(snapshot: PlacementSnapshot, decision: Decision) -> PlacementSnapshot:
     """What the lifecycle makes of it."""
-    evicted = {eviction.model for eviction in (*decision.evict, *decision.retire)}
+    evicted = {eviction.model for eviction in (*decision.evict, *decision.preempt)}
     refused = {refusal.model for refusal in decision.refuse}
     left = snapshot.limit - taken(snapshot)
     residents = tuple(
-        replace(resident, state=State.STOPPING)
+        replace(resident, state=ModelState.STOPPING)
         if resident.name in evicted
-        else replace(resident, state=State.LOADING, space=resident.space_within(left))
+        else replace(resident, state=ModelState.LOADING, space=resident.space_within(left))
         if resident.name == decision.start
         else resident
         for resident in snapshot.residents
@@ -111,9 +111,9 @@ def carried_out(snapshot: Snapshot, decision: Decision) -> Snapshot:
 
 
 @st.composite
-def grouped(draw: st.DrawFn) -> Snapshot:
-    snapshot = draw(weighed())
-    kinds = {name: Group(name, *draw(st.tuples(*[st.booleans()] * 3))) for name in "xyz"}
-    groups = st.sampled_from([Group(), *kinds.values()])
-    residents = tuple(replace(r, manners=replace(r.manners, group=draw(groups))) for r in snapshot.residents)
+def snapshots_with_groups(draw: st.DrawFn) -> PlacementSnapshot:
+    snapshot = draw(snapshots_with_sizes())
+    kinds = {name: ModelGroup(name, *draw(st.tuples(*[st.booleans()] * 3))) for name in "xyz"}
+    groups = st.sampled_from([ModelGroup(), *kinds.values()])
+    residents = tuple(replace(r, policy=replace(r.policy, group=draw(groups))) for r in snapshot.residents)
     return replace(snapshot, residents=residents)

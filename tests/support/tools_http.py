@@ -22,7 +22,7 @@ FAKE_MCP = Path(__file__).resolve().parent / "fake_mcp.py"
 
 
 @dataclass
-class Tools:
+class ToolClient:
     client: httpx.AsyncClient
     port: int
 
@@ -54,7 +54,7 @@ class Tools:
 
 
 @contextlib.asynccontextmanager
-async def tools(**given: Any) -> AsyncIterator[Tools]:
+async def tools(**given: Any) -> AsyncIterator[ToolClient]:
     settings = Settings(**{"port": 0, **given})
     app = application(settings)
     add_routes(app, settings, tool_routes(app, settings, environment_without_keys()))
@@ -63,7 +63,7 @@ async def tools(**given: Any) -> AsyncIterator[Tools]:
         httpx.AsyncClient(base_url=listening.addresses[0], timeout=PATIENCE, trust_env=False) as client,
     ):
         assert listening.port is not None
-        yield Tools(client, listening.port)
+        yield ToolClient(client, listening.port)
 
 
 def fake_mcp(*args: str, **more: Any) -> dict[str, Any]:

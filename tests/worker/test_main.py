@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from llama_corral.common.base.worker_reports import CONTROL_FD_ENV, Report, decode
+from llama_corral.common.base.worker_reports import CONTROL_FD_ENV, WorkerReport, decode
 from programs import Program, clean_environment, wait_until
 
 FAST = ("--threads", "1", "--ctx-size", "512", "--no-warmup")
@@ -39,7 +39,7 @@ class Routed:
         self._reports = open(reading, "rb")  # noqa: SIM115 (closed by `close`)
         self.client = httpx.Client(base_url="http://localhost", transport=httpx.HTTPTransport(uds=str(self.socket)))
 
-    def reports_until(self, state: str) -> list[Report]:
+    def reports_until(self, state: str) -> list[WorkerReport]:
         """Up to the first of this state, or to the end of the pipe; signs of life only where they are wanted."""
         reports = []
         for line in self._reports:

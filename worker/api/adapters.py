@@ -10,11 +10,11 @@ from llama_corral.common.web.application import json_response, read_json
 
 from ..engine.runner import AdapterInfo
 from .request.scales import read_scales
-from .serving import SERVING
+from .serving import WORKER_CONTEXT
 
 
 async def list_adapters(request: web.Request) -> web.StreamResponse:
-    async with request.app[SERVING].engine.use() as loaded:
+    async with request.app[WORKER_CONTEXT].engine.use() as loaded:
         return json_response([_adapter_json(info, scale) for info, scale in loaded.adapters()])
 
 
@@ -23,7 +23,7 @@ async def set_scales(request: web.Request) -> web.StreamResponse:
     if not isinstance(body, list):
         raise InvalidRequest("Request body must be an array")
     scales = dict(read_scales(body))
-    async with request.app[SERVING].engine.use() as loaded:
+    async with request.app[WORKER_CONTEXT].engine.use() as loaded:
         await loaded.set_adapter_scales(scales)
     return json_response({"success": True})
 

@@ -18,8 +18,8 @@ from llama_corral.common.web.application import json_response, read_object
 from ..chat.content import join_parts
 from ..chat.prompt import RenderedPrompt
 from ..chat.request import ChatRequest, probabilities_wanted, read_chat
-from ..engine.runner import Loaded
-from .answers.dialect import Answer, Dialect
+from ..engine.runner import LoadedModel
+from .answers.dialect import AnswerInfo, Dialect
 from .answers.native import Native
 from .answers.openai_chat import OpenAIChat
 from .answers.openai_completions import OpenAICompletions, refuse_unsupported
@@ -30,10 +30,10 @@ from .request.generation_settings import brief_settings
 from .request.media_prompts import check_kinds, place_media, read_prompts
 from .request.params import CompletionParams, params_of
 from .request.prompts import OFF_LOOP_CHARACTERS, Prompt
-from .serving import Serving
-from .variants import serving_of
+from .serving import WorkerContext
+from .variants import context_of
 
-DialectOf = Callable[[Answer], Dialect]
+DialectOf = Callable[[AnswerInfo], Dialect]
 
 
 async def native(request: web.Request) -> web.StreamResponse:
@@ -60,49 +60,49 @@ async def answer_chat(
 
     `files`: those whose places are marked in the messages already, before any that the messages name.
     """
-    serving = serving_of(request)
-    chat = read_chat(body, serving.model.chat_defaults)
-    async with serving.engine.use() as loaded:
-        prompt, params = await _read_prompt(serving, loaded, chat, body, files)
+    worker = context_of(request)
+    chat = read_chat(body, worker.model.chat_defaults)
+    async with worker.engine.use() as loaded:
+        prompt, params = await _read_prompt(worker, loaded, chat, body, files)
         del chat, files
         body.clear()  # pictures are large, and the answer may flow for minutes
-        return await answer_prompts(request, serving, loaded, [prompt], params, dialect, id, before_end)
+        return await answer_prompts(request, worker, loaded, [prompt], params, dialect, id, before_end)
 
 
 async def _read_prompt(
-    serving: Serving, loaded: Loaded, chat: ChatRequest, body: dict[str, Any], files: Sequence[bytes]
+    worker: WorkerContext, loaded: LoadedModel, chat: ChatRequest, body: dict[str, Any], files: Sequence[bytes]
 ) -> tuple[Prompt, CompletionParams]:
-    rendered = await render_chat(serving, loaded, chat)
+    rendered = await render_chat(worker, loaded, chat)
     wanted = {**body, **probabilities_wanted(body), **rendered.fields}
     params = dataclasses.replace(
-        await params_of(wanted, serving.model.defaults, loaded),
+        await params_of(wanted, worker.model.defaults, loaded),
         generation_prompt=rendered.generation_prompt,
-        chat_format="peg-native" if serving.settings.jinja else "Content-only",
+        chat_format="peg-native" if worker.settings.jinja else "Content-only",
         reply=rendered.reply,
     )
-    return await place_media(rendered.text, chat.media, serving.media, loaded, files), params
+    return await place_media(rendered.text, chat.media, worker.media, loaded, files), params
 
 
 async def _complete_text(
     request: web.Request, dialect: DialectOf, check: Callable[[dict[str, Any]], None] | None = None
 ) -> web.StreamResponse:
-    serving = serving_of(request)
+    worker = context_of(request)
     body = await read_object(request)
     if body.get("prompt") is None:
         raise InvalidRequest('"prompt" is required')
     if check is not None:
         check(body)
-    async with serving.engine.use() as loaded:
-        params = await params_of(body, serving.model.defaults, loaded)
+    async with worker.engine.use() as loaded:
+        params = await params_of(body, worker.model.defaults, loaded)
         prompts = await read_prompts(body["prompt"], loaded)
         body.clear()  # as above
-        return await answer_prompts(request, serving, loaded, prompts, params, dialect)
+        return await answer_prompts(request, worker, loaded, prompts, params, dialect)
 
 
 async def answer_prompts(
     request: web.Request,
-    serving: Serving,
-    loaded: Loaded,
+    worker: WorkerContext,
+    loaded: LoadedModel,
     prompts: Sequence[Prompt],
     params: CompletionParams,
     dialect: DialectOf,
@@ -111,10 +111,10 @@ async def answer_prompts(
 ) -> web.StreamResponse:
     shown = brief_settings(params)
     vocab = loaded.vocab
-    answer = Answer(
+    answer = AnswerInfo(
         params,
-        serving.name,
-        serving.build,
+        worker.name,
+        worker.build,
         [prompt.tokens for prompt in prompts],
         lambda tokens: vocab.detokenize([token for token in tokens if token >= 0]),
         count_tokens=lambda text: len(vocab.tokenize(text)),
@@ -126,8 +126,8 @@ async def answer_prompts(
         return await respond(request, completion, generations, dialect(answer), params.sse_ping_interval, before_end)
 
 
-async def render_chat(serving: Serving, loaded: Loaded, chat: ChatRequest) -> RenderedPrompt:
-    form, builtin = serving.model.chat, loaded.apply_builtin_template
+async def render_chat(worker: WorkerContext, loaded: LoadedModel, chat: ChatRequest) -> RenderedPrompt:
+    form, builtin = worker.model.chat, loaded.apply_builtin_template
     size = sum(len(join_parts(message["content"], "")) for message in chat.messages)
     if size <= OFF_LOOP_CHARACTERS and (prompt := form.render_quickly(chat, builtin)) is not None:
         return prompt
@@ -135,11 +135,11 @@ async def render_chat(serving: Serving, loaded: Loaded, chat: ChatRequest) -> Re
 
 
 async def apply_template(request: web.Request) -> web.StreamResponse:
-    serving = serving_of(request)
-    chat = read_chat(await read_object(request), serving.model.chat_defaults)
-    async with serving.engine.use() as loaded:
+    worker = context_of(request)
+    chat = read_chat(await read_object(request), worker.model.chat_defaults)
+    async with worker.engine.use() as loaded:
         check_kinds(chat.media, loaded)
-        return json_response({"prompt": (await render_chat(serving, loaded, chat)).text})
+        return json_response({"prompt": (await render_chat(worker, loaded, chat)).text})
 
 
 async def count_chat_tokens(request: web.Request) -> web.StreamResponse:
@@ -149,8 +149,8 @@ async def count_chat_tokens(request: web.Request) -> web.StreamResponse:
 
 async def prompt_tokens(request: web.Request, body: dict[str, Any]) -> int:
     """How many tokens a chat request's prompt is."""
-    serving = serving_of(request)
-    chat = read_chat(body, serving.model.chat_defaults)
-    async with serving.engine.use() as loaded:
-        prompt = (await render_chat(serving, loaded, chat)).text
-        return len((await place_media(prompt, chat.media, serving.media, loaded)).tokens)
+    worker = context_of(request)
+    chat = read_chat(body, worker.model.chat_defaults)
+    async with worker.engine.use() as loaded:
+        prompt = (await render_chat(worker, loaded, chat)).text
+        return len((await place_media(prompt, chat.media, worker.media, loaded)).tokens)

@@ -10,15 +10,15 @@ from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.common.web.application import json_response, read_object
 
 from ..engine.messages import Generation, Sink
-from ..engine.runner import Loaded, Ticket
+from ..engine.runner import LoadedModel, Ticket
 
 ACTIONS = ("reasoning_end",)
 
 
-class Completion:
+class ControllableCompletion:
     """A loaded model as one request sees it: what it submits can be spoken to later."""
 
-    def __init__(self, loaded: Loaded, controllable: bool) -> None:
+    def __init__(self, loaded: LoadedModel, controllable: bool) -> None:
         self.controllable = controllable
         self._loaded = loaded
         self._tickets: list[Ticket] = []
@@ -37,14 +37,14 @@ class ActiveCompletions:
     """By the ids that answers carry, from a request's submission to the end of its answer."""
 
     def __init__(self) -> None:
-        self._completions: dict[str, Completion] = {}
+        self._completions: dict[str, ControllableCompletion] = {}
 
-    def find(self, id: str) -> Completion | None:
+    def find(self, id: str) -> ControllableCompletion | None:
         return self._completions.get(id)
 
     @contextmanager
-    def running(self, id: str, loaded: Loaded, *, controllable: bool) -> Iterator[Completion]:
-        completion = self._completions[id] = Completion(loaded, controllable)
+    def running(self, id: str, loaded: LoadedModel, *, controllable: bool) -> Iterator[ControllableCompletion]:
+        completion = self._completions[id] = ControllableCompletion(loaded, controllable)
         try:
             yield completion
         finally:

@@ -15,12 +15,12 @@ from llama_corral.common.web.json_fields import Fields
 
 from ..chat.content import ContentReader, join_parts
 from ..engine.messages import Embedded, Embedding, Event, Failed
-from ..engine.runner import Loaded
+from ..engine.runner import LoadedModel
 from .answers.streaming import Ticket
 from .request.media_prompts import place_media, read_entries
 from .request.prompts import Prompt, split_prompts
-from .serving import Serving
-from .variants import serving_of
+from .serving import WorkerContext
+from .variants import context_of
 
 
 async def openai_embeddings(request: web.Request) -> web.StreamResponse:
@@ -32,10 +32,10 @@ async def native_embeddings(request: web.Request) -> web.StreamResponse:
 
 
 async def _embed(request: web.Request, *, openai: bool) -> web.StreamResponse:
-    serving = serving_of(request)
-    if not (serving.settings.embeddings or serving.settings.reranking):
+    worker = context_of(request)
+    if not (worker.settings.embeddings or worker.settings.reranking):
         raise NotSupported("This server does not support embeddings. Start it with `--embeddings`")
-    if openai and serving.info.pooling == "none":
+    if openai and worker.info.pooling == "none":
         raise InvalidRequest("Pooling type 'none' is not OAI compatible. Please use a different pooling type")
     body = await read_object(request)
     fields = Fields(body)
@@ -44,16 +44,16 @@ async def _embed(request: web.Request, *, openai: bool) -> web.StreamResponse:
         raise InvalidRequest('"input" or "content" must be provided')
     openai = openai and name == "input"  # a client that says "content" expects llama-server's own answer
     as_base64 = _wants_base64(fields)
-    normalize = fields.integer("embd_normalize", default=serving.settings.embd_normalize, low=-1)
-    async with serving.engine.use() as loaded:
-        prompts = await _read_inputs(wanted, serving, loaded)
+    normalize = fields.integer("embd_normalize", default=worker.settings.embd_normalize, low=-1)
+    async with worker.engine.use() as loaded:
+        prompts = await _read_inputs(wanted, worker, loaded)
         results = await compute(loaded, [Embedding(prompt.tokens, normalize, prompt.media) for prompt in prompts])
     if not openai:
         return json_response([_native_item(index, result) for index, result in enumerate(results)])
     n_tokens = sum(result.n_tokens for result in results)
     return json_response(
         {
-            "model": fields.string("model", default=serving.name),
+            "model": fields.string("model", default=worker.name),
             "object": "list",
             "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
             "data": [_openai_item(index, result, as_base64) for index, result in enumerate(results)],
@@ -68,7 +68,7 @@ def _wants_base64(fields: Fields) -> bool:
     return form == "base64"
 
 
-async def _read_inputs(wanted: object, serving: Serving, loaded: Loaded) -> list[Prompt]:
+async def _read_inputs(wanted: object, worker: WorkerContext, loaded: LoadedModel) -> list[Prompt]:
     """The shapes of a prompt, and `{"content": [parts]}` as in chat."""
     entries = split_prompts(wanted)
     if not entries:
@@ -76,7 +76,7 @@ async def _read_inputs(wanted: object, serving: Serving, loaded: Loaded) -> list
     if [] in entries:
         raise InvalidRequest("Input content cannot be empty")
     prompts = iter(await read_entries([entry for entry in entries if not _is_content(entry)], loaded))
-    read = [await _read_content(entry, serving, loaded) if _is_content(entry) else next(prompts) for entry in entries]
+    read = [await _read_content(entry, worker, loaded) if _is_content(entry) else next(prompts) for entry in entries]
     if not all(prompt.tokens for prompt in read):
         raise InvalidRequest("Input content cannot be empty")
     return read
@@ -86,16 +86,16 @@ def _is_content(entry: object) -> bool:
     return isinstance(entry, dict) and "content" in entry
 
 
-async def _read_content(entry: object, serving: Serving, loaded: Loaded) -> Prompt:
+async def _read_content(entry: object, worker: WorkerContext, loaded: LoadedModel) -> Prompt:
     assert isinstance(entry, dict)
     if not isinstance(entry["content"], list):
         raise InvalidRequest('"content" must be an array')
-    contents = ContentReader(serving.model.chat_defaults.media_marker)
+    contents = ContentReader(worker.model.chat_defaults.media_marker)
     text = join_parts(contents.read_parts(entry["content"]), "")
-    return await place_media(text, contents.media, serving.media, loaded)
+    return await place_media(text, contents.media, worker.media, loaded)
 
 
-async def compute(loaded: Loaded, requests: Sequence[Embedding]) -> list[Embedded]:
+async def compute(loaded: LoadedModel, requests: Sequence[Embedding]) -> list[Embedded]:
     """All at once, so that they share batches; the first failure ends the others."""
     waiting: list[tuple[asyncio.Future[Embedded], Ticket]] = []
     try:
@@ -109,7 +109,7 @@ async def compute(loaded: Loaded, requests: Sequence[Embedding]) -> list[Embedde
             ticket.cancel()
 
 
-def _submit(loaded: Loaded, request: Embedding) -> tuple[asyncio.Future[Embedded], Ticket]:
+def _submit(loaded: LoadedModel, request: Embedding) -> tuple[asyncio.Future[Embedded], Ticket]:
     future: asyncio.Future[Embedded] = asyncio.get_running_loop().create_future()
 
     def sink(event: Event) -> None:

@@ -15,13 +15,13 @@ from llama_corral.common.base.errors import InvalidRequest, NotSupported
 from llama_corral.common.web.application import read_object
 from llama_corral.common.web.json_fields import Fields
 
-from ..engine.runner import Loaded, Vocab
+from ..engine.runner import LoadedModel, Vocab
 from .answers.native import Native
 from .completions import answer_prompts
 from .request.params import params_of
-from .request.prompts import Prompt, by_size, n_characters, tokenize_mixed
-from .serving import Serving
-from .variants import serving_of
+from .request.prompts import Prompt, maybe_off_loop, n_characters, tokenize_mixed
+from .serving import WorkerContext
+from .variants import context_of
 
 REPOSITORY = "myproject\n"
 FILE = "filename\n"
@@ -32,21 +32,21 @@ SNIPPET = "\n\n--- snippet ---\n\n"
 
 
 async def infill(request: web.Request) -> web.StreamResponse:
-    serving = serving_of(request)
-    async with serving.engine.use() as loaded:
+    worker = context_of(request)
+    async with worker.engine.use() as loaded:
         check_vocabulary(loaded.vocab)  # before the body is looked at
         body = await read_object(request)
-        tokens = await infill_tokens(serving, loaded, body)
-        params = await params_of(body, serving.model.defaults, loaded)
-        return await answer_prompts(request, serving, loaded, [Prompt(tokens)], params, Native)
+        tokens = await infill_tokens(worker, loaded, body)
+        params = await params_of(body, worker.model.defaults, loaded)
+        return await answer_prompts(request, worker, loaded, [Prompt(tokens)], params, Native)
 
 
-async def infill_tokens(serving: Serving, loaded: Loaded, body: dict[str, Any]) -> list[int]:
+async def infill_tokens(worker: WorkerContext, loaded: LoadedModel, body: dict[str, Any]) -> list[int]:
     """The prompt that a request's fields ask for, of a model that has passed `check_vocabulary`."""
     parts = _read_parts(body)
-    room = _room(serving, loaded.info.n_ctx)
-    spm = serving.settings.spm_infill
-    return await by_size(parts.n_characters, lambda: infill_prompt(parts, loaded.vocab, room, spm=spm))
+    room = _infill_budget(worker, loaded.info.n_ctx)
+    spm = worker.settings.spm_infill
+    return await maybe_off_loop(parts.n_characters, lambda: infill_prompt(parts, loaded.vocab, room, spm=spm))
 
 
 def check_vocabulary(vocab: Vocab) -> None:
@@ -59,26 +59,26 @@ def check_vocabulary(vocab: Vocab) -> None:
 
 
 @dataclass(frozen=True)
-class File:
+class ContextFile:
     name: str
     text: str
 
 
 @dataclass(frozen=True)
-class Parts:
+class InfillParts:
     """`prefix` and `suffix`: a text, or an array of texts and tokens."""
 
     prefix: object
     suffix: object
     prompt: str  # how the middle begins
-    files: tuple[File, ...]
+    files: tuple[ContextFile, ...]
 
     @property
     def n_characters(self) -> int:
         return sum(map(n_characters, (self.prefix, self.suffix, self.prompt, [file.text for file in self.files])))
 
 
-def _read_parts(body: dict[str, Any]) -> Parts:
+def _read_parts(body: dict[str, Any]) -> InfillParts:
     if not isinstance(body.get("prompt"), str | None):
         raise InvalidRequest('"prompt" must be a string')
     for name in ("input_prefix", "input_suffix"):
@@ -90,39 +90,39 @@ def _read_parts(body: dict[str, Any]) -> Parts:
     if not isinstance(files, list):
         raise InvalidRequest('"input_extra" must be an array of {"filename": string, "text": string}')
     prompt = Fields(body).string("prompt", default="")
-    return Parts(body["input_prefix"], body["input_suffix"], prompt, tuple(map(_read_file, files)))
+    return InfillParts(body["input_prefix"], body["input_suffix"], prompt, tuple(map(_read_file, files)))
 
 
-def _read_file(chunk: object) -> File:
+def _read_file(chunk: object) -> ContextFile:
     if not isinstance(chunk, dict) or not isinstance(chunk.get("text"), str):
         raise InvalidRequest('extra_context chunk must contain a "text" field with a string value')
     name = chunk.get("filename", UNNAMED)
     if not isinstance(name, str):
         raise InvalidRequest('extra_context chunk\'s "filename" field must be a string')
-    return File(name, chunk["text"])
+    return ContextFile(name, chunk["text"])
 
 
 # -- the prompt ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Room:
+class InfillBudget:
     """Tokens: prefix, suffix and middle share a batch, three quarters of it for the prefix; files get `n_files`."""
 
     n_batch: int
     n_files: int
 
 
-def _room(serving: Serving, n_ctx: int) -> Room:
+def _infill_budget(worker: WorkerContext, n_ctx: int) -> InfillBudget:
     """As llama-server reckons: by its own `--n-predict`, not the request's, and with -1 for no limit as a number."""
-    settings = serving.settings
+    settings = worker.settings
     n_batch = settings.batch_size
     if settings.embeddings or settings.reranking:
         n_batch = min(n_batch, settings.ubatch_size)
-    return Room(n_batch, max(0, n_ctx - n_batch - 2 * settings.n_predict))
+    return InfillBudget(n_batch, max(0, n_ctx - n_batch - 2 * settings.n_predict))
 
 
-def infill_prompt(parts: Parts, vocab: Vocab, room: Room, *, spm: bool) -> list[int]:
+def infill_prompt(parts: InfillParts, vocab: Vocab, room: InfillBudget, *, spm: bool) -> list[int]:
     """Of the prefix its end is kept, of the suffix its beginning, of the files their end."""
     prefix = tokenize_mixed(parts.prefix, vocab, add_special=False, parse_special=False)
     suffix = tokenize_mixed(parts.suffix, vocab, add_special=False, parse_special=False)
@@ -135,7 +135,7 @@ def infill_prompt(parts: Parts, vocab: Vocab, room: Room, *, spm: bool) -> list[
     return [*_last(_context(parts.files, vocab), room.n_files), *bos, *first, *second, vocab.fim_mid]
 
 
-def _context(files: Sequence[File], vocab: Vocab) -> list[int]:
+def _context(files: Sequence[ContextFile], vocab: Vocab) -> list[int]:
     tokens = [vocab.fim_rep, *vocab.tokenize(REPOSITORY)] if vocab.fim_rep >= 0 else []
     for file in files:
         if vocab.fim_sep >= 0:

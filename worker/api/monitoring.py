@@ -17,8 +17,8 @@ from ..engine.runner import SlotView, Vocab
 from .metrics import CONTENT_TYPE, exposition
 from .request.generation_settings import brief_settings
 from .request.params import CompletionParams
-from .serving import SERVING, Serving
-from .variants import serving_of
+from .serving import WORKER_CONTEXT, WorkerContext
+from .variants import context_of
 
 
 async def health(request: web.Request) -> web.StreamResponse:
@@ -30,29 +30,29 @@ async def health(request: web.Request) -> web.StreamResponse:
 
 async def models(request: web.Request) -> web.StreamResponse:
     """OpenAI's list in `data`, Ollama's in `models`."""
-    serving = request.app[SERVING]
-    data = [model_entry(serving)]
-    shown: dict[str, Any] = {"models": [_ollama_entry(serving)], "object": "list", "data": data}
+    worker = request.app[WORKER_CONTEXT]
+    data = [model_entry(worker)]
+    shown: dict[str, Any] = {"models": [_ollama_entry(worker)], "object": "list", "data": data}
     if VERSION_HEADER in request.headers:
         shown |= with_anthropic_names(data)
     return json_response(shown)
 
 
 async def model(request: web.Request) -> web.StreamResponse:
-    serving = request.app[SERVING]
-    if request.match_info["id"] not in (serving.name, *serving.aliases):
+    worker = request.app[WORKER_CONTEXT]
+    if request.match_info["id"] not in (worker.name, *worker.aliases):
         raise NotFound(f"model '{request.match_info['id']}' not found")
-    entry = model_entry(serving)
+    entry = model_entry(worker)
     return json_response(with_anthropic_name(entry) if VERSION_HEADER in request.headers else entry)
 
 
-def model_entry(serving: Serving) -> dict[str, Any]:
+def model_entry(worker: WorkerContext) -> dict[str, Any]:
     """Also the payload of the `ready` report, from which the router fills its own list."""
-    info = serving.info
+    info = worker.info
     return {
-        "id": serving.name,
-        "aliases": serving.aliases,
-        "tags": serving.tags,
+        "id": worker.name,
+        "aliases": worker.aliases,
+        "tags": worker.tags,
         "object": "model",
         "created": int(time.time()),
         "owned_by": "llamacpp",
@@ -70,10 +70,10 @@ def model_entry(serving: Serving) -> dict[str, Any]:
     }
 
 
-def _ollama_entry(serving: Serving) -> dict[str, Any]:
+def _ollama_entry(worker: WorkerContext) -> dict[str, Any]:
     return {
-        "name": serving.name,
-        "model": serving.name,
+        "name": worker.name,
+        "model": worker.name,
         "modified_at": "",
         "size": "",
         "digest": "",
@@ -81,8 +81,8 @@ def _ollama_entry(serving: Serving) -> dict[str, Any]:
         "description": "",
         "tags": [""],
         "capabilities": [
-            "embedding" if serving.settings.embeddings else "completion",
-            *(["multimodal"] if serving.info.media else []),
+            "embedding" if worker.settings.embeddings else "completion",
+            *(["multimodal"] if worker.info.media else []),
         ],
         "parameters": "",
         "details": {
@@ -100,13 +100,13 @@ def _ollama_entry(serving: Serving) -> dict[str, Any]:
 
 
 async def props(request: web.Request) -> web.StreamResponse:
-    serving = serving_of(request)
-    settings, info, chat = serving.settings, serving.info, serving.model.chat
+    worker = context_of(request)
+    settings, info, chat = worker.settings, worker.info, worker.model.chat
     media = info.media
     shown = {
-        "default_generation_settings": {"params": _default_settings(serving), "n_ctx": info.n_ctx},
+        "default_generation_settings": {"params": _default_settings(worker), "n_ctx": info.n_ctx},
         "total_slots": info.n_slots,
-        "model_alias": serving.name,
+        "model_alias": worker.name,
         "model_ftype": info.ftype,
         "model_path": str(info.path),
         "modalities": {
@@ -114,36 +114,36 @@ async def props(request: web.Request) -> web.StreamResponse:
             "video": media is not None and media.video,
             "audio": media is not None and media.audio,
         },
-        "media_marker": serving.media_marker,
+        "media_marker": worker.media_marker,
         "endpoint_slots": settings.slots,
         "endpoint_props": settings.props,
         "endpoint_metrics": settings.metrics,
         "ui": settings.ui,
         "webui": settings.ui,
-        "ui_settings": serving.ui_settings,
-        "webui_settings": serving.ui_settings,
+        "ui_settings": worker.ui_settings,
+        "webui_settings": worker.ui_settings,
         "chat_template": chat.source,
         "chat_template_caps": chat.capabilities_json(),
         "bos_token": info.bos_text,
         "eos_token": info.eos_text,
-        "build_info": serving.build,
-        "is_sleeping": serving.engine.is_sleeping,
-        "cors_proxy_enabled": serving.settings.ui_mcp_proxy,
+        "build_info": worker.build,
+        "is_sleeping": worker.engine.is_sleeping,
+        "cors_proxy_enabled": worker.settings.ui_mcp_proxy,
     }
     if chat.tool_source:
         shown["chat_template_tool_use"] = chat.tool_source
     return json_response(shown)
 
 
-def _default_settings(serving: Serving) -> dict[str, Any]:
+def _default_settings(worker: WorkerContext) -> dict[str, Any]:
     """Without n_predict and n_keep of the server: llama-server shows their built-in values here."""
-    return brief_settings(CompletionParams(sampling=serving.model.defaults.sampling))
+    return brief_settings(CompletionParams(sampling=worker.model.defaults.sampling))
 
 
 async def set_props(request: web.Request) -> web.StreamResponse:
     """No property can be changed so far; like llama-server it does not even look at what is wanted."""
-    serving = request.app[SERVING]
-    if not serving.settings.props:
+    worker = request.app[WORKER_CONTEXT]
+    if not worker.settings.props:
         raise NotSupported("This server does not support changing global properties. Start it with `--props`")
     return json_response({"success": True})
 
@@ -152,14 +152,14 @@ async def set_props(request: web.Request) -> web.StreamResponse:
 
 
 async def slots(request: web.Request) -> web.StreamResponse:
-    serving = request.app[SERVING]
-    if not serving.settings.slots:
+    worker = request.app[WORKER_CONTEXT]
+    if not worker.settings.slots:
         raise NotSupported("This server does not support slots endpoint. Start it with `--slots`")
-    async with serving.engine.use() as loaded:
+    async with worker.engine.use() as loaded:
         views = await loaded.slots()
         if query_text(request, "fail_on_no_slot") and all(view.is_processing for view in views):
             raise Unavailable("no slot available")
-        return json_response([_slot_json(view, loaded.vocab, serving.slots_debug) for view in views])
+        return json_response([_slot_json(view, loaded.vocab, worker.slots_debug) for view in views])
 
 
 def _slot_json(view: SlotView, vocab: Vocab, debug: bool) -> dict[str, Any]:
@@ -196,10 +196,10 @@ def _slot_json(view: SlotView, vocab: Vocab, debug: bool) -> dict[str, Any]:
 
 
 async def metrics(request: web.Request) -> web.StreamResponse:
-    serving = request.app[SERVING]
-    if not serving.settings.metrics:
+    worker = request.app[WORKER_CONTEXT]
+    if not worker.settings.metrics:
         raise NotSupported("This server does not support metrics endpoint. Start it with `--metrics`")
     return web.Response(
-        body=exposition(serving.engine.metrics()),
-        headers={"Content-Type": CONTENT_TYPE, "Process-Start-Time-Unix": str(serving.started)},
+        body=exposition(worker.engine.metrics()),
+        headers={"Content-Type": CONTENT_TYPE, "Process-Start-Time-Unix": str(worker.started)},
     )

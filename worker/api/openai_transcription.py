@@ -8,20 +8,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..chat.parsing.deltas import Content, Delta
+from ..chat.parsing.deltas import ContentDelta, Delta
 from ..engine.messages import Finished, Piece, Progress
-from .answers.dialect import DONE, Answer, EventStream, sse
+from .answers.dialect import DONE, AnswerInfo, EventStream, sse
 
 
 class OpenAITranscription(EventStream):
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: AnswerInfo) -> None:
         self._reply = answer.params.reply
         self._parser = self._reply.parser()
         self._heard: list[str] = []
 
-    def whole(self, results: Sequence[Finished]) -> object:
+    def full_body(self, results: Sequence[Finished]) -> object:
         result = results[0]
-        return _done(self._reply.whole(result.text, truncated=result.stop_type == "limit").content, result)
+        return _done(self._reply.parse(result.text, truncated=result.stop_type == "limit").content, result)
 
     def progress(self, index: int, event: Progress) -> bytes:
         return b""
@@ -37,7 +37,7 @@ class OpenAITranscription(EventStream):
         return DONE
 
     def _deltas(self, deltas: Sequence[Delta]) -> bytes:
-        texts = [delta.text for delta in deltas if isinstance(delta, Content)]
+        texts = [delta.text for delta in deltas if isinstance(delta, ContentDelta)]
         self._heard += texts
         return b"".join(sse({"type": "transcript.text.delta", "delta": text}) for text in texts)
 

@@ -18,16 +18,16 @@ from llama_corral.common.web.json_fields import Fields
 from ..engine.messages import Embedded, Embedding
 from ..engine.runner import Vocab
 from .embeddings import compute
-from .request.prompts import by_size
-from .serving import Serving
-from .variants import serving_of
+from .request.prompts import maybe_off_loop
+from .serving import WorkerContext
+from .variants import context_of
 
 _PLACES = re.compile(r"\{(query|document)\}")
 
 
 async def rerank(request: web.Request) -> web.StreamResponse:
-    serving = serving_of(request)
-    if not _is_reranker(serving):
+    worker = context_of(request)
+    if not _is_reranker(worker):
         raise NotSupported("This server does not support reranking. Start it with `--reranking`")
     body = await read_object(request)
     fields = Fields(body)
@@ -35,9 +35,9 @@ async def rerank(request: web.Request) -> web.StreamResponse:
     top_n = fields.integer("top_n", default=len(documents), low=0)
     as_tei = "texts" in body
     return_text = as_tei and fields.boolean("return_text", default=False)
-    async with serving.engine.use() as loaded:
+    async with worker.engine.use() as loaded:
         template = loaded.info.rerank_template
-        prompts = await by_size(
+        prompts = await maybe_off_loop(
             len(query) + sum(map(len, documents)), lambda: rerank_prompts(query, documents, template, loaded.vocab)
         )
         results = await compute(loaded, [Embedding(tokens) for tokens in prompts])
@@ -48,7 +48,7 @@ async def rerank(request: web.Request) -> web.StreamResponse:
     n_tokens = sum(result.n_tokens for result in results)
     return json_response(
         {
-            "model": fields.string("model", default=serving.name),
+            "model": fields.string("model", default=worker.name),
             "object": "list",
             "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
             "results": [{"index": index, "relevance_score": score} for index, score in ranked],
@@ -56,8 +56,8 @@ async def rerank(request: web.Request) -> web.StreamResponse:
     )
 
 
-def _is_reranker(serving: Serving) -> bool:
-    settings = serving.settings
+def _is_reranker(worker: WorkerContext) -> bool:
+    settings = worker.settings
     return settings.reranking or (settings.embeddings and settings.pooling == "rank")
 
 

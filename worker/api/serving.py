@@ -1,7 +1,7 @@
 """What all handlers of a worker share: its settings, its engine, and what was learnt when the model was loaded.
 
-One `Serving` a process, made before the model is; `learn()` completes it. Handlers run only after that (before, the
-application answers 503), so they may rely on every part of it.
+One `WorkerContext` a process, made before the model is; `on_model_loaded()` completes it. Handlers run only after that
+(before, the application answers 503), so they may rely on every part of it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from llama_corral.presets.options.settings import Settings
 
 from ..chat.prompt import ChatFormat
 from ..chat.request import ChatDefaults
-from ..engine.runner import Engine, Loaded, ModelInfo
+from ..engine.runner import Engine, LoadedModel, ModelInfo
 from ..media.sources import media_loader
 from .answers.results import random_id
 from .request.defaults import chat_defaults, completion_defaults, template_source
@@ -31,7 +31,7 @@ from .request.params import CompletionParams
 
 
 @dataclass(frozen=True)
-class Learnt:
+class LoadedModelState:
     """What requests need of the model and what stays true while it sleeps."""
 
     engine: Engine
@@ -41,15 +41,15 @@ class Learnt:
 
 
 @dataclass
-class Serving:
+class WorkerContext:
     """Raises ConfigError for options of the HTTP side that cannot be."""
 
     settings: Settings
     environ: InitVar[Mapping[str, str]]
     build: str = BUILD_INFO
     started: int = field(default_factory=lambda: int(time.time()))
-    learnt: Learnt | None = None
-    variants: dict[str, Serving] = field(default_factory=dict)
+    loaded_state: LoadedModelState | None = None
+    variants: dict[str, WorkerContext] = field(default_factory=dict)
     """This model under other defaults, by the header that brought them; see `variants`."""
 
     def __post_init__(self, environ: Mapping[str, str]) -> None:
@@ -61,13 +61,13 @@ class Serving:
 
     @property
     def is_ready(self) -> bool:
-        return self.learnt is not None
+        return self.loaded_state is not None
 
     @property
-    def model(self) -> Learnt:
-        if self.learnt is None:
+    def model(self) -> LoadedModelState:
+        if self.loaded_state is None:
             raise RuntimeError("a handler ran before the model was ready")
-        return self.learnt
+        return self.loaded_state
 
     @property
     def engine(self) -> Engine:
@@ -103,12 +103,12 @@ class Serving:
         shown: dict[str, Any] = json.loads(text) if text else {}
         return shown
 
-    def keep(self, seconds: float) -> None:
+    def set_idle_timeout(self, seconds: float) -> None:
         """A request's wish how long the model stays when idle, negative for ever. A router sees to that itself."""
         if not self.has_router:
-            self.engine.keep(seconds)
+            self.engine.set_idle_timeout(seconds)
 
-    def learn(self, engine: Engine, loaded: Loaded) -> None:
+    def on_model_loaded(self, engine: Engine, loaded: LoadedModel) -> None:
         """Raises TemplateError when the chat template cannot be used, ConfigError when its file cannot be read."""
         info, vocab = loaded.info, loaded.vocab
         chat = ChatFormat(
@@ -123,7 +123,9 @@ class Serving:
         )
         defaults = completion_defaults(self.settings, info.metadata, info.drafts)
         marker = loaded.media.marker if loaded.media else self.media_marker
-        self.learnt = Learnt(engine, chat, replace(chat_defaults(self.settings), media_marker=marker), defaults)
+        self.loaded_state = LoadedModelState(
+            engine, chat, replace(chat_defaults(self.settings), media_marker=marker), defaults
+        )
 
 
-SERVING = web.AppKey("serving", Serving)
+WORKER_CONTEXT = web.AppKey("serving", WorkerContext)

@@ -14,7 +14,7 @@ from llama_corral.common.web.application import json_response, query_text, read_
 from llama_corral.common.web.json_fields import Fields
 from llama_corral.common.web.safe_names import is_safe_name
 
-from .serving import SERVING
+from .serving import WORKER_CONTEXT
 
 
 def check_directory(directory: str) -> None:
@@ -23,19 +23,19 @@ def check_directory(directory: str) -> None:
 
 
 async def act(request: web.Request) -> web.StreamResponse:
-    serving = request.app[SERVING]
-    directory = serving.settings.slot_save_path
+    worker = request.app[WORKER_CONTEXT]
+    directory = worker.settings.slot_save_path
     if not directory:
         raise NotSupported("This server does not support slots action. Start it with `--slot-save-path`")
     id_slot, action = _slot_id(request.match_info["id_slot"]), query_text(request, "action")
     if action == "erase":
-        async with serving.engine.use() as loaded:
+        async with worker.engine.use() as loaded:
             return json_response({"id_slot": id_slot, "n_erased": await loaded.erase_slot(id_slot)})
     if action not in ("save", "restore"):
         raise InvalidRequest("Invalid action")
     name = await _file_name(request)
     path = Path(directory, name)
-    async with serving.engine.use() as loaded:
+    async with worker.engine.use() as loaded:
         if action == "save":
             done = await loaded.save_slot(id_slot, path)
             counts = {"n_saved": done.n_tokens, "n_written": done.n_bytes, "timings": {"save_ms": done.milliseconds}}

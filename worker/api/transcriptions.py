@@ -18,7 +18,7 @@ from llama_corral.common.web.json_fields import Fields
 from .completions import answer_chat
 from .openai_transcription import OpenAITranscription
 from .request.forms import FORM, Form, read_form
-from .variants import serving_of
+from .variants import context_of
 
 INSTRUCTION = "Transcribe audio to text"
 LFM2_INSTRUCTION = "Perform ASR."
@@ -27,14 +27,14 @@ _LFM2_MARK = "<|tool_list_start|>"
 
 
 async def transcriptions(request: web.Request) -> web.StreamResponse:
-    serving = serving_of(request)
-    async with serving.engine.use() as loaded:
+    worker = context_of(request)
+    async with worker.engine.use() as loaded:
         if loaded.media is None or not loaded.media.audio:
             raise NotSupported("The current model does not support audio input.")
         form = await _read(request)
         if "file" not in form.files:
             raise InvalidRequest("No input file found for transcription")
-        body = chat_body(form.texts, loaded.media.marker, is_lfm2=_LFM2_MARK in serving.model.chat.source)
+        body = chat_body(form.texts, loaded.media.marker, is_lfm2=_LFM2_MARK in worker.model.chat.source)
         return await answer_chat(request, body, OpenAITranscription, files=[form.files.pop("file")])
 
 

@@ -7,21 +7,21 @@ from llama_corral.common.web.application import json_response, read_object
 from llama_corral.common.web.json_fields import Fields, wrong_type
 
 from ..engine.llama.vocab import Vocab
-from .request.prompts import by_size, checked_token, n_characters, tokenize_mixed
-from .serving import SERVING
+from .request.prompts import checked_token, maybe_off_loop, n_characters, tokenize_mixed
+from .serving import WORKER_CONTEXT
 
 
 async def tokenize(request: web.Request) -> web.StreamResponse:
-    serving = request.app[SERVING]
+    worker = request.app[WORKER_CONTEXT]
     body = await read_object(request)
     fields = Fields(body)
     content = body.get("content", "")
     add_special = fields.boolean("add_special", default=False)
     parse_special = fields.boolean("parse_special", default=True)
     with_pieces = fields.boolean("with_pieces", default=False)
-    async with serving.engine.use() as loaded:
+    async with worker.engine.use() as loaded:
         vocab = loaded.vocab
-        tokens = await by_size(
+        tokens = await maybe_off_loop(
             n_characters(content),
             lambda: tokenize_mixed(content, vocab, add_special=add_special, parse_special=parse_special),
         )
@@ -40,11 +40,13 @@ def _piece(token: int, vocab: Vocab) -> str | list[int]:
 
 
 async def detokenize(request: web.Request) -> web.StreamResponse:
-    serving = request.app[SERVING]
+    worker = request.app[WORKER_CONTEXT]
     tokens = (await read_object(request)).get("tokens") or []
     if not isinstance(tokens, list):
         raise wrong_type("tokens", "array", tokens)
-    async with serving.engine.use() as loaded:
+    async with worker.engine.use() as loaded:
         vocab = loaded.vocab
-        pieces = await by_size(len(tokens), lambda: vocab.join([checked_token(token, vocab) for token in tokens]))
+        pieces = await maybe_off_loop(
+            len(tokens), lambda: vocab.join([checked_token(token, vocab) for token in tokens])
+        )
     return json_response({"content": pieces.decode("utf-8", "replace")})

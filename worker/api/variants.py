@@ -1,6 +1,6 @@
 """The serving of one request: the worker's own, or that of a preset which shares the worker and has other defaults.
 
-Handlers ask `serving_of`. The router names a preset's defaults in a header (`presets/variants.py`); each is worked out
+Handlers ask `context_of`. The router names a preset's defaults in a header (`presets/variants.py`); each is worked out
 once and remembered. Only a router is believed: a worker by itself takes no such header.
 """
 
@@ -19,40 +19,40 @@ from llama_corral.presets.options.table import OPTIONS
 from llama_corral.presets.variants import DEFAULTS_HEADER, layer_of, read_header
 
 from .request.defaults import chat_defaults, completion_defaults
-from .serving import SERVING, Serving
+from .serving import WORKER_CONTEXT, WorkerContext
 
-MOST_KEPT = 256
+MAX_VARIANTS = 256
 """Each is some KB; presets that were edited leave theirs behind."""
 
 
-def serving_of(request: web.Request) -> Serving:
-    serving = request.app[SERVING]
+def context_of(request: web.Request) -> WorkerContext:
+    worker = request.app[WORKER_CONTEXT]
     text = request.headers.get(DEFAULTS_HEADER)
-    if text is None or not serving.has_router or not serving.is_ready:
-        return serving
-    found = serving.variants.get(text)
+    if text is None or not worker.has_router or not worker.is_ready:
+        return worker
+    found = worker.variants.get(text)
     if found is None:
-        if len(serving.variants) >= MOST_KEPT:
-            serving.variants.clear()
-        found = serving.variants[text] = _variant(serving, text)
+        if len(worker.variants) >= MAX_VARIANTS:
+            worker.variants.clear()
+        found = worker.variants[text] = _variant(worker, text)
     return found
 
 
-def _variant(serving: Serving, text: str) -> Serving:
+def _variant(worker: WorkerContext, text: str) -> WorkerContext:
     defaults = read_header(text)
     try:
         given = check(layer_of(defaults))
-        settings = _changed(serving.settings, given, defaults.name)
+        settings = _changed(worker.settings, given, defaults.name)
         chat = chat_defaults(settings)
-        completion = completion_defaults(settings, serving.info.metadata)
+        completion = completion_defaults(settings, worker.info.metadata)
     except ConfigError as error:
         raise ServerFault(f"model '{defaults.name}' cannot be used: {error}") from None
-    model = serving.model
+    model = worker.model
     chat = replace(chat, media_marker=model.chat_defaults.media_marker, system_prompt=defaults.system_prompt)
-    variant = copy.copy(serving)
+    variant = copy.copy(worker)
     vars(variant).pop("name", None)  # worked out anew
     variant.settings = settings
-    variant.learnt = replace(model, chat_defaults=chat, defaults=completion)
+    variant.loaded_state = replace(model, chat_defaults=chat, defaults=completion)
     return variant
 
 

@@ -14,18 +14,18 @@ from typing import Any
 from llama_corral.common.base.errors import InvalidRequest, NotSupported
 
 from .constraints.response_format import completion_fields, plain_fields
-from .constraints.tool_grammar import Around, tool_fields
+from .constraints.tool_grammar import GrammarContext, tool_fields
 from .content import join_parts
 from .formats.channel_marks import EVERYONE
 from .formats.families import answer_format
 from .formats.formats import AnswerFormat, Span, first_mark
 from .messages import shaped
 from .parsing.channels import with_thinking
-from .parsing.reply import PLAIN, Reply
+from .parsing.reply import PLAIN, ReplyFormat
 from .request import ChatRequest
 from .template.capabilities import Capabilities, preserve_reasoning, probe, takes_user_after_result
-from .template.template import CHATML, MOST_SECONDS, ChatTemplate, TemplateError, TemplateSlow
-from .template.turns import Delimiter, detect_delimiters
+from .template.template import CHATML, MAX_SECONDS, ChatTemplate, TemplateError, TemplateSlow
+from .template.turns import TurnDelimiter, detect_delimiters
 from .tool_turns import one_call_at_a_time, users_in_results, with_tool_responses
 
 log = logging.getLogger("corral.worker")
@@ -42,17 +42,17 @@ class RenderedPrompt:
     generation_prompt: str  # the part of it that opens the answer
     prefill: str = ""
     fields: Mapping[str, Any] = field(default_factory=dict)  # of the completion, beside what the request says itself
-    reply: Reply = PLAIN
+    reply: ReplyFormat = PLAIN
 
 
 @dataclass(frozen=True, slots=True)
-class _Variant:
+class _TemplateVariant:
     """A template, and what is known of it."""
 
     template: ChatTemplate
     capabilities: Capabilities
     form: AnswerFormat
-    delimiters: tuple[Delimiter, ...]
+    delimiters: tuple[TurnDelimiter, ...]
     user_after_result: bool  # it takes a user's message right behind a tool's
 
 
@@ -83,12 +83,12 @@ class ChatFormat:
         self._for_tools = self._tool_variant()
         self.capabilities = self._main.capabilities if self._main else Capabilities()
 
-    def _variant(self, source: str) -> _Variant:
+    def _variant(self, source: str) -> _TemplateVariant:
         template = ChatTemplate(source, *self._tokens)
         with template.examined():
             capabilities = probe(template)
             form = answer_format(template, capabilities) if self._parses else AnswerFormat()
-            return _Variant(
+            return _TemplateVariant(
                 template,
                 capabilities,
                 form,
@@ -96,7 +96,7 @@ class ChatFormat:
                 takes_user_after_result(template, capabilities),
             )
 
-    def _tool_variant(self) -> _Variant | None:
+    def _tool_variant(self) -> _TemplateVariant | None:
         if not self.tool_source or self.tool_source == self.source:
             return self._main
         try:
@@ -113,7 +113,7 @@ class ChatFormat:
 
     def render(self, request: ChatRequest, builtin: ApplyBuiltin) -> RenderedPrompt:
         try:
-            return self._render(request, builtin, MOST_SECONDS)
+            return self._render(request, builtin, MAX_SECONDS)
         except TemplateError as error:
             raise InvalidRequest(str(error)) from None
 
@@ -132,7 +132,7 @@ class ChatFormat:
 
     # -- Jinja ---------------------------------------------------------------------------------------------------------
 
-    def _jinja(self, variant: _Variant, request: ChatRequest, seconds: float) -> RenderedPrompt:
+    def _jinja(self, variant: _TemplateVariant, request: ChatRequest, seconds: float) -> RenderedPrompt:
         write = self._writer(variant, request, seconds)
         opened, closed = write(True), write(False)
         generation_prompt, form = _added(closed, opened), variant.form
@@ -146,7 +146,7 @@ class ChatFormat:
             prompt = RenderedPrompt(opened if request.add_generation_prompt else closed, generation_prompt)
             template_part = _before_thoughts(generation_prompt, form)
             opening = generation_prompt[len(template_part) :] if request.add_generation_prompt else ""
-        reply = Reply(
+        reply = ReplyFormat(
             form=form,
             tools=request.tools.usable,
             opening=opening,
@@ -154,7 +154,7 @@ class ChatFormat:
             wrapped_json=request.response_format is not None,
             shows_opening=request.continued is None or request.shows_prefill,
         )
-        around = Around(
+        context = GrammarContext(
             template_part,
             opening,
             form.reasoning,
@@ -164,9 +164,9 @@ class ChatFormat:
             next_calls=form.between_calls,
             wakes=form.style != "channels",
         )
-        return replace(prompt, reply=reply, fields=_fields(request, variant, around, prompt.generation_prompt))
+        return replace(prompt, reply=reply, fields=_fields(request, variant, context, prompt.generation_prompt))
 
-    def _writer(self, variant: _Variant, request: ChatRequest, seconds: float) -> Callable[[bool], str]:
+    def _writer(self, variant: _TemplateVariant, request: ChatRequest, seconds: float) -> Callable[[bool], str]:
         keep_developer = "<|channel|>" in variant.template.source  # gpt-oss knows both roles
         messages = shaped(request.messages, variant.capabilities, keep_developer=keep_developer)
         if variant.form.style == "channels":
@@ -184,7 +184,7 @@ class ChatFormat:
                 messages,
                 add_generation_prompt=add_generation_prompt,
                 tools=request.tools.shown,
-                variables={"enable_thinking": self._thinks, **_spelled_out(request.variables)},
+                variables={"enable_thinking": self._thinks, **_with_aliases(request.variables)},
                 seconds=seconds,
             )
             if turn_end and add_generation_prompt and text.endswith(turn_end):
@@ -221,14 +221,16 @@ class ChatFormat:
         text = opened + prefill if request.continued or request.add_generation_prompt else closed
         form = request.response_format
         fields = plain_fields(form) if form else {}
-        reply = Reply(opening=prefill, shows_opening=request.shows_prefill)
+        reply = ReplyFormat(opening=prefill, shows_opening=request.shows_prefill)
         return RenderedPrompt(text, _added(closed, opened) + prefill, prefill, fields, reply)
 
     def capabilities_json(self) -> dict[str, bool]:
         return asdict(self.capabilities)
 
 
-def _fields(request: ChatRequest, variant: _Variant, around: Around, generation_prompt: str) -> Mapping[str, Any]:
+def _fields(
+    request: ChatRequest, variant: _TemplateVariant, context: GrammarContext, generation_prompt: str
+) -> Mapping[str, Any]:
     fields: dict[str, Any] = {"generation_prompt": generation_prompt}
     fields["message_delimiters"] = [{"role": found.role, "delimiter": found.text} for found in variant.delimiters]
     if variant.form.marks:
@@ -238,13 +240,13 @@ def _fields(request: ChatRequest, variant: _Variant, around: Around, generation_
         fields["reasoning_budget_end_tags"] = _thought_ends(variant.form, variant.form.reasoning)
     tools = request.tools
     if request.response_format is not None:
-        fields |= completion_fields(request.response_format, around, generation_prompt)
+        fields |= completion_fields(request.response_format, context, generation_prompt)
     elif tools.usable and not variant.form.calls and tools.choice == "required":
         raise InvalidRequest("Field 'tool_choice': this chat template has no tool calls that could be required")
     elif tools.usable and variant.form.calls:
         parallel = variant.capabilities.supports_parallel_tool_calls if tools.parallel is None else tools.parallel
         fields |= tool_fields(
-            variant.form.calls, tools.usable, around, required=tools.choice == "required", parallel=parallel
+            variant.form.calls, tools.usable, context, required=tools.choice == "required", parallel=parallel
         )
     return fields
 
@@ -286,7 +288,7 @@ def _added(closed: str, opened: str) -> str:
     return opened[shared:]
 
 
-def _spelled_out(variables: Mapping[str, Any]) -> Mapping[str, Any]:
+def _with_aliases(variables: Mapping[str, Any]) -> Mapping[str, Any]:
     """Templates ask for the same thing under different names."""
     spelled = dict(variables)
     if isinstance(keep := variables.get("preserve_reasoning"), bool):

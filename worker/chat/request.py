@@ -16,7 +16,7 @@ from ..media.sources import MediaSource
 from .constraints.response_format import ResponseFormat, read_response_format
 from .content import ContentReader, has_media, join_parts
 from .messages import Message, read_messages
-from .tools import NO_TOOLS, Tools, read_tools
+from .tools import NO_TOOLS, ToolSet, read_tools
 
 SYSTEM_ROLES = ("system", "developer")
 REASONING_FORMATS = ("none", "auto", "deepseek", "deepseek-legacy")
@@ -32,7 +32,7 @@ class ChatRequest:
     shows_prefill: bool  # the stream begins with its text
     variables: Mapping[str, Any]
     response_format: ResponseFormat | None = None
-    tools: Tools = NO_TOOLS
+    tools: ToolSet = NO_TOOLS
     continues: Continued = "content"
     separate_reasoning: bool = True
     media: tuple[MediaSource, ...] = ()  # whose places are marked in the messages, in this order

@@ -14,7 +14,7 @@ _CHOICES: tuple[Choice, ...] = ("auto", "none", "required")
 
 
 @dataclass(frozen=True, slots=True)
-class Tool:
+class FunctionTool:
     name: str
     description: str
     parameters: Mapping[str, Any]
@@ -28,14 +28,14 @@ class Tool:
 
 
 @dataclass(frozen=True, slots=True)
-class Tools:
-    offered: tuple[Tool, ...] = ()
+class ToolSet:
+    offered: tuple[FunctionTool, ...] = ()
     choice: Choice = "auto"
     only: str = ""  # the one function that has to be called
     parallel: bool | None = None  # None: as the template can
 
     @property
-    def usable(self) -> tuple[Tool, ...]:
+    def usable(self) -> tuple[FunctionTool, ...]:
         """Those that may be called; the template shows all."""
         if self.choice == "none":
             return ()
@@ -46,10 +46,10 @@ class Tools:
         return [tool.shown for tool in self.offered]
 
 
-NO_TOOLS = Tools()
+NO_TOOLS = ToolSet()
 
 
-def read_tools(fields: Fields) -> Tools:
+def read_tools(fields: Fields) -> ToolSet:
     _, given = fields.find("tools")
     if given is not None and not isinstance(given, list):
         raise wrong_type("tools", "array", given)
@@ -62,7 +62,7 @@ def read_tools(fields: Fields) -> Tools:
     _, parallel = fields.find("parallel_tool_calls")
     if parallel is not None:
         parallel = fields.boolean("parallel_tool_calls", default=True)
-    return Tools(tools, choice, only, parallel)
+    return ToolSet(tools, choice, only, parallel)
 
 
 def _read_choice(value: object) -> tuple[Choice, str]:
@@ -80,7 +80,7 @@ def _read_choice(value: object) -> tuple[Choice, str]:
     return "auto", ""
 
 
-def _read_tool(item: object) -> Tool:
+def _read_tool(item: object) -> FunctionTool:
     if not isinstance(item, dict):
         raise InvalidRequest(f"Field 'tools': entries must be objects, but one is {json_type(item)}")
     if item.get("type") != "function":
@@ -98,7 +98,7 @@ def _read_tool(item: object) -> Tool:
         "type": "function",
         "function": {"name": function["name"], "description": description, "parameters": parameters},
     }
-    return Tool(function["name"], description, parameters, shown)
+    return FunctionTool(function["name"], description, parameters, shown)
 
 
 def may_be_text(schema: object) -> bool:

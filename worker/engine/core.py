@@ -14,24 +14,24 @@ from typing import Any
 from llama_corral.common.base.errors import ApiError, ServerFault
 
 from .adapters.lora import Adapters
-from .batching.decode import Compute, Computed, DraftRun, Filled, Lost
+from .batching.decode import BatchDecoder, DecodedRows, DecodeFailed, DraftRun, PreparedBatch
 from .batching.jobs import EmbeddingTask, GenerationTask, Job, tasks_of
 from .batching.media_tokens import text_of
-from .batching.scheduler import BatchPlan, History, Work, choose_slot, plan
+from .batching.scheduler import BatchPlan, GroupHistory, SlotWork, choose_slot, plan
 from .batching.slots import Slot, SlotState
-from .cache.context_shift import shift, tokens_kept
+from .cache.context_shift import n_tokens_kept, shift
 from .cache.disk_cache import DiskCache
-from .cache.slot_memory import Memory
+from .cache.slot_memory import SlotCache
 from .counters import Counters
 from .llama.context import Context
 from .llama.embedding import embedded
 from .llama.model import Model
-from .media.encoder import Encoding
+from .media.encoder import MediaEncoder
 from .messages import Begun, Event, Failed, Generation, Progress
 from .sampling.probabilities import probabilities
 from .slot_actions import SlotAction
 from .speculative.speculative import Speculation
-from .work import limits_of, work_of
+from .work import limits_of, slot_work
 
 log = logging.getLogger("corral.engine")
 
@@ -44,24 +44,24 @@ class Core:
         model: Model,
         context: Context,
         adapters: Adapters,
-        encoding: Encoding | None,
+        media_encoder: MediaEncoder | None,
         drafts: Speculation,
         deliver: Deliver,
         counters: Counters,
         disk: DiskCache | None = None,
     ) -> None:
-        self.model, self.context, self.adapters, self.drafts = model, context, adapters, drafts
+        self.model, self.context, self.adapters, self.speculation = model, context, adapters, drafts
         self.options = model.options
         self.slots = [Slot(i, context.n_ctx_slot) for i in range(self.options.n_slots)]
-        self.compute = Compute(context, adapters, self.slots)
-        self.memory = Memory(model, context, adapters, self.slots, disk)
-        self.encoding = encoding
+        self.decoder = BatchDecoder(context, adapters, self.slots)
+        self.slot_cache = SlotCache(model, context, adapters, self.slots, disk)
+        self.media_encoder = media_encoder
         self.waiting: deque[Job] = deque()
         self._actions: list[SlotAction[Any]] = []
         self.published = counters.copy()
         """The counters as of the last step, for other threads."""
         self._counters = counters
-        self._history = History()
+        self._history = GroupHistory()
         self._shifts = self.options.context_shift and context.can_shift
         if self.options.context_shift and not self._shifts:
             log.warning("the context of this model cannot be shifted: an answer ends when the context is full")
@@ -78,7 +78,7 @@ class Core:
     def submit(self, job: Job) -> None:
         self.waiting.append(job)
 
-    def act(self, action: SlotAction[Any]) -> None:
+    def run_on_slot(self, action: SlotAction[Any]) -> None:
         """As soon as its slot is idle, before other requests get it."""
         self._actions.append(action)
 
@@ -106,7 +106,7 @@ class Core:
             action.fail(error)
         self._actions.clear()
         for slot in self.slots:
-            self.memory.clear(slot)
+            self.slot_cache.clear(slot)
         self._emit()
 
     def step(self) -> None:
@@ -114,20 +114,20 @@ class Core:
         self._act_on_idle_slots()
         self._admit()
         self._shift_full_contexts()
-        self.drafts.propose(self.slots, self.compute.n_prompt_beside_streams)
-        batch_plan = plan(self._work(), limits_of(self.model, self.context, self.compute), self._history)
-        pending = self.memory.is_fetching or (self.encoding is not None and self.encoding.pending)
+        self.speculation.propose(self.slots, self.decoder.n_prompt_with_streams)
+        batch_plan = plan(self._work(), limits_of(self.model, self.context, self.decoder), self._history)
+        pending = self.slot_cache.is_reading_disk or (self.media_encoder is not None and self.media_encoder.pending)
         self.stalled = batch_plan is None and not self._events and pending
         if batch_plan is not None:
             self._history = self._history.after(batch_plan.group)
-            filled = self._fill(batch_plan)
+            prepared = self._fill(batch_plan)
             try:
-                for part in self.compute.decode(filled, self.memory.forget_idle_slot):
-                    self._account(filled, part)
-                    self.drafts.computed(filled, part)
-                    self._sample(filled, part)
-            except Lost as error:
-                self._lose(error)
+                for part in self.decoder.decode(prepared, self.slot_cache.clear_idle_slot):
+                    self._update_counters(prepared, part)
+                    self.speculation.on_computed(prepared, part)
+                    self._sample(prepared, part)
+            except DecodeFailed as error:
+                self._fail_batch(error)
         self._emit()
 
     def _act_on_idle_slots(self) -> None:
@@ -137,31 +137,31 @@ class Core:
                 self._actions.remove(action)
                 action.run(slot)
 
-    def _fill(self, batch_plan: BatchPlan) -> Filled:
-        if batch_plan.kind == "media" and self.encoding is not None:
-            return self.encoding.fill(batch_plan, self.slots, self.compute)
-        self.memory.make_checkpoints(batch_plan.prompts)
-        return self.compute.fill(batch_plan)
+    def _fill(self, batch_plan: BatchPlan) -> PreparedBatch:
+        if batch_plan.kind == "media" and self.media_encoder is not None:
+            return self.media_encoder.fill(batch_plan, self.slots, self.decoder)
+        self.slot_cache.make_checkpoints(batch_plan.prompts)
+        return self.decoder.fill(batch_plan)
 
     # -- admit ---------------------------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
         """First those who want a certain slot, then in order of arrival. Who needs several slots holds up the rest."""
-        for slot in self.memory.done_waiting():
+        for slot in self.slot_cache.waiters_ready():
             self._begin_prompt(slot)
         if not self.waiting or self._n_busy == len(self.slots):
             return
         bound = [job for job in self.waiting if job.id_slot >= 0]
         for job in bound + [job for job in self.waiting if job.id_slot < 0]:
-            if self._place(job):
+            if self._assign_slots(job):
                 self.waiting.remove(job)
-            elif job.n_choices > 1 or self._n_busy == len(self.slots) or self.memory.is_fetching:
+            elif job.n_choices > 1 or self._n_busy == len(self.slots) or self.slot_cache.is_reading_disk:
                 return
 
-    def _place(self, job: Job) -> bool:
+    def _assign_slots(self, job: Job) -> bool:
         prompt = job.request.tokens
         try:
-            job.activation = self.adapters.activation(job.request, in_pieces=self._in_pieces(job))
+            job.activation = self.adapters.activation(job.request, in_pieces=self._may_split_prompt(job))
         except ApiError as error:
             self._fail(job, error)
             return True
@@ -170,7 +170,7 @@ class Core:
         others = [slot for slot in self.slots if slot.idle and slot.id != chosen][: job.n_choices - 1]
         if chosen is None or len(others) < job.n_choices - 1:
             return False
-        if not self.memory.fetched(job, facts[chosen]):
+        if not self.slot_cache.start_or_poll_disk_read(job, facts[chosen]):
             return False
         try:
             tasks = tasks_of(job, self.model.vocab, self.options.n_predict, self.options.special)
@@ -178,12 +178,12 @@ class Core:
             self._fail(job, error)
             return True
         first = self.slots[chosen]
-        self.memory.exchange(first, job, facts[chosen])
+        self.slot_cache.swap_prompt(first, job, facts[chosen])
         for slot, task in zip((first, *others), tasks, strict=True):
             slot.begin(task)
             self._n_busy += 1
         self._begin_prompt(first)
-        self.memory.save_idle_slots()
+        self.slot_cache.save_idle_slots()
         return True
 
     def _begin_prompt(self, slot: Slot) -> None:
@@ -191,14 +191,14 @@ class Core:
         task = slot.task
         assert task is not None
         job = task.job
-        if not self.memory.share(slot, job):
+        if not self.slot_cache.share_prefix(slot, job):
             return
-        n_past = self.memory.recall(slot, job)
-        slot.move(SlotState.PROMPT)
+        n_past = self.slot_cache.reuse_prefix(slot, job)
+        slot.transition_to(SlotState.PROMPT)
         if not isinstance(task, GenerationTask):
             return
-        if self.encoding is not None:
-            self.encoding.begin(slot, task)
+        if self.media_encoder is not None:
+            self.media_encoder.begin(slot, task)
         self._counters.prompt_tokens_cached += n_past
         task.choice.clock.begin(time.monotonic(), n_past)
         if task.request.stream:
@@ -215,30 +215,30 @@ class Core:
             if task.job.n_choices > 1:
                 self._fail(task.job, ServerFault("context shift cannot be used for shared prompt"))
                 continue
-            if not self.memory.own_cells(slot):
+            if not self.slot_cache.make_cells_private(slot):
                 self._fail(task.job, ServerFault("Context size has been exceeded."))
                 continue
-            n_keep = tokens_kept(task.request.n_keep, len(task.prompt), self.model.vocab.add_bos)
+            n_keep = n_tokens_kept(task.request.n_keep, len(task.prompt), self.model.vocab.add_bos)
             begin, end = shift(slot, self.context, n_keep, task.request.n_discard)
-            self.drafts.shifted(slot, begin, end)
+            self.speculation.on_shifted(slot, begin, end)
             task.choice.truncated = True
             log.debug("slot %d: context shift, positions %d to %d are forgotten", slot.id, begin, end)
 
     # -- plan ----------------------------------------------------------------------------------------------------------
 
-    def _work(self) -> Sequence[Work]:
-        work, failures = work_of(self.slots, self.context, self.memory, self.encoding)
+    def _work(self) -> Sequence[SlotWork]:
+        work, failures = slot_work(self.slots, self.context, self.slot_cache, self.media_encoder)
         for task, error in failures:
             self._fail(task.job, ServerFault(str(error)))
         return work
 
-    def _in_pieces(self, job: Job) -> bool:
+    def _may_split_prompt(self, job: Job) -> bool:
         """Whether its prompt may be cut into several batches."""
         return isinstance(job.request, Generation) or self.context.embeds_in_pieces
 
     # -- decode --------------------------------------------------------------------------------------------------------
 
-    def _account(self, filled: Filled, part: Computed) -> None:
+    def _update_counters(self, prepared: PreparedBatch, part: DecodedRows) -> None:
         counters = self._counters
         counters.decodes += 1
         counters.busy_slots += self._n_busy
@@ -248,31 +248,31 @@ class Core:
         counters.prompt_tokens += part.n_prompt
         counters.prompt_seconds += part.seconds
         now = time.monotonic()
-        for run in filled.prompts:
+        for run in prepared.prompts:
             task = run.slot.task
             if isinstance(task, GenerationTask) and run.row < part.end and part.begin < run.row + run.n:
                 task.choice.clock.prompt_advanced(now, len(run.slot.tokens))
                 self._report_progress(run.slot, task)
 
-    def _lose(self, error: Lost) -> None:
+    def _fail_batch(self, error: DecodeFailed) -> None:
         """How much of the batch was computed is unknown: everyone at work ends here, their slots forget everything."""
         log.error("%s (llama_decode returned %d)", error, error.result)
         busy = [slot for slot in self.slots if not slot.idle]
         for job in self._jobs():
             self._fail(job, ServerFault(str(error)))
         for slot in busy:
-            self.memory.clear(slot)
+            self.slot_cache.clear(slot)
 
     # -- sample --------------------------------------------------------------------------------------------------------
 
-    def _sample(self, filled: Filled, part: Computed) -> None:
-        drafts = {run.slot.id: run for run in filled.drafts}
-        for row, slot in enumerate(filled.streams[part.begin : part.end]):
+    def _sample(self, prepared: PreparedBatch, part: DecodedRows) -> None:
+        drafts = {run.slot.id: run for run in prepared.drafts}
+        for row, slot in enumerate(prepared.streams[part.begin : part.end]):
             if slot.id in drafts:
                 self._verify(slot, row, drafts[slot.id])
             else:
                 self._sample_slot(slot, row)
-        for run in filled.prompts:
+        for run in prepared.prompts:
             row = run.row + run.n - 1 - part.begin
             if not run.completes or not 0 <= row < part.end - part.begin:
                 continue
@@ -282,22 +282,22 @@ class Core:
             elif task is not None:
                 for slot in self._start_choices(run.slot, task):
                     self._sample_slot(slot, row)
-        for slot in self.drafts.settle() if drafts else ():
-            self._forget(slot)
+        for slot in self.speculation.finish_step() if drafts else ():
+            self._clear_slot(slot)
 
     def _start_choices(self, first: Slot, task: GenerationTask) -> list[Slot]:
         """The prompt has just been computed: all choices begin, sharing what is in the first one's slot."""
-        first.move(SlotState.GENERATING)
-        if self.encoding is not None:
-            self.encoding.end(task.job)
+        first.transition_to(SlotState.GENERATING)
+        if self.media_encoder is not None:
+            self.media_encoder.end(task.job)
         text = text_of(first.tokens)
         task.sampler.prime(text)
         started = [first]
         for slot in self.slots if task.job.n_choices > 1 else ():
             other = slot.task
             if slot.state is SlotState.WAITING and isinstance(other, GenerationTask) and other.job is task.job:
-                self.memory.copy(first, slot)
-                slot.move(SlotState.GENERATING)
+                self.slot_cache.copy(first, slot)
+                slot.transition_to(SlotState.GENERATING)
                 other.choice.clock = task.choice.clock.copy()
                 other.sampler.prime(text)
                 started.append(slot)
@@ -307,16 +307,16 @@ class Core:
         task = slot.task
         if isinstance(task, GenerationTask):
             task.choice.clock.n_drafted += len(run.tokens)
-        n_accepted, is_cut = self.drafts.verify(slot, row, run, self._sample_slot)
+        n_accepted, is_cut = self.speculation.verify(slot, row, run, self._sample_slot)
         self._counters.add_drafts(1, len(run.tokens), [1] * n_accepted)
         if not is_cut:
-            self._forget(slot)
+            self._clear_slot(slot)
 
-    def _forget(self, slot: Slot) -> None:
+    def _clear_slot(self, slot: Slot) -> None:
         """What its sequence holds is unknown."""
         if slot.task is not None:
             self._fail(slot.task.job, ServerFault("Compute error."))
-        self.memory.clear(slot)
+        self.slot_cache.clear(slot)
 
     def _sample_slot(self, slot: Slot, row: int, guess: int | None = None, *, taken: bool = False) -> bool:
         """Whether the slot's next token is the one that was guessed; `taken`: it is to be, for benchmarks."""
@@ -326,7 +326,7 @@ class Core:
         choice, sampler = task.choice, task.sampler
         try:
             if taken and guess is not None:
-                token = sampler.pretend(self.context, row, guess)
+                token = sampler.force_token(self.context, row, guess)
             else:
                 token = sampler.sample(self.context, row)
             choice.clock.tick(time.monotonic(), guessed=token == guess)
@@ -352,8 +352,8 @@ class Core:
         self._release(slot)
 
     def _finish_embedding(self, slot: Slot, task: EmbeddingTask, rows: range) -> None:
-        if self.encoding is not None:
-            self.encoding.end(task.job)
+        if self.media_encoder is not None:
+            self.media_encoder.end(task.job)
         self._event(task.job, embedded(self.context, self.model, slot.id, rows, task.request))
         self._release(slot)
 
@@ -368,9 +368,9 @@ class Core:
         for slot in self.slots:
             if slot.task is not None and slot.task.job is job:
                 self._release(slot)
-        self.memory.leave(job)
-        if self.encoding is not None:
-            self.encoding.end(job)
+        self.slot_cache.forget_job(job)
+        if self.media_encoder is not None:
+            self.media_encoder.end(job)
 
     def _release(self, slot: Slot) -> None:
         task = slot.release(time.monotonic())
@@ -378,7 +378,7 @@ class Core:
         if isinstance(task, GenerationTask):
             self._counters.add_prediction(task.choice.clock.n_predicted, task.choice.clock.predicted_seconds)
         # an embedding's cells serve nobody, and the first choice's slot remembers for its siblings
-        self.memory.settle(slot, keeps=isinstance(task, GenerationTask) and not task.shares_prompt)
+        self.slot_cache.finish_task(slot, keeps=isinstance(task, GenerationTask) and not task.shares_prompt)
 
     # -- emit ----------------------------------------------------------------------------------------------------------
 

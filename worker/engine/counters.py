@@ -55,7 +55,7 @@ class Metrics:
         return self.totals.busy_slots / self.totals.decodes if self.totals.decodes else 0.0
 
 
-class Meter:
+class RateMeter:
     """Makes rates of totals; owned by the event loop."""
 
     def __init__(self) -> None:

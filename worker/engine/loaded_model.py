@@ -17,7 +17,7 @@ from llama_corral.common.base.errors import ContextExceeded, InvalidRequest, Not
 
 from .adapters.lora import AdapterInfo
 from .batching.jobs import Job
-from .batching.media_tokens import content_of, woven
+from .batching.media_tokens import content_of, with_media_tokens
 from .batching.slots import Slot
 from .cache.slot_files import SlotFile, save
 from .core import Core
@@ -34,14 +34,14 @@ _job_ids = itertools.count()
 T = TypeVar("T")
 
 
-class Loaded:
+class LoadedModel:
     """A model in memory. Valid only inside `use()`."""
 
     def __init__(self, core: Core, thread: EngineThread) -> None:
         self.core = core
         self.vocab: Vocab = core.model.vocab
         self.info = core.model.info(core.context.n_ctx_slot, core.context.pooling_name)
-        self.media: MediaSupport | None = core.encoding.projector.support if core.encoding else None
+        self.media: MediaSupport | None = core.media_encoder.projector.support if core.media_encoder else None
         self.info = replace(self.info, media=self.media)
         self._thread = thread
 
@@ -50,9 +50,9 @@ class Loaded:
 
         Raises InvalidRequest.
         """
-        if self.core.encoding is None:
+        if self.core.media_encoder is None:
             raise NotSupported("Multimodal data provided, but model does not support multimodal requests.")
-        return self.core.encoding.projector.tokenize(text, files)
+        return self.core.media_encoder.projector.tokenize(text, files)
 
     async def prepare_for_grammars(self) -> None:
         """Before a request with a grammar is submitted: else its first token makes all others wait for that."""
@@ -62,7 +62,7 @@ class Loaded:
         """Raises ApiError for what can be seen at once; later errors arrive as Failed."""
         self._check(request)
         if request.media:
-            request = replace(request, tokens=woven(request.tokens, request.media))
+            request = replace(request, tokens=with_media_tokens(request.tokens, request.media))
         job, core = Job(next(_job_ids), request, sink), self.core
         self._thread.post(lambda: core.submit(job))
         return Ticket(job, core, self._thread)
@@ -90,16 +90,16 @@ class Loaded:
         return await self._on_idle_slot(id_slot, lambda slot: save(slot, self.core.context, path))
 
     async def restore_slot(self, id_slot: int, path: Path) -> SlotFile:
-        read_media = self.core.encoding.projector.read_saved if self.core.encoding else None
-        return await self._on_idle_slot(id_slot, lambda slot: self.core.memory.restore(slot, path, read_media))
+        read_media = self.core.media_encoder.projector.read_saved if self.core.media_encoder else None
+        return await self._on_idle_slot(id_slot, lambda slot: self.core.slot_cache.restore(slot, path, read_media))
 
     async def erase_slot(self, id_slot: int) -> int:
         """The number of tokens it has forgotten."""
-        return await self._on_idle_slot(id_slot, self.core.memory.erase)
+        return await self._on_idle_slot(id_slot, self.core.slot_cache.erase)
 
     async def _on_idle_slot(self, id_slot: int, function: Callable[[Slot], T]) -> T:
         action: SlotAction[T] = SlotAction(id_slot, function, asyncio.get_running_loop().create_future())
-        self._thread.post(lambda: self.core.act(action))
+        self._thread.post(lambda: self.core.run_on_slot(action))
         return await action.result
 
     def apply_builtin_template(
@@ -136,10 +136,10 @@ class Loaded:
     def _check_media(self, request: Generation | Embedding) -> None:
         if not request.media:
             return
-        if self.core.encoding is None:
+        if self.core.media_encoder is None:
             raise NotSupported("Multimodal data provided, but model does not support multimodal requests.")
         context = self.core.context
-        if context.memory is None:
+        if context.kv_cache is None:
             raise NotSupported("This model cannot read images or audio: it remembers no part of its input")
         for content in map(content_of, request.media):
             n_tokens = content.token.n_tokens
@@ -152,7 +152,7 @@ class Loaded:
                 )
 
     def _check_generation(self, request: Generation) -> None:
-        if self.core.context.memory is None:
+        if self.core.context.kv_cache is None:
             raise ServerFault("the current context does not support logits computation. skipping")
         if self.info.has_encoder:  # its decoder asserts that the encoder has run
             raise NotSupported("This model needs an encoder's run before it generates, which is not supported")
@@ -176,7 +176,7 @@ class Ticket:
         if job.cancelled or job.done:
             return
         job.cancelled = True
-        core.compute.abort_if(lambda other: other.cancelled)
+        core.decoder.abort_if(lambda other: other.cancelled)
         self._thread.post(lambda: core.cancel(job))
 
     async def end_thoughts(self) -> bool:

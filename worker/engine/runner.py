@@ -14,18 +14,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llama_corral.common.base.errors import ServerFault, Unavailable
-from llama_corral.common.base.worker_reports import OnDevice, Report, Taken
+from llama_corral.common.base.worker_reports import DeviceUsage, MemoryUsage, WorkerReport
 
 from .adapters.lora import AdapterInfo
 from .batching.jobs import Job
-from .counters import Counters, Meter, Metrics
+from .counters import Counters, Metrics, RateMeter
 from .llama.devices import address_of, device_names, usual_devices
 from .llama.errors import LoadError
 from .llama.memory_log import allocations
 from .llama.model import MediaSupport, ModelInfo
 from .llama.options import from_settings
 from .llama.vocab import Vocab
-from .loaded_model import Loaded, Ticket
+from .loaded_model import LoadedModel, Ticket
 from .messages import Event
 from .slot_views import SlotView
 from .speculative.options import with_drafts
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
 __all__ = [
     "AdapterInfo",
     "Engine",
+    "EngineSnapshot",
     "LoadError",
-    "Loaded",
+    "LoadedModel",
     "MediaSupport",
     "Metrics",
     "ModelInfo",
     "SlotView",
-    "Snapshot",
     "Ticket",
     "Vocab",
 ]
@@ -54,7 +54,7 @@ log = logging.getLogger("corral.engine")
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class EngineSnapshot:
     """What is known without the model."""
 
     info: ModelInfo | None  # None until the first load
@@ -69,7 +69,7 @@ class Engine:
         self,
         settings: Settings,
         files: ModelFiles,
-        on_state: Callable[[Report], None],
+        on_state: Callable[[WorkerReport], None],
         media_marker: str = "<__media__>",
         disk: PrivateDirectory | None = None,
     ) -> None:
@@ -79,11 +79,11 @@ class Engine:
         self._files = files
         self._on_state = on_state
         self._thread = EngineThread(asyncio.get_running_loop(), _deliver, self._on_progress, disk)
-        self._loaded: Loaded | None = None
+        self._loaded: LoadedModel | None = None
         self._info: ModelInfo | None = None
         self._stages: list[str] = []
         self._totals = Counters()
-        self._meter = Meter()
+        self._meter = RateMeter()
         self._residency = asyncio.Lock()  # held while the model comes or goes
         self._holders = 0
         self._sleep_after = float(settings.sleep_idle_seconds)
@@ -102,7 +102,7 @@ class Engine:
         self._arm_timer()
 
     @asynccontextmanager
-    async def use(self) -> AsyncIterator[Loaded]:
+    async def use(self) -> AsyncIterator[LoadedModel]:
         """Holds the model in memory, waking it first if need be. Handlers hold it as long as their response flows."""
         self._holders += 1
         self._disarm_timer()
@@ -113,7 +113,7 @@ class Engine:
             if not self._holders:
                 self._arm_timer()
 
-    def keep(self, seconds: float) -> None:
+    def set_idle_timeout(self, seconds: float) -> None:
         """From now on the model sleeps after so many idle seconds, whatever the settings say; negative: never."""
         self._sleep_after = seconds
         if not self._holders:
@@ -134,7 +134,7 @@ class Engine:
             return
         async with self._residency:
             if self._loaded is not None:
-                self._loaded.core.compute.abort_if(lambda _: True)
+                self._loaded.core.decoder.abort_if(lambda _: True)
             self._totals, self._loaded = self._current_totals(), None
             await self._thread.call(self._thread.stop)
 
@@ -145,8 +145,8 @@ class Engine:
         return self._loaded is None and self._info is not None and not self._closed
 
     @property
-    def snapshot(self) -> Snapshot:
-        return Snapshot(self._info, self._current_totals(), self.is_sleeping)
+    def snapshot(self) -> EngineSnapshot:
+        return EngineSnapshot(self._info, self._current_totals(), self.is_sleeping)
 
     @property
     def progress(self) -> tuple[bool, int]:
@@ -163,7 +163,7 @@ class Engine:
 
     # -- sleep --------------------------------------------------------------------------------------------------------
 
-    async def _awake(self) -> Loaded:
+    async def _awake(self) -> LoadedModel:
         if self._info is None or self._closed:
             raise Unavailable("Loading model" if not self._closed else "The server is shutting down.")
         if self._loaded is None:
@@ -179,22 +179,22 @@ class Engine:
             if self._loaded is not None:
                 return
             log.info("waking up")
-            self._on_state(Report("loading"))
+            self._on_state(WorkerReport("loading"))
             try:
                 await self._load()
             except LoadError as error:
-                self._on_state(Report("sleeping"))  # the next request tries again
+                self._on_state(WorkerReport("sleeping"))  # the next request tries again
                 raise ServerFault(f"The model could not be loaded again: {error}") from error
-            self._on_state(Report("ready", memory=self.memory))
+            self._on_state(WorkerReport("ready", memory=self.memory_usage))
 
     @property
-    def memory(self) -> Taken:
+    def memory_usage(self) -> MemoryUsage:
         """What the model took when it was loaded last."""
         usual = usual_devices()
         used = allocations.device_bytes(device_names(), self._settings.device or usual)
-        parts = [OnDevice(name, size, address_of(name)) for name, size in used.items()]
-        parts += [OnDevice(name, 0) for name in usual if name not in used]  # nor is it woken for its address
-        return Taken(allocations.host_bytes, tuple(parts))
+        parts = [DeviceUsage(name, size, address_of(name)) for name, size in used.items()]
+        parts += [DeviceUsage(name, 0) for name in usual if name not in used]  # nor is it woken for its address
+        return MemoryUsage(allocations.host_bytes, tuple(parts))
 
     async def _load(self) -> None:
         allocations.clear()
@@ -202,7 +202,7 @@ class Engine:
         options = with_drafts(options, self._settings, self._files)
         self._stages = options.stages
         core = await self._thread.call(lambda: self._thread.load(options))
-        self._loaded = Loaded(core, self._thread)
+        self._loaded = LoadedModel(core, self._thread)
         self._info = self._loaded.info
 
     async def _sleep(self) -> None:
@@ -213,7 +213,7 @@ class Engine:
             self._totals = self._current_totals()
             self._loaded = None
             await self._thread.call(self._thread.unload)
-        self._on_state(Report("sleeping"))
+        self._on_state(WorkerReport("sleeping"))
 
     def _arm_timer(self) -> None:
         self._disarm_timer()
@@ -230,7 +230,7 @@ class Engine:
 
     def _on_progress(self, stage: str, value: float) -> None:
         if self._info is None:  # on waking up the report carries nothing
-            self._on_state(Report("loading", {"stages": self._stages, "current": stage, "value": value}))
+            self._on_state(WorkerReport("loading", {"stages": self._stages, "current": stage, "value": value}))
 
 
 def _deliver(events: list[tuple[Job, Event]]) -> None:

@@ -31,10 +31,10 @@ class SlotAction(Generic[T]):
         except ApiError as error:
             self.fail(error)
         else:
-            self._soon(lambda: self.result.set_result(value))
+            self._call_soon(lambda: self.result.set_result(value))
 
     def fail(self, error: ApiError) -> None:
-        self._soon(lambda: self.result.set_exception(error))
+        self._call_soon(lambda: self.result.set_exception(error))
 
-    def _soon(self, settle: Callable[[], Any]) -> None:
+    def _call_soon(self, settle: Callable[[], Any]) -> None:
         self.result.get_loop().call_soon_threadsafe(lambda: None if self.result.done() else settle())

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from .batching.jobs import GenerationTask
-from .batching.media_tokens import unweave
+from .batching.media_tokens import split_media_tokens
 from .batching.slots import Slot, SlotState
 from .core import Core
 
@@ -32,7 +32,7 @@ class SlotView:
 
 
 def slot_views(core: Core) -> list[SlotView]:
-    return [_view(slot, core.drafts.active) for slot in core.slots]
+    return [_view(slot, core.speculation.active) for slot in core.slots]
 
 
 def _view(slot: Slot, speculative: bool) -> SlotView:
@@ -41,7 +41,9 @@ def _view(slot: Slot, speculative: bool) -> SlotView:
     view = SlotView(slot.id, slot.n_ctx, slot.state is not SlotState.IDLE, speculative)
     if task is None:
         return view
-    view = replace(view, id_task=task.job.id, n_prompt_tokens=len(slot.tokens), prompt=tuple(unweave(task.prompt)[0]))
+    view = replace(
+        view, id_task=task.job.id, n_prompt_tokens=len(slot.tokens), prompt=tuple(split_media_tokens(task.prompt)[0])
+    )
     if not isinstance(task, GenerationTask):
         return view
     choice = task.choice

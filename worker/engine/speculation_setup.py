@@ -9,7 +9,7 @@ from dataclasses import replace
 from .llama.context import Context
 from .llama.errors import LoadError
 from .llama.model import Model
-from .llama.options import DraftOptions
+from .llama.options import SpeculationOptions
 from .speculative.drafter import Drafter
 from .speculative.model.draft_model import DraftModel
 from .speculative.model.mtp_head_setup import draft_head
@@ -29,7 +29,7 @@ def speculation(model: Model, context: Context, on_progress: Callable[[float], N
     options = model.options.drafts
     if options is None:
         return Speculation(context)
-    if context.memory is None:
+    if context.kv_cache is None:
         log.warning("speculative decoding not supported by this context")
         return Speculation(context)
     drafters: list[Drafter] = []
@@ -50,7 +50,7 @@ def speculation(model: Model, context: Context, on_progress: Callable[[float], N
 
 
 def _drafter(
-    kind: str, o: DraftOptions, model: Model, context: Context, on_progress: Callable[[float], None]
+    kind: str, o: SpeculationOptions, model: Model, context: Context, on_progress: Callable[[float], None]
 ) -> Drafter | None:
     if kind == "ngram-simple":
         return NgramSimple(o.ngram_simple)
@@ -68,7 +68,7 @@ def _drafter(
 
 
 def _draft_model(
-    o: DraftOptions, main: Model, context: Context, on_progress: Callable[[float], None]
+    o: SpeculationOptions, main: Model, context: Context, on_progress: Callable[[float], None]
 ) -> DraftModel | None:
     """A draft model with other tokens is of no use: as with llama-server, the main model works without it."""
     assert o.model is not None

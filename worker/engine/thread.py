@@ -30,7 +30,7 @@ from .counters import Counters
 from .llama.context import Context
 from .llama.model import Model
 from .llama.options import EngineOptions
-from .media.encoder import Encoding
+from .media.encoder import MediaEncoder
 from .speculation_setup import speculation
 
 log = logging.getLogger("corral.engine")
@@ -99,12 +99,12 @@ class EngineThread(threading.Thread):
         model = Model(options, lambda value: self._soon(self._on_progress, "text_model", value))
         context = drafts = None
         try:
-            with _beside(lambda: model.vocab.eog_tokens):
+            with _run_alongside(lambda: model.vocab.eog_tokens):
                 adapters = Adapters(model, self._scales)
                 context = Context(model)
                 apply_control_vectors(context)
             drafts = speculation(model, context, lambda value: self._soon(self._on_progress, "spec_model", value))
-            encoding = self._load_projector(model)
+            media_encoder = self._load_projector(model)
         except BaseException:
             if drafts is not None:
                 drafts.close()
@@ -115,13 +115,13 @@ class EngineThread(threading.Thread):
         if options.warmup:
             context.warm_up()
         deliver = partial(self._soon, self._deliver)
-        disk = self._disk(context, encoding)
-        self.core = Core(model, context, adapters, encoding, drafts, deliver, self._counters, disk)
+        disk = self._disk(context, media_encoder)
+        self.core = Core(model, context, adapters, media_encoder, drafts, deliver, self._counters, disk)
         return self.core
 
-    def _disk(self, context: Context, encoding: Encoding | None) -> DiskCache | None:
+    def _disk(self, context: Context, media_encoder: MediaEncoder | None) -> DiskCache | None:
         options = context.model.options
-        if self._directory is None or not options.disk_bytes or options.embeddings or context.memory is None:
+        if self._directory is None or not options.disk_bytes or options.embeddings or context.kv_cache is None:
             return None
         try:
             key = disk_key(options, context.n_ctx_slot)
@@ -129,10 +129,10 @@ class EngineThread(threading.Thread):
             log.warning("prompts are not kept on disk: %s", error)
             return None
         store = DiskStore(self._directory, options.disk_bytes)
-        read_media = encoding.projector.read_saved if encoding is not None else None
-        return DiskCache(store, key, read_media, lambda: self.post(_nothing))
+        read_media = media_encoder.projector.read_saved if media_encoder is not None else None
+        return DiskCache(store, key, read_media, lambda: self.post(_wake))
 
-    def _load_projector(self, model: Model) -> Encoding | None:
+    def _load_projector(self, model: Model) -> MediaEncoder | None:
         options = model.options.projector
         if options is None:
             return None
@@ -140,24 +140,24 @@ class EngineThread(threading.Thread):
 
         self._soon(self._on_progress, "mmproj_model", 0.0)
         projector = Projector(model, options, lambda value: self._soon(self._on_progress, "mmproj_model", value))
-        return Encoding(projector, lambda: self.post(_nothing))
+        return MediaEncoder(projector, lambda: self.post(_wake))
 
     def unload(self, *, for_good: bool = False) -> None:
         if self.core is not None:
             self._save(self.core, for_good)
             self.core.fail_all(ServerFault("The server is shutting down."))
             self._scales = self.core.adapters.scales
-            if self.core.encoding is not None:
-                self.core.encoding.close()
-            self.core.drafts.close()
+            if self.core.media_encoder is not None:
+                self.core.media_encoder.close()
+            self.core.speculation.close()
             self.core.context.close()
             self.core.model.close()
             self.core = None
-            _return_memory()
+            _trim_heap()
 
     def _save(self, core: Core, for_good: bool) -> None:
         try:
-            core.memory.save_to_disk(for_good=for_good)
+            core.slot_cache.save_to_disk(for_good=for_good)
         except Exception:  # nothing may keep a model from going
             log.exception("prompts could not be kept on disk")
 
@@ -191,7 +191,7 @@ class EngineThread(threading.Thread):
 
 
 @contextmanager
-def _beside(work: Callable[[], object]) -> Iterator[None]:
+def _run_alongside(work: Callable[[], object]) -> Iterator[None]:
     """Does what keeps the GIL while the block waits for calls that do not."""
     thread = threading.Thread(target=work, name="beside")
     thread.start()
@@ -201,7 +201,7 @@ def _beside(work: Callable[[], object]) -> Iterator[None]:
         thread.join()
 
 
-def _nothing() -> None:
+def _wake() -> None:
     """As a command it lets the engine look again."""
 
 
@@ -215,7 +215,7 @@ def _fail(future: asyncio.Future[T], error: Exception) -> None:
         future.set_exception(error)
 
 
-def _return_memory() -> None:
+def _trim_heap() -> None:
     """glibc keeps freed memory for itself unless told otherwise; a sleeping worker should not."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

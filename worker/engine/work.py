@@ -4,54 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .batching.decode import Compute
+from .batching.decode import BatchDecoder
 from .batching.jobs import GenerationTask, Task
 from .batching.media_tokens import chunk_at, content_of
-from .batching.scheduler import Kind, Limits, Work
+from .batching.scheduler import BatchLimits, Kind, SlotWork
 from .batching.slots import Slot, SlotState
-from .cache.slot_memory import Memory
+from .cache.slot_memory import SlotCache
 from .llama.context import Context
 from .llama.errors import EncodeError
 from .llama.model import Model
-from .media.encoder import Encoding
+from .media.encoder import MediaEncoder
 from .messages import MediaChunk
 
 Failure = tuple[Task, EncodeError]
 
 
-def work_of(
-    slots: Iterable[Slot], context: Context, memory: Memory, encoding: Encoding | None
-) -> tuple[Sequence[Work], Sequence[Failure]]:
+def slot_work(
+    slots: Iterable[Slot], context: Context, slot_cache: SlotCache, media_encoder: MediaEncoder | None
+) -> tuple[Sequence[SlotWork], Sequence[Failure]]:
     """And the tasks that cannot go on, because an image of theirs could not be read."""
-    work, failures = list[Work](), list[Failure]()
+    work, failures = list[SlotWork](), list[Failure]()
     for slot in slots:
         task = slot.task
         if task is None or slot.state is SlotState.WAITING:
             continue
         adapters = slot.activation.at(len(slot.tokens))
         generating = slot.state is SlotState.GENERATING
-        n_left = 0 if generating else memory.stretch(slot, len(task.prompt))
+        n_left = 0 if generating else slot_cache.next_prompt_length(slot, len(task.prompt))
         kind: Kind = "generation" if isinstance(task, GenerationTask) else "embedding"
         whole = kind == "embedding" and not context.embeds_in_pieces
         if chunk := None if generating else chunk_at(task.request.media, len(slot.tokens)):
             try:
-                if not _is_encoded(task, chunk, encoding):
+                if not _is_encoded(task, chunk, media_encoder):
                     continue
             except EncodeError as error:
                 failures.append((task, error))
                 continue
             kind, n_left, whole = "media", chunk.n_tokens - slot.media_done, content_of(chunk).non_causal
-        work.append(Work(slot.id, kind, n_left, whole, task.job.id, slot.last_turn, adapters, len(slot.draft)))
+        work.append(SlotWork(slot.id, kind, n_left, whole, task.job.id, slot.last_turn, adapters, len(slot.draft)))
     return work, failures
 
 
-def limits_of(model: Model, context: Context, compute: Compute) -> Limits:
+def limits_of(model: Model, context: Context, decoder: BatchDecoder) -> BatchLimits:
     # what a sliding window lets go of between two parts of a draft, no way back from it would restore
     n_with_drafts = context.n_ubatch if model.n_swa else context.n_batch
     mix = model.options.continuous_batching
-    return Limits(context.n_batch, compute.n_prompt_beside_streams, mix, n_with_drafts)
+    return BatchLimits(context.n_batch, decoder.n_prompt_with_streams, mix, n_with_drafts)
 
 
-def _is_encoded(task: Task, chunk: MediaChunk, encoding: Encoding | None) -> bool:
-    assert encoding is not None
-    return encoding.of(task.job, chunk) is not None
+def _is_encoded(task: Task, chunk: MediaChunk, media_encoder: MediaEncoder | None) -> bool:
+    assert media_encoder is not None
+    return media_encoder.get_or_start(task.job, chunk) is not None

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from .objects import object_rule
-from .rules import MAX_REPETITIONS, Rules, below, json_literal, repeated, rule_name
+from .rules import MAX_REPETITIONS, GrammarRules, below, json_literal, repeated, rule_name
 from .scalars import number_rule, string_rule
 from .schema import (
     TYPES,
@@ -56,10 +56,10 @@ _LOOSER = (
 
 
 class Converter:
-    def __init__(self, root: object, rules: Rules | None = None, *, lenient: bool = False) -> None:
+    def __init__(self, root: object, rules: GrammarRules | None = None, *, lenient: bool = False) -> None:
         """`lenient`: a schema that cannot be kept is loosened instead of refused, down to any value."""
         self._lenient = lenient
-        self.rules = rules or Rules()
+        self.rules = rules or GrammarRules()
         self._root = root
         self._merger = Merger(root)
         self._resolving: set[str] = set()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 
-from .rules import CHAR, Rules, below, json_literal
+from .rules import CHAR, GrammarRules, below, json_literal
 
 _OTHERS = "*"
 _ESCAPE = r'[\\] (["\\bfnrt] | "u" [0-9a-fA-F]{4})'
 
 
 def object_rule(
-    rules: Rules, name: str, properties: Sequence[tuple[str, str]], required: Collection[str], others: str | None
+    rules: GrammarRules, name: str, properties: Sequence[tuple[str, str]], required: Collection[str], others: str | None
 ) -> str:
     """`properties`: names and the rules of their values; `others`: the rule of values under any other name."""
     pairs: dict[str, str] = {}
@@ -34,7 +34,7 @@ def object_rule(
     return f'{rule} space "}}"'
 
 
-def _chains(rules: Rules, name: str, optional: Sequence[str], pairs: dict[str, str]) -> list[str]:
+def _chains(rules: GrammarRules, name: str, optional: Sequence[str], pairs: dict[str, str]) -> list[str]:
     """For each optional property that may come first: itself, then those after it, each or not."""
     chains: list[str] = []
     following = ""  # the chain of the properties after this one
@@ -47,23 +47,23 @@ def _chains(rules: Rules, name: str, optional: Sequence[str], pairs: dict[str, s
     return chains[::-1]
 
 
-def _other_key(rules: Rules, known: Sequence[str]) -> str:
+def _other_key(rules: GrammarRules, known: Sequence[str]) -> str:
     """Any name in quotes but the known ones, letter by letter."""
-    tree = _Tree()
+    tree = _NameTree()
     for key in known:
         tree.add(json.dumps(key, ensure_ascii=False)[1:-1])
     return f'["] ( {tree.others(rules.primitive(CHAR))} ){"" if "" in known else "?"} ["]'
 
 
-class _Tree:
+class _NameTree:
     """The letters that known names may begin with, and what follows each."""
 
     def __init__(self) -> None:
-        self._next: dict[str, _Tree] = {}
+        self._next: dict[str, _NameTree] = {}
 
     def add(self, text: str) -> None:
         if text:
-            self._next.setdefault(text[0], _Tree()).add(text[1:])
+            self._next.setdefault(text[0], _NameTree()).add(text[1:])
 
     def others(self, char: str) -> str:
         ways: list[str] = []

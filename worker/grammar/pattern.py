@@ -1,7 +1,8 @@
 """A regular expression as a GBNF expression that matches the same texts inside of a JSON string.
 
 ECMAScript's syntax as JSON schemas use it. What a grammar cannot say (looking around, back references, word boundaries)
-raises Unsupported. Characters that JSON writes with a backslash are matched in that form, so that the string stays one.
+raises UnsupportedPattern. Characters that JSON writes with a backslash are matched in that form, so that the string
+stays one.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ _CLASSES = {"d": _DIGIT, "w": _WORD, "s": _BLANK}
 _CONTROLS = {"t": 9, "n": 10, "v": 11, "f": 12, "r": 13, "0": 0}
 
 
-class Unsupported(Exception):
+class UnsupportedPattern(Exception):
     """A pattern, or what in it, no grammar can express, or no regular expression at all."""
 
 
 def pattern_expression(pattern: str, any_text: str) -> str:
     """`any_text` is what stands where the pattern is not anchored to an end of the string."""
     if len(pattern) > _MAX_LENGTH:
-        raise Unsupported(f"more than {_MAX_LENGTH} characters")
-    return _Reader(pattern, any_text).read()
+        raise UnsupportedPattern(f"more than {_MAX_LENGTH} characters")
+    return _PatternReader(pattern, any_text).read()
 
 
-class _Reader:
+class _PatternReader:
     def __init__(self, text: str, any_text: str) -> None:
         self._text, self._any_text = text, any_text
         self._position = self._depth = 0
@@ -48,7 +49,7 @@ class _Reader:
         while self._take("|"):
             ways.append(self._anchored())
         if self._peek():
-            raise Unsupported("unbalanced parentheses")
+            raise UnsupportedPattern("unbalanced parentheses")
         return " | ".join(way or '""' for way in ways)
 
     def _anchored(self) -> str:
@@ -57,19 +58,19 @@ class _Reader:
         inner = self._sequence()
         end = self._take("$")
         if self._peek() not in ("", "|", ")"):
-            raise Unsupported("an anchor inside of the pattern")
+            raise UnsupportedPattern("an anchor inside of the pattern")
         return " ".join(filter(None, ["" if start else self._any_text, inner, "" if end else self._any_text]))
 
     def _alternatives(self) -> str:
         self._depth += 1
         if self._depth > _MAX_DEPTH:
-            raise Unsupported("nesting is too deep")
+            raise UnsupportedPattern("nesting is too deep")
         ways = [self._sequence()]
         while self._take("|"):
             ways.append(self._sequence())
         if not self._take(")"):
             closes = ")" in self._text[self._position :]
-            raise Unsupported("an anchor inside of the pattern" if closes else "unbalanced parentheses")
+            raise UnsupportedPattern("an anchor inside of the pattern" if closes else "unbalanced parentheses")
         self._depth -= 1
         return "(" + " | ".join(way or '""' for way in ways) + ")"
 
@@ -92,9 +93,9 @@ class _Reader:
     def _item(self, c: str) -> tuple[str, bool]:
         self._position += 1
         if c == "^":
-            raise Unsupported("an anchor inside of the pattern")
+            raise UnsupportedPattern("an anchor inside of the pattern")
         if c in "*+?":
-            raise Unsupported("nothing to repeat")
+            raise UnsupportedPattern("nothing to repeat")
         if c == ".":
             return _class(_inverse(_LINE_ENDS)), False
         if c == "(":
@@ -112,7 +113,7 @@ class _Reader:
             if name:
                 self._position = name.end()
             elif not self._take(":"):
-                raise Unsupported("a group that looks around or sets flags")
+                raise UnsupportedPattern("a group that looks around or sets flags")
         return self._alternatives()
 
     def _quantified(self, item: str) -> str:
@@ -125,12 +126,12 @@ class _Reader:
             low = int(found[1])
             high = int(found[3]) if found[3] else None if found[2] else low
             if low > MAX_REPETITIONS or (high is not None and high < low):
-                raise Unsupported(f"the repetition {found[0]}")
+                raise UnsupportedPattern(f"the repetition {found[0]}")
         else:
             return item
         self._take("?")  # how eagerly is no matter of what matches
         if self._peek() and self._peek() in "*+?":
-            raise Unsupported("nothing to repeat")
+            raise UnsupportedPattern("nothing to repeat")
         return repeated(item, low, high) or '""'
 
     def _bracket(self) -> str:
@@ -143,7 +144,7 @@ class _Reader:
                 self._position += 1
                 high = self._member()
                 if not isinstance(low, int) or not isinstance(high, int) or low > high:
-                    raise Unsupported("a range of characters out of order")
+                    raise UnsupportedPattern("a range of characters out of order")
                 ranges.append((low, high))
             elif isinstance(low, int):
                 ranges.append((low, low))
@@ -157,7 +158,7 @@ class _Reader:
     def _member(self) -> int | Ranges:
         c = self._peek()
         if not c:
-            raise Unsupported("an unterminated character class")
+            raise UnsupportedPattern("an unterminated character class")
         self._position += 1
         if c != "\\":
             return ord(c)
@@ -168,7 +169,7 @@ class _Reader:
     def _escape(self) -> int | Ranges:
         c = self._peek()
         if not c:
-            raise Unsupported("a backslash at the end")
+            raise UnsupportedPattern("a backslash at the end")
         self._position += 1
         if c.lower() in _CLASSES:
             known = _CLASSES[c.lower()]
@@ -180,7 +181,7 @@ class _Reader:
             self._position = found.end()
             return min(int(found[1] or found[2] or found[3], 16), _LAST)
         if c.isalnum():
-            raise Unsupported(f"the escape \\{c}")
+            raise UnsupportedPattern(f"the escape \\{c}")
         return ord(c)
 
     def _peek(self, ahead: int = 0) -> str:
@@ -195,7 +196,7 @@ class _Reader:
 def _character(code: int) -> str:
     """As a literal; a JSON string writes some characters with a backslash."""
     if 0xD800 <= code <= 0xDFFF:
-        raise Unsupported("half of a surrogate pair")
+        raise UnsupportedPattern("half of a surrogate pair")
     written = json.dumps(chr(code), ensure_ascii=False)[1:-1]
     return '"' + written.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
@@ -205,7 +206,7 @@ def _class(ranges: Sequence[tuple[int, int]]) -> str:
     ways = [f"[{plain}]"] if plain else []
     ways += [_character(code) for code in sorted(_ESCAPED) if any(low <= code <= high for low, high in ranges)]
     if not ways:
-        raise Unsupported("a character class without characters")
+        raise UnsupportedPattern("a character class without characters")
     return ways[0] if len(ways) == 1 else f"({' | '.join(ways)})"
 
 

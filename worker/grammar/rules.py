@@ -52,7 +52,7 @@ _RESERVED = frozenset({"root", *_PRIMITIVES})
 _ESCAPES = {"\r": "\\r", "\n": "\\n", '"': '\\"', "\\": "\\\\"}
 
 
-class Rules:
+class GrammarRules:
     def __init__(self) -> None:
         self._rules = {"space": SPACE}
 

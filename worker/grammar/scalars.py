@@ -8,8 +8,8 @@ from decimal import Decimal
 from typing import Any
 
 from .numbers import integer_range, number_range
-from .pattern import Unsupported, pattern_expression
-from .rules import CHAR, MAX_REPETITIONS, Rules, repeated
+from .pattern import UnsupportedPattern, pattern_expression
+from .rules import CHAR, MAX_REPETITIONS, GrammarRules, repeated
 from .schema import Contradiction, Schema, count, fail
 
 _FORMATS = {"date": "date-string", "time": "time-string", "date-time": "date-time-string"}
@@ -40,7 +40,7 @@ _REFUSED_FORMATS = frozenset(
 """Those of the standard that there is no rule for. Names beyond it (`int32`, `path`, `nanoid`) bind nobody."""
 
 
-def string_rule(rules: Rules, schema: Schema, rule: str, path: str) -> str:
+def string_rule(rules: GrammarRules, schema: Schema, rule: str, path: str) -> str:
     low, high = count(schema, "minLength", path) or 0, count(schema, "maxLength", path)
     pattern, form = schema.get("pattern"), schema.get("format")
     for keyword, value in (("pattern", pattern), ("format", form)):
@@ -74,7 +74,7 @@ def _is_uuid(form: str | None) -> bool:
 def _can_write(pattern: str) -> bool:
     try:
         return bool(pattern_expression(pattern, "char*"))
-    except Unsupported:
+    except UnsupportedPattern:
         return False
 
 
@@ -88,17 +88,17 @@ def _with_length(pattern: str, low: int, high: int | None) -> str:
     return f"^{found['one']}{{{least},{'' if high is None else high}}}$"
 
 
-def _pattern(rules: Rules, pattern: str, rule: str, path: str) -> str:
+def _pattern(rules: GrammarRules, pattern: str, rule: str, path: str) -> str:
     try:
         expression = pattern_expression(pattern, "char*")
-    except Unsupported as why:
+    except UnsupportedPattern as why:
         raise fail(path, f"pattern {pattern:.80} is not supported: {why}") from None
     if "char*" in expression:
         rules.primitive(CHAR)
     return rules.add(rule, rf'"\"" ({expression}) "\""')
 
 
-def _format(rules: Rules, form: str, rule: str, path: str) -> str:
+def _format(rules: GrammarRules, form: str, rule: str, path: str) -> str:
     if _is_uuid(form):
         return rules.primitive("uuid", rule)
     if form not in _FORMATS:
@@ -106,7 +106,7 @@ def _format(rules: Rules, form: str, rule: str, path: str) -> str:
     return rules.add(rule, rules.primitive(_FORMATS[form]))
 
 
-def number_rule(rules: Rules, schema: Schema, kind: str, rule: str, path: str) -> str:
+def number_rule(rules: GrammarRules, schema: Schema, kind: str, rule: str, path: str) -> str:
     if schema.get("multipleOf", 1) != 1:
         raise fail(path, f'keyword "multipleOf" is not supported with {schema["multipleOf"]}')
     kind = "integer" if "multipleOf" in schema else kind

@@ -16,7 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.common.base.errors import ModelFilesError
 from llama_corral.common.hub import download, hub_cache, resolve
-from llama_corral.common.hub.gguf_names import Choice, canonical_name, choose, listed_tag, shard, shard_names
+from llama_corral.common.hub.gguf_names import (
+    RepoModelFiles,
+    canonical_name,
+    choose_files,
+    listed_tag,
+    shard,
+    shard_names,
+)
 from llama_corral.common.hub.resolve import list_cached, resolve_files
 from llama_corral.presets.options.settings import Settings
 from local_hub import LocalHub, cache_repo
@@ -102,7 +109,7 @@ def test_shards() -> None:
     ],
 )
 def test_choice_by_tag(paths: list[str], tag: str, expected: str | None) -> None:
-    assert (choose(paths, tag).model or (None,))[0] == expected
+    assert (choose_files(paths, tag).model or (None,))[0] == expected
 
 
 @pytest.mark.parametrize(
@@ -115,14 +122,14 @@ def test_choice_by_tag(paths: list[str], tag: str, expected: str | None) -> None
     ],
 )
 def test_projector_beside_or_above_the_model(siblings: list[str], expected: str | None) -> None:
-    assert choose(["sub/model-Q4_0.gguf", *siblings], "").mmproj == expected
+    assert choose_files(["sub/model-Q4_0.gguf", *siblings], "").mmproj == expected
 
 
 def test_draft_heads_by_precedence_and_exact_tag() -> None:
     paths = ["model-Q8_0.gguf", "mtp-model-Q4_0.gguf", "mtp-model-Q8_0.gguf", "eagle3-model-Q8_0.gguf"]
-    choice = choose(paths, "Q8_0", drafts=("eagle3", "mtp"))
+    choice = choose_files(paths, "Q8_0", drafts=("eagle3", "mtp"))
     assert (choice.draft, choice.draft_kind) == ("mtp-model-Q8_0.gguf", "mtp")
-    assert choose(paths, "Q8_0").draft is None
+    assert choose_files(paths, "Q8_0").draft is None
 
 
 @given(st.text(alphabet="aQ0_-.4/of", max_size=40))
@@ -214,7 +221,7 @@ def test_download_lands_in_the_cache(environ: dict[str, str], local_hub: LocalHu
 
 
 def test_all_shards_and_progress(environ: dict[str, str]) -> None:
-    seen: list[resolve.Progress] = []
+    seen: list[resolve.DownloadProgress] = []
     files = resolve_files(Settings(hf_repo=f"{REPO}:BF16", mmproj_auto=False), environ, seen.append)
     assert files.model.read_bytes() == BIG
     assert (files.model.parent / "model-BF16-00002-of-00002.gguf").read_bytes() == b"GGUF tail"
@@ -506,4 +513,4 @@ def test_find_cached_never_asks(tmp_path: Path) -> None:
     }
     assert resolve.find_cached(environ, "user/other:Q8_0") == {}
     assert resolve.find_cached(environ, "nonsense") == {}
-    assert Choice().files == ()
+    assert RepoModelFiles().files == ()

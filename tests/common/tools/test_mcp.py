@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from llama_corral.common.base.errors import ConfigError
 from llama_corral.common.tools import mcp_servers
 from llama_corral.common.tools.mcp_config import McpServer, parse_servers
-from llama_corral.common.tools.mcp_connection import LONGEST_MESSAGE, _Lines
+from llama_corral.common.tools.mcp_connection import MAX_MESSAGE, _LineSplitter
 from llama_corral.common.tools.mcp_servers import read_result
 from router_tools import is_alive, until
-from tools_http import Tools, fake_mcp, mcp_json, tools
+from tools_http import ToolClient, fake_mcp, mcp_json, tools
 
 
-async def pid_of(t: Tools, server: str = "f") -> int:
+async def pid_of(t: ToolClient, server: str = "f") -> int:
     return int(await t.text(f"{server}_pid"))
 
 
@@ -185,7 +185,7 @@ async def test_a_built_in_tool_cannot_be_replaced() -> None:
 def test_lines_are_found_however_they_arrive(lines: list[bytes], data: st.DataObject) -> None:
     sent = b"".join(line.replace(b"\n", b"") + b"\n" for line in lines)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(sent)), max_size=5)))
-    reader = _Lines()
+    reader = _LineSplitter()
     found = []
     for start, end in zip([0, *cuts], [*cuts, len(sent)], strict=True):
         found += reader.feed(sent[start:end])
@@ -193,9 +193,9 @@ def test_lines_are_found_however_they_arrive(lines: list[bytes], data: st.DataOb
 
 
 def test_a_line_without_end_is_dropped_up_to_its_end() -> None:
-    reader = _Lines()
+    reader = _LineSplitter()
     for _ in range(10):
-        assert reader.feed(b"x" * (LONGEST_MESSAGE // 4)) == []
+        assert reader.feed(b"x" * (MAX_MESSAGE // 4)) == []
     assert reader.feed(b'x\n{"a": 1}\n') == [b'{"a": 1}']
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from aiohttp import web
-from tools_http import Tools, tools
+from tools_http import ToolClient, tools
 
 PREFIX = "x-llama-server-proxy-header-"
 
@@ -77,7 +77,7 @@ async def other_side() -> AsyncIterator[tuple[str, asyncio.Event]]:
         await runner.cleanup()
 
 
-async def fetch(t: Tools, url: str, method: str = "GET", **given: Any) -> httpx.Response:
+async def fetch(t: ToolClient, url: str, method: str = "GET", **given: Any) -> httpx.Response:
     return await t.client.request(method, "/cors-proxy", params={"url": url}, **given)
 
 

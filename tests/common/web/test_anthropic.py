@@ -23,7 +23,7 @@ from llama_corral.common.web.envelopes import ANTHROPIC, OPENAI, envelope_of
         (errors.ModelNotFound("x"), 404, "not_found_error"),
         (errors.BodyTooLarge("no"), 413, "request_too_large"),
         (errors.ServerFault("no"), 500, "api_error"),
-        (errors.UpstreamGone("no"), 502, "api_error"),
+        (errors.WorkerGone("no"), 502, "api_error"),
         (errors.Unavailable(), 529, "overloaded_error"),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llama_corral.common.base.errors import ContextExceeded, InvalidRequest, ModelNotFound, NoPlace
+from llama_corral.common.base.errors import ContextExceeded, InvalidRequest, ModelNotFound, NoCapacity
 from llama_corral.common.hub.model_card import ModelCard, read_card
 from llama_corral.common.web.ollama import FOREVER_S, expiry_text, ollama_error, ollama_status, read_keep_alive
 from llama_corral.common.web.ollama_models import listed_name, possible_names, show, size_text, tag_entry
@@ -47,7 +47,7 @@ def test_errors_are_texts_with_statuses_of_ollama() -> None:
         {"error": "model 'x' not found"},
     )
     assert ollama_status(ContextExceeded(9, 4)) == 400
-    assert (ollama_status(NoPlace("full")), NoPlace("full").retry_after) == (503, None)
+    assert (ollama_status(NoCapacity("full")), NoCapacity("full").retry_after) == (503, None)
 
 
 @pytest.mark.parametrize(

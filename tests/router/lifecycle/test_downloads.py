@@ -19,9 +19,9 @@ from llama_corral.presets.options.settings import Settings
 from llama_corral.presets.sources import Preset
 from llama_corral.router.library import Library
 from llama_corral.router.lifecycle.lifecycle import Lifecycle
-from llama_corral.router.placement.states import State
+from llama_corral.router.placement.states import ModelState
 from local_hub import cache_repo
-from memory_workers import MemoryLauncher
+from memory_workers import InProcessLauncher
 from router_tools import preset, presets
 
 NAME = "me/repo:Q8_0"
@@ -30,7 +30,7 @@ FETCHED: dict[str, Any] = {"url": "http://hub/me/repo/m-Q8_0.gguf", "downloaded"
 
 class Router:
     def __init__(self, *entries: Preset, models_max: int = 1, environ: Mapping[str, str] | None = None) -> None:
-        self.launcher = MemoryLauncher()
+        self.launcher = InProcessLauncher()
         self.sources = presets(*entries)
         self.lifecycle = Lifecycle(dict(self.sources), self.launcher, models_max=models_max, autoload=True)
         self.library = Library(Settings(), self.lifecycle, lambda: dict(self.sources), environ or {})
@@ -82,7 +82,7 @@ async def test_a_download_ends_as_an_entry_of_the_cache() -> None:
     async with router(preset("a")) as it:
         await it.lifecycle.load("a")
         it.launcher["a"].ready()
-        it.library.fetch(NAME)
+        it.library.download(NAME)
         worker = it.launcher[NAME]
         assert worker.environ[DOWNLOAD_ENV]
         assert NAME in worker.arguments
@@ -106,7 +106,7 @@ async def test_a_download_ends_as_an_entry_of_the_cache() -> None:
 @pytest.mark.parametrize("said", [True, False])
 async def test_a_failure_is_told_with_its_reason(said: bool) -> None:
     async with router() as it:
-        it.library.fetch(NAME)
+        it.library.download(NAME)
         worker = it.launcher[NAME]
         worker.last_lines = ("no such thing",)
         if said:
@@ -116,13 +116,13 @@ async def test_a_failure_is_told_with_its_reason(said: bool) -> None:
         (told,) = it.told("download_failed")
         assert ("does not exist" if said else "no such thing") in told["error"]
         assert it.status(NAME) is None
-        it.library.fetch(NAME)  # may be tried again
+        it.library.download(NAME)  # may be tried again
         assert it.status(NAME) == "downloading"
 
 
 async def test_unload_cancels_and_waits() -> None:
     async with router() as it:
-        it.library.fetch(NAME)
+        it.library.download(NAME)
         unloading = asyncio.create_task(it.lifecycle.unload(NAME))
         await settle()
         assert it.launcher[NAME].kill_asked
@@ -135,17 +135,17 @@ async def test_unload_cancels_and_waits() -> None:
 
 async def test_what_downloads_is_not_used_and_stays_through_a_reload() -> None:
     async with router(preset("a")) as it:
-        it.library.fetch(NAME)
+        it.library.download(NAME)
         with pytest.raises(InvalidRequest, match="is not running"):
             async with it.lifecycle.lease(NAME):
                 pass
         with pytest.raises(InvalidRequest, match="downloading"):
             await it.lifecycle.load(NAME)
         await it.library.reload()
-        assert it.status(NAME) == State.DOWNLOADING.value
+        assert it.status(NAME) == ModelState.DOWNLOADING.value
         it.sources[NAME] = preset(NAME, source="cache")  # listed early: another program fetched it
         await it.library.reload()
-        assert it.status(NAME) == State.DOWNLOADING.value
+        assert it.status(NAME) == ModelState.DOWNLOADING.value
         it.launcher[NAME].exit(0)
         await ended(it, "download_finished")
         assert it.status(NAME) == "unloaded"
@@ -163,19 +163,19 @@ async def test_what_cannot_be_fetched_is_refused_at_once() -> None:
             ("x/y", "exists"),
         ):
             with pytest.raises(InvalidRequest, match=why):
-                it.library.fetch(name)
-        it.library.fetch(NAME)
+                it.library.download(name)
+        it.library.download(NAME)
         with pytest.raises(InvalidRequest, match="already exists"):
-            it.library.fetch(NAME)
+            it.library.download(NAME)
         it.launcher.refusal = OSError("no more processes")
         with pytest.raises(ServerFault, match="no more processes"):
-            it.library.fetch("me/other")
+            it.library.download("me/other")
         assert it.status("me/other") is None
     with pytest.raises(Unavailable):
-        it.library.fetch("me/other")
+        it.library.download("me/other")
     offline = Library(Settings(), it.lifecycle, dict, {"HF_HUB_OFFLINE": "1"})
     with pytest.raises(InvalidRequest, match="HF_HUB_OFFLINE"):
-        offline.fetch(NAME)
+        offline.download(NAME)
 
 
 # -- removing --------------------------------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ async def test_a_model_is_ended_and_its_files_removed(tmp_path: Path) -> None:
 
 async def test_removing_what_downloads_cancels_it(tmp_path: Path) -> None:
     async with router(environ={"LLAMA_CACHE": str(tmp_path)}) as it:
-        it.library.fetch(NAME)
+        it.library.download(NAME)
         unfinished = repo_dir(tmp_path, "me/repo") / "blobs" / "ab.downloadInProgress"
         unfinished.parent.mkdir(parents=True)
         unfinished.touch()

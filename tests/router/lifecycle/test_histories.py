@@ -11,17 +11,17 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from lifecycle_tools import GIB, Sizes
-from llama_corral.common.base.errors import ApiError, InvalidRequest, NoPlace, QueueFull, TooManyRequests
+from lifecycle_tools import GIB, SizedBudget
+from llama_corral.common.base.errors import ApiError, InvalidRequest, NoCapacity, QueueFull, TooManyRequests
 from llama_corral.common.base.worker_reports import DOWNLOAD_ENV
 from llama_corral.presets.options.values import AUTO_LIMIT, NO_LIMIT
-from llama_corral.presets.policy import Group, Manners
+from llama_corral.presets.policy import ModelGroup, ModelPolicy
 from llama_corral.router.lifecycle import dispatcher
 from llama_corral.router.lifecycle.lifecycle import Lifecycle
 from llama_corral.router.placement.device_split import Need, Split
 from llama_corral.router.placement.memory_amounts import Limit, Space, total
-from llama_corral.router.placement.placement import Rules, Stay
-from memory_workers import MemoryLauncher, MemoryWorker
+from llama_corral.router.placement.placement import PlacementRules, Retention
+from memory_workers import InProcessLauncher, InProcessWorker
 from router_tools import preset, presets
 
 MODELS = ("a", "b", "c", "d")
@@ -37,9 +37,15 @@ DOWNLOADS = ("me/one:Q8_0", "me/two:F16")
 models = st.sampled_from(MODELS)
 choice = st.integers(0, 100)
 MINUTES = 60.0  # more than the clock's own ticks of one history
-GROUPS = (Group(), Group(), Group("s"), Group("e", swap=False, exclusive=True), Group("p", swap=False, persistent=True))
-manners = st.builds(
-    Manners,
+GROUPS = (
+    ModelGroup(),
+    ModelGroup(),
+    ModelGroup("s"),
+    ModelGroup("e", swap=False, exclusive=True),
+    ModelGroup("p", swap=False, persistent=True),
+)
+policies = st.builds(
+    ModelPolicy,
     st.integers(-1, 1),
     st.sampled_from([0.0, 10.0, 10 * MINUTES]),
     st.sampled_from(GROUPS),
@@ -48,25 +54,27 @@ manners = st.builds(
     concurrency_refuse=st.booleans(),
     keep_warm=st.sampled_from([False, False, True]),
 )
-stays = st.sampled_from([None, None, None, Stay(pinned=True), Stay(ttl=0.0), Stay(ttl=20 * MINUTES), Stay()])
+stays = st.sampled_from(
+    [None, None, None, Retention(pinned=True), Retention(ttl=0.0), Retention(ttl=20 * MINUTES), Retention()]
+)
 
 
 class Client:
     """Counts what it gets, so that a lease given twice, or kept, shows."""
 
-    def __init__(self, lifecycle: Lifecycle, model: str, autoload: bool, stay: Stay | None) -> None:
+    def __init__(self, lifecycle: Lifecycle, model: str, autoload: bool, retention: Retention | None) -> None:
         self.model = model
         self.served = 0
         self.endings = 0
         self.finish = asyncio.Event()
-        self.task = asyncio.create_task(self._request(lifecycle, autoload, stay))
+        self.task = asyncio.create_task(self._request(lifecycle, autoload, retention))
 
-    async def _request(self, lifecycle: Lifecycle, autoload: bool, stay: Stay | None) -> None:
+    async def _request(self, lifecycle: Lifecycle, autoload: bool, retention: Retention | None) -> None:
         try:
-            async with lifecycle.lease(self.model, autoload=autoload, stay=stay):
+            async with lifecycle.lease(self.model, autoload=autoload, retention=retention):
                 self.served += 1
                 await self.finish.wait()
-        except NoPlace as error:
+        except NoCapacity as error:
             running = [view for view in lifecycle.views() if view.is_running]
             if "it needs" not in error.message and "its group" not in error.message:
                 assert all(view.is_pinned for view in running)
@@ -87,7 +95,7 @@ class Histories(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.clients: list[Client] = []
         self.commands: list[asyncio.Task[None]] = []
-        self.ended_by_command: set[MemoryWorker] = set()
+        self.ended_by_command: set[InProcessWorker] = set()
         self.now = 0.0
 
     @initialize(
@@ -95,27 +103,34 @@ class Histories(RuleBasedStateMachine):
         memory=st.sampled_from([NO_LIMIT, 4, 7, AUTO_LIMIT]),
         budgets=st.fixed_dictionaries(dict.fromkeys(DEVICES, st.sampled_from([NO_LIMIT, 2, 5, AUTO_LIMIT]))),
         rules=st.builds(
-            Rules,
+            PlacementRules,
             st.sampled_from([1.0, 20.0, 20 * MINUTES]),
             st.integers(1, 3),
             st.booleans(),
             st.sampled_from([0, 0, 4]),
         ),
-        manners=st.fixed_dictionaries(dict.fromkeys(MODELS, manners)),
+        policy=st.fixed_dictionaries(dict.fromkeys(MODELS, policies)),
     )
     def begin(
-        self, models_max: int, memory: int, budgets: dict[str, int], rules: Rules, manners: dict[str, Manners]
+        self,
+        models_max: int,
+        memory: int,
+        budgets: dict[str, int],
+        rules: PlacementRules,
+        policy: dict[str, ModelPolicy],
     ) -> None:
-        self.models_max, self.memory, self.rules, self.manners = models_max, memory, rules, manners
+        self.models_max, self.memory, self.rules, self.policy = models_max, memory, rules, policy
         self.budgets = {name: budget * GIB if budget > 0 else budget for name, budget in budgets.items()}
-        self.room = Sizes(memory * GIB if memory > 0 else memory, self.budgets, **NEEDS)
-        self.room.free = 7 * GIB
-        self.room.free_on = {name: (5 if budget == AUTO_LIMIT else 100) * GIB for name, budget in self.budgets.items()}
+        self.memory_budget = SizedBudget(memory * GIB if memory > 0 else memory, self.budgets, **NEEDS)
+        self.memory_budget.free = 7 * GIB
+        self.memory_budget.free_on = {
+            name: (5 if budget == AUTO_LIMIT else 100) * GIB for name, budget in self.budgets.items()
+        }
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(dispatcher, "RECHECK_S", 0.0)  # seconds mean nothing in here
-        self.launcher = MemoryLauncher(self.on_asked, self.on_launch)
-        self.entries = {name: preset(name, manners=manners[name]) for name in MODELS}
-        options: dict[str, Any] = {"clock": self.clock, "room": self.room, "rules": rules}
+        self.launcher = InProcessLauncher(self.on_asked, self.on_launch)
+        self.entries = {name: preset(name, policy=policy[name]) for name in MODELS}
+        options: dict[str, Any] = {"clock": self.clock, "memory_budget": self.memory_budget, "rules": rules}
         self.lifecycle = Lifecycle(self.entries, self.launcher, models_max=models_max, autoload=True, **options)
 
     def clock(self) -> float:
@@ -123,7 +138,7 @@ class Histories(RuleBasedStateMachine):
         self.now += 0.001
         return self.now
 
-    def on_asked(self, worker: MemoryWorker) -> None:
+    def on_asked(self, worker: InProcessWorker) -> None:
         """Nobody but a person may end a busy model, or one that somebody waits for in the queue."""
         view = self.lifecycle.view(worker.name)
         assert view is not None
@@ -144,10 +159,10 @@ class Histories(RuleBasedStateMachine):
 
     # -- clients -----------------------------------------------------------------------------------------------------
 
-    @rule(model=models, autoload=st.sampled_from([True, True, True, False]), stay=stays)
-    def request(self, model: str, autoload: bool, stay: Stay | None) -> None:
+    @rule(model=models, autoload=st.sampled_from([True, True, True, False]), retention=stays)
+    def request(self, model: str, autoload: bool, retention: Retention | None) -> None:
         async def begin() -> None:
-            self.clients.append(Client(self.lifecycle, model, autoload, stay))
+            self.clients.append(Client(self.lifecycle, model, autoload, retention))
 
         self.loop.run_until_complete(begin())
         self.step()
@@ -179,7 +194,7 @@ class Histories(RuleBasedStateMachine):
 
     # -- workers -----------------------------------------------------------------------------------------------------
 
-    def pick(self, number: int) -> MemoryWorker:
+    def pick(self, number: int) -> InProcessWorker:
         return self.residents[number % len(self.residents)]
 
     @precondition(lambda self: self.residents)
@@ -237,11 +252,11 @@ class Histories(RuleBasedStateMachine):
     # -- downloads ---------------------------------------------------------------------------------------------------
 
     @property
-    def residents(self) -> list[MemoryWorker]:
+    def residents(self) -> list[InProcessWorker]:
         return [worker for worker in self.launcher.alive if DOWNLOAD_ENV not in worker.environ]
 
     @property
-    def downloads(self) -> list[MemoryWorker]:
+    def downloads(self) -> list[InProcessWorker]:
         return [worker for worker in self.launcher.alive if DOWNLOAD_ENV in worker.environ]
 
     @rule(name=st.sampled_from(DOWNLOADS))
@@ -281,7 +296,7 @@ class Histories(RuleBasedStateMachine):
             view = self.lifecycle.view(model)
             asked = {worker for worker in self.launcher.alive if worker.must_go}
             with contextlib.suppress(ApiError):
-                self.lifecycle.let_go(model)
+                self.lifecycle.unload_when_idle(model)
             if view is not None and view.leases and (worker := self.launcher[model]):
                 assert worker in asked or not worker.must_go, "it was asked for while somebody used it"
 
@@ -299,9 +314,9 @@ class Histories(RuleBasedStateMachine):
         for name in changed & names:
             options = {"ctx_size": self.now}
             self.entries[name] = preset(
-                name, options=options, pin=name in pinned, ttl=ttl * MINUTES, manners=self.manners[name]
+                name, options=options, pin=name in pinned, ttl=ttl * MINUTES, policy=self.policy[name]
             )
-        kept = {name: self.entries.get(name, preset(name, manners=self.manners[name])) for name in names}
+        kept = {name: self.entries.get(name, preset(name, policy=self.policy[name])) for name in names}
         self.entries = kept
         self.command(self.lifecycle.reload(presets(*kept.values())))
 
@@ -316,7 +331,7 @@ class Histories(RuleBasedStateMachine):
         assert sum(self.group(worker.name) == "s" for worker in self.residents) <= 1
 
     def group(self, name: str) -> str:
-        return self.manners[name].group.name if name in MODELS else ""
+        return self.policy[name].group.name if name in MODELS else ""
 
     def on_launch(self, name: str) -> None:
         """It fits beside what is there. Strangers without persistence or a pin are gone before a model of an
@@ -325,8 +340,8 @@ class Histories(RuleBasedStateMachine):
             assert self.taken + SIZES[name] * GIB <= self.budget, "a model started without room for it"
         if name in MODELS:
             left = self.device_limit - self.on_devices
-            assert Space(devices=NEEDS[name].within(left).devices).fits(left), "a device had no room for it"
-        if name in MODELS and self.manners[name].group.exclusive:
+            assert Space(devices=NEEDS[name].placed_within(left).devices).fits(left), "a device had no room for it"
+        if name in MODELS and self.policy[name].group.exclusive:
             others = {worker.name for worker in self.residents} - {name}
             views = {view.name: view for view in self.lifecycle.views()}
             strangers = {other for other in others if self.group(other) not in ("e", "p")}
@@ -335,14 +350,16 @@ class Histories(RuleBasedStateMachine):
     @property
     def taken(self) -> int:
         """What all have, with what they have grown by since they were ready; bytes."""
-        grown = sum(self.room.private.get(worker.pid or 0, 0) for worker in self.residents)
+        grown = sum(self.memory_budget.private.get(worker.pid or 0, 0) for worker in self.residents)
         return grown + sum(SIZES[worker.name] for worker in self.residents) * GIB
 
     @property
     def budget(self) -> int:
         if self.memory > 0:
             return self.memory * GIB
-        return self.room.free + sum(self.room.private.get(worker.pid or 0, 0) for worker in self.launcher.alive)
+        return self.memory_budget.free + sum(
+            self.memory_budget.private.get(worker.pid or 0, 0) for worker in self.launcher.alive
+        )
 
     @property
     def on_devices(self) -> Space:
@@ -353,7 +370,7 @@ class Histories(RuleBasedStateMachine):
     @property
     def device_limit(self) -> Limit:
         ours = self.on_devices.devices
-        present = {name: self.room.free_on[name] + ours.get(name, 0) for name in DEVICES}
+        present = {name: self.memory_budget.free_on[name] + ours.get(name, 0) for name in DEVICES}
         return Limit(
             None,
             {
@@ -367,7 +384,7 @@ class Histories(RuleBasedStateMachine):
     @rule(device=st.sampled_from(DEVICES), gib=st.integers(0, 6))
     def others_take_of_a_device_and_give_back(self, device: str, gib: int) -> None:
         if self.budgets[device] == AUTO_LIMIT:
-            self.room.free_on[device] = gib * GIB
+            self.memory_budget.free_on[device] = gib * GIB
         self.step()
 
     @precondition(lambda self: self.memory != NO_LIMIT and self.residents)
@@ -377,13 +394,13 @@ class Histories(RuleBasedStateMachine):
         worker = self.pick(number)
         view = self.lifecycle.view(worker.name)
         if view is not None and view.status in ("loaded", "sleeping") and worker.pid is not None:
-            self.room.private[worker.pid] = gib * GIB
+            self.memory_budget.private[worker.pid] = gib * GIB
         self.step()
 
     @precondition(lambda self: self.memory == AUTO_LIMIT)
     @rule(gib=st.integers(0, 12))
     def others_take_and_give_back(self, gib: int) -> None:
-        self.room.free = gib * GIB
+        self.memory_budget.free = gib * GIB
         self.step()
 
     @invariant()
@@ -425,10 +442,10 @@ class Histories(RuleBasedStateMachine):
         assert not self.rules.max_queue or sum(view.waiting for view in self.lifecycle.views()) <= self.rules.max_queue
 
     def limit_of(self, name: str) -> int:
-        return self.manners[name].concurrency if name in MODELS else 0
+        return self.policy[name].concurrency if name in MODELS else 0
 
     def bound_of(self, name: str) -> int:
-        return self.manners[name].max_queue if name in MODELS else 0
+        return self.policy[name].max_queue if name in MODELS else 0
 
     @invariant()
     def waiters_are_counted(self) -> None:
@@ -454,8 +471,8 @@ class Histories(RuleBasedStateMachine):
 
     def come_to_rest(self) -> None:
         """Clients finish what they get, workers obey and become ready: then everything must be served."""
-        self.room.free = 100 * GIB
-        self.room.free_on = dict.fromkeys(DEVICES, 100 * GIB)
+        self.memory_budget.free = 100 * GIB
+        self.memory_budget.free_on = dict.fromkeys(DEVICES, 100 * GIB)
         for _ in range(10 * (len(self.clients) + len(self.commands) + len(MODELS))):
             self.step()
             for client in self.clients:

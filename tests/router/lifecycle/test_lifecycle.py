@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from lifecycle_tools import Router, drained, router, settle
+from lifecycle_tools import LifecycleHarness, drained, router, settle
 from llama_corral.common.base.errors import ConfigError, InvalidRequest, NotFound, ServerFault, Unavailable
 from llama_corral.router.models.events import BACKLOG
 from router_tools import preset, presets, until
@@ -421,7 +421,7 @@ async def test_stop_timeout_ends_in_a_kill() -> None:
 async def test_startup_models() -> None:
     entries = presets(preset("a"), preset("c", load_on_startup=True), preset("b", load_on_startup=True))
     with pytest.raises(ConfigError, match=r"load on startup \(2\) exceeds models_max \(1\)"):
-        Router(presets=entries, models_max=1)
+        LifecycleHarness(presets=entries, models_max=1)
 
     for models_max in (2, 0):
         async with router(presets=entries, models_max=models_max) as r:
@@ -600,7 +600,7 @@ async def test_reload_clears_a_failure() -> None:
 
 
 async def test_close_kills_what_loads_asks_the_others_and_waits_for_all() -> None:
-    r = Router(models_max=2)
+    r = LifecycleHarness(models_max=2)
     await r.up("a")
     await r.lifecycle.load("b")
     streaming = r.client("a")

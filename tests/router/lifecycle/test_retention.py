@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 from lifecycle_tools import settle
-from llama_corral.common.base.errors import NoPlace
+from llama_corral.common.base.errors import NoCapacity
 from llama_corral.router.lifecycle.lifecycle import Lifecycle
-from llama_corral.router.placement.placement import Stay
-from memory_workers import MemoryLauncher
+from llama_corral.router.placement.placement import Retention
+from memory_workers import InProcessLauncher
 from router_tools import preset, presets
 
-PINNED = Stay(pinned=True)
+PINNED = Retention(pinned=True)
 
 
 class Router:
@@ -23,7 +23,7 @@ class Router:
 
     def __init__(self, models_max: int, *entries: Any) -> None:
         self.now = 1000.0
-        self.launcher = MemoryLauncher()
+        self.launcher = InProcessLauncher()
         self.lifecycle = Lifecycle(
             presets(*entries), self.launcher, models_max=models_max, autoload=True, clock=lambda: self.now
         )
@@ -85,7 +85,7 @@ async def test_an_idle_model_leaves_when_its_time_is_over() -> None:
 
 
 async def test_the_timer_does_it_by_itself() -> None:
-    launcher = MemoryLauncher()
+    launcher = InProcessLauncher()
     lifecycle = Lifecycle(presets(preset("a", ttl=0.01)), launcher, models_max=1, autoload=True)
     await lifecycle.load("a")
     launcher["a"].ready()
@@ -98,14 +98,14 @@ async def test_the_timer_does_it_by_itself() -> None:
 
 async def test_a_request_says_how_long_and_the_last_one_counts() -> None:
     async with router(preset("a", ttl=60.0)) as it:
-        await it.use("a", stay=Stay(ttl=300))
+        await it.use("a", retention=Retention(ttl=300))
         await it.use("a")
         assert it.expires_in("a") == 300, "who wants nothing changes nothing"
-        await it.use("a", stay=PINNED)
+        await it.use("a", retention=PINNED)
         assert it.expires_in("a") is None
         it.pass_by(1e6)
         assert not it.goes("a")
-        await it.use("a", stay=Stay(ttl=0.0))
+        await it.use("a", retention=Retention(ttl=0.0))
         assert it.goes("a")
         it.launcher["a"].leave()
         await it.use("a")
@@ -116,33 +116,33 @@ async def test_two_at_once_both_end_before_it_goes() -> None:
     async with router(preset("a")) as it:
         await it.use("a")
         async with it.lifecycle.lease("a"):
-            await it.use("a", stay=Stay(ttl=0.0))
+            await it.use("a", retention=Retention(ttl=0.0))
             assert not it.goes("a")
         assert it.goes("a")
 
 
 async def test_a_pin_of_the_preset_is_stronger_than_requests() -> None:
     async with router(preset("a", pin=True, ttl=5.0), preset("b"), models_max=1) as it:
-        await it.use("a", stay=Stay(ttl=0.0))
+        await it.use("a", retention=Retention(ttl=0.0))
         it.pass_by(1e6)
         assert not it.goes("a")
-        it.lifecycle.let_go("a")
+        it.lifecycle.unload_when_idle("a")
         assert it.goes("a"), "asked for by name it goes all the same"
 
 
 async def test_letting_go_waits_for_whoever_uses_the_model() -> None:
     async with router(preset("a")) as it:
-        it.lifecycle.let_go("a")  # not running: content
+        it.lifecycle.unload_when_idle("a")  # not running: content
         await it.use("a")
         async with it.lifecycle.lease("a"):
-            it.lifecycle.let_go("a")
+            it.lifecycle.unload_when_idle("a")
             assert not it.goes("a")
         assert it.goes("a")
 
 
 async def test_pinned_models_are_not_evicted_and_others_are() -> None:
     async with router(preset("a"), preset("b"), preset("c")) as it:
-        await it.use("a", stay=PINNED)
+        await it.use("a", retention=PINNED)
         it.now += 1
         await it.use("b")
         waiting = asyncio.create_task(it._use("c", 0, {}))
@@ -156,14 +156,14 @@ async def test_pinned_models_are_not_evicted_and_others_are() -> None:
 
 async def test_with_all_places_pinned_others_are_refused_at_once() -> None:
     async with router(preset("a"), preset("b"), preset("c")) as it:
-        await it.use("a", stay=PINNED)
-        await it.use("b", stay=PINNED)
+        await it.use("a", retention=PINNED)
+        await it.use("b", retention=PINNED)
         why = r"model 'c' cannot be loaded: pinned models have all 2 places \(--models-max\): a, b"
-        with pytest.raises(NoPlace, match=why):
+        with pytest.raises(NoCapacity, match=why):
             await it.use("c")
-        with pytest.raises(NoPlace, match=why):
+        with pytest.raises(NoCapacity, match=why):
             await it.lifecycle.load("c")
-        await it.use("b", stay=Stay(ttl=300))
+        await it.use("b", retention=Retention(ttl=300))
         waiting = asyncio.create_task(it._use("c", 0, {}))
         await settle()
         it.launcher["b"].leave()
@@ -179,9 +179,9 @@ async def test_who_waits_is_refused_when_the_last_place_is_pinned() -> None:
             waiting = asyncio.create_task(it._use("b", 0, {}))
             await settle()
             assert not waiting.done()
-            async with it.lifecycle.lease("a", stay=PINNED):
+            async with it.lifecycle.lease("a", retention=PINNED):
                 pass
-        with pytest.raises(NoPlace):
+        with pytest.raises(NoCapacity):
             await waiting
 
 

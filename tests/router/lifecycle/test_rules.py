@@ -5,24 +5,24 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from lifecycle_tools import GIB, Client, Router, Sizes, router, settle
-from llama_corral.presets.policy import Manners
+from lifecycle_tools import GIB, LeaseClient, LifecycleHarness, SizedBudget, router, settle
+from llama_corral.presets.policy import ModelPolicy
 from llama_corral.router.lifecycle.lifecycle import Lifecycle
-from llama_corral.router.placement.snapshot import Rules
-from memory_workers import MemoryLauncher
+from llama_corral.router.placement.snapshot import PlacementRules
+from memory_workers import InProcessLauncher
 from router_tools import preset, presets, until
 
 
-def named(**manners: Manners) -> dict[str, Any]:
-    return presets(*(preset(name, manners=wish) for name, wish in manners.items()))
+def named(**policy: ModelPolicy) -> dict[str, Any]:
+    return presets(*(preset(name, policy=wish) for name, wish in policy.items()))
 
 
-def pass_by(r: Router, seconds: float) -> None:
+def pass_by(r: LifecycleHarness, seconds: float) -> None:
     r.now += seconds
     r.lifecycle.unload_expired()
 
 
-async def leave(r: Router, name: str) -> None:
+async def leave(r: LifecycleHarness, name: str) -> None:
     """A worker that was asked to."""
     r.launcher[name].leave()
     await settle()
@@ -32,7 +32,7 @@ async def leave(r: Router, name: str) -> None:
 
 
 async def test_the_highest_priority_is_next_and_of_equals_the_first() -> None:
-    plain, high = Manners(), Manners(priority=5)
+    plain, high = ModelPolicy(), ModelPolicy(priority=5)
     async with router(presets=named(a=plain, b=plain, c=plain, d=high)) as r:
         first = r.client("a")
         await settle()
@@ -54,8 +54,8 @@ async def test_the_highest_priority_is_next_and_of_equals_the_first() -> None:
 
 
 async def test_nobody_waits_for_ever_behind_higher_priorities() -> None:
-    entries = named(a=Manners(), b=Manners(), c=Manners(priority=5))
-    async with router(presets=entries, rules=Rules(max_wait=300)) as r:
+    entries = named(a=ModelPolicy(), b=ModelPolicy(), c=ModelPolicy(priority=5))
+    async with router(presets=entries, rules=PlacementRules(max_wait=300)) as r:
         first = r.client("a")
         await settle()
         r.launcher["a"].ready()
@@ -79,7 +79,7 @@ async def test_nobody_waits_for_ever_behind_higher_priorities() -> None:
 
 
 async def test_of_idle_models_the_lowest_priority_leaves_first() -> None:
-    async with router(presets=named(a=Manners(priority=1), b=Manners(), c=Manners()), models_max=2) as r:
+    async with router(presets=named(a=ModelPolicy(priority=1), b=ModelPolicy(), c=ModelPolicy()), models_max=2) as r:
         await r.up("a", "b")
         client = r.client("c")
         await settle()
@@ -94,8 +94,8 @@ async def test_of_idle_models_the_lowest_priority_leaves_first() -> None:
 
 
 async def test_a_model_just_loaded_is_left_in_peace() -> None:
-    entries = named(a=Manners(min_stay=100), b=Manners())
-    async with router(presets=entries, rules=Rules(max_wait=1000)) as r:
+    entries = named(a=ModelPolicy(min_stay=100), b=ModelPolicy())
+    async with router(presets=entries, rules=PlacementRules(max_wait=1000)) as r:
         await r.up("a")
         waiting = r.client("b")
         await settle()
@@ -114,8 +114,8 @@ async def test_a_model_just_loaded_is_left_in_peace() -> None:
 
 
 async def test_whoever_waited_too_long_ends_a_minimum_stay() -> None:
-    entries = named(a=Manners(min_stay=10_000), b=Manners())
-    async with router(presets=entries, rules=Rules(max_wait=300)) as r:
+    entries = named(a=ModelPolicy(min_stay=10_000), b=ModelPolicy())
+    async with router(presets=entries, rules=PlacementRules(max_wait=300)) as r:
         await r.up("a")
         waiting = r.client("b")
         await settle()
@@ -130,12 +130,12 @@ async def test_whoever_waited_too_long_ends_a_minimum_stay() -> None:
 async def test_a_stay_ends_by_itself() -> None:
     """With a clock that really runs."""
 
-    launcher = MemoryLauncher()
-    entries = named(a=Manners(min_stay=0.05), b=Manners())
+    launcher = InProcessLauncher()
+    entries = named(a=ModelPolicy(min_stay=0.05), b=ModelPolicy())
     lifecycle = Lifecycle(entries, launcher, models_max=1, autoload=True)
     await lifecycle.load("a")
     launcher["a"].ready()
-    client = Client(lifecycle, "b")
+    client = LeaseClient(lifecycle, "b")
     await until(lambda: launcher["a"].must_go)
     launcher["a"].leave()
     await settle()
@@ -148,7 +148,7 @@ async def test_a_stay_ends_by_itself() -> None:
 
 
 async def test_a_command_ends_a_minimum_stay() -> None:
-    async with router(presets=named(a=Manners(min_stay=1e6), b=Manners())) as r:
+    async with router(presets=named(a=ModelPolicy(min_stay=1e6), b=ModelPolicy())) as r:
         await r.up("a")
         await r.lifecycle.unload("a")
         assert r.launcher["a"].must_go
@@ -158,7 +158,7 @@ async def test_a_command_ends_a_minimum_stay() -> None:
 
 
 async def test_models_load_beside_each_other_where_there_is_room_for_all() -> None:
-    async with router("a", "b", "c", "d", models_max=3, rules=Rules(parallel_loads=2)) as r:
+    async with router("a", "b", "c", "d", models_max=3, rules=PlacementRules(parallel_loads=2)) as r:
         clients = {name: r.client(name) for name in "abcd"}
         await settle()
         assert {worker.name for worker in r.launcher.alive} == {"a", "b"}, "two at once"
@@ -177,8 +177,8 @@ async def test_models_load_beside_each_other_where_there_is_room_for_all() -> No
 
 
 async def test_loads_beside_each_other_keep_within_memory() -> None:
-    room = Sizes(5 * GIB, a=2, b=4, c=1)
-    async with router(models_max=0, room=room, rules=Rules(parallel_loads=3)) as r:
+    memory_budget = SizedBudget(5 * GIB, a=2, b=4, c=1)
+    async with router(models_max=0, memory_budget=memory_budget, rules=PlacementRules(parallel_loads=3)) as r:
         clients = {name: r.client(name) for name in "abc"}
         await settle()
         assert {worker.name for worker in r.launcher.alive} == {"a"}, "b is next, and nobody passes it"
@@ -197,7 +197,7 @@ async def test_loads_beside_each_other_keep_within_memory() -> None:
 
 
 async def test_a_model_in_constant_use_yields_to_who_waited_too_long() -> None:
-    async with router(rules=Rules(max_wait=300, yields=True)) as r:
+    async with router(rules=PlacementRules(max_wait=300, preempts=True)) as r:
         first = r.client("a")
         await settle()
         r.launcher["a"].ready()
@@ -248,9 +248,11 @@ async def test_without_a_limit_to_waiting_models_in_use_stay() -> None:
 async def test_nobody_in_use_yields_in_vain() -> None:
     """b is pinned and takes what c needs."""
 
-    room = Sizes(6 * GIB, a=2, b=3, c=3)
+    memory_budget = SizedBudget(6 * GIB, a=2, b=3, c=3)
     entries = presets(preset("a"), preset("b", pin=True), preset("c"))
-    async with router(presets=entries, models_max=0, room=room, rules=Rules(max_wait=300, yields=True)) as r:
+    async with router(
+        presets=entries, models_max=0, memory_budget=memory_budget, rules=PlacementRules(max_wait=300, preempts=True)
+    ) as r:
         clients = [r.client("a"), r.client("b")]
         await settle()
         r.launcher["a"].ready()
@@ -271,7 +273,7 @@ async def test_nobody_in_use_yields_in_vain() -> None:
 
 
 async def test_a_model_stays_when_whoever_it_yields_to_has_left() -> None:
-    async with router(rules=Rules(max_wait=300, yields=True)) as r:
+    async with router(rules=PlacementRules(max_wait=300, preempts=True)) as r:
         first = r.client("a")
         await settle()
         r.launcher["a"].ready()

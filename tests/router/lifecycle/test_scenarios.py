@@ -41,7 +41,7 @@ async def test_a_request_just_as_its_idle_model_is_unloaded() -> None:
         pids = set()
         for turn in range(20):
             pids.add((await g.worker_of("m"))["pid"])
-            g.lifecycle.let_go("m")
+            g.lifecycle.unload_when_idle("m")
             for _ in range(turn):
                 await asyncio.sleep(0)
             assert (await g.chat("m")).status_code == 200

@@ -20,23 +20,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.common.base.worker_reports import HEARTBEAT_S, SignOfLife
 from llama_corral.presets.backends import Backend
-from llama_corral.router.lifecycle.watchdog import COMPUTING_FACTOR, Pulse, Watchdog, least_timeout
-from llama_corral.router.process.external import Launchers, asking_interval
-from llama_corral.router.process.health_probe import Checkup
+from llama_corral.router.lifecycle.watchdog import COMPUTING_FACTOR, Liveness, Watchdog, effective_timeout
+from llama_corral.router.process.external import CombinedLauncher, health_check_interval
+from llama_corral.router.process.health_probe import HealthProbe
 from programs import Program, wait_until
 from router_http import Gateway, error_of, gateway
 from router_tools import PATIENCE, fake_launcher, preset
 
-START = Pulse(0, 0, 0)
+START = Liveness(0, 0, 0)
 TIMEOUT = 300.0
 
 
-def fed(seconds: int, sign: Callable[[float], SignOfLife]) -> Pulse:
+def fed(seconds: int, sign: Callable[[float], SignOfLife]) -> Liveness:
     """After so many seconds with a sign of life every two."""
-    pulse = START
+    liveness = START
     for now in range(0, seconds + 1, int(HEARTBEAT_S)):
-        pulse = pulse.after(sign(now), now)
-    return pulse
+        liveness = liveness.updated(sign(now), now)
+    return liveness
 
 
 @pytest.mark.parametrize(
@@ -66,9 +66,9 @@ def test_one_that_computes_without_end() -> None:
 
 
 def test_one_that_says_nothing() -> None:
-    pulse = fed(10, lambda _: SignOfLife())
-    assert not pulse.why_stuck(10 + TIMEOUT - 1, TIMEOUT)
-    assert "no sign of life for 300 s" in pulse.why_stuck(10 + TIMEOUT, TIMEOUT)
+    liveness = fed(10, lambda _: SignOfLife())
+    assert not liveness.why_stuck(10 + TIMEOUT - 1, TIMEOUT)
+    assert "no sign of life for 300 s" in liveness.why_stuck(10 + TIMEOUT, TIMEOUT)
 
 
 signs = st.builds(SignOfLife, st.booleans(), st.integers(0, 3), st.floats(0, 1e6))
@@ -78,24 +78,24 @@ signs = st.builds(SignOfLife, st.booleans(), st.integers(0, 3), st.floats(0, 1e6
 def test_nobody_is_stuck_before_it_is_due(
     history: list[tuple[float, SignOfLife]], timeout: float, later: float
 ) -> None:
-    pulse, now = START, 0.0
+    liveness, now = START, 0.0
     for delay, sign in history:
         now += delay
-        pulse = pulse.after(sign, now)
-    assert pulse.moved <= pulse.computed <= pulse.heard
-    assert pulse.due(timeout) <= now + timeout
+        liveness = liveness.updated(sign, now)
+    assert liveness.progressed_at <= liveness.computed_at <= liveness.heard_at
+    assert liveness.stuck_at(timeout) <= now + timeout
     looked = now + later
-    if abs(looked - pulse.due(timeout)) > 1e-6:
-        assert bool(pulse.why_stuck(looked, timeout)) == (looked > pulse.due(timeout))
+    if abs(looked - liveness.stuck_at(timeout)) > 1e-6:
+        assert bool(liveness.why_stuck(looked, timeout)) == (looked > liveness.stuck_at(timeout))
 
 
 async def test_a_router_that_was_held_up_itself_blames_nobody() -> None:
     now, ended = 0.0, []
     dog: Watchdog[str] = Watchdog(10, lambda: now, lambda who, _: ended.append(who))
-    dog.note("a", {})
+    dog.record("a", {})
     now = 500.0
     dog.check()
-    dog.note("a", {})  # what lay in the pipe meanwhile
+    dog.record("a", {})  # what lay in the pipe meanwhile
     now = 504.0
     dog.check()
     assert not ended
@@ -109,7 +109,7 @@ async def test_a_router_that_was_held_up_itself_blames_nobody() -> None:
 
 
 def test_too_short_a_time_is_made_long_enough() -> None:
-    assert [least_timeout(seconds) for seconds in (0, 0.1, 300)] == [0, 3 * HEARTBEAT_S, 300]
+    assert [effective_timeout(seconds) for seconds in (0, 0.1, 300)] == [0, 3 * HEARTBEAT_S, 300]
 
 
 async def test_a_stopped_process_is_replaced() -> None:
@@ -179,39 +179,39 @@ def silent(now: float, cpu: float = 0.0) -> SignOfLife:
 def test_a_program_that_does_not_answer_is_stuck_unless_it_may_be_busy() -> None:
     assert "GET /health was not answered for 400 s" in fed(400, silent).why_stuck(400, TIMEOUT)
     assert not fed(400, lambda now: silent(now, cpu=1)).why_stuck(400, TIMEOUT)
-    pulse = START
+    liveness = START
     for now in range(0, 400, 2):
-        pulse = pulse.after(silent(now), now, has_requests=True)
-    assert not pulse.why_stuck(400, TIMEOUT)
+        liveness = liveness.updated(silent(now), now, has_requests=True)
+    assert not liveness.why_stuck(400, TIMEOUT)
     for now in range(400, 1900, 2):
-        pulse = pulse.after(silent(now), now, has_requests=True)
-    assert "though it computes" in pulse.why_stuck(1900, TIMEOUT)
-    assert not pulse.after(SignOfLife(), 1900).why_stuck(1900, TIMEOUT)
+        liveness = liveness.updated(silent(now), now, has_requests=True)
+    assert "though it computes" in liveness.why_stuck(1900, TIMEOUT)
+    assert not liveness.updated(SignOfLife(), 1900).why_stuck(1900, TIMEOUT)
 
 
 async def test_who_answers_requests_needs_no_time_for_questions() -> None:
     now, ended = 0.0, []
     dog: Watchdog[str] = Watchdog(10, lambda: now, lambda who, _: ended.append(who))
     for now in range(200):  # noqa: B007
-        dog.note("a", {"busy": True, "steps": 1}, quiet_for=0.5)
+        dog.record("a", {"busy": True, "steps": 1}, quiet_for=0.5)
         dog.check()
     assert not ended
     for now in range(200, 220):  # noqa: B007
-        dog.note("a", {"busy": True, "steps": 1})
+        dog.record("a", {"busy": True, "steps": 1})
         dog.check()
     assert ended == ["a"]
 
 
 def test_how_often_a_program_is_asked() -> None:
-    assert [asking_interval(seconds) for seconds in (0, 6, 100, 300, 3000)] == [0, 2, 10, 30, 30]
+    assert [health_check_interval(seconds) for seconds in (0, 6, 100, 300, 3000)] == [0, 2, 10, 30, 30]
 
 
-def signs_of(checkup: Checkup, n: int) -> list[SignOfLife]:
+def signs_of(checkup: HealthProbe, n: int) -> list[SignOfLife]:
     found: list[SignOfLife] = []
     while len(found) < n:
-        reads, writes = checkup.watched
+        reads, writes = checkup.descriptors
         select.select(reads, writes, [], checkup.seconds_left)
-        if sign := checkup.go_on():
+        if sign := checkup.advance():
             found.append(sign)
     return found
 
@@ -219,14 +219,14 @@ def signs_of(checkup: Checkup, n: int) -> list[SignOfLife]:
 def test_a_question_is_answered_or_not() -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server, ThreadPoolExecutor() as pool:
         pool.submit(server.serve_forever)
-        checkup = Checkup(("127.0.0.1", server.server_port), "/health", interval=0.2)
+        checkup = HealthProbe(("127.0.0.1", server.server_port), "/health", interval=0.2)
         signs = signs_of(checkup, 3)
         server.shutdown()
     assert [(sign.busy, sign.steps) for sign in signs] == [(False, 0), (False, 1), (False, 2)]
     assert signs_of(checkup, 2)[-1].busy, "nobody listens any more"
     checkup.close()
     with socket.create_server(("127.0.0.1", 0)) as deaf:
-        checkup = Checkup(deaf.getsockname(), "/health", interval=0.02)
+        checkup = HealthProbe(deaf.getsockname(), "/health", interval=0.02)
         signs = signs_of(checkup, 3)
         checkup.close()
     assert [(sign.busy, sign.steps) for sign in signs] == [(False, 0), (True, 0), (True, 0)]
@@ -244,7 +244,7 @@ class Refusing(BaseHTTPRequestHandler):
 def backend_gateway(*flags: str, timeout: float = 0.5) -> AbstractAsyncContextManager[Gateway]:
     file = str(Path(__file__).resolve().parents[2] / "support" / "fake_backend.py")
     program = Backend((sys.executable, file, "${PORT}", *flags))
-    launchers = Launchers(fake_launcher("spawn"), os.environ, ask_every=0.05)
+    launchers = CombinedLauncher(fake_launcher("spawn"), os.environ, ask_every=0.05)
     return gateway(preset("m", backend=program), launcher=launchers, worker_timeout=timeout)
 
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from lifecycle_tools import GIB, Router, Sizes, router, settle
-from llama_corral.common.base.errors import NoPlace, ServerFault
-from llama_corral.common.base.worker_reports import Report, Taken
+from lifecycle_tools import GIB, LifecycleHarness, SizedBudget, router, settle
+from llama_corral.common.base.errors import NoCapacity, ServerFault
+from llama_corral.common.base.worker_reports import MemoryUsage, WorkerReport
 from llama_corral.presets.options.values import AUTO_LIMIT, NO_LIMIT
 from llama_corral.router.lifecycle import dispatcher
-from llama_corral.router.memory.budget import Held
+from llama_corral.router.memory.budget import WorkerMemory
 from llama_corral.router.placement.device_split import Need, Split
 from llama_corral.router.placement.memory_amounts import Limit, Space
-from llama_corral.router.placement.snapshot import Rules
+from llama_corral.router.placement.snapshot import PlacementRules
 from programs import Program, Programs
 from router_http import error_of, gateway
 from router_tools import preset, presets, until
 
 
-async def use(r: Router, *names: str) -> None:
+async def use(r: LifecycleHarness, *names: str) -> None:
     """One after the other, each loaded by a request that is then served."""
     for name in names:
         client = r.client(name)
@@ -30,12 +30,12 @@ async def use(r: Router, *names: str) -> None:
         await client.finish()
 
 
-def alive(r: Router) -> set[str]:
+def alive(r: LifecycleHarness) -> set[str]:
     return {worker.name for worker in r.launcher.alive}
 
 
 async def test_as_many_models_stay_as_there_is_memory_for() -> None:
-    async with router("a", "b", "c", models_max=0, room=Sizes(10 * GIB, a=4, b=4, c=4)) as r:
+    async with router("a", "b", "c", models_max=0, memory_budget=SizedBudget(10 * GIB, a=4, b=4, c=4)) as r:
         await use(r, "a", "b")
         client = r.client("c")
         await settle()
@@ -50,8 +50,8 @@ async def test_as_many_models_stay_as_there_is_memory_for() -> None:
 
 
 async def test_one_large_model_leaves_rather_than_two_small_ones() -> None:
-    sizes = Sizes(10 * GIB, a=2, b=2, c=5, d=6)
-    async with router("a", "b", "c", "d", models_max=0, room=sizes) as r:
+    sizes = SizedBudget(10 * GIB, a=2, b=2, c=5, d=6)
+    async with router("a", "b", "c", "d", models_max=0, memory_budget=sizes) as r:
         await use(r, "a", "b", "c")
         client = r.client("d")
         await settle()
@@ -65,7 +65,7 @@ async def test_one_large_model_leaves_rather_than_two_small_ones() -> None:
 async def test_nobody_is_evicted_in_vain() -> None:
     """As long as a busy model keeps what is needed, the idle ones may as well stay."""
 
-    async with router("a", "b", "c", models_max=0, room=Sizes(10 * GIB, a=7, b=2, c=8)) as r:
+    async with router("a", "b", "c", models_max=0, memory_budget=SizedBudget(10 * GIB, a=7, b=2, c=8)) as r:
         await use(r, "b")
         busy = r.client("a")
         await settle()
@@ -83,7 +83,7 @@ async def test_nobody_is_evicted_in_vain() -> None:
 
 
 async def test_what_never_fits_is_refused_at_once_with_the_numbers() -> None:
-    async with router("a", "b", models_max=0, room=Sizes(10 * GIB, a=4, b=11)) as r:
+    async with router("a", "b", models_max=0, memory_budget=SizedBudget(10 * GIB, a=4, b=11)) as r:
         await use(r, "a")
         error = await r.client("b").refused()
         assert error.message == (
@@ -92,14 +92,14 @@ async def test_what_never_fits_is_refused_at_once_with_the_numbers() -> None:
         assert error.status == 503
         assert alive(r) == {"a"}
         assert not r.launcher["a"].must_go
-        with pytest.raises(NoPlace, match=r"cannot be loaded: it needs 11\.0 GiB"):
+        with pytest.raises(NoCapacity, match=r"cannot be loaded: it needs 11\.0 GiB"):
             await r.lifecycle.load("b")
 
 
 async def test_devices_are_counted_apart() -> None:
     half, large = Space(GIB, {"CUDA0": 5 * GIB}), Space(GIB, {"CUDA0": 9 * GIB})
-    sizes = Sizes(10 * GIB, 8 * GIB, a=half, b=half, c=large)
-    async with router("a", "b", "c", models_max=0, room=sizes) as r:
+    sizes = SizedBudget(10 * GIB, 8 * GIB, a=half, b=half, c=large)
+    async with router("a", "b", "c", models_max=0, memory_budget=sizes) as r:
         await use(r, "a")
         client = r.client("b")
         await settle()
@@ -120,8 +120,8 @@ TWO = {"CUDA0": 10 * GIB, "CUDA1": 8 * GIB}
 
 
 async def test_who_is_on_the_device_that_is_short_leaves_and_nobody_else() -> None:
-    sizes = Sizes(10 * GIB, TWO, a=on(0, 6), b=on(6), c=on(6, 1))
-    async with router("a", "b", "c", models_max=0, room=sizes) as r:
+    sizes = SizedBudget(10 * GIB, TWO, a=on(0, 6), b=on(6), c=on(6, 1))
+    async with router("a", "b", "c", models_max=0, memory_budget=sizes) as r:
         await use(r, "a", "b")
         client = r.client("c")
         await settle()
@@ -133,9 +133,9 @@ async def test_who_is_on_the_device_that_is_short_leaves_and_nobody_else() -> No
 
 
 async def test_the_device_that_is_short_is_named() -> None:
-    sizes = Sizes(10 * GIB, TWO, a=on(1, 9), b=on(0, 3), c=on(1, 7))
+    sizes = SizedBudget(10 * GIB, TWO, a=on(1, 9), b=on(0, 3), c=on(1, 7))
     entries = presets(preset("a"), preset("b", pin=True), preset("c"))
-    async with router(presets=entries, models_max=0, room=sizes) as r:
+    async with router(presets=entries, models_max=0, memory_budget=sizes) as r:
         error = await r.client("a").refused()
         assert error.message == (
             "model 'a' cannot be loaded: it needs 9.0 GiB on CUDA1, and models may take 8.0 GiB on CUDA1"
@@ -149,8 +149,8 @@ async def test_the_device_that_is_short_is_named() -> None:
 
 
 async def test_a_full_device_is_not_in_the_way_of_who_needs_nothing_of_it() -> None:
-    sizes = Sizes(10 * GIB, dict.fromkeys(TWO, AUTO_LIMIT), a=on(5), b=on(0, 5))
-    async with router("a", "b", models_max=0, room=sizes) as r:
+    sizes = SizedBudget(10 * GIB, dict.fromkeys(TWO, AUTO_LIMIT), a=on(5), b=on(0, 5))
+    async with router("a", "b", models_max=0, memory_budget=sizes) as r:
         await use(r, "a")
         sizes.free_on = {"CUDA0": -GIB, "CUDA1": 8 * GIB}  # somebody else takes more than there was
         await use(r, "b")
@@ -161,8 +161,8 @@ async def test_layers_go_where_devices_are_free_when_the_model_starts() -> None:
     """What CUDA0 lacks CUDA1 has; with its layers halved nobody would fit beside a."""
 
     both = Need(Space(GIB), (Split((GIB,) * 10, 0, ("CUDA0", "CUDA1")),))
-    sizes = Sizes(10 * GIB, {"CUDA0": 10 * GIB, "CUDA1": 10 * GIB}, a=on(8), b=both, c=on(0, 3))
-    async with router("a", "b", "c", models_max=0, room=sizes) as r:
+    sizes = SizedBudget(10 * GIB, {"CUDA0": 10 * GIB, "CUDA1": 10 * GIB}, a=on(8), b=both, c=on(0, 3))
+    async with router("a", "b", "c", models_max=0, memory_budget=sizes) as r:
         await use(r, "a", "b")
         assert alive(r) == {"a", "b"}
         view = r.lifecycle.view("b")
@@ -176,8 +176,8 @@ async def test_layers_go_where_devices_are_free_when_the_model_starts() -> None:
 
 async def test_memory_of_a_device_is_waited_for_even_within_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatcher, "RECHECK_S", 0.01)
-    sizes = Sizes(10 * GIB, TWO, a=on(6), b=on(6))
-    async with router("a", "b", models_max=0, room=sizes) as r:
+    sizes = SizedBudget(10 * GIB, TWO, a=on(6), b=on(6))
+    async with router("a", "b", models_max=0, memory_budget=sizes) as r:
         await use(r, "a")
         sizes.free_on["CUDA0"] = 2 * GIB
         client = r.client("b")
@@ -198,7 +198,7 @@ async def test_workers_say_what_they_take_of_each_device() -> None:
         preset(name, f"takes={takes}")
         for name, takes in {"a": "CUDA1:6", "b": "CUDA0:6", "c": "CUDA0:5/CUDA1:1", "d": "CUDA1:9"}.items()
     ]
-    async with gateway(*entries, room=Sizes(NO_LIMIT, TWO), models_max=0) as g:
+    async with gateway(*entries, memory_budget=SizedBudget(NO_LIMIT, TWO), models_max=0) as g:
         for name in ("d", "c"):
             assert (await g.chat(name)).status_code == 200, "nobody knows its size yet"
             await g.client.post("/models/unload", json={"model": name})
@@ -216,7 +216,7 @@ async def test_workers_say_what_they_take_of_each_device() -> None:
 
 
 async def test_a_load_by_command_makes_room_too_and_says_when_it_cannot() -> None:
-    async with router("a", "b", "c", models_max=0, room=Sizes(10 * GIB, a=4, b=4, c=9)) as r:
+    async with router("a", "b", "c", models_max=0, memory_budget=SizedBudget(10 * GIB, a=4, b=4, c=9)) as r:
         await use(r, "a", "b")
         command = asyncio.create_task(r.lifecycle.load("c"))
         await settle()
@@ -236,9 +236,9 @@ async def test_memory_that_others_give_back_is_noticed(monkeypatch: pytest.Monke
     """Right after a worker's end the system may not have it back yet; that is no reason to refuse."""
 
     monkeypatch.setattr(dispatcher, "RECHECK_S", 0.01)
-    sizes = Sizes(AUTO_LIMIT, a=6, b=6)
+    sizes = SizedBudget(AUTO_LIMIT, a=6, b=6)
     sizes.free = 8 * GIB
-    async with router("a", "b", models_max=0, room=sizes) as r:
+    async with router("a", "b", models_max=0, memory_budget=sizes) as r:
         await use(r, "a")
         sizes.free = 2 * GIB
         sizes.private = {1: 6 * GIB}
@@ -255,9 +255,9 @@ async def test_memory_that_others_give_back_is_noticed(monkeypatch: pytest.Monke
 
 
 async def test_a_device_shows_as_free_what_a_model_that_loads_is_about_to_take() -> None:
-    sizes = Sizes(10 * GIB, AUTO_LIMIT, a=on(5), b=on(5))
+    sizes = SizedBudget(10 * GIB, AUTO_LIMIT, a=on(5), b=on(5))
     sizes.free_on = {"CUDA0": 8 * GIB}
-    async with router("a", "b", models_max=0, room=sizes, rules=Rules(parallel_loads=2)) as r:
+    async with router("a", "b", models_max=0, memory_budget=sizes, rules=PlacementRules(parallel_loads=2)) as r:
         first = r.client("a")
         await settle()
         second = r.client("b")
@@ -275,11 +275,11 @@ async def test_a_device_shows_as_free_what_a_model_that_loads_is_about_to_take()
 
 
 async def test_a_model_that_sleeps_keeps_its_part_of_a_device() -> None:
-    sizes = Sizes(10 * GIB, AUTO_LIMIT, a=on(5), b=on(5))
+    sizes = SizedBudget(10 * GIB, AUTO_LIMIT, a=on(5), b=on(5))
     sizes.free_on = {"CUDA0": 8 * GIB}
-    async with router("a", "b", models_max=0, room=sizes) as r:
+    async with router("a", "b", models_max=0, memory_budget=sizes) as r:
         await use(r, "a")
-        r.launcher["a"]._callbacks.on_report(Report("sleeping"))
+        r.launcher["a"]._callbacks.on_report(WorkerReport("sleeping"))
         client = r.client("b")
         await settle()
         assert r.launcher["a"].must_go, "both are not to be awake at once"
@@ -287,9 +287,9 @@ async def test_a_model_that_sleeps_keeps_its_part_of_a_device() -> None:
 
 
 async def test_what_others_take_of_the_machine_is_not_ours() -> None:
-    sizes = Sizes(AUTO_LIMIT, a=6, b=6)
+    sizes = SizedBudget(AUTO_LIMIT, a=6, b=6)
     sizes.free = 7 * GIB
-    async with router("a", "b", models_max=0, room=sizes) as r:
+    async with router("a", "b", models_max=0, memory_budget=sizes) as r:
         await use(r, "a")
         sizes.free, sizes.private = 1 * GIB, {1: 6 * GIB}
         client = r.client("b")
@@ -299,16 +299,16 @@ async def test_what_others_take_of_the_machine_is_not_ours() -> None:
 
 
 async def test_what_a_worker_measured_replaces_the_estimate() -> None:
-    sizes = Sizes(10 * GIB, a=4, b=5)
-    async with router("a", "b", models_max=0, room=sizes) as r:
+    sizes = SizedBudget(10 * GIB, a=4, b=5)
+    async with router("a", "b", models_max=0, memory_budget=sizes) as r:
         client = r.client("a")
         await settle()
         worker = r.launcher["a"]
-        worker._callbacks.on_report(Report("ready", {"id": "a"}, Taken(6 * GIB)))
+        worker._callbacks.on_report(WorkerReport("ready", {"id": "a"}, MemoryUsage(6 * GIB)))
         await client.finish()
         view = r.lifecycle.view("a")
         assert view is not None
-        assert view.measured == Taken(6 * GIB)
+        assert view.measured == MemoryUsage(6 * GIB)
         assert view.expected is not None
         assert view.expected.host > 6 * GIB
         second = r.client("b")
@@ -318,9 +318,9 @@ async def test_what_a_worker_measured_replaces_the_estimate() -> None:
 
 
 async def test_a_worker_that_grows_counts_with_what_it_has() -> None:
-    sizes = Sizes(10 * GIB, a=4, b=5)
+    sizes = SizedBudget(10 * GIB, a=4, b=5)
     sizes.private = {1: GIB}
-    async with router("a", "b", models_max=0, room=sizes) as r:
+    async with router("a", "b", models_max=0, memory_budget=sizes) as r:
         await use(r, "a")
         sizes.private = {1: 3 * GIB}  # its prompt cache
         client = r.client("b")
@@ -330,15 +330,15 @@ async def test_a_worker_that_grows_counts_with_what_it_has() -> None:
 
 
 def test_the_limit_is_what_is_free_and_what_our_workers_have() -> None:
-    sizes = Sizes(AUTO_LIMIT, AUTO_LIMIT)
+    sizes = SizedBudget(AUTO_LIMIT, AUTO_LIMIT)
     sizes.free, sizes.free_on, sizes.private = 5 * GIB, {"CUDA0": 3 * GIB}, {7: 2 * GIB}
     workers = [
-        Held(7, Space(9, {"CUDA0": GIB})),
-        Held(None, Space(1, {"CUDA0": 1})),
-        Held(None, Space(1, {"CUDA0": GIB}), is_loaded=False),
+        WorkerMemory(7, Space(9, {"CUDA0": GIB})),
+        WorkerMemory(None, Space(1, {"CUDA0": 1})),
+        WorkerMemory(None, Space(1, {"CUDA0": GIB}), is_loaded=False),
     ]
     assert sizes.limit(workers) == Limit(7 * GIB, {"CUDA0": 4 * GIB + 1})
-    assert Sizes(NO_LIMIT, NO_LIMIT).limit([]) == Limit()
+    assert SizedBudget(NO_LIMIT, NO_LIMIT).limit([]) == Limit()
 
 
 # -- real programs -----------------------------------------------------------------------------------------------------

@@ -9,18 +9,21 @@ from typing import Any
 
 import pytest
 from llama_corral.common.base.errors import ConfigError
-from llama_corral.common.base.worker_reports import OnDevice, Taken
+from llama_corral.common.base.worker_reports import DeviceUsage, MemoryUsage
 from llama_corral.presets.options.settings import Settings
 from llama_corral.presets.options.values import AUTO_LIMIT, NO_LIMIT
 from llama_corral.router.memory import devices
-from llama_corral.router.memory.budget import Held, Room, budgets_of, room_of
-from llama_corral.router.memory.devices import Device, Devices, read_devices, visible
+from llama_corral.router.memory.budget import MemoryBudget, WorkerMemory, budgets_of, memory_budget_of
+from llama_corral.router.memory.devices import Devices, SystemDevice, read_devices, visible
 from llama_corral.router.memory.estimate import PROCESS_BYTES
-from llama_corral.router.memory.requirements import Needs
+from llama_corral.router.memory.requirements import MemoryRequirements
 from llama_corral.router.placement.memory_amounts import Limit, Space
 
 GIB = 1 << 30
-FIRST, SECOND = Device("CUDA0", 24 * GIB, 20 * GIB, "0000:01:00.0"), Device("CUDA1", 16 * GIB, 9 * GIB, "0000:0a:00.0")
+FIRST, SECOND = (
+    SystemDevice("CUDA0", 24 * GIB, 20 * GIB, "0000:01:00.0"),
+    SystemDevice("CUDA1", 16 * GIB, 9 * GIB, "0000:0a:00.0"),
+)
 
 
 # -- readings ----------------------------------------------------------------------------------------------------------
@@ -79,7 +82,7 @@ def test_nvidia_devices_are_named_as_cuda_shows_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_old: bool
 ) -> None:
     monkeypatch.setattr(devices, "_nvml", lambda: FakeNvml(1000, 2000, 3000, is_old=is_old))
-    everything = [Device(f"CUDA{i}", 1000 * (i + 1), 1000 * i + 900, f"0000:0{i + 1}:00.0") for i in range(3)]
+    everything = [SystemDevice(f"CUDA{i}", 1000 * (i + 1), 1000 * i + 900, f"0000:0{i + 1}:00.0") for i in range(3)]
     assert read_devices({}, tmp_path) == tuple(everything)
     shown = read_devices({"CUDA_VISIBLE_DEVICES": "2,GPU-0"}, tmp_path)
     assert [(device.name, device.total, device.address) for device in shown] == [
@@ -104,7 +107,7 @@ def test_the_memory_of_amd_devices_is_in_files(tmp_path: Path) -> None:
         (place / "mem_info_vram_used").write_text(f"{used}\n")
         (place / "unique_id").write_text(f"{number}f\n")
     (tmp_path / "card3" / "device").mkdir(parents=True)  # the mainboard's graphics
-    both = (Device("ROCm0", 1000, 900, "0000:01:00.0"), Device("ROCm1", 1000, 700, "0000:00:00.0"))
+    both = (SystemDevice("ROCm0", 1000, 900, "0000:01:00.0"), SystemDevice("ROCm1", 1000, 700, "0000:00:00.0"))
     assert read_devices({}, tmp_path) == both
     assert [device.free for device in read_devices({"HIP_VISIBLE_DEVICES": "1"}, tmp_path)] == [700]
     assert [device.free for device in read_devices({"ROCR_VISIBLE_DEVICES": "GPU-0f,0"}, tmp_path)] == [700, 900]
@@ -123,48 +126,50 @@ def test_a_name_means_its_namesake_or_the_device_of_its_number() -> None:
 
 def test_where_a_device_is_on_the_bus_says_more_than_its_name() -> None:
     known = Devices([FIRST, SECOND])
-    known.meet([OnDevice("CUDA0", 1, SECOND.address), OnDevice("CUDA1", 1, FIRST.address)])
-    known.meet([OnDevice("Vulkan0", 1, "0000:ff:00.0")])
+    known.register_reported([DeviceUsage("CUDA0", 1, SECOND.address), DeviceUsage("CUDA1", 1, FIRST.address)])
+    known.register_reported([DeviceUsage("Vulkan0", 1, "0000:ff:00.0")])
     assert [known.name_of(name) for name in ("CUDA0", "CUDA1", "Vulkan0")] == ["CUDA1", "CUDA0", "CUDA0"]
 
 
 def test_devices_that_workers_cannot_use_get_no_models_once_that_is_known() -> None:
-    known = Devices([FIRST, SECOND, Device("ROCm0", GIB, GIB)])
+    known = Devices([FIRST, SECOND, SystemDevice("ROCm0", GIB, GIB)])
     assert known.names == ("CUDA0", "CUDA1", "ROCm0")
-    known.meet([OnDevice("CUDA0", 7), OnDevice("CUDA1", 0)])
+    known.register_reported([DeviceUsage("CUDA0", 7), DeviceUsage("CUDA1", 0)])
     assert known.names == ("CUDA0", "CUDA1")
     none = Devices([FIRST])
-    room = Room(Needs({}, none), none, host=NO_LIMIT, budgets={})
-    room.taken(Taken(5))
+    memory_budget = MemoryBudget(MemoryRequirements({}, none), none, host=NO_LIMIT, budgets={})
+    memory_budget.usage_of(MemoryUsage(5))
     assert none.names == ("CUDA0",), "another program does not tell"
-    room.taken(Taken(5, ()))
+    memory_budget.usage_of(MemoryUsage(5, ()))
     assert none.names == (), "llama.cpp was built without"
 
 
 # -- budgets -----------------------------------------------------------------------------------------------------------
 
 
-def _room(budgets: dict[str, int], *free: Device, margin: int = 0) -> Room:
+def _room(budgets: dict[str, int], *free: SystemDevice, margin: int = 0) -> MemoryBudget:
     known = Devices([FIRST, SECOND])
-    return Room(Needs({}, known), known, host=NO_LIMIT, budgets=budgets, margin=margin, read_devices=lambda: free)
+    return MemoryBudget(
+        MemoryRequirements({}, known), known, host=NO_LIMIT, budgets=budgets, margin=margin, read_devices=lambda: free
+    )
 
 
 def test_each_device_has_what_is_free_and_what_our_workers_have_less_the_margin() -> None:
-    room = _room({"CUDA0": AUTO_LIMIT, "CUDA1": AUTO_LIMIT}, FIRST, SECOND, margin=GIB)
-    assert room.limit([]) == Limit(None, {"CUDA0": 19 * GIB, "CUDA1": 8 * GIB})
-    workers = [Held(None, Space(5, {"CUDA1": 7 * GIB}))]
-    assert room.limit(workers) == Limit(None, {"CUDA0": 19 * GIB, "CUDA1": 15 * GIB})
-    full = _room({"CUDA0": AUTO_LIMIT}, Device("CUDA0", GIB, 5), margin=GIB)
+    memory_budget = _room({"CUDA0": AUTO_LIMIT, "CUDA1": AUTO_LIMIT}, FIRST, SECOND, margin=GIB)
+    assert memory_budget.limit([]) == Limit(None, {"CUDA0": 19 * GIB, "CUDA1": 8 * GIB})
+    workers = [WorkerMemory(None, Space(5, {"CUDA1": 7 * GIB}))]
+    assert memory_budget.limit(workers) == Limit(None, {"CUDA0": 19 * GIB, "CUDA1": 15 * GIB})
+    full = _room({"CUDA0": AUTO_LIMIT}, SystemDevice("CUDA0", GIB, 5), margin=GIB)
     assert full.limit([]) == Limit(None, {"CUDA0": 0})
     assert _room({"CUDA0": AUTO_LIMIT, "CUDA1": AUTO_LIMIT}, FIRST).limit([]).devices.keys() == {"CUDA0"}
 
 
 def test_a_budget_holds_as_far_as_memory_is_back() -> None:
-    room = _room({"CUDA0": 22 * GIB, "CUDA1": NO_LIMIT}, FIRST, SECOND)
-    assert room.limit([]) == Limit(None, {"CUDA0": 22 * GIB})
-    assert room.limit([], is_settling=True) == Limit(None, {"CUDA0": 20 * GIB})
-    workers = [Held(None, Space(devices={"CUDA0": 3 * GIB}))]
-    assert room.limit(workers, is_settling=True) == Limit(None, {"CUDA0": 22 * GIB})
+    memory_budget = _room({"CUDA0": 22 * GIB, "CUDA1": NO_LIMIT}, FIRST, SECOND)
+    assert memory_budget.limit([]) == Limit(None, {"CUDA0": 22 * GIB})
+    assert memory_budget.limit([], is_settling=True) == Limit(None, {"CUDA0": 20 * GIB})
+    workers = [WorkerMemory(None, Space(devices={"CUDA0": 3 * GIB}))]
+    assert memory_budget.limit(workers, is_settling=True) == Limit(None, {"CUDA0": 22 * GIB})
 
 
 @pytest.mark.parametrize(
@@ -183,7 +188,7 @@ def test_one_number_is_for_all_devices_and_several_for_each(text: str, budgets: 
 
 
 def test_devices_that_a_list_does_not_name_have_what_is_free() -> None:
-    third = Device("CUDA2", GIB, GIB)
+    third = SystemDevice("CUDA2", GIB, GIB)
     assert budgets_of([5, NO_LIMIT], [FIRST, SECOND, third]) == {"CUDA0": 5, "CUDA1": NO_LIMIT, "CUDA2": AUTO_LIMIT}
     assert budgets_of([5], [FIRST]) == {"CUDA0": 5}
     with pytest.raises(ConfigError, match="3 values, but there are 2 devices"):
@@ -195,7 +200,9 @@ def test_a_device_that_the_system_does_not_tell_of_is_counted_by_what_workers_re
 ) -> None:
     monkeypatch.setattr(devices, "DRM", tmp_path)
     monkeypatch.setattr(devices, "_nvml", lambda: None)
-    room = room_of(Settings.model_validate({"models_memory": "off", "models_device_memory": "4G"}), {})
-    taken = room.taken(Taken(5, (OnDevice("Vulkan0", 7),)))
+    memory_budget = memory_budget_of(
+        Settings.model_validate({"models_memory": "off", "models_device_memory": "4G"}), {}
+    )
+    taken = memory_budget.usage_of(MemoryUsage(5, (DeviceUsage("Vulkan0", 7),)))
     assert taken == Space(5 + PROCESS_BYTES, {"GPU0": 7})
-    assert room.limit([]) == Limit(None, {"GPU0": 4 * GIB})
+    assert memory_budget.limit([]) == Limit(None, {"GPU0": 4 * GIB})

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from llama_corral.common.hub.gguf_header import Header, Tensor, read_header
 from llama_corral.presets.options.settings import Settings
 from llama_corral.router.memory import host
-from llama_corral.router.memory.devices import Device, Devices
-from llama_corral.router.memory.estimate import Plan, estimate
-from llama_corral.router.memory.options import draft_plan_of, plan_of, projector_device
+from llama_corral.router.memory.devices import Devices, SystemDevice
+from llama_corral.router.memory.estimate import FootprintOptions, estimate
+from llama_corral.router.memory.options import draft_footprint_options, footprint_options, projector_device
 from llama_corral.router.placement.device_split import Need, Offload
 from llama_corral.router.placement.memory_amounts import Limit, Space
 
 MIB = 1 << 20
-TWO = Devices([Device("CUDA0", 24, 24), Device("CUDA1", 16, 16)])
+TWO = Devices([SystemDevice("CUDA0", 24, 24), SystemDevice("CUDA1", 16, 16)])
 
 
 @pytest.mark.parametrize(
@@ -41,10 +41,10 @@ TWO = Devices([Device("CUDA0", 24, 24), Device("CUDA1", 16, 16)])
 )
 async def test_the_estimate_is_what_llama_cpp_takes(models: Path, name: str, options: dict[str, Any]) -> None:
     settings = Settings(**{"model": str(models / name), "ctx_size": 1024, **options})
-    expected = estimate([read_header(models / name)], plan_of(settings, Devices()))
+    expected = estimate([read_header(models / name)], footprint_options(settings, Devices()))
 
     async with running(models / name, **options) as engine:
-        taken = engine.memory
+        taken = engine.memory_usage
         assert not taken.devices
         assert not expected.need.space.devices
         assert taken.host == pytest.approx(expected.need.space.host, rel=0.1, abs=2 * MIB)
@@ -54,7 +54,7 @@ def test_all_parts_of_a_split_model_count(models: Path) -> None:
     parts = [read_header(path) for path in sorted((models / "sharded").glob("*.gguf"))]
     whole = read_header(models / "tiny-llama.gguf")
     assert len(parts) > 1
-    assert estimate(parts, Plan()) == estimate([whole], Plan())
+    assert estimate(parts, FootprintOptions()) == estimate([whole], FootprintOptions())
 
 
 def _header(layers: int, **keys: int) -> Header:
@@ -71,15 +71,17 @@ def _header(layers: int, **keys: int) -> Header:
     return Header(3, metadata, {}, tuple(tensors), 0, 0)
 
 
-def _on_one(layers: int, **options: Any) -> Plan:
+def _on_one(layers: int, **options: Any) -> FootprintOptions:
     n_expert_layers_on_host = options.pop("n_expert_layers_on_host", 0)
-    return Plan(n_expert_layers_on_host=n_expert_layers_on_host, offload=Offload(layers, ("CUDA0",), **options))
+    return FootprintOptions(
+        n_expert_layers_on_host=n_expert_layers_on_host, offload=Offload(layers, ("CUDA0",), **options)
+    )
 
 
 def test_offloaded_layers_are_the_last_ones_and_take_their_cache_along() -> None:
     header = _header(4, context_length=256)
     row = 256 * (4 + 4) * 2
-    none, some, everything = (estimate([header], plan) for plan in (Plan(), _on_one(2), _on_one(99)))
+    none, some, everything = (estimate([header], plan) for plan in (FootprintOptions(), _on_one(2), _on_one(99)))
     assert none.need == Need(Space(none.weights + none.kv + none.scratch))
     assert some.need.space.device == 1000 + 64 + row + some.scratch  # the tied output, copied, and one layer
     mask = 512 * 256 * 2  # which the machine hands over
@@ -114,8 +116,8 @@ def test_what_memories_have_is_the_sum_of_it_all(
 ) -> None:
     names = ("CUDA0", "CUDA1", "CUDA2")[:devices]
     offload = Offload(n, names, mode, shares if any(shares[:devices]) else (), (3.0, 2.0, 1.0)[:devices], with_kv)
-    footprint = estimate([_header(layers, context_length=256)], Plan(offload=offload))
-    space = footprint.need.within(Limit(None, dict(zip(names, free, strict=False))))
+    footprint = estimate([_header(layers, context_length=256)], FootprintOptions(offload=offload))
+    space = footprint.need.placed_within(Limit(None, dict(zip(names, free, strict=False))))
     inputs = 512 * 256 * 2
     assert footprint.scratch == inputs, "a model without width"
     n_scratch, rest = divmod(space.total - footprint.weights - footprint.kv, inputs)
@@ -131,9 +133,11 @@ def test_what_memories_have_is_the_sum_of_it_all(
 def test_batches_in_a_pipeline_cost_copies_of_what_goes_into_each() -> None:
     header = _header(4, context_length=256, embedding_length=8)
     offload = Offload(99, ("CUDA0", "CUDA1"))
-    alone, pipelined = (estimate([header], Plan(offload=replace(offload, pipelines=is_on))) for is_on in (False, True))
+    alone, pipelined = (
+        estimate([header], FootprintOptions(offload=replace(offload, pipelines=is_on))) for is_on in (False, True)
+    )
     assert pipelined.scratch - alone.scratch == 3 * 512 * (8 * 4 + 256 * 2)
-    partly = estimate([header], Plan(offload=replace(offload, pipelines=True, n_layers=4)))
+    partly = estimate([header], FootprintOptions(offload=replace(offload, pipelines=True, n_layers=4)))
     assert partly.scratch == alone.scratch, "only where all layers are on devices"
 
 
@@ -142,14 +146,14 @@ def test_layers_without_keys_of_their_own_cost_only_their_state() -> None:
     shape = {"block_count": 2, "embedding_length": 8, "context_length": 256, "attention.head_count": 2}
     shape |= {"ssm.inner_size": 16, "ssm.state_size": 4, "ssm.conv_kernel": 4}
     metadata = {"general.architecture": "x", **{f"x.{key}": value for key, value in shape.items()}}
-    footprint = estimate([Header(3, metadata, {}, tensors, 0, 0)], Plan(n_slots=3))
+    footprint = estimate([Header(3, metadata, {}, tensors, 0, 0)], FootprintOptions(n_slots=3))
     assert footprint.kv == 3 * 4 * (3 * 16 + 16 * 4) + 256 * 2 * 2 * 4 * 2
 
 
 @pytest.mark.parametrize("value", ["", "x", "nan"])
 def test_a_header_that_says_nothing_costs_its_weights(value: str) -> None:
     header = Header(3, {"general.architecture": value}, {}, (Tensor("w", (4,), "f32", 0, 16),), 0, 0)
-    assert estimate([header], Plan()).weights == 16
+    assert estimate([header], FootprintOptions()).weights == 16
 
 
 # -- what options say --------------------------------------------------------------------------------------------------
@@ -157,7 +161,7 @@ def test_a_header_that_says_nothing_costs_its_weights(value: str) -> None:
 
 def test_devices_are_all_of_them_or_those_that_a_preset_names_in_its_order() -> None:
     def names(**options: Any) -> tuple[str, ...]:
-        return plan_of(Settings(**options), TWO).offload.devices
+        return footprint_options(Settings(**options), TWO).offload.devices
 
     assert names() == ("CUDA0", "CUDA1")
     assert names(device=("CUDA1", "CUDA0")) == ("CUDA1", "CUDA0")
@@ -168,12 +172,12 @@ def test_devices_are_all_of_them_or_those_that_a_preset_names_in_its_order() -> 
     assert names(split_mode="none", main_gpu=1, device=("CUDA1", "CUDA0")) == ("CUDA0",), "counted among those named"
     assert names(split_mode="none", main_gpu=-1) == ()
     assert names(main_gpu=1) == ("CUDA0", "CUDA1")
-    assert plan_of(Settings(device=("CUDA0",)), Devices()).offload == Offload()
+    assert footprint_options(Settings(device=("CUDA0",)), Devices()).offload == Offload()
 
 
 def test_shares_beyond_the_devices_and_shares_of_nothing_do_not_count() -> None:
     def shares(*given: float) -> tuple[float, ...]:
-        return plan_of(Settings(tensor_split=given), TWO).offload.shares
+        return footprint_options(Settings(tensor_split=given), TWO).offload.shares
 
     assert shares(3, 1, 5) == (3, 1)
     assert shares(0, 0, 5) == shares() == ()
@@ -181,7 +185,7 @@ def test_shares_beyond_the_devices_and_shares_of_nothing_do_not_count() -> None:
 
 def test_a_pipeline_needs_several_devices_with_whole_layers_and_their_cache() -> None:
     def pipelines(**options: Any) -> bool:
-        return plan_of(Settings(**options), TWO).offload.pipelines
+        return footprint_options(Settings(**options), TWO).offload.pipelines
 
     assert pipelines()
     for options in ({"device": ("CUDA0",)}, {"split_mode": "row"}, {"kv_offload": False}, {"cpu_moe": True}):
@@ -190,14 +194,14 @@ def test_a_pipeline_needs_several_devices_with_whole_layers_and_their_cache() ->
 
 def test_a_draft_model_has_types_and_devices_of_its_own() -> None:
     settings = Settings(cache_type_k="f32", cache_type_k_draft="q8_0", n_gpu_layers=3, n_gpu_layers_draft=1)
-    plan, draft = plan_of(settings, TWO), draft_plan_of(settings, TWO)
+    plan, draft = footprint_options(settings, TWO), draft_footprint_options(settings, TWO)
     assert (plan.type_k, plan.offload.n_layers) == ("f32", 3)
     assert (draft.type_k, draft.offload.n_layers) == ("q8_0", 1)
     assert (draft.n_ctx, draft.n_slots) == (plan.n_ctx, plan.n_slots)
-    assert not draft_plan_of(Settings(device_draft=("none",)), TWO).offload.devices
-    assert draft_plan_of(Settings(device=("CUDA1",)), TWO).offload.devices == ("CUDA1",), "its main model's"
+    assert not draft_footprint_options(Settings(device_draft=("none",)), TWO).offload.devices
+    assert draft_footprint_options(Settings(device=("CUDA1",)), TWO).offload.devices == ("CUDA1",), "its main model's"
     one = Settings(device_draft=("CUDA1",), split_mode="none", main_gpu=1)
-    assert draft_plan_of(one, TWO).offload.devices == ("CUDA1",), "one device is not chosen from"
+    assert draft_footprint_options(one, TWO).offload.devices == ("CUDA1",), "one device is not chosen from"
 
 
 def test_a_projector_goes_to_its_own_device_or_the_first() -> None:
@@ -215,7 +219,7 @@ def test_a_projector_goes_to_its_own_device_or_the_first() -> None:
 
 
 def test_the_machine_has_memory_and_more_of_it_than_is_free() -> None:
-    reading = host.read_host()
+    reading = host.read_host_memory()
     assert 0 < reading.free <= reading.total
 
 
@@ -223,14 +227,14 @@ def test_a_container_has_what_its_limit_leaves(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("104857600\n")
     (tmp_path / "memory.current").write_text("62914560\n")
     (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 20971520\nactive_file 7\n")
-    assert host.read_host(tmp_path) == host.Reading(100 * MIB, 60 * MIB)
+    assert host.read_host_memory(tmp_path) == host.HostMemory(100 * MIB, 60 * MIB)
 
 
 @pytest.mark.parametrize("files", [{}, {"memory.max": "max\n"}, {"memory.max": str(1 << 60)}])
 def test_no_limit_is_the_whole_machine(tmp_path: Path, files: dict[str, str]) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    assert host.read_host(tmp_path).total == host.read_host().total
+    assert host.read_host_memory(tmp_path).total == host.read_host_memory().total
 
 
 def test_what_is_a_process_own() -> None:

@@ -9,37 +9,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lifecycle_tools import router, settle
 from llama_corral.common.base.errors import QueueFull, TooManyRequests
-from llama_corral.presets.policy import Manners
-from llama_corral.router.placement.admission import Crowd, free, refusal
-from llama_corral.router.placement.snapshot import Rules
+from llama_corral.presets.policy import ModelPolicy
+from llama_corral.router.placement.admission import Load, free_capacity, queue_refusal
+from llama_corral.router.placement.snapshot import PlacementRules
 from router_http import gateway
 from router_tools import preset, presets
 
 counts = st.integers(0, 4)
-crowds = st.builds(Crowd, counts, counts, st.integers(4, 8))
-wishes = st.builds(Manners, max_queue=counts, concurrency=counts, concurrency_refuse=st.booleans())
+crowds = st.builds(Load, counts, counts, st.integers(4, 8))
+wishes = st.builds(ModelPolicy, max_queue=counts, concurrency=counts, concurrency_refuse=st.booleans())
 
 
 @given(wishes, crowds, counts)
-def test_who_is_refused(manners: Manners, crowd: Crowd, max_queue: int) -> None:
-    error = refusal("m", manners, crowd, max_queue)
-    is_crowded = 0 < manners.concurrency <= crowd.in_use + crowd.waiting
-    has_queue = 0 < manners.max_queue <= crowd.waiting or 0 < max_queue <= crowd.waiting_in_all
-    expected = TooManyRequests if manners.concurrency_refuse and is_crowded else QueueFull if has_queue else None
+def test_who_is_refused(policy: ModelPolicy, load: Load, max_queue: int) -> None:
+    error = queue_refusal("m", policy, load, max_queue)
+    is_crowded = 0 < policy.concurrency <= load.in_use + load.waiting
+    has_queue = 0 < policy.max_queue <= load.waiting or 0 < max_queue <= load.waiting_in_all
+    expected = TooManyRequests if policy.concurrency_refuse and is_crowded else QueueFull if has_queue else None
     assert (type(error) if error else None) is expected
     assert error is None or error.retry_after
 
 
 @given(wishes, counts)
-def test_never_more_at_once_than_allowed(manners: Manners, in_use: int) -> None:
-    places = free(manners, in_use)
-    assert (places is None) == (not manners.concurrency)
+def test_never_more_at_once_than_allowed(policy: ModelPolicy, in_use: int) -> None:
+    places = free_capacity(policy, in_use)
+    assert (places is None) == (not policy.concurrency)
     if places:
-        assert in_use + places == manners.concurrency
+        assert in_use + places == policy.concurrency
 
 
-def one(**manners: Any) -> dict[str, Any]:
-    return presets(preset("a", manners=Manners(**manners)), preset("b"))
+def one(**policy: Any) -> dict[str, Any]:
+    return presets(preset("a", policy=ModelPolicy(**policy)), preset("b"))
 
 
 async def test_requests_beyond_the_limit_wait_in_order() -> None:
@@ -133,7 +133,7 @@ async def test_a_reload_that_lifts_the_limit_serves_who_waits() -> None:
 
 
 async def test_bounds_of_the_queue() -> None:
-    async with router(presets=one(max_queue=2), rules=Rules(max_queue=3)) as r:
+    async with router(presets=one(max_queue=2), rules=PlacementRules(max_queue=3)) as r:
         waiting = [r.client("a"), r.client("a")]
         await settle()
         assert "limit (max-queue)" in (await r.client("a").refused()).message
@@ -153,8 +153,8 @@ async def test_bounds_of_the_queue() -> None:
 
 
 async def test_what_too_many_hear_in_each_dialect() -> None:
-    strict = preset("m", manners=Manners(concurrency=1, concurrency_refuse=True))
-    patient = preset("n", manners=Manners(concurrency=1, max_queue=1))
+    strict = preset("m", policy=ModelPolicy(concurrency=1, concurrency_refuse=True))
+    patient = preset("n", policy=ModelPolicy(concurrency=1, max_queue=1))
     async with gateway(strict, patient, models_max=2) as g, g.lifecycle.lease("m"), g.lifecycle.lease("n"):
         waiting = asyncio.create_task(g.chat("n"))
         while not g.lifecycle.view("n").waiting:  # type: ignore[union-attr]  # noqa: ASYNC110

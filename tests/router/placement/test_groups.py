@@ -7,86 +7,96 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from lifecycle_tools import router, settle
-from llama_corral.common.base.errors import NoPlace, ServerFault
-from llama_corral.presets.policy import Group, Manners
-from llama_corral.router.placement.groups import excludes, in_the_way, next_of
-from llama_corral.router.placement.placement import Entry, Resident, Snapshot, Stay, tick, victims_for, why_never
+from llama_corral.common.base.errors import NoCapacity, ServerFault
+from llama_corral.presets.policy import ModelGroup, ModelPolicy
+from llama_corral.router.placement.groups import blocking_models, excludes, next_in_turn
+from llama_corral.router.placement.placement import (
+    PlacementSnapshot,
+    QueueEntry,
+    Resident,
+    Retention,
+    decide,
+    impossibility_reason,
+    victims_for_load,
+)
 from llama_corral.router.placement.queue_order import is_overdue
-from llama_corral.router.placement.snapshot import Rules
-from llama_corral.router.placement.states import State
+from llama_corral.router.placement.snapshot import PlacementRules
+from llama_corral.router.placement.states import ModelState
 from router_tools import preset, presets
-from snapshots import carried_out, grouped, is_loading, resident, vulnerable
+from snapshots import carried_out, is_loading, resident, snapshots_with_groups, vulnerable
 
-SWAP = Group("s")
-EXCLUSIVE = Group("e", swap=False, exclusive=True)
-PERSISTENT = Group("p", swap=False, persistent=True)
+SWAP = ModelGroup("s")
+EXCLUSIVE = ModelGroup("e", swap=False, exclusive=True)
+PERSISTENT = ModelGroup("p", swap=False, persistent=True)
 
 
-@given(grouped())
-def test_nothing_starts_beside_what_it_excludes(snapshot: Snapshot) -> None:
-    model = tick(snapshot).start
+@given(snapshots_with_groups())
+def test_nothing_starts_beside_what_it_excludes(snapshot: PlacementSnapshot) -> None:
+    model = decide(snapshot).start
     if model is not None:
-        assert not in_the_way(snapshot, model)
+        assert not blocking_models(snapshot, model)
 
 
-@given(grouped())
-def test_only_idle_ones_leave_and_never_in_vain(snapshot: Snapshot) -> None:
-    decision = tick(replace(snapshot, models_max=0))
+@given(snapshots_with_groups())
+def test_only_idle_ones_leave_and_never_in_vain(snapshot: PlacementSnapshot) -> None:
+    decision = decide(replace(snapshot, models_max=0))
     leaving = {eviction.model for eviction in decision.evict}
     assert leaving <= {r.name for r in vulnerable(snapshot)}
     if leaving:
-        head = next_of(snapshot, vulnerable(snapshot))
+        head = next_in_turn(snapshot, vulnerable(snapshot))
         assert head is not None
-        others = {r.name for r in in_the_way(snapshot, head.model) if r.state is not State.STOPPING}
+        others = {r.name for r in blocking_models(snapshot, head.model) if r.state is not ModelState.STOPPING}
         assert others <= leaving
 
 
-@given(grouped())
-def test_decisions_about_groups_come_to_rest(snapshot: Snapshot) -> None:
+@given(snapshots_with_groups())
+def test_decisions_about_groups_come_to_rest(snapshot: PlacementSnapshot) -> None:
     for _ in range(3 * len(snapshot.residents) + 3):
-        decision = tick(snapshot)
+        decision = decide(snapshot)
         if not decision:
             return
         snapshot = carried_out(snapshot, decision)
     raise AssertionError("ticks never settle")
 
 
-@given(grouped())
-def test_whoever_waits_for_a_group_waits_for_somebody(snapshot: Snapshot) -> None:
+@given(snapshots_with_groups())
+def test_whoever_waits_for_a_group_waits_for_somebody(snapshot: PlacementSnapshot) -> None:
     snapshot = replace(snapshot, models_max=0, limit=type(snapshot.limit)())
-    if not snapshot.queue or tick(snapshot) or is_loading(snapshot) or snapshot.starts_held:
+    if not snapshot.queue or decide(snapshot) or is_loading(snapshot) or snapshot.starts_held:
         return
     for entry in snapshot.queue:
         one = resident(snapshot, entry.model)
         if not entry.claimed and one.state.is_down:
-            others = [r for r in in_the_way(snapshot, one.name) if r not in vulnerable(snapshot)]
-            somebody_else_is_next = next_of(snapshot, vulnerable(snapshot)) != entry
+            others = [r for r in blocking_models(snapshot, one.name) if r not in vulnerable(snapshot)]
+            somebody_else_is_next = next_in_turn(snapshot, vulnerable(snapshot)) != entry
             assert others or somebody_else_is_next
 
 
-@given(grouped())
-def test_nobody_passes_one_that_waited_too_long(snapshot: Snapshot) -> None:
-    head = next_of(snapshot, vulnerable(snapshot))
+@given(snapshots_with_groups())
+def test_nobody_passes_one_that_waited_too_long(snapshot: PlacementSnapshot) -> None:
+    head = next_in_turn(snapshot, vulnerable(snapshot))
     late = [entry for entry in snapshot.queue if not entry.claimed and is_overdue(snapshot, entry)]
     if late:
         assert head == late[0]
 
 
-@given(grouped())
-def test_a_load_by_command_ends_nobody_in_vain(snapshot: Snapshot) -> None:
+@given(snapshots_with_groups())
+def test_a_load_by_command_ends_nobody_in_vain(snapshot: PlacementSnapshot) -> None:
     for r in snapshot.residents:
-        if victims_for(snapshot, r.name):
-            staying = set(in_the_way(snapshot, r.name)) - {
-                one for one in snapshot.residents if one.state is State.STOPPING
+        if victims_for_load(snapshot, r.name):
+            staying = set(blocking_models(snapshot, r.name)) - {
+                one for one in snapshot.residents if one.state is ModelState.STOPPING
             }
-            assert {one.name for one in staying} <= set(victims_for(snapshot, r.name))
+            assert {one.name for one in staying} <= set(victims_for_load(snapshot, r.name))
 
 
 def test_what_groups_mean() -> None:
-    def one(group: Group, *, pinned: bool = False) -> Resident:
-        return Resident("m", State.LOADED, 0, 0, stay=Stay(pinned=pinned), manners=Manners(group=group))
+    def one(group: ModelGroup, *, pinned: bool = False) -> Resident:
+        return Resident(
+            "m", ModelState.LOADED, 0, 0, retention=Retention(pinned=pinned), policy=ModelPolicy(group=group)
+        )
 
-    none = Group()
+    none = ModelGroup()
     assert excludes(one(SWAP), one(SWAP))
     assert not excludes(one(SWAP), one(none))
     assert not excludes(one(none), one(none)), "without a name it is no group"
@@ -100,19 +110,19 @@ def test_what_groups_mean() -> None:
 
 
 def test_a_pinned_member_shuts_the_others_out() -> None:
-    pinned = Resident("a", State.LOADED, 0, 0, stay=Stay(pinned=True), manners=Manners(group=SWAP))
-    other = Resident("b", State.UNLOADED, 0, 0, manners=Manners(group=SWAP))
-    snapshot = Snapshot((pinned, other), (Entry("b", False),), 0)
-    assert [refusal.reason for refusal in tick(snapshot).refuse] == [why_never(snapshot, "b")]
-    assert "'s' has one model at a time, and one of it is pinned: a" in why_never(snapshot, "b")
+    pinned = Resident("a", ModelState.LOADED, 0, 0, retention=Retention(pinned=True), policy=ModelPolicy(group=SWAP))
+    other = Resident("b", ModelState.UNLOADED, 0, 0, policy=ModelPolicy(group=SWAP))
+    snapshot = PlacementSnapshot((pinned, other), (QueueEntry("b", False),), 0)
+    assert [refusal.reason for refusal in decide(snapshot).refuse] == [impossibility_reason(snapshot, "b")]
+    assert "'s' has one model at a time, and one of it is pinned: a" in impossibility_reason(snapshot, "b")
 
 
-def entries(**groups: Group) -> dict[str, object]:
-    return presets(*(preset(name, manners=Manners(group=group)) for name, group in groups.items()))  # type: ignore[return-value]
+def entries(**groups: ModelGroup) -> dict[str, object]:
+    return presets(*(preset(name, policy=ModelPolicy(group=group)) for name, group in groups.items()))  # type: ignore[return-value]
 
 
 async def test_members_of_a_group_swap_and_others_stay() -> None:
-    async with router(presets=entries(a=SWAP, b=SWAP, c=Group()), models_max=0) as r:
+    async with router(presets=entries(a=SWAP, b=SWAP, c=ModelGroup()), models_max=0) as r:
         await r.up("c", "a")
         client = r.client("b")
         await settle()
@@ -126,7 +136,9 @@ async def test_members_of_a_group_swap_and_others_stay() -> None:
 
 
 async def test_a_member_in_use_is_waited_for_and_others_pass() -> None:
-    async with router(presets=entries(a=SWAP, b=SWAP, c=Group()), models_max=0, rules=Rules(max_wait=500)) as r:
+    async with router(
+        presets=entries(a=SWAP, b=SWAP, c=ModelGroup()), models_max=0, rules=PlacementRules(max_wait=500)
+    ) as r:
         first = r.client("a")
         await settle()
         r.launcher["a"].ready()
@@ -148,7 +160,7 @@ async def test_a_member_in_use_is_waited_for_and_others_pass() -> None:
 
 
 async def test_an_exclusive_model_has_all_others_leave() -> None:
-    async with router(presets=entries(a=EXCLUSIVE, b=Group(), c=PERSISTENT, d=SWAP), models_max=0) as r:
+    async with router(presets=entries(a=EXCLUSIVE, b=ModelGroup(), c=PERSISTENT, d=SWAP), models_max=0) as r:
         await r.up("b", "c", "d")
         client = r.client("a")
         await settle()
@@ -169,6 +181,6 @@ async def test_an_exclusive_model_has_all_others_leave() -> None:
 async def test_who_waits_for_a_pinned_member_is_refused() -> None:
     async with router(presets=entries(a=SWAP, b=SWAP), models_max=0) as r:
         await r.up("a")
-        async with r.lifecycle.lease("a", stay=Stay(pinned=True)):
+        async with r.lifecycle.lease("a", retention=Retention(pinned=True)):
             pass
-        assert isinstance(await r.client("b").refused(), NoPlace)
+        assert isinstance(await r.client("b").refused(), NoCapacity)

@@ -7,28 +7,28 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from lifecycle_tools import GIB, Router, Sizes, router, settle
-from llama_corral.presets.policy import Group, Manners
-from llama_corral.router.placement.keep_warm import next_look, next_warm
-from llama_corral.router.placement.placement import Snapshot, may_start, tick
-from llama_corral.router.placement.snapshot import Stay
-from llama_corral.router.placement.states import State
+from lifecycle_tools import GIB, LifecycleHarness, SizedBudget, router, settle
+from llama_corral.presets.policy import ModelGroup, ModelPolicy
+from llama_corral.router.placement.keep_warm import next_check, next_warm
+from llama_corral.router.placement.placement import PlacementSnapshot, decide, may_start
+from llama_corral.router.placement.snapshot import Retention
+from llama_corral.router.placement.states import ModelState
 from router_tools import preset, presets
-from snapshots import grouped
+from snapshots import snapshots_with_groups
 
-WARM = Manners(keep_warm=True)
+WARM = ModelPolicy(keep_warm=True)
 
 
 @st.composite
-def warmed(draw: st.DrawFn) -> Snapshot:
-    snapshot = draw(grouped())
+def warmed(draw: st.DrawFn) -> PlacementSnapshot:
+    snapshot = draw(snapshots_with_groups())
     from_when = st.none() | st.integers(0, 8)
     residents = tuple(replace(r, warm_from=draw(from_when)) for r in snapshot.residents)
     return replace(snapshot, residents=residents, queue=draw(st.sampled_from([(), snapshot.queue])))
 
 
 @given(warmed())
-def test_it_takes_only_what_is_free(snapshot: Snapshot) -> None:
+def test_it_takes_only_what_is_free(snapshot: PlacementSnapshot) -> None:
     name = next_warm(snapshot)
     if name is None:
         return
@@ -38,47 +38,47 @@ def test_it_takes_only_what_is_free(snapshot: Snapshot) -> None:
     assert chosen.warm_from <= snapshot.now
     assert may_start(snapshot, name)
     assert not snapshot.queue
-    assert not tick(snapshot)
-    assert all(r.state is not State.LOADING for r in snapshot.residents)
+    assert not decide(snapshot)
+    assert all(r.state is not ModelState.LOADING for r in snapshot.residents)
 
 
 @given(warmed())
-def test_whoever_fits_comes_back_and_the_most_important_first(snapshot: Snapshot) -> None:
+def test_whoever_fits_comes_back_and_the_most_important_first(snapshot: PlacementSnapshot) -> None:
     snapshot = replace(snapshot, queue=(), starts_held=False)
-    if any(r.state is State.LOADING for r in snapshot.residents):
+    if any(r.state is ModelState.LOADING for r in snapshot.residents):
         return
     down = [r for r in snapshot.residents if r.state.is_down and r.warm_from is not None]
     fitting = [r for r in down if (r.warm_from or 0) <= snapshot.now and may_start(snapshot, r.name)]
     name = next_warm(snapshot)
     assert (name is None) == (not fitting)
     if name is not None:
-        assert snapshot.resident(name).manners.priority == max(r.manners.priority for r in fitting)
+        assert snapshot.resident(name).policy.priority == max(r.policy.priority for r in fitting)
 
 
 @given(warmed())
-def test_a_pause_is_looked_at_when_it_is_over(snapshot: Snapshot) -> None:
-    when = next_look(snapshot)
+def test_a_pause_is_looked_at_when_it_is_over(snapshot: PlacementSnapshot) -> None:
+    when = next_check(snapshot)
     snapshot = replace(snapshot, queue=())
     until = snapshot.now + 1e6 if when is None else when - 0.5
     if until > snapshot.now:
         assert next_warm(replace(snapshot, now=until)) == next_warm(snapshot)
 
 
-def entries(**manners: Manners) -> dict[str, Any]:
-    return presets(*(preset(name, manners=wish) for name, wish in manners.items()))
+def entries(**policy: ModelPolicy) -> dict[str, Any]:
+    return presets(*(preset(name, policy=wish) for name, wish in policy.items()))
 
 
-def running(r: Router) -> set[str]:
+def running(r: LifecycleHarness) -> set[str]:
     return {worker.name for worker in r.launcher.alive}
 
 
-async def started(r: Router) -> None:
+async def started(r: LifecycleHarness) -> None:
     await r.lifecycle.start()
     await settle()
 
 
 async def test_it_is_there_from_the_beginning_and_comes_back_after_an_eviction() -> None:
-    async with router(presets=entries(a=WARM, b=Manners())) as r:
+    async with router(presets=entries(a=WARM, b=ModelPolicy())) as r:
         await started(r)
         r.launcher["a"].ready()
         client = r.client("b")
@@ -96,7 +96,7 @@ async def test_it_is_there_from_the_beginning_and_comes_back_after_an_eviction()
 
 
 async def test_nobody_who_waits_stands_behind_it() -> None:
-    async with router(presets=entries(a=WARM, b=Manners(), c=Manners())) as r:
+    async with router(presets=entries(a=WARM, b=ModelPolicy(), c=ModelPolicy())) as r:
         first = r.client("b")
         await settle()
         second = r.client("c")
@@ -139,7 +139,7 @@ async def test_what_was_sent_away_stays_away_until_it_is_asked_for() -> None:
         r.launcher["a"].leave()
         await settle()
         assert not running(r)
-        client = r.client("a", stay=Stay(ttl=0.0))
+        client = r.client("a", retention=Retention(ttl=0.0))
         await settle()
         r.launcher["a"].ready()
         await client.finish()
@@ -153,10 +153,12 @@ async def test_what_was_sent_away_stays_away_until_it_is_asked_for() -> None:
 
 
 async def test_a_reload_brings_it_up_and_memory_keeps_it_down() -> None:
-    room = Sizes(5 * GIB, a=3, b=3)
-    async with router(presets=entries(a=Manners(), b=Manners()), models_max=0, room=room) as r:
+    memory_budget = SizedBudget(5 * GIB, a=3, b=3)
+    async with router(
+        presets=entries(a=ModelPolicy(), b=ModelPolicy()), models_max=0, memory_budget=memory_budget
+    ) as r:
         await r.up("b")
-        await r.lifecycle.reload(entries(a=WARM, b=Manners()))
+        await r.lifecycle.reload(entries(a=WARM, b=ModelPolicy()))
         await settle()
         assert running(r) == {"b"}
         await r.lifecycle.unload("b")
@@ -166,8 +168,8 @@ async def test_a_reload_brings_it_up_and_memory_keeps_it_down() -> None:
 
 
 async def test_a_group_keeps_it_down() -> None:
-    group = Group("g")
-    wishes = entries(a=Manners(keep_warm=True, group=group), b=Manners(group=group))
+    group = ModelGroup("g")
+    wishes = entries(a=ModelPolicy(keep_warm=True, group=group), b=ModelPolicy(group=group))
     async with router(presets=wishes, models_max=0) as r:
         client = r.client("b")
         await settle()

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.presets.backends import Backend
-from llama_corral.presets.layer import Given
-from llama_corral.router.memory.devices import Device, Devices
-from llama_corral.router.memory.requirements import Needs
+from llama_corral.presets.layer import ConfigValue
+from llama_corral.router.memory.devices import Devices, SystemDevice
+from llama_corral.router.memory.requirements import MemoryRequirements
 from llama_corral.router.placement.device_split import Need
-from llama_corral.router.placement.memory_amounts import Limit, Space, fewest, readable, total
+from llama_corral.router.placement.memory_amounts import Limit, Space, format_bytes, smallest_sufficient_set, total
 from router_tools import preset
 
 DEVICES = st.sampled_from(["CUDA0", "CUDA1"])
@@ -24,7 +24,7 @@ LIMITS = st.builds(Limit, st.none() | st.integers(0, 30), st.dictionaries(DEVICE
 @given(st.lists(SPACES, max_size=6), SPACES, LIMITS)
 def test_what_is_left_fits_and_nobody_leaves_in_vain(sizes: list[Space], newcomer: Space, limit: Limit) -> None:
     candidates = list(enumerate(sizes))
-    chosen = fewest(candidates, limit - total(sizes), newcomer.beyond)
+    chosen = smallest_sufficient_set(candidates, limit - total(sizes), newcomer.exceeding)
     fits = [
         combination
         for n in range(len(sizes) + 1)
@@ -40,14 +40,14 @@ def test_what_is_left_fits_and_nobody_leaves_in_vain(sizes: list[Space], newcome
 def test_many_candidates_are_not_tried_in_every_set() -> None:
     candidates = [(i, Space(1 + i % 3)) for i in range(60)]
     taken = total(space for _, space in candidates)
-    chosen = fewest(candidates, Limit(taken.host - 30) - taken, Space(20).beyond)
+    chosen = smallest_sufficient_set(candidates, Limit(taken.host - 30) - taken, Space(20).exceeding)
     assert chosen is not None
     assert 50 <= sum(1 + i % 3 for i in chosen) <= 52
 
 
 @pytest.mark.parametrize(("size", "text"), [(3 << 29, "1.5 GiB"), (300 << 20, "300 MiB"), (-5, "0 MiB")])
 def test_sizes_are_written_for_people(size: int, text: str) -> None:
-    assert readable(size) == text
+    assert format_bytes(size) == text
 
 
 @given(SPACES, SPACES, LIMITS)
@@ -60,7 +60,7 @@ def test_who_fits_keeps_within_every_memory_that_it_takes_any_of(newcomer: Space
 
 
 def test_what_is_lacking_is_told_by_memory() -> None:
-    lacking = Space(2, {"CUDA0": 5, "CUDA1": 7, "CUDA2": 3}).beyond(Limit(4, {"CUDA0": 9, "CUDA1": -1}))
+    lacking = Space(2, {"CUDA0": 5, "CUDA1": 7, "CUDA2": 3}).exceeding(Limit(4, {"CUDA0": 9, "CUDA1": -1}))
     assert lacking == Space(0, {"CUDA1": 8})
     assert Space(0, {"CUDA0": 0}).fits(Limit(-5, {"CUDA0": -5})), "who needs nothing does not mind"
 
@@ -79,7 +79,7 @@ def test_a_need_names_each_memory() -> None:
 
 
 def test_a_preset_on_this_machine_has_a_need(models: Path) -> None:
-    needs = Needs({}, Devices())
+    needs = MemoryRequirements({}, Devices())
     small = preset("a", str(models / "tiny-llama.gguf"), options={"ctx_size": 1024})
     large = preset("a", str(models / "tiny-llama.gguf"), options={"ctx_size": 65536})
     draft = preset("a", small.layer["model"].text, options={"ctx_size": 1024, "lora": str(models / "tiny-lora.gguf")})
@@ -95,12 +95,12 @@ def host_of(need: Need | None) -> int:
 def test_what_was_measured_replaces_the_estimate_until_the_preset_changes(models: Path, tmp_path: Path) -> None:
     file = tmp_path / "m.gguf"
     file.write_bytes((models / "tiny-llama.gguf").read_bytes())
-    needs = Needs({}, Devices())
+    needs = MemoryRequirements({}, Devices())
     mine = preset("a", str(file), options={"ctx_size": 1024})
     estimated = needs.expected(mine)
     taken = Space(123 << 20, {"CUDA0": 7})
     assert estimated is not None
-    learned = needs.learn(mine, estimated, taken, estimated.space)
+    learned = needs.record_load(mine, estimated, taken, estimated.space)
     assert needs.expected(mine) == learned == Need(taken)
     changed = preset("a", str(file), options={"ctx_size": 1025})
     assert needs.expected(changed) != learned
@@ -109,10 +109,10 @@ def test_what_was_measured_replaces_the_estimate_until_the_preset_changes(models
 
 
 def test_a_model_that_is_not_here_has_an_unknown_need(tmp_path: Path) -> None:
-    needs = Needs({"HF_HUB_CACHE": str(tmp_path)}, Devices())
+    needs = MemoryRequirements({"HF_HUB_CACHE": str(tmp_path)}, Devices())
     assert needs.expected(preset("a", str(tmp_path / "none.gguf"))) is None
     remote = preset("b")
-    layer = {"hf_repo": Given("some/repo:Q8_0", "a test")}
+    layer = {"hf_repo": ConfigValue("some/repo:Q8_0", "a test")}
     assert needs.expected(type(remote)(name="b", source="preset", layer=layer)) is None
 
 
@@ -126,6 +126,6 @@ def test_a_model_that_is_not_here_has_an_unknown_need(tmp_path: Path) -> None:
     ],
 )
 def test_another_program_takes_of_devices_what_its_preset_says(given: tuple[int, ...], devices: dict[str, int]) -> None:
-    needs = Needs({}, Devices([Device("CUDA0", 200, 0), Device("CUDA1", 100, 0)]))
+    needs = MemoryRequirements({}, Devices([SystemDevice("CUDA0", 200, 0), SystemDevice("CUDA1", 100, 0)]))
     program = preset("p", backend=Backend(("serve",), host_bytes=7, device_bytes=given))
     assert needs.expected(program) == Need(Space(7, devices))

@@ -7,19 +7,19 @@ from dataclasses import replace
 from hypothesis import given
 from llama_corral.router.placement.memory_amounts import Limit, Space, total
 from llama_corral.router.placement.placement import (
-    Entry,
+    PlacementRules,
+    PlacementSnapshot,
+    QueueEntry,
     Resident,
-    Rules,
-    Snapshot,
-    Stay,
+    Retention,
+    decide,
     expired,
     has_place,
+    impossibility_reason,
     next_expiry,
-    tick,
-    why_never,
 )
-from llama_corral.router.placement.queue_order import due, is_protected, next_turn
-from llama_corral.router.placement.states import State
+from llama_corral.router.placement.queue_order import is_protected, next_check, waiting_in_order
+from llama_corral.router.placement.states import ModelState
 from snapshots import (
     NAMES,
     carried_out,
@@ -27,31 +27,31 @@ from snapshots import (
     is_loading,
     resident,
     snapshots,
+    snapshots_with_sizes,
     taken,
     vulnerable,
-    weighed,
 )
 
 
-def running(snapshot: Snapshot) -> int:
+def running(snapshot: PlacementSnapshot) -> int:
     return sum(resident.state.is_running for resident in snapshot.residents)
 
 
 @given(snapshots())
-def test_only_the_idle_and_unwanted_are_evicted(snapshot: Snapshot) -> None:
+def test_only_the_idle_and_unwanted_are_evicted(snapshot: PlacementSnapshot) -> None:
     wanted = {entry.model for entry in snapshot.queue}
-    for eviction in tick(snapshot).evict:
+    for eviction in decide(snapshot).evict:
         chosen = resident(snapshot, eviction.model)
-        assert chosen.state in (State.LOADED, State.SLEEPING)
+        assert chosen.state in (ModelState.LOADED, ModelState.SLEEPING)
         assert chosen.leases == 0
         assert chosen.name not in wanted
-        assert not chosen.stay.pinned
+        assert not chosen.retention.pinned
         assert eviction.reason
 
 
 @given(snapshots())
-def test_of_the_lowest_priority_the_one_used_longest_ago_goes_first(snapshot: Snapshot) -> None:
-    evicted = [eviction.model for eviction in tick(snapshot).evict]
+def test_of_the_lowest_priority_the_one_used_longest_ago_goes_first(snapshot: PlacementSnapshot) -> None:
+    evicted = [eviction.model for eviction in decide(snapshot).evict]
     kept = [worth(r) for r in vulnerable(snapshot) if r.name not in evicted]
     left = [worth(resident(snapshot, name)) for name in evicted]
     assert left == sorted(left)
@@ -60,55 +60,55 @@ def test_of_the_lowest_priority_the_one_used_longest_ago_goes_first(snapshot: Sn
 
 
 def worth(r: Resident) -> tuple[int, float]:
-    return (r.manners.priority, r.last_used)
+    return (r.policy.priority, r.last_used)
 
 
 @given(snapshots())
-def test_as_many_leave_as_places_are_lacking(snapshot: Snapshot) -> None:
+def test_as_many_leave_as_places_are_lacking(snapshot: PlacementSnapshot) -> None:
     if snapshot.models_max <= 0:
         return
-    staying = sum(r.state.is_running and r.state is not State.STOPPING for r in snapshot.residents)
+    staying = sum(r.state.is_running and r.state is not ModelState.STOPPING for r in snapshot.residents)
     coming = sum(not entry.claimed or resident(snapshot, entry.model).state.is_down for entry in snapshot.queue)
     lacking = max(0, staying + coming - snapshot.models_max) if snapshot.queue else 0
-    if tick(snapshot).refuse:
+    if decide(snapshot).refuse:
         return
-    evicted = len(tick(snapshot).evict)
+    evicted = len(decide(snapshot).evict)
     assert evicted <= lacking
     if evicted < lacking:
-        assert not vulnerable(carried_out(snapshot, tick(snapshot)))
+        assert not vulnerable(carried_out(snapshot, decide(snapshot)))
 
 
 @given(snapshots())
-def test_without_a_limit_nobody_is_evicted(snapshot: Snapshot) -> None:
+def test_without_a_limit_nobody_is_evicted(snapshot: PlacementSnapshot) -> None:
     for unlimited in (0, -1):
-        assert tick(replace(snapshot, models_max=unlimited)).evict == ()
+        assert decide(replace(snapshot, models_max=unlimited)).evict == ()
 
 
 @given(snapshots())
-def test_starts_keep_within_the_limit(snapshot: Snapshot) -> None:
-    decision = tick(snapshot)
+def test_starts_keep_within_the_limit(snapshot: PlacementSnapshot) -> None:
+    decision = decide(snapshot)
     if decision.start is not None and snapshot.models_max > 0:
         assert running(carried_out(snapshot, decision)) <= snapshot.models_max
 
 
 @given(snapshots())
-def test_only_the_next_one_starts_and_only_from_down(snapshot: Snapshot) -> None:
-    start = tick(snapshot).start
+def test_only_the_next_one_starts_and_only_from_down(snapshot: PlacementSnapshot) -> None:
+    start = decide(snapshot).start
     if start is not None:
-        assert due(snapshot)[0].model == start
+        assert waiting_in_order(snapshot)[0].model == start
         assert resident(snapshot, start).state.is_down
         assert not snapshot.starts_held
 
 
 @given(snapshots())
-def test_nothing_is_decided_for_an_empty_queue(snapshot: Snapshot) -> None:
-    assert not tick(replace(snapshot, queue=()))
+def test_nothing_is_decided_for_an_empty_queue(snapshot: PlacementSnapshot) -> None:
+    assert not decide(replace(snapshot, queue=()))
 
 
 @given(snapshots())
-def test_decisions_come_to_rest(snapshot: Snapshot) -> None:
+def test_decisions_come_to_rest(snapshot: PlacementSnapshot) -> None:
     for _ in range(2 * len(NAMES)):
-        decision = tick(snapshot)
+        decision = decide(snapshot)
         if not decision:
             return
         snapshot = carried_out(snapshot, decision)
@@ -116,154 +116,158 @@ def test_decisions_come_to_rest(snapshot: Snapshot) -> None:
 
 
 @given(snapshots())
-def test_head_that_may_not_start_has_a_reason(snapshot: Snapshot) -> None:
+def test_head_that_may_not_start_has_a_reason(snapshot: PlacementSnapshot) -> None:
     """Progress: such a head waits for a reload, for its own exit, or for a place that somebody still fills."""
-    decision = tick(snapshot)
-    if not due(snapshot) or is_loading(snapshot) or decision.start or snapshot.starts_held:
+    decision = decide(snapshot)
+    if not waiting_in_order(snapshot) or is_loading(snapshot) or decision.start or snapshot.starts_held:
         return
-    head = resident(snapshot, due(snapshot)[0].model)
+    head = resident(snapshot, waiting_in_order(snapshot)[0].model)
     is_pending = any(entry.claimed and resident(snapshot, entry.model).state.is_down for entry in snapshot.queue)
     assert head.state.is_running or is_pending or not has_place(snapshot)
     if head.state.is_down and not decision.evict:
-        somebody_leaves = any(r.state is State.STOPPING for r in snapshot.residents)
+        somebody_leaves = any(r.state is ModelState.STOPPING for r in snapshot.residents)
         assert somebody_leaves or all(is_protected(snapshot, r) for r in idle(snapshot))
 
 
 @given(snapshots())
-def test_priority_is_the_order_until_somebody_waited_for_too_long(snapshot: Snapshot) -> None:
-    queue = due(snapshot)
+def test_priority_is_the_order_until_somebody_waited_for_too_long(snapshot: PlacementSnapshot) -> None:
+    queue = waiting_in_order(snapshot)
     overdue = [entry for entry in queue if snapshot.now - entry.since >= snapshot.rules.max_wait]
     assert queue[: len(overdue)] == overdue
     arrival = [entry for entry in snapshot.queue if not entry.claimed]
     assert overdue == [entry for entry in arrival if entry in overdue], "first come, first served"
     rest = queue[len(overdue) :]
-    ranks = [(-resident(snapshot, entry.model).manners.priority, arrival.index(entry)) for entry in rest]
+    ranks = [(-resident(snapshot, entry.model).policy.priority, arrival.index(entry)) for entry in rest]
     assert ranks == sorted(ranks)
 
 
 @given(snapshots())
-def test_whoever_was_just_loaded_stays_unless_somebody_waited_for_too_long(snapshot: Snapshot) -> None:
-    is_late = any(snapshot.now - entry.since >= snapshot.rules.max_wait for entry in due(snapshot))
-    for eviction in tick(snapshot).evict:
+def test_whoever_was_just_loaded_stays_unless_somebody_waited_for_too_long(snapshot: PlacementSnapshot) -> None:
+    is_late = any(snapshot.now - entry.since >= snapshot.rules.max_wait for entry in waiting_in_order(snapshot))
+    for eviction in decide(snapshot).evict:
         r = resident(snapshot, eviction.model)
-        assert is_late or snapshot.now - r.ready_since >= r.manners.min_stay
+        assert is_late or snapshot.now - r.ready_since >= r.policy.min_stay
 
 
 @given(snapshots())
-def test_time_alone_changes_nothing_before_the_next_turn(snapshot: Snapshot) -> None:
-    when = next_turn(snapshot)
+def test_time_alone_changes_nothing_before_the_next_turn(snapshot: PlacementSnapshot) -> None:
+    when = next_check(snapshot)
     before = snapshot.now + 1e6 if when is None else when - 0.5
     assert when is None or when > snapshot.now
     if before > snapshot.now:
-        assert tick(replace(snapshot, now=before)) == tick(snapshot)
+        assert decide(replace(snapshot, now=before)) == decide(snapshot)
 
 
 @given(snapshots())
-def test_no_more_load_at_once_than_may(snapshot: Snapshot) -> None:
+def test_no_more_load_at_once_than_may(snapshot: PlacementSnapshot) -> None:
     loading = sum(entry.claimed for entry in snapshot.queue)
-    if loading and tick(snapshot).start is not None:
+    if loading and decide(snapshot).start is not None:
         assert loading < snapshot.rules.parallel_loads
 
 
 def test_several_start_beside_each_other_where_there_is_room_for_all() -> None:
     sizes = {"a": Space(2), "b": Space(2), "c": Space(2)}
-    residents = tuple(Resident(name, State.UNLOADED, 0, 0, space=size) for name, size in sizes.items())
-    queue = (Entry("a", True), Entry("b", False), Entry("c", False))
-    snapshot = Snapshot(residents, queue, 2, rules=Rules(parallel_loads=3))
-    assert tick(snapshot).start == "b"
-    assert tick(replace(snapshot, models_max=1)).start is None, "a is about to take the place"
-    assert tick(replace(snapshot, limit=Limit(3))).start is None, "nor is there memory for both"
+    residents = tuple(Resident(name, ModelState.UNLOADED, 0, 0, space=size) for name, size in sizes.items())
+    queue = (QueueEntry("a", True), QueueEntry("b", False), QueueEntry("c", False))
+    snapshot = PlacementSnapshot(residents, queue, 2, rules=PlacementRules(parallel_loads=3))
+    assert decide(snapshot).start == "b"
+    assert decide(replace(snapshot, models_max=1)).start is None, "a is about to take the place"
+    assert decide(replace(snapshot, limit=Limit(3))).start is None, "nor is there memory for both"
     unknown = (replace(residents[0], space=Space()), *residents[1:])
-    assert tick(replace(snapshot, residents=unknown, limit=Limit(9))).start is None, "nobody knows what is left"
+    assert decide(replace(snapshot, residents=unknown, limit=Limit(9))).start is None, "nobody knows what is left"
 
 
-@given(weighed())
-def test_in_use_ones_leave_only_for_who_waited_too_long(snapshot: Snapshot) -> None:
-    decision = tick(snapshot)
-    if decision.retire:
+@given(snapshots_with_sizes())
+def test_in_use_ones_leave_only_for_who_waited_too_long(snapshot: PlacementSnapshot) -> None:
+    decision = decide(snapshot)
+    if decision.preempt:
         assert not decision.evict
         assert decision.start is None
-        assert snapshot.rules.yields
-        assert any(snapshot.now - entry.since >= snapshot.rules.max_wait for entry in due(snapshot))
-        for retirement in decision.retire:
+        assert snapshot.rules.preempts
+        assert any(snapshot.now - entry.since >= snapshot.rules.max_wait for entry in waiting_in_order(snapshot))
+        for retirement in decision.preempt:
             r = resident(snapshot, retirement.model)
             assert r.state.is_ready
             assert r.leases
             assert not r.is_pinned
 
 
-@given(weighed())
-def test_who_waited_too_long_waits_for_no_new_requests_of_others(snapshot: Snapshot) -> None:
-    rules = replace(snapshot.rules, yields=True)
+@given(snapshots_with_sizes())
+def test_who_waited_too_long_waits_for_no_new_requests_of_others(snapshot: PlacementSnapshot) -> None:
+    rules = replace(snapshot.rules, preempts=True)
     snapshot = replace(snapshot, rules=rules, now=100, starts_held=False, is_settling=False)
-    if not due(snapshot) or tick(snapshot) or is_loading(snapshot):
+    if not waiting_in_order(snapshot) or decide(snapshot) or is_loading(snapshot):
         return
-    head = resident(snapshot, due(snapshot)[0].model)
-    unsettled = (State.STOPPING, State.LOADING)
+    head = resident(snapshot, waiting_in_order(snapshot)[0].model)
+    unsettled = (ModelState.STOPPING, ModelState.LOADING)
     others = [r for r in snapshot.residents if r.state in unsettled or r.is_pinned]
     wanted = [entry for entry in snapshot.queue if entry.model != head.name]
     assert others or wanted or head.state.is_running
 
 
 def test_stopping_models_count_until_they_are_reaped() -> None:
-    residents = (Resident("a", State.STOPPING, 0, 1), Resident("b", State.UNLOADED, 0, 0))
-    snapshot = Snapshot(residents, (Entry("b", False),), 1)
-    assert not tick(snapshot), "its place is neither free, nor is another needed"
+    residents = (Resident("a", ModelState.STOPPING, 0, 1), Resident("b", ModelState.UNLOADED, 0, 0))
+    snapshot = PlacementSnapshot(residents, (QueueEntry("b", False),), 1)
+    assert not decide(snapshot), "its place is neither free, nor is another needed"
 
 
 def test_a_claimed_start_keeps_its_place() -> None:
     residents = (
-        Resident("a", State.LOADED, 0, 1),
-        Resident("b", State.UNLOADED, 0, 0),
-        Resident("c", State.UNLOADED, 0, 0),
+        Resident("a", ModelState.LOADED, 0, 1),
+        Resident("b", ModelState.UNLOADED, 0, 0),
+        Resident("c", ModelState.UNLOADED, 0, 0),
     )
-    snapshot = Snapshot(residents, (Entry("b", True), Entry("c", False)), 2)
-    assert [eviction.model for eviction in tick(snapshot).evict] == ["a"]
-    assert not tick(replace(snapshot, queue=(Entry("b", True),)))
+    snapshot = PlacementSnapshot(residents, (QueueEntry("b", True), QueueEntry("c", False)), 2)
+    assert [eviction.model for eviction in decide(snapshot).evict] == ["a"]
+    assert not decide(replace(snapshot, queue=(QueueEntry("b", True),)))
 
 
 def test_the_head_blocks_those_behind_it() -> None:
-    residents = (Resident("a", State.STOPPING, 0, 1), Resident("b", State.UNLOADED, 0, 0))
-    assert not tick(Snapshot(residents, (Entry("a", False), Entry("b", False)), 2))
+    residents = (Resident("a", ModelState.STOPPING, 0, 1), Resident("b", ModelState.UNLOADED, 0, 0))
+    assert not decide(PlacementSnapshot(residents, (QueueEntry("a", False), QueueEntry("b", False)), 2))
 
 
 def test_with_all_places_pinned_whoever_waits_is_refused() -> None:
-    pinned = Stay(pinned=True)
+    pinned = Retention(pinned=True)
     residents = (
-        Resident("a", State.LOADED, 0, 1, stay=pinned),
-        Resident("b", State.LOADING, 0, 1, stay=pinned),
-        Resident("c", State.UNLOADED, 0, 0),
+        Resident("a", ModelState.LOADED, 0, 1, retention=pinned),
+        Resident("b", ModelState.LOADING, 0, 1, retention=pinned),
+        Resident("c", ModelState.UNLOADED, 0, 0),
     )
-    snapshot = Snapshot(residents, (Entry("c", False),), 2)
-    (refusal,) = tick(snapshot).refuse
+    snapshot = PlacementSnapshot(residents, (QueueEntry("c", False),), 2)
+    (refusal,) = decide(snapshot).refuse
     assert refusal.model == "c"
     assert "2 places" in refusal.reason
     assert "a, b" in refusal.reason
-    assert not tick(replace(snapshot, models_max=3)).refuse
-    leaving = replace(snapshot, residents=(replace(residents[0], state=State.STOPPING), *residents[1:]))
-    assert not tick(leaving).refuse, "its place becomes free"
+    assert not decide(replace(snapshot, models_max=3)).refuse
+    leaving = replace(snapshot, residents=(replace(residents[0], state=ModelState.STOPPING), *residents[1:]))
+    assert not decide(leaving).refuse, "its place becomes free"
 
 
 @given(snapshots())
-def test_only_those_are_refused_who_would_wait_for_ever(snapshot: Snapshot) -> None:
-    pinned = [r for r in snapshot.residents if r.stay.pinned and r.state.is_running and r.state is not State.STOPPING]
+def test_only_those_are_refused_who_would_wait_for_ever(snapshot: PlacementSnapshot) -> None:
+    pinned = [
+        r
+        for r in snapshot.residents
+        if r.retention.pinned and r.state.is_running and r.state is not ModelState.STOPPING
+    ]
     is_full = 0 < snapshot.models_max <= len(pinned)
-    refused = {refusal.model for refusal in tick(snapshot).refuse}
+    refused = {refusal.model for refusal in decide(snapshot).refuse}
     waiting = {entry.model for entry in snapshot.queue if not entry.claimed}
     assert refused == (waiting - {r.name for r in pinned} if is_full else set())
-    assert all(bool(why_never(snapshot, name)) == is_full for name in waiting - {r.name for r in pinned})
+    assert all(bool(impossibility_reason(snapshot, name)) == is_full for name in waiting - {r.name for r in pinned})
 
 
 @given(snapshots())
-def test_the_idle_leave_when_their_time_is_over_and_not_before(snapshot: Snapshot) -> None:
+def test_the_idle_leave_when_their_time_is_over_and_not_before(snapshot: PlacementSnapshot) -> None:
     leaving = {eviction.model for eviction in expired(snapshot)}
     for r in snapshot.residents:
-        is_over = r.stay.ttl is not None and r.idle_since + r.stay.ttl <= snapshot.now
-        assert (r.name in leaving) == (is_over and r.state.is_ready and not r.leases and not r.stay.pinned)
+        is_over = r.retention.ttl is not None and r.idle_since + r.retention.ttl <= snapshot.now
+        assert (r.name in leaving) == (is_over and r.state.is_ready and not r.leases and not r.retention.pinned)
 
 
 @given(snapshots())
-def test_the_next_expiry_is_when_the_next_one_leaves(snapshot: Snapshot) -> None:
+def test_the_next_expiry_is_when_the_next_one_leaves(snapshot: PlacementSnapshot) -> None:
     when = next_expiry(snapshot)
     now = {eviction.model for eviction in expired(snapshot)}
     if when is None:
@@ -277,69 +281,77 @@ def test_the_next_expiry_is_when_the_next_one_leaves(snapshot: Snapshot) -> None
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 
-@given(weighed())
-def test_starts_keep_within_memory(snapshot: Snapshot) -> None:
+@given(snapshots_with_sizes())
+def test_starts_keep_within_memory(snapshot: PlacementSnapshot) -> None:
     """Of the machine and of each device, whatever it is that it takes any of."""
-    decision = tick(snapshot)
+    decision = decide(snapshot)
     if decision.start is not None:
         after = carried_out(snapshot, decision)
-        assert taken(after).of(resident(after, decision.start).space).fits(snapshot.limit)
+        assert taken(after).restricted_to(resident(after, decision.start).space).fits(snapshot.limit)
 
 
-@given(weighed())
-def test_nobody_leaves_for_memory_who_is_needed_or_in_vain(snapshot: Snapshot) -> None:
+@given(snapshots_with_sizes())
+def test_nobody_leaves_for_memory_who_is_needed_or_in_vain(snapshot: PlacementSnapshot) -> None:
     unlimited = replace(snapshot, models_max=0)
-    evicted = {eviction.model for eviction in tick(unlimited).evict}
+    evicted = {eviction.model for eviction in decide(unlimited).evict}
     assert evicted <= {r.name for r in idle(snapshot)}
     if evicted:
-        head = resident(snapshot, due(snapshot)[0].model)
-        gone = {r.name for r in snapshot.residents if r.state is State.STOPPING} | evicted | {head.name}
+        head = resident(snapshot, waiting_in_order(snapshot)[0].model)
+        gone = {r.name for r in snapshot.residents if r.state is ModelState.STOPPING} | evicted | {head.name}
         starting = {entry.model for entry in snapshot.queue if entry.claimed}
         rest = [r for r in snapshot.residents if (r.state.is_running or r.name in starting) and r.name not in gone]
         left = snapshot.limit - total(r.space for r in rest)
         assert head.space_within(left).fits(left)
 
 
-@given(weighed())
-def test_decisions_about_memory_come_to_rest(snapshot: Snapshot) -> None:
+@given(snapshots_with_sizes())
+def test_decisions_about_memory_come_to_rest(snapshot: PlacementSnapshot) -> None:
     for _ in range(3 * len(NAMES)):
-        decision = tick(snapshot)
+        decision = decide(snapshot)
         if not decision:
             return
         snapshot = carried_out(snapshot, decision)
     raise AssertionError("ticks never settle")
 
 
-@given(weighed())
-def test_a_head_without_memory_waits_for_somebody(snapshot: Snapshot) -> None:
+@given(snapshots_with_sizes())
+def test_a_head_without_memory_waits_for_somebody(snapshot: PlacementSnapshot) -> None:
     """For one that leaves or is busy, or for the system; else it starts, or is refused, or makes somebody leave."""
-    decision = tick(snapshot)
-    if not due(snapshot) or is_loading(snapshot) or decision or snapshot.starts_held or snapshot.is_settling:
+    decision = decide(snapshot)
+    if (
+        not waiting_in_order(snapshot)
+        or is_loading(snapshot)
+        or decision
+        or snapshot.starts_held
+        or snapshot.is_settling
+    ):
         return
-    head = resident(snapshot, due(snapshot)[0].model)
+    head = resident(snapshot, waiting_in_order(snapshot)[0].model)
     others = [r for r in snapshot.residents if r.name != head.name]
-    waits = any(r.state in (State.STOPPING, State.LOADING) or r.leases or is_protected(snapshot, r) for r in others)
+    waits = any(
+        r.state in (ModelState.STOPPING, ModelState.LOADING) or r.leases or is_protected(snapshot, r) for r in others
+    )
     wanted = any(entry.model != head.name for entry in snapshot.queue)
     assert waits or wanted or head.state.is_running
 
 
-@given(weighed())
-def test_whoever_fits_beside_the_pinned_is_never_refused(snapshot: Snapshot) -> None:
-    for refusal in tick(snapshot).refuse:
-        assert refusal.reason == why_never(snapshot, refusal.model) != ""
+@given(snapshots_with_sizes())
+def test_whoever_fits_beside_the_pinned_is_never_refused(snapshot: PlacementSnapshot) -> None:
+    for refusal in decide(snapshot).refuse:
+        assert refusal.reason == impossibility_reason(snapshot, refusal.model) != ""
 
 
 def test_of_equally_few_the_one_least_worth_keeping_leaves() -> None:
     """Long idle, large, quickly loaded again."""
-    entry, limit = (Entry("d", False),), Limit(10)
+    entry, limit = (QueueEntry("d", False),), Limit(10)
 
     def leaves(**values: Resident) -> str:
-        residents = (*values.values(), Resident("d", State.UNLOADED, 0, 0, space=Space(5)))
-        (eviction,) = tick(Snapshot(residents, entry, 0, limit=limit, now=10)).evict
+        residents = (*values.values(), Resident("d", ModelState.UNLOADED, 0, 0, space=Space(5)))
+        (eviction,) = decide(PlacementSnapshot(residents, entry, 0, limit=limit, now=10)).evict
         return eviction.model
 
     def idle_model(name: str, used: float, size: int = 5, seconds: float = 1.0) -> Resident:
-        return Resident(name, State.LOADED, 0, used, space=Space(size), load_seconds=seconds)
+        return Resident(name, ModelState.LOADED, 0, used, space=Space(size), load_seconds=seconds)
 
     assert leaves(a=idle_model("a", 5), b=idle_model("b", 3)) == "b"
     assert leaves(a=idle_model("a", 5, seconds=1), b=idle_model("b", 3, seconds=9)) == "a"

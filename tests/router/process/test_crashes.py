@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lifecycle_tools import settle
-from llama_corral.common.base.errors import ApiError, KeepsFailing, ServerFault
+from llama_corral.common.base.errors import ApiError, ModelBackingOff, ServerFault
 from llama_corral.common.web.application import error_response
 from llama_corral.router.lifecycle.lifecycle import Lifecycle
 from llama_corral.router.models import exit_reasons
-from llama_corral.router.models.backoff import LONGEST_PAUSE_S, STEADY_S, Faults, pause_after
-from llama_corral.router.models.exit_reasons import cause, kernel_kills
-from memory_workers import MemoryLauncher
+from llama_corral.router.models.backoff import MAX_PAUSE_S, RESET_AFTER_S, FailureBackoff, pause_after
+from llama_corral.router.models.exit_reasons import exit_cause, kernel_oom_kills
+from memory_workers import InProcessLauncher
 from router_http import gateway
 from router_tools import preset, presets
 
@@ -26,7 +26,7 @@ from router_tools import preset, presets
 class Router:
     def __init__(self, *, models_max: int = 1) -> None:
         self.now = 100.0
-        self.launcher = MemoryLauncher()
+        self.launcher = InProcessLauncher()
         entries = presets(preset("a"), preset("b"))
         self.lifecycle = Lifecycle(entries, self.launcher, models_max=models_max, autoload=True, clock=lambda: self.now)
 
@@ -93,7 +93,7 @@ async def test_the_second_failure_in_a_row_begins_a_pause_that_doubles() -> None
             assert r.pause == expected
             if expected:
                 error = await told(r.ask())
-                assert isinstance(error, KeepsFailing)
+                assert isinstance(error, ModelBackingOff)
                 assert (error.status, error.retry_after) == (503, expected)
                 assert f"left alone for {expected} s" in error.message
                 assert "SIGSEGV" in error.message
@@ -135,9 +135,9 @@ async def test_an_answered_request_begins_anew() -> None:
         await settle()
         r.launcher["a"].ready()
         await request
-        assert r.lifecycle.views()[0].faults == 0
+        assert r.lifecycle.views()[0].failures == 0
         r.launcher["a"].exit(1)
-        assert (r.lifecycle.views()[0].faults, r.pause) == (1, 0)
+        assert (r.lifecycle.views()[0].failures, r.pause) == (1, 0)
 
 
 async def test_a_request_whose_client_left_shows_nothing() -> None:
@@ -182,8 +182,8 @@ async def test_being_ready_is_no_success_unless_it_lasts() -> None:
         await r.fail(ready=True)
         await r.fail(ready=True)
         assert r.pause == 1
-        await r.fail(ready=True, idle=STEADY_S)
-        assert (r.lifecycle.views()[0].faults, r.pause) == (1, 0)
+        await r.fail(ready=True, idle=RESET_AFTER_S)
+        assert (r.lifecycle.views()[0].failures, r.pause) == (1, 0)
 
 
 async def test_a_changed_preset_begins_anew_and_an_unchanged_one_does_not() -> None:
@@ -191,7 +191,7 @@ async def test_a_changed_preset_begins_anew_and_an_unchanged_one_does_not() -> N
         await r.fail()
         await r.fail()
         await r.lifecycle.reload(presets(preset("a"), preset("b", "other")))
-        assert isinstance(await told(r.ask()), KeepsFailing)
+        assert isinstance(await told(r.ask()), ModelBackingOff)
         await r.lifecycle.reload(presets(preset("a", "mended"), preset("b")))
         assert r.pause == 0
         request = r.ask()
@@ -205,7 +205,7 @@ async def test_a_load_by_command_is_not_held_back() -> None:
         await r.fail()
         await r.fail()
         waiting = await told(r.ask())
-        assert isinstance(waiting, KeepsFailing)
+        assert isinstance(waiting, ModelBackingOff)
         await r.lifecycle.load("a")
         request = r.ask()
         r.launcher["a"].ready()
@@ -219,7 +219,7 @@ async def test_what_was_asked_to_go_did_not_fail() -> None:
             await r.lifecycle.unload("a")
             r.launcher["a"].leave()
             await settle()
-        assert (r.lifecycle.views()[0].faults, r.pause) == (0, 0)
+        assert (r.lifecycle.views()[0].failures, r.pause) == (0, 0)
 
 
 async def test_a_process_that_cannot_be_made_counts() -> None:
@@ -227,7 +227,7 @@ async def test_a_process_that_cannot_be_made_counts() -> None:
         r.launcher.refusal = OSError(11, "no more processes")
         for _ in range(2):
             assert isinstance(await told(r.ask()), ServerFault)
-        assert isinstance(await told(r.ask()), KeepsFailing)
+        assert isinstance(await told(r.ask()), ModelBackingOff)
 
 
 async def test_a_real_process_that_keeps_dying_is_left_alone() -> None:
@@ -290,17 +290,17 @@ async def test_a_worker_that_the_kernel_ends_for_memory_says_so_to_all(
 
 @given(st.integers(0, 10_000))
 def test_pauses_grow_up_to_a_limit(count: int) -> None:
-    assert pause_after(count) <= pause_after(count + 1) <= LONGEST_PAUSE_S
+    assert pause_after(count) <= pause_after(count + 1) <= MAX_PAUSE_S
 
 
 @given(st.lists(st.tuples(st.floats(0, 1000), st.none() | st.floats(0, 200))))
 def test_a_pause_always_ends(steps: list[tuple[float, float | None]]) -> None:
-    faults, now = Faults(), 0.0
+    faults, now = FailureBackoff(), 0.0
     for passed, ready_for in steps:
         now += passed
-        faults = faults.after(now, ready_for)
-        assert 0 <= faults.pause(now) <= LONGEST_PAUSE_S
-        assert faults.pause(now + LONGEST_PAUSE_S) == 0
+        faults = faults.after_failure(now, ready_for)
+        assert 0 <= faults.pause(now) <= MAX_PAUSE_S
+        assert faults.pause(now + MAX_PAUSE_S) == 0
         assert faults.refusal("m", "why", now).retry_after == -(-faults.pause(now) // 1)
 
 
@@ -319,12 +319,12 @@ def test_a_pause_always_ends(steps: list[tuple[float, float | None]]) -> None:
     ],
 )
 def test_the_cause(code: int, lines: tuple[str, ...], kills: int, said: str) -> None:
-    assert cause(code, lines, kills).startswith(said)
+    assert exit_cause(code, lines, kills).startswith(said)
 
 
 def test_the_kernels_counter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "vmstat"
     monkeypatch.setattr(exit_reasons, "VMSTAT", file)
-    assert kernel_kills() == 0
+    assert kernel_oom_kills() == 0
     file.write_text("nr_free_pages 1\noom_kill 12\nother_oom_kill 3\n")
-    assert kernel_kills() == 12
+    assert kernel_oom_kills() == 12

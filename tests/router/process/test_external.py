@@ -342,13 +342,13 @@ class Healthy(BaseHTTPRequestHandler):
 
 def test_who_listens_is_looked_at(programs: Programs) -> None:
     with socket.create_server(("127.0.0.1", 0)) as ours:
-        assert external_shim.stranger_on(ours.getsockname()[1]) == ""
+        assert external_shim.foreign_listener(ours.getsockname()[1]) == ""
     port = free_port()
-    assert external_shim.stranger_on(port) == "", "nobody there"
+    assert external_shim.foreign_listener(port) == "", "nobody there"
     argv = [sys.executable, FAKE_BACKEND, str(port)]
     starter = "import subprocess, sys; subprocess.run(sys.argv[1:], start_new_session=True)"
     program = programs.start([sys.executable, "-c", starter, *argv], address=str(port))
-    assert external_shim.stranger_on(port) == "", "a descendant, in whatever session"
+    assert external_shim.foreign_listener(port) == "", "a descendant, in whatever session"
     for process in program.family():
         process.kill()
     orphan = "import subprocess, sys; subprocess.Popen(sys.argv[1:], start_new_session=True)"
@@ -357,7 +357,7 @@ def test_who_listens_is_looked_at(programs: Programs) -> None:
     program = programs.start([sys.executable, "-c", orphan, *argv], address=str(port), wait="nothing")
     program.exit_code()
     wait_until(lambda: gateway_answers(program, "/health"), "it to listen")
-    assert "python" in external_shim.stranger_on(port)
+    assert "python" in external_shim.foreign_listener(port)
     for process in program.family():
         process.kill()
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from llama_corral.router.process.launcher import Launcher, LaunchSpec, Worker
-from llama_corral.router.process.pipes import KEPT_LINES, LineReader
+from llama_corral.router.process.pipes import MAX_LOG_LINES, LineReader
 from llama_corral.router.process.spawn import SpawnLauncher
 from llama_corral.router.process.zygote import ZYGOTE_COMMAND, ZygoteLauncher
 from router_tools import FAKE_COMMAND, KINDS, TESTS, Kind, Recorder, fake_launcher, is_alive, until
@@ -126,7 +126,7 @@ async def test_flooded_log_is_drained_and_its_end_kept(kind: Kind, caplog: pytes
             await recorder.state("ready")
             worker.stop()
             assert await recorder.exited() == 0
-            assert len(worker.last_lines) == KEPT_LINES
+            assert len(worker.last_lines) == MAX_LOG_LINES
             assert max(map(len, worker.last_lines)) < 500
             prefix = f"[{worker.pid}/fake] flood 19999"
     assert any(message.startswith(prefix) for message in caplog.messages)

@@ -12,8 +12,14 @@ from typing import Any
 
 import pytest
 from llama_corral.router.proxy import connection
-from llama_corral.router.proxy.connection import HIGH_WATER, CutOff, Died, Reply, Unreachable
-from llama_corral.router.proxy.pool import Upstream
+from llama_corral.router.proxy.connection import (
+    HIGH_WATER,
+    ConnectionLost,
+    ResponseTruncated,
+    Unreachable,
+    WorkerResponse,
+)
+from llama_corral.router.proxy.pool import ConnectionPool
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -59,11 +65,11 @@ async def serving(path: Path, script: Callable[[Server], Script], timeout: float
             writer.close()
 
     listener = await asyncio.start_unix_server(connected, server.endpoint)
-    upstream = Upstream(timeout=timeout)
+    pool = ConnectionPool(timeout=timeout)
     try:
-        yield server, upstream
+        yield server, pool
     finally:
-        upstream.close()
+        pool.close()
         listener.close()
         await asyncio.sleep(0)
 
@@ -86,11 +92,11 @@ def answering(*pieces: bytes, close: bool = False) -> Callable[[Server], Script]
     return make
 
 
-async def post(upstream: Upstream, server: Server, body: bytes = b"{}") -> Reply:
-    return await upstream.send(server.endpoint, "POST", "/x?a=1", [(b"X-One", b"1"), (b"X-One", b"2")], body)
+async def post(pool: ConnectionPool, server: Server, body: bytes = b"{}") -> WorkerResponse:
+    return await pool.send(server.endpoint, "POST", "/x?a=1", [(b"X-One", b"1"), (b"X-One", b"2")], body)
 
 
-async def whole(reply: Reply) -> bytes:
+async def whole(reply: WorkerResponse) -> bytes:
     chunks = []
     while chunk := await reply.read():
         chunks.append(chunk)
@@ -103,8 +109,8 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 async def test_small_answer_is_complete_with_its_head(tmp_path: Path) -> None:
-    async with serving(tmp_path / "s", answering(OK)) as (server, upstream):
-        reply = await post(upstream, server, b"abc")
+    async with serving(tmp_path / "s", answering(OK)) as (server, pool):
+        reply = await post(pool, server, b"abc")
         assert (reply.status, reply.reason, reply.complete) == (200, "OK", True)
         assert (b"X-Two", b"a") in reply.headers
         assert await whole(reply) == b"hi"
@@ -123,8 +129,8 @@ async def test_who_holds_the_body_back_until_its_head_has_come_is_told_at_once(m
         told.append(tcp)
         real(tcp)
 
-    real = connection.acknowledge
-    monkeypatch.setattr(connection, "acknowledge", acknowledge)
+    real = connection.quick_ack
+    monkeypatch.setattr(connection, "quick_ack", acknowledge)
 
     head_came, ended = asyncio.Event(), asyncio.Event()
     pieces: list[bytes] = []
@@ -143,27 +149,27 @@ async def test_who_holds_the_body_back_until_its_head_has_come_is_told_at_once(m
         ended.set()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    upstream = Upstream(timeout=5)
+    pool = ConnectionPool(timeout=5)
     for n in range(1, 4):
         endpoint = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        reply = await upstream.send(endpoint, "POST", "/", [], b"abc")
+        reply = await pool.send(endpoint, "POST", "/", [], b"abc")
         assert len(told) == n
         head_came.set()
         assert await whole(reply) == b"hi"
         assert len(set(map(id, told))) == 1, "the connection is kept"
         assert told[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     assert [piece[-7:] for piece in pieces] == [b"\r\n\r\nabc"] * 3, "a request is one segment"
-    upstream.close()
+    pool.close()
     await ended.wait()
     server.close()
 
 
 async def test_connections_are_reused_and_not_shared(tmp_path: Path) -> None:
-    async with serving(tmp_path / "s", answering(OK)) as (server, upstream):
+    async with serving(tmp_path / "s", answering(OK)) as (server, pool):
         for _ in range(3):
-            assert await whole(await post(upstream, server)) == b"hi"
+            assert await whole(await post(pool, server)) == b"hi"
         assert server.connections == 1
-        replies = await asyncio.gather(*(post(upstream, server) for _ in range(5)))
+        replies = await asyncio.gather(*(post(pool, server) for _ in range(5)))
         assert server.connections == 5
         for reply in replies:
             assert await whole(reply) == b"hi"
@@ -180,9 +186,9 @@ async def test_connections_are_reused_and_not_shared(tmp_path: Path) -> None:
     ids=["chunked", "split", "after 100 Continue"],
 )
 async def test_pieces_of_an_answer_come_as_they_arrive(tmp_path: Path, pieces: list[bytes]) -> None:
-    async with serving(tmp_path / "s", answering(*pieces)) as (server, upstream):
+    async with serving(tmp_path / "s", answering(*pieces)) as (server, pool):
         for _ in range(2):
-            assert await whole(await post(upstream, server)) == b"hello!"
+            assert await whole(await post(pool, server)) == b"hello!"
         assert server.connections == 1
 
 
@@ -198,8 +204,8 @@ async def test_first_chunk_does_not_wait_for_the_second(tmp_path: Path) -> None:
 
     go_on = asyncio.Event()
 
-    async with serving(tmp_path / "s", make) as (server, upstream):
-        reply = await post(upstream, server)
+    async with serving(tmp_path / "s", make) as (server, pool):
+        reply = await post(pool, server)
         assert not reply.complete
         assert await reply.read() == b"one"
         go_on.set()
@@ -208,9 +214,9 @@ async def test_first_chunk_does_not_wait_for_the_second(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("head", [b"HTTP/1.1 204 No Content\r\n\r\n", b"HTTP/1.1 304 Not Modified\r\n\r\n"])
 async def test_answers_without_a_body(tmp_path: Path, head: bytes) -> None:
-    async with serving(tmp_path / "s", answering(head)) as (server, upstream):
+    async with serving(tmp_path / "s", answering(head)) as (server, pool):
         for _ in range(2):
-            reply = await post(upstream, server)
+            reply = await post(pool, server)
             assert reply.complete
             assert await whole(reply) == b""
         assert server.connections == 1
@@ -219,26 +225,26 @@ async def test_answers_without_a_body(tmp_path: Path, head: bytes) -> None:
 async def test_head_has_no_body_whatever_its_length_says(tmp_path: Path) -> None:
     async with serving(tmp_path / "s", answering(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n")) as (
         server,
-        upstream,
+        pool,
     ):
-        reply = await upstream.send(server.endpoint, "HEAD", "/", [], b"")
+        reply = await pool.send(server.endpoint, "HEAD", "/", [], b"")
         assert reply.complete
         assert await whole(reply) == b""
 
 
 async def test_body_until_close(tmp_path: Path) -> None:
     script = answering(b"HTTP/1.1 200 OK\r\n\r\nall ", b"of it", close=True)
-    async with serving(tmp_path / "s", script) as (server, upstream):
+    async with serving(tmp_path / "s", script) as (server, pool):
         for _ in range(2):
-            assert await whole(await post(upstream, server)) == b"all of it"
+            assert await whole(await post(pool, server)) == b"all of it"
         assert server.connections == 2
 
 
 async def test_connection_close_is_respected(tmp_path: Path) -> None:
     answer = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nhi"
-    async with serving(tmp_path / "s", answering(answer)) as (server, upstream):
+    async with serving(tmp_path / "s", answering(answer)) as (server, pool):
         for _ in range(2):
-            assert await whole(await post(upstream, server)) == b"hi"
+            assert await whole(await post(pool, server)) == b"hi"
         assert server.connections == 2
 
 
@@ -256,9 +262,9 @@ async def test_reused_connection_that_died_is_replaced_once(tmp_path: Path) -> N
 
         return script
 
-    async with serving(tmp_path / "s", make) as (server, upstream):
-        assert await whole(await post(upstream, server)) == b"hi"
-        assert await whole(await post(upstream, server, b"again")) == b"hi"
+    async with serving(tmp_path / "s", make) as (server, pool):
+        assert await whole(await post(pool, server)) == b"hi"
+        assert await whole(await post(pool, server, b"again")) == b"hi"
         assert server.connections == 2
         assert [body for _, _, body in server.requests] == [b"{}", b"again", b"again"]
 
@@ -270,9 +276,9 @@ async def test_fresh_connection_that_dies_is_not_tried_again(tmp_path: Path) -> 
 
         return script
 
-    async with serving(tmp_path / "s", make) as (server, upstream):
-        with pytest.raises(Died):
-            await post(upstream, server)
+    async with serving(tmp_path / "s", make) as (server, pool):
+        with pytest.raises(ConnectionLost):
+            await post(pool, server)
         assert server.connections == 1
 
 
@@ -282,27 +288,27 @@ async def test_fresh_connection_that_dies_is_not_tried_again(tmp_path: Path) -> 
     ids=["chunked", "length"],
 )
 async def test_answer_cut_off_says_so_after_what_came(tmp_path: Path, pieces: list[bytes]) -> None:
-    async with serving(tmp_path / "s", answering(*pieces, close=True)) as (server, upstream):
-        reply = await post(upstream, server)
+    async with serving(tmp_path / "s", answering(*pieces, close=True)) as (server, pool):
+        reply = await post(pool, server)
         assert await reply.read() == b"hello"
-        with pytest.raises(CutOff):
+        with pytest.raises(ResponseTruncated):
             await reply.read()
         reply.close()
 
 
 @pytest.mark.parametrize("nonsense", [b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"])
 async def test_what_is_no_http_is_an_error(tmp_path: Path, nonsense: bytes) -> None:
-    async with serving(tmp_path / "s", answering(nonsense)) as (server, upstream):
-        with pytest.raises(Died, match="no HTTP"):
-            await post(upstream, server)
+    async with serving(tmp_path / "s", answering(nonsense)) as (server, pool):
+        with pytest.raises(ConnectionLost, match="no HTTP"):
+            await post(pool, server)
 
 
 async def test_nobody_there(tmp_path: Path) -> None:
-    upstream = Upstream(timeout=1)
+    pool = ConnectionPool(timeout=1)
     with pytest.raises(Unreachable):
-        await upstream.send(str(tmp_path / "none"), "GET", "/", [], b"")
+        await pool.send(str(tmp_path / "none"), "GET", "/", [], b"")
     with pytest.raises(Unreachable):
-        await upstream.send("127.0.0.1:1", "GET", "/", [], b"")
+        await pool.send("127.0.0.1:1", "GET", "/", [], b"")
 
 
 async def test_silence_is_given_up(tmp_path: Path) -> None:
@@ -315,19 +321,19 @@ async def test_silence_is_given_up(tmp_path: Path) -> None:
 
         return script
 
-    async with serving(tmp_path / "s", make, timeout=0.1) as (server, upstream):
-        with pytest.raises(Died, match=r"0\.1 s"):
-            await post(upstream, server)
-        reply = await post(upstream, server, b"begin")
+    async with serving(tmp_path / "s", make, timeout=0.1) as (server, pool):
+        with pytest.raises(ConnectionLost, match=r"0\.1 s"):
+            await post(pool, server)
+        reply = await post(pool, server, b"begin")
         assert await reply.read() == b"one"
-        with pytest.raises(CutOff):
+        with pytest.raises(ResponseTruncated):
             await reply.read()
         reply.close()
 
 
 async def test_leaving_early_hangs_up(tmp_path: Path) -> None:
-    async with serving(tmp_path / "s", answering(CHUNKED + b"3\r\none\r\n")) as (server, upstream):
-        reply = await post(upstream, server)
+    async with serving(tmp_path / "s", answering(CHUNKED + b"3\r\none\r\n")) as (server, pool):
+        reply = await post(pool, server)
         assert await reply.read() == b"one"
         reply.close()
         await asyncio.wait_for(server.hung_up.wait(), 5)
@@ -335,8 +341,8 @@ async def test_leaving_early_hangs_up(tmp_path: Path) -> None:
 
 
 async def test_cancelling_before_the_answer_hangs_up(tmp_path: Path) -> None:
-    async with serving(tmp_path / "s", answering()) as (server, upstream):
-        request = asyncio.create_task(post(upstream, server))
+    async with serving(tmp_path / "s", answering()) as (server, pool):
+        request = asyncio.create_task(post(pool, server))
         await server.asked.wait()
         request.cancel()
         await asyncio.wait_for(server.hung_up.wait(), 5)
@@ -363,8 +369,8 @@ async def test_slow_reader_holds_the_writer_back(tmp_path: Path) -> None:
 
         return script
 
-    async with serving(tmp_path / "s", make) as (server, upstream):
-        reply = await post(upstream, server)
+    async with serving(tmp_path / "s", make) as (server, pool):
+        reply = await post(pool, server)
         before = -1
         while before != sent:  # until it stands still
             before = sent
@@ -372,20 +378,20 @@ async def test_slow_reader_holds_the_writer_back(tmp_path: Path) -> None:
         assert sent < 3 * 1024 * 1024
         assert len(await reply.read()) < HIGH_WATER + 1024 * 1024
         assert len(await whole(reply)) > 20 * 1024 * 1024
-        assert await whole(await post(upstream, server)) != b""
+        assert await whole(await post(pool, server)) != b""
 
 
 async def test_large_body_arrives_whole(tmp_path: Path) -> None:
     body = bytes(range(256)) * 40_000
 
-    async with serving(tmp_path / "s", answering(OK)) as (server, upstream):
-        assert await whole(await post(upstream, server, body)) == b"hi"
+    async with serving(tmp_path / "s", answering(OK)) as (server, pool):
+        assert await whole(await post(pool, server, body)) == b"hi"
         assert server.requests[0][2] == body
 
 
 async def test_idle_connection_that_the_server_closes_is_forgotten(tmp_path: Path) -> None:
-    async with serving(tmp_path / "s", answering(OK, close=True)) as (server, upstream):
-        assert await whole(await post(upstream, server)) == b"hi"
+    async with serving(tmp_path / "s", answering(OK, close=True)) as (server, pool):
+        assert await whole(await post(pool, server)) == b"hi"
         await asyncio.sleep(0.01)  # either way it must work: noticed by now, or not yet
-        assert await whole(await post(upstream, server)) == b"hi"
+        assert await whole(await post(pool, server)) == b"hi"
         assert len(server.requests) == 2

@@ -5,15 +5,15 @@ from __future__ import annotations
 import signal
 
 import pytest
-from lifecycle_tools import Router, router, settle
+from lifecycle_tools import LifecycleHarness, router, settle
 from llama_corral.common.base.errors import ServerFault
-from llama_corral.router.models.exit_reasons import lacked_memory
+from llama_corral.router.models.exit_reasons import ran_out_of_memory
 from router_tools import preset, presets
 
 NO_MEMORY = "ggml_backend_cpu_buffer_type_alloc_buffer: failed to allocate buffer of size 17179869184"
 
 
-async def run_out_of_memory(r: Router, name: str = "c") -> None:
+async def run_out_of_memory(r: LifecycleHarness, name: str = "c") -> None:
     worker = r.launcher[name]
     worker.last_lines = ("loading", NO_MEMORY)
     worker.report("failed", message="the model could not be loaded")
@@ -21,7 +21,7 @@ async def run_out_of_memory(r: Router, name: str = "c") -> None:
     await settle()
 
 
-async def let_go(r: Router, name: str) -> None:
+async def let_go(r: LifecycleHarness, name: str) -> None:
     assert r.launcher[name].stop_asked
     r.launcher[name].leave()
     await settle()
@@ -63,7 +63,7 @@ async def test_it_is_tried_once() -> None:
         assert r.status("b") == "loaded"
         view = r.lifecycle.view("c")
         assert view is not None
-        assert view.faults == 1
+        assert view.failures == 1
         again = r.client("c")  # a later request is a case of its own
         await settle()
         await run_out_of_memory(r)
@@ -72,7 +72,7 @@ async def test_it_is_tried_once() -> None:
         assert isinstance(await again.refused(), ServerFault)
         view = r.lifecycle.view("c")
         assert view is not None
-        assert view.faults == 2
+        assert view.failures == 2
 
 
 @pytest.mark.parametrize("why", ["nobody is there", "busy", "pinned", "another reason", "killed by a person"])
@@ -124,7 +124,7 @@ async def test_the_router_ends_in_between() -> None:
 
 
 def test_what_lack_of_memory_looks_like() -> None:
-    assert lacked_memory(1, ["CUDA error: out of memory"])
-    assert lacked_memory(-signal.SIGKILL, [], kills_meanwhile=1)
-    assert not lacked_memory(-signal.SIGKILL, [])
-    assert not lacked_memory(1, ["no such file"])
+    assert ran_out_of_memory(1, ["CUDA error: out of memory"])
+    assert ran_out_of_memory(-signal.SIGKILL, [], kills_meanwhile=1)
+    assert not ran_out_of_memory(-signal.SIGKILL, [])
+    assert not ran_out_of_memory(1, ["no such file"])

@@ -11,12 +11,18 @@ from anthropic_requests import CACHED, LOOK, USER, coding_agent, text
 from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.common.base.errors import InvalidRequest, ServerFault
-from llama_corral.worker.api.answers.dialect import Answer
-from llama_corral.worker.api.anthropic.answer import AnthropicMessages, Blocks, block_list
+from llama_corral.worker.api.answers.dialect import AnswerInfo
+from llama_corral.worker.api.anthropic.answer import AnthropicMessages, ContentBlocks, block_list
 from llama_corral.worker.api.anthropic.request import chat_body
 from llama_corral.worker.api.request.params import CompletionParams
-from llama_corral.worker.chat.parsing.deltas import CallArguments, CallBegun, Content, Delta, Reasoning
-from llama_corral.worker.chat.parsing.reply import Reply
+from llama_corral.worker.chat.parsing.deltas import (
+    ContentDelta,
+    Delta,
+    ReasoningDelta,
+    ToolCallArguments,
+    ToolCallBegun,
+)
+from llama_corral.worker.chat.parsing.reply import ReplyFormat
 from llama_corral.worker.chat.request import ChatDefaults, read_chat
 from llama_corral.worker.engine.messages import Begun, Finished, Piece, Timings
 
@@ -238,7 +244,7 @@ DONE = Finished(0, 1, "sea air", (5, 6), "eos", "", 3, 6, 8, True, False, TIMING
 
 
 def dialect(**fields: Any) -> AnthropicMessages:
-    return AnthropicMessages(Answer(CompletionParams(**fields), "tiny", "b0", [[1]], str, len, id="msg_1"))
+    return AnthropicMessages(AnswerInfo(CompletionParams(**fields), "tiny", "b0", [[1]], str, len, id="msg_1"))
 
 
 def events(data: bytes) -> list[Any]:
@@ -263,7 +269,7 @@ def test_a_stream_and_its_whole_message() -> None:
     assert delta["delta"] == {"stop_reason": "end_turn", "stop_sequence": None}
     assert delta["usage"] == {**usage, "output_tokens": 3}
     assert stop == {"type": "message_stop"}
-    assert dialect().whole([DONE]) == {
+    assert dialect().full_body([DONE]) == {
         **start["message"], **delta["delta"], "content": block_list(blocks), "usage": delta["usage"],
     }  # fmt: skip
 
@@ -271,8 +277,8 @@ def test_a_stream_and_its_whole_message() -> None:
 def test_why_it_ended() -> None:
     def ended(stop_type: Any, word: str = "") -> tuple[str, str | None]:
         result = Finished(0, 1, "a", (5,), stop_type, word, 1, 6, 8, True, False, TIMINGS)
-        answer = Answer(CompletionParams(), "tiny", "b0", [[1]], str, len)
-        shown: Any = AnthropicMessages(answer, ["END"]).whole([result])
+        answer = AnswerInfo(CompletionParams(), "tiny", "b0", [[1]], str, len)
+        shown: Any = AnthropicMessages(answer, ["END"]).full_body([result])
         return shown["stop_reason"], shown["stop_sequence"]
 
     assert ended("eos") == ("end_turn", None)
@@ -282,7 +288,7 @@ def test_why_it_ended() -> None:
 
 
 def test_what_the_caller_began_is_not_said_again() -> None:
-    shown: Any = dialect(reply=Reply(opening="The ", shows_opening=False)).whole([DONE])
+    shown: Any = dialect(reply=ReplyFormat(opening="The ", shows_opening=False)).full_body([DONE])
     assert shown["content"] == [text("sea air")]
 
 
@@ -294,7 +300,10 @@ def test_pings_and_errors_have_names() -> None:
 
 TEXTS = st.text(min_size=1, max_size=5)
 DELTAS = st.lists(
-    st.one_of(TEXTS.map(Content), TEXTS.map(Reasoning), st.just(CallBegun(0, "t", "look")), st.just(None)), max_size=20
+    st.one_of(
+        TEXTS.map(ContentDelta), TEXTS.map(ReasoningDelta), st.just(ToolCallBegun(0, "t", "look")), st.just(None)
+    ),
+    max_size=20,
 )
 
 
@@ -304,19 +313,21 @@ def test_blocks_follow_each_other_and_are_all_closed(given: list[Delta | None]) 
     for delta in given:
         if delta is not None:
             deltas.append(delta)
-        elif deltas and isinstance(deltas[-1], CallBegun):
-            deltas += [CallArguments(0, '{"a":'), CallArguments(0, " 5}")]
-    blocks = Blocks()
+        elif deltas and isinstance(deltas[-1], ToolCallBegun):
+            deltas += [ToolCallArguments(0, '{"a":'), ToolCallArguments(0, " 5}")]
+    blocks = ContentBlocks()
     shown = [*blocks.add(deltas), *blocks.close()]
     starts = [event["index"] for event in shown if event["type"] == "content_block_start"]
     assert starts == list(range(len(starts)))
     assert starts == [event["index"] for event in shown if event["type"] == "content_block_stop"]
     read = block_list(shown)
-    assert "".join(block.get("text", "") for block in read) == "".join(d.text for d in deltas if isinstance(d, Content))
-    assert "".join(block.get("thinking", "") for block in read) == "".join(
-        d.text for d in deltas if isinstance(d, Reasoning)
+    assert "".join(block.get("text", "") for block in read) == "".join(
+        d.text for d in deltas if isinstance(d, ContentDelta)
     )
-    assert sum(block["type"] == "tool_use" for block in read) == sum(isinstance(d, CallBegun) for d in deltas)
+    assert "".join(block.get("thinking", "") for block in read) == "".join(
+        d.text for d in deltas if isinstance(d, ReasoningDelta)
+    )
+    assert sum(block["type"] == "tool_use" for block in read) == sum(isinstance(d, ToolCallBegun) for d in deltas)
     assert all(block["input"] in ({}, {"a": 5}) for block in read if block["type"] == "tool_use")
     assert not any(one["type"] == two["type"] != "tool_use" for one, two in pairwise(read))
     signed = [event for event in shown if event.get("delta", {}).get("type") == "signature_delta"]
@@ -325,8 +336,10 @@ def test_blocks_follow_each_other_and_are_all_closed(given: list[Delta | None]) 
 
 def test_what_a_limit_leaves_of_arguments() -> None:
     def left(arguments: str) -> Any:
-        blocks = Blocks()
-        return block_list([*blocks.add([CallBegun(0, "t", "x"), CallArguments(0, arguments)]), *blocks.close()])[0]
+        blocks = ContentBlocks()
+        return block_list(
+            [*blocks.add([ToolCallBegun(0, "t", "x"), ToolCallArguments(0, arguments)]), *blocks.close()]
+        )[0]
 
     assert left('{"a": 1, "b": "c')["input"] == {"a": 1}
     assert left("[1]")["input"] == left("nonsense")["input"] == left("")["input"] == {}

@@ -22,8 +22,8 @@ from llama_corral.worker.engine.llama.options import EngineOptions
 from llama_corral.worker.engine.llama.vocab import Vocab
 from llama_corral.worker.engine.messages import Grammar, Sampling, Trigger
 from llama_corral.worker.engine.sampling import grammar
-from llama_corral.worker.engine.sampling.grammar import Constraint
-from llama_corral.worker.engine.sampling.grammar_candidates import Narrowing, prunable
+from llama_corral.worker.engine.sampling.grammar import GrammarConstraint
+from llama_corral.worker.engine.sampling.grammar_candidates import GrammarPrefilter, prunable
 from llama_corral.worker.engine.sampling.patterns import compiled
 from llama_corral.worker.grammar.converter import schema_grammar
 from programs import Program, Programs, post
@@ -62,10 +62,10 @@ def test_narrowing_finds_what_asking_about_every_token_finds(
     vocab: Vocab, grammar: str, length: int, seed: int
 ) -> None:
     random = Random(seed)
-    constraint = Constraint(Grammar(grammar), vocab)
+    constraint = GrammarConstraint(Grammar(grammar), vocab)
     assert prunable(grammar)
     logits = np.array([random.gauss(0, 3) for _ in range(vocab.n_vocab)], np.float32)
-    everything, some = Narrowing(constraint, vocab, 0), Narrowing(constraint, vocab, 3, many=5)
+    everything, some = GrammarPrefilter(constraint, vocab, 0), GrammarPrefilter(constraint, vocab, 3, many=5)
     try:
         for _ in range(length):
             allowed = [token for token in range(vocab.n_vocab) if constraint.allows(token)]
@@ -168,7 +168,7 @@ async def test_a_grammar_that_takes_too_long_ends_its_request_only(
         sampling = Sampling(temperature=0.0, grammar=Grammar('root ::= "abc"'))
         assert (await ask(loaded, sampling=sampling).one()).text == "abc"
         monkeypatch.setattr(grammar, "SLOW_SECONDS", -1.0)
-        monkeypatch.setattr(grammar, "MOST_SLOW_SECONDS", 0.0)
+        monkeypatch.setattr(grammar, "MAX_SLOW_SECONDS", 0.0)
         with pytest.raises(ApiError, match="takes too long to be followed"):
             await ask(loaded, sampling=sampling).one()
         assert (await ask(loaded).one()).n_decoded == 16

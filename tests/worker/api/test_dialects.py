@@ -9,13 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from llama_corral.worker.api.answers.dialect import Answer, Dialect
+from llama_corral.worker.api.answers.dialect import AnswerInfo, Dialect
 from llama_corral.worker.api.answers.native import Native
 from llama_corral.worker.api.answers.openai_chat import OpenAIChat
 from llama_corral.worker.api.answers.openai_completions import OpenAICompletions
 from llama_corral.worker.api.answers.results import LOWEST_FLOAT, probs_json, random_id, timings_json
 from llama_corral.worker.api.request.params import CompletionParams
-from llama_corral.worker.chat.parsing.reply import Reply
+from llama_corral.worker.chat.parsing.reply import ReplyFormat
 from llama_corral.worker.engine.messages import Finished, Piece, Progress, Sampling, Timings, TokenProb, TokenProbs
 from msgspec.structs import replace as struct_replace
 
@@ -30,9 +30,11 @@ def detokenize(tokens: Sequence[int]) -> str:
     return f"prompt {list(tokens)}"
 
 
-def answer(**fields: Any) -> Answer:
+def answer(**fields: Any) -> AnswerInfo:
     prompts = [[1, 2], [3]]
-    return Answer(CompletionParams(**fields), "tiny", "b0-test", prompts, detokenize, len, id="chatcmpl-1", created=7)
+    return AnswerInfo(
+        CompletionParams(**fields), "tiny", "b0-test", prompts, detokenize, len, id="chatcmpl-1", created=7
+    )
 
 
 def events(data: bytes) -> list[Any]:
@@ -81,7 +83,7 @@ def test_ids_are_long_and_never_the_same() -> None:
 
 
 def test_native_result() -> None:
-    shown: Any = Native(answer(return_tokens=True)).whole([DONE])
+    shown: Any = Native(answer(return_tokens=True)).full_body([DONE])
     assert shown["content"] == "whole text"
     assert shown["tokens"] == [5, 6]
     assert shown["prompt"] == "prompt [1, 2]"
@@ -96,7 +98,7 @@ def test_a_lone_byte_of_a_character_shows_as_replaced_unless_it_begins_one() -> 
 
 
 def test_native_results_of_several_prompts_are_a_list_in_order() -> None:
-    shown: Any = Native(answer(n=2)).whole([DONE, DONE, replace(DONE, text="other")])
+    shown: Any = Native(answer(n=2)).full_body([DONE, DONE, replace(DONE, text="other")])
     assert [item["index"] for item in shown] == [0, 1, 2]
     assert [item["prompt"] for item in shown] == ["prompt [1, 2]", "prompt [1, 2]", "prompt [3]"]
 
@@ -119,12 +121,12 @@ def test_both_ways_of_writing_a_piece_say_the_same() -> None:
 
 def test_response_fields() -> None:
     fields = ("content", "generation_settings/n_predict", "missing", "content/deeper")
-    shown: Any = Native(answer(response_fields=fields, n_predict=9)).whole([DONE])
+    shown: Any = Native(answer(response_fields=fields, n_predict=9)).full_body([DONE])
     assert shown == {"content": "whole text", "generation_settings/n_predict": 9}
 
 
 def test_probabilities() -> None:
-    shown: Any = Native(answer(sampling=Sampling(n_probs=1))).whole([replace(DONE, probs=(PROBS,))])
+    shown: Any = Native(answer(sampling=Sampling(n_probs=1))).full_body([replace(DONE, probs=(PROBS,))])
     assert shown["completion_probabilities"] == [
         {
             "id": 5, "token": "é", "bytes": [195, 169], "logprob": -0.5,
@@ -148,7 +150,7 @@ def test_progress() -> None:
 
 def test_openai_completion() -> None:
     other = replace(DONE, text="b", stop_type="eos", n_prompt=10)
-    shown: Any = OpenAICompletions(answer()).whole([DONE, other])
+    shown: Any = OpenAICompletions(answer()).full_body([DONE, other])
     assert [(c["text"], c["index"], c["finish_reason"]) for c in shown["choices"]] == [
         ("whole text", 0, "length"),
         ("b", 1, "stop"),
@@ -161,7 +163,7 @@ def test_openai_completion() -> None:
 
 
 def test_choices_of_one_prompt_share_its_tokens() -> None:
-    shown: Any = OpenAICompletions(answer(n=2)).whole([DONE, DONE])
+    shown: Any = OpenAICompletions(answer(n=2)).full_body([DONE, DONE])
     assert (shown["usage"]["prompt_tokens"], shown["usage"]["completion_tokens"]) == (6, 6)
 
 
@@ -178,7 +180,7 @@ def test_openai_completion_stream() -> None:
 
 
 def test_chat_completion() -> None:
-    shown: Any = OpenAIChat(answer(verbose=True, reply=Reply(opening="Once: "))).whole([DONE])
+    shown: Any = OpenAIChat(answer(verbose=True, reply=ReplyFormat(opening="Once: "))).full_body([DONE])
     assert shown["choices"][0]["message"] == {"role": "assistant", "content": "Once: whole text"}
     assert shown["object"] == "chat.completion"
     assert shown["__verbose"]["content"] == "whole text"
@@ -239,5 +241,7 @@ def test_chat_probabilities_in_a_stream() -> None:
 
 @pytest.mark.parametrize(("shows", "texts"), [(True, [None, "Once ", 'a "b"\n']), (False, [None, 'a "b"\n'])])
 def test_chat_stream_of_a_prefill(shows: bool, texts: list[str | None]) -> None:
-    chunks = streamed(OpenAIChat(answer(stream=True, reply=Reply(opening="Once ", shows_opening=shows))), PIECE, DONE)
+    chunks = streamed(
+        OpenAIChat(answer(stream=True, reply=ReplyFormat(opening="Once ", shows_opening=shows))), PIECE, DONE
+    )
     assert [chunk["choices"][0]["delta"]["content"] for chunk in chunks[:-2]] == texts

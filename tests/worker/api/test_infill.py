@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from llama_corral.worker.api.infill import File, Parts, Room, infill_prompt
+from llama_corral.worker.api.infill import ContextFile, InfillBudget, InfillParts, infill_prompt
 from programs import Program, Programs
 
 ASK = {"input_prefix": "def main():\n", "input_suffix": "}\n", "prompt": "return", "n_predict": 4, "temperature": 0}
@@ -24,18 +24,18 @@ class Letters:
 
 
 NAMES = dict(enumerate(["<bos>", "<pre>", "<suf>", "<mid>", "<rep>", "<sep>"], 1000))
-ROOM = Room(400, 400)
-PARTS = Parts("PREFIX", "SUFFIX", "go", (File("a.py", "one"), File("b.py", "two")))
+ROOM = InfillBudget(400, 400)
+PARTS = InfillParts("PREFIX", "SUFFIX", "go", (ContextFile("a.py", "one"), ContextFile("b.py", "two")))
 
 
-def prompt(parts: Parts = PARTS, room: Room = ROOM, *, spm: bool = False, **changes: Any) -> str:
+def prompt(parts: InfillParts = PARTS, room: InfillBudget = ROOM, *, spm: bool = False, **changes: Any) -> str:
     vocab = type("Vocab", (Letters,), changes)()
     tokens = infill_prompt(parts, vocab, room, spm=spm)
     return "".join(NAMES.get(token) or chr(token) for token in tokens)
 
 
 def test_prefix_suffix_middle() -> None:
-    alone = Parts("PREFIX", "SUFFIX", "go", ())
+    alone = InfillParts("PREFIX", "SUFFIX", "go", ())
     assert prompt(alone, fim_rep=-1, fim_sep=-1) == "<bos><pre>PREFIXgo<suf>SUFFIX<mid>"
     assert prompt(alone, fim_rep=-1, fim_sep=-1, spm=True) == "<bos><suf>SUFFIX<pre>PREFIXgo<mid>"
     assert prompt(alone, fim_rep=-1, fim_sep=-1, add_bos=False) == "<pre>PREFIXgo<suf>SUFFIX<mid>"
@@ -49,13 +49,15 @@ def test_files_come_first() -> None:
 
 
 def test_what_does_not_fit_is_cut() -> None:
-    parts = Parts("abcdefghij", "ABCDEFGHIJ", "go", ())
-    assert prompt(parts, Room(10, 0)) == "<bos><pre>efghijgo<suf><mid>", "a suffix gets a quarter less prompt less 2"
-    assert prompt(parts, Room(24, 4)) == "ame\n<bos><pre>abcdefghijgo<suf>AB<mid>"
+    parts = InfillParts("abcdefghij", "ABCDEFGHIJ", "go", ())
+    assert prompt(parts, InfillBudget(10, 0)) == "<bos><pre>efghijgo<suf><mid>", (
+        "a suffix gets a quarter less prompt less 2"
+    )
+    assert prompt(parts, InfillBudget(24, 4)) == "ame\n<bos><pre>abcdefghijgo<suf>AB<mid>"
 
 
 def test_texts_and_tokens_may_be_mixed() -> None:
-    assert prompt(Parts(["x", 65], [66], "", ()), fim_rep=-1, fim_sep=-1) == "<bos><pre>xA<suf>B<mid>"
+    assert prompt(InfillParts(["x", 65], [66], "", ()), fim_rep=-1, fim_sep=-1) == "<bos><pre>xA<suf>B<mid>"
 
 
 def ask(program: Program, body: Any, status: int = 200) -> Any:

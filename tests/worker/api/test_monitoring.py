@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from llama_corral.worker.api.metrics import exposition
-from llama_corral.worker.engine.counters import Counters, Meter
+from llama_corral.worker.engine.counters import Counters, RateMeter
 from programs import Program, Programs, wait_until
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
@@ -45,7 +45,7 @@ def test_every_counter_is_shown() -> None:
     counters = Counters(prompt_tokens=5, prompt_tokens_cached=3, prompt_seconds=0.5, decodes=4, busy_slots=6)
     counters.max_tokens, counters.processing, counters.deferred = 9, 1, 2
     counters.add_prediction(11, 2.0)
-    meter = Meter()
+    meter = RateMeter()
     shown = readings(exposition(meter.read(counters)).decode())
     assert shown == {
         "prompt_tokens_total": 5,
@@ -73,7 +73,7 @@ def test_drafts_are_counted_by_position() -> None:
     counters = Counters()
     counters.add_drafts(2, 6, (2, 1))
     counters.add_drafts(1, 3, (1, 1, 1))
-    shown = readings(exposition(Meter().read(counters)).decode())
+    shown = readings(exposition(RateMeter().read(counters)).decode())
     assert shown["spec_decode_num_drafts_total"] == 3
     assert shown["spec_decode_num_draft_tokens_total"] == 9
     assert shown["spec_decode_num_accepted_tokens_total"] == 6

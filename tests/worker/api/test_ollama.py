@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from llama_corral.common.base.errors import InvalidRequest, ServerFault
 from llama_corral.common.web.json_fields import Fields
-from llama_corral.worker.api.answers.dialect import Answer
-from llama_corral.worker.api.ollama.answer import Asked, OllamaAnswer, as_message, as_response
+from llama_corral.worker.api.answers.dialect import AnswerInfo
+from llama_corral.worker.api.ollama.answer import OllamaAnswer, RequestInfo, as_message, as_response
 from llama_corral.worker.api.ollama.request import chat_body, completion_fields, generate_messages
 from llama_corral.worker.api.request.params import CompletionParams
 from llama_corral.worker.chat.formats.formats import AnswerFormat, JsonCalls, Span
-from llama_corral.worker.chat.parsing.reply import PLAIN, Reply
+from llama_corral.worker.chat.parsing.reply import PLAIN, ReplyFormat
 from llama_corral.worker.chat.tools import read_tools
 from llama_corral.worker.engine.messages import Finished, Piece, Timings, TokenProb, TokenProbs
 from programs import Program, Programs, wait_until
@@ -26,7 +26,7 @@ DONE = Finished(0, 1, "whole text", (5, 6), "eos", "", 3, 6, 8, True, False, TIM
 PROBS = TokenProbs(TokenProb(5, b" a", -0.5), (TokenProb(5, b" a", -0.5), TokenProb(6, b" b", -1.5)))
 LOOK = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
 HERMES = AnswerFormat(Span("<think>", "</think>"), calls=JsonCalls(call=Span("<tool_call>", "</tool_call>")))
-CALLS = Reply(form=HERMES, tools=read_tools(Fields({"tools": [LOOK]})).offered)
+CALLS = ReplyFormat(form=HERMES, tools=read_tools(Fields({"tools": [LOOK]})).offered)
 USER = {"role": "user", "content": "Question"}
 
 
@@ -131,10 +131,10 @@ def test_generate_is_a_chat_of_one_message() -> None:
 # -- answers ---------------------------------------------------------------------------------------------------------
 
 
-def dialect(reply: Reply = PLAIN, worded: Any = as_message, **asked: Any) -> OllamaAnswer:
-    answer = Answer(CompletionParams(reply=reply), "tiny", "b0", [[1, 2]], str, len)
+def dialect(reply: ReplyFormat = PLAIN, worded: Any = as_message, **asked: Any) -> OllamaAnswer:
+    answer = AnswerInfo(CompletionParams(reply=reply), "tiny", "b0", [[1, 2]], str, len)
     now = time.monotonic()
-    return OllamaAnswer(answer, Asked("tiny:latest", now - 2, now - 1, **asked), worded)
+    return OllamaAnswer(answer, RequestInfo("tiny:latest", now - 2, now - 1, **asked), worded)
 
 
 def lines(data: bytes) -> list[Any]:
@@ -148,14 +148,14 @@ def streamed(made: OllamaAnswer, texts: Sequence[str], done: Finished = DONE) ->
 
 
 def test_a_whole_answer() -> None:
-    shown: Any = dialect().whole([DONE])
+    shown: Any = dialect().full_body([DONE])
     assert shown["model"] == "tiny:latest"
     assert shown["message"] == {"role": "assistant", "content": "whole text"}
     assert (shown["done"], shown["done_reason"]) == (True, "stop")
     assert (shown["prompt_eval_count"], shown["eval_count"]) == (6, 3)
     assert (shown["prompt_eval_duration"], shown["eval_duration"]) == (8_500_000, 10_000_000)
     assert shown["total_duration"] > shown["load_duration"] >= 999_000_000
-    shown = dialect(worded=as_response, returns_context=True).whole([replace(DONE, stop_type="limit")])
+    shown = dialect(worded=as_response, returns_context=True).full_body([replace(DONE, stop_type="limit")])
     assert (shown["response"], shown["done_reason"], shown["context"]) == ("whole text", "length", [1, 2, 5, 6])
 
 
@@ -183,7 +183,7 @@ def test_thoughts_and_calls_streamed_in_any_pieces(size: int) -> None:
         {"index": 1, "name": "look", "arguments": {}},
     ]
     assert last["message"] == {"role": "assistant", "content": ""}
-    whole: Any = dialect(CALLS).whole([replace(DONE, text=text)])
+    whole: Any = dialect(CALLS).full_body([replace(DONE, text=text)])
     assert [call["function"] for call in whole["message"]["tool_calls"]] == [call["function"] for call in calls]
     assert whole["message"]["thinking"] == "I see."
 
@@ -195,7 +195,7 @@ def test_a_call_that_is_cut_off_is_shown_as_text() -> None:
     assert shown.startswith('{"at": [1,')
     assert not any("tool_calls" in line["message"] for line in said)
     assert last["done_reason"] == "length"
-    assert dialect(CALLS).whole([cut])["message"]["content"] == shown  # type: ignore[index]
+    assert dialect(CALLS).full_body([cut])["message"]["content"] == shown  # type: ignore[index]
 
 
 def test_probabilities() -> None:
@@ -204,7 +204,7 @@ def test_probabilities() -> None:
     (entry,) = line["logprobs"]
     assert (entry["token"], entry["logprob"], entry["bytes"]) == (" a", -0.5, [32, 97])
     assert [other["token"] for other in entry["top_logprobs"]] == [" a", " b"]
-    whole: Any = dialect(worded=as_response).whole([replace(DONE, probs=(PROBS,))])
+    whole: Any = dialect(worded=as_response).full_body([replace(DONE, probs=(PROBS,))])
     assert "top_logprobs" not in whole["logprobs"][0]
 
 

@@ -12,14 +12,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_corral.common.base.errors import InvalidRequest, ServerFault
-from llama_corral.worker.api.answers.dialect import Answer
+from llama_corral.worker.api.answers.dialect import AnswerInfo
 from llama_corral.worker.api.request.params import CompletionParams
 from llama_corral.worker.api.responses.dialect import OpenAIResponses, probs_of
-from llama_corral.worker.api.responses.items import carry, messages_of, read_input
-from llama_corral.worker.api.responses.output import Output
+from llama_corral.worker.api.responses.items import messages_of, pack_reasoning, read_input
+from llama_corral.worker.api.responses.output import OutputItems
 from llama_corral.worker.api.responses.request import read_responses
-from llama_corral.worker.chat.parsing.deltas import CallArguments, CallBegun, Content, Delta, Reasoning, Said
-from llama_corral.worker.chat.parsing.reply import PLAIN, Reply
+from llama_corral.worker.chat.parsing.deltas import (
+    ContentDelta,
+    Delta,
+    ParsedMessage,
+    ReasoningDelta,
+    ToolCallArguments,
+    ToolCallBegun,
+)
+from llama_corral.worker.chat.parsing.reply import PLAIN, ReplyFormat
 from llama_corral.worker.engine.messages import Begun, Finished, Piece, Timings, TokenProb, TokenProbs
 from openai.types.responses import Response
 from programs import Program, Programs
@@ -89,8 +96,8 @@ def test_one_turn_of_the_assistant_is_one_message() -> None:
 @pytest.mark.parametrize(
     ("given", "thought"),
     [
-        ({"content": [{"type": "reasoning_text", "text": "a"}], "encrypted_content": carry("b")}, "a"),
-        ({"content": None, "encrypted_content": carry("é b")}, "é b"),
+        ({"content": [{"type": "reasoning_text", "text": "a"}], "encrypted_content": pack_reasoning("b")}, "a"),
+        ({"content": None, "encrypted_content": pack_reasoning("é b")}, "é b"),
         ({"encrypted_content": "somebody else's", "summary": [{"type": "summary_text", "text": "c"}]}, "c"),
         ({"encrypted_content": "Zm9yZWlnbg==", "summary": []}, None),
     ],
@@ -226,18 +233,18 @@ texts = st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=3)
 @st.composite
 def turns(draw: st.DrawFn) -> list[Delta]:
     """What models write: thoughts, then content, then calls, each possibly missing."""
-    deltas: list[Delta] = [Reasoning(text) for text in draw(texts | st.just([]))]
-    deltas += [Content(text) for text in draw(texts | st.just([]))]
+    deltas: list[Delta] = [ReasoningDelta(text) for text in draw(texts | st.just([]))]
+    deltas += [ContentDelta(text) for text in draw(texts | st.just([]))]
     for index in range(draw(st.integers(0, 3))):
-        deltas.append(CallBegun(index, f"id{index}", "f"))
-        deltas += [CallArguments(index, text) for text in draw(texts | st.just([]))]
+        deltas.append(ToolCallBegun(index, f"id{index}", "f"))
+        deltas += [ToolCallArguments(index, text) for text in draw(texts | st.just([]))]
     return deltas
 
 
 @settings(deadline=None)
 @given(turns())
 def test_what_came_out_goes_in_again_as_the_same_message(deltas: list[Delta]) -> None:
-    said, output = Said(), Output(TOKEN)
+    said, output = ParsedMessage(), OutputItems(TOKEN)
     said.add(deltas)
     for delta in deltas:
         output.add(delta)
@@ -249,9 +256,9 @@ def test_what_came_out_goes_in_again_as_the_same_message(deltas: list[Delta]) ->
     assert calls == [(call.id, call.arguments) for call in said.calls]
 
 
-def dialect(reply: Reply = PLAIN, **fields: Any) -> OpenAIResponses:
+def dialect(reply: ReplyFormat = PLAIN, **fields: Any) -> OpenAIResponses:
     asked = read_responses({"input": "x", **fields})
-    answer = Answer(
+    answer = AnswerInfo(
         CompletionParams(stream=True, reply=reply), "tiny", "b0", [[1]], str, len, id=f"resp_{TOKEN}", created=7
     )
     return OpenAIResponses(answer, asked.form)
@@ -285,10 +292,10 @@ def any_turns(draw: st.DrawFn) -> list[Delta]:
         kind = draw(st.sampled_from(("reasoning", "content", "call")))
         some = draw(texts)
         if kind == "call":
-            n = sum(isinstance(delta, CallBegun) for delta in deltas)
-            deltas += [CallBegun(n, f"id{index}", "f"), *(CallArguments(n, text) for text in some)]
+            n = sum(isinstance(delta, ToolCallBegun) for delta in deltas)
+            deltas += [ToolCallBegun(n, f"id{index}", "f"), *(ToolCallArguments(n, text) for text in some)]
         else:
-            deltas += [Reasoning(text) if kind == "reasoning" else Content(text) for text in some]
+            deltas += [ReasoningDelta(text) if kind == "reasoning" else ContentDelta(text) for text in some]
     return deltas
 
 
@@ -308,7 +315,7 @@ def test_a_stream_and_the_whole_say_the_same(
     for n in cuts:
         data += made.piece(0, Piece(0, "x" * n, (1,), 1, 3))
     streamed = check_stream(read_stream(data + made.finished(0, last) + made.end()))
-    whole = Response.model_validate(dialect(script, **fields).whole([last]), strict=True)
+    whole = Response.model_validate(dialect(script, **fields).full_body([last]), strict=True)
     assert whole.output == streamed.output
     assert whole.status == streamed.status == ("incomplete" if stop == "limit" else "completed")
     assert made.response["output"] == streamed.model_dump(mode="json", exclude_unset=True)["output"]
@@ -430,7 +437,7 @@ def test_thoughts_are_items_of_their_own(thinking: Program) -> None:
     same(shown, ask(thinking, **asked))
     (carried,) = ask(thinking, max_output_tokens=12, include=["reasoning.encrypted_content"]).output
     assert carried.type == "reasoning"
-    assert carried.encrypted_content == carry(thought.content[0].text)
+    assert carried.encrypted_content == pack_reasoning(thought.content[0].text)
 
 
 def test_json_that_was_asked_for(thinking: Program) -> None:

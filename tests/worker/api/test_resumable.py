@@ -132,9 +132,9 @@ async def test_a_lookup_finds_a_conversation_with_its_variants_and_nothing_else(
     sessions = StreamSessions()
     for name in ("a", "a::m", "a::n", "ab", "b"):
         await ended(sessions.open(name, end_at_once))
-    assert [session.conversation for session in sessions.of(["a"])] == ["a", "a::m", "a::n"]
-    assert [session.conversation for session in sessions.of(["b", "a::m", "c"])] == ["b", "a::m"]
-    assert sessions.of([]) == []
+    assert [session.conversation for session in sessions.matching(["a"])] == ["a", "a::m", "a::n"]
+    assert [session.conversation for session in sessions.matching(["b", "a::m", "c"])] == ["b", "a::m"]
+    assert sessions.matching([]) == []
 
 
 # -- over HTTP -------------------------------------------------------------------------------------------------------

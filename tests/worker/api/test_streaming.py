@@ -14,7 +14,7 @@ from aiohttp.test_utils import TestServer
 from llama_corral.common.base.errors import InvalidRequest, ServerFault
 from llama_corral.common.web.application import application
 from llama_corral.presets.options.settings import Settings
-from llama_corral.worker.api.answers.dialect import Answer
+from llama_corral.worker.api.answers.dialect import AnswerInfo
 from llama_corral.worker.api.answers.openai_chat import OpenAIChat
 from llama_corral.worker.api.answers.streaming import respond
 from llama_corral.worker.api.request.params import CompletionParams
@@ -63,7 +63,7 @@ async def play(scene: Scene, *, stream: bool = True, n_prompts: int = 1, ping: f
     async def handler(request: web.Request) -> web.StreamResponse:
         params = CompletionParams(stream=stream)
         prompts: Sequence[Sequence[int]] = [[1]] * n_prompts
-        answer = Answer(params, "tiny", "b0", prompts, str, len)
+        answer = AnswerInfo(params, "tiny", "b0", prompts, str, len)
         generations = [params.generation(Prompt(tokens), None) for tokens in prompts]
         return await respond(request, engine, generations, OpenAIChat(answer), ping)
 

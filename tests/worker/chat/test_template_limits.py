@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from llama_corral.worker.chat.template import template as templates
-from llama_corral.worker.chat.template.limits import ALLOWANCE, Meter, TooMuch, TooSlow, weight
+from llama_corral.worker.chat.template.limits import ALLOWANCE, CostExceeded, CostMeter, TimeExceeded, cost_of
 from llama_corral.worker.chat.template.template import ChatTemplate, TemplateError
 from programs import Programs
 
@@ -117,7 +117,7 @@ def test_lists_that_are_added_to_are_limited_too() -> None:
         render(bomb + "{{ a.append('a' * 10 ** 6) or '' }}{{ x | tojson }}")
 
 
-@pytest.mark.parametrize("source", ["{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "a" * (templates.MOST_SOURCE + 1)])
+@pytest.mark.parametrize("source", ["{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "a" * (templates.MAX_SOURCE + 1)])
 def test_a_template_that_is_too_large_to_parse(source: str) -> None:
     with pytest.raises(TemplateError, match="cannot be parsed"):
         ChatTemplate(source)
@@ -155,14 +155,14 @@ def test_a_long_conversation_may_be_copied_from_text_to_text() -> None:
 
 
 def test_what_is_given_counts() -> None:
-    assert weight(["ab", {"k": "cd"}]) == 10
-    meter = Meter(60, "x")
+    assert cost_of(["ab", {"k": "cd"}]) == 10
+    meter = CostMeter(60, "x")
     meter.charge(ALLOWANCE)
     meter.charge(1024)
-    with pytest.raises(TooMuch):
+    with pytest.raises(CostExceeded):
         meter.charge(2048)
-    with pytest.raises(TooSlow):
-        Meter(-1).charge(1)
+    with pytest.raises(TimeExceeded):
+        CostMeter(-1).charge(1)
 
 
 # -- over HTTP ---------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.worker.engine.messages import Thinking
-from llama_corral.worker.engine.sampling.thinking_budget import Budget
+from llama_corral.worker.engine.sampling.thinking_budget import ThinkingBudget
 from programs import Program, Programs, wait_until
 
 PIECES = [
@@ -39,11 +39,11 @@ def piece(token: int) -> bytes:
     return b"Enough." if token == MESSAGE else PIECES[token]
 
 
-def budget(limit: int, opening: Sequence[int] = (), start: str = "<think>") -> Budget:
-    return Budget(Thinking(start, ("</think>", "call:"), budget=limit), piece, FORCED, opening)
+def budget(limit: int, opening: Sequence[int] = (), start: str = "<think>") -> ThinkingBudget:
+    return ThinkingBudget(Thinking(start, ("</think>", "call:"), budget=limit), piece, FORCED, opening)
 
 
-def said(budget: Budget, wanted: Sequence[int]) -> list[int]:
+def said(budget: ThinkingBudget, wanted: Sequence[int]) -> list[int]:
     """What becomes of these tokens: instead of one that is not allowed the forced one is said."""
     tokens = []
     for token in wanted:

@@ -27,13 +27,21 @@ from llama_corral.worker.chat.formats.families import (
     answer_format,
 )
 from llama_corral.worker.chat.formats.formats import AnswerFormat, JsonCalls, Parameters, Span, TaggedCalls
-from llama_corral.worker.chat.parsing.deltas import Call, CallArguments, CallBegun, Content, Delta, Reasoning, Said
+from llama_corral.worker.chat.parsing.deltas import (
+    ContentDelta,
+    Delta,
+    ParsedMessage,
+    ReasoningDelta,
+    ToolCall,
+    ToolCallArguments,
+    ToolCallBegun,
+)
 from llama_corral.worker.chat.parsing.parser import AnswerParser
 from llama_corral.worker.chat.prompt import ChatFormat
 from llama_corral.worker.chat.request import ChatDefaults, read_chat
 from llama_corral.worker.chat.template.capabilities import probe
 from llama_corral.worker.chat.template.template import ChatTemplate
-from llama_corral.worker.chat.tools import Tool, read_tools
+from llama_corral.worker.chat.tools import FunctionTool, read_tools
 from programs import Program, Programs
 
 USER = {"role": "user", "content": "Question"}
@@ -52,19 +60,19 @@ HERMES = AnswerFormat(Span("<think>", "</think>"), calls=JsonCalls(call=Span("<t
 
 def parsed(
     form: AnswerFormat, pieces: Sequence[str], *, opening: str = "", truncated: bool = False, **options: Any
-) -> tuple[Said, list[Delta]]:
+) -> tuple[ParsedMessage, list[Delta]]:
     ids = (f"id{i}" for i in itertools.count())
     parser = AnswerParser(form, TOOLS, opening=opening, new_id=lambda: next(ids), **options)
     deltas = [*parser.opened]
     for piece in pieces:
         deltas += parser.add(piece)
     deltas += parser.end(truncated=truncated)
-    said = Said()
+    said = ParsedMessage()
     said.add(deltas)
     return said, deltas
 
 
-def said_in(form: AnswerFormat, text: str, **options: Any) -> Said:
+def said_in(form: AnswerFormat, text: str, **options: Any) -> ParsedMessage:
     return parsed(form, [text], **options)[0]
 
 
@@ -76,15 +84,15 @@ def format_of(name: str) -> tuple[ChatTemplate, AnswerFormat]:
 # -- what a template writes is read back -----------------------------------------------------------------------------
 
 CALLS = [
-    Call("abcdefgh1", "get_weather", '{"city": "Pa\\"ris", "days": 3, "units": ["a", "b"]}'),
-    Call("abcdefgh2", "get_weather", '{"city": " x\\n"}'),
+    ToolCall("abcdefgh1", "get_weather", '{"city": "Pa\\"ris", "days": 3, "units": ["a", "b"]}'),
+    ToolCall("abcdefgh2", "get_weather", '{"city": " x\\n"}'),
 ]
 KEEPS_IDS = {"nemo", "small", "command", "solar"}
 BARE = {"llama", "command", "solar"}  # content and calls exclude each other
 NO_THOUGHTS = {"llama", "nemo", "small", "functionary", "apertus", "wrapped"}
 
 
-def turn(template: ChatTemplate, said: Said) -> str:
+def turn(template: ChatTemplate, said: ParsedMessage) -> str:
     calls = [
         {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": json.loads(c.arguments)}}
         for c in said.calls
@@ -96,7 +104,7 @@ def turn(template: ChatTemplate, said: Said) -> str:
     return text.rpartition("<|role|>assistant\n")[2].rpartition("<|end|>")[0]
 
 
-def compared(said: Said, name: str) -> tuple[str, str, list[tuple[str, str, Any]]]:
+def compared(said: ParsedMessage, name: str) -> tuple[str, str, list[tuple[str, str, Any]]]:
     keeps = name in KEEPS_IDS or name == "kimi"
     return (
         said.content,
@@ -112,9 +120,9 @@ def test_what_a_template_writes_is_read_back(name: str, n_calls: int, thinks: bo
     template, form = format_of(name)
     calls = CALLS[:n_calls]
     if name == "kimi":
-        calls = [Call(f"functions.{call.name}:{i}", call.name, call.arguments) for i, call in enumerate(calls)]
+        calls = [ToolCall(f"functions.{call.name}:{i}", call.name, call.arguments) for i, call in enumerate(calls)]
     content = "" if n_calls and name in BARE else "Some words: 1 < 2."
-    said = Said(content, "I should\nthink." if thinks and name not in NO_THOUGHTS else "", calls)
+    said = ParsedMessage(content, "I should\nthink." if thinks and name not in NO_THOUGHTS else "", calls)
     text = turn(template, said)
     whole, deltas = parsed(form, [text])
     assert compared(whole, name) == compared(said, name)
@@ -130,15 +138,15 @@ def assert_orderly(deltas: Sequence[Delta]) -> None:
     begun = -1
     for delta in deltas:
         match delta:
-            case CallBegun(index, id, name):
+            case ToolCallBegun(index, id, name):
                 assert index == begun + 1
                 assert id
                 assert name
                 begun = index
-            case CallArguments(index, text):
+            case ToolCallArguments(index, text):
                 assert index == begun
                 assert text
-            case Content(text) | Reasoning(text):
+            case ContentDelta(text) | ReasoningDelta(text):
                 assert text
 
 
@@ -212,28 +220,30 @@ def test_arguments_go_out_as_they_come() -> None:
     text = 'So:\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
     parser = AnswerParser(HERMES, TOOLS, new_id=lambda: "i")
     seen = [parser.add(letter) for letter in text]
-    assert "".join(d.text for ds in seen for d in ds if isinstance(d, CallArguments)) == '{"city": "Oslo"}'
-    assert sum(isinstance(d, CallArguments) for ds in seen for d in ds) == len('{"city": "Oslo"}')
+    assert "".join(d.text for ds in seen for d in ds if isinstance(d, ToolCallArguments)) == '{"city": "Oslo"}'
+    assert sum(isinstance(d, ToolCallArguments) for ds in seen for d in ds) == len('{"city": "Oslo"}')
 
 
 def test_an_open_thought_in_the_prompt() -> None:
-    assert said_in(HERMES, "hm\n</think>\n\nSo.", opening="<think>\n") == Said("So.", "hm")
-    assert said_in(HERMES, "So.", opening="<think>\n\n</think>\n\n") == Said("So.")
+    assert said_in(HERMES, "hm\n</think>\n\nSo.", opening="<think>\n") == ParsedMessage("So.", "hm")
+    assert said_in(HERMES, "So.", opening="<think>\n\n</think>\n\n") == ParsedMessage("So.")
     raw = said_in(HERMES, "hm\n</think>\n\nSo.", opening="<think>\n", separate_reasoning=False)
-    assert raw == Said("<think>\nhm\n</think>\n\nSo.")
+    assert raw == ParsedMessage("<think>\nhm\n</think>\n\nSo.")
 
 
 def test_a_thought_that_never_ends_is_a_thought() -> None:
-    assert said_in(HERMES, "<think>on and on ") == Said("", "on and on ")
+    assert said_in(HERMES, "<think>on and on ") == ParsedMessage("", "on and on ")
 
 
 def test_blanks_that_are_not_the_templates_are_kept() -> None:
-    assert said_in(HERMES, "<think> \n a \n</think>\n\n\n b") == Said("\n b", " \n a ")
-    assert said_in(replace(HERMES, spacing=("", "", "")), "<think>\na\n</think>\nb\n") == Said("\nb\n", "\na\n")
-    assert said_in(HERMES, "\n b") == Said("b")
-    assert said_in(HERMES, "<think>\n \n</think>\n\nb") == Said("b")
+    assert said_in(HERMES, "<think> \n a \n</think>\n\n\n b") == ParsedMessage("\n b", " \n a ")
+    assert said_in(replace(HERMES, spacing=("", "", "")), "<think>\na\n</think>\nb\n") == ParsedMessage(
+        "\nb\n", "\na\n"
+    )
+    assert said_in(HERMES, "\n b") == ParsedMessage("b")
+    assert said_in(HERMES, "<think>\n \n</think>\n\nb") == ParsedMessage("b")
     shown = "<|channel>thought\na\n<channel|>\nb"
-    assert said_in(GEMMA_4, shown, separate_reasoning=False) == Said(shown)
+    assert said_in(GEMMA_4, shown, separate_reasoning=False) == ParsedMessage(shown)
 
 
 @pytest.mark.parametrize(
@@ -245,29 +255,29 @@ def test_blanks_that_are_not_the_templates_are_kept() -> None:
     ],
 )
 def test_what_only_looks_like_a_call_is_content(text: str) -> None:
-    assert said_in(HERMES, text) == Said(text)
+    assert said_in(HERMES, text) == ParsedMessage(text)
 
 
 @pytest.mark.parametrize("text", ['{"a": {"name": 5}} and {"name": "Bob"}', "{", "{{}}", "x = {1: 2}  "])
 def test_json_that_is_no_call_is_content(text: str) -> None:
-    assert said_in(FORMS[1], text) == Said(text)
+    assert said_in(FORMS[1], text) == ParsedMessage(text)
 
 
 def test_without_tools_calls_are_content() -> None:
     text = '<tool_call>{"name": "get_weather", "arguments": {}}</tool_call>'
     parser = AnswerParser(HERMES)
-    assert [*parser.add(text), *parser.end()] == [Content(text)]
+    assert [*parser.add(text), *parser.end()] == [ContentDelta(text)]
 
 
 def test_members_in_another_order_and_text_for_arguments() -> None:
     text = '<tool_call>{"arguments": "{\\"city\\": 1}", "why": [1], "name": "get_weather"}</tool_call>'
-    assert said_in(HERMES, text).calls == [Call("id0", "get_weather", '{"city": 1}')]
-    assert said_in(HERMES, '<tool_call>{"name": "time.now"}</tool_call>').calls == [Call("id0", "time.now", "{}")]
+    assert said_in(HERMES, text).calls == [ToolCall("id0", "get_weather", '{"city": 1}')]
+    assert said_in(HERMES, '<tool_call>{"name": "time.now"}</tool_call>').calls == [ToolCall("id0", "time.now", "{}")]
 
 
 def test_an_id_behind_the_arguments_is_waited_for() -> None:
     text = '[TOOL_CALLS][{"name": "get_weather", "arguments": {"city": "x"}, "id": "abc"}]'
-    assert said_in(FORMS[2], "</think>" + text).calls == [Call("abc", "get_weather", '{"city": "x"}')]
+    assert said_in(FORMS[2], "</think>" + text).calls == [ToolCall("abc", "get_weather", '{"city": "x"}')]
 
 
 @pytest.mark.parametrize(
@@ -286,33 +296,39 @@ def test_what_a_limit_cuts_stays_open() -> None:
 
 def test_a_call_may_end_thoughts() -> None:
     text = "hm <tool_call><function=time.now></function></tool_call>"
-    assert said_in(FORMS[4], text, opening="<think>\n") == Said("", "hm", [Call("id0", "time.now", "{}")])
+    assert said_in(FORMS[4], text, opening="<think>\n") == ParsedMessage("", "hm", [ToolCall("id0", "time.now", "{}")])
 
 
 ANALYSIS = "<|channel|>analysis<|message|>I'm\nthinking<|end|><|start|>assistant"
 ARGUMENTS = '<|message|>{"city": "x"}'
-CITY = [Call("id0", "get_weather", '{"city": "x"}')]
+CITY = [ToolCall("id0", "get_weather", '{"city": "x"}')]
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("<|channel|>final<|message|>Hello", Said("Hello")),
-        ("<|channel|>commentary<|message|>Hello", Said("Hello")),
-        (ANALYSIS + "<|channel|>final<|message|>Hello", Said("Hello", "I'm\nthinking")),
+        ("<|channel|>final<|message|>Hello", ParsedMessage("Hello")),
+        ("<|channel|>commentary<|message|>Hello", ParsedMessage("Hello")),
+        (ANALYSIS + "<|channel|>final<|message|>Hello", ParsedMessage("Hello", "I'm\nthinking")),
         (
             ANALYSIS + "<|channel|>commentary to=assistant<|channel|>final<|message|>Hello",
-            Said("Hello", "I'm\nthinking"),
+            ParsedMessage("Hello", "I'm\nthinking"),
         ),
-        ("<|channel|>analysis<|message|>on and", Said("", "on and")),
-        (" to=functions.get_weather<|channel|>analysis" + ARGUMENTS, Said("", "", CITY)),
-        ("<|channel|>commentary to=functions.get_weather <|constrain|>json" + ARGUMENTS, Said("", "", CITY)),
-        (ANALYSIS + " to=functions.get_weather<|channel|>commentary json" + ARGUMENTS, Said("", "I'm\nthinking", CITY)),
-        (ANALYSIS + "<|channel|>commentary to=python <|constrain|>code<|message|>print(1)", Said("", "I'm\nthinking")),
-        ("no channel at all", Said("no channel at all")),
+        ("<|channel|>analysis<|message|>on and", ParsedMessage("", "on and")),
+        (" to=functions.get_weather<|channel|>analysis" + ARGUMENTS, ParsedMessage("", "", CITY)),
+        ("<|channel|>commentary to=functions.get_weather <|constrain|>json" + ARGUMENTS, ParsedMessage("", "", CITY)),
+        (
+            ANALYSIS + " to=functions.get_weather<|channel|>commentary json" + ARGUMENTS,
+            ParsedMessage("", "I'm\nthinking", CITY),
+        ),
+        (
+            ANALYSIS + "<|channel|>commentary to=python <|constrain|>code<|message|>print(1)",
+            ParsedMessage("", "I'm\nthinking"),
+        ),
+        ("no channel at all", ParsedMessage("no channel at all")),
     ],
 )
-def test_the_channels_of_gpt_oss(text: str, said: Said) -> None:
+def test_the_channels_of_gpt_oss(text: str, said: ParsedMessage) -> None:
     assert said_in(GPT_OSS, text) == said
     assert parsed(GPT_OSS, list(text))[0] == said
 
@@ -347,24 +363,24 @@ CALL_GEMMA = "<|tool_call>call:get_weather{%s}<tool_call|>"
 M3 = "]<]minimax[>["
 
 
-def called(arguments: str) -> Said:
-    return Said(calls=[Call("id0", "get_weather", arguments)])
+def called(arguments: str) -> ParsedMessage:
+    return ParsedMessage(calls=[ToolCall("id0", "get_weather", arguments)])
 
 
 @pytest.mark.parametrize(
     ("form", "text", "said"),
     [
-        (GEMMA_4, "<|channel>thought\nHm\n<channel|>Hi<|channel>thought\n<channel|>", Said("Hi", "Hm")),
-        (GEMMA_4, "Hi<channel|>", Said("Hi")),
+        (GEMMA_4, "<|channel>thought\nHm\n<channel|>Hi<|channel>thought\n<channel|>", ParsedMessage("Hi", "Hm")),
+        (GEMMA_4, "Hi<channel|>", ParsedMessage("Hi")),
         (GEMMA_4, CALL_GEMMA % '<|"|>city<|"|>:<|"|>a:{b}<|"|>, days: -3', called('{"city":"a:{b}","days":-3}')),
         (GEMMA_4, CALL_GEMMA % "units:[1,[],{}],days:null", called('{"units":[1,[],{}],"days":null}')),
-        (GEMMA_4, "<|tool_call>call:other{}<tool_call|>", Said("<|tool_call>call:other{}<tool_call|>")),
-        (KIMI_K3, "Hm<|close|>think<|sep|><|open|>response<|sep|>Hi<|close|>message<|sep|>", Said("Hi", "Hm")),
-        (KIMI_K3, "Hm<|open|>response<|sep|>Hi", Said("Hi", "Hm")),
-        (MUSE, " to=self<|message|>Hm<|eom|><|start|>assistant to=user<|message|>Hi<|eot|>", Said("Hi", "Hm")),
-        (MUSE, "<|message|>Hi", Said("Hi")),
-        (SOLAR, "<|think|>Hm<|end|><|begin|>assistant<|content|>Hi<|end|>", Said("Hi", "Hm")),
-        (MINIMAX_M3, "</mm:think>Hi", Said("Hi")),
+        (GEMMA_4, "<|tool_call>call:other{}<tool_call|>", ParsedMessage("<|tool_call>call:other{}<tool_call|>")),
+        (KIMI_K3, "Hm<|close|>think<|sep|><|open|>response<|sep|>Hi<|close|>message<|sep|>", ParsedMessage("Hi", "Hm")),
+        (KIMI_K3, "Hm<|open|>response<|sep|>Hi", ParsedMessage("Hi", "Hm")),
+        (MUSE, " to=self<|message|>Hm<|eom|><|start|>assistant to=user<|message|>Hi<|eot|>", ParsedMessage("Hi", "Hm")),
+        (MUSE, "<|message|>Hi", ParsedMessage("Hi")),
+        (SOLAR, "<|think|>Hm<|end|><|begin|>assistant<|content|>Hi<|end|>", ParsedMessage("Hi", "Hm")),
+        (MINIMAX_M3, "</mm:think>Hi", ParsedMessage("Hi")),
         (
             MINIMAX_M3,
             f'{M3}<tool_call>{M3}<invoke name="get_weather">{M3}<days>3{M3}</days>{M3}<units>{M3}<item>'
@@ -373,7 +389,7 @@ def called(arguments: str) -> Said:
         ),
     ],
 )  # fmt: skip
-def test_rules_of_newer_families(form: AnswerFormat, text: str, said: Said) -> None:
+def test_rules_of_newer_families(form: AnswerFormat, text: str, said: ParsedMessage) -> None:
     opening = "<|open|>think<|sep|>" if form is KIMI_K3 else ""
     assert said_in(form, text, opening=opening) == said
     assert parsed(form, list(text), opening=opening)[0] == said
@@ -441,12 +457,12 @@ def test_conversations_are_brought_into_the_order_that_a_template_insists_on() -
 def test_a_value_in_cdata_may_hold_its_own_end() -> None:
     _, form = format_of("cdata")
     text = '<function name="get_weather"><param name="city"><![CDATA[a</param>\n]]></param></function>'
-    assert said_in(form, text).calls == [Call("id0", "get_weather", '{"city":"a</param>\\n"}')]
+    assert said_in(form, text).calls == [ToolCall("id0", "get_weather", '{"city":"a</param>\\n"}')]
 
 
 def test_arguments_of_newer_families_go_out_as_they_come() -> None:
     _, deltas = parsed(GEMMA_4, ["<|tool_call>call:get_weather{ci", "ty:<|", '"|>Os', 'lo<|"', "|>,days:3", "}"])
-    assert [delta.text for delta in deltas if isinstance(delta, CallArguments)] == [
+    assert [delta.text for delta in deltas if isinstance(delta, ToolCallArguments)] == [
         "{", '"city":', '"', "Os", "lo", '"', ",", '"days":', "3", "}",
     ]  # fmt: skip
 
@@ -462,13 +478,13 @@ def test_analysis_stays_in_the_content_if_wanted() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("all\nHello\nyou", Said("Hello\nyou")),
-        ('get_weather\n{"city": "x"}', Said("", "", CITY)),
-        ('all\nHi>>>get_weather\n{"city": "x"}\n', Said("Hi", "", CITY)),
-        ("odd\ntext", Said("odd\ntext")),
+        ("all\nHello\nyou", ParsedMessage("Hello\nyou")),
+        ('get_weather\n{"city": "x"}', ParsedMessage("", "", CITY)),
+        ('all\nHi>>>get_weather\n{"city": "x"}\n', ParsedMessage("Hi", "", CITY)),
+        ("odd\ntext", ParsedMessage("odd\ntext")),
     ],
 )
-def test_the_recipients_of_functionary(text: str, said: Said) -> None:
+def test_the_recipients_of_functionary(text: str, said: ParsedMessage) -> None:
     assert said_in(FUNCTIONARY_3_2, text) == said
     assert parsed(FUNCTIONARY_3_2, list(text))[0] == said
 
@@ -513,7 +529,7 @@ def test_the_choice_of_tools() -> None:
     ],
 )  # fmt: skip
 def test_which_arguments_are_texts(schema: dict[str, Any], is_text: bool) -> None:
-    tool = Tool("f", "", {"properties": {"x": schema}}, {})
+    tool = FunctionTool("f", "", {"properties": {"x": schema}}, {})
     assert tool.takes_text("x") == is_text
     assert tool.takes_text("unknown")
 
@@ -532,12 +548,12 @@ def chat(program: Program, **fields: Any) -> Any:
     return program.client.post("/v1/chat/completions", json=body)
 
 
-def streamed(program: Program, **fields: Any) -> tuple[Said, list[dict[str, Any]]]:
+def streamed(program: Program, **fields: Any) -> tuple[ParsedMessage, list[dict[str, Any]]]:
     answer = chat(program, stream=True, **fields)
     lines = [line for line in answer.text.split("\n\n") if line]
     assert lines[-1] == "data: [DONE]"
     chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
-    said = Said()
+    said = ParsedMessage()
     for chunk in chunks:
         delta = chunk["choices"][0]["delta"]
         said.content += delta.get("content") or ""
@@ -545,7 +561,7 @@ def streamed(program: Program, **fields: Any) -> tuple[Said, list[dict[str, Any]
         for call in delta.get("tool_calls", ()):
             if "id" in call:
                 assert call["type"] == "function"
-                said.calls.append(Call(call["id"], call["function"]["name"]))
+                said.calls.append(ToolCall(call["id"], call["function"]["name"]))
             said.calls[call["index"]].arguments += call["function"]["arguments"]
     return said, chunks
 

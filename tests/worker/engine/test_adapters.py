@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.worker.engine.adapters.activation import ALL, activation, last_occurrence
 from llama_corral.worker.engine.adapters.control_vector import read_directions
-from llama_corral.worker.engine.runner import Loaded, LoadError
+from llama_corral.worker.engine.runner import LoadedModel, LoadError
 from programs import Program, Programs
 from tiny_adapters import write_control_vector
 
@@ -23,11 +23,11 @@ PROMPT = "The lazy dog sees a fox"
 ON, OFF = ((0, 1.0),), ((0, 0.0),)
 
 
-async def text(loaded: Loaded, prompt: str = PROMPT, **fields: Any) -> str:
+async def text(loaded: LoadedModel, prompt: str = PROMPT, **fields: Any) -> str:
     return (await ask(loaded, prompt, **fields).one()).text
 
 
-async def n_reused(loaded: Loaded, prompt: str = PROMPT, **fields: Any) -> int:
+async def n_reused(loaded: LoadedModel, prompt: str = PROMPT, **fields: Any) -> int:
     return (await ask(loaded, prompt, **fields).one()).timings.cache_n
 
 
@@ -41,10 +41,10 @@ activations = st.builds(
 
 @given(activations, activations, st.integers(1, 20))
 def test_what_is_alike_is_computed_with_the_same_adapters(a: Any, b: Any, n: int) -> None:
-    for position in range(min(n, a.alike(b))):
+    for position in range(min(n, a.common_length(b))):
         assert a.at(position) == b.at(position)
-    assert a.alike(b) == b.alike(a)
-    assert a.alike(b) == ALL or (a.scales or b.scales)
+    assert a.common_length(b) == b.common_length(a)
+    assert a.common_length(b) == ALL or (a.scales or b.scales)
 
 
 @given(activations, st.integers(1, 30))
@@ -61,7 +61,7 @@ def test_a_prompt_is_cut_where_an_adapter_begins(a: Any, n: int) -> None:
 def test_after_a_shift_every_token_keeps_its_adapters(a: Any, begin: int, n: int) -> None:
     before = [a.at(position) for position in range(30)]
     del before[begin : begin + n]
-    assert [a.without(begin, begin + n).at(position) for position in range(30 - n)] == before
+    assert [a.with_removed(begin, begin + n).at(position) for position in range(30 - n)] == before
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.common.base.errors import InvalidRequest
-from llama_corral.worker.engine.media.audio_headers import LONGEST_S, checked
+from llama_corral.worker.engine.media.audio_headers import MAX_LENGTH_S, checked
 from media_files import png, wav
 
 RATE = 16000
@@ -44,7 +44,7 @@ def test_a_wav_file_that_was_written_to_a_pipe(size: int) -> None:
     "data",
     [
         flac((1 << 36) - 1),
-        flac(LONGEST_S * RATE + 1),
+        flac(MAX_LENGTH_S * RATE + 1),
         flac(100, rate=0),
         flac((1 << 36) - 1, begin=id3(200) + id3(3)),
         flac(1)[:20],

@@ -12,13 +12,13 @@ import pytest
 from engine_tools import ask, running
 from hypothesis import given
 from hypothesis import strategies as st
-from llama_corral.worker.api.request.delimiters import Delimiter, user_starts
+from llama_corral.worker.api.request.delimiters import MessageDelimiter, user_starts
 from llama_corral.worker.chat.template.capabilities import probe
 from llama_corral.worker.chat.template.template import ChatTemplate
 from llama_corral.worker.chat.template.turns import detect_delimiters
-from llama_corral.worker.engine.batching.checkpoints import Checkpoint, Rules
+from llama_corral.worker.engine.batching.checkpoints import Checkpoint, CheckpointRules
 from llama_corral.worker.engine.messages import Finished
-from llama_corral.worker.engine.runner import Loaded
+from llama_corral.worker.engine.runner import LoadedModel
 from programs import Programs
 
 FORGETFUL = pytest.mark.parametrize("model", ["tiny-gemma3.gguf", "tiny-mamba.gguf"])
@@ -26,7 +26,7 @@ PROMPT = [2, *(5 + i * 7 % 400 for i in range(300))]
 SETTINGS: dict[str, Any] = {"parallel": 1, "ctx_size": 1024, "ubatch_size": 64, "cache_ram": 0}
 
 
-async def alone(loaded: Loaded, prompt: list[int]) -> tuple[int, ...]:
+async def alone(loaded: LoadedModel, prompt: list[int]) -> tuple[int, ...]:
     return (await ask(loaded, prompt, cache_prompt=False).one()).tokens
 
 
@@ -133,7 +133,7 @@ async def test_a_users_message_written_anew_goes_on_from_its_beginning(models: P
 
 
 def test_of_earlier_messages_those_far_apart_are_remembered() -> None:
-    rules = Rules(max_number=4, min_step=100, n_batch=512, n_ubatch=64)
+    rules = CheckpointRules(max_number=4, min_step=100, n_batch=512, n_ubatch=64)
     state = np.zeros(1, np.uint8)
     there = [Checkpoint(1, 300, 0, 299, state)]
     turns = (50, 350, 500, 520)
@@ -143,12 +143,12 @@ def test_of_earlier_messages_those_far_apart_are_remembered() -> None:
     assert [rules.wanted(1000, at, 10, turns, there) for at in (50, 350, 500, 520, 600, 930)] == [
         False, False, True, True, False, True,
     ]  # fmt: skip
-    assert not Rules(0, 100, 512, 64).wanted(1000, 500, 10, turns, [])
+    assert not CheckpointRules(0, 100, 512, 64).wanted(1000, 500, 10, turns, [])
 
 
 @given(st.lists(st.integers(0, 3), max_size=30))
 def test_messages_of_users_are_found_by_their_tokens(tokens: list[int]) -> None:
-    delimiters = [Delimiter(False, (1, 2, 3)), Delimiter(True, (1, 2))]
+    delimiters = [MessageDelimiter(False, (1, 2, 3)), MessageDelimiter(True, (1, 2))]
     found = user_starts(tokens, delimiters)
     assert list(found) == [
         at for at in range(len(tokens)) if tokens[at : at + 2] == [1, 2] and tokens[at : at + 3] != [1, 2, 3]

@@ -7,17 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.worker.engine.batching.media_tokens import (
-    Content,
+    MediaContent,
     MediaToken,
+    insert_media_tokens,
     is_text,
     lag,
     last_start,
     n_before,
+    split_media_tokens,
     text_end,
     text_of,
-    unweave,
-    weave,
-    woven,
+    with_media_tokens,
 )
 from llama_corral.worker.engine.batching.prefix import common_prefix
 from llama_corral.worker.engine.cache.slot_files import BrokenFile, pack, unpack
@@ -54,16 +54,16 @@ def test_an_image_is_itself_and_no_other() -> None:
 
 @given(sequences())
 def test_weaving_there_and_back(sequence: list[int]) -> None:
-    plain, images = unweave(sequence)
+    plain, images = split_media_tokens(sequence)
     assert all(token >= MEDIA_TOKEN for token in plain)
-    assert weave(plain, images) == sequence
+    assert insert_media_tokens(plain, images) == sequence
     assert (not images) == is_text(sequence)
     assert text_of(sequence) == [token for token in plain if token != MEDIA_TOKEN]
 
 
 @given(sequences())
 def test_slot_files_keep_images(sequence: list[int]) -> None:
-    SAVED.update({token.saved: token for _, token in unweave(sequence)[1]})
+    SAVED.update({token.saved: token for _, token in split_media_tokens(sequence)[1]})
     assert unpack(pack(sequence), read) == sequence
 
 
@@ -81,7 +81,7 @@ def test_a_common_beginning_never_ends_inside_of_an_image(a: list[int], b: list[
 
 @given(sequences())
 def test_positions_lag_behind(sequence: list[int]) -> None:
-    images = unweave(sequence)[1]
+    images = split_media_tokens(sequence)[1]
     n_positions = len(sequence) - lag(sequence)
     assert n_positions == len(text_of(sequence)) + sum(image.n_pos for _, image in images)
     assert n_before(sequence, n_positions) == len(sequence)
@@ -104,10 +104,10 @@ def test_positions_lag_behind(sequence: list[int]) -> None:
 )
 def test_media_that_are_not_where_they_are_said_to_be(tokens: list[int], starts: list[int]) -> None:
     image = MediaToken("id", 2, 2, b"")
-    assert weave(tokens, [(start, image) for start in starts]) is None
-    chunks = [MediaChunk(start, 2, 2, "id", Content("image", image, False, None)) for start in starts]
+    assert insert_media_tokens(tokens, [(start, image) for start in starts]) is None
+    chunks = [MediaChunk(start, 2, 2, "id", MediaContent("image", image, False, None)) for start in starts]
     with pytest.raises(InvalidRequest, match="invalid tokens"):
-        woven(tokens, chunks)
+        with_media_tokens(tokens, chunks)
 
 
 def chunk(start: int, n: int) -> MediaChunk:

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from engine_tools import Request, ask, running
 from llama_corral.common.base.errors import ApiError, InvalidRequest, NotSupported, ServerFault
-from llama_corral.common.base.worker_reports import Report
-from llama_corral.worker.engine.batching.decode import Compute
+from llama_corral.common.base.worker_reports import WorkerReport
+from llama_corral.worker.engine.batching.decode import BatchDecoder
 from llama_corral.worker.engine.batching.media_tokens import content_of
 from llama_corral.worker.engine.llama.batch import MediaBatch
 from llama_corral.worker.engine.llama.context import ABORTED, Context
 from llama_corral.worker.engine.media.projector import Projector
 from llama_corral.worker.engine.messages import MEDIA_TOKEN, Embedded, Embedding, Finished, Generation, Sampling
-from llama_corral.worker.engine.runner import Loaded, LoadError
+from llama_corral.worker.engine.runner import LoadedModel, LoadError
 from media_engine import ALL, CAT, ENDLESS, EXACT, KINDS, WIDE, M, look, seeing
 from media_files import png, wav
 
@@ -132,7 +132,7 @@ async def test_slot_files_with_images(models: Path, tmp_path: Path, kind: str) -
 async def test_embeddings_of_images(models: Path, kind: str, pooling: str) -> None:
     one, other = KINDS[kind][2]
 
-    async def embed(loaded: Loaded, text: str, *files: bytes) -> list[list[float]]:
+    async def embed(loaded: LoadedModel, text: str, *files: bytes) -> list[list[float]]:
         tokens, media = loaded.tokenize_media(text, files)
         events = await Request(loaded, Embedding(tokens, media=media)).until(bool)
         assert isinstance(events[0], Embedded)
@@ -366,7 +366,7 @@ async def test_video_is_read_by_ffmpeg(models: Path, tmp_path: Path, data: bytes
 
 
 async def test_streams_go_on_between_the_parts_of_an_image(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Compute, "n_prompt_beside_streams", 4)
+    monkeypatch.setattr(BatchDecoder, "n_prompt_with_streams", 4)
     order: list[str] = []
     decode = Context.decode
 
@@ -509,7 +509,7 @@ async def test_a_model_that_remembers_nothing(models: Path) -> None:
 
 
 async def test_a_projector_sleeps_with_its_model(models: Path) -> None:
-    reports: list[Report] = []
+    reports: list[WorkerReport] = []
 
     files = models / "tiny-gemma3.gguf", models / "mmproj-gemma3.gguf"
     async with running(files[0], reports, projector=files[1], sleep_idle_seconds=1, warmup=False) as engine:

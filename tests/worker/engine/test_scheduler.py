@@ -6,33 +6,35 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.worker.engine.batching.scheduler import (
     TURN,
+    BatchGroup,
+    BatchLimits,
     BatchPlan,
-    Group,
-    History,
-    Limits,
+    GroupHistory,
     SlotFacts,
-    Work,
+    SlotWork,
     choose_slot,
     plan,
 )
 
-limits = st.builds(Limits, st.integers(1, 600), st.integers(1, 300), st.booleans())
-histories = st.builds(History, st.builds(Group, st.sampled_from(["generation", "embedding"])), st.integers(0, 10))
+limits = st.builds(BatchLimits, st.integers(1, 600), st.integers(1, 300), st.booleans())
+histories = st.builds(
+    GroupHistory, st.builds(BatchGroup, st.sampled_from(["generation", "embedding"])), st.integers(0, 10)
+)
 
 
 @st.composite
-def works(draw: st.DrawFn, n_batch: int) -> list[Work]:
+def works(draw: st.DrawFn, n_batch: int) -> list[SlotWork]:
     work = []
     for slot in range(draw(st.integers(0, 12))):
         if draw(st.booleans()):
-            work.append(Work(slot, "generation", draw(st.integers(0, 2000)), False, draw(st.integers(0, 99))))
+            work.append(SlotWork(slot, "generation", draw(st.integers(0, 2000)), False, draw(st.integers(0, 99))))
         else:  # an embedding's prompt fits a batch, or is refused before it gets here
-            work.append(Work(slot, "embedding", draw(st.integers(1, n_batch)), True, draw(st.integers(0, 99))))
+            work.append(SlotWork(slot, "embedding", draw(st.integers(1, n_batch)), True, draw(st.integers(0, 99))))
     return work
 
 
 snapshots = limits.flatmap(lambda limit: st.tuples(works(limit.n_batch), st.just(limit), histories))
-Snapshot = tuple[list[Work], Limits, History]
+Snapshot = tuple[list[SlotWork], BatchLimits, GroupHistory]
 
 
 @given(snapshots)
@@ -69,7 +71,7 @@ def test_running_streams_come_first(snapshot: Snapshot) -> None:
     assert len(result.generating) == min(len(streams), limit.n_batch)
     n_prompt = sum(n for _, n in result.prompts)
     if streams:
-        assert n_prompt <= (limit.n_prompt_beside_streams if limit.mix else 0)
+        assert n_prompt <= (limit.n_prompt_with_streams if limit.mix else 0)
 
 
 @given(snapshots)
@@ -89,14 +91,14 @@ def test_prompts_of_a_kind_are_served_in_order_of_arrival(snapshot: Snapshot) ->
 @given(st.integers(1, 64), st.integers(1, 300), st.lists(st.integers(1, 64), min_size=1, max_size=6), st.integers(1, 8))
 def test_nothing_starves(n_batch: int, n_beside: int, inputs: list[int], n_streams: int) -> None:
     """Streams that never end, embeddings and a prompt: all that can end does, in a bounded number of batches."""
-    limit, history = Limits(n_batch, n_beside), History()
+    limit, history = BatchLimits(n_batch, n_beside), GroupHistory()
     left = {n_streams + i: min(n, n_batch) for i, n in enumerate(inputs)}
     prompt_slot, prompt_left = 99, 500
     turns = dict.fromkeys(range(n_streams), 0)
     for batch in range(1, 4000):
-        work = [Work(i, "generation", 0, last_turn=turn) for i, turn in turns.items()]
-        work += [Work(slot, "embedding", n, True, slot) for slot, n in left.items()]
-        work += [Work(prompt_slot, "generation", prompt_left, False, 100)] if prompt_left else []
+        work = [SlotWork(i, "generation", 0, last_turn=turn) for i, turn in turns.items()]
+        work += [SlotWork(slot, "embedding", n, True, slot) for slot, n in left.items()]
+        work += [SlotWork(prompt_slot, "generation", prompt_left, False, 100)] if prompt_left else []
         result = plan(work, limit, history)
         assert result is not None
         history = history.after(result.group)
@@ -115,8 +117,8 @@ def test_nothing_starves(n_batch: int, n_beside: int, inputs: list[int], n_strea
 
 
 def test_streams_beyond_the_batch_take_turns() -> None:
-    work = [Work(slot, "generation", 0, last_turn=turn) for slot, turn in enumerate((5, 3, 4))]
-    result = plan(work, Limits(2, 10))
+    work = [SlotWork(slot, "generation", 0, last_turn=turn) for slot, turn in enumerate((5, 3, 4))]
+    result = plan(work, BatchLimits(2, 10))
     assert result is not None
     assert set(result.generating) == {1, 2}
 
@@ -165,13 +167,13 @@ def test_a_chosen_slot_is_idle(
 def test_different_adapters_take_turns(slots: list[tuple[tuple[float, ...], int]]) -> None:
     """Streams that never end, some of which have a prompt first: none waits longer than a turn of every other group."""
     left, last = dict(enumerate(n for _, n in slots)), dict.fromkeys(range(len(slots)), 0)
-    n_groups, history = len({adapters for adapters, _ in slots}), History()
+    n_groups, history = len({adapters for adapters, _ in slots}), GroupHistory()
     for batch in range(1, 150):
         work = [
-            Work(slot, "generation", left[slot], False, slot, last[slot], adapters)
+            SlotWork(slot, "generation", left[slot], False, slot, last[slot], adapters)
             for slot, (adapters, _) in enumerate(slots)
         ]
-        result = plan(work, Limits(64, 16), history)
+        result = plan(work, BatchLimits(64, 16), history)
         assert result is not None
         history = history.after(result.group)
         taken = {**dict.fromkeys(result.generating, 0), **dict(result.prompts)}
@@ -184,17 +186,17 @@ def test_different_adapters_take_turns(slots: list[tuple[tuple[float, ...], int]
 
 
 @st.composite
-def drafting_streams(draw: st.DrawFn) -> tuple[list[Work], Limits]:
+def drafting_streams(draw: st.DrawFn) -> tuple[list[SlotWork], BatchLimits]:
     work = []
     for slot in range(draw(st.integers(1, 8))):
         n_prompt = draw(st.one_of(st.just(0), st.integers(1, 900)))
-        work.append(Work(slot, "generation", n_prompt, n_draft=0 if n_prompt else draw(st.integers(0, 70))))
+        work.append(SlotWork(slot, "generation", n_prompt, n_draft=0 if n_prompt else draw(st.integers(0, 70))))
     limit = draw(limits)
     return work, limit._replace(n_with_drafts=draw(st.none() | st.integers(1, limit.n_batch)))
 
 
 @given(drafting_streams())
-def test_drafts_take_what_is_left_and_share_it(snapshot: tuple[list[Work], Limits]) -> None:
+def test_drafts_take_what_is_left_and_share_it(snapshot: tuple[list[SlotWork], BatchLimits]) -> None:
     work, limit = snapshot
     result, plain = plan(work, limit), plan([item._replace(n_draft=0) for item in work], limit)
     assert result is not None
@@ -213,17 +215,17 @@ def test_drafts_take_what_is_left_and_share_it(snapshot: tuple[list[Work], Limit
 
 
 def test_images_take_turns_with_streams() -> None:
-    limits = Limits(n_batch=512, n_prompt_beside_streams=100)
-    stream, image = Work(0, "generation", 0), Work(1, "media", 300, arrived=1)
+    limits = BatchLimits(n_batch=512, n_prompt_with_streams=100)
+    stream, image = SlotWork(0, "generation", 0), SlotWork(1, "media", 300, arrived=1)
     assert plan([image], limits) == BatchPlan(image.group, prompts=((1, 300),))
     assert plan([image._replace(n_prompt=900)], limits) == BatchPlan(image.group, prompts=((1, 512),))
-    history, turns = History(), []
+    history, turns = GroupHistory(), []
     for _ in range(12):
         made = plan([stream, image], limits, history)
         assert made is not None
         history = history.after(made.group)
         turns.append((made.kind, made.n_tokens))
     assert turns == 2 * [*4 * [("generation", 1)], ("media", 100)] + 2 * [("generation", 1)]
-    whole = plan([stream, image._replace(whole=True)], limits, History(stream.group, 4))
+    whole = plan([stream, image._replace(whole=True)], limits, GroupHistory(stream.group, 4))
     assert whole == BatchPlan(image.group, prompts=((1, 300),)), "one that cannot be cut"
     assert plan([image, image._replace(slot=2, arrived=0)], limits) == BatchPlan(image.group, prompts=((2, 300),))

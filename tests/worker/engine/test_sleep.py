@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from engine_tools import ask, running
 from llama_corral.common.base.errors import ApiError, ServerFault
-from llama_corral.common.base.worker_reports import Report
+from llama_corral.common.base.worker_reports import WorkerReport
 from llama_corral.worker.engine.messages import Sampling
 
 
 async def test_sleep_and_wake(llama: Path) -> None:
-    reports: list[Report] = []
+    reports: list[WorkerReport] = []
     async with running(llama, reports, sleep_idle_seconds=1) as engine:
         async with engine.use() as loaded:
             first = await ask(loaded).one()

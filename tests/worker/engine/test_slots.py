@@ -9,7 +9,7 @@ import pytest
 from engine_tools import ask, running
 from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.worker.engine.messages import Finished, Progress, Sampling
-from llama_corral.worker.engine.runner import Loaded
+from llama_corral.worker.engine.runner import LoadedModel
 
 
 async def test_choices_share_the_prompt(llama: Path) -> None:
@@ -72,7 +72,7 @@ async def test_progress_of_a_prompt(llama: Path) -> None:
         assert progress[0].timings.prompt_ms == 0
 
 
-async def settled(loaded: Loaded) -> None:
+async def settled(loaded: LoadedModel) -> None:
     """Until the engine has taken all commands so far."""
     await ask(loaded, n_predict=1).one()
 

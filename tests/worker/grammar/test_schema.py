@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from llama_corral.worker.engine.llama.model import Model
 from llama_corral.worker.engine.llama.options import EngineOptions
 from llama_corral.worker.engine.messages import Grammar
-from llama_corral.worker.engine.sampling.grammar import Constraint
+from llama_corral.worker.engine.sampling.grammar import GrammarConstraint
 from llama_corral.worker.grammar.converter import Converter, schema_grammar
 from llama_corral.worker.grammar.numbers import integer_range, number_range
 from llama_corral.worker.grammar.schema import SchemaError
@@ -28,7 +28,7 @@ def accepts(models: Path) -> Iterator[Accepts]:
     model = Model(EngineOptions(model=models / "tiny-llama.gguf"), lambda _: None)
 
     def check(schema: Any, text: str) -> bool:
-        constraint = Constraint(Grammar(schema_grammar(schema)), model.vocab)
+        constraint = GrammarConstraint(Grammar(schema_grammar(schema)), model.vocab)
         try:
             for byte in text.encode():
                 token = model.vocab.byte_tokens[byte]

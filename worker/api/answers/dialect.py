@@ -1,6 +1,6 @@
 """What a dialect must know to put a request's results into its own words, and the interface that all dialects have.
 
-One `Answer` a request. A dialect is pure: results in, JSON or bytes of an event stream out.
+One `AnswerInfo` a request. A dialect is pure: results in, JSON or bytes of an event stream out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .results import random_id
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class AnswerInfo:
     params: CompletionParams
     model: str  # the server's own name for its model, whatever the request called it
     build: str
@@ -43,7 +43,7 @@ class Dialect(Protocol):
     ping: bytes
     """Keeps a silent connection from being taken for dead; nothing where a stream has no room for it."""
 
-    def whole(self, results: Sequence[Finished]) -> object:
+    def full_body(self, results: Sequence[Finished]) -> object:
         """The body of an answer that is not streamed; `results` in the order of their indexes."""
 
     def begun(self, index: int, event: Begun) -> bytes: ...

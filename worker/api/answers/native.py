@@ -9,16 +9,16 @@ from llama_corral.common.base.json_encoding import encode_json
 
 from ...engine.messages import Finished, Piece, Progress, seed_of
 from ..request.generation_settings import full_settings
-from .dialect import Answer, EventStream, sse
+from .dialect import AnswerInfo, EventStream, sse
 from .results import probs_json, timings_json
 
 
 class Native(EventStream):
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: AnswerInfo) -> None:
         self._answer = answer
         self._settings = full_settings(answer.params)
 
-    def whole(self, results: Sequence[Finished]) -> object:
+    def full_body(self, results: Sequence[Finished]) -> object:
         shown = [self.result(index, result) for index, result in enumerate(results)]
         return shown[0] if len(shown) == 1 else shown
 
@@ -46,7 +46,7 @@ class Native(EventStream):
         }
         if event.probs and not params.stream:
             shown["completion_probabilities"] = probs_json(event.probs, params.sampling.post_sampling_probs)
-        return _picked(params.response_fields, shown) if params.response_fields else shown
+        return _selected_fields(params.response_fields, shown) if params.response_fields else shown
 
     def partial(self, index: int, event: Piece) -> dict[str, Any]:
         shown = {
@@ -111,7 +111,7 @@ def progress_json(event: Progress) -> dict[str, Any]:
     }
 
 
-def _picked(paths: Sequence[str], shown: Mapping[str, Any]) -> dict[str, Any]:
+def _selected_fields(paths: Sequence[str], shown: Mapping[str, Any]) -> dict[str, Any]:
     """`response_fields`: each path, `/` separated, becomes a key of its own; what is not there is left out."""
     picked = {}
     for path in paths:

@@ -12,10 +12,10 @@ from typing import Any
 
 from llama_corral.common.base.json_encoding import encode_json
 
-from ...chat.parsing.deltas import CallArguments, CallBegun, Content, Delta, Reasoning, Said
+from ...chat.parsing.deltas import ContentDelta, Delta, ParsedMessage, ReasoningDelta, ToolCallArguments, ToolCallBegun
 from ...chat.parsing.reply import ReplyParser
 from ...engine.messages import Finished, Piece, Progress, Timings, TokenProbs
-from .dialect import DONE, Answer, EventStream, sse
+from .dialect import DONE, AnswerInfo, EventStream, sse
 from .native import Native, progress_json
 from .results import finish_reason, probs_json, timings_json, usage_json
 
@@ -23,7 +23,7 @@ INTRODUCTION = {"role": "assistant", "content": None}
 
 
 class OpenAIChat(EventStream):
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: AnswerInfo) -> None:
         self._answer = answer
         self._native = Native(answer)
         self._frame = {
@@ -38,7 +38,7 @@ class OpenAIChat(EventStream):
         self._held: dict[int, tuple[TokenProbs, ...]] = {}  # of tokens that nothing is said for yet
         self._results: list[Finished] = []  # of a stream, for its usage
 
-    def whole(self, results: Sequence[Finished]) -> object:
+    def full_body(self, results: Sequence[Finished]) -> object:
         params = self._answer.params
         body = {
             "choices": [self._choice(index, result) for index, result in enumerate(results)],
@@ -55,7 +55,7 @@ class OpenAIChat(EventStream):
         return body
 
     def _choice(self, index: int, result: Finished) -> dict[str, Any]:
-        said = self._answer.params.reply.whole(result.text, truncated=result.stop_type == "limit")
+        said = self._answer.params.reply.parse(result.text, truncated=result.stop_type == "limit")
         choice: dict[str, Any] = {
             "finish_reason": self._reason(result, len(said.calls)),
             "index": index,
@@ -88,7 +88,7 @@ class OpenAIChat(EventStream):
         return b"".join(self._delta(index, delta) for delta in deltas)
 
     def _delta(self, index: int, delta: Delta) -> bytes:
-        if not isinstance(delta, Content):
+        if not isinstance(delta, ContentDelta):
             return sse(self._chunk(index, delta_json(delta)))
         return b'data: {"choices":[{"finish_reason":null,"index":%d,"delta":{"content":%b}}],%b\n\n' % (
             index,
@@ -150,7 +150,7 @@ class OpenAIChat(EventStream):
         return sse({"choices": [], **self._frame, "usage": usage, "timings": timings}) + DONE
 
 
-def message_json(said: Said) -> dict[str, Any]:
+def message_json(said: ParsedMessage) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": said.content}
     if said.reasoning:
         message["reasoning_content"] = said.reasoning
@@ -164,12 +164,12 @@ def message_json(said: Said) -> dict[str, Any]:
 
 def delta_json(delta: Delta) -> dict[str, Any]:
     match delta:
-        case Content(text):
+        case ContentDelta(text):
             return {"content": text}
-        case Reasoning(text):
+        case ReasoningDelta(text):
             return {"reasoning_content": text}
-        case CallBegun(index, id, name):
+        case ToolCallBegun(index, id, name):
             function = {"name": name, "arguments": ""}
             return {"tool_calls": [{"index": index, "id": id, "type": "function", "function": function}]}
-        case CallArguments(index, text):
+        case ToolCallArguments(index, text):
             return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}

@@ -10,7 +10,7 @@ from llama_corral.common.base.json_encoding import encode_json
 from llama_corral.common.web.json_fields import Fields
 
 from ...engine.messages import Finished, Piece, Progress, TokenProbs
-from .dialect import DONE, Answer, EventStream, sse
+from .dialect import DONE, AnswerInfo, EventStream, sse
 from .native import Native, progress_json
 from .results import finish_reason, probs_json, timings_json, usage_json
 
@@ -25,7 +25,7 @@ def refuse_unsupported(body: Mapping[str, Any]) -> None:
 
 
 class OpenAICompletions(EventStream):
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: AnswerInfo) -> None:
         self._answer = answer
         self._native = Native(answer)
         self._frame = {
@@ -37,7 +37,7 @@ class OpenAICompletions(EventStream):
         }
         self._frame_end = encode_json(self._frame)[1:]
 
-    def whole(self, results: Sequence[Finished]) -> object:
+    def full_body(self, results: Sequence[Finished]) -> object:
         body = {
             "choices": [self._choice(index, result.text, result.probs, result) for index, result in enumerate(results)],
             **self._frame,

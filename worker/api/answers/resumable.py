@@ -78,7 +78,7 @@ async def _in_session(request: web.Request, handler: Handler, conversation: str)
     return whole
 
 
-def settle(request: web.Request, *, streams: bool) -> None:
+def set_outlives_client(request: web.Request, *, streams: bool) -> None:
     """Called once it is clear what is answered: only a stream goes on without its client."""
     session: StreamSession | None = request.get(_SESSION)
     if session is None:
@@ -96,10 +96,10 @@ def open_stream(request: web.Request, content_type: str) -> web.StreamResponse:
     if session is None:
         return event_stream(content_type)
     session.content_type = content_type
-    return _Recording(session)
+    return _SessionResponse(session)
 
 
-class _Recording(web.StreamResponse):
+class _SessionResponse(web.StreamResponse):
     """Takes a stream like a response would."""
 
     def __init__(self, session: StreamSession) -> None:
@@ -153,7 +153,7 @@ async def look_up(request: web.Request) -> web.StreamResponse:
     body = await read_json(request)
     given = body.get("conversation_ids") if isinstance(body, dict) else None
     wanted = [name for name in given if isinstance(name, str) and name] if isinstance(given, list) else []
-    return json_response([_shown(session) for session in request.app[SESSIONS].of(wanted)])
+    return json_response([_shown(session) for session in request.app[SESSIONS].matching(wanted)])
 
 
 def _shown(session: StreamSession) -> dict[str, Any]:

@@ -19,7 +19,7 @@ MAX_BYTES = 4 << 20
 """Kept of one session, as in llama-server: its oldest bytes go first."""
 MAX_ENDED_BYTES = 256 << 20
 """Kept of all ended sessions together: the one that ended first goes first."""
-KEPT_S = 300.0
+RETENTION_S = 300.0
 """How long an ended session waits for its client, as in llama-server."""
 
 
@@ -65,13 +65,13 @@ class StreamSession:
         if excess > 0:
             del self._kept[:excess]
             self._n_dropped += excess
-        self._tell()
+        self._notify()
 
     def finish(self) -> None:
         self.completed_at = self.completed_at or int(time.time())
-        self._tell()
+        self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -88,7 +88,7 @@ class StreamSessions:
     """All sessions of a worker: at most one for each conversation."""
 
     def __init__(
-        self, *, kept_s: float = KEPT_S, max_bytes: int = MAX_BYTES, max_ended_bytes: int = MAX_ENDED_BYTES
+        self, *, kept_s: float = RETENTION_S, max_bytes: int = MAX_BYTES, max_ended_bytes: int = MAX_ENDED_BYTES
     ) -> None:
         self._kept_s = kept_s
         self._max_bytes = max_bytes
@@ -99,7 +99,7 @@ class StreamSessions:
     def get(self, conversation: str) -> StreamSession | None:
         return self._sessions.get(conversation)
 
-    def of(self, conversations: Iterable[str]) -> list[StreamSession]:
+    def matching(self, conversations: Iterable[str]) -> list[StreamSession]:
         """Those with one of the names, or with one of them and `::` and more behind it; never any other."""
         return [
             session

@@ -18,7 +18,7 @@ from llama_corral.common.web.application import json_response
 
 from ...engine.messages import Begun, Event, Failed, Finished, Generation, Piece, Progress, Sink
 from .dialect import Dialect
-from .resumable import open_stream, settle
+from .resumable import open_stream, set_outlives_client
 
 
 class Ticket(Protocol):
@@ -47,7 +47,7 @@ class Mailbox:
             self._waiter.set_result(None)
 
     async def take(self) -> list[tuple[int, Event]]:
-        """What has gathered since the last time, at least one event; nothing when `nudge` ended the wait."""
+        """What has gathered since the last time, at least one event; nothing when `wake` ended the wait."""
         if not self._events:
             self._waiter = asyncio.get_running_loop().create_future()
             try:
@@ -57,7 +57,7 @@ class Mailbox:
         events, self._events = self._events, []
         return events
 
-    def nudge(self) -> None:
+    def wake(self) -> None:
         """Lets `take` return without an event: it is time for a ping."""
         self._wake()
 
@@ -94,11 +94,11 @@ async def respond(
     `before_end` is awaited when the answer is complete, before its client can know.
     """
     total = sum(generation.n for generation in generations)
-    settle(request, streams=generations[0].stream)
+    set_outlives_client(request, streams=generations[0].stream)
     with submitted(engine, generations) as mailbox:
         if generations[0].stream:
             return await _stream(request, mailbox, dialect, total, ping_interval, before_end)
-        whole = dialect.whole(await _collect(mailbox, total))
+        whole = dialect.full_body(await _collect(mailbox, total))
         if before_end is not None:
             await before_end()
         return json_response(whole)
@@ -197,6 +197,6 @@ class _Pings:
         due = self._last + self._interval
         now = self._loop.time()
         if now >= due:
-            self._mailbox.nudge()
+            self._mailbox.wake()
             due = now + self._interval
         self._timer = self._loop.call_at(due, self._tick)

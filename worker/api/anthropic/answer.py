@@ -15,9 +15,9 @@ from llama_corral.common.web.application import EVENT_STREAM_TYPE, error_event
 from llama_corral.common.web.envelopes import ANTHROPIC
 from pydantic_core import from_json
 
-from ...chat.parsing.deltas import CallArguments, CallBegun, Content, Delta, Reasoning
+from ...chat.parsing.deltas import ContentDelta, Delta, ReasoningDelta, ToolCallArguments, ToolCallBegun
 from ...engine.messages import Begun, Finished, Piece, Progress
-from ..answers.dialect import Answer
+from ..answers.dialect import AnswerInfo
 
 JSON = dict[str, Any]
 
@@ -26,16 +26,16 @@ class AnthropicMessages:
     content_type = EVENT_STREAM_TYPE
     ping = b'event: ping\ndata: {"type":"ping"}\n\n'
 
-    def __init__(self, answer: Answer, stops: Sequence[str] = ()) -> None:
+    def __init__(self, answer: AnswerInfo, stops: Sequence[str] = ()) -> None:
         """`stops`: the caller's own stop sequences; the server may have others."""
         self._answer = answer
         self._stops = stops
         self._reply = answer.params.reply
         self._parser = self._reply.parser()
-        self._blocks = Blocks()
+        self._blocks = ContentBlocks()
         self._begun = False
 
-    def whole(self, results: Sequence[Finished]) -> object:
+    def full_body(self, results: Sequence[Finished]) -> object:
         (result,) = results
         message = self._message(usage_json(result.n_prompt, result.timings.cache_n, result.n_decoded))
         message |= {"content": block_list(self._events(result.text, result)), **self._stop(result)}
@@ -105,7 +105,7 @@ class AnthropicMessages:
         return {"stop_reason": reason, "stop_sequence": word}
 
 
-class Blocks:
+class ContentBlocks:
     """Deltas in, events of content blocks out: one block is open at a time."""
 
     def __init__(self) -> None:
@@ -115,13 +115,13 @@ class Blocks:
     def add(self, deltas: Iterable[Delta]) -> Iterator[JSON]:
         for delta in deltas:
             match delta:
-                case Content(text):
+                case ContentDelta(text):
                     yield from self._text("text", text)
-                case Reasoning(text):
+                case ReasoningDelta(text):
                     yield from self._text("thinking", text)
-                case CallBegun(_, id, name):
+                case ToolCallBegun(_, id, name):
                     yield from self._open("tool_use", {"id": id, "name": name, "input": {}})
-                case CallArguments(_, text):
+                case ToolCallArguments(_, text):
                     yield self._delta({"type": "input_json_delta", "partial_json": text})
 
     def close(self) -> Iterator[JSON]:

@@ -62,13 +62,13 @@ def _read_message(item: object, where: str, names: dict[str, str]) -> list[Messa
         return []
     if isinstance(content, str):
         return [{"role": role, "content": content}]
-    turn = _Turn(role, names)
+    turn = _TurnBuilder(role, names)
     for place, block in _blocks(content, f"{where}.content"):
         turn.read(block, place)
     return turn.messages()
 
 
-class _Turn:
+class _TurnBuilder:
     """The blocks of one message, sorted by what a chat makes of them."""
 
     def __init__(self, role: str, names: dict[str, str]) -> None:

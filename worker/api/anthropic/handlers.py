@@ -13,18 +13,18 @@ from llama_corral.common.web.application import json_response, read_object
 
 from ..answers.results import random_id
 from ..completions import answer_chat, prompt_tokens
-from ..variants import serving_of
+from ..variants import context_of
 from .answer import AnthropicMessages
 from .request import chat_body
 
 
 async def messages(request: web.Request) -> web.StreamResponse:
-    defaults = serving_of(request).model.chat_defaults
+    defaults = context_of(request).model.chat_defaults
     body = chat_body(await read_object(request), prefills=defaults.prefill_assistant)
     return await answer_chat(request, body, partial(AnthropicMessages, stops=body.get("stop", ())), random_id("msg_"))
 
 
 async def count_tokens(request: web.Request) -> web.StreamResponse:
-    defaults = serving_of(request).model.chat_defaults
+    defaults = context_of(request).model.chat_defaults
     body = chat_body(await read_object(request), prefills=defaults.prefill_assistant)
     return json_response({"input_tokens": await prompt_tokens(request, body)})

@@ -17,9 +17,17 @@ from llama_corral.common.web.application import LINES_TYPE, error_event
 from llama_corral.common.web.envelopes import OLLAMA
 from llama_corral.common.web.ollama import date_text
 
-from ...chat.parsing.deltas import Call, CallArguments, CallBegun, Content, Delta, Reasoning, Said
+from ...chat.parsing.deltas import (
+    ContentDelta,
+    Delta,
+    ParsedMessage,
+    ReasoningDelta,
+    ToolCall,
+    ToolCallArguments,
+    ToolCallBegun,
+)
 from ...engine.messages import Begun, Finished, Piece, Progress, TokenProbs
-from ..answers.dialect import Answer
+from ..answers.dialect import AnswerInfo
 from ..answers.results import LOWEST_FLOAT, finish_reason
 
 NS = 1_000_000_000
@@ -27,7 +35,7 @@ NS_PER_MS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RequestInfo:
     """What the answer repeats of its request."""
 
     model: str
@@ -39,7 +47,7 @@ class Asked:
     returns_context: bool = False
 
 
-Worded = Callable[[str, str, Sequence[Mapping[str, Any]]], dict[str, Any]]
+FormatMessage = Callable[[str, str, Sequence[Mapping[str, Any]]], dict[str, Any]]
 """Content, thoughts, calls, as members of the object."""
 
 
@@ -59,19 +67,19 @@ class OllamaAnswer:
     content_type = LINES_TYPE
     ping = b""
 
-    def __init__(self, answer: Answer, asked: Asked, worded: Worded) -> None:
+    def __init__(self, answer: AnswerInfo, asked: RequestInfo, format_message: FormatMessage) -> None:
         self._answer = answer
-        self._asked = asked
-        self._worded = worded
+        self._request_info = asked
+        self._format_message = format_message
         reply = answer.params.reply
         self._parser = reply.parser()
         self._opened = self._parser.opened if reply.shows_opening else []
-        self._call: Call | None = None  # not complete yet
+        self._call: ToolCall | None = None  # not complete yet
         self._n_calls = 0
 
-    def whole(self, results: Sequence[Finished]) -> object:
+    def full_body(self, results: Sequence[Finished]) -> object:
         (result,) = results
-        said = Said()
+        said = ParsedMessage()
         for deltas in (self._opened, self._parser.add(result.text), self._end(result)):
             said.add(deltas)
         calls = []
@@ -114,14 +122,14 @@ class OllamaAnswer:
         lines = []
         for delta in deltas:
             match delta:
-                case Content(text):
+                case ContentDelta(text):
                     lines.append(self._object(text, "", ()))
-                case Reasoning(text):
+                case ReasoningDelta(text):
                     lines.append(self._object("", text, ()))
-                case CallBegun(_, id, name):
+                case ToolCallBegun(_, id, name):
                     lines += self._completed()
-                    self._call = Call(id, name)
-                case CallArguments(_, text):
+                    self._call = ToolCall(id, name)
+                case ToolCallArguments(_, text):
                     assert self._call is not None
                     self._call.arguments += text
         if probs:
@@ -139,7 +147,7 @@ class OllamaAnswer:
         shown = self._shown(call)
         return [self._object(call.arguments, "", ()) if shown is None else self._object("", "", [shown])]
 
-    def _shown(self, call: Call) -> dict[str, Any] | None:
+    def _shown(self, call: ToolCall) -> dict[str, Any] | None:
         """None: the answer was cut off within the arguments, which are then shown as the text they are."""
         try:
             arguments = json.loads(call.arguments or "{}")
@@ -153,12 +161,12 @@ class OllamaAnswer:
     def _object(
         self, content: str, thinking: str, calls: Sequence[Mapping[str, Any]], probs: Sequence[TokenProbs] = ()
     ) -> dict[str, Any]:
-        head = {"model": self._asked.model, "created_at": date_text(time.time())}
-        shown = {**head, **self._worded(content, thinking, calls), "done": False}
+        head = {"model": self._request_info.model, "created_at": date_text(time.time())}
+        shown = {**head, **self._format_message(content, thinking, calls), "done": False}
         return {**shown, "logprobs": self._logprobs(probs)} if probs else shown
 
     def _last(self, result: Finished) -> dict[str, Any]:
-        asked, timings = self._asked, result.timings
+        asked, timings = self._request_info, result.timings
         shown: dict[str, Any] = {
             "done": True,
             "done_reason": finish_reason(result),
@@ -176,7 +184,7 @@ class OllamaAnswer:
     def _logprobs(self, probs: Sequence[TokenProbs]) -> list[dict[str, Any]]:
         shown = []
         for entry in probs:
-            top = [_prob(piece.piece, piece.p) for piece in entry.top[: self._asked.top_logprobs]]
+            top = [_prob(piece.piece, piece.p) for piece in entry.top[: self._request_info.top_logprobs]]
             shown.append(_prob(entry.chosen.piece, entry.chosen.p) | ({"top_logprobs": top} if top else {}))
         return shown
 

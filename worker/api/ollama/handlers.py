@@ -21,28 +21,28 @@ from llama_corral.common.web.ollama import NOTHING, read_keep_alive, without_gen
 from ...chat.formats.formats import AnswerFormat
 from ...chat.request import read_chat
 from ...engine.messages import Embedding
-from ...engine.runner import Loaded
-from ..answers.dialect import Answer
+from ...engine.runner import LoadedModel
+from ..answers.dialect import AnswerInfo
 from ..completions import answer_chat, answer_prompts, render_chat
 from ..embeddings import compute
 from ..infill import check_vocabulary, infill_tokens
 from ..request.media_prompts import read_prompts
 from ..request.params import CompletionParams, params_of
-from ..request.prompts import Prompt, by_size, tokenize_mixed
-from ..serving import Serving
-from ..variants import serving_of
-from .answer import NS, Asked, OllamaAnswer, Worded, as_message, as_response
+from ..request.prompts import Prompt, maybe_off_loop, tokenize_mixed
+from ..serving import WorkerContext
+from ..variants import context_of
+from .answer import NS, FormatMessage, OllamaAnswer, RequestInfo, as_message, as_response
 from .request import chat_body, completion_fields, format_fields, generate_messages, read_think, refuse_template
 
 NO_NORM, L2 = -1, 2
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class OllamaRequest:
     """One request, from its first moment on."""
 
     request: web.Request
-    serving: Serving
+    worker: WorkerContext
     body: dict[str, Any]
     model: str  # as the request calls it
     started: float
@@ -52,13 +52,13 @@ class Call:
         return Fields(self.body)
 
 
-async def _begin(request: web.Request) -> Call:
+async def _begin(request: web.Request) -> OllamaRequest:
     started = time.monotonic()
-    serving, body = serving_of(request), await read_object(request)
+    worker, body = context_of(request), await read_object(request)
     model = Fields(body).string("model", "name", default="")
     if (keep_alive := body.get("keep_alive")) is not None:
-        serving.keep(read_keep_alive(keep_alive))
-    return Call(request, serving, body, model or serving.name, started)
+        worker.set_idle_timeout(read_keep_alive(keep_alive))
+    return OllamaRequest(request, worker, body, model or worker.name, started)
 
 
 async def chat(request: web.Request) -> web.StreamResponse:
@@ -84,98 +84,100 @@ async def generate(request: web.Request) -> web.StreamResponse:
     return await _chat(call, generate_messages(call.body), as_response)
 
 
-async def _load(call: Call, said: Mapping[str, Any]) -> web.StreamResponse:
+async def _load(call: OllamaRequest, said: Mapping[str, Any]) -> web.StreamResponse:
     """Without a prompt the request is about the model alone."""
     keep_alive = call.body.get("keep_alive")
     if keep_alive is not None and read_keep_alive(keep_alive) == 0:
         return json_response(without_generation(call.model, said, "unload"))
-    async with call.serving.engine.use():
+    async with call.worker.engine.use():
         return json_response(without_generation(call.model, said, "load"))
 
 
 # -- generating ------------------------------------------------------------------------------------------------------
 
 
-async def _chat(call: Call, messages: Sequence[Any], worded: Worded) -> web.StreamResponse:
-    body = chat_body(call.body, messages, continues=call.serving.model.chat_defaults.prefill_assistant)
+async def _chat(call: OllamaRequest, messages: Sequence[Any], format_message: FormatMessage) -> web.StreamResponse:
+    body = chat_body(call.body, messages, continues=call.worker.model.chat_defaults.prefill_assistant)
     if call.body.get("context"):
-        return await _go_on(call, body)
+        return await _with_context_tokens(call, body)
     wanted = {**_completion(call), **body}
-    return await answer_chat(call.request, wanted, lambda answer: _dialect(call, answer, worded))
+    return await answer_chat(call.request, wanted, lambda answer: _dialect(call, answer, format_message))
 
 
-async def _go_on(call: Call, body: dict[str, Any]) -> web.StreamResponse:
+async def _with_context_tokens(call: OllamaRequest, body: dict[str, Any]) -> web.StreamResponse:
     """After the tokens of an earlier conversation, which an answer of `/api/generate` returned as its context."""
-    serving = call.serving
-    wanted = read_chat(body, serving.model.chat_defaults)
+    worker = call.worker
+    wanted = read_chat(body, worker.model.chat_defaults)
     if wanted.media:
         raise InvalidRequest("images and context exclude each other: send the whole conversation to /api/chat")
-    async with serving.engine.use() as loaded:
-        prompt = await render_chat(serving, loaded, wanted)
+    async with worker.engine.use() as loaded:
+        prompt = await render_chat(worker, loaded, wanted)
         vocab, text = loaded.vocab, prompt.text
         earlier = tokenize_mixed(call.body["context"], vocab, add_special=False, parse_special=False)
-        new = await by_size(len(text), lambda: vocab.tokenize(text, False, True))
+        new = await maybe_off_loop(len(text), lambda: vocab.tokenize(text, False, True))
         params = dataclasses.replace(
             await _params(call, loaded, prompt.fields), generation_prompt=prompt.generation_prompt, reply=prompt.reply
         )
         return await _answer(call, loaded, Prompt([*earlier, *new]), params)
 
 
-async def _continue(call: Call, prompt: str) -> web.StreamResponse:
+async def _continue(call: OllamaRequest, prompt: str) -> web.StreamResponse:
     """The text as it is, without a template."""
-    async with call.serving.engine.use() as loaded:
+    async with call.worker.engine.use() as loaded:
         params = await _params(call, loaded, format_fields(call.body, chat=False))
         images = call.fields.strings("images", default=())
-        text = call.serving.model.chat_defaults.media_marker * len(images) + prompt
+        text = call.worker.model.chat_defaults.media_marker * len(images) + prompt
         wanted = {"prompt_string": text, "multimodal_data": list(images)} if images else prompt
         (whole,) = await read_prompts(wanted, loaded)
         return await _answer(call, loaded, whole, params)
 
 
-async def _fill_in(call: Call) -> web.StreamResponse:
+async def _fill_in(call: OllamaRequest) -> web.StreamResponse:
     """What stands between the prompt and the suffix."""
     parts = {"input_prefix": call.body["prompt"], "input_suffix": call.body["suffix"]}
-    async with call.serving.engine.use() as loaded:
+    async with call.worker.engine.use() as loaded:
         try:
             check_vocabulary(loaded.vocab)
         except NotSupported as error:
             raise InvalidRequest(f'"{call.model}" does not support insert: {error.message}') from None
-        whole = Prompt(await infill_tokens(call.serving, loaded, parts))
+        whole = Prompt(await infill_tokens(call.worker, loaded, parts))
         params = await _params(call, loaded, format_fields(call.body, chat=False))
         return await _answer(call, loaded, whole, params)
 
 
-def _completion(call: Call) -> dict[str, Any]:
-    return completion_fields(call.body, call.serving.info.n_ctx)
+def _completion(call: OllamaRequest) -> dict[str, Any]:
+    return completion_fields(call.body, call.worker.info.n_ctx)
 
 
-async def _params(call: Call, loaded: Loaded, beside: Mapping[str, Any]) -> CompletionParams:
-    return await params_of({**_completion(call), **beside}, call.serving.model.defaults, loaded)
+async def _params(call: OllamaRequest, loaded: LoadedModel, beside: Mapping[str, Any]) -> CompletionParams:
+    return await params_of({**_completion(call), **beside}, call.worker.model.defaults, loaded)
 
 
-async def _answer(call: Call, loaded: Loaded, whole: Prompt, params: CompletionParams) -> web.StreamResponse:
+async def _answer(
+    call: OllamaRequest, loaded: LoadedModel, whole: Prompt, params: CompletionParams
+) -> web.StreamResponse:
     return await answer_prompts(
-        call.request, call.serving, loaded, [whole], params, lambda answer: _dialect(call, answer, as_response)
+        call.request, call.worker, loaded, [whole], params, lambda answer: _dialect(call, answer, as_response)
     )
 
 
-def _dialect(call: Call, answer: Answer, worded: Worded) -> OllamaAnswer:
+def _dialect(call: OllamaRequest, answer: AnswerInfo, format_message: FormatMessage) -> OllamaAnswer:
     """Made when the model is there and the prompt is ready. Refuses thoughts of a model that has none."""
     if read_think(call.body).wanted and not _thinks(call, answer.params.reply.form):
         raise InvalidRequest(f'"{call.model}" does not support thinking')
     is_raw = call.fields.boolean("raw", default=False)
-    asked = Asked(
+    asked = RequestInfo(
         call.model,
         call.started,
         time.monotonic(),
         top_logprobs=call.fields.integer("top_logprobs", default=0),
-        returns_context=worded is as_response and not is_raw,
+        returns_context=format_message is as_response and not is_raw,
     )
-    return OllamaAnswer(answer, asked, worded)
+    return OllamaAnswer(answer, asked, format_message)
 
 
-def _thinks(call: Call, form: AnswerFormat) -> bool:
-    return form.reasoning is not None or form.style == "channels" or "enable_thinking" in call.serving.model.chat.source
+def _thinks(call: OllamaRequest, form: AnswerFormat) -> bool:
+    return form.reasoning is not None or form.style == "channels" or "enable_thinking" in call.worker.model.chat.source
 
 
 # -- embedding -------------------------------------------------------------------------------------------------------
@@ -214,28 +216,28 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-async def _embed(call: Call, texts: list[str], normalize: int) -> tuple[list[list[float]], int, float]:
+async def _embed(call: OllamaRequest, texts: list[str], normalize: int) -> tuple[list[list[float]], int, float]:
     """The vectors, their number of tokens, and when the model was there. No text at all just loads it."""
-    serving, truncates = call.serving, call.fields.boolean("truncate", default=True)
-    if not serving.settings.embeddings:
+    worker, truncates = call.worker, call.fields.boolean("truncate", default=True)
+    if not worker.settings.embeddings:
         raise NotSupported("This server does not support embeddings. Start it with `--embeddings`")
-    if serving.info.pooling == "none":
+    if worker.info.pooling == "none":
         raise InvalidRequest("Pooling type 'none' gives no vector of a text. Please use a different pooling type")
-    async with serving.engine.use() as loaded:
+    async with worker.engine.use() as loaded:
         loaded_at = time.monotonic()
         size = sum(map(len, texts))
-        inputs = await by_size(size, lambda: [loaded.vocab.tokenize(text, True, True) for text in texts])
+        inputs = await maybe_off_loop(size, lambda: [loaded.vocab.tokenize(text, True, True) for text in texts])
         room = loaded.embedding_room
         for tokens in inputs:
             if len(tokens) > room and not truncates:
                 raise InvalidRequest("the input length exceeds the context length")
-        inputs = [_cut(tokens, room) for tokens in inputs]
+        inputs = [_truncated(tokens, room) for tokens in inputs]
         results = await compute(loaded, [Embedding(tokens, normalize) for tokens in inputs])
     vectors = [list(map(float, result.vectors[0])) for result in results]
     return vectors, sum(result.n_tokens for result in results), loaded_at
 
 
-def _cut(tokens: list[int], room: int) -> list[int]:
+def _truncated(tokens: list[int], room: int) -> list[int]:
     """The beginning, with the last token, which says to many models that the text is over."""
     return tokens if len(tokens) <= room else [*tokens[: room - 1], tokens[-1]]
 

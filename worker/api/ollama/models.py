@@ -16,7 +16,7 @@ from llama_corral.common.web.json_fields import Fields
 from llama_corral.common.web.ollama import VERSION, expiry_text
 from llama_corral.common.web.ollama_models import possible_names, running_entry, show, tag_entry
 
-from ..serving import SERVING, Serving
+from ..serving import WORKER_CONTEXT, WorkerContext
 
 
 async def version(request: web.Request) -> web.StreamResponse:
@@ -24,18 +24,18 @@ async def version(request: web.Request) -> web.StreamResponse:
 
 
 async def tags(request: web.Request) -> web.StreamResponse:
-    serving = request.app[SERVING]
-    return json_response({"models": [tag_entry(serving.name, await _card(serving))]})
+    worker = request.app[WORKER_CONTEXT]
+    return json_response({"models": [tag_entry(worker.name, await _card(worker))]})
 
 
 async def running(request: web.Request) -> web.StreamResponse:
-    serving = request.app[SERVING]
-    if serving.engine.is_sleeping:
+    worker = request.app[WORKER_CONTEXT]
+    if worker.engine.is_sleeping:
         return json_response({"models": []})
-    info, expires_at = serving.info, expiry_text(time.time(), serving.engine.sleeps_in)
+    info, expires_at = worker.info, expiry_text(time.time(), worker.engine.sleeps_in)
     entry = running_entry(
-        serving.name,
-        await _card(serving),
+        worker.name,
+        await _card(worker),
         expires_at=expires_at,
         n_ctx=info.n_ctx,
         size=info.size,
@@ -45,13 +45,13 @@ async def running(request: web.Request) -> web.StreamResponse:
 
 
 async def show_model(request: web.Request) -> web.StreamResponse:
-    serving = request.app[SERVING]
+    worker = request.app[WORKER_CONTEXT]
     fields = Fields(await read_object(request))
     name = fields.string("model", "name", default="")
-    if not {serving.name, *serving.aliases} & set(possible_names(name)):
+    if not {worker.name, *worker.aliases} & set(possible_names(name)):
         raise ModelNotFound(name)
-    card, settings = await _card(serving), serving.settings
-    template, media = serving.model.chat.source, serving.info.media
+    card, settings = await _card(worker), worker.settings
+    template, media = worker.model.chat.source, worker.info.media
     modalities = [kind for kind, has in (("image", media and media.vision), ("audio", media and media.audio)) if has]
     shown = show(
         name,
@@ -68,5 +68,5 @@ async def refuse(request: web.Request) -> web.StreamResponse:
     raise NotSupported(f"{request.path}: this server has one model and cannot make, fetch or remove any")
 
 
-async def _card(serving: Serving) -> ModelCard:
-    return await asyncio.to_thread(read_card, serving.info.path)
+async def _card(worker: WorkerContext) -> ModelCard:
+    return await asyncio.to_thread(read_card, worker.info.path)

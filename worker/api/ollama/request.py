@@ -41,21 +41,21 @@ _IMAGE_TYPES = {"/9j/": "jpeg", "iVBOR": "png", "R0lGOD": "gif", "UklGR": "webp"
 
 
 @dataclass(frozen=True, slots=True)
-class Think:
+class ThinkOption:
     """None: as the model does by itself."""
 
     wanted: bool | None = None
     effort: str = ""
 
 
-def read_think(body: Mapping[str, Any]) -> Think:
+def read_think(body: Mapping[str, Any]) -> ThinkOption:
     value = body.get("think")
     if value is None:
-        return Think()
+        return ThinkOption()
     if isinstance(value, bool):
-        return Think(value)
+        return ThinkOption(value)
     if value in ("low", "medium", "high"):
-        return Think(True, str(value))
+        return ThinkOption(True, str(value))
     raise InvalidRequest(f'invalid think value: {value!r} (must be "high", "medium", "low", true, or false)')
 
 

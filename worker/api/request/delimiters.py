@@ -14,12 +14,12 @@ from .samplers import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
-class Delimiter:
+class MessageDelimiter:
     of_user: bool
     tokens: tuple[int, ...]
 
 
-def read_delimiters(fields: Fields, vocab: Tokenizer) -> tuple[Delimiter, ...]:
+def read_delimiters(fields: Fields, vocab: Tokenizer) -> tuple[MessageDelimiter, ...]:
     """What is no delimiter is passed over, as in llama-server."""
     _, value = fields.find("message_delimiters")
     entries = [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
@@ -28,11 +28,11 @@ def read_delimiters(fields: Fields, vocab: Tokenizer) -> tuple[Delimiter, ...]:
         text, role = entry.get("delimiter"), entry.get("role")
         tokens = vocab.tokenize(text, False, True) if isinstance(text, str) and text else []
         if tokens:
-            found.append(Delimiter(role == "user", tuple(tokens)))
+            found.append(MessageDelimiter(role == "user", tuple(tokens)))
     return tuple(found)
 
 
-def user_starts(tokens: Sequence[int], delimiters: Sequence[Delimiter]) -> tuple[int, ...]:
+def user_starts(tokens: Sequence[int], delimiters: Sequence[MessageDelimiter]) -> tuple[int, ...]:
     """The positions at which messages of users begin; of several delimiters that fit, the first one counts."""
     roles: dict[int, bool] = {}
     for delimiter in delimiters:

@@ -17,13 +17,13 @@ from ...engine.messages import MediaChunk
 from ...media.encoded import decode_base64
 from ...media.inspection import check_file
 from ...media.sources import MediaLoader, MediaSource
-from .prompts import Prompt, by_size, n_characters, split_prompts, tokenize_prompt
+from .prompts import Prompt, maybe_off_loop, n_characters, split_prompts, tokenize_prompt
 from .samplers import Tokenizer
 
 UNSUPPORTED = "Multimodal data provided, but model does not support multimodal requests."
 
 
-class Senses(Protocol):
+class MediaModalities(Protocol):
     """What a projector takes."""
 
     @property
@@ -36,30 +36,30 @@ class Senses(Protocol):
     def video(self) -> bool: ...
 
 
-class Model(Protocol):
+class PromptModel(Protocol):
     """The part of a loaded model that prompts need."""
 
     @property
     def vocab(self) -> Tokenizer: ...
 
     @property
-    def media(self) -> Senses | None: ...
+    def media(self) -> MediaModalities | None: ...
 
     def tokenize_media(self, text: str, files: Sequence[bytes]) -> tuple[tuple[int, ...], tuple[MediaChunk, ...]]: ...
 
 
 async def place_media(
-    text: str, sources: Sequence[MediaSource], loader: MediaLoader, model: Model, files: Sequence[bytes] = ()
+    text: str, sources: Sequence[MediaSource], loader: MediaLoader, model: PromptModel, files: Sequence[bytes] = ()
 ) -> Prompt:
     """`text` has a marker for each of the files: those that are there already, then those of the sources."""
     check_kinds(sources, model)
     fetched = await loader.load(sources) if sources else []
     if not files and not fetched:
-        return Prompt(await by_size(len(text), lambda: model.vocab.tokenize(text, True, True)))
+        return Prompt(await maybe_off_loop(len(text), lambda: model.vocab.tokenize(text, True, True)))
     return await _with_files(text, [*files, *fetched], model)
 
 
-def check_kinds(sources: Sequence[MediaSource], model: Model) -> None:
+def check_kinds(sources: Sequence[MediaSource], model: PromptModel) -> None:
     """Refuses what the model cannot take, before any of it is fetched."""
     support = model.media
     for kind in dict.fromkeys(source.kind for source in sources):
@@ -69,7 +69,7 @@ def check_kinds(sources: Sequence[MediaSource], model: Model) -> None:
             )
 
 
-async def read_prompts(value: object, model: Model) -> list[Prompt]:
+async def read_prompts(value: object, model: PromptModel) -> list[Prompt]:
     """The shapes of `prompts`, and `{"prompt_string": …, "multimodal_data": [base64…]}`."""
     entries = split_prompts(value)
     if not entries:
@@ -77,9 +77,11 @@ async def read_prompts(value: object, model: Model) -> list[Prompt]:
     return await read_entries(entries, model)
 
 
-async def read_entries(entries: Sequence[object], model: Model) -> list[Prompt]:
+async def read_entries(entries: Sequence[object], model: PromptModel) -> list[Prompt]:
     plain = [entry for entry in entries if not _has_files(entry)]
-    tokens = iter(await by_size(n_characters(plain), lambda: [tokenize_prompt(entry, model.vocab) for entry in plain]))
+    tokens = iter(
+        await maybe_off_loop(n_characters(plain), lambda: [tokenize_prompt(entry, model.vocab) for entry in plain])
+    )
     return [await _read_entry(entry, model) if _has_files(entry) else Prompt(next(tokens)) for entry in entries]
 
 
@@ -87,7 +89,7 @@ def _has_files(entry: object) -> bool:
     return isinstance(entry, dict) and "prompt_string" in entry and entry.get("multimodal_data") is not None
 
 
-async def _read_entry(entry: object, model: Model) -> Prompt:
+async def _read_entry(entry: object, model: PromptModel) -> Prompt:
     assert isinstance(entry, dict)
     if model.media is None:
         raise InvalidRequest(UNSUPPORTED)
@@ -104,7 +106,7 @@ async def _read_entry(entry: object, model: Model) -> Prompt:
     return await _with_files(text, files, model)
 
 
-async def _with_files(text: str, files: Sequence[bytes], model: Model) -> Prompt:
+async def _with_files(text: str, files: Sequence[bytes], model: PromptModel) -> Prompt:
     for data in files:
         check_file(data)
     return Prompt(*await asyncio.to_thread(model.tokenize_media, text, files))

@@ -15,13 +15,13 @@ from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.common.base.json_encoding import encode_json
 from llama_corral.common.web.json_fields import Fields
 
-from ...chat.parsing.reply import PLAIN, Reply
+from ...chat.parsing.reply import PLAIN, ReplyFormat
 from ...chat.request import REASONING_FORMATS
 from ...engine.messages import Generation, Sampling
-from ...engine.runner import Loaded
-from .delimiters import Delimiter, read_delimiters, user_starts
+from ...engine.runner import LoadedModel
+from .delimiters import MessageDelimiter, read_delimiters, user_starts
 from .grammars import preserved_tokens, read_grammar
-from .prompts import Prompt, by_size
+from .prompts import Prompt, maybe_off_loop
 from .samplers import Tokenizer, logit_bias, sampler_names, stop_strings
 from .scales import Scales, read_scales
 from .thinking import ThinkingDefaults, read_thinking
@@ -54,11 +54,11 @@ class CompletionParams:
     preserved_tokens: frozenset[int] = frozenset()
     generation_prompt: str = ""
     speculative_types: str = "none"  # shown only: a request cannot choose
-    reply: Reply = PLAIN  # how the answer to a chat is read
+    reply: ReplyFormat = PLAIN  # how the answer to a chat is read
     thinking: ThinkingDefaults = dataclasses.field(default_factory=ThinkingDefaults)
     reasoning_control: bool = False
 
-    delimiters: tuple[Delimiter, ...] = ()  # of the prompt's messages
+    delimiters: tuple[MessageDelimiter, ...] = ()  # of the prompt's messages
 
     def generation(self, prompt: Prompt, settings: object) -> Generation:
         return Generation(
@@ -124,11 +124,11 @@ def read_params(
     )
 
 
-async def params_of(body: Mapping[str, Any], defaults: CompletionParams, loaded: Loaded) -> CompletionParams:
+async def params_of(body: Mapping[str, Any], defaults: CompletionParams, loaded: LoadedModel) -> CompletionParams:
     """The same, beside the loop where it takes long: when a large schema becomes a grammar, or a first one is used."""
     schema = body.get("json_schema")
     size = 0 if schema is None else len(encode_json(schema))
-    params = await by_size(size, lambda: read_params(body, defaults, loaded.vocab, loaded.info.n_slots))
+    params = await maybe_off_loop(size, lambda: read_params(body, defaults, loaded.vocab, loaded.info.n_slots))
     if params.sampling.grammar is not None:
         await loaded.prepare_for_grammars()
     return params

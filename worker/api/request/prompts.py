@@ -95,6 +95,6 @@ OFF_LOOP_CHARACTERS = 4096
 """Longer texts are worked on by another thread: about a millisecond, in which the loop would serve nobody else."""
 
 
-async def by_size(n_characters: int, work: Callable[[], T]) -> T:
+async def maybe_off_loop(n_characters: int, work: Callable[[], T]) -> T:
     """Short work here and now, long work on another thread."""
     return work() if n_characters <= OFF_LOOP_CHARACTERS else await asyncio.to_thread(work)

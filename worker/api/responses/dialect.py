@@ -14,23 +14,23 @@ from typing import Any
 from llama_corral.common.base.errors import ApiError
 from llama_corral.common.base.json_encoding import encode_json
 
-from ...chat.parsing.deltas import Content, Delta
+from ...chat.parsing.deltas import ContentDelta, Delta
 from ...chat.parsing.reply import ReplyParser
 from ...engine.messages import Begun, Finished, Piece, Progress, TokenProbs
-from ..answers.dialect import Answer, EventStream
+from ..answers.dialect import AnswerInfo, EventStream
 from ..answers.native import progress_json
 from ..answers.results import probs_json, timings_json
-from .output import Event, Output
+from .output import Event, OutputItems
 from .request import ResponseForm
 
 RESPONSE_PREFIX = "resp_"
 
 
 class OpenAIResponses(EventStream):
-    def __init__(self, answer: Answer, form: ResponseForm) -> None:
+    def __init__(self, answer: AnswerInfo, form: ResponseForm) -> None:
         self._answer = answer
         self._form = form
-        self._output = Output(
+        self._output = OutputItems(
             answer.id.removeprefix(RESPONSE_PREFIX),
             carries_thoughts=form.carries_thoughts,
             summarizes=form.summarizes,
@@ -43,15 +43,15 @@ class OpenAIResponses(EventStream):
 
     # -- whole ---------------------------------------------------------------------------------------------------------
 
-    def whole(self, results: Sequence[Finished]) -> object:
+    def full_body(self, results: Sequence[Finished]) -> object:
         result = results[0]
         parser = self._answer.params.reply.parser()
         deltas = [*parser.opened, *parser.add(result.text), *parser.end(truncated=_is_cut_off(result))]
-        content = "".join(delta.text for delta in deltas if isinstance(delta, Content))
+        content = "".join(delta.text for delta in deltas if isinstance(delta, ContentDelta))
         probs = self._logprobs(probs_of(content, result.probs))
         for delta in deltas:
             self._output.add(delta, probs)
-            if isinstance(delta, Content):
+            if isinstance(delta, ContentDelta):
                 probs = []
         return self._finish(result)[-1]["response"]
 

@@ -15,10 +15,10 @@ from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.common.web.application import json_response, read_object
 from llama_corral.common.web.stored_responses import RESPONSES
 
-from ..answers.dialect import Answer
+from ..answers.dialect import AnswerInfo
 from ..answers.results import random_id
 from ..completions import answer_chat, prompt_tokens
-from ..variants import serving_of
+from ..variants import context_of
 from .dialect import RESPONSE_PREFIX, OpenAIResponses
 from .items import ITEM_PREFIXES, Item
 from .request import ResponseForm, ResponsesRequest, read_responses
@@ -42,7 +42,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     body, form, items = await _read(request)
     dialects: list[OpenAIResponses] = []
 
-    def dialect(answer: Answer) -> OpenAIResponses:
+    def dialect(answer: AnswerInfo) -> OpenAIResponses:
         dialects.append(OpenAIResponses(answer, form))
         return dialects[0]
 
@@ -60,7 +60,7 @@ async def _read(request: web.Request) -> tuple[dict[str, Any], ResponseForm, lis
     items = await _all_items(request, asked)
     body = asked.chat_body(items)
     if asked.truncates:
-        body["messages"] = await _fitting(request, body)
+        body["messages"] = await _without_oldest_turns(request, body)
     return body, asked.form, items if asked.stores else None
 
 
@@ -115,10 +115,10 @@ def _keep(request: web.Request, items: list[Item], response: dict[str, Any]) -> 
 # -- truncation ------------------------------------------------------------------------------------------------------
 
 
-async def _fitting(request: web.Request, body: dict[str, Any]) -> list[dict[str, Any]]:
+async def _without_oldest_turns(request: web.Request, body: dict[str, Any]) -> list[dict[str, Any]]:
     """The messages without the oldest turns, as few as it takes. What tells the model how to behave stays."""
     messages: list[dict[str, Any]] = body["messages"]
-    n_ctx = serving_of(request).info.n_ctx
+    n_ctx = context_of(request).info.n_ctx
     wanted = body.get("max_tokens", -1)
     share = n_ctx // ANSWERS_SHARE
     room = n_ctx - (min(wanted, share) if wanted >= 0 else share)

@@ -47,10 +47,10 @@ def _read_item(item: object, where: str) -> Item:
         _TO_MESSAGES[kind](item, where, [])  # complains now, about this item and not about a stored one later
     elif not isinstance(item.get("id"), str):
         raise InvalidRequest(f"Field '{where}.id': a reference needs the id of an item")
-    return {**item, "type": kind, **_spelled_out(item)}
+    return {**item, "type": kind, **_with_content_parts(item)}
 
 
-def _spelled_out(item: Item) -> Item:
+def _with_content_parts(item: Item) -> Item:
     """A text as content, as the one part that it stands for."""
     content = item.get("content")
     if not isinstance(content, str):
@@ -164,7 +164,9 @@ def _call_id(item: Item, where: str) -> str:
 
 def _reasoning(item: Item, where: str, messages: list[Message]) -> None:
     """A thought of which only somebody else's `encrypted_content` is left is left out."""
-    thought = _texts(item.get("content")) or _carried(item.get("encrypted_content")) or _texts(item.get("summary"))
+    thought = (
+        _texts(item.get("content")) or _unpack_reasoning(item.get("encrypted_content")) or _texts(item.get("summary"))
+    )
     if thought:
         turn = _turn(messages)
         before = turn.get("reasoning_content")
@@ -177,11 +179,11 @@ def _texts(parts: object) -> str:
     return "\n".join(texts)
 
 
-def carry(thought: str) -> str:
+def pack_reasoning(thought: str) -> str:
     return base64.b64encode((_CARRIED + thought).encode()).decode()
 
 
-def _carried(content: object) -> str:
+def _unpack_reasoning(content: object) -> str:
     try:
         text = base64.b64decode(content, validate=True).decode() if isinstance(content, str) else ""
     except (binascii.Error, ValueError):

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ...chat.parsing.deltas import CallArguments, CallBegun, Content, Delta, Reasoning
-from .items import CALL_PREFIX, carry
+from ...chat.parsing.deltas import ContentDelta, Delta, ReasoningDelta, ToolCallArguments, ToolCallBegun
+from .items import CALL_PREFIX, pack_reasoning
 
 Event = dict[str, Any]
 Item = dict[str, Any]
 
 
-class Output:
+class OutputItems:
     def __init__(self, token: str, *, carries_thoughts: bool = False, summarizes: bool = False) -> None:
         """`token`: the response's id behind its prefix; each item's id has it too, and so leads to the response.
 
@@ -38,22 +38,22 @@ class Output:
     def add(self, delta: Delta, probs: Sequence[Any] = ()) -> list[Event]:
         """`probs`: of the tokens behind a piece of content."""
         match delta:
-            case Reasoning(text):
+            case ReasoningDelta(text):
                 begun = self._begin("reasoning", "rs", {"summary": [], "content": [], "encrypted_content": None})
                 more = self._more("response.reasoning_text.delta", text, content_index=0)
                 return [*begun, more, *self._summary("text.delta", delta=text)]
-            case Content(text):
+            case ContentDelta(text):
                 begun = self._begin("message", "msg", {"role": "assistant", "content": []})
                 self._probs += probs
                 return [
                     *begun,
                     self._more("response.output_text.delta", text, content_index=0, logprobs=list(probs)),
                 ]
-            case CallBegun(_, id, name):
+            case ToolCallBegun(_, id, name):
                 ended = self.end()
                 call = {"call_id": CALL_PREFIX + id, "name": name, "arguments": ""}
                 return [*ended, *self._begin("function_call", "fc", call)]
-            case CallArguments(_, text):
+            case ToolCallArguments(_, text):
                 return [self._more("response.function_call_arguments.delta", text)]
 
     def end(self, status: str = "completed") -> list[Event]:
@@ -105,7 +105,7 @@ class Output:
         text = part["text"]
         if item["type"] == "reasoning":
             if self._carries_thoughts:
-                item["encrypted_content"] = carry(text)
+                item["encrypted_content"] = pack_reasoning(text)
             if self._summarizes:
                 item["summary"] = [_summary_part(text)]
             done = [

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...grammar.converter import MAX_DEPTH, Converter
-from ...grammar.rules import Rules, literal
-from ..tools import Tool
+from ...grammar.rules import GrammarRules, literal
+from ..tools import FunctionTool
 
 
 def literal_of(mark: str) -> str:
@@ -24,18 +24,18 @@ class Schemas:
     Who sends them has seldom written them: what a grammar cannot keep of them is no reason to refuse a request.
     """
 
-    def __init__(self, tools: Sequence[Tool], rules: Rules) -> None:
+    def __init__(self, tools: Sequence[FunctionTool], rules: GrammarRules) -> None:
         self._root = {"tools": {tool.name: _rooted(tool.parameters, tool.name) for tool in tools}}
         self._converter = Converter(self._root, rules, lenient=True)
 
-    def of(self, tool: Tool, argument: str = "") -> str:
+    def of_argument(self, tool: FunctionTool, argument: str = "") -> str:
         schema = self._root["tools"][tool.name]
         path = f"#/tools/{tool.name}"
         if argument:
             return self._converter.visit(schema["properties"][argument], f"{tool.name}-{argument}", path)
         return self._converter.visit(schema or {"type": "object"}, f"{tool.name}-arguments", path)
 
-    def under(self, tool: Tool, schema: Any, name: str) -> str:
+    def under(self, tool: FunctionTool, schema: Any, name: str) -> str:
         """Of a schema somewhere within the tool's."""
         return self._converter.visit(_rooted(schema, tool.name), name, f"#/tools/{tool.name}")
 
@@ -53,7 +53,7 @@ def _rooted(schema: Any, name: str, depth: int = 0) -> Any:
     return [_rooted(item, name, depth + 1) for item in schema] if isinstance(schema, list) else schema
 
 
-def until(rules: Rules, mark: str, name: str) -> str:
+def until(rules: GrammarRules, mark: str, name: str) -> str:
     """Any text up to and including the first `mark`: one rule for each letter of it that has been seen."""
     letters = sorted(set(mark))
     number = "-".join(f"{ord(letter):x}" for letter in mark)  # the mark is the rule's identity

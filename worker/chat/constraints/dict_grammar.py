@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...grammar.rules import Rules, literal
+from ...grammar.rules import GrammarRules, literal
 from ..formats.formats import DictCalls
-from ..tools import Tool
+from ..tools import FunctionTool
 from .argument_rules import until
 
 MAX_DEPTH = 16
@@ -16,14 +16,14 @@ MAX_DEPTH = 16
 
 
 class DictRules:
-    def __init__(self, form: DictCalls, tools: Sequence[Tool], rules: Rules) -> None:
+    def __init__(self, form: DictCalls, tools: Sequence[FunctionTool], rules: GrammarRules) -> None:
         self._form, self._tools, self._rules = form, tools, rules
         self._text = rules.add("dict-text", f"{literal(form.quote)} {until(rules, form.quote, 'text')}")
 
     def call(self) -> str:
         return "(" + " | ".join(self._rules.add(f"call-{tool.name}", self._one(tool)) for tool in self._tools) + ")"
 
-    def _one(self, tool: Tool) -> str:
+    def _one(self, tool: FunctionTool) -> str:
         return f"{literal(self._form.name + tool.name)} {self._object(tool.parameters, tool.name, 0)}"
 
     def _value(self, schema: Any, name: str, depth: int) -> str:

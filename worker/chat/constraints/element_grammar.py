@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...grammar.rules import Rules, literal
+from ...grammar.rules import GrammarRules, literal
 from ..formats.formats import ElementCalls
-from ..tools import Tool, may_be_text
+from ..tools import FunctionTool, may_be_text
 from .argument_rules import Schemas, literal_of, until
 
 MAX_DEPTH = 16
@@ -15,18 +15,18 @@ MAX_DEPTH = 16
 
 
 class ElementRules:
-    def __init__(self, form: ElementCalls, tools: Sequence[Tool], rules: Rules) -> None:
+    def __init__(self, form: ElementCalls, tools: Sequence[FunctionTool], rules: GrammarRules) -> None:
         self._form, self._tools, self._rules = form, tools, rules
         self._schemas = Schemas(tools, rules)
 
     def call(self) -> str:
         return "(" + " | ".join(self._rules.add(f"call-{tool.name}", self._one(tool)) for tool in self._tools) + ")"
 
-    def _one(self, tool: Tool) -> str:
+    def _one(self, tool: FunctionTool) -> str:
         head = literal(self._form.name.start + tool.name + self._form.name.end)
         return f"{head} {self._members(tool, tool.parameters, tool.name, 0)}"
 
-    def _members(self, tool: Tool, schema: Mapping[str, Any], name: str, depth: int) -> str:
+    def _members(self, tool: FunctionTool, schema: Mapping[str, Any], name: str, depth: int) -> str:
         """Those that are required in their order, then any of the others."""
         properties, required = schema.get("properties"), schema.get("required")
         needed: list[str] = []
@@ -37,14 +37,14 @@ class ElementRules:
         several = f"(space ({' | '.join(others)}))*" if others else ""
         return " ".join(part for part in ("space", " space ".join(needed), several, "space") if part)
 
-    def _element(self, tool: Tool, key: str, schema: Any, name: str, depth: int) -> str:
+    def _element(self, tool: FunctionTool, key: str, schema: Any, name: str, depth: int) -> str:
         space = self._form.space
         start, end = f"{space}<{key}>", f"{space}</{key}>"
         if may_be_text(schema):
             return f"{literal(start)} {until(self._rules, space, 'text')} {literal(f'</{key}>')}"
         return f"{literal(start)} {self._value(tool, schema, name, depth + 1)} {literal_of(end)}"
 
-    def _value(self, tool: Tool, schema: Any, name: str, depth: int) -> str:
+    def _value(self, tool: FunctionTool, schema: Any, name: str, depth: int) -> str:
         if isinstance(schema, Mapping) and depth <= MAX_DEPTH:
             if schema.get("type") == "object" and schema.get("properties"):
                 return self._members(tool, schema, name, depth)

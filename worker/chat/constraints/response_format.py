@@ -13,9 +13,9 @@ from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.common.web.json_fields import Fields
 
 from ...grammar.converter import Converter, schema_grammar
-from ...grammar.rules import Rules, literal
+from ...grammar.rules import GrammarRules, literal
 from ...grammar.schema import SchemaError
-from .tool_grammar import Around
+from .tool_grammar import GrammarContext
 
 _ANY_OBJECT = {"type": "object"}
 _FENCE = "```json"
@@ -46,17 +46,19 @@ def read_response_format(fields: Fields) -> ResponseFormat | None:
     return ResponseFormat(_ANY_OBJECT if schema == {} else schema)
 
 
-def completion_fields(form: ResponseFormat, around: Around, generation_prompt: str) -> dict[str, Any]:
+def completion_fields(form: ResponseFormat, context: GrammarContext, generation_prompt: str) -> dict[str, Any]:
     """What a completion is asked for: thoughts may come before the JSON."""
     try:
-        converter = Converter(form.schema, rules := Rules())
+        converter = Converter(form.schema, rules := GrammarRules())
         schema_rule = converter.visit(form.schema, "response-format-schema", "#")
     except SchemaError as error:
         why = "Unable to generate parser for this template. Automatic parser generation failed"
         raise InvalidRequest(f"{why}: {error}") from None
     answer = '("```json" space response-format space "```" | space response-format space)'
     rules.add("response-format", schema_rule)
-    rules.add("root", f"{around.rule(rules)} {literal(around.content) if around.content else 'space'} space {answer}")
+    rules.add(
+        "root", f"{context.rule(rules)} {literal(context.content) if context.content else 'space'} space {answer}"
+    )
     return {"grammar": rules.text(), "grammar_type": "tool_calls", "generation_prompt": generation_prompt}
 
 

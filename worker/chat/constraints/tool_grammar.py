@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from llama_corral.common.base.errors import InvalidRequest
 
-from ...grammar.rules import Rules, json_literal, literal
+from ...grammar.rules import GrammarRules, json_literal, literal
 from ...grammar.schema import SchemaError
 from ..formats.formats import (
     Calls,
@@ -24,7 +24,7 @@ from ..formats.formats import (
     TaggedCalls,
     first_mark,
 )
-from ..tools import Tool
+from ..tools import FunctionTool
 from .argument_rules import Schemas, joined, literal_of, until
 from .dict_grammar import DictRules
 from .element_grammar import ElementRules
@@ -35,7 +35,7 @@ _ID = r'"\"" [a-zA-Z0-9]{9} "\""'
 
 
 @dataclass(frozen=True, slots=True)
-class Around:
+class GrammarContext:
     """What a grammar of a whole answer begins with: the end of the prompt, and thoughts."""
 
     template: str
@@ -47,7 +47,7 @@ class Around:
     next_calls: str = ""  # … and between sections of them, if there may be several
     wakes: bool = True  # calls have a first mark that tells them from all else
 
-    def rule(self, rules: Rules) -> str:
+    def rule(self, rules: GrammarRules) -> str:
         start = literal(self.template) if self.template else '""'
         if self.reasoning is None or not self.reasoning.end:
             return start
@@ -62,58 +62,60 @@ class Around:
 
 
 def tool_fields(
-    calls: Calls, tools: Sequence[Tool], around: Around, *, required: bool, parallel: bool
+    calls: Calls, tools: Sequence[FunctionTool], context: GrammarContext, *, required: bool, parallel: bool
 ) -> dict[str, Any]:
     """What a completion is asked for, as fields of its request."""
-    mark = first_mark(calls) if around.wakes else ""
+    mark = first_mark(calls) if context.wakes else ""
     if not required and not mark:
         return {}  # nothing tells where a call begins
     try:
-        grammar = _grammar(calls, tools, around, required=required, parallel=parallel)
+        grammar = _grammar(calls, tools, context, required=required, parallel=parallel)
     except SchemaError as error:
         raise InvalidRequest(f"Field 'tools': {error}") from None
     fields: dict[str, Any] = {
         "grammar": grammar,
         "grammar_type": "tool_calls",
-        "generation_prompt": around.template + around.opening,
+        "generation_prompt": context.template + context.opening,
     }
     if not required:
         fields |= {"grammar_lazy": True, "grammar_triggers": [{"type": _WORD_TRIGGER, "value": mark}]}
     return fields
 
 
-def _grammar(calls: Calls, tools: Sequence[Tool], around: Around, *, required: bool, parallel: bool) -> str:
-    rules = Rules()
-    if "recipient" in around.calls:
+def _grammar(
+    calls: Calls, tools: Sequence[FunctionTool], context: GrammarContext, *, required: bool, parallel: bool
+) -> str:
+    rules = GrammarRules()
+    if "recipient" in context.calls:
         rules.add("recipient", " | ".join(literal(tool.name) for tool in tools))
     write = _writer(calls, tools, rules)
     call = rules.add("tool-call", joined((literal_of(calls.call.start), write.call(), literal_of(calls.call.end))))
     array = isinstance(calls, PythonCalls) or (isinstance(calls, JsonCalls) and calls.array)
     separator = '"," space ' if array else ""
-    repeats = parallel and not around.next_calls
+    repeats = parallel and not context.next_calls
     several = f"{call} (space {separator}{call})*" if repeats else call
     if array:
         several = f'"[" space {several} space "]"'
     section = joined((literal_of(calls.section.start), several, literal_of(calls.section.end)))
-    if parallel and around.next_calls:
+    if parallel and context.next_calls:
         one = rules.add("tool-calls", section)
-        section = f"{one} ({around.next_calls} {one})*"
-    before = f"{around.rule(rules)} space {around.calls} " if required else ""
+        section = f"{one} ({context.next_calls} {one})*"
+    before = f"{context.rule(rules)} space {context.calls} " if required else ""
     rules.add("root", before + section)
     return rules.text()
 
 
-def _writer(calls: Calls, tools: Sequence[Tool], rules: Rules) -> CallRules:
+def _writer(calls: Calls, tools: Sequence[FunctionTool], rules: GrammarRules) -> CallRules:
     match calls:
         case JsonCalls():
-            return _Json(calls, tools, rules)
+            return _JsonCallRules(calls, tools, rules)
         case PythonCalls():
-            return _Python(tools, rules)
+            return _PythonCallRules(tools, rules)
         case DictCalls():
             return DictRules(calls, tools, rules)
         case ElementCalls():
             return ElementRules(calls, tools, rules)
-    return _Tagged(calls, tools, rules)
+    return _TaggedCallRules(calls, tools, rules)
 
 
 class CallRules(Protocol):
@@ -121,8 +123,8 @@ class CallRules(Protocol):
         """One call, without what stands around each."""
 
 
-class _Json:
-    def __init__(self, form: JsonCalls, tools: Sequence[Tool], rules: Rules) -> None:
+class _JsonCallRules:
+    def __init__(self, form: JsonCalls, tools: Sequence[FunctionTool], rules: GrammarRules) -> None:
         self._form, self._rules = form, rules
         self._schemas = Schemas(tools, rules)
         self._tools = tools
@@ -130,8 +132,8 @@ class _Json:
     def call(self) -> str:
         return "(" + " | ".join(self._rules.add(f"call-{tool.name}", self._one(tool)) for tool in self._tools) + ")"
 
-    def _one(self, tool: Tool) -> str:
-        form, arguments = self._form, self._schemas.of(tool)
+    def _one(self, tool: FunctionTool) -> str:
+        form, arguments = self._form, self._schemas.of_argument(tool)
         if not form.name:
             return _object([(tool.name, arguments)])
         inner = [(form.name, json_literal(tool.name)), (form.arguments, arguments)]
@@ -148,15 +150,15 @@ def _object(members: Sequence[tuple[str, str]]) -> str:
     return f'"{{" space {pairs} space "}}"'
 
 
-class _Tagged:
-    def __init__(self, form: TaggedCalls, tools: Sequence[Tool], rules: Rules) -> None:
+class _TaggedCallRules:
+    def __init__(self, form: TaggedCalls, tools: Sequence[FunctionTool], rules: GrammarRules) -> None:
         self._form, self._tools, self._rules = form, tools, rules
         self._schemas = Schemas(tools, rules)
 
     def call(self) -> str:
         return "(" + " | ".join(self._rules.add(f"call-{tool.name}", self._one(tool)) for tool in self._tools) + ")"
 
-    def _one(self, tool: Tool) -> str:
+    def _one(self, tool: FunctionTool) -> str:
         form = self._form
         name = literal_of(form.name.start + form.id_is_name + tool.name)
         if form.id_is_name:
@@ -167,11 +169,11 @@ class _Tagged:
         if form.name_rest:
             head += f" {literal(form.number.start)} [0-9]{{1,3}} {literal(form.number.end + form.name_rest)}"
         id = f"({literal_of(form.id.start)} [a-zA-Z0-9]{{9}} {literal_of(form.id.end)})?" if form.id.start else ""
-        arguments = self._parameters(form.parameters, tool) if form.parameters else self._schemas.of(tool)
+        arguments = self._parameters(form.parameters, tool) if form.parameters else self._schemas.of_argument(tool)
         parts = (literal_of(form.arguments.start), arguments, literal_of(form.arguments.end), literal_of(form.close))
         return joined((f"{head} {id}".strip(), *parts))
 
-    def _parameters(self, form: Parameters, tool: Tool) -> str:
+    def _parameters(self, form: Parameters, tool: FunctionTool) -> str:
         """Those that are required in their order, then any of the others."""
         properties = tool.parameters.get("properties")
         required = tool.parameters.get("required")
@@ -183,7 +185,7 @@ class _Tagged:
         optional = f"(space ({' | '.join(others)}))*" if others else ""
         return f"{joined(needed)} {optional}".strip()
 
-    def _parameter(self, form: Parameters, tool: Tool, key: str) -> str:
+    def _parameter(self, form: Parameters, tool: FunctionTool, key: str) -> str:
         is_text = tool.takes_text(key)
         start = form.name.start.lstrip() + key + form.name.end
         if form.text_flag:
@@ -199,19 +201,19 @@ class _Tagged:
                 quoted = f"{literal(form.quote.start)} {until(self._rules, form.quote.end, 'quoted')} {literal(end)}"
                 value = f"({quoted} | {value})"
             return f"{head} {literal(form.value.start)} {value}" if form.value.start else f"{head} {value}"
-        parts = (head, literal_of(form.value.start), self._schemas.of(tool, key), literal_of(form.value.end))
+        parts = (head, literal_of(form.value.start), self._schemas.of_argument(tool, key), literal_of(form.value.end))
         return joined(parts)
 
 
-class _Python:
-    def __init__(self, tools: Sequence[Tool], rules: Rules) -> None:
+class _PythonCallRules:
+    def __init__(self, tools: Sequence[FunctionTool], rules: GrammarRules) -> None:
         self._tools, self._rules = tools, rules
         self._schemas = Schemas(tools, rules)
 
     def call(self) -> str:
         return "(" + " | ".join(self._rules.add(f"call-{tool.name}", self._one(tool)) for tool in self._tools) + ")"
 
-    def _one(self, tool: Tool) -> str:
+    def _one(self, tool: FunctionTool) -> str:
         """Required arguments in their order, then any of the others."""
         properties, required = tool.parameters.get("properties"), tool.parameters.get("required")
         keys = list(properties) if isinstance(properties, dict) else []
@@ -221,5 +223,5 @@ class _Python:
         rest = f'("," space ({others}))*' if needed else f'(({others}) ("," space ({others}))*)?'
         return f'{literal(tool.name + "(")} {first} {rest if others else ""} ")"'
 
-    def _argument(self, tool: Tool, key: str) -> str:
-        return self._rules.add(f"{tool.name}-arg-{key}", f"{literal(key + '=')} {self._schemas.of(tool, key)}")
+    def _argument(self, tool: FunctionTool, key: str) -> str:
+        return self._rules.add(f"{tool.name}-arg-{key}", f"{literal(key + '=')} {self._schemas.of_argument(tool, key)}")

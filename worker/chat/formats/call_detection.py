@@ -41,13 +41,13 @@ def _bare(turn: str, said: str, opening: str, reasoning: Span | None) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Json:
+class _EnclosingJson:
     begin: int
     end: int
     value: Any
 
 
-def _enclosing_json(text: str, word: str, start: int = 0) -> _Json | None:
+def _enclosing_json(text: str, word: str, start: int = 0) -> _EnclosingJson | None:
     """The outermost JSON value that contains the word."""
     at = text.find(word, start)
     decoder = json.JSONDecoder()
@@ -58,11 +58,11 @@ def _enclosing_json(text: str, word: str, start: int = 0) -> _Json | None:
         except ValueError:
             continue
         if end > at:
-            return _Json(begin, end, value)
+            return _EnclosingJson(begin, end, value)
     return None
 
 
-def _json_calls(one: str, two: str, found: _Json) -> JsonCalls | None:
+def _json_calls(one: str, two: str, found: _EnclosingJson) -> JsonCalls | None:
     array = isinstance(found.value, list)
     call = found.value[0] if array and found.value else found.value
     if not isinstance(call, dict):
@@ -78,8 +78,8 @@ def _json_calls(one: str, two: str, found: _Json) -> JsonCalls | None:
         return JsonCalls(call=_span(before, behind), **shape)
     first = _enclosing_json(two, NAMES[0])
     between = two[first.end : second.begin] if first else ""
-    section, around = _divided(before, between, two[second.end :])
-    return JsonCalls(section, around, **shape)
+    section, context = _divided(before, between, two[second.end :])
+    return JsonCalls(section, context, **shape)
 
 
 def _shape(call: Mapping[str, Any], text: str) -> dict[str, Any] | None:
@@ -126,11 +126,11 @@ def _tagged_calls(one: str, two: str) -> TaggedCalls | None:
         n_own = len(one) - len(behind) - one.rfind(VALUES[1]) - len(VALUES[1]) - 1  # ends the arguments themselves
         between = two[last + n_own : second]
         behind = tail[tail.rfind(f"{VALUES[1]}1") + len(VALUES[1]) + 1 + n_own :]
-        section, around = _divided(before, between, behind)
+        section, context = _divided(before, between, behind)
     else:
-        section, around = NOTHING, Span(before, behind)
-    call_start, name_start = _last_piece(around.start)
-    close, call_end = _first_piece(around.end, bool(call_start))
+        section, context = NOTHING, Span(before, behind)
+    call_start, name_start = _last_piece(context.start)
+    close, call_end = _first_piece(context.end, bool(call_start))
     id_span, name_end, arguments_start = _around_id(middle)
     return TaggedCalls(
         _stripped(section),

@@ -12,10 +12,10 @@ from .formats import AnswerFormat, DictCalls, ElementCalls, JsonCalls, Parameter
 
 
 def answer_format(template: ChatTemplate, capabilities: Capabilities) -> AnswerFormat:
-    return _known(template.source) or _mended(detect(template, capabilities), template.source)
+    return _known_format(template.source) or _corrected(detect(template, capabilities), template.source)
 
 
-def _known(source: str) -> AnswerFormat | None:
+def _known_format(source: str) -> AnswerFormat | None:
     if "[SYSTEM_PROMPT]" in source and "[TOOL_CALLS]" in source and "[ARGS]" in source and "[CALL_ID]" not in source:
         thinks = Span("[THINK]", "[/THINK]") if "[THINK]" in source else None
         calls = TaggedCalls(call=Span("[TOOL_CALLS]"), name=Span("", "[ARGS]"))
@@ -157,7 +157,7 @@ _BY_MARK = {
 """What only the family's templates say."""
 
 
-def _mended(form: AnswerFormat, source: str) -> AnswerFormat:
+def _corrected(form: AnswerFormat, source: str) -> AnswerFormat:
     """Where rendering shows less than the model writes."""
     calls = form.calls
     if isinstance(calls, TaggedCalls) and calls.parameters and "dsml_token" in source:

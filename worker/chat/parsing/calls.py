@@ -9,13 +9,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 from ..formats.formats import Span
-from ..tools import Tool
-from .deltas import Writer
-from .reader import Parsing, Reader
+from ..tools import FunctionTool
+from .deltas import DeltaWriter
+from .reader import Parsing, TextReader
 
 
 class CallsReader(ABC):
-    def __init__(self, mark: str, section: Span, tools: Mapping[str, Tool], reader: Reader, writer: Writer) -> None:
+    def __init__(
+        self, mark: str, section: Span, tools: Mapping[str, FunctionTool], reader: TextReader, writer: DeltaWriter
+    ) -> None:
         """`section`: the marks around all calls."""
         self.mark = mark
         """What calls begin with."""
@@ -25,9 +27,9 @@ class CallsReader(ABC):
         """Whether there was a call; if not, nothing is read."""
         n_before = self._writer.n_calls
         if (yield from self._opens()):
-            while (yield from self._call()) and (yield from self._goes_on()):
-                self._reader.keep()
-        self._reader.back()
+            while (yield from self._call()) and (yield from self._has_another_call()):
+                self._reader.mark()
+        self._reader.rewind()
         if self._writer.n_calls == n_before:
             return False
         yield from self._close()
@@ -42,7 +44,7 @@ class CallsReader(ABC):
         """Reads one call, and releases the reader once it is certain that it is one. False: it is none."""
 
     @abstractmethod
-    def _goes_on(self) -> Parsing[bool]:
+    def _has_another_call(self) -> Parsing[bool]:
         """Whether one more call seems to follow. What separates it from the last one is read."""
 
     def _close(self) -> Parsing[None]:

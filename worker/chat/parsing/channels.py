@@ -20,20 +20,22 @@ from ..formats.channel_marks import (
     TURN,
 )
 from ..messages import Message
-from ..tools import Tool
+from ..tools import FunctionTool
 from .calls import CallsReader
-from .deltas import Writer
-from .reader import Parsing, Reader
+from .deltas import DeltaWriter
+from .reader import Parsing, TextReader
 
 _RECIPIENT = re.compile(r"\sto=([^\s<]+)")
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 _FUNCTIONS = "functions."
 
 
-def harmony(tools: Mapping[str, Tool], separate_reasoning: bool, reader: Reader, writer: Writer) -> Parsing[None]:
+def harmony(
+    tools: Mapping[str, FunctionTool], separate_reasoning: bool, reader: TextReader, writer: DeltaWriter
+) -> Parsing[None]:
     """gpt-oss: thoughts are a channel, a function is a recipient. What is said to anyone else is nobody's business."""
     while True:
-        header, mark = yield from reader.taken_until([MESSAGE])
+        header, mark = yield from reader.text_until([MESSAGE])
         if mark is None:
             writer.content(header if CHANNEL not in header and "to=" not in header else "")
             return
@@ -43,7 +45,7 @@ def harmony(tools: Mapping[str, Tool], separate_reasoning: bool, reader: Reader,
         emit, behind = writer.content, ""
         if recipient:
             name = recipient.removeprefix(_FUNCTIONS)
-            emit = _nobody
+            emit = _discard
             if name in tools and recipient != name:
                 writer.call(name)
                 emit = writer.arguments
@@ -69,14 +71,16 @@ def with_thinking(message: Message) -> Message:
     return shown
 
 
-def _nobody(text: str) -> None:
+def _discard(text: str) -> None:
     pass
 
 
-def addressed(calls: CallsReader | None, separate_reasoning: bool, reader: Reader, writer: Writer) -> Parsing[None]:
+def addressed(
+    calls: CallsReader | None, separate_reasoning: bool, reader: TextReader, writer: DeltaWriter
+) -> Parsing[None]:
     """Muse: thoughts are to itself, content to the user, calls to their function."""
     while True:
-        header, mark = yield from reader.taken_until([MESSAGE])
+        header, mark = yield from reader.text_until([MESSAGE])
         if mark is None:
             writer.content("" if "to=" in header else header.strip().removeprefix(TURN))
             return
@@ -94,29 +98,29 @@ def addressed(calls: CallsReader | None, separate_reasoning: bool, reader: Reade
         ) is not None:
             if reads is None or mark != reads.mark:
                 break
-            reader.keep()
+            reader.mark()
             if not (yield from reads.read()):
                 emit(reader.rest[:1])
                 reader.skip(1)
-            yield from reader.space()
+            yield from reader.skip_space()
         writer.content(behind if mark else "")
         if mark and mark != START:
             reader.skip(len(mark))
 
 
-def recipients(tools: Mapping[str, Tool], reader: Reader, writer: Writer) -> Parsing[None]:
+def recipients(tools: Mapping[str, FunctionTool], reader: TextReader, writer: DeltaWriter) -> Parsing[None]:
     """Functionary 3.2: `all` and its content, a function's name and its arguments, each on a line before `>>>`."""
     while True:
-        name, mark = yield from reader.taken_until(["\n"])
+        name, mark = yield from reader.text_until(["\n"])
         if mark is None:
             writer.content(name)
             return
         reader.skip(1)
         if name in tools:
             writer.call(name)
-            yield from reader.space()
+            yield from reader.skip_space()
             yield from reader.json(writer.arguments)
-            yield from reader.until([RECIPIENT], _nobody)
+            yield from reader.until([RECIPIENT], _discard)
         else:
             writer.content("" if name == EVERYONE else f"{name}\n")
             yield from reader.until([RECIPIENT] if tools else [], writer.content)

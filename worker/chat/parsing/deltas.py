@@ -15,17 +15,17 @@ _ID_LENGTH = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class ContentDelta:
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Reasoning:
+class ReasoningDelta:
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class CallBegun:
+class ToolCallBegun:
     """Always the first of its `index`; indexes count up from 0."""
 
     index: int
@@ -34,21 +34,21 @@ class CallBegun:
 
 
 @dataclass(frozen=True, slots=True)
-class CallArguments:
+class ToolCallArguments:
     """More of the JSON text of a call's arguments."""
 
     index: int
     text: str
 
 
-Delta = Content | Reasoning | CallBegun | CallArguments
-NewId = Callable[[], str]
+Delta = ContentDelta | ReasoningDelta | ToolCallBegun | ToolCallArguments
+NewCallId = Callable[[], str]
 
 
-class Writer:
+class DeltaWriter:
     """Collects the deltas of one answer."""
 
-    def __init__(self, new_id: NewId) -> None:
+    def __init__(self, new_id: NewCallId) -> None:
         self._new_id = new_id
         self._deltas: list[Delta] = []
         self.n_calls = 0
@@ -59,47 +59,47 @@ class Writer:
 
     def content(self, text: str) -> None:
         if text:
-            self._deltas.append(Content(text))
+            self._deltas.append(ContentDelta(text))
 
     def reasoning(self, text: str) -> None:
         if text:
-            self._deltas.append(Reasoning(text))
+            self._deltas.append(ReasoningDelta(text))
 
     def call(self, name: str, id: str = "") -> None:
-        self._deltas.append(CallBegun(self.n_calls, id or self._new_id(), name))
+        self._deltas.append(ToolCallBegun(self.n_calls, id or self._new_id(), name))
         self.n_calls += 1
 
     def arguments(self, text: str) -> None:
         """Of the call begun last."""
         if text:
-            self._deltas.append(CallArguments(self.n_calls - 1, text))
+            self._deltas.append(ToolCallArguments(self.n_calls - 1, text))
 
 
 @dataclass(slots=True)
-class Call:
+class ToolCall:
     id: str
     name: str
     arguments: str = ""
 
 
 @dataclass(slots=True)
-class Said:
+class ParsedMessage:
     """A whole message."""
 
     content: str = ""
     reasoning: str = ""
-    calls: list[Call] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
 
     def add(self, deltas: Iterable[Delta]) -> None:
         for delta in deltas:
             match delta:
-                case Content(text):
+                case ContentDelta(text):
                     self.content += text
-                case Reasoning(text):
+                case ReasoningDelta(text):
                     self.reasoning += text
-                case CallBegun(_, id, name):
-                    self.calls.append(Call(id, name))
-                case CallArguments(index, text):
+                case ToolCallBegun(_, id, name):
+                    self.calls.append(ToolCall(id, name))
+                case ToolCallArguments(index, text):
                     self.calls[index].arguments += text
 
 

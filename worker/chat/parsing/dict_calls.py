@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..formats.formats import NOTHING, DictCalls
-from ..tools import Tool
+from ..tools import FunctionTool
 from .calls import CallsReader
-from .deltas import Writer
-from .reader import Parsing, Reader, as_json, escaped, json_of
+from .deltas import DeltaWriter
+from .reader import Parsing, TextReader, as_json, escaped, json_of
 
 
 class DictCallsReader(CallsReader):
-    def __init__(self, form: DictCalls, tools: Mapping[str, Tool], reader: Reader, writer: Writer) -> None:
+    def __init__(
+        self, form: DictCalls, tools: Mapping[str, FunctionTool], reader: TextReader, writer: DeltaWriter
+    ) -> None:
         super().__init__(form.call.start, NOTHING, tools, reader, writer)
         self._form = form
 
@@ -23,11 +25,11 @@ class DictCallsReader(CallsReader):
         form, reader = self._form, self._reader
         if not (yield from reader.word(form.call.start)) or not (yield from reader.word(form.name)):
             return False
-        name, mark = yield from reader.taken_until(["{", form.call.end])
+        name, mark = yield from reader.text_until(["{", form.call.end])
         name = name.strip()
         if mark is None or name not in self._tools:
             return False
-        reader.release()
+        reader.unmark()
         self._writer.call(name)
         if mark == "{":
             yield from self._value()
@@ -36,13 +38,13 @@ class DictCallsReader(CallsReader):
         yield from reader.word(form.call.end)
         return True
 
-    def _goes_on(self) -> Parsing[bool]:
-        return self._reader.comes(self.mark)
+    def _has_another_call(self) -> Parsing[bool]:
+        return self._reader.is_next(self.mark)
 
     def _value(self) -> Parsing[bool]:
         """False: it broke off."""
         reader = self._reader
-        yield from reader.space()
+        yield from reader.skip_space()
         first = yield from reader.peek()
         if first == "{":
             return (yield from self._members("{", "}"))
@@ -52,7 +54,7 @@ class DictCallsReader(CallsReader):
             return (yield from self._text())
         if first == '"':
             return (yield from reader.json(self._writer.arguments))
-        text, mark = yield from reader.taken_until([",", "}", "]", self._form.call.end])
+        text, mark = yield from reader.text_until([",", "}", "]", self._form.call.end])
         if mark is None and reader.truncated:
             return False
         self._writer.arguments(as_json(text))
@@ -74,9 +76,9 @@ class DictCallsReader(CallsReader):
         writer.arguments(opening)
         separator = ""
         while True:
-            yield from reader.space()
+            yield from reader.skip_space()
             c = yield from reader.peek()
-            if c == "" or c in "}]" or (yield from reader.comes(self._form.call.end)):
+            if c == "" or c in "}]" or (yield from reader.is_next(self._form.call.end)):
                 break
             if c == ",":
                 reader.skip(1)
@@ -97,11 +99,11 @@ class DictCallsReader(CallsReader):
     def _key(self) -> Parsing[bool]:
         reader = self._reader
         if (yield from reader.literal(self._form.quote)):
-            key, mark = yield from reader.taken_until([self._form.quote])
+            key, mark = yield from reader.text_until([self._form.quote])
             reader.skip(len(mark or ""))
         else:
             key = ""
-        more, mark = yield from reader.taken_until([":", ",", "}", self._form.call.end])
+        more, mark = yield from reader.text_until([":", ",", "}", self._form.call.end])
         if mark is None and reader.truncated:
             return False
         if mark == ":":

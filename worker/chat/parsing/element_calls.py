@@ -11,14 +11,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..formats.formats import ElementCalls
-from ..tools import Tool, may_be_text
+from ..tools import FunctionTool, may_be_text
 from .calls import CallsReader
-from .deltas import Writer
-from .reader import Parsing, Reader, as_json, escaped, json_of
+from .deltas import DeltaWriter
+from .reader import Parsing, TextReader, as_json, escaped, json_of
 
 
 class ElementCallsReader(CallsReader):
-    def __init__(self, form: ElementCalls, tools: Mapping[str, Tool], reader: Reader, writer: Writer) -> None:
+    def __init__(
+        self, form: ElementCalls, tools: Mapping[str, FunctionTool], reader: TextReader, writer: DeltaWriter
+    ) -> None:
         super().__init__(form.section.start, form.section, tools, reader, writer)
         self._form = form
 
@@ -26,17 +28,17 @@ class ElementCallsReader(CallsReader):
         form, reader, writer = self._form, self._reader, self._writer
         if not (yield from reader.word(form.name.start)):
             return False
-        name, mark = yield from reader.taken_until([form.name.end])
+        name, mark = yield from reader.text_until([form.name.end])
         tool = self._tools.get(name)
         if mark is None or tool is None:
             return False
         reader.skip(len(mark))
-        reader.release()
+        reader.unmark()
         writer.call(name)
         writer.arguments("{")
         separator = ""
         while not (yield from reader.word(form.call.end)) and (yield from reader.word(f"{form.space}<")):
-            key, mark = yield from reader.taken_until([">"])
+            key, mark = yield from reader.text_until([">"])
             if mark is None:
                 return True
             reader.skip(1)
@@ -48,15 +50,15 @@ class ElementCallsReader(CallsReader):
             writer.arguments("}")
         return True
 
-    def _goes_on(self) -> Parsing[bool]:
-        return self._reader.comes(self._form.name.start)
+    def _has_another_call(self) -> Parsing[bool]:
+        return self._reader.is_next(self._form.name.start)
 
-    def _argument(self, key: str, tool: Tool) -> Parsing[bool]:
+    def _argument(self, key: str, tool: FunctionTool) -> Parsing[bool]:
         """False: it broke off."""
         reader, writer, space = self._reader, self._writer, self._form.space
         end = f"{space}</{key}>"
         schema = member(tool.parameters, key)
-        is_nested = (yield from reader.comes(f"{space}<")) and not (yield from reader.comes(f"{space}</"))
+        is_nested = (yield from reader.is_next(f"{space}<")) and not (yield from reader.is_next(f"{space}</"))
         if may_be_text(schema) and not is_nested:
             writer.arguments('"')
             mark = yield from reader.until([end], lambda text: writer.arguments(escaped(text)))
@@ -73,7 +75,7 @@ class ElementCallsReader(CallsReader):
         start, end = f"{self._form.space}<{key}>", f"{self._form.space}</{key}>"
         text, depth = "", 0
         while True:
-            more, mark = yield from self._reader.taken_until([start, end])
+            more, mark = yield from self._reader.text_until([start, end])
             text += more
             if mark is None or (mark == end and depth == 0):
                 return text, mark

@@ -10,17 +10,19 @@ import json
 from collections.abc import Mapping
 
 from ..formats.formats import JsonCalls
-from ..tools import Tool
+from ..tools import FunctionTool
 from .calls import CallsReader
-from .deltas import Writer
-from .reader import Parsing, Reader
+from .deltas import DeltaWriter
+from .reader import Parsing, TextReader
 
 _ARGUMENT_KEYS = ("arguments", "parameters")
 """Models trained on one of them sometimes write the other."""
 
 
 class JsonCallsReader(CallsReader):
-    def __init__(self, form: JsonCalls, tools: Mapping[str, Tool], reader: Reader, writer: Writer) -> None:
+    def __init__(
+        self, form: JsonCalls, tools: Mapping[str, FunctionTool], reader: TextReader, writer: DeltaWriter
+    ) -> None:
         begins = form.section.start.strip() or ("[" if form.array else form.call.start.strip())
         super().__init__(begins or "{", form.section, tools, reader, writer)
         self._form = form
@@ -29,12 +31,12 @@ class JsonCallsReader(CallsReader):
     def _opens(self) -> Parsing[bool]:
         return (yield from super()._opens()) and (not self._form.array or (yield from self._reader.word("[")))
 
-    def _goes_on(self) -> Parsing[bool]:
+    def _has_another_call(self) -> Parsing[bool]:
         form, reader = self._form, self._reader
         yield from reader.word(form.call.end)
         if form.array:
             return (yield from reader.word(","))
-        return (yield from reader.comes(form.call.start.strip() or "{"))
+        return (yield from reader.is_next(form.call.start.strip() or "{"))
 
     def _close(self) -> Parsing[None]:
         if self._form.array:
@@ -45,16 +47,16 @@ class JsonCallsReader(CallsReader):
         reader = self._reader
         if not (yield from reader.word(self._form.call.start)) or not (yield from reader.word("{")):
             return False
-        call = _Call(self._form, self._tools, reader, self._writer, self._bare)
+        call = _JsonCallParser(self._form, self._tools, reader, self._writer, self._bare)
         yield from call.members()
         return call.finish()
 
 
-class _Call:
+class _JsonCallParser:
     """One object: what is known of it so far."""
 
     def __init__(
-        self, form: JsonCalls, tools: Mapping[str, Tool], reader: Reader, writer: Writer, strict: bool
+        self, form: JsonCalls, tools: Mapping[str, FunctionTool], reader: TextReader, writer: DeltaWriter, strict: bool
     ) -> None:
         """`strict`: a member that no call has shows that this is none."""
         self._form, self._tools, self._reader, self._writer, self._strict = form, tools, reader, writer, strict
@@ -66,13 +68,13 @@ class _Call:
         """Up to the closing brace; False when it breaks off or is no call."""
         reader = self._reader
         while not (yield from reader.word("}")):
-            yield from reader.space()
+            yield from reader.skip_space()
             if (yield from reader.peek()) != '"':
                 return False
             key = yield from self._text()
             if key is None or not (yield from reader.word(":")):
                 return False
-            yield from reader.space()
+            yield from reader.skip_space()
             if not (yield from self._member(key)):
                 return False
             yield from reader.word(",")
@@ -126,7 +128,7 @@ class _Call:
 
     def _begin(self) -> None:
         self._begun = True
-        self._reader.release()
+        self._reader.unmark()
         self._writer.call(self._name, self._id)
         self._writer.arguments(self._withheld)
         self._withheld = ""
@@ -135,14 +137,16 @@ class _Call:
         reader = self._reader
         self._said_arguments = True
         if (yield from reader.peek()) == "{":
-            return (yield from reader.json(self._say))
+            return (yield from reader.json(self._emit_arguments))
         parts: list[str] = []
         whole = yield from reader.json(parts.append)
         text = "".join(parts)
-        self._say((_unquoted(text) or "{}") if text.startswith('"') else text if text.startswith("[") else "{}")
+        self._emit_arguments(
+            (_unquoted(text) or "{}") if text.startswith('"') else text if text.startswith("[") else "{}"
+        )
         return whole
 
-    def _say(self, text: str) -> None:
+    def _emit_arguments(self, text: str) -> None:
         if self._begun:
             self._writer.arguments(text)
         else:

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..formats.formats import AnswerFormat, DictCalls, ElementCalls, JsonCalls, PythonCalls, Span
-from ..tools import Tool
+from ..tools import FunctionTool
 from .calls import CallsReader
 from .channels import addressed, harmony, recipients
-from .deltas import Delta, NewId, Writer, new_call_id
+from .deltas import Delta, DeltaWriter, NewCallId, new_call_id
 from .dict_calls import DictCallsReader
 from .element_calls import ElementCallsReader
 from .json_calls import JsonCallsReader
 from .python_calls import PythonCallsReader
-from .reader import SPACE, Emit, Parsing, Reader
+from .reader import SPACE, Emit, Parsing, TextReader
 from .tagged_calls import TaggedCallsReader
 
 
@@ -27,14 +27,14 @@ class AnswerParser:
     def __init__(
         self,
         form: AnswerFormat,
-        tools: Sequence[Tool] = (),
+        tools: Sequence[FunctionTool] = (),
         *,
         opening: str = "",
         separate_reasoning: bool = True,
-        new_id: NewId = new_call_id,
+        new_id: NewCallId = new_call_id,
     ) -> None:
-        self._reader = Reader()
-        self._writer = Writer(new_id)
+        self._reader = TextReader()
+        self._writer = DeltaWriter(new_id)
         by_name = {tool.name: tool for tool in tools}
         self._parsing: Parsing[None] | None = _parsing(form, by_name, separate_reasoning, self._reader, self._writer)
         self.opened = self.add(opening)
@@ -56,7 +56,7 @@ class AnswerParser:
         return self._writer.take()
 
 
-class Trimmed:
+class TrimmedText:
     """Passes text on without white space before it (unless `leading`), and behind it (if not `trailing`)."""
 
     def __init__(self, emit: Emit, *, leading: bool = False, trailing: bool = False) -> None:
@@ -83,7 +83,11 @@ class Trimmed:
 
 
 def _parsing(
-    form: AnswerFormat, tools: Mapping[str, Tool], separate_reasoning: bool, reader: Reader, writer: Writer
+    form: AnswerFormat,
+    tools: Mapping[str, FunctionTool],
+    separate_reasoning: bool,
+    reader: TextReader,
+    writer: DeltaWriter,
 ) -> Parsing[None]:
     if form.style == "channels":
         return harmony(tools, separate_reasoning, reader, writer)
@@ -95,7 +99,11 @@ def _parsing(
 
 
 def _answer(
-    form: AnswerFormat, tools: Mapping[str, Tool], separate_reasoning: bool, reader: Reader, writer: Writer
+    form: AnswerFormat,
+    tools: Mapping[str, FunctionTool],
+    separate_reasoning: bool,
+    reader: TextReader,
+    writer: DeltaWriter,
 ) -> Parsing[None]:
     calls = _calls_reader(form, tools, reader, writer)
     thoughts = form.reasoning if separate_reasoning else None
@@ -108,7 +116,7 @@ def _answer(
         marks.append(again)
     if calls is not None:
         marks.append(calls.mark)
-    content = Trimmed(writer.content, leading=thought or form.reasoning is None, trailing=not marks)
+    content = TrimmedText(writer.content, leading=thought or form.reasoning is None, trailing=not marks)
     while True:
         mark = yield from reader.until(marks, content)
         if mark is None:
@@ -117,17 +125,17 @@ def _answer(
             return
         if thoughts and mark == again:
             yield from _thoughts(form, thoughts, calls, reader, writer)
-            content = Trimmed(writer.content)
+            content = TrimmedText(writer.content)
             continue
         if calls is None or mark != calls.mark:
             if mark == form.content.end and content.said:
                 content.flush()
             reader.skip(len(mark))
-            content = Trimmed(writer.content, leading=mark == form.content.start)
+            content = TrimmedText(writer.content, leading=mark == form.content.start)
             continue
-        reader.keep()
+        reader.mark()
         if (yield from calls.read()):
-            content = Trimmed(writer.content)
+            content = TrimmedText(writer.content)
         else:
             content(reader.rest[:1])
             reader.skip(1)
@@ -140,7 +148,7 @@ def _skipped(form: AnswerFormat, separate_reasoning: bool) -> Sequence[str]:
 
 
 def _thoughts(
-    form: AnswerFormat, tags: Span, calls: CallsReader | None, reader: Reader, writer: Writer
+    form: AnswerFormat, tags: Span, calls: CallsReader | None, reader: TextReader, writer: DeltaWriter
 ) -> Parsing[bool]:
     """Those that come first; whether there were any marks of them."""
     start, end = tags.start.strip(), tags.end.strip()
@@ -153,7 +161,7 @@ def _thoughts(
     ends = [end, *Span(form.content.start).marks]
     if form.calls_end_reasoning and calls is not None:
         ends.append(calls.mark)
-    text = Trimmed(writer.reasoning, leading=True)
+    text = TrimmedText(writer.reasoning, leading=True)
     mark = yield from reader.until(ends, text)
     if text.said and (mark is None or (mark == end and not form.thinks_again)):
         text.flush(without=form.spacing[1] if mark else "")
@@ -163,12 +171,14 @@ def _thoughts(
     return True
 
 
-def _blanks(of_template: str, all_of_them: bool, reader: Reader) -> Parsing[None]:
+def _blanks(of_template: str, all_of_them: bool, reader: TextReader) -> Parsing[None]:
     """Those that the template writes behind a mark are no part of the text: they come back with it."""
-    return reader.space() if all_of_them else reader.blanks(of_template)
+    return reader.skip_space() if all_of_them else reader.skip_blanks(of_template)
 
 
-def _calls_reader(form: AnswerFormat, tools: Mapping[str, Tool], reader: Reader, writer: Writer) -> CallsReader | None:
+def _calls_reader(
+    form: AnswerFormat, tools: Mapping[str, FunctionTool], reader: TextReader, writer: DeltaWriter
+) -> CallsReader | None:
     if not tools or form.calls is None:
         return None
     if isinstance(form.calls, JsonCalls):

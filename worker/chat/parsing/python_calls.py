@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..formats.formats import PythonCalls
-from ..tools import Tool
+from ..tools import FunctionTool
 from .calls import CallsReader
-from .deltas import Writer
-from .reader import Parsing, Reader, json_of
+from .deltas import DeltaWriter
+from .reader import Parsing, TextReader, json_of
 
 _ESCAPED = {"\n": "\\n", "\r": "\\r"}
 """Models break lines within quotes, which Python does not allow."""
@@ -21,7 +21,9 @@ _WORDS = {"true": True, "false": False, "null": None}
 
 
 class PythonCallsReader(CallsReader):
-    def __init__(self, form: PythonCalls, tools: Mapping[str, Tool], reader: Reader, writer: Writer) -> None:
+    def __init__(
+        self, form: PythonCalls, tools: Mapping[str, FunctionTool], reader: TextReader, writer: DeltaWriter
+    ) -> None:
         super().__init__(form.section.start, form.section, tools, reader, writer)
 
     def _opens(self) -> Parsing[bool]:
@@ -29,17 +31,17 @@ class PythonCallsReader(CallsReader):
 
     def _call(self) -> Parsing[bool]:
         reader = self._reader
-        name, mark = yield from reader.taken_until(["(", "]"])
+        name, mark = yield from reader.text_until(["(", "]"])
         if mark != "(" or name.strip() not in self._tools:
             return False
-        reader.release()
+        reader.unmark()
         self._writer.call(name.strip())
         text = yield from self._in_parentheses()
         if text is not None:
             self._writer.arguments(_arguments(text, self._tools[name.strip()]))
         return text is not None
 
-    def _goes_on(self) -> Parsing[bool]:
+    def _has_another_call(self) -> Parsing[bool]:
         return self._reader.word(",")
 
     def _close(self) -> Parsing[None]:
@@ -69,7 +71,7 @@ class PythonCallsReader(CallsReader):
         return None
 
 
-def _arguments(text: str, tool: Tool) -> str:
+def _arguments(text: str, tool: FunctionTool) -> str:
     """The JSON of what stands in the parentheses; the text itself when it is not Python."""
     try:
         call = ast.parse(f"f{text}", mode="eval").body

@@ -19,7 +19,7 @@ SPACE = " \t\r\n"
 _SCALAR_END = frozenset(" \t\r\n,}]:<")
 
 
-class Reader:
+class TextReader:
     def __init__(self) -> None:
         self.ended = False
         """No more text will come."""
@@ -42,15 +42,15 @@ class Reader:
 
     # -- going back ----------------------------------------------------------------------------------------------------
 
-    def keep(self) -> None:
+    def mark(self) -> None:
         """From here on, what is read can be taken back, or read a second time."""
         self._kept = self._position
 
-    def release(self) -> None:
+    def unmark(self) -> None:
         self._kept = None
 
-    def back(self) -> None:
-        """To where `keep` was called; nowhere after `release`."""
+    def rewind(self) -> None:
+        """To where `mark` was called; nowhere after `unmark`."""
         if self._kept is not None:
             self._position = self._kept
         self._kept = None
@@ -68,13 +68,13 @@ class Reader:
     def skip(self, n: int) -> None:
         self._position += n
 
-    def space(self) -> Parsing[None]:
+    def skip_space(self) -> Parsing[None]:
         while (yield from self.peek()) in SPACE:
             if self._position >= len(self._text):  # the end
                 return
             self._position += 1
 
-    def blanks(self, wanted: str) -> Parsing[None]:
+    def skip_blanks(self, wanted: str) -> Parsing[None]:
         """As many of these as come, in this order."""
         for blank in wanted:
             if (yield from self.peek()) == blank:
@@ -104,11 +104,11 @@ class Reader:
                 return False
             yield
 
-    def comes(self, text: str) -> Parsing[bool]:
+    def is_next(self, text: str) -> Parsing[bool]:
         """Whether `word` would read it."""
-        self.keep()
+        self.mark()
         found = yield from self.word(text)
-        self.back()
+        self.rewind()
         return found
 
     def until(self, markers: Sequence[str], emit: Emit) -> Parsing[str | None]:
@@ -125,7 +125,7 @@ class Reader:
                 return None
             yield
 
-    def taken_until(self, markers: Sequence[str]) -> Parsing[tuple[str, str | None]]:
+    def text_until(self, markers: Sequence[str]) -> Parsing[tuple[str, str | None]]:
         """The text itself, once the marker has come."""
         parts: list[str] = []
         marker = yield from self.until(markers, parts.append)

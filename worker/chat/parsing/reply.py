@@ -1,6 +1,6 @@
 """How the answer to one chat request is read: what the template says about it, and what the request does.
 
-Made with the prompt, used by every dialect: `parser()` for each choice, `whole()` for one that is complete. Pure.
+Made with the prompt, used by every dialect: `parser()` for each choice, `parse()` for one that is complete. Pure.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 from ..constraints.response_format import JsonText
 from ..formats.formats import ONLY_CONTENT, AnswerFormat
-from ..tools import Tool
-from .deltas import CallArguments, CallBegun, Content, Delta, Said
+from ..tools import FunctionTool
+from .deltas import ContentDelta, Delta, ParsedMessage, ToolCallArguments, ToolCallBegun
 from .parser import AnswerParser
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class ReplyFormat:
     form: AnswerFormat = ONLY_CONTENT
-    tools: tuple[Tool, ...] = ()
+    tools: tuple[FunctionTool, ...] = ()
     opening: str = ""  # the end of the prompt that is part of the answer: an open thought, a message that is continued
     separate_reasoning: bool = True
     wrapped_json: bool = False  # the content is JSON, with more around it that is no part of it
@@ -26,21 +26,21 @@ class Reply:
     def parser(self) -> ReplyParser:
         return ReplyParser(self)
 
-    def whole(self, text: str, *, truncated: bool) -> Said:
+    def parse(self, text: str, *, truncated: bool) -> ParsedMessage:
         parser = self.parser()
-        said = Said()
+        said = ParsedMessage()
         for deltas in (parser.opened, parser.add(text), parser.end(truncated=truncated)):
             said.add(deltas)
         return said
 
 
-PLAIN = Reply()
+PLAIN = ReplyFormat()
 
 
 class ReplyParser:
     """One choice's text, piece by piece."""
 
-    def __init__(self, reply: Reply) -> None:
+    def __init__(self, reply: ReplyFormat) -> None:
         self._parser = AnswerParser(
             reply.form, reply.tools, opening=reply.opening, separate_reasoning=reply.separate_reasoning
         )
@@ -56,8 +56,10 @@ class ReplyParser:
         return self._seen(self._parser.end(truncated=truncated))
 
     def _seen(self, deltas: list[Delta]) -> list[Delta]:
-        self.n_calls += sum(isinstance(delta, CallBegun) for delta in deltas)
+        self.n_calls += sum(isinstance(delta, ToolCallBegun) for delta in deltas)
         if self._json is None:
             return deltas
-        shown = [Content(self._json.add(delta.text)) if isinstance(delta, Content) else delta for delta in deltas]
-        return [delta for delta in shown if isinstance(delta, CallBegun | CallArguments) or delta.text]
+        shown = [
+            ContentDelta(self._json.add(delta.text)) if isinstance(delta, ContentDelta) else delta for delta in deltas
+        ]
+        return [delta for delta in shown if isinstance(delta, ToolCallBegun | ToolCallArguments) or delta.text]

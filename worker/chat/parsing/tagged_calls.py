@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..formats.formats import Parameters, TaggedCalls, first_mark
-from ..tools import Tool
+from ..tools import FunctionTool
 from .calls import CallsReader
-from .deltas import Writer
-from .reader import Emit, Parsing, Reader, as_json, escaped, json_of
+from .deltas import DeltaWriter
+from .reader import Emit, Parsing, TextReader, as_json, escaped, json_of
 
 
 class TaggedCallsReader(CallsReader):
-    def __init__(self, form: TaggedCalls, tools: Mapping[str, Tool], reader: Reader, writer: Writer) -> None:
+    def __init__(
+        self, form: TaggedCalls, tools: Mapping[str, FunctionTool], reader: TextReader, writer: DeltaWriter
+    ) -> None:
         super().__init__(first_mark(form), form.section, tools, reader, writer)
         self._form = form
 
@@ -25,7 +27,7 @@ class TaggedCallsReader(CallsReader):
             return False
         id = ""
         if form.id_first:
-            id, _ = yield from reader.taken_until([form.name.start])
+            id, _ = yield from reader.text_until([form.name.start])
         if not (yield from reader.word(form.name.start)):
             return False
         said = (yield from self._name()).strip()
@@ -33,12 +35,12 @@ class TaggedCallsReader(CallsReader):
         if form.id_is_name:
             name, id = _name_in_id(said, form.id_is_name)
         elif form.id.start.strip() and (yield from reader.word(form.id.start)):
-            id, _ = yield from reader.taken_until([form.id.end.strip() or form.arguments.start.strip() or "{"])
+            id, _ = yield from reader.text_until([form.id.end.strip() or form.arguments.start.strip() or "{"])
             yield from reader.word(form.id.end)
         tool = self._tools.get(name)
         if tool is None:
             return False
-        reader.release()
+        reader.unmark()
         self._writer.call(name, id.strip())
         yield from reader.word(form.arguments.start)
         if form.parameters:
@@ -49,10 +51,10 @@ class TaggedCallsReader(CallsReader):
         yield from reader.word(form.close)
         return True
 
-    def _goes_on(self) -> Parsing[bool]:
+    def _has_another_call(self) -> Parsing[bool]:
         form, reader = self._form, self._reader
         yield from reader.word(form.call.end)
-        return (yield from reader.comes(form.call.start.strip() or form.name.start))
+        return (yield from reader.is_next(form.call.start.strip() or form.name.start))
 
     def _name(self) -> Parsing[str]:
         """Up to its end mark, or to whatever else may follow."""
@@ -62,27 +64,27 @@ class TaggedCallsReader(CallsReader):
             start = form.parameters.name.start if form.parameters else "{"
             others = (form.id.start, form.arguments.start, start, form.close, form.call.end, form.section.end)
             marks = [mark for mark in map(str.strip, others) if mark]
-        name, _ = yield from reader.taken_until(marks)
+        name, _ = yield from reader.text_until(marks)
         yield from reader.word(form.name.end)
         if form.name_rest:
-            yield from reader.taken_until([form.name_rest])
+            yield from reader.text_until([form.name_rest])
             reader.skip(len(form.name_rest))
         return name
 
     def _json_arguments(self) -> Parsing[None]:
         reader = self._reader
-        yield from reader.space()
+        yield from reader.skip_space()
         if (yield from reader.peek()) == "{":
             yield from reader.json(self._writer.arguments)
         elif (yield from reader.peek()) or not reader.truncated:
             self._writer.arguments("{}")
 
-    def _tagged_arguments(self, form: Parameters, tool: Tool) -> Parsing[None]:
+    def _tagged_arguments(self, form: Parameters, tool: FunctionTool) -> Parsing[None]:
         reader, writer = self._reader, self._writer
         writer.arguments("{")
         separator = ""
         while (yield from reader.word(form.name.start)):
-            key, mark = yield from reader.taken_until([form.name.end.strip()])
+            key, mark = yield from reader.text_until([form.name.end.strip()])
             if mark is None:
                 return
             reader.skip(len(mark))
@@ -90,7 +92,7 @@ class TaggedCallsReader(CallsReader):
             writer.arguments(f"{separator}{json_of(key)}:")
             is_text = tool.takes_text(key)
             if form.text_flag:
-                flags, _ = yield from reader.taken_until([form.flags_end])
+                flags, _ = yield from reader.text_until([form.flags_end])
                 reader.skip(len(form.flags_end))
                 is_text = form.text_flag in flags
             elif form.value.start.strip():
@@ -108,7 +110,7 @@ class TaggedCallsReader(CallsReader):
         end = form.value.end.strip()
         if form.quote.start and (yield from reader.word(form.quote.start)):
             return (yield from self._quoted(form, is_text))
-        inner = _Unframed(form, (lambda text: writer.arguments(escaped(text))) if is_text else None)
+        inner = _UnframedValue(form, (lambda text: writer.arguments(escaped(text))) if is_text else None)
         if is_text:
             writer.arguments('"')
         mark = yield from reader.until([end], inner)
@@ -121,7 +123,7 @@ class TaggedCallsReader(CallsReader):
 
     def _quoted(self, form: Parameters, is_text: bool) -> Parsing[bool]:
         reader, writer = self._reader, self._writer
-        text, mark = yield from reader.taken_until([form.quote.end])
+        text, mark = yield from reader.text_until([form.quote.end])
         if mark is None and reader.truncated:
             return False
         reader.skip(len(mark or ""))
@@ -130,7 +132,7 @@ class TaggedCallsReader(CallsReader):
         return True
 
 
-class _Unframed:
+class _UnframedValue:
     """A value without the white space that the format itself puts around it."""
 
     def __init__(self, form: Parameters, emit: Emit | None) -> None:

@@ -16,7 +16,7 @@ from jinja2.utils import Namespace
 
 ALLOWANCE = 1 << 28  # characters; prompts are a thousandth of it
 PER_CHARACTER = 1024  # more of them for each character given: long conversations are copied from text to text
-MOST_NODES = 1 << 18  # of one nested value that is compared, sorted or written
+MAX_NODES = 1 << 18  # of one nested value that is compared, sorted or written
 SHORT = 64  # characters; whoever runs something again and again pays for texts up to here in advance
 _BETWEEN_LOOKS = 64  # at the clock, unless something large is charged
 _LARGE = 4096
@@ -25,15 +25,15 @@ _SEQUENCES = (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)
 _NESTED = (Mapping, Namespace, *_SEQUENCES)
 
 
-class TooMuch(Exception):
+class CostExceeded(Exception):
     """The template costs more than it may. No error of Jinja's, so that nothing in a template can catch it."""
 
 
-class TooSlow(TooMuch):
+class TimeExceeded(CostExceeded):
     pass
 
 
-class Meter:
+class CostMeter:
     """Of one rendering."""
 
     def __init__(self, seconds: float, given: object = ()) -> None:
@@ -51,25 +51,25 @@ class Meter:
         if n > _LARGE or self._n_to_look <= 0:
             self._n_to_look = _BETWEEN_LOOKS
             if time.monotonic() > self._deadline:
-                raise TooSlow("it takes too long")
+                raise TimeExceeded("it takes too long")
 
     def _extend(self) -> None:
         if self._given is not None:
             given, self._given = self._given, None
-            self._left += PER_CHARACTER * weight(given)
+            self._left += PER_CHARACTER * cost_of(given)
         if self._left < 0:
-            raise TooMuch("it writes too much")
+            raise CostExceeded("it writes too much")
 
 
 class _Rendering(local):
-    meter: Meter | None = None
+    meter: CostMeter | None = None
 
 
 _rendering = _Rendering()
 
 
 @contextmanager
-def metered(meter: Meter) -> Iterator[None]:
+def metered(meter: CostMeter) -> Iterator[None]:
     """Everything that is charged on this thread inside of the block is the meter's."""
     _rendering.meter = meter
     try:
@@ -84,14 +84,14 @@ def charge(n: int) -> None:
         meter.charge(n)
 
 
-def weight(value: object) -> int:
+def cost_of(value: object) -> int:
     """Characters and elements of a value with all that is in it, counted as often as it is in there."""
     total, n_nodes, todo = 0, 0, [value]
     while todo:
         node = todo.pop()
         n_nodes += 1
-        if n_nodes > MOST_NODES:
-            raise TooMuch("it nests values too deeply")
+        if n_nodes > MAX_NODES:
+            raise CostExceeded("it nests values too deeply")
         if isinstance(node, (str, bytes)):
             total += len(node)
         elif isinstance(node, Mapping):
@@ -110,7 +110,7 @@ def charge_value(value: object) -> None:
         if len(value) > SHORT:
             charge(len(value))
     elif isinstance(value, _NESTED):
-        charge(weight(value))
+        charge(cost_of(value))
 
 
 def charge_result(value: object) -> None:
@@ -149,7 +149,7 @@ def _pieces(text: Any, arguments: Sequence[Any]) -> int:
 
 
 def _joined(text: Any, arguments: Sequence[Any]) -> Any:
-    return int(weight(arguments[0]) + len(text) * len(arguments[0]))
+    return int(cost_of(arguments[0]) + len(text) * len(arguments[0]))
 
 
 COSTS: dict[str, Callable[[Any, Sequence[Any]], int]] = {

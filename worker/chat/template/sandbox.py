@@ -20,14 +20,14 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.visitor import NodeTransformer
 
-from .limits import COSTS, FORBIDDEN, SHORT, TooMuch, charge, charge_result, charge_value, length
+from .limits import COSTS, FORBIDDEN, SHORT, CostExceeded, charge, charge_result, charge_value, length
 
-MOST_BITS = 4096  # of a number
-MOST_COLUMNS = 100_000  # of padding, indentation and the like
+MAX_BITS = 4096  # of a number
+MAX_COLUMNS = 100_000  # of padding, indentation and the like
 _WIDE = re.compile(r"\d{6}|\*")
 
 
-class _Charged(NodeTransformer):
+class _ChargeInserter(NodeTransformer):
     """Puts calls of the filters below into a template's tree."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
@@ -147,8 +147,8 @@ def _limited_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
 
 def _check_arguments(name: str, subject: Any, more: Sequence[Any]) -> None:
     for argument in more:
-        if name in _PADDING and isinstance(argument, int) and abs(argument) > MOST_COLUMNS:
-            raise TooMuch(f"{name} is given a number that is too large")
+        if name in _PADDING and isinstance(argument, int) and abs(argument) > MAX_COLUMNS:
+            raise CostExceeded(f"{name} is given a number that is too large")
         charge_value(argument)
     if isinstance(subject, str):
         if name == "indent":
@@ -160,12 +160,12 @@ def _check_arguments(name: str, subject: Any, more: Sequence[Any]) -> None:
     elif name == "join" and isinstance(subject, (list, tuple)):
         charge(len(subject) * length(more[0]))
     elif name == "sum" and any(not isinstance(start, (int, float, str)) for start in more):
-        raise TooMuch("sum adds up numbers only")
+        raise CostExceeded("sum adds up numbers only")
 
 
 def _check_format(text: str | bytes) -> None:
     if _WIDE.search(text if isinstance(text, str) else text.decode("latin-1")):
-        raise TooMuch("a format is too wide")
+        raise CostExceeded("a format is too wide")
 
 
 def _limited_test(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -213,7 +213,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         self.filters[name] = _limited_filter(name, function)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        tree: nodes.Template = _Charged().visit(super()._parse(source, name, filename))
+        tree: nodes.Template = _ChargeInserter().visit(super()._parse(source, name, filename))
         tree.set_environment(self)
         return tree
 
@@ -229,8 +229,8 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
                 charge_value(right)
         elif isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
-            if bits > MOST_BITS:
-                raise TooMuch("a number is too large")
+            if bits > MAX_BITS:
+                raise CostExceeded("a number is too large")
         elif operator == "*":
             charge(length(left) * right if isinstance(right, int) else length(right) * left)
         return super().call_binop(context, operator, left, right)

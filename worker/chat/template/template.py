@@ -20,7 +20,7 @@ from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 
-from .limits import Meter, TooMuch, TooSlow, charge_value, metered
+from .limits import CostExceeded, CostMeter, TimeExceeded, charge_value, metered
 from .sandbox import LimitedEnvironment
 
 CHATML = """\
@@ -33,9 +33,9 @@ CHATML = """\
 """For models that bring no template."""
 
 
-MOST_SECONDS = 5.0  # a prompt takes milliseconds
-MOST_SOURCE = 1 << 20  # characters; the longest known one has 30,000
-MOST_CHARACTERS_OF_A_DATE = 100
+MAX_SECONDS = 5.0  # a prompt takes milliseconds
+MAX_SOURCE = 1 << 20  # characters; the longest known one has 30,000
+MAX_DATE_CHARACTERS = 100
 
 
 class TemplateError(Exception):
@@ -89,13 +89,13 @@ def _raise_exception(message: object) -> NoReturn:
 
 
 def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form[:MOST_CHARACTERS_OF_A_DATE])
+    return datetime.now().strftime(form[:MAX_DATE_CHARACTERS])
 
 
 _CHANGES = ("append", "pop")
 
 
-class _Changing(LimitedEnvironment):
+class _MutableListEnvironment(LimitedEnvironment):
     """Lists may be added to and taken from, as some templates keep queues of their own: give them copies."""
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
@@ -114,7 +114,7 @@ def _environment(sandbox: type[LimitedEnvironment]) -> jinja2.Environment:
 
 
 ENVIRONMENT = _environment(LimitedEnvironment)
-_CHANGING = _environment(_Changing)
+_CHANGING = _environment(_MutableListEnvironment)
 
 
 class ChatTemplate:
@@ -126,8 +126,8 @@ class ChatTemplate:
         self._changes = any(f".{name}(" in source for name in _CHANGES)
         self._seconds_left = math.inf
         self._wrote_too_much = False
-        if len(source) > MOST_SOURCE:
-            raise TemplateError(f"chat template cannot be parsed: it is longer than {MOST_SOURCE} characters")
+        if len(source) > MAX_SOURCE:
+            raise TemplateError(f"chat template cannot be parsed: it is longer than {MAX_SOURCE} characters")
         try:
             self._template = (_CHANGING if self._changes else ENVIRONMENT).from_string(source)
         except (jinja2.TemplateError, SyntaxError, ValueError, OverflowError) as error:
@@ -141,7 +141,7 @@ class ChatTemplate:
 
         Only by whoever makes the template.
         """
-        self._seconds_left, self._wrote_too_much = MOST_SECONDS, False
+        self._seconds_left, self._wrote_too_much = MAX_SECONDS, False
         try:
             yield
         finally:
@@ -158,7 +158,7 @@ class ChatTemplate:
         add_generation_prompt: bool,
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
-        seconds: float = MOST_SECONDS,
+        seconds: float = MAX_SECONDS,
     ) -> str:
         """Raises TemplateSlow after so many seconds."""
         now = datetime.now()
@@ -175,11 +175,11 @@ class ChatTemplate:
             context["tools"] = deepcopy(tools) if self._changes else tools
         begun = time.monotonic()
         try:
-            with metered(Meter(min(seconds, self._seconds_left), context)):
+            with metered(CostMeter(min(seconds, self._seconds_left), context)):
                 return self._template.render(context)
-        except TooSlow as error:
+        except TimeExceeded as error:
             raise TemplateSlow(f"chat template failed: {error}") from None
-        except TooMuch as error:
+        except CostExceeded as error:
             self._wrote_too_much = True
             raise TemplateError(f"chat template failed: {error}") from None
         except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:

@@ -21,12 +21,12 @@ _LONGEST = 100  # characters; more is no mark
 
 
 @dataclass(frozen=True, slots=True)
-class Delimiter:
+class TurnDelimiter:
     role: Literal["user", "tool"]
     text: str
 
 
-def detect_delimiters(template: ChatTemplate, capabilities: Capabilities) -> tuple[Delimiter, ...]:
+def detect_delimiters(template: ChatTemplate, capabilities: Capabilities) -> tuple[TurnDelimiter, ...]:
     """A tool's result, which may look like a user's message at first, stands before it."""
 
     def said(role: str, text: str, **more: Any) -> Message:
@@ -45,8 +45,8 @@ def detect_delimiters(template: ChatTemplate, capabilities: Capabilities) -> tup
     _, before_result = _around(template, called, said("tool", _SECOND, tool_call_id=IDS[0], name=NAMES[0]), tools=True)
     at = before_result.rfind(user)
     of_tool = before_result[at:].strip() if at >= 0 else ""
-    found = [Delimiter("user", user)]
-    return (Delimiter("tool", of_tool), *found) if of_tool not in ("", user) else tuple(found)
+    found = [TurnDelimiter("user", user)]
+    return (TurnDelimiter("tool", of_tool), *found) if of_tool not in ("", user) else tuple(found)
 
 
 def _around(

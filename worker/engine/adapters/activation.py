@@ -26,11 +26,11 @@ class Activation:
     def at(self, position: int) -> Scales:
         return self.scales if position >= self.begin else ()
 
-    def stretch(self, position: int, end: int) -> int:
+    def uniform_length(self, position: int, end: int) -> int:
         """How many of the tokens position … end are computed with the same adapters."""
         return (self.begin if position < self.begin else end) - position
 
-    def alike(self, other: Activation) -> int:
+    def common_length(self, other: Activation) -> int:
         """How many tokens are computed as under `other`, counted from the first one.
 
         Behind an invocation nothing counts as alike, as in llama-server: it is computed anew for every request.
@@ -39,11 +39,11 @@ class Activation:
             return ALL
         return min(self._untouched, other._untouched)
 
-    def useful(self, n: int) -> int:
+    def reusable_length(self, n: int) -> int:
         """How many of the first `n` tokens can serve anybody else."""
-        return min(n, self.alike(self))
+        return min(n, self.common_length(self))
 
-    def without(self, begin: int, end: int) -> Activation:
+    def with_removed(self, begin: int, end: int) -> Activation:
         """Once the tokens begin … end are gone and those behind them have moved down."""
         n_gone = max(0, min(self.begin, end) - begin)
         return Activation(self.scales, self.begin - n_gone)

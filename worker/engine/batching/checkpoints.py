@@ -27,7 +27,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class CheckpointRules:
     max_number: int
     min_step: int
     n_batch: int

@@ -105,7 +105,7 @@ class Choice:
             while first < len(data) and data[first] in b" \t":
                 first += 1
             if first < len(data) and first - self._line_start < self.request.n_indent:
-                self._text.cut(first)
+                self._text.truncate(first)
                 self._end("limit")
         new_line = data.find(b"\n", self._line_start)
         if new_line >= 0:

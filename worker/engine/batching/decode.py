@@ -42,7 +42,7 @@ class DraftRun(NamedTuple):
     tokens: list[int]
 
 
-class Computed(NamedTuple):
+class DecodedRows(NamedTuple):
     """Rows `begin` to `end` of the batch have their outputs, until the next decode."""
 
     begin: int
@@ -52,7 +52,7 @@ class Computed(NamedTuple):
 
 
 @dataclass
-class Filled:
+class PreparedBatch:
     """A batch and whose rows it has: first one for each stream, then the prompts', then drafts, the first to go."""
 
     plan: BatchPlan
@@ -67,7 +67,7 @@ class Filled:
         return {slot.task.job for slot in slots if slot.task is not None}
 
 
-class Lost(Exception):
+class DecodeFailed(Exception):
     """llama_decode failed: what the context holds of the batch's sequences is unknown."""
 
     def __init__(self, result: int) -> None:
@@ -76,7 +76,7 @@ class Lost(Exception):
         self.result = result
 
 
-class Compute:
+class BatchDecoder:
     def __init__(self, context: Context, adapters: Adapters, slots: Sequence[Slot]) -> None:
         self._context = context
         self._adapters = adapters
@@ -88,8 +88,8 @@ class Compute:
         self._lock = threading.Lock()  # over _in_flight and the abort flag
 
     @property
-    def n_prompt_beside_streams(self) -> int:
-        return self._pacer.n_prompt_beside_streams
+    def n_prompt_with_streams(self) -> int:
+        return self._pacer.n_prompt_with_streams
 
     def abort_if(self, condition: Callable[[Job], bool]) -> None:
         """From any thread: interrupts the decode under way if the condition holds for all whose rows it computes."""
@@ -97,7 +97,7 @@ class Compute:
             if self._in_flight and all(condition(job) for job in self._in_flight):
                 self._context.abort()
 
-    def fill(self, plan: BatchPlan) -> Filled:
+    def fill(self, plan: BatchPlan) -> PreparedBatch:
         self._n_batches += 1
         batch, slots = self._batch, self._slots
         batch.clear()
@@ -111,11 +111,11 @@ class Compute:
         order = _one_by_one(plan.prompts) if plan.kind == "embedding" else plan.prompts
         prompts = [self._fill_prompt(slots[i], n, plan.kind == "embedding") for i, n in order]
         drafts = [self._fill_draft(slots[i], n) for i, n in plan.drafts]
-        return Filled(plan, batch, streams, prompts, drafts)
+        return PreparedBatch(plan, batch, streams, prompts, drafts)
 
     def fill_media(
         self, plan: BatchPlan, vectors: NDArray[np.float32], positions: NDArray[np.int32], causal: bool
-    ) -> Filled:
+    ) -> PreparedBatch:
         """For the slot of the plan: what comes next of its image."""
         self._n_batches += 1
         (id, n), slot = plan.prompts[0], self._slots[plan.prompts[0][0]]
@@ -129,7 +129,7 @@ class Compute:
         self._context.set_embeddings(embeds)
         self._adapters.apply(self._context, plan.group.adapters)
         batch = MediaBatch(vectors, positions, id, n if embeds else int(completes))
-        return Filled(plan, batch, [], [PromptRun(slot, 0, n, completes)], [], causal)
+        return PreparedBatch(plan, batch, [], [PromptRun(slot, 0, n, completes)], [], causal)
 
     def _fill_prompt(self, slot: Slot, n: int, output: bool) -> PromptRun:
         assert slot.task is not None
@@ -146,98 +146,98 @@ class Compute:
         self._batch.add_run(tokens, slot.position + 1, slot.id, output=True)
         return DraftRun(slot, row, tokens)
 
-    def decode(self, filled: Filled, make_room: Callable[[], bool]) -> Iterator[Computed]:
+    def decode(self, prepared: PreparedBatch, make_room: Callable[[], bool]) -> Iterator[DecodedRows]:
         """Yields what is computed: the whole batch, or parts of it when the KV pool has no room for all at once.
 
         Drafts are given up then before anything else, so that they are either computed with all the rest or not at all.
-        `make_room` forgets an idle slot, if there is one. Ends early after an abort. Raises Lost.
+        `make_room` forgets an idle slot, if there is one. Ends early after an abort. Raises DecodeFailed.
         """
-        begin, size = 0, filled.batch.size
+        begin, size = 0, prepared.batch.size
         n = size
         while begin < size:
             n = min(n, self._context.n_batch)
             started = time.monotonic()
-            result = self._decode_rows(filled, begin, n)
+            result = self._decode_rows(prepared, begin, n)
             if result == DECODED:
                 seconds = time.monotonic() - started
-                n_prompt = self._remember(filled, begin, begin + n)
+                n_prompt = self._record_computed(prepared, begin, begin + n)
                 self._pacer.observe(n - n_prompt, n_prompt, seconds)
-                yield Computed(begin, begin + n, n_prompt, seconds)
+                yield DecodedRows(begin, begin + n, n_prompt, seconds)
                 begin += n
                 n = size - begin
-            elif result == NO_ROOM and filled.drafts:
-                n = size = filled.drafts[0].row
-                filled.drafts.clear()
+            elif result == NO_ROOM and prepared.drafts:
+                n = size = prepared.drafts[0].row
+                prepared.drafts.clear()
             elif result == NO_ROOM and make_room():
                 continue
-            elif result == NO_ROOM and n > 1 and self._may_cut(filled):
+            elif result == NO_ROOM and n > 1 and self._may_split(prepared):
                 n //= 2
             elif result == ABORTED:
-                self._resynchronise(filled)
+                self._resynchronise(prepared)
                 return
             else:
-                raise Lost(result)
+                raise DecodeFailed(result)
 
-    def _decode_rows(self, filled: Filled, begin: int, n: int) -> int:
+    def _decode_rows(self, prepared: PreparedBatch, begin: int, n: int) -> int:
         with self._lock:
             self._context.clear_abort()
-            self._in_flight = filled.jobs()
+            self._in_flight = prepared.jobs()
         self.abort_if(lambda job: job.cancelled)  # those who left since the commands were taken
         try:
-            if not filled.causal:
+            if not prepared.causal:
                 self._context.set_causal(False)
-            return self._context.decode(filled.batch, begin, n)
+            return self._context.decode(prepared.batch, begin, n)
         finally:
-            if not filled.causal:
+            if not prepared.causal:
                 self._context.set_causal(True)
             with self._lock:
                 self._in_flight = set()
 
-    def _may_cut(self, filled: Filled) -> bool:
-        return filled.causal and (filled.plan.kind != "embedding" or self._context.embeds_in_pieces)
+    def _may_split(self, prepared: PreparedBatch) -> bool:
+        return prepared.causal and (prepared.plan.kind != "embedding" or self._context.embeds_in_pieces)
 
-    def _remember(self, filled: Filled, begin: int, end: int) -> int:
+    def _record_computed(self, prepared: PreparedBatch, begin: int, end: int) -> int:
         """The rows are computed: their slots remember them. Returns how many of them were of prompts."""
-        for slot in filled.streams[begin:end]:
+        for slot in prepared.streams[begin:end]:
             slot.tokens.append(slot.sampled)
         n_prompt = 0
-        for run in filled.prompts:
+        for run in prepared.prompts:
             n = min(run.row + run.n, end) - max(run.row, begin)
             if n > 0 and run.slot.task is not None:
                 begin_text = len(run.slot.tokens)
                 following = run.slot.task.prompt[begin_text : begin_text + n]
-                if filled.plan.kind != "media":
+                if prepared.plan.kind != "media":
                     run.slot.tokens.extend(following)
                 elif isinstance(image := following[0], MediaToken):
                     run.slot.media_done += n
                     if run.slot.media_done == image.n_tokens:  # all of it or nothing
-                        run.slot.remember_media(image)
+                        run.slot.append_media(image)
                 n_prompt += n
         return n_prompt
 
-    def _resynchronise(self, filled: Filled) -> None:
-        """After an abort some rows are computed and some not: the memory says which. Raises Lost."""
-        for slot in filled.streams:
-            if self._context.keep_first(slot.id, slot.position):
+    def _resynchronise(self, prepared: PreparedBatch) -> None:
+        """After an abort some rows are computed and some not: the memory says which. Raises DecodeFailed."""
+        for slot in prepared.streams:
+            if self._context.truncate(slot.id, slot.position):
                 continue
             if slot.task is not None and not slot.task.job.cancelled:
-                raise Lost(ABORTED)
-            self._context.forget(slot.id)  # nobody waits for it any more, and those beside it must not suffer
-            slot.remember([], slot.activation)
-        for run in filled.prompts:
+                raise DecodeFailed(ABORTED)
+            self._context.clear_sequence(slot.id)  # nobody waits for it any more, and those beside it must not suffer
+            slot.set_contents([], slot.activation)
+        for run in prepared.prompts:
             slot = run.slot
             if slot.task is None or slot.state is not SlotState.PROMPT:
                 continue
             # the last token stays to be computed, because its logits are wanted; what is there of an image is no use
-            n_new = self._context.last_position(slot.id) + 1 - slot.position if filled.plan.kind != "media" else 0
+            n_new = self._context.last_position(slot.id) + 1 - slot.position if prepared.plan.kind != "media" else 0
             slot.media_done = 0
             n_now, n_most = len(slot.tokens), len(slot.task.prompt) - 1
             slot.tokens.extend(slot.task.prompt[n_now : min(n_now + n_new, n_most)])
             if len(slot.tokens) > n_most:
-                slot.cut(n_most)
-            if n_new < 0 or not self._context.keep_first(slot.id, slot.position):
-                self._context.forget(slot.id)
-                slot.remember([], slot.activation)
+                slot.truncate(n_most)
+            if n_new < 0 or not self._context.truncate(slot.id, slot.position):
+                self._context.clear_sequence(slot.id)
+                slot.set_contents([], slot.activation)
 
 
 def _one_by_one(prompts: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:

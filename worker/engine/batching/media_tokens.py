@@ -33,7 +33,7 @@ class MediaToken(int):
 
 
 @dataclass
-class Content:
+class MediaContent:
     """What a MediaChunk carries for the engine."""
 
     kind: Literal["image", "audio"]
@@ -42,20 +42,20 @@ class Content:
     prepared: object  # the projector's: pixels or samples; None once the model has read them
 
 
-def content_of(chunk: MediaChunk) -> Content:
-    assert isinstance(chunk.content, Content)
+def content_of(chunk: MediaChunk) -> MediaContent:
+    assert isinstance(chunk.content, MediaContent)
     return chunk.content
 
 
-def woven(tokens: Sequence[int], media: Sequence[MediaChunk]) -> list[int]:
+def with_media_tokens(tokens: Sequence[int], media: Sequence[MediaChunk]) -> list[int]:
     """A request's prompt. Raises InvalidRequest."""
-    prompt = weave(tokens, [(chunk.start, content_of(chunk).token) for chunk in media])
+    prompt = insert_media_tokens(tokens, [(chunk.start, content_of(chunk).token) for chunk in media])
     if prompt is None:
         raise InvalidRequest("Prompt contains invalid tokens")
     return prompt
 
 
-def weave(tokens: Sequence[int], media: Sequence[tuple[int, MediaToken]]) -> list[int] | None:
+def insert_media_tokens(tokens: Sequence[int], media: Sequence[tuple[int, MediaToken]]) -> list[int] | None:
     """The tokens with those of the media, (start, token), where their places are. None: the places do not fit."""
     woven = list(tokens)
     end = 0
@@ -70,7 +70,7 @@ def weave(tokens: Sequence[int], media: Sequence[tuple[int, MediaToken]]) -> lis
     return None if MEDIA_TOKEN in woven else woven
 
 
-def unweave(tokens: Sequence[int]) -> tuple[list[int], list[tuple[int, MediaToken]]]:
+def split_media_tokens(tokens: Sequence[int]) -> tuple[list[int], list[tuple[int, MediaToken]]]:
     """The other way round."""
     plain, media, position = list(tokens), [], 0
     if is_text(tokens):
@@ -96,7 +96,7 @@ def text_of(tokens: list[int]) -> list[int]:
 
 def lag(tokens: Sequence[int]) -> int:
     """By how much the position after these tokens is less than their number."""
-    return sum(token.n_tokens - token.n_pos for _, token in unweave(tokens)[1])
+    return sum(token.n_tokens - token.n_pos for _, token in split_media_tokens(tokens)[1])
 
 
 def n_before(tokens: Sequence[int], position: int) -> int:

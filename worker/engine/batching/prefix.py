@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-_LARGEST_BLOCK = 1024
+_MAX_BLOCK = 1024
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
@@ -21,7 +21,7 @@ def common_run(a: Sequence[int], begin_a: int, b: Sequence[int], begin_b: int) -
         if a[i : i + block] != b[j : j + block]:
             break
         position += block
-        block = min(2 * block, _LARGEST_BLOCK)
+        block = min(2 * block, _MAX_BLOCK)
     while position < n and a[begin_a + position] == b[begin_b + position]:
         position += 1
     return max(0, min(position, n))

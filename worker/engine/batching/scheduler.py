@@ -16,14 +16,14 @@ Kind = Literal["generation", "embedding", "media"]
 """Media are vectors in the place of tokens: one image, or stretch of audio, is a batch by itself."""
 
 
-class Group(NamedTuple):
+class BatchGroup(NamedTuple):
     """What may share a batch: work of one kind that is computed with the same adapters."""
 
     kind: Kind = "generation"
     adapters: tuple[float, ...] = ()  # scales; empty: none acts
 
 
-_PLAIN = Group()
+_PLAIN = BatchGroup()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def choose_slot(slots: Sequence[SlotFacts], n_prompt: int, wanted: int, threshol
     return [slot.id for slot in idle if slot.last_used == oldest][-1]
 
 
-class Work(NamedTuple):
+class SlotWork(NamedTuple):
     """What one busy slot could compute next."""
 
     slot: int
@@ -70,24 +70,24 @@ class Work(NamedTuple):
     n_draft: int = 0  # guesses at what comes after the sampled token, to be checked with it
 
     @property
-    def group(self) -> Group:
-        return Group(self.kind, self.adapters)
+    def group(self) -> BatchGroup:
+        return BatchGroup(self.kind, self.adapters)
 
     @property
     def generating(self) -> bool:
         return self.n_prompt == 0
 
 
-class Limits(NamedTuple):
+class BatchLimits(NamedTuple):
     n_batch: int
-    n_prompt_beside_streams: int  # prompt tokens of a batch that also carries running streams
+    n_prompt_with_streams: int  # prompt tokens of a batch that also carries running streams
     mix: bool = True  # prompts may join running streams
     n_with_drafts: int | None = None  # tokens of a batch that checks drafts, None: n_batch
 
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    group: Group
+    group: BatchGroup
     generating: tuple[int, ...] = ()  # slots whose sampled token comes next
     prompts: tuple[tuple[int, int], ...] = ()  # (slot, number of prompt tokens)
     drafts: tuple[tuple[int, int], ...] = ()  # (slot, number of drafted tokens), for some of those generating
@@ -102,17 +102,17 @@ class BatchPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class History:
+class GroupHistory:
     """The group of the batches before, and how many in a row were of it."""
 
-    group: Group = _PLAIN
+    group: BatchGroup = _PLAIN
     streak: int = 0
 
-    def after(self, group: Group) -> History:
-        return History(group, self.streak + 1 if group == self.group else 1)
+    def after(self, group: BatchGroup) -> GroupHistory:
+        return GroupHistory(group, self.streak + 1 if group == self.group else 1)
 
 
-def plan(work: Sequence[Work], limits: Limits, history: History = History()) -> BatchPlan | None:
+def plan(work: Sequence[SlotWork], limits: BatchLimits, history: GroupHistory = GroupHistory()) -> BatchPlan | None:
     """The next batch: running streams first, then prompts in order of arrival, never more than `n_batch` tokens.
 
     Drafts come last: all streams have their token, and prompts at least half of what is left. None: there is nothing to
@@ -129,7 +129,7 @@ def plan(work: Sequence[Work], limits: Limits, history: History = History()) -> 
     drafts = _share(streams, room // 2 if mixed else room)
     room -= sum(n for _, n in drafts)
     if streams:
-        room = min(room, max(1, limits.n_prompt_beside_streams)) if limits.mix else 0
+        room = min(room, max(1, limits.n_prompt_with_streams)) if limits.mix else 0
     if group.kind == "media":
         return BatchPlan(group, prompts=(_media(prompts[0], limits, any(item.generating for item in work)),))
     made = BatchPlan(group, tuple(item.slot for item in streams), tuple(_fill(prompts, room)), drafts)
@@ -138,13 +138,13 @@ def plan(work: Sequence[Work], limits: Limits, history: History = History()) -> 
     return made
 
 
-def _media(item: Work, limits: Limits, beside_streams: bool) -> tuple[int, int]:
+def _media(item: SlotWork, limits: BatchLimits, beside_streams: bool) -> tuple[int, int]:
     """One image at a time. If streams wait for it they get their turn in between, unless it cannot be cut."""
-    room = max(1, limits.n_prompt_beside_streams) if beside_streams and not item.whole else limits.n_batch
+    room = max(1, limits.n_prompt_with_streams) if beside_streams and not item.whole else limits.n_batch
     return item.slot, min(item.n_prompt, room, limits.n_batch)
 
 
-def _turn(work: Sequence[Work], history: History) -> Group:
+def _turn(work: Sequence[SlotWork], history: GroupHistory) -> BatchGroup:
     groups = {item.group for item in work}
     if len(groups) == 1:
         return groups.pop()
@@ -158,21 +158,21 @@ def _turn(work: Sequence[Work], history: History) -> Group:
     return min(work, key=lambda item: item.arrived).group
 
 
-def _least_served(work: Sequence[Work]) -> Group:
+def _least_served(work: Sequence[SlotWork]) -> BatchGroup:
     """The group whose last turn is longest ago."""
-    last_turns: dict[Group, int] = {}
+    last_turns: dict[BatchGroup, int] = {}
     for item in work:
         last_turns[item.group] = max(item.last_turn, last_turns.get(item.group, 0))
     return min(work, key=lambda item: (last_turns[item.group], item.arrived)).group
 
 
-def _longest_waiting(streams: list[Work], n: int) -> list[Work]:
+def _longest_waiting(streams: list[SlotWork], n: int) -> list[SlotWork]:
     if len(streams) <= n:
         return streams
     return sorted(streams, key=lambda item: item.last_turn)[:n]
 
 
-def _share(streams: list[Work], room: int) -> tuple[tuple[int, int], ...]:
+def _share(streams: list[SlotWork], room: int) -> tuple[tuple[int, int], ...]:
     """Short drafts first, the longer ones get equal parts of what is left: none crowds out another."""
     drafting = sorted((item for item in streams if item.n_draft), key=lambda item: item.n_draft)
     shares = []
@@ -184,7 +184,7 @@ def _share(streams: list[Work], room: int) -> tuple[tuple[int, int], ...]:
     return tuple(shares)
 
 
-def _fill(prompts: list[Work], room: int) -> list[tuple[int, int]]:
+def _fill(prompts: list[SlotWork], room: int) -> list[tuple[int, int]]:
     taken: list[tuple[int, int]] = []
     for item in prompts:
         n = min(item.n_prompt, room)

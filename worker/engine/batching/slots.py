@@ -33,7 +33,7 @@ TRANSITIONS = {
 }
 
 
-class IllegalMove(Exception):
+class IllegalSlotTransition(Exception):
     pass
 
 
@@ -64,9 +64,9 @@ class Slot:
     last_task: Task | None = None
     last_used: float = -1.0  # when it was released; below zero: never
 
-    def move(self, state: SlotState) -> None:
+    def transition_to(self, state: SlotState) -> None:
         if state not in TRANSITIONS[self.state]:
-            raise IllegalMove(f"slot {self.id}: {self.state.value} to {state.value}")
+            raise IllegalSlotTransition(f"slot {self.id}: {self.state.value} to {state.value}")
         self.state = state
 
     @property
@@ -96,30 +96,30 @@ class Slot:
 
     def common(self, prompt: Sequence[int], activation: Activation) -> int:
         """How many tokens of the prompt it remembers as they would be computed now."""
-        return min(common_prefix(self.tokens, prompt), self.activation.alike(activation))
+        return min(common_prefix(self.tokens, prompt), self.activation.common_length(activation))
 
     def begin(self, task: Task) -> None:
-        self.move(SlotState.WAITING)
+        self.transition_to(SlotState.WAITING)
         self.task = task
 
-    def remember(self, tokens: list[int], activation: Activation, checkpoints: Iterable[Checkpoint] = ()) -> None:
+    def set_contents(self, tokens: list[int], activation: Activation, checkpoints: Iterable[Checkpoint] = ()) -> None:
         """What its sequence holds now, from the first position on."""
         self.tokens, self.activation, self.checkpoints = tokens, activation, list(checkpoints)
         self.lag, self.media_done = lag(tokens), 0
 
-    def remember_media(self, token: MediaToken) -> None:
+    def append_media(self, token: MediaToken) -> None:
         self.tokens += [token] * token.n_tokens
         self.lag += token.n_tokens - token.n_pos
         self.media_done = 0
 
-    def cut(self, n: int) -> None:
+    def truncate(self, n: int) -> None:
         """Only the first n tokens are left."""
         del self.tokens[n:]
         self.lag = lag(self.tokens) if self.lag else 0
 
     def release(self, now: float) -> Task | None:
         """Back to idle; what it remembers stays for the next prompt that begins alike."""
-        self.move(SlotState.IDLE)
+        self.transition_to(SlotState.IDLE)
         task, self.task, self.leader = self.task, None, None
         if task is not None:
             task.close()

@@ -12,7 +12,7 @@ from ..llama.utf8 import incomplete_tail
 Stop = Literal["none", "eos", "word", "limit"]
 
 
-class Shown(NamedTuple):
+class TextDelta(NamedTuple):
     """What one token adds. `whole` is False while a character is incomplete: then nothing is to be decided yet."""
 
     text: str
@@ -34,25 +34,25 @@ class TextStream:
     def text(self) -> str:
         return self.data.decode("utf-8", "replace")
 
-    def add(self, piece: bytes, is_end: bool) -> Shown:
+    def add(self, piece: bytes, is_end: bool) -> TextDelta:
         """`is_end`: the token ends the generation by itself, so that nothing needs to be withheld for a match."""
         data = self.data
         data += piece
         if data and data[-1] >= 0x80 and incomplete_tail(data):
-            return Shown("", False)
+            return TextDelta("", False)
         if not self._stops:
-            return Shown(self._send(len(data)), True)
+            return TextDelta(self._send(len(data)), True)
         unsent = bytes(data[self._n_sent :])
         found = self._first_stop(unsent)
         if found is not None:
             position, word = found
             del data[self._n_sent + position :]
-            return Shown(self._send(len(data)), True, word)
+            return TextDelta(self._send(len(data)), True, word)
         if not is_end and any(partial_stop(unsent, word) for _, word in self._stops):
-            return Shown("", True)  # not even what comes before the match
-        return Shown(self._send(len(data)), True)
+            return TextDelta("", True)  # not even what comes before the match
+        return TextDelta(self._send(len(data)), True)
 
-    def cut(self, n_bytes: int) -> None:
+    def truncate(self, n_bytes: int) -> None:
         """Forgets what follows the first n bytes."""
         del self.data[n_bytes:]
 

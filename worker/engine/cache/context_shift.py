@@ -20,7 +20,7 @@ def shift_range(n_tokens: int, n_ctx: int, n_keep: int, n_discard: int) -> tuple
     return begin, begin + min(n, max(0, n_left - 1))
 
 
-def tokens_kept(n_keep: int, n_prompt: int, adds_bos: bool) -> int:
+def n_tokens_kept(n_keep: int, n_prompt: int, adds_bos: bool) -> int:
     """A request's n_keep, in which -1 stands for its whole prompt, counts no BOS that the tokenizer has added."""
     return (n_prompt if n_keep < 0 else n_keep) + adds_bos
 
@@ -29,7 +29,7 @@ def shift(slot: Slot, context: Context, n_keep: int, n_discard: int) -> tuple[in
     """For a slot whose cells are its own."""
     begin, end = shift_range(len(slot.tokens), slot.n_ctx, n_keep, n_discard)
     context.shift(slot.id, end, len(slot.tokens), begin)
-    slot.activation = slot.activation.without(begin, end)
+    slot.activation = slot.activation.with_removed(begin, end)
     del slot.tokens[begin:end]
     slot.checkpoints = []
     return begin, end

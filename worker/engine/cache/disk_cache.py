@@ -20,14 +20,14 @@ from llama_corral.common.base.errors import ServerFault
 from ..adapters.activation import Activation
 from ..batching.checkpoints import Checkpoint
 from ..batching.jobs import Job
-from .disk_files import DiskPrompt, State, encode, name_of, read, read_head, write
+from .disk_files import DiskPrompt, StateBytes, encode, name_of, read, read_head, write
 from .disk_store import DiskStore
-from .prompt_cache import Entry, best_of
+from .prompt_cache import CachedPrompt, best_of
 from .slot_files import BrokenFile, ReadMedia
 
 log = logging.getLogger("corral.engine")
 
-LEAST_TOKENS = 64
+MIN_TOKENS = 64
 """Computing fewer is as fast as reading them."""
 LARGE = 256 << 20
 """Bytes from which on a copy must not take more than half of the memory that is free: models leave when it is short."""
@@ -38,23 +38,23 @@ READ_S = 3.0
 
 
 @dataclass(frozen=True, eq=False)
-class Leaving:
+class SavablePrompt:
     """A prompt that is about to be lost. `used` is on the monotonic clock."""
 
     tokens: Sequence[int]
     activation: Activation
     checkpoints: Sequence[Checkpoint]
     n_bytes: int
-    read: Callable[[], State | None]
+    read: Callable[[], StateBytes | None]
     used: float
 
 
 @dataclass(eq=False)
-class Reading:
+class DiskRead:
     job: Job
     prompt: DiskPrompt
     done: bool = False  # written by the reading thread, last
-    entry: Entry | None = None
+    entry: CachedPrompt | None = None
 
 
 class DiskCache:
@@ -62,20 +62,20 @@ class DiskCache:
         """`wake`, called from another thread: a prompt has been read."""
         self._store, self._key, self._read_media, self._wake = store, key, read_media, wake
         self._known: list[DiskPrompt] | None = None
-        self._reading: Reading | None = None
+        self._reading: DiskRead | None = None
 
     # -- the model goes ------------------------------------------------------------------------------------------------
 
-    def save(self, prompts: Iterable[Leaving], *, for_good: bool) -> None:
+    def save(self, prompts: Iterable[SavablePrompt], *, for_good: bool) -> None:
         """`for_good`: the process ends, too. What was used last goes first, as long as time and room last."""
         if for_good and not self._store.outlives:
             return
         started = time.monotonic()
-        saved: list[Leaving] = []
+        saved: list[SavablePrompt] = []
         n_bytes = 0
         try:
             for prompt in sorted(prompts, key=lambda prompt: prompt.used, reverse=True):
-                if len(prompt.tokens) < LEAST_TOKENS or any(_covers(other, prompt) for other in saved):
+                if len(prompt.tokens) < MIN_TOKENS or any(_covers(other, prompt) for other in saved):
                     continue
                 if time.monotonic() > started + SAVE_S:
                     break
@@ -89,7 +89,7 @@ class DiskCache:
             texts = (len(saved), n_tokens, n_bytes / (1 << 20), elapsed)
             log.info("kept %d prompts on disk: %d tokens, %.1f MiB in %.2f s", *texts)
 
-    def _save(self, prompt: Leaving, deadline: float) -> bool:
+    def _save(self, prompt: SavablePrompt, deadline: float) -> bool:
         name = name_of(self._key, prompt.tokens, prompt.activation)
         used = time.time() - (time.monotonic() - prompt.used)
         if self._store.has(name, used):
@@ -123,7 +123,7 @@ class DiskCache:
     def is_reading(self) -> bool:
         return self._reading is not None and not self._reading.done
 
-    def fetched(self, job: Job, n_common: int, n_cached: int, n_elsewhere: int) -> bool:
+    def start_or_poll_disk_read(self, job: Job, n_common: int, n_cached: int, n_elsewhere: int) -> bool:
         """Whether the job can begin; if not, a prompt is being read that serves it better than `n_cached` tokens of
         which it begins with `n_common`, and than another slot with `n_elsewhere` of its beginning."""
         reading = self._reading
@@ -133,17 +133,17 @@ class DiskCache:
             return True
         self._reading = None
         tokens = job.request.tokens
-        n_least = max(n_common, n_elsewhere) + LEAST_TOKENS
+        n_least = max(n_common, n_elsewhere) + MIN_TOKENS
         if len(tokens) < n_least:
             return True
         best = best_of(self._files(), n_common, n_cached, tokens, job.activation)
-        if best is None or best.common(tokens, job.activation) < n_least or not _has_memory_for(best.facts.n_bytes):
+        if best is None or best.common(tokens, job.activation) < n_least or not _has_memory_for(best.header.n_bytes):
             return True
-        self._reading = Reading(job, best)
+        self._reading = DiskRead(job, best)
         threading.Thread(target=self._read, args=(self._reading,), name="disk", daemon=True).start()
         return False
 
-    def take(self, job: Job) -> Entry | None:
+    def take(self, job: Job) -> CachedPrompt | None:
         """What was read for it."""
         reading, self._reading = self._reading, None
         if reading is None or reading.job is not job:
@@ -152,18 +152,18 @@ class DiskCache:
             self._known.remove(reading.prompt)
         return reading.entry
 
-    def leave(self, job: Job) -> None:
+    def forget_job(self, job: Job) -> None:
         """It will not begin."""
         if self._reading is not None and self._reading.job is job:
             self._reading = None
 
-    def _read(self, reading: Reading) -> None:
+    def _read(self, reading: DiskRead) -> None:
         """On a thread of its own."""
         prompt = reading.prompt
         try:
             state, checkpoints = read(prompt, time.monotonic() + READ_S)
-            n_bytes = prompt.facts.n_bytes
-            reading.entry = Entry(list(prompt.tokens), prompt.activation, tuple(checkpoints), state, n_bytes)
+            n_bytes = prompt.header.n_bytes
+            reading.entry = CachedPrompt(list(prompt.tokens), prompt.activation, tuple(checkpoints), state, n_bytes)
             self._store.touch(prompt.path, time.time())
         except TimeoutError:
             log.warning("reading a prompt from disk takes longer than %g s: it is computed again", READ_S)
@@ -206,10 +206,10 @@ def _has_memory_for(n_bytes: int) -> bool:
     return False
 
 
-def _covers(saved: Leaving, prompt: Leaving) -> bool:
+def _covers(saved: SavablePrompt, prompt: SavablePrompt) -> bool:
     n = len(prompt.tokens)
-    return list(saved.tokens[:n]) == list(prompt.tokens) and saved.activation.alike(prompt.activation) >= n
+    return list(saved.tokens[:n]) == list(prompt.tokens) and saved.activation.common_length(prompt.activation) >= n
 
 
-def _begins(known: DiskPrompt, prompt: Leaving) -> bool:
+def _begins(known: DiskPrompt, prompt: SavablePrompt) -> bool:
     return known.common(prompt.tokens, prompt.activation) == len(known.tokens) < len(prompt.tokens)

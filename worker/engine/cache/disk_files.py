@@ -28,7 +28,7 @@ from ..batching.media_tokens import MediaToken
 from ..batching.prefix import common_prefix
 from .slot_files import BrokenFile, pack, unpack
 
-State = NDArray[np.uint8]
+StateBytes = NDArray[np.uint8]
 
 _PREAMBLE = struct.Struct("<8sIIQ16s")  # mark, version, bytes of facts, bytes of tokens, digest of both
 _MARK, VERSION = b"CORRALkv", 1
@@ -39,7 +39,7 @@ _NOBODYS = -1
 """The job of a checkpoint that an earlier process has made."""
 
 
-class Facts(msgspec.Struct, frozen=True):
+class DiskFileHeader(msgspec.Struct, frozen=True):
     key: str
     scales: tuple[float, ...]
     begin: int  # of the adapters, among the tokens
@@ -59,11 +59,11 @@ class DiskPrompt:
     path: Path
     tokens: list[int]
     activation: Activation
-    facts: Facts
+    header: DiskFileHeader
     offset: int  # of the state
 
     def common(self, tokens: Sequence[int], activation: Activation) -> int:
-        return min(common_prefix(self.tokens, tokens), self.activation.alike(activation))
+        return min(common_prefix(self.tokens, tokens), self.activation.common_length(activation))
 
 
 def name_of(key: str, tokens: Sequence[int], activation: Activation) -> str:
@@ -73,11 +73,11 @@ def name_of(key: str, tokens: Sequence[int], activation: Activation) -> str:
 
 
 def encode(
-    key: str, tokens: Sequence[int], activation: Activation, checkpoints: Sequence[Checkpoint], state: State
-) -> tuple[bytes, list[State]]:
+    key: str, tokens: Sequence[int], activation: Activation, checkpoints: Sequence[Checkpoint], state: StateBytes
+) -> tuple[bytes, list[StateBytes]]:
     """The file's beginning, and what comes after it. Raises ServerFault for an image that cannot be written."""
     parts = [state, *(checkpoint.state for checkpoint in checkpoints)]
-    facts = Facts(
+    facts = DiskFileHeader(
         key,
         activation.scales,
         activation.begin,
@@ -90,7 +90,7 @@ def encode(
     return _PREAMBLE.pack(_MARK, VERSION, len(described), len(words), digest) + described + words, parts
 
 
-def write(file: IO[bytes], head: bytes, parts: Sequence[State], deadline: float) -> bool:
+def write(file: IO[bytes], head: bytes, parts: Sequence[StateBytes], deadline: float) -> bool:
     """False: it would not be done by then, and was given up. Raises OSError."""
     started, n_all, n_done = time.monotonic(), sum(part.nbytes for part in parts), 0
     _write_all(file, memoryview(head))
@@ -121,7 +121,7 @@ def read_head(path: Path, key: str, read_media: Callable[[bytes], MediaToken | N
     if hashlib.blake2b(head, digest_size=16).digest() != digest:
         raise BrokenFile("damaged")
     try:
-        facts = msgspec.json.decode(head[:n_facts], type=Facts)
+        facts = msgspec.json.decode(head[:n_facts], type=DiskFileHeader)
     except msgspec.MsgspecError as error:
         raise BrokenFile(str(error)) from None
     if facts.key != key or min(facts.n_state, *(n for *_, n in facts.checkpoints), 1) < 1:
@@ -132,9 +132,9 @@ def read_head(path: Path, key: str, read_media: Callable[[bytes], MediaToken | N
     return DiskPrompt(path, tokens, Activation(facts.scales, facts.begin), facts, offset)
 
 
-def read(prompt: DiskPrompt, deadline: float) -> tuple[State, list[Checkpoint]]:
+def read(prompt: DiskPrompt, deadline: float) -> tuple[StateBytes, list[Checkpoint]]:
     """The state and the checkpoints. Raises OSError, BrokenFile, and TimeoutError when it would not be done by then."""
-    facts = prompt.facts
+    facts = prompt.header
     with prompt.path.open("rb", buffering=0) as file:
         file.seek(prompt.offset)
         parts = [_read_part(file, n, deadline) for n in (facts.n_state, *(n for *_, n in facts.checkpoints))]
@@ -147,7 +147,7 @@ def read(prompt: DiskPrompt, deadline: float) -> tuple[State, list[Checkpoint]]:
     return parts[0], checkpoints
 
 
-def checksum(parts: Sequence[State]) -> str:
+def checksum(parts: Sequence[StateBytes]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         n_whole = len(part) // _PAGE * _PAGE
@@ -156,7 +156,7 @@ def checksum(parts: Sequence[State]) -> str:
     return digest.hexdigest()
 
 
-def _read_part(file: IO[bytes], n_bytes: int, deadline: float) -> State:
+def _read_part(file: IO[bytes], n_bytes: int, deadline: float) -> StateBytes:
     part = np.empty(n_bytes, np.uint8)
     view, n_done = part.data, 0
     while n_done < n_bytes:

@@ -24,17 +24,17 @@ FREE_SHARE = 0.05
 _LOCK = "writing"
 
 
-class Kept(NamedTuple):
+class StoredFile(NamedTuple):
     used: float
     n_bytes: int
     name: str
 
 
-def victims(files: Iterable[Kept], n_new: int, used: float, max_bytes: int) -> list[Kept] | None:
+def victims(files: Iterable[StoredFile], n_new: int, used: float, max_bytes: int) -> list[StoredFile] | None:
     """Which files go so that a new one fits, the one used longest ago first. None: it would cost one used since."""
     files = sorted(files)
     n_over = sum(file.n_bytes for file in files) + n_new - max_bytes
-    chosen: list[Kept] = []
+    chosen: list[StoredFile] = []
     for file in files:
         if n_over <= 0:
             break
@@ -65,16 +65,16 @@ class DiskStore:
         directory = Path(self._directory.open())
         final = directory / (name + SUFFIX)
         partial = directory / f"{name}.{n_bytes}{PARTIAL}"
-        with _alone(directory):
+        with _exclusive_access(directory):
             if self._touch(final, used):
                 return True
             if not self._make_room(directory, n_bytes, used):
                 return False
-            file = locked_new(partial)
+            file = create_locked(partial)
         try:
             if not fill(file):
                 return False
-            with _alone(directory):  # nobody takes it for abandoned
+            with _exclusive_access(directory):  # nobody takes it for abandoned
                 file.close()
                 os.utime(partial, (used, used))
                 partial.replace(final)
@@ -111,10 +111,10 @@ class DiskStore:
                     if not _is_ours(entry):
                         continue
                     if entry.name.endswith(PARTIAL):
-                        n_coming += _coming(Path(entry.path))
+                        n_coming += _pending_size(Path(entry.path))
                     elif entry.name.endswith(SUFFIX):
                         facts = entry.stat(follow_symlinks=False)
-                        kept.append(Kept(facts.st_mtime, facts.st_size, entry.name))
+                        kept.append(StoredFile(facts.st_mtime, facts.st_size, entry.name))
         chosen = victims(kept, n_bytes, used, self.max_bytes - n_coming)
         if chosen is None:
             return False
@@ -127,7 +127,7 @@ class DiskStore:
         return True
 
 
-def locked_new(path: Path) -> IO[bytes]:
+def create_locked(path: Path) -> IO[bytes]:
     """Raises FileExistsError: another worker is writing the same."""
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
     file = os.fdopen(os.open(path, flags, 0o600), "wb", buffering=0)
@@ -138,7 +138,7 @@ def locked_new(path: Path) -> IO[bytes]:
     return file
 
 
-def _coming(path: Path) -> int:
+def _pending_size(path: Path) -> int:
     """How large the file will be that is being written; one whose writer is gone is removed."""
     abandoned = locked(path) if os.name == "posix" else None
     if abandoned is not None:
@@ -150,7 +150,7 @@ def _coming(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
+def _exclusive_access(directory: Path) -> Iterator[None]:
     """No other worker makes room meanwhile: between them they would have too much. Held for a moment only."""
     with (directory / _LOCK).open("ab") as file:
         with contextlib.suppress(ImportError, OSError):

@@ -30,8 +30,8 @@ def reusable_prefix(
     slot.checkpoints = [point for point in slot.checkpoints if point.last <= slot.position_after(n_past)]
     if n_past == len(prompt) and n_past > 0:
         n_past -= 1
-    if not context.keep_first(slot.id, slot.position_after(n_past)):
-        context.forget(slot.id)
+    if not context.truncate(slot.id, slot.position_after(n_past)):
+        context.clear_sequence(slot.id)
         slot.checkpoints = []
         n_past = 0
     return n_past
@@ -56,7 +56,7 @@ def _within_memory(slot: Slot, n_past: int, n_prompt: int, context: Context, n_s
 
 def _may_shift(slot: Slot, request: Generation, activation: Activation, context: Context) -> bool:
     """Cells that another sequence uses as well would move for it too: their slot gets its own first."""
-    if request.n_cache_reuse <= 0 or not context.can_shift or slot.activation.alike(activation) != ALL:
+    if request.n_cache_reuse <= 0 or not context.can_shift or slot.activation.common_length(activation) != ALL:
         return False
     if context.model.options.projector is not None:  # images cannot move
         return False
@@ -68,10 +68,10 @@ def make_private(slot: Slot, context: Context) -> bool:
     if not slot.shares_cells:
         return True
     state = context.read_state(slot.id)
-    context.forget(slot.id)
+    context.clear_sequence(slot.id)
     if state is None or not context.write_state(slot.id, state):
-        context.forget(slot.id)
-        slot.remember([], slot.activation)
+        context.clear_sequence(slot.id)
+        slot.set_contents([], slot.activation)
         return False
     slot.shares_cells = False
     return True

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-LEAST_GAIN = 64
+MIN_GAIN = 64
 """Tokens: for fewer neither a copy nor a wait pays."""
 
 
@@ -22,21 +22,22 @@ class Candidate(NamedTuple):
     can_cut: bool = True  # its memory can be copied up to n_computed
 
 
-class Source(NamedTuple):
+class PrefixSource(NamedTuple):
     slot: int
     n: int  # tokens to take over
     ready: bool  # else: wait until they are computed
 
 
-def choose_source(n_own: int, candidates: Iterable[Candidate], n_prompt: int, least_gain: int) -> Source | None:
+def choose_source(n_own: int, candidates: Iterable[Candidate], n_prompt: int, least_gain: int) -> PrefixSource | None:
     """The slot to copy from or to wait for; None when what the slot itself remembers is nearly as good.
 
     The last token of a prompt is never shared, because its logits are wanted.
     """
     candidates = list(candidates)
-    now = max((Source(c.slot, min(c.n_computed, n_prompt - 1), True) for c in candidates if c.can_cut),
+    now = max((PrefixSource(c.slot, min(c.n_computed, n_prompt - 1), True) for c in candidates if c.can_cut),
               key=lambda source: source.n, default=None)  # fmt: skip
-    later = max((Source(c.slot, min(c.n_coming, n_prompt - 1), False) for c in candidates if c.n_coming > c.n_computed),
+    later = max((PrefixSource(c.slot, min(c.n_coming, n_prompt - 1), False) for c in candidates if c.n_coming >
+    c.n_computed),
                 key=lambda source: source.n, default=None)  # fmt: skip
     n_now = max(n_own, now.n if now else 0)
     if later is not None and later.n - n_now >= least_gain:

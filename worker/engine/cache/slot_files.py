@@ -18,7 +18,7 @@ from pathlib import Path
 from llama_corral.common.base.errors import InvalidRequest, ServerFault
 
 from ..adapters.activation import Activation
-from ..batching.media_tokens import MediaToken, lag, text_of, unweave, weave
+from ..batching.media_tokens import MediaToken, insert_media_tokens, lag, split_media_tokens, text_of
 from ..batching.slots import Slot
 from ..llama.context import Context
 from ..llama.llama import C
@@ -47,7 +47,7 @@ ReadMedia = Callable[[bytes], MediaToken | None]
 def pack(tokens: Sequence[int]) -> list[int]:
     """A mark, the version, the tokens after their number, where images begin after their number, all as 32-bit words;
     then each image as bytes after their number, filled up to a whole word."""
-    plain, media = unweave(tokens)
+    plain, media = split_media_tokens(tokens)
     if not all(token.saved for _, token in media):
         raise ServerFault("Unable to save slot: an image cannot be written")
     images = b"".join(struct.pack("=I", len(token.saved)) + token.saved for _, token in media)
@@ -71,7 +71,11 @@ def unpack(words: Sequence[int], read_media: ReadMedia | None = None) -> list[in
     if len(words) < begin:
         raise BrokenFile("Unexpected end of server tokens state")
     media = _unpack_media(array("i", words[begin:]).tobytes(), n_media, read_media)
-    tokens = weave(words[3:end], list(zip(words[end + 1 : begin], media, strict=True))) if media else list(words[3:end])
+    tokens = (
+        insert_media_tokens(words[3:end], list(zip(words[end + 1 : begin], media, strict=True)))
+        if media
+        else list(words[3:end])
+    )
     if tokens is None:
         raise BrokenFile("Invalid tokens in slot save file")
     return tokens
@@ -117,8 +121,8 @@ def save(slot: Slot, context: Context, path: Path) -> SlotFile:
 def restore(slot: Slot, context: Context, path: Path, activation: Activation, read_media: ReadMedia | None) -> SlotFile:
     """Raises InvalidRequest; then the slot remembers nothing. A file knows no adapters: `activation` stands in."""
     started = time.monotonic()
-    context.forget(slot.id)
-    slot.remember([], activation)
+    context.clear_sequence(slot.id)
+    slot.set_contents([], activation)
     try:
         words, n_bytes = _load(slot.id, context, path)
         tokens = unpack(words, read_media)
@@ -128,9 +132,9 @@ def restore(slot: Slot, context: Context, path: Path, activation: Activation, re
         if not context.model.vocab.contains(text_of(tokens)) or context.last_position(slot.id) + 1 != n_positions:
             raise BrokenFile("Invalid tokens in slot save file")
     except BrokenFile as error:
-        context.forget(slot.id)
+        context.clear_sequence(slot.id)
         raise InvalidRequest(f"Unable to restore slot: {error}") from None
-    slot.remember(tokens, activation)
+    slot.set_contents(tokens, activation)
     return SlotFile(slot.id, len(tokens), n_bytes, 1e3 * (time.monotonic() - started))
 
 

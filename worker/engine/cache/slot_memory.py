@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..adapters.activation import activation
 from ..adapters.lora import Adapters
-from ..batching.checkpoints import Checkpoint, Rules
+from ..batching.checkpoints import Checkpoint, CheckpointRules
 from ..batching.jobs import EmbeddingTask, GenerationTask, Job
 from ..batching.media_tokens import lag, text_end
 from ..batching.prefix import common_prefix
@@ -23,10 +23,10 @@ from ..batching.slots import Leader, Slot, SlotState
 from ..llama.context import Context
 from ..llama.model import Model
 from ..messages import Generation
-from .disk_cache import DiskCache, Leaving
+from .disk_cache import DiskCache, SavablePrompt
 from .prefix_reuse import make_private, reusable_prefix
-from .prefix_sharing import LEAST_GAIN, Candidate, choose_source
-from .prompt_cache import Entry, PromptCache, State, worth_a_look
+from .prefix_sharing import MIN_GAIN, Candidate, choose_source
+from .prompt_cache import CachedPrompt, PromptCache, StateBytes, should_search_cache
 from .slot_files import ReadMedia, SlotFile, restore
 
 log = logging.getLogger("corral.engine")
@@ -35,7 +35,7 @@ COPY_COST = 16
 """Copying a cell takes at most a sixteenth of computing it. With split KV a copy is one of all cells of a slot."""
 
 
-class Memory:
+class SlotCache:
     def __init__(
         self,
         model: Model,
@@ -53,14 +53,14 @@ class Memory:
             log.debug("__TEST_TAG_CACHE_IDLE_SLOTS_ENABLED__")
         elif options.cache_idle_slots:
             log.info("--cache-idle-slots requires --cache-ram: it is off")
-        forgets = self._n_swa > 0 or not context.goes_back
+        forgets = self._n_swa > 0 or not context.can_truncate
         n_checkpoints = options.n_checkpoints if forgets and not options.embeddings else 0
-        self._rules = Rules(n_checkpoints, options.checkpoint_min_step, context.n_batch, context.n_ubatch)
-        self._least_gain = LEAST_GAIN if options.kv_unified else max(LEAST_GAIN, context.n_ctx_slot // COPY_COST)
+        self._rules = CheckpointRules(n_checkpoints, options.checkpoint_min_step, context.n_batch, context.n_ubatch)
+        self._least_gain = MIN_GAIN if options.kv_unified else max(MIN_GAIN, context.n_ctx_slot // COPY_COST)
 
     # -- a prompt begins -----------------------------------------------------------------------------------------------
 
-    def fetched(self, job: Job, facts: SlotFacts) -> bool:
+    def start_or_poll_disk_read(self, job: Job, facts: SlotFacts) -> bool:
         """False: what is on disk serves the prompt better than the chosen slot, and is being read."""
         request = job.request
         if self._disk is None or not isinstance(request, Generation) or not request.cache_prompt:
@@ -71,18 +71,18 @@ class Memory:
             n_common, n_cached = kept.common(request.tokens, job.activation), len(kept.tokens)
         others = [self._candidate(other, job) for other in self._slots if other.id != facts.id]
         n_elsewhere = max((max(c.n_computed if c.can_cut else 0, c.n_coming) for c in others), default=0)
-        return self._disk.fetched(job, n_common, n_cached, n_elsewhere)
+        return self._disk.start_or_poll_disk_read(job, n_common, n_cached, n_elsewhere)
 
     @property
-    def is_fetching(self) -> bool:
+    def is_reading_disk(self) -> bool:
         return self._disk is not None and self._disk.is_reading
 
-    def leave(self, job: Job) -> None:
+    def forget_job(self, job: Job) -> None:
         """It has ended, perhaps before it began."""
         if self._disk is not None:
-            self._disk.leave(job)
+            self._disk.forget_job(job)
 
-    def exchange(self, slot: Slot, job: Job, facts: SlotFacts) -> None:
+    def swap_prompt(self, slot: Slot, job: Job, facts: SlotFacts) -> None:
         """What the chosen slot is about to lose goes to host memory, what serves the prompt better comes from there,
         or from disk."""
         request = job.request
@@ -91,7 +91,7 @@ class Memory:
         entry = self._disk.take(job) if self._disk is not None else None
         if entry is not None:
             log.info("slot %d: %d tokens come back from disk", slot.id, len(entry.tokens))
-        looks = worth_a_look(facts, len(request.tokens), job.id_slot, self._options.slot_prompt_similarity)
+        looks = should_search_cache(facts, len(request.tokens), job.id_slot, self._options.slot_prompt_similarity)
         if self._prompts is not None and (looks or entry is not None):
             log.debug("updating prompt cache")
             self._save(slot)
@@ -102,18 +102,18 @@ class Memory:
         if entry is not None:
             self._put(slot, entry)
 
-    def _put(self, slot: Slot, entry: Entry) -> None:
+    def _put(self, slot: Slot, entry: CachedPrompt) -> None:
         self.clear(slot)
         n_positions = len(entry.tokens) - lag(entry.tokens)
         fits = len(entry.tokens) <= slot.n_ctx and self._context.write_state(slot.id, entry.state)
         if fits and self._context.last_position(slot.id) + 1 == n_positions:
-            slot.remember(list(entry.tokens), entry.activation, entry.checkpoints)
+            slot.set_contents(list(entry.tokens), entry.activation, entry.checkpoints)
         else:
             log.warning("slot %d: no room for a kept prompt of %d tokens", slot.id, len(entry.tokens))
             self.clear(slot)
 
-    def share(self, slot: Slot, job: Job) -> bool:
-        """Takes over what another slot has computed of the prompt. False: waiting for it pays, see `done_waiting`."""
+    def share_prefix(self, slot: Slot, job: Job) -> bool:
+        """Takes over what another slot has computed of the prompt. False: waiting for it pays, see `waiters_ready`."""
         slot.leader = None
         request = job.request
         if not isinstance(request, Generation) or not request.cache_prompt or len(self._slots) == 1:
@@ -130,7 +130,7 @@ class Memory:
             self.copy(other, slot)
         return True
 
-    def done_waiting(self) -> list[Slot]:
+    def waiters_ready(self) -> list[Slot]:
         """Those whose beginning another slot has computed by now, or gave up; in order of arrival."""
         followers = [(slot, slot.leader) for slot in self._slots if slot.leader is not None]
         done = [slot for slot, leader in followers if not self._is_computing(leader)]
@@ -141,10 +141,10 @@ class Memory:
         task = slot.task if slot.state is SlotState.PROMPT else None
         return task is not None and task.job.id == leader.job and len(slot.tokens) < leader.n
 
-    def recall(self, slot: Slot, job: Job) -> int:
+    def reuse_prefix(self, slot: Slot, job: Job) -> int:
         """Cuts what the slot remembers to what the prompt begins with; returns how many tokens that are."""
         n_past = reusable_prefix(slot, job.request, job.activation, self._context, self._n_swa)
-        slot.cut(n_past)
+        slot.truncate(n_past)
         slot.activation = job.activation
         if not n_past:
             slot.shares_cells = False
@@ -152,7 +152,7 @@ class Memory:
 
     def copy(self, source: Slot, target: Slot) -> None:
         """In a pool that all draw from, both use the same cells then, unless these are a window's, which slides on."""
-        target.remember(list(source.tokens), source.activation, source.checkpoints)
+        target.set_contents(list(source.tokens), source.activation, source.checkpoints)
         if self._options.kv_unified and self._n_swa and self._copy_cells(source, target):
             target.shares_cells = False
             return
@@ -162,12 +162,12 @@ class Memory:
 
     def _copy_cells(self, source: Slot, target: Slot) -> bool:
         state = self._context.read_state(source.id)
-        self._context.forget(target.id)
+        self._context.clear_sequence(target.id)
         return state is not None and self._context.write_state(target.id, state)
 
     # -- a prompt is computed ------------------------------------------------------------------------------------------
 
-    def stretch(self, slot: Slot, n_prompt: int) -> int:
+    def next_prompt_length(self, slot: Slot, n_prompt: int) -> int:
         """How many tokens of its prompt the next batch may have: others may wait for a state in between."""
         n_now = len(slot.tokens)
         ends = [other.leader.n for other in self._slots if other.leader is not None and other.leader.slot == slot.id]
@@ -176,7 +176,7 @@ class Memory:
         if slot.task is not None and slot.task.request.media:
             ends.append(text_end(slot.task.request.media, n_now, n_prompt))
         end = min((end for end in ends if n_now < end < n_prompt), default=n_prompt)
-        return slot.activation.stretch(n_now, end)
+        return slot.activation.uniform_length(n_now, end)
 
     def make_checkpoints(self, prompts: Iterable[tuple[int, int]]) -> None:
         """Before a batch with so many tokens of the prompts of these slots is computed."""
@@ -207,7 +207,7 @@ class Memory:
                 if self._options.kv_unified:
                     self.clear(slot)
 
-    def forget_idle_slot(self) -> bool:
+    def clear_idle_slot(self) -> bool:
         """Gives the cells of one idle slot back to the pool, if there is a pool."""
         idle = [slot for slot in self._slots if slot.idle and slot.tokens]
         if not idle or not self._options.kv_unified:
@@ -217,7 +217,7 @@ class Memory:
         self.clear(slot)
         return True
 
-    def own_cells(self, slot: Slot) -> bool:
+    def make_cells_private(self, slot: Slot) -> bool:
         """Before positions move. False: there is no room, and it has forgotten everything."""
         return make_private(slot, self._context)
 
@@ -231,15 +231,15 @@ class Memory:
         self.clear(slot)
         return n_tokens
 
-    def settle(self, slot: Slot, *, keeps: bool) -> None:
+    def finish_task(self, slot: Slot, *, keeps: bool) -> None:
         """Its task is over. What is there of an image that nobody waits for any more goes in any case."""
-        if not keeps or (slot.media_done and not self._context.keep_first(slot.id, slot.position)):
+        if not keeps or (slot.media_done and not self._context.truncate(slot.id, slot.position)):
             self.clear(slot)
         slot.media_done = 0
 
     def clear(self, slot: Slot) -> None:
-        self._context.forget(slot.id)
-        slot.remember([], slot.activation)
+        self._context.clear_sequence(slot.id)
+        slot.set_contents([], slot.activation)
         slot.shares_cells = False
 
     # -- the model goes ------------------------------------------------------------------------------------------------
@@ -247,16 +247,16 @@ class Memory:
     def save_to_disk(self, *, for_good: bool) -> None:
         """What idle slots and host memory hold, until the model comes back; `for_good`: as another process."""
         if self._disk is not None:
-            self._disk.save(self._leaving(), for_good=for_good)
+            self._disk.save(self._savable_prompts(), for_good=for_good)
 
-    def _leaving(self) -> Iterator[Leaving]:
+    def _savable_prompts(self) -> Iterator[SavablePrompt]:
         for slot in self._slots:
             if slot.idle and slot.tokens:
                 n_bytes, read = self._context.state_size(slot.id), partial(self._context.read_state, slot.id)
-                yield Leaving(slot.tokens, slot.activation, slot.checkpoints, n_bytes, read, slot.last_used)
+                yield SavablePrompt(slot.tokens, slot.activation, slot.checkpoints, n_bytes, read, slot.last_used)
         for entry in self._prompts.entries if self._prompts is not None else ():
             given = partial(_given, entry.state)
-            yield Leaving(entry.tokens, entry.activation, entry.checkpoints, entry.n_bytes, given, entry.used)
+            yield SavablePrompt(entry.tokens, entry.activation, entry.checkpoints, entry.n_bytes, given, entry.used)
 
     def _save(self, slot: Slot) -> bool:
         if self._prompts is None or not slot.tokens:
@@ -279,19 +279,19 @@ class Memory:
             return Candidate(other.id, 0)
         n_computed, n_coming = other.common(prompt, job.activation), 0
         if other.state is SlotState.PROMPT and task is not None:
-            n_coming = min(common_prefix(task.prompt, prompt), other.activation.alike(job.activation))
+            n_coming = min(common_prefix(task.prompt, prompt), other.activation.common_length(job.activation))
         is_all = n_computed == len(other.tokens) and not other.media_done
-        if not self._context.goes_back:
+        if not self._context.can_truncate:
             can_cut = is_all and n_computed < len(prompt)
         else:
-            can_cut = not self._n_swa or is_all or self._reaches_back(other, n_computed)
+            can_cut = not self._n_swa or is_all or self._can_truncate_to(other, n_computed)
         return Candidate(other.id, n_computed, n_coming, can_cut)
 
-    def _reaches_back(self, slot: Slot, n: int) -> bool:
+    def _can_truncate_to(self, slot: Slot, n: int) -> bool:
         return 0 <= self._context.first_position(slot.id) < max(0, slot.position_after(n) - self._n_swa)
 
 
-def _given(state: State) -> State:
+def _given(state: StateBytes) -> StateBytes:
     return state
 
 

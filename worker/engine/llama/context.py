@@ -36,13 +36,13 @@ class Context:
         if not self.pointer:
             why = complaints[0] if complaints else "llama.cpp gave no reason"
             raise LoadError(f"failed to create a context for '{model.options.model}': {why}")
-        self.memory: int | None = C.llama_get_memory(self.pointer) or None
+        self.kv_cache: int | None = C.llama_get_memory(self.pointer) or None
         self.n_ctx: int = C.llama_n_ctx(self.pointer)
         self.n_ubatch: int = C.llama_n_ubatch(self.pointer)
         self.causal: bool = C.llama_get_causal_attn(self.pointer)
         n_batch = C.llama_n_batch(self.pointer)
         # without memory, or without a causal mask, the whole batch is one physical batch
-        self.n_batch: int = n_batch if self.causal and self.memory else min(n_batch, self.n_ubatch)
+        self.n_batch: int = n_batch if self.causal and self.kv_cache else min(n_batch, self.n_ubatch)
         self.pooling: int = C.llama_pooling_type(self.pointer)
         self.n_vocab = model.vocab.n_vocab
         self._embeddings: bool | None = None
@@ -53,7 +53,7 @@ class Context:
     def close(self) -> None:
         if self.pointer:
             C.llama_free(self.pointer)
-            self.pointer = self.memory = None
+            self.pointer = self.kv_cache = None
 
     @property
     def pooling_name(self) -> str:
@@ -68,7 +68,7 @@ class Context:
     @property
     def embeds_in_pieces(self) -> bool:
         """Whether the input of an embedding may be cut into several batches."""
-        if self.memory is None:
+        if self.kv_cache is None:
             return False
         return self.pooling == _POOLING_LAST or (self.pooling == _POOLING_RANK and self.causal)
 
@@ -104,17 +104,17 @@ class Context:
         vocab = self.model.vocab
         tokens = [token for token in (vocab.bos, vocab.eos) if token >= 0] or [0]
         if self.model.has_encoder:
-            C.llama_encode(self.pointer, self._alone(tokens))
+            C.llama_encode(self.pointer, self._decode_alone(tokens))
             start = C.llama_model_decoder_start_token(self.model.pointer)
             tokens = [start if start >= 0 else tokens[0]]
         if self.model.has_decoder:
-            C.llama_decode(self.pointer, self._alone(tokens[: self.n_batch]))
-        if self.memory is not None:
-            C.llama_memory_clear(self.memory, True)
+            C.llama_decode(self.pointer, self._decode_alone(tokens[: self.n_batch]))
+        if self.kv_cache is not None:
+            C.llama_memory_clear(self.kv_cache, True)
         C.llama_synchronize(self.pointer)
         C.llama_perf_context_reset(self.pointer)
 
-    def _alone(self, tokens: list[int]) -> Any:
+    def _decode_alone(self, tokens: list[int]) -> Any:
         self._warm_up_batch = batch = Batch(len(tokens))  # kept, since llama.cpp reads from it
         batch.add_run(tokens, 0, 0, output=self.model.options.embeddings)
         batch.want_output(len(tokens) - 1)
@@ -135,7 +135,7 @@ class Context:
     def token_embedding(self, row: int, n: int) -> NDArray[np.float32] | None:
         return _copy(fast.embeddings_ith(self.pointer, row), n)
 
-    def give_hidden_states(self) -> None:
+    def enable_hidden_states(self) -> None:
         """Of every row from now on, what the last layer makes of it: for an MTP head."""
         EXT.llama_set_embeddings_nextn(self.pointer, True, False)
 
@@ -148,31 +148,31 @@ class Context:
 
     # -- sequence memory ---------------------------------------------------------------------------------------------
 
-    def keep_first(self, sequence: int, n: int) -> bool:
+    def truncate(self, sequence: int, n: int) -> bool:
         """Forgets all after the first n positions; False: impossible for this memory, nothing was done."""
-        return self.memory is None or bool(fast.seq_rm(self.memory, sequence, n, -1))
+        return self.kv_cache is None or bool(fast.seq_rm(self.kv_cache, sequence, n, -1))
 
-    def forget(self, sequence: int) -> None:
-        if self.memory is not None:
-            fast.seq_rm(self.memory, sequence, -1, -1)
+    def clear_sequence(self, sequence: int) -> None:
+        if self.kv_cache is not None:
+            fast.seq_rm(self.kv_cache, sequence, -1, -1)
 
     def copy_sequence(self, source: int, target: int) -> None:
         """Whole sequences only: a part of one aborts the process when the KV pool is split."""
-        if self.memory is not None:
-            fast.seq_rm(self.memory, target, -1, -1)
-            fast.seq_cp(self.memory, source, target, -1, -1)
+        if self.kv_cache is not None:
+            fast.seq_rm(self.kv_cache, target, -1, -1)
+            fast.seq_cp(self.kv_cache, source, target, -1, -1)
 
     @property
     def can_shift(self) -> bool:
-        return self.memory is not None and bool(C.llama_memory_can_shift(self.memory))
+        return self.kv_cache is not None and bool(C.llama_memory_can_shift(self.kv_cache))
 
     def shift(self, sequence: int, begin: int, end: int, to: int) -> None:
         """Moves positions begin … end down to `to`, forgetting what lies between."""
-        C.llama_memory_seq_rm(self.memory, sequence, to, begin)
-        C.llama_memory_seq_add(self.memory, sequence, begin, end, to - begin)
+        C.llama_memory_seq_rm(self.kv_cache, sequence, to, begin)
+        C.llama_memory_seq_add(self.kv_cache, sequence, begin, end, to - begin)
 
     @property
-    def goes_back(self) -> bool:
+    def can_truncate(self) -> bool:
         """Whether a sequence can be cut anywhere: recurrent memories know their latest state only."""
         model = self.model.pointer
         return not (C.llama_model_is_recurrent(model) or C.llama_model_is_hybrid(model))
@@ -198,10 +198,10 @@ class Context:
         return bool(n == state.nbytes)
 
     def first_position(self, sequence: int) -> int:
-        return -1 if self.memory is None else int(fast.seq_pos_min(self.memory, sequence))
+        return -1 if self.kv_cache is None else int(fast.seq_pos_min(self.kv_cache, sequence))
 
     def last_position(self, sequence: int) -> int:
-        return -1 if self.memory is None else int(fast.seq_pos_max(self.memory, sequence))
+        return -1 if self.kv_cache is None else int(fast.seq_pos_max(self.kv_cache, sequence))
 
     def _params(self, o: EngineOptions) -> Any:
         p = C.llama_context_default_params()
@@ -239,7 +239,7 @@ class HeadContext(Context):
         EXT.llama_set_embeddings_nextn(self.pointer, True, True)
 
     @property
-    def goes_back(self) -> bool:
+    def can_truncate(self) -> bool:
         return True
 
     def hidden_state(self, row: int) -> NDArray[np.float32]:

@@ -40,7 +40,7 @@ class _Properties(ctypes.Structure):
 
 
 @dataclass(frozen=True)
-class Device:
+class BackendDevice:
     name: str
     description: str
     is_cpu: bool
@@ -49,7 +49,7 @@ class Device:
     pointer: int
 
 
-def list_devices() -> list[Device]:
+def list_devices() -> list[BackendDevice]:
     start_backends()
     return [_device(_get(i)) for i in range(_count())]
 
@@ -64,10 +64,10 @@ def describe_devices() -> str:
     return "\n".join(["Available devices:", *(lines or ["  (none)"])])
 
 
-def _device(pointer: int) -> Device:
+def _device(pointer: int) -> BackendDevice:
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
     _memory(pointer, ctypes.byref(free), ctypes.byref(total))
-    return Device(
+    return BackendDevice(
         _name(pointer).decode(),
         _description(pointer).decode(),
         _type(pointer) == _CPU,

@@ -63,7 +63,7 @@ class NgramSizes:
 
 
 @dataclass(frozen=True)
-class DraftOptions:
+class SpeculationOptions:
     kinds: tuple[str, ...]
     n_max: int
     n_min: int
@@ -146,7 +146,7 @@ class EngineOptions:
     control_vector_layers: tuple[int, int] = (0, 0)  # first and last, 0: of the model
     projector: ProjectorOptions | None = None
     sleep_idle_seconds: float = -1.0  # -1: never
-    drafts: DraftOptions | None = None  # None: no speculative decoding
+    drafts: SpeculationOptions | None = None  # None: no speculative decoding
 
     @property
     def stages(self) -> list[str]:
@@ -156,7 +156,7 @@ class EngineOptions:
         return [stage for stage, is_loaded in stages.items() if is_loaded]
 
 
-def _longest(kinds: tuple[str, ...], o: DraftOptions) -> int:
+def _longest(kinds: tuple[str, ...], o: SpeculationOptions) -> int:
     lengths = {
         "ngram-simple": o.ngram_simple.n_draft,
         "ngram-map-k": o.ngram_map_k.n_draft,

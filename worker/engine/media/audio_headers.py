@@ -10,7 +10,7 @@ import struct
 
 from llama_corral.common.base.errors import InvalidRequest
 
-LONGEST_S = 4 * 3600
+MAX_LENGTH_S = 4 * 3600
 """A gigabyte once decoded."""
 
 
@@ -67,5 +67,5 @@ def _checked_wav(data: bytes) -> bytes:
 
 
 def _check_length(n_samples: int, rate: int) -> None:
-    if n_samples and (not rate or n_samples / rate > LONGEST_S):
-        raise InvalidRequest(f"the audio file is longer than {LONGEST_S // 3600} hours, or says so")
+    if n_samples and (not rate or n_samples / rate > MAX_LENGTH_S):
+        raise InvalidRequest(f"the audio file is longer than {MAX_LENGTH_S // 3600} hours, or says so")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from ..batching.decode import Compute, Filled
+from ..batching.decode import BatchDecoder, PreparedBatch
 from ..batching.jobs import Job, Task
 from ..batching.media_tokens import chunk_at, content_of
 from ..batching.scheduler import BatchPlan
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from .projector import Embeddings, Projector
 
 
-class Encoding:
+class MediaEncoder:
     def __init__(self, projector: Projector, wake: Callable[[], None]) -> None:
         """`wake`, called from another thread: `results` has something new."""
         self.projector, self._wake = projector, wake
         self._thread = ThreadPoolExecutor(1, "encoder")
-        self._asked: dict[Job, tuple[Sequence[MediaChunk], Future[list[Embeddings]]]] = {}
+        self._requested: dict[Job, tuple[Sequence[MediaChunk], Future[list[Embeddings]]]] = {}
 
     def close(self) -> None:
         """Frees the projector. What is being encoded cannot be interrupted."""
@@ -36,11 +36,11 @@ class Encoding:
 
     @property
     def pending(self) -> bool:
-        return any(not future.done() for _, future in self._asked.values())
+        return any(not future.done() for _, future in self._requested.values())
 
-    def of(self, job: Job, chunk: MediaChunk) -> Embeddings | None:
+    def get_or_start(self, job: Job, chunk: MediaChunk) -> Embeddings | None:
         """What the model reads in the chunk's place. None: it is being encoded. Raises what encoding has raised."""
-        chunks, future = self._asked.get(job, ((), None))
+        chunks, future = self._requested.get(job, ((), None))
         if future is None or chunk not in chunks:
             self._ask(job, chunk)
             return None
@@ -58,31 +58,31 @@ class Encoding:
         if first := next(coming, None):
             self._ask(task.job, first)
 
-    def fill(self, plan: BatchPlan, slots: Sequence[Slot], compute: Compute) -> Filled:
+    def fill(self, plan: BatchPlan, slots: Sequence[Slot], decoder: BatchDecoder) -> PreparedBatch:
         """The batch of a plan for media: an image or a stretch of audio of one slot, or a part of it."""
         slot = slots[plan.prompts[0][0]]
         task = slot.task
         chunk = chunk_at(task.request.media, len(slot.tokens)) if task is not None else None
         assert task is not None
         assert chunk is not None
-        vectors, content = self.of(task.job, chunk), content_of(chunk)
+        vectors, content = self.get_or_start(task.job, chunk), content_of(chunk)
         assert vectors is not None
         if slot.media_done + plan.prompts[0][1] == chunk.n_tokens:
-            self._go_on(task.job, chunk)
+            self._start_next(task.job, chunk)
         positions = self.projector.positions(content, slot.position)
-        return compute.fill_media(plan, vectors, positions, causal=not content.non_causal)
+        return decoder.fill_media(plan, vectors, positions, causal=not content.non_causal)
 
     def end(self, job: Job) -> None:
         """The job's prompt is computed, or nobody waits for it any more. Gives its images' memory back."""
-        _, future = self._asked.pop(job, ((), None))
+        _, future = self._requested.pop(job, ((), None))
         if future is not None:
             future.cancel()
         for chunk in job.request.media:
             content_of(chunk).prepared = None
 
-    def _go_on(self, job: Job, chunk: MediaChunk) -> None:
+    def _start_next(self, job: Job, chunk: MediaChunk) -> None:
         """The chunk is about to be read: if it is the last that is encoded, the next one's turn comes."""
-        chunks, future = self._asked[job]
+        chunks, future = self._requested[job]
         n_encoded = len(future.result())
         if chunk is chunks[n_encoded - 1] and n_encoded < len(chunks):
             self._ask(job, chunks[n_encoded])
@@ -91,5 +91,5 @@ class Encoding:
         chunks = [chunk for chunk in job.request.media if chunk.start >= first.start]
         prepared = [data for chunk in chunks if (data := content_of(chunk).prepared) is not None]
         future = self._thread.submit(self.projector.encode, prepared)
-        self._asked[job] = chunks, future
+        self._requested[job] = chunks, future
         future.add_done_callback(lambda _: self._wake())

@@ -18,7 +18,7 @@ import numpy as np
 from llama_corral.common.base.errors import InvalidRequest
 from numpy.typing import NDArray
 
-from ..batching.media_tokens import Content, MediaToken
+from ..batching.media_tokens import MediaContent, MediaToken
 from ..llama.devices import find_device, list_devices
 from ..llama.errors import EncodeError, LoadError
 from ..llama.llama import C, complaints
@@ -34,7 +34,7 @@ from .video_files import NO_FFMPEG, is_webp, may_be_video
 Embeddings = NDArray[np.float32]
 
 
-class Prepared:
+class PreparedMedia:
     """Owns an mtmd_input_chunk with its pixels or samples."""
 
     def __init__(self, chunk: Any) -> None:
@@ -135,11 +135,11 @@ class Projector:
                 tokens += words[: n.value]
                 continue
             token = token_of(chunk)
-            content = Content(
+            content = MediaContent(
                 "image" if kind == M.MTMD_INPUT_CHUNK_TYPE_IMAGE else "audio",
                 token,
                 M.mtmd_decode_use_non_causal(context, chunk),
-                Prepared(chunk),
+                PreparedMedia(chunk),
             )
             id = text(M.mtmd_input_chunk_get_id(chunk))
             media.append(MediaChunk(len(tokens), token.n_tokens, token.n_pos, id, content))
@@ -155,7 +155,7 @@ class Projector:
             stack.callback(M.mtmd_batch_free, batch)
             taken = []
             for prepared in media:
-                if not isinstance(prepared, Prepared) or M.mtmd_batch_add_chunk(batch, prepared.pointer):
+                if not isinstance(prepared, PreparedMedia) or M.mtmd_batch_add_chunk(batch, prepared.pointer):
                     break
                 taken.append(prepared.pointer)
             if not taken or M.mtmd_batch_encode(batch):
@@ -169,10 +169,10 @@ class Projector:
             raise EncodeError("failed to process mtmd chunk")
         return np.ctypeslib.as_array(values, shape).copy()
 
-    def positions(self, content: Content, first: int) -> NDArray[np.int32]:
+    def positions(self, content: MediaContent, first: int) -> NDArray[np.int32]:
         """Of each token, one row; four rows with M-RoPE: time, y, x and one that is not used."""
         token, prepared = content.token, content.prepared
-        assert isinstance(prepared, Prepared)
+        assert isinstance(prepared, PreparedMedia)
         if not self.mrope:
             return np.arange(first, first + token.n_tokens, dtype=np.int32)[None]
         if content.kind == "audio":

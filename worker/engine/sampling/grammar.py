@@ -26,15 +26,15 @@ ROOT = b"root"
 MAX_NESTING = 2000
 """Of parentheses: llama.cpp's parser calls itself for each level, and ends the process at some ten thousand."""
 
-MOST_REPEATED = 1 << 22
+MAX_REPEATED = 1 << 22
 """Characters that all repetitions of a grammar come to, at most: each of them is written out when it is parsed."""
 
-MOST_CHARACTERS = 1 << 22
+MAX_CHARACTERS = 1 << 22
 
 NOTICEABLE_SECONDS = 0.001
 
 SLOW_SECONDS = 0.25
-MOST_SLOW_SECONDS = 5.0
+MAX_SLOW_SECONDS = 5.0
 """For one answer, of the single questions to a grammar that take longer than that. Nobody else is served meanwhile."""
 
 LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"?|\[(?:[^\]\\]|\\.)*\]?|#[^\n]*', re.DOTALL)
@@ -43,7 +43,7 @@ LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"?|\[(?:[^\]\\]|\\.)*\]?|#[^\n]*', re.DOT
 _PART = re.compile(LITERAL.pattern + r"|\{[^{}]*\}|\s+|[^\s\"\[#{}]+|.", re.DOTALL)
 
 
-class Constraint:
+class GrammarConstraint:
     """`close()` frees it."""
 
     def __init__(self, grammar: Grammar, vocab: Vocab) -> None:
@@ -61,7 +61,7 @@ class Constraint:
                 self.close()
                 piece = vocab.piece(token).decode("utf-8", "replace")
                 raise refused(f"Unexpected empty grammar stack after accepting piece: {piece} ({token})")
-            self._tell(token)
+            self._feed(token)
 
     def close(self) -> None:
         C.llama_sampler_free(self._pointer)
@@ -81,25 +81,25 @@ class Constraint:
         """Gives every forbidden one of the candidates, a reference to llama.cpp's array, a logit of minus infinity."""
         begun = time.monotonic()
         C.llama_sampler_apply(self._pointer, candidates)
-        self._took(time.monotonic() - begun)
+        self._note_duration(time.monotonic() - begun)
 
-    def _tell(self, token: int) -> None:
+    def _feed(self, token: int) -> None:
         begun = time.monotonic()
         # whoever keeps the GIL for long holds up the event loop, and with it all that needs no engine
         (C.llama_sampler_accept if self._is_slow else fast.accept)(self._pointer, token)
-        self._took(time.monotonic() - begun)
+        self._note_duration(time.monotonic() - begun)
 
-    def _took(self, seconds: float) -> None:
+    def _note_duration(self, seconds: float) -> None:
         self._is_slow = seconds > NOTICEABLE_SECONDS
         if seconds > SLOW_SECONDS:
             self._slow_seconds += seconds
-            if self._slow_seconds > MOST_SLOW_SECONDS:
+            if self._slow_seconds > MAX_SLOW_SECONDS:
                 raise InvalidRequest("the grammar takes too long to be followed: it is too ambiguous or too large")
 
     def accept(self, token: int) -> None:
         """The token has been chosen; `allows` must have said yes if the grammar `applies`."""
         if self._triggers is None:
-            self._tell(token)
+            self._feed(token)
             return
         if self._vocab.is_eog(token):
             return  # the end of the answer, not a part of its text
@@ -110,11 +110,11 @@ class Constraint:
         for past in replayed:
             if not self.allows(past):
                 raise ServerFault("the grammar does not allow the text that triggers it")
-            self._tell(past)
+            self._feed(past)
 
 
 def _parsed(text: str, vocab: Vocab) -> Any:
-    if len(text) > MOST_CHARACTERS or _repeated(text) > MOST_REPEATED:
+    if len(text) > MAX_CHARACTERS or _repeated(text) > MAX_REPEATED:
         raise refused("the grammar is too large")
     if "\0" not in text and _nesting(text) <= MAX_NESTING:
         parsed = C.llama_sampler_init_grammar(vocab.pointer, text.encode("utf-8", "replace"), ROOT)
@@ -163,7 +163,7 @@ class _Triggers:
         self._patterns = [(_compiled(trigger), trigger.kind) for trigger in triggers if trigger.kind != "token"]
         self._text = bytearray()
         self._said: list[int] = []
-        self._thought = _Thought(grammar.thinking) if grammar.thinking else None
+        self._thought = _ThoughtScanner(grammar.thinking) if grammar.thinking else None
         self._from = 0  # where the thoughts have ended
 
     def look(self, token: int) -> Sequence[int] | None:
@@ -205,7 +205,7 @@ class _Triggers:
         return [letters[byte] for byte in data]
 
 
-class _Thought:
+class _ThoughtScanner:
     """What an answer may begin with, between two marks; the prompt may have opened it."""
 
     def __init__(self, thinking: Thinking) -> None:

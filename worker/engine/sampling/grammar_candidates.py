@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..llama.llama import C
 from ..llama.vocab import Vocab
-from .grammar import LITERAL, Constraint
+from .grammar import LITERAL, GrammarConstraint
 
 Ids = NDArray[np.int32]
 
@@ -96,10 +96,10 @@ def _tree(vocab: Vocab) -> _PrefixTree:
         return tree
 
 
-class Narrowing:
+class GrammarPrefilter:
     """Asks one grammar about many tokens."""
 
-    def __init__(self, constraint: Constraint, vocab: Vocab, top_k: int, many: int = MANY) -> None:
+    def __init__(self, constraint: GrammarConstraint, vocab: Vocab, top_k: int, many: int = MANY) -> None:
         """`top_k`: how many of the likeliest allowed tokens are all that matter, 0 if every one does."""
         self.is_partial = False
         """Whether `allowed` has last left out tokens that are allowed too."""

@@ -21,11 +21,11 @@ from ..llama.context import Context
 from ..llama.llama import C, fast
 from ..llama.vocab import Vocab
 from ..messages import Sampling, Thinking
-from .grammar import Constraint, prefill_tokens
-from .grammar_candidates import CANDIDATE, SMALL_VOCAB, Narrowing, prunable
-from .thinking_budget import Budget
+from .grammar import GrammarConstraint, prefill_tokens
+from .grammar_candidates import CANDIDATE, SMALL_VOCAB, GrammarPrefilter, prunable
+from .thinking_budget import ThinkingBudget
 
-_LONGEST_HISTORY = 1 << 20  # tokens; llama.cpp allocates what is asked for, and aborts when that fails
+_MAX_HISTORY = 1 << 20  # tokens; llama.cpp allocates what is asked for, and aborts when that fails
 _MIROSTAT_M = 100  # candidates from which mirostat 1 estimates the distribution's shape; llama-server's constant
 
 Logits = NDArray[np.float32]
@@ -40,7 +40,7 @@ def _dry(s: Sampling, vocab: Vocab) -> Any:
         s.dry_multiplier,
         s.dry_base,
         s.dry_allowed_length,
-        min(s.dry_penalty_last_n, _LONGEST_HISTORY),
+        min(s.dry_penalty_last_n, _MAX_HISTORY),
         (ctypes.c_char_p * len(breakers))(*breakers),
         len(breakers),
     )
@@ -57,7 +57,7 @@ _SAMPLERS: dict[str, _Build] = {
     "temperature": lambda s, _: C.llama_sampler_init_temp_ext(s.temperature, s.dynatemp_range, s.dynatemp_exponent),
     "infill": lambda _, vocab: C.llama_sampler_init_infill(vocab.pointer),
     "penalties": lambda s, vocab: C.llama_sampler_init_penalties(
-        vocab.n_vocab, min(s.repeat_last_n, _LONGEST_HISTORY), s.repeat_penalty, s.frequency_penalty, s.presence_penalty
+        vocab.n_vocab, min(s.repeat_last_n, _MAX_HISTORY), s.repeat_penalty, s.frequency_penalty, s.presence_penalty
     ),
 }
 _ADAPTIVE_P = "adaptive_p"  # chooses the token itself, therefore stands last wherever it is named
@@ -71,22 +71,22 @@ class Sampler:
         """Raises InvalidRequest for parameters no sampler takes."""
         _check(sampling)
         self._history = max(sampling.repeat_last_n, sampling.dry_penalty_last_n, 0)
-        self._constraint = Constraint(sampling.grammar, vocab) if sampling.grammar else None
+        self._constraint = GrammarConstraint(sampling.grammar, vocab) if sampling.grammar else None
         self._budget = _budget(sampling.thinking, vocab) if sampling.thinking else None
         self._chain = C.llama_sampler_chain_init(C.llama_sampler_chain_default_params())
         for sampler in _chain(sampling, vocab):
             C.llama_sampler_chain_add(self._chain, sampler)
         self._n_vocab = vocab.n_vocab
-        self._narrowing = self._narrowed(sampling, vocab)
+        self._prefilter = self._make_prefilter(sampling, vocab)
         self._keep_candidates = sampling.post_sampling_probs and sampling.n_probs > 0
-        self._remembers = _remembers(sampling)
+        self._depends_on_history = _depends_on_history(sampling)
 
-    def _narrowed(self, sampling: Sampling, vocab: Vocab) -> Narrowing | None:
+    def _make_prefilter(self, sampling: Sampling, vocab: Vocab) -> GrammarPrefilter | None:
         if not self._constraint or not sampling.grammar or vocab.n_vocab <= SMALL_VOCAB:
             return None
         if not prunable(sampling.grammar.text):
             return None
-        return Narrowing(self._constraint, vocab, _decisive_top_k(sampling, vocab))
+        return GrammarPrefilter(self._constraint, vocab, _decisive_top_k(sampling, vocab))
 
     def close(self) -> None:
         C.llama_sampler_free(self._chain)
@@ -104,7 +104,7 @@ class Sampler:
         constraint = self._constraint
         forced = self._forced()
         if forced is not None:
-            token = self._put_in(forced, context, row)
+            token = self._accept_instead(forced, context, row)
         elif constraint is None or not constraint.applies:
             token = self._choose_accepted(context, row)
         else:
@@ -126,15 +126,15 @@ class Sampler:
         if forced is None or constraint is None or not constraint.applies or constraint.allows(forced):
             return forced
         assert self._budget is not None
-        self._budget.give_up()
+        self._budget.stop_forcing()
         return None
 
-    def pretend(self, context: Context, row: int, token: int) -> int:
+    def force_token(self, context: Context, row: int, token: int) -> int:
         """Takes `token` whatever the logits say, at the price of a choice. For benchmarks: no grammar learns of it."""
         self._choose(context, row)
         return self._accepted(token)
 
-    def _put_in(self, token: int, context: Context, row: int) -> int:
+    def _accept_instead(self, token: int, context: Context, row: int) -> int:
         """The chain chooses all the same, from this token alone: its random numbers go on."""
         only = np.full_like(logits := context.logits(row), -np.inf)
         only[token] = logits[token]
@@ -147,8 +147,8 @@ class Sampler:
         return self._candidates.by_probability()
 
     @cached_property
-    def _candidates(self) -> _Candidates:
-        return _Candidates(self._n_vocab)
+    def _candidates(self) -> _TokenCandidates:
+        return _TokenCandidates(self._n_vocab)
 
     def _choose_accepted(self, context: Context, row: int) -> int:
         if self._keep_candidates:
@@ -158,9 +158,9 @@ class Sampler:
             raise ServerFault(f"no logits in row {row}")
         return int(C.llama_sampler_sample(self._chain, context.pointer, row))
 
-    def _choose_allowed(self, constraint: Constraint, context: Context, row: int) -> int:
+    def _choose_allowed(self, constraint: GrammarConstraint, context: Context, row: int) -> int:
         """The first choice, if it is allowed: asking about all tokens is slow, and it often is."""
-        if self._remembers or self._keep_candidates:
+        if self._depends_on_history or self._keep_candidates:
             token = self._choose(context, row)
             if constraint.allows(token):
                 return self._accepted(token)
@@ -182,14 +182,14 @@ class Sampler:
         fast.accept(self._chain, token)
         return token
 
-    def _forbid(self, constraint: Constraint, logits: Logits) -> None:
+    def _forbid(self, constraint: GrammarConstraint, logits: Logits) -> None:
         """Leaves the candidates that the grammar allows a chance."""
-        if self._narrowing is None:
+        if self._prefilter is None:
             self._candidates.fill(logits)
             constraint.apply(self._candidates.reference)
             return
-        allowed = self._narrowing.allowed(logits)
-        if self._narrowing.is_partial:
+        allowed = self._prefilter.allowed(logits)
+        if self._prefilter.is_partial:
             self._candidates.fill_some(allowed, logits)
         else:
             only = np.full_like(logits, -np.inf)
@@ -197,7 +197,7 @@ class Sampler:
             self._candidates.fill(only)
 
 
-class _Candidates:
+class _TokenCandidates:
     """The vocabulary, or a part of it, as llama.cpp's samplers take it."""
 
     def __init__(self, n_vocab: int) -> None:
@@ -236,10 +236,10 @@ class _Candidates:
         return rows[np.argsort(-rows["p"], kind="stable")]
 
 
-def _budget(thinking: Thinking, vocab: Vocab) -> Budget:
+def _budget(thinking: Thinking, vocab: Vocab) -> ThinkingBudget:
     message = vocab.tokenize(thinking.message, False, True) if thinking.message else []
     forced = message + vocab.tokenize(thinking.ends[0], False, True)
-    return Budget(thinking, vocab.piece, forced, prefill_tokens(thinking.opening, vocab))
+    return ThinkingBudget(thinking, vocab.piece, forced, prefill_tokens(thinking.opening, vocab))
 
 
 def _check(s: Sampling) -> None:
@@ -265,7 +265,7 @@ def _inverse_f32(value: float) -> float:
         return float(np.float32(1.0) / np.float32(value))
 
 
-def _remembers(s: Sampling) -> bool:
+def _depends_on_history(s: Sampling) -> bool:
     """Whether a sampler is changed by the tokens it is told of, so that a refused one must be kept from it."""
     return not _no_penalties(s) or _ADAPTIVE_P in s.samplers
 

@@ -15,13 +15,13 @@ from ..llama.utf8 import incomplete_tail
 from ..messages import Thinking
 
 
-class State(Enum):
+class BudgetState(Enum):
     OUTSIDE = auto()  # of thoughts: waiting for the mark that opens them
     COUNTING = auto()
     FORCING = auto()
 
 
-class Budget:
+class ThinkingBudget:
     """Each thought of an answer has all of it. `opening`: the tokens at the end of the prompt, which may open one."""
 
     def __init__(
@@ -32,7 +32,7 @@ class Budget:
         self._start = thinking.start.encode()
         self._ends = tuple(end.encode() for end in thinking.ends)
         self._tail_size = max(map(len, (self._start, *self._ends, b"....")))
-        self._state, self._tail, self._n_left, self._n_forced = State.OUTSIDE, b"", 0, 0
+        self._state, self._tail, self._n_left, self._n_forced = BudgetState.OUTSIDE, b"", 0, 0
         if not self._start:
             self._begin()
         for token in opening:
@@ -42,23 +42,23 @@ class Budget:
     @property
     def forced(self) -> int | None:
         """The token that has to come next; None: any."""
-        return self._forced[self._n_forced] if self._state is State.FORCING else None
+        return self._forced[self._n_forced] if self._state is BudgetState.FORCING else None
 
     def end_thoughts(self) -> None:
         """Now, as if nothing were left; outside of thoughts nothing happens."""
-        if self._state is State.COUNTING:
+        if self._state is BudgetState.COUNTING:
             self._force()
 
-    def give_up(self) -> None:
+    def stop_forcing(self) -> None:
         """What is forced cannot be: the answer goes on as it likes."""
-        self._state = State.OUTSIDE
+        self._state = BudgetState.OUTSIDE
         self._forget()
 
     def accept(self, token: int) -> None:
-        if self._state is State.FORCING:
+        if self._state is BudgetState.FORCING:
             self._n_forced += 1
             if self._n_forced == len(self._forced):
-                self.give_up()
+                self.stop_forcing()
         else:
             self._read(token)
             self._check()
@@ -66,11 +66,11 @@ class Budget:
     def _read(self, token: int) -> None:
         piece = self._piece(token)
         self._tail = (self._tail + piece)[-self._tail_size - len(piece) :]
-        if self._state is State.OUTSIDE:
+        if self._state is BudgetState.OUTSIDE:
             if self._start and self._found(self._start, piece):
                 self._begin()
         elif any(self._found(end, piece) for end in self._ends):
-            self.give_up()
+            self.stop_forcing()
         else:
             self._n_left -= 1
 
@@ -79,18 +79,18 @@ class Budget:
         return mark in self._tail[-len(mark) - len(piece) + 1 :] if piece else False
 
     def _begin(self) -> None:
-        self._state, self._n_left = State.COUNTING, sys.maxsize if self._limit < 0 else self._limit
+        self._state, self._n_left = BudgetState.COUNTING, sys.maxsize if self._limit < 0 else self._limit
         self._forget()
 
     def _check(self) -> None:
         """A character is completed first."""
-        if self._state is State.COUNTING and self._n_left <= 0 and not incomplete_tail(self._tail):
+        if self._state is BudgetState.COUNTING and self._n_left <= 0 and not incomplete_tail(self._tail):
             self._force()
 
     def _force(self) -> None:
-        self._state, self._n_forced = State.FORCING, 0
+        self._state, self._n_forced = BudgetState.FORCING, 0
         if not self._forced:
-            self.give_up()
+            self.stop_forcing()
 
     def _forget(self) -> None:
         """What has been said belongs to no mark to come."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..llama.errors import LoadError
-from ..llama.options import CACHE_TYPE, DraftOptions, EngineOptions, NgramSizes, gpu_layers, tensor_overrides
+from ..llama.options import CACHE_TYPE, EngineOptions, NgramSizes, SpeculationOptions, gpu_layers, tensor_overrides
 
 if TYPE_CHECKING:
     from llama_corral.common.hub.resolve import ModelFiles
@@ -59,8 +59,8 @@ def with_drafts(options: EngineOptions, settings: Settings, files: ModelFiles) -
     return replace(options, drafts=made)
 
 
-def _draft_options(kinds: tuple[str, ...], s: Settings) -> DraftOptions:
-    return DraftOptions(
+def _draft_options(kinds: tuple[str, ...], s: Settings) -> SpeculationOptions:
+    return SpeculationOptions(
         kinds=kinds,
         n_max=s.spec_draft_n_max,
         n_min=s.spec_draft_n_min,

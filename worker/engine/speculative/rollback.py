@@ -18,9 +18,9 @@ class Rollback:
     def __init__(self, context: Context, longest: int) -> None:
         """`longest`: tokens of a draft."""
         self._context = context
-        self._needs_copies = not context.goes_back
+        self._needs_copies = not context.can_truncate
         self._copies: dict[int, tuple[int, NDArray[np.uint8]]] = {}
-        self._again: list[tuple[Slot, int]] = []
+        self._to_recompute: list[tuple[Slot, int]] = []
         self._batch = Batch(min(longest + 1, context.n_batch)) if self._needs_copies else None
 
     def prepare(self, slot: Slot) -> bool:
@@ -33,23 +33,23 @@ class Rollback:
         self._copies[slot.id] = len(slot.tokens), state
         return True
 
-    def cut(self, slot: Slot) -> bool:
+    def roll_back(self, slot: Slot) -> bool:
         """To what the slot remembers. False: it failed, and what the sequence holds is unknown."""
         if not self._needs_copies:
-            return self._context.keep_first(slot.id, slot.position)
+            return self._context.truncate(slot.id, slot.position)
         n, state = self._copies.pop(slot.id)
         if len(slot.tokens) < n:  # the slot has been cleared since
             return True
-        if not self._context.write_state(slot.id, state, part=True) or not self._context.keep_first(
+        if not self._context.write_state(slot.id, state, part=True) or not self._context.truncate(
             slot.id, slot.position_after(n)
         ):
             return False
-        self._again.append((slot, n))
+        self._to_recompute.append((slot, n))
         return True
 
-    def settle(self) -> list[Slot]:
+    def recompute_accepted(self) -> list[Slot]:
         """Computes again what was accepted, once no output of the last batch is needed. Returns where that failed."""
-        again, self._again = self._again, []
+        again, self._to_recompute = self._to_recompute, []
         return [slot for slot, n in again if len(slot.tokens) > n and not self._compute(slot, n)]
 
     def _compute(self, slot: Slot, n: int) -> bool:

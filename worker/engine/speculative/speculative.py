@@ -11,12 +11,12 @@ import logging
 from collections.abc import Sequence
 from typing import Protocol
 
-from ..batching.decode import Computed, DraftRun, Filled
+from ..batching.decode import DecodedRows, DraftRun, PreparedBatch
 from ..batching.jobs import GenerationTask
 from ..batching.media_tokens import text_of
 from ..batching.slots import Slot, SlotState
 from ..llama.context import Context
-from .drafter import Drafter, Wish
+from .drafter import Drafter, DraftRequest
 from .rollback import Rollback
 from .simulated import Simulation
 
@@ -52,26 +52,26 @@ class Speculation:
             drafter.close()
         self._drafters = ()
 
-    def propose(self, slots: Sequence[Slot], n_beside_streams: int) -> None:
+    def propose(self, slots: Sequence[Slot], n_prompt_with_streams: int) -> None:
         """Gives drafts to streams that can use one. A draft that did not get into a batch waits for the next."""
         if not self._drafters:
             return
         for drafter in self._drafters:
-            drafter.follow(slots, n_beside_streams)
-        wishes = [wish for slot in slots if (wish := self._wish(slot)) is not None]
+            drafter.catch_up(slots, n_prompt_with_streams)
+        requests = [request for slot in slots if (request := self._draft_request(slot)) is not None]
         for drafter in self._drafters:
-            if not wishes:
+            if not requests:
                 return
-            drafts = drafter.draft(wishes)
-            for wish, draft in zip(wishes, drafts, strict=True):
-                if draft and self._rollback.prepare(wish.slot):
-                    wish.slot.draft = draft[: wish.most]
-                    self._makers[wish.slot.id] = drafter
-            wishes = [wish for wish, draft in zip(wishes, drafts, strict=True) if not draft]
+            drafts = drafter.draft(requests)
+            for request, draft in zip(requests, drafts, strict=True):
+                if draft and self._rollback.prepare(request.slot):
+                    request.slot.draft = draft[: request.max_tokens]
+                    self._makers[request.slot.id] = drafter
+            requests = [request for request, draft in zip(requests, drafts, strict=True) if not draft]
 
-    def computed(self, filled: Filled, part: Computed) -> None:
+    def on_computed(self, prepared: PreparedBatch, part: DecodedRows) -> None:
         for drafter in self._drafters:
-            drafter.computed(filled, part)
+            drafter.on_computed(prepared, part)
 
     def verify(self, slot: Slot, row: int, run: DraftRun, sample: Sample) -> tuple[int, bool]:
         """Samples until a token is not the drafted one. Returns the number of those that were, and whether the memory
@@ -90,16 +90,16 @@ class Speculation:
         self._makers[slot.id].accept(slot, len(run.tokens), n_accepted)
         if len(slot.tokens) == n_before + len(run.tokens):
             return n_accepted, True
-        return n_accepted, self._rollback.cut(slot)
+        return n_accepted, self._rollback.roll_back(slot)
 
-    def settle(self) -> list[Slot]:
+    def finish_step(self) -> list[Slot]:
         """After all rows are sampled. Returns slots whose memory is lost."""
-        return self._rollback.settle()
+        return self._rollback.recompute_accepted()
 
-    def shifted(self, slot: Slot, begin: int, end: int) -> None:
+    def on_shifted(self, slot: Slot, begin: int, end: int) -> None:
         slot.draft.clear()
         for drafter in self._drafters:
-            drafter.shifted(slot, begin, end)
+            drafter.on_shifted(slot, begin, end)
 
     def _is_accepted(self, slot: Slot, row: int, guess: int, place: int, sample: Sample) -> bool:
         if self._simulation is None:
@@ -110,7 +110,7 @@ class Speculation:
         sample(slot, row)
         return False
 
-    def _wish(self, slot: Slot) -> Wish | None:
+    def _draft_request(self, slot: Slot) -> DraftRequest | None:
         task = slot.task
         if slot.state is not SlotState.GENERATING or not isinstance(task, GenerationTask) or slot.draft:
             return None
@@ -118,7 +118,7 @@ class Speculation:
         most = slot.n_ctx - len(slot.tokens) - 2  # one position stays for the token after it
         if task.choice.n_remaining >= 0:
             most = min(most, task.choice.n_remaining - 1)
-        return Wish(slot, history, most) if most > 0 else None
+        return DraftRequest(slot, history, most) if most > 0 else None
 
     def _history(self, slot: Slot, task: GenerationTask) -> list[int]:
         if self._tasks.get(slot.id) is not task:

@@ -9,7 +9,7 @@ from engine_tools import GREEDY, ask, running
 from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.common.base.errors import ContextExceeded, ServerFault
-from llama_corral.worker.engine.cache.context_shift import shift_range, tokens_kept
+from llama_corral.worker.engine.cache.context_shift import n_tokens_kept, shift_range
 from llama_corral.worker.engine.messages import Sampling
 
 ENDLESS = Sampling(temperature=0.0, ignore_eos=True)
@@ -28,7 +28,7 @@ def test_a_shift_frees_positions_and_keeps_the_last_one(
 
 @pytest.mark.parametrize(("n_keep", "adds_bos", "kept"), [(0, True, 1), (5, True, 6), (-1, True, 31), (-1, False, 30)])
 def test_what_a_request_keeps(n_keep: int, adds_bos: bool, kept: int) -> None:
-    assert tokens_kept(n_keep, 30, adds_bos) == kept
+    assert n_tokens_kept(n_keep, 30, adds_bos) == kept
 
 
 @pytest.mark.parametrize(

@@ -17,17 +17,19 @@ from llama_corral.common.base.private_directory import PrivateDirectory
 from llama_corral.worker.engine.adapters.activation import BASE, Activation
 from llama_corral.worker.engine.batching.checkpoints import Checkpoint
 from llama_corral.worker.engine.cache.disk_files import checksum, encode, name_of, read, read_head, write
-from llama_corral.worker.engine.cache.disk_store import DiskStore, Kept, victims
+from llama_corral.worker.engine.cache.disk_store import DiskStore, StoredFile, victims
 from llama_corral.worker.engine.cache.slot_files import BrokenFile
 
 KEY = "0123456789abcdef0123456789abcdef"
 FOREVER = float("inf")
 
-kept_files = st.lists(st.builds(Kept, st.integers(0, 9).map(float), st.integers(1, 50), st.text("ab", max_size=2)))
+kept_files = st.lists(
+    st.builds(StoredFile, st.integers(0, 9).map(float), st.integers(1, 50), st.text("ab", max_size=2))
+)
 
 
 @given(kept_files, st.integers(1, 60), st.integers(0, 9), st.integers(0, 200))
-def test_the_oldest_go_and_no_more_than_needed(files: list[Kept], n_new: int, used: int, limit: int) -> None:
+def test_the_oldest_go_and_no_more_than_needed(files: list[StoredFile], n_new: int, used: int, limit: int) -> None:
     chosen = victims(files, n_new, float(used), limit)
     total = sum(file.n_bytes for file in files)
     if chosen is None:

@@ -10,7 +10,7 @@ import pytest
 from engine_tools import ask, running
 from hypothesis import given
 from hypothesis import strategies as st
-from llama_corral.worker.engine.cache.prefix_sharing import LEAST_GAIN, Candidate, choose_source
+from llama_corral.worker.engine.cache.prefix_sharing import MIN_GAIN, Candidate, choose_source
 from llama_corral.worker.engine.messages import Begun, Progress, Sampling
 from llama_corral.worker.engine.runner import Engine
 
@@ -24,21 +24,21 @@ candidates = st.lists(
 
 @given(st.integers(0, 900), candidates, st.integers(1, 1000))
 def test_a_source_gains_and_leaves_the_last_token(n_own: int, others: list[Candidate], n_prompt: int) -> None:
-    source = choose_source(n_own, others, n_prompt, LEAST_GAIN)
+    source = choose_source(n_own, others, n_prompt, MIN_GAIN)
     if source is None:
-        assert all(min(c.n_computed, n_prompt - 1) - n_own < LEAST_GAIN for c in others if c.can_cut)
+        assert all(min(c.n_computed, n_prompt - 1) - n_own < MIN_GAIN for c in others if c.can_cut)
         return
-    assert n_own + LEAST_GAIN <= source.n < n_prompt
+    assert n_own + MIN_GAIN <= source.n < n_prompt
     of = [c for c in others if c.slot == source.slot]
     assert any(c.can_cut and c.n_computed >= source.n if source.ready else c.n_coming >= source.n for c in of)
 
 
 def test_waiting_must_pay_more_than_copying_at_once() -> None:
-    ready, coming = Candidate(1, 500), Candidate(2, 0, 500 + LEAST_GAIN - 1)
-    assert choose_source(0, [ready, coming], 1000, LEAST_GAIN) == (1, 500, True)
-    assert choose_source(0, [ready, coming._replace(n_coming=500 + LEAST_GAIN)], 1000, LEAST_GAIN) == (2, 564, False)
-    assert choose_source(450, [ready], 1000, LEAST_GAIN) is None
-    assert choose_source(0, [ready._replace(can_cut=False)], 1000, LEAST_GAIN) is None
+    ready, coming = Candidate(1, 500), Candidate(2, 0, 500 + MIN_GAIN - 1)
+    assert choose_source(0, [ready, coming], 1000, MIN_GAIN) == (1, 500, True)
+    assert choose_source(0, [ready, coming._replace(n_coming=500 + MIN_GAIN)], 1000, MIN_GAIN) == (2, 564, False)
+    assert choose_source(450, [ready], 1000, MIN_GAIN) is None
+    assert choose_source(0, [ready._replace(can_cut=False)], 1000, MIN_GAIN) is None
 
 
 def computed(engine: Engine) -> int:

@@ -10,9 +10,9 @@ from engine_tools import ask, running
 from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.worker.engine.adapters.activation import BASE, Activation
-from llama_corral.worker.engine.batching.checkpoints import Checkpoint, Rules, position_after, usable
+from llama_corral.worker.engine.batching.checkpoints import Checkpoint, CheckpointRules, position_after, usable
 from llama_corral.worker.engine.batching.scheduler import SlotFacts
-from llama_corral.worker.engine.cache.prompt_cache import PromptCache, worth_a_look
+from llama_corral.worker.engine.cache.prompt_cache import PromptCache, should_search_cache
 
 Tokens = list[int]
 STATE = np.zeros(100, np.uint8)
@@ -95,7 +95,7 @@ def test_what_is_taken_serves_better_and_is_gone(stored: list[Tokens], prompt: T
     ],
 )
 def test_when_the_cache_is_asked(n_cached: int, n_common: int, wanted: int, threshold: float, look: bool) -> None:
-    assert worth_a_look(SlotFacts(0, True, n_cached, n_common, 0.0), 100, wanted, threshold) is look
+    assert should_search_cache(SlotFacts(0, True, n_cached, n_common, 0.0), 100, wanted, threshold) is look
 
 
 # -- checkpoints -----------------------------------------------------------------------------------------------------
@@ -106,17 +106,17 @@ def checkpoint(n_tokens: int, job: int = 0, window: int = 50) -> Checkpoint:
 
 
 def test_prompts_stop_shortly_before_their_end() -> None:
-    rules = Rules(32, 8192, n_batch=2048, n_ubatch=512)
+    rules = CheckpointRules(32, 8192, n_batch=2048, n_ubatch=512)
     assert rules.boundaries(1000) == (484, 996)
     assert not rules.wanted(1000, 0, 484)
     assert not rules.wanted(2000, 100, 300)
     assert rules.wanted(1000, 484, 512)
     assert rules.wanted(1000, 996, 4)
-    assert not Rules(0, 8192, 2048, 512).wanted(1000, 996, 4)
+    assert not CheckpointRules(0, 8192, 2048, 512).wanted(1000, 996, 4)
 
 
 def test_a_full_list_makes_room() -> None:
-    rules = Rules(4, 100, 2048, 512)
+    rules = CheckpointRules(4, 100, 2048, 512)
     kept = [checkpoint(n, job=1) for n in (10, 20, 500)]
     assert [c.n_tokens for c in rules.with_another(kept, checkpoint(600, job=2))] == [10, 500, 600]
     assert [c.n_tokens for c in rules.with_another(kept, checkpoint(600, job=1))] == [10, 20, 500, 600]

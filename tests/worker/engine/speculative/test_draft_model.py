@@ -19,11 +19,11 @@ from drafting_scenes import (
     choices,
 )
 from engine_tools import ask
-from llama_corral.worker.engine.runner import Engine, Loaded
+from llama_corral.worker.engine.runner import Engine, LoadedModel
 from programs import Program, Programs
 
 
-async def a_full_context(loaded: Loaded) -> None:
+async def a_full_context(loaded: LoadedModel) -> None:
     await ask(loaded, FOX, n_predict=900, sampling=ENDLESS, n_keep=4).one()
 
 

@@ -14,7 +14,7 @@ from llama_corral.common.hub.resolve import ModelFiles
 from llama_corral.presets.options.settings import Settings
 from llama_corral.worker.engine.llama.errors import LoadError
 from llama_corral.worker.engine.messages import Piece, Sampling
-from llama_corral.worker.engine.runner import Engine, Loaded
+from llama_corral.worker.engine.runner import Engine, LoadedModel
 from programs import Programs
 
 ENDLESS = Sampling(temperature=0.0, ignore_eos=True)
@@ -52,7 +52,7 @@ async def test_whatever_happens_it_goes_on_drafting(models: Path, model: str, sc
         assert totals.drafted > totals.draft_accepted > 0
 
 
-async def drafts_of(engine: Engine, loaded: Loaded, prompt: Any, **fields: Any) -> tuple[object, ...]:
+async def drafts_of(engine: Engine, loaded: LoadedModel, prompt: Any, **fields: Any) -> tuple[object, ...]:
     before = engine.snapshot.totals
     result = await ask(loaded, prompt, n_predict=60, sampling=ENDLESS, **fields).one()
     after = engine.snapshot.totals

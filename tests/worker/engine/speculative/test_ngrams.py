@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from llama_corral.worker.engine.batching.slots import Slot
 from llama_corral.worker.engine.llama.errors import LoadError
 from llama_corral.worker.engine.llama.options import NgramSizes
-from llama_corral.worker.engine.speculative.drafter import Drafter, Wish
+from llama_corral.worker.engine.speculative.drafter import Drafter, DraftRequest
 from llama_corral.worker.engine.speculative.ngram.cache import NgramCache
 from llama_corral.worker.engine.speculative.ngram.files import Table, load, merge, save
 from llama_corral.worker.engine.speculative.ngram.index import NgramIndex, Rolling, hash_of, hashes
@@ -33,7 +33,7 @@ def proposed(drafter: Drafter, history: Sequence[int], most: int = 99, step: int
     for token in history:
         grown.append(token)
         if len(grown) % step == 0:
-            drafts += drafter.draft([Wish(slot, grown, most)])
+            drafts += drafter.draft([DraftRequest(slot, grown, most)])
     return drafts
 
 
@@ -72,33 +72,33 @@ def test_a_map_promises_what_was_accepted() -> None:
     slot, history = Slot(0, 4096), [1, 2, 3, 4, 5, 6, 7, 8, 1, 2]
     drafter = NgramMap(SIZES, several=False)
     drafter.begin(slot, history)
-    assert drafter.draft([Wish(slot, history, 99)]) == [[3, 4, 5, 6]]
+    assert drafter.draft([DraftRequest(slot, history, 99)]) == [[3, 4, 5, 6]]
     drafter.accept(slot, 4, 2)
     history += [3, 4, 9, 9, 1, 2]
-    assert drafter.draft([Wish(slot, history, 99)]) == [[3, 4]]
+    assert drafter.draft([DraftRequest(slot, history, 99)]) == [[3, 4]]
     drafter.accept(slot, 2, 2)
-    assert drafter.draft([Wish(slot, history, 1)]) == [[3]]
+    assert drafter.draft([DraftRequest(slot, history, 1)]) == [[3]]
     drafter.accept(slot, 1, 1)  # all of a draft that was cut promises no less
-    assert drafter.draft([Wish(slot, history, 99)]) == [[3, 4]]
+    assert drafter.draft([DraftRequest(slot, history, 99)]) == [[3, 4]]
     drafter.accept(slot, 2, 0)
-    assert drafter.draft([Wish(slot, history, 99)]) == [[]]
+    assert drafter.draft([DraftRequest(slot, history, 99)]) == [[]]
 
 
 def test_a_map_of_values_wants_a_clear_majority() -> None:
     slot, drafter = Slot(0, 4096), NgramMap(SIZES, several=True)
     history = [1, 2, 5, 5, 5, 5, 1, 2, 6, 6, 6, 6, 1, 2]
     drafter.begin(slot, history)
-    assert drafter.draft([Wish(slot, history, 99)]) == [[]]
+    assert drafter.draft([DraftRequest(slot, history, 99)]) == [[]]
     history += [6, 6, 6, 6, 9, 1, 2]
-    assert drafter.draft([Wish(slot, history, 99)]) == [[6, 6, 6, 6]]
+    assert drafter.draft([DraftRequest(slot, history, 99)]) == [[6, 6, 6, 6]]
 
 
 def test_a_map_waits_for_hits() -> None:
     slot, history = Slot(0, 4096), [1, 2, 3, 4, 5, 6, 1, 2]
     drafter = NgramMap(NgramSizes(2, 4, 2), several=True)
     drafter.begin(slot, history)
-    assert drafter.draft([Wish(slot, history, 99)]) == [[]]
-    assert drafter.draft([Wish(slot, history, 99)]) == [[3, 4, 5, 6]]
+    assert drafter.draft([DraftRequest(slot, history, 99)]) == [[]]
+    assert drafter.draft([DraftRequest(slot, history, 99)]) == [[3, 4, 5, 6]]
 
 
 def test_a_table_serves_other_requests_and_starts_anew_when_it_misleads() -> None:
@@ -107,11 +107,11 @@ def test_a_table_serves_other_requests_and_starts_anew_when_it_misleads() -> Non
     drafter.begin(first, [*text, *text])
     asked = [7, 8, 9]
     drafter.begin(second, asked)
-    assert drafter.draft([Wish(second, asked, 99)]) == [[10, 11, 12, 13, 14]]
-    assert drafter.draft([Wish(second, asked, 2)]) == [[10, 11]]
+    assert drafter.draft([DraftRequest(second, asked, 99)]) == [[10, 11, 12, 13, 14]]
+    assert drafter.draft([DraftRequest(second, asked, 2)]) == [[10, 11]]
     for _ in range(5):
         drafter.accept(second, 5, 1)
-    assert drafter.draft([Wish(second, asked, 99)]) == [[]]
+    assert drafter.draft([DraftRequest(second, asked, 99)]) == [[]]
 
 
 def test_a_table_gives_nothing_rather_than_too_little() -> None:
@@ -119,7 +119,7 @@ def test_a_table_gives_nothing_rather_than_too_little() -> None:
     drafter.begin(slot, [*text])
     asked = [2, 3, 4]
     drafter.begin(Slot(1, 4096), asked)
-    assert drafter.draft([Wish(Slot(1, 4096), asked, 99)]) == [[]]
+    assert drafter.draft([DraftRequest(Slot(1, 4096), asked, 99)]) == [[]]
 
 
 @given(texts)
@@ -138,11 +138,11 @@ def test_counts_decide() -> None:
     slot, history = Slot(0, 4096), [*[1, 2, 3, 4] * 4, 1]
     drafter = NgramCache(None, None)
     drafter.begin(slot, history)
-    assert drafter.draft([Wish(slot, history, 99)]) == [[2, 3, 4, 1, 2, 3, 4, 1]]
-    assert drafter.draft([Wish(slot, history, 3)]) == [[2, 3, 4]]
+    assert drafter.draft([DraftRequest(slot, history, 99)]) == [[2, 3, 4, 1, 2, 3, 4, 1]]
+    assert drafter.draft([DraftRequest(slot, history, 3)]) == [[2, 3, 4]]
     undecided = [1, 2, 1, 3, 1, 4, 1]
     drafter.begin(slot, undecided)
-    assert drafter.draft([Wish(slot, undecided, 99)])[0][:1] != [2]
+    assert drafter.draft([DraftRequest(slot, undecided, 99)])[0][:1] != [2]
 
 
 tables = st.dictionaries(
@@ -183,14 +183,14 @@ def test_what_requests_have_shown_is_kept(tmp_path: Path) -> None:
     history = [1, 2, 3, 4] * 6
     first = NgramCache(None, path)
     first.begin(slot, history)
-    first.draft([Wish(slot, history, 99)])
+    first.draft([DraftRequest(slot, history, 99)])
     first.close()
     second, asked = NgramCache(None, path), [9, 1, 2]
     second.begin(slot, asked)
-    assert second.draft([Wish(slot, asked, 4)]) == [[3, 4, 1, 2]]
+    assert second.draft([DraftRequest(slot, asked, 4)]) == [[3, 4, 1, 2]]
     third = NgramCache(path, None)
     third.begin(slot, asked)
-    assert third.draft([Wish(slot, asked, 4)]) == [[3, 4, 1, 2]]
+    assert third.draft([DraftRequest(slot, asked, 4)]) == [[3, 4, 1, 2]]
 
 
 @given(st.integers(1, 16), st.floats(0, 1))

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from drafting import CACHE, FOX, OTHER, SAME, SIMPLE, answers, comparable, drafting, engine_of, rounded
 from engine_tools import GREEDY, Request, ask
-from llama_corral.common.base.worker_reports import Report
+from llama_corral.common.base.worker_reports import WorkerReport
 from llama_corral.worker.engine.llama.errors import LoadError
 from llama_corral.worker.engine.messages import Grammar, Piece, Sampling
-from llama_corral.worker.engine.runner import Loaded
+from llama_corral.worker.engine.runner import LoadedModel
 
 ENDLESS = Sampling(temperature=0.0, ignore_eos=True)
 MAP_K = {"spec_type": ("ngram-map-k",), "spec_ngram_map_k_size_n": 2, "spec_ngram_map_k_size_m": 8}
@@ -119,7 +119,7 @@ async def test_streams_side_by_side(models: Path, drafts: dict[str, Any]) -> Non
 async def test_a_prompt_is_reused_after_drafts(models: Path, model: str) -> None:
     """What a slot remembers after refused drafts is what it says: a conversation goes on as computed afresh."""
 
-    async def conversation(loaded: Loaded, cache_prompt: bool) -> list[tuple[int, ...]]:
+    async def conversation(loaded: LoadedModel, cache_prompt: bool) -> list[tuple[int, ...]]:
         tokens, turns = loaded.vocab.tokenize(FOX, True, True), list[tuple[int, ...]]()
         for _ in range(4):
             result = await ask(loaded, tokens, n_predict=25, cache_prompt=cache_prompt).one()
@@ -148,7 +148,7 @@ async def test_cancelled_streams_leave_nothing_behind(models: Path, drafts: dict
 
 
 async def test_a_stream_sends_every_token_with_its_own_numbers(models: Path) -> None:
-    async def pieces(loaded: Loaded) -> tuple[list[tuple[object, ...]], Request]:
+    async def pieces(loaded: LoadedModel) -> tuple[list[tuple[object, ...]], Request]:
         request = ask(
             loaded, FOX, n_predict=40, stream=True, timings_per_token=True, sampling=Sampling(seed=1, n_probs=1)
         )
@@ -176,7 +176,7 @@ async def test_a_good_draft_saves_steps(models: Path) -> None:
 
 
 async def test_sleep_frees_the_draft_and_waking_loads_it_again(models: Path) -> None:
-    reports: list[Report] = []
+    reports: list[WorkerReport] = []
     engine = engine_of(models, SAME, reports, sleep_idle_seconds=1)
     await engine.load()
     stages = [report.payload for report in reports if report.payload]
@@ -246,7 +246,7 @@ async def test_simulated_acceptance(models: Path, chance: float) -> None:
 async def test_a_pool_without_room_for_drafts(models: Path, drafts: dict[str, Any]) -> None:
     """They give way before anything that a slot remembers does."""
 
-    async def told(loaded: Loaded) -> list[tuple[object, ...]]:
+    async def told(loaded: LoadedModel) -> list[tuple[object, ...]]:
         requests = [{"id_slot": 0, "n_predict": 150}, {"id_slot": 1, "n_predict": 220}, {"id_slot": 0, "n_predict": 40}]
         return [comparable(await ask(loaded, FOX, sampling=ENDLESS, **fields).one()) for fields in requests]
 

@@ -9,7 +9,7 @@ import pytest
 from drafting import CACHE, EXACT, FOX, OTHER, SAME, SIMPLE
 from engine_tools import GREEDY, ask, running
 from llama_corral.worker.engine.messages import Sampling, Thinking
-from llama_corral.worker.engine.runner import Loaded
+from llama_corral.worker.engine.runner import LoadedModel
 from media_engine import ALL, M, look, seeing
 
 KINDS = {"cache": CACHE, "simple": SIMPLE, "same": SAME, "other": OTHER}
@@ -46,7 +46,7 @@ async def test_answers_about_images(models: Path, kind: str, drafts: dict[str, A
 async def test_adapters_take_turns(models: Path, drafts: dict[str, Any]) -> None:
     """A draft that waits for the turn of its adapters is still good."""
 
-    async def texts(loaded: Loaded, together: bool) -> list[tuple[int, ...]]:
+    async def texts(loaded: LoadedModel, together: bool) -> list[tuple[int, ...]]:
         requests = [{"adapters": ((0, scale),), "n_predict": 40} for scale in (0.0, 1.0, 0.5, 1.0)]
         if together:
             return [(await request.one()).tokens for request in [ask(loaded, FOX, **fields) for fields in requests]]

@@ -13,24 +13,24 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ...batching.decode import Computed, Filled
+from ...batching.decode import DecodedRows, PreparedBatch
 from ...batching.jobs import GenerationTask
 from ...batching.prefix import common_run
 from ...batching.slots import Slot, SlotState
 from ...llama.batch import Batch
 from ...llama.context import Context
 from ...llama.model import Model
-from ..drafter import Wish
-from .follower import Following
+from ..drafter import DraftRequest
+from .follower import Followers
 
 N_CANDIDATES = 10
 """A draft token's probability is that among so many of the likeliest: llama-server's number."""
 
 
 @dataclass(slots=True)
-class _Attempt:
+class _ModelDraft:
     slot: Slot
-    most: int
+    max_tokens: int
     coming: list[int]  # tokens to be computed next
     row: int = -1  # of the last one of them
     drafted: list[int] = field(default_factory=list)
@@ -44,7 +44,7 @@ class DraftModel:
         self.n_max, self._n_min, self._p_min = n_max, n_min, p_min
         self._batch = Batch(context.n_batch)
         n_slots = model.options.n_slots
-        self._following = Following(context, n_slots, "draft model")
+        self._following = Followers(context, n_slots, "draft model")
         self._n_agreed = [0] * n_slots  # by slot: tokens of the draft's sequence that are known to be the slot's
         self._n_nearly = min(n_max + 1, context.n_batch // n_slots - 1)
         """Missing tokens that are computed together with the first one of a draft."""
@@ -59,19 +59,19 @@ class DraftModel:
     def accept(self, slot: Slot, n_drafted: int, n_accepted: int) -> None:
         pass
 
-    def computed(self, filled: Filled, part: Computed) -> None:
+    def on_computed(self, prepared: PreparedBatch, part: DecodedRows) -> None:
         pass
 
     # -- follow --------------------------------------------------------------------------------------------------------
 
-    def follow(self, slots: Sequence[Slot], n_beside_streams: int) -> None:
+    def catch_up(self, slots: Sequence[Slot], n_prompt_with_streams: int) -> None:
         """Computes what the slots have computed, a stretch at a time while streams run."""
         streams = any(slot.state is SlotState.GENERATING for slot in slots)
-        room = min(self._context.n_batch, n_beside_streams) if streams else self._context.n_batch
+        room = min(self._context.n_batch, n_prompt_with_streams) if streams else self._context.n_batch
         self._batch.clear()
         runs: list[tuple[int, list[int]]] = []
         for slot in slots:
-            if room and self._can_follow(slot):
+            if room and self._can_catch_up(slot):
                 run = self._stretch(slot, room)
                 room -= len(run)
                 if run:
@@ -81,7 +81,7 @@ class DraftModel:
             for id, run in runs:
                 self._following[id].tokens += run
 
-    def _can_follow(self, slot: Slot) -> bool:
+    def _can_catch_up(self, slot: Slot) -> bool:
         follower = self._following[slot.id]
         if not isinstance(slot.task, GenerationTask) or slot.state not in (SlotState.PROMPT, SlotState.GENERATING):
             return False
@@ -95,7 +95,7 @@ class DraftModel:
         n = self._n_agreed[slot.id]
         n += common_run(follower.tokens, n, slot.tokens, n)
         if generating or n < len(slot.tokens):  # in a prompt it may be ahead of the slot
-            self._cut(slot.id, n)
+            self._truncate(slot.id, n)
         self._n_agreed[slot.id] = min(n, len(follower.tokens))
         begin = len(follower.tokens)
         if generating and len(slot.tokens) - begin <= self._n_nearly:
@@ -111,22 +111,22 @@ class DraftModel:
         self._following.recall(id, task, task.prompt)
         self._n_agreed[id] = 0
 
-    def _cut(self, id: int, n: int) -> None:
-        self._following.cut(id, n)
+    def _truncate(self, id: int, n: int) -> None:
+        self._following.truncate(id, n)
         self._n_agreed[id] = min(self._n_agreed[id], len(self._following[id].tokens))
 
-    def shifted(self, slot: Slot, begin: int, end: int) -> None:
+    def on_shifted(self, slot: Slot, begin: int, end: int) -> None:
         """The same here, if that can be done; else what comes after is computed anew."""
-        self._cut(slot.id, self._n_agreed[slot.id])
+        self._truncate(slot.id, self._n_agreed[slot.id])
         self._following.shift(slot.id, begin, end)
         self._n_agreed[slot.id] = len(self._following[slot.id].tokens)
 
     # -- draft ---------------------------------------------------------------------------------------------------------
 
-    def draft(self, wishes: Sequence[Wish]) -> list[list[int]]:
-        attempts = [self._attempt(wish) for wish in wishes]
+    def draft(self, requests: Sequence[DraftRequest]) -> list[list[int]]:
+        attempts = [self._attempt(request) for request in requests]
         ahead = [attempt for attempt in attempts if attempt.coming]
-        copies = {} if self._context.goes_back else {a.slot.id: self._copy(a.slot.id) for a in ahead}
+        copies = {} if self._context.can_truncate else {a.slot.id: self._copy(a.slot.id) for a in ahead}
         while ahead:
             self._batch.clear()
             for attempt in ahead:
@@ -140,23 +140,23 @@ class DraftModel:
             self._put_back(id, n, state)
         return [a.drafted if len(a.drafted) >= self._n_min else [] for a in attempts]
 
-    def _attempt(self, wish: Wish) -> _Attempt:
-        slot = wish.slot
-        follower, most = self._following[slot.id], min(wish.most, self.n_max)
-        attempt = _Attempt(slot, most, [])
+    def _attempt(self, request: DraftRequest) -> _ModelDraft:
+        slot = request.slot
+        follower, most = self._following[slot.id], min(request.max_tokens, self.n_max)
+        attempt = _ModelDraft(slot, most, [])
         if follower.task is slot.task and not follower.gave_up and most > 0:
             coming = [*slot.tokens[len(follower.tokens) :], slot.sampled]
             if len(coming) - 1 <= self._n_nearly and self._model.vocab.contains(coming):
                 attempt.coming = coming
         return attempt
 
-    def _add(self, attempt: _Attempt) -> None:
+    def _add(self, attempt: _ModelDraft) -> None:
         id = attempt.slot.id
         self._batch.add_run(attempt.coming, len(self._following[id].tokens), id, output=False)
         attempt.row = self._batch.size - 1
         self._batch.want_output(attempt.row)
 
-    def _take(self, attempt: _Attempt) -> bool:
+    def _take(self, attempt: _ModelDraft) -> bool:
         """The likeliest token. False: the draft ends here."""
         logits = self._context.logits(attempt.row)[: self._n_vocab]
         token = likeliest(logits, self._p_min)
@@ -164,7 +164,7 @@ class DraftModel:
             return False
         attempt.drafted.append(token)
         attempt.coming = [token]
-        return len(attempt.drafted) < attempt.most
+        return len(attempt.drafted) < attempt.max_tokens
 
     def _copy(self, id: int) -> tuple[int, NDArray[np.uint8] | None]:
         return len(self._following[id].tokens), self._context.read_state(id, part=True)
@@ -172,9 +172,9 @@ class DraftModel:
     def _put_back(self, id: int, n: int, state: NDArray[np.uint8] | None) -> None:
         """A recurrent memory cannot be cut back to before the draft."""
         if state is None or not self._context.write_state(id, state, part=True):
-            self._context.forget(id)
+            self._context.clear_sequence(id)
             n = 0
-        self._cut(id, n)
+        self._truncate(id, n)
 
 
 def likeliest(logits: NDArray[np.float32], p_min: float) -> int | None:

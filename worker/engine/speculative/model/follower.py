@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from ...batching.jobs import Task
 from ...batching.prefix import common_prefix
-from ...cache.prefix_sharing import LEAST_GAIN
+from ...cache.prefix_sharing import MIN_GAIN
 from ...llama.batch import Batch
 from ...llama.context import DECODED, NO_ROOM, Context
 
@@ -35,7 +35,7 @@ class Follower:
         return len(self.tokens) - self.lag
 
 
-class Following:
+class Followers:
     def __init__(self, context: Context, n_slots: int, kind: str) -> None:
         """`kind` of drafter, for the log."""
         self._context, self._kind = context, kind
@@ -53,7 +53,7 @@ class Following:
         follower.task, follower.gave_up = task, False
         n_common = [common_prefix(other.tokens, wanted) for other in self._followers]
         best = max(range(len(n_common)), key=n_common.__getitem__)
-        if n_common[best] - n_common[id] < LEAST_GAIN:
+        if n_common[best] - n_common[id] < MIN_GAIN:
             best = id
         else:
             source = self._followers[best]
@@ -61,16 +61,16 @@ class Following:
             follower.tokens, follower.first, follower.lag = list(source.tokens), source.first, source.lag
             follower.shares_cells = source.shares_cells = True
         n = len(follower.tokens)
-        self.cut(id, n_common[best])
+        self.truncate(id, n_common[best])
         return best, n
 
-    def cut(self, id: int, n: int) -> None:
+    def truncate(self, id: int, n: int) -> None:
         follower = self._followers[id]
         if n < len(follower.tokens):
             if n <= follower.first:
-                self._context.forget(id)
-            elif not self._context.keep_first(id, n - follower.lag):
-                self._context.forget(id)
+                self._context.clear_sequence(id)
+            elif not self._context.truncate(id, n - follower.lag):
+                self._context.clear_sequence(id)
                 n = 0
         del follower.tokens[n:]
         if n <= follower.first:
@@ -81,7 +81,7 @@ class Following:
     def restart(self, id: int, text: list[int], position: int) -> None:
         """Behind this text, without having computed it."""
         follower = self._followers[id]
-        self._context.forget(id)
+        self._context.clear_sequence(id)
         follower.tokens, follower.first, follower.shares_cells = text, len(text), False
         follower.lag = len(text) - position
 
@@ -90,7 +90,7 @@ class Following:
         follower = self._followers[id]
         n = len(follower.tokens)
         if n <= end or follower.first > begin or follower.shares_cells or not self._context.can_shift:
-            self.cut(id, min(n, begin))
+            self.truncate(id, min(n, begin))
             return False
         self._context.shift(id, end, n, begin)
         del follower.tokens[begin:end]
@@ -103,7 +103,7 @@ class Following:
                 continue
             log.warning("the %s gives up on %d answers: llama_decode returned %d", self._kind, len(ids), result)
             for id in ids:
-                self.cut(id, 0)
+                self.truncate(id, 0)
                 self._followers[id].gave_up = True
             return False
         return True
@@ -112,6 +112,6 @@ class Following:
         """Others follow again with the next step."""
         for id, follower in enumerate(self._followers):
             if id not in ids and follower.tokens:
-                self.cut(id, 0)
+                self.truncate(id, 0)
                 return True
         return False

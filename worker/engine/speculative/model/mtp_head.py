@@ -14,33 +14,33 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ...batching.decode import Computed, Filled
+from ...batching.decode import DecodedRows, PreparedBatch
 from ...batching.jobs import GenerationTask
 from ...batching.prefix import common_run
 from ...batching.slots import Slot, SlotState
 from ...llama.batch import HeadBatch
 from ...llama.context import Context, HeadContext
 from ...llama.model import Model
-from ..drafter import Wish
+from ..drafter import DraftRequest
 from .draft_model import likeliest
-from .follower import Following
+from .follower import Followers
 
-State = NDArray[np.float32]
+HiddenState = NDArray[np.float32]
 
 N_LANDMARKS = 32
 """Places of a sequence whose hidden states are kept because a prompt may go on there: ends of batches."""
 
 
 @dataclass(slots=True)
-class _Known:
+class _SlotStates:
     """Of a slot: the hidden states that its follower has yet to use."""
 
-    states: list[State] = field(default_factory=list)
+    states: list[HiddenState] = field(default_factory=list)
     """Of the follower's last token first; empty when that one was sampled and has not been computed yet."""
     text: list[int] = field(default_factory=list)  # the tokens of the states after the first
-    landmarks: dict[int, State] = field(default_factory=dict)  # by number of tokens before the next one
+    landmarks: dict[int, HiddenState] = field(default_factory=dict)  # by number of tokens before the next one
 
-    def remember(self, n: int, state: State) -> None:
+    def remember(self, n: int, state: HiddenState) -> None:
         self.landmarks.pop(n, None)
         self.landmarks[n] = state.copy()
         if len(self.landmarks) > N_LANDMARKS:
@@ -51,9 +51,9 @@ class _Known:
 
 
 @dataclass(slots=True)
-class _Attempt:
+class _HeadDraft:
     slot: Slot
-    most: int
+    max_tokens: int
     row: int = -1
     drafted: list[int] = field(default_factory=list)
 
@@ -67,8 +67,8 @@ class DraftHead:
         self.n_max, self._n_min, self._p_min = n_max, n_min, p_min
         n_slots = main.model.options.n_slots
         self._batch = HeadBatch(context.n_batch, context.n_hidden)
-        self._following = Following(context, n_slots, "MTP head")
-        self._known = [_Known() for _ in range(n_slots)]
+        self._following = Followers(context, n_slots, "MTP head")
+        self._known = [_SlotStates() for _ in range(n_slots)]
         self._nothing = np.zeros(context.n_hidden, np.float32)
 
     def close(self) -> None:
@@ -84,20 +84,20 @@ class DraftHead:
 
     # -- follow --------------------------------------------------------------------------------------------------------
 
-    def computed(self, filled: Filled, part: Computed) -> None:
+    def on_computed(self, prepared: PreparedBatch, part: DecodedRows) -> None:
         """Takes the batch's hidden states, which are gone with the next one, and computes prompts at once."""
-        if filled.plan.kind != "generation":
+        if prepared.plan.kind != "generation":
             return
         states = self._main.hidden_states(part.end - part.begin)
-        drafts = {run.slot.id: run for run in filled.drafts}
-        for row, slot in enumerate(filled.streams[part.begin : part.end]):
+        drafts = {run.slot.id: run for run in prepared.drafts}
+        for row, slot in enumerate(prepared.streams[part.begin : part.end]):
             text, rows = [slot.tokens[-1]], [row]
             if (run := drafts.get(slot.id)) is not None:
                 text += run.tokens
                 rows += range(run.row - part.begin, run.row - part.begin + len(run.tokens))
             self._take(slot, len(slot.tokens) - 1, text, states[rows])
         prompts = []
-        for each in filled.prompts:
+        for each in prepared.prompts:
             begin, end = max(each.row, part.begin) - part.begin, min(each.row + each.n, part.end) - part.begin
             if begin < end:
                 slot, n = each.slot, len(each.slot.tokens)
@@ -106,12 +106,12 @@ class DraftHead:
                 prompts.append(slot)
         self._advance(prompts)
 
-    def follow(self, slots: Sequence[Slot], n_beside_streams: int) -> None:
+    def catch_up(self, slots: Sequence[Slot], n_prompt_with_streams: int) -> None:
         """What was accepted. Not together with a draft: of a batch that has rows without output llama.cpp gives the
         hidden states of the wrong rows."""
         self._advance([slot for slot in slots if slot.state is SlotState.GENERATING])
 
-    def shifted(self, slot: Slot, begin: int, end: int) -> None:
+    def on_shifted(self, slot: Slot, begin: int, end: int) -> None:
         known = self._known[slot.id]
         known.forget_after(begin)
         if not self._following.shift(slot.id, begin, end):
@@ -127,7 +127,7 @@ class DraftHead:
         if follower.gave_up:
             return
         if n_before < len(follower.tokens) - (not known.states):
-            self._cut(slot.id, n_before)
+            self._truncate(slot.id, n_before)
         n = len(follower.tokens)
         if n_before <= follower.first or n_before > n - 1 + len(known.states):
             self._following.restart(slot.id, slot.tokens[:n_before], slot.position_after(n_before))
@@ -154,8 +154,8 @@ class DraftHead:
         del known.text[n_same:], known.states[n_same + 1 :]
         known.forget_after(n_here + n_same)
 
-    def _cut(self, id: int, n: int) -> None:
-        self._following.cut(id, n)
+    def _truncate(self, id: int, n: int) -> None:
+        self._following.truncate(id, n)
         self._resume(id, len(self._following[id].tokens))
 
     def _resume(self, id: int, n: int) -> None:
@@ -201,8 +201,8 @@ class DraftHead:
 
     # -- draft ---------------------------------------------------------------------------------------------------------
 
-    def draft(self, wishes: Sequence[Wish]) -> list[list[int]]:
-        attempts = [_Attempt(wish.slot, min(wish.most, self.n_max)) for wish in wishes]
+    def draft(self, requests: Sequence[DraftRequest]) -> list[list[int]]:
+        attempts = [_HeadDraft(request.slot, min(request.max_tokens, self.n_max)) for request in requests]
         self._batch.clear()
         ahead = [attempt for attempt in attempts if self._begin(attempt)]
         first = ahead
@@ -216,21 +216,21 @@ class DraftHead:
                 self._add(attempt, attempt.drafted[-1], state, len(attempt.drafted) - 1)
             ahead = [attempt for attempt, _ in guesses]
         for attempt in first:
-            if not self._context.keep_first(attempt.slot.id, self._following[attempt.slot.id].position):
-                self._following.cut(attempt.slot.id, 0)
+            if not self._context.truncate(attempt.slot.id, self._following[attempt.slot.id].position):
+                self._following.truncate(attempt.slot.id, 0)
         return [a.drafted if len(a.drafted) >= self._n_min else [] for a in attempts]
 
-    def _begin(self, attempt: _Attempt) -> bool:
+    def _begin(self, attempt: _HeadDraft) -> bool:
         slot = attempt.slot
         follower, known = self._following[slot.id], self._known[slot.id]
-        if follower.task is not slot.task or follower.gave_up or attempt.most <= 0 or not self._batch.room:
+        if follower.task is not slot.task or follower.gave_up or attempt.max_tokens <= 0 or not self._batch.room:
             return False
         if len(follower.tokens) != len(slot.tokens) or not known.states:
             return False
         self._add(attempt, slot.sampled, known.states[0], 0)
         return True
 
-    def _add(self, attempt: _Attempt, token: int, state: State, n_ahead: int) -> None:
+    def _add(self, attempt: _HeadDraft, token: int, state: HiddenState, n_ahead: int) -> None:
         attempt.row = self._batch.size
         self._batch.add_states([state])
         self._batch.add_run([token], self._following[attempt.slot.id].position + n_ahead, attempt.slot.id, output=True)
@@ -240,10 +240,10 @@ class DraftHead:
         self._following[slot.id].tokens.append(slot.sampled)
         self._known[slot.id].states, self._known[slot.id].text = [], []
 
-    def _guess(self, attempt: _Attempt) -> bool:
+    def _guess(self, attempt: _HeadDraft) -> bool:
         """The likeliest token. False: the draft ends here."""
         token = likeliest(self._context.logits(attempt.row), self._p_min)
         if token is None:
             return False
         attempt.drafted.append(token)
-        return len(attempt.drafted) < attempt.most
+        return len(attempt.drafted) < attempt.max_tokens

@@ -11,7 +11,7 @@ from ...llama.context import Context, HeadContext
 from ...llama.errors import LoadError
 from ...llama.llama import C
 from ...llama.model import Model
-from ...llama.options import DraftOptions, EngineOptions
+from ...llama.options import EngineOptions, SpeculationOptions
 from .mtp_head import DraftHead
 
 ARCHITECTURES = frozenset(
@@ -23,7 +23,9 @@ ARCHITECTURES = frozenset(
 """Whose head llama.cpp can compute. With others that have one it ends the process instead of returning an error."""
 
 
-def draft_head(o: DraftOptions, main: Model, main_context: Context, on_progress: Callable[[float], None]) -> DraftHead:
+def draft_head(
+    o: SpeculationOptions, main: Model, main_context: Context, on_progress: Callable[[float], None]
+) -> DraftHead:
     assert o.head is not None
     options = replace(o.head, n_ctx=main_context.n_ctx)
     if options.model == main.options.model:
@@ -40,13 +42,13 @@ def draft_head(o: DraftOptions, main: Model, main_context: Context, on_progress:
 
 
 def _with_model(
-    own: Model | None, main: Model, main_context: Context, options: EngineOptions, o: DraftOptions
+    own: Model | None, main: Model, main_context: Context, options: EngineOptions, o: SpeculationOptions
 ) -> DraftHead:
     model = own or main
     if problem := _problem(model, main, main_context):
         raise LoadError(f"'{options.model}' cannot draft with an MTP head: {problem}")
     context = HeadContext(model, main_context, options)
-    main_context.give_hidden_states()
+    main_context.enable_hidden_states()
     return DraftHead(context, main_context, o.n_max, o.n_min, o.p_min, own)
 
 

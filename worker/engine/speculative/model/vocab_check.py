@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...llama.llama import C
 from ...llama.vocab import Vocab
 
-MOST_DIFFERENT = 128
+MAX_DIFFERENCE = 128
 """Tokens that one vocabulary may have more, for instance to fill up a matrix."""
 FIRST_COMPARED = 5
 """Special tokens before it may be written differently."""
@@ -19,7 +19,7 @@ def difference(main: Vocab, draft: Vocab) -> str | None:
         return "they begin texts with different tokens"
     if main.add_eos != draft.add_eos or (main.add_eos and main.eos != draft.eos):
         return "they end texts with different tokens"
-    if abs(main.n_vocab - draft.n_vocab) > MOST_DIFFERENT:
+    if abs(main.n_vocab - draft.n_vocab) > MAX_DIFFERENCE:
         return f"their vocabularies have {main.n_vocab} and {draft.n_vocab} tokens"
     text = C.llama_vocab_get_text
     for token in range(FIRST_COMPARED, min(main.n_vocab, draft.n_vocab)):

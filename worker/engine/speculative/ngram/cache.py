@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...batching.slots import Slot
-from ..drafter import HistoryDrafter, Wish
+from ..drafter import DraftRequest, HistoryDrafter
 from .files import Counts, Table, load, merge, save
 
 log = logging.getLogger("corral.engine")
@@ -37,7 +37,7 @@ STRICT = Threshold((4, 3, 2, 2), (75, 66, 66, 66))
 
 
 @dataclass(slots=True)
-class _Own:
+class _SlotCounts:
     history: list[int]
     n_counted: int = 0
     table: Table = field(default_factory=dict)
@@ -51,14 +51,14 @@ class NgramCache(HistoryDrafter):
         self._static = load(static) if static else {}
         self._dynamic_path = dynamic
         self._dynamic = load(dynamic) if dynamic and dynamic.exists() else {}
-        self._own: dict[int, _Own] = {}
+        self._own: dict[int, _SlotCounts] = {}
 
     def begin(self, slot: Slot, history: list[int]) -> None:
         self._end(slot.id)
-        self._own[slot.id] = _Own(history)
+        self._own[slot.id] = _SlotCounts(history)
 
-    def draft(self, wishes: Sequence[Wish]) -> list[list[int]]:
-        return [self._draft(wish) for wish in wishes]
+    def draft(self, requests: Sequence[DraftRequest]) -> list[list[int]]:
+        return [self._draft(request) for request in requests]
 
     def accept(self, slot: Slot, n_drafted: int, n_accepted: int) -> None:
         pass
@@ -77,14 +77,14 @@ class NgramCache(HistoryDrafter):
         if own is not None and self._dynamic_path is not None:
             merge(self._dynamic, own.table)
 
-    def _draft(self, wish: Wish) -> list[int]:
-        own = self._own[wish.slot.id]
+    def _draft(self, request: DraftRequest) -> list[int]:
+        own = self._own[request.slot.id]
         _count(own)
-        history, drafted = wish.history, list[int]()
+        history, drafted = request.history, list[int]()
         if len(history) < N_STATIC:
             return []
         recent = history[-N_MAX:]
-        while len(drafted) < min(self.n_max, wish.most):
+        while len(drafted) < min(self.n_max, request.max_tokens):
             token = self._next(own.table, recent)
             if token is None:
                 break
@@ -100,7 +100,7 @@ class NgramCache(HistoryDrafter):
         return token if token is not None else _most_frequent(static)
 
 
-def _count(own: _Own) -> None:
+def _count(own: _SlotCounts) -> None:
     history, begin = own.history, own.n_counted
     own.n_counted = end = min(len(history), begin + AT_ONCE)
     for place in range(max(begin, 1), end):

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 from ...batching.slots import Slot
 from ...llama.options import NgramSizes
-from ..drafter import HistoryDrafter, Wish
+from ..drafter import DraftRequest, HistoryDrafter
 from .index import NgramIndex
 
-MOST_VALUES = 4
+MAX_VALUES = 4
 CLEAR_MAJORITY = 2
 
 
@@ -35,7 +35,7 @@ class Key:
     values: list[Value] = field(default_factory=list)
 
 
-class _Record:
+class _SlotRecord:
     def __init__(self, sizes: NgramSizes, several: bool) -> None:
         self._sizes, self._several = sizes, several
         self._index = NgramIndex(sizes.n_lookup, sizes.n_draft)
@@ -79,7 +79,7 @@ class _Record:
             begin = place + self._sizes.n_lookup
             text = history[begin : begin + n]
             value = next((value for value in key.values if history[value.place : value.place + n] == text), None)
-            if value is None and len(key.values) < MOST_VALUES:
+            if value is None and len(key.values) < MAX_VALUES:
                 value = Value(begin, n)
                 key.values.append(value)
             if value is not None:
@@ -100,13 +100,13 @@ class NgramMap(HistoryDrafter):
         """`several`: continuations of a key."""
         self._sizes, self._several = sizes, several
         self.n_max = sizes.n_draft
-        self._records: dict[int, _Record] = {}
+        self._records: dict[int, _SlotRecord] = {}
 
     def begin(self, slot: Slot, history: list[int]) -> None:
-        self._records[slot.id] = _Record(self._sizes, self._several)
+        self._records[slot.id] = _SlotRecord(self._sizes, self._several)
 
-    def draft(self, wishes: Sequence[Wish]) -> list[list[int]]:
-        return [self._records[wish.slot.id].draft(wish.history)[: wish.most] for wish in wishes]
+    def draft(self, requests: Sequence[DraftRequest]) -> list[list[int]]:
+        return [self._records[request.slot.id].draft(request.history)[: request.max_tokens] for request in requests]
 
     def accept(self, slot: Slot, n_drafted: int, n_accepted: int) -> None:
         used = self._records[slot.id].used

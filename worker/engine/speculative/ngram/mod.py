@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...batching.slots import Slot
-from ..drafter import HistoryDrafter, Wish
+from ..drafter import DraftRequest, HistoryDrafter
 from .index import Rolling, hashes
 
 log = logging.getLogger("corral.engine")
@@ -24,7 +24,7 @@ FULL = 0.25
 """A table of which this part is used is mostly chance hits: it starts anew."""
 CHUNK = 32
 """New tokens of an answer are learned this many at a time."""
-POOR, MOST_POOR = 0.25, 5
+POOR, MAX_POOR = 0.25, 5
 """So many drafts in a row of which less than this part was accepted: the table misleads, it starts anew."""
 _SHORT = 16
 _EMPTY = -1
@@ -53,14 +53,14 @@ class NgramMod(HistoryDrafter):
             log.info("the table of n-grams is full and starts anew")
             self._reset()
 
-    def draft(self, wishes: Sequence[Wish]) -> list[list[int]]:
-        return [self._draft(wish) for wish in wishes]
+    def draft(self, requests: Sequence[DraftRequest]) -> list[list[int]]:
+        return [self._draft(request) for request in requests]
 
-    def _draft(self, wish: Wish) -> list[int]:
-        n, history = self._n, wish.history
+    def _draft(self, request: DraftRequest) -> list[int]:
+        n, history = self._n, request.history
         if len(history) < n:
             return []
-        progress = self._progress[wish.slot.id]
+        progress = self._progress[request.slot.id]
         if len(history) > progress.learned_to + n + CHUNK:
             self._learn(progress, history)
         window, drafted = history[-n:], list[int]()
@@ -72,12 +72,12 @@ class NgramMod(HistoryDrafter):
             rolling.move(window[len(drafted)], token)
             window.append(token)
             drafted.append(token)
-        return drafted[: wish.most] if len(drafted) >= self._n_min else []
+        return drafted[: request.max_tokens] if len(drafted) >= self._n_min else []
 
     def accept(self, slot: Slot, n_drafted: int, n_accepted: int) -> None:
         progress = self._progress[slot.id]
         progress.n_poor = progress.n_poor + 1 if n_accepted < POOR * n_drafted else 0
-        if progress.n_poor >= MOST_POOR:
+        if progress.n_poor >= MAX_POOR:
             self._reset()
             progress.n_poor = progress.learned_to = 0
 

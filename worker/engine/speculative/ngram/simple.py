@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ...batching.slots import Slot
 from ...llama.options import NgramSizes
-from ..drafter import HistoryDrafter, Wish
+from ..drafter import DraftRequest, HistoryDrafter
 from .index import NgramIndex
 
 
@@ -21,17 +21,17 @@ class NgramSimple(HistoryDrafter):
     def begin(self, slot: Slot, history: list[int]) -> None:
         self._indexes[slot.id] = NgramIndex(self._sizes.n_lookup, min(self._sizes.n_lookup, self.n_max))
 
-    def draft(self, wishes: Sequence[Wish]) -> list[list[int]]:
-        return [self._draft(wish) for wish in wishes]
+    def draft(self, requests: Sequence[DraftRequest]) -> list[list[int]]:
+        return [self._draft(request) for request in requests]
 
-    def _draft(self, wish: Wish) -> list[int]:
-        index, history = self._indexes[wish.slot.id], wish.history
+    def _draft(self, request: DraftRequest) -> list[int]:
+        index, history = self._indexes[request.slot.id], request.history
         index.update(history)
         place = next(index.places(history), None)
         if place is None:
             return []
         begin = place + index.n
-        return history[begin : begin + min(self.n_max, wish.most)]
+        return history[begin : begin + min(self.n_max, request.max_tokens)]
 
     def accept(self, slot: Slot, n_drafted: int, n_accepted: int) -> None:
         pass
