@@ -1,1 +1,1 @@
-"""Tokens in, tokens out: the llama context, its slots and the scheduler. Knows nothing of HTTP or JSON."""
+"""The inference engine: the llama context, its slots and the scheduler. It works on tokens, without HTTP or JSON."""

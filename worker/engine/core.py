@@ -1,6 +1,6 @@
-"""The engine's main object: slots and queue of one loaded model, advanced by `step()`.
+"""The engine's main object: the slots and the queue of one loaded model, advanced by `step()`.
 
-Runs on the engine thread, except where a method says otherwise. `scheduler` plans a step, `decode` computes it.
+All methods run on the engine thread. `scheduler` plans a step, `decode` computes it.
 """
 
 from __future__ import annotations
@@ -59,15 +59,15 @@ class Core:
         self.waiting: deque[Job] = deque()
         self._actions: list[SlotAction[Any]] = []
         self.published = counters.copy()
-        """The counters as of the last step, for other threads."""
+        """A copy of the counters after the last step, for other threads."""
         self._counters = counters
         self._history = GroupHistory()
         self._shifts = self.options.context_shift and context.can_shift
         if self.options.context_shift and not self._shifts:
-            log.warning("the context of this model cannot be shifted: an answer ends when the context is full")
+            log.warning("--context-shift is off: this model does not support it; an answer ends at a full context")
         self._n_busy = 0
         self.stalled = False
-        """All that is left to do waits for an encoder or a disk; any command may change that."""
+        """True if all remaining work waits for an encoder or the disk. Any command resets it."""
         self._events: list[tuple[Job, Event]] = []
         self._deliver = deliver
 
@@ -79,18 +79,18 @@ class Core:
         self.waiting.append(job)
 
     def run_on_slot(self, action: SlotAction[Any]) -> None:
-        """As soon as its slot is idle, before other requests get it."""
+        """Queue an action. It runs as soon as its slot is idle, before other requests get the slot."""
         self._actions.append(action)
 
     def cancel(self, job: Job) -> None:
-        """Its slots are free at once; what they remember stays. Nothing more is emitted for it."""
+        """Remove the job and release its slots immediately. They keep their cached tokens. No event of it follows."""
         if job in self.waiting:
             self.waiting.remove(job)
         self._release_all(job)
         self._emit()
 
     def end_thoughts(self, job: Job) -> bool:
-        """False: it has no slot, any more or yet."""
+        """End the reasoning part of the job's answers. Return False if the job has no slot (not yet or no longer)."""
         tasks = [slot.task for slot in self.slots if slot.task is not None and slot.task.job is job]
         for task in tasks:
             if isinstance(task, GenerationTask):
@@ -98,7 +98,7 @@ class Core:
         return bool(tasks)
 
     def fail_all(self, error: ApiError) -> None:
-        """Ends everything, the queue included, and trusts nothing that the slots remember."""
+        """Fail all requests and actions, also the queued ones, and clear all slots: their contents are not trusted."""
         for job in [*self._jobs(), *self.waiting]:
             self._fail(job, error)
         self.waiting.clear()
@@ -110,7 +110,7 @@ class Core:
         self._emit()
 
     def step(self) -> None:
-        """One turn: admit, plan, decode, sample, emit."""
+        """Run one step: admit requests, plan a batch, decode it, sample, emit the events."""
         self._act_on_idle_slots()
         self._admit()
         self._shift_full_contexts()
@@ -146,7 +146,7 @@ class Core:
     # -- admit ---------------------------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """First those who want a certain slot, then in order of arrival. Who needs several slots holds up the rest."""
+        """Assign slots: first to requests that name one, then by arrival. One that needs several blocks later ones."""
         for slot in self.slot_cache.waiters_ready():
             self._begin_prompt(slot)
         if not self.waiting or self._n_busy == len(self.slots):
@@ -187,7 +187,7 @@ class Core:
         return True
 
     def _begin_prompt(self, slot: Slot) -> None:
-        """Or not yet, when another slot is just computing the same beginning."""
+        """Start the slot's prompt, or leave the slot waiting while another slot computes the same prefix."""
         task = slot.task
         assert task is not None
         job = task.job
@@ -222,7 +222,7 @@ class Core:
             begin, end = shift(slot, self.context, n_keep, task.request.n_discard)
             self.speculation.on_shifted(slot, begin, end)
             task.choice.truncated = True
-            log.debug("slot %d: context shift, positions %d to %d are forgotten", slot.id, begin, end)
+            log.debug("slot %d: context shift, positions %d to %d are removed", slot.id, begin, end)
 
     # -- plan ----------------------------------------------------------------------------------------------------------
 
@@ -233,7 +233,7 @@ class Core:
         return work
 
     def _may_split_prompt(self, job: Job) -> bool:
-        """Whether its prompt may be cut into several batches."""
+        """Return True if the job's prompt may be split over several batches."""
         return isinstance(job.request, Generation) or self.context.embeds_in_pieces
 
     # -- decode --------------------------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ class Core:
                 self._report_progress(run.slot, task)
 
     def _fail_batch(self, error: DecodeFailed) -> None:
-        """How much of the batch was computed is unknown: everyone at work ends here, their slots forget everything."""
+        """Fail all running requests and clear their slots: it is unknown how much of the batch was computed."""
         log.error("%s (llama_decode returned %d)", error, error.result)
         busy = [slot for slot in self.slots if not slot.idle]
         for job in self._jobs():
@@ -286,7 +286,7 @@ class Core:
             self._clear_slot(slot)
 
     def _start_choices(self, first: Slot, task: GenerationTask) -> list[Slot]:
-        """The prompt has just been computed: all choices begin, sharing what is in the first one's slot."""
+        """Start all choices of a request whose prompt is computed in `first`; the other slots get a copy of it."""
         first.transition_to(SlotState.GENERATING)
         if self.media_encoder is not None:
             self.media_encoder.end(task.job)
@@ -313,15 +313,15 @@ class Core:
             self._clear_slot(slot)
 
     def _clear_slot(self, slot: Slot) -> None:
-        """What its sequence holds is unknown."""
+        """Clear a slot whose sequence has unknown contents, and fail its request."""
         if slot.task is not None:
             self._fail(slot.task.job, ServerFault("Compute error."))
         self.slot_cache.clear(slot)
 
     def _sample_slot(self, slot: Slot, row: int, guess: int | None = None, *, taken: bool = False) -> bool:
-        """Whether the slot's next token is the one that was guessed; `taken`: it is to be, for benchmarks."""
+        """Sample the next token; True: it equals `guess`, a draft's token. `taken`: force `guess`, for benchmarks."""
         task = slot.task
-        if not isinstance(task, GenerationTask):  # its job has failed with another choice
+        if not isinstance(task, GenerationTask):  # the job failed in another of its choices
             return False
         choice, sampler = task.choice, task.sampler
         try:
@@ -377,7 +377,7 @@ class Core:
         self._n_busy -= 1
         if isinstance(task, GenerationTask):
             self._counters.add_prediction(task.choice.clock.n_predicted, task.choice.clock.predicted_seconds)
-        # an embedding's cells serve nobody, and the first choice's slot remembers for its siblings
+        # an embedding's cells cannot be reused; of several choices only the slot of the first keeps its cells
         self.slot_cache.finish_task(slot, keeps=isinstance(task, GenerationTask) and not task.shares_prompt)
 
     # -- emit ----------------------------------------------------------------------------------------------------------
@@ -392,7 +392,7 @@ class Core:
             self._event(task.job, Progress(index, total, clock.n_cached, len(slot.tokens), elapsed, clock.timings()))
 
     def _emit(self) -> None:
-        """One wake-up of the event loop, however much there is to say."""
+        """Publish the counters and deliver all events of the step in one wake-up of the event loop."""
         self._counters.processing, self._counters.deferred = self._n_busy, len(self.waiting)
         self.published = self._counters.copy()
         if self._events:

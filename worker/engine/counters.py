@@ -1,4 +1,4 @@
-"""What the engine has done so far, in totals. The engine thread counts; a frozen copy is handed to everybody else."""
+"""Totals of the engine's work for metrics. The engine thread updates them; other threads get a copy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Counters(msgspec.Struct):
     prompt_tokens_cached: int = 0
     prompt_seconds: float = 0.0
     predicted_tokens: int = 0
-    predicted_steps: int = 0  # without each first token, which comes with the prompt
+    predicted_steps: int = 0  # without the first token of each answer, which is sampled from the prompt's logits
     predicted_seconds: float = 0.0
     decodes: int = 0
     busy_slots: int = 0  # summed over decodes
@@ -25,7 +25,7 @@ class Counters(msgspec.Struct):
     draft_checks: int = 0  # speculative: decodes that verified a draft
     drafted: int = 0
     draft_accepted: int = 0
-    accepted_at: tuple[int, ...] = ()  # of them, by position in the draft
+    accepted_at: tuple[int, ...] = ()  # accepted draft tokens by position in the draft
 
     def add_prediction(self, n_tokens: int, seconds: float) -> None:
         if n_tokens:
@@ -34,7 +34,7 @@ class Counters(msgspec.Struct):
             self.predicted_seconds += seconds
 
     def add_drafts(self, n_checks: int, n_drafted: int, accepted_at: Sequence[int]) -> None:
-        """`accepted_at[i]`: how many of the checks accepted the draft's token i."""
+        """Add `n_checks` verified drafts. `accepted_at[i]`: in how many of them token i of the draft was accepted."""
         self.draft_checks += n_checks
         self.drafted += n_drafted
         self.draft_accepted += sum(accepted_at)
@@ -47,7 +47,7 @@ class Counters(msgspec.Struct):
 @dataclass(frozen=True)
 class Metrics:
     totals: Counters
-    prompt_tokens_per_second: float  # both rates since the scrape before
+    prompt_tokens_per_second: float  # both rates since the previous scrape
     predicted_tokens_per_second: float
 
     @property
@@ -56,7 +56,7 @@ class Metrics:
 
 
 class RateMeter:
-    """Makes rates of totals; owned by the event loop."""
+    """Computes rates from totals. Owned by the event loop."""
 
     def __init__(self) -> None:
         self._before = Counters()

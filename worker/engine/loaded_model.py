@@ -1,7 +1,7 @@
-"""A model in memory, as requests see it: what it can do, and what is refused before it reaches the engine thread.
+"""The interface of requests to a loaded model: its properties, its operations, and the checks before submission.
 
-Made by `runner` for as long as the model is loaded; every call goes to the engine thread by a message. Called on the
-loop's thread only.
+`runner` creates it at each load and drops it at unload. Calls that change something are posted to the engine thread.
+Runs on the event loop's thread, except where a method says otherwise.
 """
 
 from __future__ import annotations
@@ -46,20 +46,24 @@ class LoadedModel:
         self._thread = thread
 
     def tokenize_media(self, text: str, files: Sequence[bytes]) -> tuple[tuple[int, ...], tuple[MediaChunk, ...]]:
-        """A prompt with a marker for each file. From any thread, and slow: it also scales pictures and reads sound.
+        """Tokenize a prompt that has one marker for each file. Return the tokens and the media chunks.
 
-        Raises InvalidRequest.
+        May be called from any thread. Slow: it also scales images and decodes audio. Raises InvalidRequest, and
+        NotSupported without a projector.
         """
         if self.core.media_encoder is None:
             raise NotSupported("Multimodal data provided, but model does not support multimodal requests.")
         return self.core.media_encoder.projector.tokenize(text, files)
 
     async def prepare_for_grammars(self) -> None:
-        """Before a request with a grammar is submitted: else its first token makes all others wait for that."""
+        """Prepare the vocabulary for grammars. Call it before a request with a grammar is submitted.
+
+        Without it the engine thread does this at the first token of that request, and all other requests wait.
+        """
         await asyncio.to_thread(prepare, self.vocab)
 
     def submit(self, request: Generation | Embedding, sink: Sink) -> Ticket:
-        """Raises ApiError for what can be seen at once; later errors arrive as Failed."""
+        """Submit a request. Raises ApiError for errors that are visible now; later errors arrive as Failed events."""
         self._check(request)
         if request.media:
             request = replace(request, tokens=with_media_tokens(request.tokens, request.media))
@@ -69,7 +73,7 @@ class LoadedModel:
 
     @property
     def embedding_room(self) -> int:
-        """Most tokens of one text whose vector is wanted."""
+        """The maximum number of tokens of one embedding input."""
         n_ctx, context = self.info.n_ctx, self.core.context
         return n_ctx - 1 if context.embeds_in_pieces else min(n_ctx, context.n_ubatch)
 
@@ -77,16 +81,19 @@ class LoadedModel:
         return slot_views(self.core)
 
     def adapters(self) -> list[tuple[AdapterInfo, float]]:
-        """Each LoRA adapter with its scale for requests that name none."""
+        """Return each LoRA adapter with its default scale, used by requests that set no scales."""
         adapters = self.core.adapters
         return list(zip(adapters.infos, adapters.scales, strict=True))
 
     async def set_adapter_scales(self, scales: Mapping[int, float]) -> None:
-        """Adapters that are not mentioned get 0, unknown ids are left out. Kept while the model sleeps."""
+        """Set the default scales. Adapters that are not mentioned get 0, unknown ids are ignored.
+
+        The scales are kept while the model sleeps.
+        """
         await self._thread.call(lambda: self.core.adapters.set_scales(scales))
 
     async def save_slot(self, id_slot: int, path: Path) -> SlotFile:
-        """These three wait until the slot is idle; any number names a slot, counted round."""
+        """Save a slot to a file. This and the next two methods wait until the slot is idle; ids wrap around."""
         return await self._on_idle_slot(id_slot, lambda slot: save(slot, self.core.context, path))
 
     async def restore_slot(self, id_slot: int, path: Path) -> SlotFile:
@@ -94,7 +101,7 @@ class LoadedModel:
         return await self._on_idle_slot(id_slot, lambda slot: self.core.slot_cache.restore(slot, path, read_media))
 
     async def erase_slot(self, id_slot: int) -> int:
-        """The number of tokens it has forgotten."""
+        """Clear a slot and return the number of tokens removed."""
         return await self._on_idle_slot(id_slot, self.core.slot_cache.erase)
 
     async def _on_idle_slot(self, id_slot: int, function: Callable[[Slot], T]) -> T:
@@ -118,7 +125,7 @@ class LoadedModel:
             self._check_generation(request)
             if n_tokens >= n_ctx:
                 raise ContextExceeded(n_tokens, n_ctx)
-        elif not self.core.options.embeddings:  # a context made without has no room for the outputs, and aborts
+        elif not self.core.options.embeddings:  # llama.cpp would abort: the context has no space for the outputs
             raise NotSupported("This server does not support embeddings. Start it with `--embeddings`")
         elif not n_tokens:
             raise InvalidRequest("Input content cannot be empty")
@@ -140,11 +147,11 @@ class LoadedModel:
             raise NotSupported("Multimodal data provided, but model does not support multimodal requests.")
         context = self.core.context
         if context.kv_cache is None:
-            raise NotSupported("This model cannot read images or audio: it remembers no part of its input")
+            raise NotSupported("This model cannot read images or audio: it has no KV cache")
         for content in map(content_of, request.media):
             n_tokens = content.token.n_tokens
             if content.prepared is None:
-                raise ServerFault("images and audio of a request that has been answered cannot be used again")
+                raise ServerFault("images and audio of a finished request cannot be used again")
             if content.non_causal and n_tokens > min(context.n_batch, context.n_ubatch):  # llama.cpp would abort
                 raise InvalidRequest(
                     f"{content.kind} ({n_tokens} tokens) is too large to process. increase the physical batch size "
@@ -154,8 +161,8 @@ class LoadedModel:
     def _check_generation(self, request: Generation) -> None:
         if self.core.context.kv_cache is None:
             raise ServerFault("the current context does not support logits computation. skipping")
-        if self.info.has_encoder:  # its decoder asserts that the encoder has run
-            raise NotSupported("This model needs an encoder's run before it generates, which is not supported")
+        if self.info.has_encoder:  # llama.cpp's decoder asserts that the encoder was run
+            raise NotSupported("Encoder-decoder models cannot generate text: this is not supported")
         if not 1 <= request.n <= self.info.n_slots:
             raise InvalidRequest(f"n must be between 1 and {self.info.n_slots}, the number of slots")
 
@@ -171,7 +178,7 @@ class Ticket:
         return self._job.id
 
     def cancel(self) -> None:
-        """Idempotent. No event follows; the slot is free within a step, a long prefill is interrupted."""
+        """Cancel the request; idempotent. No event follows. A prefill is aborted; the slot is free within a step."""
         job, core = self._job, self._core
         if job.cancelled or job.done:
             return
@@ -180,5 +187,5 @@ class Ticket:
         self._thread.post(lambda: core.cancel(job))
 
     async def end_thoughts(self) -> bool:
-        """False: it has no slot."""
+        """End the reasoning part of the request's answers. Return False if the request has no slot."""
         return await self._thread.call(lambda: self._core.end_thoughts(self._job))

@@ -1,4 +1,4 @@
-"""What the HTTP side and the engine thread say to each other: small, frozen, and all of it here.
+"""The messages between the HTTP side and the engine thread: requests and events, as frozen data classes.
 
 Text is `str`, tokens are ids of the model's vocabulary, times are milliseconds, positions count tokens.
 """
@@ -18,7 +18,7 @@ TriggerKind = Literal["token", "word", "pattern", "pattern_full"]
 
 @dataclass(frozen=True, slots=True)
 class Trigger:
-    """What wakes a lazy grammar: a token, a word, a regular expression found in the text or matching all of it."""
+    """Activates a lazy grammar: a token, a word, or a regular expression that is found in the text or matches all."""
 
     kind: TriggerKind
     value: str
@@ -27,30 +27,30 @@ class Trigger:
 
 @dataclass(frozen=True, slots=True)
 class Thinking:
-    """How an answer's thoughts stand in its text, and how many tokens they may take."""
+    """The tags that delimit reasoning in an answer's text, and the maximum number of reasoning tokens."""
 
-    start: str  # empty: the answer begins with them
-    ends: tuple[str, ...]  # the first one is put in when the budget is spent, behind the message
-    opening: str = ""  # the end of the prompt, which may have opened them
+    start: str  # empty: the answer begins with reasoning
+    ends: tuple[str, ...]  # when the budget is spent, `message` and the first of these are inserted
+    opening: str = ""  # the end of the prompt, which may contain the start tag
     budget: int = -1  # -1: no limit
     message: str = ""
-    control: bool = False  # whether they may be ended from outside
+    control: bool = False  # True if the reasoning may be ended by a request from outside
 
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """GBNF that an answer follows, a lazy one from the trigger on."""
+    """A GBNF grammar that constrains an answer. A lazy grammar applies from its trigger on."""
 
     text: str
     lazy: bool = False
     triggers: tuple[Trigger, ...] = ()
     prefill: str = ""  # the end of the prompt, if the grammar begins there
-    thinking: Thinking | None = None  # nothing in thoughts wakes a lazy one
+    thinking: Thinking | None = None  # reasoning text does not activate a lazy grammar
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How one token is chosen. Defaults are llama-server's; names are those of `generation_settings`."""
+    """The sampling parameters. Defaults are llama-server's; names are those of `generation_settings`."""
 
     seed: int = RANDOM_SEED
     temperature: float = 0.8
@@ -89,33 +89,33 @@ class Sampling:
 
 
 def seed_of(seed: int, choice: int) -> int:
-    """Of the choices of a request each has its own, unless chance is asked for."""
+    """Return the seed of one choice: `seed + choice`, or RANDOM_SEED if the request uses a random seed."""
     return seed if seed == RANDOM_SEED else (seed + choice) & 0xFFFFFFFF
 
 
 MEDIA_TOKEN = -1
-"""Stands in a prompt for each token of an image, or of a piece of audio or video."""
+"""Placeholder in a prompt for each token of an image, or of a piece of audio or video."""
 
 
 @dataclass(frozen=True, slots=True)
 class MediaChunk:
-    """The tokens start … start + n_tokens of a prompt: an image, a part of one, or a stretch of audio.
+    """The tokens start … start + n_tokens of a prompt: an image, a part of one, or a section of audio.
 
-    Of one request: its pixels are let go once the model has read them, and only who it was remains.
+    Valid for one request only: the pixels are freed once the model has read them; only the identity is kept.
     """
 
     start: int
     n_tokens: int
-    n_pos: int  # positions that it takes, not more than tokens
-    id: str  # the same for the same bytes
-    content: object  # opaque: the engine's, see projector.Content
+    n_pos: int  # number of positions used, at most n_tokens
+    id: str  # equal for equal bytes
+    content: object  # opaque; a MediaContent of the engine
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
     """A prompt to continue. `n` choices share the prompt; choice i samples with seed + i.
 
-    Where `media` stand, in their order, the tokens are MEDIA_TOKEN.
+    At the places of `media`, which are in order, the tokens are MEDIA_TOKEN.
     """
 
     tokens: Sequence[int]
@@ -123,7 +123,7 @@ class Generation:
     n: int = 1
     n_predict: int = -1  # -1: until the context is full
     stop: tuple[str, ...] = ()
-    stream: bool = False  # whether Piece events are wanted
+    stream: bool = False  # True if Piece events are requested
     cache_prompt: bool = True
     n_cache_reuse: int = 0
     id_slot: int = -1
@@ -133,19 +133,19 @@ class Generation:
     t_max_predict_ms: float = -1.0
     return_progress: bool = False
     timings_per_token: bool = False
-    preserved_tokens: frozenset[int] = frozenset()  # special tokens that are rendered all the same
+    preserved_tokens: frozenset[int] = frozenset()  # special tokens that are rendered nevertheless
     adapters: tuple[tuple[int, float], ...] = ()  # (id, scale) of LoRA adapters, others 0; empty: the server's scales
     settings: object = None  # generation_settings as the dialect shows it in /slots; opaque here
     media: tuple[MediaChunk, ...] = ()
-    user_starts: tuple[int, ...] = ()  # where messages of users begin among the tokens, if that is known
+    user_starts: tuple[int, ...] = ()  # indexes of the tokens at which user messages begin, if known
 
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """A text whose vector (or one vector per token, pooling none) or rank score is wanted."""
+    """A request for the vector of a text (with pooling none: one vector per token) or for its rank score."""
 
     tokens: Sequence[int]
-    normalize: int = 2  # -1 none, 0 max-abs to 32760, 1 L1, 2 L2, p
+    normalize: int = 2  # -1 none, 0 max-abs to 32760, 1 L1, 2 L2, p: p-norm
     media: tuple[MediaChunk, ...] = ()
 
 
@@ -162,7 +162,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class TokenProb:
-    """`p` is a probability after the samplers, else a natural logarithm of one before them."""
+    """A token and its probability. `p` is the probability after sampling, or the natural log of the one before it."""
 
     id: int
     piece: bytes
@@ -177,11 +177,11 @@ class TokenProbs:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """The prompt fits and its processing has begun: a stream's 200 may go out."""
+    """The prompt fits and its processing has begun: the response of a stream may start with status 200."""
 
     index: int
-    n_prompt: int = 0  # its tokens, those included that need not be computed
-    n_cached: int = 0  # those
+    n_prompt: int = 0  # tokens of the prompt, cached ones included
+    n_cached: int = 0  # cached tokens, which need not be computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +194,11 @@ class Progress:
     timings: Timings
 
 
-class Piece(msgspec.Struct, frozen=True, gc=False):  # one a token: a dataclass takes ten times as long to make
-    """A stream's next token, or several that are one character. `text` is empty while a stop string may be coming."""
+class Piece(msgspec.Struct, frozen=True, gc=False):  # one per token: creating a dataclass takes ten times as long
+    """The next token of a stream, or several that form one character.
+
+    `text` is empty while its end may be the beginning of a stop string.
+    """
 
     index: int
     text: str
@@ -208,7 +211,7 @@ class Piece(msgspec.Struct, frozen=True, gc=False):  # one a token: a dataclass 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The whole of one choice. Always the last event of its index."""
+    """The complete result of one choice. Always the last event of its index."""
 
     index: int
     id_slot: int
@@ -227,7 +230,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """`vectors`: one row per sequence, or one per token with pooling none; floats in the model's width."""
+    """`vectors`: one row per sequence, or one per token with pooling none; each row has the model's output width."""
 
     vectors: Sequence[Sequence[float]]
     n_tokens: int
@@ -235,11 +238,11 @@ class Embedded:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The request ends here with this error; nothing follows, for no index."""
+    """The request failed with this error. No further event follows for any index."""
 
     error: ApiError
 
 
 Event = Begun | Progress | Piece | Finished | Embedded | Failed
 Sink = Callable[[Event], None]
-"""Receives the events of one request, in order, on the event loop's thread."""
+"""Function that receives the events of one request, in order, on the event loop's thread."""

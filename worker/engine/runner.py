@@ -1,7 +1,7 @@
-"""The engine as the event loop sees it: load, use, sleep, wake, submit, cancel. The thread boundary runs through here.
+"""The engine's interface to the event loop: load, use, sleep, wake, close. It starts and controls the engine thread.
 
 Called by the worker's application only, on the loop's thread. Reports `loading` (with progress), and, for a model that
-slept, `sleeping`, `loading` and `ready` without payload; the first `ready` is the application's: it knows its payload.
+slept, `sleeping`, `loading` and `ready` without payload. The application reports the first `ready`, with a payload.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ log = logging.getLogger("corral.engine")
 
 @dataclass(frozen=True)
 class EngineSnapshot:
-    """What is known without the model."""
+    """The engine's state that is available even if the model is not loaded."""
 
     info: ModelInfo | None  # None until the first load
     totals: Counters
@@ -63,7 +63,7 @@ class EngineSnapshot:
 
 
 class Engine:
-    """One model's engine. Constructed on the event loop."""
+    """The engine of one model. Must be constructed on the event loop."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Engine:
         media_marker: str = "<__media__>",
         disk: PrivateDirectory | None = None,
     ) -> None:
-        """`disk`: where prompts are kept while the model is away, if the settings allow it."""
+        """`disk`: the directory that caches prompts while the model is unloaded, if the settings allow it."""
         self._settings = settings
         self._media_marker = media_marker
         self._files = files
@@ -84,7 +84,7 @@ class Engine:
         self._stages: list[str] = []
         self._totals = Counters()
         self._meter = RateMeter()
-        self._residency = asyncio.Lock()  # held while the model comes or goes
+        self._residency = asyncio.Lock()  # held during a load or unload
         self._holders = 0
         self._sleep_after = float(settings.sleep_idle_seconds)
         self._sleep_timer: asyncio.TimerHandle | None = None
@@ -95,7 +95,7 @@ class Engine:
     # -- life ---------------------------------------------------------------------------------------------------------
 
     async def load(self) -> None:
-        """Raises LoadError, which says why. Once."""
+        """Start the engine thread and load the model. Call it once. Raises LoadError with the reason."""
         async with self._residency:
             self._thread.start()
             await self._load()
@@ -103,7 +103,11 @@ class Engine:
 
     @asynccontextmanager
     async def use(self) -> AsyncIterator[LoadedModel]:
-        """Holds the model in memory, waking it first if need be. Handlers hold it as long as their response flows."""
+        """Keep the model in memory within the block; load it first if it sleeps.
+
+        Handlers keep the block open until their response is complete. Raises Unavailable before the first load and
+        after `close`, ServerFault if the model cannot be loaded again.
+        """
         self._holders += 1
         self._disarm_timer()
         try:
@@ -114,20 +118,20 @@ class Engine:
                 self._arm_timer()
 
     def set_idle_timeout(self, seconds: float) -> None:
-        """From now on the model sleeps after so many idle seconds, whatever the settings say; negative: never."""
+        """Set the idle seconds after which the model sleeps, instead of the settings' value. Negative: never."""
         self._sleep_after = seconds
         if not self._holders:
             self._arm_timer()
 
     @property
     def sleeps_in(self) -> float | None:
-        """Seconds until the model sleeps if nobody uses it from now on; None: it stays."""
+        """Seconds until the model sleeps if it is not used from now on. None: it never sleeps."""
         if self._sleep_timer is not None:
             return max(0.0, self._sleep_timer.when() - asyncio.get_running_loop().time())
         return self._sleep_after if self._sleep_after >= 0 else None
 
     async def close(self) -> None:
-        """Running requests fail; returns when the model's memory is free. Idempotent."""
+        """Fail the running requests and unload the model. Return when its memory is free. Idempotent."""
         was_closed, self._closed = self._closed, True
         self._disarm_timer()
         if was_closed or self._thread.ident is None:
@@ -138,7 +142,7 @@ class Engine:
             self._totals, self._loaded = self._current_totals(), None
             await self._thread.call(self._thread.stop)
 
-    # -- monitoring: never wakes, never keeps awake -------------------------------------------------------------------
+    # -- monitoring: never loads the model and does not reset the idle timer ------------------------------------------
 
     @property
     def is_sleeping(self) -> bool:
@@ -150,12 +154,12 @@ class Engine:
 
     @property
     def progress(self) -> tuple[bool, int]:
-        """Whether some request has the engine, and a number that grows as long as it gets on."""
+        """Return (True if the engine has work, a counter that grows while the engine thread makes progress)."""
         core = self._thread.core
         return core is not None and core.busy, self._thread.turns
 
     def metrics(self) -> Metrics:
-        """Totals, and rates since the call before."""
+        """Return totals, and rates since the previous call."""
         return self._meter.read(self._current_totals())
 
     def _current_totals(self) -> Counters:
@@ -170,7 +174,7 @@ class Engine:
             if self._waking is None or self._waking.done():
                 self._waking = asyncio.ensure_future(self._wake())
                 self._waking.add_done_callback(lambda task: task.cancelled() or task.exception())
-            await asyncio.shield(self._waking)  # a client that leaves meanwhile does not interrupt it
+            await asyncio.shield(self._waking)  # a client that disconnects must not interrupt the load
         assert self._loaded is not None
         return self._loaded
 
@@ -189,11 +193,12 @@ class Engine:
 
     @property
     def memory_usage(self) -> MemoryUsage:
-        """What the model took when it was loaded last."""
+        """The memory that the last load of the model allocated."""
         usual = usual_devices()
         used = allocations.device_bytes(device_names(), self._settings.device or usual)
         parts = [DeviceUsage(name, size, address_of(name)) for name, size in used.items()]
-        parts += [DeviceUsage(name, 0) for name in usual if name not in used]  # nor is it woken for its address
+        # no address for unused devices: querying it would initialise the device
+        parts += [DeviceUsage(name, 0) for name in usual if name not in used]
         return MemoryUsage(allocations.host_bytes, tuple(parts))
 
     async def _load(self) -> None:
@@ -229,14 +234,14 @@ class Engine:
         self._sleep_task = asyncio.ensure_future(self._sleep())
 
     def _on_progress(self, stage: str, value: float) -> None:
-        if self._info is None:  # on waking up the report carries nothing
+        if self._info is None:  # reports of a later load have no payload
             self._on_state(WorkerReport("loading", {"stages": self._stages, "current": stage, "value": value}))
 
 
 def _deliver(events: list[tuple[Job, Event]]) -> None:
-    """On the loop's thread: all events of one step."""
+    """Deliver all events of one step. Runs on the loop's thread."""
     for job, event in events:
         try:
             job.deliver(event)
-        except Exception:  # one request's handler must not keep the others from their events
-            log.exception("a handler failed to take an event")
+        except Exception:  # a failure in one request's handler must not stop the events of the others
+            log.exception("a request handler failed to process an event")

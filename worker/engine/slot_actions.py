@@ -1,6 +1,6 @@
-"""Something to be done with a slot between two requests: it waits until the slot is idle.
+"""An action on a slot, such as save or restore, that runs when the slot is idle.
 
-Asked for on the event loop, which awaits `result`; run or given up by the engine thread.
+Created on the event loop, which awaits `result`. The engine thread runs it or fails it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class SlotAction(Generic[T]):
     result: asyncio.Future[T]
 
     def run(self, slot: Slot) -> None:
-        if self.result.cancelled():  # whoever asked has left
+        if self.result.cancelled():  # the client has disconnected
             return
         try:
             value = self.function(slot)

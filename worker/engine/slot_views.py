@@ -1,5 +1,6 @@
-"""What monitoring shows of slots. Built on the event loop from the engine thread's objects: each field is read at once,
-a view as a whole may mix two steps. Nothing is decided by it.
+"""The slots' state for monitoring. Built on the event loop from the engine thread's objects, without a lock.
+
+Each field is read atomically, but a view may mix the values of two steps. So it must not be used for decisions.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ class SlotView:
     n_ctx: int
     is_processing: bool
     speculative: bool = False
-    id_task: int | None = None  # None: the slot never had a task, and what follows says nothing
+    id_task: int | None = None  # None: the slot never had a task; the following fields are meaningless
     n_prompt_tokens: int = 0  # in the slot, generated ones included
     n_prompt_processed: int = 0
     n_prompt_cached: int = 0

@@ -1,4 +1,4 @@
-"""Builds the drafters that the options name, in the order in which they are asked. Called by the engine thread."""
+"""Create the drafters that the options name, in the order in which they are tried. Called by the engine thread."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ log = logging.getLogger("corral.engine")
 
 
 def speculation(model: Model, context: Context, on_progress: Callable[[float], None]) -> Speculation:
-    """Raises LoadError, also for what only costs speed if drafts are simulated. `on_progress`: of a draft model."""
+    """Create the speculation of a model. Raises LoadError.
+
+    A drafter that cannot be set up is left out with a log message; with simulated acceptance it is an error if none
+    is left. `on_progress` gets the load progress of a draft model.
+    """
     options = model.options.drafts
     if options is None:
         return Speculation(context)
@@ -39,13 +43,13 @@ def speculation(model: Model, context: Context, on_progress: Callable[[float], N
             if drafter is not None:
                 drafters.append(drafter)
         if options.simulated and not drafters:
-            raise LoadError("simulated acceptance needs speculative decoding, which could not be set up")
+            raise LoadError("simulated acceptance needs speculative decoding, but no drafter could be set up")
     except BaseException:
         for drafter in drafters:
             drafter.close()
         raise
     if options.simulated:
-        log.warning("drafts are accepted by chance, for benchmarks: answers are not the model's")
+        log.warning("drafts are accepted at random, for benchmarks only: answers are not the model's real output")
     return Speculation(context, drafters, Simulation(options.simulated, model.vocab) if options.simulated else None)
 
 
@@ -70,13 +74,16 @@ def _drafter(
 def _draft_model(
     o: SpeculationOptions, main: Model, context: Context, on_progress: Callable[[float], None]
 ) -> DraftModel | None:
-    """A draft model with other tokens is of no use: as with llama-server, the main model works without it."""
+    """Load the draft model. Return None if its vocabulary does not fit the main model's or it has no decoder.
+
+    As in llama-server the main model then works without it.
+    """
     assert o.model is not None
     draft = Model(replace(o.model, n_ctx=context.n_ctx), on_progress)
     try:
         problem = difference(main.vocab, draft.vocab)
         if problem is None and not draft.has_decoder:
-            problem = "the draft model generates nothing"
+            problem = "the draft model has no decoder"
         if problem is not None:
             draft.close()
             log.error("'%s' cannot draft for '%s': %s", o.model.model, main.options.model, problem)

@@ -1,6 +1,6 @@
-"""The engine thread: sleeps until there is something to do, then takes commands and steps between them.
+"""The engine thread: waits for work, runs the posted commands, and runs the engine's steps between them.
 
-It alone touches the model's context. `runner` talks to it by `post` and `call`; results go back to the event loop.
+Only this thread uses the model's context. `runner` uses `post` and `call`; results go back to the event loop.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ log = logging.getLogger("corral.engine")
 T = TypeVar("T")
 
 OnProgress = Callable[[str, float], None]
-"""What is being loaded, and how much of it is there."""
+"""Called with the stage that is being loaded and its progress (0 to 1)."""
 
 
 class EngineThread(threading.Thread):
@@ -48,7 +48,10 @@ class EngineThread(threading.Thread):
         on_progress: OnProgress,
         disk: PrivateDirectory | None = None,
     ) -> None:
-        """`deliver` and `on_progress` are called on the loop's thread. `disk`: where prompts are kept meanwhile."""
+        """`deliver` and `on_progress` are called on the loop's thread.
+
+        `disk`: the directory that caches prompts while the model is unloaded.
+        """
         super().__init__(name="engine", daemon=True)
         self.core: Core | None = None
         self._loop = loop
@@ -56,12 +59,12 @@ class EngineThread(threading.Thread):
         self._on_progress = on_progress
         self._directory = disk
         self._counters = Counters()
-        self._scales: Scales | None = None  # of the adapters, while the model sleeps
+        self._scales: Scales | None = None  # the adapters' scales while the model sleeps
         self._commands: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
         self._stopped = False
         self.turns = 0
-        """Grows as long as the thread gets on."""
+        """Counter that grows while the thread makes progress."""
 
     # -- from any thread ----------------------------------------------------------------------------------------------
 
@@ -71,13 +74,13 @@ class EngineThread(threading.Thread):
             self._changed.notify()
 
     def call(self, function: Callable[[], T]) -> asyncio.Future[T]:
-        """Runs it between two steps. Called on the loop's thread."""
+        """Run a function between two steps and return a future of its result. Called on the loop's thread."""
         future: asyncio.Future[T] = self._loop.create_future()
 
         def command() -> None:
             try:
                 result = function()
-            except Exception as error:  # handed to the caller
+            except Exception as error:  # passed to the caller
                 self._soon(_fail, future, error)
             else:
                 self._soon(_succeed, future, result)
@@ -126,7 +129,7 @@ class EngineThread(threading.Thread):
         try:
             key = disk_key(options, context.n_ctx_slot)
         except OSError as error:
-            log.warning("prompts are not kept on disk: %s", error)
+            log.warning("prompts are not cached on disk: %s", error)
             return None
         store = DiskStore(self._directory, options.disk_bytes)
         read_media = media_encoder.projector.read_saved if media_encoder is not None else None
@@ -136,7 +139,7 @@ class EngineThread(threading.Thread):
         options = model.options.projector
         if options is None:
             return None
-        from .media.projector import Projector  # a library that most workers never need
+        from .media.projector import Projector  # imports a library that most workers do not need
 
         self._soon(self._on_progress, "mmproj_model", 0.0)
         projector = Projector(model, options, lambda value: self._soon(self._on_progress, "mmproj_model", value))
@@ -158,8 +161,8 @@ class EngineThread(threading.Thread):
     def _save(self, core: Core, for_good: bool) -> None:
         try:
             core.slot_cache.save_to_disk(for_good=for_good)
-        except Exception:  # nothing may keep a model from going
-            log.exception("prompts could not be kept on disk")
+        except Exception:  # an error here must not prevent the unload
+            log.exception("prompts could not be saved to disk")
 
     def stop(self) -> None:
         self.unload(for_good=True)
@@ -179,20 +182,20 @@ class EngineThread(threading.Thread):
     def _step(self, core: Core) -> None:
         try:
             core.step()
-        except Exception as error:  # a fault of one step must not end the thread that all requests depend on
-            log.exception("a step failed")
+        except Exception as error:  # an error in one step must not end the thread
+            log.exception("an engine step failed: all requests are aborted")
             core.fail_all(ServerFault(f"got exception: {error}"))
 
     def _soon(self, function: Callable[..., object], *arguments: object) -> None:
         try:
             self._loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:
-            log.debug("the event loop has ended")
+            log.debug("event dropped: the event loop is closed")
 
 
 @contextmanager
 def _run_alongside(work: Callable[[], object]) -> Iterator[None]:
-    """Does what keeps the GIL while the block waits for calls that do not."""
+    """Run `work`, which holds the GIL, in a thread while the block waits for calls that release the GIL."""
     thread = threading.Thread(target=work, name="beside")
     thread.start()
     try:
@@ -202,7 +205,7 @@ def _run_alongside(work: Callable[[], object]) -> Iterator[None]:
 
 
 def _wake() -> None:
-    """As a command it lets the engine look again."""
+    """Do nothing. Posted as a command it makes the engine check its work again."""
 
 
 def _succeed(future: asyncio.Future[T], result: T) -> None:
@@ -216,7 +219,7 @@ def _fail(future: asyncio.Future[T], error: Exception) -> None:
 
 
 def _trim_heap() -> None:
-    """glibc keeps freed memory for itself unless told otherwise; a sleeping worker should not."""
+    """Return freed memory to the system: glibc keeps it otherwise, and a sleeping worker should use little."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:

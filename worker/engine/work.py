@@ -1,4 +1,4 @@
-"""What there is to compute: the slots as the scheduler sees them. Asked by `core` before a step; changes nothing."""
+"""Lists the work of all slots for the scheduler. Called by `core` before each step; does not change a slot."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ Failure = tuple[Task, EncodeError]
 def slot_work(
     slots: Iterable[Slot], context: Context, slot_cache: SlotCache, media_encoder: MediaEncoder | None
 ) -> tuple[Sequence[SlotWork], Sequence[Failure]]:
-    """And the tasks that cannot go on, because an image of theirs could not be read."""
+    """Return the work of the busy slots, and the tasks that fail because one of their images could not be encoded.
+
+    Starts the encoding of images that are needed next; slots that wait for an encoding have no work.
+    """
     work, failures = list[SlotWork](), list[Failure]()
     for slot in slots:
         task = slot.task
@@ -46,7 +49,8 @@ def slot_work(
 
 
 def limits_of(model: Model, context: Context, decoder: BatchDecoder) -> BatchLimits:
-    # what a sliding window lets go of between two parts of a draft, no way back from it would restore
+    # with a sliding window a batch with drafts must be one physical batch: positions that leave the window between
+    # two parts of it could not be restored after a rejected draft
     n_with_drafts = context.n_ubatch if model.n_swa else context.n_batch
     mix = model.options.continuous_batching
     return BatchLimits(context.n_batch, decoder.n_prompt_with_streams, mix, n_with_drafts)
