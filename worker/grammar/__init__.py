@@ -1,1 +1,1 @@
-"""What an answer may look like, as a GBNF grammar made from a JSON schema. Pure text; knows no tokens and no HTTP."""
+"""Convert a JSON schema to a GBNF grammar. Pure text processing: no tokens, no HTTP."""

@@ -1,7 +1,7 @@
-"""A JSON schema as GBNF: every value the schema allows, written with llama-server's white space and order of keys.
+"""Convert a JSON schema to GBNF that matches every value the schema allows.
 
-`schema_grammar` is the whole of it; chat formats that put more around an answer add a schema's rules to their own with
-`Converter`. Raises SchemaError. Pure.
+White space and the order of keys are those of llama-server. `schema_grammar` returns a complete grammar. Chat formats
+that need more text around the JSON add a schema's rules to their own rules with `Converter`. Raises SchemaError. Pure.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ from .schema import (
 
 MAX_DEPTH = 100
 _MAX_KEY = 200
-"""Letters of a property's name that others must differ from: each one is a level of the grammar."""
+"""Maximum length of a property name if other names are allowed too: each character is a level of the grammar."""
 
 
 def schema_grammar(schema: object) -> str:
+    """Return a complete grammar for `schema`. Raises SchemaError."""
     converter = Converter(schema)
     converter.visit(schema, "", "#")
     return converter.rules.text()
@@ -52,12 +53,12 @@ _LOOSER = (
     ("items", "type"),
     ("type",),
 )
-"""Which keywords alone are tried of a schema that cannot be kept in full: the first of each line has to be there."""
+"""Keyword sets that are tried, in this order, for a schema that is not fully supported; the first one is required."""
 
 
 class Converter:
     def __init__(self, root: object, rules: GrammarRules | None = None, *, lenient: bool = False) -> None:
-        """`lenient`: a schema that cannot be kept is loosened instead of refused, down to any value."""
+        """`lenient`: relax an unsupported schema instead of refusing it; in the worst case any value is allowed."""
         self._lenient = lenient
         self.rules = rules or GrammarRules()
         self._root = root
@@ -66,7 +67,7 @@ class Converter:
         self._depth = 0
 
     def visit(self, schema: object, name: str, path: str) -> str:
-        """Adds the rules of `schema` under `name` (the grammar's root, if empty); the name of the one to refer to."""
+        """Add the rules of `schema` under `name` (empty: the grammar's root) and return the name of its top rule."""
         self._depth += 1
         try:
             if self._depth > MAX_DEPTH:
@@ -141,7 +142,7 @@ class Converter:
         return name
 
     def _union(self, schema: Schema, keyword: str, name: str, path: str) -> str:
-        """Of exactly one (`oneOf`) no more can be said than that one of them holds."""
+        """Return a choice of all alternatives. For `oneOf` a grammar cannot express that exactly one matches."""
         beside = constraints(schema, keyword)
         ways: list[str] = []
         for i, way in enumerate(alternatives(schema, keyword, path)):
@@ -156,7 +157,7 @@ class Converter:
         return " | ".join(ways)
 
     def _narrowed(self, way: object, beside: Schema, path: str) -> object:
-        """`way` itself when `beside` adds nothing to it: a reference stays one, and may lead back here."""
+        """Merge `beside` into `way`. Return `way` unchanged if that adds nothing: this keeps recursive references."""
         if not beside:
             return way
         both, alone = self._merger.merge(way, beside, path), self._merger.opened(way, path)
@@ -165,7 +166,7 @@ class Converter:
         return way if same else both
 
     def _all_of(self, schema: Schema, name: str, path: str) -> str:
-        """Objects become one, which has all their properties, as in llama-server; anything else is merged in full."""
+        """Combine plain objects into one with all their properties, as llama-server does; else merge completely."""
         parts = [self._merger.opened(part, f"{path}/allOf") for part in alternatives(schema, "allOf", path)]
         beside = constraints(schema, "allOf")
         if len(parts) == 1 and not beside:
@@ -189,9 +190,9 @@ class Converter:
         kinds = types_of(schema, path) or TYPES
         fitting = [value for value in values if any(is_of_type(value, kind) for kind in kinds)]
         if beside := constraints(schema, "enum", "const", "type"):
-            raise fail(path, f'keyword "{next(iter(beside))}" beside enum or const is not supported')
+            raise fail(path, f'keyword "{next(iter(beside))}" together with enum or const is not supported')
         if not fitting:
-            raise Contradiction(f"JSON schema error at {path}: no value of enum or const is of the type asked for")
+            raise Contradiction(f"JSON schema error at {path}: no value of enum or const has the required type")
         if "enum" not in schema:
             return json_literal(fitting[0])
         return "(" + " | ".join(json_literal(value) for value in fitting) + ")"
@@ -219,7 +220,7 @@ class Converter:
         ]
         others = None
         if more and any(len(key) > _MAX_KEY for key in properties):
-            raise fail(path, "a long property name beside additionalProperties is not supported")
+            raise fail(path, "a very long property name together with additionalProperties is not supported")
         if _is_anything(more):
             others = self.rules.primitive("value")
         elif isinstance(more, dict):
@@ -228,7 +229,7 @@ class Converter:
 
     def _array(self, schema: Schema, name: str, path: str) -> str:
         first, rest, keyword = schema.get("prefixItems"), schema.get("items"), "prefixItems"
-        if isinstance(rest, list):  # how it was called before
+        if isinstance(rest, list):  # the name in older drafts
             first, rest, keyword = rest, schema.get("additionalItems"), "items"
         elif isinstance(first, dict):
             first, rest = None, first if rest is None else rest
@@ -252,7 +253,7 @@ class Converter:
     def _tuple(
         self, first: object, rest: object, low: int, high: int | None, keyword: str, name: str, path: str
     ) -> str:
-        """All of the first items, then `rest`, if that is said or needed."""
+        """Add the rule of an array that begins with the items `first`; `rest` follows if it is given or needed."""
         if not isinstance(first, list):
             raise fail(path, f"{keyword} must be an array of schemas")
         kept = first if high is None else first[:high]
@@ -279,7 +280,7 @@ def _is_anything(schema: object) -> bool:
 
 
 def _simple_objects(parts: Sequence[Schema], beside: Mapping[str, Any]) -> Schema | None:
-    """The properties of objects that say nothing but which properties they have, none of them twice."""
+    """Return the combined properties of schemas that only list properties, without duplicates; else None."""
     together: Schema = {}
     for part in [*parts, beside]:
         said = constraints(part)

@@ -1,4 +1,4 @@
-"""Numbers between two bounds as a GBNF expression. Pure."""
+"""Build GBNF expressions for numbers between two bounds. Pure."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from decimal import Decimal
 
 MAX_DIGITS = 16
-"""Of an integer that is open towards one side; what is longer is no number a program keeps exactly."""
+"""Maximum digits of an integer with only one bound: programs cannot represent longer ones exactly."""
 
 
 def integer_range(low: int | None, high: int | None) -> str:
-    """All integers from `low` to `high`; at least one of them is given, and `low` is not above `high`."""
+    """Return an expression for the integers from `low` to `high`. At least one bound is given, and `low` <= `high`."""
     return " | ".join(_range(low, high))
 
 
@@ -58,7 +58,7 @@ def _at_least(low: int) -> Iterator[str]:
 
 
 def _same_length(low: str, high: str) -> str:
-    """Numbers between two that have the same number of digits."""
+    """Return an expression for the numbers from `low` to `high`, which have the same number of digits."""
     shared = next((i for i, (a, b) in enumerate(zip(low, high, strict=True)) if a != b), len(low))
     parts = [f'"{low[:shared]}"'] if shared else []
     if shared == len(low):
@@ -98,7 +98,7 @@ _MORE = "[0-9]{0,15}"
 
 
 def number_range(low: Decimal | None, high: Decimal | None, low_excluded: bool, high_excluded: bool) -> str:
-    """All numbers between two bounds, written without an exponent; at least one bound is given."""
+    """Return an expression for the numbers between two bounds, without exponents. At least one bound is given."""
     ways: list[str] = []
     if low is None or low < 0:
         least = max(Decimal(0), -high) if high is not None else Decimal(0)
@@ -113,7 +113,7 @@ def number_range(low: Decimal | None, high: Decimal | None, low_excluded: bool, 
 
 
 def _magnitudes(low: Decimal, high: Decimal | None, low_excluded: bool, high_excluded: bool) -> Iterator[str]:
-    """Numbers of one sign; `low` is not below zero."""
+    """Yield alternatives for non-negative numbers between two bounds (the caller adds the sign)."""
     first, low_digits = _parts(low)
     if high is None:
         yield from _fractions(first, _at_least_digits(low_digits, low_excluded))
@@ -136,7 +136,7 @@ def _parts(value: Decimal) -> tuple[int, str]:
 
 
 def _fractions(whole: int, fractions: tuple[bool, list[str]]) -> Iterator[str]:
-    """`fractions`: whether the number may end here, and what may follow a point."""
+    """Yield the number with its fraction. `fractions`: True if it is optional; the digits allowed after the point."""
     may_end, digits = fractions
     if digits:
         yield f'"{whole}" ("." ({" | ".join(digits)})){"?" if may_end else ""}'
@@ -145,7 +145,7 @@ def _fractions(whole: int, fractions: tuple[bool, list[str]]) -> Iterator[str]:
 
 
 def _at_least_digits(digits: str, excluded: bool) -> tuple[bool, list[str]]:
-    """Digits after the point that make at least 0.`digits`."""
+    """Return True if the fraction is optional, and expressions for fractions that are at least 0.`digits`."""
     ways: list[str] = []
     for i, d in enumerate(digits):
         if d < "9":
@@ -159,10 +159,11 @@ def _at_least_digits(digits: str, excluded: bool) -> tuple[bool, list[str]]:
 
 
 def _at_most_digits(digits: str, excluded: bool) -> tuple[bool, list[str]]:
+    """Return True if the fraction is optional, and expressions for fractions that are at most 0.`digits`."""
     ways: list[str] = []
     for i, d in enumerate(digits):
         if i:
-            ways.append(_exactly(digits[:i]))  # it may end early: what follows would only make it larger
+            ways.append(_exactly(digits[:i]))  # it may end early: more digits would only increase it
         if d > "0":
             ways.append(_row(_exactly(digits[:i]), f"[0-{int(d) - 1}]", _MORE))
     if not excluded:
@@ -171,6 +172,7 @@ def _at_most_digits(digits: str, excluded: bool) -> tuple[bool, list[str]]:
 
 
 def _between_digits(low: str, high: str, low_excluded: bool, high_excluded: bool) -> tuple[bool, list[str]]:
+    """Return True if the fraction is optional, and expressions for fractions from 0.`low` to 0.`high`."""
     length = max(len(low), len(high))
     shared = next((i for i in range(length) if low.ljust(length, "0")[i] != high.ljust(length, "0")[i]), length)
     if shared == length:  # one number

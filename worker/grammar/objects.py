@@ -1,4 +1,4 @@
-"""The rule of a JSON object: required properties first, optional ones in their order, then any others."""
+"""Build the rule of a JSON object: required properties first, then optional ones in schema order, then others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ESCAPE = r'[\\] (["\\bfnrt] | "u" [0-9a-fA-F]{4})'
 def object_rule(
     rules: GrammarRules, name: str, properties: Sequence[tuple[str, str]], required: Collection[str], others: str | None
 ) -> str:
-    """`properties`: names and the rules of their values; `others`: the rule of values under any other name."""
+    """Return the rule. `properties`: names and their value rules; `others`: value rule of additional properties."""
     pairs: dict[str, str] = {}
     for key, value in properties:
         pairs[key] = rules.add(below(name, f"{key}-kv"), f'{json_literal(key)} space ":" space {value}')
@@ -35,7 +35,7 @@ def object_rule(
 
 
 def _chains(rules: GrammarRules, name: str, optional: Sequence[str], pairs: dict[str, str]) -> list[str]:
-    """For each optional property that may come first: itself, then those after it, each or not."""
+    """Return for each optional property the rule of a list that begins with it; each later property is optional."""
     chains: list[str] = []
     following = ""  # the chain of the properties after this one
     for key in reversed(optional):
@@ -48,7 +48,7 @@ def _chains(rules: GrammarRules, name: str, optional: Sequence[str], pairs: dict
 
 
 def _other_key(rules: GrammarRules, known: Sequence[str]) -> str:
-    """Any name in quotes but the known ones, letter by letter."""
+    """Return an expression for a quoted name that is not in `known`, built from a prefix tree."""
     tree = _NameTree()
     for key in known:
         tree.add(json.dumps(key, ensure_ascii=False)[1:-1])
@@ -56,7 +56,7 @@ def _other_key(rules: GrammarRules, known: Sequence[str]) -> str:
 
 
 class _NameTree:
-    """The letters that known names may begin with, and what follows each."""
+    """A prefix tree of the known property names."""
 
     def __init__(self) -> None:
         self._next: dict[str, _NameTree] = {}
@@ -66,6 +66,7 @@ class _NameTree:
             self._next.setdefault(text[0], _NameTree()).add(text[1:])
 
     def others(self, char: str) -> str:
+        """Return an expression for all names that are not in the tree. `char`: the rule of one character."""
         ways: list[str] = []
         for letter, rest in sorted(self._next.items()):
             ways.append(

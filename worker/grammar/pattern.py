@@ -1,8 +1,8 @@
-"""A regular expression as a GBNF expression that matches the same texts inside of a JSON string.
+"""Convert a regular expression to a GBNF expression that matches the same texts inside a JSON string.
 
-ECMAScript's syntax as JSON schemas use it. What a grammar cannot say (looking around, back references, word boundaries)
-raises UnsupportedPattern. Characters that JSON writes with a backslash are matched in that form, so that the string
-stays one.
+The syntax is ECMAScript's, as in JSON schemas. Features that a grammar cannot express (lookaround, back-references,
+word boundaries) raise UnsupportedPattern. Characters that JSON escapes with a backslash are matched in escaped form, so
+that the JSON string stays valid.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Ranges = tuple[tuple[int, int], ...]
 
 _LAST = 0x10FFFF
 _MAX_DEPTH = 100
-_MAX_LENGTH = 1 << 15  # characters; those that people write have fewer than a thousand
+_MAX_LENGTH = 1 << 15  # characters; hand-written patterns have fewer than 1000
 _DIGIT: Ranges = ((48, 57),)
 _WORD: Ranges = ((48, 57), (65, 90), (95, 95), (97, 122))
 _BLANK: Ranges = ((9, 13), (32, 32), (0xA0, 0xA0), (0x2028, 0x2029), (0xFEFF, 0xFEFF))
@@ -29,11 +29,11 @@ _CONTROLS = {"t": 9, "n": 10, "v": 11, "f": 12, "r": 13, "0": 0}
 
 
 class UnsupportedPattern(Exception):
-    """A pattern, or what in it, no grammar can express, or no regular expression at all."""
+    """The pattern is not a regular expression, or no grammar can express it; the message names the unsupported part."""
 
 
 def pattern_expression(pattern: str, any_text: str) -> str:
-    """`any_text` is what stands where the pattern is not anchored to an end of the string."""
+    """Return the GBNF expression of `pattern`. `any_text` is put where the pattern has no anchor at an end."""
     if len(pattern) > _MAX_LENGTH:
         raise UnsupportedPattern(f"more than {_MAX_LENGTH} characters")
     return _PatternReader(pattern, any_text).read()
@@ -53,12 +53,12 @@ class _PatternReader:
         return " | ".join(way or '""' for way in ways)
 
     def _anchored(self) -> str:
-        """An alternative of the whole pattern, which alone may have anchors."""
+        """Read an alternative of the top level, the only place where anchors are supported."""
         start = self._take("^")
         inner = self._sequence()
         end = self._take("$")
         if self._peek() not in ("", "|", ")"):
-            raise UnsupportedPattern("an anchor inside of the pattern")
+            raise UnsupportedPattern("an anchor inside the pattern")
         return " ".join(filter(None, ["" if start else self._any_text, inner, "" if end else self._any_text]))
 
     def _alternatives(self) -> str:
@@ -70,12 +70,12 @@ class _PatternReader:
             ways.append(self._sequence())
         if not self._take(")"):
             closes = ")" in self._text[self._position :]
-            raise UnsupportedPattern("an anchor inside of the pattern" if closes else "unbalanced parentheses")
+            raise UnsupportedPattern("an anchor inside the pattern" if closes else "unbalanced parentheses")
         self._depth -= 1
         return "(" + " | ".join(way or '""' for way in ways) + ")"
 
     def _sequence(self) -> str:
-        """Up to `|`, `)`, `$` or the end; characters that follow each other become one literal."""
+        """Read up to `|`, `)`, `$` or the end; adjacent characters become one literal."""
         parts: list[str] = []
         run = ""
         while (c := self._peek()) and c not in "|)$":
@@ -93,7 +93,7 @@ class _PatternReader:
     def _item(self, c: str) -> tuple[str, bool]:
         self._position += 1
         if c == "^":
-            raise UnsupportedPattern("an anchor inside of the pattern")
+            raise UnsupportedPattern("an anchor inside the pattern")
         if c in "*+?":
             raise UnsupportedPattern("nothing to repeat")
         if c == ".":
@@ -113,7 +113,7 @@ class _PatternReader:
             if name:
                 self._position = name.end()
             elif not self._take(":"):
-                raise UnsupportedPattern("a group that looks around or sets flags")
+                raise UnsupportedPattern("a group with lookaround or flags")
         return self._alternatives()
 
     def _quantified(self, item: str) -> str:
@@ -129,7 +129,7 @@ class _PatternReader:
                 raise UnsupportedPattern(f"the repetition {found[0]}")
         else:
             return item
-        self._take("?")  # how eagerly is no matter of what matches
+        self._take("?")  # lazy or greedy: both match the same texts
         if self._peek() and self._peek() in "*+?":
             raise UnsupportedPattern("nothing to repeat")
         return repeated(item, low, high) or '""'
@@ -194,9 +194,9 @@ class _PatternReader:
 
 
 def _character(code: int) -> str:
-    """As a literal; a JSON string writes some characters with a backslash."""
+    """Return the character as a literal, escaped as in a JSON string."""
     if 0xD800 <= code <= 0xDFFF:
-        raise UnsupportedPattern("half of a surrogate pair")
+        raise UnsupportedPattern("a lone surrogate")
     written = json.dumps(chr(code), ensure_ascii=False)[1:-1]
     return '"' + written.replace("\\", "\\\\").replace('"', '\\"') + '"'
 

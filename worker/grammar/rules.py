@@ -1,6 +1,6 @@
-"""The rules of one GBNF grammar in the making, and the ones every JSON grammar is built from.
+"""Collect the rules of one GBNF grammar, and define the primitive rules of JSON.
 
-Names, numbers of digits and the white space between values are llama-server's: the same schema, model and seed shall
+Rule names, digit counts and the white space between values are llama-server's: the same schema, model and seed must
 give the same tokens.
 """
 
@@ -11,7 +11,7 @@ import re
 
 SPACE = r'| " " | "\n"{1,2} [ \t]{0,20}'
 MAX_REPETITIONS = 2000
-"""llama.cpp's grammars count no further: a higher maximum is none, a higher minimum is refused."""
+"""Limit of llama.cpp's grammars: a higher maximum counts as no maximum, a higher minimum is refused."""
 
 CHAR = "char"
 _HEX = "[0-9a-fA-F]"
@@ -60,7 +60,7 @@ class GrammarRules:
         return name in self._rules
 
     def add(self, name: str, rule: str) -> str:
-        """The name it got: another one if a different rule has this name already."""
+        """Add a rule and return its name, which gets a number if a different rule already has that name."""
         name = re.sub("[^a-zA-Z0-9-]+", "-", name)
         number, unique = 0, name
         while self._rules.setdefault(unique, rule) != rule:
@@ -69,7 +69,7 @@ class GrammarRules:
         return unique
 
     def primitive(self, kind: str, name: str = "") -> str:
-        """A ready-made rule and those it needs; the root itself may be one."""
+        """Add a primitive rule and the rules that it uses; return its name. With `name` "root" it is the root."""
         rule, needs = _PRIMITIVES[kind]
         added = self.add("root" if name == "root" else kind, rule)
         for need in needs:
@@ -78,11 +78,12 @@ class GrammarRules:
         return added
 
     def text(self) -> str:
+        """Return all rules as GBNF text, sorted by name."""
         return "".join(f"{name} ::= {rule}\n" for name, rule in sorted(self._rules.items()))
 
 
 def rule_name(name: str) -> str:
-    """`name`, unless that belongs to a ready-made rule."""
+    """Return `name`, changed if a primitive rule has that name; "root" if it is empty."""
     return f"{name}-" if name in _RESERVED else name or "root"
 
 
@@ -99,7 +100,7 @@ def json_literal(value: object) -> str:
 
 
 def repeated(item: str, low: int, high: int | None, separator: str = "") -> str:
-    """`item` between `low` and `high` times; None: without end."""
+    """Return an expression for `item` between `low` and `high` times. `high` None: no maximum."""
     if high == 0:
         return ""
     if (low, high) == (0, 1):

@@ -1,4 +1,4 @@
-"""The rules of strings and numbers, with the keywords that bound them. Pure."""
+"""Build the rules of strings and numbers from their length, pattern, format and range keywords. Pure."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _REFUSED_FORMATS = frozenset(
         "uri-template",
     }
 )
-"""Those of the standard that there is no rule for. Names beyond it (`int32`, `path`, `nanoid`) bind nobody."""
+"""Formats of the standard without a rule. Formats outside the standard (`int32`, `path`, `nanoid`) are ignored."""
 
 
 def string_rule(rules: GrammarRules, schema: Schema, rule: str, path: str) -> str:
@@ -47,7 +47,7 @@ def string_rule(rules: GrammarRules, schema: Schema, rule: str, path: str) -> st
         if value is not None and not isinstance(value, str):
             raise fail(path, f"{keyword} must be a string")
     form = form if _binds(form) else None
-    if pattern and form:  # programs that write schemas say the same with both
+    if pattern and form:  # schema generators write both with the same meaning
         pattern, form = (None, form) if not _can_write(pattern) and form not in _REFUSED_FORMATS else (pattern, None)
     if high is not None and high < low:
         raise Contradiction(f"JSON schema error at {path}: maxLength is below minLength")
@@ -79,7 +79,7 @@ def _can_write(pattern: str) -> bool:
 
 
 def _with_length(pattern: str, low: int, high: int | None) -> str:
-    """A repeated character takes the bounds itself; what other patterns match no grammar counts."""
+    """Put the length bounds into a pattern of one repeated character; a grammar cannot count what others match."""
     found = _REPEATED_CHARACTER.fullmatch(pattern)
     least = max(low, 1 if found and found["how"] == "+" else 0)
     most = least if high is None else high
@@ -126,7 +126,7 @@ def number_rule(rules: GrammarRules, schema: Schema, kind: str, rule: str, path:
 
 
 def _bound(schema: Schema, inclusive: str, exclusive: str, tighter: Any, path: str) -> tuple[Decimal | None, bool]:
-    """The bound in force, and whether it is excluded. The oldest drafts say that with a boolean."""
+    """Return the effective bound, and True if it is exclusive. In the oldest drafts `exclusiveMinimum` is a boolean."""
     plain, excluded = _decimal(schema, inclusive, path), schema.get(exclusive)
     if isinstance(excluded, bool):
         return plain, excluded and plain is not None

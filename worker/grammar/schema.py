@@ -1,7 +1,7 @@
-"""What JSON schemas say: references, keywords that constrain, and two schemas as one. Pure; writes no rules.
+"""Read JSON schemas: check keywords, resolve references, merge two schemas. Pure; writes no rules.
 
-A keyword that this server cannot hold an answer to is refused by name, never left out in silence. Where the standard
-says that a keyword is no constraint (a title, or `minLength` of what is no string), it is none here.
+A keyword that this server cannot enforce is refused by name, never silently ignored. A keyword that is no constraint
+by the standard (a title, or `minLength` of a value that is no string) is no constraint here.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _UNSUPPORTED_OF_TYPE: dict[str, dict[str, object]] = {
     | {"minProperties": 0},
     "array": dict.fromkeys(("contains", "minContains", "maxContains", "unevaluatedItems")) | {"uniqueItems": False},
 }
-"""By type, with the value that constrains nothing."""
+"""For each type the unsupported keywords, with the value that has no effect."""
 
 
 class SchemaError(Exception):
-    """The schema is none, or more than a grammar can say."""
+    """The schema is invalid, or a grammar cannot express it."""
 
 
 class Contradiction(SchemaError):
-    """No value fits."""
+    """No value satisfies the schema."""
 
 
 def fail(path: str, why: str) -> SchemaError:
@@ -45,7 +45,7 @@ def fail(path: str, why: str) -> SchemaError:
 
 
 def checked(schema: object, path: str) -> Schema:
-    """As an object of keywords that are all known."""
+    """Return the schema as an object (True: empty). Raises SchemaError, also for unsupported keywords."""
     if schema is True:
         return {}
     if schema is False:
@@ -59,13 +59,14 @@ def checked(schema: object, path: str) -> Schema:
 
 
 def check_type_keywords(schema: Mapping[str, Any], kind: str, path: str) -> None:
+    """Raise SchemaError if the schema has an unsupported keyword of its type."""
     for name, harmless in _UNSUPPORTED_OF_TYPE.get(kind, {}).items():
         if schema.get(name, harmless) != harmless:
             raise fail(path, f'keyword "{name}" is not supported')
 
 
 def constraints(schema: Mapping[str, Any], *without: str) -> Schema:
-    """Everything that is more than a comment, unsupported keywords included, apart from the names given."""
+    """Return the keywords that are constraints, including unsupported ones, except those in `without`."""
     comments = {name for name in schema if name not in _CONSTRAINING and not _is_unsupported(name)}
     return {name: value for name, value in schema.items() if name not in comments and name not in without}
 
@@ -75,7 +76,7 @@ def _is_unsupported(name: str) -> bool:
 
 
 def types_of(schema: Mapping[str, Any], path: str) -> list[str]:
-    """The types that `type` names, none when it is absent."""
+    """Return the types in `type`; an empty list if it is absent."""
     value = schema.get("type")
     if value is None:
         return []
@@ -91,7 +92,7 @@ def types_of(schema: Mapping[str, Any], path: str) -> list[str]:
 
 
 def inferred_type(schema: Mapping[str, Any]) -> str | None:
-    """Without a `type`, what the other keywords speak of; None: anything goes."""
+    """Return the type that the other keywords belong to, for a schema without `type`. None: any type is allowed."""
     for kind, names in _OF_TYPE.items():
         known = {*names, *_UNSUPPORTED_OF_TYPE.get(kind, {})}
         if any(name in known and not _constrains_nothing(name, value) for name, value in schema.items()):
@@ -139,7 +140,7 @@ def alternatives(schema: Mapping[str, Any], name: str, path: str) -> list[Any]:
 
 
 def resolved(root: Any, reference: object, path: str) -> Any:
-    """What a `$ref` into the same document points at."""
+    """Return the target of a `$ref` within the same document. Raises SchemaError."""
     if not isinstance(reference, str):
         raise fail(path, "$ref must be a string")
     if reference != "#" and not reference.startswith("#/"):
@@ -158,19 +159,19 @@ def resolved(root: Any, reference: object, path: str) -> Any:
     return target
 
 
-# -- two schemas as one ------------------------------------------------------------------------------------------------
+# -- merging schemas ---------------------------------------------------------------------------------------------------
 
 _MAX_REFERENCES = 100
 
 
 class Merger:
-    """Makes one schema of several that all have to hold."""
+    """Merge schemas that must all be satisfied into one."""
 
     def __init__(self, root: Any) -> None:
         self._root = root
 
     def opened(self, schema: object, path: str) -> Schema:
-        """Without a `$ref`: what it points at is put in its place."""
+        """Return the schema with its `$ref` replaced by the target."""
         plain = checked(schema, path)
         for _ in range(_MAX_REFERENCES):
             if "$ref" not in plain:
@@ -197,7 +198,7 @@ class Merger:
             elif name in ("items", "additionalProperties"):
                 together[name] = self._nested(together[name], value, path)
             else:
-                raise fail(path, f'"{name}" is given twice, which is not supported')
+                raise fail(path, f'different values of "{name}" cannot be combined')
         return together
 
     def _nested(self, a: object, b: object, path: str) -> object:
@@ -225,7 +226,7 @@ def _enums(a: Sequence[Any], b: Sequence[Any], path: str) -> list[Any]:
 
 def _some(values: list[Any], path: str) -> list[Any]:
     if not values:
-        raise Contradiction(f"JSON schema error at {path}: no value can be of all these kinds")
+        raise Contradiction(f"JSON schema error at {path}: no value can satisfy all of these schemas")
     return values
 
 

@@ -1,4 +1,4 @@
-"""JSON schemas as grammars, held against llama.cpp's own matcher: which texts an answer can be, and what is refused."""
+"""Check grammars made from JSON schemas with llama.cpp's matcher: which texts are accepted, which schemas refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Accepts = Callable[[Any, str], bool]
 
 @pytest.fixture(scope="module")
 def accepts(models: Path) -> Iterator[Accepts]:
-    """Whether an answer that follows the schema can be exactly this text."""
+    """Return a function that is True if the grammar of a schema accepts exactly the given text."""
     model = Model(EngineOptions(model=models / "tiny-llama.gguf"), lambda _: None)
 
     def check(schema: Any, text: str) -> bool:
@@ -122,7 +122,9 @@ CASES: list[tuple[Any, list[str], list[str]]] = [
 
 
 @pytest.mark.parametrize(("schema", "allowed", "forbidden"), CASES, ids=range(len(CASES)))
-def test_what_an_answer_can_be(accepts: Accepts, schema: Any, allowed: list[str], forbidden: list[str]) -> None:
+def test_a_grammar_accepts_only_texts_of_the_schema(
+    accepts: Accepts, schema: Any, allowed: list[str], forbidden: list[str]
+) -> None:
     assert [text for text in allowed if not accepts(schema, text)] == []
     assert [text for text in forbidden if accepts(schema, text)] == []
 
@@ -143,8 +145,8 @@ def test_what_an_answer_can_be(accepts: Accepts, schema: Any, allowed: list[str]
         ({"contains": {}}, '"contains"'),
         ({"type": "integer", "multipleOf": 3}, '"multipleOf"'),
         ({"type": "string", "format": "regex"}, 'format "regex"'),
-        ({"enum": ["a"], "minLength": 1}, '"minLength" beside enum'),
-        ({"pattern": "(?=a)b"}, "looks around"),
+        ({"enum": ["a"], "minLength": 1}, '"minLength" together with enum'),
+        ({"pattern": "(?=a)b"}, "lookaround"),
         ({"pattern": r"(a)\1"}, "the escape \\1"),
         ({"pattern": "(a"}, "unbalanced parentheses"),
         ({"pattern": "a)"}, "unbalanced parentheses"),
@@ -169,17 +171,17 @@ def test_what_an_answer_can_be(accepts: Accepts, schema: Any, allowed: list[str]
         ({"type": "integer", "minimum": 3, "maximum": 2}, "the minimum is above the maximum"),
         ({"type": "number", "minimum": 3, "exclusiveMaximum": 3}, "no number is above"),
         ({"type": "number", "minimum": "3"}, "minimum must be a number"),
-        ({"allOf": [{"type": "null"}, {"type": "string"}]}, "no value can be of all these kinds"),
+        ({"allOf": [{"type": "null"}, {"type": "string"}]}, "no value can satisfy all of these schemas"),
         ({"properties": {"a": {"properties": {"b": {"not": {}}}}}}, "#/properties/a/properties/b"),
     ],
 )
-def test_what_cannot_be_kept_is_refused_by_name(schema: Any, named: str) -> None:
+def test_an_unsupported_keyword_is_refused_by_name(schema: Any, named: str) -> None:
     with pytest.raises(SchemaError, match="JSON schema error at #") as refused:
         schema_grammar(schema)
     assert named in str(refused.value)
 
 
-def test_a_schema_without_an_end_is_refused() -> None:
+def test_a_schema_nested_too_deeply_is_refused() -> None:
     deep: Any = {}
     for _ in range(200):
         deep = {"items": deep}
@@ -187,8 +189,8 @@ def test_a_schema_without_an_end_is_refused() -> None:
         schema_grammar(deep)
 
 
-def test_the_text_is_llama_servers() -> None:
-    """Of a schema without corners, letter by letter: the same seed is to give the same tokens."""
+def test_the_grammar_text_equals_llama_servers() -> None:
+    """A simple schema, compared exactly: the same seed must give the same tokens."""
     schema = {"type": "object", "properties": {"a": {"type": "integer", "minimum": 3}, "b": {"enum": [1, 2]}},
               "required": ["a"]}  # fmt: skip
     assert schema_grammar(schema).splitlines() == [
@@ -206,7 +208,7 @@ FINE_BOUND = st.none() | st.decimals(-300, 300, places=2)
 
 
 def _matches(expression: str, text: str) -> bool:
-    """These expressions are regular ones in quotes."""
+    """Convert the expression to a regular expression and match it."""
     import re
 
     pattern = expression.replace('"."', "[.]").replace('"', "").replace(" ", "")
@@ -259,7 +261,7 @@ SCHEMAS = st.recursive(
 
 @settings(max_examples=60, deadline=None)
 @given(SCHEMAS, st.randoms(use_true_random=False))
-def test_an_answer_at_random_is_json_of_its_schema(accepts: Accepts, schema: Any, random: Any) -> None:
+def test_a_random_instance_of_a_schema_is_accepted(accepts: Accepts, schema: Any, random: Any) -> None:
     value = _instance(schema, random)
     assert accepts(schema, json.dumps(value))
 
@@ -304,7 +306,7 @@ def _instance(schema: Any, random: Any) -> Any:
         ("text", "value"),
     ],
 )
-def test_what_cannot_be_kept_is_loosened_if_wanted(schema: Any, rule: str) -> None:
+def test_an_unsupported_keyword_is_relaxed_in_lenient_mode(schema: Any, rule: str) -> None:
     whole = {"type": "object", "properties": {"a": schema}, "required": ["a"], "propertyNames": {"pattern": "^a"}}
     converter = Converter(whole, lenient=True)
     converter.visit(whole, "", "#")
@@ -315,7 +317,7 @@ def test_what_cannot_be_kept_is_loosened_if_wanted(schema: Any, rule: str) -> No
         schema_grammar(whole)
 
 
-def test_a_schema_nested_too_deeply_is_loosened_too() -> None:
+def test_a_schema_nested_too_deeply_is_relaxed_in_lenient_mode() -> None:
     schema: Any = {"type": "boolean"}
     for _ in range(300):
         schema = {"type": "array", "items": schema}
