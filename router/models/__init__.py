@@ -1,1 +1,1 @@
-"""The state that the router has of each model: registry, request queue, back-off, exit reasons, events."""
+"""The router's records of each model: registry, request queue, back-off, exit reasons, events."""

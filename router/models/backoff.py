@@ -1,8 +1,8 @@
-"""How often a model's worker failed in a row, and how long it is left alone for that. Pure; kept by `lifecycle`.
+"""Count a model's failures in a row, and compute the back-off that follows. Pure; `lifecycle` stores the result.
 
-The next request after a first failure tries at once. From the second on there is a pause that doubles each time, in
-which requests are refused at once; after it a single attempt decides for all who wait. A request that was answered, a
-changed preset or a load by command begins anew.
+After a first failure the next request starts a new attempt immediately. From the second failure on there is a pause
+that doubles each time, in which requests are refused immediately. After it one attempt decides for all waiting
+requests. A completed request, a changed preset or a load by command resets the count.
 """
 
 from __future__ import annotations
@@ -14,19 +14,22 @@ from llama_corral.common.base.errors import ModelBackingOff
 
 MIN_PAUSE_S = 1.0
 MAX_PAUSE_S = 60.0
-"""Long enough not to burn the machine's time, short enough that what was mended is found without a person's help."""
+"""Long enough not to waste computing time, short enough that a fixed model is soon loaded without manual help."""
 RESET_AFTER_S = 60.0
-"""A worker that was ready for so long did not fail because it cannot run."""
+"""A worker that was ready for this time can run in principle, so its failure starts a new count."""
 
 
 @dataclass(frozen=True, slots=True)
 class FailureBackoff:
     count: int = 0
     paused_until: float = 0.0
-    """On the lifecycle's clock: no attempt before."""
+    """Time on the lifecycle's clock before which no attempt is made."""
 
     def after_failure(self, now: float, ready_for: float | None) -> FailureBackoff:
-        """One more. `ready_for`: seconds that the worker was ready without a request; None: it never was."""
+        """Return the state after one more failure.
+
+        `ready_for`: seconds for which the worker was ready without a request; None: it was never ready.
+        """
         is_new = ready_for is not None and ready_for >= RESET_AFTER_S
         count = 1 if is_new else self.count + 1
         return FailureBackoff(count, now + pause_after(count))
@@ -37,12 +40,13 @@ class FailureBackoff:
     def refusal(self, name: str, why: str, now: float) -> ModelBackingOff:
         seconds = math.ceil(self.pause(now))
         return ModelBackingOff(
-            f"model name={name} failed {self.count} times in a row and is left alone for {seconds} s: {why}", seconds
+            f"model name={name} failed {self.count} times in a row and is not loaded again for {seconds} s: {why}",
+            seconds,
         )
 
 
 def pause_after(count: int) -> float:
-    """Seconds."""
+    """Return the pause after `count` failures in a row, in seconds."""
     if count < 2:
         return 0.0
     return float(min(MAX_PAUSE_S, MIN_PAUSE_S * 2 ** min(count - 2, 30)))

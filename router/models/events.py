@@ -1,7 +1,7 @@
-"""Changes of models, told to whoever listens on `/models/sse`.
+"""Distribute changes of models to the clients that listen on `/models/sse`.
 
-`lifecycle` publishes; a slow listener holds nobody up: when its queue is full it is cut off, and may ask `/models`
-anew. Names and data of the events are llama-server's.
+`lifecycle` publishes. A slow listener delays nothing: when its queue is full, its stream ends, and it can request
+`/models` again. Names and data of the events are llama-server's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 BACKLOG = 1024
-"""Events one listener may lag behind: some minutes of load progress, a few hundred KB."""
+"""Largest number of undelivered events of one listener: some minutes of load progress, a few hundred KB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +23,18 @@ class ModelEvent:
     data: dict[str, Any] | None = None
 
     def body(self) -> dict[str, Any]:
-        """The object of the SSE line."""
+        """Return the JSON object of the SSE line."""
         head: dict[str, Any] = {"model": self.model, "event": self.event}
         return head if self.data is None else {**head, "data": self.data}
 
 
 Subscription = asyncio.Queue[ModelEvent | None]
-"""Events in order; None: no more will come (cut off, or shutdown)."""
+"""Events in order; None: the end (the listener was too slow, or the router shuts down)."""
 
 
 class ModelEvents:
     def __init__(self, sharing: Callable[[str], Iterable[str]] = lambda model: ()) -> None:
-        """`sharing`: which others a model's worker serves; what happens to it is told of them as well."""
+        """`sharing`: returns the other names (variants) that a model's worker serves; they get the same events."""
         self._sharing = sharing
         self._listeners: set[Subscription] = set()
         self._is_closed = False

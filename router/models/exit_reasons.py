@@ -8,23 +8,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 QUOTED_LINES = 3
-"""Lines of a worker's log in the refusal of a request: enough for the cause, short enough for a client's error box."""
+"""Log lines quoted when a request is refused: enough for the cause, short enough for a client's error box."""
 VMSTAT = Path("/proc/vmstat")
 
 _NO_MEMORY = re.compile(r"out of memory|cannot allocate memory|failed to allocate|bad_alloc|MemoryError", re.IGNORECASE)
 _ASSERTION = re.compile(r"GGML_ASSERT\(|GGML_ABORT|fatal error|Assertion .* failed|CUDA error")
 _SIGNALS = {
-    "SIGKILL": "someone killed it, or the kernel did for lack of memory",
-    "SIGABRT": "llama.cpp gave up",
+    "SIGKILL": "it was killed by someone, or by the kernel because memory ran out",
+    "SIGABRT": "llama.cpp aborted",
     "SIGSEGV": "it crashed",
-    "SIGBUS": "it crashed: a file that it read from memory became shorter, or its disk failed",
+    "SIGBUS": "it crashed: a memory-mapped file became shorter, or its disk failed",
     "SIGILL": "llama.cpp was built for another processor, or by a compiler that breaks its AMX code",
     "SIGFPE": "it crashed",
 }
 
 
 def kernel_oom_kills() -> int:
-    """Processes that the kernel killed so far for lack of memory; 0 where it does not say."""
+    """Return how many processes the kernel has killed so far because memory ran out; 0 if it does not report this."""
     try:
         found = re.search(r"^oom_kill (\d+)$", VMSTAT.read_text(), re.MULTILINE)
     except OSError:
@@ -36,7 +36,10 @@ NO_MEMORY = "out of memory"
 
 
 def ran_out_of_memory(returncode: int, last_output: Sequence[str], kills_meanwhile: int = 0) -> bool:
-    """`last_output`: the end of its log, and what it reported. Whether it might have gone well with more memory."""
+    """Return True if more memory might have prevented the exit.
+
+    `last_output`: the end of the worker's log, and the failure that it reported.
+    """
     return (
         any(_NO_MEMORY.search(line) for line in last_output)
         or _reason(returncode, last_output, kills_meanwhile) == NO_MEMORY
@@ -44,7 +47,10 @@ def ran_out_of_memory(returncode: int, last_output: Sequence[str], kills_meanwhi
 
 
 def exit_cause(returncode: int, last_lines: Sequence[str], kills_meanwhile: int = 0) -> str:
-    """`returncode`: negative for a signal. `kills_meanwhile`: by how much `kernel_oom_kills` grew while it ran."""
+    """Return what happened, preceded by the likely reason if one is known.
+
+    `returncode`: negative for a signal. `kills_meanwhile`: by how much `kernel_oom_kills` grew while the worker ran.
+    """
     reason = _reason(returncode, last_lines, kills_meanwhile)
     return (
         f"{reason}: {exit_description(returncode, last_lines)}" if reason else exit_description(returncode, last_lines)
@@ -63,7 +69,7 @@ def _reason(returncode: int, last_lines: Sequence[str], kills_meanwhile: int) ->
 
 
 def exit_description(returncode: int, last_lines: Sequence[str]) -> str:
-    """What happened, without a guess why."""
+    """Return what happened, without a guess at the reason."""
     if returncode >= 0:
         text = f"its process exited with code {returncode}"
     else:

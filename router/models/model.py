@@ -1,6 +1,6 @@
-"""The router's record of each model and of the worker that runs it now; and what others may see of it.
+"""The router's records of each model and of the worker that runs it, and the copies that other parts may read.
 
-Mutable, but written by `lifecycle` alone. `ModelView` is a frozen copy for the handlers.
+The records are mutable, but only `lifecycle` writes them. `ModelView` is a frozen copy for the handlers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from llama_corral.presets.sources import Preset
 
 OWN_OPTIONS = frozenset({"host", "port", "alias"})
-"""The router sets these for each worker, so a preset's differ without effect."""
+"""Options that the router sets for each worker; a preset's values have no effect."""
 _SECRETS = {
     spelling.entry.field: variable
     for variable, spelling in VARIABLES.items()
@@ -39,42 +39,42 @@ _SECRETS = {
 
 @dataclass(slots=True, eq=False)
 class Instance:
-    """One worker process of a model, from its start until it is reaped."""
+    """One worker process of a model, from its start until the process is reaped."""
 
     worker: Worker
     leases: int = 0
     requests: int = 0
-    """Those of the leases that use the model."""
+    """Number of the leases that count as use of the model."""
     displayed_state: ModelState = ModelState.LOADING
-    """What clients see while it is stopping."""
+    """State that clients see while the instance is stopping."""
     is_retiring: bool = False
-    """Its preset changed or went: it finishes what it has and takes nothing new."""
+    """True if its preset was changed or removed: it finishes its requests and accepts no new ones."""
     preemption_reason: str = ""
-    """Why it finishes what it has and takes nothing new, though its preset is what it was."""
+    """Why it is pre-empted: it finishes its requests and accepts no new ones, with an unchanged preset; else empty."""
     failure: str = ""
-    """Why it will exit, in its own words."""
+    """Why it will exit, as the worker reported it; after the exit the complete reason."""
     is_fault: bool = False
-    """It went with an error, and nobody had asked it to go."""
+    """True if it ended with an error and without a request to stop."""
     ran_out_of_memory: bool = False
-    """That may have been why."""
+    """True if the fault may have been caused by a lack of memory."""
     kernel_oom_kills: int = field(default_factory=kernel_oom_kills)
-    """Of any processes, before this one was started."""
+    """The kernel's count of killed processes before this one was started."""
     idle_since: float = 0.0
-    """When its last use ended, or it became ready; on the lifecycle's clock."""
+    """When its last use ended or it became ready, on the lifecycle's clock; 0: it was never ready."""
     requested_retention: Retention | None = None
-    """What a request wanted instead of the preset's."""
+    """Set by a request; overrides the preset's retention."""
     started: float = 0.0
     ready_since: float = 0.0
     space: Space = NOTHING
-    """What it takes, as expected when it was started and as measured once it was loaded."""
+    """Memory that it uses: estimated when it was started, measured after the load."""
     private_bytes: int | None = None
-    """Of its process, when it was ready: what it has more since then came by its work."""
+    """Private memory of its process when it became ready; growth since then comes from its requests."""
     deadline: asyncio.TimerHandle | None = None
     exited: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def is_draining(self) -> bool:
-        """Once it has finished what it has."""
+        """True if it stops as soon as its requests have ended."""
         return self.is_retiring or bool(self.preemption_reason)
 
 
@@ -87,24 +87,24 @@ class Model:
     last_used: float = 0.0
     exit_code: int = 0
     info: dict[str, Any] = field(default_factory=dict)
-    """The worker's own `/v1/models` entry, from its first ready report on."""
+    """The worker's `/v1/models` entry, from its first ready report on."""
     progress: dict[str, Any] = field(default_factory=dict)
     failure: str = ""
     backoff: FailureBackoff = NO_FAILURES
     is_retried: bool = False
-    """It ran out of memory when it was loaded, and is loaded once more."""
+    """True if its load ran out of memory and is tried once more."""
     is_unload_requested: bool = False
-    """It was unloaded by command or after its time: it comes back only for whoever asks for it."""
+    """True if it was unloaded by command or after its `ttl`: only a request or a command loads it again."""
     last_lines: tuple[str, ...] = ()
     command_line: tuple[str, ...] = ()
     need: Need | None = None
-    """What it will take; None: unknown before it was loaded."""
+    """Memory that a load needs; None: unknown until it was loaded."""
     expected: Space | None = None
-    """The same for show: with nothing else on the devices; as long as it runs, where it is."""
+    """The same for display: on devices without other models; while it runs, where it was placed."""
     measured: MemoryUsage | None = None
-    """What it took when it was loaded last."""
+    """Memory used by its latest load."""
     load_seconds: float = 1.0
-    """How long that lasted."""
+    """Duration of its latest load."""
 
     @property
     def takes_requests(self) -> bool:
@@ -139,7 +139,7 @@ class Model:
         self.backoff = self.backoff.after_failure(now, None if idle_since is None else now - idle_since)
 
     def refusal(self, now: float) -> ApiError | None:
-        """Why nothing is to be tried with it now, if that is so."""
+        """Return the error for requests during the back-off; None if the model may be loaded."""
         if not self.state.is_down or not self.backoff.pause(now):
             return None
         return self.backoff.refusal(self.name, self.failure, now)
@@ -147,23 +147,23 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class ModelView:
-    """All that `GET /models` and the page need."""
+    """Everything that `GET /models` and the web page need."""
 
     name: str
     preset: Preset
-    """Aliases, tags, source, modalities, INI text, hidden."""
+    """Provides aliases, tags, source, modalities, the INI text and `hidden`."""
     status: str
     is_running: bool
     is_failed: bool
     exit_code: int
     failure: str
-    """Why it failed, when it did."""
+    """Why it failed; else empty."""
     failures: int
-    """How often in a row."""
+    """Number of failures in a row."""
     pause: float
-    """Seconds in which requests are refused for that."""
+    """Remaining back-off in seconds, in which requests are refused."""
     last_lines: tuple[str, ...]
-    """The end of its log, when it failed."""
+    """The end of its log if it failed; else empty."""
     command_line: tuple[str, ...]
     info: dict[str, Any]
     """The worker's `/v1/models` entry while it runs; empty before it was ready."""
@@ -172,17 +172,17 @@ class ModelView:
     waiting: int
     pid: int | None
     is_pinned: bool
-    """It runs, and may not be evicted."""
+    """True if it runs and may not be evicted."""
     expires_in: float | None
-    """Seconds until it is unloaded if nobody uses it from now on; None: it stays."""
+    """Seconds until it is unloaded if it is not used from now on; None: it is kept."""
     expected: Space | None
-    """Bytes, by estimate or as measured earlier; None: unknown."""
+    """Bytes, estimated or measured earlier; None: unknown."""
     measured: MemoryUsage | None
-    """Bytes, of the worker that runs."""
+    """Bytes, of the running worker."""
 
 
 def resident_of(model: Model, space: Space = NOTHING) -> Resident:
-    """As placement sees it: what is about to go takes no part any more."""
+    """Return the model as placement sees it; a draining instance counts as stopping."""
     instance = model.instance
     is_leaving = instance is not None and instance.is_draining
     return Resident(
@@ -202,7 +202,7 @@ def resident_of(model: Model, space: Space = NOTHING) -> Resident:
 
 
 def view_of(model: Model, waiting: int, now: float, variant: Preset | None = None) -> ModelView:
-    """`variant`: one of those that its worker serves too."""
+    """Return what handlers may see of the model; `variant`: show it under this variant of it."""
     preset = variant or model.preset
     is_failed = model.state is ModelState.FAILED
     return ModelView(
@@ -237,7 +237,10 @@ def _expires_in(model: Model, now: float) -> float | None:
 
 
 def launch_spec(preset: Preset) -> LaunchSpec:
-    """A worker's options; the launcher adds its address. Secrets go by environment, for arguments are public."""
+    """Return a worker's options, without the address, which the launcher adds.
+
+    Secrets are passed in the environment, because other users can read the arguments.
+    """
     if preset.backend is not None:
         return LaunchSpec(preset.name, preset.backend.command, dict(preset.backend.environ), preset.backend)
     layer = {name: given for name, given in preset.layer.items() if name not in OWN_OPTIONS | set(_SECRETS)}
@@ -247,13 +250,13 @@ def launch_spec(preset: Preset) -> LaunchSpec:
 
 
 def command_line(command: tuple[str, ...], preset: Preset) -> tuple[str, ...]:
-    """For show, while nothing runs. `command`: of our own workers."""
+    """Return the command line to display while no worker runs. `command`: the start of llama-corral's workers."""
     arguments = launch_spec(preset).arguments
     return arguments if preset.backend is not None else (*command, *arguments)
 
 
 def is_same_worker(old: Preset, new: Preset) -> bool:
-    """Whether a running worker is what `new` asks for; names, tags and the router's manners need no restart."""
+    """Return True if a running worker fits `new`: changed names, tags and router settings need no restart."""
     if old.backend is not None or new.backend is not None:
         return old.backend is not None and new.backend is not None and old.backend.same_process(new.backend)
     return _texts(old) == _texts(new)
@@ -264,7 +267,7 @@ def _texts(preset: Preset) -> dict[str, str]:
 
 
 def exit_code_of(returncode: int) -> int:
-    """As llama-server counts: 1 for every signal."""
+    """Return the exit code as llama-server reports it: 1 for every signal."""
     return returncode if returncode >= 0 else 1
 
 

@@ -1,8 +1,8 @@
-"""Requests that wait for a model: who, for which, and in what order the models are due.
+"""The requests that wait for each model, and the queue of models that wait for a load.
 
-Plain bookkeeping owned by `lifecycle`; `placement` decides on its `entries`. A model has one entry in the queue
-however many wait for it, and the entry goes with its last queued waiter. Whoever comes while the model already loads
-has no need of an entry and only waits.
+Plain bookkeeping owned by `lifecycle`; `placement` decides on its `entries`. A model has one entry in the queue, no
+matter how many requests wait for it. The entry is removed with its last queued waiter. A request that arrives while
+the model already loads waits without an entry.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
     from llama_corral.presets.sources import Preset
 
 MakeError = Callable[[], ApiError]
-"""Each waiter gets an exception of its own."""
+"""Makes a new exception for each waiter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right to one request on a worker that stays until it is given back."""
+    """The right to send one request to a worker; the worker is not evicted before the lease is released."""
 
     model: str
     endpoint: str
     """Path of the worker's unix socket, or `host:port`."""
     instance: object
-    """Which run of the model's worker this is; for `lifecycle` only."""
+    """The `Instance` of the model's worker; for `lifecycle` only."""
     touch: bool = True
-    """It counts as use of the model."""
+    """True if the request counts as use of the model."""
     preset: Preset | None = None
-    """What was asked for: the model's, or a variant's."""
+    """The requested preset: the model's or a variant's."""
 
 
 @dataclass(slots=True, eq=False)
@@ -43,13 +43,13 @@ class Waiter:
     grant: asyncio.Future[Lease]
     touch: bool
     retention: Retention | None
-    """What its request wants for the model from now on."""
+    """The retention that the request sets for the model."""
     since: float
     is_queued: bool
     saw_start: bool
-    """It waits for an instance that exists; when that one goes down before it was ready, the waiter is refused."""
+    """True if it waits for an existing instance. If that instance ends before it is ready, the waiter is refused."""
     may_load: bool = True
-    """When the instance goes down that it waits for, it waits for the next one."""
+    """True if it waits for the next instance when the one that it waits for ends."""
 
 
 class RequestQueue:
@@ -91,13 +91,16 @@ class RequestQueue:
         self._set_claimed(model, False)
 
     def started(self, model: str) -> None:
-        """An instance comes up, for the queue or by command: all who wait now wait for this one."""
+        """Record that an instance starts, for the queue or by command: all current waiters wait for this one."""
         self.claim(model)
         for waiter in self._waiters.get(model, ()):
             waiter.saw_start = True
 
     def pop(self, model: str, limit: int | None) -> list[Waiter]:
-        """Those that an instance serves now, in order; `limit` of them use it. The others wait until one has ended."""
+        """Remove and return the waiters that an instance serves now, in order.
+
+        At most `limit` of them use the model. The others wait until a request has ended.
+        """
         self._entries.pop(model, None)
         taken: list[Waiter] = []
         left: list[Waiter] = []
@@ -115,18 +118,18 @@ class RequestQueue:
 
     @property
     def models_without_entry(self) -> list[str]:
-        """Models that some wait for, but nobody in the queue."""
+        """Models that have waiters but no entry in the queue."""
         return [model for model in self._waiters if model not in self._entries]
 
     def requeue(self, model: str) -> None:
-        """The instance they waited for goes: they wait for the next one, but for those that saw it start."""
+        """Queue the waiters for the next instance because theirs ends, except those that saw it start."""
         for waiter in self._waiters.get(model, ()):
             if not waiter.saw_start:
                 waiter.is_queued = True
                 self._entries.setdefault(model, QueueEntry(model, claimed=False, since=waiter.since))
 
     def retry(self, model: str) -> None:
-        """The instance they waited for went down, and its successor is about to start."""
+        """Let the waiters wait for the next instance: theirs ended, and the next one is about to start."""
         for waiter in self._waiters.get(model, ()):
             waiter.saw_start = not waiter.may_load
         self.requeue(model)
@@ -140,7 +143,7 @@ class RequestQueue:
         _refuse(self.pop_all(model), error)
 
     def refuse_started(self, model: str, error: MakeError) -> None:
-        """Those whose instance went down; the others keep their place for the next one."""
+        """Refuse the waiters whose instance ended; the others keep their place for the next one."""
         _refuse(self._pop_started(model), error)
 
     def refuse_all(self, error: MakeError) -> None:

@@ -1,7 +1,7 @@
-"""Which models there are, under which names, and how a new set of presets changes that.
+"""The known models and their names, and the changes when a new set of presets is applied.
 
-Owned by `lifecycle`, which starts and stops; this starts and stops nothing. A model whose worker runs keeps its entry
-until the worker is gone.
+Owned by `lifecycle`, which starts and stops workers; this module does neither. A model whose worker runs keeps its
+entry until the worker has ended.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Catalog:
         self._command = command
         self._sources: Mapping[str, Preset] = {}
         self._presets: Mapping[str, Preset] = {}
-        """Of those with a worker of their own."""
+        """Those without a base: each has a separate worker."""
         self._variants: dict[str, Preset] = {}
         self._models: dict[str, Model] = {}
         self._aliases: dict[str, str] = {}
@@ -38,13 +38,13 @@ class Catalog:
         return self._models[name]
 
     def resolve(self, name: str) -> str | None:
-        """The name of a model or variant, for that or an alias."""
+        """Return the name of the model or variant that has this name or alias; None if there is none."""
         if name in self._models or name in self._variants:
             return name
         return self._aliases.get(name)
 
     def find(self, name: str) -> Model | None:
-        """By name, else by alias; of a variant the model that serves it."""
+        """Return the model with this name or else alias; for a variant the model that serves it."""
         resolved = self.resolve(name)
         if resolved is None:
             return None
@@ -52,18 +52,18 @@ class Catalog:
         return self._models.get(variant.base if variant else resolved)
 
     def variant(self, name: str) -> Preset | None:
-        """By name or alias, if it has no worker of its own."""
+        """Return the preset of the variant with this name or alias; None if it is not a variant."""
         return self._variants.get(self.resolve(name) or "")
 
     def names(self) -> list[str]:
-        """Of all models and variants, sorted."""
+        """Return the names of all models and variants, sorted."""
         return sorted([*self._models, *self._variants])
 
     def variants_of(self, model: str) -> list[str]:
         return [name for name, variant in self._variants.items() if variant.base == model]
 
     def add(self, model: Model) -> None:
-        """One that no source has yet; `remove` takes it out again."""
+        """Add a model that no source has yet; `remove` removes it again."""
         self._models[model.name] = model
 
     def remove(self, model: Model) -> None:
@@ -71,7 +71,7 @@ class Catalog:
             del self._models[model.name]
 
     def mark_retiring(self, presets: Mapping[str, Preset]) -> list[Model]:
-        """Notes on each running worker whether `presets` still ask for it; returns the models that must go."""
+        """Mark each running worker that `presets` no longer describe as retiring; return the models of these."""
         running = [(model, model.instance) for model in self if model.instance is not None]
         for model, instance in running:
             new = presets.get(model.name)
@@ -79,7 +79,7 @@ class Catalog:
         return [model for model, instance in running if instance.is_retiring]
 
     def apply_presets(self, presets: Mapping[str, Preset]) -> list[Model]:
-        """Takes the set on, but for retiring models; returns the entries that are no more."""
+        """Apply the set to all models except retiring ones; return the models that were removed."""
         self._presets = {name: preset for name, preset in presets.items() if not preset.base}
         dropped = [model for model in self if not self._refresh(model)]
         self._sources = presets
@@ -91,7 +91,7 @@ class Catalog:
         return dropped
 
     def _name_variants(self) -> None:
-        """A base or a variant whose worker has still to go keeps its entry until then."""
+        """Update the variants. A name whose separate worker still runs remains a model until that worker ends."""
         self._variants = {
             name: preset
             for name, preset in self._sources.items()
@@ -99,7 +99,7 @@ class Catalog:
         }
 
     def finish_retirement(self, model: Model) -> bool:
-        """Catches up on a retired model now that its worker is gone; False: there is no such model any more."""
+        """Apply the current presets to a retired model whose worker has ended; False: the model was removed."""
         is_kept = self._refresh(model)
         self._name_variants()
         self._name_aliases()
@@ -124,7 +124,7 @@ class Catalog:
         return True
 
     def _name_aliases(self) -> None:
-        """A model that is no more in the sources, and has still to go, leaves its aliases to whoever has them now."""
+        """Update the aliases. Those of current presets override those of a removed model that still runs."""
         self._aliases = {alias: name for name, preset in self._sources.items() for alias in preset.aliases}
         for model in self:
             for alias in model.preset.aliases:

@@ -1,4 +1,4 @@
-"""Work that goes on by itself, held by whoever began it: no task is forgotten, and all end with their owner."""
+"""Background tasks with an owner: a reference keeps each one alive until it is done; the owner can cancel all."""
 
 from __future__ import annotations
 

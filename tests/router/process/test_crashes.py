@@ -95,7 +95,7 @@ async def test_the_second_failure_in_a_row_begins_a_pause_that_doubles() -> None
                 error = await told(r.ask())
                 assert isinstance(error, ModelBackingOff)
                 assert (error.status, error.retry_after) == (503, expected)
-                assert f"left alone for {expected} s" in error.message
+                assert f"not loaded again for {expected} s" in error.message
                 assert "SIGSEGV" in error.message
                 assert error_response(error).headers["Retry-After"] == str(expected)
             r.now += expected
@@ -164,7 +164,7 @@ async def test_each_refusal_in_a_pause_says_how_long_it_still_lasts() -> None:
         for passed, left in ((0, 8), (0.4, 8), (0.6, 7), (6.9, 1), (0.05, 1)):
             r.now += passed
             error = await told(r.ask())
-            assert (error.retry_after, f"left alone for {left} s: " in error.message) == (left, True)
+            assert (error.retry_after, f"not loaded again for {left} s: " in error.message) == (left, True)
             assert "failed 5 times in a row" in error.message
             assert "SIGSEGV" in error.message
         r.now += 0.05
@@ -254,7 +254,7 @@ async def test_a_pause_is_told_in_each_dialect_and_an_edit_ends_it() -> None:
         for path, code in (("/v1/chat/completions", 503), ("/v1/messages", 529), ("/api/chat", 503)):
             response = await g.client.post(path, json={"model": "m", "stream": True})
             assert (response.status_code, response.headers["retry-after"]) == (code, "8")
-            assert "failed 5 times in a row and is left alone for 8 s: " in response.text
+            assert "failed 5 times in a row and is not loaded again for 8 s: " in response.text
             assert "cannot go on: no reason" in response.text
             now += 0.1
         assert (await g.client.get("/props", params={"model": "m"})).status_code == 503
@@ -308,7 +308,12 @@ def test_a_pause_always_ends(steps: list[tuple[float, float | None]]) -> None:
     ("code", "lines", "kills", "said"),
     [
         (-9, (), 1, "out of memory: its process was ended by SIGKILL"),
-        (-9, (), 0, "someone killed it, or the kernel did for lack of memory: its process was ended by SIGKILL"),
+        (
+            -9,
+            (),
+            0,
+            "it was killed by someone, or by the kernel because memory ran out: its process was ended by SIGKILL",
+        ),
         (-11, ("a",), 5, "it crashed: its process was ended by SIGSEGV; its last lines: a"),
         (-6, ("ggml_backend_cuda: CUDA error: out of memory", "x"), 0, "out of memory: "),
         (1, ("failed to allocate buffer of size 1",), 0, "out of memory: its process exited with code 1"),
