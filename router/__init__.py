@@ -1,1 +1,1 @@
-"""The supervisor: HTTP in, which model, is it up, forward. Never loads a model, never touches a GPU."""
+"""The router: find a request's model, make sure it runs, forward the request. Loads no model and uses no GPU itself."""

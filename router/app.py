@@ -1,7 +1,7 @@
-"""The router's HTTP routes and the handler of each.
+"""Define the router's HTTP routes and their handlers.
 
-A route is in one of three tables: answered by the router, forwarded by `?model=`, forwarded by the body's
-field "model". Every other path is a 404.
+A route is answered by the router, forwarded by `?model=`, or forwarded by the body's field "model". Every other path
+is a 404.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from llama_corral.presets.options.settings import Settings
 
 ABORT_RESPONSES: web.AppKey[Callable[[], None]] = web.AppKey("cut")
-"""Ends the answers of all workers."""
+"""Function that aborts the responses of all workers."""
 
 BY_QUERY = ("/metrics", "/slots", "/lora-adapters")
 
@@ -61,9 +61,9 @@ def build(
     responses: ResponseStore | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> web.Application:
-    """The application, which also owns the connections to the workers. `environ`: says where the cache is.
+    """Return the application. It also owns the connections to the workers.
 
-    Raises ConfigError.
+    `environ` gives the location of the cache. Raises ConfigError.
     """
     pool = ConnectionPool(timeout=settings.timeout or None)
     lifecycle.set_quiet_time_source(pool.quiet_for)
@@ -101,7 +101,7 @@ def build(
         vertex.serve(app, settings, at_once, handlers.health)
 
     async def close_lifecycle(_: web.Application) -> None:
-        """Once nothing new is accepted: ends waiting requests and event streams, then the workers with theirs."""
+        """End waiting requests and event streams, then the workers. No new connections are accepted any more."""
         await lifecycle.close()
 
     async def close_connections(_: web.Application) -> None:
@@ -145,7 +145,7 @@ def _stream_routes(streams: Streams) -> list[Route]:
 
 
 def _model_routes(handlers: Handlers, version: str) -> list[Route]:
-    """Management stands below `/v1` as well, where clients with a base URL of `/v1` look for it."""
+    """Return the routes that manage models. They exist under `/v1` too, for clients with a base URL of `/v1`."""
     return [
         ("GET", version + "/models", handlers.models),
         ("POST", version + "/models", handlers.download),

@@ -1,7 +1,7 @@
-"""`llama-corral`: reads its options, then prints something, becomes the worker of one model, or serves as the router.
+"""The command `llama-corral`: read the options, then print a text, become the worker of one model, or run the router.
 
-`main()` is the console script. Everything a person did wrong ends here as one line on stderr and exit code 1. What only
-one of these needs is imported there: for one model all of it is a detour.
+`main()` is the console script. Each user error ends here as one line on stderr and exit code 1. Modules that only one
+of these tasks needs are imported there, so that serving one model starts fast.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         return become_worker(argv, environ)
     for line in (*merge.overridden(given, inherited), *merge.unused_option_notices(settings)):
         log.warning("%s", line)
-    from .service import run_router  # and with it all that a router is
+    from .service import run_router  # imported late: it imports the whole router
 
     return run_router(settings, given, environ, is_downloaded=settings.hf_repo != wanted.hf_repo)
 
@@ -76,12 +76,14 @@ def _text_to_print(settings: Settings, environ: Mapping[str, str]) -> str | None
 
 
 def _with_preset_file(settings: Settings, environ: Mapping[str, str]) -> Settings:
-    """`--demo`, or a repository that holds presets instead of a model, stands for `--models-preset`."""
+    """Set `--models-preset` for `--demo`, and for a repository that contains presets instead of a model."""
     if settings.hf_repo and not settings.model:
         from llama_corral.common.hub.resolve import remote_preset
 
         if path := remote_preset(settings, environ):
-            log.warning("using the presets that %s brings: trust it as you would trust its author", settings.hf_repo)
+            log.warning(
+                "using the presets of the repository %s: they are as trustworthy as its author", settings.hf_repo
+            )
             return settings.model_copy(update={"hf_repo": "", "hf_file": "", "models_preset": str(path)})
     if settings.demo and settings.is_router and not settings.models_preset:
         from llama_corral.presets.sources import demo_presets_path
@@ -91,7 +93,7 @@ def _with_preset_file(settings: Settings, environ: Mapping[str, str]) -> Setting
 
 
 def become_worker(argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    """One model needs no router: this process turns into its worker, on the same address."""
+    """Replace this process by the worker of its one model, on the same address. One model needs no router."""
     command = [*WORKER_COMMAND, *argv]
     environment = worker_environ(dict(environ))
     if os.name == "posix":

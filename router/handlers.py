@@ -1,6 +1,6 @@
-"""The endpoints the router answers itself: health, properties, the list of models, and their management.
+"""Handlers of the endpoints that the router answers itself: health, properties, and listing and managing models.
 
-Reads models through `lifecycle`'s views and asks it for loads and unloads; never touches a worker.
+They read the views of `lifecycle` and request loads and unloads from it. They never access a worker.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Handlers:
         return json_response({"status": "ok"})
 
     async def props(self, request: web.Request) -> web.StreamResponse:
-        """The router's own, or with `?model=` those of a worker."""
+        """Answer with the router's properties, or with `?model=` those of a worker."""
         if query_text(request, "model"):
             return await self._proxy.by_query(request)
         return json_response(
@@ -57,7 +57,7 @@ class Handlers:
                 "model_path": "none",
                 "default_generation_settings": {"params": None, "n_ctx": 0},
                 "ui_settings": self._ui_settings,
-                "webui_settings": self._ui_settings,  # its name in an earlier llama-server
+                "webui_settings": self._ui_settings,  # the name in an earlier llama-server
                 "build_info": BUILD_INFO,
                 "cors_proxy_enabled": self._settings.ui_mcp_proxy,
             }
@@ -88,7 +88,7 @@ class Handlers:
         return json_response({"success": True})
 
     async def events(self, request: web.Request) -> web.StreamResponse:
-        """What all models are, then every change as it happens; a comment where nothing does for a while."""
+        """Send the states of all models, then every change as an event, and a comment after a time without events."""
         async with self._lifecycle.subscribe() as listener:
             known = [_sse_line(state_event(view)) for view in self._lifecycle.views() if not view.preset.hidden]
             response = event_stream()
@@ -124,7 +124,7 @@ def _sse_line(event: ModelEvent) -> bytes:
 
 
 def state_event(view: ModelView) -> ModelEvent:
-    """What a model is at the moment, in the form of a change, which clients of llama-server understand."""
+    """Return the current state of a model as a `status_change` event, which clients of llama-server understand."""
     data: dict[str, Any] = {"status": view.status, "snapshot": True}
     if view.progress:
         data["progress"] = view.progress
@@ -136,7 +136,7 @@ def state_event(view: ModelView) -> ModelEvent:
 
 
 def model_entry(view: ModelView) -> dict[str, Any]:
-    """A model as `/models` lists it; while it runs, with what its worker says of itself."""
+    """Return a model's entry in `/models`. While the model runs, its worker's own entry is included."""
     preset = view.preset
     own: dict[str, Any] = {
         "id": view.name,
@@ -152,7 +152,7 @@ def model_entry(view: ModelView) -> dict[str, Any]:
         },
         "source": preset.source,
         "can_remove": preset.source == "cache",
-        "in_cache": preset.source == "cache",  # an earlier llama-server's way to say it
+        "in_cache": preset.source == "cache",  # the name in an earlier llama-server
         "path": given.text if (given := preset.layer.get("model")) else "",
     }
     if preset.base:
@@ -187,7 +187,7 @@ def _status_json(view: ModelView) -> dict[str, Any]:
 
 
 def read_ui_settings(settings: Settings) -> dict[str, Any]:
-    """`--ui-config`, or the file of that name. Raises ConfigError."""
+    """Return the JSON object of `--ui-config` or `--ui-config-file`. Raises ConfigError."""
     text = settings.ui_config
     if settings.ui_config_file:
         try:

@@ -1,6 +1,6 @@
-"""The models that can be had: read anew from their sources, fetched into the cache, removed from it.
+"""Read models again from their sources, download them into the cache, and remove them from it.
 
-Between the handlers of all dialects and `lifecycle`; knows names and settings, no HTTP.
+The handlers of all dialects call it, and it calls `lifecycle`. It knows names and settings, but no HTTP.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ log = logging.getLogger("corral.router")
 _TAG = re.compile(r"[\w.+:-]*[\w.+-]", re.ASCII)
 
 WHERE = "a request"
-"""Stands for file and line where the options of a download come from."""
+"""Given as the origin of a download's options, in place of a file and line."""
 
 
 class ReadPresets(Protocol):
     def __call__(self) -> Mapping[str, Preset]:
-        """All sources, read anew. Raises ConfigError."""
+        """Read all sources again and return their presets. Raises ConfigError."""
 
 
 async def reload_sources(read_presets: ReadPresets, lifecycle: Lifecycle) -> None:
-    """Reads all sources on a thread, then has the models follow them. Raises ConfigError; then nothing changes."""
+    """Read all sources in a thread, then update the models. Raises ConfigError; then nothing changes."""
     presets = await asyncio.to_thread(read_presets)
     log.info("the model sources were read again: %d models", len(presets))
     await lifecycle.reload(presets)
@@ -54,23 +54,23 @@ class Library:
         self._environ = environ
 
     async def reload(self) -> None:
-        """Raises ApiError."""
+        """Read all sources again. Raises ApiError."""
         try:
             await reload_sources(self._read_presets, self._lifecycle)
         except ConfigError as error:
             raise ServerFault(str(error)) from None
 
     def download(self, name: str) -> None:
-        """Begins to download `user/repo[:tag]`; how that goes on is told to who listens. Raises ApiError.
+        """Start to download `user/repo[:tag]`. Its progress is published as events. Raises ApiError.
 
-        As with llama-server, the flag --offline is about loading models, and who asks for a download gets it;
-        HF_HUB_OFFLINE is about the machine.
+        As in llama-server, --offline concerns only the loading of models, so a requested download is carried out.
+        HF_HUB_OFFLINE concerns the whole machine.
         """
         if not name:
             raise InvalidRequest("model name is missing from the request")
         repo, colon, tag = name.partition(":")
         if not is_repo_name(repo) or (colon and not _TAG.fullmatch(tag)):
-            raise InvalidRequest(f"'{name}' is no repository of a hub: expected user/repo or user/repo:quantization")
+            raise InvalidRequest(f"'{name}' is not a repository name: expected user/repo or user/repo:quantization")
         if is_offline_machine(self._environ):
             raise InvalidRequest(f"'{name}' cannot be downloaded: HF_HUB_OFFLINE is set")
         given = {"hf_repo": name, "hf_token": self._settings.hf_token}
@@ -78,9 +78,9 @@ class Library:
         self._lifecycle.downloads.start(Preset(name, "cache", layer), self.reload)
 
     async def remove(self, name: str) -> None:
-        """Ends what runs on a cached model, or its download, and deletes its files. Exact names only. Raises ApiError.
+        """Stop a cached model's worker or its download, and delete its files. Raises ApiError.
 
-        Requests that wait for it are refused once it is gone.
+        `name` must be exact, not an alias. Requests that wait for the model are refused after it is removed.
         """
         if not name:
             raise InvalidRequest("model name is missing from the request")
@@ -88,7 +88,7 @@ class Library:
         if view is None or view.name != name:
             raise NotFound("model is not found")
         if view.preset.source != "cache":
-            raise InvalidRequest(f"model '{name}' is not from the cache: its {view.preset.source} has to be changed")
+            raise InvalidRequest(f"model '{name}' is not in the cache: edit its {view.preset.source} to remove it")
         await self._lifecycle.stop_and_wait(name)
         others = [split_repo(other)[0] for other in self._lifecycle.downloads.names()]
         keep = split_repo(name)[0] in others

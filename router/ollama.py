@@ -1,6 +1,6 @@
-"""Ollama's endpoints at the router: what it answers itself about its models, and how long a request keeps one.
+"""Handlers of Ollama's endpoints at the router: information about models, and `keep_alive`.
 
-Chats and embeddings go to the worker as they are; of their bodies only the model and `keep_alive` are read here.
+Chats and embeddings are forwarded to the worker unchanged. Only the model and `keep_alive` are read from their bodies.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Ollama:
     # -- using models ------------------------------------------------------------------------------------------------
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
-        """A chat, a completion, embeddings. Without a prompt it only loads the model, or lets it go."""
+        """Forward a chat, completion or embeddings. Without a prompt it only loads the model, or unloads it."""
         body = await read_unmarked_body(request)
         asked = ollama_in_json(body)
         model = self._find(asked.model)
@@ -89,7 +89,7 @@ class Ollama:
         return json_response(shown)
 
     async def _cards(self, views: list[ModelView]) -> dict[str, ModelCard]:
-        """Files are looked into, so beside the loop."""
+        """Return the model cards, read in a thread because files are read."""
         read = partial(_read_cards, [view.preset for view in views], self._environ)
         return await asyncio.to_thread(read)
 
@@ -134,7 +134,7 @@ def _read_cards(presets: list[Preset], environ: Mapping[str, str]) -> dict[str, 
 
 
 def _file(preset: Preset, environ: Mapping[str, str]) -> Path | None:
-    """The first of its files, if it is on this machine."""
+    """Return the first file of the preset's model, or None if it is not on this machine."""
     text = {field: given.text for field, given in preset.layer.items()}
     if model := text.get("model"):
         return Path(model)

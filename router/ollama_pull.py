@@ -1,6 +1,6 @@
-"""Ollama's `/api/pull` and `/api/delete`: downloads told as lines of progress, and removal by any name that is meant.
+"""Handlers of Ollama's `/api/pull`, which streams a download's progress as JSON lines, and `/api/delete`.
 
-Models come from a Hugging Face hub, not from Ollama's library: names are `hf.co/user/repo[:quantization]`.
+Models are downloaded from a Hugging Face hub, not from Ollama's library: names are `hf.co/user/repo[:quantization]`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ class OllamaPull:
         raise ModelNotFound(name)
 
     async def _download_until_left(self, name: str) -> AsyncGenerator[dict[str, Any], None]:
-        """Who began a download ends it by leaving, as at Ollama's; what it has got stays for the next time."""
+        """Download a model and yield progress messages. If the client that started it disconnects, cancel the download.
+
+        Ollama does the same. The part that was downloaded is kept for the next try. Raises ApiError.
+        """
         wanted = _hub_name(name)
         known = next((view for possible in possible_names(name) if (view := self._lifecycle.view(possible))), None)
         if known is not None and known.name not in self._lifecycle.downloads.names():
@@ -70,14 +73,14 @@ class OllamaPull:
                         yield step
                     if has_ended:
                         return
-                raise ServerFault("the router is shutting down, or its events came too fast")
+                raise ServerFault("the router is shutting down, or the client read the progress too slowly")
             finally:
                 if is_ours and not has_ended:
                     await self._lifecycle.downloads.cancel(wanted)
 
 
 async def _streamed(request: web.Request, steps: AsyncGenerator[dict[str, Any], None]) -> web.StreamResponse:
-    first = await anext(steps)  # what is refused at once has a status of its own
+    first = await anext(steps)  # an immediate refusal gets its own HTTP status
     response = event_stream(LINES_TYPE)
     await response.prepare(request)
     await response.write(_line(first))
@@ -91,7 +94,7 @@ async def _streamed(request: web.Request, steps: AsyncGenerator[dict[str, Any], 
 
 
 def _steps(event: ModelEvent) -> list[dict[str, Any]]:
-    """Raises ServerFault for a download that failed."""
+    """Return Ollama's messages for an event of the download. Raises ServerFault if the download failed."""
     data = event.data or {}
     if event.event == "download_failed":
         raise ServerFault(f"pull failed: {data.get('error', 'no reason given')}")
@@ -104,18 +107,18 @@ def _steps(event: ModelEvent) -> list[dict[str, Any]]:
 
 
 def _progress(url: str, amounts: dict[str, int]) -> dict[str, Any]:
-    """The hub's checksum is not known here: a digest of the file's address tells the files apart as well."""
+    """Return a progress message. Its digest is that of the file's URL: it only has to be unique for each file."""
     digest = "sha256:" + hashlib.sha256(url.encode()).hexdigest()
     file = url.rpartition("/")[2]
     return {"status": f"pulling {file}", "digest": digest, "total": amounts["total"], "completed": amounts["done"]}
 
 
 def _hub_name(name: str) -> str:
-    """As the cache will list it."""
+    """Return the name under which the cache will list the model. Raises InvalidRequest."""
     bare = next((name[len(hub) :] for hub in HUBS if name.startswith(hub)), name).removesuffix(LATEST)
     if "/" not in bare:
         raise InvalidRequest(
-            f"'{name}' cannot be pulled: models come from Hugging Face here, as hf.co/user/repo or "
+            f"'{name}' cannot be pulled: this server pulls from Hugging Face, as hf.co/user/repo or "
             "hf.co/user/repo:quantization"
         )
     return canonical_name(bare)

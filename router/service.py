@@ -1,7 +1,7 @@
-"""The router as a running program: it listens, starts what is to run from the beginning, follows signals, and ends.
+"""Run the router: listen, start the models to be loaded at startup, handle signals, and shut down.
 
-Called by `cli` with settings that are read. Apart from it so that whoever serves one model, or only asks for help, need
-not wait for all that a router imports.
+`cli` calls it with the settings. It is a separate module because its imports take time, and serving one model or
+printing the help text does not need them.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def run_router(settings: Settings, given: merge.Layer, environ: Mapping[str, str
 async def serve(
     settings: Settings, given: merge.Layer, environ: Mapping[str, str], *, is_downloaded: bool = False
 ) -> int:
-    """Listens first, then starts what is to run from the beginning, then waits for a signal. Returns the exit code.
+    """Listen, then load the models to be loaded at startup, then wait for a signal. Return the exit code.
 
-    `is_downloaded`: the presets file, which is then believed less.
+    `is_downloaded`: True if the presets file was downloaded; then its presets may not run commands.
     """
     read_presets = functools.partial(load_presets, settings, given, environ, may_run_commands=not is_downloaded)
     presets = read_presets()
@@ -119,13 +119,13 @@ async def serve(
             await drain(application[RUNNING], stop, settings.drain_timeout, application[app.ABORT_RESPONSES])
             return code
     finally:
-        prompts.close()  # before the workers end, so that they need not fill it
+        prompts.close()  # before the workers end, so that they do not write prompts to it
         await lifecycle.close()
         hurrying.cancel()
 
 
 async def _force_stop_on_second_signal(stop: ShutdownRequest, lifecycle: Lifecycle) -> None:
-    """A second signal while workers have their time to end: they have none any more."""
+    """Kill the workers at a second signal, if they are already stopping."""
     await stop.forced.wait()
     if lifecycle.is_closing:
         await lifecycle.close()
@@ -133,7 +133,7 @@ async def _force_stop_on_second_signal(stop: ShutdownRequest, lifecycle: Lifecyc
 
 @contextlib.contextmanager
 def _reload_on_sighup(read_presets: ReadPresets, lifecycle: Lifecycle, environ: Mapping[str, str]) -> Iterator[None]:
-    """SIGHUP has the sources read again; on a terminal it means that this was closed, and ends the router as ever."""
+    """Read the sources again on SIGHUP. On a terminal, SIGHUP keeps its default effect: it ends the router."""
     if not hasattr(signal, "SIGHUP") or os.isatty(0):
         yield
         return
@@ -143,7 +143,7 @@ def _reload_on_sighup(read_presets: ReadPresets, lifecycle: Lifecycle, environ: 
         yield
     finally:
         tasks.cancel()
-        loop.add_signal_handler(signal.SIGHUP, lambda: log.info("SIGHUP comes too late: the router is stopping"))
+        loop.add_signal_handler(signal.SIGHUP, lambda: log.info("SIGHUP is ignored: the router is stopping"))
 
 
 async def _reload_presets(read_presets: ReadPresets, lifecycle: Lifecycle, environ: Mapping[str, str]) -> None:
@@ -155,7 +155,10 @@ async def _reload_presets(read_presets: ReadPresets, lifecycle: Lifecycle, envir
 
 
 def _worker_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    """Keys, certificates and a platform's wishes are for the router's door; a key behind it would lock people out."""
+    """Return the environment for workers: without API keys, certificates and other options of the router.
+
+    A worker with an API key would refuse the requests that the router forwards.
+    """
     own = {
         variable
         for variable, spelling in VARIABLES.items()
@@ -171,11 +174,11 @@ async def _run_until(stop: asyncio.Event, lifecycle: Lifecycle) -> int:
     try:
         await asyncio.wait((startup, stopped), return_when=asyncio.FIRST_COMPLETED)
         if not stop.is_set():
-            await startup  # raises what a model to be loaded at startup met with
-            gc.freeze()  # what lives until the end needs no looking through
+            await startup  # raises the error of a model that was to be loaded at startup
+            gc.freeze()  # these objects live until the end: the collector need not scan them
             await stopped
     except ApiError as error:
-        log.error("a model to be loaded on startup could not be: %s", error.message)
+        log.error("a model could not be loaded at startup: %s", error.message)
         return 1
     finally:
         startup.cancel()

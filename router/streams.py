@@ -1,6 +1,6 @@
-"""The endpoints of resumable streams: each is answered by the worker that has the stream, if it still runs.
+"""Handlers of resumable streams. The worker that has the stream answers, if it still runs.
 
-Who that is, `conversations` knows; `proxy` passes the request on. None of them loads or wakes a model.
+`conversations` finds that worker's model, and `proxy` forwards the request. No handler loads or wakes a model.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Streams:
         return web.Response(status=204, headers={"Content-Type": "application/json"})
 
     async def look_up(self, request: web.Request) -> web.StreamResponse:
-        """All models that have some of the conversations are asked at once."""
+        """Query all models that have one of the conversations, concurrently, and return their entries in one list."""
         known = self._conversations.matching(await _wanted(request))
         by_model: dict[str, list[str]] = {}
         for name, conversation in known.items():

@@ -1,6 +1,6 @@
 """Watch the presets file and the models directory, and read the sources again when they change.
 
-The effect is that of `GET /models?reload=1`. A source that can't be read changes nothing.
+The effect is that of `GET /models?reload=1`. If a source cannot be read, nothing changes.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 log = logging.getLogger("corral.router")
 
 DEBOUNCE_MS = 200
-"""Milliseconds without a further change before the sources are read: an editor writes in several steps."""
+"""Milliseconds without a further change before the sources are read, since editors write in several steps."""
 
 
 async def watch(settings: Settings, read_presets: ReadPresets, lifecycle: Lifecycle) -> None:
-    """Runs until it is cancelled; returns when there is nothing to watch, or no way to (the log says so)."""
+    """Watch until cancelled. Return if there is nothing to watch, or if watching is impossible (which is logged)."""
     try:
         await _watch_files(settings, read_presets, lifecycle)
     except (OSError, RuntimeError) as error:  # too many watches, or the file system cannot be watched
-        log.warning("changes of the model sources will not be noticed (GET /models?reload=1 reads them): %s", error)
+        log.warning("changes of the model sources are not detected (GET /models?reload=1 reads them again): %s", error)
 
 
 async def _watch_files(settings: Settings, read_presets: ReadPresets, lifecycle: Lifecycle) -> None:
@@ -43,15 +43,15 @@ async def _watch_files(settings: Settings, read_presets: ReadPresets, lifecycle:
 
 
 async def reload_presets(read_presets: ReadPresets, lifecycle: Lifecycle) -> None:
-    """What cannot be read is said in the log, with its line, and changes nothing."""
+    """Read the sources again. If one cannot be read, log the error with its line and change nothing."""
     try:
         await reload_sources(read_presets, lifecycle)
     except ConfigError as error:
-        log.error("%s; the presets stay as they were", error)
+        log.error("%s; the old presets are kept", error)
 
 
 def _folders(settings: Settings) -> list[Path]:
-    """Folders and not the file itself, since editors and Kubernetes put a new file in its place."""
+    """Return the folders to watch. The file itself is not watched, since editors and Kubernetes replace it."""
     folders = []
     if settings.models_preset:
         folders.append(Path(settings.models_preset).absolute().parent)
@@ -67,7 +67,7 @@ def _filter(settings: Settings) -> Callable[[Change, str], bool]:
 
     def is_relevant(change: Change, path: str) -> bool:
         name = Path(path).name
-        if presets_name and (name == presets_name or name == "..data"):  # the link that Kubernetes swaps
+        if presets_name and (name == presets_name or name == "..data"):  # the symbolic link that Kubernetes replaces
             return True
         return bool(models) and path.startswith(models) and change is not Change.modified
 

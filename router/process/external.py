@@ -21,20 +21,20 @@ from .worker_process import ChildProcess
 
 SHIM_COMMAND = (sys.executable, "-P", "-m", "llama_corral.router.process.external_shim")
 QUESTIONS = 10
-"""In the time after which a program counts as stuck: some may be lost, and each may be a line in its log."""
+"""Health checks within the time after which a program counts as stuck. Some may fail, and each may log a line."""
 LONGEST_PAUSE_S = 30.0
 
 
 def health_check_interval(worker_timeout: float) -> float:
-    """Seconds; 0: nobody is asked."""
+    """Return the seconds between two health checks of a program; 0: no checks."""
     return min(LONGEST_PAUSE_S, max(HEARTBEAT_S, worker_timeout / QUESTIONS)) if worker_timeout else 0.0
 
 
 class CombinedLauncher:
-    """Implements `launcher.Launcher`: our own workers by one, other programs by another."""
+    """Implements `launcher.Launcher`: one launcher for our own workers, another for external programs."""
 
     def __init__(self, workers: Launcher, environ: Mapping[str, str], *, ask_every: float = 0.0) -> None:
-        """`ask_every`: seconds between two questions whether a program still answers; 0: none."""
+        """`ask_every`: seconds between two health checks of a program; 0: none."""
         self._workers = workers
         self._backends = BackendLauncher(environ, ask_every)
 
@@ -58,7 +58,7 @@ class BackendLauncher(SpawnLauncher):
     def __init__(self, environ: Mapping[str, str], ask_every: float = 0.0) -> None:
         super().__init__(environ, SHIM_COMMAND)
         self._ask_every = ask_every
-        self._environ = dict(environ)  # nothing that only our workers need
+        self._environ = dict(environ)  # without the variables that only our workers need
         self._running: dict[int, ChildProcess] = {}
 
     def launch(self, spec: LaunchSpec, callbacks: Callbacks) -> ChildProcess:
@@ -75,7 +75,10 @@ class BackendLauncher(SpawnLauncher):
         return child
 
     def _free_port(self) -> int:
-        """One that nobody listens on now; the keeper sees to it that none but its program is taken for that later."""
+        """Return a port on which no process listens now.
+
+        The shim checks later that the process that listens there belongs to its program.
+        """
         self._running = {port: child for port, child in self._running.items() if not child.is_over}
         while True:
             with socket.socket() as probe:
@@ -86,7 +89,7 @@ class BackendLauncher(SpawnLauncher):
 
 
 class _ExternalProgram(ChildProcess):
-    """A keeper, shown as the program that it keeps."""
+    """The shim process, presented with the command line of its program."""
 
     def __init__(self, spec: LaunchSpec, backend: Backend, port: int, ask_every: float, callbacks: Callbacks) -> None:
         def filled(text: str) -> str:

@@ -3,9 +3,9 @@
 Started as `python -m llama_corral.router.process.external_shim`.
 
 It has a worker's pipes. It starts the program, polls it until it is ready and reports that, then reports whether it
-still answers (`health_probe`). It passes on a request to stop, ends when the program ends, and ends the program when
-the router dies.
-Its process group is the program's, so that the router's SIGKILL reaches both. Knows nothing of models or requests.
+still answers (`health_probe`). It forwards a request to stop, ends when the program ends, and ends the program when the
+router dies. It shares the program's process group, so that the router's SIGKILL reaches both. It does not know models
+or requests.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from .health_probe import HealthProbe
 from .shim_plan import ShimPlan
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0
-"""Between two questions whether it is ready."""
+"""Seconds between two readiness checks: at first and at most."""
 ANSWER_S = 2.0
-"""For an answer to that: while it waits, nothing else is done here."""
+"""Timeout in seconds of a readiness check. The shim does nothing else while it waits for the answer."""
 PORT_FORWARDERS = frozenset(
     {"docker-proxy", "rootlesskit", "rootlessport", "conmon", "slirp4netns", "pasta", "gvproxy"}
 )
-"""Listen for containers, which are no children of the program that started them."""
+"""Programs that listen on behalf of containers, whose processes are not children of the program that started them."""
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _FAILED = 1
 
 
 class ProgramFailed(Exception):
-    """The text says why, for a person."""
+    """The program failed; the text is a reason for the user."""
 
 
 class ExternalShim:
@@ -53,17 +53,17 @@ class ExternalShim:
         host, _, port = plan.endpoint.rpartition(":")
         self._address = (host.strip("[]"), int(port))
         self._is_ready = self._is_asked = False
-        self._why_not = "it was not asked yet"
+        self._why_not = "it was not checked yet"
         self._stopper: subprocess.Popen[bytes] | None = None
         self._health_probe: HealthProbe | None = None
         self._wake = _wake_on_exits()
-        if _libc is not None:  # what the program leaves behind comes to us, and not to an init that may not reap
+        if _libc is not None:  # orphans of the program become our children; a container's init may not reap
             _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
     def run(self) -> int:
-        """The return code of the program; a negative one is its signal."""
+        """Run the program and return its exit code; negative: the signal that ended it. Raises ProgramFailed."""
         if _accepts(self._address):
-            raise ProgramFailed(f"another program listens on {self._plan.endpoint} already")
+            raise ProgramFailed(f"another program already listens on {self._plan.endpoint}")
         self._program = _start(self._plan.command)
         deadline = time.monotonic() + self._plan.load_timeout
         pause = FIRST_PAUSE_S
@@ -86,7 +86,7 @@ class ExternalShim:
     # -- the router ---------------------------------------------------------------------------------------------------
 
     def _listen(self, seconds: float | None) -> None:
-        """Until something happens."""
+        """Wait for a line from the router, the end of a child, the health check, or until `seconds` have passed."""
         answers, questions = self._health_probe.descriptors if self._health_probe else ([], [])
         pause = self._health_probe.seconds_left if self._health_probe else seconds
         ready, _, _ = select.select([0, self._wake, *answers], questions, [], pause)
@@ -97,7 +97,7 @@ class ExternalShim:
             words = os.read(0, 512)
             if not words:
                 self.clear()
-                os._exit(_FAILED)  # the router is gone: nobody listens any more
+                os._exit(_FAILED)  # the router has died: no process reads our reports
             if b"exit" in words and not self._is_asked:
                 self._is_asked = True
                 if self._health_probe is not None:
@@ -118,7 +118,7 @@ class ExternalShim:
         try:
             self._stopper = _start([word.replace("${PID}", pid) for word in self._plan.stop_command])
         except ProgramFailed as error:
-            _log_line(f"cmd-stop: {error}; SIGTERM instead")
+            _log_line(f"cmd-stop: {error}; sending SIGTERM instead")
             self._program.terminate()
 
     def _check_health(self) -> None:
@@ -126,12 +126,12 @@ class ExternalShim:
             self.report(WorkerReport("alive", msgspec.structs.asdict(sign)))
 
     def _check_stopper(self) -> None:
-        """A command that failed has stopped nothing."""
+        """If the stop command failed, send SIGTERM."""
         if self._stopper is None or (code := self._stopper.poll()) is None:
             return
         self._stopper = None
         if code != 0:
-            _log_line(f"cmd-stop ended with {code}; SIGTERM instead")
+            _log_line(f"cmd-stop ended with {code}; sending SIGTERM instead")
             self._program.terminate()
 
     def _reap_adopted(self) -> None:
@@ -141,12 +141,12 @@ class ExternalShim:
                 ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
-            if ended is None or ended.si_pid in ours:  # theirs is asked for by name
+            if ended is None or ended.si_pid in ours:  # their exit codes are read with poll()
                 return
             os.waitpid(ended.si_pid, 0)
 
     def clear(self) -> None:
-        """Ends and reaps all that the program has left behind."""
+        """Kill and reap all processes that the program left running."""
         while left := psutil.Process().children(recursive=True):
             for process in left:
                 with contextlib.suppress(psutil.Error):
@@ -162,14 +162,14 @@ class ExternalShim:
             raise ProgramFailed(f"another program ({stranger}) listens on {self._plan.endpoint}")
         self._is_ready = True
         if self._plan.ask_every:
-            with contextlib.suppress(OSError):  # it went just now, which will be seen
+            with contextlib.suppress(OSError):  # it ended just now; the main loop notices that
                 self._health_probe = HealthProbe(self._address, self._plan.health, self._plan.ask_every)
         self.report(WorkerReport("ready", {}, MemoryUsage(_resident_bytes()) if self._plan.measures else None))
 
     def _not_ready_reason(self) -> str:
-        """ "" once it is ready."""
+        """Return the reason why the program is not ready, or "" once it is."""
         if not self._plan.health:
-            return "" if _accepts(self._address) else f"nobody listens on {self._plan.endpoint}"
+            return "" if _accepts(self._address) else f"no process listens on {self._plan.endpoint}"
         connection = http.client.HTTPConnection(*self._address, timeout=ANSWER_S)
         try:
             connection.request("GET", self._plan.health)
@@ -183,7 +183,7 @@ class ExternalShim:
 
 
 def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
-    """In our process group, with our log, and without our pipes."""
+    """Start a command in our process group, with our log but without our pipes. Raises ProgramFailed."""
     environ = {name: value for name, value in os.environ.items() if name != CONTROL_FD_ENV}
     try:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environ, preexec_fn=_set_parent_death_signal)
@@ -192,7 +192,7 @@ def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
 
 
 def _set_parent_death_signal() -> None:
-    """Between fork and exec: this process has one thread, so that is safe."""
+    """Called between fork and exec, which is safe because this process has one thread."""
     if _libc is not None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
@@ -201,7 +201,7 @@ _libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
 
 
 def _wake_on_exits() -> int:
-    """A descriptor that can be read when a child has ended."""
+    """Return a descriptor that becomes readable when a child has ended."""
     wake, awake = os.pipe()
     os.set_blocking(awake, False)
     signal.set_wakeup_fd(awake, warn_on_full_buffer=False)
@@ -218,7 +218,7 @@ def _accepts(address: tuple[str, int]) -> bool:
 
 
 def foreign_listener(port: int) -> str:
-    """Who listens there, if that is neither our program nor a child of it; "" as well where it cannot be known."""
+    """Return names and pids of the processes that listen on `port`; "" if one is our program's or none is known."""
     session = os.getsid(0)
     owners = _listeners(port)
     if any(pid == os.getpid() or _session_of(pid) == session for pid in owners):
@@ -265,7 +265,7 @@ def _resident_bytes() -> int:
 
 
 def _log_line(text: str) -> None:
-    print(f"keeper: {text}", file=sys.stderr, flush=True)
+    print(f"shim: {text}", file=sys.stderr, flush=True)
 
 
 def main() -> int:
@@ -279,8 +279,8 @@ def main() -> int:
     finally:
         keeper.clear()
     if code < 0:
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the program has left its own
-        with contextlib.suppress(OSError):  # SIGKILL takes no handler
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no second core dump: the program may have written its own
+        with contextlib.suppress(OSError):  # SIGKILL cannot have a handler
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     return code

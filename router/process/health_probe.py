@@ -1,4 +1,4 @@
-"""Check with GET requests whether an external program is alive, one request at a time, without blocking anything.
+"""Check with GET requests if an external program is alive, one request at a time, without blocking.
 
 `external_shim` uses it once its program is ready. Any answer counts as alive, also an error status.
 """
@@ -19,7 +19,7 @@ _PIECE = 4096
 
 class HealthProbe:
     def __init__(self, address: tuple[str, int], path: str, interval: float) -> None:
-        """`interval`: seconds between two questions. Raises OSError when nobody listens at `address`."""
+        """`interval`: seconds between two requests. Raises OSError if no process listens on `address`."""
         with socket.create_connection(address, 2.0) as found:
             self._peer = (found.family, found.getpeername())
         host = f"[{address[0]}]" if ":" in address[0] else address[0]
@@ -29,24 +29,24 @@ class HealthProbe:
         self._due = time.monotonic()
         self._answers = 0
         self._is_open = self._is_sent = False
-        """A question waits for its answer; it has left."""
+        """`_is_open`: True if a request has no answer yet. `_is_sent`: True if it was sent."""
         self._socket: socket.socket | None = None
 
     @property
     def seconds_left(self) -> float:
-        """Until the next question."""
+        """Seconds until the next request."""
         return max(0.0, self._due - time.monotonic())
 
     @property
     def descriptors(self) -> tuple[list[int], list[int]]:
-        """The descriptors that `select` is to wait for: to be read, to be written."""
+        """Descriptors for `select` to wait for: to be readable, to be writable."""
         if self._socket is None:
             return [], []
         mine = [self._socket.fileno()]
         return (mine, []) if self._is_sent else ([], mine)
 
     def advance(self) -> SignOfLife | None:
-        """Whatever can be done without waiting; a sign when it is time for one and for the next question."""
+        """Send and read without blocking. When the next request is due, start it and return a sign of life."""
         self._send()
         self._read()
         if self.seconds_left:
@@ -79,7 +79,7 @@ class HealthProbe:
             self.close()
 
     def _read(self) -> None:
-        """To the end, so that the program can finish what it says."""
+        """Read to the end of the answer, so that the program can finish sending it."""
         while self._socket is not None and self._is_sent:
             try:
                 data = self._socket.recv(_PIECE)
@@ -94,14 +94,14 @@ class HealthProbe:
                 self._answers += 1
 
     def close(self) -> None:
-        """Gives up what was asked."""
+        """Abandon the current request."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
 
 def _processor_seconds() -> float:
-    """Of all processes below this one."""
+    """Return the CPU seconds of all descendants of this process."""
     total = 0.0
     for child in psutil.Process(os.getpid()).children(recursive=True):
         with contextlib.suppress(psutil.Error):

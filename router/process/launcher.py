@@ -1,8 +1,7 @@
-"""What the router knows of a worker process, and how one is asked for; carried out by `spawn` and `zygote`.
+"""Define the interface for starting and controlling a worker process. `spawn` and `zygote` implement it.
 
-`lifecycle` sees only the two protocols here, so tests hand it workers that are no processes. Calls never block and
-never wait: what happens later arrives through the two callbacks, on the event loop, reports first and the exit last,
-exactly once.
+`lifecycle` sees only the two protocols here, so tests can pass it workers that are not processes. Calls never block.
+Later events arrive through the two callbacks, on the event loop: reports first, and the exit last, exactly once.
 """
 
 from __future__ import annotations
@@ -19,21 +18,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LaunchSpec:
-    """One process to start. A worker's `arguments` lack what the launcher adds: `--host` with the socket's path."""
+    """One process to start. To a worker's `arguments` the launcher adds `--host` with the path of its socket."""
 
     name: str
     arguments: tuple[str, ...]
     environ: Mapping[str, str] = field(default_factory=dict)
     """Added to the environment inherited from the router."""
     backend: Backend | None = None
-    """Another program, and its whole command line is `arguments`."""
+    """Set for an external program; then `arguments` is its whole command line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Callbacks:
     on_report: Callable[[WorkerReport], None]
     on_exit: Callable[[int], None]
-    """With the return code; negative: the signal that ended it."""
+    """Called with the exit code; negative: the signal that ended the process."""
 
 
 class Worker(Protocol):
@@ -45,7 +44,7 @@ class Worker(Protocol):
 
     @property
     def endpoint(self) -> str:
-        """Path of the unix socket it serves HTTP on, or `host:port` of another program."""
+        """Path of the unix socket on which it serves HTTP, or `host:port` of an external program."""
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -53,25 +52,25 @@ class Worker(Protocol):
 
     @property
     def last_lines(self) -> tuple[str, ...]:
-        """The end of its log."""
+        """The last lines of its log."""
 
     def stop(self) -> None:
         """Ask it to finish and exit."""
 
     def kill(self) -> None:
-        """SIGKILL to it and to all it started."""
+        """Send SIGKILL to it and to all processes that it started."""
 
 
 class Launcher(Protocol):
     @property
     def command(self) -> tuple[str, ...]:
-        """The program and its first arguments, for show."""
+        """The program and its first arguments, for display."""
 
     def launch(self, spec: LaunchSpec, callbacks: Callbacks) -> Worker:
-        """Raises OSError when no process can be made."""
+        """Start a worker. Raises OSError if no process can be created."""
 
     def start(self) -> None:
         """Warm up in the background."""
 
     async def close(self) -> None:
-        """After the last exit: give back all that launching needed."""
+        """Release all resources. To be called after the last worker's exit."""

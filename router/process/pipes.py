@@ -1,7 +1,7 @@
-"""The pipes between router and worker: lines out of a descriptor, the worker's log, the worker's reports.
+"""Read the pipes between router and worker: the worker's log and its reports, line by line.
 
-Everything is read on the event loop, never more than `CHUNK` at a time, so that a worker that floods its log slows
-neither the others nor itself to a halt.
+Everything is read on the event loop, at most `CHUNK` bytes at a time, so that a worker that floods its log blocks
+neither the others nor itself.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from llama_corral.common.base import worker_reports
 from llama_corral.common.base.worker_reports import WorkerReport
 
 CHUNK = 16 * 1024
-"""Bytes per turn of the event loop: relaying these takes about a millisecond."""
+"""Bytes read per iteration of the event loop. Relaying them takes about a millisecond."""
 MAX_LINE_LENGTH = 1024 * 1024
-"""Bytes of a line without an end that are held; beyond that they are dropped."""
+"""Bytes of an incomplete line that are buffered; a longer line is dropped."""
 LAST_BYTES = 1024 * 1024
-"""Bytes read after the exit at most; a pipe holds less, unless a stray grandchild still writes."""
+"""Maximum bytes read after the exit. A pipe contains less, unless a remaining grandchild still writes."""
 MAX_LOG_LINES = 40
-"""Lines kept to explain a failure: a native stack trace, or the end of a load."""
+"""Last lines kept to explain a failure, such as a native stack trace or the end of a load."""
 MAX_LOG_CHARACTERS = 400
-"""Of each kept line, so that one worker's kept log stays below 64 KB."""
+"""Characters kept of each line, so that one worker's kept log is smaller than 64 KB."""
 
 log = logging.getLogger("corral.router")
 worker_log = logging.getLogger("corral.workers")
 
 
 class LineReader:
-    """Hands the complete lines of a non-blocking descriptor to `on_line`, without their ends; owns the descriptor."""
+    """Passes the complete lines of a non-blocking descriptor to `on_line`, without newlines. Owns the descriptor."""
 
     def __init__(self, fd: int, on_line: Callable[[bytes], None]) -> None:
         os.set_blocking(fd, False)
@@ -44,7 +44,7 @@ class LineReader:
         self._loop.add_reader(fd, self._read)
 
     def close(self) -> None:
-        """Reads what is already there, then closes; for use after the writer's exit."""
+        """Read what is already in the pipe, then close it. To be called after the writer's exit."""
         for _ in range(LAST_BYTES // CHUNK):
             if not self._read():
                 break
@@ -88,7 +88,7 @@ class LineReader:
 
 
 class WorkerLog:
-    """Repeats a worker's log in ours as `[pid/name] line` and keeps the end of it."""
+    """Copies a worker's log to ours as `[pid/name] line`, and keeps its last lines."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -110,7 +110,7 @@ class WorkerLog:
 
 
 def report_parser(name: str, on_report: Callable[[WorkerReport], None]) -> Callable[[bytes], None]:
-    """Turns lines of the control pipe into reports; a line that is none is logged and otherwise without effect."""
+    """Return a function that parses lines of the control pipe into reports. It logs and ignores an invalid line."""
 
     def on_line(line: bytes) -> None:
         if not line.strip():
@@ -118,7 +118,7 @@ def report_parser(name: str, on_report: Callable[[WorkerReport], None]) -> Calla
         try:
             report = worker_reports.decode(line)
         except msgspec.MsgspecError as error:
-            log.warning("name=%s sent no report on its control pipe (%s): %.80r", name, error, line)
+            log.warning("name=%s sent an invalid report on its control pipe (%s): %.80r", name, error, line)
             return
         on_report(report)
 
@@ -126,6 +126,6 @@ def report_parser(name: str, on_report: Callable[[WorkerReport], None]) -> Calla
 
 
 def write_line(fd: int, line: bytes) -> None:
-    """To a pipe whose reader may be gone or stuck; in either case a deadline, not this line, ends the worker."""
+    """Write a line to a pipe. Ignore a reader that has ended or is stuck: a deadline ends such a worker."""
     with contextlib.suppress(BrokenPipeError, BlockingIOError):
         os.write(fd, line)

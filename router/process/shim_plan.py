@@ -1,4 +1,4 @@
-"""What the router tells a keeper: the one argument of its command line, as JSON."""
+"""Define the instructions for a shim process: the single argument of its command line, as JSON."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ class ShimPlan(msgspec.Struct, frozen=True):
     stop_command: tuple[str, ...]
     endpoint: str
     owns_port: bool
-    """The port was chosen for it, so nobody else has a right to listen there."""
+    """True if the port was chosen for this program, so that no other process may listen there."""
     health: str
     load_timeout: float
     ask_every: float
-    """Seconds between two questions whether it still answers; 0: none."""
+    """Seconds between two health checks; 0: none."""
     measures: bool
-    """What it takes is unknown, and worth a look."""
+    """True if the shim reports the program's memory, because the preset does not declare it."""

@@ -1,4 +1,4 @@
-"""Makes a worker by starting a fresh interpreter: works everywhere, costs its imports each time."""
+"""Start a worker as a new Python interpreter. This works on every platform, but each start repeats all imports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .launcher import Callbacks, LaunchSpec
 from .worker_process import ChildProcess, SocketDirectory, worker_environ
 
 WORKER_COMMAND = (sys.executable, "-P", "-m", "llama_corral.worker")
-"""-P: a folder named like ours where the user stands must not be imported instead."""
+"""-P: a folder with our name in the working directory must not be imported instead."""
 
 
 class SpawnLauncher:
@@ -29,7 +29,7 @@ class SpawnLauncher:
         self._sockets = SocketDirectory()
 
     def start(self) -> None:
-        """There is nothing to warm up."""
+        """Do nothing: there is nothing to warm up."""
 
     def launch(self, spec: LaunchSpec, callbacks: Callbacks) -> ChildProcess:
         child = ChildProcess(spec, self._sockets.next_path(), self.command, callbacks)
@@ -41,7 +41,7 @@ class SpawnLauncher:
         return child
 
     def run(self, child: ChildProcess) -> None:
-        """Must be called on the thread that lasts as long as the router: the worker dies with its parent thread."""
+        """Start the process. The calling thread must live as long as the router: the worker dies with that thread."""
         stdin, output, control = child.descriptors
         process = subprocess.Popen(
             [*self.command, *child.options],
@@ -61,11 +61,11 @@ class SpawnLauncher:
 
 
 def _await_exit(process: subprocess.Popen[bytes], child: ChildProcess, loop: asyncio.AbstractEventLoop) -> None:
-    """On a thread of its own, since not every platform tells an event loop of exits."""
+    """Wait for the exit, in a separate thread, since not every platform can notify an event loop of it."""
     with contextlib.suppress(AttributeError, ChildProcessError):  # macOS has no waitid
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)  # what it started must not outlive it
+            os.killpg(process.pid, signal.SIGKILL)  # the processes that it started must not outlive it
     returncode = process.wait()
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
+    with contextlib.suppress(RuntimeError):  # the loop is closed: the exit has no reader
         loop.call_soon_threadsafe(child.finish, returncode)

@@ -1,4 +1,4 @@
-"""The router's side of one worker process: its pipes, the path of its socket, its exit.
+"""Manage the router's side of one worker process: its pipes, the path of its socket, its exit.
 
 `spawn` and `zygote` create the process and call `started` and `finish`. It implements `launcher.Worker`.
 """
@@ -22,7 +22,7 @@ MAX_SOCKET_PATH = 100
 
 
 class SocketDirectory:
-    """A directory only we may enter, where workers bind their sockets. Names are short, since paths may not be long."""
+    """A private directory for the sockets of workers. Names are short because the length of paths is limited."""
 
     def __init__(self) -> None:
         self._path: str | None = None
@@ -91,16 +91,16 @@ class ChildProcess:
         with contextlib.suppress(ProcessLookupError):
             try:
                 os.killpg(self.pid, signal.SIGKILL)
-            except ProcessLookupError:  # a fork so young that it leads no group yet
+            except ProcessLookupError:  # a new fork that does not lead a group yet
                 os.kill(self.pid, signal.SIGKILL)
 
     def discard(self) -> None:
-        """No process was made and nobody is to be told."""
+        """Release the pipes without a callback, because no process was created."""
         self._is_over = True
         self._release()
 
     def finish(self, returncode: int) -> None:
-        """The process is gone: reads what it left in its pipes, reports first, and tells of the exit."""
+        """Read the rest of the pipes, reports first, then call `on_exit`. To be called after the process has ended."""
         if self._is_over:
             return
         self._is_over = True
@@ -127,7 +127,7 @@ def worker_environ(given: dict[str, str]) -> dict[str, str]:
 
 
 def _pipes(number: int) -> list[tuple[int, int]]:
-    """All or none, so that running out of descriptors does not cost descriptors."""
+    """Create all pipes or none, so that no descriptors leak when they run out. Raises OSError."""
     pipes: list[tuple[int, int]] = []
     try:
         for _ in range(number):

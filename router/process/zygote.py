@@ -1,8 +1,8 @@
-"""Makes workers by asking a pre-imported process to fork (worker/zygote.py): milliseconds each. Linux only.
+"""Start workers by forking a process that has done all imports (worker/zygote.py), in milliseconds. Linux only.
 
-The zygote starts with the router, in the background; what is asked for before it is ready waits in its socket. When
-it dies its forks die with it and the next launch starts another; when it says that it cannot be forked, `spawn` takes
-over for good.
+The zygote starts with the router, in the background. Requests sent before it is ready wait in its socket. When it dies,
+its forks die too, and the next launch starts a new zygote. If it reports that it cannot fork safely, `spawn` is used
+from then on.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from .worker_process import ChildProcess, SocketDirectory, worker_environ
 
 ZYGOTE_COMMAND = (sys.executable, "-P", "-m", "llama_corral.worker.zygote")
 CLOSE_TIMEOUT = 2.0
-"""Seconds for an idle zygote to leave; one that is still importing is killed then."""
+"""Seconds for an idle zygote to exit. One that is still importing is killed after that."""
 
 log = logging.getLogger("corral.router")
 
 
 def best_launcher(environ: Mapping[str, str]) -> Launcher:
-    """The fastest that is safe here."""
+    """Return the fastest launcher that is safe on this platform."""
     return ZygoteLauncher(environ) if sys.platform.startswith("linux") else SpawnLauncher(environ)
 
 
@@ -83,19 +83,19 @@ class ZygoteLauncher:
             self._zygote.fork(child)
 
     def _on_lost(self, was_ready: bool, pending: Iterable[ChildProcess]) -> None:
-        """The zygote is gone. Those it has not forked yet get another way into the world."""
+        """Start the workers that the ended zygote has not forked yet with a new zygote or with `spawn`."""
         self._zygote = None
         self._is_unsafe = self._is_unsafe or not was_ready
         for child in pending:
             try:
                 self._run(child)
             except OSError as error:
-                log.error("name=%s could not be started: %s", child.name, error)
+                log.error("name=%s: the worker could not be started: %s", child.name, error)
                 child.finish(1)
 
 
 class _Zygote:
-    """One zygote process and the children it made or is to make."""
+    """One zygote process, and the children that it has forked or is to fork."""
 
     def __init__(
         self,
@@ -132,12 +132,12 @@ class _Zygote:
         self._flush()
 
     async def close(self) -> None:
-        """After the last child's exit."""
+        """Close the socket and reap the zygote. To be called after the last child's exit."""
         self._release()
         await asyncio.to_thread(_reap, self._process)
 
     def _flush(self) -> None:
-        """Sends as much as the socket takes; a zygote that still imports reads later."""
+        """Send as much as the socket accepts. A zygote that is still importing reads it later."""
         try:
             while self._outbox:
                 if self._outbox[0].send(self._socket):
@@ -146,14 +146,14 @@ class _Zygote:
             self._loop.add_writer(self._socket, self._flush)
             return
         except OSError:
-            self._outbox.clear()  # it is gone, as its process descriptor will tell
+            self._outbox.clear()  # the zygote has ended: its process descriptor reports that
         self._loop.remove_writer(self._socket)
 
     def _on_line(self, line: bytes) -> None:
         try:
             answer = decode_event(line)
         except msgspec.MsgspecError as error:
-            log.warning("the zygote said what is no answer (%s): %.80r", error, line)
+            log.warning("the zygote sent an invalid answer (%s): %.80r", error, line)
             return
         self._follow(answer)
 
@@ -163,7 +163,7 @@ class _Zygote:
             self._is_ready = True
             log.debug("the zygote is ready")
         elif answer.event == "unsafe":
-            log.warning("workers are spawned, not forked: %s", answer.message)
+            log.warning("workers are spawned instead of forked: %s", answer.message)
         elif child is not None and answer.event == "forked":
             child.started(answer.pid)
         elif child is not None:
@@ -171,25 +171,28 @@ class _Zygote:
             child.finish(answer.code)
 
     def _on_exit(self) -> None:
-        """Told by the process descriptor: a socket reset with data unread is an error, of which uvloop tells nobody."""
+        """Handle the zygote's end, which its process descriptor reports.
+
+        The socket does not: a reset with unread data is an error that uvloop does not report.
+        """
         self._release()
         self._process.wait()
-        log.log(logging.WARNING if self._is_ready else logging.DEBUG, "the zygote is gone")
+        log.log(logging.WARNING if self._is_ready else logging.DEBUG, "the zygote has ended")
         children = self._children.values()
         for child in (child for child in children if child.pid is not None):
             self._kill_orphan(child)
         self._on_lost(self._is_ready, [child for child in children if child.pid is None])
 
     def _release(self) -> None:
-        """The last lines are still read: they may say why it went."""
+        """Close everything. Read the last lines first: they may contain the reason why the zygote ended."""
         self._loop.remove_reader(self._watch)
         os.close(self._watch)
         self._reader.close()
-        self._loop.remove_writer(self._socket)  # only now, for a child's exit may have asked for another fork
+        self._loop.remove_writer(self._socket)  # only now: a child's exit may have requested another fork
         self._socket.close()
 
     def _kill_orphan(self, child: ChildProcess) -> None:
-        """The kernel kills it with its zygote and init reaps it, so its end shows only on a process descriptor."""
+        """Kill a child of the ended zygote and wait for its exit with a process descriptor, since init reaps it."""
         assert child.pid is not None
         child.kill()
         try:
@@ -207,14 +210,14 @@ class _Zygote:
 
 
 class _Request:
-    """A message on its way, with the descriptors that go with its first byte."""
+    """A message to be sent, with the descriptors that are sent with its first byte."""
 
     def __init__(self, data: bytes, descriptors: tuple[int, ...]) -> None:
         self._data = data
         self._descriptors = descriptors
 
     def send(self, connection: socket.socket) -> bool:
-        """True: all of it is sent."""
+        """Send as much as possible. Return True if the whole message is sent."""
         if self._descriptors:
             count = socket.send_fds(connection, [self._data], self._descriptors)
             self._descriptors = ()

@@ -286,8 +286,8 @@ def test_ways_to_stop(start: Callable[..., Program]) -> None:
         wait_until(lambda: not is_alive(pid), f"{name} to be gone")  # noqa: B023
         assert ("failed" in gateway.models()[name]["status"]) == (name == "deaf"), name
     assert "force-killing name=deaf" in gateway.log_text
-    assert "cmd-stop: /no/such/program: No such file or directory; SIGTERM instead" in gateway.log_text
-    assert "cmd-stop ended with 1; SIGTERM instead" in gateway.log_text
+    assert "cmd-stop: /no/such/program: No such file or directory; sending SIGTERM instead" in gateway.log_text
+    assert "cmd-stop ended with 1; sending SIGTERM instead" in gateway.log_text
 
 
 def test_nothing_is_left_of_a_killed_router(start: Callable[..., Program]) -> None:
@@ -312,7 +312,7 @@ def test_astranger_on_the_port_is_not_taken_for_it(start: Callable[..., Program]
     with socket.create_server(("127.0.0.1", port)):
         refused = chat(gateway, "one")
         assert (refused.status_code, refused.json()["error"]["type"]) == (500, "server_error")
-        assert f"another program listens on 127.0.0.1:{port} already" in refused.json()["error"]["message"]
+        assert f"another program already listens on 127.0.0.1:{port}" in refused.json()["error"]["message"]
     assert chat(gateway, "one").status_code == 200
 
 

@@ -138,7 +138,7 @@ async def test_garbage_on_the_control_pipe_is_logged_and_skipped(kind: Kind, cap
     async with launched(kind, "garbage") as (_, recorder):
         await recorder.state("ready")
         assert {report.state for report in recorder.reports} == {"loading", "ready"}
-    assert sum("no report" in message for message in caplog.messages) == 4
+    assert sum("invalid report" in message for message in caplog.messages) == 4
 
 
 @every_kind
