@@ -1,1 +1,1 @@
-"""One process per loaded model: a small inference server with continuous batching on llama-cpp-python."""
+"""The worker: an inference server for one model with continuous batching on llama-cpp-python; one process per model."""

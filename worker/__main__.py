@@ -1,4 +1,4 @@
-"""`python -P -m llama_corral.worker OPTIONS…`: how the router spawns a worker, and what a single-model server is."""
+"""`python -P -m llama_corral.worker OPTIONS…`: starts a worker, for the router or as a single-model server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llama_corral.common.base.library_environment import WORKER_ENVIRON
 def main() -> int:
     for name, value in WORKER_ENVIRON.items():
         os.environ.setdefault(name, value)
-    from .main import run  # loads the libraries that read them
+    from .main import run  # loads the libraries that read these variables
 
     return run(sys.argv[1:], os.environ)
 

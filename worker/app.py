@@ -1,4 +1,4 @@
-"""The worker's HTTP surface: every route, and who answers it. Built once by `main`."""
+"""The worker's HTTP application: all routes and their handlers. `main` builds it once."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ STREAMING: list[Route] = [
     ("POST", "/api/chat", ollama.chat),
     ("POST", "/api/generate", ollama.generate),
 ]
-"""Generate text, whole or as a stream; a stream can be resumed."""
+"""Routes that generate text, as one JSON body or as a stream. A stream can be resumed."""
 
 RESUMING: list[Route] = [
     ("GET", "/v1/stream", resumable.resume),
@@ -99,7 +99,7 @@ COMPUTING: list[Route] = [
 
 
 def build(worker: WorkerContext, vertex: Vertex | None = None) -> web.Application:
-    """Raises ConfigError for options of the HTTP side that cannot be."""
+    """Build the application. Raises ConfigError if an option of the HTTP server is invalid."""
     settings = worker.settings
     slot_actions.check_directory(settings.slot_save_path)
     public_paths = vertex.public_paths() if vertex else ()

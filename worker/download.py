@@ -1,6 +1,6 @@
-"""A worker that only fetches its model's files: the router starts it for `POST /models`, and kills it to cancel.
+"""Downloads a model's files in a worker process, without loading the model.
 
-What was fetched so far stays for the next try. Nothing of the model is loaded.
+The router starts the process for `POST /models` and kills it to cancel. The next download continues a partial one.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ STOPPED = 1  # exit code
 
 
 def download(settings: Settings, environ: Mapping[str, str], lifeline: Lifeline) -> int:
-    """The exit code. Blocking; raises ModelFilesError."""
-    lifeline.on_exit(lambda: os._exit(STOPPED))  # a transfer leaves nothing behind that the next one could not use
+    """Download the files and return the process exit code. Blocks. Raises ModelFilesError."""
+    lifeline.on_exit(lambda: os._exit(STOPPED))  # safe: the next download can continue any partial file
 
     def report(progress: DownloadProgress) -> None:
         payload = {"url": progress.url, "downloaded": progress.downloaded, "total": progress.total}

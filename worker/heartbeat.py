@@ -1,6 +1,7 @@
-"""Signs of life for the router: that the event loop turns, and how far the engine is.
+"""Sends heartbeats to the router: they show that the event loop runs and how far the engine has progressed.
 
-Started by `main` under a router. A worker that hangs gives none, or the same ones; what that means the router decides.
+`main` starts it; without a router it sends nothing. A hanging worker sends no heartbeats or always the same; the router
+decides what to do about it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from .lifeline import Lifeline
 
 
 async def send_heartbeats(lifeline: Lifeline, worker: WorkerContext) -> None:
-    """Until it is cancelled."""
+    """Send a heartbeat every `HEARTBEAT_S` seconds until the task is cancelled or the router is gone."""
     while lifeline.has_router:
         lifeline.report(WorkerReport("alive", msgspec.to_builtins(_sign(worker))))
         await asyncio.sleep(HEARTBEAT_S)

@@ -1,8 +1,8 @@
-"""The worker's ties to its router: reports go out on the control pipe, orders and the router's death come in on stdin.
+"""The worker's connection to its router: sends reports on the control pipe and reads commands from stdin.
 
-Only a worker that was started with a control pipe has them; one that a person started reads no stdin. The watcher is a
-thread of its own from the very start, because nothing that keeps the event loop or the interpreter's main thread busy
-may keep a worker alive whose router is gone.
+End of file on stdin means that the router has died; the worker then exits. All this applies only if the worker was
+started with a control pipe; a worker that a person started does not read stdin. The watcher is a separate thread from
+the start, so that the worker exits after its router even if the event loop or the main thread is blocked.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROUTER_DIED = 1  # exit code
 
 
 class Lifeline:
-    """`report` and `on_exit` may be called from any thread; without a router both do nothing."""
+    """The connection to the router. `report` and `on_exit` are thread-safe; without a router both do nothing."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         number = environ.get(CONTROL_FD_ENV, "")
@@ -36,7 +36,7 @@ class Lifeline:
         return self._control is not None
 
     def start(self) -> None:
-        """Called before anything that takes time."""
+        """Start the watcher. Call this before anything slow."""
         if self._control is None:
             return
         os.set_inheritable(self._control, False)
@@ -52,11 +52,11 @@ class Lifeline:
                 while line:
                     line = line[os.write(self._control, line) :]
             except OSError as error:
-                log.warning("the router does not listen to reports any more: %s", error)
+                log.warning("cannot send reports to the router any more: %s", error)
                 self._control = None
 
     def on_exit(self, callback: Callable[[], object]) -> None:
-        """`callback` is called on the watcher's thread when the router asks for an end; at once if it has already."""
+        """Call `callback` on the watcher's thread when the router requests the exit; immediately if it already has."""
         with self._lock:
             self._on_exit = callback
             asked = self._exit_asked

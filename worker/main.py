@@ -1,7 +1,7 @@
-"""A worker process from its command line to its exit code: one model, one HTTP server.
+"""Runs a worker process, one model with one HTTP server, from its command line to its exit code.
 
-`run` is called by `__main__`, and by the zygote in a fork. It reads like the worker's life: tied to the router if there
-is one, settings, then listening (everything is 503), finding files, loading, ready, serving until asked to end.
+`run` is called by `__main__`, and by the zygote in a fork. Its steps: connect to the router if there is one, read the
+settings, listen (all requests get 503), resolve the files, load, report ready, serve until an exit request.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ log = logging.getLogger("corral.worker")
 
 OK, FAILED = 0, 1
 TIDY_AFTER_S = 1.0
-"""A collection takes some milliseconds, for which the first request need not wait."""
+"""Delay of the garbage collection after a load: it takes some milliseconds and must not delay the first request."""
 STAGES = ["download", "text_model"]
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    """The exit code. Must be called on the main thread."""
+    """Run the worker and return the process exit code. Must be called on the main thread."""
     lifeline = Lifeline(environ)
     lifeline.start()
     try:
@@ -102,7 +102,7 @@ async def _run_worker(settings: Settings, environ: Mapping[str, str], lifeline: 
 
 
 def _asked_to_stop(lifeline: Lifeline) -> ShutdownRequest:
-    """By the router, by SIGTERM or by SIGINT."""
+    """Return the shutdown request, which the router, SIGTERM or SIGINT sets."""
     stop, loop = ShutdownRequest(), asyncio.get_running_loop()
     stop.on_signals()
     lifeline.on_exit(lambda: loop.call_soon_threadsafe(stop.request))
@@ -110,7 +110,7 @@ def _asked_to_stop(lifeline: Lifeline) -> ShutdownRequest:
 
 
 def _exit_at_once() -> None:
-    """Ends the process in the midst of a download or a load, which cannot be interrupted and leave nothing behind."""
+    """Exit during a download or load. Neither can be interrupted, and neither needs a cleanup."""
     logging.shutdown()
     os._exit(OK)
 
@@ -132,11 +132,11 @@ async def _load(
 
 def _tidy() -> None:
     gc.collect()
-    gc.freeze()  # what is here stays: collections need not look at it again
+    gc.freeze()  # these objects live as long as the process: exclude them from later collections
 
 
 class _DownloadReporter:
-    """Tells router and log how downloads go; called from the threads that download."""
+    """Reports download progress to the router and the log; called from the download threads."""
 
     def __init__(self, lifeline: Lifeline) -> None:
         self._lifeline = lifeline

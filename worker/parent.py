@@ -1,4 +1,4 @@
-"""A worker must not outlive its router, nor a fork its zygote, however these end."""
+"""Ends this process when its parent ends, however that happens: a worker with its router, a fork with its zygote."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent: int) -> None:
-    """From now on SIGKILL arrives when the parent's thread that started us ends; Linux only, elsewhere stdin's end
-    must do.
+    """Make the kernel send SIGKILL to this process when the parent's thread that started it ends.
 
-    `parent` is who it ought to be: when that one is gone already, this ends the process.
+    Linux only; on other systems the process must exit at the end of stdin. `parent`: the expected parent's process id;
+    if it is no longer the parent, this function ends the process.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -1,8 +1,8 @@
-"""A process that has imported all of a worker's modules and becomes a worker by forking, in milliseconds.
+"""A process that has imported all of a worker's modules and starts workers by forking, in milliseconds.
 
-The router starts it (Linux only) with one end of a socket pair; `zygote_messages` defines the messages. It stays
-single-threaded and initialises no backend, because a fork would inherit both in a broken state. If an import breaks
-this rule, it answers `unsafe` and the router spawns workers instead. It reaps its workers and dies with the router.
+The router starts it (Linux only) with one end of a socket pair; `zygote_messages` defines the messages. It keeps a
+single thread and initialises no backend, because a fork would inherit both in a broken state. If an import starts a
+thread or fails, it sends `unsafe` and the router spawns workers instead. It reaps its workers and ends with the router.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .parent import die_with_parent
 Program = Callable[[list[str], MutableMapping[str, str]], int]
 WORKER = "llama_corral.worker.main:run"
 PRELOADED = ("llama_corral.worker.app", "llama_corral.worker.engine.runner", "uvloop")
-"""Imported with the worker's program, which itself would get them only when it runs."""
+"""Modules imported together with the worker's program, which itself imports them only when it runs."""
 CONTROL_FD = 3
 HIGHEST_FD = 1 << 20
 
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
         if (threads := len(os.listdir("/proc/self/task"))) > 1:
             _answer(connection, ZygoteEvent("unsafe", message=f"importing the worker started {threads - 1} threads"))
             return 1
-        with contextlib.suppress(ConnectionError):  # the router went away
+        with contextlib.suppress(ConnectionError):  # the router has exited
             _answer(connection, ZygoteEvent("ready"))
             _serve(connection, program)
     return 0
@@ -63,12 +63,12 @@ def _import_program(spelled: str) -> Program:
         for name in PRELOADED:
             importlib.import_module(name)
     gc.collect()
-    gc.freeze()  # what is here stays, so that a collection in a fork does not copy every page
+    gc.freeze()  # so that a garbage collection in a fork does not copy every page
     return program
 
 
 def _serve(connection: socket.socket, program: Program) -> None:
-    """Forks and reaps until the router closes its end."""
+    """Fork and reap workers until the router closes its end of the socket."""
     ids: dict[int, int] = {}
     wakeup, on_signal = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(on_signal, warn_on_full_buffer=False)
@@ -140,7 +140,7 @@ def _reap(connection: socket.socket, ids: dict[int, int]) -> None:
         ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if ended is None:
             return
-        _kill_group(ended.si_pid)  # before the reaping, while the number is still its own
+        _kill_group(ended.si_pid)  # before reaping, while the process id cannot be reused
         _, status = os.waitpid(ended.si_pid, 0)
         _answer(
             connection, ZygoteEvent("exited", ids.pop(ended.si_pid), ended.si_pid, os.waitstatus_to_exitcode(status))
@@ -148,7 +148,7 @@ def _reap(connection: socket.socket, ids: dict[int, int]) -> None:
 
 
 def _kill_group(pid: int) -> None:
-    """What a worker started must not outlive it."""
+    """Kill the processes that the worker `pid` started and left running."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
 

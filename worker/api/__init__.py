@@ -1,1 +1,4 @@
-"""The dialects, one file each: JSON in, `Generation` to the engine, events out as JSON. No token has a meaning here."""
+"""The HTTP endpoints: parse the JSON request, submit a `Generation` to the engine, render its events as JSON.
+
+One file per dialect. Nothing here interprets tokens.
+"""

@@ -1,4 +1,4 @@
-"""`/lora-adapters`: which LoRA adapters there are, and how much each one counts in requests that do not say so."""
+"""`/lora-adapters`: lists the LoRA adapters and sets their scales for requests that give none."""
 
 from __future__ import annotations
 

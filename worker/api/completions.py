@@ -1,7 +1,7 @@
-"""The generating endpoints: `/completion`, `/v1/completions`, `/v1/chat/completions`.
+"""The endpoints that generate text: `/completion`, `/v1/completions`, `/v1/chat/completions`.
 
-Each reads its request into prompts and params, and hands them with its dialect to `streaming`. The model is held in
-memory from the first look at its vocabulary to the last byte of the answer.
+Each parses its request into prompts and params and passes them with its dialect to `streaming`. The model cannot be
+unloaded from the first use of its vocabulary to the last byte of the answer.
 """
 
 from __future__ import annotations
@@ -56,16 +56,17 @@ async def answer_chat(
     before_end: BeforeEnd | None = None,
     files: Sequence[bytes] = (),
 ) -> web.StreamResponse:
-    """Other dialects bring a chat request's `body` as well, which is emptied; for the rest see `respond`.
+    """Answer the chat request `body`; other dialects that translate to a chat request call this too.
 
-    `files`: those whose places are marked in the messages already, before any that the messages name.
+    Empties `body`. `files`: files whose markers are already in the messages; they precede the files that the messages
+    name. For the other arguments see `respond`.
     """
     worker = context_of(request)
     chat = read_chat(body, worker.model.chat_defaults)
     async with worker.engine.use() as loaded:
         prompt, params = await _read_prompt(worker, loaded, chat, body, files)
         del chat, files
-        body.clear()  # pictures are large, and the answer may flow for minutes
+        body.clear()  # images are large, and streaming the answer may take minutes
         return await answer_prompts(request, worker, loaded, [prompt], params, dialect, id, before_end)
 
 
@@ -148,7 +149,7 @@ async def count_chat_tokens(request: web.Request) -> web.StreamResponse:
 
 
 async def prompt_tokens(request: web.Request, body: dict[str, Any]) -> int:
-    """How many tokens a chat request's prompt is."""
+    """Return the number of tokens in a chat request's prompt."""
     worker = context_of(request)
     chat = read_chat(body, worker.model.chat_defaults)
     async with worker.engine.use() as loaded:

@@ -1,4 +1,4 @@
-"""`/v1/chat/completions/control`: a word to a completion while it is at work, and which completions are."""
+"""`/v1/chat/completions/control`: controls a running completion. Keeps the list of running completions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ACTIONS = ("reasoning_end",)
 
 
 class ControllableCompletion:
-    """A loaded model as one request sees it: what it submits can be spoken to later."""
+    """A loaded model for one request; keeps the tickets that it submits, so that they can be controlled later."""
 
     def __init__(self, loaded: LoadedModel, controllable: bool) -> None:
         self.controllable = controllable
@@ -29,12 +29,12 @@ class ControllableCompletion:
         return ticket
 
     async def end_thoughts(self) -> bool:
-        """Of all its choices. False: none of them has a slot, any more or yet."""
+        """End the reasoning of all choices. Return False if none of them is in a slot (not yet, or no longer)."""
         return any([await ticket.end_thoughts() for ticket in self._tickets])
 
 
 class ActiveCompletions:
-    """By the ids that answers carry, from a request's submission to the end of its answer."""
+    """The running completions by answer id. An entry lives from the request's submission to the end of its answer."""
 
     def __init__(self) -> None:
         self._completions: dict[str, ControllableCompletion] = {}
@@ -55,7 +55,10 @@ ACTIVE = web.AppKey("active", ActiveCompletions)
 
 
 async def control(request: web.Request) -> web.StreamResponse:
-    """That nothing could be done is an answer, not an error: the completion may have ended on its own just now."""
+    """Handle a control request.
+
+    An action that has no target is no HTTP error (`"success": false`): the completion may have just ended by itself.
+    """
     body = await read_object(request)
     id, action = body.get("id"), body.get("action")
     if not isinstance(id, str) or not id:

@@ -42,7 +42,7 @@ async def _embed(request: web.Request, *, openai: bool) -> web.StreamResponse:
     name, wanted = fields.find("input", "content")
     if wanted is None:
         raise InvalidRequest('"input" or "content" must be provided')
-    openai = openai and name == "input"  # a client that says "content" expects llama-server's own answer
+    openai = openai and name == "input"  # a client that sends "content" expects llama-server's own format
     as_base64 = _wants_base64(fields)
     normalize = fields.integer("embd_normalize", default=worker.settings.embd_normalize, low=-1)
     async with worker.engine.use() as loaded:
@@ -69,7 +69,7 @@ def _wants_base64(fields: Fields) -> bool:
 
 
 async def _read_inputs(wanted: object, worker: WorkerContext, loaded: LoadedModel) -> list[Prompt]:
-    """The shapes of a prompt, and `{"content": [parts]}` as in chat."""
+    """Read inputs in any form of a prompt, or as `{"content": [parts]}` with the content parts of a chat message."""
     entries = split_prompts(wanted)
     if not entries:
         raise InvalidRequest('"input" must not be empty')
@@ -96,7 +96,7 @@ async def _read_content(entry: object, worker: WorkerContext, loaded: LoadedMode
 
 
 async def compute(loaded: LoadedModel, requests: Sequence[Embedding]) -> list[Embedded]:
-    """All at once, so that they share batches; the first failure ends the others."""
+    """Submit all requests concurrently, so that they share batches. The first failure cancels the others."""
     waiting: list[tuple[asyncio.Future[Embedded], Ticket]] = []
     try:
         for request in requests:
@@ -105,7 +105,7 @@ async def compute(loaded: LoadedModel, requests: Sequence[Embedding]) -> list[Em
     finally:
         for future, ticket in waiting:
             if not future.cancel():
-                future.exception()  # one failure is told; that the others failed too is no news
+                future.exception()  # mark as retrieved: only the first failure is raised
             ticket.cancel()
 
 
@@ -131,6 +131,6 @@ def _openai_item(index: int, result: Embedded, as_base64: bool) -> dict[str, Any
     vector = list(map(float, result.vectors[0]))
     if not as_base64:
         return {"embedding": vector, "index": index, "object": "embedding"}
-    raw = array("f", vector).tobytes()  # little endian on every machine that llama.cpp runs on
+    raw = array("f", vector).tobytes()  # little endian on all machines that llama.cpp supports
     text = base64.b64encode(raw).decode("ascii")
     return {"embedding": text, "index": index, "object": "embedding", "encoding_format": "base64"}

@@ -1,7 +1,8 @@
-"""`/infill`: what stands between a prefix and a suffix, with other files as context. Answers are `/completion`'s.
+"""`/infill`: generates the text between a prefix and a suffix, with other files as context.
 
-The prompt is built from the model's fill-in-the-middle tokens, in the order that code models are trained on:
-[repository, files,] prefix, suffix, middle. `--spm-infill`: suffix, prefix, middle.
+The answer has the format of `/completion`. The prompt is built from the model's fill-in-the-middle tokens, in the order
+that code models are trained on: [repository, files,] prefix, suffix, middle. With `--spm-infill`: suffix, prefix,
+middle.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ from .variants import context_of
 
 REPOSITORY = "myproject\n"
 FILE = "filename\n"
-"""Names that stand for those a request does not give; llama-server's."""
+"""The same placeholder names as in llama-server, for names that the request does not give."""
 UNNAMED = "tmp"
 SNIPPET = "\n\n--- snippet ---\n\n"
-"""Between files, for vocabularies without a token for that."""
+"""Separator between files for vocabularies without a file separator token."""
 
 
 async def infill(request: web.Request) -> web.StreamResponse:
     worker = context_of(request)
     async with worker.engine.use() as loaded:
-        check_vocabulary(loaded.vocab)  # before the body is looked at
+        check_vocabulary(loaded.vocab)  # before the body is read
         body = await read_object(request)
         tokens = await infill_tokens(worker, loaded, body)
         params = await params_of(body, worker.model.defaults, loaded)
@@ -42,7 +43,7 @@ async def infill(request: web.Request) -> web.StreamResponse:
 
 
 async def infill_tokens(worker: WorkerContext, loaded: LoadedModel, body: dict[str, Any]) -> list[int]:
-    """The prompt that a request's fields ask for, of a model that has passed `check_vocabulary`."""
+    """Return the infill prompt for the request `body`. The model must have passed `check_vocabulary`."""
     parts = _read_parts(body)
     room = _infill_budget(worker, loaded.info.n_ctx)
     spm = worker.settings.spm_infill
@@ -66,11 +67,11 @@ class ContextFile:
 
 @dataclass(frozen=True)
 class InfillParts:
-    """`prefix` and `suffix`: a text, or an array of texts and tokens."""
+    """The parsed request. `prefix` and `suffix` are each a text, or an array of texts and tokens."""
 
     prefix: object
     suffix: object
-    prompt: str  # how the middle begins
+    prompt: str  # the beginning of the middle
     files: tuple[ContextFile, ...]
 
     @property
@@ -107,14 +108,17 @@ def _read_file(chunk: object) -> ContextFile:
 
 @dataclass(frozen=True)
 class InfillBudget:
-    """Tokens: prefix, suffix and middle share a batch, three quarters of it for the prefix; files get `n_files`."""
+    """Token limits. Prefix, suffix and middle share `n_batch`, three quarters of it for the prefix; files `n_files`."""
 
     n_batch: int
     n_files: int
 
 
 def _infill_budget(worker: WorkerContext, n_ctx: int) -> InfillBudget:
-    """As llama-server reckons: by its own `--n-predict`, not the request's, and with -1 for no limit as a number."""
+    """Compute the limits as llama-server does: with the server's `--n-predict`, not the request's.
+
+    The value -1 (no limit) is used as the number -1, also as in llama-server.
+    """
     settings = worker.settings
     n_batch = settings.batch_size
     if settings.embeddings or settings.reranking:
@@ -123,7 +127,7 @@ def _infill_budget(worker: WorkerContext, n_ctx: int) -> InfillBudget:
 
 
 def infill_prompt(parts: InfillParts, vocab: Vocab, room: InfillBudget, *, spm: bool) -> list[int]:
-    """Of the prefix its end is kept, of the suffix its beginning, of the files their end."""
+    """Return the prompt's tokens. Too long parts are truncated: prefix and files at the start, suffix at the end."""
     prefix = tokenize_mixed(parts.prefix, vocab, add_special=False, parse_special=False)
     suffix = tokenize_mixed(parts.suffix, vocab, add_special=False, parse_special=False)
     prompt = vocab.tokenize(parts.prompt, add_special=False, parse_special=True)

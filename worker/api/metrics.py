@@ -1,4 +1,4 @@
-"""The numbers of `/metrics`: llama-server's names in Prometheus' text format, from the engine's counters. Pure."""
+"""Renders the engine's counters for `/metrics` in Prometheus' text format, with llama-server's names. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PREFIX = "llamacpp:"
 
 
 class _Scrape(Collector):
-    """One reading, in the form that prometheus-client renders."""
+    """One snapshot of the metrics in the form that prometheus-client renders."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -43,7 +43,9 @@ class _Scrape(Collector):
         yield _counter("spec_decode_num_drafts_total", "Speculative: drafts verified", totals.draft_checks)
         if totals.accepted_at:
             name = "spec_decode_num_accepted_tokens_per_pos_total"
-            metric = Metric(PREFIX + name.removesuffix("_total"), "Speculative: accepted, by place in draft", "counter")
+            metric = Metric(
+                PREFIX + name.removesuffix("_total"), "Speculative: tokens accepted, by position", "counter"
+            )
             for position, count in enumerate(totals.accepted_at):
                 metric.add_sample(PREFIX + name, {"position": str(position)}, count)
             yield metric

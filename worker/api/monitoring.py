@@ -1,6 +1,6 @@
-"""What the worker tells of itself: `/health`, `/models`, `/props`, `/slots`, `/metrics`.
+"""The endpoints that report the worker's state: `/health`, `/models`, `/props`, `/slots`, `/metrics`.
 
-All but `/slots` are answered from what is known without the model: they neither wake it nor keep it awake.
+All except `/slots` answer without the loaded model: they do not wake it and do not reset its idle timer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ async def health(request: web.Request) -> web.StreamResponse:
 
 
 async def models(request: web.Request) -> web.StreamResponse:
-    """OpenAI's list in `data`, Ollama's in `models`."""
+    """List the model: OpenAI's format in `data`, Ollama's in `models`."""
     worker = request.app[WORKER_CONTEXT]
     data = [model_entry(worker)]
     shown: dict[str, Any] = {"models": [_ollama_entry(worker)], "object": "list", "data": data}
@@ -47,7 +47,10 @@ async def model(request: web.Request) -> web.StreamResponse:
 
 
 def model_entry(worker: WorkerContext) -> dict[str, Any]:
-    """Also the payload of the `ready` report, from which the router fills its own list."""
+    """Return the model's entry in OpenAI's format.
+
+    It is also the payload of the `ready` report; the router uses it for its own model list.
+    """
     info = worker.info
     return {
         "id": worker.name,
@@ -136,12 +139,12 @@ async def props(request: web.Request) -> web.StreamResponse:
 
 
 def _default_settings(worker: WorkerContext) -> dict[str, Any]:
-    """Without n_predict and n_keep of the server: llama-server shows their built-in values here."""
+    """Return the default settings, but n_predict and n_keep with their built-in values, as llama-server shows them."""
     return brief_settings(CompletionParams(sampling=worker.model.defaults.sampling))
 
 
 async def set_props(request: web.Request) -> web.StreamResponse:
-    """No property can be changed so far; like llama-server it does not even look at what is wanted."""
+    """Accept any request and change nothing, as llama-server does: no property can be changed so far."""
     worker = request.app[WORKER_CONTEXT]
     if not worker.settings.props:
         raise NotSupported("This server does not support changing global properties. Start it with `--props`")
@@ -163,7 +166,7 @@ async def slots(request: web.Request) -> web.StreamResponse:
 
 
 def _slot_json(view: SlotView, vocab: Vocab, debug: bool) -> dict[str, Any]:
-    """What a slot works on or has last worked on; prompts are shown for debugging only."""
+    """Return the slot's current or last task as JSON. With `debug`, include its prompt and generated text."""
     shown: dict[str, Any] = {
         "id": view.id,
         "n_ctx": view.n_ctx,

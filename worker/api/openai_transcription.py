@@ -1,6 +1,6 @@
-"""OpenAI's dialect of transcriptions: the text as it is heard, then all of it once more with its usage.
+"""OpenAI's transcription dialect: streams the text in deltas, then sends the whole text again with its usage.
 
-What a model thinks on the way is no part of the text.
+The model's reasoning is not part of the text.
 """
 
 from __future__ import annotations

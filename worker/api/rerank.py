@@ -1,7 +1,7 @@
-"""`/rerank` and its aliases: how well each of several documents answers a query, as Jina or as TEI would put it.
+"""`/rerank` and its aliases: scores how well each document answers a query, in Jina's or TEI's format.
 
-A pair of query and document becomes one prompt, its score the model's rank of it. A request that says `texts` speaks
-TEI, one that says `documents` Jina.
+Each pair of query and document becomes one prompt; its score is the model's rank output. A request with the field
+`texts` is in TEI's format, one with `documents` in Jina's.
 """
 
 from __future__ import annotations
@@ -78,7 +78,11 @@ def _documents(fields: Fields) -> list[str]:
 
 
 def rerank_prompts(query: str, documents: Sequence[str], template: str | None, vocab: Vocab) -> list[list[int]]:
-    """By the model's own template if it has one, else BOS query EOS SEP document EOS, as far as it uses these."""
+    """Return one prompt for each document.
+
+    Uses the model's rerank template if it has one, else BOS query EOS SEP document EOS, without the special tokens
+    that the vocabulary does not add.
+    """
     if template is not None:
         filled = (_fill(template, query, document) for document in documents)
         return [vocab.tokenize(text, add_special=False, parse_special=True) for text in filled]
@@ -90,13 +94,13 @@ def rerank_prompts(query: str, documents: Sequence[str], template: str | None, v
 
 
 def _fill(template: str, query: str, document: str) -> str:
-    """In one pass: what looks like a place inside a query stays as it is."""
+    """Fill in both placeholders in one pass, so that placeholder text inside a query is not replaced."""
     values = {"query": query, "document": document}
     return _PLACES.sub(lambda place: values[place[1]], template)
 
 
 def _ranked(results: Sequence[Embedded]) -> list[tuple[int, float]]:
-    """(index, score), best first; equal ones in the order in which they were asked about."""
+    """Return (index, score) pairs, best score first; equal scores keep the order of the request."""
     scores = [(index, float(result.vectors[0][0])) for index, result in enumerate(results)]
     return sorted(scores, key=lambda item: -item[1])
 

@@ -1,7 +1,7 @@
-"""What all handlers of a worker share: its settings, its engine, and what was learnt when the model was loaded.
+"""The state that all handlers of a worker share: settings, engine, and the data from loading the model.
 
-One `WorkerContext` a process, made before the model is; `on_model_loaded()` completes it. Handlers run only after that
-(before, the application answers 503), so they may rely on every part of it.
+There is one `WorkerContext` per process. It is created before the model is loaded; `on_model_loaded()` completes it.
+Handlers run only after that (before, the application answers 503), so they can rely on every part of it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .request.params import CompletionParams
 
 @dataclass(frozen=True)
 class LoadedModelState:
-    """What requests need of the model and what stays true while it sleeps."""
+    """The model data that requests need; it remains valid while the model sleeps."""
 
     engine: Engine
     chat: ChatFormat
@@ -42,7 +42,7 @@ class LoadedModelState:
 
 @dataclass
 class WorkerContext:
-    """Raises ConfigError for options of the HTTP side that cannot be."""
+    """The shared state of a worker's handlers. Raises ConfigError if an option of the HTTP server is invalid."""
 
     settings: Settings
     environ: InitVar[Mapping[str, str]]
@@ -50,7 +50,7 @@ class WorkerContext:
     started: int = field(default_factory=lambda: int(time.time()))
     loaded_state: LoadedModelState | None = None
     variants: dict[str, WorkerContext] = field(default_factory=dict)
-    """This model under other defaults, by the header that brought them; see `variants`."""
+    """This model with other defaults, by the value of the header that names them; see `variants`."""
 
     def __post_init__(self, environ: Mapping[str, str]) -> None:
         self.media_marker = environ.get("LLAMA_MEDIA_MARKER") or random_id("<__media_") + "__>"
@@ -81,7 +81,7 @@ class WorkerContext:
 
     @cached_property
     def name(self) -> str:
-        """The model's name in answers, whatever a request calls it."""
+        """The model's name in answers, independent of the name in the request."""
         settings = self.settings
         if settings.alias:
             return min(settings.alias)
@@ -97,19 +97,25 @@ class WorkerContext:
 
     @cached_property
     def ui_settings(self) -> dict[str, Any]:
-        """What `--ui-config` gives the page; for whatever page a client brings."""
+        """The settings from `--ui-config` or its file for the web UI; also for UIs that the worker does not serve."""
         settings = self.settings
         text = Path(settings.ui_config_file).read_text("utf-8") if settings.ui_config_file else settings.ui_config
         shown: dict[str, Any] = json.loads(text) if text else {}
         return shown
 
     def set_idle_timeout(self, seconds: float) -> None:
-        """A request's wish how long the model stays when idle, negative for ever. A router sees to that itself."""
+        """Set how long an idle model stays loaded (`keep_alive` of a request); negative means without a limit.
+
+        Does nothing under a router, which does this itself.
+        """
         if not self.has_router:
             self.engine.set_idle_timeout(seconds)
 
     def on_model_loaded(self, engine: Engine, loaded: LoadedModel) -> None:
-        """Raises TemplateError when the chat template cannot be used, ConfigError when its file cannot be read."""
+        """Store the data of the loaded model.
+
+        Raises TemplateError if the chat template cannot be used, ConfigError if its file cannot be read.
+        """
         info, vocab = loaded.info, loaded.vocab
         chat = ChatFormat(
             template_source(self.settings, info.chat_template),

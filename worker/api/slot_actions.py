@@ -1,6 +1,6 @@
-"""`POST /slots/{id_slot}?action=`: save a slot to a file, restore it from one, or erase it.
+"""`POST /slots/{id_slot}?action=`: saves a slot to a file, restores it from one, or erases it.
 
-Files live in `--slot-save-path` only: a name can't lead out of it. A slot at work is waited for.
+Files are in `--slot-save-path` only: names that lead out of it are refused. An action waits until the slot is idle.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""`/v1/audio/transcriptions`: speech to text by a chat model that hears.
+"""`/v1/audio/transcriptions`: speech to text with a chat model that supports audio input.
 
-A form with the recording becomes a chat with one message, the instruction and the place of the recording, and the
-answer to it is the text.
+The form becomes a chat request with one message, which has the instruction and the marker of the recording. The answer
+is the transcription.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from .variants import context_of
 
 INSTRUCTION = "Transcribe audio to text"
 LFM2_INSTRUCTION = "Perform ASR."
-"""What this family was trained on, as its system message; llama-server knows it by its template's tools."""
+"""The system message that LFM2 models were trained on.
+
+Like llama-server, this server detects these models by the tool list tag in their chat template (`_LFM2_MARK`).
+"""
 _LFM2_MARK = "<|tool_list_start|>"
 
 
@@ -41,11 +44,14 @@ async def transcriptions(request: web.Request) -> web.StreamResponse:
 async def _read(request: web.Request) -> Form:
     if request.content_type == FORM:
         return await read_form(request)
-    return Form(await read_object(request), {})  # fails for want of a file, unless it fails before
+    return Form(await read_object(request), {})  # the caller refuses it, as it has no file
 
 
 def chat_body(texts: Mapping[str, Any], marker: str, *, is_lfm2: bool = False) -> dict[str, Any]:
-    """All other fields of the form stay as they are; numbers are those that llama-server takes from a form."""
+    """Return the chat request for the form's text fields.
+
+    Converts the numbers that llama-server reads from a form (`max_tokens`, `temperature`); other fields are kept.
+    """
     fields = Fields(texts)
     if fields.string("response_format", default="json") != "json":
         raise InvalidRequest("Only 'json' response_format is supported for transcription")

@@ -31,7 +31,7 @@ async def tokenize(request: web.Request) -> web.StreamResponse:
 
 
 def _piece(token: int, vocab: Vocab) -> str | list[int]:
-    """Text, or the bytes of a piece that ends inside of a character."""
+    """Return the token's text, or its bytes if they are not valid UTF-8 (only part of a character)."""
     piece = vocab.piece(token)
     try:
         return piece.decode("utf-8")

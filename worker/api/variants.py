@@ -1,7 +1,7 @@
-"""The serving of one request: the worker's own, or that of a preset which shares the worker and has other defaults.
+"""Selects the `WorkerContext` of a request: the worker's own, or that of a preset with other defaults.
 
-Handlers ask `context_of`. The router names a preset's defaults in a header (`presets/variants.py`); each is worked out
-once and remembered. Only a router is believed: a worker by itself takes no such header.
+Several presets can share one worker. The router sends a preset's defaults in a header (`presets/variants.py`);
+`context_of` builds the context for them once and caches it. Without a router the header is ignored.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .request.defaults import chat_defaults, completion_defaults
 from .serving import WORKER_CONTEXT, WorkerContext
 
 MAX_VARIANTS = 256
-"""Each is some KB; presets that were edited leave theirs behind."""
+"""Limit of the cache. A variant needs some KB, and those of edited presets are not removed individually."""
 
 
 def context_of(request: web.Request) -> WorkerContext:
@@ -50,14 +50,14 @@ def _variant(worker: WorkerContext, text: str) -> WorkerContext:
     model = worker.model
     chat = replace(chat, media_marker=model.chat_defaults.media_marker, system_prompt=defaults.system_prompt)
     variant = copy.copy(worker)
-    vars(variant).pop("name", None)  # worked out anew
+    vars(variant).pop("name", None)  # drop the cached property
     variant.settings = settings
     variant.loaded_state = replace(model, chat_defaults=chat, defaults=completion)
     return variant
 
 
 def _changed(settings: Settings, given: Settings, name: str) -> Settings:
-    """What is given, and nothing of what it replaces."""
+    """Return the settings with the given values, and defaults for the options that these replace."""
     fields = given.model_fields_set
     update: dict[str, Any] = {field: getattr(given, field) for field in fields}
     replaced = {other for field in fields for other in OPTIONS[field].replaces} - fields

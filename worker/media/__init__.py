@@ -1,1 +1,1 @@
-"""Images, audio and video that a request brings or names: from the words of the request to the bytes of the files."""
+"""Loads the images, audio and video files that a request contains or names."""

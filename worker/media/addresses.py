@@ -1,7 +1,7 @@
-"""Which network addresses a URL of a request may lead to: public ones, and those that the operator has allowed. Pure.
+"""Decides which network addresses the URLs of a request may use: public ones and those that the operator allows. Pure.
 
-The one who asks may be a stranger, and this machine stands where a stranger does not: beside its own services, in its
-own network, next to its cloud's metadata. So what is not public is reached only if `--media-private-hosts` names it.
+A client may be untrusted, while this machine can reach local services, its private network and its cloud's metadata
+service. So private addresses are used only if `--media-private-hosts` names them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PORTS = {"http": 80, "https": 443}
 
 
 def is_public(address: str) -> bool:
-    """Of an address as a socket knows it; what is no IP address is not public either."""
+    """Return True if `address`, in a socket's form, is a public IP address; False also if it is no IP address."""
     try:
         ip: Address = ipaddress.ip_address(address)
     except ValueError:
@@ -37,7 +37,7 @@ def is_public(address: str) -> bool:
 
 
 def _embedded(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    """The IPv4 address that packets to this one end up at."""
+    """Return the IPv4 address that packets to this IPv6 address finally reach, or None."""
     if ip in _TRANSLATED_V4:
         return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
     return ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
@@ -45,14 +45,14 @@ def _embedded(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
 
 @dataclass(frozen=True)
 class AllowedHosts:
-    """What may be reached although it is private."""
+    """The private hosts and networks that may be reached."""
 
     everything: bool = False
     hosts: frozenset[str] = frozenset()  # host or host:port, in lower case
     networks: tuple[Network, ...] = ()
 
     def allows_host(self, host: str, port: int) -> bool:
-        """Whether all addresses of this name are allowed."""
+        """Return True if all addresses of this host name are allowed."""
         name = host.lower().rstrip(".")
         return self.everything or name in self.hosts or f"{name}:{port}" in self.hosts
 
@@ -69,9 +69,10 @@ class AllowedHosts:
 
 
 def read_allowed(items: Iterable[str], hub: str = "") -> AllowedHosts:
-    """`all`, addresses, networks (`10.0.0.0/8`), host names, either with a port or without; `hub`: the operator's own.
+    """Parse the values of `--media-private-hosts`. Raises ConfigError.
 
-    Raises ConfigError.
+    `items`: `all`, addresses, networks (`10.0.0.0/8`), and host names with or without a port. `hub`: the URL of the
+    operator's own model hub, which is allowed too.
     """
     hosts: set[str] = set()
     networks: list[Network] = []
@@ -83,7 +84,7 @@ def read_allowed(items: Iterable[str], hub: str = "") -> AllowedHosts:
         except ValueError:
             pass
         if "/" in item or not item.isprintable() or " " in item:
-            raise ConfigError(f"--media-private-hosts: neither all nor a host, an address or a network: {item}")
+            raise ConfigError(f"--media-private-hosts: must be all, a host, an address or a network, but is: {item}")
         everything |= item == "all"
         hosts.add(item.lower())
     if hub:

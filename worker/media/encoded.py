@@ -1,6 +1,6 @@
-"""Files that a request carries inside of it: plain base64, and `data:` URLs. Pure.
+"""Decodes files that are contained in a request, as plain base64 or as `data:` URLs. Pure.
 
-Errors of `data:` URLs are worded as llama-server does.
+The error messages for `data:` URLs are those of llama-server.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _BLANKS = re.compile(rb"[ \t\r\n\f\v]+")
 
 
 def decode_base64(text: str | bytes) -> bytes:
-    """Blanks in it and a missing padding do no harm; anything else that is no base64 is refused, nothing at all too."""
+    """Decode base64; whitespace and missing padding are accepted. Raises InvalidRequest if invalid or empty."""
     data = text.encode("utf-8", "replace") if isinstance(text, str) else text
     try:
         decoded = binascii.a2b_base64(data, strict_mode=True)
@@ -28,7 +28,7 @@ def decode_base64(text: str | bytes) -> bytes:
         except binascii.Error:
             raise InvalidRequest("Invalid base64 value") from None
     if not decoded:
-        raise InvalidRequest("Invalid base64 value: there is nothing")
+        raise InvalidRequest("Invalid base64 value: it is empty")
     return decoded
 
 
@@ -37,7 +37,7 @@ def is_data_url(address: str) -> bool:
 
 
 def decode_data_url(url: str) -> bytes:
-    """`data:<image|audio|video>/<type>[;parameters];base64,<data>`; the data may be percent-encoded."""
+    """Decode `data:<image|audio|video>/<type>[;parameters];base64,<data>`; the data may be percent-encoded."""
     head, comma, data = url[5:].partition(",")
     if not comma or "," in data:
         raise InvalidRequest("Invalid uri-encoded base64 value")

@@ -1,7 +1,7 @@
-"""What a file says of itself, looked at before any decoder is: some harm begins there. Pure.
+"""Checks a file's header before it is given to a decoder, which it could attack. Pure.
 
-A few bytes can announce a picture of two gigabytes, which a decoder would fill; and what is neither picture nor sound
-goes to ffmpeg, which takes playlists too, opens what they name, and would so reach places that we refuse to go to.
+A few bytes can declare an image of two gigabytes, which a decoder would allocate. Files that are neither images nor
+audio go to ffmpeg; it also accepts playlists and opens the addresses in them, which could bypass our address checks.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from struct import unpack_from
 from llama_corral.common.base.errors import InvalidRequest
 
 MAX_PIXELS = 100_000_000
-"""Cameras have fewer. Decoded it takes three bytes a pixel, twice for a moment."""
+"""More than cameras have. A decoded image needs three bytes per pixel, briefly twice that."""
 _TEXT_AHEAD = 7
-"""Bytes: as many as `#EXTM3U` has, the shortest beginning of a playlist."""
+"""Number of bytes to check: the length of `#EXTM3U`, the shortest start of a playlist."""
 _BEGIN_LIKE_TEXT = (b"GIF8", b"BM", b"P5", b"P6", b"#?R", b"RIFF")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _PNG, _PIC = b"\x89PNG\r\n\x1a\n", b"\x53\x80\xf6\x34"
-_NO_FRAMES = (0xC4, 0xC8, 0xCC)  # JPEG markers amid those of frames
+_NO_FRAMES = (0xC4, 0xC8, 0xCC)  # JPEG markers in the range of frame markers that are none
 _HDR_SIZE = re.compile(rb"\n\n\s*-Y\s*(\d{1,9})\s*\+X\s*(\d{1,9})")
 
 Size = tuple[int, int]
 
 
 def check_file(data: bytes) -> None:
-    """Raises InvalidRequest for what should not be given to a decoder."""
+    """Raise InvalidRequest if the file must not be given to a decoder."""
     if _is_text(data):
         raise InvalidRequest("Failed to load image or audio file: it is text")
     size = picture_size(data)
@@ -41,7 +41,7 @@ def _is_text(data: bytes) -> bool:
 
 
 def picture_size(data: bytes) -> Size | None:
-    """Width and height as the decoder of llama.cpp will read them; None for what it does not take for a picture."""
+    """Return width and height as llama.cpp's image decoder reads them; None if it does not recognise an image."""
     try:
         return _size(data)
     except struct.error:
@@ -72,7 +72,7 @@ def _size(data: bytes) -> Size | None:
 
 def _png(data: bytes) -> Size | None:
     at = len(_PNG)
-    while data[at + 4 : at + 8] != b"IHDR":  # Apple puts a chunk of its own before it
+    while data[at + 4 : at + 8] != b"IHDR":  # Apple's software writes a private chunk before it
         if at + 8 > len(data):
             return None
         at += 12 + int(unpack_from(">I", data, at)[0])
@@ -114,7 +114,7 @@ def _webp(data: bytes) -> Size | None:
 
 
 def _tga(data: bytes) -> Size | None:
-    """Has no mark of its own: known by its header, as the decoder does."""
+    """Return the size of a TGA image. TGA has no signature: like the decoder, this checks the header's values."""
     _, colors, kind = unpack_from("<BBB", data, 0)
     width, height, bits = unpack_from("<HHB", data, 12)
     fits = kind in ((1, 9) if colors == 1 else (2, 3, 10, 11)) and colors <= 1

@@ -1,7 +1,7 @@
-"""`file://` URLs: files below `--media-path`, and nothing outside of it.
+"""Reads `file://` URLs: only files below `--media-path`.
 
-Worded as llama-server does. Beyond it, a link that leads out is not followed, and only regular files are read: a pipe
-would hold the request for ever.
+The error messages are those of llama-server. Unlike there, links that lead out of the directory are refused, and only
+regular files are read: reading a pipe could block the request forever.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SCHEME = "file://"
 
 
 class MediaDirectory:
-    """Raises ConfigError when it is none. Without a path no file may be named."""
+    """The directory `--media-path`. Raises ConfigError if it is not a directory. An empty path allows no file."""
 
     def __init__(self, path: str, max_bytes: int) -> None:
         if path and not Path(path).is_dir():
@@ -26,7 +26,7 @@ class MediaDirectory:
         self._max_bytes = max_bytes
 
     def read(self, url: str) -> bytes:
-        """Blocks: for another thread than the loop's."""
+        """Return the file's bytes. Raises InvalidRequest. Blocks: do not call it on the event loop."""
         if self._root is None:
             raise InvalidRequest("file:// URLs are not allowed unless --media-path is specified")
         name = url[len(SCHEME) :]
@@ -37,7 +37,7 @@ class MediaDirectory:
             if not path.is_relative_to(self._root):
                 raise InvalidRequest(f"file path is not allowed: {name}")
             return self._read(path, name)
-        except (OSError, RuntimeError):  # RuntimeError: links in a circle
+        except (OSError, RuntimeError):  # RuntimeError: a loop of symbolic links
             raise InvalidRequest(f"file does not exist or cannot be opened: {name}") from None
 
     def _read(self, path: Path, name: str) -> bytes:
@@ -45,7 +45,7 @@ class MediaDirectory:
         with open(descriptor, "rb") as file:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise OSError("no regular file")
+                raise OSError("not a regular file")
             if status.st_size > self._max_bytes:
                 raise InvalidRequest(f"file is larger than --max-body allows ({self._max_bytes} bytes): {name}")
             return file.read(self._max_bytes)

@@ -1,8 +1,8 @@
-"""Files behind http(s) URLs: fetched with limits of size, time and place.
+"""Fetches files from http(s) URLs, with limits on size, time and address.
 
-Each redirect is a request of its own with the same checks. What counts is the address that a socket is about to connect
-to, not what a name resolved to before: so a name that changes its address in between gains nothing. No proxy is used,
-as it would choose the address itself.
+Each redirect is a separate request with the same checks. The address is checked when a socket is about to connect to
+it, not when the name is resolved: so DNS rebinding does not bypass the check. No proxy is used, because it would choose
+the address itself.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from .addresses import AllowedHosts
 log = logging.getLogger("corral.worker")
 
 MAX_BYTES = 10 << 20
-"""Of one file; llama-server's."""
+"""Limit for one file; the same as in llama-server."""
 TIMEOUT_S = 10.0
-"""For one file with all its redirects; llama-server's."""
+"""Limit for one file with all its redirects; the same as in llama-server."""
 MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _CHUNK = 64 << 10
 _HEADERS = {"User-Agent": f"llama-corral/{BUILD_INFO}", "Accept": "*/*", "Accept-Encoding": "identity"}
-"""Identity: an inflated answer could grow beyond any limit in one step."""
+"""`identity`: decompressing a response could exceed any size limit in one step."""
 
 
 class _Refused(OSError):
-    """A socket to an address that is not allowed."""
+    """A connection to an address that is not allowed."""
 
 
 def is_remote(address: str) -> bool:
@@ -43,7 +43,7 @@ def is_remote(address: str) -> bool:
 
 
 async def fetch(address: str, allowed: AllowedHosts, *, timeout_s: float = TIMEOUT_S) -> bytes:
-    """Raises InvalidRequest, which names the host but never the whole URL: it may carry a secret."""
+    """Fetch the file. Raises InvalidRequest, which names the host but not the whole URL: that may contain a secret."""
     url = _parse(address)
     try:
         async with asyncio.timeout(timeout_s):
@@ -53,12 +53,12 @@ async def fetch(address: str, allowed: AllowedHosts, *, timeout_s: float = TIMEO
                     return answer
                 url = answer
     except TimeoutError:
-        raise _failed(url, f"it took longer than {timeout_s:g} s") from None
+        raise _failed(url, f"it timed out after {timeout_s:g} s") from None
     raise _failed(url, f"more than {MAX_REDIRECTS} redirects")
 
 
 async def _get(url: URL, allowed: AllowedHosts) -> bytes | URL:
-    """The file, or where it is to be had."""
+    """Return the file, or the URL that the server redirects to."""
     host = url.host or ""
     trusted = allowed.allows_host(host, url.port or 0)
 
@@ -86,7 +86,7 @@ async def _get(url: URL, allowed: AllowedHosts) -> bytes | URL:
             raise _failed(url, "it is not a public address, and --media-private-hosts does not name it") from None
         raise _failed(url, error.os_error.strerror or "it cannot be reached") from None
     except aiohttp.InvalidURL:
-        raise _failed(url, "that is no name of a host") from None
+        raise _failed(url, "the host name is invalid") from None
     except (aiohttp.ClientError, ValueError) as error:
         raise _failed(url, f"{type(error).__name__}") from None
 
@@ -97,7 +97,7 @@ async def _read(url: URL, response: aiohttp.ClientResponse) -> bytes | URL:
     if not 200 <= response.status < 300:
         raise _failed(url, f"it answered with {response.status}")
     if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise _failed(url, "its answer is compressed, which it was asked not to be")
+        raise _failed(url, "its answer is compressed, although the request allows none")
     if (response.content_length or 0) > MAX_BYTES:
         raise _too_large(url)
     chunks, size = [], 0
@@ -115,9 +115,9 @@ def _redirected(url: URL, location: str) -> URL:
     try:
         target = url.join(_read_url(location))
     except ValueError:
-        raise _failed(url, "it redirects to what is no URL") from None
+        raise _failed(url, "it redirects to an invalid URL") from None
     if not location or target.scheme not in ("http", "https") or not target.host:
-        raise _failed(url, "it redirects to what is no http(s) URL")
+        raise _failed(url, "it redirects to a URL that is not http(s)")
     return target
 
 
@@ -132,7 +132,7 @@ def _parse(address: str) -> URL:
 
 
 def _read_url(text: str) -> URL:
-    """Encoded text stays as it is: signatures cover every character."""
+    """Parse a URL. Text that is already encoded is not changed: signatures cover every character."""
     return URL(text, encoded=text.isascii() and text.isprintable() and " " not in text)
 
 
@@ -146,7 +146,7 @@ def _failed(url: URL, why: str) -> InvalidRequest:
 
 @cache
 def _tls() -> ssl.SSLContext:
-    """Trusts whom our downloads of models trust."""
+    """Return a TLS context with the same trusted certificates as our model downloads."""
     import httpx
 
     return httpx.create_ssl_context()

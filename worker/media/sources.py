@@ -1,7 +1,7 @@
-"""A file that a request names or carries, and the way to its bytes: inside of the request, over http(s), on disk.
+"""Loads the bytes of files that a request contains or names: from the request, over http(s), or from disk.
 
-One `MediaLoader` a worker; whoever has read a request into `MediaSource`s asks it for all of them at once. Knows
-nothing of what is in the files: that is for the projector.
+There is one `MediaLoader` per worker; it loads all `MediaSource`s of a request concurrently. It does not interpret the
+contents of the files: the projector does.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from .remote import fetch, is_remote
 Kind = Literal["image", "audio", "video"]
 
 AT_ONCE = 4
-"""Files of one request that are fetched at the same time."""
+"""Number of files of one request that are loaded concurrently."""
 TOTAL_TIMEOUT_S = 60.0
-"""For all files of one request; each has a shorter limit of its own."""
+"""Limit for all files of one request; each single file has a shorter limit."""
 OFF_LOOP_CHARACTERS = 64 << 10
-"""Longer base64 is decoded by another thread."""
+"""Longer base64 is decoded on another thread."""
 _LONGEST_SCHEME = 32
 
 
 @dataclass(frozen=True, slots=True)
 class MediaSource:
-    """`address`: a URL (`http:`, `https:`, `data:`, `file:`), or the file itself in base64."""
+    """A file to load. `address`: a URL (`http:`, `https:`, `data:`, `file:`), or the file itself in base64."""
 
     kind: Kind
     address: str
@@ -41,13 +41,13 @@ class MediaSource:
 
 class MediaLoader:
     def __init__(self, directory: MediaDirectory, allowed: AllowedHosts, max_bytes: int) -> None:
-        """`max_bytes`: of all files of one request together."""
+        """`max_bytes`: limit for the total size of all files of one request."""
         self._directory = directory
         self._allowed = allowed
         self._max_bytes = max_bytes
 
     async def load(self, sources: Sequence[MediaSource]) -> list[bytes]:
-        """In their order. Raises InvalidRequest for the first that cannot be had."""
+        """Return the files' bytes in the order of `sources`. Raises InvalidRequest for the first file that fails."""
         together = asyncio.Semaphore(AT_ONCE)
         left = self._max_bytes
 
@@ -57,7 +57,7 @@ class MediaLoader:
                 data = await self._load(source.address)
             left -= len(data)
             if left < 0:
-                raise InvalidRequest(f"the files of the request are larger than {self._max_bytes} bytes together")
+                raise InvalidRequest(f"the files of the request are larger than {self._max_bytes} bytes in total")
             return data
 
         tasks = [asyncio.ensure_future(load_one(source)) for source in sources]
@@ -65,7 +65,7 @@ class MediaLoader:
             async with asyncio.timeout(TOTAL_TIMEOUT_S):
                 return list(await asyncio.gather(*tasks))
         except TimeoutError:
-            raise InvalidRequest(f"the files of the request took longer than {TOTAL_TIMEOUT_S:g} s") from None
+            raise InvalidRequest(f"loading the request's files timed out after {TOTAL_TIMEOUT_S:g} s") from None
         finally:
             for task in tasks:
                 task.cancel()
@@ -85,6 +85,6 @@ class MediaLoader:
 
 
 def media_loader(settings: Settings, environ: Mapping[str, str]) -> MediaLoader:
-    """The operator's own hub of models may be named like a public one. Raises ConfigError."""
+    """Return the worker's media loader. The operator's own model hub is an allowed host. Raises ConfigError."""
     allowed = read_allowed(settings.media_private_hosts, endpoint(environ))
     return MediaLoader(MediaDirectory(settings.media_path, settings.max_body), allowed, settings.max_body)
