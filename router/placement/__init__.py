@@ -1,1 +1,1 @@
-"""Which model starts, waits, is evicted or refused. Pure: a snapshot in, a decision out."""
+"""Decide which model starts, waits, is evicted or refused. Pure: from a snapshot to a decision."""

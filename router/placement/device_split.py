@@ -1,16 +1,15 @@
-"""How a model is shared out over several devices, as llama.cpp does it; pure.
+"""Calculate how a model is split over several devices, as llama.cpp does it. Pure.
 
-What llama.cpp does (`load_tensors` of its src/llama-model.cpp):
+The rules of llama.cpp (`load_tensors` in its src/llama-model.cpp):
 
-- Layers go to the devices one after the other, from the first of the last N on (`--n-gpu-layers`), the output last;
-  the input stays with the machine. Shares are summed up and divided by their sum, so that each device has an end
-  between 0 and 1; of n layers number i goes to the first device whose end is above i / n. A device that is not given a
-  share gets none.
-- The shares are `--tensor-split`, or else what each device has free when the model is loaded.
-- A layer's KV cache is where the layer is. Every device that has layers gets scratch buffers of its own.
-- Split mode `row` (of one backend, SYCL, today) shares out the rows of each layer's weights, by the devices' sizes
-  unless shares are given, and has the KV cache by layers; `tensor` shares out weights and KV cache, evenly unless
-  shares are given.
+- The last N layers (`--n-gpu-layers`) are put on the devices in order, the output layer last; the input layer remains
+  in host memory. The cumulative sums of the shares are divided by their total, so that each device has an end between
+  0 and 1; of n layers, layer i is on the first device whose end is above i / n. A device without a share gets no layer.
+- The shares are `--tensor-split`, or else the free memory of each device when the model is loaded.
+- A layer's KV cache is on the layer's device. Each device with layers has separate scratch buffers.
+- Split mode `row` (today only in the SYCL backend) splits the rows of each layer's weights, by the devices' sizes
+  unless shares are given, and the KV cache by layers. `tensor` splits weights and KV cache, evenly unless shares are
+  given.
 """
 
 from __future__ import annotations
@@ -26,16 +25,19 @@ from .memory_amounts import NOTHING, Limit, Space
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Layers that are shared out over devices when they are loaded."""
+    """Layers that are split over devices at load time."""
 
     layers: tuple[int, ...]
-    """Bytes of each, in the order in which they go."""
+    """Bytes of each layer, in the order in which they are put on the devices."""
     scratch: int
-    """Bytes, on each device that gets layers."""
+    """Bytes of scratch buffers on each device that gets layers."""
     devices: tuple[str, ...]
 
     def divided_by(self, shares: Sequence[float]) -> Space:
-        """Fewer shares than devices: the others get none. None at all: all get the same."""
+        """Return the memory of each device for these shares.
+
+        Devices beyond the last share get nothing. If no share is above 0, the layers are split evenly.
+        """
         n, upto = len(self.layers), _sums(self.layers)
         edges = [bisect_left(range(n), end, key=lambda i: i / n) for end in _boundaries(shares, len(self.devices))]
         parts = zip(self.devices, pairwise([0, *edges]), strict=True)
@@ -48,18 +50,21 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a model takes when it is loaded."""
+    """The memory that a model needs when it is loaded."""
 
     space: Space = NOTHING
-    """Wherever that is."""
+    """The part whose place is fixed."""
     splits: tuple[Split, ...] = ()
-    """By what devices have free then, one after the other: a draft model comes after its main model."""
+    """The parts that are split by the devices' free memory at load time, in order: a draft model after its main one."""
 
     def __add__(self, other: Need) -> Need:
         return Need(self.space + other.space, self.splits + other.splits)
 
     def placed_within(self, left: Limit) -> Space:
-        """If it is loaded where so much is left. Beside one that nobody counts devices are taken for equal."""
+        """Return the memory that it uses if `left` is free at load time.
+
+        If the free memory of a device of a split is unknown, that split is even.
+        """
         placed = NOTHING
         for split in self.splits:
             after = (left - placed).devices
@@ -68,13 +73,13 @@ class Need:
         return self.space + placed
 
     def on_devices(self, names: Sequence[str]) -> Need:
-        """Now that it is known that there are no others to choose from."""
+        """Return the need with its splits restricted to the devices that are known to be usable."""
         kept = (tuple(name for name in split.devices if name in names) for split in self.splits)
         pairs = zip(self.splits, kept, strict=True)
         return replace(self, splits=tuple(replace(split, devices=names) for split, names in pairs if names))
 
     def corrected_by(self, taken: Space, estimated: Space) -> Need:
-        """What it will take next time, now that it is known what it took in place of the estimate."""
+        """Return the need for the next load, from the memory that was measured and what had been estimated for it."""
         if not self.splits or not estimated.device:
             return Need(taken)
         factor = taken.device / estimated.device
@@ -84,22 +89,25 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Offload:
-    """What of a model goes to which devices, as its options say."""
+    """Which parts of a model are on which devices, according to its options."""
 
     n_layers: int = 0
-    """Counted from the output; one more than there are layers takes the output along."""
+    """Number of layers, counted from the end; one more than the model has includes the output layer."""
     devices: tuple[str, ...] = ()
     mode: str = "layer"
     shares: tuple[float, ...] = ()
-    """Of each device; none: by what they have free."""
+    """Share of each device; empty: by free memory."""
     sizes: tuple[float, ...] = ()
-    """Of each device's memory, in whatever unit."""
+    """Memory size of each device, in any unit."""
     with_kv: bool = True
     pipelines: bool = False
-    """Several batches may be on their way through the devices, if all layers are there."""
+    """True if several batches may pass through the devices in a pipeline when all layers are on devices."""
 
     def need(self, weights: Sequence[int], kv: Sequence[int], scratch: int) -> Need:
-        """Of the layers that go to devices: bytes of each one's weights and KV cache."""
+        """Return the device memory for the offloaded layers.
+
+        `weights`, `kv`: bytes of each of these layers. `scratch`: bytes on each device with layers.
+        """
         if self.mode == "tensor":
             space = distribute(sum(weights) + sum(kv), self.devices, self.shares)
             return Need(space + Space(devices=dict.fromkeys(space.devices, scratch)))
@@ -117,20 +125,20 @@ NO_OFFLOAD = Offload()
 
 
 def distribute(size: int, devices: Sequence[str], shares: Sequence[float]) -> Space:
-    """To the byte, so that the sum stays what it was."""
+    """Split `size` bytes over the devices by shares; the sum of the parts is exactly `size`."""
     edges = [round(size * end) for end in _boundaries(shares, len(devices))]
     parts = zip(devices, pairwise([0, *edges]), strict=True)
     return Space(devices={name: end - start for name, (start, end) in parts})
 
 
-@functools.lru_cache(maxsize=64)  # asked again for each set of victims
+@functools.lru_cache(maxsize=64)  # called again for each set of victims
 def _sums(layers: tuple[int, ...]) -> tuple[int, ...]:
-    """Bytes of the first none, one, two … layers."""
+    """Return the bytes of the first 0, 1, 2 … layers."""
     return (0, *accumulate(layers))
 
 
 def _boundaries(shares: Sequence[float], n: int) -> list[float]:
-    """Where each of `n` parts ends, between 0 and 1."""
+    """Return the end of each of `n` parts, between 0 and 1."""
     given = [*shares, *([0.0] * n)][:n]
     sums = list(accumulate(given if any(given) else [1.0] * n))
     return [end / sums[-1] for end in sums]

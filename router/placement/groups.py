@@ -1,7 +1,7 @@
-"""Which models may not run beside which, by the groups of their presets. Pure.
+"""Decide which models may not run at the same time, by the groups of their presets. Pure.
 
-Of a group with `swap` one model runs at a time. One of an `exclusive` group starts once those of all other groups, and
-those of none, are gone, but for pinned ones and those of a `persistent` group; others may join it later.
+In a group with `swap` one model runs at a time. A model of an `exclusive` group starts when no model of another group
+or without a group runs any more, except pinned models and those of a `persistent` group. Others may start later.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .states import ModelState
 
 
 def excludes(new: Resident, old: Resident) -> bool:
-    """Whether `old` must be gone before `new` may start."""
+    """Return True if `old` must have ended before `new` may start."""
     mine, other = new.policy.group, old.policy.group
     if mine.name and mine.name == other.name:
         return mine.swap
@@ -23,7 +23,7 @@ def excludes(new: Resident, old: Resident) -> bool:
 
 
 def blocking_models(snapshot: PlacementSnapshot, model: str) -> list[Resident]:
-    """Those that run, or are about to, and must be gone before `model` starts."""
+    """Return the models that run or are about to start, and must have ended before `model` starts."""
     new = snapshot.resident(model)
     starting = {entry.model for entry in snapshot.queue if entry.claimed}
     others = (one for one in snapshot.residents if one.name != model and (one.state.is_running or one.name in starting))
@@ -31,13 +31,16 @@ def blocking_models(snapshot: PlacementSnapshot, model: str) -> list[Resident]:
 
 
 def group_victims(snapshot: PlacementSnapshot, model: str, victims: Sequence[Resident]) -> list[Resident] | None:
-    """Those of `victims` that leave for `model`; None: another is in its way, so that they would leave in vain."""
+    """Return those of `victims` that `model` excludes; None: evicting them is useless, as another model blocks it."""
     obstacles = [one for one in blocking_models(snapshot, model) if one.state is not ModelState.STOPPING]
     return obstacles if all(one in victims for one in obstacles) else None
 
 
 def next_in_turn(snapshot: PlacementSnapshot, victims: Sequence[Resident]) -> QueueEntry | None:
-    """Whose turn it is. A model that waits for one in use is passed by those not in its way, until it is overdue."""
+    """Return the entry whose turn it is; None if there is none.
+
+    A model that is blocked by a busy model is skipped until it is overdue; others that it does not exclude pass it.
+    """
     passed: list[Resident] = []
     for entry in waiting_in_order(snapshot):
         resident = snapshot.resident(entry.model)
@@ -50,8 +53,12 @@ def next_in_turn(snapshot: PlacementSnapshot, victims: Sequence[Resident]) -> Qu
 
 
 def exclusion_reason(snapshot: PlacementSnapshot, model: str) -> str:
-    """By a pinned model, and so for good; nothing if it is not."""
+    """Return the reason if a pinned model of its group blocks `model` permanently; else an empty string."""
     pinned = [one for one in blocking_models(snapshot, model) if one.is_pinned]
     names = ", ".join(sorted(one.name for one in pinned))
     group = snapshot.resident(model).policy.group.name
-    return f"its group '{group}' has one model at a time, and one of it is pinned: {names}" if pinned else ""
+    return (
+        f"its group '{group}' runs one model at a time, and a pinned model of the group is running: {names}"
+        if pinned
+        else ""
+    )

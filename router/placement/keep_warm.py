@@ -1,7 +1,7 @@
-"""Which model is loaded though nobody asks for it: those that are to be kept warm. Pure.
+"""Decide which model with `keep-warm` is loaded without a request. Pure.
 
-One at a time, while nobody waits and nothing else loads, and only where there is room without anybody leaving: after an
-eviction it comes back once others have left, after a failure when the pause for that is over.
+One at a time, while no request waits and no other model loads, and only if there is room without an eviction. After
+its own eviction a model is loaded again when others have ended, after a failure when its back-off is over.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from .states import ModelState
 
 
 def next_warm(snapshot: PlacementSnapshot) -> str | None:
+    """Return the model to load now; None if there is none."""
     if snapshot.queue or snapshot.starts_held:
         return None
     if any(resident.state is ModelState.LOADING for resident in snapshot.residents):
@@ -23,18 +24,18 @@ def next_warm(snapshot: PlacementSnapshot) -> str | None:
 
 
 def next_check(snapshot: PlacementSnapshot) -> float | None:
-    """When a pause is over."""
+    """Return the time at which the next back-off ends; None if there is none."""
     later = (one.warm_from for one in snapshot.residents if one.warm_from is not None and one.state.is_down)
     return min((when for when in later if when > snapshot.now), default=None)
 
 
 def waits_for_space(snapshot: PlacementSnapshot) -> bool:
-    """Whether memory that others on this machine give back would do, which nobody tells."""
+    """Return True if memory that other programs free would allow a load; no event reports that."""
     return has_place(snapshot) and any(_warm_candidates(snapshot))
 
 
 def _warm_candidates(snapshot: PlacementSnapshot) -> Iterator[Resident]:
-    """The most important first."""
+    """Yield the models that are due, the highest priority first."""
     down = [one for one in snapshot.residents if one.warm_from is not None and one.state.is_down]
     due = [one for one in down if one.warm_from is not None and one.warm_from <= snapshot.now]
     return iter(sorted(due, key=lambda one: (-one.policy.priority, one.name)))

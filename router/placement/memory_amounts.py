@@ -1,6 +1,6 @@
-"""Amounts of memory for placement: host and devices, what all workers may use, and which victims free enough. Pure.
+"""Amounts of memory for placement: on host and devices, the limit of all workers, and which victims free enough. Pure.
 
-Nothing here knows models or processes.
+Independent of models and processes.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import TypeVar
 T = TypeVar("T")
 
 MOST_SETS = 2000
-"""Sets of victims that are looked at before the largest ones are simply taken: at worst some 0.1 s."""
+"""Number of sets of victims that are tried before the largest victims are chosen instead; about 0.1 s at worst."""
 
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """Bytes of the machine's memory, and of each device's by its name; a device that is not named has none of it."""
+    """Bytes of host memory and of each device's memory by its name; a device without an entry counts as 0."""
 
     host: int = 0
     devices: Mapping[str, int] = field(default_factory=dict, hash=False)
@@ -28,7 +28,7 @@ class Space:
 
     @property
     def device(self) -> int:
-        """Of all devices together."""
+        """Bytes on all devices together."""
         return sum(self.devices.values())
 
     @property
@@ -42,7 +42,7 @@ class Space:
         return Space(self.host - other.host, _sum(self.devices, other.devices, -1))
 
     def exceeding(self, left: Limit) -> Space:
-        """What is lacking of each memory that it takes any of, if so much is left."""
+        """Return how much of each memory that it uses is lacking if `left` is free."""
         host = 0 if left.host is None or not self.host else max(0, self.host - left.host)
         counted = {name: size for name, size in self.devices.items() if name in left.devices}
         return Space(host, {name: max(0, size - left.devices[name]) for name, size in counted.items()})
@@ -51,7 +51,7 @@ class Space:
         return self.exceeding(left) == NOTHING
 
     def restricted_to(self, memories: Space) -> Space:
-        """Only of the memories that the other has any of."""
+        """Return only the part in memories that `memories` uses too."""
         kept = {name: size for name, size in self.devices.items() if name in memories.devices}
         return Space(self.host if memories.host else 0, kept)
 
@@ -62,9 +62,9 @@ class Space:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """Bytes that all workers together may take, or that are left for one more. None, or no such device: nobody counts.
+    """Bytes that all workers together may use, or that are free for one more. None or a missing device: not counted.
 
-    Where too much is taken already, what is left is less than nothing.
+    A free amount is negative if too much is already used.
     """
 
     host: int | None = None
@@ -103,10 +103,10 @@ def total(spaces: Iterable[Space]) -> Space:
 def smallest_sufficient_set(
     candidates: Sequence[tuple[T, Space]], left: Limit, lacking: Callable[[Limit], Space]
 ) -> list[T] | None:
-    """The fewest candidates that leave enough when they go; of sets of equal size the one with the earliest.
+    """Return the fewest candidates whose eviction frees enough; of sets of equal size the one with the earliest.
 
-    `left` is what is left beside all of them, `lacking` says what somebody lacks where so much is left. None: it would
-    not do if all of them went.
+    `left` is free while all of them run. `lacking` returns what is lacking if its argument is free. None: evicting all
+    of them is not sufficient.
     """
     if lacking(left) == NOTHING:
         return []
@@ -126,7 +126,7 @@ def smallest_sufficient_set(
 def _useful_candidates(
     candidates: Sequence[tuple[T, Space]], left: Limit, lacking: Callable[[Limit], Space]
 ) -> list[T]:
-    """Only those are of use that free some of what is lacking; the largest first."""
+    """Return enough candidates, those first that free most of the memory that is lacking."""
     lacks = lacking(left)
     by_size = sorted(candidates, key=lambda pair: pair[1].restricted_to(lacks).total, reverse=True)
     for size in range(1, len(by_size)):
@@ -148,10 +148,10 @@ def _on_devices(sizes: Mapping[str, int]) -> list[str]:
 
 
 def _joined(parts: list[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
+    """Return `a`, `a and b` or `a, b and c`."""
     return " and ".join([", ".join(parts[:-1]), *parts[-1:]] if len(parts) > 1 else parts)
 
 
 def format_bytes(size: int) -> str:
-    """`1.5 GiB`, `300 MiB`."""
+    """Return text like `1.5 GiB` or `300 MiB`."""
     return f"{size / (1 << 30):.1f} GiB" if size >= 1 << 30 else f"{max(0, size) >> 20} MiB"

@@ -1,24 +1,25 @@
-"""Who must leave, who may start and who waits in vain: pure decisions over a snapshot.
+"""Decide which model is evicted, which starts and which is refused: pure functions of a snapshot.
 
-Called by `lifecycle` after every change, and when a model's time is over; knows no clock, process, log or await. The
+Called by `lifecycle` after every change, and when a model's `ttl` is over. Uses no clock, process, log or await. The
 rules:
 
-- A process counts against models-max from its start until it is reaped. models-max ≤ 0: no limit, nobody is evicted.
-- It takes its space of memory just as long, of the machine's and of each device's. What all take together of any that
-  the next one needs stays below its limit.
-- The queue has one entry per model. `queue_order` says whose turn it is; only that one may start, once a place is free
-  and its space as well, and beside no more than `PlacementRules.parallel_loads` - 1 others that load for the queue.
-- As many idle models are asked to leave as unclaimed entries lack places; never one that is busy, loading, stopping
-  or wanted by an entry, or was loaded less than its `min-stay` ago. Of the lowest priority the one used longest ago
-  leaves first.
-- For the next one's space the fewest leave, and of those the ones least worth keeping; nobody, if that would not do.
-- Those that the next one's group excludes leave as well (`groups`), and it starts when they are gone.
-- With `PlacementRules.preempts`, for one that has waited for `PlacementRules.max_wait` models in use take nothing new,
-and leave when they
-  have finished.
-- A pinned model is never evicted. Once pinned models have all places, what is queued is refused at once, and so is
-  whoever's space would not be free with all others gone.
-- A model whose `ttl` is over since it was last used leaves, if it is idle.
+- A process counts against models-max from its start until it is reaped. models-max ≤ 0: no limit, and no eviction for
+  places.
+- Its memory on the host and on each device counts for the same time. For each memory that the next model needs, the
+  sum over all models does not exceed the limit.
+- The queue has one entry per model. `queue_order` defines whose turn it is. Only that model may start, when a place and
+  its memory are free and at most `PlacementRules.parallel_loads` - 1 others load for the queue.
+- As many idle models are evicted as there are too few places for the unclaimed entries; never a model that is busy,
+  loading, stopping, queued, or was loaded less than its `min-stay` ago. The lowest priority is evicted first, and of
+  equal ones the least recently used.
+- For the next model's memory the fewest models are evicted, and of those sets the one least worth keeping; none if that
+  is not sufficient.
+- Models that the next model's group excludes are evicted too (`groups`), and it starts when they have ended.
+- With `PlacementRules.preempts`, busy models are pre-empted for a model that has waited for `PlacementRules.max_wait`:
+  they accept no new requests and are evicted when they have finished.
+- A pinned model is never evicted. If pinned models use all places, queued models are refused immediately; so is a model
+  whose memory would not be free without all models that are not pinned.
+- An idle model is unloaded when it has not been used for its `ttl`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from .queue_order import is_overdue, is_protected
 from .snapshot import PlacementRules, PlacementSnapshot, QueueEntry, Resident, Retention
 from .states import ModelState
 
-__all__ = ["PlacementRules", "PlacementSnapshot", "QueueEntry", "Resident", "Retention"]  # what its callers hand it
+__all__ = ["PlacementRules", "PlacementSnapshot", "QueueEntry", "Resident", "Retention"]  # types that its callers need
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Refusal:
 class Decision:
     evict: tuple[Eviction, ...] = ()
     preempt: tuple[Eviction, ...] = ()
-    """They are in use: to take nothing new, and to leave once they have finished."""
+    """Busy models that accept no new requests from now on and are evicted when they have finished."""
     start: str | None = None
     refuse: tuple[Refusal, ...] = ()
 
@@ -60,7 +61,7 @@ class Decision:
 
 
 def decide(snapshot: PlacementSnapshot) -> Decision:
-    """What to do now for the queue."""
+    """Return what to do now for the queue."""
     if not snapshot.queue:
         return Decision()
     if refused := _refusals(snapshot):
@@ -75,7 +76,7 @@ def decide(snapshot: PlacementSnapshot) -> Decision:
 
 
 def expired(snapshot: PlacementSnapshot) -> tuple[Eviction, ...]:
-    """The idle whose time is over."""
+    """Return an eviction for each idle model whose `ttl` is over."""
     return tuple(
         Eviction(resident.name, f"not used for {resident.retention.ttl:g} s")
         for resident in snapshot.residents
@@ -84,17 +85,17 @@ def expired(snapshot: PlacementSnapshot) -> tuple[Eviction, ...]:
 
 
 def next_expiry(snapshot: PlacementSnapshot) -> float | None:
-    """When to ask for the expired again, if nothing changes until then."""
+    """Return the time at which the next `ttl` is over if nothing changes before; None: no model expires."""
     later = (resident.expires_at for resident in snapshot.residents if resident.expires_at is not None)
     return min((when for when in later if when > snapshot.now), default=None)
 
 
 def impossibility_reason(snapshot: PlacementSnapshot, model: str) -> str:
-    """Why `model` would wait in vain as things are; nothing if its turn may come."""
+    """Return why `model` can never start in the current situation; an empty string if it can."""
     pinned = [resident for resident in snapshot.residents if resident.is_pinned and resident.name != model]
     names = ", ".join(sorted(resident.name for resident in pinned))
     if 0 < snapshot.models_max <= len(pinned):
-        return f"pinned models have all {snapshot.models_max} places (--models-max): {names}"
+        return f"pinned models use all {snapshot.models_max} places (--models-max): {names}"
     if excluded := exclusion_reason(snapshot, model):
         return excluded
     kept = total(resident.space for resident in pinned)
@@ -103,12 +104,12 @@ def impossibility_reason(snapshot: PlacementSnapshot, model: str) -> str:
     if lacking == NOTHING:
         return ""
     beside = (
-        f", of which pinned ones have {kept.restricted_to(lacking)}: {names}"
+        f", of which pinned models use {kept.restricted_to(lacking)}: {names}"
         if kept.restricted_to(lacking) != NOTHING
         else ""
     )
     return (
-        f"it needs {needs.restricted_to(lacking)}, and models may take {snapshot.limit.restricted_to(lacking)}{beside}"
+        f"it needs {needs.restricted_to(lacking)}, and models may use {snapshot.limit.restricted_to(lacking)}{beside}"
     )
 
 
@@ -117,7 +118,7 @@ def has_place(snapshot: PlacementSnapshot) -> bool:
 
 
 def has_space(snapshot: PlacementSnapshot, model: str) -> bool:
-    """Of each memory that it needs any of."""
+    """Return True if enough of each memory that `model` needs is free."""
     return _lacking(snapshot, model, snapshot.limit - _used_space(snapshot, but=model)) == NOTHING
 
 
@@ -126,13 +127,13 @@ def may_start(snapshot: PlacementSnapshot, model: str) -> bool:
 
 
 def waits_for_space(snapshot: PlacementSnapshot) -> bool:
-    """Whether the next one's turn may come without any model changing: when others on this machine give memory back."""
+    """Return True if the next model waits only for memory, which other programs may free without an event here."""
     head = next_in_turn(snapshot, _eviction_candidates(snapshot))
     return head is not None and has_place(snapshot) and not has_space(snapshot, head.model)
 
 
 def victims_for_load(snapshot: PlacementSnapshot, model: str) -> list[str]:
-    """Idle models that nobody waits for and that must leave for one that is loaded by command; none, if in vain."""
+    """Return the idle models to evict for a model that is loaded by command; none if that is not sufficient."""
     idle = _idle_candidates(snapshot)
     leaving = group_victims(snapshot, model, idle)
     if leaving is None:
@@ -144,7 +145,7 @@ def victims_for_load(snapshot: PlacementSnapshot, model: str) -> list[str]:
 
 
 def least_valuable_idle(snapshot: PlacementSnapshot, model: str) -> str | None:
-    """The idle model that is least worth keeping, for one that had room by all accounts and ran out of memory."""
+    """Return the idle model that is least worth keeping, to evict it for a model that ran out of memory in its load."""
     idle = [one for one in _eviction_candidates(snapshot) if one.name != model]
     return min(idle, key=lambda one: _keep_value(snapshot, one)).name if idle else None
 
@@ -154,7 +155,10 @@ def _keep_value(snapshot: PlacementSnapshot, resident: Resident) -> tuple[float,
 
 
 def _refusals(snapshot: PlacementSnapshot) -> tuple[Refusal, ...]:
-    """Memory is looked at once nobody leaves any more: what they had counts as taken until the system has it back."""
+    """Return the refusals for queued models that can never start.
+
+    Memory is not a reason while models stop, since theirs counts as used until the system has freed it.
+    """
     may_grow = snapshot.is_settling or _count(snapshot.residents, ModelState.STOPPING) > 0
     judged = replace(snapshot, limit=UNBOUNDED) if may_grow else snapshot
     waiting = (entry.model for entry in snapshot.queue if not entry.claimed)
@@ -173,7 +177,10 @@ def _next_start(snapshot: PlacementSnapshot, model: str | None) -> str | None:
 
 
 def _may_load(snapshot: PlacementSnapshot) -> bool:
-    """One more for the queue. Beside one of unknown size nobody knows what fits."""
+    """Return True if one more model may load for the queue.
+
+    While a model of unknown size loads, no other may start, because the free memory cannot be predicted.
+    """
     if snapshot.starts_held:
         return False
     loading = [snapshot.resident(entry.model) for entry in snapshot.queue if entry.claimed]
@@ -182,15 +189,15 @@ def _may_load(snapshot: PlacementSnapshot) -> bool:
 
 
 def _evictions(snapshot: PlacementSnapshot, model: str | None, victims: list[Resident]) -> tuple[Eviction, ...]:
-    """`model`: whose turn it is, if that may load now."""
+    """Return the idle models to evict now. `model`: the next one of the queue, if it may load now."""
     excluded = group_victims(snapshot, model, victims) if model else []
-    evictions = [Eviction(one.name, f"idle, and {model} does not run beside it") for one in excluded or ()]
+    evictions = [Eviction(one.name, f"idle, and {model} cannot run at the same time") for one in excluded or ()]
     others = [one for one in victims if one not in (excluded or ())]
     chosen: list[Resident] = []
     if snapshot.models_max > 0:
         waiting = sum(1 for entry in snapshot.queue if not entry.claimed)
         chosen = others[: max(0, waiting - _free_places(snapshot) - len(evictions))]
-    reason = f"idle, and {len(snapshot.queue)} queued for {snapshot.models_max} places"
+    reason = f"idle, and {len(snapshot.queue)} models are queued for {snapshot.models_max} places (--models-max)"
     evictions += [Eviction(one.name, reason) for one in chosen]
     if model and excluded is not None:
         reason = f"idle, and {model} needs {snapshot.resident(model).space}"
@@ -200,7 +207,7 @@ def _evictions(snapshot: PlacementSnapshot, model: str | None, victims: list[Res
 
 
 def _preemptions(snapshot: PlacementSnapshot, model: str, victims: list[Resident]) -> tuple[Eviction, ...]:
-    """For one that has waited too long; one after the other, and never in vain."""
+    """Return the busy models to pre-empt for an overdue model; none while a model stops or if it is not sufficient."""
     if _count(snapshot.residents, ModelState.STOPPING) or not snapshot.resident(model).state.is_down:
         return ()
     in_use = [one for one in snapshot.residents if one.state.is_ready and one.leases and not one.is_pinned]
@@ -218,7 +225,7 @@ def _preemptions(snapshot: PlacementSnapshot, model: str, victims: list[Resident
 def _victims_for_space(
     snapshot: PlacementSnapshot, model: str, victims: list[Resident], leaving: list[Resident]
 ) -> list[Resident]:
-    """Beside those who leave anyway."""
+    """Return the victims that must be evicted for memory in addition to `leaving`; none if that is not sufficient."""
     staying = [resident for resident in victims if resident not in leaving]
     gone = total(resident.space for resident in leaving)
     stopping = total(resident.space for resident in snapshot.residents if resident.state is ModelState.STOPPING)
@@ -229,18 +236,18 @@ def _victims_for_space(
 
 
 def _lacking(snapshot: PlacementSnapshot, model: str, left: Limit) -> Space:
-    """What `model` would lack if it were loaded where so much is left."""
+    """Return the memory that `model` would lack if `left` were free."""
     return snapshot.resident(model).space_within(left).exceeding(left)
 
 
 def _eviction_benefit(snapshot: PlacementSnapshot, resident: Resident) -> float:
-    """How long nobody wanted it and how much it frees, for each second that it costs to have it back."""
+    """Return idle time × size ÷ load time: the benefit per second of loading it again."""
     idle = max(0.0, snapshot.now - resident.last_used)
     return idle * resident.space.total / max(resident.load_seconds, 0.01)
 
 
 def _used_space(snapshot: PlacementSnapshot, but: str) -> Space:
-    """By all that run, and by those whose start is under way; all others."""
+    """Return the memory of all models except `but` that run or whose start is in progress."""
     starting = {entry.model for entry in snapshot.queue if entry.claimed}
     return total(
         resident.space
@@ -250,14 +257,14 @@ def _used_space(snapshot: PlacementSnapshot, but: str) -> Space:
 
 
 def _free_places(snapshot: PlacementSnapshot) -> int:
-    """Places that are free or becoming so, less those that a claimed entry is about to take."""
+    """Return the places that are free or will be when models have stopped, minus those of claimed entries."""
     return (
         snapshot.models_max - _running(snapshot) + _count(snapshot.residents, ModelState.STOPPING) - _pending(snapshot)
     )
 
 
 def _pending(snapshot: PlacementSnapshot) -> int:
-    """Claimed, and without a process yet."""
+    """Return the number of claimed entries without a process."""
     return sum(1 for entry in snapshot.queue if entry.claimed and snapshot.resident(entry.model).state.is_down)
 
 
@@ -266,7 +273,7 @@ def _eviction_candidates(snapshot: PlacementSnapshot) -> list[Resident]:
 
 
 def _idle_candidates(snapshot: PlacementSnapshot) -> list[Resident]:
-    """Whom nobody uses or wants; the first to leave first."""
+    """Return the models that are idle, not queued and not pinned, in the order of eviction."""
     wanted = {entry.model for entry in snapshot.queue}
     idle = (
         resident

@@ -1,7 +1,7 @@
-"""Whose turn it is among models that wait for a place, and how long those that have one are left in peace. Pure.
+"""Decide the order of models that wait for a load, and how long a loaded model is protected from eviction. Pure.
 
-The highest priority is next, and of equals the one that came first. Whoever has waited for `PlacementRules.max_wait`
-goes before all priorities and minimum stays, so that none of these can keep anybody waiting for ever.
+The highest priority is next; equal ones are in order of arrival. A model that has waited for `PlacementRules.max_wait`
+overrides all priorities and minimum stays, so that these can never make a model wait forever.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from .snapshot import PlacementSnapshot, QueueEntry, Resident
 
 
 def waiting_in_order(snapshot: PlacementSnapshot) -> list[QueueEntry]:
-    """Those whose start is not under way, the next one first."""
+    """Return the entries that are not claimed, the next one first."""
     waiting = [entry for entry in snapshot.queue if not entry.claimed]
-    return sorted(waiting, key=lambda entry: _rank(snapshot, entry))  # which leaves equals in order of arrival
+    return sorted(
+        waiting, key=lambda entry: _rank(snapshot, entry)
+    )  # a stable sort: equal ones remain in order of arrival
 
 
 def is_overdue(snapshot: PlacementSnapshot, entry: QueueEntry) -> bool:
@@ -22,20 +24,20 @@ def is_overdue(snapshot: PlacementSnapshot, entry: QueueEntry) -> bool:
 
 
 def is_any_overdue(snapshot: PlacementSnapshot) -> bool:
-    """Of those that wait for the place of another."""
+    """Return True if an unclaimed entry of a model without a process is overdue."""
     waiting = (entry for entry in snapshot.queue if not entry.claimed)
     return any(is_overdue(snapshot, entry) and snapshot.resident(entry.model).state.is_down for entry in waiting)
 
 
 def is_protected(snapshot: PlacementSnapshot, resident: Resident) -> bool:
-    """It was loaded a short time ago, and nobody has waited for too long."""
+    """Return True if its minimum stay is not over and no waiting entry is overdue."""
     if not resident.policy.min_stay or _protected_until(resident) <= snapshot.now:
         return False
     return not any(is_overdue(snapshot, entry) for entry in snapshot.queue if not entry.claimed)
 
 
 def next_check(snapshot: PlacementSnapshot) -> float | None:
-    """When to ask again, if nothing changes until then but the time."""
+    """Return the time at which to decide again if no event happens before; None: time alone changes nothing."""
     return min((when for when in _turns(snapshot) if when > snapshot.now), default=None)
 
 

@@ -1,6 +1,7 @@
-"""What the deciders see: models, the queue and the limits at one moment, as frozen values.
+"""The input of all placement decisions: models, the queue and the limits at one moment, as frozen values.
 
-Made by `memory_accounting`, read by `placement` and its neighbours. Knows nothing of clocks, processes or requests.
+Made by `memory_accounting`, read by `placement` and the other modules of this folder. Independent of clocks, processes
+and requests.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ if TYPE_CHECKING:
     from llama_corral.presets.options.settings import Settings
 
 PATIENCE_S = 60.0
-"""For who says nothing about it: so long priorities and minimum stays may keep others waiting."""
+"""`PlacementRules.max_wait`, in seconds, unless `--models-max-wait` is set."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How long a model that nobody uses stays."""
+    """How long an unused model is kept."""
 
     ttl: float | None = None
-    """Seconds; None: until its place is needed."""
+    """Seconds; None: until another model needs its place."""
     pinned: bool = False
-    """For ever, even when its place is needed."""
+    """True if it is kept even when another model needs its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +41,21 @@ class Resident:
     leases: int
     last_used: float
     idle_since: float = 0.0
-    """When its last use ended."""
+    """Time at which its last use ended."""
     retention: Retention = Retention()
     space: Space = NOTHING
-    """What it takes; as long as it is down, what it would take if it were loaded now."""
+    """Memory that it uses; while it is down, what it would use if it were loaded now."""
     need: Need | None = None
-    """What that is reckoned from; None: it is the same wherever it is loaded."""
+    """The need from which `space` is calculated; None: the space does not depend on free memory."""
     load_seconds: float = 1.0
-    """What it costs to have it back."""
+    """Cost of loading it again after an eviction."""
     policy: ModelPolicy = DEFAULT_POLICY
     ready_since: float = 0.0
     warm_from: float | None = None
-    """From when on it may be loaded though nobody asks for it; None: never."""
+    """Time from which it may be loaded without a request; None: never."""
 
     def space_within(self, left: Limit) -> Space:
-        """If it were loaded where so much is left."""
+        """Return the memory that it would use if it were loaded with `left` free."""
         return self.space if self.need is None else self.need.placed_within(left)
 
     @property
@@ -63,7 +64,7 @@ class Resident:
 
     @property
     def expires_at(self) -> float | None:
-        """When it is to leave, if nobody uses it until then."""
+        """Time at which it is unloaded if it is not used before; None: never."""
         if self.retention.pinned or self.retention.ttl is None or self.leases or not self.state.is_ready:
             return None
         return self.idle_since + self.retention.ttl
@@ -71,25 +72,28 @@ class Resident:
 
 @dataclass(frozen=True, slots=True)
 class QueueEntry:
-    """One queued model. `claimed`: its start is under way, and until its waiters are served it must not be evicted."""
+    """One queued model.
+
+    `claimed`: its start is in progress, and it must not be evicted before its waiters are served.
+    """
 
     model: str
     claimed: bool
     since: float = 0.0
-    """When the first of its waiters came."""
+    """Arrival time of its first waiter."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlacementRules:
-    """For all models: what the router's own options say."""
+    """The rules for all models, from the router's options."""
 
     max_wait: float = PATIENCE_S
-    """Seconds in which an entry respects priorities and minimum stays of others."""
+    """Seconds for which priorities and minimum stays of other models may make an entry wait."""
     parallel_loads: int = 1
     preempts: bool = False
-    """Who has waited for so long has models in use finish what they have and leave."""
+    """True if busy models are pre-empted for an entry that has waited for `max_wait`."""
     max_queue: int = 0
-    """Requests that may wait for whatever models; 0: no bound."""
+    """Most requests that may wait, for all models together; 0: no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +103,13 @@ class PlacementSnapshot:
     """In order of arrival."""
     models_max: int
     starts_held: bool = False
-    """A reload is under way: nothing may start before it ends."""
+    """True during a reload: nothing may start before it ends."""
     limit: Limit = UNBOUNDED
     now: float = 0.0
-    """On the clock of `last_used`."""
+    """The current time, on the clock of `last_used`."""
     is_settling: bool = False
-    """A worker has just gone, and its memory may not be back yet, or one loads and has not taken all of its own: nobody
-    is refused for that."""
+    """True if a worker has just ended and its memory may not be free yet, or if one loads and has not allocated all of
+    its memory: no model is refused for lack of memory then."""
     rules: PlacementRules = PlacementRules()
 
     def resident(self, name: str) -> Resident:

@@ -1,6 +1,6 @@
-"""A model's states as the router sees them, and the only ways from one to the next.
+"""The states of a model in the router, and all allowed transitions between them.
 
-Used by `lifecycle` alone; the table below is the truth, and the diagram in README.md is drawn from it.
+Only `lifecycle` changes states. The diagram in README.md is generated from the table below.
 """
 
 from __future__ import annotations
@@ -11,26 +11,27 @@ from enum import Enum
 class ModelState(Enum):
     UNLOADED = "unloaded"
     LOADING = "loading"
-    """A worker was started, or wakes up: it answers 503."""
+    """A worker was started or wakes up; it answers 503."""
     LOADED = "loaded"
     SLEEPING = "sleeping"
-    """The worker runs without its model; the next request wakes it."""
+    """The worker runs with its model unloaded; the next request wakes it."""
     STOPPING = "stopping"
-    """Asked to leave, not reaped yet: takes no request, still fills its place. Clients see what it was before."""
+    """The worker was asked to exit and is not reaped yet: it accepts no request but still counts against models-max.
+    Clients see the state before."""
     FAILED = "failed"
-    """Down with an exit code other than 0. Clients see `unloaded` with `failed: true`."""
+    """Without a process after an exit code other than 0. Clients see `unloaded` with `failed: true`."""
     DOWNLOADING = "downloading"
     DOWNLOADED = "downloaded"
-    """The entry gives way to what the cache lists."""
+    """The entry is about to be replaced by the one that the cache lists."""
 
     @property
     def is_running(self) -> bool:
-        """A process exists, so it counts against models-max."""
+        """True if a process exists; it counts against models-max."""
         return self in _RUNNING
 
     @property
     def is_ready(self) -> bool:
-        """Takes requests at once."""
+        """True if the worker accepts requests."""
         return self in (ModelState.LOADED, ModelState.SLEEPING)
 
     @property
@@ -66,22 +67,22 @@ TRANSITIONS: dict[ModelState, dict[ModelState, str]] = {
     ModelState.DOWNLOADING: {ModelState.DOWNLOADED: "done"},
     ModelState.DOWNLOADED: {},
 }
-"""From each state the states that may follow, with the event that leads there."""
+"""For each state the states that may follow, each with its event."""
 
 
 class IllegalModelTransition(Exception):
-    """Someone asked for a transition that the table does not have."""
+    """The requested transition is not in the table."""
 
 
 def transition(state: ModelState, new: ModelState) -> ModelState:
-    """The new state; raises IllegalModelTransition, and so changes nothing, when the table has no such way."""
+    """Return the new state. Raises IllegalModelTransition if the table does not have this transition."""
     if new not in TRANSITIONS[state]:
-        raise IllegalModelTransition(f"no way from {state.value} to {new.value}")
+        raise IllegalModelTransition(f"no transition from {state.value} to {new.value}")
     return new
 
 
 def diagram() -> str:
-    """The table as a mermaid state diagram."""
+    """Return the table as a mermaid state diagram."""
     lines = ["stateDiagram-v2", "    [*] --> unloaded", "    [*] --> downloading : POST /models"]
     for state, exits in TRANSITIONS.items():
         lines += [f"    {state.value} --> {new.value} : {event}" for new, event in exits.items()]

@@ -179,7 +179,7 @@ def test_keep_alive(ollama: Client, gateway: Program) -> None:
     ollama.chat("thinker", CAPITAL, options={"num_predict": 1}, keep_alive=-1)
     ollama.generate("demo-chat", "x", options={"num_predict": 1}, keep_alive=-1)
     assert expiry(ollama, "thinker:latest") > timedelta(days=9999)
-    with pytest.raises(ResponseError, match="pinned models have all 2 places") as caught:
+    with pytest.raises(ResponseError, match="pinned models use all 2 places") as caught:
         ollama.embed("demo-embed", "x")
     assert caught.value.status_code == 503
     assert ollama.generate("demo-chat", keep_alive=0).done_reason == "unload"

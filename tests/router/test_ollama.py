@@ -101,7 +101,7 @@ async def test_with_all_places_pinned_others_are_refused_at_once() -> None:
         response = await ask(it, "chat", model="b")
         assert response.status_code == 503
         assert response.json() == {
-            "error": "model 'b' cannot be loaded: pinned models have all 1 places (--models-max): a"
+            "error": "model 'b' cannot be loaded: pinned models use all 1 places (--models-max): a"
         }
         assert "Retry-After" not in response.headers
         assert response.headers["X-Should-Retry"] == "false"

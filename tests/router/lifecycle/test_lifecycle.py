@@ -437,7 +437,7 @@ async def test_reports_that_fit_no_state_change_nothing(caplog: pytest.LogCaptur
         r.launcher["a"].ready()
         r.launcher["a"].report("loading")
         assert r.status("a") == "loaded"
-    assert "no way from loading to sleeping" in caplog.text
+    assert "no transition from loading to sleeping" in caplog.text
 
 
 # -- views and events --------------------------------------------------------------------------------------------------

@@ -158,7 +158,7 @@ async def test_with_all_places_pinned_others_are_refused_at_once() -> None:
     async with router(preset("a"), preset("b"), preset("c")) as it:
         await it.use("a", retention=PINNED)
         await it.use("b", retention=PINNED)
-        why = r"model 'c' cannot be loaded: pinned models have all 2 places \(--models-max\): a, b"
+        why = r"model 'c' cannot be loaded: pinned models use all 2 places \(--models-max\): a, b"
         with pytest.raises(NoCapacity, match=why):
             await it.use("c")
         with pytest.raises(NoCapacity, match=why):

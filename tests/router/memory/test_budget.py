@@ -86,9 +86,7 @@ async def test_what_never_fits_is_refused_at_once_with_the_numbers() -> None:
     async with router("a", "b", models_max=0, memory_budget=SizedBudget(10 * GIB, a=4, b=11)) as r:
         await use(r, "a")
         error = await r.client("b").refused()
-        assert error.message == (
-            "model 'b' cannot be loaded: it needs 11.0 GiB of memory, and models may take 10.0 GiB"
-        )
+        assert error.message == ("model 'b' cannot be loaded: it needs 11.0 GiB of memory, and models may use 10.0 GiB")
         assert error.status == 503
         assert alive(r) == {"a"}
         assert not r.launcher["a"].must_go
@@ -109,7 +107,7 @@ async def test_devices_are_counted_apart() -> None:
         r.launcher["b"].ready()
         await client.finish()
         error = await r.client("c").refused()
-        assert error.message.endswith("it needs 9.0 GiB on CUDA0, and models may take 8.0 GiB on CUDA0")
+        assert error.message.endswith("it needs 9.0 GiB on CUDA0, and models may use 8.0 GiB on CUDA0")
 
 
 def on(*gib: int) -> Space:
@@ -138,13 +136,13 @@ async def test_the_device_that_is_short_is_named() -> None:
     async with router(presets=entries, models_max=0, memory_budget=sizes) as r:
         error = await r.client("a").refused()
         assert error.message == (
-            "model 'a' cannot be loaded: it needs 9.0 GiB on CUDA1, and models may take 8.0 GiB on CUDA1"
+            "model 'a' cannot be loaded: it needs 9.0 GiB on CUDA1, and models may use 8.0 GiB on CUDA1"
         )
         await use(r, "b")
         error = await r.client("c").refused()
         assert error.message.endswith(
-            "it needs 7.0 GiB on CUDA1, and models may take 8.0 GiB on CUDA1, "
-            "of which pinned ones have 3.0 GiB on CUDA1: b"
+            "it needs 7.0 GiB on CUDA1, and models may use 8.0 GiB on CUDA1, "
+            "of which pinned models use 3.0 GiB on CUDA1: b"
         )
 
 
@@ -212,7 +210,7 @@ async def test_workers_say_what_they_take_of_each_device() -> None:
         assert listed["c"]["memory"]["expected"]["devices"] == measured["devices"]
         refused = await g.chat("d")
         assert refused.status_code == 503
-        assert "it needs 9.0 GiB on CUDA1, and models may take 8.0 GiB on CUDA1" in error_of(refused)["message"]
+        assert "it needs 9.0 GiB on CUDA1, and models may use 8.0 GiB on CUDA1" in error_of(refused)["message"]
 
 
 async def test_a_load_by_command_makes_room_too_and_says_when_it_cannot() -> None:
@@ -381,4 +379,4 @@ def test_real_models_come_and_go_by_their_size(real: Program) -> None:
     refused = real.client.post("/completion", json={"model": "huge", "prompt": "a"})
     assert refused.status_code == 503
     assert "it needs" in refused.json()["error"]["message"]
-    assert "models may take 100 MiB" in refused.json()["error"]["message"]
+    assert "models may use 100 MiB" in refused.json()["error"]["message"]

@@ -159,7 +159,7 @@ async def test_what_too_many_hear_in_each_dialect() -> None:
         waiting = asyncio.create_task(g.chat("n"))
         while not g.lifecycle.view("n").waiting:  # type: ignore[union-attr]  # noqa: ASYNC110
             await asyncio.sleep(0)
-        message = "model 'm' takes 1 requests at once (concurrency), and has as many"
+        message = "model 'm' has reached its limit of 1 concurrent requests (concurrency)"
         for path, model, status, kind in (
             ("/v1/chat/completions", "m", 429, "rate_limit_error"),
             ("/v1/messages", "m", 429, "rate_limit_error"),

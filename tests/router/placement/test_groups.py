@@ -114,7 +114,9 @@ def test_a_pinned_member_shuts_the_others_out() -> None:
     other = Resident("b", ModelState.UNLOADED, 0, 0, policy=ModelPolicy(group=SWAP))
     snapshot = PlacementSnapshot((pinned, other), (QueueEntry("b", False),), 0)
     assert [refusal.reason for refusal in decide(snapshot).refuse] == [impossibility_reason(snapshot, "b")]
-    assert "'s' has one model at a time, and one of it is pinned: a" in impossibility_reason(snapshot, "b")
+    assert "'s' runs one model at a time, and a pinned model of the group is running: a" in impossibility_reason(
+        snapshot, "b"
+    )
 
 
 def entries(**groups: ModelGroup) -> dict[str, object]:
@@ -148,7 +150,7 @@ async def test_a_member_in_use_is_waited_for_and_others_pass() -> None:
         r.launcher["c"].ready()
         await settle()
         assert (second.is_served, third.is_served) == (False, True)
-        with pytest.raises(ServerFault, match="'b' does not run beside a"):
+        with pytest.raises(ServerFault, match="'b' cannot run at the same time as a"):
             await r.lifecycle.load("b")
         await first.finish()
         await settle()
