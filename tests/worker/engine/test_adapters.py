@@ -51,7 +51,7 @@ def test_what_is_alike_is_computed_with_the_same_adapters(a: Any, b: Any, n: int
 def test_a_prompt_is_cut_where_an_adapter_begins(a: Any, n: int) -> None:
     position = 0
     while position < n:
-        step = min(a.stretch(position, n), n - position)
+        step = min(a.uniform_length(position, n), n - position)
         assert step > 0
         assert len({a.at(position + i) for i in range(step)}) == 1
         position += step
@@ -246,13 +246,13 @@ def test_directions_of_a_file(models: Path) -> None:
 @pytest.mark.parametrize(
     ("tensors", "why"),
     [
-        ({}, "no direction in it"),
+        ({}, "it contains no direction"),
         ({"direction.0": np.zeros(64, np.float32)}, "is not named direction.<layer>"),
         ({"other.1": np.zeros(64, np.float32)}, "is not named direction.<layer>"),
         ({"direction.1": np.zeros((2, 64), np.float32)}, "has 2 dimensions"),
         ({"direction.1": np.zeros(64, np.float16)}, "is f16, not f32"),
         ({"direction.1": np.zeros(64, np.float32), "direction.2": np.zeros(32, np.float32)}, "have different sizes"),
-        ({"direction.1": np.zeros(32, np.float32)}, "have 32 numbers a layer, the model 64"),
+        ({"direction.1": np.zeros(32, np.float32)}, "have 32 values per layer, the model has 64"),
     ],
 )
 async def test_files_that_are_no_control_vectors(

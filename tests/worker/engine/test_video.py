@@ -46,7 +46,7 @@ async def test_videos_become_pictures(models: Path, tmp_path: Path, monkeypatch:
             assert [chunk.id for chunk in again] == 2 * [chunk.id for chunk in media]
         for data, why in (
             (cut, "finds no video"),
-            (empty, "finds no picture|finds no video"),
+            (empty, "finds no frame|finds no video"),
             (sound, "finds no video"),
             (webp[:40], "Failed to load"),
             (days, "too long: more than 1024 pictures"),
@@ -65,7 +65,7 @@ async def test_videos_become_pictures(models: Path, tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("data", [b"\0\0\0\x18ftypmp42" + bytes(100), WEBP])
 async def test_without_ffmpeg_the_error_says_so(models: Path, tmp_path: Path, data: bytes) -> None:
     async with seeing(models, video_ffmpeg_dir=str(tmp_path)) as engine, engine.use() as loaded:
-        with pytest.raises(NotSupported, match=r"need ffmpeg: there is no ffmpeg and no ffprobe in .*--video-ffmpeg"):
+        with pytest.raises(NotSupported, match=r"need ffmpeg: ffmpeg and ffprobe not found in .*--video-ffmpeg"):
             loaded.tokenize_media(M, [data])
 
 

@@ -1,7 +1,7 @@
-"""Which adapters act on which tokens of a sequence. Pure: scales and positions, no adapter and no model.
+"""Describes which adapters are active for which tokens of a sequence. Pure: knows scales and positions, no model.
 
-Usually an adapter acts on the whole sequence. An activated one (aLoRA) acts from where its invocation stands, and what
-comes before is computed as without it, so that this part can be shared with requests that do not use it.
+Usually an adapter is active for the whole sequence. An activated LoRA (aLoRA) is active from its invocation tokens on;
+the tokens before them are computed without it, so requests that do not use the adapter can share them.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 Scales = tuple[float, ...]
-"""One for each adapter that the model was loaded with; empty when none acts."""
+"""One scale for each adapter that the model was loaded with; empty if none is active."""
 
 ALL = sys.maxsize
 
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """`scales` act on the tokens from `begin` on."""
+    """The adapters with `scales` are active for all tokens from position `begin` on."""
 
     scales: Scales = ()
     begin: int = 0
@@ -27,24 +27,24 @@ class Activation:
         return self.scales if position >= self.begin else ()
 
     def uniform_length(self, position: int, end: int) -> int:
-        """How many of the tokens position … end are computed with the same adapters."""
+        """Return how many of the tokens position … end - 1, from `position` on, are computed with the same adapters."""
         return (self.begin if position < self.begin else end) - position
 
     def common_length(self, other: Activation) -> int:
-        """How many tokens are computed as under `other`, counted from the first one.
+        """Return how many tokens, counted from the first one, both activations compute in the same way.
 
-        Behind an invocation nothing counts as alike, as in llama-server: it is computed anew for every request.
+        Tokens after an invocation never count as equal, as in llama-server: every request computes them again.
         """
         if self == other and self.begin == 0:
             return ALL
         return min(self._untouched, other._untouched)
 
     def reusable_length(self, n: int) -> int:
-        """How many of the first `n` tokens can serve anybody else."""
+        """Return how many of the first `n` tokens another request can reuse."""
         return min(n, self.common_length(self))
 
     def with_removed(self, begin: int, end: int) -> Activation:
-        """Once the tokens begin … end are gone and those behind them have moved down."""
+        """Return the activation after tokens begin … end - 1 were removed and the later ones moved down."""
         n_gone = max(0, min(self.begin, end) - begin)
         return Activation(self.scales, self.begin - n_gone)
 
@@ -54,7 +54,7 @@ class Activation:
 
 
 BASE = Activation()
-"""No adapter acts."""
+"""No adapter is active."""
 
 
 def activation(scales: Scales, begin: int = 0) -> Activation:
@@ -62,7 +62,7 @@ def activation(scales: Scales, begin: int = 0) -> Activation:
 
 
 def last_occurrence(tokens: Sequence[int], wanted: Sequence[int]) -> int:
-    """Where `wanted` last begins in `tokens`; -1 when it does not occur."""
+    """Return the index at which `wanted` last occurs in `tokens`, or -1 if it does not occur."""
     n, wanted = len(wanted), list(wanted)
     for start in range(len(tokens) - n, -1, -1):
         if tokens[start] == wanted[0] and list(tokens[start : start + n]) == wanted:

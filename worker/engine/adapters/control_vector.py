@@ -1,6 +1,7 @@
-"""Control vectors: a direction for each layer that is added to what the layer computes. Read from GGUF, set once.
+"""Reads control vectors from GGUF files and sets them in a new context.
 
-Called when a context has been made; several files add up.
+A control vector has one direction for each layer, which llama.cpp adds to the layer's output. The vectors of several
+files are added up.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from ..llama.errors import LoadError
 from ..llama.llama import C
 
 Directions = dict[int, NDArray[np.float32]]
-"""By layer, counted from 1: layer 0 has none."""
+"""Direction of shape (n_embd,) by layer, counted from 1; layer 0 has none."""
 
 _NAME = re.compile(r"direction\.(\d+)")
 
 
 def apply_control_vectors(context: Context) -> None:
-    """Raises LoadError for files that are no control vectors, or not of this model."""
+    """Set the control vectors of the model's options in the context.
+
+    Raises LoadError for a file that is not a control vector or does not fit the model.
+    """
     options = context.model.options
     if not options.control_vectors:
         return
@@ -33,14 +37,15 @@ def apply_control_vectors(context: Context) -> None:
         for layer, direction in read_directions(path).items():
             if total and direction.size != _size(total):
                 raise LoadError(
-                    f"control vector '{path}': {direction.size} numbers a layer, the one before it has others"
+                    f"control vector '{path}' has {direction.size} values per layer; the file before it has a"
+                    " different number"
                 )
             total[layer] = total.get(layer, np.zeros_like(direction)) + np.float32(scale) * direction
     _set(context, total)
 
 
 def read_directions(path: Path) -> Directions:
-    """Raises LoadError. Tensors of one layer add up."""
+    """Return the directions in a GGUF file; several tensors of one layer are added up. Raises LoadError."""
     try:
         header = read_header(path)
         with path.open("rb") as file:
@@ -55,7 +60,7 @@ def read_directions(path: Path) -> Directions:
     except (OSError, GgufError) as error:
         raise LoadError(f"control vector '{path}': {error}") from None
     if not directions:
-        raise LoadError(f"control vector '{path}': no direction in it")
+        raise LoadError(f"control vector '{path}': it contains no direction")
     return directions
 
 
@@ -89,4 +94,4 @@ def _set(context: Context, directions: Directions) -> None:
     pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
     if C.llama_set_adapter_cvec(context.pointer, pointer, data.size, n_embd, max(1, first), last):
         expected = C.llama_model_n_embd(model.pointer)
-        raise LoadError(f"control vectors have {n_embd} numbers a layer, the model {expected}")
+        raise LoadError(f"the control vectors have {n_embd} values per layer, the model has {expected}")

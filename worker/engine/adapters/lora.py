@@ -1,7 +1,7 @@
-"""The LoRA adapters of a loaded model: loading them, their scales, and what acts on a request.
+"""Loads the LoRA adapters of a model, keeps their scales and determines which of them are active for a request.
 
-Owned by the engine thread. The scales of all requests that name none are the server's, which `/lora-adapters` changes;
-the sequences that were computed with other scales are not reused then, see `activation`.
+Owned by the engine thread. Requests that set no scales use the server's scales, which `/lora-adapters` changes.
+Sequences that were computed with other scales are not reused, see `activation`.
 """
 
 from __future__ import annotations
@@ -29,14 +29,20 @@ class AdapterInfo:
     task_name: str
     prompt_prefix: str
     invocation_text: str
-    invocation: tuple[int, ...]  # tokens that switch an aLoRA on; empty: it is none
+    invocation: tuple[int, ...]  # tokens that activate an aLoRA; empty for a usual LoRA
 
 
 class Adapters:
-    """Loaded before the context is made, which reserves room for them. llama.cpp frees them with their model."""
+    """The adapters of a model. Load them before the context, which reserves memory for them.
+
+    llama.cpp frees them together with the model.
+    """
 
     def __init__(self, model: Model, scales: Scales | None = None) -> None:
-        """`scales` replace those of the options: what was set before the model slept. Raises LoadError."""
+        """Load the adapters of the model's options. Raises LoadError.
+
+        `scales` replace the scales of the options: those that were set before the model was put to sleep.
+        """
         options = model.options
         self._pointers = [_load(model, path) for path, _ in options.lora]
         self.infos = tuple(
@@ -47,11 +53,15 @@ class Adapters:
         self._applied: Scales = ()
 
     def set_scales(self, wanted: Mapping[int, float]) -> None:
-        """For all requests from now on. Adapters that are not mentioned get 0, unknown ids are left out."""
+        """Set the scales of all later requests. Adapters that are not mentioned get 0; unknown ids are ignored."""
         self.scales = self._scales_of(wanted)
 
     def activation(self, request: Generation | Embedding, *, in_pieces: bool = True) -> Activation:
-        """Raises InvalidRequest. Without `in_pieces` the prompt is one batch: all or nothing."""
+        """Return which adapters are active for the request, and from which token on.
+
+        If `in_pieces` is false, the prompt is computed as one batch and an aLoRA is active for all of it or not at all.
+        Raises InvalidRequest if several aLoRAs are active, or one with a negative scale.
+        """
         if not self.infos:
             return BASE
         own = request.adapters if isinstance(request, Generation) else ()
@@ -64,10 +74,10 @@ class Adapters:
         start = last_occurrence(request.tokens, active[0].invocation)
         if start < 0:
             return BASE
-        return activation(scales, start - 1 if in_pieces else 0)  # from the token before it on, as in llama-server
+        return activation(scales, start - 1 if in_pieces else 0)  # from the token before it, as in llama-server
 
     def apply(self, context: Context, scales: Scales) -> None:
-        """What the next decode computes with. Changing it costs a new reservation of the graph."""
+        """Set the scales for the next decode. After a change llama.cpp has to reserve the compute graph again."""
         if scales == self._applied:
             return
         n = len(scales)

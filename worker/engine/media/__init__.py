@@ -1,1 +1,1 @@
-"""Images, audio and video turned into embeddings for the model."""
+"""Encodes images, audio and video into embeddings for the model."""

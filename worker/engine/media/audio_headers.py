@@ -1,7 +1,7 @@
-"""What an audio file says of its own length, before it is decoded. Pure.
+"""Checks the length in the header of an audio file before the file is decoded. Pure. Called by `projector`.
 
-The decoder believes it and makes room at once: a file of a hundred bytes could end the process. WAV files that were
-written to a pipe do not know their length, and get it here. Called by `projector`.
+The decoder trusts the header and allocates memory for the whole length first: a file of a hundred bytes could end the
+process. WAV files that were written to a pipe have no valid length; it is corrected here.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ import struct
 from llama_corral.common.base.errors import InvalidRequest
 
 MAX_LENGTH_S = 4 * 3600
-"""A gigabyte once decoded."""
+"""Longest audio in seconds: about 1 GB when decoded."""
 
 
 def checked(data: bytes) -> bytes:
-    """The file as the decoder may have it. Raises InvalidRequest. What is neither WAV nor FLAC stays as it is."""
+    """Return the file with a corrected WAV header; other formats are returned unchanged.
+
+    Raises InvalidRequest if a WAV or FLAC header gives a length above MAX_LENGTH_S or a FLAC header is incomplete.
+    """
     begin = _after_tags(data)
     if data[begin : begin + 4] == b"fLaC":
         _check_flac(data[begin:])
@@ -25,7 +28,7 @@ def checked(data: bytes) -> bytes:
 
 
 def _after_tags(data: bytes) -> int:
-    """MP3 players' tags may stand in front of anything."""
+    """Return the offset after the ID3 tags, which may precede any format."""
     begin = 0
     while data[begin : begin + 3] == b"ID3" and len(data) >= begin + 10:
         size = sum(
@@ -43,7 +46,7 @@ def _check_flac(data: bytes) -> None:
 
 
 def _checked_wav(data: bytes) -> bytes:
-    """Chunks of (name, size): the samples may not go beyond the file's end."""
+    """Check the chunks (name, size) of a WAV file; limit the size of the samples to the end of the file."""
     mended = bytearray(data)
     rate, block, n_samples, position = 0, 1, 0, 12
     while position + 8 <= len(data):
@@ -68,4 +71,4 @@ def _checked_wav(data: bytes) -> bytes:
 
 def _check_length(n_samples: int, rate: int) -> None:
     if n_samples and (not rate or n_samples / rate > MAX_LENGTH_S):
-        raise InvalidRequest(f"the audio file is longer than {MAX_LENGTH_S // 3600} hours, or says so")
+        raise InvalidRequest(f"the audio file is longer than {MAX_LENGTH_S // 3600} hours according to its header")

@@ -1,8 +1,8 @@
-"""Images and audio on their way from the request to the model: encoded on a thread of their own, while the engine
-thread goes on with everybody's text. Owned by the engine thread, through `core`.
+"""Encodes the images and audio of requests on a separate thread, while the engine thread computes the text of all
+requests. Owned by the engine thread, through `core`.
 
-A job's media are encoded when its prompt begins, as many of them together as the projector takes, and the next ones
-when the last of those is read.
+A job's media are encoded when its prompt begins, as many in one batch as the projector accepts. The next batch starts
+when the last chunk of the previous one is read.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 class MediaEncoder:
     def __init__(self, projector: Projector, wake: Callable[[], None]) -> None:
-        """`wake`, called from another thread: `results` has something new."""
+        """Start the thread. `wake` is called from another thread each time an encoding has finished."""
         self.projector, self._wake = projector, wake
         self._thread = ThreadPoolExecutor(1, "encoder")
         self._requested: dict[Job, tuple[Sequence[MediaChunk], Future[list[Embeddings]]]] = {}
 
     def close(self) -> None:
-        """Frees the projector. What is being encoded cannot be interrupted."""
+        """Wait for the encoding that is running, which cannot be interrupted, and free the projector."""
         self._thread.shutdown(wait=True, cancel_futures=True)
         self.projector.close()
 
@@ -39,7 +39,10 @@ class MediaEncoder:
         return any(not future.done() for _, future in self._requested.values())
 
     def get_or_start(self, job: Job, chunk: MediaChunk) -> Embeddings | None:
-        """What the model reads in the chunk's place. None: it is being encoded. Raises what encoding has raised."""
+        """Return the embeddings of the chunk, or start encoding it and return None while they are not ready.
+
+        Raises the exception that encoding has raised.
+        """
         chunks, future = self._requested.get(job, ((), None))
         if future is None or chunk not in chunks:
             self._ask(job, chunk)
@@ -47,19 +50,19 @@ class MediaEncoder:
         if not future.done():
             return None
         place, encoded = chunks.index(chunk), future.result()
-        if place >= len(encoded):  # the others did not fit beside it
+        if place >= len(encoded):  # it did not fit into the batch
             self._ask(job, chunk)
             return None
         return encoded[place]
 
     def begin(self, slot: Slot, task: Task) -> None:
-        """Its prompt begins: what comes first is encoded while the text before it is computed."""
+        """Start encoding the first chunk of a new prompt, while the text before it is computed."""
         coming = (chunk for chunk in task.request.media if chunk.start >= len(slot.tokens))
         if first := next(coming, None):
             self._ask(task.job, first)
 
     def fill(self, plan: BatchPlan, slots: Sequence[Slot], decoder: BatchDecoder) -> PreparedBatch:
-        """The batch of a plan for media: an image or a stretch of audio of one slot, or a part of it."""
+        """Return the batch of a media plan: one image or audio chunk of one slot, or a part of it."""
         slot = slots[plan.prompts[0][0]]
         task = slot.task
         chunk = chunk_at(task.request.media, len(slot.tokens)) if task is not None else None
@@ -73,7 +76,7 @@ class MediaEncoder:
         return decoder.fill_media(plan, vectors, positions, causal=not content.non_causal)
 
     def end(self, job: Job) -> None:
-        """The job's prompt is computed, or nobody waits for it any more. Gives its images' memory back."""
+        """Free the memory of the job's media. Called when its prompt is computed or the job is cancelled."""
         _, future = self._requested.pop(job, ((), None))
         if future is not None:
             future.cancel()
@@ -81,7 +84,7 @@ class MediaEncoder:
             content_of(chunk).prepared = None
 
     def _start_next(self, job: Job, chunk: MediaChunk) -> None:
-        """The chunk is about to be read: if it is the last that is encoded, the next one's turn comes."""
+        """Start encoding the next chunk if `chunk`, which is about to be read, is the last encoded one."""
         chunks, future = self._requested[job]
         n_encoded = len(future.result())
         if chunk is chunks[n_encoded - 1] and n_encoded < len(chunks):

@@ -1,8 +1,7 @@
-"""The projector: what makes images and audio readable for a model. Loading it, cutting prompts into text and media, and
-encoding the media.
+"""Loads the projector (mmproj) of a multimodal model, splits prompts into text and media, and encodes the media.
 
-`tokenize` may be called from any thread, several at once; `encode` from one thread at a time, while the model's context
-computes on another; the rest belongs to the engine thread.
+`tokenize` may be called from several threads simultaneously; `encode` from one thread at a time, while the model's
+context computes on another one. Call everything else on the engine thread.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ Embeddings = NDArray[np.float32]
 
 
 class PreparedMedia:
-    """Owns an mtmd_input_chunk with its pixels or samples."""
+    """Owns a copy of an mtmd_input_chunk with its pixels or samples."""
 
     def __init__(self, chunk: Any) -> None:
         self.pointer = M.mtmd_input_chunk_copy(chunk)
@@ -44,7 +43,7 @@ class PreparedMedia:
 
 
 class Projector:
-    """Owns the mtmd_context; `close()` frees it, before its model is."""
+    """Owns the mtmd_context. Call `close()`, which frees it, before the model is freed."""
 
     def __init__(self, model: Model, options: ProjectorOptions, on_progress: Callable[[float], None]) -> None:
         self._options = options
@@ -69,7 +68,7 @@ class Projector:
         self.n_embd: int = C.llama_model_n_embd_inp(model.pointer)
 
     def close(self) -> None:
-        """Waits for those who still tokenize: their request may have ended before."""
+        """Free the context, after waiting for threads that still tokenize (their request may have ended already)."""
         with self._changed:
             context, self._context = self._context, None
             self._changed.wait_for(lambda: not self._users)
@@ -79,7 +78,10 @@ class Projector:
     # -- a prompt -----------------------------------------------------------------------------------------------------
 
     def tokenize(self, prompt: str, files: Sequence[bytes]) -> tuple[tuple[int, ...], tuple[MediaChunk, ...]]:
-        """The prompt has one marker for each file. Raises InvalidRequest."""
+        """Return the prompt's tokens and its media chunks; media positions contain MEDIA_TOKEN.
+
+        The prompt must have one media marker for each file. Raises InvalidRequest.
+        """
         with self._in_use() as context, contextlib.ExitStack() as stack:
             limits = VideoLimits()
             bitmaps = [self._bitmap(context, data, limits, stack) for data in files]
@@ -100,7 +102,7 @@ class Projector:
     def _bitmap(self, context: Any, data: bytes, limits: VideoLimits, stack: contextlib.ExitStack) -> Any:
         if may_be_video(data):
             if not self.support.video:
-                raise InvalidRequest(f"{UNREADABLE}: this model reads sound, as WAV, MP3 or FLAC")
+                raise InvalidRequest(f"{UNREADABLE}: this model reads audio only, as WAV, MP3 or FLAC")
             video = Video(context, data, self._options, limits)
             stack.callback(video.close)
             return video.bitmap
@@ -149,7 +151,10 @@ class Projector:
     # -- media ---------------------------------------------------------------------------------------------------------
 
     def encode(self, media: Sequence[object]) -> list[Embeddings]:
-        """What the model reads in their place, of the first of them or of as many as can be encoded together."""
+        """Return the embeddings of the first media, of as many as fit into one batch.
+
+        Each array has the shape (n_tokens, n_embd). Raises EncodeError.
+        """
         with self._in_use() as context, contextlib.ExitStack() as stack:
             batch = M.mtmd_batch_init(context)
             stack.callback(M.mtmd_batch_free, batch)
@@ -170,7 +175,10 @@ class Projector:
         return np.ctypeslib.as_array(values, shape).copy()
 
     def positions(self, content: MediaContent, first: int) -> NDArray[np.int32]:
-        """Of each token, one row; four rows with M-RoPE: time, y, x and one that is not used."""
+        """Return the position of each token: shape (1, n_tokens), or with M-RoPE (4, n_tokens).
+
+        The rows for M-RoPE are time, y, x and one that is not used.
+        """
         token, prepared = content.token, content.prepared
         assert isinstance(prepared, PreparedMedia)
         if not self.mrope:
@@ -184,7 +192,7 @@ class Projector:
 
     @staticmethod
     def read_saved(data: bytes) -> MediaToken | None:
-        """What a file holds of an image or of sound. None: it cannot be read."""
+        """Return the image or audio token that a slot file has saved, or None if it cannot be read."""
         chunk = M.mtmd_input_chunk_load(data, len(data))
         if not chunk:
             return None
@@ -224,7 +232,7 @@ class Projector:
 
 
 def _placement(options: ProjectorOptions) -> str:
-    """Where its weights are, as llama.cpp names it: the first device that is not the CPU, unless told otherwise."""
+    """Return llama.cpp's name of the device with the weights: by default the first device that is not the CPU."""
     if not options.offload or options.device == "none":
         return "CPU"
     return options.device or next((device.name for device in list_devices() if not device.is_cpu), "CPU")
@@ -237,7 +245,7 @@ def _device(options: ProjectorOptions) -> tuple[bool, int | None]:
 
 
 def token_of(chunk: Any) -> MediaToken:
-    """The token of a chunk that is no text."""
+    """Return the token of an image or audio chunk."""
     n_bytes = ctypes.c_size_t()
     buffer = None
     if not M.mtmd_input_chunk_save(chunk, None, 0, ctypes.byref(n_bytes)):

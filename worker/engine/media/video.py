@@ -1,7 +1,7 @@
-"""A video of a request on its way into a prompt: ffmpeg decodes it, llama.cpp asks for one picture after the other.
+"""Reads the video of a request into a prompt: ffmpeg decodes it, llama.cpp requests one frame after the other.
 
-Called by `projector`. llama.cpp keeps all pictures until the last one is there, however many that are: two kilobytes
-can show one picture for days. So they are counted here, where each of them passes.
+Called by `projector`. llama.cpp keeps all frames in memory until the last one is read, without a limit, and a file of
+two kilobytes can show one picture for days. So the frames are counted and limited here.
 """
 
 from __future__ import annotations
@@ -20,42 +20,42 @@ from ..llama.mtmd import M
 from ..llama.options import ProjectorOptions
 
 MAX_FRAMES = 1024
-"""Of all videos of a prompt; four minutes at four a second, and more than most contexts hold."""
+"""Most frames of all videos of a prompt: four minutes at 4 frames/s, more than fit into most contexts."""
 MAX_BYTES = 2 << 30
-"""Of these pictures, decoded: 345 in full HD."""
+"""Most bytes of these frames when decoded: 345 frames in full HD."""
 TIMEOUT_S = 120.0
-"""For decoding the videos of a prompt."""
+"""Time limit in seconds for decoding the videos of a prompt."""
 
 UNREADABLE = "Failed to load image or audio file"
-"""llama-server's words for any file."""
+"""llama-server's error message for any media file."""
 
 _OK, _END, _ERROR = 0, -1, -2  # what llama.cpp expects of a callback
 
 
 def check_ffmpeg(directory: str) -> None:
-    """Raises NotSupported."""
+    """Raise NotSupported if ffmpeg or ffprobe is not found in `directory`, or on the PATH if that is empty."""
     missing = [name for name in ("ffmpeg", "ffprobe") if not shutil.which(name, path=directory or None)]
     if missing:
         where = f"in {directory} (--video-ffmpeg-dir)" if directory else "on the server's PATH"
-        raise NotSupported(f"video and WebP pictures need ffmpeg: there is no {' and no '.join(missing)} {where}")
+        raise NotSupported(f"video and WebP images need ffmpeg: {' and '.join(missing)} not found {where}")
 
 
 class VideoLimits:
-    """What is left for the videos of one prompt."""
+    """Counts the frames, bytes and time that are left for the videos of one prompt."""
 
     def __init__(self) -> None:
         self.problem: InvalidRequest | None = None
-        """Why llama.cpp was told to stop."""
+        """The reason why reading was stopped."""
         self._frames, self._bytes, self._deadline = MAX_FRAMES, MAX_BYTES, time.monotonic() + TIMEOUT_S
 
     def allow(self, n_bytes: int) -> bool:
-        """One more picture, unless there is a problem."""
+        """Count one more frame of `n_bytes`. Return False and set `problem` if a limit is exceeded."""
         self._frames -= 1
         self._bytes -= n_bytes
         if self._frames < 0 or self._bytes < 0:
             self.problem = InvalidRequest(
-                f"the video is too long: more than {MAX_FRAMES} pictures or {MAX_BYTES >> 30} GiB of them, decoded;"
-                " a smaller --video-fps takes fewer"
+                f"the video is too long: more than {MAX_FRAMES} frames or {MAX_BYTES >> 30} GiB of decoded frames;"
+                " use a shorter one, or start the server with a smaller --video-fps"
             )
         elif time.monotonic() > self._deadline:
             self.problem = InvalidRequest(f"the video took longer than {TIMEOUT_S:g} s to decode")
@@ -63,16 +63,16 @@ class VideoLimits:
 
 
 class Video:
-    """Stands in a prompt as `bitmap`; `close()` frees it and ends ffmpeg."""
+    """A video that a prompt contains as `bitmap`. `close()` frees it and stops ffmpeg."""
 
     def __init__(self, context: Any, data: bytes, options: ProjectorOptions, limits: VideoLimits) -> None:
-        """Raises InvalidRequest for what ffmpeg does not take for a video, NotSupported where there is no ffmpeg."""
+        """Start ffmpeg. Raises InvalidRequest if ffmpeg finds no video in the data, NotSupported without ffmpeg."""
         check_ffmpeg(options.video_ffmpeg_dir)
         self._limits, self._id, self._n_frames = limits, hashlib.sha256(data).hexdigest(), 0
         buffer = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
         self._pointer = M.mtmd_helper_video_init_from_buf(context, buffer, len(data), video_params(options))
         if not self._pointer:
-            raise InvalidRequest(f"{UNREADABLE}: ffmpeg finds no video in it, and sound has to be WAV, MP3 or FLAC")
+            raise InvalidRequest(f"{UNREADABLE}: ffmpeg finds no video in it; audio must be WAV, MP3 or FLAC")
         info = M.mtmd_helper_video_get_info(self._pointer)
         self._frame_bytes = 3 * info.width * info.height
         if info.width * info.height > MAX_PIXELS:
@@ -89,10 +89,10 @@ class Video:
         M.mtmd_helper_video_free(self._pointer)
 
     def _next(self, _index: int, _data: object, bitmap: Any, words: Any) -> int:
-        """A picture, or words between two of them. Called inside of llama.cpp, which no exception may pass through."""
+        """Read the next frame, or the text between two frames. llama.cpp calls this: it must not raise."""
         result = int(M.mtmd_helper_video_read_next(self._pointer, bitmap, words))
         if result == _END and not self._n_frames:
-            self._limits.problem = InvalidRequest(f"{UNREADABLE}: ffmpeg finds no picture in the video")
+            self._limits.problem = InvalidRequest(f"{UNREADABLE}: ffmpeg finds no frame in the video")
             return _ERROR
         if result != _OK or not bitmap[0]:
             return result
@@ -100,7 +100,7 @@ class Video:
             M.mtmd_bitmap_free(bitmap[0])
             bitmap[0] = None
             return _ERROR
-        M.mtmd_bitmap_set_id(bitmap[0], f"{self._id}+{self._n_frames}".encode())  # llama-server's, for its slot files
+        M.mtmd_bitmap_set_id(bitmap[0], f"{self._id}+{self._n_frames}".encode())  # llama-server's id in slot files
         self._n_frames += 1
         return _OK
 

@@ -1,13 +1,13 @@
-"""Which files may be handed to ffmpeg, by their first bytes. Pure. Called by `projector`.
+"""Decides by its first bytes whether a file may be passed to ffmpeg. Pure. Called by `projector`.
 
-llama.cpp gives it whatever is neither picture nor sound. Playlists are such files: they name others, on this machine
-or in its network, and ffmpeg would read those.
+llama.cpp passes to ffmpeg every file that is neither an image nor audio. A playlist is such a file: it names other
+files, on this machine or in its network, and ffmpeg would read them.
 """
 
 from __future__ import annotations
 
 NO_FFMPEG = "/dev/null"
-"""A directory in which none is found."""
+"""A directory in which no ffmpeg is found."""
 
 _STARTS = (
     b"\x1a\x45\xdf\xa3",  # Matroska, WebM
@@ -19,11 +19,12 @@ _STARTS = (
 )
 _MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 _TAB = 9
-"""The first byte that XML could begin with, which some playlists are: as a size it stands for a box of 144 MiB."""
+"""The lowest first byte of an XML file (some playlists are XML). As an MP4 size it means a box of 144 MiB or more."""
 _TS_PACKET = 188
 
 
 def may_be_video(data: bytes) -> bool:
+    """Return True if the file begins like a Matroska, MPEG, ASF, Ogg, FLV, MP4, AVI or MPEG-TS file."""
     if data.startswith(_STARTS) or (data[4:8] in _MP4_BOXES and data[0] < _TAB):
         return True
     if data[:4] == b"RIFF":
@@ -32,5 +33,5 @@ def may_be_video(data: bytes) -> bool:
 
 
 def is_webp(data: bytes) -> bool:
-    """A picture, but only ffmpeg decodes it."""
+    """Return True for a WebP image, which only ffmpeg can decode."""
     return data[:4] == b"RIFF" and data[8:12] == b"WEBP"

@@ -1,1 +1,1 @@
-"""Sampler chains, grammars, thinking budgets and probabilities."""
+"""Contains sampler chains, grammars, thinking budgets and probabilities."""

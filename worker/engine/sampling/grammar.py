@@ -1,8 +1,8 @@
-"""What one choice may say: its grammar, asked about tokens and told of them.
+"""Applies the grammar of one choice: tests tokens, and advances the grammar by the chosen ones.
 
-Used by `sampler` on the engine thread. Telling llama.cpp's grammar of a token that it forbids aborts the process, so
-every token is asked about first, those a trigger or the prompt's end replays included. A lazy grammar sleeps until a
-trigger comes up in the text; triggers are looked for here, so that none of this happens inside of llama.cpp.
+Used by `sampler` on the engine thread. llama.cpp's grammar aborts the process if it has to accept a token that it
+forbids. So every token is tested first, also those that are replayed for a trigger or the end of the prompt. A lazy
+grammar is inactive until a trigger occurs in the text; triggers are searched for here and not inside llama.cpp.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from .patterns import Pattern, compiled
 
 ROOT = b"root"
 MAX_NESTING = 2000
-"""Of parentheses: llama.cpp's parser calls itself for each level, and ends the process at some ten thousand."""
+"""Deepest nesting of parentheses. llama.cpp's parser is recursive and ends the process at about ten thousand levels."""
 
 MAX_REPEATED = 1 << 22
-"""Characters that all repetitions of a grammar come to, at most: each of them is written out when it is parsed."""
+"""Most characters of all expanded repetitions of a grammar: llama.cpp's parser expands each of them."""
 
 MAX_CHARACTERS = 1 << 22
 
@@ -35,19 +35,25 @@ NOTICEABLE_SECONDS = 0.001
 
 SLOW_SECONDS = 0.25
 MAX_SLOW_SECONDS = 5.0
-"""For one answer, of the single questions to a grammar that take longer than that. Nobody else is served meanwhile."""
+"""Time limit in seconds for one answer: the sum of all grammar calls that take longer than SLOW_SECONDS.
+
+The engine serves no other request during such a call.
+"""
 
 LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"?|\[(?:[^\]\\]|\\.)*\]?|#[^\n]*', re.DOTALL)
-"""What stands for itself in GBNF: strings, character classes and comments."""
+"""Literal parts of GBNF: strings, character classes and comments."""
 
 _PART = re.compile(LITERAL.pattern + r"|\{[^{}]*\}|\s+|[^\s\"\[#{}]+|.", re.DOTALL)
 
 
 class GrammarConstraint:
-    """`close()` frees it."""
+    """The grammar of one choice and its state. `close()` frees it."""
 
     def __init__(self, grammar: Grammar, vocab: Vocab) -> None:
-        """Raises InvalidRequest for a grammar that cannot be parsed, or that forbids what the prompt ends with."""
+        """Parse the grammar and advance it by the tokens of its prefill, the end of the prompt.
+
+        Raises InvalidRequest if the grammar cannot be parsed or forbids the prefill.
+        """
         self._vocab = vocab
         self._slow_seconds = 0.0
         self._is_slow = False
@@ -69,7 +75,7 @@ class GrammarConstraint:
 
     @property
     def applies(self) -> bool:
-        """Whether the next token must fit; a lazy grammar waits for its trigger first."""
+        """True if the next token must fit the grammar; False for a lazy grammar before its trigger."""
         return self._triggers is None
 
     def allows(self, token: int) -> bool:
@@ -78,14 +84,17 @@ class GrammarConstraint:
         return bool(self._one.logit != -math.inf)
 
     def apply(self, candidates: Any) -> None:
-        """Gives every forbidden one of the candidates, a reference to llama.cpp's array, a logit of minus infinity."""
+        """Set the logit of every forbidden candidate to minus infinity.
+
+        `candidates` is a reference to a llama_token_data_array. Raises InvalidRequest if the grammar is too slow.
+        """
         begun = time.monotonic()
         C.llama_sampler_apply(self._pointer, candidates)
         self._note_duration(time.monotonic() - begun)
 
     def _feed(self, token: int) -> None:
         begun = time.monotonic()
-        # whoever keeps the GIL for long holds up the event loop, and with it all that needs no engine
+        # a long call that keeps the GIL would block the event loop, and so all requests that need no engine
         (C.llama_sampler_accept if self._is_slow else fast.accept)(self._pointer, token)
         self._note_duration(time.monotonic() - begun)
 
@@ -94,15 +103,15 @@ class GrammarConstraint:
         if seconds > SLOW_SECONDS:
             self._slow_seconds += seconds
             if self._slow_seconds > MAX_SLOW_SECONDS:
-                raise InvalidRequest("the grammar takes too long to be followed: it is too ambiguous or too large")
+                raise InvalidRequest("evaluating the grammar takes too long: it is too ambiguous or too large")
 
     def accept(self, token: int) -> None:
-        """The token has been chosen; `allows` must have said yes if the grammar `applies`."""
+        """Advance the grammar by the chosen token. If the grammar `applies`, `allows` must have returned True."""
         if self._triggers is None:
             self._feed(token)
             return
         if self._vocab.is_eog(token):
-            return  # the end of the answer, not a part of its text
+            return  # it ends the answer and is not part of its text
         replayed = self._triggers.look(token)
         if replayed is None:
             return
@@ -124,7 +133,10 @@ def _parsed(text: str, vocab: Vocab) -> Any:
 
 
 def _repeated(text: str) -> int:
-    """llama.cpp bounds how often something is repeated (2000 times), but not how much."""
+    """Return the number of characters of all expanded repetitions.
+
+    llama.cpp limits how often a part may be repeated (2000 times), but not the size of the part.
+    """
     total, before = 0, 0
     for part in _PART.findall(text):
         if part.startswith("{"):
@@ -145,16 +157,16 @@ def refused(why: str) -> InvalidRequest:
 
 
 def prefill_tokens(text: str, vocab: Vocab) -> list[int]:
-    """The tokens of the prompt's last part, which a grammar describes too."""
+    """Return the tokens of the prompt's last part, which the grammar describes too."""
     tokens = vocab.tokenize(text, False, True) if text else []
-    # some tokenizers put a blank before the first token
+    # some tokenizers insert a space before the first token
     if tokens and vocab.piece(tokens[0])[:1].isspace() and not text[0].isspace():
         del tokens[0]
     return tokens
 
 
 class _Triggers:
-    """What wakes a lazy grammar, and the text so far."""
+    """Searches an answer's text for the triggers that activate a lazy grammar."""
 
     def __init__(self, grammar: Grammar, vocab: Vocab) -> None:
         triggers = grammar.triggers
@@ -164,17 +176,17 @@ class _Triggers:
         self._text = bytearray()
         self._said: list[int] = []
         self._thought = _ThoughtScanner(grammar.thinking) if grammar.thinking else None
-        self._from = 0  # where the thoughts have ended
+        self._from = 0  # where the reasoning has ended
 
     def look(self, token: int) -> Sequence[int] | None:
-        """The tokens the grammar has to be told of, if it is woken now."""
+        """Add a token to the text. Return the tokens that the grammar must accept if it is now activated, else None."""
         self._text += self._vocab.piece(token)
         self._said.append(token)
         if self._thought is not None:
             end = self._thought.end_in(self._text)
             if end is None:
                 return None
-            self._thought, self._from = None, end  # the mark that ends them may be the trigger
+            self._thought, self._from = None, end  # the mark that ends the reasoning may be the trigger
         if token in self._tokens:
             return [token]
         for pattern, kind in self._patterns:
@@ -187,7 +199,7 @@ class _Triggers:
         return None
 
     def _since(self, start: int) -> list[int]:
-        """The tokens behind `start`; if one lies across it, the bytes of its second half."""
+        """Return the tokens after byte `start` of the text; a token that crosses it is replaced by byte tokens."""
         position, tokens = 0, []
         for token in self._said:
             piece = self._vocab.piece(token)
@@ -201,12 +213,12 @@ class _Triggers:
     def _spelt(self, data: bytes) -> list[int]:
         letters = self._vocab.byte_tokens
         if not all(byte in letters for byte in data):
-            raise ServerFault("the text that triggers the grammar begins inside of a token that cannot be taken apart")
+            raise ServerFault("the text that triggers the grammar begins in a token that cannot be split into bytes")
         return [letters[byte] for byte in data]
 
 
 class _ThoughtScanner:
-    """What an answer may begin with, between two marks; the prompt may have opened it."""
+    """Finds the end of the reasoning that an answer may begin with. The prompt may have opened the reasoning."""
 
     def __init__(self, thinking: Thinking) -> None:
         start, prompt = thinking.start, thinking.opening
@@ -218,7 +230,10 @@ class _ThoughtScanner:
         self._seen = 0
 
     def end_in(self, text: bytearray) -> int | None:
-        """Where they end; None: not yet."""
+        """Return the byte at which the reasoning ends (the end mark begins), or None if it has not ended yet.
+
+        0 if the answer has no reasoning.
+        """
         if self._closed:
             return 0
         if not self._open:
@@ -240,4 +255,4 @@ def _compiled(trigger: Trigger) -> Pattern:
     try:
         return compiled(text)
     except ValueError as error:
-        raise refused(f"the trigger pattern {trigger.value} is no regular expression: {error}") from None
+        raise refused(f"the trigger pattern {trigger.value} is not a valid regular expression: {error}") from None

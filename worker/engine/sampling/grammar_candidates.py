@@ -1,9 +1,9 @@
-"""Which tokens a grammar allows, found without asking it about every one.
+"""Finds the tokens that a grammar allows without testing every token.
 
-A grammar that forbids a token forbids every token that begins with it. So it is asked about the shortest ones first,
-and about longer ones only where their beginning is allowed: between the parts of a JSON text that leaves a few of a
-large vocabulary. Inside of a string nearly all tokens are allowed; there the likeliest ones suffice when `top_k` is
-going to drop all others anyway. Either way the samplers see what they would have seen.
+A grammar that forbids a token forbids every token that begins with it. So the shortest tokens are tested first, and
+longer ones only if their beginning is allowed: between the parts of a JSON text only a few tokens of a large vocabulary
+are tested. Inside a string nearly all tokens are allowed; there it suffices to test the likeliest ones, if `top_k`
+drops all others anyway. The result of the samplers is the same in both cases.
 """
 
 from __future__ import annotations
@@ -25,32 +25,35 @@ Ids = NDArray[np.int32]
 CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 SMALL_VOCAB = 4096
-"""Up to here a grammar is faster asked about all tokens at once."""
+"""Up to this size it is faster to test all tokens in one call."""
 
 MANY = 1024
-"""Before more tokens than this are asked about at once, the likeliest ones are tried."""
+"""Before more tokens than this are tested in one call, the likeliest ones are tried."""
 
 _LIKELIEST = 8
-"""Tried for each one that `top_k` keeps."""
+"""How many of the likeliest tokens are tried for each one that `top_k` keeps."""
 
 _BEYOND_ASCII = re.compile(r"[^\x00-\x7F]|\\u|\\U|\\x[89A-Fa-f]")
 
 
 def prunable(grammar: str) -> bool:
-    """Whether a token's beginning decides: not if tokens are named, nor if characters beyond ASCII are excluded, since
-    llama.cpp then forbids the first byte of all characters like them."""
+    """Return True if a token is certainly forbidden when its beginning is.
+
+    False if the grammar names tokens, or excludes characters beyond ASCII: llama.cpp then forbids the first byte of all
+    characters that begin with that byte.
+    """
     if re.search("[<!]", LITERAL.sub("", grammar)):
         return False
     return not any(_BEYOND_ASCII.search(found) for found in LITERAL.findall(grammar) if found.startswith("[^"))
 
 
 class _PrefixTree:
-    """Each token below the longest other one that it begins with."""
+    """A tree of all tokens. A token's parent is the longest other token that it begins with."""
 
     def __init__(self, vocab: Vocab) -> None:
         pieces = [vocab.piece(token) for token in range(vocab.n_vocab)]
         parents = np.full(vocab.n_vocab, -1, np.int32)
-        path: list[int] = []  # in the order of their bytes, those that the next one may begin with, the shortest first
+        path: list[int] = []  # possible parents of the next token (the tokens are sorted), the shortest first
         for token in sorted(range(vocab.n_vocab), key=pieces.__getitem__):
             piece = pieces[token]
             if vocab.is_eog(token):
@@ -83,7 +86,10 @@ _making = threading.Lock()
 
 
 def prepare(vocab: Vocab) -> None:
-    """What the first grammar needs takes a second with a large vocabulary; from any thread, and only once a model."""
+    """Build the prefix tree that grammars need, once per model. May be called from any thread.
+
+    This takes about a second for a large vocabulary.
+    """
     if vocab.n_vocab > SMALL_VOCAB:
         _tree(vocab)
 
@@ -97,12 +103,12 @@ def _tree(vocab: Vocab) -> _PrefixTree:
 
 
 class GrammarPrefilter:
-    """Asks one grammar about many tokens."""
+    """Tests many tokens against one grammar."""
 
     def __init__(self, constraint: GrammarConstraint, vocab: Vocab, top_k: int, many: int = MANY) -> None:
-        """`top_k`: how many of the likeliest allowed tokens are all that matter, 0 if every one does."""
+        """Create the filter. Only the `top_k` likeliest allowed tokens matter; 0 if all of them do."""
         self.is_partial = False
-        """Whether `allowed` has last left out tokens that are allowed too."""
+        """True if the last call of `allowed` did not return all allowed tokens."""
         self._constraint, self._tree, self._top_k, self._many = constraint, _tree(vocab), top_k, many
         self._data = np.zeros(vocab.n_vocab, CANDIDATE)
         self._array = C.llama_token_data_array()
@@ -110,7 +116,7 @@ class GrammarPrefilter:
         self._reference = ctypes.byref(self._array)
 
     def allowed(self, logits: NDArray[np.float32]) -> Ids:
-        """The allowed tokens, or the likeliest of them, at least `top_k`."""
+        """Return the allowed tokens, or the likeliest of them, at least `top_k`."""
         self.is_partial = False
         found: list[Ids] = []
         asked = self._tree.roots

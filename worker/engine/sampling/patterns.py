@@ -1,7 +1,7 @@
-"""Regular expressions of clients, searched in time that grows with the text alone: the engine thread serves everybody.
+"""Compiles regular expressions of clients so that a search takes linear time: the engine thread serves all requests.
 
-RE2 is imported only when a request brings such an expression. It knows neither look-around nor references back, which
-cannot be searched for like this: they are refused.
+RE2 is imported only when a request contains such an expression. It rejects look-around and back-references, which
+cannot be searched for in linear time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Pattern(Protocol):
 
 
 def compiled(text: str) -> Pattern:
-    """Raises ValueError for what is none, or cannot be searched for in linear time."""
+    """Compile a regular expression. Raises ValueError if it is invalid or cannot be searched for in linear time."""
     import re2
 
     options = re2.Options()

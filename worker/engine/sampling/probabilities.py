@@ -1,4 +1,7 @@
-"""The likeliest tokens beside a chosen one, on request only: it costs more than choosing."""
+"""Computes the probabilities of a sampled token and of the likeliest tokens.
+
+Only if the request wants them: this takes longer than sampling.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,11 @@ from ..messages import Sampling, TokenProb, TokenProbs
 from .sampler import Sampler
 
 LOWEST = float(np.finfo(np.float32).min)
-"""Stands for the logarithm of 0, which JSON cannot say."""
+"""Used for the logarithm of 0, which JSON cannot express."""
 
 
 def probabilities(sampler: Sampler, context: Context, row: int, token: int, of: Sampling, special: bool) -> TokenProbs:
-    """Of the token just sampled from this row, as the request wants them."""
+    """Return the probabilities of the token that was just sampled from this row, as requested."""
     vocab = context.model.vocab
     if of.post_sampling_probs:
         return after_sampling(sampler.candidates(), token, of.n_probs, vocab, special)
@@ -25,7 +28,10 @@ def probabilities(sampler: Sampler, context: Context, row: int, token: int, of: 
 
 
 def before_sampling(logits: NDArray[np.float32], token: int, n: int, vocab: Vocab, special: bool) -> TokenProbs:
-    """Natural logarithms of the probabilities the model itself gives."""
+    """Return natural logarithms of the model's own probabilities, for `token` and the `n` likeliest tokens.
+
+    `logits` has the shape (n_vocab,).
+    """
     peak = float(logits.max())
     total = peak + float(np.log(np.exp(logits - peak, dtype=np.float32).sum(dtype=np.float64)))
     n = min(n, len(logits))
@@ -41,7 +47,10 @@ def before_sampling(logits: NDArray[np.float32], token: int, n: int, vocab: Voca
 def after_sampling(
     candidates: np.ndarray[Any, np.dtype[Any]], token: int, n: int, vocab: Vocab, special: bool
 ) -> TokenProbs:
-    """Probabilities among what the samplers left, likeliest first; impossible ones are left out."""
+    """Return probabilities among the candidates that the samplers kept, likeliest first, without those of 0.
+
+    `candidates` are the rows of `Sampler.candidates`.
+    """
     chosen = candidates["p"][candidates["id"] == token]
     top = candidates[:n]
     return TokenProbs(

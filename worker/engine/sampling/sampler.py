@@ -1,8 +1,8 @@
-"""How one token is chosen: a llama.cpp sampler chain for each request, built in llama-server's order.
+"""Samples tokens: builds a llama.cpp sampler chain for each choice, in llama-server's order.
 
 The same parameters, seed, prompt and logits give the same tokens as llama-server. Used by the engine thread only.
-What would abort the process cannot happen here: a chain always ends in a choosing sampler, and a grammar is told of a
-token only after it has been asked about it.
+Conditions in which llama.cpp would abort the process are avoided: a chain always ends with a sampler that selects a
+token, and a grammar accepts a token only after it has been tested.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .grammar import GrammarConstraint, prefill_tokens
 from .grammar_candidates import CANDIDATE, SMALL_VOCAB, GrammarPrefilter, prunable
 from .thinking_budget import ThinkingBudget
 
-_MAX_HISTORY = 1 << 20  # tokens; llama.cpp allocates what is asked for, and aborts when that fails
+_MAX_HISTORY = 1 << 20  # tokens; llama.cpp allocates memory for the requested number, and aborts if that fails
 _MIROSTAT_M = 100  # candidates from which mirostat 1 estimates the distribution's shape; llama-server's constant
 
 Logits = NDArray[np.float32]
@@ -60,15 +60,15 @@ _SAMPLERS: dict[str, _Build] = {
         vocab.n_vocab, min(s.repeat_last_n, _MAX_HISTORY), s.repeat_penalty, s.frequency_penalty, s.presence_penalty
     ),
 }
-_ADAPTIVE_P = "adaptive_p"  # chooses the token itself, therefore stands last wherever it is named
+_ADAPTIVE_P = "adaptive_p"  # selects the token, so it is always the last sampler, wherever the request lists it
 SAMPLER_NAMES = frozenset({*_SAMPLERS, _ADAPTIVE_P})
 
 
 class Sampler:
-    """One choice's chain, grammar and random numbers. `close()` frees them."""
+    """The sampler chain, grammar and random numbers of one choice. `close()` frees them."""
 
     def __init__(self, sampling: Sampling, vocab: Vocab) -> None:
-        """Raises InvalidRequest for parameters no sampler takes."""
+        """Build the chain. Raises InvalidRequest for parameters that no sampler accepts."""
         _check(sampling)
         self._history = max(sampling.repeat_last_n, sampling.dry_penalty_last_n, 0)
         self._constraint = GrammarConstraint(sampling.grammar, vocab) if sampling.grammar else None
@@ -95,12 +95,12 @@ class Sampler:
         self._chain = self._constraint = None
 
     def prime(self, prompt: list[int]) -> None:
-        """Tells penalties and DRY of the prompt; what they forget anyway is left out. A grammar begins after it."""
+        """Add the prompt's last tokens to the history of penalties and DRY. The grammar begins after the prompt."""
         for token in prompt[-self._history :] if self._history else ():
             fast.accept(self._chain, token)
 
     def sample(self, context: Context, row: int) -> int:
-        """The next token from the logits of `row`, accepted."""
+        """Sample the next token from the logits of `row`, accept and return it."""
         constraint = self._constraint
         forced = self._forced()
         if forced is not None:
@@ -120,7 +120,7 @@ class Sampler:
             self._budget.end_thoughts()
 
     def _forced(self) -> int | None:
-        """The token that ends thoughts; a grammar that forbids it is stronger."""
+        """Return the token that the thinking budget forces, or None. A grammar that forbids it has priority."""
         forced = self._budget.forced if self._budget else None
         constraint = self._constraint
         if forced is None or constraint is None or not constraint.applies or constraint.allows(forced):
@@ -130,12 +130,12 @@ class Sampler:
         return None
 
     def force_token(self, context: Context, row: int, token: int) -> int:
-        """Takes `token` whatever the logits say, at the price of a choice. For benchmarks: no grammar learns of it."""
+        """Accept `token` regardless of the logits, after sampling once. For benchmarks: the grammar is not advanced."""
         self._choose(context, row)
         return self._accepted(token)
 
     def _accept_instead(self, token: int, context: Context, row: int) -> int:
-        """The chain chooses all the same, from this token alone: its random numbers go on."""
+        """Run the chain with this token as the only candidate, so that its random generators advance as usual."""
         only = np.full_like(logits := context.logits(row), -np.inf)
         only[token] = logits[token]
         self._candidates.fill(only)
@@ -143,7 +143,10 @@ class Sampler:
         return self._accepted(token)
 
     def candidates(self) -> np.ndarray[Any, np.dtype[Any]]:
-        """(id, logit, p) after the samplers, likeliest first. Only if probabilities after sampling were asked for."""
+        """Return rows of (id, logit, p) after the samplers, likeliest first.
+
+        Only valid if probabilities after sampling were requested.
+        """
         return self._candidates.by_probability()
 
     @cached_property
@@ -153,13 +156,13 @@ class Sampler:
     def _choose_accepted(self, context: Context, row: int) -> int:
         if self._keep_candidates:
             return self._accepted(self._choose(context, row))
-        # looked up first: llama.cpp aborts on a row without logits
+        # check first: llama.cpp aborts on a row without logits
         if not fast.logits_ith(context.pointer, row):
             raise ServerFault(f"no logits in row {row}")
         return int(C.llama_sampler_sample(self._chain, context.pointer, row))
 
     def _choose_allowed(self, constraint: GrammarConstraint, context: Context, row: int) -> int:
-        """The first choice, if it is allowed: asking about all tokens is slow, and it often is."""
+        """Sample freely first, and with the grammar only if the result is forbidden: testing all tokens is slow."""
         if self._depends_on_history or self._keep_candidates:
             token = self._choose(context, row)
             if constraint.allows(token):
@@ -171,7 +174,7 @@ class Sampler:
         self._forbid(constraint, context.logits(row))
         token = self._candidates.choose(self._chain)
         if not constraint.allows(token):
-            raise ServerFault("the grammar allows none of the tokens that the other parameters leave")
+            raise ServerFault("the grammar allows none of the tokens that the other samplers keep")
         return self._accepted(token)
 
     def _choose(self, context: Context, row: int) -> int:
@@ -183,7 +186,7 @@ class Sampler:
         return token
 
     def _forbid(self, constraint: GrammarConstraint, logits: Logits) -> None:
-        """Leaves the candidates that the grammar allows a chance."""
+        """Fill the candidates so that only tokens that the grammar allows can be sampled."""
         if self._prefilter is None:
             self._candidates.fill(logits)
             constraint.apply(self._candidates.reference)
@@ -198,7 +201,7 @@ class Sampler:
 
 
 class _TokenCandidates:
-    """The vocabulary, or a part of it, as llama.cpp's samplers take it."""
+    """The vocabulary, or a part of it, as a llama_token_data_array for llama.cpp's samplers."""
 
     def __init__(self, n_vocab: int) -> None:
         self._data = np.zeros(n_vocab, CANDIDATE)
@@ -266,7 +269,7 @@ def _inverse_f32(value: float) -> float:
 
 
 def _depends_on_history(s: Sampling) -> bool:
-    """Whether a sampler is changed by the tokens it is told of, so that a refused one must be kept from it."""
+    """Return True if a sampler's state depends on accepted tokens, so that it must not accept a forbidden one."""
     return not _no_penalties(s) or _ADAPTIVE_P in s.samplers
 
 
@@ -276,7 +279,7 @@ def _no_penalties(s: Sampling) -> bool:
 
 
 def _decisive_top_k(s: Sampling, vocab: Vocab) -> int:
-    """How many of the likeliest tokens are all that the chain looks at, 0 if it looks further."""
+    """Return n if the chain uses only the n likeliest tokens, or 0 if it may use more."""
     if s.mirostat or _biases(s, vocab) or not _no_penalties(s):
         return 0
     idle = {"penalties", "dry", *(["top_n_sigma"] if s.top_n_sigma <= 0 else [])}

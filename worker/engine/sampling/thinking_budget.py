@@ -1,8 +1,8 @@
-"""How long one answer may think: counts the tokens of its thoughts, and says what is put in when they must end.
+"""Limits the reasoning of one answer: counts its tokens, and selects the tokens that are forced to end it.
 
-Used by `sampler` on the engine thread; knows bytes and ids of tokens, no llama.cpp. The rules are llama-server's, but
-marks are found in the text, as whoever reads the answer finds them, and not only when they are split into the same
-tokens as by themselves.
+Used by `sampler` on the engine thread; knows bytes and ids of tokens, not llama.cpp. The rules are llama-server's, but
+marks are found in the text, as the answer's parser finds them, even if they are split into other tokens than when they
+are tokenized separately.
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ from ..messages import Thinking
 
 
 class BudgetState(Enum):
-    OUTSIDE = auto()  # of thoughts: waiting for the mark that opens them
+    OUTSIDE = auto()  # not in the reasoning: waiting for the mark that opens it
     COUNTING = auto()
     FORCING = auto()
 
 
 class ThinkingBudget:
-    """Each thought of an answer has all of it. `opening`: the tokens at the end of the prompt, which may open one."""
+    """The budget of one answer. Each section of reasoning in the answer has the whole budget."""
 
     def __init__(
         self, thinking: Thinking, piece: Callable[[int], bytes], forced: Sequence[int], opening: Iterable[int]
     ) -> None:
-        """`forced`: what ends thoughts, the message included."""
+        """Begin with the tokens at the end of the prompt, `opening`, which may open the reasoning.
+
+        `piece` returns the bytes of a token. `forced` are the tokens that end the reasoning, message included.
+        """
         self._piece, self._forced, self._limit = piece, forced, thinking.budget
         self._start = thinking.start.encode()
         self._ends = tuple(end.encode() for end in thinking.ends)
@@ -41,16 +44,16 @@ class ThinkingBudget:
 
     @property
     def forced(self) -> int | None:
-        """The token that has to come next; None: any."""
+        """The token that must be sampled next; None if any token may be."""
         return self._forced[self._n_forced] if self._state is BudgetState.FORCING else None
 
     def end_thoughts(self) -> None:
-        """Now, as if nothing were left; outside of thoughts nothing happens."""
+        """End the reasoning now, as if the budget were used up. Does nothing outside of the reasoning."""
         if self._state is BudgetState.COUNTING:
             self._force()
 
     def stop_forcing(self) -> None:
-        """What is forced cannot be: the answer goes on as it likes."""
+        """Let the answer continue freely, because the forced tokens are complete or not possible."""
         self._state = BudgetState.OUTSIDE
         self._forget()
 
@@ -75,7 +78,7 @@ class ThinkingBudget:
             self._n_left -= 1
 
     def _found(self, mark: bytes, piece: bytes) -> bool:
-        """Whether the piece just taken completes it."""
+        """Return True if the last piece completes the mark."""
         return mark in self._tail[-len(mark) - len(piece) + 1 :] if piece else False
 
     def _begin(self) -> None:
@@ -83,7 +86,7 @@ class ThinkingBudget:
         self._forget()
 
     def _check(self) -> None:
-        """A character is completed first."""
+        """End the reasoning if the budget is used up and the last UTF-8 character is complete."""
         if self._state is BudgetState.COUNTING and self._n_left <= 0 and not incomplete_tail(self._tail):
             self._force()
 
@@ -93,5 +96,5 @@ class ThinkingBudget:
             self.stop_forcing()
 
     def _forget(self) -> None:
-        """What has been said belongs to no mark to come."""
+        """Exclude the text so far from the search for marks."""
         self._tail = b""
