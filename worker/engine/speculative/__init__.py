@@ -1,1 +1,1 @@
-"""Speculative decoding: drafters, verification and rollback."""
+"""Contains speculative decoding: drafters, verification and rollback."""

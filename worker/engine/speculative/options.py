@@ -1,6 +1,6 @@
-"""What the engine reads of the settings for speculative decoding, checked and resolved. Pure.
+"""Checks the settings for speculative decoding and converts them to the engine's options. Pure.
 
-Beside `options`, the only place of this package that knows the names of options.
+Besides `options`, this is the only module of the engine that knows the names of settings.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ if TYPE_CHECKING:
 log = logging.getLogger("corral.engine")
 
 KINDS = ("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache", "draft-simple", "draft-mtp")
-"""In the order in which they are asked; the first draft counts."""
-_LAYER = 1  # of split modes
+"""In the order in which the drafters are called; the first draft is used."""
+_LAYER = 1  # the split mode "layer"
 
 
 def with_drafts(options: EngineOptions, settings: Settings, files: ModelFiles) -> EngineOptions:
-    """Raises LoadError for what does not fit together."""
+    """Return the options with those for drafts added. Raises LoadError for settings that contradict each other."""
     kinds = tuple(kind for kind in KINDS if kind in settings.spec_type)
     if files.draft is not None and files.draft_kind not in (None, "mtp"):
         raise LoadError(
-            f"'{files.draft}' is no draft model but a head ({files.draft_kind}), which is not supported yet"
+            f"'{files.draft}' is not a draft model but a head ({files.draft_kind}), which is not supported yet"
         )
     if files.draft is not None and set(settings.spec_type) <= {"none"}:
         kinds = ("draft-simple" if files.draft_kind is None else "draft-mtp",)
     if "draft-simple" in kinds and files.draft_kind is not None:
-        raise LoadError(f"'{files.draft}' is no draft model but a head: --spec-type draft-mtp")
+        raise LoadError(f"'{files.draft}' is not a draft model but a head: use --spec-type draft-mtp")
     if {"draft-simple", "draft-mtp"} <= set(kinds):
-        raise LoadError("--spec-type: draft-simple and draft-mtp exclude each other, there is one draft context")
+        raise LoadError("--spec-type: draft-simple and draft-mtp exclude each other, use only one of them")
     simulates = settings.spec_synth_len != -1.0 or bool(settings.spec_synth_rates)
     if "draft-simple" in kinds and files.draft is None:
         raise LoadError("--spec-type draft-simple needs a draft model: --spec-draft-model or --spec-draft-hf")
     if kinds and options.embeddings:
-        log.warning("--spec-type is left out: a server of embeddings drafts nothing")
+        log.warning("--spec-type is ignored: an embedding model generates no text")
     if not kinds or options.embeddings:
         if simulates:
-            raise LoadError("simulated acceptance needs speculative decoding: --spec-type")
+            raise LoadError("simulated acceptance needs speculative decoding: set --spec-type")
         return options
     made = _draft_options(kinds, settings)
     if "draft-simple" in kinds and files.draft is not None:
@@ -82,7 +82,7 @@ def _draft_options(kinds: tuple[str, ...], s: Settings) -> SpeculationOptions:
 
 
 def _draft_model(main: EngineOptions, s: Settings, path: Path) -> EngineOptions:
-    """As the main model, but for what the draft's own options say, and without what is loaded on top of it."""
+    """Return the main model's options with the draft's own ones applied, without adapters and projector."""
     n_threads = s.threads_draft if s.threads_draft > 0 else main.n_threads
     n_threads_batch = main.n_threads_batch if s.threads_draft <= 0 else n_threads
     return replace(
@@ -108,7 +108,7 @@ def _draft_model(main: EngineOptions, s: Settings, path: Path) -> EngineOptions:
 
 
 def simulated(n_max: int, length: float, rates: tuple[float, ...]) -> tuple[float, ...]:
-    """The chance of each position, given that those before were accepted. Raises LoadError."""
+    """Return the probability that each position is accepted, given that those before it were. Raises LoadError."""
     if length != -1.0 and rates:
         raise LoadError("--spec-synth-len and --spec-synth-rates exclude each other")
     if n_max <= 0:
@@ -118,15 +118,15 @@ def simulated(n_max: int, length: float, rates: tuple[float, ...]) -> tuple[floa
     elif len(rates) != n_max:
         raise LoadError(f"--spec-synth-rates: {n_max} values are needed, {len(rates)} are given")
     elif not all(0.0 <= rate <= 1.0 for rate in rates) or sorted(rates, reverse=True) != list(rates):
-        raise LoadError("--spec-synth-rates: each must be within 0 and 1 and none above the one before")
+        raise LoadError("--spec-synth-rates: each value must be between 0 and 1 and not above the one before")
     before = (1.0, *rates)
     return tuple(rate / last if last > 0 else 0.0 for rate, last in zip(rates, before, strict=False))
 
 
 def _rates_of_length(n_max: int, length: float) -> tuple[float, ...]:
-    """The same chance at each position, so that this many tokens come of a step on average."""
+    """Return rates for which a step yields `length` tokens on average, with the same chance at each position."""
     if not math.isfinite(length) or not 1.0 <= length <= n_max + 1:
-        raise LoadError(f"--spec-synth-len: {length} is not within 1 and {n_max + 1}")
+        raise LoadError(f"--spec-synth-len: {length} is not between 1 and {n_max + 1}")
     low, high = 0.0, 1.0
     for _ in range(32 if 1.0 < length < n_max + 1 else 0):
         middle = (low + high) / 2

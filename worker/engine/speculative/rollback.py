@@ -1,7 +1,7 @@
-"""Back to before a draft, for every kind of memory. Owned by the engine thread through `speculative`.
+"""Rolls back rejected draft tokens, for every kind of memory. Owned by the engine thread through `speculative`.
 
-Most memories are cut. A recurrent one knows its latest state only: a copy from before the draft is put back, and what
-was accepted is computed again.
+Most memories are truncated. A recurrent one has its latest state only: a copy from before the draft is restored, and
+the accepted tokens are computed again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..llama.context import DECODED, Context
 
 class Rollback:
     def __init__(self, context: Context, longest: int) -> None:
-        """`longest`: tokens of a draft."""
+        """Prepare for drafts of at most `longest` tokens."""
         self._context = context
         self._needs_copies = not context.can_truncate
         self._copies: dict[int, tuple[int, NDArray[np.uint8]]] = {}
@@ -24,7 +24,10 @@ class Rollback:
         self._batch = Batch(min(longest + 1, context.n_batch)) if self._needs_copies else None
 
     def prepare(self, slot: Slot) -> bool:
-        """Before the sampled token and a draft are computed. False: there is no memory for it."""
+        """Save what a rollback needs, before the sampled token and a draft are computed.
+
+        Returns False if there is no memory for the copy.
+        """
         if not self._needs_copies:
             return True
         state = self._context.read_state(slot.id, part=True)
@@ -34,7 +37,7 @@ class Rollback:
         return True
 
     def roll_back(self, slot: Slot) -> bool:
-        """To what the slot remembers. False: it failed, and what the sequence holds is unknown."""
+        """Reduce the sequence to the slot's tokens. Returns False if that failed; its contents are then unknown."""
         if not self._needs_copies:
             return self._context.truncate(slot.id, slot.position)
         n, state = self._copies.pop(slot.id)
@@ -48,7 +51,10 @@ class Rollback:
         return True
 
     def recompute_accepted(self) -> list[Slot]:
-        """Computes again what was accepted, once no output of the last batch is needed. Returns where that failed."""
+        """Compute accepted tokens again where a copy was restored. Returns the slots for which that failed.
+
+        Call this when no output of the last batch is needed any more.
+        """
         again, self._to_recompute = self._to_recompute, []
         return [slot for slot, n in again if len(slot.tokens) > n and not self._compute(slot, n)]
 

@@ -1,6 +1,6 @@
-"""Drafts accepted by chance instead of by the model, to measure what a drafter of that quality would give.
+"""Accepts draft tokens at random instead of comparing them, to measure the speed with a drafter of that quality.
 
-For `--spec-synth-len` and `--spec-synth-rates`; the random numbers are llama-server's for the same seed. Pure.
+For `--spec-synth-len` and `--spec-synth-rates`. The same seed gives the same random numbers as in llama-server. Pure.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from ..llama.vocab import Vocab
 
 class Simulation:
     def __init__(self, chances: tuple[float, ...], vocab: Vocab) -> None:
-        """`chances`: of each position, given that those before were accepted."""
+        """`chances` has for each position the probability of acceptance, given that those before it were accepted."""
         self._chances, self._vocab = chances, vocab
         self._random: dict[int, tuple[GenerationTask, np.random.MT19937]] = {}
 
     def accepts(self, id_slot: int, task: GenerationTask, guess: int, place: int) -> bool:
-        """A drafted end is never accepted: the answer would end early."""
+        """Draw whether the drafted token is accepted. An end-of-generation token never is: it would end the answer."""
         lucky = self._uniform(id_slot, task) < self._chances[place]
         return lucky and not self._vocab.is_eog(guess)
 

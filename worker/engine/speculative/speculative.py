@@ -1,8 +1,9 @@
-"""Speculative decoding: several tokens of a stream are computed at once, those that it would have chosen anyway stay.
+"""Speculative decoding: computes drafted tokens in one batch and keeps those that the sampler selects as well.
 
-Owned by the engine thread through `core`: `propose` before a step is planned, `verify` where a stream's token is
-sampled. Every token is sampled as in a plain run, by the request's own chain and grammar; a draft only says which rows
-to compute ahead. Drafters are asked in a fixed order, the first draft counts. Knows no events and no batch.
+Owned by the engine thread through `core`, which calls `propose` before it plans a step, and `verify` where it samples a
+stream's token. Every token is sampled as without drafts, by the request's own chain and grammar; a draft only decides
+which rows are computed ahead. Drafters are called in a fixed order, and the first draft is used. Emits no events and
+builds no batches.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ log = logging.getLogger("corral.engine")
 
 class Sample(Protocol):
     def __call__(self, slot: Slot, row: int, guess: int | None = None, *, taken: bool = False) -> bool:
-        """The slot's next token from this row, whatever `guess` is, unless that is to be `taken` unchecked.
+        """Sample the slot's next token from this row; if `taken`, accept `guess` instead, without a check.
 
-        Returns whether it is the guess.
+        Returns True if the token equals `guess`.
         """
 
 
@@ -38,10 +39,10 @@ class Speculation:
         self._drafters = drafters
         self._simulation = simulation
         self._rollback = Rollback(context, max((drafter.n_max for drafter in drafters), default=0))
-        self._tasks: dict[int, GenerationTask] = {}  # by slot: which its history is of
+        self._tasks: dict[int, GenerationTask] = {}  # by slot: the task of its history
         self._histories: dict[int, list[int]] = {}
-        self._n_taken: dict[int, int] = {}  # by slot: tokens of the answer that are in its history
-        self._makers: dict[int, Drafter] = {}  # by slot: of its last draft
+        self._n_taken: dict[int, int] = {}  # by slot: number of the answer's tokens in its history
+        self._makers: dict[int, Drafter] = {}  # by slot: the drafter of its last draft
 
     @property
     def active(self) -> bool:
@@ -53,7 +54,7 @@ class Speculation:
         self._drafters = ()
 
     def propose(self, slots: Sequence[Slot], n_prompt_with_streams: int) -> None:
-        """Gives drafts to streams that can use one. A draft that did not get into a batch waits for the next."""
+        """Give drafts to streams that can use one. A draft that was not put into a batch is kept for the next one."""
         if not self._drafters:
             return
         for drafter in self._drafters:
@@ -74,15 +75,17 @@ class Speculation:
             drafter.on_computed(prepared, part)
 
     def verify(self, slot: Slot, row: int, run: DraftRun, sample: Sample) -> tuple[int, bool]:
-        """Samples until a token is not the drafted one. Returns the number of those that were, and whether the memory
-        is as the slot remembers it."""
+        """Sample until a token differs from the drafted one.
+
+        Returns the number of accepted tokens, and False if the memory could not be rolled back to the slot's tokens.
+        """
         task, n_accepted, n_before = slot.task, 0, len(slot.tokens)
         rows = (row, *range(run.row, run.row + len(run.tokens)))
         for guess in run.tokens:
             if not self._is_accepted(slot, rows[n_accepted], guess, n_accepted, sample):
                 break
             n_accepted += 1
-            if slot.task is not task:  # it ends with this token
+            if slot.task is not task:  # the task has ended with this token
                 break
             slot.tokens.append(guess)
         else:
@@ -93,7 +96,7 @@ class Speculation:
         return n_accepted, self._rollback.roll_back(slot)
 
     def finish_step(self) -> list[Slot]:
-        """After all rows are sampled. Returns slots whose memory is lost."""
+        """Finish rollbacks after all rows are sampled. Returns slots whose memory is invalid."""
         return self._rollback.recompute_accepted()
 
     def on_shifted(self, slot: Slot, begin: int, end: int) -> None:
@@ -115,7 +118,7 @@ class Speculation:
         if slot.state is not SlotState.GENERATING or not isinstance(task, GenerationTask) or slot.draft:
             return None
         history = self._history(slot, task)
-        most = slot.n_ctx - len(slot.tokens) - 2  # one position stays for the token after it
+        most = slot.n_ctx - len(slot.tokens) - 2  # keeps one position for the token after the draft
         if task.choice.n_remaining >= 0:
             most = min(most, task.choice.n_remaining - 1)
         return DraftRequest(slot, history, most) if most > 0 else None

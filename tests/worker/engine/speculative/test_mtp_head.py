@@ -179,7 +179,7 @@ def test_a_head_is_no_draft_model(programs: Programs) -> None:
     head = str(programs.models / "mtp-tiny-glm.gguf")
     worker = programs.worker("-md", head, "--spec-type", "draft-simple", wait="nothing")
     assert worker.exit_code(40) == 1
-    assert "is no draft model but a head" in worker.log_text
+    assert "is not a draft model but a head" in worker.log_text
 
 
 def test_a_worker_and_a_gateway_with_a_head(programs: Programs) -> None:

@@ -1,1 +1,1 @@
-"""Drafts from a second model or from an MTP head."""
+"""Contains drafters that use a second model or an MTP head."""

@@ -1,8 +1,8 @@
-"""Drafts by a second, smaller model that knows the same tokens. Owned by the engine thread through `speculative`.
+"""Drafts with a second, smaller model that has the same tokens. Owned by the engine thread through `speculative`.
 
-Its context follows what the slots have computed: of a new prompt it keeps the common beginning, or copies it from the
-sequence of another slot, and computes the rest beside the main model's batches. So it may lose everything at any time,
-which costs drafts and nothing else. Streams that draft share its batches.
+Its context follows what the slots have computed: of a new prompt it keeps the common prefix, or copies it from the
+sequence of another slot, and computes the rest between the main model's batches. If its sequences are cleared, only
+drafts are missing. Streams that draft share its batches.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..drafter import DraftRequest
 from .follower import Followers
 
 N_CANDIDATES = 10
-"""A draft token's probability is that among so many of the likeliest: llama-server's number."""
+"""A draft token's probability is calculated among this number of likeliest tokens, as in llama-server."""
 
 
 @dataclass(slots=True)
@@ -32,22 +32,22 @@ class _ModelDraft:
     slot: Slot
     max_tokens: int
     coming: list[int]  # tokens to be computed next
-    row: int = -1  # of the last one of them
+    row: int = -1  # batch row of the last of these tokens
     drafted: list[int] = field(default_factory=list)
 
 
 class DraftModel:
     def __init__(self, model: Model, context: Context, n_vocab: int, n_max: int, n_min: int, p_min: float) -> None:
-        """`n_vocab`: of the main model."""
+        """Take ownership of the draft's model and context. `n_vocab` is that of the main model."""
         self._model, self._context = model, context
         self._n_vocab = min(n_vocab, context.n_vocab)
         self.n_max, self._n_min, self._p_min = n_max, n_min, p_min
         self._batch = Batch(context.n_batch)
         n_slots = model.options.n_slots
         self._following = Followers(context, n_slots, "draft model")
-        self._n_agreed = [0] * n_slots  # by slot: tokens of the draft's sequence that are known to be the slot's
+        self._n_agreed = [0] * n_slots  # by slot: the known common prefix of the draft's sequence and the slot's tokens
         self._n_nearly = min(n_max + 1, context.n_batch // n_slots - 1)
-        """Missing tokens that are computed together with the first one of a draft."""
+        """The most missing tokens that are computed together with the first one of a draft."""
 
     def close(self) -> None:
         self._context.close()
@@ -65,7 +65,7 @@ class DraftModel:
     # -- follow --------------------------------------------------------------------------------------------------------
 
     def catch_up(self, slots: Sequence[Slot], n_prompt_with_streams: int) -> None:
-        """Computes what the slots have computed, a stretch at a time while streams run."""
+        """Compute what the slots have computed, in parts while streams run."""
         streams = any(slot.state is SlotState.GENERATING for slot in slots)
         room = min(self._context.n_batch, n_prompt_with_streams) if streams else self._context.n_batch
         self._batch.clear()
@@ -90,7 +90,7 @@ class DraftModel:
         return not follower.gave_up
 
     def _stretch(self, slot: Slot, room: int) -> list[int]:
-        """What to compute next, after the sequence has been cut to what the slot has as well."""
+        """Truncate the sequence to its common prefix with the slot; return the tokens to compute next."""
         follower, generating = self._following[slot.id], slot.state is SlotState.GENERATING
         n = self._n_agreed[slot.id]
         n += common_run(follower.tokens, n, slot.tokens, n)
@@ -107,7 +107,7 @@ class DraftModel:
         return run
 
     def _recall(self, id: int, task: GenerationTask) -> None:
-        """A new prompt: what is known of it, here or in another sequence."""
+        """Start on a new prompt: keep its longest prefix that this or another sequence contains."""
         self._following.recall(id, task, task.prompt)
         self._n_agreed[id] = 0
 
@@ -116,7 +116,7 @@ class DraftModel:
         self._n_agreed[id] = min(self._n_agreed[id], len(self._following[id].tokens))
 
     def on_shifted(self, slot: Slot, begin: int, end: int) -> None:
-        """The same here, if that can be done; else what comes after is computed anew."""
+        """Shift this context too, if it can be shifted; if not, the later tokens are computed again."""
         self._truncate(slot.id, self._n_agreed[slot.id])
         self._following.shift(slot.id, begin, end)
         self._n_agreed[slot.id] = len(self._following[slot.id].tokens)
@@ -157,7 +157,7 @@ class DraftModel:
         self._batch.want_output(attempt.row)
 
     def _take(self, attempt: _ModelDraft) -> bool:
-        """The likeliest token. False: the draft ends here."""
+        """Add the likeliest token to the draft. Return False if the draft ends here."""
         logits = self._context.logits(attempt.row)[: self._n_vocab]
         token = likeliest(logits, self._p_min)
         if token is None:
@@ -170,7 +170,7 @@ class DraftModel:
         return len(self._following[id].tokens), self._context.read_state(id, part=True)
 
     def _put_back(self, id: int, n: int, state: NDArray[np.uint8] | None) -> None:
-        """A recurrent memory cannot be cut back to before the draft."""
+        """Restore the state from before the draft: a recurrent memory cannot be truncated."""
         if state is None or not self._context.write_state(id, state, part=True):
             self._context.clear_sequence(id)
             n = 0
@@ -178,7 +178,7 @@ class DraftModel:
 
 
 def likeliest(logits: NDArray[np.float32], p_min: float) -> int | None:
-    """The likeliest token; None: it is less likely than `p_min`."""
+    """Return the likeliest token, or None if its probability is below `p_min`. `logits` has the shape (n_vocab,)."""
     token = int(logits.argmax())
     return None if p_min > 0 and _probability(token, logits) < p_min else token
 

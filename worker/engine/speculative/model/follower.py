@@ -1,6 +1,7 @@
-"""What the sequences of a drafting context hold: they follow the slots, and may lose everything at any time.
+"""Tracks the contents of a drafting context's sequences, which follow the slots.
 
-That costs drafts and nothing else. Owned by a drafter (`draft_model`, `mtp_head`), which says what to compute.
+They may be cleared at any time; then only drafts are missing. Owned by a drafter (`draft_model`, `mtp_head`), which
+decides what to compute.
 """
 
 from __future__ import annotations
@@ -20,24 +21,24 @@ log = logging.getLogger("corral.engine")
 
 @dataclass(slots=True)
 class Follower:
-    """The drafting context's sequence of a slot."""
+    """The drafting context's sequence for a slot."""
 
     tokens: list[int] = field(default_factory=list)
-    first: int = 0  # of these: the first one that is really computed
-    lag: int = 0  # positions fewer than tokens, from that one on
-    task: Task | None = None  # the one that it follows
-    gave_up: bool = False  # on that task
-    shares_cells: bool = False  # with another sequence, perhaps
+    first: int = 0  # index of the first token that is really computed
+    lag: int = 0  # from that token on: index minus position
+    task: Task | None = None  # the task that it follows
+    gave_up: bool = False  # True if it no longer follows this task
+    shares_cells: bool = False  # True if it may share cells with another sequence
 
     @property
     def position(self) -> int:
-        """Of the next token."""
+        """The position of the next token."""
         return len(self.tokens) - self.lag
 
 
 class Followers:
     def __init__(self, context: Context, n_slots: int, kind: str) -> None:
-        """`kind` of drafter, for the log."""
+        """`kind` is the name of the drafter in the log."""
         self._context, self._kind = context, kind
         self._followers = [Follower() for _ in range(n_slots)]
 
@@ -45,9 +46,9 @@ class Followers:
         return self._followers[id]
 
     def recall(self, id: int, task: Task, text: Sequence[int]) -> tuple[int, int]:
-        """A new task: keeps what is known of the text, here or in another sequence.
+        """Start on a new task: keep the longest prefix of the text that this or another sequence contains.
 
-        Returns which one that was, and how many tokens it had.
+        Returns the id of that sequence, and its number of tokens before it was truncated.
         """
         follower, wanted = self._followers[id], list(text)
         follower.task, follower.gave_up = task, False
@@ -79,14 +80,14 @@ class Followers:
         follower.shares_cells &= n > 0
 
     def restart(self, id: int, text: list[int], position: int) -> None:
-        """Behind this text, without having computed it."""
+        """Clear the sequence; continue after `text`, at `position`, without computing the text."""
         follower = self._followers[id]
         self._context.clear_sequence(id)
         follower.tokens, follower.first, follower.shares_cells = text, len(text), False
         follower.lag = len(text) - position
 
     def shift(self, id: int, begin: int, end: int) -> bool:
-        """The same as in the slot, if that can be done; else what comes after is forgotten."""
+        """Shift as in the slot. If that is not possible, remove the tokens from `begin` on and return False."""
         follower = self._followers[id]
         n = len(follower.tokens)
         if n <= end or follower.first > begin or follower.shares_cells or not self._context.can_shift:
@@ -97,11 +98,11 @@ class Followers:
         return True
 
     def decode(self, batch: Batch, ids: Sequence[int]) -> bool:
-        """False: these sequences are lost, and follow their tasks no longer."""
+        """Compute the batch. If that fails, clear the sequences `ids`, stop following their tasks and return False."""
         while (result := self._context.decode(batch, 0, batch.size)) != DECODED:
             if result == NO_ROOM and self._make_room(ids):
                 continue
-            log.warning("the %s gives up on %d answers: llama_decode returned %d", self._kind, len(ids), result)
+            log.warning("the %s stops drafting for %d answers: llama_decode returned %d", self._kind, len(ids), result)
             for id in ids:
                 self.truncate(id, 0)
                 self._followers[id].gave_up = True
@@ -109,7 +110,7 @@ class Followers:
         return True
 
     def _make_room(self, ids: Sequence[int]) -> bool:
-        """Others follow again with the next step."""
+        """Clear one sequence that is not in `ids`; it is computed again in a later step."""
         for id, follower in enumerate(self._followers):
             if id not in ids and follower.tokens:
                 self.truncate(id, 0)

@@ -1,9 +1,9 @@
-"""Drafts by the model's own MTP head: from a token and the hidden state before it, it guesses at the next one.
+"""Drafts with the model's own MTP head, which predicts the next token from a token and the hidden state before it.
 
-Owned by the engine thread through `speculative`. The head has a context of its own, which is fed with the main model's
-tokens, each with the hidden state of the one before it, as batches are computed; a draft is a chain of its own guesses
-and hidden states. A state that nobody remembers (a prompt that goes on somewhere within an earlier one, an image) is
-taken for zeros: that costs drafts and nothing else.
+Owned by the engine thread through `speculative`. The head has a separate context. It computes the main model's tokens,
+each with the hidden state of the previous token, after the main model has computed them. For a draft the head continues
+with its own tokens and hidden states. If a hidden state is not saved (a prompt continues in the middle of an earlier
+one, or after an image), zeros are used instead; this makes only drafts worse.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from .follower import Followers
 HiddenState = NDArray[np.float32]
 
 N_LANDMARKS = 32
-"""Places of a sequence whose hidden states are kept because a prompt may go on there: ends of batches."""
+"""Number of hidden states that are kept per sequence, at the ends of batches, because a prompt may continue there."""
 
 
 @dataclass(slots=True)
 class _SlotStates:
-    """Of a slot: the hidden states that its follower has yet to use."""
+    """The hidden states of a slot that its follower has not used yet."""
 
     states: list[HiddenState] = field(default_factory=list)
-    """Of the follower's last token first; empty when that one was sampled and has not been computed yet."""
+    """The first one belongs to the follower's last token. Empty if that token was sampled but is not computed yet."""
     text: list[int] = field(default_factory=list)  # the tokens of the states after the first
-    landmarks: dict[int, HiddenState] = field(default_factory=dict)  # by number of tokens before the next one
+    landmarks: dict[int, HiddenState] = field(default_factory=dict)  # hidden state of the n-th token, by n
 
     def remember(self, n: int, state: HiddenState) -> None:
         self.landmarks.pop(n, None)
@@ -62,7 +62,7 @@ class DraftHead:
     def __init__(
         self, context: HeadContext, main: Context, n_max: int, n_min: int, p_min: float, model: Model | None = None
     ) -> None:
-        """`model`: the head's, if it comes in a file of its own; closed with it."""
+        """Take ownership of the head's context, and of `model` if the head is in a separate file."""
         self._context, self._main, self._model = context, main, model
         self.n_max, self._n_min, self._p_min = n_max, n_min, p_min
         n_slots = main.model.options.n_slots
@@ -85,7 +85,7 @@ class DraftHead:
     # -- follow --------------------------------------------------------------------------------------------------------
 
     def on_computed(self, prepared: PreparedBatch, part: DecodedRows) -> None:
-        """Takes the batch's hidden states, which are gone with the next one, and computes prompts at once."""
+        """Copy the batch's hidden states, which the next batch overwrites, and compute the tokens of prompts."""
         if prepared.plan.kind != "generation":
             return
         states = self._main.hidden_states(part.end - part.begin)
@@ -107,8 +107,11 @@ class DraftHead:
         self._advance(prompts)
 
     def catch_up(self, slots: Sequence[Slot], n_prompt_with_streams: int) -> None:
-        """What was accepted. Not together with a draft: of a batch that has rows without output llama.cpp gives the
-        hidden states of the wrong rows."""
+        """Compute accepted tokens.
+
+        This cannot be done in one batch with a draft: if a batch has rows without output, llama.cpp returns the hidden
+        states of the wrong rows.
+        """
         self._advance([slot for slot in slots if slot.state is SlotState.GENERATING])
 
     def on_shifted(self, slot: Slot, begin: int, end: int) -> None:
@@ -118,7 +121,7 @@ class DraftHead:
             known.states, known.text = [], []
 
     def _take(self, slot: Slot, n_before: int, text: list[int], states: NDArray[np.float32]) -> None:
-        """The hidden states of this text, which stands after so many tokens of the slot."""
+        """Save the hidden states (n_tokens, n_hidden) of `text`, which follows the slot's first `n_before` tokens."""
         task, follower, known = slot.task, self._following[slot.id], self._known[slot.id]
         if not isinstance(task, GenerationTask):
             return
@@ -134,14 +137,14 @@ class DraftHead:
             n, known.text = n_before, []
             known.states = [known.landmarks.get(n, self._nothing) if n else self._nothing]
         n_kept = n_before - n
-        if n_kept < 0:  # the first one is of the follower's last token
+        if n_kept < 0:  # the first state belongs to the follower's last token
             known.states, known.text = list(states), text[1:]
         else:
             known.states[n_kept + 1 :] = states
             known.text[n_kept:] = text
 
     def _recall(self, slot: Slot, task: GenerationTask, n: int) -> None:
-        """Another prompt, of which so many tokens need not be computed again."""
+        """Start on another prompt, of which the main model did not compute the first `n` tokens again."""
         id, known, text = slot.id, self._known[slot.id], slot.tokens[:n]
         source, n_there = self._following.recall(id, task, text)
         if source != id:
@@ -164,14 +167,14 @@ class DraftHead:
         known.forget_after(n)
 
     def _set_landmarks(self, slot: Slot, states: NDArray[np.float32]) -> None:
-        """Where the batch ends, and where the prompt's last token begins: a prompt that comes again goes on there."""
+        """Save the states at the batch's end and before the prompt's last token, where a repeated prompt continues."""
         known, n = self._known[slot.id], len(slot.tokens)
         if slot.task is not None and n == len(slot.task.prompt) and len(states) > 1:
             known.remember(n - 1, states[-2])
         known.remember(n, states[-1])
 
     def _advance(self, slots: Iterable[Slot]) -> None:
-        """Computes what the slots have computed."""
+        """Compute what the slots have computed."""
         waiting = [slot for slot in slots if self._n_missing(slot) > 0]
         while waiting:
             self._batch.clear()
@@ -189,11 +192,11 @@ class DraftHead:
                 known = self._known[slot.id]
                 self._following[slot.id].tokens += known.text[:n]
                 del known.text[:n], known.states[:n]
-                known.states[:1] = [state.copy() for state in known.states[:1]]  # not a view on the whole batch
+                known.states[:1] = [state.copy() for state in known.states[:1]]  # a view would keep the whole batch
             waiting = [slot for slot in waiting if self._n_missing(slot) > 0]
 
     def _n_missing(self, slot: Slot) -> int:
-        """Tokens of the slot that can be computed."""
+        """Return the number of the slot's tokens that can be computed."""
         follower = self._following[slot.id]
         if follower.task is not slot.task or follower.gave_up:
             return 0
@@ -236,12 +239,12 @@ class DraftHead:
         self._batch.add_run([token], self._following[attempt.slot.id].position + n_ahead, attempt.slot.id, output=True)
 
     def _settle(self, slot: Slot) -> None:
-        """The sampled token is certain: only its own hidden state is not known yet."""
+        """Add the sampled token, which is certain, to the follower. Its own hidden state is not known yet."""
         self._following[slot.id].tokens.append(slot.sampled)
         self._known[slot.id].states, self._known[slot.id].text = [], []
 
     def _guess(self, attempt: _HeadDraft) -> bool:
-        """The likeliest token. False: the draft ends here."""
+        """Add the likeliest token to the draft. Return False if the draft ends here."""
         token = likeliest(self._context.logits(attempt.row), self._p_min)
         if token is None:
             return False

@@ -1,4 +1,4 @@
-"""Makes the context of an MTP head, with every reason for not doing so. Called by `speculation_setup`."""
+"""Creates the context of an MTP head, after checking that it can be used. Called by `speculation_setup`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ARCHITECTURES = frozenset(
         "nemotron_h_moe", "qwen35", "qwen35moe", "qwen3next", "step35",
     }
 )  # fmt: skip
-"""Whose head llama.cpp can compute. With others that have one it ends the process instead of returning an error."""
+"""Architectures whose head llama.cpp can compute. For other heads it ends the process instead of returning an error."""
 
 
 def draft_head(
@@ -56,13 +56,13 @@ def _problem(model: Model, main: Model, main_context: Context) -> str | None:
     architecture, wanted = (each.metadata().get("general.architecture", "") for each in (model, main))
     n_heads = C.llama_model_n_layer_nextn(model.pointer)
     if architecture == "gemma4-assistant":
-        return "it works in the main model's memory, which is not supported"
+        return "it uses the main model's memory, which is not supported"
     if n_heads == 0 or not _is_there(model):
         return "it has none"
     if architecture not in ARCHITECTURES:
-        return f"llama.cpp does not compute that of the architecture {architecture}"
+        return f"llama.cpp cannot compute the head of the architecture {architecture}"
     if n_heads > 1:
-        return f"it has {n_heads} that follow one another, which is not supported"
+        return f"it has a chain of {n_heads} heads, which is not supported"
     sizes = (model.n_embd_out, model.vocab.n_vocab)
     if architecture != wanted or sizes != (main.n_embd_out, main.vocab.n_vocab):
         return f"it was made for another model than '{main.options.model}'"
@@ -72,6 +72,9 @@ def _problem(model: Model, main: Model, main_context: Context) -> str | None:
 
 
 def _is_there(model: Model) -> bool:
-    """A file may speak of a head and leave it out: asked for it, llama.cpp ends the process. No search in shards."""
+    """Return True if the file contains the head's tensors; the shards of a split file are not searched.
+
+    The metadata may mention a head that the file does not contain; loading it, llama.cpp ends the process.
+    """
     is_split = model.metadata().get("split.count", "0") not in ("0", "1")
     return is_split or has_mtp_head(model.options.model)

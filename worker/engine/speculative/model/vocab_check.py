@@ -1,4 +1,4 @@
-"""Whether two models mean the same by their tokens, so that one can draft for the other; by llama-server's rules."""
+"""Checks if two models have the same tokens, so that one can draft for the other, by llama-server's rules."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from ...llama.llama import C
 from ...llama.vocab import Vocab
 
 MAX_DIFFERENCE = 128
-"""Tokens that one vocabulary may have more, for instance to fill up a matrix."""
+"""Most tokens by which the sizes of the vocabularies may differ, for instance because a matrix is padded."""
 FIRST_COMPARED = 5
-"""Special tokens before it may be written differently."""
+"""The first token whose text is compared; the special tokens before it may differ."""
 
 
 def difference(main: Vocab, draft: Vocab) -> str | None:
-    """Why not; None: it can."""
+    """Return the reason why `draft` cannot draft for `main`, or None if it can."""
     if main.type != draft.type:
         return "their vocabularies are of different kinds"
     if main.add_bos != draft.add_bos or (main.add_bos and main.bos != draft.bos):
@@ -24,5 +24,5 @@ def difference(main: Vocab, draft: Vocab) -> str | None:
     text = C.llama_vocab_get_text
     for token in range(FIRST_COMPARED, min(main.n_vocab, draft.n_vocab)):
         if text(main.pointer, token) != text(draft.pointer, token):
-            return f"token {token} is another text"
+            return f"token {token} has different texts"
     return None

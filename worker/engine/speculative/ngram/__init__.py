@@ -1,1 +1,1 @@
-"""Drafts from n-grams of the text so far."""
+"""Contains drafters that use n-grams of the text so far."""

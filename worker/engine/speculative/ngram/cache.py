@@ -1,8 +1,8 @@
-"""Drafts by statistics: which token came how often after the last one to four. The rules are llama-server's.
+"""Drafts by statistics: how often each token followed the last one to four. The rules are llama-server's.
 
-Three tables are asked in turn: of the request's own text, of what earlier requests have shown
-(`--lookup-cache-dynamic`, which keeps it), and of a text that somebody has prepared (`--lookup-cache-static`), which
-also lends weight to the others.
+Three tables are searched in turn: one of the request's own text, one of earlier requests (saved in
+`--lookup-cache-dynamic`), and one of a prepared text (`--lookup-cache-static`), which also increases the weights of the
+tokens in the other tables.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ log = logging.getLogger("corral.engine")
 N_MIN, N_MAX, N_STATIC = 1, 4, 2
 N_DRAFT = 8
 AT_ONCE = 4096
-"""Tokens of a long prompt that are counted before one draft, so that no step takes long."""
+"""Most tokens of a prompt that are counted before one draft, so that no step takes long."""
 
 
 class Threshold(NamedTuple):
-    """What a table must have seen before it is believed, by the length of the n-gram."""
+    """The counts that an n-gram needs before its statistics are used, by its length."""
 
     samples: tuple[int, ...]
     percent: tuple[int, ...]
@@ -47,7 +47,7 @@ class NgramCache(HistoryDrafter):
     n_max = N_DRAFT
 
     def __init__(self, static: Path | None, dynamic: Path | None) -> None:
-        """Raises LoadError for a file that is none. The dynamic one may still be missing."""
+        """Load the files. Raises LoadError for an invalid file. The dynamic one need not exist yet."""
         self._static = load(static) if static else {}
         self._dynamic_path = dynamic
         self._dynamic = load(dynamic) if dynamic and dynamic.exists() else {}
@@ -70,7 +70,7 @@ class NgramCache(HistoryDrafter):
             try:
                 save(self._dynamic, self._dynamic_path)
             except OSError as error:
-                log.error("--lookup-cache-dynamic %s: %s", self._dynamic_path, error.strerror)
+                log.error("--lookup-cache-dynamic %s could not be saved: %s", self._dynamic_path, error.strerror)
 
     def _end(self, id: int) -> None:
         own = self._own.pop(id, None)
@@ -111,7 +111,10 @@ def _count(own: _SlotCounts) -> None:
 
 
 def _likely(table: Table, recent: list[int], static: Counts, threshold: Threshold) -> int | None:
-    """The longest n-gram that has been seen often enough decides; what the static table agrees to weighs more."""
+    """Return the likeliest token after the longest n-gram with sufficient counts, or None.
+
+    Tokens that the static table has too get more weight.
+    """
     for n in range(min(N_MAX, len(recent)), N_MIN - 1, -1):
         counts = table.get(tuple(recent[-n:]))
         if counts is None:

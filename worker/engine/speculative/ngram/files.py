@@ -1,7 +1,7 @@
-"""Files of n-gram counts, as llama.cpp's lookup tools write and read them. Pure, but for the files.
+"""Reads and writes files of n-gram counts in the format of llama.cpp's lookup tools. Pure except for the file access.
 
-For each n-gram four token ids (-1 where it is shorter), the number of tokens that came after it, and for each of these
-its id and how often; all 32-bit integers.
+The format is, for each n-gram: four token ids (-1 fills shorter ones), the number of different tokens that followed it,
+and for each of these its id and count; all 32-bit integers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NO_TOKEN = -1
 
 
 def load(path: Path) -> Table:
-    """Raises LoadError."""
+    """Read a table. Raises LoadError if the file cannot be read or is invalid."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -35,16 +35,16 @@ def load(path: Path) -> Table:
         pairs = words[end : end + 2 * n]
         counts = dict(zip(pairs[::2], pairs[1::2], strict=False))
         if n <= 0 or len(pairs) < 2 * n or min(counts.values()) <= 0:
-            raise LoadError(f"failed to read lookup cache '{path}': it is broken at byte {4 * at}")
+            raise LoadError(f"failed to read lookup cache '{path}': invalid entry at byte {4 * at}")
         table[tuple(token for token in words[at : at + WIDTH] if token != _NO_TOKEN)] = counts
         at = end + 2 * n
     if len(data) % 4:
-        raise LoadError(f"failed to read lookup cache '{path}': it ends in the middle of a number")
+        raise LoadError(f"failed to read lookup cache '{path}': it is truncated in the middle of a number")
     return table
 
 
 def save(table: Table, path: Path) -> None:
-    """Replaces the file only when the new one is complete. Raises OSError."""
+    """Write the table to a temporary file, then replace `path` by it. Raises OSError."""
     words: list[int] = []
     for ngram, counts in table.items():
         words += (*ngram, *[_NO_TOKEN] * (WIDTH - len(ngram)), len(counts))
@@ -59,6 +59,7 @@ def save(table: Table, path: Path) -> None:
 
 
 def merge(into: Table, table: Table) -> None:
+    """Add the counts of `table` to `into`."""
     for ngram, counts in table.items():
         known = into.setdefault(ngram, {})
         for token, count in counts.items():

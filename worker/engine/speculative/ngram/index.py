@@ -1,6 +1,6 @@
-"""Where a sequence of tokens has occurred before, looked up by its hash. Pure.
+"""Finds earlier occurrences of a sequence of tokens by its hash. Pure.
 
-Used by the n-gram drafters. A text is indexed as it grows: a token costs the same however long the text has become.
+Used by the n-gram drafters. A text is indexed while it grows: the cost per token does not depend on its length.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-_FACTOR = 6364136223846793005  # of a linear congruential generator modulo 2 ** 64, as llama.cpp hashes n-grams
+_FACTOR = 6364136223846793005  # of a linear congruential generator modulo 2 ** 64; llama.cpp hashes n-grams like this
 _MASK = (1 << 64) - 1
 _AT_ONCE = 64
-"""Tokens from which numpy is faster than one by one."""
+"""Number of tokens from which numpy is faster than a loop."""
 
 
 def hash_of(tokens: Sequence[int]) -> int:
@@ -24,7 +24,7 @@ def hash_of(tokens: Sequence[int]) -> int:
 
 
 def hashes(tokens: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
-    """Of each n tokens that stand side by side."""
+    """Return the hash of every run of n consecutive tokens: shape (len(tokens) - n + 1,)."""
     count = len(tokens) - n + 1
     values = np.zeros(max(count, 0), np.uint64)
     factor = np.uint64(_FACTOR)
@@ -35,7 +35,7 @@ def hashes(tokens: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
 
 
 class Rolling:
-    """The hash of the last n tokens, moved on by one token at a time."""
+    """The rolling hash of the last n tokens."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self.value = hash_of(tokens)
@@ -46,16 +46,16 @@ class Rolling:
 
 
 class NgramIndex:
-    """The places in a growing text where `n` tokens stand that at least `n_follow` others follow."""
+    """The positions in a growing text of `n` tokens that are followed by at least `n_follow` others."""
 
     def __init__(self, n: int, n_follow: int) -> None:
         self.n, self.n_follow = n, n_follow
         self._latest: dict[int, int] = {}
-        self._before: list[int] = []  # by place: the one before it with the same hash, -1: none
-        self._rolling: Rolling | None = None  # at the place indexed last
+        self._before: list[int] = []  # by position: the previous one with the same hash, or -1
+        self._rolling: Rolling | None = None  # at the position indexed last
 
     def update(self, text: list[int]) -> None:
-        """`text` is the one of the call before with tokens appended."""
+        """Index the tokens that were appended since the previous call; the others must be unchanged."""
         begin, end = len(self._before), len(text) - self.n - self.n_follow + 1
         if end - begin > _AT_ONCE:
             last = end + self.n - 1
@@ -71,7 +71,7 @@ class NgramIndex:
             self._add(self._rolling.value)
 
     def places(self, text: list[int]) -> Iterator[int]:
-        """Where the last n tokens of the text have stood before, the latest place first."""
+        """Yield the earlier positions of the text's last n tokens, the latest one first."""
         wanted = text[-self.n :]
         place = self._latest.get(hash_of(wanted), -1) if len(wanted) == self.n else -1
         while place >= 0:

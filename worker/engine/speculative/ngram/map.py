@@ -1,8 +1,8 @@
-"""Drafts from n-grams with a record: how often they came, what followed each time, how well drafts of them did.
+"""Drafts from n-grams (keys), with a record of how often they occurred, their continuations and accepted drafts.
 
-`ngram-map-k` takes what followed last; `ngram-map-k4v` knows up to four continuations of a key and takes one only when
-it is at least twice as frequent as the others together. A key's drafts are never longer than what was accepted of its
-last one. The rules are llama-server's. One record a slot.
+`ngram-map-k` drafts the last continuation; `ngram-map-k4v` records up to four continuations of a key and drafts one
+only if it is at least twice as frequent as the others together. A key's draft is never longer than the accepted part of
+its last one. The rules are llama-server's. Each slot has one record.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CLEAR_MAJORITY = 2
 class Value:
     """A continuation of a key."""
 
-    place: int  # where it begins
+    place: int  # position in the history at which it begins
     n_promised: int
     count: int = 0
 
@@ -31,7 +31,7 @@ class Value:
 @dataclass(slots=True)
 class Key:
     hits: int = 0
-    counted_to: int = -1  # the latest place whose continuation is counted
+    counted_to: int = -1  # the latest position whose continuation is counted
     values: list[Value] = field(default_factory=list)
 
 
@@ -97,7 +97,7 @@ class _SlotRecord:
 
 class NgramMap(HistoryDrafter):
     def __init__(self, sizes: NgramSizes, *, several: bool) -> None:
-        """`several`: continuations of a key."""
+        """Record several continuations of a key if `several`, else only the last one."""
         self._sizes, self._several = sizes, several
         self.n_max = sizes.n_draft
         self._records: dict[int, _SlotRecord] = {}

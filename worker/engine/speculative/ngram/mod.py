@@ -1,7 +1,7 @@
-"""Drafts from one big table that all slots fill: the hash of some tokens → the token that came after them.
+"""Drafts from one large table that all slots fill: it maps the hash of n tokens to the token that followed them.
 
-It is lossy, never grows, and outlives requests: what one answer has shown serves the next. The rules are
-llama-server's.
+The table is lossy, has a fixed size and is kept across requests, so that later answers use the text of earlier ones.
+The rules are llama-server's.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from .index import Rolling, hashes
 log = logging.getLogger("corral.engine")
 
 SIZE = 4 << 20
-"""Entries, of four bytes each."""
+"""Number of entries of four bytes each."""
 FULL = 0.25
-"""A table of which this part is used is mostly chance hits: it starts anew."""
+"""Above this share of used entries most hits are hash collisions, and the table is cleared."""
 CHUNK = 32
-"""New tokens of an answer are learned this many at a time."""
+"""Number of new tokens of an answer that are recorded in one go."""
 POOR, MAX_POOR = 0.25, 5
-"""So many drafts in a row of which less than this part was accepted: the table misleads, it starts anew."""
+"""The table is cleared after MAX_POOR drafts in a row of which less than the share POOR was accepted."""
 _SHORT = 16
 _EMPTY = -1
 
@@ -50,7 +50,7 @@ class NgramMod(HistoryDrafter):
         self._progress[slot.id] = progress = _Progress(n_poor=poor)
         self._learn(progress, history)
         if self._n_used > FULL * SIZE:
-            log.info("the table of n-grams is full and starts anew")
+            log.info("the n-gram table is full and has been cleared")
             self._reset()
 
     def draft(self, requests: Sequence[DraftRequest]) -> list[list[int]]:
@@ -82,7 +82,7 @@ class NgramMod(HistoryDrafter):
             progress.n_poor = progress.learned_to = 0
 
     def _learn(self, progress: _Progress, history: list[int]) -> None:
-        """All that stands in the text from where it was learned last."""
+        """Record the part of the history that has not been recorded yet."""
         begin, end = progress.learned_to, len(history) - self._n
         if end <= begin:
             return

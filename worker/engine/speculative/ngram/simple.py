@@ -1,4 +1,4 @@
-"""Drafts by looking up where the last tokens stood before: what followed there may follow here. One table a slot."""
+"""Drafts the continuation of an earlier occurrence of the last tokens. Each slot has one index."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .index import NgramIndex
 
 
 class NgramSimple(HistoryDrafter):
-    """The latest place counts that is followed by at least as many tokens as were looked up, so that it is worth it."""
+    """Uses the latest occurrence that is followed by at least as many tokens as were looked up, or by `n_max`."""
 
     def __init__(self, sizes: NgramSizes) -> None:
         self._sizes = sizes
