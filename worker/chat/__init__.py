@@ -1,1 +1,1 @@
-"""From a list of messages to a prompt, and from generated text back to a message."""
+"""Convert a list of messages to a prompt, and generated text back to a message."""

@@ -1,7 +1,7 @@
-"""What stands in a message: text, or parts of text, images, audio and video.
+"""Read the content of a message: text, or parts with text, images, audio and video.
 
-Each file's place is held by the media marker; the files themselves are handed on beside the text, in the same order.
-Pure: nothing is fetched here. Shared by chats and embeddings; wording follows llama-server.
+Each file is replaced by the media marker in the text; the files themselves are returned separately, in the same order.
+Pure: nothing is fetched here. Shared by chats and embeddings. Error messages follow llama-server.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..media.sources import Kind, MediaSource
 Part = dict[str, str]
 
 MEDIA_MARKER = "media_marker"
-"""The type of a part that holds a file's place."""
+"""The type of a part that replaces a file."""
 
 _MEDIA: Mapping[str, tuple[Kind, tuple[str, ...]]] = {
     "image_url": ("image", ("url",)),
@@ -24,17 +24,18 @@ _MEDIA: Mapping[str, tuple[Kind, tuple[str, ...]]] = {
     "input_video": ("video", ("data", "url")),
     "video_url": ("video", ("data", "url")),
 }
-"""Part type: kind, and the keys under which its file may stand."""
+"""For each part type its kind, and the keys that may contain the file."""
 
 
 class ContentReader:
-    """Reads the contents of one request, and gathers the files that they name."""
+    """Read the message contents of one request and collect the files that they name in `media`."""
 
     def __init__(self, marker: str) -> None:
         self._marker = marker
         self.media: list[MediaSource] = []
 
     def read(self, content: object) -> str | list[Part]:
+        """Return the text, or the list of parts. Raises InvalidRequest."""
         if content is None:
             return ""
         if isinstance(content, str):
@@ -60,7 +61,7 @@ class ContentReader:
 
 
 def _source(part_type: str, value: object) -> MediaSource:
-    """`detail` and `format` say nothing that is not in the file."""
+    """Return the file of a part. `detail` and `format` are ignored: the file contains this information."""
     kind, keys = _MEDIA[part_type]
     if isinstance(value, dict):
         value = next((value[key] for key in keys if value.get(key) is not None), None)
@@ -74,7 +75,7 @@ def has_media(content: str | Sequence[Mapping[str, Any]]) -> bool:
 
 
 def join_parts(content: str | Sequence[Mapping[str, str]], separator: str) -> str:
-    """The content as one text; what holds a file's place stands right between its neighbours."""
+    """Return the content as one text. There is no separator around a media marker."""
     if isinstance(content, str):
         return content
     text, after_media = "", False

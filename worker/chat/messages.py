@@ -1,6 +1,7 @@
-"""Chat messages as a request brings them, checked and brought into the one form that templates are given.
+"""Check the chat messages of a request and convert them to the form that the chat template supports.
 
-Pure. Wording and statuses follow llama-server; where it answers 500 for a client's mistake, this answers 400.
+Pure. Error messages and statuses follow llama-server, but a client's mistake is always 400, also where llama-server
+returns 500.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ Message = dict[str, Any]
 
 
 def read_messages(value: object, contents: ContentReader) -> list[Message]:
+    """Return the request's messages with only the known fields. Raises InvalidRequest."""
     if not isinstance(value, list):
         raise InvalidRequest("Expected 'messages' to be an array")
     return [_read_message(item, contents) for item in value]
@@ -58,7 +60,7 @@ def _read_call(call: object) -> dict[str, Any]:
 
 
 def shaped(messages: Sequence[Message], capabilities: Capabilities, *, keep_developer: bool) -> list[Message]:
-    """The messages as this template takes them."""
+    """Return copies of the messages in the form that this template supports."""
     shaped_messages = [_shape(message, capabilities) for message in messages]
     if not keep_developer:
         for message in shaped_messages:
@@ -71,7 +73,9 @@ def _shape(message: Message, capabilities: Capabilities) -> Message:
     copy = dict(message)
     content = copy["content"]
     if isinstance(content, list) and (has_media(content) or not capabilities.supports_typed_content):
-        copy["content"] = content = join_parts(content, "\n")  # templates know many names for an image, not this one
+        copy["content"] = content = join_parts(
+            content, "\n"
+        )  # templates know other types for an image, not MEDIA_MARKER
     if isinstance(content, str) and not capabilities.supports_string_content:
         copy["content"] = [{"type": "text", "text": content}]
     if capabilities.supports_object_arguments and "tool_calls" in copy:
@@ -89,7 +93,7 @@ def _with_object_arguments(call: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_system(messages: list[Message]) -> list[Message]:
-    """A leading system message moves into the one after it, for templates that know no such role."""
+    """Put a leading system message into the next message, for templates without a system role."""
     if not messages or messages[0]["role"] != "system":
         return messages
     system, *rest = messages

@@ -1,6 +1,6 @@
-"""From a chat request to the text of its prompt: which template, which messages, what is continued, how it is answered.
+"""Convert a chat request to its prompt: choose the template, render the messages, add a prefill, describe the reply.
 
-`ChatFormat` is made once a model is loaded and lives as long as the worker; it holds nothing of the model's memory.
+`ChatFormat` is created once the model is loaded and lives as long as the worker; it keeps no reference to the model.
 Rendering is pure.
 """
 
@@ -30,34 +30,34 @@ from .tool_turns import one_call_at_a_time, users_in_results, with_tool_response
 
 log = logging.getLogger("corral.worker")
 
-QUICK_SECONDS = 0.1  # for the thread that serves everybody
+QUICK_SECONDS = 0.1  # rendering time limit on the event loop's thread
 
 ApplyBuiltin = Callable[[str, Sequence[tuple[str, str]], bool], str | None]
-"""llama.cpp's own renderings of well-known templates: (name or text, (role, content)…, add_generation_prompt)."""
+"""llama.cpp's built-in renderer of well-known templates: (name or text, [(role, content)…], add_generation_prompt)."""
 
 
 @dataclass(frozen=True, slots=True)
 class RenderedPrompt:
     text: str
-    generation_prompt: str  # the part of it that opens the answer
+    generation_prompt: str  # the end of `text` that opens the answer
     prefill: str = ""
-    fields: Mapping[str, Any] = field(default_factory=dict)  # of the completion, beside what the request says itself
+    fields: Mapping[str, Any] = field(default_factory=dict)  # additional fields of the completion request
     reply: ReplyFormat = PLAIN
 
 
 @dataclass(frozen=True, slots=True)
 class _TemplateVariant:
-    """A template, and what is known of it."""
+    """A template and its detected properties."""
 
     template: ChatTemplate
     capabilities: Capabilities
     form: AnswerFormat
     delimiters: tuple[TurnDelimiter, ...]
-    user_after_result: bool  # it takes a user's message right behind a tool's
+    user_after_result: bool  # a user message may directly follow a tool message
 
 
 class ChatFormat:
-    """Raises TemplateError when the template cannot be parsed."""
+    """Render prompts with a model's chat templates. The constructor raises TemplateError for an invalid one."""
 
     def __init__(
         self,
@@ -102,23 +102,24 @@ class ChatFormat:
         try:
             return self._variant(self.tool_source)
         except TemplateError as error:
-            log.warning("the model's template for tools is left out: %s", error)
+            log.warning("the model's tool template is invalid and not used: %s", error)
             return self._main
 
     @property
     def _thinks(self) -> bool:
-        """Unless somebody says otherwise. A template in which no thoughts are found is told to leave them."""
+        """The default of `enable_thinking`: False if no reasoning format was detected in the template."""
         form = self._main.form if self._main and self._parses else None
         return form is None or form.reasoning is not None
 
     def render(self, request: ChatRequest, builtin: ApplyBuiltin) -> RenderedPrompt:
+        """Return the prompt. Raises InvalidRequest or NotSupported."""
         try:
             return self._render(request, builtin, MAX_SECONDS)
         except TemplateError as error:
             raise InvalidRequest(str(error)) from None
 
     def render_quickly(self, request: ChatRequest, builtin: ApplyBuiltin) -> RenderedPrompt | None:
-        """None: it takes so long that another thread should do it."""
+        """Return the prompt, or None if it takes longer than QUICK_SECONDS: then call `render` on another thread."""
         try:
             return self._render(request, builtin, QUICK_SECONDS)
         except TemplateSlow:
@@ -167,7 +168,7 @@ class ChatFormat:
         return replace(prompt, reply=reply, fields=_fields(request, variant, context, prompt.generation_prompt))
 
     def _writer(self, variant: _TemplateVariant, request: ChatRequest, seconds: float) -> Callable[[bool], str]:
-        keep_developer = "<|channel|>" in variant.template.source  # gpt-oss knows both roles
+        keep_developer = "<|channel|>" in variant.template.source  # gpt-oss supports both roles
         messages = shaped(request.messages, variant.capabilities, keep_developer=keep_developer)
         if variant.form.style == "channels":
             messages = [with_thinking(message) for message in messages]
@@ -194,7 +195,7 @@ class ChatFormat:
         return write
 
     def _without_specials(self, text: str) -> str:
-        """Tokenizing adds these by itself: a template that writes them would double them."""
+        """Remove BOS and EOS that the template wrote if the tokenizer adds them, too."""
         if self._bos and text.startswith(self._bos):
             text = text[len(self._bos) :]
         if self._eos and text.endswith(self._eos):
@@ -242,7 +243,7 @@ def _fields(
     if request.response_format is not None:
         fields |= completion_fields(request.response_format, context, generation_prompt)
     elif tools.usable and not variant.form.calls and tools.choice == "required":
-        raise InvalidRequest("Field 'tool_choice': this chat template has no tool calls that could be required")
+        raise InvalidRequest("Field 'tool_choice': this chat template does not support tool calls")
     elif tools.usable and variant.form.calls:
         parallel = variant.capabilities.supports_parallel_tool_calls if tools.parallel is None else tools.parallel
         fields |= tool_fields(
@@ -252,20 +253,20 @@ def _fields(
 
 
 def _thought_ends(form: AnswerFormat, thoughts: Span) -> list[str]:
-    """The first is the one that a thought without an end gets."""
+    """Return the end marks of reasoning. The first one is inserted when the reasoning budget is used up."""
     mark = first_mark(form.calls) if form.calls and form.calls_end_reasoning else ""
     return [end for end in (thoughts.end.strip(), mark) if end]
 
 
 def _before_thoughts(generation_prompt: str, form: AnswerFormat) -> str:
-    """The part that belongs to the template and not to the answer."""
+    """Return the part of the generation prompt before the reasoning mark; the rest belongs to the answer."""
     start = form.reasoning.start if form.reasoning else ""
     at = generation_prompt.rfind(start) if start else -1
     return generation_prompt if at < 0 else generation_prompt[:at]
 
 
 def _continuation(request: ChatRequest, form: AnswerFormat) -> str:
-    """The text of a message as far as it has been said."""
+    """Return the text of the message to continue, in the model's format."""
     message = request.continued or {}
     content = join_parts(message.get("content", ""), "\n\n")
     tags, thought = form.reasoning, message.get("reasoning_content", "")
@@ -279,7 +280,7 @@ def _continuation(request: ChatRequest, form: AnswerFormat) -> str:
 
 
 def _added(closed: str, opened: str) -> str:
-    """What `opened` has beyond the beginning that both share."""
+    """Return `opened` without the prefix that both texts share."""
     shared = 0
     for a, b in zip(closed, opened, strict=False):
         if a != b:
@@ -289,7 +290,7 @@ def _added(closed: str, opened: str) -> str:
 
 
 def _with_aliases(variables: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Templates ask for the same thing under different names."""
+    """Add the alternative names that templates use for the same variable."""
     spelled = dict(variables)
     if isinstance(keep := variables.get("preserve_reasoning"), bool):
         spelled.update(preserve_reasoning(keep))

@@ -1,6 +1,6 @@
-"""What a chat request says about its conversation: messages, tools, what is continued, how the answer is read.
+"""Read the conversation of a chat request: messages, tools, the message to continue, how to parse the answer.
 
-`read_chat` checks a request's body against the server's defaults; the sampling half of it is `params`' business. Pure.
+`read_chat` checks a request's body and applies the server's defaults. Sampling fields are not read here. Pure.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ Continued = Literal["content", "reasoning_content"]
 class ChatRequest:
     messages: list[Message]
     add_generation_prompt: bool
-    continued: Message | None  # a message that the answer goes on with; not among `messages`
-    shows_prefill: bool  # the stream begins with its text
+    continued: Message | None  # the message that the answer continues; not in `messages`
+    shows_prefill: bool  # True if the stream begins with the continued text
     variables: Mapping[str, Any]
     response_format: ResponseFormat | None = None
     tools: ToolSet = NO_TOOLS
     continues: Continued = "content"
     separate_reasoning: bool = True
-    media: tuple[MediaSource, ...] = ()  # whose places are marked in the messages, in this order
+    media: tuple[MediaSource, ...] = ()  # files, in the order of their markers in the messages
 
 
 @dataclass(frozen=True)
 class ChatDefaults:
-    """What the server's options say about chat."""
+    """Defaults for chat requests from the server's options."""
 
     prefill_assistant: bool = True
     variables: Mapping[str, Any] = field(default_factory=dict)
@@ -50,6 +50,7 @@ class ChatDefaults:
 
 
 def read_chat(body: Mapping[str, Any], defaults: ChatDefaults) -> ChatRequest:
+    """Return the checked chat request. Raises InvalidRequest."""
     fields = Fields(body)
     tools = read_tools(fields)
     form = read_response_format(fields)
@@ -75,7 +76,8 @@ def read_chat(body: Mapping[str, Any], defaults: ChatDefaults) -> ChatRequest:
         messages=messages,
         add_generation_prompt=opens,
         continued=continued,
-        shows_prefill=not asked or fields.boolean("echo", default=False),  # who asked for it knows the text already
+        shows_prefill=not asked
+        or fields.boolean("echo", default=False),  # a client that set the field already has the text
         variables=_variables(fields, defaults.variables),
         response_format=form,
         tools=tools,
@@ -92,7 +94,7 @@ def _with_system_prompt(messages: list[Message], text: str) -> list[Message]:
 
 
 def _continues(value: object) -> str:
-    """Which part of the last message the answer goes on with; nothing: it is a new one."""
+    """Return "auto", "content" or "reasoning_content"; "" if the last message is not continued."""
     if value is None or isinstance(value, bool):
         return "auto" if value else ""
     if value in ("content", "reasoning_content"):
@@ -121,7 +123,7 @@ def _variables(fields: Fields, defaults: Mapping[str, Any]) -> Mapping[str, Any]
 
 
 def probabilities_wanted(body: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Chat's `logprobs` and `top_logprobs` as the completion fields they stand for."""
+    """Convert the chat fields `logprobs` and `top_logprobs` to completion fields."""
     fields = Fields(body)
     _, wanted = fields.find("logprobs")
     if isinstance(wanted, bool) and wanted:

@@ -1,5 +1,5 @@
-"""Conversations with tools for templates that take less than others: one call at a time, no user right behind a result,
-results within the message of their calls. Pure.
+"""Adapt conversations with tools to templates with restrictions: only one call per message, no user message directly
+after a tool result, tool results inside the message of their calls. Pure.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .messages import Message
 
 
 def one_call_at_a_time(messages: Sequence[Message]) -> list[Message]:
-    """Calls that were made together become turns of their own, each with its result."""
+    """Split parallel calls into separate assistant messages, each followed by its result."""
     turns: list[Message] = []
     rest = deque(messages)
     while rest:
@@ -36,7 +36,7 @@ def one_call_at_a_time(messages: Sequence[Message]) -> list[Message]:
 
 
 def users_in_results(messages: Sequence[Message]) -> list[Message]:
-    """What a user says right behind a result becomes a part of it: coding agents put reminders there."""
+    """Append a user message that directly follows a tool result to that result. Coding agents put reminders there."""
     turns: list[Message] = []
     for message in messages:
         last = turns[-1] if turns else None
@@ -56,7 +56,7 @@ def _parts(content: str | list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def with_tool_responses(messages: Sequence[Message]) -> list[Message]:
-    """As earlier templates of Gemma 4 take them."""
+    """Move tool results into `tool_responses` of the message with the calls, as early Gemma 4 templates require."""
     turns: list[Message] = []
     for message in messages:
         last = turns[-1] if turns else {}

@@ -1,4 +1,4 @@
-"""The tools a chat request offers, and what it says about their use. Pure; wording and statuses are llama-server's."""
+"""Read the tools of a chat request and how they may be used. Pure. Error messages and statuses follow llama-server."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class FunctionTool:
     name: str
     description: str
     parameters: Mapping[str, Any]
-    shown: Mapping[str, Any]  # as the template is given it
+    shown: Mapping[str, Any]  # the form that the template gets
 
     def takes_text(self, argument: str) -> bool:
-        """Whether the argument's value is meant to be a text, so that `1` is "1" and not a number."""
+        """Return True if the argument may be a string by its schema, so that `1` is "1" and not a number."""
         properties = self.parameters.get("properties")
         schema = properties.get(argument) if isinstance(properties, dict) else None
         return schema is None or may_be_text(schema)
@@ -31,12 +31,12 @@ class FunctionTool:
 class ToolSet:
     offered: tuple[FunctionTool, ...] = ()
     choice: Choice = "auto"
-    only: str = ""  # the one function that has to be called
-    parallel: bool | None = None  # None: as the template can
+    only: str = ""  # the name of the only function that may be called
+    parallel: bool | None = None  # None: True if the template supports it
 
     @property
     def usable(self) -> tuple[FunctionTool, ...]:
-        """Those that may be called; the template shows all."""
+        """The tools that may be called; the template shows all."""
         if self.choice == "none":
             return ()
         return tuple(tool for tool in self.offered if self.only in ("", tool.name))
@@ -50,6 +50,7 @@ NO_TOOLS = ToolSet()
 
 
 def read_tools(fields: Fields) -> ToolSet:
+    """Read `tools`, `tool_choice` and `parallel_tool_calls`. Raises InvalidRequest."""
     _, given = fields.find("tools")
     if given is not None and not isinstance(given, list):
         raise wrong_type("tools", "array", given)
@@ -66,7 +67,7 @@ def read_tools(fields: Fields) -> ToolSet:
 
 
 def _read_choice(value: object) -> tuple[Choice, str]:
-    """The choice, and the one function that may be called."""
+    """Return the choice, and the name of the only function that may be called or ""."""
     if isinstance(value, str):
         for choice in _CHOICES:
             if value == choice:
@@ -102,6 +103,7 @@ def _read_tool(item: object) -> FunctionTool:
 
 
 def may_be_text(schema: object) -> bool:
+    """Return True if the schema allows a string."""
     if not isinstance(schema, dict):
         return False
     kind = schema.get("type")

@@ -1,1 +1,1 @@
-"""Grammars that hold an answer to tools or to a response format."""
+"""Grammars that constrain an answer to tool calls or a response format."""

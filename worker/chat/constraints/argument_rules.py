@@ -1,4 +1,4 @@
-"""What the grammars of all shapes of tool calls need: marks, text up to a mark, the schemas of arguments. Pure."""
+"""Shared rules of the tool-call grammars: marks, text up to a mark, schemas of arguments. Pure."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def joined(parts: Iterable[str]) -> str:
 
 
 class Schemas:
-    """The rules of the tools' parameters. A reference leads into the tool's own schema.
+    """The rules of the tools' parameters. A `$ref` is resolved within the tool's own schema.
 
-    Who sends them has seldom written them: what a grammar cannot keep of them is no reason to refuse a request.
+    Clients seldom wrote these schemas themselves, so unsupported keywords are relaxed instead of refused.
     """
 
     def __init__(self, tools: Sequence[FunctionTool], rules: GrammarRules) -> None:
@@ -29,6 +29,7 @@ class Schemas:
         self._converter = Converter(self._root, rules, lenient=True)
 
     def of_argument(self, tool: FunctionTool, argument: str = "") -> str:
+        """Return the rule of one argument, or of the object with all arguments."""
         schema = self._root["tools"][tool.name]
         path = f"#/tools/{tool.name}"
         if argument:
@@ -36,13 +37,13 @@ class Schemas:
         return self._converter.visit(schema or {"type": "object"}, f"{tool.name}-arguments", path)
 
     def under(self, tool: FunctionTool, schema: Any, name: str) -> str:
-        """Of a schema somewhere within the tool's."""
+        """Return the rule of a schema inside the tool's schema."""
         return self._converter.visit(_rooted(schema, tool.name), name, f"#/tools/{tool.name}")
 
 
 def _rooted(schema: Any, name: str, depth: int = 0) -> Any:
-    """The same schema at its place below the common root; what is deeper than a converter looks stays as it is."""
-    if depth > 2 * MAX_DEPTH:  # of one level of a schema there are two of JSON
+    """Rewrite each `$ref` for the common root. Parts deeper than the converter's limit are not changed."""
+    if depth > 2 * MAX_DEPTH:  # one schema level is two JSON levels
         return schema
     if isinstance(schema, Mapping):
         rooted = {key: _rooted(value, name, depth + 1) for key, value in schema.items()}
@@ -54,7 +55,7 @@ def _rooted(schema: Any, name: str, depth: int = 0) -> Any:
 
 
 def until(rules: GrammarRules, mark: str, name: str) -> str:
-    """Any text up to and including the first `mark`: one rule for each letter of it that has been seen."""
+    """Return a rule for any text up to and including the first `mark`: one rule for each prefix of the mark."""
     letters = sorted(set(mark))
     number = "-".join(f"{ord(letter):x}" for letter in mark)  # the mark is the rule's identity
     names = [f"{name}-until-{number}-{i}" for i in range(len(mark))]
@@ -69,7 +70,7 @@ def until(rules: GrammarRules, mark: str, name: str) -> str:
 
 
 def _seen(mark: str, text: str) -> int:
-    """How much of the mark the text ends with."""
+    """Return the length of the longest prefix of the mark that the text ends with."""
     return next(n for n in range(len(text), -1, -1) if text.endswith(mark[:n]))
 
 

@@ -1,4 +1,6 @@
-"""The grammar of calls like JSON with bare keys and texts between marks. Types, names, required members are kept."""
+"""Build the grammar of calls in JSON-like form with unquoted keys and strings between marks (Gemma 4).
+
+Types, names and required members are enforced. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from ..tools import FunctionTool
 from .argument_rules import until
 
 MAX_DEPTH = 16
-"""Of schemas; what lies deeper may be any value."""
+"""Maximum schema depth; deeper values are not constrained."""
 
 
 class DictRules:
@@ -21,6 +23,7 @@ class DictRules:
         self._text = rules.add("dict-text", f"{literal(form.quote)} {until(rules, form.quote, 'text')}")
 
     def call(self) -> str:
+        """Return a rule for a call of any of the tools."""
         return "(" + " | ".join(self._rules.add(f"call-{tool.name}", self._one(tool)) for tool in self._tools) + ")"
 
     def _one(self, tool: FunctionTool) -> str:
@@ -45,7 +48,7 @@ class DictRules:
         return self._any()
 
     def _object(self, schema: Mapping[str, Any], name: str, depth: int) -> str:
-        """Required members in the order of their names, which is the model's; then any of the others."""
+        """Required members are written first, sorted by name as the model writes them; then any of the others."""
         properties, required = schema.get("properties"), schema.get("required")
         if not isinstance(properties, dict) or not properties:
             return '"{" space "}"' if not depth else self._any()

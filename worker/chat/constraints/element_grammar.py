@@ -1,4 +1,4 @@
-"""The grammar of calls whose arguments are elements, nested as the schema says. Pure."""
+"""Build the grammar of calls whose arguments are XML-like elements, nested as in the schema (MiniMax M3). Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..tools import FunctionTool, may_be_text
 from .argument_rules import Schemas, literal_of, until
 
 MAX_DEPTH = 16
-"""Of schemas; what lies deeper is JSON."""
+"""Maximum schema depth; deeper values are JSON."""
 
 
 class ElementRules:
@@ -20,6 +20,7 @@ class ElementRules:
         self._schemas = Schemas(tools, rules)
 
     def call(self) -> str:
+        """Return a rule for a call of any of the tools."""
         return "(" + " | ".join(self._rules.add(f"call-{tool.name}", self._one(tool)) for tool in self._tools) + ")"
 
     def _one(self, tool: FunctionTool) -> str:
@@ -27,7 +28,7 @@ class ElementRules:
         return f"{head} {self._members(tool, tool.parameters, tool.name, 0)}"
 
     def _members(self, tool: FunctionTool, schema: Mapping[str, Any], name: str, depth: int) -> str:
-        """Those that are required in their order, then any of the others."""
+        """Required members are written first, in schema order; then any of the others."""
         properties, required = schema.get("properties"), schema.get("required")
         needed: list[str] = []
         others: list[str] = []

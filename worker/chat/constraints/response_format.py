@@ -1,7 +1,7 @@
-"""`response_format`: which JSON a chat's answer has to be, the grammar for it, and the JSON without what is around it.
+"""Read `response_format`, build the grammar for the required JSON, and extract the JSON from the answer.
 
-As in llama-server, a template's answer may have white space around the JSON or stand in a code block, since models are
-used to that; neither is part of the message. Pure.
+As in llama-server, the answer may have white space or a code block around the JSON, because models are trained to write
+that; neither is part of the message. Pure.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ResponseFormat:
 
 
 def read_response_format(fields: Fields) -> ResponseFormat | None:
-    """None: any text, or what the request's own grammar says."""
+    """Return the required format. None: any text, or the request has a grammar. Raises InvalidRequest."""
     schema = fields.body.get("json_schema")
     if schema is not None and fields.string("grammar", default=""):
         raise InvalidRequest("Cannot use both json_schema and grammar")
@@ -47,7 +47,7 @@ def read_response_format(fields: Fields) -> ResponseFormat | None:
 
 
 def completion_fields(form: ResponseFormat, context: GrammarContext, generation_prompt: str) -> dict[str, Any]:
-    """What a completion is asked for: thoughts may come before the JSON."""
+    """Return the completion fields with the grammar: reasoning is allowed before the JSON. Raises InvalidRequest."""
     try:
         converter = Converter(form.schema, rules := GrammarRules())
         schema_rule = converter.visit(form.schema, "response-format-schema", "#")
@@ -63,7 +63,7 @@ def completion_fields(form: ResponseFormat, context: GrammarContext, generation_
 
 
 def plain_fields(form: ResponseFormat) -> dict[str, Any]:
-    """For templates that are no Jinja: nothing but the JSON."""
+    """Return the completion fields for rendering without Jinja: only the JSON is allowed. Raises InvalidRequest."""
     try:
         return {"grammar": schema_grammar(form.schema)}
     except SchemaError as error:
@@ -71,7 +71,7 @@ def plain_fields(form: ResponseFormat) -> dict[str, Any]:
 
 
 class JsonText:
-    """Takes an answer's text piece by piece and gives the JSON in it. What surrounds it is dropped."""
+    """Extract the JSON from an answer that arrives in pieces. Text around it is dropped."""
 
     def __init__(self) -> None:
         self._began = self._in_string = self._escaped = False
@@ -92,11 +92,11 @@ class JsonText:
             return ""
         self._began = bool(start)
         if not start:
-            self._withheld = _FENCE  # read again with what follows
+            self._withheld = _FENCE  # processed again with the next text
         return start
 
     def _inner(self, text: str) -> str:
-        """All but the blanks and backticks at the end, unless they are inside of a string."""
+        """Return the text without trailing white space and backticks outside a string; these are withheld."""
         end = 0
         for i, c in enumerate(text, 1):
             if self._in_string:
@@ -111,5 +111,5 @@ class JsonText:
 
 
 def json_in(text: str) -> str:
-    """The JSON of a whole answer; all of it when none has begun."""
+    """Return the JSON of a complete answer, or the answer itself if it ends before the JSON begins."""
     return JsonText().add(text) or text

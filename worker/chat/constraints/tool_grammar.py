@@ -1,6 +1,7 @@
-"""The grammar of tool calls: what a model may write from a call's first mark on, or as its whole answer.
+"""Build the grammar of tool calls: the allowed text from a call's first mark on, or of the whole answer.
 
-With `auto` the grammar sleeps until the mark comes up; with `required` it holds from the beginning. Pure.
+With `auto` the grammar is inactive (lazy) until the mark is generated; with `required` it is active from the beginning.
+Pure.
 """
 
 from __future__ import annotations
@@ -31,23 +32,24 @@ from .element_grammar import ElementRules
 
 _WORD_TRIGGER = 1
 _ID = r'"\"" [a-zA-Z0-9]{9} "\""'
-"""Nine letters: the only length that every template with ids of the model's own takes."""
+"""Nine characters: the only length that every template with ids written by the model accepts."""
 
 
 @dataclass(frozen=True, slots=True)
 class GrammarContext:
-    """What a grammar of a whole answer begins with: the end of the prompt, and thoughts."""
+    """The parts of a whole answer before content or calls: the end of the prompt, and reasoning."""
 
     template: str
     opening: str = ""
     reasoning: Span | None = None
-    turn: str = ""  # comes again between thoughts and the rest
-    content: str = ""  # comes before content
-    calls: str = ""  # a rule of what comes before calls
-    next_calls: str = ""  # … and between sections of them, if there may be several
-    wakes: bool = True  # calls have a first mark that tells them from all else
+    turn: str = ""  # written again between reasoning and the rest
+    content: str = ""  # written before content
+    calls: str = ""  # the rule of the text before calls
+    next_calls: str = ""  # the rule between sections of calls, if there may be several
+    wakes: bool = True  # True if calls begin with a unique mark, which can trigger a lazy grammar
 
     def rule(self, rules: GrammarRules) -> str:
+        """Return the rule of the prompt's end and the reasoning."""
         start = literal(self.template) if self.template else '""'
         if self.reasoning is None or not self.reasoning.end:
             return start
@@ -64,10 +66,10 @@ class GrammarContext:
 def tool_fields(
     calls: Calls, tools: Sequence[FunctionTool], context: GrammarContext, *, required: bool, parallel: bool
 ) -> dict[str, Any]:
-    """What a completion is asked for, as fields of its request."""
+    """Return the completion fields with the grammar of the calls. Raises InvalidRequest."""
     mark = first_mark(calls) if context.wakes else ""
     if not required and not mark:
-        return {}  # nothing tells where a call begins
+        return {}  # the start of a call cannot be recognized
     try:
         grammar = _grammar(calls, tools, context, required=required, parallel=parallel)
     except SchemaError as error:
@@ -120,7 +122,7 @@ def _writer(calls: Calls, tools: Sequence[FunctionTool], rules: GrammarRules) ->
 
 class CallRules(Protocol):
     def call(self) -> str:
-        """One call, without what stands around each."""
+        """Return the rule of one call, without the marks around each call."""
 
 
 class _JsonCallRules:
@@ -174,7 +176,7 @@ class _TaggedCallRules:
         return joined((f"{head} {id}".strip(), *parts))
 
     def _parameters(self, form: Parameters, tool: FunctionTool) -> str:
-        """Those that are required in their order, then any of the others."""
+        """Required arguments are written first, in schema order; then any of the others."""
         properties = tool.parameters.get("properties")
         required = tool.parameters.get("required")
         needed: list[str] = []
@@ -214,7 +216,7 @@ class _PythonCallRules:
         return "(" + " | ".join(self._rules.add(f"call-{tool.name}", self._one(tool)) for tool in self._tools) + ")"
 
     def _one(self, tool: FunctionTool) -> str:
-        """Required arguments in their order, then any of the others."""
+        """Required arguments are written first, in schema order; then any of the others."""
         properties, required = tool.parameters.get("properties"), tool.parameters.get("required")
         keys = list(properties) if isinstance(properties, dict) else []
         needed = [key for key in keys if isinstance(required, list) and key in required]

@@ -1,7 +1,7 @@
-"""How a template writes tool calls: around all of them, around each, around names, ids and arguments.
+"""Detect how a template writes tool calls: the marks around all calls, each call, names, ids and arguments.
 
-Works on texts that `probes` renders; what can be told apart by comparing one call with two, and one argument with the
-next, is found, whatever its words. Pure.
+Works on texts that `probes` renders. The marks are found by comparing one call with two, and one argument with the
+next, independent of their text. Pure.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from .formats import NOTHING, Calls, JsonCalls, Parameters, Span, TaggedCalls
 
 
 def detect_calls(probes: Probes, reasoning: Span | None) -> Calls | None:
+    """Return the format of tool calls, or None if the template writes none or it is not recognized."""
     one, two = probes.calls(1, 2), probes.calls(2, 2)
     if any(text not in one for text in (NAMES[0], *KEYS, *VALUES)):
         return None
@@ -30,7 +31,7 @@ def detect_calls(probes: Probes, reasoning: Span | None) -> Calls | None:
 
 
 def _bare(turn: str, said: str, opening: str, reasoning: Span | None) -> str:
-    """A turn with calls without what other turns begin and end with. `said`: one with content alone."""
+    """Return a turn with calls without the parts common to other turns. `said`: a turn with only content."""
     turn = turn.partition(SAID)[2] or turn[len(_until_tag(turn[: shared_length(turn, said)])) :]
     if reasoning and reasoning.end in turn[: turn.find(NAMES[0])]:
         turn = turn[turn.find(reasoning.end) + len(reasoning.end) :]
@@ -48,7 +49,7 @@ class _EnclosingJson:
 
 
 def _enclosing_json(text: str, word: str, start: int = 0) -> _EnclosingJson | None:
-    """The outermost JSON value that contains the word."""
+    """Return the outermost JSON value that contains `word`."""
     at = text.find(word, start)
     decoder = json.JSONDecoder()
     for match in re.finditer(r"[\[{]", text[start : max(at, start)]):
@@ -123,7 +124,7 @@ def _tagged_calls(one: str, two: str) -> TaggedCalls | None:
     if second >= 0:
         tail = two[second + len(NAMES[1]) :]
         last = two.rfind(f"{VALUES[1]}0", 0, second) + len(VALUES[1]) + 1
-        n_own = len(one) - len(behind) - one.rfind(VALUES[1]) - len(VALUES[1]) - 1  # ends the arguments themselves
+        n_own = len(one) - len(behind) - one.rfind(VALUES[1]) - len(VALUES[1]) - 1  # length of the arguments' own end
         between = two[last + n_own : second]
         behind = tail[tail.rfind(f"{VALUES[1]}1") + len(VALUES[1]) + 1 + n_own :]
         section, context = _divided(before, between, behind)
@@ -144,7 +145,7 @@ def _tagged_calls(one: str, two: str) -> TaggedCalls | None:
 
 
 def _parameters(one: str, behind_name: int) -> tuple[Parameters, str, str] | None:
-    """The marks of arguments, what stands between the name and them, and what behind them."""
+    """Return the marks of arguments, the text between name and arguments, and the text after them."""
     spots = []
     at = behind_name
     for word in (KEYS[0], f"{VALUES[0]}0", KEYS[1], f"{VALUES[1]}0"):
@@ -174,7 +175,7 @@ def _parameters(one: str, behind_name: int) -> tuple[Parameters, str, str] | Non
 
 
 def _around_id(middle: str) -> tuple[Span, str, str]:
-    """Between a name and its arguments: the id's marks, the end of the name, the start of the arguments."""
+    """Split the text between name and arguments into the id's marks, the name's end, the arguments' start."""
     before, id, behind = middle.partition(IDS[0])
     if not id:
         return NOTHING, middle.strip(), ""
@@ -184,7 +185,7 @@ def _around_id(middle: str) -> tuple[Span, str, str]:
 
 
 def _divided(before: str, between: str, behind: str) -> tuple[Span, Span]:
-    """What stands around all calls, and around each, from what stands before, between and behind two of them."""
+    """Return the marks around all calls and around each call, from the text before, between and after two calls."""
     start = _at_tag(_common_end(before, between))
     end = _until_tag(between[: shared_length(between, behind)])
     if start.strip() and end.strip():
@@ -204,7 +205,7 @@ def _common_end(a: str, b: str) -> str:
 
 
 def _at_tag(text: str) -> str:
-    """Without the rest of a tag that it begins in."""
+    """Return the text without the rest of a tag at its beginning."""
     cut = re.match(r"[^<\[]*?[>\]]", text)
     if cut and not re.match(r"[^<\[]*[<\[]", cut.group()):
         text = text[cut.end() :]
@@ -212,23 +213,23 @@ def _at_tag(text: str) -> str:
 
 
 def _until_tag(text: str) -> str:
-    """Without the beginning of a tag that it ends in."""
+    """Return the text without an incomplete tag at its end."""
     cut = re.search(r"[<\[][^<>\[\]]*$", text)
     return text[: cut.start()] if cut else text
 
 
 def _last_piece(text: str) -> tuple[str, str]:
-    """Everything but the last mark, and that."""
+    """Return the text before the last mark, and the last mark."""
     tags = list(re.finditer(r"<[^<>]*>?|\[[^\[\]]*\]?", text))
     if len(tags) < 2 and not (tags and text[tags[-1].end() :].strip()):
         return ("", text.strip()) if not tags or not tags[-1].group().endswith((">", "]")) else (text.strip(), "")
-    if text[tags[-1].end() :].strip():  # words after the last mark belong to what follows
+    if text[tags[-1].end() :].strip():  # text after the last mark belongs to the next part
         return text[: tags[-1].end()].strip(), text[tags[-1].end() :].strip()
     return text[: tags[-1].start()].strip(), tags[-1].group()
 
 
 def _first_piece(text: str, has_call_start: bool) -> tuple[str, str]:
-    """The mark that ends the function, and the rest, which ends the call; one mark ends the outer of both."""
+    """Return the mark that ends the function, and the rest, which ends the call. A single mark ends the call."""
     tag = re.match(r"\s*<[^<>]*>", text)
     if not tag or not has_call_start:
         return (text.strip(), "") if not has_call_start else ("", text.strip())
@@ -237,7 +238,7 @@ def _first_piece(text: str, has_call_start: bool) -> tuple[str, str]:
 
 
 def _span(start: str, end: str) -> Span:
-    """An end that begins with a tag is that tag: what follows ends the turn."""
+    """Return a span whose end is only its first tag, if there is one: the text after it ends the turn."""
     tag = FIRST_TAG.match(end)
     return Span(start.strip(), tag_of(tag) or end.strip())
 

@@ -1,6 +1,6 @@
-"""Marks of answers that are messages to several recipients: gpt-oss' channels, Muse's messages, Functionary's `>>>`.
+"""Define the marks of answers with messages to several recipients (gpt-oss channels, Muse, Functionary's `>>>`).
 
-`families` describes the formats with them, `parsing.channels` reads them.
+`families` describes these formats, `parsing.channels` parses them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How a template's model writes its answers, found by rendering small conversations and looking where marks stand.
+"""Detect how a model writes its answers: render short conversations with its template and find the marks.
 
-An assistant's turn is rendered with thoughts, with one call and with two, with one argument and with two; what stands
-between the probe's own words is what the model writes there. Done once for a template; raises nothing.
+An assistant's turn is rendered with reasoning, with one or two calls and one or two arguments; the text between the
+probe's own words is the text that the model writes there. Done once for each template; raises nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from .formats import NOTHING, AnswerFormat, Span
 
 
 def detect(template: ChatTemplate, capabilities: Capabilities) -> AnswerFormat:
+    """Return the detected format; parts that are not recognized are left empty."""
     probes = Probes(template, capabilities)
     reasoning, spacing = _reasoning(probes)
     form = AnswerFormat(reasoning, _content(probes, reasoning), detect_calls(probes, reasoning))
@@ -26,9 +27,9 @@ def detect(template: ChatTemplate, capabilities: Capabilities) -> AnswerFormat:
 
 
 def _reasoning(probes: Probes) -> tuple[Span | None, tuple[str, str, str] | None]:
-    """And the blanks around thoughts, where they are shown.
+    """Return the marks of reasoning, and the white space around it if it can be detected.
 
-    From an answer with thoughts and content, else from one with thoughts and a call, as some keep only those.
+    Renders an answer with reasoning and content, then one with reasoning and a call: some templates keep only that.
     """
     call = {"id": IDS[0], "type": "function", "function": {"name": NAMES[0], "arguments": {KEYS[0]: "x"}}}
     ways: list[Mapping[str, Any]] = [{}, {"tool_calls": [call]}]
@@ -44,7 +45,7 @@ def _reasoning(probes: Probes) -> tuple[Span | None, tuple[str, str, str] | None
 
 
 def _spacing(span: Span, before: str, behind: str) -> tuple[str, str, str]:
-    """From a turn of the history. Of one with a call, what stands behind the thoughts is a guess."""
+    """Return the white space in a rendered turn. After reasoning before a call it is a guess."""
     begin = before[len(before.rstrip()) :]
     end, _, content = behind.partition(span.end)
     between = content.partition(SAID)[0]
@@ -52,13 +53,13 @@ def _spacing(span: Span, before: str, behind: str) -> tuple[str, str, str]:
 
 
 def _spacing_of_prompt(probes: Probes, span: Span) -> tuple[str, str, str] | None:
-    """Where nothing follows the mark that opens thoughts, nothing does anywhere else."""
+    """Return no white space at all if the prompt has none after the start mark of reasoning; else None."""
     opening = probes.opening(thinks=True)
     return ("", "", "") if span.start and opening.endswith(span.start) else None
 
 
 def _reasoning_of_prompt(probes: Probes) -> Span | None:
-    """Of templates that leave thoughts out of the history, but open them, or cut them off at a mark."""
+    """Find the marks in templates that omit reasoning in the history, but open it or split the text at its end mark."""
     opening = probes.opening(thinks=True) + probes.opening(thinks=False)
     for start, end in (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>")):
         if start in opening or re.search(rf"split\(\s*['\"]{re.escape(end)}['\"]", probes.source):
@@ -67,7 +68,7 @@ def _reasoning_of_prompt(probes: Probes) -> Span | None:
 
 
 def _content(probes: Probes, reasoning: Span | None) -> Span:
-    """Marks that only content stands in."""
+    """Return the marks around content, if there are any."""
     turn = probes.turn(SAID, tools=False)
     start, end = LAST_TAG.search(turn.partition(SAID)[0]), FIRST_TAG.match(turn.partition(SAID)[2])
     opening = probes.opening(thinks=False)

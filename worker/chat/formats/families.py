@@ -1,4 +1,4 @@
-"""Formats known by a mark in the template, because rendering does not show them; all others are detected."""
+"""Select an answer format by a mark in the template, if rendering cannot show it; else detect it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from .formats import AnswerFormat, DictCalls, ElementCalls, JsonCalls, Parameter
 
 
 def answer_format(template: ChatTemplate, capabilities: Capabilities) -> AnswerFormat:
+    """Return the known or detected answer format of a template."""
     return _known_format(template.source) or _corrected(detect(template, capabilities), template.source)
 
 
@@ -35,13 +36,13 @@ def _known_format(source: str) -> AnswerFormat | None:
         return AnswerFormat(thinks, calls=LFM2, spacing=_NO_BLANKS)
     found = next((form for mark, form in _BY_MARK.items() if mark in source), None)
     if found is GEMMA_4 and "tool_responses" in source and "OpenAI Chat Completions" not in source:
-        return dataclasses.replace(GEMMA_4, responses_within=True)  # the template before it took messages of tools
+        return dataclasses.replace(GEMMA_4, responses_within=True)  # early template without tool messages
     return found
 
 
 _NO_BLANKS = ("", "", "")
 NAMESPACE = "]<]minimax[>["
-"""Before each tag of MiniMax M3."""
+"""The prefix of each tag of MiniMax M3."""
 KIMI_K2 = TaggedCalls(
     section=Span("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
     call=Span("<|tool_call_begin|>", "<|tool_call_end|>"),
@@ -154,11 +155,11 @@ _BY_MARK = {
         Span("<think>", "</think>"), calls=JsonCalls(section=Span("<|tool_call|>"), array=True), spacing=_NO_BLANKS
     ),
 }
-"""What only the family's templates say."""
+"""Text that occurs only in the templates of one family."""
 
 
 def _corrected(form: AnswerFormat, source: str) -> AnswerFormat:
-    """Where rendering shows less than the model writes."""
+    """Add the parts of a detected format that rendering does not show."""
     calls = form.calls
     if isinstance(calls, TaggedCalls) and calls.parameters and "dsml_token" in source:
         named = Span(calls.parameters.name.start, '"')
@@ -169,7 +170,7 @@ def _corrected(form: AnswerFormat, source: str) -> AnswerFormat:
     if isinstance(calls, TaggedCalls) and calls.parameters and "<![CDATA[" in source:
         parameters = dataclasses.replace(calls.parameters, quote=Span("<![CDATA[", "]]>"))
         return dataclasses.replace(form, calls=dataclasses.replace(calls, parameters=parameters))
-    if calls and "<|message_sep|>" in source:  # GigaChat ends each message with it, a call's too
+    if calls and "<|message_sep|>" in source:  # GigaChat ends each message with it, also a call's
         return dataclasses.replace(form, skipped=("<|message_sep|>",))
     if "<tool_call>" in source and "<function=" in source and "<parameter=" in source:
         return dataclasses.replace(form, calls_end_reasoning=True)

@@ -1,7 +1,7 @@
-"""How a model family writes its answers: the marks around thoughts, content, tool calls and their arguments.
+"""Describe how a model family writes its answers: marks around reasoning, content, tool calls and arguments.
 
-Found by `detection` or known from `families`; read by the parsers and by the grammar of tool calls. White space
-around a mark is what the template writes; parsers take any.
+Formats come from `detection` or `families`; the parsers and the grammar of tool calls use them. White space around
+a mark is the template's; parsers accept any.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Span:
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """Those there are, without white space around them."""
+        """The non-empty marks, without white space around them."""
         return tuple(mark for mark in (self.start.strip(), self.end.strip()) if mark)
 
 
@@ -26,35 +26,35 @@ NOTHING = Span()
 
 @dataclass(frozen=True, slots=True)
 class JsonCalls:
-    """A call is one JSON object, its function's name in it."""
+    """A call is one JSON object that contains the function's name."""
 
     section: Span = NOTHING  # around all calls
-    call: Span = NOTHING  # around each
+    call: Span = NOTHING  # around each call
     array: bool = False  # the calls are items of one array
-    name: str = "name"  # "" when the name itself is the key of the arguments
+    name: str = "name"  # "" if the function's name is the key of the arguments
     arguments: str = "arguments"
     id: str = ""
     id_before_arguments: bool = False
     wrapper: str = ""  # key of the object that holds name and arguments
-    extra: str = ""  # members written first, as in `"type": "function", `
+    extra: str = ""  # members written first, e.g. `"type": "function", `
 
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """Each argument in marks of its own: text as it is, everything else as JSON."""
+    """Each argument has its own marks. A string is written unquoted, everything else as JSON."""
 
     name: Span
     value: Span
     between: str = ""
-    text_flag: str = ""  # the mark of the name goes on up to `flags_end`, and says with this that the value is a text
-    other_flags: tuple[str, ...] = ()  # … or with one of these that it is JSON
+    text_flag: str = ""  # if it is between `name.end` and `flags_end`, the value is a string
+    other_flags: tuple[str, ...] = ()  # the same, if the value is JSON
     flags_end: str = ">"
-    quote: Span = NOTHING  # may stand around a text that has the value's end in it
+    quote: Span = NOTHING  # optional quotes around a string that contains `value.end`
 
 
 @dataclass(frozen=True, slots=True)
 class TaggedCalls:
-    """The name stands in marks; the arguments are one JSON object, or each of them stands in marks too."""
+    """The name is between marks; the arguments are one JSON object, or each of them is between marks, too."""
 
     section: Span = NOTHING
     call: Span = NOTHING
@@ -63,15 +63,15 @@ class TaggedCalls:
     arguments: Span = NOTHING
     close: str = ""  # after the arguments, before the call's end
     parameters: Parameters | None = None
-    id_is_name: str = ""  # the name is part of the id, behind this: `functions.NAME:0`
-    id_first: bool = False  # the id stands between the call's start and the name's
-    name_rest: str = ""  # the mark of the name goes on up to this, and nobody needs what it says:
-    number: Span = NOTHING  # … which call it is
+    id_is_name: str = ""  # the id's prefix, if the id contains the name: `functions.NAME:0`
+    id_first: bool = False  # the id is between the call's start and the name's start
+    name_rest: str = ""  # if set, text after `name.end` up to and including this is ignored
+    number: Span = NOTHING  # marks around the call's number, before `name_rest`
 
 
 @dataclass(frozen=True, slots=True)
 class PythonCalls:
-    """A list of calls as Python writes them."""
+    """The calls are a list in Python syntax."""
 
     section: Span
     call: Span = NOTHING
@@ -79,52 +79,52 @@ class PythonCalls:
 
 @dataclass(frozen=True, slots=True)
 class DictCalls:
-    """The arguments are like JSON, but keys stand bare and texts between marks (Gemma)."""
+    """The arguments are JSON-like, but keys are unquoted and strings are between marks (Gemma)."""
 
     call: Span
-    name: str  # comes before the name, the arguments' brace behind it
+    name: str  # written before the name; `{` of the arguments follows the name
     quote: str
     section: Span = NOTHING
 
 
 @dataclass(frozen=True, slots=True)
 class ElementCalls:
-    """Each argument is an element of its own name, members of objects too, items of arrays are `<item>` (MiniMax)."""
+    """Arguments and members of objects are elements with their name; items of arrays are `<item>` (MiniMax)."""
 
-    space: str  # before each tag
+    space: str  # the namespace prefix before each tag
     section: Span
     name: Span
-    call: Span  # its start is that of the name
+    call: Span  # its start is `name.start`
 
 
 Calls = JsonCalls | TaggedCalls | PythonCalls | DictCalls | ElementCalls
 
 Style = Literal["marks", "channels", "recipients", "addressed"]
-"""Marks around parts of one message; or several messages to different recipients (gpt-oss; Functionary; Muse)."""
+"""Marks around parts of one message, or several messages to different recipients (gpt-oss, Functionary, Muse)."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerFormat:
-    reasoning: Span | None = None  # an empty start: thoughts come first, without a mark
+    reasoning: Span | None = None  # an empty start: the answer begins with reasoning, without a mark
     content: Span = NOTHING
     calls: Calls | None = None
-    calls_end_reasoning: bool = False
-    thinks_again: bool = False  # thoughts may come between content, too
-    skipped: tuple[str, ...] = ()  # marks that say nothing
-    spacing: tuple[str, str, str] = ("\n", "\n", "\n\n")  # behind the mark of thoughts, before the other, behind that
-    loose: bool = False  # any blanks behind thoughts say nothing
-    reopens: tuple[str, str] = ("", "")  # a prompt for an answer that ends with the first lacks the second
-    responses_within: bool = False  # the template wants results of tools in the message of their calls
-    turn: str = ""  # begins the message after the thoughts, where these are one of their own
+    calls_end_reasoning: bool = False  # True if the first mark of calls ends the reasoning, too
+    thinks_again: bool = False  # True if reasoning may also occur after content
+    skipped: tuple[str, ...] = ()  # marks that are removed
+    spacing: tuple[str, str, str] = ("\n", "\n", "\n\n")  # after the start of reasoning, before and after its end
+    loose: bool = False  # True if all white space after reasoning is dropped
+    reopens: tuple[str, str] = ("", "")  # if a generation prompt ends with the first, append the second
+    responses_within: bool = False  # True if the template expects tool results in the message with the calls
+    turn: str = ""  # begins the message after reasoning, if that is a separate message
     before_content: str = ""
-    before_calls: str = ""  # a grammar's rule; `recipient` in it is the name of any function
-    between_calls: str = ""  # the same, where each call is a message of its own
+    before_calls: str = ""  # a grammar rule; `recipient` in it is the name of any function
+    between_calls: str = ""  # the same, if each call is a separate message
     style: Style = "marks"
-    own_marks: tuple[str, ...] = ()  # of other styles
+    own_marks: tuple[str, ...] = ()  # additional marks that may be special tokens
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """All marks, as they may be special tokens, which must be shown as text."""
+        """All marks. They may be special tokens, which must be converted to text."""
         found = [*self.own_marks, *self.skipped, *(self.reasoning.marks if self.reasoning else ()), *self.content.marks]
         if self.calls:
             for field in fields(self.calls):
@@ -144,6 +144,6 @@ def _marks(value: object) -> list[str]:
 
 
 def first_mark(calls: Calls) -> str:
-    """What calls begin with, if it is not JSON at once."""
+    """Return the mark that calls begin with; "" if they begin with JSON."""
     start = calls.section.start.strip() or calls.call.start.strip()
     return start or (calls.name.start.strip() if isinstance(calls, TaggedCalls) else "")

@@ -1,1 +1,1 @@
-"""Generated text, as it arrives, parsed into content, reasoning and tool calls."""
+"""Parse generated text incrementally into content, reasoning and tool calls."""

@@ -1,6 +1,6 @@
-"""Reading the calls of an answer, whatever they look like: one after another, until what follows is none.
+"""Base class that reads the tool calls of an answer in any format, one after another, until no call follows.
 
-`parser` makes the reader of a format, and asks it once the text is where calls may begin.
+`parser` creates the reader for a format and runs it at each mark of calls.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ class CallsReader(ABC):
     def __init__(
         self, mark: str, section: Span, tools: Mapping[str, FunctionTool], reader: TextReader, writer: DeltaWriter
     ) -> None:
-        """`section`: the marks around all calls."""
+        """`mark`: the text that calls begin with; `section`: the marks around all calls."""
         self.mark = mark
-        """What calls begin with."""
         self._section, self._tools, self._reader, self._writer = section, tools, reader, writer
 
     def read(self) -> Parsing[bool]:
-        """Whether there was a call; if not, nothing is read."""
+        """Return True if there was a call. If not, nothing is consumed."""
         n_before = self._writer.n_calls
         if (yield from self._opens()):
             while (yield from self._call()) and (yield from self._has_another_call()):
@@ -36,17 +35,17 @@ class CallsReader(ABC):
         return True
 
     def _opens(self) -> Parsing[bool]:
-        """Reads what comes before the first call."""
+        """Read the text before the first call."""
         return self._reader.word(self._section.start)
 
     @abstractmethod
     def _call(self) -> Parsing[bool]:
-        """Reads one call, and releases the reader once it is certain that it is one. False: it is none."""
+        """Read one call; unmark the reader once it is certainly a call. Return False if it is none."""
 
     @abstractmethod
     def _has_another_call(self) -> Parsing[bool]:
-        """Whether one more call seems to follow. What separates it from the last one is read."""
+        """Return True if another call seems to follow. The separator is consumed."""
 
     def _close(self) -> Parsing[None]:
-        """Reads what comes behind the last call."""
+        """Read the text after the last call."""
         yield from self._reader.word(self._section.end)

@@ -1,4 +1,4 @@
-"""Answers of messages to several recipients: gpt-oss' channels, and Functionary's `>>>`. Used by `parser`."""
+"""Parse answers with messages to several recipients: gpt-oss channels, Muse, Functionary's `>>>`. Used by `parser`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _FUNCTIONS = "functions."
 def harmony(
     tools: Mapping[str, FunctionTool], separate_reasoning: bool, reader: TextReader, writer: DeltaWriter
 ) -> Parsing[None]:
-    """gpt-oss: thoughts are a channel, a function is a recipient. What is said to anyone else is nobody's business."""
+    """Parse gpt-oss: reasoning is a channel, a function is a recipient. Messages to other recipients are dropped."""
     while True:
         header, mark = yield from reader.text_until([MESSAGE])
         if mark is None:
@@ -62,7 +62,7 @@ def harmony(
 
 
 def with_thinking(message: Message) -> Message:
-    """gpt-oss' template calls thoughts by another name, and takes them or content beside a call."""
+    """Copy reasoning to `thinking`, the name in gpt-oss' template; drop content if there is a call, too."""
     if "reasoning_content" not in message:
         return message
     shown = {**message, "thinking": message["reasoning_content"]}
@@ -78,7 +78,7 @@ def _discard(text: str) -> None:
 def addressed(
     calls: CallsReader | None, separate_reasoning: bool, reader: TextReader, writer: DeltaWriter
 ) -> Parsing[None]:
-    """Muse: thoughts are to itself, content to the user, calls to their function."""
+    """Parse Muse: messages to itself are reasoning, to the user content, to a function calls."""
     while True:
         header, mark = yield from reader.text_until([MESSAGE])
         if mark is None:
@@ -109,7 +109,7 @@ def addressed(
 
 
 def recipients(tools: Mapping[str, FunctionTool], reader: TextReader, writer: DeltaWriter) -> Parsing[None]:
-    """Functionary 3.2: `all` and its content, a function's name and its arguments, each on a line before `>>>`."""
+    """Parse Functionary 3.2: a line with `all` or a function's name, then content or arguments, then `>>>`."""
     while True:
         name, mark = yield from reader.text_until(["\n"])
         if mark is None:

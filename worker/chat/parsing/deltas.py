@@ -1,6 +1,6 @@
-"""What an answer's text turns out to mean, bit by bit: content, thoughts, tool calls; and the message they add up to.
+"""Define the parsed pieces (deltas) of an answer: content, reasoning, tool calls; and the message they add up to.
 
-The parsers write these, every dialect reads them. A later one never takes back an earlier one: a message is their sum.
+The parsers write deltas, every dialect reads them. A later delta never revokes an earlier one: a message is their sum.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ReasoningDelta:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallBegun:
-    """Always the first of its `index`; indexes count up from 0."""
+    """The first delta of a call. `index` counts from 0."""
 
     index: int
     id: str
@@ -35,7 +35,7 @@ class ToolCallBegun:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallArguments:
-    """More of the JSON text of a call's arguments."""
+    """The next piece of the JSON text of a call's arguments."""
 
     index: int
     text: str
@@ -46,7 +46,7 @@ NewCallId = Callable[[], str]
 
 
 class DeltaWriter:
-    """Collects the deltas of one answer."""
+    """Collect the deltas of one answer."""
 
     def __init__(self, new_id: NewCallId) -> None:
         self._new_id = new_id
@@ -54,6 +54,7 @@ class DeltaWriter:
         self.n_calls = 0
 
     def take(self) -> list[Delta]:
+        """Return the deltas since the last call of this method."""
         deltas, self._deltas = self._deltas, []
         return deltas
 
@@ -70,7 +71,7 @@ class DeltaWriter:
         self.n_calls += 1
 
     def arguments(self, text: str) -> None:
-        """Of the call begun last."""
+        """Add argument text to the last call."""
         if text:
             self._deltas.append(ToolCallArguments(self.n_calls - 1, text))
 
@@ -84,7 +85,7 @@ class ToolCall:
 
 @dataclass(slots=True)
 class ParsedMessage:
-    """A whole message."""
+    """A message as the sum of its deltas."""
 
     content: str = ""
     reasoning: str = ""
@@ -104,5 +105,5 @@ class ParsedMessage:
 
 
 def new_call_id() -> str:
-    """For models that give their calls none."""
+    """Return a random id, for models that write no ids."""
     return "".join(secrets.choice(_LETTERS) for _ in range(_ID_LENGTH))

@@ -1,6 +1,6 @@
-"""Reading calls whose arguments are like JSON with bare keys and texts between marks: `call:f{a:<|"|>x<|"|>,n:3}`.
+"""Read calls with JSON-like arguments, unquoted keys and strings between marks: `call:f{a:<|"|>x<|"|>,n:3}`.
 
-Used by `parser` once the text is where calls may begin. Arguments go out as JSON while the model writes them.
+Used by `parser` when the text may contain a call. Arguments are emitted as JSON while the model writes them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class DictCallsReader(CallsReader):
         return self._reader.is_next(self.mark)
 
     def _value(self) -> Parsing[bool]:
-        """False: it broke off."""
+        """Read a value. Return False if it is truncated."""
         reader = self._reader
         yield from reader.skip_space()
         first = yield from reader.peek()

@@ -1,7 +1,7 @@
-"""Reading calls whose arguments are elements, nested as deep as the values: `<a>x</a><list><item>1</item></list>`.
+"""Read calls whose arguments are XML-like elements, nested like the values: `<a>x</a><list><item>1</item></list>`.
 
-Used by `parser` once the text is where calls may begin. A text goes out as it comes; any other argument once it is
-complete, as JSON by the schema of its tool.
+Used by `parser` when the text may contain a call. A string is emitted while it arrives, any other argument when it is
+complete, as JSON by the tool's schema.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ElementCallsReader(CallsReader):
         return self._reader.is_next(self._form.name.start)
 
     def _argument(self, key: str, tool: FunctionTool) -> Parsing[bool]:
-        """False: it broke off."""
+        """Read an argument. Return False if it is truncated."""
         reader, writer, space = self._reader, self._writer, self._form.space
         end = f"{space}</{key}>"
         schema = member(tool.parameters, key)
@@ -71,7 +71,7 @@ class ElementCallsReader(CallsReader):
         return mark is not None or not reader.truncated
 
     def _inner(self, key: str) -> Parsing[tuple[str, str | None]]:
-        """Up to its own end, not that of an element of the same name within."""
+        """Read up to the element's end tag; nested elements of the same name are skipped."""
         start, end = f"{self._form.space}<{key}>", f"{self._form.space}</{key}>"
         text, depth = "", 0
         while True:
@@ -85,11 +85,13 @@ class ElementCallsReader(CallsReader):
 
 
 def member(schema: Any, key: str) -> Any:
+    """Return the schema of a property; an empty one if it is unknown."""
     properties = schema.get("properties") if isinstance(schema, Mapping) else None
     return properties.get(key, {}) if isinstance(properties, Mapping) else {}
 
 
 def value_of(text: str, schema: Any, space: str) -> Any:
+    """Convert an element's text to a JSON value. `space`: the prefix of tags."""
     elements = _elements(text, space)
     kind = schema.get("type") if isinstance(schema, Mapping) else None
     if elements and kind != "object" and all(name == "item" for name, _ in elements):
@@ -103,7 +105,7 @@ def value_of(text: str, schema: Any, space: str) -> Any:
 
 
 def _elements(text: str, space: str) -> list[tuple[str, str]]:
-    """Name and inside of each; none when the text is anything else."""
+    """Return name and inner text of each element; an empty list if the text is not a sequence of elements."""
     found: list[tuple[str, str]] = []
     rest = text.strip()
     while rest:

@@ -1,7 +1,7 @@
-"""Reading calls that are JSON objects with the function's name in them.
+"""Read calls that are JSON objects which contain the function's name.
 
-Used by `parser` once the text is where calls may begin. Arguments go out as the model writes them, as soon as it is
-certain whose they are.
+Used by `parser` when the text may contain a call. Arguments are emitted while the model writes them, as soon as the
+function (and the id, if the format has one) is known.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .deltas import DeltaWriter
 from .reader import Parsing, TextReader
 
 _ARGUMENT_KEYS = ("arguments", "parameters")
-"""Models trained on one of them sometimes write the other."""
+"""Models that are trained on one of these keys sometimes write the other."""
 
 
 class JsonCallsReader(CallsReader):
@@ -53,19 +53,19 @@ class JsonCallsReader(CallsReader):
 
 
 class _JsonCallParser:
-    """One object: what is known of it so far."""
+    """Parse one object that may be a call."""
 
     def __init__(
         self, form: JsonCalls, tools: Mapping[str, FunctionTool], reader: TextReader, writer: DeltaWriter, strict: bool
     ) -> None:
-        """`strict`: a member that no call has shows that this is none."""
+        """`strict`: an unknown member means that the object is not a call."""
         self._form, self._tools, self._reader, self._writer, self._strict = form, tools, reader, writer, strict
         self._name = self._id = ""
         self._withheld = ""
         self._begun = False
 
     def members(self) -> Parsing[bool]:
-        """Up to the closing brace; False when it breaks off or is no call."""
+        """Read up to the closing brace. Return False if the object is truncated or not a call."""
         reader = self._reader
         while not (yield from reader.word("}")):
             yield from reader.skip_space()
@@ -81,7 +81,7 @@ class _JsonCallParser:
         return True
 
     def finish(self) -> bool:
-        """Whether it is a call."""
+        """Emit what is still withheld. Return True if the object is a call."""
         if not self._begun and self._name:
             self._begin()
         if self._begun and not self._said_arguments:
@@ -153,7 +153,7 @@ class _JsonCallParser:
             self._withheld += text
 
     def _text(self) -> Parsing[str | None]:
-        """A JSON string."""
+        """Read a JSON string. Return None if it is truncated or not a string."""
         parts: list[str] = []
         whole = yield from self._reader.json(parts.append)
         return _unquoted("".join(parts)) if whole else None

@@ -1,7 +1,7 @@
-"""An answer's text, as it comes, into content, thoughts and tool calls.
+"""Parse an answer's text incrementally into content, reasoning and tool calls.
 
-`AnswerParser` gives the same deltas in sum however the text was cut, and the whole message is their sum: what is
-ambiguous is withheld. Text that only looks like a call (no such tool, no such shape) is content. Pure.
+The deltas of `AnswerParser` add up to the same message however the text is split, because ambiguous text is withheld.
+Text that only looks like a call (unknown tool, wrong form) is content. Pure.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .tagged_calls import TaggedCallsReader
 
 
 class AnswerParser:
-    """`add` text after text, then `end` once. `opening`: the end of the prompt, where the answer really begins."""
+    """Call `add` for each piece of text, then `end` once. `opening`: the prompt's end that belongs to the answer."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class AnswerParser:
         by_name = {tool.name: tool for tool in tools}
         self._parsing: Parsing[None] | None = _parsing(form, by_name, separate_reasoning, self._reader, self._writer)
         self.opened = self.add(opening)
-        """What of the answer was in the prompt already."""
+        """The deltas of `opening`."""
 
     def add(self, text: str) -> list[Delta]:
         self._reader.feed(text)
@@ -47,7 +47,7 @@ class AnswerParser:
         return self._writer.take()
 
     def end(self, *, truncated: bool = False) -> list[Delta]:
-        """`truncated`: a limit ended the answer; what is open stays open."""
+        """Return the last deltas. `truncated`: a limit ended the answer, so incomplete JSON is not closed."""
         self._reader.ended, self._reader.truncated = True, truncated
         if self._parsing is not None:
             for _ in self._parsing:
@@ -57,7 +57,7 @@ class AnswerParser:
 
 
 class TrimmedText:
-    """Passes text on without white space before it (unless `leading`), and behind it (if not `trailing`)."""
+    """Emit text without leading (unless `leading`) and trailing (unless `trailing`) white space."""
 
     def __init__(self, emit: Emit, *, leading: bool = False, trailing: bool = False) -> None:
         self._emit = emit
@@ -76,7 +76,7 @@ class TrimmedText:
             self._emit(solid)
 
     def flush(self, *, without: str = "") -> None:
-        """What was withheld counts after all, but for this end of it."""
+        """Emit the withheld white space, except the suffix `without`."""
         if self._begun:
             self._emit(self._withheld.removesuffix(without))
         self._withheld = ""
@@ -142,7 +142,7 @@ def _answer(
 
 
 def _skipped(form: AnswerFormat, separate_reasoning: bool) -> Sequence[str]:
-    """Marks that say nothing; those of thoughts do where they are shown."""
+    """Return the marks to remove. Marks of reasoning are kept if reasoning is part of the content."""
     shown = form.reasoning.marks if form.reasoning and not separate_reasoning else ()
     return [mark for mark in form.skipped if mark not in shown]
 
@@ -150,10 +150,10 @@ def _skipped(form: AnswerFormat, separate_reasoning: bool) -> Sequence[str]:
 def _thoughts(
     form: AnswerFormat, tags: Span, calls: CallsReader | None, reader: TextReader, writer: DeltaWriter
 ) -> Parsing[bool]:
-    """Those that come first; whether there were any marks of them."""
+    """Read the reasoning at this position. Return True if there were marks of reasoning."""
     start, end = tags.start.strip(), tags.end.strip()
     if start and not (yield from reader.word(start)):
-        found = yield from reader.word(end)  # as if there had been some
+        found = yield from reader.word(end)  # an end mark without a start mark
         if found:
             yield from _blanks(form.spacing[2], form.calls_end_reasoning or form.loose, reader)
         return found
@@ -172,7 +172,7 @@ def _thoughts(
 
 
 def _blanks(of_template: str, all_of_them: bool, reader: TextReader) -> Parsing[None]:
-    """Those that the template writes behind a mark are no part of the text: they come back with it."""
+    """Skip the white space that the template writes after a mark; it is not part of the text."""
     return reader.skip_space() if all_of_them else reader.skip_blanks(of_template)
 
 

@@ -1,6 +1,6 @@
-"""Reading calls that are written like Python's: `[get_weather(city="Oslo", days=3)]`, JSON's words allowed (LFM2).
+"""Read calls in Python syntax: `[get_weather(city="Oslo", days=3)]`; `true`, `false` and `null` are allowed (LFM2).
 
-Used by `parser` once the text is where calls may begin. Arguments go out when their call is complete.
+Used by `parser` when the text may contain a call. Arguments are emitted when their call is complete.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .deltas import DeltaWriter
 from .reader import Parsing, TextReader, json_of
 
 _ESCAPED = {"\n": "\\n", "\r": "\\r"}
-"""Models break lines within quotes, which Python does not allow."""
+"""Models write line breaks inside quotes, which Python does not allow."""
 _WORDS = {"true": True, "false": False, "null": None}
 
 
@@ -49,7 +49,7 @@ class PythonCallsReader(CallsReader):
         yield from super()._close()
 
     def _in_parentheses(self) -> Parsing[str | None]:
-        """None: they are never closed."""
+        """Read the text from `(` to the matching `)`. Return None if there is none."""
         reader = self._reader
         depth, quote, escaped = 0, "", False
         letters: list[str] = []
@@ -72,7 +72,7 @@ class PythonCallsReader(CallsReader):
 
 
 def _arguments(text: str, tool: FunctionTool) -> str:
-    """The JSON of what stands in the parentheses; the text itself when it is not Python."""
+    """Return the arguments in parentheses as a JSON object; the text as a JSON string if it is not valid Python."""
     try:
         call = ast.parse(f"f{text}", mode="eval").body
         assert isinstance(call, ast.Call)

@@ -1,7 +1,7 @@
-"""Text that arrives piece by piece, read as if it were all there.
+"""Read text that arrives in pieces as if it were complete.
 
-A parser is a generator that yields wherever it needs more text: `yield from reader.until(…)`. What it does depends on
-the text alone and never on how the text was cut, because nothing is decided before it is certain.
+A parser is a generator that yields when it needs more text: `yield from reader.until(…)`. Its result depends only on
+the text, never on how the text is split, because nothing is decided before it is certain.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _SCALAR_END = frozenset(" \t\r\n,}]:<")
 class TextReader:
     def __init__(self) -> None:
         self.ended = False
-        """No more text will come."""
+        """True if no more text will be fed."""
         self.truncated = False
-        """… because a limit was reached, and not because the answer is over."""
+        """True if a limit ended the text, so that the answer is incomplete."""
         self._text = ""
         self._position = 0
         self._kept: int | None = None
@@ -37,20 +37,20 @@ class TextReader:
 
     @property
     def rest(self) -> str:
-        """What has arrived and is not yet read."""
+        """The text that was fed and is not yet read."""
         return self._text[self._position :]
 
-    # -- going back ----------------------------------------------------------------------------------------------------
+    # -- rewinding -----------------------------------------------------------------------------------------------------
 
     def mark(self) -> None:
-        """From here on, what is read can be taken back, or read a second time."""
+        """Save the position for `rewind`."""
         self._kept = self._position
 
     def unmark(self) -> None:
         self._kept = None
 
     def rewind(self) -> None:
-        """To where `mark` was called; nowhere after `unmark`."""
+        """Return to the position of `mark`; do nothing after `unmark`."""
         if self._kept is not None:
             self._position = self._kept
         self._kept = None
@@ -58,7 +58,7 @@ class TextReader:
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def peek(self) -> Parsing[str]:
-        """The next character, not read yet; nothing at the end."""
+        """Return the next character without reading it; "" at the end."""
         while self._position >= len(self._text):
             if self.ended:
                 return ""
@@ -75,13 +75,13 @@ class TextReader:
             self._position += 1
 
     def skip_blanks(self, wanted: str) -> Parsing[None]:
-        """As many of these as come, in this order."""
+        """Skip the characters of `wanted` in this order; missing ones are ignored."""
         for blank in wanted:
             if (yield from self.peek()) == blank:
                 self._position += 1
 
     def literal(self, text: str) -> Parsing[bool]:
-        """Reads `text` if it comes next, and nothing else if not."""
+        """Read `text` if it is next. Return False and read nothing if not."""
         while not self.rest.startswith(text):
             if self.ended or not text.startswith(self.rest):
                 return False
@@ -90,7 +90,7 @@ class TextReader:
         return True
 
     def word(self, text: str) -> Parsing[bool]:
-        """As `literal`, whatever white space comes before; the white space stays when the word does not come."""
+        """Like `literal`, but skip white space before `text`; if it does not follow, nothing is read."""
         stripped = text.strip()
         if not stripped:
             return True
@@ -105,14 +105,14 @@ class TextReader:
             yield
 
     def is_next(self, text: str) -> Parsing[bool]:
-        """Whether `word` would read it."""
+        """Return True if `word` would read `text`."""
         self.mark()
         found = yield from self.word(text)
         self.rewind()
         return found
 
     def until(self, markers: Sequence[str], emit: Emit) -> Parsing[str | None]:
-        """Emits the text before the first of the markers, which comes next then; None: there was none, all is read."""
+        """Emit the text before the first marker and return the marker, unread. None: no marker, all text is read."""
         while True:
             text = self.rest
             at, marker = first_of(text, markers)
@@ -126,7 +126,7 @@ class TextReader:
             yield
 
     def text_until(self, markers: Sequence[str]) -> Parsing[tuple[str, str | None]]:
-        """The text itself, once the marker has come."""
+        """Return the text before the first marker, and the marker, as `until` does."""
         parts: list[str] = []
         marker = yield from self.until(markers, parts.append)
         return "".join(parts), marker
@@ -139,7 +139,7 @@ class TextReader:
     # -- JSON ----------------------------------------------------------------------------------------------------------
 
     def json(self, emit: Emit) -> Parsing[bool]:
-        """Emits the text of one JSON value as it comes, white space in it included. False: it broke off."""
+        """Emit the text of one JSON value while it arrives, with its white space. Return False if it is truncated."""
         first = yield from self.peek()
         if first and first in "{[":
             return (yield from self._json_nested(emit))
@@ -193,7 +193,7 @@ class TextReader:
 
 
 def first_of(text: str, markers: Sequence[str]) -> tuple[int, str | None]:
-    """The earliest of the markers, the longest of those at the same place."""
+    """Return position and text of the first marker; at the same position, of the longest."""
     best, best_marker = len(text), None
     for marker in markers:
         at = text.find(marker, 0, best + len(marker))
@@ -203,7 +203,7 @@ def first_of(text: str, markers: Sequence[str]) -> tuple[int, str | None]:
 
 
 def partial_end(text: str, markers: Sequence[str]) -> int:
-    """Length of the longest end of `text` that one of the markers may grow from."""
+    """Return the length of the longest suffix of `text` that is the beginning of a marker."""
     longest = 0
     for marker in markers:
         for n in range(min(len(marker) - 1, len(text)), longest, -1):
@@ -218,12 +218,12 @@ def json_of(value: object) -> str:
 
 
 def escaped(text: str) -> str:
-    """As within a JSON string."""
+    """Return `text` escaped for a JSON string, without the quotes."""
     return json_of(text)[1:-1]
 
 
 def as_json(text: str) -> str:
-    """A value that is no text: JSON as it is, Python's spelling of the same, or after all a text."""
+    """Return a value as JSON: unchanged if it is JSON, converted if it is a Python literal, else as a string."""
     text = text.strip()
     try:
         json.loads(text)

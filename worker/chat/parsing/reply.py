@@ -1,6 +1,6 @@
-"""How the answer to one chat request is read: what the template says about it, and what the request does.
+"""Describe how the answer to one chat request is parsed: by the template's format and the request's options.
 
-Made with the prompt, used by every dialect: `parser()` for each choice, `parse()` for one that is complete. Pure.
+Created with the prompt, used by every dialect: `parser()` for each streamed choice, `parse()` for a complete one. Pure.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from .parser import AnswerParser
 class ReplyFormat:
     form: AnswerFormat = ONLY_CONTENT
     tools: tuple[FunctionTool, ...] = ()
-    opening: str = ""  # the end of the prompt that is part of the answer: an open thought, a message that is continued
+    opening: str = ""  # the end of the prompt that belongs to the answer: open reasoning, a continued message
     separate_reasoning: bool = True
-    wrapped_json: bool = False  # the content is JSON, with more around it that is no part of it
-    shows_opening: bool = True  # a stream begins with it
+    wrapped_json: bool = False  # True if text around the JSON in the content is to be dropped
+    shows_opening: bool = True  # True if a stream begins with `opening`
 
     def parser(self) -> ReplyParser:
         return ReplyParser(self)
@@ -38,7 +38,7 @@ PLAIN = ReplyFormat()
 
 
 class ReplyParser:
-    """One choice's text, piece by piece."""
+    """Parse one choice's text, piece by piece."""
 
     def __init__(self, reply: ReplyFormat) -> None:
         self._parser = AnswerParser(
@@ -47,7 +47,7 @@ class ReplyParser:
         self._json = JsonText() if reply.wrapped_json else None
         self.n_calls = 0
         self.opened = self._seen(self._parser.opened)
-        """What was said in the prompt already."""
+        """The deltas of the prompt's end that belongs to the answer."""
 
     def add(self, text: str) -> list[Delta]:
         return self._seen(self._parser.add(text))

@@ -1,6 +1,6 @@
-"""Reading calls whose function's name stands in marks, their arguments as one JSON object or each in marks of its own.
+"""Read calls whose name is between marks; the arguments are one JSON object, or each of them is between marks.
 
-Used by `parser` once the text is where calls may begin. Arguments in marks become the JSON text of one object.
+Used by `parser` when the text may contain a call. Arguments between marks are converted to the text of one JSON object.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class TaggedCallsReader(CallsReader):
         return (yield from reader.is_next(form.call.start.strip() or form.name.start))
 
     def _name(self) -> Parsing[str]:
-        """Up to its end mark, or to whatever else may follow."""
+        """Read the name up to its end mark, or to any mark that may follow."""
         form, reader = self._form, self._reader
         marks = [form.name.end.strip()]
         if not marks[0]:
@@ -105,7 +105,7 @@ class TaggedCallsReader(CallsReader):
             writer.arguments("}")
 
     def _value(self, form: Parameters, is_text: bool) -> Parsing[bool]:
-        """False: it broke off."""
+        """Read a value. Return False if it is truncated."""
         reader, writer = self._reader, self._writer
         end = form.value.end.strip()
         if form.quote.start and (yield from reader.word(form.quote.start)):
@@ -133,10 +133,10 @@ class TaggedCallsReader(CallsReader):
 
 
 class _UnframedValue:
-    """A value without the white space that the format itself puts around it."""
+    """Remove the white space that the format puts around a value."""
 
     def __init__(self, form: Parameters, emit: Emit | None) -> None:
-        """Without `emit` the value is kept for `finish`."""
+        """Without `emit` the value is only returned by `finish`."""
         blank = form.value.start[len(form.value.start.rstrip()) :] or form.name.end[len(form.name.end.rstrip()) :]
         self._before = blank
         self._behind = form.value.end[: len(form.value.end) - len(form.value.end.lstrip())]
@@ -165,7 +165,7 @@ class _UnframedValue:
 
 
 def _overlap(text: str, ending: str) -> int:
-    """Length of the longest end of `text` that `ending` begins with."""
+    """Return the length of the longest suffix of `text` that `ending` begins with."""
     return next((n for n in range(min(len(text), len(ending)), 0, -1) if text.endswith(ending[:n])), 0)
 
 

@@ -1,1 +1,1 @@
-"""Chat templates: the sandbox, its limits, and what a template can do."""
+"""Chat templates: rendering in a sandbox with limits, and detection of what a template supports."""

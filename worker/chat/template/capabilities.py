@@ -1,6 +1,6 @@
-"""What a chat template can take, found by rendering small conversations and looking for their marks in the prompt.
+"""Detect what a chat template supports: render short conversations and search their marks in the prompt.
 
-Done once, after the model is loaded; shown as `chat_template_caps` in `/props` and used to shape messages.
+Done once, after the model is loaded. Shown as `chat_template_caps` in `/props` and used to convert messages.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Capabilities:
 
 
 def probe(template: ChatTemplate) -> Capabilities:
+    """Return the capabilities of a template. Raises nothing."""
     text = _try(template, [{"role": "user", "content": MARK}])
     parts = _try(template, [{"role": "user", "content": [{"type": "text", "text": MARK}]}])
     takes_text = text is not None and MARK in text
@@ -71,7 +72,7 @@ def _try(template: ChatTemplate, messages: Sequence[Message], **more: Any) -> st
 
 
 def _shows_structure(prompt: str) -> bool:
-    """A template that only prints what it is given prints a list of parts as Python or JSON would."""
+    """Return True if the list of parts was printed as Python or JSON, so the template does not support it."""
     return any(sign in prompt for sign in ("{'type'", '{"type"', "&#39;type&#39;"))
 
 
@@ -96,7 +97,7 @@ def _takes_calls(template: ChatTemplate, user: Message, *, as_objects: bool, n: 
 
 
 def takes_user_after_result(template: ChatTemplate, capabilities: Capabilities) -> bool:
-    """Some insist on users and assistants taking turns, whatever tools say in between."""
+    """Return False if a user message directly after a tool result fails: some templates require strict alternation."""
     text: Any = "Question" if capabilities.supports_string_content else [{"type": "text", "text": "Question"}]
     arguments: Any = {"argument": "x"} if capabilities.supports_object_arguments else '{"argument": "x"}'
     function = {"name": "probe_tool", "arguments": arguments}
@@ -107,7 +108,7 @@ def takes_user_after_result(template: ChatTemplate, capabilities: Capabilities) 
         {"role": "tool", "content": "Result", "tool_call_id": "call00000", "name": "probe_tool"},
     ]
     if _try(template, messages, tools=[TOOL]) is None:
-        return True  # it is not the user that it minds
+        return True  # the user message is not the cause
     return _try(template, [*messages, messages[0]], tools=[TOOL]) is not None
 
 
@@ -118,7 +119,7 @@ def _preserves_reasoning(template: ChatTemplate, user: Message) -> bool:
 
 
 def preserve_reasoning(enabled: bool) -> Mapping[str, bool]:
-    """The names under which templates of different makers ask whether earlier reasoning stays."""
+    """Return the variables by which different templates decide whether earlier reasoning is kept."""
     return {
         "preserve_thinking": enabled,
         "clear_thinking": not enabled,

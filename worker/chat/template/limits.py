@@ -1,7 +1,7 @@
-"""How much one rendering of a chat template may cost: time, and characters written or copied.
+"""Limit the cost of rendering a chat template: time, and characters written or copied.
 
-`sandbox` asks before and after everything that a template can make large. Whoever renders says how long it may take;
-what it may write grows with what it is given. Pure, but for the clock.
+`sandbox` charges costs around every operation that can create large values. The caller sets the time limit; the limit
+of characters grows with the input. Pure, except for the clock.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Any
 
 from jinja2.utils import Namespace
 
-ALLOWANCE = 1 << 28  # characters; prompts are a thousandth of it
-PER_CHARACTER = 1024  # more of them for each character given: long conversations are copied from text to text
-MAX_NODES = 1 << 18  # of one nested value that is compared, sorted or written
-SHORT = 64  # characters; whoever runs something again and again pays for texts up to here in advance
-_BETWEEN_LOOKS = 64  # at the clock, unless something large is charged
+ALLOWANCE = 1 << 28  # characters; typical prompts need a thousandth of it
+PER_CHARACTER = 1024  # additional characters per input character: some templates copy the text for each message
+MAX_NODES = 1 << 18  # maximum nodes of a nested value that is compared, sorted or written
+SHORT = 64  # characters; texts up to this length are charged in advance, per expression of a loop or macro
+_BETWEEN_LOOKS = 64  # charges between two checks of the clock, unless a charge is large
 _LARGE = 4096
-_ELEMENT = 8  # bytes, and so characters, that one takes in a list
+_ELEMENT = 8  # bytes, counted as characters, of one list element
 _SEQUENCES = (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)
 _NESTED = (Mapping, Namespace, *_SEQUENCES)
 
 
 class CostExceeded(Exception):
-    """The template costs more than it may. No error of Jinja's, so that nothing in a template can catch it."""
+    """The template exceeds a limit. Not a Jinja error, so that no template can catch it."""
 
 
 class TimeExceeded(CostExceeded):
@@ -34,7 +34,7 @@ class TimeExceeded(CostExceeded):
 
 
 class CostMeter:
-    """Of one rendering."""
+    """Count the cost of one rendering. `given`: the input, which increases the limit."""
 
     def __init__(self, seconds: float, given: object = ()) -> None:
         self._deadline = time.monotonic() + seconds
@@ -43,7 +43,7 @@ class CostMeter:
         self._given: object | None = given
 
     def charge(self, n: int) -> None:
-        """`n` characters, or elements, are about to be written or looked at."""
+        """Charge for `n` characters or elements. Raises CostExceeded or TimeExceeded."""
         self._left -= n
         if self._left < 0:
             self._extend()
@@ -70,7 +70,7 @@ _rendering = _Rendering()
 
 @contextmanager
 def metered(meter: CostMeter) -> Iterator[None]:
-    """Everything that is charged on this thread inside of the block is the meter's."""
+    """Charge to this meter everything on this thread inside the block."""
     _rendering.meter = meter
     try:
         yield
@@ -85,7 +85,7 @@ def charge(n: int) -> None:
 
 
 def cost_of(value: object) -> int:
-    """Characters and elements of a value with all that is in it, counted as often as it is in there."""
+    """Return the number of characters and elements of a nested value; shared parts count each time they occur."""
     total, n_nodes, todo = 0, 0, [value]
     while todo:
         node = todo.pop()
@@ -105,7 +105,7 @@ def cost_of(value: object) -> int:
 
 
 def charge_value(value: object) -> None:
-    """Before all of it is looked at or written."""
+    """Charge for a value that is about to be read or written completely."""
     if isinstance(value, (str, bytes)):
         if len(value) > SHORT:
             charge(len(value))
@@ -114,20 +114,20 @@ def charge_value(value: object) -> None:
 
 
 def charge_result(value: object) -> None:
-    """What has been made of values that were charged."""
+    """Charge for a result; its parts were charged before."""
     n = length(value)
     if n > SHORT:
         charge(n)
 
 
 def length(value: object) -> int:
-    """What a value takes by itself."""
+    """Return the size of a value without its elements, in characters."""
     if isinstance(value, (str, bytes)):
         return len(value)
     return _ELEMENT * len(value) if isinstance(value, (list, tuple)) else 0
 
 
-# -- what methods of texts would make ---------------------------------------------------------------------------------
+# -- result sizes of string methods ----------------------------------------------------------------------------------
 
 
 def _replaced(text: Any, arguments: Sequence[Any]) -> int:
@@ -164,6 +164,6 @@ COSTS: dict[str, Callable[[Any, Sequence[Any]], int]] = {
     "splitlines": _pieces,
     "join": _joined,
 }
-"""Methods whose result may be much longer than the text; all others cost what they read."""
+"""Methods whose result may be much longer than the text; all others cost the text's length."""
 
 FORBIDDEN = frozenset({"translate", "maketrans", "to_bytes"})

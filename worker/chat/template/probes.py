@@ -1,6 +1,6 @@
-"""Small conversations rendered with a template, to see what it writes where.
+"""Render short conversations with a template, to find out which text it writes at which place.
 
-The probe's own words are unlike anything a template says. Used by the detectors; raises nothing.
+The probe texts do not occur in any template. Used by the detectors; raises nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FIRST_TAG = re.compile(rf"\s*(?:{TAG})")
 
 
 class Probes:
-    """Renders an assistant's turn: what follows the prompt that asked for it."""
+    """Render an assistant's turn: the text after the prompt."""
 
     def __init__(self, template: ChatTemplate, capabilities: Capabilities) -> None:
         self.source = template.source
@@ -46,7 +46,7 @@ class Probes:
         )
 
     def opening(self, *, thinks: bool) -> str:
-        """What the template adds for an answer to begin."""
+        """Return the generation prompt; "" if the template fails."""
         try:
             closed = self._render([self._user], False, thinks, tools=False)
             opened = self._render([self._user], True, thinks, tools=False)
@@ -55,7 +55,7 @@ class Probes:
         return opened[shared_length(closed, opened) :]
 
     def turn(self, content: str = "", *, tools: bool = True, more: Mapping[str, Any] = MappingProxyType({})) -> str:
-        """The rendering of an answer without its end of turn; nothing when the template refuses it."""
+        """Return the text of an assistant message; "" if the template refuses it."""
         message = {"role": "assistant", "content": self._text(content), **more}
         try:
             before = self._render([self._user], False, tools=tools)
@@ -65,6 +65,7 @@ class Probes:
         return whole[shared_length(before, whole) :]
 
     def calls(self, n_calls: int, n_arguments: int) -> str:
+        """Return the text of an assistant message with tool calls."""
         calls = []
         for i in range(n_calls):
             values: Any = {key: f"{value}{i}" for key, value in zip(KEYS[:n_arguments], VALUES, strict=False)}
@@ -81,7 +82,7 @@ def tool(name: str) -> Message:
 
 
 def shared_length(a: str, b: str) -> int:
-    """Length of the common beginning."""
+    """Return the length of the common prefix."""
     n = 0
     for x, y in zip(a, b, strict=False):
         if x != y:

@@ -1,8 +1,8 @@
-"""Jinja's sandbox with limits: a template can neither escape nor hang the process, nor fill its memory.
+"""Jinja's sandbox with limits: a template can neither escape, nor block the process, nor fill its memory.
 
-Loops, macros and everything that can make a text or a list long are charged to the `limits` of the rendering: the tree
-of the template is changed so that they are called through here. `template` renders with it. Without a meter it is plain
-Jinja.
+Loops, macros and all operations that can create long texts or lists are charged to the `limits` of the rendering. To do
+this, the template's syntax tree is changed so that they call functions of this module. `template` renders with it.
+Without a meter it behaves as plain Jinja.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from jinja2.visitor import NodeTransformer
 
 from .limits import COSTS, FORBIDDEN, SHORT, CostExceeded, charge, charge_result, charge_value, length
 
-MAX_BITS = 4096  # of a number
-MAX_COLUMNS = 100_000  # of padding, indentation and the like
+MAX_BITS = 4096  # maximum size of an integer
+MAX_COLUMNS = 100_000  # maximum of padding, indentation and similar arguments
 _WIDE = re.compile(r"\d{6}|\*")
 
 
 class _ChargeInserter(NodeTransformer):
-    """Puts calls of the filters below into a template's tree."""
+    """Insert calls of the filters below into a template's syntax tree."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         return self._ticking(node)
@@ -57,7 +57,7 @@ class _ChargeInserter(NodeTransformer):
         return _filtered(nodes.List(node.nodes, lineno=node.lineno), "_concat", node.lineno)
 
     def visit_Pair(self, node: nodes.Pair) -> nodes.Node:
-        """Keys are hashed."""
+        """Charge for keys: they are hashed."""
         self.generic_visit(node)
         if not isinstance(node.key, nodes.Const):
             node.key = _filtered(node.key, "_whole", node.lineno)
@@ -72,7 +72,7 @@ class _ChargeInserter(NodeTransformer):
         return _filtered(node.node, "_slice", node.lineno, ends)
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
-        """With a constant only the beginning of the other side is looked at."""
+        """Charge for both sides, unless one is a constant: then only the beginning of the other is read."""
         self.generic_visit(node)
         sides = [node.expr, *(operand.expr for operand in node.ops)]
         if not any(isinstance(side, nodes.Const) for side in sides):
@@ -117,7 +117,7 @@ _SHALLOW = frozenset(
         *("select", "reject", "selectattr", "rejectattr"),
     )
 )
-"""Filters that look at no more than a value's own elements; what they do with each is charged there."""
+"""Filters that read only a value's direct elements; operations on the elements are charged separately."""
 _PADDING = frozenset({"center", "indent", "batch", "slice", "wordwrap", "truncate", "round", "tojson"})
 _OF_ELEMENTS = frozenset({"list", "batch", "slice", "sort", "unique", "join", "map", "select", "reject", "min", "max"})
 
@@ -125,7 +125,7 @@ _OF_ELEMENTS = frozenset({"list", "batch", "slice", "sort", "unique", "join", "m
 def _limited_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     n_passed = 1 if hasattr(function, "jinja_pass_arg") else 0
 
-    @functools.wraps(function)  # Jinja's marks on the function included
+    @functools.wraps(function)  # also copies Jinja's attributes of the function
     def limited(*arguments: Any, **named: Any) -> Any:
         before, subject, *more = (*arguments[:n_passed],), *arguments[n_passed:]
         if isinstance(subject, str):
@@ -160,7 +160,7 @@ def _check_arguments(name: str, subject: Any, more: Sequence[Any]) -> None:
     elif name == "join" and isinstance(subject, (list, tuple)):
         charge(len(subject) * length(more[0]))
     elif name == "sum" and any(not isinstance(start, (int, float, str)) for start in more):
-        raise CostExceeded("sum adds up numbers only")
+        raise CostExceeded("sum supports only numbers")
 
 
 def _check_format(text: str | bytes) -> None:
@@ -200,7 +200,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(optimized=False, finalize=_written, **options)  # nothing is computed while it is parsed
+        super().__init__(optimized=False, finalize=_written, **options)  # no constant folding while parsing
         del self.globals["lipsum"]
         for name in ("==", "eq", "equalto", "!=", "ne", "in", "<", "lt", "<=", "le", ">", "gt", ">=", "ge"):
             test: Any = self.tests[name]
@@ -274,5 +274,5 @@ def _check_call(method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
     try:
         charge(COSTS[name](owner, (*args, *kwargs.values())) if name in COSTS else len(owner))
     except (TypeError, ValueError, LookupError, AttributeError):
-        charge(len(owner))  # wrong arguments: the method itself says so
+        charge(len(owner))  # wrong arguments: the method itself raises the error
     return args

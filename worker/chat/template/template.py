@@ -1,7 +1,7 @@
-"""A model's chat template: Jinja as Hugging Face's tokenizers run it, in a sandbox.
+"""Render a model's chat template: Jinja with the conventions of Hugging Face's tokenizers, in a sandbox.
 
-A template comes from a downloaded file. So it can read only plain data, can't change its input, and has limits of time
-and memory (`sandbox`, `limits`). It turns messages into a prompt's text and knows no requests.
+A template is part of a downloaded file. So it can read only plain data, cannot change its input, and has limits of time
+and memory (`sandbox`, `limits`). It converts messages to a prompt's text and does not know requests.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ CHATML = """\
 {%- if add_generation_prompt -%}
   {{- '<|im_start|>assistant\n' -}}
 {%- endif -%}"""
-"""For models that bring no template."""
+"""The template of models without one."""
 
 
-MAX_SECONDS = 5.0  # a prompt takes milliseconds
+MAX_SECONDS = 5.0  # rendering a prompt usually takes milliseconds
 MAX_SOURCE = 1 << 20  # characters; the longest known one has 30,000
 MAX_DATE_CHARACTERS = 100
 
 
 class TemplateError(Exception):
-    """The template cannot be parsed, or refuses the messages: the text is its own."""
+    """The template cannot be parsed, fails, or refuses the messages; then the message contains its text."""
 
 
 class TemplateSlow(TemplateError):
-    """The time it was given is over."""
+    """Rendering exceeded its time limit."""
 
 
 class _GenerationTag(Extension):
-    """`{% generation %}…{% endgeneration %}` marks an assistant's words for training; here it is just its body."""
+    """`{% generation %}…{% endgeneration %}` marks assistant text for training; here only its body is rendered."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja2's declaration)
 
@@ -57,7 +57,7 @@ class _GenerationTag(Extension):
 
 
 class _Missing(jinja2.Undefined):
-    """A variable nobody set, which llama-server lets pass as no text when it is added to some: templates rely on it."""
+    """An undefined variable. Added to a text it is empty, as in llama-server: templates rely on it."""
 
     def __add__(self, other: Any) -> Any:
         return other if isinstance(other, str) else super().__add__(other)
@@ -69,14 +69,14 @@ class _Missing(jinja2.Undefined):
 def _tojson(
     value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    """Unlike jinja2's own: neither ASCII nor HTML escapes, which a model was not trained on."""
+    """Write JSON without ASCII and HTML escapes, unlike jinja2: models are not trained on them."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys, default=_listed
     )
 
 
 def _listed(value: object) -> list[Any]:
-    """Filters like `map` give generators, and templates take them for lists."""
+    """Convert an iterator to a list: filters like `map` return generators, which templates use as lists."""
     if isinstance(value, Iterator):
         items = list(value)
         charge_value(items)
@@ -96,7 +96,7 @@ _CHANGES = ("append", "pop")
 
 
 class _MutableListEnvironment(LimitedEnvironment):
-    """Lists may be added to and taken from, as some templates keep queues of their own: give them copies."""
+    """Allows `append` and `pop` of lists, which some templates need: render with copies of the input."""
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         return (isinstance(obj, list) and attr in _CHANGES) or super().is_safe_attribute(obj, attr, value)
@@ -107,7 +107,7 @@ def _environment(sandbox: type[LimitedEnvironment]) -> jinja2.Environment:
         trim_blocks=True, lstrip_blocks=True, undefined=_Missing, extensions=[_GenerationTag, loopcontrols]
     )
     environment.replace_filter("tojson", _tojson)
-    environment.replace_filter("safe", str)  # text that jinja2 holds safe would escape what is added to it
+    environment.replace_filter("safe", str)  # Markup would escape the text that is added to it
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     return environment
@@ -118,7 +118,7 @@ _CHANGING = _environment(_MutableListEnvironment)
 
 
 class ChatTemplate:
-    """Immutable once made; rendering is thread-safe."""
+    """A parsed template, immutable outside of `examined`; rendering is thread-safe. Raises TemplateError."""
 
     def __init__(self, source: str, bos_text: str = "", eos_text: str = "") -> None:
         self.source = source
@@ -137,9 +137,9 @@ class ChatTemplate:
 
     @contextmanager
     def examined(self) -> Iterator[None]:
-        """In the block all renderings together may take no longer than one, and none may write too much.
+        """Limit all renderings in the block together to the time of one; none may write too much.
 
-        Only by whoever makes the template.
+        Raises TemplateError at the end. Only for use directly after construction: it is not thread-safe.
         """
         self._seconds_left, self._wrote_too_much = MAX_SECONDS, False
         try:
@@ -160,7 +160,7 @@ class ChatTemplate:
         variables: Mapping[str, Any] | None = None,
         seconds: float = MAX_SECONDS,
     ) -> str:
-        """Raises TemplateSlow after so many seconds."""
+        """Return the prompt. Raises TemplateSlow after `seconds`, and TemplateError."""
         now = datetime.now()
         context: dict[str, Any] = {
             **self._tokens,

@@ -1,6 +1,6 @@
 """Find where messages begin in a rendered prompt: the text that a template writes before user and tool messages.
 
-The template renders small conversations for this, once; no error is raised. Prompts are split there, so that the engine
+The template renders short conversations for this, once; no error is raised. Prompts are split there, so that the engine
 can save a checkpoint before the user's message, where the conversation's next prompt continues.
 """
 
@@ -17,7 +17,7 @@ from .probes import FIRST_TAG, IDS, KEYS, NAMES, SAID, VALUES, shared_length, to
 from .template import ChatTemplate, TemplateError
 
 _FIRST, _SECOND = "Probeasked", "Probeagain"
-_LONGEST = 100  # characters; more is no mark
+_LONGEST = 100  # characters; longer text is no delimiter
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class TurnDelimiter:
 
 
 def detect_delimiters(template: ChatTemplate, capabilities: Capabilities) -> tuple[TurnDelimiter, ...]:
-    """A tool's result, which may look like a user's message at first, stands before it."""
+    """Return the delimiters; tool before user, since a tool's delimiter may begin with the user's."""
 
     def said(role: str, text: str, **more: Any) -> Message:
         takes_text = capabilities.supports_string_content
@@ -52,7 +52,7 @@ def detect_delimiters(template: ChatTemplate, capabilities: Capabilities) -> tup
 def _around(
     template: ChatTemplate, before: Sequence[Message], message: Message, *, tools: bool = False
 ) -> tuple[str, str]:
-    """What stands before the first message and what before this one, without the end of the turn before it."""
+    """Return the text before the first message, and the text before `message` without the end of the previous turn."""
     offered = [tool(NAMES[0])] if tools else None
     try:
         shorter = template.render(before, add_generation_prompt=False, tools=offered)
@@ -71,10 +71,10 @@ def _around(
 
 
 def _opening(first: str, between: str) -> str:
-    """What both end with, without marks that end something."""
+    """Return the common suffix of both texts, without end marks."""
     n = shared_length(first[::-1].rstrip(), between[::-1].rstrip()) if first.rstrip() else 0
     both = between.rstrip()[-n:] if n else between
-    both = re.sub(r"^[^<>]*>(?=.*<)", "", both, flags=re.DOTALL)  # the rest of a mark
+    both = re.sub(r"^[^<>]*>(?=.*<)", "", both, flags=re.DOTALL)  # an incomplete mark
     while (mark := FIRST_TAG.match(both)) and re.search("end|close|eos", mark.group(), re.IGNORECASE):
         rest = both[mark.end() :]
         if not rest.strip():
