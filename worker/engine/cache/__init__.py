@@ -1,1 +1,1 @@
-"""KV reuse: slot contents, shared prefixes, the prompt cache in memory and on disk."""
+"""Reuse of KV caches: slot contents, shared prefixes, and the prompt cache in host memory and on disk."""

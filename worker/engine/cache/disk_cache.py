@@ -1,8 +1,8 @@
-"""Prompts on disk while their model is away: what is saved when it goes, and what a prompt gets back from there.
+"""The prompt cache on disk: saves prompts when their model is unloaded, and finds and reads one for a new prompt.
 
-Owned by the engine thread, through `slot_memory`. Reading happens on a thread of its own, one prompt at a time, so that
-running streams go on; the state is put into a slot by `slot_memory`. A file stays where it is when it has been read: if
-the process dies it is still there, and if nothing is added to it, it need not be written again.
+Owned by the engine thread, through `slot_memory`, which also loads the state into a slot. A separate thread reads the
+file, one prompt at a time, so that running streams continue. A file is kept after it was read: it survives a crash of
+the process, and an unchanged prompt need not be written again.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from .slot_files import BrokenFile, ReadMedia
 log = logging.getLogger("corral.engine")
 
 MIN_TOKENS = 64
-"""Computing fewer is as fast as reading them."""
+"""Minimum number of tokens to save, and to gain by a read: to compute fewer is as fast as to read them."""
 LARGE = 256 << 20
-"""Bytes from which on a copy must not take more than half of the memory that is free: models leave when it is short."""
+"""Bytes. A copy of this size or more may use at most half of the free memory: models are evicted when it is short."""
 SAVE_S = 1.5
-"""A swap waits for what is saved: seconds, well within what routers give a worker to stop."""
+"""Time limit for saving, in seconds. A swap waits for it; it is well below the time a router gives a worker to stop."""
 READ_S = 3.0
-"""A disk that takes longer is slower than the model."""
+"""Time limit for reading, in seconds. A disk that takes longer is slower than computing the prompt."""
 
 
 @dataclass(frozen=True, eq=False)
 class SavablePrompt:
-    """A prompt that is about to be lost. `used` is on the monotonic clock."""
+    """A prompt that the unload will remove from memory. `used`: time of last use on the monotonic clock."""
 
     tokens: Sequence[int]
     activation: Activation
@@ -59,15 +59,18 @@ class DiskRead:
 
 class DiskCache:
     def __init__(self, store: DiskStore, key: str, read_media: ReadMedia | None, wake: Callable[[], None]) -> None:
-        """`wake`, called from another thread: a prompt has been read."""
+        """`wake` is called from another thread when a prompt has been read."""
         self._store, self._key, self._read_media, self._wake = store, key, read_media, wake
         self._known: list[DiskPrompt] | None = None
         self._reading: DiskRead | None = None
 
-    # -- the model goes ------------------------------------------------------------------------------------------------
+    # -- unload --------------------------------------------------------------------------------------------------------
 
     def save(self, prompts: Iterable[SavablePrompt], *, for_good: bool) -> None:
-        """`for_good`: the process ends, too. What was used last goes first, as long as time and room last."""
+        """Save prompts, the most recently used first, until `SAVE_S` or the space is used up.
+
+        `for_good`: the process ends too; then nothing is saved if the directory is deleted with it.
+        """
         if for_good and not self._store.outlives:
             return
         started = time.monotonic()
@@ -83,11 +86,11 @@ class DiskCache:
                     saved.append(prompt)
                     n_bytes += prompt.n_bytes
         except OSError as error:
-            log.info("prompts are not kept on disk: %s", error.strerror or error)
+            log.info("prompts are not cached on disk: %s", error.strerror or error)
         if saved:
             n_tokens, elapsed = sum(len(prompt.tokens) for prompt in saved), time.monotonic() - started
             texts = (len(saved), n_tokens, n_bytes / (1 << 20), elapsed)
-            log.info("kept %d prompts on disk: %d tokens, %.1f MiB in %.2f s", *texts)
+            log.info("saved %d prompts to disk: %d tokens, %.1f MiB in %.2f s", *texts)
 
     def _save(self, prompt: SavablePrompt, deadline: float) -> bool:
         name = name_of(self._key, prompt.tokens, prompt.activation)
@@ -95,7 +98,7 @@ class DiskCache:
         if self._store.has(name, used):
             return True
         if prompt.n_bytes > self._store.max_bytes:
-            log.info("a prompt of %d MiB does not fit into --cache-disk", prompt.n_bytes >> 20)
+            log.info("a prompt is not saved to disk: its %d MiB exceed --cache-disk", prompt.n_bytes >> 20)
             return False
         if not _has_memory_for(prompt.n_bytes):
             return False
@@ -117,15 +120,18 @@ class DiskCache:
                 self._store.drop(known.path)
         return True
 
-    # -- a prompt begins -----------------------------------------------------------------------------------------------
+    # -- start of a prompt ---------------------------------------------------------------------------------------------
 
     @property
     def is_reading(self) -> bool:
         return self._reading is not None and not self._reading.done
 
     def start_or_poll_disk_read(self, job: Job, n_common: int, n_cached: int, n_elsewhere: int) -> bool:
-        """Whether the job can begin; if not, a prompt is being read that serves it better than `n_cached` tokens of
-        which it begins with `n_common`, and than another slot with `n_elsewhere` of its beginning."""
+        """Return True if the job can begin, False while a file is being read.
+
+        A read starts if a file on disk is a better match than the best one in memory, which has `n_cached` tokens and
+        the first `n_common` in common with the prompt, and than another slot that has its first `n_elsewhere` tokens.
+        """
         reading = self._reading
         if reading is not None and not reading.done:
             return False
@@ -144,7 +150,7 @@ class DiskCache:
         return False
 
     def take(self, job: Job) -> CachedPrompt | None:
-        """What was read for it."""
+        """Return the prompt that was read for the job, and forget it. None: nothing was read, or reading failed."""
         reading, self._reading = self._reading, None
         if reading is None or reading.job is not job:
             return None
@@ -153,12 +159,12 @@ class DiskCache:
         return reading.entry
 
     def forget_job(self, job: Job) -> None:
-        """It will not begin."""
+        """Drop the read for a job that has ended."""
         if self._reading is not None and self._reading.job is job:
             self._reading = None
 
     def _read(self, reading: DiskRead) -> None:
-        """On a thread of its own."""
+        """Read the file. Runs on a separate thread."""
         prompt = reading.prompt
         try:
             state, checkpoints = read(prompt, time.monotonic() + READ_S)
@@ -166,12 +172,12 @@ class DiskCache:
             reading.entry = CachedPrompt(list(prompt.tokens), prompt.activation, tuple(checkpoints), state, n_bytes)
             self._store.touch(prompt.path, time.time())
         except TimeoutError:
-            log.warning("reading a prompt from disk takes longer than %g s: it is computed again", READ_S)
+            log.warning("reading a prompt from disk took longer than %g s: it is computed instead", READ_S)
         except BrokenFile as error:
-            log.warning("a prompt on disk is of no use (%s), it is removed: %s", error, prompt.path.name)
+            log.warning("deleting an invalid prompt file (%s): %s", error, prompt.path.name)
             self._store.drop(prompt.path)
         except (OSError, MemoryError) as error:
-            log.info("a prompt on disk cannot be read: %s", error)
+            log.info("a prompt file cannot be read: %s", error)
         finally:
             reading.done = True
             self._wake()
@@ -184,16 +190,16 @@ class DiskCache:
             try:
                 paths = self._store.names(self._key[:16])
             except OSError as error:
-                log.info("prompts on disk cannot be listed: %s", error)
+                log.info("the prompt files on disk cannot be listed: %s", error)
                 return self._known
             for path in paths:
                 try:
                     self._known.append(read_head(path, self._key, self._read_media))
                 except BrokenFile as error:
-                    log.warning("a prompt on disk is of no use (%s), it is removed: %s", error, path.name)
+                    log.warning("deleting an invalid prompt file (%s): %s", error, path.name)
                     self._store.drop(path)
                 except OSError as error:
-                    log.info("a prompt on disk cannot be read: %s", error)
+                    log.info("a prompt file cannot be read: %s", error)
         return self._known
 
 
@@ -202,7 +208,7 @@ def _has_memory_for(n_bytes: int) -> bool:
         return True
     if n_bytes < psutil.virtual_memory().available // 2:
         return True
-    log.info("too little memory is free for a copy of a prompt of %d MiB", n_bytes >> 20)
+    log.info("a prompt of %d MiB is not copied: too little memory is free", n_bytes >> 20)
     return False
 
 

@@ -1,9 +1,10 @@
-"""A prompt and its state as a file that only the same model in the same setting takes back. No slot, no llama.cpp.
+"""The file format of a prompt and its state, valid only for the same model with the same settings.
 
-    mark, version, lengths and a digest | facts as JSON | tokens, as in `slot_files` | state | states of checkpoints
+    mark, version, lengths and a digest | header as JSON | tokens, as in `slot_files` | state | states of checkpoints
 
-The facts are checked when the directory is read, the rest when a prompt is taken: llama.cpp gets only what came from
-it. A checksum is made of the sums of pages: at the speed of memory, it sees what disks and crashes do to files.
+The header is verified when the directory is read, the state when a prompt is loaded, so that llama.cpp gets only data
+that it wrote. The checksum is computed from the sums of pages: it is as fast as memory, and detects the damage that
+disks and crashes do to files. Uses neither slots nor llama.cpp.
 """
 
 from __future__ import annotations
@@ -30,19 +31,19 @@ from .slot_files import BrokenFile, pack, unpack
 
 StateBytes = NDArray[np.uint8]
 
-_PREAMBLE = struct.Struct("<8sIIQ16s")  # mark, version, bytes of facts, bytes of tokens, digest of both
+_PREAMBLE = struct.Struct("<8sIIQ16s")  # mark, version, bytes of the header, bytes of the tokens, digest of both
 _MARK, VERSION = b"CORRALkv", 1
 _PAGE = 4096
 _PIECE = 16 << 20
-"""Bytes between two looks at the clock."""
+"""Number of bytes read or written between two checks of the deadline."""
 _NOBODYS = -1
-"""The job of a checkpoint that an earlier process has made."""
+"""The job id of a checkpoint that an earlier process has made."""
 
 
 class DiskFileHeader(msgspec.Struct, frozen=True):
     key: str
     scales: tuple[float, ...]
-    begin: int  # of the adapters, among the tokens
+    begin: int  # index of the first token computed with the adapters
     checkpoints: tuple[tuple[int, int, int, int], ...]  # tokens, first and last position, bytes
     n_state: int
     checksum: str
@@ -54,20 +55,20 @@ class DiskFileHeader(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, eq=False)
 class DiskPrompt:
-    """What is known of a file without its state."""
+    """A prompt file without its state."""
 
     path: Path
     tokens: list[int]
     activation: Activation
     header: DiskFileHeader
-    offset: int  # of the state
+    offset: int  # of the state in the file
 
     def common(self, tokens: Sequence[int], activation: Activation) -> int:
         return min(common_prefix(self.tokens, tokens), self.activation.common_length(activation))
 
 
 def name_of(key: str, tokens: Sequence[int], activation: Activation) -> str:
-    """The same for the same prompt of the same model, so that it is not written twice."""
+    """Return the file name for a prompt. It is equal for equal prompts of the same model: no prompt is stored twice."""
     words = ",".join(map(str, tokens)) + repr(activation)
     return f"{key[:16]}-{hashlib.blake2b(words.encode(), digest_size=12).hexdigest()}"
 
@@ -75,7 +76,7 @@ def name_of(key: str, tokens: Sequence[int], activation: Activation) -> str:
 def encode(
     key: str, tokens: Sequence[int], activation: Activation, checkpoints: Sequence[Checkpoint], state: StateBytes
 ) -> tuple[bytes, list[StateBytes]]:
-    """The file's beginning, and what comes after it. Raises ServerFault for an image that cannot be written."""
+    """Return the file's head and the states that follow it. Raises ServerFault for an image that cannot be saved."""
     parts = [state, *(checkpoint.state for checkpoint in checkpoints)]
     facts = DiskFileHeader(
         key,
@@ -91,7 +92,7 @@ def encode(
 
 
 def write(file: IO[bytes], head: bytes, parts: Sequence[StateBytes], deadline: float) -> bool:
-    """False: it would not be done by then, and was given up. Raises OSError."""
+    """Write the file. Return False if it stopped because it would not finish by the deadline. Raises OSError."""
     started, n_all, n_done = time.monotonic(), sum(part.nbytes for part in parts), 0
     _write_all(file, memoryview(head))
     for part in parts:
@@ -107,7 +108,7 @@ def write(file: IO[bytes], head: bytes, parts: Sequence[StateBytes], deadline: f
 
 
 def read_head(path: Path, key: str, read_media: Callable[[bytes], MediaToken | None] | None) -> DiskPrompt:
-    """Raises OSError, and BrokenFile for what is damaged or was never of ours."""
+    """Read a file without its state. Raises OSError, and BrokenFile for a damaged file or one of another format."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         preamble = file.read(_PREAMBLE.size)
@@ -116,7 +117,7 @@ def read_head(path: Path, key: str, read_media: Callable[[bytes], MediaToken | N
         mark, version, n_facts, n_words, digest = _PREAMBLE.unpack(preamble)
         offset = _PREAMBLE.size + n_facts + n_words
         if (mark, version) != (_MARK, VERSION) or offset > size or n_words % 4:
-            raise BrokenFile("not of this kind")
+            raise BrokenFile("unknown format or version")
         head = file.read(n_facts + n_words)
     if hashlib.blake2b(head, digest_size=16).digest() != digest:
         raise BrokenFile("damaged")
@@ -125,15 +126,15 @@ def read_head(path: Path, key: str, read_media: Callable[[bytes], MediaToken | N
     except msgspec.MsgspecError as error:
         raise BrokenFile(str(error)) from None
     if facts.key != key or min(facts.n_state, *(n for *_, n in facts.checkpoints), 1) < 1:
-        raise BrokenFile("of another model")
+        raise BrokenFile("written for another model or other settings")
     if size != offset + facts.n_bytes:
-        raise BrokenFile("cut off")
+        raise BrokenFile("wrong file size")
     tokens = unpack(array("i", head[n_facts:]), read_media)
     return DiskPrompt(path, tokens, Activation(facts.scales, facts.begin), facts, offset)
 
 
 def read(prompt: DiskPrompt, deadline: float) -> tuple[StateBytes, list[Checkpoint]]:
-    """The state and the checkpoints. Raises OSError, BrokenFile, and TimeoutError when it would not be done by then."""
+    """Read the state and the checkpoints. Raises OSError, BrokenFile, and TimeoutError after the deadline."""
     facts = prompt.header
     with prompt.path.open("rb", buffering=0) as file:
         file.seek(prompt.offset)
@@ -164,7 +165,7 @@ def _read_part(file: IO[bytes], n_bytes: int, deadline: float) -> StateBytes:
             raise TimeoutError
         n_read = file.readinto(view[n_done : n_done + _PIECE])  # type: ignore[attr-defined]
         if not n_read:
-            raise BrokenFile("cut off")
+            raise BrokenFile("truncated")
         n_done += n_read
     return part
 

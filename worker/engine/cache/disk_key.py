@@ -1,4 +1,7 @@
-"""What a state depends on, as one text: where it differs, a saved prompt is another model's. Reads facts of files."""
+"""Computes the key of all that a saved state depends on: a prompt file with another key must not be loaded.
+
+Of the model's and the adapters' files it reads only path, size and time of change.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ _SHARD = re.compile(r"-\d{5}-of-(\d{5})(?=\.gguf$)")
 
 
 def disk_key(options: EngineOptions, n_ctx_slot: int) -> str:
-    """Raises OSError."""
+    """Return the key (hexadecimal). Raises OSError if a file is missing."""
     o = options
     projector = None
     if o.projector is not None:
@@ -46,7 +49,7 @@ def disk_key(options: EngineOptions, n_ctx_slot: int) -> str:
 
 
 def _shards(path: Path) -> list[Path]:
-    """A model's files, if it is cut into several."""
+    """Return all files of a model: several if it is split."""
     found = _SHARD.search(path.name)
     if found is None:
         return [path]

@@ -1,7 +1,7 @@
-"""A directory of prompts that several workers share, as many bytes of them as are allowed. Knows nothing of prompts.
+"""A directory of files that several workers share, limited in its total size. Does not know the files' contents.
 
-A file appears whole or not at all: it is written under another name, locked, and renamed. What was used longest ago
-goes first, whoever's it is. Called on the engine thread while a model goes. Blocking.
+A file is written under another name, locked, and then renamed, so that no partial file is ever visible. The least
+recently used files of all workers are evicted first. All calls block.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ log = logging.getLogger("corral.engine")
 
 SUFFIX, PARTIAL = ".prompt", ".part"
 FREE_SHARE = 0.05
-"""Of the disk is left to others."""
+"""Fraction of the disk that must stay free."""
 _LOCK = "writing"
 
 
@@ -31,7 +31,10 @@ class StoredFile(NamedTuple):
 
 
 def victims(files: Iterable[StoredFile], n_new: int, used: float, max_bytes: int) -> list[StoredFile] | None:
-    """Which files go so that a new one fits, the one used longest ago first. None: it would cost one used since."""
+    """Return the files to evict so that a new one of `n_new` bytes fits, the least recently used first.
+
+    None: it does not fit, or a file would be evicted that was used more recently than the new one.
+    """
     files = sorted(files)
     n_over = sum(file.n_bytes for file in files) + n_new - max_bytes
     chosen: list[StoredFile] = []
@@ -49,10 +52,10 @@ class DiskStore:
     def __init__(self, directory: PrivateDirectory, max_bytes: int) -> None:
         self._directory, self.max_bytes = directory, max_bytes
         self.outlives = not directory.is_own
-        """Whether another process may read what this one leaves."""
+        """True if the files remain after this process, for other processes to read."""
 
     def names(self, beginning: str) -> list[Path]:
-        """The files whose names begin so. Raises OSError."""
+        """Return the files whose names begin with `beginning`. Raises OSError."""
         with os.scandir(self._directory.open()) as entries:
             return [
                 Path(entry.path)
@@ -61,7 +64,10 @@ class DiskStore:
             ]
 
     def put(self, name: str, n_bytes: int, used: float, fill: Callable[[IO[bytes]], bool]) -> bool:
-        """`fill` writes `n_bytes`, or fewer and returns False. False: it was not kept. Raises OSError."""
+        """Store a file; return False if it was not stored. Raises OSError.
+
+        `fill` writes exactly `n_bytes` and returns True, or gives up and returns False.
+        """
         directory = Path(self._directory.open())
         final = directory / (name + SUFFIX)
         partial = directory / f"{name}.{n_bytes}{PARTIAL}"
@@ -74,7 +80,7 @@ class DiskStore:
         try:
             if not fill(file):
                 return False
-            with _exclusive_access(directory):  # nobody takes it for abandoned
+            with _exclusive_access(directory):  # without its lock another worker would take the file for abandoned
                 file.close()
                 os.utime(partial, (used, used))
                 partial.replace(final)
@@ -84,7 +90,7 @@ class DiskStore:
             partial.unlink(missing_ok=True)
 
     def has(self, name: str, used: float) -> bool:
-        """Then it counts as used at that time. Raises OSError."""
+        """Return True if the file exists, and set its time of last use. Raises OSError."""
         return self._touch(Path(self._directory.open(), name + SUFFIX), used)
 
     def touch(self, path: Path, used: float) -> None:
@@ -120,7 +126,7 @@ class DiskStore:
             return False
         disk = shutil.disk_usage(directory)
         if disk.free + sum(file.n_bytes for file in chosen) - n_bytes < disk.total * FREE_SHARE:
-            log.warning("a prompt of %d MiB is not kept: the disk of %s is nearly full", n_bytes >> 20, directory)
+            log.warning("a prompt of %d MiB is not saved: the disk of %s is nearly full", n_bytes >> 20, directory)
             return False
         for file in chosen:
             self.drop(directory / file.name)
@@ -128,7 +134,7 @@ class DiskStore:
 
 
 def create_locked(path: Path) -> IO[bytes]:
-    """Raises FileExistsError: another worker is writing the same."""
+    """Create a file and lock it. Raises FileExistsError if another worker is writing the same file."""
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
     file = os.fdopen(os.open(path, flags, 0o600), "wb", buffering=0)
     with contextlib.suppress(ImportError, OSError):
@@ -139,7 +145,7 @@ def create_locked(path: Path) -> IO[bytes]:
 
 
 def _pending_size(path: Path) -> int:
-    """How large the file will be that is being written; one whose writer is gone is removed."""
+    """Return the final size of a partial file. If its writer no longer runs, delete it and return 0."""
     abandoned = locked(path) if os.name == "posix" else None
     if abandoned is not None:
         abandoned.close()
@@ -151,7 +157,7 @@ def _pending_size(path: Path) -> int:
 
 @contextlib.contextmanager
 def _exclusive_access(directory: Path) -> Iterator[None]:
-    """No other worker makes room meanwhile: between them they would have too much. Held for a moment only."""
+    """Lock the directory, so that two workers do not both count the same free space. Hold it only for a short time."""
     with (directory / _LOCK).open("ab") as file:
         with contextlib.suppress(ImportError, OSError):
             import fcntl
@@ -163,6 +169,6 @@ def _exclusive_access(directory: Path) -> Iterator[None]:
 def _is_ours(entry: os.DirEntry[str]) -> bool:
     try:
         facts = entry.stat(follow_symlinks=False)
-    except OSError:  # another worker was faster
+    except OSError:  # another worker has deleted it
         return False
     return entry.is_file(follow_symlinks=False) and (os.name != "posix" or facts.st_uid == os.getuid())

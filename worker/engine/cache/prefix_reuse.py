@@ -1,4 +1,4 @@
-"""How much of a new prompt a slot has already computed. Called by `slot_memory` when a slot begins a prompt."""
+"""Reuses the part of a new prompt that a slot has already computed. `slot_memory` calls it at the start of a prompt."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ..messages import Embedding, Generation
 def reusable_prefix(
     slot: Slot, request: Generation | Embedding, activation: Activation, context: Context, n_swa: int
 ) -> int:
-    """Brings the slot's memory to the longest usable beginning of the prompt and returns its length.
+    """Cut the slot's sequence to the longest usable prefix of the prompt and return its length in tokens.
 
-    At least one token of the prompt is left to compute, because its logits are wanted.
+    At least one token of the prompt is left to compute, because its logits are needed.
     """
     prompt = request.tokens
     n_past = 0
@@ -38,9 +38,13 @@ def reusable_prefix(
 
 
 def _within_memory(slot: Slot, n_past: int, n_prompt: int, context: Context, n_swa: int) -> int:
-    """Sliding-window and recurrent memories have lost what came before their window: only a checkpoint leads back."""
+    """Return how many of `n_past` tokens the memory can be cut to.
+
+    Sliding-window and recurrent memories do not contain older positions: they can only go back to a checkpoint, which
+    is loaded here.
+    """
     if n_past == 0 or (n_past == len(slot.tokens) and n_past < n_prompt):
-        return n_past  # it goes on where it stands
+        return n_past  # nothing is cut off
     first, position = context.first_position(slot.id), slot.position_after(n_past)
     needed = max(0, position - n_swa - (0 if n_past < n_prompt else 1))
     if 0 <= first < needed:
@@ -51,11 +55,11 @@ def _within_memory(slot: Slot, n_past: int, n_prompt: int, context: Context, n_s
     return min(slot.tokens_before(position_after(checkpoint, position)), checkpoint.n_tokens)
 
 
-# -- pieces that have moved --------------------------------------------------------------------------------------------
+# -- shifted runs of tokens --------------------------------------------------------------------------------------------
 
 
 def _may_shift(slot: Slot, request: Generation, activation: Activation, context: Context) -> bool:
-    """Cells that another sequence uses as well would move for it too: their slot gets its own first."""
+    """Return True if runs may be shifted in the slot. Copies shared cells first: a shift would move them for all."""
     if request.n_cache_reuse <= 0 or not context.can_shift or slot.activation.common_length(activation) != ALL:
         return False
     if context.model.options.projector is not None:  # images cannot move
@@ -64,7 +68,7 @@ def _may_shift(slot: Slot, request: Generation, activation: Activation, context:
 
 
 def make_private(slot: Slot, context: Context) -> bool:
-    """False: there is no room for cells of its own; then it remembers nothing."""
+    """Give the slot its own copy of cells that it shares. Return False if there is no room: then the slot is empty."""
     if not slot.shares_cells:
         return True
     state = context.read_state(slot.id)
@@ -78,7 +82,10 @@ def make_private(slot: Slot, context: Context) -> bool:
 
 
 def _shift_matching_runs(slot: Slot, prompt: list[int], n_past: int, n_least: int, context: Context) -> int:
-    """Moves later runs of equal tokens, at least `n_least` long, to where the new prompt has them."""
+    """Shift later runs of equal tokens, at least `n_least` long, to their positions in the new prompt.
+
+    Returns the new number of reusable tokens. llama-server's `n_cache_reuse`.
+    """
     old = slot.tokens
     slot.checkpoints = [checkpoint for checkpoint in slot.checkpoints if checkpoint.last < n_past]
     head_old = head_new = n_past

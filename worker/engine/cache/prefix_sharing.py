@@ -1,6 +1,6 @@
-"""Which other slot a prompt can begin from: one that has computed the same beginning, or is about to. Pure.
+"""Chooses another slot from which a prompt can copy its prefix: one that has computed it, or is computing it. Pure.
 
-A beginning that several requests share is computed once and copied between their sequences. llama-server does this only
+A prefix that several requests share is computed once and copied between their sequences. llama-server does this only
 for the choices of one request.
 """
 
@@ -10,28 +10,28 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 MIN_GAIN = 64
-"""Tokens: for fewer neither a copy nor a wait pays."""
+"""Minimum number of tokens gained: for fewer it is not worth to copy or to wait."""
 
 
 class Candidate(NamedTuple):
-    """Another slot, as seen by a prompt."""
+    """Another slot and how much it has in common with a prompt."""
 
     slot: int
     n_computed: int  # tokens of the prompt that are in its sequence
-    n_coming: int = 0  # tokens of the prompt that will be, once its own prompt is computed
-    can_cut: bool = True  # its memory can be copied up to n_computed
+    n_coming: int = 0  # tokens of the prompt that will be in it, once its own prompt is computed
+    can_cut: bool = True  # True if a copy of its sequence can be cut to n_computed tokens
 
 
 class PrefixSource(NamedTuple):
     slot: int
-    n: int  # tokens to take over
-    ready: bool  # else: wait until they are computed
+    n: int  # tokens to copy
+    ready: bool  # False: wait until they are computed
 
 
 def choose_source(n_own: int, candidates: Iterable[Candidate], n_prompt: int, least_gain: int) -> PrefixSource | None:
-    """The slot to copy from or to wait for; None when what the slot itself remembers is nearly as good.
+    """Return the slot to copy from or to wait for; None if the slot's own `n_own` cached tokens are nearly as good.
 
-    The last token of a prompt is never shared, because its logits are wanted.
+    The last token of a prompt is never shared, because its logits are needed.
     """
     candidates = list(candidates)
     now = max((PrefixSource(c.slot, min(c.n_computed, n_prompt - 1), True) for c in candidates if c.can_cut),

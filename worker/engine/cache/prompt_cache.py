@@ -1,7 +1,7 @@
-"""Prompts that have left their slot, kept in host memory until one like them comes back, by llama-server's rules.
+"""The prompt cache in host memory: keeps prompts that were replaced in their slot. The rules are llama-server's.
 
-Owned by the engine thread through `slot_memory`, which reads and writes the states; here they are bytes. Knows no slot
-and no llama.cpp.
+Owned by the engine thread through `slot_memory`, which reads and writes the states; here they are bytes. Does not use
+slots or llama.cpp.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from ..batching.scheduler import SlotFacts
 log = logging.getLogger("corral.engine")
 
 MIN_KEPT = 0.25
-"""An entry of which less would be used is left alone: it may yet serve a prompt that is more like it."""
+"""An entry is not used if less than this fraction of it matches: a more similar prompt may need it later."""
 MOSTLY_KEPT = 0.5
-"""A slot that keeps at least this much of its tokens loses little, and is not looked after."""
+"""The cache is not used for a similar slot that keeps at least this fraction of its tokens: it loses little."""
 
 StateBytes = NDArray[np.uint8]
 
@@ -35,7 +35,7 @@ class CachedPrompt:
     activation: Activation
     checkpoints: tuple[Checkpoint, ...]
     state: StateBytes
-    n_bytes: int  # with the checkpoints
+    n_bytes: int  # including the checkpoints
     used: float = 0.0  # when its slot was released, on the monotonic clock
 
     def common(self, tokens: Sequence[int], activation: Activation) -> int:
@@ -46,13 +46,16 @@ class CachedPrompt:
         return self.activation.reusable_length(len(self.tokens))
 
     def covers(self, tokens: Sequence[int], activation: Activation, useful: int) -> bool:
-        """Whether it serves every prompt as well as these tokens would, of which only the first `useful` can serve."""
+        """Return True if these tokens, of which only the first `useful` can be reused, add nothing to this entry."""
         n = self.common(tokens, activation)
         return n == len(tokens) or (n >= useful and len(self.tokens) <= len(tokens))
 
 
 def should_search_cache(slot: SlotFacts, n_prompt: int, wanted: int, threshold: float) -> bool:
-    """Whether the slot chosen for a prompt is about to lose much, or was not chosen for what it remembers."""
+    """Return True if the slot chosen for a prompt would lose many tokens, or was not chosen for its cached tokens.
+
+    `wanted` is the slot id that the request names, `threshold` the option --slot-prompt-similarity.
+    """
     similar = bool(threshold and n_prompt and slot.n_cached) and slot.n_common / n_prompt > threshold
     if similar:
         return slot.n_common / slot.n_cached < MOSTLY_KEPT
@@ -72,7 +75,10 @@ R = TypeVar("R", bound=RememberedTokens)
 def best_of(
     entries: Iterable[R], n_common: int, n_cached: int, prompt: Sequence[int], activation: Activation
 ) -> R | None:
-    """The entry that serves a prompt better than what remembers `n_cached` tokens, `n_common` of them its."""
+    """Return the best entry for a prompt, if it beats a slot with `n_cached` tokens, `n_common` of them in common.
+
+    An entry is better if more of the prompt matches and a larger fraction of the entry matches.
+    """
     best: R | None = None
     best_kept, best_n = (n_common / n_cached if n_cached else -1.0), n_common
     for entry in entries:
@@ -84,10 +90,10 @@ def best_of(
 
 
 class PromptCache:
-    """Entries, oldest first."""
+    """The cached prompts, oldest first."""
 
     def __init__(self, max_bytes: int | None, n_tokens: int) -> None:
-        """`n_tokens` may always be kept; more of them as long as `max_bytes` allow it. None: only tokens count."""
+        """`n_tokens` tokens may always be kept, more if `max_bytes` allows it. `max_bytes` None: no limit in bytes."""
         self._max_bytes = max_bytes
         self._n_tokens = n_tokens
         self.entries: list[CachedPrompt] = []
@@ -105,13 +111,17 @@ class PromptCache:
         read: Callable[[], StateBytes | None],
         used: float = 0.0,
     ) -> bool:
-        """Keeps a state of `n_bytes`, which is read only if it is wanted. What it covers or crowds out is dropped."""
+        """Add a prompt with a state of `n_bytes`. Return False if it was not added.
+
+        `read` is called only if the prompt is added. Entries that are prefixes of it are dropped, and the oldest ones
+        until it fits.
+        """
         useful = activation.reusable_length(len(tokens))
         if any(entry.covers(tokens, activation, useful) for entry in self.entries):
             return False
         n_bytes += sum(checkpoint.state.nbytes for checkpoint in checkpoints)
         if self._max_bytes is not None and n_bytes > self._max_bytes:
-            log.warning("a prompt of %d MiB does not fit into the prompt cache", n_bytes >> 20)
+            log.warning("a prompt is not cached in memory: its %d MiB exceed --cache-ram", n_bytes >> 20)
             return False
         self.entries = [entry for entry in self.entries if entry.common(tokens, activation) < entry.reusable_length]
         while self._max_bytes is not None and self.entries and self.n_bytes + n_bytes > self._max_bytes:
@@ -123,7 +133,7 @@ class PromptCache:
         return True
 
     def trim(self) -> None:
-        """Drops the oldest until tokens are within their limit."""
+        """Drop the oldest entries until the number of tokens is within its limit."""
         limit = self._n_tokens
         if self._max_bytes is not None:
             per_token = max(1.0, self.n_bytes / max(1, self._count()))
@@ -132,17 +142,14 @@ class PromptCache:
             self.entries.pop(0)
 
     def take(self, n_common: int, n_cached: int, prompt: Sequence[int], activation: Activation) -> CachedPrompt | None:
-        """The entry that serves a prompt better than a slot which remembers `n_cached` tokens, `n_common` of them its.
-
-        Better: more of the prompt is there, and a larger part of what is there is used. It is no longer kept here.
-        """
+        """Remove and return the entry that `best` returns."""
         best = self.best(n_common, n_cached, prompt, activation)
         if best is not None:
             self.entries.remove(best)
         return best
 
     def best(self, n_common: int, n_cached: int, prompt: Sequence[int], activation: Activation) -> CachedPrompt | None:
-        """What `take` would take."""
+        """Return the best entry for a prompt, see `best_of`."""
         return best_of(self.entries, n_common, n_cached, prompt, activation)
 
     def _count(self) -> int:

@@ -1,6 +1,6 @@
-"""Read and write a slot's KV cache as a file that llama-server can read.
+"""Reads and writes a slot's KV cache as a file that llama-server can read.
 
-Runs on the engine thread between two steps, with an idle slot. The container is llama.cpp's own; its token list is
+Runs on the engine thread between two steps, on an idle slot. The container is llama.cpp's own; its token list is
 llama-server's packed payload, or the plain tokens of older servers.
 """
 
@@ -29,7 +29,7 @@ _NO_FILE = "No available space in KV cache or invalid slot save file"
 
 @dataclass(frozen=True)
 class SlotFile:
-    """What was saved or restored."""
+    """The result of a save or restore."""
 
     id_slot: int
     n_tokens: int
@@ -45,18 +45,21 @@ ReadMedia = Callable[[bytes], MediaToken | None]
 
 
 def pack(tokens: Sequence[int]) -> list[int]:
-    """A mark, the version, the tokens after their number, where images begin after their number, all as 32-bit words;
-    then each image as bytes after their number, filled up to a whole word."""
+    """Encode tokens as llama-server's payload of 32-bit words. Raises ServerFault for an image that cannot be saved.
+
+    Layout: mark, version, number of tokens, tokens, number of images, start index of each image; then for each image
+    its number of bytes and the bytes; then padding to a whole word.
+    """
     plain, media = split_media_tokens(tokens)
     if not all(token.saved for _, token in media):
-        raise ServerFault("Unable to save slot: an image cannot be written")
+        raise ServerFault("Unable to save slot: it contains an image that cannot be saved")
     images = b"".join(struct.pack("=I", len(token.saved)) + token.saved for _, token in media)
     words = array("i", images + bytes(-len(images) % 4))
     return [_MARK, _VERSION, len(plain), *plain, len(media), *(start for start, _ in media), *words]
 
 
 def unpack(words: Sequence[int], read_media: ReadMedia | None = None) -> list[int]:
-    """The tokens. Raises BrokenFile. Without `read_media` there may be no images among them."""
+    """Decode a payload and return the tokens. Raises BrokenFile, also for images if `read_media` is None."""
     if not words or words[0] != _MARK:
         return list(words)
     if len(words) < 2 or words[1] != _VERSION:
@@ -100,7 +103,7 @@ def _unpack_media(data: bytes, n_media: int, read_media: ReadMedia | None) -> li
 
 
 def save(slot: Slot, context: Context, path: Path) -> SlotFile:
-    """Replaces a file of that name only when the new one is complete."""
+    """Write the slot to a file. An existing file is replaced only when the new one is complete. Raises ServerFault."""
     started = time.monotonic()
     words = pack(slot.tokens)
     partial = path.with_name(f".saving-{os.getpid()}-{slot.id}")
@@ -119,7 +122,10 @@ def save(slot: Slot, context: Context, path: Path) -> SlotFile:
 
 
 def restore(slot: Slot, context: Context, path: Path, activation: Activation, read_media: ReadMedia | None) -> SlotFile:
-    """Raises InvalidRequest; then the slot remembers nothing. A file knows no adapters: `activation` stands in."""
+    """Load a slot from a file. Raises InvalidRequest; then the slot is empty.
+
+    A file does not record the adapters its tokens were computed with: `activation` is used instead.
+    """
     started = time.monotonic()
     context.clear_sequence(slot.id)
     slot.set_contents([], activation)
@@ -150,7 +156,7 @@ def _load(sequence: int, context: Context, path: Path) -> tuple[list[int], int]:
 
 
 def _n_words(path: Path) -> int:
-    """How long its token list is: the third word of the container, checked against the file's size."""
+    """Return the length of the file's token list: the third word of the container, checked against the file's size."""
     try:
         with path.open("rb") as file:
             header = file.read(12)

@@ -1,8 +1,7 @@
-"""What the slots remember: in their sequences, in checkpoints beside them, and in host memory once it has left them.
+"""Manages the slots' cached contents: their sequences, their checkpoints, and the caches in host memory and on disk.
 
-Owned by the engine thread, through `core`, which says when; the decisions are those of `prefix_reuse`,
-`prefix_sharing`, `checkpoints` and `prompt_cache`. It changes a slot's tokens and whom it waits for, never its state or
-its task.
+Owned by the engine thread, through `core`, which decides when; `prefix_reuse`, `prefix_sharing`, `checkpoints` and
+`prompt_cache` decide what. It changes a slot's tokens and its leader, never its state or its task.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from .slot_files import ReadMedia, SlotFile, restore
 log = logging.getLogger("corral.engine")
 
 COPY_COST = 16
-"""Copying a cell takes at most a sixteenth of computing it. With split KV a copy is one of all cells of a slot."""
+"""Computing a cell takes at least this many times as long as copying it. With split KV a copy copies the whole slot."""
 
 
 class SlotCache:
@@ -58,10 +57,10 @@ class SlotCache:
         self._rules = CheckpointRules(n_checkpoints, options.checkpoint_min_step, context.n_batch, context.n_ubatch)
         self._least_gain = MIN_GAIN if options.kv_unified else max(MIN_GAIN, context.n_ctx_slot // COPY_COST)
 
-    # -- a prompt begins -----------------------------------------------------------------------------------------------
+    # -- start of a prompt ---------------------------------------------------------------------------------------------
 
     def start_or_poll_disk_read(self, job: Job, facts: SlotFacts) -> bool:
-        """False: what is on disk serves the prompt better than the chosen slot, and is being read."""
+        """Return False while a prompt file is being read that is better for the job than all that is in memory."""
         request = job.request
         if self._disk is None or not isinstance(request, Generation) or not request.cache_prompt:
             return True
@@ -78,19 +77,18 @@ class SlotCache:
         return self._disk is not None and self._disk.is_reading
 
     def forget_job(self, job: Job) -> None:
-        """It has ended, perhaps before it began."""
+        """Drop a disk read for a job that has ended."""
         if self._disk is not None:
             self._disk.forget_job(job)
 
     def swap_prompt(self, slot: Slot, job: Job, facts: SlotFacts) -> None:
-        """What the chosen slot is about to lose goes to host memory, what serves the prompt better comes from there,
-        or from disk."""
+        """Save the chosen slot's contents to host memory, and load a better match for the prompt from there or disk."""
         request = job.request
         if not isinstance(request, Generation):
             return
         entry = self._disk.take(job) if self._disk is not None else None
         if entry is not None:
-            log.info("slot %d: %d tokens come back from disk", slot.id, len(entry.tokens))
+            log.info("slot %d: loading %d tokens from disk", slot.id, len(entry.tokens))
         looks = should_search_cache(facts, len(request.tokens), job.id_slot, self._options.slot_prompt_similarity)
         if self._prompts is not None and (looks or entry is not None):
             log.debug("updating prompt cache")
@@ -109,11 +107,14 @@ class SlotCache:
         if fits and self._context.last_position(slot.id) + 1 == n_positions:
             slot.set_contents(list(entry.tokens), entry.activation, entry.checkpoints)
         else:
-            log.warning("slot %d: no room for a kept prompt of %d tokens", slot.id, len(entry.tokens))
+            log.warning("slot %d: a cached prompt of %d tokens does not fit", slot.id, len(entry.tokens))
             self.clear(slot)
 
     def share_prefix(self, slot: Slot, job: Job) -> bool:
-        """Takes over what another slot has computed of the prompt. False: waiting for it pays, see `waiters_ready`."""
+        """Copy the prompt's prefix from another slot that has computed it.
+
+        Return False if it is better to wait for another slot that is computing it; see `waiters_ready`.
+        """
         slot.leader = None
         request = job.request
         if not isinstance(request, Generation) or not request.cache_prompt or len(self._slots) == 1:
@@ -131,7 +132,7 @@ class SlotCache:
         return True
 
     def waiters_ready(self) -> list[Slot]:
-        """Those whose beginning another slot has computed by now, or gave up; in order of arrival."""
+        """Return the waiting slots whose leader has computed the prefix or has stopped, in order of arrival."""
         followers = [(slot, slot.leader) for slot in self._slots if slot.leader is not None]
         done = [slot for slot, leader in followers if not self._is_computing(leader)]
         return sorted(done, key=lambda slot: slot.task.job.id if slot.task else 0)
@@ -142,7 +143,7 @@ class SlotCache:
         return task is not None and task.job.id == leader.job and len(slot.tokens) < leader.n
 
     def reuse_prefix(self, slot: Slot, job: Job) -> int:
-        """Cuts what the slot remembers to what the prompt begins with; returns how many tokens that are."""
+        """Cut the slot's contents to a prefix of the prompt; return its length in tokens."""
         n_past = reusable_prefix(slot, job.request, job.activation, self._context, self._n_swa)
         slot.truncate(n_past)
         slot.activation = job.activation
@@ -151,7 +152,10 @@ class SlotCache:
         return n_past
 
     def copy(self, source: Slot, target: Slot) -> None:
-        """In a pool that all draw from, both use the same cells then, unless these are a window's, which slides on."""
+        """Copy a slot's contents. In a unified KV pool both then share the same cells.
+
+        With a sliding window the cells are copied, because the window moves on separately in each slot.
+        """
         target.set_contents(list(source.tokens), source.activation, source.checkpoints)
         if self._options.kv_unified and self._n_swa and self._copy_cells(source, target):
             target.shares_cells = False
@@ -165,10 +169,13 @@ class SlotCache:
         self._context.clear_sequence(target.id)
         return state is not None and self._context.write_state(target.id, state)
 
-    # -- a prompt is computed ------------------------------------------------------------------------------------------
+    # -- prefill -------------------------------------------------------------------------------------------------------
 
     def next_prompt_length(self, slot: Slot, n_prompt: int) -> int:
-        """How many tokens of its prompt the next batch may have: others may wait for a state in between."""
+        """Return how many tokens of the slot's prompt the next batch may contain.
+
+        It must end where a follower waits, where a checkpoint is due, before an image, and where the adapters change.
+        """
         n_now = len(slot.tokens)
         ends = [other.leader.n for other in self._slots if other.leader is not None and other.leader.slot == slot.id]
         if self._rules.max_number and isinstance(slot.task, GenerationTask):
@@ -179,7 +186,7 @@ class SlotCache:
         return slot.activation.uniform_length(n_now, end)
 
     def make_checkpoints(self, prompts: Iterable[tuple[int, int]]) -> None:
-        """Before a batch with so many tokens of the prompts of these slots is computed."""
+        """Make the checkpoints due before a batch. `prompts`: (slot, number of its prompt tokens in the batch)."""
         for id, n_next in prompts if self._rules.max_number else ():
             slot = self._slots[id]
             task, n_now = slot.task, len(slot.tokens)
@@ -189,7 +196,7 @@ class SlotCache:
             if not self._rules.wanted(len(task.prompt), n_now, n_next, turns, slot.checkpoints):
                 continue
             if slot.tokens[-1] < 0:
-                continue  # an image: going back to its last token is not possible
+                continue  # an image: a sequence cannot be cut to its last token
             first, last = self._context.first_position(id), self._context.last_position(id)
             state = self._context.read_state(id, part=True) if first >= 0 else None
             if state is not None:
@@ -199,7 +206,7 @@ class SlotCache:
     # -- between prompts -----------------------------------------------------------------------------------------------
 
     def save_idle_slots(self) -> None:
-        """Others are at work: what idle slots remember goes to host memory, and leaves a KV pool that all draw from."""
+        """Copy the contents of idle slots to host memory; in a unified KV pool also clear these slots."""
         for slot in self._slots if self._saves_idle_slots else ():
             if slot.idle and slot.tokens:
                 if self._save(slot):
@@ -208,21 +215,21 @@ class SlotCache:
                     self.clear(slot)
 
     def clear_idle_slot(self) -> bool:
-        """Gives the cells of one idle slot back to the pool, if there is a pool."""
+        """Clear the least recently used idle slot of a unified KV pool. Return False if there is none."""
         idle = [slot for slot in self._slots if slot.idle and slot.tokens]
         if not idle or not self._options.kv_unified:
             return False
         slot = min(idle, key=lambda slot: slot.last_used)
-        log.warning("slot %d: forgetting %d tokens, because the KV pool is full", slot.id, len(slot.tokens))
+        log.warning("slot %d: dropping %d cached tokens, because the KV pool is full", slot.id, len(slot.tokens))
         self.clear(slot)
         return True
 
     def make_cells_private(self, slot: Slot) -> bool:
-        """Before positions move. False: there is no room, and it has forgotten everything."""
+        """Copy shared cells before positions are shifted. Return False if there is no room: then the slot is empty."""
         return make_private(slot, self._context)
 
     def restore(self, slot: Slot, path: Path, read_media: ReadMedia | None) -> SlotFile:
-        """Taken for computed with the adapters of requests that name none."""
+        """Load a slot from a file. Its tokens count as computed with the default adapter scales."""
         slot.shares_cells = False
         return restore(slot, self._context, path, activation(self._adapters.scales), read_media)
 
@@ -232,7 +239,7 @@ class SlotCache:
         return n_tokens
 
     def finish_task(self, slot: Slot, *, keeps: bool) -> None:
-        """Its task is over. What is there of an image that nobody waits for any more goes in any case."""
+        """Clear the slot after its task if not `keeps`. The rows of an incomplete image are removed in any case."""
         if not keeps or (slot.media_done and not self._context.truncate(slot.id, slot.position)):
             self.clear(slot)
         slot.media_done = 0
@@ -242,10 +249,10 @@ class SlotCache:
         slot.set_contents([], slot.activation)
         slot.shares_cells = False
 
-    # -- the model goes ------------------------------------------------------------------------------------------------
+    # -- unload --------------------------------------------------------------------------------------------------------
 
     def save_to_disk(self, *, for_good: bool) -> None:
-        """What idle slots and host memory hold, until the model comes back; `for_good`: as another process."""
+        """Save the contents of idle slots and of host memory to disk. `for_good`: the process ends too."""
         if self._disk is not None:
             self._disk.save(self._savable_prompts(), for_good=for_good)
 
