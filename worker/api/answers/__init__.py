@@ -1,1 +1,1 @@
-"""Engine events as JSON answers and streams, in llama.cpp's own form and in OpenAI's."""
+"""Converts engine events to JSON answers and streams, in llama-server's native dialect and in OpenAI's."""

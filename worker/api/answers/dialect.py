@@ -1,6 +1,6 @@
-"""What a dialect must know to put a request's results into its own words, and the interface that all dialects have.
+"""The interface of all dialects, and the data that a dialect needs to render a request's results.
 
-One `AnswerInfo` a request. A dialect is pure: results in, JSON or bytes of an event stream out.
+There is one `AnswerInfo` per request. A dialect is pure: it converts results to JSON or to the bytes of a stream.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .results import random_id
 @dataclass(frozen=True, slots=True)
 class AnswerInfo:
     params: CompletionParams
-    model: str  # the server's own name for its model, whatever the request called it
+    model: str  # the server's name for its model, which the request's name may differ from
     build: str
     prompts: Sequence[Sequence[int]]
     detokenize: Callable[[Sequence[int]], str]
@@ -31,20 +31,20 @@ class AnswerInfo:
     created: int = field(default_factory=lambda: int(time()))
 
     def prompt_text(self, index: int) -> str:
-        """The prompt behind choice `index`, special tokens shown."""
+        """Return the prompt of choice `index` as text, including special tokens."""
         return self.detokenize(self.prompts[index // self.params.n])
 
 
 class Dialect(Protocol):
-    """`index` counts choices over all prompts of the request: prompt 0's `n` choices, then prompt 1's …"""
+    """Renders the results. `index` counts the choices of all prompts: prompt 0's `n` choices, then prompt 1's …"""
 
     content_type: str
-    """Of a stream."""
+    """The content type of a stream."""
     ping: bytes
-    """Keeps a silent connection from being taken for dead; nothing where a stream has no room for it."""
+    """Sent while there are no events, so that the connection does not time out; empty if the format has no pings."""
 
     def full_body(self, results: Sequence[Finished]) -> object:
-        """The body of an answer that is not streamed; `results` in the order of their indexes."""
+        """Return the body of an answer that is not streamed; `results` are in the order of their indexes."""
 
     def begun(self, index: int, event: Begun) -> bytes: ...
 
@@ -55,14 +55,14 @@ class Dialect(Protocol):
     def finished(self, index: int, event: Finished) -> bytes: ...
 
     def end(self) -> bytes:
-        """What ends a stream after the last choice has finished."""
+        """Return the end of a stream whose choices have all finished."""
 
     def failed(self, error: ApiError) -> bytes:
-        """What ends a stream that has begun and cannot be completed."""
+        """Return the end of a stream that has begun and failed."""
 
 
 class EventStream:
-    """What the dialects of OpenAI and llama.cpp share as streams of server-sent events."""
+    """Base class of the dialects whose streams are server-sent events, as in OpenAI's API and llama-server."""
 
     content_type = EVENT_STREAM_TYPE
     ping = b":\n\n"  # a comment

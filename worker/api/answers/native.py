@@ -1,4 +1,4 @@
-"""llama-server's own completion dialect: `/completion`, and `__verbose` in the others."""
+"""llama-server's native completion dialect: `/completion`, and `__verbose` in other dialects."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Native(EventStream):
         return shown[0] if len(shown) == 1 else shown
 
     def result(self, index: int, event: Finished) -> dict[str, Any]:
-        """The final result of one choice. In a stream its text and tokens have been sent already."""
+        """Return the final result of one choice. In a stream it has no text and tokens: they have been sent already."""
         params = self._answer.params
         settings = {**self._settings, "seed": seed_of(params.sampling.seed, index % params.n)}
         shown: dict[str, Any] = {
@@ -112,7 +112,7 @@ def progress_json(event: Progress) -> dict[str, Any]:
 
 
 def _selected_fields(paths: Sequence[str], shown: Mapping[str, Any]) -> dict[str, Any]:
-    """`response_fields`: each path, `/` separated, becomes a key of its own; what is not there is left out."""
+    """Return the fields that `response_fields` selects, with their `/`-separated paths as keys; ignore unknown ones."""
     picked = {}
     for path in paths:
         value: Any = shown

@@ -1,8 +1,8 @@
 """OpenAI's chat dialect, with llama-server's additions: `/v1/chat/completions`.
 
-A stream says who speaks first (`role`, `content: null`), then only what was added to content, thoughts or tool calls,
-then why it ended with an empty `delta`. The last chunk carries `timings`, and with `include_usage` it is a chunk
-without choices.
+A stream begins with the role (`role`, `content: null`), continues with the deltas of content, reasoning and tool calls,
+and ends with the finish reason and an empty `delta`. The last chunk has `timings`; with `include_usage` it is an
+additional chunk without choices.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class OpenAIChat(EventStream):
         }
         self._frame_end = encode_json(self._frame)[1:]
         self._parsers: dict[int, ReplyParser] = {}
-        self._held: dict[int, tuple[TokenProbs, ...]] = {}  # of tokens that nothing is said for yet
-        self._results: list[Finished] = []  # of a stream, for its usage
+        self._held: dict[int, tuple[TokenProbs, ...]] = {}  # of tokens whose text has not been sent yet
+        self._results: list[Finished] = []  # of a stream with `include_usage`
 
     def full_body(self, results: Sequence[Finished]) -> object:
         params = self._answer.params
@@ -76,7 +76,7 @@ class OpenAIChat(EventStream):
         return {"choices": [{"finish_reason": reason, "index": index, "delta": delta}], **self._frame}
 
     def _begin(self, index: int) -> bytes:
-        """Of a choice that is heard of for the first time: who speaks, and what was said in the prompt already."""
+        """Return the first chunks of a new choice: the role, and the part of the answer that the prompt contains."""
         if index in self._parsers:
             return b""
         reply = self._answer.params.reply
@@ -111,7 +111,7 @@ class OpenAIChat(EventStream):
     def _full_piece(
         self, index: int, probs: Sequence[TokenProbs], timings: Timings | None, deltas: Sequence[Delta]
     ) -> bytes:
-        """Probabilities and timings go with the last of the chunks."""
+        """Return the chunks for `deltas`, the last one with the probabilities and timings."""
         chunk = self._chunk(index, delta_json(deltas[-1]))
         if probs:
             chunk["choices"][0]["logprobs"] = self._logprobs(probs)
@@ -120,7 +120,7 @@ class OpenAIChat(EventStream):
         return self._deltas(index, deltas[:-1]) + sse(chunk)
 
     def progress(self, index: int, event: Progress) -> bytes:
-        """Each one introduces the speaker anew: clients of llama-server know a progress chunk by that."""
+        """Return a progress chunk. Each one repeats the role: llama-server's clients recognise them by that."""
         chunk = self._chunk(index, INTRODUCTION)
         if self._answer.params.timings_per_token:
             chunk["timings"] = timings_json(event.timings)

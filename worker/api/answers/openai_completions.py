@@ -16,7 +16,7 @@ from .results import finish_reason, probs_json, timings_json, usage_json
 
 
 def refuse_unsupported(body: Mapping[str, Any]) -> None:
-    """What OpenAI has and llama-server has not, in its words. Raises InvalidRequest."""
+    """Raise InvalidRequest for OpenAI parameters that llama-server does not support, with llama-server's messages."""
     if Fields(body).boolean("echo", default=False):
         raise InvalidRequest("Only no echo is supported")
     for name in ("best_of", "suffix"):
@@ -57,7 +57,7 @@ class OpenAICompletions(EventStream):
         }
 
     def _logprobs(self, probs: Sequence[TokenProbs]) -> dict[str, Any]:
-        """In llama-server's form, and in OpenAI's for completions beside it."""
+        """Return the probabilities in llama-server's format and also in OpenAI's format for completions."""
         post_sampling = self._answer.params.sampling.post_sampling_probs
         shown = probs_json(probs, post_sampling)
         if post_sampling:

@@ -1,4 +1,4 @@
-"""The parts that results of every dialect share: timings, usage, token probabilities, ids. Pure."""
+"""The parts of a result that the dialects share: timings, usage, token probabilities, ids. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from ...engine.messages import Finished, Timings, TokenProb, TokenProbs
 
 LOWEST_FLOAT = -3.4028234663852886e38
-"""Stands for the logarithm of 0: JSON has no infinity."""
+"""Represents the logarithm of 0: JSON has no infinity."""
 
 _ALPHABET = string.digits + string.ascii_letters
 
@@ -21,7 +21,11 @@ def random_id(prefix: str) -> str:
 
 
 def timings_json(timings: Timings) -> dict[str, Any]:
-    """Rates of prompt tokens that were really processed, and of the tokens after the first, which costs no step."""
+    """Return the timings with rates.
+
+    The prompt rate counts only processed tokens, not cached ones. The generation rate does not count the first token,
+    which needs no decode step.
+    """
     steps = max(0, timings.predicted_n - 1)
     prompt_ms, predicted_ms = timings.prompt_ms, timings.predicted_ms
     shown: dict[str, Any] = {
@@ -42,7 +46,7 @@ def timings_json(timings: Timings) -> dict[str, Any]:
 
 
 def usage_json(results: Sequence[Finished], n: int) -> dict[str, Any]:
-    """Tokens of the whole answer: `n` choices of one prompt share its tokens, several prompts do not."""
+    """Return the token counts of the whole answer. A prompt's tokens are counted once for its `n` choices."""
     prompts = results[::n]
     prompt_tokens = sum(result.n_prompt for result in prompts)
     completion_tokens = sum(result.n_decoded for result in results)
@@ -69,7 +73,7 @@ def probs_json(probs: Sequence[TokenProbs], post_sampling: bool) -> list[dict[st
 def _prob_json(entry: TokenProb, name: str) -> dict[str, Any]:
     return {
         "id": entry.id,
-        "token": codecs.utf_8_decode(entry.piece, "replace", False)[0],  # a character's beginning alone is no text
+        "token": codecs.utf_8_decode(entry.piece, "replace", False)[0],  # without an incomplete character at the end
         "bytes": list(entry.piece),
         name: max(entry.p, LOWEST_FLOAT),
     }

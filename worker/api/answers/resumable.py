@@ -1,8 +1,8 @@
-"""Streams with an `X-Conversation-Id`: they go on when their client leaves, and can be read again and followed.
+"""Resumable streams: with `X-Conversation-Id` a stream continues after its client disconnects and can be read again.
 
 `resumable` wraps the handlers that stream. Without the header nothing changes. With it the handler runs as a task of
-the conversation's session and writes there, and the client is but the first reader. The endpoints read, list and stop
-sessions; none of them touches the model, so none wakes it.
+the conversation's session and writes to the session; the client is its first reader. The endpoints resume, list and
+stop sessions; they do not use the model and do not wake it.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from .stream_sessions import OffsetLost, StreamSession, StreamSessions
 
 SESSIONS = web.AppKey("sessions", StreamSessions)
 MOST_DIGITS = 18
-"""Of an offset in bytes."""
+"""Limit for the number of digits of a byte offset."""
 _SESSION = "session"
-"""In a request: the session that its answer goes to."""
+"""The key in a request for the session that its answer is written to."""
 
 
 async def sessions(app: web.Application) -> AsyncIterator[None]:
-    """For `cleanup_ctx`: what still streams when the server has stopped is ended."""
+    """Create the app's sessions and close them when the server has stopped; for `cleanup_ctx`."""
     app[SESSIONS] = StreamSessions()
     yield
     await app[SESSIONS].close()
@@ -79,7 +79,10 @@ async def _in_session(request: web.Request, handler: Handler, conversation: str)
 
 
 def set_outlives_client(request: web.Request, *, streams: bool) -> None:
-    """Called once it is clear what is answered: only a stream goes on without its client."""
+    """Set whether the answer continues after its client disconnects: only a stream does.
+
+    Raises ConnectionResetError if it does not and the client has already disconnected.
+    """
     session: StreamSession | None = request.get(_SESSION)
     if session is None:
         return
@@ -87,11 +90,11 @@ def set_outlives_client(request: web.Request, *, streams: bool) -> None:
     if not streams:
         request.app[SESSIONS].forget(session)
         if session.client_left:
-            raise ConnectionResetError("the client left")
+            raise ConnectionResetError("the client disconnected")
 
 
 def open_stream(request: web.Request, content_type: str) -> web.StreamResponse:
-    """What a stream is written to: the client, or the session of its conversation."""
+    """Return the response that the stream is written to: the client's, or that of the conversation's session."""
     session: StreamSession | None = request.get(_SESSION)
     if session is None:
         return event_stream(content_type)
@@ -100,7 +103,7 @@ def open_stream(request: web.Request, content_type: str) -> web.StreamResponse:
 
 
 class _SessionResponse(web.StreamResponse):
-    """Takes a stream like a response would."""
+    """A response that writes a stream to a session."""
 
     def __init__(self, session: StreamSession) -> None:
         super().__init__()
@@ -127,7 +130,7 @@ async def _send(request: web.Request, session: StreamSession, offset: int) -> we
             await response.write(chunk)
             offset += len(chunk)
     except OffsetLost:
-        raise ConnectionAbortedError("the client reads more slowly than its stream is kept") from None
+        raise ConnectionAbortedError("the client reads too slowly: its next bytes were dropped") from None
     await response.write_eof()
     return response
 

@@ -1,8 +1,8 @@
-"""What is kept of each conversation's answer, so that a client can leave and come back for it.
+"""Keeps the last bytes of each conversation's answer, so that a client can disconnect and continue later.
 
-One `StreamSession` a conversation: the task that produces the answer and the last bytes of it. Any number of readers
-follow from any offset that is still kept; a reader never holds the producer up. Used by `resumable` on the event loop;
-knows nothing of HTTP.
+There is one `StreamSession` per conversation: the task that produces the answer, and its last bytes. Any number of
+readers can read from any offset that is still kept; a reader never blocks the producer. `resumable` uses it on the
+event loop. It contains no HTTP code.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any
 log = logging.getLogger("corral.worker")
 
 MAX_BYTES = 4 << 20
-"""Kept of one session, as in llama-server: its oldest bytes go first."""
+"""Limit for one session, as in llama-server. Its oldest bytes are dropped first."""
 MAX_ENDED_BYTES = 256 << 20
-"""Kept of all ended sessions together: the one that ended first goes first."""
+"""Limit for all ended sessions together. The session that ended first is dropped first."""
 RETENTION_S = 300.0
-"""How long an ended session waits for its client, as in llama-server."""
+"""How long an ended session is kept, as in llama-server."""
 
 
 class OffsetLost(Exception):
-    """The byte that a reader wants next is no longer kept."""
+    """The next byte for a reader is no longer kept."""
 
 
 class StreamSession:
@@ -34,7 +34,7 @@ class StreamSession:
         self.completed_at = 0  # 0: not yet
         self.content_type = ""  # of the stream, once it has begun
         self.begun = asyncio.Event()
-        """Bytes will flow; what goes wrong before is the answer to the request itself."""
+        """Set when the stream begins; an error before that is the answer to the request itself."""
         self.producer: asyncio.Task[Any] | None = None
         self.client_left = False
         self.outlives_client: bool | None = None  # None: not known yet
@@ -76,7 +76,7 @@ class StreamSession:
         self._changed = asyncio.Event()
 
     async def read(self, offset: int) -> bytes:
-        """What is kept from `offset` on, waiting for more; b"" at the end. Raises OffsetLost."""
+        """Return the bytes from `offset` on; wait if there are none yet. b"" at the end. Raises OffsetLost."""
         while self.total_bytes <= offset and not self.is_done:
             await self._changed.wait()
         if offset < self._n_dropped:
@@ -100,7 +100,7 @@ class StreamSessions:
         return self._sessions.get(conversation)
 
     def matching(self, conversations: Iterable[str]) -> list[StreamSession]:
-        """Those with one of the names, or with one of them and `::` and more behind it; never any other."""
+        """Return the sessions whose name is one of `conversations`, or starts with one of them and `::`."""
         return [
             session
             for wanted in conversations
@@ -109,7 +109,7 @@ class StreamSessions:
         ]
 
     def open(self, conversation: str, produce: Callable[[StreamSession], Coroutine[Any, Any, Any]]) -> StreamSession:
-        """A new session, in the place of the conversation's last one; `produce` runs as a task of its own."""
+        """Stop the conversation's last session and return a new one, with `produce` running as a separate task."""
         self.stop(conversation)
         session = self._sessions[conversation] = StreamSession(conversation, self._max_bytes)
         session.producer = producer = asyncio.ensure_future(produce(session))
@@ -118,7 +118,7 @@ class StreamSessions:
         return session
 
     def stop(self, conversation: str) -> None:
-        """Ends its producer and forgets it; of no effect on one that is unknown."""
+        """Cancel the session's producer and drop the session; do nothing if the conversation is unknown."""
         session = self._sessions.get(conversation)
         if session is not None:
             self.forget(session)
@@ -126,7 +126,7 @@ class StreamSessions:
                 session.producer.cancel()
 
     def forget(self, session: StreamSession) -> None:
-        """Its readers come to an end; its producer, if there is one, goes on for whoever waits for it directly."""
+        """Drop the session and end its readers. Its producer, if still running, continues for its direct awaiters."""
         if self._sessions.get(session.conversation) is session:
             del self._sessions[session.conversation]
         session.finish()
@@ -143,10 +143,10 @@ class StreamSessions:
         session.producer = None
         error = None if producer.cancelled() else producer.exception()
         if not session.begun.is_set():
-            self.forget(session)  # its request has the answer, or the error
+            self.forget(session)  # the request itself gets the answer or the error
             return
         if error is not None:
-            log.error("a stream broke off: %r", error, exc_info=error)
+            log.error("a stream failed: %r", error, exc_info=error)
         session.finish()
         asyncio.get_running_loop().call_later(self._kept_s, self.forget, session)
         self._limit_ended()

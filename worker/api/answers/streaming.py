@@ -1,8 +1,8 @@
-"""Carrying one request's events from the engine to its client: all at once, or as a stream.
+"""Sends one request's engine events to its client, as one JSON body or as a stream.
 
-The engine puts events into the request's mailbox on the loop thread; the request's own handler takes what has gathered,
-has its dialect render it and writes once. When the handler ends, for whatever reason, its tickets are cancelled: a
-client that leaves ends the handler, and so frees its slots, unless its stream is `resumable`.
+The engine puts events into the request's mailbox on the event loop's thread. The request's handler takes the collected
+events, renders them with its dialect and writes them at once. When the handler ends, for any reason, its tickets are
+cancelled: a client's disconnect ends the handler and so frees its slots, unless its stream is `resumable`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class Ticket(Protocol):
 
 
 class Engine(Protocol):
-    """The part of a loaded model that answers need."""
+    """The part of a loaded model that answers use."""
 
     def submit(self, request: Generation, sink: Sink) -> Ticket: ...
 
 
 class Mailbox:
-    """Events of all prompts of one request, each with the index of its prompt's first choice."""
+    """The pending events of all prompts of one request, each with the index of its prompt's first choice."""
 
     def __init__(self) -> None:
         self._events: list[tuple[int, Event]] = []
@@ -47,7 +47,7 @@ class Mailbox:
             self._waiter.set_result(None)
 
     async def take(self) -> list[tuple[int, Event]]:
-        """What has gathered since the last time, at least one event; nothing when `wake` ended the wait."""
+        """Wait for at least one event and return all pending ones; an empty list if `wake` ended the wait."""
         if not self._events:
             self._waiter = asyncio.get_running_loop().create_future()
             try:
@@ -58,13 +58,13 @@ class Mailbox:
         return events
 
     def wake(self) -> None:
-        """Lets `take` return without an event: it is time for a ping."""
+        """Make `take` return without an event, for a ping."""
         self._wake()
 
 
 @contextmanager
 def submitted(engine: Engine, generations: Sequence[Generation]) -> Iterator[Mailbox]:
-    """The mailbox of these generations, which end with the block."""
+    """Submit the generations and yield their mailbox; cancel them at the end of the block."""
     mailbox = Mailbox()
     tickets: list[Ticket] = []
     offset = 0
@@ -89,9 +89,9 @@ async def respond(
     ping_interval: float,
     before_end: BeforeEnd | None = None,
 ) -> web.StreamResponse:
-    """The whole answer. An error before anything was sent is raised, with its own status, in streams as well.
+    """Generate and send the whole answer. An error before the first byte is raised, also for streams.
 
-    `before_end` is awaited when the answer is complete, before its client can know.
+    `before_end` is awaited when the answer is complete, before the client receives its end.
     """
     total = sum(generation.n for generation in generations)
     set_outlives_client(request, streams=generations[0].stream)
@@ -151,7 +151,7 @@ async def _stream(
 
 
 def _render(events: Sequence[tuple[int, Event]], dialect: Dialect) -> tuple[bytes, int, bool]:
-    """The bytes of these events, how many choices end with them, and whether the whole answer does, with an error."""
+    """Return the events' bytes, the number of choices that they finish, and True if one of them is a failure."""
     chunks: list[bytes] = []
     n_finished = 0
     for offset, event in events:
@@ -172,7 +172,7 @@ def _render(events: Sequence[tuple[int, Event]], dialect: Dialect) -> tuple[byte
 
 
 class _Pings:
-    """Nudges the mailbox whenever the stream has been silent for `interval` seconds; one timer, not one a token."""
+    """Wakes the mailbox after each `interval` seconds without a write; uses one timer, not one per token."""
 
     def __init__(self, mailbox: Mailbox, interval: float) -> None:
         self._mailbox = mailbox

@@ -1,1 +1,1 @@
-"""Anthropic's Messages API: requests, content, tools and answers."""
+"""Anthropic's Messages API: its requests, content blocks, tools and answers."""

@@ -1,7 +1,7 @@
-"""Anthropic's messages dialect: an answer as content blocks, whole or as named events. Pure.
+"""Anthropic's messages dialect: renders an answer as content blocks, as one message or as named events. Pure.
 
-Blocks follow each other as the model writes them: thoughts, text, calls. The whole message is what the events add up
-to, so both are always the same.
+The blocks (reasoning, text, tool calls) are in the order in which the model writes them. The whole message is built
+from the same events, so both forms always agree.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class AnthropicMessages:
     ping = b'event: ping\ndata: {"type":"ping"}\n\n'
 
     def __init__(self, answer: AnswerInfo, stops: Sequence[str] = ()) -> None:
-        """`stops`: the caller's own stop sequences; the server may have others."""
+        """`stops`: the stop sequences of the request; the server may have others."""
         self._answer = answer
         self._stops = stops
         self._reply = answer.params.reply
@@ -82,7 +82,7 @@ class AnthropicMessages:
         }
 
     def _events(self, text: str, result: Finished | None = None) -> Iterator[JSON]:
-        """Of more text, and with `result` of the end."""
+        """Yield the events for more text and, if `result` is given, for the end of the answer."""
         if self._parser.opened:
             opened, self._parser.opened = self._parser.opened, []
             if self._reply.shows_opening:
@@ -94,7 +94,7 @@ class AnthropicMessages:
             yield from self._blocks.close()
 
     def _stop(self, result: Finished) -> JSON:
-        """The caller's stop sequence is named, unlike with llama-server, which calls that the turn's end."""
+        """Return the stop reason. Unlike llama-server, which reports `end_turn`, name the request's stop sequence."""
         word = result.stopping_word if result.stopping_word in self._stops else None
         if result.stop_type == "limit":
             reason = "max_tokens"
@@ -106,7 +106,7 @@ class AnthropicMessages:
 
 
 class ContentBlocks:
-    """Deltas in, events of content blocks out: one block is open at a time."""
+    """Converts deltas to the events of content blocks. At most one block is open at a time."""
 
     def __init__(self) -> None:
         self._index = -1
@@ -125,7 +125,7 @@ class ContentBlocks:
                     yield self._delta({"type": "input_json_delta", "partial_json": text})
 
     def close(self) -> Iterator[JSON]:
-        if self._kind == "thinking":  # clients take only signed thoughts for complete; nobody checks the signature
+        if self._kind == "thinking":  # clients accept only signed blocks as complete, but do not check the signature
             yield self._delta({"type": "signature_delta", "signature": ""})
         if self._kind:
             yield {"type": "content_block_stop", "index": self._index}
@@ -146,7 +146,7 @@ class ContentBlocks:
 
 
 def block_list(events: Iterable[JSON]) -> list[JSON]:
-    """What a client of the stream would have in the end."""
+    """Return the content blocks that a client would have after receiving all `events`."""
     blocks: list[JSON] = []
     arguments = ""
     for event in events:
@@ -164,7 +164,7 @@ def block_list(events: Iterable[JSON]) -> list[JSON]:
 
 
 def _object(arguments: str) -> JSON:
-    """As far as it goes: a limit may have cut it off."""
+    """Parse a call's arguments, as far as possible: the token limit may have truncated them."""
     try:
         value = from_json(arguments, allow_partial=True)
     except ValueError:
@@ -173,7 +173,10 @@ def _object(arguments: str) -> JSON:
 
 
 def usage_json(n_prompt: int, n_cached: int, n_output: int) -> JSON:
-    """The prompt's tokens are the sum of the first three. All are cached, but nobody pays more for that."""
+    """Return the usage. The first three counts sum up to the prompt's tokens.
+
+    Cache writes are reported as 0: all tokens are cached, but without extra cost.
+    """
     return {
         "input_tokens": n_prompt - n_cached,
         "cache_creation_input_tokens": 0,

@@ -1,7 +1,7 @@
-"""Messages and their blocks of Anthropic's dialect as messages and content parts of a chat. Pure.
+"""Converts Anthropic's messages and content blocks to chat messages and content parts. Pure.
 
-A message of theirs may be several of a chat: each tool result is one of its own. Neighbours of the same role are one
-turn, as they are for Anthropic.
+One Anthropic message may become several chat messages: each tool result is a separate one. Consecutive messages of the
+same role are merged into one turn, as Anthropic does.
 """
 
 from __future__ import annotations
@@ -48,13 +48,16 @@ def add_turn(messages: list[Message], message: Message) -> None:
 
 
 def _as_reminder(message: Message) -> Message:
-    """Most templates refuse a system message in the middle of a conversation, where coding agents have some."""
+    """Convert a system message in the middle of a conversation to a user message.
+
+    Coding agents send such messages, but most templates refuse them.
+    """
     content = [*_text("<system-reminder>"), *_as_parts(message["content"]), *_text("</system-reminder>")]
     return {"role": "user", "content": content}
 
 
 def _read_message(item: object, where: str, names: dict[str, str]) -> list[Message]:
-    """`names`: of the calls so far, by id."""
+    """Convert one message. `names`: the function names of the calls so far, by call id."""
     if not isinstance(item, dict) or not isinstance(item.get("role"), str):
         raise InvalidRequest(f"{where}: must be an object with a 'role'")
     role, content = item["role"], item.get("content")
@@ -69,7 +72,7 @@ def _read_message(item: object, where: str, names: dict[str, str]) -> list[Messa
 
 
 class _TurnBuilder:
-    """The blocks of one message, sorted by what a chat makes of them."""
+    """Collects the blocks of one message by the parts of a chat message that they become."""
 
     def __init__(self, role: str, names: dict[str, str]) -> None:
         self._role = role
@@ -84,7 +87,7 @@ class _TurnBuilder:
             case "thinking":
                 self._thoughts.append(block.string("thinking", default=""))
             case "redacted_thinking":
-                pass  # encrypted: nobody but its writer can read it
+                pass  # encrypted: only Anthropic can read it
             case "tool_use" if self._role == "assistant":
                 self._calls.append(self._call(block))
             case "tool_result":
@@ -107,7 +110,7 @@ class _TurnBuilder:
         return {**message, "name": self._names[id]} if self._names.get(id) else message
 
     def messages(self) -> list[Message]:
-        """Results first: they belong to the calls before them."""
+        """Return the chat messages: tool results first, since they belong to the preceding calls."""
         if not self._parts and not self._calls and not self._thoughts:
             return self._results
         message: Message = {"role": self._role, "content": _simplest(self._parts)}
@@ -127,7 +130,7 @@ def _read_result(content: object, where: str) -> Content:
 
 
 def _as_error(content: Content) -> Content:
-    """A chat has no field for it, so it is said in words, unless they do already."""
+    """Mark a tool result as an error. Chats have no field for this: prefix "Error", unless the text already says it."""
     if isinstance(content, list):
         return [{"type": "text", "text": "Error:"}, *content]
     if "error" in content[:40].lower():
@@ -147,7 +150,7 @@ def _blocks(content: object, where: str) -> list[tuple[str, Fields]]:
 def _parts(block: Fields, where: str, kinds: tuple[str, ...]) -> list[Part]:
     kind = block.string("type", default="")
     if kind not in kinds:
-        raise InvalidRequest(f"{where}: blocks of type '{kind}' cannot be read here")
+        raise InvalidRequest(f"{where}: blocks of type '{kind}' are not supported here")
     match kind:
         case "image":
             return [_image(Fields(block.object("source")), f"{where}.source")]
@@ -186,7 +189,7 @@ def _document(block: Fields, where: str) -> list[Part]:
         case "content":
             return _titled(head, _inner(source.body.get("content"), f"{where}.source.content"))
         case other:
-            raise InvalidRequest(f"{where}.source.type: '{other}' documents cannot be read here, only text and content")
+            raise InvalidRequest(f"{where}.source.type: must be text or content, but is '{other}'")
 
 
 def _inner(content: object, where: str) -> list[Part]:
@@ -200,7 +203,7 @@ def _titled(head: list[str], parts: list[Part]) -> list[Part]:
 
 
 def _simplest(parts: list[Part]) -> Content:
-    """Text alone is a string where it is one piece: not every template takes lists."""
+    """Return a single text part as a string: not all templates accept lists."""
     if not parts:
         return ""
     return parts[0]["text"] if len(parts) == 1 and parts[0]["type"] == "text" else parts

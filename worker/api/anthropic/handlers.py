@@ -1,7 +1,7 @@
 """Anthropic's endpoints: `/v1/messages` and `/v1/messages/count_tokens`.
 
-A request becomes the chat request that says the same (`request`), and goes the way of all chats from there;
-its answer is put into blocks by `answer`.
+`request` converts a request to the equivalent chat request, which is then processed like any other. `answer` renders
+the result as content blocks.
 """
 
 from __future__ import annotations

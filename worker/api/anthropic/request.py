@@ -1,7 +1,8 @@
-"""An Anthropic request as the body of the chat request that says the same. Pure.
+"""Converts an Anthropic request to the body of the equivalent chat request. Pure.
 
-Like llama-server it takes what Anthropic would refuse (no `max_tokens`, any order of roles) and ignores fields it does
-not know, but nothing of the conversation is dropped in silence: a block that cannot be read is a 400 that names it.
+Like llama-server it accepts requests that Anthropic would refuse (no `max_tokens`, any order of roles) and ignores
+unknown fields. But it never silently drops a part of the conversation: for a block that it cannot read it raises
+InvalidRequest, which names the block.
 """
 
 from __future__ import annotations
@@ -17,23 +18,23 @@ from .content import add_turn, read_messages, read_system
 from .tools import read_choice, read_tools
 
 DEFAULT_MAX_TOKENS = 4096
-"""Anthropic demands the field; llama-server takes this without."""
+"""llama-server's default for the field, which Anthropic requires."""
 
 DEFAULT_BUDGET = 10000
-"""The same for the thinking budget."""
+"""llama-server's default for the thinking budget, which Anthropic requires."""
 
 PASSED_ON = (
     *("temperature", "top_p", "top_k", "stream"),
     *("min_p", "seed", "cache_prompt", "id_slot", "lora", "reasoning_format", "sse_ping_interval"),
 )
-"""Anthropic's own names that mean the same, and what only this server knows."""
+"""Fields that are copied: Anthropic's fields with the same meaning in chats, and this server's own fields."""
 
 _BILLING = re.compile(r"\A(x-anthropic-billing-header:[^\n]*?cch=)[^;\s]*;")
-"""Claude Code stamps each request in the system prompt's first line: nothing behind that could come from the cache."""
+"""Claude Code writes a changing value in the system prompt's first line; it would invalidate the cache after it."""
 
 
 def chat_body(body: Mapping[str, Any], *, prefills: bool) -> dict[str, Any]:
-    """`prefills`: an assistant message at the end is one to go on with."""
+    """Return the chat request. `prefills`: True if the answer continues an assistant message at the end."""
     fields = Fields(body)
     if body.get("messages") is None:
         raise InvalidRequest("'messages' is required")
@@ -75,7 +76,7 @@ def _thinking(fields: Fields) -> dict[str, Any]:
 
 
 def _output(output: Fields, fields: Fields) -> dict[str, Any]:
-    """How much effort, and in which form; the form had a field of its own before."""
+    """Read the reasoning effort and the output format, which was the separate field `output_format` before."""
     chat: dict[str, Any] = {}
     if effort := output.string("effort", default=""):
         chat["reasoning_effort"] = effort

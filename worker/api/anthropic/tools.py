@@ -1,7 +1,7 @@
-"""Tools of Anthropic's dialect as those of a chat. Pure.
+"""Converts Anthropic's tools to chat tools. Pure.
 
-Tools that Anthropic defines and the client runs are offered with the schema their models know by heart. Those that run
-on Anthropic's servers are refused: their caller waits for results that nobody would bring.
+Tools that Anthropic defines and the client runs get the schema that Anthropic's models are trained on. Tools that run
+on Anthropic's servers are refused: the client would wait for results that never arrive.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _read_tool(item: object, where: str) -> JSON:
     if not schema and kind != "custom":
         known = next((tool for prefix, tool in _CLIENT_TOOLS.items() if kind.startswith(prefix) and name), None)
         if known is None:
-            raise InvalidRequest(f"{where}: '{kind}' is a tool of Anthropic's own servers, this one does not have it")
+            raise InvalidRequest(f"{where}: '{kind}' runs on Anthropic's servers only, this server does not have it")
         description, schema = known
     if not name:
         raise InvalidRequest(f"{where}: must have a 'name'")
@@ -71,12 +71,12 @@ _POINT: JSON = {"type": "array", "items": _INTEGER, "minItems": 2, "maxItems": 2
 
 _CLIENT_TOOLS: Mapping[str, tuple[str, JSON]] = {
     "bash_": (
-        "Runs a command in a shell that stays open from call to call. `restart` opens a new one.",
+        "Runs a command in a shell that is kept from call to call. `restart` opens a new one.",
         _schema((), {"command": _STRING, "restart": {"type": "boolean"}}),
     ),
     "text_editor_": (
         "Views and edits text files. view: a file (lines of view_range) or a directory; create: a file with file_text; "
-        "str_replace: the one place where old_str stands; insert: insert_text after line insert_line.",
+        "str_replace: the one place where old_str occurs; insert: insert_text after line insert_line.",
         _schema(
             ("command", "path"),
             {
@@ -128,4 +128,4 @@ _CLIENT_TOOLS: Mapping[str, tuple[str, JSON]] = {
         ),
     ),
 }
-"""By the beginning of their type, which ends in a date: what it does, and its arguments."""
+"""Description and arguments of each tool, by the prefix of its type; the rest of the type is a date."""

@@ -1,1 +1,1 @@
-"""Ollama's API: requests, answers and model listings."""
+"""Ollama's API: its requests, answers and model listings."""

@@ -1,6 +1,7 @@
-"""Ollama's dialect of answers: `/api/chat` and `/api/generate`, whole or as one JSON object a line.
+"""Ollama's dialect of `/api/chat` and `/api/generate`: an answer is one body, or one JSON object per line. Pure.
 
-Pure. A call is told once it is complete, its arguments an object; the last line has the reason, counts and nanoseconds.
+A tool call is sent when it is complete, with its arguments as an object. The last line has the finish reason, the
+token counts and the durations in nanoseconds.
 """
 
 from __future__ import annotations
@@ -36,19 +37,19 @@ NS_PER_MS = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class RequestInfo:
-    """What the answer repeats of its request."""
+    """The data of a request that its answer repeats or depends on."""
 
     model: str
     started: float
-    """On `time.monotonic()`."""
+    """Time of the request's start, from `time.monotonic()`."""
     loaded: float
-    """When the model was there to answer."""
+    """Time when the model was ready for the request, from `time.monotonic()`."""
     top_logprobs: int = 0
     returns_context: bool = False
 
 
 FormatMessage = Callable[[str, str, Sequence[Mapping[str, Any]]], dict[str, Any]]
-"""Content, thoughts, calls, as members of the object."""
+"""Converts content, reasoning and tool calls to members of the answer's object."""
 
 
 def as_message(content: str, thinking: str, calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def as_message(content: str, thinking: str, calls: Sequence[Mapping[str, Any]]) 
 
 
 def as_response(content: str, thinking: str, calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """`/api/generate` has no tools, so no calls."""
+    """Return the members for `/api/generate`, which has no tools and therefore no calls."""
     return {"response": content, **({"thinking": thinking} if thinking else {})}
 
 
@@ -117,7 +118,7 @@ class OllamaAnswer:
         return self._parser.end(truncated=result.stop_type == "limit")
 
     def _lines(self, deltas: Sequence[Delta], probs: Sequence[TokenProbs]) -> bytes:
-        """Probabilities go with the first line of their tokens, an empty one if nothing else is to be said."""
+        """Return the lines for `deltas`. The first one has the probabilities; without deltas an empty line has them."""
         deltas, self._opened = [*self._opened, *deltas], []
         lines = []
         for delta in deltas:
@@ -148,7 +149,7 @@ class OllamaAnswer:
         return [self._object(call.arguments, "", ()) if shown is None else self._object("", "", [shown])]
 
     def _shown(self, call: ToolCall) -> dict[str, Any] | None:
-        """None: the answer was cut off within the arguments, which are then shown as the text they are."""
+        """Return the call as JSON, or None if its arguments are incomplete; they are then sent as text."""
         try:
             arguments = json.loads(call.arguments or "{}")
         except ValueError:
@@ -177,7 +178,7 @@ class OllamaAnswer:
             "eval_count": result.n_decoded,
             "eval_duration": int(timings.predicted_ms * NS_PER_MS),
         }
-        if asked.returns_context and min(prompt := self._answer.prompts[0], default=0) >= 0:  # else it holds images
+        if asked.returns_context and min(prompt := self._answer.prompts[0], default=0) >= 0:  # negative: media tokens
             shown["context"] = [*prompt, *result.tokens]
         return shown
 

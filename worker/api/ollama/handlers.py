@@ -1,7 +1,7 @@
-"""Ollama's endpoints that compute: `/api/chat`, `/api/generate`, `/api/embed`, `/api/embeddings`.
+"""Ollama's endpoints that use the model: `/api/chat`, `/api/generate`, `/api/embed`, `/api/embeddings`.
 
-Requests come through `request`, answers go through `answer`; in between they are chats, completions and
-embeddings like any other. How long the model stays is the router's business; a worker without one sleeps instead.
+`request` parses the requests and `answer` renders the answers; in between they are processed like other chats,
+completions and embeddings. The router handles `keep_alive`; a worker without a router sets its idle timeout instead.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ NO_NORM, L2 = -1, 2
 
 @dataclass(frozen=True, slots=True)
 class OllamaRequest:
-    """One request, from its first moment on."""
+    """One request and the time when it started."""
 
     request: web.Request
     worker: WorkerContext
     body: dict[str, Any]
-    model: str  # as the request calls it
+    model: str  # the name in the request
     started: float
 
     @property
@@ -85,7 +85,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
 
 
 async def _load(call: OllamaRequest, said: Mapping[str, Any]) -> web.StreamResponse:
-    """Without a prompt the request is about the model alone."""
+    """Answer a request without a prompt: it only loads or unloads the model."""
     keep_alive = call.body.get("keep_alive")
     if keep_alive is not None and read_keep_alive(keep_alive) == 0:
         return json_response(without_generation(call.model, said, "unload"))
@@ -105,11 +105,11 @@ async def _chat(call: OllamaRequest, messages: Sequence[Any], format_message: Fo
 
 
 async def _with_context_tokens(call: OllamaRequest, body: dict[str, Any]) -> web.StreamResponse:
-    """After the tokens of an earlier conversation, which an answer of `/api/generate` returned as its context."""
+    """Answer a prompt that follows the tokens in `context`, which an earlier answer of `/api/generate` returned."""
     worker = call.worker
     wanted = read_chat(body, worker.model.chat_defaults)
     if wanted.media:
-        raise InvalidRequest("images and context exclude each other: send the whole conversation to /api/chat")
+        raise InvalidRequest("images and context cannot be combined: send the whole conversation to /api/chat")
     async with worker.engine.use() as loaded:
         prompt = await render_chat(worker, loaded, wanted)
         vocab, text = loaded.vocab, prompt.text
@@ -122,7 +122,7 @@ async def _with_context_tokens(call: OllamaRequest, body: dict[str, Any]) -> web
 
 
 async def _continue(call: OllamaRequest, prompt: str) -> web.StreamResponse:
-    """The text as it is, without a template."""
+    """Complete the prompt without a chat template."""
     async with call.worker.engine.use() as loaded:
         params = await _params(call, loaded, format_fields(call.body, chat=False))
         images = call.fields.strings("images", default=())
@@ -133,7 +133,7 @@ async def _continue(call: OllamaRequest, prompt: str) -> web.StreamResponse:
 
 
 async def _fill_in(call: OllamaRequest) -> web.StreamResponse:
-    """What stands between the prompt and the suffix."""
+    """Generate the text between the prompt and the suffix."""
     parts = {"input_prefix": call.body["prompt"], "input_suffix": call.body["suffix"]}
     async with call.worker.engine.use() as loaded:
         try:
@@ -162,7 +162,10 @@ async def _answer(
 
 
 def _dialect(call: OllamaRequest, answer: AnswerInfo, format_message: FormatMessage) -> OllamaAnswer:
-    """Made when the model is there and the prompt is ready. Refuses thoughts of a model that has none."""
+    """Return the dialect; call it when the model is loaded and the prompt is ready.
+
+    Raises InvalidRequest if the request enables thinking and the model does not support it.
+    """
     if read_think(call.body).wanted and not _thinks(call, answer.params.reply.form):
         raise InvalidRequest(f'"{call.model}" does not support thinking')
     is_raw = call.fields.boolean("raw", default=False)
@@ -205,7 +208,7 @@ async def embed(request: web.Request) -> web.StreamResponse:
 
 
 async def embeddings(request: web.Request) -> web.StreamResponse:
-    """The older form: one text, its vector as the model gives it."""
+    """Handle the older embedding endpoint: one text, and its vector without normalization."""
     call = await _begin(request)
     prompt = call.fields.string("prompt", default="")
     vectors, _, _ = await _embed(call, [prompt] if prompt else [], NO_NORM)
@@ -217,12 +220,15 @@ def _is_text(value: object) -> bool:
 
 
 async def _embed(call: OllamaRequest, texts: list[str], normalize: int) -> tuple[list[list[float]], int, float]:
-    """The vectors, their number of tokens, and when the model was there. No text at all just loads it."""
+    """Return the vectors, the number of prompt tokens, and the time when the model was loaded.
+
+    Without texts it only loads the model.
+    """
     worker, truncates = call.worker, call.fields.boolean("truncate", default=True)
     if not worker.settings.embeddings:
         raise NotSupported("This server does not support embeddings. Start it with `--embeddings`")
     if worker.info.pooling == "none":
-        raise InvalidRequest("Pooling type 'none' gives no vector of a text. Please use a different pooling type")
+        raise InvalidRequest("Pooling type 'none' returns no vector per text. Please use a different pooling type")
     async with worker.engine.use() as loaded:
         loaded_at = time.monotonic()
         size = sum(map(len, texts))
@@ -238,12 +244,15 @@ async def _embed(call: OllamaRequest, texts: list[str], normalize: int) -> tuple
 
 
 def _truncated(tokens: list[int], room: int) -> list[int]:
-    """The beginning, with the last token, which says to many models that the text is over."""
+    """Truncate to `room` tokens, but keep the last token: for many models it marks the end of the text."""
     return tokens if len(tokens) <= room else [*tokens[: room - 1], tokens[-1]]
 
 
 def _shortened(vector: list[float], dimensions: int) -> list[float]:
-    """For models that are trained so that the first dimensions say the most. Of length 1 again."""
+    """Return the first `dimensions` values, normalized to length 1.
+
+    This is for models that are trained to put the most information into the first dimensions.
+    """
     kept = vector[:dimensions]
     norm = sum(value * value for value in kept) ** 0.5
     return [value / norm for value in kept] if norm else kept

@@ -1,6 +1,6 @@
-"""Ollama's endpoints about models, as far as a worker of one model can answer them; a router has its own for all.
+"""Ollama's endpoints about models, for a worker's single model. The router has its own endpoints for all models.
 
-Nothing here wakes the model. What would make, fetch or remove models is refused: this process has the one it has.
+Nothing here wakes the model. Requests to create, download or remove models are refused.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ async def show_model(request: web.Request) -> web.StreamResponse:
 
 
 async def refuse(request: web.Request) -> web.StreamResponse:
-    raise NotSupported(f"{request.path}: this server has one model and cannot make, fetch or remove any")
+    raise NotSupported(f"{request.path}: this server has one model and cannot create, download or remove models")
 
 
 async def _card(worker: WorkerContext) -> ModelCard:

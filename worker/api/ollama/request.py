@@ -1,7 +1,7 @@
-"""What Ollama's requests ask for, in the words that the rest of this worker reads: chat bodies and completion fields.
+"""Converts Ollama's requests to chat bodies and completion fields. Pure; used by `handlers`.
 
-Pure: `handlers` answers with what it gets from here. Options that Ollama applies when it loads a model (`num_ctx`,
-`num_gpu` …) are the preset's business here: they are known and change nothing, since no request may reload a model.
+Options that Ollama applies when it loads a model (`num_ctx`, `num_gpu` …) are accepted without effect: here the preset
+sets them, because no request may reload a model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ log = logging.getLogger("corral.worker")
 
 MAX_TOP_LOGPROBS = 20
 CALL_ID = "call{:05d}"
-"""Ollama's calls have no ids, while some templates want them, of just nine letters and digits."""
+"""Ollama's calls have no ids, but some templates require ids of exactly nine letters and digits."""
 
 _SAME = frozenset(
     {
@@ -28,21 +28,21 @@ _SAME = frozenset(
         *("dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers"),
     }
 )
-"""Options with our own field's name. The last two lines are ours only."""
+"""Options with the same name as our field. Ollama does not know those of the last two lines."""
 _WHEN_LOADING = frozenset(
     {
         *("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "numa", "low_vram", "f16_kv", "logits_all"),
         *("vocab_only", "use_mmap", "use_mlock", "embedding_only", "num_gqa", "tfs_z", "penalize_newline"),
     }
 )
-"""The last two are without effect in Ollama too."""
+"""Options that apply when a model is loaded. The last two have no effect in Ollama either."""
 _IMAGE_TYPES = {"/9j/": "jpeg", "iVBOR": "png", "R0lGOD": "gif", "UklGR": "webp", "Qk": "bmp"}
-"""What base64 of an image file begins with."""
+"""Image types by the first characters of their base64."""
 
 
 @dataclass(frozen=True, slots=True)
 class ThinkOption:
-    """None: as the model does by itself."""
+    """The option `think`. `wanted`: None means the model's default."""
 
     wanted: bool | None = None
     effort: str = ""
@@ -63,12 +63,12 @@ def read_think(body: Mapping[str, Any]) -> ThinkOption:
 
 
 def chat_body(body: Mapping[str, Any], messages: Sequence[Any], *, continues: bool) -> dict[str, Any]:
-    """`continues`: an assistant message at the end is the beginning of the answer."""
+    """Return the chat request. `continues`: True if the answer continues an assistant message at the end."""
     think = read_think(body)
     wanted: dict[str, Any] = {"messages": _messages(messages), **format_fields(body, chat=True)}
     if tools := body.get("tools"):
         wanted["tools"] = [_tool(tool) for tool in tools] if isinstance(tools, list) else tools
-        wanted["tool_choice"] = body.get("tool_choice")  # Ollama has none, but whoever sends it means it
+        wanted["tool_choice"] = body.get("tool_choice")  # not in Ollama's API, but a client that sends it intends it
     if continues and wanted["messages"] and wanted["messages"][-1]["role"] == "assistant":
         wanted |= {"continue_final_message": True, "add_generation_prompt": False}
     if think.wanted is not None:
@@ -79,7 +79,7 @@ def chat_body(body: Mapping[str, Any], messages: Sequence[Any], *, continues: bo
 
 
 def generate_messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """`/api/generate` is a chat of one message, unless it is raw."""
+    """Return the chat messages of an `/api/generate` request that is not raw: one user message, and `system` if set."""
     fields = Fields(body)
     user: dict[str, Any] = {"role": "user", "content": fields.string("prompt", default="")}
     if body.get("images"):
@@ -94,7 +94,7 @@ def _messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 class _CallIds:
-    """Given to calls in their order, and to the results that follow: by name, else in order."""
+    """Assigns ids to calls in order, and to the results that follow: by function name, else in order."""
 
     def __init__(self) -> None:
         self._n = 0
@@ -157,7 +157,7 @@ def _data_url(image: str) -> str:
 
 
 def _tool(tool: object) -> object:
-    """Ollama's clients may leave out the type: there is only one."""
+    """Add the type `function` if it is missing: Ollama's clients may omit it."""
     return {"type": "function", **{k: v for k, v in tool.items() if v is not None}} if isinstance(tool, dict) else tool
 
 
@@ -165,7 +165,7 @@ def _tool(tool: object) -> object:
 
 
 def format_fields(body: Mapping[str, Any], *, chat: bool) -> dict[str, Any]:
-    """`format`: "json" or a schema."""
+    """Return the fields for `format`, which is "json" or a JSON schema."""
     wanted = body.get("format")
     if wanted is None or wanted == "":
         return {}
@@ -179,7 +179,7 @@ def format_fields(body: Mapping[str, Any], *, chat: bool) -> dict[str, Any]:
 
 
 def completion_fields(body: Mapping[str, Any], n_ctx: int) -> dict[str, Any]:
-    """How the answer is sampled and told, as the fields of a completion."""
+    """Return the completion fields for sampling, streaming and probabilities."""
     fields = Fields(body)
     wanted = {**_options(fields.object("options"), n_ctx), "stream": fields.boolean("stream", default=True)}
     top = fields.integer("top_logprobs", default=0)
@@ -202,14 +202,14 @@ def _options(options: Mapping[str, Any], n_ctx: int) -> dict[str, Any]:
         wanted["repeat_last_n"] = n_ctx if given < 0 else given
     known = {*_SAME, *_WHEN_LOADING, "num_predict", "num_keep", "repeat_last_n"}
     for name in options.keys() - known:
-        log.warning("a request has the unknown option %.40r; it is left out", name)
+        log.warning("ignoring the unknown option %.40r in a request", name)
     for name in options.keys() & _WHEN_LOADING:
-        log.debug("option %s has no effect on a model that runs", name)
+        log.debug("option %s has no effect on a loaded model", name)
     return wanted
 
 
 def refuse_template(body: Mapping[str, Any]) -> None:
     if Fields(body).string("template", default=""):
         raise NotSupported(
-            "template is not supported: Ollama's are Go templates, this server's chat templates are Jinja"
+            "template is not supported: Ollama's templates are in Go's format, this server's are in Jinja's"
         )

@@ -1,1 +1,1 @@
-"""Fields of a request, checked and turned into what the engine takes."""
+"""Validates the fields of a request and converts them to the engine's parameters."""

@@ -1,6 +1,6 @@
-"""What holds for a request that does not say otherwise: the server's options, and values that a model brings with it.
+"""The defaults for fields that a request does not set, from the server's options and the model's metadata.
 
-Read once, when the model has been loaded. An option that the user set beats the model's own value.
+They are read once, when the model has been loaded. An option that the user set overrides the model's value.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .thinking import ThinkingDefaults
 log = logging.getLogger("corral.worker")
 
 VERBOSE_LOG = 10
-"""`-v` logs at a level above this, and shows `__verbose` in answers."""
+"""From this log verbosity on, answers contain `__verbose`; `-v` sets a higher one."""
 
 _MODEL_FIELDS = {
     "top_k": ("top_k", int),
@@ -42,7 +42,7 @@ _MODEL_FIELDS = {
     "mirostat_tau": ("mirostat_tau", float),
     "mirostat_eta": ("mirostat_eta", float),
 }
-"""`general.sampling.*` of a GGUF: the field it gives a value to, and its type."""
+"""GGUF keys `general.sampling.*`: the field that each one sets, and its type."""
 
 _OPTION_OF = {"mirostat_tau": "mirostat_ent", "mirostat_eta": "mirostat_lr"}
 
@@ -66,13 +66,13 @@ def completion_defaults(
 
 
 def _speculative_types(settings: Settings, used: Sequence[str]) -> str:
-    """As llama-server lists them: as they were given, else what a draft model implies."""
+    """Return the speculative types in llama-server's format: those of the options, else those in use."""
     kinds = [kind for kind in settings.spec_type if kind != "none"]
     return ",".join(["none", *(kinds or used)])
 
 
 def _grammar(settings: Settings) -> Grammar | None:
-    """Of `--grammar`, `--json-schema` and their files the one that was given; the options replace each other."""
+    """Return the grammar of `--grammar`, `--json-schema` or their file options, of which at most one is set."""
     text = settings.grammar or _read(settings.grammar_file, "--grammar-file")
     schema = settings.json_schema or _read(settings.json_schema_file, "--json-schema-file")
     if schema and not text:
@@ -134,7 +134,7 @@ def _with_model_values(sampling: Sampling, settings: Settings, metadata: Mapping
             try:
                 found[field] = kind(text)
             except ValueError:
-                log.warning("the model's general.sampling.%s is not a number; it is left out", key)
+                log.warning("ignoring the model's general.sampling.%s: it is not a number", key)
     names = metadata.get("general.sampling.sequence")
     if names and "samplers" not in settings.model_fields_set:
         found["samplers"] = sampler_names(names.split(";")) or sampling.samplers
@@ -154,7 +154,7 @@ def chat_defaults(settings: Settings) -> ChatDefaults:
 
 
 def template_source(settings: Settings, of_model: str | None) -> str | None:
-    """`--chat-template-file`, else `--chat-template` (text, or the name of a known template), else the model's own."""
+    """Return the template of `--chat-template-file`, `--chat-template` (text or a known name) or else the model."""
     if settings.chat_template_file:
         return _read(settings.chat_template_file, "--chat-template-file")
     return settings.chat_template or of_model

@@ -1,6 +1,6 @@
-"""`message_delimiters`: by which tokens the messages of a prompt begin, and where those of users do.
+"""`message_delimiters`: the tokens that start a message in a prompt, and the positions where user messages start.
 
-A chat format names them; completions may. Pure but for the vocabulary.
+A chat format sets the field; a completion request may set it too. Pure apart from the vocabulary.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class MessageDelimiter:
 
 
 def read_delimiters(fields: Fields, vocab: Tokenizer) -> tuple[MessageDelimiter, ...]:
-    """What is no delimiter is passed over, as in llama-server."""
+    """Return the request's delimiters. Invalid entries are ignored, as in llama-server."""
     _, value = fields.find("message_delimiters")
     entries = [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
     found = []
@@ -33,7 +33,7 @@ def read_delimiters(fields: Fields, vocab: Tokenizer) -> tuple[MessageDelimiter,
 
 
 def user_starts(tokens: Sequence[int], delimiters: Sequence[MessageDelimiter]) -> tuple[int, ...]:
-    """The positions at which messages of users begin; of several delimiters that fit, the first one counts."""
+    """Return the positions at which user messages start. If several delimiters match, the first one is used."""
     roles: dict[int, bool] = {}
     for delimiter in delimiters:
         for at in _found(tokens, delimiter.tokens):
@@ -48,5 +48,5 @@ def _found(tokens: Sequence[int], wanted: tuple[int, ...]) -> list[int]:
             at = tokens.index(wanted[0], at + 1)
             if tuple(tokens[at : at + n]) == wanted:
                 found.append(at)
-    except ValueError:  # no more of its first token
+    except ValueError:  # no further occurrence of the first token
         return found

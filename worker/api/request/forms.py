@@ -1,4 +1,4 @@
-"""A `multipart/form-data` request: its texts and its files, within the limits that hold for every body."""
+"""Reads the texts and files of a `multipart/form-data` request, within the limits for all request bodies."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from llama_corral.common.web.application import LIMITS
 
 FORM = "multipart/form-data"
 _MALFORMED = (HttpProcessingError, ValueError, LookupError, RuntimeError, AssertionError)
-"""What aiohttp raises for a form that is none: heads, boundaries, character sets and encodings of parts."""
+"""Exceptions that aiohttp raises for malformed forms: wrong headers, boundaries, character sets or encodings."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """Of several parts with one name the first counts."""
+    """The parts of a form by name. If several parts have the same name, the first one is used."""
 
     texts: Mapping[str, str]
     files: dict[str, bytes]
@@ -33,7 +33,7 @@ async def read_form(request: web.Request) -> Form:
             parts = await request.post()
     except TimeoutError:
         raise InvalidRequest(f"the request body did not arrive within {limits.timeout} s") from None
-    except web.HTTPRequestEntityTooLarge as error:  # its bytes, or its number of fields
+    except web.HTTPRequestEntityTooLarge as error:  # too many bytes or fields
         raise BodyTooLarge(f"the form is too large: {error.text}") from None
     except _MALFORMED as error:
         raise InvalidRequest(f"the request body cannot be parsed as a form: {_reason(error)}") from None
@@ -41,7 +41,7 @@ async def read_form(request: web.Request) -> Form:
     files: dict[str, bytes] = {}
     for name, part in parts.items():
         if isinstance(part, web.FileField):
-            with part.file as file:  # a large one lies on disk
+            with part.file as file:  # a large file is on disk
                 if name not in files:
                     files[name] = await asyncio.to_thread(file.read)
         else:

@@ -1,4 +1,4 @@
-"""`generation_settings`: what a request's fields came to, as final results, `/slots` and `/props` show it."""
+"""`generation_settings`: the effective parameters of a request, as shown in final results, `/slots` and `/props`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .scales import scales_json
 
 
 def brief_settings(params: CompletionParams) -> dict[str, Any]:
-    """The form of `/slots` and `/props`: no texts or lists of the request's own."""
+    """Return the settings for `/slots` and `/props`, without the request's own texts and lists."""
     sampling = params.sampling
     return {
         "seed": sampling.seed,
@@ -59,7 +59,7 @@ def brief_settings(params: CompletionParams) -> dict[str, Any]:
 
 
 def full_settings(params: CompletionParams) -> dict[str, Any]:
-    """The form of a final result. A bias of minus infinity becomes `null` in JSON."""
+    """Return the settings for a final result. A bias of minus infinity becomes `null` in JSON."""
     sampling, grammar = params.sampling, params.sampling.grammar
     return {
         **brief_settings(params),

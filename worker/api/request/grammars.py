@@ -1,6 +1,6 @@
-"""The fields of a completion request that constrain its text: `grammar`, `json_schema`, triggers, preserved tokens.
+"""Reads the fields that constrain an answer's text: `grammar`, `json_schema`, triggers, preserved tokens.
 
-`params` calls it. A chat format asks for its grammar in the same fields, so that there is one way in.
+`params` calls it. A chat format passes its grammar in the same fields.
 """
 
 from __future__ import annotations
@@ -17,12 +17,17 @@ from ...grammar.schema import SchemaError
 from .samplers import Tokenizer
 
 ANY_OBJECT = {"type": "object"}
-"""What an empty schema means."""
+"""The meaning of an empty schema."""
 
 OF_TEMPLATE = "tool_calls"
-"""`grammar_type` of a grammar that begins with the end of the prompt; a user's own begins after it."""
+"""The `grammar_type` of a grammar that includes the generation prompt; a user's grammar starts after it."""
 
-_KINDS: tuple[TriggerKind, ...] = ("token", "word", "pattern", "pattern_full")  # by their numbers in `grammar_triggers`
+_KINDS: tuple[TriggerKind, ...] = (
+    "token",
+    "word",
+    "pattern",
+    "pattern_full",
+)  # index: the number in `grammar_triggers`
 
 
 def read_grammar(
@@ -52,7 +57,7 @@ def read_grammar(
 
 
 def preserved_tokens(fields: Fields, vocab: Tokenizer) -> frozenset[int]:
-    """Special tokens that are shown as text: those of the strings that are one token."""
+    """Return the special tokens to show as text: the strings of `preserved_tokens` that are a single token."""
     split = [vocab.tokenize(text, False, True) for text in fields.strings("preserved_tokens", default=())]
     return frozenset(tokens[0] for tokens in split if len(tokens) == 1)
 

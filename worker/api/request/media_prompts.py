@@ -1,7 +1,7 @@
-"""Prompts with images, audio or video in them: from what a request brings to the tokens that the engine takes.
+"""Converts prompts with images, audio or video to the engine's tokens and media chunks.
 
-For chats `place_media`, for the prompts of `/completion` and the inputs of `/embeddings` `read_prompts`. Files are
-fetched by `media.sources` and decoded by the projector, on another thread, together with the text around them.
+`place_media` is for chats, `read_prompts` for `/completion`, `read_entries` for `/embeddings`. `media.sources` loads
+the files; the projector decodes them and tokenizes the text around them, on another thread.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ UNSUPPORTED = "Multimodal data provided, but model does not support multimodal r
 
 
 class MediaModalities(Protocol):
-    """What a projector takes."""
+    """The kinds of media that a projector supports."""
 
     @property
     def vision(self) -> bool: ...
@@ -51,7 +51,10 @@ class PromptModel(Protocol):
 async def place_media(
     text: str, sources: Sequence[MediaSource], loader: MediaLoader, model: PromptModel, files: Sequence[bytes] = ()
 ) -> Prompt:
-    """`text` has a marker for each of the files: those that are there already, then those of the sources."""
+    """Load the sources and return the prompt.
+
+    `text` has one marker per file: first for `files`, which are loaded already, then for `sources`.
+    """
     check_kinds(sources, model)
     fetched = await loader.load(sources) if sources else []
     if not files and not fetched:
@@ -60,7 +63,7 @@ async def place_media(
 
 
 def check_kinds(sources: Sequence[MediaSource], model: PromptModel) -> None:
-    """Refuses what the model cannot take, before any of it is fetched."""
+    """Raise ServerFault if the model does not support a kind of media; call it before loading the sources."""
     support = model.media
     for kind in dict.fromkeys(source.kind for source in sources):
         if support is None or not {"image": support.vision, "audio": support.audio, "video": support.video}[kind]:
@@ -70,7 +73,7 @@ def check_kinds(sources: Sequence[MediaSource], model: PromptModel) -> None:
 
 
 async def read_prompts(value: object, model: PromptModel) -> list[Prompt]:
-    """The shapes of `prompts`, and `{"prompt_string": …, "multimodal_data": [base64…]}`."""
+    """Read prompts in the forms of `prompts`, or as `{"prompt_string": …, "multimodal_data": [base64…]}`."""
     entries = split_prompts(value)
     if not entries:
         raise InvalidRequest('"prompt" must not be empty')

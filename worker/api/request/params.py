@@ -1,7 +1,7 @@
-"""The fields of a completion request, in any dialect, as one frozen value.
+"""Parses the fields of a completion request, in any dialect, into a `CompletionParams`.
 
-`defaults_from` reads the server's own values once; `read_params` lays a request over them. Ranges, clamps and aliases
-are llama-server's. A field that this server does not know is ignored.
+`read_params` applies a request's fields to the server's defaults. Ranges, clamps and aliases are those of llama-server.
+Unknown fields are ignored.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class CompletionParams:
     return_progress: bool = False
     timings_per_token: bool = False
     verbose: bool = False
-    sse_ping_interval: int = 30  # seconds; -1 off
+    sse_ping_interval: int = 30  # seconds; -1: off
     response_fields: tuple[str, ...] = ()
     id_slot: int = -1
     n_keep: int = 0
@@ -53,8 +53,8 @@ class CompletionParams:
     lora: Scales = ()
     preserved_tokens: frozenset[int] = frozenset()
     generation_prompt: str = ""
-    speculative_types: str = "none"  # shown only: a request cannot choose
-    reply: ReplyFormat = PLAIN  # how the answer to a chat is read
+    speculative_types: str = "none"  # only for display: a request cannot set it
+    reply: ReplyFormat = PLAIN  # how the answer to a chat is parsed
     thinking: ThinkingDefaults = dataclasses.field(default_factory=ThinkingDefaults)
     reasoning_control: bool = False
 
@@ -88,7 +88,7 @@ class CompletionParams:
 def read_params(
     body: Mapping[str, Any], defaults: CompletionParams, vocab: Tokenizer, n_slots: int
 ) -> CompletionParams:
-    """The request over the defaults; InvalidRequest names the field that is wrong."""
+    """Return the defaults with the request's fields applied. Raises InvalidRequest, which names the wrong field."""
     fields = Fields(body)
     options = Fields(fields.object("stream_options"))
     preserved = preserved_tokens(fields, vocab)
@@ -125,7 +125,7 @@ def read_params(
 
 
 async def params_of(body: Mapping[str, Any], defaults: CompletionParams, loaded: LoadedModel) -> CompletionParams:
-    """The same, beside the loop where it takes long: when a large schema becomes a grammar, or a first one is used."""
+    """Call `read_params`, off the event loop if the schema is large. Prepare the model for its first grammar."""
     schema = body.get("json_schema")
     size = 0 if schema is None else len(encode_json(schema))
     params = await maybe_off_loop(size, lambda: read_params(body, defaults, loaded.vocab, loaded.info.n_slots))
@@ -202,7 +202,10 @@ def _penalties(fields: Fields, base: Sampling) -> dict[str, Any]:
 
 
 def _n_probs(fields: Fields) -> int:
-    """`logprobs` is a number in completions and a switch in chat, where `top_logprobs` has become `n_probs` already."""
+    """Return the number of probabilities per token.
+
+    `logprobs` is a number in completions and a boolean in chats, where `top_logprobs` has become `n_probs` already.
+    """
     name, value = fields.find("n_probs", "logprobs")
     if isinstance(value, bool):
         return int(value)

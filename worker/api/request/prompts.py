@@ -1,7 +1,7 @@
-"""The shapes a prompt may have in a request, turned into tokens.
+"""Converts the forms that a prompt may have in a request to tokens.
 
-A text; an array of tokens; an array that mixes both; `{"prompt_string": …}`; and, where several are allowed, an array
-of those. Pure but for the vocabulary. With files in it a prompt is `media_prompts`' business.
+The forms: a text; an array of tokens; an array of texts and tokens; `{"prompt_string": …}`; and an array of these where
+several prompts are allowed. Pure apart from the vocabulary. `media_prompts` handles prompts with files.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Prompt:
 
 
 def split_prompts(value: object) -> list[object]:
-    """An array without a single token is an array of prompts; anything else is one prompt."""
+    """Return the list of prompts: an array without any token is a list of prompts, anything else is one prompt."""
     if isinstance(value, list) and not any(is_token(item) for item in value):
         return value
     return [value]
 
 
 def tokenize_prompt(value: object, vocab: Tokenizer) -> list[int]:
-    """Specials are added and parsed."""
+    """Return the tokens of one prompt; special tokens are added and parsed. Raises InvalidRequest."""
     if isinstance(value, dict):
         if "prompt_string" not in value:
             raise InvalidRequest(SHAPES)
@@ -55,7 +55,11 @@ def tokenize_prompt(value: object, vocab: Tokenizer) -> list[int]:
 
 
 def tokenize_mixed(value: object, vocab: Tokenizer, *, add_special: bool, parse_special: bool) -> list[int]:
-    """Specials go before the first text only if it stands first: tokens before it bring their own."""
+    """Return the tokens of a text, or of an array of texts and tokens.
+
+    With `add_special`, special tokens are added before a text only if it is the first entry: a prompt that starts with
+    tokens is expected to contain them.
+    """
     if isinstance(value, str):
         return vocab.tokenize(value, add_special, parse_special)
     if not isinstance(value, list):
@@ -83,7 +87,7 @@ def is_token(value: object) -> bool:
 
 
 def n_characters(value: object) -> int:
-    """A measure of the work that tokenizing `value` is."""
+    """Estimate the work of tokenizing `value`, in characters."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, dict):
@@ -92,9 +96,9 @@ def n_characters(value: object) -> int:
 
 
 OFF_LOOP_CHARACTERS = 4096
-"""Longer texts are worked on by another thread: about a millisecond, in which the loop would serve nobody else."""
+"""Longer texts are processed on another thread: they take over a millisecond, which would block the event loop."""
 
 
 async def maybe_off_loop(n_characters: int, work: Callable[[], T]) -> T:
-    """Short work here and now, long work on another thread."""
+    """Run short work immediately and long work on another thread, and return its result."""
     return work() if n_characters <= OFF_LOOP_CHARACTERS else await asyncio.to_thread(work)

@@ -1,6 +1,6 @@
-"""The parts of a request that speak of single tokens or sampler names: `samplers`, `logit_bias`, `ignore_eos`, `stop`.
+"""Reads the request fields `samplers`, `logit_bias` and `stop`.
 
-Called by `params`; needs a vocabulary for texts that stand for tokens.
+`params` calls it. Texts that stand for tokens are tokenized with the model's vocabulary.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from llama_corral.presets.options.values import SAMPLER_LETTERS, SAMPLER_NAMES
 log = logging.getLogger("corral.worker")
 
 _NAMES = SAMPLER_NAMES | {"typical_p": "typ_p"}
-"""A request may name one of them as its parameter is named."""
+"""A request may also use the parameter's name `typical_p`."""
 
 
 class Tokenizer(Protocol):
-    """What reading a request needs of a model's vocabulary."""
+    """The part of a model's vocabulary that parsing a request needs."""
 
     n_vocab: int
 
@@ -32,7 +32,7 @@ class Tokenizer(Protocol):
 
 
 def sampler_names(value: object) -> tuple[str, ...]:
-    """The chain that a list of names or a string of letters asks for; unknown ones are left out, as in llama-server."""
+    """Return the samplers of a list of names or a string of letters. Unknown ones are ignored, as in llama-server."""
     if isinstance(value, str):
         found = [SAMPLER_LETTERS.get(letter) for letter in value]
     elif isinstance(value, list):
@@ -43,12 +43,15 @@ def sampler_names(value: object) -> tuple[str, ...]:
     else:
         raise wrong_type("samplers", "array of names or string of letters", value)
     if None in found:
-        log.warning("a request names unknown samplers; they are left out")
+        log.warning("ignoring unknown samplers in a request")
     return tuple(name for name in found if name is not None)
 
 
 def logit_bias(value: object, vocab: Tokenizer) -> tuple[tuple[int, float], ...]:
-    """`[[token or text, bias or false], …]` or `{token or text: bias or false}`; a text biases each of its tokens."""
+    """Return the (token, bias) pairs of the field `logit_bias`. A text biases each of its tokens.
+
+    The forms: `[[token or text, bias or false], …]` and `{token or text: bias or false}`.
+    """
     if isinstance(value, list):
         pairs = [(item[0], item[1]) for item in value if isinstance(item, list) and len(item) == 2]
     elif isinstance(value, Mapping):
@@ -77,7 +80,7 @@ def _biased(key: object, bias: object, vocab: Tokenizer) -> Iterator[tuple[int, 
 
 
 def stop_strings(fields: Fields, default: tuple[str, ...]) -> tuple[str, ...]:
-    """A string or an array of them; empty ones are dropped, and nothing left means the server's own."""
+    """Return the stop strings of the field `stop`, a string or an array. If all are empty, return the default."""
     value: Any = fields.body.get("stop")
     if value is None:
         return default

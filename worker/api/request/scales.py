@@ -1,6 +1,6 @@
-"""Scales of LoRA adapters as clients write them: `[{"id": …, "scale": …}, …]`. Pure.
+"""Reads the scales of LoRA adapters in the clients' format: `[{"id": …, "scale": …}, …]`. Pure.
 
-A list says everything: adapters that are not mentioned get the scale 0, unknown ids count for nothing.
+A list is complete: adapters that are not in it get the scale 0; unknown ids are ignored.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.common.web.json_fields import Fields
 
 Scales = tuple[tuple[int, float], ...]
-"""(id, scale), by id."""
+"""(id, scale) pairs, sorted by id."""
 
 SHAPE = "Field 'lora': Error: 'lora' must be an array of objects with 'id' and 'scale' fields"
-LARGEST = 3.4e38  # of float32
+LARGEST = 3.4e38  # limit of float32
 
 
 def read_scales(value: object) -> Scales:
-    """Of an id that occurs twice the last scale counts."""
+    """Return the scales. If an id occurs more than once, the last scale is used. Raises InvalidRequest."""
     if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
         raise InvalidRequest(SHAPE)
     scales = {}

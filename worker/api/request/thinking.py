@@ -1,6 +1,6 @@
-"""The fields of a completion request about thoughts: how many tokens they may take, and how they are told apart.
+"""Reads the request fields about reasoning: its token budget and the tags that delimit it. Pure.
 
-`params` calls it. A chat format names the marks of its thoughts in the same fields that a completion may bring. Pure.
+`params` calls it. A chat format passes its reasoning tags in the same fields that a completion request may set.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class ThinkingDefaults:
 
 
 def read_thinking(fields: Fields, defaults: ThinkingDefaults) -> Thinking | None:
-    """None: nothing tells where thoughts end."""
+    """Return the reasoning parameters, or None if there is no end tag."""
     budget = fields.integer("reasoning_budget_tokens", "thinking_budget_tokens", default=-1, low=-1)
     message = fields.string("reasoning_budget_message", default=defaults.message)
     start = fields.string("reasoning_budget_start_tag", default="")

@@ -1,1 +1,1 @@
-"""OpenAI's Responses API: requests, items, output and streamed events."""
+"""OpenAI's Responses API: its requests, items, output and streamed events."""

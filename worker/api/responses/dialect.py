@@ -1,8 +1,8 @@
 """OpenAI's Responses dialect: `/v1/responses`.
 
-A stream tells of the Response (`created`, `in_progress`), of each output item from its beginning to its end, and ends
-with the whole Response in `response.completed`. As in llama-server that is also the last event of an answer that its
-limit cut off: the Response in it says `incomplete` and why; OpenAI's own client waits for this event, too.
+A stream begins with the Response (`created`, `in_progress`), continues with the events of each output item, and ends
+with the whole Response in `response.completed`. As in llama-server this event also ends an answer that the token limit
+truncated: its Response has the status `incomplete` and the reason. OpenAI's client also waits for this event.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class OpenAIResponses(EventStream):
         )
         self._parser: ReplyParser | None = None
         self._n_events = 0
-        self._probs: tuple[TokenProbs, ...] = ()  # of tokens whose text is still held back
+        self._probs: tuple[TokenProbs, ...] = ()  # of tokens whose text has not been sent yet
         self.response: dict[str, Any] = {}
-        """The whole Response, once there is one."""
+        """The whole Response; empty until the answer is complete."""
 
     # -- whole ---------------------------------------------------------------------------------------------------------
 
@@ -106,7 +106,10 @@ class OpenAIResponses(EventStream):
         return self._begin()
 
     def _begin(self) -> bytes:
-        """Once: the Response, and what was said in the prompt already."""
+        """Return the stream's first events: the Response, and the part of the answer that the prompt contains.
+
+        Empty if they have been sent already.
+        """
         if self._parser is not None:
             return b""
         reply = self._answer.params.reply
@@ -180,7 +183,7 @@ def _is_cut_off(result: Finished) -> bool:
 
 
 def probs_of(content: str, probs: Sequence[TokenProbs]) -> Sequence[TokenProbs]:
-    """Those of the tokens that make up `content`, which may be only a part of what was generated."""
+    """Return the probabilities of the tokens that form `content`, which may be only a part of the generated text."""
     pieces = [entry.chosen.piece for entry in probs]
     start = b"".join(pieces).rfind(content.encode()) if content else -1
     if start < 0:

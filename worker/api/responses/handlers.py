@@ -1,7 +1,6 @@
-"""`/v1/responses`: answers an input, together with the earlier response that it names.
+"""`/v1/responses`: answers an input, with the conversation of the previous response if the request names one.
 
-Request and answer are stored unless the request has `store: false`. The generation is that of a chat
-completion.
+Request and answer are stored unless the request has `store: false`. The text is generated as for a chat completion.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ log = logging.getLogger("corral.worker")
 
 ID_LENGTH = 32
 ANSWERS_SHARE = 4
-"""With `truncation: auto` a quarter of the context is left for the answer, or less if that cannot be longer."""
+"""With `truncation: auto`, 1/4 of the context is reserved for the answer, or less if its limit is lower."""
 
 
 class PreviousNotFound(InvalidRequest):
@@ -55,7 +54,7 @@ async def create(request: web.Request) -> web.StreamResponse:
 
 
 async def _read(request: web.Request) -> tuple[dict[str, Any], ResponseForm, list[Item] | None]:
-    """The chat request, what the Response looks like, and the items if they are to be kept."""
+    """Return the chat request, the form of the Response, and the items if they must be stored, else None."""
     asked = read_responses(await read_object(request))
     items = await _all_items(request, asked)
     body = asked.chat_body(items)
@@ -70,7 +69,7 @@ async def count_tokens(request: web.Request) -> web.StreamResponse:
     return json_response({"input_tokens": await prompt_tokens(request, body), "object": "response.input_tokens"})
 
 
-# -- what went before ------------------------------------------------------------------------------------------------
+# -- previous items --------------------------------------------------------------------------------------------------
 
 
 async def _all_items(request: web.Request, asked: ResponsesRequest) -> list[Item]:
@@ -88,7 +87,7 @@ def _items(record: dict[str, Any]) -> list[Item]:
 
 
 async def _resolved(request: web.Request, item: Item, before: list[Item]) -> Item:
-    """A reference names an item by its id, and that names the response that it is of."""
+    """Return the item that a reference names. An item's id contains the id of its response."""
     if item["type"] != "item_reference":
         return item
     id = item["id"]
@@ -109,14 +108,17 @@ def _keep(request: web.Request, items: list[Item], response: dict[str, Any]) -> 
     try:
         request.app[RESPONSES].put(response["id"], {"response": response, "input": named})
     except OSError as error:
-        log.warning("a response could not be kept: %s", error)
+        log.warning("cannot store a response: %s", error)
 
 
 # -- truncation ------------------------------------------------------------------------------------------------------
 
 
 async def _without_oldest_turns(request: web.Request, body: dict[str, Any]) -> list[dict[str, Any]]:
-    """The messages without the oldest turns, as few as it takes. What tells the model how to behave stays."""
+    """Return the messages without the oldest turns; remove as few turns as necessary.
+
+    System and developer messages at the start are kept.
+    """
     messages: list[dict[str, Any]] = body["messages"]
     n_ctx = context_of(request).info.n_ctx
     wanted = body.get("max_tokens", -1)
@@ -126,7 +128,7 @@ async def _without_oldest_turns(request: web.Request, body: dict[str, Any]) -> l
     fixed, turns = messages[:n_fixed], messages[n_fixed:]
     starts = [0, *(at for at, message in enumerate(turns) if at and message["role"] == "user")]
     low, high = 0, len(starts) - 1
-    while low < high:  # the first start from which on everything fits
+    while low < high:  # find the first start whose messages fit
         middle = (low + high) // 2
         kept = [*fixed, *turns[starts[middle] :]]
         if await prompt_tokens(request, {**body, "messages": kept}) < room:

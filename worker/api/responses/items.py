@@ -1,7 +1,7 @@
-"""The items of OpenAI's Responses: what a request brings, as chat messages. Pure.
+"""Parses the input items of OpenAI's Responses API and converts them to chat messages. Pure.
 
-Neighbouring items of one turn (a thought, a text, calls) are one assistant message, since that is how models wrote it.
-Wording follows llama-server where it refuses the same.
+Consecutive items of one turn (reasoning, text, calls) become one assistant message, as the model wrote it. Error
+messages are those of llama-server where it refuses the same input.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ Item = dict[str, Any]
 Message = dict[str, Any]
 
 CALL_PREFIX = "call_"
-"""Stands before a call's id in answers, and is taken away again: the template shows the id that the model wrote."""
+"""Added to call ids in answers and removed from requests: the template needs the id that the model wrote."""
 _CARRIED = "plain:"
-"""Begins an `encrypted_content` of ours: whoever keeps no `content` brings the thought back in it."""
+"""Start of our `encrypted_content`, in which clients that do not keep `content` send the reasoning back."""
 ITEM_PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
 _INPUT_ROLES = ("user", "system", "developer")
 
 
 def read_input(value: object) -> list[Item]:
-    """The items, each with a `type` that this server knows; a text is a message of the user."""
+    """Return the items, each with a known `type`; a text becomes a user message. Raises InvalidRequest."""
     if isinstance(value, str):
         return read_input([{"role": "user", "content": value}])
     if value is None:
@@ -44,14 +44,14 @@ def _read_item(item: object, where: str) -> Item:
         if not isinstance(kind, str) or kind not in _TO_MESSAGES:
             shown = f": {kind!r} is not supported" if isinstance(kind, str) else ""
             raise InvalidRequest(f"Cannot determine type of 'item': Field '{where}'{shown}")
-        _TO_MESSAGES[kind](item, where, [])  # complains now, about this item and not about a stored one later
+        _TO_MESSAGES[kind](item, where, [])  # validates it now: later it may be a stored item of another request
     elif not isinstance(item.get("id"), str):
-        raise InvalidRequest(f"Field '{where}.id': a reference needs the id of an item")
+        raise InvalidRequest(f"Field '{where}.id': an item_reference must have the id of an item")
     return {**item, "type": kind, **_with_content_parts(item)}
 
 
 def _with_content_parts(item: Item) -> Item:
-    """A text as content, as the one part that it stands for."""
+    """Return the content as a list with one part if it is a text, else nothing."""
     content = item.get("content")
     if not isinstance(content, str):
         return {}
@@ -85,7 +85,7 @@ def _message(item: Item, where: str, messages: list[Message]) -> None:
 
 
 def _turn(messages: list[Message]) -> Message:
-    """The assistant's message that is being put together."""
+    """Return the assistant message at the end; append one if there is none."""
     if not messages or messages[-1]["role"] != "assistant":
         messages.append({"role": "assistant", "content": ""})
     return messages[-1]
@@ -113,7 +113,7 @@ def _input_part(kind: str, part: Mapping[str, Any], where: str) -> dict[str, Any
     if kind == "input_image":
         url = part.get("image_url")
         if not isinstance(url, str):
-            raise InvalidRequest(f"'image_url' is required: Field '{where}': there are no uploaded files here")
+            raise InvalidRequest(f"'image_url' is required: Field '{where}': uploaded files are not supported")
         return {"type": "image_url", "image_url": {"url": url}}
     if kind == "input_audio":
         return {"type": "input_audio", "input_audio": part.get("input_audio")}
@@ -141,7 +141,7 @@ def _string(item: Mapping[str, Any], name: str, where: str) -> str:
     return value
 
 
-# -- calls and thoughts ----------------------------------------------------------------------------------------------
+# -- calls and reasoning ---------------------------------------------------------------------------------------------
 
 
 def _call(item: Item, where: str, messages: list[Message]) -> None:
@@ -163,7 +163,7 @@ def _call_id(item: Item, where: str) -> str:
 
 
 def _reasoning(item: Item, where: str, messages: list[Message]) -> None:
-    """A thought of which only somebody else's `encrypted_content` is left is left out."""
+    """Add reasoning to the turn. An item that has only another server's `encrypted_content` is ignored."""
     thought = (
         _texts(item.get("content")) or _unpack_reasoning(item.get("encrypted_content")) or _texts(item.get("summary"))
     )

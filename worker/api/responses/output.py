@@ -1,7 +1,7 @@
-"""What an answer's text turns out to be, as the output items of a Response and the events that tell of them. Pure.
+"""Builds the output items of a Response and their events from an answer's deltas. Pure.
 
-Items follow one another as the model wrote them: a thought, a text, a call each end where the next begins. The whole
-Response and the stream come from here alike, so they say the same.
+The items (reasoning, text, calls) are in the order in which the model writes them; each ends where the next begins. The
+whole Response and the stream both use this, so they always agree.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ Item = dict[str, Any]
 
 class OutputItems:
     def __init__(self, token: str, *, carries_thoughts: bool = False, summarizes: bool = False) -> None:
-        """`token`: the response's id behind its prefix; each item's id has it too, and so leads to the response.
+        """`token`: the response's id without its prefix; item ids contain it, so that they identify the response.
 
-        `carries_thoughts`: in `encrypted_content` as well; `summarizes`: in `summary` as well, for clients that show
-        nothing else. Models write no summary of their own.
+        `carries_thoughts`: put the reasoning into `encrypted_content` too. `summarizes`: put it into `summary` too, for
+        clients that show nothing else; models write no summary.
         """
         self.items: list[Item] = []
         self._token = token
@@ -36,7 +36,7 @@ class OutputItems:
         return "".join(item["content"][0]["text"] for item in self.items if item["type"] == "reasoning")
 
     def add(self, delta: Delta, probs: Sequence[Any] = ()) -> list[Event]:
-        """`probs`: of the tokens behind a piece of content."""
+        """Add a delta and return its events. `probs`: the probabilities of the content's tokens."""
         match delta:
             case ReasoningDelta(text):
                 begun = self._begin("reasoning", "rs", {"summary": [], "content": [], "encrypted_content": None})
@@ -57,7 +57,7 @@ class OutputItems:
                 return [self._more("response.function_call_arguments.delta", text)]
 
     def end(self, status: str = "completed") -> list[Event]:
-        """Of the item that is open, if one is."""
+        """Close the open item, if there is one, and return its events."""
         item = self._open
         if item is None:
             return []

@@ -1,6 +1,6 @@
-"""A request for a Response: checked, and as the chat request that it stands for. Pure.
+"""Validates a request for a Response and converts it to the equivalent chat request. Pure.
 
-What llama-server adds to chat requests (`top_k`, `cache_prompt`, `chat_template_kwargs` …) is handed on as it is.
+llama-server's additional fields of chat requests (`top_k`, `cache_prompt`, `chat_template_kwargs` …) are copied.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ _OWN_FIELDS = frozenset(
         *("messages", "n", "n_cmpl", "continue_final_message", "add_generation_prompt"),
     }
 )
-"""Translated here, or of no meaning: the rest of a body is as in a chat."""
+"""Fields that are converted here or have no meaning; all others are copied to the chat request."""
 _ELSEWHERE = {
-    "background": "responses are not made in the background",
-    "conversation": "conversations are not kept, use 'previous_response_id'",
+    "background": "responses are not generated in the background",
+    "conversation": "conversations are not stored, use 'previous_response_id'",
     "prompt": "there are no prompt templates, use 'instructions' and 'input'",
 }
 _REPEATED = ("user", "prompt_cache_key", "safety_identifier", "max_tool_calls")
-"""Of no effect here, but shown in the Response as they came."""
+"""Fields without effect that the Response repeats."""
 LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED = "reasoning.encrypted_content"
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseForm:
-    """How the Response is to look. Lives as long as the answer flows, so nothing large is in it."""
+    """The form of the Response. It exists until the end of the answer, so it contains nothing large."""
 
-    shown: Mapping[str, Any]  # what it repeats of the request
+    shown: Mapping[str, Any]  # the fields of the request that the Response repeats
     n_top_logprobs: int | None = None  # None: no probabilities
     carries_thoughts: bool = False
     summarizes: bool = False
@@ -48,16 +48,16 @@ class ResponseForm:
 
 @dataclass(frozen=True, slots=True)
 class ResponsesRequest:
-    items: list[Item]  # of its own `input`
+    items: list[Item]  # of `input`
     instructions: str | None
-    previous: str  # the id of the response that it goes on from
+    previous: str  # the id of the previous response, or empty
     stores: bool
     truncates: bool
     form: ResponseForm
-    chat: Mapping[str, Any]  # the chat request, but for its messages
+    chat: Mapping[str, Any]  # the chat request without its messages
 
     def chat_body(self, items: Sequence[Item]) -> dict[str, Any]:
-        """`items`: those before it and its own."""
+        """Return the chat request. `items`: those of the previous responses and of this request."""
         return {**self.chat, "messages": messages_of(items, self.instructions)}
 
 
@@ -116,7 +116,7 @@ def _refuse_elsewhere(fields: Fields) -> None:
             raise InvalidRequest(f"Field '{name}' is not supported: {why}")
     for name in ("n", "n_cmpl"):
         if fields.integer(name, default=1) != 1:
-            raise InvalidRequest(f"Field '{name}': a response is one answer")
+            raise InvalidRequest(f"Field '{name}': must be 1, a response has one answer")
 
 
 def _one_of(value: str, name: str, allowed: Sequence[str]) -> str:
@@ -149,7 +149,7 @@ def _response_format(text: Fields) -> dict[str, Any] | None:
 
 
 def _read_tools(fields: Fields) -> list[dict[str, Any]]:
-    """All of them, functions in the form of Responses even if they came in that of chats."""
+    """Return all tools; functions in the chat format are converted to the Responses format."""
     _, given = fields.find("tools")
     if given is None:
         return []
@@ -164,14 +164,14 @@ def _flat(tool: dict[str, Any]) -> dict[str, Any]:
 
 
 def _chat_tools(tools: Sequence[Mapping[str, Any]], choice: object) -> dict[str, Any]:
-    """Tools that OpenAI runs on its own servers are left out, as llama-server does: the model cannot call them here."""
+    """Return the chat fields for tools. Tools that run on OpenAI's servers are removed, as in llama-server."""
     functions = [tool for tool in tools if tool.get("type") == "function"]
     if len(functions) < len(tools):
-        log.info("%d tools are left out: only functions can be called", len(tools) - len(functions))
+        log.info("ignoring %d tools of a request: only functions can be called", len(tools) - len(functions))
     if isinstance(choice, dict):
         functions, choice = _limited(functions, choice)
     if choice == "required" and not functions:
-        raise InvalidRequest("Field 'tool_choice': there is no function that could be required")
+        raise InvalidRequest("Field 'tool_choice': must not be required, as the request has no functions")
     chat: dict[str, Any] = {} if choice is None else {"tool_choice": choice}
     if functions:
         chat["tools"] = [{"type": "function", "function": _without_type(tool)} for tool in functions]
@@ -183,7 +183,7 @@ def _without_type(tool: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _limited(functions: list[Mapping[str, Any]], choice: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], object]:
-    """The functions that may be called, and how: one by name, or a few of all."""
+    """Apply `tool_choice` of type `function` or `allowed_tools`: return the allowed functions and the chat's choice."""
     kind = choice.get("type")
     if kind == "function":
         name = choice.get("name", Fields(Fields(choice).object("function")).string("name", default=""))
@@ -193,4 +193,4 @@ def _limited(functions: list[Mapping[str, Any]], choice: Mapping[str, Any]) -> t
         names = [tool.get("name") for tool in allowed if isinstance(tool, dict)] if isinstance(allowed, list) else []
         mode = _one_of(str(choice.get("mode", "auto")), "tool_choice.mode", ("auto", "required"))
         return [tool for tool in functions if tool.get("name") in names], mode
-    raise InvalidRequest(f"Field 'tool_choice': only functions can be called, but not {kind!r}")
+    raise InvalidRequest(f"Field 'tool_choice': only functions can be called, not {kind!r}")
