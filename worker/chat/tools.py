@@ -21,7 +21,7 @@ class FunctionTool:
     shown: Mapping[str, Any]  # the form that the template gets
 
     def takes_text(self, argument: str) -> bool:
-        """Return True if the argument may be a string by its schema, so that `1` is "1" and not a number."""
+        """Return True if the argument may be a string by its schema or is unknown: then `1` is "1", not a number."""
         properties = self.parameters.get("properties")
         schema = properties.get(argument) if isinstance(properties, dict) else None
         return schema is None or may_be_text(schema)

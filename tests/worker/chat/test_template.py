@@ -1,4 +1,4 @@
-"""Chat templates: the sandbox, Hugging Face's conventions, the shapes messages take, what is continued."""
+"""Chat templates: the sandbox, Hugging Face's conventions, conversion of messages, continued messages."""
 
 from __future__ import annotations
 
@@ -93,23 +93,23 @@ def test_conventions_of_hugging_face() -> None:
         "{{ messages[9].role }}",
     ],
 )
-def test_a_template_gets_out_of_nothing(source: str) -> None:
+def test_hostile_or_failing_templates_raise_template_error(source: str) -> None:
     with pytest.raises(TemplateError):
         render(source)
 
 
 @pytest.mark.parametrize("source", ["{% for %}", "{{ a", "{% unknown %}", "{% endfor %}"])
-def test_a_template_that_does_not_parse(source: str) -> None:
+def test_an_invalid_template_is_an_error(source: str) -> None:
     with pytest.raises(TemplateError, match="cannot be parsed"):
         ChatTemplate(source)
 
 
-def test_a_template_error_is_the_clients_when_it_sends_what_the_template_refuses() -> None:
+def test_messages_that_the_template_refuses_are_a_client_error() -> None:
     with pytest.raises(InvalidRequest, match="only one"):
         text_of({"messages": [USER]}, "{{ raise_exception('only one assistant') }}")
 
 
-def test_a_template_may_fill_lists_of_its_own_and_changes_none_that_it_is_given() -> None:
+def test_a_template_may_change_its_own_lists_but_not_its_input() -> None:
     messages = [USER]
     template = ChatTemplate(
         "{% set l = [] %}{% set _ = l.append(1) %}{% set _ = messages.append(2) %}{{ l }}{{ messages | length }}"
@@ -125,7 +125,7 @@ def test_a_template_may_fill_lists_of_its_own_and_changes_none_that_it_is_given(
     assert render("{{ [1, 2] | map('string') | tojson }}") == '["1", "2"]'
 
 
-# -- shapes ----------------------------------------------------------------------------------------------------------
+# -- messages --------------------------------------------------------------------------------------------------------
 
 
 def test_capabilities() -> None:
@@ -144,21 +144,21 @@ def test_capabilities() -> None:
     assert probe(ChatTemplate("This is not a template")) == Capabilities(supports_system_role=False)
 
 
-def test_no_template_is_chatml() -> None:
+def test_a_missing_template_is_replaced_by_chatml() -> None:
     expected = "<|im_start|>system\nBe brief<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert text_of({"messages": [SYSTEM, USER]}) == expected
     assert text_of({"messages": [SYSTEM, USER]}, "chatml") == expected
     assert text_of({"messages": [SYSTEM, USER], "add_generation_prompt": False}) + "<|im_start|>assistant\n" == expected
 
 
-def test_content_parts_are_joined_for_templates_that_take_text() -> None:
+def test_content_parts_are_joined_for_templates_without_typed_content() -> None:
     parts = [{"type": "text", "text": "What is"}, {"type": "text", "text": "this"}]
     assert "user\nWhat is\nthis<" in text_of({"messages": [{"role": "user", "content": parts}]})
     assert "<user>What isthis" in text_of({"messages": [{"role": "user", "content": parts}]}, TYPED)
     assert "<user>Hi" in text_of({"messages": [USER]}, TYPED)
 
 
-def test_a_system_message_finds_a_place() -> None:
+def test_a_system_message_is_converted_to_a_supported_role() -> None:
     assert text_of({"messages": [SYSTEM, USER]}, TYPED).startswith("<user>Be brief\nHi")
     assert text_of({"messages": [{**SYSTEM, "role": "developer"}, USER]}).startswith("<|im_start|>system\nBe brief")
     kept = ChatFormat("<|channel|>{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}")
@@ -166,14 +166,14 @@ def test_a_system_message_finds_a_place() -> None:
     assert "developer:Be brief" in kept.render(chat, lambda *_: None).text
 
 
-def test_bos_and_eos_are_left_to_the_tokenizer() -> None:
+def test_bos_and_eos_are_removed_if_the_tokenizer_adds_them() -> None:
     text = text_of({"messages": [USER]}, LLAMA3, bos_text="<s>", add_bos=True)
     assert text.startswith("<|start_header_id|>user")
     assert text_of({"messages": [USER]}, LLAMA3, bos_text="<s>").startswith("<s><|start_header_id|>")
     assert text_of({"messages": [USER]}, "{{ messages[0].content }}</s>", eos_text="</s>", add_eos=True) == "Hi"
 
 
-def test_tool_calls_of_the_history_are_objects_where_the_template_wants_them() -> None:
+def test_arguments_of_earlier_tool_calls_are_objects_if_the_template_needs_them() -> None:
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
     messages = [
         USER,
@@ -194,7 +194,7 @@ def test_template_variables_and_reasoning_effort() -> None:
 
 
 @pytest.mark.parametrize(("shown", "thinks"), [("", False), ("<think>{{ m.reasoning_content }}</think>", True)])
-def test_a_template_is_asked_to_think_if_it_shows_thoughts(shown: str, thinks: bool) -> None:
+def test_thinking_is_enabled_by_default_if_the_template_has_reasoning(shown: str, thinks: bool) -> None:
     source = "{% for m in messages %}[{{ m.role }}]" + shown + "{{ m.content }}[end]{% endfor %}{{ enable_thinking }}"
     assert text_of({"messages": [USER]}, source).endswith(f"[end]{thinks}")
 
@@ -214,7 +214,7 @@ def test_a_last_assistant_message_is_continued() -> None:
 
 
 @pytest.mark.parametrize("blanks", [("", "", ""), ("\n", "\n", "\n\n"), ("", "", "\n")])
-def test_thoughts_that_are_continued_stand_in_the_templates_own_blanks(blanks: tuple[str, str, str]) -> None:
+def test_continued_reasoning_has_the_white_space_of_the_template(blanks: tuple[str, str, str]) -> None:
     before, after, behind = blanks
     turn = f"<think>{before}{{{{ m.reasoning_content }}}}{after}</think>{behind}{{{{ m.content }}}}"
     source = "{% for m in messages %}[{{ m.role }}]" + turn + "[end]{% endfor %}"
@@ -223,7 +223,7 @@ def test_thoughts_that_are_continued_stand_in_the_templates_own_blanks(blanks: t
     assert text_of({"messages": [USER, said]}, source).endswith(f"<think>{before}Hm{after}</think>{behind}Whill")
 
 
-def test_continue_final_message_is_the_same_when_asked_for() -> None:
+def test_continue_final_message_gives_the_same_prompt_as_a_last_assistant_message() -> None:
     messages = [USER, {"role": "assistant", "content": "Whill"}]
     asked = {"messages": messages, "add_generation_prompt": False, "continue_final_message": True}
     assert text_of(asked) == text_of({"messages": messages})
@@ -231,7 +231,7 @@ def test_continue_final_message_is_the_same_when_asked_for() -> None:
     assert read_chat({"messages": messages}, ChatDefaults()).shows_prefill
 
 
-def test_prefilling_can_be_switched_off() -> None:
+def test_prefill_can_be_disabled() -> None:
     chat = read_chat({"messages": [USER, {"role": "assistant", "content": "A"}]}, ChatDefaults(prefill_assistant=False))
     assert chat.continued is None
     assert len(chat.messages) == 2
@@ -269,12 +269,12 @@ def test_prefilling_can_be_switched_off() -> None:
         {"messages": [USER], "response_format": {"type": "json_schema", "json_schema": {"schema": 123}}},
     ],
 )
-def test_wrong_chats_are_refused(body: dict[str, Any]) -> None:
+def test_invalid_chat_requests_are_refused(body: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest):
         read_chat(body, ChatDefaults())
 
 
-def test_probabilities_of_chat() -> None:
+def test_logprobs_of_a_chat_become_completion_fields() -> None:
     assert probabilities_wanted({"logprobs": True}) == {"n_probs": 20}
     assert probabilities_wanted({"logprobs": True, "top_logprobs": 3}) == {"n_probs": 3}
     assert probabilities_wanted({"logprobs": False}) == {}
@@ -282,7 +282,7 @@ def test_probabilities_of_chat() -> None:
         probabilities_wanted({"top_logprobs": 3})
 
 
-def test_without_jinja_llama_cpp_renders() -> None:
+def test_without_jinja_llama_cpp_renders_the_prompt() -> None:
     seen: list[tuple[str, Sequence[tuple[str, str]], bool]] = []
 
     def builtin(template: str, chat: Sequence[tuple[str, str]], opens: bool) -> str:
@@ -297,7 +297,7 @@ def test_without_jinja_llama_cpp_renders() -> None:
         text_of({"messages": [USER]}, "odd", jinja=False)
 
 
-def test_shaping_changes_nothing_it_was_given() -> None:
+def test_shaping_does_not_change_its_input() -> None:
     messages = read_messages([{"role": "developer", "content": PARTS}, USER], ContentReader("<m>"))
     before = [dict(message) for message in messages]
     shaped(messages, Capabilities(supports_system_role=False), keep_developer=False)

@@ -1,4 +1,4 @@
-"""Hostile chat templates: they end, they stay small, and they hold up nobody."""
+"""Hostile chat templates: their time and memory are limited, and other requests are not delayed."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ BARRED = {
 
 
 @pytest.mark.parametrize("name", SLOW)
-def test_a_template_that_takes_too_long_is_ended(name: str) -> None:
+def test_a_template_that_takes_too_long_is_aborted(name: str) -> None:
     begun = time.monotonic()
     with pytest.raises(TemplateError, match=r"takes too long|writes too much|without end"):
         render(SLOW[name], seconds=0.1)
@@ -95,13 +95,13 @@ def test_a_template_that_takes_too_long_is_ended(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_a_template_that_would_fill_the_memory_is_ended(name: str) -> None:
+def test_a_template_that_would_fill_the_memory_is_aborted(name: str) -> None:
     with pytest.raises(TemplateError, match=r"too much|too large|too deeply|too wide|too long"):
         render(LARGE[name], seconds=30)
 
 
 @pytest.mark.parametrize("name", BARRED)
-def test_a_template_does_not_get_out(name: str) -> None:
+def test_a_template_cannot_escape_the_sandbox(name: str) -> None:
     try:
         text = render(BARRED[name])
     except TemplateError:
@@ -109,7 +109,7 @@ def test_a_template_does_not_get_out(name: str) -> None:
     assert not text
 
 
-def test_lists_that_are_added_to_are_limited_too() -> None:
+def test_lists_changed_by_append_are_limited_too() -> None:
     source = "{% set x = [] %}" + "{% set x = [x, x] %}" * 15 + "{{ x.append('a' * 10 ** 6) or '' }}"
     assert render(source) == ""
     bomb = "{% set a = [] %}{% set x = [a, a] %}" + "{% set x = [x, x] %}" * 15
@@ -118,7 +118,7 @@ def test_lists_that_are_added_to_are_limited_too() -> None:
 
 
 @pytest.mark.parametrize("source", ["{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "a" * (templates.MAX_SOURCE + 1)])
-def test_a_template_that_is_too_large_to_parse(source: str) -> None:
+def test_a_template_too_large_to_parse_is_an_error(source: str) -> None:
     with pytest.raises(TemplateError, match="cannot be parsed"):
         ChatTemplate(source)
 
@@ -143,7 +143,7 @@ def test_a_template_that_is_too_large_to_parse(source: str) -> None:
         ("{{ messages | sum(attribute='n', start=2) if false else [1, 2] | sum }}{{ [3, 1] | sort | first }}", "31"),
     ],
 )
-def test_what_templates_do_stays_as_it_is(source: str, text: str) -> None:
+def test_the_limits_do_not_change_the_output_of_normal_templates(source: str, text: str) -> None:
     assert render(source) == text
 
 
@@ -154,7 +154,7 @@ def test_a_long_conversation_may_be_copied_from_text_to_text() -> None:
     assert len(ChatTemplate(source).render(messages, add_generation_prompt=False)) == 500 * 4000
 
 
-def test_what_is_given_counts() -> None:
+def test_the_limit_grows_with_the_input() -> None:
     assert cost_of(["ab", {"k": "cd"}]) == 10
     meter = CostMeter(60, "x")
     meter.charge(ALLOWANCE)
@@ -170,7 +170,7 @@ def test_what_is_given_counts() -> None:
 HOSTILE = "{{ messages[0].content }}{% for a in range(n or 0) %}{% for b in range(n) %}{% endfor %}{% endfor %}"
 
 
-def test_a_request_that_its_template_cannot_end_is_refused_and_holds_up_nobody(
+def test_a_request_whose_template_does_not_end_is_refused_and_others_are_served(
     programs: Programs, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     file = tmp_path_factory.mktemp("templates") / "template.jinja"
@@ -190,7 +190,7 @@ def test_a_request_that_its_template_cannot_end_is_refused_and_holds_up_nobody(
         pytest.param(LARGE["output"], "writes too much", id="output"),  # at the allowance within milliseconds
     ],
 )
-def test_a_template_that_costs_too_much_is_an_error_at_the_start(
+def test_a_template_that_costs_too_much_fails_at_startup(
     programs: Programs, tmp_path_factory: pytest.TempPathFactory, source: str, why: str
 ) -> None:
     file = tmp_path_factory.mktemp("templates") / "template.jinja"

@@ -1,4 +1,4 @@
-"""A limit on thoughts: when they end, what is put in then, and how they are ended from outside."""
+"""The reasoning budget: when reasoning ends, which text is inserted then, and how a control request ends it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def budget(limit: int, opening: Sequence[int] = (), start: str = "<think>") -> T
 
 
 def said(budget: ThinkingBudget, wanted: Sequence[int]) -> list[int]:
-    """What becomes of these tokens: instead of one that is not allowed the forced one is said."""
+    """Return the tokens generated when the model would generate `wanted`: forced tokens are inserted."""
     tokens = []
     for token in wanted:
         while (forced := budget.forced) is not None:
@@ -55,7 +55,7 @@ def said(budget: ThinkingBudget, wanted: Sequence[int]) -> list[int]:
     return tokens
 
 
-def test_thoughts_end_when_nothing_is_left() -> None:
+def test_thinking_ends_when_the_budget_is_used_up() -> None:
     assert said(budget(2), [A, START, A, B, A]) == [A, START, A, B, *FORCED, A]
     assert said(budget(2, [START]), [A, B, A, A]) == [A, B, *FORCED, A, A]
     assert said(budget(2, start=""), [A, B, A]) == [A, B, *FORCED, A]
@@ -64,29 +64,29 @@ def test_thoughts_end_when_nothing_is_left() -> None:
     assert budget(0, [START, END]).forced is None
 
 
-def test_what_the_prompt_has_of_a_thought_counts() -> None:
+def test_reasoning_in_the_prompt_counts_towards_the_budget() -> None:
     assert said(budget(3, [START, A, B]), [A, B]) == [A, *FORCED, B]
     assert budget(2, [START, A, B]).forced == MESSAGE
 
 
-def test_thoughts_that_end_in_time_are_left_alone_and_the_next_ones_have_all_of_it() -> None:
+def test_reasoning_within_the_budget_is_not_changed_and_the_next_has_the_full_budget() -> None:
     once = [START, A, END, B, B, B]
     assert said(budget(2), [*once, START, A, B, A]) == [*once, START, A, B, *FORCED, A]
     called = [START, A, CALL, B, B]
     assert said(budget(2), called) == called
 
 
-def test_marks_may_be_cut_in_any_way() -> None:
+def test_marks_may_be_split_into_any_tokens() -> None:
     assert said(budget(2), [4, 5, A, B, A]) == [4, 5, A, B, *FORCED, A]
     assert said(budget(3), [4, 5, A, 6, 7, B, B]) == [4, 5, A, 6, 7, B, B]
 
 
-def test_a_character_is_completed_first() -> None:
+def test_an_incomplete_character_is_completed_before_the_forced_end() -> None:
     assert said(budget(2), [START, A, 8, 9, 10, B]) == [START, A, 8, 9, 10, *FORCED, B]
     assert said(budget(1), [START, 8, END, B]) == [START, 8, END, B]
 
 
-def test_only_thoughts_can_be_ended() -> None:
+def test_a_forced_end_has_no_effect_outside_of_reasoning() -> None:
     outside = budget(-1)
     outside.end_thoughts()
     assert outside.forced is None
@@ -98,9 +98,9 @@ def test_only_thoughts_can_be_ended() -> None:
 
 
 @given(st.lists(st.sampled_from([START, END, CALL, A])), st.integers(0, 4))
-def test_no_thought_is_longer_than_its_budget(wanted: list[int], limit: int) -> None:
+def test_reasoning_is_never_longer_than_its_budget(wanted: list[int], limit: int) -> None:
     tokens = said(budget(limit), wanted)
-    n: int | None = None  # tokens in this thought; None: outside
+    n: int | None = None  # reasoning tokens so far; None: outside of reasoning
     for token in tokens:
         if token in (END, CALL):
             n = None
@@ -143,7 +143,7 @@ def n_tokens(program: Program, text: str) -> int:
     return len(program.client.post("/tokenize", json=body).json()["tokens"])
 
 
-def test_the_server_limits_thoughts(thinker: Program) -> None:
+def test_the_server_limits_reasoning(thinker: Program) -> None:
     limited = message(thinker)
     thought = limited["reasoning_content"]
     assert thought.endswith(ENOUGH.strip())
@@ -162,16 +162,16 @@ def test_a_request_has_its_own_limit_and_message(thinker: Program, name: str) ->
         assert n_tokens(thinker, said["reasoning_content"].removesuffix("Stop")) <= 5
 
 
-def test_no_thoughts_at_all(thinker: Program) -> None:
+def test_a_budget_of_zero_means_no_reasoning(thinker: Program) -> None:
     said = message(thinker, reasoning_budget_tokens=0, reasoning_budget_message="")
     assert "reasoning_content" not in said
     assert said["content"]
     off = message(thinker, chat_template_kwargs={"enable_thinking": False})
-    assert "reasoning_content" not in off  # and nothing is put into an answer that does not think
+    assert "reasoning_content" not in off  # and nothing is inserted into an answer without reasoning
     assert ENOUGH.strip() not in off["content"]
 
 
-def test_json_follows_thoughts_that_were_cut_off(thinker: Program) -> None:
+def test_json_follows_reasoning_that_was_cut_off(thinker: Program) -> None:
     schema = {"type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"]}
     form = {"type": "json_schema", "json_schema": {"schema": schema}}
     said = message(thinker, response_format=form, max_tokens=200)
@@ -179,7 +179,7 @@ def test_json_follows_thoughts_that_were_cut_off(thinker: Program) -> None:
     assert isinstance(json.loads(said["content"])["on"], bool)
 
 
-def test_a_required_call_follows_thoughts_that_were_cut_off(thinker: Program) -> None:
+def test_a_required_call_follows_reasoning_that_was_cut_off(thinker: Program) -> None:
     parameters = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}
     tool = {"type": "function", "function": {"name": "switch", "parameters": parameters}}
     said = message(thinker, tools=[tool], tool_choice="required", parallel_tool_calls=False, max_tokens=300)
@@ -187,12 +187,12 @@ def test_a_required_call_follows_thoughts_that_were_cut_off(thinker: Program) ->
     assert said["tool_calls"][0]["function"]["name"] == "switch"
 
 
-def test_a_grammar_is_stronger_than_the_message(thinker: Program) -> None:
+def test_a_grammar_takes_priority_over_the_budget_message(thinker: Program) -> None:
     said = message(thinker, grammar='root ::= "x"{30} "</think>" "y"', max_tokens=100)
     assert (said["reasoning_content"], said["content"]) == ("x" * 30, "y")
 
 
-def test_completions_name_their_own_marks(thinker: Program) -> None:
+def test_a_completion_request_sets_its_own_marks(thinker: Program) -> None:
     marks = {"reasoning_budget_start_tag": "[", "reasoning_budget_end_tags": ["]"]}
     body = {
         "prompt": "Say [",
@@ -217,7 +217,7 @@ def test_a_wrong_budget_is_refused(thinker: Program, value: object) -> None:
     assert "reasoning_budget_tokens" in answer.json()["error"]["message"]
 
 
-def test_thoughts_are_ended_from_outside(thinker: Program) -> None:
+def test_a_control_request_ends_reasoning(thinker: Program) -> None:
     unlimited: dict[str, Any] = {"reasoning_budget_tokens": 2**31 - 1, "max_tokens": 600, "stream": True}
     body = asked(reasoning_control=True, ignore_eos=True, n=2, **unlimited)
     said = {0: {"content": "", "reasoning_content": ""}, 1: {"content": "", "reasoning_content": ""}}
@@ -246,7 +246,7 @@ def control(program: Program, id: str) -> Any:
     return program.client.post("/v1/chat/completions/control", json={"id": id, "action": "reasoning_end"}).json()
 
 
-def test_a_router_passes_the_word_on(programs: Programs, tmp_path: Path) -> None:
+def test_the_router_forwards_a_control_request(programs: Programs, tmp_path: Path) -> None:
     file = tmp_path / "template.jinja"
     file.write_text(chat_templates.THINKING)
     presets = (

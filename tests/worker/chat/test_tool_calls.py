@@ -1,4 +1,4 @@
-"""Tool calls and thoughts: formats found in templates, answers read piece by piece, all of it over HTTP."""
+"""Tool calls and reasoning: detected formats, incremental parsing, and the same over HTTP."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def format_of(name: str) -> tuple[ChatTemplate, AnswerFormat]:
     return template, answer_format(template, probe(template))
 
 
-# -- what a template writes is read back -----------------------------------------------------------------------------
+# -- rendered messages are parsed back --------------------------------------------------------------------------------
 
 CALLS = [
     ToolCall("abcdefgh1", "get_weather", '{"city": "Pa\\"ris", "days": 3, "units": ["a", "b"]}'),
@@ -116,7 +116,7 @@ def compared(said: ParsedMessage, name: str) -> tuple[str, str, list[tuple[str, 
 @pytest.mark.parametrize("name", sorted(chat_templates.ALL.keys() - {"lfm"}))
 @pytest.mark.parametrize("n_calls", [0, 1, 2])
 @pytest.mark.parametrize("thinks", [False, True])
-def test_what_a_template_writes_is_read_back(name: str, n_calls: int, thinks: bool) -> None:
+def test_a_rendered_message_is_parsed_back(name: str, n_calls: int, thinks: bool) -> None:
     template, form = format_of(name)
     calls = CALLS[:n_calls]
     if name == "kimi":
@@ -202,7 +202,7 @@ NEWER_PIECES = [
     st.lists(st.integers(0, 200), max_size=8),
     st.booleans(),
 )
-def test_any_text_cut_anywhere_says_the_same(
+def test_the_parsed_message_does_not_depend_on_how_the_text_is_split(
     form: AnswerFormat, words: list[str], cuts: list[int], truncated: bool
 ) -> None:
     text = "".join(words)
@@ -213,10 +213,10 @@ def test_any_text_cut_anywhere_says_the_same(
     assert_orderly(deltas)
 
 
-# -- single rules ----------------------------------------------------------------------------------------------------
+# -- single cases ----------------------------------------------------------------------------------------------------
 
 
-def test_arguments_go_out_as_they_come() -> None:
+def test_arguments_are_streamed_character_by_character() -> None:
     text = 'So:\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
     parser = AnswerParser(HERMES, TOOLS, new_id=lambda: "i")
     seen = [parser.add(letter) for letter in text]
@@ -224,18 +224,18 @@ def test_arguments_go_out_as_they_come() -> None:
     assert sum(isinstance(d, ToolCallArguments) for ds in seen for d in ds) == len('{"city": "Oslo"}')
 
 
-def test_an_open_thought_in_the_prompt() -> None:
+def test_reasoning_opened_in_the_prompt_is_parsed() -> None:
     assert said_in(HERMES, "hm\n</think>\n\nSo.", opening="<think>\n") == ParsedMessage("So.", "hm")
     assert said_in(HERMES, "So.", opening="<think>\n\n</think>\n\n") == ParsedMessage("So.")
     raw = said_in(HERMES, "hm\n</think>\n\nSo.", opening="<think>\n", separate_reasoning=False)
     assert raw == ParsedMessage("<think>\nhm\n</think>\n\nSo.")
 
 
-def test_a_thought_that_never_ends_is_a_thought() -> None:
+def test_reasoning_without_an_end_mark_is_reasoning() -> None:
     assert said_in(HERMES, "<think>on and on ") == ParsedMessage("", "on and on ")
 
 
-def test_blanks_that_are_not_the_templates_are_kept() -> None:
+def test_only_white_space_of_the_template_is_removed() -> None:
     assert said_in(HERMES, "<think> \n a \n</think>\n\n\n b") == ParsedMessage("\n b", " \n a ")
     assert said_in(replace(HERMES, spacing=("", "", "")), "<think>\na\n</think>\nb\n") == ParsedMessage(
         "\nb\n", "\na\n"
@@ -254,7 +254,7 @@ def test_blanks_that_are_not_the_templates_are_kept() -> None:
         "1 < 2 <tool_cal",
     ],
 )
-def test_what_only_looks_like_a_call_is_content(text: str) -> None:
+def test_text_that_only_looks_like_a_call_is_content(text: str) -> None:
     assert said_in(HERMES, text) == ParsedMessage(text)
 
 
@@ -269,13 +269,13 @@ def test_without_tools_calls_are_content() -> None:
     assert [*parser.add(text), *parser.end()] == [ContentDelta(text)]
 
 
-def test_members_in_another_order_and_text_for_arguments() -> None:
+def test_members_may_have_another_order_and_arguments_may_be_a_string() -> None:
     text = '<tool_call>{"arguments": "{\\"city\\": 1}", "why": [1], "name": "get_weather"}</tool_call>'
     assert said_in(HERMES, text).calls == [ToolCall("id0", "get_weather", '{"city": 1}')]
     assert said_in(HERMES, '<tool_call>{"name": "time.now"}</tool_call>').calls == [ToolCall("id0", "time.now", "{}")]
 
 
-def test_an_id_behind_the_arguments_is_waited_for() -> None:
+def test_a_call_is_withheld_until_its_id_after_the_arguments() -> None:
     text = '[TOOL_CALLS][{"name": "get_weather", "arguments": {"city": "x"}, "id": "abc"}]'
     assert said_in(FORMS[2], "</think>" + text).calls == [ToolCall("abc", "get_weather", '{"city": "x"}')]
 
@@ -283,18 +283,18 @@ def test_an_id_behind_the_arguments_is_waited_for() -> None:
 @pytest.mark.parametrize(
     ("value", "shown"), [("5", "5"), ("True", "true"), ("['a']", '["a"]'), ("many", '"many"'), ('{"x": 1}', '{"x": 1}')]
 )
-def test_arguments_that_are_no_text(value: str, shown: str) -> None:
+def test_arguments_that_are_no_strings_are_converted_to_json(value: str, shown: str) -> None:
     text = f"<tool_call><function=get_weather><parameter=days>\n{value}\n</parameter></function></tool_call>"
     assert said_in(FORMS[4], text).calls[0].arguments == '{"days":' + shown + "}"
 
 
-def test_what_a_limit_cuts_stays_open() -> None:
+def test_arguments_truncated_by_a_limit_are_not_closed() -> None:
     text = "<tool_call><function=get_weather><parameter=city>\nOs"
     assert said_in(FORMS[4], text, truncated=True).calls[0].arguments == '{"city":"Os'
     assert said_in(FORMS[4], text).calls[0].arguments == '{"city":"Os"}'
 
 
-def test_a_call_may_end_thoughts() -> None:
+def test_a_call_may_end_reasoning() -> None:
     text = "hm <tool_call><function=time.now></function></tool_call>"
     assert said_in(FORMS[4], text, opening="<think>\n") == ParsedMessage("", "hm", [ToolCall("id0", "time.now", "{}")])
 
@@ -328,7 +328,7 @@ CITY = [ToolCall("id0", "get_weather", '{"city": "x"}')]
         ("no channel at all", ParsedMessage("no channel at all")),
     ],
 )
-def test_the_channels_of_gpt_oss(text: str, said: ParsedMessage) -> None:
+def test_gpt_oss_channels_are_parsed(text: str, said: ParsedMessage) -> None:
     assert said_in(GPT_OSS, text) == said
     assert parsed(GPT_OSS, list(text))[0] == said
 
@@ -352,7 +352,7 @@ LFM = AnswerFormat(calls=LFM2)
         ("<|tool_call_start|>[unknown(a=1)]", "<|tool_call_start|>[unknown(a=1)]", []),
     ],
 )
-def test_calls_like_those_of_python(text: str, content: str, calls: list[Any]) -> None:
+def test_calls_in_python_syntax_are_parsed(text: str, content: str, calls: list[Any]) -> None:
     said = said_in(LFM, text)
     assert (said.content, [json.loads(call.arguments) for call in said.calls]) == (content, calls)
     for cut in range(len(text)):
@@ -389,7 +389,7 @@ def called(arguments: str) -> ParsedMessage:
         ),
     ],
 )  # fmt: skip
-def test_rules_of_newer_families(form: AnswerFormat, text: str, said: ParsedMessage) -> None:
+def test_answers_of_newer_families_are_parsed(form: AnswerFormat, text: str, said: ParsedMessage) -> None:
     opening = "<|open|>think<|sep|>" if form is KIMI_K3 else ""
     assert said_in(form, text, opening=opening) == said
     assert parsed(form, list(text), opening=opening)[0] == said
@@ -402,7 +402,7 @@ EARLIER_GEMMA = """\
 {% endfor %}"""
 
 
-def test_results_stand_in_the_calls_message_for_earlier_templates_of_gemma() -> None:
+def test_results_are_moved_into_the_call_message_for_early_gemma_templates() -> None:
     def call(id: str) -> dict[str, Any]:
         return {"id": id, "type": "function", "function": {"name": f"f{id}", "arguments": "{}"}}
 
@@ -434,7 +434,7 @@ ALTERNATING = """\
 {% endfor %}"""
 
 
-def test_conversations_are_brought_into_the_order_that_a_template_insists_on() -> None:
+def test_conversations_are_adapted_to_templates_with_alternating_roles() -> None:
     def call(id: str) -> dict[str, Any]:
         return {"id": id, "type": "function", "function": {"name": f"f{id}", "arguments": "{}"}}
 
@@ -454,20 +454,20 @@ def test_conversations_are_brought_into_the_order_that_a_template_insists_on() -
     ]  # fmt: skip
 
 
-def test_a_value_in_cdata_may_hold_its_own_end() -> None:
+def test_a_value_in_cdata_may_contain_its_end_mark() -> None:
     _, form = format_of("cdata")
     text = '<function name="get_weather"><param name="city"><![CDATA[a</param>\n]]></param></function>'
     assert said_in(form, text).calls == [ToolCall("id0", "get_weather", '{"city":"a</param>\\n"}')]
 
 
-def test_arguments_of_newer_families_go_out_as_they_come() -> None:
+def test_arguments_of_newer_families_are_streamed() -> None:
     _, deltas = parsed(GEMMA_4, ["<|tool_call>call:get_weather{ci", "ty:<|", '"|>Os', 'lo<|"', "|>,days:3", "}"])
     assert [delta.text for delta in deltas if isinstance(delta, ToolCallArguments)] == [
         "{", '"city":', '"', "Os", "lo", '"', ",", '"days":', "3", "}",
     ]  # fmt: skip
 
 
-def test_analysis_stays_in_the_content_if_wanted() -> None:
+def test_gpt_oss_analysis_is_content_without_separate_reasoning() -> None:
     text = ANALYSIS + "<|channel|>final<|message|>Hello"
     assert (
         said_in(GPT_OSS, text, separate_reasoning=False).content
@@ -484,7 +484,7 @@ def test_analysis_stays_in_the_content_if_wanted() -> None:
         ("odd\ntext", ParsedMessage("odd\ntext")),
     ],
 )
-def test_the_recipients_of_functionary(text: str, said: ParsedMessage) -> None:
+def test_functionary_recipients_are_parsed(text: str, said: ParsedMessage) -> None:
     assert said_in(FUNCTIONARY_3_2, text) == said
     assert parsed(FUNCTIONARY_3_2, list(text))[0] == said
 
@@ -506,12 +506,12 @@ def test_the_recipients_of_functionary(text: str, said: ParsedMessage) -> None:
         {"tools": OFFERED, "parallel_tool_calls": "yes"},
     ],
 )
-def test_wrong_tools_are_refused(body: dict[str, Any]) -> None:
+def test_invalid_tools_are_refused(body: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest):
         read_tools(Fields(body))
 
 
-def test_the_choice_of_tools() -> None:
+def test_tool_choice_limits_the_usable_tools() -> None:
     by_name = read_tools(
         Fields({"tools": OFFERED, "tool_choice": {"type": "function", "function": {"name": "time.now"}}})
     )
@@ -528,7 +528,7 @@ def test_the_choice_of_tools() -> None:
         ({"enum": ["a"]}, True), ({"const": 5}, False), ({"anyOf": [{"type": "null"}, {"type": "string"}]}, True),
     ],
 )  # fmt: skip
-def test_which_arguments_are_texts(schema: dict[str, Any], is_text: bool) -> None:
+def test_arguments_are_strings_by_their_schema(schema: dict[str, Any], is_text: bool) -> None:
     tool = FunctionTool("f", "", {"properties": {"x": schema}}, {})
     assert tool.takes_text("x") == is_text
     assert tool.takes_text("unknown")
@@ -580,13 +580,15 @@ REQUIRED = [
 def required(
     request: pytest.FixtureRequest, module_programs: Programs, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Program]:
-    source = chat_templates.ALL[request.param].replace(chat_templates.THOUGHTS, "")  # the model would think on and on
+    source = chat_templates.ALL[request.param].replace(
+        chat_templates.THOUGHTS, ""
+    )  # else the model's reasoning would not end
     program = serve(module_programs, tmp_path_factory.mktemp("templates"), source)
     yield program
     program.stop()
 
 
-def test_a_required_call_is_made(required: Program) -> None:
+def test_a_required_call_is_generated(required: Program) -> None:
     asked = {"tools": [SWITCH], "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 600}
     answer = chat(required, **asked)
     assert answer.status_code == 200, answer.text
@@ -604,7 +606,7 @@ def test_a_required_call_is_made(required: Program) -> None:
     assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
 
 
-def test_tools_that_nobody_calls(required: Program) -> None:
+def test_offered_tools_need_not_be_called_unless_named(required: Program) -> None:
     answer = chat(required, tools=[SWITCH], max_tokens=5).json()["choices"][0]
     assert "tool_calls" not in answer["message"]
     named = {"type": "function", "function": {"name": "switch"}}
@@ -622,7 +624,7 @@ def test_messages_of_gpt_oss_are_continued(programs: Programs, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("thinks", [False, True])
-def test_a_mark_wakes_the_grammar_but_not_within_thoughts(programs: Programs, tmp_path: Path, thinks: bool) -> None:
+def test_a_mark_triggers_the_grammar_but_not_in_reasoning(programs: Programs, tmp_path: Path, thinks: bool) -> None:
     source = chat_templates.THINKING.replace("<tool_call>", "<<<<").replace("</tool_call>", ">>>>")
     program = serve(programs, tmp_path, source)
     (token,) = program.client.post("/tokenize", json={"content": "<", "add_special": False}).json()["tokens"][-1:]
@@ -647,7 +649,7 @@ def thinking(module_programs: Programs, tmp_path_factory: pytest.TempPathFactory
     program.stop()
 
 
-def test_thoughts_are_separate(thinking: Program) -> None:
+def test_reasoning_is_separate_from_content(thinking: Program) -> None:
     whole = chat(thinking, max_tokens=12).json()["choices"][0]["message"]
     assert whole["content"] == ""
     assert whole["reasoning_content"]
@@ -655,7 +657,7 @@ def test_thoughts_are_separate(thinking: Program) -> None:
     assert (said.content, said.reasoning) == ("", whole["reasoning_content"])
 
 
-def test_thoughts_stay_in_the_content_if_wanted(thinking: Program) -> None:
+def test_reasoning_is_content_with_reasoning_format_none(thinking: Program) -> None:
     whole = chat(thinking, max_tokens=12, reasoning_format="none").json()["choices"][0]["message"]
     assert whole["content"].startswith("<think>\n")
     assert "reasoning_content" not in whole
@@ -664,13 +666,13 @@ def test_thoughts_stay_in_the_content_if_wanted(thinking: Program) -> None:
 
 
 @pytest.mark.parametrize("off", [{"chat_template_kwargs": {"enable_thinking": False}}, {"reasoning_effort": "none"}])
-def test_thinking_can_be_switched_off(thinking: Program, off: dict[str, Any]) -> None:
+def test_thinking_can_be_disabled(thinking: Program, off: dict[str, Any]) -> None:
     message = chat(thinking, max_tokens=12, **off).json()["choices"][0]["message"]
     assert "reasoning_content" not in message
     assert message["content"]
 
 
-def test_a_thought_is_continued(thinking: Program) -> None:
+def test_reasoning_of_a_last_message_is_continued(thinking: Program) -> None:
     last = {"role": "assistant", "content": "", "reasoning_content": "I was"}
     prompt = thinking.client.post("/apply-template", json={"messages": [USER, last]}).json()["prompt"]
     assert prompt.endswith("<think>\nI was")
@@ -681,7 +683,7 @@ def test_a_thought_is_continued(thinking: Program) -> None:
     assert (message["reasoning_content"], message["content"][:2]) == ("I was", "So")
 
 
-def test_json_comes_after_the_thoughts(thinking: Program) -> None:
+def test_response_format_constrains_the_content(thinking: Program) -> None:
     form = {"type": "json_schema", "json_schema": {"schema": TURNS_ON}}
     off = {"chat_template_kwargs": {"enable_thinking": False}}
     message = chat(thinking, response_format=form, **off).json()["choices"][0]["message"]
@@ -689,7 +691,7 @@ def test_json_comes_after_the_thoughts(thinking: Program) -> None:
     assert "reasoning_content" not in message
 
 
-def test_wrong_reasoning_formats_and_choices_are_refused(thinking: Program) -> None:
+def test_invalid_reasoning_formats_and_choices_are_refused(thinking: Program) -> None:
     assert chat(thinking, reasoning_format="odd").status_code == 400
     assert chat(thinking, tools=[SWITCH], tool_choice="maybe").status_code == 400
     assert chat(thinking, tools=[SWITCH], stream=True, logprobs=True).status_code == 400
