@@ -1,1 +1,1 @@
-"""How much memory a model needs, and how much there is: estimates, budgets, devices, host memory."""
+"""Determine how much memory a model needs and how much is available: estimates, budgets, devices, host memory."""

@@ -1,6 +1,7 @@
-"""How much memory workers may take together, and what each model needs of it: `--models-memory`, the system, the files.
+"""Determine how much memory workers may use together, and how much each model needs.
 
-Asked by `lifecycle` before it decides; `placement` then decides on plain numbers. `UNLIMITED` reads nothing at all.
+The sources are `--models-memory` and `--models-device-memory`, the operating system and the model files. `lifecycle`
+calls it before each decision; `placement` then decides with plain numbers. `UNLIMITED` reads nothing.
 """
 
 from __future__ import annotations
@@ -27,16 +28,19 @@ if TYPE_CHECKING:
 
 
 class WorkerMemory(NamedTuple):
-    """What a worker takes, or is about to."""
+    """The memory that a worker uses, or will use when it has loaded its model."""
 
     pid: int | None
     space: Space
     is_loaded: bool = True
-    """Its model is on its devices; else what they have free may still have that in it."""
+    """True if its model is loaded. Else the devices may still report that memory as free."""
 
 
 class MemoryBudget:
-    """`host`, and for each of the devices `budgets`: bytes, or AUTO_LIMIT: what is free, less `margin`, or NO_LIMIT."""
+    """The memory that all workers together may use.
+
+    `host`, and each device's value in `budgets`: bytes, AUTO_LIMIT (what is free, minus `margin`) or NO_LIMIT.
+    """
 
     def __init__(
         self,
@@ -60,20 +64,20 @@ class MemoryBudget:
         self._private_bytes = private_bytes
 
     def private_bytes(self, pid: int | None) -> int:
-        """What of a worker's memory nobody shares."""
+        """Return the bytes of a worker's host memory that no other process shares; 0 if host memory is not limited."""
         return 0 if pid is None or self._host == NO_LIMIT else self._private_bytes(pid)
 
     async def expected(self, preset: Preset) -> Need | None:
-        """None: nobody knows before it is loaded."""
+        """Return what the preset's model needs, or None if that is unknown until it is loaded."""
         return await asyncio.to_thread(self._requirements.expected, preset)
 
     @property
     def empty_devices(self) -> Limit:
-        """The devices with nothing on them."""
+        """The full size of each device, as if it were empty."""
         return Limit(None, self._devices.totals)
 
     def usage_of(self, reported: MemoryUsage) -> Space:
-        """What a worker takes: what llama.cpp allocated, by our names of the devices, and what it has beside that."""
+        """Return a worker's memory: llama.cpp's allocations, by our device names, plus the rest of its process."""
         parts = reported.devices or ()
         if reported.devices is not None:
             self._devices.register_reported(parts)
@@ -88,10 +92,10 @@ class MemoryBudget:
         return AUTO_LIMIT in self._budgets.values()
 
     def limit(self, workers: Sequence[WorkerMemory], *, is_settling: bool = False) -> Limit:
-        """What all workers may have, those that run included.
+        """Return what all workers together may use, including those that run.
 
-        `is_settling`: one has just gone. Then a budget holds only as far as the device shows that it has its memory
-        back.
+        `is_settling`: True if a worker has just ended. Then a device's budget counts only as far as the device reports
+        that memory as free.
         """
         host = self._host if self._host > 0 else None
         if self._host == AUTO_LIMIT:
@@ -104,7 +108,10 @@ class MemoryBudget:
         return Limit(host, dict(self._counted(present)))
 
     def _counted(self, present: Mapping[str, int]) -> Iterator[tuple[str, int]]:
-        """`present`: bytes of each device that are free or a worker's; one that tells nothing any more is missing."""
+        """Yield name and limit of each device.
+
+        `present`: bytes of each device that are free or used by our workers. A device that cannot be read is missing.
+        """
         for name, budget in self._budgets.items():
             if budget != AUTO_LIMIT:
                 yield name, min(budget, present.get(name, budget))
@@ -113,20 +120,22 @@ class MemoryBudget:
 
 
 def budgets_of(limits: Sequence[int], devices: Sequence[SystemDevice]) -> dict[str, int]:
-    """Of `--models-device-memory`, by device. Raises ConfigError."""
+    """Return the values of `--models-device-memory` by device name. Raises ConfigError."""
     totals = {device.name: device.total for device in devices}
     if len(limits) == 1 and (limits[0] <= 0 or len(totals) > 1):
         if limits[0] <= 0:
             return dict.fromkeys(totals, limits[0])
         return dict(distribute(limits[0], tuple(totals), tuple(totals.values())).devices)
     if len(limits) > len(devices):
-        raise ConfigError(f"--models-device-memory: {len(limits)} values, but there are {len(devices)} devices")
+        raise ConfigError(
+            f"--models-device-memory has {len(limits)} values, but only {len(devices)} devices were found"
+        )
     given = [*limits, *[AUTO_LIMIT] * len(devices)]
     return dict(zip(totals, given, strict=False))
 
 
 def memory_budget_of(settings: Settings, environ: Mapping[str, str]) -> MemoryBudget:
-    """`environ`: what workers inherit. Raises ConfigError."""
+    """Return the budget that the settings describe. `environ`: what workers inherit. Raises ConfigError."""
     read = functools.partial(read_devices, environ)
     limits = settings.models_device_memory
     readable = read()
@@ -145,7 +154,7 @@ def memory_budget_of(settings: Settings, environ: Mapping[str, str]) -> MemoryBu
 
 
 class _UnlimitedBudget(MemoryBudget):
-    """For who wants no counting: reads nothing, expects nothing."""
+    """A budget without any limit: it reads nothing and estimates nothing."""
 
     def __init__(self) -> None:
         super().__init__(MemoryRequirements({}, Devices()), Devices(), host=NO_LIMIT, budgets={})

@@ -1,12 +1,12 @@
-"""The devices whose memory the system tells, what they have free, and which one a name of llama.cpp's means.
+"""Read which devices the system has and how much of their memory is free, and map llama.cpp's device names to them.
 
-Reads files of the kernel and the driver's library; loads nothing on a device. The names are llama.cpp's, as far as that
-can be told without it: `CUDA0`, `CUDA1`, … in the order in which the driver's library has NVIDIA's devices (by their
-place on the bus), `ROCm0`, … in the order of the kernel's cards, both less what the environment hides. That CUDA has
-the same order is assumed, since nothing but CUDA knows better: by default it puts the fastest first, which is the same
-where all are alike; CUDA_DEVICE_ORDER=PCI_BUS_ID makes sure. Once a worker has reported where its devices are on the
-bus, and which ones it can use at all, that counts (`Devices.register_reported`); a name of which nothing is known,
-like `Vulkan1`, means the device of that number. Devices whose memory is the machine's (Apple) are not counted apart.
+It reads kernel files and NVIDIA's driver library (NVML), and loads nothing on a device. Names are llama.cpp's, as far
+as they can be known without it: `CUDA0`, `CUDA1`, … in NVML's order (by bus address), `ROCm0`, … in the order of the
+kernel's cards, both without the devices that the environment hides. CUDA is assumed to have NVML's order. By default
+CUDA puts the fastest device first, which is the same order if all are equal; CUDA_DEVICE_ORDER=PCI_BUS_ID guarantees
+it. Once a worker has reported the bus addresses of its devices and which of them it can use, this report counts
+(`Devices.register_reported`). An unknown name, such as `Vulkan1`, means the device with that number. Devices that share
+the machine's memory (Apple) are not counted separately.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _ADDRESS = re.compile(r"([0-9a-f]{4})?([0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-9
 
 @dataclass(frozen=True, slots=True)
 class SystemDevice:
-    """Bytes of one device's memory."""
+    """One device and its memory in bytes."""
 
     name: str
     total: int
     free: int
     address: str = ""
-    """On the PCI bus, as llama.cpp writes it; "": unknown."""
+    """PCI bus address in llama.cpp's format; "": unknown."""
 
 
 class Devices:
-    """Those that were there at the start, by name."""
+    """The devices that existed at the router's start, by name."""
 
     def __init__(self, devices: Sequence[SystemDevice] = ()) -> None:
         self._devices = tuple(devices)
@@ -50,7 +50,7 @@ class Devices:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Where models go unless they say otherwise: all, until a worker has told which ones its llama.cpp can use."""
+        """The default devices of models: all, until a worker has reported which of them its llama.cpp can use."""
         return tuple(name for name in self.totals if self._usable is None or name in self._usable)
 
     @property
@@ -61,7 +61,7 @@ class Devices:
         return self.totals.get(name, 0)
 
     def register_reported(self, reported: Sequence[DeviceUsage]) -> None:
-        """A worker told what devices it has, and where."""
+        """Record the names, bus addresses and usability of devices, as a worker reports them."""
         for part in reported:
             for device in self._devices:
                 if part.address and device.address == part.address:
@@ -69,7 +69,7 @@ class Devices:
         self._usable = (self._usable or set()) | {self.name_of(part.name) for part in reported}
 
     def name_of(self, name: str) -> str:
-        """Of the device that a worker calls so; the name itself if there is none like it."""
+        """Return our name of the device that a worker calls `name`, or `name` itself if there is no such device."""
         if name in self._reported or name in self.totals:
             return self._reported.get(name, name)
         number = re.search(r"\d+$", name)
@@ -78,19 +78,19 @@ class Devices:
 
 
 def unknown_device(number: int) -> str:
-    """A device that somebody says there is, and the system does not tell."""
+    """Return the name of a device that only the user's options mention and the system does not report."""
     return f"GPU{number}"
 
 
 def read_devices(environ: Mapping[str, str], drm: Path | None = None) -> tuple[SystemDevice, ...]:
-    """`environ`: what workers inherit."""
+    """Return the devices and their free memory. `environ`: what workers inherit."""
     return (*_nvidia(environ), *_amd(environ, drm or DRM))
 
 
 def visible(ids: Sequence[str], chosen: str | None) -> list[int]:
-    """The indexes of those that a list like CUDA_VISIBLE_DEVICES shows, in its order: numbers, or beginnings of ids.
+    """Return the indexes of the devices that a list like CUDA_VISIBLE_DEVICES shows, in its order.
 
-    None: all. As CUDA has it, the first entry that means no device ends the list.
+    Its entries are numbers or prefixes of `ids`. None: all devices. As in CUDA, the first invalid entry ends the list.
     """
     if chosen is None:
         return list(range(len(ids)))
@@ -116,7 +116,7 @@ def _amd(environ: Mapping[str, str], drm: Path) -> Iterator[SystemDevice]:
 
 
 def _amd_cards(drm: Path) -> Iterator[Path]:
-    """Others have no such files, nor has the graphics of some mainboards."""
+    """Yield the folders of AMD's cards by number. Other cards, and some integrated GPUs, do not have these files."""
     cards = [path for path in drm.glob("card*") if path.name[4:].isdigit()]
     for card in sorted(cards, key=lambda path: int(path.name[4:])):
         if all(_text_of(card / "device" / f"mem_info_vram_{which}").isdigit() for which in ("total", "used")):
@@ -138,12 +138,12 @@ def _nvidia(environ: Mapping[str, str]) -> list[SystemDevice]:
         handles = _nvidia_handles(library, environ.get("CUDA_VISIBLE_DEVICES"))
         return [_nvidia_device(library, number, handle) for number, handle in enumerate(handles)]
     except library.NVMLError as error:
-        log.warning("the memory of the NVIDIA devices cannot be read: %s", error)
+        log.warning("the memory of NVIDIA devices cannot be read: %s", error)
         return []
 
 
 def _nvidia_handles(library: Any, chosen: str | None) -> list[Any]:
-    if chosen is not None and chosen.startswith("MIG-"):  # a part of a device; CUDA shows the first one only
+    if chosen is not None and chosen.startswith("MIG-"):  # a part of a device; CUDA uses only the first one
         return [library.nvmlDeviceGetHandleByUUID(chosen.split(",")[0].strip())]
     handles = [library.nvmlDeviceGetHandleByIndex(i) for i in range(library.nvmlDeviceGetCount())]
     ids = (
@@ -156,31 +156,31 @@ def _nvidia_device(library: Any, number: int, handle: Any) -> SystemDevice:
     memory = library.nvmlDeviceGetMemoryInfo(handle)
     try:
         address = _address(_text(library.nvmlDeviceGetPciInfo(handle).busId))
-    except library.NVMLError:  # a part of a device has none
+    except library.NVMLError:  # a part of a device has no address
         address = ""
     return SystemDevice(f"CUDA{number}", int(memory.total), int(memory.free), address)
 
 
 def _address(text: str) -> str:
-    """The driver's library writes eight digits for the domain, llama.cpp and the kernel four."""
+    """Return a PCI address as llama.cpp and the kernel write it: its domain has four digits; NVML writes eight."""
     found = _ADDRESS.fullmatch(text)
     return found[2].lower() if found else ""
 
 
 def _text(value: str | bytes) -> str:
-    """Earlier versions of the library return bytes."""
+    """Return a text of NVML, whose earlier versions return bytes."""
     return value.decode() if isinstance(value, bytes) else value
 
 
 @functools.cache
 def _nvml() -> Any:
-    """The driver's library; None on machines without."""
+    """Return NVIDIA's driver library, initialized, or None on a machine without it."""
     if not Path("/proc/driver/nvidia/version").exists():
         return None
     library = importlib.import_module("pynvml")
     try:
         library.nvmlInit()
     except library.NVMLError as error:
-        log.warning("the NVIDIA driver does not answer: %s", error)
+        log.warning("the NVIDIA driver library cannot be initialized: %s", error)
         return None
     return library

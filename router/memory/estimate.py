@@ -1,8 +1,8 @@
-"""What a model will take of each memory, from its header and its options, before it is loaded.
+"""Estimate from a model's header and options how much of each memory it will use, before it is loaded.
 
-Pure: the callers read the headers. An estimate and no more: what a worker turned out to take replaces it
-(`requirements`). How it is shared out over devices is a matter of `device_split`. Within a percent or two of what
-llama.cpp allocates for weights and KV cache; its scratch buffers depend on the graph and are rounded up.
+Pure: the callers read the headers. After a load, the measured size replaces the estimate (`requirements`). The split
+over devices is done by `device_split`. For weights and KV cache the estimate is within one or two percent of what
+llama.cpp allocates; scratch buffers depend on the graph and are rounded up.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from ..placement.device_split import NO_NEED, NO_OFFLOAD, Need, Offload
 from ..placement.memory_amounts import Space
 
 PROCESS_BYTES = 48 << 20
-"""Of a worker's own: Python's objects, buffers of responses, llama.cpp's book-keeping. Measured: 35 to 50 MiB."""
+"""Bytes of a worker without its model: Python objects, response buffers, llama.cpp's metadata. Measured: 35-50 MiB."""
 SWA_PATTERN = {
     "gemma2": 2, "gpt-oss": 2, "modern-bert": 3, "gemma3n": 5, "gemma3": 6, "gemma-embedding": 6, "plamo3": 8,
 }  # fmt: skip
-"""Every how many layers one sees the whole context, where the file does not say so and it is not every fourth."""
+"""By architecture: one of this many layers sees the whole context, if the file does not say it. Others: one of four."""
 _ELEMENT_BYTES = {name: size / block for name, block, size in TENSOR_TYPES.values()}
 _EXPERTS = re.compile(EXPERT_TENSORS)
 EVERY_LAYER = 1 << 30
@@ -33,18 +33,18 @@ _LAYER = re.compile(r"blk\.(\d+)\.")
 
 
 PIPELINE_COPIES = 4
-"""Of what goes into a graph, where several batches are on their way through devices at once (GGML_SCHED_MAX_COPIES)."""
+"""Copies of a graph's inputs if several batches go through devices in a pipeline (GGML_SCHED_MAX_COPIES)."""
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes: all weights, all of the KV cache, the scratch buffers of one device or of the machine."""
+    """Bytes of all weights, of the whole KV cache, and of the scratch buffers of one device or of the host."""
 
     weights: int = 0
     kv: int = 0
     scratch: int = 0
     need: Need = NO_NEED
-    """The same by memories, with scratch buffers on each that has layers; the machine has what it hands to devices."""
+    """The same by memory. Each device with layers has scratch buffers; the host has the inputs for the devices."""
 
     def __add__(self, other: Footprint) -> Footprint:
         return Footprint(
@@ -57,12 +57,12 @@ class Footprint:
 
 @dataclass(frozen=True)
 class FootprintOptions:
-    """The options that the footprint depends on. Tokens, layers."""
+    """The options that determine the footprint, in tokens and layers."""
 
     n_ctx: int = 0
-    """In all; 0: the model's own."""
+    """Tokens of all slots together; 0: the model's context length."""
     n_ctx_slot: int = 0
-    """At most for one slot; 0: no such limit."""
+    """Maximum tokens of one slot; 0: no limit."""
     n_slots: int = AUTO_SLOTS
     unified: bool = True
     n_ubatch: int = 512
@@ -75,7 +75,7 @@ class FootprintOptions:
 
 
 def estimate(shards: Sequence[Header], options: FootprintOptions) -> Footprint:
-    """Of one model: all its shards, the first of which has the metadata."""
+    """Return the footprint of one model. `shards`: the headers of all its files; the first one has the metadata."""
     shape, offload = _ModelDimensions(shards, options), options.offload
     first_on_device = max(0, shape.n_layers + 1 - offload.n_layers)
     weights = kv = 0
@@ -101,7 +101,7 @@ def estimate(shards: Sequence[Header], options: FootprintOptions) -> Footprint:
 
 
 class _ModelDimensions:
-    """The model's dimensions, as far as they cost memory."""
+    """The dimensions of a model that determine its memory."""
 
     def __init__(self, shards: Sequence[Header], options: FootprintOptions) -> None:
         self.options = options
@@ -120,22 +120,22 @@ class _ModelDimensions:
             n_ctx = min(n_ctx, options.n_ctx_slot * options.n_slots)
         self._n_streams = 1 if options.unified else options.n_slots
         self._cells = _padded(-(-n_ctx // self._n_streams))
-        """Of one stream."""
+        """Cells of one stream."""
         self._window = self._number("attention.sliding_window")
 
     def weights(self, layer: int) -> tuple[int, int]:
-        """Bytes, and how many of them stay with the machine wherever the layer goes."""
+        """Return the bytes of a layer's weights, and how many of them stay on the host even if it is offloaded."""
         tensors = self._layers.get(layer, [])
         size = sum(tensor.size for tensor in tensors)
         is_tied = layer == self.n_layers and not any(tensor.name == "output.weight" for tensor in tensors)
-        if is_tied and self.options.offload.n_layers:  # the device gets a copy of the input's table
+        if is_tied and self.options.offload.n_layers:  # the device gets a copy of the input embeddings
             size += sum(tensor.size for tensor in self._layers.get(-1, []))
         if 0 <= layer < min(self.options.n_expert_layers_on_host, self.n_layers):
             return size, sum(tensor.size for tensor in tensors if _EXPERTS.search(tensor.name))
         return size, 0
 
     def kv_cache(self, layer: int) -> int:
-        """Bytes of the KV cache, or of the recurrent state."""
+        """Return the bytes of a layer's KV cache or recurrent state."""
         tensors = self._block(layer)
         if _is_recurrent(tensors):
             return self._recurrent() * self.options.n_slots
@@ -147,7 +147,7 @@ class _ModelDimensions:
 
     @cached_property
     def scratch(self) -> int:
-        """Activations of one physical batch, the attention mask, and without flash attention its scores."""
+        """Bytes of one physical batch's activations, the attention mask, and without flash attention the scores."""
         n, n_embd, n_ff = (
             self.options.n_ubatch,
             self._number("embedding_length"),
@@ -161,7 +161,7 @@ class _ModelDimensions:
 
     @cached_property
     def inputs(self) -> int:
-        """What the machine hands over for each batch: the tokens' rows of the table, and the mask."""
+        """Bytes that the host sends to devices for each batch: the token embeddings and the attention mask."""
         return self.options.n_ubatch * 4 * self._number("embedding_length") + self._mask
 
     @property
@@ -172,12 +172,12 @@ class _ModelDimensions:
 
     @cached_property
     def _caches(self) -> set[tuple[int, bool]]:
-        """Cells of each kind of cache, and whether it is windowed."""
+        """Cells of each kind of cache, and True if it has a sliding window."""
         attending = [layer for layer in range(self.n_layers) if self._has_attention(layer)]
         return {(self._cells_of(layer), self._is_windowed(layer)) for layer in attending}
 
     def _block(self, layer: int) -> dict[str, Tensor]:
-        """The layer's tensors by what follows `blk.N.`, without its ending."""
+        """Return the layer's tensors by the part of their name after `blk.N.`, without suffix."""
         blocks = [tensor for tensor in self._layers.get(layer, []) if tensor.name.startswith("blk.")]
         return {tensor.name.split(".")[2]: tensor for tensor in blocks}
 
@@ -187,11 +187,11 @@ class _ModelDimensions:
 
     @property
     def _has_kv_cache(self) -> bool:
-        """Encoders keep nothing."""
+        """True unless the model is an encoder."""
         return self._header.metadata.get(f"{self._header.architecture}.attention.causal") is not False
 
     def _row(self, tensors: dict[str, Tensor], layer: int) -> tuple[int, int]:
-        """Elements of a token's key and value in one layer."""
+        """Return the number of elements of a token's key and of its value in one layer."""
         if rank := self._number("attention.kv_lora_rank"):
             return rank + self._number("rope.dimension_count"), 0
         if "attn_k" in tensors and "attn_v" in tensors:
@@ -217,7 +217,7 @@ class _ModelDimensions:
         return every == 0 or layer % every < every - 1
 
     def _recurrent(self) -> int:
-        """Bytes of one sequence's state in one layer."""
+        """Return the bytes of one sequence's recurrent state in one layer."""
         if head := self._number("wkv.head_size"):
             return 4 * self._number("embedding_length") * (head + (self._number("token_shift_count") or 2))
         if cache := self._number("shortconv.l_cache"):
@@ -245,7 +245,7 @@ def _is_recurrent(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _padded(cells: int) -> int:
-    """KV caches come in multiples of 256 cells."""
+    """Round up to a multiple of 256 cells, as llama.cpp allocates KV caches."""
     return -(-cells // 256) * 256
 
 

@@ -16,15 +16,15 @@ PROC = Path("/proc")
 
 @dataclass(frozen=True)
 class HostMemory:
-    """Bytes of one memory."""
+    """The memory of the machine or container, in bytes."""
 
     total: int
     free: int
-    """What can still be taken without driving anything else out; caches that the kernel gives up count as free."""
+    """Bytes that can be used without swapping. Caches that the kernel can drop count as free."""
 
 
 def read_host_memory(cgroup: Path = CGROUP) -> HostMemory:
-    """The machine's memory, or what a container may have of it."""
+    """Return the machine's memory, or the part that the limit of our container allows."""
     machine = psutil.virtual_memory()
     limit = _number(cgroup / "memory.max")
     if limit is None or limit >= machine.total:
@@ -34,12 +34,12 @@ def read_host_memory(cgroup: Path = CGROUP) -> HostMemory:
 
 
 def private_bytes(pid: int, proc: Path = PROC) -> int:
-    """What of the memory of a process and its children is nobody else's and no file's, swapped out or not."""
+    """Return the bytes of a process and its children that are not shared and not file-backed, swapped or not."""
     return _private_bytes(pid, proc) + sum(private_bytes(child, proc) for child in _children(pid, proc))
 
 
 def _children(pid: int, proc: Path) -> list[int]:
-    """Of its main thread. Our workers have none; other programs may be a family."""
+    """Return the child processes of its main thread. Our workers have none; external programs may have some."""
     try:
         return [int(child) for child in (proc / f"{pid}/task/{pid}/children").read_text().split()]
     except OSError:
@@ -47,7 +47,7 @@ def _children(pid: int, proc: Path) -> list[int]:
 
 
 def _private_bytes(pid: int, proc: Path) -> int:
-    """0 once it is gone."""
+    """Return the private bytes of one process, or 0 if it has ended."""
     try:
         status = (proc / str(pid) / "status").read_text()
     except OSError:
@@ -57,7 +57,7 @@ def _private_bytes(pid: int, proc: Path) -> int:
 
 
 def _resident_bytes(pid: int) -> int:
-    """Where there is no /proc."""
+    """Return the resident bytes without shared ones, for systems without /proc."""
     try:
         memory = psutil.Process(pid).memory_info()
     except psutil.Error:
@@ -66,7 +66,7 @@ def _resident_bytes(pid: int) -> int:
 
 
 def _number(path: Path) -> int | None:
-    """None for `max`, and where there is no such file."""
+    """Return the number in a file, or None if it contains `max` or does not exist."""
     try:
         return int(path.read_text())
     except (OSError, ValueError):

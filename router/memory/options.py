@@ -1,6 +1,6 @@
-"""Estimate from a preset's options what memory its model needs and on which devices. Pure.
+"""Translate a preset's options to those of the memory estimate: context, KV types, layers and devices. Pure.
 
-The worker reads the same options when it loads the model; both must come to the same layers, context and KV types.
+The worker reads the same options when it loads the model. Both must get the same layers, context and KV types.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def footprint_options(settings: Settings, devices: Devices) -> FootprintOptions:
 
 
 def draft_footprint_options(settings: Settings, devices: Devices) -> FootprintOptions:
-    """A draft model has the context and the shares of the model it drafts for, and the rest of its own."""
+    """Return the draft model's options: context and split shares of the main model, the rest from its own options."""
     s = settings
     return replace(
         footprint_options(s, devices),
@@ -67,7 +67,7 @@ def draft_footprint_options(settings: Settings, devices: Devices) -> FootprintOp
 
 
 def projector_device(settings: Settings, devices: Devices) -> str:
-    """Its own, or else the model's first, or the first of all; "": it stays with the machine."""
+    """Return the projector's device: its own, else the model's first, else the first of all; "": the host."""
     asked = (settings.mmproj_device,) if settings.mmproj_device else settings.device[:1]
     names = _names(asked, devices)
     return names[0] if names and settings.mmproj_offload else ""
@@ -76,7 +76,7 @@ def projector_device(settings: Settings, devices: Devices) -> str:
 def _offload(
     settings: Settings, names: tuple[str, ...], wanted: object, *, mode: str, has_overrides: bool, devices: Devices
 ) -> Offload:
-    """`auto` and `all` count as every layer. `mode`: of splitting."""
+    """Return how layers are offloaded. `wanted`: a number; `auto` and `all`: every layer. `mode`: the split mode."""
     if mode == "none":
         names = names[settings.main_gpu :][:1] if settings.main_gpu >= 0 else ()
     if not names:
@@ -94,7 +94,7 @@ def _offload(
 
 
 def _names(asked: tuple[str, ...], devices: Devices) -> tuple[str, ...]:
-    """As the router knows them, in the order in which they were asked for; without that all."""
+    """Return the router's names of the requested devices, in the same order; all devices if none is requested."""
     if asked == NO_DEVICES or not devices.names:
         return ()
     return tuple(dict.fromkeys(devices.name_of(name) for name in asked)) if asked else devices.names

@@ -34,7 +34,7 @@ Key = tuple[tuple[str, str], ...]
 
 
 class MemoryRequirements:
-    """`environ` is what workers inherit; where there are `devices`, layers go there unless a preset says otherwise."""
+    """`environ`: what workers inherit. `devices`: layers are offloaded to them by default."""
 
     def __init__(self, environ: Mapping[str, str], devices: Devices) -> None:
         self._environ = environ
@@ -42,7 +42,7 @@ class MemoryRequirements:
         self._measured: dict[Key, Need] = {}
 
     def expected(self, preset: Preset) -> Need | None:
-        """Blocking. None: its files are not all here, so nobody knows."""
+        """Return what the preset's model needs, or None if unknown (a file is missing or invalid). Blocking."""
         known = self._measured.get(_key(preset))
         if known is not None:
             return known
@@ -53,17 +53,17 @@ class MemoryRequirements:
             settings = merge.resolve(merge.read_environment(self._environ), preset.layer)
             footprint = self._footprint(settings)
         except (ConfigError, ModelFilesError, GgufError, OSError) as error:
-            log.debug("name=%s: what it needs is unknown: %s", preset.name, error)
+            log.debug("name=%s: its memory requirement is unknown: %s", preset.name, error)
             return None
         return footprint.need + Need(Space(PROCESS_BYTES))
 
     def record_load(self, preset: Preset, need: Need, taken: Space, estimated: Space) -> Need:
-        """What it will take next time: `taken` took the place of what `need` had come to, `estimated`."""
+        """Save and return what the next load needs: `need`, corrected by the ratio of `taken` to `estimated`."""
         measured = self._measured[_key(preset)] = need.on_devices(self._devices.names).corrected_by(taken, estimated)
         return measured
 
     def _declared(self, backend: Backend) -> Space:
-        """One number for several devices is shared out by their sizes."""
+        """Return the declared memory of an external program. One number for several devices is split by their sizes."""
         sizes, totals = backend.device_bytes, self._devices.totals
         if len(sizes) == 1 and len(totals) > 1:
             return Space(backend.host_bytes) + distribute(sizes[0], tuple(totals), tuple(totals.values()))
@@ -93,7 +93,7 @@ def _shards(first: Path) -> list[Path]:
 
 
 def _key(preset: Preset) -> Key:
-    """Every option, and the size of the file, so that another model in its place is a stranger."""
+    """Return a key of all options and the size of the file, so that a replaced file does not match."""
     path = preset.layer.get("model")
     if preset.backend is not None:
         return (("cmd", repr(preset.backend)),)

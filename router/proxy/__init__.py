@@ -1,1 +1,1 @@
-"""Forwards a request to the worker of its model and relays the answer unbuffered."""
+"""Forward a request to the worker of its model, and relay the response unbuffered."""

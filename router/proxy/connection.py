@@ -1,7 +1,7 @@
-"""One HTTP/1.1 connection to a worker: a request out, an answer in, as it comes.
+"""One HTTP/1.1 connection to a worker: send a request and stream its response.
 
-Made and kept by `pool`; the proxy sees only the `WorkerResponse`. This is the hot path: a request is one write, an
-answer that fits one read is complete when its head is, nothing is parsed twice.
+`pool` creates and keeps connections; the proxy sees only the `WorkerResponse`. This is the hot path: a request is one
+write, a response that fits into one read is complete when its head is parsed, and nothing is parsed twice.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from typing import cast
 import httptools
 
 HIGH_WATER = 256 * 1024
-"""Bytes of an answer held for a slow client before the worker is asked to wait."""
+"""Bytes of a response that are buffered for a slow client before reading from the worker pauses."""
 ONE_WRITE_LIMIT = 64 * 1024
-"""Bodies up to this size are joined to their head, so that they leave in one segment."""
+"""Bodies up to this many bytes are sent in one write with their head."""
 
 Header = tuple[bytes, bytes]
 
 
 class UpstreamError(Exception):
-    """The exchange failed; the text says how, for a person."""
+    """The exchange failed; the text is a reason for the user."""
 
 
 class Unreachable(UpstreamError):
-    """No connection could be made: the request was not seen by anyone."""
+    """No connection could be made, so the request was not sent."""
 
 
 class ConnectionLost(UpstreamError):
-    """The connection ended or went silent after the request was sent, before the head of an answer."""
+    """The connection ended or timed out after the request was sent, before the head of a response arrived."""
 
 
 class ResponseTruncated(UpstreamError):
-    """The connection ended in the middle of the answer."""
+    """The connection ended in the middle of the response."""
 
 
 class WorkerResponse:
-    """The answer to one request: its head at once, its body as it comes. `close()` must follow, whatever happens."""
+    """The response to one request: its head is complete, its body is streamed. `close()` must always be called."""
 
     __slots__ = ("_connection", "headers", "reason", "status")
 
@@ -51,28 +51,30 @@ class WorkerResponse:
 
     @property
     def complete(self) -> bool:
-        """The whole body is here: the next `read()` returns it without waiting."""
+        """True if the whole body has arrived: the next `read()` returns it without waiting."""
         return self._connection.complete
 
     async def read(self) -> bytes:
-        """What has arrived since the last call, waiting for something to; b"" at the end. Raises ResponseTruncated."""
+        """Wait for data and return all that arrived since the last call; b"" at the end. Raises ResponseTruncated."""
         return await self._connection.read()
 
     def close(self) -> None:
-        """Gives the connection back when the answer is complete; else ends it, which tells the worker to stop."""
+        """Return the connection to the pool if the response is complete. Else close it, so that the worker stops."""
         self._connection.release()
 
 
 def quick_ack(tcp: socket.socket) -> None:
-    """Tells the sender at once what has come. Many a program writes head and body apart, and holds the body back until
-    then: that is 40 ms an answer.
+    """Acknowledge received data immediately.
+
+    Many programs send head and body in two writes, and TCP delays the second one until the first is acknowledged. That
+    would cost 40 ms per response.
     """
     if hasattr(socket, "TCP_QUICKACK"):
         tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
 class Connection(asyncio.Protocol):
-    """One connection, at most one exchange at a time. Also the receiver of its parser's callbacks."""
+    """One connection, with at most one exchange at a time. It also receives the callbacks of its HTTP parser."""
 
     def __init__(
         self,
@@ -81,11 +83,11 @@ class Connection(asyncio.Protocol):
         on_idle: Callable[[Connection], None],
         on_closed: Callable[[Connection], None],
     ) -> None:
-        """`on_idle`: its exchange is over and it may serve another. `on_closed`: it ended while idle."""
+        """`on_idle`: called when it can be used for the next exchange. `on_closed`: called when it ended while idle."""
         self.endpoint = endpoint
         self.usable = True
         self.idle_since = 0.0
-        self.answered = False  # a byte of the current answer has come
+        self.answered = False  # a byte of the current response has arrived
         self.complete = False
         self._tell_idle = on_idle
         self._tell_closed = on_closed
@@ -114,10 +116,10 @@ class Connection(asyncio.Protocol):
 
     @property
     def quiet_for(self) -> float:
-        """Seconds since a byte of the current answer came, or of the last one."""
+        """Seconds since the last byte of the current or last response; infinite while a request has no answer yet."""
         return self._loop.time() - self._last_byte if self.answered else math.inf
 
-    # -- the proxy's side
+    # -- called by the proxy
 
     async def exchange(self, method: str, head: bytes, body: bytes) -> WorkerResponse:
         self._reset(method)
@@ -175,7 +177,7 @@ class Connection(asyncio.Protocol):
                 self._transport.resume_reading()
 
     def abort(self, why: str) -> None:
-        """Ends an exchange that is under way, as if the other side had."""
+        """End the current exchange as if the worker had closed the connection."""
         if self._busy and not self.complete:
             self._fail(why)
             self._transport.abort()
@@ -202,15 +204,15 @@ class Connection(asyncio.Protocol):
         self._wake()
 
     def _check_silence(self, limit: float) -> None:
-        """One timer per exchange: it looks when the last byte came instead of being set anew by each."""
+        """Time out a silent exchange. Its only timer checks when the last byte arrived, so bytes do not restart it."""
         left = self._last_byte + limit - self._loop.time()
         if left > 0 or self._paused:
             self._watch = self._loop.call_later(left if left > 0 else limit, self._check_silence, limit)
         else:
-            self._fail(f"no byte came for {limit:g} s")
+            self._fail(f"no byte arrived for {limit:g} s")
             self._transport.abort()
 
-    # -- the transport's side
+    # -- called by the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -218,7 +220,7 @@ class Connection(asyncio.Protocol):
             self._tcp = transport.get_extra_info("socket")
 
     def data_received(self, data: bytes) -> None:
-        if not self._busy:  # nothing was asked: not a connection to trust
+        if not self._busy:  # data without a request: the connection is not usable
             self._tell_closed(self)
             self.close()
             return
@@ -228,7 +230,7 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if not self.complete:
-                self._fail(f"the answer is no HTTP: {error}")
+                self._fail(f"the response is not valid HTTP: {error}")
             self.close()
             return
         if self._tcp is not None and not self.complete:
@@ -242,9 +244,9 @@ class Connection(asyncio.Protocol):
             self.complete = True
             self._wake()
         elif not self.complete:
-            self._fail(f"the connection was lost ({exc})" if exc else "the connection was closed")
+            self._fail(f"the connection failed ({exc})" if exc else "the connection was closed")
 
-    # -- the parser's side
+    # -- called by the parser
 
     def on_status(self, status: bytes) -> None:
         self._reason = status.decode("latin-1")
@@ -254,7 +256,7 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
-        if status < 200:  # 100 Continue and its like: the answer is still to come
+        if status < 200:  # interim responses such as 100 Continue: the final response follows
             self._headers, self._reason = [], ""
             return
         self._reply = WorkerResponse(self, status, self._reason, self._headers)

@@ -1,7 +1,7 @@
-"""Remember which model answers a conversation, and let its request continue when the client disconnects.
+"""Record which model answers a conversation, and let its request continue when the client disconnects.
 
-A conversation is a POST with an `X-Conversation-Id`. The proxy runs its requests through this module; `streams` asks
-which model has a conversation and stops it. The HTTP request to the worker is made by the caller's coroutine.
+A conversation is a POST with an `X-Conversation-Id`. The proxy runs its requests through this module; `streams` looks
+up the model of a conversation and stops it. The HTTP request to the worker is made by the caller's coroutine.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from aiohttp import web
 from llama_corral.common.base.errors import InvalidRequest
 
 RETENTION_S = 360.0
-"""A worker keeps what was streamed for 300 s after its end; this is about that stream's owner, so no shorter."""
+"""Seconds to keep a conversation's model after its end: longer than the 300 s for which workers keep a stream."""
 
 
 @dataclass(slots=True, eq=False)
 class Conversation:
     model: str
     outlives_client: bool
-    """Once it streams there is something to come back to."""
+    """True if the request continues without its client, because it streams: the client can resume the stream."""
     is_parked: bool = True
-    """Its request has not been sent to the worker yet; most of the time because that one still loads."""
+    """True if the request was not sent to the worker yet, usually because the model still loads."""
     request: asyncio.Task[web.StreamResponse] | None = None
-    """None: it has ended."""
+    """None if it has ended."""
 
 
 Work = Callable[[Conversation], Coroutine[Any, Any, web.StreamResponse]]
@@ -42,7 +42,7 @@ class Conversations:
         return self._conversations.get(name)
 
     def matching(self, names: Iterable[str]) -> dict[str, Conversation]:
-        """Those with one of the names, or with one of them and `::` and more behind it; never any other."""
+        """Return the conversations whose name is one of `names`, or starts with one of them followed by `::`."""
         return {
             known: conversation
             for wanted in names
@@ -51,7 +51,10 @@ class Conversations:
         }
 
     async def run(self, name: str, model: str, work: Work, *, outlives_client: bool) -> web.StreamResponse:
-        """`work`'s answer. It goes on when the caller is cancelled, if it may; `stop` ends it while it is parked."""
+        """Return the response of `work`, run in a task that `stop` cancels while it is parked.
+
+        If the caller is cancelled, the task continues if `outlives_client`. Raises InvalidRequest if it was stopped.
+        """
         self.stop(name)
         conversation = self._conversations[name] = Conversation(model, outlives_client)
         request = conversation.request = asyncio.ensure_future(work(conversation))
@@ -68,7 +71,7 @@ class Conversations:
         return request.result()
 
     def stop(self, name: str) -> Conversation | None:
-        """Forgets it, and ends its request if that is still parked; what streams already is its worker's to end."""
+        """Remove and return a conversation. Cancel its request if it is parked; a running stream is not ended here."""
         conversation = self._conversations.pop(name, None)
         if conversation is not None and conversation.is_parked and conversation.request is not None:
             conversation.request.cancel()
@@ -83,7 +86,7 @@ class Conversations:
         self._requests.discard(request)
         conversation.request = None
         if not request.cancelled():
-            request.exception()  # whoever waits for it has it; nobody may be left
+            request.exception()  # marks it as retrieved: the waiting caller may have been cancelled
         kept_s = 0.0 if conversation.is_parked else self._kept_s
         asyncio.get_running_loop().call_later(kept_s, self._forget, name, conversation)
 

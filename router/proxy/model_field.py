@@ -1,6 +1,6 @@
-"""Which model a request is for: read from the body or the query, and nothing else of it.
+"""Read from a body which model a request is for, and the few other fields that the router needs.
 
-Pure; called by `proxy`. Bodies are large (images) and forwarded byte for byte, so only the one field is looked at.
+Pure; called by `proxy`. Bodies are large (images) and forwarded byte for byte, so only these fields are parsed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from llama_corral.common.web.ollama import read_keep_alive
 
 _EMPTY = (b"", b"null", b'""', b"[]")
 _SHORT = 64
-"""Bytes of a value that are looked at to see whether it is one of these; images make others long."""
+"""Bytes of a value that are compared with these. Values with images are long."""
 _HEADERS = BytesHeaderParser()
 
 
@@ -38,19 +38,19 @@ class _OllamaTarget(msgspec.Struct):
 class OllamaTarget:
     model: str = ""
     keep_alive: float | None = None
-    """Seconds, negative for ever."""
+    """Seconds; negative: forever."""
     only_unloads: bool = False
-    """Nothing is asked of the model but to leave."""
+    """True if the request only asks to unload the model."""
 
 
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def with_model(body: bytes, name: str) -> bytes:
-    """The same JSON object under another `model`; every other value stays as it was written. Raises InvalidRequest."""
+    """Return the JSON object with `model` replaced and every other value unchanged. Raises InvalidRequest."""
     try:
         fields = _object.decode(body)
-    except msgspec.ValidationError:  # JSON, but no object
+    except msgspec.ValidationError:  # JSON, but not an object
         return body
     except NOT_JSON as error:
         raise malformed(error) from None
@@ -73,15 +73,15 @@ _text = msgspec.json.Decoder(str)
 
 
 def model_in_json(body: bytes) -> str:
-    """The `model` of a JSON object; "" when it is absent or no string, or the body is some other JSON or empty.
+    """Return the `model` of a JSON object, or "" if it is missing or not a string, or the body is empty or no object.
 
-    Raises InvalidRequest for what is no JSON.
+    Raises InvalidRequest if the body is not JSON.
     """
     if not body or body.isspace():
         return ""
     try:
         raw = _target.decode(body).model
-    except msgspec.ValidationError:  # JSON, but no object
+    except msgspec.ValidationError:  # JSON, but not an object
         return ""
     except NOT_JSON as error:
         raise malformed(error) from None
@@ -98,18 +98,18 @@ def _name(raw: msgspec.Raw) -> str:
 
 
 def ollama_in_json(body: bytes) -> OllamaTarget:
-    """What the router has to know of a request in Ollama's dialect. Raises InvalidRequest."""
+    """Return the fields that the router needs from a request in Ollama's dialect. Raises InvalidRequest."""
     if not body or body.isspace():
         return OllamaTarget()
     try:
         found = _ollama_target.decode(body)
-    except msgspec.ValidationError:  # JSON, but no object
+    except msgspec.ValidationError:  # JSON, but not an object
         return OllamaTarget()
     except NOT_JSON as error:
         raise malformed(error) from None
     try:
         given = msgspec.json.decode(found.keep_alive) if bytes(found.keep_alive) else None
-    except NOT_JSON as error:  # a number that is too large, or text that is none
+    except NOT_JSON as error:  # a number that is too large, or text that is not valid UTF-8
         raise malformed(error) from None
     keep_alive = None if given is None else read_keep_alive(given)
     is_empty = all(_is_empty(raw) for raw in (found.prompt, found.messages, found.input))
@@ -122,7 +122,7 @@ def _is_empty(raw: msgspec.Raw) -> bool:
 
 
 def streams_in_json(body: bytes) -> bool:
-    """Whether a JSON object asks for a stream."""
+    """Return True if a JSON object requests a stream."""
     try:
         return _streaming.decode(body).stream
     except msgspec.DecodeError:
@@ -130,7 +130,7 @@ def streams_in_json(body: bytes) -> bool:
 
 
 def model_in_form(body: bytes, content_type: str) -> str:
-    """The text of the form's `model` field, wherever it stands; "" when there is none."""
+    """Return the text of the form's `model` field at any position, or "" if it is missing."""
     return _text_in_form(body, content_type, "model")
 
 
@@ -144,7 +144,7 @@ def _text_in_form(body: bytes, content_type: str, wanted: str) -> str:
 
 
 def _part_in_form(body: bytes, content_type: str, wanted: str) -> tuple[int, int] | None:
-    """Where the field's text begins and ends."""
+    """Return the start and end offset of the field's text in the body, or None."""
     header = Message()
     header["Content-Type"] = content_type
     boundary = header.get_param("boundary")

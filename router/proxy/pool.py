@@ -1,7 +1,7 @@
-"""The HTTP client on the way to the workers: a pool of connections, and one second try where that is safe.
+"""Send requests to workers over a pool of HTTP connections, and retry once where that is safe.
 
-The proxy calls `ConnectionPool.send()` and reads the `WorkerResponse` as it comes. Knows nothing of models, leases or
-clients.
+The proxy calls `ConnectionPool.send()` and reads the `WorkerResponse` as a stream. The pool does not know models,
+leases or clients.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from weakref import WeakSet
 from .connection import Connection, ConnectionLost, Header, Unreachable, WorkerResponse
 
 CONNECT_TIMEOUT_S = 10.0
-"""A worker listens before it is leased; what cannot be reached at once will not be."""
+"""A worker listens before it is leased, so a longer wait would not help."""
 BUSY_RETRY_S = 0.01
-"""A unix socket with a full backlog refuses instead of queueing; the next try comes after this."""
+"""Seconds until the next try. A unix socket with a full backlog refuses connections instead of queueing them."""
 IDLE_LIMIT_S = 60.0
-"""Idle connections are not reused later than this; workers keep theirs open for 90 s, so they never close first."""
+"""Seconds for which idle connections are reused. Workers keep them open for 90 s, so they never close first."""
 MAX_IDLE = 256
-"""Idle connections kept per endpoint; more would only hold descriptors after a burst."""
+"""Maximum idle connections per endpoint. More would only occupy descriptors after a burst."""
 
 
 class ConnectionPool:
     """Owns every connection to every worker."""
 
     def __init__(self, *, timeout: float | None) -> None:
-        """`timeout`: seconds without a byte after which an answer is given up; None: never."""
+        """`timeout`: seconds without a byte after which an exchange is aborted; None: no limit."""
         self._timeout = timeout
         self._idle: dict[str, list[Connection]] = {}
         self._all: WeakSet[Connection] = WeakSet()
@@ -36,9 +36,10 @@ class ConnectionPool:
     async def send(
         self, endpoint: str, method: str, target: str, headers: Iterable[Header], body: bytes
     ) -> WorkerResponse:
-        """Returns when the answer's head is there. `endpoint`: path of a unix socket, or `host:port`.
+        """Send a request and return when the response's head has arrived. `endpoint`: unix socket path or `host:port`.
 
-        A reused connection may have been closed while the request was on its way; it is sent again once, on a new one.
+        A reused connection may have been closed while the request was sent. Then the request is sent once more on a new
+        connection. Raises Unreachable and ConnectionLost.
         """
         head = _head(endpoint, method, target, headers, len(body))
         died: ConnectionLost | None = None
@@ -53,15 +54,15 @@ class ConnectionPool:
         try:
             connection = await self._connect(endpoint)
         except Unreachable as error:
-            raise died or error from None  # its process is gone, and may have died of this very request
+            raise died or error from None  # the process has ended, possibly because of this request
         return await connection.exchange(method, head, body)
 
     def quiet_for(self, endpoint: str) -> float:
-        """Seconds since a byte of any answer came from there."""
+        """Return the seconds since a byte of any response arrived from `endpoint`; infinite if none did."""
         return min((one.quiet_for for one in self._all if one.endpoint == endpoint), default=math.inf)
 
     def abort_all(self, why: str) -> None:
-        """Ends every exchange that is under way."""
+        """Abort all current exchanges."""
         for connection in tuple(self._all):
             connection.abort(why)
 
@@ -91,7 +92,7 @@ class ConnectionPool:
             connection.close()
 
     def _forget(self, connection: Connection) -> None:
-        """An idle connection was closed by the other side."""
+        """Remove an idle connection that the worker closed."""
         connections = self._idle.get(connection.endpoint)
         if connections is not None:
             with contextlib.suppress(ValueError):
@@ -118,7 +119,7 @@ class ConnectionPool:
                     except BlockingIOError:
                         await asyncio.sleep(BUSY_RETRY_S)
         except (OSError, TimeoutError) as error:
-            raise Unreachable(str(error) or "connecting timed out") from None
+            raise Unreachable(str(error) or "the connection attempt timed out") from None
 
 
 def _head(endpoint: str, method: str, target: str, headers: Iterable[Header], body_length: int) -> bytes:

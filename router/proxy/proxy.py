@@ -1,8 +1,9 @@
-"""Requests that a worker answers: find the model, hold a lease for as long as the answer flows, pass the bytes on.
+"""Forward requests to workers: find the model, keep a lease until the response has ended, relay the bytes.
 
-Called by the routes of `app`; asks `lifecycle` for the lease and `pool` for the answer. Reads nothing of a body but
-the model's name and changes nothing of it. A client that leaves cancels the handler, which closes the way to the
-worker, which ends the generation; a stream that it can resume runs as a task of its own instead (`conversations`).
+The routes of `app` call it. It requests leases from `lifecycle` and sends requests with `pool`. It reads only the model
+name and the `stream` field of a body, and does not change the body, except the model's name for an external program.
+When a client disconnects, its handler is cancelled, the connection to the worker is closed, and the worker ends the
+generation. A stream that the client can resume runs in a separate task instead (`conversations`).
 """
 
 from __future__ import annotations
@@ -51,18 +52,18 @@ from .sse_keepalive import NO_KEEPALIVE, KeepalivePolicy, KeepaliveStream
 log = logging.getLogger("corral.router")
 
 FAKE_TIMING_S = 2.0
-"""With LLAMA_SERVER_DEBUG_FAKE_TIMING every proxied request holds its lease this long before it goes on."""
+"""With LLAMA_SERVER_DEBUG_FAKE_TIMING, seconds for which each request keeps its lease before it is forwarded."""
 
 ASK_TIMEOUT_S = 1.0
-"""For what a worker answers from memory; llama-server gives it a quarter of that."""
+"""Timeout in seconds of a query that a worker answers from memory. llama-server uses a quarter of that."""
 RESUME_WAIT_S = 30.0
-"""A client that reads nothing for so long is parted from a stream that it can resume; one that vanished looks so."""
+"""Seconds without reading after which a client is disconnected from a stream that it can resume."""
 FORM = "multipart/form-data"
 
 
 @dataclass(slots=True)
 class _Body:
-    """Emptied once it was sent: its answer may flow for many minutes, and images are large."""
+    """A request's body. It is emptied once sent, since images are large and the response may take many minutes."""
 
     data: bytes
 
@@ -80,9 +81,9 @@ class Proxy:
         fake_timing: bool = False,
         keepalive_policy: KeepalivePolicy = NO_KEEPALIVE,
     ) -> None:
-        """`prefix`: of the paths of workers, which is the router's own.
+        """`prefix`: the API prefix, the same for the router and the workers.
 
-        `keepalive_policy`: when streams begin by themselves.
+        `keepalive_policy`: when a stream begins before its response.
         """
         self._lifecycle = lifecycle
         self._pool = pool
@@ -93,11 +94,11 @@ class Proxy:
         self._is_ending = False
 
     async def by_query(self, request: web.Request) -> web.StreamResponse:
-        """GET: the model is `?model=`."""
+        """Forward a GET. The model is `?model=`."""
         return await self._forward(request, self.find(query_text(request, "model")), _Body(b""), touch=False)
 
     async def by_body(self, request: web.Request) -> web.StreamResponse:
-        """POST: the model is the body's; `?model=` serves bodies that cannot name one (a JSON array, an empty body)."""
+        """Forward a POST. The body names the model, or else `?model=` (for a JSON array or an empty body)."""
         body = _Body(await read_unmarked_body(request))
         if request.content_type == FORM:
             model = model_in_form(body.data, request.headers[hdrs.CONTENT_TYPE])
@@ -111,18 +112,18 @@ class Proxy:
     async def forward(
         self, request: web.Request, model: str, data: bytes, *, retention: Retention | None = None
     ) -> web.StreamResponse:
-        """A POST whose body was read already. `retention`: how long the model is kept from now on."""
+        """Forward a POST whose body was already read. `retention`: how long the model is kept loaded from now on."""
         return await self._forward(request, model, _Body(data), touch=True, retention=retention)
 
     async def forward_if_running(self, request: web.Request, model: str) -> web.StreamResponse:
-        """A GET to a model that runs, which it neither loads nor keeps young."""
+        """Forward a GET to a running model. It does not load the model and does not count as a use."""
         async with self._lifecycle.lease(model, autoload=False, touch=False) as lease:
             return await self._exchange(request, lease, _Body(b""))
 
     async def query(
         self, request: web.Request, model: str, *, body: bytes = b"", method: str = "", target: str = ""
     ) -> bytes | None:
-        """A short question to a model, in the client's name; None when it does not run or has no answer in time."""
+        """Query a model with the client's headers. Return None if it does not run or does not answer in time."""
         try:
             async with (
                 asyncio.timeout(ASK_TIMEOUT_S),
@@ -135,11 +136,11 @@ class Proxy:
                 finally:
                     reply.close()
         except (ApiError, ResponseTruncated, TimeoutError) as error:
-            log.info("name=%s could not be asked for %s: %s", model, request.path, error)
+            log.info("name=%s: the query of %s failed: %s", model, request.path, error)
             return None
 
     def abort_all(self) -> None:
-        """The router ends: so do all answers, with a word to their clients."""
+        """Abort all responses with an error to their clients, because the router shuts down."""
         self._is_ending = True
         self._pool.abort_all("the router is shutting down")
 
@@ -174,12 +175,12 @@ class Proxy:
             await keepalive_stream.end()
 
     def _wait_description(self, model: str) -> str:
-        """For a comment; a person may see it."""
+        """Return why the client has to wait, for a comment that a user may see."""
         view = self._lifecycle.view(model)
         if view is None or view.status == ModelState.LOADED.value:
             return "waiting for the first token"
         if view.status != ModelState.LOADING.value:
-            return "waiting for a place"
+            return "waiting in the queue"
         value = view.progress.get("value")
         return f"loading, {value:.0%}" if isinstance(value, float) else "loading"
 
@@ -212,7 +213,7 @@ class Proxy:
             reply.close()
 
     async def _in_conversation(self, request: web.Request, name: str, model: str, body: _Body) -> web.StreamResponse:
-        """Its client may leave and come back; what it had before under this name ends."""
+        """Forward a POST that can be resumed. The previous request of the conversation is ended."""
         previous = self._conversations.stop(name)
         if previous and previous.request and not previous.is_parked and previous.model != model:
             target = f"{self._prefix}/v1/stream?conv_id={quote(name, safe='')}"
@@ -251,7 +252,7 @@ class Proxy:
             raise WorkerGone(f"model '{lease.model}' ended before it answered: {why}") from None
 
     async def _truncation_reason(self, lease: Lease, why: str) -> ApiError:
-        """What the client of an unfinished answer is told."""
+        """Return the error for the client of a truncated response."""
         if self._is_ending:
             return Unavailable("the router is shutting down")
         log.warning("name=%s ended in the middle of an answer: %s", lease.model, why)
@@ -260,7 +261,7 @@ class Proxy:
 
 
 def wants_autoload(request: web.Request) -> bool | None:
-    """`?autoload=`: on for true or 1, off for anything else; None leaves it to --models-autoload."""
+    """Return True for `?autoload=true` or `=1`, False for other values, None (use --models-autoload) if missing."""
     given = request.query.get("autoload", "")
     return given in ("true", "1") if given else None
 
@@ -272,7 +273,7 @@ def _wants_stream(request: web.Request, body: _Body) -> bool:
 
 
 def _renamed(request: web.Request, body: bytes, model: str) -> bytes:
-    """As another program calls it."""
+    """Return the body with the model's name replaced by the external program's name for it."""
     if request.content_type == FORM:
         return with_model_in_form(body, request.headers[hdrs.CONTENT_TYPE], model)
     return with_model(body, model)

@@ -1,6 +1,6 @@
-"""What passes between client and worker: headers both ways, the bytes of an answer, and its last words if it breaks.
+"""Relay headers in both directions, the bytes of a response, and an error at its end if it was truncated.
 
-Functions of `proxy`, which knows the model and holds the lease; nothing here waits for a model.
+These functions belong to `proxy`, which knows the model and has the lease. Nothing here waits for a model.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _HOP_BY_HOP = frozenset(
 )
 _DEFAULTS = DEFAULTS_HEADER.lower().encode()
 _NOT_FORWARDED = _HOP_BY_HOP | {b"host", b"content-length", b"accept-encoding", b"expect", _DEFAULTS}
-"""`accept-encoding`: a compressed answer would be held back by its compressor. aiohttp has answered `expect`.
-A preset's defaults are the router's to say."""
+"""`accept-encoding`: compression would delay the chunks of a response. `expect`: aiohttp has handled it already.
+`_DEFAULTS`: only the router may set a preset's defaults."""
 _NOT_RETURNED = _HOP_BY_HOP | {b"server", b"date", b"content-length"}
-"""What our own answer says for itself."""
+"""Headers that our own response sets itself."""
 
 
 def forwarded_headers(request: web.Request, defaults: str = "") -> Iterable[Header]:
-    """`defaults`: of the preset that was asked for."""
+    """Return the headers to forward to the worker. `defaults`: those of the requested preset."""
     dropped: frozenset[bytes] | set[bytes] = _NOT_FORWARDED
     if request.headers.get(hdrs.CONTENT_ENCODING):
-        dropped = dropped | {b"content-encoding"}  # aiohttp has undone it
+        dropped = dropped | {b"content-encoding"}  # aiohttp has decoded the body
     if "," in (named := request.headers.get(hdrs.CONNECTION, "")) or named.lower() not in ("", "keep-alive", "close"):
         dropped = dropped | {name.strip().lower().encode("utf-8", "surrogateescape") for name in named.split(",")}
     headers = [header for header in request.raw_headers if header[0].lower() not in dropped]
@@ -67,7 +67,7 @@ async def read_all(reply: WorkerResponse) -> bytes:
 
 
 async def read_remaining(reply: WorkerResponse) -> bytes:
-    """Of a refusal that did not come as the head of an answer any more: as much of it as there is."""
+    """Read a refusal whose stream has already begun, as much of it as arrives."""
     chunks = []
     with contextlib.suppress(ResponseTruncated):
         while chunk := await reply.read():
@@ -83,7 +83,7 @@ def is_event_stream(reply: WorkerResponse) -> bool:
 
 
 def as_event(request: web.Request, reply: WorkerResponse, body: bytes) -> bytes:
-    """A whole answer in a stream that had begun before: a refusal, in the client's dialect already."""
+    """Return a whole response, usually an error in the client's dialect, as one event for a stream that has begun."""
     before, behind = (b"data: ", b"\n\n") if reply.status == OK else envelope_of(request).in_stream
     return before + b"".join(body.splitlines()) + behind
 
@@ -95,7 +95,7 @@ async def finish_stream(response: web.StreamResponse, last: bytes) -> web.Stream
 
 
 async def drain_detached(request: web.Request, reply: WorkerResponse) -> None:
-    """Its client is gone, but a stream that can be resumed goes on, and with it the lease."""
+    """Read a resumable stream to its end without its client, so that it continues and keeps its lease."""
     if request.transport is not None:
         request.transport.close()
     with contextlib.suppress(ResponseTruncated):
@@ -110,7 +110,11 @@ async def stream(
     truncation_reason: Callable[[str], Awaitable[ApiError]],
     begun: web.StreamResponse | None = None,
 ) -> web.StreamResponse:
-    """`begun`: the client has its status, and is to have the bytes."""
+    """Relay the worker's response to the client and return it. `begun`: a stream whose head was already sent.
+
+    `keepalive`: seconds that one write may take. A truncated stream ends with the error of `truncation_reason`. Raises
+    ConnectionAbortedError if the client does not read, or if a truncated response cannot carry an error.
+    """
     response = begun
     if response is None:
         response = web.StreamResponse(status=reply.status, reason=reply.reason, headers=returned_headers(reply))
@@ -118,16 +122,18 @@ async def stream(
     last = b"\n\n"
     try:
         while chunk := await reply.read():
-            async with asyncio.timeout(keepalive):  # a client that stopped reading must not hold the lease for ever
+            async with asyncio.timeout(keepalive):  # a client that stopped reading must not keep the lease
                 await response.write(chunk)
             last = chunk
     except TimeoutError:
-        raise ConnectionAbortedError("the client does not read its answer") from None
+        raise ConnectionAbortedError("the client does not read the response") from None
     except ResponseTruncated as error:
         why = await truncation_reason(str(error))
         separator = _SEPARATORS.get(response.content_type)
         if separator is None:
-            raise ConnectionAbortedError("the answer is incomplete") from None  # an honest end: no last chunk
+            raise ConnectionAbortedError(
+                "the response is truncated"
+            ) from None  # no last chunk, so the client detects it
         before = b"" if last.endswith(separator) else separator
         await response.write(before + error_event(why, envelope_of(request)))
     await response.write_eof()
@@ -135,4 +141,4 @@ async def stream(
 
 
 _SEPARATORS = {EVENT_STREAM_TYPE: b"\n\n", LINES_TYPE: b"\n"}
-"""Streams that can say at their end what went wrong, and what stands between their messages."""
+"""Content types of streams that can end with an error message, and the separators of their messages."""

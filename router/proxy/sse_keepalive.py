@@ -1,8 +1,8 @@
-"""Streams that begin before their answer: comments to a client whose model is queued, loads or has not said a word yet.
+"""Begin a stream before its response, with comments while the model is queued, loads or has not sent a byte yet.
 
-Proxies on the way cut connections that are silent for a minute. So a request for server-sent events that waits too long
-gets its status, 200, and then comments, which clients pass over; a refusal that comes later is an error event. Before
-that nothing is sent, so that a refusal has a status of its own. Used by `proxy`, which says what the comments tell.
+Proxies between client and router close connections that are silent for a minute. So a request for server-sent events
+that waits too long gets the status 200 and then comments, which clients ignore; a later refusal becomes an error event.
+Before that nothing is sent, so that a refusal can have its own status. `proxy` uses it and gives the comments' texts.
 """
 
 from __future__ import annotations
@@ -19,23 +19,26 @@ from llama_corral.common.web.application import CONVERSATION_HEADER, GIVEN_BODY,
 from llama_corral.common.web.ollama import speaks_ollama
 
 _STREAMING = ("/completion", "/completions", "/responses", "/messages", "/infill", "/audio/transcriptions")
-"""The ends of the paths that can answer with server-sent events."""
+"""Suffixes of the paths that can answer with server-sent events."""
 _CHATS = "/chat/completions"
 PROGRESS_S = 1.0
-"""Between two looks at a load whose progress is told."""
+"""Seconds between two checks of a load's progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeepalivePolicy:
     after: float = -1
-    """Seconds of silence until a stream begins without its answer; negative: never."""
+    """Seconds of waiting after which a stream begins without its response; negative: never."""
     interval: float = 30
-    """Seconds between two comments; 0 and less: none, and so no stream either."""
+    """Seconds between two comments; 0 or negative: no comments, and so no stream either."""
     sends_reasoning: bool = False
-    """In chats a model's thoughts tell how its load gets on, for a person to see."""
+    """True if chats get the load's progress as reasoning text, so that a user can see it."""
 
     def allows(self, request: web.Request) -> bool:
-        """Lines of JSON have no comments; and who resumes a stream counts its bytes, of which these are none."""
+        """Return True if the request may get a stream with comments.
+
+        JSON lines have no comments. A client that resumes a stream counts its bytes, and comments would be extra ones.
+        """
         return (
             self.after >= 0
             and self.interval > 0
@@ -50,7 +53,7 @@ NO_KEEPALIVE = KeepalivePolicy()
 
 
 class KeepaliveStream:
-    """One request's. `end()` must follow, whatever happens; it may be called again."""
+    """The keepalive stream of one request. `end()` must always be called; it may be called repeatedly."""
 
     def __init__(
         self,
@@ -60,7 +63,10 @@ class KeepaliveStream:
         is_wanted: Callable[[], bool],
         says: Callable[[], str],
     ) -> None:
-        """`is_wanted` is asked only once the time has come: it looks through the whole body."""
+        """`is_wanted`: called only when the stream is to begin, because it parses the whole body.
+
+        `says`: returns the text of the next comment.
+        """
         self._request = request
         self._model = model
         self._interval = keepalive.interval
@@ -74,7 +80,7 @@ class KeepaliveStream:
             self._timer = asyncio.get_running_loop().call_later(keepalive.after, self._begin)
 
     async def end(self) -> web.StreamResponse | None:
-        """The stream, if it has begun: from now on it is the caller's."""
+        """Stop the comments. Return the stream if it has begun; the caller owns it from then on."""
         if self._timer is not None:
             self._timer.cancel()
         self._over.set()
@@ -86,7 +92,7 @@ class KeepaliveStream:
 
     async def _send(self) -> web.StreamResponse:
         response = event_stream()
-        with contextlib.suppress(ConnectionError):  # the client left: its handler is told by other ways
+        with contextlib.suppress(ConnectionError):  # the client disconnected: its handler is cancelled separately
             await response.prepare(self._request)
             await (self._send_reasoning(response) if self._thinks else self._comment(response))
         return response

@@ -118,7 +118,7 @@ async def test_a_client_that_leaves_in_between_takes_its_place_along() -> None:
         await g.becomes("busy", "loaded")
         async with g.client.stream("POST", CHAT, json={"model": "m", "stream": True}) as response:
             async with asyncio.timeout(PATIENCE):
-                assert await anext(response.aiter_lines()) == ": waiting for a place"
+                assert await anext(response.aiter_lines()) == ": waiting in the queue"
             assert waiting(g, "m") == 1
         await until(lambda: waiting(g, "m") == 0)
         busy.cancel()
