@@ -1,7 +1,8 @@
-"""Carries out what `placement` decides: starts and evicts models, for the queue and by the clock.
+"""Carry out what `placement` decides: start, evict and refuse models, for the queue and by timers.
 
-Owned by `lifecycle`, which calls `tick` after every change, and `unload_expired` after whatever may change a model's
-time. It serves nobody: it refuses those who wait in vain, and starts models through `supervisor`.
+Owned by `lifecycle`, which calls `tick` after every change, and `unload_expired` after each change that affects when a
+model expires. It starts and stops models through `supervisor`. It grants no leases, but refuses requests whose model
+cannot start.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ from .supervisor import Supervisor
 log = logging.getLogger("corral.router")
 
 RECHECK_S = 0.5
+"""For memory that the next model of the queue waits for."""
 WARM_RECHECK_S = 10.0
-"""For memory that others on this machine may give back: nobody waits for it."""
+"""For memory that models to keep warm need: no request waits for it."""
 MAX_DELAY_S = 3600.0
-"""Not every clock can count as far as options may say."""
+"""Longest timer: options allow times that are too long for some clocks."""
 
 
 class Dispatcher:
@@ -61,7 +63,7 @@ class Dispatcher:
         self._is_closed = False
 
     def hold_starts(self) -> None:
-        """Nothing starts until `release_starts`."""
+        """Start no model until `release_starts`."""
         self._starts_allowed.clear()
 
     def release_starts(self) -> None:
@@ -74,7 +76,7 @@ class Dispatcher:
         self._idle_timer.check()
 
     def close(self) -> None:
-        """Decides nothing any more."""
+        """Stop all timers and starts; later calls of `tick` decide nothing."""
         self._is_closed = True
         self._idle_timer.close()
         if self._recheck_timer is not None:
@@ -92,6 +94,7 @@ class Dispatcher:
         )
 
     def tick(self) -> None:
+        """Carry out decisions until none is left, then set the timer for the next check."""
         for name in self._queue.models_without_entry:
             model = self._catalog.find(name)
             if model is not None and not model.takes_requests and model.state is not ModelState.LOADING:
@@ -114,7 +117,7 @@ class Dispatcher:
         self._load_keep_warm()
 
     def _load_keep_warm(self) -> None:
-        """Nobody waits."""
+        """Start the next model to keep warm; called when the queue is empty."""
         if self._is_closed or self._is_starting_warm or not any(model.needs_warm_load for model in self._catalog):
             return
         snapshot = self._snapshot()
@@ -133,7 +136,7 @@ class Dispatcher:
         finally:
             self._is_starting_warm = False
         if model in self._catalog and keep_warm.next_warm(self._snapshot()) == model.name:
-            log.info("name=%s is loaded to be warm", model.name)
+            log.info("loading name=%s to keep it warm", model.name)
             self.start(model)
         self.tick()
 
@@ -143,12 +146,12 @@ class Dispatcher:
     def _preempt(self, retirement: placement.Eviction) -> None:
         model = self._catalog[retirement.model]
         if model.instance is not None:
-            log.info("name=%s takes nothing new: %s", model.name, retirement.reason)
+            log.info("name=%s accepts no new requests: %s", model.name, retirement.reason)
             model.instance.preemption_reason = retirement.reason
             self._queue.requeue(model.name)
 
     def cancel_preemptions(self) -> list[Model]:
-        """Those that were to yield, once nobody is left who waited too long for that; they take requests again."""
+        """Cancel all pre-emptions if no overdue model is left; return the models that accept requests again."""
         yielding = [model for model in self._catalog if model.instance and model.instance.preemption_reason]
         yielding = [model for model in yielding if model.state.is_ready]
         if not yielding or queue_order.is_any_overdue(self._snapshot()):
@@ -156,7 +159,7 @@ class Dispatcher:
         for model in yielding:
             assert model.instance is not None
             model.instance.preemption_reason = ""
-            log.info("name=%s stays: nobody waits for its place any more", model.name)
+            log.info("name=%s is kept: no model waits for its place any more", model.name)
         return yielding
 
     def _unload_expired(self, eviction: placement.Eviction) -> None:
@@ -164,7 +167,7 @@ class Dispatcher:
         self._evict(eviction)
 
     def _schedule_recheck(self, snapshot: PlacementSnapshot) -> None:
-        """Time passes, and memory comes back, from devices above all, without anybody telling."""
+        """Set a timer, because no event reports passing time or freed memory (above all of devices)."""
         when = queue_order.next_check(snapshot)
         delay = math.inf if when is None else when - snapshot.now
         self._recheck_after(min(delay, RECHECK_S) if placement.waits_for_space(snapshot) else delay)
@@ -183,8 +186,11 @@ class Dispatcher:
             self.start(model)
 
     def retry(self, model: Model) -> bool:
-        """Its load ran out of memory, which another program may have taken meanwhile: an idle model leaves, and it is
-        loaded once more. False: nobody waits for it any more, or nobody can leave."""
+        """Evict an idle model and load `model` once more after its load ran out of memory.
+
+        Another program may have used the memory in the meantime. False: no request waits for the model any more, or no
+        model can be evicted.
+        """
         leaving = placement.least_valuable_idle(self._snapshot(), model.name)
         if self._is_closed or leaving is None or not self._queue.count(model.name):
             return False
@@ -202,7 +208,7 @@ class Dispatcher:
     async def _start_after_delay(self, model: Model) -> None:
         await asyncio.sleep(self._load_delay)
         if not self._queue.is_claimed(model.name) or not model.state.is_down:
-            return  # nobody waits any more, or it was started by command
+            return  # no request waits any more, or it was started by command
         if self._starts_allowed.is_set() and placement.may_start(self._snapshot(), model.name):
             self.start(model)
         else:
@@ -222,28 +228,32 @@ class Dispatcher:
             self.refuse_waiters(model)
 
     def refuse_waiters(self, model: Model) -> None:
-        """Its instance went down, or none could be made: refuses those who wait for that, in a pause all who wait."""
+        """Refuse the requests that waited for an instance that ended or could not start.
+
+        During the back-off refuse all waiting requests.
+        """
         self._queue.refuse_started(model.name, functools.partial(_start_failure, model))
         now = self._memory_accounting.clock()
         if model.refusal(now):
             self._queue.refuse(model.name, functools.partial(model.backoff.refusal, model.name, model.failure, now))
 
     async def evict_for_load(self, model: Model) -> None:
-        """For a load by command: as many idle models leave, and are waited for, as it needs."""
+        """Evict the idle models that are in the way of a load by command, and wait until they have exited."""
         leaving = [self._catalog[name] for name in placement.victims_for_load(self._snapshot(), model.name)]
         instances = [other.instance for other in leaving if other.instance is not None]
         for other in leaving:
-            self._supervisor.stop(other, f"a load of {model.name} was asked for, and there is no room for both")
+            self._supervisor.stop(other, f"a load of {model.name} was requested, and there is no room for both")
         for instance in instances:
             await instance.exited.wait()
 
     def check_fits(self, model: Model) -> None:
+        """Raise NoCapacity if `model` can never start in this situation, ServerFault if a later try may succeed."""
         snapshot = self._snapshot()
         if obstacle := placement.impossibility_reason(snapshot, model.name):
             raise NoCapacity(f"model '{model.name}' cannot be loaded: {obstacle}")
         if others := blocking_models(snapshot, model.name):
             names = ", ".join(other.name for other in others)
-            raise ServerFault(f"model '{model.name}' does not run beside {names}, try again later")
+            raise ServerFault(f"model '{model.name}' cannot run at the same time as {names}, try again later")
         if not placement.has_place(snapshot):
             raise ServerFault("model limit reached, try again later")
         if not placement.has_space(snapshot, model.name):
@@ -255,7 +265,7 @@ class Dispatcher:
 
 
 def _start_failure(model: Model) -> ApiError:
-    """For those who waited for an instance that went down before it was ready."""
+    """Return the error for requests that waited for an instance that ended before it was ready."""
     if model.exit_code:
         return ServerFault(f"model name={model.name} failed to load: {model.failure}")
     return InvalidRequest(f"model name={model.name} is not running")

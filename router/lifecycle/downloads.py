@@ -1,8 +1,8 @@
-"""Models on their way into the cache: for each a worker that only downloads, its progress, its end, its cancelling.
+"""Download models into the cache: start a worker that only downloads, follow its progress, cancel it, handle its end.
 
-Owned by `lifecycle`; writes the catalog's entries that are downloading and no others. Downloads take no place of
---models-max. When one has ended, whoever asked for it says how the sources are read again, so that the cache's own
-entry is there before anybody is told of the end.
+Owned by `lifecycle`; writes only the catalog's entries that are downloading. Downloads do not count against
+--models-max. The caller that starts one passes a function that reads the sources again. It runs after the download, so
+that the cache's entry exists before the end is published.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Downloads:
         return list(self._running)
 
     def start(self, preset: Preset, reload_sources: ReloadSources) -> None:
-        """Under a name that nothing else has; `reload_sources` reads the sources again at the end. Raises ApiError."""
+        """Start a download under an unused name. `reload_sources` is called at its end. Raises ApiError."""
         if self._is_closed:
             raise Unavailable("the router is shutting down")
         if self._catalog.find(preset.name) is not None:
@@ -78,7 +78,7 @@ class Downloads:
         self._events.publish(preset.name, "model_status", {"status": ModelState.DOWNLOADING.value})
 
     async def cancel(self, name: str) -> bool:
-        """Returns when it has ended; False: nothing of that name is downloading."""
+        """Cancel a download and wait for its end. False: no download has that name."""
         download = self._running.get(name)
         if download is None:
             return False
@@ -106,7 +106,7 @@ class Downloads:
         self._exits.spawn(self._end(download, returncode))
 
     async def _end(self, download: Download, returncode: int) -> None:
-        """The entry goes: the cache has its own for what came."""
+        """Read the sources again if the download succeeded, remove its entry and publish the result."""
         name, worker = download.model.name, download.worker
         failed = exit_code_of(returncode) != 0
         lines = worker.last_lines if worker is not None else ()

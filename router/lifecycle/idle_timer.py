@@ -1,6 +1,7 @@
-"""Unloads models whose time is over: one timer for all of them, set to the earliest.
+"""Unload models whose `ttl` is over: one timer for all models, set to the earliest.
 
-Owned by `lifecycle`, which calls `check` after whatever may change a model's time. `placement` says whose time is over.
+Owned by `dispatcher`, which calls `check` after each change that affects when a model expires.
+`placement` decides which models have expired.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from ..placement import placement
 from ..placement.snapshot import PlacementSnapshot
 
 MAX_DELAY_S = 86400.0
-"""No timer runs for longer, as not every clock can count that far: it only looks once a day."""
+"""Longest timer, since a `ttl` may be too long for some clocks: then the timer checks once a day."""
 
 
 class IdleTimer:
@@ -29,6 +30,7 @@ class IdleTimer:
         self._is_closed = False
 
     def check(self) -> None:
+        """Unload the expired models and set the timer for the next one."""
         self._disarm()
         if self._is_closed:
             return

@@ -1,7 +1,7 @@
-"""Who uses which model: gives leases, has requests wait for theirs, and takes leases back.
+"""Grant leases on models to requests, let requests wait for them, and release them.
 
-Owned by `lifecycle`. It writes what an instance counts and when a model was used; what follows for other models is
-the dispatcher's to find out, which it tells after every change.
+Owned by `lifecycle`. Writes the counters of an instance and the time of a model's last use. After every change it
+calls the dispatcher, which decides what follows for other models.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Leases:
         clock: Callable[[], float],
         max_queue: int,
     ) -> None:
-        """`max_queue`: requests that wait for whatever models; 0: no bound."""
+        """`max_queue`: most requests that may wait, for all models together; 0: no limit."""
         self._catalog = catalog
         self._queue = queue
         self._dispatcher = dispatcher
@@ -45,10 +45,10 @@ class Leases:
         self._max_queue = max_queue
 
     async def lease_if_loaded(self, model: Model, touch: bool, retention: Retention | None) -> Lease:
-        """Grant or queue without loading: raise InvalidRequest unless the model runs.
+        """Return a lease without loading the model; raise InvalidRequest unless the model runs.
 
-        A worker that still loads answers with 503 itself. Beyond the model's concurrency limit the request waits for
-        a place; on an instance that is about to stop no place is given again, so the request is refused.
+        A worker that is still loading answers with 503 itself. If the model's concurrency limit is reached, the request
+        waits. A draining instance grants no further leases, so the request is refused then.
         """
         if not model.state.is_running or model.state is ModelState.STOPPING:
             raise InvalidRequest("model is not loaded")
@@ -59,7 +59,10 @@ class Leases:
         return self._grant(model, touch, retention)
 
     async def lease_or_load(self, model: Model, touch: bool, retention: Retention | None) -> Lease:
-        """Cancelling the wait gives the place in the queue back."""
+        """Return a lease, after loading the model if necessary. Raises ApiError.
+
+        Cancelling the wait gives up the place in the queue.
+        """
         if model.takes_requests and _has_capacity(model, touch):
             return self._grant(model, touch, retention)
         if model.state in (ModelState.DOWNLOADING, ModelState.DOWNLOADED):
@@ -69,7 +72,7 @@ class Leases:
         return await self._wait(model, touch, retention, may_load=True)
 
     def release(self, lease: Lease, *, is_answered: bool) -> None:
-        """`is_answered`: to its end, which shows that the model works."""
+        """Release a lease. `is_answered`: the response was complete, which shows that the model works."""
         instance = lease.instance
         assert isinstance(instance, Instance)
         instance.leases -= 1
@@ -84,13 +87,16 @@ class Leases:
         if instance.leases > 0:
             return
         if instance.is_draining and model is not None and model.instance is instance:
-            self._supervisor.stop(model, instance.preemption_reason or "its preset changed or is gone")
+            self._supervisor.stop(model, instance.preemption_reason or "its preset was changed or removed")
         self._dispatcher.tick()
         if model is not None and model.retention.ttl is not None:
             self._dispatcher.unload_expired()
 
     def grant_waiting(self, model: Model) -> None:
-        """Before any tick, so that a model that just came up is busy, and not idle, when a victim is sought."""
+        """Grant leases to the waiters that the model can serve now.
+
+        Must be called before any tick, so that a model that has just become ready is busy when victims are chosen.
+        """
         if not model.takes_requests or model.instance is None:
             return
         most = admission.free_capacity(model.preset.policy, model.instance.requests)
@@ -123,7 +129,7 @@ class Leases:
     def _withdraw(self, model: Model, waiter: Waiter) -> None:
         self._queue.remove(model.name, waiter)
         if waiter.grant.done() and not waiter.grant.cancelled() and waiter.grant.exception() is None:
-            self.release(waiter.grant.result(), is_answered=False)  # granted in the very moment its client left
+            self.release(waiter.grant.result(), is_answered=False)  # granted just when its client disconnected
         for other in self._dispatcher.cancel_preemptions():
             self.grant_waiting(other)
         self._dispatcher.tick()
@@ -140,6 +146,9 @@ class Leases:
 
 
 def _has_capacity(model: Model, touch: bool) -> bool:
-    """For one more request. Those that wait are served as soon as there is one, so nobody is passed by."""
+    """Return True if one more request may use the model.
+
+    Waiting requests are served as soon as there is capacity, so no request overtakes them.
+    """
     assert model.instance is not None
     return not touch or admission.free_capacity(model.preset.policy, model.instance.requests) != 0

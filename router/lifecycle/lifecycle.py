@@ -1,8 +1,8 @@
-"""The one owner of all models' states: who runs, who waits, who must go.
+"""The only owner of all models' states: which models run, wait and stop.
 
-Handlers ask it for an outcome (`async with lifecycle.lease(model)`) and never act on a state they read. It lives on
-one event loop and every change happens between two awaits; after each, `dispatcher` asks `placement` what follows
-and carries it out. It knows nothing of HTTP, and of processes only what `launcher.Launcher` offers.
+Handlers request a result (`async with lifecycle.lease(model)`) and never act on a state that they have read. It runs on
+one event loop, and every change happens between two awaits. After each change `dispatcher` carries out what `placement`
+decides. It does not use HTTP, and uses processes only through `launcher.Launcher`.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ if TYPE_CHECKING:
     from llama_corral.presets.sources import Preset
 
 FAKE_TIMING_ENV = "LLAMA_SERVER_DEBUG_FAKE_TIMING"
-"""Set, to whatever: loads begin `FAKE_LOAD_DELAY` late. llama-server's tests of the queue rely on it."""
+"""If it is set, to any value, loads begin `FAKE_LOAD_DELAY` late. llama-server's tests of the queue need it."""
 FAKE_LOAD_DELAY = 2.0  # seconds, as in llama-server
 EXIT_WAIT_S = 1.0
-"""Between a worker's sockets closing and its exit being known lie milliseconds, unless it lives after all."""
+"""Longest wait for an exit after a worker has closed its sockets; usually milliseconds, unless it still runs."""
 
 log = logging.getLogger("corral.router")
 
@@ -69,7 +69,7 @@ class Lifecycle:
     ) -> None:
         """`load_delay`: seconds before each start, see FAKE_TIMING_ENV.
 
-        `memory_budget`: of memory. Raises ConfigError.
+        Raises ConfigError if more models are marked load-on-startup than `models_max` allows.
         """
         self._launcher = launcher
         self._autoload = autoload
@@ -102,13 +102,13 @@ class Lifecycle:
             )
 
     def set_quiet_time_source(self, quiet_for: Callable[[str], float]) -> None:
-        """Whoever has the connections knows how many seconds ago an endpoint answered: a program's sign of life."""
+        """Set the function that returns the seconds since an endpoint's last byte: the sign of life of a program."""
         self._supervisor.quiet_for = quiet_for
 
-    # -- what handlers ask -------------------------------------------------------------------------------------------
+    # -- called by handlers ------------------------------------------------------------------------------------------
 
     def find(self, name: str) -> str | None:
-        """The canonical name for a name or an alias."""
+        """Return the canonical name for a name or an alias; None if it is unknown."""
         return self._catalog.resolve(name)
 
     def view(self, name: str) -> ModelView | None:
@@ -116,22 +116,22 @@ class Lifecycle:
         return None if model is None else view_of(model, self._queue.count(model.name), self._clock(), variant)
 
     def views(self) -> list[ModelView]:
-        """All models and variants by name, hidden ones too."""
+        """Return all models and variants by name, including hidden ones."""
         return [view for name in self._catalog.names() if (view := self.view(name)) is not None]
 
     def subscribe(self) -> AbstractAsyncContextManager[Subscription]:
-        """Changes from now on, as `/models/sse` tells them."""
+        """Subscribe to the changes from now on, as `/models/sse` sends them."""
         return self._events.subscribe()
 
     @asynccontextmanager
     async def lease(
         self, model: str, *, autoload: bool | None = None, touch: bool = True, retention: Retention | None = None
     ) -> AsyncIterator[Lease]:
-        """Waits until `model` takes requests, loading it if it may, and keeps it from being evicted inside the block.
+        """Wait until `model` accepts requests, load it if allowed, and protect it from eviction inside the block.
 
-        `autoload`: overrides the router's setting. `touch`: count this as use when the least recently used is sought.
-        `retention`: how long the model is kept from now on, unless its preset pins it. Cancelling the wait gives the
-        place in the queue back. Raises ApiError.
+        `autoload`: overrides the router's setting. `touch`: count this as a use of the model. `retention`: how long the
+        model is kept from now on, unless its preset pins it. Cancelling the wait gives up the place in the queue.
+        Raises ApiError.
         """
         if (found := self._catalog.find(model)) is not None:
             await self._memory_accounting.estimate_memory(found)
@@ -147,9 +147,9 @@ class Lifecycle:
             self._leases.release(lease, is_answered=is_answered)
 
     async def wait_for_exit(self, lease: Lease) -> str:
-        """For whoever saw a worker hang up: waits until its end is known, so that nobody is sent to a dead one.
+        """Return why a worker ended that closed a connection; an empty string if it did not fail.
 
-        Why it ended, if it was its own fault.
+        Waits until its exit is known, so that no request is sent to a dead worker; at most EXIT_WAIT_S.
         """
         instance = lease.instance
         assert isinstance(instance, Instance)
@@ -158,7 +158,7 @@ class Lifecycle:
         return instance.failure if instance.is_fault else ""
 
     async def load(self, name: str) -> None:
-        """Starts a worker by command, past the queue: returns once it is started. Raises ApiError."""
+        """Start a worker by command, without the queue; return when it is started. Raises ApiError."""
         model = self._catalog.find(name)
         if model is None:
             raise NotFound("model is not found")
@@ -175,7 +175,7 @@ class Lifecycle:
         if model not in self._catalog:
             raise NotFound("model is not found")
         if not model.state.is_down:
-            return  # someone else started it meanwhile
+            return  # it was started in the meantime
         self._dispatcher.check_fits(model)
         self._dispatcher.start(model)
         self._dispatcher.tick()
@@ -183,7 +183,7 @@ class Lifecycle:
             raise ServerFault(model.failure)
 
     async def unload(self, name: str) -> None:
-        """Asks a running model to leave; waits neither for that nor for requests on it. Ends a download.
+        """Stop a running model without waiting for its exit or its requests; cancel a download.
 
         Raises ApiError.
         """
@@ -195,40 +195,40 @@ class Lifecycle:
         if not model.state.is_running:
             raise InvalidRequest("model is not running")
         model.is_unload_requested = True
-        self._supervisor.stop(model, "unload was asked for")
+        self._supervisor.stop(model, "unload was requested")
         self._dispatcher.tick()
 
     def unload_when_idle(self, name: str) -> None:
-        """Asks a model to leave as soon as nobody uses it, a pinned one too; one that is not running is content."""
+        """Unload a model as soon as it is idle, even a pinned one; do nothing if it is not running."""
         model = self._requested(name)
         if model.instance is not None:
             model.instance.requested_retention = Retention(ttl=0.0)
             self._dispatcher.unload_expired()
 
     def unload_expired(self) -> None:
-        """What the timers do by themselves, for whoever moves the clock."""
+        """Do what the timers do, for callers that change the clock."""
         self._dispatcher.tick()
         self._dispatcher.unload_expired()
 
     async def stop_and_wait(self, name: str) -> None:
-        """Ends a model's worker or download, if there is one, and waits for that."""
+        """Stop a model's worker or cancel its download, if there is one, and wait for the end."""
         model = self._catalog.find(name)
         if model is None or await self.downloads.cancel(model.name):
             return
         if (instance := model.instance) is not None:
             model.is_unload_requested = True
-            self._supervisor.stop(model, "its files are to be removed")
+            self._supervisor.stop(model, "its files will be removed")
             await instance.exited.wait()
 
     def publish_removed(self, name: str) -> None:
         self._events.publish(name, "model_remove")
 
     async def reload(self, presets: Mapping[str, Preset]) -> None:
-        """Takes on a new set of presets. Only models whose own options changed end, a busy one once it is idle."""
+        """Apply a new set of presets. Only models whose own options changed are stopped, a busy one once it is idle."""
         await asyncio.shield(self._tasks.spawn(self._reload(presets)))
 
     async def start(self) -> None:
-        """Warms the launcher up and starts the models marked load-on-startup, one after the other. Raises ApiError."""
+        """Start the launcher and the models marked load-on-startup, one after the other. Raises ApiError."""
         self._launcher.start()
         for name in self._startup:
             log.info("(startup) loading model %s", name)
@@ -240,7 +240,7 @@ class Lifecycle:
         return self._is_closing
 
     def stop_serving(self) -> None:
-        """Refuses those who wait and those who come, and ends event streams; the requests that have a lease go on."""
+        """Refuse waiting and new requests, and end event streams; requests that have a lease continue."""
         if self._is_refusing:
             return
         self._is_refusing = True
@@ -250,7 +250,7 @@ class Lifecycle:
         self._events.close()
 
     async def close(self) -> None:
-        """Ends all workers and waits for that; called a second time it gives them no more time."""
+        """Stop all workers and wait until they have exited. A second call kills them immediately."""
         instances = [model.instance for model in self._catalog if model.instance]
         if self._is_closing:
             for instance in instances:
@@ -274,7 +274,7 @@ class Lifecycle:
             raise InvalidRequest(f"model '{name}' not found")
         return model
 
-    # -- what follows from what workers do ---------------------------------------------------------------------------
+    # -- reactions to workers ----------------------------------------------------------------------------------------
 
     def _on_change(self, model: Model) -> None:
         self._memory_accounting.record_load(model)
@@ -319,15 +319,15 @@ class Lifecycle:
             self._dispatcher.unload_expired()
 
     async def _stop_retired(self, models: list[Model]) -> None:
-        """The idle leave now and are waited for; the busy leave when their last lease is given back."""
+        """Stop the idle models and wait for their exit. A busy one is stopped when its last lease is released."""
         idle = [model for model in models if model.instance and model.instance.leases == 0]
         leaving = [model.instance for model in idle if model.instance]
         for model in idle:
-            self._supervisor.stop(model, "its preset changed or is gone")
+            self._supervisor.stop(model, "its preset was changed or removed")
         for instance in leaving:
             await instance.exited.wait()
 
-    # -- the end -----------------------------------------------------------------------------------------------------
+    # -- shutdown ----------------------------------------------------------------------------------------------------
 
     def _begin_closing(self) -> None:
         self.stop_serving()

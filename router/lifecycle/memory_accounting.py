@@ -1,7 +1,7 @@
-"""What each model takes of memory, and the snapshot that `placement` decides on.
+"""Record how much memory each model uses, and make the snapshot on which `placement` decides.
 
-`lifecycle` owns one and tells it what happens; it writes a model's `need`, `expected` and `load_seconds`, its
-instance's `space`, `private_bytes` and `ready_since`, and nothing else.
+Owned by `lifecycle`, which reports what happens. Writes only a model's `need`, `expected` and `load_seconds`, and its
+instance's `space`, `private_bytes` and `ready_since`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..placement.snapshot import PlacementRules, PlacementSnapshot, QueueEntry
 from ..placement.states import ModelState
 
 SETTLING_S = 5.0
-"""After a worker's end: so long may it take until a driver has its memory back."""
+"""Longest time after a worker's end until a driver reports its memory as free."""
 
 
 class MemoryAccounting:
@@ -29,20 +29,20 @@ class MemoryAccounting:
         self._last_exit = -math.inf
 
     async def estimate_memory(self, model: Model) -> None:
-        """Before a model is queued: how much it will need."""
+        """Estimate how much memory a model needs, before it is queued."""
         if model.state.is_down:
             model.need = await self._memory_budget.expected(model.preset)
             model.expected = None if model.need is None else model.need.placed_within(self._memory_budget.empty_devices)
 
     def reserve(self, model: Model, catalog: Catalog) -> None:
-        """As soon as it is started: what it takes from now on, where devices have room now."""
+        """Reserve a model's memory when it is started, on the devices that have free memory now."""
         if model.instance is not None and model.need is not None:
             workers = self._workers(other for other in catalog if other is not model)
             left = self._limit(workers, model.instance.started) - total(worker.space for worker in workers)
             model.expected = model.instance.space = model.need.placed_within(left)
 
     def record_load(self, model: Model) -> None:
-        """What it took, and how long that lasted, as soon as it is loaded."""
+        """Record the memory and the duration of a load when the model is loaded."""
         instance = model.instance
         if model.state is not ModelState.LOADED or instance is None:
             return
@@ -53,7 +53,7 @@ class MemoryAccounting:
             model.load_seconds = instance.ready_since - instance.started
             if taken is not None:
                 model.need = self._memory_budget.record_load(model.preset, model.need or NO_NEED, taken, instance.space)
-        if taken is not None:  # one that woke up may be shared out otherwise than before
+        if taken is not None:  # after waking up the split over devices may differ
             model.expected = instance.space = taken
 
     def record_exit(self) -> None:
@@ -68,7 +68,7 @@ class MemoryAccounting:
         starts_held: bool,
         counts_memory: bool,
     ) -> PlacementSnapshot:
-        """`counts_memory`: False spares the system's reading where nobody is to be started."""
+        """Return the snapshot. `counts_memory`: False avoids reading the system's memory if no start is decided."""
         models, now = list(catalog), self.clock()
         workers = self._workers(models)
         limit = self._limit(workers, now) if counts_memory else UNBOUNDED
@@ -104,7 +104,7 @@ class MemoryAccounting:
         return model.need.placed_within(left) if model.need is not None else NOTHING
 
     def _grown(self, instance: Instance) -> Space:
-        """What it was expected to take or took when it was loaded, and what it has grown since."""
+        """Return its memory as estimated or measured at its load, plus its growth since it was ready."""
         if instance.private_bytes is None:
             return instance.space
         grown = self._memory_budget.private_bytes(instance.worker.pid) - instance.private_bytes
@@ -112,5 +112,5 @@ class MemoryAccounting:
 
 
 def _is_any_loading(models: Iterable[Model]) -> bool:
-    """Then nobody knows how much of a device it has taken already."""
+    """Return True if a model loads; then it is unknown how much device memory it has already allocated."""
     return any(model.state is ModelState.LOADING for model in models)

@@ -1,7 +1,6 @@
-"""Drives a model's worker through its states: starts it, follows what it reports, sees that it ends.
+"""Move a model's worker through its states: start it, handle its reports, ensure that it ends.
 
-Called by `lifecycle`, which decides when; what happens by itself is told back through two callbacks. Each change is
-published.
+Called by `lifecycle`, which decides when. Two callbacks report changes and exits. Each change of state is published.
 """
 
 from __future__ import annotations
@@ -35,17 +34,17 @@ class Supervisor:
         worker_timeout: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`worker_timeout`: seconds without progress after which a worker is ended; 0: never."""
+        """`worker_timeout`: seconds without progress after which a worker is killed; 0: never."""
         self._launcher = launcher
         self._events = events
         self._notify_change = on_change
         self._notify_exit = on_exit
         self.quiet_for: Callable[[str], float] = lambda _: math.inf
-        """Seconds since an answer's last byte came from that endpoint."""
+        """Returns the seconds since that endpoint last sent a byte of a response."""
         self._watchdog: Watchdog[Instance] = Watchdog(worker_timeout, clock, self._kill_stuck)
 
     def start(self, model: Model) -> bool:
-        """False: no process could be made, and the model has failed."""
+        """Start a worker for the model. False: no process could be created, and the model has failed."""
         model.transition_to(ModelState.LOADING)
         model.exit_code, model.failure, model.last_lines = 0, "", ()
         model.info, model.progress, model.measured = {}, {}, None
@@ -62,7 +61,10 @@ class Supervisor:
         return True
 
     def stop(self, model: Model, reason: str) -> None:
-        """Asks for its exit and sees to it; a worker that still loads is killed, as it could not listen anyway."""
+        """Ask the worker to exit, and kill it after the preset's `stop_timeout` (seconds).
+
+        A worker that is still loading is killed immediately, because it cannot read the request.
+        """
         instance = model.instance
         if instance is None or model.state is ModelState.STOPPING:
             return
@@ -82,7 +84,7 @@ class Supervisor:
         instance.worker.kill()
 
     def _kill_stuck(self, instance: Instance, why: str) -> None:
-        instance.failure = f"it was ended because it was stuck: {why} (--worker-timeout)"
+        instance.failure = f"it was killed because it hung: {why} (--worker-timeout)"
         log.error("killing pid %s: %s", instance.worker.pid, why)
         instance.worker.kill()
 
@@ -106,7 +108,7 @@ class Supervisor:
         self._notify_change(model)
 
     def _record_sign_of_life(self, model: Model, instance: Instance, sign: object) -> None:
-        """Of what another program does its keeper knows nothing; a worker says it itself."""
+        """Record a heartbeat. For another program its shim does not know of requests, so the router adds them."""
         if model.preset.backend is None:
             self._watchdog.record(instance, sign)
         else:
@@ -120,7 +122,7 @@ class Supervisor:
             model.transition_to(new)
         if new is ModelState.LOADING:
             model.progress = data["progress"] = report.payload
-        elif new is ModelState.LOADED and report.payload:  # empty on waking up: what the first one said still holds
+        elif new is ModelState.LOADED and report.payload:  # empty on waking up: the first report is still valid
             model.info = data["info"] = report.payload
         if report.memory is not None:
             model.measured = report.memory

@@ -1,8 +1,8 @@
-"""Which workers are stuck: from the signs of life that they give, and from those that do not come.
+"""Detect workers that hang, from their heartbeats (signs of life) and from missing ones.
 
-`supervisor` hands each sign to `Watchdog.record` and ends what is stuck. Whether a worker is, the pure `Liveness`
-decides. A long batch is no reason: it uses the processor; nor is a load, or having no work: such a worker still says
-so. Other programs are known only by what they answer. Who never gave a sign is not watched.
+`supervisor` passes each heartbeat to `Watchdog.record` and kills workers that hang. The pure class `Liveness` decides.
+A worker with a long batch does not hang, because it uses the processor. A worker that loads or has no work still sends
+heartbeats. Other programs are judged by their responses only. A worker that never sent a heartbeat is not watched.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from llama_corral.common.base.worker_reports import HEARTBEAT_S, SignOfLife
 log = logging.getLogger("corral.router")
 
 COMPUTING = 0.2
-"""Of one core: who uses more than that computes."""
+"""Share of one core; a worker that uses at least this much computes."""
 COMPUTING_FACTOR = 6
-"""How much longer one may take who computes: a batch on a slow machine ends some time, a loop never does."""
+"""Factor of the timeout for a worker that computes: a batch on a slow machine ends some time, a loop never does."""
 CONFIRM_S = 3.0
-"""The second look at a suspect comes so much later, since it may be the router that was held up."""
+"""Delay of the second check of a suspected worker, since the router itself may have been blocked."""
 
 _IDLE = SignOfLife()
 
@@ -33,18 +33,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Liveness:
-    """On the watchdog's clock, when a worker last …"""
+    """When a worker last showed progress, as times on the watchdog's clock."""
 
     heard_at: float
-    """… gave a sign of life,"""
+    """Last heartbeat."""
     progressed_at: float
-    """… got on with its requests, or had none,"""
+    """Last time when its requests made progress or it had none."""
     computed_at: float
-    """… did so, or used the processor."""
+    """The same, or when it last used the processor."""
     last_sign: SignOfLife = _IDLE
 
     def updated(self, sign: SignOfLife, now: float, *, has_requests: bool = False) -> Liveness:
-        """`has_requests`: it may be busy with, though it does not say so. Counts as computing."""
+        """Return the state after a heartbeat.
+
+        `has_requests`: it has requests that its heartbeats do not report; counts as computing.
+        """
         has_moved = not sign.busy or not self.last_sign.busy or sign.steps != self.last_sign.steps
         computes = has_requests or sign.cpu - self.last_sign.cpu >= COMPUTING * (now - self.heard_at)
         return Liveness(
@@ -55,14 +58,14 @@ class Liveness:
         )
 
     def stuck_at(self, timeout: float) -> float:
-        """When it is stuck, if nothing comes until then."""
+        """Return the time from which it counts as hanging if no heartbeat arrives before."""
         return min(self.heard_at + timeout, self.computed_at + timeout, self.progressed_at + timeout * COMPUTING_FACTOR)
 
     def why_stuck(self, now: float, timeout: float) -> str:
-        """Nothing if it is not."""
+        """Return the reason why it hangs; an empty string if it does not."""
         if now - self.heard_at >= timeout:
-            return f"its process gave no sign of life for {now - self.heard_at:.0f} s"
-        what = self.last_sign.complaint or "its requests did not get on"
+            return f"its process sent no heartbeat for {now - self.heard_at:.0f} s"
+        what = self.last_sign.complaint or "its requests made no progress"
         if now - self.computed_at >= timeout:
             return f"{what} for {now - self.progressed_at:.0f} s"
         if now - self.progressed_at >= timeout * COMPUTING_FACTOR:
@@ -77,10 +80,10 @@ class _Watched(Generic[T]):
 
 
 class Watchdog(Generic[T]):
-    """Watches whatever signs are noted for; one timer for all, set to the earliest that may be stuck."""
+    """Watches every worker that sent a heartbeat; one timer, set to the earliest time at which one may hang."""
 
     def __init__(self, timeout: float, clock: Callable[[], float], end: Callable[[T, str], None]) -> None:
-        """`timeout`: seconds; 0: nobody is watched. `end` is called once, with the reason."""
+        """`timeout`: seconds; 0: no worker is watched. `end` is called once per hanging worker, with the reason."""
         self._timeout = timeout
         self._clock = clock
         self._on_stuck = end
@@ -88,13 +91,16 @@ class Watchdog(Generic[T]):
         self._timer: asyncio.TimerHandle | None = None
 
     def record(self, worker: T, payload: object, *, has_requests: bool = False, quiet_for: float = math.inf) -> None:
-        """Of another program the router knows more: whether it has requests, and when it last said a byte to one."""
+        """Record a heartbeat.
+
+        For another program the router adds `has_requests`, and `quiet_for`: seconds since the program's last byte.
+        """
         if not self._timeout:
             return
         try:
             sign = msgspec.convert(payload, SignOfLife)
         except msgspec.ValidationError as error:
-            log.warning("a worker's sign of life cannot be read: %s", error)
+            log.warning("cannot read a worker's heartbeat: %s", error)
             return
         now = self._clock()
         watched = self._watched.get(worker)
@@ -145,5 +151,5 @@ class Watchdog(Generic[T]):
 
 
 def effective_timeout(seconds: float) -> float:
-    """What people asked for, but never so little that the next sign could not have come."""
+    """Return the configured timeout (0: off), but at least the time of 3 heartbeats."""
     return max(seconds, 3 * HEARTBEAT_S) if seconds else 0.0

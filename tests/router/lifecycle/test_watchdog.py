@@ -45,8 +45,8 @@ def fed(seconds: int, sign: Callable[[float], SignOfLife]) -> Liveness:
         (lambda now: SignOfLife(), ""),  # idle, or loading
         (lambda now: SignOfLife(busy=True, steps=int(now)), ""),
         (lambda now: SignOfLife(busy=True, steps=3, cpu=now), ""),  # a long batch
-        (lambda now: SignOfLife(busy=True, steps=3), "did not get on for"),
-        (lambda now: SignOfLife(busy=True, steps=3, cpu=now / 10), "did not get on for"),
+        (lambda now: SignOfLife(busy=True, steps=3), "made no progress for"),
+        (lambda now: SignOfLife(busy=True, steps=3, cpu=now / 10), "made no progress for"),
     ],
 )
 def test_a_worker_that_says_what_it_does(sign: Callable[[float], SignOfLife], said: str) -> None:
@@ -68,7 +68,7 @@ def test_one_that_computes_without_end() -> None:
 def test_one_that_says_nothing() -> None:
     liveness = fed(10, lambda _: SignOfLife())
     assert not liveness.why_stuck(10 + TIMEOUT - 1, TIMEOUT)
-    assert "no sign of life for 300 s" in liveness.why_stuck(10 + TIMEOUT, TIMEOUT)
+    assert "no heartbeat for 300 s" in liveness.why_stuck(10 + TIMEOUT, TIMEOUT)
 
 
 signs = st.builds(SignOfLife, st.booleans(), st.integers(0, 3), st.floats(0, 1e6))
@@ -123,7 +123,7 @@ async def test_a_stopped_process_is_replaced() -> None:
             waiting = asyncio.create_task(g.chat("m"))
             async with asyncio.timeout(PATIENCE):
                 last = [line async for line in lines if line][-1]
-        why = "it was ended because it was stuck: its process gave no sign of life"
+        why = "it was killed because it hung: its process sent no heartbeat"
         assert why in json.loads(last.removeprefix("data: "))["error"]["message"]
         refused = await waiting
         assert refused.status_code == 502
@@ -138,7 +138,7 @@ async def test_an_engine_that_does_not_get_on_is_replaced() -> None:
     async with gateway(preset("m", "beat=0.05,stuck"), worker_timeout=0.5) as g:
         refused = await g.chat("m")
         assert refused.status_code == 502
-        assert "its requests did not get on" in error_of(refused)["message"]
+        assert "its requests made no progress" in error_of(refused)["message"]
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_the_real_worker_stopped(start_gateway: Callable[..., Program]) -> None:
     os.kill(pid, signal.SIGSTOP)
     refused = gateway.client.post("/completion", json=ask)
     assert refused.status_code == 502
-    assert "no sign of life" in refused.json()["error"]["message"]
+    assert "no heartbeat" in refused.json()["error"]["message"]
     wait_until(lambda: gateway.client.post("/completion", json=ask).status_code == 200, "its successor")
 
 
@@ -255,7 +255,7 @@ async def test_a_program_that_hangs_is_replaced() -> None:
         async with g.lifecycle.subscribe() as listener, asyncio.timeout(PATIENCE):
             while not (status := await g.status("m")).get("failed"):
                 assert await listener.get() is not None
-        assert "it was ended because it was stuck: GET /health was not answered for" in status["error"]
+        assert "it was killed because it hung: GET /health was not answered for" in status["error"]
         assert (await g.chat("m")).json()["pid"] != pid
 
 
