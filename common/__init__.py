@@ -1,7 +1,7 @@
-"""What router and worker share and presets build on: errors, HTTP manners, the hub, tools. Imports nothing above it."""
+"""Code that router, worker and presets share: errors, HTTP basics, the hub, tools. Imports none of these packages."""
 
 import sys
 
-# Every program imports this first, so that it ends here and not in a syntax error.
+# Every program imports this module first, so an old Python stops here and not with a syntax error.
 if sys.version_info < (3, 11):  # noqa: UP036
     sys.exit(f"llama-corral needs Python 3.11 or newer, and this is {sys.version.split()[0]}")

@@ -1,1 +1,1 @@
-"""What every process needs: errors, JSON, log lines, versions, and the messages between router and worker."""
+"""Shared basics of all processes: errors, JSON, logging, version, and the messages between router and worker."""

@@ -9,11 +9,11 @@ from typing import Any, Literal, Protocol, Self
 
 
 class CommonSettings(Protocol):
-    """Read-only. Units, ranges and meanings are those of the options with the same names."""
+    """Read-only settings. Units, ranges and meanings are those of the options with the same names."""
 
     @property
     def model_fields_set(self) -> set[str]:
-        """Names of the options that a user set, by whatever way."""
+        """Names of the options that the user set, from any source."""
         ...
 
     @property
@@ -140,5 +140,5 @@ class CommonSettings(Protocol):
     def ui_mcp_proxy(self) -> bool: ...
 
     def model_copy(self, *, update: dict[str, Any]) -> Self:
-        """The same settings with other values for these options."""
+        """Return a copy of the settings in which the options in `update` have new values."""
         ...

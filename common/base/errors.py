@@ -1,7 +1,7 @@
-"""Every refusal that reaches a client, as one tree; each leaf knows its status, type and retry hint.
+"""The errors that reach a client, as one class hierarchy; each class defines its HTTP status, type and retry hint.
 
-Raised anywhere in router and worker; turned into a body only by `application.error_response`, in an envelope of
-`envelopes`. Statuses, types and wording follow llama-server, since clients match them.
+They may be raised anywhere in router and worker. Only `application` turns them into response bodies, in an
+envelope of `envelopes`. Statuses, types and messages follow llama-server, because clients match them.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ from typing import Any, ClassVar
 
 
 class ApiError(Exception):
-    """A request is refused: `message` says what was wrong and where."""
+    """An error response to a request. `message` says what is wrong and where."""
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     retry_after: int | None = None
-    """Seconds after which the same request may succeed; None: it is not worth trying again."""
+    """Seconds after which the same request may succeed; None: a retry cannot help."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
 
     def body(self) -> dict[str, Any]:
-        """The object inside llama-server's `{"error": …}` envelope."""
+        """Return the object inside llama-server's `{"error": …}` envelope."""
         return {"code": self.status, "message": self.message, "type": self.type}
 
 
 class InvalidRequest(ApiError):
-    """`param`: the field that is wrong, where there is one."""
+    """A request that is wrong. `param` names the wrong field, or is "" if no single field is at fault."""
 
     status = 400
     type = "invalid_request_error"
@@ -41,14 +41,14 @@ class InvalidRequest(ApiError):
 
 
 class ModelNotFound(InvalidRequest):
-    """No model of that name: 400 for llama-server, 404 in some dialects."""
+    """There is no model with that name. The status is 400 in llama-server and 404 in some dialects."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"model '{name}' not found")
 
 
 class ContextExceeded(InvalidRequest):
-    """The prompt does not fit: `n_prompt_tokens` against `n_ctx`, both in tokens."""
+    """The prompt is longer than the context: `n_prompt_tokens` and `n_ctx` are both in tokens."""
 
     type = "exceed_context_size_error"
 
@@ -72,7 +72,7 @@ class AuthenticationFailed(ApiError):
 
 
 class FeatureDisabled(ApiError):
-    """A feature that a flag must switch on first."""
+    """The request needs a feature that only a flag switches on."""
 
     status = 403
     type = "feature_disabled"
@@ -98,18 +98,18 @@ class BodyTooLarge(ApiError):
 
 
 class ServerFault(ApiError):
-    """Ours to answer for, not the client's."""
+    """An error of the server; the request was not wrong."""
 
 
 class NotSupported(ApiError):
-    """Known, but neither switched on nor possible with this model."""
+    """The server knows the feature, but it is switched off or impossible with this model."""
 
     status = 501
     type = "not_supported_error"
 
 
 class WorkerGone(ApiError):
-    """The worker went away before its first byte."""
+    """The worker ended before it sent the first byte of its response."""
 
     status = 502
     type = "server_error"
@@ -117,7 +117,7 @@ class WorkerGone(ApiError):
 
 
 class Unavailable(ApiError):
-    """Not now: still loading, or full."""
+    """The server cannot handle the request at present, for example because the model is still loading."""
 
     status = 503
     type = "unavailable_error"
@@ -128,13 +128,13 @@ class Unavailable(ApiError):
 
 
 class QueueFull(Unavailable):
-    """So many wait already that one more would wait too long."""
+    """The queue is full: one more request would wait too long."""
 
     retry_after = 5
 
 
 class TooManyRequests(ApiError):
-    """A model has as many requests as it takes at once, and lets none wait."""
+    """The model already handles its maximum number of requests, and does not queue others."""
 
     status = 429
     type = "rate_limit_error"
@@ -142,7 +142,7 @@ class TooManyRequests(ApiError):
 
 
 class ModelBackingOff(Unavailable):
-    """A model that failed several times in a row has a pause."""
+    """The model failed several times in a row and is in its back-off period."""
 
     def __init__(self, message: str, retry_after: int = 1) -> None:
         super().__init__(message)
@@ -150,15 +150,15 @@ class ModelBackingOff(Unavailable):
 
 
 class NoCapacity(ApiError):
-    """Models that may not be evicted have all places: to wait would be of no use."""
+    """All capacity is used by models that may not be evicted, so waiting cannot help."""
 
     status = 503
     type = "unavailable_error"
 
 
 class ConfigError(Exception):
-    """The command line, the environment or a preset file is wrong: one line of what and where (`file:line: …`)."""
+    """The command line, the environment or a preset file is wrong; one line says what and where (`file:line: …`)."""
 
 
 class ModelFilesError(Exception):
-    """A model's files are missing or cannot be fetched: one line that says which, and what would help."""
+    """A model's files are missing or cannot be downloaded; one line says which files, and what to do."""

@@ -1,4 +1,4 @@
-"""JSON as every part of the program writes it. Knows no server, so that logs and programs without one can use it."""
+"""JSON encoding for the whole program. Does not depend on a web server, so logs and command-line tools can use it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 def encode_json(value: object) -> bytes:
-    """Never fails on text: a lone surrogate becomes U+FFFD; NaN and infinities become null."""
+    """Encode `value` as JSON. Lone surrogates become U+FFFD instead of an error; NaN and infinities become null."""
     try:
         return msgspec.json.encode(value)
     except UnicodeEncodeError:

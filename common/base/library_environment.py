@@ -1,13 +1,13 @@
-"""Variables that a worker's libraries read while they are loaded: set before, by the router and by the worker itself.
+"""Environment variables that a worker's libraries read at load time; router and worker set them before that.
 
-Imports nothing that loads one of them.
+This module imports nothing that loads one of these libraries.
 """
 
 from __future__ import annotations
 
 WORKER_ENVIRON = {
-    "GOMP_SPINCOUNT": "20000",  # idle OpenMP threads of a busy machine sleep instead of burning a core
+    "GOMP_SPINCOUNT": "20000",  # idle OpenMP threads sleep instead of keeping a core busy
     "GGML_NO_BACKTRACE": "1",  # on an abort ggml would start a debugger, which outlives the worker
-    "OPENBLAS_NUM_THREADS": "1",  # numpy's own threads are of no use to us, and a zygote must have none
+    "OPENBLAS_NUM_THREADS": "1",  # we do not need numpy's threads, and a zygote must have no threads
 }
-"""Added for workers unless the user has set them."""
+"""Variables to set for workers, unless the user has set them."""

@@ -1,7 +1,7 @@
-"""Where log lines go and how they look: set up once by the mains of router and worker, from the `--log-*` options.
+"""Configures logging from the `--log-*` options; the mains of router and worker call it once.
 
-Everything logs through `logging` under names that begin with `corral.`. Lines go to stderr, as JSON to stdout instead,
-and to `--log-file` as well.
+All modules log through `logging` under names that begin with `corral.`. Lines go to stderr, or as JSON to stdout; with
+`--log-file` also to that file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .common_settings import CommonSettings
 
 LEVELS = (logging.CRITICAL, logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
-"""By `--verbosity` 0 to 4; 5 and above also show the debug lines of the libraries we use."""
+"""Levels for `--verbosity` 0 to 4; 5 and above also show the debug lines of third-party libraries."""
 _COLOURS = {
     logging.WARNING: "\033[33m",
     logging.ERROR: "\033[31m",
@@ -30,7 +30,7 @@ _RESET = "\033[0m"
 
 
 def set_up(settings: CommonSettings) -> None:
-    """Replaces whatever handlers there were. Raises ConfigError for a log file that cannot be written."""
+    """Replace all handlers by those of the options. Raise ConfigError if the log file cannot be written."""
     root = logging.getLogger()
     for handler in tuple(root.handlers):
         root.removeHandler(handler)
@@ -74,7 +74,7 @@ def _wants_colours(choice: str, stream: TextIO) -> bool:
 
 
 class LineFormatter(logging.Formatter):
-    """`12:00:00.123 W router: message`; without prefix only warnings and errors say what they are."""
+    """Formats `12:00:00.123 W router: message`; without prefix only warnings and errors show their level."""
 
     def __init__(self, *, timestamps: bool, prefix: bool, colours: bool) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class LineFormatter(logging.Formatter):
 
 
 class JsonLineFormatter(logging.Formatter):
-    """One object a line; keys are llama-server's, plus the logger's name."""
+    """Formats one JSON object per line, with llama-server's keys plus the logger's name."""
 
     def format(self, record: logging.LogRecord) -> str:
         shown = {

@@ -1,7 +1,8 @@
-"""A directory that only this user reads and that ends with the program which made it: what a run keeps beside memory.
+"""A temporary directory that only this user can read and that is deleted when the program that created it ends.
 
-The router makes one and its workers share it, so that something survives a worker; a worker by itself makes its own.
-It is locked while its maker lives; what a killed one left behind goes with the next start. Blocking.
+The router creates one and shares it with its workers, so that files survive a worker; a worker without a router creates
+its own. The directory is locked while its creator runs. The next start deletes directories that killed processes left
+behind. All calls block.
 """
 
 from __future__ import annotations
@@ -19,18 +20,21 @@ log = logging.getLogger("corral.http")
 
 LOCK = "lock"
 _YOUNG_S = 60.0
-"""A directory may be there for a moment before its lock is."""
+"""Younger directories are never deleted: a directory exists for a moment before its lock file does."""
 
 
 class PrivateDirectory:
     def __init__(self, prefix: str, given: str = "", *, parent: str = "") -> None:
-        """`given`: somebody else's; without, `open` makes one under `parent` that `close` removes."""
+        """Use the directory `given`, which is never deleted. If it is "", `open` creates one and `close` deletes it.
+
+        The new one is under `parent`, by default the system's directory for temporary files.
+        """
         self._prefix, self._path, self._parent = prefix, given, parent
         self.is_own = not given
         self._lock: IO[bytes] | None = None
 
     def open(self) -> str:
-        """Its path. It is made if there is none yet. Raises OSError."""
+        """Return the path; create the directory if there is none yet. Raise OSError."""
         if not self._path:
             parent = self._parent or tempfile.gettempdir()
             _remove_abandoned(Path(parent), self._prefix)
@@ -46,7 +50,7 @@ class PrivateDirectory:
 
 
 def locked(path: Path) -> IO[bytes] | None:
-    """The open file, which nobody else can lock as long as it is open; None: somebody has."""
+    """Open and lock the file; the lock lasts until the file is closed. Return None if it is locked already."""
     file = path.open("ab")
     try:
         import fcntl
@@ -69,6 +73,6 @@ def _remove_abandoned(parent: Path, prefix: str) -> None:
             if facts.st_uid != os.getuid() or time.time() - facts.st_mtime < _YOUNG_S:
                 continue
             if (lock := locked(directory / LOCK)) is not None:
-                log.debug("removing %s*, which an earlier run left behind", prefix)
+                log.debug("deleting directory %s*, left behind by an earlier run", prefix)
                 shutil.rmtree(directory, ignore_errors=True)
                 lock.close()

@@ -1,6 +1,6 @@
-"""Where prompts are kept while their model is away: a directory of the user's, the router's, or the worker's own.
+"""Chooses the directory for saved prompts of unloaded models: the user's, the router's or the worker's own.
 
-Prompts can be read there by this user only, who has them anyway. The worker's engine has its format.
+Only this user can read the prompts there. The worker's engine defines the file format.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from .errors import ConfigError
 from .private_directory import PrivateDirectory
 
 DIRECTORY_ENV = "LLAMA_CORRAL_PROMPTS"
-"""Names the router's directory to its workers."""
+"""Passes the path of the router's directory to its workers."""
 _PREFIX = "corral-prompts-"
 _ROOMY = Path("/var/tmp")
-"""Where large files belong on Unix: the usual place for temporary ones is often memory."""
+"""Preferred for large files on Unix, because /tmp is often in memory."""
 
 
 def prompts_directory(given: str, environ: Mapping[str, str]) -> PrivateDirectory:
-    """Nothing is made yet, but for a directory that the user names. Raises ConfigError."""
+    """Return the directory to use. Only a directory that the user names (`given`) is created here already.
+
+    Raise ConfigError if it cannot be created.
+    """
     if given:
         try:
             Path(given).mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Tells systemd how a service of `Type=notify` fares: ready, reloading, stopping. Elsewhere it does nothing."""
+"""Reports the state of a `Type=notify` service to systemd: ready, reloading, stopping. Elsewhere it does nothing."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ READY, STOPPING = "READY=1", "STOPPING=1"
 
 
 def reloading() -> str:
-    """What `READY` has to follow."""
+    """Return the message that a reload begins. `READY` must follow when the reload is done."""
     return f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}"
 
 
 def notify(environ: Mapping[str, str], message: str) -> None:
+    """Send the message to the socket in NOTIFY_SOCKET, if there is one. Failures are only logged."""
     path = environ.get(NOTIFY_ENV, "")
     if not path.startswith(("/", "@")):
         return
@@ -28,4 +29,4 @@ def notify(environ: Mapping[str, str], message: str) -> None:
             sender.setblocking(False)
             sender.sendto(message.encode(), address)
     except OSError as error:
-        log.warning("the service manager cannot be told %s: %s", message.partition("\n")[0], error)
+        log.warning("cannot send %s to the service manager: %s", message.partition("\n")[0], error)

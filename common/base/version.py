@@ -1,4 +1,4 @@
-"""Which build this is, as `--version`, `/props` and `system_fingerprint` say it."""
+"""The version and build strings for `--version`, `/props` and `system_fingerprint`."""
 
 from __future__ import annotations
 
@@ -10,4 +10,4 @@ except PackageNotFoundError:  # run from a checkout that was never installed
     VERSION = "0"
 
 BUILD_INFO = f"b0-llama-corral-{VERSION}"
-"""Clients tell llama-server's builds by a leading b and a number."""
+"""Clients expect llama-server's format: a leading b and a number."""

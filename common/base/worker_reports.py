@@ -1,7 +1,7 @@
-"""What a worker tells its router over the inherited control pipe: one JSON object a line, worker to router only.
+"""The messages that a worker sends to its router over the inherited control pipe: one JSON object per line.
 
-The other direction needs no words: a line `exit` on the worker's stdin asks it to stop, EOF means the router died.
-States and payloads carry llama-server's names, because the router repeats them in `/models` and `/models/sse`.
+In the other direction there is only the worker's stdin: the line `exit` requests a stop, EOF means the router died.
+States and payloads use llama-server's names, because the router returns them in `/models` and `/models/sse`.
 """
 
 from __future__ import annotations
@@ -11,61 +11,61 @@ from typing import Any, Literal
 import msgspec
 
 CONTROL_FD_ENV = "LLAMA_CORRAL_CONTROL_FD"
-"""Number of the inherited pipe's descriptor; its presence tells a worker that it has a router."""
+"""File descriptor number of the inherited pipe. If it is set, the worker has a router."""
 
 DOWNLOAD_ENV = "LLAMA_CORRAL_DOWNLOAD"
-"""Set, to whatever: the worker only fetches the files of its model, and exits with 0 when all are there."""
+"""If set to any value, the worker only downloads its model's files and exits with 0 when all are complete."""
 
 HEARTBEAT_S = 2.0
-"""Between two signs of life of a worker: seldom enough to cost nothing, often enough that some may be late."""
+"""Seconds between two `alive` reports of a worker: rare enough to be cheap, frequent enough that some may be late."""
 
 WorkerState = Literal["loading", "ready", "sleeping", "failed", "downloading", "alive"]
 
 
 class SignOfLife(msgspec.Struct, frozen=True):
-    """The payload of `alive`."""
+    """The payload of an `alive` report."""
 
     busy: bool = False
-    """Some request has the engine, so `steps` should grow."""
+    """True if the engine works on a request, so `steps` should grow."""
     steps: int = 0
     cpu: float = 0.0
-    """Seconds of processor time that the process has used."""
+    """Seconds of CPU time that the process has used."""
     complaint: str = ""
-    """What is amiss if neither gets on, for a person; "" where it is requests."""
+    """Text that describes what is stuck if neither counter grows; "" if it is the requests."""
 
 
 class DeviceUsage(msgspec.Struct, frozen=True):
     name: str
-    """As llama.cpp has it: `CUDA0`."""
+    """llama.cpp's name, for example `CUDA0`."""
     size: int
     """Bytes."""
     address: str = ""
-    """On the PCI bus, `0000:c1:00.0`; "": unknown."""
+    """PCI address, for example `0000:c1:00.0`; "" if unknown."""
 
 
 class MemoryUsage(msgspec.Struct, frozen=True):
-    """What a model takes: bytes of the machine's memory, and of each device's."""
+    """The memory that a model uses: bytes of host memory, and of each device's memory."""
 
     host: int = 0
     devices: tuple[DeviceUsage, ...] | None = None
-    """Those that it uses, and those that it could; None: nobody knows."""
+    """The devices that the model uses and those that it could use; None if unknown."""
 
 
 class WorkerReport(msgspec.Struct, frozen=True):
-    """One line of the pipe.
+    """One line of the pipe. The payload depends on the state:
 
     loading: `{"stages": […], "current": "text_model", "value": 0.0…1.0}`, or `{}` on waking up.
     ready: the worker's `/v1/models` entry (id, aliases, tags, meta), or `{}` after waking up.
-    downloading: `{"url": …, "downloaded": bytes, "total": bytes}`, of one file, by a worker that only downloads.
-    alive: a `SignOfLife`, every `HEARTBEAT_S` seconds; changes no state. For another program its keeper gives it, more
-    seldom: one that does not answer is busy, and an answer is a step.
+    downloading: `{"url": …, "downloaded": bytes, "total": bytes}` of one file, from a worker that only downloads.
+    alive: a `SignOfLife`, every `HEARTBEAT_S` seconds; does not change the state. For an external program its keeper
+    sends it, less often: a program that does not answer counts as busy, and each answer counts as one step.
     sleeping: `{}`. failed: `{"message": why}`, followed by the worker's exit.
     """
 
     state: WorkerState
     payload: dict[str, Any] = {}
     memory: MemoryUsage | None = None
-    """With `ready`: what the model takes, if that is known."""
+    """Sent with `ready`: the memory that the model uses, if known."""
 
 
 _encoder = msgspec.json.Encoder()
@@ -77,5 +77,5 @@ def encode(report: WorkerReport) -> bytes:
 
 
 def decode(line: bytes) -> WorkerReport:
-    """Raises msgspec.DecodeError for a line that is no report."""
+    """Decode one line. Raise msgspec.DecodeError if it is not a report."""
     return _decoder.decode(line)

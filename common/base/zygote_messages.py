@@ -1,8 +1,7 @@
-"""What router and zygote say to each other over their socket: forks asked for with three descriptors, and what became
-of them.
+"""The messages between router and zygote over their socket: fork requests with three descriptors, and their results.
 
-Requests are length-prefixed JSON, since descriptors travel with a request's first byte; answers are one JSON object a
-line.
+Requests are length-prefixed JSON, because descriptors are sent with a request's first byte; answers are one JSON
+object per line.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import msgspec
 
 _LENGTH = struct.Struct("!I")
 DESCRIPTORS = 3
-"""With each request: the worker's stdin, its log (stdout and stderr), its control pipe."""
+"""Number of descriptors per request: the worker's stdin, its log (stdout and stderr), its control pipe."""
 
 
 class ForkRequest(msgspec.Struct, frozen=True):
@@ -26,9 +25,9 @@ class ForkRequest(msgspec.Struct, frozen=True):
 
 
 class ZygoteEvent(msgspec.Struct, frozen=True):
-    """ready: imports are done. unsafe: this process must not be forked, `message` says why.
+    """ready: imports are done. unsafe: the zygote must not be forked, `message` says why.
 
-    exited: with `code`, negative for the signal that ended it.
+    exited: the worker ended with `code`; a negative code is the number of the signal that killed it.
     """
 
     event: Literal["ready", "unsafe", "forked", "exited"]
@@ -49,7 +48,7 @@ def encode_fork(fork: ForkRequest) -> bytes:
 
 
 def receive_fork(connection: socket.socket) -> tuple[ForkRequest, list[int]] | None:
-    """The next request from a blocking socket, with its descriptors; None at the end."""
+    """Return the next request from a blocking socket, with its descriptors; None at the end of the stream."""
     head, descriptors, _, _ = socket.recv_fds(connection, _LENGTH.size, DESCRIPTORS)
     if not head:
         return None

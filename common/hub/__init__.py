@@ -1,1 +1,1 @@
-"""GGUF files and where they come from: headers, names, the Hugging Face cache and the download client."""
+"""GGUF files and their sources: headers, file names, the Hugging Face cache and the download client."""

@@ -1,8 +1,7 @@
-"""Talks to a Hugging Face hub, or a mirror of one: what is in a repository, and fetching files of it into the cache.
+"""Client of a Hugging Face hub or mirror: lists repositories and downloads their files into the cache.
 
-Called by `resolve` when the cache does not have what a model needs. huggingface_hub is not used for this: since 2.x it
-throws an unfinished download away, and its listing calls wait without a limit. The layout and the locks are the same,
-so both can share a cache.
+Called by `resolve` when a model's files are not in the cache. huggingface_hub is not used: since 2.x it discards
+unfinished downloads, and its listing calls have no timeout. Layout and locks are the same, so both can share a cache.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from .download import DownloadProgress, Transfer, fetch, new_client, redacted_ur
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 PARALLEL = 4
-"""Files fetched at once."""
+"""Maximum number of parallel downloads."""
 MAX_PAGES = 100
-"""Of a repository's listing, each a thousand files."""
+"""Maximum number of pages of a repository's listing; a page has a thousand files."""
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{34,253}")
 
 
@@ -35,7 +34,7 @@ class RemoteFile:
     size: int
     object_id: str
     sha256: str | None
-    """Known for large files only."""
+    """Known only for large files."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,11 @@ class RepoListing:
     branch: str
     commit: str
     files: Mapping[str, RemoteFile]
-    """By path, sorted."""
+    """Files by path, sorted."""
 
 
 def endpoint(environ: Mapping[str, str]) -> str:
-    """Without a slash at the end."""
+    """Return the hub's base URL without a slash at the end."""
     return (environ.get("MODEL_ENDPOINT") or environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
 
 
@@ -57,10 +56,10 @@ def is_token(token: str) -> bool:
 
 
 class HubClient:
-    """Use as a context manager. Every method raises ModelFilesError."""
+    """Hub client, to be used as a context manager. All methods raise ModelFilesError."""
 
     def __init__(self, endpoint: str, token: str = "") -> None:
-        """A token that cannot be one of this hub is not sent."""
+        """`token` is sent only if it has the format of a Hugging Face token."""
         self.endpoint = endpoint
         self.headers = {"Authorization": f"Bearer {token}"} if is_token(token) else {}
         self.client = new_client()
@@ -87,7 +86,10 @@ class HubClient:
         cache: Path,
         on_progress: Callable[[DownloadProgress], None],
     ) -> dict[str, Path]:
-        """Where the files lie in the cache afterwards. The branch moves to the new commit when all are there."""
+        """Download the missing files and return the local path of each file by its path in the repository.
+
+        The cached branch is set to the listing's commit after all files are complete.
+        """
         folder = hub_cache.repo_dir(cache, listing.repo)
         root = folder / "snapshots" / listing.commit
         wanted = [listing.files[path] for path in dict.fromkeys(paths)]
@@ -98,7 +100,7 @@ class HubClient:
         self._fetch_all(transfers, on_progress)
         for file in listing.files.values():
             blob = folder / "blobs" / file.object_id
-            if not (root / file.path).is_file() and blob.is_file():  # also what an earlier commit brought, unchanged
+            if not (root / file.path).is_file() and blob.is_file():  # also unchanged files of an earlier commit
                 hub_cache.link(blob, root / file.path)
         hub_cache.write_ref(cache, listing.repo, listing.branch, listing.commit)
         return {file.path: root / file.path for file in wanted}
@@ -115,7 +117,7 @@ class HubClient:
         )
 
     def _fetch_all(self, transfers: list[Transfer], on_progress: Callable[[DownloadProgress], None]) -> None:
-        """The first failure stops the others; what they have got so far stays for the next try."""
+        """Download in parallel. The first failure stops the others; unfinished files are kept for the next try."""
         stop = threading.Event()
         with concurrent.futures.ThreadPoolExecutor(PARALLEL, thread_name_prefix="download") as pool:
             running = [pool.submit(fetch, self.client, transfer, on_progress, stop) for transfer in transfers]
@@ -145,13 +147,11 @@ class HubClient:
                 return
             answer, following = self._get(following, repo)
             if not isinstance(answer, list):
-                raise ModelFilesError(
-                    f"{redacted_url(self.endpoint)} answered the listing of {repo} with something else"
-                )
+                raise ModelFilesError(f"{redacted_url(self.endpoint)} returned an invalid file listing for {repo}")
             yield from answer
 
     def _get(self, path: str, repo: str) -> tuple[Any, str | None]:
-        """The JSON answer, and the address of the next page."""
+        """Return the JSON response and the URL of the next page."""
         import httpx
 
         url = path if "://" in path else self.endpoint + path
@@ -159,7 +159,7 @@ class HubClient:
             response = self.client.get(url, headers=self.headers)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             reason = str(error) or type(error).__name__
-            raise ModelFilesError(f"cannot reach {redacted_url(self.endpoint)} to look for {repo}: {reason}") from None
+            raise ModelFilesError(f"cannot reach {redacted_url(self.endpoint)} to look up {repo}: {reason}") from None
         if response.status_code != 200:
             raise ModelFilesError(refusal(response, f"repository {repo} on {redacted_url(self.endpoint)}"))
         try:
@@ -169,7 +169,7 @@ class HubClient:
 
 
 def _remote_file(item: Any) -> RemoteFile | None:
-    """None for what is no file, or would leave the cache folder."""
+    """Return None for an entry that is not a valid file, or whose path would leave the cache folder."""
     if not isinstance(item, dict) or item.get("type") != "file":
         return None
     path, lfs = item.get("path"), item.get("lfs")
@@ -183,7 +183,7 @@ def _remote_file(item: Any) -> RemoteFile | None:
 
 
 def _has_blob(transfer: Transfer) -> bool:
-    """A blob of another size is not what it is called."""
+    """Return True if the finished blob exists. A blob of the wrong size is damaged and is deleted."""
     if not transfer.target.is_file():
         return False
     if transfer.target.stat().st_size == transfer.size:

@@ -1,8 +1,8 @@
-"""Fetches one file over HTTP so that an interrupted download goes on where it stopped, also after a crash or a kill.
+"""Downloads one file over HTTP. An interrupted download is resumed, also after a crash or a kill.
 
-Called by `resolve` for files of a repository and for `--model-url`. Knows nothing of repositories and caches: it gets
-an address and a path. The unfinished file lies beside the target; a lock file keeps two processes from fetching it
-twice. Blocking: callers that have an event loop use a thread.
+Called by `resolve` for files of a repository and for `--model-url`. This module does not know repositories or caches:
+it gets a URL and a path. The unfinished file is in the target's folder; a lock file prevents two processes from
+downloading the same file. All calls block: callers that have an event loop must use a thread.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 UNFINISHED = ".downloadInProgress"
 """llama-server's suffix."""
 ATTEMPTS = 3
-"""Failures in a row, without a byte in between, after which a transfer is given up."""
+"""The transfer fails after this number of consecutive failures without a received byte."""
 RETRY_DELAY = 1.0
-"""The first retry comes at once, the second after twice these seconds."""
+"""Seconds. The first retry is immediate, the second waits twice this time."""
 CONNECT_TIMEOUT = 15.0
 READ_TIMEOUT = 60.0
-"""Seconds without a byte after which the connection counts as dead."""
+"""Seconds without a byte after which a read times out."""
 REPORT_EVERY = 0.1
 """Seconds between two progress reports of one file."""
 SEGMENT = 32 << 30
-"""Bytes asked for in one request; content networks refuse answers beyond 50 GB."""
+"""Maximum bytes per request; content delivery networks refuse responses larger than 50 GB."""
 CHUNK = 1 << 20
 
 logger = logging.getLogger("corral.presets")
@@ -45,7 +45,7 @@ logger = logging.getLogger("corral.presets")
 
 @dataclass(frozen=True)
 class DownloadProgress:
-    """Of one file, in bytes; `total` is 0 while unknown. Reported from the thread that downloads it."""
+    """Progress of one file in bytes; `total` is 0 while unknown. Reported from the downloading thread."""
 
     url: str
     downloaded: int
@@ -54,7 +54,7 @@ class DownloadProgress:
 
 @dataclass(frozen=True)
 class Transfer:
-    """`size` and `sha256` are checked where they are known beforehand."""
+    """One file to download. `size` and `sha256` are checked if they are known in advance."""
 
     url: str
     target: Path
@@ -62,7 +62,7 @@ class Transfer:
     size: int | None = None
     sha256: str | None = None
     lock: Path | None = None
-    """Where other programs look for a lock on this file; by default beside the target."""
+    """Path of the lock file, for caches shared with other programs; default: in the target's folder."""
     retry_delay: float = RETRY_DELAY
     """Seconds, see RETRY_DELAY."""
 
@@ -71,7 +71,7 @@ class Transfer:
         return self.target.with_name(self.target.name + UNFINISHED)
 
     def length(self) -> int:
-        """Bytes that are there already. The file may vanish at any time: another process has finished it."""
+        """Return the bytes downloaded so far. The file may disappear at any time if another process finishes it."""
         try:
             return self.unfinished.stat().st_size
         except FileNotFoundError:
@@ -79,12 +79,12 @@ class Transfer:
 
 
 class _Retry(Exception):
-    """This attempt failed, another may succeed."""
+    """An attempt failed; the next one may succeed."""
 
 
 def new_client() -> httpx.Client:
-    """Follows redirects; httpx keeps credentials from reaching another host then."""
-    import httpx  # here: a process that finds its files in the cache does not pay for the import
+    """Create a client that follows redirects; httpx does not send credentials to another host then."""
+    import httpx  # imported here: a process whose files are in the cache does not pay for the import
 
     return httpx.Client(
         follow_redirects=True,
@@ -96,11 +96,11 @@ def new_client() -> httpx.Client:
 def fetch(
     client: httpx.Client, transfer: Transfer, on_progress: Callable[[DownloadProgress], None], stop: threading.Event
 ) -> None:
-    """Returns when the target is there and complete; raises ModelFilesError."""
+    """Download the file; return when the target is complete. Raise ModelFilesError."""
     try:
         transfer.target.parent.mkdir(parents=True, exist_ok=True)
         with _lock_file(transfer.lock or transfer.target.with_name(transfer.target.name + ".lock")):
-            if not transfer.target.exists():  # else someone else was faster
+            if not transfer.target.exists():  # otherwise another process was faster
                 _FileDownload(client, transfer, on_progress, stop).run()
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -111,14 +111,14 @@ def fetch(
 
 
 def redacted_url(url: str) -> str:
-    """An address without what may be secret in it: credentials and signatures."""
+    """Return the URL without parts that may be secret: credentials, query (signatures) and fragment."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
 @contextlib.contextmanager
 def _lock_file(path: Path) -> Iterator[None]:
-    """A lock that the system drops when its holder dies."""
+    """Lock the file. The operating system releases the lock if the process dies."""
     import fcntl
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +131,7 @@ def _lock_file(path: Path) -> Iterator[None]:
 
 
 class _FileDownload:
-    """One run for one file; `total` and `validator` are learned from the answers."""
+    """One download of one file. The total size and the ETag are taken from the responses."""
 
     def __init__(
         self,
@@ -154,9 +154,9 @@ class _FileDownload:
             self._restart()
             if not inherited:
                 raise ModelFilesError(
-                    f"{redacted_url(self.transfer.url)} arrived damaged (checksum differs); try again"
+                    f"{redacted_url(self.transfer.url)}: the downloaded file is damaged (checksum differs); try again"
                 )
-            inherited = False  # what an earlier run left may have been bad: one more try without it
+            inherited = False  # the part from an earlier run may have been damaged: try once more without it
             self._fetch()
         os.replace(self.transfer.unfinished, self.transfer.target)
         self.validator_file.unlink(missing_ok=True)
@@ -172,7 +172,7 @@ class _FileDownload:
                 failures = failures + 1 if self.transfer.length() <= furthest else 1
                 if failures >= ATTEMPTS:
                     raise ModelFilesError(f"cannot download {redacted_url(self.transfer.url)}: {reason}") from None
-                logger.warning("download of %s interrupted (%s), trying again", redacted_url(self.transfer.url), reason)
+                logger.warning("download of %s interrupted (%s), retrying", redacted_url(self.transfer.url), reason)
                 self.stop.wait(self.transfer.retry_delay * (2**failures - 2))
             furthest = max(furthest, self.transfer.length())
 
@@ -195,7 +195,7 @@ class _FileDownload:
         headers = dict(self.transfer.headers)
         validator = self.validator_file.read_text() if self.validator_file.exists() else ""
         if offset and not (self.transfer.size or validator):
-            self._restart()  # nothing says that these bytes belong to what the server has now
+            self._restart()  # the server's file may have changed since these bytes were downloaded
             offset = 0
         if offset and validator:
             headers["If-Range"] = validator
@@ -205,7 +205,7 @@ class _FileDownload:
             with self.client.stream("GET", self.transfer.url, headers=headers) as response:
                 self._receive(response, offset)
         except httpx.InvalidURL as error:
-            raise ModelFilesError(f"{self.transfer.url!r} is no address: {error}") from None
+            raise ModelFilesError(f"{self.transfer.url!r} is not a valid URL: {error}") from None
         except httpx.UnsupportedProtocol:
             raise ModelFilesError(f"{redacted_url(self.transfer.url)} is neither http nor https") from None
         except httpx.HTTPError as error:
@@ -214,7 +214,7 @@ class _FileDownload:
     def _receive(self, response: httpx.Response, offset: int) -> None:
         if response.status_code == 416 and offset:
             self._restart()
-            raise _Retry("the server does not have the rest of it")
+            raise _Retry("the server refused to send the rest of the file")
         if response.status_code == 429 or response.status_code >= 500:
             raise _Retry(f"the server answered {response.status_code}")
         if response.status_code not in (200, 206):
@@ -233,7 +233,7 @@ class _FileDownload:
             self.total = self.transfer.length()
 
     def _remember(self, validator: str) -> None:
-        """Only a strong validator promises that the bytes are the same."""
+        """Save the ETag, unless it is weak: only a strong one guarantees that the bytes are the same."""
         if validator and not validator.startswith("W/"):
             self.validator_file.write_text(validator)
 
@@ -252,7 +252,7 @@ class _FileDownload:
                     return
 
     def _is_intact(self) -> bool:
-        """By the hub's checksum: a file that a crash left full of zeros has the right length too."""
+        """Compare with the hub's checksum, since after a crash a file of the right length may contain zeros."""
         if self.transfer.sha256 is None:
             return True
         with self.transfer.unfinished.open("rb") as file:
@@ -270,10 +270,10 @@ def _total(response: httpx.Response, partial: bool) -> int | None:
 
 
 def refusal(response: httpx.Response, what: str) -> str:
-    """Why a server does not hand out `what`, in words for its user."""
+    """Return an error message for the user that says why the server refused to send `what`."""
     code = response.headers.get("X-Error-Code", "")
     if code == "GatedRepo":
-        return f"{what} is gated: accept its conditions on the hub, then give your token with --hf-token or HF_TOKEN"
+        return f"{what} is gated: accept its conditions on the hub, then pass your token with --hf-token or HF_TOKEN"
     if response.status_code in (401, 403) or code == "RepoNotFound":
         return f"{what} does not exist, or is private and needs --hf-token (or HF_TOKEN) [{response.status_code}]"
     if response.status_code in (404, 410):

@@ -1,8 +1,8 @@
 """Reads the header of a GGUF file: metadata and tensor sizes, without loading the model.
 
-Called by whoever must know a model before it is loaded: sources (modalities), later placement (memory). Knows the file
-format and nothing about what the keys mean. The file is read through a window of bounded size and not mapped: a file
-that shrinks while it is being read would otherwise kill the router with SIGBUS. Vocabularies are walked, not decoded.
+Used before a model is loaded: by the preset sources (modalities) and by placement (memory). Knows the file format, but
+not the meaning of the keys. The file is read through a window of bounded size and not mapped into memory, since a
+mapped file that shrinks would kill the router with SIGBUS. Vocabularies are skipped without decoding them.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from .gguf_types import SCALARS, TENSOR_TYPES, TYPE_ARRAY, TYPE_STRING
 
 MAGIC = b"GGUF"
 WINDOW = 1 << 20
-"""Bytes in memory at a time; large enough that a 262k vocabulary costs about ten reads."""
+"""Bytes in memory at a time; a vocabulary of 262k entries takes about ten reads."""
 MAX_STRING = 1 << 20
-"""Bytes of a string worth keeping; some files embed a whole tokenizer.json, which nobody asks for here."""
+"""Strings with more bytes are skipped; some files embed a whole tokenizer.json, which is not needed here."""
 MAX_LIST = 1024
-"""Elements of an array worth keeping: per-layer settings yes, vocabularies no."""
+"""Arrays with more elements are skipped: per-layer settings are kept, vocabularies are not."""
 MAX_ELEMENTS = 1 << 23
-"""Strings walked in one file: ten times the largest vocabulary with merges; stops a forged count within seconds."""
+"""Limit of array strings in a file: ten times the largest vocabulary with merges; bounds the time for forged counts."""
 MAX_ENTRIES = 1 << 17
-"""Keys, and tensors, in one file: a hundred times the largest in use."""
+"""Limit of keys, and of tensors, in one file: a hundred times the largest number in use."""
 
 Scalar = str | int | float | bool
 
 
 class GgufError(ValueError):
-    """The file is missing, cut short or no GGUF; the message starts with its path."""
+    """The file is missing, truncated or not a GGUF file; the message starts with its path."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Header:
     metadata: Mapping[str, Scalar | tuple[Scalar, ...]]
     """Scalars, and arrays of at most MAX_LIST elements."""
     lengths: Mapping[str, int]
-    """Number of elements of every array, kept or not."""
+    """Number of elements of every array, including skipped ones."""
     tensors: tuple[Tensor, ...]
     data_offset: int
     file_size: int
@@ -71,7 +71,7 @@ class Header:
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
-    """Raises GgufError. Kept in memory until the file changes."""
+    """Read the header; the result is cached until the file changes. Raise GgufError."""
     path = Path(path)
     try:
         stat = path.stat()
@@ -87,12 +87,12 @@ def has_mtp_head(path: str | os.PathLike[str]) -> bool:
 
 
 def is_mtp_head(path: str | os.PathLike[str]) -> bool:
-    """Whether a file has the MTP head of a model and none of its other layers."""
+    """Return True if a file contains the MTP head of a model and none of its other layers."""
     return has_mtp_head(path) and "blk.0.attn_norm.weight" not in _tensor_names(path)
 
 
 def _tensor_names(path: str | os.PathLike[str]) -> set[str]:
-    """None of what is no GGUF file: who loads it will say so."""
+    """Return the tensors' names; an empty set if it is not a valid GGUF file, since loading it reports the error."""
     try:
         return {tensor.name for tensor in read_header(path).tensors}
     except GgufError:
@@ -106,7 +106,7 @@ def _read_cached(path: str, size: int, mtime_ns: int) -> Header:
 
 
 class _HeaderReader:
-    """Walks forward through the file; `pos` is the next unread byte."""
+    """Reads forward through the file; `pos` is the offset of the next unread byte."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self.file = file
@@ -138,7 +138,7 @@ class _HeaderReader:
             raise GgufError(f"not a GGUF file (it starts with {start!r})" if start else "the file is empty")
         version = self.number("<I")
         if version & 0xFFFF == 0:
-            raise GgufError("written for a machine of the other byte order")
+            raise GgufError("the file has the wrong byte order (big-endian)")
         if version not in (2, 3):
             raise GgufError(f"GGUF version {version} is not supported, only 2 and 3")
         return version
@@ -206,7 +206,7 @@ class _HeaderReader:
         return text
 
     def string(self) -> str | None:
-        """None for one that is too long to keep; it is stepped over."""
+        """Read a string; skip it and return None if it is longer than MAX_STRING."""
         length = self.number("<Q")
         if length > MAX_STRING:
             self.skip(length)
@@ -214,7 +214,7 @@ class _HeaderReader:
         return self.take(length).decode("utf-8", "replace")
 
     def skip_strings(self, count: int) -> None:
-        """The hot loop: a vocabulary has hundreds of thousands of strings."""
+        """Skip `count` strings. Written for speed: a vocabulary has hundreds of thousands of strings."""
         length_at = struct.Struct("<Q").unpack_from
         left = count
         while left:
@@ -242,7 +242,7 @@ class _HeaderReader:
         return self.window[start : start + count]
 
     def _fill(self, count: int) -> None:
-        """Makes `count` (at most MAX_STRING) bytes at `pos` available in the window."""
+        """Make `count` (at most MAX_STRING) bytes at `pos` available in the window."""
         if self.base <= self.pos and self.pos + count <= self.base + len(self.window):
             return
         if self.pos + count > self.size:
@@ -265,7 +265,7 @@ def _scalar(key: str, kind: int) -> struct.Struct:
 
 
 def _with_sizes(infos: list[Tensor], available: int) -> tuple[Tensor, ...]:
-    """Checks that every tensor lies in the file; a type newer than our table is measured by the gap to the next one."""
+    """Check that every tensor is inside the file. For a type missing in our table, the gap to the next is the size."""
     starts = sorted({tensor.offset for tensor in infos} | {available})
     following = dict(itertools.pairwise(starts))
     result = []

@@ -1,7 +1,7 @@
-"""What GGUF file names say: quantization tag, shard, role; and which file of a repository a person meant.
+"""Parses GGUF file names (quantization tag, shard, role) and chooses the files of a repository that a user means.
 
-Pure rules over POSIX paths, the same for a cached repository, for one on a hub and for a models directory. Called by
-hub (choosing), sources (names of models) and the preset reader's users (canonical section names).
+Pure functions on POSIX paths, the same for a cached repository, a repository on a hub and a models directory. Used to
+choose files, to name models and for canonical section names of presets.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Literal
 SUFFIX = ".gguf"
 DraftKind = Literal["mtp", "dspark", "dflash", "eagle3"]
 DRAFT_KINDS: tuple[DraftKind, ...] = ("mtp", "dspark", "dflash", "eagle3")
-"""Best first: the order in which a draft found beside a model is preferred."""
+"""Best first: the order of preference for drafts found in a model's repository."""
 NOT_A_MODEL = ("mmproj", "imatrix", *(f"{kind}-" for kind in DRAFT_KINDS))
 DEFAULT_TAGS = ("Q4_K_M", "Q8_0")
-"""Tried in this order when no quantization is asked for."""
+"""Tried in this order if no quantization is requested."""
 
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})", re.DOTALL)
 _TAG = re.compile(r"[-.]([A-Za-z0-9_]+)\Z")
@@ -26,16 +26,16 @@ _TAG = re.compile(r"[-.]([A-Za-z0-9_]+)\Z")
 @dataclass(frozen=True)
 class Shard:
     prefix: str
-    """The path up to the shard number, or all of it without `.gguf`."""
+    """The path up to the shard number, or the whole path without `.gguf`."""
     tag: str
-    """Upper case; empty when the name shows none."""
+    """The quantization tag in upper case; empty if the name has none."""
     index: int = 1
     count: int = 1
 
 
 @dataclass(frozen=True)
 class RepoModelFiles:
-    """Files of one repository that make up a model; paths inside the repository."""
+    """The files of one model in a repository; all paths are relative to the repository."""
 
     model: tuple[str, ...] = ()
     """All shards in order; the first is the one to load."""
@@ -49,7 +49,7 @@ class RepoModelFiles:
 
 
 def shard(path: str) -> Shard:
-    """Of a path that ends in `.gguf`."""
+    """Parse a path that ends in `.gguf`."""
     stem = path.removesuffix(SUFFIX)
     split = _SHARD.fullmatch(stem)
     prefix = split[1] if split else stem
@@ -59,7 +59,7 @@ def shard(path: str) -> Shard:
 
 
 def shard_names(path: str) -> tuple[str, ...]:
-    """Every part of the set that `path` belongs to, itself included."""
+    """Return the paths of all shards of the model that `path` belongs to, including `path`."""
     part = shard(path)
     if part.count <= 1:
         return (path,)
@@ -67,25 +67,25 @@ def shard_names(path: str) -> tuple[str, ...]:
 
 
 def canonical_tag(tag: str) -> str:
-    """`q8_0` → `Q8_0`, `UD-Q4_K_XL` → `Q4_K_XL`: the form in which a cached model is listed."""
+    """Return the form in which a cached model is listed: `q8_0` → `Q8_0`, `UD-Q4_K_XL` → `Q4_K_XL`."""
     tail = _TAG.search(tag)
     return (tail[1] if tail else tag).upper()
 
 
 def canonical_name(name: str) -> str:
-    """The name of a model with its quantization tag, if it has one, in canonical form."""
+    """Return the model's name with its quantization tag, if any, in canonical form."""
     head, colon, tag = name.rpartition(":")
     return head + colon + canonical_tag(tag) if colon else name
 
 
 def split_repo(text: str) -> tuple[str, str]:
-    """`user/repo[:tag]` → (`user/repo`, tag or "")."""
+    """Split `user/repo[:tag]` into `user/repo` and the tag (or "")."""
     repo, _, rest = text.partition(":")
     return repo, rest.rpartition(":")[2]
 
 
 def listed_tag(path: str) -> str | None:
-    """Under which tag a file of a cached repository is listed as a model; None: it is not."""
+    """Return the tag under which a file of a cached repository is listed as a model; None: it is not listed."""
     if not path.endswith(SUFFIX):
         return None
     part = shard(path)
@@ -97,7 +97,7 @@ def listed_tag(path: str) -> str | None:
 def choose_files(
     paths: Iterable[str], tag: str, *, file: str = "", want_mmproj: bool = True, drafts: Sequence[DraftKind] = ()
 ) -> RepoModelFiles:
-    """An empty `model` when nothing matches. `paths` in the order in which the first match shall win."""
+    """Choose a model's files. `model` is empty if nothing matches; the first match in the order of `paths` wins."""
     paths = [path for path in paths if path.endswith(SUFFIX) or path == file]
     primary = (file if file in paths else None) if file else _best_model(paths, tag)
     model = _shards_of(paths, primary) if primary else ()
@@ -133,7 +133,10 @@ def _shards_of(paths: Sequence[str], primary: str) -> tuple[str, ...]:
 
 
 def _best_sibling(paths: Iterable[str], model: str, keyword: str, tag: str = "") -> str | None:
-    """In the model's directory or above it; the deepest, then the exact tag, then the nearest number of bits."""
+    """Return the best file with `keyword` in the model's directory or above it.
+
+    Deeper paths are preferred, then the exact tag, then the nearest number of bits.
+    """
     directory = model.split("/")[:-1]
     bits = _bits(tag.upper() or shard(model).tag)
     best: tuple[tuple[int, bool, int], str] | None = None
@@ -149,6 +152,6 @@ def _best_sibling(paths: Iterable[str], model: str, keyword: str, tag: str = "")
 
 
 def _bits(tag: str) -> int:
-    """`Q4_K_M` → 4, `BF16` → 16, no number → 0."""
+    """Return the bits in a tag: `Q4_K_M` → 4, `BF16` → 16, no number → 0."""
     number = re.search(r"\d+", tag)
     return int(number[0]) if number else 0

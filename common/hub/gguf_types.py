@@ -20,7 +20,7 @@ SCALARS = {
     11: struct.Struct("<q"),
     12: struct.Struct("<d"),
 }
-"""Value type → how it is stored."""
+"""Value type → its binary format."""
 
 TENSOR_TYPES = {
     0: ("f32", 1, 4),
@@ -59,7 +59,7 @@ TENSOR_TYPES = {
     41: ("q1_0", 128, 18),
     42: ("q2_0", 64, 18),
 }
-"""Tensor type → its name, elements in a block, bytes of a block."""
+"""Tensor type → name, elements per block, bytes per block."""
 
 FILE_TYPES = {
     0: "F32",
@@ -97,4 +97,4 @@ FILE_TYPES = {
     38: "MXFP4",
     39: "NVFP4",
 }
-"""`general.file_type` → the quantization as people call it."""
+"""`general.file_type` → the usual name of the quantization."""

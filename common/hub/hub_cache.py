@@ -1,10 +1,10 @@
 """The model cache on disk, in the layout that llama-server and huggingface_hub share; reads and links, never downloads.
 
     models--<user>--<repo>/refs/<branch>            a commit
-                           /snapshots/<commit>/…     links to blobs, under the repository's own paths
+                           /snapshots/<commit>/…     links to blobs, with the repository's paths
                            /blobs/<object id>
 
-Called by `resolve` and `client`. Every environment variable that moves the cache is looked up here and nowhere else.
+Called by `resolve` and `client`. Only this module reads the environment variables that set the cache's location.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CACHE_VARIABLES = (
     ("XDG_CACHE_HOME", "huggingface/hub"),
     ("HOME", ".cache/huggingface/hub"),
 )
-"""First one that is set and not empty, with the folder below it."""
+"""Variables and the cache's subfolder in each; the first one that is set and not empty is used."""
 MAX_REPO_NAME = 256
 _REPO = re.compile(r"\w+(?:[.-]\w+)*/\w+(?:[.-]\w+)*", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-fA-F]{40}")
@@ -34,7 +34,7 @@ _OBJECT = re.compile(r"[0-9a-fA-F]{40}|[0-9a-fA-F]{64}")
 
 @dataclass(frozen=True)
 class RepoSnapshot:
-    """The files of one repository at its current commit, by their path inside it, sorted."""
+    """The files of one repository at its current commit, by their path in the repository, sorted."""
 
     repo: str
     commit: str
@@ -49,7 +49,7 @@ def cache_dir(environ: Mapping[str, str]) -> Path:
 
 
 def plain_url_dir(environ: Mapping[str, str]) -> Path:
-    """Where files given by `--model-url` and the like are kept."""
+    """Return the folder for downloads from plain URLs, such as `--model-url`."""
     if environ.get("LLAMA_CACHE"):
         return Path(environ["LLAMA_CACHE"])
     if environ.get("XDG_CACHE_HOME"):
@@ -70,7 +70,7 @@ def is_commit(text: str) -> bool:
 
 
 def is_inside(path: str) -> bool:
-    """A relative path that stays below the folder it is joined to."""
+    """Return True for a relative path that cannot leave the folder to which it is joined."""
     pure = PurePosixPath(path)
     return bool(pure.parts) and not pure.is_absolute() and ".." not in pure.parts and "\0" not in path
 
@@ -80,7 +80,7 @@ def repo_dir(cache: Path, repo: str) -> Path:
 
 
 def snapshots(cache: Path) -> Iterator[RepoSnapshot]:
-    """Every repository that has a current commit, sorted by folder."""
+    """Yield every cached repository that has a current commit, sorted by folder."""
     try:
         folders = sorted(entry.name for entry in os.scandir(cache) if entry.is_dir())
     except OSError:
@@ -93,7 +93,7 @@ def snapshots(cache: Path) -> Iterator[RepoSnapshot]:
 
 
 def snapshot(cache: Path, repo: str) -> RepoSnapshot | None:
-    """None when the cache knows no commit of it. A link whose blob is gone is no file."""
+    """Return the repository's files; None if the cache has no commit of it. Links to missing blobs are left out."""
     if not is_repo_name(repo):
         return None
     folder = repo_dir(cache, repo)
@@ -111,7 +111,7 @@ def snapshot(cache: Path, repo: str) -> RepoSnapshot | None:
 
 
 def _current_commit(refs: Path) -> str:
-    """That of `main`, else of the first other branch."""
+    """Return the commit of `main`, or of the first other branch if there is no `main`."""
     commits = {}
     for path in sorted(refs.glob("[!.]*")) if refs.is_dir() else ():
         commit = path.read_text(errors="replace").partition("\n")[0].strip() if path.is_file() else ""
@@ -121,7 +121,7 @@ def _current_commit(refs: Path) -> str:
 
 
 def write_ref(cache: Path, repo: str, branch: str, commit: str) -> None:
-    """Last step of a download: until then the cache shows the repository as it was."""
+    """Set a branch to a commit, as the last step of a download: until then the cache shows the previous commit."""
     path = repo_dir(cache, repo) / "refs" / branch
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_name(path)
@@ -130,7 +130,7 @@ def write_ref(cache: Path, repo: str, branch: str, commit: str) -> None:
 
 
 def link(blob: Path, target: Path) -> None:
-    """Makes a blob appear in a snapshot, in one step; where links are not possible it moves there."""
+    """Link a blob into a snapshot atomically; if links are not possible, move the blob."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_name(target)
     try:
@@ -142,5 +142,5 @@ def link(blob: Path, target: Path) -> None:
 
 
 def _temporary_name(path: Path) -> Path:
-    """A name that no other thread or process uses."""
+    """Return a path in the same folder that no other thread or process uses."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}")

@@ -1,6 +1,6 @@
-"""What the files of a model say of it without loading it: its size, its family, its quantization, what it can do.
+"""Describes a model from its files without loading it: size, architecture, quantization, capabilities.
 
-For lists of models, in the router and in a worker alike. Reads headers only, and those once (`gguf_header` keeps them).
+Used for lists of models in router and worker. Reads only headers, each one once (`gguf_header` caches them).
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ log = logging.getLogger("corral.presets")
 TEMPLATE = "tokenizer.chat_template"
 SHA256_LENGTH = 64
 _THINKING = ("enable_thinking", "reasoning_content", "<think>", "<|channel|>")
-"""One of them is in every template whose model shows its thoughts."""
+"""Every chat template of a reasoning model contains one of these."""
 _INFILL = ("fim_pre_token_id", "fim_prefix_token_id", "prefix_token_id")
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Of a model whose files are not on this machine everything is empty."""
+    """Facts about a model. All fields are empty if its files are not on this machine."""
 
     path: Path | None = None
     size: int = 0
-    """Bytes of all its files."""
+    """Bytes of all files of the model."""
     modified: float = 0.0
     """Seconds since 1970."""
     digest: str = ""
-    """64 hexadecimal digits that change when the file does: the hub's own, or one made of path, size and time."""
+    """64 hexadecimal digits that change with the file: the hub's SHA-256, or a hash of path, size and time."""
     architecture: str = ""
     n_params: int = 0
     quantization: str = ""
@@ -44,7 +44,10 @@ class ModelCard:
     metadata: Mapping[str, Scalar | tuple[Scalar, ...]] = field(default_factory=dict)
 
     def capabilities(self, *, embeds: bool = False, modalities: Sequence[str] = (), template: str = "") -> list[str]:
-        """In Ollama's words. `embeds`: it is run to embed; `template`: the one that is used instead of its own."""
+        """Return Ollama's names of the model's capabilities.
+
+        `embeds`: the model is used for embeddings; `template`: a chat template that replaces the model's own.
+        """
         if embeds or f"{self.architecture}.pooling_type" in self.metadata:
             return ["embedding"]
         text = template or self.template
@@ -59,7 +62,7 @@ class ModelCard:
 
 
 def read_card(path: Path | None) -> ModelCard:
-    """Of the first of a model's files, if it has one that can be read."""
+    """Read a model's card from its first file; log a warning if the file cannot be read."""
     if path is None:
         return ModelCard()
     try:
@@ -67,7 +70,7 @@ def read_card(path: Path | None) -> ModelCard:
         parts = [part for name in shard_names(path.name) if (part := path.with_name(name)).is_file()]
         return _card(path, header, parts)
     except (GgufError, OSError) as error:
-        log.warning("a model that cannot be looked into: %s", error)
+        log.warning("cannot read a model's header: %s", error)
         return ModelCard(path=path)
 
 
@@ -91,7 +94,7 @@ def _card(path: Path, header: Header, parts: Sequence[Path]) -> ModelCard:
 
 
 def _digest(path: Path, size: int, mtime_ns: int) -> str:
-    """In the cache of a hub the file's real name is its SHA-256; to compute that of any other takes minutes."""
+    """Return the SHA-256 that is the real file name in a hub's cache; for other files, computing it takes too long."""
     real = path.resolve()
     if len(real.name) == SHA256_LENGTH and all(digit in "0123456789abcdef" for digit in real.name):
         return real.name

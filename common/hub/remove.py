@@ -1,6 +1,6 @@
-"""Removes a model from the cache: its files, and of the repository what nothing else needs.
+"""Removes a model from the cache: its files, and files of the repository that no other model needs.
 
-Called by the router for `DELETE /models`, once nothing runs on these files any more. Blocking.
+Called by the router for `DELETE /models`, when no worker uses these files any more. Blocking.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ log = logging.getLogger("corral.presets")
 
 
 def remove_cached(environ: Mapping[str, str], name: str, *, keep_unfinished: bool = False) -> None:
-    """`user/repo:TAG`, or the whole repository without a tag. `keep_unfinished`: others of it are being fetched."""
+    """Remove `user/repo:TAG`, or without a tag the whole repository.
+
+    `keep_unfinished`: other files of the repository are being downloaded.
+    """
     repo, tag = split_repo(name)
     cache = hub_cache.cache_dir(environ)
     folder = hub_cache.repo_dir(cache, repo)
@@ -28,7 +31,7 @@ def remove_cached(environ: Mapping[str, str], name: str, *, keep_unfinished: boo
         if not tag or _is_of(path.name, canonical_tag(tag)):
             path.unlink(missing_ok=True)
     if not keep_unfinished and not any(_lists(path, snapshots) for path in _files(snapshots)):
-        shutil.rmtree(folder, ignore_errors=True)  # companions of models are of no use without any
+        shutil.rmtree(folder, ignore_errors=True)  # projectors and drafts are useless without a model
         shutil.rmtree(cache / ".locks" / folder.name, ignore_errors=True)
         log.info("removed %s from the cache", repo)
         return
@@ -41,7 +44,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _is_of(name: str, tag: str) -> bool:
-    """Any part of the model with this tag; not what only accompanies it."""
+    """Return True for a shard of the model with this tag; False for projectors, drafts and other files."""
     is_model = name.endswith(SUFFIX) and not any(word in name for word in NOT_A_MODEL)
     return is_model and shard(name).tag == tag
 
@@ -51,7 +54,7 @@ def _lists(path: Path, snapshots: Path) -> bool:
 
 
 def _remove_unused(folder: Path, keep_unfinished: bool) -> None:
-    """Blobs that no snapshot shows, and folders with nothing in them."""
+    """Delete blobs that no snapshot links to, and empty folders."""
     used = {path.resolve() for path in _files(folder / "snapshots")}
     for blob in sorted((folder / "blobs").glob("*")):
         is_finished = hub_cache.is_object_id(blob.name)

@@ -1,8 +1,8 @@
-"""From what was asked for (`--model`, `--hf-repo`, `--model-url` and their companions) to files on this machine.
+"""Finds or downloads a model's files as the options request them (`--model`, `--hf-repo`, `--model-url`, …).
 
-Called by the worker before it loads (`resolve_files`), by the router to list what the cache holds and to find cached
-files without touching the network. What the cache has completely is used as it is, and only what is missing is fetched:
-a load must not depend on a network, and a swap not wait for one. (llama-server asks the hub at every load.)
+The worker calls `resolve_files` before it loads. The router lists the cache and finds cached files without network
+access. Complete files in the cache are used without asking the hub; only missing files are downloaded: neither a load
+nor a swap may depend on the network. (llama-server contacts the hub at every load.)
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from ..base.common_settings import CommonSettings
 
 PRESET_FILE = "preset.ini"
-"""In the root of a repository it makes `--hf-repo` start a router with these presets."""
+"""If a repository has this file in its root, `--hf-repo` starts a router with these presets."""
 MAX_SHOWN = 20
-"""Files of a repository named in one error."""
+"""Maximum number of a repository's files named in one error."""
 
 OnProgress = Callable[[DownloadProgress], None]
 logger = logging.getLogger("corral.presets")
@@ -48,11 +48,11 @@ logger = logging.getLogger("corral.presets")
 @dataclass(frozen=True)
 class ModelFiles:
     model: Path
-    """The first shard; the others lie beside it."""
+    """The first shard; the others are in the same folder."""
     mmproj: Path | None = None
     draft: Path | None = None
     draft_kind: DraftKind | None = None
-    """Set when the draft is a head made for this model, not a model of its own."""
+    """Set if the draft is a head for this model, not a separate model."""
 
 
 def ignore_progress(_: DownloadProgress) -> None:
@@ -60,7 +60,7 @@ def ignore_progress(_: DownloadProgress) -> None:
 
 
 def list_cached(environ: Mapping[str, str]) -> list[str]:
-    """Every cached model as `user/repo:TAG`."""
+    """Return every cached model as `user/repo:TAG`."""
     found: dict[str, None] = {}
     for snapshot in hub_cache.snapshots(cache_dir(environ)):
         for path in snapshot.files:
@@ -71,7 +71,7 @@ def list_cached(environ: Mapping[str, str]) -> list[str]:
 
 
 def find_cached(environ: Mapping[str, str], hf_repo: str, hf_file: str = "") -> Mapping[str, Path]:
-    """Files that `hf_repo` (with optional tag) stands for, by role: model, mmproj. Never asks the network."""
+    """Return the cached files of `hf_repo` (with optional tag) by role: model, mmproj. Never uses the network."""
     repo, tag = split_repo(hf_repo)
     snapshot = hub_cache.snapshot(cache_dir(environ), repo)
     choice = choose_files(snapshot.files, tag, file=hf_file) if snapshot else RepoModelFiles()
@@ -86,12 +86,12 @@ def is_offline(settings: CommonSettings, environ: Mapping[str, str]) -> bool:
 
 
 def is_offline_machine(environ: Mapping[str, str]) -> bool:
-    """HF_HUB_OFFLINE is what Python programs obey; whoever set it means us too."""
+    """Return True if HF_HUB_OFFLINE is set: Python programs obey it, so this one does too."""
     return environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 
 def remote_preset(settings: CommonSettings, environ: Mapping[str, str]) -> Path | None:
-    """The presets file that `--hf-repo` names instead of a model, if it does. Fetched anew when the hub is in reach."""
+    """Return the presets file if `--hf-repo` names presets instead of a model; download it again if possible."""
     if not settings.hf_repo or settings.hf_file:
         return None
     repo, tag = _repo_and_tag(settings.hf_repo)
@@ -115,7 +115,10 @@ def remote_preset(settings: CommonSettings, environ: Mapping[str, str]) -> Path 
 def resolve_files(
     settings: CommonSettings, environ: Mapping[str, str], on_progress: OnProgress = ignore_progress
 ) -> ModelFiles:
-    """Downloads what is missing; blocking. `on_progress` is called from other threads. Raises ModelFilesError."""
+    """Download missing files and return the paths; blocks. `on_progress` is called from other threads.
+
+    Raise ModelFilesError.
+    """
     return _Resolver(settings, environ, on_progress).files()
 
 
@@ -154,7 +157,7 @@ class _Resolver:
             raise ModelFilesError("no model given: use --model, --hf-repo or --model-url")
         model = found.path(found.choice.model[0] if found.choice.model else None)
         if model is None:
-            raise ModelFilesError(f"repository {settings.hf_repo} holds companions of models, but no model")
+            raise ModelFilesError(f"repository {settings.hf_repo} contains projectors or drafts, but no model")
         draft, kind = self._draft(found)
         return ModelFiles(model, self._mmproj(found), draft, kind)
 
@@ -168,7 +171,7 @@ class _Resolver:
         return bool(self.settings.hf_repo_draft or self.settings.model_draft)
 
     def _mmproj(self, found: _FoundFiles) -> Path | None:
-        """`--no-mmproj` wins over every way to name one, so that /models and the worker agree."""
+        """Return the projector. `--no-mmproj` overrides all options that name one, so /models and the worker agree."""
         settings = self.settings
         if not settings.mmproj_auto:
             return None
@@ -191,7 +194,7 @@ class _Resolver:
             if other.choice.draft:
                 return other.path(other.choice.draft), other.choice.draft_kind
             if not other.choice.model:
-                raise ModelFilesError(f"repository {settings.hf_repo_draft} holds no draft model")
+                raise ModelFilesError(f"repository {settings.hf_repo_draft} contains no draft model")
             return other.path(other.choice.model[0]), None
         if settings.model_draft:
             path = _existing(settings.model_draft)
@@ -222,7 +225,7 @@ class _Resolver:
         return client.download(listing, choice.files, self.cache, self.on_progress)
 
     def _from_url(self, url: str, wanted: str) -> Path:
-        """Every shard of it. A file that is there is not asked for again; delete it to have a newer one."""
+        """Download every shard. Existing files are not checked for a newer version; delete them to update."""
         parts = urlsplit(url)
         names = shard_names(parts.path)
         if len(names) == 1 and wanted:
@@ -237,9 +240,9 @@ class _Resolver:
 
     def _fetch(self, url: str, target: Path) -> None:
         if is_offline(self.settings, self.environ):
-            raise ModelFilesError(f"{target} is not there, and --offline forbids to download {redacted_url(url)}")
+            raise ModelFilesError(f"{target} does not exist, and --offline forbids downloading {redacted_url(url)}")
         home = endpoint(self.environ)
-        token = _token(self.settings) if url.startswith(home + "/") else ""  # nobody else's business
+        token = _token(self.settings) if url.startswith(home + "/") else ""  # no other host may get the token
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         with new_client() as client:
             fetch(client, Transfer(url, target, headers), self.on_progress, threading.Event())
@@ -248,7 +251,7 @@ class _Resolver:
 def _token(settings: CommonSettings) -> str:
     token = settings.hf_token
     if token and not is_token(token):
-        logger.warning("the value of --hf-token or HF_TOKEN is no Hugging Face token, asking without it")
+        logger.warning("the value of --hf-token or HF_TOKEN is not a Hugging Face token, sending no token")
         return ""
     return token
 
@@ -256,7 +259,7 @@ def _token(settings: CommonSettings) -> str:
 def _repo_and_tag(hf_repo: str) -> tuple[str, str]:
     repo, tag = split_repo(hf_repo)
     if not hub_cache.is_repo_name(repo):
-        raise ModelFilesError(f"{hf_repo!r} is no repository: expected user/model or user/model:quantization")
+        raise ModelFilesError(f"{hf_repo!r} is not a repository: expected user/model or user/model:quantization")
     return repo, tag
 
 
@@ -265,7 +268,7 @@ def _heads(spec_type: Sequence[str]) -> tuple[DraftKind, ...]:
 
 
 def _existing(path: str) -> Path:
-    """The path, if all shards that it stands for are there."""
+    """Return the path; raise ModelFilesError if a shard of the model is missing."""
     for name in shard_names(path):
         if not Path(name).is_file():
             raise ModelFilesError(f"{name}: no such file" + ("" if name == path else f" (a part of {path})"))
@@ -273,7 +276,7 @@ def _existing(path: str) -> Path:
 
 
 def _is_complete(choice: RepoModelFiles, cached: Mapping[str, Path]) -> bool:
-    """A projector that was never fetched is not missed: without asking the hub nobody knows whether there is one."""
+    """Return True if all shards are cached. A projector may be absent: only the hub knows if there is one."""
     return bool(choice.files) and all(name in cached for path in choice.model[:1] for name in shard_names(path))
 
 

@@ -1,1 +1,1 @@
-"""Tools that run on the server's side: the built-in ones, those of MCP servers, and the proxy of the page."""
+"""Tools that run on the server: built-in tools, tools of MCP servers, and the proxy for browser pages."""

@@ -1,7 +1,7 @@
-"""Run the built-in tools.
+"""Runs the built-in tools.
 
-Tools that read or write files run in a separate process, the tool process; commands are started directly.
-`server` makes one object of this class with what the operator allows.
+Tools that read or write files run in a separate process, the tool process; commands are started directly. `server`
+creates the tools that the operator allows.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from .tool import Answer, ServerTool, ToolListing, ToolRequest
 
 CHILD = (sys.executable, "-P", "-m", "llama_corral.common.tools.child")
 FILE_TOOL_S = 60.0
-"""For one call on files; a listing has less, and says when it is not complete."""
+"""Time limit of one call of a file tool. Listings have a shorter limit and then return an incomplete list."""
 MAX_ANSWER = 64 << 20
-"""Bytes of a tool process' answer: a file of 32 MiB as Base64 fits."""
+"""Maximum bytes of a tool process's answer; a 32 MiB file as Base64 fits."""
 ISOLATE_GRACE_S = 5.0
-"""More than the command has itself, since killing our end leaves a container's or a machine's running."""
+"""Extra time for commands in a runtime, which have a time limit there: killing our side would not end them."""
 INFO_S = 5.0
 TRUNCATION_NOTE = "\n[output truncated]"
 
 
 @dataclass(frozen=True)
 class ToolRunner:
-    """Where built-in tools run, for the kinds of them: all start processes here."""
+    """Starts the processes of all built-in tools."""
 
     processes: Processes
     root: str = ""
-    """The folder that file tools may not leave; "": any."""
+    """The folder that file tools may not leave; "": no limit."""
 
     async def run(
         self,
@@ -50,7 +50,10 @@ class ToolRunner:
         limit: int,
         on_output: Callable[[bytes], None] | None,
     ) -> CommandResult:
-        """Raises ToolFailed if it cannot be started, ApiError if it must not."""
+        """Run a command here or in the call's runtime.
+
+        Raise ToolFailed if it cannot be started, ApiError if it may not run.
+        """
         isolate = isolate_of(call)
         if isolate:
             bounded = in_directory(call.cwd, ("timeout", f"{seconds:.0f}s", *inner))
@@ -76,7 +79,7 @@ class ToolRunner:
 
 
 def isolate_of(call: ToolRequest) -> Isolate | None:
-    """Raises ServerFault, as llama-server does."""
+    """Return the call's runtime; None: this machine. Raise ServerFault for an invalid one, as llama-server does."""
     try:
         return parse_runtime(call.runtime)
     except RuntimeRefused as error:
@@ -123,10 +126,10 @@ class FileTool(_Builtin):
         if self._place.processes.is_closed:
             raise Unavailable("the server is stopping")
         if done.timed_out:
-            return {"error": f"{self._entry.name} did not end within {FILE_TOOL_S:.0f} s"}
+            return {"error": f"{self._entry.name} timed out after {FILE_TOOL_S:.0f} s"}
         if done.exit_code != 0 or done.is_cut:
             why = done.errors.decode("utf-8", "replace").strip().splitlines()[-1:]
-            raise ServerFault(f"{self._entry.name} ended with code {done.exit_code}: {' '.join(why)}")
+            raise ServerFault(f"{self._entry.name} failed with exit code {done.exit_code}: {' '.join(why)}")
         return done.output
 
 
@@ -158,7 +161,7 @@ class ShellTool(_Builtin):
             await asyncio.wait({work})
 
     def _given(self, call: ToolRequest) -> dict[str, Any]:
-        """Checked before a stream begins, while there is a status to refuse with."""
+        """Return the checked arguments. Called before a stream begins, so that errors can still set the status."""
         isolate_of(call)
         return self._entry.arguments(call.arguments)
 
@@ -192,7 +195,7 @@ class InfoTool(_Builtin):
 
 
 def builtin_tools(names: Sequence[str], place: ToolRunner) -> list[ServerTool]:
-    """Those that are named, or `all`; others than those there are have been refused before."""
+    """Return the tools with these names, or all for the name `all`. Unknown names were rejected before."""
     kinds: dict[str, type[_Builtin]] = {"exec_shell_command": ShellTool, "get_info": InfoTool}
     chosen = [entry for entry in CATALOG if entry.name in names or "all" in names]
     return [kinds.get(entry.name, FileTool)(entry, place) for entry in chosen]

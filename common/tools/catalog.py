@@ -1,6 +1,6 @@
-"""The built-in tools as data: their names, what they are for, what they take. Read by `builtin` and shown by `/tools`.
+"""The built-in tools as data: names, descriptions, parameters. Used by `builtin`, and listed by `/tools`.
 
-Names, arguments and limits are llama-server's, so that its pages and agents made for it find what they expect.
+Names, parameters and limits are llama-server's, so that its pages and agents work with them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Type = Literal["string", "integer", "boolean", "array"]
 
 MAX_COMMAND_S, DEFAULT_COMMAND_S = 60, 10
 MAX_OUTPUT = 16 * 1024
-"""Bytes of a command's output that a model is given."""
+"""Maximum bytes of a command's output that a model gets."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,10 @@ class ToolParameter:
         return {**shown, "items": self.items} if self.items else shown
 
     def value(self, given: object) -> object:
-        """Forgives what models confuse: a number or a truth in quotes, 3.0 for 3. Raises InvalidRequest."""
+        """Return the checked argument. Accept common mistakes of models: numbers and booleans in quotes, 3.0 for 3.
+
+        Raise InvalidRequest for a wrong type.
+        """
         if self.type == "integer" and isinstance(given, str | float) and not isinstance(given, bool):
             with contextlib.suppress(ValueError, OverflowError):
                 given = int(given) if isinstance(given, str) or given.is_integer() else given
@@ -60,16 +63,16 @@ class CatalogEntry:
         return function(self.name, self.description, schema)
 
     def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What is given, checked; null is nothing, and what is not known is left out. Raises InvalidRequest."""
+        """Return the checked arguments; null means absent, and unknown ones are left out. Raise InvalidRequest."""
         known = {p.name: p.value(given[p.name]) for p in self.parameters if given.get(p.name) is not None}
         for parameter in self.parameters:
             if parameter.is_required and parameter.name not in known:
-                raise InvalidRequest(f"params.{parameter.name} is missing: {self.name} needs it")
+                raise InvalidRequest(f"params.{parameter.name} is missing: {self.name} requires it")
         return known
 
 
 def function(name: str, description: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """As a chat request has it in `tools`."""
+    """Return a function's definition in the format of a chat request's `tools`."""
     return {
         "type": "function",
         "function": {"name": name, "description": description, "parameters": dict(parameters)},
@@ -77,19 +80,19 @@ def function(name: str, description: str, parameters: Mapping[str, Any]) -> dict
 
 
 _SKIPS = (
-    "Files that .gitignore names are left out in a git repository; elsewhere folders like .git, node_modules or build "
-    "are not entered. "
+    "In a git repository, files listed in .gitignore are skipped; elsewhere, folders such as .git, node_modules or "
+    "build are not searched. "
 )
-_GLOBS = "A pattern without / is matched against the name, one with / against the end of the path."
+_GLOBS = "A pattern without / is matched against the file name, a pattern with / against the end of the path."
 
-_INCLUDE = ToolParameter("include", "string", "Glob pattern of what to look at, like *.py or src/**/*.c (default: **)")
-_EXCLUDE = ToolParameter("exclude", "string", "Glob pattern of what to leave out")
+_INCLUDE = ToolParameter("include", "string", "Glob pattern of paths to include: *.py or src/**/*.c (default: **)")
+_EXCLUDE = ToolParameter("exclude", "string", "Glob pattern of paths to exclude")
 
 _EDIT_ITEMS = {
     "type": "object",
     "properties": {
-        "old_text": {"type": "string", "description": "Text as it is in the file; must be there exactly once"},
-        "new_text": {"type": "string", "description": "Text to put in its place"},
+        "old_text": {"type": "string", "description": "Exact text in the file; must occur exactly once"},
+        "new_text": {"type": "string", "description": "Text that replaces it"},
     },
     "required": ["old_text", "new_text"],
 }
@@ -102,45 +105,45 @@ CATALOG: tuple[CatalogEntry, ...] = (
         (
             ToolParameter("path", "string", "Path of the file", is_required=True),
             ToolParameter("start_line", "integer", "First line, counted from 1 (default: 1)"),
-            ToolParameter("end_line", "integer", "Last line, included (default: the last of the file)"),
-            ToolParameter("append_loc", "boolean", "Begin each line with its number and →"),
+            ToolParameter("end_line", "integer", "Last line, inclusive (default: the file's last line)"),
+            ToolParameter("append_loc", "boolean", "Start each line with its number and →"),
         ),
     ),
     CatalogEntry(
         "file_glob_search",
         "File search",
-        f"Find files below a folder by a glob pattern. {_SKIPS}{_GLOBS}",
+        f"Find files in a folder and its subfolders by a glob pattern. {_SKIPS}{_GLOBS}",
         (
             ToolParameter("path", "string", "Folder to search", is_required=True),
             _INCLUDE,
             _EXCLUDE,
             ToolParameter("type", "string", 'What to find: "file" (default), "dir" or "all"; folders end with /'),
-            ToolParameter("max_depth", "integer", "Levels to go down: 1 is the folder itself, 0 is all (default)"),
-            ToolParameter("limit", "integer", "Most results to return, 100 at most (default: 100)"),
+            ToolParameter("max_depth", "integer", "Folder levels to search: 1 is the folder only, 0 is all (default)"),
+            ToolParameter("limit", "integer", "Maximum number of results, up to 100 (default: 100)"),
         ),
     ),
     CatalogEntry(
         "grep_search",
         "Grep search",
-        f"Find lines that match a pattern, in a file or in all files below a folder. {_SKIPS}{_GLOBS}",
+        f"Find lines that match a pattern, in a file or in all files of a folder and its subfolders. {_SKIPS}{_GLOBS}",
         (
             ToolParameter("path", "string", "File or folder to search", is_required=True),
-            ToolParameter("pattern", "string", "Regular expression, or with literal a text", is_required=True),
+            ToolParameter("pattern", "string", "Regular expression; with literal: plain text", is_required=True),
             _INCLUDE,
             _EXCLUDE,
-            ToolParameter("return_line_numbers", "boolean", "Show the numbers of lines"),
-            ToolParameter("literal", "boolean", "The pattern is a text and no expression"),
-            ToolParameter("ignore_case", "boolean", "Upper and lower case are the same"),
+            ToolParameter("return_line_numbers", "boolean", "Show line numbers"),
+            ToolParameter("literal", "boolean", "The pattern is plain text, not a regular expression"),
+            ToolParameter("ignore_case", "boolean", "Ignore upper and lower case"),
             ToolParameter("context_lines", "integer", "Lines to show before and after each match (default: 0)"),
         ),
     ),
     CatalogEntry(
         "exec_shell_command",
         "Execute shell command",
-        "Run a shell command and return what it writes, errors included. What it leaves running is ended with it.",
+        "Run a shell command and return its output, including errors. Its background processes are ended with it.",
         (
             ToolParameter("command", "string", "Command for sh -c", is_required=True),
-            ToolParameter("timeout", "integer", f"Seconds it may take, at most {MAX_COMMAND_S} (default: 10)"),
+            ToolParameter("timeout", "integer", f"Time limit in seconds, at most {MAX_COMMAND_S} (default: 10)"),
             ToolParameter("max_output_size", "integer", f"Bytes of output to return, at most {MAX_OUTPUT} (default)"),
         ),
         writes=True,
@@ -149,23 +152,23 @@ CATALOG: tuple[CatalogEntry, ...] = (
     CatalogEntry(
         "write_file",
         "Write file",
-        "Write a text to a file, which is made or replaced, with the folders it needs. edit_file is for small changes.",
+        "Create or replace a text file; missing folders are created. Use edit_file for small changes.",
         (
             ToolParameter("path", "string", "Path of the file", is_required=True),
-            ToolParameter("content", "string", "All that the file shall hold", is_required=True),
+            ToolParameter("content", "string", "Complete new content of the file", is_required=True),
         ),
         writes=True,
     ),
     CatalogEntry(
         "edit_file",
         "Edit file",
-        "Replace texts in a file. Each old_text must be in the file exactly once, as the file is before any of the "
-        "edits, and edits must not overlap: make neighbours one edit.",
+        "Replace texts in a file. Each old_text must occur exactly once in the file as it is before all edits. Edits "
+        "must not overlap: combine adjacent changes into one edit.",
         (
             ToolParameter("path", "string", "Path of the file", is_required=True),
             ToolParameter("edits", "array", "The replacements", is_required=True, items=_EDIT_ITEMS),
         ),
         writes=True,
     ),
-    CatalogEntry("get_info", "Get Runtime Info", "Tell the operating system and the working directory."),
+    CatalogEntry("get_info", "Get Runtime Info", "Return the operating system and the working directory."),
 )

@@ -1,7 +1,7 @@
-"""The tool process: run one call of a file tool and exit. Reads a JSON object from stdin, writes one to stdout.
+"""The tool process: runs one call of a file tool and exits. Reads a JSON object from stdin, writes one to stdout.
 
-A separate process can be killed when a model's path or pattern leads to a dead network drive or to a regular expression
-that never ends, and it blocks no other request. It imports only the standard library, so that it starts fast.
+A separate process does not block other requests, and it can be killed if a network drive hangs or a regular expression
+runs without end. It imports only the standard library, so that it starts fast.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The container of `--tools-runtime docker:IMAGE`: started with the server, replaced if it dies, ended with it.
+"""The container of `--tools-runtime docker:IMAGE`: started with the server, restarted if it dies, ended with it.
 
-A shell in it waits for the end of its input, which is ours to give: however this server ends, the container goes.
+The container runs a shell that reads from our pipe: when this server ends in any way, the shell and the container end.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from .runtimes import Image
 log = logging.getLogger("corral.tools")
 
 START_S = 60.0
-"""Until the engine has said which container it is; the image may have to be fetched first."""
+"""Time limit until the engine reports the container's id; it may have to download the image first."""
 STOP_S = 1.0
 POLL_S = 0.05
-"""The engine writes the container's id to a file and tells nobody."""
+"""Interval for checking the file with the container's id, since the engine does not notify us."""
 
 
 class OwnContainer:
@@ -33,11 +33,11 @@ class OwnContainer:
         self._lock = asyncio.Lock()
 
     async def runtime(self) -> str:
-        """Of a container that runs, in the spelling of a request's header. Raises ConfigError."""
+        """Return the running container in the format of a request's header; start it if needed. Raise ConfigError."""
         async with self._lock:
             if self._group is None or self._group.exited.is_set():
                 if self._group is not None:
-                    log.warning("the tools' container %s is gone: starting another", self._identifier[:12])
+                    log.warning("the tools' container %s ended, starting a new one", self._identifier[:12])
                     await self._processes.finish(self._group)
                 self._group = None
                 await self._start()
@@ -73,7 +73,7 @@ class OwnContainer:
 
 
 async def _identifier(file: Path, group: ProcessGroup) -> str:
-    """ "" if the engine gave up, or takes too long."""
+    """Return the container's id; "" if the engine fails or does not report it in time."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(START_S):
             while not group.exited.is_set():

@@ -1,7 +1,7 @@
-"""`/cors-proxy`: fetches `?url=` for a page that its browser does not let there, such as an MCP server over HTTP.
+"""`/cors-proxy`: requests `?url=` for a page whose browser does not allow that, for example for an MCP server.
 
-Of the request only the body and what is named by `x-llama-server-proxy-header-NAME` goes on, so that neither our key
-nor a cookie does; of the answer nothing that would make it speak for us.
+Only the body and the headers named `x-llama-server-proxy-header-NAME` are forwarded, so API keys and cookies are not.
+Headers of the answer that would affect this server's origin are removed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ log = logging.getLogger("corral.tools")
 
 PREFIX = "x-llama-server-proxy-header-"
 SILENCE_S = 600.0
-"""As long as a tool on the other side may think; llama-server's."""
+"""Read timeout, since tools on the other side may be slow; llama-server's value."""
 CONNECT_S = 60.0
 MAX_REDIRECTS = 10
 HOP_BY_HOP = frozenset(
@@ -29,15 +29,15 @@ HOP_BY_HOP = frozenset(
         *("proxy-authenticate", "proxy-authorization"),
     )
 )
-"""Between two neighbours only."""
+"""Headers that are valid for one connection only."""
 NOT_SENT = HOP_BY_HOP | {"host", "accept-encoding"}
 NOT_RETURNED = HOP_BY_HOP | {"server", "date", "set-cookie", "clear-site-data", "strict-transport-security"}
 CONTAINED = {"Content-Security-Policy": "sandbox", "X-Content-Type-Options": "nosniff", "X-Accel-Buffering": "no"}
-"""It comes from our address: a page or script in it must not count as ours."""
+"""Added to answers, because they come from our address: a page or script in them must not count as ours."""
 
 
 class CorsProxy:
-    """`session` is to be the application's cleanup context."""
+    """The handler for `/cors-proxy`. `session` must be added to the application's `cleanup_ctx`."""
 
     def __init__(self) -> None:
         self._session: ClientSession | None = None
@@ -73,7 +73,7 @@ class CorsProxy:
 
 
 def target_of(text: str) -> URL:
-    """Raises InvalidRequest."""
+    """Parse and check the target URL. Raise InvalidRequest."""
     try:
         url = URL(text)
         port = url.port
@@ -84,7 +84,7 @@ def target_of(text: str) -> URL:
     if not url.host or port is None:
         raise InvalidRequest("invalid target URL: missing host")
     if not url.host.isprintable() or " " in url.host:
-        raise InvalidRequest(f"invalid target URL: no host is named {url.host!r}")
+        raise InvalidRequest(f"invalid target URL: {url.host!r} is not a valid host name")
     if url.user or url.password:
         raise InvalidRequest("authentication in target URL is not supported")
     return url

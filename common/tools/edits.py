@@ -1,7 +1,7 @@
-"""Exact replacements in a text, forgiving in white space and typographic signs. Pure; called by `file_tools`.
+"""Replaces texts in a file, tolerant of trailing white space and typographic characters. Pure; used by `file_tools`.
 
-Every edit is matched against the text as it was, must be found once, and must not touch another. What no edit touches
-stays as it was, byte for byte.
+Each edit is matched against the original text, must match exactly once, and must not overlap another edit. Lines that
+no edit touches are kept byte for byte.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SIGNS = str.maketrans(
         **dict.fromkeys("\u00a0\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000", " "),
     }
 )
-"""What models type differently from the file before them."""
+"""Characters that models often type differently from the file."""
 _LINES = re.compile(r"[^\n]*\n|[^\n]+")
 
 
@@ -34,14 +34,17 @@ class Edit:
 @dataclass(frozen=True)
 class _EditPosition:
     number: int
-    """Of the edit, from 0."""
+    """Index of the edit, from 0."""
     start: int
     end: int
     new: str
 
 
 def apply_edits(text: str, edits: Sequence[Edit], path: str) -> str:
-    """Raises ToolFailed, which names the edit and `path`, when one cannot be placed or nothing would change."""
+    """Return the edited text.
+
+    Raise ToolFailed, naming the edit and `path`, if an edit does not match exactly once or nothing would change.
+    """
     plain = _plain(text)
     is_exact = all(edit.old in text for edit in edits)
     base = text if is_exact else plain
@@ -52,16 +55,16 @@ def apply_edits(text: str, edits: Sequence[Edit], path: str) -> str:
     for before, after in pairwise(places):
         if before.end > after.start:
             raise ToolFailed(
-                f"edits[{before.number}] and edits[{after.number}] overlap in {path}: make them one, or keep them apart"
+                f"edits[{before.number}] and edits[{after.number}] overlap in {path}: combine or separate them"
             )
     edited = _replaced(base, 0, places) if is_exact else _replaced_by_lines(text, base, places)
     if edited == text:
-        raise ToolFailed("nothing would change: the new texts are what is there already")
+        raise ToolFailed("nothing would change: the file already contains the new texts")
     return edited
 
 
 def _plain(text: str) -> str:
-    """With as many lines as before."""
+    """Return the text without trailing white space and with plain characters; the number of lines is the same."""
     return "\n".join(line.rstrip(" \t\r") for line in text.split("\n")).translate(_SIGNS)
 
 
@@ -69,15 +72,15 @@ def _place(number: int, edit: Edit, base: str, plain: str, is_exact: bool, path:
     old = edit.old if is_exact else _plain(edit.old)
     start = base.find(old) if old else -1
     if start == -1:
-        raise ToolFailed(f"edits[{number}].old_text is not in {path}: it must be what the file holds now")
+        raise ToolFailed(f"edits[{number}].old_text is not in {path}: it must match the file's current content")
     count = plain.count(_plain(edit.old)) if _plain(edit.old) else base.count(old)
     if count > 1:
-        raise ToolFailed(f"edits[{number}].old_text is there {count} times in {path}: it must be unique")
+        raise ToolFailed(f"edits[{number}].old_text occurs {count} times in {path}: it must be unique")
     return _EditPosition(number, start, start + len(old), edit.new)
 
 
 def _replaced(text: str, offset: int, places: Sequence[_EditPosition]) -> str:
-    """`offset`: where the text begins in what the places count from."""
+    """Apply the edits to a part of the file. `offset`: the part's start in the file, to which the places refer."""
     pieces, done = [], 0
     for place in places:
         pieces += [text[done : place.start - offset], place.new]
@@ -86,7 +89,7 @@ def _replaced(text: str, offset: int, places: Sequence[_EditPosition]) -> str:
 
 
 def _replaced_by_lines(text: str, base: str, places: Sequence[_EditPosition]) -> str:
-    """Lines that no edit touches come from the text as it was, the others from its plain form."""
+    """Apply the edits; untouched lines come from the original text, the others from its plain form."""
     lines, base_lines = _LINES.findall(text), _LINES.findall(base)
     pieces, waiting, start = [], list(places), 0
     number = 0
@@ -101,5 +104,5 @@ def _replaced_by_lines(text: str, base: str, places: Sequence[_EditPosition]) ->
         number += 1
         pieces.append(_replaced(base[start:end], start, touched) if touched else "".join(lines[first:number]))
         start = end
-    pieces += lines[len(base_lines) :]  # a last line of blanks is empty in the plain form
+    pieces += lines[len(base_lines) :]  # a last line with only spaces is empty in the plain form
     return "".join(pieces)

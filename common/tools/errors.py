@@ -1,11 +1,11 @@
-"""What goes wrong with a tool: a failure the model is told of, or a runtime that is refused. Imports nothing."""
+"""Errors of tools: failures that are reported to the model, and refused runtimes. Imports nothing."""
 
 from __future__ import annotations
 
 
 class ToolFailed(Exception):
-    """The tool could not do it. An answer like any other, `{"error": …}`, since the model should read it and go on."""
+    """The tool failed. It becomes a normal answer, `{"error": …}`, because the model should read it and continue."""
 
 
 class RuntimeRefused(Exception):
-    """The runtime that was asked for cannot be, and nothing else is tried in its place."""
+    """The requested runtime is invalid or not allowed. The call does not fall back to another one."""

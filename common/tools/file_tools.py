@@ -1,6 +1,6 @@
-"""The built-in tools that work on files: reading, writing, editing, finding. `search` has grep.
+"""The built-in file tools: read, write, edit, find. `grep_search` is in another module.
 
-Called by `child`, each with the arguments that the catalogue has checked; answers are llama-server's, limits included.
+Called by `child` with arguments that were checked against the catalogue. Answers and limits are llama-server's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Arguments = dict[str, Any]
 Answer = dict[str, Any]
 
 MAX_READ_LENGTH = 16 * 1024
-"""Bytes of text that a model is given at once."""
+"""Maximum bytes of text in one answer."""
 MAX_BASE64 = 32 << 20
 MAX_FOUND = 100
 TRUNCATED = "[output truncated]"
@@ -44,7 +44,7 @@ def read_file(files: Files, given: Arguments) -> Answer:
 
 
 def _lines_between(content: bytes, first: int, last: int) -> Iterator[tuple[int, str]]:
-    """Numbered from 1; -1: to the end."""
+    """Yield the lines from `first` to `last` with their numbers, from 1; `last` -1: to the end."""
     for number, line in enumerate(io.BytesIO(content), start=1):
         if last != -1 and number > last:
             return
@@ -108,7 +108,7 @@ def find_files(files: Files, given: Arguments) -> Answer:
 
 
 def matches_filters(entry: DirectoryEntry, given: Arguments) -> bool:
-    """As the arguments `include` and `exclude` say."""
+    """Return True if an entry passes the arguments `include` and `exclude`."""
     exclude = given.get("exclude", "")
     return Glob(given.get("include", "**"))(entry.path) and not (exclude and Glob(exclude)(entry.path))
 
@@ -119,5 +119,5 @@ def _found_text(shown: list[DirectoryEntry], total: int, listing: DirectoryListi
     if total > len(shown):
         lines.append(f"[{len(shown)} results limit reached ({total} total matches): narrow the pattern]")
     if not listing.is_complete:
-        lines.append("[results truncated: not everything could be looked at in time]")
+        lines.append("[results truncated: not all folders could be searched]")
     return "\n".join(lines) + "\n"

@@ -1,7 +1,7 @@
-"""Files as the tools see them: a place where paths are resolved, read, written and listed. This machine's is here.
+"""File access for the tools: resolves, reads, writes and lists paths. This module implements it for this machine.
 
-`isolate` has the same for containers and other machines. Runs in the tool process, where a call that hangs does no
-harm to others.
+`isolate` implements it for containers and remote machines. It runs in the tool process, where a hanging call does not
+affect others.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ JUNK = frozenset(
         *("dist", "build", "target"),
     )
 )
-"""Folders that a listing names but does not enter."""
+"""Folders that are listed but not entered."""
 LISTING_S = 15.0
-"""For one listing; what is found until then is the answer."""
+"""Time limit of a listing, which then returns what it has found so far."""
 MAX_LISTING = 8 << 20
-"""Bytes of names."""
+"""Maximum bytes of all names in a listing."""
 MAX_FILE_BYTES = 64 << 20
-"""Bytes of a file that is read as a whole."""
+"""Maximum bytes of a file that is read as a whole."""
 GIT_LIST = ("ls-files", "-z", "--cached", "--others", "--exclude-standard")
 GIT_SAFE = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
-"""A repository's own configuration may name programs, which a tool that only reads must not start."""
+"""Disables programs from the repository's own configuration: a tool that only reads must not start them."""
 
 
 @dataclass(frozen=True)
 class DirectoryEntry:
     path: str
-    """Relative to the folder that was listed, with `/`."""
+    """Relative to the listed folder, with `/`."""
     is_folder: bool = False
 
     @property
@@ -55,7 +55,7 @@ class DirectoryListing:
 
 
 class Files(Protocol):
-    """Paths are what `resolve` made of those that were given. What cannot be done raises ToolFailed, naming `shown`."""
+    """File access of a runtime. All paths must come from `resolve`; errors raise ToolFailed, which names `shown`."""
 
     def resolve(self, path: str) -> str: ...
 
@@ -73,7 +73,7 @@ class Files(Protocol):
 
 
 class LocalFiles:
-    """This machine's, as far as `root` goes, if there is one."""
+    """The files of this machine; if `root` is set, only those below it."""
 
     def __init__(self, cwd: str = "", root: str = "") -> None:
         self._root = os.path.realpath(root) if root else ""
@@ -94,9 +94,9 @@ class LocalFiles:
             raise ToolFailed(f"not a usable path: {path!r}: {error}") from None
 
     def _check_inside_root(self, real: str, path: str) -> str:
-        """Links are followed first, so none of them leads out."""
+        """Raise ToolFailed if `real`, a path with all links resolved, is outside of the root."""
         if os.path.commonpath((self._root, real)) != self._root:
-            raise ToolFailed(f"{path} is outside of {self._root}, where these tools have to stay")
+            raise ToolFailed(f"{path} is outside of {self._root}: these tools cannot use it")
         return real
 
     def is_folder(self, path: str) -> bool:
@@ -134,7 +134,7 @@ class LocalFiles:
             raise ToolFailed(f"failed to write file: {shown} ({error.strerror})") from None
 
     def _open(self, path: str, flags: int) -> int:
-        """Never waits for the other end of a pipe, and behind a root follows no link that came after `resolve`."""
+        """Open a regular file without waiting (as a pipe could); with a root, refuse links created after `resolve`."""
         flags |= os.O_NONBLOCK | os.O_CLOEXEC | (os.O_NOFOLLOW if self._root else 0)
         descriptor = os.open(path, flags, 0o666)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -159,7 +159,7 @@ class LocalFiles:
 
 
 def _git_files(folder: str) -> list[str] | None:
-    """What git knows or would take; None: no repository, or no git."""
+    """Return the tracked and untracked files that git does not ignore; None: no repository, or no git."""
     quiet = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
     try:
         found = subprocess.run(
@@ -186,7 +186,7 @@ def _walk(folder: str, kind: Kind, max_depth: int, deadline: float) -> Directory
         below = waiting.pop()
         try:
             found = sorted(_scan(folder, below), key=lambda entry: entry.path)
-        except OSError:  # not ours to read, or gone meanwhile
+        except OSError:  # no permission, or deleted meanwhile
             is_complete = False
             continue
         for entry in found:
@@ -212,7 +212,7 @@ def _scan(folder: str, below: str) -> Iterator[DirectoryEntry]:
 
 
 def _may_enter(folder: str, entry: DirectoryEntry, max_depth: int) -> bool:
-    """A link may lead back to where it stands."""
+    """Return True if a folder may be entered. Links are not followed, since they may form a loop."""
     if max_depth and entry.depth >= max_depth:
         return False
     return os.path.basename(entry.path) not in JUNK and not os.path.islink(os.path.join(folder, entry.path))

@@ -1,7 +1,7 @@
-"""Which pages a browser may call tools from. Pure; asked by `routes` before a tool or the proxy is reached.
+"""Decides which web pages may call tools. Pure; `routes` calls it before a tool or the proxy.
 
-CORS only keeps a page from reading the answer: the call itself arrives, from any page on the web, and so does that of
-a page whose own name suddenly leads to this machine. Where no key is asked for, both are refused here.
+CORS only prevents a page from reading the answer: the call itself arrives from any page on the web. It also arrives
+from a page whose host name was pointed at this machine (DNS rebinding). If no API key is required, both are refused.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..base.common_settings import CommonSettings
 
 PRIVATE_SUFFIXES = (".localhost", ".local", ".internal", ".lan", ".home.arpa")
-"""Names that nobody can register."""
+"""Suffixes of host names that cannot be registered."""
 
 
 class ForeignPage(ApiError):
@@ -27,11 +27,11 @@ class ForeignPage(ApiError):
 
 
 Check = Callable[[str | None, str | None], None]
-"""Told a request's `Origin` and `Host`; raises ForeignPage."""
+"""Function of a request's `Origin` and `Host` that raises ForeignPage."""
 
 
 def page_check(settings: CommonSettings) -> Check | None:
-    """None: nothing is to be checked, for a key is, or the operator lets any page in."""
+    """Return the check; None: not needed, because a key is required or the operator allows all pages."""
     is_chosen = "cors_origins" in settings.model_fields_set
     chosen = [origin.strip() for origin in settings.cors_origins.split(",")] if is_chosen else []
     if read_api_keys(settings) or "*" in chosen:
@@ -42,22 +42,22 @@ def page_check(settings: CommonSettings) -> Check | None:
             return
         if origin is not None and not _is_own_page(origin, host):
             raise ForeignPage(
-                f"pages of {origin} may not use this: name it in --cors-origins, or ask for a key (--api-key)"
+                f"pages of {origin} may not use this: name it in --cors-origins, or require a key (--api-key)"
             )
         if not _is_private(_name(f"//{host}")):
-            raise ForeignPage(f"{host} could be anybody's name for this machine: ask for a key (--api-key)")
+            raise ForeignPage(f"any page could use the host name {host} for this machine: require a key (--api-key)")
 
     return check
 
 
 def _is_own_page(origin: str, host: str | None) -> bool:
-    """A page of this machine, or one that this server itself gave out."""
+    """Return True for a page of this machine, or a page that this server itself served."""
     name = _name(origin)
     return name in LOCAL_HOSTS or (host is not None and origin.partition("://")[2] == host and _is_private(name))
 
 
 def _is_private(name: str) -> bool:
-    """No name that leads here today and there tomorrow."""
+    """Return True for an IP address or a host name that cannot be registered in the public DNS."""
     if not name or "." not in name or name.endswith(PRIVATE_SUFFIXES):
         return True
     try:

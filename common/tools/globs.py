@@ -1,6 +1,6 @@
-"""Glob patterns over paths with `/`. Pure; called by the tools that list and search, in their process.
+"""Glob patterns for paths with `/`. Pure; used by the tools that list and search, in the tool process.
 
-Patterns come from models, so matching takes time in proportion to pattern times path, whatever they hold.
+Patterns come from models, so the time of a match is always at most proportional to pattern length times path length.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from functools import cached_property
 
 CharacterTest = Callable[[str], bool]
-"""Whether a way leads on with this character."""
+"""Returns True if a transition accepts this character."""
 _Ways = list[tuple[CharacterTest | None, int]]
-"""From one place of a pattern to others; None: without taking a character."""
+"""Transitions from one state of the pattern to others; None: consumes no character."""
 
 
 @dataclass(frozen=True)
 class Glob:
-    """`*` and `?` stay within a name, `**` does not, `**/` is any number of folders, `[a-z]` and `[!a-z]` a character.
+    """A pattern, matched as a nondeterministic automaton.
 
-    Without `/` the pattern is for the name alone; otherwise for the end of the path, or from its beginning if the
-    pattern starts with `/` or `**/`.
+    `*` and `?` do not match `/`, `**` does, `**/` is any number of folders, `[a-z]` and `[!a-z]` are one character.
+    A pattern without `/` is matched against the file name. Other patterns are matched against the end of the path, or
+    against the whole path if they start with `/` or `**/`.
     """
 
     pattern: str
@@ -45,7 +46,7 @@ class Glob:
         return _compile(pattern)
 
     def _open(self, places: Iterable[int]) -> set[int]:
-        """With the places that can be reached without taking a character; all at once, so nothing is tried twice."""
+        """Return the states with all states that can be reached without a character, so there is no backtracking."""
         opened: set[int] = set()
         waiting = list(places)
         while waiting:
@@ -87,7 +88,7 @@ def _is_in_name(character: str) -> bool:
 
 
 def _class_end(pattern: str, start: int) -> int | None:
-    """Where the class that begins here ends, its first member may be a bracket; None: it is no class."""
+    """Return the position of the `]` that ends the class; its first member may be a bracket. None: it is no class."""
     first = start + 2 if pattern.startswith("!", start + 1) else start + 1
     end = pattern.find("]", first + 1)
     return end if end != -1 else None

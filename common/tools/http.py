@@ -1,4 +1,4 @@
-"""`/tools` over HTTP: the list, and calls, streamed or not. What a request asks for in headers is read here."""
+"""The handlers of `/tools`: the list, and calls with or without streaming. Also reads the headers of a call."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ToolHandlers:
         try:
             return await self._call(request)
         except ApiError as error:
-            # llama-server forgets the envelope here; both kinds of client find what they look for
+            # llama-server sends no `error` envelope here; this body works for clients that expect either form
             response = json_response({**error.body(), "error": error.body()}, error.status)
             add_retry_hint(response, error)
             return response
@@ -41,7 +41,7 @@ class ToolHandlers:
         body = await read_object(request)
         name, arguments = body.get("tool"), body.get("params") or {}
         if not isinstance(name, str):
-            raise InvalidRequest("tool is missing: it must be the name of one of those that GET /tools lists")
+            raise InvalidRequest("tool is missing: it must be a name from the list of GET /tools")
         if not isinstance(arguments, dict):
             raise InvalidRequest("params must be an object")
         if not isinstance(body.get("stream"), bool | None):
@@ -55,7 +55,7 @@ class ToolHandlers:
             runtime=await self._runtime(request, tool),
             as_base64=request.headers.get("x-resp-type", "") == "base64",
         )
-        log.debug("tool %s is called", name)
+        log.debug("calling tool %s", name)
         if body.get("stream"):
             return await _stream(request, tool, call)
         answer = await tool.run(call)

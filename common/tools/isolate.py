@@ -1,6 +1,6 @@
-"""Files of a container or of another machine, through small commands of a POSIX shell there.
+"""File access in a container or on a remote machine, by small commands of a POSIX shell there.
 
-Runs in the tool process; what is given travels as arguments or on stdin, never as a piece of a script.
+Runs in the tool process. Input of the model is passed as arguments or on stdin, never as part of a script.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .files import (
 from .runtimes import Isolate
 
 COMMAND_S = LISTING_S
-"""For one small command."""
+"""Time limit of one command."""
 
 
 class IsolateFiles:
@@ -81,7 +81,7 @@ class IsolateFiles:
         )
 
     def _find(self, folder: str, letter: str, max_depth: int) -> tuple[str, ...]:
-        """Folders full of what nobody wrote are named, but not entered."""
+        """Return the paths of files or folders; folders in JUNK are listed, but not entered."""
         depth = f"-maxdepth {max_depth}" if max_depth else ""
         junk = " -o ".join(f"-name {name}" for name in sorted(JUNK))
         shown = "-print0" if letter == "d" else ""
@@ -105,7 +105,7 @@ class IsolateFiles:
 
 
 def _names(output: bytes) -> list[str]:
-    """The last one may have been cut."""
+    """Split NUL-terminated names. The last piece is dropped, since it may be incomplete."""
     return list(dict.fromkeys(name.decode("utf-8", "replace") for name in output.split(b"\0")[:-1]))
 
 

@@ -1,4 +1,4 @@
-"""MCP servers as `--mcp-servers-config` and `--mcp-servers-json` define them, in the form Cursor made common."""
+"""Reads the MCP servers of `--mcp-servers-config` and `--mcp-servers-json`, in the usual format (from Cursor)."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ class McpServer:
     command: str
     args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
-    """Added to ours."""
+    """Variables to add to our environment."""
     cwd: str = ""
     timeout: float = TIMEOUT_MS / 1000
-    """Seconds for one request."""
+    """Time limit of one request in seconds."""
 
 
 def read_servers(settings: CommonSettings) -> tuple[McpServer, ...]:
-    """Of both options, the file's first. Raises ConfigError."""
+    """Return the servers of both options, those of the file first. Raise ConfigError."""
     found: dict[str, McpServer] = {}
     for where, text in _sources(settings):
         for server in parse_servers(text, where):
             if server.name in found:
-                log.warning("%s: MCP server '%s' is there twice: the first one counts", where, server.name)
+                log.warning("%s: MCP server '%s' is defined twice, using the first definition", where, server.name)
             found.setdefault(server.name, server)
     return tuple(found.values())
 
@@ -77,13 +77,13 @@ def _server(name: str, entry: object, where: str) -> McpServer | None:
         return None
     command = _text(entry, "command", where)
     if not command:
-        log.warning("%s: left out: it has no command, and only servers on standard input and output are known", where)
+        log.warning("%s: ignored, it has no command; only servers on standard input and output are supported", where)
         return None
     args, env = entry.get("args", []), entry.get("env", {})
     if not isinstance(args, list) or not all(isinstance(word, str) for word in args):
-        raise ConfigError(f"{where}: args must be a list of texts")
+        raise ConfigError(f"{where}: args must be a list of strings")
     if not isinstance(env, dict) or not all(isinstance(value, str) for value in env.values()):
-        raise ConfigError(f"{where}: env must be an object of texts")
+        raise ConfigError(f"{where}: env must be an object with string values")
     milliseconds = entry.get("timeout_ms", TIMEOUT_MS)
     if isinstance(milliseconds, bool) or not isinstance(milliseconds, int | float) or milliseconds <= 0:
         raise ConfigError(f"{where}: timeout_ms must be a number above 0")
@@ -93,5 +93,5 @@ def _server(name: str, entry: object, where: str) -> McpServer | None:
 def _text(entry: Mapping[str, Any], key: str, where: str) -> str:
     value = entry.get(key, "")
     if not isinstance(value, str):
-        raise ConfigError(f"{where}: {key} must be a text")
+        raise ConfigError(f"{where}: {key} must be a string")
     return value

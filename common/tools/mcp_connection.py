@@ -1,8 +1,8 @@
-"""A connection to one running MCP server: JSON-RPC 2.0, a message a line, on its standard input and output.
+"""A connection to one running MCP server: JSON-RPC 2.0, one message per line, on its standard input and output.
 
-Opened, checked and ended by `mcp_servers`. Requests run side by side; each has a time, and what arrives that belongs to
-none is left lying. The official client is not used: it costs 55 MB and most of a second, and leaves no say in how a
-server's process starts and ends, which is most of what is to be done here.
+Opened, checked and closed by `mcp_servers`. Requests run in parallel, each with a time limit; messages that belong to
+no request are ignored. The official client is not used: it costs 55 MB and 0.4 s, and gives no control over how
+a server's process starts and ends, which is most of this module's work.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from .process import STDERR, Processes, ProcessGroup
 log = logging.getLogger("corral.tools")
 
 PROTOCOL = "2024-11-05"
-"""The oldest revision, which every server speaks; nothing newer is needed for tools."""
+"""The oldest revision, which every server supports; tools need nothing newer."""
 CLIENT = {"name": "llama-corral", "version": "1"}
 MAX_MESSAGE = 8 << 20
-"""Bytes; a server that never ends its line must not fill our memory."""
+"""Maximum bytes of a line, so that a line without end cannot fill our memory."""
 STDERR_TAIL = 4096
 PING_S = 2.0
 CLOSE_S, TERMINATE_S = 0.3, 0.5
-"""From the end of its input to SIGTERM, and from there to SIGKILL."""
+"""Seconds from closing its stdin to SIGTERM, and from SIGTERM to SIGKILL."""
 MAX_PAGES = 100
 
 
 class McpError(Exception):
-    """The server says nothing any more, or something else than was asked: one line for the model."""
+    """The server ended, timed out or sent an invalid answer; the message is one line for the model."""
 
 
 class McpRefused(McpError):
-    """The server answered that it will not."""
+    """The server answered with an error."""
 
 
 class McpConnection:
@@ -51,21 +51,21 @@ class McpConnection:
         self._stderr = bytearray()
         self._watching: asyncio.Task[None] | None = None
         self.is_suspect = False
-        """A request ran out of time: perhaps that tool is slow, perhaps the server hangs. `is_responding` tells."""
+        """True after a request timed out: the tool may be slow, or the server hangs. `is_responding` finds out."""
 
         self.has_other_tools = False
-        """The server said that its list is not what it was."""
+        """True if the server reported that its list of tools changed."""
 
     @property
     def is_alive(self) -> bool:
         return self._group is not None and not self._group.exited.is_set()
 
     async def open(self) -> None:
-        """Starts the server and shakes hands. Raises McpError; to be closed in any case."""
+        """Start and initialize the server. Raise McpError. `close` must be called in any case."""
         environ = {**self._processes.environ, **self._server.env}
         command = shutil.which(self._server.command, path=environ.get("PATH"))
         if command is None:
-            raise McpError(f"there is no program '{self._server.command}'")
+            raise McpError(f"program '{self._server.command}' not found")
         try:
             self._group = await self._processes.start(
                 [command, *self._server.args], self._feed, cwd=self._server.cwd or None, environ=environ
@@ -78,7 +78,7 @@ class McpConnection:
         self._send({"method": "notifications/initialized"})
 
     async def tools(self) -> list[dict[str, Any]]:
-        """Raises McpError."""
+        """Return the server's list of tools. Raise McpError."""
         self.has_other_tools = False
         found: list[dict[str, Any]] = []
         parameters: dict[str, Any] = {}
@@ -92,7 +92,7 @@ class McpConnection:
         return found
 
     async def is_responding(self) -> bool:
-        """Whether a server that was too slow is still there: the question is among the first things it must answer."""
+        """Ping a server after a timeout; return True if it answers within PING_S seconds."""
         try:
             await self.request("ping", {}, PING_S)
         except McpRefused:
@@ -103,7 +103,7 @@ class McpConnection:
         return True
 
     async def request(self, method: str, parameters: dict[str, Any], seconds: float | None = None) -> dict[str, Any]:
-        """Raises McpError."""
+        """Send a request and return its result. `seconds`: time limit instead of the server's. Raise McpError."""
         if not self.is_alive:
             raise McpError(self._exit_message())
         number = next(self._ids)
@@ -142,7 +142,7 @@ class McpConnection:
         try:
             message = json.loads(line)
         except (ValueError, RecursionError):
-            log.debug("MCP server '%s' wrote a line that is no message", self._server.name)
+            log.debug("MCP server '%s' wrote a line that is not a message", self._server.name)
             return
         for one in message if isinstance(message, list) else [message]:
             if isinstance(one, dict):
@@ -161,11 +161,11 @@ class McpConnection:
             reply.set_result(message)
 
     def _answer(self, number: object, method: object) -> None:
-        """Servers may ask too; we offer none of what they may ask for."""
+        """Answer a request of the server. Only ping is supported."""
         if method == "ping":
             self._send({"id": number, "result": {}})
         else:
-            error = {"code": -32601, "message": f"this client has no {method}"}
+            error = {"code": -32601, "message": f"this client does not support {method}"}
             self._send({"id": number, "error": error})
 
     # -- the end -----------------------------------------------------------------------------------------------------
@@ -179,10 +179,10 @@ class McpConnection:
     def _exit_message(self) -> str:
         code = self._group.exit_code if self._group else -1
         said = self._stderr.decode("utf-8", "replace").strip()
-        return f"the MCP server ended with code {code}" + (f"; it last said: {said[-500:]}" if said else "")
+        return f"the MCP server ended with code {code}" + (f"; its last output: {said[-500:]}" if said else "")
 
     async def close(self) -> None:
-        """Asks it to go, and makes it."""
+        """Close the server's stdin, which requests its end; then send SIGTERM, then SIGKILL."""
         if self._group is None:
             return
         self._group.close_stdin()
@@ -205,7 +205,7 @@ def _result(message: dict[str, Any]) -> dict[str, Any]:
 
 
 class _LineSplitter:
-    """Cuts what arrives at line ends; drops a line that is too long, up to its end."""
+    """Splits the received data into lines; a line that is too long is dropped up to its end."""
 
     def __init__(self) -> None:
         self._rest = bytearray()

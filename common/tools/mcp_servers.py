@@ -1,8 +1,8 @@
-"""The MCP servers of one server of ours: what tools they have, and calls of them.
+"""The MCP servers of a router or worker: lists their tools and calls them.
 
-At the start each is asked for its tools and ended again; the first call starts it anew and it stays. One that dies or
-hangs is started again by the next call; one that cannot be started is left alone for a while. None of them holds up
-the others, the start, or the end.
+At startup each MCP server is started to list its tools and ended again; the first call starts it again, and then it
+keeps running. If it dies or hangs, the next call restarts it; if it cannot be started, there is a pause before the next
+try. A bad MCP server does not delay the others, the startup or the shutdown.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from .tool import Answer, ServerTool, ToolListing, ToolRequest
 log = logging.getLogger("corral.tools")
 
 FIRST_LISTING_S = 10.0
-"""How long a list of tools waits for servers that were just started; slower ones appear in a later list."""
+"""Seconds after startup that a list of tools waits for slow servers; slower ones appear in a later list."""
 COOLDOWN_S = 5.0
-"""Before a server that could not be started is tried again."""
+"""Seconds before a server that could not be started is tried again."""
 
 
 class _ServerProcess:
-    """One server's process, whenever there is one."""
+    """One MCP server, which may be running or not."""
 
     def __init__(self, config: McpServer, processes: Processes) -> None:
         self.config = config
@@ -42,7 +42,7 @@ class _ServerProcess:
         self._last_error = ""
 
     async def discover(self) -> None:
-        """Asks for its tools, unless they are known or the last attempt was just now."""
+        """Start the server to list its tools, unless they are known or an attempt failed within COOLDOWN_S."""
         async with self._lock:
             if self._is_known or time.monotonic() < self._retry_at:
                 return
@@ -62,13 +62,13 @@ class _ServerProcess:
         return self._connection is not None and self._connection.is_alive and self._connection.has_other_tools
 
     async def refresh(self) -> None:
-        """Asks a server that runs for its tools again."""
+        """Read the tools of a running server again if it reported a change."""
         async with self._lock:
             if self._connection is not None and self.needs_refresh:
                 try:
                     self._set_tools(await self._connection.tools())
                 except McpError as error:
-                    log.warning("MCP server '%s' has other tools, but: %s", self.config.name, error)
+                    log.warning("cannot list the changed tools of MCP server '%s': %s", self.config.name, error)
 
     def _set_tools(self, found: list[dict[str, Any]]) -> None:
         self.tools = [McpTool(self, entry) for entry in found if isinstance(entry.get("name"), str)]
@@ -81,7 +81,7 @@ class _ServerProcess:
         self._retry_at = time.monotonic() + COOLDOWN_S
 
     async def call(self, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Raises McpError."""
+        """Call a tool and return its result; start the server if needed. Raise McpError."""
         connection = await self._connected()
         return await connection.request("tools/call", {"name": tool, "arguments": arguments})
 
@@ -92,7 +92,7 @@ class _ServerProcess:
                     not self._connection.is_suspect or await self._connection.is_responding()
                 ):
                     return self._connection
-                log.warning("MCP server '%s' died or hangs: starting it again", self.config.name)
+                log.warning("MCP server '%s' died or hangs, restarting it", self.config.name)
                 await self._connection.close()
                 self._connection = None
             if time.monotonic() < self._retry_at:
@@ -134,7 +134,7 @@ class McpTool:
             return {"error": str(error)}
 
     def stream(self, call: ToolRequest) -> AsyncGenerator[str, None]:
-        raise ToolFailed(f"{self.shown.name} has no stream")
+        raise ToolFailed(f"{self.shown.name} does not support streaming")
 
 
 class McpServers:
@@ -158,7 +158,7 @@ class McpServers:
         return [tool for server in self._servers for tool in server.tools]
 
     async def tools(self, wanted: str = "") -> list[ServerTool]:
-        """Those that are known. Waits for servers that were just started, unless one of them has what is wanted."""
+        """Return the known tools. During startup, wait for the servers' lists, or until the tool `wanted` is known."""
         while not any(tool.shown.name == wanted for tool in self.known()):
             waiting = {task for task in self._first if not task.done()}
             seconds = self._first_listing_until - time.monotonic()
@@ -179,7 +179,7 @@ class McpServers:
 
 
 def read_result(result: dict[str, Any]) -> Answer:
-    """The texts of an answer; what is none is named, for a model could not read it."""
+    """Return the texts of a result; parts without text are replaced by a note with their type."""
     content = result.get("content")
     parts = [_text(part) for part in content if isinstance(part, dict)] if isinstance(content, list) else []
     text = "\n".join(parts)

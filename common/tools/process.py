@@ -1,7 +1,7 @@
-"""Processes that tools start: each leads a group of its own, has a limit, and leaves nothing behind.
+"""Processes of tools: each has its own process group and a time limit, and leaves no process behind.
 
-`Processes` owns all that run for one server. However that server ends, SIGKILL included, they end with it: a keeper in
-each group waits for the end of a pipe that the server holds, and then kills the group.
+`Processes` owns all processes of one server. They end when that server ends, even with SIGKILL: a keeper process in
+each group waits until the server's end of a pipe is closed, and then kills the group.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from typing import cast
 
 SHELL = "/bin/sh"
 KEEPER = '( (read -r _ < "$0"; kill -KILL 0) & ) </dev/null >/dev/null 2>&1; exec "$@"'
-"""The command takes the shell's place, so that its process leads the group; the keeper is nobody's child."""
+"""The command replaces the shell, so its process leads the group; the keeper is not the command's child."""
 DRAIN_S = 1.0
-"""For what a dead group left in its pipes. Whoever left the group may still hold them: that is not waited for."""
+"""Seconds to read the rest of a dead group's output. A process that left the group may keep the pipes open longer."""
 STDIN, STDOUT, STDERR = 0, 1, 2
 
 OnOutput = Callable[[int, bytes], None]
-"""Told of the descriptor (1 or 2) and of what was written there."""
+"""Called with the descriptor (1 or 2) and the data written to it."""
 
 
 class ProcessGroup(asyncio.SubprocessProtocol):
-    """A command and all that it starts."""
+    """A command and all processes that it starts."""
 
     def __init__(self, on_output: OnOutput, lifeline: int) -> None:
         self.exited = asyncio.Event()
-        """The command has; others of its group may go on until `kill`."""
+        """Set when the command exited; other processes of its group may run until `kill`."""
         self.drained = asyncio.Event()
         self.exit_code = -1
-        """As a shell has it: 128 more than the number of the signal that ended it."""
+        """The exit code as in a shell: for a signal, 128 plus its number."""
         self._on_output = on_output
         self._lifeline: int | None = lifeline
         self._transport: asyncio.SubprocessTransport | None = None
@@ -69,7 +69,7 @@ class ProcessGroup(asyncio.SubprocessProtocol):
         return cast("asyncio.WriteTransport | None", pipe)
 
     def signal(self, number: signal.Signals) -> None:
-        """The keeper is in the group as well, so until `kill` its number belongs to no other."""
+        """Signal the whole group. The keeper is in it too, so until `kill` the group's id cannot be reused."""
         if self._transport is not None and self._lifeline is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._transport.get_pid(), number)
@@ -81,14 +81,14 @@ class ProcessGroup(asyncio.SubprocessProtocol):
             self._lifeline = None
 
     async def ends_within(self, seconds: float) -> bool:
-        """Whether the command does."""
+        """Wait at most `seconds`; return True if the command exited."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self.exited.wait()
         return self.exited.is_set()
 
     async def end(self) -> None:
-        """Kills what is left and gives everything back."""
+        """Kill the remaining processes and release all resources."""
         self.kill()
         if self._transport is None:
             return
@@ -102,14 +102,14 @@ class ProcessGroup(asyncio.SubprocessProtocol):
 class CommandResult:
     exit_code: int
     output: bytes
-    """At most as much as was asked for."""
+    """The beginning of the output, up to the limit."""
     errors: bytes = b""
     is_cut: bool = False
     timed_out: bool = False
 
 
 class _OutputCollector:
-    """Keeps the beginning of what is written, hands on as much, and lets the rest go by, so that nobody blocks."""
+    """Keeps and forwards output up to the limit, and discards the rest, so that the command does not block."""
 
     def __init__(self, limit: int, on_output: Callable[[bytes], None] | None) -> None:
         self.kept = bytearray()
@@ -144,10 +144,10 @@ class Processes:
         environ: Mapping[str, str] | None = None,
         merge_errors: bool = False,
     ) -> ProcessGroup:
-        """Raises OSError, ValueError for a NUL in the command. To be ended with `finish`."""
+        """Start a command. The caller must end it with `finish`. Raise OSError; ValueError for NUL in the command."""
         if self.is_closed:
             raise OSError(0, "the server is stopping")
-        if any("\0" in word for word in command):  # uvloop would cut it there
+        if any("\0" in word for word in command):  # uvloop would truncate it there
             raise ValueError("a NUL character in a command")
         reading, writing = os.pipe()
         group = ProcessGroup(on_output, writing)
@@ -169,7 +169,7 @@ class Processes:
             if self.is_closed:
                 raise OSError(0, "the server is stopping")
         except BaseException:
-            await asyncio.gather(starting, return_exceptions=True)  # half a process cannot be given back
+            await asyncio.gather(starting, return_exceptions=True)  # the group can be ended only after the start
             await group.end()
             raise
         finally:
@@ -192,7 +192,7 @@ class Processes:
         merge_errors: bool = False,
         on_output: Callable[[bytes], None] | None = None,
     ) -> CommandResult:
-        """Until the command has ended or its time is over; what it started ends with it. Raises OSError, ValueError."""
+        """Run a command to its end or for `seconds`, then end its whole group. Raise OSError, ValueError as `start`."""
         collected = _OutputCollector(limit, on_output)
         group = await self.start(command, collected.feed, cwd=cwd, merge_errors=merge_errors)
         try:
@@ -210,7 +210,7 @@ class Processes:
         )
 
     def close(self) -> None:
-        """Kills all that run; whoever waits for them is told that they ended."""
+        """Kill all processes; callers that wait for them are notified of their end."""
         self.is_closed = True
         for group in self._running:
             group.kill()

@@ -1,7 +1,7 @@
-"""The routes of server-side tools, for router and worker alike: `/tools` and `/cors-proxy`, 403 unless a flag asks.
+"""The routes of server-side tools in router and worker: `/tools` and `/cors-proxy`, 403 unless a flag enables them.
 
-Called by the two `app` modules. What the features need is imported only when they are switched on, so that they cost
-nothing while they are off.
+Called by the two `app` modules. Modules for a feature are imported only if it is enabled, so a disabled feature costs
+nothing.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ log = logging.getLogger("corral.tools")
 
 
 def tool_routes(app: web.Application, settings: CommonSettings, environ: Mapping[str, str]) -> list[Route]:
-    """The routes; what they need is started and ended with `app`. Raises ConfigError.
+    """Return the routes; their processes are started and ended with `app`. Raise ConfigError.
 
-    `environ`: what the processes of tools get, without the keys of this server.
+    `environ`: environment for the processes of tools, without the keys of this server.
     """
     routes = [*_tools(app, settings, environ), *_proxy(app, settings)]
     if all(handler is refuse for _, _, handler in routes):
@@ -63,8 +63,8 @@ def _tools(app: web.Application, settings: CommonSettings, environ: Mapping[str,
         await server.close()
 
     app.cleanup_ctx.append(running)
-    app[RUNNING].at_end.append(server.close)  # those that wait for a tool have their answer then
-    _warn("server-side tools are on: whoever reaches this server can use them", settings)
+    app[RUNNING].at_end.append(server.close)  # requests that wait for a tool get their answer then
+    _warn("server-side tools are enabled: every client that can reach this server can use them", settings)
     return [("GET", "/tools", handlers.show), ("POST", "/tools", handlers.call)]
 
 
@@ -75,10 +75,12 @@ def _proxy(app: web.Application, settings: CommonSettings) -> list[Route]:
 
     proxy = CorsProxy()
     app.cleanup_ctx.append(proxy.session)
-    _warn("the proxy for the page is on: whoever reaches this server reaches what it can reach", settings)
+    _warn(
+        "the CORS proxy is enabled: every client of this server can send requests to hosts that it can reach", settings
+    )
     return [("GET", "/cors-proxy", proxy.forward), ("POST", "/cors-proxy", proxy.forward)]
 
 
 def _warn(what: str, settings: CommonSettings) -> None:
     has_key = bool(settings.api_key or settings.api_key_file)
-    log.warning("%s%s", what, "" if has_key else ", and no API key is asked for (--api-key)")
+    log.warning("%s%s", what, "" if has_key else ", and no API key is required (--api-key)")

@@ -1,7 +1,7 @@
-"""Where tools run: on this machine, in a running container, on another machine. Pure: which command does it there.
+"""Tool runtimes: this machine, a running container or a remote machine. Pure: builds the command lines for them.
 
-A runtime is named by the operator (`--tools-runtime`) or by a request's header, so what would be read as an option of
-`docker`, `podman` or `ssh` is refused, and so is what is not known: nothing falls back to this machine.
+The operator (`--tools-runtime`) or a request's header names the runtime. Names that `docker`, `podman` or `ssh` would
+read as options are refused, and so are unknown runtimes: a call never falls back to this machine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SSH = (
     *("ssh", "-o", "BatchMode=yes", "-o", "PasswordAuthentication=no"),
     *("-o", "KbdInteractiveAuthentication=no", "-o", "StrictHostKeyChecking=yes"),
 )
-"""Nobody is there to be asked: a key that is known on both sides, or nothing."""
+"""No user can answer prompts, so ssh works only with keys and known hosts."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Container:
 
 @dataclass(frozen=True)
 class Remote:
-    """Another machine, with all that the account there may do."""
+    """A remote machine, with all rights of the account there."""
 
     target: str
 
     def command(self, inner: Sequence[str], *, with_input: bool = False) -> list[str]:
-        """The shell over there takes the words apart again."""
+        """Return the command line. The arguments are quoted, because the remote shell splits them again."""
         return [*_SSH, *([] if with_input else ["-n"]), self.target, shlex.join(inner)]
 
 
@@ -48,14 +48,14 @@ Isolate = Container | Remote
 
 @dataclass(frozen=True)
 class Image:
-    """To be started, and ended with us."""
+    """An image for a container that this server starts and ends."""
 
     engine: str
     name: str
 
 
 def parse_runtime(text: str) -> Isolate | None:
-    """None: this machine. Raises RuntimeRefused."""
+    """Parse a request's runtime; None: this machine. Raise RuntimeRefused."""
     if not text:
         return None
     scheme, _, name = text.partition(":")
@@ -73,7 +73,7 @@ def parse_runtime(text: str) -> Isolate | None:
 
 
 def parse_option(text: str) -> Isolate | Image | None:
-    """As `--tools-runtime` has it. Raises RuntimeRefused."""
+    """Parse `--tools-runtime`, which may also name an image; None: this machine. Raise RuntimeRefused."""
     engine, _, name = text.partition(":")
     if engine not in ENGINES:
         return parse_runtime(text)
@@ -83,7 +83,7 @@ def parse_option(text: str) -> Isolate | Image | None:
 
 
 def in_directory(cwd: str, inner: Sequence[str]) -> list[str]:
-    """127 is what a shell says of a command that it could not run."""
+    """Return a command that runs `inner` in `cwd`. Its exit code is 127 if the folder does not exist, as in a shell."""
     if not cwd:
         return list(inner)
     return ["sh", "-c", 'cd -- "$1" || exit 127; shift; exec "$@"', "sh", cwd, *inner]

@@ -1,6 +1,6 @@
-"""The built-in tool `grep_search`: lines that match a regular expression, in a file or below a folder.
+"""The built-in tool `grep_search`: finds lines that match a regular expression, in a file or below a folder.
 
-Called by `child`: an expression that takes for ever holds up nobody else, and its process is killed when time is over.
+Called by `child`: an expression that runs without end blocks no other request, and its process is killed on timeout.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from .files import Files
 
 MAX_MATCHES = 100
 MAX_LINE_LENGTH = 2000
-"""Characters of one that are shown: of a file written by a program it is enough to see where."""
+"""Maximum characters shown of a line; in generated files the position is enough."""
 MAX_OUTPUT = 256 * 1024
 BINARY_PROBE = 8192
-"""Bytes in which a NUL says that this is no text."""
+"""A file with a NUL in its first bytes counts as binary."""
 
 _CLASSES = {
     "alpha": "a-zA-Z",
@@ -31,7 +31,7 @@ _CLASSES = {
     "punct": r"!-/:-@\[-`{-~",
     "blank": r" \t",
 }
-"""ECMAScript's in C++ and grep's, which Python's expressions lack."""
+"""Character classes of ECMAScript in C++ and of grep, which Python's regular expressions lack."""
 
 
 def grep_search(files: Files, given: Arguments) -> Answer:
@@ -66,7 +66,7 @@ def _translated(text: str) -> str:
 def _matches(
     files: Files, to_search: list[tuple[str, str]], pattern: re.Pattern[str], around: int, is_numbered: bool
 ) -> Iterator[str]:
-    """One text for each match, with the lines around it."""
+    """Yield one text for each match, with the lines around it."""
     for path, shown in to_search:
         lines = _lines(files, path, shown)
         for number, line in enumerate(lines):
@@ -77,7 +77,7 @@ def _matches(
 def _lines(files: Files, path: str, shown: str) -> list[str]:
     try:
         content = files.read(path, shown)
-    except ToolFailed:  # not to be read, or too large: the others are looked at all the same
+    except ToolFailed:  # unreadable or too large: continue with the other files
         return []
     if b"\0" in content[:BINARY_PROBE]:
         return []

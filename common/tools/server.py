@@ -1,6 +1,7 @@
-"""Everything behind `/tools` of one server of ours: which tools there are, where they run, and their common end.
+"""Owns all tools of one router or worker: the list of tools, the place where they run, startup and shutdown.
 
-Made by `routes` when a flag asks for it. Owns the processes, the MCP servers and the container; handlers ask it.
+Created by `routes` if a flag enables tools. Owns the processes, the MCP servers and the container; the handlers of
+`http` use it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ log = logging.getLogger("corral.tools")
 
 
 class ToolServer:
-    """Raises ConfigError for options that cannot be. Nothing runs before `start`."""
+    """The tools of one server. Raise ConfigError for invalid options. Nothing is started before `start`."""
 
     def __init__(self, settings: CommonSettings, environ: Mapping[str, str]) -> None:
         _check(settings)
@@ -48,7 +49,7 @@ class ToolServer:
         return OwnContainer(target, self.processes) if isinstance(target, Image) else None
 
     async def start(self) -> None:
-        """Raises ConfigError when the container cannot be started."""
+        """Start the container and the MCP servers. Raise ConfigError if the container cannot be started."""
         if self._container is not None:
             await self._container.runtime()
         self._mcp.start()
@@ -57,26 +58,29 @@ class ToolServer:
         return list(self._by_name(await self._mcp.tools()).values())
 
     async def tool(self, name: str) -> ServerTool | None:
-        """Waits for slow MCP servers only when no other has it."""
+        """Return the tool with this name. Wait for slow MCP servers only if no other server has it."""
         return self._by_name(self._mcp.known()).get(name) or self._by_name(await self._mcp.tools(name)).get(name)
 
     def _by_name(self, of_servers: Sequence[ServerTool]) -> dict[str, ServerTool]:
-        """Of two with one name the first counts, so that no MCP server takes the place of a built-in tool."""
+        """Return the tools by name; the first of a name wins, so MCP tools cannot replace built-in ones."""
         found: dict[str, ServerTool] = {}
         for tool in (*self._builtin, *of_servers):
             if found.setdefault(tool.shown.name, tool) is not tool:
-                log.debug("there are two tools %s: the first one counts", tool.shown.name)
+                log.debug("two tools have the name %s, using the first", tool.shown.name)
         return found
 
     async def runtime(self, asked: str) -> str:
-        """Where a call runs whose request asks for that. Raises RuntimeRefused: what the operator chose is no wish."""
+        """Return the runtime of a call whose request names the runtime `asked`.
+
+        Raise RuntimeRefused if the operator has chosen another one.
+        """
         own = await self._container.runtime() if self._container is not None else self._runtime
         if asked and asked != own and self._is_bound:
             raise RuntimeRefused("a request may not choose the tool runtime: the server's options say where tools run")
         return own or asked
 
     async def close(self) -> None:
-        """Within two seconds, whatever the tools do."""
+        """End all processes within two seconds, whatever the tools do."""
         self.processes.is_closed = True
         ends = [self._mcp.close()]
         if self._container is not None:
@@ -87,7 +91,7 @@ class ToolServer:
 
 def _check(settings: CommonSettings) -> None:
     if os.name != "posix":
-        raise ConfigError("tools and MCP servers need a POSIX system: their processes could not be held together")
+        raise ConfigError("tools and MCP servers need a POSIX system: they use process groups")
     known = [entry.name for entry in CATALOG]
     for name in settings.tools:
         if name not in (*known, "all"):
@@ -97,9 +101,9 @@ def _check(settings: CommonSettings) -> None:
     if not os.path.isdir(settings.tools_root):
         raise ConfigError(f"--tools-root {settings.tools_root}: no such directory")
     if settings.tools_runtime:
-        raise ConfigError("--tools-root is for tools on this machine: it cannot go with --tools-runtime")
+        raise ConfigError("--tools-root is for tools on this machine: it cannot be combined with --tools-runtime")
     if {"all", "exec_shell_command"} & set(settings.tools):
         raise ConfigError(
-            "--tools-root cannot hold back exec_shell_command: name the other tools, or run all of them in a container "
+            "--tools-root cannot restrict exec_shell_command: name the other tools, or run all tools in a container "
             "(--tools-runtime docker:IMAGE)"
         )

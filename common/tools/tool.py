@@ -1,4 +1,4 @@
-"""What a tool is to the server, wherever it comes from: an entry of the list, and something that can be called."""
+"""The interface of all tools, built-in or from MCP servers: an entry in the list, and methods to call it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 Answer = dict[str, Any] | bytes
-"""An object, or one that is JSON already: a large file in Base64 need not be read here to be written again."""
+"""An object, or bytes with an object as JSON, so that a large file in Base64 need not be parsed and encoded again."""
 
 
 @dataclass(frozen=True)
 class ToolRequest:
-    """One call as a request asks for it. The last three come from headers: a model has no say in them."""
+    """One call of a tool. The last three fields come from headers, so the model cannot set them."""
 
     arguments: Mapping[str, Any] = field(default_factory=dict)
     cwd: str = ""
@@ -48,7 +48,7 @@ class ServerTool(Protocol):
     def shown(self) -> ToolListing: ...
 
     async def run(self, call: ToolRequest) -> Answer:
-        """The answer; `{"error": …}` if the tool failed. Raises ApiError for a call that makes no sense."""
+        """Run the tool and return its answer; `{"error": …}` if it failed. Raise ApiError for an invalid call."""
 
     def stream(self, call: ToolRequest) -> AsyncGenerator[str, None]:
-        """The output as it comes, of a tool that `streams`. Raises ToolFailed in place of an answer with an error."""
+        """Yield the output of a tool that `streams`. Raise ToolFailed where `run` returns an error."""

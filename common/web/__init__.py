@@ -1,1 +1,1 @@
-"""What router and worker share as HTTP servers: the application, keys, listening, error envelopes, stored responses."""
+"""HTTP server code that router and worker share: application, API keys, sockets, error formats, stored responses."""

@@ -1,6 +1,6 @@
-"""What router and worker both have to know of Anthropic's dialect: who speaks it, its errors, its list of models. Pure.
+"""The parts of Anthropic's dialect that router and worker share: detection, errors, list of models. Pure functions.
 
-Messages themselves are the worker's business alone.
+Only the worker handles the messages themselves.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..base.errors import ApiError, ContextExceeded, ModelNotFound, Unavailable
 
 MESSAGES_PATHS = ("/v1/messages", "/v1/messages/count_tokens")
 VERSION_HEADER = "anthropic-version"
-"""Sent by every client of Anthropic's, on every path."""
+"""Every Anthropic client sends this header, on every path."""
 
 _TYPES = {
     400: "invalid_request_error",
@@ -27,7 +27,7 @@ _TYPES = {
     429: "rate_limit_error",
     529: "overloaded_error",
 }
-"""Anything else is an `api_error`."""
+"""Error types by status; all other statuses are an `api_error`."""
 
 
 def speaks_anthropic(request: web.Request) -> bool:
@@ -42,7 +42,7 @@ def anthropic_status(error: ApiError) -> int:
 
 def anthropic_error(error: ApiError) -> dict[str, Any]:
     message = error.message
-    if isinstance(error, ContextExceeded):  # agents know by these words that they have to shorten the conversation
+    if isinstance(error, ContextExceeded):  # agents recognise this text and shorten the conversation
         message = f"prompt is too long: {error.n_prompt_tokens} tokens > {error.n_ctx} maximum"
     return {
         "type": "error",
@@ -52,7 +52,7 @@ def anthropic_error(error: ApiError) -> dict[str, Any]:
 
 
 def with_anthropic_names(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """OpenAI's list of models, which Anthropic's clients can read too. All of it is the first and last page."""
+    """Return OpenAI's list of models with Anthropic's additional fields, as a single page."""
     return {
         "data": [with_anthropic_name(entry) for entry in entries],
         "has_more": False,

@@ -1,7 +1,7 @@
-"""What the HTTP servers of router and worker share: checks before a handler, errors as bodies, JSON in and out.
+"""The HTTP server base of router and worker: checks before a handler, error responses, JSON requests and responses.
 
-Both programs make their aiohttp application with `application()` and read and write JSON with the functions here. This
-module defines none of their routes. `pages` adds what browsers ask for.
+Both programs create their aiohttp application with `application()` and read and write JSON with these functions. This
+module defines no routes; `pages` adds those for browsers.
 """
 
 from __future__ import annotations
@@ -38,28 +38,28 @@ log = logging.getLogger("corral.http")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Route = tuple[str, str, Handler]
-"""Method, path below `--api-prefix` (aiohttp's pattern syntax), handler. GET answers HEAD as well."""
+"""Method, path below `--api-prefix` (aiohttp's pattern syntax), handler. GET routes also handle HEAD."""
 
 JSON_TYPE = "application/json; charset=utf-8"
 EVENT_STREAM_TYPE = "text/event-stream"
 LINES_TYPE = "application/x-ndjson"
-"""One JSON object a line."""
+"""One JSON object per line."""
 HEALTH_PATHS = ("/health", "/v1/health")
 PAGE_PATHS = ("/", "/index.html", "/sw.js", "/manifest.webmanifest", "/_app/version.json", "/build.json")
-"""Served before the model is ready and without a key, so that a browser can show why nothing answers yet."""
+"""Served without a key and before the model is ready, so a browser can show that it is still loading."""
 CONVERSATION_HEADER = "X-Conversation-Id"
-"""Names a stream that goes on without its client and can be resumed."""
+"""Names a stream that continues after its client disconnects and can be resumed."""
 MAX_NESTING = 256
-"""Levels of a request's JSON; Python's stack has room for about three calls a level."""
+"""Maximum nesting of a request's JSON; Python's stack allows about three calls per level."""
 GIVEN_BODY = "body"
-"""In a request that is part of another one: its body. Its answer must come as a whole."""
+"""Request key with the body of a request that is part of another one. Its response must not be a stream."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
     max_body: int
     timeout: float | None
-    """Seconds that a client may be silent in the middle of a request or while it is answered; None: for ever."""
+    """Seconds without progress in receiving a request or sending a response; None: no limit."""
 
     def too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"the request body is larger than --max-body allows ({self.max_body} bytes)")
@@ -86,13 +86,13 @@ def error_response(error: ApiError, envelope: Envelope = OPENAI) -> web.Response
 
 
 def error_event(error: ApiError, envelope: Envelope = OPENAI) -> bytes:
-    """What ends a stream that cannot be completed."""
+    """Return the last event of a stream that failed."""
     before, behind = envelope.in_stream
     return before + encode_json(envelope.body(error)) + behind
 
 
 def add_retry_hint(response: web.Response, error: ApiError) -> None:
-    """Clients of OpenAI and Anthropic repeat every 5xx twice unless they are told that it is of no use."""
+    """Set the retry headers: the clients of OpenAI and Anthropic retry every 5xx twice unless a header forbids it."""
     if error.retry_after is not None:
         response.headers[hdrs.RETRY_AFTER] = str(error.retry_after)
     elif error.status >= 500:
@@ -100,13 +100,13 @@ def add_retry_hint(response: web.Response, error: ApiError) -> None:
 
 
 def malformed(error: Exception) -> InvalidRequest:
-    """What a client is told whose body is no JSON: the decoder's reason, which names the byte."""
+    """Return the error for a body that is not JSON, with the decoder's reason, which names the byte position."""
     reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
     return InvalidRequest(f"the request body cannot be parsed as JSON: {reason}")
 
 
 def _is_too_deep(body: bytes, value: object) -> bool:
-    """Whoever reads a request may descend into it with a few calls a level."""
+    """Return True if a value has more than MAX_NESTING levels, since code that reads requests may be recursive."""
     if body.count(b"[") + body.count(b"{") <= MAX_NESTING:
         return False
     level = [value]
@@ -128,7 +128,7 @@ NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 async def read_body(request: web.Request) -> bytes:
-    """The whole body, decompressed. Refuses one that is too large before reading it, and one that does not get on."""
+    """Return the whole body, decompressed. Raise BodyTooLarge before reading it, and InvalidRequest on a timeout."""
     if GIVEN_BODY in request:
         return cast(bytes, request[GIVEN_BODY])
     limits = request.app[LIMITS]
@@ -144,7 +144,7 @@ async def read_body(request: web.Request) -> bytes:
 
 
 async def _read_all(request: web.Request, limits: RequestLimits) -> bytes:
-    """Unlike `request.read()` it leaves no copy in the request, which lives as long as its answer."""
+    """Read the body. Unlike `request.read()`, keep no copy in the request, which lives as long as its response."""
     chunks, size = [], 0
     while chunk := await request.content.readany():
         size += len(chunk)
@@ -155,12 +155,12 @@ async def _read_all(request: web.Request, limits: RequestLimits) -> bytes:
 
 
 async def read_unmarked_body(request: web.Request) -> bytes:
-    """Without the byte order mark that some programs on Windows write before JSON."""
+    """Read the body and remove the byte order mark that some Windows programs write before JSON."""
     return (await read_body(request)).removeprefix(codecs.BOM_UTF8)
 
 
 async def read_json(request: web.Request) -> Any:
-    """The body, whatever its content type says (curl -d calls JSON a form)."""
+    """Parse the body as JSON and ignore the content type (curl -d sends JSON as a form)."""
     body = await read_unmarked_body(request)
     try:
         value = msgspec.json.decode(body)
@@ -179,7 +179,7 @@ async def read_object(request: web.Request) -> dict[str, Any]:
 
 
 def query_text(request: web.Request, name: str) -> str:
-    """A query parameter, "" when absent. Refuses NUL, which would cut a path or a C string short."""
+    """Return a query parameter, "" if absent. Raise InvalidRequest for NUL, which would cut off paths or C strings."""
     value = request.query.get(name, "")
     if "\0" in value:
         raise InvalidRequest(f"query parameter '{name}' contains a NUL character")
@@ -187,7 +187,7 @@ def query_text(request: web.Request, name: str) -> str:
 
 
 def conversation_of(request: web.Request) -> str:
-    """The conversation that a request for a stream is about."""
+    """Return the conversation id of a request about a resumable stream."""
     conversation = query_text(request, "conv_id")
     if not conversation:
         raise InvalidRequest("Missing conversation id in path")
@@ -195,7 +195,7 @@ def conversation_of(request: web.Request) -> str:
 
 
 def event_stream(content_type: str = EVENT_STREAM_TYPE) -> web.StreamResponse:
-    """A stream, of server-sent events if nothing else is said, that proxies on the way are asked not to hold back."""
+    """Create a streaming response, by default for server-sent events, with a header that disables proxy buffering."""
     return web.StreamResponse(headers={hdrs.CONTENT_TYPE: content_type, "X-Accel-Buffering": "no"})
 
 
@@ -213,16 +213,16 @@ def _translate(error: web.HTTPException, limits: RequestLimits) -> ApiError | we
 
 
 def _unreadable(error: web.RequestPayloadError) -> InvalidRequest:
-    """For a body that is not encoded as its headers say. The reason stands in the last line of aiohttp's."""
+    """Return the error for a body that is not encoded as its headers say; aiohttp's last line has the reason."""
     return InvalidRequest(f"the request body cannot be read: {str(error).strip().splitlines()[-1].strip()}")
 
 
 async def _expect(request: web.Request) -> None:
-    """Answers `Expect: 100-continue`. Any other expectation counts for nothing, as in llama-server."""
+    """Answer `Expect: 100-continue`. All other expectations are ignored, as in llama-server."""
     asks = request.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
     if asks and request.version >= HttpVersion11:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # no answer has begun
+        request.writer.output_size = 0  # no response has begun
 
 
 def _always() -> bool:
@@ -230,14 +230,14 @@ def _always() -> bool:
 
 
 def _close_connection(request: web.Request) -> web.Response:
-    """Closes the connection; the response is for aiohttp, which would log an exception with its traceback."""
+    """Close the connection. Return a response, because aiohttp would log an exception with its traceback."""
     if request.transport:
         request.transport.close()
     return web.Response()
 
 
 def _refuse_at_the_end(request: web.Request) -> web.Response:
-    """On a connection that was open before; its client is to try again, and to make a new one for that."""
+    """Refuse a request during shutdown and close its connection; the client may retry on a new one."""
     response = error_response(Unavailable("the server is shutting down"), envelope_of(request))
     response.force_close()
     return response
@@ -246,10 +246,10 @@ def _refuse_at_the_end(request: web.Request) -> web.Response:
 def application(
     settings: CommonSettings, *, is_ready: Callable[[], bool] = _always, public_paths: Sequence[str] = ()
 ) -> web.Application:
-    """An application whose every answer, errors included, has the manners of llama-server.
+    """Create an application whose responses, including errors, follow llama-server's conventions.
 
-    In this order: CORS origin; OPTIONS answered for any path; 503 before `is_ready()` and at the end; API key; handler.
-    `public_paths` need no key, like health.
+    Order: CORS origin; OPTIONS for any path; 503 before `is_ready()` and during shutdown; API key; handler.
+    `public_paths` need no key, like the health paths.
     """
     keys = Keys(read_api_keys(settings))
     prefix = settings.api_prefix or ""
@@ -287,12 +287,12 @@ def application(
             fault = _translate(error, limits)
         except web.RequestPayloadError as error:
             fault = _unreadable(error)
-        except ConnectionError:  # the client left, or its answer cannot be completed
+        except ConnectionError:  # the client disconnected, or its response cannot be completed
             return _close_connection(request)
-        except Exception as error:  # the boundary: a request must not end without an answer
+        except Exception as error:  # last resort: a request must not end without a response
             log.exception("unexpected error in %s %s", request.method, request.path)
             fault = ServerFault(f"unexpected {type(error).__name__}, see the server's log")
-        if request.writer.output_size > 0:  # the status is out already: a second answer would corrupt the first
+        if request.writer.output_size > 0:  # the status was already sent: a second response would corrupt the first
             return _close_connection(request)
         return error_response(fault, envelope_of(request)) if isinstance(fault, ApiError) else fault
 
@@ -307,7 +307,7 @@ def application(
             headers["Access-Control-Allow-Origin"] = allowed
             if allowed == origin:
                 headers[hdrs.VARY] = "Origin"
-                if settings.cors_credentials:  # or a browser keeps the answer from a page that sent cookies
+                if settings.cors_credentials:  # otherwise browsers hide the response from a page that sent cookies
                     headers["Access-Control-Allow-Credentials"] = "true"
 
     app = web.Application(middlewares=[middleware], client_max_size=settings.max_body)

@@ -1,4 +1,4 @@
-"""Who may ask: API keys, and the origins that browsers may call from. Consulted by `application` for every request."""
+"""Access control: API keys, and the origins that browsers may call from. `application` uses it for every request."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from ..base.common_settings import CommonSettings
 
 _EXPOSING = ("tools", "mcp_servers_config", "mcp_servers_json", "ui_mcp_proxy")
-"""Options that let a caller do more here than ask a model."""
+"""Options that give callers more access to this machine than requests to a model."""
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def read_api_keys(settings: CommonSettings) -> tuple[str, ...]:
-    """Keys of `--api-key` (comma list) and of `--api-key-file` (one a line, `#` starts a comment line)."""
+    """Return the keys of `--api-key` (comma list) and `--api-key-file` (one per line, `#` starts a comment line)."""
     keys = list(settings.api_key)
     if settings.api_key_file:
         try:
@@ -34,7 +34,7 @@ def read_api_keys(settings: CommonSettings) -> tuple[str, ...]:
 
 
 class Keys:
-    """Compares in constant time: every key is looked at, and only digests of equal length are compared."""
+    """The valid API keys. Compares in constant time: always with every key, and only digests of equal length."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         self._digests = [self._digest(key) for key in keys]
@@ -55,7 +55,7 @@ class Keys:
 
 
 def origin_policy(settings: CommonSettings) -> Callable[[str | None], str | None]:
-    """The decision behind `Access-Control-Allow-Origin`, made from the request's `Origin`."""
+    """Return a function from a request's `Origin` to the value of `Access-Control-Allow-Origin`; None: no header."""
     origins: str = settings.cors_origins
     exposes_machine = any(getattr(settings, name, None) for name in _EXPOSING)
     if (exposes_machine or getattr(settings, "agent", False)) and "cors_origins" not in settings.model_fields_set:

@@ -1,8 +1,8 @@
-"""A client's connection as aiohttp has it, but for what breaks off: a body that stops being HTTP in its midst.
+"""aiohttp's client connection with one change: how it handles a syntax error inside a request's body.
 
-aiohttp files such a mistake as one more request, which is answered after the one whose body it is; and that waits for
-the rest of its body. Here the mistake ends that body, so that its request is refused in its own dialect. Made by
-`listen` for router and worker; knows no route.
+aiohttp queues such an error as an additional request, which is answered after the first one; but the first one waits
+for the rest of its body. Here the error ends that body, so its request gets an error response in its own dialect.
+Created by `listen` for router and worker.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _TARGET = re.compile(rb"[A-Z]+ (/[!-~]*) HTTP/1")
 
 class ClientConnection(web.RequestHandler):
     _arriving: StreamReader | None = None
-    """The body of the request that came last."""
+    """The body of the latest request."""
     _target = ""
-    """What a request asked for that came in one piece with its mistake, so that no request was made of it."""
+    """The path of a request that arrived together with its syntax error, so aiohttp made no request object for it."""
 
     def data_received(self, data: bytes) -> None:
         before = len(self._messages)
@@ -50,7 +50,7 @@ class ClientConnection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """What is no request is refused with a reason as well; it ends its connection."""
+        """Answer invalid HTTP with an error message, and close the connection."""
         if not isinstance(exc, HttpProcessingError) or request.writer.output_size > 0:
             return super().handle_error(request, status, exc, message)
         refusal = InvalidRequest(f"the request cannot be read: {_reason(exc)}")
@@ -67,6 +67,6 @@ class ClientConnection(web.RequestHandler):
 
 
 def _reason(error: BaseException) -> str:
-    """Its first line; below that the parser draws where it was."""
+    """Return the first line of the error; the parser's other lines only show the position."""
     text = error.message if isinstance(error, HttpProcessingError) else str(error)
     return text.strip().partition("\n")[0].rstrip(":")

@@ -1,7 +1,7 @@
-"""A refusal in the words of the client's dialect: status, body, and the last words of a stream that has begun.
+"""The error formats of the dialects: status, body, and the last event of a stream.
 
-`application` and the router's proxy ask `envelope_of` for the request's; the worker's dialects know their own. What
-goes wrong is in `errors`, here is only how it is said.
+`application` and the router's proxy choose the format with `envelope_of`; the worker's dialects know their own. The
+errors themselves are in `errors`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class Envelope:
     status: Callable[[ApiError], int]
     body: Callable[[ApiError], dict[str, Any]]
     in_stream: tuple[bytes, bytes] = (b"data: ", b"\n\n")
-    """What stands around the body when it ends a stream."""
+    """Text before and after the body if the error ends a stream."""
 
 
 OPENAI = Envelope(lambda error: error.status, lambda error: {"error": error.body()})
-"""llama-server's too, for all of its own endpoints."""
+"""Also the format of llama-server's own endpoints."""
 ANTHROPIC = Envelope(anthropic_status, anthropic_error, (b"event: error\ndata: ", b"\n\n"))
 OLLAMA = Envelope(ollama_status, ollama_error, (b"", b"\n"))
 

@@ -1,6 +1,6 @@
-"""Reading a JSON request: `null` is absent, a wrong type is a 400 that names the field.
+"""Reads fields of a JSON request: `null` means absent, a wrong type is a 400 error that names the field.
 
-Used by every dialect of the worker once the body is an object; knows neither models nor settings.
+All dialects of the worker use it for bodies that are objects. It does not depend on models or settings.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ INT32_MAX = 2**31 - 1
 
 
 def json_type(value: object) -> str:
-    """The name a JSON user knows a value's type by."""
+    """Return the JSON name of a value's type."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -32,7 +32,7 @@ def wrong_type(name: str, expected: str, value: object) -> InvalidRequest:
 
 
 class Fields:
-    """One JSON object. A getter takes every spelling of a field, the preferred one first."""
+    """One JSON object. Getters accept several names of a field, the preferred one first."""
 
     __slots__ = ("body",)
 
@@ -40,7 +40,7 @@ class Fields:
         self.body = body
 
     def find(self, *names: str) -> tuple[str, Any]:
-        """The first spelling that is present and its value; (`names[0]`, None) when none is."""
+        """Return the first name that is present, and its value; (`names[0]`, None) if none is."""
         for name in names:
             value = self.body.get(name)
             if value is not None:
@@ -64,7 +64,10 @@ class Fields:
         return value
 
     def integer(self, *names: str, default: int, low: int = -INT32_MAX - 1, high: int = INT32_MAX) -> int:
-        """Outside of `low … high` is refused; a fraction is cut off, since some clients send 8.0."""
+        """Return an integer; a fraction is cut off, since some clients send 8.0.
+
+        Raise InvalidRequest outside `low … high`.
+        """
         name, value = self.find(*names)
         if value is None:
             return default
@@ -80,12 +83,12 @@ class Fields:
         return default if value is None else max(low, min(high, int(_number(name, value))))
 
     def real(self, *names: str, default: float, low: float = float("-inf"), high: float = float("inf")) -> float:
-        """Outside of `low … high` is moved to the nearer end."""
+        """Return a number, clamped to `low … high`."""
         name, value = self.find(*names)
         return default if value is None else max(low, min(high, float(_number(name, value))))
 
     def limited_real(self, *names: str, default: float, low: float, high: float) -> float:
-        """Outside of `low … high` is refused."""
+        """Return a number. Raise InvalidRequest outside `low … high`."""
         name, value = self.find(*names)
         if value is None:
             return default

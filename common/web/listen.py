@@ -1,4 +1,4 @@
-"""Where a server listens: `--host` (a comma list; an item ending in .sock is a unix socket), `--port`, TLS.
+"""Binds the server's sockets: `--host` (comma list; an item that ends in .sock is a unix socket), `--port`, TLS.
 
 `listen()` owns the sockets of one application from bind to close. Called by the mains of router and worker.
 """
@@ -30,37 +30,37 @@ if TYPE_CHECKING:
 log = logging.getLogger("corral.http")
 
 BACKLOG = 4096
-"""Connections the kernel may hold for us; llama-server's 128 refuses a burst of clients."""
+"""Length of the kernel's queue of new connections; llama-server's 128 refuses a burst of clients."""
 KEEPALIVE_S = 90.0
-"""Idle connections stay open longer than client pools keep them (60 s at most, usually), so the client closes first."""
+"""Idle connections are kept longer than clients usually do (60 s at most), so that the client closes first."""
 GRACE_S = 3.0
-"""How long running requests may go on after a stop was asked for, before they are cut."""
+"""Seconds that running requests have to finish after a stop request, before they are aborted."""
 HEAD_LIMIT = 64 * 1024
-"""Longest request line and header field, in bytes."""
+"""Maximum length of the request line and of a header field, in bytes."""
 IDLE_PROBE_S, PROBE_INTERVAL_S, PROBES = 60, 15, 4
-"""TCP keep-alive: a client that vanished without a FIN is noticed after two minutes, not two hours."""
+"""TCP keep-alive: a client that disappeared without a FIN is detected after two minutes, not two hours."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listening:
     addresses: tuple[str, ...]
-    """As a person would type them: `http://127.0.0.1:8080`, `unix:///run/x.sock`."""
+    """URLs for the user: `http://127.0.0.1:8080`, `unix:///run/x.sock`."""
     port: int | None
-    """The TCP port, also when `--port 0` let the system choose it."""
+    """The TCP port, also if the system chose it because of `--port 0`."""
     stop_accepting: Callable[[], None] = lambda: None
-    """Closes the addresses; connections that are open stay."""
+    """Stops listening; open connections are kept."""
 
 
 @contextlib.asynccontextmanager
 async def listen(app: web.Application, settings: CommonSettings, *, grace: float = GRACE_S) -> AsyncIterator[Listening]:
-    """Serves until left; then accepts nothing new, gives running requests `grace` seconds and cuts the rest.
+    """Serve inside the `async with` block; at its end stop accepting, wait `grace` seconds and abort what still runs.
 
-    Raises ConfigError, one line that names the address, when an address cannot be had.
+    Raise ConfigError, with one line that names the address, if an address cannot be bound.
     """
     tls = _tls(settings)
     sockets = _bind_all(settings)
     socket_files = [sock.getsockname() for sock in sockets if _is_unix(sock)]
-    # a client that leaves cancels its handler
+    # a disconnect of the client cancels its handler
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=grace)
     servers: list[asyncio.AbstractServer] = []
     try:
@@ -89,7 +89,7 @@ _NOT_HTTP = (HttpProcessingError, web.RequestPayloadError)
 
 
 def _server_log() -> logging.Logger:
-    """aiohttp's own, which would print a stack trace for every client that does not speak HTTP, or badly."""
+    """Return a logger for aiohttp without stack traces for clients that send invalid HTTP."""
     server_log = logging.getLogger("corral.http.server")
     if not server_log.filters:
         server_log.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], _NOT_HTTP)))
@@ -103,7 +103,7 @@ async def _serve(runner: web.AppRunner, sock: socket.socket, tls: ssl.SSLContext
         ClientConnection,
         runner.server,
         loop=loop,
-        access_log=cast(logging.Logger, None),  # none is kept
+        access_log=cast(logging.Logger, None),  # no access log
         logger=_server_log(),
         keepalive_timeout=KEEPALIVE_S,
         max_line_size=HEAD_LIMIT,
@@ -157,21 +157,21 @@ def _bind_all(settings: CommonSettings) -> list[socket.socket]:
 
 
 def _bind_tcp(host: str, port: int, *, reuse_port: bool, v6only: bool) -> list[socket.socket]:
-    """Every address a name stands for, except those this machine lacks (`localhost` without IPv6)."""
+    """Bind every address of a host name, except those that this machine lacks (`localhost` without IPv6)."""
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     try:
         found = socket.getaddrinfo(bare, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise ConfigError(f"--host {host}: {error}") from None
     if port == 0:
-        found = found[:1]  # one port number can be announced, not one per address
+        found = found[:1]  # only one port can be reported, and each address would get a different one
     sockets: list[socket.socket] = []
     for family, _, _, _, address in dict.fromkeys(found):
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             _prepare(sock, reuse_port=reuse_port, v6only=v6only or len(found) > 1)
             sock.bind(address)
-            sock.listen(BACKLOG)  # here, since only listening tells a busy port when SO_REUSEADDR is set
+            sock.listen(BACKLOG)  # with SO_REUSEADDR only listen() fails if the port is in use
         except OSError as error:
             sock.close()
             if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and len(found) > 1:
@@ -186,9 +186,9 @@ def _bind_tcp(host: str, port: int, *, reuse_port: bool, v6only: bool) -> list[s
 
 
 def _prepare(sock: socket.socket, *, reuse_port: bool, v6only: bool) -> None:
-    """Options that accepted connections inherit are set here once."""
+    """Set the socket's options; accepted connections inherit them."""
     sock.setblocking(False)
-    if os.name == "posix":  # on Windows it would let two servers share a port
+    if os.name == "posix":  # on Windows this would let two servers share a port
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if reuse_port:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -228,7 +228,7 @@ def _bind_unix(path: str) -> socket.socket:
 
 
 def _remove_stale(path: str) -> None:
-    """A socket file nobody answers on is left over from a server that was killed."""
+    """Delete a socket file that refuses connections: a killed server left it behind."""
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(os.stat(path).st_mode):
             return

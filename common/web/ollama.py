@@ -1,6 +1,6 @@
-"""What router and worker both have to know of Ollama's dialect: who speaks it, its errors, durations and dates. Pure.
+"""The parts of Ollama's dialect that router and worker share: detection, errors, durations, dates. Pure functions.
 
-What it says of models is next door in `ollama_models`; chats and the like are the worker's business alone.
+Model lists are in `ollama_models`; only the worker handles chats and other generation.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from aiohttp import web
 from ..base.errors import ApiError, InvalidRequest, ModelNotFound
 
 PATHS = "/api/"
-"""What all of its paths begin with, below `--api-prefix`."""
+"""Prefix of all of Ollama's paths, below `--api-prefix`."""
 VERSION = "0.12.11"
-"""The Ollama whose API this is: clients ask, since they need certain features of it."""
+"""The Ollama version whose API this is; clients request it because they need certain features."""
 FOREVER_S = 100 * 365.25 * 86400
-"""Seconds of a `keep_alive` that is as good as for ever; times beyond are no dates any more."""
+"""A `keep_alive` of more seconds means no limit; larger values could not be shown as a date."""
 
 _PATH = re.compile(rf"{PATHS}[a-z]+\Z")
 _UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -43,7 +43,7 @@ def ollama_error(error: ApiError) -> dict[str, Any]:
 
 
 def read_keep_alive(value: object) -> float:
-    """Seconds, negative for ever: of a number of seconds, or of a text like "1h30m". Raises InvalidRequest."""
+    """Parse seconds or a text such as "1h30m". Return seconds, negative for no limit. Raise InvalidRequest."""
     if isinstance(value, str):
         seconds = _read_duration(value)
     elif isinstance(value, int | float) and not isinstance(value, bool):
@@ -64,12 +64,12 @@ def _read_duration(text: str) -> float:
 
 
 def date_text(seconds: float) -> str:
-    """Of a time since 1970."""
+    """Format seconds since 1970 as an ISO 8601 date in UTC."""
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
 def expiry_text(now: float, remaining: float | None) -> str:
-    """When a model goes that stays for so many more seconds; None: never."""
+    """Format the time at which a model will be unloaded. `remaining`: seconds from now; None: never."""
     return date_text(now + (FOREVER_S if remaining is None else min(remaining, FOREVER_S)))
 
 
@@ -79,9 +79,9 @@ NOTHING: Mapping[str, Mapping[str, Any]] = {
     "embed": {"embeddings": []},
     "embeddings": {"embedding": []},
 }
-"""What each endpoint says that has nothing to say."""
+"""The empty result of each endpoint."""
 
 
 def without_generation(model: str, said: Mapping[str, Any], reason: str) -> dict[str, Any]:
-    """The answer to a request that only loads or unloads."""
+    """Return the response to a request that only loads or unloads. `said` is the endpoint's empty result."""
     return {"model": model, "created_at": date_text(time.time()), **said, "done": True, "done_reason": reason}

@@ -1,6 +1,6 @@
-"""How Ollama's dialect names models and what it says of them: the entries of `/api/tags` and `/api/ps`, `/api/show`.
+"""Model names and model descriptions in Ollama's dialect: the entries of `/api/tags`, `/api/ps` and `/api/show`.
 
-Pure: a `ModelCard` and a few facts in, JSON out. Used by the router for all its models and by a worker for its one.
+Pure functions from a `ModelCard` and some facts to JSON. The router uses them for all models, a worker for its own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .ollama import date_text
 
 LATEST = ":latest"
 HUBS = ("hf.co/", "huggingface.co/", "hf-mirror.com/")
-"""What stands before a repository's name where it is not Ollama's own."""
+"""Prefixes of repository names that are not on Ollama's own hub."""
 PARAMETERS = {
     "ctx_size": "num_ctx",
     "n_predict": "num_predict",
@@ -33,7 +33,7 @@ PARAMETERS = {
     "mirostat_ent": "mirostat_tau",
     "mirostat_lr": "mirostat_eta",
 }
-"""Our options that Ollama knows as parameters of a model."""
+"""Our options by field name → Ollama's name of the model parameter."""
 _UNITS = ((10**9, "B", 1), (10**6, "M", 2), (10**3, "K", 0))
 
 
@@ -41,12 +41,12 @@ _UNITS = ((10**9, "B", 1), (10**6, "M", 2), (10**3, "K", 0))
 
 
 def listed_name(name: str) -> str:
-    """Every name has a tag; clients look for one with or without `:latest`."""
+    """Return the name with a tag: Ollama's lists always show one, and clients accept names without `:latest`."""
     return name if ":" in name else name + LATEST
 
 
 def possible_names(name: str) -> Iterable[str]:
-    """What a client may mean, the likeliest first."""
+    """Yield the names that a client may mean, the most likely first."""
     bare = next((name[len(hub) :] for hub in HUBS if name.startswith(hub)), name)
     for found in dict.fromkeys((name, bare)):
         yield found
@@ -100,7 +100,7 @@ def details(card: ModelCard) -> dict[str, Any]:
 
 
 def size_text(count: int) -> str:
-    """8.0B, 134.52M."""
+    """Format a number of parameters: 8.0B, 134.52M."""
     for unit, letter, digits in _UNITS:
         if count >= unit:
             return f"{count / unit:.{digits}f}{letter}"
@@ -119,7 +119,7 @@ def show(
     template: str,
     verbose: bool,
 ) -> dict[str, Any]:
-    """`parameters`: options that were set, by their fields; those Ollama has no name for are left out."""
+    """Return the body of `/api/show`. `parameters`: options that were set; those unknown to Ollama are left out."""
     given = {PARAMETERS[field]: value for field, value in parameters.items() if field in PARAMETERS}
     lines = [f"{parameter:<30} {value}" for parameter, value in sorted(given.items())]
     return {
@@ -135,7 +135,7 @@ def show(
 
 
 def _model_info(card: ModelCard, verbose: bool) -> dict[str, Any]:
-    """The file's metadata; of long lists only that they are there, as Ollama has it without `verbose`."""
+    """Return the file's metadata; without `verbose`, long tokenizer lists are null, as in Ollama."""
     shown: dict[str, Any] = {"general.parameter_count": card.n_params}
     for key, value in card.metadata.items():
         if key != TEMPLATE:
@@ -144,7 +144,7 @@ def _model_info(card: ModelCard, verbose: bool) -> dict[str, Any]:
 
 
 def _modelfile(name: str, card: ModelCard, template: str, parameters: Mapping[str, str]) -> str:
-    """For people to read: the template in it is Jinja, which Ollama's own files are not written in."""
+    """Return a Modelfile for display only: its template is Jinja, but Ollama's files use Go templates."""
     lines = [f"# Modelfile of {name}", f"FROM {card.path or name}"]
     if template:
         lines.append(f'TEMPLATE """{template}"""')

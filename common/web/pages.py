@@ -1,6 +1,6 @@
-"""What a browser asks for: the page at `/`, the small files around it, or a person's own folder (`--path`).
+"""Routes for browsers: the page at `/` and its small files, or a folder of the user (`--path`).
 
-Router and worker pass the HTML of their page; everything else is the same for both.
+Router and worker pass the HTML of their page; the rest is the same for both.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ async function retire() {
   for (const tab of await self.clients.matchAll({ type: "window" })) tab.navigate(tab.url);
 }
 """
-"""A browser that once used llama-server's own UI keeps its service worker, and would show that UI for ever."""
+"""Removes the service worker of llama-server's UI: a browser that used that UI would otherwise keep showing it."""
 
 
 def page_routes(settings: CommonSettings, html: str, name: str = "llama-corral") -> list[Route]:
-    """GET of `/` and its files. `--no-ui` leaves a 404, but HEAD `/` is a sign of life that many clients look for."""
+    """Return the GET routes for `/` and its files. With `--no-ui`, GET is a 404, but many clients check HEAD `/`."""
 
     async def page(request: web.Request) -> web.StreamResponse:
         return web.Response(text=html, content_type="text/html", charset="utf-8", headers=NO_CACHE)
@@ -65,7 +65,7 @@ def page_routes(settings: CommonSettings, html: str, name: str = "llama-corral")
 
 
 def _folder_routes(folder: Path) -> list[Route]:
-    """Serves the files of a folder; must be mounted after every other route, since it matches any path."""
+    """Return a route for the files of a folder. It matches any path, so it must be added after all other routes."""
     if not folder.is_dir():
         raise ConfigError(f"--path {folder}: no such directory")
     root = folder.resolve()
@@ -77,7 +77,7 @@ def _folder_routes(folder: Path) -> list[Route]:
             if found.is_dir():
                 found /= "index.html"
             inside = found.is_relative_to(root) and found.is_file()
-        except (OSError, ValueError):  # too long, a loop of links, a NUL
+        except (OSError, ValueError):  # too long, a link loop, or a NUL
             inside = False
         if inside:
             return web.FileResponse(found)

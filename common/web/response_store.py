@@ -1,8 +1,8 @@
-"""What is kept of OpenAI Responses, so that a later request can go on from one by its id.
+"""Stores OpenAI Responses, so a later request can continue from one by its id.
 
-One file a response in a private directory. The router makes it and all its workers share it, so a response outlives
-its worker's sleep and eviction, and another model may go on from it; a worker by itself makes its own. Blocking: ask it
-from a thread.
+Each response is one file in a private directory. The router creates it and all its workers share it, so a response
+survives its worker's sleep and eviction, and another model can continue from it; a worker without a router creates its
+own. All calls block: use a thread.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ import msgspec
 from ..base.private_directory import PrivateDirectory
 
 MAX_BYTES = 64 << 20
-"""Kept of all responses together. The one used longest ago goes first; the newest stays, however large."""
+"""Maximum size of all responses. The least recently used is deleted first; the newest is always kept."""
 MAX_RESPONSES = 1000
 DIRECTORY_ENV = "LLAMA_CORRAL_RESPONSES"
-"""Names the directory to the router's workers."""
+"""Passes the directory's path to the router's workers."""
 _PREFIX = "corral-responses-"
 _ID = re.compile(r"resp_[0-9A-Za-z]{32}")
 
 
 class ResponseStore:
     def __init__(self, directory: str = "", *, max_bytes: int = MAX_BYTES, max_responses: int = MAX_RESPONSES) -> None:
-        """`directory`: somebody else's; without, `path` makes one that `close` removes."""
+        """Use `directory`, which is never deleted. If it is "", `open` creates one and `close` deletes it."""
         self._directory = PrivateDirectory(_PREFIX, directory)
         self._max_bytes = max_bytes
         self._max_responses = max_responses
 
     def open(self) -> str:
-        """Its directory, made if it has none yet."""
+        """Return the directory's path; create the directory if there is none yet."""
         return self._directory.open()
 
     def close(self) -> None:
         self._directory.close()
 
     def put(self, id: str, record: dict[str, Any]) -> None:
-        """Raises OSError."""
+        """Store a response and delete old ones beyond the limits. Raise OSError."""
         path = self._path(id)
         assert path is not None, id
         unfinished = path.with_suffix(".part")
@@ -50,7 +50,7 @@ class ResponseStore:
         self._prune(path)
 
     def get(self, id: str) -> dict[str, Any] | None:
-        """Counts as use."""
+        """Return a stored response and mark it as used; None if there is none."""
         path = self._path(id)
         if path is None:
             return None
@@ -62,7 +62,7 @@ class ResponseStore:
         return record
 
     def delete(self, id: str) -> bool:
-        """False: there is no such response."""
+        """Delete a response; return False if there is none."""
         path = self._path(id)
         if path is None:
             return False

@@ -1,6 +1,6 @@
-"""Names of files that a request gives: which of them stay where they belong, on every system. Pure.
+"""Checks file names from requests: a safe name cannot leave its directory, on any system. Pure functions.
 
-The rules are llama-server's. Asked by whoever opens a file for a request, who still has to look at what is opened.
+The rules are llama-server's. Code that opens a file for a request must check the name here and the opened file itself.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import re
 _LONGEST = 255
 """Bytes."""
 _FORBIDDEN = re.compile(
-    '[\\x00-\\x1f\\x7f-\\x9f:*?"<>|'  # controls, and what Windows refuses
-    "\uff0e\u2215\u2216\ufffd\ufeff\ud800-\udfff]"  # lookalikes of dot and separators, what is no character
+    '[\\x00-\\x1f\\x7f-\\x9f:*?"<>|'  # control characters, and characters that Windows refuses
+    "\uff0e\u2215\u2216\ufffd\ufeff\ud800-\udfff]"  # lookalikes of dot and separators, and invalid characters
 )
 
 
 def is_safe_path(name: str) -> bool:
-    """Whether it can only lead downwards."""
+    """Return True if the relative path cannot leave its directory."""
     return (
         0 < len(name.encode("utf-8", "replace")) <= _LONGEST
         and not _FORBIDDEN.search(name)
@@ -27,5 +27,5 @@ def is_safe_path(name: str) -> bool:
 
 
 def is_safe_name(name: str) -> bool:
-    """Whether it names a file right in its directory."""
+    """Return True if the name is a file directly in its directory."""
     return is_safe_path(name) and "/" not in name and "\\" not in name

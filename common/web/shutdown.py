@@ -1,8 +1,7 @@
-"""How a server ends: signals, the requests that still run, and the time they get.
+"""Shutdown of a server: signals, and the time that running requests have to finish.
 
-The mains of router and worker ask `ShutdownRequest` whether and how fast to end; `application.application` counts
-requests in `RunningRequests`. The first signal lets them finish, the second cuts them, the third ends the process
-where it stands.
+The mains of router and worker wait for `ShutdownRequest`; `application` tracks requests in `RunningRequests`. The
+first signal lets requests finish, the second aborts them, the third ends the process immediately.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterator
 log = logging.getLogger("corral.http")
 
 FINAL_EVENT_S = 1.0
-"""For handlers to tell their clients that they are cut."""
+"""Seconds for aborted handlers to send an error to their clients."""
 KILLED = 1  # exit code
 
 
@@ -30,13 +29,13 @@ class ShutdownRequest:
         if not self.requested.is_set():
             self.requested.set()
         elif not self.forced.is_set():
-            log.info("cutting what still runs; another signal ends the process at once")
+            log.info("aborting the running requests; another signal ends the process immediately")
             self.forced.set()
         else:
             os._exit(KILLED)
 
     def on_signals(self) -> None:
-        """SIGINT and SIGTERM, until the loop ends."""
+        """Handle SIGINT and SIGTERM with `request` until the event loop ends."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
@@ -46,13 +45,13 @@ class ShutdownRequest:
 
 
 class RunningRequests:
-    """The requests that are being answered."""
+    """The requests that are being handled."""
 
     def __init__(self) -> None:
         self.is_closed = False
-        """New requests are to be refused."""
+        """True if new requests must be refused."""
         self.at_end: list[Callable[[], Awaitable[None]]] = []
-        """Called as soon as the end begins: for what requests may wait for, and the end may not."""
+        """Called when the shutdown begins: ends things that requests wait for, so that the shutdown need not wait."""
         self._tasks: set[asyncio.Task[object]] = set()
         self._none = asyncio.Event()
 
@@ -61,7 +60,7 @@ class RunningRequests:
 
     @contextlib.contextmanager
     def track(self) -> Iterator[None]:
-        """The current task answers a request inside the block."""
+        """Count the current task as a running request inside the `with` block."""
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
@@ -78,7 +77,7 @@ class RunningRequests:
             self._none.set()
 
     async def wait_until_done(self, seconds: float, hurried: asyncio.Event) -> bool:
-        """Waits for the last one, but not longer, and not once it is urgent. False: some are left."""
+        """Wait until no request runs, `seconds` have passed or `hurried` is set. Return False if some still run."""
         waits = [asyncio.ensure_future(self._none.wait()), asyncio.ensure_future(hurried.wait())]
         await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
@@ -91,15 +90,15 @@ class RunningRequests:
 
 
 async def drain(running: RunningRequests, stop: ShutdownRequest, seconds: float, cut: Callable[[], object]) -> None:
-    """Refuses what comes, lets what runs finish within `seconds`, has the rest `cut` with a word to its client."""
+    """Refuse new requests and wait `seconds` for running ones; then `cut` the rest, with an error to their clients."""
     running.close()
     for call in running.at_end:
         await call()
     if running:
-        log.info("%d requests have %g s to finish; a second signal cuts them", len(running), seconds)
+        log.info("%d requests have %g s to finish; a second signal aborts them", len(running), seconds)
     if await running.wait_until_done(seconds, stop.forced):
         return
-    log.warning("cutting %d requests", len(running))
+    log.warning("aborting %d requests", len(running))
     result = cut()
     if asyncio.iscoroutine(result):
         await result

@@ -1,6 +1,6 @@
-"""The endpoints of responses that are kept: read, list what went in, delete. No model is needed for any of them.
+"""The endpoints for stored responses: read, list input items, delete. None of them needs a model.
 
-The same in router and worker: both look into the same store. What makes responses is the worker's business.
+They are the same in router and worker, which use the same store. Only the worker creates responses.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class ResponseNotFound(ApiError):
 
 
 async def keep_until_cleanup(app: web.Application) -> AsyncIterator[None]:
-    """For `cleanup_ctx`."""
+    """Close the store when the application ends; to be added to its `cleanup_ctx`."""
     yield
     await asyncio.to_thread(app[RESPONSES].close)
 
 
 async def retrieve(request: web.Request) -> web.StreamResponse:
     if query_text(request, "stream") in ("true", "1"):
-        raise InvalidRequest("a stored response cannot be streamed again, ask for it without 'stream'")
+        raise InvalidRequest("a stored response cannot be streamed again, request it without 'stream'")
     return json_response((await _record(request))["response"])
 
 
@@ -55,7 +55,7 @@ async def cancel(request: web.Request) -> web.StreamResponse:
 
 
 async def input_items(request: web.Request) -> web.StreamResponse:
-    """All that the model was given, the newest first: with a previous response, that one's items too."""
+    """Return all input items of a response, by default the newest first; includes those of previous responses."""
     items: list[dict[str, Any]] = (await _record(request))["input"]
     order = query_text(request, "order") or "desc"
     if order not in ("asc", "desc"):

@@ -1,7 +1,7 @@
-"""Vertex AI's prediction protocol: with `AIP_MODE=PREDICTION` one route stands for all that answer at once.
+"""Vertex AI's prediction protocol: with `AIP_MODE=PREDICTION` one route serves all non-streaming endpoints.
 
-A request holds up to 128 instances; each names what it is for and is answered as if it had come alone. Read from the
-environment by the mains of router and worker, for whichever of them the platform talks to; knows no route of either.
+A request contains up to 128 instances; each names its endpoint and is handled like a separate request. The mains of
+router and worker read the environment variables, since the platform may run either; both pass their own routes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ListeningSettings = TypeVar("ListeningSettings", bound="CommonSettings")
 log = logging.getLogger("corral.http")
 
 VERTEX_ENV = "AIP_"
-"""What the names of all its variables begin with."""
+"""Prefix of the names of all Vertex AI variables."""
 MAX_INSTANCES = 128
 FORMAT = "@requestFormat"
 _OF_THE_OUTER = (hdrs.CONTENT_LENGTH, hdrs.CONTENT_TYPE, hdrs.CONTENT_ENCODING, CONVERSATION_HEADER)
@@ -36,29 +36,29 @@ _OF_THE_OUTER = (hdrs.CONTENT_LENGTH, hdrs.CONTENT_TYPE, hdrs.CONTENT_ENCODING, 
 
 @dataclass(frozen=True)
 class Vertex:
-    """What the platform asks for."""
+    """The platform's requirements, from the environment."""
 
     port: int
     predict_route: str
     health_route: str
-    """"": `/health` will do."""
+    """"" if the platform uses `/health`."""
 
     def listening(self, settings: ListeningSettings) -> ListeningSettings:
         if settings.port == self.port:
             return settings
-        log.warning("Vertex AI: AIP_HTTP_PORT (%d) takes the place of --port %d", self.port, settings.port)
+        log.warning("Vertex AI: AIP_HTTP_PORT (%d) overrides --port %d", self.port, settings.port)
         return settings.model_copy(update={"port": self.port})
 
     def public_paths(self) -> tuple[str, ...]:
-        """The platform's probe has no key."""
+        """Return the paths that need no key, because the platform's probe has none."""
         return (self.health_route,) if self.health_route else ()
 
     def serve(self, app: web.Application, settings: CommonSettings, served: Sequence[Route], health: Handler) -> None:
-        """Adds its own routes, last of all. `served`: what an instance may be for. Raises ConfigError."""
+        """Add Vertex AI's routes; call it after all others. `served`: routes for instances. Raise ConfigError."""
         prefix = settings.api_prefix or ""
         taken = {resource.canonical for resource in app.router.resources()}
         if prefix + self.predict_route in taken:
-            raise ConfigError(f"AIP_PREDICT_ROUTE={self.predict_route}: this server has another use for that path")
+            raise ConfigError(f"AIP_PREDICT_ROUTE={self.predict_route}: this server already uses that path")
         own: list[Route] = [("POST", self.predict_route, _predictor(served, prefix))]
         if self.health_route and prefix + self.health_route not in taken:
             own.append(("GET", self.health_route, health))
@@ -66,7 +66,7 @@ class Vertex:
 
 
 def read_vertex(environ: Mapping[str, str]) -> Vertex | None:
-    """None: not on Vertex AI. Raises ConfigError."""
+    """Return the platform's requirements; None if this is not Vertex AI. Raise ConfigError."""
     if environ.get("AIP_MODE") != "PREDICTION":
         return None
     port = environ.get("AIP_HTTP_PORT") or "8080"
@@ -84,13 +84,16 @@ def _with_slash(path: str) -> str:
 
 
 def format_of(path: str) -> str:
-    """`/v1/chat/completions` is `chatCompletions`, `/apply-template` is `applyTemplate`."""
+    """Return a path's alias: `/v1/chat/completions` → `chatCompletions`, `/apply-template` → `applyTemplate`."""
     words = path.removeprefix("/v1").strip("/").replace("-", "/").replace("_", "/").split("/")
     return words[0] + "".join(word[:1].upper() + word[1:] for word in words[1:])
 
 
 def _by_format(served: Sequence[Route]) -> dict[str, Route]:
-    """By path and by alias: of two with one alias the one below /v1, which is OpenAI's; of two on one path the GET."""
+    """Return the routes by path and by alias.
+
+    If two routes have the same alias, the one below /v1 (OpenAI's) wins; if two have the same path, GET wins.
+    """
     found: dict[str, Route] = {}
     for route in sorted(served, key=lambda route: (not route[1].startswith("/v1/"), route[0] != hdrs.METH_GET)):
         method, path, _ = route
@@ -116,12 +119,12 @@ def _predictor(served: Sequence[Route], prefix: str) -> Handler:
 
 
 async def _prediction(request: web.Request, instance: object, by_format: Mapping[str, Route]) -> object:
-    """What went wrong with one instance is its prediction; the others have theirs."""
+    """Return one instance's prediction; an error becomes its prediction and does not affect the others."""
     try:
         return await _answer(request, instance, by_format)
     except ApiError as error:
         return {"error": error.body()}
-    except Exception as error:  # the boundary, as it is for a request of its own
+    except Exception as error:  # last resort, as for a separate request
         log.exception("unexpected error in an instance of %s", request.path)
         return {"error": ServerFault(f"unexpected {type(error).__name__}, see the server's log").body()}
 
@@ -136,14 +139,14 @@ async def _answer(request: web.Request, instance: object, by_format: Mapping[str
         raise InvalidRequest(f"no handler registered for {FORMAT}: {wanted}")
     method, path, handler = by_format[wanted]
     response = await handler(_inner(request, method, path, instance))
-    assert isinstance(response, web.Response)  # streams are not among the routes that are served here
+    assert isinstance(response, web.Response)  # the served routes never stream here
     return _value(response)
 
 
 def _inner(request: web.Request, method: str, path: str, instance: dict[str, Any]) -> web.Request:
-    """The request that the instance would have been on its own; never a stream."""
+    """Build the separate request for an instance, with streaming off."""
     payload = {name: value for name, value in instance.items() if name != FORMAT}
-    if "stream" in payload or OLLAMA_PATHS in path:  # which streams if nothing is said
+    if "stream" in payload or OLLAMA_PATHS in path:  # Ollama's endpoints stream by default
         payload["stream"] = False
     headers = request.headers.copy()
     for name in _OF_THE_OUTER:

@@ -348,7 +348,7 @@ def test_refusals_say_what_would_help(environ: dict[str, str], local_hub: LocalH
     local_hub.faults.gated = True
     with pytest.raises(ModelFilesError, match="is gated: accept its conditions"):
         resolve_files(Settings(hf_repo=REPO), environ)
-    with pytest.raises(ModelFilesError, match=r"cannot reach http://127\.0\.0\.1:9 to look for"):
+    with pytest.raises(ModelFilesError, match=r"cannot reach http://127\.0\.0\.1:9 to look up"):
         resolve_files(Settings(hf_repo=REPO), environ | {"MODEL_ENDPOINT": "http://127.0.0.1:9"})
 
 

@@ -206,7 +206,7 @@ def test_a_line_without_end_is_dropped_up_to_its_end() -> None:
         ("[]", "mcpServers"),
         ('{"mcpServers": []}', "mcpServers"),
         ('{"mcpServers": {"a": 1}}', "a: expected an object"),
-        ('{"mcpServers": {"a": {"command": 1}}}', "a: command must be a text"),
+        ('{"mcpServers": {"a": {"command": 1}}}', "a: command must be a string"),
         ('{"mcpServers": {"a": {"command": "x", "args": [1]}}}', "a: args"),
         ('{"mcpServers": {"a": {"command": "x", "env": {"b": 1}}}}', "a: env"),
         ('{"mcpServers": {"a": {"command": "x", "timeout_ms": 0}}}', "a: timeout_ms"),
