@@ -1,1 +1,1 @@
-"""Jobs, slots and the scheduler: which tokens go into the next batch, and what its results mean."""
+"""Jobs, slots and the scheduler: select the tokens of the next batch, decode it, and turn results into text."""

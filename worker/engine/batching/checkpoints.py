@@ -1,6 +1,7 @@
-"""Copies of what a sliding-window or recurrent memory cannot go back to: where to make them, which one to use.
+"""Checkpoints of sliding-window and recurrent memories, which cannot go back to earlier positions.
 
-Pure; the rules are llama-server's. `slot_memory` makes and loads the states.
+Decides where to make a checkpoint and which one to use. Pure; the rules are llama-server's. `slot_memory` reads and
+loads the states.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BEFORE_END = 4
-"""Tokens of a prompt that are computed by themselves, so that there is a state from right before its end."""
+"""Number of last tokens of a prompt that are computed in a separate batch, so that a checkpoint can be made before."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +37,7 @@ class CheckpointRules:
     def boundaries(
         self, n_prompt: int, user_starts: Sequence[int] = (), checkpoints: Sequence[Checkpoint] = ()
     ) -> tuple[int, ...]:
-        """Positions at which a batch has to end."""
+        """Return the positions at which a batch has to end: near the prompt's end, and at user messages."""
         near_end = (n_prompt - min(self.n_batch, offset) for offset in (BEFORE_END + self.n_ubatch, BEFORE_END))
         turns = (at for at in user_starts if at == user_starts[-1] or self._far(at, checkpoints))
         return (*near_end, *turns)
@@ -49,8 +50,10 @@ class CheckpointRules:
         user_starts: Sequence[int] = (),
         checkpoints: Sequence[Checkpoint] = (),
     ) -> bool:
-        """Before `n_next` tokens of the prompt after the first `n_now` are computed: where a user's message begins,
-        as that may be written anew, and near the end."""
+        """Return True if a checkpoint is due before the `n_next` prompt tokens after the first `n_now` are computed.
+
+        It is due near the prompt's end, and where a user message begins, because the user may edit that message.
+        """
         if self.max_number <= 0 or n_now <= 0:
             return False
         if n_prompt < n_now + n_next + self.n_ubatch or n_now in user_starts[-1:]:
@@ -61,7 +64,7 @@ class CheckpointRules:
         return not checkpoints or at > checkpoints[-1].n_tokens + self.min_step
 
     def with_another(self, checkpoints: Sequence[Checkpoint], new: Checkpoint) -> list[Checkpoint]:
-        """The list with the new one. When it is full, older prompts' that stand close together go, then the oldest."""
+        """Return the list with `new` added. If it is full, drop close ones of older prompts, then the oldest."""
         kept: list[Checkpoint] = []
         n_left = len(checkpoints)
         for checkpoint in checkpoints:
@@ -75,9 +78,9 @@ class CheckpointRules:
 
 
 def usable(checkpoints: Sequence[Checkpoint], position: int, needed: int) -> Checkpoint | None:
-    """The newest one from which a prompt can go on of which all before `position` is known.
+    """Return the newest checkpoint from which a prompt can continue that matches up to `position`.
 
-    `needed` is the first position that the next token looks back to.
+    `needed` is the first position that the next token attends to.
     """
     for checkpoint in reversed(checkpoints):
         if checkpoint.last <= position and (checkpoint.first < needed or checkpoint.first == 0):
@@ -86,5 +89,8 @@ def usable(checkpoints: Sequence[Checkpoint], position: int, needed: int) -> Che
 
 
 def position_after(checkpoint: Checkpoint, position: int) -> int:
-    """Where a prompt goes on once it is loaded, if all before `position` is known; never after `n_tokens` tokens."""
+    """Return the position at which a prompt that matches up to `position` continues after the checkpoint is loaded.
+
+    The caller limits the result to the checkpoint's `n_tokens` tokens.
+    """
     return min(position, max(checkpoint.first + 1, checkpoint.last))

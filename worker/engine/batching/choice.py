@@ -1,6 +1,6 @@
-"""One answer in the making: its text, its limits, its clock. Decides after each token whether to go on.
+"""The state of one answer during generation: its text, limits and clock. Decides after each token whether to continue.
 
-Used by the engine thread; knows the sampler's tokens but no context and no batch.
+Used by the engine thread. It gets sampled tokens and does not use the context or the batch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .timing import Clock
 
 
 class Choice:
-    """Choice `index` of a request. `add` takes token after token until `finished`."""
+    """Choice `index` of a request. `add` is called with each token until `finished`."""
 
     def __init__(self, request: Generation, index: int, n_predict: int, special: bool) -> None:
         """`n_predict` is the limit in force, -1 for none; `special`: render special tokens."""
@@ -40,7 +40,7 @@ class Choice:
         return -1 if self._n_predict < 0 else self._n_predict - len(self.tokens)
 
     def add(self, token: int, probs: TokenProbs | None, vocab: Vocab, context_is_full: bool) -> Piece | None:
-        """Takes the token just sampled. Returns what a stream shows."""
+        """Add the sampled token. Return the piece to stream, if there is one."""
         self.tokens.append(token)
         self._unsent_tokens.append(token)
         if probs is not None:
@@ -83,7 +83,7 @@ class Choice:
         self.finished = True
 
     def _check_limits(self, text: str, context_is_full: bool) -> None:
-        """llama-server's order; a later rule that holds names the reason."""
+        """Check the limits in llama-server's order. A later rule that applies overwrites the stop reason."""
         if context_is_full:
             self.truncated = True
             self._end("limit")
@@ -98,7 +98,7 @@ class Choice:
                 self._end("limit")
 
     def _check_indentation(self) -> None:
-        """A line that is indented less than asked for ends the answer and is cut off."""
+        """End the answer at a line that is indented less than `n_indent`, and cut this line off."""
         data = self._text.data
         if self._line_start > 0:
             first = self._line_start
@@ -112,14 +112,14 @@ class Choice:
             self._line_start = new_line + 1
 
     def _show_as(self, text: str) -> None:
-        """The token's text is what is sent with it, as in llama-server, but for one that completes a character."""
+        """Report the sent text as the token's piece, as llama-server does, except if it completes a character."""
         (*before, last) = self._unsent_probs
         piece = text.encode()
         if not before and last.chosen.piece != piece:
             self._unsent_probs[-1] = replace(last, chosen=replace(last.chosen, piece=piece))
 
     def _piece(self, text: str) -> Piece | None:
-        """Tokens and probabilities of an incomplete character wait for the rest of it."""
+        """Return the piece to stream, with the tokens and probabilities since the last one; None without a stream."""
         request = self.request
         if not request.stream:
             self._probs += self._unsent_probs
@@ -140,6 +140,6 @@ class Choice:
 
     def _final_probs(self, vocab: Vocab) -> tuple[TokenProbs, ...]:
         if self.request.stream:
-            return ()  # they went out with the pieces
+            return ()  # they were sent with the pieces
         n_cut = len(vocab.tokenize(self._stopping_word)) if self._stop == "word" and self._probs else 0
         return tuple(self._probs[: max(0, len(self._probs) - n_cut)])

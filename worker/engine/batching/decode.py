@@ -1,7 +1,6 @@
-"""From a plan to computed rows: fills the batch, decodes it, and copes when that does not work at once.
+"""Carries out a plan: fills the batch, decodes it, and handles a full KV cache and aborts.
 
-Called by `Core` on the engine thread. It changes what slots remember, and nothing else of them. Any thread may call
-`abort_if`.
+Called by `Core` on the engine thread. Of a slot it changes only the contents. Any thread may call `abort_if`.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ class PromptRun(NamedTuple):
     slot: Slot
     row: int
     n: int
-    completes: bool  # the prompt ends with the last row
+    completes: bool  # True if the prompt ends with the last row
 
 
 class DraftRun(NamedTuple):
-    """The rows behind a slot's sampled token: `tokens` are what may follow it."""
+    """The rows of a slot's draft: `tokens` may follow its sampled token."""
 
     slot: Slot
     row: int
@@ -43,7 +42,7 @@ class DraftRun(NamedTuple):
 
 
 class DecodedRows(NamedTuple):
-    """Rows `begin` to `end` of the batch have their outputs, until the next decode."""
+    """Rows `begin` to `end` of the batch were computed. Their outputs are valid until the next decode."""
 
     begin: int
     end: int
@@ -53,7 +52,7 @@ class DecodedRows(NamedTuple):
 
 @dataclass
 class PreparedBatch:
-    """A batch and whose rows it has: first one for each stream, then the prompts', then drafts, the first to go."""
+    """A batch and the owners of its rows: one row per stream, then prompts, then drafts, which are dropped first."""
 
     plan: BatchPlan
     batch: Batch | MediaBatch
@@ -68,7 +67,7 @@ class PreparedBatch:
 
 
 class DecodeFailed(Exception):
-    """llama_decode failed: what the context holds of the batch's sequences is unknown."""
+    """llama_decode failed: the contents of the batch's sequences are unknown."""
 
     def __init__(self, result: int) -> None:
         texts = {NO_ROOM: "Context size has been exceeded.", -1: "Invalid input batch."}
@@ -85,14 +84,14 @@ class BatchDecoder:
         self._pacer = Pacer(context.n_batch)
         self._n_batches = 0
         self._in_flight: set[Job] = set()
-        self._lock = threading.Lock()  # over _in_flight and the abort flag
+        self._lock = threading.Lock()  # protects _in_flight and the abort flag
 
     @property
     def n_prompt_with_streams(self) -> int:
         return self._pacer.n_prompt_with_streams
 
     def abort_if(self, condition: Callable[[Job], bool]) -> None:
-        """From any thread: interrupts the decode under way if the condition holds for all whose rows it computes."""
+        """Abort the running decode if the condition is true for all its jobs. May be called from any thread."""
         with self._lock:
             if self._in_flight and all(condition(job) for job in self._in_flight):
                 self._context.abort()
@@ -116,7 +115,10 @@ class BatchDecoder:
     def fill_media(
         self, plan: BatchPlan, vectors: NDArray[np.float32], positions: NDArray[np.int32], causal: bool
     ) -> PreparedBatch:
-        """For the slot of the plan: what comes next of its image."""
+        """Prepare a batch with the next rows of an image for the plan's only slot.
+
+        `vectors` has the shape (rows, n_embd), `positions` (1 or 4, rows); both are of the whole image.
+        """
         self._n_batches += 1
         (id, n), slot = plan.prompts[0], self._slots[plan.prompts[0][0]]
         assert slot.task is not None
@@ -147,10 +149,11 @@ class BatchDecoder:
         return DraftRun(slot, row, tokens)
 
     def decode(self, prepared: PreparedBatch, make_room: Callable[[], bool]) -> Iterator[DecodedRows]:
-        """Yields what is computed: the whole batch, or parts of it when the KV pool has no room for all at once.
+        """Decode the batch. Yield the computed rows: the whole batch, or parts of it if the KV cache has no room.
 
-        Drafts are given up then before anything else, so that they are either computed with all the rest or not at all.
-        `make_room` forgets an idle slot, if there is one. Ends early after an abort. Raises DecodeFailed.
+        If there is no room, the drafts are dropped first, so that they are computed with all the rest or not at all.
+        Then `make_room` is called, which clears an idle slot if there is one; then the batch is halved. Ends early
+        after an abort. Raises DecodeFailed.
         """
         begin, size = 0, prepared.batch.size
         n = size
@@ -182,7 +185,7 @@ class BatchDecoder:
         with self._lock:
             self._context.clear_abort()
             self._in_flight = prepared.jobs()
-        self.abort_if(lambda job: job.cancelled)  # those who left since the commands were taken
+        self.abort_if(lambda job: job.cancelled)  # they may have been cancelled after the last commands were run
         try:
             if not prepared.causal:
                 self._context.set_causal(False)
@@ -197,7 +200,7 @@ class BatchDecoder:
         return prepared.causal and (prepared.plan.kind != "embedding" or self._context.embeds_in_pieces)
 
     def _record_computed(self, prepared: PreparedBatch, begin: int, end: int) -> int:
-        """The rows are computed: their slots remember them. Returns how many of them were of prompts."""
+        """Add the computed rows to their slots' contents. Return the number of prompt rows."""
         for slot in prepared.streams[begin:end]:
             slot.tokens.append(slot.sampled)
         n_prompt = 0
@@ -210,25 +213,28 @@ class BatchDecoder:
                     run.slot.tokens.extend(following)
                 elif isinstance(image := following[0], MediaToken):
                     run.slot.media_done += n
-                    if run.slot.media_done == image.n_tokens:  # all of it or nothing
+                    if run.slot.media_done == image.n_tokens:  # a slot's tokens contain whole images only
                         run.slot.append_media(image)
                 n_prompt += n
         return n_prompt
 
     def _resynchronise(self, prepared: PreparedBatch) -> None:
-        """After an abort some rows are computed and some not: the memory says which. Raises DecodeFailed."""
+        """Make the slots' tokens match their sequences after an abort, when only some rows are computed.
+
+        Raises DecodeFailed if a stream that is not cancelled cannot be cut back.
+        """
         for slot in prepared.streams:
             if self._context.truncate(slot.id, slot.position):
                 continue
             if slot.task is not None and not slot.task.job.cancelled:
                 raise DecodeFailed(ABORTED)
-            self._context.clear_sequence(slot.id)  # nobody waits for it any more, and those beside it must not suffer
+            self._context.clear_sequence(slot.id)  # its request is cancelled; the other requests must not fail
             slot.set_contents([], slot.activation)
         for run in prepared.prompts:
             slot = run.slot
             if slot.task is None or slot.state is not SlotState.PROMPT:
                 continue
-            # the last token stays to be computed, because its logits are wanted; what is there of an image is no use
+            # the last token must be computed again, because its logits are needed; part of an image is discarded
             n_new = self._context.last_position(slot.id) + 1 - slot.position if prepared.plan.kind != "media" else 0
             slot.media_done = 0
             n_now, n_most = len(slot.tokens), len(slot.task.prompt) - 1
@@ -241,8 +247,9 @@ class BatchDecoder:
 
 
 def _one_by_one(prompts: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
-    """With a split KV pool llama.cpp computes neighbouring sequences side by side, as long as the shortest of them has
-    tokens, and pools what is left of the others by itself: a wrong vector, which llama-server returns. It takes for
-    neighbours what stands in rising order, so they stand in falling order.
+    """Return the prompts in descending order of slots, so that llama.cpp computes them one by one.
+
+    With a split KV cache llama.cpp groups sequences in ascending order: it computes them in parallel up to the length
+    of the shortest, and pools the rest of the others separately. The vector is then wrong; llama-server returns it.
     """
     return sorted(prompts, reverse=True)

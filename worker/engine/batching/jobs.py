@@ -1,6 +1,6 @@
-"""A request from its arrival to its last event, and what a single slot does for it.
+"""A job is a request from its arrival to its last event; a task is the part of it that one slot works on.
 
-`Job` is shared with the event loop, which delivers its events and may cancel it; tasks are the engine thread's alone.
+`Job` is shared with the event loop, which delivers its events and may cancel it; only the engine thread uses tasks.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ class Job:
     __slots__ = ("_n_open", "activation", "cancelled", "id", "n_choices", "request", "sink")
 
     def __init__(self, id: int, request: Generation | Embedding, sink: Sink) -> None:
-        """`id` grows with every arrival."""
+        """`id` increases with each arrival."""
         self.id = id
         self.request = request
         self.sink = sink
         self.n_choices = request.n if isinstance(request, Generation) else 1
-        self.activation = BASE  # of adapters; decided by the engine thread when the job gets its slots
-        self.cancelled = False  # never taken back
+        self.activation = BASE  # of adapters; set by the engine thread when the job gets its slots
+        self.cancelled = False  # never reset
         self._n_open = self.n_choices
 
     @property
@@ -34,11 +34,11 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """On the event loop: the last event has been delivered."""
+        """True if the last event has been delivered. Use it on the event loop only."""
         return self._n_open == 0
 
     def deliver(self, event: Event) -> None:
-        """On the event loop."""
+        """Pass an event to the sink, unless the job is cancelled. Runs on the event loop."""
         if self.cancelled:
             return
         if isinstance(event, Finished):
@@ -49,7 +49,7 @@ class Job:
 
 
 class EmbeddingTask:
-    """The vectors of one input."""
+    """Computes the vectors of one input."""
 
     __slots__ = ("job", "request")
 
@@ -65,12 +65,12 @@ class EmbeddingTask:
 
 
 class GenerationTask:
-    """One choice of a generation. Those after the first wait for its prompt."""
+    """Generates one choice of a request. All choices after the first wait until the first has computed the prompt."""
 
     __slots__ = ("choice", "job", "request", "sampler", "shares_prompt")
 
     def __init__(self, job: Job, request: Generation, index: int, vocab: Vocab, n_predict: int, special: bool) -> None:
-        """Raises ApiError for parameters no sampler takes."""
+        """Raises ApiError for invalid sampling parameters."""
         self.job, self.request = job, request
         self.shares_prompt = index > 0
         self.choice = Choice(request, index, request.n_predict if request.n_predict != -1 else n_predict, special)
@@ -89,7 +89,7 @@ Task = EmbeddingTask | GenerationTask
 
 
 def tasks_of(job: Job, vocab: Vocab, n_predict: int, special: bool) -> list[Task]:
-    """All or none: raises ApiError for parameters no sampler takes."""
+    """Create the tasks of a job, one per choice. Raises ApiError for invalid sampling parameters."""
     request = job.request
     if isinstance(request, Embedding):
         return [EmbeddingTask(job, request)]

@@ -1,10 +1,10 @@
-"""Images and audio among the tokens of a prompt, and of what a slot remembers. Pure.
+"""Tokens for images and audio in a prompt and in a slot's contents. Pure.
 
-Each token of an image is a `MediaToken`: a number below zero that is the same for the same image and no other, so that
-sequences with images are compared, cut and copied like sequences of text. It carries what is needed once the image
-itself is gone. A sequence holds all tokens of an image or none.
+Each token of an image is a `MediaToken`: a negative number that is equal for equal images only, so that sequences with
+images are compared, cut and copied like sequences of text. It carries the data that is needed after the image itself
+was freed. A sequence contains all tokens of an image or none.
 
-With M-RoPE an image takes fewer positions than tokens: a sequence's next position lags behind the number of its tokens.
+With M-RoPE an image uses fewer positions than tokens: a sequence's next position is lower than its number of tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class MediaToken(int):
     n_tokens: int
     n_pos: int
     saved: bytes
-    """The image without its pixels, as llama.cpp writes it for files."""
+    """The image without its pixels, as llama.cpp serializes it for slot files."""
 
     def __new__(cls, id: str, n_tokens: int, n_pos: int, saved: bytes) -> MediaToken:
         name = hashlib.sha256(f"{id}:{n_tokens}:{n_pos}".encode("utf-8", "surrogateescape")).digest()
@@ -34,12 +34,12 @@ class MediaToken(int):
 
 @dataclass
 class MediaContent:
-    """What a MediaChunk carries for the engine."""
+    """The engine's data of a MediaChunk."""
 
     kind: Literal["image", "audio"]
     token: MediaToken
-    non_causal: bool  # its tokens see each other, and are computed in one physical batch
-    prepared: object  # the projector's: pixels or samples; None once the model has read them
+    non_causal: bool  # True if its tokens attend to each other; then they must be computed in one physical batch
+    prepared: object  # the projector's pixels or samples; None once the model has read them
 
 
 def content_of(chunk: MediaChunk) -> MediaContent:
@@ -48,7 +48,7 @@ def content_of(chunk: MediaChunk) -> MediaContent:
 
 
 def with_media_tokens(tokens: Sequence[int], media: Sequence[MediaChunk]) -> list[int]:
-    """A request's prompt. Raises InvalidRequest."""
+    """Return a request's tokens with its media tokens inserted. Raises InvalidRequest."""
     prompt = insert_media_tokens(tokens, [(chunk.start, content_of(chunk).token) for chunk in media])
     if prompt is None:
         raise InvalidRequest("Prompt contains invalid tokens")
@@ -56,7 +56,7 @@ def with_media_tokens(tokens: Sequence[int], media: Sequence[MediaChunk]) -> lis
 
 
 def insert_media_tokens(tokens: Sequence[int], media: Sequence[tuple[int, MediaToken]]) -> list[int] | None:
-    """The tokens with those of the media, (start, token), where their places are. None: the places do not fit."""
+    """Replace the placeholders by media tokens, given as (start, token). None: they do not match the placeholders."""
     woven = list(tokens)
     end = 0
     for start, token in media:
@@ -71,7 +71,7 @@ def insert_media_tokens(tokens: Sequence[int], media: Sequence[tuple[int, MediaT
 
 
 def split_media_tokens(tokens: Sequence[int]) -> tuple[list[int], list[tuple[int, MediaToken]]]:
-    """The other way round."""
+    """Reverse `insert_media_tokens`: return the tokens with placeholders, and the media as (start, token)."""
     plain, media, position = list(tokens), [], 0
     if is_text(tokens):
         return plain, []
@@ -95,12 +95,12 @@ def text_of(tokens: list[int]) -> list[int]:
 
 
 def lag(tokens: Sequence[int]) -> int:
-    """By how much the position after these tokens is less than their number."""
+    """Return by how much the position after these tokens is lower than their number."""
     return sum(token.n_tokens - token.n_pos for _, token in split_media_tokens(tokens)[1])
 
 
 def n_before(tokens: Sequence[int], position: int) -> int:
-    """How many tokens stand before a position. An image that reaches across it counts as a whole."""
+    """Return the number of tokens before a position. An image that extends across it counts as a whole."""
     n, at = 0, 0
     while n < len(tokens) and at < position:
         token = tokens[n]
@@ -110,16 +110,16 @@ def n_before(tokens: Sequence[int], position: int) -> int:
 
 
 def chunk_at(media: Sequence[MediaChunk], n: int) -> MediaChunk | None:
-    """The one that comes after the first n tokens."""
+    """Return the chunk that begins after the first n tokens, or None."""
     return next((chunk for chunk in media if chunk.start == n), None)
 
 
 def text_end(media: Sequence[MediaChunk], n: int, n_prompt: int) -> int:
-    """Where the text that goes on after n tokens ends."""
+    """Return the index at which the text after the first n tokens ends: the next chunk's start, or the prompt's end."""
     return min((chunk.start for chunk in media if chunk.start > n), default=n_prompt)
 
 
 def last_start(media: Sequence[MediaChunk], n_prompt: int) -> int:
-    """From where on a prompt is computed at least, so that there is something to go on from: its end, or last image."""
+    """Return the index from which a prompt must be computed at least, to get logits: its last token or last image."""
     ending = (chunk.start for chunk in media if chunk.start + chunk.n_tokens == n_prompt)
     return next(ending, n_prompt - 1)

@@ -1,17 +1,17 @@
-"""How many prompt tokens may ride beside running streams, so that their next token is not late. Arithmetic only."""
+"""Computes how many prompt tokens a batch with running streams may contain, so that these are not delayed. Pure."""
 
 from __future__ import annotations
 
 TARGET_STEP_SECONDS = 0.25
-"""A step with prompts in it should not take longer: the gap a reader of a stream begins to notice."""
+"""Target duration of a step with prompts: a longer gap is noticeable to a reader of a stream."""
 MIN_PROMPT_TOKENS = 256
-"""Tokens, however slow they are. With less, a prompt would spread over many steps that carry few streams, each reading
-all weights again: measured on CPUs, that costs everybody more than it gives the running streams."""
+"""Minimum number of prompt tokens per step, at any speed. With fewer, a prompt needs many steps with few streams, and
+each step reads all weights again: measured on CPUs, all requests lose more by this than the running streams gain."""
 _SMOOTHING = 0.3  # weight of the newest measurement
 
 
 class Pacer:
-    """Learns the speed of prompts and streams from the steps taken."""
+    """Estimates the speed of prompts and streams from the measured steps."""
 
     def __init__(self, n_batch: int) -> None:
         self._n_batch = n_batch
@@ -27,7 +27,7 @@ class Pacer:
     def observe(self, n_streams: int, n_prompt: int, seconds: float) -> None:
         if n_prompt == 0:
             self._stream_seconds += _SMOOTHING * (seconds - self._stream_seconds)
-        elif n_prompt >= MIN_PROMPT_TOKENS // 4:  # fewer say little about the speed of many
+        elif n_prompt >= MIN_PROMPT_TOKENS // 4:  # with fewer tokens the measured speed is not representative
             streams = min(self._stream_seconds, seconds / 2) if n_streams else 0.0
             newest = (seconds - streams) / n_prompt
             self._seconds_per_prompt_token += _SMOOTHING * (newest - self._seconds_per_prompt_token)

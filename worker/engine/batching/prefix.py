@@ -1,4 +1,4 @@
-"""How much two token sequences have in common. Pure."""
+"""Computes the number of tokens that two sequences have in common. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def common_run(a: Sequence[int], begin_a: int, b: Sequence[int], begin_b: int) -> int:
-    """The same from the given positions on. Most pairs differ early; the others are compared at C speed."""
+    """Return the number of equal tokens from the given indexes on.
+
+    Compares slices of growing size: most pairs differ early, and slices of the others are compared at C speed.
+    """
     if type(a) is not type(b):
         a, b = list(a), list(b)
     n, block, position = min(len(a) - begin_a, len(b) - begin_b), 8, 0

@@ -1,6 +1,6 @@
-"""What the engine computes next: pure decisions over a snapshot of slots and queue. No clock, no context, no waiting.
+"""Decides what the engine computes next, from a snapshot of slots and queue. Pure: no clock, no context, no waiting.
 
-`choose_slot` places a request, `plan` composes the next batch. The engine carries both out.
+`choose_slot` selects the slot of a request, `plan` composes the next batch. The engine carries out both decisions.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 TURN = 4
-"""Batches of one group in a row after which work of another group gets one."""
+"""Number of consecutive batches of one group after which another group gets a batch."""
 
 Kind = Literal["generation", "embedding", "media"]
-"""Media are vectors in the place of tokens: one image, or stretch of audio, is a batch by itself."""
+"""Media are vectors instead of tokens: one image, or section of audio, is a separate batch."""
 
 
 class BatchGroup(NamedTuple):
-    """What may share a batch: work of one kind that is computed with the same adapters."""
+    """Work that may share a batch: of the same kind and with the same adapters."""
 
     kind: Kind = "generation"
-    adapters: tuple[float, ...] = ()  # scales; empty: none acts
+    adapters: tuple[float, ...] = ()  # scales; empty: no adapter is active
 
 
 _PLAIN = BatchGroup()
@@ -28,20 +28,21 @@ _PLAIN = BatchGroup()
 
 @dataclass(frozen=True, slots=True)
 class SlotFacts:
-    """A slot as a request sees it that looks for a place."""
+    """The properties of a slot that decide if a request gets it."""
 
     id: int
     idle: bool
-    n_cached: int  # tokens it remembers
-    n_common: int  # of these, how many the request's prompt begins with
+    n_cached: int  # tokens in the slot
+    n_common: int  # length of the prefix that these and the request's prompt have in common
     last_used: float  # when it was released; below zero: never
 
 
 def choose_slot(slots: Sequence[SlotFacts], n_prompt: int, wanted: int, threshold: float) -> int | None:
-    """The slot for a prompt: the one asked for, else the most similar one, else the least recently used. None: wait.
+    """Return the slot for a prompt: the requested one, else the most similar, else the least recently used. None: wait.
 
-    `wanted` below zero leaves the choice; others wrap around. Similar means that more than `threshold` of the prompt is
-    remembered; a threshold of 0 turns this off. Of slots used equally long ago the last is taken, as llama-server does.
+    `wanted` below zero means any slot; other values wrap around. A slot is similar if it has cached more than the
+    fraction `threshold` of the prompt; 0 turns this off. Of slots released at the same time the last is used, as in
+    llama-server.
     """
     if wanted >= 0:
         slot = slots[wanted % len(slots)]
@@ -58,16 +59,16 @@ def choose_slot(slots: Sequence[SlotFacts], n_prompt: int, wanted: int, threshol
 
 
 class SlotWork(NamedTuple):
-    """What one busy slot could compute next."""
+    """The work of one busy slot that can be computed next."""
 
     slot: int
     kind: Kind
-    n_prompt: int  # prompt tokens yet to be computed, or those of its next image; 0: one sampled token
-    whole: bool = False  # the prompt may not be cut
+    n_prompt: int  # prompt tokens to compute, or those of its next image; 0: one sampled token
+    whole: bool = False  # True if the prompt may not be split
     arrived: int = 0  # order of arrival
-    last_turn: int = 0  # number of the batch it last took part in
+    last_turn: int = 0  # number of the last batch that contained rows of it
     adapters: tuple[float, ...] = ()
-    n_draft: int = 0  # guesses at what comes after the sampled token, to be checked with it
+    n_draft: int = 0  # draft tokens to verify together with the sampled token
 
     @property
     def group(self) -> BatchGroup:
@@ -80,15 +81,15 @@ class SlotWork(NamedTuple):
 
 class BatchLimits(NamedTuple):
     n_batch: int
-    n_prompt_with_streams: int  # prompt tokens of a batch that also carries running streams
-    mix: bool = True  # prompts may join running streams
-    n_with_drafts: int | None = None  # tokens of a batch that checks drafts, None: n_batch
+    n_prompt_with_streams: int  # max. prompt tokens of a batch that also contains running streams
+    mix: bool = True  # True if prompts and running streams may share a batch
+    n_with_drafts: int | None = None  # max. tokens of a batch with drafts; None: n_batch
 
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
     group: BatchGroup
-    generating: tuple[int, ...] = ()  # slots whose sampled token comes next
+    generating: tuple[int, ...] = ()  # slots whose sampled token is computed
     prompts: tuple[tuple[int, int], ...] = ()  # (slot, number of prompt tokens)
     drafts: tuple[tuple[int, int], ...] = ()  # (slot, number of drafted tokens), for some of those generating
 
@@ -103,7 +104,7 @@ class BatchPlan:
 
 @dataclass(frozen=True, slots=True)
 class GroupHistory:
-    """The group of the batches before, and how many in a row were of it."""
+    """The group of the last batch, and the number of consecutive batches of this group."""
 
     group: BatchGroup = _PLAIN
     streak: int = 0
@@ -113,10 +114,11 @@ class GroupHistory:
 
 
 def plan(work: Sequence[SlotWork], limits: BatchLimits, history: GroupHistory = GroupHistory()) -> BatchPlan | None:
-    """The next batch: running streams first, then prompts in order of arrival, never more than `n_batch` tokens.
+    """Return the next batch: running streams first, then prompts in order of arrival, at most `n_batch` tokens.
 
-    Drafts come last: all streams have their token, and prompts at least half of what is left. None: there is nothing to
-    do. Generations and embeddings do not share a batch, nor does work of different adapters; they take turns.
+    Drafts have the lowest priority: all streams get their token, and prompts at least half of the remaining space.
+    None: there is no work. Generations, embeddings and media do not share a batch, nor does work with different
+    adapters; they take turns.
     """
     if not work:
         return None
@@ -139,7 +141,7 @@ def plan(work: Sequence[SlotWork], limits: BatchLimits, history: GroupHistory = 
 
 
 def _media(item: SlotWork, limits: BatchLimits, beside_streams: bool) -> tuple[int, int]:
-    """One image at a time. If streams wait for it they get their turn in between, unless it cannot be cut."""
+    """Return (slot, number of rows) of the next part of an image. With streams it is split, unless it must be whole."""
     room = max(1, limits.n_prompt_with_streams) if beside_streams and not item.whole else limits.n_batch
     return item.slot, min(item.n_prompt, room, limits.n_batch)
 
@@ -159,7 +161,7 @@ def _turn(work: Sequence[SlotWork], history: GroupHistory) -> BatchGroup:
 
 
 def _least_served(work: Sequence[SlotWork]) -> BatchGroup:
-    """The group whose last turn is longest ago."""
+    """Return the group whose last batch is the longest time ago."""
     last_turns: dict[BatchGroup, int] = {}
     for item in work:
         last_turns[item.group] = max(item.last_turn, last_turns.get(item.group, 0))
@@ -173,7 +175,7 @@ def _longest_waiting(streams: list[SlotWork], n: int) -> list[SlotWork]:
 
 
 def _share(streams: list[SlotWork], room: int) -> tuple[tuple[int, int], ...]:
-    """Short drafts first, the longer ones get equal parts of what is left: none crowds out another."""
+    """Share the room among drafts: short drafts first, the longer ones get equal parts of the remaining room."""
     drafting = sorted((item for item in streams if item.n_draft), key=lambda item: item.n_draft)
     shares = []
     for i, item in enumerate(drafting):
@@ -191,7 +193,7 @@ def _fill(prompts: list[SlotWork], room: int) -> list[tuple[int, int]]:
         if n == 0:
             break
         if item.whole and n < item.n_prompt:
-            continue  # a smaller one may still fit; this one leads the next batch, or is refused before it gets here
+            continue  # a smaller one may still fit; this one is first in the next batch (larger ones were rejected)
         taken.append((item.slot, n))
         room -= n
     return taken

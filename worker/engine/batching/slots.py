@@ -1,6 +1,6 @@
-"""A slot: one sequence of the context, the tokens it remembers, and the task it works on, if any.
+"""A slot: one sequence of the context, the tokens in it, and the task it works on, if any.
 
-Owned by the engine thread. Its state moves along `TRANSITIONS` only.
+Owned by the engine thread. Its state changes only as `TRANSITIONS` allows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .scheduler import SlotFacts
 
 class SlotState(Enum):
     IDLE = "idle"
-    WAITING = "waiting"  # for what another slot computes: a shared beginning, or the prompt of the first choice
+    WAITING = "waiting"  # until another slot has computed a shared prefix, or the prompt of the first choice
     PROMPT = "prompt"
     GENERATING = "generating"
 
@@ -38,7 +38,7 @@ class IllegalSlotTransition(Exception):
 
 
 class Leader(NamedTuple):
-    """Whom a slot waits for: until the prompt of this job has its first `n` tokens in this slot."""
+    """The slot that another slot waits for, until `slot` has computed the first `n` prompt tokens of the job."""
 
     slot: int
     job: int
@@ -50,16 +50,16 @@ class Slot:
     id: int
     n_ctx: int
     state: SlotState = SlotState.IDLE
-    tokens: list[int] = field(default_factory=list)  # what the sequence memory holds, in order
-    lag: int = 0  # positions fewer than tokens: images with M-RoPE
-    media_done: int = 0  # rows of the image after these tokens that are in the sequence memory too
-    activation: Activation = BASE  # with which adapters these were computed
+    tokens: list[int] = field(default_factory=list)  # the computed tokens of the sequence, in order
+    lag: int = 0  # number of tokens minus number of positions, from images with M-RoPE
+    media_done: int = 0  # rows of the image after these tokens that are already in the sequence
+    activation: Activation = BASE  # the adapters with which the tokens were computed
     checkpoints: list[Checkpoint] = field(default_factory=list)  # oldest first
-    shares_cells: bool = False  # with another sequence, perhaps: then positions must not be moved
+    shares_cells: bool = False  # True if another sequence may use the same cells: positions must not be shifted
     leader: Leader | None = None
-    sampled: int = -1  # chosen, not yet computed
-    draft: list[int] = field(default_factory=list)  # guesses at what will be chosen after it
-    last_turn: int = 0  # number of the batch it last took part in
+    sampled: int = -1  # sampled token that is not yet computed
+    draft: list[int] = field(default_factory=list)  # draft tokens that may follow it
+    last_turn: int = 0  # number of the last batch that contained rows of it
     task: Task | None = None
     last_task: Task | None = None
     last_used: float = -1.0  # when it was released; below zero: never
@@ -75,16 +75,16 @@ class Slot:
 
     @property
     def is_full(self) -> bool:
-        """No position is left for a token after the one that was sampled last."""
+        """True if there is no position for a token after the sampled one."""
         return len(self.tokens) + 1 >= self.n_ctx
 
     @property
     def position(self) -> int:
-        """Of the next token."""
+        """The position of the next token."""
         return len(self.tokens) - self.lag
 
     def position_after(self, n: int) -> int:
-        """Of the token after the first n."""
+        """Return the position of the token after the first n."""
         return n if not self.lag else n - lag(self.tokens[:n])
 
     def tokens_before(self, position: int) -> int:
@@ -95,7 +95,7 @@ class Slot:
         return SlotFacts(self.id, self.idle, len(self.tokens), n_common, self.last_used)
 
     def common(self, prompt: Sequence[int], activation: Activation) -> int:
-        """How many tokens of the prompt it remembers as they would be computed now."""
+        """Return the length of the prompt's prefix that is in the slot and was computed with the same adapters."""
         return min(common_prefix(self.tokens, prompt), self.activation.common_length(activation))
 
     def begin(self, task: Task) -> None:
@@ -103,7 +103,7 @@ class Slot:
         self.task = task
 
     def set_contents(self, tokens: list[int], activation: Activation, checkpoints: Iterable[Checkpoint] = ()) -> None:
-        """What its sequence holds now, from the first position on."""
+        """Record the contents of the slot's sequence, from the first position on."""
         self.tokens, self.activation, self.checkpoints = tokens, activation, list(checkpoints)
         self.lag, self.media_done = lag(tokens), 0
 
@@ -113,12 +113,12 @@ class Slot:
         self.media_done = 0
 
     def truncate(self, n: int) -> None:
-        """Only the first n tokens are left."""
+        """Remove all but the first n tokens."""
         del self.tokens[n:]
         self.lag = lag(self.tokens) if self.lag else 0
 
     def release(self, now: float) -> Task | None:
-        """Back to idle; what it remembers stays for the next prompt that begins alike."""
+        """Make the slot idle and return its task. Its tokens are kept for later prompts with the same prefix."""
         self.transition_to(SlotState.IDLE)
         task, self.task, self.leader = self.task, None, None
         if task is not None:

@@ -1,6 +1,6 @@
-"""A choice's text as it grows: whole characters only, stop strings never shown. Pure; knows nothing of llama.cpp.
+"""Builds a choice's text from tokens: emits whole characters only and never a stop string. Pure, without llama.cpp.
 
-The rules are llama-server's. They work on bytes, because tokens may end inside a character.
+The rules are llama-server's. They work on bytes, because a token may end inside a character.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Stop = Literal["none", "eos", "word", "limit"]
 
 
 class TextDelta(NamedTuple):
-    """What one token adds. `whole` is False while a character is incomplete: then nothing is to be decided yet."""
+    """The text that one token adds. `whole` is False while a character is incomplete; then the text is empty."""
 
     text: str
     whole: bool
@@ -21,7 +21,7 @@ class TextDelta(NamedTuple):
 
 
 class TextStream:
-    """Owns the text of one choice."""
+    """The text of one choice."""
 
     __slots__ = ("_n_sent", "_stops", "data")
 
@@ -35,7 +35,10 @@ class TextStream:
         return self.data.decode("utf-8", "replace")
 
     def add(self, piece: bytes, is_end: bool) -> TextDelta:
-        """`is_end`: the token ends the generation by itself, so that nothing needs to be withheld for a match."""
+        """Add a token's bytes and return the text to show.
+
+        `is_end`: the token ends the generation, so no text is withheld for a possible stop string.
+        """
         data = self.data
         data += piece
         if data and data[-1] >= 0x80 and incomplete_tail(data):
@@ -49,15 +52,15 @@ class TextStream:
             del data[self._n_sent + position :]
             return TextDelta(self._send(len(data)), True, word)
         if not is_end and any(partial_stop(unsent, word) for _, word in self._stops):
-            return TextDelta("", True)  # not even what comes before the match
+            return TextDelta("", True)  # the text before the partial match is withheld too
         return TextDelta(self._send(len(data)), True)
 
     def truncate(self, n_bytes: int) -> None:
-        """Forgets what follows the first n bytes."""
+        """Remove all but the first n bytes."""
         del self.data[n_bytes:]
 
     def rest(self) -> str:
-        """At the end: what was withheld, broken characters replaced."""
+        """Return the withheld text at the end of the answer; invalid UTF-8 is replaced."""
         return self._send(len(self.data))
 
     def _send(self, end: int) -> str:
@@ -74,7 +77,7 @@ class TextStream:
 
 
 def partial_stop(text: bytes, word: bytes) -> int:
-    """Length of the longest end of `text` that a stop string may grow from."""
+    """Return the length of the longest suffix of `text` that is a proper prefix of the stop string; 0: none."""
     for n in range(min(len(word) - 1, len(text)), 0, -1):
         if text.endswith(word[:n]):
             return n

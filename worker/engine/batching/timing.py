@@ -1,4 +1,4 @@
-"""When a choice began, got its prompt computed, and got its tokens. Times are seconds of a monotonic clock."""
+"""Measures the prompt and generation time of a choice. Times are seconds of a monotonic clock."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Clock:
     prompt_end: float = 0.0  # 0: not yet
     last_token: float = 0.0
     n_cached: int = 0
-    n_prompt: int = 0  # computed, cached ones not counted
+    n_prompt: int = 0  # computed prompt tokens, without cached ones
     n_predicted: int = 0
     n_drafted: int = 0
     n_draft_accepted: int = 0
@@ -25,7 +25,7 @@ class Clock:
         self.prompt_end, self.n_prompt = now, n_tokens - self.n_cached
 
     def tick(self, now: float, guessed: bool = False) -> None:
-        """A token was chosen; the first one belongs to the prompt's time."""
+        """Record a sampled token. The first one counts as part of the prompt's time."""
         self.last_token = now
         self.n_draft_accepted += guessed
         self.n_predicted += 1
@@ -41,7 +41,7 @@ class Clock:
 
     @property
     def predicted_seconds(self) -> float:
-        # at least a microsecond, since the first token may come in the instant in which the prompt ends
+        # at least a microsecond, because the prompt ends with the first token: with one token the difference is 0
         return max(1e-6, self.last_token - self.prompt_end) if self.last_token else 0.0
 
     def timings(self) -> Timings:
