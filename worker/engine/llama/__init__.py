@@ -1,1 +1,1 @@
-"""Thin wrappers of llama.cpp's objects: model, context, vocabulary, batch, devices."""
+"""Thin wrappers around llama.cpp's objects: model, context, vocabulary, batch, devices."""

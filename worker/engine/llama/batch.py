@@ -1,4 +1,4 @@
-"""The input of one llama_decode, as arrays that numpy fills. Knows nothing of slots or requests."""
+"""The input of one llama_decode, as arrays that numpy fills. Does not use slots or requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .llama import C
 
 
 class Batch:
-    """Rows of (token, position, sequence, wants output), never more than `capacity`: llama.cpp aborts above it."""
+    """Rows of (token, position, sequence, output flag), at most `capacity`: llama.cpp aborts the process above it."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -33,7 +33,7 @@ class Batch:
         self.size = 0
 
     def add_rows(self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> None:
-        """One row with output for each of several sequences."""
+        """Add one row with output for each of several sequences."""
         begin, end = self._grow(len(tokens))
         self._token[begin:end] = tokens
         self._pos[begin:end] = positions
@@ -41,7 +41,7 @@ class Batch:
         self._output[begin:end] = 1
 
     def add_run(self, tokens: Sequence[int], position: int, sequence: int, output: bool) -> None:
-        """Consecutive tokens of one sequence, all or none with output."""
+        """Add consecutive tokens of one sequence, all or none with output. `position` is that of the first."""
         begin, end = self._grow(len(tokens))
         self._token[begin:end] = tokens
         self._pos[begin:end] = self._steps[: end - begin] + position
@@ -52,7 +52,7 @@ class Batch:
         self._output[row] = 1
 
     def view(self, begin: int, n: int) -> Any:
-        """The llama_batch of rows begin … begin + n."""
+        """Return the llama_batch of rows begin … begin + n. Raises ValueError if there are not as many rows."""
         if not 0 < n <= self.size - begin:
             raise ValueError(f"rows {begin} to {begin + n} of {self.size}")
         if begin == 0:
@@ -77,13 +77,13 @@ class Batch:
     def _grow(self, n: int) -> tuple[int, int]:
         begin, end = self.size, self.size + n
         if end > self.capacity:
-            raise ValueError(f"{end} rows in a batch of {self.capacity}")
+            raise ValueError(f"{end} rows do not fit into a batch of {self.capacity}")
         self.size = end
         return begin, end
 
 
 class HeadBatch(Batch):
-    """For an MTP head: a row has, beside its token, the hidden state of the token before it."""
+    """A batch for an MTP head: each row contains a token and the hidden state of the token before it."""
 
     def __init__(self, capacity: int, n_hidden: int) -> None:
         self._states = np.zeros((capacity, n_hidden), np.float32)
@@ -94,7 +94,7 @@ class HeadBatch(Batch):
         return self.capacity - self.size
 
     def add_states(self, states: Sequence[NDArray[np.float32]]) -> None:
-        """Of the rows that are added next."""
+        """Set the hidden states of the rows that are added next. Each has the shape (n_hidden,)."""
         begin = self.size
         self._states[begin : begin + len(states)] = states
 
@@ -103,12 +103,15 @@ class HeadBatch(Batch):
 
 
 class MediaBatch:
-    """An image or a stretch of audio for one sequence: vectors in the place of tokens, `positions` one row or four."""
+    """An image or a section of audio for one sequence: vectors instead of tokens.
+
+    `vectors` has the shape (rows, n_embd), `positions` (1, rows), or (4, rows) with M-RoPE.
+    """
 
     def __init__(
         self, vectors: NDArray[np.float32], positions: NDArray[np.int32], sequence: int, n_outputs: int
     ) -> None:
-        """The last `n_outputs` rows have outputs."""
+        """`n_outputs`: number of last rows that have outputs."""
         self.size = n = len(vectors)
         self._vectors, self._positions = vectors, positions
         self._ones, self._seq = np.ones(n, np.int32), np.full(n, sequence, np.int32)
@@ -117,7 +120,7 @@ class MediaBatch:
         self._output[n - n_outputs :] = 1
 
     def view(self, begin: int, n: int) -> Any:
-        """The llama_batch of rows begin … begin + n, valid until the next one is asked for."""
+        """Return the llama_batch of rows begin … begin + n, valid until the next call. Raises ValueError."""
         if not 0 < n <= self.size - begin:
             raise ValueError(f"rows {begin} to {begin + n} of {self.size}")
         self._shown = np.ascontiguousarray(self._positions[:, begin : begin + n])

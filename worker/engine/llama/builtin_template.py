@@ -1,4 +1,4 @@
-"""llama.cpp's own chat templates, for `--no-jinja`. Thread-safe."""
+"""Applies llama.cpp's built-in chat templates, for `--no-jinja`. Thread-safe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .llama import C
 def apply_builtin_template(
     template: str, messages: Sequence[tuple[str, str]], add_generation_prompt: bool
 ) -> str | None:
-    """`template` is a name llama.cpp knows, or a text it recognises; None for others."""
+    """Return the prompt for (role, content) messages. None: llama.cpp knows neither `template`'s name nor its text."""
     pairs = [(role.encode(), content.encode("utf-8", "replace")) for role, content in messages]
     array = (C.llama_chat_message * len(pairs))(*pairs)
     room = 256 + 2 * sum(len(role) + len(content) for role, content in pairs)

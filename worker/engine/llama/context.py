@@ -1,7 +1,7 @@
-"""A llama_context and its sequence memory. Touched by the engine thread alone, except `abort()`.
+"""A llama_context and its sequence memory. Used by the engine thread only, except `abort()`.
 
-Every call that could abort the process is guarded here: batches above n_batch, outputs nobody computed, sequences that
-do not exist, partial removal where the memory cannot do it.
+Guards all calls that could abort the process: batches above n_batch, outputs that were not computed, sequences that do
+not exist, partial removal from a memory that does not support it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ POOLING_NAMES = {-1: "none", 0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank
 _POOLING_NONE, _POOLING_LAST, _POOLING_RANK = 0, 3, 4
 
 DECODED, NO_ROOM, ABORTED = 0, 1, 2
-"""What `decode` returns; anything below zero is an error after which the batch's sequences are lost."""
+"""Results of `decode`. A negative result is an error after which the batch's sequences have unknown contents."""
 
 
 class Context:
-    """Owns the llama_context; `close()` frees it, before its model is."""
+    """Owns the llama_context. `close()` frees it; call it before the model's."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -34,7 +34,7 @@ class Context:
         complaints.clear()
         self.pointer: Any = C.llama_init_from_model(model.pointer, self._params(model.options))
         if not self.pointer:
-            why = complaints[0] if complaints else "llama.cpp gave no reason"
+            why = complaints[0] if complaints else "llama.cpp reported no reason"
             raise LoadError(f"failed to create a context for '{model.options.model}': {why}")
         self.kv_cache: int | None = C.llama_get_memory(self.pointer) or None
         self.n_ctx: int = C.llama_n_ctx(self.pointer)
@@ -61,13 +61,13 @@ class Context:
 
     @property
     def n_ctx_slot(self) -> int:
-        """Tokens one sequence may have."""
+        """The maximum number of tokens of one sequence."""
         limits = [int(C.llama_n_ctx_seq(self.pointer)), self.model.n_ctx_train, self.model.options.n_ctx_per_slot]
         return min(limit for limit in limits if limit > 0)
 
     @property
     def embeds_in_pieces(self) -> bool:
-        """Whether the input of an embedding may be cut into several batches."""
+        """True if the input of an embedding may be split over several batches."""
         if self.kv_cache is None:
             return False
         return self.pooling == _POOLING_LAST or (self.pooling == _POOLING_RANK and self.causal)
@@ -75,7 +75,10 @@ class Context:
     # -- compute -------------------------------------------------------------------------------------------------------
 
     def set_causal(self, causal: bool) -> None:
-        """Off, every token of a batch sees all of them: for images that want it, none larger than a physical batch."""
+        """Set causal attention. Without it all tokens of a batch attend to each other.
+
+        Some images need it off; such a batch must fit into a physical batch.
+        """
         C.llama_set_causal_attn(self.pointer, causal)
 
     def set_embeddings(self, wanted: bool) -> None:
@@ -84,14 +87,14 @@ class Context:
             self._embeddings = wanted
 
     def decode(self, batch: Batch | MediaBatch, begin: int, n: int) -> int:
-        """Blocks until the outputs are there; other threads run meanwhile."""
+        """Decode rows of a batch and wait for the outputs. Returns llama_decode's result. Releases the GIL."""
         result = int(C.llama_decode(self.pointer, batch.view(begin, n)))
         if result == DECODED:
             C.llama_synchronize(self.pointer)
         return result
 
     def abort(self) -> None:
-        """From any thread: the decode under way ends with ABORTED at its next graph node."""
+        """End the running decode with ABORTED at its next graph node. May be called from any thread."""
         log_lines.expects_errors = True
         self._abort_flag[0] = b"1"
 
@@ -100,7 +103,7 @@ class Context:
         log_lines.expects_errors = False
 
     def warm_up(self) -> None:
-        """One empty run, so that the first request does not pay for page faults and lazy initialisation."""
+        """Decode a dummy batch, so that page faults and lazy initialisation do not delay the first request."""
         vocab = self.model.vocab
         tokens = [token for token in (vocab.bos, vocab.eos) if token >= 0] or [0]
         if self.model.has_encoder:
@@ -115,7 +118,7 @@ class Context:
         C.llama_perf_context_reset(self.pointer)
 
     def _decode_alone(self, tokens: list[int]) -> Any:
-        self._warm_up_batch = batch = Batch(len(tokens))  # kept, since llama.cpp reads from it
+        self._warm_up_batch = batch = Batch(len(tokens))  # keep it alive: llama.cpp reads from it
         batch.add_run(tokens, 0, 0, output=self.model.options.embeddings)
         batch.want_output(len(tokens) - 1)
         return batch.view(0, len(tokens))
@@ -123,7 +126,10 @@ class Context:
     # -- outputs of the last decode ----------------------------------------------------------------------------------
 
     def logits(self, row: int) -> NDArray[np.float32]:
-        """A view on llama.cpp's buffer: valid until the next decode."""
+        """Return the logits of a row, shape (n_vocab,): a view of llama.cpp's buffer, valid until the next decode.
+
+        Raises IndexError if the row has no output.
+        """
         pointer = fast.logits_ith(self.pointer, row)
         if not pointer:
             raise IndexError(f"row {row} has no logits")
@@ -136,11 +142,11 @@ class Context:
         return _copy(fast.embeddings_ith(self.pointer, row), n)
 
     def enable_hidden_states(self) -> None:
-        """Of every row from now on, what the last layer makes of it: for an MTP head."""
+        """Make every following decode output the last layer's hidden state of each row, for an MTP head."""
         EXT.llama_set_embeddings_nextn(self.pointer, True, False)
 
     def hidden_states(self, n: int) -> NDArray[np.float32]:
-        """Of the first n rows: a view, valid until the next decode."""
+        """Return the hidden states of the first n rows, shape (n, n_embd_out): a view, valid until the next decode."""
         address = ctypes.cast(EXT.llama_get_embeddings_nextn(self.pointer), ctypes.c_void_p).value
         if not address:
             raise IndexError("there are no hidden states")
@@ -149,7 +155,7 @@ class Context:
     # -- sequence memory ---------------------------------------------------------------------------------------------
 
     def truncate(self, sequence: int, n: int) -> bool:
-        """Forgets all after the first n positions; False: impossible for this memory, nothing was done."""
+        """Remove all but the first n positions. Return False if this memory cannot do it; then nothing was changed."""
         return self.kv_cache is None or bool(fast.seq_rm(self.kv_cache, sequence, n, -1))
 
     def clear_sequence(self, sequence: int) -> None:
@@ -157,7 +163,7 @@ class Context:
             fast.seq_rm(self.kv_cache, sequence, -1, -1)
 
     def copy_sequence(self, source: int, target: int) -> None:
-        """Whole sequences only: a part of one aborts the process when the KV pool is split."""
+        """Copy a whole sequence. Copying only a part would abort the process if the KV cache is split."""
         if self.kv_cache is not None:
             fast.seq_rm(self.kv_cache, target, -1, -1)
             fast.seq_cp(self.kv_cache, source, target, -1, -1)
@@ -167,13 +173,13 @@ class Context:
         return self.kv_cache is not None and bool(C.llama_memory_can_shift(self.kv_cache))
 
     def shift(self, sequence: int, begin: int, end: int, to: int) -> None:
-        """Moves positions begin … end down to `to`, forgetting what lies between."""
+        """Move the positions begin … end down to `to`, and remove those between `to` and `begin`."""
         C.llama_memory_seq_rm(self.kv_cache, sequence, to, begin)
         C.llama_memory_seq_add(self.kv_cache, sequence, begin, end, to - begin)
 
     @property
     def can_truncate(self) -> bool:
-        """Whether a sequence can be cut anywhere: recurrent memories know their latest state only."""
+        """True if a sequence can be cut at any position. A recurrent memory contains only its latest state."""
         model = self.model.pointer
         return not (C.llama_model_is_recurrent(model) or C.llama_model_is_hybrid(model))
 
@@ -181,7 +187,10 @@ class Context:
         return int(C.llama_state_seq_get_size_ext(self.pointer, sequence, 0))
 
     def read_state(self, sequence: int, *, part: bool = False) -> NDArray[np.uint8] | None:
-        """A copy of all that the sequence holds, or only of what cannot be cut. None: no host memory is left for it."""
+        """Return a copy of a sequence's state. None: out of host memory, or llama.cpp failed.
+
+        `part`: only the part that cannot be cut (sliding window, recurrent state), for checkpoints.
+        """
         flags = C.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if part else 0
         n_bytes = C.llama_state_seq_get_size_ext(self.pointer, sequence, flags)
         try:
@@ -192,7 +201,7 @@ class Context:
         return state if n_read == n_bytes else None
 
     def write_state(self, sequence: int, state: NDArray[np.uint8], *, part: bool = False) -> bool:
-        """False: there was no room, or it is no state; then what the sequence holds is unknown."""
+        """Load a sequence's state. False: no room or invalid state; then the sequence's contents are unknown."""
         flags = C.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if part else 0
         n = C.llama_state_seq_set_data_ext(self.pointer, _bytes_of(state), state.nbytes, sequence, flags)
         return bool(n == state.nbytes)
@@ -206,9 +215,9 @@ class Context:
     def _params(self, o: EngineOptions) -> Any:
         p = C.llama_context_default_params()
         p.n_ctx, p.n_batch, p.n_ubatch, p.n_seq_max = o.n_ctx, o.n_batch, o.n_ubatch, o.n_slots
-        # a generation needs one output row; by default there would be room for n_ubatch rows of the whole vocabulary.
-        # Less than one a sequence aborts the process, even where a batch is smaller than that.
-        # And a draft is checked by as many rows as it has tokens.
+        # A generation needs one output row, and one more for each draft token. llama.cpp's default would allocate
+        # n_ubatch rows of the whole vocabulary. It aborts the process with fewer rows than sequences, even if a batch
+        # is smaller than that.
         n_rows = min(o.n_batch, o.n_slots * (1 + o.drafts.longest)) if o.drafts else 0
         everything = o.embeddings or o.pooling > _POOLING_NONE
         p.n_outputs_max = max(o.n_batch if everything else n_rows, o.n_slots)
@@ -229,10 +238,10 @@ class Context:
 
 
 class HeadContext(Context):
-    """Of an MTP head: it computes the model's last layer only, whose memory is cut like any other's."""
+    """The context of an MTP head. It computes only the model's last layer; its memory can be cut at any position."""
 
     def __init__(self, model: Model, main: Context, options: EngineOptions) -> None:
-        """`model`: the main one, or the file that has the head."""
+        """`model`: the main model, or the separate file that contains the head."""
         self._main, self._options = main, options
         super().__init__(model)
         self.n_hidden = model.n_embd_out
@@ -243,7 +252,7 @@ class HeadContext(Context):
         return True
 
     def hidden_state(self, row: int) -> NDArray[np.float32]:
-        """Of a row with output; a copy."""
+        """Return a copy of the hidden state of a row, shape (n_hidden,). Raises IndexError if it has no output."""
         address = ctypes.cast(EXT.llama_get_embeddings_nextn_ith(self.pointer, row), ctypes.c_void_p).value
         if not address:
             raise IndexError(f"row {row} has no hidden state")

@@ -1,4 +1,4 @@
-"""How many threads compute by default."""
+"""Determines the default number of CPU threads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _CPUS = Path("/sys/devices/system/cpu")
 
 
 def physical_cores() -> int:
-    """llama-server's default: one thread a core, hyper-threads not counted; never more than this process may use."""
+    """Return llama-server's default: one thread per physical core, at most the CPUs that this process may use."""
     siblings = {path.read_text() for path in _CPUS.glob("cpu[0-9]*/topology/thread_siblings")}
     cores = len(siblings) or psutil.cpu_count(logical=False) or os.cpu_count() or 1
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores

@@ -1,4 +1,4 @@
-"""The devices llama.cpp was built for, by name. Asked only while a model loads, or for `--list-devices`."""
+"""The devices of this llama.cpp build, by name. Used only while a model loads, or for `--list-devices`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _buffer_type_name = function_of(lib, "ggml_backend_buft_name", ctypes.c_char_p, 
 
 
 class _Properties(ctypes.Structure):
-    """ggml_backend_dev_props."""
+    """The C struct ggml_backend_dev_props."""
 
     _fields_ = (
         ("name", ctypes.c_char_p),
@@ -35,7 +35,7 @@ class _Properties(ctypes.Structure):
         ("memory_total", ctypes.c_size_t),
         ("type", ctypes.c_int),
         ("device_id", ctypes.c_char_p),
-        ("capabilities", ctypes.c_bool * 16),  # of which today's llama.cpp writes five
+        ("capabilities", ctypes.c_bool * 16),  # current llama.cpp writes five; the rest is reserve
     )
 
 
@@ -55,7 +55,7 @@ def list_devices() -> list[BackendDevice]:
 
 
 def describe_devices() -> str:
-    """For people, in llama-server's form: what layers can be offloaded to."""
+    """Return the list of devices for offloading as a text, in llama-server's format."""
     lines = [
         f"  {device.name}: {device.description} ({device.total_bytes >> 20} MiB, {device.free_bytes >> 20} MiB free)"
         for device in list_devices()
@@ -78,17 +78,17 @@ def _device(pointer: int) -> BackendDevice:
 
 
 def device_names() -> list[str]:
-    """Where layers can go. Does not wake the devices, as asking for their memory does."""
+    """Return the names of all GPUs. Unlike a query of their memory this does not initialise the devices."""
     return [_name(pointer).decode() for pointer in _pointers(_GPU, _INTEGRATED)]
 
 
 def usual_devices() -> list[str]:
-    """Where they go unless something else was asked for: integrated graphics only where there is nothing better."""
+    """Return the names of the devices used by default: integrated GPUs only if there are no others."""
     return [_name(pointer).decode() for pointer in _pointers(_GPU) or _pointers(_INTEGRATED)]
 
 
 def address_of(name: str) -> str:
-    """On the PCI bus; "" if it is unknown."""
+    """Return the PCI bus address of a device; "" if it is unknown."""
     for pointer in _pointers(_GPU, _INTEGRATED):
         if _name(pointer).decode() == name:
             properties = _Properties()
@@ -103,7 +103,7 @@ def _pointers(*types: int) -> list[int]:
 
 
 def choose_devices(names: tuple[str, ...]) -> Any:
-    """The NULL-terminated array for `llama_model_params.devices`; None leaves the choice to llama.cpp."""
+    """Return the NULL-terminated array for `llama_model_params.devices`. None: llama.cpp chooses. Raises LoadError."""
     if not names:
         return None
     if names == ("none",):
@@ -114,13 +114,13 @@ def choose_devices(names: tuple[str, ...]) -> Any:
 def find_device(name: str, option: str) -> int:
     offered = {device.name: device.pointer for device in list_devices() if not device.is_cpu}
     if name not in offered:
-        known = ", ".join(offered) or "none (this build, or this machine, has only the CPU)"
+        known = ", ".join(offered) or "none (this build or this machine supports only the CPU)"
         raise LoadError(f"{option}: no device {name!r}; known: {known}")
     return offered[name]
 
 
 def offloaded_share(n_gpu_layers: int, n_layers: int, names: tuple[str, ...]) -> float:
-    """Of a model's weights, about how much is in the memory of a GPU; a negative number of layers is all of them."""
+    """Estimate the fraction of a model's weights that is in GPU memory. A negative `n_gpu_layers` means all layers."""
     if names == ("none",) or all(device.is_cpu for device in list_devices()):
         return 0.0
     return 1.0 if n_gpu_layers < 0 else min(1.0, n_gpu_layers / (n_layers + 1))

@@ -1,4 +1,4 @@
-"""From the context's output rows to the vectors of one input. Called by the engine thread after a decode."""
+"""Reads the vectors of one input from the context's outputs. Called by the engine thread after a decode."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ Vector = NDArray[np.float32]
 
 
 def embedded(context: Context, model: Model, sequence: int, rows: Sequence[int], request: Embedding) -> Embedded:
-    """One vector per token without pooling, one score per class with rank pooling, else one normalised vector."""
+    """Return the result of an embedding request whose tokens are the given rows of the last batch.
+
+    It has one vector per token without pooling, one score per class with rank pooling, else one normalised vector.
+    """
     n_tokens = len(request.tokens)
     if context.pooling_name == "none":
         vectors = [context.token_embedding(row, model.n_embd_out) for row in rows]
@@ -33,7 +36,7 @@ def _or_zero(vector: Vector | None, model: Model) -> Vector:
 
 
 def normalize(vector: Vector, kind: int) -> Vector:
-    """-1: as it is, 0: largest magnitude becomes 32760 (fits 16 bits), 2: length 1, p: p-norm 1."""
+    """Normalise a vector. `kind` -1: unchanged, 0: largest magnitude 32760 (fits 16 bits), 2: length 1, p: p-norm 1."""
     if kind == -1:
         return vector
     magnitudes = np.abs(vector.astype(np.float64))

@@ -1,7 +1,7 @@
-"""The bridge to llama.cpp: the only module that imports llama_cpp; owns its process-wide state (log, backends).
+"""The bridge to llama.cpp: imports its bindings and owns its process-wide state (log, backends).
 
-Used by the other modules of this package only. `C` holds the bindings (every call releases the GIL), `fast` a second
-handle on the same library, for calls shorter than the GIL's hand-over. Knows nothing of requests.
+`C` contains the bindings, whose calls release the GIL; `fast` calls the same library without releasing the GIL, for
+calls shorter than a GIL switch. Does not know requests.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ log = logging.getLogger("corral.llama")
 
 C: Any = _bindings
 EXT: Any = _more_bindings
-"""Functions of llama.cpp that are no part of its C interface: hidden states for MTP heads."""
+"""Functions of llama.cpp outside of its C interface: hidden states for MTP heads."""
 lib: Any = C._lib
-"""The loaded libllama; dlsym on it reaches the ggml libraries too."""
+"""The loaded libllama. dlsym on it also finds the symbols of the ggml libraries."""
 
 _fast: Any = ctypes.PyDLL(lib._name)
 
@@ -39,7 +39,7 @@ def function_of(library: Any, name: str, result: Any, *arguments: Any) -> Any:
 
 
 class fast:
-    """Calls of a microsecond or less that keep the GIL."""
+    """Calls of at most a microsecond, which do not release the GIL."""
 
     _p = ctypes.c_void_p
     _i = ctypes.c_int32
@@ -59,7 +59,7 @@ class fast:
 
 
 def floats_at(address: int, n: int) -> NDArray[np.float32]:
-    """A view, not a copy."""
+    """Return `n` floats at a memory address, as a view without a copy."""
     buffer: Any = (ctypes.c_float * n).from_address(address)
     array: NDArray[np.float32] = np.frombuffer(buffer, np.float32)
     return array
@@ -68,21 +68,21 @@ def floats_at(address: int, n: int) -> NDArray[np.float32]:
 # -- log ---------------------------------------------------------------------------------------------------------------
 
 TRACE = 5
-"""Level of llama.cpp's debug lines: below logging.DEBUG, which its info lines get, since they are many."""
+"""Log level of llama.cpp's debug lines. Its many info lines get logging.DEBUG."""
 
 _LEVELS = {1: TRACE, 2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
 _CONTINUES = 5
 
 complaints: deque[str] = deque(maxlen=20)
-"""llama.cpp's latest error lines: why a load failed is said only there."""
+"""llama.cpp's latest error lines: the only source of the reason of a failed load."""
 
 
 class _LogLines:
-    """Joins llama.cpp's pieces of text to lines. Called by C threads; keeps no lock of its own."""
+    """Joins llama.cpp's pieces of log text to lines. Called by C threads; has no lock."""
 
     def __init__(self) -> None:
         self.expects_errors = False
-        """While a decode is being aborted: llama.cpp calls that an error, in several lines."""
+        """True while a decode is aborted: llama.cpp logs several error lines for it."""
         self._level = TRACE
         self._pending = ""
 
@@ -105,7 +105,7 @@ class _LogLines:
 
 log_lines = _LogLines()
 _log_callback = C.llama_log_callback(log_lines)
-C.llama_log_set(_log_callback, ctypes.c_void_p(0))  # importing llama_cpp has installed a printer of its own
+C.llama_log_set(_log_callback, ctypes.c_void_p(0))  # replaces the log callback that llama_cpp's import installs
 
 
 # -- backends ----------------------------------------------------------------------------------------------------------
@@ -113,11 +113,11 @@ C.llama_log_set(_log_callback, ctypes.c_void_p(0))  # importing llama_cpp has in
 
 @functools.cache
 def start_backends(numa: int = 0) -> None:
-    """Once per process, before anything else of this package."""
+    """Initialise llama.cpp's backends, once per process, before any other use of the library."""
     C.llama_backend_init()
     if numa:
         C.llama_numa_init(numa)
 
 
 ABORT_TEST = ctypes.cast(ctypes.CDLL(None).atoi, ctypes.c_void_p) if os.name == "posix" else None
-"""An abort callback that needs no GIL: libc's atoi on one byte of text, which is "0" or "1"."""
+"""An abort callback that does not need the GIL: libc's atoi on a text of one byte, "0" or "1"."""

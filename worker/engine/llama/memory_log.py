@@ -1,6 +1,6 @@
-"""How much memory the model that was loaded last takes: callers in C learn it from llama.cpp's log alone.
+"""Measures the memory of the last loaded model from llama.cpp's log: its C interface does not report it.
 
-`llama` feeds it the lines of the log, `runner` reads the sums. Process-wide, as that log is: a process has one model.
+`llama` passes it the lines of the log, `runner` reads the sums. Process-wide, like that log: a process has one model.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _ALLOCATED = re.compile(r"(\S+) +(?:model|KV|RS|output|compute) buffer size += +
 
 
 class Allocations:
-    """Sums of the buffers' sizes, by buffer type."""
+    """The sums of the buffers' sizes, by buffer type."""
 
     def __init__(self) -> None:
         self._bytes: dict[str, float] = {}
@@ -21,7 +21,7 @@ class Allocations:
         self._bytes.clear()
 
     def add(self, buffer_type: str, n_bytes: int) -> None:
-        """What the log does not say in this form."""
+        """Add an allocation that is not logged in this form."""
         self._bytes[buffer_type] = self._bytes.get(buffer_type, 0.0) + n_bytes
 
     def note(self, line: str) -> None:
@@ -30,11 +30,11 @@ class Allocations:
 
     @property
     def host_bytes(self) -> int:
-        """In the machine's memory, pinned or not; a mapped file counts as a whole."""
+        """Bytes in host memory, pinned or not. A mapped file counts with its whole size."""
         return int(sum(size for name, size in self._bytes.items() if _is_host(name)))
 
     def device_bytes(self, known: Sequence[str], used: Sequence[str]) -> dict[str, int]:
-        """By device. Names of those there are, and of those that the model was to be loaded onto."""
+        """Return the bytes by device. `known`: names of all devices; `used`: of those that the model was loaded to."""
         found: dict[str, float] = {}
         for buffer_type, size in self._bytes.items():
             if not _is_host(buffer_type):
@@ -44,11 +44,11 @@ class Allocations:
 
 
 def _shares(buffer_type: str, known: Sequence[str], used: Sequence[str]) -> dict[str, float]:
-    """Which devices a buffer of this type is on, and how much of the size that the log tells each of them has."""
-    if buffer_type.startswith("Meta("):  # split mode tensor: the log tells the largest part, and not which devices
+    """Return the devices of a buffer of this type, and the fraction of the logged size on each of them."""
+    if buffer_type.startswith("Meta("):  # split mode tensor: the log has the largest part's size and no devices
         return dict.fromkeys(used, 1.0)
     if device := max((name for name in known if buffer_type.startswith(name)), key=len, default=""):
-        return {device: 1.0}  # MTL0_Mapped, say
+        return {device: 1.0}  # for example MTL0_Mapped
     of_backend = [name for name in known if name.rstrip("0123456789") == buffer_type.removesuffix("_Split")]
     return dict.fromkeys(of_backend, 1.0 / len(of_backend)) if of_backend else {buffer_type: 1.0}
 

@@ -1,6 +1,6 @@
-"""A model in memory: loading it, with every reason for not doing so, and what is known about it.
+"""Loads a model, with a clear error if that fails, and reads its properties.
 
-Used by the engine thread; `ModelInfo` is plain data for everybody.
+Used by the engine thread; `ModelInfo` is plain data that all threads may read.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from .options import EngineOptions
 from .vocab import Vocab
 
 PROGRESS_INTERVAL = 0.2
-"""Seconds between two reports of a load: what a progress bar can use, as llama-server does."""
+"""Minimum seconds between two progress reports of a load, as in llama-server: enough for a progress bar."""
 
 
 @dataclass(frozen=True)
 class MediaSupport:
-    """What a model's projector reads beside text. `marker` stands in a prompt for each file."""
+    """The kinds of media that a model's projector supports. `marker` is the placeholder of a file in a prompt."""
 
     vision: bool
     audio: bool
@@ -40,7 +40,7 @@ class ModelInfo:
     metadata: dict[str, str]
     n_params: int
     size: int  # bytes
-    size_gpu: int  # of these on a GPU, about
+    size_gpu: int  # estimated bytes of these on a GPU
     ftype: str
     n_ctx: int  # of one slot
     n_ctx_train: int
@@ -58,12 +58,12 @@ class ModelInfo:
     rerank_template: str | None
     bos_text: str
     eos_text: str
-    drafts: tuple[str, ...] = ()  # kinds of them
+    drafts: tuple[str, ...] = ()  # kinds of drafters
     media: MediaSupport | None = None  # None: no projector
 
 
 class Model:
-    """Owns the llama_model; `close()` frees it."""
+    """Owns the llama_model; `close()` frees it. The constructor raises LoadError."""
 
     def __init__(self, options: EngineOptions, on_progress: Callable[[float], None]) -> None:
         self.options = options
@@ -71,7 +71,7 @@ class Model:
         _check_readable(path)
         start_backends(options.numa)
         complaints.clear()
-        keep: list[Any] = []  # what llama.cpp reads while it loads
+        keep: list[Any] = []  # keeps objects alive that llama.cpp reads during the load
         params = _model_params(options, on_progress, keep)
         self.pointer: Any = C.llama_model_load_from_file(str(path).encode(), params)
         if not self.pointer:
@@ -93,7 +93,7 @@ class Model:
         return text.decode("utf-8", "replace") if text else None
 
     def metadata(self) -> dict[str, str]:
-        """Scalars only: llama.cpp gives no arrays."""
+        """Return the GGUF metadata as text. Scalars only: llama.cpp does not return arrays."""
         count = range(C.llama_model_meta_count(self.pointer))
         keys = (read_text(C.llama_model_meta_key_by_index, self.pointer, i) for i in count)
         return {
@@ -144,9 +144,9 @@ def _check_readable(path: Path) -> None:
 
 
 def _why() -> str:
-    """The first complaint of a failed load is the cause, those after it say that everything above failed too."""
+    """Return the cause of a failed load: llama.cpp's first error line. The lines after it are consequences."""
     causes = [re.sub(r"^\w+: ", "", line).strip() for line in complaints]
-    return causes[0] if causes else "llama.cpp gave no reason"
+    return causes[0] if causes else "llama.cpp reported no reason"
 
 
 def _model_params(options: EngineOptions, on_progress: Callable[[float], None], keep: list[Any]) -> Any:
@@ -178,7 +178,7 @@ def _model_params(options: EngineOptions, on_progress: Callable[[float], None], 
 
 
 class Throttled:
-    """Always the first and the last value, between them one in `PROGRESS_INTERVAL`."""
+    """Reports the first and the last value, and between them at most one per `PROGRESS_INTERVAL`."""
 
     def __init__(self, on_progress: Callable[[float], None]) -> None:
         self._on_progress = on_progress
@@ -212,7 +212,7 @@ def _kv_overrides(words: tuple[str, ...]) -> Any:
         try:
             _set_override(entry, kind, value)
         except ValueError:
-            raise LoadError(f"--override-kv: {value!r} of {key} is no {kind}") from None
+            raise LoadError(f"--override-kv: the value {value!r} of {key} is not of type {kind}") from None
     return array
 
 
@@ -243,14 +243,14 @@ def _tensor_overrides(pairs: tuple[tuple[str, str], ...], keep: list[Any]) -> An
         try:
             re.compile(pattern)
         except re.error as error:
-            raise LoadError(f"--override-tensor: {pattern!r} is no regular expression: {error}") from None
+            raise LoadError(f"--override-tensor: {pattern!r} is not a regular expression: {error}") from None
         entry.pattern, entry.buffer_type = pattern.encode(), known[name]
     keep.append(array)
     return array
 
 
 def read_text(function: Any, *arguments: Any) -> str:
-    """Calls of the kind (…, buffer, its size) → length of the whole text."""
+    """Call a C function (…, buffer, buffer size) that returns the text's full length, and return the text."""
     room = 256
     while True:
         buffer = ctypes.create_string_buffer(room)

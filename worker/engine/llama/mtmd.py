@@ -1,6 +1,6 @@
-"""The bridge to llama.cpp's library for images and audio: the only module that imports it.
+"""The bridge to llama.cpp's library for images and audio. Only this module imports its bindings.
 
-Imported by `projector`, and by that only where a projector is loaded: most workers never need it.
+Imported by `projector`, which is imported only if a projector is loaded: most workers do not need the library.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .llama import C, log_lines
 M: Any = _bindings
 
 _log_callback = C.llama_log_callback(log_lines)
-M.mtmd_helper_log_set(_log_callback, ctypes.c_void_p(0))  # sets that of the other half as well
+M.mtmd_helper_log_set(_log_callback, ctypes.c_void_p(0))  # also sets the log callback of mtmd itself
 
 
 def text(pointer: bytes | None) -> str:

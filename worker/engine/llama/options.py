@@ -1,6 +1,6 @@
-"""What the engine reads of the settings, resolved to what llama.cpp takes. Pure: no device is asked here.
+"""Converts the settings to the values that the engine and llama.cpp use. Queries no device.
 
-The only place of this package that knows the names of options.
+`speculative/options` converts the settings for drafts.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _N_CACHE_DRAFT = 8
 @dataclass(frozen=True)
 class ProjectorOptions:
     path: Path
-    marker: str  # stands in a prompt for each image
+    marker: str  # placeholder in a prompt for each image
     offload: bool = True
     device: str = ""
     image_min_tokens: int = -1
@@ -76,9 +76,9 @@ class SpeculationOptions:
     mod_n_max: int
     lookup_static: Path | None
     lookup_dynamic: Path | None
-    simulated: tuple[float, ...]  # acceptance of each position given that of those before; empty: drafts are checked
+    simulated: tuple[float, ...]  # acceptance probability by position, if all before are accepted; empty: off
     model: EngineOptions | None  # of the draft model; its n_ctx is the main context's
-    head: EngineOptions | None  # of the MTP head, which is in the main model's file or in one of its own
+    head: EngineOptions | None  # of the MTP head, which is in the main model's file or in a separate one
 
     @property
     def longest(self) -> int:
@@ -89,12 +89,12 @@ class SpeculationOptions:
 class EngineOptions:
     model: Path
     # context
-    n_ctx: int = 0  # tokens in all, 0: the model's own
+    n_ctx: int = 0  # total tokens of all slots; 0: the model's trained context
     n_batch: int = 2048
     n_ubatch: int = 512
     n_slots: int = AUTO_SLOTS
     kv_unified: bool = True
-    n_ctx_per_slot: int = 0  # at most, 0: no such limit
+    n_ctx_per_slot: int = 0  # maximum; 0: no limit
     flash_attention: int = -1
     cache_type_k: int = 1
     cache_type_v: int = 1
@@ -127,13 +127,13 @@ class EngineOptions:
     no_host: bool = False
     kv_overrides: tuple[str, ...] = ()
     tensor_overrides: tuple[tuple[str, str], ...] = ()  # (regular expression of tensor names, buffer type)
-    with_head: bool = False  # the layers of an MTP head too
+    with_head: bool = False  # True: also load the layers of an MTP head
     warmup: bool = True
     # slots
     continuous_batching: bool = True
     context_shift: bool = False
-    cache_bytes: int | None = 0  # of host memory for prompts that left their slot; None: no limit, 0: off
-    disk_bytes: int = 0  # on disk for prompts whose model is away; 0: off
+    cache_bytes: int | None = 0  # host memory for prompts that were replaced in their slot; None: no limit, 0: off
+    disk_bytes: int = 0  # disk space for prompts of unloaded models; 0: off
     cache_idle_slots: bool = False
     n_checkpoints: int = 0
     checkpoint_min_step: int = 8192
@@ -143,14 +143,14 @@ class EngineOptions:
     # additions
     lora: tuple[tuple[Path, float], ...] = ()  # (file, scale)
     control_vectors: tuple[tuple[Path, float], ...] = ()
-    control_vector_layers: tuple[int, int] = (0, 0)  # first and last, 0: of the model
+    control_vector_layers: tuple[int, int] = (0, 0)  # first and last layer; 0: the model's first or last
     projector: ProjectorOptions | None = None
     sleep_idle_seconds: float = -1.0  # -1: never
     drafts: SpeculationOptions | None = None  # None: no speculative decoding
 
     @property
     def stages(self) -> list[str]:
-        """Of a load, as llama-server reports them."""
+        """The stages of a load, with llama-server's names."""
         has_draft = self.drafts is not None and bool(self.drafts.model or self.drafts.head)
         stages = {"text_model": True, "spec_model": has_draft, "mmproj_model": self.projector is not None}
         return [stage for stage, is_loaded in stages.items() if is_loaded]
@@ -179,7 +179,7 @@ def from_settings(settings: Settings, model: Path, projector: Path | None, media
     return EngineOptions(
         model=model,
         n_ctx=s.ctx_size or n_slots * per_slot,
-        # every token of an embedding's input goes through one physical batch
+        # an embedding's input must be computed in one physical batch
         n_batch=min(s.batch_size, s.ubatch_size) if embeddings else s.batch_size,
         n_ubatch=s.ubatch_size,
         n_slots=n_slots,
@@ -218,7 +218,7 @@ def from_settings(settings: Settings, model: Path, projector: Path | None, media
         tensor_overrides=tensor_overrides("--override-tensor", s.override_tensor, s.cpu_moe, s.n_cpu_moe, s.n_cpu_ffn),
         warmup=s.warmup,
         continuous_batching=s.cont_batching,
-        context_shift=s.context_shift and projector is None,  # part of an image cannot be forgotten
+        context_shift=s.context_shift and projector is None,  # part of an image cannot be removed
         cache_bytes=None if s.cache_ram < 0 else s.cache_ram << 20,
         disk_bytes=s.cache_disk << 20,
         cache_idle_slots=s.cache_idle_slots,
@@ -261,7 +261,7 @@ def gpu_layers(value: str) -> int:
 def tensor_overrides(
     option: str, rules: str, cpu_moe: bool, n_cpu_moe: int, n_cpu_ffn: int = 0
 ) -> tuple[tuple[str, str], ...]:
-    """Raises LoadError."""
+    """Return the (regular expression of tensor names, buffer type) pairs of an option's rules. Raises LoadError."""
     result: list[tuple[str, str]] = []
     for word in filter(None, rules.split(",")):
         pattern, equals, buffer_type = word.rpartition("=")

@@ -1,10 +1,10 @@
-"""Characters that tokens cut: a token may end inside of one. Pure; used wherever an answer's bytes are looked at."""
+"""Detects characters that are cut by the end of a token. Pure."""
 
 from __future__ import annotations
 
 
 def incomplete_tail(data: bytes | bytearray) -> bool:
-    """Whether the last character lacks bytes that may still come."""
+    """Return True if the last UTF-8 character is incomplete, so that the next token may complete it."""
     for back in range(1, min(4, len(data)) + 1):
         byte = data[-back]
         if byte & 0xC0 == 0x80:

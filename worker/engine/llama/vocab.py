@@ -1,4 +1,4 @@
-"""The vocabulary of a loaded model: text to tokens and back. Thread-safe; knows nothing of contexts."""
+"""The vocabulary of a loaded model: converts text to tokens and back. Thread-safe; does not need a context."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 
 from .llama import C, fast
 
-_UNKNOWN_OR_CONTROL = 1 | 8  # llama_token_attr: rendered as nothing unless special tokens are asked for
-_UNASKED = 2  # tables are filled as tokens come up: asking for a whole large vocabulary would delay the start
-_PIECE_BYTES = 64  # longer pieces exist but are rare: asked for again with the length llama.cpp names
+_UNKNOWN_OR_CONTROL = 1 | 8  # llama_token_attr: rendered as empty text unless special tokens are requested
+_UNASKED = 2  # tables are filled when a token is first used: to query a large vocabulary would delay the start
+_PIECE_BYTES = 64  # longer pieces are rare: the query is repeated with the length that llama.cpp returns
 
 
 class Vocab:
-    """Valid as long as its model."""
+    """Wraps the llama_vocab of a model. Valid until the model is freed."""
 
     def __init__(self, model: Any) -> None:
         self.pointer: int = C.llama_model_get_vocab(model)
@@ -33,7 +33,7 @@ class Vocab:
                 C.llama_vocab_nl,
                 C.llama_vocab_pad,
             )
-        )  # -1: the vocabulary has none
+        )  # -1: the vocabulary has no such token
         self.fim_pre, self.fim_suf, self.fim_mid, self.fim_pad, self.fim_rep, self.fim_sep = (
             int(token(self.pointer))
             for token in (
@@ -54,7 +54,7 @@ class Vocab:
 
     def tokenize(self, text: str, add_special: bool = False, parse_special: bool = False) -> list[int]:
         data = text.encode("utf-8", "replace")
-        room = len(data) + 4  # one token a byte, and what add_special adds
+        room = len(data) + 4  # one token per byte, and those of add_special
         while True:
             tokens = np.empty(room, np.int32)
             pointer = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
@@ -65,7 +65,10 @@ class Vocab:
             room = -n
 
     def detokenize(self, tokens: Sequence[int], special: bool = True) -> str:
-        """The text as the model's tokenizer writes it back (without the blank some of them put first)."""
+        """Return the text of tokens by llama_detokenize, without the leading space that some tokenizers add.
+
+        Ids that do not exist are ignored.
+        """
         known = [token for token in tokens if 0 <= token < self.n_vocab]
         if not known:
             return ""
@@ -79,12 +82,12 @@ class Vocab:
             room = -n
 
     def join(self, tokens: Iterable[int], special: bool = True) -> bytes:
-        """The pieces one after the other."""
+        """Return the concatenated bytes of tokens."""
         piece = self.piece if special else self.plain_piece
         return b"".join(piece(token) for token in tokens)
 
     def piece(self, token: int) -> bytes:
-        """The bytes of a token, those of special tokens too; empty for an id that does not exist."""
+        """Return the bytes of a token, also of special tokens; empty for an id that does not exist."""
         if not 0 <= token < self.n_vocab:
             return b""
         known = self._pieces[token]
@@ -93,7 +96,7 @@ class Vocab:
         return known
 
     def plain_piece(self, token: int) -> bytes:
-        """The bytes of a token, none for a special one."""
+        """Return the bytes of a token; empty for control and unknown tokens."""
         known = self._plain[token]
         if known is None:
             hidden = fast.attributes(self.pointer, token) & _UNKNOWN_OR_CONTROL
@@ -108,20 +111,20 @@ class Vocab:
 
     @cached_property
     def eog_tokens(self) -> tuple[int, ...]:
-        """Every token that ends a generation: what `ignore_eos` forbids. To know them takes a look at every token."""
+        """All tokens that end a generation, which `ignore_eos` forbids. The first access queries every token."""
         is_eog, pointer = fast.is_eog, self.pointer
         return tuple([token for token in range(self.n_vocab) if is_eog(pointer, token)])
 
     @cached_property
     def suppressed_tokens(self) -> tuple[int, ...]:
-        """Tokens the model itself asks never to sample."""
+        """Tokens that must never be sampled according to the model's metadata."""
         count = ctypes.c_int32(0)
         tokens = C.llama_vocab_get_suppress_tokens(self.pointer, ctypes.byref(count))
         return tuple(tokens[i] for i in range(count.value))
 
     @cached_property
     def byte_tokens(self) -> dict[int, int]:
-        """Tokens that are a single byte, by that byte; not those that end a generation."""
+        """Tokens that are a single byte, by that byte, without those that end a generation."""
         tokens: dict[int, int] = {}
         for token in range(self.n_vocab):
             piece = self.piece(token)
