@@ -1,5 +1,5 @@
-"""The benchmark: our program and, on request, a reference llama-server, measured in turn on the same models.
+"""The benchmark: measures llama-corral and, if requested, a reference llama-server in turn with the same models.
 
-`scripts/bench` runs `python -m benchmarks`. Nothing here imports the product: it is measured from outside, by its
-command line.
+`scripts/bench` runs `python -m benchmarks`. Nothing here imports llama-corral: it is measured from outside, as a
+program.
 """

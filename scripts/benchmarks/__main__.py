@@ -1,4 +1,4 @@
-"""Command line of the benchmark: choose scenarios, run the sides in turn, print the table, write JSON and plot."""
+"""Command line of the benchmark: selects scenarios, runs both sides in turn, prints the table, writes JSON and plot."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     *lifecycle.SCENARIOS,
     *warm.SCENARIOS,
 )
-NOTE = "No --reference was given: these are figures of this machine in this minute, which say little by themselves."
+NOTE = "No --reference was given: without a comparison these values describe only this machine at this moment."
 
 
 def main() -> int:
@@ -39,7 +39,7 @@ def main() -> int:
     if args.reference:
         sides.append(ServerProgram(args.reference.name, (str(args.reference.resolve()),)))
     raise_open_files()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds like any exit, so servers are stopped
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # runs the cleanup that stops the servers
     plan = BenchmarkPlan(cache_folder() / "models", args.quick)
     try:
         verdicts, client, failed = uvloop.run(measure(chosen, sides, plan))
@@ -54,18 +54,22 @@ def main() -> int:
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     names = ", ".join(s.name for s in SCENARIOS)
     parser = argparse.ArgumentParser(
-        prog="scripts/bench", description="Measure llama-corral, best beside llama-server."
+        prog="scripts/bench", description="Measure llama-corral, preferably in comparison with llama-server."
     )
-    parser.add_argument("--reference", type=Path, metavar="LLAMA-SERVER", help="measure this program in turn with ours")
+    parser.add_argument("--reference", type=Path, metavar="LLAMA-SERVER", help="measure this program too, in turn")
     parser.add_argument(
-        "--only", nargs="+", default=[], metavar="NAME", help=f"these scenarios or beginnings of: {names}"
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help=f"run only these scenarios, given by the beginning of their name: {names}",
     )
-    parser.add_argument("--quick", action="store_true", help="two short rounds each: a rough answer")
+    parser.add_argument("--quick", action="store_true", help="run two short rounds per scenario: rough results")
     parser.add_argument(
-        "--out", type=Path, default=cache_folder() / "results", help="folder for bench.json and bench.png"
+        "--out", type=Path, default=cache_folder() / "results", help="folder for bench.md, bench.json and bench.png"
     )
     parser.add_argument(
-        "--program", type=Path, default=Path(sys.executable).with_name("llama-corral"), help="what ours is"
+        "--program", type=Path, default=Path(sys.executable).with_name("llama-corral"), help="the program to measure"
     )
     args = parser.parse_args(argv)
     for name in args.only:
@@ -91,7 +95,7 @@ async def measure(
 
 
 async def alternate(scenario: Scenario, sides: Sequence[ServerProgram], plan: BenchmarkPlan) -> list[Verdict]:
-    """Rounds of both sides in turn, beginning with the other side each time."""
+    """Run the rounds of both sides in turn; the side that begins changes each time."""
     samples: dict[str, dict[str, list[float]]] = {row.key: {side.label: [] for side in sides} for row in scenario.rows}
     async with AsyncExitStack() as stack:
         rounds = {side.label: await stack.enter_async_context(scenario.open(side, plan)) for side in sides}
@@ -132,7 +136,7 @@ def cache_folder() -> Path:
 
 
 def raise_open_files() -> None:
-    """Thousands of streams need thousands of descriptors; servers inherit the limit."""
+    """Raise the limit of open files, which servers inherit: each stream needs a descriptor."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

@@ -1,6 +1,7 @@
-"""The load client: one connection per request over a raw asyncio protocol, each piece of the answer stamped on arrival.
+"""The load client: sends each request on a new connection and records the arrival time of each event of the answer.
 
-It must cost less than what it measures, so it parses HTTP in C (httptools) and looks at no JSON while the clock runs.
+It must take less CPU time than the servers that it measures. So it uses raw asyncio protocols, parses HTTP in C
+(httptools) and parses no JSON while time is measured.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import httptools
 
 Address = tuple[str, int] | str  # host and port, or the path of a unix socket
 EVENT = b"data: {"
-LIMIT_S = 600.0  # longest answer waited for: above any measure here, below a person's patience
+LIMIT_S = 600.0  # timeout of an answer: longer than any measurement here
 
 
 @dataclass
 class HttpAnswer:
-    """What came back: the status, the body and when each event of a stream arrived (seconds, monotonic)."""
+    """An answer: its status, its body and the arrival time of each event of a stream (seconds, monotonic)."""
 
     sent: float = 0.0
     status: int = 0
@@ -36,7 +37,7 @@ class HttpAnswer:
 
     @property
     def first_event(self) -> float:
-        """Seconds from sending to the first event of a stream."""
+        """The seconds from sending the request to the first event of the stream."""
         return self.events[0] - self.sent
 
     def json(self) -> Any:
@@ -44,7 +45,7 @@ class HttpAnswer:
 
 
 def encode(method: str, path: str, payload: object = None, *, keep_alive: bool = False) -> bytes:
-    """A whole request; JSON when there is a payload."""
+    """Return the bytes of a request, with `payload` as its JSON body unless that is None."""
     body = b"" if payload is None else json.dumps(payload).encode()
     connection = "keep-alive" if keep_alive else "close"
     lines = [f"{method} {path} HTTP/1.1", "Host: bench", f"Content-Length: {len(body)}", f"Connection: {connection}"]
@@ -53,7 +54,7 @@ def encode(method: str, path: str, payload: object = None, *, keep_alive: bool =
 
 
 class HttpExchange(asyncio.Protocol):
-    """One request and its answer on a connection of their own."""
+    """One request and its answer on a separate connection."""
 
     def __init__(self, request: bytes, done: asyncio.Future[HttpAnswer]) -> None:
         self.request = request
@@ -63,7 +64,7 @@ class HttpExchange(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's own transports are no subclass
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's transports are not a subclass
         self.answer.sent = time.monotonic()
         self.transport.write(self.request)
 
@@ -94,11 +95,11 @@ class HttpExchange(asyncio.Protocol):
         self.answer.fault = fault
         self.answer.ended = time.monotonic()
         if self.transport is not None:
-            self.transport.abort()  # the answer is handed over once the connection is gone
+            self.transport.abort()  # the answer is returned when the connection is closed
 
 
 async def exchange(address: Address, request: bytes) -> HttpAnswer:
-    """Send one encoded request; a refused or broken connection is a fault of the answer, never an exception."""
+    """Send one encoded request and return its answer. If the connection fails, `fault` is set; nothing is raised."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[HttpAnswer] = loop.create_future()
     started = time.monotonic()

@@ -1,4 +1,4 @@
-"""What it costs to hold an answer to a JSON schema: tokens per second beside those of free text, in the same minute."""
+"""Measures the cost of a JSON schema: tokens per second, relative to those of free text in the same minute."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ SCHEMA = {
     },
     "required": ["title", "tags"],
 }
-"""Takes more than the tokens that are measured, half of them between the strings, where a random model never agrees."""
+"""Its answers are longer than the measured tokens. Half of the tokens are outside of strings, where a random model's
+first choice never fits."""
 
 MOST = 1.11
-"""Of the time of a free token: a constrained one comes at 0.9 of its rate."""
+"""Allowed time per token, relative to free text: 1.11 is a rate of 0.9."""
 
 
 def constrained(n_predict: int) -> dict[str, Any]:
@@ -36,8 +37,10 @@ def constrained(n_predict: int) -> dict[str, Any]:
 def scenario(streams: int, rounds: int) -> Scenario:
     counted = f"{streams} stream{'s' * (streams > 1)}"
     rows = (
-        Row(f"json_{streams}", f"generation held to a JSON schema, large model, {counted}", "tok/s", "higher", 0.95),
-        Row(f"json_cost_{streams}", f"its time a token, beside free text, {counted}", "×", "lower", ceiling=MOST),
+        Row(f"json_{streams}", f"generation with a JSON schema, large model, {counted}", "tok/s", "higher", 0.95),
+        Row(
+            f"json_cost_{streams}", f"its time per token, relative to free text, {counted}", "×", "lower", ceiling=MOST
+        ),
     )
 
     @asynccontextmanager

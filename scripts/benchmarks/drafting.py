@@ -1,7 +1,7 @@
-"""What speculative decoding gives: tokens per second with a draft model, beside those without, in the same minute.
+"""Measures speculative decoding: tokens per second with a draft model, relative to those without, in the same minute.
 
-Random models never agree, so drafts are accepted by chance, as often as a fair draft model's are. Both servers know
-that option, and both compute and sample all that they would for real drafts.
+Random models never agree, so draft tokens are accepted at random, as often as those of an average draft model. Both
+servers have this option, and both compute and sample everything as for real drafts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .servers import Server, ServerProgram, serve
 from .summary import Row
 
 TOKENS = 128
-DRAFTED, ACCEPTED = 4, 2.0  # tokens of a draft, and how many of them are right on average
+DRAFTED, ACCEPTED = 4, 2.0  # tokens of a draft, and how many of them are accepted on average
 DRAFTING = ["--spec-type", "draft-simple", "--spec-draft-n-max", str(DRAFTED), "--spec-synth-len", str(ACCEPTED + 1)]
 
 
@@ -26,7 +26,7 @@ def scenario(streams: int, rounds: int) -> Scenario:
     counted = f"{streams} stream{'s' * (streams > 1)}"
     rows = (
         Row(f"drafts_{streams}", f"generation with a draft model, large model, {counted}", "tok/s", "higher", 0.95),
-        Row(f"drafts_gain_{streams}", f"its speed, beside none, {counted}", "×", "higher"),
+        Row(f"drafts_gain_{streams}", f"its speed, relative to none, {counted}", "×", "higher"),
     )
 
     @asynccontextmanager

@@ -1,4 +1,4 @@
-"""What the router costs: latency added to small requests, requests per second, thousands of streams open at once."""
+"""Measures the router: latency added to small requests, requests per second, thousands of simultaneous streams."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .summary import Row
 MODEL = "tiny"
 SMALL = {"model": MODEL, "content": "kodi mubale"}
 STREAMS, STREAM_TOKENS, STREAM_SLOTS = 2000, 16, 64
-SAMPLE_S = 0.1  # how often memory is looked at while streams are open
+SAMPLE_S = 0.1  # interval of memory readings while streams are open
 
 
 def small_models(plan: BenchmarkPlan) -> dict[str, list[str]]:
@@ -79,7 +79,7 @@ async def open_streams(program: ServerProgram, plan: BenchmarkPlan) -> AsyncIter
 
 
 class Peak:
-    """The most memory the front process had while streams were open."""
+    """Records the largest memory of the front process while streams are open."""
 
     def __init__(self, server: Server) -> None:
         self.server = server

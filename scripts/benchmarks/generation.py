@@ -1,4 +1,4 @@
-"""What a single-model server does with the model: tokens per second, gaps between tokens, time to the first one."""
+"""Measures a single-model server: tokens per second, gaps between tokens and the time to the first token."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .summary import Row, gaps, percentile
 
 SLOTS = 32
 PROMPT = 128  # tokens
-RUNNING, ARRIVING, LONG_PROMPT = 4, 3, 1024  # streams flowing, prompts that join them, tokens in each of those
-SETTLED = 20  # tokens each running stream has given before the long prompts arrive
+RUNNING, ARRIVING, LONG_PROMPT = 4, 3, 1024  # running streams, prompts that arrive meanwhile, tokens of each of these
+SETTLED = 20  # tokens that each running stream has generated before the long prompts arrive
 
-# One pool for all slots, and no host cache of old prompts: each request is new, on both sides.
+# One KV cache for all slots and no cache of old prompts, so that each request is new for both servers.
 FLAGS = ["-np", str(SLOTS), "-kvu", "-c", "16384", "--cache-ram", "0"]
 
 
@@ -29,7 +29,7 @@ def random_prompt(count: int) -> list[int]:
 
 
 def completion(prompt_tokens: int, n_predict: int) -> dict[str, Any]:
-    """A streamed completion of exactly `n_predict` tokens, sampled as llama-server does by default."""
+    """Return a streamed completion request for exactly `n_predict` tokens, with llama-server's default sampling."""
     return {
         "prompt": random_prompt(prompt_tokens),
         "n_predict": n_predict,
@@ -44,7 +44,7 @@ def completion(prompt_tokens: int, n_predict: int) -> dict[str, Any]:
 
 
 def checked(answer: HttpAnswer, n_predict: int) -> HttpAnswer:
-    """A stream that has all its tokens; the last event of it says how many there were."""
+    """Return the answer. Raises ServerError unless its last event reports `n_predict` tokens."""
     must(answer)
     if f'"tokens_predicted":{n_predict},'.encode() not in answer.body.replace(b" ", b""):
         raise ServerError(f"a stream did not have {n_predict} tokens: …{bytes(answer.body[-300:])!r}")
@@ -79,7 +79,7 @@ async def open_arrivals(program: ServerProgram, plan: BenchmarkPlan) -> AsyncIte
             n_predict = 128 if plan.quick else 256
             running = [post(server.address, "/completion", completion(PROMPT, n_predict)) for _ in range(RUNNING)]
             streams = asyncio.gather(*running)
-            probe = await post(server.address, "/completion", completion(PROMPT, SETTLED))  # paces the arrival
+            probe = await post(server.address, "/completion", completion(PROMPT, SETTLED))  # delays the arrival
             checked(probe, SETTLED)
             prompts = [post(server.address, "/completion", completion(LONG_PROMPT, 1)) for _ in range(ARRIVING)]
             arrived = [checked(answer, 1) for answer in await asyncio.gather(*prompts)]

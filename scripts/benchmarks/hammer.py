@@ -1,8 +1,8 @@
-"""Many small requests over kept connections, in a process of its own so that the measuring loop does not slow it.
+"""Sends many small requests over keep-alive connections, in a separate process so that nothing else slows it down.
 
 `python -m benchmarks.hammer '{"address": …, "connections": 64, "seconds": 3, "request": …}'` prints one JSON object.
-Each connection has one request under way at a time. `null_server` answers at once: what the client reaches against it
-is its limit.
+Each connection has one open request at a time. `null_server` answers immediately; the rate against it is the client's
+limit.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ WARM_S = 0.2  # connections open and caches fill before counting starts
 NULL_ANSWER = (
     b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 21\r\n\r\n" + b'{"tokens":[1,2,3,45]}'
 )
-ENOUGH_CORES = 4  # from here on the client gets a core of its own
+ENOUGH_CORES = 4  # with at least this many, the client is pinned to one core
 
 
 @dataclass(frozen=True)
 class Hits:
-    """What one hammering gave: requests per second, latencies in microseconds, and answers that were not a 200."""
+    """The result of a run: requests per second, latencies in microseconds, and the number of answers other than 200."""
 
     per_second: float
     p50_us: float
@@ -41,14 +41,14 @@ class Hits:
 
 
 class Hammerer(asyncio.Protocol):
-    """One kept connection: a request is sent when the last one was answered. A lost connection is opened again."""
+    """One keep-alive connection: sends a request when the last one was answered. A closed connection is reopened."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.started = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's own transports are no subclass
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's transports are not a subclass
         self.parser = httptools.HttpResponseParser(self)
         self.run.live.add(self.transport)
         self._send()
@@ -79,7 +79,7 @@ class Hammerer(asyncio.Protocol):
 
 
 class Run:
-    """The state all connections of one hammering share."""
+    """The state that all connections of a run share."""
 
     def __init__(self, address: Address, request: bytes) -> None:
         self.address = address
@@ -127,7 +127,7 @@ async def hammer_here(address: Address, connections: int, seconds: float, reques
 
 
 async def hammer(address: Address, connections: int, seconds: float, path: str, payload: object) -> Hits:
-    """Hammer from a process of its own."""
+    """Run `hammer_here` in a separate process. Raises RuntimeError if that fails."""
     request = encode("POST", path, payload, keep_alive=True).decode()
     order = {"address": address, "connections": connections, "seconds": seconds, "request": request}
     process = await asyncio.create_subprocess_exec(
@@ -139,17 +139,17 @@ async def hammer(address: Address, connections: int, seconds: float, path: str, 
         if process.returncode is None:
             process.kill()
     if process.returncode != 0:
-        raise RuntimeError(f"the load client ended with {process.returncode}")
+        raise RuntimeError(f"the load client exited with {process.returncode}")
     return Hits(**json.loads(out))
 
 
 @asynccontextmanager
 async def null_server() -> AsyncIterator[Address]:
-    """A server that answers every request at once, without reading it."""
+    """Run a server that answers every request immediately, without reading it."""
 
     class Null(asyncio.Protocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            self.transport = cast(asyncio.Transport, transport)  # uvloop's own transports are no subclass
+            self.transport = cast(asyncio.Transport, transport)  # uvloop's transports are not a subclass
 
         def data_received(self, data: bytes) -> None:
             self.transport.write(NULL_ANSWER)

@@ -1,4 +1,4 @@
-"""How long models and servers take to come: swap between two models, first load, start, and the memory of waiting."""
+"""Measures swaps between two models, the first load, the start of a server and the memory of an idle router."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .scenario import BenchmarkPlan, Round, Scenario, must
 from .servers import Server, ServerProgram, route, serve
 from .summary import Row
 
-SWAPS = 4  # per round, so that each model comes twice
-SETTLE_S = 1.5  # helpers a router starts in the background are there by then
+SWAPS = 4  # per round, so that each model is loaded twice
+SETTLE_S = 1.5  # by then a router has started its helper processes
 ONE_MODEL = ["--models-max", "1"]
 
 
@@ -27,7 +27,7 @@ def two_models(plan: BenchmarkPlan) -> dict[str, list[str]]:
 
 
 async def first_token(router: Server, model: str) -> float:
-    """Milliseconds until the first token of a short prompt, the model's load included when it has to come."""
+    """Return the milliseconds until the first token of a short prompt, including the model's load if necessary."""
     answer = await post(router.address, "/completion", {"model": model, **completion(8, 2)})
     return must(answer).first_event * 1000
 

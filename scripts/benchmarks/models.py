@@ -1,7 +1,7 @@
-"""Makes the models that are measured: random llamas, deterministic, in Q8_0, kept in a cache folder.
+"""Makes the models for the benchmark: random llamas, deterministic, in Q8_0, stored in a cache folder.
 
-Random weights cost what trained ones cost, and their flat distribution makes sampling work for its living. Control and
-byte tokens get an embedding of zeros: their logits are 0 among random ones, so top-k keeps them out of the text.
+Random weights cost as much time as trained ones, and their flat distribution is the expensive case for sampling.
+Control and byte tokens have embeddings of zeros, so their logits are 0 and top-k excludes them from the text.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import numpy as np
 N_VOCAB = 32_000
 N_SPECIAL = 3 + 256  # unknown, begin, end, and one token per byte
 FIRST_WORD = N_SPECIAL
-FORMAT = 1  # raise it when the content of a model changes: an older cached file is then made again
+FORMAT = 1  # increase it when the content of a model changes; then cached files are made again
 SYLLABLES = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
 
 
 @dataclass(frozen=True)
 class LlamaShape:
-    """The size of a random llama; `seed` tells two of the same size apart."""
+    """The size of a random llama; models of the same size differ by their `seed`."""
 
     name: str
     n_embd: int
@@ -36,11 +36,13 @@ class LlamaShape:
 
 LARGE = LlamaShape("large", n_embd=768, n_layer=12, n_head=12, n_ff=2048, tied=False, seed=1)  # 134 M parameters
 OTHER = LlamaShape("other", n_embd=768, n_layer=12, n_head=12, n_ff=2048, tied=False, seed=2)
-TINY = LlamaShape("tiny", n_embd=64, n_layer=2, n_head=4, n_ff=128, tied=True, seed=3)  # 2 M: what is left is overhead
+TINY = LlamaShape(
+    "tiny", n_embd=64, n_layer=2, n_head=4, n_ff=128, tied=True, seed=3
+)  # 2 M: mostly overhead is measured
 
 
 def model_file(shape: LlamaShape, folder: Path) -> Path:
-    """The path of the model, made now if it was not made before."""
+    """Return the path of the model; make it first if it does not exist."""
     path = folder / f"{shape.name}-{FORMAT}.gguf"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,7 +75,7 @@ def write_model(shape: LlamaShape, path: Path) -> None:
 
 
 def words() -> list[str]:
-    """Every text token after the bytes: letters first, so that any lower-case text can be merged from them."""
+    """Return all text tokens after the byte tokens, letters first, so that every lower-case text can be merged."""
     texts = ["▁", *map(chr, range(ord("a"), ord("z") + 1)), *SYLLABLES]
     texts += ["▁" + syllable for syllable in SYLLABLES]
     texts += [a + b for a in SYLLABLES for b in SYLLABLES]

@@ -1,4 +1,4 @@
-"""What was measured as a Markdown table, as JSON and as a plot of ratios."""
+"""Writes the measurements as a Markdown table, as JSON and as a plot of ratios."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BAR_COLOURS = {True: "#2f855a", False: "#c53030", None: "#718096"}
 
 
 def number(value: float) -> str:
-    """Three significant digits, large values in groups of thousands."""
+    """Format with three significant digits; large values with a comma for thousands."""
     if value == 0:
         return "0"
     if abs(value) >= 1000:
@@ -28,7 +28,7 @@ def number(value: float) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """The median and, when rounds differ, their range."""
+    """Return the median and, if the rounds differ, their range."""
     if not values:
         return "–"
     low, middle, high = number(min(values)), number(median(values)), number(max(values))
@@ -36,7 +36,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def table(verdicts: Sequence[Verdict], reference: str | None) -> str:
-    """The table of the README: one row per measure, medians with their range over the rounds."""
+    """Return a Markdown table with one row per measurement: medians with their range over the rounds."""
     if reference is None:
         lines = ["| | ours |", "|---|---|"]
         return "\n".join(lines + [f"| {v.row.name}{_unit(v)} | {spread(v.ours)} |" for v in verdicts])
@@ -60,7 +60,7 @@ def _unit(verdict: Verdict) -> str:
 
 
 def machine() -> dict[str, str | int]:
-    """What ran it, for the line under the table."""
+    """Return the properties of this machine, for bench.json."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -81,8 +81,8 @@ def write_json(path: Path, verdicts: Sequence[Verdict], facts: Mapping[str, obje
 
 
 def write_plot(path: Path, verdicts: Sequence[Verdict], reference: str) -> None:
-    """One bar per ratio on a logarithmic axis; to the right is better for us whatever the unit. Ticks mark goals."""
-    import matplotlib  # late: the figures above need no plot library
+    """Draw one bar per ratio on a logarithmic axis; right is better for us in every unit. Ticks mark the goals."""
+    import matplotlib  # imported late: the table needs no plot library
 
     matplotlib.use("Agg")
     from matplotlib import pyplot

@@ -1,4 +1,4 @@
-"""The shape of one measurement: its rows, its rounds, and how its servers are opened for one side."""
+"""Defines a scenario: its rows, its number of rounds, and how it starts the servers of one side."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .client import HttpAnswer
 from .servers import ServerError, ServerProgram
 from .summary import Row
 
-Round = Callable[[], Awaitable[Mapping[str, float]]]  # measures once; values by row key
+Round = Callable[[], Awaitable[Mapping[str, float]]]  # measures once; returns values by row key
 
 
 @dataclass(frozen=True)
 class BenchmarkPlan:
-    """What holds for the whole run: where the models lie, and whether a rough answer is enough."""
+    """Options of the whole run: the folder of the models, and `quick` for a rough measurement."""
 
     models: Path
     quick: bool
@@ -24,20 +24,20 @@ class BenchmarkPlan:
 
 @dataclass(frozen=True)
 class Scenario:
-    """`open` starts what one side needs and yields its round; both sides' servers stand while rounds alternate."""
+    """A measurement. `open` starts one side's servers and yields its round; both sides run while rounds alternate."""
 
     name: str
     rows: tuple[Row, ...]
     rounds: int
     open: Callable[[ServerProgram, BenchmarkPlan], AbstractAsyncContextManager[Round]]
-    warm: bool = True  # run one round that does not count
+    warm: bool = True  # True if one round is run first that is not counted
 
     def rounds_for(self, plan: BenchmarkPlan) -> int:
         return min(self.rounds, 2) if plan.quick else self.rounds
 
 
 def must(answer: HttpAnswer) -> HttpAnswer:
-    """An answer that has to be good for the measure to mean anything."""
+    """Return the answer. Raises ServerError if it failed, because the measurement is then invalid."""
     if not answer.good:
-        raise ServerError(f"answered {answer.status} {answer.fault} {bytes(answer.body[:300])!r}".rstrip())
+        raise ServerError(f"request failed: {answer.status} {answer.fault} {bytes(answer.body[:300])!r}".rstrip())
     return answer

@@ -1,7 +1,7 @@
-"""The programs under measure: started with one command line each, watched until ready, ended whatever happens.
+"""Starts the measured programs, waits until they are ready, and always stops them.
 
-A program is only its argv, so both sides get the same flags. Every server runs in a session of its own and on Linux
-dies with the benchmark; a router's workers are ended by their router, and by us when it did not.
+A program is defined by its argv only, so both sides get the same flags. Every server runs in a separate session, and
+on Linux it is killed when the benchmark exits. A router stops its workers; those that it leaves are killed here.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import psutil
 
 from .client import Address, get
 
-READY_S = 60.0  # a 100 M model loads in well under a second; a cold disk may need more
-STOP_S = 10.0  # what a user's service manager commonly waits before it kills
-POLL_S = 0.002  # finer than the start-up times compared
+READY_S = 60.0  # a model of 100 M parameters loads in less than a second; a cold disk may need longer
+STOP_S = 10.0  # as long as service managers usually wait before they kill
+POLL_S = 0.002  # short compared with the measured start-up times
 PR_SET_PDEATHSIG = 1
 LOG_LINES = 15
-NOT_INHERITED = ("PYTHONPATH", "LLAMA_")  # our own import path; options the user has set for daily use
+NOT_INHERITED = ("PYTHONPATH", "LLAMA_")  # the benchmark's import path; options that the user has set
 
 
 class ServerError(Exception):
@@ -38,7 +38,7 @@ class ServerError(Exception):
 
 @dataclass(frozen=True)
 class ServerProgram:
-    """One side: a label and how to start it."""
+    """One side of the comparison: a label and the command line to start it."""
 
     label: str
     argv: tuple[str, ...]
@@ -51,18 +51,21 @@ class ServerProgram:
 
 @dataclass(frozen=True)
 class Server:
-    """A running server: where it listens, its process, and how long it took to answer /health with 200."""
+    """A running server: its address, its process, and the seconds until it answered /health with 200."""
 
     address: tuple[str, int]
     process: psutil.Process
     ready_s: float
 
     def rss_mb(self) -> float:
-        """Resident memory of the front process alone."""
+        """Return the resident memory of the front process alone, in MB."""
         return float(self.process.memory_info().rss) / 1e6
 
     def family_mb(self) -> float:
-        """Memory of the front process and its helpers; pages they share are counted once (PSS) where that is known."""
+        """Return the memory of the front process and its children, in MB.
+
+        Shared pages are counted once (PSS) if the system reports that.
+        """
         total = 0.0
         for process in [self.process, *self.process.children(recursive=True)]:
             with suppress(psutil.Error):
@@ -75,7 +78,10 @@ class Server:
 async def serve(
     program: ServerProgram, flags: Sequence[str], environ: Mapping[str, str] | None = None
 ) -> AsyncIterator[Server]:
-    """Run the program on a free port until the context ends; `environ` is added to what it inherits."""
+    """Run the program on a free port until the context ends; `environ` is added to its environment.
+
+    Raises ServerError if it does not start.
+    """
     port = free_port()
     argv = [*program.argv, "--host", "127.0.0.1", "--port", str(port), *flags]
     with TemporaryDirectory(prefix="corral-bench-") as folder:
@@ -90,18 +96,18 @@ async def serve(
 async def route(
     program: ServerProgram, models: Mapping[str, Sequence[str]], flags: Sequence[str]
 ) -> AsyncIterator[Server]:
-    """Run the program as a router over these models; each has its INI lines."""
+    """Run the program as a router with these models; each has its INI lines."""
     with TemporaryDirectory(prefix="corral-bench-") as folder:
         presets = Path(folder) / "presets.ini"
         presets.write_text("".join(f"[{name}]\n" + "\n".join(lines) + "\n\n" for name, lines in models.items()))
-        # Without this the models of the user's own cache would be looked through and listed beside ours.
+        # Without this the router would also list the models in the user's cache.
         environ = {"LLAMA_CACHE": folder, "HF_HUB_CACHE": folder}
         async with serve(program, ["--models-preset", str(presets), *flags], environ) as server:
             yield server
 
 
 async def worker_address(router: Server, model: str) -> Address:
-    """Where the router's worker for a loaded model listens: a port, or the unix socket among its arguments."""
+    """Return the address of the router's worker for a loaded model: a port, or the unix socket in its arguments."""
     answer = await get(router.address, "/models")
     entry = next(entry for entry in answer.json()["data"] if entry["id"] == model)
     args = entry["status"]["args"]
@@ -119,7 +125,7 @@ async def _healthy(process: subprocess.Popen[bytes], address: tuple[str, int], l
     limit = time.monotonic() + READY_S
     while time.monotonic() < limit:
         if process.poll() is not None:
-            raise ServerError(f"the server ended with {process.returncode}:\n{_tail(log)}")
+            raise ServerError(f"the server exited with {process.returncode}:\n{_tail(log)}")
         answer = await get(address, "/health")
         if answer.good:
             return
@@ -151,7 +157,7 @@ def _started(argv: Sequence[str], log: Path, environ: Mapping[str, str]) -> Iter
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask, wait, then kill what is left of the server and of everything it started."""
+    """Terminate the server, wait, then kill what is left of it and its descendants."""
     family: list[psutil.Process] = []
     with suppress(psutil.Error):
         family = psutil.Process(process.pid).children(recursive=True)
@@ -169,5 +175,5 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 def _die_with_parent() -> Callable[[], None] | None:
     if sys.platform != "linux":
         return None
-    libc = ctypes.CDLL(None)  # looked up before the fork: afterwards only async-signal-safe work is safe
+    libc = ctypes.CDLL(None)  # loaded before the fork: after it only async-signal-safe functions may be called
     return lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What a beginning costs that several requests share: eight prompts at once, against one of them alone."""
+"""Measures the cost of a prefix that several requests share: eight simultaneous prompts, relative to one alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .scenario import BenchmarkPlan, Round, Scenario, must
 from .servers import ServerProgram, serve
 from .summary import Row
 
-REQUESTS, SHARED, OWN = 8, 1000, 12  # tokens at the beginning of all prompts, and of each of them alone
+REQUESTS, SHARED, OWN = 8, 1000, 12  # requests; tokens of the shared prefix, and of the rest of each prompt
 FLAGS = ["-np", str(REQUESTS), "-kvu", "-c", "16384", "--cache-ram", "0"]
 
 

@@ -1,4 +1,4 @@
-"""Statistics of a noisy machine: medians over rounds, ratios of rounds of the same minute, and their spread."""
+"""Computes statistics for a noisy machine: medians over rounds, ratios of rounds of the same minute, their range."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Row:
-    """One thing measured. `limit` is the ratio ours/reference to reach; `ceiling` an absolute bound on ours."""
+    """One measured value. `limit` is the goal for the ratio ours/reference; `ceiling` the largest allowed own value."""
 
     key: str
     name: str
@@ -23,7 +23,7 @@ class Row:
 
     @property
     def goal(self) -> str:
-        """The goal in words, empty when the row is only informative."""
+        """The goal as text; empty if the row is only informative."""
         if self.limit is not None:
             return f"{'≥' if self.better == 'higher' else '≤'} {self.limit:g}×"
         return "" if self.ceiling is None else f"≤ {self.ceiling:g} {self.unit}".rstrip()
@@ -31,7 +31,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A row with what was measured: every round of both sides, and whether the goal is reached (None: no goal)."""
+    """A row with the values of every round of both sides. `ok` is True if the goal is reached, None without a goal."""
 
     row: Row
     ours: tuple[float, ...]
@@ -45,7 +45,7 @@ class Verdict:
 
     @property
     def best(self) -> float | None:
-        """The ratio of each side's best round: what is left when neighbours only ever slow things down."""
+        """The ratio of both sides' best rounds: other load on the machine can only make rounds slower."""
         if not self.ratios:
             return None
         higher = self.row.better == "higher"
@@ -54,7 +54,7 @@ class Verdict:
 
 
 def judge(row: Row, ours: Sequence[float], reference: Sequence[float]) -> Verdict:
-    """Pair the rounds, so that a neighbour's busy minute falls on both sides; decide by the median of the ratios."""
+    """Compare paired rounds, so that other load affects both sides; the median of the ratios decides."""
     pairs = zip(ours, reference, strict=False)
     ratios = tuple(mine / theirs for mine, theirs in pairs if theirs and math.isfinite(mine / theirs))
     ok: bool | None = None
@@ -70,7 +70,7 @@ def reaches(ratio: float, limit: float, better: Literal["higher", "lower"]) -> b
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
-    """The nearest-rank percentile of values in ascending order."""
+    """Return the nearest-rank percentile of values in ascending order. Raises ValueError if there are none."""
     if not ordered:
         raise ValueError("no values")
     rank = math.ceil(percent / 100 * len(ordered))
@@ -78,5 +78,5 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
 
 
 def gaps(times: Sequence[float], begin: float = -math.inf, end: float = math.inf) -> list[float]:
-    """Differences between neighbours, of those that touch the time from `begin` to `end`."""
+    """Return the differences between neighbouring times, for the intervals that overlap `begin` … `end`."""
     return [later - earlier for earlier, later in itertools.pairwise(times) if later >= begin and earlier <= end]

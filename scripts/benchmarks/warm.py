@@ -1,4 +1,4 @@
-"""What a swap costs a conversation: its next turn after another model had the only place, and the leaving itself."""
+"""Measures the cost of a swap for a conversation: the swap to another model, and the next turn after the swap back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .scenario import BenchmarkPlan, Round, Scenario, must
 from .servers import ServerProgram, route
 from .summary import Row
 
-TURN, QUESTION, ANSWER = 2000, 12, 8  # tokens of the conversation so far, of what comes next, of each answer
+TURN, QUESTION, ANSWER = 2000, 12, 8  # tokens of the conversation so far, of the next question, of each answer
 
 
 async def ask(router: Any, prompt: list[int]) -> HttpAnswer:

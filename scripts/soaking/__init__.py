@@ -1,1 +1,1 @@
-"""A long look at the whole program: random load, kills and edits, while a verifier holds it to its promises."""
+"""The soak test: runs the whole program under random load, kills and edits, and checks what it guarantees."""

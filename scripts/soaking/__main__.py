@@ -1,4 +1,4 @@
-"""Command line of the soak: run the load for some minutes, let it come to rest, end the gateway, report."""
+"""Command line of the soak test: runs the load for some minutes, waits until idle, stops the gateway, reports."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from .watch import EVERY_S, Verifier
 
 READY_S = 60.0
 REST_S = 30.0
-"""Every preset has a `ttl` of a few seconds, so without leases and waiters nothing runs any more by then."""
+"""Every preset has a `ttl` of a few seconds, so by then all models are unloaded if there are no leases or waiters."""
 CLIENTS = 40
-"""Open requests at most: more would queue longer without another kind of history."""
+"""Most open requests: more would only make the queue longer."""
 
 
 def main() -> int:
     args = arguments(sys.argv[1:])
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds like any exit, so the gateway is stopped
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # runs the cleanup that stops the gateway
     print(f"soak of {args.minutes:g} minutes, seed {args.seed}", flush=True)
     with TemporaryDirectory(prefix="corral-soak-") as folder:
         target = Target(str(args.program), Path(folder))
@@ -49,18 +49,20 @@ def main() -> int:
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="scripts/soak", description="Hold a real gateway to its promises under load.")
-    parser.add_argument("--minutes", type=float, default=10.0, help="how long (default: 10)")
+    parser = argparse.ArgumentParser(
+        prog="scripts/soak", description="Test a real gateway under random load and faults."
+    )
+    parser.add_argument("--minutes", type=float, default=10.0, help="duration (default: 10)")
     parser.add_argument(
         "--rate", type=float, default=2.5, help="arrivals per second, some of them bursts (default: 2.5)"
     )
     parser.add_argument(
-        "--seed", type=int, default=random.SystemRandom().randrange(1 << 32), help="of all that is random"
+        "--seed", type=int, default=random.SystemRandom().randrange(1 << 32), help="seed of the random numbers"
     )
-    parser.add_argument("--keep-log", type=Path, metavar="FILE", help="the gateway's log, if a promise was broken")
-    parser.add_argument("--looks", type=Path, metavar="FILE", help="all measurements, as JSON")
+    parser.add_argument("--keep-log", type=Path, metavar="FILE", help="copy the gateway's log here if a check failed")
+    parser.add_argument("--looks", type=Path, metavar="FILE", help="write all measurements here, as JSON")
     parser.add_argument(
-        "--program", type=Path, default=Path(sys.executable).with_name("llama-corral"), help="the gateway"
+        "--program", type=Path, default=Path(sys.executable).with_name("llama-corral"), help="the gateway to test"
     )
     return parser.parse_args(argv)
 
@@ -91,7 +93,7 @@ async def _ready(session: aiohttp.ClientSession, target: Target) -> None:
 
 
 async def _rest(session: aiohttp.ClientSession, target: Target, ledger: Ledger) -> None:
-    """With the last request gone every model's time runs out: a lease or a waiter left behind would keep its worker."""
+    """Wait until all models are unloaded by their `ttl`. A lease or waiter that was not removed would keep a worker."""
     limit = time.monotonic() + REST_S
     while time.monotonic() < limit:
         async with session.get("/models") as response:
@@ -100,18 +102,18 @@ async def _rest(session: aiohttp.ClientSession, target: Target, ledger: Ledger) 
         if not running and not target.workers():
             return
         await asyncio.sleep(EVERY_S)
-    ledger.violate(f"no rest in {REST_S:.0f} s: {running} run, {len(target.workers())} workers exist")
+    ledger.violate(f"not idle after {REST_S:.0f} s: {running} run, {len(target.workers())} workers exist")
 
 
 def end(target: Target, ledger: Ledger) -> None:
     if target.process.poll() is not None:
-        ledger.violate(f"the gateway ended by itself with {target.process.returncode}:\n{target.last_words()}")
+        ledger.violate(f"the gateway exited unexpectedly with {target.process.returncode}:\n{target.last_words()}")
         return
     code = target.stop()
     if code != 0:
-        ledger.violate("the gateway did not end" if code is None else f"the gateway ended with {code}")
+        ledger.violate("the gateway did not stop" if code is None else f"the gateway exited with {code}")
     if orphans := target.family():
-        ledger.violate(f"left behind: {[process.pid for process in orphans]}")
+        ledger.violate(f"processes that still run: {[process.pid for process in orphans]}")
 
 
 def report(ledger: Ledger, verifier: Verifier) -> None:
@@ -123,9 +125,9 @@ def report(ledger: Ledger, verifier: Verifier) -> None:
     print(f"\n{ledger.begun} requests, the slowest {ledger.slowest:.1f} s")
     for ending in Ending:
         print(f"  {ledger.endings[ending]:7} {ending.value}")
-    print("deeds: " + ", ".join(f"{count} {name}" for name, count in ledger.deeds.most_common()))
-    print(f"{ledger.hit} streams flowed from workers that were killed; {ledger.endings[Ending.TOLD]} were told so")
-    print(f"at most {verifier.most_workers} workers at once; {len(verifier.looks)} looks")
+    print("disturbances: " + ", ".join(f"{count} {name}" for name, count in ledger.deeds.most_common()))
+    print(f"{ledger.hit} streams ran on workers that were killed; {ledger.endings[Ending.TOLD]} got an error event")
+    print(f"at most {verifier.most_workers} workers at the same time; {len(verifier.looks)} measurements")
     for one in trends:
         print(f"  {one}")
     for reason, count in ledger.reasons.most_common(8):

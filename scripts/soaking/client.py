@@ -1,4 +1,4 @@
-"""One request as a client has it: asked, perhaps left, perhaps read slowly, and entered in the ledger as it ended."""
+"""The load clients: each sends a request, may disconnect or read slowly, and records in the ledger how it ended."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .ledger import Ending, Ledger
 from .requests import RequestSpec, any_request
 
 DEADLINE_S = 60.0
-"""By then every answer is whole, refused or ended; a queue of this load is over in a few seconds."""
+"""By then every answer must be complete, refused or failed; the queue of this load takes a few seconds."""
 SLOW_S = 10.0
-"""So long a slow reader takes its time; then it wants the rest."""
+"""A slow reader reads slowly for this time, and the rest at full speed."""
 PASSING = {500, 502, 503, 529}
-"""What may be said to a right request: its model's worker was killed, keeps failing, or has no place.
+"""Allowed error statuses for a valid request: its model's worker was killed, fails repeatedly, or has no place.
 
-529 is what Anthropic says for 503.
+529 is Anthropic's status for 503.
 """
 
 
@@ -35,7 +35,7 @@ async def ask(session: aiohttp.ClientSession, ledger: Ledger, wanted: RequestSpe
         async with asyncio.timeout(leaves if leaves is not None else DEADLINE_S):
             ending, note = await _exchange(session, wanted, pause, partial(ledger.flow, number))
     except TimeoutError:
-        lost = "no end of the answer before the deadline"
+        lost = "the answer was not complete before the deadline"
         ending, note = (Ending.GONE, "") if leaves is not None else (Ending.LOST, lost)
     except (aiohttp.ClientError, ConnectionError) as error:
         ending, note = Ending.LOST, f"{type(error).__name__}: {error}"
@@ -63,19 +63,19 @@ def judge(wanted: RequestSpec, status: int, answer: bytes) -> tuple[Ending, str]
             return Ending.SERVED, ""
         if wanted.streams and b'"error"' in answer:
             return Ending.TOLD, ""
-        return Ending.LOST, f"an answer without its end: …{answer[-200:]!r}"
+        return Ending.LOST, f"truncated answer: …{answer[-200:]!r}"
     reason = reason_in(answer)
     if not reason:
         return Ending.LOST, f"{status} without a reason: {answer[:200]!r}"
     if status == wanted.refused or (status in PASSING and not wanted.refused):
         return Ending.REFUSED, f"{status} {reason[:60]}"
-    if status in PASSING and wanted.what == "wrong field":  # its model came first
+    if status in PASSING and wanted.what == "wrong field":  # the error of its model was found first
         return Ending.REFUSED, f"{status} {reason[:60]}"
-    return Ending.LOST, f"{status} is no answer to this: {reason}"
+    return Ending.LOST, f"unexpected status {status}: {reason}"
 
 
 def reason_in(answer: bytes) -> str:
-    """Of OpenAI's, Anthropic's or Ollama's envelope."""
+    """Return the message of OpenAI's, Anthropic's or Ollama's error object, or an empty text."""
     try:
         error = json.loads(answer).get("error")
     except (ValueError, AttributeError):
@@ -85,7 +85,7 @@ def reason_in(answer: bytes) -> str:
 
 
 async def drive(session: aiohttp.ClientSession, ledger: Ledger, per_second: float, end: float, at_most: int) -> None:
-    """Requests at random moments until `end`; then waits for those that are still open."""
+    """Send requests at random times until `end`, then wait for those that are still open."""
     chance: random.Random = ledger.random
     async with asyncio.TaskGroup() as group:
         while (now := time.monotonic()) < end:

@@ -1,6 +1,6 @@
-"""The book of all requests: each begins once and ends once, and what must not happen is kept with its story.
+"""Records all requests, each of which must begin and end once, and all violations with a description.
 
-Pure bookkeeping; knows nothing of HTTP or processes.
+Knows nothing of HTTP or processes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Ending(Enum):
     TOLD = "stream ended with an error event"
     GONE = "client left"
     LOST = "lost"
-    """No answer, an answer cut off without a word, a refusal without a reason, or none before the deadline."""
+    """No answer, a truncated answer without an error, a refusal without a reason, or none before the deadline."""
 
 
 class Ledger:
@@ -29,9 +29,9 @@ class Ledger:
         self.endings: Counter[Ending] = Counter()
         self.reasons: Counter[str] = Counter()
         self.deeds: Counter[str] = Counter()
-        """What was done to the gateway beside requests."""
+        """Counts of the disturbances."""
         self.hit = 0
-        """Streams that flowed from a worker when that was killed."""
+        """Number of streams that ran on a worker when it was killed."""
         self.violations: list[str] = []
         self.slowest = 0.0
         self._open: dict[int, str] = {}
@@ -48,7 +48,7 @@ class Ledger:
         return self.begun
 
     def flow(self, number: int, model: str) -> None:
-        """The first bytes of a stream have come."""
+        """Record that the first bytes of a stream have arrived."""
         self._flowing[number] = model
         for listener in self._listeners:
             if not listener.done():
@@ -56,11 +56,11 @@ class Ledger:
         self._listeners.clear()
 
     def flowing(self, *names: str) -> int:
-        """How many streams of that model, under whichever of its names, have begun and not ended."""
+        """Return the number of running streams of the model with these names."""
         return sum(model in names for model in self._flowing.values())
 
     async def next_flow(self) -> str:
-        """The model of the next stream that begins."""
+        """Wait for the next stream that begins and return its model."""
         listener: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._listeners.append(listener)
         return await listener
@@ -74,7 +74,7 @@ class Ledger:
         self.endings[ending] += 1
         self.slowest = max(self.slowest, seconds)
         if ending is Ending.LOST:
-            self.violate(f"request {number} ({what}) lost after {seconds:.1f} s: {note}")
+            self.violate(f"request {number} ({what}) failed after {seconds:.1f} s: {note}")
         elif note:
             self.reasons[note] += 1
 
@@ -82,8 +82,8 @@ class Ledger:
         self.violations.append(f"{time.monotonic() - self.began:7.1f} s  {story}")
 
     def close(self) -> None:
-        """No request may be open any more."""
+        """Record a violation for each request that is still open."""
         for number, what in self._open.items():
             self.violate(f"request {number} ({what}) never ended")
         if self.begun != sum(self.endings.values()) + self.open:
-            self.violate(f"{self.begun} requests began, and {sum(self.endings.values())} ended")
+            self.violate(f"{self.begun} requests began, but {sum(self.endings.values())} ended")

@@ -1,4 +1,4 @@
-"""The requests of a soak: one of every dialect, streamed or not, and what a whole answer to each looks like."""
+"""Makes random requests of every dialect, streamed or not, with a text that only a complete answer contains."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class RequestSpec:
     path: str
     body: dict[str, Any]
     whole: bytes
-    """What stands in the answer if it is complete."""
+    """A text that the answer contains if it is complete."""
     streams: bool = False
     refused: int = 0
-    """The status that a wrong request must get."""
+    """The status that an invalid request must get; 0 for a valid one."""
 
 
 def any_request(chance: random.Random) -> RequestSpec:

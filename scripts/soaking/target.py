@@ -1,6 +1,6 @@
-"""The gateway under load: tiny models, presets that are edited while it runs, its processes, its end.
+"""Runs the tested gateway with tiny models: edits its presets file, finds its processes, stops it.
 
-Owns the presets file and the gateway's process. Knows nothing of requests.
+Knows nothing of requests.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import psutil
 
 MAKER = Path(__file__).resolve().parent.parent / "make_test_models.py"
 MODELS_MAX = 3
-MODELS_MEMORY = "150M"  # two or three of these workers, by what they grow to
-MARK = "LLAMA_CORRAL_SOAK_MARK"  # by which a gateway's descendants are found wherever they stand
-STOP_S = 30.0  # streams that still run are cut well before
+MODELS_MEMORY = "150M"  # two or three of these workers, depending on how much they grow
+MARK = "LLAMA_CORRAL_SOAK_MARK"  # environment variable by which all descendants of a gateway are found
+STOP_S = 30.0  # the gateway ends streams that still run long before that
 NOT_INHERITED = ("LLAMA_", "HF_", "XDG_", "PYTHONPATH")
 
 SAID_BY = re.compile(rb"^\[(\d+)/([^]\n]+)\] ", re.MULTILINE)
@@ -35,7 +35,7 @@ EMBEDDER = "compass"
 
 @dataclass
 class PresetsFile:
-    """The sections of the presets file; an edit changes one, a broken one is put right by the next."""
+    """The presets file. An edit changes one section and repairs a broken file."""
 
     file: Path
     models: Path
@@ -68,7 +68,7 @@ class PresetsFile:
         return "\n".join(lines)
 
     def write(self) -> None:
-        """As an editor does: beside it, then in its place."""
+        """Write a new file and rename it, as editors do."""
         beside = self.file.with_suffix(".new")
         beside.write_text(self.text())
         beside.replace(self.file)
@@ -111,7 +111,7 @@ class Target:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Whatever happens, nothing of it is left behind."""
+        """Run the gateway; at the end kill all its processes that still run."""
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(NOT_INHERITED)}
         own = {"HOME": str(self.folder), "HF_HUB_OFFLINE": "1", MARK: self.mark}
         with self.log.open("wb") as out:
@@ -127,7 +127,7 @@ class Target:
             self.process.wait()
 
     def stop(self) -> int | None:
-        """Its exit code after SIGTERM; None: it did not end."""
+        """Send SIGTERM and return the exit code, or None if the gateway did not exit."""
         self.process.send_signal(signal.SIGTERM)
         try:
             return self.process.wait(STOP_S)
@@ -135,7 +135,7 @@ class Target:
             return None
 
     def family(self) -> list[psutil.Process]:
-        """The gateway and all that it started, wherever it stands now; dear, since it looks at every process."""
+        """Return the gateway and all its descendants, orphans too. Slow: it reads every process of the machine."""
         return [process for process in psutil.process_iter() if _mark_of(process) == self.mark]
 
     def router(self) -> psutil.Process:
@@ -145,13 +145,13 @@ class Target:
         return next((child for child in _children(self.router()) if _is_zygote(child)), None)
 
     def workers(self) -> list[psutil.Process]:
-        """Those whose parent has not reaped them count as well."""
+        """Return the worker processes, including zombies."""
         zygote = self.zygote()
         spawned = [child for child in _children(self.router()) if not _is_zygote(child)]
         return spawned + (_children(zygote) if zygote else [])
 
     def worker_of(self, model: str) -> psutil.Process | None:
-        """Found by what it said in the log, `[pid/model] …`: its command line is that of whom it was forked from."""
+        """Return the model's worker. Found by its log lines, `[pid/model] …`: a fork has its parent's command line."""
         with self.log.open("rb") as log:
             log.seek(self._read_up_to)
             lines, _, rest = log.read().rpartition(b"\n")

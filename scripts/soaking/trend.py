@@ -1,4 +1,4 @@
-"""Whether a series of measurements is flat: its last third against its first, after a warm-up. Pure."""
+"""Checks if a series of measurements grows: compares its last third with its first, after a warm-up. Pure."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from statistics import median
 
 WARM_UP = 0.25
-"""The share of a run in which caches fill and allocators find their size."""
+"""The share of a run in which caches are filled and memory pools grow."""
 ENOUGH = 24
-"""Fewer measurements than this, eight a third, show what happened to be open and no trend."""
+"""Fewer measurements than this, eight per third, are too random to show a trend."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Trend:
     before: float
     after: float
     allowed: float
-    """What it may grow by."""
+    """The allowed growth."""
 
     @property
     def is_flat(self) -> bool:
@@ -31,7 +31,10 @@ class Trend:
 
 
 def trend(name: str, unit: str, values: Sequence[float], *, share: float, least: float) -> Trend | None:
-    """It may grow by `share` of what it was, or by `least` where that is more; None: too few measurements."""
+    """Return the trend, or None if there are too few measurements.
+
+    The values may grow by `share` of their first third, or by `least` if that is more.
+    """
     settled = values[int(len(values) * WARM_UP) :]
     if len(settled) < ENOUGH:
         return None

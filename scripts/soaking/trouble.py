@@ -1,5 +1,5 @@
-"""What happens to a gateway beside requests: workers that are killed, most of them while they are busy, models that are
-loaded and unloaded, edited presets, pages that look on.
+"""Disturbs the gateway at random: kills workers, most of them while they are busy, loads and unloads models, edits the
+presets, and opens event streams.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from .target import ALIASES, CHATS, EMBEDDER, Target
 
 Disturbance = Callable[[aiohttp.ClientSession, Ledger, Target], Awaitable[str]]
 ANSWER_S = 30.0
-"""Commands wait for exits, and those for a stop-timeout of 5 s."""
+"""Timeout of commands: they wait for workers to exit, which may take the stop-timeout of 5 s."""
 CHANCE_S = 5.0
-"""So long the right moment for a kill is waited for."""
+"""How long a kill waits for the right moment."""
 MIN_OPEN_REQUESTS = 6
-"""Open requests of which some must wait: that many of these models do not run at once."""
+"""With this many open requests some must wait, because not all models can run at the same time."""
 COMMAND_STATUS = {200, 400, 404, 500, 503}
-"""400: not running, already running; 404: the entry is gone; 503: no place at the moment."""
+"""Allowed statuses. 400: not running or already running; 404: the preset was removed; 503: no place now."""
 
 
 async def disturb(session: aiohttp.ClientSession, ledger: Ledger, target: Target, end: float) -> None:
@@ -47,14 +47,14 @@ async def disturb(session: aiohttp.ClientSession, ledger: Ledger, target: Target
 async def kill(session: aiohttp.ClientSession, ledger: Ledger, target: Target) -> str:
     workers = await asyncio.to_thread(target.workers)
     if not workers:
-        return "nobody to kill"
+        return "no worker to kill"
     with suppress(psutil.Error):
         ledger.random.choice(workers).kill()
     return "workers killed"
 
 
 async def kill_in_a_stream(session: aiohttp.ClientSession, ledger: Ledger, target: Target) -> str:
-    """As soon as one flows: these are short."""
+    """Kill the worker of the next stream as soon as it begins, because streams are short."""
     try:
         async with asyncio.timeout(CHANCE_S):
             name = await ledger.next_flow()
@@ -83,7 +83,7 @@ async def kill_in_a_load(session: aiohttp.ClientSession, ledger: Ledger, target:
 
 
 async def kill_with_waiters(session: aiohttp.ClientSession, ledger: Ledger, target: Target) -> str:
-    """More requests are open than stream: the others wait for a model, or for a whole answer."""
+    """Kill a worker while some requests wait for a model or a complete answer."""
     end = time.monotonic() + CHANCE_S
     while time.monotonic() < end:
         if ledger.open >= MIN_OPEN_REQUESTS and (workers := target.workers()):
@@ -117,11 +117,11 @@ async def edit(session: aiohttp.ClientSession, ledger: Ledger, target: Target) -
 
 
 async def break_presets(session: aiohttp.ClientSession, ledger: Ledger, target: Target) -> str:
-    """What was read before stays in force."""
+    """Write an invalid presets file: the gateway must keep its models."""
     target.presets.break_it()
     async with session.get("/models") as response:
         if not (await response.json())["data"]:
-            ledger.violate("a broken presets file took all models away")
+            ledger.violate("an invalid presets file removed all models")
     return "presets broken"
 
 
@@ -134,7 +134,7 @@ async def reload(session: aiohttp.ClientSession, ledger: Ledger, target: Target)
 
 
 async def watch_events(session: aiohttp.ClientSession, ledger: Ledger, target: Target) -> str:
-    """A page that listens for a moment and is closed."""
+    """Read the event stream for a moment, as a page that is opened and closed."""
     with suppress(TimeoutError):
         async with asyncio.timeout(ledger.random.random()), session.get("/models/sse") as response:
             await response.read()

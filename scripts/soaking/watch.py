@@ -1,4 +1,4 @@
-"""The verifier: looks at processes and `/models` again and again, and says where they do not agree or what grows."""
+"""The verifier: compares the processes with `/models` repeatedly, and measures memory, descriptors and threads."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .trend import Trend, trend
 
 EVERY_S = 0.5
 PATIENCE = 10
-"""Looks in a row after which it is no chance any more: processes are born, and reaped, between two readings."""
+"""A difference is a violation after this many looks in a row: processes start and exit between two readings."""
 RUNNING = ("loading", "loaded", "sleeping")
 
 
 @dataclass
 class Look:
-    """One moment."""
+    """The measurements of one moment."""
 
     router_mb: float
     router_fds: int
@@ -33,7 +33,7 @@ class Look:
     zygote_fds: int
     workers: int
     worker_mb: float
-    """Of the one that has most."""
+    """Memory of the largest worker."""
 
 
 @dataclass
@@ -56,11 +56,11 @@ class Verifier:
         self.compare([entry["id"] for entry in shown if entry["status"]["value"] in RUNNING], workers, zombies)
 
     def compare(self, running: list[str], workers: int, zombies: int) -> None:
-        """What `/models` says with the processes that there are."""
+        """Compare the models that run according to `/models` with the number of worker processes."""
         self.most_workers = max(self.most_workers, workers)
         if workers > MODELS_MAX:
-            self.ledger.violate(f"{workers} workers where {MODELS_MAX} are allowed")
-        self._lasting(len(running) != workers, f"/models says {running}, and {workers} workers exist")
+            self.ledger.violate(f"{workers} workers run, {MODELS_MAX} are allowed")
+        self._lasting(len(running) != workers, f"/models lists {running}, but {workers} workers exist")
         self._lasting(zombies > 0, "a zombie is not reaped")
 
     def _lasting(self, is_wrong: bool, story: str) -> None:
@@ -70,7 +70,7 @@ class Verifier:
             self.ledger.violate(story)
 
     def _workers(self) -> tuple[int, int]:
-        """How many there are, dead ones that are not reaped left out, and how many of those."""
+        """Record one look. Return the number of live workers and the number of zombies."""
         alive = zombies = 0
         most = 0.0
         for process in self.target.workers():
@@ -95,7 +95,7 @@ class Verifier:
         return alive, zombies
 
     def trends(self) -> list[Trend]:
-        """A worker's memory is allowed more: which models run in one third of the time or the other is chance."""
+        """Return the trends. A worker's memory may grow more, because which models run in each third is random."""
         looks = self.looks
         several = [
             trend("memory of the router", "MB", [look.router_mb for look in looks], share=0.1, least=4),
@@ -109,7 +109,7 @@ class Verifier:
 
 
 def private_mb(pid: int) -> float:
-    """What is nobody else's and no file's, swapped out or not: a leak that the system swaps out stays visible."""
+    """Return the process's private anonymous memory in MB, including swapped pages, so that no leak is hidden."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:

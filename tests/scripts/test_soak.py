@@ -137,7 +137,7 @@ def test_what_was_lost_is_in_the_report(capsys: pytest.CaptureFixture[str]) -> N
     report(ledger, verifier)
     told = capsys.readouterr().out
     assert "3 violations" in told
-    assert "request 2 (chat of fox, streamed) lost after 0.0 s: an answer without its end: …b'data: {}" in told
+    assert "request 2 (chat of fox, streamed) failed after 0.0 s: truncated answer: …b'data: {}" in told
     assert "request 3 (embedding of compass) never ended" in told
     assert "descriptors of the router" in told.partition("violations")[2]
 
@@ -154,9 +154,9 @@ def test_processes_that_nobody_knows_of_are_told() -> None:
     verifier.compare(["a", "b", "c"], MODELS_MAX + 1, 0)
     stories = [story.partition(" s  ")[2] for story in ledger.violations]
     assert stories == [
-        "/models says ['fox'], and 2 workers exist",
+        "/models lists ['fox'], but 2 workers exist",
         "a zombie is not reaped",
-        f"{MODELS_MAX + 1} workers where {MODELS_MAX} are allowed",
+        f"{MODELS_MAX + 1} workers run, {MODELS_MAX} are allowed",
     ]
 
 
