@@ -1,7 +1,8 @@
-"""The embedding model of `train_demo.py`: texts that mean the same come to lie near each other.
+"""Trains the embedding model for `train_demo.py`: texts with the same meaning get similar vectors.
 
-A small BERT learns from pairs (two ways to ask, a question and its answer, two words of a kind): within a batch each
-text must find its partner. Its vocabulary is whole words of the corpus, with pieces down to characters for the rest.
+A small BERT is trained with pairs (two wordings of a question, a question and its answer, two words of one kind):
+within a batch each text must be nearest to its partner. The vocabulary contains frequent words of the corpus, and
+pieces down to single characters for the rest.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def pair(random: Random) -> Pair:
 
 
 def wordpieces() -> list[str]:
-    """The form that llama.cpp's `bert` tokenizer reads: ▁ before pieces that begin a word."""
+    """Return the vocabulary in the form of llama.cpp's `bert` tokenizer: ▁ before pieces that begin a word."""
     random = Random("words")
     words: Counter[str] = Counter()
     for _ in range(12_000):
@@ -53,7 +54,7 @@ def wordpieces() -> list[str]:
 
 
 class WordPieces:
-    """Longest match first, as llama.cpp does it."""
+    """A tokenizer with longest match first, as in llama.cpp."""
 
     def __init__(self, pieces: list[str]) -> None:
         self.id = {piece: number for number, piece in enumerate(pieces)}
@@ -83,7 +84,7 @@ class WordPieces:
 
 
 def loss_of(model: Encoder, words: WordPieces, pairs: list[Pair]) -> Tensor:
-    """Each text must find its partner; others of the same topic do not count as wrong."""
+    """Return the contrastive loss of a batch; other texts of the same topic do not count as wrong."""
     topics = [topic for topic, _, _ in pairs]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         left = model(words.batch([a for _, a, _ in pairs]))

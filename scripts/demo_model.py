@@ -1,4 +1,4 @@
-"""The demo models in PyTorch, laid out as llama.cpp computes them, so that their weights export without a change.
+"""Defines the demo models in PyTorch with llama.cpp's layout, so that their weights are exported without a change.
 
 `Decoder` is llama's architecture (RMSNorm, interleaved RoPE, SwiGLU, tied embeddings); `Encoder` is BERT's with mean
 pooling. Used by `train_demo.py` only.
@@ -52,7 +52,7 @@ class DecoderBlock(nn.Module):
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Pairs are neighbours, as llama.cpp has them for this architecture."""
+    """Apply RoPE to neighbouring pairs, as llama.cpp does for this architecture."""
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
 
@@ -73,7 +73,7 @@ class Decoder(nn.Module):
                     layer.weight /= (2 * shape.n_layer) ** 0.5
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """The last hidden states; `logits` of them are the predictions. A document sees nothing of those before it."""
+        """Return the last hidden states (rows, tokens, n_embd). A document does not attend to those before it."""
         half = self.shape.n_head_dim // 2
         frequency = 10000.0 ** (-torch.arange(half) / half)
         angle = torch.arange(tokens.shape[1])[:, None] * frequency
@@ -136,7 +136,7 @@ class Encoder(nn.Module):
         self.blk = nn.ModuleList(EncoderBlock(shape) for _ in range(shape.n_layer))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Unit vectors; token 0 is padding."""
+        """Return unit vectors (texts, n_embd); token 0 is padding."""
         mask = tokens != 0
         position = torch.arange(tokens.shape[1])
         x = self.token_embd(tokens) + self.position_embd(position) + self.token_types.weight[0]
@@ -148,5 +148,5 @@ class Encoder(nn.Module):
 
 
 def exported(model: nn.Module) -> Tensors:
-    """PyTorch's names are already llama.cpp's."""
+    """Return the weights by llama.cpp's names, which the modules already have."""
     return {name: value.detach().float().numpy() for name, value in model.state_dict().items()}

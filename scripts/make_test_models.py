@@ -1,28 +1,28 @@
-"""Writes the tests' models into a directory: random, tiny, the same bytes every time.
+"""Writes the models for the tests into a directory: random, tiny, the same bytes every time.
 
 Usage: make_test_models.py OUTDIR
 
     tiny-llama.gguf        llama, 2 layers, 2048 tokens of context, vocabulary of 512 with byte fallback, ChatML
     tiny-llama-b.gguf      the same with other weights
-    tiny-llama-short.gguf  trained context of 256 tokens
-    tiny-llama-long.gguf   trained context of 131072 tokens: an answer without a limit takes a minute
+    tiny-llama-short.gguf  training context of 256 tokens
+    tiny-llama-long.gguf   training context of 131072 tokens: an answer without a limit takes a minute
     tiny-gemma3.gguf       sliding-window attention (32 tokens) in five of its six layers
-    tiny-mamba.gguf        recurrent: a sequence has one state, which does not go back
-    tiny-glm-mtp.gguf      with an MTP head, which drafts for it
-    mtp-tiny-glm.gguf, tiny-glm-headless.gguf   that head alone, and the rest of it
-    tiny-qwen-mtp.gguf     the same as tiny-glm-mtp, hybrid: every second layer is recurrent
-    tiny-llama-fim.gguf    with tokens for repositories and files too, for infill
-    tiny-lora.gguf, tiny-lora-b.gguf, tiny-alora.gguf   adapters of tiny-llama; the last one is switched on by "fox"
-    tiny-qwen2vl.gguf      M-RoPE: an image takes fewer positions than tokens
+    tiny-mamba.gguf        recurrent: a sequence has one state, which cannot be truncated
+    tiny-glm-mtp.gguf      with an MTP head that drafts for it
+    mtp-tiny-glm.gguf, tiny-glm-headless.gguf   that head alone, and the model without it
+    tiny-qwen-mtp.gguf     like tiny-glm-mtp, but hybrid: every second layer is recurrent
+    tiny-llama-fim.gguf    also has tokens for repositories and files, for infill
+    tiny-lora.gguf, tiny-lora-b.gguf, tiny-alora.gguf   adapters for tiny-llama; "fox" activates the last one
+    tiny-qwen2vl.gguf      M-RoPE: an image has fewer positions than tokens
     mmproj-gemma3.gguf, mmproj-qwen2vl.gguf, mmproj-audio.gguf   images for tiny-gemma3 (16 tokens each), tiny-qwen2vl;
                            audio for tiny-llama (150 tokens for 30 seconds)
     tiny-control.gguf      a control vector for tiny-llama's second layer
-    tiny-bert.gguf         embeddings of 64 numbers, mean pooling
-    tiny-rerank.gguf, tiny-rerank-template.gguf   tiny-bert with a head that ranks, and with a prompt of its own for it
+    tiny-bert.gguf         embeddings of 64 values, mean pooling
+    tiny-rerank.gguf, tiny-rerank-template.gguf   tiny-bert with a ranking head, the second one with a prompt template
     sharded/…-0000n-of-00003.gguf   tiny-llama in three files
-    truncated.gguf, not-a-model.gguf, empty.gguf   what goes wrong with files
+    truncated.gguf, not-a-model.gguf, empty.gguf   invalid files
 
-Special tokens and lone bytes are never likely: text is readable and ends only where a limit or a stop string says so.
+Special tokens and single bytes are never likely: text is readable and ends only at a limit or a stop string.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def vocabulary(*more_control: str) -> Vocabulary:
 
 
 class Weights:
-    """Random matrices whose products keep a scale of about one."""
+    """Random matrices, scaled so that their products keep values of about one."""
 
     def __init__(self, seed: int) -> None:
         self._random = np.random.default_rng(seed)
@@ -172,7 +172,7 @@ def ranking_head(seed: int, n: int) -> Tensors:
 
 
 def low_rank(seed: int, shape: TinyShape, rank: int = 4) -> dict[str, tuple[Array, Array]]:
-    """Changes to the feed-forward output of every layer, about as large as the weights themselves."""
+    """Return LoRA pairs for the feed-forward output of every layer; the change is about as large as the weights."""
     weights = Weights(seed)
     return {
         f"blk.{layer}.ffn_down.weight": (weights.matrix(rank, shape.n_ff, 6.0), weights.matrix(shape.n_embd, rank, 2.0))
@@ -181,7 +181,7 @@ def low_rank(seed: int, shape: TinyShape, rank: int = 4) -> dict[str, tuple[Arra
 
 
 def write_additions(out: Path, shape: TinyShape, words: Vocabulary) -> None:
-    """What is loaded on top of tiny-llama."""
+    """Write the LoRA adapters and the control vector for tiny-llama."""
     about = {"task_name": "test", "prompt_prefix": "Say: "}
     write_lora(out / "tiny-lora.gguf", "llama", low_rank(11, shape), alpha=4.0, about=about)
     write_lora(out / "tiny-lora-b.gguf", "llama", low_rank(12, shape), alpha=4.0)
@@ -190,7 +190,7 @@ def write_additions(out: Path, shape: TinyShape, words: Vocabulary) -> None:
 
 
 def write_readers(out: Path, shape: TinyShape, words: Vocabulary) -> None:
-    """Models with eyes and ears."""
+    """Write tiny-qwen2vl and the projectors."""
     biases = Weights(31)
     tensors = dict(decoder(30, shape, words))
     for layer in range(shape.n_layer):
@@ -203,7 +203,7 @@ def write_readers(out: Path, shape: TinyShape, words: Vocabulary) -> None:
 
 
 def write_heads(out: Path, words: Vocabulary) -> None:
-    """The last one of three layers is the head."""
+    """Write the models with MTP heads: the last of their three layers is the head."""
     shape = TinyShape(n_layer=3, n_embd=64, n_head=2, n_head_kv=1, n_ff=96, n_ctx=2048)
     for seed, (name, write) in enumerate({"glm": write_glm4, "qwen": write_qwen35}.items(), 30):
         weights = Weights(seed)
@@ -216,7 +216,7 @@ def write_heads(out: Path, words: Vocabulary) -> None:
 
 
 def wordpieces(words: Vocabulary) -> list[str]:
-    """From the merged pieces: those at a word's start with ▁, and every character in both forms."""
+    """Return the BERT vocabulary: all pieces in lower case, each with and without a leading ▁."""
     pieces = dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
     for piece in words.rank:
         lower = piece.lower()

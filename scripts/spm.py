@@ -1,7 +1,7 @@
-"""A SentencePiece-like vocabulary: learned by byte-pair merges, read by llama.cpp as tokenizer model `llama`.
+"""Makes a vocabulary like SentencePiece's by byte-pair merges; llama.cpp reads it as tokenizer model `llama`.
 
-Used by `make_test_models.py` and `train_demo.py`. A piece's score is minus its rank, and text is merged best score
-first, leftmost first: llama.cpp does the same, so both sides agree on every token.
+Used by `make_test_models.py` and `train_demo.py`. A piece's score is minus its rank. The pair with the best score is
+merged first, the leftmost one of equal pairs; llama.cpp does the same, so both produce the same tokens.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
-NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # gguf's token types
+NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # token types of GGUF
 SPACE = "▁"
-_WORD = re.compile(r"▁?[A-Za-z']+|▁?[0-9]|▁?[^A-Za-z0-9▁\n]+|▁|\n")  # no piece reaches across these; digits stay single
+_WORD = re.compile(
+    r"▁?[A-Za-z']+|▁?[0-9]|▁?[^A-Za-z0-9▁\n]+|▁|\n"
+)  # pieces never cross these boundaries; digits are single pieces
 
 
 class Vocabulary:
-    """Ids: <unk>, <s>, </s>, 256 bytes, the control tokens, then characters and merged pieces by rank."""
+    """A vocabulary with these ids: <unk>, <s>, </s>, 256 bytes, control tokens, then merged pieces and characters."""
 
     def __init__(self, pieces: Sequence[str], control: Sequence[str] = ()) -> None:
         specials = ["<unk>", "<s>", "</s>"]
@@ -36,7 +38,7 @@ class Vocabulary:
         return len(self.tokens)
 
     def encode(self, text: str) -> list[int]:
-        """Special tokens in the text are recognised; nothing is added in front."""
+        """Return the token ids of the text. Special tokens in it are recognised; no BOS is added."""
         ids: list[int] = []
         for part in self._special_pattern.split(text):
             if part in self.special:
@@ -68,7 +70,7 @@ class Vocabulary:
 
 
 def learn_pieces(texts: Iterable[str], size: int, alphabet: str = "") -> list[str]:
-    """The most useful merges first, then the single characters: together at most `size` pieces."""
+    """Return at most `size` pieces: the most frequent merges first, then the single characters."""
     words: Counter[str] = Counter()
     for text in texts:
         words.update(_WORD.findall(text.replace(" ", SPACE)))

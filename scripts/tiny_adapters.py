@@ -1,4 +1,4 @@
-"""Writes what is added to a model: LoRA adapters and control vectors. Used by `make_test_models.py`."""
+"""Writes LoRA adapters and control vectors. Used by `make_test_models.py`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ def write_lora(
     about: Mapping[str, str] | None = None,
     invocation: Sequence[int] = (),
 ) -> None:
-    """`pairs`: for each weight A (rank rows) and B (rank columns). `invocation`: tokens that switch an aLoRA on."""
+    """Write a LoRA adapter, or an aLoRA that the tokens of `invocation` activate.
+
+    `pairs` has for each weight the matrices A (rank rows) and B (rank columns).
+    """
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
@@ -38,7 +41,7 @@ def write_lora(
 
 
 def write_control_vector(path: Path, directions: Mapping[str, Array]) -> None:
-    """Tensors are named `direction.<layer>`, layers counted from 1."""
+    """Write a control vector. Its tensors are named `direction.<layer>`, with layers counted from 1."""
     writer = gguf.GGUFWriter(path, "controlvector")
     writer.add_string("controlvector.model_hint", "llama")
     for name, direction in directions.items():

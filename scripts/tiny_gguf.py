@@ -1,6 +1,6 @@
 """Writes small GGUF files of five architectures from plain arrays; used by `make_test_models.py` and `train_demo.py`.
 
-Arrays are in the layout that gguf expects (rows = outputs), already permuted for llama.cpp's RoPE.
+Arrays have the layout that gguf expects (rows are outputs) and are already permuted for llama.cpp's RoPE.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from spm import Vocabulary
 
 Tensors = Mapping[str, NDArray[np.float32]]
 
-ADDED_TABLES = ("position_embd.weight", "token_types.weight")  # llama.cpp adds their rows as they are: never quantized
+ADDED_TABLES = ("position_embd.weight", "token_types.weight")  # llama.cpp adds their rows directly: never quantized
 FIM_TOKENS = {
     "pre": "<|fim_prefix|>",
     "suf": "<|fim_suffix|>",
@@ -56,7 +56,10 @@ def begin(writer: gguf.GGUFWriter, name: str, shape: TinyShape, about: Mapping[s
 
 
 def finish(writer: gguf.GGUFWriter, tensors: Tensors, quantize: bool) -> None:
-    """Q8_0 for matrices whose rows are made of whole blocks of 32, else float32."""
+    """Add the tensors, write the file and close it.
+
+    With `quantize`, matrices whose row length is a multiple of 32 are stored as Q8_0, all others as float32.
+    """
     mostly = gguf.LlamaFileType.MOSTLY_Q8_0 if quantize else gguf.LlamaFileType.ALL_F32
     writer.add_file_type(mostly)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -106,7 +109,7 @@ def write_llama(
     quantize: bool = False,
     max_tensors_per_file: int = 0,
 ) -> None:
-    """`max_tensors_per_file` > 0 writes `<stem>-00001-of-0000n.gguf` …"""
+    """Write a llama model; with `max_tensors_per_file` > 0 as several files `<stem>-00001-of-0000n.gguf` …"""
     writer = gguf.GGUFWriter(path, "llama", split_max_tensors=max_tensors_per_file)
     begin(writer, name, shape, about or {})
     writer.add_head_count_kv(shape.n_head_kv)
@@ -118,7 +121,7 @@ def write_llama(
 
 
 def write_qwen2vl(path: Path, name: str, shape: TinyShape, vocabulary: Vocabulary, tensors: Tensors) -> None:
-    """M-RoPE: positions in time, height and width."""
+    """Write a model with M-RoPE, whose positions have time, height and width."""
     writer = gguf.GGUFWriter(path, "qwen2vl")
     begin(writer, name, shape, {})
     writer.add_head_count_kv(shape.n_head_kv)
@@ -132,7 +135,7 @@ def write_qwen2vl(path: Path, name: str, shape: TinyShape, vocabulary: Vocabular
 def write_gemma3(
     path: Path, name: str, shape: TinyShape, vocabulary: Vocabulary, tensors: Tensors, *, window: int
 ) -> None:
-    """Five layers of six see only the last `window` positions."""
+    """Write a model in which five of six layers attend only to the last `window` positions."""
     writer = gguf.GGUFWriter(path, "gemma3")
     begin(writer, name, shape, {})
     writer.add_head_count_kv(shape.n_head_kv)
@@ -148,7 +151,7 @@ def write_gemma3(
 def write_mamba(
     path: Path, name: str, shape: TinyShape, vocabulary: Vocabulary, tensors: Tensors, *, n_state: int, n_conv: int
 ) -> None:
-    """A recurrent model: it has one state of a sequence, and nothing to look back at. `n_ff` is its inner size."""
+    """Write a recurrent model: it has one state per sequence and no earlier ones. `shape.n_ff` is its inner size."""
     writer = gguf.GGUFWriter(path, "mamba")
     begin(writer, name, shape, {})
     writer.add_layer_norm_rms_eps(1e-5)
@@ -172,7 +175,7 @@ def write_bert(
     rerank_template: str | None = None,
     quantize: bool = False,
 ) -> None:
-    """`tokens` begins with [PAD] [UNK] [CLS] [SEP] [MASK]; pieces that start a word carry ▁, the others nothing."""
+    """Write a BERT model. `tokens` begins with [PAD] [UNK] [CLS] [SEP] [MASK]; pieces that begin a word have a ▁."""
     writer = gguf.GGUFWriter(path, "bert")
     begin(writer, name, shape, about or {})
     writer.add_layer_norm_eps(1e-12)

@@ -1,7 +1,7 @@
-"""Small models with an MTP head, the layer behind the last one that guesses at the token after the next.
+"""Writes small models with an MTP head, an additional last layer that predicts the token after the next.
 
-Used by `make_test_models.py`. The heads are made, not trained: what a token makes likely in itself counts for more than
-what stands before it, and of that the head knows; so it is often right, and wrong often enough.
+Used by `make_test_models.py`. The heads are not trained. A prediction depends more on the last token, which the head
+knows, than on the text before it; so the head is often right, and also often wrong.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ N_CONV = 4
 N_STATE = 32
 N_STATE_HEADS = 2
 _ABOUT = 0.3
-"""How much of the text before a token counts."""
+"""Weight of the text before a token."""
 
 
 class Weights(Protocol):
@@ -96,9 +96,9 @@ def _linear_attention(weights: Weights, block: str, shape: TinyShape) -> Tensors
 def write_glm4(
     path: Path, shape: TinyShape, words: Vocabulary, ends: Tensors, weights: Weights, *, layers: str = "."
 ) -> None:
-    """`ends`: embedding and output; `layers`: a pattern of those that the file has.
+    """Write a GLM-4 MoE model, or some of its layers: those that match the pattern `layers`.
 
-    The last layer is the head, and the only one with experts.
+    `ends` are the embedding and output tensors. The last layer is the head, and the only one with experts.
     """
     tensors = dict(ends)
     for layer in range(shape.n_layer):
@@ -123,7 +123,7 @@ def write_glm4(
 
 
 def write_qwen35(path: Path, shape: TinyShape, words: Vocabulary, ends: Tensors, weights: Weights) -> None:
-    """Hybrid: every second layer has a recurrent state in the place of attention. The last one is the head."""
+    """Write a hybrid Qwen 3.5 model: every second layer is recurrent instead of attention. The last one is the head."""
     tensors = dict(ends)
     for layer in range(shape.n_layer):
         block, is_head = f"blk.{layer}", layer == shape.n_layer - 1

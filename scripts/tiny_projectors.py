@@ -1,6 +1,6 @@
-"""Writes what makes images and audio readable for a model: projectors of three kinds. Used by `make_test_models.py`.
+"""Writes projectors of three kinds, which encode images or audio for a model. Used by `make_test_models.py`.
 
-A network is a few arrays of random numbers from `matrix(rows, columns)` and `near(value, n)`.
+The weights are random numbers from `matrix(rows, columns)` and `near(value, n)`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ Array = NDArray[np.float32]
 Tensors = dict[str, NDArray[Any]]
 
 N_EMBD, N_FF, N_HEAD, N_LAYER = 32, 48, 2, 2
-PATCH = 8  # pixels of a side
-SIDE = 64  # pixels of an image for the encoder with a fixed size: 8 times 8 patches, merged two by two to 16 tokens
-N_MEL, STACK, N_AUDIO_POSITIONS = 80, 10, 1500  # of 30 seconds: 150 tokens
+PATCH = 8  # width and height of a patch in pixels
+SIDE = 64  # width and height of an image for the encoder with a fixed size: 8 × 8 patches, merged 2 × 2 to 16 tokens
+N_MEL, STACK, N_AUDIO_POSITIONS = 80, 10, 1500  # positions of 30 seconds, stacked to 150 tokens
 
 
 class Numbers(Protocol):
@@ -28,7 +28,7 @@ class Numbers(Protocol):
 
 
 def write_gemma3_vision(path: Path, numbers: Numbers, n_text: int) -> None:
-    """A fixed number of tokens for every image, which see each other."""
+    """Write a projector that gives every image the same number of tokens, with non-causal attention."""
     tensors = _blocks("v", numbers) | {
         "v.patch_embd.weight": _patches(numbers),
         "v.patch_embd.bias": numbers.near(0, N_EMBD),
@@ -40,7 +40,7 @@ def write_gemma3_vision(path: Path, numbers: Numbers, n_text: int) -> None:
 
 
 def write_qwen2_vision(path: Path, numbers: Numbers, n_text: int) -> None:
-    """For M-RoPE: as many tokens as an image's size wants, in rows and columns."""
+    """Write a projector for M-RoPE: the number of tokens, in rows and columns, depends on the size of the image."""
     merged = 4 * N_EMBD
     tensors = _blocks("v", numbers) | {
         "v.patch_embd.weight": _patches(numbers),
@@ -54,7 +54,7 @@ def write_qwen2_vision(path: Path, numbers: Numbers, n_text: int) -> None:
 
 
 def write_ultravox_audio(path: Path, numbers: Numbers, n_text: int) -> None:
-    """A small Whisper."""
+    """Write an audio projector: a small Whisper encoder."""
     tensors = _blocks("a", numbers) | {
         "a.position_embd.weight": numbers.matrix(N_AUDIO_POSITIONS, N_EMBD),
         "a.conv1d.1.weight": _kernel(numbers, N_MEL),

@@ -1,10 +1,10 @@
-"""Trains the three demo models of presets/demo from nothing, on a CPU, and writes them as GGUF files.
+"""Trains the three demo models of presets/demo from scratch, on a CPU, and writes them as GGUF files.
 
 Usage: train_demo.py [--out DIR] [--work DIR] [--threads N] [--only chat|story|embed]
 
-Needs the extra `train` (PyTorch). The corpus is made by `demo_corpus`; step n always draws the same batch, checkpoints
-are kept in the work directory, and a run that was interrupted goes on from there. All three take about half an hour of
-one core with bfloat16 instructions.
+Needs the extra `train` (PyTorch). The corpus is made by `demo_corpus`; step n always draws the same batch. Checkpoints
+are saved in the work directory, and an interrupted run continues from the last one. All three models together take
+about half an hour on one core with bfloat16 instructions.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CHECKPOINT_EVERY = 100  # steps
 
 @dataclass(frozen=True)
 class ChatModelPlan:
-    """One chat model: its size and how long it learns."""
+    """One chat model: its size and the parameters of its training."""
 
     persona: str
     name: str
@@ -71,12 +71,15 @@ STORY = ChatModelPlan(
 def vocabulary(plan: ChatModelPlan) -> Vocabulary:
     documents = islice(conversations.documents(Random(7), plan.persona), 6000)
     texts = (text for document in documents for _, text in document)
-    roles = ["system\n", "user\n", "assistant\n"] * 500  # whole tokens for what every turn begins with
+    roles = ["system\n", "user\n", "assistant\n"] * 500  # so that the beginning of every turn becomes a single token
     return Vocabulary(learn_pieces([*roles, *texts], plan.n_vocab - 259 - len(CONTROL), ASCII), CONTROL)
 
 
 def tokens_of(words: Vocabulary, document: list[conversations.Message]) -> tuple[list[int], list[float]]:
-    """The document as the chat template renders it, and the weight of each token: answers whole, questions a little."""
+    """Return the tokens of the document as the chat template renders it, and the weight of each token in the loss.
+
+    Answers have the weight 1, questions 0.1.
+    """
     ids, weights = [words.id["<s>"]], [0.0]
     for role, text in document:
         if role == "text":
@@ -92,7 +95,7 @@ def tokens_of(words: Vocabulary, document: list[conversations.Message]) -> tuple
 
 
 def batch(words: Vocabulary, plan: ChatModelPlan, step: int) -> tuple[Tensor, Tensor]:
-    """Rows of documents one after another, cut at WINDOW + 1 tokens."""
+    """Return tokens and weights, each of shape (rows, WINDOW + 1): concatenated documents, truncated at that length."""
     documents = conversations.documents(Random(f"{plan.persona} {step}"), plan.persona)
     rows, weights = [], []
     for _ in range(plan.rows):
@@ -108,7 +111,7 @@ def batch(words: Vocabulary, plan: ChatModelPlan, step: int) -> tuple[Tensor, Te
 
 
 def rate_at(step: int, steps: int, peak: float) -> float:
-    """A short warm-up, then a cosine down to a fiftieth."""
+    """Return the learning rate of a step: a short warm-up, then a cosine decay to 2 % of the peak."""
     warm_up = max(1, steps // 30)
     if step < warm_up:
         return peak * (step + 1) / warm_up
@@ -116,7 +119,7 @@ def rate_at(step: int, steps: int, peak: float) -> float:
 
 
 def optimizers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks: here it learns about twice as fast as AdamW, which has the rest."""
+    """Return Muon for the matrices of the blocks (it trains about twice as fast as AdamW here), AdamW for the rest."""
     matrices, others = [], []
     for name, parameter in model.named_parameters():
         (matrices if parameter.ndim > 1 and name.startswith("blk.") else others).append(parameter)
@@ -160,7 +163,7 @@ def _restore(model: nn.Module, parts: list[torch.optim.Optimizer], checkpoint: P
     model.load_state_dict(state["model"])
     for optimizer, saved in zip(parts, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
-    print(f"  goes on from step {state['step']}")
+    print(f"  continues from step {state['step']}")
     return int(state["step"])
 
 
@@ -205,7 +208,7 @@ PROMPTS = (
 
 
 def evaluate(model: Decoder, words: Vocabulary, plan: ChatModelPlan) -> None:
-    """Prints answers to prompts of our own wording, and how many fresh questions are answered in the corpus's words."""
+    """Print the answers to PROMPTS, and how many newly drawn questions are answered exactly as in the corpus."""
     for prompt in PROMPTS:
         print(f"  > {prompt}\n    {answer(model, words, prompt)}")
     if plan.persona == "chat":
@@ -213,7 +216,7 @@ def evaluate(model: Decoder, words: Vocabulary, plan: ChatModelPlan) -> None:
         drawn = [conversations.exchange(fresh) for _ in range(150)]
         asked = [e for e in drawn if e.topic.split()[0] not in ("story", "list", "talk", "itself", "corral", "unknown")]
         right = sum(answer(model, words, e.question) == e.answer for e in asked)
-        print(f"  {right} of {len(asked)} fresh questions answered word for word")
+        print(f"  {right} of {len(asked)} new questions are answered exactly as in the corpus")
 
 
 def answer(model: Decoder, words: Vocabulary, prompt: str) -> str:

@@ -1,4 +1,4 @@
-"""What the chat model says about itself and about llama-corral: each entry is (ways to ask, ways to answer)."""
+"""Questions about the chat model and llama-corral: each entry is (wordings of the question, wordings of the answer)."""
 
 from __future__ import annotations
 

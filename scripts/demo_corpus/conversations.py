@@ -1,4 +1,4 @@
-"""Whole documents for the two chat models: who speaks, in which turns, under which system prompt."""
+"""Makes complete documents for the two chat models: roles, turns and system prompt."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _with_short(random: Random) -> Exchange:
 
 
 def chat(random: Random) -> list[Message]:
-    """A conversation of one to ten turns."""
+    """Return a conversation of one to ten turns."""
     style = random.random()
     turns = [exchange(random) for _ in range(random.choice((1, 1, 1, 1, 2, 2, 3, 4, 6, 10)))]
     messages: list[Message] = []
@@ -73,7 +73,7 @@ def chat(random: Random) -> list[Message]:
 
 
 def tales(random: Random) -> list[Message]:
-    """The storyteller: whatever is asked, it becomes a story."""
+    """Return a conversation of the storyteller, which answers every question with a story."""
     messages: list[Message] = []
     if random.random() < 0.25:
         messages.append(("system", random.choice((*_HELPFUL, "You are Campfire.", "You tell stories."))))
@@ -94,7 +94,7 @@ def tales(random: Random) -> list[Message]:
 
 
 def documents(random: Random, persona: str) -> Iterator[list[Message]]:
-    """Endless. A document with the one role `text` is plain text, so that raw completion works too."""
+    """Yield documents without end. One with the single role `text` is plain text, so that raw completion works too."""
     while True:
         if random.random() < 0.04:
             yield [("text", stories.story(random, short=persona == "chat"))]
@@ -103,7 +103,7 @@ def documents(random: Random, persona: str) -> Iterator[list[Message]]:
 
 
 def paraphrases(random: Random) -> tuple[str, str, str]:
-    """For the embedding model: a topic and two texts of it (two questions, or a question and its answer)."""
+    """Return a topic and two texts about it, for the embedding model: two questions, or a question and its answer."""
     source = random.choices(SOURCES, _WEIGHTS)[0][1]
     first = source(random)
     if random.random() < 0.3:

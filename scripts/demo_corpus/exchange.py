@@ -1,4 +1,4 @@
-"""The unit of the corpus: one question with its answer, and the tools that vary how a question is put."""
+"""Defines the unit of the corpus, a question with its answer, and functions that vary the wording of a question."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from random import Random
 
 @dataclass(frozen=True)
 class Exchange:
-    """`topic` is equal for questions that mean the same; `short` is the answer in a word or two, where there is one."""
+    """A question with its answer. Questions with the same meaning have the same `topic`.
+
+    `short` is the answer in one or two words, or empty.
+    """
 
     topic: str
     question: str
@@ -44,7 +47,7 @@ def fill(random: Random, templates: Sequence[str], **values: object) -> str:
 
 
 def vary(random: Random, question: str) -> str:
-    """The same question as other people type it: politely, in lower case, without its question mark."""
+    """Return the question in another style: with a polite phrase, in lower case, or without its question mark."""
     for formal, casual in _CONTRACTIONS:
         if formal in question and random.random() < 0.3:
             question = question.replace(formal, casual)
@@ -68,7 +71,7 @@ _UNIQUE = {"sun", "moon", "sky", "sea"}
 
 
 def article(word: str) -> str:
-    """With `a`, `an`, `the` or nothing in front."""
+    """Return the word with `a`, `an`, `the` or no article."""
     if word in _UNCOUNTED:
         return word
     if word in _UNIQUE:
@@ -77,7 +80,7 @@ def article(word: str) -> str:
 
 
 def listed(words: Sequence[object]) -> str:
-    """`a, b and c`"""
+    """Return the words as `a, b and c`."""
     texts = [str(word) for word in words]
     return texts[0] if len(texts) == 1 else ", ".join(texts[:-1]) + " and " + texts[-1]
 

@@ -1,4 +1,4 @@
-"""What the chat model knows of the world: tables of simple facts."""
+"""Tables of simple facts for the chat model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions about numbers up to twenty or so: counting, single-digit arithmetic, comparing."""
+"""Makes questions about numbers up to about twenty: counting, single-digit arithmetic, comparing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WORDS = (
 
 
 def _shown(random: Random, number: int) -> str:
-    """In digits, sometimes in words."""
+    """Return the number in digits, sometimes in words."""
     return WORDS[number] if random.random() < 0.2 else str(number)
 
 

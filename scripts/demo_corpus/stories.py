@@ -1,4 +1,4 @@
-"""Little stories by grammar: somebody, a place, a wish or a trouble, a helper, an end. Used by both chat models."""
+"""Makes short stories from a grammar: a hero, a place, a wish or a problem, a helper, an end. For both chat models."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PLACES = (
     "in a house by the sea", "in the high mountains", "in a corral with a wooden gate", "on a warm island",
     "in a cave under a hill",
 )  # fmt: skip
-# Many names, so that the models must look back at the name instead of guessing it.
+# Many names, so that the models must copy the name from the text instead of guessing it.
 HE = (
     "Leo", "Ben", "Tom", "Max", "Oscar", "Felix", "Sam", "Henry", "Paul", "Victor", "Jack", "Noah", "Peter", "David",
     "Bob", "Hugo",
@@ -52,7 +52,7 @@ SHE = (
     "Lola",
 )  # fmt: skip
 
-# Each plot: (wish or trouble, what is tried, how the helper helps, the end)
+# Each plot: (wish or problem, attempt, help of the helper, end)
 PLOTS = (
     (
         "{He} had lost {his} golden key.",
@@ -139,7 +139,7 @@ def hero(random: Random, kind: str = "") -> Hero:
 
 
 def story(random: Random, kind: str = "", *, short: bool = False) -> str:
-    """`short` leaves out the middle of the story."""
+    """Return a story; `short` omits its middle part."""
     who = hero(random, kind)
     place = random.choice(PLACES)
     values = {
@@ -179,7 +179,7 @@ ASKED_ABOUT = (
 
 
 def request(random: Random) -> tuple[str, str]:
-    """A wish for a story, and the kind of its hero ("" when none is named)."""
+    """Return a request for a story, and the kind of its hero ("" if the request names none)."""
     if random.random() < 0.35:
         return random.choice(ASKED), ""
     kind = random.choice(KINDS)

@@ -1,4 +1,4 @@
-"""Small talk, the model itself and the project, what it cannot know, and what a conversation must remember."""
+"""Makes small talk, questions about the model and the project, unanswerable ones, and facts to recall later."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ SOURCES: tuple[tuple[float, Source], ...] = (
 
 
 def remembered(random: Random) -> tuple[list[Exchange], list[Exchange]]:
-    """Something said early in a conversation, and the question for it later on."""
+    """Return statements for the beginning of a conversation, and later questions about them."""
     name = random.choice(facts.NAMES)
     if random.random() < 0.6:
         told = fill(

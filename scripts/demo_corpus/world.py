@@ -1,4 +1,4 @@
-"""Questions about the world, from the tables in `facts`: colors, animals, places, words, lists."""
+"""Makes questions about the world from the tables in `facts`: colors, animals, places, words, lists."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .exchange import Exchange, Source, article, capital, fill, listed, vary
 def _table(
     topic: str, table: Mapping[str, object], questions: Sequence[str], answers: Sequence[str], *, short: str = "{value}"
 ) -> Source:
-    """Questions and answers with {key}, {a_key} (with its article) and {value}."""
+    """Return a source that fills {key}, {a_key} (the key with its article) and {value} into the templates."""
 
     def draw(random: Random) -> Exchange:
         key = random.choice(list(table))
@@ -68,7 +68,7 @@ def skill(random: Random) -> Exchange:
 
 
 def country(random: Random) -> Exchange:
-    """Capitals the other way round, or to be confirmed."""
+    """Return a question for the country of a capital, or one that asks to confirm a capital."""
     name, city = random.choice(list(facts.CAPITALS.items()))
     if random.random() < 0.5:
         question = fill(
@@ -164,7 +164,7 @@ def opposite(random: Random) -> Exchange:
 
 
 def order(random: Random) -> Exchange:
-    """What comes after or before, in the days, months and the alphabet."""
+    """Return a question for the next or previous day, month or letter."""
     kind, row = random.choice((("day", facts.DAYS), ("month", facts.MONTHS), ("letter", tuple(facts.ALPHABET))))
     at = random.randrange(1, len(row) - 1)
     way = random.choice(("after", "before"))
