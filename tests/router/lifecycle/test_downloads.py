@@ -1,4 +1,4 @@
-"""Downloads into the cache as the lifecycle sees them: their entry, progress, end, failure and cancelling."""
+"""Downloads into the cache in the lifecycle: entry, progress, end, failure and cancellation."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def router(*entries: Preset, **options: Any) -> AsyncIterator[Router]:
 
 
 async def settle() -> None:
-    """Sources are read on another thread, so waiting is not only for turns of the loop."""
+    """Sources are read on another thread, so turns of the loop alone are not sufficient."""
     for _ in range(10):
         await asyncio.sleep(0)
     await asyncio.to_thread(lambda: None)
@@ -78,7 +78,7 @@ async def ended(it: Router, event: str) -> None:
             await settle()
 
 
-async def test_a_download_ends_as_an_entry_of_the_cache() -> None:
+async def test_a_finished_download_becomes_an_entry_of_the_cache() -> None:
     async with router(preset("a")) as it:
         await it.lifecycle.load("a")
         it.launcher["a"].ready()
@@ -104,7 +104,7 @@ async def test_a_download_ends_as_an_entry_of_the_cache() -> None:
 
 
 @pytest.mark.parametrize("said", [True, False])
-async def test_a_failure_is_told_with_its_reason(said: bool) -> None:
+async def test_a_failed_download_is_published_with_its_reason(said: bool) -> None:
     async with router() as it:
         it.library.download(NAME)
         worker = it.launcher[NAME]
@@ -116,11 +116,11 @@ async def test_a_failure_is_told_with_its_reason(said: bool) -> None:
         (told,) = it.told("download_failed")
         assert ("does not exist" if said else "no such thing") in told["error"]
         assert it.status(NAME) is None
-        it.library.download(NAME)  # may be tried again
+        it.library.download(NAME)  # a second try is allowed
         assert it.status(NAME) == "downloading"
 
 
-async def test_unload_cancels_and_waits() -> None:
+async def test_unload_cancels_a_download_and_waits_for_its_end() -> None:
     async with router() as it:
         it.library.download(NAME)
         unloading = asyncio.create_task(it.lifecycle.unload(NAME))
@@ -133,7 +133,7 @@ async def test_unload_cancels_and_waits() -> None:
         assert it.told("download_failed") == [{"error": "cancelled"}]
 
 
-async def test_what_downloads_is_not_used_and_stays_through_a_reload() -> None:
+async def test_a_downloading_model_is_not_used_and_is_kept_by_a_reload() -> None:
     async with router(preset("a")) as it:
         it.library.download(NAME)
         with pytest.raises(InvalidRequest, match="is not running"):
@@ -151,7 +151,7 @@ async def test_what_downloads_is_not_used_and_stays_through_a_reload() -> None:
         assert it.status(NAME) == "unloaded"
 
 
-async def test_what_cannot_be_fetched_is_refused_at_once() -> None:
+async def test_a_name_that_cannot_be_downloaded_is_refused_immediately() -> None:
     async with router(preset("a", aliases=("x/y",)), environ={}) as it:
         for name, why in (
             ("", "missing"),
@@ -181,7 +181,7 @@ async def test_what_cannot_be_fetched_is_refused_at_once() -> None:
 # -- removing --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_model_is_ended_and_its_files_removed(tmp_path: Path) -> None:
+async def test_removing_a_model_stops_it_and_deletes_its_files(tmp_path: Path) -> None:
     environ = {"LLAMA_CACHE": str(tmp_path)}
     cache_repo(tmp_path, "me/repo", "m-Q8_0.gguf", "m-F16.gguf")
 
@@ -205,7 +205,7 @@ async def test_a_model_is_ended_and_its_files_removed(tmp_path: Path) -> None:
             await it.library.remove("")
 
 
-async def test_removing_what_downloads_cancels_it(tmp_path: Path) -> None:
+async def test_removing_a_downloading_model_cancels_the_download(tmp_path: Path) -> None:
     async with router(environ={"LLAMA_CACHE": str(tmp_path)}) as it:
         it.library.download(NAME)
         unfinished = repo_dir(tmp_path, "me/repo") / "blobs" / "ab.downloadInProgress"
@@ -229,7 +229,7 @@ async def test_removing_what_downloads_cancels_it(tmp_path: Path) -> None:
         ("../repo:F16", ["me/repo:F16", "me/repo:Q8_0"]),
     ],
 )
-def test_of_a_repository_only_what_was_named_goes(tmp_path: Path, name: str, left: list[str]) -> None:
+def test_only_the_named_model_of_a_repository_is_removed(tmp_path: Path, name: str, left: list[str]) -> None:
     environ = {"LLAMA_CACHE": str(tmp_path)}
     shards = [f"big-Q8_0-0000{number}-of-00002.gguf" for number in (1, 2)]
     cache_repo(tmp_path, "me/repo", *shards, "m-F16.gguf", "mmproj-F16.gguf")
@@ -242,7 +242,7 @@ def test_of_a_repository_only_what_was_named_goes(tmp_path: Path, name: str, lef
     assert (shards[1] in files) == (canonical_name("me/repo:Q8_0") in left)
 
 
-def test_the_last_model_takes_its_repository_along(tmp_path: Path) -> None:
+def test_removing_the_last_model_removes_its_repository(tmp_path: Path) -> None:
     environ = {"LLAMA_CACHE": str(tmp_path)}
     cache_repo(tmp_path, "me/repo", "m-F16.gguf", "mmproj-F16.gguf")
     remove_cached(environ, "me/repo:F16", keep_unfinished=True)

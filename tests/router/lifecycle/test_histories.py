@@ -1,4 +1,4 @@
-"""Any history of clients, commands and workers: the lifecycle keeps its promises after every step and comes to rest."""
+"""Random histories of clients, commands and workers: the invariants are true after each step, and all work ends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from memory_workers import InProcessLauncher, InProcessWorker
 from router_tools import preset, presets
 
 MODELS = ("a", "b", "c", "d")
-SIZES = {"a": 1, "b": 2, "c": 3, "d": 5}  # GiB of the machine's memory
+SIZES = {"a": 1, "b": 2, "c": 3, "d": 5}  # GiB of host memory
 DEVICES = ("CUDA0", "CUDA1")
 NEEDS = {
     "a": Need(Space(1 * GIB)),
@@ -36,7 +36,7 @@ NEEDS = {
 DOWNLOADS = ("me/one:Q8_0", "me/two:F16")
 models = st.sampled_from(MODELS)
 choice = st.integers(0, 100)
-MINUTES = 60.0  # more than the clock's own ticks of one history
+MINUTES = 60.0  # longer than all readings of the clock in one history together
 GROUPS = (
     ModelGroup(),
     ModelGroup(),
@@ -60,7 +60,7 @@ stays = st.sampled_from(
 
 
 class Client:
-    """Counts what it gets, so that a lease given twice, or kept, shows."""
+    """A request that counts its leases and endings, so that double or unreleased leases are detected."""
 
     def __init__(self, lifecycle: Lifecycle, model: str, autoload: bool, retention: Retention | None) -> None:
         self.model = model
@@ -127,19 +127,19 @@ class Histories(RuleBasedStateMachine):
             name: (5 if budget == AUTO_LIMIT else 100) * GIB for name, budget in self.budgets.items()
         }
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(dispatcher, "RECHECK_S", 0.0)  # seconds mean nothing in here
+        self.patch.setattr(dispatcher, "RECHECK_S", 0.0)  # time only passes by steps here
         self.launcher = InProcessLauncher(self.on_asked, self.on_launch)
         self.entries = {name: preset(name, policy=policy[name]) for name in MODELS}
         options: dict[str, Any] = {"clock": self.clock, "memory_budget": self.memory_budget, "rules": rules}
         self.lifecycle = Lifecycle(self.entries, self.launcher, models_max=models_max, autoload=True, **options)
 
     def clock(self) -> float:
-        """Never the same twice; a whole history of readings is less than a minute."""
+        """Return a new time in each call; all readings of a history together are less than a minute."""
         self.now += 0.001
         return self.now
 
     def on_asked(self, worker: InProcessWorker) -> None:
-        """Nobody but a person may end a busy model, or one that somebody waits for in the queue."""
+        """Check that only a command stops a busy model, a pinned one, or one with waiting requests."""
         view = self.lifecycle.view(worker.name)
         assert view is not None
         if worker not in self.ended_by_command:
@@ -176,7 +176,7 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.clients and self.residents)
     @rule(number=choice, who=choice)
     def leave_as_the_worker_gets_ready(self, number: int, who: int) -> None:
-        """In one turn of the loop, so that the client goes while its lease is on the way."""
+        """Both in one turn of the loop, so that the client disconnects while its lease is being granted."""
 
         def both() -> None:
             self.pick(number).ready()
@@ -206,7 +206,7 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.residents)
     @rule(number=choice)
     def report_sleeping(self, number: int) -> None:
-        """A real worker sleeps only when nothing is asked of it."""
+        """A real worker sleeps only if it has no requests."""
         worker = self.pick(number)
         view = self.lifecycle.view(worker.name)
         if view is not None and view.leases == 0:
@@ -289,7 +289,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(model=models)
     def let_go(self, model: str) -> None:
-        """It asks nobody at once who is busy, and pins do not count."""
+        """Check that a busy model is not stopped immediately; pins are ignored."""
         self.ended_by_command |= {worker for worker in self.launcher.alive if worker.name == model}
 
         async def begin() -> None:
@@ -320,7 +320,7 @@ class Histories(RuleBasedStateMachine):
         self.entries = kept
         self.command(self.lifecycle.reload(presets(*kept.values())))
 
-    # -- promises ----------------------------------------------------------------------------------------------------
+    # -- invariants --------------------------------------------------------------------------------------------------
 
     @invariant()
     def never_more_than_the_limit(self) -> None:
@@ -334,8 +334,8 @@ class Histories(RuleBasedStateMachine):
         return self.policy[name].group.name if name in MODELS else ""
 
     def on_launch(self, name: str) -> None:
-        """It fits beside what is there. Strangers without persistence or a pin are gone before a model of an
-        exclusive group starts."""
+        """Check that a started model fits. Before a model of an exclusive group starts, all models of other groups must
+        have ended, except persistent and pinned ones."""
         if name in MODELS and self.memory != NO_LIMIT:
             assert self.taken + SIZES[name] * GIB <= self.budget, "a model started without room for it"
         if name in MODELS:
@@ -349,7 +349,7 @@ class Histories(RuleBasedStateMachine):
 
     @property
     def taken(self) -> int:
-        """What all have, with what they have grown by since they were ready; bytes."""
+        """Host memory of all workers, including their growth since they were ready; bytes."""
         grown = sum(self.memory_budget.private.get(worker.pid or 0, 0) for worker in self.residents)
         return grown + sum(SIZES[worker.name] for worker in self.residents) * GIB
 
@@ -363,7 +363,7 @@ class Histories(RuleBasedStateMachine):
 
     @property
     def on_devices(self) -> Space:
-        """What all have of each, as the lifecycle reckons."""
+        """Memory of all workers on each device, as the lifecycle counts it."""
         views = [self.lifecycle.view(worker.name) for worker in self.residents]
         return total(Space(devices=view.expected.devices) for view in views if view and view.expected)
 
@@ -390,7 +390,7 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.memory != NO_LIMIT and self.residents)
     @rule(number=choice, gib=st.integers(0, 2))
     def grow(self, number: int, gib: int) -> None:
-        """A worker's prompt cache, say."""
+        """Let a worker use more memory, for example for its prompt cache."""
         worker = self.pick(number)
         view = self.lifecycle.view(worker.name)
         if view is not None and view.status in ("loaded", "sleeping") and worker.pid is not None:
@@ -460,17 +460,17 @@ class Histories(RuleBasedStateMachine):
         assert all(client.task.done() for client in self.clients), "a client was forgotten"
         for client in self.clients:
             if not client.task.cancelled() and (error := client.task.exception()) is not None:
-                raise error  # neither served nor refused nor gone
+                raise error  # neither served, nor refused, nor disconnected
             assert client.endings == 1 or client.task.cancelled(), "a client ended twice"
         for client in self.clients:
-            client.task.result()  # of a client nothing may go wrong
+            client.task.result()  # raises if a client failed
         assert all(command.done() for command in self.commands), "a command was forgotten"
         assert all(view.leases == view.waiting == 0 for view in self.lifecycle.views())
         assert not self.lifecycle.downloads.names() or self.downloads, "a download was forgotten"
         self.close()
 
     def come_to_rest(self) -> None:
-        """Clients finish what they get, workers obey and become ready: then everything must be served."""
+        """Let clients finish and workers obey and become ready, until everything is served."""
         self.memory_budget.free = 100 * GIB
         self.memory_budget.free_on = dict.fromkeys(DEVICES, 100 * GIB)
         for _ in range(10 * (len(self.clients) + len(self.commands) + len(MODELS))):
@@ -488,7 +488,7 @@ class Histories(RuleBasedStateMachine):
 
     def close(self) -> None:
         for command in self.commands:
-            command.exception()  # refused commands are part of the game
+            command.exception()  # commands may be refused
         self.ended_by_command |= set(self.launcher.alive)
         self.command(self.lifecycle.close())
         for worker in self.launcher.alive:

@@ -1,4 +1,4 @@
-"""What the lifecycle promises to handlers: leases, the queue, commands, events, reload and the end."""
+"""The lifecycle as handlers use it: leases, the queue, commands, events, reload and shutdown."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def test_refusals_of_requests() -> None:
         assert not r.launcher.workers
 
 
-async def test_without_autoload_a_loading_model_answers_for_itself() -> None:
+async def test_without_autoload_a_loading_model_still_gets_requests() -> None:
     async with router(autoload=False) as r:
         assert (await r.client("a").refused()).message == "model is not loaded"
         await r.lifecycle.load("a")
@@ -53,7 +53,7 @@ async def test_without_autoload_a_loading_model_answers_for_itself() -> None:
         assert (await r.client("a").refused()).message == "model is not loaded"
 
 
-async def test_failed_load_is_told_with_its_reason() -> None:
+async def test_failed_load_refuses_requests_with_its_reason() -> None:
     async with router() as r:
         clients = [r.client("a"), r.client("a")]
         await settle()
@@ -82,7 +82,9 @@ async def test_failed_load_is_told_with_its_reason() -> None:
         ),
     ],
 )
-async def test_silent_death_while_loading_is_told_from_the_log(code: int, lines: tuple[str, ...], reason: str) -> None:
+async def test_exit_without_report_while_loading_is_explained_by_the_log(
+    code: int, lines: tuple[str, ...], reason: str
+) -> None:
     async with router() as r:
         client = r.client("a")
         await settle()
@@ -95,7 +97,7 @@ async def test_silent_death_while_loading_is_told_from_the_log(code: int, lines:
         assert view.last_lines == lines
 
 
-async def test_worker_that_leaves_while_loading_without_complaint() -> None:
+async def test_worker_that_exits_with_0_while_loading() -> None:
     async with router() as r:
         client = r.client("a")
         await settle()
@@ -103,7 +105,7 @@ async def test_worker_that_leaves_while_loading_without_complaint() -> None:
         assert (await client.refused()).message == "model name=a is not running"
 
 
-async def test_no_process_can_be_made() -> None:
+async def test_process_cannot_be_started() -> None:
     async with router() as r:
         r.launcher.refusal = OSError(11, "Resource temporarily unavailable")
         waiting = [r.client("a"), r.client("b")]
@@ -131,7 +133,7 @@ async def test_next_request_tries_a_failed_model_again() -> None:
         await second.finish()
 
 
-async def test_worker_that_dies_under_a_lease() -> None:
+async def test_worker_that_dies_while_it_is_leased() -> None:
     async with router() as r:
         await r.up("a")
         old = r.client("a")
@@ -190,7 +192,7 @@ async def test_many_requests_for_one_model_cost_one_eviction() -> None:
         assert len(r.launcher.workers) == 3
 
 
-async def test_client_that_leaves_the_queue_costs_nothing() -> None:
+async def test_client_that_leaves_the_queue_causes_no_load_and_no_eviction() -> None:
     async with router() as r:
         await r.up("a")
         busy = r.client("a")
@@ -228,7 +230,7 @@ async def test_queue_is_served_in_order() -> None:
         await second.finish()
 
 
-async def test_model_that_came_up_for_a_waiter_serves_it_before_it_may_go() -> None:
+async def test_model_loaded_for_a_waiter_serves_it_before_it_can_be_evicted() -> None:
     async with router() as r:
         first, second = r.client("a"), r.client("b")
         await settle()
@@ -246,7 +248,7 @@ async def test_model_that_came_up_for_a_waiter_serves_it_before_it_may_go() -> N
         await second.finish()
 
 
-async def test_client_that_leaves_in_the_moment_it_is_granted() -> None:
+async def test_client_that_disconnects_when_its_lease_is_granted() -> None:
     async with router() as r:
         client = r.client("a")
         await settle()
@@ -269,7 +271,7 @@ async def test_request_on_a_stopping_model_gets_the_next_instance() -> None:
         await client.finish()
 
 
-async def test_unload_while_loading_refuses_who_saw_it_and_serves_who_came_later() -> None:
+async def test_unload_while_loading_refuses_earlier_requests_and_serves_later_ones() -> None:
     async with router() as r:
         early = r.client("a")
         await settle()
@@ -287,7 +289,7 @@ async def test_unload_while_loading_refuses_who_saw_it_and_serves_who_came_later
         await late.finish()
 
 
-async def test_gets_keep_a_model_busy_but_not_young() -> None:
+async def test_gets_keep_a_model_busy_but_do_not_count_as_use() -> None:
     async with router(models_max=2) as r:
         await r.up("a", "b")
         for client in (r.client("a", touch=False), r.client("b")):
@@ -300,7 +302,7 @@ async def test_gets_keep_a_model_busy_but_not_young() -> None:
         await waiting.leave()
 
 
-async def test_sleeping_models_are_routed_to_and_count_and_may_be_evicted() -> None:
+async def test_sleeping_models_serve_requests_count_and_may_be_evicted() -> None:
     async with router() as r:
         await r.up("a")
         r.launcher["a"].report("sleeping")
@@ -324,7 +326,7 @@ async def test_sleeping_models_are_routed_to_and_count_and_may_be_evicted() -> N
         await waiting.leave()
 
 
-async def test_unlimited() -> None:
+async def test_without_a_limit_nothing_is_evicted() -> None:
     async with router(models_max=0) as r:
         clients = [r.client(name) for name in "abc"]
         for name in "abc":
@@ -337,7 +339,7 @@ async def test_unlimited() -> None:
         assert not any(worker.must_go for worker in r.launcher.workers)
 
 
-async def test_delayed_start_is_given_up_when_nobody_waits_any_more() -> None:
+async def test_delayed_start_is_cancelled_when_no_request_waits_any_more() -> None:
     async with router(load_delay=0.05) as r:
         gone, stays = r.client("a"), r.client("b")
         await settle()
@@ -352,7 +354,7 @@ async def test_delayed_start_is_given_up_when_nobody_waits_any_more() -> None:
 # -- commands ----------------------------------------------------------------------------------------------------------
 
 
-async def test_commands_refuse_as_llama_server_does() -> None:
+async def test_refused_commands_have_the_errors_of_llama_server() -> None:
     async with router(models_max=2) as r:
         for command, error, text in (
             (r.lifecycle.load("q"), NotFound, "model is not found"),
@@ -389,7 +391,7 @@ async def test_load_at_the_limit_evicts_the_least_recently_used_and_waits_for_it
         assert r.status("c") == "loading"
 
 
-async def test_load_by_command_serves_those_who_queue_for_it() -> None:
+async def test_load_by_command_serves_queued_requests() -> None:
     async with router(models_max=2) as r:
         head, behind = r.client("a"), r.client("b")
         await settle()
@@ -406,7 +408,7 @@ async def test_load_by_command_serves_those_who_queue_for_it() -> None:
         assert len(r.launcher.workers) == 2
 
 
-async def test_stop_timeout_ends_in_a_kill() -> None:
+async def test_worker_is_killed_after_its_stop_timeout() -> None:
     async with router("a", presets=presets(preset("a", stop_timeout=0.01))) as r:
         await r.up("a")
         await r.lifecycle.unload("a")
@@ -429,7 +431,7 @@ async def test_startup_models() -> None:
             assert [worker.name for worker in r.launcher.workers] == ["b", "c"]
 
 
-async def test_reports_that_fit_no_state_change_nothing(caplog: pytest.LogCaptureFixture) -> None:
+async def test_reports_without_an_allowed_transition_change_nothing(caplog: pytest.LogCaptureFixture) -> None:
     async with router() as r:
         await r.lifecycle.load("a")
         r.launcher["a"].report("sleeping")
@@ -452,7 +454,7 @@ async def test_command_line_is_known_before_and_after_the_start() -> None:
         assert r.lifecycle.views()[0].command_line == (*before, "--host", r.launcher["a"].endpoint)
 
 
-async def test_secrets_go_by_environment_and_are_shown_nowhere(caplog: pytest.LogCaptureFixture) -> None:
+async def test_secrets_are_passed_in_the_environment_and_never_shown(caplog: pytest.LogCaptureFixture) -> None:
     async with router("a", presets=presets(preset("a", options={"hf_token": "hf_secret"}))) as r:
         with caplog.at_level("DEBUG"):
             await r.up("a")
@@ -486,7 +488,7 @@ async def test_events_are_those_of_llama_server() -> None:
         assert drained(events) == [("*", "models_reload", None)]
 
 
-async def test_slow_listener_is_cut_off_and_holds_nobody_up() -> None:
+async def test_slow_listener_is_cut_off_and_delays_no_other() -> None:
     async with router() as r, r.lifecycle.subscribe() as events, r.lifecycle.subscribe() as other:
         await r.lifecycle.load("a")
         for _ in range(2 * BACKLOG):
@@ -499,7 +501,7 @@ async def test_slow_listener_is_cut_off_and_holds_nobody_up() -> None:
 # -- reload ------------------------------------------------------------------------------------------------------------
 
 
-async def test_reload_touches_only_what_changed() -> None:
+async def test_reload_restarts_only_changed_models() -> None:
     same = preset("a", options={"ctx_size": 512})
     async with router(models_max=0, presets=presets(same, preset("b"), preset("c"), preset("d"))) as r:
         await r.up("a", "b", "c")
@@ -519,7 +521,7 @@ async def test_reload_touches_only_what_changed() -> None:
         assert "1024" in r.lifecycle.views()[1].command_line
 
 
-async def test_reload_waits_for_no_stream_and_breaks_none() -> None:
+async def test_reload_neither_waits_for_streams_nor_breaks_them() -> None:
     async with router() as r:
         await r.up("a")
         streaming = r.client("a")
@@ -596,10 +598,10 @@ async def test_reload_clears_a_failure() -> None:
         assert not r.lifecycle.views()[0].is_failed
 
 
-# -- the end -----------------------------------------------------------------------------------------------------------
+# -- shutdown ----------------------------------------------------------------------------------------------------------
 
 
-async def test_close_kills_what_loads_asks_the_others_and_waits_for_all() -> None:
+async def test_close_kills_loading_workers_stops_the_others_and_waits_for_all() -> None:
     r = LifecycleHarness(models_max=2)
     await r.up("a")
     await r.lifecycle.load("b")

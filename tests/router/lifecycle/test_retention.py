@@ -1,4 +1,4 @@
-"""How long models stay: pins, idle time, what requests want, and the refusal when pins have all places."""
+"""How long models are kept: pins, `ttl`, requests with `keep_alive`, and refusals when all places are pinned."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PINNED = Retention(pinned=True)
 
 
 class Router:
-    """A lifecycle with a clock that stands still until a test moves it."""
+    """A lifecycle with a clock that only a test changes."""
 
     def __init__(self, models_max: int, *entries: Any) -> None:
         self.now = 1000.0
@@ -29,7 +29,7 @@ class Router:
         )
 
     async def use(self, model: str, *, seconds: float = 0.0, **options: Any) -> None:
-        """One request."""
+        """Do one request."""
         task = asyncio.create_task(self._use(model, seconds, options))
         await settle()
         view = self.lifecycle.view(model)
@@ -66,7 +66,7 @@ async def router(*entries: Any, models_max: int = 2) -> AsyncIterator[Router]:
     await closing
 
 
-async def test_an_idle_model_leaves_when_its_time_is_over() -> None:
+async def test_an_idle_model_is_unloaded_when_its_ttl_is_over() -> None:
     async with router(preset("a", ttl=60.0), preset("b")) as it:
         await it.use("a", seconds=100)
         await it.use("b")
@@ -84,7 +84,7 @@ async def test_an_idle_model_leaves_when_its_time_is_over() -> None:
         assert not it.goes("b")
 
 
-async def test_the_timer_does_it_by_itself() -> None:
+async def test_the_timer_unloads_without_a_request() -> None:
     launcher = InProcessLauncher()
     lifecycle = Lifecycle(presets(preset("a", ttl=0.01)), launcher, models_max=1, autoload=True)
     await lifecycle.load("a")
@@ -96,7 +96,7 @@ async def test_the_timer_does_it_by_itself() -> None:
     await lifecycle.close()
 
 
-async def test_a_request_says_how_long_and_the_last_one_counts() -> None:
+async def test_a_request_sets_the_retention_and_the_last_one_counts() -> None:
     async with router(preset("a", ttl=60.0)) as it:
         await it.use("a", retention=Retention(ttl=300))
         await it.use("a")
@@ -112,7 +112,7 @@ async def test_a_request_says_how_long_and_the_last_one_counts() -> None:
         assert it.expires_in("a") == 60, "a new instance begins with its preset's"
 
 
-async def test_two_at_once_both_end_before_it_goes() -> None:
+async def test_both_of_two_concurrent_requests_end_before_the_unload() -> None:
     async with router(preset("a")) as it:
         await it.use("a")
         async with it.lifecycle.lease("a"):
@@ -121,7 +121,7 @@ async def test_two_at_once_both_end_before_it_goes() -> None:
         assert it.goes("a")
 
 
-async def test_a_pin_of_the_preset_is_stronger_than_requests() -> None:
+async def test_a_pin_of_the_preset_overrides_requests() -> None:
     async with router(preset("a", pin=True, ttl=5.0), preset("b"), models_max=1) as it:
         await it.use("a", retention=Retention(ttl=0.0))
         it.pass_by(1e6)
@@ -130,9 +130,9 @@ async def test_a_pin_of_the_preset_is_stronger_than_requests() -> None:
         assert it.goes("a"), "asked for by name it goes all the same"
 
 
-async def test_letting_go_waits_for_whoever_uses_the_model() -> None:
+async def test_unload_when_idle_waits_for_running_requests() -> None:
     async with router(preset("a")) as it:
-        it.lifecycle.unload_when_idle("a")  # not running: content
+        it.lifecycle.unload_when_idle("a")  # not running: no error
         await it.use("a")
         async with it.lifecycle.lease("a"):
             it.lifecycle.unload_when_idle("a")
@@ -154,7 +154,7 @@ async def test_pinned_models_are_not_evicted_and_others_are() -> None:
         await waiting
 
 
-async def test_with_all_places_pinned_others_are_refused_at_once() -> None:
+async def test_with_all_places_pinned_other_models_are_refused_immediately() -> None:
     async with router(preset("a"), preset("b"), preset("c")) as it:
         await it.use("a", retention=PINNED)
         await it.use("b", retention=PINNED)
@@ -172,7 +172,7 @@ async def test_with_all_places_pinned_others_are_refused_at_once() -> None:
         await waiting
 
 
-async def test_who_waits_is_refused_when_the_last_place_is_pinned() -> None:
+async def test_waiting_requests_are_refused_when_the_last_place_is_pinned() -> None:
     async with router(preset("a"), preset("b"), models_max=1) as it:
         await it.use("a")
         async with it.lifecycle.lease("a"):
@@ -185,7 +185,7 @@ async def test_who_waits_is_refused_when_the_last_place_is_pinned() -> None:
             await waiting
 
 
-async def test_a_reload_changes_pins_and_times_without_a_restart() -> None:
+async def test_a_reload_changes_pins_and_ttls_without_a_restart() -> None:
     async with router(preset("a"), preset("b"), models_max=2) as it:
         await it.use("a")
         await it.use("b")
@@ -196,7 +196,7 @@ async def test_a_reload_changes_pins_and_times_without_a_restart() -> None:
 
 
 async def test_a_model_sleeps_first_and_is_unloaded_later() -> None:
-    """Both times begin with its last use, and waking up begins them anew."""
+    """Both times begin with its last use, and waking up restarts them."""
 
     async with router(preset("a", ttl=60.0)) as it:
         await it.use("a")
@@ -216,12 +216,12 @@ async def test_a_model_sleeps_first_and_is_unloaded_later() -> None:
         assert it.goes("a")
 
 
-async def test_a_model_whose_time_is_over_before_it_sleeps_just_goes() -> None:
+async def test_a_model_whose_ttl_is_over_before_it_sleeps_is_unloaded() -> None:
     async with router(preset("a", ttl=5.0)) as it:
         await it.use("a")
         it.pass_by(5)
         assert it.goes("a")
-        it.launcher["a"].report("sleeping")  # on its way out
+        it.launcher["a"].report("sleeping")  # while it is stopping
         it.launcher["a"].leave()
         await it.use("a")
         assert it.expires_in("a") == 5

@@ -1,4 +1,4 @@
-"""Rules between models, as clients meet them: whose turn it is, who stays, who loads beside whom."""
+"""Rules between models, seen from clients: the order of loads, protection from eviction, parallel loads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pass_by(r: LifecycleHarness, seconds: float) -> None:
 
 
 async def leave(r: LifecycleHarness, name: str) -> None:
-    """A worker that was asked to."""
+    """Let a worker exit that was asked to."""
     r.launcher[name].leave()
     await settle()
 
@@ -31,7 +31,7 @@ async def leave(r: LifecycleHarness, name: str) -> None:
 # -- priority ----------------------------------------------------------------------------------------------------------
 
 
-async def test_the_highest_priority_is_next_and_of_equals_the_first() -> None:
+async def test_the_highest_priority_is_next_and_equal_ones_are_in_order_of_arrival() -> None:
     plain, high = ModelPolicy(), ModelPolicy(priority=5)
     async with router(presets=named(a=plain, b=plain, c=plain, d=high)) as r:
         first = r.client("a")
@@ -53,7 +53,7 @@ async def test_the_highest_priority_is_next_and_of_equals_the_first() -> None:
         await clients["c"].finish()
 
 
-async def test_nobody_waits_for_ever_behind_higher_priorities() -> None:
+async def test_no_request_waits_forever_behind_higher_priorities() -> None:
     entries = named(a=ModelPolicy(), b=ModelPolicy(), c=ModelPolicy(priority=5))
     async with router(presets=entries, rules=PlacementRules(max_wait=300)) as r:
         first = r.client("a")
@@ -78,7 +78,7 @@ async def test_nobody_waits_for_ever_behind_higher_priorities() -> None:
         await high.finish()
 
 
-async def test_of_idle_models_the_lowest_priority_leaves_first() -> None:
+async def test_of_idle_models_the_lowest_priority_is_evicted_first() -> None:
     async with router(presets=named(a=ModelPolicy(priority=1), b=ModelPolicy(), c=ModelPolicy()), models_max=2) as r:
         await r.up("a", "b")
         client = r.client("c")
@@ -93,7 +93,7 @@ async def test_of_idle_models_the_lowest_priority_leaves_first() -> None:
 # -- min-stay ----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_model_just_loaded_is_left_in_peace() -> None:
+async def test_a_model_is_not_evicted_during_its_minimum_stay() -> None:
     entries = named(a=ModelPolicy(min_stay=100), b=ModelPolicy())
     async with router(presets=entries, rules=PlacementRules(max_wait=1000)) as r:
         await r.up("a")
@@ -113,7 +113,7 @@ async def test_a_model_just_loaded_is_left_in_peace() -> None:
         await waiting.finish()
 
 
-async def test_whoever_waited_too_long_ends_a_minimum_stay() -> None:
+async def test_an_overdue_request_ends_a_minimum_stay() -> None:
     entries = named(a=ModelPolicy(min_stay=10_000), b=ModelPolicy())
     async with router(presets=entries, rules=PlacementRules(max_wait=300)) as r:
         await r.up("a")
@@ -127,8 +127,8 @@ async def test_whoever_waited_too_long_ends_a_minimum_stay() -> None:
         await waiting.finish()
 
 
-async def test_a_stay_ends_by_itself() -> None:
-    """With a clock that really runs."""
+async def test_a_minimum_stay_ends_by_the_timer() -> None:
+    """With a real clock."""
 
     launcher = InProcessLauncher()
     entries = named(a=ModelPolicy(min_stay=0.05), b=ModelPolicy())
@@ -154,10 +154,10 @@ async def test_a_command_ends_a_minimum_stay() -> None:
         assert r.launcher["a"].must_go
 
 
-# -- loads beside each other -------------------------------------------------------------------------------------------
+# -- parallel loads ----------------------------------------------------------------------------------------------------
 
 
-async def test_models_load_beside_each_other_where_there_is_room_for_all() -> None:
+async def test_models_load_in_parallel_if_there_is_room_for_all() -> None:
     async with router("a", "b", "c", "d", models_max=3, rules=PlacementRules(parallel_loads=2)) as r:
         clients = {name: r.client(name) for name in "abcd"}
         await settle()
@@ -176,7 +176,7 @@ async def test_models_load_beside_each_other_where_there_is_room_for_all() -> No
             await clients[name].finish()
 
 
-async def test_loads_beside_each_other_keep_within_memory() -> None:
+async def test_parallel_loads_do_not_exceed_the_memory() -> None:
     memory_budget = SizedBudget(5 * GIB, a=2, b=4, c=1)
     async with router(models_max=0, memory_budget=memory_budget, rules=PlacementRules(parallel_loads=3)) as r:
         clients = {name: r.client(name) for name in "abc"}
@@ -193,10 +193,10 @@ async def test_loads_beside_each_other_keep_within_memory() -> None:
             await clients[name].finish()
 
 
-# -- a limit to waiting ------------------------------------------------------------------------------------------------
+# -- max-wait ----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_model_in_constant_use_yields_to_who_waited_too_long() -> None:
+async def test_a_model_in_constant_use_is_preempted_for_an_overdue_request() -> None:
     async with router(rules=PlacementRules(max_wait=300, preempts=True)) as r:
         first = r.client("a")
         await settle()
@@ -225,7 +225,7 @@ async def test_a_model_in_constant_use_yields_to_who_waited_too_long() -> None:
         await third.finish()
 
 
-async def test_without_a_limit_to_waiting_models_in_use_stay() -> None:
+async def test_without_max_wait_busy_models_are_not_preempted() -> None:
     async with router() as r:
         first = r.client("a")
         await settle()
@@ -245,8 +245,8 @@ async def test_without_a_limit_to_waiting_models_in_use_stay() -> None:
         await waiting.finish()
 
 
-async def test_nobody_in_use_yields_in_vain() -> None:
-    """b is pinned and takes what c needs."""
+async def test_no_busy_model_is_preempted_if_that_does_not_help() -> None:
+    """b is pinned and uses the memory that c needs."""
 
     memory_budget = SizedBudget(6 * GIB, a=2, b=3, c=3)
     entries = presets(preset("a"), preset("b", pin=True), preset("c"))
@@ -272,7 +272,7 @@ async def test_nobody_in_use_yields_in_vain() -> None:
         await waiting.finish()
 
 
-async def test_a_model_stays_when_whoever_it_yields_to_has_left() -> None:
+async def test_a_preemption_is_cancelled_when_the_overdue_request_has_left() -> None:
     async with router(rules=PlacementRules(max_wait=300, preempts=True)) as r:
         first = r.client("a")
         await settle()

@@ -1,4 +1,4 @@
-"""Failures that others' users have met, tried on the router with fake workers. Which is which: SCENARIOS.md."""
+"""Known failures of similar programs, tested on the router with fake workers. SCENARIOS.md lists them."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ ROUTER = Path(inspect.getfile(Lifecycle)).parent
 # -- lifecycle races ---------------------------------------------------------------------------------------------------
 
 
-async def test_a_request_just_as_its_idle_model_is_unloaded() -> None:
-    """The worker was asked to leave a moment ago, has perhaps left already, or is about to: a new one serves."""
+async def test_a_request_at_the_moment_its_idle_model_is_unloaded() -> None:
+    """The worker was just asked to exit, has perhaps exited already, or will soon be asked: a new one serves."""
 
     async with gateway(preset("m")) as g:
         pids = set()
@@ -48,8 +48,8 @@ async def test_a_request_just_as_its_idle_model_is_unloaded() -> None:
         assert len(pids) == 20
 
 
-async def test_two_that_wait_for_one_victim() -> None:
-    """The first gets the place that the victim leaves, the second the next that becomes free."""
+async def test_two_models_that_wait_for_one_victim() -> None:
+    """The first gets the place of the victim, the second gets the next free place."""
 
     async with router("idle", "busy", "first", "second", models_max=2) as r:
         await r.up("idle", "busy")
@@ -78,7 +78,7 @@ async def test_two_that_wait_for_one_victim() -> None:
 
 
 async def test_an_unload_ends_streams_of_a_worker_that_hangs() -> None:
-    """It waits no longer than the stop-timeout, and the client is told why its stream ends."""
+    """The unload takes no longer than the stop-timeout, and the stream ends with an error that has the reason."""
 
     stuck = preset("m", "ignore-exit,chunks=1000,pause=100", stop_timeout=0.2)
     async with gateway(stuck) as g:
@@ -94,8 +94,8 @@ async def test_an_unload_ends_streams_of_a_worker_that_hangs() -> None:
 
 
 @every_kind
-async def test_a_grandchild_that_keeps_the_log_open_holds_up_nobody(kind: Kind) -> None:
-    """It left the worker's process group, so that it outlives the worker with its end of the pipe."""
+async def test_a_grandchild_that_keeps_the_log_open_blocks_nothing(kind: Kind) -> None:
+    """It has left the worker's process group, so it outlives the worker and keeps its end of the pipe open."""
 
     launcher = fake_launcher(kind)
     recorder = Recorder()
@@ -113,7 +113,7 @@ async def test_a_grandchild_that_keeps_the_log_open_holds_up_nobody(kind: Kind) 
 
 
 @every_kind
-async def test_sixty_workers_leave_nothing_behind(kind: Kind) -> None:
+async def test_sixty_workers_leak_no_resources(kind: Kind) -> None:
     async def cycle(launcher: Launcher, count: int) -> None:
         for number in range(count):
             recorder = Recorder()
@@ -142,8 +142,8 @@ async def test_sixty_workers_leave_nothing_behind(kind: Kind) -> None:
     await launcher.close()
 
 
-def test_the_router_knows_no_device() -> None:
-    """A context of a driver takes hundreds of megabytes of the device, and a fork of such a process is unusable."""
+def test_the_router_loads_no_device_library() -> None:
+    """A driver's context uses hundreds of megabytes of the device, and a process with one cannot be forked."""
     program = "import sys, llama_corral.router.cli, llama_corral.router.service; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
@@ -155,12 +155,12 @@ def test_the_router_knows_no_device() -> None:
 
 
 def test_idle_connections_outlive_those_of_client_pools() -> None:
-    """Clients of OpenAI and Anthropic throw idle connections away after 5 s: whoever closes first breaks a request."""
+    """OpenAI's and Anthropic's clients close idle connections after 5 s; if we closed first, a request could fail."""
     assert listen.KEEPALIVE_S > 5
 
 
-async def test_a_silent_client_that_is_gone_without_a_word() -> None:
-    """Its connection is open on our side and nobody reads: writing gives up, and the lease ends."""
+async def test_a_client_that_is_gone_without_closing_its_connection() -> None:
+    """The connection is open on our side but is not read: writing times out, and the lease ends."""
 
     async with gateway(preset("m", "chunks=100000"), timeout=1) as g:
         reader, writer = await asyncio.open_connection("127.0.0.1", g.port, limit=1024)
@@ -176,7 +176,7 @@ async def test_a_silent_client_that_is_gone_without_a_word() -> None:
 
 
 async def exchange(port: int, request: bytes) -> tuple[bytes, dict[str, object]]:
-    """What came before the last head, and the body of the answer."""
+    """Return the bytes before the last response head, and the body of the response."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request)
     answer = await asyncio.wait_for(reader.read(), PATIENCE)
@@ -186,7 +186,7 @@ async def exchange(port: int, request: bytes) -> tuple[bytes, dict[str, object]]
     return head, value
 
 
-async def test_bodies_in_pieces_compressed_and_announced_reach_the_worker_whole() -> None:
+async def test_chunked_compressed_and_announced_bodies_reach_the_worker_complete() -> None:
     async with gateway(preset("m")) as g:
         whole = b'{"model": "m", "content": "' + b"x" * 100_000 + b'"}'
         zipped = gzip.compress(whole)
@@ -207,7 +207,7 @@ async def test_bodies_in_pieces_compressed_and_announced_reach_the_worker_whole(
             assert (b"100 Continue" in head) == (b"Expect" in request)
 
 
-async def test_a_path_that_holds_a_name_with_slashes() -> None:
+async def test_a_path_with_a_model_name_that_has_slashes() -> None:
     names = ["user/repo:Q4_K_M", "with space", "ünïcode", "100%"]
     async with gateway(*(preset(name) for name in names)) as g:
         for name in names:
@@ -218,7 +218,7 @@ async def test_a_path_that_holds_a_name_with_slashes() -> None:
 
 @pytest.mark.parametrize("flags", ["", ",fail-load=no memory"])
 async def test_five_hundred_clients_of_one_loading_model(flags: str, tmp_path: Path) -> None:
-    """They share one entry of the queue, all are told in the end, and nothing of them stays."""
+    """They share one queue entry, all get a response, and no state of them remains."""
     gate = tmp_path / "gate"
 
     async def all_at_once(g: Gateway) -> None:
@@ -276,8 +276,8 @@ async def test_a_busy_model_is_edited_renamed_and_its_alias_taken() -> None:
         }
 
 
-async def test_a_clock_that_is_set_moves_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Idle times, pauses and deadlines are counted by a clock that nobody sets."""
+async def test_a_change_of_the_system_clock_affects_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Idle times, back-offs and deadlines use a monotonic clock."""
     for path in ROUTER.glob("*.py"):
         for line in path.read_text().splitlines():
             shown = "int(time.time())" in line or "expiry_text(time.time()" in line
@@ -295,7 +295,7 @@ async def test_a_clock_that_is_set_moves_no_timer(monkeypatch: pytest.MonkeyPatc
         assert 3500 < view.expires_in <= 3600
 
 
-def test_a_models_directory_with_ten_thousand_files_and_links_in_circles(tmp_path: Path) -> None:
+def test_a_models_directory_with_ten_thousand_files_and_circular_links(tmp_path: Path) -> None:
     models = tmp_path / "models"
     models.mkdir()
     for number in range(10_000):
@@ -318,7 +318,7 @@ def test_a_presets_file_of_five_hundred_sections(tmp_path: Path) -> None:
     assert found["m499"].aliases == ("a499",)
 
 
-async def test_a_worker_that_is_never_ready_can_be_given_up() -> None:
+async def test_a_worker_that_never_becomes_ready_can_be_unloaded() -> None:
     async with gateway(preset("m", "never-ready")) as g:
         waiting = asyncio.create_task(g.chat("m"))
         await until(lambda: any(view.waiting for view in g.lifecycle.views()))

@@ -1,4 +1,4 @@
-"""Workers that hang: found, ended, and their requests told why; and those that only take long, which are left alone."""
+"""Workers that hang are detected and killed, and their requests get the reason; slow workers are not killed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TIMEOUT = 300.0
 
 
 def fed(seconds: int, sign: Callable[[float], SignOfLife]) -> Liveness:
-    """After so many seconds with a sign of life every two."""
+    """Return the state after `seconds` with a heartbeat every 2 s."""
     liveness = START
     for now in range(0, seconds + 1, int(HEARTBEAT_S)):
         liveness = liveness.updated(sign(now), now)
@@ -49,13 +49,13 @@ def fed(seconds: int, sign: Callable[[float], SignOfLife]) -> Liveness:
         (lambda now: SignOfLife(busy=True, steps=3, cpu=now / 10), "made no progress for"),
     ],
 )
-def test_a_worker_that_says_what_it_does(sign: Callable[[float], SignOfLife], said: str) -> None:
+def test_reason_for_a_worker_that_sends_heartbeats(sign: Callable[[float], SignOfLife], said: str) -> None:
     why = fed(1000, sign).why_stuck(1000, TIMEOUT)
     assert said in why
     assert bool(why) == bool(said)
 
 
-def test_one_that_computes_without_end() -> None:
+def test_a_worker_that_computes_without_progress() -> None:
     end = int(TIMEOUT) * COMPUTING_FACTOR
 
     def sign(now: float) -> SignOfLife:
@@ -65,7 +65,7 @@ def test_one_that_computes_without_end() -> None:
     assert "though it computes" in fed(end + 10, sign).why_stuck(end + 10, TIMEOUT)
 
 
-def test_one_that_says_nothing() -> None:
+def test_a_worker_without_heartbeats() -> None:
     liveness = fed(10, lambda _: SignOfLife())
     assert not liveness.why_stuck(10 + TIMEOUT - 1, TIMEOUT)
     assert "no heartbeat for 300 s" in liveness.why_stuck(10 + TIMEOUT, TIMEOUT)
@@ -75,7 +75,7 @@ signs = st.builds(SignOfLife, st.booleans(), st.integers(0, 3), st.floats(0, 1e6
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 100), signs), max_size=20), st.floats(0.1, 1000), st.floats(0, 2000))
-def test_nobody_is_stuck_before_it_is_due(
+def test_no_worker_counts_as_hanging_before_stuck_at(
     history: list[tuple[float, SignOfLife]], timeout: float, later: float
 ) -> None:
     liveness, now = START, 0.0
@@ -89,13 +89,13 @@ def test_nobody_is_stuck_before_it_is_due(
         assert bool(liveness.why_stuck(looked, timeout)) == (looked > liveness.stuck_at(timeout))
 
 
-async def test_a_router_that_was_held_up_itself_blames_nobody() -> None:
+async def test_a_router_that_was_blocked_itself_kills_no_worker() -> None:
     now, ended = 0.0, []
     dog: Watchdog[str] = Watchdog(10, lambda: now, lambda who, _: ended.append(who))
     dog.record("a", {})
     now = 500.0
     dog.check()
-    dog.record("a", {})  # what lay in the pipe meanwhile
+    dog.record("a", {})  # a heartbeat that was in the pipe in the meantime
     now = 504.0
     dog.check()
     assert not ended
@@ -108,7 +108,7 @@ async def test_a_router_that_was_held_up_itself_blames_nobody() -> None:
     assert ended == ["a"]
 
 
-def test_too_short_a_time_is_made_long_enough() -> None:
+def test_a_too_short_timeout_is_raised() -> None:
     assert [effective_timeout(seconds) for seconds in (0, 0.1, 300)] == [0, 3 * HEARTBEAT_S, 300]
 
 
@@ -134,7 +134,7 @@ async def test_a_stopped_process_is_replaced() -> None:
         assert (await g.worker_of("m"))["pid"] != pid
 
 
-async def test_an_engine_that_does_not_get_on_is_replaced() -> None:
+async def test_an_engine_without_progress_is_replaced() -> None:
     async with gateway(preset("m", "beat=0.05,stuck"), worker_timeout=0.5) as g:
         refused = await g.chat("m")
         assert refused.status_code == 502
@@ -145,7 +145,7 @@ async def test_an_engine_that_does_not_get_on_is_replaced() -> None:
     ("model", "timeout"),
     [("beat=0.05,load=1.5", 0.4), ("beat=0.05,think=1.5", 0.4), ("think=1.5", 0.4), ("beat=0.05,stuck", 0)],
 )
-async def test_whoever_only_takes_long_is_left_alone(model: str, timeout: float) -> None:
+async def test_a_worker_that_is_only_slow_is_not_killed(model: str, timeout: float) -> None:
     async with gateway(preset("m", model), worker_timeout=timeout) as g:
         if timeout:
             assert (await g.chat("m")).status_code == 200
@@ -156,7 +156,7 @@ async def test_whoever_only_takes_long_is_left_alone(model: str, timeout: float)
         assert (await g.status("m"))["value"] == "loaded"
 
 
-def test_the_real_worker_stopped(start_gateway: Callable[..., Program]) -> None:
+def test_a_real_worker_that_is_stopped_is_replaced(start_gateway: Callable[..., Program]) -> None:
     presets = "[tiny]\nmodel = {models}/tiny-llama.gguf\nctx-size = 256\n"
     gateway = start_gateway("--worker-timeout", "6", presets=presets)
     ask = {"model": "tiny", "prompt": "a", "n_predict": 4}
@@ -176,7 +176,7 @@ def silent(now: float, cpu: float = 0.0) -> SignOfLife:
     return SignOfLife(busy=True, steps=3, cpu=cpu * now, complaint="GET /health was not answered")
 
 
-def test_a_program_that_does_not_answer_is_stuck_unless_it_may_be_busy() -> None:
+def test_a_program_that_does_not_answer_hangs_unless_it_may_be_busy() -> None:
     assert "GET /health was not answered for 400 s" in fed(400, silent).why_stuck(400, TIMEOUT)
     assert not fed(400, lambda now: silent(now, cpu=1)).why_stuck(400, TIMEOUT)
     liveness = START
@@ -189,7 +189,7 @@ def test_a_program_that_does_not_answer_is_stuck_unless_it_may_be_busy() -> None
     assert not liveness.updated(SignOfLife(), 1900).why_stuck(1900, TIMEOUT)
 
 
-async def test_who_answers_requests_needs_no_time_for_questions() -> None:
+async def test_a_program_that_sends_responses_need_not_answer_health_checks() -> None:
     now, ended = 0.0, []
     dog: Watchdog[str] = Watchdog(10, lambda: now, lambda who, _: ended.append(who))
     for now in range(200):  # noqa: B007
@@ -202,7 +202,7 @@ async def test_who_answers_requests_needs_no_time_for_questions() -> None:
     assert ended == ["a"]
 
 
-def test_how_often_a_program_is_asked() -> None:
+def test_interval_of_health_checks() -> None:
     assert [health_check_interval(seconds) for seconds in (0, 6, 100, 300, 3000)] == [0, 2, 10, 30, 30]
 
 
@@ -216,7 +216,7 @@ def signs_of(checkup: HealthProbe, n: int) -> list[SignOfLife]:
     return found
 
 
-def test_a_question_is_answered_or_not() -> None:
+def test_answers_to_a_health_check() -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server, ThreadPoolExecutor() as pool:
         pool.submit(server.serve_forever)
         checkup = HealthProbe(("127.0.0.1", server.server_port), "/health", interval=0.2)
@@ -260,7 +260,7 @@ async def test_a_program_that_hangs_is_replaced() -> None:
 
 
 @pytest.mark.parametrize("flags", [("sick",), ("single", "pause=0.6")])
-async def test_a_program_that_refuses_or_is_busy_is_left_alone(flags: tuple[str, ...]) -> None:
+async def test_a_program_that_refuses_or_is_busy_is_not_killed(flags: tuple[str, ...]) -> None:
     async with backend_gateway(*flags) as g:
         pid = (await g.chat("m")).json()["pid"]
         body = {"model": "m", "stream": True}

@@ -1,4 +1,4 @@
-"""The lifecycle over real processes, and what may go wrong with these."""
+"""The lifecycle with real processes that fail in several ways."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def post(endpoint: str, path: str, body: dict[str, Any]) -> dict[str, Any]
 
 
 @every_kind
-async def test_death_while_loading(kind: Kind) -> None:
+async def test_worker_that_exits_while_loading(kind: Kind) -> None:
     async with lifecycle(kind, preset("a", "die-loading"), preset("b")) as made:
         with pytest.raises(ServerFault, match=r"failed to load: its process exited with code 3; .*cannot go on"):
             async with made.lease("a"):
@@ -60,7 +60,7 @@ async def test_death_while_loading(kind: Kind) -> None:
 
 
 @every_kind
-async def test_worker_that_will_not_go_is_killed_with_its_group(kind: Kind) -> None:
+async def test_worker_that_ignores_exit_is_killed_with_its_group(kind: Kind) -> None:
     stubborn = preset("a", "ignore-exit,grandchild", stop_timeout=0.2)
     async with lifecycle(kind, stubborn, preset("b")) as made:
         async with made.lease("a"):
@@ -75,7 +75,7 @@ async def test_worker_that_will_not_go_is_killed_with_its_group(kind: Kind) -> N
 
 
 @every_kind
-async def test_flooding_worker_hurts_nobody(kind: Kind) -> None:
+async def test_worker_that_floods_its_log_delays_no_other(kind: Kind) -> None:
     async with lifecycle(kind, preset("a", "flood=20000"), preset("b"), models_max=2) as made:
 
         async def ask(model: str) -> None:
@@ -86,7 +86,7 @@ async def test_flooding_worker_hurts_nobody(kind: Kind) -> None:
 
 
 @every_kind
-async def test_hundred_clients_for_three_models_in_one_place(kind: Kind) -> None:
+async def test_hundred_clients_for_three_models_with_room_for_one(kind: Kind) -> None:
     async with lifecycle(kind, *(preset(name) for name in "abc")) as made:
 
         async def ask(number: int) -> str:
@@ -102,7 +102,7 @@ async def test_hundred_clients_for_three_models_in_one_place(kind: Kind) -> None
 
 
 @every_kind
-async def test_clients_that_come_and_go_leave_nothing_behind(kind: Kind) -> None:
+async def test_clients_that_disconnect_leave_nothing_behind(kind: Kind) -> None:
     async with lifecycle(kind, *(preset(name, "load=0.05") for name in "abc")) as made:
 
         async def ask(number: int) -> None:
@@ -146,7 +146,7 @@ asyncio.run(main())
 
 @every_kind
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere a worker that loads notices later")
-async def test_no_worker_outlives_a_router_that_is_killed(kind: Kind) -> None:
+async def test_no_worker_outlives_a_killed_router(kind: Kind) -> None:
     command = [sys.executable, "-c", SMALL_ROUTER, kind]
     environ = {**os.environ, "PYTHONPATH": str(TESTS)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environ) as router:
@@ -162,5 +162,5 @@ async def test_no_worker_outlives_a_router_that_is_killed(kind: Kind) -> None:
 
 
 def children_of(pid: int) -> list[int]:
-    """The zygote, where there is one."""
+    """Return the child processes: the zygote, if there is one."""
     return [process.pid for process in psutil.Process(pid).children()]

@@ -1,4 +1,4 @@
-"""How many requests use a model at once, how many wait, and what those hear that are too many."""
+"""How many requests may use a model concurrently, how many may wait, and the errors for the others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ wishes = st.builds(ModelPolicy, max_queue=counts, concurrency=counts, concurrenc
 
 
 @given(wishes, crowds, counts)
-def test_who_is_refused(policy: ModelPolicy, load: Load, max_queue: int) -> None:
+def test_which_requests_are_refused(policy: ModelPolicy, load: Load, max_queue: int) -> None:
     error = queue_refusal("m", policy, load, max_queue)
     is_crowded = 0 < policy.concurrency <= load.in_use + load.waiting
     has_queue = 0 < policy.max_queue <= load.waiting or 0 < max_queue <= load.waiting_in_all
@@ -31,7 +31,7 @@ def test_who_is_refused(policy: ModelPolicy, load: Load, max_queue: int) -> None
 
 
 @given(wishes, counts)
-def test_never_more_at_once_than_allowed(policy: ModelPolicy, in_use: int) -> None:
+def test_concurrency_is_never_exceeded(policy: ModelPolicy, in_use: int) -> None:
     places = free_capacity(policy, in_use)
     assert (places is None) == (not policy.concurrency)
     if places:
@@ -50,7 +50,7 @@ async def test_requests_beyond_the_limit_wait_in_order() -> None:
         await settle()
         assert [client.is_served for client in clients] == [True, True, False, False, False]
         async with r.lifecycle.lease("a", touch=False):
-            pass  # who only looks is never in the way
+            pass  # requests that only read never count
         await clients[3].leave()
         await clients[1].finish()
         await settle()
@@ -65,7 +65,7 @@ async def test_requests_beyond_the_limit_wait_in_order() -> None:
         assert (view.leases, view.waiting) == (0, 0)
 
 
-async def test_a_place_is_given_on_when_its_client_leaves_as_it_gets_it() -> None:
+async def test_capacity_is_granted_to_the_next_if_its_client_disconnects_when_granted() -> None:
     async with router(presets=one(concurrency=1)) as r:
         first, second, third = (r.client("a") for _ in range(3))
         await settle()
@@ -79,7 +79,7 @@ async def test_a_place_is_given_on_when_its_client_leaves_as_it_gets_it() -> Non
         await third.finish()
 
 
-async def test_those_who_wait_for_their_turn_outlive_the_worker() -> None:
+async def test_requests_that_wait_for_capacity_survive_the_end_of_the_worker() -> None:
     async with router(presets=one(concurrency=1)) as r:
         first, second = r.client("a"), r.client("a")
         await settle()
@@ -105,7 +105,7 @@ async def test_those_who_wait_for_their_turn_outlive_the_worker() -> None:
         await third.finish()
 
 
-async def test_without_autoload_a_turn_is_waited_for_and_no_load() -> None:
+async def test_without_autoload_requests_wait_for_capacity_but_not_for_a_load() -> None:
     async with router(presets=one(concurrency=1), autoload=False) as r:
         await r.up("a")
         first, second, third = (r.client("a") for _ in range(3))
@@ -120,7 +120,7 @@ async def test_without_autoload_a_turn_is_waited_for_and_no_load() -> None:
         await second.finish()
 
 
-async def test_a_reload_that_lifts_the_limit_serves_who_waits() -> None:
+async def test_a_reload_that_removes_the_limit_serves_waiting_requests() -> None:
     async with router(presets=one(concurrency=1)) as r:
         await r.up("a")
         clients = [r.client("a") for _ in range(3)]
@@ -132,7 +132,7 @@ async def test_a_reload_that_lifts_the_limit_serves_who_waits() -> None:
             await client.finish()
 
 
-async def test_bounds_of_the_queue() -> None:
+async def test_limits_of_the_queue() -> None:
     async with router(presets=one(max_queue=2), rules=PlacementRules(max_queue=3)) as r:
         waiting = [r.client("a"), r.client("a")]
         await settle()
@@ -152,7 +152,7 @@ async def test_bounds_of_the_queue() -> None:
         await r.client("a").finish()
 
 
-async def test_what_too_many_hear_in_each_dialect() -> None:
+async def test_refusals_of_too_many_requests_in_each_dialect() -> None:
     strict = preset("m", policy=ModelPolicy(concurrency=1, concurrency_refuse=True))
     patient = preset("n", policy=ModelPolicy(concurrency=1, max_queue=1))
     async with gateway(strict, patient, models_max=2) as g, g.lifecycle.lease("m"), g.lifecycle.lease("n"):
@@ -178,7 +178,7 @@ async def test_what_too_many_hear_in_each_dialect() -> None:
         waiting.cancel()
 
 
-async def test_without_autoload_nobody_waits_for_a_model_that_is_about_to_stop() -> None:
+async def test_without_autoload_no_request_waits_for_a_draining_model() -> None:
     async with router(presets=one(concurrency=1)) as r:
         first = r.client("a")
         await settle()
@@ -191,7 +191,7 @@ async def test_without_autoload_nobody_waits_for_a_model_that_is_about_to_stop()
         await first.finish()
 
 
-async def test_the_limit_holds_while_the_model_loads() -> None:
+async def test_concurrency_applies_while_the_model_loads() -> None:
     async with router(presets=one(concurrency=1)) as r:
         first = r.client("a")
         await settle()

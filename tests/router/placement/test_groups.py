@@ -1,4 +1,4 @@
-"""Groups: which models run beside which, decided for any snapshot, and as clients meet it."""
+"""Groups: which models may run at the same time, for random snapshots and for clients."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ PERSISTENT = ModelGroup("p", swap=False, persistent=True)
 
 
 @given(snapshots_with_groups())
-def test_nothing_starts_beside_what_it_excludes(snapshot: PlacementSnapshot) -> None:
+def test_no_model_starts_while_a_model_it_excludes_runs(snapshot: PlacementSnapshot) -> None:
     model = decide(snapshot).start
     if model is not None:
         assert not blocking_models(snapshot, model)
 
 
 @given(snapshots_with_groups())
-def test_only_idle_ones_leave_and_never_in_vain(snapshot: PlacementSnapshot) -> None:
+def test_only_idle_models_are_evicted_and_only_if_it_helps(snapshot: PlacementSnapshot) -> None:
     decision = decide(replace(snapshot, models_max=0))
     leaving = {eviction.model for eviction in decision.evict}
     assert leaving <= {r.name for r in vulnerable(snapshot)}
@@ -50,7 +50,7 @@ def test_only_idle_ones_leave_and_never_in_vain(snapshot: PlacementSnapshot) -> 
 
 
 @given(snapshots_with_groups())
-def test_decisions_about_groups_come_to_rest(snapshot: PlacementSnapshot) -> None:
+def test_decisions_about_groups_terminate(snapshot: PlacementSnapshot) -> None:
     for _ in range(3 * len(snapshot.residents) + 3):
         decision = decide(snapshot)
         if not decision:
@@ -60,7 +60,7 @@ def test_decisions_about_groups_come_to_rest(snapshot: PlacementSnapshot) -> Non
 
 
 @given(snapshots_with_groups())
-def test_whoever_waits_for_a_group_waits_for_somebody(snapshot: PlacementSnapshot) -> None:
+def test_a_model_that_waits_for_a_group_has_a_blocking_model(snapshot: PlacementSnapshot) -> None:
     snapshot = replace(snapshot, models_max=0, limit=type(snapshot.limit)())
     if not snapshot.queue or decide(snapshot) or is_loading(snapshot) or snapshot.starts_held:
         return
@@ -73,7 +73,7 @@ def test_whoever_waits_for_a_group_waits_for_somebody(snapshot: PlacementSnapsho
 
 
 @given(snapshots_with_groups())
-def test_nobody_passes_one_that_waited_too_long(snapshot: PlacementSnapshot) -> None:
+def test_no_model_overtakes_an_overdue_one(snapshot: PlacementSnapshot) -> None:
     head = next_in_turn(snapshot, vulnerable(snapshot))
     late = [entry for entry in snapshot.queue if not entry.claimed and is_overdue(snapshot, entry)]
     if late:
@@ -81,7 +81,7 @@ def test_nobody_passes_one_that_waited_too_long(snapshot: PlacementSnapshot) -> 
 
 
 @given(snapshots_with_groups())
-def test_a_load_by_command_ends_nobody_in_vain(snapshot: PlacementSnapshot) -> None:
+def test_a_load_by_command_evicts_only_if_it_helps(snapshot: PlacementSnapshot) -> None:
     for r in snapshot.residents:
         if victims_for_load(snapshot, r.name):
             staying = set(blocking_models(snapshot, r.name)) - {
@@ -90,7 +90,7 @@ def test_a_load_by_command_ends_nobody_in_vain(snapshot: PlacementSnapshot) -> N
             assert {one.name for one in staying} <= set(victims_for_load(snapshot, r.name))
 
 
-def test_what_groups_mean() -> None:
+def test_which_groups_exclude_each_other() -> None:
     def one(group: ModelGroup, *, pinned: bool = False) -> Resident:
         return Resident(
             "m", ModelState.LOADED, 0, 0, retention=Retention(pinned=pinned), policy=ModelPolicy(group=group)
@@ -109,7 +109,7 @@ def test_what_groups_mean() -> None:
     assert excludes(one(SWAP), one(SWAP, pinned=True))
 
 
-def test_a_pinned_member_shuts_the_others_out() -> None:
+def test_a_pinned_member_blocks_the_others() -> None:
     pinned = Resident("a", ModelState.LOADED, 0, 0, retention=Retention(pinned=True), policy=ModelPolicy(group=SWAP))
     other = Resident("b", ModelState.UNLOADED, 0, 0, policy=ModelPolicy(group=SWAP))
     snapshot = PlacementSnapshot((pinned, other), (QueueEntry("b", False),), 0)
@@ -123,7 +123,7 @@ def entries(**groups: ModelGroup) -> dict[str, object]:
     return presets(*(preset(name, policy=ModelPolicy(group=group)) for name, group in groups.items()))  # type: ignore[return-value]
 
 
-async def test_members_of_a_group_swap_and_others_stay() -> None:
+async def test_members_of_a_group_swap_and_other_models_are_kept() -> None:
     async with router(presets=entries(a=SWAP, b=SWAP, c=ModelGroup()), models_max=0) as r:
         await r.up("c", "a")
         client = r.client("b")
@@ -137,7 +137,7 @@ async def test_members_of_a_group_swap_and_others_stay() -> None:
         await client.finish()
 
 
-async def test_a_member_in_use_is_waited_for_and_others_pass() -> None:
+async def test_a_busy_member_blocks_its_group_and_others_overtake() -> None:
     async with router(
         presets=entries(a=SWAP, b=SWAP, c=ModelGroup()), models_max=0, rules=PlacementRules(max_wait=500)
     ) as r:
@@ -161,7 +161,7 @@ async def test_a_member_in_use_is_waited_for_and_others_pass() -> None:
         await third.finish()
 
 
-async def test_an_exclusive_model_has_all_others_leave() -> None:
+async def test_an_exclusive_model_evicts_all_others_but_persistent_ones() -> None:
     async with router(presets=entries(a=EXCLUSIVE, b=ModelGroup(), c=PERSISTENT, d=SWAP), models_max=0) as r:
         await r.up("b", "c", "d")
         client = r.client("a")
@@ -180,7 +180,7 @@ async def test_an_exclusive_model_has_all_others_leave() -> None:
         await joining.finish()
 
 
-async def test_who_waits_for_a_pinned_member_is_refused() -> None:
+async def test_requests_blocked_by_a_pinned_member_are_refused() -> None:
     async with router(presets=entries(a=SWAP, b=SWAP), models_max=0) as r:
         await r.up("a")
         async with r.lifecycle.lease("a", retention=Retention(pinned=True)):

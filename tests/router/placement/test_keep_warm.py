@@ -1,4 +1,4 @@
-"""Models that are kept warm: loaded though nobody asks, where there is room and nobody waits."""
+"""Models that are kept warm: loaded without a request if there is room and no request waits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def warmed(draw: st.DrawFn) -> PlacementSnapshot:
 
 
 @given(warmed())
-def test_it_takes_only_what_is_free(snapshot: PlacementSnapshot) -> None:
+def test_a_warm_load_uses_only_free_memory_and_places(snapshot: PlacementSnapshot) -> None:
     name = next_warm(snapshot)
     if name is None:
         return
@@ -43,7 +43,7 @@ def test_it_takes_only_what_is_free(snapshot: PlacementSnapshot) -> None:
 
 
 @given(warmed())
-def test_whoever_fits_comes_back_and_the_most_important_first(snapshot: PlacementSnapshot) -> None:
+def test_models_that_fit_are_loaded_the_highest_priority_first(snapshot: PlacementSnapshot) -> None:
     snapshot = replace(snapshot, queue=(), starts_held=False)
     if any(r.state is ModelState.LOADING for r in snapshot.residents):
         return
@@ -56,7 +56,7 @@ def test_whoever_fits_comes_back_and_the_most_important_first(snapshot: Placemen
 
 
 @given(warmed())
-def test_a_pause_is_looked_at_when_it_is_over(snapshot: PlacementSnapshot) -> None:
+def test_the_next_check_is_at_the_end_of_a_backoff(snapshot: PlacementSnapshot) -> None:
     when = next_check(snapshot)
     snapshot = replace(snapshot, queue=())
     until = snapshot.now + 1e6 if when is None else when - 0.5
@@ -77,7 +77,7 @@ async def started(r: LifecycleHarness) -> None:
     await settle()
 
 
-async def test_it_is_there_from_the_beginning_and_comes_back_after_an_eviction() -> None:
+async def test_it_is_loaded_at_the_start_and_again_after_an_eviction() -> None:
     async with router(presets=entries(a=WARM, b=ModelPolicy())) as r:
         await started(r)
         r.launcher["a"].ready()
@@ -95,7 +95,7 @@ async def test_it_is_there_from_the_beginning_and_comes_back_after_an_eviction()
         assert running(r) == {"a"}
 
 
-async def test_nobody_who_waits_stands_behind_it() -> None:
+async def test_waiting_requests_come_before_warm_loads() -> None:
     async with router(presets=entries(a=WARM, b=ModelPolicy(), c=ModelPolicy())) as r:
         first = r.client("b")
         await settle()
@@ -111,7 +111,7 @@ async def test_nobody_who_waits_stands_behind_it() -> None:
         await second.finish()
 
 
-async def test_after_a_crash_it_comes_back_and_failures_have_pauses() -> None:
+async def test_it_is_loaded_again_after_a_crash_with_backoff() -> None:
     async with router(presets=entries(a=WARM), models_max=0) as r:
         await started(r)
         r.launcher["a"].ready()
@@ -131,7 +131,7 @@ async def test_after_a_crash_it_comes_back_and_failures_have_pauses() -> None:
         assert len(r.launcher.workers) <= times + 16
 
 
-async def test_what_was_sent_away_stays_away_until_it_is_asked_for() -> None:
+async def test_an_unloaded_model_is_not_kept_warm_until_it_is_requested() -> None:
     async with router(presets=entries(a=WARM), models_max=0) as r:
         await started(r)
         r.launcher["a"].ready()
@@ -152,7 +152,7 @@ async def test_what_was_sent_away_stays_away_until_it_is_asked_for() -> None:
         assert running(r) == {"a"}
 
 
-async def test_a_reload_brings_it_up_and_memory_keeps_it_down() -> None:
+async def test_a_reload_loads_it_and_missing_memory_prevents_it() -> None:
     memory_budget = SizedBudget(5 * GIB, a=3, b=3)
     async with router(
         presets=entries(a=ModelPolicy(), b=ModelPolicy()), models_max=0, memory_budget=memory_budget
@@ -167,7 +167,7 @@ async def test_a_reload_brings_it_up_and_memory_keeps_it_down() -> None:
         assert running(r) == {"a"}
 
 
-async def test_a_group_keeps_it_down() -> None:
+async def test_a_group_prevents_a_warm_load() -> None:
     group = ModelGroup("g")
     wishes = entries(a=ModelPolicy(keep_warm=True, group=group), b=ModelPolicy(group=group))
     async with router(presets=wishes, models_max=0) as r:

@@ -1,4 +1,4 @@
-"""Which models leave so that another fits: the fewest, and of equally many those that come first."""
+"""The victims that are evicted so that another model fits: the fewest, and of equally many the first."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIMITS = st.builds(Limit, st.none() | st.integers(0, 30), st.dictionaries(DEVICE
 
 
 @given(st.lists(SPACES, max_size=6), SPACES, LIMITS)
-def test_what_is_left_fits_and_nobody_leaves_in_vain(sizes: list[Space], newcomer: Space, limit: Limit) -> None:
+def test_victims_free_enough_and_none_is_unnecessary(sizes: list[Space], newcomer: Space, limit: Limit) -> None:
     candidates = list(enumerate(sizes))
     chosen = smallest_sufficient_set(candidates, limit - total(sizes), newcomer.exceeding)
     fits = [
@@ -37,7 +37,7 @@ def test_what_is_left_fits_and_nobody_leaves_in_vain(sizes: list[Space], newcome
         assert chosen == list(fits[0])
 
 
-def test_many_candidates_are_not_tried_in_every_set() -> None:
+def test_not_every_set_of_many_candidates_is_tried() -> None:
     candidates = [(i, Space(1 + i % 3)) for i in range(60)]
     taken = total(space for _, space in candidates)
     chosen = smallest_sufficient_set(candidates, Limit(taken.host - 30) - taken, Space(20).exceeding)
@@ -46,12 +46,12 @@ def test_many_candidates_are_not_tried_in_every_set() -> None:
 
 
 @pytest.mark.parametrize(("size", "text"), [(3 << 29, "1.5 GiB"), (300 << 20, "300 MiB"), (-5, "0 MiB")])
-def test_sizes_are_written_for_people(size: int, text: str) -> None:
+def test_sizes_are_formatted_with_units(size: int, text: str) -> None:
     assert format_bytes(size) == text
 
 
 @given(SPACES, SPACES, LIMITS)
-def test_who_fits_keeps_within_every_memory_that_it_takes_any_of(newcomer: Space, taken: Space, limit: Limit) -> None:
+def test_fits_checks_every_memory_that_is_used(newcomer: Space, taken: Space, limit: Limit) -> None:
     after = newcomer + taken
     is_within = (limit.host is None or not newcomer.host or after.host <= limit.host) and all(
         after.devices[name] <= limit.devices.get(name, 1000) for name in newcomer.devices
@@ -59,13 +59,13 @@ def test_who_fits_keeps_within_every_memory_that_it_takes_any_of(newcomer: Space
     assert newcomer.fits(limit - taken) == is_within
 
 
-def test_what_is_lacking_is_told_by_memory() -> None:
+def test_exceeding_names_each_memory_that_is_lacking() -> None:
     lacking = Space(2, {"CUDA0": 5, "CUDA1": 7, "CUDA2": 3}).exceeding(Limit(4, {"CUDA0": 9, "CUDA1": -1}))
     assert lacking == Space(0, {"CUDA1": 8})
     assert Space(0, {"CUDA0": 0}).fits(Limit(-5, {"CUDA0": -5})), "who needs nothing does not mind"
 
 
-def test_a_need_names_each_memory() -> None:
+def test_a_space_as_text_names_each_memory() -> None:
     gib = 1 << 30
     assert str(Space(gib)) == "1.0 GiB of memory"
     assert str(Space(0, {"CUDA0": 2 * gib})) == "2.0 GiB on CUDA0"
@@ -78,7 +78,7 @@ def test_a_need_names_each_memory() -> None:
 # -- what a preset needs -----------------------------------------------------------------------------------------------
 
 
-def test_a_preset_on_this_machine_has_a_need(models: Path) -> None:
+def test_a_preset_with_local_files_has_a_need(models: Path) -> None:
     needs = MemoryRequirements({}, Devices())
     small = preset("a", str(models / "tiny-llama.gguf"), options={"ctx_size": 1024})
     large = preset("a", str(models / "tiny-llama.gguf"), options={"ctx_size": 65536})
@@ -92,7 +92,7 @@ def host_of(need: Need | None) -> int:
     return need.space.host
 
 
-def test_what_was_measured_replaces_the_estimate_until_the_preset_changes(models: Path, tmp_path: Path) -> None:
+def test_measured_memory_replaces_the_estimate_until_the_preset_changes(models: Path, tmp_path: Path) -> None:
     file = tmp_path / "m.gguf"
     file.write_bytes((models / "tiny-llama.gguf").read_bytes())
     needs = MemoryRequirements({}, Devices())
@@ -108,7 +108,7 @@ def test_what_was_measured_replaces_the_estimate_until_the_preset_changes(models
     assert needs.expected(mine) == estimated
 
 
-def test_a_model_that_is_not_here_has_an_unknown_need(tmp_path: Path) -> None:
+def test_a_model_that_is_not_downloaded_has_an_unknown_need(tmp_path: Path) -> None:
     needs = MemoryRequirements({"HF_HUB_CACHE": str(tmp_path)}, Devices())
     assert needs.expected(preset("a", str(tmp_path / "none.gguf"))) is None
     remote = preset("b")
@@ -125,7 +125,7 @@ def test_a_model_that_is_not_here_has_an_unknown_need(tmp_path: Path) -> None:
         ((1, 2, 3), {"CUDA0": 1, "CUDA1": 2, "GPU2": 3}),
     ],
 )
-def test_another_program_takes_of_devices_what_its_preset_says(given: tuple[int, ...], devices: dict[str, int]) -> None:
+def test_another_program_uses_the_device_memory_of_its_preset(given: tuple[int, ...], devices: dict[str, int]) -> None:
     needs = MemoryRequirements({}, Devices([SystemDevice("CUDA0", 200, 0), SystemDevice("CUDA1", 100, 0)]))
     program = preset("p", backend=Backend(("serve",), host_bytes=7, device_bytes=given))
     assert needs.expected(program) == Need(Space(7, devices))

@@ -1,4 +1,4 @@
-"""Who leaves and who starts, for any snapshot at all."""
+"""Evictions, starts and refusals for random snapshots."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def running(snapshot: PlacementSnapshot) -> int:
 
 
 @given(snapshots())
-def test_only_the_idle_and_unwanted_are_evicted(snapshot: PlacementSnapshot) -> None:
+def test_only_idle_models_that_are_not_queued_are_evicted(snapshot: PlacementSnapshot) -> None:
     wanted = {entry.model for entry in snapshot.queue}
     for eviction in decide(snapshot).evict:
         chosen = resident(snapshot, eviction.model)
@@ -50,7 +50,7 @@ def test_only_the_idle_and_unwanted_are_evicted(snapshot: PlacementSnapshot) -> 
 
 
 @given(snapshots())
-def test_of_the_lowest_priority_the_one_used_longest_ago_goes_first(snapshot: PlacementSnapshot) -> None:
+def test_the_lowest_priority_and_then_the_least_recently_used_is_evicted_first(snapshot: PlacementSnapshot) -> None:
     evicted = [eviction.model for eviction in decide(snapshot).evict]
     kept = [worth(r) for r in vulnerable(snapshot) if r.name not in evicted]
     left = [worth(resident(snapshot, name)) for name in evicted]
@@ -64,7 +64,7 @@ def worth(r: Resident) -> tuple[int, float]:
 
 
 @given(snapshots())
-def test_as_many_leave_as_places_are_lacking(snapshot: PlacementSnapshot) -> None:
+def test_as_many_are_evicted_as_places_are_lacking(snapshot: PlacementSnapshot) -> None:
     if snapshot.models_max <= 0:
         return
     staying = sum(r.state.is_running and r.state is not ModelState.STOPPING for r in snapshot.residents)
@@ -79,13 +79,13 @@ def test_as_many_leave_as_places_are_lacking(snapshot: PlacementSnapshot) -> Non
 
 
 @given(snapshots())
-def test_without_a_limit_nobody_is_evicted(snapshot: PlacementSnapshot) -> None:
+def test_without_a_limit_nothing_is_evicted(snapshot: PlacementSnapshot) -> None:
     for unlimited in (0, -1):
         assert decide(replace(snapshot, models_max=unlimited)).evict == ()
 
 
 @given(snapshots())
-def test_starts_keep_within_the_limit(snapshot: PlacementSnapshot) -> None:
+def test_starts_do_not_exceed_the_limit(snapshot: PlacementSnapshot) -> None:
     decision = decide(snapshot)
     if decision.start is not None and snapshot.models_max > 0:
         assert running(carried_out(snapshot, decision)) <= snapshot.models_max
@@ -106,7 +106,7 @@ def test_nothing_is_decided_for_an_empty_queue(snapshot: PlacementSnapshot) -> N
 
 
 @given(snapshots())
-def test_decisions_come_to_rest(snapshot: PlacementSnapshot) -> None:
+def test_decisions_terminate(snapshot: PlacementSnapshot) -> None:
     for _ in range(2 * len(NAMES)):
         decision = decide(snapshot)
         if not decision:
@@ -117,7 +117,7 @@ def test_decisions_come_to_rest(snapshot: PlacementSnapshot) -> None:
 
 @given(snapshots())
 def test_head_that_may_not_start_has_a_reason(snapshot: PlacementSnapshot) -> None:
-    """Progress: such a head waits for a reload, for its own exit, or for a place that somebody still fills."""
+    """Such a head waits for a reload, for its own exit, or for a place that another model still uses."""
     decision = decide(snapshot)
     if not waiting_in_order(snapshot) or is_loading(snapshot) or decision.start or snapshot.starts_held:
         return
@@ -130,7 +130,7 @@ def test_head_that_may_not_start_has_a_reason(snapshot: PlacementSnapshot) -> No
 
 
 @given(snapshots())
-def test_priority_is_the_order_until_somebody_waited_for_too_long(snapshot: PlacementSnapshot) -> None:
+def test_priority_is_the_order_until_an_entry_is_overdue(snapshot: PlacementSnapshot) -> None:
     queue = waiting_in_order(snapshot)
     overdue = [entry for entry in queue if snapshot.now - entry.since >= snapshot.rules.max_wait]
     assert queue[: len(overdue)] == overdue
@@ -142,7 +142,7 @@ def test_priority_is_the_order_until_somebody_waited_for_too_long(snapshot: Plac
 
 
 @given(snapshots())
-def test_whoever_was_just_loaded_stays_unless_somebody_waited_for_too_long(snapshot: PlacementSnapshot) -> None:
+def test_a_minimum_stay_protects_a_model_unless_an_entry_is_overdue(snapshot: PlacementSnapshot) -> None:
     is_late = any(snapshot.now - entry.since >= snapshot.rules.max_wait for entry in waiting_in_order(snapshot))
     for eviction in decide(snapshot).evict:
         r = resident(snapshot, eviction.model)
@@ -150,7 +150,7 @@ def test_whoever_was_just_loaded_stays_unless_somebody_waited_for_too_long(snaps
 
 
 @given(snapshots())
-def test_time_alone_changes_nothing_before_the_next_turn(snapshot: PlacementSnapshot) -> None:
+def test_time_alone_changes_nothing_before_the_next_check(snapshot: PlacementSnapshot) -> None:
     when = next_check(snapshot)
     before = snapshot.now + 1e6 if when is None else when - 0.5
     assert when is None or when > snapshot.now
@@ -159,13 +159,13 @@ def test_time_alone_changes_nothing_before_the_next_turn(snapshot: PlacementSnap
 
 
 @given(snapshots())
-def test_no_more_load_at_once_than_may(snapshot: PlacementSnapshot) -> None:
+def test_parallel_loads_are_limited(snapshot: PlacementSnapshot) -> None:
     loading = sum(entry.claimed for entry in snapshot.queue)
     if loading and decide(snapshot).start is not None:
         assert loading < snapshot.rules.parallel_loads
 
 
-def test_several_start_beside_each_other_where_there_is_room_for_all() -> None:
+def test_several_models_load_in_parallel_if_there_is_room_for_all() -> None:
     sizes = {"a": Space(2), "b": Space(2), "c": Space(2)}
     residents = tuple(Resident(name, ModelState.UNLOADED, 0, 0, space=size) for name, size in sizes.items())
     queue = (QueueEntry("a", True), QueueEntry("b", False), QueueEntry("c", False))
@@ -178,7 +178,7 @@ def test_several_start_beside_each_other_where_there_is_room_for_all() -> None:
 
 
 @given(snapshots_with_sizes())
-def test_in_use_ones_leave_only_for_who_waited_too_long(snapshot: PlacementSnapshot) -> None:
+def test_busy_models_are_preempted_only_for_an_overdue_entry(snapshot: PlacementSnapshot) -> None:
     decision = decide(snapshot)
     if decision.preempt:
         assert not decision.evict
@@ -193,7 +193,7 @@ def test_in_use_ones_leave_only_for_who_waited_too_long(snapshot: PlacementSnaps
 
 
 @given(snapshots_with_sizes())
-def test_who_waited_too_long_waits_for_no_new_requests_of_others(snapshot: PlacementSnapshot) -> None:
+def test_an_overdue_entry_waits_for_no_new_requests_of_others(snapshot: PlacementSnapshot) -> None:
     rules = replace(snapshot.rules, preempts=True)
     snapshot = replace(snapshot, rules=rules, now=100, starts_held=False, is_settling=False)
     if not waiting_in_order(snapshot) or decide(snapshot) or is_loading(snapshot):
@@ -227,7 +227,7 @@ def test_the_head_blocks_those_behind_it() -> None:
     assert not decide(PlacementSnapshot(residents, (QueueEntry("a", False), QueueEntry("b", False)), 2))
 
 
-def test_with_all_places_pinned_whoever_waits_is_refused() -> None:
+def test_with_all_places_pinned_waiting_models_are_refused() -> None:
     pinned = Retention(pinned=True)
     residents = (
         Resident("a", ModelState.LOADED, 0, 1, retention=pinned),
@@ -245,7 +245,7 @@ def test_with_all_places_pinned_whoever_waits_is_refused() -> None:
 
 
 @given(snapshots())
-def test_only_those_are_refused_who_would_wait_for_ever(snapshot: PlacementSnapshot) -> None:
+def test_only_models_that_would_wait_forever_are_refused(snapshot: PlacementSnapshot) -> None:
     pinned = [
         r
         for r in snapshot.residents
@@ -259,7 +259,7 @@ def test_only_those_are_refused_who_would_wait_for_ever(snapshot: PlacementSnaps
 
 
 @given(snapshots())
-def test_the_idle_leave_when_their_time_is_over_and_not_before(snapshot: PlacementSnapshot) -> None:
+def test_idle_models_expire_when_their_ttl_is_over_and_not_before(snapshot: PlacementSnapshot) -> None:
     leaving = {eviction.model for eviction in expired(snapshot)}
     for r in snapshot.residents:
         is_over = r.retention.ttl is not None and r.idle_since + r.retention.ttl <= snapshot.now
@@ -267,7 +267,7 @@ def test_the_idle_leave_when_their_time_is_over_and_not_before(snapshot: Placeme
 
 
 @given(snapshots())
-def test_the_next_expiry_is_when_the_next_one_leaves(snapshot: PlacementSnapshot) -> None:
+def test_the_next_expiry_is_the_earliest_one(snapshot: PlacementSnapshot) -> None:
     when = next_expiry(snapshot)
     now = {eviction.model for eviction in expired(snapshot)}
     if when is None:
@@ -282,8 +282,8 @@ def test_the_next_expiry_is_when_the_next_one_leaves(snapshot: PlacementSnapshot
 
 
 @given(snapshots_with_sizes())
-def test_starts_keep_within_memory(snapshot: PlacementSnapshot) -> None:
-    """Of the machine and of each device, whatever it is that it takes any of."""
+def test_starts_do_not_exceed_the_memory(snapshot: PlacementSnapshot) -> None:
+    """Checks host memory and each device that the model uses."""
     decision = decide(snapshot)
     if decision.start is not None:
         after = carried_out(snapshot, decision)
@@ -291,7 +291,7 @@ def test_starts_keep_within_memory(snapshot: PlacementSnapshot) -> None:
 
 
 @given(snapshots_with_sizes())
-def test_nobody_leaves_for_memory_who_is_needed_or_in_vain(snapshot: PlacementSnapshot) -> None:
+def test_no_model_is_evicted_for_memory_if_it_is_queued_or_it_does_not_help(snapshot: PlacementSnapshot) -> None:
     unlimited = replace(snapshot, models_max=0)
     evicted = {eviction.model for eviction in decide(unlimited).evict}
     assert evicted <= {r.name for r in idle(snapshot)}
@@ -305,7 +305,7 @@ def test_nobody_leaves_for_memory_who_is_needed_or_in_vain(snapshot: PlacementSn
 
 
 @given(snapshots_with_sizes())
-def test_decisions_about_memory_come_to_rest(snapshot: PlacementSnapshot) -> None:
+def test_decisions_about_memory_terminate(snapshot: PlacementSnapshot) -> None:
     for _ in range(3 * len(NAMES)):
         decision = decide(snapshot)
         if not decision:
@@ -315,8 +315,8 @@ def test_decisions_about_memory_come_to_rest(snapshot: PlacementSnapshot) -> Non
 
 
 @given(snapshots_with_sizes())
-def test_a_head_without_memory_waits_for_somebody(snapshot: PlacementSnapshot) -> None:
-    """For one that leaves or is busy, or for the system; else it starts, or is refused, or makes somebody leave."""
+def test_a_head_without_memory_has_a_reason_to_wait(snapshot: PlacementSnapshot) -> None:
+    """It waits for a stopping or busy model or for the system; else it starts, is refused, or causes an eviction."""
     decision = decide(snapshot)
     if (
         not waiting_in_order(snapshot)
@@ -336,13 +336,13 @@ def test_a_head_without_memory_waits_for_somebody(snapshot: PlacementSnapshot) -
 
 
 @given(snapshots_with_sizes())
-def test_whoever_fits_beside_the_pinned_is_never_refused(snapshot: PlacementSnapshot) -> None:
+def test_a_model_that_fits_with_the_pinned_ones_is_never_refused(snapshot: PlacementSnapshot) -> None:
     for refusal in decide(snapshot).refuse:
         assert refusal.reason == impossibility_reason(snapshot, refusal.model) != ""
 
 
-def test_of_equally_few_the_one_least_worth_keeping_leaves() -> None:
-    """Long idle, large, quickly loaded again."""
+def test_of_equally_few_victims_the_least_valuable_is_evicted() -> None:
+    """The least valuable is idle for long, large and quick to load again."""
     entry, limit = (QueueEntry("d", False),), Limit(10)
 
     def leaves(**values: Resident) -> str:

@@ -1,4 +1,4 @@
-"""The table of states: nothing but what it has is possible."""
+"""The table of states: only its transitions are possible."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def test_every_state_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize(("old", "new"), list(product(ModelState, ModelState)))
-def test_only_the_table_allows_moves(old: ModelState, new: ModelState) -> None:
+def test_only_transitions_of_the_table_are_allowed(old: ModelState, new: ModelState) -> None:
     if new in TRANSITIONS[old]:
         assert transition(old, new) is new
     else:
