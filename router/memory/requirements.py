@@ -58,7 +58,10 @@ class MemoryRequirements:
         return footprint.need + Need(Space(PROCESS_BYTES))
 
     def record_load(self, preset: Preset, need: Need, taken: Space, estimated: Space) -> Need:
-        """Save and return what the next load needs: `need`, corrected by the ratio of `taken` to `estimated`."""
+        """Save and return what the next load needs.
+
+        It is `need`, corrected for the difference of `taken`, the measured size, and `estimated`, its estimate.
+        """
         measured = self._measured[_key(preset)] = need.on_devices(self._devices.names).corrected_by(taken, estimated)
         return measured
 

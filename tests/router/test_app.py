@@ -1,4 +1,4 @@
-"""The router's own endpoints: the list of models, their management, events, properties, the page."""
+"""Test the router's own endpoints: listing and managing models, events, properties, the page."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def test_health_and_props() -> None:
         assert props["default_generation_settings"] == {"params": None, "n_ctx": 0}
 
 
-async def test_list_of_models_before_while_and_after_they_run() -> None:
+async def test_list_of_models_before_during_and_after_they_run() -> None:
     entries = [
         preset("zebra", "load=0.3", aliases=("z", "a"), tags=("t2", "t1")),
         preset("cached", source="cache"),
@@ -71,7 +71,7 @@ async def test_one_model_by_any_name() -> None:
 
     async with gateway(*entries) as g:
         for name in names:
-            if name == "sse":  # taken by the event stream; only its alias is of use
+            if name == "sse":  # this path belongs to the event stream; only the alias can be used
                 continue
             for spelled in (name, f"{name}~"):
                 quoted = spelled.replace("%", "%25").replace("/", "%2F")
@@ -107,7 +107,7 @@ async def test_load_and_unload_and_their_refusals() -> None:
         await g.becomes("other", "unloaded")
 
 
-async def test_failed_model_says_why() -> None:
+async def test_failed_model_shows_the_reason() -> None:
     async with gateway(preset("m", "die-loading")) as g:
         await g.client.post("/models/load", json={"model": "m"})
         async with asyncio.timeout(PATIENCE), g.lifecycle.subscribe() as listener:
@@ -159,7 +159,7 @@ async def test_events() -> None:
         assert await event() == {"model": "*", "event": "models_reload"}
 
 
-async def test_events_begin_with_what_all_models_are() -> None:
+async def test_events_begin_with_the_state_of_all_models() -> None:
     entries = [preset("a"), preset("b", "load=60"), preset("c", "fail-load=no such file"), preset("d", hidden=True)]
     async with gateway(*entries) as g:
         assert (await g.chat("a")).status_code == 200
@@ -208,7 +208,7 @@ async def test_reload() -> None:
         assert [entry["id"] for entry in (await g.client.get("/models?reload=1")).json()["data"]] == ["b", "c"]
 
 
-async def test_sources_that_cannot_be_read_leave_everything_as_it_is() -> None:
+async def test_sources_that_cannot_be_read_change_nothing() -> None:
     async with gateway(preset("a")) as g:
         g.source_error = ConfigError("presets.ini:3: unknown key")
         response = await g.client.get("/models?reload=1")
@@ -216,7 +216,7 @@ async def test_sources_that_cannot_be_read_leave_everything_as_it_is() -> None:
         assert len((await g.client.get("/models")).json()["data"]) == 1
 
 
-async def test_what_is_not_there_says_so() -> None:
+async def test_unknown_routes_and_disabled_features_are_refused() -> None:
     async with gateway(preset("m")) as g:
         for method in ("GET", "POST"):
             for path in ("/tools", "/cors-proxy?url=http://a"):
@@ -228,7 +228,7 @@ async def test_what_is_not_there_says_so() -> None:
             assert (response.status_code, error_of(response)["type"]) == (404, "not_found_error")
 
 
-async def test_keys_guard_everything_but_health_and_page() -> None:
+async def test_api_keys_protect_everything_but_health_and_page() -> None:
     async with gateway(preset("m"), api_key=("sk-1",)) as g:
         guarded = [("GET", "/models"), ("GET", "/v1/models"), ("GET", "/props"), ("POST", "/models/load")]
         guarded += [("GET", "/models/sse"), ("POST", "/v1/chat/completions"), ("GET", "/slots?model=m")]
@@ -260,7 +260,7 @@ async def test_prefix_reaches_the_worker_too() -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "7"])
-def test_ui_config_that_is_no_object(text: str, tmp_path: Any) -> None:
+def test_ui_config_must_be_a_json_object(text: str, tmp_path: Any) -> None:
     file = tmp_path / "ui.json"
     file.write_text(text)
     with pytest.raises(ConfigError, match="ui-config"):

@@ -1,4 +1,4 @@
-"""`llama-corral` as a person meets it: what it prints, what it becomes, how it ends."""
+"""Test the command `llama-corral`: printed texts, serving one model, exit codes."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def ask(tmp_path: Path, *args: str, **env: str) -> subprocess.CompletedProcess[s
         ("--list-devices", "Available devices:"),
     ],
 )
-def test_what_is_printed(flag: str, said: str, tmp_path: Path) -> None:
+def test_printed_texts(flag: str, said: str, tmp_path: Path) -> None:
     result = ask(tmp_path, flag)
     assert (result.returncode, result.stderr) == (0, "")
     assert said in result.stdout
 
 
-def test_output_that_nobody_reads_to_the_end(tmp_path: Path) -> None:
+def test_output_pipe_closed_early_is_no_error(tmp_path: Path) -> None:
     environ = clean_environment(tmp_path / "home", {})
     result = subprocess.run(f"{COMMAND} --help | head -1", shell=True, capture_output=True, text=True, env=environ)
     assert (result.returncode, result.stderr) == (0, "")
@@ -50,7 +50,7 @@ def test_output_that_nobody_reads_to_the_end(tmp_path: Path) -> None:
     [
         (["--bogus"], {}, "unknown option '--bogus'"),
         (["--port", "x"], {}, "--port: invalid value 'x'"),
-        (["--port"], {}, "--port: a value is missing"),
+        (["--port"], {}, "--port: the value is missing"),
         (["stray"], {}, "unexpected argument 'stray'"),
         ([], {"LLAMA_ARG_PORT": "99999"}, "environment variable LLAMA_ARG_PORT"),
         (["--models-preset", "/nowhere.ini"], {}, "/nowhere.ini"),
@@ -63,7 +63,7 @@ def test_output_that_nobody_reads_to_the_end(tmp_path: Path) -> None:
         (["-hf", "no user and no repo"], {}, "no user and no repo"),
     ],
 )
-def test_mistakes_are_one_line(args: list[str], env: dict[str, str], said: str, tmp_path: Path) -> None:
+def test_user_errors_are_one_line(args: list[str], env: dict[str, str], said: str, tmp_path: Path) -> None:
     result = ask(tmp_path, *args, **env)
     assert result.returncode == 1
     assert result.stdout == ""
@@ -73,7 +73,7 @@ def test_mistakes_are_one_line(args: list[str], env: dict[str, str], said: str, 
     assert [line for line in warnings if not line.startswith("warning: no model found")] == []
 
 
-def test_mistake_in_a_presets_file_names_its_line(tmp_path: Path) -> None:
+def test_error_in_a_presets_file_names_its_line(tmp_path: Path) -> None:
     file = tmp_path / "presets.ini"
     file.write_text("version = 1\n\n[m]\nmodel = x.gguf\nctx-sise = 5\n")
     result = ask(tmp_path, "--models-preset", str(file))
@@ -82,7 +82,7 @@ def test_mistake_in_a_presets_file_names_its_line(tmp_path: Path) -> None:
     assert "ctx-size" in result.stderr
 
 
-def test_more_models_at_startup_than_places(tmp_path: Path) -> None:
+def test_more_models_at_startup_than_models_max(tmp_path: Path) -> None:
     file = tmp_path / "presets.ini"
     file.write_text("[*]\nload-on-startup = on\n[a]\nmodel = x.gguf\n[b]\nmodel = x.gguf\n")
     result = ask(tmp_path, "--models-preset", str(file), "--models-max", "1", "--port", "0")
@@ -100,7 +100,7 @@ def test_busy_port_is_one_line(tmp_path: Path) -> None:
     assert result.stderr.splitlines()[-1].startswith(f"llama-corral: 127.0.0.1:{port} is already in use")
 
 
-def test_without_any_model_it_says_how_to_get_one(start_gateway: Start) -> None:
+def test_without_models_the_log_explains_how_to_name_one(start_gateway: Start) -> None:
     gateway = start_gateway()
     assert gateway.models() == {}
     assert "--demo" in gateway.log_text
@@ -129,7 +129,7 @@ def test_signal_ends_router_and_workers(number: int, start_gateway: Start) -> No
     wait_until(lambda: not gateway.family(), "the worker to end")
 
 
-def test_keys_of_the_environment_do_not_lock_the_worker(start_gateway: Start) -> None:
+def test_api_keys_of_the_environment_do_not_reach_the_worker(start_gateway: Start) -> None:
     key = {"Authorization": "Bearer from-flag"}
     presets = "[tiny]\nmodel = {models}/tiny-llama.gguf\nctx-size = 256\n"
     gateway = start_gateway("--api-key", "from-flag", presets=presets, env={"LLAMA_API_KEY": "from-environment"})
@@ -139,9 +139,9 @@ def test_keys_of_the_environment_do_not_lock_the_worker(start_gateway: Start) ->
     assert "from-flag" not in gateway.log_text
 
 
-def test_command_line_beats_the_environment_and_says_so(start_gateway: Start) -> None:
+def test_command_line_overrides_the_environment_with_a_warning(start_gateway: Start) -> None:
     gateway = start_gateway(env={"LLAMA_ARG_HOST": "192.0.2.1"})
-    assert "LLAMA_ARG_HOST is set, but --host replaces it" in gateway.log_text
+    assert "LLAMA_ARG_HOST is set, but --host overrides it" in gateway.log_text
 
 
 def test_unix_socket(programs: Programs, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_demo(start_gateway: Start) -> None:
 
 
 def test_old_python_is_one_line(tmp_path: Path) -> None:
-    """The check stands before anything that an older Python could stumble over."""
+    """The version check comes before any code that an older Python cannot parse."""
     code = "import sys; sys.version_info = (3, 9); sys.version = '3.9.1 (x)'; import llama_corral.router.cli"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 1

@@ -1,4 +1,4 @@
-"""Ollama's endpoints at the router, over fake workers: which model is meant, how long it stays, lists and refusals."""
+"""Test Ollama's endpoints at the router with fake workers: model names, keep_alive, lists and refusals."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ async def running(it: Gateway) -> dict[str, Any]:
         (b'{"model": 5, "keep_alive": 0, "input": ["x"]}', OllamaTarget("", 0, False)),
     ],
 )
-def test_what_is_read_of_a_body(body: bytes, target: OllamaTarget) -> None:
+def test_fields_read_from_a_body(body: bytes, target: OllamaTarget) -> None:
     assert ollama_in_json(body) == target
 
 
 @given(st.binary())
-def test_any_body_is_read_or_refused(body: bytes) -> None:
+def test_any_body_is_parsed_or_refused(body: bytes) -> None:
     with contextlib.suppress(InvalidRequest):
         ollama_in_json(body)
 
 
-async def test_bodies_are_passed_on_for_names_with_tags() -> None:
+async def test_bodies_are_forwarded_for_names_with_tags() -> None:
     async with gateway(preset("a", aliases=("b",)), preset("me/repo:Q4_K_M")) as it:
         for name in ("a", "a:latest", "b", "b:latest"):
             response = await ask(it, "embed", model=name, input="x")
@@ -66,7 +66,7 @@ async def test_bodies_are_passed_on_for_names_with_tags() -> None:
         assert set(response.json()) == {"error"}
 
 
-async def test_keep_alive_says_how_long() -> None:
+async def test_keep_alive_sets_how_long_a_model_is_kept() -> None:
     async with gateway(preset("a", ttl=60.0)) as it:
         assert await running(it) == {}
         await ask(it, "chat", model="a")
@@ -82,7 +82,7 @@ async def test_keep_alive_says_how_long() -> None:
         assert await running(it) == {}
 
 
-async def test_without_a_prompt_a_model_is_let_go() -> None:
+async def test_keep_alive_zero_without_a_prompt_unloads_the_model() -> None:
     async with gateway(preset("a", pin=True)) as it:
         await ask(it, "chat", model="a")
         response = await ask(it, "chat", model="a:latest", keep_alive=0, messages=[])
@@ -95,7 +95,7 @@ async def test_without_a_prompt_a_model_is_let_go() -> None:
         assert (await ask(it, "embed", model="a", keep_alive=0)).json()["embeddings"] == []
 
 
-async def test_with_all_places_pinned_others_are_refused_at_once() -> None:
+async def test_if_pinned_models_use_models_max_others_are_refused_immediately() -> None:
     async with gateway(preset("a"), preset("b"), models_max=1) as it:
         await ask(it, "chat", model="a", keep_alive=-1)
         response = await ask(it, "chat", model="b")
@@ -123,7 +123,7 @@ async def test_lists_and_versions() -> None:
         assert (await it.client.head("/")).status_code == 200
 
 
-async def test_refusals_say_why() -> None:
+async def test_refusals_give_their_reason() -> None:
     async with gateway(preset("a"), api_key=("secret",)) as it:
         response = await ask(it, "chat", model="a")
         assert (response.status_code, response.json()) == (401, {"error": "Invalid API Key"})
@@ -143,7 +143,7 @@ async def test_refusals_say_why() -> None:
         assert (await it.status("a"))["value"] == "unloaded"
 
 
-async def test_many_clients_with_different_wishes_are_all_served() -> None:
+async def test_many_clients_with_different_keep_alive_are_all_served() -> None:
     async with gateway(preset("a"), preset("b"), models_max=1) as it:
         wishes = [0, "5m", None, 1] * 5
         asked = [

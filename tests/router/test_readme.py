@@ -1,4 +1,4 @@
-"""The router's README says what is there."""
+"""Test that the router's README describes every file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Resumable streams through the router: who owns a conversation, parked requests, clients that leave."""
+"""Test resumable streams through the router: owners of conversations, parked requests, clients that disconnect."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8, "strea
 
 
 async def hang_up(port: int, path: str, body: dict[str, Any], conversation: str, *, read: int) -> bytes:
-    """Asks with a conversation, reads that many bytes of the answer and leaves."""
+    """Send a request with a conversation, read so many bytes of the response, and disconnect."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     content = json.dumps(body).encode()
     writer.write(
@@ -59,10 +59,10 @@ def waiting(g: Gateway, model: str) -> int:
     return view.waiting
 
 
-# -- the map ---------------------------------------------------------------------------------------------------------
+# -- conversations ---------------------------------------------------------------------------------------------------
 
 
-async def test_a_parked_request_ends_with_a_stop_and_an_ended_one_is_forgotten() -> None:
+async def test_a_stop_ends_a_parked_request_and_ended_conversations_are_removed() -> None:
     async def park(conversation: Conversation) -> web.StreamResponse:
         await asyncio.Event().wait()
         raise AssertionError
@@ -87,10 +87,10 @@ async def test_a_parked_request_ends_with_a_stop_and_an_ended_one_is_forgotten()
     await until(lambda: conversations.find("c::m") is None)
 
 
-# -- over fake workers -----------------------------------------------------------------------------------------------
+# -- with fake workers -----------------------------------------------------------------------------------------------
 
 
-async def test_a_client_that_leaves_while_the_model_loads_does_not_end_its_stream() -> None:
+async def test_a_client_that_disconnects_during_the_load_does_not_end_its_stream() -> None:
     async with gateway(preset("m", "load=0.4,chunks=20,pause=0.02")) as g:
         await hang_up(g.port, "/v1/chat/completions", {"model": "m", "stream": True}, "c", read=0)
         await until(lambda: waiting(g, "m"))
@@ -104,7 +104,7 @@ async def test_a_client_that_leaves_while_the_model_loads_does_not_end_its_strea
         assert (worker["served"], worker["cancelled"]) == (2, 0)
 
 
-async def test_a_client_that_leaves_midway_does_not_let_its_model_be_evicted() -> None:
+async def test_a_model_with_an_abandoned_stream_is_not_evicted() -> None:
     async with gateway(preset("m", "chunks=30,pause=0.02"), preset("n"), models_max=1) as g:
         body = {"model": "m", "stream": True}
         assert await hang_up(g.port, "/v1/chat/completions", body, "c", read=15) == b"HTTP/1.1 200 OK"
@@ -115,7 +115,7 @@ async def test_a_client_that_leaves_midway_does_not_let_its_model_be_evicted() -
         assert (await g.status("m"))["value"] == "unloaded"
 
 
-async def test_whole_answers_end_with_their_client() -> None:
+async def test_a_request_without_a_stream_ends_when_its_client_disconnects() -> None:
     async with gateway(preset("m", "chunks=1000,pause=0.02")) as g:
         await g.client.post("/models/load", json={"model": "m"})
         await g.becomes("m", "loaded")
@@ -148,7 +148,7 @@ async def test_a_stop_while_the_model_loads_ends_the_request() -> None:
         holding.cancel()
 
 
-async def test_what_is_refused_leaves_no_conversation() -> None:
+async def test_a_refused_request_leaves_no_conversation() -> None:
     async with gateway(preset("m", "load=30")) as g:
         headers = {"X-Conversation-Id": "c"}
         for query, body in (("", {"model": "nobody"}), ("?autoload=0", {"model": "m"})):
@@ -164,7 +164,7 @@ async def test_what_is_refused_leaves_no_conversation() -> None:
             assert (await g.client.post("/v1/streams/lookup", content=content)).json() == []
 
 
-async def test_the_owner_is_asked_in_the_clients_name_and_below_the_prefix() -> None:
+async def test_queries_to_the_owner_have_the_clients_headers_and_the_prefix() -> None:
     async with gateway(preset("m"), api_prefix="/p") as g:
         headers = {"X-Conversation-Id": "a/b", "Authorization": "Bearer key"}
         done = await g.client.post("/p/v1/chat/completions", json={"model": "m", "stream": True}, headers=headers)
@@ -178,7 +178,7 @@ async def test_the_owner_is_asked_in_the_clients_name_and_below_the_prefix() -> 
         assert (await g.client.get("/p/v1/stream?conv_id=a%2Fb")).status_code == 404
 
 
-# -- over real workers -----------------------------------------------------------------------------------------------
+# -- with real workers -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +216,7 @@ def test_replay_lookup_and_stop(server: Program) -> None:
     assert server.client.get("/v1/stream?conv_id=conv::one").status_code == 404
 
 
-async def test_generation_goes_on_and_can_be_stopped(server: Program) -> None:
+async def test_generation_continues_without_its_client_and_can_be_stopped(server: Program) -> None:
     body = {**ENDLESS, "model": "one"}
     await hang_up(int(server.address), "/completion", body, "live", read=15)
     with server.client.stream("GET", "/v1/stream?conv_id=live") as follower:
@@ -228,14 +228,14 @@ async def test_generation_goes_on_and_can_be_stopped(server: Program) -> None:
     wait_until(lambda: is_idle(server, "one"), "the slot to be free")
 
 
-async def test_a_conversation_that_moves_to_another_model_ends_at_the_first(server: Program) -> None:
+async def test_a_conversation_that_moves_to_another_model_is_stopped_at_the_first(server: Program) -> None:
     await hang_up(int(server.address), "/completion", {**ENDLESS, "model": "one"}, "moved", read=15)
     sent = ask(server, "two", "moved", CHAT)
     assert server.client.get("/v1/stream?conv_id=moved").content == sent.content
     wait_until(lambda: is_idle(server, "one"), "the first request to end")
 
 
-async def test_a_router_that_is_asked_to_stop_does_not_wait_for_abandoned_streams(programs: Programs) -> None:
+async def test_shutdown_does_not_wait_for_abandoned_streams(programs: Programs) -> None:
     gateway = programs.gateway(presets=TINY)
     await hang_up(int(gateway.address), "/completion", {**ENDLESS, "model": "one"}, "left", read=15)
     assert lookup(gateway, "left")["left"]["is_done"] is False

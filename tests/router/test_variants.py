@@ -1,4 +1,4 @@
-"""Sections that share a worker (`base`): one process, several names, each with its own defaults in every dialect."""
+"""Test presets that share a worker (`base`): one process, several names, each with its defaults in every dialect."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def test_a_variant_has_its_bases_options_and_its_own(tmp_path: Path) -> None:
         ("base = a\npin = on", r"6: pin: .* shares the worker of \[a\]"),
         ("base = a\ntemp = warm", "6: temp: invalid value 'warm'"),
         ("base = a\nalias = a", "alias 'a' of model 'b' is the name of another model"),
-        ("base = a\n[*]\nbase = a", "7: base: not for all models"),
-        (f"base = a\nsystem-prompt = {'x' * MAX_HEADER}", "model 'b': its options of requests take more than"),
+        ("base = a\n[*]\nbase = a", r"7: base: not allowed in \[\*\]"),
+        (f"base = a\nsystem-prompt = {'x' * MAX_HEADER}", "model 'b': its request options need more than"),
     ],
 )
 def test_sections_that_cannot_share(tmp_path: Path, section: str, complaint: str) -> None:
@@ -98,7 +98,7 @@ def test_sections_that_cannot_share(tmp_path: Path, section: str, complaint: str
         read(tmp_path, f"\n[a]\nmodel = x.gguf\n[b]\n{section}\n")
 
 
-def test_sections_of_one_model_without_a_base_stay_apart(tmp_path: Path) -> None:
+def test_sections_of_one_model_without_a_base_do_not_share_a_worker(tmp_path: Path) -> None:
     found = read(tmp_path, "[a]\nmodel = x.gguf\ntemp = 0\n[b]\nmodel = x.gguf\ntemp = 1\n")
     assert not found["a"].base
     assert not found["b"].base
@@ -107,7 +107,7 @@ def test_sections_of_one_model_without_a_base_stay_apart(tmp_path: Path) -> None
 # -- in the router ---------------------------------------------------------------------------------------------------
 
 
-async def test_requests_for_variants_share_one_load_and_one_place() -> None:
+async def test_requests_for_variants_share_one_load_and_one_queue_entry() -> None:
     entries = presets(preset("a"), preset("v", base="a", defaults="{}"), preset("b"))
 
     async with router(presets=entries, models_max=1) as r:
@@ -130,7 +130,7 @@ async def test_requests_for_variants_share_one_load_and_one_place() -> None:
         await other.leave()
 
 
-async def test_a_model_that_becomes_a_variant_gives_its_worker_up() -> None:
+async def test_a_model_that_becomes_a_variant_stops_its_worker() -> None:
     async with router(presets=presets(preset("a"), preset("b"))) as r:
         client = r.client("b")
         await settle()
@@ -183,16 +183,16 @@ HELLO = [{"role": "user", "content": "Hello"}]
         ("/api/generate", {"prompt": "Hello", "stream": False}, lambda a: a["response"]),
     ],
 )
-def test_defaults_hold_in_every_dialect(gateway: Program, path: str, body: dict[str, Any], said: Any) -> None:
+def test_defaults_apply_in_every_dialect(gateway: Program, path: str, body: dict[str, Any], said: Any) -> None:
     for name, expected in (("yes", "yes"), ("agreeing", "yes"), ("whole", "no[a-z]*")):
         answer = post(gateway, path, {"model": name, **body})
         assert re.fullmatch(expected, said(answer))
-        if "/api/" not in path:  # Ollama repeats what was asked for
+        if "/api/" not in path:  # Ollama returns the requested name
             assert answer["model"] == ("yes" if name != "whole" else "whole")
     assert json.loads(said(post(gateway, path, {"model": "object", **body, "max_tokens": 64}))) == {"a": 1}
 
 
-def test_what_a_request_says_goes_first(gateway: Program) -> None:
+def test_fields_of_a_request_override_the_defaults(gateway: Program) -> None:
     shown = post(gateway, "/completion", {"model": "yes", "prompt": "A", "top_k": 3})["generation_settings"]
     assert (shown["temperature"], shown["top_k"], shown["n_predict"]) == (0.5, 3, 5)
     whole = post(gateway, "/completion", {"model": "whole", "prompt": "A"})["generation_settings"]
@@ -212,20 +212,20 @@ def test_system_prompts(gateway: Program) -> None:
     assert 'Täglich neu; "so".' in prompt("other"), "a model of its own may have one, too"
 
 
-def test_a_client_cannot_bring_defaults(gateway: Program) -> None:
+def test_a_client_cannot_send_defaults(gateway: Program) -> None:
     forged = json.dumps(["me", {"temperature": "0.9"}, ""])
     body = {"model": "whole", "prompt": "A"}
     answer = gateway.client.post("/completion", json=body, headers={DEFAULTS_HEADER: forged}).json()
     assert (answer["model"], answer["generation_settings"]["temperature"]) == ("whole", 0.25)
 
 
-def test_a_worker_by_itself_takes_no_defaults(worker: Program) -> None:
+def test_a_worker_without_a_router_ignores_defaults(worker: Program) -> None:
     forged = json.dumps(["me", {"temperature": "0.9"}, ""])
     answer = worker.client.post("/completion", json={"prompt": "A", "n_predict": 1}, headers={DEFAULTS_HEADER: forged})
     assert answer.json()["model"] == "tiny"
 
 
-def test_one_worker_in_one_place(gateway: Program) -> None:
+def test_variants_share_one_worker_and_its_state(gateway: Program) -> None:
     post(gateway, "/completion", {"model": "object", "prompt": "A"})
     models = gateway.models()
     assert [models[name]["status"]["value"] for name in ("whole", "yes", "object", "other")] == 3 * ["loaded"] + [
@@ -285,7 +285,7 @@ def test_a_changed_variant_restarts_nothing(programs: Programs) -> None:
     assert {process.pid for process in gateway.family()} == workers
 
 
-def test_a_broken_default_is_told_and_hurts_nobody_else(programs: Programs) -> None:
+def test_an_invalid_default_is_reported_and_affects_no_other_variant(programs: Programs) -> None:
     broken = '[whole]\nmodel = {models}/tiny-llama.gguf\nthreads = 1\n[bad]\nbase = whole\njson-schema = {"type": 7}\n'
     gateway = programs.gateway(presets=broken)
     refused = gateway.client.post("/completion", json={"model": "bad", "prompt": "A"})

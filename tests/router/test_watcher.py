@@ -1,4 +1,4 @@
-"""Edited sources are noticed, and a broken edit changes nothing."""
+"""Test that edited sources are read again, and that a broken edit changes nothing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def watched(settings: Settings, environ: dict[str, str]) -> AsyncIterator[
 
 
 async def repeat_until(noticed: asyncio.Event, edit: Callable[[], object]) -> None:
-    """Writes again and again, since a watch that is just being set up may miss the first time."""
+    """Repeat the write, since a watch that is being set up may miss the first one."""
     async with asyncio.timeout(PATIENCE):
         while not noticed.is_set():
             edit()
@@ -82,7 +82,9 @@ async def test_a_new_model_in_the_directory_is_noticed(tmp_path: Path) -> None:
         assert [view.name for view in lifecycle.views()] == ["a", "b"]
 
 
-async def test_a_broken_edit_keeps_the_presets_and_says_where(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_broken_edit_keeps_the_presets_and_logs_its_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "presets.ini"
     path.write_text("[one]\nmodel = one.gguf\n")
     noticed = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Placement by memory: who leaves for whom, who is refused with which numbers, and what is learned."""
+"""Test placement by memory: which models are evicted or refused, with which numbers, and measured sizes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from router_tools import preset, presets, until
 
 
 async def use(r: LifecycleHarness, *names: str) -> None:
-    """One after the other, each loaded by a request that is then served."""
+    """Load the models one after the other, each with a request that is then served."""
     for name in names:
         client = r.client(name)
         await settle()
@@ -34,7 +34,7 @@ def alive(r: LifecycleHarness) -> set[str]:
     return {worker.name for worker in r.launcher.alive}
 
 
-async def test_as_many_models_stay_as_there_is_memory_for() -> None:
+async def test_models_are_kept_as_long_as_memory_suffices() -> None:
     async with router("a", "b", "c", models_max=0, memory_budget=SizedBudget(10 * GIB, a=4, b=4, c=4)) as r:
         await use(r, "a", "b")
         client = r.client("c")
@@ -49,7 +49,7 @@ async def test_as_many_models_stay_as_there_is_memory_for() -> None:
         assert alive(r) == {"b", "c"}
 
 
-async def test_one_large_model_leaves_rather_than_two_small_ones() -> None:
+async def test_one_large_model_is_evicted_rather_than_two_small_ones() -> None:
     sizes = SizedBudget(10 * GIB, a=2, b=2, c=5, d=6)
     async with router("a", "b", "c", "d", models_max=0, memory_budget=sizes) as r:
         await use(r, "a", "b", "c")
@@ -62,8 +62,8 @@ async def test_one_large_model_leaves_rather_than_two_small_ones() -> None:
         await client.finish()
 
 
-async def test_nobody_is_evicted_in_vain() -> None:
-    """As long as a busy model keeps what is needed, the idle ones may as well stay."""
+async def test_no_model_is_evicted_if_that_does_not_help() -> None:
+    """As long as a busy model uses the memory that is needed, idle models are kept."""
 
     async with router("a", "b", "c", models_max=0, memory_budget=SizedBudget(10 * GIB, a=7, b=2, c=8)) as r:
         await use(r, "b")
@@ -82,7 +82,7 @@ async def test_nobody_is_evicted_in_vain() -> None:
         await client.finish()
 
 
-async def test_what_never_fits_is_refused_at_once_with_the_numbers() -> None:
+async def test_a_model_that_never_fits_is_refused_immediately_with_the_numbers() -> None:
     async with router("a", "b", models_max=0, memory_budget=SizedBudget(10 * GIB, a=4, b=11)) as r:
         await use(r, "a")
         error = await r.client("b").refused()
@@ -94,7 +94,7 @@ async def test_what_never_fits_is_refused_at_once_with_the_numbers() -> None:
             await r.lifecycle.load("b")
 
 
-async def test_devices_are_counted_apart() -> None:
+async def test_devices_are_counted_separately() -> None:
     half, large = Space(GIB, {"CUDA0": 5 * GIB}), Space(GIB, {"CUDA0": 9 * GIB})
     sizes = SizedBudget(10 * GIB, 8 * GIB, a=half, b=half, c=large)
     async with router("a", "b", "c", models_max=0, memory_budget=sizes) as r:
@@ -117,7 +117,7 @@ def on(*gib: int) -> Space:
 TWO = {"CUDA0": 10 * GIB, "CUDA1": 8 * GIB}
 
 
-async def test_who_is_on_the_device_that_is_short_leaves_and_nobody_else() -> None:
+async def test_only_a_model_on_the_full_device_is_evicted() -> None:
     sizes = SizedBudget(10 * GIB, TWO, a=on(0, 6), b=on(6), c=on(6, 1))
     async with router("a", "b", "c", models_max=0, memory_budget=sizes) as r:
         await use(r, "a", "b")
@@ -130,7 +130,7 @@ async def test_who_is_on_the_device_that_is_short_leaves_and_nobody_else() -> No
         await client.finish()
 
 
-async def test_the_device_that_is_short_is_named() -> None:
+async def test_a_refusal_names_the_device_that_lacks_memory() -> None:
     sizes = SizedBudget(10 * GIB, TWO, a=on(1, 9), b=on(0, 3), c=on(1, 7))
     entries = presets(preset("a"), preset("b", pin=True), preset("c"))
     async with router(presets=entries, models_max=0, memory_budget=sizes) as r:
@@ -146,17 +146,17 @@ async def test_the_device_that_is_short_is_named() -> None:
         )
 
 
-async def test_a_full_device_is_not_in_the_way_of_who_needs_nothing_of_it() -> None:
+async def test_a_full_device_does_not_block_a_model_that_does_not_use_it() -> None:
     sizes = SizedBudget(10 * GIB, dict.fromkeys(TWO, AUTO_LIMIT), a=on(5), b=on(0, 5))
     async with router("a", "b", models_max=0, memory_budget=sizes) as r:
         await use(r, "a")
-        sizes.free_on = {"CUDA0": -GIB, "CUDA1": 8 * GIB}  # somebody else takes more than there was
+        sizes.free_on = {"CUDA0": -GIB, "CUDA1": 8 * GIB}  # another program uses more than was free
         await use(r, "b")
         assert alive(r) == {"a", "b"}
 
 
-async def test_layers_go_where_devices_are_free_when_the_model_starts() -> None:
-    """What CUDA0 lacks CUDA1 has; with its layers halved nobody would fit beside a."""
+async def test_layers_are_split_by_the_free_memory_at_the_start() -> None:
+    """CUDA1 has the memory that CUDA0 lacks. Split in halves, b would not fit together with a."""
 
     both = Need(Space(GIB), (Split((GIB,) * 10, 0, ("CUDA0", "CUDA1")),))
     sizes = SizedBudget(10 * GIB, {"CUDA0": 10 * GIB, "CUDA1": 10 * GIB}, a=on(8), b=both, c=on(0, 3))
@@ -172,7 +172,7 @@ async def test_layers_go_where_devices_are_free_when_the_model_starts() -> None:
         await client.leave()
 
 
-async def test_memory_of_a_device_is_waited_for_even_within_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_start_waits_until_the_device_shows_its_memory_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatcher, "RECHECK_S", 0.01)
     sizes = SizedBudget(10 * GIB, TWO, a=on(6), b=on(6))
     async with router("a", "b", models_max=0, memory_budget=sizes) as r:
@@ -189,8 +189,8 @@ async def test_memory_of_a_device_is_waited_for_even_within_a_budget(monkeypatch
         await client.finish()
 
 
-async def test_workers_say_what_they_take_of_each_device() -> None:
-    """Over real pipes and HTTP: what was measured decides the next time."""
+async def test_memory_of_each_device_that_workers_report_counts() -> None:
+    """With real pipes and HTTP: the measured size decides the next placement."""
 
     entries = [
         preset(name, f"takes={takes}")
@@ -213,7 +213,7 @@ async def test_workers_say_what_they_take_of_each_device() -> None:
         assert "it needs 9.0 GiB on CUDA1, and models may use 8.0 GiB on CUDA1" in error_of(refused)["message"]
 
 
-async def test_a_load_by_command_makes_room_too_and_says_when_it_cannot() -> None:
+async def test_a_load_by_command_evicts_or_is_refused_with_the_numbers() -> None:
     async with router("a", "b", "c", models_max=0, memory_budget=SizedBudget(10 * GIB, a=4, b=4, c=9)) as r:
         await use(r, "a", "b")
         command = asyncio.create_task(r.lifecycle.load("c"))
@@ -230,8 +230,8 @@ async def test_a_load_by_command_makes_room_too_and_says_when_it_cannot() -> Non
         await busy.finish()
 
 
-async def test_memory_that_others_give_back_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Right after a worker's end the system may not have it back yet; that is no reason to refuse."""
+async def test_a_start_waits_until_the_system_shows_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right after a worker's end the system may not show its memory as free yet. The request is not refused then."""
 
     monkeypatch.setattr(dispatcher, "RECHECK_S", 0.01)
     sizes = SizedBudget(AUTO_LIMIT, a=6, b=6)
@@ -252,7 +252,7 @@ async def test_memory_that_others_give_back_is_noticed(monkeypatch: pytest.Monke
         await client.finish()
 
 
-async def test_a_device_shows_as_free_what_a_model_that_loads_is_about_to_take() -> None:
+async def test_memory_for_a_loading_model_does_not_count_as_free() -> None:
     sizes = SizedBudget(10 * GIB, AUTO_LIMIT, a=on(5), b=on(5))
     sizes.free_on = {"CUDA0": 8 * GIB}
     async with router("a", "b", models_max=0, memory_budget=sizes, rules=PlacementRules(parallel_loads=2)) as r:
@@ -272,7 +272,7 @@ async def test_a_device_shows_as_free_what_a_model_that_loads_is_about_to_take()
         await second.leave()
 
 
-async def test_a_model_that_sleeps_keeps_its_part_of_a_device() -> None:
+async def test_a_sleeping_model_keeps_its_device_memory_reserved() -> None:
     sizes = SizedBudget(10 * GIB, AUTO_LIMIT, a=on(5), b=on(5))
     sizes.free_on = {"CUDA0": 8 * GIB}
     async with router("a", "b", models_max=0, memory_budget=sizes) as r:
@@ -284,7 +284,7 @@ async def test_a_model_that_sleeps_keeps_its_part_of_a_device() -> None:
         await client.leave()
 
 
-async def test_what_others_take_of_the_machine_is_not_ours() -> None:
+async def test_memory_of_other_programs_does_not_count_as_available() -> None:
     sizes = SizedBudget(AUTO_LIMIT, a=6, b=6)
     sizes.free = 7 * GIB
     async with router("a", "b", models_max=0, memory_budget=sizes) as r:
@@ -296,7 +296,7 @@ async def test_what_others_take_of_the_machine_is_not_ours() -> None:
         await client.leave()
 
 
-async def test_what_a_worker_measured_replaces_the_estimate() -> None:
+async def test_the_measured_size_replaces_the_estimate() -> None:
     sizes = SizedBudget(10 * GIB, a=4, b=5)
     async with router("a", "b", models_max=0, memory_budget=sizes) as r:
         client = r.client("a")
@@ -315,7 +315,7 @@ async def test_what_a_worker_measured_replaces_the_estimate() -> None:
         await second.leave()
 
 
-async def test_a_worker_that_grows_counts_with_what_it_has() -> None:
+async def test_the_growth_of_a_worker_counts() -> None:
     sizes = SizedBudget(10 * GIB, a=4, b=5)
     sizes.private = {1: GIB}
     async with router("a", "b", models_max=0, memory_budget=sizes) as r:
@@ -327,7 +327,7 @@ async def test_a_worker_that_grows_counts_with_what_it_has() -> None:
         await client.leave()
 
 
-def test_the_limit_is_what_is_free_and_what_our_workers_have() -> None:
+def test_the_limit_is_free_memory_plus_that_of_our_workers() -> None:
     sizes = SizedBudget(AUTO_LIMIT, AUTO_LIMIT)
     sizes.free, sizes.free_on, sizes.private = 5 * GIB, {"CUDA0": 3 * GIB}, {7: 2 * GIB}
     workers = [
@@ -359,7 +359,7 @@ def real(module_programs: Programs) -> Program:
     return module_programs.gateway("--models-max", "0", "--models-memory", "100M", presets=PRESETS)
 
 
-def test_real_models_come_and_go_by_their_size(real: Program) -> None:
+def test_real_models_are_loaded_and_evicted_by_their_size(real: Program) -> None:
     def ask(model: str) -> int:
         answer = real.client.post("/completion", json={"model": model, "prompt": "a", "n_predict": 2})
         assert answer.status_code == 200, answer.text

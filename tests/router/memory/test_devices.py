@@ -1,4 +1,4 @@
-"""What the system says of devices, which of them llama.cpp's names mean, and what models may take of each."""
+"""Test what the system reports about devices, which device a llama.cpp name means, and the budgets of devices."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ FIRST, SECOND = (
         (" 1 ", [1]),
         ("1,-1,0", [1]),
         ("1,7,0", [1]),
-        ("GPU-b", []),  # it could mean two
+        ("GPU-b", []),  # ambiguous: a prefix of two ids
         ("GPU-bb", [1]),
         ("GPU-bc,GPU-aa", [2, 0]),
         ("0,0", [0]),
         ("GPU-x", []),
     ],
 )
-def test_a_list_of_visible_devices_is_read_until_its_first_wrong_entry(chosen: str | None, shown: list[int]) -> None:
+def test_a_list_of_visible_devices_ends_at_its_first_invalid_entry(chosen: str | None, shown: list[int]) -> None:
     assert visible(["GPU-aa-1", "GPU-bb-1", "GPU-bc-1"], chosen) == shown
 
 
 class FakeNvml:
-    """The driver's library with devices of so many bytes."""
+    """A fake NVML with devices of the given sizes in bytes."""
 
     NVMLError = type("NVMLError", (Exception,), {})
 
@@ -92,12 +92,12 @@ def test_nvidia_devices_are_named_as_cuda_shows_them(
     assert read_devices({"CUDA_VISIBLE_DEVICES": "-1"}, tmp_path) == ()
 
 
-def test_a_driver_that_does_not_answer_is_no_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_driver_that_fails_means_no_devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(devices, "_nvml", lambda: FakeNvml(1000, fails=True))
     assert read_devices({}, tmp_path) == ()
 
 
-def test_the_memory_of_amd_devices_is_in_files(tmp_path: Path) -> None:
+def test_the_memory_of_amd_devices_is_read_from_files(tmp_path: Path) -> None:
     for number, (card, used) in enumerate((("card10", 300), ("card2", 100), ("card1-DP-1", 5))):
         place = tmp_path / "pci" / f"0000:0{number}:00.0"
         place.mkdir(parents=True)
@@ -106,7 +106,7 @@ def test_the_memory_of_amd_devices_is_in_files(tmp_path: Path) -> None:
         (place / "mem_info_vram_total").write_text("1000\n")
         (place / "mem_info_vram_used").write_text(f"{used}\n")
         (place / "unique_id").write_text(f"{number}f\n")
-    (tmp_path / "card3" / "device").mkdir(parents=True)  # the mainboard's graphics
+    (tmp_path / "card3" / "device").mkdir(parents=True)  # an integrated GPU
     both = (SystemDevice("ROCm0", 1000, 900, "0000:01:00.0"), SystemDevice("ROCm1", 1000, 700, "0000:00:00.0"))
     assert read_devices({}, tmp_path) == both
     assert [device.free for device in read_devices({"HIP_VISIBLE_DEVICES": "1"}, tmp_path)] == [700]
@@ -117,21 +117,21 @@ def test_the_memory_of_amd_devices_is_in_files(tmp_path: Path) -> None:
 # -- names -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_name_means_its_namesake_or_the_device_of_its_number() -> None:
+def test_a_name_means_the_device_with_that_name_or_number() -> None:
     known = Devices([FIRST, SECOND])
     names = {"CUDA1": "CUDA1", "Vulkan0": "CUDA0", "Vulkan1": "CUDA1", "MTL": "CUDA0", "Vulkan7": "Vulkan7"}
     assert {name: known.name_of(name) for name in names} == names
     assert Devices().name_of("CUDA0") == "CUDA0"
 
 
-def test_where_a_device_is_on_the_bus_says_more_than_its_name() -> None:
+def test_a_bus_address_takes_precedence_over_a_name() -> None:
     known = Devices([FIRST, SECOND])
     known.register_reported([DeviceUsage("CUDA0", 1, SECOND.address), DeviceUsage("CUDA1", 1, FIRST.address)])
     known.register_reported([DeviceUsage("Vulkan0", 1, "0000:ff:00.0")])
     assert [known.name_of(name) for name in ("CUDA0", "CUDA1", "Vulkan0")] == ["CUDA1", "CUDA0", "CUDA0"]
 
 
-def test_devices_that_workers_cannot_use_get_no_models_once_that_is_known() -> None:
+def test_devices_that_workers_report_as_unusable_get_no_models() -> None:
     known = Devices([FIRST, SECOND, SystemDevice("ROCm0", GIB, GIB)])
     assert known.names == ("CUDA0", "CUDA1", "ROCm0")
     known.register_reported([DeviceUsage("CUDA0", 7), DeviceUsage("CUDA1", 0)])
@@ -154,7 +154,7 @@ def _room(budgets: dict[str, int], *free: SystemDevice, margin: int = 0) -> Memo
     )
 
 
-def test_each_device_has_what_is_free_and_what_our_workers_have_less_the_margin() -> None:
+def test_a_devices_limit_is_free_memory_plus_our_workers_minus_the_margin() -> None:
     memory_budget = _room({"CUDA0": AUTO_LIMIT, "CUDA1": AUTO_LIMIT}, FIRST, SECOND, margin=GIB)
     assert memory_budget.limit([]) == Limit(None, {"CUDA0": 19 * GIB, "CUDA1": 8 * GIB})
     workers = [WorkerMemory(None, Space(5, {"CUDA1": 7 * GIB}))]
@@ -164,7 +164,7 @@ def test_each_device_has_what_is_free_and_what_our_workers_have_less_the_margin(
     assert _room({"CUDA0": AUTO_LIMIT, "CUDA1": AUTO_LIMIT}, FIRST).limit([]).devices.keys() == {"CUDA0"}
 
 
-def test_a_budget_holds_as_far_as_memory_is_back() -> None:
+def test_after_an_exit_a_budget_counts_only_as_far_as_memory_is_free() -> None:
     memory_budget = _room({"CUDA0": 22 * GIB, "CUDA1": NO_LIMIT}, FIRST, SECOND)
     assert memory_budget.limit([]) == Limit(None, {"CUDA0": 22 * GIB})
     assert memory_budget.limit([], is_settling=True) == Limit(None, {"CUDA0": 20 * GIB})
@@ -187,7 +187,7 @@ def test_one_number_is_for_all_devices_and_several_for_each(text: str, budgets: 
     assert budgets_of(limits, [FIRST, SECOND]) == budgets
 
 
-def test_devices_that_a_list_does_not_name_have_what_is_free() -> None:
+def test_devices_without_a_value_are_limited_by_free_memory() -> None:
     third = SystemDevice("CUDA2", GIB, GIB)
     assert budgets_of([5, NO_LIMIT], [FIRST, SECOND, third]) == {"CUDA0": 5, "CUDA1": NO_LIMIT, "CUDA2": AUTO_LIMIT}
     assert budgets_of([5], [FIRST]) == {"CUDA0": 5}
@@ -195,7 +195,7 @@ def test_devices_that_a_list_does_not_name_have_what_is_free() -> None:
         budgets_of([1, 2, 3], [FIRST, SECOND])
 
 
-def test_a_device_that_the_system_does_not_tell_of_is_counted_by_what_workers_report(
+def test_a_device_unknown_to_the_system_is_counted_by_reports_of_workers(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(devices, "DRM", tmp_path)

@@ -1,4 +1,4 @@
-"""What a model is expected to take, against what the real engine then takes; and what the system says is there."""
+"""Test the memory estimate against the real engine's allocations, and the readings of host memory."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TWO = Devices([SystemDevice("CUDA0", 24, 24), SystemDevice("CUDA1", 16, 16)])
         ("tiny-bert.gguf", {"embeddings": True}),
     ],
 )
-async def test_the_estimate_is_what_llama_cpp_takes(models: Path, name: str, options: dict[str, Any]) -> None:
+async def test_the_estimate_matches_llama_cpps_allocations(models: Path, name: str, options: dict[str, Any]) -> None:
     settings = Settings(**{"model": str(models / name), "ctx_size": 1024, **options})
     expected = estimate([read_header(models / name)], footprint_options(settings, Devices()))
 
@@ -50,7 +50,7 @@ async def test_the_estimate_is_what_llama_cpp_takes(models: Path, name: str, opt
         assert taken.host == pytest.approx(expected.need.space.host, rel=0.1, abs=2 * MIB)
 
 
-def test_all_parts_of_a_split_model_count(models: Path) -> None:
+def test_all_files_of_a_split_model_count(models: Path) -> None:
     parts = [read_header(path) for path in sorted((models / "sharded").glob("*.gguf"))]
     whole = read_header(models / "tiny-llama.gguf")
     assert len(parts) > 1
@@ -58,7 +58,7 @@ def test_all_parts_of_a_split_model_count(models: Path) -> None:
 
 
 def _header(layers: int, **keys: int) -> Header:
-    """64 bytes of weights in each layer, 1000 in the table of tokens."""
+    """Return a header with 64 bytes of weights in each layer and 1000 in the token embeddings."""
     tensors = [Tensor("token_embd.weight", (8, 100), "f16", 0, 1000)]
     for layer in range(layers):
         tensors += [
@@ -78,19 +78,19 @@ def _on_one(layers: int, **options: Any) -> FootprintOptions:
     )
 
 
-def test_offloaded_layers_are_the_last_ones_and_take_their_cache_along() -> None:
+def test_offloaded_layers_are_the_last_ones_with_their_kv_cache() -> None:
     header = _header(4, context_length=256)
     row = 256 * (4 + 4) * 2
     none, some, everything = (estimate([header], plan) for plan in (FootprintOptions(), _on_one(2), _on_one(99)))
     assert none.need == Need(Space(none.weights + none.kv + none.scratch))
     assert some.need.space.device == 1000 + 64 + row + some.scratch  # the tied output, copied, and one layer
-    mask = 512 * 256 * 2  # which the machine hands over
+    mask = 512 * 256 * 2  # the attention mask, an input that the host sends
     assert everything.need.space == Space(1000 + mask, {"CUDA0": 1000 + 4 * (64 + row) + everything.scratch})
     assert estimate([header], _on_one(99, with_kv=False)).need.space.host == 1000 + 4 * row + mask
     assert some.need.space.host == 1000 + 3 * (64 + row) + mask + some.scratch, "it computes what stays with it"
 
 
-def test_experts_that_stay_with_the_machine_are_not_counted_on_the_device() -> None:
+def test_experts_on_the_host_are_not_counted_on_the_device() -> None:
     header = _header(4, context_length=256)
     everything = estimate([header], _on_one(99)).need.space
     assert everything.device - estimate([header], _on_one(99, n_expert_layers_on_host=3)).need.space.device == 3 * 32
@@ -105,7 +105,7 @@ def test_experts_that_stay_with_the_machine_are_not_counted_on_the_device() -> N
     free=st.lists(st.integers(0, 9), min_size=3, max_size=3),
     with_kv=st.booleans(),
 )
-def test_what_memories_have_is_the_sum_of_it_all(
+def test_the_sum_over_memories_is_the_whole_footprint(
     layers: int,
     n: int,
     devices: int,
@@ -123,14 +123,14 @@ def test_what_memories_have_is_the_sum_of_it_all(
     n_scratch, rest = divmod(space.total - footprint.weights - footprint.kv, inputs)
     assert rest == 0
     on_host = 0 if n == 0 else 1 if n > layers else 2
-    if mode == "row" and n:  # weights are on all of them, layers may not be
+    if mode == "row" and n:  # weights are on all devices, layers may not be
         assert 1 <= n_scratch - on_host <= len(space.devices)
     else:
         assert n_scratch - on_host == max(1, len(space.devices))
     assert bool(space.devices) == (n > 0)
 
 
-def test_batches_in_a_pipeline_cost_copies_of_what_goes_into_each() -> None:
+def test_batches_in_a_pipeline_cost_copies_of_the_inputs() -> None:
     header = _header(4, context_length=256, embedding_length=8)
     offload = Offload(99, ("CUDA0", "CUDA1"))
     alone, pipelined = (
@@ -141,7 +141,7 @@ def test_batches_in_a_pipeline_cost_copies_of_what_goes_into_each() -> None:
     assert partly.scratch == alone.scratch, "only where all layers are on devices"
 
 
-def test_layers_without_keys_of_their_own_cost_only_their_state() -> None:
+def test_recurrent_layers_cost_only_their_state() -> None:
     tensors = (Tensor("blk.0.ssm_a.weight", (8,), "f32", 0, 32), Tensor("blk.1.attn_q.weight", (8, 8), "f16", 0, 128))
     shape = {"block_count": 2, "embedding_length": 8, "context_length": 256, "attention.head_count": 2}
     shape |= {"ssm.inner_size": 16, "ssm.state_size": 4, "ssm.conv_kernel": 4}
@@ -151,15 +151,15 @@ def test_layers_without_keys_of_their_own_cost_only_their_state() -> None:
 
 
 @pytest.mark.parametrize("value", ["", "x", "nan"])
-def test_a_header_that_says_nothing_costs_its_weights(value: str) -> None:
+def test_a_header_without_dimensions_costs_only_its_weights(value: str) -> None:
     header = Header(3, {"general.architecture": value}, {}, (Tensor("w", (4,), "f32", 0, 16),), 0, 0)
     assert estimate([header], FootprintOptions()).weights == 16
 
 
-# -- what options say --------------------------------------------------------------------------------------------------
+# -- options ---------------------------------------------------------------------------------------------------------
 
 
-def test_devices_are_all_of_them_or_those_that_a_preset_names_in_its_order() -> None:
+def test_devices_are_all_or_those_of_the_preset_in_its_order() -> None:
     def names(**options: Any) -> tuple[str, ...]:
         return footprint_options(Settings(**options), TWO).offload.devices
 
@@ -175,7 +175,7 @@ def test_devices_are_all_of_them_or_those_that_a_preset_names_in_its_order() -> 
     assert footprint_options(Settings(device=("CUDA0",)), Devices()).offload == Offload()
 
 
-def test_shares_beyond_the_devices_and_shares_of_nothing_do_not_count() -> None:
+def test_shares_without_a_device_and_zero_shares_are_ignored() -> None:
     def shares(*given: float) -> tuple[float, ...]:
         return footprint_options(Settings(tensor_split=given), TWO).offload.shares
 
@@ -192,7 +192,7 @@ def test_a_pipeline_needs_several_devices_with_whole_layers_and_their_cache() ->
         assert not pipelines(**options)
 
 
-def test_a_draft_model_has_types_and_devices_of_its_own() -> None:
+def test_a_draft_model_has_its_own_kv_types_and_devices() -> None:
     settings = Settings(cache_type_k="f32", cache_type_k_draft="q8_0", n_gpu_layers=3, n_gpu_layers_draft=1)
     plan, draft = footprint_options(settings, TWO), draft_footprint_options(settings, TWO)
     assert (plan.type_k, plan.offload.n_layers) == ("f32", 3)
@@ -218,12 +218,12 @@ def test_a_projector_goes_to_its_own_device_or_the_first() -> None:
 # -- readings ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_machine_has_memory_and_more_of_it_than_is_free() -> None:
+def test_the_machine_has_more_memory_than_is_free() -> None:
     reading = host.read_host_memory()
     assert 0 < reading.free <= reading.total
 
 
-def test_a_container_has_what_its_limit_leaves(tmp_path: Path) -> None:
+def test_free_memory_in_a_container_follows_its_limit(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("104857600\n")
     (tmp_path / "memory.current").write_text("62914560\n")
     (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 20971520\nactive_file 7\n")
@@ -237,12 +237,12 @@ def test_no_limit_is_the_whole_machine(tmp_path: Path, files: dict[str, str]) ->
     assert host.read_host_memory(tmp_path).total == host.read_host_memory().total
 
 
-def test_what_is_a_process_own() -> None:
+def test_private_bytes_of_a_process() -> None:
     assert host.private_bytes(os.getpid()) > 5 * MIB
     assert host.private_bytes(2**22 + 7) == 0
 
 
-def test_what_was_swapped_out_counts_and_elsewhere_the_rest(tmp_path: Path) -> None:
+def test_private_bytes_include_swap_and_work_without_proc(tmp_path: Path) -> None:
     (tmp_path / "7").mkdir()
     (tmp_path / "7" / "status").write_text("Name:\tpython\nRssAnon:\t    100 kB\nRssFile:\t 9 kB\nVmSwap:\t   20 kB\n")
     assert host.private_bytes(7, tmp_path) == 120 << 10

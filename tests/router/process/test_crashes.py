@@ -1,4 +1,4 @@
-"""Models whose workers keep failing: pauses that grow, what ends them, and the cause that people are told."""
+"""Test the back-off of models whose workers keep failing, what resets it, and the reported exit causes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Router:
         return asyncio.create_task(request())
 
     def hold(self, model: str = "a") -> asyncio.Task[None]:
-        """A request that has no answer yet."""
+        """Start a request that is not answered."""
 
         async def request() -> None:
             async with self.lifecycle.lease(model):
@@ -47,7 +47,7 @@ class Router:
         return asyncio.create_task(request())
 
     async def fail(self, *, ready: bool = False, idle: float = 0.0) -> ApiError | None:
-        """One attempt that ends badly; returns what its request was told."""
+        """Let one load attempt fail, and return the error of its request."""
         started = len(self.launcher.workers)
         request = self.ask() if not ready else None
         if ready:
@@ -101,7 +101,7 @@ async def test_the_second_failure_in_a_row_begins_a_pause_that_doubles() -> None
             r.now += expected
 
 
-async def test_others_are_served_meanwhile() -> None:
+async def test_other_models_are_served_during_the_pause() -> None:
     async with router() as r:
         await r.fail()
         await r.fail()
@@ -111,8 +111,8 @@ async def test_others_are_served_meanwhile() -> None:
         await other
 
 
-async def test_who_waits_for_the_next_attempt_is_told_when_there_is_none() -> None:
-    """The second failure finds a request that came while the worker was already leaving the list of those that load."""
+async def test_requests_for_the_next_attempt_are_refused_if_there_is_none() -> None:
+    """The second request arrives after the start of the load that fails, so it would wait for the next attempt."""
 
     async with router() as r:
         await r.fail()
@@ -126,7 +126,7 @@ async def test_who_waits_for_the_next_attempt_is_told_when_there_is_none() -> No
         assert len(r.launcher.workers) == 2
 
 
-async def test_an_answered_request_begins_anew() -> None:
+async def test_an_answered_request_resets_the_back_off() -> None:
     async with router() as r:
         await r.fail()
         await r.fail()
@@ -140,7 +140,7 @@ async def test_an_answered_request_begins_anew() -> None:
         assert (r.lifecycle.views()[0].failures, r.pause) == (1, 0)
 
 
-async def test_a_request_whose_client_left_shows_nothing() -> None:
+async def test_a_request_whose_client_disconnected_does_not_reset_the_back_off() -> None:
     async with router() as r:
         for expected in (0, 1, 2):
             r.now += 2
@@ -155,7 +155,7 @@ async def test_a_request_whose_client_left_shows_nothing() -> None:
             assert r.pause == expected
 
 
-async def test_each_refusal_in_a_pause_says_how_long_it_still_lasts() -> None:
+async def test_each_refusal_in_a_pause_gives_the_remaining_time() -> None:
     async with router() as r:
         for pause in (0, 1, 2, 4):
             await r.fail()
@@ -177,7 +177,7 @@ async def test_each_refusal_in_a_pause_says_how_long_it_still_lasts() -> None:
         assert r.pause == 16
 
 
-async def test_being_ready_is_no_success_unless_it_lasts() -> None:
+async def test_only_a_lasting_ready_state_resets_the_back_off() -> None:
     async with router() as r:
         await r.fail(ready=True)
         await r.fail(ready=True)
@@ -186,7 +186,7 @@ async def test_being_ready_is_no_success_unless_it_lasts() -> None:
         assert (r.lifecycle.views()[0].failures, r.pause) == (1, 0)
 
 
-async def test_a_changed_preset_begins_anew_and_an_unchanged_one_does_not() -> None:
+async def test_only_a_changed_preset_resets_the_back_off_at_a_reload() -> None:
     async with router() as r:
         await r.fail()
         await r.fail()
@@ -200,7 +200,7 @@ async def test_a_changed_preset_begins_anew_and_an_unchanged_one_does_not() -> N
         await request
 
 
-async def test_a_load_by_command_is_not_held_back() -> None:
+async def test_a_load_by_command_ignores_the_back_off() -> None:
     async with router() as r:
         await r.fail()
         await r.fail()
@@ -212,7 +212,7 @@ async def test_a_load_by_command_is_not_held_back() -> None:
         await request
 
 
-async def test_what_was_asked_to_go_did_not_fail() -> None:
+async def test_an_unload_by_command_is_no_failure() -> None:
     async with router() as r:
         for _ in range(3):
             await r.lifecycle.load("a")
@@ -222,7 +222,7 @@ async def test_what_was_asked_to_go_did_not_fail() -> None:
         assert (r.lifecycle.views()[0].failures, r.pause) == (0, 0)
 
 
-async def test_a_process_that_cannot_be_made_counts() -> None:
+async def test_a_process_that_cannot_be_created_counts_as_a_failure() -> None:
     async with router() as r:
         r.launcher.refusal = OSError(11, "no more processes")
         for _ in range(2):
@@ -230,7 +230,7 @@ async def test_a_process_that_cannot_be_made_counts() -> None:
         assert isinstance(await told(r.ask()), ModelBackingOff)
 
 
-async def test_a_real_process_that_keeps_dying_is_left_alone() -> None:
+async def test_a_real_process_that_keeps_dying_is_not_restarted_immediately() -> None:
     async with gateway(preset("m", "die-loading"), preset("ok")) as g:
         statuses = [(await g.chat("m")).status_code for _ in range(3)]
         assert statuses == [500, 500, 503]
@@ -243,7 +243,7 @@ async def test_a_real_process_that_keeps_dying_is_left_alone() -> None:
         assert (await g.chat("ok")).status_code == 200
 
 
-async def test_a_pause_is_told_in_each_dialect_and_an_edit_ends_it() -> None:
+async def test_a_pause_is_reported_in_each_dialect_and_an_edit_ends_it() -> None:
     now = 100.0
     async with gateway(preset("m", "die-loading"), clock=lambda: now) as g:
         for pause in (0, 1, 2, 4):
@@ -267,7 +267,7 @@ async def test_a_pause_is_told_in_each_dialect_and_an_edit_ends_it() -> None:
         assert (await g.chat("m")).status_code == 200
 
 
-async def test_a_worker_that_the_kernel_ends_for_memory_says_so_to_all(
+async def test_a_worker_killed_by_the_oom_killer_is_reported_to_all_clients(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     file = tmp_path / "vmstat"
@@ -323,11 +323,11 @@ def test_a_pause_always_ends(steps: list[tuple[float, float | None]]) -> None:
         (2, ("x",), 0, "its process exited with code 2; its last lines: x"),
     ],
 )
-def test_the_cause(code: int, lines: tuple[str, ...], kills: int, said: str) -> None:
+def test_exit_causes(code: int, lines: tuple[str, ...], kills: int, said: str) -> None:
     assert exit_cause(code, lines, kills).startswith(said)
 
 
-def test_the_kernels_counter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_kernels_counter_of_oom_kills(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "vmstat"
     monkeypatch.setattr(exit_reasons, "VMSTAT", file)
     assert kernel_oom_kills() == 0

@@ -1,4 +1,4 @@
-"""Other programs in the place of workers (`cmd`): read from a presets file, and under the real router."""
+"""Test external programs instead of workers (`cmd`): parsing of presets, and programs under the real router."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def backend(directory: Path, text: str) -> Backend:
     return found
 
 
-def test_what_a_command_line_says(tmp_path: Path) -> None:
+def test_parsed_command_lines(tmp_path: Path) -> None:
     there = tmp_path / "a folder"
     there.mkdir()
     found = backend(
@@ -94,10 +94,12 @@ def test_a_section_with_a_command_needs_no_model_and_hides_its_variables(tmp_pat
     assert not preset.defaults
 
 
-def test_an_option_of_ours_beside_a_command_is_mentioned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_worker_option_in_a_section_with_a_command_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     read(tmp_path, "[b]\ncmd = serve\nctx-size = 64\npin = on\n")
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path}/presets.ini:3: ctx-size: has no effect beside cmd"
+        f"{tmp_path}/presets.ini:3: ctx-size: has no effect together with cmd"
     ]
 
 
@@ -105,35 +107,35 @@ def test_an_option_of_ours_beside_a_command_is_mentioned(tmp_path: Path, caplog:
     ("lines", "complaint"),
     [
         ("cmd = serve 'x", "2: cmd: not a command line: No closing quotation"),
-        ("cmd = serve ${MODEL}", r"2: cmd: \$\{MODEL\}: this section names no model file"),
-        ("cmd = serve ${PROT}", r"2: cmd: \$\{PROT\}: no macro that is known here"),
-        ("cmd = serve ${PID}", r"2: cmd: \$\{PID\}: no macro that is known here"),
-        ("cmd = serve ${env.NOBODY}", r"\$\{env.NOBODY\}: there is no such variable"),
+        ("cmd = serve ${MODEL}", r"2: cmd: \$\{MODEL\}: this section has no model file"),
+        ("cmd = serve ${PROT}", r"2: cmd: \$\{PROT\}: unknown macro"),
+        ("cmd = serve ${PID}", r"2: cmd: \$\{PID\}: unknown macro"),
+        ("cmd = serve ${env.NOBODY}", r"\$\{env.NOBODY\}: this environment variable is not set"),
         ('cmd = ""', "does not say which model it is"),
-        ("cmd = s\nenv = 1A=2", "3: env: expected NAME=VALUE, separated by blanks, found '1A'"),
+        ("cmd = s\nenv = 1A=2", "3: env: expected NAME=VALUE, separated by spaces, found '1A'"),
         ("cmd = s\nproxy = https://127.0.0.1:1", "3: proxy: invalid value 'https://127.0.0.1:1': expected http://HOST"),
         ("cmd = s\nproxy = http://127.0.0.1", "3: proxy: invalid value"),
         ("cmd = s\nhealth = x", "3: health: invalid value 'x': expected a path, or none"),
         ("cmd = s\nload-timeout = 0", "3: load-timeout: invalid value '0'"),
         ("cmd = s\nmemory = much", "3: memory: invalid value 'much'"),
-        ("cmd = s\nsystem-prompt = Hi", "3: system-prompt: only our own worker can add it"),
-        ("model = x.gguf\nhealth = /up", "3: health: only for a section with cmd"),
-        ("cmd = s\n[c]\nbase = b", "4: base: 'b' has a cmd: only our own worker can have several presets"),
-        ("cmd = s\n[*]\ncmd = t", "4: cmd: not for all models"),
+        ("cmd = s\nsystem-prompt = Hi", "3: system-prompt: not supported together with cmd"),
+        ("model = x.gguf\nhealth = /up", "3: health: 'health' is only for sections with cmd"),
+        ("cmd = s\n[c]\nbase = b", "4: base: 'b' has a cmd: only our own worker can serve several presets"),
+        ("cmd = s\n[*]\ncmd = t", r"4: cmd: not allowed in \[\*\]"),
     ],
 )
-def test_sections_that_are_refused(tmp_path: Path, lines: str, complaint: str) -> None:
+def test_invalid_sections_are_refused(tmp_path: Path, lines: str, complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         read(tmp_path, f"[b]\n{lines}\n")
 
 
-def test_a_downloaded_file_runs_no_programs(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"2: cmd: a presets file that was downloaded may not run programs"):
+def test_a_downloaded_presets_file_cannot_run_programs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"2: cmd: a downloaded presets file may not run programs"):
         read(tmp_path, "[b]\ncmd = rm\n", may_run_commands=False)
     assert read(tmp_path, "[b]\nmodel = x.gguf\n", may_run_commands=False)
 
 
-def test_a_model_under_another_name() -> None:
+def test_the_model_field_is_replaced() -> None:
     body = b'{"big": 1.0e400, "model" : "x", "text": "\\u00e9", "n": 12345678901234567890123}'
     assert with_model(body, "é") == (
         '{"big":1.0e400,"model":"é","text":"\\u00e9","n":12345678901234567890123}'.encode()
@@ -161,7 +163,7 @@ def chat(gateway: Program, model: str, **fields: Any) -> httpx.Response:
     return gateway.client.post("/v1/chat/completions", json={"model": model, "messages": [], **fields})
 
 
-def test_it_lives_like_a_worker(start: Callable[..., Program]) -> None:
+def test_a_program_has_the_states_of_a_worker(start: Callable[..., Program]) -> None:
     gateway = start(
         "[slow]\ncmd = {fake} loading=0.3 child\nalias = s\nenv = GREETING='good day' PORT_TOO=${PORT}\nmemory = 1M\n"
         "[tiny]\nmodel = {models}/tiny-llama.gguf\nthreads = 1\nctx-size = 256\n",
@@ -199,7 +201,7 @@ def test_it_lives_like_a_worker(start: Callable[..., Program]) -> None:
     wait_until(lambda: gateway.status("tiny") == "unloaded", "tiny to leave")
 
 
-def test_its_own_names_paths_and_prefix(start: Callable[..., Program]) -> None:
+def test_requests_have_the_programs_model_name_and_path(start: Callable[..., Program]) -> None:
     gateway = start(
         "[one]\ncmd = {fake} base=/deep\nproxy = http://127.0.0.1:${PORT}/deep\nuse-model-name = org/one\n",
         env={"LLAMA_ARG_API_PREFIX": "/up"},
@@ -221,7 +223,7 @@ def gateway_answers(gateway: Program, path: str) -> bool:
         return False
 
 
-def test_our_own_worker_as_a_foreign_program(start: Callable[..., Program], programs: Programs) -> None:
+def test_our_own_worker_as_an_external_program(start: Callable[..., Program], programs: Programs) -> None:
     command = shlex.join(programs.worker_command("tiny-llama.gguf"))
     gateway = start(f"[foreign]\ncmd = {command} --port ${{PORT}} -t 1 -c 512 --alias inner\nuse-model-name = inner\n")
     body = {"model": "foreign", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4, "stream": False}
@@ -259,7 +261,7 @@ def test_loads_that_fail(start: Callable[..., Program], lines: str, status: int,
     wait_until(lambda: len(gateway.family()) <= 2, "its end")  # the router and its zygote
 
 
-def test_deaths(start: Callable[..., Program]) -> None:
+def test_programs_that_die(start: Callable[..., Program]) -> None:
     gateway = start("[die]\ncmd = {fake} die\n[live]\ncmd = {fake}\n")
     with gateway.client.stream("POST", "/v1/chat/completions", json={"model": "die", "stream": True}) as stream:
         told = [line for line in stream.iter_lines() if line.startswith("data")]
@@ -290,7 +292,7 @@ def test_ways_to_stop(start: Callable[..., Program]) -> None:
     assert "cmd-stop ended with 1; sending SIGTERM instead" in gateway.log_text
 
 
-def test_nothing_is_left_of_a_killed_router(start: Callable[..., Program]) -> None:
+def test_no_program_outlives_a_killed_router(start: Callable[..., Program]) -> None:
     gateway = start("[one]\ncmd = {fake} child deaf\n")
     pid = chat(gateway, "one").json()["pid"]
     gateway.stop(signal.SIGKILL)
@@ -298,7 +300,7 @@ def test_nothing_is_left_of_a_killed_router(start: Callable[..., Program]) -> No
     assert not is_alive(pid)
 
 
-def test_nothing_is_left_of_a_killed_keeper(start: Callable[..., Program]) -> None:
+def test_no_program_outlives_a_killed_shim(start: Callable[..., Program]) -> None:
     gateway = start("[one]\ncmd = {fake} child\n")
     pid = chat(gateway, "one").json()["pid"]
     os.kill(psutil.Process(pid).parents()[1].pid, signal.SIGKILL)
@@ -306,7 +308,7 @@ def test_nothing_is_left_of_a_killed_keeper(start: Callable[..., Program]) -> No
     wait_until(lambda: not is_alive(pid), "the program to end")
 
 
-def test_astranger_on_the_port_is_not_taken_for_it(start: Callable[..., Program]) -> None:
+def test_a_load_fails_if_another_program_listens_on_a_fixed_port(start: Callable[..., Program]) -> None:
     port = free_port()
     gateway = start(f"[one]\ncmd = {FAKE.replace('${PORT}', str(port))}\nproxy = http://127.0.0.1:{port}\n")
     with socket.create_server(("127.0.0.1", port)):
@@ -316,7 +318,7 @@ def test_astranger_on_the_port_is_not_taken_for_it(start: Callable[..., Program]
     assert chat(gateway, "one").status_code == 200
 
 
-def test_a_stranger_who_took_the_chosen_port_is_not_taken_for_it(start: Callable[..., Program]) -> None:
+def test_a_load_fails_if_another_program_listens_on_the_chosen_port(start: Callable[..., Program]) -> None:
     idle = shlex.join([sys.executable, "-c", "import time; time.sleep(60)"])
     gateway = start(f"[one]\ncmd = {idle} ${{PORT}}\n")
     with ThreadPoolExecutor() as pool:
@@ -340,7 +342,7 @@ class Healthy(BaseHTTPRequestHandler):
         self.end_headers()
 
 
-def test_who_listens_is_looked_at(programs: Programs) -> None:
+def test_only_a_process_that_is_no_descendant_is_a_foreign_listener(programs: Programs) -> None:
     with socket.create_server(("127.0.0.1", 0)) as ours:
         assert external_shim.foreign_listener(ours.getsockname()[1]) == ""
     port = free_port()
@@ -362,7 +364,7 @@ def test_who_listens_is_looked_at(programs: Programs) -> None:
         process.kill()
 
 
-def test_a_changed_command_restarts_only_its_own(start: Callable[..., Program]) -> None:
+def test_a_changed_command_restarts_only_its_own_model(start: Callable[..., Program]) -> None:
     gateway = start("[a]\ncmd = {fake}\n[b]\ncmd = {fake}\n")
     pids = {name: chat(gateway, name).json()["pid"] for name in "ab"}
     file = Path(gateway.argv[gateway.argv.index("--models-preset") + 1])
@@ -375,9 +377,9 @@ def test_a_changed_command_restarts_only_its_own(start: Callable[..., Program]) 
     assert b["pid"] != pids["b"]
 
 
-def test_a_repository_cannot_bring_commands(programs: Programs, tmp_path: Path) -> None:
+def test_presets_of_a_repository_cannot_run_commands(programs: Programs, tmp_path: Path) -> None:
     with LocalHub({"user/presets": {"preset.ini": b"[one]\ncmd = touch it\n"}}) as hub:
         env = {"LLAMA_CACHE": str(tmp_path), "MODEL_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
         gateway = programs.gateway("-hf", "user/presets", env=env, wait="nothing")
         assert gateway.exit_code() == 1
-    assert "preset.ini:2: cmd: a presets file that was downloaded may not run programs" in gateway.log_text
+    assert "preset.ini:2: cmd: a downloaded presets file may not run programs" in gateway.log_text

@@ -1,4 +1,4 @@
-"""Workers as processes: how they come, talk, misbehave and go, forked and spawned alike."""
+"""Test worker processes, forked and spawned: start, reports, logs, failures and exit."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def get(endpoint: str, path: str) -> dict[str, object]:
 
 
 @every_kind
-async def test_worker_serves_and_leaves_when_asked(kind: Kind) -> None:
+async def test_worker_serves_and_exits_on_request(kind: Kind) -> None:
     async with launched(kind, "code=5") as (worker, recorder):
         ready = await recorder.state("ready")
         assert ready.payload["id"] == "fake"
@@ -73,7 +73,7 @@ async def test_worker_serves_and_leaves_when_asked(kind: Kind) -> None:
 
 
 @every_kind
-async def test_worker_that_dies_while_loading_leaves_its_last_words(kind: Kind) -> None:
+async def test_last_log_lines_of_a_worker_that_dies_while_loading_are_kept(kind: Kind) -> None:
     async with launched(kind, "die-loading") as (worker, recorder):
         assert await recorder.exited() == 3
         assert worker.last_lines[-2:] == ("about to fall", "cannot go on: no reason")
@@ -87,7 +87,7 @@ async def test_report_of_failure_arrives_before_the_exit(kind: Kind) -> None:
 
 
 @every_kind
-async def test_kill_takes_the_whole_group(kind: Kind) -> None:
+async def test_kill_ends_the_whole_process_group(kind: Kind) -> None:
     async with launched(kind, "grandchild,ignore-exit") as (worker, recorder):
         await recorder.state("ready")
         await until(lambda: any("grandchild" in line for line in worker.last_lines))
@@ -101,7 +101,7 @@ async def test_kill_takes_the_whole_group(kind: Kind) -> None:
 
 
 @every_kind
-async def test_grandchild_does_not_outlive_a_worker_that_leaves_by_itself(kind: Kind) -> None:
+async def test_grandchild_does_not_outlive_a_worker_that_exits(kind: Kind) -> None:
     async with launched(kind, "grandchild") as (worker, recorder):
         await recorder.state("ready")
         worker.stop()
@@ -156,7 +156,7 @@ async def test_environment_reaches_the_worker(kind: Kind) -> None:
     await end(launcher, worker, recorder)
 
 
-async def test_program_that_is_not_there() -> None:
+async def test_missing_program() -> None:
     launcher = SpawnLauncher(os.environ, ("/nowhere/at/all",))
     before = psutil.Process().num_fds()
     with pytest.raises(FileNotFoundError):
@@ -166,7 +166,7 @@ async def test_program_that_is_not_there() -> None:
 
 
 @every_kind
-async def test_no_descriptor_is_left_behind(kind: Kind) -> None:
+async def test_no_descriptor_leaks(kind: Kind) -> None:
     launcher = fake_launcher(kind)
     launcher.start()
     before = psutil.Process().num_fds()
@@ -237,7 +237,7 @@ async def test_workers_die_with_their_zygote_and_the_next_launch_starts_another(
 
 @linux
 @pytest.mark.parametrize("program", ["json:no_such_function", "no_such_module:run", "threads_at_import:run"])
-async def test_zygote_that_cannot_be_forked_gives_way_to_spawning(program: str, tmp_path: Path) -> None:
+async def test_workers_are_spawned_if_the_zygote_cannot_fork(program: str, tmp_path: Path) -> None:
     (tmp_path / "threads_at_import.py").write_text(
         "import threading, time\nthreading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n"
         "def run(argv, environ):\n    return 9\n"
@@ -254,9 +254,9 @@ async def test_zygote_that_cannot_be_forked_gives_way_to_spawning(program: str, 
 
 
 @linux
-async def test_many_workers_asked_for_at_once_before_the_zygote_is_ready() -> None:
+async def test_many_workers_requested_before_the_zygote_is_ready() -> None:
     launcher = fake_launcher("zygote")
-    long = "x" * 200_000  # more than the socket holds, so that requests are sent piece by piece
+    long = "x" * 200_000  # more than the socket buffers, so that requests are sent in parts
     pairs = []
     for number in range(6):
         recorder = Recorder()

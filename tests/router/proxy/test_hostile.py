@@ -1,4 +1,4 @@
-"""Hostile and wrong requests at the router: refused as their client's mistake or sent on, and nothing of it stays."""
+"""Test hostile and invalid requests: the router refuses them as client errors or forwards them, and keeps no state."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def reason(path: str, answer: Any) -> str:
 
 
 @pytest.mark.parametrize("path", [*MANAGEMENT, *FORWARDED])
-async def test_a_wrong_model_is_its_clients_mistake(path: str) -> None:
+async def test_an_invalid_model_name_is_a_client_error(path: str) -> None:
     async with gateway(preset("m")) as g:
         for sent in [*BROKEN, *(b'{"model": ' + wrong + b"}" for wrong in WRONG)]:
             response = await g.client.post(path, content=sent)
@@ -77,7 +77,7 @@ KEPT: list[tuple[bytes, int]] = [
 
 
 @pytest.mark.parametrize(("keep_alive", "status"), KEPT)
-async def test_how_long_a_model_stays_is_a_time_or_refused(keep_alive: bytes, status: int) -> None:
+async def test_keep_alive_is_a_duration_or_refused(keep_alive: bytes, status: int) -> None:
     async with gateway(preset("m")) as g:
         response = await g.client.post("/api/chat", content=b'{"model": "m", "keep_alive": ' + keep_alive + b"}")
         assert response.status_code == status, response.text
@@ -90,12 +90,12 @@ async def test_how_long_a_model_stays_is_a_time_or_refused(keep_alive: bytes, st
 @pytest.mark.parametrize(
     "head", [b"Expect: \xff\xfe\r\n", b"Connection: \xff\xfe\r\n", b"X-Conversation-Id: \xff\xfe\r\n"]
 )
-async def test_headers_that_are_no_text_are_sent_on_or_count_for_nothing(head: bytes) -> None:
+async def test_headers_that_are_not_text_are_forwarded_or_ignored(head: bytes) -> None:
     async with gateway(preset("m")) as g:
         assert (await raw(g, head, PLAIN))[0] == 200
 
 
-async def test_a_body_that_is_not_encoded_as_it_says() -> None:
+async def test_a_body_that_does_not_match_its_content_encoding() -> None:
     async with gateway(preset("m")) as g:
         encoding = b"Content-Encoding: gzip\r\n"
         assert (await raw(g, encoding, gzip.compress(PLAIN)))[0] == 200
@@ -105,7 +105,7 @@ async def test_a_body_that_is_not_encoded_as_it_says() -> None:
 
 
 @pytest.mark.parametrize("path", FORWARDED)
-async def test_a_body_that_breaks_in_its_midst_costs_nothing(path: str) -> None:
+async def test_a_truncated_body_loads_no_model(path: str) -> None:
     async with gateway(preset("m")) as g:
         for broken, status in ((b"zz\r\n", 400), (None, 0)):
             reader, writer = await asyncio.open_connection("127.0.0.1", g.port)

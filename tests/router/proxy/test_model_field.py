@@ -1,4 +1,4 @@
-"""Which model a body names: JSON and forms, whole and broken."""
+"""Test which model a body names: JSON and forms, valid and broken."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ values = scalars | st.lists(scalars, max_size=3) | st.dictionaries(st.text(max_s
 
 
 @given(st.text(), st.dictionaries(st.text().filter(lambda key: key != "model"), values, max_size=4))
-def test_name_is_read_whatever_else_the_body_holds(name: str, others: dict[str, object]) -> None:
+def test_name_is_read_independent_of_other_fields(name: str, others: dict[str, object]) -> None:
     assert model_in_json(json.dumps({**others, "model": name}).encode()) == name
     assert model_in_json(json.dumps({"model": name, **others}, ensure_ascii=False).encode()) == name
 
@@ -25,7 +25,7 @@ BROKEN = r"""{ nonsense {"model":"a" {"model":"a"}trailing {"a":tru} {'model':'a
 
 
 @pytest.mark.parametrize("body", [b"", b" \n", *NAMELESS.encode().split()])
-def test_no_name(body: bytes) -> None:
+def test_bodies_without_a_name(body: bytes) -> None:
     assert model_in_json(body) == ""
 
 
@@ -34,7 +34,7 @@ def test_last_of_repeated_names_counts() -> None:
 
 
 @pytest.mark.parametrize("body", [*BROKEN.encode().split(), b'{"model":"\xff"}', b'{"a":' + b"[" * 100_000])
-def test_what_is_no_json_is_refused_with_the_place(body: bytes) -> None:
+def test_invalid_json_is_refused_with_its_position(body: bytes) -> None:
     with pytest.raises(InvalidRequest, match="cannot be parsed as JSON"):
         model_in_json(body)
 
@@ -50,7 +50,7 @@ MODEL = b'Content-Disposition: form-data; name="model"\r\n\r\nwhisper: \xc3\xa9'
 
 
 @pytest.mark.parametrize("parts", [(MODEL,), (FILE, MODEL), (MODEL, FILE), (FILE, FILE, MODEL)])
-def test_form_field_is_found_wherever_it_stands(parts: tuple[bytes, ...]) -> None:
+def test_form_field_is_found_at_any_position(parts: tuple[bytes, ...]) -> None:
     assert model_in_form(form(*parts), "multipart/form-data; boundary=----x") == "whisper: é"
     assert model_in_form(form(*parts), 'multipart/form-data; charset=utf-8; boundary="----x"') == "whisper: é"
 
@@ -70,7 +70,7 @@ def test_form_without_a_name(body: bytes, content_type: str) -> None:
     assert model_in_form(body, content_type) == ""
 
 
-def test_form_that_asks_for_a_stream() -> None:
+def test_form_that_requests_a_stream() -> None:
     kind = "multipart/form-data; boundary=----x"
     stream = b'Content-Disposition: form-data; name="stream"\r\n\r\n'
     assert streams_in_form(form(FILE, stream + b"true", MODEL), kind)
@@ -79,7 +79,7 @@ def test_form_that_asks_for_a_stream() -> None:
 
 
 @given(st.binary(max_size=200), st.text(max_size=20))
-def test_no_form_breaks_it(body: bytes, boundary: str) -> None:
+def test_any_form_is_parsed_without_an_exception(body: bytes, boundary: str) -> None:
     kind = f"multipart/form-data; boundary={boundary}"
     for candidate in (body, b"--" + boundary.encode() + body):
         assert isinstance(model_in_form(candidate, kind), str)

@@ -1,4 +1,4 @@
-"""The client on the way to a worker, against servers that answer, dawdle, close and lie byte by byte."""
+"""Test the HTTP client for workers with servers that answer, delay, close and send invalid bytes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Server:
-    """One unix socket; each connection is handed to `script`. Keeps what was asked."""
+    """A server on a unix socket that passes each connection to `script` and records the requests."""
 
     def __init__(self, path: Path) -> None:
         self.endpoint = str(path)
@@ -75,7 +75,7 @@ async def serving(path: Path, script: Callable[[Server], Script], timeout: float
 
 
 def answering(*pieces: bytes, close: bool = False) -> Callable[[Server], Script]:
-    """Answers every request with the same bytes, a write for each piece."""
+    """Answer every request with the same bytes, one write per piece."""
 
     def make(server: Server) -> Script:
         async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -108,7 +108,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Two: a\r\n\r\nhi"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
-async def test_small_answer_is_complete_with_its_head(tmp_path: Path) -> None:
+async def test_small_response_is_complete_with_its_head(tmp_path: Path) -> None:
     async with serving(tmp_path / "s", answering(OK)) as (server, pool):
         reply = await post(pool, server, b"abc")
         assert (reply.status, reply.reason, reply.complete) == (200, "OK", True)
@@ -121,8 +121,8 @@ async def test_small_answer_is_complete_with_its_head(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_QUICKACK"), reason="Linux's")
-async def test_who_holds_the_body_back_until_its_head_has_come_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such a program has Nagle's algorithm on; our system would wait 40 ms to confirm the head."""
+async def test_a_head_without_its_body_is_acknowledged_immediately(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a program uses Nagle's algorithm; our system would delay the acknowledgement of the head by 40 ms."""
     told: list[socket.socket] = []
 
     def acknowledge(tcp: socket.socket) -> None:
@@ -185,7 +185,7 @@ async def test_connections_are_reused_and_not_shared(tmp_path: Path) -> None:
     ],
     ids=["chunked", "split", "after 100 Continue"],
 )
-async def test_pieces_of_an_answer_come_as_they_arrive(tmp_path: Path, pieces: list[bytes]) -> None:
+async def test_chunks_of_a_response_are_returned_as_they_arrive(tmp_path: Path, pieces: list[bytes]) -> None:
     async with serving(tmp_path / "s", answering(*pieces)) as (server, pool):
         for _ in range(2):
             assert await whole(await post(pool, server)) == b"hello!"
@@ -213,7 +213,7 @@ async def test_first_chunk_does_not_wait_for_the_second(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("head", [b"HTTP/1.1 204 No Content\r\n\r\n", b"HTTP/1.1 304 Not Modified\r\n\r\n"])
-async def test_answers_without_a_body(tmp_path: Path, head: bytes) -> None:
+async def test_responses_without_a_body(tmp_path: Path, head: bytes) -> None:
     async with serving(tmp_path / "s", answering(head)) as (server, pool):
         for _ in range(2):
             reply = await post(pool, server)
@@ -222,7 +222,7 @@ async def test_answers_without_a_body(tmp_path: Path, head: bytes) -> None:
         assert server.connections == 1
 
 
-async def test_head_has_no_body_whatever_its_length_says(tmp_path: Path) -> None:
+async def test_response_to_head_has_no_body_despite_its_content_length(tmp_path: Path) -> None:
     async with serving(tmp_path / "s", answering(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n")) as (
         server,
         pool,
@@ -232,7 +232,7 @@ async def test_head_has_no_body_whatever_its_length_says(tmp_path: Path) -> None
         assert await whole(reply) == b""
 
 
-async def test_body_until_close(tmp_path: Path) -> None:
+async def test_body_that_ends_with_the_connection(tmp_path: Path) -> None:
     script = answering(b"HTTP/1.1 200 OK\r\n\r\nall ", b"of it", close=True)
     async with serving(tmp_path / "s", script) as (server, pool):
         for _ in range(2):
@@ -248,8 +248,8 @@ async def test_connection_close_is_respected(tmp_path: Path) -> None:
         assert server.connections == 2
 
 
-async def test_reused_connection_that_died_is_replaced_once(tmp_path: Path) -> None:
-    """The server answers, then closes while the second request is on its way."""
+async def test_a_request_on_a_dead_reused_connection_is_retried_once(tmp_path: Path) -> None:
+    """The server answers, then closes while the second request is being sent."""
 
     def make(server: Server) -> Script:
         async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -269,7 +269,7 @@ async def test_reused_connection_that_died_is_replaced_once(tmp_path: Path) -> N
         assert [body for _, _, body in server.requests] == [b"{}", b"again", b"again"]
 
 
-async def test_fresh_connection_that_dies_is_not_tried_again(tmp_path: Path) -> None:
+async def test_a_request_on_a_new_connection_is_not_retried(tmp_path: Path) -> None:
     def make(server: Server) -> Script:
         async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await server.read(reader)
@@ -287,7 +287,7 @@ async def test_fresh_connection_that_dies_is_not_tried_again(tmp_path: Path) -> 
     [[CHUNKED, b"5\r\nhello\r\n"], [b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nhello"]],
     ids=["chunked", "length"],
 )
-async def test_answer_cut_off_says_so_after_what_came(tmp_path: Path, pieces: list[bytes]) -> None:
+async def test_a_truncated_response_raises_after_the_received_bytes(tmp_path: Path, pieces: list[bytes]) -> None:
     async with serving(tmp_path / "s", answering(*pieces, close=True)) as (server, pool):
         reply = await post(pool, server)
         assert await reply.read() == b"hello"
@@ -297,13 +297,13 @@ async def test_answer_cut_off_says_so_after_what_came(tmp_path: Path, pieces: li
 
 
 @pytest.mark.parametrize("nonsense", [b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"])
-async def test_what_is_no_http_is_an_error(tmp_path: Path, nonsense: bytes) -> None:
+async def test_invalid_http_is_an_error(tmp_path: Path, nonsense: bytes) -> None:
     async with serving(tmp_path / "s", answering(nonsense)) as (server, pool):
         with pytest.raises(ConnectionLost, match="no HTTP"):
             await post(pool, server)
 
 
-async def test_nobody_there(tmp_path: Path) -> None:
+async def test_no_listener_is_unreachable(tmp_path: Path) -> None:
     pool = ConnectionPool(timeout=1)
     with pytest.raises(Unreachable):
         await pool.send(str(tmp_path / "none"), "GET", "/", [], b"")
@@ -311,7 +311,7 @@ async def test_nobody_there(tmp_path: Path) -> None:
         await pool.send("127.0.0.1:1", "GET", "/", [], b"")
 
 
-async def test_silence_is_given_up(tmp_path: Path) -> None:
+async def test_a_silent_exchange_times_out(tmp_path: Path) -> None:
     def make(server: Server) -> Script:
         async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await server.read(reader)
@@ -331,7 +331,7 @@ async def test_silence_is_given_up(tmp_path: Path) -> None:
         reply.close()
 
 
-async def test_leaving_early_hangs_up(tmp_path: Path) -> None:
+async def test_closing_an_incomplete_response_closes_the_connection(tmp_path: Path) -> None:
     async with serving(tmp_path / "s", answering(CHUNKED + b"3\r\none\r\n")) as (server, pool):
         reply = await post(pool, server)
         assert await reply.read() == b"one"
@@ -340,7 +340,7 @@ async def test_leaving_early_hangs_up(tmp_path: Path) -> None:
         assert server.hangups == 1
 
 
-async def test_cancelling_before_the_answer_hangs_up(tmp_path: Path) -> None:
+async def test_cancelling_before_the_response_closes_the_connection(tmp_path: Path) -> None:
     async with serving(tmp_path / "s", answering()) as (server, pool):
         request = asyncio.create_task(post(pool, server))
         await server.asked.wait()
@@ -350,8 +350,8 @@ async def test_cancelling_before_the_answer_hangs_up(tmp_path: Path) -> None:
             await request
 
 
-async def test_slow_reader_holds_the_writer_back(tmp_path: Path) -> None:
-    """Of an endless answer no more than the high-water mark and the sockets' buffers is taken."""
+async def test_slow_reader_pauses_the_writer(tmp_path: Path) -> None:
+    """No more of an endless response is read than the high-water mark and the sockets' buffers."""
     sent = 0
     block = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
 
@@ -372,7 +372,7 @@ async def test_slow_reader_holds_the_writer_back(tmp_path: Path) -> None:
     async with serving(tmp_path / "s", make) as (server, pool):
         reply = await post(pool, server)
         before = -1
-        while before != sent:  # until it stands still
+        while before != sent:  # until it stops growing
             before = sent
             await asyncio.sleep(0.05)
         assert sent < 3 * 1024 * 1024
@@ -389,9 +389,9 @@ async def test_large_body_arrives_whole(tmp_path: Path) -> None:
         assert server.requests[0][2] == body
 
 
-async def test_idle_connection_that_the_server_closes_is_forgotten(tmp_path: Path) -> None:
+async def test_idle_connection_that_the_server_closes_is_not_reused(tmp_path: Path) -> None:
     async with serving(tmp_path / "s", answering(OK, close=True)) as (server, pool):
         assert await whole(await post(pool, server)) == b"hi"
-        await asyncio.sleep(0.01)  # either way it must work: noticed by now, or not yet
+        await asyncio.sleep(0.01)  # must work whether the close was noticed already or not
         assert await whole(await post(pool, server)) == b"hi"
         assert len(server.requests) == 2

@@ -1,4 +1,4 @@
-"""Requests through the router to fake workers: whole, streamed, refused, abandoned, cut off."""
+"""Test requests through the router to fake workers: whole, streamed, refused, abandoned, truncated."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def test_every_known_route_reaches_the_worker() -> None:
         assert (await g.client.get("/props?model=m")).json()["worker"]["name"] == "m"
 
 
-async def test_headers_that_pass_and_those_that_do_not() -> None:
+async def test_forwarded_and_dropped_headers() -> None:
     async with gateway(preset("m")) as g:
         sent = [
             *[("X-Twice", "1"), ("X-Twice", "2"), ("Authorization", "Bearer k"), ("X-Conversation-Id", "c")],
@@ -44,7 +44,7 @@ async def test_headers_that_pass_and_those_that_do_not() -> None:
         ]
         response = await g.client.post("/props", content=b'{"model": "m"}', headers=sent)
         seen = response.json()["headers"]
-        assert seen["x-twice"] == "2"  # the fake keeps the last; both were sent
+        assert seen["x-twice"] == "2"  # the fake worker keeps only the last one; both were sent
         assert (seen["authorization"], seen["x-conversation-id"], seen["host"]) == ("Bearer k", "c", "localhost")
         for gone in ("accept-encoding", "te", "x-hop", "connection", "keep-alive", "proxy-authorization"):
             assert gone not in seen
@@ -126,7 +126,7 @@ async def test_large_body_passes_unchanged() -> None:
         assert response.json()["body"].encode("latin-1") == body
 
 
-async def test_a_byte_order_mark_hides_no_model() -> None:
+async def test_the_model_is_found_after_a_byte_order_mark() -> None:
     async with gateway(preset("m")) as g:
         response = await g.client.post("/tokenize", content=b'\xef\xbb\xbf{"model": "m", "content": "a"}')
         assert response.json() == {"tokens": [97]}
@@ -152,7 +152,7 @@ async def test_worker_that_cannot_load_gives_its_reason() -> None:
             assert reason in error_of(response)["message"]
 
 
-async def test_stream_arrives_piece_by_piece_and_whole() -> None:
+async def test_stream_arrives_complete_and_unbuffered() -> None:
     async with gateway(preset("m", "chunks=4,pause=0.1")) as g:
         request = g.client.build_request("POST", "/v1/chat/completions", json={"model": "m", "stream": True})
         response = await g.client.send(request, stream=True)
@@ -193,7 +193,7 @@ async def test_worker_that_dies_before_its_first_byte_is_a_502() -> None:
 
 
 async def _abandoned(g: Gateway, model: str, *, stream: bool, after_first: bool) -> None:
-    """Sends a chat request on a connection of its own and hangs up."""
+    """Send a chat request on a separate connection and disconnect."""
     body = json.dumps({"model": model, "stream": stream}).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", g.port)
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -206,7 +206,7 @@ async def _abandoned(g: Gateway, model: str, *, stream: bool, after_first: bool)
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
-async def test_client_that_leaves_while_generating_ends_the_generation(stream: bool) -> None:
+async def test_client_that_disconnects_ends_its_generation(stream: bool) -> None:
     async with gateway(preset("m", "chunks=100,pause=0.1")) as g:
         await g.client.post("/tokenize", json={"model": "m"})
         started = asyncio.get_running_loop().time()
@@ -217,7 +217,7 @@ async def test_client_that_leaves_while_generating_ends_the_generation(stream: b
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
-async def test_client_that_leaves_while_loading_leaves_no_trace(stream: bool) -> None:
+async def test_client_that_disconnects_during_the_load_leaves_no_lease(stream: bool) -> None:
     async with gateway(preset("m", "load=0.5")) as g:
         await _abandoned(g, "m", stream=stream, after_first=False)
         await until(lambda: not any(view.waiting for view in g.lifecycle.views()))
@@ -226,7 +226,7 @@ async def test_client_that_leaves_while_loading_leaves_no_trace(stream: bool) ->
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
-async def test_client_that_leaves_while_queued_costs_nobody_its_place(stream: bool) -> None:
+async def test_client_that_disconnects_while_queued_delays_no_other_request(stream: bool) -> None:
     async with gateway(preset("a", "chunks=6,pause=0.1"), preset("b"), models_max=1) as g:
         busy = asyncio.create_task(g.chat("a"))
         await g.becomes("a", "loaded")
@@ -259,10 +259,10 @@ async def test_hundred_clients_for_three_models_with_room_for_one() -> None:
         assert not any(view.leases or view.waiting for view in g.lifecycle.views())
 
 
-async def test_client_that_stops_reading_loses_its_lease() -> None:
+async def test_the_lease_of_a_client_that_stops_reading_ends() -> None:
     async with gateway(preset("m"), timeout=1) as g:
         await g.client.post("/tokenize", json={"model": "m"})
-        body = json.dumps({"model": "m", "filler": "x" * 30_000_000}).encode()  # echoed, so that the answer is long
+        body = json.dumps({"model": "m", "filler": "x" * 30_000_000}).encode()  # echoed, so that the response is long
         _, writer = await asyncio.open_connection("127.0.0.1", g.port, limit=2**10)
         writer.write(f"POST /props HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
         await writer.drain()
@@ -277,7 +277,7 @@ async def test_two_hundred_open_streams() -> None:
         assert all(len(events) == 4 for events in answers)
 
 
-async def test_stopping_answers_those_who_wait_and_ends_those_who_stream() -> None:
+async def test_shutdown_refuses_waiting_requests_and_ends_streams() -> None:
     async with gateway(preset("a", "chunks=1000,pause=0.05"), preset("b"), models_max=1) as g:
         stream = asyncio.create_task(g.events_of("a"))
         await g.becomes("a", "loaded")

@@ -1,4 +1,4 @@
-"""A load that runs out of memory, though by all accounts there was room: one idle model leaves for a second try."""
+"""Test a load that runs out of memory despite the estimate: one idle model is evicted and the load is retried."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def let_go(r: LifecycleHarness, name: str) -> None:
     await settle()
 
 
-async def test_one_idle_model_leaves_and_the_load_is_tried_again() -> None:
+async def test_one_idle_model_is_evicted_and_the_load_is_retried() -> None:
     async with router(models_max=0) as r:
         await r.up("a", "b")
         first, second = r.client("c"), r.client("c")
@@ -49,7 +49,7 @@ async def test_one_idle_model_leaves_and_the_load_is_tried_again() -> None:
         assert r.status("b") == "loaded"
 
 
-async def test_it_is_tried_once() -> None:
+async def test_the_load_is_retried_once() -> None:
     async with router(models_max=0) as r:
         await r.up("a", "b")
         client = r.client("c")
@@ -64,7 +64,7 @@ async def test_it_is_tried_once() -> None:
         view = r.lifecycle.view("c")
         assert view is not None
         assert view.failures == 1
-        again = r.client("c")  # a later request is a case of its own
+        again = r.client("c")  # a later request may retry once more
         await settle()
         await run_out_of_memory(r)
         await let_go(r, "b")
@@ -76,7 +76,7 @@ async def test_it_is_tried_once() -> None:
 
 
 @pytest.mark.parametrize("why", ["nobody is there", "busy", "pinned", "another reason", "killed by a person"])
-async def test_there_is_nothing_to_try(why: str) -> None:
+async def test_no_retry_without_a_victim_or_for_another_reason(why: str) -> None:
     entries = presets(preset("a", pin=why == "pinned"), preset("c"))
     async with router(models_max=0, presets=entries) as r:
         if why != "nobody is there":
@@ -100,7 +100,7 @@ async def test_there_is_nothing_to_try(why: str) -> None:
             await user.finish()
 
 
-async def test_nobody_waits_any_more() -> None:
+async def test_no_retry_if_no_request_waits_any_more() -> None:
     async with router(models_max=0) as r:
         await r.up("a")
         client = r.client("c")
@@ -114,7 +114,7 @@ async def test_nobody_waits_any_more() -> None:
         assert not r.launcher.alive
 
 
-async def test_the_router_ends_in_between() -> None:
+async def test_no_retry_if_the_router_shuts_down() -> None:
     async with router(models_max=0) as r:
         await r.up("a")
         client = r.client("c")
@@ -123,7 +123,7 @@ async def test_the_router_ends_in_between() -> None:
     assert "shutting down" in (await client.refused()).message
 
 
-def test_what_lack_of_memory_looks_like() -> None:
+def test_log_lines_that_mean_out_of_memory() -> None:
     assert ran_out_of_memory(1, ["CUDA error: out of memory"])
     assert ran_out_of_memory(-signal.SIGKILL, [], kills_meanwhile=1)
     assert not ran_out_of_memory(-signal.SIGKILL, [])

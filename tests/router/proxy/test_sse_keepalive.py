@@ -1,4 +1,4 @@
-"""Streams that wait: comments instead of silence, and errors that still reach the client."""
+"""Test streams that wait: they get comments, and later errors still reach the client."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def lines_of(g: Gateway, model: str, path: str = CHAT, **headers: str) -> 
         return response.status_code, [line async for line in response.aiter_lines() if line]
 
 
-async def test_a_stream_that_waits_for_its_model_is_not_silent() -> None:
+async def test_a_stream_that_waits_for_its_model_gets_comments() -> None:
     async with gateway(preset("m", "load=2.4"), **EARLY) as g:
         status, lines = await lines_of(g, "m")
     comments = [line for line in lines if line.startswith(":")]
@@ -33,7 +33,7 @@ async def test_a_stream_that_waits_for_its_model_is_not_silent() -> None:
     assert lines[: len(comments)] == comments
 
 
-async def test_nor_one_whose_model_thinks() -> None:
+async def test_a_stream_that_waits_for_its_first_token_gets_comments() -> None:
     async with gateway(preset("m", "think=0.5"), **EARLY) as g:
         await g.lifecycle.load("m")
         await g.becomes("m", "loaded")
@@ -46,7 +46,7 @@ async def test_nor_one_whose_model_thinks() -> None:
 @pytest.mark.parametrize(
     ("path", "kind"), [(CHAT, "error"), ("/v1/messages", "anthropic"), ("/v1/responses", "error"), ("/infill", "error")]
 )
-async def test_a_late_refusal_is_an_event(path: str, kind: str) -> None:
+async def test_a_late_refusal_is_an_error_event(path: str, kind: str) -> None:
     async with gateway(preset("m", "load=0.5,fail-load=no such file"), **EARLY) as g:
         status, lines = await lines_of(g, "m", path)
     assert status == 200
@@ -60,7 +60,7 @@ async def test_a_late_refusal_is_an_event(path: str, kind: str) -> None:
         assert value["error"]["code"] == 500
 
 
-async def test_the_workers_own_late_refusal_is_an_event_too() -> None:
+async def test_a_late_refusal_of_the_worker_is_an_error_event() -> None:
     async with gateway(preset("m", "think=0.4,refuse=400"), **EARLY) as g:
         status, lines = await lines_of(g, "m")
     assert status == 200
@@ -71,7 +71,7 @@ async def test_the_workers_own_late_refusal_is_an_event_too() -> None:
     }
 
 
-async def test_thoughts_tell_of_a_load_if_they_are_wanted() -> None:
+async def test_load_progress_is_sent_as_reasoning_if_enabled() -> None:
     async with gateway(preset("m", "load=2.4"), **EARLY, stream_load_progress=True) as g:
         status, lines = await lines_of(g, "m")
         assert status == 200
@@ -89,18 +89,18 @@ async def test_thoughts_tell_of_a_load_if_they_are_wanted() -> None:
         assert lines[0].startswith(": "), "these have no thoughts"
 
 
-async def test_an_early_refusal_has_its_status() -> None:
+async def test_an_early_refusal_has_its_own_status() -> None:
     async with gateway(preset("m", "load=0.2,fail-load=no"), stream_open_after=30, sse_ping_interval=1) as g:
         assert (await lines_of(g, "m"))[0] == 500
 
 
 @pytest.mark.parametrize("given", [{"stream_open_after": -1}, {"stream_open_after": 0.1, "sse_ping_interval": -1}])
-async def test_it_can_be_switched_off(given: dict[str, Any]) -> None:
+async def test_comments_can_be_disabled(given: dict[str, Any]) -> None:
     async with gateway(preset("m", "load=0.4,fail-load=no"), **given) as g:
         assert (await lines_of(g, "m"))[0] == 500
 
 
-async def test_whole_answers_lines_of_json_and_resumable_streams_have_no_comments() -> None:
+async def test_no_comments_without_a_stream_in_json_lines_and_resumable_streams() -> None:
     async with gateway(preset("m", "load=0.4,fail-load=no"), preset("n", "load=0.4"), **EARLY) as g:
         assert (await g.chat("m")).status_code == 500
         status, lines = await lines_of(g, "n", "/api/chat")
@@ -112,7 +112,7 @@ async def test_whole_answers_lines_of_json_and_resumable_streams_have_no_comment
         assert not [line for line in lines if line.startswith(":")], "its client counts the bytes"
 
 
-async def test_a_client_that_leaves_in_between_takes_its_place_along() -> None:
+async def test_a_client_that_disconnects_during_comments_leaves_the_queue() -> None:
     async with gateway(preset("busy", "pause=0.1,chunks=1000"), preset("m"), models_max=1, **EARLY) as g:
         busy = asyncio.create_task(lines_of(g, "busy"))
         await g.becomes("busy", "loaded")
