@@ -200,7 +200,7 @@ def test_images(ollama: Client) -> None:
     assert (again.response, again.context) == (first.message.content, None)
     raw = ollama.generate("seer", "What is this?", images=[png(seed=1)], raw=True, options={"num_predict": 1})
     assert (raw.prompt_eval_count or 0) > 10
-    with pytest.raises(ResponseError, match="exclude each other"):
+    with pytest.raises(ResponseError, match="cannot be combined"):
         ollama.generate("seer", "x", images=[png(seed=1)], context=[5, 6])
 
 

@@ -1,4 +1,4 @@
-"""A worker's life as a process: reports and orders, loads that fail, the ways it ends."""
+"""A worker process: its reports and commands, failed loads, and the ways in which it ends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FAST = ("--threads", "1", "--ctx-size", "512", "--no-warmup")
 
 
 class Routed:
-    """A worker with the pipes that a router would give it."""
+    """A worker with the pipes that a router creates for it."""
 
     def __init__(self, directory: Path, *args: str) -> None:
         self.socket = directory / "w.sock"
@@ -40,7 +40,10 @@ class Routed:
         self.client = httpx.Client(base_url="http://localhost", transport=httpx.HTTPTransport(uds=str(self.socket)))
 
     def reports_until(self, state: str) -> list[WorkerReport]:
-        """Up to the first of this state, or to the end of the pipe; signs of life only where they are wanted."""
+        """Return the reports up to the first one of this state or the end of the pipe.
+
+        Heartbeats are omitted unless they are requested.
+        """
         reports = []
         for line in self._reports:
             report = decode(line)
@@ -83,7 +86,7 @@ def model(models: Path) -> str:
     return str(models / "tiny-llama.gguf")
 
 
-def test_it_reports_progress_and_then_what_it_is(tmp_path: Path, model: str) -> None:
+def test_it_reports_progress_and_then_its_model(tmp_path: Path, model: str) -> None:
     with routed(tmp_path, "--model", model, "--alias", "mine", "--tags", "a,b") as worker:
         *loading, ready = worker.reports_until("ready")
         assert loading
@@ -97,7 +100,7 @@ def test_it_reports_progress_and_then_what_it_is(tmp_path: Path, model: str) -> 
         assert not worker.socket.exists()
 
 
-def test_it_gives_signs_of_life(tmp_path: Path, model: str) -> None:
+def test_it_sends_heartbeats(tmp_path: Path, model: str) -> None:
     with routed(tmp_path, "--model", model) as worker:
         assert worker.reports_until("alive")[-1].payload["busy"] is False, "from the start, before it is loaded"
         worker.reports_until("ready")
@@ -108,14 +111,14 @@ def test_it_gives_signs_of_life(tmp_path: Path, model: str) -> None:
         assert after["cpu"] >= before["cpu"] > 0
 
 
-def test_it_ends_at_once_with_its_router(tmp_path: Path, model: str) -> None:
+def test_it_exits_immediately_when_its_router_ends(tmp_path: Path, model: str) -> None:
     with routed(tmp_path, "--model", model) as worker:
         worker.reports_until("loading")
         worker.hang_up()
         assert worker.process.wait(10) == 1
 
 
-def test_an_order_to_exit_while_loading_is_obeyed(tmp_path: Path, model: str) -> None:
+def test_it_exits_on_request_while_loading(tmp_path: Path, model: str) -> None:
     with routed(tmp_path, "--model", model) as worker:
         worker.order(b"exit\n")
         assert worker.process.wait(10) == 0
@@ -131,7 +134,7 @@ def test_it_reports_sleeping_and_waking(tmp_path: Path, model: str) -> None:
         assert [(r.state, r.payload) for r in worker.reports_until("ready")] == [("loading", {}), ("ready", {})]
 
 
-def test_a_client_that_leaves_while_the_model_wakes_does_not_keep_it_from_waking(tmp_path: Path, model: str) -> None:
+def test_a_disconnect_while_the_model_wakes_does_not_stop_the_waking(tmp_path: Path, model: str) -> None:
     with routed(tmp_path, "--model", model, "--sleep-idle-seconds", "1") as worker:
         worker.reports_until("sleeping")
         with pytest.raises(httpx.ReadTimeout):
@@ -145,7 +148,7 @@ def test_a_client_that_leaves_while_the_model_wakes_does_not_keep_it_from_waking
     ("file", "words"),
     [("missing.gguf", "missing.gguf"), ("not-a-model.gguf", "not-a-model.gguf"), ("truncated.gguf", "truncated.gguf")],
 )
-def test_a_load_that_fails_says_why(tmp_path: Path, models: Path, file: str, words: str) -> None:
+def test_a_failed_load_reports_its_reason(tmp_path: Path, models: Path, file: str, words: str) -> None:
     with routed(tmp_path, "--model", str(models / file)) as worker:
         failed = worker.reports_until("failed")[-1]
         assert failed.state == "failed"
@@ -163,7 +166,9 @@ def test_a_load_that_fails_says_why(tmp_path: Path, models: Path, file: str, wor
         (("--docker-repo", "x"), "--docker-repo"),
     ],
 )
-def test_options_that_cannot_be_are_one_line(tmp_path: Path, model: str, args: tuple[str, ...], words: str) -> None:
+def test_invalid_options_are_reported_in_one_line(
+    tmp_path: Path, model: str, args: tuple[str, ...], words: str
+) -> None:
     with routed(tmp_path, "--model", model, *args) as worker:
         assert words in worker.reports_until("failed")[-1].payload["message"]
         assert worker.process.wait(10) == 1
@@ -173,7 +178,7 @@ def test_options_that_cannot_be_are_one_line(tmp_path: Path, model: str, args: t
         assert words in output
 
 
-def test_a_busy_port_is_one_line(start_worker: Callable[..., Program]) -> None:
+def test_a_busy_port_is_reported_in_one_line(start_worker: Callable[..., Program]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         program = start_worker(*FAST, "--port", str(taken.getsockname()[1]), wait="nothing")
         assert program.exit_code() == 1
@@ -197,7 +202,7 @@ def test_a_stream_is_ended_when_the_worker_stops(start_worker: Callable[..., Pro
     assert program.process.returncode == 0
 
 
-def test_nothing_is_served_before_the_model(start_worker: Callable[..., Program]) -> None:
+def test_requests_before_the_model_is_loaded_get_503(start_worker: Callable[..., Program]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # a hub that never answers
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/model.gguf"
         program = start_worker("--model-url", url, model=None, wait="listening", env={"HF_HUB_OFFLINE": "0"})

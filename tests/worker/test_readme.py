@@ -1,4 +1,4 @@
-"""The worker's README against the worker: its routes, its files."""
+"""Checks the worker's README against the worker's routes and files."""
 
 from __future__ import annotations
 

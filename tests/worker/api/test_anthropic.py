@@ -1,4 +1,4 @@
-"""Anthropic's requests as chats, and answers as blocks: what becomes of every kind, and what is refused. No model."""
+"""Anthropic's dialect: how requests become chats, answers become blocks, and what is refused. Needs no model."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def of_user(*blocks: Any) -> Any:
 # -- messages --------------------------------------------------------------------------------------------------------
 
 
-def test_what_an_agent_sends_is_a_chat_that_can_be_read() -> None:
+def test_an_agents_request_becomes_a_valid_chat_request() -> None:
     body = chat_body(coding_agent(), prefills=True)
     system, user, assistant, first, second, reminder = body["messages"]
     assert [part["text"] for part in reminder["content"]][-2] == "Another agent is ready."
@@ -61,14 +61,14 @@ def test_what_an_agent_sends_is_a_chat_that_can_be_read() -> None:
     assert (read.variables["enable_thinking"], read.variables["reasoning_effort"]) == (True, "medium")
 
 
-def test_the_stamp_of_each_request_does_not_reach_the_prompt() -> None:
+def test_the_billing_header_value_is_removed_from_the_system_prompt() -> None:
     stamps = [f"x-anthropic-billing-header: cc_version=2; cch={stamp};You are" for stamp in ("a5145", "00000")]
     assert chat(system=stamps[0]) == chat(system=stamps[1])
     assert chat(system="cch=a5145;")["messages"][0]["content"] == "cch=a5145;"
     assert [message["role"] for message in chat(system="")["messages"]] == ["user"]
 
 
-def test_results_come_before_what_is_said_about_them() -> None:
+def test_tool_results_precede_the_text_of_the_same_message() -> None:
     result = {"type": "tool_result", "tool_use_id": "t1", "content": "a ship"}
     messages = chat(USER, {"role": "assistant", "content": [CALL]}, {"role": "user", "content": [text("See"), result]})
     assert [(message["role"], message["content"]) for message in messages["messages"]] == [
@@ -90,7 +90,7 @@ def test_results_come_before_what_is_said_about_them() -> None:
         ({"content": [{"type": "tool_reference", "tool_name": "look"}]}, "look"),
     ],
 )  # fmt: skip
-def test_results_of_tools(given: dict[str, Any], content: Any) -> None:
+def test_tool_results_are_converted(given: dict[str, Any], content: Any) -> None:
     (message,) = of_user({"type": "tool_result", "tool_use_id": "t1", **given})
     assert message == {"role": "tool", "tool_call_id": "t1", "content": content}
 
@@ -105,11 +105,11 @@ def test_results_of_tools(given: dict[str, Any], content: Any) -> None:
         ({"type": "search_result", "title": "T", "source": "s", "content": "a"}, [text("T"), text("s"), text("a")]),
     ],
 )  # fmt: skip
-def test_other_blocks_are_parts_of_the_content(block: Any, parts: Any) -> None:
+def test_other_blocks_become_content_parts(block: Any, parts: Any) -> None:
     assert of_user(block, text("see"))[0]["content"] == [*parts, text("see")]
 
 
-def test_neighbours_of_one_role_are_one_turn() -> None:
+def test_consecutive_messages_of_one_role_are_merged() -> None:
     thought = {"type": "thinking", "thinking": "Hm", "signature": ""}
     said = chat(
         {"role": "user", "content": "a"},
@@ -122,7 +122,7 @@ def test_neighbours_of_one_role_are_one_turn() -> None:
     assert len(said) == 2
 
 
-def test_system_messages_in_the_middle_are_reminders() -> None:
+def test_system_messages_in_the_middle_become_user_reminders() -> None:
     first, later = {"role": "system", "content": "Be kind."}, {"role": "system", "content": [text("Be brief.")]}
     said = chat(first, first, USER, later, {"role": "assistant", "content": "Ships"}, later, system="Be.")["messages"]
     assert [message["role"] for message in said] == ["system", "user", "assistant", "user"]
@@ -159,7 +159,7 @@ def test_system_messages_in_the_middle_are_reminders() -> None:
         ({"mcp_servers": [{"url": "http://x"}]}, "mcp_servers"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named(fields: dict[str, Any], where: str) -> None:
+def test_errors_name_the_wrong_field(fields: dict[str, Any], where: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         chat_body({"messages": [USER], **fields}, prefills=True)
     assert where in str(refused.value)
@@ -168,7 +168,7 @@ def test_what_is_wrong_is_named(fields: dict[str, Any], where: str) -> None:
 # -- the rest of a request -------------------------------------------------------------------------------------------
 
 
-def test_an_assistants_last_message_is_gone_on_with() -> None:
+def test_an_assistant_message_at_the_end_is_continued() -> None:
     last = {"role": "assistant", "content": "It is"}
     read = read_chat(chat(USER, last), ChatDefaults())
     assert read.continued == last
@@ -231,7 +231,7 @@ def test_the_choice_of_tools(given: Any, choice: str, only: str, parallel: bool 
     [("bash_20250124", "command"), ("text_editor_20250728", "old_str"), ("memory_20250818", "path"),
      ("computer_20250124", "coordinate")],
 )  # fmt: skip
-def test_tools_that_the_client_runs_come_with_their_schema(kind: str, argument: str) -> None:
+def test_client_tools_get_their_schema(kind: str, argument: str) -> None:
     (tool,) = chat(tools=[{"type": kind, "name": "x"}])["tools"]
     assert argument in tool["function"]["parameters"]["properties"]
     assert tool["function"]["description"]
@@ -257,7 +257,7 @@ def events(data: bytes) -> list[Any]:
     return read
 
 
-def test_a_stream_and_its_whole_message() -> None:
+def test_a_stream_and_the_whole_message_agree() -> None:
     stream = dialect()
     data = stream.begun(0, Begun(0, 6, 2)) + stream.piece(0, Piece(0, "sea", (5,), 1, 6))
     data += stream.piece(0, Piece(0, " air", (6,), 2, 6)) + stream.finished(0, DONE) + stream.end()
@@ -274,7 +274,7 @@ def test_a_stream_and_its_whole_message() -> None:
     }  # fmt: skip
 
 
-def test_why_it_ended() -> None:
+def test_stop_reasons() -> None:
     def ended(stop_type: Any, word: str = "") -> tuple[str, str | None]:
         result = Finished(0, 1, "a", (5,), stop_type, word, 1, 6, 8, True, False, TIMINGS)
         answer = AnswerInfo(CompletionParams(), "tiny", "b0", [[1]], str, len)
@@ -287,12 +287,12 @@ def test_why_it_ended() -> None:
     assert ended("word", "the server's") == ("end_turn", None)
 
 
-def test_what_the_caller_began_is_not_said_again() -> None:
+def test_the_prefill_is_not_repeated() -> None:
     shown: Any = dialect(reply=ReplyFormat(opening="The ", shows_opening=False)).full_body([DONE])
     assert shown["content"] == [text("sea air")]
 
 
-def test_pings_and_errors_have_names() -> None:
+def test_pings_and_errors_are_named_events() -> None:
     assert events(dialect().ping) == [{"type": "ping"}]
     (error,) = events(dialect().failed(ServerFault("gone")))
     assert error["error"] == {"type": "api_error", "message": "gone"}
@@ -308,7 +308,7 @@ DELTAS = st.lists(
 
 
 @given(DELTAS)
-def test_blocks_follow_each_other_and_are_all_closed(given: list[Delta | None]) -> None:
+def test_blocks_do_not_overlap_and_are_all_closed(given: list[Delta | None]) -> None:
     deltas: list[Delta] = []
     for delta in given:
         if delta is not None:
@@ -334,7 +334,7 @@ def test_blocks_follow_each_other_and_are_all_closed(given: list[Delta | None]) 
     assert len(signed) == sum(block["type"] == "thinking" for block in read)
 
 
-def test_what_a_limit_leaves_of_arguments() -> None:
+def test_truncated_arguments_are_parsed_as_far_as_possible() -> None:
     def left(arguments: str) -> Any:
         blocks = ContentBlocks()
         return block_list(

@@ -1,4 +1,4 @@
-"""A worker over HTTP: the endpoints, their errors, what happens when a client leaves."""
+"""A worker over HTTP: the endpoints, their errors, and client disconnects."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_completion(worker: Program) -> None:
     assert shown["timings"]["prompt_n"] + shown["timings"]["cache_n"] == shown["tokens_evaluated"]
 
 
-def test_a_stream_says_what_the_whole_answer_says(worker: Program) -> None:
+def test_a_stream_and_the_whole_answer_agree(worker: Program) -> None:
     body = {"prompt": "The quick brown", "n_predict": 24, "seed": 7}
     whole = post(worker, "/completion", body)["content"]
     *pieces, last = stream(worker, "/completion", body)
@@ -127,7 +127,7 @@ def test_verbose_shows_the_rendered_prompt(worker: Program) -> None:
     assert "__verbose" not in post(worker, "/v1/chat/completions", CHAT)
 
 
-def test_progress_comes_before_the_first_token(worker: Program) -> None:
+def test_progress_is_sent_before_the_first_token(worker: Program) -> None:
     body = {"prompt": "The lazy dog. " * 40, "n_predict": 2, "return_progress": True, "cache_prompt": False}
     shown = list(stream(worker, "/completion", body))
     progress = [item["prompt_progress"] for item in shown if "prompt_progress" in item]
@@ -146,7 +146,7 @@ def test_malformed_json(worker: Program, path: str, body: bytes) -> None:
     assert response.json()["error"]["type"] == "invalid_request_error"
 
 
-def test_a_byte_order_mark_before_the_json(worker: Program) -> None:
+def test_a_byte_order_mark_before_the_json_is_accepted(worker: Program) -> None:
     response = worker.client.post("/tokenize", content=b'\xef\xbb\xbf{"content": "a"}')
     assert response.json()["tokens"]
 
@@ -178,13 +178,13 @@ def test_wrong_types_name_the_field(worker: Program) -> None:
      ("POST", "/slots/0?action=save"), ("POST", "/v1/audio/transcriptions"),
      ("POST", "/v1/embeddings")],
 )  # fmt: skip
-def test_endpoints_that_it_does_not_have_yet(worker: Program, method: str, path: str) -> None:
+def test_unsupported_endpoints_answer_501(worker: Program, method: str, path: str) -> None:
     response = worker.client.request(method, path, json={"input": "x"} if method == "POST" else None)
     assert response.status_code == 501
     assert response.json()["error"]["type"] == "not_supported_error"
 
 
-def test_tools_are_disabled_and_the_rest_is_unknown(worker: Program) -> None:
+def test_tools_are_disabled_and_unknown_paths_are_404(worker: Program) -> None:
     assert worker.client.get("/tools").status_code == 403
     assert worker.client.get("/nowhere").json()["error"]["code"] == 404
     assert worker.client.get("/completion").status_code == 404
@@ -196,7 +196,7 @@ def test_tools_are_disabled_and_the_rest_is_unknown(worker: Program) -> None:
 
 @contextmanager
 def raw_request(program: Program, path: str, body: Any) -> Iterator[socket.socket]:
-    """A client that can vanish at any moment."""
+    """A client that can disconnect at any moment."""
     payload = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(payload)}\r\n\r\n".encode()
     with socket.create_connection(("127.0.0.1", int(program.address))) as connection:
@@ -205,13 +205,13 @@ def raw_request(program: Program, path: str, body: Any) -> Iterator[socket.socke
 
 
 @pytest.mark.parametrize("streams", [False, True])
-def test_a_client_that_leaves_frees_its_slot(worker: Program, streams: bool) -> None:
+def test_a_disconnect_frees_the_slot(worker: Program, streams: bool) -> None:
     with raw_request(worker, "/completion", {**ENDLESS, "stream": streams}):
         wait_until(lambda: some_is_busy(worker), "a busy slot", 5)
     wait_until(lambda: none_is_busy(worker), "the slot to be free", 1)
 
 
-def test_a_client_that_leaves_while_it_waits_is_never_served(worker: Program) -> None:
+def test_a_waiting_request_is_dropped_when_its_client_disconnects(worker: Program) -> None:
     before = max(slot.get("id_task", 0) for slot in slots(worker))
     with raw_request(worker, "/completion", ENDLESS), raw_request(worker, "/completion", ENDLESS):
         wait_until(lambda: all(slot["is_processing"] for slot in slots(worker)), "busy slots", 5)
@@ -226,7 +226,7 @@ def test_a_client_that_leaves_while_it_waits_is_never_served(worker: Program) ->
 # -- utilities -------------------------------------------------------------------------------------------------------
 
 
-def test_tokens_there_and_back(worker: Program) -> None:
+def test_tokenize_and_detokenize(worker: Program) -> None:
     text = "What is the answer? 日本 🤠"
     tokens = post(worker, "/tokenize", {"content": text})["tokens"]
     assert post(worker, "/detokenize", {"tokens": tokens})["content"].strip() == text
@@ -278,7 +278,7 @@ def test_metrics_have_help_and_type(worker: Program) -> None:
     assert len(samples) == 15
 
 
-def test_endpoints_that_a_flag_switches(start_worker: Callable[..., Program]) -> None:
+def test_endpoints_that_an_option_enables_or_disables(start_worker: Callable[..., Program]) -> None:
     program = start_worker("--no-slots", "--no-ui", "--threads", "1", "--ctx-size", "512")
     assert program.client.get("/slots").status_code == 501
     assert program.client.get("/metrics").status_code == 501
@@ -331,13 +331,13 @@ def test_wrong_embedding_requests(embedder: Program, body: dict[str, Any]) -> No
     post(embedder, "/v1/embeddings", body, 400)
 
 
-def test_an_embedding_that_is_too_large(embedder: Program) -> None:
+def test_an_embedding_input_that_is_too_long(embedder: Program) -> None:
     error = post(embedder, "/v1/embeddings", {"input": ["ok", "word " * 5000]}, 500)["error"]
     assert "too large to process" in error["message"]
     post(embedder, "/v1/embeddings", {"input": "ok"})
 
 
-def test_an_embedder_does_not_chat(embedder: Program) -> None:
+def test_an_embedding_model_refuses_chats(embedder: Program) -> None:
     assert embedder.client.post("/v1/chat/completions", json=CHAT).status_code == 500
     assert embedder.client.get("/v1/models").json()["models"][0]["capabilities"] == ["embedding"]
 
@@ -351,7 +351,9 @@ def test_an_embedder_does_not_chat(embedder: Program) -> None:
         ("suffix", "x", "Unsupported param: suffix"),
     ],
 )
-def test_what_openai_completions_cannot_do_is_refused(worker: Program, field: str, value: object, why: str) -> None:
+def test_unsupported_openai_completion_parameters_are_refused(
+    worker: Program, field: str, value: object, why: str
+) -> None:
     body = {"prompt": "a", "max_tokens": 1}
     answer = worker.client.post("/v1/completions", json={**body, field: value})
     assert answer.status_code == 400

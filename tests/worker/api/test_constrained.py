@@ -46,7 +46,7 @@ def vocab(models: Path) -> Iterator[Vocab]:
     model.close()
 
 
-# -- narrowing -------------------------------------------------------------------------------------------------------
+# -- prefilter -------------------------------------------------------------------------------------------------------
 
 GRAMMARS = [
     schema_grammar({"type": "object"}),
@@ -58,7 +58,7 @@ GRAMMARS = [
 
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(GRAMMARS), st.integers(0, 12), st.integers(0, 2**32))
-def test_narrowing_finds_what_asking_about_every_token_finds(
+def test_the_prefilter_finds_the_same_tokens_as_a_full_check(
     vocab: Vocab, grammar: str, length: int, seed: int
 ) -> None:
     random = Random(seed)
@@ -93,15 +93,15 @@ def test_narrowing_finds_what_asking_about_every_token_finds(
         ("root ::= [é] # !", True),
     ],
 )
-def test_where_the_beginning_decides(grammar: str, is_prunable: bool) -> None:
+def test_prunable_grammars(grammar: str, is_prunable: bool) -> None:
     assert prunable(grammar) == is_prunable
 
 
 # -- engine ----------------------------------------------------------------------------------------------------------
 
 
-async def test_penalties_never_hear_of_a_refused_token(models: Path) -> None:
-    """The same grammar, first choice refused or not: what comes out obeys it and can be repeated."""
+async def test_penalties_do_not_count_refused_tokens(models: Path) -> None:
+    """The output follows the grammar and is reproducible, also when the first choice was refused."""
     sampling = Sampling(grammar=Grammar('root ::= [a-c]{12}'), repeat_penalty=1.5, repeat_last_n=8, seed=2, n_probs=2,
                         post_sampling_probs=True)  # fmt: skip
 
@@ -114,7 +114,7 @@ async def test_penalties_never_hear_of_a_refused_token(models: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["token", "word", "pattern", "pattern_full"])
-async def test_a_lazy_grammar_sleeps_until_its_trigger(models: Path, kind: Any) -> None:
+async def test_a_lazy_grammar_applies_from_its_trigger_on(models: Path, kind: Any) -> None:
     async with running(models / "tiny-llama.gguf") as engine, engine.use() as loaded:
         free = await ask(loaded, n_predict=24).one()
         at = 8
@@ -129,7 +129,7 @@ async def test_a_lazy_grammar_sleeps_until_its_trigger(models: Path, kind: Any) 
         assert result.stop_type == "eos"
 
 
-async def test_a_lazy_grammar_that_never_wakes_changes_nothing(models: Path) -> None:
+async def test_a_lazy_grammar_that_is_never_triggered_changes_nothing(models: Path) -> None:
     async with running(models / "tiny-llama.gguf") as engine, engine.use() as loaded:
         free = await ask(loaded).one()
         sampling = Sampling(temperature=0.0, grammar=Grammar('root ::= "q"', True, (Trigger("word", "QQQQ"),)))
@@ -153,7 +153,7 @@ async def test_a_lazy_grammar_that_never_wakes_changes_nothing(models: Path) -> 
         Grammar('root ::= "assistant"', prefill="something else"),
     ],
 )
-async def test_a_grammar_that_is_none_ends_its_request_only(models: Path, grammar: Grammar) -> None:
+async def test_an_invalid_grammar_fails_only_its_request(models: Path, grammar: Grammar) -> None:
     async with running(models / "tiny-llama.gguf") as engine, engine.use() as loaded:
         with pytest.raises(ApiError, match="Failed to initialize samplers") as refused:
             await ask(loaded, sampling=Sampling(grammar=grammar)).one()
@@ -161,7 +161,7 @@ async def test_a_grammar_that_is_none_ends_its_request_only(models: Path, gramma
         assert (await ask(loaded).one()).n_decoded == 16
 
 
-async def test_a_grammar_that_takes_too_long_ends_its_request_only(
+async def test_a_grammar_that_takes_too_long_fails_only_its_request(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(models / "tiny-llama.gguf") as engine, engine.use() as loaded:
@@ -174,7 +174,7 @@ async def test_a_grammar_that_takes_too_long_ends_its_request_only(
         assert (await ask(loaded).one()).n_decoded == 16
 
 
-def test_no_expression_of_a_client_stalls_the_engine() -> None:
+def test_no_regular_expression_of_a_client_blocks_the_engine() -> None:
     text = b"a" * 100_000
     for hostile in ("(a+)+$b", "(a|a)*b", "(a*)*(a*)*(a*)*b", "(.*)*(.*)*x"):
         assert compiled(hostile).search(text) is None
@@ -184,7 +184,7 @@ def test_no_expression_of_a_client_stalls_the_engine() -> None:
     assert compiled("ab|c").fullmatch(b"zzab", 2)
 
 
-async def test_a_trigger_that_its_grammar_forbids_ends_its_request_only(models: Path) -> None:
+async def test_a_trigger_that_its_grammar_forbids_fails_only_its_request(models: Path) -> None:
     async with running(models / "tiny-llama.gguf") as engine, engine.use() as loaded:
         grammar = Grammar('root ::= "\\x01"', True, (Trigger("pattern", "[a-z]"),))
         with pytest.raises(ApiError, match="triggers it") as failed:
@@ -193,7 +193,7 @@ async def test_a_trigger_that_its_grammar_forbids_ends_its_request_only(models: 
         assert (await ask(loaded).one()).n_decoded == 16
 
 
-# -- what surrounds a chat's JSON ------------------------------------------------------------------------------------
+# -- text around a chat's JSON ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ async def test_a_trigger_that_its_grammar_forbids_ends_its_request_only(models: 
         ("true", "true"),
     ],
 )
-def test_json_is_taken_out_whole_or_letter_by_letter(text: str, inner: str) -> None:
+def test_json_is_extracted_whole_or_letter_by_letter(text: str, inner: str) -> None:
     assert json_in(text) == inner
     stream = JsonText()
     assert "".join(stream.add(letter) for letter in text) == inner
@@ -232,7 +232,7 @@ def check_person(text: str) -> None:
     assert 10 <= person["age"] <= 99
 
 
-def test_a_schema_of_a_completion(worker: Program) -> None:
+def test_a_completion_follows_its_schema(worker: Program) -> None:
     result = completion(worker, json_schema=PERSON)
     check_person(result["content"])
     assert result["stop_type"] == "eos"
@@ -244,12 +244,12 @@ def test_an_empty_schema_means_any_object(worker: Program) -> None:
     assert grammar == schema_grammar({"type": "object"})
 
 
-def test_a_grammar_beats_a_schema(worker: Program) -> None:
+def test_a_grammar_has_precedence_over_a_schema(worker: Program) -> None:
     assert completion(worker, grammar='root ::= "ab"', json_schema=PERSON)["content"] == "ab"
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_formats_of_a_chat(worker: Program, n: int) -> None:
+def test_response_formats_of_a_chat(worker: Program, n: int) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "person", "strict": True, "schema": PERSON}}
     for choice in chat(worker, response_format=form, n=n)["choices"]:
         check_person(choice["message"]["content"])
@@ -276,14 +276,14 @@ def test_a_streamed_chat_is_the_json_and_nothing_else(worker: Program) -> None:
     assert text.endswith("}")
 
 
-def test_a_chat_with_a_schema_or_a_grammar_of_its_own(worker: Program) -> None:
+def test_a_chat_with_a_json_schema_or_grammar_field(worker: Program) -> None:
     check_person(chat(worker, json_schema=PERSON)["choices"][0]["message"]["content"])
     shown = chat(worker, grammar='root ::= " ab "', verbose=True)
     assert shown["choices"][0]["message"]["content"] == " ab "
     assert shown["__verbose"]["generation_settings"]["grammar"] == 'root ::= " ab "'
 
 
-def test_a_message_to_go_on_with_counts_as_json(worker: Program) -> None:
+def test_a_continued_message_is_part_of_the_json(worker: Program) -> None:
     begun = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": '{"name": "Bo'}]
     body = {"messages": begun, "max_tokens": 200, **HOT, "json_schema": PERSON}
     text = post(worker, "/v1/chat/completions", body)["choices"][0]["message"]["content"]
@@ -303,7 +303,7 @@ def test_a_message_to_go_on_with_counts_as_json(worker: Program) -> None:
         ({"grammar": 'root ::= "a"', "stream": True, "grammar_lazy": True}, "no triggers set for lazy grammar"),
     ],
 )
-def test_what_a_chat_cannot_be_held_to(worker: Program, body: dict[str, Any], named: str) -> None:
+def test_invalid_constraints_of_a_chat_are_refused(worker: Program, body: dict[str, Any], named: str) -> None:
     assert named in chat(worker, 400, **body)["error"]["message"]
 
 
@@ -326,7 +326,7 @@ def test_wrong_fields_are_named(worker: Program, body: dict[str, Any], named: st
     assert named in error["error"]["message"]
 
 
-def test_settings_show_triggers_as_they_came(worker: Program) -> None:
+def test_generation_settings_show_the_triggers(worker: Program) -> None:
     shown = completion(
         worker, n_predict=1, grammar='root ::= "</s>"', grammar_lazy=True, preserved_tokens=["</s>"],
         grammar_triggers=[{"type": 1, "value": "</s>"}, {"type": 2, "value": "a+b"}],
@@ -336,7 +336,7 @@ def test_settings_show_triggers_as_they_came(worker: Program) -> None:
     assert shown["preserved_tokens"] == [2]
 
 
-def test_options_hold_for_requests_that_are_silent(programs: Programs, tmp_path: Path) -> None:
+def test_options_apply_to_requests_without_a_constraint(programs: Programs, tmp_path: Path) -> None:
     file = tmp_path / "person.json"
     file.write_text(json.dumps(PERSON))
     with_schema = programs.worker("--json-schema-file", str(file), "--threads", "1", "--ctx-size", "1024")
@@ -352,7 +352,7 @@ def test_options_hold_for_requests_that_are_silent(programs: Programs, tmp_path:
         ({"json_schema": '{"type": "hiccup"}'}, "--json-schema: JSON schema error"),
     ],
 )
-def test_options_that_say_no_grammar(options: dict[str, str], named: str) -> None:
+def test_invalid_grammar_options_are_named(options: dict[str, str], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         completion_defaults(Settings(model="x.gguf", **options), {})
 

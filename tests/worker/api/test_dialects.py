@@ -1,4 +1,4 @@
-"""Results in the words of each dialect: what fields, in which order of events, with what left out."""
+"""Results in each dialect: their fields, the order of events, and which fields are omitted."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def answer(**fields: Any) -> AnswerInfo:
 
 
 def events(data: bytes) -> list[Any]:
-    """What a client makes of a stream's bytes."""
+    """Parse a stream's bytes as a client does."""
     assert data.endswith(b"\n\n")
     lines = [line.removeprefix("data: ") for line in data.decode().split("\n\n")[:-1]]
     return [line if line == "[DONE]" else json.loads(line) for line in lines]
@@ -60,7 +60,7 @@ def streamed(dialect: Dialect, *given: Piece | Finished | Progress) -> list[Any]
 # -- shared parts ----------------------------------------------------------------------------------------------------
 
 
-def test_rates_leave_out_the_first_token_and_what_was_cached() -> None:
+def test_rates_do_not_count_the_first_token_and_cached_tokens() -> None:
     shown = timings_json(TIMINGS)
     assert (shown["cache_n"], shown["prompt_n"], shown["prompt_per_second"]) == (2, 4, 500.0)
     assert (shown["predicted_per_second"], shown["predicted_per_token_ms"]) == (200.0, 5.0)
@@ -74,7 +74,7 @@ def test_rates_are_never_infinite(predicted: int) -> None:
     assert all(math.isfinite(value) and value >= 0 for value in shown.values())
 
 
-def test_ids_are_long_and_never_the_same() -> None:
+def test_ids_are_long_and_unique() -> None:
     assert len(random_id("chatcmpl-")) == 41
     assert random_id("") != random_id("")
 
@@ -92,7 +92,7 @@ def test_native_result() -> None:
     assert Native(answer()).result(0, DONE)["tokens"] == []
 
 
-def test_a_lone_byte_of_a_character_shows_as_replaced_unless_it_begins_one() -> None:
+def test_invalid_bytes_are_replaced_and_an_incomplete_character_is_omitted() -> None:
     entries = [TokenProbs(TokenProb(6, piece, -1.0), ()) for piece in (b"\xa9", b"\xc3")]
     assert [entry["token"] for entry in probs_json(entries, False)] == ["\ufffd", ""]
 
@@ -112,7 +112,7 @@ def test_native_stream() -> None:
     assert (last["content"], last["tokens"], last["stop"]) == ("", [], True)
 
 
-def test_both_ways_of_writing_a_piece_say_the_same() -> None:
+def test_both_ways_to_render_a_piece_agree() -> None:
     dialect = Native(answer(stream=True))
     with_timings = events(dialect.piece(3, struct_replace(PIECE, tokens=(5, 6), timings=TIMINGS)))[0]
     del with_timings["timings"]
@@ -207,7 +207,7 @@ def test_chat_stream_with_usage() -> None:
     assert done == "[DONE]"
 
 
-def test_chat_stream_that_says_nothing() -> None:
+def test_chat_stream_without_content() -> None:
     first, last, _ = streamed(OpenAIChat(answer(stream=True)), replace(DONE, text="", stop_type="eos"))
     assert first["choices"][0]["delta"]["role"] == "assistant"
     assert last["choices"][0]["finish_reason"] == "stop"
@@ -223,7 +223,7 @@ def test_chat_stream_of_two_choices() -> None:
     assert chunks[-2]["usage"]["prompt_tokens"] == 6
 
 
-def test_chat_progress_precedes_the_introduction() -> None:
+def test_chat_progress_precedes_the_first_chunk() -> None:
     progress, first, *_ = streamed(OpenAIChat(answer(stream=True)), PROGRESS, PIECE, DONE)
     assert progress["choices"][0]["delta"] == {"role": "assistant", "content": None}
     assert progress["prompt_progress"]["processed"] == 2

@@ -1,4 +1,4 @@
-"""The engine on real tiny models: embeddings, alone and in company."""
+"""Embeddings on real tiny models, alone and in shared batches."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def test_embeddings_in_one_batch_equal_those_alone(models: Path) -> None:
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-async def test_inputs_of_different_length_do_not_spoil_each_other(models: Path, pooling: str) -> None:
+async def test_inputs_of_different_length_do_not_affect_each_other(models: Path, pooling: str) -> None:
     texts = ["the fox and the dog and the sea", "hi", "a lazy dog sleeps", "horses stand by the fence", "x y"]
     settings = {"embeddings": True, "pooling": pooling, "parallel": 4, "kv_unified": False}
     async with running(models / "tiny-llama.gguf", **settings) as engine, engine.use() as loaded:

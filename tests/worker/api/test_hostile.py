@@ -1,7 +1,7 @@
-"""Hostile and wrong input: each field of each dialect takes each wrong value, and the worker stays what it was.
+"""Hostile and wrong input: wrong values in each field of each dialect do not change the worker's behaviour.
 
-A request is answered or refused as its client's mistake, in its dialect's envelope; no handler fails, no slot stays
-busy, and the next request gets the answer that it would have got before.
+A request is answered, or refused as a client error in its dialect's format. No handler fails, no slot remains busy, and
+the next request gets the same answer as before.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def places(value: Any, at: Path = ()) -> Iterator[Path]:
 
 
 def changed(body: Any, at: Path, wrong: bytes | None) -> bytes:
-    """With the wrong value at one place, or without it."""
+    """Return the body as JSON with the value at one place replaced by `wrong`, or removed if that is None."""
     body = deepcopy(body)
     parent = body
     for key in at[:-1]:
@@ -194,7 +194,7 @@ def changed(body: Any, at: Path, wrong: bytes | None) -> bytes:
 
 @dataclass(frozen=True)
 class Sane:
-    """What a healthy worker says, to be compared with afterwards."""
+    """Probes that the worker is still healthy: a fixed answer and idle slots."""
 
     program: Program
 
@@ -223,11 +223,11 @@ def victim(module_programs: Programs) -> Program:
 
 
 FAULTS_OF_LLAMA_SERVER = ("input is not supported", "the grammar does not allow the text that triggers it")
-"""Which it answers with 500, and so do we."""
+"""Errors that llama-server and this worker answer with 500."""
 
 
 def check(path: str, response: httpx.Response, sent: bytes) -> None:
-    """Answered, or refused as llama-server and the dialect's own servers do: with a reason that can be shown."""
+    """Check that the request was answered, or refused in the dialect's error format with a message."""
     where = f"{path} {sent[:300]!r}: {response.status_code} {response.text[:300]}"
     status = response.status_code
     assert status < 500 or status == 501 or any(text in response.text for text in FAULTS_OF_LLAMA_SERVER), where
@@ -243,7 +243,7 @@ def check(path: str, response: httpx.Response, sent: bytes) -> None:
     assert ("code" in error) != path.startswith("/v1/messages"), where
 
 
-def test_every_field_takes_every_wrong_value(victim: Program) -> None:
+def test_wrong_values_in_every_field_are_handled(victim: Program) -> None:
     sane, chance = Sane(victim), random.Random(5)
     before = sane.answer()
     for path, body in BODIES:
@@ -255,13 +255,13 @@ def test_every_field_takes_every_wrong_value(victim: Program) -> None:
         wait_until(sane.is_idle, f"the slots are idle after {path}")
     victim.client.post(
         "/lora-adapters", json=[{"id": 0, "scale": 1.0}]
-    ).raise_for_status()  # valid ones have changed it
+    ).raise_for_status()  # valid requests have changed the scale
     assert sane.answer() == before
     assert "Traceback" not in victim.log_text
 
 
 @pytest.mark.parametrize("levels", [257, 500, 940, 975, 990])
-def test_depth_is_bounded_before_anyone_descends(victim: Program, levels: int) -> None:
+def test_too_deeply_nested_json_is_refused(victim: Program, levels: int) -> None:
     call = {**CALL, "function": {"name": "f", "arguments": "@@"}}
     for place in ({"messages": [*TURNS[:2], {**TURNS[2], "tool_calls": [call]}]}, {"tools": [{**TOOL, "x": "@@"}]}):
         body = {"messages": TURNS[:2], "max_tokens": 1, **place}
@@ -272,8 +272,8 @@ def test_depth_is_bounded_before_anyone_descends(victim: Program, levels: int) -
         assert response.json()["error"]["message"].endswith("it is nested too deeply")
 
 
-def test_tools_with_deep_schemas_are_offered_all_the_same(victim: Program) -> None:
-    """Who sends them has seldom written them."""
+def test_tools_with_deep_schemas_are_accepted(victim: Program) -> None:
+    """Such schemas are usually generated, so the client cannot easily change them."""
     schema: dict[str, Any] = {"type": "string"}
     for _ in range(110):
         schema = {"type": "object", "properties": {"a": schema}}
@@ -299,7 +299,7 @@ def test_wrong_query_parameters(victim: Program, path: str, message: str) -> Non
 
 
 @pytest.mark.parametrize("limit", ["9" * 5000, "0", "101", "-1", "x", "\N{ARABIC-INDIC DIGIT THREE}"])
-def test_a_page_of_stored_items_has_a_sensible_length(victim: Program, limit: str) -> None:
+def test_the_page_limit_of_stored_items_is_checked(victim: Program, limit: str) -> None:
     made = victim.client.post("/v1/responses", json={"input": "a", "max_output_tokens": 1}).raise_for_status().json()
     response = victim.client.get(f"/v1/responses/{made['id']}/input_items", params={"limit": limit})
     message = "query parameter 'limit' must be a number from 1 to 100"
@@ -318,7 +318,7 @@ def exchange(program: Program, head: bytes, body: bytes) -> tuple[int, bytes]:
 PLAIN = b'{"prompt": "a", "n_predict": 1}'
 
 
-def test_a_body_that_is_not_encoded_as_it_says(victim: Program) -> None:
+def test_a_body_with_the_wrong_content_encoding_is_refused(victim: Program) -> None:
     encoding = b"Content-Encoding: gzip\r\n"
     assert exchange(victim, encoding, gzip.compress(PLAIN))[0] == 200
     status, body = exchange(victim, encoding, PLAIN)
@@ -327,7 +327,7 @@ def test_a_body_that_is_not_encoded_as_it_says(victim: Program) -> None:
     assert "Traceback" not in victim.log_text
 
 
-def test_a_body_that_breaks_in_its_midst_is_refused_at_once(victim: Program) -> None:
+def test_a_malformed_or_truncated_body_is_refused_immediately(victim: Program) -> None:
     url = victim.client.base_url
     head = b"POST /completion HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n"
     for end, status in ((b"zz\r\n", b"400"), (b"", b"")):
@@ -343,15 +343,15 @@ def test_a_body_that_breaks_in_its_midst_is_refused_at_once(victim: Program) -> 
 
 
 @pytest.mark.parametrize("value", [b"x", b"\xff\xfe", b""])
-def test_unknown_expectations_count_for_nothing(victim: Program, value: bytes) -> None:
+def test_unknown_expect_headers_are_ignored(victim: Program, value: bytes) -> None:
     assert exchange(victim, b"Expect: " + value + b"\r\n", PLAIN)[0] == 200
 
 
-def test_a_client_that_waits_before_it_sends_is_told_to_go_on(victim: Program) -> None:
+def test_expect_100_continue_is_answered(victim: Program) -> None:
     assert exchange(victim, b"Expect: 100-continue\r\n", PLAIN)[0] == 100
 
 
-def test_a_pattern_that_nobody_wrote_is_refused_without_repeating_it(victim: Program) -> None:
+def test_the_error_for_a_huge_pattern_does_not_repeat_it(victim: Program) -> None:
     schema = {"type": "string", "pattern": "^" + "A" * 1_000_000 + "$"}
     response = victim.client.post("/completion", json={"prompt": "a", "n_predict": 1, "json_schema": schema})
     assert response.status_code == 400

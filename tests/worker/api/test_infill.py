@@ -1,4 +1,4 @@
-"""Infill: the order of its parts, what is cut when there is no room, models that cannot."""
+"""Infill: the order of the prompt's parts, their truncation, and models without infill tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ASK = {"input_prefix": "def main():\n", "input_suffix": "}\n", "prompt": "return
 
 
 class Letters:
-    """One token a letter; special tokens above them."""
+    """A vocabulary with one token per letter, and special tokens with higher ids."""
 
     bos, fim_pre, fim_suf, fim_mid, fim_rep, fim_sep = range(1000, 1006)
     add_bos = True
@@ -41,14 +41,14 @@ def test_prefix_suffix_middle() -> None:
     assert prompt(alone, fim_rep=-1, fim_sep=-1, add_bos=False) == "<pre>PREFIXgo<suf>SUFFIX<mid>"
 
 
-def test_files_come_first() -> None:
+def test_files_precede_the_prefix() -> None:
     middle = "<bos><pre>PREFIXgo<suf>SUFFIX<mid>"
     assert prompt() == f"<rep>myproject\n<sep>a.py\none<sep>b.py\ntwo<sep>filename\n{middle}"
     snippet = "\n\n--- snippet ---\n\n"
     assert prompt(fim_rep=-1, fim_sep=-1) == f"{snippet}one{snippet}two{middle}"
 
 
-def test_what_does_not_fit_is_cut() -> None:
+def test_parts_that_do_not_fit_are_truncated() -> None:
     parts = InfillParts("abcdefghij", "ABCDEFGHIJ", "go", ())
     assert prompt(parts, InfillBudget(10, 0)) == "<bos><pre>efghijgo<suf><mid>", (
         "a suffix gets a quarter less prompt less 2"
@@ -66,7 +66,7 @@ def ask(program: Program, body: Any, status: int = 200) -> Any:
     return response.json()
 
 
-def test_the_answer_is_a_completion(worker: Program) -> None:
+def test_the_answer_has_the_format_of_a_completion(worker: Program) -> None:
     shown = ask(worker, ASK)
     assert shown["prompt"] == "<s><|fim_prefix|>def main():\nreturn<|fim_suffix|>}\n<|fim_middle|>"
     assert shown["tokens_predicted"] == 4
@@ -76,7 +76,7 @@ def test_the_answer_is_a_completion(worker: Program) -> None:
     assert sum(line.startswith("data: ") for line in lines) >= 2
 
 
-def test_a_repository(programs: Programs) -> None:
+def test_a_repository_with_several_files(programs: Programs) -> None:
     program = programs.worker("--ctx-size", "512", "--parallel", "1", "-b", "128", model="tiny-llama-fim.gguf")
     extra = [{"filename": "sea.py", "text": "# the sea"}, {"text": "stars"}]
     shown = ask(program, {**ASK, "input_extra": extra})["prompt"]
@@ -111,7 +111,7 @@ def test_wrong_requests(worker: Program, change: dict[str, Any], message: str) -
     assert message in ask(worker, {**ASK, **change}, status=400)["error"]["message"]
 
 
-def test_a_model_without_the_tokens(embedder: Program) -> None:
+def test_a_model_without_infill_tokens_is_refused(embedder: Program) -> None:
     assert ask(embedder, ASK, status=501)["error"]["message"] == (
         "Infill is not supported by this model: prefix token is missing. suffix token is missing. "
         "middle token is missing. "

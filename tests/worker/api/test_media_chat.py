@@ -1,4 +1,4 @@
-"""Images, audio and video in chats and forms: what becomes of them before any file is looked at."""
+"""Images, audio and video in chats and forms: how they are parsed before any file is read."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def rendered(body: dict[str, Any], template: str) -> str:
         ([text("A"), text("B")], "A\nB"),
     ],
 )
-def test_a_file_has_its_place_in_the_text(parts: list[dict[str, Any]], prompt: str) -> None:
+def test_a_file_has_a_marker_in_the_text(parts: list[dict[str, Any]], prompt: str) -> None:
     assert rendered(user(*parts), TEXTS) == f"[user] {prompt}"
     as_parts = f"(text) {prompt}" if IMAGE in parts else "(text) A(text) B"
     assert rendered(user(*parts), PARTS) == f"[user] {as_parts}"
@@ -102,7 +102,7 @@ def test_wrong_parts(part: object, error: str) -> None:
         read_chat(user(part), DEFAULTS)
 
 
-def test_a_message_with_a_picture_is_not_continued() -> None:
+def test_a_message_with_an_image_is_not_continued() -> None:
     said = {"role": "assistant", "content": [text("It is"), IMAGE]}
     with pytest.raises(InvalidRequest, match="Cannot continue a message that contains images"):
         read_chat({"messages": [{"role": "user", "content": "Hi"}, said]}, DEFAULTS)
@@ -111,7 +111,7 @@ def test_a_message_with_a_picture_is_not_continued() -> None:
 # -- transcriptions --------------------------------------------------------------------------------------------------
 
 
-def test_a_form_becomes_a_chat() -> None:
+def test_a_transcription_form_becomes_a_chat_request() -> None:
     assert chat_body({"model": "m"}, "<M>") == {
         "model": "m",
         "messages": [{"role": "user", "content": "Transcribe audio to text<M>"}],

@@ -1,4 +1,4 @@
-"""What a worker tells of itself, awake and asleep, and words to a completion at work."""
+"""A worker's monitoring endpoints, awake and asleep, and the control of a running completion."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ sleep-idle-seconds = 1
 
 
 def readings(text: str) -> dict[str, float]:
-    """By name, labels included; every one has its help and its type before it."""
+    """Return the values by name with labels; check that each one has its help and type lines before it."""
     found: dict[str, float] = {}
     announced: set[str] = set()
     for line in text.splitlines():
@@ -90,12 +90,12 @@ def is_asleep(program: Program, query: str = "") -> bool:
 
 @pytest.fixture(scope="module")
 def sleeper(module_programs: Programs) -> Program:
-    """With a context that takes seconds to fill, too."""
+    """A worker that sleeps after one second. Filling its context takes several seconds."""
     options = ("--ctx-size", "32768", "--threads", "1", "--parallel", "1")
     return module_programs.worker("--alias", "tiny", "--metrics", "--sleep-idle-seconds", "1", *options)
 
 
-def test_reading_wakes_nobody_and_shows_what_was_known(sleeper: Program) -> None:
+def test_monitoring_does_not_wake_the_model_and_shows_known_values(sleeper: Program) -> None:
     sleeper.client.post("/completion", json={"prompt": "a", "n_predict": 8, "ignore_eos": True}).raise_for_status()
     wait_until(lambda: is_asleep(sleeper), "sleep")
     first, second = (readings(sleeper.client.get("/metrics").text) for _ in range(2))
@@ -120,7 +120,7 @@ def test_reading_wakes_nobody_and_shows_what_was_known(sleeper: Program) -> None
         ("/slots", None),
     ],
 )
-def test_everything_else_wakes(sleeper: Program, path: str, body: dict[str, Any] | None) -> None:
+def test_endpoints_that_use_the_model_wake_it(sleeper: Program, path: str, body: dict[str, Any] | None) -> None:
     wait_until(lambda: is_asleep(sleeper), "sleep")
     n_before = sleeper.log_text.count("waking up")
     answer = sleeper.client.get(path) if body is None else sleeper.client.post(path, json=body)
@@ -128,7 +128,7 @@ def test_everything_else_wakes(sleeper: Program, path: str, body: dict[str, Any]
     assert sleeper.log_text.count("waking up") == n_before + 1
 
 
-def test_a_stream_is_still_there_while_its_model_sleeps(sleeper: Program) -> None:
+def test_a_stream_can_be_read_while_its_model_sleeps(sleeper: Program) -> None:
     body = {"prompt": "a", "n_predict": 3, "stream": True}
     sent = sleeper.client.post("/completion", json=body, headers={"X-Conversation-Id": "c"})
     wait_until(lambda: is_asleep(sleeper), "sleep")
@@ -136,7 +136,7 @@ def test_a_stream_is_still_there_while_its_model_sleeps(sleeper: Program) -> Non
     assert is_asleep(sleeper)
 
 
-def test_reading_through_the_router_wakes_nobody(programs: Programs) -> None:
+def test_monitoring_through_the_router_does_not_wake_the_model(programs: Programs) -> None:
     gateway = programs.gateway("--slots", presets=SLEEPY)
     body = {"model": "m", "prompt": "a", "n_predict": 2, "stream": True}
     sent = gateway.client.post("/completion", json=body, headers={"X-Conversation-Id": "c"})
@@ -163,7 +163,7 @@ def test_properties_can_be_set_only_if_allowed(worker: Program, embedder: Progra
     assert (shown["endpoint_props"], shown["endpoint_slots"], shown["endpoint_metrics"]) == (True, True, True)
 
 
-def test_input_tokens_are_those_of_the_rendered_prompt(worker: Program) -> None:
+def test_input_tokens_equal_the_rendered_prompts(worker: Program) -> None:
     prompt = worker.client.post("/apply-template", json=CHAT).json()["prompt"]
     tokens = worker.client.post("/tokenize", json={"content": prompt, "add_special": True}).json()["tokens"]
     for path in ("/chat/completions/input_tokens", "/v1/chat/completions/input_tokens"):
@@ -177,10 +177,10 @@ def control(program: Program, **body: Any) -> Any:
     return answer.json()["error"] if answer.status_code == 400 else answer.raise_for_status().json()
 
 
-def test_control_knows_which_completions_are_at_work(sleeper: Program) -> None:
+def test_control_finds_running_completions(sleeper: Program) -> None:
     endless = {**CHAT, "max_tokens": -1, "ignore_eos": True, "stream": True}
     with sleeper.client.stream("POST", "/v1/chat/completions", json=endless) as response:
-        lines = response.iter_lines()  # kept, since its end would close the connection
+        lines = response.iter_lines()  # in a variable: deleting the iterator would close the connection
         id = json.loads(next(lines).removeprefix("data: "))["id"]
         assert re.fullmatch(r"chatcmpl-\w{32}", id)
         expected = {"success": False, "message": "reasoning control not enabled for this completion"}

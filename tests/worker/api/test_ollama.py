@@ -1,4 +1,4 @@
-"""Ollama's dialect in the worker: requests translated, answers in its words, and both over HTTP."""
+"""Ollama's dialect in the worker: converted requests, rendered answers, and both over HTTP."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def body_of(*messages: Any, **fields: Any) -> dict[str, Any]:
     return chat_body(fields, list(messages), continues=True)
 
 
-def test_messages_with_images_thoughts_and_calls() -> None:
+def test_messages_with_images_reasoning_and_calls() -> None:
     seen = {"role": "user", "content": "What?", "images": ["iVBORw0KGgo=", "/9j/4AA=", "data:image/x;base64,AA=="]}
     call = {"function": {"name": "look", "arguments": {"at": [1]}}}
     said = {"role": "assistant", "thinking": "Hm.", "tool_calls": [call, {"function": {"name": "go"}}]}
@@ -70,7 +70,7 @@ def test_bad_messages_are_refused(message: Any, why: str) -> None:
         body_of(message)
 
 
-def test_an_answer_that_was_begun_is_continued_and_not_repeated() -> None:
+def test_an_assistant_message_at_the_end_is_continued_and_not_repeated() -> None:
     body = body_of(USER, {"role": "assistant", "content": "Well"})
     assert (body["continue_final_message"], body["add_generation_prompt"]) == (True, False)
     assert "continue_final_message" not in chat_body({}, [USER], continues=True)
@@ -159,7 +159,7 @@ def test_a_whole_answer() -> None:
     assert (shown["response"], shown["done_reason"], shown["context"]) == ("whole text", "length", [1, 2, 5, 6])
 
 
-def test_a_stream_is_an_object_a_line() -> None:
+def test_a_stream_has_one_object_per_line() -> None:
     first, second, last = streamed(dialect(), ["a", "b"])
     assert [line["message"]["content"] for line in (first, second, last)] == ["a", "b", ""]
     assert [line["done"] for line in (first, second, last)] == [False, False, True]
@@ -172,7 +172,7 @@ THOUGHTFUL = '<think>I see.</think>\n\n<tool_call>{"name": "look", "arguments": 
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])
-def test_thoughts_and_calls_streamed_in_any_pieces(size: int) -> None:
+def test_reasoning_and_calls_streamed_in_any_pieces(size: int) -> None:
     text = THOUGHTFUL + '<tool_call>{"name": "look", "arguments": {}}</tool_call>'
     *said, last = streamed(dialect(CALLS), [text[i : i + size] for i in range(0, len(text), size)])
     assert "".join(line["message"].get("thinking", "") for line in said) == "I see."
@@ -188,7 +188,7 @@ def test_thoughts_and_calls_streamed_in_any_pieces(size: int) -> None:
     assert whole["message"]["thinking"] == "I see."
 
 
-def test_a_call_that_is_cut_off_is_shown_as_text() -> None:
+def test_a_truncated_call_is_shown_as_text() -> None:
     cut = replace(DONE, text=THOUGHTFUL[:-25], stop_type="limit")
     *said, last = streamed(dialect(CALLS), [cut.text], cut)
     shown = "".join(line["message"]["content"] for line in said)
@@ -225,7 +225,7 @@ def refusal(program: Program, verb: str, **body: Any) -> tuple[int, str]:
     return response.status_code, response.json()["error"]
 
 
-def test_greedy_chats_say_what_openai_chats_say(worker: Program) -> None:
+def test_greedy_answers_equal_those_of_openai_chats(worker: Program) -> None:
     asked = {"messages": [USER], "max_tokens": 8, "temperature": 0, "repeat_penalty": 1.0}
     expected = worker.client.post("/v1/chat/completions", json=asked).json()["choices"][0]["message"]["content"]
     options = {"num_predict": 8, "temperature": 0, "repeat_penalty": 1.0}
@@ -252,20 +252,20 @@ def test_generate_raw_with_json_and_after_a_context(worker: Program) -> None:
     assert later["prompt_eval_count"] > first["prompt_eval_count"] + 6
 
 
-def test_a_begun_answer_is_not_repeated(worker: Program) -> None:
+def test_a_continued_message_is_not_repeated(worker: Program) -> None:
     begun = [USER, {"role": "assistant", "content": "Once upon"}]
     whole = post(worker, "chat", messages=begun, options={"num_predict": 3, "temperature": 0})
     assert not whole["message"]["content"].startswith("Once upon")
 
 
-def test_suffixes_are_for_models_that_can_fill_in(programs: Programs, worker: Program) -> None:
+def test_a_suffix_needs_a_model_with_infill_tokens(programs: Programs, worker: Program) -> None:
     assert post(worker, "generate", prompt="def f(", suffix="return 1", options={"num_predict": 4})["response"]
     coder = programs.worker("--alias", "coder", model="tiny-llama-b.gguf")
     shown = coder.client.post("/api/show", json={"model": "coder:latest"}).json()
     assert shown["capabilities"][0] == "completion"
 
 
-def test_an_empty_request_is_about_the_model_alone(worker: Program) -> None:
+def test_an_empty_request_loads_the_model(worker: Program) -> None:
     assert post(worker, "chat")["done_reason"] == "load"
     assert post(worker, "generate", prompt="")["response"] == ""
     assert post(worker, "generate")["done"] is True
@@ -294,7 +294,7 @@ def test_refusals(worker: Program) -> None:
     assert "context size" in long[1]
 
 
-def test_it_tells_of_its_model(worker: Program) -> None:
+def test_model_listings(worker: Program) -> None:
     assert worker.client.get("/api/version").json()["version"].count(".") == 2
     (entry,) = worker.client.get("/api/tags").json()["models"]
     assert entry["name"] == entry["model"] == "tiny:latest"
@@ -309,7 +309,7 @@ def test_it_tells_of_its_model(worker: Program) -> None:
     assert worker.client.head("/").status_code == 200
 
 
-def test_without_a_router_keep_alive_is_about_sleep(programs: Programs) -> None:
+def test_without_a_router_keep_alive_sets_the_idle_timeout(programs: Programs) -> None:
     program = programs.worker("--alias", "tiny")
     assert program.client.get("/api/ps").json()["models"][0]["expires_at"] > "2100"
     post(program, "generate", prompt="x", keep_alive="10m", options={"num_predict": 1})

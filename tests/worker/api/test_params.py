@@ -22,7 +22,7 @@ from llama_corral.worker.engine.messages import MediaChunk, Sampling
 
 
 class Letters:
-    """A vocabulary of one token a character, with 1 as its beginning and 2 and 3 as its ends."""
+    """A vocabulary with one token per character, 1 as BOS and 2 and 3 as end-of-generation tokens."""
 
     n_vocab = 1000
     eog_tokens: Sequence[int] = (2, 3)
@@ -55,7 +55,7 @@ def read(body: dict[str, Any], defaults: CompletionParams = DEFAULTS, n_slots: i
     return read_params(body, defaults, VOCAB, n_slots)
 
 
-def test_an_empty_request_is_the_defaults() -> None:
+def test_an_empty_request_gets_the_defaults() -> None:
     assert read({}) == DEFAULTS
 
 
@@ -151,7 +151,7 @@ def test_a_wrong_field_is_named(body: dict[str, Any], named: str) -> None:
 
 @pytest.mark.parametrize("body", [{"lora": []}, {"grammar": ""}, {"reasoning_budget_tokens": -1}, {"user": "x"},
                                   {"speculative.p_min": 0.5}, {"store": True, "metadata": {}}])  # fmt: skip
-def test_harmless_fields_pass(body: dict[str, Any]) -> None:
+def test_ignored_fields_are_accepted(body: dict[str, Any]) -> None:
     assert read(body) == DEFAULTS
 
 
@@ -176,7 +176,7 @@ def test_any_json_is_read_or_refused(body: dict[str, Any]) -> None:
         encode_json(full_settings(params))
 
 
-def test_generation_settings_have_the_names_clients_know() -> None:
+def test_generation_settings_have_llama_servers_names() -> None:
     shown = full_settings(read({"ignore_eos": True, "n_predict": 3}))
     assert shown["n_predict"] == shown["max_tokens"] == 3
     assert shown["logit_bias"][0] == {"bias": -math.inf, "token": 2}
@@ -213,7 +213,7 @@ def test_defaults_come_from_options_then_from_the_model() -> None:
         ({"prompt_string": [5, "a"]}, [[5, 97]]),
     ],
 )
-async def test_shapes_of_a_prompt(prompt: object, tokens: list[list[int]]) -> None:
+async def test_forms_of_a_prompt(prompt: object, tokens: list[list[int]]) -> None:
     assert await prompt_tokens(prompt) == tokens
 
 
@@ -240,6 +240,6 @@ async def test_any_json_prompt_is_tokens_or_refused(prompt: object) -> None:
     assert len(prompts) == len(split_prompts(prompt))
 
 
-def test_fields_find_the_first_spelling() -> None:
+def test_fields_use_the_first_alias_that_is_set() -> None:
     assert Fields({"b": 1}).find("a", "b") == ("b", 1)
     assert Fields({"a": None}).find("a", "b") == ("a", None)

@@ -1,4 +1,4 @@
-"""Reranking: prompts from query and document, both dialects, order and limits, and who may not be asked."""
+"""Reranking: prompts from query and document, both dialects, order, limits, and models that refuse it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ASK = {"query": "the fox", "documents": DOCUMENTS}
 
 
 class Letters:
-    """One token a letter; special tokens above them."""
+    """A vocabulary with one token per letter, and special tokens with higher ids."""
 
     bos, eos, sep = 1000, 1001, 1002
     add_bos = add_eos = add_sep = True
@@ -77,7 +77,7 @@ def test_tei(reranker: Program) -> None:
         assert item["text"] == DOCUMENTS[item["index"]]
 
 
-def test_scores_do_not_depend_on_company(reranker: Program) -> None:
+def test_scores_do_not_depend_on_other_documents(reranker: Program) -> None:
     together = {item["index"]: item["relevance_score"] for item in ask(reranker, ASK)["results"]}
     for index, document in enumerate(DOCUMENTS):
         alone = ask(reranker, {**ASK, "documents": [document]})["results"][0]["relevance_score"]
@@ -112,7 +112,7 @@ def test_a_document_too_long_for_a_batch(programs: Programs) -> None:
     assert "is too large to process. increase the physical batch size (current batch size: 16)" in error["message"]
 
 
-def test_a_rerank_template(programs: Programs) -> None:
+def test_a_models_rerank_template_is_used(programs: Programs) -> None:
     program = programs.worker("--embedding", "--pooling", "rank", model="tiny-rerank-template.gguf")
     shown = ask(program, {**ASK, "documents": ["the sea"]})
     text = "[CLS]the sea answers the fox[SEP]"
@@ -122,7 +122,7 @@ def test_a_rerank_template(programs: Programs) -> None:
     assert score == [pytest.approx(shown["results"][0]["relevance_score"])]
 
 
-def test_only_rerankers_rerank(worker: Program, embedder: Program) -> None:
+def test_other_models_refuse_reranking(worker: Program, embedder: Program) -> None:
     for program in (worker, embedder):
         error = ask(program, ASK, status=501)["error"]
         assert error["message"] == "This server does not support reranking. Start it with `--reranking`"

@@ -1,4 +1,4 @@
-"""OpenAI's Responses: what goes in as messages, what comes out as items and events, and both through a real worker."""
+"""OpenAI's Responses: input items become messages, answers become items and events, and both with a real worker."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def messages(*items: dict[str, Any], instructions: str | None = None) -> list[di
     return messages_of(read_input(list(items)), instructions)
 
 
-def test_a_text_is_a_message_of_the_user() -> None:
+def test_a_text_becomes_a_user_message() -> None:
     assert messages_of(read_input("Hi"), None) == [{"role": "user", "content": "Hi"}]
     assert messages_of(read_input("Hi"), "Be short.")[0] == {"role": "system", "content": "Be short."}
 
@@ -65,7 +65,7 @@ def test_messages_of_every_role() -> None:
     ]
 
 
-def test_one_turn_of_the_assistant_is_one_message() -> None:
+def test_one_assistant_turn_becomes_one_message() -> None:
     call = {"type": "function_call", "call_id": "call_7", "name": "f", "arguments": "{}"}
     made = messages(
         {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
@@ -102,7 +102,7 @@ def test_one_turn_of_the_assistant_is_one_message() -> None:
         ({"encrypted_content": "Zm9yZWlnbg==", "summary": []}, None),
     ],
 )
-def test_thoughts_come_back_in_every_form(given: dict[str, Any], thought: str | None) -> None:
+def test_reasoning_is_read_in_every_form(given: dict[str, Any], thought: str | None) -> None:
     made = messages({"type": "reasoning", **given}, {"role": "assistant", "content": "x"})
     assert made[0].get("reasoning_content") == thought
 
@@ -138,7 +138,7 @@ def test_wrong_input_is_named(value: object, named: str) -> None:
 # -- the rest of a request -------------------------------------------------------------------------------------------
 
 
-def test_fields_are_those_of_a_chat() -> None:
+def test_fields_become_chat_fields() -> None:
     schema = {"type": "object"}
     asked = read_responses(
         {
@@ -232,7 +232,7 @@ texts = st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=3)
 
 @st.composite
 def turns(draw: st.DrawFn) -> list[Delta]:
-    """What models write: thoughts, then content, then calls, each possibly missing."""
+    """Generate a model's turn: reasoning, then content, then calls; each part is optional."""
     deltas: list[Delta] = [ReasoningDelta(text) for text in draw(texts | st.just([]))]
     deltas += [ContentDelta(text) for text in draw(texts | st.just([]))]
     for index in range(draw(st.integers(0, 3))):
@@ -243,7 +243,7 @@ def turns(draw: st.DrawFn) -> list[Delta]:
 
 @settings(deadline=None)
 @given(turns())
-def test_what_came_out_goes_in_again_as_the_same_message(deltas: list[Delta]) -> None:
+def test_output_items_sent_back_become_the_same_message(deltas: list[Delta]) -> None:
     said, output = ParsedMessage(), OutputItems(TOKEN)
     said.add(deltas)
     for delta in deltas:
@@ -265,7 +265,7 @@ def dialect(reply: ReplyFormat = PLAIN, **fields: Any) -> OpenAIResponses:
 
 
 class Script:
-    """Reads into the texts what the script says, a delta each; also the parser that it makes."""
+    """A reply format and parser that returns the script's deltas, one for each character of text."""
 
     def __init__(self, deltas: Sequence[Delta]) -> None:
         self.deltas = deltas
@@ -286,7 +286,7 @@ class Script:
 
 @st.composite
 def any_turns(draw: st.DrawFn) -> list[Delta]:
-    """What no model writes but a parser may: thoughts, content and calls in any order."""
+    """Generate reasoning, content and calls in any order: models do not write this, but a parser may return it."""
     deltas: list[Delta] = []
     for index in range(draw(st.integers(0, 4))):
         kind = draw(st.sampled_from(("reasoning", "content", "call")))
@@ -304,7 +304,7 @@ TIMINGS = Timings(1, 2, 1.0, 3, 1.0)
 
 @settings(deadline=None)
 @given(any_turns(), st.lists(st.integers(0, 4), max_size=6), st.sampled_from(("limit", "eos")), st.booleans())
-def test_a_stream_and_the_whole_say_the_same(
+def test_a_stream_and_the_whole_response_agree(
     deltas: list[Delta], cuts: list[int], stop: Literal["limit", "eos"], summarizes: bool
 ) -> None:
     script: Any = Script(deltas)
@@ -321,7 +321,7 @@ def test_a_stream_and_the_whole_say_the_same(
     assert made.response["output"] == streamed.model_dump(mode="json", exclude_unset=True)["output"]
 
 
-def test_a_stream_that_breaks_off_says_so_in_its_own_words() -> None:
+def test_a_failed_stream_ends_with_response_failed() -> None:
     made = dialect()
     data = made.begun(0, Begun(0)) + made.failed(ServerFault("out of memory"))
     response = check_stream(read_stream(data), "response.failed")
@@ -330,7 +330,7 @@ def test_a_stream_that_breaks_off_says_so_in_its_own_words() -> None:
     assert (response.error.code, response.error.message) == ("server_error", "out of memory")
 
 
-def test_probabilities_are_those_of_the_content() -> None:
+def test_only_the_contents_probabilities_are_selected() -> None:
     probs = [TokenProbs(TokenProb(1, piece, -1.0), ()) for piece in (b"<think>", b"a b", b"</think>", b" a", b" b")]
     assert [entry.chosen.piece for entry in probs_of("a b", probs)] == [b" a", b" b"]
     assert list(probs_of("", probs)) == []
@@ -372,7 +372,7 @@ def stream(program: Program, **fields: Any) -> tuple[Response, list[dict[str, An
 
 
 def same(one: Response, other: Response) -> None:
-    """But for ids and times."""
+    """Assert that both are equal apart from ids and times."""
     shown = [
         json.loads(response.model_dump_json(exclude={"id", "created_at", "completed_at"})) for response in (one, other)
     ]
@@ -387,7 +387,7 @@ def same(one: Response, other: Response) -> None:
 OFF = {"chat_template_kwargs": {"enable_thinking": False}}
 
 
-def test_an_answer_that_its_limit_cuts_off(worker: Program) -> None:
+def test_an_answer_truncated_by_its_limit_is_incomplete(worker: Program) -> None:
     whole = ask(worker, max_output_tokens=6, instructions="Be brief.", metadata={"a": "b"}, user="u")
     assert (whole.status, whole.id[:5], kinds(whole.output)) == ("incomplete", "resp_", ["message"])
     assert whole.incomplete_details is not None
@@ -419,7 +419,7 @@ def test_a_required_call(thinking: Program) -> None:
     assert sum(event["type"] == "response.function_call_arguments.delta" for event in events) > 3
 
 
-def test_thoughts_are_items_of_their_own(thinking: Program) -> None:
+def test_reasoning_is_a_separate_item(thinking: Program) -> None:
     whole = ask(thinking, max_output_tokens=12)
     (thought,) = whole.output
     assert thought.type == "reasoning"
@@ -440,7 +440,7 @@ def test_thoughts_are_items_of_their_own(thinking: Program) -> None:
     assert carried.encrypted_content == pack_reasoning(thought.content[0].text)
 
 
-def test_json_that_was_asked_for(thinking: Program) -> None:
+def test_a_json_schema_format(thinking: Program) -> None:
     form = {"format": {"type": "json_schema", "name": "state", "schema": ON}}
     whole = ask(thinking, text=form, **OFF)
     assert json.loads(whole.output_text)["n"] in (1, 2)
@@ -467,7 +467,7 @@ def test_probabilities_of_the_text(worker: Program) -> None:
     same(whole, stream(worker, **asked)[0])
 
 
-def test_what_llama_server_adds(worker: Program) -> None:
+def test_additional_fields_of_llama_server(worker: Program) -> None:
     _, events = stream(worker, max_output_tokens=3, timings_per_token=True, return_progress=True, input="long " * 40)
     (progress, *_) = [event for event in events if "prompt_progress" in event]
     assert progress["type"] == "response.in_progress"
@@ -475,7 +475,7 @@ def test_what_llama_server_adds(worker: Program) -> None:
     assert "predicted_per_second" in events[-1]["timings"]
 
 
-def test_old_turns_are_dropped_only_if_they_may_be(worker: Program) -> None:
+def test_old_turns_are_dropped_only_with_truncation_auto(worker: Program) -> None:
     old = [{"role": role, "content": f"{n} " + "word " * 100} for n in range(8) for role in ("user", "assistant")]
     items = [{"role": "developer", "content": "Stay calm."}, *old, {"role": "user", "content": "Now?"}]
     refused = worker.client.post("/v1/responses", json={"input": items})
@@ -489,7 +489,7 @@ def test_old_turns_are_dropped_only_if_they_may_be(worker: Program) -> None:
 
 
 @pytest.mark.parametrize("path", ["/responses/input_tokens", "/v1/responses/input_tokens"])
-def test_counting(worker: Program, path: str) -> None:
+def test_input_tokens_are_counted(worker: Program, path: str) -> None:
     body = {"input": "What is the best book?", "instructions": "Be brief.", "tools": []}
     counted = worker.client.post(path, json=body).json()
     usage = ask(worker, max_output_tokens=1, **body).usage
@@ -500,7 +500,7 @@ def test_counting(worker: Program, path: str) -> None:
 @pytest.mark.parametrize(
     "fields", [{}, {"input": []}, {"input": "x", "temperature": "hot"}, {"input": "x", "tools": 1}]
 )
-def test_what_cannot_be_answered(worker: Program, fields: dict[str, Any]) -> None:
+def test_unsupported_requests_are_refused(worker: Program, fields: dict[str, Any]) -> None:
     answer = worker.client.post("/v1/responses", json={"stream": True, **fields})
     if fields == {"input": []}:  # as in llama-server: a chat may begin with the assistant
         assert answer.status_code == 200

@@ -1,4 +1,4 @@
-"""Streams that go on without their client: resumed, stopped, replaced, forgotten."""
+"""Streams that continue without their client: resumed, stopped, replaced, dropped."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def ended(session: StreamSession) -> StreamSession:
     return session
 
 
-async def test_readers_follow_a_live_session_to_its_end() -> None:
+async def test_readers_can_read_a_running_session_to_its_end() -> None:
     sessions = StreamSessions()
     session = sessions.open("c", wait_for_ever)
     await session.begun.wait()
@@ -99,7 +99,7 @@ async def test_a_conversation_has_one_session() -> None:
     assert second.producer is None
 
 
-async def test_what_failed_before_it_began_leaves_nothing(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failure_before_the_stream_begins_drops_the_session(caplog: pytest.LogCaptureFixture) -> None:
     sessions = StreamSessions()
     session = await ended(sessions.open("c", fail_early))
     assert session.is_done
@@ -112,7 +112,7 @@ async def test_what_failed_before_it_began_leaves_nothing(caplog: pytest.LogCapt
     assert "half-way" in caplog.text
 
 
-async def test_ended_sessions_are_forgotten_after_a_while_or_when_they_are_too_much() -> None:
+async def test_ended_sessions_are_dropped_after_a_time_or_above_the_size_limit() -> None:
     sessions = StreamSessions(kept_s=0.02)
     await ended(sessions.open("c", end_at_once))
     assert sessions.get("c") is not None
@@ -128,7 +128,7 @@ async def test_ended_sessions_are_forgotten_after_a_while_or_when_they_are_too_m
     await crowded.close()
 
 
-async def test_a_lookup_finds_a_conversation_with_its_variants_and_nothing_else() -> None:
+async def test_a_lookup_finds_only_a_conversation_and_its_variants() -> None:
     sessions = StreamSessions()
     for name in ("a", "a::m", "a::n", "ab", "b"):
         await ended(sessions.open(name, end_at_once))
@@ -146,7 +146,7 @@ def server(module_programs: Programs) -> Program:
 
 
 def leave_midway(program: Program, conversation: str, body: dict[str, Any]) -> bytes:
-    """Asks, reads the first bytes of the stream and hangs up."""
+    """Send the request, read the first bytes of the stream and disconnect."""
     content = json.dumps(body).encode()
     head = (
         f"POST /completion HTTP/1.1\r\nHost: x\r\nx-conversation-id: {conversation}\r\nContent-Length: {len(content)}"
@@ -189,9 +189,9 @@ def test_a_stream_can_be_read_again_from_any_byte(server: Program) -> None:
     assert entry["completed_at"] >= entry["started_at"] > 1_600_000_000
 
 
-def test_generation_goes_on_when_the_client_leaves(server: Program) -> None:
+def test_generation_continues_after_a_disconnect(server: Program) -> None:
     assert leave_midway(server, "left", {**ENDLESS, "n_predict": 200}).startswith(b"HTTP/1.1 200 OK")
-    whole = replay(server, "left")  # follows to the end
+    whole = replay(server, "left")  # reads to the end
     last = json.loads(whole.strip().splitlines()[-1].removeprefix(b"data: "))
     assert last["stop"] is True
     assert last["tokens_predicted"] == 200
@@ -199,7 +199,7 @@ def test_generation_goes_on_when_the_client_leaves(server: Program) -> None:
     assert (entry["is_done"], entry["total_bytes"]) == (True, len(whole))
 
 
-def test_a_stop_ends_the_generation_and_forgets_it(server: Program) -> None:
+def test_a_stop_ends_the_generation_and_drops_its_session(server: Program) -> None:
     leave_midway(server, "stopped", ENDLESS)
     assert [entry["is_done"] for entry in lookup(server, "stopped")] == [False]
     assert not is_idle(server)
@@ -211,7 +211,7 @@ def test_a_stop_ends_the_generation_and_forgets_it(server: Program) -> None:
     assert lookup(server, "stopped") == []
 
 
-def test_a_new_request_takes_the_place_of_the_old_one(server: Program) -> None:
+def test_a_new_request_replaces_the_conversations_old_one(server: Program) -> None:
     leave_midway(server, "again", ENDLESS)
     body = {"prompt": "Something else", "n_predict": 3, "stream": True}
     sent = server.client.post("/completion", json=body, headers={"X-Conversation-Id": "again"})
@@ -219,7 +219,7 @@ def test_a_new_request_takes_the_place_of_the_old_one(server: Program) -> None:
     wait_until(lambda: is_idle(server), "the replaced request to end")
 
 
-def test_what_is_no_stream_leaves_no_session(server: Program) -> None:
+def test_an_answer_that_is_not_streamed_has_no_session(server: Program) -> None:
     headers = {"X-Conversation-Id": "plain"}
     whole = server.client.post("/completion", json={"prompt": "a", "n_predict": 2}, headers=headers)
     assert whole.json()["tokens_predicted"] == 2
@@ -229,8 +229,8 @@ def test_what_is_no_stream_leaves_no_session(server: Program) -> None:
     assert server.client.get("/v1/stream?conv_id=plain").status_code == 404
 
 
-def test_without_a_stream_the_client_still_matters(server: Program) -> None:
-    """Hangs up on a whole answer: nobody could read it again."""
+def test_a_disconnect_cancels_an_answer_that_is_not_streamed(server: Program) -> None:
+    """Such an answer cannot be read again."""
     content = json.dumps({**ENDLESS, "stream": False}).encode()
     head = f"POST /completion HTTP/1.1\r\nHost: x\r\nX-Conversation-Id: w\r\nContent-Length: {len(content)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", int(server.address)), timeout=20) as client:
@@ -259,7 +259,7 @@ def test_errors(server: Program, query: str, status: int, message: str) -> None:
         assert server.client.post("/v1/streams/lookup", json=nothing).json() == []
 
 
-def test_the_first_bytes_of_a_very_long_stream_are_lost(server: Program) -> None:
+def test_the_first_bytes_of_a_very_long_stream_are_dropped(server: Program) -> None:
     probs = {"n_probs": 500, "n_predict": 250, "ignore_eos": True, "prompt": "a", "stream": True}
     sent = server.client.post("/completion", json=probs, headers={"X-Conversation-Id": "long"})
     assert len(sent.content) > 4 << 20
@@ -268,7 +268,7 @@ def test_the_first_bytes_of_a_very_long_stream_are_lost(server: Program) -> None
     assert replay(server, "long", len(sent.content) - 5000) == sent.content[-5000:]
 
 
-def test_a_worker_that_is_asked_to_stop_does_not_wait_for_abandoned_streams(programs: Programs) -> None:
+def test_a_stopping_worker_does_not_wait_for_streams_without_a_client(programs: Programs) -> None:
     program = programs.worker("--ctx-size", "65536", "--threads", "1", "--parallel", "1")
     leave_midway(program, "left", ENDLESS)
     assert lookup(program, "left")[0]["is_done"] is False

@@ -1,6 +1,6 @@
-"""One request's events on their way to its client: statuses, pings, late errors, a client that leaves.
+"""How one request's events reach its client: statuses, pings, late errors, disconnects.
 
-The engine here is a fake that a test plays by hand; server and client are real.
+The engine is a fake that the test controls; server and client are real.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FINISHED = Finished(0, 0, "ab", (1, 2), "eos", "", 2, 3, 5, False, False, Timing
 
 
 class HandPlayedEngine:
-    """Keeps what is submitted; the test sends events and sees cancellations."""
+    """Records submitted requests and cancellations; the test sends the events."""
 
     def __init__(self) -> None:
         self.sinks: list[Sink] = []
@@ -84,7 +84,7 @@ async def asked(engine: HandPlayedEngine, client: aiohttp.ClientSession) -> asyn
     return task
 
 
-async def test_headers_go_out_when_the_prompt_begins_and_the_stream_ends_with_done() -> None:
+async def test_headers_are_sent_when_the_prompt_begins_and_the_stream_ends_with_done() -> None:
     async def scene(engine: HandPlayedEngine, client: aiohttp.ClientSession) -> None:
         asking = await asked(engine, client)
         assert not asking.done()
@@ -100,7 +100,7 @@ async def test_headers_go_out_when_the_prompt_begins_and_the_stream_ends_with_do
     await play(scene)
 
 
-async def test_an_error_instead_of_a_beginning_has_its_status() -> None:
+async def test_an_error_before_the_first_event_has_its_own_status() -> None:
     async def scene(engine: HandPlayedEngine, client: aiohttp.ClientSession) -> None:
         asking = await asked(engine, client)
         engine.send(Failed(InvalidRequest("no good")))
@@ -126,7 +126,7 @@ async def test_a_later_error_ends_the_stream_as_an_event() -> None:
     await play(scene)
 
 
-async def test_silence_is_broken_by_comments() -> None:
+async def test_a_silent_stream_sends_pings() -> None:
     async def scene(engine: HandPlayedEngine, client: aiohttp.ClientSession) -> None:
         asking = await asked(engine, client)
         engine.send(Begun(0))
@@ -138,7 +138,7 @@ async def test_silence_is_broken_by_comments() -> None:
     await play(scene, ping=0.02)
 
 
-async def test_a_client_that_leaves_cancels_what_it_asked_for() -> None:
+async def test_a_disconnect_cancels_the_request() -> None:
     async def scene(engine: HandPlayedEngine, client: aiohttp.ClientSession) -> None:
         asking = await asked(engine, client)
         engine.send(Begun(0), Piece(0, "a", (1,), 1, 3))
@@ -165,7 +165,7 @@ async def test_results_of_several_prompts_keep_their_order() -> None:
     assert (await play(scene, stream=False, n_prompts=2)).cancelled == 2
 
 
-async def test_one_prompt_that_is_refused_takes_the_others_along() -> None:
+async def test_one_refused_prompt_cancels_the_others() -> None:
     async def scene(engine: HandPlayedEngine, client: aiohttp.ClientSession) -> None:
         engine.refuses = InvalidRequest("the second is wrong")
         response = await client.get("")

@@ -1,4 +1,4 @@
-"""Files that a request carries or names: base64, data URLs, what is fetched and from where, what lies on disk."""
+"""Files that a request contains or names: base64, data URLs, http(s) URLs and their addresses, files on disk."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ENCODED = base64.b64encode(PICTURE).decode()
 
 
 @given(st.binary(min_size=1))
-def test_base64_comes_back(data: bytes) -> None:
+def test_base64_is_decoded(data: bytes) -> None:
     text = base64.b64encode(data).decode()
     assert decode_base64(text) == data
     assert decode_base64(text.rstrip("=")) == data, "without padding"
@@ -46,14 +46,14 @@ def test_base64_comes_back(data: bytes) -> None:
 
 
 @given(st.text())
-def test_any_text_is_a_file_or_refused(text: str) -> None:
+def test_any_text_is_decoded_or_refused(text: str) -> None:
     for decode in (decode_base64, lambda text: decode_data_url("data:" + text)):
         with contextlib.suppress(InvalidRequest):
             assert decode(text)
 
 
 @pytest.mark.parametrize("text", ["", "    ", "=", "malformed", "a b c!", "AA-_", "ä", "A", "https:"])
-def test_what_is_no_base64(text: str) -> None:
+def test_invalid_base64_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest, match="Invalid base64 value"):
         decode_base64(text)
 
@@ -172,7 +172,7 @@ async def test_a_file_is_fetched() -> None:
         ("/nonsense", "BadStatusLine|ClientResponseError|ServerDisconnectedError"),
     ],
 )
-async def test_a_server_that_misbehaves(path: str, reason: str) -> None:
+async def test_invalid_responses_of_a_server_are_refused(path: str, reason: str) -> None:
     async with served() as server:
         with pytest.raises(InvalidRequest, match=f"Failed to download image from 127.0.0.1: .*({reason})"):
             await fetch(server.url + path, ANYWHERE)
@@ -180,12 +180,12 @@ async def test_a_server_that_misbehaves(path: str, reason: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/slow-head", "/slow-body"])
-async def test_a_slow_server_is_not_waited_for(path: str) -> None:
+async def test_a_slow_server_times_out(path: str) -> None:
     async with served() as server:
-        assert "longer than 0.2 s" in await refusal(server.url + path, timeout_s=0.2)
+        assert "timed out after 0.2 s" in await refusal(server.url + path, timeout_s=0.2)
 
 
-async def test_private_addresses_are_not_even_connected_to() -> None:
+async def test_private_addresses_are_never_connected_to() -> None:
     async with served() as server:
         for host in ("127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "2130706433", "0x7f000001", "127.1", "0"):
             message = await refusal(f"http://{host}:{server.port}/picture.png", PUBLIC_ONLY)
@@ -194,8 +194,8 @@ async def test_private_addresses_are_not_even_connected_to() -> None:
         assert not server.asked
 
 
-async def test_a_name_is_judged_by_the_address_that_is_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name that was public when somebody looked, and is not now."""
+async def test_the_address_is_checked_when_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name resolved to a public address before, and resolves to a private one now."""
     resolve = aiohttp.ThreadedResolver.resolve
 
     async def rebound(self: Any, host: str, *rest: Any, **more: Any) -> Any:
@@ -226,7 +226,7 @@ async def test_each_redirect_is_checked() -> None:
 
 
 @pytest.mark.parametrize("url", ["http://", "https:///x", "http://[::1", "http://a:99999/x"])
-async def test_what_is_no_url(url: str) -> None:
+async def test_invalid_urls_are_refused(url: str) -> None:
     await _refused(url)
 
 
@@ -234,7 +234,7 @@ async def _refused(url: str) -> None:
     assert "Failed to download image" in await refusal(url)
 
 
-async def test_secrets_of_a_url_stay_out_of_errors() -> None:
+async def test_errors_do_not_contain_secrets_of_a_url() -> None:
     async with served() as server:
         url = f"http://user:secret1@127.0.0.1:{server.port}/missing?key=secret2"
         assert "secret" not in await refusal(url)
@@ -257,7 +257,7 @@ async def test_certificates_are_checked(tmp_path: Path, monkeypatch: pytest.Monk
     remote._tls.cache_clear()
 
 
-async def test_nobody_there() -> None:
+async def test_an_unreachable_server() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         await _refused(f"http://127.0.0.1:{unused.getsockname()[1]}/x")
@@ -289,18 +289,18 @@ def test_files_below_the_media_path(directory: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["../secret", "sub/../../secret", "", "out/secret", "out-file", "a\0b", "sub/a:b", "a."]
 )
-def test_nothing_outside_of_it(directory: Path, name: str) -> None:
+def test_files_outside_the_media_path_are_refused(directory: Path, name: str) -> None:
     with pytest.raises(InvalidRequest, match="file path is not allowed"):
         MediaDirectory(str(directory), 1000).read("file://" + name)
 
 
 @pytest.mark.parametrize("name", ["missing.png", "sub", "pipe", "circle", "sub/picture.png/x", "etc/passwd"])
-def test_what_is_no_file(directory: Path, name: str) -> None:
+def test_only_regular_files_are_read(directory: Path, name: str) -> None:
     with pytest.raises(InvalidRequest, match="file does not exist or cannot be opened"):
         MediaDirectory(str(directory), 1000).read("file://" + name)
 
 
-def test_a_large_file_and_no_directory(directory: Path) -> None:
+def test_a_large_file_and_a_wrong_directory_are_refused(directory: Path) -> None:
     with pytest.raises(InvalidRequest, match="larger than --max-body"):
         MediaDirectory(str(directory), 10).read("file://within")
     with pytest.raises(InvalidRequest, match="not allowed unless --media-path is specified"):
@@ -328,7 +328,7 @@ async def test_a_request_gets_its_files_in_order(directory: Path) -> None:
         assert await loader.load([]) == []
 
 
-async def test_one_bad_file_ends_the_others() -> None:
+async def test_one_bad_file_cancels_the_others() -> None:
     async with served() as server:
         loader = MediaLoader(MediaDirectory("", 1), ANYWHERE, MAX_BYTES)
         slow = [MediaSource("image", f"{server.url}/slow-head")] * 3
@@ -336,7 +336,7 @@ async def test_one_bad_file_ends_the_others() -> None:
             await loader.load([*slow, MediaSource("image", "ftp://example.org/x")])
 
 
-async def test_a_request_that_ends_stops_its_fetches() -> None:
+async def test_cancelling_a_request_stops_its_fetches() -> None:
     async with served() as server:
         loader = MediaLoader(MediaDirectory("", 1), ANYWHERE, MAX_BYTES)
         loading = asyncio.ensure_future(loader.load([MediaSource("image", f"{server.url}/endless-wait")]))
@@ -347,12 +347,12 @@ async def test_a_request_that_ends_stops_its_fetches() -> None:
         await server.left.wait()
 
 
-async def test_all_files_together_are_limited() -> None:
+async def test_the_total_size_of_all_files_is_limited() -> None:
     async with served() as server:
         loader = MediaLoader(MediaDirectory("", 1), ANYWHERE, len(PICTURE) * 2)
         sources = [MediaSource("image", f"{server.url}/picture.png")] * 3
         assert len(await loader.load(sources[:2])) == 2
-        with pytest.raises(InvalidRequest, match="together"):
+        with pytest.raises(InvalidRequest, match="in total"):
             await loader.load(sources)
 
 
@@ -366,11 +366,11 @@ async def test_the_operators_hub_may_be_private() -> None:
         assert await media_loader(allowing, {}).load(picture) == [PICTURE]
 
 
-# -- what is in them -------------------------------------------------------------------------------------------------
+# -- contents of the files -------------------------------------------------------------------------------------------
 
 
 def headed(fmt: str, width: int, height: int) -> bytes:
-    """The beginning of a picture of that size, and little more."""
+    """Return the header of an image of this size and a few more bytes."""
     match fmt:
         case "png":
             return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", width, height) + bytes(20)
@@ -405,7 +405,7 @@ FORMATS = ["png", "apple-png", "jpeg", "gif", "bmp", "old-bmp", "psd", "pic", "h
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
-def test_a_few_bytes_do_not_become_gigabytes(fmt: str) -> None:
+def test_images_with_too_many_pixels_are_refused(fmt: str) -> None:
     assert picture_size(headed(fmt, 300, 200)) == (300, 200)
     check_file(headed(fmt, 300, 200))
     with pytest.raises(InvalidRequest, match="20000 x 30000 pixels is too large"):
@@ -423,13 +423,13 @@ def test_a_few_bytes_do_not_become_gigabytes(fmt: str) -> None:
         b"<!doctype html><title>not found</title>",
     ],
 )
-def test_no_text_is_given_to_a_decoder(text: bytes) -> None:
+def test_text_files_are_refused(text: bytes) -> None:
     with pytest.raises(InvalidRequest, match="Failed to load image or audio file"):
         check_file(text)
 
 
 @given(st.sampled_from(FORMATS), st.integers(0, 60), st.binary(max_size=60))
-def test_any_bytes_have_a_size_or_none(fmt: str, kept: int, more: bytes) -> None:
+def test_picture_size_accepts_any_bytes(fmt: str, kept: int, more: bytes) -> None:
     for data in (headed(fmt, 7, 7)[:kept] + more, more):
         size = picture_size(data)
         assert size is None or len(size) == 2
