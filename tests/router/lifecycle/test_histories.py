@@ -145,7 +145,7 @@ class Histories(RuleBasedStateMachine):
         if worker not in self.ended_by_command:
             assert view.leases == 0, "a busy model was evicted"
             assert not view.is_pinned, "a pinned model was evicted"
-            assert view.waiting == 0 or view.preset is not self.entries.get(worker.name) or self.rules.yields
+            assert view.waiting == 0 or view.preset is not self.entries.get(worker.name) or self.rules.preempts
 
     def step(self) -> None:
         self.loop.run_until_complete(settle())
@@ -431,7 +431,7 @@ class Histories(RuleBasedStateMachine):
             ready = view.status in ("loaded", "sleeping") and view.preset is self.entries.get(view.name)
             if ready and not self.launcher[view.name].must_go:
                 limit = self.limit_of(view.name)
-                assert view.waiting == 0 or view.leases >= limit > 0 or (self.rules.yields and view.leases)
+                assert view.waiting == 0 or view.leases >= limit > 0 or (self.rules.preempts and view.leases)
 
     @invariant()
     def never_more_at_once_than_a_model_takes(self) -> None:
