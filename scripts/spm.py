@@ -14,9 +14,8 @@ from itertools import pairwise
 
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # token types of GGUF
 SPACE = "▁"
-_WORD = re.compile(
-    r"▁?[A-Za-z']+|▁?[0-9]|▁?[^A-Za-z0-9▁\n]+|▁|\n"
-)  # pieces never cross these boundaries; digits are single pieces
+# pieces never cross these boundaries; digits are single pieces
+_WORD = re.compile(r"▁?[A-Za-z']+|▁?[0-9]|▁?[^A-Za-z0-9▁\n]+|▁|\n")
 
 
 class Vocabulary:
