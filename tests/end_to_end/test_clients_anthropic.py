@@ -1,4 +1,4 @@
-"""Anthropic's own client, sync and async, through the gateway, and what coding agents do with it."""
+"""Anthropic's client, sync and async, through the gateway, and requests of coding agents."""
 
 from __future__ import annotations
 

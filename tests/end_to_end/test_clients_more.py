@@ -1,6 +1,6 @@
-"""Frameworks that speak to OpenAI's API in their own way: llm, LangChain, LlamaIndex. Real ones, on real tiny models.
+"""Frameworks that use OpenAI's API in different ways: llm, LangChain, LlamaIndex, with real tiny models.
 
-They come with the extra `clients`, and these tests run with --all.
+They are installed with the extra `clients`; these tests run with --all.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from pydantic import BaseModel
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("default"),  # theirs, about themselves
+    pytest.mark.filterwarnings("default"),  # the frameworks' warnings about themselves
 ]
 
 
 class State(BaseModel):
-    """What the switch is set to."""
+    """State to which the switch is set."""
 
     on: bool
     n: Literal[1, 2]
@@ -38,7 +38,7 @@ def switch(on: bool) -> str:
 
 @pytest.fixture(scope="module")
 def gateway(module_programs: Programs) -> Program:
-    """The demo model answers questions; the other has a template for tools and calls one if it must."""
+    """The demo model answers questions; the other one has a tool template and calls a tool if it must."""
     source = module_programs.directory / "tools.jinja"
     source.write_text(chat_templates.HERMES.replace(chat_templates.THOUGHTS, ""))
     demo = Path(__file__).resolve().parents[2] / "presets" / "demo"
@@ -110,7 +110,7 @@ def test_llm_asks_for_json_and_text(llm_home: dict[str, str]) -> None:
 
 @pytest.fixture(params=[False, True], ids=["chat", "responses"])
 def langchain(request: pytest.FixtureRequest, url: str) -> Any:
-    """A function that makes a chat model, of each of OpenAI's two APIs."""
+    """Return a function that makes a chat model for one of OpenAI's two APIs."""
     module = importlib.import_module("langchain_openai")
 
     def make(model: str, **fields: Any) -> Any:
@@ -172,7 +172,7 @@ def test_langchain_gets_objects(langchain: Any) -> None:
 
 def test_langchain_embeds(url: str) -> None:
     module = importlib.import_module("langchain_openai")
-    # without the check it sends texts; with it, tokens of OpenAI's own tokenizer
+    # without this check it sends texts; with it, tokens of OpenAI's tokenizer
     embeddings = module.OpenAIEmbeddings(model="embed", base_url=url, api_key="none", check_embedding_ctx_length=False)
     assert len(embeddings.embed_documents(["one", "two"])) == 2
 

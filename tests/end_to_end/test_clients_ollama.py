@@ -1,4 +1,4 @@
-"""Ollama's own client, sync and async, through the gateway and at a worker."""
+"""Ollama's client, sync and async, through the gateway and directly at a worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OpenAI's own client, sync and async, against the gateway: what its users do, and what happens on errors."""
+"""OpenAI's client, sync and async, with the gateway: usual requests and errors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SWITCH: Any = openai.pydantic_function_tool(State, name="switch", description="S
 
 @pytest.fixture(scope="module")
 def gateway(module_programs: Programs) -> Program:
-    """A tiny model with a template for tools, one for embeddings, and one that cannot be loaded."""
+    """A tiny model with a tool template, one for embeddings, and one that cannot be loaded."""
     source = module_programs.directory / "tools.jinja"
     source.write_text(chat_templates.HERMES.replace(chat_templates.THOUGHTS, ""))
     (module_programs.directory / "broken.gguf").write_text("no model")
@@ -134,7 +134,7 @@ def test_a_required_call_and_its_result(client: OpenAI) -> None:
 
 
 def test_parallel_calls_are_streamed_one_behind_the_other(client: OpenAI) -> None:
-    """A random model never ends its turn where a grammar lets it go on, so the limit does."""
+    """A random model never ends its turn while the grammar allows more, so the limit ends it."""
     asked: Any = {**ASKED, "tools": [SWITCH], "tool_choice": "required", "parallel_tool_calls": True}
     body = {"ignore_eos": True}
     whole = client.chat.completions.create(model="tools", max_tokens=400, extra_body=body, **asked).choices[0]
@@ -255,7 +255,7 @@ def test_completions(client: OpenAI) -> None:
 
 
 def test_embeddings_in_both_encodings(client: OpenAI) -> None:
-    usual = client.embeddings.create(model="embed", input=["one", "two"])  # asks for base64
+    usual = client.embeddings.create(model="embed", input=["one", "two"])  # requests base64
     plain = client.embeddings.create(model="embed", input=["one", "two"], encoding_format="float")
     for one, other in zip(usual.data, plain.data, strict=True):
         assert one.embedding == pytest.approx(other.embedding)
@@ -286,7 +286,7 @@ async def test_several_at_once_with_the_async_client(gateway: Program) -> None:
 
 
 def attempts(gateway: Program, work: Any, error: type[openai.APIStatusError]) -> tuple[openai.APIStatusError, int]:
-    """The error that the client ends with, and how often it has asked."""
+    """Return the client's final error and the number of its requests."""
     sent: list[httpx.Request] = []
     http = httpx.Client(event_hooks={"request": [sent.append]}, trust_env=False)
     with OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=2, http_client=http) as client:
@@ -354,7 +354,7 @@ def test_fields_that_nobody_knows_count_for_nothing(gateway: Program, path: str,
 
 
 async def test_what_may_pass_is_asked_again() -> None:
-    """After the time that the answer names: here of a server that is still loading when it is asked first."""
+    """The client retries after the time in the answer; here the server is still loading at the first request."""
     asked: list[web.Request] = []
 
     def is_ready() -> bool:
@@ -374,7 +374,7 @@ async def test_what_may_pass_is_asked_again() -> None:
         async with AsyncOpenAI(base_url=url, api_key="none", max_retries=3) as client:
             before = time.monotonic()
             assert [model async for model in client.models.list()] == []
-            assert time.monotonic() - before > 1.9  # Retry-After says 1, and the client's own guess is shorter
+            assert time.monotonic() - before > 1.9  # Retry-After is 1; the client's default delay is shorter
     assert len(asked) == 3
 
 

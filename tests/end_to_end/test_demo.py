@@ -1,4 +1,4 @@
-"""What a newcomer does first: the gateway on the demo models, asked with plain HTTP and with the openai client."""
+"""The first steps of a new user: the gateway with the demo models, over plain HTTP and with the openai client."""
 
 from __future__ import annotations
 

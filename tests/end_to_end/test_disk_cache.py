@@ -1,4 +1,4 @@
-"""Conversations across swaps, through the real router: evicted, asleep, killed; two programs on one directory."""
+"""Conversations after an eviction, sleep or kill, through the real router; two programs with one directory."""
 
 from __future__ import annotations
 

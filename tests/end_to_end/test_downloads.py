@@ -1,4 +1,4 @@
-"""Models fetched from a hub on this machine and removed again, over HTTP: llama-server's way and Ollama's."""
+"""Downloads from a local hub and removals over HTTP, with llama-server's and Ollama's API."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def gateway(programs: Programs, hub: LocalHub, tmp_path: Path) -> Program:
 
 
 class Events:
-    """What `/models/sse` tells, from now on."""
+    """Collects the events of `/models/sse` from now on."""
 
     def __init__(self, gateway: Program) -> None:
         self.told: list[dict[str, Any]] = []

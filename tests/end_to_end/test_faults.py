@@ -1,4 +1,4 @@
-"""What goes wrong with the real programs: bad input, bad files, deaths, crowds and clients that leave."""
+"""Faults with the real programs: invalid input, invalid files, killed processes, many clients, disconnects."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def gateway(module_programs: Programs) -> Program:
 
 
 def worker_of(gateway: Program, model: str) -> psutil.Process:
-    """The process that serves a model, found by the name in its command line or by its socket."""
+    """Return the process that serves a model, found by the name in its command line or by its socket."""
     args = gateway.models()[model]["status"]["args"]
     socket_path = args[args.index("--host") + 1]
     for process in gateway.family():
@@ -186,7 +186,7 @@ def test_interrupt_ends_everything_in_order(programs: Programs) -> None:
 
 
 def test_hundred_clients_for_three_models_in_one_place(gateway: Program) -> None:
-    """Each is served exactly once, and with the words of the model that it asked."""
+    """Each request is answered exactly once, by the model that it names."""
     names = ("one", "two", "three")
     alone = {name: complete(gateway, name).json()["content"] for name in names}
     assert len(set(alone.values())) == 3
@@ -239,7 +239,7 @@ def test_client_that_leaves_stops_the_generation(gateway: Program, stream: bool)
 
 
 def test_client_that_leaves_the_queue_is_forgotten(gateway: Program) -> None:
-    """While `endless` is busy it cannot be evicted, so `two` waits; after its client has left it is not loaded."""
+    """While `endless` is busy it cannot be evicted, so `two` waits; when its client disconnects, it is not loaded."""
     assert complete(gateway, "endless").status_code == 200
     with gateway.client.stream("POST", "/completion", json=endless_body()) as busy:
         lines = busy.iter_lines()

@@ -205,7 +205,7 @@ def test_other_dialects_bring_pictures_too(seer: Program) -> None:
 @pytest.fixture(scope="module")
 def embedder_of_pictures(module_programs: Programs, models: Path) -> Program:
     projector = str(models / "mmproj-gemma3.gguf")
-    alone = ["--parallel", "1"]  # what shares a batch differs in its last digits
+    alone = ["--parallel", "1"]  # results in a shared batch differ in the last digits
     options = [
         "--ctx-size",
         "512",
@@ -321,7 +321,7 @@ def test_forms_that_are_refused(gateway: Program) -> None:
 
 
 def test_a_large_picture_passes_through_the_gateway(gateway: Program) -> None:
-    padded = PICTURE + bytes(15 << 20)  # 20 MiB in base64; what follows a picture's end is nobody's business
+    padded = PICTURE + bytes(15 << 20)  # 20 MiB in base64; data after the end of an image is ignored
     answers = [ask(gateway, {"model": "seer", **chat(image(encoded(data)))}) for data in (PICTURE, padded)]
     assert said(answers[0]) == said(answers[1])
 

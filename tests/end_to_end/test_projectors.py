@@ -1,4 +1,4 @@
-"""What programs say of a model with a projector, and what becomes of projectors that are of no use."""
+"""What the programs report about a model with a projector, and how unusable projectors are treated."""
 
 from __future__ import annotations
 

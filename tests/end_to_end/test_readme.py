@@ -1,4 +1,4 @@
-"""The first page against the program: its endpoints, its links, its presets file."""
+"""The README matches the program: its endpoints, its links, its presets file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Responses that are kept: gone on from, read, deleted; bounded, and still there when their model is not."""
+"""Stored Responses: continued, read, deleted; limited in number and size, and independent of their model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def named(n: int) -> str:
 
 
 def fill(store: ResponseStore, *numbers: int, size: int = 10) -> None:
-    """In this order as to their time of use, however coarse the file system's clock is."""
+    """Store Responses with increasing times of use, even if the file system's clock is coarse."""
     for n in numbers:
         store.put(named(n), {"text": "x" * size})
         os.utime(Path(store.open(), f"{named(n)}.json"), (n, n))

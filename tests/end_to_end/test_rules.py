@@ -1,4 +1,4 @@
-"""Rules of presets with the real programs: sleep and time, warmth, groups, and how many may use a model at once."""
+"""Rules of presets with the real programs: sleep, ttl, warm models, groups, and concurrent requests per model."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def gateway(module_programs: Programs) -> Program:
 
 
 def worker_of(gateway: Program, model: str) -> psutil.Process:
-    """The process that listens on the model's socket."""
+    """Return the process that listens on the model's socket."""
     args = gateway.models()[model]["status"]["args"]
     path = args[args.index("--host") + 1]
     for process in gateway.family():

@@ -1,4 +1,4 @@
-"""Failures that others' users have met, tried on the real programs. Which is which: SCENARIOS.md."""
+"""Known failures of similar programs, tested with the real programs. SCENARIOS.md lists them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_an_unload_tells_those_who_stream(programs: Programs) -> None:
 
 
 def test_fifty_streams_when_the_router_is_told_to_go(programs: Programs) -> None:
-    """All are ended with a last word and the exit is clean, at once with a second signal."""
+    """All streams end with an error event and the exit code is 0; a second signal ends them immediately."""
     gateway = programs.gateway(presets=LONG.replace("parallel = 1", "parallel = 4"))
     assert tokens(gateway, "endless").status_code == 200
     begun = threading.Semaphore(0)
@@ -111,7 +111,7 @@ def test_a_split_model_without_one_of_its_parts(programs: Programs, models: Path
 def test_a_model_file_that_is_replaced_and_cut_while_it_is_mapped(
     programs: Programs, models: Path, tmp_path: Path
 ) -> None:
-    """A new file in its place disturbs nobody. A file that becomes shorter ends the worker, and nothing else."""
+    """Replacing the file has no effect. Truncating it ends the worker, and nothing else."""
     file = tmp_path / "model.gguf"
     shutil.copy(models / "tiny-llama.gguf", file)
     gateway = programs.gateway(presets=TINY + f"[cut]\nmodel = {file}\n[other]\nmodel = {{models}}/tiny-llama-b.gguf\n")
@@ -126,7 +126,7 @@ def test_a_model_file_that_is_replaced_and_cut_while_it_is_mapped(
     with file.open("r+b") as opened:
         opened.truncate(4096)
     answer = gateway.client.post("/completion", json=body)
-    if answer.status_code != 200:  # what was touched before may have stayed in memory
+    if answer.status_code != 200:  # pages that were read before may still be in memory
         assert answer.status_code in (502, 503)
         assert answer.json()["error"]["message"]
     assert tokens(gateway, "other").status_code == 200
@@ -151,7 +151,7 @@ def test_a_models_directory_is_only_read(programs: Programs, models: Path, tmp_p
 
 @pytest.mark.parametrize("way", ["renamed over it", "a link that is swapped", "removed and written again", "two edits"])
 def test_presets_are_edited_in_every_way(programs: Programs, tmp_path: Path, models: Path, way: str) -> None:
-    """What stands there in the end is what counts, and a loaded model that nobody changed is not loaded again."""
+    """The final content of the file is used, and a loaded model whose preset is unchanged is not loaded again."""
     file = tmp_path / "presets.ini"
     kept = f"[kept]\nmodel = {models / 'tiny-llama.gguf'}\nctx-size = 512\n"
     new = kept + f"[new]\nmodel = {models / 'tiny-llama-b.gguf'}\nctx-size = 512\n"

@@ -1,4 +1,4 @@
-"""The end of a server, with requests on it: they finish, or are cut with a word, and the exit code is 0."""
+"""Shutdown with open requests: they finish, or end with an error event, and the exit code is 0."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ENDLESS: dict[str, Any] = {"model": "tiny", "prompt": "a", "stream": True, "n_pr
 
 
 class Reader:
-    """Reads a stream in the background to its end."""
+    """Reads a stream to its end in the background."""
 
     def __init__(self, program: Program, body: dict[str, Any], path: str = "/completion") -> None:
         self.lines: list[str] = []
@@ -40,7 +40,7 @@ class Reader:
             self.error = error
 
     def finish(self) -> str:
-        """The last line."""
+        """Wait for the end of the stream and return its last line."""
         self._thread.join(30)
         assert self.error is None
         return self.lines[-1]
@@ -95,7 +95,7 @@ def test_a_third_signal_kills(start_gateway: Start) -> None:
     with socket.create_connection(("127.0.0.1", int(gateway.address))) as slow:
         slow.sendall(b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
         assert gateway.client.get("/health").status_code == 200  # by now the slow request is in its handler
-        for said in ("have 600 s to finish", "cutting what still runs"):
+        for said in ("have 600 s to finish", "aborting the running requests"):
             gateway.process.send_signal(signal.SIGTERM)
             wait_until(lambda said=said: said in gateway.log_text, said)
         gateway.process.send_signal(signal.SIGTERM)
@@ -123,7 +123,7 @@ def test_who_waits_for_a_model_is_refused_at_once(start_gateway: Start) -> None:
 
 
 def waits(gateway: Program, model: str) -> bool:
-    """The router has read the request, since it has queued it: at this log level it says so."""
+    """Wait until the router has queued the request: at this log level it logs that."""
     return f"name={model}: a request waits" in gateway.log_text
 
 

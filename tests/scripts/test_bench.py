@@ -1,4 +1,4 @@
-"""The benchmark's pure parts: statistics, the table, the client's reading of answers. Nothing here is timed."""
+"""The benchmark's statistics, its table, and how its client reads answers. Nothing here depends on timing."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_a_stream_short_of_tokens_is_a_fault() -> None:
 
 
 async def talk(reply: bytes) -> client.HttpAnswer:
-    """What the client makes of a server that says `reply` and closes."""
+    """Return the client's answer for a server that sends `reply` and closes the connection."""
 
     async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

@@ -1,4 +1,4 @@
-"""The makers of models: the same bytes every time, tokens as llama.cpp sees them, and a corpus that makes sense."""
+"""The scripts that make models: reproducible files, the same tokens as llama.cpp, and a valid corpus."""
 
 from __future__ import annotations
 

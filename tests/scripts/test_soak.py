@@ -1,4 +1,4 @@
-"""The soak: its judgement of answers and trends, and a few seconds of it against the real gateway."""
+"""The soak test: how it judges answers and trends, and a run of a few seconds against the real gateway."""
 
 from __future__ import annotations
 
@@ -76,13 +76,13 @@ def test_what_grows_is_seen_and_what_warms_up_is_not() -> None:
     assert trend("memory", "MB", [1.0, 2.0], share=0, least=0) is None
 
 
-# -- what was planted is found: readings like real ones, and on top of them a loss or a leak -------------------------
+# -- realistic measurements with an added failure or leak ------------------------------------------------------------
 
 LOOKS_A_MINUTE = 110
 
 
 def looks(minutes: int, *, seed: int = 0, **leaks: float) -> list[Look]:
-    """`leaks`: by which fields grow each minute."""
+    """Return measurements; `leaks` gives the growth of fields per minute."""
     chance = random.Random(seed)
 
     def look(number: int) -> Look:
@@ -109,9 +109,9 @@ def grown(found: list[Look]) -> set[str]:
 @pytest.mark.parametrize(
     ("leak", "name"),
     [
-        ({"router_mb": 1.0}, "memory of the router"),  # 400 requests a minute: 2.5 KB of each
+        ({"router_mb": 1.0}, "memory of the router"),  # 2.5 KB per request at 400 requests/minute
         ({"zygote_mb": 1.2}, "memory of the zygote"),
-        ({"router_fds": 3}, "descriptors of the router"),  # of 20 workers that are killed a minute: one of seven
+        ({"router_fds": 3}, "descriptors of the router"),  # one per seven workers at 20 killed workers/minute
         ({"zygote_fds": 2}, "descriptors of the zygote"),
         ({"router_threads": 1}, "threads of the router"),
     ],

@@ -1,4 +1,4 @@
-"""The draft model's context follows the slots: a model that drafts for itself is always right, whatever happens."""
+"""The draft model's context follows the slots: if a model drafts for itself, all its drafts are accepted."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def test_it_stays_in_step(models: Path, scene: Scene, unified: bool) -> No
 
 
 async def test_it_makes_room_for_itself(models: Path) -> None:
-    """In a pool that is as small as the main model's, idle slots leave it when others need it."""
+    """The KV cache is as small as the main model's, so idle sequences are cleared when others need cells."""
 
     settings = {"ctx_size": 768, "parallel": 4, "kv_unified": True, "cache_ram": 0, "cache_idle_slots": False}
     async with drafting(models, SAME, **settings) as (engine, loaded):
@@ -47,7 +47,7 @@ async def test_it_makes_room_for_itself(models: Path) -> None:
 
 
 def assert_right(engine: Engine, part: float = 0.99) -> None:
-    """Rounding may tip a token."""
+    """Check that nearly all drafted tokens were accepted; rounding may change a few."""
     totals = engine.snapshot.totals
     assert totals.drafted > 0
     assert totals.draft_accepted >= part * totals.drafted
@@ -131,7 +131,7 @@ def test_a_lookup_cache_is_kept_up_to_date(programs: Programs) -> None:
     args = ("--spec-type", "ngram-cache", "-lcd", str(file), "-c", "1024", "-t", "1")
     worker = programs.worker(*args)
     first = worker.client.post("/completion", json=BODY).raise_for_status().json()
-    for _ in range(3):  # one occurrence is not believed
+    for _ in range(3):  # one occurrence is not enough for a draft
         worker.client.post("/completion", json=BODY).raise_for_status()
     assert worker.stop() == 0
     size = file.stat().st_size

@@ -1,4 +1,4 @@
-"""An MTP head drafts for its own model: answers are the plain run's, and drafts the same however a prompt got there."""
+"""An MTP head drafts for its own model: answers equal those without drafts; a cached prompt gets the same drafts."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def drafts_of(engine: Engine, loaded: LoadedModel, prompt: Any, **fields: 
 
 @both
 async def test_a_prompt_taken_up_again_is_drafted_for_as_if_it_were_new(models: Path, model: str) -> None:
-    """The same prompt, the next turn, another slot's beginning: no hidden state is missing."""
+    """The same prompt, the next turn, a prefix from another slot: no hidden state is missing."""
 
     async with drafting(models, HEAD, model=model) as (engine, loaded):
         first = await drafts_of(engine, loaded, FOX, id_slot=0)

@@ -1,4 +1,4 @@
-"""Drafts from the text itself: what each kind proposes, beside a plain search; and the files of n-gram counts."""
+"""Drafts from the text itself: each kind's drafts compared with a simple search, and the files of n-gram counts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIZES = NgramSizes(2, 4, 1)
 
 
 def proposed(drafter: Drafter, history: Sequence[int], most: int = 99, step: int = 1) -> list[list[int]]:
-    """Of an answer that grows by `step` tokens at a time."""
+    """Return the drafts for an answer that grows by `step` tokens at a time."""
     slot, grown, drafts = Slot(0, 4096), list[int](), list[list[int]]()
     drafter.begin(slot, grown)
     for token in history:
@@ -78,7 +78,7 @@ def test_a_map_promises_what_was_accepted() -> None:
     assert drafter.draft([DraftRequest(slot, history, 99)]) == [[3, 4]]
     drafter.accept(slot, 2, 2)
     assert drafter.draft([DraftRequest(slot, history, 1)]) == [[3]]
-    drafter.accept(slot, 1, 1)  # all of a draft that was cut promises no less
+    drafter.accept(slot, 1, 1)  # a truncated draft that was accepted completely does not reduce the length
     assert drafter.draft([DraftRequest(slot, history, 99)]) == [[3, 4]]
     drafter.accept(slot, 2, 0)
     assert drafter.draft([DraftRequest(slot, history, 99)]) == [[]]

@@ -1,4 +1,4 @@
-"""Speculative decoding: every answer is the plain run's, whoever drafts and however often the draft is wrong."""
+"""Speculative decoding: every answer equals the one without drafts, for all drafters, right or wrong."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ some = pytest.mark.parametrize("drafts", [SIMPLE, SAME, OTHER], ids=["simple", "
 
 
 async def assert_same(models: Path, drafts: dict[str, Any], *requests: dict[str, Any], **settings: Any) -> None:
-    """One request after the other, plainly and with drafts; these must have been used."""
+    """Check that sequential requests have the same answers with drafts as without, and that drafts are used."""
 
     async with drafting(models, {}, **settings) as (_, loaded):
         expected = [await answers(loaded, request) for request in requests]
@@ -103,7 +103,7 @@ async def test_a_full_context(models: Path, drafts: dict[str, Any]) -> None:
 
 @every
 async def test_streams_side_by_side(models: Path, drafts: dict[str, Any]) -> None:
-    """Batches differ from one by one, so that numbers may too; with these models they do not."""
+    """Batches differ from single requests, so results could differ by rounding; with these models they do not."""
     prompts = [FOX, "Hello, world! Hello, world! Hello,", "The quick brown fox jumps over the lazy dog. " * 20]
     requests = [{"prompt": p, "n_predict": 60, "sampling": Sampling(seed=i)} for i, p in enumerate(prompts * 3)]
 
@@ -117,7 +117,7 @@ async def test_streams_side_by_side(models: Path, drafts: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize("model", ["tiny-llama.gguf", "tiny-mamba.gguf"])
 async def test_a_prompt_is_reused_after_drafts(models: Path, model: str) -> None:
-    """What a slot remembers after refused drafts is what it says: a conversation goes on as computed afresh."""
+    """After rejected drafts a slot's memory matches its tokens: a reused prompt gives the same answer as a new one."""
 
     async def conversation(loaded: LoadedModel, cache_prompt: bool) -> list[tuple[int, ...]]:
         tokens, turns = loaded.vocab.tokenize(FOX, True, True), list[tuple[int, ...]]()
@@ -185,7 +185,7 @@ async def test_sleep_frees_the_draft_and_waking_loads_it_again(models: Path) -> 
     async with engine.use() as loaded:
         before = await answers(loaded, {"n_predict": 30})
     n_checks = engine.snapshot.totals.draft_checks
-    while not engine.is_sleeping:  # noqa: ASYNC110 - it has no event of its own here
+    while not engine.is_sleeping:  # noqa: ASYNC110 - there is no event for it
         await asyncio.sleep(0.02)
     async with engine.use() as loaded:
         assert await answers(loaded, {"n_predict": 30}) == before
@@ -244,7 +244,7 @@ async def test_simulated_acceptance(models: Path, chance: float) -> None:
 
 @some
 async def test_a_pool_without_room_for_drafts(models: Path, drafts: dict[str, Any]) -> None:
-    """They give way before anything that a slot remembers does."""
+    """Drafts are omitted before anything that a slot has cached is evicted."""
 
     async def told(loaded: LoadedModel) -> list[tuple[object, ...]]:
         requests = [{"id_slot": 0, "n_predict": 150}, {"id_slot": 1, "n_predict": 220}, {"id_slot": 0, "n_predict": 40}]
