@@ -35,7 +35,8 @@ class FailureBackoff:
         return FailureBackoff(count, now + pause_after(count))
 
     def pause(self, now: float) -> float:
-        return max(0.0, self.paused_until - now)
+        """Return the seconds until the next attempt."""
+        return min(MAX_PAUSE_S, max(0.0, self.paused_until - now))  # the difference of two floats may exceed the pause
 
     def refusal(self, name: str, why: str, now: float) -> ModelBackingOff:
         seconds = math.ceil(self.pause(now))

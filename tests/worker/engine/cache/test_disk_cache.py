@@ -11,14 +11,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any
 
 import engine_tools
 import psutil
 import pytest
 from engine_tools import ask
 from llama_corral.common.base.private_directory import PrivateDirectory
-from llama_corral.worker.engine.cache import disk_cache
+from llama_corral.worker.engine.cache import disk_cache, disk_store
 from llama_corral.worker.engine.messages import Finished, Sampling
 from llama_corral.worker.engine.runner import Engine
 from media_engine import ALL, KINDS, M, look, seeing
@@ -87,6 +87,26 @@ async def test_prompts_in_host_memory_are_saved_too(llama: Path, tmp_path: Path)
     async with running(llama, tmp_path, parallel=1) as engine, engine.use() as loaded:
         both = await asyncio.gather(ask(loaded, PROMPT).one(), ask(loaded, OTHER).one())
         assert [one.timings.cache_n for one in both] == [len(PROMPT) - 1, len(OTHER) - 1]
+
+
+async def test_a_prompt_that_another_worker_saves_does_not_stop_the_others(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+
+    def create_locked(path: Path) -> IO[bytes]:
+        opened.append(path)
+        if len(opened) == 1:
+            path.touch()  # as by another worker
+        return really_create(path)
+
+    really_create = disk_store.create_locked
+    monkeypatch.setattr(disk_store, "create_locked", create_locked)
+    async with running(llama, tmp_path, parallel=1) as engine, engine.use() as loaded:
+        await ask(loaded, PROMPT).one()
+        await ask(loaded, OTHER).one()
+    assert len(opened) == 2
+    assert len(files(tmp_path)) == 1
 
 
 async def test_conversations_with_a_common_prefix_are_distinguished(llama: Path, tmp_path: Path) -> None:
