@@ -94,12 +94,12 @@ def llm(home: dict[str, str], *args: str) -> str:
 
 
 @pytest.mark.parametrize("model", ["chat", "responses"])
-def test_llm_asks_streams_and_goes_on(llm_home: dict[str, str], model: str) -> None:
+def test_llm_prompts_streams_and_continues(llm_home: dict[str, str], model: str) -> None:
     assert "Clara" in llm(llm_home, "-m", model, "--no-stream", "-o", "temperature", "0", "My name is Clara.")
     assert "Clara" in llm(llm_home, "-c", "-o", "temperature", "0", "What is my name?")
 
 
-def test_llm_asks_for_json_and_text(llm_home: dict[str, str]) -> None:
+def test_llm_requests_json_and_text(llm_home: dict[str, str]) -> None:
     schema = '{"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}'
     assert '"n"' in llm(llm_home, "-m", "tools", "--schema", schema, "-o", "temperature", "0", "Hi")
     assert llm(llm_home, "-m", "text", "-o", "max_tokens", "5", "Once")
@@ -127,7 +127,7 @@ def langchain(request: pytest.FixtureRequest, url: str) -> Any:
     return make
 
 
-def test_langchain_asks_and_streams(langchain: Any) -> None:
+def test_langchain_invokes_and_streams(langchain: Any) -> None:
     model = langchain("demo")
     answer = model.invoke(PARIS)
     assert "Paris" in answer.text
@@ -139,7 +139,7 @@ def test_langchain_asks_and_streams(langchain: Any) -> None:
     assert "Paris" in streamed.text
 
 
-async def test_langchain_asks_in_a_loop(langchain: Any) -> None:
+async def test_langchain_async(langchain: Any) -> None:
     async def ask() -> str:
         async with httpx.AsyncClient() as http:
             return str((await langchain("demo", http_async_client=http).ainvoke(PARIS)).text)
@@ -194,7 +194,7 @@ def like(url: str, model: str, **fields: Any) -> Any:
     )
 
 
-async def test_llama_index_asks_and_streams(url: str) -> None:
+async def test_llama_index_chats_and_streams(url: str) -> None:
     model = like(url, "demo")
     assert "Paris" in model.complete(PARIS).text
     from llama_index.core.llms import ChatMessage

@@ -106,7 +106,7 @@ def test_prompt_longer_than_the_context(gateway: Program, stream: bool) -> None:
     assert error["n_prompt_tokens"] > error["n_ctx"] == 256
 
 
-def test_unknown_preset_key_is_told_with_its_line(programs: Programs) -> None:
+def test_an_unknown_preset_key_is_reported_with_its_line(programs: Programs) -> None:
     text = "[one]\nmodel = {models}/tiny-llama.gguf\nctx-sise = 512\n"
     gateway = programs.gateway(presets=text, wait="nothing")
     assert gateway.exit_code() == 1
@@ -229,7 +229,7 @@ def is_busy(gateway: Program, model: str) -> bool:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_client_that_leaves_stops_the_generation(gateway: Program, stream: bool) -> None:
+def test_a_disconnect_stops_the_generation(gateway: Program, stream: bool) -> None:
     assert complete(gateway, "endless").status_code == 200
     with socket.create_connection(("127.0.0.1", int(gateway.address))) as client:
         send(client, endless_body(stream=stream))
@@ -238,7 +238,7 @@ def test_client_that_leaves_stops_the_generation(gateway: Program, stream: bool)
     assert "Traceback" not in gateway.log_text
 
 
-def test_client_that_leaves_the_queue_is_forgotten(gateway: Program) -> None:
+def test_a_disconnect_removes_the_request_from_the_queue(gateway: Program) -> None:
     """While `endless` is busy it cannot be evicted, so `two` waits; when its client disconnects, it is not loaded."""
     assert complete(gateway, "endless").status_code == 200
     with gateway.client.stream("POST", "/completion", json=endless_body()) as busy:
@@ -254,7 +254,7 @@ def test_client_that_leaves_the_queue_is_forgotten(gateway: Program) -> None:
     assert gateway.status("two") == "unloaded"
 
 
-def test_client_that_leaves_while_loading(start_gateway: Callable[..., Program]) -> None:
+def test_a_disconnect_while_loading(start_gateway: Callable[..., Program]) -> None:
     gateway = start_gateway("--models-max", "1", presets=PRESETS, env={"LLAMA_SERVER_DEBUG_FAKE_TIMING": "1"})
     with socket.create_connection(("127.0.0.1", int(gateway.address))) as client:
         send(client, {"model": "one", "prompt": "Hi", "n_predict": 1})

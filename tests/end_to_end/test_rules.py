@@ -62,7 +62,7 @@ def test_a_model_sleeps_and_is_unloaded_later(gateway: Program) -> None:
     assert complete(gateway, "sleepy").json()["content"] == first
 
 
-def test_a_warm_model_is_there_by_itself_and_comes_back_after_a_crash(gateway: Program) -> None:
+def test_a_warm_model_is_loaded_at_start_and_after_a_crash(gateway: Program) -> None:
     gateway.wait_for_status("warm", "loaded")
     before = gateway.models()["warm"]["status"]["args"]
     worker_of(gateway, "warm").kill()

@@ -43,7 +43,7 @@ def is_last_word(line: str) -> bool:
 LONG = TINY + "parallel = 1\n[endless]\nmodel = {models}/tiny-llama-long.gguf\nctx-size = 65536\n"
 
 
-def test_an_unload_tells_those_who_stream(programs: Programs) -> None:
+def test_an_unload_ends_streams_with_an_error_event(programs: Programs) -> None:
     gateway = programs.gateway(presets=LONG)
     with endless_stream(gateway) as lines:
         assert gateway.client.post("/models/unload", json={"model": "endless"}).status_code == 200
@@ -52,7 +52,7 @@ def test_an_unload_tells_those_who_stream(programs: Programs) -> None:
     assert tokens(gateway, "endless").status_code == 200
 
 
-def test_fifty_streams_when_the_router_is_told_to_go(programs: Programs) -> None:
+def test_a_shutdown_ends_fifty_streams(programs: Programs) -> None:
     """All streams end with an error event and the exit code is 0; a second signal ends them immediately."""
     gateway = programs.gateway(presets=LONG.replace("parallel = 1", "parallel = 4"))
     assert tokens(gateway, "endless").status_code == 200
@@ -108,9 +108,7 @@ def test_a_split_model_without_one_of_its_parts(programs: Programs, models: Path
     assert tokens(gateway, "split").status_code == 200
 
 
-def test_a_model_file_that_is_replaced_and_cut_while_it_is_mapped(
-    programs: Programs, models: Path, tmp_path: Path
-) -> None:
+def test_a_mapped_model_file_is_replaced_and_truncated(programs: Programs, models: Path, tmp_path: Path) -> None:
     """Replacing the file has no effect. Truncating it ends the worker, and nothing else."""
     file = tmp_path / "model.gguf"
     shutil.copy(models / "tiny-llama.gguf", file)
@@ -192,7 +190,7 @@ def edit(way: str, file: Path, kept: str, new: str) -> None:
         file.write_text(new)
 
 
-def test_nobody_who_polls_loads_wakes_or_keeps_a_model(programs: Programs) -> None:
+def test_polling_neither_loads_nor_wakes_nor_keeps_a_model(programs: Programs) -> None:
     gateway = programs.gateway(presets=TINY + "[tiny]\nmodel = {models}/tiny-llama.gguf\nttl = 1\n")
     paths = ("/models", "/v1/models", "/health", "/props", "/api/tags", "/api/ps", "/models/tiny", "/")
 

@@ -53,7 +53,9 @@ def start(program: str, programs: Programs, start_gateway: Start, *args: str) ->
 
 
 @pytest.mark.parametrize("program", ["router", "worker"])
-def test_what_does_not_finish_is_cut_with_a_word(program: str, programs: Programs, start_gateway: Start) -> None:
+def test_requests_that_do_not_finish_end_with_an_error_event(
+    program: str, programs: Programs, start_gateway: Start
+) -> None:
     server = start(program, programs, start_gateway, "--drain-timeout", "1")
     reader = Reader(server, ENDLESS)
     server.client.get("/health")  # leaves a connection open
@@ -71,7 +73,7 @@ def test_what_does_not_finish_is_cut_with_a_word(program: str, programs: Program
 
 
 @pytest.mark.parametrize("program", ["router", "worker"])
-def test_what_can_finish_does(program: str, programs: Programs, start_gateway: Start) -> None:
+def test_requests_that_finish_in_time_are_completed(program: str, programs: Programs, start_gateway: Start) -> None:
     server = start(program, programs, start_gateway, "--drain-timeout", "100")
     reader = Reader(server, {**ENDLESS, "n_predict": 600}, "/v1/completions")
     server.process.send_signal(signal.SIGTERM)
@@ -80,7 +82,7 @@ def test_what_can_finish_does(program: str, programs: Programs, start_gateway: S
 
 
 @pytest.mark.parametrize("program", ["router", "worker"])
-def test_a_second_signal_cuts_at_once(program: str, programs: Programs, start_gateway: Start) -> None:
+def test_a_second_signal_aborts_requests_immediately(program: str, programs: Programs, start_gateway: Start) -> None:
     server = start(program, programs, start_gateway, "--drain-timeout", "600")
     reader = Reader(server, ENDLESS)
     server.process.send_signal(signal.SIGTERM)
@@ -102,7 +104,7 @@ def test_a_third_signal_kills(start_gateway: Start) -> None:
         assert gateway.exit_code(2.0) == 1
 
 
-def test_who_waits_for_a_model_is_refused_at_once(start_gateway: Start) -> None:
+def test_a_request_that_waits_for_a_model_is_refused_immediately(start_gateway: Start) -> None:
     both = PRESETS + "[other]\nmodel = {models}/tiny-llama.gguf\nctx-size = 512\n"
     gateway = start_gateway("--models-max", "1", "--drain-timeout", "600", "-lv", "5", presets=both)
     reader = Reader(gateway, ENDLESS)
@@ -147,7 +149,7 @@ def service_manager(path: Path) -> Iterator[Callable[[], list[str]]]:
         yield read
 
 
-def test_the_service_manager_is_told(tmp_path: Path, programs: Programs, start_gateway: Start) -> None:
+def test_the_service_manager_is_notified(tmp_path: Path, programs: Programs, start_gateway: Start) -> None:
     with service_manager(tmp_path / "notify") as told:
         environ = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
         gateway = start_gateway(presets=PRESETS + "load-on-startup = on\n", env=environ)
@@ -164,7 +166,7 @@ def test_the_service_manager_is_told(tmp_path: Path, programs: Programs, start_g
         assert told() == ["READY=1", "STOPPING=1"]
 
 
-def test_a_hangup_reads_the_presets_again(programs: Programs, start_gateway: Start) -> None:
+def test_sighup_reloads_the_presets(programs: Programs, start_gateway: Start) -> None:
     gateway = start_gateway(presets=PRESETS)
     gateway.process.send_signal(signal.SIGHUP)
     wait_until(lambda: "read again: 1 models" in gateway.log_text, "the reload")

@@ -112,7 +112,7 @@ def test_a_new_engine_is_built_with_the_same_arguments(checkout: Checkout) -> No
     assert (built[0][1:], built[1]) == (["-DGGML_CUDA=on"], True)
 
 
-def test_an_engine_from_before_is_kept(checkout: Checkout) -> None:
+def test_an_existing_engine_is_kept(checkout: Checkout) -> None:
     checkout.install()
     checkout.parts.write_text("# another text\n")
     assert checkout.install() == []

@@ -57,7 +57,7 @@ def test_corpus_is_the_same_for_the_same_seed(persona: str) -> None:
 
 
 @pytest.mark.parametrize("persona", ["chat", "story"])
-def test_conversations_alternate_and_say_something(persona: str) -> None:
+def test_conversations_alternate_roles_and_have_text(persona: str) -> None:
     for document in islice(conversations.documents(Random(3), persona), 500):
         roles = [role for role, _ in document]
         turns = roles[roles[0] == "system" :]

@@ -43,7 +43,7 @@ async def test_answers_about_images(models: Path, kind: str, drafts: dict[str, A
 
 
 @every
-async def test_adapters_take_turns(models: Path, drafts: dict[str, Any]) -> None:
+async def test_drafts_with_different_adapters(models: Path, drafts: dict[str, Any]) -> None:
     """A draft is still valid after it has waited for the batch of its adapters."""
 
     async def texts(loaded: LoadedModel, together: bool) -> list[tuple[int, ...]]:
@@ -62,7 +62,7 @@ async def test_adapters_take_turns(models: Path, drafts: dict[str, Any]) -> None
 
 
 @every
-async def test_budgets_of_thought(models: Path, drafts: dict[str, Any]) -> None:
+async def test_thinking_budgets(models: Path, drafts: dict[str, Any]) -> None:
     thinking = Thinking("", ("</think>",), budget=11, message=" so it is")
     samplings = [Sampling(temperature=0.0, thinking=thinking), Sampling(seed=4, thinking=thinking), GREEDY]
 
