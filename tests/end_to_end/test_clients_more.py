@@ -25,7 +25,7 @@ pytestmark = [
 
 
 class State(BaseModel):
-    """State to which the switch is set."""
+    """What the switch is set to."""
 
     on: bool
     n: Literal[1, 2]

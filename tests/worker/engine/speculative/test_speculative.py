@@ -204,7 +204,7 @@ async def test_sleep_frees_the_draft_and_waking_loads_it_again(models: Path) -> 
         ({**SAME, "spec_synth_rates": (0.5,)}, "5 values are needed, 1 are given"),
         ({**SAME, "spec_synth_rates": (0.5, 0.6, 0.1, 0.1, 0.1)}, "not above the one before"),
         ({**SAME, "spec_synth_rates": (0.5,), "spec_synth_len": 2.0}, "exclude each other"),
-        ({"model_draft": "tiny-bert.gguf", "spec_synth_len": 2.0}, "could not be set up"),
+        ({"model_draft": "tiny-bert.gguf", "spec_synth_len": 2.0}, "no drafter could be set up"),
     ],
 )
 async def test_invalid_draft_options_are_refused(models: Path, settings: dict[str, Any], text: str) -> None:
