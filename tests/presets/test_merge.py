@@ -122,12 +122,12 @@ def test_two_ways_to_say_the_same_exclude_each_other() -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--ctx-size"], "--ctx-size: a value is missing: --ctx-size N"),
-        (["--control-vector-layer-range", "1"], "--control-vector-layer-range: a value is missing: "),
+        (["--ctx-size"], "--ctx-size: the value is missing: --ctx-size N"),
+        (["--control-vector-layer-range", "1"], "--control-vector-layer-range: the value is missing: "),
         (["--ctx-sizes", "1"], "unknown option '--ctx-sizes' (did you mean '--ctx-size'?)"),
         (["-nglx"], "unknown option '-nglx' (did you mean '-ngl'?)"),
         (["model.gguf"], "unexpected argument 'model.gguf'"),
-        (["--metrics=on"], "--metrics: takes no value in this form"),
+        (["--metrics=on"], "--metrics: a value after = is not allowed"),
         (["--ctx-size", "many"], "--ctx-size: invalid value 'many': expected an integer of at least 0"),
         (["--port", "70000"], "--port: invalid value '70000': expected an integer from 0 to 65535"),
         (["-np", "0"], "-np: invalid value '0': expected -1 or an integer above 0"),
@@ -215,7 +215,7 @@ def test_the_system_configuration_may_hold_what_is_not_for_us(tmp_path: Path, ca
     environ = system(tmp_path, "prompt-cache-all = true\nrpc = localhost:1\nthreads = 3\n")
     assert texts(read_system_config(environ)) == {"threads": "3"}
     assert [record.message.split("config.ini:")[1] for record in caplog.records] == [
-        "1: prompt-cache-all: ignored: not an option of this program",
+        "1: prompt-cache-all: ignored: this program has no such option",
         "2: rpc: ignored: the llama.cpp that comes with llama-cpp-python is built without the RPC backend",
     ]
 
@@ -228,7 +228,7 @@ def test_no_system_configuration_is_fine(tmp_path: Path) -> None:
 def test_an_overridden_variable_is_told() -> None:
     lower = read_environment({"LLAMA_ARG_HOST": "192.0.2.1", "LLAMA_ARG_PORT": "1"})
     assert list(overridden(read_argv(["--host", "127.0.0.1"]), lower)) == [
-        "environment variable LLAMA_ARG_HOST is set, but --host replaces it"
+        "environment variable LLAMA_ARG_HOST is set, but --host overrides it"
     ]
 
 

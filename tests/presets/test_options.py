@@ -61,7 +61,7 @@ def sample(entry: Option | object) -> str:
 def test_every_flag_of_both_generations_is_understood(flag: str) -> None:
     entry = FLAGS[flag].entry
     if isinstance(entry, Removed):
-        with pytest.raises(ConfigError, match="this option is gone"):
+        with pytest.raises(ConfigError, match="this option was removed"):
             read_argv([flag, "1"])
         return
     hint = entry.hint
@@ -224,7 +224,7 @@ def test_a_default_is_not_worth_a_notice(argv: list[str]) -> None:
 def test_what_is_gone_says_what_to_do(removed: Removed) -> None:
     with pytest.raises(ConfigError) as refusal:
         read_argv([removed.flags[-1]])
-    assert str(refusal.value) == f"{removed.flags[-1]}: this option is gone: {removed.instead}"
+    assert str(refusal.value) == f"{removed.flags[-1]}: this option was removed: {removed.instead}"
 
 
 def test_a_worker_pays_little_for_its_options() -> None:

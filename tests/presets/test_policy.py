@@ -57,7 +57,7 @@ def test_groups(load: Load) -> None:
     [
         ("[group:x]\nswap = maybe\n", "presets.ini:2: swap: invalid value 'maybe'"),
         ("[group:x]\nswop = on\n", "presets.ini:2: unknown key 'swop' of a group.*swap"),
-        ("[group:x]\nmembers = a\n", "presets.ini:2: unknown key 'members' of a group; the models of a group name it"),
+        ("[group:x]\nmembers = a\n", "presets.ini:2: unknown key 'members' of a group; set group = NAME"),
         ("[group:]\nswap = on\n", "presets.ini:1: .*has no name"),
     ],
 )

@@ -151,8 +151,8 @@ def test_options_of_the_router_are_taken_out_of_presets(
     preset = load(ini, "--models-dir", str(models_dir))["single"]
     assert set(preset.layer) == {"model", "log_file"}
     assert "api-key" not in preset.ini_text
-    assert "presets.ini:7: tools: an option of the router" in caplog.text
-    assert "api-key: an option of the router" in caplog.text
+    assert "presets.ini:7: tools: ignored: an option of the router" in caplog.text
+    assert "api-key: ignored: an option of the router" in caplog.text
 
 
 def test_preset_only_keys(load: Load, models_dir: Path) -> None:
@@ -234,7 +234,7 @@ def test_what_cannot_be_loaded_is_said_and_listed(load: Load, caplog: pytest.Log
     )
     presets = load(f"[a]\nmodel = x\n{unsupported.name} = 1\n[b]\nmodel = y\n")
     assert list(presets) == ["a", "b"]
-    assert [record.getMessage() for record in caplog.records if "model a can't be loaded" in record.getMessage()]
+    assert [record.getMessage() for record in caplog.records if "model a cannot be loaded" in record.getMessage()]
 
 
 def test_the_example_file_is_read(load: Load) -> None:
