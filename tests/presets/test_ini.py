@@ -135,7 +135,7 @@ def test_lines(tmp_path: Path, line: str, value: str) -> None:
         ("[m\nc = 5\n", "1: expected [name], found '[m'"),
         ("[]\n", "1: expected [name], found '[]'"),
         ("[a] b\n", "1: expected [name], found '[a] b'"),
-        ("[m]\nctx-size-draft = 5\n", "2: ctx-size-draft: this option was removed: the draft model has"),
+        ("[m]\nctx-size-draft = 5\n", "2: ctx-size-draft: this option was removed: the draft model uses"),
         ("[m]\nmodel = a\u2028b\n", "2: line separator U+2028 inside a line"),
         (b"[m]\r\nmodel = a\r\nalias = \xff\xfe\r\n", "3: not UTF-8 text"),
     ],

@@ -138,7 +138,7 @@ def test_two_ways_to_say_the_same_exclude_each_other() -> None:
         (["--adaptive-target", "2"], "--adaptive-target: invalid value '2': expected a number of at most 1"),
         (["--api-prefix", "api"], "--api-prefix: invalid value 'api': expected a path that begins with /"),
         (["--override-kv", "x=1"], "--override-kv: invalid value 'x=1': expected KEY=TYPE:VALUE"),
-        (["--sampling-seq", "kq"], "--sampling-seq: invalid value 'kq': --samplers by their letters"),
+        (["--sampling-seq", "kq"], "--sampling-seq: invalid value 'kq': --samplers as letters"),
         (["--samplers", "top_q"], "--samplers: invalid value 'top_q': expected names separated by ';'"),
         (["--chat-template-kwargs", "[1]"], "--chat-template-kwargs: invalid value '[1]': expected a JSON object"),
         (["--max-body", "0"], "--max-body: invalid value '0': expected a number of bytes above 0"),
@@ -216,7 +216,7 @@ def test_the_system_configuration_may_hold_what_is_not_for_us(tmp_path: Path, ca
     assert texts(read_system_config(environ)) == {"threads": "3"}
     assert [record.message.split("config.ini:")[1] for record in caplog.records] == [
         "1: prompt-cache-all: ignored: this program has no such option",
-        "2: rpc: ignored: the llama.cpp that comes with llama-cpp-python is built without the RPC backend",
+        "2: rpc: ignored: llama-cpp-python builds llama.cpp without the RPC backend",
     ]
 
 
