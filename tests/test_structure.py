@@ -96,7 +96,7 @@ def source_of(module: str) -> Path:
 
 @pytest.fixture(scope="module")
 def imports() -> grimp.ImportGraph:
-    """Those within functions and those for types only, too."""
+    """The graph of all imports, including those in functions and those for types only."""
     roots = PROJECT["tool"]["importlinter"]["root_packages"]
     graph = grimp.build_graph(*roots, exclude_type_checking_imports=False, cache_dir=None)
     assert graph.modules == {module_of(path) for path in SOURCES}
@@ -141,6 +141,24 @@ def test_a_module_docstring_names_real_neighbours(path: Path, imports: grimp.Imp
             assert any(re.search(rf"\b{attribute}\b", source_of(m).read_text()) for m in named), quoted
         if named and own not in named:  # otherwise a function, an option or a field
             assert any(f"{n}.".startswith(f"{m}.") for n in neighbours for m in named), f"`{quoted}` is no neighbour"
+
+
+INVENTED_WORDS = re.compile(
+    r"\b(nobody|who(ever|m|mever)?|anew|reckon(s|ed|ing)?|of its own|in vain|beside|manners|for ever)\b",
+    re.I,
+)
+
+
+def test_texts_use_plain_words() -> None:
+    """A model, a request and a process are "it"; the other words have plain synonyms that more readers know."""
+    texts = [path for path in tracked_files() if path.suffix == ".md"] + SOURCES
+    found = [
+        f"{name_of(path)}:{number}: {line.strip()}"
+        for path in texts
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if INVENTED_WORDS.search(line)
+    ]
+    assert found == []
 
 
 def test_loggers_have_fixed_names() -> None:

@@ -103,13 +103,13 @@ def impossibility_reason(snapshot: PlacementSnapshot, model: str) -> str:
     lacking = needs.exceeding(snapshot.limit - kept)
     if lacking == NOTHING:
         return ""
-    beside = (
+    detail = (
         f", of which pinned models use {kept.restricted_to(lacking)}: {names}"
         if kept.restricted_to(lacking) != NOTHING
         else ""
     )
     return (
-        f"it needs {needs.restricted_to(lacking)}, and models may use {snapshot.limit.restricted_to(lacking)}{beside}"
+        f"it needs {needs.restricted_to(lacking)}, and models may use {snapshot.limit.restricted_to(lacking)}{detail}"
     )
 
 
