@@ -159,7 +159,7 @@ class Dispatcher:
         for model in yielding:
             assert model.instance is not None
             model.instance.preemption_reason = ""
-            log.info("name=%s is kept: no model waits for its place any more", model.name)
+            log.info("name=%s accepts requests again: no model waits for it to be evicted any more", model.name)
         return yielding
 
     def _unload_expired(self, eviction: placement.Eviction) -> None:
@@ -238,7 +238,7 @@ class Dispatcher:
             self._queue.refuse(model.name, functools.partial(model.backoff.refusal, model.name, model.failure, now))
 
     async def evict_for_load(self, model: Model) -> None:
-        """Evict the idle models that are in the way of a load by command, and wait until they have exited."""
+        """Evict the idle models that prevent a load by `POST /models/load`, and wait until they have exited."""
         leaving = [self._catalog[name] for name in placement.victims_for_load(self._snapshot(), model.name)]
         instances = [other.instance for other in leaving if other.instance is not None]
         for other in leaving:

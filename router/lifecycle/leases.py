@@ -148,7 +148,7 @@ class Leases:
 def _has_capacity(model: Model, touch: bool) -> bool:
     """Return True if one more request may use the model.
 
-    Waiting requests are served as soon as there is capacity, so no request overtakes them.
+    Waiting requests are served as soon as there is capacity, so no newer request is served before them.
     """
     assert model.instance is not None
     return not touch or admission.free_capacity(model.preset.policy, model.instance.requests) != 0

@@ -2,7 +2,7 @@
 
 After a first failure the next request starts a new attempt immediately. From the second failure on there is a pause
 that doubles each time, in which requests are refused immediately. After it one attempt decides for all waiting
-requests. A completed request, a changed preset or a load by command resets the count.
+requests. A completed request, a changed preset or a load by `POST /models/load` resets the count.
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ def waits_for_space(snapshot: PlacementSnapshot) -> bool:
 
 
 def victims_for_load(snapshot: PlacementSnapshot, model: str) -> list[str]:
-    """Return the idle models to evict for a model that is loaded by command; none if that is not sufficient."""
+    """Return the idle models to evict for a `POST /models/load`; none if that is not sufficient."""
     idle = _idle_candidates(snapshot)
     leaving = group_victims(snapshot, model, idle)
     if leaving is None:
