@@ -91,19 +91,16 @@ async def test_a_broken_edit_keeps_the_presets_and_logs_its_line(
 
     class Notice(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if "stay as they were" in record.getMessage():
+            if "the old presets are kept" in record.getMessage():
                 noticed.set()
 
     handler = Notice()
     logging.getLogger("corral.router").addHandler(handler)
 
-    async def check() -> None:
+    try:
         async with watched(Settings(models_preset=str(path)), {"LLAMA_CACHE": str(tmp_path / "cache")}) as lifecycle:
             await repeat_until(noticed, lambda: path.write_text("[one]\nmodle = one.gguf\n"))
             assert [view.name for view in lifecycle.views()] == ["one"]
-
-    try:
-        await check()
     finally:
         logging.getLogger("corral.router").removeHandler(handler)
     assert f"{path}:2:" in caplog.text

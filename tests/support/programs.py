@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -26,17 +27,16 @@ STOP_SECONDS = 20.0
 MARK = "LLAMA_CORRAL_TEST_MARK"  # environment variable by which a program's descendants are found
 
 
-_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-_PORTS = itertools.cycle(range(10_000 + 500 * _WORKER, 10_000 + 500 * (_WORKER + 1)))
+_PORTS = itertools.count(random.randrange(22_000))
 
 
 def free_port() -> int:
-    """Return a free port that no other process uses before the program does.
+    """Return a port that is free now, and that is probably still free when a program binds it.
 
-    Each process of the test run has a separate range, below the ports that the system uses for outgoing connections.
+    Each process begins at a random port and counts up, below the ports that the system gives to outgoing connections.
     """
     while True:
-        port = next(_PORTS)
+        port = 10_000 + next(_PORTS) % 22_000
         with contextlib.suppress(OSError), socket.socket() as listener:
             listener.bind(("127.0.0.1", port))
             return port

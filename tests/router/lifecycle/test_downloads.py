@@ -155,11 +155,11 @@ async def test_a_name_that_cannot_be_downloaded_is_refused_immediately() -> None
     async with router(preset("a", aliases=("x/y",)), environ={}) as it:
         for name, why in (
             ("", "missing"),
-            ("llama3", "no repository"),
-            ("a/b/c", "no repository"),
-            ("a/b:", "no repository"),
-            ("a/b:x y", "no repository"),
-            ("a/b:../x", "no repository"),
+            ("llama3", "not a repository name"),
+            ("a/b/c", "not a repository name"),
+            ("a/b:", "not a repository name"),
+            ("a/b:x y", "not a repository name"),
+            ("a/b:../x", "not a repository name"),
             ("x/y", "exists"),
         ):
             with pytest.raises(InvalidRequest, match=why):
@@ -199,7 +199,7 @@ async def test_removing_a_model_stops_it_and_deletes_its_files(tmp_path: Path) -
         assert it.events[-1][:2] == (NAME, "model_remove")
         with pytest.raises(NotFound):
             await it.library.remove(NAME)
-        with pytest.raises(InvalidRequest, match="not from the cache"):
+        with pytest.raises(InvalidRequest, match="not in the cache"):
             await it.library.remove("a")
         with pytest.raises(InvalidRequest, match="missing"):
             await it.library.remove("")

@@ -191,7 +191,7 @@ def test_devices_without_a_value_are_limited_by_free_memory() -> None:
     third = SystemDevice("CUDA2", GIB, GIB)
     assert budgets_of([5, NO_LIMIT], [FIRST, SECOND, third]) == {"CUDA0": 5, "CUDA1": NO_LIMIT, "CUDA2": AUTO_LIMIT}
     assert budgets_of([5], [FIRST]) == {"CUDA0": 5}
-    with pytest.raises(ConfigError, match="3 values, but there are 2 devices"):
+    with pytest.raises(ConfigError, match="3 values, but only 2 devices were found"):
         budgets_of([1, 2, 3], [FIRST, SECOND])
 
 

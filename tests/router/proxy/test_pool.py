@@ -299,7 +299,7 @@ async def test_a_truncated_response_raises_after_the_received_bytes(tmp_path: Pa
 @pytest.mark.parametrize("nonsense", [b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"])
 async def test_invalid_http_is_an_error(tmp_path: Path, nonsense: bytes) -> None:
     async with serving(tmp_path / "s", answering(nonsense)) as (server, pool):
-        with pytest.raises(ConnectionLost, match="no HTTP"):
+        with pytest.raises(ConnectionLost, match="not valid HTTP"):
             await post(pool, server)
 
 

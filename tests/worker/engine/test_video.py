@@ -49,7 +49,7 @@ async def test_videos_are_converted_to_images(models: Path, tmp_path: Path, monk
             (empty, "finds no frame|finds no video"),
             (sound, "finds no video"),
             (webp[:40], "Failed to load"),
-            (days, "too long: more than 1024 pictures"),
+            (days, "too long: more than 1024 frames"),
         ):
             with pytest.raises(InvalidRequest, match=why):
                 loaded.tokenize_media(M, [data])
