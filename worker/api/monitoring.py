@@ -14,7 +14,6 @@ from llama_corral.common.web.anthropic import VERSION_HEADER, with_anthropic_nam
 from llama_corral.common.web.application import json_response, query_text
 
 from ..engine.runner import SlotView, Vocab
-from .metrics import CONTENT_TYPE, exposition
 from .request.generation_settings import brief_settings
 from .request.params import CompletionParams
 from .serving import WORKER_CONTEXT, WorkerContext
@@ -202,6 +201,8 @@ async def metrics(request: web.Request) -> web.StreamResponse:
     worker = request.app[WORKER_CONTEXT]
     if not worker.settings.endpoints.metrics:
         raise NotSupported("This server does not support metrics endpoint. Start it with `--metrics`")
+    from .metrics import CONTENT_TYPE, exposition  # imported late, because most workers have no metrics
+
     return web.Response(
         body=exposition(worker.engine.metrics()),
         headers={"Content-Type": CONTENT_TYPE, "Process-Start-Time-Unix": str(worker.started)},
