@@ -1,4 +1,4 @@
-"""Builds the settings: reads, merges and validates command line, environment and the system's files.
+"""Builds the settings: reads, merges and validates command line, environment, files with secrets and system's files.
 
 Each process does it once; the environment and the files are not read later.
 """

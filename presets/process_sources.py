@@ -1,23 +1,32 @@
-"""The sources of a process's settings: command line, environment, the system's files.
+"""The sources of a process's settings: command line, environment, `.env` file, files with secrets, system's files.
 
 Each reads its values when it is created and keeps their origins. `merge` builds the settings from them.
 """
 
 from __future__ import annotations
 
+import io
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from llama_corral.common.base.errors import ConfigError
+from llama_corral.common.base.worker_reports import CONTROL_FD_ENV
 
 from .ini import read_global
 from .layer import ConfigValue, Layer, add, merge
 from .layer_source import LayerSource
 from .options.option import Option, Repeat
-from .options.table import FLAGS, OPTIONS, VARIABLES, OptionEntry, nearest, value_count
+from .options.table import FLAGS, OPTIONS, ROUTER_OWN, VARIABLES, OptionEntry, nearest, value_count
 from .options.values import join_many
+
+DOTENV = Path(".env")
+CREDENTIALS_ENV = "CREDENTIALS_DIRECTORY"
+"""systemd's variable with the directory of a service's credentials."""
+SECRETS_ENV = "LLAMA_CORRAL_SECRETS_DIR"
+SECRETS_DIRECTORY = "/run/secrets"
+"""The directory where Docker, Podman and Kubernetes mount secrets."""
 
 log = logging.getLogger("corral.presets")
 
@@ -30,6 +39,20 @@ class CommandLineSource(LayerSource):
 class EnvironmentSource(LayerSource):
     def __init__(self, environ: Mapping[str, str]) -> None:
         super().__init__(read_environment(environ))
+
+
+class DotenvSource(LayerSource):
+    """The `.env` file of the working directory."""
+
+    def __init__(self, environ: Mapping[str, str], path: Path = DOTENV) -> None:
+        super().__init__(_for_this_process(read_dotenv(path), environ))
+
+
+class SecretsSource(LayerSource):
+    """The files of a directory of secrets. Each is named like a variable and contains its value."""
+
+    def __init__(self, environ: Mapping[str, str], directory: Path) -> None:
+        super().__init__(_for_this_process(read_secrets(directory), environ))
 
 
 class SystemConfigSource(LayerSource):
@@ -46,7 +69,15 @@ def process_sources(argv: Sequence[str], environ: Mapping[str, str]) -> list[Lay
 
 def variable_sources(environ: Mapping[str, str]) -> list[LayerSource]:
     """Return the sources that name options by their variables, highest precedence first. Raise ConfigError."""
-    return [EnvironmentSource(environ)]
+    secrets = [SecretsSource(environ, directory) for directory in _secrets_directories(environ)]
+    return [EnvironmentSource(environ), DotenvSource(environ), *secrets]
+
+
+def _for_this_process(layer: Layer, environ: Mapping[str, str]) -> Layer:
+    """Leave out the router's own options in its workers: with an API key they would refuse the router's requests."""
+    if CONTROL_FD_ENV not in environ:
+        return layer
+    return {field: given for field, given in layer.items() if field not in ROUTER_OWN}
 
 
 # -- command line ----------------------------------------------------------------------------------------------------
@@ -111,6 +142,58 @@ def _read_variables(values: Mapping[str, ConfigValue]) -> dict[str, ConfigValue]
 
 def read_environment(environ: Mapping[str, str]) -> dict[str, ConfigValue]:
     return _read_variables({name: ConfigValue(text, f"environment variable {name}") for name, text in environ.items()})
+
+
+def read_dotenv(path: Path) -> dict[str, ConfigValue]:
+    """Read a `.env` file. It may belong to another program: whatever is not a variable of ours is ignored."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        log.warning("%s: ignored: %s", path, getattr(error, "strerror", None) or "not UTF-8 text")
+        return {}
+    from dotenv.parser import parse_stream
+
+    values: dict[str, ConfigValue] = {}
+    for binding in parse_stream(io.StringIO(text)):
+        if binding.key is not None and binding.key in VARIABLES and binding.value is not None:
+            line = binding.original.line + _leading_lines(binding.original.string)
+            values[binding.key] = ConfigValue(binding.value, f"{path}:{line}: {binding.key}")
+    return _read_variables(values)
+
+
+def _leading_lines(text: str) -> int:
+    """Return the number of empty lines before the binding, which the parser counts as a part of it."""
+    return text[: len(text) - len(text.lstrip())].count("\n")
+
+
+def _secrets_directories(environ: Mapping[str, str]) -> Iterable[Path]:
+    """Return the directories of secrets, highest precedence first. Raise ConfigError."""
+    if credentials := environ.get(CREDENTIALS_ENV):
+        yield Path(credentials)
+    if chosen := environ.get(SECRETS_ENV):
+        if not Path(chosen).is_dir():
+            raise ConfigError(f"environment variable {SECRETS_ENV}: {chosen}: no such directory")
+        yield Path(chosen)
+    else:
+        yield Path(SECRETS_DIRECTORY)
+
+
+def read_secrets(directory: Path) -> dict[str, ConfigValue]:
+    """Read the files that are named like a variable, in any case; others are ignored. Raise ConfigError."""
+    try:
+        paths = sorted(path for path in directory.iterdir() if path.name.upper() in VARIABLES)
+    except OSError:
+        return {}
+    values = {}
+    for path in paths:
+        try:
+            text = path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+        values[path.name.upper()] = ConfigValue(text, f"secrets file {path}", is_secret=True)
+    return _read_variables(values)
 
 
 # -- system configuration --------------------------------------------------------------------------------------------
