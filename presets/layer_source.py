@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llama_corral.common.base.errors import ConfigError
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import PydanticBaseSettingsSource
 
@@ -31,7 +31,8 @@ class LayerSource(PydanticBaseSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         higher = {field for group in self.current_state.values() for field in group}
-        return grouped({field: given.text for field, given in below(self.layer, higher).items()})
+        given = below(self.layer, higher)
+        return grouped({field: SecretStr(text) if secret else text for field, (text, _, secret) in given.items()})
 
 
 def settings_of(sources: Sequence[LayerSource]) -> Settings:

@@ -107,6 +107,10 @@ def _breakers(value: Any) -> Any:
     return tuple(items[len(items) - items[::-1].index("none") :] if "none" in items else items)
 
 
+def _secret_names(value: Any) -> Any:
+    return _names(value.get_secret_value() if isinstance(value, SecretStr) else value)
+
+
 def _numbers(value: Any) -> Any:
     return tuple(part for part in re.split(r"[,/]+", value.strip()) if part) if isinstance(value, str) else value
 
@@ -227,7 +231,7 @@ OnOffAuto = Annotated[Literal["on", "off", "auto"], BeforeValidator(_on_off_auto
 OnOff = Annotated[Literal["on", "off"], BeforeValidator(_on_off_auto), Allowed("on or off")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names), Allowed("a comma-separated list")]
-SecretNames = Annotated[tuple[SecretStr, ...], BeforeValidator(_names), Allowed("a comma-separated list")]
+SecretNames = Annotated[tuple[SecretStr, ...], BeforeValidator(_secret_names), Allowed("a comma-separated list")]
 Texts = Annotated[
     tuple[str, ...],
     BeforeValidator(lambda value: tuple(many(value)) if isinstance(value, str) else value),

@@ -144,14 +144,18 @@ def test_the_router_expects_a_worker_with_these_values(here: Path) -> None:
 # --- keys and tokens
 
 
-def test_keys_and_tokens_are_not_shown(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_keys_and_tokens_are_not_shown(
+    here: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("PYDANTIC_SETTINGS_DEBUG", "1")
     directory = with_secrets(here, "systemd", hf_token="swordfish")
     layer = read_argv(["--api-key", "swordfish"])
     seen = settings_from(["--api-key", "swordfish"], {"CREDENTIALS_DIRECTORY": str(directory)})
     assert seen.main_model.hf_token.get_secret_value() == "swordfish"
     for shown in (repr(seen), str(seen), str(seen.http), seen.model_dump_json(), repr(layer), read_secrets(directory)):
         assert "swordfish" not in str(shown)
+    assert "CommandLineSource" in caplog.text, "pydantic-settings logs the values of all sources"
     assert "swordfish" not in caplog.text
 
 
