@@ -67,29 +67,33 @@ def with_directory(field: str, text: str, macro: str, directory: str) -> str:
 def read_backend(name: str, layer: Layer, own: Settings, environ: Mapping[str, str]) -> Backend | None:
     """Return the section's program; None if our own worker serves the model. Raise ConfigError."""
     given = {field: layer[field] for field in FIELDS & layer.keys()}
-    if not own.cmd:
+    if not own.backend.cmd:
         for field, value in given.items():
             if value.text:
                 raise ConfigError(f"{value.where}: '{field}' is only for sections with cmd")
         return None
-    known = {"MODEL": own.model, "MODEL_ID": name, "NAME": name}
+    known = {"MODEL": own.main_model.model, "MODEL_ID": name, "NAME": name}
 
     def fill(kept: tuple[str, ...]) -> Callable[[str, str], str]:
         return lambda text, where: _filled(text, where, known, environ, kept)
 
     with_port = fill((PORT,))
-    address, path = _address(own.proxy, layer)
+    address, path = _address(own.backend.proxy, layer)
     return Backend(
-        command=_words(own.cmd, layer["cmd"].where, with_port),
-        stop_command=_words(own.cmd_stop, layer["cmd_stop"].where, fill((PORT, PID))) if own.cmd_stop else (),
-        environ=_variables(own.env, layer["env"].where, with_port) if own.env else (),
+        command=_words(own.backend.cmd, layer["cmd"].where, with_port),
+        stop_command=_words(own.backend.cmd_stop, layer["cmd_stop"].where, fill((PORT, PID)))
+        if own.backend.cmd_stop
+        else (),
+        environ=_variables(own.backend.env.get_secret_value(), layer["env"].where, with_port)
+        if own.backend.env
+        else (),
         address=address,
         path=path,
-        health=_health(own.health, layer),
-        load_timeout=own.load_timeout,
-        model_name=own.use_model_name,
-        host_bytes=own.memory,
-        device_bytes=own.device_memory,
+        health=_health(own.backend.health, layer),
+        load_timeout=own.backend.load_timeout,
+        model_name=own.backend.use_model_name,
+        host_bytes=own.backend.memory,
+        device_bytes=own.backend.device_memory,
     )
 
 

@@ -18,7 +18,8 @@ import iniconfig
 from llama_corral.common.base.errors import ConfigError
 from llama_corral.common.hub.gguf_names import canonical_name
 
-from .layer import ConfigValue, Layer, add, check, put, switch_text
+from .layer import ConfigValue, Layer, add, put, switch_text
+from .layer_source import check
 from .options.table import KEYS, nearest
 from .policy import ModelGroup
 

@@ -51,13 +51,13 @@ DEFAULT_POLICY = ModelPolicy()
 
 def policy_of(own: Settings, groups: Mapping[str, ModelGroup]) -> ModelPolicy:
     """Return the policy of a preset's own options. A group without a section in the file has the default rules."""
-    group = groups.get(own.group) or ModelGroup(own.group)
+    group = groups.get(own.presets.group) or ModelGroup(own.presets.group)
     return ModelPolicy(
-        priority=own.priority,
-        min_stay=own.min_stay,
+        priority=own.presets.priority,
+        min_stay=own.presets.min_stay,
         group=group,
-        max_queue=own.max_queue,
-        concurrency=own.concurrency,
-        concurrency_refuse=own.concurrency_refuse,
-        keep_warm=own.keep_warm,
+        max_queue=own.presets.max_queue,
+        concurrency=own.presets.concurrency,
+        concurrency_refuse=own.presets.concurrency_refuse,
+        keep_warm=own.presets.keep_warm,
     )

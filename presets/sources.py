@@ -106,7 +106,7 @@ def load_presets(
 
     `may_run_commands`: True if this machine's user wrote the presets file.
     """
-    file = _read_file(settings.models_preset)
+    file = _read_file(settings.router.models_preset)
     if not may_run_commands:
         _refuse_commands(file)
     overlay = {name: given for name, given in argv_layer.items() if name not in NOT_OVERLAID}
@@ -121,15 +121,15 @@ def load_presets(
         merged = merge.merge(file.global_layer, candidate.base, candidate.section, overlay)
         kept = {name: given for name, given in merged.items() if name not in ROUTER_OWN}
         left_out |= {merged[name].where for name in merged.keys() - kept.keys()}
-        preset, own = _preset(candidate, kept, environ, settings.models_ttl, file.groups)
+        preset, own = _preset(candidate, kept, environ, settings.router.models_ttl, file.groups)
         presets[candidate.name] = preset
-        if own.dedup_cache_models and preset.source == "preset":
+        if own.presets.dedup_cache_models and preset.source == "preset":
             dedup.add(candidate.name)
     for where in sorted(left_out):
         logger.warning("%s: ignored: an option of the router, not of a model", where)
     presets.update(_variants(sharing, presets, overlay))
     for name in file.groups.keys() - {preset.policy.group.name for preset in presets.values()}:
-        logger.warning("%s: no model is in the group '%s'", settings.models_preset, name)
+        logger.warning("%s: no model is in the group '%s'", settings.router.models_preset, name)
     _check_names(presets)
     hidden = _duplicates(presets, dedup, environ)
     return {name: replace(presets[name], hidden=name in hidden) for name in sorted(presets)}
@@ -164,15 +164,15 @@ def _candidates(settings: Settings, file: PresetFile, environ: Mapping[str, str]
     found: dict[str, _Candidate] = {}
     for name in list_cached(environ):
         found[name] = _Candidate(name, "cache", {"hf_repo": ConfigValue(name, "the cache")}, {}, "the cache")
-    if settings.models_dir:
-        where = f"--models-dir {settings.models_dir}"
-        for model in models_dir.scan(Path(settings.models_dir)):
+    if settings.router.models_dir:
+        where = f"--models-dir {settings.router.models_dir}"
+        for model in models_dir.scan(Path(settings.router.models_dir)):
             found[model.name] = _Candidate(model.name, "models_dir", _local_layer(model, where), {}, where)
     for section in file.sections:
         base: Layer = found[section.name].base if section.name in found else {}
         if MODEL_SOURCES & set(section.layer):
             base = {}  # it names its own model, so use nothing from a cached or local model with the same name
-        where = f"{settings.models_preset}:{max(section.line, 1)}"
+        where = f"{settings.router.models_preset}:{max(section.line, 1)}"
         found[section.name] = _Candidate(
             section.name, "preset", _named_after(section, base, file, where), section.layer, where
         )
@@ -225,16 +225,16 @@ def _preset(
         candidate.source,
         layer,
         {name: given for name, given in merged.items() if name in PRESET_ONLY},
-        aliases=tuple(sorted(set(own.alias) - {candidate.name})),
-        tags=tuple(sorted(set(own.tags))),
-        load_on_startup=own.load_on_startup,
-        stop_timeout=own.stop_timeout,
-        pin=own.pin,
-        ttl=own.ttl if own.ttl >= 0 else 0.0 if own.keep_warm else models_ttl,
+        aliases=tuple(sorted(set(own.main_model.alias) - {candidate.name})),
+        tags=tuple(sorted(set(own.main_model.tags))),
+        load_on_startup=own.presets.load_on_startup,
+        stop_timeout=own.presets.stop_timeout,
+        pin=own.presets.pin,
+        ttl=own.presets.ttl if own.presets.ttl >= 0 else 0.0 if own.presets.keep_warm else models_ttl,
         policy=policy_of(own, groups),
         backend=backend,
         input_modalities=("text", *_modalities(own, environ)),
-        defaults="" if backend else variants.header_of(candidate.name, layer, own.system_prompt, shares=False),
+        defaults="" if backend else variants.header_of(candidate.name, layer, own.presets.system_prompt, shares=False),
     )
     return preset, own
 
@@ -287,20 +287,24 @@ def _variant(name: str, root: Preset, sections: list[Layer], imposed: Layer) -> 
         source="preset",
         layer=layer,
         router_layer={field: given for field, given in merged.items() if field in PRESET_ONLY},
-        aliases=tuple(sorted(set(own.alias) - {name})),
-        tags=tuple(sorted(set(own.tags))),
+        aliases=tuple(sorted(set(own.main_model.alias) - {name})),
+        tags=tuple(sorted(set(own.main_model.tags))),
         load_on_startup=False,
         base=root.name,
-        defaults=variants.header_of(name, layer, own.system_prompt, shares=True),
+        defaults=variants.header_of(name, layer, own.presets.system_prompt, shares=True),
     )
 
 
 def _modalities(own: Settings, environ: Mapping[str, str]) -> tuple[str, ...]:
     """Return the model's input modalities other than text, if its projector's file is on this machine."""
-    if not own.mmproj_auto:
+    if not own.media.mmproj_auto:
         return ()
-    cached = find_cached(environ, own.hf_repo, own.hf_file) if own.hf_repo and not own.mmproj else {}
-    path = Path(own.mmproj) if own.mmproj else cached.get("mmproj")
+    cached = (
+        find_cached(environ, own.main_model.hf_repo, own.main_model.hf_file)
+        if own.main_model.hf_repo and not own.media.mmproj
+        else {}
+    )
+    path = Path(own.media.mmproj) if own.media.mmproj else cached.get("mmproj")
     return projector_modalities(path) if path else ()
 
 

@@ -65,17 +65,17 @@ def build(
 
     `environ` gives the location of the cache. Raises ConfigError.
     """
-    pool = ConnectionPool(timeout=settings.timeout or None)
+    pool = ConnectionPool(timeout=settings.http.timeout or None)
     lifecycle.set_quiet_time_source(pool.quiet_for)
     conversations = Conversations()
     proxy = Proxy(
         lifecycle,
         pool,
         conversations,
-        prefix=settings.api_prefix or "",
+        prefix=settings.http.api_prefix or "",
         fake_timing=fake_timing,
         keepalive_policy=KeepalivePolicy(
-            settings.stream_open_after, settings.sse_ping_interval, settings.stream_load_progress
+            settings.router.stream_open_after, settings.http.sse_ping_interval, settings.router.stream_load_progress
         ),
     )
     library = Library(settings, lifecycle, read_presets, environ or {})

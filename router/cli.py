@@ -17,7 +17,9 @@ from llama_corral.common.base import logs
 from llama_corral.common.base.errors import ConfigError, ModelFilesError
 from llama_corral.common.base.version import BUILD_INFO, VERSION
 from llama_corral.presets import merge
+from llama_corral.presets.layer_source import merged
 from llama_corral.presets.options.settings import Settings
+from llama_corral.presets.process_sources import process_sources
 
 from .process.spawn import WORKER_COMMAND
 from .process.worker_process import worker_environ
@@ -40,33 +42,34 @@ def main() -> NoReturn:
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    given = merge.read_argv(argv)
-    inherited = merge.merge(merge.read_system_config(environ), merge.read_environment(environ))
-    settings = merge.resolve(inherited, given)
+    command_line, *lower = process_sources(argv, environ)
+    settings = merge.resolve_sources([command_line, *lower])
     if text := _text_to_print(settings, environ):
         print(text)
         return 0
-    if settings.list_devices:
+    if settings.program.list_devices:
         return become_worker(argv, environ)
     logs.set_up(settings)
     wanted, settings = settings, _with_preset_file(settings, environ)
     if not settings.is_router:
         return become_worker(argv, environ)
-    for line in (*merge.overridden(given, inherited), *merge.unused_option_notices(settings)):
+    for line in (*merge.overridden(command_line.layer, merged(lower)), *merge.unused_option_notices(settings)):
         log.warning("%s", line)
     from .service import run_router  # imported late: it imports the whole router
 
-    return run_router(settings, given, environ, is_downloaded=settings.hf_repo != wanted.hf_repo)
+    return run_router(
+        settings, command_line.layer, environ, is_downloaded=settings.main_model.hf_repo != wanted.main_model.hf_repo
+    )
 
 
 def _text_to_print(settings: Settings, environ: Mapping[str, str]) -> str | None:
-    if settings.usage or settings.completion_bash:
+    if settings.program.usage or settings.program.completion_bash:
         from llama_corral.presets.options.help import bash_completion, help_text
 
-        return help_text() if settings.usage else bash_completion()
-    if settings.version:
+        return help_text() if settings.program.usage else bash_completion()
+    if settings.program.version:
         return f"version: llama-corral {VERSION} ({BUILD_INFO})"
-    if settings.cache_list:
+    if settings.program.cache_list:
         from llama_corral.common.hub.resolve import list_cached
 
         cached = list_cached(environ)
@@ -77,18 +80,19 @@ def _text_to_print(settings: Settings, environ: Mapping[str, str]) -> str | None
 
 def _with_preset_file(settings: Settings, environ: Mapping[str, str]) -> Settings:
     """Set `--models-preset` for `--demo`, and for a repository that contains presets instead of a model."""
-    if settings.hf_repo and not settings.model:
+    if settings.main_model.hf_repo and not settings.main_model.model:
         from llama_corral.common.hub.resolve import remote_preset
 
         if path := remote_preset(settings, environ):
             log.warning(
-                "using the presets of the repository %s: they are as trustworthy as its author", settings.hf_repo
+                "using the presets of the repository %s: they are as trustworthy as its author",
+                settings.main_model.hf_repo,
             )
-            return settings.model_copy(update={"hf_repo": "", "hf_file": "", "models_preset": str(path)})
-    if settings.demo and settings.is_router and not settings.models_preset:
+            return settings.with_options({"hf_repo": "", "hf_file": "", "models_preset": str(path)})
+    if settings.corral.demo and settings.is_router and not settings.router.models_preset:
         from llama_corral.presets.sources import demo_presets_path
 
-        return settings.model_copy(update={"models_preset": str(demo_presets_path())})
+        return settings.with_options({"models_preset": str(demo_presets_path())})
     return settings
 
 

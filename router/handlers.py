@@ -39,7 +39,7 @@ class Handlers:
         self._proxy = proxy
         self._library = library
         self._ui_settings = read_ui_settings(settings)
-        self._ping_interval = settings.sse_ping_interval if settings.sse_ping_interval > 0 else None
+        self._ping_interval = settings.http.sse_ping_interval if settings.http.sse_ping_interval > 0 else None
 
     async def health(self, request: web.Request) -> web.StreamResponse:
         return json_response({"status": "ok"})
@@ -51,15 +51,15 @@ class Handlers:
         return json_response(
             {
                 "role": "router",
-                "max_instances": self._settings.models_max,
-                "models_autoload": self._settings.models_autoload,
+                "max_instances": self._settings.router.models_max,
+                "models_autoload": self._settings.router.models_autoload,
                 "model_alias": "llama-server",
                 "model_path": "none",
                 "default_generation_settings": {"params": None, "n_ctx": 0},
                 "ui_settings": self._ui_settings,
                 "webui_settings": self._ui_settings,  # the name in an earlier llama-server
                 "build_info": BUILD_INFO,
-                "cors_proxy_enabled": self._settings.ui_mcp_proxy,
+                "cors_proxy_enabled": self._settings.http.ui_mcp_proxy,
             }
         )
 
@@ -188,12 +188,12 @@ def _status_json(view: ModelView) -> dict[str, Any]:
 
 def read_ui_settings(settings: Settings) -> dict[str, Any]:
     """Return the JSON object of `--ui-config` or `--ui-config-file`. Raises ConfigError."""
-    text = settings.ui_config
-    if settings.ui_config_file:
+    text = settings.http.ui_config
+    if settings.http.ui_config_file:
         try:
-            text = Path(settings.ui_config_file).read_text(encoding="utf-8")
+            text = Path(settings.http.ui_config_file).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--ui-config-file {settings.ui_config_file}: {error}") from None
+            raise ConfigError(f"--ui-config-file {settings.http.ui_config_file}: {error}") from None
     if not text:
         return {}
     try:

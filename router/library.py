@@ -73,8 +73,9 @@ class Library:
             raise InvalidRequest(f"'{name}' is not a repository name: expected user/repo or user/repo:quantization")
         if is_offline_machine(self._environ):
             raise InvalidRequest(f"'{name}' cannot be downloaded: HF_HUB_OFFLINE is set")
-        given = {"hf_repo": name, "hf_token": self._settings.hf_token}
-        layer = {field: ConfigValue(value, WHERE) for field, value in given.items() if value}
+        layer = {"hf_repo": ConfigValue(name, WHERE)}
+        if token := self._settings.main_model.hf_token.get_secret_value():
+            layer["hf_token"] = ConfigValue(token, WHERE, is_secret=True)
         self._lifecycle.downloads.start(Preset(name, "cache", layer), self.reload)
 
     async def remove(self, name: str) -> None:

@@ -74,14 +74,14 @@ async def serve(
     memory_budget = memory_budget_of(settings, for_workers)
     responses, prompts = ResponseStore(), prompts_directory("", {**environ, PROMPTS_ENV: ""})
     shared = {DIRECTORY_ENV: responses.open(), PROMPTS_ENV: prompts.open()}
-    patience = effective_timeout(settings.worker_timeout)
+    patience = effective_timeout(settings.router.worker_timeout)
     lifecycle = Lifecycle(
         presets,
         CombinedLauncher(
             best_launcher({**for_workers, **shared}), for_workers, ask_every=health_check_interval(patience)
         ),
-        models_max=settings.models_max,
-        autoload=settings.models_autoload,
+        models_max=settings.router.models_max,
+        autoload=settings.router.models_autoload,
         load_delay=FAKE_LOAD_DELAY if is_slowed else 0.0,
         memory_budget=memory_budget,
         rules=rules_of(settings),
@@ -104,7 +104,7 @@ async def serve(
     hurrying = asyncio.create_task(_force_stop_on_second_signal(stop, lifecycle))
     try:
         async with listen(application, settings) as listening:
-            log.info("router mode: %d models, at most %s in memory", len(presets), settings.models_max or "all")
+            log.info("router mode: %d models, at most %s in memory", len(presets), settings.router.models_max or "all")
             notify(environ, READY)
             watching = asyncio.create_task(watch(settings, read_presets, lifecycle))
             try:
@@ -116,7 +116,7 @@ async def serve(
             notify(environ, STOPPING)
             listening.stop_accepting()
             lifecycle.stop_serving()
-            await drain(application[RUNNING], stop, settings.drain_timeout, application[app.ABORT_RESPONSES])
+            await drain(application[RUNNING], stop, settings.http.drain_timeout, application[app.ABORT_RESPONSES])
             return code
     finally:
         prompts.close()  # before the workers end, so that they do not write prompts to it

@@ -53,17 +53,17 @@ async def reload_presets(read_presets: ReadPresets, lifecycle: Lifecycle) -> Non
 def _folders(settings: Settings) -> list[Path]:
     """Return the folders to watch. The file itself is not watched, since editors and Kubernetes replace it."""
     folders = []
-    if settings.models_preset:
-        folders.append(Path(settings.models_preset).absolute().parent)
-    if settings.models_dir:
-        models = Path(settings.models_dir).absolute()
+    if settings.router.models_preset:
+        folders.append(Path(settings.router.models_preset).absolute().parent)
+    if settings.router.models_dir:
+        models = Path(settings.router.models_dir).absolute()
         folders += [models, *(sorted(models.iterdir()) if models.is_dir() else ())]
     return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 
 def _filter(settings: Settings) -> Callable[[Change, str], bool]:
-    presets_name = Path(settings.models_preset).name if settings.models_preset else ""
-    models = str(Path(settings.models_dir).absolute()) if settings.models_dir else ""
+    presets_name = Path(settings.router.models_preset).name if settings.router.models_preset else ""
+    models = str(Path(settings.router.models_dir).absolute()) if settings.router.models_dir else ""
 
     def is_relevant(change: Change, path: str) -> bool:
         name = Path(path).name

@@ -101,7 +101,7 @@ COMPUTING: list[Route] = [
 def build(worker: WorkerContext, vertex: Vertex | None = None) -> web.Application:
     """Build the application. Raises ConfigError if an option of the HTTP server is invalid."""
     settings = worker.settings
-    slot_actions.check_directory(settings.slot_save_path)
+    slot_actions.check_directory(settings.context.slot_save_path)
     public_paths = vertex.public_paths() if vertex else ()
     app = application(settings, is_ready=lambda: worker.is_ready, public_paths=public_paths)
     app[WORKER_CONTEXT] = worker

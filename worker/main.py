@@ -58,7 +58,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     try:
         settings = settings_from(argv, environ)
         logs.set_up(settings)
-        if settings.list_devices:
+        if settings.program.list_devices:
             print(describe_devices())
             return OK
         if DOWNLOAD_ENV in environ:
@@ -78,7 +78,7 @@ async def _run_worker(settings: Settings, environ: Mapping[str, str], lifeline: 
     if vertex is not None:
         settings = vertex.listening(settings)
     worker = WorkerContext(settings, environ)
-    disk = prompts_directory(settings.cache_disk_dir, environ)
+    disk = prompts_directory(settings.context.cache_disk_dir, environ)
     application = build(worker, vertex)
     beating = asyncio.create_task(send_heartbeats(lifeline, worker))
     async with listen(application, settings) as listening:
@@ -91,7 +91,7 @@ async def _run_worker(settings: Settings, environ: Mapping[str, str], lifeline: 
             await asked
             notify(environ, STOPPING)
             listening.stop_accepting()
-            await drain(application[RUNNING], stop, settings.drain_timeout, engine.close)
+            await drain(application[RUNNING], stop, settings.http.drain_timeout, engine.close)
     if not loading.done():
         _exit_at_once()
     await engine.close()

@@ -1,57 +1,19 @@
-"""The options that the `common` package reads, as a protocol.
+"""The options that the `common` package reads, as one small protocol per use.
 
-The option table's `Settings` class has all these attributes.
+The option table's `Settings` class has all these groups and attributes. Units, ranges and meanings are those of the
+options with the same names.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol, Self
+from collections.abc import Iterable, Mapping, Set
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+
+if TYPE_CHECKING:
+    from pydantic import SecretStr
 
 
-class CommonSettings(Protocol):
-    """Read-only settings. Units, ranges and meanings are those of the options with the same names."""
-
-    @property
-    def model_fields_set(self) -> set[str]:
-        """Names of the options that the user set, from any source."""
-        ...
-
-    @property
-    def api_key(self) -> tuple[str, ...]: ...
-
-    @property
-    def api_key_file(self) -> str: ...
-
-    @property
-    def api_prefix(self) -> str: ...
-
-    @property
-    def cors_credentials(self) -> bool: ...
-
-    @property
-    def cors_headers(self) -> str: ...
-
-    @property
-    def cors_methods(self) -> str: ...
-
-    @property
-    def cors_origins(self) -> str: ...
-
-    @property
-    def hf_file(self) -> str: ...
-
-    @property
-    def hf_repo(self) -> str: ...
-
-    @property
-    def hf_repo_draft(self) -> str: ...
-
-    @property
-    def hf_token(self) -> str: ...
-
-    @property
-    def host(self) -> tuple[str, ...]: ...
-
+class LogOptions(Protocol):
     @property
     def log_colors(self) -> Literal["on", "off", "auto"]: ...
 
@@ -73,15 +35,28 @@ class CommonSettings(Protocol):
     @property
     def log_verbosity(self) -> int: ...
 
+
+class ModelOptions(Protocol):
     @property
-    def max_body(self) -> int: ...
+    def hf_file(self) -> str: ...
 
     @property
-    def mcp_servers_config(self) -> str: ...
+    def hf_repo(self) -> str: ...
 
     @property
-    def mcp_servers_json(self) -> str: ...
+    def hf_token(self) -> SecretStr: ...
 
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def model_url(self) -> str: ...
+
+    @property
+    def offline(self) -> bool: ...
+
+
+class ProjectorOptions(Protocol):
     @property
     def mmproj(self) -> str: ...
 
@@ -91,17 +66,42 @@ class CommonSettings(Protocol):
     @property
     def mmproj_url(self) -> str: ...
 
+
+class DraftOptions(Protocol):
     @property
-    def model(self) -> str: ...
+    def hf_repo_draft(self) -> str: ...
 
     @property
     def model_draft(self) -> str: ...
 
     @property
-    def model_url(self) -> str: ...
+    def spec_type(self) -> tuple[str, ...]: ...
+
+
+class HttpOptions(Protocol):
+    @property
+    def api_key(self) -> tuple[SecretStr, ...]: ...
 
     @property
-    def offline(self) -> bool: ...
+    def api_key_file(self) -> str: ...
+
+    @property
+    def api_prefix(self) -> str: ...
+
+    @property
+    def cors_credentials(self) -> bool: ...
+
+    @property
+    def cors_headers(self) -> str: ...
+
+    @property
+    def cors_methods(self) -> str: ...
+
+    @property
+    def cors_origins(self) -> str: ...
+
+    @property
+    def host(self) -> tuple[str, ...]: ...
 
     @property
     def path(self) -> str: ...
@@ -113,9 +113,6 @@ class CommonSettings(Protocol):
     def reuse_port(self) -> bool: ...
 
     @property
-    def spec_type(self) -> tuple[str, ...]: ...
-
-    @property
     def ssl_cert_file(self) -> str: ...
 
     @property
@@ -125,20 +122,71 @@ class CommonSettings(Protocol):
     def timeout(self) -> int: ...
 
     @property
-    def tools(self) -> tuple[str, ...]: ...
-
-    @property
-    def tools_root(self) -> str: ...
-
-    @property
-    def tools_runtime(self) -> str: ...
-
-    @property
     def ui(self) -> bool: ...
 
     @property
     def ui_mcp_proxy(self) -> bool: ...
 
-    def model_copy(self, *, update: dict[str, Any]) -> Self:
-        """Return a copy of the settings in which the options in `update` have new values."""
+
+class ToolOptions(Protocol):
+    @property
+    def mcp_servers_config(self) -> str: ...
+
+    @property
+    def mcp_servers_json(self) -> str: ...
+
+    @property
+    def tools(self) -> tuple[str, ...]: ...
+
+    @property
+    def tools_runtime(self) -> str: ...
+
+
+class LimitOptions(Protocol):
+    @property
+    def max_body(self) -> int: ...
+
+    @property
+    def tools_root(self) -> str: ...
+
+
+class LogSettings(Protocol):
+    @property
+    def log(self) -> LogOptions: ...
+
+
+class ModelSettings(Protocol):
+    """Which files the model has, and where they come from."""
+
+    @property
+    def main_model(self) -> ModelOptions: ...
+
+    @property
+    def media(self) -> ProjectorOptions: ...
+
+    @property
+    def drafts(self) -> DraftOptions: ...
+
+
+class ListenSettings(Protocol):
+    @property
+    def http(self) -> HttpOptions: ...
+
+
+class ServerSettings(ListenSettings, Protocol):
+    """HTTP, access control and tools."""
+
+    @property
+    def endpoints(self) -> ToolOptions: ...
+
+    @property
+    def corral(self) -> LimitOptions: ...
+
+    @property
+    def options_set(self) -> Set[str]:
+        """Names of the options that the user set, from any source."""
+        ...
+
+    def with_options(self, values: Mapping[str, Any], *, unset: Iterable[str] = ()) -> Self:
+        """Return a copy of the settings with these values of options."""
         ...

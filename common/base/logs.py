@@ -16,7 +16,7 @@ from .errors import ConfigError
 from .json_encoding import encode_json
 
 if TYPE_CHECKING:
-    from .common_settings import CommonSettings
+    from .common_settings import LogSettings
 
 LEVELS = (logging.CRITICAL, logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
 """Levels for `--verbosity` 0 to 4; 5 and above also show the debug lines of third-party libraries."""
@@ -29,42 +29,42 @@ _COLOURS = {
 _RESET = "\033[0m"
 
 
-def set_up(settings: CommonSettings) -> None:
+def set_up(settings: LogSettings) -> None:
     """Replace all handlers by those of the options. Raise ConfigError if the log file cannot be written."""
     root = logging.getLogger()
     for handler in tuple(root.handlers):
         root.removeHandler(handler)
         handler.close()
-    verbosity = settings.log_verbosity
+    verbosity = settings.log.log_verbosity
     level = LEVELS[min(verbosity, len(LEVELS) - 1)]
     is_deep = verbosity >= len(LEVELS)
     root.setLevel(logging.DEBUG if is_deep else max(level, logging.WARNING))
     logging.getLogger("corral").setLevel(level)
-    if settings.log_disable:
+    if settings.log.log_disable:
         root.addHandler(logging.NullHandler())
         return
     for handler in _handlers(settings):
         root.addHandler(handler)
 
 
-def _handlers(settings: CommonSettings) -> list[logging.Handler]:
-    stream = sys.stdout if settings.log_jsonl else sys.stderr
+def _handlers(settings: LogSettings) -> list[logging.Handler]:
+    stream = sys.stdout if settings.log.log_jsonl else sys.stderr
     screen = logging.StreamHandler(stream)
-    screen.setFormatter(_formatter(settings, colours=_wants_colours(settings.log_colors, stream)))
-    if not settings.log_file:
+    screen.setFormatter(_formatter(settings, colours=_wants_colours(settings.log.log_colors, stream)))
+    if not settings.log.log_file:
         return [screen]
     try:
-        file = logging.FileHandler(settings.log_file, encoding="utf-8", errors="replace")
+        file = logging.FileHandler(settings.log.log_file, encoding="utf-8", errors="replace")
     except OSError as error:
-        raise ConfigError(f"--log-file {settings.log_file}: {error.strerror or error}") from None
+        raise ConfigError(f"--log-file {settings.log.log_file}: {error.strerror or error}") from None
     file.setFormatter(_formatter(settings, colours=False))
     return [screen, file]
 
 
-def _formatter(settings: CommonSettings, *, colours: bool) -> logging.Formatter:
-    if settings.log_jsonl:
+def _formatter(settings: LogSettings, *, colours: bool) -> logging.Formatter:
+    if settings.log.log_jsonl:
         return JsonLineFormatter()
-    return LineFormatter(timestamps=settings.log_timestamps, prefix=settings.log_prefix, colours=colours)
+    return LineFormatter(timestamps=settings.log.log_timestamps, prefix=settings.log.log_prefix, colours=colours)
 
 
 def _wants_colours(choice: str, stream: TextIO) -> bool:

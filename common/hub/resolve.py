@@ -34,7 +34,7 @@ from .gguf_names import (
 from .hub_cache import cache_dir as cache_dir
 
 if TYPE_CHECKING:
-    from ..base.common_settings import CommonSettings
+    from ..base.common_settings import ModelSettings
 
 PRESET_FILE = "preset.ini"
 """If a repository has this file in its root, `--hf-repo` starts a router with these presets."""
@@ -81,8 +81,8 @@ def find_cached(environ: Mapping[str, str], hf_repo: str, hf_file: str = "") -> 
     return {role: snapshot.files[path] for role, path in paths.items() if path}
 
 
-def is_offline(settings: CommonSettings, environ: Mapping[str, str]) -> bool:
-    return settings.offline or is_offline_machine(environ)
+def is_offline(settings: ModelSettings, environ: Mapping[str, str]) -> bool:
+    return settings.main_model.offline or is_offline_machine(environ)
 
 
 def is_offline_machine(environ: Mapping[str, str]) -> bool:
@@ -90,11 +90,11 @@ def is_offline_machine(environ: Mapping[str, str]) -> bool:
     return environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 
-def remote_preset(settings: CommonSettings, environ: Mapping[str, str]) -> Path | None:
+def remote_preset(settings: ModelSettings, environ: Mapping[str, str]) -> Path | None:
     """Return the presets file if `--hf-repo` names presets instead of a model; download it again if possible."""
-    if not settings.hf_repo or settings.hf_file:
+    if not settings.main_model.hf_repo or settings.main_model.hf_file:
         return None
-    repo, tag = _repo_and_tag(settings.hf_repo)
+    repo, tag = _repo_and_tag(settings.main_model.hf_repo)
     snapshot = hub_cache.snapshot(cache_dir(environ), repo)
     cached = snapshot.files.get(PRESET_FILE) if snapshot else None
     if is_offline(settings, environ) or (snapshot and not cached and choose_files(snapshot.files, tag).model):
@@ -113,7 +113,7 @@ def remote_preset(settings: CommonSettings, environ: Mapping[str, str]) -> Path 
 
 
 def resolve_files(
-    settings: CommonSettings, environ: Mapping[str, str], on_progress: OnProgress = ignore_progress
+    settings: ModelSettings, environ: Mapping[str, str], on_progress: OnProgress = ignore_progress
 ) -> ModelFiles:
     """Download missing files and return the paths; blocks. `on_progress` is called from other threads.
 
@@ -132,61 +132,61 @@ class _FoundFiles:
 
 
 class _Resolver:
-    def __init__(self, settings: CommonSettings, environ: Mapping[str, str], on_progress: OnProgress) -> None:
+    def __init__(self, settings: ModelSettings, environ: Mapping[str, str], on_progress: OnProgress) -> None:
         self.settings = settings
         self.environ = environ
         self.on_progress = on_progress
         self.cache = cache_dir(environ)
 
     def files(self) -> ModelFiles:
-        settings = self.settings
-        heads = _heads(settings.spec_type)
-        if settings.hf_repo:
+        main = self.settings.main_model
+        heads = _heads(self.settings.drafts.spec_type)
+        if main.hf_repo:
             found = self._repository(
-                settings.hf_repo,
-                settings.hf_file,
+                main.hf_repo,
+                main.hf_file,
                 want_mmproj=self._auto_mmproj,
                 heads=() if self._has_draft else heads,
             )
-        elif settings.model_url:
-            path = self._from_url(settings.model_url, settings.model)
+        elif main.model_url:
+            path = self._from_url(main.model_url, main.model)
             found = _FoundFiles(RepoModelFiles((str(path),)), {str(path): path})
-        elif settings.model:
-            found = _FoundFiles(RepoModelFiles((settings.model,)), {settings.model: _existing(settings.model)})
+        elif main.model:
+            found = _FoundFiles(RepoModelFiles((main.model,)), {main.model: _existing(main.model)})
         else:
             raise ModelFilesError("no model given: use --model, --hf-repo or --model-url")
         model = found.path(found.choice.model[0] if found.choice.model else None)
         if model is None:
-            raise ModelFilesError(f"repository {settings.hf_repo} contains projectors or drafts, but no model")
+            raise ModelFilesError(f"repository {main.hf_repo} contains projectors or drafts, but no model")
         draft, kind = self._draft(found)
         return ModelFiles(model, self._mmproj(found), draft, kind)
 
     @property
     def _auto_mmproj(self) -> bool:
-        settings = self.settings
-        return settings.mmproj_auto and not settings.mmproj and not settings.mmproj_url
+        media = self.settings.media
+        return media.mmproj_auto and not media.mmproj and not media.mmproj_url
 
     @property
     def _has_draft(self) -> bool:
-        return bool(self.settings.hf_repo_draft or self.settings.model_draft)
+        return bool(self.settings.drafts.hf_repo_draft or self.settings.drafts.model_draft)
 
     def _mmproj(self, found: _FoundFiles) -> Path | None:
         """Return the projector. `--no-mmproj` overrides all options that name one, so /models and the worker agree."""
-        settings = self.settings
-        if not settings.mmproj_auto:
+        media = self.settings.media
+        if not media.mmproj_auto:
             return None
-        if settings.mmproj_url:
-            return self._from_url(settings.mmproj_url, settings.mmproj)
-        return _existing(settings.mmproj) if settings.mmproj else found.path(found.choice.mmproj)
+        if media.mmproj_url:
+            return self._from_url(media.mmproj_url, media.mmproj)
+        return _existing(media.mmproj) if media.mmproj else found.path(found.choice.mmproj)
 
     def _draft(self, found: _FoundFiles) -> tuple[Path | None, DraftKind | None]:
-        settings = self.settings
-        if settings.hf_repo_draft:
-            asked = _heads(settings.spec_type)
-            plain = bool(settings.model_draft) or (not asked and not set(settings.spec_type) <= {"none"})
+        drafts = self.settings.drafts
+        if drafts.hf_repo_draft:
+            asked = _heads(drafts.spec_type)
+            plain = bool(drafts.model_draft) or (not asked and not set(drafts.spec_type) <= {"none"})
             other = self._repository(
-                settings.hf_repo_draft,
-                settings.model_draft,
+                drafts.hf_repo_draft,
+                drafts.model_draft,
                 want_mmproj=False,
                 heads=() if plain else asked or DRAFT_KINDS,
                 heads_needed=bool(asked),
@@ -194,10 +194,10 @@ class _Resolver:
             if other.choice.draft:
                 return other.path(other.choice.draft), other.choice.draft_kind
             if not other.choice.model:
-                raise ModelFilesError(f"repository {settings.hf_repo_draft} contains no draft model")
+                raise ModelFilesError(f"repository {drafts.hf_repo_draft} contains no draft model")
             return other.path(other.choice.model[0]), None
-        if settings.model_draft:
-            path = _existing(settings.model_draft)
+        if drafts.model_draft:
+            path = _existing(drafts.model_draft)
             return path, "mtp" if is_mtp_head(path) else None
         return found.path(found.choice.draft), found.choice.draft_kind
 
@@ -248,8 +248,8 @@ class _Resolver:
             fetch(client, Transfer(url, target, headers), self.on_progress, threading.Event())
 
 
-def _token(settings: CommonSettings) -> str:
-    token = settings.hf_token
+def _token(settings: ModelSettings) -> str:
+    token = settings.main_model.hf_token.get_secret_value()
     if token and not is_token(token):
         logger.warning("the value of --hf-token or HF_TOKEN is not a Hugging Face token, sending no token")
         return ""

@@ -15,7 +15,7 @@ from ..base.errors import ApiError
 from ..web.auth import LOCAL_HOSTS, read_api_keys
 
 if TYPE_CHECKING:
-    from ..base.common_settings import CommonSettings
+    from ..base.common_settings import ServerSettings
 
 PRIVATE_SUFFIXES = (".localhost", ".local", ".internal", ".lan", ".home.arpa")
 """Suffixes of host names that cannot be registered."""
@@ -30,10 +30,10 @@ Check = Callable[[str | None, str | None], None]
 """Function of a request's `Origin` and `Host` that raises ForeignPage."""
 
 
-def page_check(settings: CommonSettings) -> Check | None:
+def page_check(settings: ServerSettings) -> Check | None:
     """Return the check; None: not needed, because a key is required or the operator allows all pages."""
-    is_chosen = "cors_origins" in settings.model_fields_set
-    chosen = [origin.strip() for origin in settings.cors_origins.split(",")] if is_chosen else []
+    is_chosen = "cors_origins" in settings.options_set
+    chosen = [origin.strip() for origin in settings.http.cors_origins.split(",")] if is_chosen else []
     if read_api_keys(settings) or "*" in chosen:
         return None
 

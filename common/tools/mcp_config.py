@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..base.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ..base.common_settings import CommonSettings
+    from ..base.common_settings import ServerSettings
 
 log = logging.getLogger("corral.tools")
 
@@ -33,7 +33,7 @@ class McpServer:
     """Time limit of one request in seconds."""
 
 
-def read_servers(settings: CommonSettings) -> tuple[McpServer, ...]:
+def read_servers(settings: ServerSettings) -> tuple[McpServer, ...]:
     """Return the servers of both options, those of the file first. Raise ConfigError."""
     found: dict[str, McpServer] = {}
     for where, text in _sources(settings):
@@ -44,16 +44,16 @@ def read_servers(settings: CommonSettings) -> tuple[McpServer, ...]:
     return tuple(found.values())
 
 
-def _sources(settings: CommonSettings) -> list[tuple[str, str]]:
+def _sources(settings: ServerSettings) -> list[tuple[str, str]]:
     sources = []
-    if settings.mcp_servers_config:
-        where = f"--mcp-servers-config {settings.mcp_servers_config}"
+    if settings.endpoints.mcp_servers_config:
+        where = f"--mcp-servers-config {settings.endpoints.mcp_servers_config}"
         try:
-            sources.append((where, Path(settings.mcp_servers_config).read_text(encoding="utf-8")))
+            sources.append((where, Path(settings.endpoints.mcp_servers_config).read_text(encoding="utf-8")))
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{where}: {error}") from None
-    if settings.mcp_servers_json:
-        sources.append(("--mcp-servers-json", settings.mcp_servers_json))
+    if settings.endpoints.mcp_servers_json:
+        sources.append(("--mcp-servers-json", settings.endpoints.mcp_servers_json))
     return sources
 
 

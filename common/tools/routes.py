@@ -16,13 +16,13 @@ from ..base.errors import FeatureDisabled
 from ..web.application import RUNNING, Handler, Route
 
 if TYPE_CHECKING:
-    from ..base.common_settings import CommonSettings
+    from ..base.common_settings import ServerSettings
     from .foreign import Check
 
 log = logging.getLogger("corral.tools")
 
 
-def tool_routes(app: web.Application, settings: CommonSettings, environ: Mapping[str, str]) -> list[Route]:
+def tool_routes(app: web.Application, settings: ServerSettings, environ: Mapping[str, str]) -> list[Route]:
     """Return the routes; their processes are started and ended with `app`. Raise ConfigError.
 
     `environ`: environment for the processes of tools, without the keys of this server.
@@ -48,8 +48,8 @@ def _guarded(handler: Handler, check: Check) -> Handler:
     return guarded
 
 
-def _tools(app: web.Application, settings: CommonSettings, environ: Mapping[str, str]) -> list[Route]:
-    if not (settings.tools or settings.mcp_servers_config or settings.mcp_servers_json):
+def _tools(app: web.Application, settings: ServerSettings, environ: Mapping[str, str]) -> list[Route]:
+    if not (settings.endpoints.tools or settings.endpoints.mcp_servers_config or settings.endpoints.mcp_servers_json):
         return [("GET", "/tools", refuse), ("POST", "/tools", refuse)]
     from .http import ToolHandlers
     from .server import ToolServer
@@ -68,8 +68,8 @@ def _tools(app: web.Application, settings: CommonSettings, environ: Mapping[str,
     return [("GET", "/tools", handlers.show), ("POST", "/tools", handlers.call)]
 
 
-def _proxy(app: web.Application, settings: CommonSettings) -> list[Route]:
-    if not settings.ui_mcp_proxy:
+def _proxy(app: web.Application, settings: ServerSettings) -> list[Route]:
+    if not settings.http.ui_mcp_proxy:
         return [("GET", "/cors-proxy", refuse), ("POST", "/cors-proxy", refuse)]
     from .cors_proxy import CorsProxy
 
@@ -81,6 +81,6 @@ def _proxy(app: web.Application, settings: CommonSettings) -> list[Route]:
     return [("GET", "/cors-proxy", proxy.forward), ("POST", "/cors-proxy", proxy.forward)]
 
 
-def _warn(what: str, settings: CommonSettings) -> None:
-    has_key = bool(settings.api_key or settings.api_key_file)
+def _warn(what: str, settings: ServerSettings) -> None:
+    has_key = bool(settings.http.api_key or settings.http.api_key_file)
     log.warning("%s%s", what, "" if has_key else ", and no API key is required (--api-key)")

@@ -24,7 +24,7 @@ from .runtimes import Image, parse_option
 from .tool import ServerTool
 
 if TYPE_CHECKING:
-    from ..base.common_settings import CommonSettings
+    from ..base.common_settings import ServerSettings
 
 log = logging.getLogger("corral.tools")
 
@@ -32,13 +32,13 @@ log = logging.getLogger("corral.tools")
 class ToolServer:
     """The tools of one server. Raise ConfigError for invalid options. Nothing is started before `start`."""
 
-    def __init__(self, settings: CommonSettings, environ: Mapping[str, str]) -> None:
+    def __init__(self, settings: ServerSettings, environ: Mapping[str, str]) -> None:
         _check(settings)
         self.processes = Processes(environ)
-        self._builtin = builtin_tools(settings.tools, ToolRunner(self.processes, settings.tools_root))
+        self._builtin = builtin_tools(settings.endpoints.tools, ToolRunner(self.processes, settings.corral.tools_root))
         self._mcp = McpServers(read_servers(settings), self.processes)
-        self._runtime = settings.tools_runtime
-        self._is_bound = bool(settings.tools_runtime or settings.tools_root)
+        self._runtime = settings.endpoints.tools_runtime
+        self._is_bound = bool(settings.endpoints.tools_runtime or settings.corral.tools_root)
         self._container = self._own_container()
 
     def _own_container(self) -> OwnContainer | None:
@@ -89,20 +89,20 @@ class ToolServer:
         self.processes.close()
 
 
-def _check(settings: CommonSettings) -> None:
+def _check(settings: ServerSettings) -> None:
     if os.name != "posix":
         raise ConfigError("tools and MCP servers need a POSIX system: they use process groups")
     known = [entry.name for entry in CATALOG]
-    for name in settings.tools:
+    for name in settings.endpoints.tools:
         if name not in (*known, "all"):
             raise ConfigError(f"--tools: unknown tool '{name}'. available tools: {', '.join(known)}")
-    if not settings.tools_root:
+    if not settings.corral.tools_root:
         return
-    if not os.path.isdir(settings.tools_root):
-        raise ConfigError(f"--tools-root {settings.tools_root}: no such directory")
-    if settings.tools_runtime:
+    if not os.path.isdir(settings.corral.tools_root):
+        raise ConfigError(f"--tools-root {settings.corral.tools_root}: no such directory")
+    if settings.endpoints.tools_runtime:
         raise ConfigError("--tools-root is for tools on this machine: it cannot be combined with --tools-runtime")
-    if {"all", "exec_shell_command"} & set(settings.tools):
+    if {"all", "exec_shell_command"} & set(settings.endpoints.tools):
         raise ConfigError(
             "--tools-root cannot restrict exec_shell_command: name the other tools, or run all tools in a container "
             "(--tools-runtime docker:IMAGE)"

@@ -32,7 +32,7 @@ from .envelopes import OPENAI, Envelope, envelope_of
 from .shutdown import RunningRequests
 
 if TYPE_CHECKING:
-    from ..base.common_settings import CommonSettings
+    from ..base.common_settings import ServerSettings
 
 log = logging.getLogger("corral.http")
 
@@ -244,7 +244,7 @@ def _refuse_at_the_end(request: web.Request) -> web.Response:
 
 
 def application(
-    settings: CommonSettings, *, is_ready: Callable[[], bool] = _always, public_paths: Sequence[str] = ()
+    settings: ServerSettings, *, is_ready: Callable[[], bool] = _always, public_paths: Sequence[str] = ()
 ) -> web.Application:
     """Create an application whose responses, including errors, follow llama-server's conventions.
 
@@ -252,13 +252,13 @@ def application(
     `public_paths` need no key, like the health paths.
     """
     keys = Keys(read_api_keys(settings))
-    prefix = settings.api_prefix or ""
+    prefix = settings.http.api_prefix or ""
     pages = {*PAGE_PATHS, *(prefix + path for path in PAGE_PATHS)}
     public = {*pages, *HEALTH_PATHS, *(prefix + path for path in (*HEALTH_PATHS, *public_paths))}
     preflight = {
-        "Access-Control-Allow-Credentials": "true" if settings.cors_credentials else "false",
-        "Access-Control-Allow-Methods": settings.cors_methods,
-        "Access-Control-Allow-Headers": settings.cors_headers,
+        "Access-Control-Allow-Credentials": "true" if settings.http.cors_credentials else "false",
+        "Access-Control-Allow-Methods": settings.http.cors_methods,
+        "Access-Control-Allow-Headers": settings.http.cors_headers,
         hdrs.CONTENT_TYPE: "text/html",
     }
 
@@ -296,7 +296,7 @@ def application(
             return _close_connection(request)
         return error_response(fault, envelope_of(request)) if isinstance(fault, ApiError) else fault
 
-    limits, running = RequestLimits(settings.max_body, settings.timeout or None), RunningRequests()
+    limits, running = RequestLimits(settings.corral.max_body, settings.http.timeout or None), RunningRequests()
     allowed_origin = origin_policy(settings)
 
     async def decorate(request: web.Request, response: web.StreamResponse) -> None:
@@ -307,18 +307,18 @@ def application(
             headers["Access-Control-Allow-Origin"] = allowed
             if allowed == origin:
                 headers[hdrs.VARY] = "Origin"
-                if settings.cors_credentials:  # otherwise browsers hide the response from a page that sent cookies
+                if settings.http.cors_credentials:  # otherwise browsers hide the response from a page that sent cookies
                     headers["Access-Control-Allow-Credentials"] = "true"
 
-    app = web.Application(middlewares=[middleware], client_max_size=settings.max_body)
+    app = web.Application(middlewares=[middleware], client_max_size=settings.corral.max_body)
     app[LIMITS] = limits
     app[RUNNING] = running
     app.on_response_prepare.append(decorate)
     return app
 
 
-def add_routes(app: web.Application, settings: CommonSettings, routes: Sequence[Route]) -> None:
-    prefix = settings.api_prefix or ""
+def add_routes(app: web.Application, settings: ServerSettings, routes: Sequence[Route]) -> None:
+    prefix = settings.http.api_prefix or ""
     for method, path, handler in routes:
         if method == hdrs.METH_GET:
             app.router.add_get(prefix + path, handler, expect_handler=_expect)

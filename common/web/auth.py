@@ -14,21 +14,19 @@ from aiohttp import hdrs, web
 from ..base.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ..base.common_settings import CommonSettings
+    from ..base.common_settings import ServerSettings
 
-_EXPOSING = ("tools", "mcp_servers_config", "mcp_servers_json", "ui_mcp_proxy")
-"""Options that give callers more access to this machine than requests to a model."""
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
-def read_api_keys(settings: CommonSettings) -> tuple[str, ...]:
+def read_api_keys(settings: ServerSettings) -> tuple[str, ...]:
     """Return the keys of `--api-key` (comma list) and `--api-key-file` (one per line, `#` starts a comment line)."""
-    keys = list(settings.api_key)
-    if settings.api_key_file:
+    keys = [key.get_secret_value() for key in settings.http.api_key]
+    if settings.http.api_key_file:
         try:
-            lines = Path(settings.api_key_file).read_text(encoding="utf-8").splitlines()
+            lines = Path(settings.http.api_key_file).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--api-key-file {settings.api_key_file}: {error}") from None
+            raise ConfigError(f"--api-key-file {settings.http.api_key_file}: {error}") from None
         keys += [line for line in lines if not line.lstrip().startswith("#")]
     return tuple(dict.fromkeys(key.strip() for key in keys if key.strip()))
 
@@ -54,17 +52,22 @@ class Keys:
         return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
-def origin_policy(settings: CommonSettings) -> Callable[[str | None], str | None]:
+def origin_policy(settings: ServerSettings) -> Callable[[str | None], str | None]:
     """Return a function from a request's `Origin` to the value of `Access-Control-Allow-Origin`; None: no header."""
-    origins: str = settings.cors_origins
-    exposes_machine = any(getattr(settings, name, None) for name in _EXPOSING)
-    if (exposes_machine or getattr(settings, "agent", False)) and "cors_origins" not in settings.model_fields_set:
+    origins: str = settings.http.cors_origins
+    if _exposes_machine(settings) and "cors_origins" not in settings.options_set:
         origins = "localhost"
-    if origins == "*" and settings.cors_credentials:
+    if origins == "*" and settings.http.cors_credentials:
         return lambda origin: origin or None
     if origins == "localhost":
         return lambda origin: origin if origin and _host_of(origin) in LOCAL_HOSTS else None
     return lambda origin: origins
+
+
+def _exposes_machine(settings: ServerSettings) -> bool:
+    """Return True if callers get more access to this machine than requests to a model."""
+    tools = settings.endpoints
+    return bool(tools.tools or tools.mcp_servers_config or tools.mcp_servers_json or settings.http.ui_mcp_proxy)
 
 
 def _host_of(origin: str) -> str | None:

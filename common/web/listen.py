@@ -25,7 +25,7 @@ from ..base.errors import ConfigError
 from .client_connection import ClientConnection
 
 if TYPE_CHECKING:
-    from ..base.common_settings import CommonSettings
+    from ..base.common_settings import ListenSettings
 
 log = logging.getLogger("corral.http")
 
@@ -52,7 +52,7 @@ class Listening:
 
 
 @contextlib.asynccontextmanager
-async def listen(app: web.Application, settings: CommonSettings, *, grace: float = GRACE_S) -> AsyncIterator[Listening]:
+async def listen(app: web.Application, settings: ListenSettings, *, grace: float = GRACE_S) -> AsyncIterator[Listening]:
     """Serve inside the `async with` block; at its end stop accepting, wait `grace` seconds and abort what still runs.
 
     Raise ConfigError, with one line that names the address, if an address cannot be bound.
@@ -135,10 +135,10 @@ def _describe(sockets: list[socket.socket], tls: ssl.SSLContext | None) -> Liste
 # -- binding ---------------------------------------------------------------------------------------------------------
 
 
-def _bind_all(settings: CommonSettings) -> list[socket.socket]:
-    hosts = settings.host
+def _bind_all(settings: ListenSettings) -> list[socket.socket]:
+    hosts = settings.http.host
     n_tcp = sum(not host.endswith(".sock") for host in hosts)
-    if settings.port == 0 and n_tcp > 1:
+    if settings.http.port == 0 and n_tcp > 1:
         raise ConfigError("--port 0 is not supported with several TCP addresses in --host")
     sockets: list[socket.socket] = []
     try:
@@ -146,7 +146,7 @@ def _bind_all(settings: CommonSettings) -> list[socket.socket]:
             if host.endswith(".sock"):
                 sockets.append(_bind_unix(host))
             else:
-                sockets += _bind_tcp(host, settings.port, reuse_port=settings.reuse_port, v6only=n_tcp > 1)
+                sockets += _bind_tcp(host, settings.http.port, reuse_port=settings.http.reuse_port, v6only=n_tcp > 1)
     except BaseException:
         for sock in sockets:
             if _is_unix(sock):
@@ -239,8 +239,8 @@ def _remove_stale(path: str) -> None:
                 os.unlink(path)
 
 
-def _tls(settings: CommonSettings) -> ssl.SSLContext | None:
-    key, cert = settings.ssl_key_file, settings.ssl_cert_file
+def _tls(settings: ListenSettings) -> ssl.SSLContext | None:
+    key, cert = settings.http.ssl_key_file, settings.http.ssl_cert_file
     if not key and not cert:
         return None
     if not key or not cert:

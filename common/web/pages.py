@@ -14,7 +14,7 @@ from ..base.errors import ConfigError, NotFound
 from .application import Route, json_response
 
 if TYPE_CHECKING:
-    from ..base.common_settings import CommonSettings
+    from ..base.common_settings import ListenSettings
 
 NO_CACHE = {hdrs.CACHE_CONTROL: "no-cache"}
 
@@ -30,7 +30,7 @@ async function retire() {
 """Removes the service worker of llama-server's UI: a browser that used that UI would otherwise keep showing it."""
 
 
-def page_routes(settings: CommonSettings, html: str, name: str = "llama-corral") -> list[Route]:
+def page_routes(settings: ListenSettings, html: str, name: str = "llama-corral") -> list[Route]:
     """Return the GET routes for `/` and its files. With `--no-ui`, GET is a 404, but many clients check HEAD `/`."""
 
     async def page(request: web.Request) -> web.StreamResponse:
@@ -51,10 +51,10 @@ def page_routes(settings: CommonSettings, html: str, name: str = "llama-corral")
     async def version(request: web.Request) -> web.StreamResponse:
         return json_response({"version": name})
 
-    if not settings.ui:
+    if not settings.http.ui:
         return [("HEAD", "/", alive), ("GET", "/sw.js", retire_service_worker)]
-    if settings.path:
-        return [("HEAD", "/", alive), *_folder_routes(Path(settings.path))]
+    if settings.http.path:
+        return [("HEAD", "/", alive), *_folder_routes(Path(settings.http.path))]
     return [
         ("GET", "/", page),
         ("GET", "/index.html", page),

@@ -21,9 +21,9 @@ from .application import CONVERSATION_HEADER, GIVEN_BODY, Handler, Route, add_ro
 from .ollama import PATHS as OLLAMA_PATHS
 
 if TYPE_CHECKING:
-    from ..base.common_settings import CommonSettings
+    from ..base.common_settings import ServerSettings
 
-ListeningSettings = TypeVar("ListeningSettings", bound="CommonSettings")
+ListeningSettings = TypeVar("ListeningSettings", bound="ServerSettings")
 
 log = logging.getLogger("corral.http")
 
@@ -44,18 +44,18 @@ class Vertex:
     """"" if the platform uses `/health`."""
 
     def listening(self, settings: ListeningSettings) -> ListeningSettings:
-        if settings.port == self.port:
+        if settings.http.port == self.port:
             return settings
-        log.warning("Vertex AI: AIP_HTTP_PORT (%d) overrides --port %d", self.port, settings.port)
-        return settings.model_copy(update={"port": self.port})
+        log.warning("Vertex AI: AIP_HTTP_PORT (%d) overrides --port %d", self.port, settings.http.port)
+        return settings.with_options({"port": self.port})
 
     def public_paths(self) -> tuple[str, ...]:
         """Return the paths that need no key, because the platform's probe has none."""
         return (self.health_route,) if self.health_route else ()
 
-    def serve(self, app: web.Application, settings: CommonSettings, served: Sequence[Route], health: Handler) -> None:
+    def serve(self, app: web.Application, settings: ServerSettings, served: Sequence[Route], health: Handler) -> None:
         """Add Vertex AI's routes; call it after all others. `served`: routes for instances. Raise ConfigError."""
-        prefix = settings.api_prefix or ""
+        prefix = settings.http.api_prefix or ""
         taken = {resource.canonical for resource in app.router.resources()}
         if prefix + self.predict_route in taken:
             raise ConfigError(f"AIP_PREDICT_ROUTE={self.predict_route}: this server already uses that path")

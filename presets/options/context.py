@@ -1,7 +1,5 @@
 """The option table, part 3: context, batches, KV cache, slots, position scaling and CPU threads."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from .option import OptionGroup, option, within

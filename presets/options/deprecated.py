@@ -44,6 +44,11 @@ def _same(field: str) -> Callable[[str], Expansion]:
     return lambda text: ((field, text),)
 
 
+def _direct_io(text: str) -> Expansion:
+    """Switched on, it does not depend on lower layers; switched off, it only undoes `dio`."""
+    return (("load_mode", "dio"),) if text == "true" else (("direct_io", text),)
+
+
 def _sampler_letters(text: str) -> Expansion:
     return (("samplers", ";".join(SAMPLER_LETTERS[letter] for letter in text)),)
 
@@ -106,7 +111,18 @@ _NGRAM_DEFAULT = _when_true(
     ("spec_ngram_mod_n_max", "64"),
 )
 LOAD_SWITCHES = ("mmap", "mlock", "direct_io")
-"""Switches that `--load-mode` replaced. They modify the value of lower layers when layers are merged."""
+"""Switches that `--load-mode` replaced. They modify the load mode of the layers below theirs."""
+
+
+def load_mode_after(before: str, switch: str, on: bool) -> str:
+    """Return the load mode after `--mmap` or `--mlock`, its negation, or `--no-direct-io` is applied to `before`."""
+    if switch == "direct_io":
+        return "auto" if before == "dio" else before
+    parts = {"mmap"} if before in ("auto", "dio") and switch == "mlock" else set(before.split("+"))
+    parts = (parts & {"mmap", "mlock"}) | ({switch} if on else set())
+    parts -= set() if on else {switch}
+    return "+".join(sorted(parts, reverse=True, key=("mlock", "mmap").index)) or "none"
+
 
 _CODER = "predefined model: Qwen 2.5 Coder "
 
@@ -140,7 +156,7 @@ SHORTHANDS = (
         flags=("-dio", "--direct-io"),
         negated=("-ndio", "--no-direct-io"),
         env=("LLAMA_ARG_DIO",),
-        expand=_same("direct_io"),
+        expand=_direct_io,
         help="earlier form of --load-mode dio",
     ),
     Shorthand(

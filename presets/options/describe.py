@@ -8,6 +8,7 @@ import typing
 from typing import Any, Literal
 
 import annotated_types
+from pydantic import SecretStr
 
 from .table import FIELDS, OPTIONS
 from .values import Allowed
@@ -22,7 +23,7 @@ def allowed(field: str) -> str:
     annotation = info.annotation
     if choices(field):
         return "one of " + ", ".join(choices(field))
-    kind = {int: "an integer", float: "a number", str: "text"}.get(typing.cast(type, annotation))
+    kind = {int: "an integer", float: "a number", str: "text", SecretStr: "text"}.get(typing.cast(type, annotation))
     return (kind or _inner(annotation)) + _range(info.metadata)
 
 

@@ -1,7 +1,5 @@
 """The option table, part 8: images, audio and video."""
 
-from __future__ import annotations
-
 from .option import OptionGroup, Repeat, option, within
 from .values import Names, Switch
 

@@ -1,9 +1,10 @@
 """The option table, part 2: the model, and how its weights are loaded onto which devices."""
 
-from __future__ import annotations
+from typing import Any, Literal
 
-from typing import Literal
+from pydantic import SecretStr, model_validator
 
+from .deprecated import LOAD_SWITCHES, load_mode_after
 from .option import OptionGroup, OptionReader, Repeat, option, within
 from .values import KeyOverrides, LayerCount, LayerRange, Names, NumaStrategy, Numbers, OnOff, ScaledFiles, Switch
 
@@ -51,8 +52,8 @@ class ModelOptions(OptionGroup):
         env="HF_FILE",
         hint="FILE",
     )
-    hf_token: str = option(
-        "", "-hft --hf-token", "access token for Hugging Face", env="$HF_TOKEN", hint="TOKEN", secret=True
+    hf_token: SecretStr = option(
+        SecretStr(""), "-hft --hf-token", "access token for Hugging Face", env="$HF_TOKEN", hint="TOKEN", secret=True
     )
     offline: Switch = option(
         False,
@@ -236,3 +237,12 @@ class LoadOptions(OptionGroup):
         limits=within(ge=0),
         notice="--fit is not supported yet",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_switches(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Apply the earlier switches to the load mode, in their order."""
+        rest = dict(values)
+        for switch in [name for name in values if name in LOAD_SWITCHES]:
+            rest["load_mode"] = load_mode_after(rest.get("load_mode", "auto"), switch, rest.pop(switch) == "true")
+        return rest

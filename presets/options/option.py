@@ -129,5 +129,11 @@ def within(ge: float | None = None, le: float | None = None) -> dict[str, Any]:
 class OptionGroup(BaseModel):
     """Options that help and the reference show together, under `title`."""
 
-    model_config = ConfigDict(frozen=True, defer_build=True)  # only Settings, which has all groups, is validated
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        hide_input_in_errors=True,
+        defer_build=True,  # only Settings, which has all groups, is validated
+    )
     title: ClassVar[str]

@@ -1,7 +1,5 @@
 """The option table, part 1: options that print something and exit, and the log."""
 
-from __future__ import annotations
-
 from .option import OptionGroup, OptionReader, option, within
 from .values import OnOffAuto, Switch
 

@@ -1,6 +1,6 @@
 """The option table, part 6: the router's models, and the keys that are only for presets files."""
 
-from __future__ import annotations
+from pydantic import SecretStr
 
 from .option import OptionGroup, OptionReader, option, within
 from .values import AUTO_LIMIT, DeviceLimits, DeviceSizes, MemoryLimit, OptionalSize, Switch
@@ -260,8 +260,8 @@ class BackendOptions(OptionGroup):
         hint="COMMAND",
         reader=OptionReader.PRESET,
     )
-    env: str = option(
-        "",
+    env: SecretStr = option(
+        SecretStr(""),
         "env",
         "environment variables for the program: NAME=VALUE, separated by spaces, in quotes where needed",
         hint="VARIABLES",

@@ -1,7 +1,5 @@
 """The option table, part 4: defaults for sampling, which requests can override."""
 
-from __future__ import annotations
-
 from .option import OptionGroup, Repeat, option, within
 from .values import Breakers, Finite, JsonObject, LogitBias, SamplerNames, Seed, Switch, Temperature
 

@@ -1,11 +1,9 @@
 """The option table, part 5: HTTP of router and worker, endpoints and chat."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from .option import OptionGroup, OptionReader, Repeat, option, within
-from .values import ByteSize, Hosts, JsonObject, Names, OnOffAuto, Switch, Texts, UrlPath
+from .values import ByteSize, Hosts, JsonObject, Names, OnOffAuto, SecretNames, Switch, Texts, UrlPath
 
 
 class HttpOptions(OptionGroup):
@@ -81,7 +79,7 @@ class HttpOptions(OptionGroup):
         reader=OptionReader.BOTH,
         notice="one event loop handles all requests",
     )
-    api_key: Names = option(
+    api_key: SecretNames = option(
         (),
         "--api-key",
         "keys, separated by commas; each request must contain one of them",

@@ -1,18 +1,19 @@
-"""The settings of one process: all options of the table as one frozen, validated object.
+"""The settings of one process: all options of the table as one frozen, validated object of nested groups.
 
-`merge.resolve` builds it from the command line, the environment and files; it can also be built directly:
-`Settings(model="x.gguf", ctx_size=512)`. This module reads no environment and no files.
+`merge.resolve` builds it from the command line, the environment and files. `Settings.of(model="x.gguf", ctx_size=512)`
+builds it from values. This module reads no environment and no files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextvars import ContextVar
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
 
-from pydantic import ConfigDict
+from pydantic import model_validator
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from .context import ContextOptions, RopeOptions, ThreadOptions
+from .deprecated import LOAD_SWITCHES
 from .media import MediaOptions
 from .model import LoadOptions, ModelOptions
 from .option import OptionGroup
@@ -21,46 +22,116 @@ from .router import BackendOptions, PresetOptions, RouterOptions
 from .sampling import SamplingOptions
 from .server import ChatOptions, CorralOptions, EndpointOptions, HttpOptions
 from .speculative import DraftModelOptions, DraftOptions, NgramOptions
+from .values import join_many, many, unescape
 
-layer_texts: ContextVar[Mapping[str, str]] = ContextVar("layer_texts")
-"""Texts of the layer from which settings are being built; unset for settings that are built directly."""
+_ESCAPED_FIELDS = (("endpoints", "reverse_prompt"), ("sampling", "dry_sequence_breaker"))
 
 
-class Settings(
-    NgramOptions,
-    DraftModelOptions,
-    DraftOptions,
-    MediaOptions,
-    BackendOptions,
-    PresetOptions,
-    CorralOptions,
-    ChatOptions,
-    SamplingOptions,
-    EndpointOptions,
-    HttpOptions,
-    ThreadOptions,
-    RopeOptions,
-    ContextOptions,
-    LoadOptions,
-    ModelOptions,
-    RouterOptions,
-    LogOptions,
-    ProgramOptions,
-):
-    """All options. The base classes are in the reverse order of the help."""
+class Settings(BaseSettings):
+    """All options. The groups are in the order of the help; none of them has the name of an option."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, defer_build=False)
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, defer_build=False)
 
-    def __init__(self, **values: Any) -> None:
-        super().__init__(**{**layer_texts.get({}), **values})
+    program: ProgramOptions
+    log: LogOptions
+    router: RouterOptions
+    main_model: ModelOptions
+    load: LoadOptions
+    context: ContextOptions
+    rope: RopeOptions
+    cpu: ThreadOptions
+    http: HttpOptions
+    endpoints: EndpointOptions
+    sampling: SamplingOptions
+    chat: ChatOptions
+    corral: CorralOptions
+    presets: PresetOptions
+    backend: BackendOptions
+    media: MediaOptions
+    drafts: DraftOptions
+    draft_model: DraftModelOptions
+    ngrams: NgramOptions
+
+    def __init__(self, sources: Sequence[PydanticBaseSettingsSource] = ()) -> None:
+        """Take each option's value from the first of the sources that has it. Raise pydantic's ValidationError."""
+        super().__init__(sources=tuple(sources))
+
+    @classmethod
+    def of(cls, **values: Any) -> Settings:
+        """Return settings with the values of options, given by the options' names."""
+        return cls([InitSettingsSource(cls, grouped(values))])
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return the sources that were passed to the constructor, instead of pydantic-settings' own."""
+        sources: tuple[PydanticBaseSettingsSource, ...] = init_settings.init_kwargs["sources"]  # type: ignore[attr-defined]
+        return sources
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Add the groups of which no option was set, and replace the escape sequences in texts."""
+        groups = {**{name: {} for name in cls.model_fields}, **values}
+        if groups["endpoints"].get("escape") in ("false", False):
+            return groups
+        for name, field in _ESCAPED_FIELDS:
+            if isinstance(text := groups[name].get(field), str):
+                groups[name] = {**groups[name], field: join_many([unescape(item) for item in many(text)])}
+        return groups
 
     @property
     def is_router(self) -> bool:
         """True if no model is given, so this process serves many models."""
-        return not (self.model or self.model_url or self.hf_repo or self.docker_repo)
+        main = self.main_model
+        return not (main.model or main.model_url or main.hf_repo or main.docker_repo)
+
+    @property
+    def options_set(self) -> frozenset[str]:
+        """The names of the options that were set, from any source."""
+        return frozenset(field for name in type(self).model_fields for field in getattr(self, name).model_fields_set)
+
+    def value(self, field: str) -> Any:
+        """Return the value of the option with that name."""
+        return getattr(getattr(self, GROUP_OF[field]), field)
+
+    def with_options(self, values: Mapping[str, Any], *, unset: Iterable[str] = ()) -> Self:
+        """Return a copy with the given values, which are not validated, and the defaults of the options in `unset`."""
+        defaults = {field: FIELDS_OF_GROUPS[GROUP_OF[field]][field].default for field in unset}
+        groups = {}
+        for name, update in grouped({**defaults, **values}).items():
+            groups[name] = getattr(self, name).model_copy(update=update)
+            groups[name].model_fields_set.difference_update(defaults.keys() - values.keys())
+        return self.model_copy(update=groups)
 
 
-GROUPS: tuple[type[OptionGroup], ...] = tuple(
-    base for base in reversed(Settings.__mro__) if issubclass(base, OptionGroup) and base not in (OptionGroup, Settings)
-)
+GROUPS_BY_NAME: Mapping[str, type[OptionGroup]] = {
+    name: field.annotation
+    for name, field in Settings.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, OptionGroup)
+}
+GROUPS: tuple[type[OptionGroup], ...] = tuple(GROUPS_BY_NAME.values())
 """The option groups in the order of the help."""
+FIELDS_OF_GROUPS = {name: group.model_fields for name, group in GROUPS_BY_NAME.items()}
+GROUP_OF: Mapping[str, str] = {
+    **{field: name for name, fields in FIELDS_OF_GROUPS.items() for field in fields},
+    **dict.fromkeys(LOAD_SWITCHES, "load"),
+}
+"""The name of each option's group."""
+
+
+def grouped(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options' values by group. Names that are not options stay outside, so that validation refuses them."""
+    groups: dict[str, Any] = {}
+    for field, value in values.items():
+        if field in GROUP_OF:
+            groups.setdefault(GROUP_OF[field], {})[field] = value
+        else:
+            groups[field] = value
+    return groups

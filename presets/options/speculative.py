@@ -1,7 +1,5 @@
 """The option table, part 7: speculative decoding."""
 
-from __future__ import annotations
-
 from .option import OptionGroup, Repeat, option, within
 from .values import DRAFT_KINDS, DraftKinds, KvType, LayerCount, Names, Numbers, Switch
 

@@ -5,7 +5,6 @@ They are collected from the fields of `settings` and from `deprecated`. All code
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from .deprecated import REMOVED, SHORTHANDS, Removed, Shorthand
 from .option import Option, OptionReader
-from .settings import Settings
+from .settings import GROUPS
 
 OptionEntry = Option | Shorthand | Removed
 
@@ -29,11 +28,11 @@ class Spelling:
 
 def _option(field: FieldInfo) -> Option:
     if not isinstance(field.json_schema_extra, Option):
-        raise TypeError(f"a field of Settings was not declared with option(): {field!r}")
+        raise TypeError(f"a field of an option group was not declared with option(): {field!r}")
     return field.json_schema_extra
 
 
-FIELDS: Mapping[str, FieldInfo] = Settings.model_fields
+FIELDS: Mapping[str, FieldInfo] = {name: field for group in GROUPS for name, field in group.model_fields.items()}
 OPTIONS: Mapping[str, Option] = {name: _option(field) for name, field in FIELDS.items()}
 ENTRIES: tuple[OptionEntry, ...] = (*OPTIONS.values(), *SHORTHANDS, *REMOVED)
 
@@ -95,6 +94,8 @@ KEYS: Mapping[str, Spelling] = {
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """Return ` (did you mean …?)` with the most similar word, or "" if none is similar."""
+    import difflib  # only for errors
+
     near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
     return f" (did you mean '{near[0]}'?)" if near else ""
 

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
 TRUE_WORDS = ("on", "enabled", "true", "1")
 FALSE_WORDS = ("off", "disabled", "false", "0")
@@ -105,6 +105,10 @@ def _breakers(value: Any) -> Any:
     """Parse sequence breakers; `none` removes all items before it."""
     items = many(value) if isinstance(value, str) else list(value)
     return tuple(items[len(items) - items[::-1].index("none") :] if "none" in items else items)
+
+
+def _secret_names(value: Any) -> Any:
+    return _names(value.get_secret_value() if isinstance(value, SecretStr) else value)
 
 
 def _numbers(value: Any) -> Any:
@@ -227,6 +231,7 @@ OnOffAuto = Annotated[Literal["on", "off", "auto"], BeforeValidator(_on_off_auto
 OnOff = Annotated[Literal["on", "off"], BeforeValidator(_on_off_auto), Allowed("on or off")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names), Allowed("a comma-separated list")]
+SecretNames = Annotated[tuple[SecretStr, ...], BeforeValidator(_secret_names), Allowed("a comma-separated list")]
 Texts = Annotated[
     tuple[str, ...],
     BeforeValidator(lambda value: tuple(many(value)) if isinstance(value, str) else value),

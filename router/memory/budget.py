@@ -137,7 +137,7 @@ def budgets_of(limits: Sequence[int], devices: Sequence[SystemDevice]) -> dict[s
 def memory_budget_of(settings: Settings, environ: Mapping[str, str]) -> MemoryBudget:
     """Return the budget that the settings describe. `environ`: what workers inherit. Raises ConfigError."""
     read = functools.partial(read_devices, environ)
-    limits = settings.models_device_memory
+    limits = settings.router.models_device_memory
     readable = read()
     counted = readable or tuple(
         SystemDevice(unknown_device(i), size, size) for i, size in enumerate(limits) if size > 0
@@ -146,9 +146,9 @@ def memory_budget_of(settings: Settings, environ: Mapping[str, str]) -> MemoryBu
     return MemoryBudget(
         MemoryRequirements(environ, devices if readable else Devices()),
         devices,
-        host=settings.models_memory,
+        host=settings.router.models_memory,
         budgets=budgets_of(limits, counted),
-        margin=settings.models_memory_margin << 20,
+        margin=settings.router.models_memory_margin << 20,
         read_devices=read,
     )
 

@@ -22,25 +22,28 @@ NO_DEVICES = ("none",)
 
 
 def footprint_options(settings: Settings, devices: Devices) -> FootprintOptions:
-    n_slots = AUTO_SLOTS if settings.parallel < 0 else max(1, settings.parallel)
+    n_slots = AUTO_SLOTS if settings.context.parallel < 0 else max(1, settings.context.parallel)
     return FootprintOptions(
-        n_ctx=settings.ctx_size or n_slots * settings.kv_unified_per_slot,
-        n_ctx_slot=settings.kv_unified_per_slot,
+        n_ctx=settings.context.ctx_size or n_slots * settings.context.kv_unified_per_slot,
+        n_ctx_slot=settings.context.kv_unified_per_slot,
         n_slots=n_slots,
-        unified=bool(settings.kv_unified) or settings.parallel < 0,
-        n_ubatch=min(settings.ubatch_size, settings.batch_size),
-        flash_attention=settings.flash_attn != "off",
-        type_k=settings.cache_type_k,
-        type_v=settings.cache_type_v,
-        swa_full=settings.swa_full,
-        n_expert_layers_on_host=EVERY_LAYER if settings.cpu_moe else settings.n_cpu_moe,
+        unified=bool(settings.context.kv_unified) or settings.context.parallel < 0,
+        n_ubatch=min(settings.context.ubatch_size, settings.context.batch_size),
+        flash_attention=settings.context.flash_attn != "off",
+        type_k=settings.context.cache_type_k,
+        type_v=settings.context.cache_type_v,
+        swa_full=settings.context.swa_full,
+        n_expert_layers_on_host=EVERY_LAYER if settings.load.cpu_moe else settings.load.n_cpu_moe,
         offload=_offload(
             settings,
-            _names(settings.device, devices),
-            settings.n_gpu_layers,
-            mode=settings.split_mode,
+            _names(settings.load.device, devices),
+            settings.load.n_gpu_layers,
+            mode=settings.load.split_mode,
             has_overrides=bool(
-                settings.override_tensor or settings.cpu_moe or settings.n_cpu_moe or settings.n_cpu_ffn
+                settings.load.override_tensor
+                or settings.load.cpu_moe
+                or settings.load.n_cpu_moe
+                or settings.load.n_cpu_ffn
             ),
             devices=devices,
         ),
@@ -52,15 +55,17 @@ def draft_footprint_options(settings: Settings, devices: Devices) -> FootprintOp
     s = settings
     return replace(
         footprint_options(s, devices),
-        type_k=s.cache_type_k_draft,
-        type_v=s.cache_type_v_draft,
-        n_expert_layers_on_host=EVERY_LAYER if s.cpu_moe_draft else s.n_cpu_moe_draft,
+        type_k=s.draft_model.cache_type_k_draft,
+        type_v=s.draft_model.cache_type_v_draft,
+        n_expert_layers_on_host=EVERY_LAYER if s.draft_model.cpu_moe_draft else s.draft_model.n_cpu_moe_draft,
         offload=_offload(
             s,
-            _names(s.device_draft or s.device, devices),
-            s.n_gpu_layers_draft,
-            mode="layer" if len(s.device_draft) == 1 else s.split_mode,
-            has_overrides=bool(s.override_tensor_draft or s.cpu_moe_draft or s.n_cpu_moe_draft),
+            _names(s.draft_model.device_draft or s.load.device, devices),
+            s.draft_model.n_gpu_layers_draft,
+            mode="layer" if len(s.draft_model.device_draft) == 1 else s.load.split_mode,
+            has_overrides=bool(
+                s.draft_model.override_tensor_draft or s.draft_model.cpu_moe_draft or s.draft_model.n_cpu_moe_draft
+            ),
             devices=devices,
         ),
     )
@@ -68,9 +73,9 @@ def draft_footprint_options(settings: Settings, devices: Devices) -> FootprintOp
 
 def projector_device(settings: Settings, devices: Devices) -> str:
     """Return the projector's device: its own, else the model's first, else the first of all; "": the host."""
-    asked = (settings.mmproj_device,) if settings.mmproj_device else settings.device[:1]
+    asked = (settings.media.mmproj_device,) if settings.media.mmproj_device else settings.load.device[:1]
     names = _names(asked, devices)
-    return names[0] if names and settings.mmproj_offload else ""
+    return names[0] if names and settings.media.mmproj_offload else ""
 
 
 def _offload(
@@ -78,18 +83,18 @@ def _offload(
 ) -> Offload:
     """Return how layers are offloaded. `wanted`: a number; `auto` and `all`: every layer. `mode`: the split mode."""
     if mode == "none":
-        names = names[settings.main_gpu :][:1] if settings.main_gpu >= 0 else ()
+        names = names[settings.load.main_gpu :][:1] if settings.load.main_gpu >= 0 else ()
     if not names:
         return NO_OFFLOAD
-    shares = settings.tensor_split[: len(names)]
+    shares = settings.load.tensor_split[: len(names)]
     return Offload(
         n_layers=int(str(wanted)) if str(wanted).isdigit() else EVERY_LAYER,
         devices=names,
         mode=mode,
         shares=shares if any(shares) else (),
         sizes=tuple(float(devices.total(name)) for name in names),
-        with_kv=settings.kv_offload,
-        pipelines=len(names) > 1 and mode == "layer" and settings.kv_offload and not has_overrides,
+        with_kv=settings.context.kv_offload,
+        pipelines=len(names) > 1 and mode == "layer" and settings.context.kv_offload and not has_overrides,
     )
 
 

@@ -50,7 +50,7 @@ class MemoryRequirements:
             declared = self._declared(preset.backend)
             return Need(declared) if declared != NOTHING else None
         try:
-            settings = merge.resolve(merge.read_environment(self._environ), preset.layer)
+            settings = merge.worker_settings(preset.layer, self._environ)
             footprint = self._footprint(settings)
         except (ConfigError, ModelFilesError, GgufError, OSError) as error:
             log.debug("name=%s: its memory requirement is unknown: %s", preset.name, error)
@@ -74,7 +74,7 @@ class MemoryRequirements:
         return Space(backend.host_bytes, dict(zip(names, sizes, strict=False)))
 
     def _footprint(self, settings: Settings) -> Footprint:
-        files = resolve_files(settings.model_copy(update={"offline": True}), self._environ)
+        files = resolve_files(settings.with_options({"offline": True}), self._environ)
         options = footprint_options(settings, self._devices)
         footprint = estimate([read_header(path) for path in _shards(files.model)], options)
         if files.draft is not None:
@@ -83,7 +83,9 @@ class MemoryRequirements:
         return footprint + self._companions(settings, files)
 
     def _companions(self, settings: Settings, files: ModelFiles) -> Footprint:
-        adapters = [Path(path) for path in settings.lora] + [Path(path) for path, _ in settings.lora_scaled]
+        adapters = [Path(path) for path in settings.main_model.lora] + [
+            Path(path) for path, _ in settings.main_model.lora_scaled
+        ]
         size = sum(path.stat().st_size for path in adapters)
         projector = files.mmproj.stat().st_size if files.mmproj else 0
         device = projector_device(settings, self._devices)

@@ -121,8 +121,8 @@ DEFAULT_RULES = PlacementRules()
 
 def rules_of(settings: Settings) -> PlacementRules:
     return PlacementRules(
-        max_wait=settings.models_max_wait or PATIENCE_S,
-        parallel_loads=settings.models_parallel_loads,
-        preempts=settings.models_max_wait > 0,
-        max_queue=settings.models_queue,
+        max_wait=settings.router.models_max_wait or PATIENCE_S,
+        parallel_loads=settings.router.models_parallel_loads,
+        preempts=settings.router.models_max_wait > 0,
+        max_queue=settings.router.models_queue,
     )

@@ -366,10 +366,10 @@ async def test_temporary_errors_are_retried() -> None:
     async def note(request: web.Request, response: web.StreamResponse) -> None:
         asked.append(request)
 
-    app = application(Settings(), is_ready=is_ready)
-    add_routes(app, Settings(), [("GET", "/v1/models", models)])
+    app = application(Settings.of(), is_ready=is_ready)
+    add_routes(app, Settings.of(), [("GET", "/v1/models", models)])
     app.on_response_prepare.append(note)
-    async with listen(app, Settings(port=(port := free_port()))):
+    async with listen(app, Settings.of(port=(port := free_port()))):
         url = f"http://127.0.0.1:{port}/v1"
         async with AsyncOpenAI(base_url=url, api_key="none", max_retries=3) as client:
             before = time.monotonic()

@@ -22,7 +22,7 @@ async def test_every_endpoint_is_named() -> None:
 
     async def routes() -> set[tuple[str, str]]:
         lifecycle = Lifecycle({}, fake_launcher("spawn"), models_max=1, autoload=True)
-        application = app.build(Settings(), lifecycle, dict)
+        application = app.build(Settings.of(), lifecycle, dict)
         return {
             (route.method, route.resource.canonical)
             for route in application.router.routes()

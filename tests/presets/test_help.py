@@ -81,7 +81,7 @@ def test_a_document_without_markers_is_an_error() -> None:
 
 
 def test_the_json_schema_names_spellings() -> None:
-    schema = Settings.model_json_schema()
-    assert schema["properties"]["ctx_size"]["x-spellings"] == ["-c", "--ctx-size"]
-    assert schema["properties"]["ctx_size"]["x-env"] == "LLAMA_ARG_CTX_SIZE"
-    assert schema["properties"]["ctx_size"]["minimum"] == 0
+    options = Settings.model_json_schema()["$defs"]["ContextOptions"]
+    assert options["properties"]["ctx_size"]["x-spellings"] == ["-c", "--ctx-size"]
+    assert options["properties"]["ctx_size"]["x-env"] == "LLAMA_ARG_CTX_SIZE"
+    assert options["properties"]["ctx_size"]["minimum"] == 0

@@ -79,7 +79,11 @@ def test_the_example_of_the_requirements(tmp_path: Path) -> None:
     assert first.layer["ctx_size"].where == f"{tmp_path}/models.ini:14: c"
     assert values(second)["model"] == "/data/models/my-awesome-model-Q4_K_M.gguf"
     settings = check(merge(file.global_layer, second.layer))
-    assert (settings.ctx_size, settings.load_on_startup, settings.stop_timeout) == (8192, False, 10.0)
+    assert (settings.context.ctx_size, settings.presets.load_on_startup, settings.presets.stop_timeout) == (
+        8192,
+        False,
+        10.0,
+    )
 
 
 @pytest.mark.parametrize(

@@ -60,34 +60,35 @@ def test_negations() -> None:
         "kv_unified": "false",
         "jinja": "true",
     }
-    assert resolve(read_argv(["--no-mmproj"])).mmproj_auto is False
-    assert resolve(read_argv(["--metrics", "--no-metrics"])).metrics is False, "every switch can be turned off"
+    assert resolve(read_argv(["--no-mmproj"])).media.mmproj_auto is False
+    assert resolve(read_argv(["--metrics", "--no-metrics"])).endpoints.metrics is False, "every switch can be turned off"
 
 
 def test_the_last_value_wins_and_lists_are_appended() -> None:
-    assert resolve(read_argv(["-c", "1", "--ctx-size", "2"])).ctx_size == 2
-    assert resolve(read_argv(["-r", "User:", "-r", "\\n\\n", "-r", '["x"]'])).reverse_prompt == (
+    assert resolve(read_argv(["-c", "1", "--ctx-size", "2"])).context.ctx_size == 2
+    assert resolve(read_argv(["-r", "User:", "-r", "\\n\\n", "-r", '["x"]'])).endpoints.reverse_prompt == (
         "User:",
         "\n\n",
         '["x"]',
     )
-    assert resolve(read_argv(["--api-key", "a", "--api-key", "b,c"])).api_key == ("a", "b", "c")
-    assert resolve(read_argv(["-l", "5+1", "-l", "6-0.5"])).logit_bias == ((5, 1.0), (6, -0.5))
-    assert resolve(read_argv(["--override-kv", "a=int:1", "--override-kv", "b=bool:true"])).override_kv == (
+    keys = resolve(read_argv(["--api-key", "a", "--api-key", "b,c"])).http.api_key
+    assert tuple(key.get_secret_value() for key in keys) == ("a", "b", "c")
+    assert resolve(read_argv(["-l", "5+1", "-l", "6-0.5"])).sampling.logit_bias == ((5, 1.0), (6, -0.5))
+    assert resolve(read_argv(["--override-kv", "a=int:1", "--override-kv", "b=bool:true"])).main_model.override_kv == (
         "a=int:1",
         "b=bool:true",
     )
 
 
 def test_texts_keep_their_backslashes_without_escape() -> None:
-    assert resolve(read_argv(["-r", "\\n", "--no-escape"])).reverse_prompt == ("\\n",)
+    assert resolve(read_argv(["-r", "\\n", "--no-escape"])).endpoints.reverse_prompt == ("\\n",)
 
 
 def test_sequence_breakers_replace_the_defaults() -> None:
-    assert resolve(read_argv(["--dry-sequence-breaker", "none"])).dry_sequence_breaker == ()
+    assert resolve(read_argv(["--dry-sequence-breaker", "none"])).sampling.dry_sequence_breaker == ()
     assert resolve(
         read_argv(["--dry-sequence-breaker", "\\n", "--dry-sequence-breaker", "x"])
-    ).dry_sequence_breaker == (
+    ).sampling.dry_sequence_breaker == (
         "\n",
         "x",
     )
@@ -99,16 +100,29 @@ def test_values_are_converted_to_their_types() -> None:
         "-ts 3/1 --reasoning off --chat-template-kwargs {} --numa distribute --cpu-strict 0"
     )
     seen = resolve(read_argv(argv))
-    assert (seen.flash_attn, seen.special, seen.samplers) == ("on", True, ("top_k", "top_p", "temperature"))
-    assert (seen.seed, seen.temperature, seen.alias, seen.max_body) == (0xFFFFFFFF, 0.0, ("a", "b"), 2 << 20)
-    assert (seen.n_gpu_layers, seen.tensor_split, seen.reasoning) == ("all", (3.0, 1.0), "off")
-    assert resolve(read_argv(["--sampling-seq", "kpt"])).samplers == ("top_k", "top_p", "temperature")
-    assert resolve(read_argv(["-lv", "1", "-v"])).log_verbosity > 1000
+    assert (seen.context.flash_attn, seen.endpoints.special, seen.sampling.samplers) == (
+        "on",
+        True,
+        ("top_k", "top_p", "temperature"),
+    )
+    assert (seen.sampling.seed, seen.sampling.temperature, seen.main_model.alias, seen.corral.max_body) == (
+        0xFFFFFFFF,
+        0.0,
+        ("a", "b"),
+        2 << 20,
+    )
+    assert (seen.load.n_gpu_layers, seen.load.tensor_split, seen.chat.reasoning) == ("all", (3.0, 1.0), "off")
+    assert resolve(read_argv(["--sampling-seq", "kpt"])).sampling.samplers == ("top_k", "top_p", "temperature")
+    assert resolve(read_argv(["-lv", "1", "-v"])).log.log_verbosity > 1000
 
 
 def test_shorthands_set_options_that_later_flags_override() -> None:
     seen = resolve(read_argv(["--fim-qwen-3b-default", "--port", "9000"]))
-    assert (seen.hf_repo, seen.batch_size, seen.port) == ("ggml-org/Qwen2.5-Coder-3B-Q8_0-GGUF", 1024, 9000)
+    assert (seen.main_model.hf_repo, seen.context.batch_size, seen.http.port) == (
+        "ggml-org/Qwen2.5-Coder-3B-Q8_0-GGUF",
+        1024,
+        9000,
+    )
     assert not seen.is_router
 
 
@@ -175,8 +189,8 @@ def test_variables_and_their_negations() -> None:
 
 def test_precedence_of_older_current_and_negated_variables() -> None:
     environ = {"LLAMA_ARG_WEBUI": "false", "LLAMA_ARG_UI": "true"}
-    assert resolve(read_environment(environ)).ui is True
-    assert resolve(read_environment(environ | {"LLAMA_ARG_NO_UI": ""})).ui is False
+    assert resolve(read_environment(environ)).http.ui is True
+    assert resolve(read_environment(environ | {"LLAMA_ARG_NO_UI": ""})).http.ui is False
 
 
 def test_errors_name_the_variable() -> None:
@@ -208,7 +222,12 @@ def test_precedence_of_command_line_environment_and_system_configuration(tmp_pat
     environ = system(tmp_path, "c = 1\nb = 11\n[*]\nubatch-size = 111\nb = 12\n[some-model]\nkeep = 5\n")
     environ |= {"LLAMA_ARG_CTX_SIZE": "2", "LLAMA_ARG_BATCH": "22"}
     seen = settings_from(["-c", "3"], environ)
-    assert (seen.ctx_size, seen.batch_size, seen.ubatch_size, seen.keep) == (3, 22, 111, 0)
+    assert (seen.context.ctx_size, seen.context.batch_size, seen.context.ubatch_size, seen.context.keep) == (
+        3,
+        22,
+        111,
+        0,
+    )
 
 
 def test_unknown_options_in_the_system_configuration_are_ignored(
@@ -264,7 +283,7 @@ def test_earlier_load_switches_modify_lower_layers(layers: list[list[str]], mode
 
 
 def test_a_variable_of_the_earlier_switches() -> None:
-    assert resolve(read_environment({"LLAMA_ARG_NO_MMAP": "1", "LLAMA_ARG_MLOCK": "1"})).load_mode == "mlock"
+    assert resolve(read_environment({"LLAMA_ARG_NO_MMAP": "1", "LLAMA_ARG_MLOCK": "1"})).load.load_mode == "mlock"
 
 
 # --- rendering
@@ -336,5 +355,5 @@ def test_several_values_survive_encoding_as_one_text(items: list[str]) -> None:
 
 
 def test_settings_record_which_options_were_set() -> None:
-    assert resolve(read_argv(["-c", "0"])).model_fields_set == {"ctx_size"}
-    assert Settings(ctx_size=0).model_fields_set == {"ctx_size"}
+    assert resolve(read_argv(["-c", "0"])).options_set == {"ctx_size"}
+    assert Settings.of(ctx_size=0).options_set == {"ctx_size"}

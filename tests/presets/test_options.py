@@ -16,6 +16,7 @@ from llama_corral.presets.options.option import Option, OptionReader
 from llama_corral.presets.options.settings import GROUPS, Settings
 from llama_corral.presets.options.table import (
     ENTRIES,
+    FIELDS,
     FLAGS,
     KEYS,
     NOT_OVERLAID,
@@ -97,33 +98,33 @@ def test_every_option_has_a_description(field: str) -> None:
     assert summary(field).strip(" .") == summary(field) != ""
     assert allowed(field)
     assert not (option.unsupported and option.notice)
-    assert option.is_switch == ("bool" in str(Settings.model_fields[field].annotation)) or option.hint == "0|1"
+    assert option.is_switch == ("bool" in str(FIELDS[field].annotation)) or option.hint == "0|1"
     if option.is_switch and option.reader not in (OptionReader.PROGRAM, OptionReader.PRESET):
         assert option.negated or option.flags[-1].startswith("--no-"), "a higher layer must be able to turn it off"
 
 
 def test_every_default_is_valid_when_typed() -> None:
-    plain = Settings()
+    plain = Settings.of()
     for field in OPTIONS:
         text = default_text(field)
         if text and field != "dry_sequence_breaker":
-            assert getattr(check({field: ConfigValue(text, "test")}), field) == getattr(plain, field), field
+            assert check({field: ConfigValue(text, "test")}).value(field) == plain.value(field), field
 
 
 def test_settings_are_frozen_and_read_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CTX_SIZE", "1")
     monkeypatch.setenv("LLAMA_ARG_CTX_SIZE", "1")
-    settings = Settings(model="x.gguf")
-    assert settings.ctx_size == 0
+    settings = Settings.of(model="x.gguf")
+    assert settings.context.ctx_size == 0
     with pytest.raises(ValueError, match="frozen"):
-        settings.ctx_size = 5  # type: ignore[misc]
+        settings.context.ctx_size = 5  # type: ignore[misc]
     with pytest.raises(ValueError, match="no_such_option"):
-        Settings(no_such_option=1)  # type: ignore[call-arg]
+        Settings.of(no_such_option=1)
 
 
 def test_each_option_is_in_one_group() -> None:
     fields = [field for group in GROUPS for field in group.model_fields]
-    assert sorted(fields) == sorted(Settings.model_fields)
+    assert sorted(fields) == sorted(OPTIONS)
 
 
 def test_options_of_the_router_only() -> None:
@@ -279,7 +280,7 @@ def test_every_option_is_used_or_has_a_reason(reader: OptionReader) -> None:
     ("text", "value"), [("auto", -1), ("-1", -1), ("off", 0), ("0", 0), ("40G", 40 << 30), ("5 MiB", 5 << 20)]
 )
 def test_limits_of_memory(text: str, value: int) -> None:
-    assert resolve(read_argv(["--models-memory", text])).models_memory == value
+    assert resolve(read_argv(["--models-memory", text])).router.models_memory == value
 
 
 def test_invalid_limits_of_memory() -> None:

@@ -264,6 +264,6 @@ def test_ui_config_must_be_a_json_object(text: str, tmp_path: Any) -> None:
     file = tmp_path / "ui.json"
     file.write_text(text)
     with pytest.raises(ConfigError, match="ui-config"):
-        read_ui_settings(Settings(ui_config_file=str(file)))
+        read_ui_settings(Settings.of(ui_config_file=str(file)))
     with pytest.raises(ConfigError, match="nowhere"):
-        read_ui_settings(Settings(ui_config_file="/nowhere"))
+        read_ui_settings(Settings.of(ui_config_file="/nowhere"))

@@ -59,7 +59,7 @@ def read(tmp_path: Path, text: str, argv: Mapping[str, Any] | None = None) -> di
     path = tmp_path / "presets.ini"
     path.write_text(text)
     environ = {"HOME": str(tmp_path), "LLAMA_CACHE": str(tmp_path / "none")}
-    return load_presets(Settings(models_preset=str(path)), argv or {}, environ)
+    return load_presets(Settings.of(models_preset=str(path)), argv or {}, environ)
 
 
 def test_a_variant_has_its_bases_options_and_its_own(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ async def test_an_edited_presets_file_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "presets.ini"
     path.write_text("[one]\nmodel = one.gguf\n")
 
-    async with watched(Settings(models_preset=str(path)), {"LLAMA_CACHE": str(tmp_path / "cache")}) as lifecycle:
+    async with watched(Settings.of(models_preset=str(path)), {"LLAMA_CACHE": str(tmp_path / "cache")}) as lifecycle:
         async with reloads_of(lifecycle) as noticed:
             await repeat_until(noticed, lambda: path.write_text("[one]\nmodel = one.gguf\n[two]\nmodel = two.gguf\n"))
         assert [view.name for view in lifecycle.views()] == ["one", "two"]
@@ -76,7 +76,7 @@ async def test_a_new_model_in_the_directory_is_noticed(tmp_path: Path) -> None:
         (models / "b.gguf").unlink(missing_ok=True)
         (models / "b.gguf").touch()
 
-    async with watched(Settings(models_dir=str(models)), {"LLAMA_CACHE": str(tmp_path / "cache")}) as lifecycle:
+    async with watched(Settings.of(models_dir=str(models)), {"LLAMA_CACHE": str(tmp_path / "cache")}) as lifecycle:
         async with reloads_of(lifecycle) as noticed:
             await repeat_until(noticed, put_model_anew)
         assert [view.name for view in lifecycle.views()] == ["a", "b"]
@@ -98,7 +98,7 @@ async def test_a_broken_edit_keeps_the_presets_and_logs_its_line(
     logging.getLogger("corral.router").addHandler(handler)
 
     try:
-        async with watched(Settings(models_preset=str(path)), {"LLAMA_CACHE": str(tmp_path / "cache")}) as lifecycle:
+        async with watched(Settings.of(models_preset=str(path)), {"LLAMA_CACHE": str(tmp_path / "cache")}) as lifecycle:
             await repeat_until(noticed, lambda: path.write_text("[one]\nmodle = one.gguf\n"))
             assert [view.name for view in lifecycle.views()] == ["one"]
     finally:
@@ -109,5 +109,5 @@ async def test_a_broken_edit_keeps_the_presets_and_logs_its_line(
 
 async def test_without_sources_there_is_nothing_to_watch() -> None:
     lifecycle = Lifecycle({}, fake_launcher("spawn"), models_max=1, autoload=True)
-    await asyncio.wait_for(watch(Settings(), dict, lifecycle), PATIENCE)
+    await asyncio.wait_for(watch(Settings.of(), dict, lifecycle), PATIENCE)
     await lifecycle.close()

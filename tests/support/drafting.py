@@ -36,7 +36,7 @@ def engine_of(models: Path, drafts: dict[str, Any], reports: list[WorkerReport],
     }
     draft = models / drafts["model_draft"] if "model_draft" in drafts else None
     model = models / settings.pop("model")
-    return Engine(Settings(model=str(model), **settings), ModelFiles(model, draft=draft), reports.append)
+    return Engine(Settings.of(model=str(model), **settings), ModelFiles(model, draft=draft), reports.append)
 
 
 @asynccontextmanager

@@ -39,7 +39,7 @@ async def running(
     **settings: Any,
 ) -> AsyncIterator[Engine]:
     """Yield a loaded engine; `reports` collects its reports to the application."""
-    options = Settings(model=str(model), **{"ctx_size": 1024, "threads": 1, **settings})
+    options = Settings.of(model=str(model), **{"ctx_size": 1024, "threads": 1, **settings})
     engine = Engine(
         options, ModelFiles(model, projector, draft), (reports if reports is not None else []).append, disk=disk
     )

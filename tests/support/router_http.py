@@ -73,7 +73,7 @@ async def gateway(
     memory_budget: MemoryBudget = UNLIMITED,
     **given: Any,
 ) -> AsyncIterator[Gateway]:
-    settings = Settings(**{"port": 0, **given})
+    settings = Settings.of(**{"port": 0, **given})
     sources = presets(*entries)
 
     def read_presets() -> Mapping[str, Preset]:
@@ -81,13 +81,13 @@ async def gateway(
             raise running.source_error
         return dict(sources)
 
-    autoload = settings.models_autoload
+    autoload = settings.router.models_autoload
     lifecycle = Lifecycle(
         sources,
         launcher or fake_launcher("spawn"),
-        models_max=settings.models_max,
+        models_max=settings.router.models_max,
         autoload=autoload,
-        worker_timeout=settings.worker_timeout,
+        worker_timeout=settings.router.worker_timeout,
         clock=clock,
         memory_budget=memory_budget,
     )

@@ -55,7 +55,7 @@ class ToolClient:
 
 @contextlib.asynccontextmanager
 async def tools(**given: Any) -> AsyncIterator[ToolClient]:
-    settings = Settings(**{"port": 0, **given})
+    settings = Settings.of(**{"port": 0, **given})
     app = application(settings)
     add_routes(app, settings, tool_routes(app, settings, environment_without_keys()))
     async with (

@@ -20,7 +20,7 @@ PAGE = "<!doctype html><title>x</title>"
 
 
 def settings(**given: Any) -> Settings:
-    return Settings(**{"port": 0, **given})
+    return Settings.of(**{"port": 0, **given})
 
 
 @contextlib.asynccontextmanager

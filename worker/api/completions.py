@@ -78,7 +78,7 @@ async def _read_prompt(
     params = dataclasses.replace(
         await params_of(wanted, worker.model.defaults, loaded),
         generation_prompt=rendered.generation_prompt,
-        chat_format="peg-native" if worker.settings.jinja else "Content-only",
+        chat_format="peg-native" if worker.settings.chat.jinja else "Content-only",
         reply=rendered.reply,
     )
     return await place_media(rendered.text, chat.media, worker.media, loaded, files), params

@@ -33,7 +33,7 @@ async def native_embeddings(request: web.Request) -> web.StreamResponse:
 
 async def _embed(request: web.Request, *, openai: bool) -> web.StreamResponse:
     worker = context_of(request)
-    if not (worker.settings.embeddings or worker.settings.reranking):
+    if not (worker.settings.endpoints.embeddings or worker.settings.endpoints.reranking):
         raise NotSupported("This server does not support embeddings. Start it with `--embeddings`")
     if openai and worker.info.pooling == "none":
         raise InvalidRequest("Pooling type 'none' is not OAI compatible. Please use a different pooling type")
@@ -44,7 +44,7 @@ async def _embed(request: web.Request, *, openai: bool) -> web.StreamResponse:
         raise InvalidRequest('"input" or "content" must be provided')
     openai = openai and name == "input"  # a client that sends "content" expects llama-server's own format
     as_base64 = _wants_base64(fields)
-    normalize = fields.integer("embd_normalize", default=worker.settings.embd_normalize, low=-1)
+    normalize = fields.integer("embd_normalize", default=worker.settings.endpoints.embd_normalize, low=-1)
     async with worker.engine.use() as loaded:
         prompts = await _read_inputs(wanted, worker, loaded)
         results = await compute(loaded, [Embedding(prompt.tokens, normalize, prompt.media) for prompt in prompts])

@@ -46,7 +46,7 @@ async def infill_tokens(worker: WorkerContext, loaded: LoadedModel, body: dict[s
     """Return the infill prompt for the request `body`. The model must have passed `check_vocabulary`."""
     parts = _read_parts(body)
     room = _infill_budget(worker, loaded.info.n_ctx)
-    spm = worker.settings.spm_infill
+    spm = worker.settings.endpoints.spm_infill
     return await maybe_off_loop(parts.n_characters, lambda: infill_prompt(parts, loaded.vocab, room, spm=spm))
 
 
@@ -120,10 +120,10 @@ def _infill_budget(worker: WorkerContext, n_ctx: int) -> InfillBudget:
     The value -1 (no limit) is used as the number -1, also as in llama-server.
     """
     settings = worker.settings
-    n_batch = settings.batch_size
-    if settings.embeddings or settings.reranking:
-        n_batch = min(n_batch, settings.ubatch_size)
-    return InfillBudget(n_batch, max(0, n_ctx - n_batch - 2 * settings.n_predict))
+    n_batch = settings.context.batch_size
+    if settings.endpoints.embeddings or settings.endpoints.reranking:
+        n_batch = min(n_batch, settings.context.ubatch_size)
+    return InfillBudget(n_batch, max(0, n_ctx - n_batch - 2 * settings.context.n_predict))
 
 
 def infill_prompt(parts: InfillParts, vocab: Vocab, room: InfillBudget, *, spm: bool) -> list[int]:

@@ -14,7 +14,6 @@ from llama_corral.common.web.anthropic import VERSION_HEADER, with_anthropic_nam
 from llama_corral.common.web.application import json_response, query_text
 
 from ..engine.runner import SlotView, Vocab
-from .metrics import CONTENT_TYPE, exposition
 from .request.generation_settings import brief_settings
 from .request.params import CompletionParams
 from .serving import WORKER_CONTEXT, WorkerContext
@@ -84,7 +83,7 @@ def _ollama_entry(worker: WorkerContext) -> dict[str, Any]:
         "description": "",
         "tags": [""],
         "capabilities": [
-            "embedding" if worker.settings.embeddings else "completion",
+            "embedding" if worker.settings.endpoints.embeddings else "completion",
             *(["multimodal"] if worker.info.media else []),
         ],
         "parameters": "",
@@ -118,11 +117,11 @@ async def props(request: web.Request) -> web.StreamResponse:
             "audio": media is not None and media.audio,
         },
         "media_marker": worker.media_marker,
-        "endpoint_slots": settings.slots,
-        "endpoint_props": settings.props,
-        "endpoint_metrics": settings.metrics,
-        "ui": settings.ui,
-        "webui": settings.ui,
+        "endpoint_slots": settings.endpoints.slots,
+        "endpoint_props": settings.endpoints.props,
+        "endpoint_metrics": settings.endpoints.metrics,
+        "ui": settings.http.ui,
+        "webui": settings.http.ui,
         "ui_settings": worker.ui_settings,
         "webui_settings": worker.ui_settings,
         "chat_template": chat.source,
@@ -131,7 +130,7 @@ async def props(request: web.Request) -> web.StreamResponse:
         "eos_token": info.eos_text,
         "build_info": worker.build,
         "is_sleeping": worker.engine.is_sleeping,
-        "cors_proxy_enabled": worker.settings.ui_mcp_proxy,
+        "cors_proxy_enabled": worker.settings.http.ui_mcp_proxy,
     }
     if chat.tool_source:
         shown["chat_template_tool_use"] = chat.tool_source
@@ -146,7 +145,7 @@ def _default_settings(worker: WorkerContext) -> dict[str, Any]:
 async def set_props(request: web.Request) -> web.StreamResponse:
     """Accept any request and change nothing, as llama-server does: no property can be changed so far."""
     worker = request.app[WORKER_CONTEXT]
-    if not worker.settings.props:
+    if not worker.settings.endpoints.props:
         raise NotSupported("This server does not support changing global properties. Start it with `--props`")
     return json_response({"success": True})
 
@@ -156,7 +155,7 @@ async def set_props(request: web.Request) -> web.StreamResponse:
 
 async def slots(request: web.Request) -> web.StreamResponse:
     worker = request.app[WORKER_CONTEXT]
-    if not worker.settings.slots:
+    if not worker.settings.endpoints.slots:
         raise NotSupported("This server does not support slots endpoint. Start it with `--slots`")
     async with worker.engine.use() as loaded:
         views = await loaded.slots()
@@ -200,8 +199,10 @@ def _slot_json(view: SlotView, vocab: Vocab, debug: bool) -> dict[str, Any]:
 
 async def metrics(request: web.Request) -> web.StreamResponse:
     worker = request.app[WORKER_CONTEXT]
-    if not worker.settings.metrics:
+    if not worker.settings.endpoints.metrics:
         raise NotSupported("This server does not support metrics endpoint. Start it with `--metrics`")
+    from .metrics import CONTENT_TYPE, exposition  # imported late, because most workers have no metrics
+
     return web.Response(
         body=exposition(worker.engine.metrics()),
         headers={"Content-Type": CONTENT_TYPE, "Process-Start-Time-Unix": str(worker.started)},

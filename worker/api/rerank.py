@@ -58,7 +58,7 @@ async def rerank(request: web.Request) -> web.StreamResponse:
 
 def _is_reranker(worker: WorkerContext) -> bool:
     settings = worker.settings
-    return settings.reranking or (settings.embeddings and settings.pooling == "rank")
+    return settings.endpoints.reranking or (settings.endpoints.embeddings and settings.endpoints.pooling == "rank")
 
 
 def _query(body: dict[str, Any]) -> str:

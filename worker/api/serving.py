@@ -83,23 +83,30 @@ class WorkerContext:
     def name(self) -> str:
         """The model's name in answers, independent of the name in the request."""
         settings = self.settings
-        if settings.alias:
-            return min(settings.alias)
-        return settings.hf_repo or PurePath(settings.model or urlsplit(settings.model_url).path).name
+        if settings.main_model.alias:
+            return min(settings.main_model.alias)
+        return (
+            settings.main_model.hf_repo
+            or PurePath(settings.main_model.model or urlsplit(settings.main_model.model_url).path).name
+        )
 
     @property
     def aliases(self) -> list[str]:
-        return sorted(set(self.settings.alias)) or [self.name]
+        return sorted(set(self.settings.main_model.alias)) or [self.name]
 
     @property
     def tags(self) -> list[str]:
-        return sorted(set(self.settings.tags))
+        return sorted(set(self.settings.main_model.tags))
 
     @cached_property
     def ui_settings(self) -> dict[str, Any]:
         """The settings from `--ui-config` or its file for the web UI; also for UIs that the worker does not serve."""
         settings = self.settings
-        text = Path(settings.ui_config_file).read_text("utf-8") if settings.ui_config_file else settings.ui_config
+        text = (
+            Path(settings.http.ui_config_file).read_text("utf-8")
+            if settings.http.ui_config_file
+            else settings.http.ui_config
+        )
         shown: dict[str, Any] = json.loads(text) if text else {}
         return shown
 
@@ -124,8 +131,8 @@ class WorkerContext:
             eos_text=info.eos_text,
             add_bos=vocab.add_bos,
             add_eos=vocab.add_eos,
-            jinja=self.settings.jinja,
-            parses=not self.settings.skip_chat_parsing,
+            jinja=self.settings.chat.jinja,
+            parses=not self.settings.chat.skip_chat_parsing,
         )
         defaults = completion_defaults(self.settings, info.metadata, info.drafts)
         marker = loaded.media.marker if loaded.media else self.media_marker

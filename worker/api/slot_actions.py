@@ -24,7 +24,7 @@ def check_directory(directory: str) -> None:
 
 async def act(request: web.Request) -> web.StreamResponse:
     worker = request.app[WORKER_CONTEXT]
-    directory = worker.settings.slot_save_path
+    directory = worker.settings.context.slot_save_path
     if not directory:
         raise NotSupported("This server does not support slots action. Start it with `--slot-save-path`")
     id_slot, action = _slot_id(request.match_info["id_slot"]), query_text(request, "action")

@@ -7,13 +7,11 @@ Several presets can share one worker. The router sends a preset's defaults in a 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from aiohttp import web
 from llama_corral.common.base.errors import ConfigError, ServerFault
-from llama_corral.presets.layer import check
+from llama_corral.presets.layer_source import check
 from llama_corral.presets.options.settings import Settings
 from llama_corral.presets.options.table import OPTIONS
 from llama_corral.presets.variants import DEFAULTS_HEADER, layer_of, read_header
@@ -58,13 +56,6 @@ def _variant(worker: WorkerContext, text: str) -> WorkerContext:
 
 def _changed(settings: Settings, given: Settings, name: str) -> Settings:
     """Return the settings with the given values, and defaults for the options that these replace."""
-    fields = given.model_fields_set
-    update: dict[str, Any] = {field: getattr(given, field) for field in fields}
-    replaced = {other for field in fields for other in OPTIONS[field].replaces} - fields
-    kept = settings.model_copy(update={**update, **_defaults_of(replaced), "alias": (name,)})
-    kept.model_fields_set.difference_update(replaced)
-    return kept
-
-
-def _defaults_of(fields: set[str]) -> Mapping[str, Any]:
-    return {field: Settings.model_fields[field].default for field in fields}
+    update = {field: given.value(field) for field in given.options_set}
+    replaced = {other for field in update for other in OPTIONS[field].replaces} - update.keys()
+    return settings.with_options({**update, "alias": (name,)}, unset=replaced)

@@ -86,7 +86,7 @@ class Engine:
         self._meter = RateMeter()
         self._residency = asyncio.Lock()  # held during a load or unload
         self._holders = 0
-        self._sleep_after = float(settings.sleep_idle_seconds)
+        self._sleep_after = float(settings.context.sleep_idle_seconds)
         self._sleep_timer: asyncio.TimerHandle | None = None
         self._sleep_task: asyncio.Task[None] | None = None
         self._waking: asyncio.Task[None] | None = None
@@ -195,7 +195,7 @@ class Engine:
     def memory_usage(self) -> MemoryUsage:
         """The memory that the last load of the model allocated."""
         usual = usual_devices()
-        used = allocations.device_bytes(device_names(), self._settings.device or usual)
+        used = allocations.device_bytes(device_names(), self._settings.load.device or usual)
         parts = [DeviceUsage(name, size, address_of(name)) for name, size in used.items()]
         # no address for unused devices: querying it would initialise the device
         parts += [DeviceUsage(name, 0) for name in usual if name not in used]

@@ -86,5 +86,7 @@ class MediaLoader:
 
 def media_loader(settings: Settings, environ: Mapping[str, str]) -> MediaLoader:
     """Return the worker's media loader. The operator's own model hub is an allowed host. Raises ConfigError."""
-    allowed = read_allowed(settings.media_private_hosts, endpoint(environ))
-    return MediaLoader(MediaDirectory(settings.media_path, settings.max_body), allowed, settings.max_body)
+    allowed = read_allowed(settings.media.media_private_hosts, endpoint(environ))
+    return MediaLoader(
+        MediaDirectory(settings.endpoints.media_path, settings.corral.max_body), allowed, settings.corral.max_body
+    )

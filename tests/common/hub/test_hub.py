@@ -184,9 +184,9 @@ def test_invalid_repository_names(repo: str) -> None:
 
 def test_cached_files_are_used_without_a_request(tmp_path: Path, environ: dict[str, str], local_hub: LocalHub) -> None:
     cache_repo(tmp_path / "cache", REPO, "model-Q8_0.gguf", "mmproj-model-F16.gguf", "x-F16-00001-of-00002.gguf")
-    files = resolve_files(Settings(hf_repo=f"{REPO}:q8_0"), environ)
+    files = resolve_files(Settings.of(hf_repo=f"{REPO}:q8_0"), environ)
     assert (files.model.name, files.mmproj and files.mmproj.name) == ("model-Q8_0.gguf", "mmproj-model-F16.gguf")
-    assert resolve_files(Settings(hf_repo=REPO, mmproj_auto=False), environ).mmproj is None
+    assert resolve_files(Settings.of(hf_repo=REPO, mmproj_auto=False), environ).mmproj is None
     assert local_hub.requests == []
 
 
@@ -195,7 +195,7 @@ def test_offline_sends_no_request(
     tmp_path: Path, environ: dict[str, str], local_hub: LocalHub, offline: Mapping[str, object]
 ) -> None:
     cache_repo(tmp_path / "cache", REPO, "model-Q8_0.gguf", "model-F16-00001-of-00002.gguf")
-    settings = Settings(hf_repo=f"{REPO}:F16", offline="offline" in offline)
+    settings = Settings.of(hf_repo=f"{REPO}:F16", offline="offline" in offline)
     environ |= {name: "1" for name in offline if name.isupper()}
     with pytest.raises(ModelFilesError, match=r"tag F16 in user/model-GGUF; it has model-F16-00001.*model-Q8_0"):
         resolve_files(settings, environ)
@@ -206,7 +206,7 @@ def test_offline_sends_no_request(
 
 
 def test_download_lands_in_the_cache(environ: dict[str, str], local_hub: LocalHub) -> None:
-    files = resolve_files(Settings(hf_repo=REPO), environ)
+    files = resolve_files(Settings.of(hf_repo=REPO), environ)
     assert files.model.read_bytes() == FILES["model-Q4_K_M.gguf"]
     assert files.mmproj is not None
     assert files.mmproj.read_bytes() == FILES["mmproj-model-F16.gguf"]
@@ -214,13 +214,13 @@ def test_download_lands_in_the_cache(environ: dict[str, str], local_hub: LocalHu
     assert not os.readlink(files.model).startswith("/")
     assert list_cached(environ) == [f"{REPO}:Q4_K_M"]
     asked = len(local_hub.requests)
-    assert resolve_files(Settings(hf_repo=REPO), environ) == files
+    assert resolve_files(Settings.of(hf_repo=REPO), environ) == files
     assert len(local_hub.requests) == asked
 
 
 def test_all_shards_and_progress(environ: dict[str, str]) -> None:
     seen: list[resolve.DownloadProgress] = []
-    files = resolve_files(Settings(hf_repo=f"{REPO}:BF16", mmproj_auto=False), environ, seen.append)
+    files = resolve_files(Settings.of(hf_repo=f"{REPO}:BF16", mmproj_auto=False), environ, seen.append)
     assert files.model.read_bytes() == BIG
     assert (files.model.parent / "model-BF16-00002-of-00002.gguf").read_bytes() == b"GGUF tail"
     big = [progress for progress in seen if progress.url.endswith("00001-of-00002.gguf")]
@@ -229,21 +229,21 @@ def test_all_shards_and_progress(environ: dict[str, str]) -> None:
 
 
 def test_a_file_by_name(environ: dict[str, str]) -> None:
-    settings = Settings(hf_repo=f"{REPO}:ignored", hf_file="model-Q8_0.gguf", mmproj_auto=False)
+    settings = Settings.of(hf_repo=f"{REPO}:ignored", hf_file="model-Q8_0.gguf", mmproj_auto=False)
     assert resolve_files(settings, environ).model.read_bytes() == FILES["model-Q8_0.gguf"]
     with pytest.raises(ModelFilesError, match=r"no complete file nothing\.gguf in user/model-GGUF; it has big/"):
-        resolve_files(Settings(hf_repo=REPO, hf_file="nothing.gguf"), environ)
+        resolve_files(Settings.of(hf_repo=REPO, hf_file="nothing.gguf"), environ)
 
 
 def test_a_long_listing_is_read_in_pages(environ: dict[str, str], local_hub: LocalHub) -> None:
     local_hub.faults.page_size = 2
-    assert resolve_files(Settings(hf_repo=f"{REPO}:Q8_0"), environ).model.name == "model-Q8_0.gguf"
+    assert resolve_files(Settings.of(hf_repo=f"{REPO}:Q8_0"), environ).model.name == "model-Q8_0.gguf"
 
 
 def test_a_new_commit_keeps_unchanged_files(environ: dict[str, str], local_hub: LocalHub) -> None:
-    resolve_files(Settings(hf_repo=f"{REPO}:Q8_0"), environ)
+    resolve_files(Settings.of(hf_repo=f"{REPO}:Q8_0"), environ)
     local_hub.files[REPO]["model-Q4_K_M.gguf"] = b"GGUF four, better"
-    files = resolve_files(Settings(hf_repo=f"{REPO}:Q4_K_M"), environ)
+    files = resolve_files(Settings.of(hf_repo=f"{REPO}:Q4_K_M"), environ)
     assert files.model.read_bytes() == b"GGUF four, better"
     assert list_cached(environ) == [f"{REPO}:Q4_K_M", f"{REPO}:Q8_0"]
 
@@ -251,7 +251,7 @@ def test_a_new_commit_keeps_unchanged_files(environ: dict[str, str], local_hub: 
 def test_a_download_resumes_after_a_broken_connection(environ: dict[str, str], local_hub: LocalHub) -> None:
     local_hub.faults.cut_after = 1 << 20
     local_hub.faults.cuts = 2
-    files = resolve_files(Settings(hf_repo=REPO, hf_file="big/model-BF16-00001-of-00002.gguf"), environ)
+    files = resolve_files(Settings.of(hf_repo=REPO, hf_file="big/model-BF16-00001-of-00002.gguf"), environ)
     assert files.model.read_bytes() == BIG
     resumed = [range_ for range_ in local_hub.ranges() if range_]
     assert [int(range_[6:].partition("-")[0]) for range_ in resumed] == [1 << 20, 2 << 20]
@@ -263,14 +263,14 @@ def test_a_killed_download_resumes_in_the_next_process(environ: dict[str, str], 
         "from llama_corral.common.hub.resolve import resolve_files\n"
         "from llama_corral.presets.options.settings import Settings\n"
         "def die(progress): os._exit(9) if progress.downloaded >= 1 << 20 else None\n"
-        f"resolve_files(Settings(hf_repo={REPO!r}, hf_file='big/model-BF16-00001-of-00002.gguf'), os.environ, die)"
+        f"resolve_files(Settings.of(hf_repo={REPO!r}, hf_file='big/model-BF16-00001-of-00002.gguf'), os.environ, die)"
     )
     killed = subprocess.run([sys.executable, "-c", code], env={**os.environ, **environ}, check=False)
     assert killed.returncode == 9
     unfinished = list(Path(environ["LLAMA_CACHE"]).rglob("*" + download.UNFINISHED))
     assert any(path.stat().st_size >= 1 << 20 for path in unfinished)
     assert list_cached(environ) == []
-    files = resolve_files(Settings(hf_repo=REPO, hf_file="big/model-BF16-00001-of-00002.gguf"), environ)
+    files = resolve_files(Settings.of(hf_repo=REPO, hf_file="big/model-BF16-00001-of-00002.gguf"), environ)
     assert files.model.read_bytes() == BIG
     assert any(range_.startswith("bytes=") for range_ in local_hub.ranges())
     assert not list(Path(environ["LLAMA_CACHE"]).rglob("*" + download.UNFINISHED))
@@ -278,7 +278,7 @@ def test_a_killed_download_resumes_in_the_next_process(environ: dict[str, str], 
 
 def test_a_server_that_ignores_ranges_still_serves(environ: dict[str, str], local_hub: LocalHub) -> None:
     local_hub.faults.cut_after, local_hub.faults.ignore_ranges = 1 << 20, True
-    files = resolve_files(Settings(hf_repo=REPO, hf_file="big/model-BF16-00001-of-00002.gguf"), environ)
+    files = resolve_files(Settings.of(hf_repo=REPO, hf_file="big/model-BF16-00001-of-00002.gguf"), environ)
     assert files.model.read_bytes() == BIG
 
 
@@ -291,19 +291,19 @@ def test_leftovers_of_a_longer_file_are_replaced(environ: dict[str, str], local_
     blob.parent.mkdir(parents=True)
     blob.write_bytes(b"cut")  # a blob of the wrong size
     blob.with_name(blob.name + download.UNFINISHED).write_bytes(b"x" * 99)
-    assert resolve_files(Settings(hf_repo=f"{REPO}:Q8_0"), environ).model.read_bytes() == FILES["model-Q8_0.gguf"]
+    assert resolve_files(Settings.of(hf_repo=f"{REPO}:Q8_0"), environ).model.read_bytes() == FILES["model-Q8_0.gguf"]
 
 
 def test_a_damaged_file_is_refused_and_deleted(environ: dict[str, str], local_hub: LocalHub) -> None:
     local_hub.faults.damaged = True
     with pytest.raises(ModelFilesError, match="damaged"):
-        resolve_files(Settings(hf_repo=f"{REPO}:Q8_0"), environ)
+        resolve_files(Settings.of(hf_repo=f"{REPO}:Q8_0"), environ)
     local_hub.faults.damaged = False
-    assert resolve_files(Settings(hf_repo=f"{REPO}:Q8_0"), environ).model.read_bytes() == FILES["model-Q8_0.gguf"]
+    assert resolve_files(Settings.of(hf_repo=f"{REPO}:Q8_0"), environ).model.read_bytes() == FILES["model-Q8_0.gguf"]
 
 
 def test_parallel_processes_download_a_file_once(environ: dict[str, str], local_hub: LocalHub) -> None:
-    settings = Settings(hf_repo=REPO, hf_file="big/model-BF16-00001-of-00002.gguf", mmproj_auto=False)
+    settings = Settings.of(hf_repo=REPO, hf_file="big/model-BF16-00001-of-00002.gguf", mmproj_auto=False)
     with ThreadPoolExecutor(8) as pool:
         running = [pool.submit(resolve_files, settings, environ) for _ in range(8)]
     assert {future.result().model.name for future in running} == {"model-BF16-00001-of-00002.gguf"}
@@ -324,30 +324,30 @@ def test_segments_of_a_huge_file(tmp_path: Path, local_hub: LocalHub, monkeypatc
 def test_the_token_is_sent_to_the_hub_but_not_after_redirects(environ: dict[str, str], local_hub: LocalHub) -> None:
     with LocalHub(local_hub.files) as storage:
         local_hub.faults.redirect = storage.url.replace("127.0.0.1", "localhost")
-        resolve_files(Settings(hf_repo=f"{REPO}:Q8_0", hf_token=TOKEN), environ)
+        resolve_files(Settings.of(hf_repo=f"{REPO}:Q8_0", hf_token=TOKEN), environ)
         assert {headers.get("authorization") for _, _, headers in local_hub.requests} == {f"Bearer {TOKEN}"}
         assert {headers.get("authorization") for _, _, headers in storage.requests} == {None}
 
 
 def test_an_invalid_token_is_not_sent(environ: dict[str, str], local_hub: LocalHub) -> None:
-    resolve_files(Settings(hf_repo=f"{REPO}:Q8_0", hf_token="secret"), environ)
+    resolve_files(Settings.of(hf_repo=f"{REPO}:Q8_0", hf_token="secret"), environ)
     assert {headers.get("authorization") for _, _, headers in local_hub.requests} == {None}
 
 
 def test_errors_of_the_hub_say_what_to_do(environ: dict[str, str], local_hub: LocalHub) -> None:
     with pytest.raises(ModelFilesError, match=r"repository user/nothing on http://127.* private and needs --hf-token"):
-        resolve_files(Settings(hf_repo="user/nothing"), environ)
+        resolve_files(Settings.of(hf_repo="user/nothing"), environ)
     with pytest.raises(
         ModelFilesError, match=r"no complete GGUF model with the tag Q5 in user/model-GGUF; it has big/model"
     ):
-        resolve_files(Settings(hf_repo=f"{REPO}:Q5"), environ)
+        resolve_files(Settings.of(hf_repo=f"{REPO}:Q5"), environ)
     with pytest.raises(ModelFilesError, match="expected user/model"):
-        resolve_files(Settings(hf_repo="just-a-name"), environ)
+        resolve_files(Settings.of(hf_repo="just-a-name"), environ)
     local_hub.faults.gated = True
     with pytest.raises(ModelFilesError, match="is gated: accept its conditions"):
-        resolve_files(Settings(hf_repo=REPO), environ)
+        resolve_files(Settings.of(hf_repo=REPO), environ)
     with pytest.raises(ModelFilesError, match=r"cannot reach http://127\.0\.0\.1:9 to look up"):
-        resolve_files(Settings(hf_repo=REPO), environ | {"MODEL_ENDPOINT": "http://127.0.0.1:9"})
+        resolve_files(Settings.of(hf_repo=REPO), environ | {"MODEL_ENDPOINT": "http://127.0.0.1:9"})
 
 
 def test_a_full_disk_is_detected_before_the_download(
@@ -357,7 +357,7 @@ def test_a_full_disk_is_detected_before_the_download(
     free = usage.f_bavail * usage.f_frsize
     monkeypatch.setattr(local_hub, "files", {REPO: {"model-Q8_0.gguf": Sparse(free * 2)}})
     with pytest.raises(ModelFilesError, match=r"needs .* GB, but .* GB left"):
-        resolve_files(Settings(hf_repo=REPO), environ)
+        resolve_files(Settings.of(hf_repo=REPO), environ)
 
 
 class Sparse(bytes):
@@ -381,7 +381,7 @@ def test_plain_url(tmp_path: Path, environ: dict[str, str], local_hub: LocalHub)
     local_hub.plain["folder/some-Q8_0.gguf"] = BIG
     local_hub.faults.cut_after = 1 << 20
     url = local_hub.url + "/plain/folder/some-Q8_0.gguf"
-    settings = Settings(model_url=url + "?download=true", hf_token=TOKEN)
+    settings = Settings.of(model_url=url + "?download=true", hf_token=TOKEN)
     files = resolve_files(settings, environ)
     assert files.model == tmp_path / "cache" / "some-Q8_0.gguf"
     assert files.model.read_bytes() == BIG
@@ -390,7 +390,7 @@ def test_plain_url(tmp_path: Path, environ: dict[str, str], local_hub: LocalHub)
     assert resolve_files(settings, environ) == files
     assert len(local_hub.requests) == asked
     wanted = tmp_path / "elsewhere" / "mine.gguf"
-    assert resolve_files(Settings(model_url=url, model=str(wanted)), environ).model == wanted
+    assert resolve_files(Settings.of(model_url=url, model=str(wanted)), environ).model == wanted
     assert wanted.read_bytes() == BIG
 
 
@@ -402,13 +402,13 @@ def test_plain_url_whose_file_changes_during_the_download(
     unfinished.parent.mkdir()
     unfinished.write_bytes(b"GGUF old")
     unfinished.with_name(unfinished.name + ".etag").write_text('"old"')
-    files = resolve_files(Settings(model_url=local_hub.url + "/plain/a.gguf"), environ)
+    files = resolve_files(Settings.of(model_url=local_hub.url + "/plain/a.gguf"), environ)
     assert files.model.read_bytes() == b"GGUF new content"
 
 
 def test_plain_url_of_shards(tmp_path: Path, environ: dict[str, str], local_hub: LocalHub) -> None:
     local_hub.plain |= {f"x-0000{i}-of-00002.gguf": b"GGUF %d" % i for i in (1, 2)}
-    settings = Settings(
+    settings = Settings.of(
         model_url=local_hub.url + "/plain/x-00001-of-00002.gguf", model=str(tmp_path / "own" / "name.gguf")
     )
     assert resolve_files(settings, environ).model == tmp_path / "own" / "x-00001-of-00002.gguf"
@@ -425,7 +425,7 @@ def test_plain_url_of_shards(tmp_path: Path, environ: dict[str, str], local_hub:
 )
 def test_plain_url_that_is_refused(environ: dict[str, str], local_hub: LocalHub, url: str, complaint: str) -> None:
     with pytest.raises(ModelFilesError, match=complaint):
-        resolve_files(Settings(model_url=url.format(hub=local_hub.url)), environ)
+        resolve_files(Settings.of(model_url=url.format(hub=local_hub.url)), environ)
 
 
 def test_a_failing_server_is_tried_three_times(tmp_path: Path, local_hub: LocalHub) -> None:
@@ -444,16 +444,16 @@ def test_a_failing_server_is_tried_three_times(tmp_path: Path, local_hub: LocalH
 def test_local_files(tmp_path: Path) -> None:
     for name in ("a.gguf", "m.gguf", "s-00001-of-00002.gguf"):
         (tmp_path / name).write_bytes(b"GGUF")
-    files = resolve_files(Settings(model=str(tmp_path / "a.gguf"), mmproj=str(tmp_path / "m.gguf")), {})
+    files = resolve_files(Settings.of(model=str(tmp_path / "a.gguf"), mmproj=str(tmp_path / "m.gguf")), {})
     assert files == resolve.ModelFiles(tmp_path / "a.gguf", tmp_path / "m.gguf")
-    without = Settings(model=str(tmp_path / "a.gguf"), mmproj=str(tmp_path / "m.gguf"), mmproj_auto=False)
+    without = Settings.of(model=str(tmp_path / "a.gguf"), mmproj=str(tmp_path / "m.gguf"), mmproj_auto=False)
     assert resolve_files(without, {}).mmproj is None
     with pytest.raises(ModelFilesError, match=r"missing\.gguf: no such file"):
-        resolve_files(Settings(model=str(tmp_path / "missing.gguf")), {})
+        resolve_files(Settings.of(model=str(tmp_path / "missing.gguf")), {})
     with pytest.raises(ModelFilesError, match=r"s-00002-of-00002\.gguf: no such file \(a part of"):
-        resolve_files(Settings(model=str(tmp_path / "s-00001-of-00002.gguf")), {})
+        resolve_files(Settings.of(model=str(tmp_path / "s-00001-of-00002.gguf")), {})
     with pytest.raises(ModelFilesError, match="no model given"):
-        resolve_files(Settings(), {})
+        resolve_files(Settings.of(), {})
 
 
 def test_drafts(tmp_path: Path) -> None:
@@ -463,7 +463,7 @@ def test_drafts(tmp_path: Path) -> None:
     cache_repo(tmp_path, "user/heads", "dflash-main-Q8_0.gguf", "eagle3-main-Q8_0.gguf")
 
     def draft(**more: object) -> tuple[str | None, str | None]:
-        files = resolve_files(Settings(hf_repo="user/main", offline=True, **more), environ)  # type: ignore[arg-type]
+        files = resolve_files(Settings.of(hf_repo="user/main", offline=True, **more), environ)  # type: ignore[arg-type]
         return files.draft and files.draft.name, files.draft_kind
 
     assert draft() == (None, None)
@@ -481,7 +481,7 @@ def test_drafts(tmp_path: Path) -> None:
 
 
 def test_presets_from_a_repository(environ: dict[str, str], local_hub: LocalHub) -> None:
-    settings = Settings(hf_repo="user/presets")
+    settings = Settings.of(hf_repo="user/presets")
     path = resolve.remote_preset(settings, environ)
     assert path is not None
     assert path.read_text() == "[one]\nmodel = a.gguf\n"
@@ -491,11 +491,11 @@ def test_presets_from_a_repository(environ: dict[str, str], local_hub: LocalHub)
     assert newer.read_text() == "[two]\nmodel = b.gguf\n"
     unreachable = environ | {"HF_ENDPOINT": "http://127.0.0.1:9"}
     assert resolve.remote_preset(settings, unreachable) == newer
-    assert resolve.remote_preset(Settings(hf_repo="user/presets", offline=True), environ) == newer
+    assert resolve.remote_preset(Settings.of(hf_repo="user/presets", offline=True), environ) == newer
 
 
 def test_a_repository_of_models_has_no_presets(environ: dict[str, str], local_hub: LocalHub) -> None:
-    settings = Settings(hf_repo=REPO)
+    settings = Settings.of(hf_repo=REPO)
     assert resolve.remote_preset(settings, environ) is None
     resolve_files(settings, environ)
     asked = len(local_hub.requests)

@@ -13,7 +13,7 @@ from tools_http import tools
 
 
 def passes(origin: str | None, host: str | None, **options: object) -> bool:
-    check = page_check(Settings(**{"tools": ("all",), **options}))  # type: ignore[arg-type]
+    check = page_check(Settings.of(**{"tools": ("all",), **options}))  # type: ignore[arg-type]
     if check is None:
         return True
     try:

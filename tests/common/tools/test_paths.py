@@ -145,4 +145,4 @@ async def test_the_root_applies_to_every_tool(place: Path) -> None:
 )
 def test_invalid_options_are_refused(given_options: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        ToolServer(Settings(**given_options), {})  # type: ignore[arg-type]
+        ToolServer(Settings.of(**given_options), {})  # type: ignore[arg-type]

@@ -281,7 +281,7 @@ def quiet_logging() -> Iterator[None]:
 @pytest.mark.usefixtures("quiet_logging")
 def test_log_lines(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     def lines(**given: Any) -> tuple[str, str]:
-        logs.set_up(Settings(**given))
+        logs.set_up(Settings.of(**given))
         log = logging.getLogger("corral.router")
         log.debug("d")
         log.info("i")

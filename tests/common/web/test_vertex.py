@@ -45,7 +45,7 @@ def test_settings_of_the_platform() -> None:
     asked = {"AIP_MODE": "PREDICTION", "AIP_HTTP_PORT": "9", "AIP_PREDICT_ROUTE": "p", "AIP_HEALTH_ROUTE": "h/x"}
     vertex = read_vertex(asked)
     assert vertex == Vertex(9, "/p", "/h/x")
-    assert vertex.listening(Settings(port=80)).port == 9
+    assert vertex.listening(Settings.of(port=80)).http.port == 9
     for port in ("x", "-1", "99999"):
         with pytest.raises(ConfigError, match="AIP_HTTP_PORT"):
             read_vertex({"AIP_MODE": "PREDICTION", "AIP_HTTP_PORT": port})

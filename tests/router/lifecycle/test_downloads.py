@@ -33,7 +33,7 @@ class Router:
         self.launcher = InProcessLauncher()
         self.sources = presets(*entries)
         self.lifecycle = Lifecycle(dict(self.sources), self.launcher, models_max=models_max, autoload=True)
-        self.library = Library(Settings(), self.lifecycle, lambda: dict(self.sources), environ or {})
+        self.library = Library(Settings.of(), self.lifecycle, lambda: dict(self.sources), environ or {})
         self.events: list[tuple[str, str, Any]] = []
 
     async def listen(self) -> None:
@@ -173,7 +173,7 @@ async def test_a_name_that_cannot_be_downloaded_is_refused_immediately() -> None
         assert it.status("me/other") is None
     with pytest.raises(Unavailable):
         it.library.download("me/other")
-    offline = Library(Settings(), it.lifecycle, dict, {"HF_HUB_OFFLINE": "1"})
+    offline = Library(Settings.of(), it.lifecycle, dict, {"HF_HUB_OFFLINE": "1"})
     with pytest.raises(InvalidRequest, match="HF_HUB_OFFLINE"):
         offline.download(NAME)
 

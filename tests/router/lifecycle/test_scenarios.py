@@ -304,7 +304,7 @@ def test_a_models_directory_with_ten_thousand_files_and_circular_links(tmp_path:
     (models / "self").symlink_to(models / "self")
     (models / "dangling.gguf").symlink_to(tmp_path / "nowhere.gguf")
     began = time.monotonic()
-    found = load_presets(Settings(models_dir=str(models)), {}, {"LLAMA_CACHE": str(tmp_path / "cache")})
+    found = load_presets(Settings.of(models_dir=str(models)), {}, {"LLAMA_CACHE": str(tmp_path / "cache")})
     assert time.monotonic() - began < 60
     assert len([name for name in found if name.startswith("m")]) == 10_000
     assert "dangling" not in found
@@ -313,7 +313,7 @@ def test_a_models_directory_with_ten_thousand_files_and_circular_links(tmp_path:
 def test_a_presets_file_of_five_hundred_sections(tmp_path: Path) -> None:
     path = tmp_path / "presets.ini"
     path.write_text("".join(f"[m{n}]\nmodel = m.gguf\nalias = a{n}\nctx-size = {n}\n" for n in range(500)))
-    found = load_presets(Settings(models_preset=str(path)), {}, {"LLAMA_CACHE": str(tmp_path / "cache")})
+    found = load_presets(Settings.of(models_preset=str(path)), {}, {"LLAMA_CACHE": str(tmp_path / "cache")})
     assert len(found) == 500
     assert found["m499"].aliases == ("a499",)
 

@@ -183,7 +183,7 @@ def test_after_an_exit_a_budget_counts_only_as_far_as_memory_is_free() -> None:
     ],
 )
 def test_one_number_is_for_all_devices_and_several_for_each(text: str, budgets: dict[str, int]) -> None:
-    limits = Settings.model_validate({"models_device_memory": text}).models_device_memory
+    limits = Settings.of(models_device_memory=text).router.models_device_memory
     assert budgets_of(limits, [FIRST, SECOND]) == budgets
 
 
@@ -200,9 +200,7 @@ def test_a_device_unknown_to_the_system_is_counted_by_reports_of_workers(
 ) -> None:
     monkeypatch.setattr(devices, "DRM", tmp_path)
     monkeypatch.setattr(devices, "_nvml", lambda: None)
-    memory_budget = memory_budget_of(
-        Settings.model_validate({"models_memory": "off", "models_device_memory": "4G"}), {}
-    )
+    memory_budget = memory_budget_of(Settings.of(models_memory="off", models_device_memory="4G"), {})
     taken = memory_budget.usage_of(MemoryUsage(5, (DeviceUsage("Vulkan0", 7),)))
     assert taken == Space(5 + PROCESS_BYTES, {"GPU0": 7})
     assert memory_budget.limit([]) == Limit(None, {"GPU0": 4 * GIB})

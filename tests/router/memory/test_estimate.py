@@ -40,7 +40,7 @@ TWO = Devices([SystemDevice("CUDA0", 24, 24), SystemDevice("CUDA1", 16, 16)])
     ],
 )
 async def test_the_estimate_matches_llama_cpps_allocations(models: Path, name: str, options: dict[str, Any]) -> None:
-    settings = Settings(**{"model": str(models / name), "ctx_size": 1024, **options})
+    settings = Settings.of(**{"model": str(models / name), "ctx_size": 1024, **options})
     expected = estimate([read_header(models / name)], footprint_options(settings, Devices()))
 
     async with running(models / name, **options) as engine:
@@ -161,7 +161,7 @@ def test_a_header_without_dimensions_costs_only_its_weights(value: str) -> None:
 
 def test_devices_are_all_or_those_of_the_preset_in_its_order() -> None:
     def names(**options: Any) -> tuple[str, ...]:
-        return footprint_options(Settings(**options), TWO).offload.devices
+        return footprint_options(Settings.of(**options), TWO).offload.devices
 
     assert names() == ("CUDA0", "CUDA1")
     assert names(device=("CUDA1", "CUDA0")) == ("CUDA1", "CUDA0")
@@ -172,12 +172,12 @@ def test_devices_are_all_or_those_of_the_preset_in_its_order() -> None:
     assert names(split_mode="none", main_gpu=1, device=("CUDA1", "CUDA0")) == ("CUDA0",), "counted among those named"
     assert names(split_mode="none", main_gpu=-1) == ()
     assert names(main_gpu=1) == ("CUDA0", "CUDA1")
-    assert footprint_options(Settings(device=("CUDA0",)), Devices()).offload == Offload()
+    assert footprint_options(Settings.of(device=("CUDA0",)), Devices()).offload == Offload()
 
 
 def test_shares_without_a_device_and_zero_shares_are_ignored() -> None:
     def shares(*given: float) -> tuple[float, ...]:
-        return footprint_options(Settings(tensor_split=given), TWO).offload.shares
+        return footprint_options(Settings.of(tensor_split=given), TWO).offload.shares
 
     assert shares(3, 1, 5) == (3, 1)
     assert shares(0, 0, 5) == shares() == ()
@@ -185,7 +185,7 @@ def test_shares_without_a_device_and_zero_shares_are_ignored() -> None:
 
 def test_a_pipeline_needs_several_devices_with_whole_layers_and_their_cache() -> None:
     def pipelines(**options: Any) -> bool:
-        return footprint_options(Settings(**options), TWO).offload.pipelines
+        return footprint_options(Settings.of(**options), TWO).offload.pipelines
 
     assert pipelines()
     for options in ({"device": ("CUDA0",)}, {"split_mode": "row"}, {"kv_offload": False}, {"cpu_moe": True}):
@@ -193,26 +193,28 @@ def test_a_pipeline_needs_several_devices_with_whole_layers_and_their_cache() ->
 
 
 def test_a_draft_model_has_its_own_kv_types_and_devices() -> None:
-    settings = Settings(cache_type_k="f32", cache_type_k_draft="q8_0", n_gpu_layers=3, n_gpu_layers_draft=1)
+    settings = Settings.of(cache_type_k="f32", cache_type_k_draft="q8_0", n_gpu_layers=3, n_gpu_layers_draft=1)
     plan, draft = footprint_options(settings, TWO), draft_footprint_options(settings, TWO)
     assert (plan.type_k, plan.offload.n_layers) == ("f32", 3)
     assert (draft.type_k, draft.offload.n_layers) == ("q8_0", 1)
     assert (draft.n_ctx, draft.n_slots) == (plan.n_ctx, plan.n_slots)
-    assert not draft_footprint_options(Settings(device_draft=("none",)), TWO).offload.devices
-    assert draft_footprint_options(Settings(device=("CUDA1",)), TWO).offload.devices == ("CUDA1",), "its main model's"
-    one = Settings(device_draft=("CUDA1",), split_mode="none", main_gpu=1)
+    assert not draft_footprint_options(Settings.of(device_draft=("none",)), TWO).offload.devices
+    assert draft_footprint_options(Settings.of(device=("CUDA1",)), TWO).offload.devices == ("CUDA1",), (
+        "its main model's"
+    )
+    one = Settings.of(device_draft=("CUDA1",), split_mode="none", main_gpu=1)
     assert draft_footprint_options(one, TWO).offload.devices == ("CUDA1",), "one device is not chosen from"
 
 
 def test_a_projector_goes_to_its_own_device_or_the_first() -> None:
     def device(**options: Any) -> str:
-        return projector_device(Settings(**options), TWO)
+        return projector_device(Settings.of(**options), TWO)
 
     assert device() == "CUDA0"
     assert device(device=("CUDA1", "CUDA0"), main_gpu=1) == "CUDA1"
     assert device(mmproj_device="CUDA1") == "CUDA1"
     assert device(mmproj_offload=False) == device(mmproj_device="none") == device(device=("none",)) == ""
-    assert projector_device(Settings(), Devices()) == ""
+    assert projector_device(Settings.of(), Devices()) == ""
 
 
 # -- readings ----------------------------------------------------------------------------------------------------------

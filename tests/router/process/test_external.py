@@ -37,7 +37,7 @@ def read(directory: Path, text: str, **given: Any) -> dict[str, Preset]:
     path = directory / "presets.ini"
     path.write_text(text)
     environ = {"HOME": str(directory), "LLAMA_CACHE": str(directory / "none"), "TOKEN": "a b"}
-    return load_presets(Settings(models_preset=str(path)), {}, environ, **given)
+    return load_presets(Settings.of(models_preset=str(path)), {}, environ, **given)
 
 
 def backend(directory: Path, text: str) -> Backend:

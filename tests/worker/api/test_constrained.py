@@ -354,7 +354,7 @@ def test_options_apply_to_requests_without_a_constraint(programs: Programs, tmp_
 )
 def test_invalid_grammar_options_are_named(options: dict[str, str], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
-        completion_defaults(Settings(model="x.gguf", **options), {})
+        completion_defaults(Settings.of(model="x.gguf", **options), {})
 
 
 def test_through_the_router(programs: Programs) -> None:

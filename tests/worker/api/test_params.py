@@ -192,7 +192,7 @@ def test_defaults_come_from_options_then_from_the_model() -> None:
         "general.sampling.min_p": "not a number",
         "general.sampling.sequence": "top_k;temperature",
     }
-    defaults = completion_defaults(Settings(model="x.gguf", top_k=50, seed=3, reverse_prompt=("END",)), metadata)
+    defaults = completion_defaults(Settings.of(model="x.gguf", top_k=50, seed=3, reverse_prompt=("END",)), metadata)
     assert defaults.stop == ("END",)
     sampling = defaults.sampling
     assert (sampling.seed, sampling.top_k, sampling.temperature) == (3, 50, 0.25)

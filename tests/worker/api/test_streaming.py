@@ -67,7 +67,7 @@ async def play(scene: Scene, *, stream: bool = True, n_prompts: int = 1, ping: f
         generations = [params.generation(Prompt(tokens), None) for tokens in prompts]
         return await respond(request, engine, generations, OpenAIChat(answer), ping)
 
-    app = application(Settings(model="x.gguf"))
+    app = application(Settings.of(model="x.gguf"))
     app.router.add_get("/", handler)
     async with (
         TestServer(app, handler_cancellation=True) as server,

@@ -359,10 +359,10 @@ async def test_the_total_size_of_all_files_is_limited() -> None:
 async def test_the_operators_hub_may_be_private() -> None:
     async with served() as server:
         picture = [MediaSource("image", f"{server.url}/picture.png")]
-        assert await media_loader(Settings(), {"HF_ENDPOINT": server.url + "/"}).load(picture) == [PICTURE]
+        assert await media_loader(Settings.of(), {"HF_ENDPOINT": server.url + "/"}).load(picture) == [PICTURE]
         with pytest.raises(InvalidRequest, match="not a public address"):
-            await media_loader(Settings(), {}).load(picture)
-        allowing = Settings(media_private_hosts=("127.0.0.1",))
+            await media_loader(Settings.of(), {}).load(picture)
+        allowing = Settings.of(media_private_hosts=("127.0.0.1",))
         assert await media_loader(allowing, {}).load(picture) == [PICTURE]
 
 

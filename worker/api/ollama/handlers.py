@@ -225,7 +225,7 @@ async def _embed(call: OllamaRequest, texts: list[str], normalize: int) -> tuple
     Without texts it only loads the model.
     """
     worker, truncates = call.worker, call.fields.boolean("truncate", default=True)
-    if not worker.settings.embeddings:
+    if not worker.settings.endpoints.embeddings:
         raise NotSupported("This server does not support embeddings. Start it with `--embeddings`")
     if worker.info.pooling == "none":
         raise InvalidRequest("Pooling type 'none' returns no vector per text. Please use a different pooling type")

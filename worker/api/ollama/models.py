@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 from llama_corral.common.base.errors import ModelNotFound, NotSupported
@@ -15,8 +16,12 @@ from llama_corral.common.web.application import json_response, read_object
 from llama_corral.common.web.json_fields import Fields
 from llama_corral.common.web.ollama import VERSION, expiry_text
 from llama_corral.common.web.ollama_models import possible_names, running_entry, show, tag_entry
+from llama_corral.presets.options.table import OPTIONS
 
 from ..serving import WORKER_CONTEXT, WorkerContext
+
+if TYPE_CHECKING:
+    from llama_corral.presets.options.settings import Settings
 
 
 async def version(request: web.Request) -> web.StreamResponse:
@@ -56,12 +61,17 @@ async def show_model(request: web.Request) -> web.StreamResponse:
     shown = show(
         name,
         card,
-        capabilities=card.capabilities(embeds=settings.embeddings, modalities=modalities, template=template),
-        parameters={field: str(getattr(settings, field)) for field in sorted(settings.model_fields_set)},
+        capabilities=card.capabilities(embeds=settings.endpoints.embeddings, modalities=modalities, template=template),
+        parameters=_shown(settings),
         template=template,
         verbose=fields.boolean("verbose", default=False),
     )
     return json_response(shown)
+
+
+def _shown(settings: Settings) -> dict[str, str]:
+    """Return the options that were set, without keys and tokens."""
+    return {field: str(settings.value(field)) for field in sorted(settings.options_set) if not OPTIONS[field].secret}
 
 
 async def refuse(request: web.Request) -> web.StreamResponse:

@@ -52,34 +52,38 @@ def completion_defaults(
 ) -> CompletionParams:
     return CompletionParams(
         sampling=_with_model_values(_sampling(settings), settings, metadata),
-        n_predict=settings.n_predict,
-        stop=tuple(word for word in settings.reverse_prompt if word),
-        cache_prompt=settings.cache_prompt,
-        verbose=settings.log_verbosity >= VERBOSE_LOG,
-        sse_ping_interval=settings.sse_ping_interval,
-        n_keep=settings.keep,
+        n_predict=settings.context.n_predict,
+        stop=tuple(word for word in settings.endpoints.reverse_prompt if word),
+        cache_prompt=settings.context.cache_prompt,
+        verbose=settings.log.log_verbosity >= VERBOSE_LOG,
+        sse_ping_interval=settings.http.sse_ping_interval,
+        n_keep=settings.context.keep,
         speculative_types=_speculative_types(settings, drafts),
-        n_cache_reuse=settings.cache_reuse,
-        thinking=ThinkingDefaults(settings.reasoning_budget, settings.reasoning_budget_message),
-        reasoning_format=settings.reasoning_format if "reasoning_format" in settings.model_fields_set else "deepseek",
+        n_cache_reuse=settings.context.cache_reuse,
+        thinking=ThinkingDefaults(settings.chat.reasoning_budget, settings.chat.reasoning_budget_message),
+        reasoning_format=settings.chat.reasoning_format if "reasoning_format" in settings.options_set else "deepseek",
     )
 
 
 def _speculative_types(settings: Settings, used: Sequence[str]) -> str:
     """Return the speculative types in llama-server's format: those of the options, else those in use."""
-    kinds = [kind for kind in settings.spec_type if kind != "none"]
+    kinds = [kind for kind in settings.drafts.spec_type if kind != "none"]
     return ",".join(["none", *(kinds or used)])
 
 
 def _grammar(settings: Settings) -> Grammar | None:
     """Return the grammar of `--grammar`, `--json-schema` or their file options, of which at most one is set."""
-    text = settings.grammar or _read(settings.grammar_file, "--grammar-file")
-    schema = settings.json_schema or _read(settings.json_schema_file, "--json-schema-file")
+    text = settings.sampling.grammar or _read(settings.sampling.grammar_file, "--grammar-file")
+    schema = settings.sampling.json_schema or _read(settings.sampling.json_schema_file, "--json-schema-file")
     if schema and not text:
         try:
             text = schema_grammar(json.loads(schema) or ANY_OBJECT)
         except (ValueError, SchemaError) as error:
-            option = "--json-schema" if settings.json_schema else f"--json-schema-file {settings.json_schema_file}"
+            option = (
+                "--json-schema"
+                if settings.sampling.json_schema
+                else f"--json-schema-file {settings.sampling.json_schema_file}"
+            )
             raise ConfigError(f"{option}: {error}") from None
     return Grammar(text) if text else None
 
@@ -92,37 +96,38 @@ def _read(path: str, option: str) -> str:
 
 
 def _sampling(settings: Settings) -> Sampling:
+    given = settings.sampling
     return Sampling(
-        seed=settings.seed,
-        temperature=settings.temperature,
-        dynatemp_range=settings.dynatemp_range,
-        dynatemp_exponent=settings.dynatemp_exp,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-        min_p=settings.min_p,
-        top_n_sigma=settings.top_n_sigma,
-        xtc_probability=settings.xtc_probability,
-        xtc_threshold=settings.xtc_threshold,
-        typical_p=settings.typical_p,
-        repeat_last_n=settings.repeat_last_n,
-        repeat_penalty=settings.repeat_penalty,
-        presence_penalty=settings.presence_penalty,
-        frequency_penalty=settings.frequency_penalty,
-        dry_multiplier=settings.dry_multiplier,
-        dry_base=settings.dry_base,
-        dry_allowed_length=settings.dry_allowed_length,
-        dry_penalty_last_n=settings.dry_penalty_last_n,
-        dry_sequence_breakers=settings.dry_sequence_breaker,
-        mirostat=cast(Literal[0, 1, 2], settings.mirostat),
-        mirostat_tau=settings.mirostat_ent,
-        mirostat_eta=settings.mirostat_lr,
-        adaptive_target=settings.adaptive_target,
-        adaptive_decay=settings.adaptive_decay,
-        samplers=settings.samplers,
-        logit_bias=settings.logit_bias,
-        ignore_eos=settings.ignore_eos,
+        seed=given.seed,
+        temperature=given.temperature,
+        dynatemp_range=given.dynatemp_range,
+        dynatemp_exponent=given.dynatemp_exp,
+        top_k=given.top_k,
+        top_p=given.top_p,
+        min_p=given.min_p,
+        top_n_sigma=given.top_n_sigma,
+        xtc_probability=given.xtc_probability,
+        xtc_threshold=given.xtc_threshold,
+        typical_p=given.typical_p,
+        repeat_last_n=given.repeat_last_n,
+        repeat_penalty=given.repeat_penalty,
+        presence_penalty=given.presence_penalty,
+        frequency_penalty=given.frequency_penalty,
+        dry_multiplier=given.dry_multiplier,
+        dry_base=given.dry_base,
+        dry_allowed_length=given.dry_allowed_length,
+        dry_penalty_last_n=given.dry_penalty_last_n,
+        dry_sequence_breakers=given.dry_sequence_breaker,
+        mirostat=cast(Literal[0, 1, 2], given.mirostat),
+        mirostat_tau=given.mirostat_ent,
+        mirostat_eta=given.mirostat_lr,
+        adaptive_target=given.adaptive_target,
+        adaptive_decay=given.adaptive_decay,
+        samplers=given.samplers,
+        logit_bias=given.logit_bias,
+        ignore_eos=given.ignore_eos,
         grammar=_grammar(settings),
-        backend_sampling=settings.backend_sampling,
+        backend_sampling=given.backend_sampling,
     )
 
 
@@ -130,31 +135,33 @@ def _with_model_values(sampling: Sampling, settings: Settings, metadata: Mapping
     found: dict[str, Any] = {}
     for key, (field, kind) in _MODEL_FIELDS.items():
         text = metadata.get(f"general.sampling.{key}")
-        if text is not None and _OPTION_OF.get(field, field) not in settings.model_fields_set:
+        if text is not None and _OPTION_OF.get(field, field) not in settings.options_set:
             try:
                 found[field] = kind(text)
             except ValueError:
                 log.warning("ignoring the model's general.sampling.%s: it is not a number", key)
     names = metadata.get("general.sampling.sequence")
-    if names and "samplers" not in settings.model_fields_set:
+    if names and "samplers" not in settings.options_set:
         found["samplers"] = sampler_names(names.split(";")) or sampling.samplers
     return dataclasses.replace(sampling, **found)
 
 
 def chat_defaults(settings: Settings) -> ChatDefaults:
-    variables: dict[str, Any] = json.loads(settings.chat_template_kwargs) if settings.chat_template_kwargs else {}
-    if settings.reasoning != "auto":
-        variables["enable_thinking"] = settings.reasoning != "off"
-    if settings.reasoning_effort not in ("", "default"):
-        variables["reasoning_effort"] = settings.reasoning_effort
-    if settings.reasoning_preserve is not None:
-        variables["preserve_reasoning"] = settings.reasoning_preserve
+    variables: dict[str, Any] = (
+        json.loads(settings.chat.chat_template_kwargs) if settings.chat.chat_template_kwargs else {}
+    )
+    if settings.chat.reasoning != "auto":
+        variables["enable_thinking"] = settings.chat.reasoning != "off"
+    if settings.chat.reasoning_effort not in ("", "default"):
+        variables["reasoning_effort"] = settings.chat.reasoning_effort
+    if settings.chat.reasoning_preserve is not None:
+        variables["preserve_reasoning"] = settings.chat.reasoning_preserve
     variables.setdefault("preserve_reasoning", True)
-    return ChatDefaults(settings.prefill_assistant, variables, settings.reasoning_format)
+    return ChatDefaults(settings.chat.prefill_assistant, variables, settings.chat.reasoning_format)
 
 
 def template_source(settings: Settings, of_model: str | None) -> str | None:
     """Return the template of `--chat-template-file`, `--chat-template` (text or a known name) or else the model."""
-    if settings.chat_template_file:
-        return _read(settings.chat_template_file, "--chat-template-file")
-    return settings.chat_template or of_model
+    if settings.chat.chat_template_file:
+        return _read(settings.chat.chat_template_file, "--chat-template-file")
+    return settings.chat.chat_template or of_model

@@ -27,18 +27,18 @@ _LAYER = 1  # the split mode "layer"
 
 def with_drafts(options: EngineOptions, settings: Settings, files: ModelFiles) -> EngineOptions:
     """Return the options with those for drafts added. Raises LoadError for settings that contradict each other."""
-    kinds = tuple(kind for kind in KINDS if kind in settings.spec_type)
+    kinds = tuple(kind for kind in KINDS if kind in settings.drafts.spec_type)
     if files.draft is not None and files.draft_kind not in (None, "mtp"):
         raise LoadError(
             f"'{files.draft}' is not a draft model but a head ({files.draft_kind}), which is not supported yet"
         )
-    if files.draft is not None and set(settings.spec_type) <= {"none"}:
+    if files.draft is not None and set(settings.drafts.spec_type) <= {"none"}:
         kinds = ("draft-simple" if files.draft_kind is None else "draft-mtp",)
     if "draft-simple" in kinds and files.draft_kind is not None:
         raise LoadError(f"'{files.draft}' is not a draft model but a head: use --spec-type draft-mtp")
     if {"draft-simple", "draft-mtp"} <= set(kinds):
         raise LoadError("--spec-type: draft-simple and draft-mtp exclude each other, use only one of them")
-    simulates = settings.spec_synth_len != -1.0 or bool(settings.spec_synth_rates)
+    simulates = settings.drafts.spec_synth_len != -1.0 or bool(settings.drafts.spec_synth_rates)
     if "draft-simple" in kinds and files.draft is None:
         raise LoadError("--spec-type draft-simple needs a draft model: --spec-draft-model or --spec-draft-hf")
     if kinds and options.embeddings:
@@ -55,26 +55,32 @@ def with_drafts(options: EngineOptions, settings: Settings, files: ModelFiles) -
         made = replace(made, head=replace(head, with_head=True))
         options = replace(options, with_head=files.draft is None)
     if simulates:
-        made = replace(made, simulated=simulated(made.longest, settings.spec_synth_len, settings.spec_synth_rates))
+        made = replace(
+            made, simulated=simulated(made.longest, settings.drafts.spec_synth_len, settings.drafts.spec_synth_rates)
+        )
     return replace(options, drafts=made)
 
 
 def _draft_options(kinds: tuple[str, ...], s: Settings) -> SpeculationOptions:
     return SpeculationOptions(
         kinds=kinds,
-        n_max=s.spec_draft_n_max,
-        n_min=s.spec_draft_n_min,
-        p_min=s.draft_p_min,
-        ngram_simple=NgramSizes(s.spec_ngram_simple_size_n, s.spec_ngram_simple_size_m, s.spec_ngram_simple_min_hits),
-        ngram_map_k=NgramSizes(s.spec_ngram_map_k_size_n, s.spec_ngram_map_k_size_m, s.spec_ngram_map_k_min_hits),
-        ngram_map_k4v=NgramSizes(
-            s.spec_ngram_map_k4v_size_n, s.spec_ngram_map_k4v_size_m, s.spec_ngram_map_k4v_min_hits
+        n_max=s.drafts.spec_draft_n_max,
+        n_min=s.drafts.spec_draft_n_min,
+        p_min=s.drafts.draft_p_min,
+        ngram_simple=NgramSizes(
+            s.ngrams.spec_ngram_simple_size_n, s.ngrams.spec_ngram_simple_size_m, s.ngrams.spec_ngram_simple_min_hits
         ),
-        mod_n_lookup=s.spec_ngram_mod_n_match,
-        mod_n_min=s.spec_ngram_mod_n_min,
-        mod_n_max=s.spec_ngram_mod_n_max,
-        lookup_static=Path(s.lookup_cache_static) if s.lookup_cache_static else None,
-        lookup_dynamic=Path(s.lookup_cache_dynamic) if s.lookup_cache_dynamic else None,
+        ngram_map_k=NgramSizes(
+            s.ngrams.spec_ngram_map_k_size_n, s.ngrams.spec_ngram_map_k_size_m, s.ngrams.spec_ngram_map_k_min_hits
+        ),
+        ngram_map_k4v=NgramSizes(
+            s.ngrams.spec_ngram_map_k4v_size_n, s.ngrams.spec_ngram_map_k4v_size_m, s.ngrams.spec_ngram_map_k4v_min_hits
+        ),
+        mod_n_lookup=s.ngrams.spec_ngram_mod_n_match,
+        mod_n_min=s.ngrams.spec_ngram_mod_n_min,
+        mod_n_max=s.ngrams.spec_ngram_mod_n_max,
+        lookup_static=Path(s.drafts.lookup_cache_static) if s.drafts.lookup_cache_static else None,
+        lookup_dynamic=Path(s.drafts.lookup_cache_dynamic) if s.drafts.lookup_cache_dynamic else None,
         simulated=(),
         model=None,
         head=None,
@@ -83,22 +89,25 @@ def _draft_options(kinds: tuple[str, ...], s: Settings) -> SpeculationOptions:
 
 def _draft_model(main: EngineOptions, s: Settings, path: Path) -> EngineOptions:
     """Return the main model's options with the draft's own ones applied, without adapters and projector."""
-    n_threads = s.threads_draft if s.threads_draft > 0 else main.n_threads
-    n_threads_batch = main.n_threads_batch if s.threads_draft <= 0 else n_threads
+    n_threads = s.draft_model.threads_draft if s.draft_model.threads_draft > 0 else main.n_threads
+    n_threads_batch = main.n_threads_batch if s.draft_model.threads_draft <= 0 else n_threads
     return replace(
         main,
         model=path,
         embeddings=False,
         pooling=-1,
-        cache_type_k=CACHE_TYPE[s.cache_type_k_draft],
-        cache_type_v=CACHE_TYPE[s.cache_type_v_draft],
+        cache_type_k=CACHE_TYPE[s.draft_model.cache_type_k_draft],
+        cache_type_v=CACHE_TYPE[s.draft_model.cache_type_v_draft],
         n_threads=n_threads,
-        n_threads_batch=s.threads_batch_draft if s.threads_batch_draft > 0 else n_threads_batch,
-        n_gpu_layers=gpu_layers(str(s.n_gpu_layers_draft)),
-        devices=s.device_draft or main.devices,
-        split_mode=_LAYER if len(s.device_draft) == 1 else main.split_mode,
+        n_threads_batch=s.draft_model.threads_batch_draft if s.draft_model.threads_batch_draft > 0 else n_threads_batch,
+        n_gpu_layers=gpu_layers(str(s.draft_model.n_gpu_layers_draft)),
+        devices=s.draft_model.device_draft or main.devices,
+        split_mode=_LAYER if len(s.draft_model.device_draft) == 1 else main.split_mode,
         tensor_overrides=tensor_overrides(
-            "--override-tensor-draft", s.override_tensor_draft, s.cpu_moe_draft, s.n_cpu_moe_draft
+            "--override-tensor-draft",
+            s.draft_model.override_tensor_draft,
+            s.draft_model.cpu_moe_draft,
+            s.draft_model.n_cpu_moe_draft,
         ),
         lora=(),
         control_vectors=(),

@@ -151,7 +151,7 @@ async def test_a_head_in_a_separate_file(models: Path, kinds: tuple[str, ...], m
     async with drafting(models, HEAD, model="tiny-glm-mtp.gguf") as (engine, loaded):
         first = await drafts_of(engine, loaded, FOX)
     main, head = models / model, models / "mtp-tiny-glm.gguf"
-    options = Settings(model=str(main), spec_type=kinds, ctx_size=2048, parallel=2, threads=1, **EXACT)
+    options = Settings.of(model=str(main), spec_type=kinds, ctx_size=2048, parallel=2, threads=1, **EXACT)
     engine = Engine(options, ModelFiles(main, draft=head, draft_kind="mtp"), lambda _: None)
     await engine.load()
     async with engine.use() as loaded:

@@ -1,0 +1,218 @@
+"""The sources of a process's settings: command line, environment, `.env` file, files with secrets, system's files.
+
+Each reads its values when it is created and keeps their origins. `merge` builds the settings from them.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from llama_corral.common.base.errors import ConfigError
+from llama_corral.common.base.worker_reports import CONTROL_FD_ENV
+
+from .ini import read_global
+from .layer import ConfigValue, Layer, add, merge
+from .layer_source import LayerSource
+from .options.option import Option, Repeat
+from .options.table import FLAGS, OPTIONS, ROUTER_OWN, VARIABLES, OptionEntry, nearest, value_count
+from .options.values import join_many
+
+DOTENV = Path(".env")
+CREDENTIALS_ENV = "CREDENTIALS_DIRECTORY"
+"""systemd's variable with the directory of a service's credentials."""
+SECRETS_ENV = "LLAMA_CORRAL_SECRETS_DIR"
+SECRETS_DIRECTORY = "/run/secrets"
+"""The directory where Docker, Podman and Kubernetes mount secrets."""
+
+log = logging.getLogger("corral.presets")
+
+
+class CommandLineSource(LayerSource):
+    def __init__(self, argv: Sequence[str]) -> None:
+        super().__init__(read_argv(argv))
+
+
+class EnvironmentSource(LayerSource):
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        super().__init__(read_environment(environ))
+
+
+class DotenvSource(LayerSource):
+    """The `.env` file of the working directory."""
+
+    def __init__(self, environ: Mapping[str, str], path: Path = DOTENV) -> None:
+        super().__init__(_for_this_process(read_dotenv(path), environ))
+
+
+class SecretsSource(LayerSource):
+    """The files of a directory of secrets. Each is named like a variable and contains its value."""
+
+    def __init__(self, environ: Mapping[str, str], directory: Path) -> None:
+        super().__init__(_for_this_process(read_secrets(directory), environ))
+
+
+class SystemConfigSource(LayerSource):
+    """llama.cpp's configuration files of this machine and this user."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        super().__init__(read_system_config(environ))
+
+
+def process_sources(argv: Sequence[str], environ: Mapping[str, str]) -> list[LayerSource]:
+    """Return the sources of this process, highest precedence first. Raise ConfigError."""
+    return [CommandLineSource(argv), *variable_sources(environ), SystemConfigSource(environ)]
+
+
+def variable_sources(environ: Mapping[str, str]) -> list[LayerSource]:
+    """Return the sources that name options by their variables, highest precedence first. Raise ConfigError."""
+    secrets = [SecretsSource(environ, directory) for directory in _secrets_directories(environ)]
+    return [EnvironmentSource(environ), DotenvSource(environ), *secrets]
+
+
+def _for_this_process(layer: Layer, environ: Mapping[str, str]) -> Layer:
+    """Leave out the router's own options in its workers: with an API key they would refuse the router's requests."""
+    if CONTROL_FD_ENV not in environ:
+        return layer
+    return {field: given for field, given in layer.items() if field not in ROUTER_OWN}
+
+
+# -- command line ----------------------------------------------------------------------------------------------------
+
+
+def read_argv(argv: Sequence[str]) -> dict[str, ConfigValue]:
+    """Read the arguments after the program's name. Long options may use `_` for `-` and `=` before their value.
+
+    Raise ConfigError.
+    """
+    layer: dict[str, ConfigValue] = {}
+    arguments = iter(argv)
+    for argument in arguments:
+        flag, inline = _flag(argument)
+        if flag not in FLAGS:
+            raise ConfigError(_unknown(flag))
+        entry = FLAGS[flag].entry
+        count = value_count(entry)
+        if inline is not None and count != 1:
+            raise ConfigError(f"{flag}: a value after = is not allowed for this option")
+        values = [inline] if inline is not None else list(itertools.islice(arguments, count))
+        if len(values) < count:
+            raise ConfigError(f"{flag}: the value is missing: {flag} {getattr(entry, 'hint', '')}")
+        add(layer, FLAGS[flag], _single(entry, " ".join(values)) if count else "true", flag, repeated=True)
+    return layer
+
+
+def _flag(argument: str) -> tuple[str, str | None]:
+    if not argument.startswith("--"):
+        return argument, None
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-"), value if equals else None
+
+
+def _single(entry: OptionEntry, text: str) -> str:
+    """Encode the value so that a text that looks like a JSON list is still a single value."""
+    return join_many([text]) if isinstance(entry, Option) and entry.repeat is Repeat.MANY else text
+
+
+def _unknown(flag: str) -> str:
+    if not flag.startswith("-"):
+        return f"unexpected argument '{flag}'{nearest('--' + flag, FLAGS)}"
+    return f"unknown option '{flag}'{nearest(flag, FLAGS)}"
+
+
+# -- variables -------------------------------------------------------------------------------------------------------
+
+
+def _read_variables(values: Mapping[str, ConfigValue]) -> dict[str, ConfigValue]:
+    """Read LLAMA_ARG_* and a few others. LLAMA_ARG_NO_X means off for any value; other empty variables are ignored."""
+    layer: dict[str, ConfigValue] = {}
+    for name, spelling in VARIABLES.items():
+        if name not in values:
+            continue
+        text, where, _ = values[name]
+        if spelling.negated:
+            add(layer, spelling, "true", where)
+        elif text:
+            add(layer, spelling, text, where)
+    return layer
+
+
+def read_environment(environ: Mapping[str, str]) -> dict[str, ConfigValue]:
+    return _read_variables({name: ConfigValue(text, f"environment variable {name}") for name, text in environ.items()})
+
+
+def read_dotenv(path: Path) -> dict[str, ConfigValue]:
+    """Read a `.env` file. It may belong to another program: whatever is not a variable of ours is ignored."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        log.warning("%s: ignored: %s", path, getattr(error, "strerror", None) or "not UTF-8 text")
+        return {}
+    from dotenv.parser import parse_stream
+
+    values: dict[str, ConfigValue] = {}
+    for binding in parse_stream(io.StringIO(text)):
+        if binding.key is not None and binding.key in VARIABLES and binding.value is not None:
+            line = binding.original.line + _leading_lines(binding.original.string)
+            values[binding.key] = ConfigValue(binding.value, f"{path}:{line}: {binding.key}")
+    return _read_variables(values)
+
+
+def _leading_lines(text: str) -> int:
+    """Return the number of empty lines before the binding, which the parser counts as a part of it."""
+    return text[: len(text) - len(text.lstrip())].count("\n")
+
+
+def _secrets_directories(environ: Mapping[str, str]) -> Iterable[Path]:
+    """Return the directories of secrets, highest precedence first. Raise ConfigError."""
+    if credentials := environ.get(CREDENTIALS_ENV):
+        yield Path(credentials)
+    if chosen := environ.get(SECRETS_ENV):
+        if not Path(chosen).is_dir():
+            raise ConfigError(f"environment variable {SECRETS_ENV}: {chosen}: no such directory")
+        yield Path(chosen)
+    else:
+        yield Path(SECRETS_DIRECTORY)
+
+
+def read_secrets(directory: Path) -> dict[str, ConfigValue]:
+    """Read the files that are named like a variable, in any case; others are ignored. Raise ConfigError."""
+    try:
+        paths = sorted(path for path in directory.iterdir() if path.name.upper() in VARIABLES)
+    except OSError:
+        return {}
+    values = {}
+    for path in paths:
+        try:
+            text = path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+        values[path.name.upper()] = ConfigValue(text, f"secrets file {path}", is_secret=True)
+    return _read_variables(values)
+
+
+# -- system configuration --------------------------------------------------------------------------------------------
+
+
+def read_system_config(environ: Mapping[str, str]) -> Layer:
+    """Read llama.cpp's configuration files of this machine and this user.
+
+    All programs of llama.cpp share these files, so unsupported options are ignored with a warning.
+    """
+    home = environ.get("HOME")
+    user = environ.get("XDG_CONFIG_HOME") or (f"{home}/.config" if home else None)
+    directories = [Path("/etc"), *([Path(user)] if user else [])]
+    files = [path for path in (directory / "llama.cpp" / "config.ini" for directory in directories) if path.is_file()]
+    return merge(*(_supported_values(read_global(path)) for path in files))
+
+
+def _supported_values(layer: Layer) -> Layer:
+    refused = {field for field in layer.keys() & OPTIONS.keys() if OPTIONS[field].is_refused}
+    for field in refused:
+        log.warning("%s: ignored: %s", layer[field].where, OPTIONS[field].unsupported)
+    return {field: given for field, given in layer.items() if field not in refused}
