@@ -75,7 +75,7 @@ class Library:
             raise InvalidRequest(f"'{name}' cannot be downloaded: HF_HUB_OFFLINE is set")
         given = {"hf_repo": name, "hf_token": self._settings.hf_token}
         layer = {field: ConfigValue(value, WHERE) for field, value in given.items() if value}
-        self._lifecycle.downloads.start(Preset(name, "cache", layer), self.reload)
+        self._lifecycle.download(Preset(name, "cache", layer), self.reload)
 
     async def remove(self, name: str) -> None:
         """Stop a cached model's worker or its download, and delete its files. Raises ApiError.
@@ -90,7 +90,7 @@ class Library:
         if view.preset.source != "cache":
             raise InvalidRequest(f"model '{name}' is not in the cache: edit its {view.preset.source} to remove it")
         await self._lifecycle.stop_and_wait(name)
-        others = [split_repo(other)[0] for other in self._lifecycle.downloads.names()]
+        others = [split_repo(other)[0] for other in self._lifecycle.downloads()]
         keep = split_repo(name)[0] in others
         await asyncio.to_thread(remove_cached, self._environ, name, keep_unfinished=keep)
         await self.reload()
