@@ -1,1 +1,1 @@
-"""The vocabulary of configuration: options, preset files and model sources. Imports nothing of router or worker."""
+"""Configuration: options, presets files and model sources. Imports nothing from router or worker."""

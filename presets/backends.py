@@ -1,7 +1,7 @@
-"""Sections that name a command (`cmd`): another program serves the model, under the router's care. Pure.
+"""Sections with a command (`cmd`): an external program serves the model, and the router manages it. Pure.
 
-`sources` reads them, at once and completely, so that a mistake shows before anything runs; the router's `external`
-starts them. A command line is split as a shell would and given to no shell; macros are put in after that.
+`sources` reads them completely at startup, so mistakes are found before anything runs; the router's `external` starts
+them. A command line is split as a shell would split it, but no shell runs it; macros are replaced after the split.
 """
 
 from __future__ import annotations
@@ -29,48 +29,48 @@ _VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A program that serves one model over HTTP. `${PORT}` and `${PID}` are filled in once there are such."""
+    """A program that serves one model over HTTP. `${PORT}` and `${PID}` are replaced when the program is started."""
 
     command: tuple[str, ...]
     stop_command: tuple[str, ...] = ()
-    """Instead of SIGTERM."""
+    """Command that stops the program; empty: SIGTERM."""
     environ: tuple[tuple[str, str], ...] = ()
     address: str = f"127.0.0.1:{PORT}"
     path: str = ""
-    """What its paths begin with."""
+    """Prefix of the program's paths."""
     health: str = "/health"
-    """A path that answers 200 once it is ready; "": connecting is enough."""
+    """Path that returns 200 when the program is ready; "": an accepted connection is enough."""
     load_timeout: float = 600.0
     """Seconds."""
     model_name: str = ""
-    """What it calls the model; "": as the client does."""
+    """The program's name of the model; "": the name in the client's request."""
     host_bytes: int = 0
     device_bytes: tuple[int, ...] = (0,)
-    """What it takes, of each device in turn, or one number for all together; 0 and 0: unknown."""
+    """Memory on each device in order, or one number for all devices; if this and `host_bytes` are 0: unknown."""
 
     def same_process(self, other: Backend) -> bool:
-        """Whether what runs for the one can go on for the other."""
+        """Return True if a running program for `self` can be kept for `other`."""
         policy = {"model_name": "", "host_bytes": 0, "device_bytes": (0,)}
         return replace(self, **policy) == replace(other, **policy)  # type: ignore[arg-type]
 
 
 def with_directory(field: str, text: str, macro: str, directory: str) -> str:
-    """A directory's name may have blanks, which separate words in a command line."""
+    """Replace `macro` by `directory`; quote it in command lines, since the name may contain spaces."""
     if field not in COMMAND_LINES or macro not in text:
         return text.replace(macro, directory)
     try:
         return shlex.join(word.replace(macro, directory) for word in shlex.split(text))
     except ValueError:
-        return text  # told when it is read
+        return text  # the error is reported when the section is read
 
 
 def read_backend(name: str, layer: Layer, own: Settings, environ: Mapping[str, str]) -> Backend | None:
-    """None: our own worker serves it. Raises ConfigError."""
+    """Return the section's program; None if our own worker serves the model. Raise ConfigError."""
     given = {field: layer[field] for field in FIELDS & layer.keys()}
     if not own.cmd:
         for field, value in given.items():
             if value.text:
-                raise ConfigError(f"{value.where}: only for a section with cmd: '{field}' is about another program")
+                raise ConfigError(f"{value.where}: '{field}' is only for sections with cmd")
         return None
     known = {"MODEL": own.model, "MODEL_ID": name, "NAME": name}
 
@@ -99,7 +99,7 @@ def _words(text: str, where: str, fill: Callable[[str, str], str]) -> tuple[str,
     except ValueError as error:
         raise ConfigError(f"{where}: not a command line: {error}") from None
     if not words:
-        raise ConfigError(f"{where}: names no program")
+        raise ConfigError(f"{where}: the command line is empty")
     return tuple(fill(word, where) for word in words)
 
 
@@ -108,7 +108,7 @@ def _variables(text: str, where: str, fill: Callable[[str, str], str]) -> tuple[
     for word in _words(text, where, lambda word, _: word):
         name, equals, value = word.partition("=")
         if not equals or not _VARIABLE.fullmatch(name):
-            raise ConfigError(f"{where}: expected NAME=VALUE, separated by blanks, found '{name}'")
+            raise ConfigError(f"{where}: expected NAME=VALUE, separated by spaces, found '{name}'")
         found.append((name, fill(value, where)))
     return tuple(found)
 
@@ -120,11 +120,11 @@ def _filled(text: str, where: str, known: Mapping[str, str], environ: Mapping[st
             return macro[0]
         if name in known:
             if not known[name]:
-                raise ConfigError(f"{where}: ${{{name}}}: this section names no model file")
+                raise ConfigError(f"{where}: ${{{name}}}: this section has no model file")
             return known[name]
         if name.startswith("env.") and name[4:] in environ:
             return environ[name[4:]]
-        what = "there is no such variable" if name.startswith("env.") else "no macro that is known here"
+        what = "this environment variable is not set" if name.startswith("env.") else "unknown macro"
         raise ConfigError(f"{where}: ${{{name}}}: {what}")
 
     return _MACRO.sub(value, text)

@@ -1,7 +1,7 @@
-"""Presets files: sections of options in INI form, each value with its file and line.
+"""Reads presets files: INI sections of options; each value keeps its file and line.
 
-iniconfig finds sections, values and line numbers. It refuses keys before the first header and anything repeated, which
-llama-server's files contain, so every header and key is made unique by its line number before it reads them.
+iniconfig parses sections, values and line numbers. It refuses keys before the first header and repeated names, but
+llama-server's files contain both; so a line number is added to every header and key before iniconfig reads them.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ log = logging.getLogger("corral.presets")
 
 ALL_MODELS = "*"
 GROUP = "group:"
-"""What the names of sections begin with that describe a group of models."""
+"""Prefix of the names of sections that describe a group of models."""
 GROUP_KEYS = ("swap", "exclusive", "persistent")
 DEFAULT = "default"
-"""The section of keys that stand before any header."""
+"""Name of the section for keys before the first header."""
 
 _HEADER = re.compile(r"\[\s*([^\]]*?)\s*\]\s*([;#].*)?")
 _KEY = re.compile(r"([A-Za-z_][A-Za-z0-9_.-]*)[ \t]*=")
@@ -37,12 +37,12 @@ _COMMENT = re.compile(r"(^|\s)[;#].*")
 _NEWLINE = re.compile(r"\r\n|\r|\n")
 _QUOTED = re.compile(r'("(?:[^"\\]|\\.)*")\s*([;#].*)?')
 _STRANGE = re.compile("[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
-"""What Python, and so iniconfig, takes for an end of line."""
+"""Characters that Python, and therefore iniconfig, treats as line ends."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """One model of a presets file. Its layer holds the preset-only keys too."""
+    """One model of a presets file. Its layer also contains the preset-only keys."""
 
     name: str
     line: int
@@ -52,10 +52,10 @@ class Section:
 @dataclass(frozen=True)
 class PresetFile:
     global_layer: Layer
-    """`[*]`: for every model."""
+    """`[*]`: options for all models."""
     sections: tuple[Section, ...]
     groups: Mapping[str, ModelGroup]
-    """`[group:NAME]`: by name."""
+    """The groups of `[group:NAME]`, by name."""
 
 
 class _Entry(NamedTuple):
@@ -71,7 +71,7 @@ class _Block(NamedTuple):
 
 
 def read_presets(path: str | Path) -> PresetFile:
-    """Raises ConfigError `file:line: …` for anything that is not understood."""
+    """Read a presets file. Raise ConfigError `file:line: …` for anything invalid or unknown."""
     blocks = _blocks(path)
     groups = {block.name: _group(path, block) for block in blocks if block.name.startswith(GROUP)}
     layers = {block.name: (block.line, _layer(path, block)) for block in blocks if block.name not in groups}
@@ -83,7 +83,7 @@ def read_presets(path: str | Path) -> PresetFile:
 
 
 def read_global(path: str | Path) -> Layer:
-    """The keys before any header and of `[*]`; unknown ones are for other programs that share the file."""
+    """Read the keys before the first header and in `[*]`; unknown keys are for other programs that share the file."""
     layer: dict[str, ConfigValue] = {}
     blocks = {block.name: block for block in _blocks(path)}
     for name in (ALL_MODELS, DEFAULT):
@@ -106,7 +106,7 @@ def _text(path: str | Path) -> str:
 
 
 def _blocks(path: str | Path) -> list[_Block]:
-    """The sections in file order, by the names that models have; of several with one name only the last."""
+    """Return the sections in file order, with canonical model names; of several with the same name only the last."""
     names: dict[int, str] = {0: DEFAULT}
     lines = ["[0]"]
     for number, line in enumerate(_NEWLINE.split(_text(path)), 1):
@@ -126,7 +126,7 @@ def _blocks(path: str | Path) -> list[_Block]:
 
 
 def _unique(path: str | Path, number: int, line: str, names: dict[int, str]) -> str:
-    """The line as iniconfig reads it without complaint."""
+    """Return the line with its line number added to the header or key, as iniconfig accepts it."""
     if not line or line[0] in ";#":
         return ""
     if strange := _STRANGE.search(line):
@@ -144,7 +144,7 @@ def _unique(path: str | Path, number: int, line: str, names: dict[int, str]) -> 
 
 
 def _value(text: str) -> str:
-    """Without a comment at its end. A JSON string stands for its content."""
+    """Return the value without a trailing comment. A JSON string is replaced by its content."""
     if quoted := _QUOTED.fullmatch(text):
         try:
             return str(json.loads(quoted[1]))
@@ -162,7 +162,7 @@ def _layer(path: str | Path, block: _Block, *, ignore_unknown: bool = False) -> 
         elif key == "version":
             continue
         elif ignore_unknown:
-            log.warning("%s: ignored: not an option of this program", where)
+            log.warning("%s: ignored: this program has no such option", where)
         else:
             raise ConfigError(f"{path}:{line}: unknown key '{key}'{nearest(key, KEYS)}")
     return layer
@@ -174,7 +174,7 @@ def _group(path: str | Path, block: _Block) -> ModelGroup:
         raise ConfigError(f"{path}:{block.line}: [{block.name}] has no name: write [{GROUP}NAME]")
     for line, key, value in block.entries:
         if key not in GROUP_KEYS:
-            hint = "; the models of a group name it: group = NAME" if key == "members" else nearest(key, GROUP_KEYS)
+            hint = "; set group = NAME in the sections of its models" if key == "members" else nearest(key, GROUP_KEYS)
             raise ConfigError(f"{path}:{line}: unknown key '{key}' of a group{hint}")
         rules[key] = switch_text(_value(value), False, f"{path}:{line}: {key}") == "true"
     return ModelGroup(name, **rules)

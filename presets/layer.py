@@ -1,7 +1,7 @@
-"""A layer: what one place of configuration gave, as a text for each field, and where, so that errors name both.
+"""A layer: the values of one source of configuration, as text with its origin, so that errors can name both.
 
-`merge.py` and `ini.py` fill layers through `add`, which expands shorthands and negations: nothing later sees a
-spelling. `check` turns one into settings.
+`merge` and `ini` fill layers with `add`, which expands shorthands and negations; later code sees only field names.
+`check` converts a layer to settings.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ Layer = Mapping[str, ConfigValue]
 
 
 def add(layer: dict[str, ConfigValue], spelling: Spelling, text: str, where: str, *, repeated: bool = False) -> None:
-    """Put a spelling's value into the layer. `repeated`: an earlier value of this layer may be appended to."""
+    """Put a spelling's value into the layer. `repeated`: options that allow it append to the layer's earlier value."""
     entry = spelling.entry
     if isinstance(entry, Removed):
-        raise ConfigError(f"{where}: this option is gone: {entry.instead}")
+        raise ConfigError(f"{where}: this option was removed: {entry.instead}")
     if entry.hint is None:
         text = switch_text(text, spelling.negated, where)
     if isinstance(entry, Option):
@@ -55,7 +55,7 @@ def add(layer: dict[str, ConfigValue], spelling: Spelling, text: str, where: str
 
 
 def put(layer: dict[str, ConfigValue], field: str, given: ConfigValue) -> None:
-    """Behind all others, for the last one counts where options exclude or modify each other."""
+    """Put a value at the end of the layer: if options exclude or modify each other, the last one wins."""
     layer.pop(field, None)
     for other in OPTIONS[field].replaces if field in OPTIONS else ():
         layer.pop(other, None)
@@ -78,7 +78,10 @@ def _appended(option: Option, before: str, text: str) -> str:
 
 
 def check(layer: Layer) -> Settings:
-    """Validates every value, but lets pass what this version can't do: that is refused where it would be used."""
+    """Validate all values and return the settings. Raise ConfigError.
+
+    Options that this version does not support are accepted here; using them raises an error elsewhere.
+    """
     texts = {field: given.text for field, given in layer.items() if field in OPTIONS}
     if texts.get("escape") != "false":
         for field in texts.keys() & set(_ESCAPED_FIELDS):

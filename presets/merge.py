@@ -1,7 +1,7 @@
-"""From layers to settings: the command line, the environment and the system's configuration, merged and validated.
+"""Builds the settings: reads, merges and validates command line, environment and system configuration.
 
-Called once by each process; nothing reads the environment later. `merge` is the only place that knows how a higher
-layer combines with a lower one, so use it instead of joining dictionaries.
+Each process calls it once; the environment is not read later. Only `merge` knows how a higher layer combines with a
+lower one, so use it instead of joining dictionaries.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ log = logging.getLogger("corral.presets")
 
 
 def read_argv(argv: Sequence[str]) -> dict[str, ConfigValue]:
-    """The command line behind the program's name. Long options may have `_` for `-`, and their value behind `=`."""
+    """Read the arguments after the program's name. Long options may use `_` for `-` and `=` before their value.
+
+    Raise ConfigError.
+    """
     layer: dict[str, ConfigValue] = {}
     arguments = iter(argv)
     for argument in arguments:
@@ -48,10 +51,10 @@ def read_argv(argv: Sequence[str]) -> dict[str, ConfigValue]:
         entry = FLAGS[flag].entry
         count = value_count(entry)
         if inline is not None and count != 1:
-            raise ConfigError(f"{flag}: takes no value in this form")
+            raise ConfigError(f"{flag}: a value after = is not allowed for this option")
         values = [inline] if inline is not None else list(itertools.islice(arguments, count))
         if len(values) < count:
-            raise ConfigError(f"{flag}: a value is missing: {flag} {getattr(entry, 'hint', '')}")
+            raise ConfigError(f"{flag}: the value is missing: {flag} {getattr(entry, 'hint', '')}")
         add(layer, FLAGS[flag], _single(entry, " ".join(values)) if count else "true", flag, repeated=True)
     return layer
 
@@ -64,7 +67,7 @@ def _flag(argument: str) -> tuple[str, str | None]:
 
 
 def _single(entry: OptionEntry, text: str) -> str:
-    """A text that only looks like a list of several stays one."""
+    """Encode the value so that a text that looks like a JSON list is still a single value."""
     return join_many([text]) if isinstance(entry, Option) and entry.repeat is Repeat.MANY else text
 
 
@@ -75,7 +78,7 @@ def _unknown(flag: str) -> str:
 
 
 def read_environment(environ: Mapping[str, str]) -> dict[str, ConfigValue]:
-    """LLAMA_ARG_* and a few others. LLAMA_ARG_NO_X means off whatever its value; otherwise an empty value is none."""
+    """Read LLAMA_ARG_* and a few others. LLAMA_ARG_NO_X means off for any value; other empty variables are ignored."""
     layer: dict[str, ConfigValue] = {}
     for name, spelling in VARIABLES.items():
         if spelling.negated and name in environ:
@@ -86,9 +89,9 @@ def read_environment(environ: Mapping[str, str]) -> dict[str, ConfigValue]:
 
 
 def read_system_config(environ: Mapping[str, str]) -> Layer:
-    """llama.cpp's own configuration of this machine and of this user.
+    """Read llama.cpp's configuration files of this machine and this user.
 
-    All its programs share these files, so what is not for us is left out with a warning.
+    All programs of llama.cpp share these files, so unsupported options are ignored with a warning.
     """
     home = environ.get("HOME")
     user = environ.get("XDG_CONFIG_HOME") or (f"{home}/.config" if home else None)
@@ -105,7 +108,7 @@ def _supported_values(layer: Layer) -> Layer:
 
 
 def merge(*layers: Layer) -> dict[str, ConfigValue]:
-    """One layer out of several, lowest precedence first."""
+    """Merge layers into one, lowest precedence first."""
     merged: dict[str, ConfigValue] = {}
     for layer in layers:
         for field, given in layer.items():
@@ -118,7 +121,7 @@ def merge(*layers: Layer) -> dict[str, ConfigValue]:
 
 
 def _load_mode(before: str, switch: str, on: bool) -> str:
-    """What `--mmap`, `--mlock` or `--direct-io`, or its negation, makes of a load mode."""
+    """Return the load mode after `--mmap`, `--mlock` or `--direct-io`, or its negation, is applied to `before`."""
     if switch == "direct_io":
         return "dio" if on else ("auto" if before == "dio" else before)
     parts = {"mmap"} if before in ("auto", "dio") and switch == "mlock" else set(before.split("+"))
@@ -128,7 +131,7 @@ def _load_mode(before: str, switch: str, on: bool) -> str:
 
 
 def resolve(*layers: Layer) -> Settings:
-    """The settings of a process out of its layers, lowest precedence first."""
+    """Return the settings of a process from its layers, lowest precedence first. Raise ConfigError."""
     merged = merge(*layers)
     settings = check(merged)
     for field, given in merged.items():
@@ -146,7 +149,7 @@ def _without_effect(settings: Settings, field: str) -> bool:
 
 
 def unused_option_notices(settings: Settings) -> list[str]:
-    """A line for each option that was set to something and changes nothing; to be logged once."""
+    """Return a line for each option that was set but has no effect; to be logged once."""
     return [
         f"--{option.name} has no effect: {option.notice}"
         for field, option in OPTIONS.items()
@@ -155,11 +158,11 @@ def unused_option_notices(settings: Settings) -> list[str]:
 
 
 def overridden(higher: Layer, lower: Layer) -> Iterable[str]:
-    """A line for each value of the environment that the command line replaces."""
+    """Yield a line for each environment variable that the command line overrides."""
     for field in higher.keys() & lower.keys():
-        yield f"{lower[field].where} is set, but {higher[field].where} replaces it"
+        yield f"{lower[field].where} is set, but {higher[field].where} overrides it"
 
 
 def settings_from(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
-    """The settings of this process."""
+    """Return the settings of this process. Raise ConfigError."""
     return resolve(read_system_config(environ), read_environment(environ), read_argv(argv))

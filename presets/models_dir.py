@@ -1,7 +1,7 @@
-"""Which models a `--models-dir` holds: one for each GGUF file in it, and one for each sub-directory.
+"""Lists the models of a `--models-dir`: one for each GGUF file, and one for each sub-directory.
 
-Called by sources. Looks at names only and opens no file. Entries are taken in sorted order, so that the same directory
-gives the same models everywhere.
+Called by `sources`. Uses only names and opens no file. Entries are sorted, so a directory gives the same models on
+every system.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from llama_corral.common.base.errors import ConfigError
 from llama_corral.common.hub.gguf_names import SUFFIX, shard
 
 DRAFT_PREFIXES = ("mtp-", "dspark-", "dflash-")
-"""`eagle3-` is not among them: llama-server takes such a file for a model here."""
+"""`eagle3-` is not included: llama-server lists such a file as a model here."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,10 @@ class LocalModel:
 
 
 def scan(directory: Path) -> list[LocalModel]:
-    """Sorted by name. A directory and a file of one name: the directory counts, for it may bring companions."""
+    """Return the models sorted by name. If a directory and a file have the same name, the directory is used.
+
+    Raise ConfigError.
+    """
     if not directory.is_dir():
         raise ConfigError(f"--models-dir {directory}: no such directory")
     try:
@@ -42,14 +45,14 @@ def scan(directory: Path) -> list[LocalModel]:
 
 
 def _single_files(entries: list[Path]) -> Iterator[LocalModel]:
-    """Of a sharded model only the first part: it is the one to load. (llama-server lists every part as a model.)"""
+    """Yield the models of single files; of a sharded model only the first shard. (llama-server lists every shard.)"""
     for path in entries:
         if _is_gguf(path) and not _is_companion(path) and shard(path.name).index == 1:
             yield LocalModel(path.name.removesuffix(SUFFIX), path)
 
 
 def _directory(directory: Path) -> LocalModel | None:
-    """Named after the directory; None without a model in it."""
+    """Return the directory's model, named after the directory; None if it contains no model."""
     try:
         files = [path for path in sorted(directory.iterdir()) if _is_gguf(path)]
     except OSError:

@@ -1,6 +1,6 @@
-"""How the router is to treat a model: its preset's wishes, as one frozen value. No worker hears of it.
+"""The scheduling options of a model, as one frozen value for the router. Workers do not get them.
 
-Made by `sources` from the preset-only keys; the router's deciders read it. Pure.
+Created by `sources` from the preset-only keys; the router's placement reads it. Pure.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ModelGroup:
-    """Models that know of each other. Without a name: of none."""
+    """A group of models. An empty name means no group."""
 
     name: str = ""
     swap: bool = True
-    """Its models exclude each other."""
+    """True if only one model of the group may be loaded at a time."""
     exclusive: bool = False
-    """A model that is to be loaded has those of all other groups leave, and those of none."""
+    """True if loading one of its models evicts the models of all other groups, and models without a group."""
     persistent: bool = False
-    """Its models stay when a model of an exclusive group is loaded."""
+    """True if its models are kept when a model of an exclusive group is loaded."""
 
 
 NO_GROUP = ModelGroup()
@@ -32,25 +32,25 @@ NO_GROUP = ModelGroup()
 @dataclass(frozen=True, slots=True)
 class ModelPolicy:
     priority: int = 0
-    """Among those that wait the highest comes first, among those that may leave the lowest."""
+    """The highest waiting model is loaded first; the lowest idle model is evicted first."""
     min_stay: float = 0.0
-    """Seconds after its load in which nobody's wish for its place ends it."""
+    """Seconds after its load during which the model is not evicted for others."""
     group: ModelGroup = NO_GROUP
     max_queue: int = 0
-    """Requests that may wait for it; 0: no bound."""
+    """Maximum number of requests that wait for the model; 0: no limit."""
     concurrency: int = 0
-    """Requests that may use it at once; 0: as many as come."""
+    """Maximum number of parallel requests to the model; 0: no limit."""
     concurrency_refuse: bool = False
-    """More than these are refused instead of waiting."""
+    """True if requests beyond `concurrency` are refused instead of queued."""
     keep_warm: bool = False
-    """It is loaded though nobody asks for it, where there is room and nobody waits."""
+    """True if the model is loaded without a request when there is room and no other model waits."""
 
 
 DEFAULT_POLICY = ModelPolicy()
 
 
 def policy_of(own: Settings, groups: Mapping[str, ModelGroup]) -> ModelPolicy:
-    """Out of a preset's own options. A group that no section describes is what its members make of it by its name."""
+    """Return the policy of a preset's own options. A group without a section in the file has the default rules."""
     group = groups.get(own.group) or ModelGroup(own.group)
     return ModelPolicy(
         priority=own.priority,

@@ -1,4 +1,4 @@
-"""Write options as a worker's command line and as a section of a presets file: the inverse of reading them."""
+"""Writes options as a worker's command line or as a section of a presets file: the inverse of reading them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["bash_completion", "help_text", "masked", "reference_markdown", "to_a
 
 
 def to_argv(layer: Layer) -> list[str]:
-    """The command line that gives this merged layer, in llama-server's order and without preset-only keys."""
+    """Return the command line for a merged layer, in llama-server's order and without preset-only keys."""
     options = sorted((OPTIONS[field] for field in layer), key=lambda option: option.flags[0])
     return [argument for option in options for argument in _arguments(option, layer[option.field].text)]
 
@@ -34,12 +34,12 @@ def _arguments(option: Option, text: str) -> list[str]:
 
 
 def to_ini(layer: Layer) -> str:
-    """The lines of a section that give this layer."""
+    """Return the lines of a section for a layer."""
     return "".join(f"{OPTIONS[field].name} = {ini_value(given.text)}\n" for field, given in layer.items())
 
 
 def masked(layer: Layer) -> Layer:
-    """For showing: without keys and tokens."""
+    """Return the layer for display, with keys and tokens replaced by "…"."""
     return {field: ConfigValue("…", given.where) if OPTIONS[field].secret else given for field, given in layer.items()}
 
 
@@ -47,5 +47,5 @@ _NEEDS_QUOTES = re.compile("^\\s|\\s$|(^|\\s)[;#]|[\r\n\x0b\x0c\x1c-\x1e\x85\u20
 
 
 def ini_value(text: str) -> str:
-    """Plain where possible; as a JSON string where the reader would cut or change it."""
+    """Return the text as an INI value; as a JSON string if the reader would change the plain text."""
     return json.dumps(text) if _NEEDS_QUOTES.search(text) or text.startswith('"') else text

@@ -1,8 +1,8 @@
-"""The models a router offers: presets file, models directory and cache, merged into one `Preset` each.
+"""The models of a router: presets file, models directory and cache are merged into one `Preset` per model.
 
-Called by the router at its start and at every reload. Reads files, asks no network, starts nothing. Precedence, lowest
-first: `[*]` < cache or models directory < the model's own section < the router's command line. The environment is not
-in here: workers inherit it, below all of these.
+Called by the router at startup and at every reload. Reads files, but uses no network and starts nothing. Precedence,
+lowest first: `[*]` < cache or models directory < the model's own section < the router's command line. The environment
+is not used here: workers inherit it, with lower precedence than all of these.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from .policy import DEFAULT_POLICY, ModelGroup, ModelPolicy, policy_of
 from .render import to_ini
 
 HERE = "${here}"
-"""In a value of a presets file: the directory of that file. Plain relative paths start where the router was started."""
+"""In a value of a presets file: the file's directory. Plain relative paths refer to the router's working directory."""
 MODEL_SOURCES = frozenset({"model", "model_url", "hf_repo", "docker_repo"})
-"""Each of them says which model it is."""
+"""Options that say which model a section is."""
 NOT_SHOWN = frozenset({"host", "port", "alias", "tags"})
-"""Left out of `ini_text`: the router sets or shows them elsewhere."""
+"""Omitted from `ini_text`: the router sets or shows them elsewhere."""
 MODALITY_KEYS = (("clip.has_vision_encoder", "image"), ("clip.has_audio_encoder", "audio"))
-"""In the header of a projector, and what the model can read if they are true."""
+"""Boolean keys in a projector's header → the input modality that they enable."""
 
 SECTION_ONLY = frozenset({"base"}) | backends.FIELDS
 BACKEND_ONLY = frozenset({"model", "mmproj", "alias", "tags"})
-"""What is of use for a model that another program serves; that program's own options stand in its command line."""
+"""Model options that are used with an external program; the program's own options are in its command line."""
 
 Source = Literal["preset", "models_dir", "cache"]
 logger = logging.getLogger("corral.presets")
@@ -50,33 +50,33 @@ class Preset:
     name: str
     source: Source
     layer: Layer = field(default_factory=dict)
-    """What a worker is started with, without the options that are the router's own."""
+    """The options of the worker, without the router's own options."""
     router_layer: Layer = field(default_factory=dict)
-    """The preset-only keys as they were given."""
+    """The preset-only keys as given."""
     aliases: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     load_on_startup: bool = False
     stop_timeout: float = 10.0
     """Seconds."""
     pin: bool = False
-    """Never evicted, never unloaded by itself."""
+    """True if the model is never evicted and never unloaded automatically."""
     ttl: float = 0.0
-    """Seconds without use after which it is unloaded; 0: never."""
+    """Seconds without use after which the model is unloaded; 0: never."""
     policy: ModelPolicy = DEFAULT_POLICY
     hidden: bool = False
-    """Usable, but not listed."""
+    """True if the model is usable, but not listed."""
     backend: Backend | None = None
-    """The program that serves it instead of our worker."""
+    """The external program that serves the model; None: our own worker."""
     base: str = ""
-    """The model whose worker serves it; its own when empty."""
+    """The model whose worker serves this one; "": a separate worker."""
     defaults: str = ""
-    """What its requests bring the worker, as `variants` writes it."""
+    """Default options that each request carries to the worker, in the format of `variants`."""
     input_modalities: tuple[str, ...] = ("text",)
     output_modalities: tuple[str, ...] = ("text",)
 
     @property
     def ini_text(self) -> str:
-        """As a section of a presets file, with its header; secrets are left out."""
+        """The preset as a section of a presets file, with header and without secrets."""
         shown = {**self.layer, **self.router_layer}
         for name in [name for name in shown if name in NOT_SHOWN or OPTIONS[name].secret]:
             del shown[name]
@@ -85,7 +85,7 @@ class Preset:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A model on its way to a Preset. `where` is what an error about the whole of it points to."""
+    """A model before its Preset is built. `where` is the place that errors about the whole model name."""
 
     name: str
     source: Source
@@ -95,16 +95,16 @@ class _Candidate:
 
 
 def demo_presets_path() -> Path:
-    """The presets of the models that come with this program."""
+    """Return the presets file of the models that are included in this program."""
     return Path(__file__).parent / "demo" / "demo.ini"
 
 
 def load_presets(
     settings: Settings, argv_layer: Layer, environ: Mapping[str, str], *, may_run_commands: bool = True
 ) -> dict[str, Preset]:
-    """Sorted by name. Raises ConfigError for anything wrong in a file or between two models; nothing is half read.
+    """Return all models' presets, sorted by name. Raise ConfigError for any error in a file or between models.
 
-    `may_run_commands`: whether this machine's user wrote the presets file.
+    `may_run_commands`: True if this machine's user wrote the presets file.
     """
     file = _read_file(settings.models_preset)
     if not may_run_commands:
@@ -126,7 +126,7 @@ def load_presets(
         if own.dedup_cache_models and preset.source == "preset":
             dedup.add(candidate.name)
     for where in sorted(left_out):
-        logger.warning("%s: an option of the router and not of a model: left out", where)
+        logger.warning("%s: ignored: an option of the router, not of a model", where)
     presets.update(_variants(sharing, presets, overlay))
     for name in file.groups.keys() - {preset.policy.group.name for preset in presets.values()}:
         logger.warning("%s: no model is in the group '%s'", settings.models_preset, name)
@@ -140,7 +140,7 @@ def _read_file(path: str) -> PresetFile:
         return PresetFile({}, (), {})
     file = read_presets(path)
     for name in file.global_layer.keys() & SECTION_ONLY:
-        raise ConfigError(f"{file.global_layer[name].where}: not for all models: it belongs into one's own section")
+        raise ConfigError(f"{file.global_layer[name].where}: not allowed in [*]: put it into a model's own section")
     here = str(Path(path).resolve().parent)
     sections = tuple(replace(section, layer=_expand(section.layer, here)) for section in file.sections)
     return replace(file, global_layer=_expand(file.global_layer, here), sections=sections)
@@ -156,11 +156,11 @@ def _expand(layer: Layer, here: str) -> Layer:
 def _refuse_commands(file: PresetFile) -> None:
     for section in file.sections:
         for name in sorted(section.layer.keys() & backends.FIELDS):
-            raise ConfigError(f"{section.layer[name].where}: a presets file that was downloaded may not run programs")
+            raise ConfigError(f"{section.layer[name].where}: a downloaded presets file may not run programs")
 
 
 def _candidates(settings: Settings, file: PresetFile, environ: Mapping[str, str]) -> Iterator[_Candidate]:
-    """Each name once."""
+    """Yield the models of cache, models directory and presets file, each name once."""
     found: dict[str, _Candidate] = {}
     for name in list_cached(environ):
         found[name] = _Candidate(name, "cache", {"hf_repo": ConfigValue(name, "the cache")}, {}, "the cache")
@@ -171,7 +171,7 @@ def _candidates(settings: Settings, file: PresetFile, environ: Mapping[str, str]
     for section in file.sections:
         base: Layer = found[section.name].base if section.name in found else {}
         if MODEL_SOURCES & set(section.layer):
-            base = {}  # it brings its own model, and nothing of a namesake's
+            base = {}  # it names its own model, so use nothing from a cached or local model with the same name
         where = f"{settings.models_preset}:{max(section.line, 1)}"
         found[section.name] = _Candidate(
             section.name, "preset", _named_after(section, base, file, where), section.layer, where
@@ -180,8 +180,10 @@ def _candidates(settings: Settings, file: PresetFile, environ: Mapping[str, str]
 
 
 def _local_layer(model: models_dir.LocalModel, where: str) -> Layer:
-    """Companions that this version has no use for are left alone, rather than in the way of the model: among them the
-    drafts, which are heads made for the model and no models of their own."""
+    """Return the options of a model of the models directory.
+
+    Drafts are left out: they are heads for the model, not separate models. Unsupported options are left out too.
+    """
     paths = {"model": model.model, "mmproj": model.mmproj}
     return {
         name: ConfigValue(str(path), where) for name, path in paths.items() if path and not OPTIONS[name].unsupported
@@ -189,14 +191,14 @@ def _local_layer(model: models_dir.LocalModel, where: str) -> Layer:
 
 
 def _named_after(section: Section, base: Layer, file: PresetFile, where: str) -> Layer:
-    """Where a section's model comes from when it does not say so: a repository may be its name."""
+    """Return a section's base layer; if the section names no model, its name may be a repository. Raise ConfigError."""
     says_so = MODEL_SOURCES | {"base", "cmd"}
     if says_so & {*(name for name, given in section.layer.items() if given.text), *base, *file.global_layer}:
         return base
     if is_repo_name(split_repo(section.name)[0]):
         return {**base, "hf_repo": ConfigValue(section.name, where)}
     if section.name == DEFAULT:
-        raise ConfigError(f"{where}: keys before the first [header] describe a model of their own; put them under [*]")
+        raise ConfigError(f"{where}: keys before the first [header] define a model; for all models put them under [*]")
     raise ConfigError(f"{where}: [{section.name}] does not say which model it is: add model, hf-repo or model-url")
 
 
@@ -207,7 +209,7 @@ def _preset(
     models_ttl: float,
     groups: Mapping[str, ModelGroup],
 ) -> tuple[Preset, Settings]:
-    """Also the values as settings. Every value is checked here, so that a mistake shows at once and not at a load."""
+    """Return a preset and its settings. All values are checked here, so mistakes are found before the load."""
     own = merge.check(merged)
     layer = {name: given for name, given in merged.items() if name not in PRESET_ONLY}
     backend = backends.read_backend(candidate.name, merged, own, environ)
@@ -217,7 +219,7 @@ def _preset(
     try:
         merge.resolve(layer)
     except ConfigError as error:
-        logger.warning("model %s can't be loaded: %s", candidate.name, error)
+        logger.warning("model %s cannot be loaded: %s", candidate.name, error)
     preset = Preset(
         candidate.name,
         candidate.source,
@@ -238,29 +240,32 @@ def _preset(
 
 
 def _check_backend(candidate: _Candidate) -> None:
-    """What stands in a section for nothing, since another program serves it; what all models have is no matter."""
+    """Warn of options in a section with cmd that have no effect. Options from `[*]` are ignored silently.
+
+    Raise ConfigError for a system prompt.
+    """
     if (given := candidate.section.get("system_prompt")) is not None:
-        raise ConfigError(f"{given.where}: only our own worker can add it, and cmd names another program")
+        raise ConfigError(f"{given.where}: not supported together with cmd: only our own worker can add it")
     for name in sorted(candidate.section.keys() - BACKEND_ONLY - PRESET_ONLY):
-        logger.warning("%s: has no effect beside cmd", candidate.section[name].where)
+        logger.warning("%s: has no effect together with cmd", candidate.section[name].where)
 
 
 def _variants(
     candidates: Mapping[str, _Candidate], presets: Mapping[str, Preset], overlay: Layer
 ) -> Iterator[tuple[str, Preset]]:
-    """Presets of those that share a worker."""
+    """Yield the presets of the models that share another model's worker. Raise ConfigError."""
     bases = {name: _canonical(candidate.section["base"]) for name, candidate in candidates.items()}
     imposed = {field: given for field, given in overlay.items() if field in variants.REQUEST_OPTIONS}
     for name, candidate in candidates.items():
         if candidate.base:
             place = next(iter(candidate.base.values())).where
-            raise ConfigError(f"{bases[name].where}: '{name}' is a model of its own already, from {place}")
+            raise ConfigError(f"{bases[name].where}: '{name}' is already a separate model, from {place}")
         variants.check_section(candidate.section)
         *names, root = variants.root_of(name, bases)
         if root not in presets:
             raise ConfigError(f"{bases[names[-1]].where}: there is no model '{root}'")
         if presets[root].backend is not None:
-            raise ConfigError(f"{bases[name].where}: '{root}' has a cmd: only our own worker can have several presets")
+            raise ConfigError(f"{bases[name].where}: '{root}' has a cmd: only our own worker can serve several presets")
         yield name, _variant(name, presets[root], [candidates[one].section for one in reversed(names)], imposed)
 
 
@@ -269,7 +274,7 @@ def _canonical(given: ConfigValue) -> ConfigValue:
 
 
 def _variant(name: str, root: Preset, sections: list[Layer], imposed: Layer) -> Preset:
-    """`sections`: from the one nearest to the root up to its own."""
+    """Build a variant's preset. `sections`: from the section nearest to the root to the variant's own."""
     inherited = {field: given for field, given in root.layer.items() if field not in variants.NAMES}
     own_names = {field: given for field, given in sections[-1].items() if field in variants.NAMES}
     shared = [{f: given for f, given in section.items() if f not in variants.NAMES} for section in sections]
@@ -291,7 +296,7 @@ def _variant(name: str, root: Preset, sections: list[Layer], imposed: Layer) -> 
 
 
 def _modalities(own: Settings, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """What the model reads beside text, if the projector's file is on this machine."""
+    """Return the model's input modalities other than text, if its projector's file is on this machine."""
     if not own.mmproj_auto:
         return ()
     cached = find_cached(environ, own.hf_repo, own.hf_file) if own.hf_repo and not own.mmproj else {}
@@ -303,7 +308,7 @@ def projector_modalities(path: Path) -> tuple[str, ...]:
     try:
         metadata = read_header(path).metadata
     except GgufError as error:
-        logger.warning("projector of no use: %s", error)
+        logger.warning("cannot read the projector: %s", error)
         return ()
     return tuple(name for key, name in MODALITY_KEYS if metadata.get(key) is True)
 
@@ -321,7 +326,7 @@ def _check_names(presets: Mapping[str, Preset]) -> None:
 
 
 def _duplicates(presets: Mapping[str, Preset], dedup: set[str], environ: Mapping[str, str]) -> set[str]:
-    """Cached models whose file belongs to a preset that asked for no duplicates."""
+    """Return the names of cached models whose file is used by a preset with dedup-cache-models."""
     used: set[Path] = set()
     for name in dedup:
         text = {field: given.text for field, given in presets[name].layer.items()}

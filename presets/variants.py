@@ -1,7 +1,7 @@
-"""Variants: sections that share the worker of another one (`base`), and differ only in what requests may say.
+"""Variants: sections that share the worker of another section (`base`) and differ only in options of requests.
 
-`sources` makes their presets. The router names the variant's defaults in a header of each request, the worker reads
-them there, so that a change of them restarts nothing. A system prompt goes the same way, also without a base.
+`sources` builds their presets. The router sends a variant's defaults in a header of each request and the worker reads
+them there, so a change of defaults needs no restart. System prompts are sent the same way, also without a base.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from .layer import ConfigValue, Layer
 from .options.sampling import SamplingOptions
 
 DEFAULTS_HEADER = "X-Corral-Defaults"
-"""From the router to its workers; what clients send under this name goes nowhere."""
+"""Header from the router to its workers; clients' headers with this name are removed."""
 MAX_HEADER = 48 * 1024
-"""Bytes; a worker reads heads of 64 KiB."""
+"""Maximum bytes; a worker accepts headers of 64 KiB."""
 
 NAMES = frozenset({"alias", "tags"})
 REQUEST_OPTIONS = frozenset(SamplingOptions.model_fields) | {
@@ -26,43 +26,46 @@ REQUEST_OPTIONS = frozenset(SamplingOptions.model_fields) | {
     *("chat_template_kwargs", "prefill_assistant", "reasoning", "reasoning_format", "reasoning_effort"),
     *("reasoning_budget", "reasoning_budget_message", "reasoning_preserve"),
 }
-"""Options that a worker looks at anew for each request."""
+"""Options that a worker reads again for each request."""
 VARIANT_OPTIONS = REQUEST_OPTIONS | NAMES | {"base", "system_prompt"}
 
 
 class Defaults(NamedTuple):
-    """What holds for the requests to one preset, beside what its worker was started with."""
+    """The defaults for requests to one preset, in addition to its worker's options."""
 
     name: str
-    """The model's in answers."""
+    """The model's name in responses."""
     options: Mapping[str, str]
-    """Texts by field."""
+    """Texts by field name."""
     system_prompt: str
 
 
 def check_section(layer: Layer) -> None:
-    """Raises ConfigError for what needs a worker of its own."""
+    """Raise ConfigError for options that need a separate worker."""
     for field, given in layer.items():
         if field not in VARIANT_OPTIONS:
             raise ConfigError(
-                f"{given.where}: not in a section with a base: it shares the worker of [{layer['base'].text}], and may "
-                "set only what a request can say, system-prompt, alias and tags"
+                f"{given.where}: not allowed in a section with a base: it shares the worker of [{layer['base'].text}] "
+                "and may set only options of requests, system-prompt, alias and tags"
             )
 
 
 def header_of(name: str, layer: Layer, system_prompt: str, *, shares: bool) -> str:
-    """`layer`: with everything that the base gives. "" when the worker needs no word. Raises ConfigError."""
+    """Return the header's value; "" if the worker needs none. Raise ConfigError if it is too long.
+
+    `layer` must include the base's options. `shares`: the model shares the worker of a base.
+    """
     if not shares and not system_prompt:
         return ""
     options = {field: given.text for field, given in layer.items() if field in REQUEST_OPTIONS} if shares else {}
     text = json.dumps([name, options, system_prompt], separators=(",", ":"))
     if len(text) > MAX_HEADER:
-        raise ConfigError(f"model '{name}': its options of requests take more than {MAX_HEADER} bytes together")
+        raise ConfigError(f"model '{name}': its request options need more than {MAX_HEADER} bytes in total")
     return text
 
 
 def read_header(text: str) -> Defaults:
-    """What `header_of` wrote."""
+    """Parse a header value of `header_of`."""
     return Defaults(*json.loads(text))
 
 
@@ -71,7 +74,7 @@ def layer_of(defaults: Defaults) -> Layer:
 
 
 def root_of(name: str, bases: Mapping[str, ConfigValue]) -> list[str]:
-    """The variant itself, its base, and so on; the last one has a worker. Raises ConfigError for a circle."""
+    """Return the variant, its base, and so on; the last one has a worker. Raise ConfigError for a cycle."""
     chain = [name]
     while (base := bases.get(chain[-1])) is not None:
         if base.text in chain:

@@ -1,8 +1,9 @@
-"""Fixtures for all tests: the tiny models, and the real programs running on them.
+"""Fixtures for all tests: the tiny models, and the real programs that run on them.
 
 `programs`, `module_programs` and `session_programs` start workers and gateways and end them with the test, the module
-or the session; `start_worker` and `start_gateway` are short for the first. `worker` and `embedder` are shared by the
-whole session: ask them, but leave their state alone. A failed test's report has the log of every program it used.
+or the session; `start_worker` and `start_gateway` are short forms of the first. `worker` and `embedder` are shared by
+the whole session: tests may send requests, but must not change their state. The report of a failed test contains the
+logs of all programs that it used.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from pytest_asyncio import is_async_test
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# no deadline: a busy machine makes no test fail
+# no deadline, so that tests do not fail on a busy machine
 PATIENT = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.register_profile("patient", PATIENT)
 hypothesis.settings.register_profile("thorough", PATIENT, max_examples=500)
 
 COROUTINE_LIMIT = 100.0
-"""Seconds for a test's coroutine. Less than --timeout, so that a test that hangs is cancelled and cleans up."""
+"""Time limit of a test's coroutine in seconds. Less than --timeout, so a hanging test is cancelled and cleans up."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -76,7 +77,7 @@ def _limited(
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     """Limit the time of a test's coroutine; in a property test, of each example.
 
-    pytest-timeout can't do this: uvloop swallows the exception that its signal handler raises.
+    pytest-timeout cannot do this: uvloop discards the exception that its signal handler raises.
     """
     if not is_async_test(item):
         return (yield)
@@ -90,7 +91,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of the tiny models; what is in it: scripts/make_test_models.py. Copy a file before changing it."""
+    """The directory of the tiny models from scripts/make_test_models.py. Copy a file before changing it."""
     out = tmp_path_factory.mktemp("models")
     subprocess.run([sys.executable, ROOT / "scripts" / "make_test_models.py", out], check=True)
     return out
@@ -119,19 +120,19 @@ def session_programs(tmp_path_factory: pytest.TempPathFactory, models: Path) -> 
 
 @pytest.fixture
 def start_worker(programs: Programs) -> Callable[..., Program]:
-    """`start_worker(*args, model="tiny-llama.gguf", env=None, wait="ready")`, see Programs.worker."""
+    """Return `start_worker(*args, model="tiny-llama.gguf", env=None, wait="ready")`, see Programs.worker."""
     return programs.worker
 
 
 @pytest.fixture
 def start_gateway(programs: Programs) -> Callable[..., Program]:
-    """`start_gateway(*args, presets=None, env=None, wait="ready")`, see Programs.gateway."""
+    """Return `start_gateway(*args, presets=None, env=None, wait="ready")`, see Programs.gateway."""
     return programs.gateway
 
 
 @pytest.fixture(scope="session")
 def worker(session_programs: Programs) -> Program:
-    """tiny-llama.gguf with two slots of 1024 tokens and every monitoring endpoint on."""
+    """A worker with tiny-llama.gguf, two slots of 1024 tokens and all monitoring endpoints."""
     return session_programs.worker(
         "--alias", "tiny", "--ctx-size", "2048", "--parallel", "2", "--threads", "1", "--slots", "--metrics", "--props"
     )

@@ -1,4 +1,4 @@
-"""The house itself: what is shipped, how it is laid out, and rules that no tool checks."""
+"""The project's structure: shipped files, layout, and rules that no linter checks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def name_of(path: Path) -> str:
 
 
 def tracked_files() -> list[Path]:
-    """What git knows or would take; outside of a checkout, the source files."""
+    """Return the files that git tracks or does not ignore; outside of a checkout, the source files."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
         listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
@@ -40,7 +40,7 @@ def tracked_files() -> list[Path]:
     return [path for name in listed.split("\0") if name and (path := ROOT / name).is_file()]
 
 
-def test_the_top_level_is_as_agreed() -> None:
+def test_the_top_level_has_only_the_agreed_entries() -> None:
     top = {path.relative_to(ROOT).parts[0] for path in tracked_files()}
     visible = {name for name in top if not name.startswith(".")}
     files = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
@@ -56,7 +56,7 @@ def test_the_shipped_packages_are_the_folders() -> None:
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == folders
 
 
-def test_tests_stand_in_the_folder_of_what_they_test() -> None:
+def test_tests_are_in_the_folder_of_the_package_that_they_test() -> None:
     folders = {*PACKAGES, "end_to_end", "scripts"}
     for path in (ROOT / "tests").rglob("test_*.py"):
         assert path.name == "test_structure.py" or path.relative_to(ROOT / "tests").parts[0] in folders, path.name
@@ -69,7 +69,7 @@ def test_no_folder_has_too_many_files() -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_a_module_has_its_charter(path: Path) -> None:
+def test_a_module_has_a_docstring(path: Path) -> None:
     docstring = ast.get_docstring(ast.parse(path.read_text()))
     assert docstring
     assert len(docstring) > 20
@@ -96,7 +96,7 @@ def source_of(module: str) -> Path:
 
 @pytest.fixture(scope="module")
 def imports() -> grimp.ImportGraph:
-    """Those within functions and those for types only, too."""
+    """The graph of all imports, including those in functions and those for types only."""
     roots = PROJECT["tool"]["importlinter"]["root_packages"]
     graph = grimp.build_graph(*roots, exclude_type_checking_imports=False, cache_dir=None)
     assert graph.modules == {module_of(path) for path in SOURCES}
@@ -104,8 +104,8 @@ def imports() -> grimp.ImportGraph:
 
 
 @pytest.mark.parametrize("folder", sorted({ROOT, *(path.parent for path in SOURCES)}), ids=name_of)
-def test_what_stands_in_a_folder_imports_in_one_direction(folder: Path, imports: grimp.ImportGraph) -> None:
-    """A package counts as one, with all that it holds: a cycle of modules is one in the folder they have in common."""
+def test_a_folder_has_no_import_cycle(folder: Path, imports: grimp.ImportGraph) -> None:
+    """A sub-package counts as one member, so a cycle of modules is found in their closest common folder."""
     package = module_of(folder)
 
     def member(module: str) -> str:
@@ -126,7 +126,7 @@ def test_what_stands_in_a_folder_imports_in_one_direction(folder: Path, imports:
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_a_module_docstring_names_real_neighbours(path: Path, imports: grimp.ImportGraph) -> None:
-    """A module, file or folder in backticks imports this one or is imported by it; `module.name` is defined there."""
+    """A module, file or folder in backticks must import this module or be imported by it; `module.name` must exist."""
     own = module_of(path)
     docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
     neighbours = imports.find_modules_directly_imported_by(own) | imports.find_modules_that_directly_import(own)
@@ -139,8 +139,26 @@ def test_a_module_docstring_names_real_neighbours(path: Path, imports: grimp.Imp
         module, _, attribute = name.rpartition(".")
         if not (named := modules_named(name)) and module and (named := modules_named(module)):
             assert any(re.search(rf"\b{attribute}\b", source_of(m).read_text()) for m in named), quoted
-        if named and own not in named:  # else a function, an option or a field
+        if named and own not in named:  # otherwise a function, an option or a field
             assert any(f"{n}.".startswith(f"{m}.") for n in neighbours for m in named), f"`{quoted}` is no neighbour"
+
+
+INVENTED_WORDS = re.compile(
+    r"\b(nobody|who(ever|m|mever)?|anew|reckon(s|ed|ing)?|of its own|in vain|beside|manners|for ever)\b",
+    re.I,
+)
+
+
+def test_texts_use_plain_words() -> None:
+    """A model, a request and a process are "it"; the other words have plain synonyms that more readers know."""
+    texts = [path for path in tracked_files() if path.suffix == ".md"] + SOURCES
+    found = [
+        f"{name_of(path)}:{number}: {line.strip()}"
+        for path in texts
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if INVENTED_WORDS.search(line)
+    ]
+    assert found == []
 
 
 def test_loggers_have_fixed_names() -> None:
@@ -154,13 +172,13 @@ def test_loggers_have_fixed_names() -> None:
                 )
 
 
-def test_files_are_read_at_one_sitting() -> None:
+def test_files_are_short() -> None:
     lengths = {name_of(path): len(path.read_text().splitlines()) for path in SOURCES}
     assert {name: n for name, n in lengths.items() if n > LONGEST_FILE} == {}
     assert statistics.median(lengths.values()) < 200
 
 
-def test_no_file_names_the_machine_that_it_was_written_on() -> None:
+def test_no_file_contains_a_path_of_the_developers_machine() -> None:
     places = [f"{ROOT}/".encode(), f"{Path.home()}/".encode()]
     for path in tracked_files():
         content = path.read_bytes()
@@ -180,8 +198,8 @@ def test_the_demo_models_are_small() -> None:
     assert sum(sizes.values()) <= DEMO_BYTES, sizes
 
 
-def test_the_wheel_has_everything(tmp_path: Path) -> None:
-    """Built from a copy, since setuptools leaves its traces beside the source."""
+def test_the_wheel_contains_all_tracked_files(tmp_path: Path) -> None:
+    """Build from a copy, because setuptools writes files into the source folder."""
     copy = tmp_path / "copy"
     for path in tracked_files():
         target = copy / path.relative_to(ROOT)

@@ -57,7 +57,7 @@ class WorkerReport(msgspec.Struct, frozen=True):
     loading: `{"stages": […], "current": "text_model", "value": 0.0…1.0}`, or `{}` on waking up.
     ready: the worker's `/v1/models` entry (id, aliases, tags, meta), or `{}` after waking up.
     downloading: `{"url": …, "downloaded": bytes, "total": bytes}` of one file, from a worker that only downloads.
-    alive: a `SignOfLife`, every `HEARTBEAT_S` seconds; does not change the state. For an external program its keeper
+    alive: a `SignOfLife`, every `HEARTBEAT_S` seconds; does not change the state. For an external program its shim
     sends it, less often: a program that does not answer counts as busy, and each answer counts as one step.
     sleeping: `{}`. failed: `{"message": why}`, followed by the worker's exit.
     """

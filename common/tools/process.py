@@ -1,6 +1,6 @@
 """Processes of tools: each has its own process group and a time limit, and leaves no process behind.
 
-`Processes` owns all processes of one server. They end when that server ends, even with SIGKILL: a keeper process in
+`Processes` owns all processes of one server. They end when that server ends, even with SIGKILL: a guard process in
 each group waits until the server's end of a pipe is closed, and then kills the group.
 """
 
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import cast
 
 SHELL = "/bin/sh"
-KEEPER = '( (read -r _ < "$0"; kill -KILL 0) & ) </dev/null >/dev/null 2>&1; exec "$@"'
-"""The command replaces the shell, so its process leads the group; the keeper is not the command's child."""
+GUARD = '( (read -r _ < "$0"; kill -KILL 0) & ) </dev/null >/dev/null 2>&1; exec "$@"'
+"""The command replaces the shell, so its process leads the group; the guard is not the command's child."""
 DRAIN_S = 1.0
 """Seconds to read the rest of a dead group's output. A process that left the group may keep the pipes open longer."""
 STDIN, STDOUT, STDERR = 0, 1, 2
@@ -69,7 +69,7 @@ class ProcessGroup(asyncio.SubprocessProtocol):
         return cast("asyncio.WriteTransport | None", pipe)
 
     def signal(self, number: signal.Signals) -> None:
-        """Signal the whole group. The keeper is in it too, so until `kill` the group's id cannot be reused."""
+        """Signal the whole group. The guard is in it too, so until `kill` the group's id cannot be reused."""
         if self._transport is not None and self._lifeline is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._transport.get_pid(), number)
@@ -154,7 +154,7 @@ class Processes:
         starting = asyncio.ensure_future(
             asyncio.get_running_loop().subprocess_exec(
                 lambda: group,
-                *(SHELL, "-c", KEEPER, f"/dev/fd/{reading}", *command),
+                *(SHELL, "-c", GUARD, f"/dev/fd/{reading}", *command),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT if merge_errors else asyncio.subprocess.PIPE,

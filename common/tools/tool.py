@@ -22,7 +22,7 @@ class ToolRequest:
 
 @dataclass(frozen=True)
 class ToolListing:
-    """How `/tools` lists a tool."""
+    """The entry of a tool in the list of `/tools`."""
 
     name: str
     title: str

@@ -1,6 +1,6 @@
-"""Spellings that are no options of their own: shorthands, switches of an earlier llama-server, and what is gone.
+"""Spellings that are not options themselves: shorthands, switches of an earlier llama-server, and removed options.
 
-`table.py` lists them beside the options, `merge.py` expands them while reading, so that nothing later ever sees them.
+`table` adds them to the options, and `layer` expands them while reading, so that later code never sees them.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from .values import SAMPLER_LETTERS
 
 Expansion = tuple[tuple[str, str], ...]
-"""Fields and their texts."""
+"""Fields with their texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shorthand:
-    """Stands for values of other options."""
+    """A spelling that sets other options."""
 
     flags: tuple[str, ...]
     expand: Callable[[str], Expansion]
-    """Called with the value, "true" or "false" for a switch; raises KeyError or ValueError for a wrong one."""
+    """Function of the value ("true" or "false" for a switch); raises KeyError or ValueError for an invalid one."""
     help: str
     negated: tuple[str, ...] = ()
     env: tuple[str, ...] = ()
@@ -29,7 +29,7 @@ class Shorthand:
 
 @dataclass(frozen=True, kw_only=True)
 class Removed:
-    """Understood by an earlier llama-server; using it is an error that says what to do instead."""
+    """An option of an earlier llama-server; using it is an error that says what to do instead."""
 
     flags: tuple[str, ...]
     instead: str
@@ -106,35 +106,35 @@ _NGRAM_DEFAULT = _when_true(
     ("spec_ngram_mod_n_max", "64"),
 )
 LOAD_SWITCHES = ("mmap", "mlock", "direct_io")
-"""Switches that `--load-mode` replaced. They modify what lower layers say: `merge.merge` folds them in."""
+"""Switches that `--load-mode` replaced. They modify the value of lower layers when layers are merged."""
 
-_CODER = "canned model: Qwen 2.5 Coder "
+_CODER = "predefined model: Qwen 2.5 Coder "
 
 SHORTHANDS = (
     Shorthand(
         flags=("-v", "--verbose", "--log-verbose"),
         expand=_when_true(("log_verbosity", str(2**31 - 1))),
-        help="log everything: the highest --verbosity",
+        help="log everything: highest --verbosity",
     ),
     Shorthand(
         flags=("--sampler-seq", "--sampling-seq"),
         expand=_sampler_letters,
         hint="LETTERS",
-        help="--samplers by their letters: " + ", ".join(f"{key} {name}" for key, name in SAMPLER_LETTERS.items()),
+        help="--samplers as letters: " + ", ".join(f"{key} {name}" for key, name in SAMPLER_LETTERS.items()),
     ),
     Shorthand(
         flags=("--mmap",),
         negated=("--no-mmap",),
         env=("LLAMA_ARG_MMAP",),
         expand=_same("mmap"),
-        help="earlier form of --load-mode mmap; --no-mmap: of --load-mode none",
+        help="earlier form of --load-mode mmap; --no-mmap: earlier form of --load-mode none",
     ),
     Shorthand(
         flags=("--mlock",),
         negated=("--no-mlock",),
         env=("LLAMA_ARG_MLOCK",),
         expand=_same("mlock"),
-        help="earlier form of --load-mode mmap+mlock, with --no-mmap of mlock",
+        help="earlier form of --load-mode mmap+mlock; with --no-mmap: of --load-mode mlock",
     ),
     Shorthand(
         flags=("-dio", "--direct-io"),
@@ -148,12 +148,14 @@ SHORTHANDS = (
         negated=("-no-ag", "--no-agent"),
         env=("LLAMA_ARG_AGENT",),
         expand=_agent,
-        help="all built-in tools and the MCP proxy: --tools all --ui-mcp-proxy",
+        help="enable all built-in tools and the CORS proxy: --tools all --ui-mcp-proxy",
     ),
     Shorthand(
-        flags=("--spec-default",), expand=_NGRAM_DEFAULT, help="n-gram drafts: --spec-type ngram-mod, 24, 48, 64"
+        flags=("--spec-default",),
+        expand=_NGRAM_DEFAULT,
+        help="n-gram drafts: --spec-type ngram-mod with n-match 24, n-min 48 and n-max 64",
     ),
-    Shorthand(flags=("--embd-gemma-default",), expand=_EMBED_GEMMA, help="canned model: EmbeddingGemma"),
+    Shorthand(flags=("--embd-gemma-default",), expand=_EMBED_GEMMA, help="predefined model: EmbeddingGemma"),
     Shorthand(
         flags=("--fim-qwen-1.5b-default",),
         expand=_qwen_coder("Qwen2.5-Coder-1.5B-Q8_0", "qwen2.5-coder-1.5b-q8_0"),
@@ -182,19 +184,21 @@ SHORTHANDS = (
     Shorthand(
         flags=("--fim-qwen-30b-default",),
         expand=_qwen_coder("Qwen3-Coder-30B-A3B-Instruct-Q8_0", "qwen3-coder-30b-a3b-instruct-q8_0"),
-        help="canned model: Qwen 3 Coder 30B A3B Instruct",
+        help="predefined model: Qwen 3 Coder 30B A3B Instruct",
     ),
     Shorthand(
         flags=("--gpt-oss-20b-default",),
         expand=_gpt_oss("gpt-oss-20b", ("hf_file", "gpt-oss-20b-mxfp4.gguf")),
-        help="canned model: gpt-oss 20B",
+        help="predefined model: gpt-oss 20B",
     ),
-    Shorthand(flags=("--gpt-oss-120b-default",), expand=_gpt_oss("gpt-oss-120b"), help="canned model: gpt-oss 120B"),
-    Shorthand(flags=("--vision-gemma-4b-default",), expand=_gemma_vision("4b"), help="canned model: Gemma 3 4B"),
-    Shorthand(flags=("--vision-gemma-12b-default",), expand=_gemma_vision("12b"), help="canned model: Gemma 3 12B"),
+    Shorthand(
+        flags=("--gpt-oss-120b-default",), expand=_gpt_oss("gpt-oss-120b"), help="predefined model: gpt-oss 120B"
+    ),
+    Shorthand(flags=("--vision-gemma-4b-default",), expand=_gemma_vision("4b"), help="predefined model: Gemma 3 4B"),
+    Shorthand(flags=("--vision-gemma-12b-default",), expand=_gemma_vision("12b"), help="predefined model: Gemma 3 12B"),
 )
 
-_SPEECH = "speech output belongs to llama-tts"
+_SPEECH = "speech output is not supported here: use llama-tts"
 
 REMOVED = (
     Removed(
@@ -213,9 +217,9 @@ REMOVED = (
     Removed(
         flags=("-cd", "--ctx-size-draft"),
         env=("LLAMA_ARG_CTX_SIZE_DRAFT",),
-        instead="the draft model has the context of --ctx-size",
+        instead="the draft model uses the context of --ctx-size",
     ),
-    Removed(flags=("--spec-replace",), instead="draft and main model need the same vocabulary"),
+    Removed(flags=("--spec-replace",), instead="draft and main model must have the same vocabulary"),
     Removed(flags=("--verbose-prompt",), instead="use --verbose"),
     Removed(flags=("--license",), instead="see the LICENSE files of llama-corral and llama.cpp"),
     Removed(flags=("-gan", "--grp-attn-n"), env=("LLAMA_ARG_GRP_ATTN_N",), instead="use --rope-scaling"),

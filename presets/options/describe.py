@@ -1,4 +1,4 @@
-"""An option in words: what its value may be and what it is by default. For error texts, help and the reference."""
+"""Describes options for error messages, help and the reference: allowed values, defaults, help texts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .values import Allowed
 
 
 def allowed(field: str) -> str:
-    """Follows "expected": `an integer from 0 to 65535`, `one of none, layer, row`, …"""
+    """Describe the allowed values, to follow "expected": `an integer from 0 to 65535`, `one of none, layer, row`, …"""
     info = FIELDS[field]
     said = next((item.text for item in info.metadata if isinstance(item, Allowed)), None)
     if said is not None:
@@ -27,12 +27,12 @@ def allowed(field: str) -> str:
 
 
 def choices(field: str) -> tuple[str, ...]:
-    """The words that the option is limited to, if it is."""
+    """Return the option's fixed values; empty if it accepts others."""
     return tuple(str(choice) for choice in _choices(FIELDS[field].annotation))
 
 
 def _choices(annotation: Any) -> tuple[Any, ...]:
-    """Of a `Literal`, also inside `Literal[…] | None`."""
+    """Return the values of a `Literal`, also inside `Literal[…] | None`."""
     if typing.get_origin(annotation) is Literal:
         return typing.get_args(annotation)
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
@@ -41,12 +41,12 @@ def _choices(annotation: Any) -> tuple[Any, ...]:
 
 
 def _inner(annotation: Any) -> str:
-    """What a type allows that stands, annotated, inside `… | None`."""
+    """Describe the allowed values of an annotated type inside `… | None`."""
     for part in typing.get_args(annotation):
         for item in getattr(part, "__metadata__", ()):
             if isinstance(item, Allowed):
                 return item.text
-    return "a value of its kind"
+    return "a valid value"
 
 
 def _range(metadata: list[Any]) -> str:
@@ -63,7 +63,7 @@ def _range(metadata: list[Any]) -> str:
 
 
 def default_text(field: str) -> str:
-    """The default as it would be typed, "" for none."""
+    """Return the default as a user would type it; "" if there is none."""
     value = FIELDS[field].default
     if field == "seed":
         return "-1"
@@ -79,5 +79,5 @@ def default_text(field: str) -> str:
 
 
 def summary(field: str) -> str:
-    """The option's help text."""
+    """Return the option's help text."""
     return FIELDS[field].description or OPTIONS[field].name

@@ -1,6 +1,6 @@
-"""The option table for people at a terminal: `--help`, and completion for bash.
+"""The text of `--help`, and completion for bash.
 
-Called by the router's command line. rich is imported only when help is shown, since it costs more than all else here.
+Called by the router's command line. rich is imported only when help is shown, because its import is slow.
 """
 
 from __future__ import annotations
@@ -19,21 +19,24 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 USAGE = (
-    ("llama-corral [options]", "serve many models, loaded when they are asked for"),
+    ("llama-corral [options]", "serve many models, each loaded at its first request"),
     ("llama-corral -m FILE [options]", "serve one model"),
-    ("llama-corral -hf USER/MODEL[:TAG] [options]", "serve one model of Hugging Face"),
+    ("llama-corral -hf USER/MODEL[:TAG] [options]", "serve one model from Hugging Face"),
 )
 ABOUT = (
-    "An option may also stand in a presets file, without its dashes, or in its environment variable, named in "
-    "brackets. The command line beats presets files, these beat the environment. A switch is turned off by --no-…, "
-    "in a presets file by off."
+    "Options can also be set in a presets file, without the dashes, or in the environment variable shown in brackets. "
+    "The command line overrides presets files, and presets files override the environment. Turn a switch off with "
+    "--no-…, or with off in a presets file."
 )
 SPELLING_WIDTH = 36
-HELP_WIDTH = 120  # wider lines are hard to read
+HELP_WIDTH = 120  # longer lines are hard to read
 
 
 def help_text(width: int | None = None) -> str:
-    """For stdout: as wide as the terminal and in its colours, or plain where it is none. A `width` makes it plain."""
+    """Return the help for stdout: in colour and with the terminal's width, or plain text if stdout is no terminal.
+
+    With `width` the text is always plain.
+    """
     from rich.console import Console
 
     screen = Console(legacy_windows=False)
@@ -80,7 +83,7 @@ def _group_lines(group: type[OptionGroup]) -> Iterator[tuple[str, str]]:
 
 
 def _shown_negations(option: Option) -> tuple[str, ...]:
-    """Of a switch that is on by default, how to turn it off; otherwise it goes without saying."""
+    """Return the negated spellings of a switch that is on by default; they are not shown for other switches."""
     return option.negated if default_text(option.field) in ("on", "") else ()
 
 
@@ -89,7 +92,7 @@ def _spellings(flags: tuple[str, ...], negated: tuple[str, ...], hint: str | Non
 
 
 def help_line(field: str) -> str:
-    """Meaning, default, variable, and whether it has an effect at all."""
+    """Return the option's description, default, environment variable, and a note if it is refused or has no effect."""
     option = OPTIONS[field]
     default = default_text(field)
     parts = [summary(field)]
@@ -105,7 +108,7 @@ def help_line(field: str) -> str:
 
 
 def bash_completion() -> str:
-    """A script for `source <(llama-corral --completion-bash)`."""
+    """Return a script for `source <(llama-corral --completion-bash)`."""
     cases = {
         'COMPREPLY=($(compgen -f -- "$current"))': _flags_with(("FILE", "FILES")),
         'COMPREPLY=($(compgen -d -- "$current"))': _flags_with(("DIR",)),
@@ -149,7 +152,7 @@ def _choice_cases() -> dict[str, list[str]]:
 
 
 def _offered() -> list[str]:
-    """Today's spellings; earlier ones are understood, but not offered."""
+    """Return the current spellings; older ones are accepted, but not offered."""
     return sorted(
         flag
         for flag, spelling in FLAGS.items()

@@ -1,4 +1,4 @@
-"""The option table, part eight: images, audio and video beside the text."""
+"""The option table, part 8: images, audio and video."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class MediaOptions(OptionGroup):
         hint="FILE",
         per_model=True,
     )
-    mmproj_url: str = option("", "-mmu --mmproj-url", "address to download it from", env="MMPROJ_URL", hint="URL")
+    mmproj_url: str = option("", "-mmu --mmproj-url", "URL of the projector's file", env="MMPROJ_URL", hint="URL")
     mmproj_auto: Switch = option(
         True,
         "--mmproj-auto",
-        "use a projector that comes with --hf-repo",
+        "use the projector in the repository of --hf-repo",
         no="--no-mmproj --no-mmproj-auto",
         env="MMPROJ_AUTO",
     )
@@ -29,37 +29,39 @@ class MediaOptions(OptionGroup):
     mmproj_device: str = option(
         "",
         "-mmdev --mmproj-device",
-        "device of the projector; none: CPU",
+        "device that runs the projector; none: CPU",
         env="$MTMD_BACKEND_DEVICE",
         hint="DEVICE",
     )
     image_min_tokens: int = option(
         -1,
         "--image-min-tokens",
-        "fewest tokens of an image; -1: as the model says",
+        "minimum number of tokens per image; -1: the model's",
         env="IMAGE_MIN_TOKENS",
         hint="N",
     )
     image_max_tokens: int = option(
         -1,
         "--image-max-tokens",
-        "most tokens of an image; -1: as the model says",
+        "maximum number of tokens per image; -1: the model's",
         env="IMAGE_MAX_TOKENS",
         hint="N",
     )
     mtmd_batch_max_tokens: int = option(
         1024,
         "--mtmd-batch-max-tokens",
-        "most image tokens encoded at once",
+        "limit of image tokens that are encoded in one batch",
         env="MTMD_BATCH_MAX_TOKENS",
         hint="N",
         limits=within(ge=1),
     )
-    video_fps: float = option(4.0, "--video-fps", "pictures of a video used for each second", env="VIDEO_FPS", hint="N")
+    video_fps: float = option(
+        4.0, "--video-fps", "frames of a video that are used per second", env="VIDEO_FPS", hint="N"
+    )
     video_timestamp_interval: int = option(
         5000,
         "--video-timestamp-interval",
-        "milliseconds between times told to the model",
+        "milliseconds between two timestamps in the model's input",
         env="VIDEO_TIMESTAMP_INTERVAL",
         hint="N",
     )
@@ -69,7 +71,7 @@ class MediaOptions(OptionGroup):
     media_private_hosts: Names = option(
         (),
         "--media-private-hosts",
-        "hosts, addresses or networks (10.0.0.0/8) that image URLs may lead to although they are not public; all: any",
+        "non-public hosts, addresses or networks (10.0.0.0/8) that media URLs may use; all: every one",
         env="$LLAMA_CORRAL_MEDIA_PRIVATE_HOSTS",
         hint="HOSTS",
         repeat=Repeat.COMMA,

@@ -1,4 +1,4 @@
-"""The option table, part two: which model, and how its weights are loaded onto which device."""
+"""The option table, part 2: the model, and how its weights are loaded onto which devices."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .option import OptionGroup, OptionReader, Repeat, option, within
 from .values import KeyOverrides, LayerCount, LayerRange, Names, NumaStrategy, Numbers, OnOff, ScaledFiles, Switch
 
 EXPERT_TENSORS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
-"""The tensors that `--cpu-moe` is about, as a regular expression."""
+"""Regular expression for the tensors of `--cpu-moe`."""
 LoadMode = Literal["auto", "none", "mmap", "mlock", "mmap+mlock", "dio"]
 
 
@@ -21,7 +21,7 @@ class ModelOptions(OptionGroup):
     model_url: str = option(
         "",
         "-mu --model-url",
-        "address to download the model from; kept under --model if that is given too",
+        "URL of the model's file; it is saved as --model if that is given",
         env="MODEL_URL",
         hint="URL",
         reader=OptionReader.BOTH,
@@ -30,30 +30,34 @@ class ModelOptions(OptionGroup):
     docker_repo: str = option(
         "",
         "-dr --docker-repo",
-        "model of Docker Hub: [repository/]model[:quantisation]",
+        "model on Docker Hub: [repository/]model[:quantization]",
         env="DOCKER_REPO",
         hint="REPO",
-        unsupported="Docker Hub is not a source of models here: use --hf-repo or --model",
+        unsupported="models from Docker Hub are not supported: use --hf-repo or --model",
     )
     hf_repo: str = option(
         "",
         "-hf -hfr --hf-repo",
-        "model of Hugging Face, user/model[:quantisation]; without one Q4_K_M, then Q8_0, then the first file",
+        "model on Hugging Face, user/model[:quantization]; default: Q4_K_M, then Q8_0, then the first file",
         env="HF_REPO",
         hint="REPO",
         reader=OptionReader.BOTH,
         per_model=True,
     )
     hf_file: str = option(
-        "", "-hff --hf-file", "file within --hf-repo, instead of a quantisation", env="HF_FILE", hint="FILE"
+        "",
+        "-hff --hf-file",
+        "file in the repository of --hf-repo, instead of a quantization",
+        env="HF_FILE",
+        hint="FILE",
     )
     hf_token: str = option(
-        "", "-hft --hf-token", "access token of Hugging Face", env="$HF_TOKEN", hint="TOKEN", secret=True
+        "", "-hft --hf-token", "access token for Hugging Face", env="$HF_TOKEN", hint="TOKEN", secret=True
     )
     offline: Switch = option(
         False,
         "--offline",
-        "use the cache only, no network",
+        "use only cached models, no network",
         env="OFFLINE",
         older_env="$LLAMA_OFFLINE",
         reader=OptionReader.BOTH,
@@ -61,7 +65,7 @@ class ModelOptions(OptionGroup):
     alias: Names = option(
         (),
         "-a --alias",
-        "further names of the model, separated by commas",
+        "additional names of the model, separated by commas",
         env="ALIAS",
         hint="NAMES",
         reader=OptionReader.BOTH,
@@ -70,7 +74,7 @@ class ModelOptions(OptionGroup):
     tags: Names = option(
         (),
         "--tags",
-        "words shown with the model, separated by commas; not used for routing",
+        "tags shown with the model, separated by commas; not used for routing",
         env="TAGS",
         hint="TAGS",
         reader=OptionReader.BOTH,
@@ -78,16 +82,16 @@ class ModelOptions(OptionGroup):
     override_kv: KeyOverrides = option(
         (),
         "--override-kv",
-        "replace metadata of the model: KEY=TYPE:VALUE with type int, float, bool or str; several with commas",
+        "replace metadata of the model: KEY=TYPE:VALUE,… with type int, float, bool or str",
         hint="OVERRIDES",
         repeat=Repeat.COMMA,
     )
-    check_tensors: Switch = option(False, "--check-tensors", "look for invalid values in the weights while loading")
+    check_tensors: Switch = option(False, "--check-tensors", "check the weights for invalid values while loading")
     lora: Names = option((), "--lora", "LoRA adapters, separated by commas", hint="FILES", repeat=Repeat.COMMA)
     lora_scaled: ScaledFiles = option(
         (),
         "--lora-scaled",
-        "LoRA adapters with scales, FILE:SCALE,…; numbered behind those of --lora",
+        "LoRA adapters with scales, FILE:SCALE,…; their ids follow those of --lora",
         hint="FILES",
         repeat=Repeat.COMMA,
     )
@@ -105,7 +109,7 @@ class ModelOptions(OptionGroup):
         repeat=Repeat.COMMA,
     )
     control_vector_layer_range: LayerRange = option(
-        None, "--control-vector-layer-range", "first and last layer they act on", hint="START END"
+        None, "--control-vector-layer-range", "first and last layer that use control vectors", hint="START END"
     )
 
 
@@ -115,49 +119,49 @@ class LoadOptions(OptionGroup):
     load_mode: LoadMode = option(
         "auto",
         "-lm --load-mode",
-        "how the weights come into memory: mapped (mmap), locked (mlock), both, direct I/O (dio), or read (none); "
-        "auto: mapped where the device allows",
+        "how the weights are loaded: memory-mapped (mmap), locked in memory (mlock), both, direct I/O (dio), or normal "
+        "reads (none); auto: mmap if the device supports it",
         env="LOAD_MODE",
         hint="MODE",
     )
     lazy_mode: Literal["on", "auto", "off"] = option(
         "auto",
         "-lzm --lazy-mode",
-        "read rows of some huge tensors (per-layer embeddings) from disk when needed; auto: above 4 GiB",
+        "read rows of very large tensors (per-layer embeddings) from disk when needed; auto: above 4 GiB",
         env="LAZY_MODE",
         hint="on|auto|off",
     )
     numa: NumaStrategy = option(
-        None, "--numa", "placement on NUMA systems: distribute, isolate or numactl", env="NUMA", hint="STRATEGY"
+        None, "--numa", "strategy on NUMA systems: distribute, isolate or numactl", env="NUMA", hint="STRATEGY"
     )
     device: Names = option(
         (),
         "-dev --device",
-        "devices to offload to, separated by commas (none: CPU only); see --list-devices",
+        "devices for offloading, separated by commas (none: CPU only); see --list-devices",
         env="DEVICE",
         hint="DEVICES",
     )
     n_gpu_layers: LayerCount = option(
         "auto",
         "-ngl --gpu-layers --n-gpu-layers",
-        "layers kept on the GPU: a number, auto or all",
+        "number of layers on the GPU, or auto, or all",
         env="N_GPU_LAYERS",
         hint="N",
     )
     split_mode: Literal["none", "layer", "row", "tensor"] = option(
         "layer",
         "-sm --split-mode",
-        "how several GPUs share the model: one GPU only (none), whole layers, rows or tensors",
+        "how the model is split over several GPUs: by layer, row or tensor; none: one GPU only",
         env="SPLIT_MODE",
         hint="MODE",
     )
     tensor_split: Numbers = option(
-        (), "-ts --tensor-split", "share of each GPU, e.g. 3,1", env="TENSOR_SPLIT", hint="N0,N1,…"
+        (), "-ts --tensor-split", "relative share of each GPU, e.g. 3,1", env="TENSOR_SPLIT", hint="N0,N1,…"
     )
     main_gpu: int = option(
         0,
         "-mg --main-gpu",
-        "GPU of split mode none, or for intermediate results of split mode row",
+        "the GPU for split mode none, and for intermediate results in split mode row",
         env="MAIN_GPU",
         hint="INDEX",
         limits=within(ge=-1),
@@ -173,13 +177,13 @@ class LoadOptions(OptionGroup):
     cpu_moe: Switch = option(
         False,
         "-cmoe --cpu-moe",
-        "keep all mixture-of-experts weights in main memory",
+        "keep all mixture-of-experts weights in host memory",
         env="CPU_MOE",
     )
     n_cpu_moe: int = option(
         0,
         "-ncmoe --n-cpu-moe",
-        "the same for the first N layers",
+        "like --cpu-moe, but only for layers below N",
         env="N_CPU_MOE",
         hint="N",
         limits=within(ge=0),
@@ -187,48 +191,48 @@ class LoadOptions(OptionGroup):
     n_cpu_ffn: int = option(
         0,
         "-ncffn --n-cpu-ffn",
-        "keep dense feed-forward weights of the first N layers in main memory",
+        "keep dense feed-forward weights of layers below N in host memory",
         env="N_CPU_FFN",
         hint="N",
         limits=within(ge=0),
     )
     repack: Switch = option(
-        True, "--repack", "rearrange weights for faster kernels", no="-nr --no-repack", env="REPACK"
+        True, "--repack", "convert weights to a layout for faster kernels", no="-nr --no-repack", env="REPACK"
     )
     no_host: Switch = option(
-        False, "--no-host", "bypass the host buffer, so that extra buffers can be used", env="NO_HOST"
+        False, "--no-host", "do not use the host buffer, so that extra buffers can be used", env="NO_HOST"
     )
-    op_offload: Switch = option(True, "--op-offload", "run operations on host tensors on the device")
+    op_offload: Switch = option(True, "--op-offload", "compute operations on host tensors on the device")
     rpc: str = option(
         "",
         "--rpc",
         "RPC servers, host:port,…",
         env="RPC",
         hint="SERVERS",
-        unsupported="the llama.cpp that comes with llama-cpp-python is built without the RPC backend",
+        unsupported="llama-cpp-python builds llama.cpp without the RPC backend",
     )
     fit: OnOff = option(
         "on",
         "-fit --fit",
-        "adjust what is unset so that the model fits into device memory",
+        "adjust options that are not set so that the model fits into device memory",
         env="FIT",
         hint="on|off",
-        notice="memory is not fitted yet: what is unset keeps its default",
+        notice="not supported yet: options that are not set keep their defaults",
     )
     fit_target: str = option(
         "1024",
         "-fitt --fit-target",
-        "MiB that --fit leaves free on each device",
+        "MiB that --fit keeps free on each device",
         env="FIT_TARGET",
         hint="MIB,…",
-        notice="memory is not fitted yet",
+        notice="--fit is not supported yet",
     )
     fit_ctx: int = option(
         4096,
         "-fitc --fit-ctx",
-        "smallest context that --fit may choose",
+        "minimum context in tokens that --fit may choose",
         env="FIT_CTX",
         hint="N",
         limits=within(ge=0),
-        notice="memory is not fitted yet",
+        notice="--fit is not supported yet",
     )

@@ -1,7 +1,7 @@
-"""What an option of the table carries beside its field: how it is spelled, who reads it, whether it is built.
+"""The properties of an option: spellings, reader, whether it is supported, and so on.
 
-The `options_*` modules declare fields with `option(…)`; `table.py` collects them. Type, range, default and help text
-are the field's own (pydantic's); everything else stands in `Option`.
+The modules of the option table declare fields with `option(…)`; `table` collects them. Type, range, default and help
+text are stored in the pydantic field, all other properties in `Option`.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class OptionReader(Enum):
-    """Who acts on the value."""
+    """The program that uses the value."""
 
     ROUTER = "router"
     WORKER = "worker"
     BOTH = "both"
     PROGRAM = "program"  # prints something and exits
-    PRESET = "preset"  # a key of a presets file that is no command line option
+    PRESET = "preset"  # a key of presets files only, not a command line option
 
 
 class Repeat(Enum):
-    """What a second occurrence on one command line does."""
+    """The effect of a second occurrence on one command line."""
 
     LAST = "the last one counts"
     COMMA = "appended with a comma"
@@ -34,36 +34,36 @@ class Repeat(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """Spellings are as a person types them; `flags[-1]`, or the last long one, is the name the option is known by."""
+    """The properties of one option. The last long flag (or `flags[-1]` if all are short) is the option's name."""
 
     flags: tuple[str, ...]
     negated: tuple[str, ...] = ()
     older: tuple[str, ...] = ()
-    """Spellings of an earlier llama-server, understood as well (negated ones start with `--no-`)."""
+    """Spellings of an earlier llama-server that are still accepted (negated ones start with `--no-`)."""
     env: str | None = None
     older_env: tuple[str, ...] = ()
     hint: str | None = None
-    """What stands for the value in help; None: a switch."""
+    """Placeholder for the value in help; None: a switch."""
     reader: OptionReader = OptionReader.WORKER
     repeat: Repeat = Repeat.LAST
     unsupported: str | None = None
-    """Why a value other than the default, or than those of `built`, is refused. Delete it once the option works."""
+    """The reason why values other than the default and those of `built` are refused; None: supported."""
     built: tuple[object, ...] = ()
-    """Of a list: which of its parts."""
+    """Supported values of an option that is not fully supported."""
     notice: str | None = None
-    """Why setting it changes nothing; said once in the log."""
+    """The reason why the option has no effect; logged once if it is set."""
     replaces: tuple[str, ...] = ()
-    """Fields that a lower layer may have set and that this one puts out of force: other ways to say the same."""
+    """Fields that are unset when this one is set, because they are other ways to set the same."""
     router_own: bool = False
-    """Never handed to a worker: removed from presets as well as from the router's command line."""
+    """True if workers never get it: it is removed from presets and from the router's command line."""
     per_model: bool = False
-    """Says which model it is: the router's own command line does not impose it on every model."""
+    """True if it belongs to a single model: the router's command line does not set it for all models."""
     secret: bool = False
-    """The value stands in no log, error or answer."""
+    """True if the value must not appear in logs, errors or responses."""
 
     @property
     def is_refused(self) -> bool:
-        """Whatever its value."""
+        """True if the option is refused with any value."""
         return self.unsupported is not None and not self.built
 
     @property
@@ -79,14 +79,14 @@ class Option:
         return self.name.replace("-", "_").replace(".", "_")
 
     def __call__(self, schema: dict[str, Any]) -> None:
-        """As pydantic's `json_schema_extra`: the JSON schema of the settings names the option's spellings too."""
+        """Add the option's spellings to the JSON schema of the settings, as pydantic's `json_schema_extra`."""
         schema["x-spellings"] = [*self.flags, *self.negated, *self.older]
         if self.env:
             schema["x-env"] = self.env
 
 
 def _env(name: str) -> str:
-    """`CTX_SIZE` is short for `LLAMA_ARG_CTX_SIZE`; a name with a `$` stands for itself."""
+    """Return a variable's full name: `CTX_SIZE` → `LLAMA_ARG_CTX_SIZE`, `$NAME` → `NAME`."""
     return name[1:] if name.startswith("$") else "LLAMA_ARG_" + name
 
 
@@ -102,7 +102,7 @@ def option(
     limits: dict[str, Any] | None = None,
     **extra: Any,
 ) -> Any:
-    """A field of the table. `flags`, `no` (negated) and `older` are space-separated; a switch needs no `hint`."""
+    """Declare a field of the table. `flags`, `no` (negated), `older` are space-separated; switches have no `hint`."""
     positive = tuple(flags.split())
     negated = tuple(no.split())
     if not negated and extra.get("hint") is None and extra.get("reader") not in _NO_OFF:
@@ -122,12 +122,12 @@ _NO_OFF: Sequence[Any] = (OptionReader.PROGRAM, OptionReader.PRESET)
 
 
 def within(ge: float | None = None, le: float | None = None) -> dict[str, Any]:
-    """Inclusive limits of a number."""
+    """Return the inclusive limits of a number as pydantic's arguments."""
     return {name: bound for name, bound in (("ge", ge), ("le", le)) if bound is not None}
 
 
 class OptionGroup(BaseModel):
     """Options that help and the reference show together, under `title`."""
 
-    model_config = ConfigDict(frozen=True, defer_build=True)  # only Settings, their sum, is ever validated
+    model_config = ConfigDict(frozen=True, defer_build=True)  # only Settings, which has all groups, is validated
     title: ClassVar[str]

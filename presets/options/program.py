@@ -1,4 +1,4 @@
-"""The option table, part one: what the program prints and where its log goes."""
+"""The option table, part 1: options that print something and exit, and the log."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ class ProgramOptions(OptionGroup):
     usage: Switch = option(False, "-h --help --usage", "show this help and exit", reader=OptionReader.PROGRAM)
     version: Switch = option(False, "--version", "show version and build and exit", reader=OptionReader.PROGRAM)
     cache_list: Switch = option(
-        False, "-cl --cache-list", "list the models of the Hugging Face cache and exit", reader=OptionReader.PROGRAM
+        False, "-cl --cache-list", "list the models in the Hugging Face cache and exit", reader=OptionReader.PROGRAM
     )
     completion_bash: Switch = option(
-        False, "--completion-bash", "print a completion script for bash to source and exit", reader=OptionReader.PROGRAM
+        False, "--completion-bash", "print a completion script for bash and exit", reader=OptionReader.PROGRAM
     )
     list_devices: Switch = option(
         False,
         "--list-devices",
-        "list the devices that layers can be offloaded to and exit",
+        "list the devices for offloading and exit",
         reader=OptionReader.PROGRAM,
     )
 
@@ -28,11 +28,11 @@ class ProgramOptions(OptionGroup):
 class LogOptions(OptionGroup):
     title = "Log"
 
-    log_disable: Switch = option(False, "--log-disable", "write no log", reader=OptionReader.BOTH)
+    log_disable: Switch = option(False, "--log-disable", "turn the log off", reader=OptionReader.BOTH)
     log_file: str = option(
         "",
         "--log-file",
-        "append the log to this file as well",
+        "also append the log to this file",
         env="LOG_FILE",
         older_env="$LLAMA_LOG_FILE",
         hint="FILE",
@@ -42,14 +42,14 @@ class LogOptions(OptionGroup):
     log_jsonl: Switch = option(
         False,
         "--log-jsonl",
-        "log one JSON object a line to stdout, without colours",
+        "log one JSON object per line to stdout, without colours",
         env="LOG_JSONL",
         reader=OptionReader.BOTH,
     )
     log_colors: OnOffAuto = option(
         "auto",
         "--log-colors",
-        "coloured log; auto: on a terminal",
+        "colours in the log; auto: only on a terminal",
         env="LOG_COLORS",
         older_env="$LLAMA_LOG_COLORS",
         hint="on|off|auto",
@@ -58,7 +58,7 @@ class LogOptions(OptionGroup):
     log_verbosity: int = option(
         3,
         "-lv --verbosity --log-verbosity",
-        "most detailed level that is logged: 0 output only, 1 errors, 2 warnings, 3 information, 4 more of it, 5 debug",
+        "level of detail: 0 output only, 1 errors, 2 warnings, 3 information, 4 more information, 5 debug",
         env="LOG_VERBOSITY",
         older_env="$LLAMA_LOG_VERBOSITY",
         hint="N",
@@ -68,7 +68,7 @@ class LogOptions(OptionGroup):
     log_prefix: Switch = option(
         False,
         "--log-prefix",
-        "begin each line with its level and origin",
+        "start each line with its level and source",
         env="LOG_PREFIX",
         older_env="$LLAMA_LOG_PREFIX",
         reader=OptionReader.BOTH,
@@ -76,7 +76,7 @@ class LogOptions(OptionGroup):
     log_timestamps: Switch = option(
         False,
         "--log-timestamps",
-        "begin each line with the time",
+        "start each line with the time",
         env="LOG_TIMESTAMPS",
         older_env="$LLAMA_LOG_TIMESTAMPS",
         reader=OptionReader.BOTH,

@@ -1,6 +1,6 @@
-"""The option table as Markdown, kept in presets/README.md between two markers.
+"""Writes the option table as Markdown into presets/README.md, between two markers.
 
-`python -m llama_corral.presets.options.reference presets/README.md` renews it; a test compares.
+`python -m llama_corral.presets.options.reference presets/README.md` updates it; a test compares both.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _meaning(option: Option, field: str) -> str:
             text += f" (works: {', '.join(str(value) for value in option.built)})"
     elif option.notice:
         text += f". **No effect**: {option.notice}"
-    return text + (". Not handed to workers" if option.router_own else "")
+    return text + (". Not passed to workers" if option.router_own else "")
 
 
 def _code(names: tuple[str, ...]) -> str:
@@ -71,7 +71,7 @@ def _cells(*cells: str) -> str:
 
 def _shorthands() -> Iterator[str]:
     yield "### Shorthands\n"
-    yield "| Option | Variable | Stands for |"
+    yield "| Option | Variable | Meaning |"
     yield "|---|---|---|"
     for item in SHORTHANDS:
         yield _cells(_code((*item.flags, *item.negated)), _code(item.env), item.help)
@@ -79,7 +79,7 @@ def _shorthands() -> Iterator[str]:
 
 
 def _removed() -> Iterator[str]:
-    yield "### Gone\n"
+    yield "### Removed\n"
     yield "| Option | Variable | Instead |"
     yield "|---|---|---|"
     for item in REMOVED:
@@ -88,7 +88,7 @@ def _removed() -> Iterator[str]:
 
 
 def with_current_table(document: str) -> str:
-    """The document with the present table between its markers."""
+    """Return the document with the current table between its markers. Raise ValueError if they are missing."""
     before, begin, rest = document.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:

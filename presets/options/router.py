@@ -1,4 +1,4 @@
-"""The option table, part six: the router's models, and the keys that only a presets file knows."""
+"""The option table, part 6: the router's models, and the keys that are only for presets files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class RouterOptions(OptionGroup):
     models_dir: str = option(
         "",
         "--models-dir",
-        "directory of models: *.gguf, or a sub-directory for each",
+        "directory of models: *.gguf files, and a sub-directory per model",
         env="MODELS_DIR",
         hint="DIR",
         reader=OptionReader.ROUTER,
@@ -21,7 +21,7 @@ class RouterOptions(OptionGroup):
     models_preset: str = option(
         "",
         "--models-preset",
-        "presets file that describes models",
+        "presets file with the models' options",
         env="MODELS_PRESET",
         hint="FILE",
         reader=OptionReader.ROUTER,
@@ -30,7 +30,7 @@ class RouterOptions(OptionGroup):
     models_max: int = option(
         4,
         "--models-max",
-        "models in memory at once; 0: no limit",
+        "maximum number of loaded models; 0: no limit",
         env="MODELS_MAX",
         hint="N",
         reader=OptionReader.ROUTER,
@@ -40,7 +40,7 @@ class RouterOptions(OptionGroup):
     models_memory: MemoryLimit = option(
         AUTO_LIMIT,
         "--models-memory",
-        "memory of the machine for all models; auto: what is free; off: do not count",
+        "host memory for all models; auto: the free memory; off: no limit",
         env="MODELS_MEMORY",
         hint="SIZE",
         reader=OptionReader.ROUTER,
@@ -49,8 +49,8 @@ class RouterOptions(OptionGroup):
     models_device_memory: DeviceLimits = option(
         (AUTO_LIMIT,),
         "--models-device-memory",
-        "as --models-memory, of each device in turn (24G,16G; those that are not named: auto); one number is for all "
-        "devices together and shared out by their sizes",
+        "like --models-memory, for each device in order (24G,16G; the others: auto); a single number is the sum for "
+        "all devices and is divided in proportion to their sizes",
         env="MODELS_DEVICE_MEMORY",
         hint="SIZES",
         reader=OptionReader.ROUTER,
@@ -59,7 +59,7 @@ class RouterOptions(OptionGroup):
     models_memory_margin: int = option(
         1024,
         "--models-memory-margin",
-        "MiB of the machine's memory and of each device's that auto leaves to others",
+        "MiB that auto keeps free in host memory and on each device, for other programs",
         env="MODELS_MEMORY_MARGIN",
         hint="MIB",
         reader=OptionReader.ROUTER,
@@ -77,7 +77,7 @@ class RouterOptions(OptionGroup):
     models_ttl: float = option(
         0.0,
         "--models-ttl",
-        "seconds after which a model that nobody uses is unloaded, unless its preset has a ttl; 0: never",
+        "idle seconds after which a model is unloaded, unless its preset has a ttl; 0: never",
         env="MODELS_TTL",
         hint="SECONDS",
         reader=OptionReader.ROUTER,
@@ -87,9 +87,8 @@ class RouterOptions(OptionGroup):
     worker_timeout: float = option(
         300.0,
         "--worker-timeout",
-        "seconds after which a worker that hangs is ended: one that gives no sign of life, or whose requests do not "
-        "get on though it does not compute, or a program (cmd) that does not answer its health path; 0: never, less "
-        "than 6 counts as 6",
+        "seconds after which a hanging worker is killed: it sends no heartbeat, or its requests make no progress while "
+        "it uses no CPU, or a program (cmd) does not answer its health path; 0: never; the minimum is 6",
         hint="SECONDS",
         reader=OptionReader.ROUTER,
         router_own=True,
@@ -98,8 +97,8 @@ class RouterOptions(OptionGroup):
     stream_open_after: float = option(
         30.0,
         "--stream-open-after",
-        "seconds that a stream waits for its model with a silent line; then it gets status 200 and comments, as often "
-        "as --sse-ping-interval says, and errors are events. -1: never",
+        "seconds that a streaming request waits for its model before it gets status 200 and then a comment every "
+        "--sse-ping-interval seconds; later errors are sent as events; -1: never",
         hint="SECONDS",
         reader=OptionReader.ROUTER,
         router_own=True,
@@ -108,15 +107,15 @@ class RouterOptions(OptionGroup):
     stream_load_progress: Switch = option(
         False,
         "--stream-load-progress",
-        "in the stream of a chat that waits, thoughts (reasoning_content) tell what for and how far a load is",
+        "in the stream of a waiting chat, report the reason and the load progress as reasoning (reasoning_content)",
         reader=OptionReader.ROUTER,
         router_own=True,
     )
     models_max_wait: float = option(
         0.0,
         "--models-max-wait",
-        "seconds after which a model that waits for its place goes before higher priorities and minimum stays, and "
-        "models in use finish what they have and leave for it; 0: 60, and models in use stay",
+        "seconds after which a waiting model overrides priorities and minimum stays, and models in use are evicted for "
+        "it after their running requests; 0: 60, but models in use are not evicted",
         env="MODELS_MAX_WAIT",
         hint="SECONDS",
         reader=OptionReader.ROUTER,
@@ -126,7 +125,7 @@ class RouterOptions(OptionGroup):
     models_queue: int = option(
         0,
         "--models-queue",
-        "requests that may wait for models, all together; more are refused with 503; 0: no bound",
+        "maximum number of requests that wait for all models; more are refused with 503; 0: no limit",
         env="MODELS_QUEUE",
         hint="N",
         reader=OptionReader.ROUTER,
@@ -136,7 +135,7 @@ class RouterOptions(OptionGroup):
     models_parallel_loads: int = option(
         2,
         "--models-parallel-loads",
-        "models that load at once for the queue, where there are places and memory for all",
+        "maximum number of models that load in parallel for the queue, if there is room for all of them",
         env="MODELS_PARALLEL_LOADS",
         hint="N",
         reader=OptionReader.ROUTER,
@@ -154,18 +153,18 @@ class PresetOptions(OptionGroup):
     stop_timeout: float = option(
         10.0,
         "stop-timeout",
-        "seconds that a stopping model has before it is killed",
+        "seconds that a model has to stop before it is killed",
         hint="SECONDS",
         reader=OptionReader.PRESET,
         limits=within(ge=0),
     )
     pin: Switch = option(
-        False, "pin", "never evict or unload the model unless it is asked for by name", reader=OptionReader.PRESET
+        False, "pin", "do not evict or unload the model, except by a request to unload it", reader=OptionReader.PRESET
     )
     ttl: float = option(
         -1.0,
         "ttl",
-        "seconds after which the model is unloaded when nobody uses it; 0: never; -1: as --models-ttl says",
+        "idle seconds after which the model is unloaded; 0: never; -1: same as --models-ttl",
         hint="SECONDS",
         reader=OptionReader.PRESET,
         limits=within(ge=-1),
@@ -173,14 +172,14 @@ class PresetOptions(OptionGroup):
     priority: int = option(
         0,
         "priority",
-        "among models that wait for a place the highest is next; of idle ones the lowest leaves first",
+        "the waiting model with the highest priority is loaded first; the idle model with the lowest is evicted first",
         hint="N",
         reader=OptionReader.PRESET,
     )
     min_stay: float = option(
         0.0,
         "min-stay",
-        "seconds for which the model, once loaded, is not evicted for others",
+        "seconds after its load during which the model is not evicted for others",
         hint="SECONDS",
         reader=OptionReader.PRESET,
         limits=within(ge=0),
@@ -188,14 +187,14 @@ class PresetOptions(OptionGroup):
     group: str = option(
         "",
         "group",
-        "group of the model: its members exclude each other, or do what the section [group:NAME] says",
+        "group of the model; only one model of a group is loaded, unless the section [group:NAME] says otherwise",
         hint="NAME",
         reader=OptionReader.PRESET,
     )
     max_queue: int = option(
         0,
         "max-queue",
-        "requests that may wait for the model; more are refused with 503; 0: no bound",
+        "maximum number of requests that wait for the model; more are refused with 503; 0: no limit",
         hint="N",
         reader=OptionReader.PRESET,
         limits=within(ge=0),
@@ -203,7 +202,7 @@ class PresetOptions(OptionGroup):
     concurrency: int = option(
         0,
         "concurrency",
-        "requests that the model gets at once; more wait their turn; 0: as many as come",
+        "maximum number of parallel requests to the model; more are queued; 0: no limit",
         hint="N",
         reader=OptionReader.PRESET,
         limits=within(ge=0),
@@ -211,30 +210,33 @@ class PresetOptions(OptionGroup):
     concurrency_refuse: Switch = option(
         False,
         "concurrency-refuse",
-        "refuse requests beyond concurrency with 429 instead of letting them wait",
+        "refuse requests beyond concurrency with 429 instead of queueing them",
         reader=OptionReader.PRESET,
     )
     keep_warm: Switch = option(
         False,
         "keep-warm",
-        "load the model when the router starts, and again after it failed or was evicted, where there is room and "
-        "nobody waits; --models-ttl is not for it",
+        "load the model when the router starts, and again after a failure or eviction, if there is room and no other "
+        "model waits; --models-ttl does not apply to it",
         reader=OptionReader.PRESET,
     )
     dedup_cache_models: Switch = option(
-        False, "dedup-cache-models", "hide cached models that are the same file as this one", reader=OptionReader.PRESET
+        False,
+        "dedup-cache-models",
+        "do not list cached models that use the same file as this one",
+        reader=OptionReader.PRESET,
     )
     base: str = option(
         "",
         "base",
-        "name of the model whose worker serves this section too; the section sets only what a request could say",
+        "model whose worker also serves this section; the section may set only options of requests",
         hint="NAME",
         reader=OptionReader.PRESET,
     )
     system_prompt: str = option(
         "",
         "system-prompt",
-        "system message of chats that bring none",
+        "system message for chats without one",
         hint="TEXT",
         reader=OptionReader.PRESET,
     )
@@ -246,38 +248,44 @@ class BackendOptions(OptionGroup):
     cmd: str = option(
         "",
         "cmd",
-        "command line of a program that serves the model over HTTP instead of our worker; ${PORT} is a free port, "
-        "${MODEL} the model's file, ${MODEL_ID} the section's name, ${env.X} a variable; no shell reads it",
+        "command line of a program that serves the model over HTTP instead of our worker, run without a shell; ${PORT} "
+        "is a free port, ${MODEL} the model's file, ${MODEL_ID} the section's name, ${env.X} an environment variable",
         hint="COMMAND",
         reader=OptionReader.PRESET,
     )
     cmd_stop: str = option(
         "",
         "cmd-stop",
-        "command that stops it; without one it gets SIGTERM; ${PID} is its process",
+        "command that stops the program; default: SIGTERM; ${PID} is its process id",
         hint="COMMAND",
         reader=OptionReader.PRESET,
     )
     env: str = option(
         "",
         "env",
-        "variables for it: NAME=VALUE, separated by blanks, in quotes where needed",
+        "environment variables for the program: NAME=VALUE, separated by spaces, in quotes where needed",
         hint="VARIABLES",
         reader=OptionReader.PRESET,
         secret=True,
     )
-    proxy: str = option("http://127.0.0.1:${PORT}", "proxy", "where it listens", hint="URL", reader=OptionReader.PRESET)
+    proxy: str = option(
+        "http://127.0.0.1:${PORT}",
+        "proxy",
+        "address where the program listens",
+        hint="URL",
+        reader=OptionReader.PRESET,
+    )
     health: str = option(
         "/health",
         "health",
-        "path that answers 200 once it is ready; none: connecting is enough",
+        "path that returns 200 when the program is ready; none: an accepted connection is enough",
         hint="PATH",
         reader=OptionReader.PRESET,
     )
     load_timeout: float = option(
         600.0,
         "load-timeout",
-        "seconds that it has to become ready",
+        "seconds that the program has to become ready",
         hint="SECONDS",
         reader=OptionReader.PRESET,
         limits={"gt": 0},
@@ -285,17 +293,17 @@ class BackendOptions(OptionGroup):
     use_model_name: str = option(
         "",
         "use-model-name",
-        "what it calls the model: put into requests in the place of our name",
+        "the program's name of the model, which replaces our name in requests",
         hint="NAME",
         reader=OptionReader.PRESET,
     )
     memory: OptionalSize = option(
-        0, "memory", "what it takes of the machine's memory; 0: unknown", hint="SIZE", reader=OptionReader.PRESET
+        0, "memory", "host memory that the program uses; 0: unknown", hint="SIZE", reader=OptionReader.PRESET
     )
     device_memory: DeviceSizes = option(
         (0,),
         "device-memory",
-        "what it takes of the devices' memory, of each in turn (24G,16G) or of all together; 0: unknown",
+        "device memory that the program uses, for each device in order (24G,16G) or the sum; 0: unknown",
         hint="SIZES",
         reader=OptionReader.PRESET,
     )

@@ -1,4 +1,4 @@
-"""The option table, part five: HTTP, of the router as well as of a worker, and what its endpoints offer."""
+"""The option table, part 5: HTTP of router and worker, endpoints and chat."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class HttpOptions(OptionGroup):
     host: Hosts = option(
         ("127.0.0.1",),
         "--host",
-        "addresses to listen on, separated by commas; *.sock is a unix socket",
+        "addresses to listen on, separated by commas; names that end in .sock are unix sockets",
         env="HOST",
         hint="HOSTS",
         reader=OptionReader.BOTH,
@@ -22,14 +22,18 @@ class HttpOptions(OptionGroup):
     port: int = option(
         8080,
         "--port",
-        "port to listen on; 0: a free one",
+        "port to listen on; 0: any free port",
         env="PORT",
         hint="PORT",
         reader=OptionReader.BOTH,
         limits=within(0, 65535),
     )
     reuse_port: Switch = option(
-        False, "--reuse-port", "let several processes listen on the port", env="REUSE_PORT", reader=OptionReader.BOTH
+        False,
+        "--reuse-port",
+        "allow several processes to listen on the port",
+        env="REUSE_PORT",
+        reader=OptionReader.BOTH,
     )
     path: str = option(
         "", "--path", "directory of files to serve", env="STATIC_PATH", hint="DIR", reader=OptionReader.BOTH
@@ -37,7 +41,7 @@ class HttpOptions(OptionGroup):
     api_prefix: UrlPath = option(
         "",
         "--api-prefix",
-        "path under which everything is served, without trailing slash",
+        "path prefix of all endpoints, without a slash at the end",
         env="API_PREFIX",
         hint="PREFIX",
         reader=OptionReader.BOTH,
@@ -45,7 +49,7 @@ class HttpOptions(OptionGroup):
     timeout: int = option(
         3600,
         "-to --timeout",
-        "seconds until the router gives up a worker that sends nothing; 0: never",
+        "seconds without data from a worker after which the router aborts the request; 0: never",
         env="TIMEOUT",
         hint="SECONDS",
         reader=OptionReader.ROUTER,
@@ -54,7 +58,7 @@ class HttpOptions(OptionGroup):
     drain_timeout: float = option(
         5.0,
         "--drain-timeout",
-        "seconds that running responses have to finish when the server is asked to stop",
+        "seconds that running responses have to finish after a stop request",
         hint="SECONDS",
         reader=OptionReader.BOTH,
         limits=within(ge=0),
@@ -62,7 +66,7 @@ class HttpOptions(OptionGroup):
     sse_ping_interval: int = option(
         30,
         "--sse-ping-interval",
-        "seconds between comments on a silent stream; -1: none",
+        "seconds between comments on a stream without output; -1: none",
         env="SSE_PING_INTERVAL",
         hint="SECONDS",
         reader=OptionReader.BOTH,
@@ -71,16 +75,16 @@ class HttpOptions(OptionGroup):
     threads_http: int = option(
         -1,
         "--threads-http",
-        "threads for requests",
+        "number of threads for requests",
         env="THREADS_HTTP",
         hint="N",
         reader=OptionReader.BOTH,
-        notice="requests are served by one event loop",
+        notice="one event loop handles all requests",
     )
     api_key: Names = option(
         (),
         "--api-key",
-        "keys of which a request must show one, separated by commas",
+        "keys, separated by commas; each request must contain one of them",
         env="$LLAMA_API_KEY",
         hint="KEYS",
         reader=OptionReader.BOTH,
@@ -91,7 +95,7 @@ class HttpOptions(OptionGroup):
     api_key_file: str = option(
         "",
         "--api-key-file",
-        "file with further keys, one a line, # for comments",
+        "file with additional keys, one per line; # starts a comment",
         env="API_KEY_FILE",
         hint="FILE",
         reader=OptionReader.BOTH,
@@ -100,7 +104,7 @@ class HttpOptions(OptionGroup):
     ssl_key_file: str = option(
         "",
         "--ssl-key-file",
-        "private key for TLS (PEM)",
+        "file with the private key for TLS (PEM)",
         env="SSL_KEY_FILE",
         hint="FILE",
         reader=OptionReader.BOTH,
@@ -109,7 +113,7 @@ class HttpOptions(OptionGroup):
     ssl_cert_file: str = option(
         "",
         "--ssl-cert-file",
-        "certificate for TLS (PEM)",
+        "file with the certificate for TLS (PEM)",
         env="SSL_CERT_FILE",
         hint="FILE",
         reader=OptionReader.BOTH,
@@ -118,7 +122,7 @@ class HttpOptions(OptionGroup):
     cors_origins: str = option(
         "*",
         "--cors-origins",
-        "origins that browsers may call from; localhost: any port of this machine",
+        "origins whose pages may read responses; localhost: all pages of this machine",
         env="CORS_ORIGINS",
         hint="ORIGINS",
         reader=OptionReader.BOTH,
@@ -126,7 +130,7 @@ class HttpOptions(OptionGroup):
     cors_methods: str = option(
         "GET, POST, DELETE, OPTIONS",
         "--cors-methods",
-        "methods that browsers may use",
+        "methods that browser pages may use",
         env="CORS_METHODS",
         hint="METHODS",
         reader=OptionReader.BOTH,
@@ -134,7 +138,7 @@ class HttpOptions(OptionGroup):
     cors_headers: str = option(
         "*",
         "--cors-headers",
-        "headers that browsers may send",
+        "headers that browser pages may send",
         env="CORS_HEADERS",
         hint="HEADERS",
         reader=OptionReader.BOTH,
@@ -142,14 +146,14 @@ class HttpOptions(OptionGroup):
     cors_credentials: Switch = option(
         True,
         "--cors-credentials",
-        "allow credentials; with any origin the caller's is echoed",
+        "allow credentials; if all origins are allowed, the request's origin is returned",
         env="CORS_CREDENTIALS",
         reader=OptionReader.BOTH,
     )
     ui: Switch = option(
         True,
         "--ui",
-        "serve the page at /",
+        "serve a web page at /",
         older="--webui --no-webui",
         env="UI",
         older_env="WEBUI",
@@ -158,7 +162,7 @@ class HttpOptions(OptionGroup):
     ui_config: JsonObject = option(
         "",
         "--ui-config",
-        "defaults of the page, as JSON",
+        "default settings of the web page, as JSON",
         older="--webui-config",
         env="UI_CONFIG",
         older_env="WEBUI_CONFIG",
@@ -169,7 +173,7 @@ class HttpOptions(OptionGroup):
     ui_config_file: str = option(
         "",
         "--ui-config-file",
-        "the same from a file",
+        "file with the default settings of the web page",
         older="--webui-config-file",
         env="UI_CONFIG_FILE",
         older_env="WEBUI_CONFIG_FILE",
@@ -180,7 +184,7 @@ class HttpOptions(OptionGroup):
     ui_mcp_proxy: Switch = option(
         False,
         "--ui-mcp-proxy",
-        "serve /cors-proxy, through which the page reaches MCP servers",
+        "serve /cors-proxy, which forwards requests of the web page to MCP servers",
         older="--webui-mcp-proxy --no-webui-mcp-proxy",
         env="UI_MCP_PROXY",
         reader=OptionReader.BOTH,
@@ -192,40 +196,40 @@ class EndpointOptions(OptionGroup):
     title = "Endpoints"
 
     embeddings: Switch = option(
-        False, "--embedding --embeddings", "serve embeddings, with a model made for them", env="EMBEDDINGS"
+        False, "--embedding --embeddings", "serve embeddings; needs an embedding model", env="EMBEDDINGS"
     )
     reranking: Switch = option(
-        False, "--rerank --reranking", "serve reranking, with a model made for it", env="RERANKING"
+        False, "--rerank --reranking", "serve reranking; needs a reranking model", env="RERANKING"
     )
     pooling: Literal["none", "mean", "cls", "last", "rank"] | None = option(
         None,
         "--pooling",
-        "how an embedding sums up its tokens; by default as the model says",
+        "pooling of token embeddings; default: the model's",
         env="POOLING",
         hint="KIND",
     )
     embd_normalize: int = option(
         2,
         "--embd-normalize",
-        "norm of embeddings: -1 none, 0 largest value, 1 taxicab, 2 Euclidean, above 2 p-norm",
+        "norm of embeddings: -1 none, 0 maximum, 1 taxicab, 2 Euclidean, above 2 p-norm",
         hint="N",
         limits=within(ge=-1),
     )
     metrics: Switch = option(False, "--metrics", "serve /metrics", env="ENDPOINT_METRICS")
-    props: Switch = option(False, "--props", "let POST /props change properties", env="ENDPOINT_PROPS")
+    props: Switch = option(False, "--props", "allow changes of properties with POST /props", env="ENDPOINT_PROPS")
     slots: Switch = option(True, "--slots", "serve /slots", env="ENDPOINT_SLOTS")
     media_path: str = option(
         "",
         "--media-path",
-        "directory whose files requests may name as file://",
+        "directory of files that requests may use as file:// URLs",
         hint="DIR",
     )
     reverse_prompt: Texts = option(
-        (), "-r --reverse-prompt", "text that ends every answer", hint="TEXT", repeat=Repeat.MANY
+        (), "-r --reverse-prompt", "text that stops the generation", hint="TEXT", repeat=Repeat.MANY
     )
-    special: Switch = option(False, "-sp --special", "show special tokens in answers")
-    escape: Switch = option(True, "-e --escape", r"understand \n, \t, \' and the like in texts given here")
-    spm_infill: Switch = option(False, "--spm-infill", "infill in the order suffix, prefix, middle")
+    special: Switch = option(False, "-sp --special", "include special tokens in the output")
+    escape: Switch = option(True, "-e --escape", r"replace escape sequences (\n, \t, \', …) in texts of options")
+    spm_infill: Switch = option(False, "--spm-infill", "build infill prompts in the order suffix, prefix, middle")
     tools: Names = option(
         (),
         "--tools",
@@ -239,7 +243,7 @@ class EndpointOptions(OptionGroup):
     tools_runtime: str = option(
         "",
         "--tools-runtime",
-        "where tools run: docker:IMAGE or podman:IMAGE, docker-container:ID or podman-container:ID, ssh:HOST",
+        "place where tools run: docker:IMAGE or podman:IMAGE, docker-container:ID or podman-container:ID, ssh:HOST",
         env="TOOLS_RUNTIME",
         hint="WHERE",
         reader=OptionReader.BOTH,
@@ -248,7 +252,7 @@ class EndpointOptions(OptionGroup):
     mcp_servers_config: str = option(
         "",
         "--mcp-servers-config",
-        "JSON file with MCP servers (mcpServers), whose tools /tools serves",
+        "JSON file with MCP servers (mcpServers), whose tools are added to /tools",
         env="MCP_SERVERS_CONFIG",
         hint="FILE",
         reader=OptionReader.BOTH,
@@ -257,7 +261,7 @@ class EndpointOptions(OptionGroup):
     mcp_servers_json: JsonObject = option(
         "",
         "--mcp-servers-json",
-        "the same as JSON; both count",
+        "MCP servers as JSON text, in addition to --mcp-servers-config",
         env="MCP_SERVERS_JSON",
         hint="JSON",
         reader=OptionReader.BOTH,
@@ -271,7 +275,7 @@ class ChatOptions(OptionGroup):
     chat_template: str = option(
         "",
         "--chat-template",
-        "chat template, as Jinja text or the name of a known one; by default the model's",
+        "chat template, as Jinja text or the name of a built-in one; default: the model's",
         env="CHAT_TEMPLATE",
         hint="JINJA",
         replaces=("chat_template_file",),
@@ -279,7 +283,7 @@ class ChatOptions(OptionGroup):
     chat_template_file: str = option(
         "",
         "--chat-template-file",
-        "the same from a file",
+        "file with the chat template",
         env="CHAT_TEMPLATE_FILE",
         hint="FILE",
         replaces=("chat_template",),
@@ -287,7 +291,7 @@ class ChatOptions(OptionGroup):
     chat_template_kwargs: JsonObject = option(
         "",
         "--chat-template-kwargs",
-        "variables for the template, a JSON object",
+        "variables for the template, as a JSON object",
         env="CHAT_TEMPLATE_KWARGS",
         older_env="$LLAMA_CHAT_TEMPLATE_KWARGS",
         hint="JSON",
@@ -296,41 +300,41 @@ class ChatOptions(OptionGroup):
     skip_chat_parsing: Switch = option(
         False,
         "--skip-chat-parsing",
-        "put all output into the content, reasoning and tool calls included",
+        "return all output as content, including reasoning and tool calls",
         env="SKIP_CHAT_PARSING",
     )
     prefill_assistant: Switch = option(
         True,
         "--prefill-assistant",
-        "continue a last message of the assistant instead of answering it",
+        "if the last message is from the assistant, continue it",
         env="PREFILL_ASSISTANT",
     )
     reasoning_format: Literal["none", "auto", "deepseek", "deepseek-legacy"] = option(
         "auto",
         "--reasoning-format",
-        "where thoughts go: none leaves them in the content, deepseek puts them in "
-        "reasoning_content, as do auto and deepseek-legacy",
+        "field for the reasoning: none keeps it in the content; deepseek, deepseek-legacy and auto return it in "
+        "reasoning_content",
         env="THINK",
         hint="FORMAT",
     )
     reasoning: OnOffAuto = option(
         "auto",
         "-rea --reasoning",
-        "let the model think; auto: as its template says",
+        "enable reasoning; auto: the chat template's default",
         env="REASONING",
         hint="on|off|auto",
     )
     reasoning_effort: str = option(
         "default",
         "--reasoning-effort",
-        "effort named to the template: minimal, low, medium, high, …",
+        "reasoning effort, passed to the chat template: minimal, low, medium, high, …",
         env="REASONING_EFFORT",
         hint="LEVEL",
     )
     reasoning_budget: int = option(
         -1,
         "--reasoning-budget",
-        "most tokens of thinking; -1: no limit, 0: end it at once",
+        "maximum number of reasoning tokens; -1: no limit, 0: end it immediately",
         env="THINK_BUDGET",
         hint="N",
         limits=within(ge=-1),
@@ -338,14 +342,14 @@ class ChatOptions(OptionGroup):
     reasoning_budget_message: str = option(
         "",
         "--reasoning-budget-message",
-        "text put before the end of thinking that ran out of budget",
+        "text that is inserted before the end of reasoning that exceeds its budget",
         env="THINK_BUDGET_MESSAGE",
         hint="TEXT",
     )
     reasoning_preserve: Switch | None = option(
         None,
         "--reasoning-preserve",
-        "keep earlier thoughts in the history, where the template can",
+        "keep earlier reasoning in the history, if the template supports it",
         env="REASONING_PRESERVE",
     )
 
@@ -356,7 +360,7 @@ class CorralOptions(OptionGroup):
     max_body: ByteSize = option(
         256 << 20,
         "--max-body",
-        "largest request that is read, in bytes or with K, M, G",
+        "maximum size of a request's body, in bytes or with K, M, G",
         env="$LLAMA_CORRAL_MAX_BODY",
         hint="SIZE",
         reader=OptionReader.BOTH,
@@ -364,7 +368,7 @@ class CorralOptions(OptionGroup):
     tools_root: str = option(
         "",
         "--tools-root",
-        "folder that the built-in tools for files may not leave",
+        "folder to which the built-in file tools are limited",
         env="$LLAMA_CORRAL_TOOLS_ROOT",
         hint="DIR",
         reader=OptionReader.BOTH,
@@ -373,7 +377,7 @@ class CorralOptions(OptionGroup):
     demo: Switch = option(
         False,
         "--demo",
-        "serve the built-in demonstration models, unless --models-preset names others",
+        "serve the included demo models, unless --models-preset names others",
         env="$LLAMA_CORRAL_DEMO",
         reader=OptionReader.ROUTER,
         router_own=True,

@@ -1,7 +1,7 @@
-"""The settings of one process: every option of the table as a frozen, validated value.
+"""The settings of one process: all options of the table as one frozen, validated object.
 
-`merge.resolve` builds them from the command line, the environment and files; they may be built directly as well,
-`Settings(model="x.gguf", ctx_size=512)`. Reads no environment and no file itself.
+`merge.resolve` builds it from the command line, the environment and files; it can also be built directly:
+`Settings(model="x.gguf", ctx_size=512)`. This module reads no environment and no files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .server import ChatOptions, CorralOptions, EndpointOptions, HttpOptions
 from .speculative import DraftModelOptions, DraftOptions, NgramOptions
 
 layer_texts: ContextVar[Mapping[str, str]] = ContextVar("layer_texts")
-"""Texts of the layer that `merge.resolve` is entering; unset for settings that are built directly."""
+"""Texts of the layer from which settings are being built; unset for settings that are built directly."""
 
 
 class Settings(
@@ -47,7 +47,7 @@ class Settings(
     LogOptions,
     ProgramOptions,
 ):
-    """Bases stand in reverse of the order in which help shows them."""
+    """All options. The base classes are in the reverse order of the help."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, defer_build=False)
 
@@ -56,11 +56,11 @@ class Settings(
 
     @property
     def is_router(self) -> bool:
-        """No model is named: serve many."""
+        """True if no model is given, so this process serves many models."""
         return not (self.model or self.model_url or self.hf_repo or self.docker_repo)
 
 
 GROUPS: tuple[type[OptionGroup], ...] = tuple(
     base for base in reversed(Settings.__mro__) if issubclass(base, OptionGroup) and base not in (OptionGroup, Settings)
 )
-"""The groups in the order of the help."""
+"""The option groups in the order of the help."""

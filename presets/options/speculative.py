@@ -1,4 +1,4 @@
-"""The option table, part seven: speculative decoding."""
+"""The option table, part 7: speculative decoding."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from .option import OptionGroup, Repeat, option, within
 from .values import DRAFT_KINDS, DraftKinds, KvType, LayerCount, Names, Numbers, Switch
 
 _BUILT = DRAFT_KINDS[:8]
-_UNSUPPORTED = "draft-eagle3, -dflash and -dspark need states of inner layers, which the bindings do not reach"
-_SPLIT = "drafts do not branch, nor do llama-server's"
-_ON_HOST = "a draft model's tokens are chosen on the host, as llama-server does"
-_SCHEDULING = "the bindings reach no thread pool"
+_UNSUPPORTED = "draft-eagle3, -dflash and -dspark need states of inner layers, which the bindings cannot read"
+_SPLIT = "drafts do not branch, as in llama-server"
+_ON_HOST = "draft tokens are sampled on the host, as in llama-server"
+_SCHEDULING = "the bindings have no access to thread pools"
 
 
 class DraftOptions(OptionGroup):
@@ -18,7 +18,7 @@ class DraftOptions(OptionGroup):
     spec_type: DraftKinds = option(
         ("none",),
         "--spec-type",
-        "kinds of drafts, asked in turn; with a draft model draft-simple is implied",
+        "types of drafts, tried in order; a draft model implies draft-simple",
         env="SPEC_TYPE",
         hint="TYPES",
         repeat=Repeat.COMMA,
@@ -36,7 +36,7 @@ class DraftOptions(OptionGroup):
     hf_repo_draft: str = option(
         "",
         "--spec-draft-hf -hfd -hfrd --hf-repo-draft",
-        "draft model of Hugging Face, user/model[:quantisation]",
+        "draft model on Hugging Face, user/model[:quantization]",
         env="SPEC_DRAFT_HF_REPO",
         older_env="HFD_REPO",
         hint="REPO",
@@ -44,7 +44,7 @@ class DraftOptions(OptionGroup):
     spec_draft_n_max: int = option(
         3,
         "--spec-draft-n-max",
-        "most tokens of a draft",
+        "maximum number of tokens per draft",
         older="--draft --draft-n --draft-max",
         env="SPEC_DRAFT_N_MAX",
         older_env="DRAFT_MAX",
@@ -54,7 +54,7 @@ class DraftOptions(OptionGroup):
     spec_draft_n_min: int = option(
         0,
         "--spec-draft-n-min",
-        "fewest tokens of a draft",
+        "minimum number of tokens per draft",
         older="--draft-min --draft-n-min",
         env="SPEC_DRAFT_N_MIN",
         older_env="DRAFT_MIN",
@@ -63,7 +63,7 @@ class DraftOptions(OptionGroup):
     draft_p_min: float = option(
         0.0,
         "--spec-draft-p-min --draft-p-min",
-        "least probability of a drafted token",
+        "minimum probability of a draft token",
         env="SPEC_DRAFT_P_MIN",
         older_env="DRAFT_P_MIN",
         hint="P",
@@ -71,7 +71,7 @@ class DraftOptions(OptionGroup):
     draft_p_split: float = option(
         0.1,
         "--spec-draft-p-split --draft-p-split",
-        "probability from which a draft branches",
+        "minimum probability for a branch of a draft",
         env="SPEC_DRAFT_P_SPLIT",
         hint="P",
         notice=_SPLIT,
@@ -86,21 +86,19 @@ class DraftOptions(OptionGroup):
     spec_synth_len: float = option(
         -1.0,
         "--spec-synth-len",
-        "simulated mean length of accepted drafts, for benchmarks",
+        "simulate this mean length of accepted drafts, for benchmarks",
         env="SPEC_SYNTH_LEN",
         hint="L",
     )
     spec_synth_rates: Numbers = option(
         (),
         "--spec-synth-rates",
-        "simulated acceptance at each position, for benchmarks",
+        "simulate these acceptance rates by position, for benchmarks",
         env="SPEC_SYNTH_RATES",
         hint="P0,P1,…",
     )
-    lookup_cache_static: str = option("", "-lcs --lookup-cache-static", "n-gram file that is only read", hint="FILE")
-    lookup_cache_dynamic: str = option(
-        "", "-lcd --lookup-cache-dynamic", "n-gram file that is kept up to date", hint="FILE"
-    )
+    lookup_cache_static: str = option("", "-lcs --lookup-cache-static", "n-gram file, only read", hint="FILE")
+    lookup_cache_dynamic: str = option("", "-lcd --lookup-cache-dynamic", "n-gram file, read and updated", hint="FILE")
 
 
 class DraftModelOptions(OptionGroup):

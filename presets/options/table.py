@@ -1,6 +1,6 @@
-"""The option table as lookups: by field, by flag, by environment variable, by key of a presets file.
+"""Lookup tables of all options: by field, flag, environment variable, and key of a presets file.
 
-Collected from the fields of `Settings` and from `deprecated.py`. Everything that reads or writes options comes here.
+They are collected from the fields of `settings` and from `deprecated`. All code that reads or writes options uses them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ OptionEntry = Option | Shorthand | Removed
 
 @dataclass(frozen=True)
 class Spelling:
-    """What a flag, a variable or a key stands for; `negated`: it says the opposite."""
+    """The option of a flag, variable or key; `negated`: True if it sets the opposite."""
 
     entry: OptionEntry
     negated: bool = False
@@ -38,13 +38,13 @@ OPTIONS: Mapping[str, Option] = {name: _option(field) for name, field in FIELDS.
 ENTRIES: tuple[OptionEntry, ...] = (*OPTIONS.values(), *SHORTHANDS, *REMOVED)
 
 ROUTER_OWN = frozenset(name for name, option in OPTIONS.items() if option.router_own)
-"""Removed from every preset: a worker gets none of these."""
+"""Options that are removed from all presets: workers never get them."""
 NOT_OVERLAID = ROUTER_OWN | frozenset(
     name
     for name, option in OPTIONS.items()
     if option.per_model or option.reader in (OptionReader.PROGRAM, OptionReader.PRESET)
 )
-"""Of the router's command line, what is not imposed on every model."""
+"""Options of the router's command line that are not applied to all models."""
 PRESET_ONLY = frozenset(name for name, option in OPTIONS.items() if option.reader is OptionReader.PRESET)
 
 
@@ -53,7 +53,7 @@ def takes_value(entry: OptionEntry) -> bool:
 
 
 def value_count(entry: OptionEntry) -> int:
-    """How many arguments follow the flag."""
+    """Return the number of arguments after the flag."""
     return len(entry.hint.split()) if not isinstance(entry, Removed) and entry.hint else 0
 
 
@@ -68,7 +68,7 @@ def _flags() -> Iterable[tuple[str, Spelling]]:
 
 
 def _variables() -> Iterable[tuple[str, Spelling]]:
-    """In rising precedence: an earlier name, today's, the negated ones."""
+    """Yield the variables in rising precedence: older names, the current name, negated names."""
     for entry in ENTRIES:
         names = [*entry.older_env, *([entry.env] if entry.env else [])] if isinstance(entry, Option) else entry.env
         for name in names:
@@ -94,13 +94,13 @@ KEYS: Mapping[str, Spelling] = {
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """` (did you mean …?)`, or nothing when no word is near."""
+    """Return ` (did you mean …?)` with the most similar word, or "" if none is similar."""
     near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
     return f" (did you mean '{near[0]}'?)" if near else ""
 
 
 def environment_without_keys() -> dict[str, str]:
-    """The environment without the variables that hold the API keys of this server."""
+    """Return the environment without the variables that contain this server's API keys."""
     keys = {
         name
         for name, spelling in VARIABLES.items()

@@ -1,7 +1,7 @@
-"""How an option's text becomes its value: the words, lists and sizes that options are written in.
+"""The types of option values: they parse switches, lists, sizes and other texts.
 
-Used as field types by the `options_*` modules; every type here says in `Allowed` what it accepts, for error texts and
-the reference. Knows no option by name.
+The modules of the option table use them as field types. Every type describes in `Allowed` which values it accepts, for
+error messages and the reference. This module does not know individual options.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ AUTO_WORDS = ("auto", "-1")
 
 @dataclass(frozen=True)
 class Allowed:
-    """What a type accepts, in words that follow "expected"."""
+    """Describes the values that a type accepts, as text after "expected"."""
 
     text: str
 
 
 def boolean(text: str) -> bool | None:
-    """None for a word that is neither true nor false: `yes` and `no` are not understood by llama-server either."""
+    """Parse a switch's text; None if it is neither true nor false. As in llama-server, `yes` and `no` are invalid."""
     word = text.strip().lower()
     return True if word in TRUE_WORDS else False if word in FALSE_WORDS else None
 
@@ -50,7 +50,7 @@ def _on_off_auto(value: Any) -> Any:
 
 
 def split_commas(text: str) -> list[str]:
-    """Comma-separated; an item that holds a comma stands in double quotes, a quote in it is doubled."""
+    """Split at commas. An item with a comma must be in double quotes; a quote inside it is doubled."""
     items: list[str] = []
     current, quoted, position = "", False, 0
     while position < len(text):
@@ -74,7 +74,7 @@ def _names(value: Any) -> Any:
 
 
 def many(text: str) -> list[str]:
-    """The values of an option that may be repeated: a JSON array of strings, or else the text itself."""
+    """Return the values of a repeatable option: the items of a JSON array of strings, or the text itself."""
     if text.startswith("["):
         try:
             items = json.loads(text)
@@ -86,7 +86,7 @@ def many(text: str) -> list[str]:
 
 
 def join_many(items: list[str]) -> str:
-    """The inverse of `many`."""
+    """Encode several values as one text, the inverse of `many`."""
     return items[0] if len(items) == 1 and many(items[0]) == items else json.dumps(items, ensure_ascii=False)
 
 
@@ -95,14 +95,14 @@ _ESCAPED = {"n": "\n", "r": "\r", "t": "\t"}
 
 
 def unescape(text: str) -> str:
-    r"""`\n`, `\r`, `\t`, `\'`, `\"`, `\\` and `\xHH`; any other backslash stays."""
+    r"""Replace `\n`, `\r`, `\t`, `\'`, `\"`, `\\` and `\xHH`; other backslashes are kept."""
     return _ESCAPE.sub(
         lambda match: chr(int(match[1][1:], 16)) if match[1][0] == "x" else _ESCAPED.get(match[1], match[1]), text
     )
 
 
 def _breakers(value: Any) -> Any:
-    """`none` removes what came before it."""
+    """Parse sequence breakers; `none` removes all items before it."""
     items = many(value) if isinstance(value, str) else list(value)
     return tuple(items[len(items) - items[::-1].index("none") :] if "none" in items else items)
 
@@ -186,13 +186,13 @@ SAMPLER_LETTERS = {
     "e": "penalties",
     "a": "adaptive_p",
 }
-"""One-letter names, as in `--sampler-seq`, and in a request."""
+"""One-letter names of samplers, for `--sampler-seq` and requests."""
 SAMPLER_NAMES = {
     spelling: name
     for name in SAMPLER_LETTERS.values()
     for spelling in (name, name.replace("_", "-"), name.replace("_", ""))
 } | {"nucleus": "top_p", "temp": "temperature", "typ": "typ_p"}
-"""Every accepted name of a sampler and the one it is known by."""
+"""All accepted names of samplers → the standard name."""
 
 
 def _samplers(value: Any) -> Any:
@@ -253,7 +253,7 @@ ScaledFiles = Annotated[
     tuple[tuple[str, Finite], ...], BeforeValidator(_scaled_files), Allowed("FILE:SCALE, or several with commas")
 ]
 LayerRange = Annotated[
-    tuple[int, int] | None, BeforeValidator(_layer_range), Allowed("two layer numbers with one blank between them")
+    tuple[int, int] | None, BeforeValidator(_layer_range), Allowed("two layer numbers separated by one space")
 ]
 ByteSize = Annotated[
     int, BeforeValidator(_bytes), Field(ge=1), Allowed("a number of bytes above 0, optionally with K, M or G")
@@ -271,12 +271,12 @@ DraftKinds = Annotated[
     tuple[str, ...],
     BeforeValidator(_names),
     AfterValidator(_draft_kinds),
-    Allowed("names separated by commas out of " + ", ".join(DRAFT_KINDS)),
+    Allowed("names separated by commas, from " + ", ".join(DRAFT_KINDS)),
 ]
 SamplerNames = Annotated[
     tuple[str, ...],
     BeforeValidator(_samplers),
-    Allowed("names separated by ';' out of " + ", ".join(SAMPLER_LETTERS.values())),
+    Allowed("names separated by ';', from " + ", ".join(SAMPLER_LETTERS.values())),
 ]
 Seed = Annotated[
     int,

@@ -1,6 +1,6 @@
-"""Carry out the reducer's effects with asyncio: processes, timers, tasks, and the futures of those who wait.
+"""Carry out the reducer's effects with asyncio: processes, timers, tasks, and the futures of requests and commands.
 
-Owned by `lifecycle`. Everything that happens here comes back to the reducer as an event, and decides nothing.
+Owned by `lifecycle`. It decides nothing: everything that happens here goes to the reducer as an event.
 """
 
 from __future__ import annotations

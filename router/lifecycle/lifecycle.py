@@ -143,7 +143,7 @@ class Lifecycle:
     # -- commands ----------------------------------------------------------------------------------------------------
 
     async def load(self, name: str) -> None:
-        """Start a worker by command, before the queue; return when it is started. Raises ApiError."""
+        """Start a worker without the queue; return when it is started. Raises ApiError."""
         command = Command(f"load {name}")
         await self._executor.ask(events.LoadRequested(self._clock(), command, name), command)
 

@@ -2,7 +2,7 @@
 
 Pure: the callers read the headers. After a load, the measured size replaces the estimate (`requirements`). The split
 over devices is done by `device_split`. For weights and KV cache the estimate is within one or two percent of what
-llama.cpp allocates; scratch buffers depend on the graph and are rounded up.
+llama.cpp allocates; compute buffers depend on the graph and are rounded up.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ PIPELINE_COPIES = 4
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of all weights, of the whole KV cache, and of the scratch buffers of one device or of the host."""
+    """Bytes of all weights, of the whole KV cache, and of the compute buffers of one device or of the host."""
 
     weights: int = 0
     kv: int = 0
     scratch: int = 0
     need: Need = NO_NEED
-    """The same by memory. Each device with layers has scratch buffers; the host has the inputs for the devices."""
+    """The same by memory. Each device with layers has compute buffers; the host has the inputs for the devices."""
 
     def __add__(self, other: Footprint) -> Footprint:
         return Footprint(

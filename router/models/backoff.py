@@ -2,7 +2,7 @@
 
 After a first failure the next request starts a new attempt immediately. From the second failure on there is a pause
 that doubles each time, in which requests are refused immediately. After it one attempt decides for all waiting
-requests. A completed request, a changed preset or a load by command resets the count.
+requests. A completed request, a changed preset or a load by `POST /models/load` resets the count.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class FailureBackoff:
         return FailureBackoff(count, now + pause_after(count))
 
     def pause(self, now: float) -> float:
-        return max(0.0, self.paused_until - now)
+        """Return the seconds until the next attempt."""
+        return min(MAX_PAUSE_S, max(0.0, self.paused_until - now))  # the difference of two floats may exceed the pause
 
     def refusal(self, name: str, why: str, now: float) -> ModelBackingOff:
         seconds = math.ceil(self.pause(now))

@@ -19,7 +19,7 @@ class Download:
     read_sources: ReadSources
     """For after the download, so that the cache's entry exists before the end is published."""
     asker: Command
-    """Who started it."""
+    """The command that started it."""
     failure: str = ""
     is_cancelled: bool = False
     is_gone: bool = False

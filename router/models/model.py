@@ -105,7 +105,7 @@ class Model:
     is_retried: bool = False
     """True if its load ran out of memory and is tried once more."""
     is_unload_requested: bool = False
-    """True if it was unloaded by command or after its `ttl`: only a request or a command loads it again."""
+    """True if it was unloaded by `POST /models/unload` or after its `ttl`: only a request loads it again."""
     last_lines: tuple[str, ...] = ()
     command_line: tuple[str, ...] = ()
     need: Need | None = None

@@ -32,13 +32,13 @@ class LeaseRequest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Command:
-    """Somebody who waits for the end of a command."""
+    """A command that waits for its end."""
 
     what: str
 
 
 Asker = LeaseRequest | Command
-"""Whoever waits for an answer; told apart by identity."""
+"""What waits for an answer; compared by identity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class RequestQueue:
         self._set_claimed(model, False)
 
     def started(self, model: str) -> None:
-        """Record that an instance starts, for the queue or by command: all current waiters wait for this one."""
+        """Record that an instance starts, for the queue or explicitly: all current waiters wait for this one."""
         self.claim(model)
         for waiter in self._waiters.get(model, ()):
             waiter.saw_start = True

@@ -6,7 +6,7 @@ The rules of llama.cpp (`load_tensors` in its src/llama-model.cpp):
   in host memory. The cumulative sums of the shares are divided by their total, so that each device has an end between
   0 and 1; of n layers, layer i is on the first device whose end is above i / n. A device without a share gets no layer.
 - The shares are `--tensor-split`, or else the free memory of each device when the model is loaded.
-- A layer's KV cache is on the layer's device. Each device with layers has separate scratch buffers.
+- A layer's KV cache is on the layer's device. Each device with layers has separate compute buffers.
 - Split mode `row` (today only in the SYCL backend) splits the rows of each layer's weights, by the devices' sizes
   unless shares are given, and the KV cache by layers. `tensor` splits weights and KV cache, evenly unless shares are
   given.
@@ -30,7 +30,7 @@ class Split:
     layers: tuple[int, ...]
     """Bytes of each layer, in the order in which they are put on the devices."""
     scratch: int
-    """Bytes of scratch buffers on each device that gets layers."""
+    """Bytes of compute buffers on each device that gets layers."""
     devices: tuple[str, ...]
 
     def divided_by(self, shares: Sequence[float]) -> Space:

@@ -17,10 +17,10 @@ tries these rules in order, and the first one that applies is the decision; READ
 5. With `PlacementRules.preempts`, if nothing else can be done for a model that has waited for
    `PlacementRules.max_wait`, busy models are pre-empted: they accept no new requests and are evicted when they have
    finished.
-6. A load by command does not wait in the queue and ignores priorities and minimum stays. It evicts once: the idle
-   models that exclude it, or one if there is no place, and the fewest for its memory. When they have ended, and no
-   reload holds starts, it is refused by rule 1, or because another model excludes it, or for lack of a place or memory;
-   otherwise it starts.
+6. An explicit load (`POST /models/load`) does not wait in the queue and ignores priorities and minimum stays. It
+   evicts once: the idle models that exclude it, or one if there is no place, and the fewest for its memory. When they
+   have ended, and no reload holds starts, it is refused by rule 1, or because another model excludes it, or for lack of
+   a place or memory; otherwise it starts.
 
 A process counts against models-max from its start until it is reaped, and its memory on the host and on each device for
 the same time. models-max ≤ 0: no limit, and no eviction for places. Apart from `decide`, an idle model is unloaded when
@@ -63,14 +63,14 @@ class Decision:
     start: str | None = None
     refuse: tuple[Refusal, ...] = ()
     for_command: str | None = None
-    """The model that is loaded by command, if the decision is for it and not for the queue."""
+    """The model that is loaded explicitly, if the decision is for it and not for the queue."""
 
     def __bool__(self) -> bool:
         return bool(self.evict or self.preempt or self.refuse) or self.start is not None
 
 
 def decide(snapshot: PlacementSnapshot) -> Decision:
-    """Return what to do now for the queue and for loads by command; an empty decision if there is nothing to do."""
+    """Return what to do now for the queue and for explicit loads; an empty decision if there is nothing to do."""
     decision = _decide_queue(snapshot)  # rules 1 to 5
     for load in () if decision else snapshot.loads:
         if decision := _decide_load(snapshot, load):  # rule 6
@@ -132,13 +132,13 @@ def impossibility_reason(snapshot: PlacementSnapshot, model: str) -> str:
     lacking = needs.exceeding(snapshot.limit - kept)
     if lacking == NOTHING:
         return ""
-    beside = (
+    detail = (
         f", of which pinned models use {kept.restricted_to(lacking)}: {names}"
         if kept.restricted_to(lacking) != NOTHING
         else ""
     )
     return (
-        f"it needs {needs.restricted_to(lacking)}, and models may use {snapshot.limit.restricted_to(lacking)}{beside}"
+        f"it needs {needs.restricted_to(lacking)}, and models may use {snapshot.limit.restricted_to(lacking)}{detail}"
     )
 
 
@@ -162,7 +162,7 @@ def waits_for_space(snapshot: PlacementSnapshot) -> bool:
 
 
 def victims_for_load(snapshot: PlacementSnapshot, model: str) -> list[str]:
-    """Return the idle models to evict for a model that is loaded by command; none if that is not sufficient."""
+    """Return the idle models to evict for a `POST /models/load`; none if that is not sufficient."""
     idle = _idle_candidates(snapshot)
     leaving = group_victims(snapshot, model, idle)
     if leaving is None:
@@ -180,7 +180,7 @@ def least_valuable_idle(snapshot: PlacementSnapshot, model: str) -> str | None:
 
 
 def _load_refusal(snapshot: PlacementSnapshot, model: str) -> Refusal | None:
-    """Return why a load by command is refused; None if the model may start."""
+    """Return why an explicit load is refused; None if the model may start."""
     if obstacle := impossibility_reason(snapshot, model):
         return Refusal(model, obstacle)
     if others := blocking_models(snapshot, model):

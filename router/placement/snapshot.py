@@ -88,7 +88,7 @@ class QueueEntry:
 
 @dataclass(frozen=True, slots=True)
 class LoadCommand:
-    """A load by command."""
+    """An explicit load, by `POST /models/load` or at the start."""
 
     model: str
     may_evict: bool = True

@@ -269,15 +269,15 @@ def _log_line(text: str) -> None:
 
 
 def main() -> int:
-    keeper = ExternalShim(msgspec.json.decode(sys.argv[1], type=ShimPlan), int(os.environ[CONTROL_FD_ENV]))
+    shim = ExternalShim(msgspec.json.decode(sys.argv[1], type=ShimPlan), int(os.environ[CONTROL_FD_ENV]))
     try:
-        code = keeper.run()
+        code = shim.run()
     except ProgramFailed as error:
         _log_line(str(error))
-        keeper.report(WorkerReport("failed", {"message": str(error)}))
+        shim.report(WorkerReport("failed", {"message": str(error)}))
         return _FAILED
     finally:
-        keeper.clear()
+        shim.clear()
     if code < 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no second core dump: the program may have written its own
         with contextlib.suppress(OSError):  # SIGKILL cannot have a handler

@@ -37,7 +37,7 @@ log = logging.getLogger("corral.router")
 
 
 def on_load(state: State, event: LoadRequested) -> None:
-    """Record a load by command, which begins with the delay or with the estimate of memory. Raises ApiError."""
+    """Record an explicit load, which begins with the delay or with the estimate of memory. Raises ApiError."""
     model = state.catalog.find(event.model)
     if model is None:
         raise NotFound("model is not found")
@@ -56,7 +56,7 @@ def on_load(state: State, event: LoadRequested) -> None:
 
 
 def on_load_delay(state: State, asker: Command) -> None:
-    """Continue a load by command after its delay."""
+    """Continue an explicit load after its delay."""
     for load in state.loads:
         if load.asker is asker:
             _estimate_load(state, load)

@@ -29,7 +29,7 @@ class TimerKind(Enum):
     START_DELAY = "start delay"
     """The pause before a start, for llama-server's tests; belongs to a model."""
     LOAD_DELAY = "load delay"
-    """The same for a load by command; belongs to the command."""
+    """The same for an explicit load; belongs to the command."""
     STOP_TIMEOUT = "stop timeout"
     """The time that a worker has to exit; belongs to an instance."""
 

@@ -1,7 +1,7 @@
 """Everything that can happen to the models, as frozen values; `reducer` handles one after the other.
 
-Each event carries `now`, the time on the lifecycle's clock, so that the reducer reads no clock. `asker` is whoever
-waits for an answer: the lease of a request, or the end of a command.
+Each event carries `now`, the time on the lifecycle's clock, so that the reducer reads no clock. `asker` is the
+request or the command that waits for an answer: for a lease, or for its end.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class RequestArrived(Event):
 
 @dataclass(frozen=True, slots=True)
 class ClientLeft(Event):
-    """Nobody waits for the answer any more. A lease that was already granted is released."""
+    """The request or command was cancelled. A lease that was already granted is released."""
 
     asker: Asker
 

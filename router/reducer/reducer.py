@@ -61,7 +61,7 @@ HANDLERS: dict[type[Event], Handler] = {
     events.ServingStopped: commands.on_stop_serving,
     events.ClosingRequested: commands.on_closing,
 }
-"""Who handles an event."""
+"""The handler of each event."""
 
 DOWNLOAD_HANDLERS: dict[type[Event], Handler] = {
     events.WorkerStarted: downloads.on_started,
@@ -69,7 +69,7 @@ DOWNLOAD_HANDLERS: dict[type[Event], Handler] = {
     events.WorkerReported: downloads.on_reported,
     events.WorkerExited: downloads.on_exited,
 }
-"""Who handles the events of a process that downloads."""
+"""The handlers of the events of a process that downloads."""
 
 
 class Reducer:

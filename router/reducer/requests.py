@@ -106,7 +106,7 @@ def _admit_to_load(model: Model, request: LeaseRequest, now: float) -> bool:
 def _has_capacity(model: Model, request: LeaseRequest) -> bool:
     """Return True if one more request may use the model.
 
-    Waiting requests are served as soon as there is capacity, so no request overtakes them.
+    Waiting requests are served as soon as there is capacity, so no newer request is served before them.
     """
     assert model.instance is not None
     return not request.touch or admission.free_capacity(model.preset.policy, model.instance.requests) != 0
@@ -192,4 +192,4 @@ def _cancel_preemptions(state: State, now: float) -> None:
     for model in preempted:
         assert model.instance is not None
         model.instance.preemption_reason = ""
-        log.info("name=%s is kept: no model waits for its place any more", model.name)
+        log.info("name=%s accepts requests again: no model waits for it to be evicted any more", model.name)

@@ -1,12 +1,12 @@
 """What follows every event, always in the same order; the only place that decides what happens next.
 
-1. Reloads: apply the presets if the workers that a reload stops have ended (`reloads`).
+1. Reloads: apply the presets when the workers that a reload stops have ended (`reloads`).
 2. Requests: grant leases to waiting requests that a model can serve now. This comes before placement, so that a model
    that has just become ready is busy, and not idle, when victims are chosen.
-3. Placement: carry out decisions of `placement.decide` for the queue and for loads by command, until there is none.
+3. Placement: carry out decisions of `placement.decide` for the queue and for explicit loads, until there is none.
 4. Expiry: unload idle models whose `ttl` is over.
-5. Keep-warm: load one model that nobody requests, if there is room and nobody waits.
-6. Answers: tell the commands that wait for the exit of processes.
+5. Keep-warm: load one model without a request, if there is room and no request waits.
+6. Answers: finish the commands that wait for the exit of processes.
 7. Timer: set the one timer for the moment at which time alone changes one of these answers.
 
 When the router is stopping, it does only the first two steps and the answers.
@@ -129,7 +129,7 @@ def _error_of(refusal: Refusal) -> NoCapacity | ServerFault:
 
 
 def _answer_loads(state: State) -> None:
-    """Answer the loads by command whose model was removed or started in the meantime."""
+    """Answer the explicit loads whose model was removed or started in the meantime."""
     for load in [load for load in state.loads if load.is_undecided]:
         if load.model not in state.catalog:
             state.emit(Refuse(load.asker, NotFound("model is not found")))

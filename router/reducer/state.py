@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Load:
-    """A load by command."""
+    """An explicit load: by `POST /models/load`, or of a model marked load-on-startup."""
 
     asker: Command
     model: Model
@@ -125,7 +125,7 @@ class State:
         most = self.models_max or "any number"
         return (
             f"<State {len(self.catalog.names())} models, {running} of at most {most} running, "
-            f"{len(self.leases)} leases, {self.queue.count_all()} waiting, {len(self.loads)} loads by command, "
+            f"{len(self.leases)} leases, {self.queue.count_all()} waiting, {len(self.loads)} explicit loads, "
             f"{len(self.reloads)} reloads, {len(self.downloads)} downloads"
             f"{', refusing' if self.is_refusing else ''}{', closing' if self.is_closing else ''}>"
         )

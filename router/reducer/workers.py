@@ -61,7 +61,7 @@ def start_queued(state: State, model: Model, now: float) -> None:
 def start_claimed(state: State, model: Model, now: float) -> None:
     """Start a model whose place was claimed some time ago, if there is still room for it."""
     if not state.queue.is_claimed(model.name) or not model.state.is_down or state.is_refusing:
-        return  # no request waits any more, or it was started by command
+        return  # no request waits any more, or it was started explicitly
     if not state.reloads and placement.may_start(state.snapshot(now), model.name):
         start(state, model, now)
     else:
@@ -100,7 +100,7 @@ def on_start_failed(state: State, event: StartFailed) -> None:
 
 
 def _loads_of(state: State, instance: Instance) -> list[Load]:
-    """Remove and return the loads by command that wait for the start of this instance."""
+    """Remove and return the explicit loads that wait for the start of this instance."""
     loads = [load for load in state.loads if load.instance is instance]
     state.loads = [load for load in state.loads if load.instance is not instance]
     return loads

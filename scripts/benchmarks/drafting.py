@@ -26,7 +26,7 @@ def scenario(streams: int, rounds: int) -> Scenario:
     counted = f"{streams} stream{'s' * (streams > 1)}"
     rows = (
         Row(f"drafts_{streams}", f"generation with a draft model, large model, {counted}", "tok/s", "higher", 0.95),
-        Row(f"drafts_gain_{streams}", f"its speed, relative to none, {counted}", "×", "higher"),
+        Row(f"drafts_gain_{streams}", f"speed with a draft model ÷ without it, {counted}", "×", "higher"),
     )
 
     @asynccontextmanager

@@ -96,13 +96,13 @@ SMALL_ROWS = (
     Row("added_p99", "router: p99 of a small request, above the worker's p50", "µs", "lower"),
     Row("requests_1", "router: small requests, 1 connection", "/s", "higher", 2.0),
     Row("requests_64", "router: small requests, 64 connections", "/s", "higher", 2.0),
-    Row("direct_64", "the same straight to the worker, 64 connections", "/s", "higher"),
+    Row("direct_64", "small requests sent directly to the worker, 64 connections", "/s", "higher"),
     Row("request_errors", "errors among these requests", "", "lower", ceiling=0),
 )
 STREAM_ROWS = (
     Row("streams_wall", f"router: {STREAMS:,} streams opened at once, until the last has ended", "s", "lower", 0.8),
     Row("streams_errors", "streams that failed", "", "lower", ceiling=0),
-    Row("streams_rss", "router's memory meanwhile", "MB", "lower"),
+    Row("streams_rss", "router's memory during these streams", "MB", "lower"),
 )
 SCENARIOS = (
     Scenario("router", SMALL_ROWS, 5, open_small_requests),

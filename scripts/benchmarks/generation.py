@@ -107,7 +107,7 @@ async def open_first_token(program: ServerProgram, plan: BenchmarkPlan) -> Async
 
 ARRIVAL_ROWS = (
     Row("arrivals_itl", f"token gap p99 of {RUNNING} streams, {ARRIVING} long prompts arriving", "ms", "lower", 1.0),
-    Row("arrivals_ttft", "first token of the last of these prompts", "ms", "lower"),
+    Row("arrivals_ttft", "time until the first token of the last long prompt", "ms", "lower"),
 )
 FIRST_TOKEN_ROWS = (Row("first_token", f"first token, idle, {PROMPT}-token prompt", "ms", "lower", 1.25),)
 

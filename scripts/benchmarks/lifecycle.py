@@ -71,11 +71,11 @@ async def open_start(program: ServerProgram, plan: BenchmarkPlan) -> AsyncIterat
 SWAP_ROWS = (Row("swap", "swap to another model, until its first token", "ms", "lower", 1.0),)
 START_ROWS = (
     Row("router_ready", "router start until /health", "ms", "lower", ceiling=300),
-    Row("first_load_at_once", "first load, asked of a router just started, until its first token", "ms", "lower"),
-    Row("first_load", "first load, asked of a router at rest, until its first token", "ms", "lower"),
+    Row("first_load_at_once", "first load by a router just started, until its first token", "ms", "lower"),
+    Row("first_load", "first load by an idle router, until its first token", "ms", "lower"),
     Row("single_ready", "single-model server start until /health", "ms", "lower"),
-    Row("idle_rss", "router at rest: memory of its process", "MB", "lower", 3.0),
-    Row("idle_family", "router at rest: with its helper processes", "MB", "lower"),
+    Row("idle_rss", "idle router: memory of its process", "MB", "lower", 3.0),
+    Row("idle_family", "idle router: with its helper processes", "MB", "lower"),
 )
 SCENARIOS = (
     Scenario("swap", SWAP_ROWS, 5, open_swap, warm=False),

@@ -46,8 +46,14 @@ async def open_shared(program: ServerProgram, plan: BenchmarkPlan) -> AsyncItera
 
 
 ROWS = (
-    Row("shared_tokens", f"prompt tokens of {REQUESTS} requests that share {SHARED}", "of one", "lower", ceiling=1.3),
-    Row("shared_time", "time these take", "of one", "lower"),
+    Row(
+        "shared_tokens",
+        f"prompt tokens computed for {REQUESTS} requests with the same first {SHARED} ÷ for one",
+        "×",
+        "lower",
+        ceiling=1.3,
+    ),
+    Row("shared_time", f"time for these {REQUESTS} requests ÷ for one", "×", "lower"),
 )
 
 SCENARIOS = (Scenario("sharing", ROWS, 3, open_shared),)

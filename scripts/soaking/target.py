@@ -69,9 +69,9 @@ class PresetsFile:
 
     def write(self) -> None:
         """Write a new file and rename it, as editors do."""
-        beside = self.file.with_suffix(".new")
-        beside.write_text(self.text())
-        beside.replace(self.file)
+        new_file = self.file.with_suffix(".new")
+        new_file.write_text(self.text())
+        new_file.replace(self.file)
 
     def edit(self, chance: random.Random) -> None:
         name = chance.choice(CHATS)

@@ -1,4 +1,4 @@
-"""Anthropic's own client, sync and async, through the gateway, and what coding agents do with it."""
+"""Anthropic's client, sync and async, through the gateway, and requests of coding agents."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_the_demo_model_talks(anthropic: Anthropic) -> None:
     assert final.usage.output_tokens == whole.usage.output_tokens
 
 
-def test_what_comes_from_the_cache_is_not_counted_as_input(anthropic: Anthropic) -> None:
+def test_cached_tokens_are_not_counted_as_input(anthropic: Anthropic) -> None:
     asked: Any = {"model": "demo-chat", "messages": [{"role": "user", "content": "Count to 5, then to 7, please."}]}
     counted = anthropic.messages.count_tokens(**asked).input_tokens
     for _ in range(2):
@@ -110,7 +110,7 @@ def test_what_comes_from_the_cache_is_not_counted_as_input(anthropic: Anthropic)
     assert final.usage.cache_read_input_tokens == counted - 1
 
 
-def test_stop_sequences_and_limits_are_told_apart(anthropic: Anthropic) -> None:
+def test_stop_sequences_and_limits_have_different_stop_reasons(anthropic: Anthropic) -> None:
     asked = {"model": "demo-chat", "messages": [{"role": "user", "content": "Count to 5."}]}
     final, _ = streamed(anthropic, **asked, stop_sequences=["nothing", "3,"])
     assert (final.stop_reason, final.stop_sequence) == ("stop_sequence", "3,")
@@ -118,7 +118,7 @@ def test_stop_sequences_and_limits_are_told_apart(anthropic: Anthropic) -> None:
     assert streamed(anthropic, **asked, max_tokens=2)[0].stop_reason == "max_tokens"
 
 
-def test_an_answer_goes_on_where_the_caller_began(anthropic: Anthropic) -> None:
+def test_an_answer_continues_a_prefilled_assistant_message(anthropic: Anthropic) -> None:
     began = {"role": "assistant", "content": "1, 2,"}
     final, _ = streamed(anthropic, model="demo-chat", messages=[{"role": "user", "content": "Count to 5."}, began])
     assert final.content[0].text == " 3, 4 and 5."
@@ -144,7 +144,7 @@ def test_tools_are_called(anthropic: Anthropic, choice: Any) -> None:
     assert later.stop_reason == "max_tokens"
 
 
-def test_thoughts_are_blocks_of_their_own(anthropic: Anthropic) -> None:
+def test_thinking_is_a_separate_block(anthropic: Anthropic) -> None:
     thinking = {"type": "enabled", "budget_tokens": 1024}
     final, events = streamed(anthropic, model="thinker", thinking=thinking, max_tokens=12)
     assert [block.type for block in final.content] == ["thinking"]
@@ -156,7 +156,7 @@ def test_thoughts_are_blocks_of_their_own(anthropic: Anthropic) -> None:
     assert [block.type for block in off.content] == ["text"]
 
 
-def test_a_form_of_the_answer(anthropic: Anthropic) -> None:
+def test_structured_output(anthropic: Anthropic) -> None:
     form = {"format": {"type": "json_schema", "schema": LOOK["input_schema"]}}
     final, _ = streamed(anthropic, model="caller", output_config=form)
     assert json.loads(final.content[0].text)["eyes"] in (1, 2)
@@ -218,7 +218,7 @@ def test_errors_are_those_of_the_client(anthropic: Anthropic, gateway: Program) 
         stranger.messages.create(**ASKED, model="caller")
 
 
-def test_what_is_wrong_for_good_is_asked_once(gateway: Program) -> None:
+def test_permanent_errors_are_not_retried(gateway: Program) -> None:
     sent: list[object] = []
     http = DefaultHttpxClient(event_hooks={"request": [sent.append]}, trust_env=False)
     with Anthropic(base_url=gateway.url, api_key="secret", max_retries=2, http_client=http) as client:

@@ -1,6 +1,6 @@
-"""Frameworks that speak to OpenAI's API in their own way: llm, LangChain, LlamaIndex. Real ones, on real tiny models.
+"""Frameworks that use OpenAI's API in different ways: llm, LangChain, LlamaIndex, with real tiny models.
 
-They come with the extra `clients`, and these tests run with --all.
+They are installed with the extra `clients`; these tests run with --all.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("default"),  # theirs, about themselves
+    pytest.mark.filterwarnings("default"),  # the frameworks' warnings about themselves
 ]
 
 
@@ -38,7 +38,7 @@ def switch(on: bool) -> str:
 
 @pytest.fixture(scope="module")
 def gateway(module_programs: Programs) -> Program:
-    """The demo model answers questions; the other has a template for tools and calls one if it must."""
+    """The demo model answers questions; the other one has a tool template and calls a tool if it must."""
     source = module_programs.directory / "tools.jinja"
     source.write_text(chat_templates.HERMES.replace(chat_templates.THOUGHTS, ""))
     demo = Path(__file__).resolve().parents[2] / "presets" / "demo"
@@ -94,12 +94,12 @@ def llm(home: dict[str, str], *args: str) -> str:
 
 
 @pytest.mark.parametrize("model", ["chat", "responses"])
-def test_llm_asks_streams_and_goes_on(llm_home: dict[str, str], model: str) -> None:
+def test_llm_prompts_streams_and_continues(llm_home: dict[str, str], model: str) -> None:
     assert "Clara" in llm(llm_home, "-m", model, "--no-stream", "-o", "temperature", "0", "My name is Clara.")
     assert "Clara" in llm(llm_home, "-c", "-o", "temperature", "0", "What is my name?")
 
 
-def test_llm_asks_for_json_and_text(llm_home: dict[str, str]) -> None:
+def test_llm_requests_json_and_text(llm_home: dict[str, str]) -> None:
     schema = '{"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}'
     assert '"n"' in llm(llm_home, "-m", "tools", "--schema", schema, "-o", "temperature", "0", "Hi")
     assert llm(llm_home, "-m", "text", "-o", "max_tokens", "5", "Once")
@@ -110,7 +110,7 @@ def test_llm_asks_for_json_and_text(llm_home: dict[str, str]) -> None:
 
 @pytest.fixture(params=[False, True], ids=["chat", "responses"])
 def langchain(request: pytest.FixtureRequest, url: str) -> Any:
-    """A function that makes a chat model, of each of OpenAI's two APIs."""
+    """Return a function that makes a chat model for one of OpenAI's two APIs."""
     module = importlib.import_module("langchain_openai")
 
     def make(model: str, **fields: Any) -> Any:
@@ -127,7 +127,7 @@ def langchain(request: pytest.FixtureRequest, url: str) -> Any:
     return make
 
 
-def test_langchain_asks_and_streams(langchain: Any) -> None:
+def test_langchain_invokes_and_streams(langchain: Any) -> None:
     model = langchain("demo")
     answer = model.invoke(PARIS)
     assert "Paris" in answer.text
@@ -139,7 +139,7 @@ def test_langchain_asks_and_streams(langchain: Any) -> None:
     assert "Paris" in streamed.text
 
 
-async def test_langchain_asks_in_a_loop(langchain: Any) -> None:
+async def test_langchain_async(langchain: Any) -> None:
     async def ask() -> str:
         async with httpx.AsyncClient() as http:
             return str((await langchain("demo", http_async_client=http).ainvoke(PARIS)).text)
@@ -172,7 +172,7 @@ def test_langchain_gets_objects(langchain: Any) -> None:
 
 def test_langchain_embeds(url: str) -> None:
     module = importlib.import_module("langchain_openai")
-    # without the check it sends texts; with it, tokens of OpenAI's own tokenizer
+    # without this check it sends texts; with it, tokens of OpenAI's tokenizer
     embeddings = module.OpenAIEmbeddings(model="embed", base_url=url, api_key="none", check_embedding_ctx_length=False)
     assert len(embeddings.embed_documents(["one", "two"])) == 2
 
@@ -194,7 +194,7 @@ def like(url: str, model: str, **fields: Any) -> Any:
     )
 
 
-async def test_llama_index_asks_and_streams(url: str) -> None:
+async def test_llama_index_chats_and_streams(url: str) -> None:
     model = like(url, "demo")
     assert "Paris" in model.complete(PARIS).text
     from llama_index.core.llms import ChatMessage

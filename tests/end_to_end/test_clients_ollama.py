@@ -1,4 +1,4 @@
-"""Ollama's own client, sync and async, through the gateway and at a worker."""
+"""Ollama's client, sync and async, through the gateway and directly at a worker."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_generate(ollama: Client) -> None:
     assert ollama.generate("demo-chat").done_reason == "load"
 
 
-def test_answers_in_a_form(ollama: Client) -> None:
+def test_structured_output(ollama: Client) -> None:
     schema = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
     said = ollama.chat("demo-chat", CAPITAL, format=schema, options=GREEDY).message.content
     assert said is not None
@@ -149,7 +149,7 @@ def test_tools_are_offered_called_and_answered(ollama: Client, gateway: Program)
     assert later.done_reason == "length"
 
 
-def test_thoughts(ollama: Client) -> None:
+def test_thinking(ollama: Client) -> None:
     thinking = ollama.chat("thinker", CAPITAL, think=True, options={"num_predict": 5}).message
     assert thinking.thinking
     assert not thinking.content

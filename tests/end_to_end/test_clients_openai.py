@@ -1,4 +1,4 @@
-"""OpenAI's own client, sync and async, against the gateway: what its users do, and what happens on errors."""
+"""OpenAI's client, sync and async, with the gateway: usual requests and errors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SWITCH: Any = openai.pydantic_function_tool(State, name="switch", description="S
 
 @pytest.fixture(scope="module")
 def gateway(module_programs: Programs) -> Program:
-    """A tiny model with a template for tools, one for embeddings, and one that cannot be loaded."""
+    """A tiny model with a tool template, one for embeddings, and one that cannot be loaded."""
     source = module_programs.directory / "tools.jinja"
     source.write_text(chat_templates.HERMES.replace(chat_templates.THOUGHTS, ""))
     (module_programs.directory / "broken.gguf").write_text("no model")
@@ -109,7 +109,7 @@ def test_a_stream_adds_up_to_the_answer(client: OpenAI) -> None:
     assert counted[-1].usage.completion_tokens == 6
 
 
-def test_the_same_seed_says_the_same(client: OpenAI) -> None:
+def test_the_same_seed_gives_the_same_answer(client: OpenAI) -> None:
     def said(seed: int) -> str | None:
         asked: Any = {"messages": [USER], "temperature": 1.5, "max_tokens": 12, "seed": seed}
         return client.chat.completions.create(model="tools", **asked).choices[0].message.content
@@ -133,8 +133,8 @@ def test_a_required_call_and_its_result(client: OpenAI) -> None:
     assert client.chat.completions.create(model="tools", **asked).choices[0].message.content
 
 
-def test_parallel_calls_are_streamed_one_behind_the_other(client: OpenAI) -> None:
-    """A random model never ends its turn where a grammar lets it go on, so the limit does."""
+def test_parallel_calls_are_streamed_one_after_the_other(client: OpenAI) -> None:
+    """A random model never ends its turn while the grammar allows more, so the limit ends it."""
     asked: Any = {**ASKED, "tools": [SWITCH], "tool_choice": "required", "parallel_tool_calls": True}
     body = {"ignore_eos": True}
     whole = client.chat.completions.create(model="tools", max_tokens=400, extra_body=body, **asked).choices[0]
@@ -255,14 +255,14 @@ def test_completions(client: OpenAI) -> None:
 
 
 def test_embeddings_in_both_encodings(client: OpenAI) -> None:
-    usual = client.embeddings.create(model="embed", input=["one", "two"])  # asks for base64
+    usual = client.embeddings.create(model="embed", input=["one", "two"])  # requests base64
     plain = client.embeddings.create(model="embed", input=["one", "two"], encoding_format="float")
     for one, other in zip(usual.data, plain.data, strict=True):
         assert one.embedding == pytest.approx(other.embedding)
     assert usual.usage.prompt_tokens > 0
 
 
-async def test_several_at_once_with_the_async_client(gateway: Program) -> None:
+async def test_concurrent_requests_with_the_async_client(gateway: Program) -> None:
     async with AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as client:
 
         async def chat() -> str:
@@ -286,7 +286,7 @@ async def test_several_at_once_with_the_async_client(gateway: Program) -> None:
 
 
 def attempts(gateway: Program, work: Any, error: type[openai.APIStatusError]) -> tuple[openai.APIStatusError, int]:
-    """The error that the client ends with, and how often it has asked."""
+    """Return the client's final error and the number of its requests."""
     sent: list[httpx.Request] = []
     http = httpx.Client(event_hooks={"request": [sent.append]}, trust_env=False)
     with OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=2, http_client=http) as client:
@@ -295,7 +295,7 @@ def attempts(gateway: Program, work: Any, error: type[openai.APIStatusError]) ->
         return refused.value, len(sent)
 
 
-def test_what_is_wrong_for_good_is_asked_once(gateway: Program) -> None:
+def test_permanent_errors_are_not_retried(gateway: Program) -> None:
     def chat(**fields: Any) -> Any:
         return lambda client: client.chat.completions.create(**{"model": "tools", **ASKED, **fields})
 
@@ -339,7 +339,7 @@ UNKNOWN: Any = {
         ("/tokenize", {"content": "a"}),
     ],
 )
-def test_fields_that_nobody_knows_count_for_nothing(gateway: Program, path: str, body: Any) -> None:
+def test_unknown_fields_are_ignored(gateway: Program, path: str, body: Any) -> None:
     asked = {"model": "embed" if "embed" in path else "tools", "temperature": 0, "seed": 1, "stream": False, **body}
 
     def answer(**more: Any) -> Any:
@@ -353,8 +353,8 @@ def test_fields_that_nobody_knows_count_for_nothing(gateway: Program, path: str,
     assert answer(**UNKNOWN) == answer()
 
 
-async def test_what_may_pass_is_asked_again() -> None:
-    """After the time that the answer names: here of a server that is still loading when it is asked first."""
+async def test_temporary_errors_are_retried() -> None:
+    """The client retries after the time in the answer; here the server is still loading at the first request."""
     asked: list[web.Request] = []
 
     def is_ready() -> bool:
@@ -374,11 +374,11 @@ async def test_what_may_pass_is_asked_again() -> None:
         async with AsyncOpenAI(base_url=url, api_key="none", max_retries=3) as client:
             before = time.monotonic()
             assert [model async for model in client.models.list()] == []
-            assert time.monotonic() - before > 1.9  # Retry-After says 1, and the client's own guess is shorter
+            assert time.monotonic() - before > 1.9  # Retry-After is 1; the client's default delay is shorter
     assert len(asked) == 3
 
 
-def test_a_stream_that_breaks_off_raises(programs: Programs) -> None:
+def test_a_truncated_stream_raises(programs: Programs) -> None:
     gateway = programs.gateway(presets="[tiny]\nmodel = {models}/tiny-llama.gguf\nthreads = 1\n")
     with OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as client:
         for ask in (

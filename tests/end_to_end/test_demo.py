@@ -1,4 +1,4 @@
-"""What a newcomer does first: the gateway on the demo models, asked with plain HTTP and with the openai client."""
+"""The first steps of a new user: the gateway with the demo models, over plain HTTP and with the openai client."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def chat(gateway: Program, model: str, text: str, **fields: object) -> dict[str,
     return answer
 
 
-def test_both_models_talk_through_one_port_and_take_turns(gateway: Program) -> None:
+def test_two_models_answer_in_turn_through_one_port(gateway: Program) -> None:
     assert gateway.status("demo-chat") == "unloaded"
     answer = chat(gateway, "demo-chat", "What is llama-corral?")
     assert answer["model"] == "demo-chat"
@@ -50,7 +50,7 @@ def test_both_models_talk_through_one_port_and_take_turns(gateway: Program) -> N
     assert loaded["meta"]["n_params"] > 500_000
 
 
-def test_eviction_is_told_to_those_who_watch(gateway: Program) -> None:
+def test_an_eviction_is_reported_in_the_event_stream(gateway: Program) -> None:
     chat(gateway, "demo-chat", "Hello!")
     seen: list[tuple[str, str]] = []
     with gateway.client.stream("GET", "/models/sse") as events:
@@ -118,7 +118,7 @@ def test_openai_client_unknown_model(openai: OpenAI) -> None:
     assert "demo-nothing" in str(refused.value)
 
 
-def test_conversation_is_remembered(gateway: Program) -> None:
+def test_a_conversation_uses_earlier_turns(gateway: Program) -> None:
     messages = [
         {"role": "user", "content": "My name is Clara."},
         {"role": "assistant", "content": "Nice to meet you, Clara!"},

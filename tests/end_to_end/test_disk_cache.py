@@ -1,4 +1,4 @@
-"""Conversations across swaps, through the real router: evicted, asleep, killed; two programs on one directory."""
+"""Conversations after an eviction, sleep or kill, through the real router; two programs with one directory."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def gateway(programs: Programs, tmp_path: Path) -> Program:
     return programs.gateway("--models-max", "1", presets=PRESETS, env={"TMPDIR": str(tmp_path)})
 
 
-def test_an_evicted_model_remembers(gateway: Program, tmp_path: Path) -> None:
+def test_an_evicted_model_restores_its_conversation(gateway: Program, tmp_path: Path) -> None:
     first = complete(gateway, "one")
     assert first["timings"]["cache_n"] == 0
     complete(gateway, "two")
@@ -62,7 +62,7 @@ def test_an_evicted_model_remembers(gateway: Program, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_worker_that_is_killed_loses_nothing_that_was_on_disk(gateway: Program) -> None:
+def test_conversations_on_disk_survive_a_killed_worker(gateway: Program) -> None:
     n_prompt = complete(gateway, "one")["tokens_evaluated"]
     complete(gateway, "two")
     assert complete(gateway, "one")["timings"]["cache_n"] == n_prompt - 1
@@ -75,7 +75,7 @@ def test_a_worker_that_is_killed_loses_nothing_that_was_on_disk(gateway: Program
     assert complete(gateway, "one")["timings"]["cache_n"] == n_prompt - 1
 
 
-def test_a_chat_remembers_and_says_so(gateway: Program) -> None:
+def test_a_chat_reports_cached_tokens_after_a_swap(gateway: Program) -> None:
     def chat(model: str, *messages: str) -> dict[str, Any]:
         roles = ("user", "assistant")
         turns = [{"role": roles[i % 2], "content": text} for i, text in enumerate(messages)]
@@ -90,7 +90,7 @@ def test_a_chat_remembers_and_says_so(gateway: Program) -> None:
     assert usage["cached_tokens"] > first["usage"]["prompt_tokens"] * 0.9
 
 
-def test_who_opts_out_leaves_nothing(gateway: Program, tmp_path: Path) -> None:
+def test_nothing_is_written_without_a_disk_cache(gateway: Program, tmp_path: Path) -> None:
     complete(gateway, "off")
     complete(gateway, "two", "Hello")
     assert kept(tmp_path) == []
@@ -115,14 +115,14 @@ def test_a_named_directory_outlives_the_program(programs: Programs, tmp_path: Pa
     assert sorted(path.name for path in directory.iterdir() if path not in kept(directory)) == ["writing"]
 
 
-def test_a_directory_that_cannot_be(programs: Programs, tmp_path: Path) -> None:
+def test_an_unusable_directory_is_an_error(programs: Programs, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     program = programs.worker("--cache-disk-dir", str(tmp_path / "file" / "prompts"), wait="nothing")
     assert program.exit_code() == 1
     assert "--cache-disk-dir" in program.log_text
 
 
-def test_a_worker_alone_keeps_them_while_it_sleeps(programs: Programs, tmp_path: Path) -> None:
+def test_a_worker_alone_keeps_conversations_while_it_sleeps(programs: Programs, tmp_path: Path) -> None:
     worker = programs.worker("--sleep-idle-seconds", "1", "--threads", "1", env={"TMPDIR": str(tmp_path)})
     first = complete(worker, "")
     wait_until(lambda: worker.client.get("/props").json().get("is_sleeping"), "the worker to sleep")

@@ -1,4 +1,4 @@
-"""Models fetched from a hub on this machine and removed again, over HTTP: llama-server's way and Ollama's."""
+"""Downloads from a local hub and removals over HTTP, with llama-server's and Ollama's API."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def gateway(programs: Programs, hub: LocalHub, tmp_path: Path) -> Program:
 
 
 class Events:
-    """What `/models/sse` tells, from now on."""
+    """Collects the events of `/models/sse` from now on."""
 
     def __init__(self, gateway: Program) -> None:
         self.told: list[dict[str, Any]] = []
@@ -80,7 +80,7 @@ def test_download_use_and_removal(gateway: Program, hub: LocalHub, tmp_path: Pat
     assert gateway.client.delete("/models", params={"model": NAME}).status_code == 404
 
 
-def test_a_cancelled_download_goes_on_where_it_stopped(gateway: Program, hub: LocalHub) -> None:
+def test_a_cancelled_download_is_resumed(gateway: Program, hub: LocalHub) -> None:
     hub.faults.hold = threading.Event()
     events = Events(gateway)
     fetch(gateway, NAME)
@@ -100,7 +100,7 @@ def test_a_cancelled_download_goes_on_where_it_stopped(gateway: Program, hub: Lo
 @pytest.mark.parametrize(
     ("name", "why"), [("me/none", "does not exist"), ("me/repo:Q2_K", "no complete GGUF model with the tag Q2_K")]
 )
-def test_what_the_hub_does_not_have_fails_with_the_reason(gateway: Program, name: str, why: str) -> None:
+def test_a_missing_repository_or_file_fails_with_the_reason(gateway: Program, name: str, why: str) -> None:
     events = Events(gateway)
     assert fetch(gateway, name).status_code == 200
     assert why in events.wait_for("download_failed")["data"]["error"]
@@ -115,7 +115,7 @@ def test_a_damaged_file_is_not_kept(gateway: Program, hub: LocalHub) -> None:
     assert NAME not in gateway.models()
 
 
-def test_the_router_takes_its_downloads_along_when_it_ends(gateway: Program, hub: LocalHub) -> None:
+def test_downloads_end_with_the_router(gateway: Program, hub: LocalHub) -> None:
     hub.faults.hold = threading.Event()
     fetch(gateway, NAME)
     wait_until(lambda: any("/resolve/" in path for path in hub.paths()), "the request for the file")
@@ -146,7 +146,7 @@ def test_pull_and_delete_with_the_client_of_ollama(gateway: Program, hub: LocalH
             client.pull("me/none")
 
 
-def test_a_pull_ends_with_its_client_and_others_may_join(gateway: Program, hub: LocalHub) -> None:
+def test_a_pull_ends_with_its_client_and_another_may_join(gateway: Program, hub: LocalHub) -> None:
     hub.faults.hold = threading.Event()
     body = {"model": "me/repo:Q8_0"}
     with httpx.stream("POST", f"{gateway.url}/api/pull", json=body, timeout=30, trust_env=False) as response:

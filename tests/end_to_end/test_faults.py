@@ -1,4 +1,4 @@
-"""What goes wrong with the real programs: bad input, bad files, deaths, crowds and clients that leave."""
+"""Faults with the real programs: invalid input, invalid files, killed processes, many clients, disconnects."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def gateway(module_programs: Programs) -> Program:
 
 
 def worker_of(gateway: Program, model: str) -> psutil.Process:
-    """The process that serves a model, found by the name in its command line or by its socket."""
+    """Return the process that serves a model, found by the name in its command line or by its socket."""
     args = gateway.models()[model]["status"]["args"]
     socket_path = args[args.index("--host") + 1]
     for process in gateway.family():
@@ -106,7 +106,7 @@ def test_prompt_longer_than_the_context(gateway: Program, stream: bool) -> None:
     assert error["n_prompt_tokens"] > error["n_ctx"] == 256
 
 
-def test_unknown_preset_key_is_told_with_its_line(programs: Programs) -> None:
+def test_an_unknown_preset_key_is_reported_with_its_line(programs: Programs) -> None:
     text = "[one]\nmodel = {models}/tiny-llama.gguf\nctx-sise = 512\n"
     gateway = programs.gateway(presets=text, wait="nothing")
     assert gateway.exit_code() == 1
@@ -186,7 +186,7 @@ def test_interrupt_ends_everything_in_order(programs: Programs) -> None:
 
 
 def test_hundred_clients_for_three_models_in_one_place(gateway: Program) -> None:
-    """Each is served exactly once, and with the words of the model that it asked."""
+    """Each request is answered exactly once, by the model that it names."""
     names = ("one", "two", "three")
     alone = {name: complete(gateway, name).json()["content"] for name in names}
     assert len(set(alone.values())) == 3
@@ -229,7 +229,7 @@ def is_busy(gateway: Program, model: str) -> bool:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_client_that_leaves_stops_the_generation(gateway: Program, stream: bool) -> None:
+def test_a_disconnect_stops_the_generation(gateway: Program, stream: bool) -> None:
     assert complete(gateway, "endless").status_code == 200
     with socket.create_connection(("127.0.0.1", int(gateway.address))) as client:
         send(client, endless_body(stream=stream))
@@ -238,8 +238,8 @@ def test_client_that_leaves_stops_the_generation(gateway: Program, stream: bool)
     assert "Traceback" not in gateway.log_text
 
 
-def test_client_that_leaves_the_queue_is_forgotten(gateway: Program) -> None:
-    """While `endless` is busy it cannot be evicted, so `two` waits; after its client has left it is not loaded."""
+def test_a_disconnect_removes_the_request_from_the_queue(gateway: Program) -> None:
+    """While `endless` is busy it cannot be evicted, so `two` waits; when its client disconnects, it is not loaded."""
     assert complete(gateway, "endless").status_code == 200
     with gateway.client.stream("POST", "/completion", json=endless_body()) as busy:
         lines = busy.iter_lines()
@@ -254,7 +254,7 @@ def test_client_that_leaves_the_queue_is_forgotten(gateway: Program) -> None:
     assert gateway.status("two") == "unloaded"
 
 
-def test_client_that_leaves_while_loading(start_gateway: Callable[..., Program]) -> None:
+def test_a_disconnect_while_loading(start_gateway: Callable[..., Program]) -> None:
     gateway = start_gateway("--models-max", "1", presets=PRESETS, env={"LLAMA_SERVER_DEBUG_FAKE_TIMING": "1"})
     with socket.create_connection(("127.0.0.1", int(gateway.address))) as client:
         send(client, {"model": "one", "prompt": "Hi", "n_predict": 1})

@@ -105,7 +105,7 @@ def said(answer: Any) -> str:
 # -- images ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_is_the_same_wherever_it_comes_from(seer: Program, web: str) -> None:
+def test_an_image_gives_the_same_answer_from_every_source(seer: Program, web: str) -> None:
     addresses = [encoded(PICTURE), f"data:image/png;base64,{encoded(PICTURE)}", "file://a.png", f"{web}/a.png"]
     answers = [ask(seer, chat(image(address))) for address in addresses]
     assert len({said(answer) for answer in answers}) == 1
@@ -117,7 +117,7 @@ def test_a_picture_is_the_same_wherever_it_comes_from(seer: Program, web: str) -
     assert cached <= usage["prompt_tokens"] - N_IMAGE, "another picture is another prompt"
 
 
-def test_a_picture_is_counted(seer: Program) -> None:
+def test_image_tokens_are_counted(seer: Program) -> None:
     text = ask(seer, chat(), path="/v1/chat/completions/input_tokens")["input_tokens"]
     whole = ask(seer, chat(image(encoded(PICTURE))), path="/v1/chat/completions/input_tokens")["input_tokens"]
     assert whole >= text + N_IMAGE
@@ -165,12 +165,12 @@ def test_prompts_with_pictures(seer: Program) -> None:
         ("{web}/missing.png", "it answered with 404"),
     ],
 )
-def test_pictures_that_cannot_be_had(seer: Program, web: str, address: str, error: str) -> None:
+def test_images_that_cannot_be_loaded_are_refused(seer: Program, web: str, address: str, error: str) -> None:
     body = chat(image(address.replace("{web}", web)), stream=True)
     assert error in ask(seer, body, 400)["message"]
 
 
-def test_the_operators_hub_may_be_on_loopback(programs: Programs, models: Path, web: str) -> None:
+def test_the_hub_may_be_on_loopback(programs: Programs, models: Path, web: str) -> None:
     options = ["--mmproj", str(models / "mmproj-gemma3.gguf"), "--ctx-size", "512", "--threads", "1"]
     program = programs.worker(*options, model="tiny-gemma3.gguf", env={"HF_ENDPOINT": web})
     assert ask(program, chat(image(f"{web}/a.png")))["usage"]["prompt_tokens"] > N_IMAGE
@@ -179,7 +179,7 @@ def test_the_operators_hub_may_be_on_loopback(programs: Programs, models: Path, 
     assert "unless --media-path is specified" in ask(program, chat(image("file://a.png")), 400)["message"]
 
 
-def test_what_the_model_does_not_take(seer: Program, worker: Program) -> None:
+def test_unsupported_media_are_refused(seer: Program, worker: Program) -> None:
     sound = {"type": "input_audio", "input_audio": {"data": encoded(SOUND), "format": "wav"}}
     hint = "hint: if this is unexpected, you may need to provide the mmproj"
     assert ask(seer, chat(sound), 500)["message"] == f"audio input is not supported - {hint}"
@@ -189,7 +189,7 @@ def test_what_the_model_does_not_take(seer: Program, worker: Program) -> None:
     assert "does not support multimodal" in ask(worker, {"prompt": prompt}, 400, "/completion")["message"]
 
 
-def test_other_dialects_bring_pictures_too(seer: Program) -> None:
+def test_images_in_other_dialects(seer: Program) -> None:
     expected = said(ask(seer, chat(image(encoded(PICTURE)))))
     source = {"type": "base64", "media_type": "image/png", "data": encoded(PICTURE)}
     content = [{"type": "text", "text": "What is this?"}, {"type": "image", "source": source}]
@@ -205,7 +205,7 @@ def test_other_dialects_bring_pictures_too(seer: Program) -> None:
 @pytest.fixture(scope="module")
 def embedder_of_pictures(module_programs: Programs, models: Path) -> Program:
     projector = str(models / "mmproj-gemma3.gguf")
-    alone = ["--parallel", "1"]  # what shares a batch differs in its last digits
+    alone = ["--parallel", "1"]  # results in a shared batch differ in the last digits
     options = [
         "--ctx-size",
         "512",
@@ -294,7 +294,7 @@ def test_openais_client_transcribes(gateway: Program) -> None:
     assert events[-1].text == whole.text
 
 
-def test_forms_that_are_refused(gateway: Program) -> None:
+def test_invalid_forms_are_refused(gateway: Program) -> None:
     no_file = transcribed(gateway, {"data": {"model": "hearer"}, "files": {"other": b"x"}})
     assert (no_file.status_code, no_file.json()["error"]["message"]) == (400, "No input file found for transcription")
     no_form = gateway.client.post("/v1/audio/transcriptions", json={"model": "hearer"})
@@ -321,7 +321,7 @@ def test_forms_that_are_refused(gateway: Program) -> None:
 
 
 def test_a_large_picture_passes_through_the_gateway(gateway: Program) -> None:
-    padded = PICTURE + bytes(15 << 20)  # 20 MiB in base64; what follows a picture's end is nobody's business
+    padded = PICTURE + bytes(15 << 20)  # 20 MiB in base64; data after the end of an image is ignored
     answers = [ask(gateway, {"model": "seer", **chat(image(encoded(data)))}) for data in (PICTURE, padded)]
     assert said(answers[0]) == said(answers[1])
 

@@ -1,4 +1,4 @@
-"""What programs say of a model with a projector, and what becomes of projectors that are of no use."""
+"""What the programs report about a model with a projector, and how unusable projectors are treated."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def look(program: Program, *, status: int = 200, **fields: Any) -> Any:
     return response.json()
 
 
-def test_a_gateway_knows_what_models_read(programs: Programs) -> None:
+def test_a_gateway_lists_the_modalities_of_models(programs: Programs) -> None:
     gateway = programs.gateway(presets=PRESETS, env={"LLAMA_MEDIA_MARKER": "<__media__>"})
     read = {name: entry["architecture"]["input_modalities"] for name, entry in gateway.models().items()}
     assert read == {
@@ -68,7 +68,7 @@ def test_a_directory_of_models_may_hold_projectors(programs: Programs, models: P
     assert len(look(gateway, model="seer")["tokens"]) == 8
 
 
-def test_what_a_worker_says_of_itself_awake_and_asleep(programs: Programs, models: Path, tmp_path: Path) -> None:
+def test_a_worker_reports_its_modalities_awake_and_asleep(programs: Programs, models: Path, tmp_path: Path) -> None:
     worker = programs.worker(
         "--mmproj", str(models / "mmproj-gemma3.gguf"), "--ctx-size", "1024", "--parallel", "2", "--threads", "1",
         "--sleep-idle-seconds", "1", "--slots", "--slot-save-path", str(tmp_path), "--cache-reuse", "16",

@@ -1,4 +1,4 @@
-"""The first page against the program: its endpoints, its links, its presets file."""
+"""The README matches the program: its endpoints, its links, its presets file."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ async def test_every_endpoint_is_named() -> None:
 
 
 @pytest.mark.parametrize("folder", ["", "presets", "router", "common/tools", "worker"])
-def test_links_lead_somewhere(folder: str) -> None:
+def test_links_have_existing_targets(folder: str) -> None:
     text = (ROOT / folder / "README.md").read_text()
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         assert (ROOT / folder / target).exists(), target
 
 
-def test_the_presets_file_can_be_read(tmp_path: Path) -> None:
+def test_the_presets_file_is_valid(tmp_path: Path) -> None:
     blocks = re.findall(r"```ini\n(.*?)```", README, re.DOTALL)
     assert blocks
     for block in blocks:

@@ -88,7 +88,7 @@ def test_a_conversation_reuses_its_prompt(client: openai.OpenAI) -> None:
     assert (second.usage.prompt_tokens_details.cached_tokens or 0) >= first.usage.prompt_tokens
 
 
-def test_a_schema_is_kept(client: openai.OpenAI) -> None:
+def test_an_answer_fits_its_schema(client: openai.OpenAI) -> None:
     schema = {
         "type": "object",
         "properties": {"city": {"type": "string", "maxLength": 20}, "inhabitants": {"type": "integer"}},

@@ -1,4 +1,4 @@
-"""Responses that are kept: gone on from, read, deleted; bounded, and still there when their model is not."""
+"""Stored Responses: continued, read, deleted; limited in number and size, and independent of their model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def named(n: int) -> str:
 
 
 def fill(store: ResponseStore, *numbers: int, size: int = 10) -> None:
-    """In this order as to their time of use, however coarse the file system's clock is."""
+    """Store Responses with increasing times of use, even if the file system's clock is coarse."""
     for n in numbers:
         store.put(named(n), {"text": "x" * size})
         os.utime(Path(store.open(), f"{named(n)}.json"), (n, n))
@@ -32,7 +32,7 @@ def left(store: ResponseStore, *numbers: int) -> list[int]:
     return [n for n in numbers if store.get(named(n)) is not None]
 
 
-def test_the_one_used_longest_ago_goes_first(tmp_path: Path) -> None:
+def test_the_least_recently_used_is_deleted_first(tmp_path: Path) -> None:
     store = ResponseStore(str(tmp_path), max_responses=3)
     fill(store, 1, 2, 3)
     assert store.get(named(1)) == {"text": "x" * 10}
@@ -40,7 +40,7 @@ def test_the_one_used_longest_ago_goes_first(tmp_path: Path) -> None:
     assert left(store, 1, 2, 3, 4) == [1, 3, 4]
 
 
-def test_bytes_are_bounded_but_the_newest_stays(tmp_path: Path) -> None:
+def test_the_size_is_limited_but_the_newest_is_kept(tmp_path: Path) -> None:
     store = ResponseStore(str(tmp_path), max_bytes=1000)
     fill(store, 1, 2, size=600)
     assert left(store, 1, 2) == [2]
@@ -48,7 +48,7 @@ def test_bytes_are_bounded_but_the_newest_stays(tmp_path: Path) -> None:
     assert left(store, 1, 2, 3) == [3]
 
 
-def test_only_ids_of_ours_are_looked_up(tmp_path: Path) -> None:
+def test_only_valid_ids_are_looked_up(tmp_path: Path) -> None:
     store = ResponseStore(str(tmp_path / "inside"))
     (tmp_path / "inside").mkdir()
     (tmp_path / "secret.json").write_text("{}")
@@ -57,7 +57,7 @@ def test_only_ids_of_ours_are_looked_up(tmp_path: Path) -> None:
         assert not store.delete(id)
 
 
-def test_its_directory_goes_with_it_and_after_a_crash_with_the_next(
+def test_its_directory_is_removed_at_the_end_or_after_a_crash_by_the_next_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -96,7 +96,7 @@ def create(program: Program, text: Any, **fields: Any) -> Response:
     return Response.model_validate(answer.json(), strict=True)
 
 
-def test_a_conversation_goes_on_though_its_model_was_evicted(gateway: Program) -> None:
+def test_a_conversation_continues_after_an_eviction(gateway: Program) -> None:
     first = create(gateway, "My name is Clara.", model="demo-chat", instructions="Be kind.")
     create(gateway, "Tell me a story.", model="demo-story", max_output_tokens=3)
     assert gateway.status("demo-chat") == "unloaded"
@@ -142,7 +142,7 @@ def test_responses_are_read_and_deleted_without_their_model(gateway: Program) ->
     assert gateway.status("demo-chat") == "unloaded"
 
 
-def test_what_is_not_kept_cannot_be_gone_on_from(gateway: Program) -> None:
+def test_a_response_that_is_not_stored_cannot_be_continued(gateway: Program) -> None:
     asked = {"model": "demo-chat", "input": "Hello!", "store": False}
     id = gateway.client.post("/v1/responses", json=asked).json()["id"]
     assert gateway.client.get(f"/v1/responses/{id}").status_code == 404
@@ -180,7 +180,7 @@ def test_counting_through_the_router(gateway: Program) -> None:
     assert two["input_tokens"] > 2 * one
 
 
-def test_a_stream_that_is_resumed_is_kept_too(gateway: Program) -> None:
+def test_a_resumable_stream_is_stored_too(gateway: Program) -> None:
     body = {"model": "demo-chat", "input": "Hello!", "stream": True}
     data = gateway.client.post("/v1/responses", json=body, headers={"X-Conversation-Id": "c1"}).content
     assert gateway.client.get("/v1/stream", params={"conv_id": "c1"}).content == data
@@ -188,7 +188,7 @@ def test_a_stream_that_is_resumed_is_kept_too(gateway: Program) -> None:
     assert gateway.client.get(f"/v1/responses/{id}").json()["status"] == "completed"
 
 
-def test_a_worker_by_itself_remembers_over_its_sleep(start_worker: Callable[..., Program]) -> None:
+def test_a_worker_alone_keeps_responses_while_it_sleeps(start_worker: Callable[..., Program]) -> None:
     sleeper = start_worker("--sleep-idle-seconds", "1", "--ctx-size", "512", "--threads", "1")
     first = create(sleeper, "Hello!", max_output_tokens=3)
     wait_until(lambda: sleeper.client.get("/props").json()["is_sleeping"], "the worker to sleep")
@@ -197,7 +197,7 @@ def test_a_worker_by_itself_remembers_over_its_sleep(start_worker: Callable[...,
     assert create(sleeper, "And?", max_output_tokens=3, previous_response_id=first.id).output
 
 
-def test_it_leaves_nothing_behind(start_worker: Callable[..., Program], tmp_path: Path) -> None:
+def test_no_directory_remains_after_the_exit(start_worker: Callable[..., Program], tmp_path: Path) -> None:
     program = start_worker("--ctx-size", "512", "--threads", "1", env={"TMPDIR": str(tmp_path)})
     create(program, "Hello!", max_output_tokens=3)
     assert list(tmp_path.glob("corral-responses-*"))

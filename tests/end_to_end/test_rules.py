@@ -1,4 +1,4 @@
-"""Rules of presets with the real programs: sleep and time, warmth, groups, and how many may use a model at once."""
+"""Rules of presets with the real programs: sleep, ttl, warm models, groups, and concurrent requests per model."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def gateway(module_programs: Programs) -> Program:
 
 
 def worker_of(gateway: Program, model: str) -> psutil.Process:
-    """The process that listens on the model's socket."""
+    """Return the process that listens on the model's socket."""
     args = gateway.models()[model]["status"]["args"]
     path = args[args.index("--host") + 1]
     for process in gateway.family():
@@ -62,7 +62,7 @@ def test_a_model_sleeps_and_is_unloaded_later(gateway: Program) -> None:
     assert complete(gateway, "sleepy").json()["content"] == first
 
 
-def test_a_warm_model_is_there_by_itself_and_comes_back_after_a_crash(gateway: Program) -> None:
+def test_a_warm_model_is_loaded_at_start_and_after_a_crash(gateway: Program) -> None:
     gateway.wait_for_status("warm", "loaded")
     before = gateway.models()["warm"]["status"]["args"]
     worker_of(gateway, "warm").kill()

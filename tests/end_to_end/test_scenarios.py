@@ -1,4 +1,4 @@
-"""Failures that others' users have met, tried on the real programs. Which is which: SCENARIOS.md."""
+"""Known failures of similar programs, tested with the real programs. SCENARIOS.md lists them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def is_last_word(line: str) -> bool:
 LONG = TINY + "parallel = 1\n[endless]\nmodel = {models}/tiny-llama-long.gguf\nctx-size = 65536\n"
 
 
-def test_an_unload_tells_those_who_stream(programs: Programs) -> None:
+def test_an_unload_ends_streams_with_an_error_event(programs: Programs) -> None:
     gateway = programs.gateway(presets=LONG)
     with endless_stream(gateway) as lines:
         assert gateway.client.post("/models/unload", json={"model": "endless"}).status_code == 200
@@ -52,8 +52,8 @@ def test_an_unload_tells_those_who_stream(programs: Programs) -> None:
     assert tokens(gateway, "endless").status_code == 200
 
 
-def test_fifty_streams_when_the_router_is_told_to_go(programs: Programs) -> None:
-    """All are ended with a last word and the exit is clean, at once with a second signal."""
+def test_a_shutdown_ends_fifty_streams(programs: Programs) -> None:
+    """All streams end with an error event and the exit code is 0; a second signal ends them immediately."""
     gateway = programs.gateway(presets=LONG.replace("parallel = 1", "parallel = 4"))
     assert tokens(gateway, "endless").status_code == 200
     begun = threading.Semaphore(0)
@@ -108,10 +108,8 @@ def test_a_split_model_without_one_of_its_parts(programs: Programs, models: Path
     assert tokens(gateway, "split").status_code == 200
 
 
-def test_a_model_file_that_is_replaced_and_cut_while_it_is_mapped(
-    programs: Programs, models: Path, tmp_path: Path
-) -> None:
-    """A new file in its place disturbs nobody. A file that becomes shorter ends the worker, and nothing else."""
+def test_a_mapped_model_file_is_replaced_and_truncated(programs: Programs, models: Path, tmp_path: Path) -> None:
+    """Replacing the file has no effect. Truncating it ends the worker, and nothing else."""
     file = tmp_path / "model.gguf"
     shutil.copy(models / "tiny-llama.gguf", file)
     gateway = programs.gateway(presets=TINY + f"[cut]\nmodel = {file}\n[other]\nmodel = {{models}}/tiny-llama-b.gguf\n")
@@ -126,7 +124,7 @@ def test_a_model_file_that_is_replaced_and_cut_while_it_is_mapped(
     with file.open("r+b") as opened:
         opened.truncate(4096)
     answer = gateway.client.post("/completion", json=body)
-    if answer.status_code != 200:  # what was touched before may have stayed in memory
+    if answer.status_code != 200:  # pages that were read before may still be in memory
         assert answer.status_code in (502, 503)
         assert answer.json()["error"]["message"]
     assert tokens(gateway, "other").status_code == 200
@@ -151,7 +149,7 @@ def test_a_models_directory_is_only_read(programs: Programs, models: Path, tmp_p
 
 @pytest.mark.parametrize("way", ["renamed over it", "a link that is swapped", "removed and written again", "two edits"])
 def test_presets_are_edited_in_every_way(programs: Programs, tmp_path: Path, models: Path, way: str) -> None:
-    """What stands there in the end is what counts, and a loaded model that nobody changed is not loaded again."""
+    """The final content of the file is used, and a loaded model whose preset is unchanged is not loaded again."""
     file = tmp_path / "presets.ini"
     kept = f"[kept]\nmodel = {models / 'tiny-llama.gguf'}\nctx-size = 512\n"
     new = kept + f"[new]\nmodel = {models / 'tiny-llama-b.gguf'}\nctx-size = 512\n"
@@ -192,7 +190,7 @@ def edit(way: str, file: Path, kept: str, new: str) -> None:
         file.write_text(new)
 
 
-def test_nobody_who_polls_loads_wakes_or_keeps_a_model(programs: Programs) -> None:
+def test_polling_neither_loads_nor_wakes_nor_keeps_a_model(programs: Programs) -> None:
     gateway = programs.gateway(presets=TINY + "[tiny]\nmodel = {models}/tiny-llama.gguf\nttl = 1\n")
     paths = ("/models", "/v1/models", "/health", "/props", "/api/tags", "/api/ps", "/models/tiny", "/")
 

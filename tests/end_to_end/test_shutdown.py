@@ -1,4 +1,4 @@
-"""The end of a server, with requests on it: they finish, or are cut with a word, and the exit code is 0."""
+"""Shutdown with open requests: they finish, or end with an error event, and the exit code is 0."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ENDLESS: dict[str, Any] = {"model": "tiny", "prompt": "a", "stream": True, "n_pr
 
 
 class Reader:
-    """Reads a stream in the background to its end."""
+    """Reads a stream to its end in the background."""
 
     def __init__(self, program: Program, body: dict[str, Any], path: str = "/completion") -> None:
         self.lines: list[str] = []
@@ -40,7 +40,7 @@ class Reader:
             self.error = error
 
     def finish(self) -> str:
-        """The last line."""
+        """Wait for the end of the stream and return its last line."""
         self._thread.join(30)
         assert self.error is None
         return self.lines[-1]
@@ -53,7 +53,9 @@ def start(program: str, programs: Programs, start_gateway: Start, *args: str) ->
 
 
 @pytest.mark.parametrize("program", ["router", "worker"])
-def test_what_does_not_finish_is_cut_with_a_word(program: str, programs: Programs, start_gateway: Start) -> None:
+def test_requests_that_do_not_finish_end_with_an_error_event(
+    program: str, programs: Programs, start_gateway: Start
+) -> None:
     server = start(program, programs, start_gateway, "--drain-timeout", "1")
     reader = Reader(server, ENDLESS)
     server.client.get("/health")  # leaves a connection open
@@ -71,7 +73,7 @@ def test_what_does_not_finish_is_cut_with_a_word(program: str, programs: Program
 
 
 @pytest.mark.parametrize("program", ["router", "worker"])
-def test_what_can_finish_does(program: str, programs: Programs, start_gateway: Start) -> None:
+def test_requests_that_finish_in_time_are_completed(program: str, programs: Programs, start_gateway: Start) -> None:
     server = start(program, programs, start_gateway, "--drain-timeout", "100")
     reader = Reader(server, {**ENDLESS, "n_predict": 600}, "/v1/completions")
     server.process.send_signal(signal.SIGTERM)
@@ -80,7 +82,7 @@ def test_what_can_finish_does(program: str, programs: Programs, start_gateway: S
 
 
 @pytest.mark.parametrize("program", ["router", "worker"])
-def test_a_second_signal_cuts_at_once(program: str, programs: Programs, start_gateway: Start) -> None:
+def test_a_second_signal_aborts_requests_immediately(program: str, programs: Programs, start_gateway: Start) -> None:
     server = start(program, programs, start_gateway, "--drain-timeout", "600")
     reader = Reader(server, ENDLESS)
     server.process.send_signal(signal.SIGTERM)
@@ -95,14 +97,14 @@ def test_a_third_signal_kills(start_gateway: Start) -> None:
     with socket.create_connection(("127.0.0.1", int(gateway.address))) as slow:
         slow.sendall(b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
         assert gateway.client.get("/health").status_code == 200  # by now the slow request is in its handler
-        for said in ("have 600 s to finish", "cutting what still runs"):
+        for said in ("have 600 s to finish", "aborting the running requests"):
             gateway.process.send_signal(signal.SIGTERM)
             wait_until(lambda said=said: said in gateway.log_text, said)
         gateway.process.send_signal(signal.SIGTERM)
         assert gateway.exit_code(2.0) == 1
 
 
-def test_who_waits_for_a_model_is_refused_at_once(start_gateway: Start) -> None:
+def test_a_request_that_waits_for_a_model_is_refused_immediately(start_gateway: Start) -> None:
     both = PRESETS + "[other]\nmodel = {models}/tiny-llama.gguf\nctx-size = 512\n"
     gateway = start_gateway("--models-max", "1", "--drain-timeout", "600", "-lv", "5", presets=both)
     reader = Reader(gateway, ENDLESS)
@@ -123,7 +125,7 @@ def test_who_waits_for_a_model_is_refused_at_once(start_gateway: Start) -> None:
 
 
 def waits(gateway: Program, model: str) -> bool:
-    """The router has read the request, since it has queued it: at this log level it says so."""
+    """Wait until the router has queued the request: at this log level it logs that."""
     return f"name={model}: a request waits" in gateway.log_text
 
 
@@ -147,7 +149,7 @@ def service_manager(path: Path) -> Iterator[Callable[[], list[str]]]:
         yield read
 
 
-def test_the_service_manager_is_told(tmp_path: Path, programs: Programs, start_gateway: Start) -> None:
+def test_the_service_manager_is_notified(tmp_path: Path, programs: Programs, start_gateway: Start) -> None:
     with service_manager(tmp_path / "notify") as told:
         environ = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
         gateway = start_gateway(presets=PRESETS + "load-on-startup = on\n", env=environ)
@@ -164,7 +166,7 @@ def test_the_service_manager_is_told(tmp_path: Path, programs: Programs, start_g
         assert told() == ["READY=1", "STOPPING=1"]
 
 
-def test_a_hangup_reads_the_presets_again(programs: Programs, start_gateway: Start) -> None:
+def test_sighup_reloads_the_presets(programs: Programs, start_gateway: Start) -> None:
     gateway = start_gateway(presets=PRESETS)
     gateway.process.send_signal(signal.SIGHUP)
     wait_until(lambda: "read again: 1 models" in gateway.log_text, "the reload")

@@ -1,4 +1,4 @@
-"""What people read of the option table: help, completion, the reference."""
+"""The texts from the option table: help, completion, reference."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_help_is_plain_text_within_its_width(width: int) -> None:
     assert max(map(len, text.splitlines())) <= width
 
 
-def test_help_says_what_is_refused_and_what_has_no_effect() -> None:
+def test_help_marks_refused_options_and_options_without_effect() -> None:
     text = " ".join(help_text(120).split())
     assert "(refused: prompts are never written to disk" in text
     assert "(default: 8080) [LLAMA_ARG_PORT]" in text
@@ -58,7 +58,7 @@ def test_completion_in_bash() -> None:
     assert complete("llama-corral", "-m", "READ") == ["README.md"]
     assert complete("llama-corral", "--models-dir", "dem") == ["demo"]
     assert complete("llama-corral", "--port", "") == []
-    assert complete("llama-corral", "--web") == [], "earlier spellings are understood, not offered"
+    assert complete("llama-corral", "--web") == [], "older spellings are accepted, but not offered"
 
 
 def test_the_reference_in_the_readme_is_current() -> None:
@@ -75,7 +75,7 @@ def test_the_reference_names_every_key() -> None:
     assert set(KEYS) - negated_variables <= keys
 
 
-def test_a_document_without_markers_is_left_alone() -> None:
+def test_a_document_without_markers_is_an_error() -> None:
     with pytest.raises(ValueError, match="no <!-- options"):
         with_current_table("# A title\n")
 

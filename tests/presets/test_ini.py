@@ -1,4 +1,4 @@
-"""Presets files: the grammar, the names of sections, and errors that say file, line and the nearest key."""
+"""Presets files: syntax, section names, and errors with file, line and the nearest key."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def values(section: Section) -> dict[str, str]:
 
 
 def one(folder: Path, line: str) -> str:
-    """The value that a line of one key gives."""
+    """Return the value that a line with one key sets."""
     (section,) = parse(folder, f"[m]\n{line}\n").sections
     (given,) = section.layer.values()
     return given.text
@@ -114,7 +114,7 @@ def test_the_example_of_the_requirements(tmp_path: Path) -> None:
         ("verbose = 1", str(2**31 - 1)),
     ],
 )
-def test_lines(tmp_path: Path, line: str, value: str) -> None:
+def test_values_of_lines(tmp_path: Path, line: str, value: str) -> None:
     assert one(tmp_path, line) == value
 
 
@@ -135,7 +135,7 @@ def test_lines(tmp_path: Path, line: str, value: str) -> None:
         ("[m\nc = 5\n", "1: expected [name], found '[m'"),
         ("[]\n", "1: expected [name], found '[]'"),
         ("[a] b\n", "1: expected [name], found '[a] b'"),
-        ("[m]\nctx-size-draft = 5\n", "2: ctx-size-draft: this option is gone: the draft model has"),
+        ("[m]\nctx-size-draft = 5\n", "2: ctx-size-draft: this option was removed: the draft model uses"),
         ("[m]\nmodel = a\u2028b\n", "2: line separator U+2028 inside a line"),
         (b"[m]\r\nmodel = a\r\nalias = \xff\xfe\r\n", "3: not UTF-8 text"),
     ],
@@ -160,7 +160,7 @@ def test_every_newline_and_a_byte_order_mark(tmp_path: Path, newline: str) -> No
     ]
 
 
-def test_of_spellings_of_one_option_the_last_line_wins(tmp_path: Path) -> None:
+def test_the_last_line_wins_among_spellings_of_one_option(tmp_path: Path) -> None:
     (section,) = parse(tmp_path, "[m]\nctx-size = 1\nLLAMA_ARG_CTX_SIZE = 2\nc = 3\n").sections
     assert values(section) == {"ctx_size": "3"}
     (section,) = parse(tmp_path, "[m]\nc = 3\nctx-size = 1\n").sections
@@ -179,7 +179,7 @@ def test_a_section_without_keys_is_a_model(tmp_path: Path) -> None:
     assert (section.name, section.layer) == ("user/model-GGUF", {})
 
 
-def test_a_repeated_section_replaces_the_earlier_one_and_says_so(
+def test_a_repeated_section_replaces_the_earlier_one_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "corral.presets"):
@@ -202,11 +202,11 @@ def test_a_repeated_section_replaces_the_earlier_one_and_says_so(
         ("*", "*"),
     ],
 )
-def test_tags_are_written_as_the_cache_has_them(name: str, canonical: str) -> None:
+def test_tags_in_section_names_become_canonical(name: str, canonical: str) -> None:
     assert canonical_name(name) == canonical
 
 
-def test_names_are_trimmed_and_may_hold_anything(tmp_path: Path) -> None:
+def test_section_names_are_trimmed_and_may_contain_any_text(tmp_path: Path) -> None:
     file = parse(tmp_path, "[ a ; b#c ] ; comment\nc = 1\n[\tü ]\n")
     assert [section.name for section in file.sections] == ["a ; b#c", "ü"]
 

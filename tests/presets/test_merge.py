@@ -47,7 +47,7 @@ def refusal(argv: list[str], environ: Mapping[str, str] | None = None) -> str:
 # --- command line
 
 
-def test_spellings_of_one_option_are_one() -> None:
+def test_all_spellings_of_an_option_are_equivalent() -> None:
     for flag in ("-ngl", "--gpu-layers", "--n-gpu-layers", "--n_gpu_layers", "--gpu_layers"):
         assert texts(read_argv([flag, "7"])) == {"n_gpu_layers": "7"}
     assert texts(read_argv(["--n-gpu-layers=7"])) == {"n_gpu_layers": "7"}
@@ -61,10 +61,10 @@ def test_negations() -> None:
         "jinja": "true",
     }
     assert resolve(read_argv(["--no-mmproj"])).mmproj_auto is False
-    assert resolve(read_argv(["--metrics", "--no-metrics"])).metrics is False, "every switch can be undone"
+    assert resolve(read_argv(["--metrics", "--no-metrics"])).metrics is False, "every switch can be turned off"
 
 
-def test_the_last_of_several_counts_and_lists_grow() -> None:
+def test_the_last_value_wins_and_lists_are_appended() -> None:
     assert resolve(read_argv(["-c", "1", "--ctx-size", "2"])).ctx_size == 2
     assert resolve(read_argv(["-r", "User:", "-r", "\\n\\n", "-r", '["x"]'])).reverse_prompt == (
         "User:",
@@ -83,7 +83,7 @@ def test_texts_keep_their_backslashes_without_escape() -> None:
     assert resolve(read_argv(["-r", "\\n", "--no-escape"])).reverse_prompt == ("\\n",)
 
 
-def test_breakers_replace_the_defaults() -> None:
+def test_sequence_breakers_replace_the_defaults() -> None:
     assert resolve(read_argv(["--dry-sequence-breaker", "none"])).dry_sequence_breaker == ()
     assert resolve(
         read_argv(["--dry-sequence-breaker", "\\n", "--dry-sequence-breaker", "x"])
@@ -93,7 +93,7 @@ def test_breakers_replace_the_defaults() -> None:
     )
 
 
-def test_values_become_what_they_mean() -> None:
+def test_values_are_converted_to_their_types() -> None:
     argv = words(
         "-fa 1 -sp --samplers top-k;nucleus;temp --seed -1 --temp -3 --alias a,,b --max-body 2M -ngl all "
         "-ts 3/1 --reasoning off --chat-template-kwargs {} --numa distribute --cpu-strict 0"
@@ -106,13 +106,13 @@ def test_values_become_what_they_mean() -> None:
     assert resolve(read_argv(["-lv", "1", "-v"])).log_verbosity > 1000
 
 
-def test_shorthands_set_what_they_stand_for_and_later_flags_change_it() -> None:
+def test_shorthands_set_options_that_later_flags_override() -> None:
     seen = resolve(read_argv(["--fim-qwen-3b-default", "--port", "9000"]))
     assert (seen.hf_repo, seen.batch_size, seen.port) == ("ggml-org/Qwen2.5-Coder-3B-Q8_0-GGUF", 1024, 9000)
     assert not seen.is_router
 
 
-def test_two_ways_to_say_the_same_exclude_each_other() -> None:
+def test_options_with_the_same_meaning_replace_each_other() -> None:
     below = read_argv(["--chat-template", "chatml"])
     above = read_argv(["--chat-template-file", "x.jinja"])
     assert texts(merge(below, above)) == {"chat_template_file": "x.jinja"}
@@ -122,12 +122,12 @@ def test_two_ways_to_say_the_same_exclude_each_other() -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--ctx-size"], "--ctx-size: a value is missing: --ctx-size N"),
-        (["--control-vector-layer-range", "1"], "--control-vector-layer-range: a value is missing: "),
+        (["--ctx-size"], "--ctx-size: the value is missing: --ctx-size N"),
+        (["--control-vector-layer-range", "1"], "--control-vector-layer-range: the value is missing: "),
         (["--ctx-sizes", "1"], "unknown option '--ctx-sizes' (did you mean '--ctx-size'?)"),
         (["-nglx"], "unknown option '-nglx' (did you mean '-ngl'?)"),
         (["model.gguf"], "unexpected argument 'model.gguf'"),
-        (["--metrics=on"], "--metrics: takes no value in this form"),
+        (["--metrics=on"], "--metrics: a value after = is not allowed"),
         (["--ctx-size", "many"], "--ctx-size: invalid value 'many': expected an integer of at least 0"),
         (["--port", "70000"], "--port: invalid value '70000': expected an integer from 0 to 65535"),
         (["-np", "0"], "-np: invalid value '0': expected -1 or an integer above 0"),
@@ -138,7 +138,7 @@ def test_two_ways_to_say_the_same_exclude_each_other() -> None:
         (["--adaptive-target", "2"], "--adaptive-target: invalid value '2': expected a number of at most 1"),
         (["--api-prefix", "api"], "--api-prefix: invalid value 'api': expected a path that begins with /"),
         (["--override-kv", "x=1"], "--override-kv: invalid value 'x=1': expected KEY=TYPE:VALUE"),
-        (["--sampling-seq", "kq"], "--sampling-seq: invalid value 'kq': --samplers by their letters"),
+        (["--sampling-seq", "kq"], "--sampling-seq: invalid value 'kq': --samplers as letters"),
         (["--samplers", "top_q"], "--samplers: invalid value 'top_q': expected names separated by ';'"),
         (["--chat-template-kwargs", "[1]"], "--chat-template-kwargs: invalid value '[1]': expected a JSON object"),
         (["--max-body", "0"], "--max-body: invalid value '0': expected a number of bytes above 0"),
@@ -146,7 +146,7 @@ def test_two_ways_to_say_the_same_exclude_each_other() -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_is_wrong_is_said(argv: list[str], message: str) -> None:
+def test_errors_of_the_command_line(argv: list[str], message: str) -> None:
     assert refusal(argv).startswith(message)
 
 
@@ -173,7 +173,7 @@ def test_variables_and_their_negations() -> None:
     }
 
 
-def test_todays_variable_beats_the_earlier_one_and_the_negated_both() -> None:
+def test_precedence_of_older_current_and_negated_variables() -> None:
     environ = {"LLAMA_ARG_WEBUI": "false", "LLAMA_ARG_UI": "true"}
     assert resolve(read_environment(environ)).ui is True
     assert resolve(read_environment(environ | {"LLAMA_ARG_NO_UI": ""})).ui is False
@@ -204,31 +204,33 @@ def system(tmp_path: Path, text: str) -> dict[str, str]:
     return {"XDG_CONFIG_HOME": str(tmp_path)}
 
 
-def test_command_line_beats_environment_beats_system_configuration(tmp_path: Path) -> None:
+def test_precedence_of_command_line_environment_and_system_configuration(tmp_path: Path) -> None:
     environ = system(tmp_path, "c = 1\nb = 11\n[*]\nubatch-size = 111\nb = 12\n[some-model]\nkeep = 5\n")
     environ |= {"LLAMA_ARG_CTX_SIZE": "2", "LLAMA_ARG_BATCH": "22"}
     seen = settings_from(["-c", "3"], environ)
     assert (seen.ctx_size, seen.batch_size, seen.ubatch_size, seen.keep) == (3, 22, 111, 0)
 
 
-def test_the_system_configuration_may_hold_what_is_not_for_us(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_options_in_the_system_configuration_are_ignored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     environ = system(tmp_path, "prompt-cache-all = true\nrpc = localhost:1\nthreads = 3\n")
     assert texts(read_system_config(environ)) == {"threads": "3"}
     assert [record.message.split("config.ini:")[1] for record in caplog.records] == [
-        "1: prompt-cache-all: ignored: not an option of this program",
-        "2: rpc: ignored: the llama.cpp that comes with llama-cpp-python is built without the RPC backend",
+        "1: prompt-cache-all: ignored: this program has no such option",
+        "2: rpc: ignored: llama-cpp-python builds llama.cpp without the RPC backend",
     ]
 
 
-def test_no_system_configuration_is_fine(tmp_path: Path) -> None:
+def test_the_system_configuration_may_be_missing(tmp_path: Path) -> None:
     assert read_system_config({"HOME": str(tmp_path)}) == {}
     assert read_system_config({}) == {}
 
 
-def test_an_overridden_variable_is_told() -> None:
+def test_an_overridden_variable_is_reported() -> None:
     lower = read_environment({"LLAMA_ARG_HOST": "192.0.2.1", "LLAMA_ARG_PORT": "1"})
     assert list(overridden(read_argv(["--host", "127.0.0.1"]), lower)) == [
-        "environment variable LLAMA_ARG_HOST is set, but --host replaces it"
+        "environment variable LLAMA_ARG_HOST is set, but --host overrides it"
     ]
 
 
@@ -255,7 +257,7 @@ def test_an_overridden_variable_is_told() -> None:
     ],
     ids=str,
 )
-def test_earlier_load_switches_modify_what_lies_below(layers: list[list[str]], mode: str) -> None:
+def test_earlier_load_switches_modify_lower_layers(layers: list[list[str]], mode: str) -> None:
     merged = merge(*(read_argv(argv) for argv in layers))
     assert merged.get("load_mode", ConfigValue("auto", "")).text == mode
     assert merged.keys() <= {"load_mode"}
@@ -283,7 +285,7 @@ LINE = st.text(string.printable, min_size=1)
 
 @st.composite
 def layers(draw: st.DrawFn, are_valid: bool = False) -> dict[str, ConfigValue]:
-    """Any options with any texts, for a command line looks into no value but a switch's; or with valid ones."""
+    """Generate layers of any options with any texts (a command line parses only switches), or with valid values."""
     fields = draw(st.lists(st.sampled_from(sorted(OPTIONS)), unique=True))
     layer = {}
     for field in fields:
@@ -329,10 +331,10 @@ def test_a_layer_survives_a_presets_file(
 
 
 @given(st.lists(TEXT, min_size=1))
-def test_many_values_are_one_text_and_back(items: list[str]) -> None:
+def test_several_values_survive_encoding_as_one_text(items: list[str]) -> None:
     assert many(join_many(items)) == items
 
 
-def test_settings_know_what_was_set() -> None:
+def test_settings_record_which_options_were_set() -> None:
     assert resolve(read_argv(["-c", "0"])).model_fields_set == {"ctx_size"}
     assert Settings(ctx_size=0).model_fields_set == {"ctx_size"}

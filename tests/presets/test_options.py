@@ -1,4 +1,4 @@
-"""The option table: both generations of llama-server's spellings, what each field says of itself, what is refused."""
+"""The option table: spellings of both generations of llama-server, properties of fields, refused options."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from llama_corral.presets.options.table import (
 )
 
 SPELLINGS = (Path(__file__).parent / "llama_server_spellings.txt").read_text(encoding="utf-8").split("\n\n")
-"""Every flag and every variable of llama-server, of the generation this product was asked for by and of today's."""
+"""All flags and variables of llama-server, of the older generation in the requirements and of the current one."""
 PRESENT_FLAGS, EARLIER_FLAGS, ENVIRONMENT = (part.split()[1:] for part in SPELLINGS)
 
 VALUES = {
@@ -44,7 +44,7 @@ VALUES = {
 
 
 def sample(entry: Option | object) -> str:
-    """A value that the option accepts."""
+    """Return a value that the option accepts."""
     if isinstance(entry, Option):
         words = allowed(entry.field)
         if entry.field in VALUES:
@@ -58,10 +58,10 @@ def sample(entry: Option | object) -> str:
 
 
 @pytest.mark.parametrize("flag", [*PRESENT_FLAGS, *EARLIER_FLAGS])
-def test_every_flag_of_both_generations_is_understood(flag: str) -> None:
+def test_every_flag_of_both_generations_is_accepted(flag: str) -> None:
     entry = FLAGS[flag].entry
     if isinstance(entry, Removed):
-        with pytest.raises(ConfigError, match="this option is gone"):
+        with pytest.raises(ConfigError, match="this option was removed"):
             read_argv([flag, "1"])
         return
     hint = entry.hint
@@ -72,7 +72,7 @@ def test_every_flag_of_both_generations_is_understood(flag: str) -> None:
 
 
 @pytest.mark.parametrize("name", ENVIRONMENT)
-def test_every_variable_of_both_generations_is_understood(name: str) -> None:
+def test_every_variable_of_both_generations_is_accepted(name: str) -> None:
     entry = VARIABLES[name].entry
     if isinstance(entry, Removed):
         with pytest.raises(ConfigError, match=name):
@@ -91,7 +91,7 @@ def test_no_two_options_share_a_spelling() -> None:
 
 
 @pytest.mark.parametrize("field", OPTIONS)
-def test_every_option_says_what_it_is(field: str) -> None:
+def test_every_option_has_a_description(field: str) -> None:
     option = OPTIONS[field]
     assert option.field == field, "a field is named after the last long spelling"
     assert summary(field).strip(" .") == summary(field) != ""
@@ -99,7 +99,7 @@ def test_every_option_says_what_it_is(field: str) -> None:
     assert not (option.unsupported and option.notice)
     assert option.is_switch == ("bool" in str(Settings.model_fields[field].annotation)) or option.hint == "0|1"
     if option.is_switch and option.reader not in (OptionReader.PROGRAM, OptionReader.PRESET):
-        assert option.negated or option.flags[-1].startswith("--no-"), "what an earlier layer switched on can be undone"
+        assert option.negated or option.flags[-1].startswith("--no-"), "a higher layer must be able to turn it off"
 
 
 def test_every_default_is_valid_when_typed() -> None:
@@ -121,12 +121,12 @@ def test_settings_are_frozen_and_read_no_environment(monkeypatch: pytest.MonkeyP
         Settings(no_such_option=1)  # type: ignore[call-arg]
 
 
-def test_the_groups_hold_every_option_once() -> None:
+def test_each_option_is_in_one_group() -> None:
     fields = [field for group in GROUPS for field in group.model_fields]
     assert sorted(fields) == sorted(Settings.model_fields)
 
 
-def test_what_belongs_to_the_router_alone() -> None:
+def test_options_of_the_router_only() -> None:
     assert {
         "api_key",
         "api_key_file",
@@ -151,7 +151,7 @@ def test_what_belongs_to_the_router_alone() -> None:
 
 
 @pytest.mark.parametrize("field", sorted(PRESET_ONLY))
-def test_a_preset_only_key_is_no_flag(field: str) -> None:
+def test_a_preset_only_key_is_not_a_flag(field: str) -> None:
     key = OPTIONS[field].name
     assert key in KEYS
     with pytest.raises(ConfigError, match=f"unknown option '--{key}'"):
@@ -176,7 +176,7 @@ def test_an_unsupported_option_is_refused_with_its_reason(field: str) -> None:
 
 
 @pytest.mark.parametrize("field", UNSUPPORTED)
-def test_an_unsupported_option_at_its_default_is_fine(field: str) -> None:
+def test_an_unsupported_option_may_have_its_default(field: str) -> None:
     resolve({field: ConfigValue(default_text(field), "test")})
 
 
@@ -195,7 +195,7 @@ def test_an_unsupported_option_at_its_default_is_fine(field: str) -> None:
     ],
     ids=" ".join,
 )
-def test_asking_for_nothing_unbuilt_is_fine(argv: list[str]) -> None:
+def test_supported_values_are_accepted(argv: list[str]) -> None:
     assert unused_option_notices(resolve(read_argv(argv))) == []
 
 
@@ -210,25 +210,25 @@ def test_asking_for_nothing_unbuilt_is_fine(argv: list[str]) -> None:
         (["--prio", "2"], "--prio"),
     ],
 )
-def test_a_setting_without_effect_is_noticed(argv: list[str], option: str) -> None:
+def test_a_setting_without_effect_gets_a_notice(argv: list[str], option: str) -> None:
     (notice,) = unused_option_notices(resolve(read_argv(argv)))
     assert notice.startswith(f"{option} has no effect: ")
 
 
 @pytest.mark.parametrize("argv", [[], ["--no-perf"], ["--cache-ram", "8192"], ["--fit", "on"]], ids=str)
-def test_a_default_is_not_worth_a_notice(argv: list[str]) -> None:
+def test_a_default_gets_no_notice(argv: list[str]) -> None:
     assert unused_option_notices(resolve(read_argv(argv))) == []
 
 
 @pytest.mark.parametrize("removed", REMOVED, ids=lambda removed: removed.flags[-1])
-def test_what_is_gone_says_what_to_do(removed: Removed) -> None:
+def test_a_removed_option_says_what_to_use_instead(removed: Removed) -> None:
     with pytest.raises(ConfigError) as refusal:
         read_argv([removed.flags[-1]])
-    assert str(refusal.value) == f"{removed.flags[-1]}: this option is gone: {removed.instead}"
+    assert str(refusal.value) == f"{removed.flags[-1]}: this option was removed: {removed.instead}"
 
 
-def test_a_worker_pays_little_for_its_options() -> None:
-    """What is only for showing help or for serving is not imported with the table."""
+def test_the_option_table_imports_little() -> None:
+    """Modules that only help or the server needs must not be imported with the table."""
     code = "import sys, llama_corral.presets.merge; print({'rich', 'aiohttp', 'llama_cpp'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
@@ -252,7 +252,7 @@ TABLE = {
     "deprecated",
 }
 READ_ELSEWHERE = {"escape"}
-"""Acted on while the layers are read: the texts that settings hold are already unescaped."""
+"""Options that are applied while layers are read: the texts in the settings are already unescaped."""
 
 
 def sources(*packages: str) -> str:
@@ -261,7 +261,7 @@ def sources(*packages: str) -> str:
 
 
 @pytest.mark.parametrize("reader", OptionReader, ids=lambda reader: reader.value)
-def test_every_option_is_either_read_or_says_why_not(reader: OptionReader) -> None:
+def test_every_option_is_used_or_has_a_reason(reader: OptionReader) -> None:
     packages = {OptionReader.ROUTER: ["router"], OptionReader.WORKER: ["worker"]}.get(
         reader, ["router", "worker", "common/tools"]
     )
@@ -282,6 +282,6 @@ def test_limits_of_memory(text: str, value: int) -> None:
     assert resolve(read_argv(["--models-memory", text])).models_memory == value
 
 
-def test_a_limit_of_memory_that_is_none() -> None:
+def test_invalid_limits_of_memory() -> None:
     with pytest.raises(ConfigError, match="auto, off, or a number of bytes"):
         resolve(read_argv(["--models-memory", "much"]))

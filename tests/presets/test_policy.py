@@ -1,4 +1,4 @@
-"""How a presets file says how the router is to treat a model."""
+"""Scheduling options of models in presets files."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def test_priority_and_minimum_stay(load: Load) -> None:
     assert {name: preset.policy for name, preset in found.items()} == {
         "a": ModelPolicy(priority=-2, min_stay=5), "b": ModelPolicy(priority=3)
     }  # fmt: skip
-    assert "priority" not in found["a"].layer, "no worker hears of it"
+    assert "priority" not in found["a"].layer, "workers do not get it"
     assert "priority = -2" in found["a"].ini_text
 
 
 @pytest.mark.parametrize("line", ["priority = high", "min-stay = -1"])
-def test_nonsense_is_refused_with_its_place(load: Load, line: str) -> None:
+def test_invalid_values_are_refused_with_file_and_line(load: Load, line: str) -> None:
     with pytest.raises(ConfigError, match=r"presets.ini:3: " + line.split(" ", maxsplit=1)[0]):
         load(f"[a]\nmodel = x.gguf\n{line}\n")
 
@@ -57,21 +57,21 @@ def test_groups(load: Load) -> None:
     [
         ("[group:x]\nswap = maybe\n", "presets.ini:2: swap: invalid value 'maybe'"),
         ("[group:x]\nswop = on\n", "presets.ini:2: unknown key 'swop' of a group.*swap"),
-        ("[group:x]\nmembers = a\n", "presets.ini:2: unknown key 'members' of a group; the models of a group name it"),
+        ("[group:x]\nmembers = a\n", "presets.ini:2: unknown key 'members' of a group; set group = NAME"),
         ("[group:]\nswap = on\n", "presets.ini:1: .*has no name"),
     ],
 )
-def test_groups_that_make_no_sense(load: Load, ini: str, why: str) -> None:
+def test_invalid_groups_are_refused(load: Load, ini: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         load(ini)
 
 
-def test_a_group_without_models_is_told(load: Load, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_group_without_models_is_logged(load: Load, caplog: pytest.LogCaptureFixture) -> None:
     load("[group:x]\n[a]\nmodel = x.gguf\ngroup = y\n")
     assert "no model is in the group 'x'" in caplog.text
 
 
-def test_rules_of_the_command_line() -> None:
+def test_scheduling_options_of_the_command_line() -> None:
     assert rules_of(merge.settings_from([], {})) == PlacementRules(PATIENCE_S, 2)
     given = ["--models-max-wait", "7", "--models-parallel-loads", "1"]
     assert rules_of(merge.settings_from(given, {})) == PlacementRules(7, 1, preempts=True)
@@ -79,13 +79,13 @@ def test_rules_of_the_command_line() -> None:
         merge.settings_from(["--models-parallel-loads", "0"], {})
 
 
-def test_bounds(load: Load) -> None:
+def test_limits_of_queue_and_concurrency(load: Load) -> None:
     found = load("[a]\nmodel = x.gguf\nconcurrency = 3\nconcurrency-refuse = on\nmax-queue = 5\n")
     assert found["a"].policy == ModelPolicy(concurrency=3, concurrency_refuse=True, max_queue=5)
     assert rules_of(merge.settings_from(["--models-queue", "512"], {})).max_queue == 512
 
 
-def test_what_is_kept_warm_has_no_time_but_its_own(tmp_path: Path) -> None:
+def test_a_warm_model_ignores_the_default_ttl(tmp_path: Path) -> None:
     path = tmp_path / "presets.ini"
     path.write_text("[*]\nmodel = x.gguf\nkeep-warm = on\n[a]\n[b]\nttl = 5\n[c]\nkeep-warm = off\n")
     argv = merge.read_argv(["--models-preset", str(path), "--models-ttl", "60"])

@@ -1,4 +1,4 @@
-"""Where a router's models come from: directory, cache, presets file; how they merge, and what is refused."""
+"""The sources of a router's models (directory, cache, presets file): how they are merged, and errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def environ(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def load(tmp_path: Path, environ: Mapping[str, str]) -> Load:
-    """`load(ini, *argv)`: the presets of a router that is started with this file and these arguments."""
+    """Return `load(ini, *argv)`, which loads the presets of a router with this file and these arguments."""
 
     def run(ini: str = "", *argv: str) -> dict[str, Preset]:
         if ini:
@@ -82,7 +82,7 @@ def test_models_directory(load: Load, models_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "file"), [("mmproj", "mmproj-F16.gguf"), ("model_draft", "mtp-model.gguf")])
-def test_companions_are_given_once_the_worker_can_use_them(load: Load, models_dir: Path, name: str, file: str) -> None:
+def test_a_directory_gives_its_projector_but_not_its_draft(load: Load, models_dir: Path, name: str, file: str) -> None:
     given = texts(load("", "--models-dir", str(models_dir))["vision"]).get(name)
     assert given == (None if OPTIONS[name].unsupported or name == "model_draft" else str(models_dir / "vision" / file))
 
@@ -92,13 +92,13 @@ def test_a_directory_wins_over_a_file_of_its_name(load: Load, tmp_path: Path) ->
     assert texts(load("", "--models-dir", str(folder))["twice"])["model"] == str(folder / "twice/inner.gguf")
 
 
-def test_a_models_directory_must_be_one(load: Load, tmp_path: Path) -> None:
+def test_a_models_directory_must_exist(load: Load, tmp_path: Path) -> None:
     for path in (tmp_path / "missing", touch(tmp_path, "file.gguf") / "file.gguf"):
         with pytest.raises(ConfigError, match="no such directory"):
             load("", "--models-dir", str(path))
 
 
-def test_cache_and_directory_and_file_meet(load: Load, tmp_path: Path) -> None:
+def test_cache_directory_and_file_are_merged(load: Load, tmp_path: Path) -> None:
     cache_repo(tmp_path / "cache", "user/one", "one-Q8_0.gguf", "one-Q4_0.gguf")
     presets = load("[*]\nc = 99\n[user/one:q8_0]\ntemp = 0.5\nalias = eins, uno\ntags = small,test\n")
     assert {name: preset.source for name, preset in presets.items()} == {
@@ -123,7 +123,7 @@ def test_precedence(load: Load, models_dir: Path) -> None:
     assert texts(presets["vision"])["batch_size"] == "64"
 
 
-def test_the_command_line_imposes_what_concerns_every_model(load: Load, models_dir: Path) -> None:
+def test_the_command_line_sets_options_of_all_models(load: Load, models_dir: Path) -> None:
     argv = [
         "--models-dir",
         str(models_dir),
@@ -144,15 +144,15 @@ def test_the_command_line_imposes_what_concerns_every_model(load: Load, models_d
     assert preset.aliases == ()
 
 
-def test_options_of_the_router_are_taken_out_of_presets(
+def test_options_of_the_router_are_removed_from_presets(
     load: Load, models_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     ini = "[*]\napi-key = k\nmodels-max = 7\n[single]\nssl-key-file = x\nlog-file = single.log\ntools = all\n"
     preset = load(ini, "--models-dir", str(models_dir))["single"]
     assert set(preset.layer) == {"model", "log_file"}
     assert "api-key" not in preset.ini_text
-    assert "presets.ini:7: tools: an option of the router" in caplog.text
-    assert "api-key: an option of the router" in caplog.text
+    assert "presets.ini:7: tools: ignored: an option of the router" in caplog.text
+    assert "api-key: ignored: an option of the router" in caplog.text
 
 
 def test_preset_only_keys(load: Load, models_dir: Path) -> None:
@@ -173,7 +173,7 @@ def test_ini_text_can_be_read_again(load: Load, models_dir: Path) -> None:
     assert (again.ini_text, again.stop_timeout) == (preset.ini_text, 3.0)
 
 
-def test_a_section_brings_its_own_model(load: Load, models_dir: Path, tmp_path: Path) -> None:
+def test_a_section_with_its_own_model_ignores_cache_and_directory(load: Load, models_dir: Path, tmp_path: Path) -> None:
     cache_repo(tmp_path / "cache", "user/one", "one-Q8_0.gguf")
     ini = "[user/one:Q8_0]\nmodel = x.gguf\n[single]\nhf-repo = user/other\n[new]\nmodel-url = http://h/x.gguf\n"
     presets = load(ini, "--models-dir", str(models_dir))
@@ -182,7 +182,7 @@ def test_a_section_brings_its_own_model(load: Load, models_dir: Path, tmp_path: 
     assert texts(presets["new"]) == {"model_url": "http://h/x.gguf"}
 
 
-def test_a_section_named_after_a_repository_means_it(load: Load) -> None:
+def test_a_section_name_can_be_a_repository(load: Load) -> None:
     assert texts(load("[user/new:q8_0]\nc = 1\n")["user/new:Q8_0"])["hf_repo"] == "user/new:Q8_0"
 
 
@@ -210,7 +210,7 @@ def test_refused_with_file_and_line(load: Load, ini: str, complaint: str) -> Non
     assert "\n" not in str(caught.value)
 
 
-def test_an_own_name_as_alias_is_none(load: Load) -> None:
+def test_an_alias_equal_to_the_name_is_dropped(load: Load) -> None:
     assert load("[a]\nmodel = x\nalias = a, b\n")["a"].aliases == ("b",)
 
 
@@ -223,10 +223,10 @@ def test_here_is_the_directory_of_the_file(load: Load, tmp_path: Path) -> None:
     presets = load("[*]\nchat-template-file = ${here}/t.jinja\n[a]\nmodel = ${here}/a.gguf\n[b]\nmodel = ./b.gguf\n")
     assert texts(presets["a"])["model"] == str(tmp_path / "a.gguf")
     assert texts(presets["a"])["chat_template_file"] == str(tmp_path / "t.jinja")
-    assert texts(presets["b"])["model"] == "./b.gguf", "as llama-server: from where the router was started"
+    assert texts(presets["b"])["model"] == "./b.gguf", "as in llama-server: relative to the working directory"
 
 
-def test_what_cannot_be_loaded_is_said_and_listed(load: Load, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_that_cannot_be_loaded_is_logged_and_listed(load: Load, caplog: pytest.LogCaptureFixture) -> None:
     unsupported = next(
         option
         for option in OPTIONS.values()
@@ -234,11 +234,11 @@ def test_what_cannot_be_loaded_is_said_and_listed(load: Load, caplog: pytest.Log
     )
     presets = load(f"[a]\nmodel = x\n{unsupported.name} = 1\n[b]\nmodel = y\n")
     assert list(presets) == ["a", "b"]
-    assert [record.getMessage() for record in caplog.records if "model a can't be loaded" in record.getMessage()]
+    assert [record.getMessage() for record in caplog.records if "model a cannot be loaded" in record.getMessage()]
 
 
 def test_the_example_file_is_read(load: Load) -> None:
-    """What llama-server's own documentation shows, in one file."""
+    """The examples of llama-server's documentation, in one file."""
     presets = load(
         "version = 1\n\n; comment\n[*]\nc = 8192\nn-gpu-layers = 8\n\n[ggml-org/MY-MODEL-GGUF:Q8_0]\n"
         "; comment\nchat-template = chatml\nn-gpu-layers = 123\njinja = true\nc = 4096\nLLAMA_ARG_CACHE_RAM = 0\n"
@@ -293,7 +293,7 @@ def test_modalities_from_the_header_of_the_projector(
     assert preset.output_modalities == ("text",)
 
 
-def test_a_broken_projector_means_text_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_with_a_broken_projector_is_text_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert projector_modalities(touch(tmp_path, "m.gguf") / "m.gguf") == ()
     assert "truncated" in caplog.text
 
@@ -302,11 +302,11 @@ def test_no_models_at_all(load: Load) -> None:
     assert load() == {}
 
 
-def test_the_demo_is_where_the_package_is() -> None:
+def test_the_demo_presets_are_in_the_package() -> None:
     assert sources.demo_presets_path().parent.is_dir()
 
 
-def test_how_long_models_stay(load: Load) -> None:
+def test_precedence_of_ttl(load: Load) -> None:
     ini = "[*]\nmodel = x.gguf\n[a]\n[b]\npin = on\nttl = 0\n[c]\nttl = 90\n"
     found = load(ini, "--models-ttl", "600")
     assert {name: (found[name].ttl, found[name].pin) for name in "abc"} == {

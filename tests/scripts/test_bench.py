@@ -1,4 +1,4 @@
-"""The benchmark's pure parts: statistics, the table, the client's reading of answers. Nothing here is timed."""
+"""The benchmark's statistics, its table, and how its client reads answers. Nothing here depends on timing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BARE = summary.Row("errors", "errors", "", "lower", ceiling=0)
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1), st.floats(0, 100))
-def test_a_percentile_is_one_of_the_values_and_has_that_many_below(values: list[float], percent: float) -> None:
+def test_a_percentile_is_a_value_with_the_right_share_below(values: list[float], percent: float) -> None:
     ordered = sorted(values)
     chosen = summary.percentile(ordered, percent)
     assert chosen in ordered
@@ -41,7 +41,7 @@ def test_gaps() -> None:
     assert summary.gaps([1.0, 3.0, 6.0, 7.0, 9.0], 4.0, 6.5) == [3.0, 1.0]
 
 
-def test_rounds_are_paired_so_that_a_slow_minute_falls_on_both() -> None:
+def test_rounds_are_paired_so_that_a_slow_minute_affects_both() -> None:
     verdict = summary.judge(HIGHER, [100, 10, 99], [100, 10, 100])
     assert verdict.ratios == (1.0, 1.0, 0.99)
     assert verdict.ratio == 1.0
@@ -69,7 +69,7 @@ def test_the_best_round_of_each_side_is_compared_too() -> None:
     assert summary.judge(LOWER, [100], []).best is None
 
 
-def test_nothing_is_divided_by_zero() -> None:
+def test_a_reference_of_zero_gives_no_ratio() -> None:
     assert summary.judge(BARE, [0.0], [0.0]).ratio is None
 
 
@@ -110,7 +110,7 @@ def test_plot_is_written(tmp_path: Path) -> None:
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_scenarios_have_names_and_rows_of_their_own() -> None:
+def test_scenarios_and_rows_have_unique_names() -> None:
     names = [scenario.name for scenario in bench.SCENARIOS]
     keys = [row.key for scenario in bench.SCENARIOS for row in scenario.rows]
     assert len(set(names)) == len(names)
@@ -141,7 +141,7 @@ def answer_of(body: str, status: int = 200) -> client.HttpAnswer:
     return client.HttpAnswer(status=status, body=bytearray(body.encode()))
 
 
-def test_a_stream_short_of_tokens_is_a_fault() -> None:
+def test_a_stream_with_too_few_tokens_is_an_error() -> None:
     generation.checked(answer_of('data: {"stop":true, "tokens_predicted": 12, "x":1}'), 12)
     with pytest.raises(ServerError, match="did not have 13 tokens"):
         generation.checked(answer_of('data: {"stop":true,"tokens_predicted":12,"x":1}'), 13)
@@ -150,7 +150,7 @@ def test_a_stream_short_of_tokens_is_a_fault() -> None:
 
 
 async def talk(reply: bytes) -> client.HttpAnswer:
-    """What the client makes of a server that says `reply` and closes."""
+    """Return the client's answer for a server that sends `reply` and closes the connection."""
 
     async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -166,7 +166,7 @@ async def talk(reply: bytes) -> client.HttpAnswer:
 STREAM = b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n13\r\ndata: {"a":1}\n\ndata\r\n9\r\n: [DONE]\n\r\n'
 
 
-async def test_the_client_stamps_events_and_joins_chunks() -> None:
+async def test_the_client_records_event_times_and_joins_chunks() -> None:
     answer = await talk(STREAM + b"0\r\n\r\n")
     assert answer.good
     assert len(answer.events) == 1
@@ -176,7 +176,7 @@ async def test_the_client_stamps_events_and_joins_chunks() -> None:
 @pytest.mark.parametrize(
     "reply", [b"", STREAM, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}", b"not http at all\r\n\r\n"]
 )
-async def test_a_broken_answer_is_a_fault_and_no_exception(reply: bytes) -> None:
+async def test_an_invalid_answer_sets_fault_without_an_exception(reply: bytes) -> None:
     answer = await talk(reply)
     assert answer.fault
     assert not answer.good
@@ -197,7 +197,7 @@ async def test_the_load_client_counts_what_it_sent() -> None:
     assert 0 < hits.p50_us <= hits.p99_us
 
 
-async def test_a_server_that_does_not_start_is_told_with_its_last_words() -> None:
+async def test_a_server_that_does_not_start_is_reported_with_the_end_of_its_log() -> None:
     program = ServerProgram("broken", (sys.executable, "-c", "import sys; sys.exit('no such model')"))
 
     async def start() -> None:

@@ -1,4 +1,4 @@
-"""The set-up of `scripts/environment.sh`, with stand-ins for compilers and for pip."""
+"""The set-up of `scripts/environment.sh`, with fake compilers and a fake pip."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def executable(path: Path, text: str) -> None:
 
 
 class Checkout:
-    """A copy of what a set-up reads, in a folder with a blank and a quote in its name."""
+    """A copy of the files that a set-up reads, in a folder with a space and a quote in its name."""
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "Bob's checkout"
@@ -64,7 +64,7 @@ class Checkout:
         for name in ("environment.sh", self.parts.name):
             shutil.copy(ROOT / "scripts" / name, self.parts.parent)
         self.pin("0.3.36")
-        self.compiler = folder / "c++"  # CC and CXX may hold arguments, so no blank in this path
+        self.compiler = folder / "c++"  # CC and CXX may contain arguments, so this path has no space
         executable(self.root / ".venv" / "bin" / "python", PIP.format(root=self.root, site_packages=self.site_packages))
         executable(self.compiler, COMPILER.format(macros="", program=""))
 
@@ -72,7 +72,7 @@ class Checkout:
         (self.root / "pyproject.toml").write_text(f'dependencies = ["llama-cpp-python=={version}"]\n')
 
     def install(self, **environment: str) -> list[tuple[list[str], bool]]:
-        """CMake's arguments in every call of pip, and whether that call builds the engine and nothing else."""
+        """Return for every call of pip CMake's arguments, and True if it builds only the engine."""
         inherited = {name: value for name, value in os.environ.items() if name != "CMAKE_ARGS"}
         run = f"set -euo pipefail; . {shlex.quote(str(self.parts.parent))}/environment.sh; ensure_installed dev"
         installs = self.root / "installs"
@@ -101,7 +101,7 @@ def test_every_build_leaves_parts_of_llama_cpp_out(checkout: Checkout) -> None:
         ([leaves_out, "-DGGML_CUDA=on", "-DX=a b"], True),
         ([leaves_out], False),
     ]
-    assert checkout.install() == []  # the user's arguments stay, and nothing is built anew
+    assert checkout.install() == []  # the user's arguments are kept, and nothing is built again
     assert checkout.install(CMAKE_ARGS="") == [([leaves_out], True), ([leaves_out], False)]
 
 
@@ -112,7 +112,7 @@ def test_a_new_engine_is_built_with_the_same_arguments(checkout: Checkout) -> No
     assert (built[0][1:], built[1]) == (["-DGGML_CUDA=on"], True)
 
 
-def test_an_engine_from_before_is_kept(checkout: Checkout) -> None:
+def test_an_existing_engine_is_kept(checkout: Checkout) -> None:
     checkout.install()
     checkout.parts.write_text("# another text\n")
     assert checkout.install() == []

@@ -1,4 +1,4 @@
-"""The makers of models: the same bytes every time, tokens as llama.cpp sees them, and a corpus that makes sense."""
+"""The scripts that make models: reproducible files, the same tokens as llama.cpp, and a valid corpus."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_corpus_is_the_same_for_the_same_seed(persona: str) -> None:
 
 
 @pytest.mark.parametrize("persona", ["chat", "story"])
-def test_conversations_alternate_and_say_something(persona: str) -> None:
+def test_conversations_alternate_roles_and_have_text(persona: str) -> None:
     for document in islice(conversations.documents(Random(3), persona), 500):
         roles = [role for role, _ in document]
         turns = roles[roles[0] == "system" :]

@@ -1,4 +1,4 @@
-"""The soak: its judgement of answers and trends, and a few seconds of it against the real gateway."""
+"""The soak test: how it judges answers and trends, and a run of a few seconds against the real gateway."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_every_answer_has_an_ending(asked: RequestSpec, status: int, answer: byt
     assert judge(asked, status, answer)[0] is ending
 
 
-def test_a_request_ends_once_and_does_end() -> None:
+def test_a_request_must_end_exactly_once() -> None:
     ledger = Ledger(1)
     first, _ = ledger.begin("first"), ledger.begin("second")
     ledger.end(first, Ending.SERVED)
@@ -57,13 +57,13 @@ def test_a_request_ends_once_and_does_end() -> None:
 
 
 @given(st.integers())
-def test_a_request_names_what_a_whole_answer_holds(seed: int) -> None:
+def test_a_valid_request_has_the_mark_of_a_complete_answer(seed: int) -> None:
     asked = any_request(random.Random(seed))
     assert asked.body["model"]
     assert bool(asked.whole) != bool(asked.refused)
 
 
-def test_what_grows_is_seen_and_what_warms_up_is_not() -> None:
+def test_growth_is_found_and_warm_up_is_ignored() -> None:
     def is_flat(values: list[float]) -> bool:
         found = trend("memory", "MB", values, share=0.1, least=1)
         assert found is not None
@@ -76,13 +76,13 @@ def test_what_grows_is_seen_and_what_warms_up_is_not() -> None:
     assert trend("memory", "MB", [1.0, 2.0], share=0, least=0) is None
 
 
-# -- what was planted is found: readings like real ones, and on top of them a loss or a leak -------------------------
+# -- realistic measurements with an added failure or leak ------------------------------------------------------------
 
 LOOKS_A_MINUTE = 110
 
 
 def looks(minutes: int, *, seed: int = 0, **leaks: float) -> list[Look]:
-    """`leaks`: by which fields grow each minute."""
+    """Return measurements; `leaks` gives the growth of fields per minute."""
     chance = random.Random(seed)
 
     def look(number: int) -> Look:
@@ -109,9 +109,9 @@ def grown(found: list[Look]) -> set[str]:
 @pytest.mark.parametrize(
     ("leak", "name"),
     [
-        ({"router_mb": 1.0}, "memory of the router"),  # 400 requests a minute: 2.5 KB of each
+        ({"router_mb": 1.0}, "memory of the router"),  # 2.5 KB per request at 400 requests/minute
         ({"zygote_mb": 1.2}, "memory of the zygote"),
-        ({"router_fds": 3}, "descriptors of the router"),  # of 20 workers that are killed a minute: one of seven
+        ({"router_fds": 3}, "descriptors of the router"),  # one per seven workers at 20 killed workers/minute
         ({"zygote_fds": 2}, "descriptors of the zygote"),
         ({"router_threads": 1}, "threads of the router"),
     ],
@@ -122,12 +122,12 @@ def test_a_leak_is_found_in_ten_minutes(leak: dict[str, float], name: str) -> No
 
 
 @pytest.mark.parametrize("minutes", [5, 10, 60])
-def test_noise_is_no_leak(minutes: int) -> None:
+def test_noise_is_not_reported_as_a_leak(minutes: int) -> None:
     for seed in range(5):
         assert grown(looks(minutes, seed=seed)) == set()
 
 
-def test_what_was_lost_is_in_the_report(capsys: pytest.CaptureFixture[str]) -> None:
+def test_failed_requests_are_in_the_report(capsys: pytest.CaptureFixture[str]) -> None:
     ledger = Ledger(1)
     verifier = Verifier(cast(Target, None), ledger, looks(10, router_fds=3))
     for number, answer in enumerate((b"data: {}\n\ndata: [DONE]\n\n", b"data: {}\n\n"), 1):
@@ -142,7 +142,7 @@ def test_what_was_lost_is_in_the_report(capsys: pytest.CaptureFixture[str]) -> N
     assert "descriptors of the router" in told.partition("violations")[2]
 
 
-def test_processes_that_nobody_knows_of_are_told() -> None:
+def test_unknown_processes_and_zombies_are_violations() -> None:
     ledger = Ledger(1)
     verifier = Verifier(cast(Target, None), ledger)
     for _ in range(PATIENCE - 1):
@@ -160,7 +160,7 @@ def test_processes_that_nobody_knows_of_are_told() -> None:
     ]
 
 
-async def test_streams_are_known_while_they_flow() -> None:
+async def test_running_streams_are_counted_by_model() -> None:
     ledger = Ledger(1)
     numbers = [ledger.begin("chat") for _ in range(3)]
     waiting = asyncio.create_task(ledger.next_flow())

@@ -25,7 +25,7 @@ def text(words: str, **more: Any) -> dict[str, Any]:
 
 
 def _large_tool(i: int) -> dict[str, Any]:
-    """With what the schemas of coding agents have: nested arrays, enumerations, defaults, unions, numbers."""
+    """Return a tool with a schema as coding agents use: nested arrays, enumerations, defaults, unions, numbers."""
     item = {
         "type": "object",
         "properties": {
@@ -59,7 +59,7 @@ def _large_tool(i: int) -> dict[str, Any]:
 
 
 def coding_agent(**more: Any) -> dict[str, Any]:
-    """What a coding agent sends in the middle of its work."""
+    """Return a request that a coding agent sends in the middle of its work."""
     messages = [
         {
             "role": "user",

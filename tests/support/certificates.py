@@ -1,4 +1,4 @@
-"""Certificates for servers on 127.0.0.1, from an authority that only the test trusts."""
+"""Makes certificates for servers on 127.0.0.1, from an authority that only the test trusts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Certificate(NamedTuple):
 
 
 def make_certificate(directory: Path) -> Certificate:
-    """For `localhost` and 127.0.0.1, written into `directory`."""
+    """Make a certificate for `localhost` and 127.0.0.1 in `directory`."""
     files = Certificate(directory / "key.pem", directory / "chain.pem", directory / "authority.pem")
     authority = trustme.CA()
     leaf = authority.issue_cert("localhost", "127.0.0.1")

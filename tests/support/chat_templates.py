@@ -1,4 +1,4 @@
-"""Chat templates in the manner of well-known model families, cut down to how an assistant's turn is written."""
+"""Chat templates of well-known model families, reduced to the format of an assistant's turn."""
 
 from __future__ import annotations
 

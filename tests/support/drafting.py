@@ -1,4 +1,4 @@
-"""Engines that draft, each kind of draft, and the answers of their requests in a form that can be compared."""
+"""Engines with every kind of drafter, and answers in a form that can be compared."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CACHE = {"spec_type": ("ngram-cache",)}
 SAME = {"model_draft": "tiny-llama.gguf", "spec_draft_n_max": 5}
 OTHER = {"model_draft": "tiny-llama-b.gguf", "spec_draft_n_max": 4}
 EXACT = {"flash_attn": "off", "cache_type_k": "f32", "cache_type_v": "f32"}
-"""A row computed with others is rounded otherwise than one alone: the difference is small in full precision."""
+"""Options for full precision: a row's result depends on the other rows in its batch by rounding, but only slightly."""
 
 
 def engine_of(models: Path, drafts: dict[str, Any], reports: list[WorkerReport], **settings: Any) -> Engine:

@@ -1,4 +1,4 @@
-"""What happens to a model that drafts: conversations, shared beginnings, long prompts; and programs that draft."""
+"""Scenes for models that draft: conversations, shared prefixes, long prompts; and programs that draft."""
 
 from __future__ import annotations
 

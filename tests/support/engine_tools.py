@@ -1,4 +1,4 @@
-"""Running the real engine in a test: one model, one event loop, requests as awaitables."""
+"""Runs the real engine in a test: one model, one event loop, requests as awaitables."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def running(
     disk: PrivateDirectory | None = None,
     **settings: Any,
 ) -> AsyncIterator[Engine]:
-    """A loaded engine; `reports` gathers what it tells the application."""
+    """Yield a loaded engine; `reports` collects its reports to the application."""
     options = Settings(model=str(model), **{"ctx_size": 1024, "threads": 1, **settings})
     engine = Engine(
         options, ModelFiles(model, projector, draft), (reports if reports is not None else []).append, disk=disk
@@ -69,7 +69,7 @@ class Request:
         return self.events
 
     async def all(self) -> list[Finished]:
-        """The choices in order; raises the error that ended the request."""
+        """Return the choices in order. Raises the error that ended the request."""
         n = 1
         if self.events and isinstance(self.events[0], Failed):
             raise self.events[0].error
@@ -100,7 +100,7 @@ def _last(events: list[Event]) -> list[Event]:
 
 
 def ask(loaded: LoadedModel, prompt: str | list[int] = "Once upon a time", **fields: Any) -> Request:
-    """Greedy and 16 tokens unless told otherwise."""
+    """Submit a request; by default greedy, with 16 tokens."""
     tokens = loaded.vocab.tokenize(prompt, True, True) if isinstance(prompt, str) else prompt
     request = Request(loaded, Generation(tokens=tokens, **{"n_predict": 16, "sampling": GREEDY, **fields}))
     request.n = fields.get("n", 1)

@@ -1,9 +1,9 @@
-"""A foreign server for one model, OpenAI-like, with flags for misbehaviour: `fake_backend.py PORT [FLAG…]`.
+"""A foreign OpenAI-like server for one model, with flags for faults: `fake_backend.py PORT [FLAG…]`.
 
-`loading=S`: /health is 503 for so long. `deaf`: ignores SIGTERM. `mute`: never healthy. `code=N`: ends at once.
-`die`: ends in the midst of an answer. `child`: listens in a grandchild. `base=PATH`: all paths begin so.
-`single`: takes one connection at a time, so that nothing else is answered meanwhile. `pause=S`: before each chunk of a
-stream. `sick`: once it was healthy, /health is 500.
+`loading=S`: /health is 503 for S seconds. `deaf`: ignores SIGTERM. `mute`: never healthy. `code=N`: exits immediately.
+`die`: exits in the middle of an answer. `child`: listens in a grandchild. `base=PATH`: prefix of all paths.
+`single`: accepts one connection at a time, so that nothing else is answered meanwhile. `pause=S`: waits before each
+chunk of a stream. `sick`: after it was healthy once, /health is 500.
 """
 
 from __future__ import annotations

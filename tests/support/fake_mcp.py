@@ -1,10 +1,10 @@
-"""MCP servers on standard input and output: a real one, made with the official package, and quick ones by hand.
+"""MCP servers on standard input and output: a real one from the official package, and small ones without it.
 
 fake_mcp.py official           echo, add, slow, fail, environment
-fake_mcp.py quick [MARK]       echo, pid, info, grow, silent, hang, chatter, die; a line for each start goes to MARK
-fake_mcp.py pages              lists its tools in two pages, asks us something first, and answers in one batch
-fake_mcp.py mute|die|garbage   answers nothing, ends at once, writes anything but messages
-fake_mcp.py stubborn           answers nothing and ignores the end of its input and SIGTERM
+fake_mcp.py quick [MARK]       echo, pid, info, grow, silent, hang, chatter, die; writes a line to MARK at each start
+fake_mcp.py pages              lists its tools in two pages, first sends a request itself, and answers in one batch
+fake_mcp.py mute|die|garbage   never answers, exits immediately, writes invalid messages
+fake_mcp.py stubborn           never answers and ignores the end of its input and SIGTERM
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def quick_server() -> None:
 
 
 def quick_call(name: str, arguments: dict[str, Any]) -> str | None:
-    """None: no answer, though others may have theirs."""
+    """Return the result, or None for no answer while other calls are answered."""
     if name == "silent":
         return None
     if name == "hang":

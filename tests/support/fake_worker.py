@@ -1,27 +1,26 @@
-"""A worker that is no model: the real one's manners on pipes and socket, and every way to misbehave, chosen by
-`--model`.
+"""A worker without a model: it uses pipes and socket as the real one does, and has the faults that `--model` names.
 
-`--model` holds words joined by commas, with a value after `=` where one makes sense:
+`--model` is a list of words with commas, some with a value after `=`:
     load=SECONDS        takes that long to become ready, reporting progress
-    gate=PATH           becomes ready, or whatever else it does in its place, only when there is such a file
-    never-ready         serves 503 for ever
+    gate=PATH           waits until this file exists before it becomes ready or fails
+    never-ready         answers 503 forever
     fail-load=TEXT      reports `failed` and exits with 1
-    die-loading         prints two lines and exits with 3 in place of becoming ready
+    die-loading         prints two lines and exits with 3 instead of becoming ready
     die-streaming       ends by SIGKILL after the third chunk of a stream
-    ignore-exit         takes no notice of `exit` and SIGTERM
-    grandchild          starts a process of its own in its group, and logs its pid
-    stray               the same, out of its group, with the log still open
-    flood=LINES         writes that many lines to its log before it is ready
-    endless-line=BYTES  writes that many bytes without an end of line before it is ready
-    garbage             writes what is no report to the control pipe before it is ready
+    ignore-exit         ignores `exit` and SIGTERM
+    grandchild          starts a child process in its process group, and logs its pid
+    stray               the same, outside of its group, with the log still open
+    flood=LINES         writes this many lines to its log before it is ready
+    endless-line=BYTES  writes this many bytes without an end of line before it is ready
+    garbage             writes an invalid report to the control pipe before it is ready
     chunks=N, pause=S   a streamed answer's length and the pause between two chunks
-    beat=SECONDS        gives a sign of life so often
-    stuck               never answers a chat, and says that its engine does not get on
-    think=SECONDS       says nothing for so long before a chat's answer
+    beat=SECONDS        reports a heartbeat at this interval
+    stuck               never answers a chat, and reports that its engine makes no progress
+    think=SECONDS       waits this long before a chat's answer
     refuse=STATUS       answers every chat with that status
-    code=N              exits with N when asked to exit
-    takes=NAME:GIB/…    says that its model takes so much of each of these devices
-Runs as a program, and as `fake_worker:run` under the zygote. Standard library only, so that a test may start dozens.
+    code=N              exits with N on `exit`
+    takes=NAME:GIB/…    reports that its model uses this much memory of each device
+Runs as a program, and as `fake_worker:run` under the zygote. Uses only the standard library: a test can start dozens.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ class FakeWorker:
         self.is_ready = False
         self.is_stuck = False
         self.served = 0
-        self.cancelled = 0  # answers whose client left before their end
+        self.cancelled = 0  # answers whose client disconnected before their end
 
     async def serve(self) -> int:
         self.leave = asyncio.Event()
@@ -243,7 +242,7 @@ class WorkerClient:
     writer: asyncio.StreamWriter
 
     async def pause(self, seconds: float) -> None:
-        """Raises ConnectionError as soon as the client has hung up."""
+        """Wait. Raises ConnectionError as soon as the client has disconnected."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             if self.reader.at_eof():

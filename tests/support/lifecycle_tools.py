@@ -1,4 +1,4 @@
-"""A lifecycle over workers that are no processes, and clients of it that tell how they fare."""
+"""Runs a lifecycle with workers that are not processes, and clients that record their results."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ GIB = 1 << 30
 
 
 class SizedBudget(MemoryBudget):
-    """Models of given sizes, on a machine whose readings the test sets."""
+    """Models of given sizes, on a machine whose free memory the test sets."""
 
     def __init__(
         self, host: int = AUTO_LIMIT, device: int | Mapping[str, int] = NO_LIMIT, **needs: Need | Space | int
     ) -> None:
-        """`device`: of the only one, CUDA0, or of several by name."""
+        """`device` is the memory of CUDA0, or of several devices by name."""
         budgets = {"CUDA0": device} if isinstance(device, int) else dict(device)
         devices = Devices([SystemDevice(name, 100 * GIB, 0) for name in budgets])
         super().__init__(
@@ -58,7 +58,7 @@ def _space(need: Space | int) -> Space:
 
 
 class LeaseClient:
-    """A request in the background: waits for its lease and holds it until told to finish."""
+    """A request in the background: waits for its lease and keeps it until the test ends it."""
 
     def __init__(self, lifecycle: Lifecycle, model: str, **options: Any) -> None:
         self.lease: Lease | None = None
@@ -89,7 +89,7 @@ class LeaseClient:
 
 
 class LifecycleHarness:
-    """A lifecycle over workers that are no processes."""
+    """A lifecycle with workers that are not processes."""
 
     def __init__(self, *names: str, models_max: int = 1, **options: Any) -> None:
         self.now = 0.0
@@ -132,7 +132,7 @@ async def router(*names: str, models_max: int = 1, **options: Any) -> AsyncItera
 
 
 async def settle() -> None:
-    """Lets all that can happen without the test happen."""
+    """Wait until all pending tasks have run."""
     for _ in range(10):
         await asyncio.sleep(0)
 

@@ -1,4 +1,4 @@
-"""A Hugging Face hub on this machine, with faults on request; speaks what llama-server and our client use of the API.
+"""A local Hugging Face hub with optional faults; has the part of the API that llama-server and our client use.
 
     /api/models/<repo>/refs · /api/models/<repo>/tree/<commit>?recursive=true · /<repo>/resolve/<commit>/<path> (Range)
 
@@ -22,26 +22,26 @@ from llama_corral.common.hub import hub_cache
 
 @dataclass
 class HubFaults:
-    """All of them may be changed while the hub runs."""
+    """The faults of the hub; a test may change them while it runs."""
 
     cut_after: int | None = None
-    """Bytes of a body after which the connection breaks, `cuts` times."""
+    """Number of bytes after which the connection breaks, `cuts` times."""
     cuts: int = 1
     status: int | None = None
-    """Answer to every file."""
+    """The status of all file requests."""
     ignore_ranges: bool = False
     gated: bool = False
     page_size: int = 1000
     redirect: str | None = None
-    """Files are served by this other hub."""
+    """The other hub that serves the files, by redirects."""
     damaged: bool = False
     hold: threading.Event | None = None
-    """A file stops in its middle until this is set."""
+    """Transfers of files stop in the middle until this is set."""
 
 
 @dataclass
 class LocalHub:
-    """Use as a context manager. `files`: repository → path → content."""
+    """A hub to be used as a context manager. `files` maps repository → path → content."""
 
     files: dict[str, dict[str, bytes]]
     plain: dict[str, bytes] = field(default_factory=dict)
@@ -76,13 +76,13 @@ class LocalHub:
         return [path for verb, path, _ in self.requests if verb == method]
 
     def ranges(self) -> list[str]:
-        """The Range headers of the requests for files, "" for none."""
+        """Return the Range headers of the file requests, "" if there was none."""
         return [headers.get("range", "") for _, path, headers in self.requests if "/api/" not in path]
 
 
 class _HubServer(ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that was killed is part of the tests."""
+        """Ignore errors of connections: some tests kill the client."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -181,7 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def cache_repo(cache: Path, repo: str, *paths: str, commit: str = "a" * 40, branch: str = "main") -> None:
-    """A repository in the cache as a download leaves it."""
+    """Create a repository in the cache, as after a download."""
     folder = hub_cache.repo_dir(cache, repo)
     for path in paths:
         blob = folder / "blobs" / hashlib.sha256(path.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Engines on tiny models that see or hear, and requests to them with images and audio."""
+"""Engines with tiny multimodal models, and requests to them with images and audio."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from media_files import noise, png, wav
 
 M = "<__media__>"
 CAT, DOG, WIDE = png(seed=1), png(seed=2), png(160, 64, seed=3)
-EXACT = {"flash_attn": "off", "cache_type_k": "f32", "cache_type_v": "f32"}  # rows computed together round alike
+EXACT = {"flash_attn": "off", "cache_type_k": "f32", "cache_type_v": "f32"}  # results do not depend on the batch
 ENDLESS = Sampling(temperature=0.0, ignore_eos=True)
 KINDS: dict[str, tuple[str, str, tuple[bytes, bytes], tuple[bool, bool]]] = {
     "gemma3": ("tiny-gemma3.gguf", "mmproj-gemma3.gguf", (CAT, DOG), (True, False)),
@@ -23,7 +23,7 @@ ALL = KINDS | {"recurrent": ("tiny-mamba.gguf", *KINDS["audio"][1:])}
 
 
 def look(loaded: LoadedModel, text: str, *files: bytes, **fields: Any) -> Request:
-    """Greedy and eight tokens unless told otherwise."""
+    """Submit a request; by default greedy, with eight tokens."""
     tokens, media = loaded.tokenize_media(text, files)
     request = Request(loaded, Generation(tokens=tokens, media=media, **{"n_predict": 8, "sampling": ENDLESS, **fields}))
     request.n = fields.get("n", 1)

@@ -1,4 +1,4 @@
-"""Small pictures and sounds as files."""
+"""Makes small image and audio files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import zlib
 
 
 def png(width: int = 64, height: int = 64, seed: int = 0) -> bytes:
-    """Colored noise in blocks of eight pixels: different seeds are different to any encoder."""
+    """Return an image of colored noise in blocks of eight pixels, so that every encoder distinguishes seeds."""
     rng = random.Random(seed)
     colors = [[rng.randbytes(3) for _ in range(width // 8 + 1)] for _ in range(height // 8 + 1)]
     rows = (b"\0" + b"".join(colors[y // 8][x // 8] for x in range(width)) for y in range(height))
@@ -23,7 +23,7 @@ def png(width: int = 64, height: int = 64, seed: int = 0) -> bytes:
 
 
 def wav(seconds: float = 1.0, pitch: float = 440.0, rate: int = 16000) -> bytes:
-    """A tone."""
+    """Return a WAV file with a tone."""
     samples = (int(9000 * math.sin(2 * math.pi * pitch * i / rate)) for i in range(int(seconds * rate)))
     return _wave(b"".join(struct.pack("<h", sample) for sample in samples), rate)
 

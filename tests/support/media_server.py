@@ -1,6 +1,6 @@
-"""A web server for the tests of fetching: gives files, and misbehaves in every way that a foreign server can.
+"""A web server for the tests of fetching: serves files and simulates the faults of foreign servers.
 
-`async with served(…)`: on the test's own loop, on loopback; counts what it was asked for.
+`async with served(…)`: on the test's own loop, on loopback; counts the requests.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Workers without processes, for tests of the lifecycle: the test says when each is ready, sleeps, fails or exits."""
+"""Workers without processes, for lifecycle tests: the test decides when each is ready, sleeps, fails or exits."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class InProcessWorker:
         self.report("ready", id=self.name)
 
     def leave(self) -> None:
-        """As it was asked to."""
+        """Exit as requested."""
         assert self.must_go
         self.exit(-signal.SIGKILL if self.kill_asked else 0)
 
@@ -62,7 +62,7 @@ class InProcessLauncher:
     command = ("fake",)
 
     def __init__(self, on_asked: OnAsked = lambda _: None, on_launch: Callable[[str], None] = lambda _: None) -> None:
-        """`on_asked` is called before a worker is told to stop or killed, `on_launch` before one is made."""
+        """`on_asked` is called before a worker is stopped or killed, `on_launch` before one is created."""
         self._on_asked = on_asked
         self._on_launch = on_launch
         self.workers: list[InProcessWorker] = []
@@ -70,7 +70,7 @@ class InProcessLauncher:
         self.is_closed = False
 
     def start(self) -> None:
-        """There is nothing to warm up."""
+        """Do nothing: there is nothing to prepare."""
 
     def launch(self, spec: LaunchSpec, callbacks: Callbacks) -> InProcessWorker:
         if self.refusal is not None:
@@ -90,5 +90,5 @@ class InProcessLauncher:
         return [worker for worker in self.workers if worker.is_alive]
 
     def __getitem__(self, name: str) -> InProcessWorker:
-        """The worker that runs this model."""
+        """Return the worker that runs this model."""
         return next(worker for worker in self.alive if worker.name == name)

@@ -1,4 +1,4 @@
-"""Runs the real programs for the tests: a free address, a log file, waiting for /health, an end without leftovers."""
+"""Runs the real programs for the tests: with a free address and a log file; waits for /health; checks that all exit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Wait = Literal["ready", "listening", "nothing"]
 
 START_SECONDS = 40.0  # two cores under load; a tiny model is ready within one second
 STOP_SECONDS = 20.0
-MARK = "LLAMA_CORRAL_TEST_MARK"  # an environment variable by which a program's descendants are found again
+MARK = "LLAMA_CORRAL_TEST_MARK"  # environment variable by which a program's descendants are found
 
 
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
@@ -31,9 +31,9 @@ _PORTS = itertools.cycle(range(10_000 + 500 * _WORKER, 10_000 + 500 * (_WORKER +
 
 
 def free_port() -> int:
-    """A port that is free now, and that nothing else takes before the program that it is for.
+    """Return a free port that no other process uses before the program does.
 
-    Each process of the test run has a range of its own, below the ports that the system gives to outgoing connections.
+    Each process of the test run has a separate range, below the ports that the system uses for outgoing connections.
     """
     while True:
         port = next(_PORTS)
@@ -43,7 +43,7 @@ def free_port() -> int:
 
 
 def wait_until(condition: Callable[[], T], what: str, seconds: float = START_SECONDS) -> T:
-    """The first true value of `condition`; AssertionError when the time is over."""
+    """Return the first true value of `condition`. Raises AssertionError after the timeout."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         if time.monotonic() > deadline:
@@ -53,7 +53,7 @@ def wait_until(condition: Callable[[], T], what: str, seconds: float = START_SEC
 
 
 def clean_environment(home: Path, extra: Mapping[str, str]) -> dict[str, str]:
-    """Nothing of the machine's own configuration, caches or hub reaches the program."""
+    """Return an environment without the machine's configuration, caches and hub."""
     private = ("LLAMA_", "HF_", "HUGGING", "XDG_", "GGML_")
     environ = {name: value for name, value in os.environ.items() if not name.startswith(private)}
     home.mkdir(exist_ok=True)
@@ -61,7 +61,7 @@ def clean_environment(home: Path, extra: Mapping[str, str]) -> dict[str, str]:
 
 
 class Program:
-    """One running program. `client` speaks to it, `stop()` ends it as Ctrl-C would."""
+    """A running program. `client` sends requests to it, `stop()` ends it as Ctrl-C does."""
 
     def __init__(self, argv: Sequence[str], *, address: str, log: Path, environ: Mapping[str, str]) -> None:
         """`address` is a TCP port of 127.0.0.1 or the path of a unix socket."""
@@ -105,11 +105,11 @@ class Program:
             wait_until(self.is_ready if wait == "ready" else self.is_listening, f"{self.argv} to be {wait}")
 
     def family(self) -> list[psutil.Process]:
-        """The program and everything that it started, wherever it stands in the process tree now."""
+        """Return the program and all its descendants, also those that have another parent now."""
         return [process for process in psutil.process_iter() if _mark_of(process) == self.mark]
 
     def models(self) -> dict[str, dict[str, Any]]:
-        """The router's entries by id."""
+        """Return the router's entries by id."""
         return {entry["id"]: entry for entry in self.client.get("/models").raise_for_status().json()["data"]}
 
     def status(self, model: str) -> str:
@@ -119,7 +119,7 @@ class Program:
         wait_until(lambda: self.status(model) == value, f"{model} to be {value}")
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Its exit code after a signal; kills it and fails when it does not end."""
+        """Send a signal and return the exit code; kill the program and fail if it does not exit."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
@@ -130,11 +130,11 @@ class Program:
             raise AssertionError(f"{self.argv} did not end after signal {number}") from None
 
     def exit_code(self, seconds: float = STOP_SECONDS) -> int:
-        """Waits for it to end by itself."""
+        """Wait for the program to exit by itself and return the exit code."""
         return self.process.wait(seconds)
 
     def close(self) -> None:
-        """Stops it and fails if anything that it started is still there."""
+        """Stop the program; fail if any descendant still runs."""
         try:
             self.stop()
             wait_until(lambda: not self.family(), f"the children of {self.argv} to end", STOP_SECONDS)
@@ -159,20 +159,20 @@ def _mark_of(process: psutil.Process) -> str | None:
 
 
 def post(program: Program, path: str, body: Any, status: int = 200) -> Any:
-    """The JSON body of the answer, which must have that status."""
+    """Return the JSON body of the answer, which must have this status."""
     response = program.client.post(path, json=body)
     assert response.status_code == status, response.text
     return response.json()
 
 
 def complete(gateway: Program, model: str, **fields: object) -> httpx.Response:
-    """A short greedy completion by `model`."""
+    """Return a short greedy completion by `model`."""
     body = {"model": model, "prompt": "Once upon a time", "n_predict": 4, "temperature": 0, **fields}
     return gateway.client.post("/completion", json=body)
 
 
 class Programs:
-    """Starts programs in a directory of their own and ends them all."""
+    """Starts programs in a separate directory and stops them all."""
 
     def __init__(self, directory: Path, models: Path) -> None:
         self.directory = directory
@@ -196,7 +196,7 @@ class Programs:
         env: Mapping[str, str] | None = None,
         wait: Wait = "ready",
     ) -> Program:
-        """A worker by itself; `model` is a file of the models directory, or None when `args` say it all."""
+        """Start a worker alone; `model` is a file in the models directory, or None if `args` name the model."""
         port = str(free_port())
         return self.start([*self.worker_command(model), "--port", port, *args], address=port, env=env, wait=wait)
 
@@ -212,7 +212,7 @@ class Programs:
         wait: Wait = "ready",
         port: int | None = None,
     ) -> Program:
-        """`llama-corral`; `presets` is the text of a presets file, with `{models}` for the models directory."""
+        """Start `llama-corral`; `presets` is the text of a presets file, with `{models}` for the models directory."""
         address = str(port or free_port())
         command = str(Path(sys.executable).with_name("llama-corral"))
         argv = [command, "--host", "127.0.0.1", "--port", address, *args]
@@ -234,5 +234,5 @@ class Programs:
             raise errors[0]
 
     def report(self) -> str:
-        """The ends of all logs, for a failed test."""
+        """Return the last lines of all logs, for a failed test."""
         return "\n".join(f"$ {' '.join(p.argv)}\n{p.log_text[-6000:]}" for p in self.started)

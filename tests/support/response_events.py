@@ -1,4 +1,4 @@
-"""Streams of OpenAI Responses, checked event by event against the types of OpenAI's own client."""
+"""Checks streams of OpenAI Responses, event by event, against the types of OpenAI's client."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def read_stream(data: bytes) -> list[dict[str, Any]]:
 
 
 def check_stream(events: list[dict[str, Any]], last: str = "response.completed") -> Response:
-    """The Response at its end, after looking whether it is what the events add up to."""
+    """Return the final Response, after checking that it equals the sum of the events."""
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     for event in events:
         EVENT_TYPES[event["type"]].model_validate(event, strict=True)
@@ -45,7 +45,7 @@ def check_stream(events: list[dict[str, Any]], last: str = "response.completed")
 
 
 def _item(events: list[dict[str, Any]]) -> dict[str, Any]:
-    """One item's events, in the order that they must have."""
+    """Check that one item's events are in the required order."""
     first, *middle, last = events
     item: dict[str, Any] = last["item"]
     assert (first["type"], last["type"]) == ("response.output_item.added", "response.output_item.done")

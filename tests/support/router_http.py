@@ -1,4 +1,4 @@
-"""A router on a real port over fake workers, within the test's own event loop, and a client for it."""
+"""Runs a router on a real port with fake workers, in the test's event loop, and a client for it."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Gateway:
     lifecycle: Lifecycle
     port: int
     sources: dict[str, Preset]
-    """What a reload finds; to be changed by the test."""
+    """The presets that a reload reads; the test changes them."""
     source_error: Exception | None = None
 
     async def chat(self, model: str, **given: Any) -> httpx.Response:
         return await self.client.post("/v1/chat/completions", json={"model": model, **given})
 
     async def events_of(self, model: str) -> list[dict[str, Any]]:
-        """The `data:` objects of a streamed chat."""
+        """Return the `data:` objects of a streamed chat."""
         async with self.client.stream(
             "POST", "/v1/chat/completions", json={"model": model, "stream": True}
         ) as response:
@@ -48,18 +48,18 @@ class Gateway:
         return status
 
     async def becomes(self, model: str, value: str) -> None:
-        """Listens instead of asking again and again."""
+        """Wait for a model's status by reading events instead of polling."""
         async with self.lifecycle.subscribe() as listener, asyncio.timeout(PATIENCE):
             while (await self.status(model))["value"] != value:
                 assert await listener.get() is not None
 
     async def worker_of(self, model: str) -> dict[str, Any]:
-        """What the fake worker says of itself."""
+        """Return the fake worker's description of itself."""
         answer: dict[str, Any] = (await self.client.get("/slots", params={"model": model})).json()["worker"]
         return answer
 
     async def has_cancelled(self, model: str) -> None:
-        """The worker can only be asked, again and again."""
+        """Poll the worker, which sends no events, until it has cancelled."""
         async with asyncio.timeout(PATIENCE):
             while not (await self.worker_of(model))["cancelled"]:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)

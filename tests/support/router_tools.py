@@ -1,4 +1,4 @@
-"""What the router's tests share: presets, fake workers as real processes, a recorder of what they do, and waiting."""
+"""Shared by the router's tests: presets, fake workers as real processes, a recorder of their callbacks, and waiting."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from llama_corral.router.process.zygote import ZYGOTE_COMMAND, ZygoteLauncher
 TESTS = Path(__file__).resolve().parent
 FAKE_COMMAND = (sys.executable, str(TESTS / "fake_worker.py"))
 PATIENCE = 30.0
-"""Seconds until a condition that does not come true fails its test."""
+"""Seconds after which a condition that is still false fails its test."""
 
 Kind = Literal["spawn", "zygote"]
 KINDS: tuple[Kind, ...] = ("spawn", "zygote") if sys.platform.startswith("linux") else ("spawn",)
 
 
 def fake_launcher(kind: Kind, **environ: str) -> Launcher:
-    """Runs tests/support/fake_worker.py."""
+    """Return a launcher that runs tests/support/fake_worker.py."""
     given = {**os.environ, "PYTHONPATH": str(TESTS), **environ}
     if kind == "spawn":
         return SpawnLauncher(given, FAKE_COMMAND)
@@ -36,7 +36,7 @@ def fake_launcher(kind: Kind, **environ: str) -> Launcher:
 
 
 def preset(name: str, model: str = "", **given: Any) -> Preset:
-    """A preset as the sources would make it; `model` holds the words of a fake worker."""
+    """Return a preset as the sources make it; `model` contains the words for the fake worker."""
     options = {field: ConfigValue(str(value), "a test") for field, value in given.pop("options", {}).items()}
     layer = {"model": ConfigValue(model, "a test"), **options}
     defaults: dict[str, Any] = {"aliases": (), "tags": (), "source": "preset", "load_on_startup": False}
@@ -49,7 +49,7 @@ def presets(*entries: Preset) -> dict[str, Preset]:
 
 
 class Recorder:
-    """The callbacks of one worker."""
+    """Records the callbacks of one worker."""
 
     def __init__(self) -> None:
         self.reports: list[WorkerReport] = []
@@ -82,7 +82,7 @@ class Recorder:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """For what tells nobody when it changes, such as other processes."""
+    """Poll a condition that sends no notification, such as the state of other processes."""
     async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)

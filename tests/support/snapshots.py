@@ -1,4 +1,4 @@
-"""Snapshots of any models and queue at all, as Hypothesis strategies, and what a decision makes of them."""
+"""Hypothesis strategies for snapshots of arbitrary models and queues, and the effect of a decision on them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _resident(draw: st.DrawFn, name: str) -> Resident:
 
 @st.composite
 def snapshots_with_sizes(draw: st.DrawFn) -> PlacementSnapshot:
-    """With models of all sizes, in little memory."""
+    """Snapshots with models of all sizes and little memory."""
     snapshot = draw(snapshots())
     names = st.sampled_from(DEVICES)
     sizes = st.builds(Space, st.integers(0, 9), st.dictionaries(names, st.integers(0, 9)))
@@ -72,7 +72,7 @@ def resident(snapshot: PlacementSnapshot, name: str) -> Resident:
 
 
 def idle(snapshot: PlacementSnapshot) -> list[Resident]:
-    """Who could be evicted."""
+    """Return the models that can be evicted."""
     wanted = {entry.model for entry in snapshot.queue}
     staying = [r for r in snapshot.residents if r.state.is_ready and not r.leases and not r.retention.pinned]
     return [r for r in staying if r.name not in wanted]
@@ -83,14 +83,14 @@ def vulnerable(snapshot: PlacementSnapshot) -> list[Resident]:
 
 
 def is_loading(snapshot: PlacementSnapshot) -> bool:
-    """So many that the next one has to wait for that."""
+    """Return True if so many models are loading that the next one must wait."""
     claimed = [resident(snapshot, entry.model) for entry in snapshot.queue if entry.claimed]
     is_unknown = any(r.space == Space() for r in claimed) and snapshot.limit != Limit()
     return bool(claimed) and (is_unknown or len(claimed) >= snapshot.rules.parallel_loads)
 
 
 def carried_out(snapshot: PlacementSnapshot, decision: Decision) -> PlacementSnapshot:
-    """What the lifecycle makes of it."""
+    """Return the snapshot after the lifecycle has carried out the decision."""
     evicted = {eviction.model for eviction in (*decision.evict, *decision.preempt)}
     refused = {refusal.model for refusal in decision.refuse}
     left = snapshot.limit - taken(snapshot)

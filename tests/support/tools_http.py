@@ -1,4 +1,4 @@
-"""Server-side tools on a real port, within the test's own event loop, and a client for them."""
+"""Serves server-side tools on a real port, in the test's event loop, with a client for them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ToolClient:
         return await self.client.post("/tools", json={"tool": tool, "params": params, **more}, headers=headers)
 
     async def call(self, tool: str, headers: dict[str, str] | None = None, **params: Any) -> dict[str, Any]:
-        """The answer of a call that was one."""
+        """Return the answer of a successful call."""
         response = await self.post(tool, params, headers)
         assert response.status_code == 200, response.text
         answer: dict[str, Any] = response.json()
@@ -67,7 +67,7 @@ async def tools(**given: Any) -> AsyncIterator[ToolClient]:
 
 
 def fake_mcp(*args: str, **more: Any) -> dict[str, Any]:
-    """tests/support/fake_mcp.py as a configuration names it."""
+    """Return the configuration of tests/support/fake_mcp.py."""
     return {"command": sys.executable, "args": [str(FAKE_MCP), *args], **more}
 
 

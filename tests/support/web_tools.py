@@ -1,4 +1,4 @@
-"""A small application with the HTTP manners of router and worker, on real sockets, for the tests of those."""
+"""Runs a small application with the HTTP behaviour that router and worker share, on real sockets, for its tests."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def settings(**given: Any) -> Settings:
 async def serving(
     given: Settings, is_ready: Callable[[], bool] = lambda: True, grace: float = 3.0
 ) -> AsyncIterator[tuple[httpx.AsyncClient, Listening, asyncio.Event]]:
-    """The application under test, a client for it, and an event that is set when a handler was cancelled."""
+    """Yield a client for the application, its server, and an event that is set when a handler was cancelled."""
     cancelled = asyncio.Event()
 
     async def echo(request: web.Request) -> web.StreamResponse:

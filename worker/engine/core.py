@@ -222,7 +222,7 @@ class Core:
             begin, end = shift(slot, self.context, n_keep, task.request.n_discard)
             self.speculation.on_shifted(slot, begin, end)
             task.choice.truncated = True
-            log.debug("slot %d: context shift, positions %d to %d are removed", slot.id, begin, end)
+            log.debug("slot %d: context shift removes positions %d to %d", slot.id, begin, end - 1)
 
     # -- plan ----------------------------------------------------------------------------------------------------------
 

@@ -178,7 +178,7 @@ class Ticket:
         return self._job.id
 
     def cancel(self) -> None:
-        """Cancel the request; idempotent. No event follows. A prefill is aborted; the slot is free within a step."""
+        """Cancel the request; may be called again. No event follows. A prefill stops; its slot is free in a step."""
         job, core = self._job, self._core
         if job.cancelled or job.done:
             return

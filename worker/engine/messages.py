@@ -44,8 +44,8 @@ class Grammar:
     text: str
     lazy: bool = False
     triggers: tuple[Trigger, ...] = ()
-    prefill: str = ""  # the end of the prompt, if the grammar begins there
-    thinking: Thinking | None = None  # reasoning text does not activate a lazy grammar
+    prefill: str = ""  # the last part of the prompt, if the grammar describes it too
+    thinking: Thinking | None = None  # how reasoning is recognized: a trigger inside it does not start a lazy grammar
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class MediaChunk:
     n_tokens: int
     n_pos: int  # number of positions used, at most n_tokens
     id: str  # equal for equal bytes
-    content: object  # opaque; a MediaContent of the engine
+    content: object  # not read here: a MediaContent of the engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ class Generation:
     timings_per_token: bool = False
     preserved_tokens: frozenset[int] = frozenset()  # special tokens that are rendered nevertheless
     adapters: tuple[tuple[int, float], ...] = ()  # (id, scale) of LoRA adapters, others 0; empty: the server's scales
-    settings: object = None  # generation_settings as the dialect shows it in /slots; opaque here
+    settings: object = None  # generation_settings as the dialect shows it in /slots; not read here
     media: tuple[MediaChunk, ...] = ()
     user_starts: tuple[int, ...] = ()  # indexes of the tokens at which user messages begin, if known
 
@@ -145,7 +145,7 @@ class Embedding:
     """A request for the vector of a text (with pooling none: one vector per token) or for its rank score."""
 
     tokens: Sequence[int]
-    normalize: int = 2  # -1 none, 0 max-abs to 32760, 1 L1, 2 L2, p: p-norm
+    normalize: int = 2  # -1: none, 0: the largest absolute value becomes 32760, 1: L1, 2: L2, p: p-norm
     media: tuple[MediaChunk, ...] = ()
 
 
@@ -162,7 +162,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class TokenProb:
-    """A token and its probability. `p` is the probability after sampling, or the natural log of the one before it."""
+    """A token and its probability. `p`: its probability after sampling, or the natural log of that before sampling."""
 
     id: int
     piece: bytes

@@ -196,7 +196,7 @@ class EngineThread(threading.Thread):
 @contextmanager
 def _run_alongside(work: Callable[[], object]) -> Iterator[None]:
     """Run `work`, which holds the GIL, in a thread while the block waits for calls that release the GIL."""
-    thread = threading.Thread(target=work, name="beside")
+    thread = threading.Thread(target=work, name="background")
     thread.start()
     try:
         yield

@@ -49,8 +49,8 @@ def slot_work(
 
 
 def limits_of(model: Model, context: Context, decoder: BatchDecoder) -> BatchLimits:
-    # with a sliding window a batch with drafts must be one physical batch: positions that leave the window between
-    # two parts of it could not be restored after a rejected draft
+    # With a sliding window, a batch with drafts must be one physical batch. If it were split, the first part could
+    # remove old positions from the window that are needed again when a draft is rejected.
     n_with_drafts = context.n_ubatch if model.n_swa else context.n_batch
     mix = model.options.continuous_batching
     return BatchLimits(context.n_batch, decoder.n_prompt_with_streams, mix, n_with_drafts)

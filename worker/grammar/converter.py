@@ -143,24 +143,24 @@ class Converter:
 
     def _union(self, schema: Schema, keyword: str, name: str, path: str) -> str:
         """Return a choice of all alternatives. For `oneOf` a grammar cannot express that exactly one matches."""
-        beside = constraints(schema, keyword)
+        siblings = constraints(schema, keyword)
         ways: list[str] = []
         for i, way in enumerate(alternatives(schema, keyword, path)):
             where = f"{path}/{keyword}/{i}"
             try:
-                ways.append(self.visit(self._narrowed(way, beside, where), _way(name, i), where))
+                ways.append(self.visit(self._narrowed(way, siblings, where), _way(name, i), where))
             except Contradiction:
-                if not beside:
+                if not siblings:
                     raise
         if not ways:
             raise Contradiction(f"JSON schema error at {path}: no alternative of {keyword} is possible")
         return " | ".join(ways)
 
-    def _narrowed(self, way: object, beside: Schema, path: str) -> object:
-        """Merge `beside` into `way`. Return `way` unchanged if that adds nothing: this keeps recursive references."""
-        if not beside:
+    def _narrowed(self, way: object, siblings: Schema, path: str) -> object:
+        """Merge `siblings` into `way`. Return `way` unchanged if that adds nothing: this keeps recursive references."""
+        if not siblings:
             return way
-        both, alone = self._merger.merge(way, beside, path), self._merger.opened(way, path)
+        both, alone = self._merger.merge(way, siblings, path), self._merger.opened(way, path)
         kinds: list[str | None] = [*types_of(alone, path)] or [inferred_type(alone)]
         same = constraints(both, "type") == constraints(alone, "type") and kinds == types_of(both, path)
         return way if same else both
@@ -168,13 +168,13 @@ class Converter:
     def _all_of(self, schema: Schema, name: str, path: str) -> str:
         """Combine plain objects into one with all their properties, as llama-server does; else merge completely."""
         parts = [self._merger.opened(part, f"{path}/allOf") for part in alternatives(schema, "allOf", path)]
-        beside = constraints(schema, "allOf")
-        if len(parts) == 1 and not beside:
+        siblings = constraints(schema, "allOf")
+        if len(parts) == 1 and not siblings:
             return self.visit(schema["allOf"][0], name, path)
-        if set(beside) <= {"type"} and (properties := _simple_objects(parts, beside)) is not None:
+        if set(siblings) <= {"type"} and (properties := _simple_objects(parts, siblings)) is not None:
             rules = [(key, self.visit(value, below(name, key), f"{path}/{key}")) for key, value in properties.items()]
             return self.rules.add(rule_name(name), object_rule(self.rules, name, rules, set(properties), None))
-        whole: Schema = beside
+        whole: Schema = siblings
         for part in parts:
             whole = self._merger.merge(whole, part, path)
         if whole.get("allOf") == schema["allOf"]:
@@ -189,8 +189,8 @@ class Converter:
             values = [value for value in values if value == schema["const"]]
         kinds = types_of(schema, path) or TYPES
         fitting = [value for value in values if any(is_of_type(value, kind) for kind in kinds)]
-        if beside := constraints(schema, "enum", "const", "type"):
-            raise fail(path, f'keyword "{next(iter(beside))}" together with enum or const is not supported')
+        if siblings := constraints(schema, "enum", "const", "type"):
+            raise fail(path, f'keyword "{next(iter(siblings))}" together with enum or const is not supported')
         if not fitting:
             raise Contradiction(f"JSON schema error at {path}: no value of enum or const has the required type")
         if "enum" not in schema:
@@ -279,12 +279,12 @@ def _is_anything(schema: object) -> bool:
     return schema is True or (isinstance(schema, dict) and not constraints(schema))
 
 
-def _simple_objects(parts: Sequence[Schema], beside: Mapping[str, Any]) -> Schema | None:
+def _simple_objects(parts: Sequence[Schema], siblings: Mapping[str, Any]) -> Schema | None:
     """Return the combined properties of schemas that only list properties, without duplicates; else None."""
     together: Schema = {}
-    for part in [*parts, beside]:
+    for part in [*parts, siblings]:
         said = constraints(part)
-        if said.get("type", "object") != "object" or (part is not beside and "properties" not in said):
+        if said.get("type", "object") != "object" or (part is not siblings and "properties" not in said):
             return None
         if set(said) - {"type", "properties", "required", "additionalProperties"} or said.get("additionalProperties"):
             return None

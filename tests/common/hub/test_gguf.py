@@ -1,4 +1,4 @@
-"""The GGUF header reader: what it keeps, what it refuses, and that no broken file makes it hang or swell."""
+"""The GGUF header reader: results, errors, and limits of time and memory for broken files."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_agrees_with_the_gguf_package(tmp_path: Path) -> None:
     assert set(header.metadata) | set(header.lengths) == {key for key in reader.fields if not key.startswith("GGUF.")}
 
 
-def test_long_arrays_and_long_strings_are_stepped_over(tmp_path: Path) -> None:
+def test_long_arrays_and_long_strings_are_skipped(tmp_path: Path) -> None:
     path = write_gguf(
         tmp_path / "a.gguf", tokens=5000, **{"tokenizer.huggingface.json": "x" * (3 << 20), "after": "it"}
     )
@@ -105,7 +105,7 @@ def test_tensor_types_have_the_sizes_of_the_format(code: int) -> None:
     assert TENSOR_TYPES[code][1:] == gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(code)]
 
 
-def test_a_tensor_type_newer_than_the_table_is_measured_by_the_gap(tmp_path: Path) -> None:
+def test_the_size_of_an_unknown_tensor_type_is_the_gap_to_the_next(tmp_path: Path) -> None:
     tensor = struct.pack("<Q", 1) + b"t" + struct.pack("<IQIQ", 1, 64, 9999, 0)
     path = tmp_path / "new.gguf"
     header = struct.pack("<4sIQQ", b"GGUF", 3, 1, 0) + tensor
@@ -114,7 +114,7 @@ def test_a_tensor_type_newer_than_the_table_is_measured_by_the_gap(tmp_path: Pat
     assert (read.type, read.size) == ("type 9999", 100)
 
 
-# Broken files: entries() writes a header with the given key/value bytes and no tensors.
+# Broken files. entries() writes a header with the given key/value bytes and no tensors.
 
 
 def entries(*pairs: bytes, version: int = 3, tensors: int = 0, count: int | None = None) -> bytes:
@@ -161,7 +161,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("content", "complaint"), BROKEN.values(), ids=BROKEN)
-def test_broken_files_get_one_clear_error(tmp_path: Path, content: bytes, complaint: str) -> None:
+def test_a_broken_file_raises_one_clear_error(tmp_path: Path, content: bytes, complaint: str) -> None:
     path = tmp_path / "broken.gguf"
     path.write_bytes(content)
     with pytest.raises(GgufError, match=complaint) as caught:
@@ -197,7 +197,9 @@ def test_truncated_anywhere(tmp_path: Path, sample: bytes) -> None:
 
 @settings(max_examples=300, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(edits=st.lists(st.tuples(st.integers(0, 2500), st.integers(0, 255)), max_size=8), cut=st.integers(0, 9000))
-def test_mutations_never_escape(tmp_path: Path, sample: bytes, edits: list[tuple[int, int]], cut: int) -> None:
+def test_mutated_files_raise_only_the_documented_error(
+    tmp_path: Path, sample: bytes, edits: list[tuple[int, int]], cut: int
+) -> None:
     broken = bytearray(sample)
     for position, byte in edits:
         broken[position % len(broken)] = byte

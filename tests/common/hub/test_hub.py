@@ -1,4 +1,4 @@
-"""Model files: what names mean, what the cache holds, and that a download survives whatever a network does to it."""
+"""Model files: names, the cache, and downloads that survive all failures of the network."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_choice_by_tag(paths: list[str], tag: str, expected: str | None) -> None
         (["mmproj-F16.txt"], None),
     ],
 )
-def test_projector_beside_or_above_the_model(siblings: list[str], expected: str | None) -> None:
+def test_projector_in_the_models_folder_or_above(siblings: list[str], expected: str | None) -> None:
     assert choose_files(["sub/model-Q4_0.gguf", *siblings], "").mmproj == expected
 
 
@@ -168,7 +168,7 @@ def test_listing_of_the_cache(tmp_path: Path) -> None:
     assert list_cached({"LLAMA_CACHE": str(tmp_path / "missing")}) == []
 
 
-def test_a_link_without_its_blob_is_no_file(tmp_path: Path) -> None:
+def test_a_link_without_its_blob_is_ignored(tmp_path: Path) -> None:
     cache_repo(tmp_path, "user/one", "one-Q8_0.gguf")
     for blob in (hub_cache.repo_dir(tmp_path, "user/one") / "blobs").iterdir():
         blob.unlink()
@@ -178,13 +178,11 @@ def test_a_link_without_its_blob_is_no_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "repo", ["a", "a/b/c", "a//b", "../b", "a/..", "-a/b", "a/b-", "a b/c", "a/b:", "x/" + "y" * 300]
 )
-def test_names_that_are_no_repository(repo: str) -> None:
+def test_invalid_repository_names(repo: str) -> None:
     assert not hub_cache.is_repo_name(repo)
 
 
-def test_what_the_cache_has_is_used_without_a_request(
-    tmp_path: Path, environ: dict[str, str], local_hub: LocalHub
-) -> None:
+def test_cached_files_are_used_without_a_request(tmp_path: Path, environ: dict[str, str], local_hub: LocalHub) -> None:
     cache_repo(tmp_path / "cache", REPO, "model-Q8_0.gguf", "mmproj-model-F16.gguf", "x-F16-00001-of-00002.gguf")
     files = resolve_files(Settings(hf_repo=f"{REPO}:q8_0"), environ)
     assert (files.model.name, files.mmproj and files.mmproj.name) == ("model-Q8_0.gguf", "mmproj-model-F16.gguf")
@@ -193,7 +191,7 @@ def test_what_the_cache_has_is_used_without_a_request(
 
 
 @pytest.mark.parametrize("offline", [{"offline": True}, {"HF_HUB_OFFLINE": "1"}])
-def test_offline_asks_nobody(
+def test_offline_sends_no_request(
     tmp_path: Path, environ: dict[str, str], local_hub: LocalHub, offline: Mapping[str, object]
 ) -> None:
     cache_repo(tmp_path / "cache", REPO, "model-Q8_0.gguf", "model-F16-00001-of-00002.gguf")
@@ -237,12 +235,12 @@ def test_a_file_by_name(environ: dict[str, str]) -> None:
         resolve_files(Settings(hf_repo=REPO, hf_file="nothing.gguf"), environ)
 
 
-def test_a_long_listing_comes_in_pages(environ: dict[str, str], local_hub: LocalHub) -> None:
+def test_a_long_listing_is_read_in_pages(environ: dict[str, str], local_hub: LocalHub) -> None:
     local_hub.faults.page_size = 2
     assert resolve_files(Settings(hf_repo=f"{REPO}:Q8_0"), environ).model.name == "model-Q8_0.gguf"
 
 
-def test_a_new_commit_keeps_what_did_not_change(environ: dict[str, str], local_hub: LocalHub) -> None:
+def test_a_new_commit_keeps_unchanged_files(environ: dict[str, str], local_hub: LocalHub) -> None:
     resolve_files(Settings(hf_repo=f"{REPO}:Q8_0"), environ)
     local_hub.files[REPO]["model-Q4_K_M.gguf"] = b"GGUF four, better"
     files = resolve_files(Settings(hf_repo=f"{REPO}:Q4_K_M"), environ)
@@ -250,7 +248,7 @@ def test_a_new_commit_keeps_what_did_not_change(environ: dict[str, str], local_h
     assert list_cached(environ) == [f"{REPO}:Q4_K_M", f"{REPO}:Q8_0"]
 
 
-def test_a_broken_connection_goes_on_where_it_stopped(environ: dict[str, str], local_hub: LocalHub) -> None:
+def test_a_download_resumes_after_a_broken_connection(environ: dict[str, str], local_hub: LocalHub) -> None:
     local_hub.faults.cut_after = 1 << 20
     local_hub.faults.cuts = 2
     files = resolve_files(Settings(hf_repo=REPO, hf_file="big/model-BF16-00001-of-00002.gguf"), environ)
@@ -259,7 +257,7 @@ def test_a_broken_connection_goes_on_where_it_stopped(environ: dict[str, str], l
     assert [int(range_[6:].partition("-")[0]) for range_ in resumed] == [1 << 20, 2 << 20]
 
 
-def test_a_killed_download_goes_on_in_the_next_process(environ: dict[str, str], local_hub: LocalHub) -> None:
+def test_a_killed_download_resumes_in_the_next_process(environ: dict[str, str], local_hub: LocalHub) -> None:
     code = (
         "import os\n"
         "from llama_corral.common.hub.resolve import resolve_files\n"
@@ -284,7 +282,7 @@ def test_a_server_that_ignores_ranges_still_serves(environ: dict[str, str], loca
     assert files.model.read_bytes() == BIG
 
 
-def test_leftovers_of_a_longer_file_do_not_stick(environ: dict[str, str], local_hub: LocalHub) -> None:
+def test_leftovers_of_a_longer_file_are_replaced(environ: dict[str, str], local_hub: LocalHub) -> None:
     blob = (
         hub_cache.repo_dir(resolve.cache_dir(environ), REPO)
         / "blobs"
@@ -296,7 +294,7 @@ def test_leftovers_of_a_longer_file_do_not_stick(environ: dict[str, str], local_
     assert resolve_files(Settings(hf_repo=f"{REPO}:Q8_0"), environ).model.read_bytes() == FILES["model-Q8_0.gguf"]
 
 
-def test_a_damaged_file_is_refused_and_thrown_away(environ: dict[str, str], local_hub: LocalHub) -> None:
+def test_a_damaged_file_is_refused_and_deleted(environ: dict[str, str], local_hub: LocalHub) -> None:
     local_hub.faults.damaged = True
     with pytest.raises(ModelFilesError, match="damaged"):
         resolve_files(Settings(hf_repo=f"{REPO}:Q8_0"), environ)
@@ -304,7 +302,7 @@ def test_a_damaged_file_is_refused_and_thrown_away(environ: dict[str, str], loca
     assert resolve_files(Settings(hf_repo=f"{REPO}:Q8_0"), environ).model.read_bytes() == FILES["model-Q8_0.gguf"]
 
 
-def test_several_at_once_fetch_a_file_once(environ: dict[str, str], local_hub: LocalHub) -> None:
+def test_parallel_processes_download_a_file_once(environ: dict[str, str], local_hub: LocalHub) -> None:
     settings = Settings(hf_repo=REPO, hf_file="big/model-BF16-00001-of-00002.gguf", mmproj_auto=False)
     with ThreadPoolExecutor(8) as pool:
         running = [pool.submit(resolve_files, settings, environ) for _ in range(8)]
@@ -323,7 +321,7 @@ def test_segments_of_a_huge_file(tmp_path: Path, local_hub: LocalHub, monkeypatc
     assert local_hub.ranges() == [f"bytes={i << 20}-{(i + 1 << 20) - 1}" for i in range(3)]
 
 
-def test_the_token_goes_to_the_hub_and_not_to_where_it_redirects(environ: dict[str, str], local_hub: LocalHub) -> None:
+def test_the_token_is_sent_to_the_hub_but_not_after_redirects(environ: dict[str, str], local_hub: LocalHub) -> None:
     with LocalHub(local_hub.files) as storage:
         local_hub.faults.redirect = storage.url.replace("127.0.0.1", "localhost")
         resolve_files(Settings(hf_repo=f"{REPO}:Q8_0", hf_token=TOKEN), environ)
@@ -331,12 +329,12 @@ def test_the_token_goes_to_the_hub_and_not_to_where_it_redirects(environ: dict[s
         assert {headers.get("authorization") for _, _, headers in storage.requests} == {None}
 
 
-def test_what_cannot_be_a_token_is_not_sent(environ: dict[str, str], local_hub: LocalHub) -> None:
+def test_an_invalid_token_is_not_sent(environ: dict[str, str], local_hub: LocalHub) -> None:
     resolve_files(Settings(hf_repo=f"{REPO}:Q8_0", hf_token="secret"), environ)
     assert {headers.get("authorization") for _, _, headers in local_hub.requests} == {None}
 
 
-def test_refusals_say_what_would_help(environ: dict[str, str], local_hub: LocalHub) -> None:
+def test_errors_of_the_hub_say_what_to_do(environ: dict[str, str], local_hub: LocalHub) -> None:
     with pytest.raises(ModelFilesError, match=r"repository user/nothing on http://127.* private and needs --hf-token"):
         resolve_files(Settings(hf_repo="user/nothing"), environ)
     with pytest.raises(
@@ -352,7 +350,7 @@ def test_refusals_say_what_would_help(environ: dict[str, str], local_hub: LocalH
         resolve_files(Settings(hf_repo=REPO), environ | {"MODEL_ENDPOINT": "http://127.0.0.1:9"})
 
 
-def test_a_full_disk_is_known_before(
+def test_a_full_disk_is_detected_before_the_download(
     environ: dict[str, str], local_hub: LocalHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = download.os.statvfs("/")
@@ -363,7 +361,7 @@ def test_a_full_disk_is_known_before(
 
 
 class Sparse(bytes):
-    """A content that only claims to be long."""
+    """File content that reports a large length, but has few bytes."""
 
     size: int
 
@@ -379,7 +377,7 @@ class Sparse(bytes):
 # Addresses and local files
 
 
-def test_plain_address(tmp_path: Path, environ: dict[str, str], local_hub: LocalHub) -> None:
+def test_plain_url(tmp_path: Path, environ: dict[str, str], local_hub: LocalHub) -> None:
     local_hub.plain["folder/some-Q8_0.gguf"] = BIG
     local_hub.faults.cut_after = 1 << 20
     url = local_hub.url + "/plain/folder/some-Q8_0.gguf"
@@ -396,7 +394,9 @@ def test_plain_address(tmp_path: Path, environ: dict[str, str], local_hub: Local
     assert wanted.read_bytes() == BIG
 
 
-def test_plain_address_changed_meanwhile(tmp_path: Path, environ: dict[str, str], local_hub: LocalHub) -> None:
+def test_plain_url_whose_file_changes_during_the_download(
+    tmp_path: Path, environ: dict[str, str], local_hub: LocalHub
+) -> None:
     local_hub.plain["a.gguf"] = b"GGUF new content"
     unfinished = tmp_path / "cache" / ("a.gguf" + download.UNFINISHED)
     unfinished.parent.mkdir()
@@ -406,7 +406,7 @@ def test_plain_address_changed_meanwhile(tmp_path: Path, environ: dict[str, str]
     assert files.model.read_bytes() == b"GGUF new content"
 
 
-def test_plain_address_of_shards(tmp_path: Path, environ: dict[str, str], local_hub: LocalHub) -> None:
+def test_plain_url_of_shards(tmp_path: Path, environ: dict[str, str], local_hub: LocalHub) -> None:
     local_hub.plain |= {f"x-0000{i}-of-00002.gguf": b"GGUF %d" % i for i in (1, 2)}
     settings = Settings(
         model_url=local_hub.url + "/plain/x-00001-of-00002.gguf", model=str(tmp_path / "own" / "name.gguf")
@@ -423,12 +423,12 @@ def test_plain_address_of_shards(tmp_path: Path, environ: dict[str, str], local_
         ("nonsense", "neither http"),
     ],
 )
-def test_plain_address_refused(environ: dict[str, str], local_hub: LocalHub, url: str, complaint: str) -> None:
+def test_plain_url_that_is_refused(environ: dict[str, str], local_hub: LocalHub, url: str, complaint: str) -> None:
     with pytest.raises(ModelFilesError, match=complaint):
         resolve_files(Settings(model_url=url.format(hub=local_hub.url)), environ)
 
 
-def test_a_server_in_trouble_is_asked_three_times(tmp_path: Path, local_hub: LocalHub) -> None:
+def test_a_failing_server_is_tried_three_times(tmp_path: Path, local_hub: LocalHub) -> None:
     local_hub.plain["a.gguf"] = b"GGUF"
     local_hub.faults.status = 503
     work = download.Transfer(local_hub.url + "/plain/a.gguf?token=secret", tmp_path / "a.gguf", retry_delay=0)
@@ -494,16 +494,16 @@ def test_presets_from_a_repository(environ: dict[str, str], local_hub: LocalHub)
     assert resolve.remote_preset(Settings(hf_repo="user/presets", offline=True), environ) == newer
 
 
-def test_a_repository_of_models_is_none_of_presets(environ: dict[str, str], local_hub: LocalHub) -> None:
+def test_a_repository_of_models_has_no_presets(environ: dict[str, str], local_hub: LocalHub) -> None:
     settings = Settings(hf_repo=REPO)
     assert resolve.remote_preset(settings, environ) is None
     resolve_files(settings, environ)
     asked = len(local_hub.requests)
     assert resolve.remote_preset(settings, environ) is None
-    assert len(local_hub.requests) == asked, "a cached model needs no question"
+    assert len(local_hub.requests) == asked, "a cached model needs no request"
 
 
-def test_find_cached_never_asks(tmp_path: Path) -> None:
+def test_find_cached_sends_no_request(tmp_path: Path) -> None:
     environ = {"LLAMA_CACHE": str(tmp_path)}
     cache_repo(tmp_path, "user/one", "one-Q8_0.gguf", "mmproj-one-F16.gguf")
     found = resolve.find_cached(environ, "user/one")

@@ -1,4 +1,4 @@
-"""The built-in tools as their callers see them: through /tools, with arguments good, odd and hostile."""
+"""The built-in tools through /tools, with valid, unusual and hostile arguments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tools_http import tools
 ALL = ("all",)
 
 
-async def test_the_list_is_what_a_chat_request_takes() -> None:
+async def test_the_list_fits_into_a_chat_request() -> None:
     async with tools(tools=ALL) as t:
         listed = (await t.client.get("/tools")).json()
         expected = ["read_file", "file_glob_search", "grep_search", "exec_shell_command", "write_file", "edit_file"]
@@ -54,7 +54,7 @@ async def test_the_list_is_what_a_chat_request_takes() -> None:
         ([], 400, "object"),
     ],
 )
-async def test_a_call_that_makes_no_sense_is_refused(body: Any, status: int, said: str) -> None:
+async def test_an_invalid_call_is_refused(body: Any, status: int, said: str) -> None:
     async with tools(tools=ALL) as t:
         response = await t.client.post("/tools", json=body)
         assert response.status_code == status
@@ -86,7 +86,7 @@ async def test_reading(tmp_path: Path) -> None:
         assert "base64" not in await t.call("read_file", cwd, path="f.txt", as_base64=True)
 
 
-async def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+async def test_only_regular_files_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
 
     async with tools(tools=ALL) as t:
@@ -151,7 +151,7 @@ async def test_finding_files(tmp_path: Path) -> None:
         assert "does not exist" in await t.error("file_glob_search", path=str(tmp_path / "a b.txt"))
 
 
-async def test_a_repository_says_what_to_leave_out_and_starts_nothing(tmp_path: Path) -> None:
+async def test_gitignore_is_respected_and_no_program_is_started(tmp_path: Path) -> None:
     repository = tmp_path / "-C"
     make_tree(repository)
     shutil.rmtree(repository / ".git")
@@ -192,7 +192,7 @@ async def test_searching(tmp_path: Path) -> None:
         assert "does not exist" in await t.error("grep_search", cwd, path="nowhere", pattern="x")
 
 
-async def test_much_is_cut(tmp_path: Path) -> None:
+async def test_long_results_are_truncated(tmp_path: Path) -> None:
     (tmp_path / "many").write_text("match\n" * 500)
     (tmp_path / "wide").write_text(("match " + "y" * 1_900 + "\n") * 90)
 
@@ -205,7 +205,7 @@ async def test_much_is_cut(tmp_path: Path) -> None:
         assert len(found) < 300_000
 
 
-async def test_an_expression_that_never_ends_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_endless_expression_blocks_no_other_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "f").write_text("a" * 60 + "b\n")
     monkeypatch.setattr("llama_corral.common.tools.builtin.FILE_TOOL_S", 0.5)
 
@@ -234,7 +234,7 @@ async def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert os.uname().sysname in info["os"]
 
 
-async def test_a_stream_comes_as_it_is_written_and_in_whole_characters() -> None:
+async def test_a_stream_is_sent_immediately_and_in_whole_characters() -> None:
     async with tools(tools=ALL) as t:
         command = r"printf 'gr\303'; sleep 0.1; printf '\274\303\237e\377'"
         events = await t.events("exec_shell_command", command=command)
@@ -245,7 +245,7 @@ async def test_a_stream_comes_as_it_is_written_and_in_whole_characters() -> None
         assert events == [{"done": True, "error": "timeout and max_output_size must be 1 or more"}]
 
 
-async def test_a_client_that_leaves_ends_the_command(tmp_path: Path) -> None:
+async def test_a_disconnect_ends_the_command(tmp_path: Path) -> None:
     async with tools(tools=ALL) as t:
         body = {"tool": "exec_shell_command", "params": {"command": "echo $$; exec sleep 60"}, "stream": True}
         async with t.client.stream("POST", "/tools", json=body) as response:

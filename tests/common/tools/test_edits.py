@@ -1,4 +1,4 @@
-"""Replacing texts in a file: once, exactly, forgiving in typography, and never where nobody asked."""
+"""Edits of files: each must match exactly once, typographic characters are tolerated, other text is unchanged."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ TEXTS = st.text("ab ’'\t\r\n", max_size=30)
 
 @example(text="a \n\n ", old="a\n", new="")
 @given(TEXTS, st.text("ab '\n", min_size=1, max_size=6), st.text("xy\n", max_size=4))
-def test_only_the_lines_that_are_touched_change(text: str, old: str, new: str) -> None:
+def test_untouched_lines_do_not_change(text: str, old: str, new: str) -> None:
     try:
         after = edited(text, (old, new))
     except ToolFailed:

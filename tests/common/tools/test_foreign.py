@@ -1,4 +1,4 @@
-"""Pages from elsewhere: a browser carries their calls to tools here, and they are refused before anything happens."""
+"""Foreign pages: calls to tools that a browser sends for pages of other origins are refused before any effect."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def passes(origin: str | None, host: str | None, **options: object) -> bool:
         ("http://[", "localhost:8080", False),
     ],
 )
-def test_which_pages_may(origin: str | None, host: str | None, expected: bool) -> None:
+def test_which_pages_may_call_tools(origin: str | None, host: str | None, expected: bool) -> None:
     assert passes(origin, host) is expected
 
 
-def test_the_operator_may_let_others_in() -> None:
+def test_the_operator_can_allow_other_pages() -> None:
     mine = {"cors_origins": "https://ui.example, https://other.example"}
     assert passes("https://ui.example", "ai.example", **mine)
     assert passes("https://other.example", "localhost", **mine)
@@ -63,11 +63,11 @@ def test_the_operator_may_let_others_in() -> None:
 
 
 @given(st.text(), st.text())
-def test_any_header_is_decided_on(origin: str, host: str) -> None:
+def test_any_header_is_allowed_or_refused(origin: str, host: str) -> None:
     assert passes(origin, host) in (True, False)
 
 
-async def test_a_call_from_elsewhere_does_nothing(tmp_path: Path) -> None:
+async def test_a_call_from_a_foreign_page_has_no_effect(tmp_path: Path) -> None:
     async with tools(tools=("all",), ui_mcp_proxy=True) as t:
         call = {"tool": "write_file", "params": {"path": str(tmp_path / "pwned"), "content": "x"}}
         for headers in ({"Origin": "https://evil.example"}, {"Host": "evil.example"}, {"Origin": "null"}):

@@ -1,4 +1,4 @@
-"""MCP servers made with the official package, good and bad, through /tools."""
+"""MCP servers, built with the official package, through /tools: correct ones and faulty ones."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def test_a_server_made_with_the_official_package(monkeypatch: pytest.Monke
         assert time.monotonic() - began < 8
 
 
-async def test_it_is_started_for_the_list_and_for_the_first_call(tmp_path: Path) -> None:
+async def test_a_server_is_started_for_the_list_and_for_the_first_call(tmp_path: Path) -> None:
     starts = tmp_path / "starts"
 
     async with tools(mcp_servers_json=mcp_json(f=fake_mcp("quick", str(starts)))) as t:
@@ -63,14 +63,14 @@ async def test_it_is_started_for_the_list_and_for_the_first_call(tmp_path: Path)
         assert await t.text("f_echo", {"x-tool-runtime": "nonsense", "x-tool-cwd": "/"}, message="x") == "echo: x"
 
 
-async def test_chatter_is_not_taken_for_an_answer() -> None:
+async def test_other_output_is_not_an_answer() -> None:
     async with tools(mcp_servers_json=mcp_json(f=fake_mcp("quick"), pages=fake_mcp("pages"))) as t:
         assert await t.text("f_chatter", message="it") == "echo: it"
         assert {"pages_one", "pages_two"} <= set(await t.names())
         assert await t.text("pages_two") == "a text\n[image: image/png]\nits text"
 
 
-async def test_a_server_may_get_other_tools() -> None:
+async def test_changed_tools_are_listed() -> None:
     async with tools(mcp_servers_json=mcp_json(f=fake_mcp("quick"))) as t:
         assert "f_extra" not in await t.names()
         await t.call("f_grow")
@@ -78,7 +78,7 @@ async def test_a_server_may_get_other_tools() -> None:
         assert await t.text("f_extra", message="x") == "echo: x"
 
 
-async def test_a_server_that_dies_is_started_again() -> None:
+async def test_a_server_that_dies_is_restarted() -> None:
     async with tools(mcp_servers_json=mcp_json(f=fake_mcp("quick"))) as t:
         first = await pid_of(t)
         said = await t.error("f_die")
@@ -87,14 +87,14 @@ async def test_a_server_that_dies_is_started_again() -> None:
         assert await pid_of(t) != first
 
 
-async def test_a_slow_tool_is_given_up_but_its_server_stays() -> None:
+async def test_a_slow_tool_times_out_but_its_server_keeps_running() -> None:
     async with tools(mcp_servers_json=mcp_json(f=fake_mcp("quick", timeout_ms=1500))) as t:
         first = await pid_of(t)
         assert "timed out after 1.5 s" in await t.error("f_silent")
         assert await pid_of(t) == first
 
 
-async def test_a_server_that_hangs_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_that_hangs_is_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llama_corral.common.tools.mcp_connection.PING_S", 0.3)
 
     async with tools(mcp_servers_json=mcp_json(f=fake_mcp("quick", timeout_ms=1500))) as t:
@@ -104,7 +104,7 @@ async def test_a_server_that_hangs_is_started_again(monkeypatch: pytest.MonkeyPa
         await until(lambda: not is_alive(first))
 
 
-async def test_bad_servers_do_not_keep_others_from_working(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_bad_servers_do_not_affect_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mcp_servers, "COOLDOWN_S", 60)
     bad = {
         "missing": {"command": "no-such-program-4711"},
@@ -121,7 +121,7 @@ async def test_bad_servers_do_not_keep_others_from_working(monkeypatch: pytest.M
         assert await t.text("good_echo", message="x") == "echo: x"
 
 
-async def test_one_that_cannot_be_started_any_more_says_why_and_is_left_alone(
+async def test_a_server_that_cannot_be_started_reports_why_and_has_a_pause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mcp_servers, "COOLDOWN_S", 0.2)
@@ -144,7 +144,7 @@ async def test_one_that_cannot_be_started_any_more_says_why_and_is_left_alone(
                 await asyncio.sleep(0.05)
 
 
-async def test_a_server_found_late_is_listed_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_slow_server_appears_in_a_later_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mcp_servers, "COOLDOWN_S", 0)
     script = tmp_path / "server"
 
@@ -159,7 +159,7 @@ async def test_a_server_found_late_is_listed_late(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("mode", ["quick", "stubborn", "mute", "garbage"])
-async def test_the_end_waits_for_none_of_them(mode: str) -> None:
+async def test_shutdown_does_not_wait_for_servers(mode: str) -> None:
     async def check() -> float:
         async with tools(mcp_servers_json=mcp_json(f=fake_mcp(mode))) as t:
             if mode == "quick":
@@ -182,7 +182,7 @@ async def test_a_built_in_tool_cannot_be_replaced() -> None:
 
 
 @given(st.lists(st.binary(max_size=8)), st.data())
-def test_lines_are_found_however_they_arrive(lines: list[bytes], data: st.DataObject) -> None:
+def test_lines_are_split_at_any_chunk_boundary(lines: list[bytes], data: st.DataObject) -> None:
     sent = b"".join(line.replace(b"\n", b"") + b"\n" for line in lines)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(sent)), max_size=5)))
     reader = _LineSplitter()
@@ -212,7 +212,7 @@ def test_a_line_without_end_is_dropped_up_to_its_end() -> None:
         ('{"mcpServers": {"a": {"command": "x", "timeout_ms": 0}}}', "a: timeout_ms"),
     ],
 )
-def test_a_configuration_that_cannot_be(text: str, said: str) -> None:
+def test_an_invalid_configuration_is_refused(text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         parse_servers(text, "here")
 

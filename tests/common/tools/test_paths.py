@@ -1,4 +1,4 @@
-"""Paths that models come up with: what they resolve to, and that none leads out of --tools-root."""
+"""Paths in calls of tools: how they are resolved, and that none leads out of --tools-root."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FILE_TOOLS = ("read_file", "file_glob_search", "grep_search", "write_file", "edi
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
-    """`root` with links inside, beside a file that nobody may reach from there."""
+    """The parent of `root`, which contains links, and of a file outside it that must stay unreachable."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "secret").write_text(SECRET)
@@ -59,7 +59,7 @@ PATHS = st.lists(st.sampled_from(PIECES), max_size=8).map("/".join)
 
 
 @given(path=PATHS, is_absolute=st.booleans(), cwd=PATHS)
-def test_no_path_leads_out(place: Path, path: str, is_absolute: bool, cwd: str) -> None:
+def test_no_path_leads_out_of_the_root(place: Path, path: str, is_absolute: bool, cwd: str) -> None:
     root = os.path.realpath(place / "root")
     try:
         files = LocalFiles(cwd, root)
@@ -80,7 +80,7 @@ def test_any_text_is_a_path_or_refused(place: Path, path: str) -> None:
         assert found.startswith("/")
 
 
-def test_without_a_root_paths_are_only_made_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_root_paths_are_only_normalized(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
     files = LocalFiles("/base")
     expected = {
@@ -95,7 +95,7 @@ def test_without_a_root_paths_are_only_made_plain(monkeypatch: pytest.MonkeyPatc
     assert {path: files.resolve(path) for path in expected} == expected
 
 
-async def test_the_root_holds_for_every_tool(place: Path) -> None:
+async def test_the_root_applies_to_every_tool(place: Path) -> None:
     real = os.path.realpath(place / "root")
 
     async with tools(tools=FILE_TOOLS, tools_root=str(place / "root")) as t:
@@ -143,6 +143,6 @@ async def test_the_root_holds_for_every_tool(place: Path) -> None:
         ({"tools": ("read_file",), "tools_runtime": "lxc:x"}, "unknown tool runtime"),
     ],
 )
-def test_options_that_cannot_be(given_options: dict[str, object], said: str) -> None:
+def test_invalid_options_are_refused(given_options: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         ToolServer(Settings(**given_options), {})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Processes of tools: their limits, and that nothing of them is left."""
+"""Processes of tools: their limits, and that they leave nothing behind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def gone(pid: int) -> None:
     await until(lambda: not is_alive(pid))
 
 
-async def test_output_errors_and_code() -> None:
+async def test_output_errors_and_exit_code() -> None:
     processes = Processes(os.environ)
     done = await processes.run((*SHELL, "cat; echo oops >&2; exit 3"), seconds=20, limit=100, stdin=b"in")
     assert (done.exit_code, done.output, done.errors, done.timed_out) == (3, b"in", b"oops\n", False)
@@ -31,7 +31,7 @@ async def test_output_errors_and_code() -> None:
     assert killed.exit_code == 128 + signal.SIGTERM
 
 
-async def test_output_is_bounded_and_handed_on() -> None:
+async def test_output_is_limited_and_forwarded() -> None:
     pieces: list[bytes] = []
     done = await Processes(os.environ).run(
         (*SHELL, "head -c 1000000 /dev/zero; echo end"), seconds=20, limit=1000, on_output=pieces.append
@@ -40,7 +40,7 @@ async def test_output_is_bounded_and_handed_on() -> None:
     assert b"".join(pieces) == done.output
 
 
-async def test_a_command_that_never_ends_is_ended_with_its_children() -> None:
+async def test_an_endless_command_is_killed_with_its_children() -> None:
     script = "sleep 1000 & echo $!; exec sleep 1000"
     done = await Processes(os.environ).run((*SHELL, script), seconds=0.3, limit=100)
     assert done.timed_out
@@ -48,13 +48,13 @@ async def test_a_command_that_never_ends_is_ended_with_its_children() -> None:
     await gone(int(done.output))
 
 
-async def test_what_is_left_in_the_background_ends_with_the_command() -> None:
+async def test_background_processes_end_with_the_command() -> None:
     done = await Processes(os.environ).run((*SHELL, "sleep 1000 & echo $!"), seconds=20, limit=100)
     assert not done.timed_out
     await gone(int(done.output))
 
 
-async def test_who_holds_the_pipes_from_elsewhere_is_not_waited_for() -> None:
+async def test_a_process_outside_the_group_with_open_pipes_causes_no_wait() -> None:
     began = time.monotonic()
     code = """
 import os
@@ -93,7 +93,7 @@ async def test_cancelling_and_closing_kill() -> None:
         await processes.run(command, seconds=1, limit=1)
 
 
-async def test_what_cannot_be_started_says_so_and_costs_no_descriptor() -> None:
+async def test_a_failed_start_raises_and_leaks_no_descriptor() -> None:
     processes = Processes(os.environ)
     await processes.run(("true",), seconds=20, limit=1)
     before = len(os.listdir("/proc/self/fd"))
@@ -108,7 +108,7 @@ async def test_what_cannot_be_started_says_so_and_costs_no_descriptor() -> None:
 
 
 async def test_nothing_outlives_a_server_that_is_killed(tmp_path: Path) -> None:
-    """The command ignores what can be ignored, and its own child as well."""
+    """The command and its child ignore all signals that can be ignored."""
     script = """
 import asyncio, os, sys
 from llama_corral.common.tools.process import Processes

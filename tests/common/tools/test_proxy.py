@@ -1,4 +1,4 @@
-"""The page's proxy against a real server on the other side."""
+"""The CORS proxy, with a real server as its target."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ async def fetch(t: ToolClient, url: str, method: str = "GET", **given: Any) -> h
     return await t.client.request(method, "/cors-proxy", params={"url": url}, **given)
 
 
-async def test_what_goes_on_and_what_comes_back() -> None:
+async def test_forwarded_and_returned_headers() -> None:
     async with other_side() as (url, _), tools(ui_mcp_proxy=True, api_key=("sk-1",)) as t:
         own = {
             "Authorization": "Bearer sk-1",
@@ -111,7 +111,7 @@ async def test_what_goes_on_and_what_comes_back() -> None:
         assert (await fetch(t, f"{url}/echo")).status_code == 401
 
 
-async def test_an_answer_flows_as_it_comes() -> None:
+async def test_an_answer_is_streamed() -> None:
     async with other_side() as (url, go_on), tools(ui_mcp_proxy=True) as t:
         async with t.client.stream("GET", "/cors-proxy", params={"url": f"{url}/stream"}) as answer:
             lines = answer.aiter_lines()
@@ -124,7 +124,7 @@ async def test_an_answer_flows_as_it_comes() -> None:
             await fetch(t, f"{url}/cut")
 
 
-async def test_redirects_are_followed_but_not_for_ever_and_not_elsewhere() -> None:
+async def test_redirects_are_followed_up_to_a_limit_and_only_to_http() -> None:
     async with other_side() as (url, _), tools(ui_mcp_proxy=True) as t:
         answer = await fetch(t, f"{url}/redirect?to=/echo", "POST", content=b"\xef\xbb\xbfbody")
         assert (answer.json()["method"], answer.json()["body"]) == ("POST", "\ufeffbody"), "byte for byte"
@@ -153,13 +153,13 @@ async def test_redirects_are_followed_but_not_for_ever_and_not_elsewhere() -> No
         ("http://no-such-host.invalid/", 502, "proxy error"),
     ],
 )
-async def test_addresses_that_cannot_be(url: str, status: int, said: str) -> None:
+async def test_invalid_addresses_are_refused(url: str, status: int, said: str) -> None:
     async with tools(ui_mcp_proxy=True) as t:
         response = await fetch(t, url)
         assert (response.status_code, said in response.json()["error"]["message"]) == (status, True), response.text
 
 
-async def test_it_is_off_by_itself() -> None:
+async def test_the_proxy_is_off_by_default() -> None:
     async with tools(tools=("all",)) as t:
         for method in ("GET", "POST"):
             response = await fetch(t, "http://127.0.0.1:1/", method)

@@ -1,4 +1,4 @@
-"""Tools elsewhere: in containers and over ssh, with engines that do it here and write down what they were asked for."""
+"""Tools in containers and over ssh, with fake engines that run the commands here and record their arguments."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ exec sh -c "$*"
 
 @pytest.fixture
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
-    """Puts the fakes in the place of the engines, and returns what these were asked for."""
+    """Replace the engines by fakes; return a function that lists their recorded calls."""
     programs, log = tmp_path / "bin", tmp_path / "asked"
     programs.mkdir()
     for name, text in (("docker", FAKE_ENGINE), ("podman", FAKE_ENGINE), ("ssh", FAKE_SSH)):
@@ -60,7 +60,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[
 
 
 @pytest.mark.parametrize("runtime", ["docker-container:c1", "podman-container:c1", "ssh:me@host"])
-async def test_every_tool_elsewhere(runtime: str, asked: Callable[[], list[str]], tmp_path: Path) -> None:
+async def test_every_tool_in_each_runtime(runtime: str, asked: Callable[[], list[str]], tmp_path: Path) -> None:
     folder = tmp_path / "it's a; $(touch pwned)"
     (folder / "build").mkdir(parents=True)
     (folder / "build" / "x.o").touch()
@@ -102,7 +102,7 @@ async def test_every_tool_elsewhere(runtime: str, asked: Callable[[], list[str]]
         ("docker:alpine", "not an image"),
     ],
 )
-async def test_a_runtime_that_cannot_be_never_means_this_machine(
+async def test_an_invalid_runtime_never_falls_back_to_this_machine(
     runtime: str, said: str, asked: Callable[[], list[str]]
 ) -> None:
     async with tools(tools=("all",)) as t:
@@ -119,14 +119,14 @@ async def test_a_runtime_that_cannot_be_never_means_this_machine(
     assert asked() == []
 
 
-async def test_an_engine_that_fails_says_so(asked: Callable[[], list[str]]) -> None:
+async def test_an_error_of_the_engine_is_reported(asked: Callable[[], list[str]]) -> None:
     async with tools(tools=("all",)) as t:
         gone = {"x-tool-runtime": "docker-container:gone"}
         assert "No such container" in await t.error("read_file", gone, path="/x")
         assert "No such container" in await t.text("exec_shell_command", gone, command="ls")
 
 
-async def test_our_own_container_lives_as_long_as_the_server(asked: Callable[[], list[str]]) -> None:
+async def test_the_servers_container_ends_with_the_server(asked: Callable[[], list[str]]) -> None:
     async with tools(tools=("all",), tools_runtime="docker:alpine") as t:
         assert await t.text("exec_shell_command", command="echo hi") == "hi\n\n[exit code: 0]"
         pid = int(asked()[-1].split()[2])
@@ -143,7 +143,7 @@ async def test_our_own_container_lives_as_long_as_the_server(asked: Callable[[],
     await until(lambda: not is_alive(second))
 
 
-async def test_a_container_that_cannot_be_started_ends_the_start(asked: Callable[[], list[str]]) -> None:
+async def test_startup_fails_if_the_container_cannot_be_started(asked: Callable[[], list[str]]) -> None:
     with pytest.raises(ConfigError, match="Unable to find image"):
         async with tools(tools=("all",), tools_runtime="podman:no-such-image"):
             pass
@@ -163,7 +163,7 @@ def test_no_name_becomes_an_option(text: str) -> None:
 
 
 @given(st.lists(st.text(st.characters(exclude_characters="\0", codec="utf-8")), min_size=1))
-def test_the_shell_over_there_reads_what_was_meant(words: list[str]) -> None:
+def test_arguments_survive_the_remote_shell(words: list[str]) -> None:
     remote = parse_runtime("ssh:host")
     assert remote is not None
     assert shlex.split(remote.command(words)[-1]) == words

@@ -1,4 +1,4 @@
-"""Tools through the real programs: router and worker, keys, CORS, and an end that waits for none of them."""
+"""Tools in the real programs: router and worker, keys, CORS, and a shutdown that does not wait for tools."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def start(request: pytest.FixtureRequest, start_gateway: Start, start_worker: St
     return start_it
 
 
-def test_everything_is_off_and_costs_nothing(start: Start) -> None:
+def test_tools_are_off_by_default(start: Start) -> None:
     program = start()
     for path in ("/tools", "/cors-proxy?url=http://127.0.0.1:1"):
         for method in ("GET", "POST"):
@@ -36,7 +36,7 @@ def test_everything_is_off_and_costs_nothing(start: Start) -> None:
     assert program.client.get("/props").json()["cors_proxy_enabled"] is False
 
 
-def test_what_is_off_is_not_imported() -> None:
+def test_disabled_features_are_not_imported() -> None:
     import subprocess
 
     code = (
@@ -47,7 +47,7 @@ def test_what_is_off_is_not_imported() -> None:
     assert done.stdout.strip() == "['llama_corral.common.tools', 'llama_corral.common.tools.routes']"
 
 
-def test_keys_and_origins_hold_for_tools(start: Start) -> None:
+def test_keys_and_origins_apply_to_tools(start: Start) -> None:
     program = start("--tools", "get_info", "--ui-mcp-proxy", "--api-key", "sk-1", wait="listening")
     key = {"Authorization": "Bearer sk-1"}
     wait_until(lambda: program.client.get("/tools", headers=key).status_code == 200, "the tools")
@@ -62,7 +62,7 @@ def test_keys_and_origins_hold_for_tools(start: Start) -> None:
     assert program.client.get("/props", headers=key).json()["cors_proxy_enabled"] is True
 
 
-def test_the_end_waits_for_no_tool(start: Start, tmp_path: Path) -> None:
+def test_shutdown_does_not_wait_for_tools(start: Start, tmp_path: Path) -> None:
     servers = mcp_json(q=fake_mcp("quick"), stubborn=fake_mcp("stubborn"))
     program = start("--agent", "--mcp-servers-json", servers)
     answers: list[httpx.Response] = []
@@ -86,7 +86,7 @@ def test_the_end_waits_for_no_tool(start: Start, tmp_path: Path) -> None:
     assert {"error" in answer.json() for answer in answers} == {True}
 
 
-def test_a_server_that_is_killed_takes_its_tools_along(start: Start) -> None:
+def test_tools_end_with_a_killed_server(start: Start) -> None:
     program = start("--agent", "--mcp-servers-json", mcp_json(q=fake_mcp("quick")))
 
     def ask() -> None:
@@ -113,14 +113,14 @@ def test_a_server_that_is_killed_takes_its_tools_along(start: Start) -> None:
         (["--tools", "all", "--tools-runtime", "ssh:-x"], "invalid ssh target"),
     ],
 )
-def test_wrong_options_end_the_start_with_one_line(start_gateway: Start, options: list[str], said: str) -> None:
+def test_wrong_options_end_the_program_with_one_line(start_gateway: Start, options: list[str], said: str) -> None:
     program = start_gateway(*options, presets="[m]\nmodel = x.gguf\n", wait="nothing")
     assert program.exit_code() == 1
     assert said in program.log_text
     assert len(program.log_text.strip().splitlines()) == 1
 
 
-def test_a_worker_ends_so_too(start_worker: Start) -> None:
+def test_wrong_options_end_a_worker_too(start_worker: Start) -> None:
     program = start_worker("--tools", "nonsense", wait="nothing")
     assert program.exit_code() == 1
     assert "unknown tool 'nonsense'" in program.log_text

@@ -1,4 +1,4 @@
-"""Errors and the list of models in Anthropic's words: which status, which type, for whom."""
+"""Anthropic's dialect: statuses and types of errors, detection of its requests, list of models."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def test_an_error_ends_a_stream_as_an_event_of_its_own_name() -> None:
         ("/v1/chat/completions", {}, OPENAI),
     ],
 )
-def test_who_speaks_it(path: str, headers: dict[str, str], envelope: object) -> None:
+def test_which_requests_are_anthropics(path: str, headers: dict[str, str], envelope: object) -> None:
     assert envelope_of(make_mocked_request("POST", path, headers)) is envelope
 
 
-def test_a_list_without_models_is_a_page_too() -> None:
+def test_an_empty_list_of_models_is_a_page() -> None:
     assert with_anthropic_names([]) == {"data": [], "has_more": False, "first_id": None, "last_id": None}
     (entry,) = with_anthropic_names([{"id": "a", "created": 0}])["data"]
     assert entry == {

@@ -1,4 +1,4 @@
-"""The HTTP manners of router and worker, on a small application with real sockets."""
+"""The common HTTP behaviour of router and worker, on a small application with real sockets."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_every_error_has_a_status_a_type_and_an_envelope() -> None:
         assert 400 <= kind.status < 600
         assert body["message"]
         assert response.headers.get("Retry-After") == (str(kind.retry_after) if kind.retry_after else None)
-        assert kind.status not in (408, 409), "clients repeat these, whatever the answer says"
+        assert kind.status not in (408, 409), "clients retry these, whatever the headers say"
         assert kind.status != 429 or 0 < (kind.retry_after or 0) <= 120
         is_hopeless = kind.status >= 500 and kind.retry_after is None
         assert response.headers.get("X-Should-Retry") == ("false" if is_hopeless else None)
@@ -55,7 +55,7 @@ async def test_bad_requests_get_the_envelope() -> None:
         assert (await client.post("/echo", content=b'{"a": 1}')).json() == {"a": 1}
 
 
-async def test_byte_of_the_mistake_is_named() -> None:
+async def test_json_errors_name_the_byte_position() -> None:
     async with serving(settings()) as (client, _, _):
         assert "(byte 10)" in error_of(await client.post("/echo", content=b'{"a": tru}'))["message"]
 
@@ -89,13 +89,13 @@ async def test_unexpected_error_is_answered_and_logged(caplog: pytest.LogCapture
     assert "unexpected error in GET /fail/bug" in caplog.text
 
 
-async def test_error_after_the_status_went_out_cuts_the_answer() -> None:
+async def test_error_after_the_status_closes_the_connection() -> None:
     async with serving(settings()) as (client, _, _):
         with pytest.raises(httpx.RemoteProtocolError):
             await client.get("/late")
 
 
-async def test_before_it_is_ready_only_the_page_is_served() -> None:
+async def test_only_the_page_is_served_before_the_server_is_ready() -> None:
     ready = False
 
     async with serving(settings(api_key=("k",)), is_ready=lambda: ready) as (client, _, _):
@@ -146,7 +146,7 @@ async def test_keys(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert "one" not in caplog.text.replace("unauthorized", "")
 
 
-def test_key_file_that_is_not_there() -> None:
+def test_missing_key_file() -> None:
     with pytest.raises(ConfigError, match="/nowhere"):
         read_api_keys(settings(api_key_file="/nowhere"))
 
@@ -169,7 +169,9 @@ FOREIGN = ("http://evil.com", "http://notlocalhost", "http://localhost.evil.com"
         ({"tools": ("all",), "cors_origins": "*"}, "http://evil.com", "http://evil.com"),
     ],
 )
-async def test_origin_stands_on_every_answer(given: dict[str, Any], origin: str | None, allowed: str | None) -> None:
+async def test_every_response_has_the_origin_header(
+    given: dict[str, Any], origin: str | None, allowed: str | None
+) -> None:
     headers = {} if origin is None else {"Origin": origin}
     async with serving(settings(**given, api_key=("k",))) as (client, _, _):
         for method, path in (("GET", "/health"), ("GET", "/echo"), ("OPTIONS", "/any/path"), ("GET", "/")):
@@ -194,7 +196,7 @@ async def test_preflight() -> None:
 @pytest.mark.parametrize(
     "wanted", [b"authorization", b"x-stainless-lang, X-\xe9\xff,,cookie", b"x-" + b"a" * 20_000, b""]
 )
-async def test_pages_elsewhere_with_credentials_and_odd_headers(wanted: bytes) -> None:
+async def test_foreign_pages_with_credentials_and_unusual_headers(wanted: bytes) -> None:
     given = settings(api_key=("k",), cors_headers="Authorization, X-Odd")
     async with serving(given) as (client, _, _):
         asks = [(b"Origin", b"http://a.b"), (b"Access-Control-Request-Headers", wanted), (b"Cookie", b"a=\xff")]
@@ -225,7 +227,7 @@ async def test_prefix() -> None:
         assert (await client.post("/echo", content=b"{}", headers={"X-Api-Key": "k"})).status_code == 404
 
 
-async def test_page_and_its_absence(tmp_path: Path) -> None:
+async def test_page_and_no_page(tmp_path: Path) -> None:
     async with serving(settings()) as (client, _, _):
         response = await client.get("/")
         assert response.text == PAGE

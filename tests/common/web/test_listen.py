@@ -1,4 +1,4 @@
-"""Connections and addresses of router and worker: who leaves, what breaks off, the end, sockets, TLS."""
+"""Connections and addresses of router and worker: disconnects, truncated bodies, shutdown, sockets, TLS."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from web_tools import serving, settings
 
 
 @pytest.mark.parametrize("query", ["", "?stream=1"])
-async def test_client_that_leaves_cancels_its_handler(query: str) -> None:
+async def test_a_disconnect_cancels_the_handler(query: str) -> None:
     async with serving(settings()) as (_, listening, cancelled):
         reader, writer = await asyncio.open_connection("127.0.0.1", listening.port)
         writer.write(f"GET /hang{query} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
@@ -32,7 +32,7 @@ async def test_client_that_leaves_cancels_its_handler(query: str) -> None:
 
 
 async def _sent(listening: Listening, data: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """On a connection that no client library looks after."""
+    """Send bytes on a raw connection, without a client library."""
     reader, writer = await asyncio.open_connection("127.0.0.1", listening.port)
     writer.write(data)
     return reader, writer
@@ -42,7 +42,7 @@ async def _asked(listening: Listening, path: str) -> tuple[asyncio.StreamReader,
     return await _sent(listening, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
 
 
-async def test_body_that_is_announced_too_large_is_not_waited_for() -> None:
+async def test_a_body_declared_too_large_is_refused_without_reading_it() -> None:
     async with serving(settings(max_body=1000)) as (_, listening, _):
         head = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1001\r\n\r\n{"
         reader, writer = await _sent(listening, head)
@@ -50,7 +50,7 @@ async def test_body_that_is_announced_too_large_is_not_waited_for() -> None:
         writer.close()
 
 
-async def test_body_that_stops_coming_is_given_up() -> None:
+async def test_a_body_without_progress_times_out() -> None:
     async with serving(settings(timeout=1)) as (_, listening, _):
         reader, writer = await _sent(listening, b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
         assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 400")
@@ -70,7 +70,7 @@ PIECES = b"Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n"
     ],
 )
 @pytest.mark.parametrize("begin", [b"", b'5\r\n{"a":\r\n'])
-async def test_a_body_that_breaks_in_its_midst_is_refused_at_once(
+async def test_a_body_with_a_syntax_error_is_refused_immediately(
     begin: bytes, piece: bytes, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving(settings()) as (client, listening, _):
@@ -86,7 +86,7 @@ async def test_a_body_that_breaks_in_its_midst_is_refused_at_once(
     assert caplog.text == ""
 
 
-async def test_what_comes_in_one_piece_with_its_mistake_is_refused_in_its_dialect() -> None:
+async def test_a_syntax_error_in_the_first_packet_is_refused_in_the_requests_dialect() -> None:
     async def told(path: str) -> dict[str, Any]:
         async with serving(settings()) as (_, listening, _):
             head = f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -103,7 +103,7 @@ async def test_what_comes_in_one_piece_with_its_mistake_is_refused_in_its_dialec
     assert await told("/api/chat") == {"error": why}
 
 
-async def test_a_mistake_behind_a_request_does_not_touch_its_answer() -> None:
+async def test_a_syntax_error_after_a_request_does_not_affect_its_answer() -> None:
     async with serving(settings()) as (_, listening, _):
         reader, writer = await _sent(listening, b"GET /slow HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n\r\n")
         await reader.readuntil(b"100 Continue\r\n\r\n")
@@ -118,7 +118,7 @@ async def test_a_mistake_behind_a_request_does_not_touch_its_answer() -> None:
 @pytest.mark.parametrize(
     "nonsense", [b"\x16\x03\x01\x02\x00 hello\r\n\r\n", b"GET\r\n\r\n", b"GET / HTTP/1.1\r\na b: c\r\n\r\n"]
 )
-async def test_what_is_no_http_is_refused_without_noise(nonsense: bytes, caplog: pytest.LogCaptureFixture) -> None:
+async def test_invalid_http_is_refused_without_a_stack_trace(nonsense: bytes, caplog: pytest.LogCaptureFixture) -> None:
     async with serving(settings()) as (_, listening, _):
         reader, writer = await _sent(listening, nonsense)
         assert (await reader.read()).startswith((b"HTTP/1.1 400", b"HTTP/1.0 400"))
@@ -126,7 +126,7 @@ async def test_what_is_no_http_is_refused_without_noise(nonsense: bytes, caplog:
     assert caplog.text == ""
 
 
-async def test_stop_lets_running_requests_finish_and_takes_no_new_ones() -> None:
+async def test_stop_lets_running_requests_finish_and_accepts_no_new_ones() -> None:
     async with serving(settings()) as (_, listening, _):
         idle, idle_writer = await _asked(listening, "/health")
         await idle.readuntil(b"}")
@@ -142,12 +142,12 @@ async def test_stop_lets_running_requests_finish_and_takes_no_new_ones() -> None
         await _asked(listening, "/health")
 
 
-async def test_stop_cuts_what_outlasts_the_grace() -> None:
+async def test_stop_aborts_requests_after_the_grace_period() -> None:
     async with serving(settings(), grace=0.05) as (_, listening, cancelled):
         reader, writer = await _asked(listening, "/hang?stream=1")
         await reader.readuntil(b"data: 1")
     assert cancelled.is_set()
-    assert b"0\r\n\r\n" not in await reader.read(), "a cut stream must not look complete"
+    assert b"0\r\n\r\n" not in await reader.read(), "an aborted stream must not look complete"
     writer.close()
 
 
@@ -192,7 +192,7 @@ async def test_two_families_share_a_port() -> None:
                     assert (await client.get(f"http://{host}:{port}/health")).status_code == 200
 
 
-async def test_name_stands_for_all_its_addresses() -> None:
+async def test_all_addresses_of_a_name_are_bound() -> None:
     port = (await _once(settings())).port
     async with serving(settings(host=("localhost",), port=port)) as (client, _, _):
         assert (await client.get(f"http://127.0.0.1:{port}/health")).status_code == 200
@@ -211,7 +211,7 @@ async def test_socket_file_left_by_a_dead_server_is_replaced(tmp_path: Path) -> 
         assert (await client.get("/health")).status_code == 200
 
 
-async def test_address_that_cannot_be_had_is_one_line(tmp_path: Path) -> None:
+async def test_an_address_that_cannot_be_bound_is_a_one_line_error(tmp_path: Path) -> None:
     async with serving(settings()) as (_, listening, _):
         cases: list[tuple[dict[str, Any], str]] = [
             ({"port": listening.port}, f"127.0.0.1:{listening.port} is already in use"),
@@ -230,7 +230,7 @@ async def test_address_that_cannot_be_had_is_one_line(tmp_path: Path) -> None:
             assert "\n" not in str(raised.value)
 
 
-async def test_port_can_be_shared_when_asked_for() -> None:
+async def test_reuse_port_allows_sharing_a_port() -> None:
     async with serving(settings(reuse_port=True)) as (_, listening, _):
         assert (await _once(settings(reuse_port=True, port=listening.port))).port == listening.port
 

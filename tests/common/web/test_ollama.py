@@ -1,4 +1,4 @@
-"""Ollama's durations, dates and names of models, and what is said of a model that is not loaded."""
+"""Ollama's dialect: durations, dates, names of models, and descriptions of models that are not loaded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_keep_alive(given: object, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("given", ["", "5x", "m", "5 m", "1e5", "٣", "five", True, None, [], {}, float("nan")])
-def test_what_is_no_duration_is_refused(given: object) -> None:
+def test_invalid_durations_are_refused(given: object) -> None:
     with pytest.raises(InvalidRequest, match="keep_alive: expected seconds"):
         read_keep_alive(given)
 
@@ -57,7 +57,7 @@ def test_errors_are_texts_with_statuses_of_ollama() -> None:
         ("me/repo", "me/repo:Q4_K_M"), ("me/repo:latest", "me/repo:Q8_0"), ("huggingface.co/me/repo", "me/repo:Q8_0"),
     ],
 )  # fmt: skip
-def test_names_that_are_meant(asked: str, meant: str) -> None:
+def test_possible_names_of_a_model(asked: str, meant: str) -> None:
     names = list(possible_names(asked))
     assert names[0] == asked
     assert meant in names
@@ -104,7 +104,7 @@ def test_card_of_several_files_and_of_the_hub(models: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["truncated.gguf", "not-a-model.gguf", "empty.gguf", "missing.gguf"])
-def test_a_file_that_says_nothing_has_an_empty_card(models: Path, name: str) -> None:
+def test_an_unreadable_file_has_an_empty_card(models: Path, name: str) -> None:
     card = read_card(models / name)
     assert (card.size, card.digest) == (0, "")
     assert tag_entry("x", card)["details"]["families"] == []

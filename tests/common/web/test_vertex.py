@@ -38,7 +38,7 @@ def test_names_of_formats(path: str, name: str) -> None:
     assert format_of(path) == name
 
 
-def test_what_the_platform_asks_for() -> None:
+def test_settings_of_the_platform() -> None:
     assert read_vertex({}) is None
     assert read_vertex({"AIP_MODE": "OTHER", "AIP_HTTP_PORT": "x"}) is None
     assert read_vertex({"AIP_MODE": "PREDICTION"}) == Vertex(8080, "/predict", "")
@@ -73,7 +73,7 @@ def server(module_programs: Programs) -> Program:
     return program
 
 
-def test_each_instance_is_answered_as_if_it_had_come_alone(server: Program) -> None:
+def test_each_instance_is_handled_like_a_separate_request(server: Program) -> None:
     headers = {"X-Conversation-Id": "c"}
     predictions = predict(
         server,
@@ -100,7 +100,7 @@ def test_each_instance_is_answered_as_if_it_had_come_alone(server: Program) -> N
     assert server.client.get("/v1/stream?conv_id=c").status_code == 404
 
 
-def test_what_is_wrong_with_one_instance_is_its_own_prediction(server: Program) -> None:
+def test_an_error_of_one_instance_is_its_prediction(server: Program) -> None:
     predictions = predict(
         server,
         {"@requestFormat": "tokenize", "content": "a"},
@@ -135,7 +135,7 @@ def test_the_probe_needs_no_key_but_predictions_do(server: Program) -> None:
     assert "AIP_HTTP_PORT" in server.log_text
 
 
-def test_a_route_that_is_taken_ends_the_program(programs: Programs) -> None:
+def test_a_conflicting_route_ends_the_program(programs: Programs) -> None:
     for path in ("/completion", "props", "/v1/stream"):
         env = on_vertex(str(free_port()), AIP_PREDICT_ROUTE=path)
         program = programs.worker(env=env, wait="nothing")

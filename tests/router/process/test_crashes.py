@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from lifecycle_tools import settle
 from llama_corral.common.base.errors import ApiError, ModelBackingOff, ServerFault
@@ -293,6 +293,7 @@ def test_pauses_grow_up_to_a_limit(count: int) -> None:
     assert pause_after(count) <= pause_after(count + 1) <= MAX_PAUSE_S
 
 
+@example([(0.0, None)] * 9 + [(241.48405463777166, None)])  # 60 s later minus now is more than 60 s
 @given(st.lists(st.tuples(st.floats(0, 1000), st.none() | st.floats(0, 200))))
 def test_a_pause_always_ends(steps: list[tuple[float, float | None]]) -> None:
     faults, now = FailureBackoff(), 0.0

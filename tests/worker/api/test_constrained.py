@@ -72,8 +72,8 @@ def test_the_prefilter_finds_the_same_tokens_as_a_full_check(
             assert everything.allowed(logits).tolist() == allowed
             found = some.allowed(logits).tolist()
             assert set(found) <= set(allowed)
-            likeliest = sorted(allowed, key=lambda token: -logits[token])[:3]
-            assert set(likeliest) <= set(found)
+            most_likely = sorted(allowed, key=lambda token: -logits[token])[:3]
+            assert set(most_likely) <= set(found)
             token = random.choice(allowed)
             if vocab.is_eog(token):
                 break

@@ -258,7 +258,7 @@ def test_a_continued_message_is_not_repeated(worker: Program) -> None:
     assert not whole["message"]["content"].startswith("Once upon")
 
 
-def test_a_suffix_needs_a_model_with_infill_tokens(programs: Programs, worker: Program) -> None:
+def test_a_suffix_is_accepted_by_a_model_with_infill_tokens(programs: Programs, worker: Program) -> None:
     assert post(worker, "generate", prompt="def f(", suffix="return 1", options={"num_predict": 4})["response"]
     coder = programs.worker("--alias", "coder", model="tiny-llama-b.gguf")
     shown = coder.client.post("/api/show", json={"model": "coder:latest"}).json()

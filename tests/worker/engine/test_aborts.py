@@ -1,4 +1,4 @@
-"""What would abort the process in llama.cpp, tried on real tiny models: the engine refuses it or avoids it."""
+"""Requests that would abort the process in llama.cpp, on real tiny models: the engine rejects or avoids them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from llama_corral.worker.engine.messages import Sampling
         {"parallel": 256, "kv_unified": True},
     ],
 )
-async def test_sizes_that_do_not_fit_each_other(llama: Path, settings: dict[str, Any]) -> None:
+async def test_inconsistent_sizes_do_not_abort(llama: Path, settings: dict[str, Any]) -> None:
     async with running(llama, **settings) as engine, engine.use() as loaded:
         requests = [ask(loaded, f"number {i}", n_predict=5) for i in range(9)]
         assert [(await request.one()).n_decoded for request in requests] == [5] * 9
 
 
-async def test_a_history_larger_than_memory(llama: Path) -> None:
+async def test_a_huge_penalty_history_does_not_abort(llama: Path) -> None:
     async with running(llama) as engine, engine.use() as loaded:
         huge = 2**31 - 1
         sampling = Sampling(repeat_penalty=1.1, repeat_last_n=huge, dry_multiplier=0.5, dry_penalty_last_n=huge)
@@ -42,7 +42,7 @@ async def test_choices_copy_whole_sequences_when_the_pool_is_split(llama: Path) 
         assert [result.n_decoded for result in results] == [16] * 3
 
 
-async def test_an_embedding_of_a_context_without_room_for_it(llama: Path) -> None:
+async def test_an_embedding_without_embeddings_enabled_is_rejected(llama: Path) -> None:
     async with running(llama) as engine, engine.use() as loaded:
         with pytest.raises(NotSupported):
             await vectors(loaded, "the fox")
@@ -62,6 +62,6 @@ async def test_an_embedding_of_a_context_without_room_for_it(llama: Path) -> Non
         Sampling(xtc_probability=1.0, xtc_threshold=0.0),
     ],
 )
-async def test_extreme_sampling(llama: Path, sampling: Sampling) -> None:
+async def test_extreme_sampling_parameters_do_not_abort(llama: Path, sampling: Sampling) -> None:
     async with running(llama) as engine, engine.use() as loaded:
         assert (await ask(loaded, sampling=sampling).one()).n_decoded >= 1

@@ -1,4 +1,4 @@
-"""LoRA adapters and control vectors: scales of the server and of a request, what a slot may reuse, wrong files."""
+"""LoRA adapters and control vectors: scales of the server and of requests, reuse of slots, invalid files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def n_reused(loaded: LoadedModel, prompt: str = PROMPT, **fields: Any) -> 
     return (await ask(loaded, prompt, **fields).one()).timings.cache_n
 
 
-# -- what acts where -------------------------------------------------------------------------------------------------
+# -- activations -----------------------------------------------------------------------------------------------------
 
 
 activations = st.builds(
@@ -40,7 +40,7 @@ activations = st.builds(
 
 
 @given(activations, activations, st.integers(1, 20))
-def test_what_is_alike_is_computed_with_the_same_adapters(a: Any, b: Any, n: int) -> None:
+def test_common_tokens_have_the_same_adapters(a: Any, b: Any, n: int) -> None:
     for position in range(min(n, a.common_length(b))):
         assert a.at(position) == b.at(position)
     assert a.common_length(b) == b.common_length(a)
@@ -48,7 +48,7 @@ def test_what_is_alike_is_computed_with_the_same_adapters(a: Any, b: Any, n: int
 
 
 @given(activations, st.integers(1, 30))
-def test_a_prompt_is_cut_where_an_adapter_begins(a: Any, n: int) -> None:
+def test_a_batch_ends_where_an_adapter_begins(a: Any, n: int) -> None:
     position = 0
     while position < n:
         step = min(a.uniform_length(position, n), n - position)
@@ -76,7 +76,7 @@ def test_last_occurrence(tokens: list[int], wanted: list[int], start: int) -> No
 
 
 def with_lora(models: Path, *names: str, **settings: Any) -> Any:
-    """Without host memory, from which a prompt would come back as it was computed with other adapters."""
+    """Run an engine without a prompt cache in host memory, which could restore prompts of other adapters."""
     files = tuple(str(models / f"{name}.gguf") for name in names)
     return running(models / "tiny-llama.gguf", lora=files, **{"cache_ram": 0, **settings})
 
@@ -100,7 +100,7 @@ async def test_a_scale_changes_the_answer_and_slots_do_not_mix_them_up(models: P
         assert await text(loaded) == plain
 
 
-async def test_host_memory_keeps_them_apart_too(models: Path) -> None:
+async def test_host_memory_separates_adapters_too(models: Path) -> None:
     prompt = "The quick brown fox jumps over the lazy dog while a small herd of horses stands by the fence"
     sets = [OFF, ON, ((0, 0.5),), ((1, 1.0),)]
     names = ("tiny-lora", "tiny-alora")
@@ -112,7 +112,7 @@ async def test_host_memory_keeps_them_apart_too(models: Path) -> None:
             assert [await text(loaded, prompt, adapters=sets[i]) for i in order] == [expected[i] for i in order]
 
 
-async def test_requests_of_different_scales_run_side_by_side(models: Path) -> None:
+async def test_requests_with_different_scales_run_in_parallel(models: Path) -> None:
     sets = [(), OFF, ON, ((0, 0.5),), ((1, 1.0),), ((0, 0.5), (1, 0.5))]
     settings = {"parallel": 6, "kv_unified": True, "ctx_size": 1024}
     async with with_lora(models, "tiny-lora", "tiny-lora-b", **settings) as engine, engine.use() as loaded:
@@ -126,14 +126,14 @@ async def test_requests_of_different_scales_run_side_by_side(models: Path) -> No
             assert [choice.text for choice in await request.all()] == [expected, expected]
 
 
-async def test_adapters_act_on_embeddings_too(models: Path) -> None:
+async def test_adapters_apply_to_embeddings_too(models: Path) -> None:
     async with with_lora(models, "tiny-lora", embeddings=True, pooling="mean") as engine, engine.use() as loaded:
         adapted = await vectors(loaded, PROMPT)
         await loaded.set_adapter_scales({})
         assert await vectors(loaded, PROMPT) != adapted
 
 
-async def test_an_activated_adapter_keeps_what_comes_before_it(models: Path) -> None:
+async def test_an_activated_adapter_reuses_the_tokens_before_it(models: Path) -> None:
     async with with_lora(models, "tiny-alora", parallel=1, ctx_size=512) as engine, engine.use() as loaded:
         [(info, _)] = loaded.adapters()
         assert info.invocation_text == " fox"
@@ -150,18 +150,18 @@ async def test_an_activated_adapter_keeps_what_comes_before_it(models: Path) -> 
         assert await text(loaded, without) == await text(loaded, without, adapters=OFF, cache_prompt=False)
 
 
-async def test_one_activated_adapter_at_a_time(models: Path) -> None:
+async def test_two_activated_adapters_in_one_request_are_rejected(models: Path) -> None:
     async with with_lora(models, "tiny-alora", "tiny-alora", "tiny-lora") as engine, engine.use() as loaded:
         with pytest.raises(InvalidRequest, match="Cannot run multiple aLoRAs in a single request"):
             await text(loaded, adapters=((0, 1.0), (1, 1.0)))
-        await text(loaded)  # with an ordinary one among them all act on everything
+        await text(loaded)  # together with an ordinary adapter all apply to all tokens
 
 
-async def test_scales_outlast_sleep(models: Path) -> None:
+async def test_scales_are_kept_during_sleep(models: Path) -> None:
     async with with_lora(models, "tiny-lora", sleep_idle_seconds=1) as engine:
         async with engine.use() as loaded:
             await loaded.set_adapter_scales({0: 0.25})
-        while not engine.is_sleeping:  # noqa: ASYNC110 - nothing tells of it but a report
+        while not engine.is_sleeping:  # noqa: ASYNC110 - only a report signals it
             await asyncio.sleep(0.02)
         async with engine.use() as loaded:
             assert [scale for _, scale in loaded.adapters()] == [0.25]
@@ -171,7 +171,7 @@ async def test_scales_outlast_sleep(models: Path) -> None:
     ("name", "why"),
     [("missing", "no such file"), ("not-a-model", ""), ("tiny-llama-b", "expect general.type to be 'adapter'")],
 )
-async def test_files_that_are_no_adapters(models: Path, name: str, why: str) -> None:
+async def test_invalid_adapter_files_fail_the_load(models: Path, name: str, why: str) -> None:
     with pytest.raises(LoadError, match=rf"failed to load LoRA adapter '.*{name}.gguf': .*{why}"):
         async with with_lora(models, name):
             pass
@@ -183,7 +183,7 @@ async def test_files_that_are_no_adapters(models: Path, name: str, why: str) -> 
 ASK = {"prompt": PROMPT, "n_predict": 8, "temperature": 0, "cache_prompt": False}
 
 
-def test_listing_and_setting(programs: Programs) -> None:
+def test_adapters_are_listed_and_set_over_http(programs: Programs) -> None:
     scaled = f"{programs.models}/tiny-lora.gguf:0.5,{programs.models}/tiny-alora.gguf:-1"
     program = programs.worker("--lora-scaled", scaled, "--lora", f"{programs.models}/tiny-lora-b.gguf")
     first, second, third = program.client.get("/lora-adapters").json()
@@ -203,13 +203,13 @@ def test_listing_and_setting(programs: Programs) -> None:
     assert "'lora' must be an array of objects with 'id' and 'scale' fields" in error["message"]
 
 
-def test_no_adapters(worker: Program) -> None:
+def test_the_list_is_empty_without_adapters(worker: Program) -> None:
     assert worker.client.get("/lora-adapters").json() == []
     assert worker.client.post("/lora-adapters", json=[{"id": 0, "scale": 1}]).json() == {"success": True}
     assert worker.client.post("/completion", json={**ASK, "lora": [{"id": 0, "scale": 1}]}).status_code == 200
 
 
-def test_through_the_router(start_gateway: Callable[..., Program]) -> None:
+def test_adapters_through_the_router(start_gateway: Callable[..., Program]) -> None:
     presets = (
         "[tiny]\nmodel = {models}/tiny-llama.gguf\nlora = {models}/tiny-lora.gguf\nlora-init-without-apply = on\n"
         "control-vector-scaled = {models}/tiny-control.gguf:0.5\ncontrol-vector-layer-range = 1 1\nparallel = 1\n"
@@ -238,7 +238,7 @@ async def test_a_control_vector_changes_the_answer(models: Path) -> None:
     assert await answer(control_vector=(file,), control_vector_layer_range=(2, 2)) == plain, "it is for layer 1"
 
 
-def test_directions_of_a_file(models: Path) -> None:
+def test_a_control_vectors_directions_are_read(models: Path) -> None:
     directions = read_directions(models / "tiny-control.gguf")
     assert [(layer, values.shape) for layer, values in directions.items()] == [(1, (64,))]
 
@@ -255,7 +255,7 @@ def test_directions_of_a_file(models: Path) -> None:
         ({"direction.1": np.zeros(32, np.float32)}, "have 32 values per layer, the model has 64"),
     ],
 )
-async def test_files_that_are_no_control_vectors(
+async def test_invalid_control_vector_files_fail_the_load(
     models: Path, tmp_path: Path, tensors: dict[str, Any], why: str
 ) -> None:
     file = tmp_path / "control.gguf"

@@ -1,4 +1,4 @@
-"""What audio files say of their length: believed within limits."""
+"""The length in headers of audio files: checked and corrected."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RATE = 16000
 
 
 def flac(n_samples: int, rate: int = RATE, begin: bytes = b"") -> bytes:
-    """A file's beginning."""
+    """Return the beginning of a FLAC file."""
     fields = (rate << 44) | (15 << 36) | n_samples
     info = struct.pack(">HH", 4096, 4096) + bytes(6) + fields.to_bytes(8, "big") + bytes(16)
     return begin + b"fLaC\x80" + len(info).to_bytes(3, "big") + info + bytes(64)
@@ -31,12 +31,12 @@ def id3(n: int) -> bytes:
 
 
 @pytest.mark.parametrize("data", [b"", b"RIFF", png(), wav(), wav(0.0), flac(RATE), flac(0), b"ID3", id3(300)])
-def test_honest_files_stay_as_they_are(data: bytes) -> None:
+def test_correct_headers_are_not_changed(data: bytes) -> None:
     assert checked(data) == data
 
 
 @pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFFFFF, 3300])
-def test_a_wav_file_that_was_written_to_a_pipe(size: int) -> None:
+def test_the_unknown_length_of_a_piped_wav_file_is_corrected(size: int) -> None:
     assert checked(with_size(wav(0.1), size)) == wav(0.1)
 
 
@@ -53,13 +53,13 @@ def test_a_wav_file_that_was_written_to_a_pipe(size: int) -> None:
         wav(0.1)[:36] + b"fact" + struct.pack("<II", 4, 0xFFFFFFFF) + wav(0.1)[36:],
     ],
 )
-def test_lengths_that_no_file_has(data: bytes) -> None:
+def test_impossible_lengths_are_rejected(data: bytes) -> None:
     with pytest.raises(InvalidRequest):
         checked(data)
 
 
 @given(st.sampled_from([b"", b"RIFF", b"fLaC", b"ID3"]), st.binary(max_size=200))
-def test_anything_is_taken_or_refused(begin: bytes, data: bytes) -> None:
+def test_any_data_is_accepted_or_rejected(begin: bytes, data: bytes) -> None:
     for whole in (begin + data, begin + bytes(4) + b"WAVE" + data):
         with contextlib.suppress(InvalidRequest):
             assert len(checked(whole)) == len(whole)

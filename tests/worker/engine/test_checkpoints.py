@@ -1,4 +1,4 @@
-"""Models whose memory does not go back (sliding windows, recurrent states): what is reused, and that it is right."""
+"""Models whose memory cannot go back (sliding windows, recurrent states): what is reused, and that it is correct."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def alone(loaded: LoadedModel, prompt: list[int]) -> tuple[int, ...]:
 
 
 async def in_turn(path: Path, prompts: list[list[int]], **settings: Any) -> list[Finished]:
-    """The results of one prompt after the other, each of them what it would be alone."""
+    """Return the results of prompts, one after the other; check that each equals the result without a cache."""
     async with running(path, **{**SETTINGS, **settings}) as engine, engine.use() as loaded:
         expected = [await alone(loaded, prompt) for prompt in prompts]
         await loaded.erase_slot(0)
@@ -41,13 +41,13 @@ async def in_turn(path: Path, prompts: list[list[int]], **settings: Any) -> list
 
 
 @FORGETFUL
-async def test_the_same_prompt_goes_on_from_right_before_its_end(models: Path, model: str) -> None:
+async def test_a_repeated_prompt_continues_just_before_its_end(models: Path, model: str) -> None:
     results = await in_turn(models / model, [PROMPT, PROMPT, [*PROMPT, 9, 10]])
     assert [result.timings.cache_n >= len(PROMPT) - 5 for result in results] == [False, True, True]
 
 
 @FORGETFUL
-async def test_a_checkpoint_stands_in_for_a_prompt_that_ends_otherwise(models: Path, model: str) -> None:
+async def test_a_checkpoint_is_used_for_a_prompt_with_another_end(models: Path, model: str) -> None:
     other = [*PROMPT[:-20], *range(30, 60)]
     results = await in_turn(models / model, [PROMPT, other, [9, 8, 7]])
     assert 200 < results[1].timings.cache_n <= len(PROMPT) - 20
@@ -55,7 +55,7 @@ async def test_a_checkpoint_stands_in_for_a_prompt_that_ends_otherwise(models: P
 
 
 @FORGETFUL
-async def test_without_checkpoints_it_is_computed_anew(models: Path, model: str) -> None:
+async def test_without_checkpoints_a_prompt_is_computed_again(models: Path, model: str) -> None:
     other = [*PROMPT[:50], *range(30, 60)]
     results = await in_turn(models / model, [PROMPT, other], swa_checkpoints=0)
     assert results[1].timings.cache_n == 0
@@ -70,7 +70,7 @@ async def test_checkpoints_move_to_host_memory_and_back(models: Path, model: str
 
 @FORGETFUL
 @pytest.mark.parametrize("unified", [True, False])
-async def test_a_shared_beginning_is_computed_once(models: Path, model: str, unified: bool) -> None:
+async def test_a_shared_prefix_is_computed_once(models: Path, model: str, unified: bool) -> None:
     settings = {**SETTINGS, "parallel": 4, "ctx_size": 4096, "kv_unified": unified}
     async with running(models / model, **settings) as engine, engine.use() as loaded:
         prompts = [[*PROMPT, *range(20 + 10 * k, 30 + 10 * k)] for k in range(4)]
@@ -85,7 +85,7 @@ async def test_a_shared_beginning_is_computed_once(models: Path, model: str, uni
 
 
 @FORGETFUL
-async def test_a_slot_file_brings_it_all_back(models: Path, model: str, tmp_path: Path) -> None:
+async def test_a_slot_file_restores_the_whole_state(models: Path, model: str, tmp_path: Path) -> None:
     async with running(models / model, **SETTINGS) as engine, engine.use() as loaded:
         first = await ask(loaded, PROMPT).one()
         longer = [*PROMPT, *first.tokens]
@@ -97,12 +97,12 @@ async def test_a_slot_file_brings_it_all_back(models: Path, model: str, tmp_path
 
 
 @FORGETFUL
-async def test_who_leaves_in_the_middle_of_a_batch_harms_nobody(models: Path, model: str) -> None:
+async def test_a_cancel_during_a_batch_does_not_affect_other_requests(models: Path, model: str) -> None:
     settings = {**SETTINGS, "parallel": 3, "ctx_size": 3072}
     async with running(models / model, **settings) as engine, engine.use() as loaded:
         prompts = [[*PROMPT, *range(20 + 10 * k, 30 + 10 * k)] for k in range(3)]
         expected = [await alone(loaded, prompt) for prompt in prompts]
-        for _ in range(8):  # the interruption may come at any moment
+        for _ in range(8):  # the abort may occur at any moment
             for slot in range(3):
                 await loaded.erase_slot(slot)
             leaving = ask(loaded, prompts[0], stream=True)
@@ -112,17 +112,17 @@ async def test_who_leaves_in_the_middle_of_a_batch_harms_nobody(models: Path, mo
             assert [(await request.one()).tokens for request in staying] == expected[1:]
 
 
-# -- where users' messages begin -------------------------------------------------------------------------------------
+# -- checkpoints at user messages ------------------------------------------------------------------------------------
 
 TURN = [7, 8, 9]
 
 
 @FORGETFUL
-async def test_a_users_message_written_anew_goes_on_from_its_beginning(models: Path, model: str) -> None:
+async def test_an_edited_user_message_continues_from_its_beginning(models: Path, model: str) -> None:
     settings = {**SETTINGS, "ubatch_size": 32}
     async with running(models / model, **settings) as engine, engine.use() as loaded:
         begun = PROMPT[:200]
-        first = [*begun, *TURN, *(20 + i * 3 % 400 for i in range(600))]  # more than a window keeps
+        first = [*begun, *TURN, *(20 + i * 3 % 400 for i in range(600))]  # longer than the window
         second = [*begun, *TURN, *range(120, 220)]
         expected = await alone(loaded, second)
         await loaded.erase_slot(0)
@@ -132,7 +132,7 @@ async def test_a_users_message_written_anew_goes_on_from_its_beginning(models: P
         assert 199 <= again.timings.cache_n <= 200
 
 
-def test_of_earlier_messages_those_far_apart_are_remembered() -> None:
+def test_earlier_messages_get_checkpoints_at_a_minimum_distance() -> None:
     rules = CheckpointRules(max_number=4, min_step=100, n_batch=512, n_ubatch=64)
     state = np.zeros(1, np.uint8)
     there = [Checkpoint(1, 300, 0, 299, state)]
@@ -147,7 +147,7 @@ def test_of_earlier_messages_those_far_apart_are_remembered() -> None:
 
 
 @given(st.lists(st.integers(0, 3), max_size=30))
-def test_messages_of_users_are_found_by_their_tokens(tokens: list[int]) -> None:
+def test_user_messages_are_found_by_their_tokens(tokens: list[int]) -> None:
     delimiters = [MessageDelimiter(False, (1, 2, 3)), MessageDelimiter(True, (1, 2))]
     found = user_starts(tokens, delimiters)
     assert list(found) == [
@@ -156,7 +156,7 @@ def test_messages_of_users_are_found_by_their_tokens(tokens: list[int]) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(chat_templates.ALL))
-def test_a_template_shows_how_it_begins_messages(name: str) -> None:
+def test_the_beginning_of_user_messages_is_derived_from_the_template(name: str) -> None:
     template = ChatTemplate(chat_templates.ALL[name], "<s>", "</s>")
     users = [found.text for found in detect_delimiters(template, probe(template)) if found.role == "user"]
     messages = [
@@ -169,7 +169,7 @@ def test_a_template_shows_how_it_begins_messages(name: str) -> None:
     assert [part.strip().partition("<")[0].strip() for part in text.split(user)[1:]] == ["First", "Second"]
 
 
-def test_a_chat_whose_last_question_changes_goes_on_from_there(programs: Programs) -> None:
+def test_a_chat_with_an_edited_last_question_reuses_the_rest(programs: Programs) -> None:
     program = programs.worker(
         "--parallel", "1", "--ctx-size", "2048", "--threads", "1", "--ubatch-size", "32", model="tiny-gemma3.gguf"
     )

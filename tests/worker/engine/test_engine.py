@@ -1,4 +1,4 @@
-"""The engine on real tiny models: what it generates, where it stops, what it reuses."""
+"""The engine on real tiny models: generation, stop conditions and reuse of prefixes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def test_same_seed_same_tokens(llama: Path) -> None:
         assert first == again != other
 
 
-async def test_a_stream_beside_others_says_what_it_says_alone(llama: Path) -> None:
+async def test_a_stream_gives_the_same_text_with_and_without_others(llama: Path) -> None:
     async with running(llama, parallel=4) as engine, engine.use() as loaded:
         prompts = ["Once upon a time", "What is the answer", "def main():", "I believe that"]
         alone = [(await ask(loaded, prompt, cache_prompt=False).one()).tokens for prompt in prompts]
@@ -54,7 +54,7 @@ async def test_more_requests_than_slots_are_all_served_in_order(llama: Path) -> 
         assert engine.snapshot.totals.deferred == engine.snapshot.totals.processing == 0
 
 
-async def test_unified_and_split_kv_say_the_same(llama: Path) -> None:
+async def test_unified_and_split_kv_give_the_same_text(llama: Path) -> None:
     async def answers(**settings: object) -> tuple[int, list[tuple[int, ...]]]:
         async with running(llama, **settings) as engine, engine.use() as loaded:
             requests = [ask(loaded, f"prompt {i}", sampling=WARM) for i in range(3)]
@@ -67,7 +67,7 @@ async def test_unified_and_split_kv_say_the_same(llama: Path) -> None:
     assert unified == split == both
 
 
-async def test_a_stop_string_split_over_tokens_ends_it(llama: Path) -> None:
+async def test_a_stop_string_split_over_tokens_ends_the_answer(llama: Path) -> None:
     async with running(llama) as engine, engine.use() as loaded:
         free = await ask(loaded, n_predict=32, stream=True).one()
         pieces = [loaded.vocab.piece(token).decode("utf-8", "replace") for token in free.tokens]
@@ -86,13 +86,13 @@ async def test_n_predict_zero_still_gives_one_token(llama: Path) -> None:
         assert (await ask(loaded, n_predict=1).one()).timings.predicted_n == 1
 
 
-async def test_the_servers_limit_holds_when_the_request_names_none(llama: Path) -> None:
+async def test_the_servers_n_predict_applies_if_the_request_has_none(llama: Path) -> None:
     async with running(llama, n_predict=5) as engine, engine.use() as loaded:
         assert (await ask(loaded, n_predict=-1).one()).n_decoded == 5
         assert (await ask(loaded, n_predict=7).one()).n_decoded == 7
 
 
-async def test_the_context_ends_it(llama: Path) -> None:
+async def test_a_full_context_ends_the_answer(llama: Path) -> None:
     async with running(llama, ctx_size=512, parallel=2) as engine, engine.use() as loaded:
         assert loaded.info.n_ctx == 256
         prompt = loaded.vocab.tokenize("Once upon a time", True)[:8]
@@ -104,7 +104,7 @@ async def test_the_context_ends_it(llama: Path) -> None:
         assert (caught.value.n_prompt_tokens, caught.value.n_ctx) == (256, 256)
 
 
-async def test_end_of_generation_ends_it(llama: Path) -> None:
+async def test_an_end_of_generation_token_ends_the_answer(llama: Path) -> None:
     async with running(llama) as engine, engine.use() as loaded:
         eos = loaded.vocab.eos
         result = await ask(loaded, sampling=Sampling(logit_bias=((eos, 1000.0),)), stop=("x",)).one()
@@ -161,7 +161,7 @@ async def test_matching_runs_are_shifted_to_their_new_place(llama: Path) -> None
         assert moved.n_decoded == 8
 
 
-async def test_a_window_that_has_slid_on_is_computed_anew(models: Path) -> None:
+async def test_a_prompt_is_computed_again_after_the_window_moved(models: Path) -> None:
     async with running(models / "tiny-gemma3.gguf", parallel=1) as engine, engine.use() as loaded:
         prompt = [2, *range(270, 300)]
         await ask(loaded, prompt, n_predict=100, sampling=Sampling(ignore_eos=True)).one()

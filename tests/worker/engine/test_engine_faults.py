@@ -1,4 +1,4 @@
-"""The engine on real tiny models: full memory, impossible requests, models and options that do not load."""
+"""The engine on real tiny models: a full KV cache, invalid requests, models and options that fail to load."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llama_corral.worker.engine.messages import Grammar, Sampling
 from llama_corral.worker.engine.runner import LoadError
 
 
-async def test_a_full_pool_forgets_idle_slots_first(llama: Path) -> None:
+async def test_a_full_pool_clears_idle_slots_first(llama: Path) -> None:
     async with running(llama, ctx_size=256, parallel=2, kv_unified=True) as engine, engine.use() as loaded:
         first = await ask(loaded, [5] * 150, n_predict=4, id_slot=0).one()
         second = await ask(loaded, [6] * 150, n_predict=4, id_slot=1).one()
@@ -19,7 +19,7 @@ async def test_a_full_pool_forgets_idle_slots_first(llama: Path) -> None:
         assert (await loaded.slots())[0].n_prompt_tokens == 0
 
 
-async def test_a_pool_too_small_for_all_ends_all(llama: Path) -> None:
+async def test_a_pool_too_small_for_all_fails_all(llama: Path) -> None:
     async with running(llama, ctx_size=256, parallel=2, kv_unified=True) as engine, engine.use() as loaded:
         requests = [ask(loaded, [i] * 120, n_predict=-1, sampling=Sampling(ignore_eos=True)) for i in (5, 6)]
         for request in requests:
@@ -37,7 +37,7 @@ async def test_a_pool_too_small_for_all_ends_all(llama: Path) -> None:
         Sampling(samplers=("top_k", "nonsense")),
     ],
 )
-async def test_impossible_sampling_is_refused(llama: Path, sampling: Sampling) -> None:
+async def test_invalid_sampling_parameters_are_rejected(llama: Path, sampling: Sampling) -> None:
     async with running(llama) as engine, engine.use() as loaded:
         error = await ask(loaded, sampling=sampling, n=2).error()
         assert error.status == 400
@@ -45,7 +45,7 @@ async def test_impossible_sampling_is_refused(llama: Path, sampling: Sampling) -
         assert (await ask(loaded).one()).n_decoded == 16
 
 
-async def test_a_grammar_that_leaves_nothing_ends_only_its_request(llama: Path) -> None:
+async def test_a_grammar_that_allows_no_token_fails_only_its_request(llama: Path) -> None:
     async with running(llama) as engine, engine.use() as loaded:
         other = ask(loaded, n_predict=30)
         failing = ask(loaded, sampling=Sampling(grammar=Grammar('root ::= "a"'), ignore_eos=True))
@@ -53,7 +53,7 @@ async def test_a_grammar_that_leaves_nothing_ends_only_its_request(llama: Path) 
         assert (await other.one()).n_decoded == 30
 
 
-async def test_impossible_tokens_are_refused(llama: Path) -> None:
+async def test_invalid_tokens_are_rejected(llama: Path) -> None:
     async with running(llama) as engine, engine.use() as loaded:
         for tokens in ([100_000], [-1]):
             with pytest.raises(InvalidRequest):
@@ -71,7 +71,7 @@ async def test_impossible_tokens_are_refused(llama: Path) -> None:
         (".", "Is a directory"),
     ],
 )
-async def test_a_failed_load_says_why(models: Path, name: str, says: str) -> None:
+async def test_a_failed_load_reports_the_reason(models: Path, name: str, says: str) -> None:
     with pytest.raises(LoadError, match=says):
         async with running(models / name):
             pass
@@ -84,7 +84,7 @@ async def test_a_failed_load_says_why(models: Path, name: str, says: str) -> Non
         ({"override_kv": ("general.architecture=str:nonsense",)}, "unknown model architecture"),
     ],
 )
-async def test_an_option_llama_cpp_cannot_follow_is_a_failed_load(
+async def test_an_option_that_llama_cpp_rejects_fails_the_load(
     llama: Path, settings: dict[str, object], says: str
 ) -> None:
     with pytest.raises(LoadError, match=says):

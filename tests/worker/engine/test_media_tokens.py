@@ -1,4 +1,4 @@
-"""Images among tokens: what is the same, where they begin and end, and how positions count."""
+"""Media tokens: equality, begin and end, and positions."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def read(data: bytes) -> MediaToken | None:
 SAVED: dict[bytes, MediaToken] = {}
 
 
-def test_an_image_is_itself_and_no_other() -> None:
+def test_equal_tokens_only_for_equal_images() -> None:
     image = MediaToken("id", 3, 2, b"")
     assert image == MediaToken("id", 3, 2, b"other bytes")
     assert len({image, MediaToken("id", 4, 2, b""), MediaToken("id", 3, 3, b""), MediaToken("di", 3, 2, b"")}) == 4
@@ -53,7 +53,7 @@ def test_an_image_is_itself_and_no_other() -> None:
 
 
 @given(sequences())
-def test_weaving_there_and_back(sequence: list[int]) -> None:
+def test_inserting_and_splitting_media_tokens_are_inverse(sequence: list[int]) -> None:
     plain, images = split_media_tokens(sequence)
     assert all(token >= MEDIA_TOKEN for token in plain)
     assert insert_media_tokens(plain, images) == sequence
@@ -68,7 +68,7 @@ def test_slot_files_keep_images(sequence: list[int]) -> None:
 
 
 @given(sequences(), sequences())
-def test_a_common_beginning_never_ends_inside_of_an_image(a: list[int], b: list[int]) -> None:
+def test_a_common_prefix_never_ends_inside_an_image(a: list[int], b: list[int]) -> None:
     n = common_prefix(a, b)
     ends = {0}
     position = 0
@@ -80,7 +80,7 @@ def test_a_common_beginning_never_ends_inside_of_an_image(a: list[int], b: list[
 
 
 @given(sequences())
-def test_positions_lag_behind(sequence: list[int]) -> None:
+def test_positions_lag_behind_tokens(sequence: list[int]) -> None:
     images = split_media_tokens(sequence)[1]
     n_positions = len(sequence) - lag(sequence)
     assert n_positions == len(text_of(sequence)) + sum(image.n_pos for _, image in images)
@@ -102,7 +102,7 @@ def test_positions_lag_behind(sequence: list[int]) -> None:
         ([1, -1, -1], [7]),
     ],
 )
-def test_media_that_are_not_where_they_are_said_to_be(tokens: list[int], starts: list[int]) -> None:
+def test_media_that_do_not_match_their_placeholders_are_rejected(tokens: list[int], starts: list[int]) -> None:
     image = MediaToken("id", 2, 2, b"")
     assert insert_media_tokens(tokens, [(start, image) for start in starts]) is None
     chunks = [MediaChunk(start, 2, 2, "id", MediaContent("image", image, False, None)) for start in starts]
@@ -114,12 +114,12 @@ def chunk(start: int, n: int) -> MediaChunk:
     return MediaChunk(start, n, n, "id", None)
 
 
-def test_where_text_ends() -> None:
+def test_text_ends_at_the_next_chunk() -> None:
     chunks = [chunk(3, 4), chunk(9, 1)]
     assert [text_end(chunks, n, 12) for n in (0, 2, 3, 7, 8, 10)] == [3, 3, 9, 9, 9, 12]
 
 
-def test_what_is_computed_at_least() -> None:
+def test_the_last_token_or_image_is_always_computed() -> None:
     assert last_start([], 5) == 4
     assert last_start([chunk(1, 3)], 5) == 4
     assert last_start([chunk(0, 1), chunk(2, 3)], 5) == 2
@@ -139,7 +139,7 @@ def test_what_is_computed_at_least() -> None:
         ([-1, 1, 1, -1, -1, 0], "end"),
     ],
 )
-def test_broken_images_in_files(words: list[int], why: str) -> None:
+def test_broken_images_in_files_are_rejected(words: list[int], why: str) -> None:
     SAVED[b"imag"] = MediaToken("id", 1, 1, b"imag")
     with pytest.raises(BrokenFile, match=why):
         unpack(words, read)

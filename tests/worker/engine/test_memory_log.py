@@ -1,4 +1,4 @@
-"""What the lines of llama.cpp's log say about memory, by device, and how devices are asked for their names."""
+"""The memory by device from llama.cpp's log, and the names of devices."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _noted(*lines: str) -> Allocations:
 MIB = 1 << 20
 
 
-def test_each_buffer_is_counted_where_it_is() -> None:
+def test_each_buffer_is_counted_on_its_device() -> None:
     noted = _noted(
         "load_tensors:   CPU_Mapped model buffer size =   100.00 MiB",
         "load_tensors:        CUDA0 model buffer size =  2000.50 MiB",
@@ -35,12 +35,12 @@ def test_each_buffer_is_counted_where_it_is() -> None:
     }
 
 
-def test_a_buffer_of_another_kind_is_on_its_device() -> None:
+def test_a_mapped_buffer_is_counted_on_its_device() -> None:
     noted = _noted("load_tensors:  MTL0_Mapped model buffer size =     3.00 MiB")
     assert noted.device_bytes(["MTL0"], ["MTL0"]) == {"MTL0": 3 * MIB}
 
 
-def test_a_buffer_over_several_devices_is_on_each_of_them() -> None:
+def test_a_buffer_over_several_devices_is_counted_on_each() -> None:
     tensors = _noted("load_tensors: Meta() model buffer size =     3.00 MiB")
     three = ["CUDA0", "CUDA1", "CUDA2"]
     each = {"CUDA0": 3 * MIB, "CUDA2": 3 * MIB}
@@ -50,7 +50,7 @@ def test_a_buffer_over_several_devices_is_on_each_of_them() -> None:
     assert rows.device_bytes([], []) == {"SYCL_Split": 4 * MIB}
 
 
-def test_processors_are_no_devices_for_layers() -> None:
+def test_cpus_are_not_listed_as_devices() -> None:
     assert "CPU" not in device_names()
     assert set(usual_devices()) <= set(device_names())
     assert address_of("CPU") == ""

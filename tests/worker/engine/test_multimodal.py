@@ -1,4 +1,4 @@
-"""Images and audio through the engine: what is computed, what is remembered of it, and that text goes on meanwhile."""
+"""Images and audio in the engine: what is computed and reused, and that text streams continue meanwhile."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from media_files import png, wav
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "recurrent"])
-async def test_what_is_seen_and_remembered(models: Path, kind: str) -> None:
-    """A prompt computed in one piece is the measure for the same prompt on top of what a slot remembers."""
+async def test_cached_and_fresh_prompts_with_media_give_the_same_answer(models: Path, kind: str) -> None:
+    """A prompt that reuses a slot's contents gives the same answer as the same prompt computed as a whole."""
     one, other = ALL[kind][2]
     prompts: list[tuple[str, Sequence[bytes]]] = [
         (f"What is {M} here", [one]),
@@ -79,7 +79,7 @@ async def test_choices_share_an_image(models: Path, kind: str) -> None:
         assert both[1].tokens == alone.tokens
 
 
-async def test_an_image_in_common_is_copied_from_slot_to_slot(models: Path) -> None:
+async def test_a_common_image_is_copied_between_slots(models: Path) -> None:
     long = "Once upon a time there was a little rancher who kept many models in one corral. " * 3
 
     async with seeing(models, "qwen2vl") as engine, engine.use() as loaded:
@@ -92,7 +92,7 @@ async def test_an_image_in_common_is_copied_from_slot_to_slot(models: Path) -> N
             assert answer.tokens == alone.tokens
 
 
-async def test_an_image_comes_back_from_host_memory(models: Path) -> None:
+async def test_an_image_is_restored_from_host_memory(models: Path) -> None:
     async with seeing(models, "qwen2vl", parallel=1, cache_ram=64) as engine, engine.use() as loaded:
         first = await look(loaded, f"{M} what a picture", WIDE).one()
         await ask(loaded, "Something else entirely, without any picture").one()
@@ -149,7 +149,7 @@ async def test_embeddings_of_images(models: Path, kind: str, pooling: str) -> No
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("drafter", ["ngram-simple", "draft-simple"])
-async def test_drafts_of_answers_to_images(models: Path, kind: str, drafter: str) -> None:
+async def test_drafting_works_with_images(models: Path, kind: str, drafter: str) -> None:
     settings: dict[str, Any] = {"spec_type": (drafter,), "swa_full": True, **EXACT}
     if drafter == "draft-simple":
         settings |= {"draft": models / "tiny-llama.gguf", "model_draft": "tiny-llama.gguf"}
@@ -165,11 +165,11 @@ async def test_drafts_of_answers_to_images(models: Path, kind: str, drafter: str
     assert await tokens(**settings) == await tokens(swa_full=True, **EXACT)
 
 
-# -- beside text -------------------------------------------------------------------------------------------------------
+# -- together with text ------------------------------------------------------------------------------------------------
 
 
 class Gate:
-    """Holds the encoder up until it is opened."""
+    """Blocks the encoder until it is opened."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.entered, self.open = threading.Event(), threading.Event()
@@ -183,7 +183,7 @@ class Gate:
         monkeypatch.setattr(Projector, "encode", held)
 
 
-async def test_text_flows_while_an_image_is_encoded(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_text_streams_continue_while_an_image_is_encoded(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate(monkeypatch)
 
     async with seeing(models) as engine, engine.use() as loaded:
@@ -196,7 +196,9 @@ async def test_text_flows_while_an_image_is_encoded(models: Path, monkeypatch: p
         assert (await image.one()).n_decoded == 8
 
 
-async def test_nothing_spins_while_all_wait_for_an_encoder(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_engine_idles_while_all_requests_wait_for_an_encoder(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gate = Gate(monkeypatch)
 
     async with seeing(models) as engine, engine.use() as loaded:
@@ -215,13 +217,13 @@ async def test_nothing_spins_while_all_wait_for_an_encoder(models: Path, monkeyp
             await loaded.slots()
             await asyncio.sleep(0)
         before = steps
-        await loaded.erase_slot(0)  # commands are taken all the same
+        await loaded.erase_slot(0)  # commands are still run
         assert before <= 3
         gate.open.set()
         await image.one()
 
 
-async def test_who_leaves_while_encoding_leaves_nothing_behind(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_cancel_during_encoding_leaves_no_state(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate(monkeypatch)
 
     async with seeing(models, parallel=1) as engine, engine.use() as loaded:
@@ -263,7 +265,7 @@ async def test_images_and_streams_take_turns(models: Path) -> None:
             assert (await look(loaded, f"{M} and {M} of {i}", png(seed=i), WIDE).one()).tokens == answer.tokens
 
 
-async def test_many_images_in_groups(models: Path) -> None:
+async def test_many_images_are_encoded_in_groups(models: Path) -> None:
     files = [png(seed=seed) for seed in range(6)]
     text = " and ".join([M] * 6)
 
@@ -275,7 +277,7 @@ async def test_many_images_in_groups(models: Path) -> None:
 
 
 async def test_a_full_pool_makes_room_for_an_image(models: Path) -> None:
-    """Idle slots forget; with nobody idle the request fails and the others' slots stay usable."""
+    """Idle slots are cleared, and the answer is the same as with an empty pool."""
 
     async with seeing(models, "qwen2vl", parallel=-1, ctx_size=256, cache_ram=0) as engine, engine.use() as loaded:
         for i in range(3):
@@ -287,8 +289,8 @@ async def test_a_full_pool_makes_room_for_an_image(models: Path) -> None:
         assert (await look(loaded, text, WIDE, WIDE, WIDE).one()).tokens == answer.tokens
 
 
-async def test_a_decode_that_is_interrupted_within_an_image(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As by somebody whose rows it does not compute any more: the image is computed again, all of it."""
+async def test_an_image_is_computed_again_after_an_abort(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an abort within an image the whole image is computed again."""
     decode, n_calls = Context.decode, 0
 
     def interrupted(context: Context, batch: Any, begin: int, n: int) -> int:
@@ -307,7 +309,7 @@ async def test_a_decode_that_is_interrupted_within_an_image(models: Path, monkey
         assert again.tokens == whole.tokens
 
 
-async def test_who_leaves_in_the_midst_of_an_image(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_cancel_in_the_middle_of_an_image(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with seeing(models, "qwen2vl", ubatch_size=8, batch_size=8, parallel=1) as engine, engine.use() as loaded:
         fresh = await ask(loaded, "a b c d").one()
         decode = Context.decode
@@ -365,7 +367,7 @@ async def test_video_is_read_by_ffmpeg(models: Path, tmp_path: Path, data: bytes
     assert (tmp_path / "launched").exists() == is_one
 
 
-async def test_streams_go_on_between_the_parts_of_an_image(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_streams_continue_between_the_parts_of_an_image(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BatchDecoder, "n_prompt_with_streams", 4)
     order: list[str] = []
     decode = Context.decode
@@ -388,8 +390,8 @@ async def test_streams_go_on_between_the_parts_of_an_image(models: Path, monkeyp
 
 
 @pytest.mark.parametrize("model", ["tiny-llama.gguf", "tiny-mamba.gguf", "tiny-gemma3.gguf"])
-async def test_what_is_left_of_half_a_recording(models: Path, monkeypatch: pytest.MonkeyPatch, model: str) -> None:
-    """Nothing, neither in its slot nor where a beginning in common was copied to."""
+async def test_a_cancelled_recording_leaves_no_state(models: Path, monkeypatch: pytest.MonkeyPatch, model: str) -> None:
+    """No rows of it remain, neither in its slot nor in one to which a common prefix was copied."""
     decode = Context.decode
     halfway, n_parts = threading.Event(), 0
 
@@ -416,7 +418,7 @@ async def test_what_is_left_of_half_a_recording(models: Path, monkeypatch: pytes
         assert other.tokens == own.tokens == fresh.tokens
 
 
-# -- what is refused ---------------------------------------------------------------------------------------------------
+# -- rejected requests -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -431,15 +433,17 @@ async def test_what_is_left_of_half_a_recording(models: Path, monkeypatch: pytes
         (f"{M}{M}", [CAT], "Failed to tokenize prompt: it has 2 media markers for 1 file"),
     ],
 )
-async def test_files_and_prompts_that_do_not_fit(models: Path, text: str, files: list[bytes], why: str) -> None:
+async def test_files_that_do_not_match_the_prompt_are_rejected(
+    models: Path, text: str, files: list[bytes], why: str
+) -> None:
     async with seeing(models) as engine, engine.use() as loaded:
         with pytest.raises(InvalidRequest) as caught:
             loaded.tokenize_media(text, files)
         assert why in str(caught.value)
 
 
-async def test_an_image_larger_than_a_physical_batch(models: Path) -> None:
-    """Its tokens see each other: llama.cpp would end the process."""
+async def test_an_image_larger_than_a_physical_batch_is_rejected(models: Path) -> None:
+    """Its tokens attend to each other: llama.cpp would abort the process."""
 
     async with seeing(models, ubatch_size=8, batch_size=8) as engine, engine.use() as loaded:
         with pytest.raises(InvalidRequest, match=r"image .16 tokens. is too large to process"):
@@ -450,7 +454,7 @@ async def test_an_image_larger_than_a_physical_batch(models: Path) -> None:
         assert (await look(loaded, f"What is {M}", CAT).one()).tokens == small.tokens
 
 
-async def test_pixels_are_let_go_once_they_are_read(models: Path) -> None:
+async def test_pixels_are_freed_once_they_are_read(models: Path) -> None:
     async with seeing(models) as engine, engine.use() as loaded:
         tokens, media = loaded.tokenize_media(f"What is {M}", [CAT])
         request = Generation(tokens=tokens, media=media, n_predict=8, sampling=ENDLESS)
@@ -461,13 +465,13 @@ async def test_pixels_are_let_go_once_they_are_read(models: Path) -> None:
             Request(loaded, request)
 
 
-async def test_prompts_longer_than_the_context(models: Path) -> None:
+async def test_prompts_longer_than_the_context_are_rejected(models: Path) -> None:
     async with seeing(models, "audio", ctx_size=256, parallel=1) as engine, engine.use() as loaded:
         with pytest.raises(ApiError, match="exceeds the available context size"):
             look(loaded, f"{M} and {M}", wav(), wav())
 
 
-async def test_a_model_without_a_projector(models: Path) -> None:
+async def test_a_model_without_a_projector_rejects_media(models: Path) -> None:
     async with seeing(models) as engine, engine.use() as loaded:
         tokens, media = loaded.tokenize_media(M, [CAT])
     async with running(models / "tiny-gemma3.gguf") as engine, engine.use() as loaded:
@@ -489,14 +493,14 @@ async def test_a_model_without_a_projector(models: Path) -> None:
         ("truncated.gguf", "truncated.gguf"),
     ],
 )
-async def test_a_projector_of_no_use_fails_the_load(models: Path, projector: str, why: str) -> None:
+async def test_an_unusable_projector_fails_the_load(models: Path, projector: str, why: str) -> None:
     with pytest.raises(LoadError, match="failed to load multimodal model") as caught:
         async with running(models / "tiny-gemma3.gguf", projector=models / projector):
             pass
     assert why in str(caught.value)
 
 
-async def test_a_model_that_remembers_nothing(models: Path) -> None:
+async def test_a_model_without_a_kv_cache_rejects_images(models: Path) -> None:
     model, projector = models / "tiny-bert.gguf", models / "mmproj-gemma3.gguf"
     settings = {"embeddings": True, "ctx_size": 512}
     async with running(model, projector=projector, **settings) as engine, engine.use() as loaded:
@@ -505,7 +509,7 @@ async def test_a_model_that_remembers_nothing(models: Path) -> None:
             Request(loaded, Embedding(tokens, media=media))
 
 
-# -- life --------------------------------------------------------------------------------------------------------------
+# -- sleep and unload --------------------------------------------------------------------------------------------------
 
 
 async def test_a_projector_sleeps_with_its_model(models: Path) -> None:
@@ -515,7 +519,7 @@ async def test_a_projector_sleeps_with_its_model(models: Path) -> None:
     async with running(files[0], reports, projector=files[1], sleep_idle_seconds=1, warmup=False) as engine:
         async with engine.use() as loaded:
             first = await look(loaded, f"What is {M}", CAT).one()
-        while not engine.is_sleeping:  # noqa: ASYNC110 - the report comes with it, but has no event of its own here
+        while not engine.is_sleeping:  # noqa: ASYNC110 - only a report signals it
             await asyncio.sleep(0.02)
         info = engine.snapshot.info
         assert info is not None
@@ -529,7 +533,7 @@ async def test_a_projector_sleeps_with_its_model(models: Path) -> None:
     assert stages[0] == {"stages": ["text_model", "mmproj_model"], "current": "mmproj_model", "value": 0.0}
 
 
-async def test_a_model_is_freed_while_somebody_still_tokenizes(models: Path) -> None:
+async def test_a_model_can_be_freed_while_a_request_tokenizes(models: Path) -> None:
     async with seeing(models) as engine:
         async with engine.use() as loaded:
             late = loaded.tokenize_media
@@ -538,7 +542,7 @@ async def test_a_model_is_freed_while_somebody_still_tokenizes(models: Path) -> 
             late(M, [CAT])
 
 
-async def test_context_shift_is_off(models: Path) -> None:
+async def test_context_shift_is_off_with_a_projector(models: Path) -> None:
     settings = {"ctx_size": 256, "parallel": 1, "context_shift": True}
 
     async with seeing(models, "qwen2vl", **settings) as engine, engine.use() as loaded:
@@ -547,7 +551,7 @@ async def test_context_shift_is_off(models: Path) -> None:
         assert answer.n_cached < 256
 
 
-async def test_penalties_know_the_text_only(models: Path) -> None:
+async def test_penalties_ignore_media_tokens(models: Path) -> None:
     async with seeing(models) as engine, engine.use() as loaded:
         penalties = Sampling(temperature=0.0, repeat_penalty=1.5, repeat_last_n=64, ignore_eos=True)
         assert (await look(loaded, f"What is {M} here", CAT, sampling=penalties).one()).n_decoded == 8

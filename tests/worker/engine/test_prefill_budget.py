@@ -1,4 +1,4 @@
-"""How many prompt tokens ride beside streams: enough to get on, few enough that no stream stutters."""
+"""The number of prompt tokens in batches with streams: enough for progress, but no long gaps in the streams."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ observations = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 3000), st.
 
 
 @given(st.integers(1, 4096), observations)
-def test_it_stays_within_bounds(n_batch: int, seen: list[tuple[int, int, float]]) -> None:
+def test_the_budget_stays_within_bounds(n_batch: int, seen: list[tuple[int, int, float]]) -> None:
     pacer = Pacer(n_batch)
     for n_streams, n_prompt, seconds in seen:
         pacer.observe(n_streams, n_prompt, seconds)
         assert min(MIN_PROMPT_TOKENS, n_batch) <= pacer.n_prompt_with_streams <= n_batch
 
 
-def test_the_first_guess() -> None:
+def test_the_initial_budget() -> None:
     assert Pacer(2048).n_prompt_with_streams == MIN_PROMPT_TOKENS
 
 
 @pytest.mark.parametrize("per_token", [1e-5, 2e-4, 1e-3, 5e-3])
-def test_steps_come_to_take_the_time_they_may(per_token: float) -> None:
+def test_steps_converge_to_the_target_time(per_token: float) -> None:
     pacer = Pacer(2048)
     seconds = 0.0
     for _ in range(60):

@@ -1,4 +1,4 @@
-"""How tokens are chosen, on a real tiny model, and what is told about the others."""
+"""Sampling on a real tiny model, and the reported probabilities."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from llama_corral.worker.engine.sampling.probabilities import LOWEST, before_sam
         Sampling(samplers=("typ_p", "top_k"), top_k=1, seed=7),
     ],
 )
-async def test_ways_to_the_likeliest_token(llama: Path, sampling: Sampling) -> None:
+async def test_greedy_settings_choose_the_likeliest_token(llama: Path, sampling: Sampling) -> None:
     async with running(llama) as engine, engine.use() as loaded:
         greedy = await ask(loaded, sampling=Sampling(temperature=0.0, n_probs=1)).one()
         assert [probs.top[0].id for probs in greedy.probs] == list(greedy.tokens)
@@ -56,7 +56,7 @@ async def test_every_sampler_is_reproducible(llama: Path, sampling: Sampling) ->
         assert answers[0]
 
 
-async def test_penalties_know_the_prompt(llama: Path) -> None:
+async def test_penalties_include_the_prompt(llama: Path) -> None:
     async with running(llama) as engine, engine.use() as loaded:
         sampling = Sampling(temperature=0.0, presence_penalty=1000.0, repeat_last_n=200)
         result = await ask(loaded, n_predict=40, sampling=sampling).one()
@@ -64,7 +64,7 @@ async def test_penalties_know_the_prompt(llama: Path) -> None:
         assert len({*prompt, *result.tokens}) == len(set(prompt)) + 40
 
 
-async def test_biases(llama: Path) -> None:
+async def test_logit_biases_are_applied(llama: Path) -> None:
     async with running(llama) as engine, engine.use() as loaded:
         free = await ask(loaded, sampling=GREEDY).one()
         never = tuple((token, -math.inf) for token in set(free.tokens))
@@ -114,7 +114,7 @@ async def test_probabilities_before_sampling(llama: Path) -> None:
             assert probs.chosen.piece == loaded.vocab.plain_piece(token)
 
 
-async def test_a_stop_string_takes_its_probabilities_with_it(llama: Path) -> None:
+async def test_a_stop_strings_probabilities_are_removed(llama: Path) -> None:
     async with running(llama) as engine, engine.use() as loaded:
         free = await ask(loaded, sampling=GREEDY).one()
         stop = loaded.vocab.piece(free.tokens[5]).decode()
@@ -127,7 +127,7 @@ async def test_a_stop_string_takes_its_probabilities_with_it(llama: Path) -> Non
 
 
 class Spelled(Vocab):
-    """A vocabulary of numbers, without a model."""
+    """A vocabulary whose pieces are numbers, without a model."""
 
     def __init__(self) -> None:
         pass

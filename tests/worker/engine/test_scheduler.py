@@ -1,4 +1,4 @@
-"""What is computed next: properties of the plan, and of the choice of a slot, over all snapshots."""
+"""The scheduler: properties of the plan, and of the choice of a slot, for any snapshot."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def works(draw: st.DrawFn, n_batch: int) -> list[SlotWork]:
     for slot in range(draw(st.integers(0, 12))):
         if draw(st.booleans()):
             work.append(SlotWork(slot, "generation", draw(st.integers(0, 2000)), False, draw(st.integers(0, 99))))
-        else:  # an embedding's prompt fits a batch, or is refused before it gets here
+        else:  # an embedding's prompt fits into a batch; larger ones were rejected before
             work.append(SlotWork(slot, "embedding", draw(st.integers(1, n_batch)), True, draw(st.integers(0, 99))))
     return work
 
@@ -90,7 +90,7 @@ def test_prompts_of_a_kind_are_served_in_order_of_arrival(snapshot: Snapshot) ->
 
 @given(st.integers(1, 64), st.integers(1, 300), st.lists(st.integers(1, 64), min_size=1, max_size=6), st.integers(1, 8))
 def test_nothing_starves(n_batch: int, n_beside: int, inputs: list[int], n_streams: int) -> None:
-    """Streams that never end, embeddings and a prompt: all that can end does, in a bounded number of batches."""
+    """With endless streams, embeddings and a prompt: the last two finish in a bounded number of batches."""
     limit, history = BatchLimits(n_batch, n_beside), GroupHistory()
     left = {n_streams + i: min(n, n_batch) for i, n in enumerate(inputs)}
     prompt_slot, prompt_left = 99, 500
@@ -165,7 +165,7 @@ def test_a_chosen_slot_is_idle(
 
 @given(st.lists(st.tuples(st.sampled_from([(), (0.5,), (1.0,)]), st.integers(0, 100)), min_size=1, max_size=6))
 def test_different_adapters_take_turns(slots: list[tuple[tuple[float, ...], int]]) -> None:
-    """Streams that never end, some of which have a prompt first: none waits longer than a turn of every other group."""
+    """With endless streams, some with a prompt first: no group waits longer than one turn of every other group."""
     left, last = dict(enumerate(n for _, n in slots)), dict.fromkeys(range(len(slots)), 0)
     n_groups, history = len({adapters for adapters, _ in slots}), GroupHistory()
     for batch in range(1, 150):
@@ -196,7 +196,7 @@ def drafting_streams(draw: st.DrawFn) -> tuple[list[SlotWork], BatchLimits]:
 
 
 @given(drafting_streams())
-def test_drafts_take_what_is_left_and_share_it(snapshot: tuple[list[SlotWork], BatchLimits]) -> None:
+def test_drafts_share_the_remaining_room(snapshot: tuple[list[SlotWork], BatchLimits]) -> None:
     work, limit = snapshot
     result, plain = plan(work, limit), plan([item._replace(n_draft=0) for item in work], limit)
     assert result is not None

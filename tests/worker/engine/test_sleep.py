@@ -1,4 +1,4 @@
-"""The engine on real tiny models: sleep, wake and the end."""
+"""The engine on real tiny models: sleep, wake and close."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def test_sleep_and_wake(llama: Path) -> None:
     async with running(llama, reports, sleep_idle_seconds=1) as engine:
         async with engine.use() as loaded:
             first = await ask(loaded).one()
-        while not engine.is_sleeping:  # noqa: ASYNC110 - the report comes with it, but has no event of its own here
+        while not engine.is_sleeping:  # noqa: ASYNC110 - only a report signals it
             await asyncio.sleep(0.02)
         totals = engine.snapshot.totals
         assert engine.metrics().totals.predicted_tokens == totals.predicted_tokens == 16
@@ -31,7 +31,7 @@ async def test_sleep_and_wake(llama: Path) -> None:
         assert [bool(report.payload) for report in reports if report.state == "loading"][-1] is False
 
 
-async def test_a_held_model_does_not_sleep(llama: Path) -> None:
+async def test_a_model_in_use_does_not_sleep(llama: Path) -> None:
     async with running(llama, sleep_idle_seconds=1) as engine, engine.use() as loaded:
         async with engine.use():
             pass
@@ -40,7 +40,7 @@ async def test_a_held_model_does_not_sleep(llama: Path) -> None:
         assert (await ask(loaded).one()).n_decoded == 16
 
 
-async def test_closing_ends_what_runs(llama: Path) -> None:
+async def test_closing_fails_running_requests(llama: Path) -> None:
     async with running(llama) as engine, engine.use() as loaded:
         request = ask(loaded, n_predict=-1, stream=True, sampling=Sampling(ignore_eos=True))
         await request.until(bool)
@@ -48,11 +48,11 @@ async def test_closing_ends_what_runs(llama: Path) -> None:
         assert isinstance(await request.error(), ApiError)
 
 
-async def test_a_model_that_cannot_wake_says_so_and_may_wake_later(llama: Path, tmp_path: Path) -> None:
+async def test_a_failed_reload_is_reported_and_tried_again(llama: Path, tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     shutil.copy(llama, file)
     async with running(file, sleep_idle_seconds=1) as engine:
-        while not engine.is_sleeping:  # noqa: ASYNC110 - the report comes with it, but has no event of its own here
+        while not engine.is_sleeping:  # noqa: ASYNC110 - only a report signals it
             await asyncio.sleep(0.02)
         file.rename(tmp_path / "away.gguf")
         with pytest.raises(ServerFault, match=r"could not be loaded again: .*No such file"):

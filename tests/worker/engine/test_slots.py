@@ -1,4 +1,4 @@
-"""The engine on real tiny models: who gets a slot, who waits, who leaves."""
+"""The engine on real tiny models: assignment of slots, waiting and cancelling."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def test_choices_share_the_prompt(llama: Path) -> None:
             ask(loaded, n=4)
 
 
-async def test_a_group_waits_until_all_its_slots_are_free_and_nobody_overtakes(llama: Path) -> None:
+async def test_choices_wait_for_all_their_slots_and_are_not_overtaken(llama: Path) -> None:
     async with running(llama, parallel=2) as engine, engine.use() as loaded:
         long = ask(loaded, n_predict=60, stream=True)
         await long.until(bool)
@@ -37,7 +37,7 @@ async def test_a_group_waits_until_all_its_slots_are_free_and_nobody_overtakes(l
         assert len(await group.all()) == 2
 
 
-async def test_a_wanted_slot_is_waited_for(llama: Path) -> None:
+async def test_a_request_waits_for_its_requested_slot(llama: Path) -> None:
     async with running(llama, parallel=2) as engine, engine.use() as loaded:
         first = ask(loaded, n_predict=200, id_slot=1, stream=True, sampling=Sampling(ignore_eos=True))
         second = ask(loaded, n_predict=4, id_slot=3)
@@ -47,7 +47,7 @@ async def test_a_wanted_slot_is_waited_for(llama: Path) -> None:
         assert [(await first.one()).id_slot, (await second.one()).id_slot] == [1, 1]
 
 
-async def test_what_monitoring_sees(llama: Path) -> None:
+async def test_slot_views_and_metrics_of_a_running_request(llama: Path) -> None:
     async with running(llama, parallel=2) as engine, engine.use() as loaded:
         assert [view.id_task for view in await loaded.slots()] == [None, None]
         request = ask(loaded, n_predict=500, stream=True, settings="mine", sampling=Sampling(ignore_eos=True))
@@ -62,7 +62,7 @@ async def test_what_monitoring_sees(llama: Path) -> None:
         assert engine.metrics().predicted_tokens_per_second == 0, "nothing since the scrape before"
 
 
-async def test_progress_of_a_prompt(llama: Path) -> None:
+async def test_prompt_progress_is_reported(llama: Path) -> None:
     async with running(llama, batch_size=32, ubatch_size=32) as engine, engine.use() as loaded:
         request = ask(loaded, [5] * 100, stream=True, return_progress=True)
         await request.one()
@@ -73,11 +73,11 @@ async def test_progress_of_a_prompt(llama: Path) -> None:
 
 
 async def settled(loaded: LoadedModel) -> None:
-    """Until the engine has taken all commands so far."""
+    """Wait until the engine has run all commands posted so far."""
     await ask(loaded, n_predict=1).one()
 
 
-async def test_a_cancelled_stream_frees_its_slot_and_says_no_more(llama: Path) -> None:
+async def test_a_cancelled_stream_frees_its_slot_and_emits_no_more_events(llama: Path) -> None:
     async with running(llama, parallel=1) as engine, engine.use() as loaded:
         request = ask(loaded, n_predict=-1, stream=True, sampling=Sampling(ignore_eos=True))
         await request.until(lambda events: len(events) > 3)
@@ -100,11 +100,11 @@ async def test_a_cancelled_request_leaves_the_queue(llama: Path) -> None:
         assert not any(request.events for request in waiting)
 
 
-async def test_a_long_prefill_is_interrupted(models: Path) -> None:
+async def test_a_long_prefill_is_aborted_by_a_cancel(models: Path) -> None:
     settings = {"ctx_size": 8192, "parallel": 1, "ubatch_size": 64}
     async with running(models / "tiny-llama.gguf", **settings) as engine, engine.use() as loaded:
         prompt = [1 + i % 400 for i in range(2000)]
-        for _ in range(20):  # the interruption may come at any moment
+        for _ in range(20):  # the abort may occur at any moment
             request = ask(loaded, prompt, stream=True, cache_prompt=False)
             await request.until(bool)
             request.ticket.cancel()

@@ -1,4 +1,4 @@
-"""Text as it grows: characters and stop strings split over tokens."""
+"""Text built from tokens: characters and stop strings that are split over tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llama_corral.worker.engine.llama.utf8 import incomplete_tail
 
 
 def shown(pieces: list[bytes], stops: tuple[str, ...] = ()) -> tuple[list[str], str | None]:
-    """What a reader sees token by token, and the stop string that ended it."""
+    """Return the text shown after each token, and the stop string that ended it."""
     stream = TextStream(stops)
     texts = []
     for piece in pieces:
@@ -36,12 +36,12 @@ def test_a_stop_string_is_never_shown() -> None:
     assert shown([b"one STOP two"], ("STOP",)) == (["one "], "STOP")
 
 
-def test_what_looked_like_a_stop_string_is_shown_when_it_is_none() -> None:
+def test_a_partial_stop_string_is_shown_if_it_does_not_continue() -> None:
     assert shown([b"one S", b"T", b"AR"], ("STOP",)) == (["", "", "one STAR", ""], None)
     assert shown([b"one ST"], ("STOP",)) == (["", "one ST"], None)
 
 
-def test_a_stop_string_is_found_though_an_incomplete_character_follows() -> None:
+def test_a_stop_string_before_an_incomplete_character_is_found() -> None:
     euro = "€".encode()
     assert shown([b"one ", b"STOP" + euro[:1], euro[1:]], ("STOP",)) == (["one ", "", ""], "STOP")
 
@@ -50,7 +50,7 @@ def test_the_first_stop_string_in_the_text_counts() -> None:
     assert shown([b"ab cd"], ("cd", "b")) == (["a"], "b")
 
 
-def test_a_stop_string_may_hold_part_of_another() -> None:
+def test_a_stop_string_may_contain_part_of_another() -> None:
     assert shown([b"a", b"a", b"b"], ("aab",)) == (["", "", ""], "aab")
     assert shown([b"a", b"a", b"a", b"b"], ("aab",)) == (["", "", "", "a"], "aab")
 
@@ -77,7 +77,7 @@ def test_any_cut_shows_the_same(text: str, stops: list[str], random: object) -> 
 
 
 @given(st.binary(max_size=40))
-def test_any_bytes_come_out_in_full(data: bytes) -> None:
+def test_any_bytes_are_shown_in_full(data: bytes) -> None:
     stream = TextStream(())
     seen = "".join(stream.add(data[i : i + 1], is_end=False).text for i in range(len(data))) + stream.rest()
     assert seen.replace("\N{REPLACEMENT CHARACTER}", "") == data.decode("utf-8", "ignore").replace(

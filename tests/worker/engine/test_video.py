@@ -1,4 +1,4 @@
-"""Videos and WebP pictures through the real ffmpeg, and what is said where there is none."""
+"""Videos and WebP images with the real ffmpeg, and the errors without it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from llama_corral.worker.engine.media import video
 
 M = "<__media__>"
 WEBP = b"RIFF\x1a\0\0\0WEBPVP8L\x0d\0\0\0\x2f\x00\x00\x00\x10\x07\x10\x11\x11\x88\x88\xfe\x07\0"
-CLUSTER = b"\x1f\x43\xb6\x75"  # where the pictures of a WebM file begin
+CLUSTER = b"\x1f\x43\xb6\x75"  # the start of the frames in a WebM file
 
 
 def film(directory: Path, name: str, source: str, *options: str) -> bytes:
-    """`source` as ffmpeg's test pictures are asked for."""
+    """Create a video. `source`: a test source in ffmpeg's syntax."""
     path = directory / name
     command = ["ffmpeg", "-loglevel", "error", "-f", "lavfi", "-i", source, *options, str(path)]
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
@@ -30,7 +30,7 @@ def seeing(models: Path, **settings: Any) -> Any:
 
 
 @pytest.mark.slow
-async def test_videos_become_pictures(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_videos_are_converted_to_images(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = "testsrc=duration=1:size=64x64:rate=8"
     mp4, webm = film(tmp_path, "a.mp4", source, "-pix_fmt", "yuv420p"), film(tmp_path, "a.webm", source)
     webp = film(tmp_path, "a.webp", source, "-frames:v", "1")
@@ -63,13 +63,13 @@ async def test_videos_become_pictures(models: Path, tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("data", [b"\0\0\0\x18ftypmp42" + bytes(100), WEBP])
-async def test_without_ffmpeg_the_error_says_so(models: Path, tmp_path: Path, data: bytes) -> None:
+async def test_without_ffmpeg_the_error_names_it(models: Path, tmp_path: Path, data: bytes) -> None:
     async with seeing(models, video_ffmpeg_dir=str(tmp_path)) as engine, engine.use() as loaded:
         with pytest.raises(NotSupported, match=r"need ffmpeg: ffmpeg and ffprobe not found in .*--video-ffmpeg"):
             loaded.tokenize_media(M, [data])
 
 
-async def test_a_model_that_only_hears_needs_no_ffmpeg(models: Path, tmp_path: Path) -> None:
+async def test_an_audio_only_model_does_not_need_ffmpeg(models: Path, tmp_path: Path) -> None:
     recording = b"\0\0\0\x1cftypM4A " + bytes(100)
 
     options = {"projector": models / "mmproj-audio.gguf", "warmup": False, "video_ffmpeg_dir": str(tmp_path)}

@@ -1,4 +1,4 @@
-"""What ffmpeg may see."""
+"""The check which files may be passed to ffmpeg."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from media_files import png, wav
         (b"G" + bytes(187)) * 3,
     ],
 )
-def test_videos(data: bytes) -> None:
+def test_video_files_are_recognized(data: bytes) -> None:
     assert may_be_video(data)
 
 
@@ -39,10 +39,10 @@ def test_videos(data: bytes) -> None:
         b"OggS\nc=IN IP4 127.0.0.1\n",
     ],
 )
-def test_what_is_none(data: bytes) -> None:
+def test_other_files_are_not_recognized(data: bytes) -> None:
     assert not may_be_video(data)
 
 
-def test_webp() -> None:
+def test_webp_files_are_recognized() -> None:
     assert is_webp(b"RIFF\0\0\0\0WEBPVP8 ")
     assert not is_webp(wav())

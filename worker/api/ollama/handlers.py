@@ -149,8 +149,8 @@ def _completion(call: OllamaRequest) -> dict[str, Any]:
     return completion_fields(call.body, call.worker.info.n_ctx)
 
 
-async def _params(call: OllamaRequest, loaded: LoadedModel, beside: Mapping[str, Any]) -> CompletionParams:
-    return await params_of({**_completion(call), **beside}, call.worker.model.defaults, loaded)
+async def _params(call: OllamaRequest, loaded: LoadedModel, overrides: Mapping[str, Any]) -> CompletionParams:
+    return await params_of({**_completion(call), **overrides}, call.worker.model.defaults, loaded)
 
 
 async def _answer(

@@ -83,7 +83,10 @@ class Choice:
         self.finished = True
 
     def _check_limits(self, text: str, context_is_full: bool) -> None:
-        """Check the limits in llama-server's order. A later rule that applies overwrites the stop reason."""
+        """Check the limits in llama-server's order.
+
+        Each limit except the number of tokens replaces an earlier stop reason, such as a stop word.
+        """
         if context_is_full:
             self.truncated = True
             self._end("limit")

@@ -37,7 +37,7 @@ class TextStream:
     def add(self, piece: bytes, is_end: bool) -> TextDelta:
         """Add a token's bytes and return the text to show.
 
-        `is_end`: the token ends the generation, so no text is withheld for a possible stop string.
+        `is_end`: the token ends the generation, so no text is held back for a possible stop string.
         """
         data = self.data
         data += piece
@@ -52,7 +52,7 @@ class TextStream:
             del data[self._n_sent + position :]
             return TextDelta(self._send(len(data)), True, word)
         if not is_end and any(partial_stop(unsent, word) for _, word in self._stops):
-            return TextDelta("", True)  # the text before the partial match is withheld too
+            return TextDelta("", True)  # the text before the partial match is held back too
         return TextDelta(self._send(len(data)), True)
 
     def truncate(self, n_bytes: int) -> None:
@@ -60,7 +60,7 @@ class TextStream:
         del self.data[n_bytes:]
 
     def rest(self) -> str:
-        """Return the withheld text at the end of the answer; invalid UTF-8 is replaced."""
+        """Return the held back text at the end of the answer; invalid UTF-8 is replaced."""
         return self._send(len(self.data))
 
     def _send(self, end: int) -> str:

@@ -82,7 +82,11 @@ class DiskCache:
                     continue
                 if time.monotonic() > started + SAVE_S:
                     break
-                if self._save(prompt, started + SAVE_S):
+                try:
+                    is_saved = self._save(prompt, started + SAVE_S)
+                except FileExistsError:
+                    continue  # another worker is saving this prompt
+                if is_saved:
                     saved.append(prompt)
                     n_bytes += prompt.n_bytes
         except OSError as error:

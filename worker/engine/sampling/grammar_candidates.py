@@ -2,7 +2,7 @@
 
 A grammar that forbids a token forbids every token that begins with it. So the shortest tokens are tested first, and
 longer ones only if their beginning is allowed: between the parts of a JSON text only a few tokens of a large vocabulary
-are tested. Inside a string nearly all tokens are allowed; there it suffices to test the likeliest ones, if `top_k`
+are tested. Inside a string nearly all tokens are allowed; there it suffices to test the most likely ones, if `top_k`
 drops all others anyway. The result of the samplers is the same in both cases.
 """
 
@@ -28,10 +28,10 @@ SMALL_VOCAB = 4096
 """Up to this size it is faster to test all tokens in one call."""
 
 MANY = 1024
-"""Before more tokens than this are tested in one call, the likeliest ones are tried."""
+"""Before more tokens than this are tested in one call, the most likely ones are tried."""
 
 _LIKELIEST = 8
-"""How many of the likeliest tokens are tried for each one that `top_k` keeps."""
+"""How many of the most likely tokens are tried for each one that `top_k` keeps."""
 
 _BEYOND_ASCII = re.compile(r"[^\x00-\x7F]|\\u|\\U|\\x[89A-Fa-f]")
 
@@ -106,7 +106,7 @@ class GrammarPrefilter:
     """Tests many tokens against one grammar."""
 
     def __init__(self, constraint: GrammarConstraint, vocab: Vocab, top_k: int, many: int = MANY) -> None:
-        """Create the filter. Only the `top_k` likeliest allowed tokens matter; 0 if all of them do."""
+        """Create the filter. Only the `top_k` most likely allowed tokens matter; 0 if all of them do."""
         self.is_partial = False
         """True if the last call of `allowed` did not return all allowed tokens."""
         self._constraint, self._tree, self._top_k, self._many = constraint, _tree(vocab), top_k, many
@@ -116,14 +116,14 @@ class GrammarPrefilter:
         self._reference = ctypes.byref(self._array)
 
     def allowed(self, logits: NDArray[np.float32]) -> Ids:
-        """Return the allowed tokens, or the likeliest of them, at least `top_k`."""
+        """Return the allowed tokens, or the most likely of them, at least `top_k`."""
         self.is_partial = False
         found: list[Ids] = []
         asked = self._tree.roots
         while len(asked):
-            if len(asked) > self._many and found and (likeliest := self._likeliest(logits)) is not None:
+            if len(asked) > self._many and found and (most_likely := self._likeliest(logits)) is not None:
                 self.is_partial = True
-                return likeliest
+                return most_likely
             found.append(self._ask(asked))
             asked = self._tree.below(found[-1])
         return np.sort(np.concatenate(found))

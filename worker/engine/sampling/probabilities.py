@@ -1,4 +1,4 @@
-"""Computes the probabilities of a sampled token and of the likeliest tokens.
+"""Computes the probabilities of a sampled token and of the most likely tokens.
 
 Only if the request wants them: this takes longer than sampling.
 """
@@ -28,7 +28,7 @@ def probabilities(sampler: Sampler, context: Context, row: int, token: int, of: 
 
 
 def before_sampling(logits: NDArray[np.float32], token: int, n: int, vocab: Vocab, special: bool) -> TokenProbs:
-    """Return natural logarithms of the model's own probabilities, for `token` and the `n` likeliest tokens.
+    """Return natural logarithms of the model's own probabilities, for `token` and the `n` most likely tokens.
 
     `logits` has the shape (n_vocab,).
     """
@@ -47,7 +47,7 @@ def before_sampling(logits: NDArray[np.float32], token: int, n: int, vocab: Voca
 def after_sampling(
     candidates: np.ndarray[Any, np.dtype[Any]], token: int, n: int, vocab: Vocab, special: bool
 ) -> TokenProbs:
-    """Return probabilities among the candidates that the samplers kept, likeliest first, without those of 0.
+    """Return probabilities among the candidates that the samplers kept, most likely first, without those of 0.
 
     `candidates` are the rows of `Sampler.candidates`.
     """

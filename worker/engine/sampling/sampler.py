@@ -143,7 +143,7 @@ class Sampler:
         return self._accepted(token)
 
     def candidates(self) -> np.ndarray[Any, np.dtype[Any]]:
-        """Return rows of (id, logit, p) after the samplers, likeliest first.
+        """Return rows of (id, logit, p) after the samplers, most likely first.
 
         Only valid if probabilities after sampling were requested.
         """
@@ -279,7 +279,7 @@ def _no_penalties(s: Sampling) -> bool:
 
 
 def _decisive_top_k(s: Sampling, vocab: Vocab) -> int:
-    """Return n if the chain uses only the n likeliest tokens, or 0 if it may use more."""
+    """Return n if the chain uses only the n most likely tokens, or 0 if it may use more."""
     if s.mirostat or _biases(s, vocab) or not _no_penalties(s):
         return 0
     idle = {"penalties", "dry", *(["top_n_sigma"] if s.top_n_sigma <= 0 else [])}

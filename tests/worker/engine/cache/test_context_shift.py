@@ -1,4 +1,4 @@
-"""Context shift: what a full slot forgets, and that it goes on."""
+"""Context shift: the range that a full slot removes, and that generation continues."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def test_a_shift_frees_positions_and_keeps_the_last_one(
 
 
 @pytest.mark.parametrize(("n_keep", "adds_bos", "kept"), [(0, True, 1), (5, True, 6), (-1, True, 31), (-1, False, 30)])
-def test_what_a_request_keeps(n_keep: int, adds_bos: bool, kept: int) -> None:
+def test_n_keep_counts_the_bos_token(n_keep: int, adds_bos: bool, kept: int) -> None:
     assert n_tokens_kept(n_keep, 30, adds_bos) == kept
 
 
 @pytest.mark.parametrize(
     "fields", [{}, {"n_keep": 4}, {"n_keep": -1}, {"n_discard": 3}, {"n_keep": 8, "n_discard": 500}]
 )
-async def test_an_answer_outlives_its_context(models: Path, fields: dict[str, int]) -> None:
+async def test_generation_continues_after_the_context_is_full(models: Path, fields: dict[str, int]) -> None:
     async with running(models / "tiny-llama.gguf", **SHIFTING) as engine, engine.use() as loaded:
         result = await ask(loaded, n_predict=500, sampling=ENDLESS, **fields).one()
         assert (result.n_decoded, result.truncated, result.stop_type) == (500, True, "limit")
         assert result.n_cached < 256
 
 
-async def test_an_answer_that_fits_is_not_touched(models: Path) -> None:
+async def test_an_answer_that_fits_is_not_shifted(models: Path) -> None:
     async def answer(**settings: object) -> tuple[int, ...]:
         settings |= {"ctx_size": 256, "parallel": 1}
         async with running(models / "tiny-llama.gguf", **settings) as engine, engine.use() as loaded:

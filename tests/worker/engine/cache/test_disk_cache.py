@@ -1,4 +1,4 @@
-"""Prompts on disk while their model is away: they come back for the same model only, and damage nothing."""
+"""The prompt cache on disk: prompts are restored for the same model only, and failures cause no harm."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any
 
 import engine_tools
 import psutil
 import pytest
 from engine_tools import ask
 from llama_corral.common.base.private_directory import PrivateDirectory
-from llama_corral.worker.engine.cache import disk_cache
+from llama_corral.worker.engine.cache import disk_cache, disk_store
 from llama_corral.worker.engine.messages import Finished, Sampling
 from llama_corral.worker.engine.runner import Engine
 from media_engine import ALL, KINDS, M, look, seeing
@@ -29,7 +29,7 @@ OTHER = [1, *(45 + i % 50 for i in range(150))]
 
 @asynccontextmanager
 async def running(model: Path, directory: Path | None, **settings: Any) -> AsyncIterator[Engine]:
-    """As a worker has it; `directory` is somebody else's, None: its own."""
+    """Run an engine with a disk cache. `directory`: a shared one; None: a private one, as a worker creates."""
     disk = PrivateDirectory("corral-test-", str(directory or ""), parent=str(model.parent))
     async with engine_tools.running(model, disk=disk, **{"parallel": 2, **settings}) as engine:
         yield engine
@@ -37,7 +37,7 @@ async def running(model: Path, directory: Path | None, **settings: Any) -> Async
 
 
 async def turn(model: Path, directory: Path | None, prompt: list[int] = PROMPT, **settings: Any) -> Finished:
-    """One answer from a worker that comes and goes."""
+    """Load the model, return one answer, unload the model."""
     async with running(model, directory, **settings) as engine, engine.use() as loaded:
         return await ask(loaded, prompt).one()
 
@@ -51,7 +51,9 @@ def next_turn(first: Finished, prompt: list[int] = PROMPT) -> list[int]:
 
 
 @pytest.mark.parametrize("settings", [{}, {"kv_unified": True}, {"cache_ram": 0}, {"cache_type_k": "f32"}], ids=str)
-async def test_a_conversation_goes_on_in_another_process(llama: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+async def test_another_process_reuses_a_saved_conversation(
+    llama: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
     first = await turn(llama, tmp_path, **settings)
     assert len(files(tmp_path)) == 1
     assert files(tmp_path)[0].stat().st_mode & 0o777 == 0o600
@@ -66,7 +68,7 @@ async def test_a_conversation_goes_on_in_another_process(llama: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("model", ["tiny-gemma3.gguf", "tiny-mamba.gguf"])
-async def test_memories_that_forget_come_back(models: Path, tmp_path: Path, model: str) -> None:
+async def test_sliding_window_and_recurrent_states_are_restored(models: Path, tmp_path: Path, model: str) -> None:
     settings = {"ubatch_size": 64, "parallel": 1}
     first = await turn(models / model, tmp_path, **settings)
     prompt = next_turn(first)
@@ -76,7 +78,7 @@ async def test_memories_that_forget_come_back(models: Path, tmp_path: Path, mode
     assert plain.timings.cache_n == 0
 
 
-async def test_what_host_memory_holds_is_kept_too(llama: Path, tmp_path: Path) -> None:
+async def test_prompts_in_host_memory_are_saved_too(llama: Path, tmp_path: Path) -> None:
     async with running(llama, tmp_path, parallel=1) as engine, engine.use() as loaded:
         await ask(loaded, PROMPT).one()
         await ask(loaded, OTHER).one()
@@ -87,7 +89,27 @@ async def test_what_host_memory_holds_is_kept_too(llama: Path, tmp_path: Path) -
         assert [one.timings.cache_n for one in both] == [len(PROMPT) - 1, len(OTHER) - 1]
 
 
-async def test_conversations_with_a_common_beginning_are_told_apart(llama: Path, tmp_path: Path) -> None:
+async def test_a_prompt_that_another_worker_saves_does_not_stop_the_others(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+
+    def create_locked(path: Path) -> IO[bytes]:
+        opened.append(path)
+        if len(opened) == 1:
+            path.touch()  # as by another worker
+        return really_create(path)
+
+    really_create = disk_store.create_locked
+    monkeypatch.setattr(disk_store, "create_locked", create_locked)
+    async with running(llama, tmp_path, parallel=1) as engine, engine.use() as loaded:
+        await ask(loaded, PROMPT).one()
+        await ask(loaded, OTHER).one()
+    assert len(opened) == 2
+    assert len(files(tmp_path)) == 1
+
+
+async def test_conversations_with_a_common_prefix_are_distinguished(llama: Path, tmp_path: Path) -> None:
     one, other = [*PROMPT, *(40 + i for i in range(150))], [*PROMPT, *(90 + i for i in range(100))]
 
     await turn(llama, tmp_path, one, parallel=1)
@@ -98,7 +120,7 @@ async def test_conversations_with_a_common_beginning_are_told_apart(llama: Path,
         assert (await ask(loaded, other).one()).timings.cache_n == len(other) - 1, "what gave way is kept"
 
 
-async def test_a_crowd_with_one_beginning_reads_it_once(llama: Path, tmp_path: Path) -> None:
+async def test_parallel_requests_with_one_prefix_read_it_once(llama: Path, tmp_path: Path) -> None:
     await turn(llama, tmp_path, kv_unified=True)
     async with running(llama, tmp_path, parallel=4, kv_unified=True) as engine, engine.use() as loaded:
         prompts = [[*PROMPT, 50 + k] for k in range(4)]
@@ -107,7 +129,7 @@ async def test_a_crowd_with_one_beginning_reads_it_once(llama: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "recurrent"])
-async def test_images_and_sound_come_back(models: Path, tmp_path: Path, kind: str) -> None:
+async def test_images_and_audio_are_restored(models: Path, tmp_path: Path, kind: str) -> None:
     text, file = f"What is {M} here" + " and there" * 40, ALL[kind][2][0]
 
     async def look_once(text: str, **settings: Any) -> Finished:
@@ -122,7 +144,7 @@ async def test_images_and_sound_come_back(models: Path, tmp_path: Path, kind: st
     assert second.timings.cache_n >= 0.9 * first.n_prompt
 
 
-async def test_drafts_go_on(llama: Path, tmp_path: Path) -> None:
+async def test_drafting_works_after_a_restore(llama: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"draft": llama, "spec_type": ("draft-simple",)}
     first = await turn(llama, tmp_path, **settings)
     second = await turn(llama, tmp_path, next_turn(first), **settings)
@@ -132,10 +154,10 @@ async def test_drafts_go_on(llama: Path, tmp_path: Path) -> None:
     assert second.timings.draft_n_accepted > 0
 
 
-async def test_others_go_on_while_a_prompt_is_read(
+async def test_other_requests_continue_while_a_prompt_is_read(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk answers when the test lets it."""
+    """The test controls when the read of the file continues."""
     let, really_read = threading.Event(), disk_cache.read
 
     def read(*arguments: Any) -> Any:
@@ -166,7 +188,7 @@ async def test_others_go_on_while_a_prompt_is_read(
         let.set()
 
 
-async def test_a_copy_takes_no_memory_that_is_not_there(
+async def test_a_large_prompt_is_not_copied_when_memory_is_short(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(disk_cache, "LARGE", 1)
@@ -178,7 +200,7 @@ async def test_a_copy_takes_no_memory_that_is_not_there(
     assert len(files(tmp_path)) == 1
 
 
-async def test_a_slow_disk_is_given_up(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_read_from_a_slow_disk_times_out(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     await turn(llama, tmp_path)
     monkeypatch.setattr(disk_cache, "READ_S", -1.0)
     assert (await turn(llama, tmp_path)).timings.cache_n == 0
@@ -189,7 +211,7 @@ async def test_a_slow_disk_is_given_up(llama: Path, tmp_path: Path, monkeypatch:
     assert (await turn(llama, tmp_path)).timings.cache_n == len(PROMPT) - 1
 
 
-async def test_a_sleeping_model_remembers(llama: Path) -> None:
+async def test_a_prompt_is_reused_after_sleep(llama: Path) -> None:
     async with running(llama, None, sleep_idle_seconds=1) as engine:
         async with engine.use() as loaded:
             first = await ask(loaded, PROMPT).one()
@@ -201,7 +223,7 @@ async def test_a_sleeping_model_remembers(llama: Path) -> None:
     assert list(llama.parent.glob("corral-test-*")) == []
 
 
-async def test_who_asks_for_no_cache_gets_none(llama: Path, tmp_path: Path) -> None:
+async def test_cache_prompt_false_does_not_read_the_disk(llama: Path, tmp_path: Path) -> None:
     await turn(llama, tmp_path)
     async with running(llama, tmp_path) as engine, engine.use() as loaded:
         assert (await ask(loaded, PROMPT, cache_prompt=False).one()).timings.cache_n == 0
@@ -219,12 +241,12 @@ async def test_who_asks_for_no_cache_gets_none(llama: Path, tmp_path: Path) -> N
     ],
     ids=str,
 )
-async def test_another_setting_is_another_model(llama: Path, tmp_path: Path, other: dict[str, Any]) -> None:
+async def test_other_settings_do_not_reuse_saved_prompts(llama: Path, tmp_path: Path, other: dict[str, Any]) -> None:
     await turn(llama, tmp_path)
     assert (await turn(llama, tmp_path, **other)).timings.cache_n == 0
 
 
-async def test_another_file_is_another_model(llama: Path, tmp_path: Path) -> None:
+async def test_another_model_file_does_not_reuse_saved_prompts(llama: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.gguf"
     shutil.copy(llama, copy)
     await turn(copy, tmp_path)
@@ -233,7 +255,7 @@ async def test_another_file_is_another_model(llama: Path, tmp_path: Path) -> Non
     assert (await turn(copy, tmp_path)).timings.cache_n == 0
 
 
-async def test_adapters_are_told_apart(models: Path, tmp_path: Path) -> None:
+async def test_prompts_of_other_adapters_are_not_reused(models: Path, tmp_path: Path) -> None:
     llama = models / "tiny-llama.gguf"
     lora = (str(models / "tiny-lora.gguf"),)
 
@@ -275,7 +297,7 @@ def _foreign(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [_cut, _flip, _flip_head, _lie, _zero, _foreign], ids=lambda f: f.__name__)
-async def test_damaged_files_are_left_out_and_removed(llama: Path, tmp_path: Path, damage: Any) -> None:
+async def test_damaged_files_are_ignored_and_deleted(llama: Path, tmp_path: Path, damage: Any) -> None:
     first = await turn(llama, tmp_path)
     damage(files(tmp_path)[0])
     foreign = tmp_path / "notes.txt"
@@ -299,7 +321,7 @@ async def test_links_are_not_followed(llama: Path, tmp_path: Path) -> None:
     assert (await turn(llama, directory)).timings.cache_n == 0
 
 
-async def test_a_full_disk_harms_nothing(llama: Path, tmp_path: Path) -> None:
+async def test_a_full_disk_causes_no_failure(llama: Path, tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
@@ -310,7 +332,7 @@ async def test_a_full_disk_harms_nothing(llama: Path, tmp_path: Path) -> None:
     assert (await turn(llama, tmp_path)).timings.cache_n == 0
 
 
-async def test_a_directory_that_has_gone_harms_nothing(llama: Path, tmp_path: Path) -> None:
+async def test_a_deleted_directory_causes_no_failure(llama: Path, tmp_path: Path) -> None:
     async with running(llama, tmp_path / "gone") as engine, engine.use() as loaded:
         assert (await ask(loaded, PROMPT).one()).n_decoded == 16
     assert not (tmp_path / "gone").exists()

@@ -1,4 +1,4 @@
-"""The directory of prompts: who goes first, what is never seen half, and several workers at once."""
+"""The directory of prompts: the order of eviction, no partial files, and several workers in parallel."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ kept_files = st.lists(
 
 
 @given(kept_files, st.integers(1, 60), st.integers(0, 9), st.integers(0, 200))
-def test_the_oldest_go_and_no_more_than_needed(files: list[StoredFile], n_new: int, used: int, limit: int) -> None:
+def test_the_oldest_files_are_evicted_and_no_more_than_needed(
+    files: list[StoredFile], n_new: int, used: int, limit: int
+) -> None:
     chosen = victims(files, n_new, float(used), limit)
     total = sum(file.n_bytes for file in files)
     if chosen is None:
@@ -58,7 +60,7 @@ def names(store: DiskStore) -> list[str]:
     return sorted(path.stem for path in store.names(""))
 
 
-def test_bytes_are_bounded(tmp_path: Path) -> None:
+def test_the_total_size_is_limited(tmp_path: Path) -> None:
     store = store_at(tmp_path)
     assert all(put(store, name, 400, used) for name, used in (("b", 2.0), ("a", 1.0)))
     assert not put(store, "c", 400, 0.5), "what others used since stays"
@@ -72,7 +74,7 @@ def test_bytes_are_bounded(tmp_path: Path) -> None:
     assert not store.has("c", 6.0)
 
 
-def test_what_is_given_up_leaves_nothing(tmp_path: Path) -> None:
+def test_an_aborted_write_leaves_no_file(tmp_path: Path) -> None:
     store = store_at(tmp_path)
 
     def fail(file: IO[bytes]) -> bool:
@@ -99,7 +101,7 @@ DiskStore(PrivateDirectory("", sys.argv[1]), 1000).put("a", 600, 1.0, fill)
 """
 
 
-def test_a_writer_that_dies_leaves_nothing_whole(tmp_path: Path) -> None:
+def test_a_killed_writer_leaves_no_complete_file(tmp_path: Path) -> None:
     store = store_at(tmp_path)
     with subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None
@@ -125,7 +127,7 @@ for n in range(60):
 """
 
 
-def test_several_workers_stay_within_the_bound(tmp_path: Path) -> None:
+def test_several_workers_stay_within_the_limit(tmp_path: Path) -> None:
     workers = [subprocess.Popen([sys.executable, "-c", FILLER, str(tmp_path), mine]) for mine in "abc"]
     assert [worker.wait(30) for worker in workers] == [0, 0, 0]
     left = list(tmp_path.glob("*.prompt"))
@@ -150,7 +152,7 @@ tokens_ = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=50)
 
 
 @given(tokens_, st.binary(min_size=3, max_size=20_000), st.floats(0, 2), st.integers(0, 9))
-def test_a_file_says_what_was_put_in(
+def test_a_file_is_read_as_it_was_written(
     tmp_path_factory: pytest.TempPathFactory, tokens: list[int], state: bytes, scale: float, begin: int
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "round-trip"
@@ -164,7 +166,7 @@ def test_a_file_says_what_was_put_in(
 
 
 @given(st.data())
-def test_any_damage_is_seen(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_any_damage_is_detected(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     path = written(tmp_path_factory.getbasetemp() / "damaged", [1, 2, 3], bytes(range(250)) * 40)
     content = bytearray(path.read_bytes())
     place = data.draw(st.integers(0, len(content) - 1))
@@ -176,12 +178,12 @@ def test_any_damage_is_seen(tmp_path_factory: pytest.TempPathFactory, data: st.D
         read(read_head(path, KEY, None), FOREVER)
 
 
-def test_pages_in_another_order_are_seen() -> None:
+def test_swapped_pages_are_detected() -> None:
     a, b = np.zeros(4096, np.uint8), np.ones(4096, np.uint8)
     assert checksum([np.concatenate([a, b])]) != checksum([np.concatenate([b, a])])
 
 
-def test_another_key_is_another_models(tmp_path: Path) -> None:
+def test_a_file_with_another_key_is_rejected(tmp_path: Path) -> None:
     path = written(tmp_path / "a", [1, 2], b"state")
     with pytest.raises(BrokenFile, match="another model"):
         read_head(path, KEY[::-1], None)

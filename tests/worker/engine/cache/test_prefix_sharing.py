@@ -1,4 +1,4 @@
-"""A beginning that several requests share is computed once, and every answer is what it would be alone."""
+"""A prefix that several requests share is computed once, and does not change an answer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ candidates = st.lists(
 
 
 @given(st.integers(0, 900), candidates, st.integers(1, 1000))
-def test_a_source_gains_and_leaves_the_last_token(n_own: int, others: list[Candidate], n_prompt: int) -> None:
+def test_a_source_gains_enough_and_leaves_the_last_token(n_own: int, others: list[Candidate], n_prompt: int) -> None:
     source = choose_source(n_own, others, n_prompt, MIN_GAIN)
     if source is None:
         assert all(min(c.n_computed, n_prompt - 1) - n_own < MIN_GAIN for c in others if c.can_cut)
@@ -33,7 +33,7 @@ def test_a_source_gains_and_leaves_the_last_token(n_own: int, others: list[Candi
     assert any(c.can_cut and c.n_computed >= source.n if source.ready else c.n_coming >= source.n for c in of)
 
 
-def test_waiting_must_pay_more_than_copying_at_once() -> None:
+def test_waiting_must_gain_more_than_copying_now() -> None:
     ready, coming = Candidate(1, 500), Candidate(2, 0, 500 + MIN_GAIN - 1)
     assert choose_source(0, [ready, coming], 1000, MIN_GAIN) == (1, 500, True)
     assert choose_source(0, [ready, coming._replace(n_coming=500 + MIN_GAIN)], 1000, MIN_GAIN) == (2, 564, False)
@@ -51,7 +51,7 @@ async def alone(llama: Path, **settings: Any) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("unified", [True, False])
-async def test_a_shared_beginning_is_computed_once(models: Path, unified: bool) -> None:
+async def test_a_shared_prefix_is_computed_once(models: Path, unified: bool) -> None:
     llama, settings = models / "tiny-llama.gguf", {"parallel": 8, "ctx_size": 10240, "kv_unified": unified}
 
     expected = await alone(llama, **settings)
@@ -68,7 +68,7 @@ async def test_a_shared_beginning_is_computed_once(models: Path, unified: bool) 
             assert first.processed == first.cache == result.timings.cache_n
 
 
-async def test_a_running_answer_gives_its_prompt_away(models: Path) -> None:
+async def test_a_prompt_is_copied_from_a_generating_slot(models: Path) -> None:
     settings = {"parallel": 2, "ctx_size": 4096, "kv_unified": True}
     async with running(models / "tiny-llama.gguf", **settings) as engine, engine.use() as loaded:
         long = ask(loaded, PROMPTS[0], n_predict=400, stream=True, sampling=Sampling(temperature=0.0, ignore_eos=True))
@@ -80,7 +80,7 @@ async def test_a_running_answer_gives_its_prompt_away(models: Path) -> None:
         assert late.tokens == (await ask(loaded, PROMPTS[1], cache_prompt=False).one()).tokens
 
 
-async def test_longer_common_beginnings_are_found_step_by_step(models: Path) -> None:
+async def test_longer_common_prefixes_are_found_step_by_step(models: Path) -> None:
     other = [9 + i * 11 % 350 for i in range(300)]
     prompts = [[*SHARED, 5, 6, 7], [*SHARED, *other, 8, 9], [*SHARED, *other, 10, 11]]
 
@@ -92,7 +92,7 @@ async def test_longer_common_beginnings_are_found_step_by_step(models: Path) -> 
 
 
 @pytest.mark.parametrize("n_steps", [0, 1])
-async def test_who_waits_goes_on_alone_when_the_other_leaves(models: Path, n_steps: int) -> None:
+async def test_a_waiting_slot_continues_alone_when_its_leader_is_cancelled(models: Path, n_steps: int) -> None:
     settings = {"parallel": 3, "ctx_size": 8192, "batch_size": 256, "ubatch_size": 64}
     async with running(models / "tiny-llama.gguf", **settings) as engine, engine.use() as loaded:
         expected = [(await ask(loaded, prompt, cache_prompt=False).one()).tokens for prompt in PROMPTS[:3]]
@@ -107,7 +107,7 @@ async def test_who_waits_goes_on_alone_when_the_other_leaves(models: Path, n_ste
         assert results[1].timings.cache_n == 1000
 
 
-async def test_who_wants_no_cache_shares_nothing(models: Path) -> None:
+async def test_cache_prompt_false_shares_no_prefix(models: Path) -> None:
     settings = {"parallel": 2, "ctx_size": 4096}
     async with running(models / "tiny-llama.gguf", **settings) as engine, engine.use() as loaded:
         results = await asyncio.gather(*(ask(loaded, p, cache_prompt=False).one() for p in PROMPTS[:2]))
@@ -115,8 +115,8 @@ async def test_who_wants_no_cache_shares_nothing(models: Path) -> None:
         assert computed(engine) == 2024
 
 
-async def test_moving_shared_positions_harms_nobody(models: Path) -> None:
-    """In a pool that all draw from, copied cells are the same cells."""
+async def test_shifting_shared_positions_does_not_affect_other_slots(models: Path) -> None:
+    """In a unified pool a copied sequence uses the same cells."""
 
     settings = {
         "parallel": 2,

@@ -1,4 +1,4 @@
-"""Prompts in host memory and checkpoints beside slots: what is kept, what is dropped, what comes back."""
+"""The prompt cache in host memory, and checkpoints: what is kept, evicted and restored."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def kept(cache: PromptCache) -> list[Tokens]:
     return [entry.tokens for entry in cache.entries]
 
 
-def test_an_entry_covers_its_beginnings_and_replaces_them() -> None:
+def test_an_entry_replaces_its_prefixes() -> None:
     cache = PromptCache(None, 1000)
     assert store(cache, [1, 2])
     assert store(cache, [1, 2, 3])
@@ -37,7 +37,7 @@ def test_an_entry_covers_its_beginnings_and_replaces_them() -> None:
     assert store(cache, [1, 3], Activation((1.0,))), "computed with an adapter: another thing"
 
 
-def test_of_an_adapter_with_an_invocation_only_what_comes_before_counts() -> None:
+def test_only_tokens_before_an_adapters_invocation_are_reusable() -> None:
     cache, invoked = PromptCache(None, 1000), Activation((1.0,), 3)
     assert store(cache, [1, 2, 3, 4], invoked)
     assert not store(cache, [1, 2, 3, 4], invoked), "the same again"
@@ -48,7 +48,7 @@ def test_of_an_adapter_with_an_invocation_only_what_comes_before_counts() -> Non
     assert not store(cache, [1, 2, 3, 4, 5], invoked), "the same tokens without the adapter serve as well"
 
 
-def test_limits_drop_the_oldest() -> None:
+def test_limits_evict_the_oldest_entries() -> None:
     cache = PromptCache(250, 4)
     for n in range(3):
         assert store(cache, [n, n])
@@ -65,7 +65,7 @@ def test_limits_drop_the_oldest() -> None:
 @given(
     st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), max_size=12), st.lists(st.integers(0, 2), min_size=1)
 )
-def test_what_is_taken_serves_better_and_is_gone(stored: list[Tokens], prompt: Tokens) -> None:
+def test_take_returns_a_better_entry_and_removes_it(stored: list[Tokens], prompt: Tokens) -> None:
     cache = PromptCache(None, 10**6)
     for tokens in stored:
         store(cache, tokens)
@@ -84,17 +84,17 @@ def test_what_is_taken_serves_better_and_is_gone(stored: list[Tokens], prompt: T
 @pytest.mark.parametrize(
     ("n_cached", "n_common", "wanted", "threshold", "look"),
     [
-        (100, 60, -1, 0.1, False),  # similar, and most of it stays
-        (100, 30, -1, 0.1, True),  # similar, but most of it would be lost
-        (100, 5, -1, 0.1, True),  # the least recently used
+        (100, 60, -1, 0.1, False),  # similar, and most of it is kept
+        (100, 30, -1, 0.1, True),  # similar, but most of it would be removed
+        (100, 5, -1, 0.1, True),  # the least recently used slot
         (0, 0, -1, 0.1, True),
-        (100, 5, 2, 0.1, True),  # asked for
+        (100, 5, 2, 0.1, True),  # the requested slot
         (0, 0, 2, 0.1, False),
         (100, 5, 2, 0.0, False),
         (100, 90, -1, 0.0, True),
     ],
 )
-def test_when_the_cache_is_asked(n_cached: int, n_common: int, wanted: int, threshold: float, look: bool) -> None:
+def test_when_the_cache_is_searched(n_cached: int, n_common: int, wanted: int, threshold: float, look: bool) -> None:
     assert should_search_cache(SlotFacts(0, True, n_cached, n_common, 0.0), 100, wanted, threshold) is look
 
 
@@ -105,7 +105,7 @@ def checkpoint(n_tokens: int, job: int = 0, window: int = 50) -> Checkpoint:
     return Checkpoint(job, n_tokens, max(0, n_tokens - window), n_tokens - 1, STATE)
 
 
-def test_prompts_stop_shortly_before_their_end() -> None:
+def test_batches_end_shortly_before_the_prompts_end() -> None:
     rules = CheckpointRules(32, 8192, n_batch=2048, n_ubatch=512)
     assert rules.boundaries(1000) == (484, 996)
     assert not rules.wanted(1000, 0, 484)
@@ -115,7 +115,7 @@ def test_prompts_stop_shortly_before_their_end() -> None:
     assert not CheckpointRules(0, 8192, 2048, 512).wanted(1000, 996, 4)
 
 
-def test_a_full_list_makes_room() -> None:
+def test_a_full_checkpoint_list_drops_entries() -> None:
     rules = CheckpointRules(4, 100, 2048, 512)
     kept = [checkpoint(n, job=1) for n in (10, 20, 500)]
     assert [c.n_tokens for c in rules.with_another(kept, checkpoint(600, job=2))] == [10, 500, 600]
@@ -141,7 +141,7 @@ OTHER = "def main(argv): return parse(argv).run()"
 
 
 @pytest.mark.parametrize("unified", [True, False])
-async def test_a_prompt_comes_back_from_host_memory(models: Path, unified: bool) -> None:
+async def test_a_prompt_is_restored_from_host_memory(models: Path, unified: bool) -> None:
     settings = {"parallel": 1, "kv_unified": unified, "cache_ram": 100}
     async with running(models / "tiny-llama.gguf", **settings) as engine, engine.use() as loaded:
         first = await ask(loaded, STORY).one()
@@ -152,7 +152,7 @@ async def test_a_prompt_comes_back_from_host_memory(models: Path, unified: bool)
         assert (await ask(loaded, OTHER).one()).timings.cache_n == other.n_prompt - 1
 
 
-async def test_without_host_memory_it_is_computed_again(models: Path) -> None:
+async def test_without_host_memory_a_prompt_is_computed_again(models: Path) -> None:
     async with running(models / "tiny-llama.gguf", parallel=1, cache_ram=0) as engine, engine.use() as loaded:
         await ask(loaded, STORY).one()
         await ask(loaded, OTHER).one()
@@ -160,7 +160,7 @@ async def test_without_host_memory_it_is_computed_again(models: Path) -> None:
 
 
 @pytest.mark.parametrize(("unified", "n_left"), [(True, 0), (False, 1)])
-async def test_idle_slots_leave_a_common_pool(models: Path, unified: bool, n_left: int) -> None:
+async def test_idle_slots_are_cleared_in_a_unified_pool(models: Path, unified: bool, n_left: int) -> None:
     settings = {"parallel": 2, "kv_unified": unified, "cache_ram": 100}
     async with running(models / "tiny-llama.gguf", **settings) as engine, engine.use() as loaded:
         first = await ask(loaded, STORY, id_slot=0).one()
@@ -171,7 +171,7 @@ async def test_idle_slots_leave_a_common_pool(models: Path, unified: bool, n_lef
         assert (again.tokens, again.timings.cache_n) == (first.tokens, first.n_prompt - 1)
 
 
-async def test_pieces_that_moved_are_reused(models: Path) -> None:
+async def test_shifted_runs_are_reused(models: Path) -> None:
     async with running(models / "tiny-llama.gguf", parallel=1, cache_ram=0) as engine, engine.use() as loaded:
         piece = [40 + i for i in range(50)]
         await ask(loaded, [1, *([7] * 30), *piece, 9], n_predict=1).one()
@@ -182,7 +182,7 @@ async def test_pieces_that_moved_are_reused(models: Path) -> None:
         assert (await ask(loaded, moved, n_predict=1, n_cache_reuse=51).one()).timings.cache_n == 3
 
 
-async def test_a_full_pool_fails_those_at_work_and_nobody_after(models: Path) -> None:
+async def test_a_full_pool_fails_running_requests_but_no_later_ones(models: Path) -> None:
     settings = {"parallel": 3, "ctx_size": 256, "kv_unified": True, "cache_prompt": False}
     async with running(models / "tiny-llama.gguf", **settings) as engine, engine.use() as loaded:
         requests = [ask(loaded, [20 + k + i % 50 for i in range(200)], n_predict=50) for k in range(3)]

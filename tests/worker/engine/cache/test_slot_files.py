@@ -1,4 +1,4 @@
-"""Slots as files: what is in them, what is refused, and that a restored slot goes on as the saved one would."""
+"""Slot files: their contents, rejected files, and that a restored slot continues like the saved one."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def test_tokens_survive_packing(tokens: list[int]) -> None:
         ([-1, 1, 1, 7, 0, 0], "Trailing"),
     ],
 )
-def test_broken_payloads(words: list[int], why: str) -> None:
+def test_broken_payloads_are_rejected(words: list[int], why: str) -> None:
     with pytest.raises(BrokenFile, match=why):
         unpack(words)
 
 
 @pytest.mark.parametrize("name", ["a.bin", "ä b", ".hidden", "x" * 255, "a.b.c"])
-def test_safe_names(name: str) -> None:
+def test_safe_file_names_are_accepted(name: str) -> None:
     assert is_safe_name(name)
 
 
@@ -58,11 +58,11 @@ def test_safe_names(name: str) -> None:
         *("a\nb", "a\x7f", "a\x85", "x" * 256, "ä" * 128, "a\u2215b", "\uff0e\uff0e", "a\ufffd", "\ufeffa", "a\ud800"),
     ],
 )
-def test_unsafe_names(name: str) -> None:
+def test_unsafe_file_names_are_rejected(name: str) -> None:
     assert not is_safe_name(name)
 
 
-async def test_a_restored_slot_goes_on_like_the_saved_one(models: Path, tmp_path: Path) -> None:
+async def test_a_restored_slot_continues_like_the_saved_one(models: Path, tmp_path: Path) -> None:
     file = tmp_path / "slot"
 
     async with running(models / "tiny-llama.gguf", parallel=2) as engine, engine.use() as loaded:
@@ -109,7 +109,7 @@ def _spoil(data: bytes, how: str) -> bytes:
 
 
 @pytest.mark.parametrize("how", ["truncated", "short", "magic", "count", "token", "fewer tokens", "nothing", "missing"])
-async def test_a_broken_file_leaves_an_empty_usable_slot(models: Path, tmp_path: Path, how: str) -> None:
+async def test_a_broken_file_leaves_an_empty_but_usable_slot(models: Path, tmp_path: Path, how: str) -> None:
     file = tmp_path / "slot"
 
     async with running(models / "tiny-llama.gguf", parallel=2) as engine, engine.use() as loaded:
@@ -125,7 +125,7 @@ async def test_a_broken_file_leaves_an_empty_usable_slot(models: Path, tmp_path:
         assert (after.tokens, after.timings.cache_n) == (expected.tokens, 0)
 
 
-async def test_a_slot_at_work_is_waited_for(models: Path, tmp_path: Path) -> None:
+async def test_an_action_waits_until_its_slot_is_idle(models: Path, tmp_path: Path) -> None:
     async with running(models / "tiny-llama.gguf", parallel=1) as engine, engine.use() as loaded:
         work = ask(loaded, n_predict=100, stream=True, sampling=ENDLESS)
         await work.until(bool)
@@ -176,7 +176,7 @@ def test_slot_actions_over_http_directly_and_through_the_router(programs: Progra
     assert act(gateway, "1?action=erase&model=tiny") == {"id_slot": 1, "n_erased": again["tokens_cached"]}
 
 
-def test_slot_actions_need_their_directory(worker: Program, programs: Programs, tmp_path: Path) -> None:
+def test_slot_actions_require_slot_save_path(worker: Program, programs: Programs, tmp_path: Path) -> None:
     assert act(worker, "0?action=erase", status=501)["error"]["type"] == "not_supported_error"
     program = programs.worker("--slot-save-path", str(tmp_path / "missing"), wait="nothing")
     assert program.exit_code() == 1

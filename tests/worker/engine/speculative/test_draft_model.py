@@ -1,4 +1,4 @@
-"""The draft model's context follows the slots: a model that drafts for itself is always right, whatever happens."""
+"""The draft model's context follows the slots: if a model drafts for itself, all its drafts are accepted."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ async def a_full_context(loaded: LoadedModel) -> None:
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
 @pytest.mark.parametrize("unified", [True, False])
-async def test_it_stays_in_step(models: Path, scene: Scene, unified: bool) -> None:
+async def test_drafts_of_the_same_model_are_accepted_in_every_scene(models: Path, scene: Scene, unified: bool) -> None:
     settings = {"ctx_size": 8192, "parallel": 4, "batch_size": 256, "kv_unified": unified}
     async with drafting(models, SAME, **settings) as (engine, loaded):
         await scene(loaded)
         assert_right(engine)
 
 
-async def test_it_makes_room_for_itself(models: Path) -> None:
-    """In a pool that is as small as the main model's, idle slots leave it when others need it."""
+async def test_idle_sequences_are_cleared_when_the_draft_context_is_full(models: Path) -> None:
+    """The KV cache is as small as the main model's, so idle sequences are cleared when others need cells."""
 
     settings = {"ctx_size": 768, "parallel": 4, "kv_unified": True, "cache_ram": 0, "cache_idle_slots": False}
     async with drafting(models, SAME, **settings) as (engine, loaded):
@@ -47,27 +47,27 @@ async def test_it_makes_room_for_itself(models: Path) -> None:
 
 
 def assert_right(engine: Engine, part: float = 0.99) -> None:
-    """Rounding may tip a token."""
+    """Check that nearly all drafted tokens were accepted; rounding may change a few."""
     totals = engine.snapshot.totals
     assert totals.drafted > 0
     assert totals.draft_accepted >= part * totals.drafted
 
 
-async def test_it_moves_with_a_context_shift(models: Path) -> None:
+async def test_the_draft_context_follows_a_context_shift(models: Path) -> None:
     async with drafting(models, SAME, ctx_size=256, parallel=1, context_shift=True) as (engine, loaded):
         await a_full_context(loaded)
         assert_right(engine, 0.95)
 
 
 @pytest.mark.parametrize("model", ["tiny-mamba.gguf", "tiny-gemma3.gguf"])
-async def test_other_memories_stay_in_step(models: Path, model: str) -> None:
+async def test_drafts_with_recurrent_and_sliding_window_memory(models: Path, model: str) -> None:
     async with drafting(models, {"model_draft": model}, model=model, ctx_size=4096) as (engine, loaded):
         await a_conversation(loaded)
         await choices(loaded)
         assert_right(engine, 0.95)
 
 
-async def test_least_probabilities_and_lengths(models: Path) -> None:
+async def test_minimum_probability_and_length_of_drafts(models: Path) -> None:
     async def accepted(**drafts: Any) -> tuple[int, int]:
         async with drafting(models, {**SAME, **drafts}) as (engine, loaded):
             await ask(loaded, FOX, n_predict=60, sampling=ENDLESS).one()
@@ -114,24 +114,26 @@ def test_a_gateway_with_drafts(programs: Programs) -> None:
         (["-md", "missing.gguf"], "missing.gguf"),
     ],
 )
-def test_a_worker_that_cannot_draft_as_told(programs: Programs, args: list[str], text: str) -> None:
+def test_a_worker_with_invalid_draft_options_exits_with_the_reason(
+    programs: Programs, args: list[str], text: str
+) -> None:
     worker: Program = programs.worker(*args, wait="nothing")
     assert worker.exit_code(40) == 1
     assert text in worker.log_text
 
 
-def test_the_default_kind(programs: Programs) -> None:
+def test_spec_default_selects_ngram_mod(programs: Programs) -> None:
     worker = programs.worker("--spec-default", "-c", "1024", "-t", "1", "--slots")
     answer = worker.client.post("/completion", json=BODY).raise_for_status().json()
     assert answer["generation_settings"]["speculative.types"] == "none,ngram-mod"
 
 
-def test_a_lookup_cache_is_kept_up_to_date(programs: Programs) -> None:
+def test_a_dynamic_lookup_cache_is_saved_and_used_by_the_next_worker(programs: Programs) -> None:
     file = programs.directory / "lookup"
     args = ("--spec-type", "ngram-cache", "-lcd", str(file), "-c", "1024", "-t", "1")
     worker = programs.worker(*args)
     first = worker.client.post("/completion", json=BODY).raise_for_status().json()
-    for _ in range(3):  # one occurrence is not believed
+    for _ in range(3):  # one occurrence is not enough for a draft
         worker.client.post("/completion", json=BODY).raise_for_status()
     assert worker.stop() == 0
     size = file.stat().st_size

@@ -1,4 +1,4 @@
-"""An MTP head drafts for its own model: answers are the plain run's, and drafts the same however a prompt got there."""
+"""An MTP head drafts for its own model: answers equal those without drafts; a cached prompt gets the same drafts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ both = pytest.mark.parametrize("model", ["tiny-glm-mtp.gguf", "tiny-qwen-mtp.ggu
 
 
 @both
-async def test_answers_are_those_of_the_plain_run(models: Path, model: str) -> None:
+async def test_answers_equal_those_without_drafts(models: Path, model: str) -> None:
     requests: list[dict[str, Any]] = [
         {"n_predict": 80, "sampling": ENDLESS},
         {"n_predict": 40, "sampling": Sampling(seed=7, temperature=0.9, n_probs=3)},
@@ -44,7 +44,7 @@ async def test_answers_are_those_of_the_plain_run(models: Path, model: str) -> N
 @both
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
 @pytest.mark.parametrize("unified", [True, False])
-async def test_whatever_happens_it_goes_on_drafting(models: Path, model: str, scene: Scene, unified: bool) -> None:
+async def test_drafts_are_accepted_in_every_scene(models: Path, model: str, scene: Scene, unified: bool) -> None:
     settings = {"ctx_size": 8192, "parallel": 4, "batch_size": 256, "kv_unified": unified}
     async with drafting(models, HEAD, model=model, **settings) as (engine, loaded):
         await scene(loaded)
@@ -60,8 +60,8 @@ async def drafts_of(engine: Engine, loaded: LoadedModel, prompt: Any, **fields: 
 
 
 @both
-async def test_a_prompt_taken_up_again_is_drafted_for_as_if_it_were_new(models: Path, model: str) -> None:
-    """The same prompt, the next turn, another slot's beginning: no hidden state is missing."""
+async def test_a_cached_prompt_gets_the_same_drafts_as_a_new_one(models: Path, model: str) -> None:
+    """The same prompt, the next turn, a prefix from another slot: no hidden state is missing."""
 
     async with drafting(models, HEAD, model=model) as (engine, loaded):
         first = await drafts_of(engine, loaded, FOX, id_slot=0)
@@ -77,7 +77,7 @@ async def test_a_prompt_taken_up_again_is_drafted_for_as_if_it_were_new(models: 
 
 
 @both
-async def test_streams_side_by_side_and_one_that_is_cancelled(models: Path, model: str) -> None:
+async def test_concurrent_streams_and_one_that_is_cancelled(models: Path, model: str) -> None:
     prompts = [FOX, LONG[:50], LONG[100:130], FOX + " fox"]
     async with drafting(models, {}, model=model, parallel=4, kv_unified=True, ctx_size=4096) as (_, loaded):
         plain = [(await ask(loaded, prompt, n_predict=60, sampling=ENDLESS).one()).tokens for prompt in prompts]
@@ -92,7 +92,7 @@ async def test_streams_side_by_side_and_one_that_is_cancelled(models: Path, mode
 
 @both
 @pytest.mark.parametrize("unified", [True, False])
-async def test_drafts_of_streams_that_share_batches_are_those_of_each_alone(
+async def test_concurrent_streams_get_the_same_drafts_as_sequential_ones(
     models: Path, model: str, unified: bool
 ) -> None:
     prompts = [FOX, LONG[:50], LONG[100:130], FOX + " fox"]
@@ -113,7 +113,7 @@ async def test_drafts_of_streams_that_share_batches_are_those_of_each_alone(
     assert await accepted(together=True) == await accepted(together=False)
 
 
-async def test_it_moves_with_a_context_shift(models: Path) -> None:
+async def test_the_head_follows_a_context_shift(models: Path) -> None:
     found = []
     for drafts in ({}, HEAD):
         settings = {"model": "tiny-glm-mtp.gguf", "ctx_size": 256, "parallel": 1, "context_shift": True}
@@ -125,7 +125,7 @@ async def test_it_moves_with_a_context_shift(models: Path) -> None:
     assert engine.snapshot.totals.draft_accepted > 100
 
 
-async def test_it_makes_room_for_itself(models: Path) -> None:
+async def test_idle_sequences_are_cleared_when_the_head_context_is_full(models: Path) -> None:
     settings = {"ctx_size": 768, "parallel": 4, "kv_unified": True, "cache_ram": 0, "cache_idle_slots": False}
     async with drafting(models, HEAD, model="tiny-glm-mtp.gguf", **settings) as (engine, loaded):
         for i in range(8):
@@ -134,7 +134,7 @@ async def test_it_makes_room_for_itself(models: Path) -> None:
             assert engine.snapshot.totals.draft_accepted > before
 
 
-async def test_sleep_and_waking_up(models: Path) -> None:
+async def test_drafts_are_the_same_after_sleep(models: Path) -> None:
     settings = {**EXACT, **HEAD, "sleep_idle_seconds": 1, "parallel": 1}
     async with running(models / "tiny-qwen-mtp.gguf", **settings) as engine:
         async with engine.use() as loaded:
@@ -147,7 +147,7 @@ async def test_sleep_and_waking_up(models: Path) -> None:
 
 @pytest.mark.parametrize("kinds", [("draft-mtp",), ("none",)])
 @pytest.mark.parametrize("model", ["tiny-glm-mtp.gguf", "tiny-glm-headless.gguf"])
-async def test_a_head_in_a_file_of_its_own(models: Path, kinds: tuple[str, ...], model: str) -> None:
+async def test_a_head_in_a_separate_file(models: Path, kinds: tuple[str, ...], model: str) -> None:
     async with drafting(models, HEAD, model="tiny-glm-mtp.gguf") as (engine, loaded):
         first = await drafts_of(engine, loaded, FOX)
     main, head = models / model, models / "mtp-tiny-glm.gguf"
@@ -169,13 +169,15 @@ async def test_a_head_in_a_file_of_its_own(models: Path, kinds: tuple[str, ...],
         ("tiny-qwen-mtp.gguf", {**HEAD, "model_draft": "missing.gguf"}, "missing.gguf"),
     ],
 )
-async def test_what_has_no_head_to_draft_with(models: Path, model: str, drafts: dict[str, Any], text: str) -> None:
+async def test_a_model_without_a_usable_head_is_refused(
+    models: Path, model: str, drafts: dict[str, Any], text: str
+) -> None:
     with pytest.raises(LoadError, match=text):
         async with drafting(models, drafts, model=model):
             pass
 
 
-def test_a_head_is_no_draft_model(programs: Programs) -> None:
+def test_a_head_is_refused_as_a_draft_model(programs: Programs) -> None:
     head = str(programs.models / "mtp-tiny-glm.gguf")
     worker = programs.worker("-md", head, "--spec-type", "draft-simple", wait="nothing")
     assert worker.exit_code(40) == 1

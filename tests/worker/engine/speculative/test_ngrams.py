@@ -1,4 +1,4 @@
-"""Drafts from the text itself: what each kind proposes, beside a plain search; and the files of n-gram counts."""
+"""Drafts from the text itself: each kind's drafts compared with a simple search, and the files of n-gram counts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIZES = NgramSizes(2, 4, 1)
 
 
 def proposed(drafter: Drafter, history: Sequence[int], most: int = 99, step: int = 1) -> list[list[int]]:
-    """Of an answer that grows by `step` tokens at a time."""
+    """Return the drafts for an answer that grows by `step` tokens at a time."""
     slot, grown, drafts = Slot(0, 4096), list[int](), list[list[int]]()
     drafter.begin(slot, grown)
     for token in history:
@@ -38,7 +38,7 @@ def proposed(drafter: Drafter, history: Sequence[int], most: int = 99, step: int
 
 
 @given(texts, st.integers(1, 5))
-def test_a_hash_rolls(text: list[int], n: int) -> None:
+def test_a_rolling_hash_equals_the_hash_of_each_window(text: list[int], n: int) -> None:
     expected = [hash_of(text[i : i + n]) for i in range(len(text) - n + 1)]
     assert hashes(np.array(text, np.uint64), n).tolist() == expected
     if expected:
@@ -60,7 +60,7 @@ def test_an_index_finds_what_a_search_finds(text: list[int], n: int, n_follow: i
 
 
 @given(texts, st.integers(1, 9))
-def test_simple_takes_what_followed_last(text: list[int], most: int) -> None:
+def test_simple_drafts_the_latest_continuation(text: list[int], most: int) -> None:
     for end, draft in enumerate(proposed(NgramSimple(SIZES), text, most), 1):
         seen = text[:end]
         places = [p for p in range(len(seen) - 3) if seen[p : p + 2] == seen[-2:]]
@@ -68,7 +68,7 @@ def test_simple_takes_what_followed_last(text: list[int], most: int) -> None:
         assert draft == seen[begin : begin + min(4, most)]
 
 
-def test_a_map_promises_what_was_accepted() -> None:
+def test_a_map_drafts_at_most_the_accepted_length() -> None:
     slot, history = Slot(0, 4096), [1, 2, 3, 4, 5, 6, 7, 8, 1, 2]
     drafter = NgramMap(SIZES, several=False)
     drafter.begin(slot, history)
@@ -78,13 +78,13 @@ def test_a_map_promises_what_was_accepted() -> None:
     assert drafter.draft([DraftRequest(slot, history, 99)]) == [[3, 4]]
     drafter.accept(slot, 2, 2)
     assert drafter.draft([DraftRequest(slot, history, 1)]) == [[3]]
-    drafter.accept(slot, 1, 1)  # all of a draft that was cut promises no less
+    drafter.accept(slot, 1, 1)  # a truncated draft that was accepted completely does not reduce the length
     assert drafter.draft([DraftRequest(slot, history, 99)]) == [[3, 4]]
     drafter.accept(slot, 2, 0)
     assert drafter.draft([DraftRequest(slot, history, 99)]) == [[]]
 
 
-def test_a_map_of_values_wants_a_clear_majority() -> None:
+def test_a_map_of_values_needs_a_clear_majority() -> None:
     slot, drafter = Slot(0, 4096), NgramMap(SIZES, several=True)
     history = [1, 2, 5, 5, 5, 5, 1, 2, 6, 6, 6, 6, 1, 2]
     drafter.begin(slot, history)
@@ -93,7 +93,7 @@ def test_a_map_of_values_wants_a_clear_majority() -> None:
     assert drafter.draft([DraftRequest(slot, history, 99)]) == [[6, 6, 6, 6]]
 
 
-def test_a_map_waits_for_hits() -> None:
+def test_a_map_drafts_after_the_minimum_number_of_hits() -> None:
     slot, history = Slot(0, 4096), [1, 2, 3, 4, 5, 6, 1, 2]
     drafter = NgramMap(NgramSizes(2, 4, 2), several=True)
     drafter.begin(slot, history)
@@ -101,7 +101,7 @@ def test_a_map_waits_for_hits() -> None:
     assert drafter.draft([DraftRequest(slot, history, 99)]) == [[3, 4, 5, 6]]
 
 
-def test_a_table_serves_other_requests_and_starts_anew_when_it_misleads() -> None:
+def test_a_table_serves_other_requests_and_is_cleared_after_poor_drafts() -> None:
     drafter = NgramMod(3, 2, 5)
     first, second, text = Slot(0, 4096), Slot(1, 4096), [7, 8, 9, 10, 11, 12, 13, 14]
     drafter.begin(first, [*text, *text])
@@ -114,7 +114,7 @@ def test_a_table_serves_other_requests_and_starts_anew_when_it_misleads() -> Non
     assert drafter.draft([DraftRequest(second, asked, 99)]) == [[]]
 
 
-def test_a_table_gives_nothing_rather_than_too_little() -> None:
+def test_a_table_gives_no_draft_below_the_minimum_length() -> None:
     drafter, slot, text = NgramMod(3, 4, 9), Slot(0, 4096), [1, 2, 3, 4, 5, 6]
     drafter.begin(slot, [*text])
     asked = [2, 3, 4]
@@ -123,7 +123,7 @@ def test_a_table_gives_nothing_rather_than_too_little() -> None:
 
 
 @given(texts)
-def test_a_text_is_learned_alike_however_it_comes(text: list[int]) -> None:
+def test_a_text_is_recorded_equally_at_once_and_in_parts(text: list[int]) -> None:
     at_once, bit_by_bit = NgramMod(2, 1, 5), NgramMod(2, 1, 5)
     slot = Slot(0, 4096)
     at_once.begin(slot, list(text))
@@ -134,7 +134,7 @@ def test_a_text_is_learned_alike_however_it_comes(text: list[int]) -> None:
         assert (at_once._table[place] >= 0) == (bit_by_bit._table[place] >= 0)
 
 
-def test_counts_decide() -> None:
+def test_the_most_frequent_token_is_drafted() -> None:
     slot, history = Slot(0, 4096), [*[1, 2, 3, 4] * 4, 1]
     drafter = NgramCache(None, None)
     drafter.begin(slot, history)
@@ -152,7 +152,7 @@ tables = st.dictionaries(
 
 
 @given(tables, tables)
-def test_files_keep_what_is_counted(tmp_path_factory: pytest.TempPathFactory, one: Table, other: Table) -> None:
+def test_saved_counts_are_loaded_and_merged(tmp_path_factory: pytest.TempPathFactory, one: Table, other: Table) -> None:
     path = tmp_path_factory.mktemp("lookup") / "cache"
     save(one, path)
     assert load(path) == one
@@ -164,7 +164,7 @@ def test_files_keep_what_is_counted(tmp_path_factory: pytest.TempPathFactory, on
     )
 
 
-def test_a_file_is_llama_cpp_s(tmp_path: Path) -> None:
+def test_the_file_format_is_that_of_llama_cpp(tmp_path: Path) -> None:
     (tmp_path / "cache").write_bytes(struct.pack("=4ii2i2i", 5, 6, -1, -1, 2, 7, 3, 8, 1))
     assert load(tmp_path / "cache") == {(5, 6): {7: 3, 8: 1}}
     save({(5, 6): {7: 3, 8: 1}}, tmp_path / "again")
@@ -178,7 +178,7 @@ def test_a_broken_file_is_refused(tmp_path: Path, words: tuple[int, ...]) -> Non
         load(tmp_path / "cache")
 
 
-def test_what_requests_have_shown_is_kept(tmp_path: Path) -> None:
+def test_counts_of_requests_are_saved(tmp_path: Path) -> None:
     path, slot = tmp_path / "dynamic", Slot(0, 4096)
     history = [1, 2, 3, 4] * 6
     first = NgramCache(None, path)
@@ -194,7 +194,7 @@ def test_what_requests_have_shown_is_kept(tmp_path: Path) -> None:
 
 
 @given(st.integers(1, 16), st.floats(0, 1))
-def test_simulated_lengths_are_reached(n_max: int, part: float) -> None:
+def test_simulated_rates_give_the_requested_length(n_max: int, part: float) -> None:
     length = 1 + part * n_max
     reached, chance = 1.0, 1.0
     for conditional in simulated(n_max, length, ()):

@@ -1,4 +1,4 @@
-"""Speculative decoding: every answer is the plain run's, whoever drafts and however often the draft is wrong."""
+"""Speculative decoding: every answer equals the one without drafts, for all drafters, right or wrong."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ some = pytest.mark.parametrize("drafts", [SIMPLE, SAME, OTHER], ids=["simple", "
 
 
 async def assert_same(models: Path, drafts: dict[str, Any], *requests: dict[str, Any], **settings: Any) -> None:
-    """One request after the other, plainly and with drafts; these must have been used."""
+    """Check that sequential requests have the same answers with drafts as without, and that drafts are used."""
 
     async with drafting(models, {}, **settings) as (_, loaded):
         expected = [await answers(loaded, request) for request in requests]
@@ -45,7 +45,7 @@ SAMPLINGS = [
 
 @every
 @pytest.mark.parametrize("model", ["tiny-llama.gguf", "tiny-gemma3.gguf", "tiny-mamba.gguf"])
-async def test_answers_are_the_plain_run_s(models: Path, drafts: dict[str, Any], model: str) -> None:
+async def test_answers_equal_those_without_drafts(models: Path, drafts: dict[str, Any], model: str) -> None:
     await assert_same(models, drafts, *({"n_predict": 90, **sampling} for sampling in SAMPLINGS), model=model)
 
 
@@ -102,8 +102,8 @@ async def test_a_full_context(models: Path, drafts: dict[str, Any]) -> None:
 
 
 @every
-async def test_streams_side_by_side(models: Path, drafts: dict[str, Any]) -> None:
-    """Batches differ from one by one, so that numbers may too; with these models they do not."""
+async def test_concurrent_streams(models: Path, drafts: dict[str, Any]) -> None:
+    """Batches differ from single requests, so results could differ by rounding; with these models they do not."""
     prompts = [FOX, "Hello, world! Hello, world! Hello,", "The quick brown fox jumps over the lazy dog. " * 20]
     requests = [{"prompt": p, "n_predict": 60, "sampling": Sampling(seed=i)} for i, p in enumerate(prompts * 3)]
 
@@ -116,8 +116,8 @@ async def test_streams_side_by_side(models: Path, drafts: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize("model", ["tiny-llama.gguf", "tiny-mamba.gguf"])
-async def test_a_prompt_is_reused_after_drafts(models: Path, model: str) -> None:
-    """What a slot remembers after refused drafts is what it says: a conversation goes on as computed afresh."""
+async def test_a_prompt_is_reused_after_rejected_drafts(models: Path, model: str) -> None:
+    """After rejected drafts a slot's memory matches its tokens: a reused prompt gives the same answer as a new one."""
 
     async def conversation(loaded: LoadedModel, cache_prompt: bool) -> list[tuple[int, ...]]:
         tokens, turns = loaded.vocab.tokenize(FOX, True, True), list[tuple[int, ...]]()
@@ -135,7 +135,7 @@ async def test_a_prompt_is_reused_after_drafts(models: Path, model: str) -> None
 
 
 @pytest.mark.parametrize("drafts", [SIMPLE, SAME], ids=["simple", "same"])
-async def test_cancelled_streams_leave_nothing_behind(models: Path, drafts: dict[str, Any]) -> None:
+async def test_cancelled_streams_do_not_change_later_answers(models: Path, drafts: dict[str, Any]) -> None:
     endless = {"n_predict": -1, "stream": True, "sampling": Sampling(temperature=0.0, ignore_eos=True)}
     async with drafting(models, {}) as (_, loaded):
         expected = await answers(loaded, {"n_predict": 50})
@@ -147,7 +147,7 @@ async def test_cancelled_streams_leave_nothing_behind(models: Path, drafts: dict
             assert await answers(loaded, {"n_predict": 50}) == expected
 
 
-async def test_a_stream_sends_every_token_with_its_own_numbers(models: Path) -> None:
+async def test_a_stream_sends_every_token_with_its_probabilities(models: Path) -> None:
     async def pieces(loaded: LoadedModel) -> tuple[list[tuple[object, ...]], Request]:
         request = ask(
             loaded, FOX, n_predict=40, stream=True, timings_per_token=True, sampling=Sampling(seed=1, n_probs=1)
@@ -185,7 +185,7 @@ async def test_sleep_frees_the_draft_and_waking_loads_it_again(models: Path) -> 
     async with engine.use() as loaded:
         before = await answers(loaded, {"n_predict": 30})
     n_checks = engine.snapshot.totals.draft_checks
-    while not engine.is_sleeping:  # noqa: ASYNC110 - it has no event of its own here
+    while not engine.is_sleeping:  # noqa: ASYNC110 - there is no event for it
         await asyncio.sleep(0.02)
     async with engine.use() as loaded:
         assert await answers(loaded, {"n_predict": 30}) == before
@@ -204,10 +204,10 @@ async def test_sleep_frees_the_draft_and_waking_loads_it_again(models: Path) -> 
         ({**SAME, "spec_synth_rates": (0.5,)}, "5 values are needed, 1 are given"),
         ({**SAME, "spec_synth_rates": (0.5, 0.6, 0.1, 0.1, 0.1)}, "not above the one before"),
         ({**SAME, "spec_synth_rates": (0.5,), "spec_synth_len": 2.0}, "exclude each other"),
-        ({"model_draft": "tiny-bert.gguf", "spec_synth_len": 2.0}, "could not be set up"),
+        ({"model_draft": "tiny-bert.gguf", "spec_synth_len": 2.0}, "no drafter could be set up"),
     ],
 )
-async def test_what_cannot_be_set_up(models: Path, settings: dict[str, Any], text: str) -> None:
+async def test_invalid_draft_options_are_refused(models: Path, settings: dict[str, Any], text: str) -> None:
     if "lookup_cache_static" in settings:
         settings = settings | {"lookup_cache_static": str(models / settings["lookup_cache_static"])}
 
@@ -216,7 +216,7 @@ async def test_what_cannot_be_set_up(models: Path, settings: dict[str, Any], tex
             pass
 
 
-async def test_a_draft_with_other_tokens_is_left_out(models: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_draft_model_with_other_tokens_is_ignored(models: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with drafting(models, {"model_draft": "tiny-llama-fim.gguf"}) as (engine, loaded):
         assert (await ask(loaded, FOX).one()).n_decoded == 16
         assert engine.snapshot.totals.draft_checks == 0
@@ -243,8 +243,8 @@ async def test_simulated_acceptance(models: Path, chance: float) -> None:
 
 
 @some
-async def test_a_pool_without_room_for_drafts(models: Path, drafts: dict[str, Any]) -> None:
-    """They give way before anything that a slot remembers does."""
+async def test_drafts_are_omitted_when_the_kv_cache_is_full(models: Path, drafts: dict[str, Any]) -> None:
+    """Drafts are omitted before anything that a slot has cached is evicted."""
 
     async def told(loaded: LoadedModel) -> list[tuple[object, ...]]:
         requests = [{"id_slot": 0, "n_predict": 150}, {"id_slot": 1, "n_predict": 220}, {"id_slot": 0, "n_predict": 40}]

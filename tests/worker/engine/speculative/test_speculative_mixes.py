@@ -1,4 +1,4 @@
-"""Speculative decoding beside what else a request may want: images, adapters, budgets of thought. Same answers."""
+"""Speculative decoding together with images, adapters and thinking budgets gives the same answers as without drafts."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ async def test_answers_about_images(models: Path, kind: str, drafts: dict[str, A
 
 
 @every
-async def test_adapters_take_turns(models: Path, drafts: dict[str, Any]) -> None:
-    """A draft that waits for the turn of its adapters is still good."""
+async def test_drafts_with_different_adapters(models: Path, drafts: dict[str, Any]) -> None:
+    """A draft is still valid after it has waited for the batch of its adapters."""
 
     async def texts(loaded: LoadedModel, together: bool) -> list[tuple[int, ...]]:
         requests = [{"adapters": ((0, scale),), "n_predict": 40} for scale in (0.0, 1.0, 0.5, 1.0)]
@@ -62,7 +62,7 @@ async def test_adapters_take_turns(models: Path, drafts: dict[str, Any]) -> None
 
 
 @every
-async def test_budgets_of_thought(models: Path, drafts: dict[str, Any]) -> None:
+async def test_thinking_budgets(models: Path, drafts: dict[str, Any]) -> None:
     thinking = Thinking("", ("</think>",), budget=11, message=" so it is")
     samplings = [Sampling(temperature=0.0, thinking=thinking), Sampling(seed=4, thinking=thinking), GREEDY]
 

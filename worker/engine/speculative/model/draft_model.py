@@ -24,7 +24,7 @@ from ..drafter import DraftRequest
 from .follower import Followers
 
 N_CANDIDATES = 10
-"""A draft token's probability is calculated among this number of likeliest tokens, as in llama-server."""
+"""A draft token's probability is calculated among this number of most likely tokens, as in llama-server."""
 
 
 @dataclass(slots=True)
@@ -157,9 +157,9 @@ class DraftModel:
         self._batch.want_output(attempt.row)
 
     def _take(self, attempt: _ModelDraft) -> bool:
-        """Add the likeliest token to the draft. Return False if the draft ends here."""
+        """Add the most likely token to the draft. Return False if the draft ends here."""
         logits = self._context.logits(attempt.row)[: self._n_vocab]
-        token = likeliest(logits, self._p_min)
+        token = most_likely(logits, self._p_min)
         if token is None:
             return False
         attempt.drafted.append(token)
@@ -177,8 +177,8 @@ class DraftModel:
         self._truncate(id, n)
 
 
-def likeliest(logits: NDArray[np.float32], p_min: float) -> int | None:
-    """Return the likeliest token, or None if its probability is below `p_min`. `logits` has the shape (n_vocab,)."""
+def most_likely(logits: NDArray[np.float32], p_min: float) -> int | None:
+    """Return the most likely token, or None if its probability is below `p_min`. `logits` has the shape (n_vocab,)."""
     token = int(logits.argmax())
     return None if p_min > 0 and _probability(token, logits) < p_min else token
 

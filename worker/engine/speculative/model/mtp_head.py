@@ -22,7 +22,7 @@ from ...llama.batch import HeadBatch
 from ...llama.context import Context, HeadContext
 from ...llama.model import Model
 from ..drafter import DraftRequest
-from .draft_model import likeliest
+from .draft_model import most_likely
 from .follower import Followers
 
 HiddenState = NDArray[np.float32]
@@ -244,8 +244,8 @@ class DraftHead:
         self._known[slot.id].states, self._known[slot.id].text = [], []
 
     def _guess(self, attempt: _HeadDraft) -> bool:
-        """Add the likeliest token to the draft. Return False if the draft ends here."""
-        token = likeliest(self._context.logits(attempt.row), self._p_min)
+        """Add the most likely token to the draft. Return False if the draft ends here."""
+        token = most_likely(self._context.logits(attempt.row), self._p_min)
         if token is None:
             return False
         attempt.drafted.append(token)

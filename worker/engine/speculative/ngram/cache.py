@@ -111,7 +111,7 @@ def _count(own: _SlotCounts) -> None:
 
 
 def _likely(table: Table, recent: list[int], static: Counts, threshold: Threshold) -> int | None:
-    """Return the likeliest token after the longest n-gram with sufficient counts, or None.
+    """Return the most likely token after the longest n-gram with sufficient counts, or None.
 
     Tokens that the static table has too get more weight.
     """

@@ -20,7 +20,7 @@ log = logging.getLogger("corral.engine")
 
 SIZE = 4 << 20
 """Number of entries of four bytes each."""
-FULL = 0.25
+MAX_USED = 0.25
 """Above this share of used entries most hits are hash collisions, and the table is cleared."""
 CHUNK = 32
 """Number of new tokens of an answer that are recorded in one go."""
@@ -49,8 +49,8 @@ class NgramMod(HistoryDrafter):
         poor = self._progress[slot.id].n_poor if slot.id in self._progress else 0
         self._progress[slot.id] = progress = _Progress(n_poor=poor)
         self._learn(progress, history)
-        if self._n_used > FULL * SIZE:
-            log.info("the n-gram table is full and has been cleared")
+        if self._n_used > MAX_USED * SIZE:
+            log.info("the n-gram table was cleared: more than %d %% of it was used", 100 * MAX_USED)
             self._reset()
 
     def draft(self, requests: Sequence[DraftRequest]) -> list[list[int]]:
