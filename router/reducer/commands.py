@@ -24,7 +24,7 @@ from .events import (
     ServingStopped,
     UnloadRequested,
 )
-from .requests import estimate, requested
+from .requests import requested
 from .state import ExitWait, Load, State
 from .workers import stop
 
@@ -52,21 +52,20 @@ def on_load(state: State, event: LoadRequested) -> None:
     if state.load_delay:
         state.emit(SetTimer(Timer(TimerKind.LOAD_DELAY, event.asker), state.load_delay))
     else:
-        _estimate_load(state, load)
+        _begin_load(state, load)
 
 
 def on_load_delay(state: State, asker: Command) -> None:
     """Continue an explicit load after its delay."""
     for load in state.loads:
         if load.asker is asker:
-            _estimate_load(state, load)
+            _begin_load(state, load)
 
 
-def _estimate_load(state: State, load: Load) -> None:
-    load.is_estimating = load.model.state.is_down
-    load.is_ready = not load.is_estimating
-    if load.is_estimating:
-        estimate(state, load.model)
+def _begin_load(state: State, load: Load) -> None:
+    load.has_begun = True
+    if load.model.state.is_down:
+        state.estimate(load.model)
 
 
 # -- unloading ---------------------------------------------------------------------------------------------------------
@@ -88,7 +87,7 @@ def on_unload(state: State, event: UnloadRequested) -> None:
 
 
 def on_idle_unload(state: State, event: IdleUnloadRequested) -> None:
-    """Let a model's time be over, even a pinned one's; nothing happens if it is not running. Raises ApiError."""
+    """Set a running model's `ttl` to 0, even if it is pinned, so that it is unloaded when it is idle. Raises ApiError."""
     model = requested(state, event.model)
     if model.instance is not None:
         model.instance.requested_retention = Retention(ttl=0.0)
@@ -117,7 +116,7 @@ def on_removed(state: State, event: RemovalDone) -> None:
 
 
 def on_serving(state: State, event: ServingStarted) -> None:
-    """Change nothing: what follows every event loads models to keep warm."""
+    """Change nothing: the sequence after every event loads models to keep warm."""
 
 
 def on_stop_serving(state: State, event: ServingStopped) -> None:

@@ -25,7 +25,7 @@ Handler = Callable[[State, Any], None]
 
 
 def on_timer(state: State, event: TimerFired) -> None:
-    """Do what a timer was set for. The review needs nothing here: it is what follows every event."""
+    """Do what a timer was set for; for a review only what follows every event."""
     owner = event.timer.owner
     if event.timer.kind is TimerKind.REVIEW:
         state.review_at = None

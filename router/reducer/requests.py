@@ -16,7 +16,7 @@ from ..models.queue import Command, Lease, LeaseRequest, Waiter
 from ..placement import admission, queue_order
 from ..placement.admission import Load
 from ..placement.states import ModelState
-from .effects import EstimateMemory, Grant, Refuse
+from .effects import Grant, Refuse
 from .events import ClientLeft, LeaseReleased, MemoryEstimated, RequestArrived
 from .state import State
 from .workers import stop
@@ -31,29 +31,19 @@ def on_arrived(state: State, event: RequestArrived) -> None:
     """Estimate the model's memory if it does not run; else admit the request. Raises ApiError."""
     model = state.catalog.find(event.asker.model)
     if model is not None and (model.state.is_down or model in state.estimates):
-        estimate(state, model).append(event.asker)
+        state.estimate(model).append(event.asker)
     else:
         _admit(state, event.asker, event.now)
 
 
-def estimate(state: State, model: Model) -> list[LeaseRequest]:
-    """Begin to estimate a model's memory, unless this is in progress; return the requests that wait for it."""
-    if model not in state.estimates:
-        state.estimates[model] = []
-        state.emit(EstimateMemory(model, model.preset))
-    return state.estimates[model]
-
-
 def on_estimated(state: State, event: MemoryEstimated) -> None:
-    """Record a model's memory, and admit the requests and the loads that waited for this."""
+    """Record a model's memory, and admit the requests that waited for this."""
     state.memory.record_estimate(event.model, event.need)
     for request in state.estimates.pop(event.model, []):
         try:
             _admit(state, request, event.now)
         except ApiError as error:
             state.emit(Refuse(request, error))
-    for load in state.loads:
-        load.is_ready |= load.is_estimating and load.model is event.model
 
 
 def requested(state: State, name: str) -> Model:
@@ -168,7 +158,7 @@ def _release(state: State, request: LeaseRequest, now: float, *, is_answered: bo
 
 
 def on_left(state: State, event: ClientLeft) -> None:
-    """Give up a request's lease, or its place in the queue; forget a command."""
+    """Release a request's lease, or give up its place in the queue; drop a command."""
     if isinstance(event.asker, Command):
         state.loads = [load for load in state.loads if load.asker is not event.asker]
         state.exit_waits = [wait for wait in state.exit_waits if wait.asker is not event.asker]

@@ -25,7 +25,7 @@ from ..placement.snapshot import PlacementSnapshot
 from ..placement.states import ModelState
 from .effects import REVIEW, CancelTimer, Finish, Refuse, SetTimer, Timer, TimerKind
 from .reloads import advance
-from .requests import estimate, grant
+from .requests import grant
 from .state import State
 from .workers import start, start_claimed, start_queued, stop
 
@@ -58,6 +58,7 @@ def follow_up(state: State, now: float) -> None:
 
 
 def _grant_waiting(state: State, now: float) -> None:
+    """Grant leases to the waiting requests that their model can serve now."""
     for name in state.queue.models:
         model = state.catalog.find(name)
         if model is not None and model.takes_requests and model.instance is not None:
@@ -82,7 +83,7 @@ def _place(state: State, now: float) -> float:
         if model is not None and not model.takes_requests and model.state is not ModelState.LOADING:
             state.queue.requeue(name)
     _answer_loads(state)
-    while state.queue.has_queue or any(load.is_undecided for load in state.loads):
+    while state.queue.has_queue or state.undecided_loads:
         snapshot = state.snapshot(now)
         decision = placement.decide(snapshot)
         if not decision:
@@ -93,6 +94,7 @@ def _place(state: State, now: float) -> float:
 
 
 def _carry_out(state: State, decision: Decision, now: float) -> None:
+    """Carry out a decision for the queue: refuse requests, evict or pre-empt models, start one."""
     if decision.for_command is not None:
         _carry_out_load(state, decision, decision.for_command, now)
         return
@@ -108,7 +110,8 @@ def _carry_out(state: State, decision: Decision, now: float) -> None:
 
 
 def _carry_out_load(state: State, decision: Decision, name: str, now: float) -> None:
-    load = next(load for load in state.loads if load.is_undecided and load.model.name == name)
+    """Carry out a decision for an explicit load: evict models for it, refuse it, or start its model."""
+    load = next(load for load in state.undecided_loads if load.model.name == name)
     if decision.evict:
         evicted = [state.catalog[eviction.model] for eviction in decision.evict]
         load.evicted = tuple(model.instance for model in evicted if model.instance is not None)
@@ -130,7 +133,7 @@ def _error_of(refusal: Refusal) -> NoCapacity | ServerFault:
 
 def _answer_loads(state: State) -> None:
     """Answer the explicit loads whose model was removed or started in the meantime."""
-    for load in [load for load in state.loads if load.is_undecided]:
+    for load in state.undecided_loads:
         if load.model not in state.catalog:
             state.emit(Refuse(load.asker, NotFound("model is not found")))
         elif load.model.state.is_down:
@@ -149,7 +152,7 @@ def _preempt(state: State, eviction: placement.Eviction) -> None:
 
 
 def _recheck_at(snapshot: PlacementSnapshot) -> float:
-    """No event reports passing time or freed memory (above all of devices)."""
+    """Return when to decide again: no event reports passing time or freed memory (above all of devices)."""
     when = queue_order.next_check(snapshot)
     when = math.inf if when is None else when
     return min(when, snapshot.now + RECHECK_S) if placement.waits_for_space(snapshot) else when
@@ -189,7 +192,7 @@ def _keep_warm(state: State, now: float) -> float:
         start(state, model, now)
     else:
         state.warming = model
-        estimate(state, model)
+        state.estimate(model)
     return math.inf
 
 

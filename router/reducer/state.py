@@ -15,7 +15,7 @@ from ..models.model import Instance, Model, ModelView, view_of
 from ..models.queue import Command, Lease, LeaseRequest, RequestQueue
 from ..models.registry import Catalog
 from ..placement.snapshot import LoadCommand, PlacementRules, PlacementSnapshot
-from .effects import Effect, Process
+from .effects import Effect, EstimateMemory, Process
 from .memory_accounting import MemoryAccounting
 
 if TYPE_CHECKING:
@@ -28,17 +28,12 @@ class Load:
 
     asker: Command
     model: Model
-    is_estimating: bool = False
-    is_ready: bool = False
-    """True when its delay is over and the model's memory is estimated: placement may decide on it."""
+    has_begun: bool = False
+    """True when its delay is over."""
     evicted: tuple[Instance, ...] | None = None
     """The instances that were evicted for it; None: it has not evicted yet."""
     instance: Instance | None = None
     """Its worker, once it starts."""
-
-    @property
-    def is_undecided(self) -> bool:
-        return self.is_ready and self.instance is None
 
 
 @dataclass(slots=True, eq=False)
@@ -100,11 +95,24 @@ class State:
     def emit(self, effect: Effect) -> None:
         self.effects.append(effect)
 
+    def estimate(self, model: Model) -> list[LeaseRequest]:
+        """Begin to estimate a model's memory, unless this is in progress; return the requests that wait for it."""
+        if model not in self.estimates:
+            self.estimates[model] = []
+            self.emit(EstimateMemory(model, model.preset))
+        return self.estimates[model]
+
+    @property
+    def undecided_loads(self) -> list[Load]:
+        """The explicit loads that placement may decide on: their model's memory is estimated."""
+        return [
+            load for load in self.loads if load.has_begun and load.instance is None and load.model not in self.estimates
+        ]
+
     def snapshot(self, now: float) -> PlacementSnapshot:
         loads = tuple(
             LoadCommand(load.model.name, load.evicted is None, any(not one.is_gone for one in load.evicted or ()))
-            for load in self.loads
-            if load.is_undecided
+            for load in self.undecided_loads
         )
         return self.memory.snapshot(
             self.catalog, self.queue.entries, loads, self.models_max, now, starts_held=bool(self.reloads)
