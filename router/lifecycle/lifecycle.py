@@ -66,7 +66,7 @@ class Lifecycle:
         self._state = initial_state(
             presets, launcher.command, memory_budget, rules, models_max=models_max, load_delay=load_delay
         )
-        self._events = ModelEvents(self._state.catalog.variants_of)
+        self._events = ModelEvents()
         self._executor = Executor(Reducer(self._state), launcher, memory_budget, self._events, clock, worker_timeout)
         self._startup = sorted(model.name for model in self._state.catalog if model.preset.load_on_startup)
         if 0 < models_max < len(self._startup):

@@ -1,6 +1,6 @@
 """Define the interface for starting and controlling a worker process. `spawn` and `zygote` implement it.
 
-`lifecycle` sees only the two protocols here, so tests can pass it workers that are not processes. Calls never block.
+`lifecycle` sees only the protocols here, so tests can pass it workers that are not processes. Calls never block.
 Later events arrive through the two callbacks, on the event loop: reports first, and the exit last, exactly once.
 """
 

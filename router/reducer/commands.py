@@ -1,6 +1,7 @@
 """Handle commands: load and unload models, end what uses a model's files, and stop the router.
 
-A handler refuses its command by raising ApiError. A load is only recorded here; `sequence` lets placement decide on it.
+A handler refuses its command by raising ApiError. A load is only recorded here; the sequence after the event lets
+placement decide on it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from ..models.queue import Command
 from ..placement.snapshot import Retention
 from ..placement.states import ModelState
 from .downloads import cancel
-from .effects import EndEvents, Finish, KillWorker, Publish, Refuse, SetTimer, Timer, TimerKind
+from .effects import EndEvents, Finish, KillWorker, Refuse, SetTimer, Timer, TimerKind
 from .events import (
     ClosingRequested,
     IdleUnloadRequested,
@@ -87,7 +88,7 @@ def on_unload(state: State, event: UnloadRequested) -> None:
 
 
 def on_idle_unload(state: State, event: IdleUnloadRequested) -> None:
-    """Set a running model's `ttl` to 0, even if it is pinned, so that it is unloaded when it is idle. Raises ApiError."""
+    """Set a running model's `ttl` to 0, even if it is pinned: it is unloaded when it is idle. Raises ApiError."""
     model = requested(state, event.model)
     if model.instance is not None:
         model.instance.requested_retention = Retention(ttl=0.0)
@@ -109,7 +110,7 @@ def on_removal(state: State, event: RemovalRequested) -> None:
 
 def on_removed(state: State, event: RemovalDone) -> None:
     """Publish that a model's files were removed."""
-    state.emit(Publish(event.model, "model_remove"))
+    state.publish(event.model, "model_remove")
 
 
 # -- starting and stopping the router ----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from ..models.exit_reasons import exit_description
 from ..models.model import Model, exit_code_of, launch_spec
 from ..models.queue import Command
 from ..placement.states import ModelState
-from .effects import Finish, KillWorker, Publish, ReadSourcesAgain, Refuse, StartWorker
+from .effects import Finish, KillWorker, ReadSourcesAgain, Refuse, StartWorker
 from .events import (
     DownloadCancelled,
     DownloadRequested,
@@ -51,7 +51,7 @@ def on_started(state: State, event: WorkerStarted) -> None:
     download = event.process
     assert isinstance(download, Download)
     log.info("downloading %s", download.model.name)
-    state.emit(Publish(download.model.name, "model_status", {"status": ModelState.DOWNLOADING.value}))
+    state.publish(download.model.name, "model_status", {"status": ModelState.DOWNLOADING.value})
     state.emit(Finish(download.asker))
 
 
@@ -75,7 +75,7 @@ def on_reported(state: State, event: WorkerReported) -> None:
         return
     payload, progress = report.payload, download.model.progress
     progress[str(payload.get("url", ""))] = {"done": payload.get("downloaded", 0), "total": payload.get("total", 0)}
-    state.emit(Publish(download.model.name, "download_progress", {"progress": dict(progress)}))
+    state.publish(download.model.name, "download_progress", {"progress": dict(progress)})
 
 
 def on_cancelled(state: State, event: DownloadCancelled) -> None:
@@ -120,8 +120,8 @@ def _end(state: State, download: Download, failure: str) -> None:
     state.catalog.remove(download.model)
     if failure:
         log.warning("download of %s failed: %s", name, failure)
-        state.emit(Publish(name, "download_failed", {"error": failure}))
+        state.publish(name, "download_failed", {"error": failure})
     else:
         log.info("download of %s has finished", name)
-        state.emit(Publish(name, "download_finished"))
+        state.publish(name, "download_finished")
     download.is_gone = True

@@ -93,10 +93,9 @@ class MemoryAccounting:
             loads=loads,
         )
 
-    def running_snapshot(self, catalog: Catalog, now: float) -> PlacementSnapshot:
-        """Return a snapshot of the running models without their memory, for what needs neither memory nor the queue."""
-        running = tuple(resident_of(model) for model in catalog if model.instance is not None)
-        return PlacementSnapshot(running, (), 0, now=now, rules=self._rules)
+    def expiry_snapshot(self, models: Iterable[Model], now: float) -> PlacementSnapshot:
+        """Return a snapshot of these models without their memory, for decisions about their `ttl`."""
+        return PlacementSnapshot(tuple(resident_of(model) for model in models), (), 0, now=now, rules=self._rules)
 
     def _workers(self, models: Iterable[Model]) -> list[WorkerMemory]:
         running = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from .effects import Finish, Publish
+from .effects import Finish
 from .events import ReloadRequested
 from .state import Reload, State
 from .workers import refuse_removed, stop
@@ -32,7 +32,7 @@ def advance(state: State) -> None:
         for model in state.catalog.apply_presets(reload.presets):
             log.info("(reload) removing name=%s: no source has it any more", model.name)
             refuse_removed(state, model)
-        state.emit(Publish("*", "models_reload"))
+        state.publish("*", "models_reload")
         state.emit(Finish(reload.asker))
         state.reloads.pop(0)
 

@@ -44,14 +44,11 @@ def follow_up(state: State, now: float) -> None:
     advance(state)
     _grant_waiting(state, now)
     if not state.is_refusing:
-        recheck_at = _place(state, now)
-        _unload_expired(state, now)
-        recheck_at = min(recheck_at, _keep_warm(state, now))
-        _set_timer(state, now, recheck_at)
-    elif state.review_at is not None:
-        state.review_at = None
-        state.emit(CancelTimer(REVIEW))
+        review_at = min(_place(state, now), _unload_expired(state, now), _keep_warm(state, now))
+    else:
+        review_at = math.inf
     _answer_exits(state)
+    _set_timer(state, now, review_at)
 
 
 # -- 2. requests -------------------------------------------------------------------------------------------------------
@@ -72,6 +69,8 @@ def _grant_waiting(state: State, now: float) -> None:
 
 def _place(state: State, now: float) -> float:
     """Carry out decisions until there is none; return when to decide again if no event comes before."""
+    if not (state.queue.models or state.loads or state.retries):
+        return math.inf
     for retry in [retry for retry in state.retries if retry.evicted.is_gone]:
         state.retries.remove(retry)
         if state.load_delay:
@@ -161,11 +160,18 @@ def _recheck_at(snapshot: PlacementSnapshot) -> float:
 # -- 4. expiry ---------------------------------------------------------------------------------------------------------
 
 
-def _unload_expired(state: State, now: float) -> None:
-    for eviction in placement.expired(state.memory.running_snapshot(state.catalog, now)):
+def _unload_expired(state: State, now: float) -> float:
+    """Unload the models whose `ttl` is over; return when the next one's is over."""
+    running = [model for model in state.catalog.running if model.retention.ttl is not None]
+    if not running:
+        return math.inf
+    snapshot = state.memory.expiry_snapshot(running, now)
+    for eviction in placement.expired(snapshot):
         model = state.catalog[eviction.model]
         model.is_unload_requested = True
         stop(state, model, eviction.reason)
+    when = placement.next_expiry(snapshot)
+    return math.inf if when is None else when
 
 
 # -- 5. keep-warm ------------------------------------------------------------------------------------------------------
@@ -173,7 +179,7 @@ def _unload_expired(state: State, now: float) -> None:
 
 def _keep_warm(state: State, now: float) -> float:
     """Load the next model to keep warm after estimating its memory; return when to look again."""
-    if state.queue.has_queue or not any(model.needs_warm_load for model in state.catalog):
+    if state.queue.has_queue or not any(model.needs_warm_load for model in state.catalog.kept_warm):
         state.warming = None
         return math.inf
     if state.warming is not None and state.warming in state.estimates:
@@ -208,9 +214,7 @@ def _answer_exits(state: State) -> None:
 # -- 7. timer ----------------------------------------------------------------------------------------------------------
 
 
-def _set_timer(state: State, now: float, recheck_at: float) -> None:
-    expiry = placement.next_expiry(state.memory.running_snapshot(state.catalog, now))
-    when = recheck_at if expiry is None else min(recheck_at, expiry)
+def _set_timer(state: State, now: float, when: float) -> None:
     if when == math.inf:
         if state.review_at is not None:
             state.review_at = None

@@ -1,13 +1,13 @@
 """The whole state of the router's models; only the files of this folder change it.
 
-`State` holds the records, and collects the effects of the current event. `describe` writes all of it as text.
+`State` holds the records, and collects the effects of the current event.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..memory.budget import MemoryBudget
 from ..models.download import Download
@@ -15,7 +15,7 @@ from ..models.model import Instance, Model, ModelView, view_of
 from ..models.queue import Command, Lease, LeaseRequest, RequestQueue
 from ..models.registry import Catalog
 from ..placement.snapshot import LoadCommand, PlacementRules, PlacementSnapshot
-from .effects import Effect, EstimateMemory, Process
+from .effects import Effect, EstimateMemory, Process, Publish
 from .memory_accounting import MemoryAccounting
 
 if TYPE_CHECKING:
@@ -94,6 +94,11 @@ class State:
 
     def emit(self, effect: Effect) -> None:
         self.effects.append(effect)
+
+    def publish(self, model: str, event: str, data: dict[str, Any] | None = None) -> None:
+        """Publish an event of a model, and the same for its variants."""
+        for name in (model, *self.catalog.variants_of(model)):
+            self.emit(Publish(name, event, data))
 
     def estimate(self, model: Model) -> list[LeaseRequest]:
         """Begin to estimate a model's memory, unless this is in progress; return the requests that wait for it."""

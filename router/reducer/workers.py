@@ -18,7 +18,6 @@ from .effects import (
     CancelTimer,
     Finish,
     KillWorker,
-    Publish,
     RecordHeartbeat,
     Refuse,
     SetTimer,
@@ -78,7 +77,7 @@ def on_started(state: State, event: WorkerStarted) -> None:
     instance.worker, instance.kernel_oom_kills = event.worker, event.kernel_oom_kills
     model.command_line = event.worker.arguments
     log.info("starting name=%s: %s", model.name, " ".join(event.worker.arguments))
-    state.emit(Publish(model.name, "model_status", {"status": ModelState.LOADING.value}))
+    state.publish(model.name, "model_status", {"status": ModelState.LOADING.value})
     for load in _loads_of(state, instance):
         state.emit(Finish(load.asker))
 
@@ -183,7 +182,7 @@ def _apply_report(state: State, model: Model, report: WorkerReport) -> None:
     if report.memory is not None:
         model.measured = report.memory
     log.log(logging.DEBUG if new is ModelState.LOADING else logging.INFO, "name=%s is %s", model.name, new.value)
-    state.emit(Publish(model.name, "status_change", {"status": new.value, **data}))
+    state.publish(model.name, "status_change", {"status": new.value, **data})
 
 
 _STATE_OF = {"loading": ModelState.LOADING, "ready": ModelState.LOADED, "sleeping": ModelState.SLEEPING}
@@ -225,7 +224,7 @@ def _finish_exit(state: State, model: Model, exit_code: int, failure: str) -> No
     model.exit_code, model.failure = exit_code, failure
     level = logging.ERROR if exit_code and not was_asked else logging.INFO
     log.log(level, "name=%s exited with code %d%s", model.name, exit_code, f": {failure}" if exit_code else "")
-    state.emit(Publish(model.name, "status_change", {"status": ModelState.UNLOADED.value, "exit_code": exit_code}))
+    state.publish(model.name, "status_change", {"status": ModelState.UNLOADED.value, "exit_code": exit_code})
 
 
 def _retry(state: State, model: Model, now: float) -> bool:
