@@ -9,6 +9,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable
+from typing import assert_never
 
 from llama_corral.common.base.errors import ApiError
 from llama_corral.common.base.worker_reports import WorkerReport
@@ -122,6 +123,8 @@ class Executor:
                 self._tasks.spawn(self._estimate(effect))
             case does.ReadSourcesAgain():
                 self._tasks.spawn(self._read_sources(effect.download))
+            case _:
+                assert_never(effect)
 
     def _answer(self, asker: Asker, lease: Lease | None, error: ApiError | None) -> None:
         answer = self._answers.get(asker)
@@ -192,11 +195,12 @@ class Executor:
     # -- tasks -------------------------------------------------------------------------------------------------------
 
     async def _estimate(self, effect: does.EstimateMemory) -> None:
-        need = None
         try:
             need = await self._memory_budget.expected(effect.preset)
-        finally:
-            self.put(events.MemoryEstimated(self._clock(), effect.model, need))
+        except Exception:
+            log.exception("the memory of name=%s cannot be estimated", effect.model.name)
+            need = None
+        self.put(events.MemoryEstimated(self._clock(), effect.model, need))
 
     async def _read_sources(self, download: Download) -> None:
         failure = ""
@@ -204,5 +208,7 @@ class Executor:
             await download.read_sources()
         except ApiError as error:
             failure = error.message
-        finally:
-            self.put(events.SourcesRead(self._clock(), download, failure))
+        except Exception as error:
+            log.exception("reading the sources after the download of %s failed", download.model.name)
+            failure = str(error)
+        self.put(events.SourcesRead(self._clock(), download, failure))

@@ -30,7 +30,7 @@ log = logging.getLogger("corral.router")
 def on_arrived(state: State, event: RequestArrived) -> None:
     """Estimate the model's memory if it does not run; else admit the request. Raises ApiError."""
     model = state.catalog.find(event.asker.model)
-    if model is not None and (model.state.is_down or model in state.estimates):
+    if model is not None and not state.is_refusing and (model.state.is_down or model in state.estimates):
         state.estimate(model).append(event.asker)
     else:
         _admit(state, event.asker, event.now)
