@@ -33,6 +33,7 @@ def snapshots(draw: st.DrawFn) -> PlacementSnapshot:
     queue = tuple(QueueEntry(name, draw(st.booleans()), draw(st.integers(0, 6))) for name in queued)
     rules = PlacementRules(draw(st.integers(1, 6)), draw(st.integers(1, 3)), draw(st.booleans()))
     most, now = draw(st.integers(-1, 6)), draw(st.integers(0, 6))
+    residents = tuple(replace(r, ready_since=min(r.ready_since, now)) for r in residents)
     return PlacementSnapshot(residents, queue, most, draw(st.booleans()), now=now, rules=rules)
 
 
