@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 ABORT_RESPONSES: web.AppKey[Callable[[], None]] = web.AppKey("cut")
 """Function that aborts the responses of all workers."""
 
+DESCRIBE_STATE: web.AppKey[Callable[[], str]] = web.AppKey("describe")
+"""Returns the whole state of the router as text."""
+
 BY_QUERY = ("/metrics", "/slots", "/lora-adapters")
 
 BY_BODY = (
@@ -83,6 +86,7 @@ def build(
     pulls = OllamaPull(lifecycle, library)
     app = application(settings, public_paths=vertex.public_paths() if vertex else ())
     app[ABORT_RESPONSES] = proxy.abort_all
+    app[DESCRIBE_STATE] = lambda: f"{lifecycle.describe()}\n{pool!r}"
     app[RESPONSES] = responses or ResponseStore()
     app.cleanup_ctx.append(keep_until_cleanup)
     answered = [

@@ -76,7 +76,7 @@ class Library:
         layer = {"hf_repo": ConfigValue(name, WHERE)}
         if token := self._settings.main_model.hf_token.get_secret_value():
             layer["hf_token"] = ConfigValue(token, WHERE, is_secret=True)
-        self._lifecycle.downloads.start(Preset(name, "cache", layer), self.reload)
+        self._lifecycle.download(Preset(name, "cache", layer), self.reload)
 
     async def remove(self, name: str) -> None:
         """Stop a cached model's worker or its download, and delete its files. Raises ApiError.
@@ -91,7 +91,7 @@ class Library:
         if view.preset.source != "cache":
             raise InvalidRequest(f"model '{name}' is not in the cache: edit its {view.preset.source} to remove it")
         await self._lifecycle.stop_and_wait(name)
-        others = [split_repo(other)[0] for other in self._lifecycle.downloads.names()]
+        others = [split_repo(other)[0] for other in self._lifecycle.downloads()]
         keep = split_repo(name)[0] in others
         await asyncio.to_thread(remove_cached, self._environ, name, keep_unfinished=keep)
         await self.reload()

@@ -55,7 +55,7 @@ class OllamaPull:
         """
         wanted = _hub_name(name)
         known = next((view for possible in possible_names(name) if (view := self._lifecycle.view(possible))), None)
-        if known is not None and known.name not in self._lifecycle.downloads.names():
+        if known is not None and known.name not in self._lifecycle.downloads():
             yield SUCCESS
             return
         async with self._lifecycle.subscribe() as listener:
@@ -76,7 +76,7 @@ class OllamaPull:
                 raise ServerFault("the router is shutting down, or the client read the progress too slowly")
             finally:
                 if is_ours and not has_ended:
-                    await self._lifecycle.downloads.cancel(wanted)
+                    await self._lifecycle.cancel_download(wanted)
 
 
 async def _streamed(request: web.Request, steps: AsyncGenerator[dict[str, Any], None]) -> web.StreamResponse:

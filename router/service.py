@@ -13,7 +13,7 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from llama_corral.common.base.errors import ApiError
 from llama_corral.common.base.prompt_directory import DIRECTORY_ENV as PROMPTS_ENV
@@ -101,6 +101,7 @@ async def serve(
     )
     stop = ShutdownRequest()
     stop.on_signals()
+    _log_state_on_sigusr1(application[app.DESCRIBE_STATE])
     hurrying = asyncio.create_task(_force_stop_on_second_signal(stop, lifecycle))
     try:
         async with listen(application, settings) as listening:
@@ -129,6 +130,14 @@ async def _force_stop_on_second_signal(stop: ShutdownRequest, lifecycle: Lifecyc
     await stop.forced.wait()
     if lifecycle.is_closing:
         await lifecycle.close()
+
+
+def _log_state_on_sigusr1(describe: Callable[[], str]) -> None:
+    """Write the router's whole state into the log on SIGUSR1."""
+    if hasattr(signal, "SIGUSR1"):
+        asyncio.get_running_loop().add_signal_handler(
+            signal.SIGUSR1, lambda: log.info("SIGUSR1: the state of the router\n%s", describe())
+        )
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Detect workers that hang, from their heartbeats (signs of life) and from missing ones.
 
-`supervisor` passes each heartbeat to `Watchdog.record` and kills workers that hang. The pure class `Liveness` decides.
+`executor` passes each heartbeat to `Watchdog.record` and kills workers that hang. The pure class `Liveness` decides.
 A worker with a long batch does not hang, because it uses the processor. A worker that loads or has no work still sends
 heartbeats. Other programs are judged by their responses only. A worker that never sent a heartbeat is not watched.
 """

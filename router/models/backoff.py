@@ -1,4 +1,4 @@
-"""Count a model's failures in a row, and compute the back-off that follows. Pure; `lifecycle` stores the result.
+"""Count a model's failures in a row, and compute the back-off that follows. Pure; `reducer` stores the result.
 
 After a first failure the next request starts a new attempt immediately. From the second failure on there is a pause
 that doubles each time, in which requests are refused immediately. After it one attempt decides for all waiting

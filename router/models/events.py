@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,9 +33,7 @@ Subscription = asyncio.Queue[ModelEvent | None]
 
 
 class ModelEvents:
-    def __init__(self, sharing: Callable[[str], Iterable[str]] = lambda model: ()) -> None:
-        """`sharing`: returns the other names (variants) that a model's worker serves; they get the same events."""
-        self._sharing = sharing
+    def __init__(self) -> None:
         self._listeners: set[Subscription] = set()
         self._is_closed = False
 
@@ -51,13 +49,9 @@ class ModelEvents:
             self._listeners.discard(listener)
 
     def publish(self, model: str, event: str, data: dict[str, Any] | None = None) -> None:
-        for name in (model, *self._sharing(model)):
-            self._deliver(ModelEvent(name, event, data))
-
-    def _deliver(self, event: ModelEvent) -> None:
         for listener in tuple(self._listeners):
             if listener.qsize() < BACKLOG:
-                listener.put_nowait(event)
+                listener.put_nowait(ModelEvent(model, event, data))
             else:
                 self._close_listener(listener)
 

@@ -1,11 +1,10 @@
 """The router's records of each model and of the worker that runs it, and the copies that other parts may read.
 
-The records are mutable, but only `lifecycle` writes them. `ModelView` is a frozen copy for the handlers.
+The records are mutable, but only `reducer` writes them. `ModelView` is a frozen copy for the handlers.
 """
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +19,10 @@ from ..placement.device_split import Need
 from ..placement.memory_amounts import NOTHING, Space
 from ..placement.snapshot import Resident, Retention
 from ..placement.states import ModelState, transition
-from ..process.launcher import LaunchSpec, Worker
+from ..process.launcher import LaunchSpec, RunningWorker
 from . import exit_reasons
 from .backoff import NO_FAILURES, FailureBackoff
-from .exit_reasons import exit_cause, exit_description, kernel_oom_kills
+from .exit_reasons import exit_cause, exit_description
 
 if TYPE_CHECKING:
     from llama_corral.presets.sources import Preset
@@ -37,11 +36,14 @@ _SECRETS = {
 }
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Instance:
     """One worker process of a model, from its start until the process is reaped."""
 
-    worker: Worker
+    name: str
+    """The model's."""
+    worker: RunningWorker | None = None
+    """Shows pid, address and arguments; None until the process exists."""
     leases: int = 0
     requests: int = 0
     """Number of the leases that count as use of the model."""
@@ -57,8 +59,8 @@ class Instance:
     """True if it ended with an error and without a request to stop."""
     ran_out_of_memory: bool = False
     """True if the fault may have been caused by a lack of memory."""
-    kernel_oom_kills: int = field(default_factory=kernel_oom_kills)
-    """The kernel's count of killed processes before this one was started."""
+    kernel_oom_kills: int = 0
+    """The kernel's count of killed processes when this one was started."""
     idle_since: float = 0.0
     """When its last use ended or it became ready, on the lifecycle's clock; 0: it was never ready."""
     requested_retention: Retention | None = None
@@ -69,16 +71,25 @@ class Instance:
     """Memory that it uses: estimated when it was started, measured after the load."""
     private_bytes: int | None = None
     """Private memory of its process when it became ready; growth since then comes from its requests."""
-    deadline: asyncio.TimerHandle | None = None
-    exited: asyncio.Event = field(default_factory=asyncio.Event)
+    is_gone: bool = False
+    """True when the process was reaped and all that follows from its end is done."""
 
     @property
     def is_draining(self) -> bool:
         """True if it stops as soon as its requests have ended."""
         return self.is_retiring or bool(self.preemption_reason)
 
+    @property
+    def pid(self) -> int | None:
+        return None if self.worker is None else self.worker.pid
 
-@dataclass(slots=True, eq=False)
+    def __repr__(self) -> str:
+        marks = [mark for mark, holds in (("retiring", self.is_retiring), ("gone", self.is_gone)) if holds]
+        marks += [f"pre-empted: {self.preemption_reason}"] if self.preemption_reason else []
+        return f"<Instance {self.name} pid {self.pid}, {self.leases} leases{', '.join(['', *marks])}, {self.space}>"
+
+
+@dataclass(slots=True, eq=False, repr=False)
 class Model:
     name: str
     preset: Preset
@@ -105,6 +116,10 @@ class Model:
     """Memory used by its latest load."""
     load_seconds: float = 1.0
     """Duration of its latest load."""
+
+    def __repr__(self) -> str:
+        failed = f", {self.backoff.count} failures in a row" if self.backoff.count else ""
+        return f"<Model {self.name} {self.state.value}{failed}, {self.instance or 'no worker'}>"
 
     @property
     def takes_requests(self) -> bool:
@@ -198,6 +213,7 @@ def resident_of(model: Model, space: Space = NOTHING) -> Resident:
         policy=model.preset.policy,
         ready_since=instance.ready_since if instance else 0.0,
         warm_from=model.backoff.paused_until if model.is_kept_warm else None,
+        expected=model.expected,
     )
 
 
@@ -221,7 +237,7 @@ def view_of(model: Model, waiting: int, now: float, variant: Preset | None = Non
         progress=dict(model.progress) if model.state in (ModelState.LOADING, ModelState.DOWNLOADING) else {},
         leases=model.instance.leases if model.instance else 0,
         waiting=waiting,
-        pid=model.instance.worker.pid if model.instance else None,
+        pid=model.instance.pid if model.instance else None,
         is_pinned=resident_of(model).is_pinned,
         expires_in=_expires_in(model, now),
         expected=model.expected,
@@ -271,17 +287,18 @@ def exit_code_of(returncode: int) -> int:
     return returncode if returncode >= 0 else 1
 
 
-def ran_out_of_memory(instance: Instance, returncode: int) -> bool:
-    said = (*instance.worker.last_lines, instance.failure)
+def ran_out_of_memory(instance: Instance, returncode: int, last_lines: tuple[str, ...], kernel_oom_kills: int) -> bool:
+    """`kernel_oom_kills`: the kernel's count at the end."""
+    said = (*last_lines, instance.failure)
     return instance.is_fault and exit_reasons.ran_out_of_memory(
-        returncode, said, kernel_oom_kills() - instance.kernel_oom_kills
+        returncode, said, kernel_oom_kills - instance.kernel_oom_kills
     )
 
 
-def failure_reason(instance: Instance, returncode: int) -> str:
+def failure_reason(instance: Instance, returncode: int, last_lines: tuple[str, ...], kernel_oom_kills: int) -> str:
+    """`kernel_oom_kills`: the kernel's count at the end."""
     if instance.failure:
         return instance.failure
-    lines = instance.worker.last_lines
     if not instance.is_fault:
-        return exit_description(returncode, lines)
-    return exit_cause(returncode, lines, kernel_oom_kills() - instance.kernel_oom_kills)
+        return exit_description(returncode, last_lines)
+    return exit_cause(returncode, last_lines, kernel_oom_kills - instance.kernel_oom_kills)

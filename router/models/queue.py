@@ -1,26 +1,44 @@
 """The requests that wait for each model, and the queue of models that wait for a load.
 
-Plain bookkeeping owned by `lifecycle`; `placement` decides on its `entries`. A model has one entry in the queue, no
+Plain bookkeeping of `reducer`; `placement` decides on its `entries`. A model has one entry in the queue, no
 matter how many requests wait for it. The entry is removed with its last queued waiter. A request that arrives while
 the model already loads waits without an entry.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
-
-from llama_corral.common.base.errors import ApiError
 
 from ..placement.snapshot import QueueEntry, Retention
 
 if TYPE_CHECKING:
     from llama_corral.presets.sources import Preset
 
-MakeError = Callable[[], ApiError]
-"""Makes a new exception for each waiter."""
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LeaseRequest:
+    """A request that asks for a lease."""
+
+    model: str
+    """Name or alias, as the client gave it."""
+    may_load: bool = True
+    """True if it waits for the next instance when none runs, or when the one that it waits for ends."""
+    touch: bool = True
+    """True if the request counts as use of the model."""
+    retention: Retention | None = None
+    """The retention that the request sets for the model."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Command:
+    """A command that waits for its end."""
+
+    what: str
+
+
+Asker = LeaseRequest | Command
+"""What waits for an answer; compared by identity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +49,7 @@ class Lease:
     endpoint: str
     """Path of the worker's unix socket, or `host:port`."""
     instance: object
-    """The `Instance` of the model's worker; for `lifecycle` only."""
+    """The `Instance` of the model's worker; for `reducer` only."""
     touch: bool = True
     """True if the request counts as use of the model."""
     preset: Preset | None = None
@@ -40,22 +58,24 @@ class Lease:
 
 @dataclass(slots=True, eq=False)
 class Waiter:
-    grant: asyncio.Future[Lease]
-    touch: bool
-    retention: Retention | None
-    """The retention that the request sets for the model."""
+    request: LeaseRequest
     since: float
     is_queued: bool
     saw_start: bool
     """True if it waits for an existing instance. If that instance ends before it is ready, the waiter is refused."""
-    may_load: bool = True
-    """True if it waits for the next instance when the one that it waits for ends."""
+    variant: Preset | None = None
+    """The requested preset, if it is a variant."""
 
 
 class RequestQueue:
     def __init__(self) -> None:
         self._entries: dict[str, QueueEntry] = {}  # in order of arrival
         self._waiters: dict[str, list[Waiter]] = {}
+
+    def __repr__(self) -> str:
+        waiting = {name: len(waiters) for name, waiters in self._waiters.items()}
+        order = [f"{entry.model}{' (claimed)' if entry.claimed else ''}" for entry in self._entries.values()]
+        return f"<RequestQueue {self.count_all()} waiting {waiting}, order {order}>"
 
     @property
     def entries(self) -> tuple[QueueEntry, ...]:
@@ -76,10 +96,13 @@ class RequestQueue:
         if waiter.is_queued:
             self._entries.setdefault(model, QueueEntry(model, claimed=False, since=waiter.since))
 
-    def remove(self, model: str, waiter: Waiter) -> None:
-        if waiter in self._waiters.get(model, ()):
-            self._waiters[model].remove(waiter)
-            self._forget_if_empty(model)
+    def remove(self, request: LeaseRequest) -> None:
+        for model, waiters in self._waiters.items():
+            for waiter in waiters:
+                if waiter.request is request:
+                    waiters.remove(waiter)
+                    self._forget_if_empty(model)
+                    return
 
     def is_claimed(self, model: str) -> bool:
         return model in self._entries and self._entries[model].claimed
@@ -91,7 +114,7 @@ class RequestQueue:
         self._set_claimed(model, False)
 
     def started(self, model: str) -> None:
-        """Record that an instance starts, for the queue or by command: all current waiters wait for this one."""
+        """Record that an instance starts, for the queue or explicitly: all current waiters wait for this one."""
         self.claim(model)
         for waiter in self._waiters.get(model, ()):
             waiter.saw_start = True
@@ -105,16 +128,19 @@ class RequestQueue:
         taken: list[Waiter] = []
         left: list[Waiter] = []
         for waiter in self._waiters.pop(model, []):
-            if waiter.grant.done():
-                continue
-            if waiter.touch and limit is not None and sum(one.touch for one in taken) >= limit:
-                waiter.is_queued, waiter.saw_start = False, not waiter.may_load
+            if waiter.request.touch and limit is not None and sum(one.request.touch for one in taken) >= limit:
+                waiter.is_queued, waiter.saw_start = False, not waiter.request.may_load
                 left.append(waiter)
             else:
                 taken.append(waiter)
         if left:
             self._waiters[model] = left
         return taken
+
+    @property
+    def models(self) -> list[str]:
+        """Models that have waiters."""
+        return list(self._waiters)
 
     @property
     def models_without_entry(self) -> list[str]:
@@ -131,7 +157,7 @@ class RequestQueue:
     def retry(self, model: str) -> None:
         """Let the waiters wait for the next instance: theirs ended, and the next one is about to start."""
         for waiter in self._waiters.get(model, ()):
-            waiter.saw_start = not waiter.may_load
+            waiter.saw_start = not waiter.request.may_load
         self.requeue(model)
         self.claim(model)
 
@@ -139,17 +165,8 @@ class RequestQueue:
         self._entries.pop(model, None)
         return self._waiters.pop(model, [])
 
-    def refuse(self, model: str, error: MakeError) -> None:
-        _refuse(self.pop_all(model), error)
-
-    def refuse_started(self, model: str, error: MakeError) -> None:
-        """Refuse the waiters whose instance ended; the others keep their place for the next one."""
-        _refuse(self._pop_started(model), error)
-
-    def refuse_all(self, error: MakeError) -> None:
-        _refuse(self._pop_everything(), error)
-
-    def _pop_started(self, model: str) -> list[Waiter]:
+    def pop_started(self, model: str) -> list[Waiter]:
+        """Remove and return the waiters whose instance ended; the others keep their place for the next one."""
         waiters = self._waiters.get(model, [])
         if waiters:
             self._waiters[model] = [waiter for waiter in waiters if not waiter.saw_start]
@@ -157,7 +174,7 @@ class RequestQueue:
             self._forget_if_empty(model)
         return [waiter for waiter in waiters if waiter.saw_start]
 
-    def _pop_everything(self) -> list[Waiter]:
+    def pop_everything(self) -> list[Waiter]:
         everyone = [waiter for waiters in self._waiters.values() for waiter in waiters]
         self._waiters.clear()
         self._entries.clear()
@@ -173,9 +190,3 @@ class RequestQueue:
             self._entries.pop(model, None)
         if not waiters:
             del self._waiters[model]
-
-
-def _refuse(waiters: list[Waiter], error: MakeError) -> None:
-    for waiter in waiters:
-        if not waiter.grant.done():
-            waiter.grant.set_exception(error())

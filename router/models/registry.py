@@ -1,6 +1,6 @@
 """The known models and their names, and the changes when a new set of presets is applied.
 
-Owned by `lifecycle`, which starts and stops workers; this module does neither. A model whose worker runs keeps its
+Owned by `reducer`, which starts and stops workers; this module does neither. A model whose worker runs keeps its
 entry until the worker has ended.
 """
 
@@ -26,10 +26,17 @@ class Catalog:
         self._variants: dict[str, Preset] = {}
         self._models: dict[str, Model] = {}
         self._aliases: dict[str, str] = {}
+        self.kept_warm: list[Model] = []
+        """The models whose preset has `keep-warm`."""
         self.apply_presets(presets)
 
     def __iter__(self) -> Iterator[Model]:
         return iter(tuple(self._models.values()))
+
+    @property
+    def running(self) -> list[Model]:
+        """The models that have a worker."""
+        return [model for model in self._models.values() if model.instance is not None]
 
     def __contains__(self, model: object) -> bool:
         return isinstance(model, Model) and self._models.get(model.name) is model
@@ -124,8 +131,12 @@ class Catalog:
         return True
 
     def _name_aliases(self) -> None:
-        """Update the aliases. Those of current presets override those of a removed model that still runs."""
+        """Update the aliases, and the models to keep warm.
+
+        Aliases of current presets override those of a removed model that still runs.
+        """
         self._aliases = {alias: name for name, preset in self._sources.items() for alias in preset.aliases}
+        self.kept_warm = [model for model in self if model.preset.policy.keep_warm]
         for model in self:
             for alias in model.preset.aliases:
                 self._aliases.setdefault(alias, model.name)

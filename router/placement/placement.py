@@ -1,25 +1,30 @@
 """Decide which model is evicted, which starts and which is refused: pure functions of a snapshot.
 
-Called by `lifecycle` after every change, and when a model's `ttl` is over. Uses no clock, process, log or await. The
-rules:
+Called by `reducer` after every event, and whenever a `ttl` may be over. Uses no clock, process, log or await. `decide`
+tries these rules in order, and the first one that applies is the decision; README.md has the same numbers:
 
-- A process counts against models-max from its start until it is reaped. models-max ≤ 0: no limit, and no eviction for
-  places.
-- Its memory on the host and on each device counts for the same time. For each memory that the next model needs, the
-  sum over all models does not exceed the limit.
-- The queue has one entry per model. `queue_order` defines whose turn it is. Only that model may start, when a place and
-  its memory are free and at most `PlacementRules.parallel_loads` - 1 others load for the queue.
-- As many idle models are evicted as there are too few places for the unclaimed entries; never a model that is busy,
-  loading, stopping, queued, or was loaded less than its `min-stay` ago. The lowest priority is evicted first, and of
-  equal ones the least recently used.
-- For the next model's memory the fewest models are evicted, and of those sets the one least worth keeping; none if that
-  is not sufficient.
-- Models that the next model's group excludes are evicted too (`groups`), and it starts when they have ended.
-- With `PlacementRules.preempts`, busy models are pre-empted for a model that has waited for `PlacementRules.max_wait`:
-  they accept no new requests and are evicted when they have finished.
-- A pinned model is never evicted. If pinned models use all places, queued models are refused immediately; so is a model
-  whose memory would not be free without all models that are not pinned.
-- An idle model is unloaded when it has not been used for its `ttl`.
+1. A queued model that can never start is refused: pinned models use all places, or exclude it, or its memory would not
+   be free without all models that are not pinned. No model is refused for memory while memory may still be freed.
+2. `queue_order` and `groups` say which queued model is next. Only this one may start, and only if no reload holds
+   starts, at most `PlacementRules.parallel_loads` - 1 others load for the queue, and none of them has an unknown size.
+3. Idle models are evicted, never one that is pinned, busy, loading, stopping, queued, or in its `min-stay`:
+   a. those that the next model's group excludes;
+   b. as many as there are too few places for the unclaimed entries, the lowest priority first, and of equal ones the
+      least recently used;
+   c. for the next model's memory the fewest, and of those sets the one least worth keeping; none if that is not
+      sufficient.
+4. The next model starts if a place and its memory are free, and no running model excludes it.
+5. With `PlacementRules.preempts`, if nothing else can be done for a model that has waited for
+   `PlacementRules.max_wait`, busy models are pre-empted: they accept no new requests and are evicted when they have
+   finished.
+6. An explicit load (`POST /models/load`) does not wait in the queue and ignores priorities and minimum stays. It
+   evicts once: the idle models that exclude it, or one if there is no place, and the fewest for its memory. When they
+   have ended, and no reload holds starts, it is refused by rule 1, or because another model excludes it, or for lack of
+   a place or memory; otherwise it starts.
+
+A process counts against models-max from its start until it is reaped, and its memory on the host and on each device for
+the same time. models-max ≤ 0: no limit, and no eviction for places. Apart from `decide`, an idle model is unloaded when
+it has not been used for its `ttl`.
 """
 
 from __future__ import annotations
@@ -30,10 +35,10 @@ from dataclasses import dataclass, replace
 from .groups import blocking_models, exclusion_reason, group_victims, next_in_turn
 from .memory_amounts import NOTHING, UNBOUNDED, Limit, Space, smallest_sufficient_set, total
 from .queue_order import is_overdue, is_protected
-from .snapshot import PlacementRules, PlacementSnapshot, QueueEntry, Resident, Retention
+from .snapshot import LoadCommand, PlacementRules, PlacementSnapshot, QueueEntry, Resident, Retention
 from .states import ModelState
 
-__all__ = ["PlacementRules", "PlacementSnapshot", "QueueEntry", "Resident", "Retention"]  # types that its callers need
+__all__ = ["LoadCommand", "PlacementRules", "PlacementSnapshot", "QueueEntry", "Resident", "Retention"]  # for callers
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,8 @@ class Eviction:
 class Refusal:
     model: str
     reason: str
+    is_final: bool = True
+    """False if a later try may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,24 +62,46 @@ class Decision:
     """Busy models that accept no new requests from now on and are evicted when they have finished."""
     start: str | None = None
     refuse: tuple[Refusal, ...] = ()
+    for_command: str | None = None
+    """The model that is loaded explicitly, if the decision is for it and not for the queue."""
 
     def __bool__(self) -> bool:
         return bool(self.evict or self.preempt or self.refuse) or self.start is not None
 
 
 def decide(snapshot: PlacementSnapshot) -> Decision:
-    """Return what to do now for the queue."""
+    """Return what to do now for the queue and for explicit loads; an empty decision if there is nothing to do."""
+    decision = _decide_queue(snapshot)  # rules 1 to 5
+    for load in () if decision else snapshot.loads:
+        if decision := _decide_load(snapshot, load):  # rule 6
+            break
+    return decision
+
+
+def _decide_queue(snapshot: PlacementSnapshot) -> Decision:
     if not snapshot.queue:
         return Decision()
-    if refused := _refusals(snapshot):
+    if refused := _refusals(snapshot):  # rule 1
         return Decision(refuse=refused)
     victims = _eviction_candidates(snapshot)
-    head = next_in_turn(snapshot, victims)
+    head = next_in_turn(snapshot, victims)  # rule 2
     model = None if head is None or not _may_load(snapshot) else head.model
-    decision = Decision(evict=_evictions(snapshot, model, victims), start=_next_start(snapshot, model))
+    decision = Decision(evict=_evictions(snapshot, model, victims), start=_next_start(snapshot, model))  # rules 3, 4
     if decision or head is None or model is None or not (snapshot.rules.preempts and is_overdue(snapshot, head)):
         return decision
-    return Decision(preempt=_preemptions(snapshot, model, victims))
+    return Decision(preempt=_preemptions(snapshot, model, victims))  # rule 5
+
+
+def _decide_load(snapshot: PlacementSnapshot, load: LoadCommand) -> Decision:
+    model = load.model
+    if load.may_evict and (victims := victims_for_load(snapshot, model)):
+        reason = f"a load of {model} was requested, and there is no room for both"
+        return Decision(evict=tuple(Eviction(name, reason) for name in victims), for_command=model)
+    if load.is_waiting or snapshot.starts_held:
+        return Decision()
+    if refusal := _load_refusal(snapshot, model):
+        return Decision(refuse=(refusal,), for_command=model)
+    return Decision(start=model, for_command=model)
 
 
 def expired(snapshot: PlacementSnapshot) -> tuple[Eviction, ...]:
@@ -148,6 +177,21 @@ def least_valuable_idle(snapshot: PlacementSnapshot, model: str) -> str | None:
     """Return the idle model that is least worth keeping, to evict it for a model that ran out of memory in its load."""
     idle = [one for one in _eviction_candidates(snapshot) if one.name != model]
     return min(idle, key=lambda one: _keep_value(snapshot, one)).name if idle else None
+
+
+def _load_refusal(snapshot: PlacementSnapshot, model: str) -> Refusal | None:
+    """Return why an explicit load is refused; None if the model may start."""
+    if obstacle := impossibility_reason(snapshot, model):
+        return Refusal(model, obstacle)
+    if others := blocking_models(snapshot, model):
+        names = ", ".join(other.name for other in others)
+        return Refusal(model, f"model '{model}' cannot run at the same time as {names}, try again later", False)
+    if not has_place(snapshot):
+        return Refusal(model, "model limit reached, try again later", False)
+    if not has_space(snapshot, model):
+        needs = snapshot.resident(model).expected
+        return Refusal(model, f"memory limit reached, try again later: model '{model}' needs {needs}", False)
+    return None
 
 
 def _keep_value(snapshot: PlacementSnapshot, resident: Resident) -> tuple[float, float, str]:

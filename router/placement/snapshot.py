@@ -54,6 +54,9 @@ class Resident:
     warm_from: float | None = None
     """Time from which it may be loaded without a request; None: never."""
 
+    expected: Space | None = None
+    """Its memory as messages show it: on devices without other models; None: unknown."""
+
     def space_within(self, left: Limit) -> Space:
         """Return the memory that it would use if it were loaded with `left` free."""
         return self.space if self.need is None else self.need.placed_within(left)
@@ -84,6 +87,17 @@ class QueueEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadCommand:
+    """An explicit load, by `POST /models/load` or at the start."""
+
+    model: str
+    may_evict: bool = True
+    """False once models were evicted for it: it evicts only once."""
+    is_waiting: bool = False
+    """True until these have ended."""
+
+
+@dataclass(frozen=True, slots=True)
 class PlacementRules:
     """The rules for all models, from the router's options."""
 
@@ -111,6 +125,8 @@ class PlacementSnapshot:
     """True if a worker has just ended and its memory may not be free yet, or if one loads and has not allocated all of
     its memory: no model is refused for lack of memory then."""
     rules: PlacementRules = PlacementRules()
+    loads: tuple[LoadCommand, ...] = ()
+    """In order of arrival."""
 
     def resident(self, name: str) -> Resident:
         return next(resident for resident in self.residents if resident.name == name)

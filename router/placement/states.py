@@ -1,6 +1,6 @@
 """The states of a model in the router, and all allowed transitions between them.
 
-Only `lifecycle` changes states. The diagram in README.md is generated from the table below.
+Only `reducer` changes states. The diagram in README.md is generated from the table below.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Define the interface for starting and controlling a worker process. `spawn` and `zygote` implement it.
 
-`lifecycle` sees only the two protocols here, so tests can pass it workers that are not processes. Calls never block.
+`lifecycle` sees only the protocols here, so tests can pass it workers that are not processes. Calls never block.
 Later events arrive through the two callbacks, on the event loop: reports first, and the exit last, exactly once.
 """
 
@@ -35,8 +35,8 @@ class Callbacks:
     """Called with the exit code; negative: the signal that ended the process."""
 
 
-class Worker(Protocol):
-    """A started process. After its exit `stop` and `kill` do nothing."""
+class RunningWorker(Protocol):
+    """What a started process shows of itself."""
 
     @property
     def pid(self) -> int | None:
@@ -49,6 +49,10 @@ class Worker(Protocol):
     @property
     def arguments(self) -> tuple[str, ...]:
         """The whole command line."""
+
+
+class Worker(RunningWorker, Protocol):
+    """A started process. After its exit `stop` and `kill` do nothing."""
 
     @property
     def last_lines(self) -> tuple[str, ...]:

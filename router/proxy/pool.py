@@ -33,6 +33,11 @@ class ConnectionPool:
         self._idle: dict[str, list[Connection]] = {}
         self._all: WeakSet[Connection] = WeakSet()
 
+    def __repr__(self) -> str:
+        idle = sum(map(len, self._idle.values()))
+        endpoints = {connection.endpoint for connection in self._all}
+        return f"<ConnectionPool {len(self._all)} connections to {len(endpoints)} workers, {idle} idle>"
+
     async def send(
         self, endpoint: str, method: str, target: str, headers: Iterable[Header], body: bytes
     ) -> WorkerResponse:

@@ -166,6 +166,17 @@ def test_the_service_manager_is_notified(tmp_path: Path, programs: Programs, sta
         assert told() == ["READY=1", "STOPPING=1"]
 
 
+def test_sigusr1_writes_the_state_into_the_log(start_gateway: Start) -> None:
+    gateway = start_gateway(presets=PRESETS)
+    assert gateway.client.post("/tokenize", json={"model": "tiny", "content": "a"}).status_code == 200
+    gateway.process.send_signal(signal.SIGUSR1)
+    wait_until(lambda: "<ConnectionPool 1 connections to 1 workers" in gateway.log_text, "the dump")
+    pid = next(entry for entry in gateway.models().values())["status"].get("pid", "")
+    for part in ("<State 1 models, 1 of at most", f"<Model tiny loaded, <Instance tiny pid {pid}", "<RequestQueue 0 "):
+        assert part in gateway.log_text
+    assert gateway.stop() == 0
+
+
 def test_sighup_reloads_the_presets(programs: Programs, start_gateway: Start) -> None:
     gateway = start_gateway(presets=PRESETS)
     gateway.process.send_signal(signal.SIGHUP)

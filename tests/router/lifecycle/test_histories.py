@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import Coroutine
-from typing import Any
-
-import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -16,13 +10,17 @@ from llama_corral.common.base.errors import ApiError, InvalidRequest, NoCapacity
 from llama_corral.common.base.worker_reports import DOWNLOAD_ENV
 from llama_corral.presets.options.values import AUTO_LIMIT, NO_LIMIT
 from llama_corral.presets.policy import ModelGroup, ModelPolicy
-from llama_corral.router.lifecycle import dispatcher
-from llama_corral.router.lifecycle.lifecycle import Lifecycle
+from llama_corral.router.models.queue import Command, Lease, LeaseRequest
 from llama_corral.router.placement.device_split import Need, Split
 from llama_corral.router.placement.memory_amounts import Limit, Space, total
 from llama_corral.router.placement.placement import PlacementRules, Retention
+from llama_corral.router.reducer import events
+from llama_corral.router.reducer.events import Event
+from llama_corral.router.reducer.sequence import RECHECK_S
+from llama_corral.router.reducer.state import describe
 from memory_workers import InProcessLauncher, InProcessWorker
 from router_tools import preset, presets
+from synchronous_router import Answer, SynchronousRouter
 
 MODELS = ("a", "b", "c", "d")
 SIZES = {"a": 1, "b": 2, "c": 3, "d": 5}  # GiB of host memory
@@ -60,41 +58,28 @@ stays = st.sampled_from(
 
 
 class Client:
-    """A request that counts its leases and endings, so that double or unreleased leases are detected."""
+    """A request, its answers, and whether it has ended."""
 
-    def __init__(self, lifecycle: Lifecycle, model: str, autoload: bool, retention: Retention | None) -> None:
-        self.model = model
-        self.served = 0
-        self.endings = 0
-        self.finish = asyncio.Event()
-        self.task = asyncio.create_task(self._request(lifecycle, autoload, retention))
+    def __init__(self, request: LeaseRequest, answers: list[Answer]) -> None:
+        self.request = request
+        self.answers = answers
+        self.has_ended = False
+        self.is_checked = False
 
-    async def _request(self, lifecycle: Lifecycle, autoload: bool, retention: Retention | None) -> None:
-        try:
-            async with lifecycle.lease(self.model, autoload=autoload, retention=retention):
-                self.served += 1
-                await self.finish.wait()
-        except NoCapacity as error:
-            running = [view for view in lifecycle.views() if view.is_running]
-            if "it needs" not in error.message and "its group" not in error.message:
-                assert all(view.is_pinned for view in running)
-        except (QueueFull, TooManyRequests):
-            assert any(view.waiting or view.leases for view in lifecycle.views()), "refused beside nobody"
-        except (ApiError, asyncio.CancelledError):
-            pass
-        self.endings += 1
+    @property
+    def is_waiting(self) -> bool:
+        return not self.has_ended and not self.answers
 
     @property
     def holds(self) -> bool:
-        return self.served == 1 and not self.task.done()
+        return not self.has_ended and bool(self.answers) and isinstance(self.answers[0], Lease)
 
 
 class Histories(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.loop = asyncio.new_event_loop()
         self.clients: list[Client] = []
-        self.commands: list[asyncio.Task[None]] = []
+        self.commands: list[Command] = []
         self.ended_by_command: set[InProcessWorker] = set()
         self.now = 0.0
 
@@ -110,6 +95,7 @@ class Histories(RuleBasedStateMachine):
             st.sampled_from([0, 0, 4]),
         ),
         policy=st.fixed_dictionaries(dict.fromkeys(MODELS, policies)),
+        is_slow=st.booleans(),
     )
     def begin(
         self,
@@ -118,7 +104,10 @@ class Histories(RuleBasedStateMachine):
         budgets: dict[str, int],
         rules: PlacementRules,
         policy: dict[str, ModelPolicy],
+        is_slow: bool,
     ) -> None:
+        self.is_slow = is_slow
+        """True if estimates arrive only when a rule delivers them."""
         self.models_max, self.memory, self.rules, self.policy = models_max, memory, rules, policy
         self.budgets = {name: budget * GIB if budget > 0 else budget for name, budget in budgets.items()}
         self.memory_budget = SizedBudget(memory * GIB if memory > 0 else memory, self.budgets, **NEEDS)
@@ -126,12 +115,11 @@ class Histories(RuleBasedStateMachine):
         self.memory_budget.free_on = {
             name: (5 if budget == AUTO_LIMIT else 100) * GIB for name, budget in self.budgets.items()
         }
-        self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(dispatcher, "RECHECK_S", 0.0)  # time only passes by steps here
         self.launcher = InProcessLauncher(self.on_asked, self.on_launch)
         self.entries = {name: preset(name, policy=policy[name]) for name in MODELS}
-        options: dict[str, Any] = {"clock": self.clock, "memory_budget": self.memory_budget, "rules": rules}
-        self.lifecycle = Lifecycle(self.entries, self.launcher, models_max=models_max, autoload=True, **options)
+        self.router = SynchronousRouter(
+            dict(self.entries), self.launcher, self.memory_budget, self.clock, models_max=models_max, rules=rules
+        )
 
     def clock(self) -> float:
         """Return a new time in each call; all readings of a history together are less than a minute."""
@@ -139,58 +127,86 @@ class Histories(RuleBasedStateMachine):
         return self.now
 
     def on_asked(self, worker: InProcessWorker) -> None:
-        """Check that only a command stops a busy model, a pinned one, or one with waiting requests."""
-        view = self.lifecycle.view(worker.name)
+        """Only a command may stop a model that is busy or queued."""
+        view = self.router.view(worker.name)
         assert view is not None
-        if worker not in self.ended_by_command:
+        if worker not in self.ended_by_command and not worker.must_go:
             assert view.leases == 0, "a busy model was evicted"
             assert not view.is_pinned, "a pinned model was evicted"
             assert view.waiting == 0 or view.preset is not self.entries.get(worker.name) or self.rules.preempts
 
     def step(self) -> None:
-        self.loop.run_until_complete(settle())
+        """Deliver what comes by itself after a short time, and look at the refusals."""
+        for _ in range(3):
+            if not self.is_slow:
+                self.router.deliver_estimates()
+            self.router.read_sources(presets(*self.entries.values()))
+            self.router.fire_timers(self.now + RECHECK_S)
+        for client in self.clients:
+            if client.answers and not client.is_checked:
+                client.is_checked = True
+                if isinstance(client.answers[0], ApiError):
+                    self.check_refusal(client, client.answers[0])
 
-    def command(self, work: Coroutine[Any, Any, None]) -> None:
-        async def begin() -> None:
-            self.commands.append(asyncio.create_task(work))
+    def check_refusal(self, client: Client, error: ApiError) -> None:
+        views = self.router.views()
+        if isinstance(error, NoCapacity) and "it needs" not in error.message and "its group" not in error.message:
+            assert all(view.is_pinned for view in views if view.is_running)
+        if isinstance(error, (QueueFull, TooManyRequests)):
+            assert any(view.waiting or view.leases for view in views), "refused beside nobody"
+        client.has_ended = True
 
-        self.loop.run_until_complete(begin())
+    def command(self, kind: type[Event], *arguments: object) -> Command:
+        self.commands.append(self.router.ask(kind, kind.__name__, *arguments))
         self.step()
+        return self.commands[-1]
+
+    def ended(self, command: Command) -> bool:
+        return bool(self.router.answers[command])
 
     # -- clients -----------------------------------------------------------------------------------------------------
 
     @rule(model=models, autoload=st.sampled_from([True, True, True, False]), retention=stays)
     def request(self, model: str, autoload: bool, retention: Retention | None) -> None:
-        async def begin() -> None:
-            self.clients.append(Client(self.lifecycle, model, autoload, retention))
+        request = LeaseRequest(model, autoload, retention=retention)
+        self.clients.append(Client(request, self.router.answers[request]))
+        self.router.put(events.RequestArrived, request)
+        self.step()
 
-        self.loop.run_until_complete(begin())
+    @rule()
+    def estimates_arrive(self) -> None:
+        self.router.deliver_estimates()
         self.step()
 
     @precondition(lambda self: self.clients)
     @rule(number=choice)
     def leave(self, number: int) -> None:
-        self.clients[number % len(self.clients)].task.cancel()
+        self.go_away(self.clients[number % len(self.clients)])
         self.step()
+
+    def go_away(self, client: Client) -> None:
+        if not client.has_ended:
+            client.has_ended = True
+            self.router.put(events.ClientLeft, client.request)
 
     @precondition(lambda self: self.clients and self.residents)
     @rule(number=choice, who=choice)
     def leave_as_the_worker_gets_ready(self, number: int, who: int) -> None:
-        """Both in one turn of the loop, so that the client disconnects while its lease is being granted."""
-
-        def both() -> None:
-            self.pick(number).ready()
-            self.clients[who % len(self.clients)].task.cancel()
-
-        self.on_loop(both)
+        """The client leaves before it has seen its lease."""
+        self.pick(number).ready()
+        self.go_away(self.clients[who % len(self.clients)])
         self.step()
 
     @precondition(lambda self: any(client.holds for client in self.clients))
     @rule(number=choice)
     def finish(self, number: int) -> None:
         holders = [client for client in self.clients if client.holds]
-        holders[number % len(holders)].finish.set()
+        self.end(holders[number % len(holders)])
         self.step()
+
+    def end(self, client: Client) -> None:
+        client.has_ended = True
+        self.router.put(events.LeaseReleased, client.request, True)
 
     # -- workers -----------------------------------------------------------------------------------------------------
 
@@ -200,7 +216,7 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.residents)
     @rule(number=choice)
     def report_ready(self, number: int) -> None:
-        self.on_loop(self.pick(number).ready)
+        self.pick(number).ready()
         self.step()
 
     @precondition(lambda self: self.residents)
@@ -208,46 +224,40 @@ class Histories(RuleBasedStateMachine):
     def report_sleeping(self, number: int) -> None:
         """A real worker sleeps only if it has no requests."""
         worker = self.pick(number)
-        view = self.lifecycle.view(worker.name)
+        view = self.router.view(worker.name)
         if view is not None and view.leases == 0:
-            self.on_loop(worker.report, "sleeping")
+            worker.report("sleeping")
         self.step()
 
     @precondition(lambda self: self.residents)
     @rule(number=choice)
     def report_loading(self, number: int) -> None:
-        self.on_loop(self.pick(number).report, "loading")
+        self.pick(number).report("loading")
         self.step()
 
     @precondition(lambda self: self.residents)
     @rule(number=choice, code=st.sampled_from([0, 1, -9]))
     def die(self, number: int, code: int) -> None:
-        self.on_loop(self.pick(number).exit, code)
+        self.pick(number).exit(code)
         self.step()
 
     @precondition(lambda self: any(worker.must_go for worker in self.launcher.alive))
     @rule(number=choice)
     def obey(self, number: int) -> None:
         leaving = [worker for worker in self.launcher.alive if worker.must_go]
-        self.on_loop(leaving[number % len(leaving)].leave)
+        leaving[number % len(leaving)].leave()
         self.step()
-
-    def on_loop(self, call: Any, *arguments: Any) -> None:
-        async def inside() -> None:
-            call(*arguments)
-
-        self.loop.run_until_complete(inside())
 
     # -- commands ----------------------------------------------------------------------------------------------------
 
     @rule(model=models)
     def load(self, model: str) -> None:
-        self.command(self.lifecycle.load(model))
+        self.command(events.LoadRequested, model)
 
     @rule(model=models)
     def unload(self, model: str) -> None:
         self.ended_by_command |= {worker for worker in self.launcher.alive if worker.name == model}
-        self.command(self.lifecycle.unload(model))
+        self.command(events.UnloadRequested, model)
 
     # -- downloads ---------------------------------------------------------------------------------------------------
 
@@ -261,23 +271,16 @@ class Histories(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(DOWNLOADS))
     def download(self, name: str) -> None:
-        async def relist() -> None:
-            await self.lifecycle.reload(presets(*self.entries.values()))
-
-        async def begin() -> None:
-            is_running = name in self.lifecycle.downloads.names()
-            try:
-                self.lifecycle.downloads.start(preset(name, source="cache"), relist)
-            except InvalidRequest:
-                assert is_running or self.lifecycle.view(name), "a download was refused without need"
-
-        self.loop.run_until_complete(begin())
+        is_known = self.router.view(name) is not None
+        command = self.router.ask(events.DownloadRequested, "download", preset(name, source="cache"), never_called)
+        answer = self.router.answers[command]
+        assert answer == [None] or (is_known and isinstance(answer[0], InvalidRequest)), "refused without need"
         self.step()
 
     @precondition(lambda self: self.downloads)
     @rule(number=choice, code=st.sampled_from([0, 0, 1, -9]))
     def end_download(self, number: int, code: int) -> None:
-        self.on_loop(self.downloads[number % len(self.downloads)].exit, code)
+        self.downloads[number % len(self.downloads)].exit(code)
         self.step()
 
     @rule(name=st.sampled_from(DOWNLOADS), asks=st.booleans())
@@ -285,28 +288,24 @@ class Histories(RuleBasedStateMachine):
         if asks:
             self.request(name, True, None)
         else:
-            self.command(self.lifecycle.unload(name))
+            self.command(events.UnloadRequested, name)
 
     @rule(model=models)
     def let_go(self, model: str) -> None:
         """Check that a busy model is not stopped immediately; pins are ignored."""
         self.ended_by_command |= {worker for worker in self.launcher.alive if worker.name == model}
 
-        async def begin() -> None:
-            view = self.lifecycle.view(model)
-            asked = {worker for worker in self.launcher.alive if worker.must_go}
-            with contextlib.suppress(ApiError):
-                self.lifecycle.unload_when_idle(model)
-            if view is not None and view.leases and (worker := self.launcher[model]):
-                assert worker in asked or not worker.must_go, "it was asked for while somebody used it"
-
-        self.loop.run_until_complete(begin())
+        view = self.router.view(model)
+        asked = {worker for worker in self.launcher.alive if worker.must_go}
+        self.router.ask(events.IdleUnloadRequested, "unload when idle", model)
+        if view is not None and view.leases and (worker := self.launcher[model]):
+            assert worker in asked or not worker.must_go, "it was stopped while a request used it"
         self.step()
 
     @rule(minutes=st.integers(1, 30))
     def time_passes(self, minutes: int) -> None:
         self.now += minutes * MINUTES
-        self.on_loop(self.lifecycle.unload_expired)
+        self.router.fire_timers(self.now)
         self.step()
 
     @rule(names=st.sets(models, min_size=1), changed=st.sets(models), pinned=st.sets(models), ttl=st.integers(0, 10))
@@ -318,7 +317,7 @@ class Histories(RuleBasedStateMachine):
             )
         kept = {name: self.entries.get(name, preset(name, policy=self.policy[name])) for name in names}
         self.entries = kept
-        self.command(self.lifecycle.reload(presets(*kept.values())))
+        self.command(events.ReloadRequested, presets(*kept.values()))
 
     # -- invariants --------------------------------------------------------------------------------------------------
 
@@ -343,7 +342,7 @@ class Histories(RuleBasedStateMachine):
             assert Space(devices=NEEDS[name].placed_within(left).devices).fits(left), "a device had no room for it"
         if name in MODELS and self.policy[name].group.exclusive:
             others = {worker.name for worker in self.residents} - {name}
-            views = {view.name: view for view in self.lifecycle.views()}
+            views = {view.name: view for view in self.router.views()}
             strangers = {other for other in others if self.group(other) not in ("e", "p")}
             assert all(views[other].is_pinned for other in strangers), "an exclusive model started beside others"
 
@@ -364,7 +363,7 @@ class Histories(RuleBasedStateMachine):
     @property
     def on_devices(self) -> Space:
         """Memory of all workers on each device, as the lifecycle counts it."""
-        views = [self.lifecycle.view(worker.name) for worker in self.residents]
+        views = [self.router.view(worker.name) for worker in self.residents]
         return total(Space(devices=view.expected.devices) for view in views if view and view.expected)
 
     @property
@@ -392,7 +391,7 @@ class Histories(RuleBasedStateMachine):
     def grow(self, number: int, gib: int) -> None:
         """Let a worker use more memory, for example for its prompt cache."""
         worker = self.pick(number)
-        view = self.lifecycle.view(worker.name)
+        view = self.router.view(worker.name)
         if view is not None and view.status in ("loaded", "sleeping") and worker.pid is not None:
             self.memory_budget.private[worker.pid] = gib * GIB
         self.step()
@@ -414,20 +413,21 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def nobody_idle_is_overdue(self) -> None:
-        for view in self.lifecycle.views():
+        for view in self.router.views():
             if view.status in ("loaded", "sleeping") and not view.leases and not self.launcher[view.name].must_go:
                 assert view.expires_in is None or view.expires_in > 0
 
     @invariant()
     def leases_are_held_by_clients(self) -> None:
         held = sum(client.holds for client in self.clients)
-        counted = sum(view.leases for view in self.lifecycle.views())
-        assert counted <= held, "a lease was not given back"
-        assert all(client.served <= 1 for client in self.clients)
+        counted = sum(view.leases for view in self.router.views())
+        assert len(self.router.state.leases) == held
+        assert counted <= held, "a lease was not given back"  # less after a worker died
+        assert all(len(client.answers) <= 1 for client in self.clients), "a client was answered twice"
 
     @invariant()
     def nobody_waits_beside_a_ready_model(self) -> None:
-        for view in self.lifecycle.views():
+        for view in self.router.views():
             ready = view.status in ("loaded", "sleeping") and view.preset is self.entries.get(view.name)
             if ready and not self.launcher[view.name].must_go:
                 limit = self.limit_of(view.name)
@@ -435,11 +435,11 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def never_more_at_once_than_a_model_takes(self) -> None:
-        for view in self.lifecycle.views():
+        for view in self.router.views():
             limit = self.limit_of(view.name)
             assert not limit or view.leases <= limit
             assert not self.bound_of(view.name) or view.waiting <= self.bound_of(view.name)
-        assert not self.rules.max_queue or sum(view.waiting for view in self.lifecycle.views()) <= self.rules.max_queue
+        assert not self.rules.max_queue or sum(view.waiting for view in self.router.views()) <= self.rules.max_queue
 
     def limit_of(self, name: str) -> int:
         return self.policy[name].concurrency if name in MODELS else 0
@@ -449,60 +449,56 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def waiters_are_counted(self) -> None:
-        waiting = sum(not client.served and not client.task.done() for client in self.clients)
-        assert waiting == sum(view.waiting for view in self.lifecycle.views())
+        waiting = sum(client.is_waiting for client in self.clients)
+        estimating = sum(len(requests) for requests in self.router.state.estimates.values())
+        assert waiting == sum(view.waiting for view in self.router.views()) + estimating
+
+    @invariant()
+    def the_state_can_be_described(self) -> None:
+        text = describe(self.router.state, self.now)
+        assert all(f"<Model {worker.name} " in text for worker in self.residents)
 
     def teardown(self) -> None:
-        if not hasattr(self, "lifecycle"):
-            self.loop.close()
+        if not hasattr(self, "router"):
             return
         self.come_to_rest()
-        assert all(client.task.done() for client in self.clients), "a client was forgotten"
-        for client in self.clients:
-            if not client.task.cancelled() and (error := client.task.exception()) is not None:
-                raise error  # neither served, nor refused, nor disconnected
-            assert client.endings == 1 or client.task.cancelled(), "a client ended twice"
-        for client in self.clients:
-            client.task.result()  # raises if a client failed
-        assert all(command.done() for command in self.commands), "a command was forgotten"
-        assert all(view.leases == view.waiting == 0 for view in self.lifecycle.views())
-        assert not self.lifecycle.downloads.names() or self.downloads, "a download was forgotten"
+        assert all(client.has_ended for client in self.clients), "a client was forgotten"
+        assert all(self.ended(command) for command in self.commands), "a command was forgotten"
+        assert all(view.leases == view.waiting == 0 for view in self.router.views())
+        assert not self.router.state.downloads or self.downloads, "a download was forgotten"
         self.close()
 
     def come_to_rest(self) -> None:
-        """Let clients finish and workers obey and become ready, until everything is served."""
+        """Clients finish what they get, workers obey and become ready: then everything must be served."""
         self.memory_budget.free = 100 * GIB
         self.memory_budget.free_on = dict.fromkeys(DEVICES, 100 * GIB)
+        self.is_slow = False
         for _ in range(10 * (len(self.clients) + len(self.commands) + len(MODELS))):
             self.step()
             for client in self.clients:
-                client.finish.set()
+                if client.holds:
+                    self.end(client)
             for worker in self.residents:
-                self.on_loop(worker.leave if worker.must_go else worker.ready)
+                (worker.leave if worker.must_go else worker.ready)()
             for worker in self.downloads:
-                self.on_loop(worker.exit, 0)
+                worker.exit(0)
             self.now += 30 * MINUTES
-            self.on_loop(self.lifecycle.unload_expired)
-            if all(task.done() for task in (*(client.task for client in self.clients), *self.commands)):
+            self.router.fire_timers(self.now)
+            if all(client.has_ended for client in self.clients) and all(map(self.ended, self.commands)):
                 break
 
     def close(self) -> None:
-        for command in self.commands:
-            command.exception()  # commands may be refused
         self.ended_by_command |= set(self.launcher.alive)
-        self.command(self.lifecycle.close())
+        closing = self.command(events.ClosingRequested)
         for worker in self.launcher.alive:
-            self.on_loop(worker.leave)
+            worker.leave()
         self.step()
-        assert self.commands[-1].done()
-        assert self.launcher.is_closed
-        self.patch.undo()
-        self.loop.close()
+        assert self.ended(closing)
+        assert not self.router.state.exit_waits
 
 
-async def settle() -> None:
-    for _ in range(12):
-        await asyncio.sleep(0)
+async def never_called() -> None:
+    """The test reads the sources itself."""
 
 
 TestHistories = Histories.TestCase

@@ -9,11 +9,11 @@ from lifecycle_tools import GIB, LifecycleHarness, SizedBudget, router, settle
 from llama_corral.common.base.errors import NoCapacity, ServerFault
 from llama_corral.common.base.worker_reports import MemoryUsage, WorkerReport
 from llama_corral.presets.options.values import AUTO_LIMIT, NO_LIMIT
-from llama_corral.router.lifecycle import dispatcher
 from llama_corral.router.memory.budget import WorkerMemory
 from llama_corral.router.placement.device_split import Need, Split
 from llama_corral.router.placement.memory_amounts import Limit, Space
 from llama_corral.router.placement.snapshot import PlacementRules
+from llama_corral.router.reducer import sequence
 from programs import Program, Programs
 from router_http import error_of, gateway
 from router_tools import preset, presets, until
@@ -173,7 +173,7 @@ async def test_layers_are_split_by_the_free_memory_at_the_start() -> None:
 
 
 async def test_a_start_waits_until_the_device_shows_its_memory_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatcher, "RECHECK_S", 0.01)
+    monkeypatch.setattr(sequence, "RECHECK_S", 0.01)
     sizes = SizedBudget(10 * GIB, TWO, a=on(6), b=on(6))
     async with router("a", "b", models_max=0, memory_budget=sizes) as r:
         await use(r, "a")
@@ -233,7 +233,7 @@ async def test_a_load_by_command_evicts_or_is_refused_with_the_numbers() -> None
 async def test_a_start_waits_until_the_system_shows_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Right after a worker's end the system may not show its memory as free yet. The request is not refused then."""
 
-    monkeypatch.setattr(dispatcher, "RECHECK_S", 0.01)
+    monkeypatch.setattr(sequence, "RECHECK_S", 0.01)
     sizes = SizedBudget(AUTO_LIMIT, a=6, b=6)
     sizes.free = 8 * GIB
     async with router("a", "b", models_max=0, memory_budget=sizes) as r:

@@ -81,7 +81,7 @@ def test_no_model_overtakes_an_overdue_one(snapshot: PlacementSnapshot) -> None:
 
 
 @given(snapshots_with_groups())
-def test_a_load_by_command_evicts_only_if_it_helps(snapshot: PlacementSnapshot) -> None:
+def test_an_explicit_load_evicts_only_if_it_helps(snapshot: PlacementSnapshot) -> None:
     for r in snapshot.residents:
         if victims_for_load(snapshot, r.name):
             staying = set(blocking_models(snapshot, r.name)) - {

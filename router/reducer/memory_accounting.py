@@ -1,20 +1,20 @@
 """Record how much memory each model uses, and make the snapshot on which `placement` decides.
 
-Owned by `lifecycle`, which reports what happens. Writes only a model's `need`, `expected` and `load_seconds`, and its
-instance's `space`, `private_bytes` and `ready_since`.
+Part of `state`. Reads the machine's memory only through `MemoryBudget`. Writes only a model's `need`, `expected` and
+`load_seconds`, and its instance's `space`, `private_bytes` and `ready_since`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from ..memory.budget import MemoryBudget, WorkerMemory
 from ..models.model import Instance, Model, resident_of
 from ..models.registry import Catalog
-from ..placement.device_split import NO_NEED
-from ..placement.memory_amounts import NOTHING, UNBOUNDED, Limit, Space, total
-from ..placement.snapshot import PlacementRules, PlacementSnapshot, QueueEntry
+from ..placement.device_split import NO_NEED, Need
+from ..placement.memory_amounts import NOTHING, Limit, Space, total
+from ..placement.snapshot import LoadCommand, PlacementRules, PlacementSnapshot, QueueEntry
 from ..placement.states import ModelState
 
 SETTLING_S = 5.0
@@ -22,17 +22,25 @@ SETTLING_S = 5.0
 
 
 class MemoryAccounting:
-    def __init__(self, memory_budget: MemoryBudget, clock: Callable[[], float], rules: PlacementRules) -> None:
+    def __init__(self, memory_budget: MemoryBudget, rules: PlacementRules) -> None:
         self._memory_budget = memory_budget
         self._rules = rules
-        self.clock = clock
         self._last_exit = -math.inf
 
-    async def estimate_memory(self, model: Model) -> None:
-        """Estimate how much memory a model needs, before it is queued."""
+    def __repr__(self) -> str:
+        return f"<MemoryAccounting, last exit at {self._last_exit:.1f}>"
+
+    def describe(self, catalog: Catalog, now: float) -> str:
+        """Return how much memory all workers use, and how much they may use."""
+        workers = self._workers(catalog)
+        taken = total(worker.space for worker in workers)
+        return f"<MemoryAccounting {len(workers)} workers use {taken}; limit: {self._limit(workers, now)}>"
+
+    def record_estimate(self, model: Model, need: Need | None) -> None:
+        """Record how much memory a model needs, unless it runs already."""
         if model.state.is_down:
-            model.need = await self._memory_budget.expected(model.preset)
-            model.expected = None if model.need is None else model.need.placed_within(self._memory_budget.empty_devices)
+            model.need = need
+            model.expected = None if need is None else need.placed_within(self._memory_budget.empty_devices)
 
     def reserve(self, model: Model, catalog: Catalog) -> None:
         """Reserve a model's memory when it is started, on the devices that have free memory now."""
@@ -41,37 +49,37 @@ class MemoryAccounting:
             left = self._limit(workers, model.instance.started) - total(worker.space for worker in workers)
             model.expected = model.instance.space = model.need.placed_within(left)
 
-    def record_load(self, model: Model) -> None:
+    def record_load(self, model: Model, now: float) -> None:
         """Record the memory and the duration of a load when the model is loaded."""
         instance = model.instance
         if model.state is not ModelState.LOADED or instance is None:
             return
         taken = None if model.measured is None else self._memory_budget.usage_of(model.measured)
         if instance.private_bytes is None:
-            instance.private_bytes = self._memory_budget.private_bytes(instance.worker.pid)
-            instance.ready_since = self.clock()
+            instance.private_bytes = self._memory_budget.private_bytes(instance.pid)
+            instance.ready_since = now
             model.load_seconds = instance.ready_since - instance.started
             if taken is not None:
                 model.need = self._memory_budget.record_load(model.preset, model.need or NO_NEED, taken, instance.space)
         if taken is not None:  # after waking up the split over devices may differ
             model.expected = instance.space = taken
 
-    def record_exit(self) -> None:
-        self._last_exit = self.clock()
+    def record_exit(self, now: float) -> None:
+        self._last_exit = now
 
     def snapshot(
         self,
         catalog: Catalog,
         queue: tuple[QueueEntry, ...],
+        loads: tuple[LoadCommand, ...],
         models_max: int,
+        now: float,
         *,
         starts_held: bool,
-        counts_memory: bool,
     ) -> PlacementSnapshot:
-        """Return the snapshot. `counts_memory`: False avoids reading the system's memory if no start is decided."""
-        models, now = list(catalog), self.clock()
+        models = list(catalog)
         workers = self._workers(models)
-        limit = self._limit(workers, now) if counts_memory else UNBOUNDED
+        limit = self._limit(workers, now)
         left = limit - total(worker.space for worker in workers)
         return PlacementSnapshot(
             tuple(resident_of(model, self._expected_space(model, left)) for model in models),
@@ -82,7 +90,12 @@ class MemoryAccounting:
             now=now,
             is_settling=self._is_settling(now) or (self._memory_budget.reads_devices and _is_any_loading(models)),
             rules=self._rules,
+            loads=loads,
         )
+
+    def expiry_snapshot(self, models: Iterable[Model], now: float) -> PlacementSnapshot:
+        """Return a snapshot of these models without their memory, for decisions about their `ttl`."""
+        return PlacementSnapshot(tuple(resident_of(model) for model in models), (), 0, now=now, rules=self._rules)
 
     def _workers(self, models: Iterable[Model]) -> list[WorkerMemory]:
         running = (
@@ -90,7 +103,7 @@ class MemoryAccounting:
             for model in models
             if model.instance is not None
         )
-        return [WorkerMemory(instance.worker.pid, self._grown(instance), is_loaded) for instance, is_loaded in running]
+        return [WorkerMemory(instance.pid, self._grown(instance), is_loaded) for instance, is_loaded in running]
 
     def _limit(self, workers: list[WorkerMemory], now: float) -> Limit:
         return self._memory_budget.limit(workers, is_settling=self._is_settling(now))
@@ -107,7 +120,7 @@ class MemoryAccounting:
         """Return its memory as estimated or measured at its load, plus its growth since it was ready."""
         if instance.private_bytes is None:
             return instance.space
-        grown = self._memory_budget.private_bytes(instance.worker.pid) - instance.private_bytes
+        grown = self._memory_budget.private_bytes(instance.pid) - instance.private_bytes
         return instance.space + Space(max(0, grown))
 
 
