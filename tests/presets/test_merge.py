@@ -61,7 +61,9 @@ def test_negations() -> None:
         "jinja": "true",
     }
     assert resolve(read_argv(["--no-mmproj"])).media.mmproj_auto is False
-    assert resolve(read_argv(["--metrics", "--no-metrics"])).endpoints.metrics is False, "every switch can be turned off"
+    assert resolve(read_argv(["--metrics", "--no-metrics"])).endpoints.metrics is False, (
+        "every switch can be turned off"
+    )
 
 
 def test_the_last_value_wins_and_lists_are_appended() -> None:
