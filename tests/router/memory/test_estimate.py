@@ -247,3 +247,10 @@ def test_private_bytes_include_swap_and_work_without_proc(tmp_path: Path) -> Non
     (tmp_path / "7" / "status").write_text("Name:\tpython\nRssAnon:\t    100 kB\nRssFile:\t 9 kB\nVmSwap:\t   20 kB\n")
     assert host.private_bytes(7, tmp_path) == 120 << 10
     assert host.private_bytes(os.getpid(), tmp_path / "nothing") > 5 * MIB
+
+
+def test_the_limit_of_a_slot_does_not_make_the_cache_smaller(models: Path) -> None:
+    header = read_header(models / "tiny-llama.gguf")
+    free = footprint_options(Settings(ctx_size=8192), Devices())
+    limited = footprint_options(Settings(ctx_size=8192, kv_unified_per_slot=256), Devices())
+    assert estimate([header], limited) == estimate([header], free)
