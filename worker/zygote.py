@@ -66,6 +66,8 @@ def main(arguments: Sequence[str]) -> int:
                 zygote.serve_waiting()
                 importlib.import_module(name)
                 _check_threads()
+        except ConnectionError:
+            return 0
         except _Unsafe as error:
             return zygote.end_unsafe(str(error))
         except Exception as error:

@@ -14,17 +14,8 @@ WORKER_ENVIRON = {
 }
 """Variables to set for workers, unless the user has set them."""
 
-OPTION_PREFIXES = (
-    "LLAMA_ARG_",
-    "LLAMA_CORRAL_",
-    "LLAMA_API_KEY",
-    "LLAMA_LOG_",
-    "LLAMA_OFFLINE",
-    "AIP_",
-    "HF_",
-    "NOTIFY_",
-)
-"""Beginnings of the names of variables that are read by our programs or by their clients, not by libraries."""
+OPTION_PREFIXES = ("LLAMA_ARG_", "LLAMA_API_KEY", "LLAMA_CORRAL_DEMO", "LLAMA_CORRAL_TOOLS", "AIP_", "HF_", "NOTIFY_")
+"""Beginnings of the names of variables that no library reads while it is imported: options and secrets."""
 
 
 def zygote_environ(environ: Mapping[str, str]) -> dict[str, str]:
