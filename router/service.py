@@ -1,6 +1,6 @@
 """Run the router: listen, start the models to be loaded at startup, handle signals, and shut down.
 
-`cli` calls it with the settings. It is a separate module because its imports take time, and serving one model or
+`command` calls it with the settings. It is a separate module because its imports take time, and serving one model or
 printing the help text does not need them.
 """
 
@@ -50,6 +50,8 @@ NO_MODELS = (
 
 
 def run_router(settings: Settings, given: merge.Layer, environ: Mapping[str, str], *, is_downloaded: bool) -> int:
+    gc.freeze()  # what was imported lives until the end
+    gc.enable()
     work = serve(settings, given, environ, is_downloaded=is_downloaded)
     try:
         import uvloop  # not on every platform

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -11,6 +12,7 @@ from llama_corral.common.base.library_environment import WORKER_ENVIRON
 def main() -> int:
     for name, value in WORKER_ENVIRON.items():
         os.environ.setdefault(name, value)
+    gc.disable()  # imports leave almost no garbage; `main` turns it on again
     from .main import run  # loads the libraries that read these variables
 
     return run(sys.argv[1:], os.environ)

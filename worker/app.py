@@ -1,4 +1,4 @@
-"""The worker's HTTP application: all routes and their handlers. `main` builds it once."""
+"""The worker's HTTP application: all routes and their handlers. `serve` builds it once."""
 
 from __future__ import annotations
 

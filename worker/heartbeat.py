@@ -1,7 +1,7 @@
 """Sends heartbeats to the router: they show that the event loop runs and how far the engine has progressed.
 
-`main` starts it; without a router it sends nothing. A hanging worker sends no heartbeats or always the same; the router
-decides what to do about it.
+`serve` starts it; without a router it sends nothing. A hanging worker sends no heartbeats or always the same; the
+router decides what to do about it.
 """
 
 from __future__ import annotations

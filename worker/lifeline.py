@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
+from typing import NoReturn
 
 from llama_corral.common.base.worker_reports import CONTROL_FD_ENV, WorkerReport, encode
 
@@ -77,6 +78,12 @@ class Lifeline:
             callback = self._on_exit
         if first and callback is not None:
             callback()
+
+
+def exit_at_once(code: int) -> NoReturn:
+    """Exit during a download or load. Neither can be interrupted, and neither needs a cleanup."""
+    logging.shutdown()
+    os._exit(code)
 
 
 def _read_stdin() -> bytes:

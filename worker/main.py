@@ -1,7 +1,8 @@
 """Runs a worker process, one model with one HTTP server, from its command line to its exit code.
 
-`run` is called by `__main__`, and by the zygote in a fork. Its steps: connect to the router if there is one, read the
-settings, listen (all requests get 503), resolve the files, load, report ready, serve until an exit request.
+`run` is called by `__main__`, and by the zygote in a fork. It connects to the router if there is one, reads the
+settings, resolves the files and loads the model. In the meantime it imports `serve`, which does the rest: this module
+imports only what a load needs, so that the load begins early.
 """
 
 from __future__ import annotations
@@ -9,46 +10,43 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
+import secrets
 import sys
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from llama_corral.common.base import logs
 from llama_corral.common.base.errors import ConfigError, ModelFilesError
 from llama_corral.common.base.private_directory import PrivateDirectory
 from llama_corral.common.base.prompt_directory import prompts_directory
-from llama_corral.common.base.systemd import READY, STOPPING, notify
 from llama_corral.common.base.worker_reports import DOWNLOAD_ENV, WorkerReport
 from llama_corral.common.hub.download import DownloadProgress
 from llama_corral.common.hub.resolve import resolve_files
-from llama_corral.common.web.application import RUNNING
-from llama_corral.common.web.listen import listen
-from llama_corral.common.web.shutdown import ShutdownRequest, drain
-from llama_corral.common.web.vertex import read_vertex
+from llama_corral.common.web.shutdown import ShutdownRequest
 from llama_corral.presets.merge import settings_from, unused_option_notices
 from llama_corral.presets.options.settings import Settings
 
-from .api.monitoring import model_entry
-from .api.serving import WorkerContext
-from .app import build
-from .chat.template.template import TemplateError
 from .download import download
 from .engine.llama.devices import describe_devices
 from .engine.runner import Engine, LoadError
-from .heartbeat import send_heartbeats
-from .lifeline import Lifeline
+from .lifeline import Lifeline, exit_at_once
 
 if sys.platform == "win32":
     from asyncio import run as run_loop
 else:
     from uvloop import run as run_loop
 
+if TYPE_CHECKING:
+    from .serve import Server
+
 log = logging.getLogger("corral.worker")
 
 OK, FAILED = 0, 1
-TIDY_AFTER_S = 1.0
-"""Delay of the garbage collection after a load: it takes some milliseconds and must not delay the first request."""
 STAGES = ["download", "text_model"]
+SHORT_SWITCH_S = 0.0001
+"""Seconds a thread may keep the GIL while another waits for it, during the imports beside a load. The load needs the
+GIL for a moment at each line of llama.cpp's log; with Python's default of 0.005 s these waits would add up."""
+UserError = (ConfigError, ModelFilesError, LoadError)
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -62,43 +60,47 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
             print(describe_devices())
             return OK
         if DOWNLOAD_ENV in environ:
+            gc.enable()
             return download(settings, environ, lifeline)
         for line in unused_option_notices(settings):
             log.info("%s", line)
         return run_loop(_run_worker(settings, environ, lifeline))
-    except (ConfigError, ModelFilesError, LoadError, TemplateError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        lifeline.report(WorkerReport("failed", {"message": str(error)}))
-        return FAILED
+    except UserError as error:
+        return _failed(error, lifeline)
+
+
+def _failed(error: Exception, lifeline: Lifeline) -> int:
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    lifeline.report(WorkerReport("failed", {"message": str(error)}))
+    return FAILED
 
 
 async def _run_worker(settings: Settings, environ: Mapping[str, str], lifeline: Lifeline) -> int:
     stop = _asked_to_stop(lifeline)
-    vertex = read_vertex(environ)
-    if vertex is not None:
-        settings = vertex.listening(settings)
-    worker = WorkerContext(settings, environ)
     disk = prompts_directory(settings.context.cache_disk_dir, environ)
-    application = build(worker, vertex)
-    beating = asyncio.create_task(send_heartbeats(lifeline, worker))
-    async with listen(application, settings) as listening:
-        loading = asyncio.create_task(_load(worker, environ, lifeline, disk))
-        asked = asyncio.create_task(stop.requested.wait())
-        await asyncio.wait({loading, asked}, return_when=asyncio.FIRST_COMPLETED)
-        if loading.done():
-            engine = loading.result()
-            notify(environ, READY)
-            await asked
-            notify(environ, STOPPING)
-            listening.stop_accepting()
-            await drain(application[RUNNING], stop, settings.http.drain_timeout, engine.close)
-    if not loading.done():
-        _exit_at_once()
-    await engine.close()
-    disk.close()
-    beating.cancel()
-    log.info("stopped")
-    return OK
+    media_marker = environ.get("LLAMA_MEDIA_MARKER") or f"<__media_{secrets.token_hex(16)}__>"
+    loading = asyncio.create_task(_load(settings, environ, lifeline, media_marker, disk))
+    server = await asyncio.to_thread(_import_server)
+    try:
+        return await server(settings, environ, lifeline, disk, media_marker).run(loading, stop)
+    except UserError as error:
+        if not loading.done():
+            exit_at_once(_failed(error, lifeline))
+        loading.exception()  # marks it as retrieved
+        raise
+
+
+def _import_server() -> type[Server]:
+    """Import the HTTP server and all dialects. Then turn on garbage collection, which only delays imports."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(SHORT_SWITCH_S)
+    try:
+        from .serve import Server
+    finally:
+        sys.setswitchinterval(interval)
+    gc.freeze()
+    gc.enable()
+    return Server
 
 
 def _asked_to_stop(lifeline: Lifeline) -> ShutdownRequest:
@@ -109,30 +111,14 @@ def _asked_to_stop(lifeline: Lifeline) -> ShutdownRequest:
     return stop
 
 
-def _exit_at_once() -> None:
-    """Exit during a download or load. Neither can be interrupted, and neither needs a cleanup."""
-    logging.shutdown()
-    os._exit(OK)
-
-
 async def _load(
-    worker: WorkerContext, environ: Mapping[str, str], lifeline: Lifeline, disk: PrivateDirectory
+    settings: Settings, environ: Mapping[str, str], lifeline: Lifeline, media_marker: str, disk: PrivateDirectory
 ) -> Engine:
-    files = await asyncio.to_thread(resolve_files, worker.settings, environ, _DownloadReporter(lifeline).report)
+    files = await asyncio.to_thread(resolve_files, settings, environ, _DownloadReporter(lifeline).report)
     log.info("loading model %s", files.model)
-    engine = Engine(worker.settings, files, lifeline.report, worker.media_marker, disk)
+    engine = Engine(settings, files, lifeline.report, media_marker, disk)
     await engine.load()
-    async with engine.use() as loaded:
-        worker.on_model_loaded(engine, loaded)
-    asyncio.get_running_loop().call_later(TIDY_AFTER_S, _tidy)
-    lifeline.report(WorkerReport("ready", model_entry(worker), engine.memory_usage))
-    log.info("model %s is ready: %d slots of %d tokens", worker.name, worker.info.n_slots, worker.info.n_ctx)
     return engine
-
-
-def _tidy() -> None:
-    gc.collect()
-    gc.freeze()  # these objects live as long as the process: exclude them from later collections
 
 
 class _DownloadReporter:

@@ -14,6 +14,7 @@ from functools import cached_property
 
 from llama_corral.common.hub.gguf_header import Header, Tensor
 from llama_corral.common.hub.gguf_types import TENSOR_TYPES
+from llama_corral.presets.context_shape import ContextShape, ResolvedContext, padded
 from llama_corral.presets.options.context import AUTO_SLOTS
 from llama_corral.presets.options.model import EXPERT_TENSORS
 
@@ -73,6 +74,12 @@ class FootprintOptions:
     n_expert_layers_on_host: int = 0
     offload: Offload = NO_OFFLOAD
 
+    def context_of(self, header: Header) -> ResolvedContext:
+        """Return the context of the model with this header."""
+        shape = ContextShape(self.n_ctx, self.n_slots, self.unified, self.n_ctx_slot, self.n_ubatch, self.n_ubatch)
+        n_ctx_train = _number(header, "context_length", 4096)
+        return shape.resolve(n_ctx_train, is_causal=_has_kv_cache(header))
+
 
 def estimate(shards: Sequence[Header], options: FootprintOptions) -> Footprint:
     """Return the footprint of one model. `shards`: the headers of all its files; the first one has the metadata."""
@@ -115,11 +122,9 @@ class _ModelDimensions:
                 int(found[1]) if found else -1 if tensor.name.startswith(("token_embd", "position_")) else self.n_layers
             )
             self._layers.setdefault(min(layer, self.n_layers), []).append(tensor)
-        n_ctx = options.n_ctx or self._number("context_length", 4096)
-        if options.n_ctx_slot:
-            n_ctx = min(n_ctx, options.n_ctx_slot * options.n_slots)
-        self._n_streams = 1 if options.unified else options.n_slots
-        self._cells = _padded(-(-n_ctx // self._n_streams))
+        context = options.context_of(self._header)
+        self._n_streams = context.n_streams
+        self._cells = context.n_ctx_seq
         """Cells of one stream."""
         self._window = self._number("attention.sliding_window")
 
@@ -139,7 +144,7 @@ class _ModelDimensions:
         tensors = self._block(layer)
         if _is_recurrent(tensors):
             return self._recurrent() * self.options.n_slots
-        if not self._has_attention(layer) or not self._has_kv_cache:
+        if not self._has_attention(layer) or not _has_kv_cache(self._header):
             return 0
         keys, values = self._row(tensors, layer)
         row = keys * _bytes_of(self.options.type_k) + values * _bytes_of(self.options.type_v)
@@ -185,11 +190,6 @@ class _ModelDimensions:
         tensors = self._block(layer)
         return not _is_recurrent(tensors) and any(name.startswith("attn_") for name in tensors)
 
-    @property
-    def _has_kv_cache(self) -> bool:
-        """True unless the model is an encoder."""
-        return self._header.metadata.get(f"{self._header.architecture}.attention.causal") is not False
-
     def _row(self, tensors: dict[str, Tensor], layer: int) -> tuple[int, int]:
         """Return the number of elements of a token's key and of its value in one layer."""
         if rank := self._number("attention.kv_lora_rank"):
@@ -205,7 +205,7 @@ class _ModelDimensions:
         if self.options.swa_full or not self._is_windowed(layer):
             return self._cells
         sequences = self.options.n_slots if self.options.unified else 1
-        return min(self._cells, _padded(self._window * sequences + self.options.n_ubatch))
+        return min(self._cells, padded(self._window * sequences + self.options.n_ubatch))
 
     def _is_windowed(self, layer: int) -> bool:
         if not self._window:
@@ -227,8 +227,7 @@ class _ModelDimensions:
         return 4 * (convolution * (inner + 2 * self._number("ssm.group_count") * state) + state * inner)
 
     def _number(self, key: str, default: int = 0) -> int:
-        value = self._header.metadata.get(f"{self._header.architecture}.{key}", default)
-        return int(value) if isinstance(value, int | float) else default
+        return _number(self._header, key, default)
 
     def _of_layer(self, key: str, layer: int) -> int:
         value = self._header.metadata.get(f"{self._header.architecture}.{key}", 0)
@@ -240,13 +239,18 @@ class _ModelDimensions:
         return max((self._of_layer(key, layer) for layer in range(self.n_layers)), default=0)
 
 
+def _number(header: Header, key: str, default: int = 0) -> int:
+    value = header.metadata.get(f"{header.architecture}.{key}", default)
+    return int(value) if isinstance(value, int | float) else default
+
+
+def _has_kv_cache(header: Header) -> bool:
+    """True unless the model is an encoder."""
+    return header.metadata.get(f"{header.architecture}.attention.causal") is not False
+
+
 def _is_recurrent(tensors: Mapping[str, Tensor]) -> bool:
     return any(name.startswith(("ssm_", "time_mix_", "shortconv")) for name in tensors)
-
-
-def _padded(cells: int) -> int:
-    """Round up to a multiple of 256 cells, as llama.cpp allocates KV caches."""
-    return -(-cells // 256) * 256
 
 
 def _bytes_of(cache_type: str) -> float:

@@ -1,6 +1,7 @@
 """Translate a preset's options to those of the memory estimate: context, KV types, layers and devices. Pure.
 
-The worker reads the same options when it loads the model. Both must get the same layers, context and KV types.
+The worker reads the same options when it loads the model; the context of both is computed by `context_shape`. Both must
+get the same layers and KV types.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from llama_corral.presets.options.context import AUTO_SLOTS
+from llama_corral.presets.context_shape import context_shape
 
 from ..placement.device_split import NO_OFFLOAD, Offload
 from .estimate import EVERY_LAYER, FootprintOptions
@@ -22,13 +23,13 @@ NO_DEVICES = ("none",)
 
 
 def footprint_options(settings: Settings, devices: Devices) -> FootprintOptions:
-    n_slots = AUTO_SLOTS if settings.context.parallel < 0 else max(1, settings.context.parallel)
+    shape = context_shape(settings)
     return FootprintOptions(
-        n_ctx=settings.context.ctx_size or n_slots * settings.context.kv_unified_per_slot,
-        n_ctx_slot=settings.context.kv_unified_per_slot,
-        n_slots=n_slots,
-        unified=bool(settings.context.kv_unified) or settings.context.parallel < 0,
-        n_ubatch=min(settings.context.ubatch_size, settings.context.batch_size),
+        n_ctx=shape.n_ctx,
+        n_ctx_slot=shape.n_ctx_per_slot,
+        n_slots=shape.n_slots,
+        unified=shape.unified,
+        n_ubatch=min(shape.n_ubatch, shape.n_batch),
         flash_attention=settings.context.flash_attn != "off",
         type_k=settings.context.cache_type_k,
         type_v=settings.context.cache_type_v,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,10 +77,12 @@ class MemoryRequirements:
     def _footprint(self, settings: Settings) -> Footprint:
         files = resolve_files(settings.with_options({"offline": True}), self._environ)
         options = footprint_options(settings, self._devices)
-        footprint = estimate([read_header(path) for path in _shards(files.model)], options)
+        shards = [read_header(path) for path in _shards(files.model)]
+        footprint = estimate(shards, options)
         if files.draft is not None:
             draft = [read_header(path) for path in _shards(files.draft)]
-            footprint += estimate(draft, draft_footprint_options(settings, self._devices))
+            n_ctx = options.context_of(shards[0]).n_ctx  # the worker gives both models a context of the same size
+            footprint += estimate(draft, replace(draft_footprint_options(settings, self._devices), n_ctx=n_ctx))
         return footprint + self._companions(settings, files)
 
     def _companions(self, settings: Settings, files: ModelFiles) -> Footprint:

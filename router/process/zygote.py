@@ -1,8 +1,8 @@
 """Start workers by forking a process that has done all imports (worker/zygote.py), in milliseconds. Linux only.
 
-The zygote starts with the router, in the background. Requests sent before it is ready wait in its socket. When it dies,
-its forks die too, and the next launch starts a new zygote. If it reports that it cannot fork safely, `spawn` is used
-from then on.
+`zygote_start` starts it, usually before the router has done its own imports. Requests sent before it can fork wait in
+its socket. When it dies, its forks die too, and the next launch starts a new zygote. If it reports that it cannot fork
+safely, `spawn` is used from then on.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from .launcher import Callbacks, Launcher, LaunchSpec
 from .pipes import LineReader
 from .spawn import WORKER_COMMAND, SpawnLauncher
 from .worker_process import ChildProcess, SocketDirectory, worker_environ
+from .zygote_start import ZYGOTE_COMMAND as ZYGOTE_COMMAND
+from .zygote_start import start_zygote, take_early
 
-ZYGOTE_COMMAND = (sys.executable, "-P", "-m", "llama_corral.worker.zygote")
 CLOSE_TIMEOUT = 2.0
 """Seconds for an idle zygote to exit. One that is still importing is killed after that."""
 
@@ -58,7 +59,7 @@ class ZygoteLauncher:
 
     def start(self) -> None:
         if self._zygote is None and not self._is_unsafe:
-            self._zygote = _Zygote(self._zygote_command, self._environ, self._on_lost)
+            self._zygote = _Zygote(self._zygote_command, self._environ, self._on_unsafe, self._on_lost)
 
     def launch(self, spec: LaunchSpec, callbacks: Callbacks) -> ChildProcess:
         child = ChildProcess(spec, self._sockets.next_path(), self.command, callbacks)
@@ -77,15 +78,23 @@ class ZygoteLauncher:
 
     def _run(self, child: ChildProcess) -> None:
         self.start()
-        if self._zygote is None:
+        if self._zygote is None or self._is_unsafe:
             self._spawn.run(child)
         else:
             self._zygote.fork(child)
 
-    def _on_lost(self, was_ready: bool, pending: Iterable[ChildProcess]) -> None:
+    def _on_lost(self, could_fork: bool, pending: Iterable[ChildProcess]) -> None:
         """Start the workers that the ended zygote has not forked yet with a new zygote or with `spawn`."""
         self._zygote = None
-        self._is_unsafe = self._is_unsafe or not was_ready
+        self._is_unsafe = self._is_unsafe or not could_fork
+        self._start_again(pending)
+
+    def _on_unsafe(self, pending: Iterable[ChildProcess]) -> None:
+        """Spawn workers from now on, also those that the zygote has not forked. It stays until its forks have ended."""
+        self._is_unsafe = True
+        self._start_again(pending)
+
+    def _start_again(self, pending: Iterable[ChildProcess]) -> None:
         for child in pending:
             try:
                 self._run(child)
@@ -101,24 +110,19 @@ class _Zygote:
         self,
         command: tuple[str, ...],
         environ: Mapping[str, str],
+        on_unsafe: Callable[[Iterable[ChildProcess]], None],
         on_lost: Callable[[bool, Iterable[ChildProcess]], None],
     ) -> None:
+        self._on_unsafe = on_unsafe
         self._on_lost = on_lost
-        self._is_ready = False
+        self._environ = environ
+        self._can_fork = False
         self._children: dict[int, ChildProcess] = {}
         self._numbers = count(1)
         self._outbox: deque[_Request] = deque()
         self._loop = asyncio.get_running_loop()
-        self._socket, theirs = socket.socketpair()
-        with theirs:
-            options = ("--socket", str(theirs.fileno()), "--router", str(os.getpid()))
-            self._process = subprocess.Popen(
-                [*command, *options],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
-                env=dict(environ),
-            )
+        early = take_early() if command == ZYGOTE_COMMAND else None
+        self._process, self._socket = early or start_zygote(command, environ)
         self._socket.setblocking(False)
         self._reader = LineReader(os.dup(self._socket.fileno()), self._on_line)
         self._watch = os.pidfd_open(self._process.pid)
@@ -127,7 +131,8 @@ class _Zygote:
     def fork(self, child: ChildProcess) -> None:
         number = next(self._numbers)
         self._children[number] = child
-        message = encode_fork(ForkRequest(number, child.name, list(child.options), child.environ))
+        environ = {**self._environ, **child.environ}
+        message = encode_fork(ForkRequest(number, child.name, list(child.options), environ))
         self._outbox.append(_Request(message, child.descriptors))
         self._flush()
 
@@ -160,11 +165,13 @@ class _Zygote:
     def _follow(self, answer: ZygoteEvent) -> None:
         child = self._children.get(answer.id)
         if answer.event == "ready":
-            self._is_ready = True
+            self._can_fork = True
             log.debug("the zygote is ready")
         elif answer.event == "unsafe":
             log.warning("workers are spawned instead of forked: %s", answer.message)
+            self._on_unsafe(self._take_pending())
         elif child is not None and answer.event == "forked":
+            self._can_fork = True
             child.started(answer.pid)
         elif child is not None:
             del self._children[answer.id]
@@ -177,11 +184,18 @@ class _Zygote:
         """
         self._release()
         self._process.wait()
-        log.log(logging.WARNING if self._is_ready else logging.DEBUG, "the zygote has ended")
-        children = self._children.values()
-        for child in (child for child in children if child.pid is not None):
+        log.log(logging.WARNING if self._can_fork else logging.DEBUG, "the zygote has ended")
+        pending = self._take_pending()
+        for child in self._children.values():
             self._kill_orphan(child)
-        self._on_lost(self._is_ready, [child for child in children if child.pid is None])
+        self._on_lost(self._can_fork, pending)
+
+    def _take_pending(self) -> list[ChildProcess]:
+        """Remove and return the children that are not forked."""
+        pending = {number: child for number, child in self._children.items() if child.pid is None}
+        self._children = {number: child for number, child in self._children.items() if number not in pending}
+        self._outbox = deque(request for request in self._outbox if request.is_begun)
+        return list(pending.values())
 
     def _release(self) -> None:
         """Close everything. Read the last lines first: they may contain the reason why the zygote ended."""
@@ -215,6 +229,11 @@ class _Request:
     def __init__(self, data: bytes, descriptors: tuple[int, ...]) -> None:
         self._data = data
         self._descriptors = descriptors
+
+    @property
+    def is_begun(self) -> bool:
+        """True if a part is sent; then the zygote waits for the rest."""
+        return not self._descriptors
 
     def send(self, connection: socket.socket) -> bool:
         """Send as much as possible. Return True if the whole message is sent."""

@@ -26,9 +26,14 @@ Kind = Literal["spawn", "zygote"]
 KINDS: tuple[Kind, ...] = ("spawn", "zygote") if sys.platform.startswith("linux") else ("spawn",)
 
 
+def python_path(*directories: Path) -> str:
+    """Return a value for PYTHONPATH: these directories, then those that the tests themselves were started with."""
+    return os.pathsep.join([*map(str, directories), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def fake_launcher(kind: Kind, **environ: str) -> Launcher:
     """Return a launcher that runs tests/support/fake_worker.py."""
-    given = {**os.environ, "PYTHONPATH": str(TESTS), **environ}
+    given = {**os.environ, "PYTHONPATH": python_path(TESTS), **environ}
     if kind == "spawn":
         return SpawnLauncher(given, FAKE_COMMAND)
     zygote = (*ZYGOTE_COMMAND, "--program", "fake_worker:run")

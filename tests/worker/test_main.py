@@ -212,3 +212,12 @@ def test_requests_before_the_model_is_loaded_get_503(start_worker: Callable[...,
             assert response.json()["error"] == {"code": 503, "message": "Loading model", "type": "unavailable_error"}
         assert program.client.get("/").status_code == 200
         assert program.stop() == 0
+
+
+def test_an_invalid_option_of_the_http_server_ends_a_worker_that_loads(tmp_path: Path, model: str) -> None:
+    """The server is built while the model loads; the load must not delay the exit."""
+    with routed(tmp_path, "--model", model, "--slot-save-path", "/nowhere/at/all") as worker:
+        assert "/nowhere/at/all" in worker.reports_until("failed")[-1].payload["message"]
+        assert worker.process.wait(10) == 1
+        assert worker.process.stdout is not None
+        assert b"Traceback" not in worker.process.stdout.read()

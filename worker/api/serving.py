@@ -25,7 +25,6 @@ from ..chat.prompt import ChatFormat
 from ..chat.request import ChatDefaults
 from ..engine.runner import Engine, LoadedModel, ModelInfo
 from ..media.sources import media_loader
-from .answers.results import random_id
 from .request.defaults import chat_defaults, completion_defaults, template_source
 from .request.params import CompletionParams
 
@@ -51,9 +50,10 @@ class WorkerContext:
     loaded_state: LoadedModelState | None = None
     variants: dict[str, WorkerContext] = field(default_factory=dict)
     """This model with other defaults, by the value of the header that names them; see `variants`."""
+    media_marker: str = ""
+    """Placeholder of a media file in a prompt."""
 
     def __post_init__(self, environ: Mapping[str, str]) -> None:
-        self.media_marker = environ.get("LLAMA_MEDIA_MARKER") or random_id("<__media_") + "__>"
         self.responses = ResponseStore(environ.get(DIRECTORY_ENV, ""))
         self.has_router = CONTROL_FD_ENV in environ
         self.slots_debug = bool(environ.get("LLAMA_SERVER_SLOTS_DEBUG"))

@@ -17,8 +17,10 @@ from llama_corral.router.memory import host
 from llama_corral.router.memory.devices import Devices, SystemDevice
 from llama_corral.router.memory.estimate import FootprintOptions, estimate
 from llama_corral.router.memory.options import draft_footprint_options, footprint_options, projector_device
+from llama_corral.router.memory.requirements import MemoryRequirements
 from llama_corral.router.placement.device_split import Need, Offload
 from llama_corral.router.placement.memory_amounts import Limit, Space
+from router_tools import preset
 
 MIB = 1 << 20
 TWO = Devices([SystemDevice("CUDA0", 24, 24), SystemDevice("CUDA1", 16, 16)])
@@ -249,3 +251,25 @@ def test_private_bytes_include_swap_and_work_without_proc(tmp_path: Path) -> Non
     (tmp_path / "7" / "status").write_text("Name:\tpython\nRssAnon:\t    100 kB\nRssFile:\t 9 kB\nVmSwap:\t   20 kB\n")
     assert host.private_bytes(7, tmp_path) == 120 << 10
     assert host.private_bytes(os.getpid(), tmp_path / "nothing") > 5 * MIB
+
+
+def test_the_limit_of_a_slot_does_not_make_the_cache_smaller(models: Path) -> None:
+    header = read_header(models / "tiny-llama.gguf")
+    free = footprint_options(Settings(ctx_size=8192), Devices())
+    limited = footprint_options(Settings(ctx_size=8192, kv_unified_per_slot=256), Devices())
+    assert estimate([header], limited) == estimate([header], free)
+
+
+def test_a_draft_model_is_counted_with_the_context_of_the_main_model(models: Path) -> None:
+    main, draft = models / "tiny-llama.gguf", models / "tiny-llama-long.gguf"
+    assert read_header(main).metadata["llama.context_length"] != read_header(draft).metadata["llama.context_length"]
+    requirements = MemoryRequirements({}, Devices())
+    alone, both = (
+        requirements.expected(preset("m", str(main), options=options))
+        for options in ({"cache_ram": 0}, {"cache_ram": 0, "model_draft": str(draft)})
+    )
+    assert alone is not None
+    assert both is not None
+    n_ctx = footprint_options(Settings(), Devices()).context_of(read_header(main)).n_ctx
+    added = estimate([read_header(draft)], FootprintOptions(n_ctx=n_ctx)).need.space.host
+    assert both.space.host - alone.space.host == added

@@ -19,7 +19,7 @@ from llama_corral.router.process.launcher import Launcher, LaunchSpec, Worker
 from llama_corral.router.process.pipes import MAX_LOG_LINES, LineReader
 from llama_corral.router.process.spawn import SpawnLauncher
 from llama_corral.router.process.zygote import ZYGOTE_COMMAND, ZygoteLauncher
-from router_tools import FAKE_COMMAND, KINDS, TESTS, Kind, Recorder, fake_launcher, is_alive, until
+from router_tools import FAKE_COMMAND, KINDS, TESTS, Kind, Recorder, fake_launcher, is_alive, python_path, until
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -243,7 +243,7 @@ async def test_workers_are_spawned_if_the_zygote_cannot_fork(program: str, tmp_p
         "def run(argv, environ):\n    return 9\n"
     )
 
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(tmp_path)])}
+    environ = {**os.environ, "PYTHONPATH": python_path(TESTS, tmp_path)}
     launcher = ZygoteLauncher(environ, (*ZYGOTE_COMMAND, "--program", program), FAKE_COMMAND)
     recorder = Recorder()
     worker = launcher.launch(spec(), recorder.callbacks)

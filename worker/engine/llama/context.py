@@ -7,9 +7,12 @@ not exist, partial removal from a memory that does not support it.
 from __future__ import annotations
 
 import ctypes
+import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from llama_corral.presets.context_shape import ResolvedContext
 from numpy.typing import NDArray
 
 from .batch import Batch, MediaBatch
@@ -17,6 +20,8 @@ from .errors import LoadError
 from .llama import ABORT_TEST, EXT, C, complaints, fast, floats_at, log_lines
 from .model import Model
 from .options import EngineOptions
+
+log = logging.getLogger("corral.engine")
 
 POOLING_NAMES = {-1: "none", 0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
 _POOLING_NONE, _POOLING_LAST, _POOLING_RANK = 0, 3, 4
@@ -37,7 +42,8 @@ class Context:
             why = complaints[0] if complaints else "llama.cpp reported no reason"
             raise LoadError(f"failed to create a context for '{model.options.model}': {why}")
         self.kv_cache: int | None = C.llama_get_memory(self.pointer) or None
-        self.n_ctx: int = C.llama_n_ctx(self.pointer)
+        self.shape = self._resolved(self._created_with(model.options))
+        self.n_ctx = self.shape.n_ctx
         self.n_ubatch: int = C.llama_n_ubatch(self.pointer)
         self.causal: bool = C.llama_get_causal_attn(self.pointer)
         n_batch = C.llama_n_batch(self.pointer)
@@ -62,8 +68,7 @@ class Context:
     @property
     def n_ctx_slot(self) -> int:
         """The maximum number of tokens of one sequence."""
-        limits = [int(C.llama_n_ctx_seq(self.pointer)), self.model.n_ctx_train, self.model.options.n_ctx_per_slot]
-        return min(limit for limit in limits if limit > 0)
+        return self.shape.n_ctx_slot
 
     @property
     def embeds_in_pieces(self) -> bool:
@@ -212,6 +217,21 @@ class Context:
     def last_position(self, sequence: int) -> int:
         return -1 if self.kv_cache is None else int(fast.seq_pos_max(self.kv_cache, sequence))
 
+    def _created_with(self, o: EngineOptions) -> EngineOptions:
+        return o
+
+    def _resolved(self, o: EngineOptions) -> ResolvedContext:
+        """Return the sizes of the created context. llama.cpp's own are used if they differ from the computed ones."""
+        shape = o.shape.resolve(self.model.n_ctx_train)
+        n_ctx, n_ctx_seq = int(C.llama_n_ctx(self.pointer)), int(C.llama_n_ctx_seq(self.pointer))
+        if (n_ctx, n_ctx_seq) == (shape.n_ctx, shape.n_ctx_seq):
+            return shape
+        log.warning(
+            "the context has %d tokens (%d per stream), and not %d (%d) as computed: the memory estimate is wrong",
+            *(n_ctx, n_ctx_seq, shape.n_ctx, shape.n_ctx_seq),
+        )
+        return replace(shape, n_ctx=n_ctx, n_ctx_seq=n_ctx_seq, n_ctx_slot=min(n_ctx_seq, shape.n_ctx_slot))
+
     def _params(self, o: EngineOptions) -> Any:
         p = C.llama_context_default_params()
         p.n_ctx, p.n_batch, p.n_ubatch, p.n_seq_max = o.n_ctx, o.n_batch, o.n_ubatch, o.n_slots
@@ -257,6 +277,9 @@ class HeadContext(Context):
         if not address:
             raise IndexError(f"row {row} has no hidden state")
         return floats_at(address, self.n_hidden).copy()
+
+    def _created_with(self, o: EngineOptions) -> EngineOptions:
+        return self._options
 
     def _params(self, o: EngineOptions) -> Any:
         p = super()._params(self._options)

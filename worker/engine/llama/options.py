@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llama_corral.presets.context_shape import ContextShape, context_shape
 from llama_corral.presets.options.context import AUTO_SLOTS
 from llama_corral.presets.options.model import EXPERT_TENSORS
 
@@ -149,6 +150,11 @@ class EngineOptions:
     drafts: SpeculationOptions | None = None  # None: no speculative decoding
 
     @property
+    def shape(self) -> ContextShape:
+        """The slots and the context that are asked for."""
+        return ContextShape(self.n_ctx, self.n_slots, self.kv_unified, self.n_ctx_per_slot, self.n_batch, self.n_ubatch)
+
+    @property
     def stages(self) -> list[str]:
         """The stages of a load, with llama-server's names."""
         has_draft = self.drafts is not None and bool(self.drafts.model or self.drafts.head)
@@ -171,20 +177,18 @@ def _longest(kinds: tuple[str, ...], o: SpeculationOptions) -> int:
 
 def from_settings(settings: Settings, model: Path, projector: Path | None, media_marker: str) -> EngineOptions:
     s = settings
-    n_slots = AUTO_SLOTS if s.context.parallel < 0 else max(1, s.context.parallel)
+    shape = context_shape(s)
     embeddings = s.endpoints.embeddings or s.endpoints.reranking
     n_threads = s.cpu.threads if s.cpu.threads > 0 else physical_cores()
-    per_slot = s.context.kv_unified_per_slot
     lora = _scaled(s.main_model.lora, s.main_model.lora_scaled)
     return EngineOptions(
         model=model,
-        n_ctx=s.context.ctx_size or n_slots * per_slot,
-        # an embedding's input must be computed in one physical batch
-        n_batch=min(s.context.batch_size, s.context.ubatch_size) if embeddings else s.context.batch_size,
-        n_ubatch=s.context.ubatch_size,
-        n_slots=n_slots,
-        kv_unified=bool(s.context.kv_unified) or s.context.parallel < 0,
-        n_ctx_per_slot=per_slot,
+        n_ctx=shape.n_ctx,
+        n_batch=shape.n_batch,
+        n_ubatch=shape.n_ubatch,
+        n_slots=shape.n_slots,
+        kv_unified=shape.unified,
+        n_ctx_per_slot=shape.n_ctx_per_slot,
         flash_attention=_FLASH_ATTENTION[s.context.flash_attn],
         cache_type_k=CACHE_TYPE[s.context.cache_type_k],
         cache_type_v=CACHE_TYPE[s.context.cache_type_v],
