@@ -44,8 +44,9 @@ log = logging.getLogger("corral.worker")
 OK, FAILED = 0, 1
 STAGES = ["download", "text_model"]
 SHORT_SWITCH_S = 0.0001
-"""Seconds a thread may keep the GIL while another waits for it, during the imports beside a load. The load needs the
-GIL for a moment at each line of llama.cpp's log; with Python's default of 0.005 s these waits would add up."""
+"""Longest time in seconds that a thread keeps the GIL while another one waits for it, during imports in parallel with a
+load. The load needs the GIL briefly for each line of llama.cpp's log; with Python's default of 0.005 s the waits add up.
+"""
 UserError = (ConfigError, ModelFilesError, LoadError)
 
 

@@ -83,7 +83,7 @@ def take_early() -> StartedZygote | None:
 
 
 def end_early() -> None:
-    """Kill the zygote that was started early, if nobody has taken it."""
+    """Kill the zygote that was started early, unless a launcher uses it."""
     if (started := take_early()) is not None:
         started.connection.close()
         started.process.kill()

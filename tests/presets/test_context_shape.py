@@ -79,7 +79,7 @@ def test_a_physical_batch_fits_into_batch_and_context(shape: ContextShape, n_ctx
 @given(tokens, st.one_of(st.just(-1), st.integers(1, 256)), st.sampled_from([None, True, False]), tokens)
 def test_options(ctx_size: int, parallel: int, kv_unified: bool | None, per_slot: int) -> None:
     shape = context_shape(
-        Settings(ctx_size=ctx_size, parallel=parallel, kv_unified=kv_unified, kv_unified_per_slot=per_slot)
+        Settings.of(ctx_size=ctx_size, parallel=parallel, kv_unified=kv_unified, kv_unified_per_slot=per_slot)
     )
     assert shape.n_slots == (AUTO_SLOTS if parallel == -1 else parallel)
     assert shape.unified == (parallel == -1 or kv_unified is True)
@@ -89,6 +89,6 @@ def test_options(ctx_size: int, parallel: int, kv_unified: bool | None, per_slot
 
 def test_an_embedding_is_computed_in_one_physical_batch() -> None:
     sizes = {"batch_size": 2048, "ubatch_size": 300}
-    assert context_shape(Settings(**sizes)).n_batch == 2048
+    assert context_shape(Settings.of(**sizes)).n_batch == 2048
     for option in ("embeddings", "reranking"):
-        assert context_shape(Settings(**sizes, **{option: True})).n_batch == 300
+        assert context_shape(Settings.of(**sizes, **{option: True})).n_batch == 300

@@ -255,8 +255,8 @@ def test_private_bytes_include_swap_and_work_without_proc(tmp_path: Path) -> Non
 
 def test_the_limit_of_a_slot_does_not_make_the_cache_smaller(models: Path) -> None:
     header = read_header(models / "tiny-llama.gguf")
-    free = footprint_options(Settings(ctx_size=8192), Devices())
-    limited = footprint_options(Settings(ctx_size=8192, kv_unified_per_slot=256), Devices())
+    free = footprint_options(Settings.of(ctx_size=8192), Devices())
+    limited = footprint_options(Settings.of(ctx_size=8192, kv_unified_per_slot=256), Devices())
     assert estimate([header], limited) == estimate([header], free)
 
 

@@ -28,7 +28,7 @@ COMBINATIONS = [
 
 
 def check(path: Path, options: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
-    settings = Settings(model=str(path), threads=1, **options)
+    settings = Settings.of(model=str(path), threads=1, **options)
     header = read_header(path)
     model = Model(from_settings(settings, path, None, ""), lambda _: None)
     context = Context(model)
@@ -71,7 +71,7 @@ async def test_a_draft_model_has_the_context_of_the_main_model(models: Path) -> 
     """The draft model was trained with a longer context than the main model."""
     options: dict[str, Any] = {"ctx_size": 0, "parallel": 2, "spec_type": ("draft-simple",)}
     main, draft = models / "tiny-llama.gguf", models / "tiny-llama-long.gguf"
-    settings = Settings(model=str(main), **options)
+    settings = Settings.of(model=str(main), **options)
     async with running(main, draft=draft, **options) as engine, engine.use() as loaded:
         expected = footprint_options(settings, Devices()).context_of(read_header(main))
         assert loaded.core.context.n_ctx == expected.n_ctx
