@@ -45,7 +45,7 @@ OK, FAILED = 0, 1
 STAGES = ["download", "text_model"]
 SHORT_SWITCH_S = 0.0001
 """Longest time in seconds that a thread keeps the GIL while another one waits for it, during imports in parallel with a
-load. The load needs the GIL briefly for each line of llama.cpp's log; with Python's default of 0.005 s the waits add up.
+load. The load needs the GIL briefly for each line of llama.cpp's log; with the default of 0.005 s the waits add up.
 """
 UserError = (ConfigError, ModelFilesError, LoadError)
 
