@@ -41,18 +41,26 @@ class EnvironmentSource(LayerSource):
         super().__init__(read_environment(environ))
 
 
-class DotenvSource(LayerSource):
+class FileSource(LayerSource):
+    """Variables from files that a user may not expect to be read."""
+
+    def __init__(self, layer: Layer, path: Path) -> None:
+        super().__init__(layer)
+        self.path = path
+
+
+class DotenvSource(FileSource):
     """The `.env` file of the working directory."""
 
     def __init__(self, environ: Mapping[str, str], path: Path = DOTENV) -> None:
-        super().__init__(_for_this_process(read_dotenv(path), environ))
+        super().__init__(_for_this_process(read_dotenv(path), environ), path)
 
 
-class SecretsSource(LayerSource):
+class SecretsSource(FileSource):
     """The files of a directory of secrets. Each is named like a variable and contains its value."""
 
     def __init__(self, environ: Mapping[str, str], directory: Path) -> None:
-        super().__init__(_for_this_process(read_secrets(directory), environ))
+        super().__init__(_for_this_process(read_secrets(directory), environ), directory)
 
 
 class SystemConfigSource(LayerSource):
@@ -71,6 +79,12 @@ def variable_sources(environ: Mapping[str, str]) -> list[LayerSource]:
     """Return the sources that name options by their variables, highest precedence first. Raise ConfigError."""
     secrets = [SecretsSource(environ, directory) for directory in _secrets_directories(environ)]
     return [EnvironmentSource(environ), DotenvSource(environ), *secrets]
+
+
+def file_notices(sources: Iterable[LayerSource]) -> list[str]:
+    """Return a log line for each `.env` file and directory of secrets that sets options. It has no values."""
+    files = [source for source in sources if isinstance(source, FileSource) and source.layer]
+    return [f"{source.path} sets {', '.join(sorted(source.layer))}" for source in files]
 
 
 def _for_this_process(layer: Layer, environ: Mapping[str, str]) -> Layer:

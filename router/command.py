@@ -19,7 +19,7 @@ from llama_corral.common.base.version import BUILD_INFO, VERSION
 from llama_corral.presets import merge
 from llama_corral.presets.layer_source import merged
 from llama_corral.presets.options.settings import Settings
-from llama_corral.presets.process_sources import process_sources
+from llama_corral.presets.process_sources import file_notices, process_sources
 
 from .process.spawn import WORKER_COMMAND
 from .process.worker_process import worker_environ
@@ -54,6 +54,8 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     wanted, settings = settings, _with_preset_file(settings, environ)
     if not settings.is_router:
         return become_worker(argv, environ)
+    for line in file_notices(lower):
+        log.info("%s", line)
     for line in (*merge.overridden(command_line.layer, merged(lower)), *merge.unused_option_notices(settings)):
         log.warning("%s", line)
     from .service import run_router  # imported late: it imports the whole router

@@ -12,7 +12,7 @@ from llama_corral.presets.layer import ConfigValue
 from llama_corral.presets.merge import read_argv, resolve, settings_from, worker_settings
 from llama_corral.presets.options.settings import GROUPS_BY_NAME, Settings
 from llama_corral.presets.options.table import OPTIONS
-from llama_corral.presets.process_sources import read_dotenv, read_secrets
+from llama_corral.presets.process_sources import file_notices, process_sources, read_dotenv, read_secrets
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +55,15 @@ def test_each_source_beats_the_ones_below(here: Path) -> None:
     seen = settings_from(["-c", "1"], environ)
     assert (seen.context.ctx_size, seen.context.batch_size, seen.context.ubatch_size) == (1, 2, 3)
     assert (seen.http.port, seen.cpu.threads, seen.context.keep) == (4, 5, 6)
+
+
+def test_files_that_set_options_are_named_without_values(here: Path) -> None:
+    (here / ".env").write_text("LLAMA_API_KEY=secret\nLLAMA_ARG_CTX_SIZE=3\nOTHER=1\n")
+    directory = with_secrets(here, "docker", hf_token="secret")
+    environ = {"LLAMA_CORRAL_SECRETS_DIR": str(directory), "LLAMA_ARG_PORT": "1"}
+    assert file_notices(process_sources([], environ)) == [".env sets api_key, ctx_size", f"{directory} sets hf_token"]
+    (here / ".env").unlink()
+    assert file_notices(process_sources([], {"LLAMA_ARG_PORT": "1"})) == []
 
 
 def test_options_that_exclude_each_other_do_so_between_sources(here: Path) -> None:
