@@ -46,7 +46,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     command_line, *lower = process_sources(argv, environ)
     settings = merge.resolve_sources([command_line, *lower])
     if text := _text_to_print(settings, environ):
-        print(text)
+        print(text, flush=True)  # a closed pipe must be noticed here, not when the interpreter exits
         return 0
     if settings.program.list_devices:
         return become_worker(argv, environ)
