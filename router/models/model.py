@@ -140,6 +140,12 @@ class Model:
         return Retention(self.preset.ttl or None, self.preset.pin)
 
     @property
+    def may_expire(self) -> bool:
+        """True if its `retention` has a `ttl`. Evaluated for each running model after every event, so it is cheap."""
+        requested = None if self.instance is None else self.instance.requested_retention
+        return bool(self.preset.ttl) if requested is None else requested.ttl is not None
+
+    @property
     def displayed_state(self) -> ModelState:
         if self.state is ModelState.FAILED:
             return ModelState.UNLOADED

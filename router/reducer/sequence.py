@@ -162,7 +162,7 @@ def _recheck_at(snapshot: PlacementSnapshot) -> float:
 
 def _unload_expired(state: State, now: float) -> float:
     """Unload the models whose `ttl` is over; return when the next one's is over."""
-    running = [model for model in state.catalog.running if model.retention.ttl is not None]
+    running = [model for model in state.catalog.running if model.may_expire]
     if not running:
         return math.inf
     snapshot = state.memory.expiry_snapshot(running, now)
@@ -179,7 +179,8 @@ def _unload_expired(state: State, now: float) -> float:
 
 def _keep_warm(state: State, now: float) -> float:
     """Load the next model to keep warm after estimating its memory; return when to look again."""
-    if state.queue.has_queue or not any(model.needs_warm_load for model in state.catalog.kept_warm):
+    kept_warm = state.catalog.kept_warm
+    if not kept_warm or state.queue.has_queue or not any(model.needs_warm_load for model in kept_warm):
         state.warming = None
         return math.inf
     if state.warming is not None and state.warming in state.estimates:
@@ -206,6 +207,8 @@ def _keep_warm(state: State, now: float) -> float:
 
 
 def _answer_exits(state: State) -> None:
+    if not state.exit_waits:
+        return
     for wait in [wait for wait in state.exit_waits if all(process.is_gone for process in wait.processes)]:
         state.exit_waits.remove(wait)
         state.emit(Finish(wait.asker))
