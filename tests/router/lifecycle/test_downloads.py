@@ -100,7 +100,9 @@ async def test_a_finished_download_becomes_an_entry_of_the_cache() -> None:
         assert it.told("model_status")[-1] == {"status": "downloading"}
         assert [data["progress"][FETCHED["url"]]["done"] for data in it.told("download_progress")] == [5, 9]
         names = [name for _, name, _ in it.events]
-        assert names.index("models_reload") < names.index("download_finished"), "whoever is told finds it listed"
+        assert names.index("models_reload") < names.index("download_finished"), (
+            "a listener finds it listed when the event arrives"
+        )
 
 
 @pytest.mark.parametrize("said", [True, False])

@@ -153,7 +153,7 @@ class Histories(RuleBasedStateMachine):
         if isinstance(error, NoCapacity) and "it needs" not in error.message and "its group" not in error.message:
             assert all(view.is_pinned for view in views if view.is_running)
         if isinstance(error, (QueueFull, TooManyRequests)):
-            assert any(view.waiting or view.leases for view in views), "refused beside nobody"
+            assert any(view.waiting or view.leases for view in views), "refused although no request runs or waits"
         client.has_ended = True
 
     def command(self, kind: type[Event], *arguments: object) -> Command:

@@ -181,7 +181,7 @@ async def test_parallel_loads_do_not_exceed_the_memory() -> None:
     async with router(models_max=0, memory_budget=memory_budget, rules=PlacementRules(parallel_loads=3)) as r:
         clients = {name: r.client(name) for name in "abc"}
         await settle()
-        assert {worker.name for worker in r.launcher.alive} == {"a"}, "b is next, and nobody passes it"
+        assert {worker.name for worker in r.launcher.alive} == {"a"}, "b is next, and no other model starts before it"
         r.launcher["a"].ready()
         await settle()
         await clients["a"].finish()

@@ -198,7 +198,7 @@ async def test_memory_of_each_device_that_workers_report_counts() -> None:
     ]
     async with gateway(*entries, memory_budget=SizedBudget(NO_LIMIT, TWO), models_max=0) as g:
         for name in ("d", "c"):
-            assert (await g.chat(name)).status_code == 200, "nobody knows its size yet"
+            assert (await g.chat(name)).status_code == 200, "its size is not known yet"
             await g.client.post("/models/unload", json={"model": name})
             await g.becomes(name, "unloaded")
         for name in ("a", "b", "c"):

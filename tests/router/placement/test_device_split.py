@@ -55,7 +55,7 @@ def test_free_memory_at_load_time_decides_the_split() -> None:
     assert need.placed_within(Limit(None, {"CUDA0": 60, "CUDA1": 60})) == Space(1, {"CUDA0": 50, "CUDA1": 50})
     assert need.placed_within(Limit(None, {"CUDA0": 30, "CUDA1": 90})) == Space(1, {"CUDA0": 30, "CUDA1": 70})
     assert need.placed_within(Limit(None, {"CUDA0": -5, "CUDA1": 90})) == Space(1, {"CUDA1": 100})
-    assert need.placed_within(Limit()) == Space(1, {"CUDA0": 50, "CUDA1": 50}), "nobody counts, so nobody knows"
+    assert need.placed_within(Limit()) == Space(1, {"CUDA0": 50, "CUDA1": 50}), "without a limit nothing is subtracted"
     assert need.placed_within(Limit(None, {"CUDA1": 9})) == Space(1, {"CUDA0": 50, "CUDA1": 50})
 
 
@@ -86,7 +86,7 @@ def test_without_a_split_the_measured_memory_replaces_the_need() -> None:
     taken = Space(7, {"CUDA1": 9})
     assert Need(Space(1, {"CUDA1": 5})).corrected_by(taken, Space(1, {"CUDA1": 5})) == Need(taken)
     split = Need(Space(1), (Split((1,), 0, ("CUDA0", "CUDA1")),))
-    assert split.corrected_by(taken, Space(1)) == Need(taken), "nobody had reckoned with a device"
+    assert split.corrected_by(taken, Space(1)) == Need(taken), "no device was expected"
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=20), st.lists(st.integers(0, 99), min_size=3, max_size=3))

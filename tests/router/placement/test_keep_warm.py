@@ -88,7 +88,7 @@ async def test_it_is_loaded_at_the_start_and_again_after_an_eviction() -> None:
         r.launcher["b"].ready()
         await client.finish()
         await settle()
-        assert running(r) == {"b"}, "nobody is evicted for it"
+        assert running(r) == {"b"}, "no model is evicted for it"
         await r.lifecycle.unload("b")
         r.launcher["b"].leave()
         await settle()

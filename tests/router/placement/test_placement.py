@@ -174,7 +174,7 @@ def test_several_models_load_in_parallel_if_there_is_room_for_all() -> None:
     assert decide(replace(snapshot, models_max=1)).start is None, "a is about to take the place"
     assert decide(replace(snapshot, limit=Limit(3))).start is None, "nor is there memory for both"
     unknown = (replace(residents[0], space=Space()), *residents[1:])
-    assert decide(replace(snapshot, residents=unknown, limit=Limit(9))).start is None, "nobody knows what is left"
+    assert decide(replace(snapshot, residents=unknown, limit=Limit(9))).start is None, "the free memory is not known"
 
 
 @given(snapshots_with_sizes())

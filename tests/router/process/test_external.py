@@ -346,7 +346,7 @@ def test_only_a_process_that_is_no_descendant_is_a_foreign_listener(programs: Pr
     with socket.create_server(("127.0.0.1", 0)) as ours:
         assert external_shim.foreign_listener(ours.getsockname()[1]) == ""
     port = free_port()
-    assert external_shim.foreign_listener(port) == "", "nobody there"
+    assert external_shim.foreign_listener(port) == "", "no program listens there"
     argv = [sys.executable, FAKE_BACKEND, str(port)]
     starter = "import subprocess, sys; subprocess.run(sys.argv[1:], start_new_session=True)"
     program = programs.start([sys.executable, "-c", starter, *argv], address=str(port))
