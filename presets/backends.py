@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from llama_corral.common.base.errors import ConfigError
+from msgspec import Struct
+from msgspec.structs import replace
 
 from .layer import ConfigValue, Layer
 from .options.settings import Settings
@@ -27,8 +28,7 @@ _MACRO = re.compile(r"\$\{([^}]*)\}")
 _VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 
 
-@dataclass(frozen=True, slots=True)
-class Backend:
+class Backend(Struct, frozen=True):
     """A program that serves one model over HTTP. `${PORT}` and `${PID}` are replaced when the program is started."""
 
     command: tuple[str, ...]
@@ -51,7 +51,7 @@ class Backend:
     def same_process(self, other: Backend) -> bool:
         """Return True if a running program for `self` can be kept for `other`."""
         policy = {"model_name": "", "host_bytes": 0, "device_bytes": (0,)}
-        return replace(self, **policy) == replace(other, **policy)  # type: ignore[arg-type]
+        return replace(self, **policy) == replace(other, **policy)
 
 
 def with_directory(field: str, text: str, macro: str, directory: str) -> str:

@@ -5,8 +5,9 @@ The worker's engine creates the context with it, and the router's memory estimat
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from .options.context import AUTO_SLOTS
 
@@ -17,8 +18,7 @@ PADDING = 256
 """llama.cpp rounds contexts up to a multiple of this many tokens (`GGML_PAD`)."""
 
 
-@dataclass(frozen=True)
-class ResolvedContext:
+class ResolvedContext(Struct, frozen=True):
     """The context that llama.cpp creates for one model, in tokens."""
 
     n_ctx: int
@@ -34,8 +34,7 @@ class ResolvedContext:
     """Maximum tokens of a physical batch."""
 
 
-@dataclass(frozen=True)
-class ContextShape:
+class ContextShape(Struct, frozen=True):
     """The slots and the context that options ask for, in tokens."""
 
     n_ctx: int = 0

@@ -10,13 +10,13 @@ import json
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import iniconfig
 from llama_corral.common.base.errors import ConfigError
 from llama_corral.common.hub.gguf_names import canonical_name
+from msgspec import Struct
 
 from .layer import ConfigValue, Layer, add, put, switch_text
 from .layer_source import check
@@ -41,8 +41,7 @@ _STRANGE = re.compile("[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 """Characters that Python, and therefore iniconfig, treats as line ends."""
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(Struct, frozen=True):
     """One model of a presets file. Its layer also contains the preset-only keys."""
 
     name: str
@@ -50,8 +49,7 @@ class Section:
     layer: Layer
 
 
-@dataclass(frozen=True)
-class PresetFile:
+class PresetFile(Struct, frozen=True):
     global_layer: Layer
     """`[*]`: options for all models."""
     sections: tuple[Section, ...]

@@ -7,18 +7,17 @@ every system.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from llama_corral.common.base.errors import ConfigError
 from llama_corral.common.hub.gguf_names import SUFFIX, shard
+from msgspec import Struct
 
 DRAFT_PREFIXES = ("mtp-", "dspark-", "dflash-")
 """`eagle3-` is not included: llama-server lists such a file as a model here."""
 
 
-@dataclass(frozen=True)
-class LocalModel:
+class LocalModel(Struct, frozen=True):
     name: str
     model: Path
     mmproj: Path | None = None

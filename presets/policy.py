@@ -6,15 +6,15 @@ Created by `sources` from the preset-only keys; the router's placement reads it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from .options.settings import Settings
 
 
-@dataclass(frozen=True, slots=True)
-class ModelGroup:
+class ModelGroup(Struct, frozen=True):
     """A group of models. An empty name means no group."""
 
     name: str = ""
@@ -29,8 +29,7 @@ class ModelGroup:
 NO_GROUP = ModelGroup()
 
 
-@dataclass(frozen=True, slots=True)
-class ModelPolicy:
+class ModelPolicy(Struct, frozen=True):
     priority: int = 0
     """The highest waiting model is loaded first; the lowest idle model is evicted first."""
     min_stay: float = 0.0

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +17,8 @@ from llama_corral.common.hub.gguf_header import GgufError, read_header
 from llama_corral.common.hub.gguf_names import canonical_name, split_repo
 from llama_corral.common.hub.hub_cache import is_repo_name
 from llama_corral.common.hub.resolve import find_cached, list_cached
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from . import backends, merge, models_dir, variants
 from .backends import Backend
@@ -45,8 +46,7 @@ Source = Literal["preset", "models_dir", "cache"]
 logger = logging.getLogger("corral.presets")
 
 
-@dataclass(frozen=True)
-class Preset:
+class Preset(Struct, frozen=True):
     name: str
     source: Source
     layer: Layer = field(default_factory=dict)
@@ -83,8 +83,7 @@ class Preset:
         return f"[{self.name}]\n{to_ini(shown)}\n"
 
 
-@dataclass(frozen=True)
-class _Candidate:
+class _Candidate(Struct, frozen=True):
     """A model before its Preset is built. `where` is the place that errors about the whole model name."""
 
     name: str

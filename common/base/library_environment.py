@@ -14,6 +14,11 @@ WORKER_ENVIRON = {
 }
 """Variables to set for workers, unless the user has set them."""
 
+ZYGOTE_ENVIRON = {
+    "PYDANTIC_DISABLE_PLUGINS": "__all__",  # looking for plugins reads the metadata of all installed packages
+}
+"""Variables for the zygote's imports only. The workers that it forks get their whole environment from the router."""
+
 OPTION_PREFIXES = ("LLAMA_ARG_", "LLAMA_API_KEY", "LLAMA_CORRAL_DEMO", "LLAMA_CORRAL_TOOLS", "AIP_", "HF_", "NOTIFY_")
 """Beginnings of the names of variables that no library reads while it is imported: options and secrets."""
 
@@ -24,4 +29,4 @@ def zygote_environ(environ: Mapping[str, str]) -> dict[str, str]:
     It has no options and no secrets: a fork gets the worker's whole environment with its request.
     """
     kept = {name: value for name, value in environ.items() if not name.startswith(OPTION_PREFIXES)}
-    return {**WORKER_ENVIRON, **kept}
+    return {**WORKER_ENVIRON, **ZYGOTE_ENVIRON, **kept}

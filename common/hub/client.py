@@ -11,10 +11,11 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+from msgspec import Struct
 
 from ..base.errors import ModelFilesError
 from . import hub_cache
@@ -28,8 +29,7 @@ MAX_PAGES = 100
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{34,253}")
 
 
-@dataclass(frozen=True)
-class RemoteFile:
+class RemoteFile(Struct, frozen=True):
     path: str
     size: int
     object_id: str
@@ -37,8 +37,7 @@ class RemoteFile:
     """Known only for large files."""
 
 
-@dataclass(frozen=True)
-class RepoListing:
+class RepoListing(Struct, frozen=True):
     repo: str
     branch: str
     commit: str

@@ -15,10 +15,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+from msgspec import Struct, field
 
 from ..base.errors import ModelFilesError
 
@@ -43,8 +44,7 @@ CHUNK = 1 << 20
 logger = logging.getLogger("corral.presets")
 
 
-@dataclass(frozen=True)
-class DownloadProgress:
+class DownloadProgress(Struct, frozen=True):
     """Progress of one file in bytes; `total` is 0 while unknown. Reported from the downloading thread."""
 
     url: str
@@ -52,8 +52,7 @@ class DownloadProgress:
     total: int
 
 
-@dataclass(frozen=True)
-class Transfer:
+class Transfer(Struct, frozen=True):
     """One file to download. `size` and `sha256` are checked if they are known in advance."""
 
     url: str

@@ -13,10 +13,11 @@ import math
 import os
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO
+
+from msgspec import Struct
 
 from .gguf_types import SCALARS, TENSOR_TYPES, TYPE_ARRAY, TYPE_STRING
 
@@ -39,8 +40,7 @@ class GgufError(ValueError):
     """The file is missing, truncated or not a GGUF file; the message starts with its path."""
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(Struct, frozen=True):
     name: str
     shape: tuple[int, ...]
     type: str
@@ -50,8 +50,7 @@ class Tensor:
     """Bytes, without padding."""
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(Struct, frozen=True):
     version: int
     metadata: Mapping[str, Scalar | tuple[Scalar, ...]]
     """Scalars, and arrays of at most MAX_LIST elements."""

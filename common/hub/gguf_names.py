@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 SUFFIX = ".gguf"
 DraftKind = Literal["mtp", "dspark", "dflash", "eagle3"]
@@ -23,8 +24,7 @@ _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})", re.DOTALL)
 _TAG = re.compile(r"[-.]([A-Za-z0-9_]+)\Z")
 
 
-@dataclass(frozen=True)
-class Shard:
+class Shard(Struct, frozen=True):
     prefix: str
     """The path up to the shard number, or the whole path without `.gguf`."""
     tag: str
@@ -33,8 +33,7 @@ class Shard:
     count: int = 1
 
 
-@dataclass(frozen=True)
-class RepoModelFiles:
+class RepoModelFiles(Struct, frozen=True):
     """The files of one model in a repository; all paths are relative to the repository."""
 
     model: tuple[str, ...] = ()

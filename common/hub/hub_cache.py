@@ -14,8 +14,9 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+from msgspec import Struct
 
 CACHE_VARIABLES = (
     ("LLAMA_CACHE", ""),
@@ -32,8 +33,7 @@ _COMMIT = re.compile(r"[0-9a-fA-F]{40}")
 _OBJECT = re.compile(r"[0-9a-fA-F]{40}|[0-9a-fA-F]{64}")
 
 
-@dataclass(frozen=True)
-class RepoSnapshot:
+class RepoSnapshot(Struct, frozen=True):
     """The files of one repository at its current commit, by their path in the repository, sorted."""
 
     repo: str

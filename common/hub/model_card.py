@@ -9,8 +9,9 @@ import hashlib
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from .gguf_header import GgufError, Header, Scalar, read_header
 from .gguf_names import shard_names
@@ -25,8 +26,7 @@ _THINKING = ("enable_thinking", "reasoning_content", "<think>", "<|channel|>")
 _INFILL = ("fim_pre_token_id", "fim_prefix_token_id", "prefix_token_id")
 
 
-@dataclass(frozen=True)
-class ModelCard:
+class ModelCard(Struct, frozen=True):
     """Facts about a model. All fields are empty if its files are not on this machine."""
 
     path: Path | None = None

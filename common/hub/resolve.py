@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
+
+from msgspec import Struct
 
 from ..base.errors import ModelFilesError
 from . import hub_cache
@@ -45,8 +46,7 @@ OnProgress = Callable[[DownloadProgress], None]
 logger = logging.getLogger("corral.presets")
 
 
-@dataclass(frozen=True)
-class ModelFiles:
+class ModelFiles(Struct, frozen=True):
     model: Path
     """The first shard; the others are in the same folder."""
     mmproj: Path | None = None
@@ -122,8 +122,7 @@ def resolve_files(
     return _Resolver(settings, environ, on_progress).files()
 
 
-@dataclass(frozen=True)
-class _FoundFiles:
+class _FoundFiles(Struct, frozen=True):
     choice: RepoModelFiles
     paths: Mapping[str, Path]
 

@@ -12,8 +12,9 @@ import json
 import os
 import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from ..base.errors import ServerFault, Unavailable
 from .catalog import CATALOG, DEFAULT_COMMAND_S, MAX_COMMAND_S, MAX_OUTPUT, CatalogEntry
@@ -34,8 +35,7 @@ INFO_S = 5.0
 TRUNCATION_NOTE = "\n[output truncated]"
 
 
-@dataclass(frozen=True)
-class ToolRunner:
+class ToolRunner(Struct, frozen=True):
     """Starts the processes of all built-in tools."""
 
     processes: Processes

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
+
+from msgspec import Struct
 
 from ..base.errors import InvalidRequest
 
@@ -19,8 +20,7 @@ MAX_OUTPUT = 16 * 1024
 """Maximum bytes of a command's output that a model gets."""
 
 
-@dataclass(frozen=True)
-class ToolParameter:
+class ToolParameter(Struct, frozen=True):
     name: str
     type: Type
     description: str
@@ -47,8 +47,7 @@ class ToolParameter:
         return given
 
 
-@dataclass(frozen=True)
-class CatalogEntry:
+class CatalogEntry(Struct, frozen=True):
     name: str
     title: str
     description: str

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
+
+from msgspec import Struct
 
 from .errors import ToolFailed
 
@@ -25,14 +26,12 @@ _SIGNS = str.maketrans(
 _LINES = re.compile(r"[^\n]*\n|[^\n]+")
 
 
-@dataclass(frozen=True)
-class Edit:
+class Edit(Struct, frozen=True):
     old: str
     new: str
 
 
-@dataclass(frozen=True)
-class _EditPosition:
+class _EditPosition(Struct, frozen=True):
     number: int
     """Index of the edit, from 0."""
     start: int

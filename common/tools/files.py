@@ -12,8 +12,9 @@ import stat
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal, Protocol
+
+from msgspec import Struct
 
 from .errors import ToolFailed
 
@@ -37,8 +38,7 @@ GIT_SAFE = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
 """Disables programs from the repository's own configuration: a tool that only reads must not start them."""
 
 
-@dataclass(frozen=True)
-class DirectoryEntry:
+class DirectoryEntry(Struct, frozen=True):
     path: str
     """Relative to the listed folder, with `/`."""
     is_folder: bool = False
@@ -48,8 +48,7 @@ class DirectoryEntry:
         return 1 + self.path.count("/")
 
 
-@dataclass(frozen=True)
-class DirectoryListing:
+class DirectoryListing(Struct, frozen=True):
     entries: tuple[DirectoryEntry, ...]
     is_complete: bool = True
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, field
 
 from ..base.errors import ConfigError
 
@@ -19,8 +20,7 @@ log = logging.getLogger("corral.tools")
 TIMEOUT_MS = 30_000
 
 
-@dataclass(frozen=True)
-class McpServer:
+class McpServer(Struct, frozen=True):
     """A program that speaks MCP on its standard input and output."""
 
     name: str

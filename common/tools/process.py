@@ -11,8 +11,9 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import cast
+
+from msgspec import Struct
 
 SHELL = "/bin/sh"
 GUARD = '( (read -r _ < "$0"; kill -KILL 0) & ) </dev/null >/dev/null 2>&1; exec "$@"'
@@ -98,8 +99,7 @@ class ProcessGroup(asyncio.SubprocessProtocol):
         self._transport.close()
 
 
-@dataclass(frozen=True)
-class CommandResult:
+class CommandResult(Struct, frozen=True):
     exit_code: int
     output: bytes
     """The beginning of the output, up to the limit."""

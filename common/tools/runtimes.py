@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from .errors import RuntimeRefused
 
@@ -23,8 +24,7 @@ _SSH = (
 """No user can answer prompts, so ssh works only with keys and known hosts."""
 
 
-@dataclass(frozen=True)
-class Container:
+class Container(Struct, frozen=True):
     engine: str
     identifier: str
 
@@ -32,8 +32,7 @@ class Container:
         return [self.engine, "exec", *(["-i"] if with_input else []), self.identifier, *inner]
 
 
-@dataclass(frozen=True)
-class Remote:
+class Remote(Struct, frozen=True):
     """A remote machine, with all rights of the account there."""
 
     target: str
@@ -46,8 +45,7 @@ class Remote:
 Isolate = Container | Remote
 
 
-@dataclass(frozen=True)
-class Image:
+class Image(Struct, frozen=True):
     """An image for a container that this server starts and ends."""
 
     engine: str

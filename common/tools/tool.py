@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
+
+from msgspec import Struct, field
 
 Answer = dict[str, Any] | bytes
 """An object, or bytes with an object as JSON, so that a large file in Base64 need not be parsed and encoded again."""
 
 
-@dataclass(frozen=True)
-class ToolRequest:
+class ToolRequest(Struct, frozen=True):
     """One call of a tool. The last three fields come from headers, so the model cannot set them."""
 
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -20,8 +20,7 @@ class ToolRequest:
     as_base64: bool = False
 
 
-@dataclass(frozen=True)
-class ToolListing:
+class ToolListing(Struct, frozen=True):
     """The entry of a tool in the list of `/tools`."""
 
     name: str

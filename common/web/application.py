@@ -11,11 +11,11 @@ import codecs
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 from aiohttp import HttpVersion11, hdrs, web
+from msgspec import Struct
 
 from ..base.errors import (
     ApiError,
@@ -55,8 +55,7 @@ GIVEN_BODY = "body"
 """Request key with the body of a request that is part of another one. Its response must not be a stream."""
 
 
-@dataclass(frozen=True, slots=True)
-class RequestLimits:
+class RequestLimits(Struct, frozen=True):
     max_body: int
     timeout: float | None
     """Seconds without progress in receiving a request or sending a response; None: no limit."""

@@ -7,18 +7,17 @@ errors themselves are in `errors`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
+from msgspec import Struct
 
 from ..base.errors import ApiError
 from .anthropic import anthropic_error, anthropic_status, speaks_anthropic
 from .ollama import ollama_error, ollama_status, speaks_ollama
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(Struct, frozen=True):
     status: Callable[[ApiError], int]
     body: Callable[[ApiError], dict[str, Any]]
     in_stream: tuple[bytes, bytes] = (b"data: ", b"\n\n")

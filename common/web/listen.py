@@ -14,12 +14,13 @@ import socket
 import ssl
 import stat
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
+from msgspec import Struct
+from msgspec.structs import replace
 
 from ..base.errors import ConfigError
 from .client_connection import ClientConnection
@@ -41,8 +42,7 @@ IDLE_PROBE_S, PROBE_INTERVAL_S, PROBES = 60, 15, 4
 """TCP keep-alive: a client that disappeared without a FIN is detected after two minutes, not two hours."""
 
 
-@dataclass(frozen=True, slots=True)
-class Listening:
+class Listening(Struct, frozen=True):
     addresses: tuple[str, ...]
     """URLs for the user: `http://127.0.0.1:8080`, `unix:///run/x.sock`."""
     port: int | None

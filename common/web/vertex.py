@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from aiohttp import hdrs, web
+from msgspec import Struct
 
 from ..base.errors import ApiError, ConfigError, InvalidRequest, ServerFault
 from ..base.json_encoding import encode_json
@@ -34,8 +34,7 @@ FORMAT = "@requestFormat"
 _OF_THE_OUTER = (hdrs.CONTENT_LENGTH, hdrs.CONTENT_TYPE, hdrs.CONTENT_ENCODING, CONVERSATION_HEADER)
 
 
-@dataclass(frozen=True)
-class Vertex:
+class Vertex(Struct, frozen=True):
     """The platform's requirements, from the environment."""
 
     port: int

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from .values import SAMPLER_LETTERS
 
@@ -14,8 +15,7 @@ Expansion = tuple[tuple[str, str], ...]
 """Fields with their texts."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shorthand:
+class Shorthand(Struct, frozen=True, kw_only=True):
     """A spelling that sets other options."""
 
     flags: tuple[str, ...]
@@ -27,8 +27,7 @@ class Shorthand:
     hint: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Removed:
+class Removed(Struct, frozen=True, kw_only=True):
     """An option of an earlier llama-server; using it is an error that says what to do instead."""
 
     flags: tuple[str, ...]

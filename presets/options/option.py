@@ -7,10 +7,10 @@ text are stored in the pydantic field, all other properties in `Option`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar
 
+from msgspec import Struct
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -32,8 +32,7 @@ class Repeat(Enum):
     MANY = "each one counts"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Option:
+class Option(Struct, frozen=True, kw_only=True):
     """The properties of one option. The last long flag (or `flags[-1]` if all are short) is the option's name."""
 
     flags: tuple[str, ...]

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
+from msgspec import Struct
 from pydantic.fields import FieldInfo
 
 from .deprecated import REMOVED, SHORTHANDS, Removed, Shorthand
@@ -18,8 +18,7 @@ from .settings import GROUPS
 OptionEntry = Option | Shorthand | Removed
 
 
-@dataclass(frozen=True)
-class Spelling:
+class Spelling(Struct, frozen=True):
     """The option of a flag, variable or key; `negated`: True if it sets the opposite."""
 
     entry: OptionEntry

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from msgspec import Struct
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
 TRUE_WORDS = ("on", "enabled", "true", "1")
@@ -18,8 +18,7 @@ FALSE_WORDS = ("off", "disabled", "false", "0")
 AUTO_WORDS = ("auto", "-1")
 
 
-@dataclass(frozen=True)
-class Allowed:
+class Allowed(Struct, frozen=True):
     """Describes the values that a type accepts, as text after "expected"."""
 
     text: str

@@ -32,6 +32,39 @@ from .watchdog import Watchdog
 log = logging.getLogger("corral.router")
 
 
+class Answer:
+    """The answer to one asker. It has a future only if the asker must wait, because most requests need not wait."""
+
+    __slots__ = ("_error", "_future", "_lease", "is_given")
+
+    def __init__(self) -> None:
+        self.is_given = False
+        self._lease: Lease | None = None
+        self._error: ApiError | None = None
+        self._future: asyncio.Future[None] | None = None
+
+    def give(self, lease: Lease | None, error: ApiError | None) -> None:
+        """Record the answer, unless there is one already."""
+        if self.is_given:
+            return
+        self.is_given, self._lease, self._error = True, lease, error
+        if self._future is not None and not self._future.done():
+            self._future.set_result(None)
+
+    def get(self) -> Lease | None:
+        """Return the lease of a request, None for a command. Raises ApiError if it was refused."""
+        assert self.is_given
+        if self._error is not None:
+            raise self._error
+        return self._lease
+
+    async def wait(self) -> Lease | None:
+        """Wait until the answer is given, and return it as `get` does."""
+        self._future = asyncio.get_running_loop().create_future()
+        await self._future
+        return self.get()
+
+
 class Executor:
     """Implements `Effects`."""
 
@@ -56,7 +89,7 @@ class Executor:
         self._workers: dict[Process, Worker] = {}
         self._exits: dict[Instance, asyncio.Event] = {}
         self._timers: dict[Timer, asyncio.TimerHandle] = {}
-        self._answers: dict[Asker, asyncio.Future[Lease | None]] = {}
+        self._answers: dict[Asker, Answer] = {}
         self._tasks = Tasks()
 
     def put(self, event: Event) -> None:
@@ -65,10 +98,10 @@ class Executor:
 
     async def ask(self, event: Event, asker: Asker) -> Lease | None:
         """Put an event and wait for its answer. Raises ApiError. Cancelling the wait is an event too."""
-        answer = self._expect(asker)
+        answer = self._answers[asker] = Answer()
         try:
             self.put(event)
-            return await answer
+            return answer.get() if answer.is_given else await answer.wait()
         except asyncio.CancelledError:
             self.put(events.ClientLeft(self._clock(), asker))
             raise
@@ -77,17 +110,12 @@ class Executor:
 
     def ask_now(self, event: Event, asker: Asker) -> None:
         """Put an event that is answered at once. Raises ApiError."""
-        answer = self._expect(asker)
+        answer = self._answers[asker] = Answer()
         try:
             self.put(event)
-            answer.result()
+            answer.get()
         finally:
             del self._answers[asker]
-
-    def _expect(self, asker: Asker) -> asyncio.Future[Lease | None]:
-        answer: asyncio.Future[Lease | None] = asyncio.get_running_loop().create_future()
-        self._answers[asker] = answer
-        return answer
 
     async def wait_for_exit(self, instance: Instance) -> None:
         if not instance.is_gone:
@@ -127,13 +155,8 @@ class Executor:
                 assert_never(effect)
 
     def _answer(self, asker: Asker, lease: Lease | None, error: ApiError | None) -> None:
-        answer = self._answers.get(asker)
-        if answer is None or answer.done():
-            return  # its client left a moment ago, which is the next event
-        if error is None:
-            answer.set_result(lease)
-        else:
-            answer.set_exception(error)
+        if (answer := self._answers.get(asker)) is not None:  # None: its client left, which is the next event
+            answer.give(lease, error)
 
     def _set_timer(self, timer: Timer, delay: float) -> None:
         self._cancel_timer(timer)

@@ -11,11 +11,11 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import msgspec
 from llama_corral.common.base.worker_reports import HEARTBEAT_S, SignOfLife
+from msgspec import Struct
 
 log = logging.getLogger("corral.router")
 
@@ -31,8 +31,7 @@ _IDLE = SignOfLife()
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Liveness:
+class Liveness(Struct, frozen=True):
     """When a worker last showed progress, as times on the watchdog's clock."""
 
     heard_at: float
@@ -73,8 +72,7 @@ class Liveness:
         return ""
 
 
-@dataclass(slots=True)
-class _Watched(Generic[T]):
+class _Watched(Struct, Generic[T]):
     liveness: Liveness
     suspected: float | None = None
 

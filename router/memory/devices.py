@@ -16,9 +16,10 @@ import importlib
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from llama_corral.common.base.worker_reports import DeviceUsage
@@ -29,8 +30,7 @@ DRM = Path("/sys/class/drm")
 _ADDRESS = re.compile(r"([0-9a-f]{4})?([0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f])", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
-class SystemDevice:
+class SystemDevice(Struct, frozen=True):
     """One device and its memory in bytes."""
 
     name: str

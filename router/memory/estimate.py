@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 from llama_corral.common.hub.gguf_header import Header, Tensor
@@ -17,6 +16,7 @@ from llama_corral.common.hub.gguf_types import TENSOR_TYPES
 from llama_corral.presets.context_shape import ContextShape, ResolvedContext, padded
 from llama_corral.presets.options.context import AUTO_SLOTS
 from llama_corral.presets.options.model import EXPERT_TENSORS
+from msgspec import Struct
 
 from ..placement.device_split import NO_NEED, NO_OFFLOAD, Need, Offload
 from ..placement.memory_amounts import Space
@@ -37,8 +37,7 @@ PIPELINE_COPIES = 4
 """Copies of a graph's inputs if several batches go through devices in a pipeline (GGML_SCHED_MAX_COPIES)."""
 
 
-@dataclass(frozen=True)
-class Footprint:
+class Footprint(Struct, frozen=True):
     """Bytes of all weights, of the whole KV cache, and of the compute buffers of one device or of the host."""
 
     weights: int = 0
@@ -56,8 +55,7 @@ class Footprint:
         )
 
 
-@dataclass(frozen=True)
-class FootprintOptions:
+class FootprintOptions(Struct, frozen=True):
     """The options that determine the footprint, in tokens and layers."""
 
     n_ctx: int = 0

@@ -5,17 +5,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from msgspec import Struct
 
 CGROUP = Path("/sys/fs/cgroup")
 PROC = Path("/proc")
 
 
-@dataclass(frozen=True)
-class HostMemory:
+class HostMemory(Struct, frozen=True):
     """The memory of the machine or container, in bytes."""
 
     total: int

@@ -6,10 +6,10 @@ get the same layers and KV types.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llama_corral.presets.context_shape import context_shape
+from msgspec.structs import replace
 
 from ..placement.device_split import NO_OFFLOAD, Offload
 from .estimate import EVERY_LAYER, FootprintOptions

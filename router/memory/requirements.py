@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from llama_corral.common.hub.gguf_header import GgufError, read_header
 from llama_corral.common.hub.gguf_names import shard_names
 from llama_corral.common.hub.resolve import ModelFiles, resolve_files
 from llama_corral.presets import merge
+from msgspec.structs import replace
 
 from ..placement.device_split import Need, distribute
 from ..placement.memory_amounts import NOTHING, Space

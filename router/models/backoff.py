@@ -8,9 +8,9 @@ requests. A completed request, a changed preset or a load by `POST /models/load`
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from llama_corral.common.base.errors import ModelBackingOff
+from msgspec import Struct
 
 MIN_PAUSE_S = 1.0
 MAX_PAUSE_S = 60.0
@@ -19,8 +19,7 @@ RESET_AFTER_S = 60.0
 """A worker that was ready for this time can run in principle, so its failure starts a new count."""
 
 
-@dataclass(frozen=True, slots=True)
-class FailureBackoff:
+class FailureBackoff(Struct, frozen=True):
     count: int = 0
     paused_until: float = 0.0
     """Time on the lifecycle's clock before which no attempt is made."""

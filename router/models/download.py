@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from .model import Model
 from .queue import Command
@@ -12,8 +13,7 @@ ReadSources = Callable[[], Awaitable[None]]
 """Reads the sources again and applies them. Raises ApiError."""
 
 
-@dataclass(slots=True, eq=False, repr=False)
-class Download:
+class Download(Struct, eq=False):
     model: Model
     """The entry of the catalog while it downloads."""
     read_sources: ReadSources

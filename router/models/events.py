@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 BACKLOG = 1024
 """Largest number of undelivered events of one listener: some minutes of load progress, a few hundred KB."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelEvent:
+class ModelEvent(Struct, frozen=True):
     model: str
     event: str
     data: dict[str, Any] | None = None

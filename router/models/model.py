@@ -5,7 +5,6 @@ The records are mutable, but only `reducer` writes them. `ModelView` is a frozen
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llama_corral.common.base.errors import ApiError
@@ -14,6 +13,7 @@ from llama_corral.presets.merge import ConfigValue
 from llama_corral.presets.options.option import Option
 from llama_corral.presets.options.table import VARIABLES
 from llama_corral.presets.render import to_argv
+from msgspec import Struct, field
 
 from ..placement.device_split import Need
 from ..placement.memory_amounts import NOTHING, Space
@@ -36,8 +36,7 @@ _SECRETS = {
 }
 
 
-@dataclass(slots=True, eq=False, repr=False)
-class Instance:
+class Instance(Struct, eq=False):
     """One worker process of a model, from its start until the process is reaped."""
 
     name: str
@@ -89,8 +88,7 @@ class Instance:
         return f"<Instance {self.name} pid {self.pid}, {self.leases} leases{', '.join(['', *marks])}, {self.space}>"
 
 
-@dataclass(slots=True, eq=False, repr=False)
-class Model:
+class Model(Struct, eq=False):
     name: str
     preset: Preset
     state: ModelState = ModelState.UNLOADED
@@ -166,8 +164,7 @@ class Model:
         return self.backoff.refusal(self.name, self.failure, now)
 
 
-@dataclass(frozen=True, slots=True)
-class ModelView:
+class ModelView(Struct, frozen=True):
     """Everything that `GET /models` and the web page need."""
 
     name: str

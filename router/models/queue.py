@@ -7,8 +7,10 @@ the model already loads waits without an entry.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from ..placement.snapshot import QueueEntry, Retention
 
@@ -16,8 +18,7 @@ if TYPE_CHECKING:
     from llama_corral.presets.sources import Preset
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LeaseRequest:
+class LeaseRequest(Struct, frozen=True, eq=False):
     """A request that asks for a lease."""
 
     model: str
@@ -30,8 +31,7 @@ class LeaseRequest:
     """The retention that the request sets for the model."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Command:
+class Command(Struct, frozen=True, eq=False):
     """A command that waits for its end."""
 
     what: str
@@ -41,8 +41,7 @@ Asker = LeaseRequest | Command
 """What waits for an answer; compared by identity."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(Struct, frozen=True):
     """The right to send one request to a worker; the worker is not evicted before the lease is released."""
 
     model: str
@@ -56,8 +55,7 @@ class Lease:
     """The requested preset: the model's or a variant's."""
 
 
-@dataclass(slots=True, eq=False)
-class Waiter:
+class Waiter(Struct, eq=False):
     request: LeaseRequest
     since: float
     is_queued: bool
@@ -136,6 +134,11 @@ class RequestQueue:
         if left:
             self._waiters[model] = left
         return taken
+
+    @property
+    def is_empty(self) -> bool:
+        """True if no request waits."""
+        return not self._waiters
 
     @property
     def models(self) -> list[str]:

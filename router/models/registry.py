@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..placement.states import ModelState
 from .backoff import NO_FAILURES
-from .model import Model, command_line, is_same_worker
+from .model import Instance, Model, command_line, is_same_worker
 
 if TYPE_CHECKING:
     from llama_corral.presets.sources import Preset
@@ -26,6 +26,7 @@ class Catalog:
         self._variants: dict[str, Preset] = {}
         self._models: dict[str, Model] = {}
         self._aliases: dict[str, str] = {}
+        self._running: dict[str, Model] = {}
         self.kept_warm: list[Model] = []
         """The models whose preset has `keep-warm`."""
         self.apply_presets(presets)
@@ -36,7 +37,15 @@ class Catalog:
     @property
     def running(self) -> list[Model]:
         """The models that have a worker."""
-        return [model for model in self._models.values() if model.instance is not None]
+        return list(self._running.values())
+
+    def set_instance(self, model: Model, instance: Instance | None) -> None:
+        """Record that a worker of the model starts, or that it has ended (None)."""
+        model.instance = instance
+        if instance is None:
+            self._running.pop(model.name, None)
+        else:
+            self._running[model.name] = model
 
     def __contains__(self, model: object) -> bool:
         return isinstance(model, Model) and self._models.get(model.name) is model
@@ -52,6 +61,8 @@ class Catalog:
 
     def find(self, name: str) -> Model | None:
         """Return the model with this name or else alias; for a variant the model that serves it."""
+        if (model := self._models.get(name)) is not None:
+            return model
         resolved = self.resolve(name)
         if resolved is None:
             return None
@@ -60,7 +71,7 @@ class Catalog:
 
     def variant(self, name: str) -> Preset | None:
         """Return the preset of the variant with this name or alias; None if it is not a variant."""
-        return self._variants.get(self.resolve(name) or "")
+        return None if name in self._models else self._variants.get(self.resolve(name) or "")
 
     def names(self) -> list[str]:
         """Return the names of all models and variants, sorted."""

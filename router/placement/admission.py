@@ -6,14 +6,12 @@ always pass.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from llama_corral.common.base.errors import ApiError, QueueFull, TooManyRequests
 from llama_corral.presets.policy import ModelPolicy
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(Struct, frozen=True):
     """Numbers of requests at one moment."""
 
     in_use: int

@@ -17,14 +17,15 @@ from __future__ import annotations
 import functools
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from .memory_amounts import NOTHING, Limit, Space
 
 
-@dataclass(frozen=True, slots=True)
-class Split:
+class Split(Struct, frozen=True):
     """Layers that are split over devices at load time."""
 
     layers: tuple[int, ...]
@@ -48,8 +49,7 @@ class Split:
         return Split(tuple(round(size * factor) for size in self.layers), round(self.scratch * factor), self.devices)
 
 
-@dataclass(frozen=True, slots=True)
-class Need:
+class Need(Struct, frozen=True):
     """The memory that a model needs when it is loaded."""
 
     space: Space = NOTHING
@@ -87,8 +87,7 @@ class Need:
         return Need(Space(taken.host, on_devices), tuple(split.scaled(factor) for split in self.splits))
 
 
-@dataclass(frozen=True, slots=True)
-class Offload:
+class Offload(Struct, frozen=True):
     """Which parts of a model are on which devices, according to its options."""
 
     n_layers: int = 0

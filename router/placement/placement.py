@@ -30,7 +30,9 @@ it has not been used for its `ttl`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from .groups import blocking_models, exclusion_reason, group_victims, next_in_turn
 from .memory_amounts import NOTHING, UNBOUNDED, Limit, Space, smallest_sufficient_set, total
@@ -41,22 +43,19 @@ from .states import ModelState
 __all__ = ["LoadCommand", "PlacementRules", "PlacementSnapshot", "QueueEntry", "Resident", "Retention"]  # for callers
 
 
-@dataclass(frozen=True, slots=True)
-class Eviction:
+class Eviction(Struct, frozen=True):
     model: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(Struct, frozen=True):
     model: str
     reason: str
     is_final: bool = True
     """False if a later try may succeed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(Struct, frozen=True):
     evict: tuple[Eviction, ...] = ()
     preempt: tuple[Eviction, ...] = ()
     """Busy models that accept no new requests from now on and are evicted when they have finished."""

@@ -6,10 +6,10 @@ and requests.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llama_corral.presets.policy import DEFAULT_POLICY, ModelPolicy
+from msgspec import Struct
 
 from .device_split import Need
 from .memory_amounts import NOTHING, UNBOUNDED, Limit, Space
@@ -22,8 +22,7 @@ PATIENCE_S = 60.0
 """`PlacementRules.max_wait`, in seconds, unless `--models-max-wait` is set."""
 
 
-@dataclass(frozen=True, slots=True)
-class Retention:
+class Retention(Struct, frozen=True):
     """How long an unused model is kept."""
 
     ttl: float | None = None
@@ -32,8 +31,7 @@ class Retention:
     """True if it is kept even when another model needs its place."""
 
 
-@dataclass(frozen=True, slots=True)
-class Resident:
+class Resident(Struct, frozen=True):
     """One model as placement sees it."""
 
     name: str
@@ -73,8 +71,7 @@ class Resident:
         return self.idle_since + self.retention.ttl
 
 
-@dataclass(frozen=True, slots=True)
-class QueueEntry:
+class QueueEntry(Struct, frozen=True):
     """One queued model.
 
     `claimed`: its start is in progress, and it must not be evicted before its waiters are served.
@@ -86,8 +83,7 @@ class QueueEntry:
     """Arrival time of its first waiter."""
 
 
-@dataclass(frozen=True, slots=True)
-class LoadCommand:
+class LoadCommand(Struct, frozen=True):
     """An explicit load, by `POST /models/load` or at the start."""
 
     model: str
@@ -97,8 +93,7 @@ class LoadCommand:
     """True until these have ended."""
 
 
-@dataclass(frozen=True, slots=True)
-class PlacementRules:
+class PlacementRules(Struct, frozen=True):
     """The rules for all models, from the router's options."""
 
     max_wait: float = PATIENCE_S
@@ -110,8 +105,7 @@ class PlacementRules:
     """Most requests that may wait, for all models together; 0: no limit."""
 
 
-@dataclass(frozen=True, slots=True)
-class PlacementSnapshot:
+class PlacementSnapshot(Struct, frozen=True):
     residents: tuple[Resident, ...]
     queue: tuple[QueueEntry, ...]
     """In order of arrival."""

@@ -7,17 +7,16 @@ Later events arrive through the two callbacks, on the event loop: reports first,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from llama_corral.common.base.worker_reports import WorkerReport
+from msgspec import Struct, field
 
 if TYPE_CHECKING:
     from llama_corral.presets.backends import Backend
 
 
-@dataclass(frozen=True, slots=True)
-class LaunchSpec:
+class LaunchSpec(Struct, frozen=True):
     """One process to start. To a worker's `arguments` the launcher adds `--host` with the path of its socket."""
 
     name: str
@@ -28,8 +27,7 @@ class LaunchSpec:
     """Set for an external program; then `arguments` is its whole command line."""
 
 
-@dataclass(frozen=True, slots=True)
-class Callbacks:
+class Callbacks(Struct, frozen=True):
     on_report: Callable[[WorkerReport], None]
     on_exit: Callable[[int], None]
     """Called with the exit code; negative: the signal that ended the process."""

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 from llama_corral.common.base.errors import InvalidRequest
+from msgspec import Struct
 
 RETENTION_S = 360.0
 """Seconds to keep a conversation's model after its end: longer than the 300 s for which workers keep a stream."""
 
 
-@dataclass(slots=True, eq=False)
-class Conversation:
+class Conversation(Struct, eq=False):
     model: str
     outlives_client: bool
     """True if the request continues without its client, because it streams: the client can resume the stream."""

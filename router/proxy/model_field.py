@@ -5,13 +5,13 @@ Pure; called by `proxy`. Bodies are large (images) and forwarded byte for byte, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from email.message import Message
 from email.parser import BytesHeaderParser
 
 import msgspec
 from llama_corral.common.web.application import NOT_JSON, malformed
 from llama_corral.common.web.ollama import read_keep_alive
+from msgspec import Struct
 
 _EMPTY = (b"", b"null", b'""', b"[]")
 _SHORT = 64
@@ -34,8 +34,7 @@ class _OllamaTarget(msgspec.Struct):
     input: msgspec.Raw = msgspec.Raw()
 
 
-@dataclass(frozen=True, slots=True)
-class OllamaTarget:
+class OllamaTarget(Struct, frozen=True):
     model: str = ""
     keep_alive: float | None = None
     """Seconds; negative: forever."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
 from functools import partial
 from urllib.parse import quote
 
@@ -26,6 +25,7 @@ from llama_corral.common.web.application import (
 )
 from llama_corral.common.web.envelopes import envelope_of
 from llama_corral.common.web.ollama_models import LATEST
+from msgspec import Struct
 
 from ..lifecycle.lifecycle import Lifecycle
 from ..models.queue import Lease
@@ -61,8 +61,7 @@ RESUME_WAIT_S = 30.0
 FORM = "multipart/form-data"
 
 
-@dataclass(slots=True)
-class _Body:
+class _Body(Struct):
     """A request's body. It is emptied once sent, since images are large and the response may take many minutes."""
 
     data: bytes

@@ -11,12 +11,12 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from aiohttp import web
 from llama_corral.common.base.json_encoding import encode_json
 from llama_corral.common.web.application import CONVERSATION_HEADER, GIVEN_BODY, event_stream
 from llama_corral.common.web.ollama import speaks_ollama
+from msgspec import Struct
 
 _STREAMING = ("/completion", "/completions", "/responses", "/messages", "/infill", "/audio/transcriptions")
 """Suffixes of the paths that can answer with server-sent events."""
@@ -25,8 +25,7 @@ PROGRESS_S = 1.0
 """Seconds between two checks of a load's progress."""
 
 
-@dataclass(frozen=True, slots=True)
-class KeepalivePolicy:
+class KeepalivePolicy(Struct, frozen=True):
     after: float = -1
     """Seconds of waiting after which a stream begins without its response; negative: never."""
     interval: float = 30

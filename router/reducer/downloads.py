@@ -6,11 +6,11 @@ the sources are read again before its end is published, so that the cache's entr
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 
 from llama_corral.common.base.errors import InvalidRequest, ServerFault, Unavailable
 from llama_corral.common.base.worker_reports import DOWNLOAD_ENV
+from msgspec.structs import replace
 
 from ..models.download import Download
 from ..models.exit_reasons import exit_description
@@ -43,7 +43,7 @@ def on_requested(state: State, event: DownloadRequested) -> None:
     state.catalog.add(download.model)
     state.downloads[name] = download
     spec = launch_spec(event.preset)
-    state.emit(StartWorker(download, dataclasses.replace(spec, environ={**spec.environ, DOWNLOAD_ENV: "1"})))
+    state.emit(StartWorker(download, replace(spec, environ={**spec.environ, DOWNLOAD_ENV: "1"})))
 
 
 def on_started(state: State, event: WorkerStarted) -> None:

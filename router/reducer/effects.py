@@ -5,11 +5,11 @@ An effect returns nothing. Its result, such as a started worker or an estimate, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llama_corral.common.base.errors import ApiError
+from msgspec import Struct
 
 from ..models.download import Download
 from ..models.model import Instance, Model
@@ -34,8 +34,7 @@ class TimerKind(Enum):
     """The time that a worker has to exit; belongs to an instance."""
 
 
-@dataclass(frozen=True, slots=True)
-class Timer:
+class Timer(Struct, frozen=True):
     kind: TimerKind
     owner: Model | Instance | Command | None = None
 
@@ -43,30 +42,26 @@ class Timer:
 REVIEW = Timer(TimerKind.REVIEW)
 
 
-@dataclass(frozen=True, slots=True)
-class StartWorker:
+class StartWorker(Struct, frozen=True):
     """Create a process. Answer: WorkerStarted or StartFailed; then WorkerReported, and WorkerExited at the end."""
 
     process: Process
     spec: LaunchSpec
 
 
-@dataclass(frozen=True, slots=True)
-class StopWorker:
+class StopWorker(Struct, frozen=True):
     """Ask a worker to exit."""
 
     process: Process
 
 
-@dataclass(frozen=True, slots=True)
-class KillWorker:
+class KillWorker(Struct, frozen=True):
     """Send SIGKILL to a worker's process group."""
 
     process: Process
 
 
-@dataclass(frozen=True, slots=True)
-class RecordHeartbeat:
+class RecordHeartbeat(Struct, frozen=True):
     """Give the watchdog a heartbeat. Answer: WorkerHung if none follows, or no progress."""
 
     instance: Instance
@@ -75,59 +70,51 @@ class RecordHeartbeat:
     """True for another program: its shim knows of no requests, so the router's counts."""
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(Struct, frozen=True):
     """Give a request its lease."""
 
     asker: LeaseRequest
     lease: Lease
 
 
-@dataclass(frozen=True, slots=True)
-class Refuse:
+class Refuse(Struct, frozen=True):
     """Give a request or a command an error."""
 
     asker: Asker
     error: ApiError
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
+class Finish(Struct, frozen=True):
     """Tell a command that it is done."""
 
     asker: Command
 
 
-@dataclass(frozen=True, slots=True)
-class SetTimer:
+class SetTimer(Struct, frozen=True):
     """Set or replace a timer, in seconds. Answer: TimerFired."""
 
     timer: Timer
     delay: float
 
 
-@dataclass(frozen=True, slots=True)
-class CancelTimer:
+class CancelTimer(Struct, frozen=True):
     timer: Timer
 
 
-@dataclass(frozen=True, slots=True)
-class EstimateMemory:
+class EstimateMemory(Struct, frozen=True):
     """Read how much memory a model needs from its files, on another thread. Answer: MemoryEstimated."""
 
     model: Model
     preset: Preset
 
 
-@dataclass(frozen=True, slots=True)
-class ReadSourcesAgain:
+class ReadSourcesAgain(Struct, frozen=True):
     """Read and apply the sources after a download. Answer: SourcesRead."""
 
     download: Download
 
 
-@dataclass(frozen=True, slots=True)
-class Publish:
+class Publish(Struct, frozen=True):
     """Send an event to the listeners of `/models/sse`."""
 
     model: str
@@ -135,8 +122,7 @@ class Publish:
     data: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class EndEvents:
+class EndEvents(Struct, frozen=True):
     """End the streams of all listeners."""
 
 

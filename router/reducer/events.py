@@ -7,10 +7,10 @@ request or the command that waits for an answer: for a lease, or for its end.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llama_corral.common.base.worker_reports import WorkerReport
+from msgspec import Struct
 
 from ..models.download import Download, ReadSources
 from ..models.model import Instance, Model
@@ -23,38 +23,33 @@ if TYPE_CHECKING:
     from llama_corral.presets.sources import Preset
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(Struct, frozen=True):
     now: float
 
 
 # -- requests ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class RequestArrived(Event):
+class RequestArrived(Event, frozen=True):
     """A request asks for a lease on a model. Answer: the lease."""
 
     asker: LeaseRequest
 
 
-@dataclass(frozen=True, slots=True)
-class ClientLeft(Event):
+class ClientLeft(Event, frozen=True):
     """The request or command was cancelled. A lease that was already granted is released."""
 
     asker: Asker
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseReleased(Event):
+class LeaseReleased(Event, frozen=True):
     """A request has ended. `is_answered`: the response was complete, which shows that the model works."""
 
     asker: LeaseRequest
     is_answered: bool
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryEstimated(Event):
+class MemoryEstimated(Event, frozen=True):
     """The model's files were read. None: its memory is unknown before the first load."""
 
     model: Model
@@ -64,8 +59,7 @@ class MemoryEstimated(Event):
 # -- workers -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerStarted(Event):
+class WorkerStarted(Event, frozen=True):
     """The process exists. `kernel_oom_kills`: the kernel's count of killed processes until now."""
 
     process: Process
@@ -73,22 +67,19 @@ class WorkerStarted(Event):
     kernel_oom_kills: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class StartFailed(Event):
+class StartFailed(Event, frozen=True):
     """No process could be created."""
 
     process: Process
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerReported(Event):
+class WorkerReported(Event, frozen=True):
     process: Process
     report: WorkerReport
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerExited(Event):
+class WorkerExited(Event, frozen=True):
     """The process was reaped. `returncode`: negative for a signal."""
 
     process: Process
@@ -97,74 +88,64 @@ class WorkerExited(Event):
     kernel_oom_kills: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerHung(Event):
+class WorkerHung(Event, frozen=True):
     instance: Instance
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class TimerFired(Event):
+class TimerFired(Event, frozen=True):
     timer: Timer
 
 
 # -- commands ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class ServingStarted(Event):
+class ServingStarted(Event, frozen=True):
     """The router has started; models to keep warm may load."""
 
 
-@dataclass(frozen=True, slots=True)
-class LoadRequested(Event):
+class LoadRequested(Event, frozen=True):
     """A command loads a model. Answered when its worker has started."""
 
     asker: Command
     model: str
 
 
-@dataclass(frozen=True, slots=True)
-class UnloadRequested(Event):
+class UnloadRequested(Event, frozen=True):
     """A command stops a model or cancels a download. Answered at once, for a download at its end."""
 
     asker: Command
     model: str
 
 
-@dataclass(frozen=True, slots=True)
-class IdleUnloadRequested(Event):
+class IdleUnloadRequested(Event, frozen=True):
     """A command unloads a model as soon as it is idle. Answered at once."""
 
     asker: Command
     model: str
 
 
-@dataclass(frozen=True, slots=True)
-class RemovalRequested(Event):
+class RemovalRequested(Event, frozen=True):
     """The files of a model will be removed. Answered when its worker or download has ended."""
 
     asker: Command
     model: str
 
 
-@dataclass(frozen=True, slots=True)
-class RemovalDone(Event):
+class RemovalDone(Event, frozen=True):
     """The files of a model were removed."""
 
     model: str
 
 
-@dataclass(frozen=True, slots=True)
-class ReloadRequested(Event):
+class ReloadRequested(Event, frozen=True):
     """The sources were read again. Answered when the presets are applied."""
 
     asker: Command
     presets: Mapping[str, Preset]
 
 
-@dataclass(frozen=True, slots=True)
-class DownloadRequested(Event):
+class DownloadRequested(Event, frozen=True):
     """A command starts a download. Answered when its worker has started."""
 
     asker: Command
@@ -172,29 +153,25 @@ class DownloadRequested(Event):
     read_sources: ReadSources
 
 
-@dataclass(frozen=True, slots=True)
-class DownloadCancelled(Event):
+class DownloadCancelled(Event, frozen=True):
     """A command cancels a download. Answered at its end."""
 
     asker: Command
     model: str
 
 
-@dataclass(frozen=True, slots=True)
-class SourcesRead(Event):
+class SourcesRead(Event, frozen=True):
     """The sources were read after a download. `failure`: why they could not be read; else empty."""
 
     download: Download
     failure: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ServingStopped(Event):
+class ServingStopped(Event, frozen=True):
     """The router accepts no new requests; those that have a lease continue."""
 
 
-@dataclass(frozen=True, slots=True)
-class ClosingRequested(Event):
+class ClosingRequested(Event, frozen=True):
     """The router ends. The second one kills the workers. Answered when all processes have ended."""
 
     asker: Command

@@ -56,6 +56,8 @@ def follow_up(state: State, now: float) -> None:
 
 def _grant_waiting(state: State, now: float) -> None:
     """Grant leases to the waiting requests that their model can serve now."""
+    if state.queue.is_empty:
+        return
     for name in state.queue.models:
         model = state.catalog.find(name)
         if model is not None and model.takes_requests and model.instance is not None:
@@ -69,7 +71,7 @@ def _grant_waiting(state: State, now: float) -> None:
 
 def _place(state: State, now: float) -> float:
     """Carry out decisions until there is none; return when to decide again if no event comes before."""
-    if not (state.queue.models or state.loads or state.retries):
+    if state.queue.is_empty and not state.loads and not state.retries:
         return math.inf
     for retry in [retry for retry in state.retries if retry.evicted.is_gone]:
         state.retries.remove(retry)

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, field
 
 from ..memory.budget import MemoryBudget
 from ..models.download import Download
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
     from llama_corral.presets.sources import Preset
 
 
-@dataclass(slots=True, eq=False)
-class Load:
+class Load(Struct, eq=False):
     """An explicit load: by `POST /models/load`, or of a model marked load-on-startup."""
 
     asker: Command
@@ -36,8 +36,7 @@ class Load:
     """Its worker, once it starts."""
 
 
-@dataclass(slots=True, eq=False)
-class Reload:
+class Reload(Struct, eq=False):
     """A new set of presets, applied when the workers that it stops have ended."""
 
     asker: Command
@@ -46,24 +45,21 @@ class Reload:
     """None: it waits for the reload before it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Retry:
+class Retry(Struct, frozen=True):
     """A second load after one that ran out of memory; it starts when `evicted` has ended."""
 
     model: Model
     evicted: Instance
 
 
-@dataclass(frozen=True, slots=True)
-class ExitWait:
+class ExitWait(Struct, frozen=True):
     """A command that is answered when all these processes have ended."""
 
     asker: Command
     processes: tuple[Process, ...]
 
 
-@dataclass(slots=True, eq=False)
-class State:
+class State(Struct, eq=False):
     catalog: Catalog
     memory: MemoryAccounting
     models_max: int

@@ -43,9 +43,10 @@ def start(state: State, model: Model, now: float) -> None:
     model.transition_to(ModelState.LOADING)
     model.exit_code, model.failure, model.last_lines = 0, "", ()
     model.info, model.progress, model.measured = {}, {}, None
-    model.instance = Instance(model.name, started=now)
+    instance = Instance(model.name, started=now)
+    state.catalog.set_instance(model, instance)
     state.memory.reserve(model, state.catalog)
-    state.emit(StartWorker(model.instance, launch_spec(model.preset)))
+    state.emit(StartWorker(instance, launch_spec(model.preset)))
 
 
 def start_queued(state: State, model: Model, now: float) -> None:
@@ -89,7 +90,7 @@ def on_start_failed(state: State, event: StartFailed) -> None:
     model = state.running(instance)
     if model is None:
         return
-    model.instance = None
+    state.catalog.set_instance(model, None)
     _finish_exit(state, model, 1, f"failed to spawn server instance: {event.reason}")
     model.record_failure(event.now, None)
     _refuse_waiters(state, model, event.now)
@@ -199,7 +200,7 @@ def on_exited(state: State, event: WorkerExited) -> None:
     if model is None:
         return
     state.emit(CancelTimer(Timer(TimerKind.STOP_TIMEOUT, instance)))
-    model.instance = None
+    state.catalog.set_instance(model, None)
     model.last_lines = event.last_lines
     instance.is_fault = returncode != 0 and model.state is not ModelState.STOPPING
     said = (event.last_lines, event.kernel_oom_kills)

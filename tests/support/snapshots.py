@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from hypothesis import strategies as st
 from llama_corral.presets.policy import ModelGroup, ModelPolicy
 from llama_corral.router.placement.device_split import Need, Split
@@ -18,6 +16,7 @@ from llama_corral.router.placement.placement import (
 )
 from llama_corral.router.placement.queue_order import is_protected
 from llama_corral.router.placement.states import ModelState
+from msgspec.structs import replace
 
 NAMES = "abcdefgh"
 DEVICES = ("CUDA0", "CUDA1")

@@ -7,13 +7,13 @@ unloaded from the first use of its vocabulary to the last byte of the answer.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from aiohttp import web
 from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.common.web.application import json_response, read_object
+from msgspec.structs import replace
 
 from ..chat.content import join_parts
 from ..chat.prompt import RenderedPrompt
@@ -75,7 +75,7 @@ async def _read_prompt(
 ) -> tuple[Prompt, CompletionParams]:
     rendered = await render_chat(worker, loaded, chat)
     wanted = {**body, **probabilities_wanted(body), **rendered.fields}
-    params = dataclasses.replace(
+    params = replace(
         await params_of(wanted, worker.model.defaults, loaded),
         generation_prompt=rendered.generation_prompt,
         chat_format="peg-native" if worker.settings.chat.jinja else "Content-only",

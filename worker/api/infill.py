@@ -8,13 +8,13 @@ middle.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 from llama_corral.common.base.errors import InvalidRequest, NotSupported
 from llama_corral.common.web.application import read_object
 from llama_corral.common.web.json_fields import Fields
+from msgspec import Struct
 
 from ..engine.runner import LoadedModel, Vocab
 from .answers.native import Native
@@ -59,14 +59,12 @@ def check_vocabulary(vocab: Vocab) -> None:
 # -- the request -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ContextFile:
+class ContextFile(Struct, frozen=True):
     name: str
     text: str
 
 
-@dataclass(frozen=True)
-class InfillParts:
+class InfillParts(Struct, frozen=True):
     """The parsed request. `prefix` and `suffix` are each a text, or an array of texts and tokens."""
 
     prefix: object
@@ -106,8 +104,7 @@ def _read_file(chunk: object) -> ContextFile:
 # -- the prompt ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class InfillBudget:
+class InfillBudget(Struct, frozen=True):
     """Token limits. Prefix, suffix and middle share `n_batch`, three quarters of it for the prefix; files `n_files`."""
 
     n_batch: int

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import InitVar, dataclass, field, replace
+from dataclasses import InitVar, dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
@@ -20,6 +20,8 @@ from llama_corral.common.base.version import BUILD_INFO
 from llama_corral.common.base.worker_reports import CONTROL_FD_ENV
 from llama_corral.common.web.response_store import DIRECTORY_ENV, ResponseStore
 from llama_corral.presets.options.settings import Settings
+from msgspec import Struct
+from msgspec.structs import replace
 
 from ..chat.prompt import ChatFormat
 from ..chat.request import ChatDefaults
@@ -29,8 +31,7 @@ from .request.defaults import chat_defaults, completion_defaults, template_sourc
 from .request.params import CompletionParams
 
 
-@dataclass(frozen=True)
-class LoadedModelState:
+class LoadedModelState(Struct, frozen=True):
     """The model data that requests need; it remains valid while the model sleeps."""
 
     engine: Engine

@@ -7,7 +7,6 @@ Several presets can share one worker. The router sends a preset's defaults in a 
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 from aiohttp import web
 from llama_corral.common.base.errors import ConfigError, ServerFault
@@ -15,6 +14,7 @@ from llama_corral.presets.layer_source import check
 from llama_corral.presets.options.settings import Settings
 from llama_corral.presets.options.table import OPTIONS
 from llama_corral.presets.variants import DEFAULTS_HEADER, layer_of, read_header
+from msgspec.structs import replace
 
 from .request.defaults import chat_defaults, completion_defaults
 from .serving import WORKER_CONTEXT, WorkerContext

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from llama_corral.common.base.errors import InvalidRequest, NotSupported
+from msgspec import Struct, field
+from msgspec.structs import asdict, replace
 
 from .constraints.response_format import completion_fields, plain_fields
 from .constraints.tool_grammar import GrammarContext, tool_fields
@@ -36,8 +37,7 @@ ApplyBuiltin = Callable[[str, Sequence[tuple[str, str]], bool], str | None]
 """llama.cpp's built-in renderer of well-known templates: (name or text, [(role, content)…], add_generation_prompt)."""
 
 
-@dataclass(frozen=True, slots=True)
-class RenderedPrompt:
+class RenderedPrompt(Struct, frozen=True):
     text: str
     generation_prompt: str  # the end of `text` that opens the answer
     prefill: str = ""
@@ -45,8 +45,7 @@ class RenderedPrompt:
     reply: ReplyFormat = PLAIN
 
 
-@dataclass(frozen=True, slots=True)
-class _TemplateVariant:
+class _TemplateVariant(Struct, frozen=True):
     """A template and its detected properties."""
 
     template: ChatTemplate

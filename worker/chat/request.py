@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.common.web.json_fields import Fields, wrong_type
+from msgspec import Struct, field
 
 from ..media.sources import MediaSource
 from .constraints.response_format import ResponseFormat, read_response_format
@@ -24,8 +24,7 @@ REASONING_FORMATS = ("none", "auto", "deepseek", "deepseek-legacy")
 Continued = Literal["content", "reasoning_content"]
 
 
-@dataclass(frozen=True, slots=True)
-class ChatRequest:
+class ChatRequest(Struct, frozen=True):
     messages: list[Message]
     add_generation_prompt: bool
     continued: Message | None  # the message that the answer continues; not in `messages`
@@ -38,8 +37,7 @@ class ChatRequest:
     media: tuple[MediaSource, ...] = ()  # files, in the order of their markers in the messages
 
 
-@dataclass(frozen=True)
-class ChatDefaults:
+class ChatDefaults(Struct, frozen=True):
     """Defaults for chat requests from the server's options."""
 
     prefill_assistant: bool = True

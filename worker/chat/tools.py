@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.common.web.json_fields import Fields, json_type, wrong_type
+from msgspec import Struct
 
 Choice = Literal["auto", "none", "required"]
 _CHOICES: tuple[Choice, ...] = ("auto", "none", "required")
 
 
-@dataclass(frozen=True, slots=True)
-class FunctionTool:
+class FunctionTool(Struct, frozen=True):
     name: str
     description: str
     parameters: Mapping[str, Any]
@@ -27,8 +26,7 @@ class FunctionTool:
         return schema is None or may_be_text(schema)
 
 
-@dataclass(frozen=True, slots=True)
-class ToolSet:
+class ToolSet(Struct, frozen=True):
     offered: tuple[FunctionTool, ...] = ()
     choice: Choice = "auto"
     only: str = ""  # the name of the only function that may be called

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import zip_longest
 
 import msgspec
+from msgspec import Struct
 
 
 class Counters(msgspec.Struct):
@@ -44,8 +44,7 @@ class Counters(msgspec.Struct):
         return copy.copy(self)
 
 
-@dataclass(frozen=True)
-class Metrics:
+class Metrics(Struct, frozen=True):
     totals: Counters
     prompt_tokens_per_second: float  # both rates since the previous scrape
     predicted_tokens_per_second: float

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from llama_corral.common.base.errors import ContextExceeded, InvalidRequest, NotSupported, ServerFault
+from msgspec.structs import replace
 
 from .adapters.lora import AdapterInfo
 from .batching.jobs import Job

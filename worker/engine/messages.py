@@ -6,18 +6,16 @@ Text is `str`, tokens are ids of the model's vocabulary, times are milliseconds,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
-import msgspec
 from llama_corral.common.base.errors import ApiError
 from llama_corral.presets.options.sampling import DEFAULT_SAMPLERS, RANDOM_SEED
+from msgspec import Struct, field
 
 TriggerKind = Literal["token", "word", "pattern", "pattern_full"]
 
 
-@dataclass(frozen=True, slots=True)
-class Trigger:
+class Trigger(Struct, frozen=True):
     """Activates a lazy grammar: a token, a word, or a regular expression that is found in the text or matches all."""
 
     kind: TriggerKind
@@ -25,8 +23,7 @@ class Trigger:
     token: int = -1
 
 
-@dataclass(frozen=True, slots=True)
-class Thinking:
+class Thinking(Struct, frozen=True):
     """The tags that delimit reasoning in an answer's text, and the maximum number of reasoning tokens."""
 
     start: str  # empty: the answer begins with reasoning
@@ -37,8 +34,7 @@ class Thinking:
     control: bool = False  # True if the reasoning may be ended by a request from outside
 
 
-@dataclass(frozen=True, slots=True)
-class Grammar:
+class Grammar(Struct, frozen=True):
     """A GBNF grammar that constrains an answer. A lazy grammar applies from its trigger on."""
 
     text: str
@@ -48,8 +44,7 @@ class Grammar:
     thinking: Thinking | None = None  # how reasoning is recognized: a trigger inside it does not start a lazy grammar
 
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
+class Sampling(Struct, frozen=True):
     """The sampling parameters. Defaults are llama-server's; names are those of `generation_settings`."""
 
     seed: int = RANDOM_SEED
@@ -97,8 +92,7 @@ MEDIA_TOKEN = -1
 """Placeholder in a prompt for each token of an image, or of a piece of audio or video."""
 
 
-@dataclass(frozen=True, slots=True)
-class MediaChunk:
+class MediaChunk(Struct, frozen=True):
     """The tokens start … start + n_tokens of a prompt: an image, a part of one, or a section of audio.
 
     Valid for one request only: the pixels are freed once the model has read them; only the identity is kept.
@@ -111,8 +105,7 @@ class MediaChunk:
     content: object  # not read here: a MediaContent of the engine
 
 
-@dataclass(frozen=True, slots=True)
-class Generation:
+class Generation(Struct, frozen=True):
     """A prompt to continue. `n` choices share the prompt; choice i samples with seed + i.
 
     At the places of `media`, which are in order, the tokens are MEDIA_TOKEN.
@@ -140,8 +133,7 @@ class Generation:
     user_starts: tuple[int, ...] = ()  # indexes of the tokens at which user messages begin, if known
 
 
-@dataclass(frozen=True, slots=True)
-class Embedding:
+class Embedding(Struct, frozen=True):
     """A request for the vector of a text (with pooling none: one vector per token) or for its rank score."""
 
     tokens: Sequence[int]
@@ -149,8 +141,7 @@ class Embedding:
     media: tuple[MediaChunk, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Timings:
+class Timings(Struct, frozen=True):
     cache_n: int
     prompt_n: int
     prompt_ms: float
@@ -160,8 +151,7 @@ class Timings:
     draft_n_accepted: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class TokenProb:
+class TokenProb(Struct, frozen=True):
     """A token and its probability. `p`: its probability after sampling, or the natural log of that before sampling."""
 
     id: int
@@ -169,14 +159,12 @@ class TokenProb:
     p: float
 
 
-@dataclass(frozen=True, slots=True)
-class TokenProbs:
+class TokenProbs(Struct, frozen=True):
     chosen: TokenProb
     top: tuple[TokenProb, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Begun:
+class Begun(Struct, frozen=True):
     """The prompt fits and its processing has begun: the response of a stream may start with status 200."""
 
     index: int
@@ -184,8 +172,7 @@ class Begun:
     n_cached: int = 0  # cached tokens, which need not be computed
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(Struct, frozen=True):
     index: int
     total: int
     cache: int
@@ -194,7 +181,7 @@ class Progress:
     timings: Timings
 
 
-class Piece(msgspec.Struct, frozen=True, gc=False):  # one per token: creating a dataclass takes ten times as long
+class Piece(Struct, frozen=True, gc=False):
     """The next token of a stream, or several that form one character.
 
     `text` is empty while its end may be the beginning of a stop string.
@@ -209,8 +196,7 @@ class Piece(msgspec.Struct, frozen=True, gc=False):  # one per token: creating a
     timings: Timings | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(Struct, frozen=True):
     """The complete result of one choice. Always the last event of its index."""
 
     index: int
@@ -228,16 +214,14 @@ class Finished:
     probs: tuple[TokenProbs, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Embedded:
+class Embedded(Struct, frozen=True):
     """`vectors`: one row per sequence, or one per token with pooling none; each row has the model's output width."""
 
     vectors: Sequence[Sequence[float]]
     n_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(Struct, frozen=True):
     """The request failed with this error. No further event follows for any index."""
 
     error: ApiError

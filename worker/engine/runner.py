@@ -10,11 +10,11 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llama_corral.common.base.errors import ServerFault, Unavailable
 from llama_corral.common.base.worker_reports import DeviceUsage, MemoryUsage, WorkerReport
+from msgspec import Struct
 
 from .adapters.lora import AdapterInfo
 from .batching.jobs import Job
@@ -53,8 +53,7 @@ __all__ = [
 log = logging.getLogger("corral.engine")
 
 
-@dataclass(frozen=True)
-class EngineSnapshot:
+class EngineSnapshot(Struct, frozen=True):
     """The engine's state that is available even if the model is not loaded."""
 
     info: ModelInfo | None  # None until the first load

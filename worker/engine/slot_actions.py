@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from llama_corral.common.base.errors import ApiError
+from msgspec import Struct
 
 from .batching.slots import Slot
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, eq=False)
-class SlotAction(Generic[T]):
+class SlotAction(Struct, Generic[T], frozen=True, eq=False):
     id_slot: int
     function: Callable[[Slot], T]
     result: asyncio.Future[T]

@@ -5,7 +5,8 @@ Each field is read atomically, but a view may mix the values of two steps. So it
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from msgspec import Struct
+from msgspec.structs import replace
 
 from .batching.jobs import GenerationTask
 from .batching.media_tokens import split_media_tokens
@@ -13,8 +14,7 @@ from .batching.slots import Slot, SlotState
 from .core import Core
 
 
-@dataclass(frozen=True)
-class SlotView:
+class SlotView(Struct, frozen=True):
     id: int
     n_ctx: int
     is_processing: bool

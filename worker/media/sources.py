@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.common.hub.client import endpoint
 from llama_corral.presets.options.settings import Settings
+from msgspec import Struct
 
 from .addresses import AllowedHosts, read_allowed
 from .encoded import decode_base64, decode_data_url, is_data_url
@@ -31,8 +31,7 @@ OFF_LOOP_CHARACTERS = 64 << 10
 _LONGEST_SCHEME = 32
 
 
-@dataclass(frozen=True, slots=True)
-class MediaSource:
+class MediaSource(Struct, frozen=True):
     """A file to load. `address`: a URL (`http:`, `https:`, `data:`, `file:`), or the file itself in base64."""
 
     kind: Kind

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from llama_corral.router.memory.options import draft_footprint_options, footprin
 from llama_corral.router.memory.requirements import MemoryRequirements
 from llama_corral.router.placement.device_split import Need, Offload
 from llama_corral.router.placement.memory_amounts import Limit, Space
+from msgspec.structs import replace
 from router_tools import preset
 
 MIB = 1 << 20

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from llama_corral.router.placement.placement import (
@@ -14,6 +12,7 @@ from llama_corral.router.placement.placement import (
     may_start,
     victims_for_load,
 )
+from msgspec.structs import replace
 from snapshots import snapshots_with_groups
 
 

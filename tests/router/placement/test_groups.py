@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from lifecycle_tools import router, settle
@@ -22,6 +20,7 @@ from llama_corral.router.placement.placement import (
 from llama_corral.router.placement.queue_order import is_overdue
 from llama_corral.router.placement.snapshot import PlacementRules
 from llama_corral.router.placement.states import ModelState
+from msgspec.structs import replace
 from router_tools import preset, presets
 from snapshots import carried_out, is_loading, resident, snapshots_with_groups, vulnerable
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
@@ -13,6 +12,7 @@ from llama_corral.router.placement.keep_warm import next_check, next_warm
 from llama_corral.router.placement.placement import PlacementSnapshot, decide, may_start
 from llama_corral.router.placement.snapshot import Retention
 from llama_corral.router.placement.states import ModelState
+from msgspec.structs import replace
 from router_tools import preset, presets
 from snapshots import snapshots_with_groups
 

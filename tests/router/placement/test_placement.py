@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from hypothesis import given
 from llama_corral.router.placement.memory_amounts import Limit, Space, total
 from llama_corral.router.placement.placement import (
@@ -20,6 +18,7 @@ from llama_corral.router.placement.placement import (
 )
 from llama_corral.router.placement.queue_order import is_protected, next_check, waiting_in_order
 from llama_corral.router.placement.states import ModelState
+from msgspec.structs import replace
 from snapshots import (
     NAMES,
     carried_out,

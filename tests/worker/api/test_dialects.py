@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from llama_corral.worker.api.answers.results import LOWEST_FLOAT, probs_json, ra
 from llama_corral.worker.api.request.params import CompletionParams
 from llama_corral.worker.chat.parsing.reply import ReplyFormat
 from llama_corral.worker.engine.messages import Finished, Piece, Progress, Sampling, Timings, TokenProb, TokenProbs
+from msgspec.structs import replace
 from msgspec.structs import replace as struct_replace
 
 TIMINGS = Timings(cache_n=2, prompt_n=4, prompt_ms=8.0, predicted_n=3, predicted_ms=10.0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +18,7 @@ from llama_corral.worker.chat.formats.formats import AnswerFormat, JsonCalls, Sp
 from llama_corral.worker.chat.parsing.reply import PLAIN, ReplyFormat
 from llama_corral.worker.chat.tools import read_tools
 from llama_corral.worker.engine.messages import Finished, Piece, Timings, TokenProb, TokenProbs
+from msgspec.structs import replace
 from programs import Program, Programs, wait_until
 
 TIMINGS = Timings(cache_n=2, prompt_n=4, prompt_ms=8.5, predicted_n=3, predicted_ms=10.0)

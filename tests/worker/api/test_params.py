@@ -160,7 +160,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=5,
 )
-NAMES = sorted([*Sampling.__dataclass_fields__, *CompletionParams.__dataclass_fields__, "max_tokens", "lora"])
+NAMES = sorted([*Sampling.__struct_fields__, *CompletionParams.__struct_fields__, "max_tokens", "lora"])
 
 
 @given(st.dictionaries(st.sampled_from(NAMES), JSON, max_size=4))

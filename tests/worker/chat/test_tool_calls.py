@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ from llama_corral.worker.chat.request import ChatDefaults, read_chat
 from llama_corral.worker.chat.template.capabilities import probe
 from llama_corral.worker.chat.template.template import ChatTemplate
 from llama_corral.worker.chat.tools import FunctionTool, read_tools
+from msgspec.structs import replace
 from programs import Program, Programs
 
 USER = {"role": "user", "content": "Question"}

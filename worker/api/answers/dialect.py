@@ -6,21 +6,20 @@ There is one `AnswerInfo` per request. A dialect is pure: it converts results to
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from time import time
 from typing import Protocol
 
 from llama_corral.common.base.errors import ApiError
 from llama_corral.common.base.json_encoding import encode_json
 from llama_corral.common.web.application import EVENT_STREAM_TYPE, error_event
+from msgspec import Struct, field
 
 from ...engine.messages import Begun, Finished, Piece, Progress
 from ..request.params import CompletionParams
 from .results import random_id
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerInfo:
+class AnswerInfo(Struct, frozen=True):
     params: CompletionParams
     model: str  # the server's name for its model, which the request's name may differ from
     build: str

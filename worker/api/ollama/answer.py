@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from llama_corral.common.base.errors import ApiError
@@ -17,6 +16,7 @@ from llama_corral.common.base.json_encoding import encode_json
 from llama_corral.common.web.application import LINES_TYPE, error_event
 from llama_corral.common.web.envelopes import OLLAMA
 from llama_corral.common.web.ollama import date_text
+from msgspec import Struct
 
 from ...chat.parsing.deltas import (
     ContentDelta,
@@ -35,8 +35,7 @@ NS = 1_000_000_000
 NS_PER_MS = 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class RequestInfo:
+class RequestInfo(Struct, frozen=True):
     """The data of a request that its answer repeats or depends on."""
 
     model: str

@@ -6,10 +6,8 @@ completions and embeddings. The router handles `keep_alive`; a worker without a 
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
@@ -17,6 +15,8 @@ from llama_corral.common.base.errors import InvalidRequest, NotSupported
 from llama_corral.common.web.application import json_response, read_object
 from llama_corral.common.web.json_fields import Fields
 from llama_corral.common.web.ollama import NOTHING, read_keep_alive, without_generation
+from msgspec import Struct
+from msgspec.structs import replace
 
 from ...chat.formats.formats import AnswerFormat
 from ...chat.request import read_chat
@@ -37,8 +37,7 @@ from .request import chat_body, completion_fields, format_fields, generate_messa
 NO_NORM, L2 = -1, 2
 
 
-@dataclass(frozen=True, slots=True)
-class OllamaRequest:
+class OllamaRequest(Struct, frozen=True):
     """One request and the time when it started."""
 
     request: web.Request
@@ -115,7 +114,7 @@ async def _with_context_tokens(call: OllamaRequest, body: dict[str, Any]) -> web
         vocab, text = loaded.vocab, prompt.text
         earlier = tokenize_mixed(call.body["context"], vocab, add_special=False, parse_special=False)
         new = await maybe_off_loop(len(text), lambda: vocab.tokenize(text, False, True))
-        params = dataclasses.replace(
+        params = replace(
             await _params(call, loaded, prompt.fields), generation_prompt=prompt.generation_prompt, reply=prompt.reply
         )
         return await _answer(call, loaded, Prompt([*earlier, *new]), params)

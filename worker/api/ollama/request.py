@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from llama_corral.common.base.errors import InvalidRequest, NotSupported
 from llama_corral.common.web.json_fields import Fields, json_type, wrong_type
+from msgspec import Struct
 
 log = logging.getLogger("corral.worker")
 
@@ -40,8 +40,7 @@ _IMAGE_TYPES = {"/9j/": "jpeg", "iVBOR": "png", "R0lGOD": "gif", "UklGR": "webp"
 """Image types by the first characters of their base64."""
 
 
-@dataclass(frozen=True, slots=True)
-class ThinkOption:
+class ThinkOption(Struct, frozen=True):
     """The option `think`. `wanted`: None means the model's default."""
 
     wanted: bool | None = None

@@ -5,7 +5,6 @@ They are read once, when the model has been loaded. An option that the user set 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any, Literal, cast
 
 from llama_corral.common.base.errors import ConfigError
 from llama_corral.presets.options.settings import Settings
+from msgspec.structs import replace
 
 from ...chat.request import ChatDefaults
 from ...engine.messages import Grammar, Sampling
@@ -143,7 +143,7 @@ def _with_model_values(sampling: Sampling, settings: Settings, metadata: Mapping
     names = metadata.get("general.sampling.sequence")
     if names and "samplers" not in settings.options_set:
         found["samplers"] = sampler_names(names.split(";")) or sampling.samplers
-    return dataclasses.replace(sampling, **found)
+    return replace(sampling, **found)
 
 
 def chat_defaults(settings: Settings) -> ChatDefaults:

@@ -6,15 +6,14 @@ A chat format sets the field; a completion request may set it too. Pure apart fr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from llama_corral.common.web.json_fields import Fields
+from msgspec import Struct
 
 from .samplers import Tokenizer
 
 
-@dataclass(frozen=True, slots=True)
-class MessageDelimiter:
+class MessageDelimiter(Struct, frozen=True):
     of_user: bool
     tokens: tuple[int, ...]
 

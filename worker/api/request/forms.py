@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from llama_corral.common.base.errors import BodyTooLarge, InvalidRequest
 from llama_corral.common.web.application import LIMITS
+from msgspec import Struct
 
 FORM = "multipart/form-data"
 _MALFORMED = (HttpProcessingError, ValueError, LookupError, RuntimeError, AssertionError)
 """Exceptions that aiohttp raises for malformed forms: wrong headers, boundaries, character sets or encodings."""
 
 
-@dataclass(frozen=True)
-class Form:
+class Form(Struct, frozen=True):
     """The parts of a form by name. If several parts have the same name, the first one is used."""
 
     texts: Mapping[str, str]

@@ -6,14 +6,14 @@ Unknown fields are ignored.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.common.base.json_encoding import encode_json
 from llama_corral.common.web.json_fields import Fields
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from ...chat.parsing.reply import PLAIN, ReplyFormat
 from ...chat.request import REASONING_FORMATS
@@ -27,9 +27,8 @@ from .scales import Scales, read_scales
 from .thinking import ThinkingDefaults, read_thinking
 
 
-@dataclass(frozen=True, slots=True)
-class CompletionParams:
-    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+class CompletionParams(Struct, frozen=True):
+    sampling: Sampling = field(default_factory=Sampling)
     n_predict: int = -1
     n: int = 1
     stop: tuple[str, ...] = ()
@@ -55,7 +54,7 @@ class CompletionParams:
     generation_prompt: str = ""
     speculative_types: str = "none"  # only for display: a request cannot set it
     reply: ReplyFormat = PLAIN  # how the answer to a chat is parsed
-    thinking: ThinkingDefaults = dataclasses.field(default_factory=ThinkingDefaults)
+    thinking: ThinkingDefaults = field(default_factory=ThinkingDefaults)
     reasoning_control: bool = False
 
     delimiters: tuple[MessageDelimiter, ...] = ()  # of the prompt's messages
@@ -92,7 +91,7 @@ def read_params(
     fields = Fields(body)
     options = Fields(fields.object("stream_options"))
     preserved = preserved_tokens(fields, vocab)
-    return dataclasses.replace(
+    return replace(
         defaults,
         sampling=_sampling(fields, defaults, preserved, vocab),
         reasoning_control=fields.boolean("reasoning_control", default=False),
@@ -144,7 +143,7 @@ def _sampling(fields: Fields, defaults: CompletionParams, preserved: frozenset[i
     if ignore_eos:
         bias = (*bias, *((token, float("-inf")) for token in vocab.eog_tokens))
     samplers = fields.body.get("samplers")
-    return dataclasses.replace(
+    return replace(
         base,
         **_dice(fields, base),
         **_penalties(fields, base),

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.common.web.json_fields import json_type
+from msgspec import Struct
 
 from ...engine.messages import MediaChunk
 from .samplers import Tokenizer
@@ -25,8 +25,7 @@ SHAPES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompt(Struct, frozen=True):
     tokens: Sequence[int]
     media: tuple[MediaChunk, ...] = ()
 

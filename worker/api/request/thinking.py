@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from llama_corral.common.web.json_fields import Fields
+from msgspec import Struct
 
 from ...engine.messages import Thinking
 
 
-@dataclass(frozen=True, slots=True)
-class ThinkingDefaults:
+class ThinkingDefaults(Struct, frozen=True):
     budget: int = -1
     message: str = ""
 

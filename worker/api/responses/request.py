@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.common.web.json_fields import Fields, json_type
+from msgspec import Struct
 
 from .items import Item, messages_of, read_input
 
@@ -36,8 +36,7 @@ LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED = "reasoning.encrypted_content"
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseForm:
+class ResponseForm(Struct, frozen=True):
     """The form of the Response. It exists until the end of the answer, so it contains nothing large."""
 
     shown: Mapping[str, Any]  # the fields of the request that the Response repeats
@@ -46,8 +45,7 @@ class ResponseForm:
     summarizes: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ResponsesRequest:
+class ResponsesRequest(Struct, frozen=True):
     items: list[Item]  # of `input`
     instructions: str | None
     previous: str  # the id of the previous response, or empty

@@ -6,11 +6,11 @@ that; neither is part of the message. Pure.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.common.web.json_fields import Fields
+from msgspec import Struct
 
 from ...grammar.converter import Converter, schema_grammar
 from ...grammar.rules import GrammarRules, literal
@@ -22,8 +22,7 @@ _FENCE = "```json"
 _BLANK = " \t\r\n"
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseFormat:
+class ResponseFormat(Struct, frozen=True):
     schema: object
 
 

@@ -7,10 +7,10 @@ Pure.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from llama_corral.common.base.errors import InvalidRequest
+from msgspec import Struct
 
 from ...grammar.rules import GrammarRules, json_literal, literal
 from ...grammar.schema import SchemaError
@@ -35,8 +35,7 @@ _ID = r'"\"" [a-zA-Z0-9]{9} "\""'
 """Nine characters: the only length that every template with ids written by the model accepts."""
 
 
-@dataclass(frozen=True, slots=True)
-class GrammarContext:
+class GrammarContext(Struct, frozen=True):
     """The parts of a whole answer before content or calls: the end of the prompt, and reasoning."""
 
     template: str

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from ..template.probes import FIRST_TAG, IDS, KEYS, LAST_TAG, NAMES, SAID, TAG, VALUES, Probes, shared_length, tag_of
 from .formats import NOTHING, Calls, JsonCalls, Parameters, Span, TaggedCalls
@@ -41,8 +42,7 @@ def _bare(turn: str, said: str, opening: str, reasoning: Span | None) -> str:
     return turn[: min(cuts)] if cuts else turn
 
 
-@dataclass(frozen=True, slots=True)
-class _EnclosingJson:
+class _EnclosingJson(Struct, frozen=True):
     begin: int
     end: int
     value: Any

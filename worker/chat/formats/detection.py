@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from ..template.capabilities import Capabilities
 from ..template.probes import FIRST_TAG, IDS, KEYS, LAST_TAG, NAMES, SAID, THOUGHT, Probes, tag_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from msgspec.structs import replace
 
 from ..template.capabilities import Capabilities
 from ..template.template import ChatTemplate
@@ -36,7 +36,7 @@ def _known_format(source: str) -> AnswerFormat | None:
         return AnswerFormat(thinks, calls=LFM2, spacing=_NO_BLANKS)
     found = next((form for mark, form in _BY_MARK.items() if mark in source), None)
     if found is GEMMA_4 and "tool_responses" in source and "OpenAI Chat Completions" not in source:
-        return dataclasses.replace(GEMMA_4, responses_within=True)  # early template without tool messages
+        return replace(GEMMA_4, responses_within=True)  # early template without tool messages
     return found
 
 
@@ -166,12 +166,12 @@ def _corrected(form: AnswerFormat, source: str) -> AnswerFormat:
         parameters = Parameters(
             named, Span("", calls.parameters.value.end), text_flag='string="true"', other_flags=('string="false"',)
         )
-        return dataclasses.replace(form, calls=dataclasses.replace(calls, parameters=parameters))
+        return replace(form, calls=replace(calls, parameters=parameters))
     if isinstance(calls, TaggedCalls) and calls.parameters and "<![CDATA[" in source:
-        parameters = dataclasses.replace(calls.parameters, quote=Span("<![CDATA[", "]]>"))
-        return dataclasses.replace(form, calls=dataclasses.replace(calls, parameters=parameters))
+        parameters = replace(calls.parameters, quote=Span("<![CDATA[", "]]>"))
+        return replace(form, calls=replace(calls, parameters=parameters))
     if calls and "<|message_sep|>" in source:  # GigaChat ends each message with it, also a call's
-        return dataclasses.replace(form, skipped=("<|message_sep|>",))
+        return replace(form, skipped=("<|message_sep|>",))
     if "<tool_call>" in source and "<function=" in source and "<parameter=" in source:
-        return dataclasses.replace(form, calls_end_reasoning=True)
+        return replace(form, calls_end_reasoning=True)
     return form

@@ -6,12 +6,12 @@ a mark is the template's; parsers accept any.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
 from typing import Literal
 
+from msgspec import Struct
 
-@dataclass(frozen=True, slots=True)
-class Span:
+
+class Span(Struct, frozen=True):
     start: str = ""
     end: str = ""
 
@@ -24,8 +24,7 @@ class Span:
 NOTHING = Span()
 
 
-@dataclass(frozen=True, slots=True)
-class JsonCalls:
+class JsonCalls(Struct, frozen=True):
     """A call is one JSON object that contains the function's name."""
 
     section: Span = NOTHING  # around all calls
@@ -39,8 +38,7 @@ class JsonCalls:
     extra: str = ""  # members written first, e.g. `"type": "function", `
 
 
-@dataclass(frozen=True, slots=True)
-class Parameters:
+class Parameters(Struct, frozen=True):
     """Each argument has its own marks. A string is written unquoted, everything else as JSON."""
 
     name: Span
@@ -52,8 +50,7 @@ class Parameters:
     quote: Span = NOTHING  # optional quotes around a string that contains `value.end`
 
 
-@dataclass(frozen=True, slots=True)
-class TaggedCalls:
+class TaggedCalls(Struct, frozen=True):
     """The name is between marks; the arguments are one JSON object, or each of them is between marks, too."""
 
     section: Span = NOTHING
@@ -69,16 +66,14 @@ class TaggedCalls:
     number: Span = NOTHING  # marks around the call's number, before `name_rest`
 
 
-@dataclass(frozen=True, slots=True)
-class PythonCalls:
+class PythonCalls(Struct, frozen=True):
     """The calls are a list in Python syntax."""
 
     section: Span
     call: Span = NOTHING
 
 
-@dataclass(frozen=True, slots=True)
-class DictCalls:
+class DictCalls(Struct, frozen=True):
     """The arguments are JSON-like, but keys are unquoted and strings are between marks (Gemma)."""
 
     call: Span
@@ -87,8 +82,7 @@ class DictCalls:
     section: Span = NOTHING
 
 
-@dataclass(frozen=True, slots=True)
-class ElementCalls:
+class ElementCalls(Struct, frozen=True):
     """Arguments and members of objects are elements with their name; items of arrays are `<item>` (MiniMax)."""
 
     space: str  # the namespace prefix before each tag
@@ -103,8 +97,7 @@ Style = Literal["marks", "channels", "recipients", "addressed"]
 """Marks around parts of one message, or several messages to different recipients (gpt-oss, Functionary, Muse)."""
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerFormat:
+class AnswerFormat(Struct, frozen=True):
     reasoning: Span | None = None  # an empty start: the answer begins with reasoning, without a mark
     content: Span = NOTHING
     calls: Calls | None = None
@@ -127,8 +120,8 @@ class AnswerFormat:
         """All marks. They may be special tokens, which must be converted to text."""
         found = [*self.own_marks, *self.skipped, *(self.reasoning.marks if self.reasoning else ()), *self.content.marks]
         if self.calls:
-            for field in fields(self.calls):
-                found += _marks(getattr(self.calls, field.name))
+            for name in self.calls.__struct_fields__:
+                found += _marks(getattr(self.calls, name))
         return tuple(dict.fromkeys(found))
 
 

@@ -8,24 +8,22 @@ from __future__ import annotations
 import secrets
 import string
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 _LETTERS = string.digits + string.ascii_letters
 _ID_LENGTH = 32
 
 
-@dataclass(frozen=True, slots=True)
-class ContentDelta:
+class ContentDelta(Struct, frozen=True):
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class ReasoningDelta:
+class ReasoningDelta(Struct, frozen=True):
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCallBegun:
+class ToolCallBegun(Struct, frozen=True):
     """The first delta of a call. `index` counts from 0."""
 
     index: int
@@ -33,8 +31,7 @@ class ToolCallBegun:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCallArguments:
+class ToolCallArguments(Struct, frozen=True):
     """The next piece of the JSON text of a call's arguments."""
 
     index: int
@@ -76,15 +73,13 @@ class DeltaWriter:
             self._deltas.append(ToolCallArguments(self.n_calls - 1, text))
 
 
-@dataclass(slots=True)
-class ToolCall:
+class ToolCall(Struct):
     id: str
     name: str
     arguments: str = ""
 
 
-@dataclass(slots=True)
-class ParsedMessage:
+class ParsedMessage(Struct):
     """A message as the sum of its deltas."""
 
     content: str = ""

@@ -5,7 +5,7 @@ Created with the prompt, used by every dialect: `parser()` for each streamed cho
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from ..constraints.response_format import JsonText
 from ..formats.formats import ONLY_CONTENT, AnswerFormat
@@ -14,8 +14,7 @@ from .deltas import ContentDelta, Delta, ParsedMessage, ToolCallArguments, ToolC
 from .parser import AnswerParser
 
 
-@dataclass(frozen=True, slots=True)
-class ReplyFormat:
+class ReplyFormat(Struct, frozen=True):
     form: AnswerFormat = ONLY_CONTENT
     tools: tuple[FunctionTool, ...] = ()
     opening: str = ""  # the end of the prompt that belongs to the answer: open reasoning, a continued message

@@ -6,8 +6,9 @@ Done once, after the model is loaded. Shown as `chat_template_caps` in `/props` 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from .template import ChatTemplate, TemplateError
 
@@ -28,8 +29,7 @@ TOOL = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Capabilities:
+class Capabilities(Struct, frozen=True):
     supports_string_content: bool = True
     supports_typed_content: bool = False
     supports_system_role: bool = True

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
+
+from msgspec import Struct
 
 from .capabilities import Capabilities, Message
 from .probes import FIRST_TAG, IDS, KEYS, NAMES, SAID, VALUES, shared_length, tool
@@ -20,8 +21,7 @@ _FIRST, _SECOND = "Probeasked", "Probeagain"
 _LONGEST = 100  # characters; longer text is no delimiter
 
 
-@dataclass(frozen=True, slots=True)
-class TurnDelimiter:
+class TurnDelimiter(Struct, frozen=True):
     role: Literal["user", "tool"]
     text: str
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 Scales = tuple[float, ...]
 """One scale for each adapter that the model was loaded with; empty if none is active."""
@@ -16,8 +17,7 @@ Scales = tuple[float, ...]
 ALL = sys.maxsize
 
 
-@dataclass(frozen=True, slots=True)
-class Activation:
+class Activation(Struct, frozen=True):
     """The adapters with `scales` are active for all tokens from position `begin` on."""
 
     scales: Scales = ()

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llama_corral.common.base.errors import InvalidRequest
+from msgspec import Struct
 
 from ..llama.context import Context
 from ..llama.errors import LoadError
@@ -22,8 +22,7 @@ from ..messages import Embedding, Generation
 from .activation import BASE, Activation, Scales, activation, last_occurrence
 
 
-@dataclass(frozen=True)
-class AdapterInfo:
+class AdapterInfo(Struct, frozen=True):
     id: int
     path: Path
     task_name: str

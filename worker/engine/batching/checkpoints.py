@@ -7,17 +7,16 @@ loads the states.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 BEFORE_END = 4
 """Number of last tokens of a prompt that are computed in a separate batch, so that a checkpoint can be made before."""
 
 
-@dataclass(frozen=True, eq=False)
-class Checkpoint:
+class Checkpoint(Struct, frozen=True, eq=False):
     """The part of a sequence's state that covers the positions `first` … `last`, after `n_tokens` tokens."""
 
     job: int
@@ -27,8 +26,7 @@ class Checkpoint:
     state: NDArray[np.uint8]
 
 
-@dataclass(frozen=True, slots=True)
-class CheckpointRules:
+class CheckpointRules(Struct, frozen=True):
     max_number: int
     min_step: int
     n_batch: int

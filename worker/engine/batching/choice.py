@@ -5,7 +5,7 @@ Used by the engine thread. It gets sampled tokens and does not use the context o
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from ..llama.vocab import Vocab
 from ..messages import Finished, Generation, Piece, TokenProbs

@@ -8,10 +8,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from ..adapters.lora import Adapters
@@ -50,8 +50,7 @@ class DecodedRows(NamedTuple):
     seconds: float
 
 
-@dataclass
-class PreparedBatch:
+class PreparedBatch(Struct):
     """A batch and the owners of its rows: one row per stream, then prompts, then drafts, which are dropped first."""
 
     plan: BatchPlan

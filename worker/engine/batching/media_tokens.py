@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from llama_corral.common.base.errors import InvalidRequest
+from msgspec import Struct
 
 from ..messages import MEDIA_TOKEN, MediaChunk
 
@@ -32,8 +32,7 @@ class MediaToken(int):
         return token
 
 
-@dataclass
-class MediaContent:
+class MediaContent(Struct):
     """The engine's data of a MediaChunk."""
 
     kind: Literal["image", "audio"]

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 TURN = 4
 """Number of consecutive batches of one group after which another group gets a batch."""
@@ -26,8 +28,7 @@ class BatchGroup(NamedTuple):
 _PLAIN = BatchGroup()
 
 
-@dataclass(frozen=True, slots=True)
-class SlotFacts:
+class SlotFacts(Struct, frozen=True):
     """The properties of a slot that decide if a request gets it."""
 
     id: int
@@ -86,8 +87,7 @@ class BatchLimits(NamedTuple):
     n_with_drafts: int | None = None  # max. tokens of a batch with drafts; None: n_batch
 
 
-@dataclass(frozen=True, slots=True)
-class BatchPlan:
+class BatchPlan(Struct, frozen=True):
     group: BatchGroup
     generating: tuple[int, ...] = ()  # slots whose sampled token is computed
     prompts: tuple[tuple[int, int], ...] = ()  # (slot, number of prompt tokens)
@@ -102,8 +102,7 @@ class BatchPlan:
         return len(self.generating) + sum(n for _, n in (*self.prompts, *self.drafts))
 
 
-@dataclass(frozen=True, slots=True)
-class GroupHistory:
+class GroupHistory(Struct, frozen=True):
     """The group of the last batch, and the number of consecutive batches of this group."""
 
     group: BatchGroup = _PLAIN
@@ -113,7 +112,10 @@ class GroupHistory:
         return GroupHistory(group, self.streak + 1 if group == self.group else 1)
 
 
-def plan(work: Sequence[SlotWork], limits: BatchLimits, history: GroupHistory = GroupHistory()) -> BatchPlan | None:
+NO_HISTORY = GroupHistory()
+
+
+def plan(work: Sequence[SlotWork], limits: BatchLimits, history: GroupHistory = NO_HISTORY) -> BatchPlan | None:
     """Return the next batch: running streams first, then prompts in order of arrival, at most `n_batch` tokens.
 
     Drafts have the lowest priority: all streams get their token, and prompts at least half of the remaining space.

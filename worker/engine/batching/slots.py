@@ -6,9 +6,10 @@ Owned by the engine thread. Its state changes only as `TRANSITIONS` allows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
+
+from msgspec import Struct, field
 
 from ..adapters.activation import BASE, Activation
 from .checkpoints import Checkpoint
@@ -45,8 +46,7 @@ class Leader(NamedTuple):
     n: int
 
 
-@dataclass(slots=True)
-class Slot:
+class Slot(Struct):
     id: int
     n_ctx: int
     state: SlotState = SlotState.IDLE

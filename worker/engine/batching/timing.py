@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from msgspec import Struct
+from msgspec.structs import replace
 
 from ..messages import Timings
 
 
-@dataclass(slots=True)
-class Clock:
+class Clock(Struct):
     start: float = 0.0
     prompt_end: float = 0.0  # 0: not yet
     last_token: float = 0.0

@@ -11,11 +11,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import IO
 
 import psutil
 from llama_corral.common.base.errors import ServerFault
+from msgspec import Struct
 
 from ..adapters.activation import Activation
 from ..batching.checkpoints import Checkpoint
@@ -37,8 +37,7 @@ READ_S = 3.0
 """Time limit for reading, in seconds. A disk that takes longer is slower than computing the prompt."""
 
 
-@dataclass(frozen=True, eq=False)
-class SavablePrompt:
+class SavablePrompt(Struct, frozen=True, eq=False):
     """A prompt that the unload will remove from memory. `used`: time of last use on the monotonic clock."""
 
     tokens: Sequence[int]
@@ -49,8 +48,7 @@ class SavablePrompt:
     used: float
 
 
-@dataclass(eq=False)
-class DiskRead:
+class DiskRead(Struct, eq=False):
     job: Job
     prompt: DiskPrompt
     done: bool = False  # written by the reading thread, last

@@ -15,12 +15,12 @@ import struct
 import time
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import msgspec
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from ..adapters.activation import Activation
@@ -53,8 +53,7 @@ class DiskFileHeader(msgspec.Struct, frozen=True):
         return self.n_state + sum(n for *_, n in self.checkpoints)
 
 
-@dataclass(frozen=True, eq=False)
-class DiskPrompt:
+class DiskPrompt(Struct, frozen=True, eq=False):
     """A prompt file without its state."""
 
     path: Path

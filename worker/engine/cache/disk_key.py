@@ -9,11 +9,11 @@ import hashlib
 import json
 import re
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import llama_cpp
+from msgspec.structs import asdict
 
 from ..llama.options import EngineOptions
 from .disk_files import VERSION

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from ..adapters.activation import Activation
@@ -29,8 +29,7 @@ MOSTLY_KEPT = 0.5
 StateBytes = NDArray[np.uint8]
 
 
-@dataclass(frozen=True, eq=False)
-class CachedPrompt:
+class CachedPrompt(Struct, frozen=True, eq=False):
     tokens: list[int]
     activation: Activation
     checkpoints: tuple[Checkpoint, ...]

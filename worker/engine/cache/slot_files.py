@@ -12,10 +12,10 @@ import struct
 import time
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from llama_corral.common.base.errors import InvalidRequest, ServerFault
+from msgspec import Struct
 
 from ..adapters.activation import Activation
 from ..batching.media_tokens import MediaToken, insert_media_tokens, lag, split_media_tokens, text_of
@@ -27,8 +27,7 @@ _MARK, _VERSION = -1, 1
 _NO_FILE = "No available space in KV cache or invalid slot save file"
 
 
-@dataclass(frozen=True)
-class SlotFile:
+class SlotFile(Struct, frozen=True):
     """The result of a save or restore."""
 
     id_slot: int

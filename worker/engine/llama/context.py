@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from llama_corral.presets.context_shape import ResolvedContext
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from .batch import Batch, MediaBatch

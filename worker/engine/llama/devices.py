@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from .errors import LoadError
 from .llama import function_of, lib, start_backends
@@ -39,8 +40,7 @@ class _Properties(ctypes.Structure):
     )
 
 
-@dataclass(frozen=True)
-class BackendDevice:
+class BackendDevice(Struct, frozen=True):
     name: str
     description: str
     is_cpu: bool

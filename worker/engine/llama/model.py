@@ -9,9 +9,10 @@ import ctypes
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from .devices import buffer_types, choose_devices, offloaded_share
 from .errors import LoadError
@@ -23,8 +24,7 @@ PROGRESS_INTERVAL = 0.2
 """Minimum seconds between two progress reports of a load, as in llama-server: enough for a progress bar."""
 
 
-@dataclass(frozen=True)
-class MediaSupport:
+class MediaSupport(Struct, frozen=True):
     """The kinds of media that a model's projector supports. `marker` is the placeholder of a file in a prompt."""
 
     vision: bool
@@ -33,8 +33,7 @@ class MediaSupport:
     marker: str
 
 
-@dataclass(frozen=True)
-class ModelInfo:
+class ModelInfo(Struct, frozen=True):
     description: str
     path: Path
     metadata: dict[str, str]

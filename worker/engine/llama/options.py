@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_corral.presets.context_shape import ContextShape, context_shape
 from llama_corral.presets.options.context import AUTO_SLOTS
 from llama_corral.presets.options.model import EXPERT_TENSORS
+from msgspec import Struct
 
 from .cpu_threads import physical_cores
 from .errors import LoadError
@@ -42,8 +42,7 @@ CACHE_TYPE = {
 _N_CACHE_DRAFT = 8
 
 
-@dataclass(frozen=True)
-class ProjectorOptions:
+class ProjectorOptions(Struct, frozen=True):
     path: Path
     marker: str  # placeholder in a prompt for each image
     offload: bool = True
@@ -56,15 +55,13 @@ class ProjectorOptions:
     video_ffmpeg_dir: str = ""
 
 
-@dataclass(frozen=True)
-class NgramSizes:
+class NgramSizes(Struct, frozen=True):
     n_lookup: int
     n_draft: int
     min_hits: int
 
 
-@dataclass(frozen=True)
-class SpeculationOptions:
+class SpeculationOptions(Struct, frozen=True):
     kinds: tuple[str, ...]
     n_max: int
     n_min: int
@@ -86,8 +83,7 @@ class SpeculationOptions:
         return _longest(self.kinds, self)
 
 
-@dataclass(frozen=True)
-class EngineOptions:
+class EngineOptions(Struct, frozen=True):
     model: Path
     # context
     n_ctx: int = 0  # total tokens of all slots; 0: the model's trained context

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from ..llama.errors import LoadError
 from ..llama.options import CACHE_TYPE, EngineOptions, NgramSizes, SpeculationOptions, gpu_layers, tensor_overrides

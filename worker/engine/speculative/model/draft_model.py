@@ -8,9 +8,9 @@ drafts are missing. Streams that draft share its batches.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 from ...batching.decode import DecodedRows, PreparedBatch
@@ -27,8 +27,7 @@ N_CANDIDATES = 10
 """A draft token's probability is calculated among this number of most likely tokens, as in llama-server."""
 
 
-@dataclass(slots=True)
-class _ModelDraft:
+class _ModelDraft(Struct):
     slot: Slot
     max_tokens: int
     coming: list[int]  # tokens to be computed next

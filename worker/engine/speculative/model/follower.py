@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from ...batching.jobs import Task
 from ...batching.prefix import common_prefix
@@ -19,8 +20,7 @@ from ...llama.context import DECODED, NO_ROOM, Context
 log = logging.getLogger("corral.engine")
 
 
-@dataclass(slots=True)
-class Follower:
+class Follower(Struct):
     """The drafting context's sequence for a slot."""
 
     tokens: list[int] = field(default_factory=list)

@@ -9,9 +9,9 @@ one, or after an image), zeros are used instead; this makes only drafts worse.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 from ...batching.decode import DecodedRows, PreparedBatch
@@ -31,8 +31,7 @@ N_LANDMARKS = 32
 """Number of hidden states that are kept per sequence, at the ends of batches, because a prompt may continue there."""
 
 
-@dataclass(slots=True)
-class _SlotStates:
+class _SlotStates(Struct):
     """The hidden states of a slot that its follower has not used yet."""
 
     states: list[HiddenState] = field(default_factory=list)
@@ -50,8 +49,7 @@ class _SlotStates:
         self.landmarks = {place: state for place, state in self.landmarks.items() if place <= n}
 
 
-@dataclass(slots=True)
-class _HeadDraft:
+class _HeadDraft(Struct):
     slot: Slot
     max_tokens: int
     row: int = -1

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from llama_corral.common.hub.gguf_header import has_mtp_head
+from msgspec.structs import replace
 
 from ...llama.context import Context, HeadContext
 from ...llama.errors import LoadError

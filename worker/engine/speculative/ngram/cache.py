@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
+
+from msgspec import Struct, field
 
 from ...batching.slots import Slot
 from ..drafter import DraftRequest, HistoryDrafter
@@ -36,8 +37,7 @@ LAX = Threshold((2, 2, 1, 1), (66, 50, 50, 50))
 STRICT = Threshold((4, 3, 2, 2), (75, 66, 66, 66))
 
 
-@dataclass(slots=True)
-class _SlotCounts:
+class _SlotCounts(Struct):
     history: list[int]
     n_counted: int = 0
     table: Table = field(default_factory=dict)

@@ -8,7 +8,8 @@ its last one. The rules are llama-server's. Each slot has one record.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from ...batching.slots import Slot
 from ...llama.options import NgramSizes
@@ -19,8 +20,7 @@ MAX_VALUES = 4
 CLEAR_MAJORITY = 2
 
 
-@dataclass(slots=True)
-class Value:
+class Value(Struct):
     """A continuation of a key."""
 
     place: int  # position in the history at which it begins
@@ -28,8 +28,7 @@ class Value:
     count: int = 0
 
 
-@dataclass(slots=True)
-class Key:
+class Key(Struct):
     hits: int = 0
     counted_to: int = -1  # the latest position whose continuation is counted
     values: list[Value] = field(default_factory=list)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 
 from ...batching.slots import Slot
 from ..drafter import DraftRequest, HistoryDrafter
@@ -30,8 +30,7 @@ _SHORT = 16
 _EMPTY = -1
 
 
-@dataclass(slots=True)
-class _Progress:
+class _Progress(Struct):
     learned_to: int = 0
     n_poor: int = 0
 
