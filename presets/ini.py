@@ -2,6 +2,7 @@
 
 iniconfig parses sections, values and line numbers. It refuses keys before the first header and repeated names, but
 llama-server's files contain both; so a line number is added to every header and key before iniconfig reads them.
+What is wrong in one section is a fault of that section. Only an unreadable file, or a fault in `[*]`, is an error.
 """
 
 from __future__ import annotations
@@ -15,12 +16,11 @@ from typing import NamedTuple
 
 import iniconfig
 from llama_corral.common.base.errors import ConfigError
-from llama_corral.common.hub.gguf_names import canonical_name
-from msgspec import Struct
+from msgspec import Struct, field
 
 from .layer import ConfigValue, Layer, add, put, switch_text
 from .layer_source import check
-from .options.table import KEYS, nearest
+from .options.table import KEYS, OPTIONS, nearest
 from .policy import ModelGroup
 
 log = logging.getLogger("corral.presets")
@@ -32,6 +32,8 @@ GROUP_KEYS = ("swap", "exclusive", "persistent")
 DEFAULT = "default"
 """Name of the section for keys before the first header."""
 
+_NAMES = ("alias", "tags")
+"""Options of a section with invalid values that are kept: any text is valid for them."""
 _HEADER = re.compile(r"\[\s*([^\]]*?)\s*\]\s*([;#].*)?")
 _KEY = re.compile(r"([A-Za-z_][A-Za-z0-9_.-]*)[ \t]*=")
 _COMMENT = re.compile(r"(^|\s)[;#].*")
@@ -39,14 +41,23 @@ _NEWLINE = re.compile(r"\r\n|\r|\n")
 _QUOTED = re.compile(r'("(?:[^"\\]|\\.)*")\s*([;#].*)?')
 _STRANGE = re.compile("[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 """Characters that Python, and therefore iniconfig, treats as line ends."""
+_NEEDS_QUOTES = re.compile("^\\s|\\s$|(^|\\s)[;#]|[\r\n\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_NOT_UTF_8 = re.compile("[\udc80-\udcff]")
+NOT_AN_ARGUMENT = re.compile("[\0\ud800-\udfff]")
+"""Characters that neither a path nor an argument of a command may contain."""
 
 
 class Section(Struct, frozen=True):
     """One model of a presets file. Its layer also contains the preset-only keys."""
 
     name: str
+    """As written; "" if its header has none."""
     line: int
     layer: Layer
+    """If the section has a fault, only some of its options."""
+    fault: str = ""
+    """Why the section cannot be used, as `file:line: …`; "": it can be used."""
 
 
 class PresetFile(Struct, frozen=True):
@@ -55,6 +66,8 @@ class PresetFile(Struct, frozen=True):
     sections: tuple[Section, ...]
     groups: Mapping[str, ModelGroup]
     """The groups of `[group:NAME]`, by name."""
+    faulty_groups: Mapping[str, str] = field(default_factory=dict)
+    """Groups whose section has a fault, by name, with the fault."""
 
 
 class _Entry(NamedTuple):
@@ -67,18 +80,32 @@ class _Block(NamedTuple):
     line: int
     name: str
     entries: list[_Entry]
+    faults: list[str]
+    """Of its header and of the lines that are no entries, in file order."""
 
 
 def read_presets(path: str | Path) -> PresetFile:
-    """Read a presets file. Raise ConfigError `file:line: …` for anything invalid or unknown."""
-    blocks = _blocks(path)
-    groups = {block.name: _group(path, block) for block in blocks if block.name.startswith(GROUP)}
-    layers = {block.name: (block.line, _layer(path, block)) for block in blocks if block.name not in groups}
-    for _, layer in layers.values():
-        check(layer)
-    _, everywhere = layers.pop(ALL_MODELS, (0, {}))
-    sections = (Section(name, line, layer) for name, (line, layer) in layers.items() if layer or name != DEFAULT)
-    return PresetFile(everywhere, tuple(sections), {group.name: group for group in groups.values()})
+    """Read a presets file. Raise ConfigError if the file cannot be read, or for a fault in `[*]`."""
+    everywhere: Layer = {}
+    sections: list[Section] = []
+    groups: dict[str, ModelGroup] = {}
+    faulty_groups: dict[str, str] = {}
+    for block in _blocks(path):
+        if block.name.startswith(GROUP):
+            group, fault = _group(path, block)
+            if group.name:
+                groups[group.name] = group
+            if fault:
+                faulty_groups[group.name] = fault
+            continue
+        section = _section(path, block)
+        if section.name == ALL_MODELS:
+            if section.fault:
+                raise ConfigError(section.fault)
+            everywhere = section.layer
+        elif section.layer or section.fault or section.name != DEFAULT:
+            sections.append(section)
+    return PresetFile(everywhere, tuple(sections), groups, faulty_groups)
 
 
 def read_global(path: str | Path) -> Layer:
@@ -86,9 +113,11 @@ def read_global(path: str | Path) -> Layer:
     layer: dict[str, ConfigValue] = {}
     blocks = {block.name: block for block in _blocks(path)}
     for name in (ALL_MODELS, DEFAULT):
-        entries = _layer(path, blocks[name], ignore_unknown=True) if name in blocks else {}
-        for field, given in entries.items():
-            put(layer, field, given)
+        section = _section(path, blocks[name], ignore_unknown=True) if name in blocks else Section(name, 0, {})
+        if section.fault:
+            raise ConfigError(section.fault)
+        for option, given in section.layer.items():
+            put(layer, option, given)
     return layer
 
 
@@ -97,83 +126,119 @@ def _text(path: str | Path) -> str:
         data = Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = len(re.findall(rb"\r\n|\r|\n", data[: error.start])) + 1
-        raise ConfigError(f"{path}:{line}: not UTF-8 text") from None
+    if data.startswith(_UTF_16):
+        raise ConfigError(f"{path}:1: not UTF-8 text")
+    return data.decode("utf-8-sig", errors="surrogateescape")
 
 
 def _blocks(path: str | Path) -> list[_Block]:
-    """Return the sections in file order, with canonical model names; of several with the same name only the last."""
-    names: dict[int, str] = {0: DEFAULT}
-    lines = ["[0]"]
+    """Return the sections in file order; of several with the same name only the last, and all without a name."""
+    names, faults, lines = {0: DEFAULT}, {0: list[str]()}, ["[0]"]
+    header = 0
     for number, line in enumerate(_NEWLINE.split(_text(path)), 1):
-        lines.append(_unique(path, number, line.strip(" \t"), names))
-    blocks: dict[str, _Block] = {}
+        line = line.strip(" \t")
+        if line.startswith("["):
+            header, faults[number] = number, []
+            names[number] = NOT_AN_ARGUMENT.sub("?", line[1:].partition("]")[0].strip(" \t"))
+        text, fault = _unique(number, line)
+        lines.append(text)
+        if fault:
+            faults[header].append(f"{path}:{number}: {fault}")
+    blocks: dict[str | int, _Block] = {}
     for section in iniconfig.IniConfig(str(path), data="\n".join(lines)):
-        line = int(section.name)
-        name = names[line]
-        if name in blocks and blocks[name].entries:
+        line_number = int(section.name)
+        name = names[line_number]
+        if name in blocks and (blocks[name].entries or blocks[name].faults):
             earlier = blocks.pop(name).line
-            log.warning("%s:%d: [%s] replaces the section of that name in line %d", path, line, name, earlier)
+            log.warning("%s:%d: [%s] replaces the section of that name in line %d", path, line_number, name, earlier)
         entries = [
             _Entry((section.lineof(key) or 1) - 1, key.partition("@")[0], value) for key, value in section.items()
         ]
-        blocks[name] = _Block(line, name, entries)
+        blocks[name or line_number] = _Block(line_number, name, entries, faults[line_number])
     return list(blocks.values())
 
 
-def _unique(path: str | Path, number: int, line: str, names: dict[int, str]) -> str:
-    """Return the line with its line number added to the header or key, as iniconfig accepts it."""
+def _unique(number: int, line: str) -> tuple[str, str]:
+    """Return the line with its number added to the header or key, as iniconfig accepts it, and what is wrong with it.
+
+    A header with a fault begins a section all the same, so that its keys are not those of the section before it.
+    """
     if not line or line[0] in ";#":
-        return ""
+        return "", ""
+    fault = ""
     if strange := _STRANGE.search(line):
-        raise ConfigError(f"{path}:{number}: line separator U+{ord(strange[0]):04X} inside a line")
+        fault = f"line separator U+{ord(strange[0]):04X} inside a line"
+    elif _NOT_UTF_8.search(line):
+        fault = "not UTF-8 text"
     if line[0] == "[":
         header = _HEADER.fullmatch(line)
-        if not header or not header[1]:
-            raise ConfigError(f"{path}:{number}: expected [name], found '{line}'")
-        names[number] = header[1] if header[1].startswith(GROUP) else canonical_name(header[1])
-        return f"[{number}]"
+        is_name = header and header[1] and not NOT_AN_ARGUMENT.search(header[1])
+        return f"[{number}]", fault or ("" if is_name else f"expected [name], found '{line}'")
     key = _KEY.match(line)
-    if not key:
-        raise ConfigError(f"{path}:{number}: expected KEY = VALUE, found '{line}'")
-    return f"{key[1]}@{number}={line[key.end() :]}"
+    if fault or not key:
+        return "", fault or f"expected KEY = VALUE, found '{line}'"
+    return f"{key[1]}@{number}={line[key.end() :]}", ""
 
 
-def _value(text: str) -> str:
-    """Return the value without a trailing comment. A JSON string is replaced by its content."""
+def _value(text: str, *, keeps_quotes: bool = False) -> str:
+    """Return the value without a trailing comment. A JSON string is replaced by its content.
+
+    `keeps_quotes`: only if the content cannot be written without quotes.
+    """
     if quoted := _QUOTED.fullmatch(text):
         try:
-            return str(json.loads(quoted[1]))
+            content = str(json.loads(quoted[1]))
         except ValueError:
             pass
+        else:
+            return quoted[1] if keeps_quotes and ini_value(content) == content else content
     return _COMMENT.sub("", text)
 
 
-def _layer(path: str | Path, block: _Block, *, ignore_unknown: bool = False) -> Layer:
+def ini_value(text: str) -> str:
+    """Return the text as a value of a presets file; as a JSON string if the reader would change the plain text."""
+    return json.dumps(text) if _NEEDS_QUOTES.search(text) or text.startswith('"') else text
+
+
+def _section(path: str | Path, block: _Block, *, ignore_unknown: bool = False) -> Section:
+    """Return the block as a section with its first fault."""
     layer: dict[str, ConfigValue] = {}
+    faults = block.faults[:]
     for line, key, value in block.entries:
         where = f"{path}:{line}: {key}"
-        if key in KEYS:
-            add(layer, KEYS[key], _value(value), where)
+        spelling = KEYS.get(key) or KEYS.get(key.replace("_", "-"))
+        if spelling is not None:
+            try:
+                keeps_quotes = spelling.entry is OPTIONS["reasoning_budget_message"]
+                add(layer, spelling, _value(value, keeps_quotes=keeps_quotes), where)
+            except ConfigError as error:
+                faults.append(str(error))
         elif key == "version":
             continue
         elif ignore_unknown:
             log.warning("%s: ignored: this program has no such option", where)
         else:
-            raise ConfigError(f"{path}:{line}: unknown key '{key}'{nearest(key, KEYS)}")
-    return layer
+            faults.append(f"{path}:{line}: unknown key '{key}'{nearest(key, KEYS)}")
+    try:
+        check(layer)
+    except ConfigError as error:
+        faults.append(str(error))
+        layer = {option: given for option, given in layer.items() if option in _NAMES}
+    return Section(block.name, block.line, layer, faults[0] if faults else "")
 
 
-def _group(path: str | Path, block: _Block) -> ModelGroup:
-    name, rules = block.name.removeprefix(GROUP).strip(), {}
+def _group(path: str | Path, block: _Block) -> tuple[ModelGroup, str]:
+    """Return the group of a block, and its first fault; "" if it has none."""
+    name, rules, faults = block.name.removeprefix(GROUP).strip(), {}, block.faults[:]
     if not name:
-        raise ConfigError(f"{path}:{block.line}: [{block.name}] has no name: write [{GROUP}NAME]")
+        faults.append(f"{path}:{block.line}: [{block.name}] has no name: write [{GROUP}NAME]")
     for line, key, value in block.entries:
         if key not in GROUP_KEYS:
             hint = "; set group = NAME in the sections of its models" if key == "members" else nearest(key, GROUP_KEYS)
-            raise ConfigError(f"{path}:{line}: unknown key '{key}' of a group{hint}")
-        rules[key] = switch_text(_value(value), False, f"{path}:{line}: {key}") == "true"
-    return ModelGroup(name, **rules)
+            faults.append(f"{path}:{line}: unknown key '{key}' of a group{hint}")
+            continue
+        try:
+            rules[key] = switch_text(_value(value), False, f"{path}:{line}: {key}") == "true"
+        except ConfigError as error:
+            faults.append(str(error))
+    return ModelGroup(name, **rules), faults[0] if faults else ""

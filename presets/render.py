@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import re
-
+from .ini import ini_value
 from .layer import ConfigValue, Layer
 from .options.help import bash_completion, help_text
 from .options.option import Option, OptionReader, Repeat
@@ -12,7 +10,7 @@ from .options.reference import reference_markdown
 from .options.table import OPTIONS
 from .options.values import many
 
-__all__ = ["bash_completion", "help_text", "masked", "reference_markdown", "to_argv", "to_ini"]
+__all__ = ["bash_completion", "help_text", "ini_value", "masked", "reference_markdown", "to_argv", "to_ini"]
 
 
 def to_argv(layer: Layer) -> list[str]:
@@ -41,11 +39,3 @@ def to_ini(layer: Layer) -> str:
 def masked(layer: Layer) -> Layer:
     """Return the layer for display, with keys and tokens replaced by "…"."""
     return {field: ConfigValue("…", given.where) if OPTIONS[field].secret else given for field, given in layer.items()}
-
-
-_NEEDS_QUOTES = re.compile("^\\s|\\s$|(^|\\s)[;#]|[\r\n\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
-
-
-def ini_value(text: str) -> str:
-    """Return the text as an INI value; as a JSON string if the reader would change the plain text."""
-    return json.dumps(text) if _NEEDS_QUOTES.search(text) or text.startswith('"') else text

@@ -3,94 +3,56 @@
 Called by the router at startup and at every reload. Reads files, but uses no network and starts nothing. Precedence,
 lowest first: `[*]` < cache or models directory < the model's own section < the router's command line. The environment
 is not used here: workers inherit it, with lower precedence than all of these.
+
+A fault of one section makes only its model unavailable: every such fault is a ConfigError inside `_Builder.build`, and
+`load_presets` turns it into a preset that says why. With --presets-strict it is an error instead.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
 
 from llama_corral.common.base.errors import ConfigError
 from llama_corral.common.hub.gguf_header import GgufError, read_header
-from llama_corral.common.hub.gguf_names import canonical_name, split_repo
-from llama_corral.common.hub.hub_cache import is_repo_name
 from llama_corral.common.hub.resolve import find_cached, list_cached
-from msgspec import Struct, field
 from msgspec.structs import replace
 
 from . import backends, merge, models_dir, variants
-from .backends import Backend
-from .ini import DEFAULT, PresetFile, Section, read_presets
+from .candidate import (
+    BACKEND_ONLY,
+    MODEL_SOURCES,
+    SECTION_ONLY,
+    Candidate,
+    base_layer,
+    check_backend,
+    check_text,
+    is_repository,
+    refuse_commands,
+    unavailable_preset,
+)
+from .ini import PresetFile, read_presets
 from .merge import ConfigValue, Layer
+from .names import ReportFault, listed_names, named_model, settle
 from .options.settings import Settings
 from .options.table import NOT_OVERLAID, OPTIONS, PRESET_ONLY, ROUTER_OWN
-from .policy import DEFAULT_POLICY, ModelGroup, ModelPolicy, policy_of
-from .render import to_ini
+from .policy import ModelGroup, policy_of
+from .preset import Preset, Source
+from .variant_presets import build_variant, by_depth
 
 HERE = "${here}"
 """In a value of a presets file: the file's directory. Plain relative paths refer to the router's working directory."""
-MODEL_SOURCES = frozenset({"model", "model_url", "hf_repo", "docker_repo"})
-"""Options that say which model a section is."""
-NOT_SHOWN = frozenset({"host", "port", "alias", "tags"})
-"""Omitted from `ini_text`: the router sets or shows them elsewhere."""
 MODALITY_KEYS = (("clip.has_vision_encoder", "image"), ("clip.has_audio_encoder", "audio"))
 """Boolean keys in a projector's header → the input modality that they enable."""
 
-SECTION_ONLY = frozenset({"base"}) | backends.FIELDS
-BACKEND_ONLY = frozenset({"model", "mmproj", "alias", "tags"})
-"""Model options that are used with an external program; the program's own options are in its command line."""
+NOTHING_KNOWN: Mapping[str, Preset] = MappingProxyType({})
 
-Source = Literal["preset", "models_dir", "cache"]
+__all__ = ["HERE", "Preset", "PresetReader", "Source", "demo_presets_path", "load_presets", "projector_modalities"]
+
 logger = logging.getLogger("corral.presets")
-
-
-class Preset(Struct, frozen=True):
-    name: str
-    source: Source
-    layer: Layer = field(default_factory=dict)
-    """The options of the worker, without the router's own options."""
-    router_layer: Layer = field(default_factory=dict)
-    """The preset-only keys as given."""
-    aliases: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()
-    load_on_startup: bool = False
-    stop_timeout: float = 10.0
-    """Seconds."""
-    pin: bool = False
-    """True if the model is never evicted and never unloaded automatically."""
-    ttl: float = 0.0
-    """Seconds without use after which the model is unloaded; 0: never."""
-    policy: ModelPolicy = DEFAULT_POLICY
-    hidden: bool = False
-    """True if the model is usable, but not listed."""
-    backend: Backend | None = None
-    """The external program that serves the model; None: our own worker."""
-    base: str = ""
-    """The model whose worker serves this one; "": a separate worker."""
-    defaults: str = ""
-    """Default options that each request carries to the worker, in the format of `variants`."""
-    input_modalities: tuple[str, ...] = ("text",)
-    output_modalities: tuple[str, ...] = ("text",)
-
-    @property
-    def ini_text(self) -> str:
-        """The preset as a section of a presets file, with header and without secrets."""
-        shown = {**self.layer, **self.router_layer}
-        for name in [name for name in shown if name in NOT_SHOWN or OPTIONS[name].secret]:
-            del shown[name]
-        return f"[{self.name}]\n{to_ini(shown)}\n"
-
-
-class _Candidate(Struct, frozen=True):
-    """A model before its Preset is built. `where` is the place that errors about the whole model name."""
-
-    name: str
-    source: Source
-    base: Layer
-    section: Layer
-    where: str
 
 
 def demo_presets_path() -> Path:
@@ -98,48 +60,134 @@ def demo_presets_path() -> Path:
     return Path(__file__).parent / "demo" / "demo.ini"
 
 
-def load_presets(
-    settings: Settings, argv_layer: Layer, environ: Mapping[str, str], *, may_run_commands: bool = True
-) -> dict[str, Preset]:
-    """Return all models' presets, sorted by name. Raise ConfigError for any error in a file or between models.
+class PresetReader:
+    """Reads the sources at the start and at each reload. Names stay with the models that had them."""
 
-    `may_run_commands`: True if this machine's user wrote the presets file.
+    def __init__(
+        self, settings: Settings, argv_layer: Layer, environ: Mapping[str, str], *, may_run_commands: bool = True
+    ) -> None:
+        self._load = partial(load_presets, settings, argv_layer, environ, may_run_commands=may_run_commands)
+        self._known: Mapping[str, Preset] = {}
+
+    def __call__(self) -> dict[str, Preset]:
+        """Raise ConfigError if a source cannot be read."""
+        found = self._load(known=self._known)
+        self._known = found
+        return found
+
+
+def load_presets(
+    settings: Settings,
+    argv_layer: Layer,
+    environ: Mapping[str, str],
+    *,
+    may_run_commands: bool = True,
+    known: Mapping[str, Preset] = NOTHING_KNOWN,
+) -> dict[str, Preset]:
+    """Return all models' presets, sorted by name; one whose section has a fault is unavailable.
+
+    `may_run_commands`: True if this machine's user wrote the presets file. `known`: the result of the last reading.
+    Raise ConfigError if a source cannot be read, for a fault in `[*]`, and with --presets-strict for any fault.
     """
+    report = partial(_report, is_strict=settings.router.presets_strict)
     file = _read_file(settings.router.models_preset)
-    if not may_run_commands:
-        _refuse_commands(file)
+    candidates = _candidates(settings, file, environ, known, report)
     overlay = {name: given for name, given in argv_layer.items() if name not in NOT_OVERLAID}
-    presets = {}
-    dedup: set[str] = set()
-    left_out: set[str] = set()
-    sharing: dict[str, _Candidate] = {}
-    for candidate in _candidates(settings, file, environ):
-        if "base" in candidate.section:
-            sharing[candidate.name] = candidate
-            continue
-        merged = merge.merge(file.global_layer, candidate.base, candidate.section, overlay)
-        kept = {name: given for name, given in merged.items() if name not in ROUTER_OWN}
-        left_out |= {merged[name].where for name in merged.keys() - kept.keys()}
-        preset, own = _preset(candidate, kept, environ, settings.router.models_ttl, file.groups)
-        presets[candidate.name] = preset
-        if own.presets.dedup_cache_models and preset.source == "preset":
-            dedup.add(candidate.name)
-    for where in sorted(left_out):
+    builder = _Builder(file, candidates, overlay, environ, settings.router.models_ttl, may_run_commands)
+    presets = builder.presets
+    for candidate in builder.in_order():
+        try:
+            presets[candidate.name] = builder.build(candidate)
+        except ConfigError as error:
+            report(str(error), f"model {candidate.name} cannot be loaded")
+            presets[candidate.name] = unavailable_preset(candidate, str(error))
+    for where in sorted(builder.ignored):
         logger.warning("%s: ignored: an option of the router, not of a model", where)
-    presets.update(_variants(sharing, presets, overlay))
-    for name in file.groups.keys() - {preset.policy.group.name for preset in presets.values()}:
-        logger.warning("%s: no model is in the group '%s'", settings.router.models_preset, name)
-    _check_names(presets)
-    hidden = _duplicates(presets, dedup, environ)
+    _check_groups(file, settings.router.models_preset, presets, report)
+    presets = settle(presets, known, report)
+    hidden = _duplicates(presets, builder.dedup & presets.keys(), environ)
     return {name: replace(presets[name], hidden=name in hidden) for name in sorted(presets)}
+
+
+def _report(fault: str, effect: str, *, is_strict: bool) -> None:
+    """Log a fault of one section, or raise it as ConfigError."""
+    if is_strict:
+        raise ConfigError(fault)
+    logger.warning("%s: %s", effect, fault)
+
+
+def _check_groups(file: PresetFile, path: str, presets: Mapping[str, Preset], report: ReportFault) -> None:
+    """Report the groups that no model is in. A fault of a group that has models is one of these models."""
+    used = {preset.policy.group.name for preset in presets.values()}
+    unavailable = {preset.unavailable for preset in presets.values()}
+    for name in file.groups.keys() - used - file.faulty_groups.keys():
+        logger.warning("%s: no model is in the group '%s'", path, name)
+    for name, fault in file.faulty_groups.items():
+        if fault not in unavailable:
+            report(fault, f"the group '{name}' is left out")
+
+
+class _Builder:
+    """Builds one preset after the other. All its ConfigErrors are faults of single sections."""
+
+    def __init__(
+        self,
+        file: PresetFile,
+        candidates: Mapping[str, Candidate],
+        overlay: Layer,
+        environ: Mapping[str, str],
+        models_ttl: float,
+        may_run_commands: bool,
+    ) -> None:
+        self.presets: dict[str, Preset] = {}
+        """Those built so far."""
+        self.dedup: set[str] = set()
+        """The models whose preset has dedup-cache-models."""
+        self.ignored: set[str] = set()
+        """Where options of the router are set for models."""
+        self._file, self._candidates, self._overlay, self._environ = file, candidates, overlay, environ
+        self._models_ttl, self._may_run_commands = models_ttl, may_run_commands
+        listed = {candidate.written: name for name, candidate in candidates.items() if candidate.written}
+        self._variants = {name: one.section for name, one in candidates.items() if "base" in one.section}
+        self._bases = {
+            name: section["base"]._replace(text=named_model(section["base"].text, listed, candidates))
+            for name, section in self._variants.items()
+        }
+
+    def in_order(self) -> list[Candidate]:
+        """Return the candidates, each after its base."""
+        separate = [candidate for name, candidate in self._candidates.items() if name not in self._variants]
+        return separate + [self._candidates[name] for name in by_depth(self._variants, self._bases)]
+
+    def build(self, candidate: Candidate) -> Preset:
+        """Return the preset of a candidate. Raise ConfigError."""
+        if candidate.fault:
+            raise ConfigError(candidate.fault)
+        check_text(candidate.section)
+        if candidate.name in self._variants:
+            return build_variant(candidate.name, self._variants, self._bases, self.presets, self._overlay)
+        if not self._may_run_commands:
+            refuse_commands(candidate)
+        base = base_layer(candidate, self._file)
+        merged = merge.merge(self._file.global_layer, base, candidate.section, self._overlay)
+        kept = {name: given for name, given in merged.items() if name not in ROUTER_OWN}
+        self.ignored |= {merged[name].where for name in merged.keys() - kept.keys()}
+        preset, own = _preset(candidate, kept, self._environ, self._models_ttl, self._file.groups)
+        if fault := self._file.faulty_groups.get(own.presets.group) if own.presets.group else None:
+            raise ConfigError(fault)
+        if own.presets.dedup_cache_models and preset.source == "preset":
+            self.dedup.add(candidate.name)
+        return preset
 
 
 def _read_file(path: str) -> PresetFile:
     if not path:
         return PresetFile({}, (), {})
     file = read_presets(path)
+    check_text(file.global_layer)
     for name in file.global_layer.keys() & SECTION_ONLY:
         raise ConfigError(f"{file.global_layer[name].where}: not allowed in [*]: put it into a model's own section")
+    merge.resolve({name: given for name, given in file.global_layer.items() if name not in ROUTER_OWN | PRESET_ONLY})
     here = str(Path(path).resolve().parent)
     sections = tuple(replace(section, layer=_expand(section.layer, here)) for section in file.sections)
     return replace(file, global_layer=_expand(file.global_layer, here), sections=sections)
@@ -152,30 +200,36 @@ def _expand(layer: Layer, here: str) -> Layer:
     }
 
 
-def _refuse_commands(file: PresetFile) -> None:
-    for section in file.sections:
-        for name in sorted(section.layer.keys() & backends.FIELDS):
-            raise ConfigError(f"{section.layer[name].where}: a downloaded presets file may not run programs")
-
-
-def _candidates(settings: Settings, file: PresetFile, environ: Mapping[str, str]) -> Iterator[_Candidate]:
-    """Yield the models of cache, models directory and presets file, each name once."""
-    found: dict[str, _Candidate] = {}
+def _candidates(
+    settings: Settings, file: PresetFile, environ: Mapping[str, str], known: Mapping[str, Preset], report: ReportFault
+) -> dict[str, Candidate]:
+    """Return the models of cache, models directory and presets file by name."""
+    found: dict[str, Candidate] = {}
     for name in list_cached(environ):
-        found[name] = _Candidate(name, "cache", {"hf_repo": ConfigValue(name, "the cache")}, {}, "the cache")
+        found[name] = Candidate(name, "cache", {"hf_repo": ConfigValue(name, "the cache")}, {}, "the cache")
     if settings.router.models_dir:
         where = f"--models-dir {settings.router.models_dir}"
         for model in models_dir.scan(Path(settings.router.models_dir)):
-            found[model.name] = _Candidate(model.name, "models_dir", _local_layer(model, where), {}, where)
+            found[model.name] = Candidate(model.name, "models_dir", _local_layer(model, where), {}, where)
+    repositories = {section.name for section in file.sections if is_repository(section.name, section.layer, file)}
+    listed = listed_names((section.name for section in file.sections), repositories.__contains__)
     for section in file.sections:
-        base: Layer = found[section.name].base if section.name in found else {}
-        if MODEL_SOURCES & set(section.layer):
-            base = {}  # it names its own model, so use nothing from a cached or local model with the same name
+        if not section.name:
+            report(section.fault, "a section without a name is left out")
+            continue
+        name = listed[section.name]
+        same = found.get(name)
+        if same is not None and "base" in section.layer:
+            fault = f"{section.layer['base'].where}: '{name}' is already a separate model, from {same.where}"
+            if name in known and known[name].source != "preset":
+                report(fault, f"the section [{name}] is left out")
+                continue
+            report(fault, f"model {name} from {same.where} is left out")
+        # a section that says which model it is uses nothing of a cached or local model with the same name
+        base = same.base if same is not None and not (MODEL_SOURCES | {"base"}) & section.layer.keys() else {}
         where = f"{settings.router.models_preset}:{max(section.line, 1)}"
-        found[section.name] = _Candidate(
-            section.name, "preset", _named_after(section, base, file, where), section.layer, where
-        )
-    yield from found.values()
+        found[name] = Candidate(name, "preset", base, section.layer, where, section.fault, section.name)
+    return found
 
 
 def _local_layer(model: models_dir.LocalModel, where: str) -> Layer:
@@ -189,20 +243,8 @@ def _local_layer(model: models_dir.LocalModel, where: str) -> Layer:
     }
 
 
-def _named_after(section: Section, base: Layer, file: PresetFile, where: str) -> Layer:
-    """Return a section's base layer; if the section names no model, its name may be a repository. Raise ConfigError."""
-    says_so = MODEL_SOURCES | {"base", "cmd"}
-    if says_so & {*(name for name, given in section.layer.items() if given.text), *base, *file.global_layer}:
-        return base
-    if is_repo_name(split_repo(section.name)[0]):
-        return {**base, "hf_repo": ConfigValue(section.name, where)}
-    if section.name == DEFAULT:
-        raise ConfigError(f"{where}: keys before the first [header] define a model; for all models put them under [*]")
-    raise ConfigError(f"{where}: [{section.name}] does not say which model it is: add model, hf-repo or model-url")
-
-
 def _preset(
-    candidate: _Candidate,
+    candidate: Candidate,
     merged: Layer,
     environ: Mapping[str, str],
     models_ttl: float,
@@ -213,12 +255,9 @@ def _preset(
     layer = {name: given for name, given in merged.items() if name not in PRESET_ONLY}
     backend = backends.read_backend(candidate.name, merged, own, environ)
     if backend is not None:
-        _check_backend(candidate)
+        check_backend(candidate)
         layer = {name: given for name, given in layer.items() if name in BACKEND_ONLY}
-    try:
-        merge.resolve(layer)
-    except ConfigError as error:
-        logger.warning("model %s cannot be loaded: %s", candidate.name, error)
+    merge.resolve(layer)
     preset = Preset(
         candidate.name,
         candidate.source,
@@ -236,62 +275,6 @@ def _preset(
         defaults="" if backend else variants.header_of(candidate.name, layer, own.presets.system_prompt, shares=False),
     )
     return preset, own
-
-
-def _check_backend(candidate: _Candidate) -> None:
-    """Warn of options in a section with cmd that have no effect. Options from `[*]` are ignored silently.
-
-    Raise ConfigError for a system prompt.
-    """
-    if (given := candidate.section.get("system_prompt")) is not None:
-        raise ConfigError(f"{given.where}: not supported together with cmd: only our own worker can add it")
-    for name in sorted(candidate.section.keys() - BACKEND_ONLY - PRESET_ONLY):
-        logger.warning("%s: has no effect together with cmd", candidate.section[name].where)
-
-
-def _variants(
-    candidates: Mapping[str, _Candidate], presets: Mapping[str, Preset], overlay: Layer
-) -> Iterator[tuple[str, Preset]]:
-    """Yield the presets of the models that share another model's worker. Raise ConfigError."""
-    bases = {name: _canonical(candidate.section["base"]) for name, candidate in candidates.items()}
-    imposed = {field: given for field, given in overlay.items() if field in variants.REQUEST_OPTIONS}
-    for name, candidate in candidates.items():
-        if candidate.base:
-            place = next(iter(candidate.base.values())).where
-            raise ConfigError(f"{bases[name].where}: '{name}' is already a separate model, from {place}")
-        variants.check_section(candidate.section)
-        *names, root = variants.root_of(name, bases)
-        if root not in presets:
-            raise ConfigError(f"{bases[names[-1]].where}: there is no model '{root}'")
-        if presets[root].backend is not None:
-            raise ConfigError(f"{bases[name].where}: '{root}' has a cmd: only our own worker can serve several presets")
-        yield name, _variant(name, presets[root], [candidates[one].section for one in reversed(names)], imposed)
-
-
-def _canonical(given: ConfigValue) -> ConfigValue:
-    return given._replace(text=canonical_name(given.text))
-
-
-def _variant(name: str, root: Preset, sections: list[Layer], imposed: Layer) -> Preset:
-    """Build a variant's preset. `sections`: from the section nearest to the root to the variant's own."""
-    inherited = {field: given for field, given in root.layer.items() if field not in variants.NAMES}
-    own_names = {field: given for field, given in sections[-1].items() if field in variants.NAMES}
-    shared = [{f: given for f, given in section.items() if f not in variants.NAMES} for section in sections]
-    merged = merge.merge(inherited, root.router_layer, *shared, own_names, imposed)
-    own = merge.check(merged)
-    layer = {field: given for field, given in merged.items() if field not in PRESET_ONLY}
-    return replace(
-        root,
-        name=name,
-        source="preset",
-        layer=layer,
-        router_layer={field: given for field, given in merged.items() if field in PRESET_ONLY},
-        aliases=tuple(sorted(set(own.main_model.alias) - {name})),
-        tags=tuple(sorted(set(own.main_model.tags))),
-        load_on_startup=False,
-        base=root.name,
-        defaults=variants.header_of(name, layer, own.presets.system_prompt, shares=True),
-    )
 
 
 def _modalities(own: Settings, environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -314,18 +297,6 @@ def projector_modalities(path: Path) -> tuple[str, ...]:
         logger.warning("cannot read the projector: %s", error)
         return ()
     return tuple(name for key, name in MODALITY_KEYS if metadata.get(key) is True)
-
-
-def _check_names(presets: Mapping[str, Preset]) -> None:
-    owners: dict[str, Preset] = {}
-    for preset in presets.values():
-        for alias in preset.aliases:
-            where = f"{preset.layer['alias'].where}: alias '{alias}' of model '{preset.name}'"
-            if alias in presets:
-                raise ConfigError(f"{where} is the name of another model")
-            if alias in owners:
-                raise ConfigError(f"{where} is an alias of model '{owners[alias].name}' too")
-            owners[alias] = preset
 
 
 def _duplicates(presets: Mapping[str, Preset], dedup: set[str], environ: Mapping[str, str]) -> set[str]:

@@ -60,6 +60,13 @@ class Library:
         except ConfigError as error:
             raise ServerFault(str(error)) from None
 
+    async def _check_sources(self) -> None:
+        """Raise ServerFault if a reload would fail now. Called before something is changed that only a reload shows."""
+        try:
+            await asyncio.to_thread(self._read_presets)
+        except ConfigError as error:
+            raise ServerFault(f"nothing was changed, because the sources cannot be read: {error}") from None
+
     def download(self, name: str) -> None:
         """Start to download `user/repo[:tag]`. Its progress is published as events. Raises ApiError.
 
@@ -90,6 +97,10 @@ class Library:
             raise NotFound("model is not found")
         if view.preset.source != "cache":
             raise InvalidRequest(f"model '{name}' is not in the cache: edit its {view.preset.source} to remove it")
+        variants = [other.name for other in self._lifecycle.views() if other.preset.base == name]
+        if variants:
+            raise InvalidRequest(f"model '{name}' cannot be removed: it is the base of {', '.join(variants)}")
+        await self._check_sources()
         await self._lifecycle.stop_and_wait(name)
         others = [split_repo(other)[0] for other in self._lifecycle.downloads()]
         keep = split_repo(name)[0] in others

@@ -59,7 +59,8 @@ class Ollama:
         return json_response({"version": VERSION})
 
     async def tags(self, request: web.Request) -> web.StreamResponse:
-        views = [view for view in self._lifecycle.views() if not view.preset.hidden and view.status not in _COMING]
+        listed = [view for view in self._lifecycle.views() if not view.preset.hidden and not view.preset.unavailable]
+        views = [view for view in listed if view.status not in _COMING]
         cards = await self._cards(views)
         return json_response({"models": [tag_entry(view.name, cards[view.name]) for view in views]})
 

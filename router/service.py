@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import gc
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from typing import Any
 
 from llama_corral.common.base.errors import ApiError
 from llama_corral.common.base.prompt_directory import DIRECTORY_ENV as PROMPTS_ENV
@@ -28,7 +28,7 @@ from llama_corral.presets import merge
 from llama_corral.presets.options.option import Option
 from llama_corral.presets.options.settings import Settings
 from llama_corral.presets.options.table import VARIABLES
-from llama_corral.presets.sources import load_presets
+from llama_corral.presets.sources import PresetReader
 
 from . import app
 from .library import ReadPresets
@@ -67,7 +67,7 @@ async def serve(
 
     `is_downloaded`: True if the presets file was downloaded; then its presets may not run commands.
     """
-    read_presets = functools.partial(load_presets, settings, given, environ, may_run_commands=not is_downloaded)
+    read_presets = PresetReader(settings, given, environ, may_run_commands=not is_downloaded)
     presets = read_presets()
     if not presets:
         log.warning(NO_MODELS)
@@ -112,7 +112,7 @@ async def serve(
             watching = asyncio.create_task(watch(settings, read_presets, lifecycle))
             try:
                 with _reload_on_sighup(read_presets, lifecycle, environ):
-                    code = await _run_until(stop.requested, lifecycle)
+                    code = await _run_until(stop.requested, lifecycle.start(is_strict=settings.router.presets_strict))
             finally:
                 watching.cancel()
             log.info("stopping")
@@ -179,8 +179,8 @@ def _worker_environ(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if name not in own and not name.startswith(VERTEX_ENV)}
 
 
-async def _run_until(stop: asyncio.Event, lifecycle: Lifecycle) -> int:
-    startup = asyncio.create_task(lifecycle.start())
+async def _run_until(stop: asyncio.Event, start: Coroutine[Any, Any, None]) -> int:
+    startup = asyncio.create_task(start)
     stopped = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait((startup, stopped), return_when=asyncio.FIRST_COMPLETED)

@@ -27,6 +27,15 @@ class RouterOptions(OptionGroup):
         reader=OptionReader.ROUTER,
         router_own=True,
     )
+    presets_strict: Switch = option(
+        False,
+        "--presets-strict",
+        "do not start, and keep the old models at a reload, if one section of the presets file has a fault; default: "
+        "only its model cannot be loaded",
+        env="PRESETS_STRICT",
+        reader=OptionReader.ROUTER,
+        router_own=True,
+    )
     models_max: int = option(
         4,
         "--models-max",

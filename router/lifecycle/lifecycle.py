@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
-from llama_corral.common.base.errors import ConfigError
+from llama_corral.common.base.errors import ApiError, ConfigError
 
 from ..memory.budget import UNLIMITED, MemoryBudget
 from ..models.download import ReadSources
@@ -203,12 +203,20 @@ class Lifecycle:
 
     # -- start and end -----------------------------------------------------------------------------------------------
 
-    async def start(self) -> None:
-        """Start the launcher and the models marked load-on-startup, one after the other. Raises ApiError."""
+    async def start(self, *, is_strict: bool = False) -> None:
+        """Start the launcher and the models marked load-on-startup, one after the other.
+
+        `is_strict`: raises ApiError for a model that cannot be loaded; else it is logged, and the others are loaded.
+        """
         self._launcher.start()
         for name in self._startup:
             log.info("(startup) loading model %s", name)
-            await self.load(name)
+            try:
+                await self.load(name)
+            except ApiError as error:
+                if is_strict:
+                    raise
+                log.error("(startup) model %s is not loaded: %s", name, error.message)
         self._executor.put(events.ServingStarted(self._clock()))
 
     def stop_serving(self) -> None:

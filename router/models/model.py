@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from llama_corral.common.base.errors import ApiError
+from llama_corral.common.base.errors import ApiError, ServerFault
 from llama_corral.common.base.worker_reports import MemoryUsage
 from llama_corral.presets.merge import ConfigValue
 from llama_corral.presets.options.option import Option
@@ -120,6 +120,12 @@ class Model(Struct, eq=False):
         return f"<Model {self.name} {self.state.value}{failed}, {self.instance or 'no worker'}>"
 
     @property
+    def unavailability(self) -> ServerFault | None:
+        """The error for everything that needs the model, if its preset cannot be used; None if it can."""
+        fault = self.preset.unavailable
+        return ServerFault(f"model '{self.name}' cannot be loaded: {fault}") if fault else None
+
+    @property
     def takes_requests(self) -> bool:
         return self.state.is_ready and self.instance is not None and not self.instance.is_draining
 
@@ -173,9 +179,11 @@ class ModelView(Struct, frozen=True):
     status: str
     is_running: bool
     is_failed: bool
+    """True if its last run failed, or if its preset cannot be used."""
     exit_code: int
+    """1 for a preset that cannot be used: for clients of llama-server, 0 is success."""
     failure: str
-    """Why it failed; else empty."""
+    """Why it failed, or cannot be loaded; else empty."""
     failures: int
     """Number of failures in a row."""
     pause: float
@@ -224,14 +232,15 @@ def view_of(model: Model, waiting: int, now: float, variant: Preset | None = Non
     """Return what handlers may see of the model; `variant`: show it under this variant of it."""
     preset = variant or model.preset
     is_failed = model.state is ModelState.FAILED
+    unavailable = preset.unavailable
     return ModelView(
         name=preset.name if variant else model.name,
         preset=preset,
         status=model.displayed_state.value,
         is_running=model.state.is_running,
-        is_failed=is_failed,
-        exit_code=model.exit_code if is_failed else 0,
-        failure=model.failure if is_failed else "",
+        is_failed=is_failed or bool(unavailable),
+        exit_code=1 if unavailable else model.exit_code if is_failed else 0,
+        failure=f"cannot be loaded: {unavailable}" if unavailable else model.failure if is_failed else "",
         failures=model.backoff.count,
         pause=model.backoff.pause(now),
         last_lines=model.last_lines if is_failed else (),
@@ -269,13 +278,20 @@ def launch_spec(preset: Preset) -> LaunchSpec:
 
 
 def command_line(command: tuple[str, ...], preset: Preset) -> tuple[str, ...]:
-    """Return the command line to display while no worker runs. `command`: the start of llama-corral's workers."""
+    """Return the command line to display while no worker runs; empty if it cannot be loaded.
+
+    `command`: the start of the command line of llama-corral's workers.
+    """
+    if preset.unavailable:
+        return ()
     arguments = launch_spec(preset).arguments
     return arguments if preset.backend is not None else (*command, *arguments)
 
 
 def is_same_worker(old: Preset, new: Preset) -> bool:
     """Return True if a running worker fits `new`: changed names, tags and router settings need no restart."""
+    if old.unavailable or new.unavailable:
+        return False
     if old.backend is not None or new.backend is not None:
         return old.backend is not None and new.backend is not None and old.backend.same_process(new.backend)
     return _texts(old) == _texts(new)

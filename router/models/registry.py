@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from llama_corral.common.hub.gguf_names import canonical_name
+
 from ..placement.states import ModelState
 from .backoff import NO_FAILURES
 from .model import Instance, Model, command_line, is_same_worker
@@ -54,10 +56,23 @@ class Catalog:
         return self._models[name]
 
     def resolve(self, name: str) -> str | None:
-        """Return the name of the model or variant that has this name or alias; None if there is none."""
+        """Return the name of the model or variant that has this name or alias; None if there is none.
+
+        A repository is found under every spelling of its quantization.
+        """
         if name in self._models or name in self._variants:
             return name
-        return self._aliases.get(name)
+        return self._aliases.get(name) or self._repository(name)
+
+    def _repository(self, name: str) -> str | None:
+        """Return the model of the repository that `name` spells in another way than the cache; None if there is none.
+
+        For example `user/repo:q8_0` is the model `user/repo:Q8_0`.
+        """
+        folded = canonical_name(name)
+        model = self._models.get(folded)
+        repository = model.preset.layer.get("hf_repo") if model else None
+        return folded if repository is not None and canonical_name(repository.text) == folded else None
 
     def find(self, name: str) -> Model | None:
         """Return the model with this name or else alias; for a variant the model that serves it."""

@@ -46,6 +46,8 @@ def on_load(state: State, event: LoadRequested) -> None:
         raise InvalidRequest("model is already running")
     if model.state is ModelState.DOWNLOADING:
         raise InvalidRequest("model is downloading")
+    if error := model.unavailability:
+        raise error
     if state.is_refusing:
         raise Unavailable(SHUTTING_DOWN)
     load = Load(event.asker, model)

@@ -11,7 +11,7 @@ import logging
 from .effects import Finish
 from .events import ReloadRequested
 from .state import Reload, State
-from .workers import refuse_removed, stop
+from .workers import refuse_removed, refuse_unavailable, stop
 
 log = logging.getLogger("corral.router")
 
@@ -32,6 +32,8 @@ def advance(state: State) -> None:
         for model in state.catalog.apply_presets(reload.presets):
             log.info("(reload) removing name=%s: no source has it any more", model.name)
             refuse_removed(state, model)
+        for model in state.catalog:
+            refuse_unavailable(state, model)
         state.publish("*", "models_reload")
         state.emit(Finish(reload.asker))
         state.reloads.pop(0)

@@ -30,7 +30,8 @@ log = logging.getLogger("corral.router")
 def on_arrived(state: State, event: RequestArrived) -> None:
     """Estimate the model's memory if it does not run; else admit the request. Raises ApiError."""
     model = state.catalog.find(event.asker.model)
-    if model is not None and not state.is_refusing and (model.state.is_down or model in state.estimates):
+    can_load = model is not None and not state.is_refusing and model.unavailability is None
+    if model is not None and can_load and (model.state.is_down or model in state.estimates):
         state.estimate(model).append(event.asker)
     else:
         _admit(state, event.asker, event.now)
@@ -55,6 +56,8 @@ def requested(state: State, name: str) -> Model:
     model = state.catalog.find(name)
     if model is None:
         raise InvalidRequest(f"model '{name}' not found")
+    if error := model.unavailability:
+        raise error
     return model
 
 

@@ -133,10 +133,12 @@ def _error_of(refusal: Refusal) -> NoCapacity | ServerFault:
 
 
 def _answer_loads(state: State) -> None:
-    """Answer the explicit loads whose model was removed or started in the meantime."""
+    """Answer the explicit loads whose model was removed, made unavailable or started in the meantime."""
     for load in state.undecided_loads:
         if load.model not in state.catalog:
             state.emit(Refuse(load.asker, NotFound("model is not found")))
+        elif error := load.model.unavailability:
+            state.emit(Refuse(load.asker, error))
         elif load.model.state.is_down:
             continue
         else:

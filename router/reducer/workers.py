@@ -214,8 +214,11 @@ def on_exited(state: State, event: WorkerExited) -> None:
         if instance.is_fault:
             model.record_failure(event.now, instance.idle_since or None)
         _refuse_waiters(state, model, event.now)
-    if instance.is_retiring and not state.catalog.finish_retirement(model):
-        refuse_removed(state, model)
+    if instance.is_retiring:
+        if state.catalog.finish_retirement(model):
+            refuse_unavailable(state, model)
+        else:
+            refuse_removed(state, model)
     instance.is_gone = True
 
 
@@ -273,3 +276,10 @@ def refuse_removed(state: State, model: Model) -> None:
     """Refuse the requests that wait for a model that exists no more."""
     for waiter in state.queue.pop_all(model.name):
         state.emit(Refuse(waiter.request, ModelNotFound(model.name)))
+
+
+def refuse_unavailable(state: State, model: Model) -> None:
+    """Refuse the requests that wait for a model if its preset cannot be used."""
+    if error := model.unavailability:
+        for waiter in state.queue.pop_all(model.name):
+            state.emit(Refuse(waiter.request, error))

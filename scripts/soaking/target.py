@@ -82,7 +82,7 @@ class PresetsFile:
         self.write()
 
     def break_it(self) -> None:
-        self.file.write_text(self.text()[:-40] + "\n[fox\nno-such-key = what\n")
+        self.file.write_text(self.text() + "\n[*]\nno-such-key = what\n")
 
 
 class Target:

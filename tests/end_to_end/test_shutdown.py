@@ -182,7 +182,7 @@ def test_sighup_reloads_the_presets(programs: Programs, start_gateway: Start) ->
     gateway.process.send_signal(signal.SIGHUP)
     wait_until(lambda: "read again: 1 models" in gateway.log_text, "the reload")
     (file,) = programs.directory.glob("presets-*.ini")
-    file.write_text("[tiny]\nmodel = x.gguf\nctx-sise = 5\n")
+    file.write_text("[*]\nthreads = 1\nctx-sise = 5\n")
     gateway.process.send_signal(signal.SIGHUP)
     wait_until(lambda: f"{file}:3: " in gateway.log_text, "the broken line")
     assert "the old presets are kept" in gateway.log_text

@@ -17,10 +17,10 @@ Load = Callable[[str], dict[str, Preset]]
 
 @pytest.fixture
 def load(tmp_path: Path) -> Load:
-    def read(ini: str) -> dict[str, Preset]:
+    def read(ini: str, *strict: str) -> dict[str, Preset]:
         path = tmp_path / "presets.ini"
         path.write_text(ini)
-        argv = merge.read_argv(["--models-preset", str(path)])
+        argv = merge.read_argv(["--models-preset", str(path), *strict])
         return load_presets(merge.resolve(argv), argv, {"HOME": str(tmp_path), "LLAMA_CACHE": str(tmp_path)})
 
     return read
@@ -38,7 +38,7 @@ def test_priority_and_minimum_stay(load: Load) -> None:
 @pytest.mark.parametrize("line", ["priority = high", "min-stay = -1"])
 def test_invalid_values_are_refused_with_file_and_line(load: Load, line: str) -> None:
     with pytest.raises(ConfigError, match=r"presets.ini:3: " + line.split(" ", maxsplit=1)[0]):
-        load(f"[a]\nmodel = x.gguf\n{line}\n")
+        load(f"[a]\nmodel = x.gguf\n{line}\n", "--presets-strict")
 
 
 def test_groups(load: Load) -> None:
@@ -63,7 +63,7 @@ def test_groups(load: Load) -> None:
 )
 def test_invalid_groups_are_refused(load: Load, ini: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
-        load(ini)
+        load(ini, "--presets-strict")
 
 
 def test_a_group_without_models_is_logged(load: Load, caplog: pytest.LogCaptureFixture) -> None:

@@ -206,7 +206,7 @@ def test_a_section_name_can_be_a_repository(load: Load) -> None:
 )
 def test_refused_with_file_and_line(load: Load, ini: str, complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint) as caught:
-        load(ini)
+        load(ini, "--presets-strict")
     assert "\n" not in str(caught.value)
 
 
@@ -314,4 +314,4 @@ def test_precedence_of_ttl(load: Load) -> None:
     }  # fmt: skip
     assert "ttl = 90" in found["c"].ini_text
     with pytest.raises(ConfigError, match="ttl"):
-        load("[a]\nmodel = x.gguf\nttl = -2\n")
+        load("[a]\nmodel = x.gguf\nttl = -2\n", "--presets-strict")

@@ -76,7 +76,7 @@ def test_user_errors_are_one_line(args: list[str], env: dict[str, str], said: st
 def test_error_in_a_presets_file_names_its_line(tmp_path: Path) -> None:
     file = tmp_path / "presets.ini"
     file.write_text("version = 1\n\n[m]\nmodel = x.gguf\nctx-sise = 5\n")
-    result = ask(tmp_path, "--models-preset", str(file))
+    result = ask(tmp_path, "--models-preset", str(file), "--presets-strict")
     assert result.returncode == 1
     assert f"{file}:5: " in result.stderr
     assert "ctx-size" in result.stderr

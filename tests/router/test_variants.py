@@ -55,11 +55,13 @@ system-prompt = Täglich neu; "so".
 # -- from files to presets -------------------------------------------------------------------------------------------
 
 
-def read(tmp_path: Path, text: str, argv: Mapping[str, Any] | None = None) -> dict[str, Preset]:
+def read(
+    tmp_path: Path, text: str, argv: Mapping[str, Any] | None = None, *, is_strict: bool = False
+) -> dict[str, Preset]:
     path = tmp_path / "presets.ini"
     path.write_text(text)
     environ = {"HOME": str(tmp_path), "LLAMA_CACHE": str(tmp_path / "none")}
-    return load_presets(Settings.of(models_preset=str(path)), argv or {}, environ)
+    return load_presets(Settings.of(models_preset=str(path), presets_strict=is_strict), argv or {}, environ)
 
 
 def test_a_variant_has_its_bases_options_and_its_own(tmp_path: Path) -> None:
@@ -95,7 +97,7 @@ def test_a_variant_has_its_bases_options_and_its_own(tmp_path: Path) -> None:
 )
 def test_sections_that_cannot_share(tmp_path: Path, section: str, complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
-        read(tmp_path, f"\n[a]\nmodel = x.gguf\n[b]\n{section}\n")
+        read(tmp_path, f"\n[a]\nmodel = x.gguf\n[b]\n{section}\n", is_strict=True)
 
 
 def test_sections_of_one_model_without_a_base_do_not_share_a_worker(tmp_path: Path) -> None:

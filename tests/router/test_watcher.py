@@ -99,7 +99,7 @@ async def test_a_broken_edit_keeps_the_presets_and_logs_its_line(
 
     try:
         async with watched(Settings.of(models_preset=str(path)), {"LLAMA_CACHE": str(tmp_path / "cache")}) as lifecycle:
-            await repeat_until(noticed, lambda: path.write_text("[one]\nmodle = one.gguf\n"))
+            await repeat_until(noticed, lambda: path.write_text("[*]\nmodle = one.gguf\n"))
             assert [view.name for view in lifecycle.views()] == ["one"]
     finally:
         logging.getLogger("corral.router").removeHandler(handler)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llama_corral.common.base.errors import InvalidRequest, NotFound, ServerFault, Unavailable
+from llama_corral.common.base.errors import ConfigError, InvalidRequest, NotFound, ServerFault, Unavailable
 from llama_corral.common.base.worker_reports import DOWNLOAD_ENV
 from llama_corral.common.hub.gguf_names import canonical_name
 from llama_corral.common.hub.hub_cache import repo_dir
@@ -33,8 +33,14 @@ class Router:
         self.launcher = InProcessLauncher()
         self.sources = presets(*entries)
         self.lifecycle = Lifecycle(dict(self.sources), self.launcher, models_max=models_max, autoload=True)
-        self.library = Library(Settings.of(), self.lifecycle, lambda: dict(self.sources), environ or {})
+        self.library = Library(Settings.of(), self.lifecycle, self._read, environ or {})
+        self.source_error: ConfigError | None = None
         self.events: list[tuple[str, str, Any]] = []
+
+    def _read(self) -> dict[str, Preset]:
+        if self.source_error:
+            raise self.source_error
+        return dict(self.sources)
 
     async def listen(self) -> None:
         async with self.lifecycle.subscribe() as listener:
@@ -205,6 +211,34 @@ async def test_removing_a_model_stops_it_and_deletes_its_files(tmp_path: Path) -
             await it.library.remove("a")
         with pytest.raises(InvalidRequest, match="missing"):
             await it.library.remove("")
+
+
+async def test_a_removal_that_would_break_the_configuration_changes_nothing(tmp_path: Path) -> None:
+    environ = {"LLAMA_CACHE": str(tmp_path)}
+    cache_repo(tmp_path, "me/repo", "m-Q8_0.gguf")
+    entries = (preset(NAME, source="cache"), preset("v", base=NAME))
+
+    async with router(*entries, environ=environ) as it:
+        await it.lifecycle.load(NAME)
+        it.launcher[NAME].ready()
+        with pytest.raises(InvalidRequest, match="cannot be removed: it is the base of v"):
+            await it.library.remove(NAME)
+        del it.sources["v"]
+        await it.library.reload()
+        it.source_error = ConfigError("presets.ini:2: unknown key 'x'")
+        with pytest.raises(ServerFault, match=r"nothing was changed.*presets\.ini:2"):
+            await it.library.remove(NAME)
+        assert it.status(NAME) == "loaded"
+        assert list_cached(environ) == [NAME]
+
+
+async def test_a_repository_is_found_under_every_spelling_of_its_quantization() -> None:
+    entries = (preset(NAME, source="cache", options={"hf_repo": NAME}), preset("m:8b"))
+    async with router(*entries, environ={}) as it:
+        assert it.lifecycle.find("me/repo:q8_0") == NAME
+        assert it.lifecycle.find("m:8B") is None
+        with pytest.raises(InvalidRequest, match="already exists"):
+            it.library.download("me/repo:q8_0")
 
 
 async def test_removing_a_downloading_model_cancels_the_download(tmp_path: Path) -> None:

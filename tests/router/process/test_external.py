@@ -33,11 +33,11 @@ FAKE = shlex.join([sys.executable, FAKE_BACKEND, "${PORT}"])
 # -- from files to presets -------------------------------------------------------------------------------------------
 
 
-def read(directory: Path, text: str, **given: Any) -> dict[str, Preset]:
+def read(directory: Path, text: str, *, is_strict: bool = False, **given: Any) -> dict[str, Preset]:
     path = directory / "presets.ini"
     path.write_text(text)
     environ = {"HOME": str(directory), "LLAMA_CACHE": str(directory / "none"), "TOKEN": "a b"}
-    return load_presets(Settings.of(models_preset=str(path)), {}, environ, **given)
+    return load_presets(Settings.of(models_preset=str(path), presets_strict=is_strict), {}, environ, **given)
 
 
 def backend(directory: Path, text: str) -> Backend:
@@ -126,12 +126,15 @@ def test_a_worker_option_in_a_section_with_a_command_is_logged(
 )
 def test_invalid_sections_are_refused(tmp_path: Path, lines: str, complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
-        read(tmp_path, f"[b]\n{lines}\n")
+        read(tmp_path, f"[b]\n{lines}\n", is_strict=True)
 
 
 def test_a_downloaded_presets_file_cannot_run_programs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"2: cmd: a downloaded presets file may not run programs"):
-        read(tmp_path, "[b]\ncmd = rm\n", may_run_commands=False)
+        read(tmp_path, "[b]\ncmd = rm\n", may_run_commands=False, is_strict=True)
+    refused = read(tmp_path, "[b]\ncmd = rm\n", may_run_commands=False)["b"]
+    assert (refused.backend, "cmd" in refused.ini_text) == (None, False)
+    assert "may not run programs" in refused.unavailable
     assert read(tmp_path, "[b]\nmodel = x.gguf\n", may_run_commands=False)
 
 
@@ -380,6 +383,6 @@ def test_a_changed_command_restarts_only_its_own_model(start: Callable[..., Prog
 def test_presets_of_a_repository_cannot_run_commands(programs: Programs, tmp_path: Path) -> None:
     with LocalHub({"user/presets": {"preset.ini": b"[one]\ncmd = touch it\n"}}) as hub:
         env = {"LLAMA_CACHE": str(tmp_path), "MODEL_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
-        gateway = programs.gateway("-hf", "user/presets", env=env, wait="nothing")
+        gateway = programs.gateway("-hf", "user/presets", "--presets-strict", env=env, wait="nothing")
         assert gateway.exit_code() == 1
     assert "preset.ini:2: cmd: a downloaded presets file may not run programs" in gateway.log_text
