@@ -19,7 +19,10 @@ from .layer import ConfigValue, Layer
 from .options.settings import Settings
 
 FIELDS = frozenset(
-    {"cmd", "cmd_stop", "env", "health", "use_model_name", "proxy", "load_timeout", "memory", "device_memory"}
+    {
+        *("cmd", "cmd_stop", "env", "health", "use_model_name", "proxy", "load_timeout", "memory", "device_memory"),
+        "restart_after_errors",
+    }
 )
 COMMAND_LINES = ("cmd", "cmd_stop", "env")
 NO_HEALTH = "none"
@@ -42,6 +45,8 @@ class Backend(Struct, frozen=True):
     """Path that returns 200 when the program is ready; "": an accepted connection is enough."""
     load_timeout: float = 600.0
     """Seconds."""
+    max_errors: int = 5
+    """Number of answers in a row with an error of the server after which it is restarted; 0: no limit."""
     model_name: str = ""
     """The program's name of the model; "": the name in the client's request."""
     host_bytes: int = 0
@@ -50,7 +55,7 @@ class Backend(Struct, frozen=True):
 
     def same_process(self, other: Backend) -> bool:
         """Return True if a running program for `self` can be kept for `other`."""
-        policy = {"model_name": "", "host_bytes": 0, "device_bytes": (0,)}
+        policy = {"model_name": "", "max_errors": 0, "host_bytes": 0, "device_bytes": (0,)}
         return replace(self, **policy) == replace(other, **policy)
 
 
@@ -91,6 +96,7 @@ def read_backend(name: str, layer: Layer, own: Settings, environ: Mapping[str, s
         path=path,
         health=_health(own.backend.health, layer),
         load_timeout=own.backend.load_timeout,
+        max_errors=own.backend.restart_after_errors,
         model_name=own.backend.use_model_name,
         host_bytes=own.backend.memory,
         device_bytes=own.backend.device_memory,

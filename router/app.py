@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 from llama_corral.common.tools.routes import tool_routes
 from llama_corral.common.web.application import Route, add_routes, application
-from llama_corral.common.web.pages import page_routes
+from llama_corral.common.web.pages import add_pages
 from llama_corral.common.web.response_store import ResponseStore
 from llama_corral.common.web.stored_responses import RESPONSES, keep_until_cleanup
 from llama_corral.common.web.stored_responses import ROUTES as STORED
@@ -80,6 +80,7 @@ def build(
         keepalive_policy=KeepalivePolicy(
             settings.router.stream_open_after, settings.http.sse_ping_interval, settings.router.stream_load_progress
         ),
+        default_model=settings.router.default_model,
     )
     library = Library(settings, lifecycle, read_presets, environ or {})
     handlers = Handlers(settings, lifecycle, proxy, library)
@@ -99,7 +100,7 @@ def build(
     add_routes(app, settings, STORED)
     add_routes(app, settings, tool_routes(app, settings, environment_without_keys()))
     add_routes(app, settings, _stream_routes(Streams(lifecycle, proxy, conversations)))
-    add_routes(app, settings, page_routes(settings, files(__package__).joinpath("page.html").read_text("utf-8")))
+    add_pages(app, settings, files(__package__).joinpath("page.html").read_text("utf-8"))
     if vertex is not None:
         at_once = [route for route in answered if route[2] not in (handlers.events, pulls.pull)]
         vertex.serve(app, settings, at_once, handlers.health)

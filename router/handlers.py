@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 
 KEEPALIVE_COMMENT = b":\n\n"
+SNAPSHOT = "snapshot"
+"""Name of the events with which `/models/sse` begins, one for each model."""
 
 
 class Handlers:
@@ -124,15 +126,18 @@ def _sse_line(event: ModelEvent) -> bytes:
 
 
 def state_event(view: ModelView) -> ModelEvent:
-    """Return the current state of a model as a `status_change` event, which clients of llama-server understand."""
-    data: dict[str, Any] = {"status": view.status, "snapshot": True}
+    """Return the current state of a model as an event with a name that llama-server does not use.
+
+    Its clients expect only changes: one that loads a model takes a `status_change` with `unloaded` for a failure.
+    """
+    data: dict[str, Any] = {"status": view.status}
     if view.progress:
         data["progress"] = view.progress
     if view.info:
         data["info"] = view.info
     if view.is_failed:
         data["exit_code"] = view.exit_code
-    return ModelEvent(view.name, "status_change", data)
+    return ModelEvent(view.name, SNAPSHOT, data)
 
 
 def model_entry(view: ModelView) -> dict[str, Any]:
@@ -147,7 +152,7 @@ def model_entry(view: ModelView) -> dict[str, Any]:
         "created": int(time.time()),
         "status": _status_json(view),
         "architecture": {
-            "input_modalities": list(preset.input_modalities),
+            "input_modalities": list(view.input_modalities),
             "output_modalities": list(preset.output_modalities),
         },
         "source": preset.source,
@@ -178,6 +183,11 @@ def _status_json(view: ModelView) -> dict[str, Any]:
         "args": list(view.command_line),
         "preset": view.preset.ini_text,
     }
+    if view.is_running:
+        left = None if view.expires_in is None else round(view.expires_in, 1)
+        status |= {"pinned": view.is_pinned, "kept": view.is_kept, "expires_in": left}
+    if view.errors:
+        status["errors"] = view.errors
     if view.progress:
         status["progress"] = view.progress
     if view.is_failed:

@@ -12,12 +12,14 @@ from functools import partial
 from pathlib import Path
 
 from aiohttp import web
-from llama_corral.common.base.errors import ModelNotFound, NotSupported
+from llama_corral.common.base.errors import ConfigError, ModelNotFound, NotSupported
 from llama_corral.common.hub.model_card import ModelCard, read_card
 from llama_corral.common.hub.resolve import find_cached
 from llama_corral.common.web.application import json_response, read_object, read_unmarked_body
-from llama_corral.common.web.ollama import NOTHING, VERSION, expiry_text, without_generation
+from llama_corral.common.web.ollama import NOTHING, expiry_text, version_json, without_generation
 from llama_corral.common.web.ollama_models import possible_names, running_entry, show, tag_entry
+from llama_corral.presets.abilities import abilities, template_source
+from llama_corral.presets.merge import resolve
 from llama_corral.presets.sources import Preset
 
 from .lifecycle.lifecycle import Lifecycle
@@ -45,7 +47,7 @@ class Ollama:
             self._lifecycle.unload_when_idle(model)
             said = NOTHING[_operation(request)]
             return json_response(without_generation(asked.model, said, "unload"))
-        return await self._proxy.forward(request, model, body, retention=_retention(asked.keep_alive))
+        return await self._proxy.forward(request, model, body, retention=Retention.of_keep_alive(asked.keep_alive))
 
     def _find(self, name: str) -> str:
         for possible in possible_names(name):
@@ -56,13 +58,14 @@ class Ollama:
     # -- about models ------------------------------------------------------------------------------------------------
 
     async def version(self, request: web.Request) -> web.StreamResponse:
-        return json_response({"version": VERSION})
+        return json_response(version_json())
 
     async def tags(self, request: web.Request) -> web.StreamResponse:
         listed = [view for view in self._lifecycle.views() if not view.preset.hidden and not view.preset.unavailable]
         views = [view for view in listed if view.status not in _COMING]
         cards = await self._cards(views)
-        return json_response({"models": [tag_entry(view.name, cards[view.name]) for view in views]})
+        names = ((name, cards[view.name]) for view in views for name in (view.name, *sorted(view.preset.aliases)))
+        return json_response({"models": [tag_entry(name, card) for name, card in names]})
 
     async def running(self, request: web.Request) -> web.StreamResponse:
         views = [view for view in self._lifecycle.views() if view.status == ModelState.LOADED.value]
@@ -76,15 +79,14 @@ class Ollama:
         view = self._lifecycle.view(self._find(name))
         if view is None:
             raise ModelNotFound(name)
-        card, layer = (await self._cards([view]))[view.name], view.preset.layer
-        is_on = {field for field, given in layer.items() if given.text == "true"}
-        modalities = view.preset.input_modalities
+        card = (await self._cards([view]))[view.name]
+        template, capabilities = await asyncio.to_thread(_template_and_abilities, view, card)
         shown = show(
             name,
             card,
-            capabilities=card.capabilities(embeds="embeddings" in is_on, modalities=modalities),
-            parameters={field: given.text for field, given in layer.items()},
-            template=card.template,
+            capabilities=capabilities,
+            parameters={field: given.text for field, given in view.preset.layer.items()},
+            template=template,
             verbose=body.get("verbose") is True,
         )
         return json_response(shown)
@@ -112,12 +114,6 @@ def _operation(request: web.Request) -> str:
     return request.path.rpartition("/")[2]
 
 
-def _retention(keep_alive: float | None) -> Retention | None:
-    if keep_alive is None:
-        return None
-    return Retention(pinned=True) if keep_alive < 0 else Retention(ttl=keep_alive)
-
-
 def _running(view: ModelView, card: ModelCard) -> dict[str, object]:
     meta = view.info.get("meta") or {}
     return running_entry(
@@ -128,6 +124,15 @@ def _running(view: ModelView, card: ModelCard) -> dict[str, object]:
         size=meta.get("size", 0),
         size_gpu=meta.get("size_gpu", 0),
     )
+
+
+def _template_and_abilities(view: ModelView, card: ModelCard) -> tuple[str, list[str]]:
+    """Return the chat template and the abilities of a model with the options of its preset; reads a file."""
+    try:
+        settings = resolve(view.preset.layer)
+        return template_source(settings, card.template) or "", abilities(card, settings, view.input_modalities)
+    except ConfigError:  # the model cannot be loaded with them
+        return card.template, card.capabilities(modalities=view.input_modalities)
 
 
 def _read_cards(presets: list[Preset], environ: Mapping[str, str]) -> dict[str, ModelCard]:

@@ -51,13 +51,14 @@ class OllamaPull:
     async def _download_until_left(self, name: str) -> AsyncGenerator[dict[str, Any], None]:
         """Download a model and yield progress messages. If the client that started it disconnects, cancel the download.
 
-        Ollama does the same. The part that was downloaded is kept for the next try. Raises ApiError.
+        Ollama does the same. The part that was downloaded is kept for the next try. A model of any source that is known
+        by this name or alias needs no download. Raises ApiError.
         """
-        wanted = _hub_name(name)
         known = next((view for possible in possible_names(name) if (view := self._lifecycle.view(possible))), None)
         if known is not None and known.name not in self._lifecycle.downloads():
             yield SUCCESS
             return
+        wanted = _hub_name(name)
         async with self._lifecycle.subscribe() as listener:
             is_ours = known is None
             if is_ours:

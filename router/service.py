@@ -28,7 +28,7 @@ from llama_corral.presets import merge
 from llama_corral.presets.options.option import Option
 from llama_corral.presets.options.settings import Settings
 from llama_corral.presets.options.table import VARIABLES
-from llama_corral.presets.sources import PresetReader
+from llama_corral.presets.sources import Preset, PresetReader
 
 from . import app
 from .library import ReadPresets
@@ -71,6 +71,8 @@ async def serve(
     presets = read_presets()
     if not presets:
         log.warning(NO_MODELS)
+    elif (default := settings.router.default_model) and default not in _names_of(presets):
+        log.warning("--default-model %s: no model has this name or alias now", default)
     is_slowed = FAKE_TIMING_ENV in environ
     for_workers = _worker_environ(environ)
     memory_budget = memory_budget_of(settings, for_workers)
@@ -125,6 +127,10 @@ async def serve(
         prompts.close()  # before the workers end, so that they do not write prompts to it
         await lifecycle.close()
         hurrying.cancel()
+
+
+def _names_of(presets: Mapping[str, Preset]) -> set[str]:
+    return {name for preset in presets.values() for name in (preset.name, *preset.aliases)}
 
 
 async def _force_stop_on_second_signal(stop: ShutdownRequest, lifecycle: Lifecycle) -> None:

@@ -7,7 +7,7 @@ from html import escape
 from aiohttp import web
 from llama_corral.common.tools.routes import tool_routes
 from llama_corral.common.web.application import Route, add_routes, application
-from llama_corral.common.web.pages import page_routes
+from llama_corral.common.web.pages import add_pages
 from llama_corral.common.web.stored_responses import RESPONSES, keep_until_cleanup
 from llama_corral.common.web.stored_responses import ROUTES as STORED
 from llama_corral.common.web.vertex import Vertex
@@ -111,7 +111,7 @@ def build(worker: WorkerContext, vertex: Vertex | None = None) -> web.Applicatio
     add_routes(app, settings, [(method, path, resumable.resumable(handler)) for method, path, handler in STREAMING])
     add_routes(app, settings, [*MONITORING, *RESUMING, *STORED, *COMPUTING])
     add_routes(app, settings, tool_routes(app, settings, environment_without_keys()))
-    add_routes(app, settings, page_routes(settings, PAGE.format(name=escape(worker.name)), worker.name))
+    add_pages(app, settings, PAGE.format(name=escape(worker.name)), worker.name)
     if vertex is not None:
         vertex.serve(app, settings, [*MONITORING, *STREAMING, *COMPUTING], monitoring.health)
     return app

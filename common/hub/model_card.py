@@ -43,22 +43,46 @@ class ModelCard(Struct, frozen=True):
     template: str = ""
     metadata: Mapping[str, Scalar | tuple[Scalar, ...]] = field(default_factory=dict)
 
-    def capabilities(self, *, embeds: bool = False, modalities: Sequence[str] = (), template: str = "") -> list[str]:
+    def capabilities(
+        self,
+        *,
+        embeds: bool = False,
+        ranks: bool = False,
+        modalities: Sequence[str] = (),
+        template: str | None = None,
+    ) -> list[str]:
         """Return Ollama's names of the model's capabilities.
 
-        `embeds`: the model is used for embeddings; `template`: a chat template that replaces the model's own.
+        `embeds`: it also returns vectors for texts; `ranks`: it only ranks texts, for which Ollama has no name;
+        `template`: a chat template that replaces the model's own.
         """
-        if embeds or f"{self.architecture}.pooling_type" in self.metadata:
+        if ranks:
+            return []
+        if only_embeds(self.metadata):
             return ["embedding"]
-        text = template or self.template
+        text = self.template if template is None else template
         found = {
             "tools": "tools" in text,
             "insert": any(f"tokenizer.ggml.{name}" in self.metadata for name in _INFILL),
             "vision": "image" in modalities,
             "audio": "audio" in modalities,
             "thinking": any(word in text for word in _THINKING),
+            "embedding": embeds,
         }
         return ["completion", *(name for name, has in found.items() if has)]
+
+
+def only_embeds(metadata: Mapping[str, object]) -> bool:
+    """Return True for a model that was made for embeddings: it has a pooling, or no causal attention.
+
+    `metadata`: of the file, or llama.cpp's texts of it.
+    """
+    for key, value in metadata.items():
+        if key.endswith(".pooling_type") and value not in (0, "0"):
+            return True
+        if key.endswith(".attention.causal") and value in (False, "false"):
+            return True
+    return False
 
 
 def read_card(path: Path | None) -> ModelCard:

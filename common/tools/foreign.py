@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from ..base.errors import ApiError
-from ..web.auth import LOCAL_HOSTS, read_api_keys
+from ..web.auth import ANY_ORIGIN, LOCAL_HOSTS, chosen_origins, comparable_origin, read_api_keys
 
 if TYPE_CHECKING:
     from ..base.common_settings import ServerSettings
@@ -32,13 +32,12 @@ Check = Callable[[str | None, str | None], None]
 
 def page_check(settings: ServerSettings) -> Check | None:
     """Return the check; None: not needed, because a key is required or the operator allows all pages."""
-    is_chosen = "cors_origins" in settings.options_set
-    chosen = [origin.strip() for origin in settings.http.cors_origins.split(",")] if is_chosen else []
-    if read_api_keys(settings) or "*" in chosen:
+    chosen = chosen_origins(settings) if "cors_origins" in settings.options_set else set()
+    if read_api_keys(settings) or ANY_ORIGIN in chosen:
         return None
 
     def check(origin: str | None, host: str | None) -> None:
-        if origin in chosen:
+        if origin is not None and comparable_origin(origin) in chosen:
             return
         if origin is not None and not _is_own_page(origin, host):
             raise ForeignPage(

@@ -27,7 +27,7 @@ from ..base.errors import (
     Unavailable,
 )
 from ..base.json_encoding import encode_json
-from .auth import Keys, origin_policy, read_api_keys
+from .auth import ANY_ORIGIN, Keys, origin_policy, read_api_keys
 from .envelopes import OPENAI, Envelope, envelope_of
 from .shutdown import RunningRequests
 
@@ -66,6 +66,8 @@ class RequestLimits(Struct, frozen=True):
 
 LIMITS = web.AppKey("limits", RequestLimits)
 RUNNING = web.AppKey("running", RunningRequests)
+PUBLIC_HANDLERS: web.AppKey[set[Handler]] = web.AppKey("public_handlers", set)
+"""Handlers of pages, which are served like PAGE_PATHS."""
 
 
 # -- answers ---------------------------------------------------------------------------------------------------------
@@ -262,9 +264,10 @@ def application(
     }
 
     def refusal(request: web.Request) -> ApiError | None:
-        if not is_ready() and request.path not in pages:
+        is_page = request.path in pages or request.match_info.handler in public_handlers
+        if not is_ready() and not is_page:
             return Unavailable()
-        if keys and request.path not in public and not keys.admit(request):
+        if keys and not is_page and request.path not in public and not keys.admit(request):
             log.warning("unauthorized: invalid API key for %s %s", request.method, request.path)
             return AuthenticationFailed()
         return None
@@ -295,6 +298,7 @@ def application(
             return _close_connection(request)
         return error_response(fault, envelope_of(request)) if isinstance(fault, ApiError) else fault
 
+    public_handlers: set[Handler] = set()
     limits, running = RequestLimits(settings.corral.max_body, settings.http.timeout or None), RunningRequests()
     allowed_origin = origin_policy(settings)
 
@@ -302,16 +306,20 @@ def application(
         headers = response.headers
         headers[hdrs.SERVER] = "llama.cpp"
         origin = request.headers.get(hdrs.ORIGIN)
-        if (allowed := allowed_origin(origin)) is not None:
+        allowed = allowed_origin(origin)
+        if allowed == ANY_ORIGIN:
+            headers["Access-Control-Allow-Origin"] = ANY_ORIGIN
+            return
+        headers[hdrs.VARY] = f"{headers[hdrs.VARY]}, {hdrs.ORIGIN}" if hdrs.VARY in headers else hdrs.ORIGIN
+        if allowed is not None:
             headers["Access-Control-Allow-Origin"] = allowed
-            if allowed == origin:
-                headers[hdrs.VARY] = "Origin"
-                if settings.http.cors_credentials:  # otherwise browsers hide the response from a page that sent cookies
-                    headers["Access-Control-Allow-Credentials"] = "true"
+            if settings.http.cors_credentials:  # otherwise browsers hide the response from a page that sent cookies
+                headers["Access-Control-Allow-Credentials"] = "true"
 
     app = web.Application(middlewares=[middleware], client_max_size=settings.corral.max_body)
     app[LIMITS] = limits
     app[RUNNING] = running
+    app[PUBLIC_HANDLERS] = public_handlers
     app.on_response_prepare.append(decorate)
     return app
 

@@ -16,6 +16,9 @@ from ..base.errors import ConfigError
 if TYPE_CHECKING:
     from ..base.common_settings import ServerSettings
 
+ANY_ORIGIN = "*"
+LOCAL = "localhost"
+"""In --cors-origins: all pages of this machine."""
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -53,15 +56,33 @@ class Keys:
 
 
 def origin_policy(settings: ServerSettings) -> Callable[[str | None], str | None]:
-    """Return a function from a request's `Origin` to the value of `Access-Control-Allow-Origin`; None: no header."""
-    origins: str = settings.http.cors_origins
+    """Return a function from a request's `Origin` to the value of `Access-Control-Allow-Origin`; None: no header.
+
+    Browsers accept only one origin, so of a list the one that matches is returned, and no other page learns the list.
+    """
+    origins = chosen_origins(settings)
     if _exposes_machine(settings) and "cors_origins" not in settings.options_set:
-        origins = "localhost"
-    if origins == "*" and settings.http.cors_credentials:
-        return lambda origin: origin or None
-    if origins == "localhost":
-        return lambda origin: origin if origin and _host_of(origin) in LOCAL_HOSTS else None
-    return lambda origin: origins
+        origins = {LOCAL}
+    if ANY_ORIGIN in origins:
+        return (lambda origin: origin or None) if settings.http.cors_credentials else (lambda origin: ANY_ORIGIN)
+
+    def allowed(origin: str | None) -> str | None:
+        if not origin:
+            return None
+        is_local = LOCAL in origins and _host_of(origin) in LOCAL_HOSTS
+        return origin if is_local or comparable_origin(origin) in origins else None
+
+    return allowed
+
+
+def chosen_origins(settings: ServerSettings) -> set[str]:
+    """Return the origins of --cors-origins, in a form that can be compared."""
+    return {comparable_origin(origin) for origin in settings.http.cors_origins.split(",")} - {""}
+
+
+def comparable_origin(origin: str) -> str:
+    """Return an origin as browsers write it: in lower case and without a slash at the end."""
+    return origin.strip().lower().rstrip("/")
 
 
 def _exposes_machine(settings: ServerSettings) -> bool:

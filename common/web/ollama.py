@@ -15,11 +15,13 @@ from typing import Any
 from aiohttp import web
 
 from ..base.errors import ApiError, InvalidRequest, ModelNotFound
+from ..base.version import build_origin
 
 PATHS = "/api/"
 """Prefix of all of Ollama's paths, below `--api-prefix`."""
-VERSION = "0.12.11"
-"""The Ollama version whose API this is; clients request it because they need certain features."""
+VERSION = "0.14.0"
+"""The Ollama version whose API this is: the first with Anthropic's messages, and later than the one with OpenAI's
+responses. Clients that need certain features refuse earlier ones."""
 FOREVER_S = 100 * 365.25 * 86400
 """A `keep_alive` of more seconds means no limit; larger values could not be shown as a date."""
 
@@ -42,8 +44,11 @@ def ollama_error(error: ApiError) -> dict[str, Any]:
     return {"error": error.message}
 
 
-def read_keep_alive(value: object) -> float:
-    """Parse seconds or a text such as "1h30m". Return seconds, negative for no limit. Raise InvalidRequest."""
+def read_keep_alive(value: object, name: str = "keep_alive") -> float:
+    """Parse seconds or a text such as "1h30m". Return seconds, negative for no limit. Raise InvalidRequest.
+
+    `name`: of the field, for the error.
+    """
     if isinstance(value, str):
         seconds = _read_duration(value)
     elif isinstance(value, int | float) and not isinstance(value, bool):
@@ -51,8 +56,16 @@ def read_keep_alive(value: object) -> float:
     else:
         seconds = math.nan
     if math.isnan(seconds):
-        raise InvalidRequest(f'keep_alive: expected seconds or a duration such as "5m", found {value!r}')
+        raise InvalidRequest(f'{name}: expected seconds or a duration such as "5m", found {value!r}')
     return -1.0 if seconds < 0 or seconds >= FOREVER_S else seconds
+
+
+def keep_alive_of(body: Mapping[str, Any]) -> float | None:
+    """Return the seconds of `keep_alive`, or else of LM Studio's `ttl`; None: neither is set. Raise InvalidRequest."""
+    for name in ("keep_alive", "ttl"):
+        if (value := body.get(name)) is not None:
+            return read_keep_alive(value, name)
+    return None
 
 
 def _read_duration(text: str) -> float:
@@ -71,6 +84,12 @@ def date_text(seconds: float) -> str:
 def expiry_text(now: float, remaining: float | None) -> str:
     """Format the time at which a model will be unloaded. `remaining`: seconds from now; None: never."""
     return date_text(now + (FOREVER_S if remaining is None else min(remaining, FOREVER_S)))
+
+
+def version_json() -> dict[str, str]:
+    """Return the body of `/api/version`, for clients of Ollama and of LlamaSwap, which has the same path."""
+    commit, build_date = build_origin()
+    return {"version": VERSION, "commit": commit, "build_date": build_date}
 
 
 NOTHING: Mapping[str, Mapping[str, Any]] = {

@@ -1,6 +1,7 @@
 """Routes for browsers: the page at `/` and its small files, or a folder of the user (`--path`).
 
-Router and worker pass the HTML of their page; the rest is the same for both.
+Router and worker pass the HTML of their page; the rest is the same for both. A folder with an index file is a page: its
+files need no key, like the page at `/`, because a browser cannot send a key before the page runs.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING
 from aiohttp import hdrs, web
 
 from ..base.errors import ConfigError, NotFound
-from .application import Route, json_response
+from .application import PUBLIC_HANDLERS, Handler, Route, add_routes, json_response
 
 if TYPE_CHECKING:
-    from ..base.common_settings import ListenSettings
+    from ..base.common_settings import ServerSettings
 
+INDEX = "index.html"
 NO_CACHE = {hdrs.CACHE_CONTROL: "no-cache"}
 
 REMOVE_SERVICE_WORKER = """\
@@ -30,14 +32,29 @@ async function retire() {
 """Removes the service worker of llama-server's UI: a browser that used that UI would otherwise keep showing it."""
 
 
-def page_routes(settings: ListenSettings, html: str, name: str = "llama-corral") -> list[Route]:
-    """Return the GET routes for `/` and its files. With `--no-ui`, GET is a 404, but many clients check HEAD `/`."""
+def add_pages(app: web.Application, settings: ServerSettings, html: str, name: str = "llama-corral") -> None:
+    """Add the GET routes for `/` and its files. With `--no-ui`, GET is a 404, but many clients check HEAD `/`.
+
+    A folder's route matches any path, so these routes must be added after all others. Raises ConfigError.
+    """
+    if settings.http.ui and settings.http.path:
+        folder = Path(settings.http.path)
+        serve_file = _file_handler(folder)
+        add_routes(app, settings, [("HEAD", "/", _alive), ("GET", "/{file:.*}", serve_file)])
+        if (folder / INDEX).is_file():
+            app[PUBLIC_HANDLERS].add(serve_file)
+    else:
+        add_routes(app, settings, _page_routes(settings, html, name))
+
+
+async def _alive(request: web.Request) -> web.StreamResponse:
+    return web.Response(content_type="text/html", charset="utf-8")
+
+
+def _page_routes(settings: ServerSettings, html: str, name: str) -> list[Route]:
 
     async def page(request: web.Request) -> web.StreamResponse:
         return web.Response(text=html, content_type="text/html", charset="utf-8", headers=NO_CACHE)
-
-    async def alive(request: web.Request) -> web.StreamResponse:
-        return web.Response(content_type="text/html", charset="utf-8")
 
     async def retire_service_worker(request: web.Request) -> web.StreamResponse:
         return web.Response(text=REMOVE_SERVICE_WORKER, content_type="application/javascript", headers=NO_CACHE)
@@ -52,9 +69,7 @@ def page_routes(settings: ListenSettings, html: str, name: str = "llama-corral")
         return json_response({"version": name})
 
     if not settings.http.ui:
-        return [("HEAD", "/", alive), ("GET", "/sw.js", retire_service_worker)]
-    if settings.http.path:
-        return [("HEAD", "/", alive), *_folder_routes(Path(settings.http.path))]
+        return [("HEAD", "/", _alive), ("GET", "/sw.js", retire_service_worker)]
     return [
         ("GET", "/", page),
         ("GET", "/index.html", page),
@@ -64,8 +79,8 @@ def page_routes(settings: ListenSettings, html: str, name: str = "llama-corral")
     ]
 
 
-def _folder_routes(folder: Path) -> list[Route]:
-    """Return a route for the files of a folder. It matches any path, so it must be added after all other routes."""
+def _file_handler(folder: Path) -> Handler:
+    """Return the handler for the files of a folder. Raises ConfigError."""
     if not folder.is_dir():
         raise ConfigError(f"--path {folder}: no such directory")
     root = folder.resolve()
@@ -75,7 +90,7 @@ def _folder_routes(folder: Path) -> list[Route]:
         try:
             found = (root / asked).resolve()
             if found.is_dir():
-                found /= "index.html"
+                found /= INDEX
             inside = found.is_relative_to(root) and found.is_file()
         except (OSError, ValueError):  # too long, a link loop, or a NUL
             inside = False
@@ -85,4 +100,4 @@ def _folder_routes(folder: Path) -> list[Route]:
             return web.Response(text=REMOVE_SERVICE_WORKER, content_type="application/javascript", headers=NO_CACHE)
         raise NotFound()
 
-    return [("GET", "/{file:.*}", file)]
+    return file

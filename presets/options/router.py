@@ -83,6 +83,15 @@ class RouterOptions(OptionGroup):
         reader=OptionReader.ROUTER,
         router_own=True,
     )
+    default_model: str = option(
+        "",
+        "--default-model",
+        "name or alias of the model for requests that name none; default: they are refused",
+        env="DEFAULT_MODEL",
+        hint="NAME",
+        reader=OptionReader.ROUTER,
+        router_own=True,
+    )
     models_ttl: float = option(
         0.0,
         "--models-ttl",
@@ -299,10 +308,19 @@ class BackendOptions(OptionGroup):
         reader=OptionReader.PRESET,
         limits={"gt": 0},
     )
+    restart_after_errors: int = option(
+        5,
+        "restart-after-errors",
+        "number of answers in a row with a status of 500 or more, other than 501, after which the program is restarted "
+        "although its health path returns 200; 0: never",
+        hint="N",
+        reader=OptionReader.PRESET,
+        limits=within(ge=0),
+    )
     use_model_name: str = option(
         "",
         "use-model-name",
-        "the program's name of the model, which replaces our name in requests",
+        "the program's name of the model, which replaces our name in requests; answers always have our name",
         hint="NAME",
         reader=OptionReader.PRESET,
     )

@@ -143,6 +143,12 @@ class Lifecycle:
         request = LeaseRequest(model, self._autoload if autoload is None else autoload, touch, retention)
         return LeaseBlock(self._executor, self._clock, request)
 
+    def report_answer(self, lease: Lease, status: int) -> None:
+        """Report the HTTP status that an external program answered; 502 if it closed the connection instead."""
+        instance = lease.instance
+        assert isinstance(instance, Instance)
+        self._executor.put(events.ProgramAnswered(self._clock(), instance, status))
+
     async def wait_for_exit(self, lease: Lease) -> str:
         """Return why a worker ended that closed a connection; an empty string if it did not fail.
 

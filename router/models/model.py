@@ -52,6 +52,10 @@ class Instance(Struct, eq=False):
     """True if its preset was changed or removed: it finishes its requests and accepts no new ones."""
     preemption_reason: str = ""
     """Why it is pre-empted: it finishes its requests and accepts no new ones, with an unchanged preset; else empty."""
+    errors: int = 0
+    """Number of the last answers of an external program that were errors of the server, in a row."""
+    is_broken: bool = False
+    """True if these were too many: it finishes its requests and accepts no new ones."""
     failure: str = ""
     """Why it will exit, as the worker reported it; after the exit the complete reason."""
     is_fault: bool = False
@@ -76,14 +80,18 @@ class Instance(Struct, eq=False):
     @property
     def is_draining(self) -> bool:
         """True if it stops as soon as its requests have ended."""
-        return self.is_retiring or bool(self.preemption_reason)
+        return self.is_retiring or self.is_broken or bool(self.preemption_reason)
 
     @property
     def pid(self) -> int | None:
         return None if self.worker is None else self.worker.pid
 
     def __repr__(self) -> str:
-        marks = [mark for mark, holds in (("retiring", self.is_retiring), ("gone", self.is_gone)) if holds]
+        marks = [
+            mark
+            for mark, holds in (("retiring", self.is_retiring), ("broken", self.is_broken), ("gone", self.is_gone))
+            if holds
+        ]
         marks += [f"pre-empted: {self.preemption_reason}"] if self.preemption_reason else []
         return f"<Instance {self.name} pid {self.pid}, {self.leases} leases{', '.join(['', *marks])}, {self.space}>"
 
@@ -186,6 +194,8 @@ class ModelView(Struct, frozen=True):
     """Why it failed, or cannot be loaded; else empty."""
     failures: int
     """Number of failures in a row."""
+    errors: int
+    """Number of the last answers of an external program that were errors of the server, in a row."""
     pause: float
     """Remaining back-off in seconds, in which requests are refused."""
     last_lines: tuple[str, ...]
@@ -193,12 +203,16 @@ class ModelView(Struct, frozen=True):
     command_line: tuple[str, ...]
     info: dict[str, Any]
     """The worker's `/v1/models` entry while it runs; empty before it was ready."""
+    input_modalities: tuple[str, ...]
+    """As its latest worker reported them; before the first load, what its files show."""
     progress: dict[str, Any]
     leases: int
     waiting: int
     pid: int | None
     is_pinned: bool
     """True if it runs and may not be evicted."""
+    is_kept: bool
+    """True if it runs and is evicted only as the last choice, because a request asked for it."""
     expires_in: float | None
     """Seconds until it is unloaded if it is not used from now on; None: it is kept."""
     expected: Space | None
@@ -242,15 +256,18 @@ def view_of(model: Model, waiting: int, now: float, variant: Preset | None = Non
         exit_code=1 if unavailable else model.exit_code if is_failed else 0,
         failure=f"cannot be loaded: {unavailable}" if unavailable else model.failure if is_failed else "",
         failures=model.backoff.count,
+        errors=model.instance.errors if model.instance else 0,
         pause=model.backoff.pause(now),
         last_lines=model.last_lines if is_failed else (),
         command_line=model.command_line,
         info=model.info if model.state.is_running else {},
+        input_modalities=tuple(model.info.get("architecture", {}).get("input_modalities", preset.input_modalities)),
         progress=dict(model.progress) if model.state in (ModelState.LOADING, ModelState.DOWNLOADING) else {},
         leases=model.instance.leases if model.instance else 0,
         waiting=waiting,
         pid=model.instance.pid if model.instance else None,
         is_pinned=resident_of(model).is_pinned,
+        is_kept=model.state.is_running and model.retention.kept,
         expires_in=_expires_in(model, now),
         expected=model.expected,
         measured=model.measured if model.state.is_running else None,

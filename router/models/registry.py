@@ -149,6 +149,7 @@ class Catalog:
             return False
         if not is_same_worker(model.preset, preset):
             model.backoff = NO_FAILURES
+            model.info = {}
         model.preset = preset
         if model.instance is None:
             if model.state is ModelState.FAILED:

@@ -13,6 +13,7 @@ tries these rules in order, and the first one that applies is the decision; READ
       least recently used;
    c. for the next model's memory the fewest, and of those sets the one least worth keeping; none if that is not
       sufficient.
+   In b and c, and in 5 and 6, models that a request keeps (`Retention.kept`) are the last choice.
 4. The next model starts if a place and its memory are free, and no running model excludes it.
 5. With `PlacementRules.preempts`, if nothing else can be done for a model that has waited for
    `PlacementRules.max_wait`, busy models are pre-empted: they accept no new requests and are evicted when they have
@@ -193,8 +194,13 @@ def _load_refusal(snapshot: PlacementSnapshot, model: str) -> Refusal | None:
     return None
 
 
-def _keep_value(snapshot: PlacementSnapshot, resident: Resident) -> tuple[float, float, str]:
-    return resident.policy.priority, -_eviction_benefit(snapshot, resident), resident.name
+def _keep_value(snapshot: PlacementSnapshot, resident: Resident) -> tuple[bool, float, float, str]:
+    return (
+        resident.retention.kept,
+        resident.policy.priority,
+        -_eviction_benefit(snapshot, resident),
+        resident.name,
+    )
 
 
 def _refusals(snapshot: PlacementSnapshot) -> tuple[Refusal, ...]:
@@ -254,7 +260,7 @@ def _preemptions(snapshot: PlacementSnapshot, model: str, victims: list[Resident
     if _count(snapshot.residents, ModelState.STOPPING) or not snapshot.resident(model).state.is_down:
         return ()
     in_use = [one for one in snapshot.residents if one.state.is_ready and one.leases and not one.is_pinned]
-    in_use.sort(key=lambda one: (one.policy.priority, one.ready_since, one.name))
+    in_use.sort(key=lambda one: (one.retention.kept, one.policy.priority, one.ready_since, one.name))
     leaving = group_victims(snapshot, model, [*victims, *in_use])
     if leaving is None:
         return ()
@@ -274,8 +280,13 @@ def _victims_for_space(
     stopping = total(resident.space for resident in snapshot.residents if resident.state is ModelState.STOPPING)
     left = snapshot.limit - (_used_space(snapshot, but=model) - gone - stopping)
     ranked = sorted(staying, key=lambda one: _keep_value(snapshot, one))
-    candidates = [(resident, resident.space) for resident in ranked]
-    return smallest_sufficient_set(candidates, left, lambda left: _lacking(snapshot, model, left)) or []
+    first_choice = [one for one in ranked if not one.retention.kept]
+    for allowed in (first_choice, ranked):
+        candidates = [(resident, resident.space) for resident in allowed]
+        found = smallest_sufficient_set(candidates, left, lambda left: _lacking(snapshot, model, left))
+        if found is not None or len(allowed) == len(ranked):
+            return found or []
+    return []
 
 
 def _lacking(snapshot: PlacementSnapshot, model: str, left: Limit) -> Space:
@@ -323,7 +334,7 @@ def _idle_candidates(snapshot: PlacementSnapshot) -> list[Resident]:
         for resident in snapshot.residents
         if resident.state.is_ready and not resident.leases and not resident.is_pinned and resident.name not in wanted
     )
-    return sorted(idle, key=lambda one: (one.policy.priority, one.last_used, one.name))
+    return sorted(idle, key=lambda one: (one.retention.kept, one.policy.priority, one.last_used, one.name))
 
 
 def _running(snapshot: PlacementSnapshot) -> int:

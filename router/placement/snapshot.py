@@ -28,7 +28,16 @@ class Retention(Struct, frozen=True):
     ttl: float | None = None
     """Seconds; None: until another model needs its place."""
     pinned: bool = False
-    """True if it is kept even when another model needs its place."""
+    """True if it is kept even when another model needs its place; only presets ask for that."""
+    kept: bool = False
+    """True if it is evicted only when evicting others is not sufficient; a request may ask for that."""
+
+    @classmethod
+    def of_keep_alive(cls, seconds: float | None) -> Retention | None:
+        """Return what a request's `keep_alive` asks for. Negative: forever, but no request may pin a model."""
+        if seconds is None:
+            return None
+        return cls(kept=True) if seconds < 0 else cls(ttl=seconds)
 
 
 class Resident(Struct, frozen=True):

@@ -20,9 +20,11 @@ _HEADERS = BytesHeaderParser()
 
 
 class _Target(msgspec.Struct):
-    """Validates the whole body as JSON, but builds only this field."""
+    """Validates the whole body as JSON, but builds only these fields."""
 
     model: msgspec.Raw = msgspec.Raw()
+    keep_alive: msgspec.Raw = msgspec.Raw()
+    ttl: msgspec.Raw = msgspec.Raw()
 
 
 class _OllamaTarget(msgspec.Struct):
@@ -32,6 +34,14 @@ class _OllamaTarget(msgspec.Struct):
     prompt: msgspec.Raw = msgspec.Raw()
     messages: msgspec.Raw = msgspec.Raw()
     input: msgspec.Raw = msgspec.Raw()
+
+
+class Target(Struct, frozen=True):
+    """What the router needs from a request in any dialect but Ollama's."""
+
+    model: str = ""
+    keep_alive: float | None = None
+    """Seconds, from `keep_alive` or else LM Studio's `ttl`; negative: forever."""
 
 
 class OllamaTarget(Struct, frozen=True):
@@ -71,20 +81,39 @@ _streaming = msgspec.json.Decoder(_Streaming)
 _text = msgspec.json.Decoder(str)
 
 
-def model_in_json(body: bytes) -> str:
-    """Return the `model` of a JSON object, or "" if it is missing or not a string, or the body is empty or no object.
+def target_in_json(body: bytes) -> Target:
+    """Return the fields of a JSON object; without a model if it is not a string, or the body is empty or no object.
 
-    Raises InvalidRequest if the body is not JSON.
+    Raises InvalidRequest if the body is not JSON, or a field is invalid.
     """
     if not body or body.isspace():
-        return ""
+        return Target()
     try:
-        raw = _target.decode(body).model
+        found = _target.decode(body)
     except msgspec.ValidationError:  # JSON, but not an object
-        return ""
+        return Target()
     except NOT_JSON as error:
         raise malformed(error) from None
-    return _name(raw)
+    keep_alive = _seconds(found.keep_alive, "keep_alive")
+    return Target(_name(found.model), _seconds(found.ttl, "ttl") if keep_alive is None else keep_alive)
+
+
+def target_in_form(body: bytes, content_type: str) -> Target:
+    """Return the fields of a form, at any position. Raises InvalidRequest if a field is invalid."""
+    texts = (_text_in_form(body, content_type, name) for name in ("keep_alive", "ttl"))
+    given = [read_keep_alive(text, name) for name, text in zip(("keep_alive", "ttl"), texts, strict=True) if text]
+    return Target(_text_in_form(body, content_type, "model"), given[0] if given else None)
+
+
+def _seconds(raw: msgspec.Raw, name: str) -> float | None:
+    """Return the seconds of a field; None if it is missing or null. Raises InvalidRequest."""
+    if not bytes(raw):
+        return None
+    try:
+        given = msgspec.json.decode(raw)
+    except NOT_JSON as error:  # a number that is too large, or text that is not valid UTF-8
+        raise malformed(error) from None
+    return None if given is None else read_keep_alive(given, name)
 
 
 def _name(raw: msgspec.Raw) -> str:
@@ -106,11 +135,7 @@ def ollama_in_json(body: bytes) -> OllamaTarget:
         return OllamaTarget()
     except NOT_JSON as error:
         raise malformed(error) from None
-    try:
-        given = msgspec.json.decode(found.keep_alive) if bytes(found.keep_alive) else None
-    except NOT_JSON as error:  # a number that is too large, or text that is not valid UTF-8
-        raise malformed(error) from None
-    keep_alive = None if given is None else read_keep_alive(given)
+    keep_alive = _seconds(found.keep_alive, "keep_alive")
     is_empty = all(_is_empty(raw) for raw in (found.prompt, found.messages, found.input))
     return OllamaTarget(_name(found.model) or _name(found.name), keep_alive, is_empty and keep_alive == 0)
 
@@ -126,11 +151,6 @@ def streams_in_json(body: bytes) -> bool:
         return _streaming.decode(body).stream
     except msgspec.DecodeError:
         return False
-
-
-def model_in_form(body: bytes, content_type: str) -> str:
-    """Return the text of the form's `model` field at any position, or "" if it is missing."""
-    return _text_in_form(body, content_type, "model")
 
 
 def streams_in_form(body: bytes, content_type: str) -> bool:

@@ -31,9 +31,17 @@ from ..lifecycle.lifecycle import Lifecycle
 from ..models.queue import Lease
 from ..placement.snapshot import Retention
 from ..placement.states import ModelState
+from .answer_model import JSON, StreamRenamer, content_type_of, with_answered_model
 from .connection import ConnectionLost, ResponseTruncated, Unreachable, WorkerResponse
 from .conversations import Conversation, Conversations
-from .model_field import model_in_form, model_in_json, streams_in_form, streams_in_json, with_model, with_model_in_form
+from .model_field import (
+    streams_in_form,
+    streams_in_json,
+    target_in_form,
+    target_in_json,
+    with_model,
+    with_model_in_form,
+)
 from .pool import ConnectionPool
 from .relay import (
     OK,
@@ -79,10 +87,11 @@ class Proxy:
         prefix: str = "",
         fake_timing: bool = False,
         keepalive_policy: KeepalivePolicy = NO_KEEPALIVE,
+        default_model: str = "",
     ) -> None:
         """`prefix`: the API prefix, the same for the router and the workers.
 
-        `keepalive_policy`: when a stream begins before its response.
+        `keepalive_policy`: when a stream begins before its response. `default_model`: for requests that name none.
         """
         self._lifecycle = lifecycle
         self._pool = pool
@@ -90,29 +99,38 @@ class Proxy:
         self._prefix = prefix
         self._fake_timing = fake_timing
         self._keepalive_policy = keepalive_policy
+        self._default_model = default_model
         self._is_ending = False
 
     async def by_query(self, request: web.Request) -> web.StreamResponse:
-        """Forward a GET. The model is `?model=`."""
-        return await self._forward(request, self.find(query_text(request, "model")), _Body(b""), touch=False)
+        """Forward a GET. The model is `?model=`. Without it the default model is asked only if it is loaded."""
+        name, autoload = query_text(request, "model"), wants_autoload(request)
+        autoload = autoload if name or autoload is not None else False
+        return await self._forward(request, self.find(name), _Body(b""), touch=False, autoload=autoload)
 
     async def by_body(self, request: web.Request) -> web.StreamResponse:
         """Forward a POST. The body names the model, or else `?model=` (for a JSON array or an empty body)."""
         body = _Body(await read_unmarked_body(request))
         if request.content_type == FORM:
-            model = model_in_form(body.data, request.headers[hdrs.CONTENT_TYPE])
+            target = target_in_form(body.data, request.headers[hdrs.CONTENT_TYPE])
         else:
-            model = model_in_json(body.data)
-        model = self.find(model or query_text(request, "model"))
+            target = target_in_json(body.data)
+        name = target.model or query_text(request, "model")
+        model = self.find(name)
+        if not name and body.data and request.content_type != FORM:
+            body.data = with_model(body.data, model)  # an external program may require a name
+        retention = Retention.of_keep_alive(target.keep_alive)
         if conversation := request.headers.get(CONVERSATION_HEADER, ""):
-            return await self._in_conversation(request, conversation, model, body)
-        return await self._forward(request, model, body, touch=True)
+            return await self._in_conversation(request, conversation, model, body, retention)
+        autoload = wants_autoload(request)
+        return await self._forward(request, model, body, touch=True, retention=retention, autoload=autoload)
 
     async def forward(
         self, request: web.Request, model: str, data: bytes, *, retention: Retention | None = None
     ) -> web.StreamResponse:
         """Forward a POST whose body was already read. `retention`: how long the model is kept loaded from now on."""
-        return await self._forward(request, model, _Body(data), touch=True, retention=retention)
+        autoload = wants_autoload(request)
+        return await self._forward(request, model, _Body(data), touch=True, retention=retention, autoload=autoload)
 
     async def forward_if_running(self, request: web.Request, model: str) -> web.StreamResponse:
         """Forward a GET to a running model. It does not load the model and does not count as a use."""
@@ -151,9 +169,9 @@ class Proxy:
         conversation: Conversation | None = None,
         *,
         touch: bool,
+        autoload: bool | None,
         retention: Retention | None = None,
     ) -> web.StreamResponse:
-        autoload = wants_autoload(request)
         keepalive_stream = KeepaliveStream(
             request,
             model,
@@ -197,13 +215,21 @@ class Proxy:
             keepalive = min(keepalive or RESUME_WAIT_S, RESUME_WAIT_S)
         reply = await self._send(request, lease, body.data)
         body.data = b""
+        if _is_program(lease):
+            self._lifecycle.report_answer(lease, reply.status)
+        shown_name = _name_to_show(lease, reply)
+        kind = content_type_of(reply.headers) if shown_name else ""
         try:
             begun = await keepalive_stream.end() if keepalive_stream is not None else None
-            if begun is None and (reply.complete or GIVEN_BODY in request):
-                return buffered_response(reply, await read_all(reply))
+            if begun is None and (reply.complete or GIVEN_BODY in request or kind == JSON):
+                answer = await read_all(reply)
+                return buffered_response(reply, with_answered_model(answer, shown_name) if kind == JSON else answer)
             if begun is not None and not is_event_stream(reply):
-                return await finish_stream(begun, as_event(request, reply, await read_remaining(reply)))
-            return await stream(request, reply, keepalive, partial(self._truncation_reason, lease), begun)
+                answer = await read_remaining(reply)
+                answer = with_answered_model(answer, shown_name) if kind == JSON else answer
+                return await finish_stream(begun, as_event(request, reply, answer))
+            renamer = StreamRenamer(shown_name, kind) if shown_name else None
+            return await stream(request, reply, keepalive, partial(self._truncation_reason, lease), begun, renamer)
         except ConnectionError:
             if conversation is not None and conversation.outlives_client:
                 await drain_detached(request, reply)
@@ -211,16 +237,21 @@ class Proxy:
         finally:
             reply.close()
 
-    async def _in_conversation(self, request: web.Request, name: str, model: str, body: _Body) -> web.StreamResponse:
+    async def _in_conversation(
+        self, request: web.Request, name: str, model: str, body: _Body, retention: Retention | None
+    ) -> web.StreamResponse:
         """Forward a POST that can be resumed. The previous request of the conversation is ended."""
         previous = self._conversations.stop(name)
         if previous and previous.request and not previous.is_parked and previous.model != model:
             target = f"{self._prefix}/v1/stream?conv_id={quote(name, safe='')}"
             await self.query(request, previous.model, method="DELETE", target=target)
-        work = partial(self._forward, request, model, body, touch=True)
+        autoload = wants_autoload(request)
+        work = partial(self._forward, request, model, body, touch=True, retention=retention, autoload=autoload)
         return await self._conversations.run(name, model, work, outlives_client=_wants_stream(request, body))
 
     def find(self, name: str) -> str:
+        """Return the canonical name for a name, an alias, or one of these with `:latest`. Raises ApiError."""
+        name = name or self._default_model
         if not name:
             raise InvalidRequest("model name is missing from the request")
         model = self._lifecycle.find(name) or self._lifecycle.find(name.removesuffix(LATEST))
@@ -242,13 +273,19 @@ class Proxy:
         except Unreachable as error:
             log.warning("name=%s cannot be reached: %s", lease.model, error)
             await self._lifecycle.wait_for_exit(lease)
+            self._report_no_answer(lease)
             raise Unavailable(f"model '{lease.model}' cannot be reached: {error}") from None
         except ConnectionLost as error:
             if self._is_ending:
                 raise Unavailable("the router is shutting down") from None
             log.warning("name=%s ended before it answered: %s", lease.model, error)
             why = await self._lifecycle.wait_for_exit(lease) or error
+            self._report_no_answer(lease)
             raise WorkerGone(f"model '{lease.model}' ended before it answered: {why}") from None
+
+    def _report_no_answer(self, lease: Lease) -> None:
+        if _is_program(lease):
+            self._lifecycle.report_answer(lease, WorkerGone.status)
 
     async def _truncation_reason(self, lease: Lease, why: str) -> ApiError:
         """Return the error for the client of a truncated response."""
@@ -257,6 +294,16 @@ class Proxy:
         log.warning("name=%s ended in the middle of an answer: %s", lease.model, why)
         why = await self._lifecycle.wait_for_exit(lease) or why
         return WorkerGone(f"model '{lease.model}' ended in the middle of its answer: {why}")
+
+
+def _is_program(lease: Lease) -> bool:
+    """Return True if an external program answers a request that uses the model."""
+    return lease.touch and lease.preset is not None and lease.preset.backend is not None
+
+
+def _name_to_show(lease: Lease, reply: WorkerResponse) -> str:
+    """Return the name that replaces an external program's name for its model in the answer; empty: none."""
+    return lease.preset.name if lease.preset and _is_program(lease) and reply.status == OK else ""
 
 
 def wants_autoload(request: web.Request) -> bool | None:

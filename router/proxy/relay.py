@@ -16,6 +16,7 @@ from llama_corral.common.web.envelopes import envelope_of
 from llama_corral.presets.variants import DEFAULTS_HEADER
 from multidict import CIMultiDict
 
+from .answer_model import StreamRenamer
 from .connection import Header, ResponseTruncated, WorkerResponse
 
 OK = 200
@@ -109,11 +110,13 @@ async def stream(
     keepalive: float | None,
     truncation_reason: Callable[[str], Awaitable[ApiError]],
     begun: web.StreamResponse | None = None,
+    renamer: StreamRenamer | None = None,
 ) -> web.StreamResponse:
     """Relay the worker's response to the client and return it. `begun`: a stream whose head was already sent.
 
-    `keepalive`: seconds that one write may take. A truncated stream ends with the error of `truncation_reason`. Raises
-    ConnectionAbortedError if the client does not read, or if a truncated response cannot carry an error.
+    `keepalive`: seconds that one write may take. `renamer`: replaces the model's name in the response. A truncated
+    stream ends with the error of `truncation_reason`. Raises ConnectionAbortedError if the client does not read, or if
+    a truncated response cannot carry an error.
     """
     response = begun
     if response is None:
@@ -122,9 +125,13 @@ async def stream(
     last = b"\n\n"
     try:
         while chunk := await reply.read():
+            if renamer is not None and not (chunk := renamer.feed(chunk)):
+                continue
             async with asyncio.timeout(keepalive):  # a client that stopped reading must not keep the lease
                 await response.write(chunk)
             last = chunk
+        if renamer is not None and (chunk := renamer.end()):
+            await response.write(chunk)
     except TimeoutError:
         raise ConnectionAbortedError("the client does not read the response") from None
     except ResponseTruncated as error:

@@ -38,11 +38,14 @@ log = logging.getLogger("corral.router")
 
 
 def on_load(state: State, event: LoadRequested) -> None:
-    """Record an explicit load, which begins with the delay or with the estimate of memory. Raises ApiError."""
+    """Record an explicit load, which begins with the delay or with the estimate of memory. Raises ApiError.
+
+    If the model is stopping, the load begins when its worker has ended.
+    """
     model = state.catalog.find(event.model)
     if model is None:
         raise NotFound("model is not found")
-    if model.state.is_running:
+    if model.state.is_running and model.state is not ModelState.STOPPING:
         raise InvalidRequest("model is already running")
     if model.state is ModelState.DOWNLOADING:
         raise InvalidRequest("model is downloading")
@@ -65,9 +68,17 @@ def on_load_delay(state: State, asker: Command) -> None:
             _begin_load(state, load)
 
 
+def begin_waiting_loads(state: State) -> None:
+    """Begin the explicit loads that waited for the end of their model's previous worker."""
+    for load in state.loads:
+        if load.waits_for_exit and load.model.state is not ModelState.STOPPING:
+            _begin_load(state, load)
+
+
 def _begin_load(state: State, load: Load) -> None:
-    load.has_begun = True
-    if load.model.state.is_down:
+    load.waits_for_exit = load.model.state is ModelState.STOPPING
+    load.has_begun = not load.waits_for_exit
+    if load.has_begun and load.model.state.is_down and load.model in state.catalog:
         state.estimate(load.model)
 
 

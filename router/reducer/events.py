@@ -49,6 +49,13 @@ class LeaseReleased(Event, frozen=True):
     is_answered: bool
 
 
+class ProgramAnswered(Event, frozen=True):
+    """An external program has answered a request with this HTTP status; 502: it closed the connection instead."""
+
+    instance: Instance
+    status: int
+
+
 class MemoryEstimated(Event, frozen=True):
     """The model's files were read. None: its memory is unknown before the first load."""
 

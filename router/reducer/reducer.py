@@ -41,6 +41,7 @@ HANDLERS: dict[type[Event], Handler] = {
     events.RequestArrived: requests.on_arrived,
     events.MemoryEstimated: requests.on_estimated,
     events.LeaseReleased: requests.on_released,
+    events.ProgramAnswered: requests.on_answered,
     events.ClientLeft: requests.on_left,
     events.WorkerStarted: workers.on_started,
     events.StartFailed: workers.on_start_failed,

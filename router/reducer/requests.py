@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from llama_corral.common.base.errors import ApiError, InvalidRequest, Unavailable
+from llama_corral.common.base.errors import ApiError, InvalidRequest, NotSupported, ServerFault, Unavailable
 
 from ..models.backoff import NO_FAILURES
 from ..models.model import Instance, Model
@@ -17,7 +17,7 @@ from ..placement import admission, queue_order
 from ..placement.admission import Load
 from ..placement.states import ModelState
 from .effects import Grant, Refuse
-from .events import ClientLeft, LeaseReleased, MemoryEstimated, RequestArrived
+from .events import ClientLeft, LeaseReleased, MemoryEstimated, ProgramAnswered, RequestArrived
 from .state import State
 from .workers import stop
 
@@ -154,10 +154,32 @@ def _release(state: State, request: LeaseRequest, now: float, *, is_answered: bo
     model = state.running(instance)
     if lease.touch:
         instance.idle_since = now
-        if is_answered and model is not None:
+        if is_answered and model is not None and not instance.errors:
             model.backoff = NO_FAILURES
     if model is not None and instance.is_draining and not instance.leases:
-        stop(state, model, instance.preemption_reason or "its preset was changed or removed")
+        reason = instance.failure if instance.is_broken else instance.preemption_reason
+        stop(state, model, reason or "its preset was changed or removed")
+
+
+def on_answered(state: State, event: ProgramAnswered) -> None:
+    """Count the errors that an external program answers in a row; after too many it is stopped when it is idle.
+
+    Its health check cannot show this. A refusal of one request (4xx) shows that the program works, 501 shows nothing.
+    """
+    instance, model = event.instance, state.running(event.instance)
+    if model is None or model.preset.backend is None or event.status == NotSupported.status:
+        return
+    if event.status < ServerFault.status:
+        instance.errors = 0
+        return
+    instance.errors += 1
+    limit = model.preset.backend.max_errors
+    log.warning("name=%s: the program answered %d, %d errors in a row", model.name, event.status, instance.errors)
+    if limit and instance.errors >= limit and not instance.is_broken:
+        instance.failure = f"its last {instance.errors} answers were errors (HTTP {event.status})"
+        instance.is_broken = True
+        log.error("name=%s will be restarted: %s (restart-after-errors)", model.name, instance.failure)
+        state.queue.requeue(model.name)
 
 
 def on_left(state: State, event: ClientLeft) -> None:

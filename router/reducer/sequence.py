@@ -23,6 +23,7 @@ from ..placement import admission, keep_warm, placement, queue_order
 from ..placement.placement import Decision, Refusal
 from ..placement.snapshot import PlacementSnapshot
 from ..placement.states import ModelState
+from .commands import begin_waiting_loads
 from .effects import REVIEW, CancelTimer, Finish, Refuse, SetTimer, Timer, TimerKind
 from .reloads import advance
 from .requests import grant
@@ -83,6 +84,7 @@ def _place(state: State, now: float) -> float:
         model = state.catalog.find(name)
         if model is not None and not model.takes_requests and model.state is not ModelState.LOADING:
             state.queue.requeue(name)
+    begin_waiting_loads(state)
     _answer_loads(state)
     while state.queue.has_queue or state.undecided_loads:
         snapshot = state.snapshot(now)

@@ -29,7 +29,9 @@ class Load(Struct, eq=False):
     asker: Command
     model: Model
     has_begun: bool = False
-    """True when its delay is over."""
+    """True when its delay is over and the model has no worker that is stopping."""
+    waits_for_exit: bool = False
+    """True while it waits for the end of the model's previous worker."""
     evicted: tuple[Instance, ...] | None = None
     """The instances that were evicted for it; None: it has not evicted yet."""
     instance: Instance | None = None

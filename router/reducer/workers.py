@@ -202,11 +202,11 @@ def on_exited(state: State, event: WorkerExited) -> None:
     state.emit(CancelTimer(Timer(TimerKind.STOP_TIMEOUT, instance)))
     state.catalog.set_instance(model, None)
     model.last_lines = event.last_lines
-    instance.is_fault = returncode != 0 and model.state is not ModelState.STOPPING
+    instance.is_fault = instance.is_broken or (returncode != 0 and model.state is not ModelState.STOPPING)
     said = (event.last_lines, event.kernel_oom_kills)
     instance.ran_out_of_memory = ran_out_of_memory(instance, returncode, *said)
     instance.failure = failure_reason(instance, returncode, *said)
-    _finish_exit(state, model, exit_code_of(returncode), instance.failure)
+    _finish_exit(state, model, exit_code_of(returncode) or int(instance.is_broken), instance.failure)
     state.memory.record_exit(event.now)
     may_retry = instance.ran_out_of_memory and not (instance.idle_since or instance.is_retiring or model.is_retried)
     model.is_retried = may_retry and _retry(state, model, event.now)

@@ -96,8 +96,8 @@ async def test_keep_alive_zero_without_a_prompt_unloads_the_model() -> None:
 
 
 async def test_if_pinned_models_use_models_max_others_are_refused_immediately() -> None:
-    async with gateway(preset("a"), preset("b"), models_max=1) as it:
-        await ask(it, "chat", model="a", keep_alive=-1)
+    async with gateway(preset("a", pin=True), preset("b"), models_max=1) as it:
+        await ask(it, "chat", model="a")
         response = await ask(it, "chat", model="b")
         assert response.status_code == 503
         assert response.json() == {
@@ -110,6 +110,22 @@ async def test_if_pinned_models_use_models_max_others_are_refused_immediately() 
         assert response.json()["error"]["type"] == "unavailable_error"
         await ask(it, "generate", model="a", keep_alive=0)
         assert (await ask(it, "chat", model="b")).status_code == 200
+
+
+async def test_no_request_pins_a_model() -> None:
+    async with gateway(preset("a"), preset("b"), models_max=1) as it:
+        for keep_alive in (-1, "-1s", "-5m", 1e300):
+            assert (await ask(it, "chat", model="a", keep_alive=keep_alive)).status_code == 200
+            assert (await ask(it, "chat", model="b")).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["a", "a:latest", "b", "b:latest", "c:8b", "me/repo", "hf.co/me/repo:q4_k_m"])
+async def test_a_model_that_is_here_needs_no_download(name: str) -> None:
+    async with gateway(preset("a", aliases=("b", "c:8b")), preset("me/repo:Q4_K_M")) as it:
+        response = await ask(it, "pull", model=name)
+        assert [json.loads(line) for line in response.text.splitlines()] == [{"status": "success"}]
+        assert (await ask(it, "pull", name=name, stream=False)).json() == {"status": "success"}
+        assert (await ask(it, "pull", model="nothing")).status_code == 400
 
 
 async def test_lists_and_versions() -> None:

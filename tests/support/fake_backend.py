@@ -3,11 +3,13 @@
 `loading=S`: /health is 503 for S seconds. `deaf`: ignores SIGTERM. `mute`: never healthy. `code=N`: exits immediately.
 `die`: exits in the middle of an answer. `child`: listens in a grandchild. `base=PATH`: prefix of all paths.
 `single`: accepts one connection at a time, so that nothing else is answered meanwhile. `pause=S`: waits before each
-chunk of a stream. `sick`: after it was healthy once, /health is 500.
+chunk of a stream. `sick`: after it was healthy once, /health is 500. `broken=STATUS/…`: every POST has one of these
+statuses, in turn (500). `hangs-up`: it closes the connection of every POST.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -20,6 +22,7 @@ from typing import Any
 PORT, FLAGS = int(sys.argv[1]), dict(word.partition("=")[::2] for word in sys.argv[2:])
 BASE = FLAGS.get("base", "")
 STARTED = time.monotonic()
+STATUSES = itertools.cycle(map(int, (FLAGS.get("broken") or "500").split("/")))
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -39,6 +42,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if "hangs-up" in FLAGS:
+            self.close_connection = True
+            return
+        if "broken" in FLAGS:
+            self.answer(next(STATUSES), {"error": "broken"})
+            return
         if not self.headers["Content-Type"].startswith("application/json"):
             self.answer(200, {"form": data.decode("latin-1")})
             return

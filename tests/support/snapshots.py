@@ -39,7 +39,7 @@ def snapshots(draw: st.DrawFn) -> PlacementSnapshot:
 def _resident(draw: st.DrawFn, name: str) -> Resident:
     state = draw(st.sampled_from(STATES))
     leases = draw(st.integers(0, 2)) if state.is_running else 0
-    retention = Retention(draw(st.none() | st.integers(0, 3)), draw(st.booleans()))
+    retention = Retention(draw(st.none() | st.integers(0, 3)), draw(st.booleans()), draw(st.booleans()))
     policy = ModelPolicy(draw(st.integers(-1, 1)), draw(st.integers(0, 4)))
     used, idle_since, ready_since = (draw(st.integers(0, 3)) for _ in range(3))
     return Resident(name, state, leases, used, idle_since, retention, policy=policy, ready_since=ready_since)

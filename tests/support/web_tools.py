@@ -13,7 +13,7 @@ from llama_corral.common.base import errors
 from llama_corral.common.base.errors import ApiError
 from llama_corral.common.web.application import add_routes, application, event_stream, json_response, read_object
 from llama_corral.common.web.listen import Listening, listen
-from llama_corral.common.web.pages import page_routes
+from llama_corral.common.web.pages import add_pages
 from llama_corral.presets.options.settings import Settings
 
 PAGE = "<!doctype html><title>x</title>"
@@ -60,11 +60,8 @@ async def serving(
 
     app = application(given, is_ready=is_ready)
     add_routes(app, given, [("GET", "/health", ok), ("POST", "/echo", echo), ("GET", "/fail/{how}", fail)])
-    add_routes(
-        app,
-        given,
-        [("GET", "/hang", hang), ("GET", "/late", break_late), ("GET", "/slow", slow), *page_routes(given, PAGE)],
-    )
+    add_routes(app, given, [("GET", "/hang", hang), ("GET", "/late", break_late), ("GET", "/slow", slow)])
+    add_pages(app, given, PAGE)
     async with listen(app, given, grace=grace) as listening:
         address = listening.addresses[0]
         transport = httpx.AsyncHTTPTransport(uds=address[7:]) if address.startswith("unix://") else None

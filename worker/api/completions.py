@@ -30,7 +30,7 @@ from .request.generation_settings import brief_settings
 from .request.media_prompts import check_kinds, place_media, read_prompts
 from .request.params import CompletionParams, params_of
 from .request.prompts import OFF_LOOP_CHARACTERS, Prompt
-from .serving import WorkerContext
+from .serving import WorkerContext, read_generation
 from .variants import context_of
 
 DialectOf = Callable[[AnswerInfo], Dialect]
@@ -45,7 +45,7 @@ async def openai_completions(request: web.Request) -> web.StreamResponse:
 
 
 async def openai_chat(request: web.Request) -> web.StreamResponse:
-    return await answer_chat(request, await read_object(request), OpenAIChat)
+    return await answer_chat(request, await read_generation(request), OpenAIChat)
 
 
 async def answer_chat(
@@ -88,7 +88,7 @@ async def _complete_text(
     request: web.Request, dialect: DialectOf, check: Callable[[dict[str, Any]], None] | None = None
 ) -> web.StreamResponse:
     worker = context_of(request)
-    body = await read_object(request)
+    body = await read_generation(request)
     if body.get("prompt") is None:
         raise InvalidRequest('"prompt" is required')
     if check is not None:

@@ -10,8 +10,10 @@ from typing import Any
 
 from aiohttp import web
 from llama_corral.common.base.errors import NotFound, NotSupported, Unavailable
+from llama_corral.common.hub.model_card import only_embeds
 from llama_corral.common.web.anthropic import VERSION_HEADER, with_anthropic_name, with_anthropic_names
 from llama_corral.common.web.application import json_response, query_text
+from llama_corral.presets.abilities import embeds_texts, ranks
 
 from ..engine.runner import SlotView, Vocab
 from .request.generation_settings import brief_settings
@@ -58,6 +60,7 @@ def model_entry(worker: WorkerContext) -> dict[str, Any]:
         "object": "model",
         "created": int(time.time()),
         "owned_by": "llamacpp",
+        "architecture": {"input_modalities": ["text", *input_modalities(worker)], "output_modalities": ["text"]},
         "meta": {
             "vocab_type": info.vocab_type,
             "n_vocab": info.n_vocab,
@@ -72,7 +75,14 @@ def model_entry(worker: WorkerContext) -> dict[str, Any]:
     }
 
 
+def input_modalities(worker: WorkerContext) -> list[str]:
+    """Return the inputs other than text, by the names of the router's list."""
+    media = worker.info.media
+    return [kind for kind, has in (("image", media and media.vision), ("audio", media and media.audio)) if has]
+
+
 def _ollama_entry(worker: WorkerContext) -> dict[str, Any]:
+    is_embedder = only_embeds(worker.info.metadata) or ranks(worker.settings)
     return {
         "name": worker.name,
         "model": worker.name,
@@ -83,7 +93,8 @@ def _ollama_entry(worker: WorkerContext) -> dict[str, Any]:
         "description": "",
         "tags": [""],
         "capabilities": [
-            "embedding" if worker.settings.endpoints.embeddings else "completion",
+            *([] if is_embedder else ["completion"]),
+            *(["embedding"] if is_embedder or embeds_texts(worker.settings) else []),
             *(["multimodal"] if worker.info.media else []),
         ],
         "parameters": "",

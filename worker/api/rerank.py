@@ -12,14 +12,15 @@ from typing import Any
 
 from aiohttp import web
 from llama_corral.common.base.errors import InvalidRequest, NotSupported
-from llama_corral.common.web.application import json_response, read_object
+from llama_corral.common.web.application import json_response
 from llama_corral.common.web.json_fields import Fields
+from llama_corral.presets.abilities import ranks
 
 from ..engine.messages import Embedded, Embedding
 from ..engine.runner import Vocab
 from .embeddings import compute
 from .request.prompts import maybe_off_loop
-from .serving import WorkerContext
+from .serving import read_generation
 from .variants import context_of
 
 _PLACES = re.compile(r"\{(query|document)\}")
@@ -27,9 +28,9 @@ _PLACES = re.compile(r"\{(query|document)\}")
 
 async def rerank(request: web.Request) -> web.StreamResponse:
     worker = context_of(request)
-    if not _is_reranker(worker):
+    if not ranks(worker.settings):
         raise NotSupported("This server does not support reranking. Start it with `--reranking`")
-    body = await read_object(request)
+    body = await read_generation(request)
     fields = Fields(body)
     query, documents = _query(body), _documents(fields)
     top_n = fields.integer("top_n", default=len(documents), low=0)
@@ -54,11 +55,6 @@ async def rerank(request: web.Request) -> web.StreamResponse:
             "results": [{"index": index, "relevance_score": score} for index, score in ranked],
         }
     )
-
-
-def _is_reranker(worker: WorkerContext) -> bool:
-    settings = worker.settings
-    return settings.endpoints.reranking or (settings.endpoints.embeddings and settings.endpoints.pooling == "rank")
 
 
 def _query(body: dict[str, Any]) -> str:

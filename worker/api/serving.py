@@ -18,7 +18,10 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from llama_corral.common.base.version import BUILD_INFO
 from llama_corral.common.base.worker_reports import CONTROL_FD_ENV
+from llama_corral.common.web.application import read_object
+from llama_corral.common.web.ollama import keep_alive_of
 from llama_corral.common.web.response_store import DIRECTORY_ENV, ResponseStore
+from llama_corral.presets.abilities import template_source
 from llama_corral.presets.options.settings import Settings
 from msgspec import Struct
 from msgspec.structs import replace
@@ -27,7 +30,7 @@ from ..chat.prompt import ChatFormat
 from ..chat.request import ChatDefaults
 from ..engine.runner import Engine, LoadedModel, ModelInfo
 from ..media.sources import media_loader
-from .request.defaults import chat_defaults, completion_defaults, template_source
+from .request.defaults import chat_defaults, completion_defaults
 from .request.params import CompletionParams
 
 
@@ -143,3 +146,14 @@ class WorkerContext:
 
 
 WORKER_CONTEXT = web.AppKey("serving", WorkerContext)
+
+
+async def read_generation(request: web.Request) -> dict[str, Any]:
+    """Read the body of a request that uses the model, and how long the model stays loaded after it.
+
+    Raises InvalidRequest.
+    """
+    body, worker = await read_object(request), request.app[WORKER_CONTEXT]
+    if not worker.has_router and (seconds := keep_alive_of(body)) is not None:
+        worker.set_idle_timeout(seconds)
+    return body

@@ -14,9 +14,9 @@ import pytest
 from llama_corral.common.base import errors, logs
 from llama_corral.common.base.errors import ApiError, ConfigError
 from llama_corral.common.base.json_encoding import encode_json
-from llama_corral.common.web.application import error_response
+from llama_corral.common.web.application import application, error_response
 from llama_corral.common.web.auth import read_api_keys
-from llama_corral.common.web.pages import page_routes
+from llama_corral.common.web.pages import add_pages
 from llama_corral.presets.options.settings import Settings
 from web_tools import PAGE, error_of, serving, settings
 
@@ -152,6 +152,7 @@ def test_missing_key_file() -> None:
 
 
 LOCAL = ("http://localhost", "http://localhost:1", "https://127.0.0.1:3000", "http://[::1]", "http://[::1]:80")
+LISTED = ("http://c.d", "https://e.f:8443")
 FOREIGN = ("http://evil.com", "http://notlocalhost", "http://localhost.evil.com", "null", "http://[", "")
 
 
@@ -161,7 +162,12 @@ FOREIGN = ("http://evil.com", "http://notlocalhost", "http://localhost.evil.com"
         ({}, "http://a.b", "http://a.b"),
         ({}, None, None),
         ({"cors_credentials": False}, "http://a.b", "*"),
-        ({"cors_origins": "http://c.d"}, "http://a.b", "http://c.d"),
+        ({"cors_origins": "http://c.d"}, "http://a.b", None),
+        ({"cors_origins": "http://c.d"}, None, None),
+        *(({"cors_origins": "http://c.d , https://E.f:8443/,,"}, origin, origin) for origin in LISTED),
+        *(({"cors_origins": "http://c.d , https://E.f:8443/,,"}, origin, None) for origin in (*FOREIGN, *LOCAL)),
+        *(({"cors_origins": "https://c.d, localhost"}, origin, origin) for origin in (*LOCAL, "https://c.d")),
+        ({"cors_origins": "http://c.d, *"}, "http://evil.com", "http://evil.com"),
         *(({"cors_origins": "localhost"}, origin, origin) for origin in LOCAL),
         *(({"cors_origins": "localhost"}, origin, None) for origin in FOREIGN),
         ({"tools": ("all",)}, "http://evil.com", None),
@@ -177,6 +183,7 @@ async def test_every_response_has_the_origin_header(
         for method, path in (("GET", "/health"), ("GET", "/echo"), ("OPTIONS", "/any/path"), ("GET", "/")):
             response = await client.request(method, path, headers=headers)
             assert response.headers.get("access-control-allow-origin") == allowed
+            assert ("Origin" in response.headers.get("vary", "")) == (allowed != "*"), "caches keep one for each origin"
             if method != "OPTIONS":
                 credentials = "true" if allowed and allowed == origin else None
                 assert response.headers.get("access-control-allow-credentials") == credentials
@@ -257,7 +264,30 @@ async def test_folder_instead_of_the_page(tmp_path: Path) -> None:
         for path in ("/../secret", "/%2e%2e/secret", "/..%2fsecret", "/link", "/none", "/%00", "/" + "x" * 5000):
             assert (await client.get(path)).status_code == 404, path
     with pytest.raises(ConfigError, match="no such directory"):
-        page_routes(settings(path=str(tmp_path / "none")), PAGE)
+        add_pages(application(settings()), settings(path=str(tmp_path / "none")), PAGE)
+
+
+async def test_files_of_a_folder_with_a_page_are_public_as_the_page_is(tmp_path: Path) -> None:
+    (tmp_path / "_app").mkdir()
+    (tmp_path / "index.html").write_text("home")
+    (tmp_path / "_app" / "start.js").write_text("run()")
+    given = settings(path=str(tmp_path), api_key=("k",))
+    async with serving(given, is_ready=lambda: False) as (client, _, _):
+        assert (await client.get("/")).text == "home"
+        assert (await client.get("/_app/start.js")).text == "run()", "a browser cannot send a key before the page runs"
+    async with serving(given) as (client, _, _):
+        assert (await client.get("/_app/start.js")).text == "run()"
+        assert (await client.head("/_app/start.js")).status_code == 200
+        assert (await client.get("/_app/none.js")).status_code == 404
+        assert (await client.post("/_app/start.js")).status_code == 401
+        assert (await client.get("/fail/x")).status_code == 401, "routes of the API need the key"
+
+
+async def test_files_of_a_folder_without_a_page_need_the_key(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("text")
+    async with serving(settings(path=str(tmp_path), api_key=("k",))) as (client, _, _):
+        assert (await client.get("/notes.txt")).status_code == 401
+        assert (await client.get("/notes.txt", headers={"X-Api-Key": "k"})).text == "text"
 
 
 def test_any_text_can_be_encoded() -> None:

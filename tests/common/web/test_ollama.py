@@ -89,7 +89,8 @@ def test_card_of_a_file(models: Path) -> None:
         "tools", "insert", "vision", "thinking",
     ]  # fmt: skip
     assert read_card(models / "tiny-bert.gguf").capabilities() == ["embedding"]
-    assert card.capabilities(embeds=True) == ["embedding"]
+    assert card.capabilities(embeds=True) == ["completion", "insert", "embedding"]
+    assert card.capabilities(ranks=True) == []
 
 
 def test_card_of_several_files_and_of_the_hub(models: Path, tmp_path: Path) -> None:

@@ -391,6 +391,53 @@ async def test_load_at_the_limit_evicts_the_least_recently_used_and_waits_for_it
         assert r.status("c") == "loading"
 
 
+@pytest.mark.parametrize("why", ["unload", "eviction", "failing unload", "unload of a loading model"])
+async def test_a_load_of_a_stopping_model_waits_for_its_end(why: str) -> None:
+    async with router(models_max=2) as r:
+        if why == "unload of a loading model":
+            await r.lifecycle.load("a")
+        else:
+            await r.up("a", "b")
+        if why == "eviction":
+            evicting = asyncio.create_task(r.lifecycle.load("c"))
+            await settle()
+        else:
+            await r.lifecycle.unload("a")
+        before = r.launcher["a"]
+        loading = asyncio.create_task(r.lifecycle.load("a"))
+        await settle()
+        assert (loading.done(), r.launcher["a"] is before) == (False, True)
+        before.exit(1 if why == "failing unload" else 0)
+        if why == "eviction":
+            await evicting
+            await settle()
+            assert r.launcher["b"].stop_asked, "it needs a place, as any load does"
+            r.launcher["b"].leave()
+        await loading
+        assert r.launcher["a"] is not before
+        assert r.status("a") == "loading"
+
+
+async def test_a_load_that_waits_for_the_end_of_a_worker_may_be_refused() -> None:
+    async with router(models_max=2) as r:
+        await r.up("a", "b")
+        for name in ("a", "b"):
+            await r.lifecycle.unload(name)
+        gone, closed = (asyncio.create_task(r.lifecycle.load(name)) for name in ("a", "b"))
+        left = asyncio.create_task(r.lifecycle.load("b"))
+        await settle()
+        reloading = asyncio.create_task(r.lifecycle.reload(presets(preset("b"))))
+        left.cancel()
+        await settle()
+        r.launcher["a"].leave()
+        await reloading
+        with pytest.raises(NotFound):
+            await gone
+        r.lifecycle.stop_serving()
+        with pytest.raises(Unavailable):
+            await closed
+
+
 async def test_load_by_command_serves_queued_requests() -> None:
     async with router(models_max=2) as r:
         head, behind = r.client("a"), r.client("b")

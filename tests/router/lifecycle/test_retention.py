@@ -16,6 +16,7 @@ from memory_workers import InProcessLauncher
 from router_tools import preset, presets
 
 PINNED = Retention(pinned=True)
+KEPT = Retention(kept=True)
 
 
 class Router:
@@ -128,6 +129,39 @@ async def test_a_pin_of_the_preset_overrides_requests() -> None:
         assert not it.goes("a")
         it.lifecycle.unload_when_idle("a")
         assert it.goes("a"), "asked for by name it goes all the same"
+
+
+async def test_a_kept_model_is_evicted_last_and_never_expires() -> None:
+    async with router(preset("a", ttl=5.0), preset("b"), preset("c"), preset("d")) as it:
+        await it.use("a", retention=KEPT)
+        it.pass_by(1e6)
+        assert (it.goes("a"), it.expires_in("a")) == (False, None)
+        await it.use("b")
+        waiting = asyncio.create_task(it._use("c", 0, {}))
+        await settle()
+        assert (it.goes("a"), it.goes("b")) == (False, True), "b was used last, but a is kept"
+        it.launcher["b"].leave()
+        await settle()
+        it.launcher["c"].ready()
+        await waiting
+        async with it.lifecycle.lease("c"):
+            waiting = asyncio.create_task(it._use("d", 0, {}))
+            await settle()
+            assert it.goes("a"), "c is busy"
+            it.launcher["a"].leave()
+            await settle()
+            it.launcher["d"].ready()
+            await waiting
+
+
+async def test_a_load_evicts_a_kept_model_if_there_is_no_other() -> None:
+    async with router(preset("a"), preset("b"), models_max=1) as it:
+        await it.use("a", retention=KEPT)
+        loading = asyncio.create_task(it.lifecycle.load("b"))
+        await settle()
+        assert it.goes("a")
+        it.launcher["a"].leave()
+        await loading
 
 
 async def test_unload_when_idle_waits_for_running_requests() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hypothesis import given
+from llama_corral.router.placement.groups import next_in_turn
 from llama_corral.router.placement.memory_amounts import Limit, Space, total
 from llama_corral.router.placement.placement import (
     PlacementRules,
@@ -13,6 +14,7 @@ from llama_corral.router.placement.placement import (
     decide,
     expired,
     has_place,
+    has_space,
     impossibility_reason,
     next_expiry,
 )
@@ -58,8 +60,8 @@ def test_the_lowest_priority_and_then_the_least_recently_used_is_evicted_first(s
         assert left[-1] <= min(kept)
 
 
-def worth(r: Resident) -> tuple[int, float]:
-    return (r.policy.priority, r.last_used)
+def worth(r: Resident) -> tuple[bool, int, float]:
+    return (r.retention.kept, r.policy.priority, r.last_used)
 
 
 @given(snapshots())
@@ -338,6 +340,39 @@ def test_a_head_without_memory_has_a_reason_to_wait(snapshot: PlacementSnapshot)
 def test_a_model_that_fits_with_the_pinned_ones_is_never_refused(snapshot: PlacementSnapshot) -> None:
     for refusal in decide(snapshot).refuse:
         assert refusal.reason == impossibility_reason(snapshot, refusal.model) != ""
+
+
+@given(snapshots_with_sizes())
+def test_a_kept_model_is_evicted_only_if_the_others_are_not_sufficient(snapshot: PlacementSnapshot) -> None:
+    snapshot = replace(snapshot, models_max=0)
+    evicted = [resident(snapshot, eviction.model) for eviction in decide(snapshot).evict]
+    head = next_in_turn(snapshot, vulnerable(snapshot))
+    if head is None or not any(one.retention.kept for one in evicted):
+        return
+    others = {one.name for one in vulnerable(snapshot) if not one.retention.kept}
+    residents = tuple(
+        replace(one, state=ModelState.UNLOADED) if one.name in others or one.state is ModelState.STOPPING else one
+        for one in snapshot.residents
+    )
+    assert not has_space(replace(snapshot, residents=residents), head.model)
+
+
+def test_a_kept_model_stays_for_any_number_of_others() -> None:
+    """Two smaller models go, although one kept model would be sufficient, and the kept one goes if they are not."""
+    wanted = Resident("w", ModelState.UNLOADED, 0, 0, space=Space(6))
+    kept = Resident("k", ModelState.LOADED, 0, 0, retention=Retention(kept=True), space=Space(6))
+
+    def evicted(*others: Resident, most: int = 0) -> list[str]:
+        snapshot = PlacementSnapshot((wanted, kept, *others), (QueueEntry("w", False),), most, limit=Limit(12), now=10)
+        return [eviction.model for eviction in decide(snapshot).evict]
+
+    def other(name: str, size: int, **given: int) -> Resident:
+        return Resident(name, ModelState.LOADED, given.get("leases", 0), 9, space=Space(size))
+
+    assert evicted(other("a", 3), other("b", 3)) == ["a", "b"]
+    assert evicted(other("a", 3), other("b", 3, leases=1)) == ["k"]
+    assert evicted(other("a", 0), most=2) == ["a"], "it was used last, and is not kept"
+    assert evicted(most=1) == ["k"]
 
 
 def test_of_equally_few_victims_the_least_valuable_is_evicted() -> None:

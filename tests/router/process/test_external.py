@@ -226,15 +226,32 @@ def gateway_answers(gateway: Program, path: str) -> bool:
         return False
 
 
+MESSAGES = [{"role": "user", "content": "Hi"}]
+ANSWERS_WITH_A_NAME = [
+    ("/v1/responses", {"input": "Hi", "max_output_tokens": 3, "stream": True}),
+    ("/v1/responses", {"input": "Hi", "max_output_tokens": 3}),
+    ("/v1/messages", {"messages": MESSAGES, "max_tokens": 3, "stream": True}),
+    ("/v1/messages", {"messages": MESSAGES, "max_tokens": 3}),
+    ("/api/chat", {"messages": MESSAGES, "options": {"num_predict": 3}}),
+]
+
+
 def test_our_own_worker_as_an_external_program(start: Callable[..., Program], programs: Programs) -> None:
     command = shlex.join(programs.worker_command("tiny-llama.gguf"))
     gateway = start(f"[foreign]\ncmd = {command} --port ${{PORT}} -t 1 -c 512 --alias inner\nuse-model-name = inner\n")
     body = {"model": "foreign", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4, "stream": False}
     answer = gateway.client.post("/v1/chat/completions", json=body).json()
-    assert (answer["model"], answer["usage"]["completion_tokens"]) == ("inner", 4)
+    assert (answer["model"], answer["usage"]["completion_tokens"]) == ("foreign", 4)
     body = {"model": "foreign", "prompt": "A", "max_tokens": 3, "stream": True}
     with gateway.client.stream("POST", "/v1/completions", json=body) as stream:
-        assert [line for line in stream.iter_lines() if line][-1] == "data: [DONE]"
+        *chunks, last = [line for line in stream.iter_lines() if line]
+    assert last == "data: [DONE]"
+    assert {json.loads(chunk[6:])["model"] for chunk in chunks} == {"foreign"}
+    for path, body in ANSWERS_WITH_A_NAME:
+        with gateway.client.stream("POST", path, json={"model": "foreign", **body}) as stream:
+            told = stream.read().decode()
+        assert '"inner"' not in told, path
+        assert '"foreign"' in told, path
     assert gateway.models()["foreign"]["memory"]["measured"]["host"] > 1 << 20
     assert gateway.client.post("/models/unload", json={"model": "foreign"}).status_code == 200
     gateway.wait_for_status("foreign", "unloaded")
@@ -274,6 +291,42 @@ def test_programs_that_die(start: Callable[..., Program]) -> None:
     wait_until(lambda: gateway.models()["live"]["status"].get("failed"), "its end to be known")
     assert "SIGKILL" in gateway.models()["live"]["status"]["error"]
     assert chat(gateway, "live").status_code == 200, "started anew"
+
+
+@pytest.mark.parametrize("flag", ["broken", "hangs-up"])
+def test_a_healthy_program_that_only_fails_is_restarted_and_backs_off(start: Callable[..., Program], flag: str) -> None:
+    gateway = start(f"[x]\ncmd = {{fake}} {flag}\nrestart-after-errors = 2\n")
+
+    def fail(model: str, status: int) -> None:
+        assert chat(gateway, model).status_code == status
+
+    status = 502 if flag == "hangs-up" else 500
+    fail("x", status)
+    assert gateway.models()["x"]["status"]["errors"] == 1
+    pid = gateway.models()["x"]["status"]["args"]
+    fail("x", status)
+    wait_until(lambda: gateway.models()["x"]["status"].get("failed"), "the program to be stopped")
+    assert f"its last 2 answers were errors (HTTP {status})" in gateway.models()["x"]["status"]["error"]
+    assert "(restart-after-errors)" in gateway.log_text
+    fail("x", status)
+    assert gateway.models()["x"]["status"]["args"] != pid, "the next request starts it again"
+    fail("x", status)
+    wait_until(lambda: gateway.models()["x"]["status"].get("failures") == 2, "the second failure")
+    refused = chat(gateway, "x")
+    assert (refused.status_code, "failed 2 times in a row" in refused.text) == (503, True)
+    assert int(refused.headers["Retry-After"]) >= 1
+
+
+def test_answers_that_are_no_faults_do_not_restart_a_program(start: Callable[..., Program]) -> None:
+    gateway = start(
+        "[unable]\ncmd = {fake} broken=501\nrestart-after-errors = 2\n"
+        "[mixed]\ncmd = {fake} broken=500/400\nrestart-after-errors = 2\n"
+        "[allowed]\ncmd = {fake} broken\nrestart-after-errors = 0\n"
+    )
+    for model in ("unable", "mixed", "allowed"):
+        told = [chat(gateway, model).status_code for _ in range(6)]
+        assert told == {"unable": [501] * 6, "mixed": [500, 400] * 3, "allowed": [500] * 6}[model]
+        assert gateway.status(model) == "loaded"
 
 
 def test_ways_to_stop(start: Callable[..., Program]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.common.base.errors import InvalidRequest
-from llama_corral.router.proxy.model_field import model_in_form, model_in_json, streams_in_form
+from llama_corral.router.proxy.model_field import streams_in_form, target_in_form, target_in_json
 
 scalars = st.none() | st.booleans() | st.integers() | st.text(max_size=5)
 values = scalars | st.lists(scalars, max_size=3) | st.dictionaries(st.text(max_size=5), scalars, max_size=3)
@@ -16,8 +16,8 @@ values = scalars | st.lists(scalars, max_size=3) | st.dictionaries(st.text(max_s
 
 @given(st.text(), st.dictionaries(st.text().filter(lambda key: key != "model"), values, max_size=4))
 def test_name_is_read_independent_of_other_fields(name: str, others: dict[str, object]) -> None:
-    assert model_in_json(json.dumps({**others, "model": name}).encode()) == name
-    assert model_in_json(json.dumps({"model": name, **others}, ensure_ascii=False).encode()) == name
+    assert target_in_json(json.dumps({**others, "model": name}).encode()).model == name
+    assert target_in_json(json.dumps({"model": name, **others}, ensure_ascii=False).encode()).model == name
 
 
 NAMELESS = """{} {"model":null} {"model":7} {"model":["a"]} {"model":{}} [] [{"id":0}] "model" 7 {"a":{"model":"b"}}"""
@@ -26,17 +26,17 @@ BROKEN = r"""{ nonsense {"model":"a" {"model":"a"}trailing {"a":tru} {'model':'a
 
 @pytest.mark.parametrize("body", [b"", b" \n", *NAMELESS.encode().split()])
 def test_bodies_without_a_name(body: bytes) -> None:
-    assert model_in_json(body) == ""
+    assert target_in_json(body).model == ""
 
 
 def test_last_of_repeated_names_counts() -> None:
-    assert model_in_json(b'{"model": "a", "model": "b"}') == "b"
+    assert target_in_json(b'{"model": "a", "model": "b"}').model == "b"
 
 
 @pytest.mark.parametrize("body", [*BROKEN.encode().split(), b'{"model":"\xff"}', b'{"a":' + b"[" * 100_000])
 def test_invalid_json_is_refused_with_its_position(body: bytes) -> None:
     with pytest.raises(InvalidRequest, match="cannot be parsed as JSON"):
-        model_in_json(body)
+        target_in_json(body)
 
 
 FILE = b'Content-Disposition: form-data; name="file"; filename="model"\r\nContent-Type: a/b\r\n\r\n\0\r\n--not\r\n'
@@ -51,8 +51,8 @@ MODEL = b'Content-Disposition: form-data; name="model"\r\n\r\nwhisper: \xc3\xa9'
 
 @pytest.mark.parametrize("parts", [(MODEL,), (FILE, MODEL), (MODEL, FILE), (FILE, FILE, MODEL)])
 def test_form_field_is_found_at_any_position(parts: tuple[bytes, ...]) -> None:
-    assert model_in_form(form(*parts), "multipart/form-data; boundary=----x") == "whisper: é"
-    assert model_in_form(form(*parts), 'multipart/form-data; charset=utf-8; boundary="----x"') == "whisper: é"
+    assert target_in_form(form(*parts), "multipart/form-data; boundary=----x").model == "whisper: é"
+    assert target_in_form(form(*parts), 'multipart/form-data; charset=utf-8; boundary="----x"').model == "whisper: é"
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_form_field_is_found_at_any_position(parts: tuple[bytes, ...]) -> None:
     ids=["no such field", "other boundary", "no boundary", "empty", "cut off"],
 )
 def test_form_without_a_name(body: bytes, content_type: str) -> None:
-    assert model_in_form(body, content_type) == ""
+    assert target_in_form(body, content_type).model == ""
 
 
 def test_form_that_requests_a_stream() -> None:
@@ -82,4 +82,4 @@ def test_form_that_requests_a_stream() -> None:
 def test_any_form_is_parsed_without_an_exception(body: bytes, boundary: str) -> None:
     kind = f"multipart/form-data; boundary={boundary}"
     for candidate in (body, b"--" + boundary.encode() + body):
-        assert isinstance(model_in_form(candidate, kind), str)
+        assert isinstance(target_in_form(candidate, kind).model, str)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -341,3 +342,18 @@ def test_embeddings(embedder: Program) -> None:
     )
     assert refusal(embedder, "embed", input=5)[0] == 400
     assert refusal(embedder, "embed", input=[1, 2])[0] == 400
+
+
+@pytest.mark.parametrize("field", ["keep_alive", "ttl"])
+def test_without_a_router_the_other_dialects_set_the_idle_timeout_too(programs: Programs, field: str) -> None:
+    program = programs.worker("--threads", "1", "--embeddings", "--pooling", "mean")
+    chat, short = {"messages": [USER]}, {"max_tokens": 1, "max_output_tokens": 1, "n_predict": 1}
+    asked = {"/v1/chat/completions": chat, "/v1/completions": {"prompt": "x"}, "/v1/embeddings": {"input": "x"}}
+    asked |= {"/v1/messages": chat, "/v1/responses": {"input": "x"}, "/completion": {"prompt": "x"}}
+    for number, (path, body) in enumerate(asked.items(), 1):
+        given = {**body, **short, field: 1000 * number}
+        assert program.client.post(path, json=given).status_code == 200, path
+        (running,) = program.client.get("/api/ps").json()["models"]
+        left = datetime.fromisoformat(running["expires_at"]) - datetime.now(UTC)
+        assert 0 <= 1000 * number - left.total_seconds() < 60, path
+    assert program.client.post("/v1/completions", json={"prompt": "x", field: "soon"}).status_code == 400

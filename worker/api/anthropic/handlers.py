@@ -13,6 +13,7 @@ from llama_corral.common.web.application import json_response, read_object
 
 from ..answers.results import random_id
 from ..completions import answer_chat, prompt_tokens
+from ..serving import read_generation
 from ..variants import context_of
 from .answer import AnthropicMessages
 from .request import chat_body
@@ -20,7 +21,7 @@ from .request import chat_body
 
 async def messages(request: web.Request) -> web.StreamResponse:
     defaults = context_of(request).model.chat_defaults
-    body = chat_body(await read_object(request), prefills=defaults.prefill_assistant)
+    body = chat_body(await read_generation(request), prefills=defaults.prefill_assistant)
     return await answer_chat(request, body, partial(AnthropicMessages, stops=body.get("stop", ())), random_id("msg_"))
 
 

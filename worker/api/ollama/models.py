@@ -14,10 +14,12 @@ from llama_corral.common.base.errors import ModelNotFound, NotSupported
 from llama_corral.common.hub.model_card import ModelCard, read_card
 from llama_corral.common.web.application import json_response, read_object
 from llama_corral.common.web.json_fields import Fields
-from llama_corral.common.web.ollama import VERSION, expiry_text
+from llama_corral.common.web.ollama import expiry_text, version_json
 from llama_corral.common.web.ollama_models import possible_names, running_entry, show, tag_entry
+from llama_corral.presets.abilities import abilities
 from llama_corral.presets.options.table import OPTIONS
 
+from ..monitoring import input_modalities
 from ..serving import WORKER_CONTEXT, WorkerContext
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 
 async def version(request: web.Request) -> web.StreamResponse:
-    return json_response({"version": VERSION})
+    return json_response(version_json())
 
 
 async def tags(request: web.Request) -> web.StreamResponse:
@@ -55,15 +57,13 @@ async def show_model(request: web.Request) -> web.StreamResponse:
     name = fields.string("model", "name", default="")
     if not {worker.name, *worker.aliases} & set(possible_names(name)):
         raise ModelNotFound(name)
-    card, settings = await _card(worker), worker.settings
-    template, media = worker.model.chat.source, worker.info.media
-    modalities = [kind for kind, has in (("image", media and media.vision), ("audio", media and media.audio)) if has]
+    card = await _card(worker)
     shown = show(
         name,
         card,
-        capabilities=card.capabilities(embeds=settings.endpoints.embeddings, modalities=modalities, template=template),
-        parameters=_shown(settings),
-        template=template,
+        capabilities=abilities(card, worker.settings, input_modalities(worker)),
+        parameters=_shown(worker.settings),
+        template=worker.model.chat.source,
         verbose=fields.boolean("verbose", default=False),
     )
     return json_response(shown)

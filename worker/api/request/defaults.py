@@ -158,10 +158,3 @@ def chat_defaults(settings: Settings) -> ChatDefaults:
         variables["preserve_reasoning"] = settings.chat.reasoning_preserve
     variables.setdefault("preserve_reasoning", True)
     return ChatDefaults(settings.chat.prefill_assistant, variables, settings.chat.reasoning_format)
-
-
-def template_source(settings: Settings, of_model: str | None) -> str | None:
-    """Return the template of `--chat-template-file`, `--chat-template` (text or a known name) or else the model."""
-    if settings.chat.chat_template_file:
-        return _read(settings.chat.chat_template_file, "--chat-template-file")
-    return settings.chat.chat_template or of_model
