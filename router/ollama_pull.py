@@ -16,13 +16,11 @@ from llama_corral.common.base.json_encoding import encode_json
 from llama_corral.common.hub.gguf_names import canonical_name
 from llama_corral.common.web.application import LINES_TYPE, error_event, event_stream, json_response, read_object
 from llama_corral.common.web.envelopes import OLLAMA
-from llama_corral.common.web.ollama_models import HUBS, LATEST, possible_names
+from llama_corral.common.web.ollama_models import HUBS, LATEST, PULLED, possible_names
 
 from .library import Library
 from .lifecycle.lifecycle import Lifecycle
 from .models.events import ModelEvent
-
-SUCCESS = {"status": "success"}
 
 
 class OllamaPull:
@@ -38,7 +36,7 @@ class OllamaPull:
                 return await _streamed(request, steps)
             async for _ in steps:
                 pass
-            return json_response(SUCCESS)
+            return json_response(PULLED)
 
     async def delete(self, request: web.Request) -> web.StreamResponse:
         name = _requested_name(await read_object(request))
@@ -56,7 +54,7 @@ class OllamaPull:
         """
         known = next((view for possible in possible_names(name) if (view := self._lifecycle.view(possible))), None)
         if known is not None and known.name not in self._lifecycle.downloads():
-            yield SUCCESS
+            yield dict(PULLED)
             return
         wanted = _hub_name(name)
         async with self._lifecycle.subscribe() as listener:

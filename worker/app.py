@@ -43,7 +43,7 @@ MONITORING: list[Route] = [
     ("GET", "/api/tags", ollama_models.tags),
     ("GET", "/api/ps", ollama_models.running),
     ("POST", "/api/show", ollama_models.show_model),
-    ("POST", "/api/pull", ollama_models.refuse),
+    ("POST", "/api/pull", ollama_models.pull),
     ("POST", "/api/push", ollama_models.refuse),
     ("POST", "/api/create", ollama_models.refuse),
     ("POST", "/api/copy", ollama_models.refuse),

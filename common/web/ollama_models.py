@@ -13,6 +13,8 @@ from ..hub.model_card import TEMPLATE, ModelCard
 from .ollama import date_text
 
 LATEST = ":latest"
+PULLED: Mapping[str, str] = {"status": "success"}
+"""The last message of `/api/pull`, and the only one for a model that is here."""
 HUBS = ("hf.co/", "huggingface.co/", "hf-mirror.com/")
 """Prefixes of repository names that are not on Ollama's own hub."""
 PARAMETERS = {

@@ -34,7 +34,12 @@ class HttpOptions(OptionGroup):
         reader=OptionReader.BOTH,
     )
     path: str = option(
-        "", "--path", "directory of files to serve", env="STATIC_PATH", hint="DIR", reader=OptionReader.BOTH
+        "",
+        "--path",
+        "directory of files to serve; with an index.html they need no API key",
+        env="STATIC_PATH",
+        hint="DIR",
+        reader=OptionReader.BOTH,
     )
     api_prefix: UrlPath = option(
         "",
@@ -120,7 +125,7 @@ class HttpOptions(OptionGroup):
     cors_origins: str = option(
         "*",
         "--cors-origins",
-        "origins whose pages may read responses; localhost: all pages of this machine",
+        "origins whose pages may read responses, separated by commas; localhost: all pages of this machine",
         env="CORS_ORIGINS",
         hint="ORIGINS",
         reader=OptionReader.BOTH,

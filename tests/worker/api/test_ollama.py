@@ -357,3 +357,17 @@ def test_without_a_router_the_other_dialects_set_the_idle_timeout_too(programs: 
         left = datetime.fromisoformat(running["expires_at"]) - datetime.now(UTC)
         assert 0 <= 1000 * number - left.total_seconds() < 60, path
     assert program.client.post("/v1/completions", json={"prompt": "x", field: "soon"}).status_code == 400
+
+
+def test_a_worker_alone_lists_its_aliases_and_needs_no_download_of_them(programs: Programs) -> None:
+    program = programs.worker("--alias", "tiny,gpt-oss:20b", "--threads", "1")
+    names = [entry["model"] for entry in program.client.get("/api/tags").json()["models"]]
+    assert sorted(names) == ["gpt-oss:20b", "tiny:latest"]
+    for name in (*names, "tiny"):
+        response = program.client.post("/api/pull", json={"model": name})
+        assert (response.text, response.headers["content-type"]) == ('{"status":"success"}\n', "application/x-ndjson")
+        assert program.client.post("/api/pull", json={"name": name, "stream": False}).json() == {"status": "success"}
+        assert program.client.post("/api/show", json={"model": name}).status_code == 200
+    assert program.client.post("/api/pull", json={"model": "other"}).status_code == 501
+    version = program.client.get("/api/version").json()
+    assert set(version) == {"version", "commit", "build_date"}

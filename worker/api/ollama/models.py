@@ -1,6 +1,6 @@
 """Ollama's endpoints about models, for a worker's single model. The router has its own endpoints for all models.
 
-Nothing here wakes the model. Requests to create, download or remove models are refused.
+Nothing here wakes the model. Requests to create, download or remove other models are refused.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 from llama_corral.common.base.errors import ModelNotFound, NotSupported
+from llama_corral.common.base.json_encoding import encode_json
 from llama_corral.common.hub.model_card import ModelCard, read_card
-from llama_corral.common.web.application import json_response, read_object
+from llama_corral.common.web.application import LINES_TYPE, json_response, read_object
 from llama_corral.common.web.json_fields import Fields
 from llama_corral.common.web.ollama import expiry_text, version_json
-from llama_corral.common.web.ollama_models import possible_names, running_entry, show, tag_entry
+from llama_corral.common.web.ollama_models import PULLED, possible_names, running_entry, show, tag_entry
 from llama_corral.presets.abilities import abilities
 from llama_corral.presets.options.table import OPTIONS
 
@@ -32,7 +33,8 @@ async def version(request: web.Request) -> web.StreamResponse:
 
 async def tags(request: web.Request) -> web.StreamResponse:
     worker = request.app[WORKER_CONTEXT]
-    return json_response({"models": [tag_entry(worker.name, await _card(worker))]})
+    card = await _card(worker)
+    return json_response({"models": [tag_entry(name, card) for name in _names(worker)]})
 
 
 async def running(request: web.Request) -> web.StreamResponse:
@@ -55,7 +57,7 @@ async def show_model(request: web.Request) -> web.StreamResponse:
     worker = request.app[WORKER_CONTEXT]
     fields = Fields(await read_object(request))
     name = fields.string("model", "name", default="")
-    if not {worker.name, *worker.aliases} & set(possible_names(name)):
+    if not _is_own(worker, name):
         raise ModelNotFound(name)
     card = await _card(worker)
     shown = show(
@@ -72,6 +74,24 @@ async def show_model(request: web.Request) -> web.StreamResponse:
 def _shown(settings: Settings) -> dict[str, str]:
     """Return the options that were set, without keys and tokens."""
     return {field: str(settings.value(field)) for field in sorted(settings.options_set) if not OPTIONS[field].secret}
+
+
+def _names(worker: WorkerContext) -> list[str]:
+    return list(dict.fromkeys((worker.name, *worker.aliases)))
+
+
+def _is_own(worker: WorkerContext, name: str) -> bool:
+    return not set(_names(worker)).isdisjoint(possible_names(name))
+
+
+async def pull(request: web.Request) -> web.StreamResponse:
+    """Answer that the worker's model is here; refuse others."""
+    fields = Fields(await read_object(request))
+    if not _is_own(request.app[WORKER_CONTEXT], fields.string("model", "name", default="")):
+        return await refuse(request)
+    if not fields.boolean("stream", default=True):
+        return json_response(PULLED)
+    return web.Response(body=encode_json(PULLED) + b"\n", content_type=LINES_TYPE)
 
 
 async def refuse(request: web.Request) -> web.StreamResponse:
