@@ -117,7 +117,7 @@ class Proxy:
             target = target_in_json(body.data)
         name = target.model or query_text(request, "model")
         model = self.find(name)
-        if not name and body.data and request.content_type != FORM:
+        if not name and body.data and not body.data.isspace() and request.content_type != FORM:
             body.data = with_model(body.data, model)  # an external program may require a name
         retention = Retention.of_keep_alive(target.keep_alive)
         if conversation := request.headers.get(CONVERSATION_HEADER, ""):
