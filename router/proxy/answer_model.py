@@ -46,6 +46,14 @@ def with_answered_model(answer: bytes, name: str) -> bytes:
     return msgspec.json.encode({**fields, **{key: msgspec.Raw(changed[key]) for key in changed}}) if changed else answer
 
 
+def renamed_answer(answer: bytes, content_type: str, name: str) -> bytes:
+    """Return a whole answer with the model's name replaced. `content_type`: empty if it must not be changed."""
+    if content_type == JSON:
+        return with_answered_model(answer, name)
+    renamer = StreamRenamer(name, content_type)
+    return renamer.feed(answer) + renamer.end()
+
+
 class StreamRenamer:
     """Replaces the name in a stream, line by line; a line is passed on when it is complete."""
 

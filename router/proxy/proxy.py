@@ -31,7 +31,7 @@ from ..lifecycle.lifecycle import Lifecycle
 from ..models.queue import Lease
 from ..placement.snapshot import Retention
 from ..placement.states import ModelState
-from .answer_model import JSON, StreamRenamer, content_type_of, with_answered_model
+from .answer_model import JSON, StreamRenamer, content_type_of, renamed_answer
 from .connection import ConnectionLost, ResponseTruncated, Unreachable, WorkerResponse
 from .conversations import Conversation, Conversations
 from .model_field import (
@@ -222,11 +222,9 @@ class Proxy:
         try:
             begun = await keepalive_stream.end() if keepalive_stream is not None else None
             if begun is None and (reply.complete or GIVEN_BODY in request or kind == JSON):
-                answer = await read_all(reply)
-                return buffered_response(reply, with_answered_model(answer, shown_name) if kind == JSON else answer)
+                return buffered_response(reply, renamed_answer(await read_all(reply), kind, shown_name))
             if begun is not None and not is_event_stream(reply):
-                answer = await read_remaining(reply)
-                answer = with_answered_model(answer, shown_name) if kind == JSON else answer
+                answer = renamed_answer(await read_remaining(reply), kind, shown_name)
                 return await finish_stream(begun, as_event(request, reply, answer))
             renamer = StreamRenamer(shown_name, kind) if shown_name else None
             return await stream(request, reply, keepalive, partial(self._truncation_reason, lease), begun, renamer)

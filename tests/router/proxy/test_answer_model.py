@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.common.web.application import EVENT_STREAM_TYPE, LINES_TYPE
 from llama_corral.router.proxy import answer_model
-from llama_corral.router.proxy.answer_model import StreamRenamer, content_type_of, with_answered_model
+from llama_corral.router.proxy.answer_model import StreamRenamer, content_type_of, renamed_answer, with_answered_model
 
 scalars = st.none() | st.booleans() | st.integers() | st.text(max_size=5)
 values = scalars | st.lists(scalars, max_size=3) | st.dictionaries(st.sampled_from(["model", "a"]), scalars, max_size=2)
@@ -53,11 +53,15 @@ def test_the_chunks_of_a_stream_do_not_matter(cuts: list[int]) -> None:
     renamer = StreamRenamer("ours", EVENT_STREAM_TYPE)
     sent = b"".join(renamer.feed(EVENTS[i:j]) for i, j in itertools.pairwise(places))
     assert sent + renamer.end() == RENAMED
+    assert renamed_answer(EVENTS, EVENT_STREAM_TYPE, "ours") == RENAMED, "a short stream arrives as a whole"
 
 
 def test_json_lines_and_other_types() -> None:
     renamer = StreamRenamer("ours", LINES_TYPE)
     assert renamer.feed(LINES) + renamer.end() == LINES.replace(b"theirs", b"ours")
+    assert renamed_answer(LINES, LINES_TYPE, "ours") == LINES.replace(b"theirs", b"ours")
+    assert renamed_answer(LINES, "", "ours") == LINES
+    assert renamed_answer(b'{"model":"theirs"}', "application/json", "ours") == b'{"model":"ours"}'
     other = StreamRenamer("ours", "audio/wav")
     assert other.feed(LINES) + other.end() == LINES
 
