@@ -287,7 +287,7 @@ def test_refusals(worker: Program) -> None:
     assert refusal(worker, "generate", prompt="x", images=[image], context=[5])[0] in (400, 501)
     assert refusal(worker, "show", model="other") == (404, "model 'other' not found")
     for verb in ("pull", "push", "create", "copy", "delete"):
-        status, why = refusal(worker, verb)
+        status, why = refusal(worker, verb, model="other")
         assert status == 501
         assert "one model" in why
     long = refusal(worker, "generate", prompt="word " * 3000)
