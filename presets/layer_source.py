@@ -31,8 +31,12 @@ class LayerSource(PydanticBaseSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         higher = {field for group in self.current_state.values() for field in group}
-        given = below(self.layer, higher)
-        return grouped({field: SecretStr(text) if secret else text for field, (text, _, secret) in given.items()})
+        return _values(below(self.layer, higher))
+
+
+def _values(layer: Layer) -> dict[str, Any]:
+    """Return the texts of a layer by group."""
+    return grouped({field: SecretStr(text) if secret else text for field, (text, _, secret) in layer.items()})
 
 
 def settings_of(sources: Sequence[LayerSource]) -> Settings:
@@ -41,6 +45,8 @@ def settings_of(sources: Sequence[LayerSource]) -> Settings:
     Options that this version does not support are accepted here; using them raises an error elsewhere.
     """
     try:
+        if len(sources) == 1:
+            return Settings.of_groups(_values(sources[0].layer))
         return Settings(sources)
     except ValidationError as error:
         group_and_field = error.errors(include_input=False, include_url=False, include_context=False)[0]["loc"]

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_corral.common.base.errors import ConfigError
 from llama_corral.presets.ini import read_presets
+from llama_corral.presets.layer_source import LayerSource, settings_of
 from llama_corral.presets.merge import (
     ConfigValue,
     Layer,
@@ -359,3 +360,28 @@ def test_several_values_survive_encoding_as_one_text(items: list[str]) -> None:
 def test_settings_record_which_options_were_set() -> None:
     assert resolve(read_argv(["-c", "0"])).options_set == {"ctx_size"}
     assert Settings.of(ctx_size=0).options_set == {"ctx_size"}
+
+
+@given(layers(), st.integers(0, 10))
+def test_one_layer_gives_the_settings_that_it_gives_together_with_others(
+    layer: dict[str, ConfigValue], start: int
+) -> None:
+    """A single layer is validated without pydantic-settings, which takes most of the time."""
+    halves = dict(list(layer.items())[:start]), dict(list(layer.items())[start:])
+
+    def outcome(*parts: Layer) -> Settings | str:
+        try:
+            return settings_of([LayerSource(part) for part in parts])
+        except ConfigError as error:
+            return str(error)
+
+    alone, split = outcome(layer), outcome(*halves, {})
+    assert alone == split
+    if isinstance(alone, Settings) and isinstance(split, Settings):
+        assert alone.options_set == split.options_set == layer.keys()
+
+
+def test_a_change_of_settings_leaves_the_shared_defaults_alone() -> None:
+    changed = resolve({}).with_options({"ctx_size": 7}).with_options({}, unset=["ctx_size"])
+    assert (changed.context.ctx_size, changed.options_set) == (0, set())
+    assert (resolve({}).context.ctx_size, resolve({}).options_set) == (0, set())
