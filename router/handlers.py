@@ -68,7 +68,7 @@ class Handlers:
     async def models(self, request: web.Request) -> web.StreamResponse:
         if query_text(request, "reload"):
             await self._library.reload()
-        shown = [model_entry(view) for view in self._lifecycle.views() if not view.preset.hidden]
+        shown = await self._lifecycle.each_view(model_entry)
         if VERSION_HEADER in request.headers:
             return json_response({**with_anthropic_names(shown), "object": "list"})
         return json_response({"data": shown, "object": "list"})
@@ -92,7 +92,7 @@ class Handlers:
     async def events(self, request: web.Request) -> web.StreamResponse:
         """Send the states of all models, then every change as an event, and a comment after a time without events."""
         async with self._lifecycle.subscribe() as listener:
-            known = [_sse_line(state_event(view)) for view in self._lifecycle.views() if not view.preset.hidden]
+            known = await self._lifecycle.each_view(lambda view: _sse_line(state_event(view)))
             response = event_stream()
             await response.prepare(request)
             await response.write(b"".join(known) or KEEPALIVE_COMMENT)

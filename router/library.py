@@ -39,9 +39,22 @@ class ReadPresets(Protocol):
 
 async def reload_sources(read_presets: ReadPresets, lifecycle: Lifecycle) -> None:
     """Read all sources in a thread, then update the models. Raises ConfigError; then nothing changes."""
-    presets = await asyncio.to_thread(read_presets)
+    presets = await asyncio.to_thread(_read, read_presets, lifecycle.presets())
     log.info("the model sources were read again: %d models", len(presets))
     await lifecycle.reload(presets)
+
+
+def _read(read_presets: ReadPresets, known: Mapping[str, Preset]) -> Mapping[str, Preset]:
+    """Read all sources. Presets that are equal to those in `known` are the same objects, which are fast to apply.
+
+    Those of repositories are always new, since the same options may mean other files now.
+    """
+    found = dict(read_presets())
+    for name, preset in found.items():
+        before = known.get(name)
+        if before is not None and before == preset and "hf_repo" not in preset.layer:
+            found[name] = before
+    return found
 
 
 class Library:

@@ -8,13 +8,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from functools import partial
-from pathlib import Path
 
 from aiohttp import web
 from llama_corral.common.base.errors import ConfigError, ModelNotFound, NotSupported
+from llama_corral.common.base.slices import map_in_slices
 from llama_corral.common.hub.model_card import ModelCard, read_card
-from llama_corral.common.hub.resolve import find_cached
 from llama_corral.common.web.application import json_response, read_object, read_unmarked_body
 from llama_corral.common.web.ollama import NOTHING, expiry_text, version_json, without_generation
 from llama_corral.common.web.ollama_models import possible_names, running_entry, show, tag_entry
@@ -23,6 +21,7 @@ from llama_corral.presets.merge import resolve
 from llama_corral.presets.sources import Preset
 
 from .lifecycle.lifecycle import Lifecycle
+from .model_cards import ModelCards
 from .models.model import ModelView
 from .placement.snapshot import Retention
 from .placement.states import ModelState
@@ -34,7 +33,7 @@ class Ollama:
     def __init__(self, lifecycle: Lifecycle, proxy: Proxy, environ: Mapping[str, str]) -> None:
         self._lifecycle = lifecycle
         self._proxy = proxy
-        self._environ = environ
+        self._cards = ModelCards(environ)
 
     # -- using models ------------------------------------------------------------------------------------------------
 
@@ -61,15 +60,15 @@ class Ollama:
         return json_response(version_json())
 
     async def tags(self, request: web.Request) -> web.StreamResponse:
-        listed = [view for view in self._lifecycle.views() if not view.preset.hidden and not view.preset.unavailable]
-        views = [view for view in listed if view.status not in _COMING]
-        cards = await self._cards(views)
-        names = ((name, cards[view.name]) for view in views for name in (view.name, *sorted(view.preset.aliases)))
-        return json_response({"models": [tag_entry(name, card) for name, card in names]})
+        listed = await self._lifecycle.each_view(lambda view: view)
+        views = [view for view in listed if view.status not in _COMING and not view.preset.unavailable]
+        cards = await self._cards.brief([view.preset for view in views])
+        names = [(name, cards[view.name]) for view in views for name in (view.name, *sorted(view.preset.aliases))]
+        return json_response({"models": await map_in_slices(lambda named: tag_entry(*named), names)})
 
     async def running(self, request: web.Request) -> web.StreamResponse:
         views = [view for view in self._lifecycle.views() if view.status == ModelState.LOADED.value]
-        cards = await self._cards(views)
+        cards = await self._cards.brief([view.preset for view in views])
         return json_response({"models": [_running(view, cards[view.name]) for view in views]})
 
     async def show(self, request: web.Request) -> web.StreamResponse:
@@ -79,7 +78,7 @@ class Ollama:
         view = self._lifecycle.view(self._find(name))
         if view is None:
             raise ModelNotFound(name)
-        card = (await self._cards([view]))[view.name]
+        card = await asyncio.to_thread(self._read_card, view.preset)
         template, capabilities = await asyncio.to_thread(_template_and_abilities, view, card)
         shown = show(
             name,
@@ -91,10 +90,8 @@ class Ollama:
         )
         return json_response(shown)
 
-    async def _cards(self, views: list[ModelView]) -> dict[str, ModelCard]:
-        """Return the model cards, read in a thread because files are read."""
-        read = partial(_read_cards, [view.preset for view in views], self._environ)
-        return await asyncio.to_thread(read)
+    def _read_card(self, preset: Preset) -> ModelCard:
+        return read_card(self._cards.file(preset))
 
     # -- changing models ---------------------------------------------------------------------------------------------
 
@@ -133,16 +130,3 @@ def _template_and_abilities(view: ModelView, card: ModelCard) -> tuple[str, list
         return template_source(settings, card.template) or "", abilities(card, settings, view.input_modalities)
     except ConfigError:  # the model cannot be loaded with them
         return card.template, card.capabilities(modalities=view.input_modalities)
-
-
-def _read_cards(presets: list[Preset], environ: Mapping[str, str]) -> dict[str, ModelCard]:
-    return {preset.name: read_card(_file(preset, environ)) for preset in presets}
-
-
-def _file(preset: Preset, environ: Mapping[str, str]) -> Path | None:
-    """Return the first file of the preset's model, or None if it is not on this machine."""
-    text = {field: given.text for field, given in preset.layer.items()}
-    if model := text.get("model"):
-        return Path(model)
-    repo = text.get("hf_repo", "")
-    return find_cached(environ, repo, text.get("hf_file", "")).get("model") if repo else None

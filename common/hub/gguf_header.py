@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 from msgspec import Struct
 
+from .file_cache import FileVersion, version_of
 from .gguf_types import SCALARS, TENSOR_TYPES, TYPE_ARRAY, TYPE_STRING
 
 MAGIC = b"GGUF"
@@ -30,6 +31,8 @@ MAX_LIST = 1024
 """Arrays with more elements are skipped: per-layer settings are kept, vocabularies are not."""
 MAX_ELEMENTS = 1 << 23
 """Limit of array strings in a file: ten times the largest vocabulary with merges; bounds the time for forged counts."""
+MAX_HEADERS = 32
+"""Headers in memory: up to 1 MB each. For lists of many models see `model_card.read_brief_card`."""
 MAX_ENTRIES = 1 << 17
 """Limit of keys, and of tensors, in one file: a hundred times the largest number in use."""
 
@@ -70,11 +73,10 @@ class Header(Struct, frozen=True):
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
-    """Read the header; the result is cached until the file changes. Raise GgufError."""
+    """Read the header; the last MAX_HEADERS are cached until their files change. Raise GgufError."""
     path = Path(path)
     try:
-        stat = path.stat()
-        return _read_cached(str(path), stat.st_size, stat.st_mtime_ns)
+        return _read_cached(version_of(path))
     except OSError as error:
         raise GgufError(f"{path}: {error.strerror or error}") from None
     except GgufError as error:
@@ -98,10 +100,10 @@ def _tensor_names(path: str | os.PathLike[str]) -> set[str]:
         return set()
 
 
-@functools.lru_cache(maxsize=256)
-def _read_cached(path: str, size: int, mtime_ns: int) -> Header:
-    with open(path, "rb") as file:
-        return _HeaderReader(file, size).header()
+@functools.lru_cache(maxsize=MAX_HEADERS)
+def _read_cached(version: FileVersion) -> Header:
+    with open(version.path, "rb") as file:
+        return _HeaderReader(file, version.size).header()
 
 
 class _HeaderReader:

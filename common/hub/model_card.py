@@ -1,6 +1,7 @@
 """Describes a model from its files without loading it: size, architecture, quantization, capabilities.
 
-Used for lists of models in router and worker. Reads only headers, each one once (`gguf_header` caches them).
+Used for lists of models in router and worker. Reads only headers. What lists show of a header is kept in memory for
+thousands of files, until the file changes.
 """
 
 from __future__ import annotations
@@ -8,12 +9,15 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
-from .gguf_header import GgufError, Header, Scalar, read_header
+from .file_cache import FileCache, FileVersion, version_of
+from .gguf_header import GgufError, Scalar, read_header
 from .gguf_names import shard_names
 from .gguf_types import FILE_TYPES
 
@@ -27,7 +31,7 @@ _INFILL = ("fim_pre_token_id", "fim_prefix_token_id", "prefix_token_id")
 
 
 class ModelCard(Struct, frozen=True):
-    """Facts about a model. All fields are empty if its files are not on this machine."""
+    """Facts about a model. All fields are empty if its files are not on this machine or cannot be read."""
 
     path: Path | None = None
     size: int = 0
@@ -40,6 +44,8 @@ class ModelCard(Struct, frozen=True):
     n_params: int = 0
     quantization: str = ""
     n_ctx_train: int = 0
+    is_read: bool = True
+    """False if the header was not read yet, so that only size, date and digest are known."""
     template: str = ""
     metadata: Mapping[str, Scalar | tuple[Scalar, ...]] = field(default_factory=dict)
 
@@ -90,36 +96,87 @@ def read_card(path: Path | None) -> ModelCard:
     if path is None:
         return ModelCard()
     try:
-        header = read_header(path)
-        parts = [part for name in shard_names(path.name) if (part := path.with_name(name)).is_file()]
-        return _card(path, header, parts)
+        metadata = read_header(path).metadata
+    except GgufError as error:
+        log.warning("cannot read a model's header: %s", error)
+        return ModelCard(path=path)
+    return replace(read_brief_card(path), template=str(metadata.get(TEMPLATE, "")), metadata=metadata)
+
+
+def read_brief_card(path: Path | None, *, may_read: bool = True) -> ModelCard:
+    """Return a model's card without template and metadata, for lists. A header is read only if its file has changed.
+
+    `may_read`: if False, no header is read, and facts that are not in memory are empty.
+    """
+    if path is None:
+        return ModelCard()
+    try:
+        first, *others = [version_of(part) for part in _parts(path)]
+        read = _FACTS.get if may_read else _FACTS.peek
+        facts, rest = read(first), [read(other) for other in others]
     except (GgufError, OSError) as error:
         log.warning("cannot read a model's header: %s", error)
         return ModelCard(path=path)
-
-
-def _card(path: Path, header: Header, parts: Sequence[Path]) -> ModelCard:
-    metadata, architecture = header.metadata, header.architecture
-    stat = path.stat()
-    n_ctx = metadata.get(f"{architecture}.context_length", 0)
-    file_type = metadata.get("general.file_type")
+    is_read = facts is not None and None not in rest
+    if facts is None:
+        facts = _FileFacts(_digest(path, first))
+    if not facts.digest:
+        return ModelCard(path=path)
     return ModelCard(
         path=path,
-        size=sum(part.stat().st_size for part in parts),
-        modified=stat.st_mtime,
-        digest=_digest(path, stat.st_size, stat.st_mtime_ns),
-        architecture=architecture,
-        n_params=sum(math.prod(tensor.shape) for part in parts for tensor in read_header(part).tensors),
-        quantization=FILE_TYPES.get(file_type, "unknown") if isinstance(file_type, int) else "unknown",
-        n_ctx_train=n_ctx if isinstance(n_ctx, int) else 0,
-        template=str(metadata.get(TEMPLATE, "")),
-        metadata=metadata,
+        size=sum(part.size for part in (first, *others)),
+        modified=first.modified,
+        digest=facts.digest,
+        architecture=facts.architecture,
+        n_params=facts.n_params + sum(part.n_params for part in rest if part),
+        quantization=facts.quantization,
+        n_ctx_train=facts.n_ctx_train,
+        is_read=is_read,
     )
 
 
-def _digest(path: Path, size: int, mtime_ns: int) -> str:
+class _FileFacts(Struct, frozen=True):
+    """What lists show of one file's header."""
+
+    digest: str = ""
+    """Empty if the header cannot be read."""
+    architecture: str = ""
+    n_params: int = 0
+    quantization: str = ""
+    n_ctx_train: int = 0
+
+
+def _read_facts(path: Path) -> _FileFacts:
+    """Read one file's header; log a warning if it cannot be read, once for each version of the file."""
+    try:
+        header, version = read_header(path), version_of(path)
+    except GgufError as error:
+        log.warning("cannot read a model's header: %s", error)
+        return _FileFacts()
+    architecture = header.architecture
+    n_ctx = header.metadata.get(f"{architecture}.context_length", 0)
+    file_type = header.metadata.get("general.file_type")
+    return _FileFacts(
+        digest=_digest(path, version),
+        architecture=sys.intern(architecture),
+        n_params=sum(math.prod(tensor.shape) for tensor in header.tensors),
+        quantization=FILE_TYPES.get(file_type, "unknown") if isinstance(file_type, int) else "unknown",
+        n_ctx_train=n_ctx if isinstance(n_ctx, int) else 0,
+    )
+
+
+_FACTS = FileCache(_read_facts)
+
+
+def _parts(path: Path) -> list[Path]:
+    """Return the first file of a model, and those of its other parts that are there."""
+    names = shard_names(path.name)
+    return [path, *(part for name in names if name != path.name and (part := path.with_name(name)).is_file())]
+
+
+def _digest(path: Path, version: FileVersion) -> str:
     """Return the SHA-256 that is the real file name in a hub's cache; for other files, computing it takes too long."""
     real = path.resolve()
     if len(real.name) == SHA256_LENGTH and all(digit in "0123456789abcdef" for digit in real.name):
         return real.name
-    return hashlib.sha256(f"{real}:{size}:{mtime_ns}".encode(errors="surrogateescape")).hexdigest()
+    return hashlib.sha256(f"{real}:{version.size}:{version.mtime_ns}".encode(errors="surrogateescape")).hexdigest()

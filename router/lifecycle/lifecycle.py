@@ -13,9 +13,10 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from llama_corral.common.base.errors import ApiError, ConfigError
+from llama_corral.common.base.slices import map_in_slices
 
 from ..memory.budget import UNLIMITED, MemoryBudget
 from ..models.download import ReadSources
@@ -38,6 +39,8 @@ FAKE_TIMING_ENV = "LLAMA_SERVER_DEBUG_FAKE_TIMING"
 FAKE_LOAD_DELAY = 2.0  # seconds, as in llama-server
 EXIT_WAIT_S = 1.0
 """Longest wait for an exit after a worker has closed its sockets; usually milliseconds, unless it still runs."""
+
+Shown = TypeVar("Shown")
 
 log = logging.getLogger("corral.router")
 
@@ -109,9 +112,29 @@ class Lifecycle:
     def view(self, name: str) -> ModelView | None:
         return self._state.view(name, self._clock())
 
+    def names(self) -> list[str]:
+        """Return the names of all models and variants, sorted, including hidden ones."""
+        return self._state.catalog.names()
+
     def views(self) -> list[ModelView]:
-        """Return all models and variants by name, including hidden ones."""
-        return [view for name in self._state.catalog.names() if (view := self.view(name)) is not None]
+        """Return all models and variants by name, including hidden ones. For thousands of models use `each_view`."""
+        return [view for name in self.names() if (view := self.view(name)) is not None]
+
+    async def each_view(self, show: Callable[[ModelView], Shown]) -> list[Shown]:
+        """Return `show` of each model and variant that is not hidden, by name.
+
+        Other tasks run between some of them, so two models may be shown as they were at slightly different times.
+        """
+
+        def show_one(name: str) -> list[Shown]:
+            view = self.view(name)
+            return [] if view is None or view.preset.hidden else [show(view)]
+
+        return [shown for one in await map_in_slices(show_one, self.names()) for shown in one]
+
+    def presets(self) -> Mapping[str, Preset]:
+        """Return the presets as they were last applied."""
+        return self._state.catalog.presets
 
     def downloads(self) -> list[str]:
         """Return the names of the models that are downloading."""

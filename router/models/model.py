@@ -114,6 +114,9 @@ class Model(Struct, eq=False):
     """True if it was unloaded by `POST /models/unload` or after its `ttl`: only a request loads it again."""
     last_lines: tuple[str, ...] = ()
     command_line: tuple[str, ...] = ()
+    """Of its latest worker, or what the next one gets."""
+    idle_command_line: tuple[str, ...] = ()
+    """What the next worker gets, without its address."""
     need: Need | None = None
     """Memory that a load needs; None: unknown until it was loaded."""
     expected: Space | None = None
@@ -275,10 +278,10 @@ def view_of(model: Model, waiting: int, now: float, variant: Preset | None = Non
 
 
 def _expires_in(model: Model, now: float) -> float | None:
-    resident = resident_of(model)
-    if resident.expires_at is not None:
-        return max(0.0, resident.expires_at - now)
-    return None if resident.retention.pinned else resident.retention.ttl
+    expires_at = None if model.instance is None else resident_of(model).expires_at
+    if expires_at is not None:
+        return max(0.0, expires_at - now)
+    return None if model.retention.pinned else model.retention.ttl
 
 
 def launch_spec(preset: Preset) -> LaunchSpec:

@@ -55,6 +55,11 @@ class Catalog:
     def __getitem__(self, name: str) -> Model:
         return self._models[name]
 
+    @property
+    def presets(self) -> Mapping[str, Preset]:
+        """The set that was applied last, with variants."""
+        return self._sources
+
     def resolve(self, name: str) -> str | None:
         """Return the name of the model or variant that has this name or alias; None if there is none.
 
@@ -118,7 +123,8 @@ class Catalog:
         self._sources = presets
         for name, preset in self._presets.items():
             if name not in self._models:
-                self._models[name] = Model(name, preset, command_line=command_line(self._command, preset))
+                line = command_line(self._command, preset)
+                self._models[name] = Model(name, preset, command_line=line, idle_command_line=line)
         self._name_variants()
         self._name_aliases()
         return dropped
@@ -147,6 +153,8 @@ class Catalog:
         if preset is None or model.state is ModelState.DOWNLOADED:
             del self._models[model.name]
             return False
+        if preset is not model.preset and preset != model.preset:
+            model.idle_command_line = command_line(self._command, preset)
         if not is_same_worker(model.preset, preset):
             model.backoff = NO_FAILURES
             model.info = {}
@@ -154,7 +162,7 @@ class Catalog:
         if model.instance is None:
             if model.state is ModelState.FAILED:
                 model.transition_to(ModelState.UNLOADED)
-            model.command_line = command_line(self._command, preset)
+            model.command_line = model.idle_command_line
         return True
 
     def _name_aliases(self) -> None:
