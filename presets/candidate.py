@@ -40,6 +40,8 @@ class Candidate(Struct, frozen=True):
     """The section's."""
     written: str = ""
     """The section's name as it is written."""
+    alias: str = ""
+    """A name that its folder gives it, unless another model has it."""
 
 
 def unavailable_preset(candidate: Candidate, fault: str) -> Preset:

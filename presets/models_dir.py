@@ -1,78 +1,120 @@
-"""Lists the models of a `--models-dir`: one for each GGUF file, and one for each sub-directory.
+"""Lists the models of a `--models-dir`: reads the names of its files, and lets `models_dir_rules` decide.
 
-Called by `sources`. Uses only names and opens no file. Entries are sorted, so a directory gives the same models on
-every system.
+Called by `sources`. Opens no model file. Folders of a Hugging Face cache (`models--user--repository`) are read as such,
+and their models have the names that they have in the cache.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from llama_corral.common.base.errors import ConfigError
-from llama_corral.common.hub.gguf_names import SUFFIX, shard
+from llama_corral.common.hub import hub_cache
+from llama_corral.common.hub.gguf_names import choose_files, is_gguf
+from llama_corral.common.hub.resolve import listed_models
 from msgspec import Struct
 
-DRAFT_PREFIXES = ("mtp-", "dspark-", "dflash-")
-"""`eagle3-` is not included: llama-server lists such a file as a model here."""
+from .models_dir_rules import MAX_DEPTH, decide
+
+MAX_FOLDERS = 10_000
+"""Most folders that are listed: the directory may be given by mistake, such as `/`."""
+
+log = logging.getLogger("corral.presets")
 
 
 class LocalModel(Struct, frozen=True):
     name: str
     model: Path
     mmproj: Path | None = None
-    draft: Path | None = None
+    alias: str = ""
+    """Another name, unless something else has it."""
+    is_cached: bool = False
+    """True if it is in a folder of a Hugging Face cache."""
 
 
 def scan(directory: Path) -> list[LocalModel]:
-    """Return the models sorted by name. If a directory and a file have the same name, the directory is used.
-
-    Raise ConfigError.
-    """
+    """Return the models, sorted by name. Raise ConfigError."""
     if not directory.is_dir():
         raise ConfigError(f"--models-dir {directory}: no such directory")
+    files: list[str] = []
+    repositories: list[hub_cache.RepoSnapshot] = []
+    for found in _walk(directory):
+        if isinstance(found, str):
+            files.append(found)
+        else:
+            repositories.append(found)
+    models = {model.name: model for repository in repositories for model in _cached_models(repository)}
+    for model in decide(files):
+        mmproj = directory / model.mmproj if model.mmproj else None
+        models[model.name] = LocalModel(model.name, directory / model.model, mmproj, model.alias)
+    return [models[name] for name in sorted(models)]
+
+
+def _cached_models(repository: hub_cache.RepoSnapshot) -> Iterator[LocalModel]:
+    for tag in listed_models(repository):
+        chosen = choose_files(repository.files, tag)
+        if chosen.model:
+            mmproj = repository.files[chosen.mmproj] if chosen.mmproj else None
+            name = f"{repository.repo}:{tag}"
+            yield LocalModel(name, repository.files[chosen.model[0]], mmproj, is_cached=True)
+
+
+class _Folder(Struct, frozen=True):
+    path: Path
+    prefix: str
+    """Its path in the models directory with a `/` at the end; empty for the directory itself."""
+    depth: int
+    above: frozenset[tuple[int, int]]
+    """Device and inode of the folders that it is in: a link to one of them is not followed."""
+
+
+def _walk(directory: Path) -> Iterator[str | hub_cache.RepoSnapshot]:
+    """Yield the GGUF files as relative paths, and the repositories of a cache. Raise ConfigError."""
+    waiting = [_Folder(directory, "", 0, frozenset())]
+    for number, folder in enumerate(waiting):
+        if number == MAX_FOLDERS:
+            log.warning("--models-dir %s: only the first %d folders are read", directory, MAX_FOLDERS)
+            return
+        try:
+            above = folder.above | {_identity(folder.path)}
+            with os.scandir(folder.path) as listing:
+                entries = sorted(listing, key=lambda entry: entry.name)
+        except OSError as error:
+            if not folder.prefix:
+                raise ConfigError(f"--models-dir {directory}: {error.strerror or error}") from None
+            log.warning("--models-dir: %s: %s", folder.path, error.strerror or error)
+            continue
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if is_gguf(entry.name) and _is_file(entry):
+                yield folder.prefix + entry.name
+                continue
+            if folder.depth == MAX_DEPTH or not _is_new_folder(entry, above):
+                continue
+            if repository := hub_cache.snapshot_in(Path(entry.path)):
+                yield repository
+            else:
+                waiting.append(_Folder(Path(entry.path), f"{folder.prefix}{entry.name}/", folder.depth + 1, above))
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
     try:
-        entries = sorted(directory.iterdir())
-    except OSError as error:
-        raise ConfigError(f"--models-dir {directory}: {error.strerror or error}") from None
-    found = {model.name: model for model in _single_files(entries)}
-    for entry in entries:
-        model = _directory(entry) if entry.is_dir() else None
-        if model:
-            found[model.name] = model
-    return [found[name] for name in sorted(found)]
+        return entry.is_file()
+    except OSError:  # for example a link to itself
+        return False
 
 
-def _single_files(entries: list[Path]) -> Iterator[LocalModel]:
-    """Yield the models of single files; of a sharded model only the first shard. (llama-server lists every shard.)"""
-    for path in entries:
-        if _is_gguf(path) and not _is_companion(path) and shard(path.name).index == 1:
-            yield LocalModel(path.name.removesuffix(SUFFIX), path)
-
-
-def _directory(directory: Path) -> LocalModel | None:
-    """Return the directory's model, named after the directory; None if it contains no model."""
+def _is_new_folder(entry: os.DirEntry[str], above: frozenset[tuple[int, int]]) -> bool:
     try:
-        files = [path for path in sorted(directory.iterdir()) if _is_gguf(path)]
+        return entry.is_dir() and not (entry.is_symlink() and _identity(Path(entry.path)) in above)
     except OSError:
-        return None
-    models = [path for path in files if not _is_companion(path) and shard(path.name).index == 1]
-    if not models:
-        return None
-    first_shards = [path for path in models if shard(path.name).count > 1]
-    mmprojs = [path for path in files if "mmproj" in path.name]
-    drafts = [path for path in files if path.name.startswith(DRAFT_PREFIXES) and "mmproj" not in path.name]
-    return LocalModel(
-        directory.name,
-        (first_shards or models)[-1],
-        mmprojs[-1] if mmprojs else None,
-        drafts[0] if drafts else None,
-    )
-
-
-def _is_gguf(path: Path) -> bool:
-    return path.name.endswith(SUFFIX) and path.is_file()
-
-
-def _is_companion(path: Path) -> bool:
-    return "mmproj" in path.name or path.name.startswith(DRAFT_PREFIXES)
+        return False

@@ -11,12 +11,13 @@ A fault of one section makes only its model unavailable: every such fault is a C
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
 from llama_corral.common.base.errors import ConfigError
+from llama_corral.common.hub.file_cache import FileCache, version_of
 from llama_corral.common.hub.gguf_header import GgufError, read_header
 from llama_corral.common.hub.resolve import find_cached, list_cached
 from msgspec.structs import replace
@@ -105,6 +106,7 @@ def load_presets(
         logger.warning("%s: ignored: an option of the router, not of a model", where)
     _check_groups(file, settings.router.models_preset, presets, report)
     presets = settle(presets, known, report)
+    _add_folder_names(presets, candidates.values())
     hidden = _duplicates(presets, builder.dedup & presets.keys(), environ)
     return {name: replace(presets[name], hidden=name in hidden) for name in sorted(presets)}
 
@@ -147,7 +149,8 @@ class _Builder:
         """Where options of the router are set for models."""
         self._file, self._candidates, self._overlay, self._environ = file, candidates, overlay, environ
         self._models_ttl, self._may_run_commands = models_ttl, may_run_commands
-        listed = {candidate.written: name for name, candidate in candidates.items() if candidate.written}
+        listed = {one.alias: name for name, one in candidates.items() if one.alias and one.alias not in candidates}
+        listed |= {one.written: name for name, one in candidates.items() if one.written}
         self._variants = {name: one.section for name, one in candidates.items() if "base" in one.section}
         self._bases = {
             name: section["base"]._replace(text=named_model(section["base"].text, listed, candidates))
@@ -210,7 +213,10 @@ def _candidates(
     if settings.router.models_dir:
         where = f"--models-dir {settings.router.models_dir}"
         for model in models_dir.scan(Path(settings.router.models_dir)):
-            found[model.name] = Candidate(model.name, "models_dir", _local_layer(model, where), {}, where)
+            if not (model.is_cached and model.name in found):
+                layer = _local_layer(model, where)
+                found[model.name] = Candidate(model.name, "models_dir", layer, {}, where, alias=model.alias)
+    by_alias = {candidate.alias: candidate for candidate in found.values() if candidate.alias}
     repositories = {section.name for section in file.sections if is_repository(section.name, section.layer, file)}
     listed = listed_names((section.name for section in file.sections), repositories.__contains__)
     for section in file.sections:
@@ -225,17 +231,19 @@ def _candidates(
                 report(fault, f"the section [{name}] is left out")
                 continue
             report(fault, f"model {name} from {same.where} is left out")
+        source = same or by_alias.get(name)
         # a section that says which model it is uses nothing of a cached or local model with the same name
-        base = same.base if same is not None and not (MODEL_SOURCES | {"base"}) & section.layer.keys() else {}
+        base = source.base if source and not (MODEL_SOURCES | {"base"}) & section.layer.keys() else {}
         where = f"{settings.router.models_preset}:{max(section.line, 1)}"
-        found[name] = Candidate(name, "preset", base, section.layer, where, section.fault, section.name)
+        alias = same.alias if same and base else ""
+        found[name] = Candidate(name, "preset", base, section.layer, where, section.fault, section.name, alias)
     return found
 
 
 def _local_layer(model: models_dir.LocalModel, where: str) -> Layer:
     """Return the options of a model of the models directory.
 
-    Drafts are left out: they are heads for the model, not separate models. Unsupported options are left out too.
+    Unsupported options are left out.
     """
     paths = {"model": model.model, "mmproj": model.mmproj}
     return {
@@ -291,12 +299,28 @@ def _modalities(own: Settings, environ: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def projector_modalities(path: Path) -> tuple[str, ...]:
+    """Return the input modalities that a projector enables. Its header is read only if the file has changed."""
     try:
-        metadata = read_header(path).metadata
-    except GgufError as error:
+        return _MODALITIES.get(version_of(path))
+    except (GgufError, OSError) as error:
         logger.warning("cannot read the projector: %s", error)
         return ()
+
+
+def _read_modalities(path: Path) -> tuple[str, ...]:
+    metadata = read_header(path).metadata
     return tuple(name for key, name in MODALITY_KEYS if metadata.get(key) is True)
+
+
+_MODALITIES = FileCache(_read_modalities)
+
+
+def _add_folder_names(presets: dict[str, Preset], candidates: Iterable[Candidate]) -> None:
+    """Add the aliases that folders give to models, unless another model has such a name."""
+    taken = {*presets, *(alias for preset in presets.values() for alias in preset.aliases)}
+    for name, alias in ((candidate.name, candidate.alias) for candidate in candidates):
+        if alias and name in presets and alias not in taken:
+            presets[name] = replace(presets[name], aliases=tuple(sorted({*presets[name].aliases, alias})))
 
 
 def _duplicates(presets: Mapping[str, Preset], dedup: set[str], environ: Mapping[str, str]) -> set[str]:

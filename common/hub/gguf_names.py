@@ -47,9 +47,13 @@ class RepoModelFiles(Struct, frozen=True):
         return (*self.model, *(path for path in (self.mmproj, self.draft) if path))
 
 
+def is_gguf(path: str) -> bool:
+    return path[-len(SUFFIX) :].lower() == SUFFIX
+
+
 def shard(path: str) -> Shard:
-    """Parse a path that ends in `.gguf`."""
-    stem = path.removesuffix(SUFFIX)
+    """Parse a path that ends in `.gguf`, in upper or lower case."""
+    stem = path[: -len(SUFFIX)] if is_gguf(path) else path
     split = _SHARD.fullmatch(stem)
     prefix = split[1] if split else stem
     tag = _TAG.search(prefix)
@@ -62,7 +66,8 @@ def shard_names(path: str) -> tuple[str, ...]:
     part = shard(path)
     if part.count <= 1:
         return (path,)
-    return tuple(f"{part.prefix}-{index:05}-of-{part.count:05}{SUFFIX}" for index in range(1, part.count + 1))
+    ending = path[-len(SUFFIX) :] if is_gguf(path) else SUFFIX
+    return tuple(f"{part.prefix}-{index:05}-of-{part.count:05}{ending}" for index in range(1, part.count + 1))
 
 
 def canonical_tag(tag: str) -> str:
@@ -85,7 +90,7 @@ def split_repo(text: str) -> tuple[str, str]:
 
 def listed_tag(path: str) -> str | None:
     """Return the tag under which a file of a cached repository is listed as a model; None: it is not listed."""
-    if not path.endswith(SUFFIX):
+    if not is_gguf(path):
         return None
     part = shard(path)
     if part.index != 1 or not part.tag or any(word in part.prefix for word in NOT_A_MODEL if word != "imatrix"):
@@ -97,7 +102,7 @@ def choose_files(
     paths: Iterable[str], tag: str, *, file: str = "", want_mmproj: bool = True, drafts: Sequence[DraftKind] = ()
 ) -> RepoModelFiles:
     """Choose a model's files. `model` is empty if nothing matches; the first match in the order of `paths` wins."""
-    paths = [path for path in paths if path.endswith(SUFFIX) or path == file]
+    paths = [path for path in paths if is_gguf(path) or path == file]
     primary = (file if file in paths else None) if file else _best_model(paths, tag)
     model = _shards_of(paths, primary) if primary else ()
     mmproj = _best_sibling(paths, primary, "mmproj") if primary and want_mmproj else None
@@ -141,7 +146,7 @@ def _best_sibling(paths: Iterable[str], model: str, keyword: str, tag: str = "")
     best: tuple[tuple[int, bool, int], str] | None = None
     for path in paths:
         parents = path.split("/")[:-1]
-        if keyword not in path or not path.endswith(SUFFIX) or parents != directory[: len(parents)]:
+        if keyword not in path or not is_gguf(path) or parents != directory[: len(parents)]:
             continue
         exact = bool(tag) and f"-{tag}.".upper() in path.upper()
         rank = (len(parents), exact, -abs(_bits(shard(path).tag) - bits))

@@ -9,6 +9,7 @@ Called by `resolve` and `client`. Only this module reads the environment variabl
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -28,6 +29,7 @@ CACHE_VARIABLES = (
 )
 """Variables and the cache's subfolder in each; the first one that is set and not empty is used."""
 MAX_REPO_NAME = 256
+_FOLDER_PREFIX = "models--"
 _REPO = re.compile(r"\w+(?:[.-]\w+)*/\w+(?:[.-]\w+)*", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-fA-F]{40}")
 _OBJECT = re.compile(r"[0-9a-fA-F]{40}|[0-9a-fA-F]{64}")
@@ -76,7 +78,7 @@ def is_inside(path: str) -> bool:
 
 
 def repo_dir(cache: Path, repo: str) -> Path:
-    return cache / ("models--" + repo.replace("/", "--"))
+    return cache / (_FOLDER_PREFIX + repo.replace("/", "--"))
 
 
 def snapshots(cache: Path) -> Iterator[RepoSnapshot]:
@@ -86,38 +88,75 @@ def snapshots(cache: Path) -> Iterator[RepoSnapshot]:
     except OSError:
         return
     for folder in folders:
-        repo = folder.removeprefix("models--").replace("--", "/")
-        found = snapshot(cache, repo) if folder.startswith("models--") else None
-        if found:
+        if found := snapshot_in(cache / folder):
             yield found
 
 
 def snapshot(cache: Path, repo: str) -> RepoSnapshot | None:
-    """Return the repository's files; None if the cache has no commit of it. Links to missing blobs are left out."""
+    """Return the repository's files; None if the cache has no commit of it. Links to missing blobs are left out.
+
+    A hub does not distinguish upper and lower case in names, so a folder that differs only in case is used if there is
+    no other one. The result has the folder's spelling.
+    """
     if not is_repo_name(repo):
         return None
-    folder = repo_dir(cache, repo)
-    commit = _current_commit(folder / "refs")
-    root = folder / "snapshots" / commit
-    if not commit or not root.is_dir():
+    exact = repo_dir(cache, repo)
+    others = (cache / name for name in _folders_by_lower_case(cache).get(exact.name.lower(), ()) if name != exact.name)
+    return snapshot_in(exact) or next((found for folder in others if (found := snapshot_in(folder))), None)
+
+
+def _folders_by_lower_case(cache: Path) -> Mapping[str, tuple[str, ...]]:
+    try:
+        return _list_folders(str(cache), os.stat(cache).st_mtime_ns)
+    except OSError:
+        return {}
+
+
+@functools.lru_cache(maxsize=1)
+def _list_folders(cache: str, mtime_ns: int) -> Mapping[str, tuple[str, ...]]:
+    """Return the cache's entries by their names in lower case. The time changes with every new entry."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name in sorted(os.listdir(cache)):
+        found[name.lower()] = (*found.get(name.lower(), ()), name)
+    return found
+
+
+def snapshot_in(folder: Path) -> RepoSnapshot | None:
+    """Return the files of the repository in a folder of a cache; None if it is no such folder or has no commit."""
+    if not folder.name.startswith(_FOLDER_PREFIX):
+        return None
+    repo = folder.name.removeprefix(_FOLDER_PREFIX).replace("--", "/")
+    if not is_repo_name(repo):
+        return None
+    commit = _current_commit(str(folder / "refs"))
+    root = str(folder / "snapshots" / commit)
+    if not commit or not os.path.isdir(root):
         return None
     files = {}
     for directory, _, names in os.walk(root):
+        below = directory[len(root) + 1 :].replace(os.sep, "/")
         for name in names:
-            path = Path(directory, name)
-            if path.is_file():
-                files[path.relative_to(root).as_posix()] = path
+            path = os.path.join(directory, name)
+            if os.path.isfile(path):
+                files[f"{below}/{name}" if below else name] = Path(path)
     return RepoSnapshot(repo, commit, dict(sorted(files.items())))
 
 
-def _current_commit(refs: Path) -> str:
+def _current_commit(refs: str) -> str:
     """Return the commit of `main`, or of the first other branch if there is no `main`."""
-    commits = {}
-    for path in sorted(refs.glob("[!.]*")) if refs.is_dir() else ():
-        commit = path.read_text(errors="replace").partition("\n")[0].strip() if path.is_file() else ""
+    try:
+        branches = sorted(os.listdir(refs), key=lambda name: (name != "main", name))
+    except OSError:
+        return ""
+    for branch in (name for name in branches if not name.startswith(".")):
+        try:
+            with open(os.path.join(refs, branch), encoding="utf-8", errors="replace") as file:
+                commit = file.readline().strip()
+        except OSError:  # a folder, or a file that another program replaces now
+            continue
         if is_commit(commit):
-            commits[path.name] = commit
-    return commits.get("main") or next(iter(commits.values()), "")
+            return commit
+    return ""
 
 
 def write_ref(cache: Path, repo: str, branch: str, commit: str) -> None:

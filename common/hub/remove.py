@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from . import hub_cache
-from .gguf_names import NOT_A_MODEL, SUFFIX, canonical_tag, listed_tag, shard, split_repo
+from .gguf_names import NOT_A_MODEL, canonical_tag, is_gguf, listed_tag, shard, split_repo
 
 log = logging.getLogger("corral.presets")
 
@@ -45,7 +45,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _is_of(name: str, tag: str) -> bool:
     """Return True for a shard of the model with this tag; False for projectors, drafts and other files."""
-    is_model = name.endswith(SUFFIX) and not any(word in name for word in NOT_A_MODEL)
+    is_model = is_gguf(name) and not any(word in name for word in NOT_A_MODEL)
     return is_model and shard(name).tag == tag
 
 

@@ -24,10 +24,10 @@ from .download import Transfer, fetch, new_client, redacted_url
 from .gguf_header import is_mtp_head
 from .gguf_names import (
     DRAFT_KINDS,
-    SUFFIX,
     DraftKind,
     RepoModelFiles,
     choose_files,
+    is_gguf,
     listed_tag,
     shard_names,
     split_repo,
@@ -63,11 +63,13 @@ def list_cached(environ: Mapping[str, str]) -> list[str]:
     """Return every cached model as `user/repo:TAG`."""
     found: dict[str, None] = {}
     for snapshot in hub_cache.snapshots(cache_dir(environ)):
-        for path in snapshot.files:
-            tag = listed_tag(path)
-            if tag:
-                found[f"{snapshot.repo}:{tag}"] = None
+        found |= dict.fromkeys(f"{snapshot.repo}:{tag}" for tag in listed_models(snapshot))
     return list(found)
+
+
+def listed_models(snapshot: hub_cache.RepoSnapshot) -> list[str]:
+    """Return the tags of a repository's models."""
+    return list(dict.fromkeys(tag for path in snapshot.files if (tag := listed_tag(path))))
 
 
 def find_cached(environ: Mapping[str, str], hf_repo: str, hf_file: str = "") -> Mapping[str, Path]:
@@ -97,6 +99,7 @@ def remote_preset(settings: ModelSettings, environ: Mapping[str, str]) -> Path |
     repo, tag = _repo_and_tag(settings.main_model.hf_repo)
     snapshot = hub_cache.snapshot(cache_dir(environ), repo)
     cached = snapshot.files.get(PRESET_FILE) if snapshot else None
+    repo = snapshot.repo if snapshot else repo
     if is_offline(settings, environ) or (snapshot and not cached and choose_files(snapshot.files, tag).model):
         return cached
     try:
@@ -206,6 +209,7 @@ class _Resolver:
         repo, tag = _repo_and_tag(hf_repo)
         snapshot = hub_cache.snapshot(self.cache, repo)
         cached = snapshot.files if snapshot else {}
+        repo = snapshot.repo if snapshot else repo
         choice = choose_files(cached, tag, file=hf_file, want_mmproj=want_mmproj, drafts=heads)
         offline = is_offline(self.settings, self.environ)
         if _is_complete(choice, cached) and (choice.draft or not heads or not heads_needed or offline):
@@ -282,7 +286,7 @@ def _is_complete(choice: RepoModelFiles, cached: Mapping[str, Path]) -> bool:
 def _not_found(where: str, hf_repo: str, hf_file: str, files: Mapping[str, object]) -> str:
     repo, tag = split_repo(hf_repo)
     wanted = f"file {hf_file}" if hf_file else f"GGUF model with the tag {tag}" if tag else "GGUF model"
-    present = [path for path in files if path.endswith(SUFFIX)]
+    present = [path for path in files if is_gguf(path)]
     more = f" and {len(present) - MAX_SHOWN} more" if len(present) > MAX_SHOWN else ""
     have = f"it has {', '.join(present[:MAX_SHOWN])}{more}" if present else "it has no GGUF files"
     return f"{where} has no complete {wanted} in {repo}; {have}"

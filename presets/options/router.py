@@ -12,7 +12,7 @@ class RouterOptions(OptionGroup):
     models_dir: str = option(
         "",
         "--models-dir",
-        "directory of models: *.gguf files, and a sub-directory per model",
+        "directory of models: *.gguf files, and folders with models, up to four levels down",
         env="MODELS_DIR",
         hint="DIR",
         reader=OptionReader.ROUTER,

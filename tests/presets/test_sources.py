@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import gguf
 import pytest
 from llama_corral.common.base.errors import ConfigError
+from llama_corral.common.hub.gguf_header import MAX_HEADERS
 from llama_corral.presets import sources
 from llama_corral.presets.merge import read_argv, resolve
 from llama_corral.presets.options.table import OPTIONS
@@ -74,7 +76,8 @@ def texts(preset: Preset) -> dict[str, str]:
 
 def test_models_directory(load: Load, models_dir: Path) -> None:
     presets = load("", "--models-dir", str(models_dir))
-    assert list(presets) == ["big-00001-of-00002", "eagle3-odd", "sharded", "single", "vision"]
+    folders = ["deep/deeper", "sharded", "sharded:readme", "vision"]
+    assert list(presets) == sorted(["big-00001-of-00002", "eagle3-odd", "single", *folders])
     assert {preset.source for preset in presets.values()} == {"models_dir"}
     assert texts(presets["single"]) == {"model": str(models_dir / "single.gguf")}
     assert texts(presets["sharded"])["model"] == str(models_dir / "sharded/a-00001-of-00002.gguf")
@@ -315,3 +318,23 @@ def test_precedence_of_ttl(load: Load) -> None:
     assert "ttl = 90" in found["c"].ini_text
     with pytest.raises(ConfigError, match="ttl"):
         load("[a]\nmodel = x.gguf\nttl = -2\n", "--presets-strict")
+
+
+def test_the_header_of_a_projector_is_read_once(tmp_path: Path) -> None:
+    first = tmp_path / "mmproj-0.gguf"
+    writer = gguf.GGUFWriter(first, "clip")
+    writer.add_bool("clip.has_vision_encoder", True)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    projectors = [first, *(tmp_path / f"mmproj-{number}.gguf" for number in range(1, 10 * MAX_HEADERS))]
+    for path in projectors[1:]:
+        os.link(first, path)
+    assert {projector_modalities(path) for path in projectors} == {("image",)}
+    before = first.stat()
+    with first.open("r+b") as file:
+        file.write(bytes(before.st_size))  # a change that cannot be seen without reading the file
+    os.utime(first, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert {projector_modalities(path) for path in projectors} == {("image",)}
+    os.utime(first, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert {projector_modalities(path) for path in projectors} == {()}

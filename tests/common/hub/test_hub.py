@@ -514,3 +514,53 @@ def test_find_cached_sends_no_request(tmp_path: Path) -> None:
     assert resolve.find_cached(environ, "user/other:Q8_0") == {}
     assert resolve.find_cached(environ, "nonsense") == {}
     assert RepoModelFiles().files == ()
+
+
+# Names that differ in upper and lower case, which a hub does not distinguish
+
+
+@pytest.mark.parametrize("asked", ["USER/one", "user/ONE:q8_0", "User/One:Q8_0"])
+def test_a_cached_repository_is_found_in_any_case(tmp_path: Path, asked: str) -> None:
+    environ = {"LLAMA_CACHE": str(tmp_path)}
+    cache_repo(tmp_path, "user/One", "one-Q8_0.gguf", "mmproj-one-F16.gguf")
+    found = resolve.find_cached(environ, asked)
+    assert found["model"].parts[-4:] == ("models--user--One", "snapshots", "a" * 40, "one-Q8_0.gguf")
+    assert set(found) == {"model", "mmproj"}
+    offline = Settings.of(hf_repo=asked, offline=True)
+    assert resolve_files(offline, environ).model == found["model"]
+    assert resolve.list_cached(environ) == ["user/One:Q8_0"]
+
+
+def test_the_exact_case_is_preferred(tmp_path: Path) -> None:
+    for repo in ("user/ONE", "user/one", "user/One"):
+        cache_repo(tmp_path, repo, f"{repo[5:]}-Q8_0.gguf")
+        assert find_name(tmp_path, repo) == f"{repo[5:]}-Q8_0.gguf"
+    assert find_name(tmp_path, "User/one") == "ONE-Q8_0.gguf", "the first one in the order of the names"
+    (hub_cache.repo_dir(tmp_path, "user/one") / "refs" / "main").unlink()
+    assert find_name(tmp_path, "user/one") == "ONE-Q8_0.gguf", "a folder without a commit has no files"
+
+
+def find_name(cache: Path, repo: str) -> str:
+    return resolve.find_cached({"LLAMA_CACHE": str(cache)}, repo)["model"].name
+
+
+def test_a_repository_that_is_added_later_is_found_in_any_case(tmp_path: Path) -> None:
+    environ = {"LLAMA_CACHE": str(tmp_path / "cache")}
+    assert resolve.find_cached(environ, "USER/one") == {}
+    cache_repo(tmp_path / "cache", "user/two", "two-Q8_0.gguf")
+    assert resolve.find_cached(environ, "USER/one") == {}
+    stat = (tmp_path / "cache").stat()
+    os.utime(tmp_path / "cache", ns=(stat.st_atime_ns, stat.st_mtime_ns - 10**9))  # some time passes
+    assert resolve.find_cached(environ, "USER/one") == {}
+    cache_repo(tmp_path / "cache", "user/one", "one-Q8_0.gguf")
+    assert resolve.find_cached(environ, "USER/one")["model"].name == "one-Q8_0.gguf"
+
+
+def test_missing_files_are_downloaded_into_the_folder_that_is_there(
+    environ: dict[str, str], local_hub: LocalHub
+) -> None:
+    cache = Path(environ["LLAMA_CACHE"])
+    cache_repo(cache, REPO, "unrelated.txt")
+    model = resolve_files(Settings.of(hf_repo=REPO.upper()), environ).model
+    assert model.is_relative_to(hub_cache.repo_dir(cache, REPO))
+    assert [path.name for path in cache.glob("models--*")] == [hub_cache.repo_dir(cache, REPO).name]
