@@ -312,6 +312,8 @@ def is_same_worker(old: Preset, new: Preset) -> bool:
     """Return True if a running worker fits `new`: changed names, tags and router settings need no restart."""
     if old.unavailable or new.unavailable:
         return False
+    if old is new:
+        return True
     if old.backend is not None or new.backend is not None:
         return old.backend is not None and new.backend is not None and old.backend.same_process(new.backend)
     return _texts(old) == _texts(new)
