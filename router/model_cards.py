@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from llama_corral.presets.sources import Preset
 
 PATIENCE_S = 2.0
-"""Seconds for which a list waits for headers that were not read yet; some clients give a list five seconds."""
+"""Seconds for which lists wait when headers begin to be read; some clients give a list five seconds."""
 SLICE_S = 0.05
 """Seconds for which a thread reads headers before the event loop may end it."""
 
@@ -30,6 +30,8 @@ class ModelCards:
         self._environ = environ
         self._patience = patience
         self._reading: asyncio.Task[None] | None = None
+        self._wait_until = 0.0
+        """Until when lists wait for it."""
         self._files: dict[str, tuple[Preset, Path | None]] = {}
         """Each listed model's first file, found for this preset."""
 
@@ -49,7 +51,8 @@ class ModelCards:
             return cards
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(_read(unread))
-        await asyncio.wait([self._reading], timeout=self._patience)
+            self._wait_until = time.monotonic() + self._patience
+        await asyncio.wait([self._reading], timeout=max(0.0, self._wait_until - time.monotonic()))
         return await asyncio.to_thread(_known, files)
 
     def _find(self, presets: Sequence[Preset]) -> dict[str, Path | None]:
