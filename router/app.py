@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 from llama_corral.common.tools.routes import tool_routes
 from llama_corral.common.web.application import Route, add_routes, application
+from llama_corral.common.web.auth import ApiKeys
 from llama_corral.common.web.pages import add_pages
 from llama_corral.common.web.response_store import ResponseStore
 from llama_corral.common.web.stored_responses import RESPONSES, keep_until_cleanup
@@ -63,10 +64,12 @@ def build(
     vertex: Vertex | None = None,
     responses: ResponseStore | None = None,
     environ: Mapping[str, str] | None = None,
+    api_keys: ApiKeys | None = None,
 ) -> web.Application:
     """Return the application. It also owns the connections to the workers.
 
-    `environ` gives the location of the cache. Raises ConfigError.
+    `environ` gives the location of the cache. `api_keys`: those of the settings, if the caller reads them again. Raises
+    ConfigError.
     """
     pool = ConnectionPool(timeout=settings.http.timeout or None)
     lifecycle.set_quiet_time_source(pool.quiet_for)
@@ -85,7 +88,7 @@ def build(
     library = Library(settings, lifecycle, read_presets, environ or {})
     handlers = Handlers(settings, lifecycle, proxy, library)
     pulls = OllamaPull(lifecycle, library)
-    app = application(settings, public_paths=vertex.public_paths() if vertex else ())
+    app = application(settings, public_paths=vertex.public_paths() if vertex else (), api_keys=api_keys)
     app[ABORT_RESPONSES] = proxy.abort_all
     app[DESCRIBE_STATE] = lambda: f"{lifecycle.describe()}\n{pool!r}"
     app[RESPONSES] = responses or ResponseStore()

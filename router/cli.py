@@ -1,6 +1,7 @@
 """The console script `llama-corral`. It starts a router's zygote, then imports and runs `command`.
 
-The zygote's imports take longest, so it is started before this process imports anything else.
+The zygote's imports take longest, so it is started before this process imports anything else. Even before that the
+signals are ignored that ask a router for something.
 """
 
 from __future__ import annotations
@@ -10,10 +11,14 @@ import os
 import sys
 from typing import NoReturn
 
-from .process.zygote_start import start_early
+from llama_corral.common.base.user_signals import ignore_early_reload, ignore_user_signals
 
 
 def main() -> NoReturn:
+    ignore_user_signals()
+    ignore_early_reload()
+    from .process.zygote_start import start_early
+
     start_early(sys.argv[1:], os.environ)
     gc.disable()  # it only delays imports, which leave almost no garbage; `service` turns it on again
     from .command import main as run_command

@@ -38,10 +38,14 @@ class ReadPresets(Protocol):
 
 
 async def reload_sources(read_presets: ReadPresets, lifecycle: Lifecycle) -> None:
-    """Read all sources in a thread, then update the models. Raises ConfigError; then nothing changes."""
-    presets = await asyncio.to_thread(_read, read_presets, lifecycle.presets())
-    log.info("the model sources were read again: %d models", len(presets))
-    await lifecycle.reload(presets)
+    """Read all sources in a thread, then update the models. Raises ConfigError; then nothing changes.
+
+    One call waits for the other, so that what was read first is never applied last.
+    """
+    async with lifecycle.reading_sources:
+        presets = await asyncio.to_thread(_read, read_presets, lifecycle.presets())
+        log.info("the model sources were read again: %d models", len(presets))
+        await lifecycle.reload(presets)
 
 
 def _read(read_presets: ReadPresets, known: Mapping[str, Preset]) -> Mapping[str, Preset]:
@@ -76,7 +80,8 @@ class Library:
     async def _check_sources(self) -> None:
         """Raise ServerFault if a reload would fail now. Called before something is changed that only a reload shows."""
         try:
-            await asyncio.to_thread(self._read_presets)
+            async with self._lifecycle.reading_sources:
+                await asyncio.to_thread(self._read_presets)
         except ConfigError as error:
             raise ServerFault(f"nothing was changed, because the sources cannot be read: {error}") from None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -20,6 +21,7 @@ from llama_corral.common.base.prompt_directory import DIRECTORY_ENV as PROMPTS_E
 from llama_corral.common.base.prompt_directory import prompts_directory
 from llama_corral.common.base.systemd import NOTIFY_ENV, READY, STOPPING, notify, reloading
 from llama_corral.common.web.application import RUNNING
+from llama_corral.common.web.auth import ApiKeys
 from llama_corral.common.web.listen import listen
 from llama_corral.common.web.response_store import DIRECTORY_ENV, ResponseStore
 from llama_corral.common.web.shutdown import ShutdownRequest, drain
@@ -39,7 +41,8 @@ from .models.tasks import Tasks
 from .placement.snapshot import rules_of
 from .process.external import CombinedLauncher, health_check_interval
 from .process.zygote import best_launcher
-from .watcher import reload_presets, watch
+from .source_stamps import source_places
+from .watcher import Reload, SourceWatcher, reload_presets
 
 log = logging.getLogger("corral.router")
 
@@ -67,8 +70,11 @@ async def serve(
 
     `is_downloaded`: True if the presets file was downloaded; then its presets may not run commands.
     """
-    read_presets = PresetReader(settings, given, environ, may_run_commands=not is_downloaded)
-    presets = read_presets()
+    load = PresetReader(settings, given, environ, may_run_commands=not is_downloaded)
+    watcher = SourceWatcher(source_places(settings, environ))
+    presets = load()
+    api_keys = ApiKeys(settings)
+    read_presets = functools.partial(_read_again, api_keys, load)
     if not presets:
         log.warning(NO_MODELS)
     elif (default := settings.router.default_model) and default not in _names_of(presets):
@@ -76,6 +82,8 @@ async def serve(
     is_slowed = FAKE_TIMING_ENV in environ
     for_workers = _worker_environ(environ)
     memory_budget = memory_budget_of(settings, for_workers)
+    stop = ShutdownRequest()
+    stop.on_signals()  # until here a signal ends the process at once; from here on there is something to clean up
     responses, prompts = ResponseStore(), prompts_directory("", {**environ, PROMPTS_ENV: ""})
     shared = {DIRECTORY_ENV: responses.open(), PROMPTS_ENV: prompts.open()}
     patience = effective_timeout(settings.router.worker_timeout)
@@ -102,18 +110,18 @@ async def serve(
         vertex=vertex,
         responses=responses,
         environ=environ,
+        api_keys=api_keys,
     )
-    stop = ShutdownRequest()
-    stop.on_signals()
-    _log_state_on_sigusr1(application[app.DESCRIBE_STATE])
+    _handle_user_signals(application[app.DESCRIBE_STATE])
     hurrying = asyncio.create_task(_force_stop_on_second_signal(stop, lifecycle))
     try:
         async with listen(application, settings) as listening:
             log.info("router mode: %d models, at most %s in memory", len(presets), settings.router.models_max or "all")
             notify(environ, READY)
-            watching = asyncio.create_task(watch(settings, read_presets, lifecycle))
+            reload = functools.partial(reload_presets, read_presets, lifecycle)
+            watching = asyncio.create_task(watcher.watch(reload))
             try:
-                with _reload_on_sighup(read_presets, lifecycle, environ):
+                with _reload_on_sighup(reload, environ):
                     code = await _run_until(stop.requested, lifecycle.start(is_strict=settings.router.presets_strict))
             finally:
                 watching.cancel()
@@ -133,6 +141,12 @@ def _names_of(presets: Mapping[str, Preset]) -> set[str]:
     return {name for preset in presets.values() for name in (preset.name, *preset.aliases)}
 
 
+def _read_again(api_keys: ApiKeys, load: ReadPresets) -> Mapping[str, Preset]:
+    """Read the API keys and all sources again. Raises ConfigError for the sources; the new keys count even then."""
+    api_keys.read_again()
+    return load()
+
+
 async def _force_stop_on_second_signal(stop: ShutdownRequest, lifecycle: Lifecycle) -> None:
     """Kill the workers at a second signal, if they are already stopping."""
     await stop.forced.wait()
@@ -140,22 +154,22 @@ async def _force_stop_on_second_signal(stop: ShutdownRequest, lifecycle: Lifecyc
         await lifecycle.close()
 
 
-def _log_state_on_sigusr1(describe: Callable[[], str]) -> None:
-    """Write the router's whole state into the log on SIGUSR1."""
+def _handle_user_signals(describe: Callable[[], str]) -> None:
+    """Write the router's whole state into the log on SIGUSR1; ignore SIGUSR2."""
     if hasattr(signal, "SIGUSR1"):
-        asyncio.get_running_loop().add_signal_handler(
-            signal.SIGUSR1, lambda: log.info("SIGUSR1: the state of the router\n%s", describe())
-        )
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGUSR1, lambda: log.info("SIGUSR1: the state of the router\n%s", describe()))
+        loop.add_signal_handler(signal.SIGUSR2, lambda: log.info("SIGUSR2 is ignored: SIGUSR1 logs the state"))
 
 
 @contextlib.contextmanager
-def _reload_on_sighup(read_presets: ReadPresets, lifecycle: Lifecycle, environ: Mapping[str, str]) -> Iterator[None]:
+def _reload_on_sighup(reload: Reload, environ: Mapping[str, str]) -> Iterator[None]:
     """Read the sources again on SIGHUP. On a terminal, SIGHUP keeps its default effect: it ends the router."""
     if not hasattr(signal, "SIGHUP") or os.isatty(0):
         yield
         return
     tasks, loop = Tasks(), asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGHUP, lambda: tasks.spawn(_reload_presets(read_presets, lifecycle, environ)))
+    loop.add_signal_handler(signal.SIGHUP, lambda: tasks.spawn(_reload_and_notify(reload, environ)))
     try:
         yield
     finally:
@@ -163,10 +177,10 @@ def _reload_on_sighup(read_presets: ReadPresets, lifecycle: Lifecycle, environ: 
         loop.add_signal_handler(signal.SIGHUP, lambda: log.info("SIGHUP is ignored: the router is stopping"))
 
 
-async def _reload_presets(read_presets: ReadPresets, lifecycle: Lifecycle, environ: Mapping[str, str]) -> None:
+async def _reload_and_notify(reload: Reload, environ: Mapping[str, str]) -> None:
     notify(environ, reloading())
     try:
-        await reload_presets(read_presets, lifecycle)
+        await reload()
     finally:
         notify(environ, READY)
 

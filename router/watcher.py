@@ -1,45 +1,125 @@
-"""Watch the presets file and the models directory, and read the sources again when they change.
+"""Watch the model sources, and read them again when they change.
 
-The effect is that of `GET /models?reload=1`. If a source cannot be read, nothing changes.
+The effect is that of `GET /models?reload=1`. If a source cannot be read, nothing changes. `watchfiles` reports changes
+in folders at once. In addition the metadata of all paths is compared each second (`source_stamps`), since no event
+reports that a link far above a file was switched, that a folder was replaced, or what another machine does.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Awaitable, Callable
 
 from llama_corral.common.base.errors import ConfigError
-from watchfiles import Change, awatch
+from watchfiles import awatch
 
 from .library import ReadPresets, reload_sources
-
-if TYPE_CHECKING:
-    from llama_corral.presets.options.settings import Settings
-
-    from .lifecycle.lifecycle import Lifecycle
+from .lifecycle.lifecycle import Lifecycle
+from .source_stamps import MOST_FOLDERS, SourcePlaces, Survey, survey
 
 log = logging.getLogger("corral.router")
 
-DEBOUNCE_MS = 200
-"""Milliseconds without a further change before the sources are read, since editors write in several steps."""
+POLL_S = 1.0
+POLL_SHARE = 0.02
+"""Share of one processor that the comparisons may use: with very many folders they are less frequent."""
+SETTLE_S = 0.2
+"""Seconds without a further change before the sources are read, since editors write in several steps."""
+LONGEST_SETTLE_S = 2.0
+RETRY_S = 60.0
+"""Seconds until `watchfiles` is tried again after it has failed."""
+
+Reload = Callable[[], Awaitable[object]]
 
 
-async def watch(settings: Settings, read_presets: ReadPresets, lifecycle: Lifecycle) -> None:
-    """Watch until cancelled. Return if there is nothing to watch, or if watching is impossible (which is logged)."""
-    try:
-        await _watch_files(settings, read_presets, lifecycle)
-    except (OSError, RuntimeError) as error:  # too many watches, or the file system cannot be watched
-        log.warning("changes of the model sources are not detected (GET /models?reload=1 reads them again): %s", error)
+class SourceWatcher:
+    def __init__(self, places: SourcePlaces) -> None:
+        """Look at the sources. To be called before they are read the first time, so that no change is missed."""
+        self._places = places
+        self._known = survey(places)
+        self._next_look = 0.0
+        self._has_warned = False
+        self._warn_of_size(self._known.cut_off)
 
+    async def watch(self, reload: Reload) -> None:
+        """Call `reload` at each change, until cancelled."""
+        while True:
+            try:
+                await self._follow_events(reload)
+            except (OSError, RuntimeError) as error:  # too many watches, or the file system cannot be watched
+                self._warn(error)
+                await self._poll_only(reload)
 
-async def _watch_files(settings: Settings, read_presets: ReadPresets, lifecycle: Lifecycle) -> None:
-    while folders := _folders(settings):
-        async for _ in awatch(*folders, watch_filter=_filter(settings), recursive=False, step=DEBOUNCE_MS):
-            await reload_presets(read_presets, lifecycle)
-            if _folders(settings) != folders:
+    async def _follow_events(self, reload: Reload) -> None:
+        """Return after a change, since the folders may be others. Raises OSError or RuntimeError if watching fails."""
+        if not self._known.folders:
+            await self._poll_only(reload)
+            return
+        events = awatch(
+            *self._known.folders,
+            watch_filter=None,
+            recursive=False,
+            step=int(SETTLE_S * 1000),
+            rust_timeout=int(POLL_S * 1000),
+            yield_on_timeout=True,
+            ignore_permission_denied=True,
+        )
+        async with contextlib.aclosing(events):
+            async for _ in events:
+                if await self._look(reload):
+                    return
+
+    async def _poll_only(self, reload: Reload) -> None:
+        """Compare without events for some time, or until there is a change."""
+        end, is_changed = time.monotonic() + RETRY_S, False
+        while not is_changed and time.monotonic() < end:
+            await asyncio.sleep(POLL_S)
+            is_changed = await self._look(reload)
+
+    async def _look(self, reload: Reload) -> bool:
+        """Compare, and call `reload` after a change. Return True if there was one.
+
+        Do nothing if comparisons have used too much time just now.
+        """
+        if time.monotonic() < self._next_look:
+            return False
+        is_outdated, seconds = await asyncio.to_thread(_timed_comparison, self._known)
+        self._next_look = time.monotonic() + seconds / POLL_SHARE
+        if not is_outdated:
+            return False
+        before, self._known = self._known, await self._settled()
+        if new := self._known.cut_off - before.cut_off:
+            self._warn_of_size(new)
+        if before.stamps != self._known.stamps:
+            await _logged(reload)
+        return True
+
+    async def _settled(self) -> Survey:
+        """Return the state of the sources when they have not changed for a moment, or at the latest after a time."""
+        deadline = time.monotonic() + LONGEST_SETTLE_S
+        latest = await asyncio.to_thread(survey, self._places)
+        while time.monotonic() < deadline:
+            await asyncio.sleep(SETTLE_S)
+            before, latest = latest, await asyncio.to_thread(survey, self._places)
+            if latest.stamps == before.stamps:
                 break
+        return latest
+
+    def _warn_of_size(self, roots: frozenset[str]) -> None:
+        for root in roots:
+            log.warning("%s has very many folders: changes are noticed only in %d of them", root, MOST_FOLDERS)
+
+    def _warn(self, error: Exception) -> None:
+        level = logging.DEBUG if self._has_warned else logging.WARNING
+        self._has_warned = True
+        log.log(
+            level,
+            "changes of the model sources cannot be watched, so their metadata is compared every %g s: %s",
+            POLL_S,
+            error,
+        )
 
 
 async def reload_presets(read_presets: ReadPresets, lifecycle: Lifecycle) -> None:
@@ -50,25 +130,15 @@ async def reload_presets(read_presets: ReadPresets, lifecycle: Lifecycle) -> Non
         log.error("%s; the old presets are kept", error)
 
 
-def _folders(settings: Settings) -> list[Path]:
-    """Return the folders to watch. The file itself is not watched, since editors and Kubernetes replace it."""
-    folders = []
-    if settings.router.models_preset:
-        folders.append(Path(settings.router.models_preset).absolute().parent)
-    if settings.router.models_dir:
-        models = Path(settings.router.models_dir).absolute()
-        folders += [models, *(sorted(models.iterdir()) if models.is_dir() else ())]
-    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+def _timed_comparison(known: Survey) -> tuple[bool, float]:
+    """Return whether the survey is outdated, and the processor time that this took in seconds."""
+    began = time.thread_time()
+    return known.is_outdated, time.thread_time() - began
 
 
-def _filter(settings: Settings) -> Callable[[Change, str], bool]:
-    presets_name = Path(settings.router.models_preset).name if settings.router.models_preset else ""
-    models = str(Path(settings.router.models_dir).absolute()) if settings.router.models_dir else ""
-
-    def is_relevant(change: Change, path: str) -> bool:
-        name = Path(path).name
-        if presets_name and (name == presets_name or name == "..data"):  # the symbolic link that Kubernetes replaces
-            return True
-        return bool(models) and path.startswith(models) and change is not Change.modified
-
-    return is_relevant
+async def _logged(reload: Reload) -> None:
+    """Call it. An error must not end the watch, nor be taken for one of `watchfiles`."""
+    try:
+        await reload()
+    except Exception:
+        log.exception("the model sources could not be read again")

@@ -7,9 +7,11 @@ import os
 import sys
 
 from llama_corral.common.base.library_environment import WORKER_ENVIRON
+from llama_corral.common.base.user_signals import ignore_user_signals
 
 
 def main() -> int:
+    ignore_user_signals()
     for name, value in WORKER_ENVIRON.items():
         os.environ.setdefault(name, value)
     gc.disable()  # imports leave almost no garbage; `main` turns it on again

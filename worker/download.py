@@ -23,7 +23,7 @@ STOPPED = 1  # exit code
 
 def download(settings: Settings, environ: Mapping[str, str], lifeline: Lifeline) -> int:
     """Download the files and return the process exit code. Blocks. Raises ModelFilesError."""
-    lifeline.on_exit(lambda: os._exit(STOPPED))  # safe: the next download can continue any partial file
+    lifeline.on_exit(lambda _: os._exit(STOPPED))  # safe: the next download can continue any partial file
 
     def report(progress: DownloadProgress) -> None:
         payload = {"url": progress.url, "downloaded": progress.downloaded, "total": progress.total}

@@ -29,8 +29,8 @@ class Lifeline:
         number = environ.get(CONTROL_FD_ENV, "")
         self._control = int(number) if number.isdigit() else None
         self._lock = threading.Lock()
-        self._exit_asked = False
-        self._on_exit: Callable[[], object] | None = None
+        self._exit_reason: str | None = None
+        self._on_exit: Callable[[str], object] | None = None
 
     @property
     def has_router(self) -> bool:
@@ -56,28 +56,35 @@ class Lifeline:
                 log.warning("cannot send reports to the router any more: %s", error)
                 self._control = None
 
-    def on_exit(self, callback: Callable[[], object]) -> None:
-        """Call `callback` on the watcher's thread when the router requests the exit; immediately if it already has."""
+    def on_exit(self, callback: Callable[[str], object]) -> None:
+        """Call `callback` with the router's reason when it requests the exit; immediately if it already has.
+
+        It is called on the watcher's thread.
+        """
         with self._lock:
             self._on_exit = callback
-            asked = self._exit_asked
-        if asked:
-            callback()
+            reason = self._exit_reason
+        if reason is not None:
+            callback(reason)
 
     def _watch(self) -> None:
         pending = b""
         while data := _read_stdin():
             *lines, pending = (pending + data).split(b"\n")
-            if any(line.strip() == b"exit" for line in lines):
-                self._ask_exit()
+            for line in lines:
+                command, _, reason = line.partition(b" ")
+                if command.strip() == b"exit":
+                    self._ask_exit(reason.decode(errors="replace").strip())
         os._exit(ROUTER_DIED)
 
-    def _ask_exit(self) -> None:
+    def _ask_exit(self, reason: str) -> None:
         with self._lock:
-            first, self._exit_asked = not self._exit_asked, True
+            if self._exit_reason is not None:
+                return
+            self._exit_reason = reason
             callback = self._on_exit
-        if first and callback is not None:
-            callback()
+        if callback is not None:
+            callback(reason)
 
 
 def exit_at_once(code: int) -> NoReturn:

@@ -108,7 +108,11 @@ def _asked_to_stop(lifeline: Lifeline) -> ShutdownRequest:
     """Return the shutdown request, which the router, SIGTERM or SIGINT sets."""
     stop, loop = ShutdownRequest(), asyncio.get_running_loop()
     stop.on_signals()
-    lifeline.on_exit(lambda: loop.call_soon_threadsafe(stop.request))
+
+    def on_exit(reason: str) -> None:
+        loop.call_soon_threadsafe(stop.request, f"the model was unloaded: {reason}" if reason else "")
+
+    lifeline.on_exit(on_exit)
     return stop
 
 

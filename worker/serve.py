@@ -9,6 +9,7 @@ import asyncio
 import gc
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from llama_corral.common.base.systemd import READY, STOPPING, notify
@@ -70,7 +71,8 @@ class Server:
                 await asked
                 notify(self._environ, STOPPING)
                 listening.stop_accepting()
-                await drain(self._application[RUNNING], stop, self._settings.http.drain_timeout, engine.close)
+                close_engine = partial(engine.close, stop.reason)
+                await drain(self._application[RUNNING], stop, self._settings.http.drain_timeout, close_engine)
         if not completing.done():
             exit_at_once(OK)
         await engine.close()

@@ -23,6 +23,7 @@ import traceback
 from collections.abc import Callable, MutableMapping, Sequence
 from typing import NoReturn
 
+from llama_corral.common.base.user_signals import ignore_user_signals
 from llama_corral.common.base.worker_reports import CONTROL_FD_ENV
 from llama_corral.common.base.zygote_messages import ForkRequest, ZygoteEvent, encode_event, receive_fork
 
@@ -48,6 +49,7 @@ class _Unsafe(Exception):
 
 
 def main(arguments: Sequence[str]) -> int:
+    ignore_user_signals()  # forked workers inherit it
     parser = argparse.ArgumentParser(prog="llama_corral.worker.zygote")
     parser.add_argument("--socket", type=int, required=True, help="inherited descriptor")
     parser.add_argument("--router", type=int, required=True, help="process id")

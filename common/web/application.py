@@ -27,7 +27,7 @@ from ..base.errors import (
     Unavailable,
 )
 from ..base.json_encoding import encode_json
-from .auth import ANY_ORIGIN, Keys, origin_policy, read_api_keys
+from .auth import ANY_ORIGIN, ApiKeys, origin_policy
 from .envelopes import OPENAI, Envelope, envelope_of
 from .shutdown import RunningRequests
 
@@ -237,22 +237,27 @@ def _close_connection(request: web.Request) -> web.Response:
     return web.Response()
 
 
-def _refuse_at_the_end(request: web.Request) -> web.Response:
+def _refuse_at_the_end(request: web.Request, message: str) -> web.Response:
     """Refuse a request during shutdown and close its connection; the client may retry on a new one."""
-    response = error_response(Unavailable("the server is shutting down"), envelope_of(request))
+    response = error_response(Unavailable(message), envelope_of(request))
     response.force_close()
     return response
 
 
 def application(
-    settings: ServerSettings, *, is_ready: Callable[[], bool] = _always, public_paths: Sequence[str] = ()
+    settings: ServerSettings,
+    *,
+    is_ready: Callable[[], bool] = _always,
+    public_paths: Sequence[str] = (),
+    api_keys: ApiKeys | None = None,
 ) -> web.Application:
     """Create an application whose responses, including errors, follow llama-server's conventions.
 
     Order: CORS origin; OPTIONS for any path; 503 before `is_ready()` and during shutdown; API key; handler.
-    `public_paths` need no key, like the health paths.
+    `public_paths` need no key, like the health paths. `api_keys`: those of the settings, for a caller that reads them
+    again. Raises ConfigError.
     """
-    keys = Keys(read_api_keys(settings))
+    keys = ApiKeys(settings) if api_keys is None else api_keys
     prefix = settings.http.api_prefix or ""
     pages = {*PAGE_PATHS, *(prefix + path for path in PAGE_PATHS)}
     public = {*pages, *HEALTH_PATHS, *(prefix + path for path in (*HEALTH_PATHS, *public_paths))}
@@ -277,7 +282,7 @@ def application(
         if request.method == hdrs.METH_OPTIONS:
             return web.Response(headers=preflight)
         if running.is_closed:
-            return _refuse_at_the_end(request)
+            return _refuse_at_the_end(request, running.refusal)
         if refused := refusal(request):
             return error_response(refused, envelope_of(request))
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ from ..base.errors import ConfigError
 
 if TYPE_CHECKING:
     from ..base.common_settings import ServerSettings
+
+log = logging.getLogger("corral.http")
 
 ANY_ORIGIN = "*"
 LOCAL = "localhost"
@@ -53,6 +56,38 @@ class Keys:
     @staticmethod
     def _digest(key: str) -> bytes:
         return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+class ApiKeys:
+    """The keys of the settings, which can be read again. True if there are any."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        """Raises ConfigError if `--api-key-file` cannot be read."""
+        self._settings = settings
+        self._given = read_api_keys(settings)
+        self._keys = Keys(self._given)
+
+    def __bool__(self) -> bool:
+        return bool(self._keys)
+
+    def admit(self, request: web.Request) -> bool:
+        return self._keys.admit(request)
+
+    def read_again(self) -> None:
+        """Read `--api-key-file` again. If it cannot be read, or no key is left, log that and keep the old keys.
+
+        A server that asks for keys never stops to ask. May be called from any thread.
+        """
+        try:
+            keys = read_api_keys(self._settings)
+        except ConfigError as error:
+            log.error("%s; the old API keys are kept", error)
+            return
+        if self._given and not keys:
+            log.error("--api-key-file %s: contains no key; the old API keys are kept", self._settings.http.api_key_file)
+        elif keys != self._given:
+            self._given, self._keys = keys, Keys(keys)
+            log.info("the API keys were read again: %d keys", len(keys))
 
 
 def origin_policy(settings: ServerSettings) -> Callable[[str | None], str | None]:

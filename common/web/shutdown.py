@@ -18,15 +18,19 @@ log = logging.getLogger("corral.http")
 FINAL_EVENT_S = 1.0
 """Seconds for aborted handlers to send an error to their clients."""
 KILLED = 1  # exit code
+SHUTTING_DOWN = "the server is shutting down"
 
 
 class ShutdownRequest:
     def __init__(self) -> None:
         self.requested = asyncio.Event()
         self.forced = asyncio.Event()
+        self.reason = SHUTTING_DOWN
+        """What the clients of refused and aborted requests are told."""
 
-    def request(self) -> None:
+    def request(self, reason: str = "") -> None:
         if not self.requested.is_set():
+            self.reason = reason or SHUTTING_DOWN
             self.requested.set()
         elif not self.forced.is_set():
             log.info("aborting the running requests; another signal ends the process immediately")
@@ -50,6 +54,8 @@ class RunningRequests:
     def __init__(self) -> None:
         self.is_closed = False
         """True if new requests must be refused."""
+        self.refusal = SHUTTING_DOWN
+        """The message of these refusals."""
         self.at_end: list[Callable[[], Awaitable[None]]] = []
         """Called when the shutdown begins: ends things that requests wait for, so that the shutdown need not wait."""
         self._tasks: set[asyncio.Task[object]] = set()
@@ -71,8 +77,8 @@ class RunningRequests:
             if self.is_closed and not self._tasks:
                 self._none.set()
 
-    def close(self) -> None:
-        self.is_closed = True
+    def close(self, refusal: str = SHUTTING_DOWN) -> None:
+        self.is_closed, self.refusal = True, refusal
         if not self._tasks:
             self._none.set()
 
@@ -91,7 +97,7 @@ class RunningRequests:
 
 async def drain(running: RunningRequests, stop: ShutdownRequest, seconds: float, cut: Callable[[], object]) -> None:
     """Refuse new requests and wait `seconds` for running ones; then `cut` the rest, with an error to their clients."""
-    running.close()
+    running.close(stop.reason)
     for call in running.at_end:
         await call()
     if running:

@@ -98,7 +98,7 @@ class HttpOptions(OptionGroup):
     api_key_file: str = option(
         "",
         "--api-key-file",
-        "file with additional keys, one per line; # starts a comment",
+        "file with additional keys, one per line; # starts a comment. A router reads it again when it changes",
         env="API_KEY_FILE",
         hint="FILE",
         reader=OptionReader.BOTH,

@@ -142,9 +142,11 @@ class Executor:
             case does.StartWorker():
                 self._start(effect)
             case does.StopWorker():
-                self._end(effect.process, is_kill=False)
+                if (worker := self._ending(effect.process)) is not None:
+                    worker.stop(effect.reason)
             case does.KillWorker():
-                self._end(effect.process, is_kill=True)
+                if (worker := self._ending(effect.process)) is not None:
+                    worker.kill()
             case does.RecordHeartbeat():
                 self._record_heartbeat(effect)
             case does.EstimateMemory():
@@ -190,11 +192,11 @@ class Executor:
         self._workers[process] = worker
         self.put(events.WorkerStarted(self._clock(), process, worker, kills))
 
-    def _end(self, process: Process, *, is_kill: bool) -> None:
+    def _ending(self, process: Process) -> Worker | None:
+        """Return the worker that is to end, if it still runs; from now on it may hang."""
         if isinstance(process, Instance):
             self._watchdog.forget(process)
-        if (worker := self._workers.get(process)) is not None:
-            (worker.kill if is_kill else worker.stop)()
+        return self._workers.get(process)
 
     def _on_exit(self, process: Process, returncode: int) -> None:
         lines = self._workers.pop(process).last_lines
@@ -223,7 +225,7 @@ class Executor:
         except Exception:
             log.exception("the memory of name=%s cannot be estimated", effect.model.name)
             need = None
-        self.put(events.MemoryEstimated(self._clock(), effect.model, need))
+        self.put(events.MemoryEstimated(self._clock(), effect.model, effect.preset, need))
 
     async def _read_sources(self, download: Download) -> None:
         failure = ""

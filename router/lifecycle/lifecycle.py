@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, TypeVar
 
-from llama_corral.common.base.errors import ApiError, ConfigError
+from llama_corral.common.base.errors import ApiError, ConfigError, InvalidRequest, NotFound
 from llama_corral.common.base.slices import map_in_slices
 
 from ..memory.budget import UNLIMITED, MemoryBudget
@@ -91,6 +91,8 @@ class Lifecycle:
         self._state = initial_state(
             presets, launcher.command, memory_budget, rules, models_max=models_max, load_delay=load_delay
         )
+        self.reading_sources = asyncio.Lock()
+        """Held from the beginning of reading the sources until the reload is done."""
         self._events = ModelEvents()
         self._executor = Executor(Reducer(self._state), launcher, memory_budget, self._events, clock, worker_timeout)
         self._startup = sorted(model.name for model in self._state.catalog if model.preset.load_on_startup)
@@ -173,7 +175,7 @@ class Lifecycle:
         self._executor.put(events.ProgramAnswered(self._clock(), instance, status))
 
     async def wait_for_exit(self, lease: Lease) -> str:
-        """Return why a worker ended that closed a connection; an empty string if it did not fail.
+        """Return why a worker ended that closed a connection; an empty string if no reason is known.
 
         Waits until its exit is known, so that no request is sent to a dead worker; at most EXIT_WAIT_S.
         """
@@ -181,7 +183,9 @@ class Lifecycle:
         assert isinstance(instance, Instance)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._executor.wait_for_exit(instance), EXIT_WAIT_S)
-        return instance.failure if instance.is_fault else ""
+        if instance.is_fault or not instance.stop_reason:
+            return instance.failure if instance.is_fault else ""
+        return f"it was unloaded: {instance.stop_reason}"
 
     # -- commands ----------------------------------------------------------------------------------------------------
 
@@ -236,12 +240,15 @@ class Lifecycle:
         """Start the launcher and the models marked load-on-startup, one after the other.
 
         `is_strict`: raises ApiError for a model that cannot be loaded; else it is logged, and the others are loaded.
+        A model is left out if a request has already loaded it, or a reload has removed it.
         """
         self._launcher.start()
         for name in self._startup:
             log.info("(startup) loading model %s", name)
             try:
                 await self.load(name)
+            except (InvalidRequest, NotFound) as error:
+                log.info("(startup) model %s is not loaded: %s", name, error.message)
             except ApiError as error:
                 if is_strict:
                     raise

@@ -56,6 +56,8 @@ class Instance(Struct, eq=False):
     """Number of the last answers of an external program that were errors of the server, in a row."""
     is_broken: bool = False
     """True if these were too many: it finishes its requests and accepts no new ones."""
+    stop_reason: str = ""
+    """Why the router stops it; empty while it does not."""
     failure: str = ""
     """Why it will exit, as the worker reported it; after the exit the complete reason."""
     is_fault: bool = False
@@ -112,6 +114,9 @@ class Model(Struct, eq=False):
     """True if its load ran out of memory and is tried once more."""
     is_unload_requested: bool = False
     """True if it was unloaded by `POST /models/unload` or after its `ttl`: only a request loads it again."""
+    is_reload_due: bool = False
+    """True if a changed preset ended its load, or its worker although it is marked load-on-startup: it is loaded again
+    without a request, as soon as there is room."""
     last_lines: tuple[str, ...] = ()
     command_line: tuple[str, ...] = ()
     """Of its latest worker, or what the next one gets."""
@@ -119,6 +124,8 @@ class Model(Struct, eq=False):
     """What the next worker gets, without its address."""
     need: Need | None = None
     """Memory that a load needs; None: unknown until it was loaded."""
+    is_need_outdated: bool = False
+    """True if `need` was estimated or measured with an earlier preset."""
     expected: Space | None = None
     """The same for display: on devices without other models; while it runs, where it was placed."""
     measured: MemoryUsage | None = None
@@ -142,7 +149,8 @@ class Model(Struct, eq=False):
 
     @property
     def is_kept_warm(self) -> bool:
-        return self.preset.policy.keep_warm and not self.is_unload_requested
+        is_wanted = self.preset.policy.keep_warm or self.is_reload_due
+        return is_wanted and not (self.is_unload_requested or self.preset.unavailable)
 
     @property
     def needs_warm_load(self) -> bool:
@@ -341,5 +349,7 @@ def failure_reason(instance: Instance, returncode: int, last_lines: tuple[str, .
     if instance.failure:
         return instance.failure
     if not instance.is_fault:
+        if returncode and instance.displayed_state is ModelState.LOADING:
+            return f"it was stopped while it loaded: {instance.stop_reason}"
         return exit_description(returncode, last_lines)
     return exit_cause(returncode, last_lines, kernel_oom_kills - instance.kernel_oom_kills)

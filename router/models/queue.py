@@ -159,10 +159,15 @@ class RequestQueue:
 
     def retry(self, model: str) -> None:
         """Let the waiters wait for the next instance: theirs ended, and the next one is about to start."""
+        self.wait_for_next(model)
+        self.claim(model)
+
+    def wait_for_next(self, model: str) -> None:
+        """Let the waiters wait for the next instance because theirs ended, except those that may not load."""
         for waiter in self._waiters.get(model, ()):
             waiter.saw_start = not waiter.request.may_load
+        self.unclaim(model)
         self.requeue(model)
-        self.claim(model)
 
     def pop_all(self, model: str) -> list[Waiter]:
         self._entries.pop(model, None)

@@ -30,7 +30,7 @@ class Catalog:
         self._aliases: dict[str, str] = {}
         self._running: dict[str, Model] = {}
         self.kept_warm: list[Model] = []
-        """The models whose preset has `keep-warm`."""
+        """The models that are loaded without a request: with `keep-warm` in their preset, or due to be loaded again."""
         self.apply_presets(presets)
 
     def __iter__(self) -> Iterator[Model]:
@@ -109,11 +109,19 @@ class Catalog:
             del self._models[model.name]
 
     def mark_retiring(self, presets: Mapping[str, Preset]) -> list[Model]:
-        """Mark each running worker that `presets` no longer describe as retiring; return the models of these."""
+        """Mark each running worker that `presets` no longer describe as retiring; return the models of these.
+
+        A model that loads, or whose new preset has load-on-startup, is to be loaded again.
+        """
         running = [(model, model.instance) for model in self if model.instance is not None]
         for model, instance in running:
             new = presets.get(model.name)
-            instance.is_retiring = new is None or bool(new.base) or not is_same_worker(model.preset, new)
+            if new is None or new.base or new.unavailable:
+                instance.is_retiring, model.is_reload_due = True, False
+            else:
+                instance.is_retiring = not is_same_worker(model.preset, new)
+                is_wanted = new.load_on_startup or model.state is ModelState.LOADING
+                model.is_reload_due = instance.is_retiring and is_wanted
         return [model for model, instance in running if instance.is_retiring]
 
     def apply_presets(self, presets: Mapping[str, Preset]) -> list[Model]:
@@ -158,6 +166,7 @@ class Catalog:
         if not is_same_worker(model.preset, preset):
             model.backoff = NO_FAILURES
             model.info = {}
+            model.is_need_outdated = True
         model.preset = preset
         if model.instance is None:
             if model.state is ModelState.FAILED:
@@ -171,7 +180,7 @@ class Catalog:
         Aliases of current presets override those of a removed model that still runs.
         """
         self._aliases = {alias: name for name, preset in self._sources.items() for alias in preset.aliases}
-        self.kept_warm = [model for model in self if model.preset.policy.keep_warm]
+        self.kept_warm = [model for model in self if model.preset.policy.keep_warm or model.is_reload_due]
         for model in self:
             for alias in model.preset.aliases:
                 self._aliases.setdefault(alias, model.name)

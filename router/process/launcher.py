@@ -56,8 +56,8 @@ class Worker(RunningWorker, Protocol):
     def last_lines(self) -> tuple[str, ...]:
         """The last lines of its log."""
 
-    def stop(self) -> None:
-        """Ask it to finish and exit."""
+    def stop(self, reason: str = "") -> None:
+        """Ask it to finish and exit. `reason`: for the clients of requests that do not finish."""
 
     def kill(self) -> None:
         """Send SIGKILL to it and to all processes that it started."""

@@ -80,9 +80,9 @@ class ChildProcess:
         if self._kill_asked:
             self.kill()
 
-    def stop(self) -> None:
+    def stop(self, reason: str = "") -> None:
         if not self._is_over:
-            write_line(self._stdin, b"exit\n")
+            write_line(self._stdin, f"exit {' '.join(reason.split())}\n".encode())
 
     def kill(self) -> None:
         self._kill_asked = True

@@ -8,12 +8,10 @@ safely, `spawn` is used from then on.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
 import socket
-import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -28,9 +26,6 @@ from .spawn import WORKER_COMMAND, SpawnLauncher
 from .worker_process import ChildProcess, SocketDirectory, worker_environ
 from .zygote_start import ZYGOTE_COMMAND as ZYGOTE_COMMAND
 from .zygote_start import start_zygote, take_early
-
-CLOSE_TIMEOUT = 2.0
-"""Seconds for an idle zygote to exit. One that is still importing is killed after that."""
 
 log = logging.getLogger("corral.router")
 
@@ -137,9 +132,13 @@ class _Zygote:
         self._flush()
 
     async def close(self) -> None:
-        """Close the socket and reap the zygote. To be called after the last child's exit."""
+        """End and reap the zygote. To be called after the last child's exit.
+
+        It is killed, since it may still import for seconds, and it has nothing to finish.
+        """
         self._release()
-        await asyncio.to_thread(_reap, self._process)
+        self._process.kill()
+        await asyncio.to_thread(self._process.wait)
 
     def _flush(self) -> None:
         """Send as much as the socket accepts. A zygote that is still importing reads it later."""
@@ -244,11 +243,3 @@ class _Request:
             count = connection.send(self._data)
         self._data = self._data[count:]
         return not self._data
-
-
-def _reap(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(CLOSE_TIMEOUT)
-        return
-    process.kill()
-    process.wait()

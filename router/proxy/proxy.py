@@ -270,14 +270,14 @@ class Proxy:
             return await self._pool.send(lease.endpoint, method or request.method, target, headers, body)
         except Unreachable as error:
             log.warning("name=%s cannot be reached: %s", lease.model, error)
-            await self._lifecycle.wait_for_exit(lease)
+            why = await self._lifecycle.wait_for_exit(lease) or str(error)
             self._report_no_answer(lease)
-            raise Unavailable(f"model '{lease.model}' cannot be reached: {error}") from None
+            raise Unavailable(f"model '{lease.model}' cannot be reached: {why}") from None
         except ConnectionLost as error:
             if self._is_ending:
                 raise Unavailable("the router is shutting down") from None
             log.warning("name=%s ended before it answered: %s", lease.model, error)
-            why = await self._lifecycle.wait_for_exit(lease) or error
+            why = await self._lifecycle.wait_for_exit(lease) or str(error)
             self._report_no_answer(lease)
             raise WorkerGone(f"model '{lease.model}' ended before it answered: {why}") from None
 

@@ -50,9 +50,10 @@ class StartWorker(Struct, frozen=True):
 
 
 class StopWorker(Struct, frozen=True):
-    """Ask a worker to exit."""
+    """Ask a worker to exit. It tells the clients of its running requests the reason."""
 
     process: Process
+    reason: str
 
 
 class KillWorker(Struct, frozen=True):

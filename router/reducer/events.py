@@ -57,9 +57,10 @@ class ProgramAnswered(Event, frozen=True):
 
 
 class MemoryEstimated(Event, frozen=True):
-    """The model's files were read. None: its memory is unknown before the first load."""
+    """The files of `preset`, the model's when this began, were read. None: the memory is unknown before a load."""
 
     model: Model
+    preset: Preset
     need: Need | None
 
 

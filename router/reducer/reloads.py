@@ -1,7 +1,8 @@
-"""Apply a new set of presets: stop the idle models that it changes, wait for their exits, then take it over.
+"""Apply a new set of presets: stop the idle and loading models that it changes, then take it over.
 
 Called by `sequence` after every event. Reloads follow one another, and no model starts during one. A busy model whose
-preset was changed or removed keeps its entry until its last request has ended.
+preset was changed or removed keeps its entry until its last request has ended. Requests that wait for a load that is
+ended wait for the next instance.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def advance(state: State) -> None:
 
 
 def _begin(state: State, reload: Reload) -> None:
-    """Stop the idle models that must go. A busy one is stopped when its last lease is released."""
+    """Stop the idle and loading models that must go. A busy one is stopped when its last lease is released."""
     retiring = state.catalog.mark_retiring(reload.presets)
     idle = [model for model in retiring if model.instance and not model.instance.leases]
     reload.stopped = tuple(model.instance for model in idle if model.instance)

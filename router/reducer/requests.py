@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from llama_corral.common.base.errors import ApiError, InvalidRequest, NotSupported, ServerFault, Unavailable
 
 from ..models.backoff import NO_FAILURES
-from ..models.model import Instance, Model
+from ..models.model import Instance, Model, is_same_worker
 from ..models.queue import Command, Lease, LeaseRequest, Waiter
 from ..placement import admission, queue_order
 from ..placement.admission import Load
 from ..placement.states import ModelState
-from .effects import Grant, Refuse
+from .effects import EstimateMemory, Grant, Refuse
 from .events import ClientLeft, LeaseReleased, MemoryEstimated, ProgramAnswered, RequestArrived
 from .state import State
 from .workers import stop
@@ -38,9 +38,18 @@ def on_arrived(state: State, event: RequestArrived) -> None:
 
 
 def on_estimated(state: State, event: MemoryEstimated) -> None:
-    """Record a model's memory, and admit the requests that waited for this."""
-    state.memory.record_estimate(event.model, event.need)
-    for request in state.estimates.pop(event.model, []):
+    """Record a model's memory, and admit the requests that waited for this.
+
+    If the preset has changed meanwhile, estimate again.
+    """
+    model = event.model
+    can_load = model in state.catalog and model.unavailability is None
+    if can_load and not is_same_worker(event.preset, model.preset):
+        state.emit(EstimateMemory(model, model.preset))
+        return
+    model.is_need_outdated = False
+    state.memory.record_estimate(model, event.need)
+    for request in state.estimates.pop(model, []):
         try:
             _admit(state, request, event.now)
         except ApiError as error:

@@ -85,6 +85,8 @@ def _place(state: State, now: float) -> float:
         if model is not None and not model.takes_requests and model.state is not ModelState.LOADING:
             state.queue.requeue(name)
     begin_waiting_loads(state)
+    for model in state.outdated_in_queue():
+        state.estimate(model)
     _answer_loads(state)
     while state.queue.has_queue or state.undecided_loads:
         snapshot = state.snapshot(now)

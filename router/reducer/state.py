@@ -112,14 +112,19 @@ class State(Struct, eq=False):
             load for load in self.loads if load.has_begun and load.instance is None and load.model not in self.estimates
         ]
 
+    def outdated_in_queue(self) -> list[Model]:
+        """Return the models that wait for a start, and whose memory is to be estimated again before it."""
+        waiting = [self.catalog.find(entry.model) for entry in self.queue.entries if not entry.claimed]
+        return [model for model in waiting if model is not None and model.is_need_outdated and model.state.is_down]
+
     def snapshot(self, now: float) -> PlacementSnapshot:
         loads = tuple(
             LoadCommand(load.model.name, load.evicted is None, any(not one.is_gone for one in load.evicted or ()))
             for load in self.undecided_loads
         )
-        return self.memory.snapshot(
-            self.catalog, self.queue.entries, loads, self.models_max, now, starts_held=bool(self.reloads)
-        )
+        outdated = {model.name for model in self.outdated_in_queue()}
+        entries = tuple(entry for entry in self.queue.entries if entry.model not in outdated)
+        return self.memory.snapshot(self.catalog, entries, loads, self.models_max, now, starts_held=bool(self.reloads))
 
     def running(self, instance: Instance) -> Model | None:
         """Return the model that `instance` runs; None if the instance has ended."""

@@ -38,7 +38,7 @@ log = logging.getLogger("corral.router")
 def start(state: State, model: Model, now: float) -> None:
     """Start a worker for the model: its memory and its place count from now on."""
     model.last_used = now
-    model.is_unload_requested = False
+    model.is_unload_requested = model.is_reload_due = False
     state.queue.started(model.name)
     model.transition_to(ModelState.LOADING)
     model.exit_code, model.failure, model.last_lines = 0, "", ()
@@ -118,12 +118,12 @@ def stop(state: State, model: Model, reason: str) -> None:
     if instance is None or model.state is ModelState.STOPPING:
         return
     log.info("stopping name=%s: %s", model.name, reason)
-    instance.displayed_state = model.state
+    instance.displayed_state, instance.stop_reason = model.state, reason
     model.transition_to(ModelState.STOPPING)
     if instance.displayed_state is ModelState.LOADING:
         state.emit(KillWorker(instance))
         return
-    state.emit(StopWorker(instance))
+    state.emit(StopWorker(instance, reason))
     state.emit(SetTimer(Timer(TimerKind.STOP_TIMEOUT, instance), model.preset.stop_timeout))
 
 
@@ -206,20 +206,36 @@ def on_exited(state: State, event: WorkerExited) -> None:
     said = (event.last_lines, event.kernel_oom_kills)
     instance.ran_out_of_memory = ran_out_of_memory(instance, returncode, *said)
     instance.failure = failure_reason(instance, returncode, *said)
-    _finish_exit(state, model, exit_code_of(returncode) or int(instance.is_broken), instance.failure)
+    is_replaced = instance.is_retiring and not instance.is_fault
+    exit_code = 0 if is_replaced else exit_code_of(returncode) or int(instance.is_broken)
+    _finish_exit(state, model, exit_code, instance.failure)
     state.memory.record_exit(event.now)
-    may_retry = instance.ran_out_of_memory and not (instance.idle_since or instance.is_retiring or model.is_retried)
+    if instance.is_retiring:
+        _end_retirement(state, model)
+        instance.is_gone = True
+        return
+    may_retry = instance.ran_out_of_memory and not (instance.idle_since or model.is_retried)
     model.is_retried = may_retry and _retry(state, model, event.now)
     if not model.is_retried:
         if instance.is_fault:
             model.record_failure(event.now, instance.idle_since or None)
         _refuse_waiters(state, model, event.now)
-    if instance.is_retiring:
-        if state.catalog.finish_retirement(model):
-            refuse_unavailable(state, model)
-        else:
-            refuse_removed(state, model)
     instance.is_gone = True
+
+
+def _end_retirement(state: State, model: Model) -> None:
+    """Apply the current preset after the worker of an earlier one has ended, even if that one failed.
+
+    The requests that waited for that worker wait for the next one.
+    """
+    model.is_retried = False
+    state.queue.wait_for_next(model.name)
+    for waiter in state.queue.pop_started(model.name):
+        state.emit(Refuse(waiter.request, InvalidRequest("model is not loaded")))
+    if state.catalog.finish_retirement(model):
+        refuse_unavailable(state, model)
+    else:
+        refuse_removed(state, model)
 
 
 def _finish_exit(state: State, model: Model, exit_code: int, failure: str) -> None:

@@ -47,7 +47,8 @@ def test_an_unload_ends_streams_with_an_error_event(programs: Programs) -> None:
     gateway = programs.gateway(presets=LONG)
     with endless_stream(gateway) as lines:
         assert gateway.client.post("/models/unload", json={"model": "endless"}).status_code == 200
-        assert any(is_last_word(line) for line in lines)
+        last = next(line for line in lines if is_last_word(line))
+    assert "the model was unloaded: unload was requested" in last
     gateway.wait_for_status("endless", "unloaded")
     assert tokens(gateway, "endless").status_code == 200
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -175,6 +177,41 @@ def test_sigusr1_writes_the_state_into_the_log(start_gateway: Start) -> None:
     for part in ("<State 1 models, 1 of at most", f"<Model tiny loaded, <Instance tiny pid {pid}", "<RequestQueue 0 "):
         assert part in gateway.log_text
     assert gateway.stop() == 0
+
+
+SIGNALS = {signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP}
+
+
+def handled(pid: int) -> set[int]:
+    """Return the signals that a process ignores or handles."""
+    lines = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    mask = int(lines["SigIgn"], 16) | int(lines["SigCgt"], 16)
+    return {number for number in range(1, 65) if mask >> (number - 1) & 1}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_no_signal_of_a_user_ends_a_process(programs: Programs, start_gateway: Start) -> None:
+    """From the first moments of the router on, and in all its processes."""
+    gateway = start_gateway(presets=PRESETS, wait="nothing")
+    wait_until(lambda: handled(gateway.pid) >= SIGNALS, "the first line of the program")
+    for number in sorted(SIGNALS):
+        gateway.process.send_signal(number)
+    gateway.wait("ready")
+    assert gateway.client.post("/tokenize", json={"model": "tiny", "content": "a"}).status_code == 200
+    pids = {process.pid for process in gateway.family()}
+    assert len(pids) == 3, "router, zygote, worker"
+    for pid in pids:
+        os.kill(pid, signal.SIGUSR1)
+        os.kill(pid, signal.SIGUSR2)
+    wait_until(lambda: "SIGUSR2 is ignored" in gateway.log_text, "the router's answer")
+    assert "the state of the router" in gateway.log_text
+    assert gateway.client.post("/tokenize", json={"model": "tiny", "content": "a"}).status_code == 200
+    assert {process.pid for process in gateway.family()} == pids
+    alone = programs.worker(wait="nothing")
+    wait_until(lambda: handled(alone.pid) >= {signal.SIGUSR1, signal.SIGUSR2}, "the worker's first line")
+    alone.process.send_signal(signal.SIGUSR1)
+    alone.process.send_signal(signal.SIGUSR2)
+    alone.wait("ready")
 
 
 def test_sighup_reloads_the_presets(programs: Programs, start_gateway: Start) -> None:

@@ -84,7 +84,7 @@ class FakeWorker:
 
         def watch() -> None:
             for line in sys.stdin:
-                if line.strip() == "exit":
+                if line.partition(" ")[0].strip() == "exit":
                     loop.call_soon_threadsafe(self._stop_requested)
             os._exit(1)
 

@@ -26,7 +26,7 @@ class InProcessWorker:
         self._callbacks = callbacks
         self._on_asked = on_asked
 
-    def stop(self) -> None:
+    def stop(self, reason: str = "") -> None:
         self._on_asked(self)
         self.stop_asked = True
 

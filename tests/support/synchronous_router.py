@@ -84,7 +84,7 @@ class SynchronousRouter:
             case does.StartWorker():
                 self._start(effect)
             case does.StopWorker():
-                self._workers[effect.process].stop()
+                self._workers[effect.process].stop(effect.reason)
             case does.KillWorker():
                 self._workers[effect.process].kill()
             case does.EstimateMemory():
@@ -114,7 +114,8 @@ class SynchronousRouter:
     def deliver_estimates(self) -> None:
         pending, self.estimates = self.estimates, []
         for effect in pending:
-            self.put(events.MemoryEstimated, effect.model, self._memory_budget.needs.get(effect.preset.name))
+            need = self._memory_budget.needs.get(effect.preset.name)
+            self.put(events.MemoryEstimated, effect.model, effect.preset, need)
 
     def read_sources(self, presets: dict[str, Preset]) -> None:
         """Apply these presets for the downloads that have ended, and report it."""

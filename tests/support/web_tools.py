@@ -12,6 +12,7 @@ from aiohttp import web
 from llama_corral.common.base import errors
 from llama_corral.common.base.errors import ApiError
 from llama_corral.common.web.application import add_routes, application, event_stream, json_response, read_object
+from llama_corral.common.web.auth import ApiKeys
 from llama_corral.common.web.listen import Listening, listen
 from llama_corral.common.web.pages import add_pages
 from llama_corral.presets.options.settings import Settings
@@ -25,7 +26,10 @@ def settings(**given: Any) -> Settings:
 
 @contextlib.asynccontextmanager
 async def serving(
-    given: Settings, is_ready: Callable[[], bool] = lambda: True, grace: float = 3.0
+    given: Settings,
+    is_ready: Callable[[], bool] = lambda: True,
+    grace: float = 3.0,
+    api_keys: ApiKeys | None = None,
 ) -> AsyncIterator[tuple[httpx.AsyncClient, Listening, asyncio.Event]]:
     """Yield a client for the application, its server, and an event that is set when a handler was cancelled."""
     cancelled = asyncio.Event()
@@ -58,7 +62,7 @@ async def serving(
         await stream.write(b"data: 1\n\n")
         raise ApiError("too late")
 
-    app = application(given, is_ready=is_ready)
+    app = application(given, is_ready=is_ready, api_keys=api_keys)
     add_routes(app, given, [("GET", "/health", ok), ("POST", "/echo", echo), ("GET", "/fail/{how}", fail)])
     add_routes(app, given, [("GET", "/hang", hang), ("GET", "/late", break_late), ("GET", "/slow", slow)])
     add_pages(app, given, PAGE)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from llama_corral.common.base.errors import ServerFault, Unavailable
 from llama_corral.common.base.worker_reports import DeviceUsage, MemoryUsage, WorkerReport
+from llama_corral.common.web.shutdown import SHUTTING_DOWN
 from msgspec import Struct
 
 from .adapters.lora import AdapterInfo
@@ -90,6 +91,7 @@ class Engine:
         self._sleep_task: asyncio.Task[None] | None = None
         self._waking: asyncio.Task[None] | None = None
         self._closed = False
+        self._why_closed = ""
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -129,9 +131,14 @@ class Engine:
             return max(0.0, self._sleep_timer.when() - asyncio.get_running_loop().time())
         return self._sleep_after if self._sleep_after >= 0 else None
 
-    async def close(self) -> None:
-        """Fail the running requests and unload the model. Return when its memory is free. Idempotent."""
+    async def close(self, reason: str = SHUTTING_DOWN) -> None:
+        """Fail the running requests and unload the model. Return when its memory is free. Idempotent.
+
+        `reason`: what their clients are told.
+        """
         was_closed, self._closed = self._closed, True
+        if not was_closed:
+            self._why_closed = reason
         self._disarm_timer()
         if was_closed or self._thread.ident is None:
             return
@@ -139,7 +146,7 @@ class Engine:
             if self._loaded is not None:
                 self._loaded.core.decoder.abort_if(lambda _: True)
             self._totals, self._loaded = self._current_totals(), None
-            await self._thread.call(self._thread.stop)
+            await self._thread.call(lambda: self._thread.stop(reason))
 
     # -- monitoring: never loads the model and does not reset the idle timer ------------------------------------------
 
@@ -168,7 +175,7 @@ class Engine:
 
     async def _awake(self) -> LoadedModel:
         if self._info is None or self._closed:
-            raise Unavailable("Loading model" if not self._closed else "The server is shutting down.")
+            raise Unavailable("Loading model" if not self._closed else self._why_closed)
         if self._loaded is None:
             if self._waking is None or self._waking.done():
                 self._waking = asyncio.ensure_future(self._wake())

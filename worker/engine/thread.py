@@ -145,10 +145,11 @@ class EngineThread(threading.Thread):
         projector = Projector(model, options, lambda value: self._soon(self._on_progress, "mmproj_model", value))
         return MediaEncoder(projector, lambda: self.post(_wake))
 
-    def unload(self, *, for_good: bool = False) -> None:
+    def unload(self, reason: str = "", *, for_good: bool = False) -> None:
+        """`reason`: what the clients of running requests are told; a model that only sleeps has none."""
         if self.core is not None:
             self._save(self.core, for_good)
-            self.core.fail_all(ServerFault("The server is shutting down."))
+            self.core.fail_all(ServerFault(reason))
             self._scales = self.core.adapters.scales
             if self.core.media_encoder is not None:
                 self.core.media_encoder.close()
@@ -164,8 +165,8 @@ class EngineThread(threading.Thread):
         except Exception:  # an error here must not prevent the unload
             log.exception("prompts could not be saved to disk")
 
-    def stop(self) -> None:
-        self.unload(for_good=True)
+    def stop(self, reason: str) -> None:
+        self.unload(reason, for_good=True)
         self._stopped = True
 
     def _take_commands(self) -> None:

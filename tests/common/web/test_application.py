@@ -15,7 +15,7 @@ from llama_corral.common.base import errors, logs
 from llama_corral.common.base.errors import ApiError, ConfigError
 from llama_corral.common.base.json_encoding import encode_json
 from llama_corral.common.web.application import application, error_response
-from llama_corral.common.web.auth import read_api_keys
+from llama_corral.common.web.auth import ApiKeys, read_api_keys
 from llama_corral.common.web.pages import add_pages
 from llama_corral.presets.options.settings import Settings
 from web_tools import PAGE, error_of, serving, settings
@@ -149,6 +149,28 @@ async def test_keys(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
 def test_missing_key_file() -> None:
     with pytest.raises(ConfigError, match="/nowhere"):
         read_api_keys(settings(api_key_file="/nowhere"))
+
+
+async def test_keys_that_are_read_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "keys"
+    file.write_text("")
+    keys = ApiKeys(settings(api_key_file=str(file)))
+
+    async def statuses(client: httpx.AsyncClient) -> list[int]:
+        given = ({}, {"X-Api-Key": "one"}, {"X-Api-Key": "two"})
+        return [(await client.post("/echo", content=b"{}", headers=headers)).status_code for headers in given]
+
+    async with serving(settings(), api_keys=keys) as (client, _, _):
+        assert await statuses(client) == [200, 200, 200]
+        for text, expected in (("one\n", [401, 200, 401]), ("two\n", [401, 401, 200]), ("# none\n", [401, 401, 200])):
+            file.write_text(text)
+            keys.read_again()
+            assert await statuses(client) == expected
+        file.unlink()
+        keys.read_again()
+        assert await statuses(client) == [401, 401, 200]
+    assert caplog.text.count("the old API keys are kept") == 2
+    assert "two" not in caplog.text
 
 
 LOCAL = ("http://localhost", "http://localhost:1", "https://127.0.0.1:3000", "http://[::1]", "http://[::1]:80")

@@ -154,6 +154,7 @@ class Histories(RuleBasedStateMachine):
             assert all(view.is_pinned for view in views if view.is_running)
         if isinstance(error, (QueueFull, TooManyRequests)):
             assert any(view.waiting or view.leases for view in views), "refused although no request runs or waits"
+        assert "its preset was changed" not in error.message, "an edit failed a request"
         client.has_ended = True
 
     def command(self, kind: type[Event], *arguments: object) -> Command:
@@ -308,12 +309,23 @@ class Histories(RuleBasedStateMachine):
         self.router.fire_timers(self.now)
         self.step()
 
-    @rule(names=st.sets(models, min_size=1), changed=st.sets(models), pinned=st.sets(models), ttl=st.integers(0, 10))
-    def reload(self, names: set[str], changed: set[str], pinned: set[str], ttl: int) -> None:
+    @rule(
+        names=st.sets(models, min_size=1),
+        changed=st.sets(models),
+        pinned=st.sets(models),
+        ttl=st.integers(0, 10),
+        on_startup=st.sets(models),
+    )
+    def reload(self, names: set[str], changed: set[str], pinned: set[str], ttl: int, on_startup: set[str]) -> None:
         for name in changed & names:
             options = {"ctx_size": self.now}
             self.entries[name] = preset(
-                name, options=options, pin=name in pinned, ttl=ttl * MINUTES, policy=self.policy[name]
+                name,
+                options=options,
+                pin=name in pinned,
+                ttl=ttl * MINUTES,
+                policy=self.policy[name],
+                load_on_startup=name in on_startup,
             )
         kept = {name: self.entries.get(name, preset(name, policy=self.policy[name])) for name in names}
         self.entries = kept

@@ -348,6 +348,17 @@ def test_ways_to_stop(start: Callable[..., Program]) -> None:
     assert "cmd-stop ended with 1; sending SIGTERM instead" in gateway.log_text
 
 
+def test_the_client_of_a_program_that_is_unloaded_is_told_so(start: Callable[..., Program]) -> None:
+    gateway = start("[slow]\ncmd = {fake} pause=0.1\n")
+    body = {"model": "slow", "messages": [], "stream": True, "n": 1000}
+    with gateway.client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        lines = (line for line in answer.iter_lines() if line)
+        next(lines)
+        gateway.client.post("/models/unload", json={"model": "slow"})
+        last = list(lines)[-1]
+    assert "model 'slow' ended in the middle of its answer: it was unloaded: unload was requested" in last
+
+
 def test_no_program_outlives_a_killed_router(start: Callable[..., Program]) -> None:
     gateway = start("[one]\ncmd = {fake} child deaf\n")
     pid = chat(gateway, "one").json()["pid"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -102,6 +103,21 @@ async def test_the_launcher_uses_the_early_zygote_once() -> None:
     assert [child.pid for child in psutil.Process().children() if child not in others] == [started.process.pid]
     await launcher.close()
     await until(lambda: not is_alive(started.process.pid))
+
+
+@pytest.mark.parametrize("imports", ["--program", "--later"])
+async def test_a_zygote_that_still_imports_does_not_delay_the_end(imports: str, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(f"import pathlib, time\npathlib.Path({str(tmp_path / 'begun')!r}).touch()\n")
+    with (tmp_path / "slow.py").open("a") as module:
+        module.write("time.sleep(1000)\n")
+    given = ("--program", "slow:run") if imports == "--program" else ("--program", "fake_worker:run", "--later", "slow")
+    launcher = ZygoteLauncher(
+        {**os.environ, "PYTHONPATH": python_path(TESTS, tmp_path)}, (*ZYGOTE_COMMAND, *given), FAKE_COMMAND
+    )
+    launcher.start()
+    await until((tmp_path / "begun").exists)
+    async with asyncio.timeout(1):
+        await launcher.close()
 
 
 def test_an_early_zygote_dies_with_a_command_that_fails(tmp_path: Path) -> None:

@@ -155,3 +155,26 @@ def test_every_event_has_a_handler() -> None:
     assert set(HANDLERS) == kinds - {events.Event}
     assert all(row.count("|") == 4 for row in event_table().splitlines())
     assert "|  |" not in event_table()
+
+
+def test_an_edit_during_the_estimate_of_memory_leads_to_a_second_one() -> None:
+    router = Recorder()
+    request = router.request("a")
+    edited = preset("a", "other")
+    router.ask(events.ReloadRequested, "reload", presets(edited, preset("b")))
+    router.deliver_estimates()
+    assert [effect.preset for effect in router.estimates] == [edited]
+    router.deliver_estimates()
+    router.launcher["a"].ready()
+    assert isinstance(router.answers[request][0], Lease)
+
+
+def test_an_edit_that_breaks_the_section_during_the_estimate_refuses_the_request() -> None:
+    router = Recorder()
+    request = router.request("a")
+    router.ask(events.ReloadRequested, "reload", presets(preset("a", unavailable="no model"), preset("b")))
+    router.deliver_estimates()
+    (error,) = router.answers[request]
+    assert isinstance(error, ServerFault)
+    assert error.message == "model 'a' cannot be loaded: no model"
+    assert not router.estimates
