@@ -16,6 +16,7 @@ from aiohttp import web
 from llama_corral.common.base.errors import ConfigError, NotFound
 from llama_corral.common.base.json_encoding import encode_json
 from llama_corral.common.base.version import BUILD_INFO
+from llama_corral.common.web.access_log import note_model
 from llama_corral.common.web.anthropic import VERSION_HEADER, with_anthropic_name, with_anthropic_names
 from llama_corral.common.web.application import event_stream, json_response, query_text, read_object
 
@@ -112,13 +113,16 @@ class Handlers:
         return json_response({"success": True})
 
     async def remove(self, request: web.Request) -> web.StreamResponse:
-        await self._library.remove(query_text(request, "model"))
+        note_model(request, name := query_text(request, "model"))
+        await self._library.remove(name)
         return json_response({"success": True})
 
 
 async def _named_model(request: web.Request) -> str:
-    name = (await read_object(request)).get("model")
-    return name if isinstance(name, str) else ""
+    given = (await read_object(request)).get("model")
+    name = given if isinstance(given, str) else ""
+    note_model(request, name)
+    return name
 
 
 def _sse_line(event: ModelEvent) -> bytes:

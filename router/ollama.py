@@ -13,6 +13,7 @@ from aiohttp import web
 from llama_corral.common.base.errors import ConfigError, ModelNotFound, NotSupported
 from llama_corral.common.base.slices import map_in_slices
 from llama_corral.common.hub.model_card import ModelCard, read_card
+from llama_corral.common.web.access_log import note_model
 from llama_corral.common.web.application import json_response, read_object, read_unmarked_body
 from llama_corral.common.web.ollama import NOTHING, expiry_text, version_json, without_generation
 from llama_corral.common.web.ollama_models import possible_names, running_entry, show, tag_entry
@@ -41,6 +42,7 @@ class Ollama:
         """Forward a chat, completion or embeddings. Without a prompt it only loads the model, or unloads it."""
         body = await read_unmarked_body(request)
         asked = ollama_in_json(body)
+        note_model(request, asked.model)
         model = self._find(asked.model)
         if asked.only_unloads:
             self._lifecycle.unload_when_idle(model)
@@ -74,7 +76,7 @@ class Ollama:
     async def show(self, request: web.Request) -> web.StreamResponse:
         body = await read_object(request)
         name = body.get("model") or body.get("name")
-        name = name if isinstance(name, str) else ""
+        note_model(request, name := name if isinstance(name, str) else "")
         view = self._lifecycle.view(self._find(name))
         if view is None:
             raise ModelNotFound(name)

@@ -14,6 +14,7 @@ from aiohttp import web
 from llama_corral.common.base.errors import ApiError, InvalidRequest, ModelNotFound, ServerFault
 from llama_corral.common.base.json_encoding import encode_json
 from llama_corral.common.hub.gguf_names import canonical_name
+from llama_corral.common.web.access_log import note_failure, note_model
 from llama_corral.common.web.application import LINES_TYPE, error_event, event_stream, json_response, read_object
 from llama_corral.common.web.envelopes import OLLAMA
 from llama_corral.common.web.ollama_models import HUBS, LATEST, PULLED, possible_names
@@ -30,7 +31,7 @@ class OllamaPull:
 
     async def pull(self, request: web.Request) -> web.StreamResponse:
         body = await read_object(request)
-        name = _requested_name(body)
+        note_model(request, name := _requested_name(body))
         async with contextlib.aclosing(self._download_until_left(name)) as steps:
             if body.get("stream") is not False:
                 return await _streamed(request, steps)
@@ -39,7 +40,7 @@ class OllamaPull:
             return json_response(PULLED)
 
     async def delete(self, request: web.Request) -> web.StreamResponse:
-        name = _requested_name(await read_object(request))
+        note_model(request, name := _requested_name(await read_object(request)))
         for possible in possible_names(name):
             if self._lifecycle.view(possible) is not None:
                 await self._library.remove(possible)
@@ -87,6 +88,7 @@ async def _streamed(request: web.Request, steps: AsyncGenerator[dict[str, Any], 
         async for step in steps:
             await response.write(_line(step))
     except ApiError as error:
+        note_failure(request, error.message)
         await response.write(error_event(error, OLLAMA))
     await response.write_eof()
     return response

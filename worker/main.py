@@ -56,7 +56,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     lifeline.start()
     try:
         settings = settings_from(argv, environ)
-        logs.set_up(settings)
+        logs.set_up(settings, relayed=lifeline.has_router)
         if settings.program.list_devices:
             print(describe_devices())
             return OK

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from llama_corral.common.base.systemd import READY, STOPPING, notify
 from llama_corral.common.base.worker_reports import WorkerReport
+from llama_corral.common.web.access_log import AccessLog, WorkerAccessLog
 from llama_corral.common.web.application import RUNNING
 from llama_corral.common.web.listen import listen
 from llama_corral.common.web.shutdown import ShutdownRequest, drain
@@ -61,7 +62,8 @@ class Server:
     async def run(self, loading: asyncio.Task[Engine], stop: ShutdownRequest) -> int:
         """Serve until a stop request and return the exit code. Raises the error of a failed load, and ConfigError."""
         beating = asyncio.create_task(send_heartbeats(self._lifeline, self._worker))
-        async with listen(self._application, self._settings) as listening:
+        access_log = WorkerAccessLog if self._lifeline.has_router else AccessLog
+        async with listen(self._application, self._settings, access_log=access_log) as listening:
             completing = asyncio.create_task(self._complete(loading))
             asked = asyncio.create_task(stop.requested.wait())
             await asyncio.wait({completing, asked}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,13 +1,15 @@
 """Configures logging from the `--log-*` options; the mains of router and worker call it once.
 
 All modules log through `logging` under names that begin with `corral.`. Lines go to stderr, or as JSON to stdout; with
-`--log-file` also to that file.
+`--log-file` also to that file. A worker that was started by a router writes plain lines, without time, colours and
+JSON, because the router writes each of them into its own log (`read_relayed`).
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import time
 from typing import TYPE_CHECKING, TextIO
@@ -27,10 +29,27 @@ _COLOURS = {
     logging.DEBUG: "\033[2m",
 }
 _RESET = "\033[0m"
+MAX_TEXT = 500
+"""Characters that `one_line` keeps of a text."""
 
 
-def set_up(settings: LogSettings) -> None:
-    """Replace all handlers by those of the options. Raise ConfigError if the log file cannot be written."""
+def one_line(text: str) -> str:
+    """Return text that a client sent as it may appear in the log: at most MAX_TEXT characters, no control characters.
+
+    Otherwise a client could write log lines of its choice, or send control sequences to a terminal.
+    """
+    if len(text) > MAX_TEXT:
+        text = text[:MAX_TEXT] + "…"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def set_up(settings: LogSettings, *, relayed: bool = False) -> None:
+    """Replace all handlers by those of the options. Raise ConfigError if the log file cannot be written.
+
+    `relayed`: True in a worker whose router relays the lines.
+    """
     root = logging.getLogger()
     for handler in tuple(root.handlers):
         root.removeHandler(handler)
@@ -43,14 +62,17 @@ def set_up(settings: LogSettings) -> None:
     if settings.log.log_disable:
         root.addHandler(logging.NullHandler())
         return
-    for handler in _handlers(settings):
+    for handler in _handlers(settings, relayed):
         root.addHandler(handler)
 
 
-def _handlers(settings: LogSettings) -> list[logging.Handler]:
-    stream = sys.stdout if settings.log.log_jsonl else sys.stderr
+def _handlers(settings: LogSettings, relayed: bool) -> list[logging.Handler]:
+    stream = sys.stdout if settings.log.log_jsonl and not relayed else sys.stderr
     screen = logging.StreamHandler(stream)
-    screen.setFormatter(_formatter(settings, colours=_wants_colours(settings.log.log_colors, stream)))
+    if relayed:
+        screen.setFormatter(LineFormatter(timestamps=False, prefix=settings.log.log_prefix, colours=False))
+    else:
+        screen.setFormatter(_formatter(settings, colours=_wants_colours(settings.log.log_colors, stream)))
     if not settings.log.log_file:
         return [screen]
     try:
@@ -74,16 +96,18 @@ def _wants_colours(choice: str, stream: TextIO) -> bool:
 
 
 class LineFormatter(logging.Formatter):
-    """Formats `12:00:00.123 W router: message`; without prefix only warnings and errors show their level."""
+    """Formats `2026-01-31 12:00:00.123 W router: message`; without prefix only warnings and errors show their level."""
 
     def __init__(self, *, timestamps: bool, prefix: bool, colours: bool) -> None:
         super().__init__()
         self._timestamps = timestamps
         self._prefix = prefix
         self._colours = colours
+        self._second = (0, "")
+        """The second of the last line, and its text: most lines of a busy server have the same."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = self._head(record) + super().format(record)
+        line = self._head(record) + _message(self, record)
         colour = _COLOURS.get(record.levelno) if self._colours else None
         line = f"{colour}{line}{_RESET}" if colour else line
         return f"{self._time(record)} {line}" if self._timestamps else line
@@ -94,7 +118,17 @@ class LineFormatter(logging.Formatter):
         return f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
 
     def _time(self, record: logging.LogRecord) -> str:
-        return f"{time.strftime('%H:%M:%S', time.localtime(record.created))}.{int(record.msecs):03d}"
+        second = int(record.created)
+        if second != self._second[0]:
+            self._second = (second, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second)))
+        return f"{self._second[1]}.{int(record.msecs):03d}"
+
+
+def _message(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    """Return the message and its traceback, without the work of `logging.Formatter` for a line that has none."""
+    if record.exc_info or record.exc_text or record.stack_info:
+        return logging.Formatter.format(formatter, record)
+    return record.getMessage()
 
 
 class JsonLineFormatter(logging.Formatter):
@@ -106,6 +140,20 @@ class JsonLineFormatter(logging.Formatter):
             "time": int(record.created * 1e6),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "msg": super().format(record),
+            "msg": _message(self, record),
         }
         return encode_json(shown).decode()
+
+
+_RELAYED_LEVEL = re.compile(r"(warning|error|critical): |([DIWEC]) [a-z][\w.]*: ")
+_LETTERS = {logging.getLevelName(level)[0]: level for level in LEVELS}
+
+
+def read_relayed(line: str) -> tuple[int, str]:
+    """Return the level of a worker's line, and its text without the level; INFO for lines that name none."""
+    found = _RELAYED_LEVEL.match(line)
+    if found is None:
+        return logging.INFO, line
+    if found[1]:
+        return logging.getLevelNamesMapping()[found[1].upper()], line[found.end() :]
+    return _LETTERS[found[2]], line

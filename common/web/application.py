@@ -27,6 +27,8 @@ from ..base.errors import (
     Unavailable,
 )
 from ..base.json_encoding import encode_json
+from ..base.logs import one_line
+from .access_log import CLIENT_LEFT, log_departure, note_failure
 from .auth import ANY_ORIGIN, ApiKeys, origin_policy
 from .envelopes import OPENAI, Envelope, envelope_of
 from .shutdown import RunningRequests
@@ -230,11 +232,19 @@ def _always() -> bool:
     return True
 
 
-def _close_connection(request: web.Request) -> web.Response:
-    """Close the connection. Return a response, because aiohttp would log an exception with its traceback."""
+def _close_connection(request: web.Request, why: str, status: int = 200) -> web.Response:
+    """Close the connection. Return a response, because aiohttp would log an exception with its traceback.
+
+    The client gets none of it: `why` and `status` are for the access log.
+    """
+    note_failure(request, why)
     if request.transport:
         request.transport.close()
-    return web.Response()
+    return web.Response(status=status)
+
+
+def _why_not_completed(error: ConnectionError) -> str:
+    return str(error) if isinstance(error, ConnectionAbortedError) else "the client disconnected"
 
 
 def _refuse_at_the_end(request: web.Request, message: str) -> web.Response:
@@ -273,7 +283,6 @@ def application(
         if not is_ready() and not is_page:
             return Unavailable()
         if keys and not is_page and request.path not in public and not keys.admit(request):
-            log.warning("unauthorized: invalid API key for %s %s", request.method, request.path)
             return AuthenticationFailed()
         return None
 
@@ -285,22 +294,26 @@ def application(
             return _refuse_at_the_end(request, running.refusal)
         if refused := refusal(request):
             return error_response(refused, envelope_of(request))
+        arrived = asyncio.get_running_loop().time()
         try:
             with running.track():
                 return await handler(request)
+        except asyncio.CancelledError:
+            log_departure(request, arrived, "aborted by the shutdown" if running.is_closed else "the client disconnected")
+            raise
         except ApiError as error:
             fault: ApiError | web.HTTPException = error
         except web.HTTPException as error:
             fault = _translate(error, limits)
         except web.RequestPayloadError as error:
             fault = _unreadable(error)
-        except ConnectionError:  # the client disconnected, or its response cannot be completed
-            return _close_connection(request)
+        except ConnectionError as error:  # the client disconnected, or its response cannot be completed
+            return _close_connection(request, _why_not_completed(error), CLIENT_LEFT)
         except Exception as error:  # last resort: a request must not end without a response
-            log.exception("unexpected error in %s %s", request.method, request.path)
+            log.exception("unexpected error in %s %s", request.method, one_line(request.path))
             fault = ServerFault(f"unexpected {type(error).__name__}, see the server's log")
         if request.writer.output_size > 0:  # the status was already sent: a second response would corrupt the first
-            return _close_connection(request)
+            return _close_connection(request, str(fault))
         return error_response(fault, envelope_of(request)) if isinstance(fault, ApiError) else fault
 
     public_handlers: set[Handler] = set()

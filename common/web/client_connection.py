@@ -17,17 +17,18 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import StreamReader
 
 from ..base.errors import InvalidRequest
+from .access_log import note_failure, note_target
 from .application import error_response
 from .envelopes import OPENAI, Envelope, envelope_of
 
-_TARGET = re.compile(rb"[A-Z]+ (/[!-~]*) HTTP/1")
+_TARGET = re.compile(rb"([A-Z]+) (/[!-~]*) HTTP/1")
 
 
 class ClientConnection(web.RequestHandler):
     _arriving: StreamReader | None = None
     """The body of the latest request."""
-    _target = ""
-    """The path of a request that arrived together with its syntax error, so aiohttp made no request object for it."""
+    _target: tuple[str, str] | None = None
+    """Method and path of a request that arrived with its syntax error, so aiohttp made no request object for it."""
 
     def data_received(self, data: bytes) -> None:
         before = len(self._messages)
@@ -41,7 +42,7 @@ class ClientConnection(web.RequestHandler):
         if self._arriving is not None and not self._arriving.is_eof():
             self._arriving.set_exception(web.RequestPayloadError(_reason(message.exc)))
         elif found := _TARGET.match(data):
-            self._target = found[1].decode()
+            self._target = (found[1].decode(), found[2].decode())
 
     def handle_error(
         self,
@@ -52,7 +53,10 @@ class ClientConnection(web.RequestHandler):
     ) -> web.StreamResponse:
         """Answer invalid HTTP with an error message, and close the connection."""
         if not isinstance(exc, HttpProcessingError) or request.writer.output_size > 0:
+            note_failure(request, str(exc or message or ""))
             return super().handle_error(request, status, exc, message)
+        method, target = self._target or ("-", "-")
+        note_target(request, method, target.partition("?")[0])
         refusal = InvalidRequest(f"the request cannot be read: {_reason(exc)}")
         response = error_response(refusal, self._envelope(request))
         response.headers[hdrs.SERVER] = "llama.cpp"
@@ -62,7 +66,7 @@ class ClientConnection(web.RequestHandler):
     def _envelope(self, request: web.BaseRequest) -> Envelope:
         with contextlib.suppress(ValueError):
             if self._target and isinstance(request, web.Request):
-                return envelope_of(request.clone(rel_url=self._target))
+                return envelope_of(request.clone(rel_url=self._target[1]))
         return OPENAI
 
 

@@ -15,7 +15,7 @@ import ssl
 import stat
 from collections.abc import AsyncIterator, Callable
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -23,6 +23,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..base.errors import ConfigError
+from .access_log import AccessLog
 from .client_connection import ClientConnection
 
 if TYPE_CHECKING:
@@ -52,7 +53,13 @@ class Listening(Struct, frozen=True):
 
 
 @contextlib.asynccontextmanager
-async def listen(app: web.Application, settings: ListenSettings, *, grace: float = GRACE_S) -> AsyncIterator[Listening]:
+async def listen(
+    app: web.Application,
+    settings: ListenSettings,
+    *,
+    grace: float = GRACE_S,
+    access_log: type[AccessLog] = AccessLog,
+) -> AsyncIterator[Listening]:
     """Serve inside the `async with` block; at its end stop accepting, wait `grace` seconds and abort what still runs.
 
     Raise ConfigError, with one line that names the address, if an address cannot be bound.
@@ -65,7 +72,7 @@ async def listen(app: web.Application, settings: ListenSettings, *, grace: float
     servers: list[asyncio.AbstractServer] = []
     try:
         await runner.setup()
-        servers += [await _serve(runner, sock, tls) for sock in sockets]
+        servers += [await _serve(runner, sock, tls, access_log) for sock in sockets]
         listening = replace(_describe(sockets, tls), stop_accepting=partial(_close, servers))
         for address in listening.addresses:
             log.info("listening on %s", address)
@@ -96,14 +103,16 @@ def _server_log() -> logging.Logger:
     return server_log
 
 
-async def _serve(runner: web.AppRunner, sock: socket.socket, tls: ssl.SSLContext | None) -> asyncio.AbstractServer:
+async def _serve(
+    runner: web.AppRunner, sock: socket.socket, tls: ssl.SSLContext | None, access_log: type[AccessLog]
+) -> asyncio.AbstractServer:
     loop = asyncio.get_running_loop()
     assert runner.server is not None
     factory = partial(
         ClientConnection,
         runner.server,
         loop=loop,
-        access_log=cast(logging.Logger, None),  # no access log
+        access_log_class=access_log,
         logger=_server_log(),
         keepalive_timeout=KEEPALIVE_S,
         max_line_size=HEAD_LIMIT,

@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from ..base.errors import ApiError, ConfigError, InvalidRequest, ServerFault
 from ..base.json_encoding import encode_json
+from ..base.logs import one_line
 from .application import CONVERSATION_HEADER, GIVEN_BODY, Handler, Route, add_routes, json_response, read_object
 from .ollama import PATHS as OLLAMA_PATHS
 
@@ -124,7 +125,7 @@ async def _prediction(request: web.Request, instance: object, by_format: Mapping
     except ApiError as error:
         return {"error": error.body()}
     except Exception as error:  # last resort, as for a separate request
-        log.exception("unexpected error in an instance of %s", request.path)
+        log.exception("unexpected error in an instance of %s", one_line(request.path))
         return {"error": ServerFault(f"unexpected {type(error).__name__}, see the server's log").body()}
 
 

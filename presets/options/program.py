@@ -72,9 +72,9 @@ class LogOptions(OptionGroup):
         reader=OptionReader.BOTH,
     )
     log_timestamps: Switch = option(
-        False,
+        True,
         "--log-timestamps",
-        "start each line with the time",
+        "start each line with the date and the time",
         env="LOG_TIMESTAMPS",
         older_env="$LLAMA_LOG_TIMESTAMPS",
         reader=OptionReader.BOTH,

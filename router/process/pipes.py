@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import msgspec
 from llama_corral.common.base import worker_reports
+from llama_corral.common.base.logs import read_relayed
 from llama_corral.common.base.worker_reports import WorkerReport
 
 CHUNK = 16 * 1024
@@ -88,7 +89,7 @@ class LineReader:
 
 
 class WorkerLog:
-    """Copies a worker's log to ours as `[pid/name] line`, and keeps its last lines."""
+    """Copies a worker's log to ours as `[pid/name] line`, at the level of the line, and keeps its last lines."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -102,7 +103,8 @@ class WorkerLog:
         text = line.decode(errors="replace").rstrip("\r")
         if text:
             self._kept.append(text[:MAX_LOG_CHARACTERS])
-        worker_log.info("%s%s", self._prefix, text)
+        level, text = read_relayed(text)
+        worker_log.log(level, "%s%s", self._prefix, text)
 
     @property
     def last_lines(self) -> tuple[str, ...]:

@@ -15,6 +15,8 @@ from urllib.parse import quote
 
 from aiohttp import hdrs, web
 from llama_corral.common.base.errors import ApiError, InvalidRequest, ModelNotFound, Unavailable, WorkerGone
+from llama_corral.common.base.logs import one_line
+from llama_corral.common.web.access_log import message_of, note_failure, note_model
 from llama_corral.common.web.application import (
     CONVERSATION_HEADER,
     GIVEN_BODY,
@@ -105,6 +107,7 @@ class Proxy:
     async def by_query(self, request: web.Request) -> web.StreamResponse:
         """Forward a GET. The model is `?model=`. Without it the default model is asked only if it is loaded."""
         name, autoload = query_text(request, "model"), wants_autoload(request)
+        note_model(request, name)
         autoload = autoload if name or autoload is not None else False
         return await self._forward(request, self.find(name), _Body(b""), touch=False, autoload=autoload)
 
@@ -116,6 +119,7 @@ class Proxy:
         else:
             target = target_in_json(body.data)
         name = target.model or query_text(request, "model")
+        note_model(request, name)
         model = self.find(name)
         if not name and body.data and not body.data.isspace() and request.content_type != FORM:
             body.data = with_model(body.data, model)  # an external program may require a name
@@ -134,6 +138,7 @@ class Proxy:
 
     async def forward_if_running(self, request: web.Request, model: str) -> web.StreamResponse:
         """Forward a GET to a running model. It does not load the model and does not count as a use."""
+        note_model(request, model)
         async with self._lifecycle.lease(model, autoload=False, touch=False) as lease:
             return await self._exchange(request, lease, _Body(b""))
 
@@ -153,7 +158,7 @@ class Proxy:
                 finally:
                     reply.close()
         except (ApiError, ResponseTruncated, TimeoutError) as error:
-            log.info("name=%s: the query of %s failed: %s", model, request.path, error)
+            log.info("name=%s: the query of %s failed: %s", model, one_line(request.path), error)
             return None
 
     def abort_all(self) -> None:
@@ -172,6 +177,7 @@ class Proxy:
         autoload: bool | None,
         retention: Retention | None = None,
     ) -> web.StreamResponse:
+        note_model(request, model)
         keepalive_stream = KeepaliveStream(
             request,
             model,
@@ -187,6 +193,7 @@ class Proxy:
         except ApiError as error:
             if (begun := await keepalive_stream.end()) is None:
                 raise
+            note_failure(request, error.message)
             return await finish_stream(begun, error_event(error, envelope_of(request)))
         finally:
             await keepalive_stream.end()
@@ -225,6 +232,7 @@ class Proxy:
                 return buffered_response(reply, renamed_answer(await read_all(reply), kind, shown_name))
             if begun is not None and not is_event_stream(reply):
                 answer = renamed_answer(await read_remaining(reply), kind, shown_name)
+                note_failure(request, message_of(answer))
                 return await finish_stream(begun, as_event(request, reply, answer))
             renamer = StreamRenamer(shown_name, kind) if shown_name else None
             return await stream(request, reply, keepalive, partial(self._truncation_reason, lease), begun, renamer)

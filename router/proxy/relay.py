@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from aiohttp import hdrs, web
 from llama_corral.common.base.errors import ApiError
+from llama_corral.common.web.access_log import note_failure
 from llama_corral.common.web.application import EVENT_STREAM_TYPE, LINES_TYPE, error_event
 from llama_corral.common.web.envelopes import envelope_of
 from llama_corral.presets.variants import DEFAULTS_HEADER
@@ -136,6 +137,7 @@ async def stream(
         raise ConnectionAbortedError("the client does not read the response") from None
     except ResponseTruncated as error:
         why = await truncation_reason(str(error))
+        note_failure(request, why.message)
         separator = _SEPARATORS.get(response.content_type)
         if separator is None:
             raise ConnectionAbortedError(
