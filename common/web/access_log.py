@@ -7,6 +7,7 @@ add what the response does not show: the model, and the failure of a stream whos
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 import msgspec
 from aiohttp import hdrs, web
@@ -18,28 +19,43 @@ log = logging.getLogger("corral.access")
 
 CLIENT_LEFT = 499
 """Status in the log, as in nginx, of a request whose client disconnected before the end of its response."""
-_MODEL = web.RequestKey("model", str)
-_FAILURE = web.RequestKey("failure", str)
-_TARGET = web.RequestKey("target", tuple[str, str])
 _POLLING = (hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS)
+_LINE = "%s %s %s%s %d %.1f ms%s"
 _HEALTH = "/health"
 _STREAM = "/v1/stream"
 """Path where a client reads a generation again: the only GET that is more than a look at the server's state."""
 
 
+@dataclass(slots=True)
+class _Notes:
+    """What the response does not show of a request."""
+
+    model: str = ""
+    failure: str = ""
+    target: tuple[str, str] | None = None
+
+
+_NOTES = web.RequestKey("notes", _Notes)
+_NO_NOTES = _Notes()
+
+
+def _notes(request: web.BaseRequest) -> _Notes:
+    return request.setdefault(_NOTES, _Notes())
+
+
 def note_model(request: web.BaseRequest, name: str) -> None:
     """Show the model that the request names. A later call replaces the name."""
-    request[_MODEL] = name
+    _notes(request).model = name
 
 
 def note_failure(request: web.BaseRequest, message: str) -> None:
     """Show why the request failed, if the response's status does not say so."""
-    request[_FAILURE] = message
+    _notes(request).failure = message
 
 
 def note_target(request: web.BaseRequest, method: str, path: str) -> None:
     """Show the method and path of a request that could not be parsed."""
-    request[_TARGET] = (method, path)
+    _notes(request).target = (method, path)
 
 
 class AccessLog(AbstractAccessLogger):
@@ -54,17 +70,16 @@ class AccessLog(AbstractAccessLogger):
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
         """Log one request. `time`: seconds since it arrived."""
-        method, path = request.get(_TARGET) or (request.method, request.raw_path.partition("?")[0])
+        notes = request.get(_NOTES, _NO_NOTES)
+        method, path = notes.target or (request.method, request.raw_path.partition("?")[0])
         level = min(self.level, level_of(method, path, response.status))
         if not log.isEnabledFor(level):
             return
-        peer, model = request.remote or "unix", request.get(_MODEL)
-        name = f" name={_word(model)}" if model else ""
-        failure = request.get(_FAILURE) or (failure_in(response) if response.status >= 400 else "")
+        name = f" name={_word(notes.model)}" if notes.model else ""
+        failure = notes.failure or (failure_in(response) if response.status >= 400 else "")
         why = f": {one_line(failure)}" if failure else ""
-        log.log(
-            level, "%s %s %s%s %d %.1f ms%s", peer, method, one_line(path), name, response.status, time * 1000, why
-        )
+        values = (request.remote or "unix", method, one_line(path), name, response.status, time * 1000, why)
+        log.handle(log.makeRecord(log.name, level, "", 0, _LINE, values, None))  # log.log() would search its caller
 
 
 class WorkerAccessLog(AccessLog):
