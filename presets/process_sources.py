@@ -16,9 +16,20 @@ from llama_corral.common.base.worker_reports import CONTROL_FD_ENV
 
 from .ini import read_global
 from .layer import ConfigValue, Layer, add, merge
-from .layer_source import LayerSource
+from .layer_source import LayerSource, check
 from .options.option import Option, Repeat
-from .options.table import FLAGS, OPTIONS, ROUTER_OWN, VARIABLES, OptionEntry, nearest, value_count
+from .options.table import (
+    FLAGS,
+    OPTIONS,
+    ROUTER_OWN,
+    VARIABLES,
+    OptionEntry,
+    is_free_text,
+    is_option,
+    nearest,
+    split_flag,
+    value_count,
+)
 from .options.values import join_many
 
 DOTENV = Path(".env")
@@ -103,27 +114,28 @@ def read_argv(argv: Sequence[str]) -> dict[str, ConfigValue]:
     Raise ConfigError.
     """
     layer: dict[str, ConfigValue] = {}
-    arguments = iter(argv)
+    arguments, before = iter(argv), ""
     for argument in arguments:
-        flag, inline = _flag(argument)
+        flag, inline = split_flag(argument)
         if flag not in FLAGS:
-            raise ConfigError(_unknown(flag))
-        entry = FLAGS[flag].entry
+            check(layer)  # a wrong value before it is the likely cause
+            raise ConfigError(_unknown(flag, before))
+        entry, before = FLAGS[flag].entry, flag
         count = value_count(entry)
         if inline is not None and count != 1:
             raise ConfigError(f"{flag}: a value after = is not allowed for this option")
         values = [inline] if inline is not None else list(itertools.islice(arguments, count))
         if len(values) < count:
-            raise ConfigError(f"{flag}: the value is missing: {flag} {getattr(entry, 'hint', '')}")
+            raise ConfigError(_missing(flag))
         add(layer, FLAGS[flag], _single(entry, " ".join(values)) if count else "true", flag, repeated=True)
+        if inline is None and not is_free_text(entry) and (option := next(filter(is_option, values), "")):
+            check(layer)  # for most options it is an invalid value
+            raise ConfigError(f"{_missing(flag)}, found the option '{option}'")
     return layer
 
 
-def _flag(argument: str) -> tuple[str, str | None]:
-    if not argument.startswith("--"):
-        return argument, None
-    name, equals, value = argument.partition("=")
-    return name.replace("_", "-"), value if equals else None
+def _missing(flag: str) -> str:
+    return f"{flag}: the value is missing: {flag} {getattr(FLAGS[flag].entry, 'hint', '')}"
 
 
 def _single(entry: OptionEntry, text: str) -> str:
@@ -131,10 +143,17 @@ def _single(entry: OptionEntry, text: str) -> str:
     return join_many([text]) if isinstance(entry, Option) and entry.repeat is Repeat.MANY else text
 
 
-def _unknown(flag: str) -> str:
-    if not flag.startswith("-"):
-        return f"unexpected argument '{flag}'{nearest('--' + flag, FLAGS)}"
-    return f"unknown option '{flag}'{nearest(flag, FLAGS)}"
+def _unknown(argument: str, before: str) -> str:
+    """Describe an argument that is no option. `before`: the option before it, "" if there is none."""
+    if argument.startswith("-"):
+        return f"unknown option '{argument}'{nearest(argument, FLAGS)}"
+    entry = FLAGS[before].entry if before else None
+    if entry is not None and value_count(entry) == 0:
+        off = getattr(entry, "negated", ())
+        return f"{before}: unexpected value '{argument}': it takes no value" + (f" ({off[-1]}: off)" if off else "")
+    if isinstance(entry, Option) and entry.secret:
+        return f"unexpected argument after {before}"
+    return f"unexpected argument '{argument}'" + (f" after {before}" if before else nearest("--" + argument, FLAGS))
 
 
 # -- variables -------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from .layer import ConfigValue, Layer
 from .options.help import bash_completion, help_text
 from .options.option import Option, OptionReader, Repeat
 from .options.reference import reference_markdown
-from .options.table import OPTIONS
+from .options.table import OPTIONS, is_option
 from .options.values import many
 
 __all__ = ["bash_completion", "help_text", "ini_value", "masked", "reference_markdown", "to_argv", "to_ini"]
@@ -26,9 +26,14 @@ def _arguments(option: Option, text: str) -> list[str]:
     if option.is_switch:
         return [flag] if text == "true" else list(option.negated[-1:])
     if option.repeat is Repeat.MANY:
-        return [argument for value in many(text) for argument in (flag, value)]
-    values = text.split(" ") if len((option.hint or "").split()) > 1 else [text]
-    return [flag, *values]
+        return [argument for value in many(text) for argument in _with_value(flag, value)]
+    if len((option.hint or "").split()) > 1:
+        return [flag, *text.split(" ")]
+    return _with_value(flag, text)
+
+
+def _with_value(flag: str, value: str) -> list[str]:
+    return [f"{flag}={value}"] if is_option(value) else [flag, value]
 
 
 def to_ini(layer: Layer) -> str:

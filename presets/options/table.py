@@ -55,6 +55,14 @@ def value_count(entry: OptionEntry) -> int:
     return len(entry.hint.split()) if not isinstance(entry, Removed) and entry.hint else 0
 
 
+_FREE_TEXTS = ("TEXT", "JINJA", "GBNF")
+"""Hints of options whose values are texts for the model, which may look like an option."""
+
+
+def is_free_text(entry: OptionEntry) -> bool:
+    return isinstance(entry, Option) and entry.hint in _FREE_TEXTS
+
+
 def _flags() -> Iterable[tuple[str, Spelling]]:
     for entry in ENTRIES:
         for flag in entry.flags:
@@ -89,6 +97,18 @@ KEYS: Mapping[str, Spelling] = {
     if not (isinstance(spelling.entry, Option) and spelling.entry.reader is OptionReader.PROGRAM)
 } | dict(VARIABLES)
 """Every key that a presets file may contain."""
+
+
+def split_flag(argument: str) -> tuple[str, str | None]:
+    """Return an argument's flag, with `-` for `_`, and the value after `=`; None if it has none."""
+    if not argument.startswith("--"):
+        return argument, None
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-"), value if equals else None
+
+
+def is_option(argument: str) -> bool:
+    return split_flag(argument)[0] in FLAGS
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

@@ -23,10 +23,11 @@ from llama_corral.presets.merge import (
     resolve,
     settings_from,
 )
+from llama_corral.presets.options.deprecated import Removed
 from llama_corral.presets.options.describe import allowed, choices, default_text
 from llama_corral.presets.options.option import OptionReader, Repeat
 from llama_corral.presets.options.settings import Settings
-from llama_corral.presets.options.table import OPTIONS
+from llama_corral.presets.options.table import FLAGS, OPTIONS, is_free_text, takes_value
 from llama_corral.presets.options.values import join_many, many
 from llama_corral.presets.render import masked, to_argv, to_ini
 
@@ -160,11 +161,44 @@ def test_options_with_the_same_meaning_replace_each_other() -> None:
         (["--chat-template-kwargs", "[1]"], "--chat-template-kwargs: invalid value '[1]': expected a JSON object"),
         (["--max-body", "0"], "--max-body: invalid value '0': expected a number of bytes above 0"),
         (["--host", ","], "--host: invalid value ',': expected an address, or several"),
+        (["-fa", "-ngl", "99"], "-fa: invalid value '-ngl': expected on, off or auto"),
+        (["--no-mmap", "-c", "--jinja"], "-c: invalid value '--jinja': expected an integer of at least 0"),
+        (["-m", "-ngl", "99"], "-m: the value is missing: -m FILE, found the option '-ngl'"),
+        (["--alias", "--ctx_size=5"], "--alias: the value is missing: --alias NAMES, found the option '--ctx_size=5'"),
+        (["--jinja", "true"], "--jinja: unexpected value 'true': it takes no value (--no-jinja: off)"),
+        (["-c", "x", "99"], "-c: invalid value 'x': expected an integer of at least 0"),
+        (["-c", "5", "99"], "unexpected argument '99' after -c"),
+        (["-fa", "--unknown"], "-fa: invalid value '--unknown': expected on, off or auto"),
+        (["--api-key", "a", "b"], "unexpected argument after --api-key"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_errors_of_the_command_line(argv: list[str], message: str) -> None:
     assert refusal(argv).startswith(message)
+
+
+VALUED = [flag for flag, spelling in FLAGS.items() if takes_value(spelling.entry)]
+SWITCHES = [flag for flag, spelling in FLAGS.items() if not isinstance(spelling.entry, Removed) and flag not in VALUED]
+
+
+@pytest.mark.parametrize("flag", VALUED)
+def test_a_forgotten_value_is_reported_at_its_option(flag: str) -> None:
+    assert refusal([flag]).startswith(f"{flag}: the value is missing: {flag} ")
+    if not is_free_text(FLAGS[flag].entry):
+        message = refusal([flag, "-ngl", "99"])
+        assert message.startswith((f"{flag}: invalid value", f"{flag}: the value is missing: ")), message
+
+
+@pytest.mark.parametrize("flag", SWITCHES)
+def test_a_value_of_a_switch_is_reported_at_the_switch(flag: str) -> None:
+    assert refusal([flag, "true"]).startswith(f"{flag}: unexpected value 'true': it takes no value")
+    assert refusal([f"{flag}=true"]).startswith((f"{flag}: a value after = is not allowed", f"unknown option '{flag}="))
+
+
+@pytest.mark.parametrize("flag", [flag for flag in VALUED if is_free_text(FLAGS[flag].entry)])
+def test_a_text_may_look_like_an_option(flag: str) -> None:
+    ((_, given),) = read_argv([flag, "--jinja"]).items()
+    assert given.text == "--jinja"
 
 
 # --- environment
