@@ -71,6 +71,7 @@ def context_shape(settings: Settings) -> ContextShape:
     """Return what the options ask for. Without `--ctx-size` the limit of a slot gives the size of the whole context."""
     s = settings
     n_slots = AUTO_SLOTS if s.context.parallel < 0 else max(1, s.context.parallel)
+    n_ubatch = s.context.ubatch_size or s.context.batch_size
     must_fit = (
         s.endpoints.embeddings or s.endpoints.reranking
     )  # an embedding's input must be computed in one physical batch
@@ -79,8 +80,8 @@ def context_shape(settings: Settings) -> ContextShape:
         n_slots=n_slots,
         unified=bool(s.context.kv_unified) or s.context.parallel < 0,
         n_ctx_per_slot=s.context.kv_unified_per_slot,
-        n_batch=min(s.context.batch_size, s.context.ubatch_size) if must_fit else s.context.batch_size,
-        n_ubatch=s.context.ubatch_size,
+        n_batch=min(s.context.batch_size, n_ubatch) if must_fit else s.context.batch_size,
+        n_ubatch=n_ubatch,
     )
 
 

@@ -40,7 +40,7 @@ def add(layer: dict[str, ConfigValue], spelling: Spelling, text: str, where: str
     """Put a spelling's value into the layer. `repeated`: options that allow it append to the layer's earlier value."""
     entry = spelling.entry
     if isinstance(entry, Removed):
-        raise ConfigError(f"{where}: this option was removed: {entry.instead}")
+        raise ConfigError(f"{where}: {entry.why}")
     if entry.hint is None:
         text = switch_text(text, spelling.negated, where)
     if isinstance(entry, Option):

@@ -18,6 +18,7 @@ from llama_corral.common.web.pages import add_pages
 from llama_corral.common.web.response_store import ResponseStore
 from llama_corral.common.web.stored_responses import RESPONSES, keep_until_cleanup
 from llama_corral.common.web.stored_responses import ROUTES as STORED
+from llama_corral.common.web.unsupported import UNSUPPORTED
 from llama_corral.common.web.vertex import Vertex
 from llama_corral.presets.options.table import environment_without_keys
 
@@ -100,7 +101,7 @@ def build(
         *(("POST", path, proxy.by_body) for path in BY_BODY),
     ]
     add_routes(app, settings, answered)
-    add_routes(app, settings, STORED)
+    add_routes(app, settings, [*STORED, *UNSUPPORTED])
     add_routes(app, settings, tool_routes(app, settings, environment_without_keys()))
     add_routes(app, settings, _stream_routes(Streams(lifecycle, proxy, conversations)))
     add_pages(app, settings, files(__package__).joinpath("page.html").read_text("utf-8"))

@@ -10,6 +10,7 @@ from llama_corral.common.web.application import Route, add_routes, application
 from llama_corral.common.web.pages import add_pages
 from llama_corral.common.web.stored_responses import RESPONSES, keep_until_cleanup
 from llama_corral.common.web.stored_responses import ROUTES as STORED
+from llama_corral.common.web.unsupported import UNSUPPORTED
 from llama_corral.common.web.vertex import Vertex
 from llama_corral.presets.options.table import environment_without_keys
 
@@ -109,7 +110,7 @@ def build(worker: WorkerContext, vertex: Vertex | None = None) -> web.Applicatio
     app[RESPONSES] = worker.responses
     app.cleanup_ctx.extend((resumable.sessions, keep_until_cleanup))
     add_routes(app, settings, [(method, path, resumable.resumable(handler)) for method, path, handler in STREAMING])
-    add_routes(app, settings, [*MONITORING, *RESUMING, *STORED, *COMPUTING])
+    add_routes(app, settings, [*MONITORING, *RESUMING, *STORED, *COMPUTING, *UNSUPPORTED])
     add_routes(app, settings, tool_routes(app, settings, environment_without_keys()))
     add_pages(app, settings, PAGE.format(name=escape(worker.name)), worker.name)
     if vertex is not None:

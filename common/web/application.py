@@ -299,7 +299,9 @@ def application(
             with running.track():
                 return await handler(request)
         except asyncio.CancelledError:
-            log_departure(request, arrived, "aborted by the shutdown" if running.is_closed else "the client disconnected")
+            log_departure(
+                request, arrived, "aborted by the shutdown" if running.is_closed else "the client disconnected"
+            )
             raise
         except ApiError as error:
             fault: ApiError | web.HTTPException = error

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from .option import OptionGroup, option, within
-from .values import KvType, NotZero, OnOffAuto, Switch
+from .values import KvType, NotZero, OffBelowZero, OnOffAuto, Switch
 
 _AFFINITY = "the bindings have no access to thread pools: use taskset instead"
 _SCHEDULING = "the bindings have no access to thread pools; results are the same without it"
@@ -41,13 +41,12 @@ class ContextOptions(OptionGroup):
     batch_size: int = option(
         2048, "-b --batch-size", "maximum number of tokens per batch", env="BATCH", hint="N", limits=within(ge=1)
     )
-    ubatch_size: int = option(
+    ubatch_size: OffBelowZero = option(
         512,
         "-ub --ubatch-size",
-        "maximum number of tokens that the device computes in one step",
+        "maximum number of tokens that the device computes in one step; 0: as --batch-size",
         env="UBATCH",
         hint="N",
-        limits=within(ge=1),
     )
     parallel: NotZero = option(
         -1,
@@ -70,13 +69,12 @@ class ContextOptions(OptionGroup):
         no="-no-kvu --no-kv-unified",
         env="KV_UNIFIED",
     )
-    kv_unified_per_slot: int = option(
+    kv_unified_per_slot: OffBelowZero = option(
         0,
         "--kv-unified-per-slot",
         "maximum context of one slot in tokens; without --ctx-size it also sets the size of the cache; 0: no limit",
         env="KV_UNIFIED_PER_SLOT",
         hint="N",
-        limits=within(ge=0),
     )
     swa_full: Switch = option(False, "--swa-full", "use a full-size cache for sliding-window layers", env="SWA_FULL")
     flash_attn: OnOffAuto = option(
@@ -100,13 +98,12 @@ class ContextOptions(OptionGroup):
     cache_prompt: Switch = option(
         True, "--cache-prompt", "reuse a slot's KV cache for the common start of prompts", env="CACHE_PROMPT"
     )
-    cache_reuse: int = option(
+    cache_reuse: OffBelowZero = option(
         0,
         "--cache-reuse",
         "minimum length of a chunk, in tokens, that is reused by shifting the cache; 0: off",
         env="CACHE_REUSE",
         hint="N",
-        limits=within(ge=0),
     )
     cache_ram: int = option(
         8192,
@@ -135,13 +132,12 @@ class ContextOptions(OptionGroup):
         "move the prompts of idle slots to the host memory cache",
         env="CACHE_IDLE_SLOTS",
     )
-    swa_checkpoints: int = option(
+    swa_checkpoints: OffBelowZero = option(
         32,
         "-ctxcp --ctx-checkpoints --swa-checkpoints",
-        "maximum number of context checkpoints per slot",
+        "maximum number of context checkpoints per slot; 0: none",
         env="CTX_CHECKPOINTS",
         hint="N",
-        limits=within(ge=0),
     )
     checkpoint_min_step: int = option(
         8192,
@@ -154,9 +150,9 @@ class ContextOptions(OptionGroup):
     slot_prompt_similarity: float = option(
         0.1,
         "-sps --slot-prompt-similarity",
-        "share of a prompt that must match a slot's prompt for that slot to be preferred; 0: off",
+        "share of a prompt that must match a slot's prompt for that slot to be preferred; 0: off, -1: any",
         hint="SHARE",
-        limits=within(0, 1),
+        limits=within(-1, 1),
     )
     slot_save_path: str = option(
         "",
@@ -269,7 +265,6 @@ class ThreadOptions(OptionGroup):
         "--poll",
         "polling of threads that wait for work, from 0 (none) to 100",
         hint="0…100",
-        limits=within(0, 100),
         notice=_SCHEDULING,
     )
     cpu_mask_batch: str = option(
@@ -284,9 +279,7 @@ class ThreadOptions(OptionGroup):
     prio_batch: int = option(
         0, "--prio-batch", "as --prio, for prompts", hint="N", limits=within(0, 3), notice=_SCHEDULING
     )
-    poll_batch: int = option(
-        50, "--poll-batch", "as --poll, for prompts", hint="0…100", limits=within(0, 100), notice=_SCHEDULING
-    )
+    poll_batch: int = option(50, "--poll-batch", "as --poll, for prompts", hint="0…100", notice=_SCHEDULING)
     perf: Switch = option(
         False, "--perf", "measure timings in llama.cpp", env="PERF", notice="the worker itself measures timings"
     )

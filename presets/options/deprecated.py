@@ -1,4 +1,4 @@
-"""Spellings that are not options themselves: shorthands, switches of an earlier llama-server, and removed options.
+"""Spellings that are not options themselves: shorthands, switches of an earlier llama-server, removed and refused ones.
 
 `table` adds them to the options, and `layer` expands them while reading, so that later code never sees them.
 """
@@ -33,6 +33,18 @@ class Removed(Struct, frozen=True, kw_only=True):
     flags: tuple[str, ...]
     instead: str
     env: tuple[str, ...] = ()
+
+    @property
+    def why(self) -> str:
+        return f"this option was removed: {self.instead}"
+
+
+class Refused(Removed):
+    """An option of a newer llama-server that cannot be applied here."""
+
+    @property
+    def why(self) -> str:
+        return f"not supported: {self.instead}"
 
 
 def _when_true(*values: tuple[str, str]) -> Callable[[str], Expansion]:
@@ -243,4 +255,9 @@ REMOVED = (
     Removed(flags=("-hffv", "--hf-file-v"), env=("LLAMA_ARG_HF_FILE_V",), instead=_SPEECH),
     Removed(flags=("-mv", "--model-vocoder"), instead=_SPEECH),
     Removed(flags=("--tts-use-guide-tokens",), instead=_SPEECH),
+)
+
+REFUSED = (
+    Refused(flags=("--tts-lang",), instead=_SPEECH),
+    Refused(flags=("--tts-speaker-file",), instead=_SPEECH),
 )

@@ -1,7 +1,7 @@
 """The option table, part 8: images, audio and video."""
 
-from .option import OptionGroup, Repeat, option, within
-from .values import Names, Switch
+from .option import OptionGroup, Repeat, option
+from .values import Names, OffBelowZero, Switch
 
 
 class MediaOptions(OptionGroup):
@@ -45,13 +45,12 @@ class MediaOptions(OptionGroup):
         env="IMAGE_MAX_TOKENS",
         hint="N",
     )
-    mtmd_batch_max_tokens: int = option(
+    mtmd_batch_max_tokens: OffBelowZero = option(
         1024,
         "--mtmd-batch-max-tokens",
-        "limit of image tokens that are encoded in one batch",
+        "limit of image tokens that are encoded in one batch; 0: one image at a time",
         env="MTMD_BATCH_MAX_TOKENS",
         hint="N",
-        limits=within(ge=1),
     )
     video_fps: float = option(
         4.0, "--video-fps", "frames of a video that are used per second", env="VIDEO_FPS", hint="N"

@@ -6,7 +6,18 @@ from pydantic import SecretStr, model_validator
 
 from .deprecated import LOAD_SWITCHES, load_mode_after
 from .option import OptionGroup, OptionReader, Repeat, option, within
-from .values import KeyOverrides, LayerCount, LayerRange, Names, NumaStrategy, Numbers, OnOff, ScaledFiles, Switch
+from .values import (
+    KeyOverrides,
+    LayerCount,
+    LayerRange,
+    Names,
+    NumaStrategy,
+    Numbers,
+    OffBelowZero,
+    OnOff,
+    ScaledFiles,
+    Switch,
+)
 
 EXPERT_TENSORS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 """Regular expression for the tensors of `--cpu-moe`."""
@@ -196,6 +207,14 @@ class LoadOptions(OptionGroup):
         env="N_CPU_FFN",
         hint="N",
         limits=within(ge=0),
+    )
+    moe_cache_mib: OffBelowZero = option(
+        0,
+        "--moe-cache-mib",
+        "MiB of device memory for experts whose weights are on the CPU; 0: off",
+        env="MOE_CACHE_MIB",
+        hint="MIB",
+        notice="this llama.cpp has no such cache; results are the same without it",
     )
     repack: Switch = option(
         True, "--repack", "convert weights to a layout for faster kernels", no="-nr --no-repack", env="REPACK"

@@ -1,7 +1,7 @@
 """The option table, part 1: options that print something and exit, and the log."""
 
-from .option import OptionGroup, OptionReader, option, within
-from .values import OnOffAuto, Switch
+from .option import OptionGroup, OptionReader, option
+from .values import OffBelowZero, OnOffAuto, Switch
 
 
 class ProgramOptions(OptionGroup):
@@ -53,7 +53,7 @@ class LogOptions(OptionGroup):
         hint="on|off|auto",
         reader=OptionReader.BOTH,
     )
-    log_verbosity: int = option(
+    log_verbosity: OffBelowZero = option(
         3,
         "-lv --verbosity --log-verbosity",
         "level of detail: 0 output only, 1 errors, 2 warnings, 3 information, 4 more information, 5 debug",
@@ -61,7 +61,6 @@ class LogOptions(OptionGroup):
         older_env="$LLAMA_LOG_VERBOSITY",
         hint="N",
         reader=OptionReader.BOTH,
-        limits=within(ge=0),
     )
     log_prefix: Switch = option(
         False,

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from .deprecated import REMOVED, SHORTHANDS
+from .deprecated import REFUSED, REMOVED, SHORTHANDS
 from .describe import allowed, default_text, summary
 from .option import Option, OptionGroup, OptionReader
 from .settings import GROUPS
@@ -79,10 +79,10 @@ def _shorthands() -> Iterator[str]:
 
 
 def _removed() -> Iterator[str]:
-    yield "### Removed\n"
-    yield "| Option | Variable | Instead |"
+    yield "### Removed or not supported\n"
+    yield "| Option | Variable | Instead, or the reason |"
     yield "|---|---|---|"
-    for item in REMOVED:
+    for item in (*REMOVED, *REFUSED):
         yield _cells(_code(item.flags), _code(item.env), item.instead)
     yield ""
 

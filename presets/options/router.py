@@ -3,7 +3,16 @@
 from pydantic import SecretStr
 
 from .option import OptionGroup, OptionReader, option, within
-from .values import AUTO_LIMIT, DeviceLimits, DeviceSizes, MemoryLimit, OptionalSize, Switch
+from .values import (
+    AUTO_LIMIT,
+    DeviceLimits,
+    DeviceSizes,
+    MemoryLimit,
+    NeverBelowZero,
+    OffBelowZero,
+    OptionalSize,
+    Switch,
+)
 
 
 class RouterOptions(OptionGroup):
@@ -36,7 +45,7 @@ class RouterOptions(OptionGroup):
         reader=OptionReader.ROUTER,
         router_own=True,
     )
-    models_max: int = option(
+    models_max: OffBelowZero = option(
         4,
         "--models-max",
         "maximum number of loaded models; 0: no limit",
@@ -44,7 +53,6 @@ class RouterOptions(OptionGroup):
         hint="N",
         reader=OptionReader.ROUTER,
         router_own=True,
-        limits=within(ge=0),
     )
     models_memory: MemoryLimit = option(
         AUTO_LIMIT,
@@ -65,7 +73,7 @@ class RouterOptions(OptionGroup):
         reader=OptionReader.ROUTER,
         router_own=True,
     )
-    models_memory_margin: int = option(
+    models_memory_margin: OffBelowZero = option(
         1024,
         "--models-memory-margin",
         "MiB that auto keeps free in host memory and on each device, for other programs",
@@ -73,7 +81,6 @@ class RouterOptions(OptionGroup):
         hint="MIB",
         reader=OptionReader.ROUTER,
         router_own=True,
-        limits=within(ge=0),
     )
     models_autoload: Switch = option(
         True,
@@ -92,7 +99,7 @@ class RouterOptions(OptionGroup):
         reader=OptionReader.ROUTER,
         router_own=True,
     )
-    models_ttl: float = option(
+    models_ttl: NeverBelowZero = option(
         0.0,
         "--models-ttl",
         "idle seconds after which a model is unloaded, unless its preset has a ttl; 0: never",
@@ -100,9 +107,8 @@ class RouterOptions(OptionGroup):
         hint="SECONDS",
         reader=OptionReader.ROUTER,
         router_own=True,
-        limits=within(ge=0),
     )
-    worker_timeout: float = option(
+    worker_timeout: NeverBelowZero = option(
         300.0,
         "--worker-timeout",
         "seconds after which a hanging worker is killed: it sends no heartbeat, or its requests make no progress while "
@@ -110,7 +116,6 @@ class RouterOptions(OptionGroup):
         hint="SECONDS",
         reader=OptionReader.ROUTER,
         router_own=True,
-        limits=within(ge=0),
     )
     stream_open_after: float = option(
         30.0,
@@ -140,7 +145,7 @@ class RouterOptions(OptionGroup):
         router_own=True,
         limits=within(ge=0),
     )
-    models_queue: int = option(
+    models_queue: OffBelowZero = option(
         0,
         "--models-queue",
         "maximum number of requests that wait for all models; more are refused with 503; 0: no limit",
@@ -148,7 +153,6 @@ class RouterOptions(OptionGroup):
         hint="N",
         reader=OptionReader.ROUTER,
         router_own=True,
-        limits=within(ge=0),
     )
     models_parallel_loads: int = option(
         2,
@@ -209,21 +213,19 @@ class PresetOptions(OptionGroup):
         hint="NAME",
         reader=OptionReader.PRESET,
     )
-    max_queue: int = option(
+    max_queue: OffBelowZero = option(
         0,
         "max-queue",
         "maximum number of requests that wait for the model; more are refused with 503; 0: no limit",
         hint="N",
         reader=OptionReader.PRESET,
-        limits=within(ge=0),
     )
-    concurrency: int = option(
+    concurrency: OffBelowZero = option(
         0,
         "concurrency",
         "maximum number of parallel requests to the model; more are queued; 0: no limit",
         hint="N",
         reader=OptionReader.PRESET,
-        limits=within(ge=0),
     )
     concurrency_refuse: Switch = option(
         False,

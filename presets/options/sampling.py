@@ -1,7 +1,7 @@
 """The option table, part 4: defaults for sampling, which requests can override."""
 
 from .option import OptionGroup, Repeat, option, within
-from .values import Breakers, Finite, JsonObject, LogitBias, SamplerNames, Seed, Switch, Temperature
+from .values import DRY_BASE, Breakers, DryBase, Finite, JsonObject, LogitBias, SamplerNames, Seed, Switch, Temperature
 
 _GRAMMARS = ("grammar", "grammar_file", "json_schema", "json_schema_file")
 DEFAULT_SAMPLERS = ("penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature")
@@ -55,9 +55,7 @@ class SamplingOptions(OptionGroup):
         hint="N",
     )
     dry_multiplier: float = option(0.0, "--dry-multiplier", "strength of DRY against repetition; 0: off", hint="N")
-    dry_base: float = option(
-        1.75, "--dry-base", "base of DRY's penalty, which grows exponentially", hint="N", limits=within(ge=1)
-    )
+    dry_base: DryBase = option(DRY_BASE, "--dry-base", "base of DRY's penalty, which grows exponentially", hint="N")
     dry_allowed_length: int = option(
         2, "--dry-allowed-length", "length of repetitions that DRY does not penalize", hint="N"
     )

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from .option import OptionGroup, OptionReader, Repeat, option, within
-from .values import ByteSize, Hosts, JsonObject, Names, OnOffAuto, SecretNames, Switch, Texts, UrlPath
+from .values import ByteSize, Hosts, JsonObject, Names, OffBelowZero, OnOffAuto, SecretNames, Switch, Texts, UrlPath
 
 
 class HttpOptions(OptionGroup):
@@ -49,14 +49,13 @@ class HttpOptions(OptionGroup):
         hint="PREFIX",
         reader=OptionReader.BOTH,
     )
-    timeout: int = option(
+    timeout: OffBelowZero = option(
         3600,
         "-to --timeout",
         "seconds without data from a worker after which the router aborts the request; 0: never",
         env="TIMEOUT",
         hint="SECONDS",
         reader=OptionReader.ROUTER,
-        limits=within(ge=0),
     )
     drain_timeout: float = option(
         5.0,

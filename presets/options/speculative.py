@@ -1,5 +1,7 @@
 """The option table, part 7: speculative decoding."""
 
+from typing import Literal
+
 from .option import OptionGroup, Repeat, option, within
 from .values import DRAFT_KINDS, DraftKinds, KvType, LayerCount, Names, Numbers, Switch
 
@@ -57,6 +59,14 @@ class DraftOptions(OptionGroup):
         env="SPEC_DRAFT_N_MIN",
         older_env="DRAFT_MIN",
         hint="N",
+    )
+    spec_draft_sampling: Literal["greedy", "probabilistic"] = option(
+        "greedy",
+        "--spec-draft-sampling",
+        "how the draft model's tokens are chosen",
+        env="SPEC_DRAFT_SAMPLING",
+        hint="HOW",
+        notice="drafts are always greedy; this changes only how many of them are accepted",
     )
     draft_p_min: float = option(
         0.0,
@@ -118,14 +128,19 @@ class DraftModelOptions(OptionGroup):
     prio_draft: int = option(
         0, "--spec-draft-prio --prio-draft", "as --prio", hint="N", limits=within(0, 3), notice=_SCHEDULING
     )
-    poll_draft: int = option(
-        50, "--spec-draft-poll --poll-draft", "as --poll", hint="0…100", limits=within(0, 100), notice=_SCHEDULING
-    )
+    poll_draft: int = option(50, "--spec-draft-poll --poll-draft", "as --poll", hint="0…100", notice=_SCHEDULING)
     cpu_mask_batch_draft: str = option(
         "",
         "--spec-draft-cpu-mask-batch -Cbd --cpu-mask-batch-draft",
         "as --cpu-mask-batch",
         hint="MASK",
+        notice=_SCHEDULING,
+    )
+    cpu_range_batch_draft: str = option(
+        "",
+        "--spec-draft-cpu-range-batch -Crbd --cpu-range-batch-draft",
+        "as --cpu-range-batch",
+        hint="LO-HI",
         notice=_SCHEDULING,
     )
     cpu_strict_batch_draft: Switch = option(
@@ -148,7 +163,6 @@ class DraftModelOptions(OptionGroup):
         "--spec-draft-poll-batch --poll-batch-draft",
         "as --poll-batch",
         hint="0…100",
-        limits=within(0, 100),
         notice=_SCHEDULING,
     )
     cache_type_k_draft: KvType = option(

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from msgspec import Struct
 from pydantic.fields import FieldInfo
 
-from .deprecated import REMOVED, SHORTHANDS, Removed, Shorthand
+from .deprecated import REFUSED, REMOVED, SHORTHANDS, Removed, Shorthand
 from .option import Option, OptionReader
 from .settings import GROUPS
 
@@ -33,7 +33,7 @@ def _option(field: FieldInfo) -> Option:
 
 FIELDS: Mapping[str, FieldInfo] = {name: field for group in GROUPS for name, field in group.model_fields.items()}
 OPTIONS: Mapping[str, Option] = {name: _option(field) for name, field in FIELDS.items()}
-ENTRIES: tuple[OptionEntry, ...] = (*OPTIONS.values(), *SHORTHANDS, *REMOVED)
+ENTRIES: tuple[OptionEntry, ...] = (*OPTIONS.values(), *SHORTHANDS, *REMOVED, *REFUSED)
 
 ROUTER_OWN = frozenset(name for name, option in OPTIONS.items() if option.router_own)
 """Options that are removed from all presets: workers never get them."""

@@ -288,7 +288,14 @@ Seed = Annotated[
     AfterValidator(lambda seed: seed & 0xFFFFFFFF),
     Allowed("an integer from -1 (random) to 4294967295"),
 ]
+OffBelowZero = Annotated[int, AfterValidator(lambda value: max(value, 0)), Allowed("an integer; below 0: as 0")]
+"""An integer whose 0 means off, automatic or no limit. Its negative values mean the same, as in llama-server."""
+NeverBelowZero = Annotated[float, AfterValidator(lambda value: max(value, 0.0)), Allowed("a number; below 0: as 0")]
+"""Seconds whose 0 means never."""
+DryBase = Annotated[float, AfterValidator(lambda value: value if value >= 1.0 else DRY_BASE)]
+"""The base of DRY's penalty. Below 1 the default is used, as in llama-server."""
 Temperature = Annotated[float, AfterValidator(lambda value: max(value, 0.0))]
+DRY_BASE = 1.75
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
 NumaStrategy = Annotated[
     Literal["distribute", "isolate", "numactl"] | None,

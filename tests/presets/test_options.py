@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from llama_corral.common.base.errors import ConfigError
+from llama_corral.presets.context_shape import context_shape
 from llama_corral.presets.merge import ConfigValue, check, read_argv, read_environment, resolve, unused_option_notices
 from llama_corral.presets.options.deprecated import REMOVED, SHORTHANDS, Removed
 from llama_corral.presets.options.describe import allowed, default_text, summary
@@ -286,3 +287,50 @@ def test_limits_of_memory(text: str, value: int) -> None:
 def test_invalid_limits_of_memory() -> None:
     with pytest.raises(ConfigError, match="auto, off, or a number of bytes"):
         resolve(read_argv(["--models-memory", "much"]))
+
+
+NEGATIVE = {
+    "models_max": 0,
+    "models_queue": 0,
+    "models_ttl": 0.0,
+    "models_memory_margin": 0,
+    "worker_timeout": 0.0,
+    "timeout": 0,
+    "cache_reuse": 0,
+    "swa_checkpoints": 0,
+    "kv_unified_per_slot": 0,
+    "ubatch_size": 0,
+    "log_verbosity": 0,
+    "mtmd_batch_max_tokens": 0,
+    "max_queue": 0,
+    "concurrency": 0,
+    "dry_base": 1.75,
+    "slot_prompt_similarity": -1.0,
+    "poll": -1,
+    "main_gpu": -1,
+    "keep": -1,
+    "n_predict": -1,
+    "cache_ram": -1,
+    "parallel": -1,
+    "sse_ping_interval": -1,
+    "sleep_idle_seconds": -1,
+    "embd_normalize": -1,
+    "reasoning_budget": -1,
+}
+"""What -1 means, where llama-server accepts it or 0 means that there is no limit."""
+
+
+@pytest.mark.parametrize(("field", "value"), NEGATIVE.items())
+def test_minus_one_is_accepted_where_llama_server_accepts_it(field: str, value: float) -> None:
+    assert check({field: ConfigValue("-1", "test")}).value(field) == value
+
+
+@pytest.mark.parametrize("field", ["dry_base", "ubatch_size", "mtmd_batch_max_tokens", "models_memory_margin"])
+def test_zero_is_accepted_where_llama_server_accepts_it(field: str) -> None:
+    assert check({field: ConfigValue("0", "test")}).value(field) == NEGATIVE[field]
+
+
+def test_a_physical_batch_of_zero_is_the_logical_batch() -> None:
+    for argv in (["-ub", "0"], ["-ub", "-1"], ["-ub", "0", "--embeddings"]):
+        shape = context_shape(resolve(read_argv([*argv, "-b", "300"])))
+        assert (shape.n_batch, shape.n_ubatch) == (300, 300)

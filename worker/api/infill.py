@@ -13,6 +13,7 @@ from typing import Any
 from aiohttp import web
 from llama_corral.common.base.errors import InvalidRequest, NotSupported
 from llama_corral.common.web.json_fields import Fields
+from llama_corral.presets.context_shape import context_shape
 from msgspec import Struct
 
 from ..engine.runner import LoadedModel, Vocab
@@ -116,9 +117,7 @@ def _infill_budget(worker: WorkerContext, n_ctx: int) -> InfillBudget:
     The value -1 (no limit) is used as the number -1, also as in llama-server.
     """
     settings = worker.settings
-    n_batch = settings.context.batch_size
-    if settings.endpoints.embeddings or settings.endpoints.reranking:
-        n_batch = min(n_batch, settings.context.ubatch_size)
+    n_batch = context_shape(settings).n_batch
     return InfillBudget(n_batch, max(0, n_ctx - n_batch - 2 * settings.context.n_predict))
 
 
