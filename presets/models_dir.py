@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llama_corral.common.base.errors import ConfigError
+from llama_corral.common.base.user_files import directory_of
 from llama_corral.common.hub import hub_cache
 from llama_corral.common.hub.gguf_names import choose_files, is_gguf
 from llama_corral.common.hub.resolve import listed_models
@@ -37,8 +38,7 @@ class LocalModel(Struct, frozen=True):
 
 def scan(directory: Path) -> list[LocalModel]:
     """Return the models, sorted by name. Raise ConfigError."""
-    if not directory.is_dir():
-        raise ConfigError(f"--models-dir {directory}: no such directory")
+    directory_of("--models-dir", str(directory))
     files: list[str] = []
     repositories: list[hub_cache.RepoSnapshot] = []
     for found in _walk(directory):

@@ -6,19 +6,18 @@ They read the views of `lifecycle` and request loads and unloads from it. They n
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
-from llama_corral.common.base.errors import ConfigError, NotFound
+from llama_corral.common.base.errors import NotFound
 from llama_corral.common.base.json_encoding import encode_json
 from llama_corral.common.base.version import BUILD_INFO
 from llama_corral.common.web.access_log import note_model
 from llama_corral.common.web.anthropic import VERSION_HEADER, with_anthropic_name, with_anthropic_names
 from llama_corral.common.web.application import event_stream, json_response, query_text, read_object
+from llama_corral.common.web.ui_settings import read_ui_settings
 
 from .library import Library
 from .lifecycle.lifecycle import Lifecycle
@@ -198,22 +197,3 @@ def _status_json(view: ModelView) -> dict[str, Any]:
         status |= {"failed": True, "exit_code": view.exit_code, "error": view.failure, "log": list(view.last_lines)}
         status |= {"failures": view.failures, "retry_in": round(view.pause, 1)}
     return status
-
-
-def read_ui_settings(settings: Settings) -> dict[str, Any]:
-    """Return the JSON object of `--ui-config` or `--ui-config-file`. Raises ConfigError."""
-    text = settings.http.ui_config
-    if settings.http.ui_config_file:
-        try:
-            text = Path(settings.http.ui_config_file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--ui-config-file {settings.http.ui_config_file}: {error}") from None
-    if not text:
-        return {}
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"--ui-config: not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ConfigError("--ui-config: not a JSON object")
-    return value

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from .errors import ConfigError
 from .json_encoding import encode_json
+from .user_files import why_unreadable
 
 if TYPE_CHECKING:
     from .common_settings import LogSettings
@@ -80,7 +81,7 @@ def _handlers(settings: LogSettings, relayed: bool) -> list[logging.Handler]:
     try:
         file = logging.FileHandler(settings.log.log_file, encoding="utf-8", errors="replace")
     except OSError as error:
-        raise ConfigError(f"--log-file {settings.log.log_file}: {error.strerror or error}") from None
+        raise ConfigError(f"--log-file {settings.log.log_file}: {why_unreadable(error)}") from None
     file.setFormatter(_formatter(settings, colours=False))
     return [screen, file]
 

@@ -274,7 +274,8 @@ def _existing(path: str) -> Path:
     """Return the path; raise ModelFilesError if a shard of the model is missing."""
     for name in shard_names(path):
         if not Path(name).is_file():
-            raise ModelFilesError(f"{name}: no such file" + ("" if name == path else f" (a part of {path})"))
+            why = "this is a directory, not a GGUF file" if Path(name).is_dir() else "no such file"
+            raise ModelFilesError(f"{name}: {why}" + ("" if name == path else f" (a part of {path})"))
     return Path(path)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, field
 
 from ..base.errors import ConfigError
+from ..base.user_files import read_text_of
 
 if TYPE_CHECKING:
     from ..base.common_settings import ServerSettings
@@ -47,11 +47,8 @@ def read_servers(settings: ServerSettings) -> tuple[McpServer, ...]:
 def _sources(settings: ServerSettings) -> list[tuple[str, str]]:
     sources = []
     if settings.endpoints.mcp_servers_config:
-        where = f"--mcp-servers-config {settings.endpoints.mcp_servers_config}"
-        try:
-            sources.append((where, Path(settings.endpoints.mcp_servers_config).read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{where}: {error}") from None
+        option, path = "--mcp-servers-config", settings.endpoints.mcp_servers_config
+        sources.append((f"{option} {path}", read_text_of(option, path)))
     if settings.endpoints.mcp_servers_json:
         sources.append(("--mcp-servers-json", settings.endpoints.mcp_servers_json))
     return sources

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..base.errors import ConfigError
+from ..base.user_files import directory_of
 from .builtin import ToolRunner, builtin_tools
 from .catalog import CATALOG
 from .container import OwnContainer
@@ -98,8 +99,7 @@ def _check(settings: ServerSettings) -> None:
             raise ConfigError(f"--tools: unknown tool '{name}'. available tools: {', '.join(known)}")
     if not settings.corral.tools_root:
         return
-    if not os.path.isdir(settings.corral.tools_root):
-        raise ConfigError(f"--tools-root {settings.corral.tools_root}: no such directory")
+    directory_of("--tools-root", settings.corral.tools_root)
     if settings.endpoints.tools_runtime:
         raise ConfigError("--tools-root is for tools on this machine: it cannot be combined with --tools-runtime")
     if {"all", "exec_shell_command"} & set(settings.endpoints.tools):

@@ -6,13 +6,12 @@ import hashlib
 import hmac
 import logging
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
 
-from ..base.errors import ConfigError
+from ..base.user_files import read_text_of
 
 if TYPE_CHECKING:
     from ..base.common_settings import ServerSettings
@@ -29,10 +28,7 @@ def read_api_keys(settings: ServerSettings) -> tuple[str, ...]:
     """Return the keys of `--api-key` (comma list) and `--api-key-file` (one per line, `#` starts a comment line)."""
     keys = [key.get_secret_value() for key in settings.http.api_key]
     if settings.http.api_key_file:
-        try:
-            lines = Path(settings.http.api_key_file).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--api-key-file {settings.http.api_key_file}: {error}") from None
+        lines = read_text_of("--api-key-file", settings.http.api_key_file).splitlines()
         keys += [line for line in lines if not line.lstrip().startswith("#")]
     return tuple(dict.fromkeys(key.strip() for key in keys if key.strip()))
 

@@ -23,6 +23,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..base.errors import ConfigError
+from ..base.user_files import read_bytes_of
 from .access_log import AccessLog
 from .client_connection import ClientConnection
 
@@ -254,9 +255,19 @@ def _tls(settings: ListenSettings) -> ssl.SSLContext | None:
         return None
     if not key or not cert:
         raise ConfigError("TLS needs both --ssl-key-file and --ssl-cert-file")
+    for option, path in (("--ssl-cert-file", cert), ("--ssl-key-file", key)):
+        read_bytes_of(option, path)  # OpenSSL does not say which of the files it cannot read
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
         context.load_cert_chain(cert, key)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"--ssl-cert-file {cert}, --ssl-key-file {key}: {error}") from None
+        raise ConfigError(f"--ssl-cert-file {cert}, --ssl-key-file {key}: {_why_not_loaded(error)}") from None
     return context
+
+
+def _why_not_loaded(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH":
+        return "the key does not belong to the certificate"
+    if isinstance(error, ssl.SSLError) and (error.reason or "PEM lib") in ("PEM lib", "NO_START_LINE", "PEM_LIB"):
+        return "one of them is not a PEM file of its kind"
+    return str(error)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from aiohttp import hdrs, web
 
-from ..base.errors import ConfigError, NotFound
+from ..base.errors import NotFound
+from ..base.user_files import directory_of
 from .application import PUBLIC_HANDLERS, Handler, Route, add_routes, json_response
 
 if TYPE_CHECKING:
@@ -81,9 +82,7 @@ def _page_routes(settings: ServerSettings, html: str, name: str) -> list[Route]:
 
 def _file_handler(folder: Path) -> Handler:
     """Return the handler for the files of a folder. Raises ConfigError."""
-    if not folder.is_dir():
-        raise ConfigError(f"--path {folder}: no such directory")
-    root = folder.resolve()
+    root = directory_of("--path", str(folder)).resolve()
 
     async def file(request: web.Request) -> web.StreamResponse:
         asked = request.match_info["file"]

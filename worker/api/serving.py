@@ -6,13 +6,11 @@ Handlers run only after that (before, the application answers 503), so they can 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
 from functools import cached_property
-from pathlib import Path, PurePath
-from typing import Any
+from pathlib import PurePath
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -21,6 +19,7 @@ from llama_corral.common.base.worker_reports import CONTROL_FD_ENV
 from llama_corral.common.web.application import read_object
 from llama_corral.common.web.ollama import keep_alive_of
 from llama_corral.common.web.response_store import DIRECTORY_ENV, ResponseStore
+from llama_corral.common.web.ui_settings import read_ui_settings
 from llama_corral.presets.abilities import template_source
 from llama_corral.presets.options.settings import Settings
 from msgspec import Struct
@@ -62,6 +61,7 @@ class WorkerContext:
         self.has_router = CONTROL_FD_ENV in environ
         self.slots_debug = bool(environ.get("LLAMA_SERVER_SLOTS_DEBUG"))
         self.media = media_loader(self.settings, environ)
+        self.ui_settings = read_ui_settings(self.settings)  # also for pages that the worker does not serve
 
     @property
     def is_ready(self) -> bool:
@@ -101,18 +101,6 @@ class WorkerContext:
     @property
     def tags(self) -> list[str]:
         return sorted(set(self.settings.main_model.tags))
-
-    @cached_property
-    def ui_settings(self) -> dict[str, Any]:
-        """The settings from `--ui-config` or its file for the web UI; also for UIs that the worker does not serve."""
-        settings = self.settings
-        text = (
-            Path(settings.http.ui_config_file).read_text("utf-8")
-            if settings.http.ui_config_file
-            else settings.http.ui_config
-        )
-        shown: dict[str, Any] = json.loads(text) if text else {}
-        return shown
 
     def set_idle_timeout(self, seconds: float) -> None:
         """Set how long an idle model stays loaded (`keep_alive` of a request); negative means without a limit.

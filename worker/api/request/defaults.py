@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, cast
 
 from llama_corral.common.base.errors import ConfigError
+from llama_corral.common.base.user_files import read_text_of
 from llama_corral.presets.options.settings import Settings
 from msgspec.structs import replace
 
@@ -89,10 +89,7 @@ def _grammar(settings: Settings) -> Grammar | None:
 
 
 def _read(path: str, option: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8") if path else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{option} {path}: {error}") from None
+    return read_text_of(option, path) if path else ""
 
 
 def _sampling(settings: Settings) -> Sampling:

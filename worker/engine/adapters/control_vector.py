@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+from llama_corral.common.base.user_files import why_unreadable
 from llama_corral.common.hub.gguf_header import GgufError, Tensor, read_header
 from numpy.typing import NDArray
 
@@ -57,7 +58,9 @@ def read_directions(path: Path) -> Directions:
                 if directions and direction.size != _size(directions):
                     raise LoadError(f"control vector '{path}': its layers have different sizes")
                 directions[layer] = directions.get(layer, np.zeros_like(direction)) + direction
-    except (OSError, GgufError) as error:
+    except OSError as error:
+        raise LoadError(f"control vector '{path}': {why_unreadable(error)}") from None
+    except GgufError as error:
         raise LoadError(f"control vector '{path}': {error}") from None
     if not directions:
         raise LoadError(f"control vector '{path}': it contains no direction")

@@ -90,7 +90,8 @@ class Adapters:
 
 def _load(model: Model, path: Path) -> Any:
     if not path.is_file():
-        raise LoadError(f"failed to load LoRA adapter '{path}': no such file")
+        why = "this is a directory, not a file" if path.is_dir() else "no such file"
+        raise LoadError(f"failed to load LoRA adapter '{path}': {why}")
     complaints.clear()
     pointer = C.llama_adapter_lora_init(model.pointer, str(path).encode())
     if not pointer:

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+from llama_corral.common.base.user_files import why_unreadable
 
 from ...llama.errors import LoadError
 
@@ -25,7 +26,7 @@ def load(path: Path) -> Table:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise LoadError(f"failed to read lookup cache '{path}': {error.strerror}") from None
+        raise LoadError(f"failed to read lookup cache '{path}': {why_unreadable(error)}") from None
     table: Table = {}
     words = np.frombuffer(data[: len(data) & ~3], np.int32).tolist()
     at = 0
