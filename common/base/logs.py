@@ -52,7 +52,7 @@ def set_up(settings: LogSettings, *, relayed: bool = False) -> None:
     `relayed`: True in a worker whose router relays the lines.
     """
     # no line shows these; leaving them out saves time for each line
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = logging.logAsyncioTasks = False
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     root = logging.getLogger()
     for handler in tuple(root.handlers):
         root.removeHandler(handler)

@@ -40,7 +40,8 @@ _NO_NOTES = _Notes()
 
 
 def _notes(request: web.BaseRequest) -> _Notes:
-    return request.setdefault(_NOTES, _Notes())
+    notes: _Notes = request.setdefault(_NOTES, _Notes())
+    return notes
 
 
 def note_model(request: web.BaseRequest, name: str) -> None:

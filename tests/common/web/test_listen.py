@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import logging
 import socket
 import ssl
 from pathlib import Path
