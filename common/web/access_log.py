@@ -7,11 +7,11 @@ add what the response does not show: the model, and the failure of a stream whos
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 
 import msgspec
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractAccessLogger
+from msgspec import Struct
 
 from ..base.logs import one_line
 
@@ -26,8 +26,7 @@ _STREAM = "/v1/stream"
 """Path where a client reads a generation again: the only GET that is more than a look at the server's state."""
 
 
-@dataclass(slots=True)
-class _Notes:
+class _Notes(Struct):
     """What the response does not show of a request."""
 
     model: str = ""

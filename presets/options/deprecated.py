@@ -39,6 +39,7 @@ class Removed(Struct, frozen=True, kw_only=True):
         return f"this option was removed: {self.instead}"
 
 
+@dataclass(frozen=True, kw_only=True)
 class Refused(Removed):
     """An option of a newer llama-server that cannot be applied here."""
 
