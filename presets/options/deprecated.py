@@ -39,8 +39,7 @@ class Removed(Struct, frozen=True, kw_only=True):
         return f"this option was removed: {self.instead}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Refused(Removed):
+class Refused(Removed, frozen=True, kw_only=True):
     """An option of a newer llama-server that cannot be applied here."""
 
     @property
