@@ -65,5 +65,7 @@ def check(layer: Layer) -> Settings:
 
 def _invalid(field: str, layer: Layer) -> str:
     given = layer[field]
+    if not given.text:
+        return f"{given.where}: the value is missing: expected {allowed(field)}"
     value = "" if OPTIONS[field].secret else f" '{given.text}'"
     return f"{given.where}: invalid value{value}: expected {allowed(field)}"

@@ -7,12 +7,15 @@ JSON, because the router writes each of them into its own log (`read_relayed`).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 import sys
 import time
 from typing import TYPE_CHECKING, TextIO
+
+import msgspec
 
 from .errors import ConfigError
 from .json_encoding import encode_json
@@ -152,8 +155,23 @@ _RELAYED_LEVEL = re.compile(r"(warning|error|critical): |([DIWEC]) [a-z][\w.]*: 
 _LETTERS = {logging.getLevelName(level)[0]: level for level in LEVELS}
 
 
+class _JsonLine(msgspec.Struct):
+    level: str
+    msg: str
+
+
+_JSON_LINE = '{"type":"log",'
+
+
 def read_relayed(line: str) -> tuple[int, str]:
-    """Return the level of a worker's line, and its text without the level; INFO for lines that name none."""
+    """Return the level of a worker's line, and its text without the level; INFO for lines that name none.
+
+    A line of llama-server's `--log-jsonl`, which another program may write, is replaced by its text.
+    """
+    if line.startswith(_JSON_LINE):
+        with contextlib.suppress(msgspec.DecodeError):
+            entry = msgspec.json.decode(line, type=_JsonLine)
+            return logging.getLevelNamesMapping().get(entry.level.upper(), logging.INFO), entry.msg.rstrip("\n")
     found = _RELAYED_LEVEL.match(line)
     if found is None:
         return logging.INFO, line

@@ -29,7 +29,9 @@ def prompts_directory(given: str, environ: Mapping[str, str]) -> PrivateDirector
         try:
             Path(given).mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"--cache-disk-dir: {given}: {error.strerror}") from None
+            is_file = isinstance(error, FileExistsError | NotADirectoryError)
+            why = "this is a file, or below one" if is_file else error.strerror
+            raise ConfigError(f"--cache-disk-dir {given}: {why}") from None
         return PrivateDirectory(_PREFIX, given)
     return PrivateDirectory(_PREFIX, environ.get(DIRECTORY_ENV, ""), parent=_parent(environ))
 

@@ -51,3 +51,17 @@ def test_the_level_of_a_relayed_line_is_read(prefix: bool, level: int, capsys: p
 @pytest.mark.parametrize("line", ["", "{}", "W", "warning", "D: drive", "I am a line: of a program", "errors: 3"])
 def test_other_lines_are_information(line: str) -> None:
     assert read_relayed(line) == (logging.INFO, line)
+
+
+@pytest.mark.parametrize(
+    ("line", "level", "text"),
+    [
+        ('{"type":"log","time":1,"level":"warn","msg":"srv  slow\\n"}', logging.WARNING, "srv  slow"),
+        ('{"type":"log","time":1,"level":"cont","msg":"more"}', logging.INFO, "more"),
+        ('{"type":"log","time":1,"level":"info"}', logging.INFO, None),
+        ('{"type":"log",', logging.INFO, None),
+        ('{"event": "other"}', logging.INFO, None),
+    ],
+)
+def test_a_json_line_of_llama_server_is_replaced_by_its_text(line: str, level: int, text: str | None) -> None:
+    assert read_relayed(line) == (level, line if text is None else text)

@@ -11,7 +11,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-from llama_corral.common.base.user_files import why_unreadable
 from llama_corral.common.hub.gguf_header import GgufError, Tensor, read_header
 from numpy.typing import NDArray
 
@@ -47,6 +46,9 @@ def apply_control_vectors(context: Context) -> None:
 
 def read_directions(path: Path) -> Directions:
     """Return the directions in a GGUF file; several tensors of one layer are added up. Raises LoadError."""
+    if not path.is_file():
+        why = "this is a directory, not a file" if path.is_dir() else "no such file"
+        raise LoadError(f"control vector '{path}': {why}")
     try:
         header = read_header(path)
         with path.open("rb") as file:
@@ -58,9 +60,7 @@ def read_directions(path: Path) -> Directions:
                 if directions and direction.size != _size(directions):
                     raise LoadError(f"control vector '{path}': its layers have different sizes")
                 directions[layer] = directions.get(layer, np.zeros_like(direction)) + direction
-    except OSError as error:
-        raise LoadError(f"control vector '{path}': {why_unreadable(error)}") from None
-    except GgufError as error:
+    except (OSError, GgufError) as error:
         raise LoadError(f"control vector '{path}': {error}") from None
     if not directions:
         raise LoadError(f"control vector '{path}': it contains no direction")
