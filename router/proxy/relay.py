@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from aiohttp import hdrs, web
 from llama_corral.common.base.errors import ApiError
-from llama_corral.common.web.access_log import note_failure
+from llama_corral.common.web.access_log import message_of, note_failure
 from llama_corral.common.web.application import EVENT_STREAM_TYPE, LINES_TYPE, error_event
 from llama_corral.common.web.envelopes import envelope_of
 from llama_corral.presets.variants import DEFAULTS_HEADER
@@ -145,8 +145,17 @@ async def stream(
             ) from None  # no last chunk, so the client detects it
         before = b"" if last.endswith(separator) else separator
         await response.write(before + error_event(why, envelope_of(request)))
+    else:
+        note_failure(request, failure_at_end(last))
     await response.write_eof()
     return response
+
+
+def failure_at_end(last: bytes) -> str:
+    """Return the message of the error with which a worker ended a stream; "" if its last chunk is none."""
+    if b'"error"' not in last:
+        return ""
+    return message_of(last.rstrip().rpartition(b"\n")[2].removeprefix(b"data: "))
 
 
 _SEPARATORS = {EVENT_STREAM_TYPE: b"\n\n", LINES_TYPE: b"\n"}

@@ -7,6 +7,10 @@ import logging
 from typing import Any
 
 import pytest
+from llama_corral.common.base.errors import ServerFault
+from llama_corral.common.web.application import error_event
+from llama_corral.common.web.envelopes import ANTHROPIC, OLLAMA
+from llama_corral.router.proxy.relay import failure_at_end
 from programs import wait_until
 from router_http import Gateway, gateway
 from router_tools import preset
@@ -95,6 +99,22 @@ async def test_a_refusal_of_a_stream_that_has_begun_has_the_reason(lines: Any) -
     (line,) = lines()
     assert line.startswith(f"POST {CHAT} name=m 200: ")
     assert "too big" in line
+
+
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        (error_event(ServerFault("broken")), "broken"),
+        (error_event(ServerFault("broken"), ANTHROPIC), "broken"),
+        (error_event(ServerFault("broken"), OLLAMA), "broken"),
+        (b'data: {"choices":[{"delta":{"content":"\\"error\\""}}]}\n\n', ""),
+        (b'data: {"content":"an \\"error\\": x', ""),
+        (b"data: [DONE]\n\n", ""),
+        (b"", ""),
+    ],
+)
+def test_the_error_at_the_end_of_a_workers_stream_is_found(last: bytes, message: str) -> None:
+    assert failure_at_end(last) == message
 
 
 async def test_a_client_that_leaves_while_its_model_loads_has_a_line(lines: Any) -> None:
