@@ -72,7 +72,7 @@ class AccessLog(AbstractAccessLogger):
         """Log one request. `time`: seconds since it arrived."""
         notes = request.get(_NOTES, _NO_NOTES)
         method, path = notes.target or (request.method, request.raw_path.partition("?")[0])
-        level = min(self.level, level_of(method, path, response.status))
+        level = min(self.level, level_of(method, path, response.status, has_failed=bool(notes.failure)))
         if not log.isEnabledFor(level):
             return
         name = f" name={_word(notes.model)}" if notes.model else ""
@@ -88,11 +88,11 @@ class WorkerAccessLog(AccessLog):
     level = logging.DEBUG
 
 
-def level_of(method: str, path: str, status: int) -> int:
-    """Return DEBUG for requests that programs repeat to watch the server, unless they are refused; else INFO."""
+def level_of(method: str, path: str, status: int, *, has_failed: bool = False) -> int:
+    """Return DEBUG for requests that programs repeat to watch the server, unless they fail; else INFO."""
     if path.endswith(_HEALTH):
         return logging.DEBUG
-    is_fine = status < 400 or status == CLIENT_LEFT  # event streams end when their client leaves
+    is_fine = (status < 400 and not has_failed) or status == CLIENT_LEFT  # event streams end when their client leaves
     return logging.DEBUG if method in _POLLING and is_fine and not path.endswith(_STREAM) else logging.INFO
 
 
@@ -109,6 +109,8 @@ def message_of(body: object) -> str:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError):
         return ""
+    if isinstance(value, dict) and isinstance(value.get("response"), dict):  # an event of OpenAI's Responses
+        value = value["response"]
     error = value.get("error") if isinstance(value, dict) else None
     message = error.get("message") if isinstance(error, dict) else error
     return message if isinstance(message, str) else ""

@@ -164,6 +164,8 @@ def test_levels(method: str, path: str, status: int, level: int) -> None:
         (b'{"error": {"message": "m"}}', "m"),
         (b'{"error": "ollama"}', "ollama"),
         (b'{"type": "error", "error": {"type": "x", "message": "anthropic"}}', "anthropic"),
+        (b'{"type": "response.failed", "response": {"error": {"code": "x", "message": "responses"}}}', "responses"),
+        (b'{"type": "response.completed", "response": {"error": null}}', ""),
         (b'{"error": {"message": 1}}', ""),
         (b'["error"]', ""),
         (b"<html>", ""),

@@ -6,12 +6,15 @@ The engine is a fake that the test controls; server and client are real.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 import aiohttp
+import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from llama_corral.common.base.errors import InvalidRequest, ServerFault
+from llama_corral.common.web.access_log import AccessLog
 from llama_corral.common.web.application import application
 from llama_corral.presets.options.settings import Settings
 from llama_corral.worker.api.answers.dialect import AnswerInfo
@@ -69,10 +72,9 @@ async def play(scene: Scene, *, stream: bool = True, n_prompts: int = 1, ping: f
 
     app = application(Settings.of(model="x.gguf"))
     app.router.add_get("/", handler)
-    async with (
-        TestServer(app, handler_cancellation=True) as server,
-        aiohttp.ClientSession(server.make_url("/")) as client,
-    ):
+    server = TestServer(app)
+    await server.start_server(access_log_class=AccessLog)
+    async with server, aiohttp.ClientSession(server.make_url("/")) as client:
         await scene(engine, client)
         await engine.until(lambda: engine.cancelled >= len(engine.sinks))
     return engine
@@ -124,6 +126,22 @@ async def test_a_later_error_ends_the_stream_as_an_event() -> None:
         assert text.endswith(expected)
 
     await play(scene)
+
+
+async def test_the_log_has_the_error_of_a_stream_that_has_begun(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "corral.access")
+
+    async def scene(engine: HandPlayedEngine, client: aiohttp.ClientSession) -> None:
+        asking = await asked(engine, client)
+        engine.send(Begun(0))
+        response = await asking
+        engine.send(Failed(ServerFault("context is full")))
+        await response.read()
+
+    await play(scene)
+    (line,) = (record.getMessage() for record in caplog.records if record.name == "corral.access")
+    assert line.startswith("127.0.0.1 GET / 200 ")
+    assert line.endswith(": context is full")
 
 
 async def test_a_silent_stream_sends_pings() -> None:

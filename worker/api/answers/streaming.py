@@ -14,6 +14,8 @@ from functools import partial
 from typing import Protocol
 
 from aiohttp import web
+from llama_corral.common.base.errors import ApiError
+from llama_corral.common.web.access_log import note_failure
 from llama_corral.common.web.application import json_response
 
 from ...engine.messages import Begun, Event, Failed, Finished, Generation, Piece, Progress, Sink
@@ -131,9 +133,9 @@ async def _stream(
     await response.prepare(request)
     with _Pings(mailbox, ping_interval) as pings:
         while True:
-            chunk, n_finished, has_failed = _render(events, dialect)
+            chunk, n_finished, failure = _render(events, dialect)
             total -= n_finished
-            if has_failed or total == 0:
+            if failure is not None or total == 0:
                 break
             if not events:
                 chunk = dialect.ping
@@ -141,7 +143,9 @@ async def _stream(
                 await response.write(chunk)
                 pings.written()
             events = await mailbox.take()
-    if not has_failed:
+    if failure is not None:
+        note_failure(request, failure.message)
+    else:
         if before_end is not None:
             await before_end()
         chunk += dialect.end()
@@ -150,8 +154,8 @@ async def _stream(
     return response
 
 
-def _render(events: Sequence[tuple[int, Event]], dialect: Dialect) -> tuple[bytes, int, bool]:
-    """Return the events' bytes, the number of choices that they finish, and True if one of them is a failure."""
+def _render(events: Sequence[tuple[int, Event]], dialect: Dialect) -> tuple[bytes, int, ApiError | None]:
+    """Return the events' bytes, the number of choices that they finish, and the error if one of them is a failure."""
     chunks: list[bytes] = []
     n_finished = 0
     for offset, event in events:
@@ -167,8 +171,8 @@ def _render(events: Sequence[tuple[int, Event]], dialect: Dialect) -> tuple[byte
                 n_finished += 1
             case Failed():
                 chunks.append(dialect.failed(event.error))
-                return b"".join(chunks), n_finished, True
-    return b"".join(chunks), n_finished, False
+                return b"".join(chunks), n_finished, event.error
+    return b"".join(chunks), n_finished, None
 
 
 class _Pings:
