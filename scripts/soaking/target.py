@@ -27,7 +27,7 @@ MARK = "LLAMA_CORRAL_SOAK_MARK"  # environment variable by which all descendants
 STOP_S = 30.0  # the gateway ends streams that still run long before that
 NOT_INHERITED = ("LLAMA_", "HF_", "XDG_", "PYTHONPATH")
 
-SAID_BY = re.compile(rb"^\[(\d+)/([^]\n]+)\] ", re.MULTILINE)
+SAID_BY = re.compile(rb"^[-\d]{10} [:.\d]{12} (?:\w+: )?\[(\d+)/([^]\n]+)\] ", re.MULTILINE)
 ALIASES = {"cattle": "herd"}
 CHATS = ("fox", "herd", "window", "state", "sleeper", "demo")
 EMBEDDER = "compass"
