@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from llama_corral.common.base import logs
+from llama_corral.common.base.errors import ConfigError
 from llama_corral.common.base.logs import read_relayed
 from llama_corral.presets.options.settings import Settings
 
@@ -65,3 +66,19 @@ def test_other_lines_are_information(line: str) -> None:
 )
 def test_a_json_line_of_llama_server_is_replaced_by_its_text(line: str, level: int, text: str | None) -> None:
     assert read_relayed(line) == (level, line if text is None else text)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("none/log", "no such file"),
+        ("directory", "this is a directory, not a file"),
+        ("file/log", "no such file"),
+    ],
+)
+def test_a_log_file_that_cannot_be_written(tmp_path: Path, name: str, why: str) -> None:
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(ConfigError) as refusal:
+        logs.set_up(Settings.of(log_file=str(tmp_path / name)))
+    assert str(refusal.value) == f"--log-file {tmp_path / name}: {why}"

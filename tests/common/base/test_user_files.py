@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llama_corral.common.base import logs
 from llama_corral.common.base.errors import ConfigError, ModelFilesError
 from llama_corral.common.base.user_files import directory_of, read_text_of, why_unreadable
 from llama_corral.common.hub.resolve import resolve_files
@@ -103,13 +102,6 @@ def test_files_of_tls_that_do_not_fit_together(place: Path) -> None:
 def test_a_model_that_is_no_file(place: Path, name: str, why: str) -> None:
     with pytest.raises(ModelFilesError, match=f"{name}: {why}"):
         resolve_files(Settings.of(model=str(place / name)), {})
-
-
-@pytest.mark.parametrize(("name", "why"), [("none/log", NO_FILE), ("directory", DIRECTORY), ("file/log", NO_FILE)])
-def test_a_log_file_that_cannot_be_written(place: Path, name: str, why: str) -> None:
-    with pytest.raises(ConfigError) as refusal:
-        logs.set_up(Settings.of(log_file=str(place / name)))
-    assert str(refusal.value) == f"--log-file {place / name}: {why}"
 
 
 def test_other_reasons() -> None:
