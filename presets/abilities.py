@@ -6,10 +6,9 @@ Ollama's names. Reads no file but that of `--chat-template-file`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llama_corral.common.base.errors import ConfigError
+from llama_corral.common.base.user_files import read_text_of
 from llama_corral.common.hub.model_card import ModelCard
 
 if TYPE_CHECKING:
@@ -47,7 +46,4 @@ def template_source(settings: Settings, of_model: str | None) -> str | None:
     """
     if not settings.chat.chat_template_file:
         return settings.chat.chat_template or of_model
-    try:
-        return Path(settings.chat.chat_template_file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--chat-template-file: {error}") from None
+    return read_text_of("--chat-template-file", settings.chat.chat_template_file)

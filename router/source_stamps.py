@@ -13,17 +13,15 @@ from typing import TYPE_CHECKING
 
 from llama_corral.common.hub.gguf_names import SUFFIX
 from llama_corral.common.hub.resolve import cache_dir
+from llama_corral.presets.models_dir import MAX_FOLDERS
+from llama_corral.presets.models_dir_rules import MAX_DEPTH
 from msgspec import Struct
 
 if TYPE_CHECKING:
     from llama_corral.presets.options.settings import Settings
 
-DEPTH = 4
-"""Levels of folders below a models directory or the cache."""
 REPOSITORY, REPOSITORY_DEPTH = "models--", 3
 """Beginning of the name of a cached repository, and the levels below it: `snapshots/COMMIT/FOLDER`."""
-MOST_FOLDERS = 10_000
-"""Most folders of one directory: it may be given by mistake, such as `/`."""
 BLOBS, REFS = "blobs", "refs"
 """Folders of a cached repository. The first one changes all the time during a download. The files of the second one
 say which snapshot is current."""
@@ -45,7 +43,7 @@ class Survey(Struct, frozen=True):
     folders: frozenset[str]
     """The folders to watch that exist."""
     cut_off: frozenset[str] = frozenset()
-    """The directories with more than MOST_FOLDERS folders."""
+    """The directories with more than MAX_FOLDERS folders."""
 
     @property
     def is_outdated(self) -> bool:
@@ -82,7 +80,7 @@ def _survey_folders(root: str, stamps: dict[tuple[Look, str], Stamp], folders: s
     False if there are too many folders.
     """
     seen: set[Stamp] = set()
-    levels = [(root, DEPTH)]
+    levels = [(root, MAX_DEPTH)]
     while levels:
         folder, depth = levels.pop()
         stamp = stamps[metadata, folder] = metadata(folder)
@@ -90,7 +88,7 @@ def _survey_folders(root: str, stamps: dict[tuple[Look, str], Stamp], folders: s
             continue
         seen.add(stamp[:2])
         folders.add(folder)
-        if len(seen) > MOST_FOLDERS:
+        if len(seen) > MAX_FOLDERS:
             return False
         for entry in _entries(folder):
             if entry.name.startswith(".") or entry.name == BLOBS:

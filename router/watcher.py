@@ -18,7 +18,7 @@ from watchfiles import awatch
 
 from .library import ReadPresets, reload_sources
 from .lifecycle.lifecycle import Lifecycle
-from .source_stamps import MOST_FOLDERS, SourcePlaces, Survey, survey
+from .source_stamps import MAX_FOLDERS, SourcePlaces, Survey, survey
 
 log = logging.getLogger("corral.router")
 
@@ -109,7 +109,7 @@ class SourceWatcher:
 
     def _warn_of_size(self, roots: frozenset[str]) -> None:
         for root in roots:
-            log.warning("%s has very many folders: changes are noticed only in %d of them", root, MOST_FOLDERS)
+            log.warning("%s has very many folders: changes are noticed only in %d of them", root, MAX_FOLDERS)
 
     def _warn(self, error: Exception) -> None:
         level = logging.DEBUG if self._has_warned else logging.WARNING

@@ -243,10 +243,6 @@ def _close_connection(request: web.Request, why: str, status: int = 200) -> web.
     return web.Response(status=status)
 
 
-def _why_not_completed(error: ConnectionError) -> str:
-    return str(error) if isinstance(error, ConnectionAbortedError) else "the client disconnected"
-
-
 def _refuse_at_the_end(request: web.Request, message: str) -> web.Response:
     """Refuse a request during shutdown and close its connection; the client may retry on a new one."""
     response = error_response(Unavailable(message), envelope_of(request))
@@ -310,7 +306,9 @@ def application(
         except web.RequestPayloadError as error:
             fault = _unreadable(error)
         except ConnectionError as error:  # the client disconnected, or its response cannot be completed
-            return _close_connection(request, _why_not_completed(error), CLIENT_LEFT)
+            if isinstance(error, ConnectionAbortedError):  # by us
+                return _close_connection(request, str(error))
+            return _close_connection(request, "the client disconnected", CLIENT_LEFT)
         except Exception as error:  # last resort: a request must not end without a response
             log.exception("unexpected error in %s %s", request.method, one_line(request.path))
             fault = ServerFault(f"unexpected {type(error).__name__}, see the server's log")

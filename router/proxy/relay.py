@@ -140,9 +140,7 @@ async def stream(
         note_failure(request, why.message)
         separator = _SEPARATORS.get(response.content_type)
         if separator is None:
-            raise ConnectionAbortedError(
-                "the response is truncated"
-            ) from None  # no last chunk, so the client detects it
+            raise ConnectionAbortedError(why.message) from None  # no last chunk, so the client detects it
         before = b"" if last.endswith(separator) else separator
         await response.write(before + error_event(why, envelope_of(request)))
     else:

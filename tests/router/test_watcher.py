@@ -410,7 +410,7 @@ async def test_a_directory_with_too_many_folders_is_watched_in_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for module in (watcher_module, source_stamps):
-        monkeypatch.setattr(module, "MOST_FOLDERS", 3)
+        monkeypatch.setattr(module, "MAX_FOLDERS", 3)
     for name in ("a", "b", "c"):
         put(tmp_path / f"models/{name}/x.gguf")
     settings = Settings.of(models_dir=str(tmp_path / "models"))

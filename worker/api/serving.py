@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
 from functools import cached_property
 from pathlib import PurePath
+from typing import Any
 from urllib.parse import urlsplit
 
 from aiohttp import web

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from llama_corral.common.base.errors import ConfigError, ModelFilesError
 from llama_corral.common.base.user_files import directory_of, read_text_of, why_unreadable
 from llama_corral.common.hub.resolve import resolve_files
@@ -16,11 +17,12 @@ from llama_corral.common.tools.mcp_config import read_servers
 from llama_corral.common.tools.server import ToolServer
 from llama_corral.common.web.auth import read_api_keys
 from llama_corral.common.web.listen import listen
-from llama_corral.common.web.pages import page_routes
+from llama_corral.common.web.pages import add_pages
 from llama_corral.common.web.ui_settings import read_ui_settings
+from llama_corral.presets.abilities import template_source
 from llama_corral.presets.models_dir import scan
 from llama_corral.presets.options.settings import Settings
-from llama_corral.worker.api.request.defaults import completion_defaults, template_source
+from llama_corral.worker.api.request.defaults import completion_defaults
 
 NO_FILE, DIRECTORY, NOT_TEXT = "no such file", "this is a directory, not a file", "line 2 is not UTF-8 text"
 NO_DIRECTORY, FILE = "no such directory", "no such directory: this is a file"
@@ -35,8 +37,6 @@ def place(tmp_path: Path) -> Path:
 
 
 async def _serve(settings: Settings) -> None:
-    from aiohttp import web
-
     async with listen(web.Application(), settings):
         pass
 
@@ -65,7 +65,7 @@ BINARIES: dict[str, Callable[[str], Any]] = {
 }
 DIRECTORIES: dict[str, Callable[[str], Any]] = {
     "--models-dir": lambda path: scan(Path(path)),
-    "--path": lambda path: page_routes(Settings.of(path=path), "page"),
+    "--path": lambda path: add_pages(web.Application(), Settings.of(path=path), "page"),
     "--tools-root": lambda path: ToolServer(Settings.of(tools=("read_file",), tools_root=path), {}),
 }
 
