@@ -14,11 +14,12 @@ import time
 from collections.abc import Awaitable, Callable
 
 from llama_corral.common.base.errors import ConfigError
+from llama_corral.presets.models_dir import MAX_FOLDERS
 from watchfiles import awatch
 
 from .library import ReadPresets, reload_sources
 from .lifecycle.lifecycle import Lifecycle
-from .source_stamps import MAX_FOLDERS, SourcePlaces, Survey, survey
+from .source_stamps import SourcePlaces, Survey, survey
 
 log = logging.getLogger("corral.router")
 

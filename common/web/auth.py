@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
 
+from ..base.errors import ConfigError
 from ..base.user_files import read_text_of
 
 if TYPE_CHECKING:
