@@ -29,18 +29,23 @@ log = logging.getLogger("corral.router")
 
 def on_arrived(state: State, event: RequestArrived) -> None:
     """Estimate the model's memory if it does not run; else admit the request. Raises ApiError."""
-    model = state.catalog.find(event.asker.model)
+    _estimate_or_admit(state, event.asker, event.now)
+
+
+def _estimate_or_admit(state: State, request: LeaseRequest, now: float) -> None:
+    model = state.catalog.find(request.model)
     can_load = model is not None and not state.is_refusing and model.unavailability is None
     if model is not None and can_load and (model.state.is_down or model in state.estimates):
-        state.estimate(model).append(event.asker)
+        state.estimate(model).append(request)
     else:
-        _admit(state, event.asker, event.now)
+        _admit(state, request, now)
 
 
 def on_estimated(state: State, event: MemoryEstimated) -> None:
     """Record a model's memory, and admit the requests that waited for this.
 
-    If the preset has changed meanwhile, estimate again.
+    If the preset has changed meanwhile, estimate again. If the model was removed, and perhaps another one has its name
+    now, the requests start again.
     """
     model = event.model
     can_load = model in state.catalog and model.unavailability is None
@@ -49,9 +54,10 @@ def on_estimated(state: State, event: MemoryEstimated) -> None:
         return
     model.is_need_outdated = False
     state.memory.record_estimate(model, event.need)
+    proceed = _admit if model in state.catalog else _estimate_or_admit
     for request in state.estimates.pop(model, []):
         try:
-            _admit(state, request, event.now)
+            proceed(state, request, event.now)
         except ApiError as error:
             state.emit(Refuse(request, error))
 

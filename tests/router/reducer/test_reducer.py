@@ -178,3 +178,25 @@ def test_an_edit_that_breaks_the_section_during_the_estimate_refuses_the_request
     assert isinstance(error, ServerFault)
     assert error.message == "model 'a' cannot be loaded: no model"
     assert not router.estimates
+
+
+def test_a_model_that_was_removed_and_added_again_is_estimated_again() -> None:
+    router = Recorder()
+    request = router.request("a")
+    router.ask(events.ReloadRequested, "reload", presets(preset("b")))
+    router.ask(events.ReloadRequested, "reload", presets(preset("a"), preset("b")))
+    router.deliver_estimates()
+    assert "StartWorker" not in router.names, "the memory of the new model is not known yet"
+    router.deliver_estimates()
+    router.launcher["a"].ready()
+    assert isinstance(router.answers[request][0], Lease)
+
+
+def test_a_request_for_a_model_that_was_removed_is_refused() -> None:
+    router = Recorder()
+    request = router.request("a")
+    router.ask(events.ReloadRequested, "reload", presets(preset("b")))
+    router.deliver_estimates()
+    (error,) = router.answers[request]
+    assert isinstance(error, ApiError)
+    assert error.message == "model 'a' not found"
