@@ -108,7 +108,7 @@ def test_prompt_longer_than_the_context(gateway: Program, stream: bool) -> None:
 
 def test_an_unknown_preset_key_is_reported_with_its_line(programs: Programs) -> None:
     text = "[one]\nmodel = {models}/tiny-llama.gguf\nctx-sise = 512\n"
-    gateway = programs.gateway(presets=text, wait="nothing")
+    gateway = programs.gateway("--presets-strict", presets=text, wait="nothing")
     assert gateway.exit_code() == 1
     assert ".ini:3: " in gateway.log_text
     assert "ctx-size" in gateway.log_text

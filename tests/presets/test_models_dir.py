@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -102,17 +104,23 @@ def test_the_depth_is_limited(tmp_path: Path) -> None:
     assert names(tmp_path) == ["/".join(folders[:-1])]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
-def test_a_folder_that_cannot_be_read_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_that_cannot_be_read_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The system's call is replaced, because root may read every folder."""
     touch(tmp_path, "closed/x.gguf", "open/x.gguf")
-    (tmp_path / "closed").chmod(0)
-    try:
-        assert names(tmp_path) == ["open"]
-        assert "closed: Permission denied" in caplog.text
-        with pytest.raises(ConfigError, match="Permission denied"):
-            scan(tmp_path / "closed")
-    finally:
-        (tmp_path / "closed").chmod(0o700)
+    scandir = os.scandir
+
+    def refuse(path: Path) -> Iterator[os.DirEntry[str]]:
+        if path.name == "closed":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert names(tmp_path) == ["open"]
+    assert "closed: Permission denied" in caplog.text
+    with pytest.raises(ConfigError, match="Permission denied"):
+        scan(tmp_path / "closed")
 
 
 # The name of a folder with several quantizations
