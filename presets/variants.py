@@ -23,7 +23,14 @@ MAX_HEADER = 48 * 1024
 NAMES = frozenset({"alias", "tags"})
 REQUEST_OPTIONS = frozenset(SamplingOptions.model_fields) | {
     *("n_predict", "keep", "cache_prompt", "cache_reuse", "reverse_prompt", "escape", "sse_ping_interval"),
-    *("chat_template_kwargs", "prefill_assistant", "reasoning", "reasoning_format", "reasoning_effort"),
+    *(
+        "chat_template_kwargs",
+        "prefill_assistant",
+        "special_in_messages",
+        "reasoning",
+        "reasoning_format",
+        "reasoning_effort",
+    ),
     *("reasoning_budget", "reasoning_budget_message", "reasoning_preserve"),
 }
 """Options that a worker reads again for each request."""

@@ -305,6 +305,13 @@ class ChatOptions(OptionGroup):
         "return all output as content, including reasoning and tool calls",
         env="SKIP_CHAT_PARSING",
     )
+    special_in_messages: Switch = option(
+        False,
+        "--special-in-messages",
+        "special tokens that are spelled in messages of users and tools are special tokens, as in llama-server, not "
+        "ordinary text",
+        env="SPECIAL_IN_MESSAGES",
+    )
     prefill_assistant: Switch = option(
         True,
         "--prefill-assistant",

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from ..chat.content import join_parts
 from ..chat.prompt import RenderedPrompt
+from ..chat.quoting import NO_SPECIAL_TOKENS, SpecialTokens
 from ..chat.request import ChatRequest, probabilities_wanted, read_chat
 from ..engine.runner import LoadedModel
 from .answers.dialect import AnswerInfo, Dialect
@@ -81,7 +82,7 @@ async def _read_prompt(
         chat_format="peg-native" if worker.settings.chat.jinja else "Content-only",
         reply=rendered.reply,
     )
-    return await place_media(rendered.text, chat.media, worker.media, loaded, files), params
+    return await place_media(rendered.parts, chat.media, worker.media, loaded, files), params
 
 
 async def _complete_text(
@@ -129,10 +130,21 @@ async def answer_prompts(
 
 async def render_chat(worker: WorkerContext, loaded: LoadedModel, chat: ChatRequest) -> RenderedPrompt:
     form, builtin = worker.model.chat, loaded.apply_builtin_template
+    special = await _special_tokens(worker, loaded)
     size = sum(len(join_parts(message["content"], "")) for message in chat.messages)
-    if size <= OFF_LOOP_CHARACTERS and (prompt := form.render_quickly(chat, builtin)) is not None:
+    if size <= OFF_LOOP_CHARACTERS and (prompt := form.render_quickly(chat, builtin, special)) is not None:
         return prompt
-    return await asyncio.to_thread(form.render, chat, builtin)
+    return await asyncio.to_thread(form.render, chat, builtin, special)
+
+
+async def _special_tokens(worker: WorkerContext, loaded: LoadedModel) -> SpecialTokens:
+    """Return the tokens whose spelling is ordinary text in messages from users and tools."""
+    form, vocab = worker.model.chat, loaded.vocab
+    if worker.settings.chat.special_in_messages:
+        return NO_SPECIAL_TOKENS
+    if form.knows_special_tokens:
+        return form.special_tokens(vocab)
+    return await asyncio.to_thread(form.special_tokens, vocab)
 
 
 async def apply_template(request: web.Request) -> web.StreamResponse:
@@ -153,5 +165,5 @@ async def prompt_tokens(request: web.Request, body: dict[str, Any]) -> int:
     worker = context_of(request)
     chat = read_chat(body, worker.model.chat_defaults)
     async with worker.engine.use() as loaded:
-        prompt = (await render_chat(worker, loaded, chat)).text
+        prompt = (await render_chat(worker, loaded, chat)).parts
         return len((await place_media(prompt, chat.media, worker.media, loaded)).tokens)

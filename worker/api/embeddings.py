@@ -14,7 +14,7 @@ from llama_corral.common.web.application import json_response
 from llama_corral.common.web.json_fields import Fields
 
 from ..chat.content import ContentReader, join_parts
-from ..engine.messages import Embedded, Embedding, Event, Failed
+from ..engine.messages import Embedded, Embedding, Event, Failed, PromptText
 from ..engine.runner import LoadedModel
 from .answers.streaming import Ticket
 from .request.media_prompts import place_media, read_entries
@@ -92,7 +92,7 @@ async def _read_content(entry: object, worker: WorkerContext, loaded: LoadedMode
         raise InvalidRequest('"content" must be an array')
     contents = ContentReader(worker.model.chat_defaults.media_marker)
     text = join_parts(contents.read_parts(entry["content"]), "")
-    return await place_media(text, contents.media, worker.media, loaded)
+    return await place_media([PromptText(text)], contents.media, worker.media, loaded)
 
 
 async def compute(loaded: LoadedModel, requests: Sequence[Embedding]) -> list[Embedded]:

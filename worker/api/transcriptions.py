@@ -1,7 +1,7 @@
 """`/v1/audio/transcriptions`: speech to text with a chat model that supports audio input.
 
-The form becomes a chat request with one message, which has the instruction and the marker of the recording. The answer
-is the transcription.
+The form becomes a chat request with one message, which has the instruction and the recording. The answer is the
+transcription.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from llama_corral.common.base.errors import InvalidRequest, NotSupported
 from llama_corral.common.web.application import read_object
 from llama_corral.common.web.json_fields import Fields
 
+from ..chat.content import UPLOADED_FILE
 from .completions import answer_chat
 from .openai_transcription import OpenAITranscription
 from .request.forms import FORM, Form, read_form
@@ -37,7 +38,7 @@ async def transcriptions(request: web.Request) -> web.StreamResponse:
         form = await _read(request)
         if "file" not in form.files:
             raise InvalidRequest("No input file found for transcription")
-        body = chat_body(form.texts, loaded.media.marker, is_lfm2=_LFM2_MARK in worker.model.chat.source)
+        body = chat_body(form.texts, is_lfm2=_LFM2_MARK in worker.model.chat.source)
         return await answer_chat(request, body, OpenAITranscription, files=[form.files.pop("file")])
 
 
@@ -47,7 +48,7 @@ async def _read(request: web.Request) -> Form:
     return Form(await read_object(request), {})  # the caller refuses it, as it has no file
 
 
-def chat_body(texts: Mapping[str, Any], marker: str, *, is_lfm2: bool = False) -> dict[str, Any]:
+def chat_body(texts: Mapping[str, Any], *, is_lfm2: bool = False) -> dict[str, Any]:
     """Return the chat request for the form's text fields.
 
     Converts the numbers that llama-server reads from a form (`max_tokens`, `temperature`); other fields are kept.
@@ -59,7 +60,7 @@ def chat_body(texts: Mapping[str, Any], marker: str, *, is_lfm2: bool = False) -
     if language := fields.string("language", default=""):
         prompt += f" (language: {language})"
     messages = [{"role": "system", "content": LFM2_INSTRUCTION}] if is_lfm2 else []
-    messages.append({"role": "user", "content": prompt + marker})
+    messages.append({"role": "user", "content": [{"type": "text", "text": prompt}, UPLOADED_FILE]})
     body = {name: value for name, value in texts.items() if name not in ("prompt", "response_format")}
     body |= {"messages": messages, "stream": texts.get("stream") == "true"}
     for name, whole in (("max_tokens", True), ("temperature", False)):

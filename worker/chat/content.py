@@ -27,6 +27,10 @@ _MEDIA: Mapping[str, tuple[Kind, tuple[str, ...]]] = {
 """For each part type its kind, and the keys that may contain the file."""
 
 
+UPLOADED_FILE: Part = {"type": "uploaded_file"}
+"""A part that stands for a file which the request does not name in its messages. Only this object, not an equal one."""
+
+
 class ContentReader:
     """Read the message contents of one request and collect the files that they name in `media`."""
 
@@ -49,6 +53,8 @@ class ContentReader:
 
     def _read_part(self, part: object) -> Part:
         kind = part.get("type") if isinstance(part, dict) else None
+        if part is UPLOADED_FILE:
+            return {"type": MEDIA_MARKER, "text": self._marker}
         if isinstance(part, dict) and kind == "text":
             text = part.get("text")
             if not isinstance(text, str):
@@ -72,6 +78,13 @@ def _source(part_type: str, value: object) -> MediaSource:
 
 def has_media(content: str | Sequence[Mapping[str, Any]]) -> bool:
     return not isinstance(content, str) and any(part["type"] == MEDIA_MARKER for part in content)
+
+
+def marker_in(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Return the text that stands for each file in the messages, or "" if they have no file."""
+    contents = (message["content"] for message in messages)
+    parts = (part for content in contents if not isinstance(content, str) for part in content)
+    return next((part["text"] for part in parts if part["type"] == MEDIA_MARKER), "")
 
 
 def join_parts(content: str | Sequence[Mapping[str, str]], separator: str) -> str:

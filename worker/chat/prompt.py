@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from llama_corral.common.base.errors import InvalidRequest, NotSupported
 from msgspec import Struct, field
 from msgspec.structs import asdict, replace
 
+from ..engine.messages import PromptText, SpecialSpelling
 from .constraints.response_format import completion_fields, plain_fields
 from .constraints.tool_grammar import GrammarContext, tool_fields
-from .content import join_parts
+from .content import join_parts, marker_in
 from .formats.channel_marks import EVERYONE
 from .formats.families import answer_format
 from .formats.formats import AnswerFormat, Span, first_mark
 from .messages import shaped
 from .parsing.channels import with_thinking
 from .parsing.reply import PLAIN, ReplyFormat
+from .quoting import NO_SPECIAL_TOKENS, Quotation, SpecialTokens, WrittenText
 from .request import ChatRequest
 from .template.capabilities import Capabilities, preserve_reasoning, probe, takes_user_after_result
 from .template.template import CHATML, MAX_SECONDS, ChatTemplate, TemplateError, TemplateSlow
@@ -37,12 +39,30 @@ ApplyBuiltin = Callable[[str, Sequence[tuple[str, str]], bool], str | None]
 """llama.cpp's built-in renderer of well-known templates: (name or text, [(role, content)…], add_generation_prompt)."""
 
 
+Write = Callable[[bool], WrittenText]
+"""Renders a conversation: add_generation_prompt → text."""
+
+
+class SpellingSource(Protocol):
+    """The part of a vocabulary that tells how special tokens are spelled."""
+
+    @property
+    def special_spellings(self) -> Sequence[SpecialSpelling]: ...
+
+    def defined_spellings(self, text: str) -> Sequence[SpecialSpelling]: ...
+
+
 class RenderedPrompt(Struct, frozen=True):
     text: str
     generation_prompt: str  # the end of `text` that opens the answer
     prefill: str = ""
     fields: Mapping[str, Any] = field(default_factory=dict)  # additional fields of the completion request
     reply: ReplyFormat = PLAIN
+    quoted: tuple[PromptText, ...] = ()  # `text` in parts, if messages in it spell special tokens
+
+    @property
+    def parts(self) -> tuple[PromptText, ...]:
+        return self.quoted or (PromptText(self.text),)
 
 
 class _TemplateVariant(Struct, frozen=True):
@@ -81,6 +101,7 @@ class ChatFormat:
         self._main = self._variant(source) if jinja else None
         self._for_tools = self._tool_variant()
         self.capabilities = self._main.capabilities if self._main else Capabilities()
+        self._special_tokens: SpecialTokens | None = None
 
     def _variant(self, source: str) -> _TemplateVariant:
         template = ChatTemplate(source, *self._tokens)
@@ -110,31 +131,68 @@ class ChatFormat:
         form = self._main.form if self._main and self._parses else None
         return form is None or form.reasoning is not None
 
-    def render(self, request: ChatRequest, builtin: ApplyBuiltin) -> RenderedPrompt:
-        """Return the prompt. Raises InvalidRequest or NotSupported."""
+    @property
+    def knows_special_tokens(self) -> bool:
+        return self._special_tokens is not None
+
+    def special_tokens(self, vocab: SpellingSource) -> SpecialTokens:
+        """Return the tokens that a message must not contain by spelling them; slow until `knows_special_tokens`.
+
+        These are the vocabulary's control tokens, and user-defined tokens with which this template begins a turn.
+        """
+        if self._special_tokens is None:
+            defined = [found for text in self._turn_starts() for found in vocab.defined_spellings(text)]
+            marks = [found for found in defined if not found.text.isspace()]
+            self._special_tokens = SpecialTokens([*vocab.special_spellings, *marks])
+        return self._special_tokens
+
+    def _turn_starts(self) -> list[str]:
+        """Return the texts that the templates write before a user's and before the model's message."""
+        variants = [variant for variant in {id(v): v for v in (self._main, self._for_tools)}.values() if variant]
+        return [text for variant in variants for text in _turn_starts(variant)]
+
+    def render(
+        self, request: ChatRequest, builtin: ApplyBuiltin, special: SpecialTokens = NO_SPECIAL_TOKENS
+    ) -> RenderedPrompt:
+        """Return the prompt. Raises InvalidRequest or NotSupported.
+
+        `special`: the tokens whose spelling is ordinary text in messages from users and tools.
+        """
         try:
-            return self._render(request, builtin, MAX_SECONDS)
+            return self._render(request, builtin, special, MAX_SECONDS)
         except TemplateError as error:
             raise InvalidRequest(str(error)) from None
 
-    def render_quickly(self, request: ChatRequest, builtin: ApplyBuiltin) -> RenderedPrompt | None:
+    def render_quickly(
+        self, request: ChatRequest, builtin: ApplyBuiltin, special: SpecialTokens = NO_SPECIAL_TOKENS
+    ) -> RenderedPrompt | None:
         """Return the prompt, or None if it takes longer than QUICK_SECONDS: then call `render` on another thread."""
         try:
-            return self._render(request, builtin, QUICK_SECONDS)
+            return self._render(request, builtin, special, QUICK_SECONDS)
         except TemplateSlow:
             return None
         except TemplateError as error:
             raise InvalidRequest(str(error)) from None
 
-    def _render(self, request: ChatRequest, builtin: ApplyBuiltin, seconds: float) -> RenderedPrompt:
+    def _render(
+        self, request: ChatRequest, builtin: ApplyBuiltin, special: SpecialTokens, seconds: float
+    ) -> RenderedPrompt:
         variant = self._for_tools if request.tools.offered else self._main
-        return self._jinja(variant, request, seconds) if variant else self._plain(request, builtin)
+        source = variant.template.source if variant else self.source
+        inputs = [request.messages, request.tools.shown, request.variables, source, self._tokens]
+        quotation = Quotation(special, marker_in(request.messages), lambda: inputs)
+        if variant:
+            return self._jinja(variant, request, quotation, seconds)
+        return self._plain(request, builtin, quotation)
 
     # -- Jinja ---------------------------------------------------------------------------------------------------------
 
-    def _jinja(self, variant: _TemplateVariant, request: ChatRequest, seconds: float) -> RenderedPrompt:
-        write = self._writer(variant, request, seconds)
-        opened, closed = write(True), write(False)
+    def _jinja(
+        self, variant: _TemplateVariant, request: ChatRequest, quotation: Quotation, seconds: float
+    ) -> RenderedPrompt:
+        write = self._writer(variant, request, quotation, seconds)
+        written, written_closed = write(True), write(False)
+        opened, closed = written.text, written_closed.text
         generation_prompt, form = _added(closed, opened), variant.form
         if request.continued is not None:
             text, start = opened[: len(opened) - len(generation_prompt)], _before_thoughts(generation_prompt, form)
@@ -143,7 +201,8 @@ class ChatFormat:
             prompt = RenderedPrompt(text + template_part + prefill, template_part + prefill, prefill)
             opening = prefill
         else:
-            prompt = RenderedPrompt(opened if request.add_generation_prompt else closed, generation_prompt)
+            written = written if request.add_generation_prompt else written_closed
+            prompt = RenderedPrompt(written.text, generation_prompt)
             template_part = _before_thoughts(generation_prompt, form)
             opening = generation_prompt[len(template_part) :] if request.add_generation_prompt else ""
         reply = ReplyFormat(
@@ -164,11 +223,12 @@ class ChatFormat:
             next_calls=form.between_calls,
             wakes=form.style != "channels",
         )
-        return replace(prompt, reply=reply, fields=_fields(request, variant, context, prompt.generation_prompt))
+        fields = _fields(request, variant, context, prompt.generation_prompt)
+        return replace(prompt, reply=reply, fields=fields, quoted=_quoted(request, quotation, written, prompt))
 
-    def _writer(self, variant: _TemplateVariant, request: ChatRequest, seconds: float) -> Callable[[bool], str]:
+    def _writer(self, variant: _TemplateVariant, request: ChatRequest, quotation: Quotation, seconds: float) -> Write:
         keep_developer = "<|channel|>" in variant.template.source  # gpt-oss supports both roles
-        messages = shaped(request.messages, variant.capabilities, keep_developer=keep_developer)
+        messages = shaped(quotation.messages(request.messages), variant.capabilities, keep_developer=keep_developer)
         if variant.form.style == "channels":
             messages = [with_thinking(message) for message in messages]
         if variant.capabilities.supports_tool_calls and not variant.capabilities.supports_parallel_tool_calls:
@@ -176,10 +236,10 @@ class ChatFormat:
         if not variant.user_after_result:
             messages = users_in_results(messages)
         if variant.form.responses_within:
-            messages = with_tool_responses(messages)
+            messages = with_tool_responses(messages, quotation.value)
         turn_end, turn_start = variant.form.reopens
 
-        def write(add_generation_prompt: bool) -> str:
+        def write(add_generation_prompt: bool) -> WrittenText:
             text = variant.template.render(
                 messages,
                 add_generation_prompt=add_generation_prompt,
@@ -189,7 +249,7 @@ class ChatFormat:
             )
             if turn_end and add_generation_prompt and text.endswith(turn_end):
                 text += turn_start
-            return self._without_specials(text)
+            return quotation.shown(self._without_specials(text))
 
         return write
 
@@ -203,29 +263,58 @@ class ChatFormat:
 
     # -- without Jinja -------------------------------------------------------------------------------------------------
 
-    def _plain(self, request: ChatRequest, builtin: ApplyBuiltin) -> RenderedPrompt:
+    def _plain(self, request: ChatRequest, builtin: ApplyBuiltin, quotation: Quotation) -> RenderedPrompt:
         if request.tools.offered:
             raise NotSupported("tools param requires --jinja flag")
         if request.tools.choice != "auto":
             raise NotSupported("tool_choice param requires --jinja flag")
-        chat = [(message["role"], join_parts(message["content"], "\n")) for message in request.messages]
+        messages = quotation.messages(request.messages)
+        chat = [(message["role"], join_parts(message["content"], "\n")) for message in messages]
 
-        def write(add_generation_prompt: bool) -> str:
+        def write(add_generation_prompt: bool) -> WrittenText:
             text = builtin(self.source, chat, add_generation_prompt)
             if text is None:
                 raise TemplateError("this custom template is not supported, try using --jinja")
-            return text
+            return quotation.shown(text)
 
         opened, closed = write(True), write(False)
         prefill = join_parts(request.continued["content"], "\n\n") if request.continued else ""
-        text = opened + prefill if request.continued or request.add_generation_prompt else closed
+        written = opened if request.continued or request.add_generation_prompt else closed
         form = request.response_format
         fields = plain_fields(form) if form else {}
         reply = ReplyFormat(opening=prefill, shows_opening=request.shows_prefill)
-        return RenderedPrompt(text, _added(closed, opened) + prefill, prefill, fields, reply)
+        generation_prompt = _added(closed.text, opened.text) + prefill
+        prompt = RenderedPrompt(written.text + prefill, generation_prompt, prefill, fields, reply)
+        return replace(prompt, quoted=_quoted(request, quotation, written, prompt))
 
     def capabilities_json(self) -> dict[str, bool]:
         return asdict(self.capabilities)
+
+
+def _turn_starts(variant: _TemplateVariant) -> list[str]:
+    found = [delimiter.text for delimiter in variant.delimiters if delimiter.role == "user"]
+    takes_text = variant.capabilities.supports_string_content
+    message = {"role": "user", "content": "x" if takes_text else [{"type": "text", "text": "x"}]}
+    try:
+        closed, opened = (variant.template.render([message], add_generation_prompt=opens) for opens in (False, True))
+    except TemplateError:
+        return found
+    return [*found, _before_thoughts(_added(closed, opened), variant.form)]
+
+
+def _quoted(
+    request: ChatRequest, quotation: Quotation, written: WrittenText, prompt: RenderedPrompt
+) -> tuple[PromptText, ...]:
+    """Return the prompt in parts if messages spell special tokens. `written`: the template's part of its text."""
+    text, quoted = prompt.text, [at for at in written.quoted if at < len(prompt.text)]
+    if request.continued is not None:
+        thinks = request.continues == "reasoning_content"
+        end = request.continued.get("reasoning_content", "") if thinks else request.continued["content"]
+        end = join_parts(end, "\n\n")
+        start = len(text) - len(end) if text.endswith(end) else len(text)
+        quoted = [at for at in quoted if at < start]
+        quoted += [start + at for at in quotation.positions(text[start:], request.continued["role"])]
+    return quotation.split(WrittenText(text, tuple(quoted)))
 
 
 def _fields(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .content import join_parts
@@ -55,14 +55,20 @@ def _parts(content: str | list[dict[str, str]]) -> list[dict[str, str]]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-def with_tool_responses(messages: Sequence[Message]) -> list[Message]:
-    """Move tool results into `tool_responses` of the message with the calls, as early Gemma 4 templates require."""
+def with_tool_responses(
+    messages: Sequence[Message], quoted: Callable[[Any], Any] = lambda value: value
+) -> list[Message]:
+    """Move tool results into `tool_responses` of the message with the calls, as early Gemma 4 templates require.
+
+    `quoted` changes each result that was read as JSON: its escapes may have hidden the spelling of a special token.
+    """
     turns: list[Message] = []
     for message in messages:
         last = turns[-1] if turns else {}
         if message["role"] == "tool" and last.get("tool_calls") and not last.get("answered"):
             responses = last.setdefault("tool_responses", [])
-            responses.append(_response(message, last["tool_calls"], len(responses)))
+            response = _response(message, last["tool_calls"], len(responses))
+            responses.append({**response, "response": quoted(response["response"])})
         elif message["role"] == "assistant" and "tool_responses" in last and not message.get("tool_calls"):
             said = [join_parts(part["content"], "\n") for part in (last, message)]
             last |= {"content": "\n".join(filter(None, said)), "answered": True}

@@ -24,7 +24,7 @@ from .core import Core
 from .llama.builtin_template import apply_builtin_template
 from .llama.model import MediaSupport
 from .llama.vocab import Vocab
-from .messages import MEDIA_TOKEN, Embedding, Generation, MediaChunk, Sink
+from .messages import MEDIA_TOKEN, Embedding, Generation, MediaChunk, PromptText, Sink
 from .sampling.grammar_candidates import prepare
 from .slot_actions import SlotAction
 from .slot_views import SlotView, slot_views
@@ -45,7 +45,9 @@ class LoadedModel:
         self.info = replace(self.info, media=self.media)
         self._thread = thread
 
-    def tokenize_media(self, text: str, files: Sequence[bytes]) -> tuple[tuple[int, ...], tuple[MediaChunk, ...]]:
+    def tokenize_media(
+        self, prompt: str | Sequence[PromptText], files: Sequence[bytes]
+    ) -> tuple[tuple[int, ...], tuple[MediaChunk, ...]]:
         """Tokenize a prompt that has one marker for each file. Return the tokens and the media chunks.
 
         May be called from any thread. Slow: it also scales images and decodes audio. Raises InvalidRequest, and
@@ -53,7 +55,8 @@ class LoadedModel:
         """
         if self.core.media_encoder is None:
             raise NotSupported("Multimodal data provided, but model does not support multimodal requests.")
-        return self.core.media_encoder.projector.tokenize(text, files)
+        parts = [PromptText(prompt)] if isinstance(prompt, str) else prompt
+        return self.core.media_encoder.projector.tokenize(parts, files)
 
     async def prepare_for_grammars(self) -> None:
         """Prepare the vocabulary for grammars. Call it before a request with a grammar is submitted.

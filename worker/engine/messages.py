@@ -88,6 +88,22 @@ def seed_of(seed: int, choice: int) -> int:
     return seed if seed == RANDOM_SEED else (seed + choice) & 0xFFFFFFFF
 
 
+class PromptText(Struct, frozen=True):
+    """A part of a prompt's text. Without `parse_special` the spelling of a special token in it is ordinary text."""
+
+    text: str
+    parse_special: bool = True
+
+
+class SpecialSpelling(Struct, frozen=True):
+    """The text of a token that the tokenizer finds before it tokenizes the text around it."""
+
+    text: str
+    strips_left: bool = False  # blanks before it are removed
+    strips_right: bool = False
+    always: bool = False  # also found without `parse_special`
+
+
 MEDIA_TOKEN = -1
 """Placeholder in a prompt for each token of an image, or of a piece of audio or video."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.worker.api.transcriptions import chat_body
-from llama_corral.worker.chat.content import ContentReader, join_parts
+from llama_corral.worker.chat.content import UPLOADED_FILE, ContentReader, join_parts
 from llama_corral.worker.chat.prompt import ChatFormat
 from llama_corral.worker.chat.request import ChatDefaults, read_chat
 from llama_corral.worker.media.sources import MediaSource
@@ -112,22 +112,26 @@ def test_a_message_with_an_image_is_not_continued() -> None:
 
 
 def test_a_transcription_form_becomes_a_chat_request() -> None:
-    assert chat_body({"model": "m"}, "<M>") == {
+    assert chat_body({"model": "m"}) == {
         "model": "m",
-        "messages": [{"role": "user", "content": "Transcribe audio to text<M>"}],
+        "messages": [{"role": "user", "content": [text("Transcribe audio to text"), UPLOADED_FILE]}],
         "stream": False,
     }
     form = {"prompt": "Write down", "language": "de", "response_format": "json", "stream": "true", "seed": "x"}
-    assert chat_body({**form, "max_tokens": "12", "temperature": "0.5"}, "<M>") == {
+    assert chat_body({**form, "max_tokens": "12", "temperature": "0.5"}) == {
         "language": "de",
-        "messages": [{"role": "user", "content": "Write down (language: de)<M>"}],
+        "messages": [{"role": "user", "content": [text("Write down (language: de)"), UPLOADED_FILE]}],
         "stream": True,
         "seed": "x",
         "max_tokens": 12,
         "temperature": 0.5,
     }
-    lfm2 = chat_body({}, "<M>", is_lfm2=True)["messages"]
-    assert lfm2 == [{"role": "system", "content": "Perform ASR."}, {"role": "user", "content": "<M>"}]
+    lfm2 = chat_body({}, is_lfm2=True)["messages"]
+    assert lfm2 == [
+        {"role": "system", "content": "Perform ASR."},
+        {"role": "user", "content": [text(""), UPLOADED_FILE]},
+    ]
+    assert rendered({"messages": lfm2}, TEXTS) == "[system] Perform ASR.[user] <M>"
 
 
 @pytest.mark.parametrize(
@@ -143,4 +147,4 @@ def test_a_transcription_form_becomes_a_chat_request() -> None:
 )
 def test_wrong_forms(form: dict[str, Any], error: str) -> None:
     with pytest.raises(InvalidRequest, match=error):
-        chat_body(form, "<M>")
+        chat_body(form)

@@ -26,7 +26,7 @@ from ..answers.dialect import AnswerInfo
 from ..completions import answer_chat, answer_prompts, render_chat
 from ..embeddings import compute
 from ..infill import check_vocabulary, infill_tokens
-from ..request.media_prompts import read_prompts
+from ..request.media_prompts import read_prompts, tokenize_parts
 from ..request.params import CompletionParams, params_of
 from ..request.prompts import Prompt, maybe_off_loop, tokenize_mixed
 from ..serving import WorkerContext
@@ -111,9 +111,9 @@ async def _with_context_tokens(call: OllamaRequest, body: dict[str, Any]) -> web
         raise InvalidRequest("images and context cannot be combined: send the whole conversation to /api/chat")
     async with worker.engine.use() as loaded:
         prompt = await render_chat(worker, loaded, wanted)
-        vocab, text = loaded.vocab, prompt.text
+        vocab = loaded.vocab
         earlier = tokenize_mixed(call.body["context"], vocab, add_special=False, parse_special=False)
-        new = await maybe_off_loop(len(text), lambda: vocab.tokenize(text, False, True))
+        new = await tokenize_parts(prompt.parts, vocab, add_special=False)
         params = replace(
             await _params(call, loaded, prompt.fields), generation_prompt=prompt.generation_prompt, reply=prompt.reply
         )

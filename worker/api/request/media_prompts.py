@@ -13,7 +13,7 @@ from typing import Protocol
 from llama_corral.common.base.errors import InvalidRequest, ServerFault
 from llama_corral.common.web.json_fields import wrong_type
 
-from ...engine.messages import MediaChunk
+from ...engine.messages import MediaChunk, PromptText
 from ...media.encoded import decode_base64
 from ...media.inspection import check_file
 from ...media.sources import MediaLoader, MediaSource
@@ -45,21 +45,35 @@ class PromptModel(Protocol):
     @property
     def media(self) -> MediaModalities | None: ...
 
-    def tokenize_media(self, text: str, files: Sequence[bytes]) -> tuple[tuple[int, ...], tuple[MediaChunk, ...]]: ...
+    def tokenize_media(
+        self, prompt: str | Sequence[PromptText], files: Sequence[bytes]
+    ) -> tuple[tuple[int, ...], tuple[MediaChunk, ...]]: ...
 
 
 async def place_media(
-    text: str, sources: Sequence[MediaSource], loader: MediaLoader, model: PromptModel, files: Sequence[bytes] = ()
+    parts: Sequence[PromptText],
+    sources: Sequence[MediaSource],
+    loader: MediaLoader,
+    model: PromptModel,
+    files: Sequence[bytes] = (),
 ) -> Prompt:
     """Load the sources and return the prompt.
 
-    `text` has one marker per file: first for `files`, which are loaded already, then for `sources`.
+    The text has one marker per file: first for `files`, which are loaded already, then for `sources`.
     """
     check_kinds(sources, model)
     fetched = await loader.load(sources) if sources else []
     if not files and not fetched:
-        return Prompt(await maybe_off_loop(len(text), lambda: model.vocab.tokenize(text, True, True)))
-    return await _with_files(text, [*files, *fetched], model)
+        return Prompt(await tokenize_parts(parts, model.vocab, add_special=True))
+    return await _with_files(parts, [*files, *fetched], model)
+
+
+async def tokenize_parts(parts: Sequence[PromptText], vocab: Tokenizer, *, add_special: bool) -> list[int]:
+    if len(parts) == 1:
+        text, parses = parts[0].text, parts[0].parse_special
+        return await maybe_off_loop(len(text), lambda: vocab.tokenize(text, add_special, parses))
+    n_characters = sum(len(part.text) for part in parts)
+    return await maybe_off_loop(n_characters, lambda: vocab.tokenize_parts(parts, add_special))
 
 
 def check_kinds(sources: Sequence[MediaSource], model: PromptModel) -> None:
@@ -109,7 +123,7 @@ async def _read_entry(entry: object, model: PromptModel) -> Prompt:
     return await _with_files(text, files, model)
 
 
-async def _with_files(text: str, files: Sequence[bytes], model: PromptModel) -> Prompt:
+async def _with_files(prompt: str | Sequence[PromptText], files: Sequence[bytes], model: PromptModel) -> Prompt:
     for data in files:
         check_file(data)
-    return Prompt(*await asyncio.to_thread(model.tokenize_media, text, files))
+    return Prompt(*await asyncio.to_thread(model.tokenize_media, prompt, files))

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 from llama_corral.common.web.json_fields import Fields, wrong_type
 from llama_corral.presets.options.values import SAMPLER_LETTERS, SAMPLER_NAMES
 
+from ...engine.messages import PromptText
+
 log = logging.getLogger("corral.worker")
 
 _NAMES = SAMPLER_NAMES | {"typical_p": "typ_p"}
@@ -29,6 +31,8 @@ class Tokenizer(Protocol):
     def eog_tokens(self) -> Sequence[int]: ...
 
     def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]: ...
+
+    def tokenize_parts(self, parts: Sequence[PromptText], add_special: bool) -> list[int]: ...
 
 
 def sampler_names(value: object) -> tuple[str, ...]:

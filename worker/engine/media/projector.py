@@ -25,7 +25,7 @@ from ..llama.memory_log import allocations
 from ..llama.model import MediaSupport, Model, Throttled
 from ..llama.mtmd import M, text
 from ..llama.options import ProjectorOptions
-from ..messages import MEDIA_TOKEN, MediaChunk
+from ..messages import MEDIA_TOKEN, MediaChunk, PromptText
 from . import audio_headers
 from .video import UNREADABLE, Video, VideoLimits, check_ffmpeg, video_params
 from .video_files import NO_FFMPEG, is_webp, may_be_video
@@ -77,27 +77,50 @@ class Projector:
 
     # -- a prompt -----------------------------------------------------------------------------------------------------
 
-    def tokenize(self, prompt: str, files: Sequence[bytes]) -> tuple[tuple[int, ...], tuple[MediaChunk, ...]]:
+    def tokenize(
+        self, prompt: Sequence[PromptText], files: Sequence[bytes]
+    ) -> tuple[tuple[int, ...], tuple[MediaChunk, ...]]:
         """Return the prompt's tokens and its media chunks; media positions contain MEDIA_TOKEN.
 
-        The prompt must have one media marker for each file. Raises InvalidRequest.
+        The parts with `parse_special` must have one media marker for each file. Raises InvalidRequest.
         """
         with self._in_use() as context, contextlib.ExitStack() as stack:
             limits = VideoLimits()
             bitmaps = [self._bitmap(context, data, limits, stack) for data in files]
+            parts = self._input_parts(prompt, bitmaps)
             chunks = M.mtmd_input_chunks_init()
             stack.callback(M.mtmd_input_chunks_free, chunks)
-            data = prompt.encode("utf-8", "surrogateescape")
-            given = M.mtmd_input_text(data, len(data), True, True)
-            array = (ctypes.c_void_p * len(bitmaps))(*bitmaps)
-            problem = M.mtmd_tokenize(context, chunks, ctypes.byref(given), array, len(bitmaps))
+            array = (ctypes.POINTER(M.mtmd_input_part) * len(parts))(*map(ctypes.pointer, parts))
+            problem = M.mtmd_tokenize_from_parts(context, chunks, array, len(parts), True)
             if problem:
                 if limits.problem:
                     raise limits.problem
-                raise InvalidRequest(f"Failed to tokenize prompt{self._explain(problem, prompt, len(files))}")
+                why = ": the media cannot be prepared for this model" if problem == 2 else ""
+                raise InvalidRequest(f"Failed to tokenize prompt{why}")
             return self._read(
                 context, [M.mtmd_input_chunks_get(chunks, i) for i in range(M.mtmd_input_chunks_size(chunks))]
             )
+
+    def _input_parts(self, prompt: Sequence[PromptText], bitmaps: Sequence[Any]) -> list[Any]:
+        """Return the texts, and the bitmaps in place of the markers."""
+        parts: list[Any] = []
+        rest = iter(bitmaps)
+        n_markers = 0
+        for part in prompt:
+            between = part.text.split(self._options.marker) if part.parse_special else [part.text]
+            for i, words in enumerate(between):
+                if i:
+                    n_markers += 1
+                    parts.append(M.mtmd_input_part(None, next(rest, None)))
+                if words:
+                    data = words.encode("utf-8", "surrogateescape")
+                    given = M.mtmd_input_text(data, len(data), False, part.parse_special)
+                    parts.append(M.mtmd_input_part(ctypes.pointer(given), None))
+        if n_markers != len(bitmaps):
+            raise InvalidRequest(
+                f"Failed to tokenize prompt: it has {n_markers} media markers for {len(bitmaps)} files"
+            )
+        return parts
 
     def _bitmap(self, context: Any, data: bytes, limits: VideoLimits, stack: contextlib.ExitStack) -> Any:
         if may_be_video(data):
@@ -119,12 +142,6 @@ class Projector:
             raise InvalidRequest(UNREADABLE)
         stack.callback(M.mtmd_bitmap_free, made.bitmap)
         return made.bitmap
-
-    def _explain(self, problem: int, prompt: str, n_files: int) -> str:
-        n_markers = prompt.count(self._options.marker)
-        if n_markers != n_files:
-            return f": it has {n_markers} media markers for {n_files} files"
-        return ": the media cannot be prepared for this model" if problem == 2 else ""
 
     def _read(self, context: Any, chunks: Sequence[Any]) -> tuple[tuple[int, ...], tuple[MediaChunk, ...]]:
         tokens: list[int] = []
