@@ -75,7 +75,7 @@ class SpecialTokens:
         special: list[tuple[int, int, SpecialSpelling]] = []
         end = 0
         for at, token in self._occurrences(text, marker):
-            if at in marks:
+            if any(mark in marks for mark in range(at, at + len(token.text))):
                 quoted.append((at, token))
             elif at >= end:
                 end = at + len(token.text)

@@ -73,7 +73,7 @@ class Vocab:
         if not add_special:
             return tokens
         around = self.tokenize("", True)  # the tokens that it adds before and after a text
-        n_before = len(around) - self.add_eos if self.add_bos else 0
+        n_before = 1 if self.add_bos or len(around) == 2 else 0  # BERT's tokenizer adds two, whatever the flags say
         return [*around[:n_before], *tokens, *around[n_before:]]
 
     def detokenize(self, tokens: Sequence[int], special: bool = True) -> str:
