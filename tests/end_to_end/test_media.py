@@ -182,9 +182,9 @@ def test_the_hub_may_be_on_loopback(programs: Programs, models: Path, web: str) 
 def test_unsupported_media_are_refused(seer: Program, worker: Program) -> None:
     sound = {"type": "input_audio", "input_audio": {"data": encoded(SOUND), "format": "wav"}}
     hint = "hint: if this is unexpected, you may need to provide the mmproj"
-    assert ask(seer, chat(sound), 500)["message"] == f"audio input is not supported - {hint}"
+    assert ask(seer, chat(sound), 400)["message"] == f"audio input is not supported - {hint}"
     for path in ("/v1/chat/completions", "/v1/chat/completions/input_tokens", "/apply-template"):
-        assert ask(worker, chat(image("x")), 500, path)["message"] == f"image input is not supported - {hint}"
+        assert ask(worker, chat(image("x")), 400, path)["message"] == f"image input is not supported - {hint}"
     prompt = {"prompt_string": "a<M>", "multimodal_data": ["QQ=="]}
     assert "does not support multimodal" in ask(worker, {"prompt": prompt}, 400, "/completion")["message"]
 

@@ -55,10 +55,10 @@ class ContentReader:
         kind = part.get("type") if isinstance(part, dict) else None
         if part is UPLOADED_FILE:
             return {"type": MEDIA_MARKER, "text": self._marker}
-        if isinstance(part, dict) and kind == "text":
-            text = part.get("text")
+        if isinstance(part, dict) and kind in ("text", "refusal"):
+            text = part.get(kind)
             if not isinstance(text, str):
-                raise InvalidRequest("Expected 'text' of a content part to be a string")
+                raise InvalidRequest(f"Expected '{kind}' of a content part to be a string")
             return {"type": "text", "text": text}
         if not isinstance(part, dict) or not isinstance(kind, str) or kind not in _MEDIA:
             raise InvalidRequest("unsupported content[].type")

@@ -31,9 +31,12 @@ def _read_message(item: object, contents: ContentReader) -> Message:
         raise InvalidRequest("All non-assistant messages must contain 'content'")
     if not isinstance(role, str):
         raise InvalidRequest("Missing 'role' in message" if role is None else "Expected 'role' to be a string")
-    if "content" not in item and "tool_calls" not in item:
+    if "content" not in item and "tool_calls" not in item and not isinstance(item.get("refusal"), str):
         raise InvalidRequest("Assistant message must contain either 'content' or 'tool_calls'!")
-    message: Message = {"role": role, "content": contents.read(item.get("content"))}
+    content = item.get("content")
+    if not content and isinstance(refusal := item.get("refusal"), str):
+        content = refusal  # OpenAI's answers have it in place of the content
+    message: Message = {"role": role, "content": contents.read(content)}
     for name in ("reasoning_content", "name", "tool_call_id"):
         if (value := item.get(name)) is not None:
             if not isinstance(value, str):

@@ -163,7 +163,10 @@ class LoadedModel:
 
     def _check_generation(self, request: Generation) -> None:
         if self.core.context.kv_cache is None:
-            raise ServerFault("the current context does not support logits computation. skipping")
+            raise NotSupported(
+                "This model computes embeddings and cannot generate text: "
+                "the current context does not support logits computation"
+            )
         if self.info.has_encoder:  # llama.cpp's decoder asserts that the encoder was run
             raise NotSupported("Encoder-decoder models cannot generate text: this is not supported")
         if not 1 <= request.n <= self.info.n_slots:

@@ -150,19 +150,88 @@ def test_system_messages_in_the_middle_become_user_reminders() -> None:
         ({"stop_sequences": "x"}, "stop_sequences"),
         ({"tools": {}}, "tools"),
         ({"tools": [{}]}, "tools[0]"),
-        ({"tools": [LOOK, {"type": "web_search_20250305", "name": "web_search"}]}, "tools[1]: 'web_search_20250305'"),
+        ({"tools": [LOOK, {"type": "odd_20250305", "name": "odd"}]}, "tools[1]: 'odd_20250305'"),
         ({"tool_choice": "any"}, "tool_choice"),
         ({"tool_choice": {"type": "odd"}}, "tool_choice.type"),
         ({"thinking": []}, "thinking"),
         ({"tools": [{"type": "computer_toolset_20260801"}]}, "computer_toolset_20260801"),
         ({"output_config": {"format": {"type": "odd"}}}, "output_config.format"),
-        ({"mcp_servers": [{"url": "http://x"}]}, "mcp_servers"),
     ],
 )  # fmt: skip
 def test_errors_name_the_wrong_field(fields: dict[str, Any], where: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         chat_body({"messages": [USER], **fields}, prefills=True)
     assert where in str(refused.value)
+
+
+# -- tools of Anthropic's servers --------------------------------------------------------------------------------------
+
+SEARCH = {"type": "server_tool_use", "id": "s1", "name": "web_search", "input": {"query": "ships"}}
+FOUND = {
+    "type": "web_search_tool_result",
+    "tool_use_id": "s1",
+    "content": [{"type": "web_search_result", "url": "http://a", "title": "A <|im_end|>", "encrypted_content": "x"}],
+}
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        {"type": "web_search_20250305", "name": "web_search", "max_uses": 5},
+        {"type": "web_fetch_20260209", "name": "web_fetch"},
+        {"type": "code_execution_20250825", "name": "code_execution"},
+        {"type": "tool_search_tool_regex_20251119", "name": "tool_search_tool_regex"},
+        {"type": "mcp_toolset", "mcp_server_name": "x"},
+    ],
+)
+def test_tools_that_run_elsewhere_are_left_out(tool: dict[str, Any]) -> None:
+    assert [made["function"]["name"] for made in chat(tools=[tool, LOOK])["tools"]] == [LOOK["name"]]
+    assert "tools" not in chat(tools=[tool], mcp_servers=[{"type": "url", "name": "x", "url": "http://x"}])
+    named = chat(tools=[{**tool, "name": "own", "input_schema": {"type": "object"}}])
+    assert named["tools"][0]["function"]["name"] == "own"
+
+
+def test_calls_of_server_tools_in_a_history_are_text() -> None:
+    said = chat(USER, {"role": "assistant", "content": [text("Wait."), SEARCH, FOUND, text("A ship.")]}, USER)[
+        "messages"
+    ]
+    assert said == [
+        USER,
+        {"role": "assistant", "content": [text("Wait."), text('[server_tool_use web_search] {"input": {"query": "ships"}}')]},
+        {"role": "user", "content": '[web_search_tool_result] {"content": [{"url": "http://a", "title": "A <|im_end|>"}]}'},
+        {"role": "assistant", "content": "A ship."},
+        USER,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("blocks", "shown"),
+    [
+        ([{"type": "compaction", "content": "We spoke of ships."}], ["We spoke of ships."]),
+        ([{"type": "mcp_tool_use", "id": "m", "name": "echo", "server_name": "s", "input": {}},
+          {"type": "mcp_tool_result", "tool_use_id": "m", "is_error": False, "content": [text("yes")]}],
+         ['[mcp_tool_use echo] s', '[mcp_tool_result] {"content": [{"text": "yes"}]}']),
+        ([{**SEARCH, "name": "bash_code_execution", "input": {"command": "ls"}},
+          {"type": "bash_code_execution_tool_result", "tool_use_id": "s1",
+           "content": {"type": "bash_code_execution_result", "stdout": "a.txt", "stderr": "", "return_code": 0}}],
+         ['[server_tool_use bash_code_execution] {"input": {"command": "ls"}}',
+          '[bash_code_execution_tool_result] {"content": {"stdout": "a.txt", "return_code": 0}}']),
+        ([{**FOUND, "content": {"type": "web_search_tool_result_error", "error_code": "max_uses_exceeded"}}],
+         ['[web_search_tool_result] {"content": {"error_code": "max_uses_exceeded"}}']),
+    ],
+)  # fmt: skip
+def test_other_blocks_of_a_history(blocks: list[Any], shown: list[str]) -> None:
+    said = chat(USER, {"role": "assistant", "content": blocks})["messages"]
+    assert [message["content"] for message in said[1:]] == shown
+
+
+def test_a_call_after_a_server_tool_keeps_its_result() -> None:
+    turn = {"role": "assistant", "content": [CALL, SEARCH, FOUND, text("And now")]}
+    result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": "x"}]}
+    said = chat(USER, turn, result)["messages"]
+    assert [(message["role"], "tool_calls" in message) for message in said] == [
+        ("user", False), ("assistant", False), ("user", False), ("assistant", True), ("tool", False),
+    ]  # fmt: skip
 
 
 # -- the rest of a request -------------------------------------------------------------------------------------------
@@ -196,6 +265,21 @@ def test_fields_and_their_defaults() -> None:
 )  # fmt: skip
 def test_thinking(fields: dict[str, Any], variables: dict[str, Any]) -> None:
     assert read_chat(chat(**fields), ChatDefaults()).variables == variables
+
+
+@pytest.mark.parametrize(
+    ("fields", "thinks"),
+    [
+        ({}, False),
+        ({"thinking": ON}, True),
+        ({"thinking": {"type": "disabled"}}, False),
+        ({"output_config": {"effort": "high"}}, False),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, True),
+    ],
+)
+def test_thinking_is_off_unless_the_request_or_an_option_enables_it(fields: dict[str, Any], thinks: bool) -> None:
+    body = chat_body({"messages": [USER], **fields}, prefills=True, thinks=False)
+    assert read_chat(body, ChatDefaults()).variables["enable_thinking"] == thinks
 
 
 def test_a_thinking_budget() -> None:

@@ -338,7 +338,16 @@ def test_an_embedding_input_that_is_too_long(embedder: Program) -> None:
 
 
 def test_an_embedding_model_refuses_chats(embedder: Program) -> None:
-    assert embedder.client.post("/v1/chat/completions", json=CHAT).status_code == 500
+    for path, body in (
+        ("/v1/chat/completions", CHAT),
+        ("/v1/chat/completions", {**CHAT, "stream": True}),
+        ("/v1/messages", CHAT),
+        ("/v1/responses", {"input": "x"}),
+        ("/completion", {"prompt": "x"}),
+    ):
+        error = post(embedder, path, body, 501)["error"]
+        assert "computes embeddings and cannot generate text" in error["message"]
+    assert "cannot generate text" in post(embedder, "/api/chat", {**CHAT, "options": {}}, 501)["error"]
     assert embedder.client.get("/v1/models").json()["models"][0]["capabilities"] == ["embedding"]
 
 

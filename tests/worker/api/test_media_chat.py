@@ -102,6 +102,16 @@ def test_wrong_parts(part: object, error: str) -> None:
         read_chat(user(part), DEFAULTS)
 
 
+def test_a_refusal_is_text() -> None:
+    refusal = {"type": "refusal", "refusal": "No."}
+    asked = {"role": "user", "content": "?"}
+    for answer in ({"content": [refusal, text("Sorry.")]}, {"content": None, "refusal": "No.\nSorry."}):
+        body = {"messages": [asked, {"role": "assistant", **answer}, asked]}
+        assert rendered(body, TEXTS) == "[user] ?[assistant] No.\nSorry.[user] ?"
+    with pytest.raises(InvalidRequest, match="'refusal' of a content part"):
+        read_chat(user({"type": "refusal", "text": "No."}), DEFAULTS)
+
+
 def test_a_message_with_an_image_is_not_continued() -> None:
     said = {"role": "assistant", "content": [text("It is"), IMAGE]}
     with pytest.raises(InvalidRequest, match="Cannot continue a message that contains images"):

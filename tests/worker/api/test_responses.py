@@ -114,7 +114,7 @@ def test_reasoning_is_read_in_every_form(given: dict[str, Any], thought: str | N
         (5, "'input' must be a string or array"),
         (["x"], "input[0]"),
         ([{}], "Cannot determine type"),
-        ([{"type": "web_search_call", "id": "ws_1"}], "web_search_call"),
+        ([{"type": "odd_search_call", "id": "ws_1"}], "odd_search_call"),
         ([{"role": "robot", "content": "x"}], "input[0].role"),
         ([{"role": "user", "content": "x"}, {"role": "user"}], "input[1].content"),
         ([{"role": "user", "content": [{"type": "output_text", "text": "x"}]}], "input[0].content[0]"),
@@ -133,6 +133,48 @@ def test_wrong_input_is_named(value: object, named: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         read_input(value)
     assert named in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("item", "call", "result"),
+    [
+        ({"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {"type": "search", "query": "x"}},
+         '[web_search_call] {"action": {"query": "x"}}', None),
+        ({"type": "custom_tool_call", "call_id": "c", "name": "apply_patch", "input": "*** Begin"},
+         "[custom_tool_call apply_patch] *** Begin", None),
+        ({"type": "custom_tool_call_output", "call_id": "c", "output": "Done"}, None, "[custom_tool_call_output] Done"),
+        ({"type": "local_shell_call", "call_id": "c", "action": {"type": "exec", "command": ["ls"], "env": {}}},
+         '[local_shell_call] {"action": {"command": ["ls"]}}', None),
+        ({"type": "local_shell_call_output", "id": "c", "output": "a.txt"}, None, "[local_shell_call_output] a.txt"),
+        ({"type": "mcp_call", "name": "echo", "server_label": "s", "arguments": "{}", "output": "yes", "error": None},
+         '[mcp_call echo] {"server_label": "s", "arguments": "{}"}', "[mcp_call echo] yes"),
+        ({"type": "code_interpreter_call", "code": "1+1", "outputs": [{"type": "logs", "logs": "2"}]},
+         "[code_interpreter_call] 1+1", '[code_interpreter_call] {"outputs": [{"logs": "2"}]}'),
+        ({"type": "computer_call_output", "output": {"type": "computer_screenshot", "image_url": "data:image/png;x"}},
+         None, None),
+        ({"type": "compaction", "encrypted_content": "x"}, None, None),
+    ],
+)  # fmt: skip
+def test_calls_of_another_server_are_text(item: dict[str, Any], call: str | None, result: str | None) -> None:
+    made = messages({"role": "user", "content": "Go"}, item, {"role": "user", "content": "on"})
+    if call is not None:
+        assert made[1] == {"role": "assistant", "content": call}
+    if result is not None:
+        assert made[-1]["content"] == [{"type": "text", "text": result}, {"type": "text", "text": "on"}]
+    assert len(made) == 2 + (call is not None)
+    said = [message for message in made if message["role"] == "assistant"]
+    assert len(said) == (call is not None)
+
+
+def test_a_call_of_another_server_joins_the_turn() -> None:
+    search = {"type": "web_search_call", "id": "ws_1", "action": {"query": "x"}}
+    made = messages({"role": "assistant", "content": "Wait."}, search, {"role": "assistant", "content": "Found."})
+    (turn,) = made
+    assert [part["text"] for part in turn["content"]] == [
+        "Wait.",
+        '[web_search_call] {"action": {"query": "x"}}',
+        "Found.",
+    ]
 
 
 # -- the rest of a request -------------------------------------------------------------------------------------------

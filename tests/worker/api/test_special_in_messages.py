@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -65,7 +65,7 @@ ONE_MESSAGE: dict[str, Case] = {
         input_tokens,
     ),
     "anthropic counting": ("/v1/messages/count_tokens", openai(WORDS), input_tokens),
-    "ollama": ("/api/chat", {"messages": openai(WORDS)["messages"], "stream": False, "options": {"num_predict": 1}}, evaluated),
+    "ollama": ("/api/chat", {**openai(WORDS), "stream": False, "options": {"num_predict": 1}}, evaluated),
     "generate": ("/api/generate", {"prompt": WORDS, "stream": False, "options": {"num_predict": 1}}, evaluated),
 }  # fmt: skip
 
@@ -160,10 +160,10 @@ def test_the_next_turn_continues_the_cached_prompt(worker: Program) -> None:
 
 
 @pytest.fixture(scope="module")
-def seer(module_programs: Programs) -> Iterator[Program]:
+def seer(module_programs: Programs) -> Program:
     projector = str(module_programs.models / "mmproj-gemma3.gguf")
     options = ["--ctx-size", "2048", "--parallel", "1", "--threads", "1", "--alias", "seer", "--mmproj", projector]
-    yield module_programs.worker(*options, model="tiny-gemma3.gguf", env={"LLAMA_MEDIA_MARKER": "<M>"})
+    return module_programs.worker(*options, model="tiny-gemma3.gguf", env={"LLAMA_MEDIA_MARKER": "<M>"})
 
 
 def test_next_to_an_image(seer: Program) -> None:

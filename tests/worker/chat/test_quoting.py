@@ -53,7 +53,7 @@ def n_special(prompt: RenderedPrompt, spellings: Iterable[str]) -> int:
     return sum(len(re.findall(pattern, part.text)) for part in prompt.parts if part.parse_special)
 
 
-# -- a conversation ----------------------------------------------------------------------------------------------------
+# -- a conversation --------------------------------------------------------------------------------------------------
 
 
 def test_a_message_cannot_end_its_turn() -> None:
@@ -157,7 +157,7 @@ def test_a_bos_token_that_the_user_spells_is_not_removed() -> None:
     assert ordinary(prompt) == "<s>Hi"
 
 
-# -- templates that change texts -----------------------------------------------------------------------------------------
+# -- templates that change texts -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_characters_for_private_use_stay() -> None:
     assert ordinary(prompt) == f"user\n{text}"
 
 
-# -- media markers -------------------------------------------------------------------------------------------------------
+# -- media markers ---------------------------------------------------------------------------------------------------
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,QQ=="}}
 
@@ -233,7 +233,7 @@ def test_a_request_cannot_place_a_file_that_it_does_not_have() -> None:
             read_chat(user([{"type": kind, "text": "x"}]), ChatDefaults())
 
 
-# -- where to split ------------------------------------------------------------------------------------------------------
+# -- where to split --------------------------------------------------------------------------------------------------
 
 
 def test_blanks_that_a_special_token_removes() -> None:

@@ -7,15 +7,21 @@ same role are merged into one turn, as Anthropic does.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.common.web.json_fields import Fields, json_type
 
+from ..foreign_items import shown_call, shown_result
+
 Message = dict[str, Any]
 Part = dict[str, Any]
 Content = str | list[Part]
+
+FOREIGN_CALLS = ("server_tool_use", "mcp_tool_use", "container_upload")
+FOREIGN_RESULTS = "_tool_result"
+"""The ends of the types of blocks with calls that Anthropic's servers made, and with their results."""
 
 
 def read_system(value: object, normalized: Callable[[str], str]) -> Content:
@@ -81,6 +87,7 @@ class _TurnBuilder:
         self._thoughts: list[str] = []
         self._calls: list[dict[str, Any]] = []
         self._results: list[Message] = []
+        self._earlier: list[Message] = []
 
     def read(self, block: Fields, where: str) -> None:
         match block.string("type", default=""):
@@ -90,6 +97,12 @@ class _TurnBuilder:
                 pass  # encrypted: only Anthropic can read it
             case "tool_use" if self._role == "assistant":
                 self._calls.append(self._call(block))
+            case "compaction":
+                self._parts += _text(block.string("content", default=""))
+            case kind if kind.endswith(FOREIGN_CALLS):
+                self._parts += _text(shown_call(block.body))
+            case kind if kind.endswith(FOREIGN_RESULTS):
+                self._show_result(shown_result(block.body))
             case "tool_result":
                 self._results.append(self._result(block, where))
             case _:
@@ -109,16 +122,31 @@ class _TurnBuilder:
         message = {"role": "tool", "tool_call_id": id, "content": content}
         return {**message, "name": self._names[id]} if self._names.get(id) else message
 
+    def _show_result(self, text: str) -> None:
+        """Show the result of a call that the message itself contains. It is a message of the user, not of the model:
+        a web page may be in it."""
+        if not text:
+            return
+        if self._role != "user":
+            self._earlier += self._said(())
+            self._parts, self._thoughts = [], []
+            self._earlier.append({"role": "user", "content": text})
+        else:
+            self._parts += _text(text)
+
     def messages(self) -> list[Message]:
         """Return the chat messages: tool results first, since they belong to the preceding calls."""
-        if not self._parts and not self._calls and not self._thoughts:
-            return self._results
+        return [*self._results, *self._earlier, *self._said(self._calls)]
+
+    def _said(self, calls: Sequence[dict[str, Any]]) -> list[Message]:
+        if not self._parts and not calls and not self._thoughts:
+            return []
         message: Message = {"role": self._role, "content": _simplest(self._parts)}
-        if self._calls:
-            message["tool_calls"] = self._calls
+        if calls:
+            message["tool_calls"] = list(calls)
         if thoughts := "".join(self._thoughts):
             message["reasoning_content"] = thoughts
-        return [*self._results, message]
+        return [message]
 
 
 def _read_result(content: object, where: str) -> Content:

@@ -6,7 +6,9 @@ the result as content blocks.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from aiohttp import web
 from llama_corral.common.web.application import json_response, read_object
@@ -20,12 +22,16 @@ from .request import chat_body
 
 
 async def messages(request: web.Request) -> web.StreamResponse:
-    defaults = context_of(request).model.chat_defaults
-    body = chat_body(await read_generation(request), prefills=defaults.prefill_assistant)
+    body = _chat_body(request, await read_generation(request))
     return await answer_chat(request, body, partial(AnthropicMessages, stops=body.get("stop", ())), random_id("msg_"))
 
 
 async def count_tokens(request: web.Request) -> web.StreamResponse:
-    defaults = context_of(request).model.chat_defaults
-    body = chat_body(await read_object(request), prefills=defaults.prefill_assistant)
+    body = _chat_body(request, await read_object(request))
     return json_response({"input_tokens": await prompt_tokens(request, body)})
+
+
+def _chat_body(request: web.Request, body: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = context_of(request).model.chat_defaults
+    by_option = "enable_thinking" in defaults.variables
+    return chat_body(body, prefills=defaults.prefill_assistant, thinks=by_option)

@@ -7,6 +7,7 @@ InvalidRequest, which names the block.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,8 @@ from llama_corral.common.web.json_fields import Fields, wrong_type
 
 from .content import add_turn, read_messages, read_system
 from .tools import read_choice, read_tools
+
+log = logging.getLogger("corral.worker")
 
 DEFAULT_MAX_TOKENS = 4096
 """llama-server's default for the field, which Anthropic requires."""
@@ -33,8 +36,12 @@ _BILLING = re.compile(r"\A(x-anthropic-billing-header:[^\n]*?cch=)[^;\s]*;")
 """Claude Code writes a changing value in the system prompt's first line; it would invalidate the cache after it."""
 
 
-def chat_body(body: Mapping[str, Any], *, prefills: bool) -> dict[str, Any]:
-    """Return the chat request. `prefills`: True if the answer continues an assistant message at the end."""
+def chat_body(body: Mapping[str, Any], *, prefills: bool, thinks: bool = True) -> dict[str, Any]:
+    """Return the chat request.
+
+    `prefills`: True if the answer continues an assistant message at the end. `thinks`: True if the server's default for
+    thinking applies to a request without `thinking`; otherwise the model does not think then, as with Anthropic.
+    """
     fields = Fields(body)
     if body.get("messages") is None:
         raise InvalidRequest("'messages' is required")
@@ -52,10 +59,10 @@ def chat_body(body: Mapping[str, Any], *, prefills: bool) -> dict[str, Any]:
     if stop := fields.strings("stop_sequences", default=()):
         chat["stop"] = list(stop)
     if fields.find("mcp_servers")[1]:
-        raise InvalidRequest("Field 'mcp_servers': this server does not call MCP servers for its clients")
+        log.info("ignoring the MCP servers of a request: this server does not call them for its clients")
     chat |= read_tools(fields.find("tools")[1])
     chat |= read_choice(fields.find("tool_choice")[1])
-    chat |= _thinking(fields)
+    chat |= _thinking(fields, thinks)
     chat |= _output(Fields(fields.object("output_config")), fields)
     return chat
 
@@ -64,11 +71,11 @@ def _without_stamp(text: str) -> str:
     return _BILLING.sub(r"\g<1>fffff;", text)
 
 
-def _thinking(fields: Fields) -> dict[str, Any]:
+def _thinking(fields: Fields, thinks: bool) -> dict[str, Any]:
     variables, thinking = fields.object("chat_template_kwargs"), Fields(fields.object("thinking"))
     kind = thinking.string("type", default="")
-    if kind:
-        variables = {"enable_thinking": kind != "disabled", **variables}
+    if kind or not thinks:
+        variables = {"enable_thinking": kind not in ("", "disabled"), **variables}
     chat: dict[str, Any] = {"chat_template_kwargs": variables} if variables else {}
     if kind == "enabled":
         chat["thinking_budget_tokens"] = thinking.integer("budget_tokens", default=DEFAULT_BUDGET, low=0)

@@ -1,18 +1,24 @@
 """Converts Anthropic's tools to chat tools. Pure.
 
 Tools that Anthropic defines and the client runs get the schema that Anthropic's models are trained on. Tools that run
-on Anthropic's servers are refused: the client would wait for results that never arrive.
+on Anthropic's servers are left out, since they cannot be called here.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.common.web.json_fields import Fields, wrong_type
 
+log = logging.getLogger("corral.worker")
+
 JSON = dict[str, Any]
+
+_SERVER_TOOLS = ("web_search_", "web_fetch_", "code_execution_", "tool_search_tool_", "advisor_", "mcp_toolset")
+"""The beginnings of the types of tools that run on Anthropic's servers."""
 
 
 def read_tools(value: object) -> JSON:
@@ -20,8 +26,15 @@ def read_tools(value: object) -> JSON:
         return {}
     if not isinstance(value, list):
         raise wrong_type("tools", "array", value)
-    tools = [_read_tool(item, f"tools[{i}]") for i, item in enumerate(value)]
+    tools = [_read_tool(item, f"tools[{i}]") for i, item in enumerate(value) if not _runs_elsewhere(item)]
+    if len(tools) < len(value):
+        log.info("leaving out %d tools of a request: they run on Anthropic's servers", len(value) - len(tools))
     return {"tools": tools} if tools else {}
+
+
+def _runs_elsewhere(item: object) -> bool:
+    kind = item.get("type") if isinstance(item, dict) and not item.get("input_schema") else None
+    return isinstance(kind, str) and kind.startswith(_SERVER_TOOLS)
 
 
 def _read_tool(item: object, where: str) -> JSON:
@@ -33,7 +46,7 @@ def _read_tool(item: object, where: str) -> JSON:
     if not schema and kind != "custom":
         known = next((tool for prefix, tool in _CLIENT_TOOLS.items() if kind.startswith(prefix) and name), None)
         if known is None:
-            raise InvalidRequest(f"{where}: '{kind}' runs on Anthropic's servers only, this server does not have it")
+            raise InvalidRequest(f"{where}: '{kind}' is not known to this server and has no 'input_schema'")
         description, schema = known
     if not name:
         raise InvalidRequest(f"{where}: must have a 'name'")

@@ -104,7 +104,8 @@ async def _resolved(request: web.Request, item: Item, before: list[Item]) -> Ite
 def _keep(request: web.Request, items: list[Item], response: dict[str, Any]) -> None:
     token = response["id"].removeprefix(RESPONSE_PREFIX)
     named = [
-        {**item, "id": item.get("id") or f"{ITEM_PREFIXES[item['type']]}_{token}i{at}"} for at, item in enumerate(items)
+        {**item, "id": item.get("id") or f"{ITEM_PREFIXES.get(item['type'], 'item')}_{token}i{at}"}
+        for at, item in enumerate(items)
     ]
     try:
         request.app[RESPONSES].put(response["id"], {"response": response, "input": named})

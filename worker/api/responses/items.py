@@ -14,6 +14,8 @@ from typing import Any
 from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.common.web.json_fields import json_type, wrong_type
 
+from ..foreign_items import shown_call, shown_result
+
 Item = dict[str, Any]
 Message = dict[str, Any]
 
@@ -77,11 +79,24 @@ def _message(item: Item, where: str, messages: list[Message]) -> None:
     if not isinstance(content, str | list):
         raise wrong_type(f"{where}.content", "string or array", content)
     if role != "assistant":
-        messages.append({"role": role, "content": _parts(content, f"{where}.content", _input_part)})
+        _add(messages, {"role": role, "content": _parts(content, f"{where}.content", _input_part)})
         return
     turn = _turn(messages)
     parts = _parts(content, f"{where}.content", _output_part)
     turn["content"] = [*_as_parts(turn["content"]), *_as_parts(parts)] if turn["content"] else parts
+
+
+class _ShownResult(dict[str, Any]):
+    """A user message with the result of a call that another server made."""
+
+
+def _add(messages: list[Message], message: Message) -> None:
+    """Append a message; one of the user becomes part of a result before it, as most templates require turns."""
+    last = messages[-1] if messages else None
+    if isinstance(last, _ShownResult) and message["role"] == "user":
+        last["content"] = [*_as_parts(last["content"]), *_as_parts(message["content"])]
+    else:
+        messages.append(message)
 
 
 def _turn(messages: list[Message]) -> Message:
@@ -173,6 +188,19 @@ def _reasoning(item: Item, where: str, messages: list[Message]) -> None:
         turn["reasoning_content"] = f"{before}\n{thought}" if before else thought
 
 
+def _foreign(item: Item, where: str, messages: list[Message]) -> None:
+    """Show a call that this server cannot make, or its result, as text."""
+    if not item["type"].endswith(_OUTPUT):
+        turn, said = _turn(messages), shown_call(item)
+        turn["content"] = [*_as_parts(turn["content"]), *_as_parts(said)] if turn["content"] else said
+    if result := shown_result(item):
+        _add(messages, _ShownResult(role="user", content=result))
+
+
+def _ignored(item: Item, where: str, messages: list[Message]) -> None:
+    """Leave out an item that a model cannot read, such as a compaction, whose text only OpenAI can decrypt."""
+
+
 def _texts(parts: object) -> str:
     found: Iterable[Any] = parts if isinstance(parts, list) else ()
     texts = [part["text"] for part in found if isinstance(part, dict) and isinstance(part.get("text"), str)]
@@ -191,7 +219,18 @@ def _unpack_reasoning(content: object) -> str:
     return text.removeprefix(_CARRIED) if text.startswith(_CARRIED) else ""
 
 
+_OUTPUT = ("_output", "_response")
+_FOREIGN = (
+    *("web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call", "tool_search_call"),
+    *("computer_call", "local_shell_call", "shell_call", "apply_patch_call", "custom_tool_call", "mcp_call"),
+    *(f"{kind}_call_output" for kind in ("computer", "local_shell", "shell", "apply_patch", "custom_tool")),
+    *("tool_search_output", "mcp_approval_request", "mcp_approval_response"),
+)
+_UNREADABLE = ("compaction", "compaction_trigger", "mcp_list_tools", "additional_tools")
+
 _TO_MESSAGES: dict[str, Callable[[Item, str, list[Message]], None]] = {
+    **dict.fromkeys(_FOREIGN, _foreign),
+    **dict.fromkeys(_UNREADABLE, _ignored),
     "message": _message,
     "function_call": _call,
     "function_call_output": _call_output,
