@@ -192,13 +192,13 @@ def test_tools_that_run_elsewhere_are_left_out(tool: dict[str, Any]) -> None:
 
 
 def test_calls_of_server_tools_in_a_history_are_text() -> None:
-    said = chat(USER, {"role": "assistant", "content": [text("Wait."), SEARCH, FOUND, text("A ship.")]}, USER)[
-        "messages"
-    ]
-    assert said == [
+    turn = {"role": "assistant", "content": [text("Wait."), SEARCH, FOUND, text("A ship.")]}
+    called = '[server_tool_use web_search] {"input": {"query": "ships"}}'
+    found = '[web_search_tool_result] {"content": [{"url": "http://a", "title": "A <|im_end|>"}]}'
+    assert chat(USER, turn, USER)["messages"] == [
         USER,
-        {"role": "assistant", "content": [text("Wait."), text('[server_tool_use web_search] {"input": {"query": "ships"}}')]},
-        {"role": "user", "content": '[web_search_tool_result] {"content": [{"url": "http://a", "title": "A <|im_end|>"}]}'},
+        {"role": "assistant", "content": [text("Wait."), text(called)]},
+        {"role": "user", "content": found},
         {"role": "assistant", "content": "A ship."},
         USER,
     ]  # fmt: skip
@@ -216,8 +216,8 @@ def test_calls_of_server_tools_in_a_history_are_text() -> None:
            "content": {"type": "bash_code_execution_result", "stdout": "a.txt", "stderr": "", "return_code": 0}}],
          ['[server_tool_use bash_code_execution] {"input": {"command": "ls"}}',
           '[bash_code_execution_tool_result] {"content": {"stdout": "a.txt", "return_code": 0}}']),
-        ([{**FOUND, "content": {"type": "web_search_tool_result_error", "error_code": "max_uses_exceeded"}}],
-         ['[web_search_tool_result] {"content": {"error_code": "max_uses_exceeded"}}']),
+        ([text("x"), {**FOUND, "content": {"type": "web_search_tool_result_error", "error_code": "max_uses_exceeded"}}],
+         ["x", '[web_search_tool_result] {"content": {"error_code": "max_uses_exceeded"}}']),
     ],
 )  # fmt: skip
 def test_other_blocks_of_a_history(blocks: list[Any], shown: list[str]) -> None:

@@ -15,6 +15,7 @@ import pytest
 from programs import Program, post, wait_until
 
 CHAT = {"messages": [{"role": "user", "content": "Tell me about the sea"}], "max_tokens": 4}
+THINK = '{"enable_thinking": true}'
 ENDLESS = {"prompt": "Once upon a time", "n_predict": -1, "ignore_eos": True}
 
 
@@ -335,6 +336,23 @@ def test_an_embedding_input_that_is_too_long(embedder: Program) -> None:
     error = post(embedder, "/v1/embeddings", {"input": ["ok", "word " * 5000]}, 500)["error"]
     assert "too large to process" in error["message"]
     post(embedder, "/v1/embeddings", {"input": "ok"})
+
+
+@pytest.mark.parametrize(
+    ("options", "thinks"), [([], False), (["--reasoning", "on"], True), (["--chat-template-kwargs", THINK], True)]
+)
+def test_anthropics_dialect_thinks_only_if_an_option_or_the_request_says_so(
+    start_worker: Callable[..., Program], options: list[str], thinks: bool
+) -> None:
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}{{ 'one two three four' if enable_thinking else '' }}"
+    program = start_worker("--chat-template", template, "--threads", "1", *options)
+
+    def count(**more: Any) -> int:
+        return int(post(program, "/v1/messages/count_tokens", {**CHAT, **more})["input_tokens"])
+
+    on, off = count(thinking={"type": "enabled"}), count(thinking={"type": "disabled"})
+    assert on > off
+    assert count() == (on if thinks else off)
 
 
 def test_an_embedding_model_refuses_chats(embedder: Program) -> None:
