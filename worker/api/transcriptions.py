@@ -59,7 +59,7 @@ def chat_body(texts: Mapping[str, Any], *, is_lfm2: bool = False) -> dict[str, A
     prompt = fields.string("prompt", default="") or ("" if is_lfm2 else INSTRUCTION)
     if language := fields.string("language", default=""):
         prompt += f" (language: {language})"
-    messages = [{"role": "system", "content": LFM2_INSTRUCTION}] if is_lfm2 else []
+    messages: list[dict[str, Any]] = [{"role": "system", "content": LFM2_INSTRUCTION}] if is_lfm2 else []
     messages.append({"role": "user", "content": [{"type": "text", "text": prompt}, UPLOADED_FILE]})
     body = {name: value for name, value in texts.items() if name not in ("prompt", "response_format")}
     body |= {"messages": messages, "stream": texts.get("stream") == "true"}

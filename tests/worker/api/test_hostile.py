@@ -222,7 +222,7 @@ def victim(module_programs: Programs) -> Program:
     )
 
 
-FAULTS_OF_LLAMA_SERVER = ("input is not supported", "the grammar does not allow the text that triggers it")
+FAULTS_OF_LLAMA_SERVER = ("the grammar does not allow the text that triggers it",)
 """Errors that llama-server and this worker answer with 500."""
 
 
