@@ -180,7 +180,8 @@ class ChatFormat:
         variant = self._for_tools if request.tools.offered else self._main
         source = variant.template.source if variant else self.source
         inputs = [request.messages, request.tools.shown, request.variables, source, self._tokens]
-        quotation = Quotation(special, marker_in(request.messages), lambda: inputs)
+        cuts = variant.template.cuts_at if variant else ()
+        quotation = Quotation(special, marker_in(request.messages), lambda: inputs, cuts)
         if variant:
             return self._jinja(variant, request, quotation, seconds)
         return self._plain(request, builtin, quotation)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -62,6 +62,10 @@ class SpecialTokens:
             return []
         found = [at for at in self._candidates(text) if self._matches(text, at)]
         return sorted({*found, *self._incomplete(text)})
+
+    def possible_starts(self, text: str) -> list[int]:
+        """Return the positions of all characters with which a spelling could start."""
+        return [at for at, character in enumerate(text) if character in self._first]
 
     def split(self, written: WrittenText, marker: str = "") -> tuple[PromptText, ...]:
         """Return the text in parts; those with quoted spellings are to be tokenized as ordinary text.
@@ -150,11 +154,19 @@ class Quotation:
     """Hides the spellings in one request's messages from the template, and shows them again in its output.
 
     `marker`: the media marker, if the request has files; it is hidden in every message. `inputs` returns all that the
-    template may write, which the stand-ins must not occur in.
+    template may write, which the stand-ins must not occur in. `cuts`: texts that the template may remove; the rest of a
+    message may then form a spelling.
     """
 
-    def __init__(self, tokens: SpecialTokens, marker: str, inputs: Callable[[], Sequence[object]]) -> None:
+    def __init__(
+        self,
+        tokens: SpecialTokens,
+        marker: str,
+        inputs: Callable[[], Sequence[object]],
+        cuts: Collection[str] = (),
+    ) -> None:
         self._tokens = tokens
+        self._cuts = cuts
         self._marker = marker
         self._inputs = inputs
         self._stand_ins: dict[str, str] = {}
@@ -200,7 +212,12 @@ class Quotation:
         return {key: value if key in _UNCHANGED else _mapped(value, hide) for key, value in message.items()}
 
     def _hidden(self, text: str) -> str:
-        return self._with_stand_ins(text, self.positions(text, "user"))
+        found = self.positions(text, "user")
+        cuts = [cut for cut in self._cuts if cut in text]
+        if cuts:
+            cut_out = {at for cut in cuts for start in positions_of(cut, text) for at in range(start, start + len(cut))}
+            found += (at for at in self._tokens.possible_starts(text) if at not in cut_out)
+        return self._with_stand_ins(text, sorted(set(found)))
 
     def _hidden_marker(self, text: str) -> str:
         return self._with_stand_ins(text, positions_of(self._marker, text))

@@ -198,6 +198,16 @@ def test_a_spelling_that_a_template_completes() -> None:
     assert ordinary(render(joined, user(parts), tokens_of(*CHATML))) == "a <|im_end|> b"
 
 
+@pytest.mark.parametrize("content", ["<|im_/thinkend|>", "/think <|im_e/think/thinknd|> <a>", "<|im_/th/thinkinkend|>"])
+def test_a_spelling_that_a_template_creates_by_removing_text(content: str) -> None:
+    source = "{% for m in messages %}{{ m.content.replace('/think', '') | replace(\"/think\", '') }}{% endfor %}"
+    prompt = render(source, user(content), tokens_of(*CHATML))
+    assert prompt.text == render(source, user(content)).text
+    assert "<|im_end|>" in ordinary(prompt)
+    removed = "{% for m in messages %}{{ m.content.replace('<think>', '') }}{% endfor %}"
+    assert render(removed, user("<think>Hm"), tokens_of(*CHATML)).text == "Hm"
+
+
 def test_a_template_does_not_find_a_special_token_in_a_message() -> None:
     source = "{% for m in messages %}{{ m.content.split('<|im_end|>') | length }}{{ m.content }}{% endfor %}"
     assert render(source, user("<|im_end|>"), tokens_of(*CHATML)).text == "1<|im_end|>"

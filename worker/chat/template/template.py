@@ -6,8 +6,10 @@ and memory (`sandbox`, `limits`). It converts messages to a prompt's text and do
 
 from __future__ import annotations
 
+import ast
 import json
 import math
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -92,6 +94,7 @@ def _strftime_now(form: str) -> str:
     return datetime.now().strftime(form[:MAX_DATE_CHARACTERS])
 
 
+_CUT_AT = re.compile(r"""\b(?:replace|r?split|r?partition)\(\s*('(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*")""")
 _CHANGES = ("append", "pop")
 
 
@@ -117,6 +120,16 @@ ENVIRONMENT = _environment(LimitedEnvironment)
 _CHANGING = _environment(_MutableListEnvironment)
 
 
+def _cut_texts(source: str) -> frozenset[str]:
+    found = set()
+    for match in _CUT_AT.finditer(source[:MAX_SOURCE]):
+        try:
+            found.add(str(ast.literal_eval(match[1])))
+        except (ValueError, SyntaxError):
+            continue  # not valid in Jinja, either
+    return frozenset(filter(None, found))
+
+
 class ChatTemplate:
     """A parsed template, immutable outside of `examined`; rendering is thread-safe. Raises TemplateError."""
 
@@ -126,6 +139,8 @@ class ChatTemplate:
         self._changes = any(f".{name}(" in source for name in _CHANGES)
         self._seconds_left = math.inf
         self._wrote_too_much = False
+        self.cuts_at = _cut_texts(source)
+        """Texts that the template may remove from a message or replace in it."""
         if len(source) > MAX_SOURCE:
             raise TemplateError(f"chat template cannot be parsed: it is longer than {MAX_SOURCE} characters")
         try:
