@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from llama_corral.common.base.errors import InvalidRequest, NotSupported
 from msgspec import Struct, field
 from msgspec.structs import asdict, replace
 
-from ..engine.messages import PromptText, SpecialSpelling
+from ..engine.messages import PromptText
 from .constraints.response_format import completion_fields, plain_fields
 from .constraints.tool_grammar import GrammarContext, tool_fields
 from .content import join_parts, marker_in
@@ -24,7 +24,7 @@ from .formats.formats import AnswerFormat, Span, first_mark
 from .messages import shaped
 from .parsing.channels import with_thinking
 from .parsing.reply import PLAIN, ReplyFormat
-from .quoting import NO_SPECIAL_TOKENS, Quotation, SpecialTokens, WrittenText
+from .quoting import NO_SPECIAL_TOKENS, Quotation, SpecialTokens, SpellingSource, WrittenText
 from .request import ChatRequest
 from .template.capabilities import Capabilities, preserve_reasoning, probe, takes_user_after_result
 from .template.template import CHATML, MAX_SECONDS, ChatTemplate, TemplateError, TemplateSlow
@@ -41,15 +41,6 @@ ApplyBuiltin = Callable[[str, Sequence[tuple[str, str]], bool], str | None]
 
 Write = Callable[[bool], WrittenText]
 """Renders a conversation: add_generation_prompt → text."""
-
-
-class SpellingSource(Protocol):
-    """The part of a vocabulary that tells how special tokens are spelled."""
-
-    @property
-    def special_spellings(self) -> Sequence[SpecialSpelling]: ...
-
-    def defined_spellings(self, text: str) -> Sequence[SpecialSpelling]: ...
 
 
 class RenderedPrompt(Struct, frozen=True):
@@ -141,9 +132,7 @@ class ChatFormat:
         These are the vocabulary's control tokens, and user-defined tokens with which this template begins a turn.
         """
         if self._special_tokens is None:
-            defined = [found for text in self._turn_starts() for found in vocab.defined_spellings(text)]
-            marks = [found for found in defined if not found.text.isspace()]
-            self._special_tokens = SpecialTokens([*vocab.special_spellings, *marks])
+            self._special_tokens = SpecialTokens.of(vocab, self._turn_starts())
         return self._special_tokens
 
     def _turn_starts(self) -> list[str]:
@@ -306,16 +295,14 @@ def _turn_starts(variant: _TemplateVariant) -> list[str]:
 def _quoted(
     request: ChatRequest, quotation: Quotation, written: WrittenText, prompt: RenderedPrompt
 ) -> tuple[PromptText, ...]:
-    """Return the prompt in parts if messages spell special tokens. `written`: the template's part of its text."""
-    text, quoted = prompt.text, [at for at in written.quoted if at < len(prompt.text)]
-    if request.continued is not None:
-        thinks = request.continues == "reasoning_content"
-        end = request.continued.get("reasoning_content", "") if thinks else request.continued["content"]
-        end = join_parts(end, "\n\n")
-        start = len(text) - len(end) if text.endswith(end) else len(text)
-        quoted = [at for at in quoted if at < start]
-        quoted += [start + at for at in quotation.positions(text[start:], request.continued["role"])]
-    return quotation.split(WrittenText(text, tuple(quoted)))
+    """Return the prompt in parts if messages spell special tokens. `written`: what the template wrote of it."""
+    if request.continued is None:
+        return quotation.split(written)
+    end = join_parts(request.continued.get(request.continues, ""), "\n\n")
+    start = len(prompt.text) - len(end) if prompt.text.endswith(end) else len(prompt.text)
+    quoted = [at for at in written.quoted if at < start]
+    quoted += [start + at for at in quotation.positions(end, request.continued["role"])]
+    return quotation.split(WrittenText(prompt.text, tuple(quoted)))
 
 
 def _fields(

@@ -16,7 +16,7 @@ import json
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from msgspec import Struct
 
@@ -41,6 +41,15 @@ class WrittenText(Struct, frozen=True):
     quoted: tuple[int, ...] = ()
 
 
+class SpellingSource(Protocol):
+    """The part of a vocabulary that tells how special tokens are spelled."""
+
+    @property
+    def special_spellings(self) -> Sequence[SpecialSpelling]: ...
+
+    def defined_spellings(self, text: str) -> Sequence[SpecialSpelling]: ...
+
+
 class SpecialTokens:
     """The special tokens of a vocabulary, prepared for searching texts. Immutable."""
 
@@ -52,6 +61,12 @@ class SpecialTokens:
         self._first = frozenset(case(text[0]) for text in self._tokens for case in (str.lower, str.upper))
         heads = sorted({text[:_HEAD] for text in self._lowered}, key=len, reverse=True)
         self._heads = re.compile("|".join(map(re.escape, heads)), re.IGNORECASE)
+
+    @classmethod
+    def of(cls, vocab: SpellingSource, turn_starts: Iterable[str]) -> SpecialTokens:
+        """Return the control tokens, and the user-defined tokens with which a template begins a turn. Slow."""
+        defined = [found for text in turn_starts for found in vocab.defined_spellings(text)]
+        return cls([*vocab.special_spellings, *(found for found in defined if not found.text.isspace())])
 
     def starts(self, text: str) -> list[int]:
         """Return the positions at which a spelling starts, in upper or lower case: templates may change the case.
