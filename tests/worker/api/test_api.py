@@ -344,7 +344,12 @@ def test_an_embedding_input_that_is_too_long(embedder: Program) -> None:
 def test_anthropics_dialect_thinks_only_if_an_option_or_the_request_says_so(
     start_worker: Callable[..., Program], options: list[str], thinks: bool
 ) -> None:
-    template = "{% for m in messages %}{{ m.content }}{% endfor %}{{ 'one two three four' if enable_thinking else '' }}"
+    thought = "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+    template = (
+        "{% for m in messages %}"
+        + thought
+        + "{{ m.content }}{% endfor %}{{ 'one two three four' if enable_thinking else '' }}"
+    )
     program = start_worker("--chat-template", template, "--threads", "1", *options)
 
     def count(**more: Any) -> int:
