@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from engine_tools import Request, ask, running, vectors
-from llama_corral.common.base.errors import ServerFault
+from llama_corral.common.base.errors import NotSupported, ServerFault
 from llama_corral.worker.engine.messages import Embedding
 
 
@@ -44,7 +44,7 @@ async def test_an_embedding_needs_a_batch_as_long_as_its_input(models: Path) -> 
         n = len(loaded.vocab.tokenize(text, True))
         with pytest.raises(ServerFault, match=rf"input \({n} tokens\) is too large to process\..*size: 16\)"):
             await vectors(loaded, text)
-        with pytest.raises(ServerFault, match="does not support logits"):
+        with pytest.raises(NotSupported, match="does not support logits"):
             ask(loaded)
 
 
