@@ -23,7 +23,7 @@ from ..engine.runner import LoadedModel
 from .answers.dialect import AnswerInfo, Dialect
 from .answers.native import Native
 from .answers.openai_chat import OpenAIChat
-from .answers.openai_completions import OpenAICompletions, refuse_unsupported
+from .answers.openai_completions import OpenAICompletions, refuse_unsupported, wants_chosen_probs
 from .answers.results import random_id
 from .answers.streaming import BeforeEnd, respond
 from .control import ACTIVE
@@ -42,7 +42,7 @@ async def native(request: web.Request) -> web.StreamResponse:
 
 
 async def openai_completions(request: web.Request) -> web.StreamResponse:
-    return await _complete_text(request, OpenAICompletions, refuse_unsupported)
+    return await _complete_text(request, OpenAICompletions, openai=True)
 
 
 async def openai_chat(request: web.Request) -> web.StreamResponse:
@@ -75,9 +75,10 @@ async def _read_prompt(
     worker: WorkerContext, loaded: LoadedModel, chat: ChatRequest, body: dict[str, Any], files: Sequence[bytes]
 ) -> tuple[Prompt, CompletionParams]:
     rendered = await render_chat(worker, loaded, chat)
-    wanted = {**body, **probabilities_wanted(body), **rendered.fields}
+    probabilities = probabilities_wanted(body)
+    read = await params_of({**body, **probabilities, **rendered.fields}, worker.model.defaults, loaded)
     params = replace(
-        await params_of(wanted, worker.model.defaults, loaded),
+        read.with_chosen_probs() if probabilities else read,
         generation_prompt=rendered.generation_prompt,
         chat_format="peg-native" if worker.settings.chat.jinja else "Content-only",
         reply=rendered.reply,
@@ -85,17 +86,17 @@ async def _read_prompt(
     return await place_media(rendered.parts, chat.media, worker.media, loaded, files), params
 
 
-async def _complete_text(
-    request: web.Request, dialect: DialectOf, check: Callable[[dict[str, Any]], None] | None = None
-) -> web.StreamResponse:
+async def _complete_text(request: web.Request, dialect: DialectOf, *, openai: bool = False) -> web.StreamResponse:
     worker = context_of(request)
     body = await read_generation(request)
     if body.get("prompt") is None:
         raise InvalidRequest('"prompt" is required')
-    if check is not None:
-        check(body)
+    if openai:
+        refuse_unsupported(body)
     async with worker.engine.use() as loaded:
         params = await params_of(body, worker.model.defaults, loaded)
+        if openai and wants_chosen_probs(body):
+            params = params.with_chosen_probs()
         prompts = await read_prompts(body["prompt"], loaded)
         body.clear()  # as above
         return await answer_prompts(request, worker, loaded, prompts, params, dialect)

@@ -46,8 +46,10 @@ async def _embed(request: web.Request, *, openai: bool) -> web.StreamResponse:
     as_base64 = _wants_base64(fields)
     normalize = fields.integer("embd_normalize", default=worker.settings.endpoints.embd_normalize, low=-1)
     async with worker.engine.use() as loaded:
+        dimensions = _dimensions(fields, worker)
         prompts = await _read_inputs(wanted, worker, loaded)
-        results = await compute(loaded, [Embedding(prompt.tokens, normalize, prompt.media) for prompt in prompts])
+        requests = [Embedding(prompt.tokens, normalize, prompt.media, dimensions) for prompt in prompts]
+        results = await compute(loaded, requests)
     if not openai:
         return json_response([_native_item(index, result) for index, result in enumerate(results)])
     n_tokens = sum(result.n_tokens for result in results)
@@ -59,6 +61,15 @@ async def _embed(request: web.Request, *, openai: bool) -> web.StreamResponse:
             "data": [_openai_item(index, result, as_base64) for index, result in enumerate(results)],
         }
     )
+
+
+def _dimensions(fields: Fields, worker: WorkerContext) -> int | None:
+    """Return the wanted length of the vectors: models may be trained so that their first values are an embedding too."""
+    if fields.find("dimensions")[1] is None:
+        return None
+    if worker.info.pooling == "rank":
+        raise InvalidRequest("Field 'dimensions': this model returns scores, not vectors", "dimensions")
+    return fields.integer("dimensions", default=1, low=1, high=worker.info.n_embd_out)
 
 
 def _wants_base64(fields: Fields) -> bool:

@@ -19,6 +19,7 @@ from .messages import Message, read_messages
 from .tools import NO_TOOLS, ToolSet, read_tools
 
 SYSTEM_ROLES = ("system", "developer")
+MAX_TOP_LOGPROBS = 20
 REASONING_FORMATS = ("none", "auto", "deepseek", "deepseek-legacy")
 
 Continued = Literal["content", "reasoning_content"]
@@ -121,13 +122,14 @@ def _variables(fields: Fields, defaults: Mapping[str, Any]) -> Mapping[str, Any]
 
 
 def probabilities_wanted(body: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Convert the chat fields `logprobs` and `top_logprobs` to completion fields."""
+    """Convert the chat fields `logprobs` and `top_logprobs` to completion fields; {}: no probabilities.
+
+    `n_probs` 0 means the probabilities of the chosen tokens without alternatives.
+    """
     fields = Fields(body)
     _, wanted = fields.find("logprobs")
     if isinstance(wanted, bool) and wanted:
-        if fields.find("tools")[1] and fields.boolean("stream", default=False):
-            raise InvalidRequest("logprobs is not supported with tools + stream")
-        return {"n_probs": fields.integer("top_logprobs", default=20, low=0)}
-    if fields.find("top_logprobs")[1] is not None:
+        return {"n_probs": fields.integer("top_logprobs", default=MAX_TOP_LOGPROBS, low=0, high=MAX_TOP_LOGPROBS)}
+    if fields.find("top_logprobs")[1]:
         raise InvalidRequest("top_logprobs requires logprobs to be set to true")
     return {}

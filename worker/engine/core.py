@@ -331,7 +331,7 @@ class Core:
                 token = sampler.sample(self.context, row)
             choice.clock.tick(time.monotonic(), guessed=token == guess)
             probs = None
-            if (wanted := task.request.sampling).n_probs > 0:
+            if (wanted := task.request.sampling).wants_probs:
                 probs = probabilities(sampler, self.context, row, token, wanted, self.options.special)
         except ApiError as error:
             self._fail(task.job, error)

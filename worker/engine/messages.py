@@ -77,10 +77,15 @@ class Sampling(Struct, frozen=True):
     logit_bias: tuple[tuple[int, float], ...] = ()
     ignore_eos: bool = False
     n_probs: int = 0
+    chosen_probs: bool = False  # probabilities of the sampled tokens are wanted even if `n_probs` is 0
     post_sampling_probs: bool = False
     grammar: Grammar | None = None
     thinking: Thinking | None = None
     backend_sampling: bool = False
+
+    @property
+    def wants_probs(self) -> bool:
+        return self.n_probs > 0 or self.chosen_probs
 
 
 def seed_of(seed: int, choice: int) -> int:
@@ -155,6 +160,7 @@ class Embedding(Struct, frozen=True):
     tokens: Sequence[int]
     normalize: int = 2  # -1: none, 0: the largest absolute value becomes 32760, 1: L1, 2: L2, p: p-norm
     media: tuple[MediaChunk, ...] = ()
+    dimensions: int | None = None  # keep only the first values of each vector, then normalise; not for rank scores
 
 
 class Timings(Struct, frozen=True):
@@ -228,6 +234,7 @@ class Finished(Struct, frozen=True):
     truncated: bool
     timings: Timings
     probs: tuple[TokenProbs, ...] = ()
+    broken: str = ""  # U+FFFD if the tokens end inside a character; not in `text`
 
 
 class Embedded(Struct, frozen=True):

@@ -28,7 +28,7 @@ class Native(EventStream):
         settings = {**self._settings, "seed": seed_of(params.sampling.seed, index % params.n)}
         shown: dict[str, Any] = {
             "index": index,
-            "content": "" if params.stream else event.text,
+            "content": "" if params.stream else event.text + event.broken,
             "tokens": list(event.tokens) if params.return_tokens and not params.stream else [],
             "id_slot": event.id_slot,
             "stop": True,

@@ -134,6 +134,8 @@ class OpenAIChat(EventStream):
         deltas, held = parser.end(truncated=event.stop_type == "limit"), self._held.pop(index, ())
         rest = self._full_piece(index, held, None, deltas) if deltas and held else self._deltas(index, deltas)
         chunk = self._chunk(index, {}, self._reason(event, parser.n_calls))
+        if held and not deltas:
+            chunk["choices"][0]["logprobs"] = self._logprobs(held)
         if params.verbose:
             chunk["__verbose"] = self._native.result(index, event)
         if params.include_usage:

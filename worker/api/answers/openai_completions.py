@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,12 +17,24 @@ from .results import finish_reason, probs_json, timings_json, usage_json
 
 
 def refuse_unsupported(body: Mapping[str, Any]) -> None:
-    """Raise InvalidRequest for OpenAI parameters that llama-server does not support, with llama-server's messages."""
-    if Fields(body).boolean("echo", default=False):
+    """Raise InvalidRequest for OpenAI parameters that llama-server does not support, with llama-server's messages.
+
+    The parameters' default values are no faults: `best_of` that leaves out no choice, and an empty `suffix`.
+    """
+    fields = Fields(body)
+    if fields.boolean("echo", default=False):
         raise InvalidRequest("Only no echo is supported")
-    for name in ("best_of", "suffix"):
-        if body.get(name) is not None:
-            raise InvalidRequest(f"Unsupported param: {name}")
+    n = fields.integer("n_cmpl", "n", default=1)
+    if fields.integer("best_of", default=n) not in (1, n):
+        raise InvalidRequest("Unsupported param: best_of")
+    if fields.string("suffix", default=""):
+        raise InvalidRequest("Unsupported param: suffix")
+
+
+def wants_chosen_probs(body: Mapping[str, Any]) -> bool:
+    """Return True if `logprobs` is a number: 0 means the probabilities of the chosen tokens, without alternatives."""
+    value = body.get("logprobs")
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
 
 
 class OpenAICompletions(EventStream):
@@ -36,10 +49,14 @@ class OpenAICompletions(EventStream):
             "id": answer.id,
         }
         self._frame_end = encode_json(self._frame)[1:]
+        self._offsets: dict[int, _TextOffsets] = {}
 
     def full_body(self, results: Sequence[Finished]) -> object:
         body = {
-            "choices": [self._choice(index, result.text, result.probs, result) for index, result in enumerate(results)],
+            "choices": [
+                self._choice(index, result.text + result.broken, result.probs, result)
+                for index, result in enumerate(results)
+            ],
             **self._frame,
             "usage": usage_json(results, self._answer.params.n),
             "timings": timings_json(results[0].timings),
@@ -52,18 +69,21 @@ class OpenAICompletions(EventStream):
         return {
             "text": text,
             "index": index,
-            "logprobs": self._logprobs(probs) if probs else None,
+            "logprobs": self._logprobs(index, probs) if probs else None,
             "finish_reason": finish_reason(result) if result else None,
         }
 
-    def _logprobs(self, probs: Sequence[TokenProbs]) -> dict[str, Any]:
+    def _logprobs(self, index: int, probs: Sequence[TokenProbs]) -> dict[str, Any]:
         """Return the probabilities in llama-server's format and also in OpenAI's format for completions."""
         post_sampling = self._answer.params.sampling.post_sampling_probs
         shown = probs_json(probs, post_sampling)
+        offsets = self._offsets.setdefault(index, _TextOffsets())
+        text_offset = [offsets.add(entry.chosen.piece) for entry in probs]
         if post_sampling:
-            return {"content": shown}
+            return {"content": shown, "text_offset": text_offset}
         return {
             "content": shown,
+            "text_offset": text_offset,
             "tokens": [entry["token"] for entry in shown],
             "token_logprobs": [entry["logprob"] for entry in shown],
             "top_logprobs": [{top["token"]: top["logprob"] for top in entry["top_logprobs"]} for entry in shown],
@@ -109,3 +129,17 @@ class OpenAICompletions(EventStream):
 
     def end(self) -> bytes:
         return DONE
+
+
+class _TextOffsets:
+    """Where the tokens of one choice begin in its text, in characters. A stream's chunks continue the count."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._n = 0
+
+    def add(self, piece: bytes) -> int:
+        """Return the offset of the next token; inside a character it is that of the character."""
+        offset = self._n
+        self._n += len(self._decoder.decode(piece))
+        return offset

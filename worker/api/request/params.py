@@ -59,6 +59,10 @@ class CompletionParams(Struct, frozen=True):
 
     delimiters: tuple[MessageDelimiter, ...] = ()  # of the prompt's messages
 
+    def with_chosen_probs(self) -> CompletionParams:
+        """Return these params with the probability of each chosen token, also if no alternatives are wanted."""
+        return replace(self, sampling=replace(self.sampling, chosen_probs=True))
+
     def generation(self, prompt: Prompt, settings: object) -> Generation:
         return Generation(
             tokens=prompt.tokens,

@@ -32,17 +32,30 @@ def read_response_format(fields: Fields) -> ResponseFormat | None:
     if schema is not None and fields.string("grammar", default=""):
         raise InvalidRequest("Cannot use both json_schema and grammar")
     form = Fields(fields.object("response_format"))
-    kind = form.string("type", default="text")
+    kind = form.string("type", default="")
     if kind == "json_object":
         if "schema" in form.body or not schema:
             schema = form.object("schema")
     elif kind == "json_schema":
-        schema = Fields(form.object("json_schema")).object("schema")
+        schema = _schema_of(form, schema)
     elif kind not in ("text", ""):
         raise InvalidRequest(f'response_format type must be one of "text" or "json_object", but got: {kind}')
+    elif not kind and any(form.body.get(name) is not None for name in ("schema", "json_schema")):
+        raise InvalidRequest("Field 'response_format.type': a format with a schema needs the type \"json_schema\"")
     if schema is None:
         return None
     return ResponseFormat(_ANY_OBJECT if schema == {} else schema)
+
+
+def _schema_of(form: Fields, default: object) -> object:
+    """Return the schema of a `json_schema` format: in OpenAI's place (`json_schema.schema`), or in llama-server's
+    (`schema`), or the request's `json_schema`. Raises InvalidRequest if there is none."""
+    for place in (Fields(form.object("json_schema")), form):
+        if place.body.get("schema") is not None:
+            return place.object("schema")
+    if default is None:
+        raise InvalidRequest("Field 'response_format.json_schema.schema': a json_schema format needs a schema")
+    return default
 
 
 def completion_fields(form: ResponseFormat, context: GrammarContext, generation_prompt: str) -> dict[str, Any]:

@@ -66,6 +66,7 @@ class Choice:
             index=self.index,
             id_slot=id_slot,
             text=self._text.text,
+            broken=self._text.broken,
             tokens=tuple(self.tokens),
             stop_type=self._stop,
             stopping_word=self._stopping_word,

@@ -32,7 +32,17 @@ class TextStream:
 
     @property
     def text(self) -> str:
-        return self.data.decode("utf-8", "replace")
+        """The whole characters; invalid UTF-8 among them is replaced."""
+        return self.data[: self._n_whole].decode("utf-8", "replace")
+
+    @property
+    def broken(self) -> str:
+        """The replacement for an incomplete character at the end; empty if there is none."""
+        return self.data[self._n_whole :].decode("utf-8", "replace")
+
+    @property
+    def _n_whole(self) -> int:
+        return len(self.data) - incomplete_tail(self.data)
 
     def add(self, piece: bytes, is_end: bool) -> TextDelta:
         """Add a token's bytes and return the text to show.
@@ -60,8 +70,8 @@ class TextStream:
         del self.data[n_bytes:]
 
     def rest(self) -> str:
-        """Return the held back text at the end of the answer; invalid UTF-8 is replaced."""
-        return self._send(len(self.data))
+        """Return the held back text at the end of the answer, without an incomplete character."""
+        return self._send(self._n_whole)
 
     def _send(self, end: int) -> str:
         begin, self._n_sent = self._n_sent, max(end, self._n_sent)

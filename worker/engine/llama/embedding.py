@@ -23,11 +23,11 @@ def embedded(context: Context, model: Model, sequence: int, rows: Sequence[int],
     n_tokens = len(request.tokens)
     if context.pooling_name == "none":
         vectors = [context.token_embedding(row, model.n_embd_out) for row in rows]
-        return Embedded([_or_zero(vector, model).tolist() for vector in vectors], n_tokens)
+        return Embedded([_or_zero(vector, model)[: request.dimensions].tolist() for vector in vectors], n_tokens)
     if context.pooling_name == "rank":
         scores = context.sequence_embedding(sequence, max(1, C.llama_model_n_cls_out(model.pointer)))
         return Embedded([scores.tolist() if scores is not None else [-1e6]], n_tokens)
-    vector = _or_zero(context.sequence_embedding(sequence, model.n_embd_out), model)
+    vector = _or_zero(context.sequence_embedding(sequence, model.n_embd_out), model)[: request.dimensions]
     return Embedded([normalize(vector, request.normalize).tolist()], n_tokens)
 
 

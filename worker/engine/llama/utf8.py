@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 
-def incomplete_tail(data: bytes | bytearray) -> bool:
-    """Return True if the last UTF-8 character is incomplete, so that the next token may complete it."""
+def incomplete_tail(data: bytes | bytearray) -> int:
+    """Return the number of bytes of an incomplete UTF-8 character at the end, which the next token may complete; or 0."""
     for back in range(1, min(4, len(data)) + 1):
         byte = data[-back]
         if byte & 0xC0 == 0x80:
             continue
         needs = 2 if byte & 0xE0 == 0xC0 else 3 if byte & 0xF0 == 0xE0 else 4 if byte & 0xF8 == 0xF0 else 1
-        return back < needs
-    return False
+        return back if back < needs else 0
+    return 0

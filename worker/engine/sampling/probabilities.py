@@ -35,7 +35,7 @@ def before_sampling(logits: NDArray[np.float32], token: int, n: int, vocab: Voca
     peak = float(logits.max())
     total = peak + float(np.log(np.exp(logits - peak, dtype=np.float32).sum(dtype=np.float64)))
     n = min(n, len(logits))
-    top = np.argpartition(-logits, n - 1)[:n]
+    top = np.argpartition(-logits, max(0, n - 1))[:n]
     top = top[np.argsort(-logits[top], kind="stable")]
 
     def entry(id: int) -> TokenProb:

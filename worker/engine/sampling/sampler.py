@@ -78,7 +78,7 @@ class Sampler:
             C.llama_sampler_chain_add(self._chain, sampler)
         self._n_vocab = vocab.n_vocab
         self._prefilter = self._make_prefilter(sampling, vocab)
-        self._keep_candidates = sampling.post_sampling_probs and sampling.n_probs > 0
+        self._keep_candidates = sampling.post_sampling_probs and sampling.wants_probs
         self._depends_on_history = _depends_on_history(sampling)
 
     def _make_prefilter(self, sampling: Sampling, vocab: Vocab) -> GrammarPrefilter | None:
