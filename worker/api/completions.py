@@ -15,7 +15,6 @@ from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.common.web.application import json_response, read_object
 from msgspec.structs import replace
 
-from ..chat.content import join_parts
 from ..chat.prompt import RenderedPrompt
 from ..chat.quoting import NO_SPECIAL_TOKENS, SpecialTokens
 from ..chat.request import ChatRequest, probabilities_wanted, read_chat
@@ -132,8 +131,8 @@ async def answer_prompts(
 async def render_chat(worker: WorkerContext, loaded: LoadedModel, chat: ChatRequest) -> RenderedPrompt:
     form, builtin = worker.model.chat, loaded.apply_builtin_template
     special = await _special_tokens(worker, loaded)
-    size = sum(len(join_parts(message["content"], "")) for message in chat.messages)
-    if size <= OFF_LOOP_CHARACTERS and (prompt := form.render_quickly(chat, builtin, special)) is not None:
+    quickly = chat.n_characters <= OFF_LOOP_CHARACTERS
+    if quickly and (prompt := form.render_quickly(chat, builtin, special)) is not None:
         return prompt
     return await asyncio.to_thread(form.render, chat, builtin, special)
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from llama_corral.common.base.errors import InvalidRequest
+from llama_corral.common.base.json_encoding import encode_json
 from llama_corral.common.web.json_fields import Fields, wrong_type
 from msgspec import Struct, field
 
@@ -36,6 +37,16 @@ class ChatRequest(Struct, frozen=True):
     continues: Continued = "content"
     separate_reasoning: bool = True
     media: tuple[MediaSource, ...] = ()  # files, in the order of their markers in the messages
+
+
+    @property
+    def n_characters(self) -> int:
+        """Estimate the work of rendering the prompt and writing its grammar, in characters."""
+        n = 0 if self.response_format is None else len(encode_json(self.response_format.schema))
+        for message in self.messages:
+            n += len(join_parts(message["content"], "")) + len(message.get("reasoning_content") or "")
+            n += len(encode_json(message["tool_calls"])) if message.get("tool_calls") else 0
+        return n + len(encode_json(self.tools.shown))
 
 
 class ChatDefaults(Struct, frozen=True):

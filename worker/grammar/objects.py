@@ -8,6 +8,8 @@ from collections.abc import Collection, Sequence
 from .rules import CHAR, GrammarRules, below, json_literal
 
 _OTHERS = "*"
+_MAX_GROUP = 200
+"""Most alternatives of an optional group. llama.cpp refuses a group with 2000 new rules, but not a rule with as many."""
 _ESCAPE = r'[\\] (["\\bfnrt] | "u" [0-9a-fA-F]{4})'
 
 
@@ -22,7 +24,7 @@ def object_rule(
     optional = [key for key, _ in properties if key not in required]
     if others is not None:
         part = below(name, "additional")
-        key_rule = rules.add(f"{part}-k", _other_key(rules, list(pairs))) if pairs else rules.primitive("string")
+        key_rule = rules.add(f"{part}-k", _other_key(rules, f"{part}-name", list(pairs))) if pairs else rules.primitive("string")
         pairs[_OTHERS] = rules.add(f"{part}-kv", f'{key_rule} ":" space {others}')
         optional.append(_OTHERS)
     if not pairs:
@@ -30,6 +32,8 @@ def object_rule(
     rule = '"{" space ' + ' "," space '.join(pairs[key] for key in needed)
     if optional:
         choice = " | ".join(_chains(rules, name, optional, pairs))
+        if len(optional) > _MAX_GROUP:
+            choice = rules.add(below(name, "any-of"), choice)
         rule += f' ( "," space ( {choice} ) )?' if needed else f" ({choice} )?"
     return f'{rule} space "}}"'
 
@@ -47,12 +51,15 @@ def _chains(rules: GrammarRules, name: str, optional: Sequence[str], pairs: dict
     return chains[::-1]
 
 
-def _other_key(rules: GrammarRules, known: Sequence[str]) -> str:
+def _other_key(rules: GrammarRules, name: str, known: Sequence[str]) -> str:
     """Return an expression for a quoted name that is not in `known`, built from a prefix tree."""
     tree = _NameTree()
     for key in known:
         tree.add(json.dumps(key, ensure_ascii=False)[1:-1])
-    return f'["] ( {tree.others(rules.primitive(CHAR))} ){"" if "" in known else "?"} ["]'
+    others = tree.others(rules.primitive(CHAR))
+    if others.count("(") > _MAX_GROUP:
+        others = rules.add(name, others)
+    return f'["] ( {others} ){"" if "" in known else "?"} ["]'
 
 
 class _NameTree:
