@@ -64,7 +64,7 @@ async def _embed(request: web.Request, *, openai: bool) -> web.StreamResponse:
 
 
 def _dimensions(fields: Fields, worker: WorkerContext) -> int | None:
-    """Return the wanted length of the vectors: models may be trained so that their first values are an embedding too."""
+    """Return the wanted length of the vectors: many models are trained so that the first values are enough."""
     if fields.find("dimensions")[1] is None:
         return None
     if worker.info.pooling == "rank":

@@ -13,6 +13,7 @@ from llama_corral.common.base.json_encoding import encode_json
 from llama_corral.common.web.json_fields import Fields, wrong_type
 from msgspec import Struct, field
 
+from ..grammar.converter import conversion_work
 from ..media.sources import MediaSource
 from .constraints.response_format import ResponseFormat, read_response_format
 from .content import ContentReader, has_media, join_parts
@@ -38,15 +39,14 @@ class ChatRequest(Struct, frozen=True):
     separate_reasoning: bool = True
     media: tuple[MediaSource, ...] = ()  # files, in the order of their markers in the messages
 
-
     @property
     def n_characters(self) -> int:
         """Estimate the work of rendering the prompt and writing its grammar, in characters."""
-        n = 0 if self.response_format is None else len(encode_json(self.response_format.schema))
+        n = 0 if self.response_format is None else conversion_work(self.response_format.schema)
         for message in self.messages:
             n += len(join_parts(message["content"], "")) + len(message.get("reasoning_content") or "")
             n += len(encode_json(message["tool_calls"])) if message.get("tool_calls") else 0
-        return n + len(encode_json(self.tools.shown))
+        return n + conversion_work(self.tools.shown)
 
 
 class ChatDefaults(Struct, frozen=True):

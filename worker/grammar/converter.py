@@ -10,28 +10,32 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from llama_corral.common.base.json_encoding import encode_json
+
 from .objects import object_rule
 from .rules import MAX_REPETITIONS, GrammarRules, below, json_literal, repeated, rule_name
 from .scalars import number_rule, string_rule
 from .schema import (
-    TYPES,
     Contradiction,
     Merger,
     Schema,
     SchemaError,
     alternatives,
-    check_type_keywords,
     checked,
     constraints,
     count,
     fail,
     inferred_type,
-    is_of_type,
+    is_anything,
+    refuse_unsupported,
     resolved,
     types_of,
+    with_listed_names,
 )
+from .values import ValueCheck
 
 MAX_DEPTH = 100
+_COUNTING_FACTOR = 100
 _MAX_KEY = 200
 """Maximum length of a property name if other names are allowed too: each character is a level of the grammar."""
 
@@ -41,6 +45,13 @@ def schema_grammar(schema: object) -> str:
     converter = Converter(schema)
     converter.visit(schema, "", "#")
     return converter.rules.text()
+
+
+def conversion_work(schema: object) -> int:
+    """Estimate the work of converting a schema, in characters of text. To count characters or digits takes longer."""
+    text = encode_json(schema)
+    counts = b'Length"' in text or b'"multipleOf"' in text
+    return _COUNTING_FACTOR * len(text) if counts else len(text)
 
 
 _LOOSER = (
@@ -63,6 +74,7 @@ class Converter:
         self.rules = rules or GrammarRules()
         self._root = root
         self._merger = Merger(root)
+        self._check = ValueCheck(root)
         self._resolving: set[str] = set()
         self._depth = 0
 
@@ -104,6 +116,7 @@ class Converter:
             return self._all_of(schema, name, path)
         if "const" in schema or "enum" in schema:
             return self.rules.add(rule, self._values(schema, path))
+        refuse_unsupported(schema, path)
         kinds = types_of(schema, path)
         if len(kinds) > 1 or isinstance(schema.get("type"), list):
             ways = [self.visit({**schema, "type": t}, _way(name, i), f"{path}/type/{i}") for i, t in enumerate(kinds)]
@@ -115,7 +128,9 @@ class Converter:
         rule = rule_name(name)
         if kind is None:
             return self.rules.add(rule, self.rules.primitive("value"))
-        check_type_keywords(schema, kind, path)
+        if kind == "object":
+            schema = with_listed_names(schema)
+        refuse_unsupported(schema, path, kind)
         match kind:
             case "object":
                 return self._object(schema, name, path)
@@ -185,14 +200,10 @@ class Converter:
         values = schema.get("enum", [schema.get("const")])
         if not isinstance(values, list) or not values:
             raise fail(path, "enum must be a non-empty array")
-        if "const" in schema and "enum" in schema:
-            values = [value for value in values if value == schema["const"]]
-        kinds = types_of(schema, path) or TYPES
-        fitting = [value for value in values if any(is_of_type(value, kind) for kind in kinds)]
-        if siblings := constraints(schema, "enum", "const", "type"):
-            raise fail(path, f'keyword "{next(iter(siblings))}" together with enum or const is not supported')
+        others = constraints(schema, "enum")
+        fitting = [value for value in values if self._check.allows(others, value, path)] if others else values
         if not fitting:
-            raise Contradiction(f"JSON schema error at {path}: no value of enum or const has the required type")
+            raise Contradiction(f"JSON schema error at {path}: no value of enum or const fits the other keywords")
         if "enum" not in schema:
             return json_literal(fitting[0])
         return "(" + " | ".join(json_literal(value) for value in fitting) + ")"
@@ -206,13 +217,13 @@ class Converter:
         required = schema.get("required", [])
         if not isinstance(required, list) or not all(isinstance(key, str) for key in required):
             raise fail(path, "required must be an array of strings")
-        more = schema.get("additionalProperties", "properties" not in schema)
+        more = schema.get("additionalProperties", schema.get("unevaluatedProperties", "properties" not in schema))
         if not isinstance(more, (bool, dict)):
             raise fail(path, "additionalProperties must be a boolean or a schema")
-        if not properties and not required and _is_anything(more):
+        if not properties and not required and is_anything(more):
             return self.rules.add(rule_name(name), self.rules.primitive("object"))
         missing = [key for key in required if key not in properties]
-        if missing and schema.get("additionalProperties") is False:
+        if missing and False in (schema.get("additionalProperties"), schema.get("unevaluatedProperties")):
             raise Contradiction(f'JSON schema error at {path}: required property "{missing[0]}" is not allowed')
         properties = {**properties, **{key: more if isinstance(more, dict) else {} for key in missing}}
         rules = [
@@ -221,14 +232,15 @@ class Converter:
         others = None
         if more and any(len(key) > _MAX_KEY for key in properties):
             raise fail(path, "a very long property name together with additionalProperties is not supported")
-        if _is_anything(more):
+        if is_anything(more):
             others = self.rules.primitive("value")
         elif isinstance(more, dict):
             others = self.visit(more, below(name, "additional-value"), f"{path}/additionalProperties")
         return self.rules.add(rule_name(name), object_rule(self.rules, name, rules, set(required), others))
 
     def _array(self, schema: Schema, name: str, path: str) -> str:
-        first, rest, keyword = schema.get("prefixItems"), schema.get("items"), "prefixItems"
+        first, keyword = schema.get("prefixItems"), "prefixItems"
+        rest = schema.get("items", schema.get("unevaluatedItems"))
         if isinstance(rest, list):  # the name in older drafts
             first, rest, keyword = rest, schema.get("additionalItems"), "items"
         elif isinstance(first, dict):
@@ -244,7 +256,7 @@ class Converter:
             high = 0
         if high == 0:
             return self.rules.add(rule_name(name), '"[" space  space "]"')
-        if (rest is None or _is_anything(rest)) and low == 0 and high is None:
+        if (rest is None or is_anything(rest)) and low == 0 and high is None:
             return self.rules.primitive("array", rule_name(name))
         item = self.visit({} if rest is None else rest, below(name, "item"), f"{path}/items")
         several = repeated(item, low, high, '"," space')
@@ -273,10 +285,6 @@ class Converter:
 
 def _way(name: str, i: int) -> str:
     return f"{name}-{i}" if name else f"alternative-{i}"
-
-
-def _is_anything(schema: object) -> bool:
-    return schema is True or (isinstance(schema, dict) and not constraints(schema))
 
 
 def _simple_objects(parts: Sequence[Schema], siblings: Mapping[str, Any]) -> Schema | None:

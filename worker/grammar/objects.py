@@ -9,7 +9,7 @@ from .rules import CHAR, GrammarRules, below, json_literal
 
 _OTHERS = "*"
 _MAX_GROUP = 200
-"""Most alternatives of an optional group. llama.cpp refuses a group with 2000 new rules, but not a rule with as many."""
+"""Most alternatives of an optional group. llama.cpp refuses a group with 2000 new rules, but not a rule with them."""
 _ESCAPE = r'[\\] (["\\bfnrt] | "u" [0-9a-fA-F]{4})'
 
 
@@ -24,7 +24,11 @@ def object_rule(
     optional = [key for key, _ in properties if key not in required]
     if others is not None:
         part = below(name, "additional")
-        key_rule = rules.add(f"{part}-k", _other_key(rules, f"{part}-name", list(pairs))) if pairs else rules.primitive("string")
+        key_rule = (
+            rules.add(f"{part}-k", _other_key(rules, f"{part}-name", list(pairs)))
+            if pairs
+            else rules.primitive("string")
+        )
         pairs[_OTHERS] = rules.add(f"{part}-kv", f'{key_rule} ":" space {others}')
         optional.append(_OTHERS)
     if not pairs:

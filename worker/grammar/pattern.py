@@ -1,4 +1,4 @@
-"""Convert a regular expression to a GBNF expression that matches the same texts inside a JSON string.
+"""Read a regular expression as a tree, and write it as a GBNF expression that matches the same texts in a JSON string.
 
 The syntax is ECMAScript's, as in JSON schemas. Features that a grammar cannot express (lookaround, back-references,
 word boundaries) raise UnsupportedPattern. Characters that JSON escapes with a backslash are matched in escaped form, so
@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from .rules import MAX_REPETITIONS, repeated
+from .rules import CHAR, MAX_REPETITIONS, repeated
 
 Ranges = tuple[tuple[int, int], ...]
 
@@ -32,36 +33,111 @@ class UnsupportedPattern(Exception):
     """The pattern is not a regular expression, or no grammar can express it; the message names the unsupported part."""
 
 
-def pattern_expression(pattern: str, any_text: str) -> str:
-    """Return the GBNF expression of `pattern`. `any_text` is put where the pattern has no anchor at an end."""
+class Characters(NamedTuple):
+    """One character of some ranges; `text` is its GBNF expression."""
+
+    ranges: Ranges
+    text: str
+    is_literal: bool = False
+
+
+class Repeat(NamedTuple):
+    """`high` None: no maximum."""
+
+    node: Node
+    low: int
+    high: int | None
+
+
+class Sequenced(NamedTuple):
+    parts: tuple[Node, ...]
+
+
+class Choice(NamedTuple):
+    ways: tuple[Sequenced, ...]
+
+
+Node = Characters | Repeat | Sequenced | Choice
+
+ANY_TEXT = Repeat(Characters(((0, _LAST),), CHAR), 0, None)
+"""Stands where the pattern has no anchor at an end."""
+
+
+def read_pattern(pattern: str) -> Choice:
+    """Return the tree of `pattern`. Raises UnsupportedPattern."""
     if len(pattern) > _MAX_LENGTH:
         raise UnsupportedPattern(f"more than {_MAX_LENGTH} characters")
-    return _PatternReader(pattern, any_text).read()
+    return _PatternReader(pattern).read()
+
+
+def expression(node: Node) -> str:
+    """Return the GBNF expression. It uses the rule CHAR where any text is allowed."""
+    match node:
+        case Characters():
+            return node.text
+        case Repeat():
+            return repeated(_grouped(node.node), node.low, node.high) or '""'
+        case Choice():
+            return " | ".join(expression(way) or '""' for way in node.ways)
+    parts: list[str] = []
+    run = ""  # adjacent characters become one literal
+    for part in node.parts:
+        if isinstance(part, Characters) and part.is_literal:
+            run += part.text[1:-1]
+            continue
+        if run:
+            parts.append(f'"{run}"')
+            run = ""
+        parts.append(_grouped(part))
+    return " ".join([*parts, f'"{run}"'] if run else parts)
+
+
+def _grouped(node: Node) -> str:
+    return f"({expression(node)})" if isinstance(node, Choice) else expression(node)
+
+
+def lengths(node: Node) -> tuple[int, int | None]:
+    """Return the fewest and the most characters of a text that matches; None: no maximum."""
+    match node:
+        case Characters():
+            return 1, 1
+        case Repeat():
+            low, high = lengths(node.node)
+            if high == 0:
+                return 0, 0
+            return low * node.low, None if high is None or node.high is None else high * node.high
+        case Choice():
+            found = [lengths(way) for way in node.ways]
+            most = [high for _, high in found if high is not None]
+            return min(low for low, _ in found), max(most) if len(most) == len(found) else None
+    found = [lengths(part) for part in node.parts]
+    most = [high for _, high in found if high is not None]
+    return sum(low for low, _ in found), sum(most) if len(most) == len(found) else None
 
 
 class _PatternReader:
-    def __init__(self, text: str, any_text: str) -> None:
-        self._text, self._any_text = text, any_text
+    def __init__(self, text: str) -> None:
+        self._text = text
         self._position = self._depth = 0
 
-    def read(self) -> str:
+    def read(self) -> Choice:
         ways = [self._anchored()]
         while self._take("|"):
             ways.append(self._anchored())
         if self._peek():
             raise UnsupportedPattern("unbalanced parentheses")
-        return " | ".join(way or '""' for way in ways)
+        return Choice(tuple(ways))
 
-    def _anchored(self) -> str:
+    def _anchored(self) -> Sequenced:
         """Read an alternative of the top level, the only place where anchors are supported."""
         start = self._take("^")
-        inner = self._sequence()
+        inner = self._sequence().parts
         end = self._take("$")
         if self._peek() not in ("", "|", ")"):
             raise UnsupportedPattern("an anchor inside the pattern")
-        return " ".join(filter(None, ["" if start else self._any_text, inner, "" if end else self._any_text]))
+        return Sequenced((*(() if start else (ANY_TEXT,)), *inner, *(() if end else (ANY_TEXT,))))
 
-    def _alternatives(self) -> str:
+    def _alternatives(self) -> Choice:
         self._depth += 1
         if self._depth > _MAX_DEPTH:
             raise UnsupportedPattern("nesting is too deep")
@@ -72,42 +148,33 @@ class _PatternReader:
             closes = ")" in self._text[self._position :]
             raise UnsupportedPattern("an anchor inside the pattern" if closes else "unbalanced parentheses")
         self._depth -= 1
-        return "(" + " | ".join(way or '""' for way in ways) + ")"
+        return Choice(tuple(ways))
 
-    def _sequence(self) -> str:
-        """Read up to `|`, `)`, `$` or the end; adjacent characters become one literal."""
-        parts: list[str] = []
-        run = ""
+    def _sequence(self) -> Sequenced:
+        """Read up to `|`, `)`, `$` or the end."""
+        parts: list[Node] = []
         while (c := self._peek()) and c not in "|)$":
-            item, is_character = self._item(c)
-            quantified = self._quantified(item)
-            if is_character and quantified == item:
-                run += item[1:-1]
-                continue
-            if run:
-                parts.append(f'"{run}"')
-                run = ""
-            parts.append(quantified)
-        return " ".join([*parts, f'"{run}"'] if run else parts)
+            parts.append(self._quantified(self._item(c)))
+        return Sequenced(tuple(parts))
 
-    def _item(self, c: str) -> tuple[str, bool]:
+    def _item(self, c: str) -> Node:
         self._position += 1
         if c == "^":
             raise UnsupportedPattern("an anchor inside the pattern")
         if c in "*+?":
             raise UnsupportedPattern("nothing to repeat")
         if c == ".":
-            return _class(_inverse(_LINE_ENDS)), False
+            return _class(_inverse(_LINE_ENDS))
         if c == "(":
-            return self._group(), False
+            return self._group()
         if c == "[":
-            return self._bracket(), False
+            return self._bracket()
         if c == "\\":
             found = self._escape()
-            return (_character(found), True) if isinstance(found, int) else (_class(found), False)
-        return _character(ord(c)), True
+            return _literal(found) if isinstance(found, int) else _class(found)
+        return _literal(ord(c))
 
-    def _group(self) -> str:
+    def _group(self) -> Choice:
         if self._take("?"):
             name = re.compile(r"<[A-Za-z_$][\w$]*>").match(self._text, self._position)
             if name:
@@ -116,7 +183,7 @@ class _PatternReader:
                 raise UnsupportedPattern("a group with lookaround or flags")
         return self._alternatives()
 
-    def _quantified(self, item: str) -> str:
+    def _quantified(self, item: Node) -> Node:
         c = self._peek()
         if c and c in "*+?":
             self._position += 1
@@ -132,9 +199,9 @@ class _PatternReader:
         self._take("?")  # lazy or greedy: both match the same texts
         if self._peek() and self._peek() in "*+?":
             raise UnsupportedPattern("nothing to repeat")
-        return repeated(item, low, high) or '""'
+        return Repeat(item, low, high)
 
-    def _bracket(self) -> str:
+    def _bracket(self) -> Characters:
         start = self._position - 1
         negated = self._take("^")
         ranges: list[tuple[int, int]] = []
@@ -152,7 +219,7 @@ class _PatternReader:
                 ranges += low
         source = self._text[start : self._position]
         if re.fullmatch(r"\[[A-Za-z0-9_ -]+\]", source) and not source.endswith("-]") and source[1] != "-":
-            return source
+            return Characters(_merged(ranges), source)
         return _class(_inverse(ranges) if negated else ranges)
 
     def _member(self) -> int | Ranges:
@@ -193,6 +260,10 @@ class _PatternReader:
         return taken
 
 
+def _literal(code: int) -> Characters:
+    return Characters(((code, code),), _character(code), is_literal=True)
+
+
 def _character(code: int) -> str:
     """Return the character as a literal, escaped as in a JSON string."""
     if 0xD800 <= code <= 0xDFFF:
@@ -201,13 +272,19 @@ def _character(code: int) -> str:
     return '"' + written.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def _class(ranges: Sequence[tuple[int, int]]) -> str:
+def _class(ranges: Sequence[tuple[int, int]]) -> Characters:
+    text = characters(ranges)
+    if not text:
+        raise UnsupportedPattern("a character class without characters")
+    return Characters(_merged(ranges), text)
+
+
+def characters(ranges: Sequence[tuple[int, int]]) -> str:
+    """Return the GBNF expression of one character of the ranges; empty if a JSON string can have none of them."""
     plain = "".join(_written(low, high) for low, high in _common(_merged(ranges), _PLAIN))
     ways = [f"[{plain}]"] if plain else []
     ways += [_character(code) for code in sorted(_ESCAPED) if any(low <= code <= high for low, high in ranges)]
-    if not ways:
-        raise UnsupportedPattern("a character class without characters")
-    return ways[0] if len(ways) == 1 else f"({' | '.join(ways)})"
+    return f"({' | '.join(ways)})" if len(ways) > 1 else "".join(ways)
 
 
 def _written(low: int, high: int) -> str:

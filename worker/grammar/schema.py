@@ -1,12 +1,14 @@
 """Read JSON schemas: check keywords, resolve references, merge two schemas. Pure; writes no rules.
 
 A keyword that this server cannot enforce is refused by name, never silently ignored. A keyword that is no constraint
-by the standard (a title, or `minLength` of a value that is no string) is no constraint here.
+by the standard (a title, `minLength` of a value that is no string, an empty `patternProperties`) is no constraint here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from math import lcm
 from typing import Any
 from urllib.parse import unquote
 
@@ -16,20 +18,22 @@ TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
 
 _OF_ALL = ("type", "enum", "const", "$ref", "anyOf", "oneOf", "allOf")
 _OF_TYPE: dict[str, tuple[str, ...]] = {
-    "object": ("properties", "required", "additionalProperties"),
-    "array": ("items", "prefixItems", "additionalItems", "minItems", "maxItems"),
+    "object": ("properties", "required", "additionalProperties", "unevaluatedProperties"),
+    "array": ("items", "prefixItems", "additionalItems", "unevaluatedItems", "minItems", "maxItems"),
     "string": ("pattern", "format", "minLength", "maxLength"),
     "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
 }
-_CONSTRAINING = frozenset({*_OF_ALL, *(name for names in _OF_TYPE.values() for name in names)})
 _UNSUPPORTED = ("not", "if", "then", "else", "$dynamicRef", "$recursiveRef")
-_UNSUPPORTED_OF_TYPE: dict[str, dict[str, object]] = {
-    "object": dict.fromkeys(("patternProperties", "propertyNames", "maxProperties"))
-    | dict.fromkeys(("dependentRequired", "dependentSchemas", "dependencies"))
-    | {"minProperties": 0},
-    "array": dict.fromkeys(("contains", "minContains", "maxContains", "unevaluatedItems")) | {"uniqueItems": False},
+_UNSUPPORTED_OF_TYPE: dict[str, tuple[str, ...]] = {
+    "object": (
+        *("patternProperties", "propertyNames", "minProperties", "maxProperties"),
+        *("dependentRequired", "dependentSchemas", "dependencies"),
+    ),
+    "array": ("contains", "minContains", "maxContains", "uniqueItems"),
 }
-"""For each type the unsupported keywords, with the value that has no effect."""
+_CONSTRAINING = frozenset(
+    {*_OF_ALL, *_UNSUPPORTED}.union(*_OF_TYPE.values(), *_UNSUPPORTED_OF_TYPE.values()),
+)
 
 
 class SchemaError(Exception):
@@ -45,34 +49,31 @@ def fail(path: str, why: str) -> SchemaError:
 
 
 def checked(schema: object, path: str) -> Schema:
-    """Return the schema as an object (True: empty). Raises SchemaError, also for unsupported keywords."""
+    """Return the schema as an object (True: empty) without keywords that have no effect. Raises SchemaError."""
     if schema is True:
         return {}
     if schema is False:
         raise Contradiction(f"JSON schema error at {path}: false allows no value")
     if not isinstance(schema, dict):
         raise fail(path, "schema must be an object")
-    for name in _UNSUPPORTED:
-        if name in schema:
-            raise fail(path, f'keyword "{name}" is not supported')
-    return schema
+    return effective(schema)
 
 
-def check_type_keywords(schema: Mapping[str, Any], kind: str, path: str) -> None:
-    """Raise SchemaError if the schema has an unsupported keyword of its type."""
-    for name, harmless in _UNSUPPORTED_OF_TYPE.get(kind, {}).items():
-        if schema.get(name, harmless) != harmless:
+def refuse_unsupported(schema: Mapping[str, Any], path: str, kind: str | None = None) -> None:
+    """Raise SchemaError if the schema has an unsupported keyword of all types, or of the type `kind`."""
+    for name in _UNSUPPORTED if kind is None else _UNSUPPORTED_OF_TYPE.get(kind, ()):
+        if name in schema and not (kind and is_implied(name, schema)):
             raise fail(path, f'keyword "{name}" is not supported')
 
 
 def constraints(schema: Mapping[str, Any], *without: str) -> Schema:
     """Return the keywords that are constraints, including unsupported ones, except those in `without`."""
-    comments = {name for name in schema if name not in _CONSTRAINING and not _is_unsupported(name)}
-    return {name: value for name, value in schema.items() if name not in comments and name not in without}
+    return {name: value for name, value in schema.items() if name in _CONSTRAINING and name not in without}
 
 
-def _is_unsupported(name: str) -> bool:
-    return any(name in names for names in _UNSUPPORTED_OF_TYPE.values())
+def is_anything(schema: object) -> bool:
+    """Return True if the schema allows every value."""
+    return schema is True or (isinstance(schema, dict) and not constraints(schema))
 
 
 def types_of(schema: Mapping[str, Any], path: str) -> list[str]:
@@ -94,7 +95,7 @@ def types_of(schema: Mapping[str, Any], path: str) -> list[str]:
 def inferred_type(schema: Mapping[str, Any]) -> str | None:
     """Return the type that the other keywords belong to, for a schema without `type`. None: any type is allowed."""
     for kind, names in _OF_TYPE.items():
-        known = {*names, *_UNSUPPORTED_OF_TYPE.get(kind, {})}
+        known = {*names, *_UNSUPPORTED_OF_TYPE.get(kind, ())}
         if any(name in known and not _constrains_nothing(name, value) for name, value in schema.items()):
             return kind
     return None
@@ -102,6 +103,116 @@ def inferred_type(schema: Mapping[str, Any]) -> str | None:
 
 def _constrains_nothing(name: str, value: object) -> bool:
     return (name == "additionalProperties" and value is True) or name == "additionalItems"
+
+
+# -- keywords without effect -------------------------------------------------------------------------------------------
+
+
+def effective(schema: Schema) -> Schema:
+    """Return the schema without keywords that allow every value, as if they were not there."""
+    idle = [name for name in schema if name in _IDLE and (schema[name] is None or _IDLE[name](schema[name], schema))]
+    return {name: value for name, value in schema.items() if name not in idle} if idle else schema
+
+
+def is_implied(name: str, schema: Mapping[str, Any]) -> bool:
+    """Return True if the other keywords of a complete schema imply the unsupported keyword `name`."""
+    value = schema[name]
+    if name == "maxProperties":
+        return _is_closed(schema) and _is_at_most(len(schema.get("properties", ())), value)
+    return name == "uniqueItems" and _is_at_most(schema.get("maxItems"), 1)
+
+
+def with_listed_names(schema: Schema) -> Schema:
+    """Replace `propertyNames` that lists the names (`enum`, `const`) by the properties with these names."""
+    names = schema.get("propertyNames")
+    said = constraints(names, "type") if isinstance(names, dict) else {}
+    values = said.get("enum", [said.get("const")])
+    if not said or set(said) - {"enum", "const"} or len(said) > 1 or not isinstance(values, list):
+        return schema
+    properties = schema.get("properties", {})
+    more = schema.get("additionalProperties", "properties" not in schema)
+    if not isinstance(properties, dict):
+        return schema
+    kept = {
+        name: properties.get(name, more) for name in values if isinstance(name, str) and (more or name in properties)
+    }
+    rest = {name: value for name, value in schema.items() if name != "propertyNames"}
+    return {**rest, "properties": kept, "additionalProperties": False}
+
+
+def _is_closed(schema: Mapping[str, Any]) -> bool:
+    more = schema.get("additionalProperties", schema.get("unevaluatedProperties", "properties" not in schema))
+    return more is False and set(schema.get("required", ())) <= set(schema.get("properties", ()))
+
+
+def _is_at_most(number: object, limit: object) -> bool:
+    return isinstance(number, (int, float)) and isinstance(limit, (int, float)) and number <= limit
+
+
+def _all_idle(values: object) -> bool:
+    return isinstance(values, dict) and all(value == [] or is_anything(value) for value in values.values())
+
+
+def _no_condition(_: object, schema: Mapping[str, Any]) -> bool:
+    return all(is_anything(schema.get(name, True)) for name in ("then", "else"))
+
+
+def _no_branch(value: object, schema: Mapping[str, Any]) -> bool:
+    return schema.get("if") is None or is_anything(value)
+
+
+def _no_patterns(value: object, schema: Mapping[str, Any]) -> bool:
+    """Patterns also allow names; this has an effect only if other names are not allowed."""
+    return value == {} or (_all_idle(value) and is_anything(schema.get("additionalProperties", True)))
+
+
+def _any_name(value: object, _: Mapping[str, Any]) -> bool:
+    """Names are strings, so a schema that only says this allows every name."""
+    return is_anything(value) or (isinstance(value, dict) and constraints(value) == {"type": "string"})
+
+
+def _needs_nothing(value: object, schema: Mapping[str, Any]) -> bool:
+    """What is required anyway may be required again."""
+    required = schema.get("required")
+    known = required if isinstance(required, list) else []
+    return isinstance(value, dict) and all(
+        isinstance(names, list) and all(name in known for name in names) for names in value.values()
+    )
+
+
+def _few_required(value: object, schema: Mapping[str, Any]) -> bool:
+    required = schema.get("required")
+    names = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
+    return _is_at_most(value, len(names)) and not isinstance(value, bool)
+
+
+def _any_number(_: object, schema: Mapping[str, Any]) -> bool:
+    least = schema.get("minContains")
+    return schema.get("contains") is None or (
+        least == 0 and not isinstance(least, bool) and schema.get("maxContains") is None
+    )
+
+
+_IDLE: dict[str, Callable[[Any, Mapping[str, Any]], bool]] = {
+    "not": lambda value, _: value is False,
+    "if": _no_condition,
+    "then": _no_branch,
+    "else": _no_branch,
+    "patternProperties": _no_patterns,
+    "propertyNames": _any_name,
+    "minProperties": _few_required,
+    "maxProperties": lambda *_: False,
+    "dependentRequired": _needs_nothing,
+    "dependentSchemas": lambda value, _: _all_idle(value),
+    "dependencies": lambda value, _: _all_idle(value),
+    "contains": _any_number,
+    "minContains": _any_number,
+    "maxContains": _any_number,
+    "uniqueItems": lambda value, _: value is False,
+    "unevaluatedItems": lambda value, _: is_anything(value),
+    "unevaluatedProperties": lambda value, _: is_anything(value),
+}
+"""For each keyword that may have no effect: whether its value in this schema has none. `null` never has one."""
 
 
 def is_of_type(value: object, kind: str) -> bool:
@@ -119,6 +230,24 @@ def is_of_type(value: object, kind: str) -> bool:
         case list():
             return kind == "array"
     return kind == "object"
+
+
+def same(a: object, b: object) -> bool:
+    """Return True if two JSON values are equal: 1 and 1.0 are, 1 and true are not."""
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return a == b and isinstance(a, bool) == isinstance(b, bool)
+
+
+def number(schema: Mapping[str, Any], name: str, path: str) -> Decimal | None:
+    value = schema.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e300:
+        raise fail(path, f"{name} must be a number")
+    return Decimal(str(value))
 
 
 def count(schema: Mapping[str, Any], name: str, path: str) -> int | None:
@@ -221,7 +350,20 @@ def _types(a: Any, b: Any, path: str) -> object:
 
 
 def _enums(a: Sequence[Any], b: Sequence[Any], path: str) -> list[Any]:
-    return _some([value for value in a if value in b], path)
+    return _some([value for value in a if any(same(value, other) for other in b)], path)
+
+
+def _steps(a: Any, b: Any, path: str) -> int | float:
+    """Return the least common multiple of two values of `multipleOf`."""
+    first, second = number({"multipleOf": a}, "multipleOf", path), number({"multipleOf": b}, "multipleOf", path)
+    assert first is not None
+    assert second is not None
+    (over, under), (over_2, under_2) = first.as_integer_ratio(), second.as_integer_ratio()
+    if over <= 0 or over_2 <= 0:
+        raise fail(path, "multipleOf must be above 0")
+    scale = lcm(under, under_2)
+    both = Decimal(lcm(over * scale // under, over_2 * scale // under_2)) / scale
+    return int(both) if both == int(both) else float(both)
 
 
 def _some(values: list[Any], path: str) -> list[Any]:
@@ -233,6 +375,7 @@ def _some(values: list[Any], path: str) -> list[Any]:
 _MERGERS: dict[str, Callable[[Any, Any, str], Any]] = {
     "type": _types,
     "enum": _enums,
+    "multipleOf": _steps,
     "required": lambda a, b, _: [*a, *(name for name in b if name not in a)],
     "allOf": lambda a, b, _: [*a, *b],
     **dict.fromkeys(("minimum", "exclusiveMinimum", "minLength", "minItems"), lambda a, b, _: max(a, b)),

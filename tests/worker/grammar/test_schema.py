@@ -94,7 +94,7 @@ CASES: list[tuple[Any, list[str], list[str]]] = [
     ({"type": "string", "format": "email", "pattern": r"^(?!\.)[^@]+@.+$"}, ['"a@b.de"'], ['".a@b.de"', '"a"']),
     ({"pattern": r"^[a-z\]]+$", "maxLength": 2}, ['"a"', '"a]"'], ['""', '"abc"']),
     ({"pattern": r"^\d*$", "minLength": 2, "maxLength": 3}, ['"12"', '"123"'], ['"1"', '"1234"']),
-    ({"pattern": "^a(b|c)+$", "maxLength": 2}, ['"ab"', '"abcb"'], ['"a"']),
+    ({"pattern": "^a(b|c)+$", "maxLength": 2}, ['"ab"'], ['"a"', '"abcb"']),
     ({"type": "string", "format": "email", "minLength": 5, "maxLength": 50}, ['"a@b.de"'], ['"a b"']),
     ({"type": "string", "format": "date", "maxLength": 10}, ['"2026-11-20"'], ['"2026"']),
     ({"type": "number", "minimum": 0, "maximum": 1}, ["0", "0.25", "1", "1.0"], ["-0.1", "1.01", "2"]),
@@ -103,6 +103,32 @@ CASES: list[tuple[Any, list[str], list[str]]] = [
     ({"type": "number", "minimum": 3, "exclusiveMinimum": True}, ["3.1"], ["3"]),
     ({"type": "integer", "minimum": 1.5, "maximum": 3.5}, ["2", "3"], ["1", "4"]),
     ({"type": "integer", "multipleOf": 1}, ["2"], ["2.5"]),
+    ({"type": "integer", "multipleOf": 15}, ["0", "-30", "1005"], ["5", "-10", "1010", "015"]),
+    ({"multipleOf": 0.25, "minimum": -0.5, "exclusiveMaximum": 10}, ["-0.5", "0", "1.25", "9.75", "3.50"],
+     ["-0.75", "10", "1.3", '"a"']),
+    ({"allOf": [{"multipleOf": 4}, {"multipleOf": 6}]}, ["12", "24"], ["4", "6", "8"]),
+    ({"pattern": "^[a-z0-9]+(-[a-z0-9]+)*$", "minLength": 3, "maxLength": 5}, ['"abc"', '"a-b-c"'],
+     ['"ab"', '"abcd-"', '"abc-de"']),
+    ({"pattern": "b{2}", "minLength": 3, "maxLength": 4}, ['"bba"', r'"\"bb"', '"abba"'], ['"bb"', '"abb', '"abbab"']),
+    ({"pattern": "^(ab)+$", "minLength": 5}, ['"ababab"', '"abababab"'], ['"abab"', '"ababa"']),
+    ({"format": "email", "maxLength": 8}, ['"a@b.de"', '"abc@d.ef"'], ['"abcd@e.fg"', '"a@b"']),
+    ({"format": "date-time", "maxLength": 20}, ['"2026-11-20T10:00:00Z"'], ['"2026-11-20T10:00:00+00:00"']),
+    ({"format": "uri", "maxLength": 2083, "minLength": 1}, ['"a:b"'], ['"a b"']),
+    ({"format": "duration"}, ['"P3DT12H30M5S"', '"PT5S"', '"P1W"', '"P1Y2M3D"'], ['"P"', '"PT"', '"P1DT"', '"PT1H5S"']),
+    ({"format": "json-pointer"}, ['""', '"/a~1b/c"'], ['"a"', '"/~2"']),
+    ({"format": "relative-json-pointer"}, ['"1/a"', '"0#"'], ['"/a"']),
+    ({"format": "iri"}, ['"http://é.de/ü"'], ['"http://é d"']),
+    ({"enum": [1, 2, 3, 4.5], "minimum": 2, "multipleOf": 1}, ["2", "3"], ["1", "4.5"]),
+    ({"enum": ["a", "abc", "b1", 7], "minLength": 2, "pattern": "^a", "type": "string"}, ['"abc"'], ['"a"', '"b1"', "7"]),
+    ({"enum": [True, 1, {"a": 1}, {"a": 1, "b": 2}], "required": ["a"], "maxProperties": 1}, ['{"a":1}', "true", "1"],
+     ['{"a":1,"b":2}']),
+    ({"enum": [1, 2, 3], "not": {"const": 2}}, ["1", "3"], ["2"]),
+    ({"const": "é", "maxLength": 1}, ['"é"'], ['"e"']),
+    ({"anyOf": [{"enum": [1, 2]}, {"const": 9}], "maximum": 1}, ["1"], ["2", "9"]),
+    ({"propertyNames": {"type": "string", "enum": ["a", "b"]}, "additionalProperties": {"type": "null"},
+      "required": ["a"]}, ['{"a": null}', '{"a": null, "b": null}'], ["{}", '{"a": null, "c": null}', '{"a": 1}']),
+    ({"type": "object", "unevaluatedProperties": False}, ["{}"], ['{"a": 1}']),
+    ({"prefixItems": [{"type": "null"}], "unevaluatedItems": False}, ["[null]"], ["[null, 1]"]),
     ({"oneOf": [{"type": "integer"}, {"const": "x"}]}, ["1", '"x"'], ["null"]),
     (SHAPES, ['{"r": 1}', '{"w": 2}', '{"r": 1, "w": 2}'], ["{}", '{"x": 1}']),
     ({"allOf": [{"$ref": "#/$defs/a"}, {"properties": {"b": {"type": "null"}}}],
@@ -129,6 +155,39 @@ def test_a_grammar_accepts_only_texts_of_the_schema(
     assert [text for text in forbidden if accepts(schema, text)] == []
 
 
+NO_EFFECT: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({}, {"patternProperties": {}}),
+    ({}, {"patternProperties": {"^a": True}}),
+    ({}, {"dependentRequired": {}}),
+    ({"required": ["b"]}, {"dependentRequired": {"a": ["b"], "c": []}}),
+    ({}, {"dependentSchemas": {"a": {}}, "dependencies": {"a": [], "b": True}}),
+    ({}, {"propertyNames": {"type": "string"}}),
+    ({"required": ["a", "b"]}, {"minProperties": 2}),
+    ({"properties": {"a": {}}, "additionalProperties": False}, {"maxProperties": 1}),
+    ({}, {"unevaluatedProperties": True}),
+    ({}, {"contains": {"type": "null"}, "minContains": 0}),
+    ({}, {"minContains": 2, "maxContains": 1}),
+    ({"maxItems": 1}, {"uniqueItems": True}),
+    ({"type": "array"}, {"uniqueItems": False, "unevaluatedItems": True}),
+    ({"type": "null"}, {"not": False}),
+    ({"type": "integer"}, {"then": {"const": 1}, "else": {"const": 2}}),
+    ({"type": "integer"}, {"if": {"const": 1}}),
+    ({"type": "integer"}, {"if": {"const": 1}, "then": True, "else": {}}),
+    ({"type": "string"}, {"not": None, "uniqueItems": None, "propertyNames": None}),
+    ({"anyOf": [{"type": "null"}, {"type": "string"}]}, {"then": False}),
+    ({"properties": {"a": {"$ref": "#"}}}, {"patternProperties": {}, "contains": True, "minContains": 0}),
+]
+
+
+@pytest.mark.parametrize(("schema", "without_effect"), NO_EFFECT, ids=range(len(NO_EFFECT)))
+def test_a_keyword_without_effect_is_as_if_it_were_not_there(
+    schema: dict[str, Any], without_effect: dict[str, Any]
+) -> None:
+    assert schema_grammar({**schema, **without_effect}) == schema_grammar(schema)
+    inside = {"allOf": [{"properties": {"x": {**schema, **without_effect}}}]}
+    assert schema_grammar(inside) == schema_grammar({"allOf": [{"properties": {"x": schema}}]})
+
+
 @pytest.mark.parametrize(
     ("schema", "named"),
     [
@@ -138,14 +197,28 @@ def test_a_grammar_accepts_only_texts_of_the_schema(
         ({"type": 123}, "type must be a string"),
         ({"type": []}, "type must not be empty"),
         ({"not": {}}, '"not"'),
-        ({"if": {}, "then": {}}, '"if"'),
-        ({"patternProperties": {}}, '"patternProperties"'),
+        ({"if": {}, "then": {"const": 1}}, '"if"'),
+        ({"patternProperties": {"^a": {"type": "null"}}}, '"patternProperties"'),
+        ({"patternProperties": {"^a": {}}, "additionalProperties": False}, '"patternProperties"'),
+        ({"propertyNames": {"pattern": "^a"}}, '"propertyNames"'),
+        ({"required": ["a"], "minProperties": 2}, '"minProperties"'),
+        ({"dependentRequired": {"a": ["b"]}}, '"dependentRequired"'),
+        ({"contains": {"type": "null"}, "minContains": 0, "maxContains": 1}, '"contains"'),
+        ({"type": "array", "maxItems": 2, "uniqueItems": True}, '"uniqueItems"'),
         ({"type": "object", "maxProperties": 2}, '"maxProperties"'),
         ({"type": "array", "uniqueItems": True}, '"uniqueItems"'),
         ({"contains": {}}, '"contains"'),
-        ({"type": "integer", "multipleOf": 3}, '"multipleOf"'),
+        ({"type": "integer", "multipleOf": 99_991}, '"multipleOf" is not supported with 99991'),
+        ({"multipleOf": 0}, "multipleOf must be above 0"),
+        ({"multipleOf": 10, "minimum": 1, "maximum": 9}, "no multiple of 10"),
+        ({"pattern": "^[a-z]{5}$", "maxLength": 4}, "no text of the required length"),
+        ({"format": "date", "minLength": 11}, "no text of the required length"),
+        ({"pattern": "(a|b)*a(a|b){18}c", "maxLength": 1000}, "too large together with minLength or maxLength"),
+        ({"pattern": "^(a{0,1000}){0,20}$", "maxLength": 1000}, "it is too large"),
         ({"type": "string", "format": "regex"}, 'format "regex"'),
-        ({"enum": ["a"], "minLength": 1}, '"minLength" together with enum'),
+        ({"enum": ["a"], "minLength": 2}, "no value of enum"),
+        ({"enum": ["a"], "pattern": "(?=a)"}, "lookaround"),
+        ({"enum": [{}], "unevaluatedProperties": False}, '"unevaluatedProperties" together with enum'),
         ({"pattern": "(?=a)b"}, "lookaround"),
         ({"pattern": r"(a)\1"}, "the escape \\1"),
         ({"pattern": "(a"}, "unbalanced parentheses"),
@@ -244,6 +317,44 @@ def test_numbers_between_bounds(
         )
         for text in {format(number, "f"), format(number, "f") + "0", format(number.normalize(), "f")}:
             assert _matches(number_range(low, high, above, below), text) == inside, text
+
+
+STEPS = st.sampled_from(["2", "3", "7", "15", "60", "100", "0.01", "0.05", "0.25", "1.5"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(STEPS, BOUND, FINE_BOUND, st.booleans(), st.booleans(), st.integers(-300, 300), st.sampled_from([1, 1, 2, 100]))
+def test_multiples_between_bounds(
+    accepts: Accepts, step: str, low: int | None, high: Decimal | None, strict: bool, whole: bool, n: int, part: int
+) -> None:
+    schema: dict[str, Any] = {"type": "integer" if whole else "number", "multipleOf": json.loads(step)}
+    if low is not None:
+        schema["exclusiveMinimum" if strict else "minimum"] = low
+    if high is not None:
+        schema["maximum"] = float(high)
+    value = n * Decimal(step) / part
+    inside = value % Decimal(step) == 0 and (not whole or value % 1 == 0) and (high is None or value <= high)
+    inside = inside and (low is None or low < value or (low == value and not strict))
+    try:
+        assert accepts(schema, format(value.normalize(), "f") if value else "0") == inside
+    except SchemaError:
+        assert not inside
+
+
+PATTERNS = ["^(ab|c)*$", "^a(b|cd)?[a-c]+$", "b{2,3}", "^[ab]*a[bc]$|^c+$", r"^\w(-\w)*$"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(PATTERNS), st.integers(0, 5), st.none() | st.integers(0, 8), st.text("abc-", max_size=9))
+def test_a_pattern_and_a_length(accepts: Accepts, pattern: str, low: int, high: int | None, text: str) -> None:
+    import re
+
+    schema = {"pattern": pattern, "minLength": low, **({} if high is None else {"maxLength": high})}
+    inside = bool(re.search(pattern, text)) and low <= len(text) and (high is None or len(text) <= high)
+    try:
+        assert accepts(schema, json.dumps(text)) == inside
+    except SchemaError:
+        assert not inside
 
 
 SCHEMAS = st.recursive(

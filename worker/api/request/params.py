@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from llama_corral.common.base.errors import InvalidRequest
-from llama_corral.common.base.json_encoding import encode_json
 from llama_corral.common.web.json_fields import Fields
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -19,6 +18,7 @@ from ...chat.parsing.reply import PLAIN, ReplyFormat
 from ...chat.request import REASONING_FORMATS
 from ...engine.messages import Generation, Sampling
 from ...engine.runner import LoadedModel
+from ...grammar.converter import conversion_work
 from .delimiters import MessageDelimiter, read_delimiters, user_starts
 from .grammars import preserved_tokens, read_grammar
 from .prompts import Prompt, maybe_off_loop
@@ -130,7 +130,7 @@ def read_params(
 async def params_of(body: Mapping[str, Any], defaults: CompletionParams, loaded: LoadedModel) -> CompletionParams:
     """Call `read_params`, off the event loop if the schema is large. Prepare the model for its first grammar."""
     schema = body.get("json_schema")
-    size = 0 if schema is None else len(encode_json(schema))
+    size = 0 if schema is None else conversion_work(schema)
     params = await maybe_off_loop(size, lambda: read_params(body, defaults, loaded.vocab, loaded.info.n_slots))
     if params.sampling.grammar is not None:
         await loaded.prepare_for_grammars()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def incomplete_tail(data: bytes | bytearray) -> int:
-    """Return the number of bytes of an incomplete UTF-8 character at the end, which the next token may complete; or 0."""
+    """Return the number of bytes of an incomplete UTF-8 character at the end; the next token may complete it."""
     for back in range(1, min(4, len(data)) + 1):
         byte = data[-back]
         if byte & 0xC0 == 0x80:
