@@ -1,7 +1,7 @@
 """Check a JSON value against a schema: which values of an `enum` its other keywords allow. Pure.
 
-The value is known, so keywords that no grammar can express are applied too, except `unevaluatedProperties` and the like.
-A `format` is no constraint for a value that the schema's author has written.
+The value is known, so keywords that no grammar can express are applied too, except `unevaluatedProperties` and such. A
+`format` is no constraint for a value that the schema's author has written.
 """
 
 from __future__ import annotations
