@@ -6,7 +6,7 @@ The value is known, so keywords that no grammar can express are applied too, exc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -27,7 +27,7 @@ from .schema import (
 )
 
 _MAX_DEPTH = 100
-_BOUNDS = {
+_BOUNDS: dict[str, Callable[[Decimal, Decimal], bool]] = {
     "minimum": lambda value, limit: value >= limit,
     "maximum": lambda value, limit: value <= limit,
     "exclusiveMinimum": lambda value, limit: value > limit,
@@ -103,12 +103,12 @@ class ValueCheck:
     def _number(self, schema: Schema, value: int | float, path: str) -> bool:
         given = Decimal(str(value))
         for name, fits in _BOUNDS.items():
-            limit = schema.get(name)
-            if isinstance(limit, bool) and name.startswith("exclusive"):  # in the oldest drafts
-                bound = number(schema, "minimum" if name == "exclusiveMinimum" else "maximum", path)
-                if limit and bound is not None and given == bound:
-                    return False
-            elif limit is not None and not fits(given, number(schema, name, path)):
+            if isinstance(schema.get(name), bool) and name.startswith("exclusive"):  # in the oldest drafts
+                name_of_limit = "minimum" if name == "exclusiveMinimum" else "maximum"
+                limit = number(schema, name_of_limit, path) if schema[name] else None
+            else:
+                limit = number(schema, name, path)
+            if limit is not None and not fits(given, limit):
                 return False
         return True
 

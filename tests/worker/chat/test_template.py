@@ -277,7 +277,10 @@ def test_invalid_chat_requests_are_refused(body: dict[str, Any]) -> None:
 def test_logprobs_of_a_chat_become_completion_fields() -> None:
     assert probabilities_wanted({"logprobs": True}) == {"n_probs": 20}
     assert probabilities_wanted({"logprobs": True, "top_logprobs": 3}) == {"n_probs": 3}
-    assert probabilities_wanted({"logprobs": False}) == {}
+    assert probabilities_wanted({"logprobs": True, "top_logprobs": 0}) == {"n_probs": 0}
+    assert probabilities_wanted({"logprobs": False}) == probabilities_wanted({"top_logprobs": 0}) == {}
+    with pytest.raises(InvalidRequest, match="'top_logprobs'"):
+        probabilities_wanted({"logprobs": True, "top_logprobs": 21})
     with pytest.raises(InvalidRequest, match="requires logprobs"):
         probabilities_wanted({"top_logprobs": 3})
 

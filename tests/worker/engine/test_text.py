@@ -25,8 +25,15 @@ def test_a_character_split_over_tokens_waits() -> None:
     assert shown([b"a", euro[:1], euro[1:2], euro[2:], b"b"]) == (["a", "", "", "€", "b", ""], None)
 
 
-def test_a_broken_character_at_the_end_is_replaced() -> None:
-    assert shown([b"a", b"\xe2\x82"]) == (["a", "", "\N{REPLACEMENT CHARACTER}"], None)
+def test_an_incomplete_character_at_the_end_is_not_shown() -> None:
+    assert shown([b"a", b"\xe2\x82"]) == (["a", "", ""], None)
+    assert shown([b"x S", b"\xf0\x9f"], ("STOP",)) == (["", "", "x S"], None)
+    stream = TextStream(())
+    stream.add(b"a\xff\xf0\x9f\xa4", is_end=False)
+    assert (stream.text, stream.broken) == ("a\N{REPLACEMENT CHARACTER}", "\N{REPLACEMENT CHARACTER}")
+
+
+def test_a_broken_character_is_replaced() -> None:
     assert shown([b"\xff", b"a"]) == (["\N{REPLACEMENT CHARACTER}", "a", ""], None)
     assert shown([b"\xe2", b"a"])[0][1] == "\N{REPLACEMENT CHARACTER}a", "no character can come of it any more"
 
