@@ -6,7 +6,7 @@ that need more text around the JSON add a schema's rules to their own rules with
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -16,6 +16,7 @@ from .objects import object_rule
 from .rules import MAX_REPETITIONS, GrammarRules, below, json_literal, repeated, rule_name
 from .scalars import number_rule, string_rule
 from .schema import (
+    UNSUPPORTED,
     Contradiction,
     Merger,
     Schema,
@@ -65,6 +66,22 @@ _LOOSER = (
     ("type",),
 )
 """Keyword sets that are tried, in this order, for a schema that is not fully supported; the first one is required."""
+_FINE = frozenset({"pattern", "format", "multipleOf"})
+"""Keywords that are supported with some values only."""
+
+
+def _looser(schema: Schema) -> Iterator[Schema]:
+    """Yield looser schemas to try instead of an unsupported one, the strictest first."""
+    rest = {keyword: value for keyword, value in schema.items() if keyword not in UNSUPPORTED}
+    if "patternProperties" in schema:
+        rest.pop("additionalProperties", None)  # without the patterns it would forbid their names
+    for looser in (rest, {keyword: value for keyword, value in rest.items() if keyword not in _FINE}):
+        if looser != schema and constraints(looser):
+            yield looser
+    for keywords in _LOOSER:
+        looser = {keyword: schema[keyword] for keyword in keywords if keyword in schema}
+        if keywords[0] in schema and looser != schema:
+            yield looser
 
 
 class Converter:
@@ -96,11 +113,9 @@ class Converter:
 
     def _loosened(self, schema: object, name: str, path: str) -> str:
         if isinstance(schema, dict) and self._depth <= MAX_DEPTH:
-            for keywords in _LOOSER:
-                looser = {keyword: schema[keyword] for keyword in keywords if keyword in schema}
-                if keywords[0] in schema and looser != schema:
-                    with suppress(SchemaError):
-                        return self._visit(looser, name, path)
+            for looser in _looser(schema):
+                with suppress(SchemaError):
+                    return self._visit(looser, name, path)
         return self.rules.add(rule_name(name), self.rules.primitive("value"))
 
     def _visit(self, schema: Schema, name: str, path: str) -> str:

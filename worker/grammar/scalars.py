@@ -18,13 +18,14 @@ _FORMATS = {"date": "date-string", "time": "time-string", "date-time": "date-tim
 _OCTET = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9][0-9]|[0-9])"
 _LABEL = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _LOCAL_PART = r"[A-Za-z0-9_%+-]+(\.[A-Za-z0-9_%+-]+)*"
-_TIMES = ("[0-9]{1,9}H([0-9]{1,9}M([0-9]{1,9}S)?)?", "[0-9]{1,9}M([0-9]{1,9}S)?", "[0-9]{1,9}S")
-_DATES = ("[0-9]{1,9}D", "[0-9]{1,9}M([0-9]{1,9}D)?", "[0-9]{1,9}Y([0-9]{1,9}M([0-9]{1,9}D)?)?")
+_N = "[0-9]{1,6}"  # more digits are out of range in many programs
+_TIMES = (f"{_N}H({_N}M({_N}S)?)?", f"{_N}M({_N}S)?", f"{_N}S")
+_DATES = (f"{_N}D", f"{_N}M({_N}D)?", f"{_N}Y({_N}M({_N}D)?)?")
 _POINTER = "(/([^/~]|~[01])*)*"
 _URI_TEXT = "[A-Za-z0-9._~:/?#@!$&'()*+,;=%-]"
 _IRI_TEXT = r"[^\x00-\x20\x7f\"<>\\^`{|}]"
 _FORMAT_PATTERNS = {
-    "duration": f"^P(({'|'.join(_DATES)})(T({'|'.join(_TIMES)}))?|T({'|'.join(_TIMES)})|[0-9]{{1,9}}W)$",
+    "duration": f"^P(({'|'.join(_DATES)})(T({'|'.join(_TIMES)}))?|T({'|'.join(_TIMES)})|{_N}W)$",
     "ipv4": rf"^{_OCTET}(\.{_OCTET}){{3}}$",
     "ipv6": "^([0-9a-fA-F]{1,4}:){7}[0-9a-fA-F]{1,4}$",
     "hostname": rf"^{_LABEL}(\.{_LABEL})*$",

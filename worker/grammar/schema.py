@@ -31,9 +31,9 @@ _UNSUPPORTED_OF_TYPE: dict[str, tuple[str, ...]] = {
     ),
     "array": ("contains", "minContains", "maxContains", "uniqueItems"),
 }
-_CONSTRAINING = frozenset(
-    {*_OF_ALL, *_UNSUPPORTED}.union(*_OF_TYPE.values(), *_UNSUPPORTED_OF_TYPE.values()),
-)
+UNSUPPORTED = frozenset(_UNSUPPORTED).union(*_UNSUPPORTED_OF_TYPE.values())
+"""Keywords that no grammar can express, unless they have no effect."""
+_CONSTRAINING = UNSUPPORTED.union(_OF_ALL, *_OF_TYPE.values())
 
 
 class SchemaError(Exception):
