@@ -12,13 +12,13 @@ from typing import Any
 
 from llama_corral.common.base.json_encoding import encode_json
 
+from .merging import Merger
 from .objects import object_rule
 from .rules import MAX_REPETITIONS, GrammarRules, below, json_literal, repeated, rule_name
 from .scalars import number_rule, string_rule
 from .schema import (
     UNSUPPORTED,
     Contradiction,
-    Merger,
     Schema,
     SchemaError,
     alternatives,

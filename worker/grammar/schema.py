@@ -1,4 +1,4 @@
-"""Read JSON schemas: check keywords, resolve references, merge two schemas. Pure; writes no rules.
+"""Read JSON schemas: check keywords, resolve references, find keywords without effect. Pure; writes no rules.
 
 A keyword that this server cannot enforce is refused by name, never silently ignored. A keyword that is no constraint
 by the standard (a title, `minLength` of a value that is no string, an empty `patternProperties`) is no constraint here.
@@ -6,9 +6,8 @@ by the standard (a title, `minLength` of a value that is no string, an empty `pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from decimal import Decimal
-from math import lcm
 from typing import Any
 from urllib.parse import unquote
 
@@ -110,15 +109,20 @@ def _constrains_nothing(name: str, value: object) -> bool:
 
 def effective(schema: Schema) -> Schema:
     """Return the schema without keywords that allow every value, as if they were not there."""
-    idle = [name for name in schema if name in _IDLE and (schema[name] is None or _IDLE[name](schema[name], schema))]
+    idle = [
+        name
+        for name, value in schema.items()
+        if (name in _IDLE and _IDLE[name](value, schema)) or (value is None and name in _CONSTRAINING - {"const"})
+    ]
     return {name: value for name, value in schema.items() if name not in idle} if idle else schema
 
 
 def is_implied(name: str, schema: Mapping[str, Any]) -> bool:
     """Return True if the other keywords of a complete schema imply the unsupported keyword `name`."""
-    value = schema[name]
     if name == "maxProperties":
-        return _is_closed(schema) and _is_at_most(len(schema.get("properties", ())), value)
+        properties = schema.get("properties", {})
+        more = schema.get("additionalProperties", schema.get("unevaluatedProperties", "properties" not in schema))
+        return more is False and isinstance(properties, dict) and _is_at_most(len(properties), schema[name])
     return name == "uniqueItems" and _is_at_most(schema.get("maxItems"), 1)
 
 
@@ -138,11 +142,6 @@ def with_listed_names(schema: Schema) -> Schema:
     }
     rest = {name: value for name, value in schema.items() if name != "propertyNames"}
     return {**rest, "properties": kept, "additionalProperties": False}
-
-
-def _is_closed(schema: Mapping[str, Any]) -> bool:
-    more = schema.get("additionalProperties", schema.get("unevaluatedProperties", "properties" not in schema))
-    return more is False and set(schema.get("required", ())) <= set(schema.get("properties", ()))
 
 
 def _is_at_most(number: object, limit: object) -> bool:
@@ -212,7 +211,7 @@ _IDLE: dict[str, Callable[[Any, Mapping[str, Any]], bool]] = {
     "unevaluatedItems": lambda value, _: is_anything(value),
     "unevaluatedProperties": lambda value, _: is_anything(value),
 }
-"""For each keyword that may have no effect: whether its value in this schema has none. `null` never has one."""
+"""For each keyword that may have no effect: whether its value in this schema has none. `null` has no effect anyway."""
 
 
 def is_of_type(value: object, kind: str) -> bool:
@@ -286,98 +285,3 @@ def resolved(root: Any, reference: object, path: str) -> Any:
         else:
             raise fail(path, f"cannot resolve $ref {reference}, {part} not found")
     return target
-
-
-# -- merging schemas ---------------------------------------------------------------------------------------------------
-
-_MAX_REFERENCES = 100
-
-
-class Merger:
-    """Merge schemas that must all be satisfied into one."""
-
-    def __init__(self, root: Any) -> None:
-        self._root = root
-
-    def opened(self, schema: object, path: str) -> Schema:
-        """Return the schema with its `$ref` replaced by the target."""
-        plain = checked(schema, path)
-        for _ in range(_MAX_REFERENCES):
-            if "$ref" not in plain:
-                return plain
-            target = checked(resolved(self._root, plain["$ref"], path), path)
-            rest = constraints(plain, "$ref")
-            plain = self._together(target, rest, path) if rest else target
-        raise fail(path, f"$ref {plain['$ref']} refers to itself")
-
-    def merge(self, a: object, b: object, path: str) -> Schema:
-        return self._together(self.opened(a, path), self.opened(b, path), path)
-
-    def _together(self, a: Schema, b: Schema, path: str) -> Schema:
-        together = dict(a)
-        for name, value in constraints(b).items():
-            if name not in together or together[name] == value:
-                together[name] = value
-            elif name in ("anyOf", "oneOf", "$ref", "pattern", "format"):
-                together["allOf"] = [*together.get("allOf", ()), {name: value}]
-            elif name in _MERGERS:
-                together[name] = _MERGERS[name](together[name], value, path)
-            elif name == "properties":
-                together[name] = self._properties(together[name], value, path)
-            elif name in ("items", "additionalProperties"):
-                together[name] = self._nested(together[name], value, path)
-            else:
-                raise fail(path, f'different values of "{name}" cannot be combined')
-        return together
-
-    def _nested(self, a: object, b: object, path: str) -> object:
-        if a is False or b is False:
-            return False
-        return self.merge(a, b, path)
-
-    def _properties(self, a: Schema, b: Schema, path: str) -> Schema:
-        together = dict(a)
-        for name, value in b.items():
-            together[name] = self.merge(together[name], value, path) if name in together else value
-        return together
-
-
-def _types(a: Any, b: Any, path: str) -> object:
-    first, second = types_of({"type": a}, path), types_of({"type": b}, path)
-    both = [kind for kind in first if kind in second or (kind == "integer" and "number" in second)]
-    both += [kind for kind in second if kind == "integer" and kind not in first and "number" in first]
-    return _some(both, path) if len(both) != 1 else both[0]
-
-
-def _enums(a: Sequence[Any], b: Sequence[Any], path: str) -> list[Any]:
-    return _some([value for value in a if any(same(value, other) for other in b)], path)
-
-
-def _steps(a: Any, b: Any, path: str) -> int | float:
-    """Return the least common multiple of two values of `multipleOf`."""
-    first, second = number({"multipleOf": a}, "multipleOf", path), number({"multipleOf": b}, "multipleOf", path)
-    assert first is not None
-    assert second is not None
-    (over, under), (over_2, under_2) = first.as_integer_ratio(), second.as_integer_ratio()
-    if over <= 0 or over_2 <= 0:
-        raise fail(path, "multipleOf must be above 0")
-    scale = lcm(under, under_2)
-    both = Decimal(lcm(over * scale // under, over_2 * scale // under_2)) / scale
-    return int(both) if both == int(both) else float(both)
-
-
-def _some(values: list[Any], path: str) -> list[Any]:
-    if not values:
-        raise Contradiction(f"JSON schema error at {path}: no value can satisfy all of these schemas")
-    return values
-
-
-_MERGERS: dict[str, Callable[[Any, Any, str], Any]] = {
-    "type": _types,
-    "enum": _enums,
-    "multipleOf": _steps,
-    "required": lambda a, b, _: [*a, *(name for name in b if name not in a)],
-    "allOf": lambda a, b, _: [*a, *b],
-    **dict.fromkeys(("minimum", "exclusiveMinimum", "minLength", "minItems"), lambda a, b, _: max(a, b)),
-    **dict.fromkeys(("maximum", "exclusiveMaximum", "maxLength", "maxItems"), lambda a, b, _: min(a, b)),
-}

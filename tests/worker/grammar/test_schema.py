@@ -17,7 +17,7 @@ from llama_corral.worker.engine.messages import Grammar
 from llama_corral.worker.engine.sampling.grammar import GrammarConstraint
 from llama_corral.worker.grammar.converter import Converter, schema_grammar
 from llama_corral.worker.grammar.numbers import integer_range, number_range
-from llama_corral.worker.grammar.schema import SchemaError
+from llama_corral.worker.grammar.schema import _CONSTRAINING, SchemaError
 
 Accepts = Callable[[Any, str], bool]
 
@@ -399,6 +399,25 @@ def _instance(schema: Any, random: Any) -> Any:
         case "boolean":
             return random.random() < 0.5
     return None
+
+
+KEYWORDS = sorted(_CONSTRAINING | {"$defs", "title"})
+TEXTS = st.sampled_from(["", "a", "^a+$", "#", "date", "email", "string", "object", "array", "#/$defs/a"])
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 40) | st.integers() | st.floats(allow_nan=False) | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*KEYWORDS, "a"]), inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(st.sampled_from(KEYWORDS), ANY_JSON, max_size=5), st.booleans())
+def test_any_json_is_converted_or_refused(schema: Any, lenient: bool) -> None:
+    try:
+        converter = Converter(schema, lenient=lenient)
+        assert converter.visit(schema, "", "#")
+    except SchemaError:
+        pass
 
 
 # -- schemas of tools ------------------------------------------------------------------------------------------------
