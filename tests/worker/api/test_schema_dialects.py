@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from llama_corral.presets.options.settings import Settings
 from llama_corral.worker.api.completions import render_chat
 from llama_corral.worker.chat.request import ChatDefaults, read_chat
 from programs import Program, post
@@ -216,8 +217,9 @@ class ThreadOfRendering:
 async def test_a_large_schema_is_not_converted_on_the_event_loop(body: Body, thread: str) -> None:
     form = ThreadOfRendering()
     chat = read_chat({"messages": USER, **body}, ChatDefaults())
-    worker: Any = SimpleNamespace(model=SimpleNamespace(chat=form))
-    loaded: Any = SimpleNamespace(apply_builtin_template=None)
+    settings = Settings.of(special_in_messages=True)
+    worker: Any = SimpleNamespace(model=SimpleNamespace(chat=form), settings=settings)
+    loaded: Any = SimpleNamespace(apply_builtin_template=None, vocab=None)
     await render_chat(worker, loaded, chat)
     assert form.thread == thread
 
