@@ -1,8 +1,8 @@
 """Anthropic's messages dialect: renders an answer as content blocks, as one message or as named events. Pure.
 
 The blocks (reasoning, text, tool calls) are in the order in which the model writes them. The whole message is built
-from the same events, so both forms agree. Only a call that was cut off differs: a stream has sent its beginning, a whole
-message leaves it out, because `input` is an object and an incomplete one would look like a complete one.
+from the same events, so both forms agree. Only a call that was cut off differs: a stream has sent its beginning, a
+whole message leaves it out, because `input` is an object and an incomplete one would look like a complete one.
 """
 
 from __future__ import annotations

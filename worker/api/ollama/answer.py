@@ -1,7 +1,7 @@
 """Ollama's dialect of `/api/chat` and `/api/generate`: an answer is one body, or one JSON object per line. Pure.
 
-A tool call is sent when it is complete, with its arguments as an object. One that is cut off is left out. The last line has the finish reason, the
-token counts and the durations in nanoseconds.
+A tool call is sent when it is complete, with its arguments as an object. One that is cut off is left out. The last line
+has the finish reason, the token counts and the durations in nanoseconds.
 """
 
 from __future__ import annotations
