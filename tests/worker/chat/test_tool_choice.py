@@ -110,23 +110,31 @@ def test_broken_arguments_of_earlier_calls_are_shown_to_the_template(name: str, 
 
 # -- over HTTP -------------------------------------------------------------------------------------------------------
 
-FORMATS = ["hermes", "llama", "nemo", "coder", "gemma", "muse"]
+RECIPIENTS = """\
+{# >>>all >>>${recipient} #}{% for m in messages %}<|role|>{{ m.role }}
+{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|role|>assistant
+>>>{% endif %}"""
+FORMATS = {
+    **{name: chat_templates.ALL[name] for name in ("hermes", "llama", "nemo", "coder", "gemma", "muse")},
+    "recipients": RECIPIENTS,
+    "gpt-oss": chat_templates.GPT_OSS,
+}
 
 
-@pytest.fixture(scope="module", params=FORMATS)
+@pytest.fixture(scope="module", params=sorted(FORMATS))
 def worker(
     request: pytest.FixtureRequest, module_programs: Programs, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Program]:
     path = tmp_path_factory.mktemp("templates") / "template.jinja"
-    path.write_text(chat_templates.ALL[request.param].replace(chat_templates.THOUGHTS, ""))
+    path.write_text(FORMATS[request.param].replace(chat_templates.THOUGHTS, ""))
     program = module_programs.worker("--chat-template-file", str(path), "--ctx-size", "4096", "--threads", "1")
     yield program
     program.stop()
 
 
 def chat(program: Program, **fields: Any) -> Any:
-    body = {"messages": [USER], "tools": OFFERED, "max_tokens": 600, "temperature": 1.0, **fields}
-    return program.client.post("/v1/chat/completions", json=body)
+    body = {"messages": [USER], "tools": OFFERED, "max_tokens": 600, "temperature": 2.0, **fields}
+    return program.client.post("/v1/chat/completions", json={"thinking_budget_tokens": 0, **body})
 
 
 def test_a_named_function_is_called_exactly_once(worker: Program) -> None:
@@ -145,7 +153,9 @@ FORM = {
 def test_tools_with_a_response_format_give_a_call_or_the_json(worker: Program) -> None:
     seen = set()
     for seed in range(30):
-        choice = chat(worker, response_format=FORM, seed=seed, parallel_tool_calls=False).json()["choices"][0]
+        asked = {"response_format": FORM, "seed": seed, "parallel_tool_calls": False}
+        bias = [["f", 6.0 * (seed % 2)]]  # "f" is the first letter of a call without marks
+        choice = chat(worker, logit_bias=bias, **asked).json()["choices"][0]
         message = choice["message"]
         if calls := message.get("tool_calls"):
             assert [set(json.loads(call["function"]["arguments"])) for call in calls] == [{"on"}]

@@ -177,7 +177,8 @@ class _TaggedCallRules:
             name += ' ":" [0-9]{1,4}'
         if form.id_first:
             name = f"[a-z0-9]{{10}} {name}"
-        head = f"{name} {literal_of(form.name.end)}".strip()
+        name_end = form.name.end.strip() or form.name.end  # white space that ends the name is needed
+        head = f"{name} {literal(name_end) if name_end else ''}".strip()
         if form.name_rest:
             head += f" {literal(form.number.start)} [0-9]{{1,3}} {literal(form.number.end + form.name_rest)}"
         id = f"({literal_of(form.id.start)} [a-zA-Z0-9]{{9}} {literal_of(form.id.end)})?" if form.id.start else ""
