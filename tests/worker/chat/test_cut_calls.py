@@ -76,7 +76,7 @@ WRITTEN = {
 }  # fmt: skip
 
 
-def answers(name: str) -> tuple[AnswerFormat, str]:
+def answers(name: str, content: str = "", thought: str = "") -> tuple[AnswerFormat, str]:
     """Return a format and the text of an answer with calls, as the template renders it."""
     if name in WRITTEN:
         return WRITTEN[name]
@@ -90,7 +90,7 @@ def answers(name: str) -> tuple[AnswerFormat, str]:
         }
         for i, arguments in enumerate(ARGUMENTS)
     ]
-    said = {"role": "assistant", "content": "", "tool_calls": calls}
+    said = {"role": "assistant", "content": content, "reasoning_content": thought, "tool_calls": calls}
     text = template.render([USER, said], add_generation_prompt=False, tools=OFFERED)
     return form, text.rpartition("<|role|>assistant\n")[2].rpartition("<|end|>")[0]
 
@@ -127,6 +127,17 @@ def test_no_proper_prefix_of_a_call_looks_whole(name: str) -> None:
                 assert value(shown.arguments) == shown.arguments, text[:cut]
             assert shown.is_whole <= (shown.arguments == call.arguments), text[:cut]
             assert shown.is_whole or shown is said.calls[-1], text[:cut]
+
+
+@pytest.mark.parametrize("name", sorted(chat_templates.ALL.keys() - {"lfm"}))
+def test_a_cut_answer_is_the_beginning_of_the_whole_one(name: str) -> None:
+    form, text = answers(name, "Some words: 1 < 2, [a] {b}.", "I should\nthink <twice>.")
+    whole = parsed(form, text)
+    for cut in range(len(text)):
+        said = parsed(form, text[:cut], truncated=True)
+        assert whole.content.startswith(said.content.rstrip()), text[:cut]
+        assert whole.reasoning.startswith(said.reasoning.rstrip()), text[:cut]
+        assert len(said.calls) <= len(whole.calls), text[:cut]
 
 
 @pytest.mark.parametrize("name", [*sorted(chat_templates.ALL.keys() - {"lfm"}), *WRITTEN])
