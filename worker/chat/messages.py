@@ -63,7 +63,7 @@ def _read_call(call: object) -> dict[str, Any]:
 
 
 def shaped(
-    messages: Sequence[Message], capabilities: Capabilities, *, keep_developer: bool, text_arguments: bool
+    messages: Sequence[Message], capabilities: Capabilities, *, keep_developer: bool, text_arguments: bool = True
 ) -> list[Message]:
     """Return copies of the messages in the form that this template supports.
 
