@@ -128,3 +128,35 @@ def test_a_required_tool_is_called(client: openai.OpenAI) -> None:
     assert calls[0].type == "function"
     assert calls[0].function.name == "weather"
     assert json.loads(calls[0].function.arguments)["city"] in ("Paris", "Rome")
+
+
+def test_a_call_that_is_cut_off_never_looks_whole(client: openai.OpenAI) -> None:
+    days = {"type": "integer", "enum": [12, 125]}
+    parameters = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}, "days": days}}
+    function = {"name": "weather", "parameters": {**parameters, "required": ["city", "days"]}}
+
+    def choice(n: int) -> Any:
+        answer = client.chat.completions.create(
+            model="smol-tools",
+            messages=[{"role": "user", "content": "What is the weather in Rome?"}],
+            tools=[{"type": "function", "function": function}],  # type: ignore[typeddict-item]
+            tool_choice={"type": "function", "function": {"name": "weather"}},
+            temperature=0,
+            max_tokens=n,
+        )
+        return answer.choices[0]
+
+    (whole,) = choice(200).message.tool_calls
+    assert json.loads(whole.function.arguments)["days"] in (12, 125)
+    for n in range(1, 200, 4):
+        cut = choice(n)
+        assert not cut.message.content
+        if cut.finish_reason == "tool_calls":
+            return
+        assert cut.finish_reason == "length"
+        for call in cut.message.tool_calls or ():
+            assert whole.function.arguments.startswith(call.function.arguments)
+            if call.function.arguments != whole.function.arguments:
+                with pytest.raises(json.JSONDecodeError):
+                    json.loads(call.function.arguments)
+    raise AssertionError("the call does not end")

@@ -11,6 +11,7 @@ from typing import Any
 from ..chat.parsing.deltas import ContentDelta, Delta
 from ..engine.messages import Finished, Piece, Progress
 from .answers.dialect import DONE, AnswerInfo, EventStream, sse
+from .answers.results import last_deltas, parsed
 
 
 class OpenAITranscription(EventStream):
@@ -21,7 +22,7 @@ class OpenAITranscription(EventStream):
 
     def full_body(self, results: Sequence[Finished]) -> object:
         result = results[0]
-        return _done(self._reply.parse(result.text, truncated=result.stop_type == "limit").content, result)
+        return _done(parsed(self._reply, result).content, result)
 
     def progress(self, index: int, event: Progress) -> bytes:
         return b""
@@ -30,7 +31,7 @@ class OpenAITranscription(EventStream):
         return self._deltas(self._parser.add(event.text))
 
     def finished(self, index: int, event: Finished) -> bytes:
-        rest = self._deltas(self._parser.end(truncated=event.stop_type == "limit"))
+        rest = self._deltas(last_deltas(self._parser, event))
         return rest + sse(_done("".join(self._heard), event))
 
     def end(self) -> bytes:

@@ -62,9 +62,14 @@ def _read_call(call: object) -> dict[str, Any]:
     return {**shown, "id": call["id"]} if call.get("id") else shown
 
 
-def shaped(messages: Sequence[Message], capabilities: Capabilities, *, keep_developer: bool) -> list[Message]:
-    """Return copies of the messages in the form that this template supports."""
-    shaped_messages = [_shape(message, capabilities) for message in messages]
+def shaped(
+    messages: Sequence[Message], capabilities: Capabilities, *, keep_developer: bool, text_arguments: bool = True
+) -> list[Message]:
+    """Return copies of the messages in the form that this template supports.
+
+    `text_arguments`: it shows a call's arguments also if they are no object but a text.
+    """
+    shaped_messages = [_shape(message, capabilities, text_arguments) for message in messages]
     if not keep_developer:
         for message in shaped_messages:
             if message["role"] == "developer":
@@ -72,7 +77,7 @@ def shaped(messages: Sequence[Message], capabilities: Capabilities, *, keep_deve
     return shaped_messages if capabilities.supports_system_role else _without_system(shaped_messages)
 
 
-def _shape(message: Message, capabilities: Capabilities) -> Message:
+def _shape(message: Message, capabilities: Capabilities, text_arguments: bool) -> Message:
     copy = dict(message)
     content = copy["content"]
     if isinstance(content, list) and (has_media(content) or not capabilities.supports_typed_content):
@@ -82,16 +87,22 @@ def _shape(message: Message, capabilities: Capabilities) -> Message:
     if isinstance(content, str) and not capabilities.supports_string_content:
         copy["content"] = [{"type": "text", "text": content}]
     if capabilities.supports_object_arguments and "tool_calls" in copy:
-        copy["tool_calls"] = [_with_object_arguments(call) for call in copy["tool_calls"]]
+        copy["tool_calls"] = [_with_object_arguments(call, text_arguments) for call in copy["tool_calls"]]
     return copy
 
 
-def _with_object_arguments(call: dict[str, Any]) -> dict[str, Any]:
+def _with_object_arguments(call: dict[str, Any], text_arguments: bool) -> dict[str, Any]:
+    """Parse the arguments. What is no JSON object, such as a call that was cut off, is shown as it was written."""
     function = call["function"]
+    text = function["arguments"]
     try:
-        arguments = json.loads(function["arguments"] or "{}")
-    except ValueError as error:
-        raise InvalidRequest(f"Failed to parse tool call arguments as JSON: {error}") from None
+        arguments = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        arguments = text
+    if arguments is None:
+        arguments = {}
+    if not isinstance(arguments, dict):
+        arguments = text if text_arguments else {"arguments": text}
     return {**call, "function": {**function, "arguments": arguments}}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from llama_corral.common.base.errors import InvalidRequest, NotSupported
@@ -16,7 +17,7 @@ from msgspec.structs import asdict, replace
 
 from ..engine.messages import PromptText
 from .constraints.response_format import completion_fields, plain_fields
-from .constraints.tool_grammar import GrammarContext, tool_fields
+from .constraints.tool_grammar import GrammarContext, call_rule, tool_fields
 from .content import join_parts, marker_in
 from .formats.channel_marks import EVERYONE
 from .formats.families import answer_format
@@ -26,7 +27,13 @@ from .parsing.channels import with_thinking
 from .parsing.reply import PLAIN, ReplyFormat
 from .quoting import NO_SPECIAL_TOKENS, Quotation, SpecialTokens, SpellingSource, WrittenText
 from .request import ChatRequest
-from .template.capabilities import Capabilities, preserve_reasoning, probe, takes_user_after_result
+from .template.capabilities import (
+    Capabilities,
+    preserve_reasoning,
+    probe,
+    takes_text_arguments,
+    takes_user_after_result,
+)
 from .template.template import CHATML, MAX_SECONDS, ChatTemplate, TemplateError, TemplateSlow
 from .template.turns import TurnDelimiter, detect_delimiters
 from .tool_turns import one_call_at_a_time, users_in_results, with_tool_responses
@@ -64,6 +71,7 @@ class _TemplateVariant(Struct, frozen=True):
     form: AnswerFormat
     delimiters: tuple[TurnDelimiter, ...]
     user_after_result: bool  # a user message may directly follow a tool message
+    text_arguments: bool  # arguments of a call may be a text instead of an object
 
 
 class ChatFormat:
@@ -105,6 +113,7 @@ class ChatFormat:
                 form,
                 detect_delimiters(template, capabilities),
                 takes_user_after_result(template, capabilities),
+                takes_text_arguments(template, capabilities),
             )
 
     def _tool_variant(self) -> _TemplateVariant | None:
@@ -202,6 +211,7 @@ class ChatFormat:
             separate_reasoning=request.separate_reasoning,
             wrapped_json=request.response_format is not None,
             shows_opening=request.continued is None or request.shows_prefill,
+            only_calls=request.tools.required,
         )
         context = GrammarContext(
             template_part,
@@ -218,7 +228,12 @@ class ChatFormat:
 
     def _writer(self, variant: _TemplateVariant, request: ChatRequest, quotation: Quotation, seconds: float) -> Write:
         keep_developer = "<|channel|>" in variant.template.source  # gpt-oss supports both roles
-        messages = shaped(quotation.messages(request.messages), variant.capabilities, keep_developer=keep_developer)
+        messages = shaped(
+            quotation.messages(request.messages),
+            variant.capabilities,
+            keep_developer=keep_developer,
+            text_arguments=variant.text_arguments,
+        )
         if variant.form.style == "channels":
             messages = [with_thinking(message) for message in messages]
         if variant.capabilities.supports_tool_calls and not variant.capabilities.supports_parallel_tool_calls:
@@ -316,15 +331,16 @@ def _fields(
         fields["reasoning_budget_start_tag"] = variant.form.reasoning.start.strip()
         fields["reasoning_budget_end_tags"] = _thought_ends(variant.form, variant.form.reasoning)
     tools = request.tools
-    if request.response_format is not None:
-        fields |= completion_fields(request.response_format, context, generation_prompt)
-    elif tools.usable and not variant.form.calls and tools.choice == "required":
+    calls = variant.form.calls if tools.usable else None
+    if tools.required and calls is None:
         raise InvalidRequest("Field 'tool_choice': this chat template does not support tool calls")
-    elif tools.usable and variant.form.calls:
-        parallel = variant.capabilities.supports_parallel_tool_calls if tools.parallel is None else tools.parallel
-        fields |= tool_fields(
-            variant.form.calls, tools.usable, context, required=tools.choice == "required", parallel=parallel
-        )
+    parallel = variant.capabilities.supports_parallel_tool_calls if tools.parallel is None else tools.parallel
+    parallel = parallel and not tools.only
+    if request.response_format is not None and not tools.required:
+        rule = partial(call_rule, calls, tools.usable, context, parallel=parallel) if calls else None
+        fields |= completion_fields(request.response_format, context, rule)
+    elif calls is not None:
+        fields |= tool_fields(calls, tools.usable, context, required=tools.required, parallel=parallel)
     return fields
 
 

@@ -322,7 +322,7 @@ class Script:
         said, self._left = self._left[: len(text)], self._left[len(text) :]
         return said
 
-    def end(self, *, truncated: bool) -> list[Delta]:
+    def end(self, *, truncated: bool, follows: str) -> list[Delta]:
         return self._left
 
 

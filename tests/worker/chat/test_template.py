@@ -182,8 +182,7 @@ def test_arguments_of_earlier_tool_calls_are_objects_if_the_template_needs_them(
     ]
     assert "CALL f a=1" in text_of({"messages": messages}, TOOLS)
     call["function"] = {"name": "f", "arguments": "{"}
-    with pytest.raises(InvalidRequest, match="arguments"):
-        text_of({"messages": messages}, TOOLS)
+    assert "CALL f arguments={" in text_of({"messages": messages}, TOOLS)
 
 
 def test_template_variables_and_reasoning_effort() -> None:

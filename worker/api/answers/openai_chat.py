@@ -12,12 +12,20 @@ from typing import Any
 
 from llama_corral.common.base.json_encoding import encode_json
 
-from ...chat.parsing.deltas import ContentDelta, Delta, ParsedMessage, ReasoningDelta, ToolCallArguments, ToolCallBegun
+from ...chat.parsing.deltas import (
+    ContentDelta,
+    Delta,
+    ParsedMessage,
+    ReasoningDelta,
+    ToolCallArguments,
+    ToolCallBegun,
+    ToolCallCut,
+)
 from ...chat.parsing.reply import ReplyParser
 from ...engine.messages import Finished, Piece, Progress, Timings, TokenProbs
 from .dialect import DONE, AnswerInfo, EventStream, sse
 from .native import Native, progress_json
-from .results import finish_reason, probs_json, timings_json, usage_json
+from .results import finish_reason, last_deltas, parsed, probs_json, timings_json, usage_json
 
 INTRODUCTION = {"role": "assistant", "content": None}
 
@@ -55,19 +63,15 @@ class OpenAIChat(EventStream):
         return body
 
     def _choice(self, index: int, result: Finished) -> dict[str, Any]:
-        said = self._answer.params.reply.parse(result.text, truncated=result.stop_type == "limit")
+        said = parsed(self._answer.params.reply, result)
         choice: dict[str, Any] = {
-            "finish_reason": self._reason(result, len(said.calls)),
+            "finish_reason": finish_reason(result, is_called=said.is_called),
             "index": index,
             "message": message_json(said),
         }
         if result.probs:
             choice["logprobs"] = self._logprobs(result.probs)
         return choice
-
-    def _reason(self, result: Finished, n_calls: int) -> str:
-        reason = finish_reason(result)
-        return "tool_calls" if n_calls and reason == "stop" else reason
 
     def _logprobs(self, probs: Sequence[Any]) -> dict[str, Any]:
         return {"content": probs_json(probs, self._answer.params.sampling.post_sampling_probs)}
@@ -88,6 +92,8 @@ class OpenAIChat(EventStream):
         return b"".join(self._delta(index, delta) for delta in deltas)
 
     def _delta(self, index: int, delta: Delta) -> bytes:
+        if isinstance(delta, ToolCallCut):  # shown by the finish reason
+            return b""
         if not isinstance(delta, ContentDelta):
             return sse(self._chunk(index, delta_json(delta)))
         return b'data: {"choices":[{"finish_reason":null,"index":%d,"delta":{"content":%b}}],%b\n\n' % (
@@ -131,9 +137,10 @@ class OpenAIChat(EventStream):
         params = self._answer.params
         begun = self._begin(index)
         parser = self._parsers[index]
-        deltas, held = parser.end(truncated=event.stop_type == "limit"), self._held.pop(index, ())
+        deltas, held = last_deltas(parser, event), self._held.pop(index, ())
+        deltas = [delta for delta in deltas if not isinstance(delta, ToolCallCut)]
         rest = self._full_piece(index, held, None, deltas) if deltas and held else self._deltas(index, deltas)
-        chunk = self._chunk(index, {}, self._reason(event, parser.n_calls))
+        chunk = self._chunk(index, {}, finish_reason(event, is_called=parser.is_called))
         if held and not deltas:
             chunk["choices"][0]["logprobs"] = self._logprobs(held)
         if params.verbose:
@@ -165,6 +172,7 @@ def message_json(said: ParsedMessage) -> dict[str, Any]:
 
 
 def delta_json(delta: Delta) -> dict[str, Any]:
+    """Return the `delta` of a chunk; an empty one for ToolCallCut."""
     match delta:
         case ContentDelta(text):
             return {"content": text}
@@ -175,3 +183,4 @@ def delta_json(delta: Delta) -> dict[str, Any]:
             return {"tool_calls": [{"index": index, "id": id, "type": "function", "function": function}]}
         case ToolCallArguments(index, text):
             return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+    return {}

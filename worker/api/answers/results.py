@@ -8,6 +8,8 @@ import string
 from collections.abc import Sequence
 from typing import Any
 
+from ...chat.parsing.deltas import Delta, ParsedMessage
+from ...chat.parsing.reply import ReplyFormat, ReplyParser
 from ...engine.messages import Finished, Timings, TokenProb, TokenProbs
 
 LOWEST_FLOAT = -3.4028234663852886e38
@@ -58,8 +60,25 @@ def usage_json(results: Sequence[Finished], n: int) -> dict[str, Any]:
     }
 
 
-def finish_reason(result: Finished) -> str:
-    return "stop" if result.stop_type in ("eos", "word") else "length"
+def finish_reason(result: Finished, *, is_called: bool = False) -> str:
+    """Return OpenAI's reason. `is_called`: the answer has calls and all of them are whole."""
+    if result.stop_type not in ("eos", "word"):
+        return "length"
+    return "tool_calls" if is_called else "stop"
+
+
+def last_deltas(parser: ReplyParser, result: Finished) -> list[Delta]:
+    """End the parser as the result ended: by the model, by a stop word or by a limit."""
+    return parser.end(truncated=is_cut_off(result), follows=result.stopping_word)
+
+
+def parsed(reply: ReplyFormat, result: Finished) -> ParsedMessage:
+    return reply.parse(result.text, truncated=is_cut_off(result), follows=result.stopping_word)
+
+
+def is_cut_off(result: Finished) -> bool:
+    """Return True if not the model ended its answer: then calls at the end may be incomplete."""
+    return result.stop_type != "eos"
 
 
 def probs_json(probs: Sequence[TokenProbs], post_sampling: bool) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """Anthropic's messages dialect: renders an answer as content blocks, as one message or as named events. Pure.
 
 The blocks (reasoning, text, tool calls) are in the order in which the model writes them. The whole message is built
-from the same events, so both forms always agree.
+from the same events, so both forms agree. Only a call that was cut off differs: a stream has sent its beginning, a
+whole message leaves it out, because `input` is an object and an incomplete one would look like a complete one.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from llama_corral.common.web.application import EVENT_STREAM_TYPE, error_event
 from llama_corral.common.web.envelopes import ANTHROPIC
 from pydantic_core import from_json
 
-from ...chat.parsing.deltas import ContentDelta, Delta, ReasoningDelta, ToolCallArguments, ToolCallBegun
+from ...chat.parsing.deltas import ContentDelta, Delta, ReasoningDelta, ToolCallArguments, ToolCallBegun, ToolCallCut
 from ...engine.messages import Begun, Finished, Piece, Progress
 from ..answers.dialect import AnswerInfo
+from ..answers.results import last_deltas
 
 JSON = dict[str, Any]
 
@@ -38,7 +40,9 @@ class AnthropicMessages:
     def full_body(self, results: Sequence[Finished]) -> object:
         (result,) = results
         message = self._message(usage_json(result.n_prompt, result.timings.cache_n, result.n_decoded))
-        message |= {"content": block_list(self._events(result.text, result)), **self._stop(result)}
+        blocks = block_list(self._events(result.text, result))
+        content = [block for index, block in enumerate(blocks) if index not in self._blocks.cut_off]
+        message |= {"content": content, **self._stop(result)}
         return message
 
     def begun(self, index: int, event: Begun) -> bytes:
@@ -90,7 +94,7 @@ class AnthropicMessages:
         if text:
             yield from self._blocks.add(self._parser.add(text))
         if result is not None:
-            yield from self._blocks.add(self._parser.end(truncated=result.stop_type == "limit"))
+            yield from self._blocks.add(last_deltas(self._parser, result))
             yield from self._blocks.close()
 
     def _stop(self, result: Finished) -> JSON:
@@ -101,7 +105,7 @@ class AnthropicMessages:
         elif word:
             reason = "stop_sequence"
         else:
-            reason = "tool_use" if self._parser.n_calls else "end_turn"
+            reason = "tool_use" if self._parser.is_called else "end_turn"
         return {"stop_reason": reason, "stop_sequence": word}
 
 
@@ -109,6 +113,8 @@ class ContentBlocks:
     """Converts deltas to the events of content blocks. At most one block is open at a time."""
 
     def __init__(self) -> None:
+        self.cut_off: set[int] = set()
+        """The indices of the blocks with calls that were not written to their end."""
         self._index = -1
         self._kind = ""  # of the open block
 
@@ -123,6 +129,8 @@ class ContentBlocks:
                     yield from self._open("tool_use", {"id": id, "name": name, "input": {}})
                 case ToolCallArguments(_, text):
                     yield self._delta({"type": "input_json_delta", "partial_json": text})
+                case ToolCallCut():
+                    self.cut_off.add(self._index)
 
     def close(self) -> Iterator[JSON]:
         if self._kind == "thinking":  # clients accept only signed blocks as complete, but do not check the signature

@@ -62,15 +62,17 @@ def read_choice(value: object) -> JSON:
     chat: JSON = {}
     if fields.boolean("disable_parallel_tool_use", default=False):
         chat["parallel_tool_calls"] = False
-    match fields.string("type", default="auto"):
+    match fields.string("type", default=""):
         case "any":
             chat["tool_choice"] = "required"
         case "tool":
-            chat["tool_choice"] = {"type": "function", "function": {"name": fields.string("name", default="")}}
+            if not (name := fields.string("name", default="")):
+                raise InvalidRequest("Field 'tool_choice.name': must name a tool")
+            chat["tool_choice"] = {"type": "function", "function": {"name": name}}
         case "auto" | "none" as same:
             chat["tool_choice"] = same
         case other:
-            raise InvalidRequest(f"Field 'tool_choice.type': must be auto, any, tool or none, but is {other}")
+            raise InvalidRequest(f"Field 'tool_choice.type': must be auto, any, tool or none, but is {other!r}")
     return chat
 
 

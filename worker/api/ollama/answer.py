@@ -1,7 +1,7 @@
 """Ollama's dialect of `/api/chat` and `/api/generate`: an answer is one body, or one JSON object per line. Pure.
 
-A tool call is sent when it is complete, with its arguments as an object. The last line has the finish reason, the
-token counts and the durations in nanoseconds.
+A tool call is sent when it is complete, with its arguments as an object. One that is cut off is left out. The last line
+has the finish reason, the token counts and the durations in nanoseconds.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from ...chat.parsing.deltas import (
     ToolCall,
     ToolCallArguments,
     ToolCallBegun,
+    ToolCallCut,
 )
 from ...engine.messages import Begun, Finished, Piece, Progress, TokenProbs
 from ..answers.dialect import AnswerInfo
-from ..answers.results import LOWEST_FLOAT, finish_reason
+from ..answers.results import LOWEST_FLOAT, finish_reason, last_deltas
 
 NS = 1_000_000_000
 NS_PER_MS = 1_000_000
@@ -84,8 +85,9 @@ class OllamaAnswer:
             said.add(deltas)
         calls = []
         for call in said.calls:
-            shown = self._shown(call)
-            if shown is None:
+            if not call.is_whole:
+                continue
+            if (shown := self._shown(call)) is None:
                 said.content += call.arguments
             else:
                 calls.append(shown)
@@ -114,7 +116,7 @@ class OllamaAnswer:
     # -- parts -------------------------------------------------------------------------------------------------------
 
     def _end(self, result: Finished) -> list[Delta]:
-        return self._parser.end(truncated=result.stop_type == "limit")
+        return last_deltas(self._parser, result)
 
     def _lines(self, deltas: Sequence[Delta], probs: Sequence[TokenProbs]) -> bytes:
         """Return the lines for `deltas`. The first one has the probabilities; without deltas an empty line has them."""
@@ -132,6 +134,8 @@ class OllamaAnswer:
                 case ToolCallArguments(_, text):
                     assert self._call is not None
                     self._call.arguments += text
+                case ToolCallCut():
+                    self._call = None
         if probs:
             lines = lines or [self._object("", "", ())]
             lines[0]["logprobs"] = self._logprobs(probs)
@@ -148,7 +152,7 @@ class OllamaAnswer:
         return [self._object(call.arguments, "", ()) if shown is None else self._object("", "", [shown])]
 
     def _shown(self, call: ToolCall) -> dict[str, Any] | None:
-        """Return the call as JSON, or None if its arguments are incomplete; they are then sent as text."""
+        """Return the whole call as JSON, or None if its arguments are no object; they are then sent as text."""
         try:
             arguments = json.loads(call.arguments or "{}")
         except ValueError:

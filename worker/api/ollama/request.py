@@ -67,7 +67,8 @@ def chat_body(body: Mapping[str, Any], messages: Sequence[Any], *, continues: bo
     wanted: dict[str, Any] = {"messages": _messages(messages), **format_fields(body, chat=True)}
     if tools := body.get("tools"):
         wanted["tools"] = [_tool(tool) for tool in tools] if isinstance(tools, list) else tools
-        wanted["tool_choice"] = body.get("tool_choice")  # not in Ollama's API, but a client that sends it intends it
+    if (choice := body.get("tool_choice")) is not None:
+        wanted["tool_choice"] = choice  # not in Ollama's API, but a client that sends it intends it
     if continues and wanted["messages"] and wanted["messages"][-1]["role"] == "assistant":
         wanted |= {"continue_final_message": True, "add_generation_prompt": False}
     if think.wanted is not None:

@@ -19,7 +19,7 @@ from ...chat.parsing.reply import ReplyParser
 from ...engine.messages import Begun, Finished, Piece, Progress, TokenProbs
 from ..answers.dialect import AnswerInfo, EventStream
 from ..answers.native import progress_json
-from ..answers.results import probs_json, timings_json
+from ..answers.results import last_deltas, probs_json, timings_json
 from .output import Event, OutputItems
 from .request import ResponseForm
 
@@ -46,7 +46,7 @@ class OpenAIResponses(EventStream):
     def full_body(self, results: Sequence[Finished]) -> object:
         result = results[0]
         parser = self._answer.params.reply.parser()
-        deltas = [*parser.opened, *parser.add(result.text), *parser.end(truncated=_is_cut_off(result))]
+        deltas = [*parser.opened, *parser.add(result.text), *last_deltas(parser, result)]
         content = "".join(delta.text for delta in deltas if isinstance(delta, ContentDelta))
         probs = self._logprobs(probs_of(content, result.probs))
         for delta in deltas:
@@ -56,7 +56,7 @@ class OpenAIResponses(EventStream):
         return self._finish(result)[-1]["response"]
 
     def _finish(self, result: Finished) -> list[Event]:
-        is_cut_off = _is_cut_off(result)
+        is_cut_off = result.stop_type == "limit"
         status = "incomplete" if is_cut_off else "completed"
         ended = self._output.end(status)
         self.response = {
@@ -148,7 +148,7 @@ class OpenAIResponses(EventStream):
     def finished(self, index: int, event: Finished) -> bytes:
         begun = self._begin()
         assert self._parser is not None
-        events = self._events(self._parser.end(truncated=_is_cut_off(event))) + self._finish(event)
+        events = self._events(last_deltas(self._parser, event)) + self._finish(event)
         events[-1]["timings"] = timings_json(event.timings)
         return begun + self._bytes(events)
 
@@ -176,10 +176,6 @@ class OpenAIResponses(EventStream):
             return []
         shown = probs_json(probs, post_sampling=False)
         return [{**entry, "top_logprobs": entry["top_logprobs"][:n_top]} for entry in shown]
-
-
-def _is_cut_off(result: Finished) -> bool:
-    return result.stop_type == "limit"
 
 
 def probs_of(content: str, probs: Sequence[TokenProbs]) -> Sequence[TokenProbs]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ...chat.parsing.deltas import ContentDelta, Delta, ReasoningDelta, ToolCallArguments, ToolCallBegun
+from ...chat.parsing.deltas import ContentDelta, Delta, ReasoningDelta, ToolCallArguments, ToolCallBegun, ToolCallCut
 from .items import CALL_PREFIX, pack_reasoning
 
 Event = dict[str, Any]
@@ -55,6 +55,8 @@ class OutputItems:
                 return [*ended, *self._begin("function_call", "fc", call)]
             case ToolCallArguments(_, text):
                 return [self._more("response.function_call_arguments.delta", text)]
+            case ToolCallCut():
+                return self.end("incomplete")
 
     def end(self, status: str = "completed") -> list[Event]:
         """Close the open item, if there is one, and return its events."""

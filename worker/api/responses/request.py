@@ -184,11 +184,18 @@ def _limited(functions: list[Mapping[str, Any]], choice: Mapping[str, Any]) -> t
     """Apply `tool_choice` of type `function` or `allowed_tools`: return the allowed functions and the chat's choice."""
     kind = choice.get("type")
     if kind == "function":
-        name = choice.get("name", Fields(Fields(choice).object("function")).string("name", default=""))
-        return functions, {"type": "function", "function": {"name": name}}
+        return functions, choice if "function" in choice else {
+            "type": "function",
+            "function": {"name": choice.get("name")},
+        }
     if kind == "allowed_tools":
         allowed = choice.get("tools")
-        names = [tool.get("name") for tool in allowed if isinstance(tool, dict)] if isinstance(allowed, list) else []
+        if not isinstance(allowed, list) or not all(isinstance(tool, dict) for tool in allowed):
+            raise InvalidRequest("Field 'tool_choice.tools': must be a list of objects")
+        names = [tool.get("name") for tool in allowed if tool.get("type", "function") == "function"]
+        offered = [tool.get("name") for tool in functions]
+        if (unknown := next((name for name in names if name not in offered), "")) != "":
+            raise InvalidRequest(f"Field 'tool_choice.tools': there is no function named {unknown}")
         mode = _one_of(str(choice.get("mode", "auto")), "tool_choice.mode", ("auto", "required"))
         return [tool for tool in functions if tool.get("name") in names], mode
     raise InvalidRequest(f"Field 'tool_choice': only functions can be called, not {kind!r}")

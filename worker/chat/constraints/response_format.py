@@ -6,6 +6,7 @@ that; neither is part of the message. Pure.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llama_corral.common.base.errors import InvalidRequest
@@ -15,7 +16,7 @@ from msgspec import Struct
 from ...grammar.converter import Converter, schema_grammar
 from ...grammar.rules import GrammarRules, literal
 from ...grammar.schema import SchemaError
-from .tool_grammar import GrammarContext
+from .tool_grammar import GrammarContext, grammar_fields
 
 _ANY_OBJECT = {"type": "object"}
 _FENCE = "```json"
@@ -58,8 +59,13 @@ def _schema_of(form: Fields, default: object) -> object:
     return default
 
 
-def completion_fields(form: ResponseFormat, context: GrammarContext, generation_prompt: str) -> dict[str, Any]:
-    """Return the completion fields with the grammar: reasoning is allowed before the JSON. Raises InvalidRequest."""
+def completion_fields(
+    form: ResponseFormat, context: GrammarContext, calls: Callable[[GrammarRules], str] | None
+) -> dict[str, Any]:
+    """Return the completion fields with the grammar: reasoning is allowed before the JSON. Raises InvalidRequest.
+
+    `calls`: if the answer may also be tool calls, adds their rules and returns the rule of all calls.
+    """
     try:
         converter = Converter(form.schema, rules := GrammarRules())
         schema_rule = converter.visit(form.schema, "response-format-schema", "#")
@@ -68,10 +74,11 @@ def completion_fields(form: ResponseFormat, context: GrammarContext, generation_
         raise InvalidRequest(f"{why}: {error}") from None
     answer = '("```json" space response-format space "```" | space response-format space)'
     rules.add("response-format", schema_rule)
-    rules.add(
-        "root", f"{context.rule(rules)} {literal(context.content) if context.content else 'space'} space {answer}"
-    )
-    return {"grammar": rules.text(), "grammar_type": "tool_calls", "generation_prompt": generation_prompt}
+    answer = f"{literal(context.content) if context.content else 'space'} space {answer}"
+    if calls is not None:
+        answer = f"({answer} | space {context.calls} {calls(rules)})"
+    rules.add("root", f"{context.rule(rules)} {answer}")
+    return grammar_fields(rules, context)
 
 
 def plain_fields(form: ResponseFormat) -> dict[str, Any]:

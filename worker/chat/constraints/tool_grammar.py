@@ -69,24 +69,37 @@ def tool_fields(
     mark = first_mark(calls) if context.wakes else ""
     if not required and not mark:
         return {}  # the start of a call cannot be recognized
-    try:
-        grammar = _grammar(calls, tools, context, required=required, parallel=parallel)
-    except SchemaError as error:
-        raise InvalidRequest(f"Field 'tools': {error}") from None
-    fields: dict[str, Any] = {
-        "grammar": grammar,
-        "grammar_type": "tool_calls",
-        "generation_prompt": context.template + context.opening,
-    }
+    rules = GrammarRules()
+    section = call_rule(calls, tools, context, rules, parallel=parallel)
+    rules.add("root", f"{context.rule(rules)} space {context.calls} {section}" if required else section)
+    fields = grammar_fields(rules, context)
     if not required:
         fields |= {"grammar_lazy": True, "grammar_triggers": [{"type": _WORD_TRIGGER, "value": mark}]}
     return fields
 
 
-def _grammar(
-    calls: Calls, tools: Sequence[FunctionTool], context: GrammarContext, *, required: bool, parallel: bool
+def grammar_fields(rules: GrammarRules, context: GrammarContext) -> dict[str, Any]:
+    """Return the completion fields for a grammar of the whole answer."""
+    return {
+        "grammar": rules.text(),
+        "grammar_type": "tool_calls",
+        "generation_prompt": context.template + context.opening,
+    }
+
+
+def call_rule(
+    calls: Calls, tools: Sequence[FunctionTool], context: GrammarContext, rules: GrammarRules, *, parallel: bool
 ) -> str:
-    rules = GrammarRules()
+    """Add the rules of calls and return the rule from their first mark on. Raises InvalidRequest."""
+    try:
+        return _call_rule(calls, tools, context, rules, parallel=parallel)
+    except SchemaError as error:
+        raise InvalidRequest(f"Field 'tools': {error}") from None
+
+
+def _call_rule(
+    calls: Calls, tools: Sequence[FunctionTool], context: GrammarContext, rules: GrammarRules, *, parallel: bool
+) -> str:
     if "recipient" in context.calls:
         rules.add("recipient", " | ".join(literal(tool.name) for tool in tools))
     write = _writer(calls, tools, rules)
@@ -101,9 +114,7 @@ def _grammar(
     if parallel and context.next_calls:
         one = rules.add("tool-calls", section)
         section = f"{one} ({context.next_calls} {one})*"
-    before = f"{context.rule(rules)} space {context.calls} " if required else ""
-    rules.add("root", before + section)
-    return rules.text()
+    return section
 
 
 def _writer(calls: Calls, tools: Sequence[FunctionTool], rules: GrammarRules) -> CallRules:
@@ -166,7 +177,8 @@ class _TaggedCallRules:
             name += ' ":" [0-9]{1,4}'
         if form.id_first:
             name = f"[a-z0-9]{{10}} {name}"
-        head = f"{name} {literal_of(form.name.end)}".strip()
+        name_end = form.name.end.strip() or form.name.end  # white space that ends the name is needed
+        head = f"{name} {literal(name_end) if name_end else ''}".strip()
         if form.name_rest:
             head += f" {literal(form.number.start)} [0-9]{{1,3}} {literal(form.number.end + form.name_rest)}"
         id = f"({literal_of(form.id.start)} [a-zA-Z0-9]{{9}} {literal_of(form.id.end)})?" if form.id.start else ""

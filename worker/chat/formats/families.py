@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from ..template.capabilities import Capabilities
 from ..template.template import ChatTemplate
-from .channel_marks import ANALYSIS, CHANNEL, CONSTRAIN, END, EOM, FINAL, HARMONY_MARKS, MESSAGE, START, TURN
+from .channel_marks import ANALYSIS, CHANNEL, CONSTRAIN, END, EOM, FINAL, HARMONY_MARKS, MESSAGE, RECIPIENT, START, TURN
 from .detection import detect
 from .formats import AnswerFormat, DictCalls, ElementCalls, JsonCalls, Parameters, PythonCalls, Span, TaggedCalls
 
@@ -62,7 +62,9 @@ GPT_OSS = AnswerFormat(
         name=Span(f"{CHANNEL}commentary to=functions.", f" {CONSTRAIN}json{MESSAGE}"),
     ),
 )
-FUNCTIONARY_3_2 = AnswerFormat(style="recipients", calls=TaggedCalls(name=Span("", "\n")))
+FUNCTIONARY_3_2 = AnswerFormat(
+    style="recipients", calls=TaggedCalls(name=Span("", "\n")), between_calls=f'"{RECIPIENT}"'
+)
 
 SOLAR = AnswerFormat(
     Span("<|think|>", "<|end|>"),

@@ -23,15 +23,18 @@ class CallsReader(ABC):
         self._section, self._tools, self._reader, self._writer = section, tools, reader, writer
 
     def read(self) -> Parsing[bool]:
-        """Return True if there was a call. If not, nothing is consumed."""
-        n_before = self._writer.n_calls
+        """Return True if there was a call, or the beginning of one at a truncated end. If not, nothing is consumed."""
+        reader, n_before = self._reader, self._writer.n_calls
         if (yield from self._opens()):
             while (yield from self._call()) and (yield from self._has_another_call()):
-                self._reader.mark()
-        self._reader.rewind()
-        if self._writer.n_calls == n_before:
+                reader.mark()
+        reader.rewind()
+        if self._writer.n_calls > n_before:
+            yield from self._close()
+        elif not reader.is_undecided:
             return False
-        yield from self._close()
+        if reader.is_undecided:
+            reader.skip_rest()  # the beginning of a mark or of a call is no content
         return True
 
     def _opens(self) -> Parsing[bool]:
@@ -40,7 +43,10 @@ class CallsReader(ABC):
 
     @abstractmethod
     def _call(self) -> Parsing[bool]:
-        """Read one call; unmark the reader once it is certainly a call. Return False if it is none."""
+        """Read one call; unmark the reader once it is certainly a call, close it once its end is read.
+
+        Return False if it is none.
+        """
 
     @abstractmethod
     def _has_another_call(self) -> Parsing[bool]:

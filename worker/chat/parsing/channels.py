@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ..formats.channel_marks import (
     ANALYSIS,
@@ -23,7 +23,8 @@ from ..messages import Message
 from ..tools import FunctionTool
 from .calls import CallsReader
 from .deltas import DeltaWriter
-from .reader import Parsing, TextReader
+from .reader import Emit, Parsing, TextReader
+from .trimmed import TrimmedText
 
 _RECIPIENT = re.compile(r"\sto=([^\s<]+)")
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
@@ -37,7 +38,7 @@ def harmony(
     while True:
         header, mark = yield from reader.text_until([MESSAGE])
         if mark is None:
-            writer.content(header if CHANNEL not in header and "to=" not in header else "")
+            writer.content("" if _is_header(header, reader) else header)
             return
         reader.skip(len(mark))
         channel = (_CHANNEL.findall(header) or ["final"])[-1]
@@ -48,7 +49,7 @@ def harmony(
             emit = _discard
             if name in tools and recipient != name:
                 writer.call(name)
-                emit = writer.arguments
+                yield from _arguments((END, CALL, RETURN, START), reader, writer)
         elif channel == "analysis":
             if separate_reasoning:
                 emit = writer.reasoning
@@ -71,6 +72,26 @@ def with_thinking(message: Message) -> Message:
     return shown
 
 
+def _arguments(ends: Sequence[str], reader: TextReader, writer: DeltaWriter) -> Parsing[None]:
+    """Read the arguments of a call and close it: they end with the JSON object, or at the message's end."""
+    yield from reader.skip_space()
+    if (yield from reader.peek()) == "{":
+        is_whole = yield from reader.json(writer.arguments)
+    else:
+        text, mark = yield from reader.text_until(ends)
+        writer.arguments(text.rstrip())
+        is_whole = mark is not None or not reader.truncated
+    if is_whole:
+        writer.close_call()
+
+
+def _is_header(text: str, reader: TextReader) -> bool:
+    """Return True if the text before the end of an answer is a message's header, or may be the beginning of one."""
+    begun = text.strip().removeprefix(TURN).strip()
+    may_be = reader.truncated and any(start.startswith(begun) for start in (TURN, CHANNEL, "to="))
+    return not begun or may_be or CHANNEL in text or "to=" in text
+
+
 def _discard(text: str) -> None:
     pass
 
@@ -82,17 +103,20 @@ def addressed(
     while True:
         header, mark = yield from reader.text_until([MESSAGE])
         if mark is None:
-            writer.content("" if "to=" in header else header.strip().removeprefix(TURN))
+            writer.content("" if _is_header(header, reader) else header.strip().removeprefix(TURN))
             return
         reader.skip(len(mark))
         recipient = (_RECIPIENT.findall(header) or ["user"])[-1]
-        emit, behind = writer.content, ""
+        emit: Emit = writer.content
+        behind = ""
         if recipient == "self" and separate_reasoning:
             emit = writer.reasoning
         elif recipient == "self":
             writer.content(f" to=self{MESSAGE}")
             behind = EOM
         reads = calls if recipient not in ("self", "user") else None
+        if reads:
+            emit = TrimmedText(writer.content)
         while (
             mark := (yield from reader.until([EOM, EOT, START, *([reads.mark] if reads else [])], emit))
         ) is not None:
@@ -111,15 +135,16 @@ def addressed(
 def recipients(tools: Mapping[str, FunctionTool], reader: TextReader, writer: DeltaWriter) -> Parsing[None]:
     """Parse Functionary 3.2: a line with `all` or a function's name, then content or arguments, then `>>>`."""
     while True:
+        yield from reader.skip_space()
         name, mark = yield from reader.text_until(["\n"])
         if mark is None:
-            writer.content(name)
+            is_header = reader.truncated and any(known.startswith(name) for known in (EVERYONE, *tools))
+            writer.content("" if is_header else name)
             return
         reader.skip(1)
         if name in tools:
             writer.call(name)
-            yield from reader.skip_space()
-            yield from reader.json(writer.arguments)
+            yield from _arguments((RECIPIENT,), reader, writer)
             yield from reader.until([RECIPIENT], _discard)
         else:
             writer.content("" if name == EVERYONE else f"{name}\n")

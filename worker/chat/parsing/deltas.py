@@ -38,16 +38,26 @@ class ToolCallArguments(Struct, frozen=True):
     text: str
 
 
-Delta = ContentDelta | ReasoningDelta | ToolCallBegun | ToolCallArguments
+class ToolCallCut(Struct, frozen=True):
+    """The call was not written to its end: its arguments must not be used. Follows its other deltas."""
+
+    index: int
+
+
+Delta = ContentDelta | ReasoningDelta | ToolCallBegun | ToolCallArguments | ToolCallCut
 NewCallId = Callable[[], str]
 
 
 class DeltaWriter:
-    """Collect the deltas of one answer."""
+    """Collect the deltas of one answer.
+
+    A call is open from `call` to `close_call`. Only `close_call` makes it whole, so the end of a text never does.
+    """
 
     def __init__(self, new_id: NewCallId) -> None:
         self._new_id = new_id
         self._deltas: list[Delta] = []
+        self._is_open = self._has_arguments = False  # of the last call
         self.n_calls = 0
 
     def take(self) -> list[Delta]:
@@ -64,19 +74,35 @@ class DeltaWriter:
             self._deltas.append(ReasoningDelta(text))
 
     def call(self, name: str, id: str = "") -> None:
+        self.abandon_call()
         self._deltas.append(ToolCallBegun(self.n_calls, id or self._new_id(), name))
+        self._is_open, self._has_arguments = True, False
         self.n_calls += 1
 
     def arguments(self, text: str) -> None:
         """Add argument text to the last call."""
         if text:
+            self._has_arguments = True
             self._deltas.append(ToolCallArguments(self.n_calls - 1, text))
+
+    def close_call(self) -> None:
+        """The last call was written to its end. Without any arguments they are an empty object."""
+        if self._is_open and not self._has_arguments:
+            self.arguments("{}")
+        self._is_open = False
+
+    def abandon_call(self) -> None:
+        """Nothing more of the last call follows: it is cut off unless it was closed."""
+        if self._is_open:
+            self._deltas.append(ToolCallCut(self.n_calls - 1))
+        self._is_open = False
 
 
 class ToolCall(Struct):
     id: str
     name: str
     arguments: str = ""
+    is_whole: bool = True
 
 
 class ParsedMessage(Struct):
@@ -85,6 +111,11 @@ class ParsedMessage(Struct):
     content: str = ""
     reasoning: str = ""
     calls: list[ToolCall] = field(default_factory=list)
+
+    @property
+    def is_called(self) -> bool:
+        """True if there are calls and all of them are whole."""
+        return bool(self.calls) and all(call.is_whole for call in self.calls)
 
     def add(self, deltas: Iterable[Delta]) -> None:
         for delta in deltas:
@@ -97,6 +128,8 @@ class ParsedMessage(Struct):
                     self.calls.append(ToolCall(id, name))
                 case ToolCallArguments(index, text):
                     self.calls[index].arguments += text
+                case ToolCallCut(index):
+                    self.calls[index].is_whole = False
 
 
 def new_call_id() -> str:

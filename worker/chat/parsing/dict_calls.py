@@ -31,10 +31,8 @@ class DictCallsReader(CallsReader):
             return False
         reader.unmark()
         self._writer.call(name)
-        if mark == "{":
-            yield from self._value()
-        else:
-            self._writer.arguments("{}")
+        if mark != "{" or (yield from self._value()):
+            self._writer.close_call()
         yield from reader.word(form.call.end)
         return True
 

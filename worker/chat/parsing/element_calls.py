@@ -37,7 +37,7 @@ class ElementCallsReader(CallsReader):
         writer.call(name)
         writer.arguments("{")
         separator = ""
-        while not (yield from reader.word(form.call.end)) and (yield from reader.word(f"{form.space}<")):
+        while not (is_whole := (yield from reader.word(form.call.end))) and (yield from reader.word(f"{form.space}<")):
             key, mark = yield from reader.text_until([">"])
             if mark is None:
                 return True
@@ -46,8 +46,9 @@ class ElementCallsReader(CallsReader):
             if not (yield from self._argument(key, tool)):
                 return True
             separator = ","
-        if (yield from reader.peek()) or not reader.truncated:
+        if is_whole or (not (yield from reader.peek()) and not reader.truncated):
             writer.arguments("}")
+            writer.close_call()
         return True
 
     def _has_another_call(self) -> Parsing[bool]:

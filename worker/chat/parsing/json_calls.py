@@ -48,8 +48,7 @@ class JsonCallsReader(CallsReader):
         if not (yield from reader.word(self._form.call.start)) or not (yield from reader.word("{")):
             return False
         call = _JsonCallParser(self._form, self._tools, reader, self._writer, self._bare)
-        yield from call.members()
-        return call.finish()
+        return call.finish(is_whole=(yield from call.members()))
 
 
 class _JsonCallParser:
@@ -80,15 +79,13 @@ class _JsonCallParser:
             yield from reader.word(",")
         return True
 
-    def finish(self) -> bool:
-        """Emit what is still withheld. Return True if the object is a call."""
+    def finish(self, *, is_whole: bool) -> bool:
+        """Emit what is still withheld. Return True if the object is a call. `is_whole`: its closing brace was read."""
         if not self._begun and self._name:
             self._begin()
-        if self._begun and not self._said_arguments:
-            self._writer.arguments("{}")
+        if self._begun and is_whole:
+            self._writer.close_call()
         return self._begun
-
-    _said_arguments = False
 
     def _member(self, key: str) -> Parsing[bool]:
         form = self._form
@@ -103,7 +100,7 @@ class _JsonCallParser:
             return name is not None and self._named(name)
         if key == form.arguments or key in _ARGUMENT_KEYS:
             return (yield from self._arguments())
-        if self._strict and key not in ("type", "id"):
+        if self._strict and not self._begun and key not in ("type", "id"):
             return False
         return (yield from self._reader.json(lambda _: None))
 
@@ -134,17 +131,13 @@ class _JsonCallParser:
         self._withheld = ""
 
     def _arguments(self) -> Parsing[bool]:
+        """Emit an object while it arrives. A string is taken as the JSON in it, a number or word as no arguments."""
         reader = self._reader
-        self._said_arguments = True
-        if (yield from reader.peek()) == "{":
+        if (yield from reader.peek()) in ("{", "["):
             return (yield from reader.json(self._emit_arguments))
-        parts: list[str] = []
-        whole = yield from reader.json(parts.append)
-        text = "".join(parts)
-        self._emit_arguments(
-            (_unquoted(text) or "{}") if text.startswith('"') else text if text.startswith("[") else "{}"
-        )
-        return whole
+        text = yield from self._text()
+        self._emit_arguments(text or "")
+        return text is not None or not reader.starved
 
     def _emit_arguments(self, text: str) -> None:
         if self._begun:

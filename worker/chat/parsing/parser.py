@@ -17,8 +17,9 @@ from .dict_calls import DictCallsReader
 from .element_calls import ElementCallsReader
 from .json_calls import JsonCallsReader
 from .python_calls import PythonCallsReader
-from .reader import SPACE, Emit, Parsing, TextReader
+from .reader import Parsing, TextReader
 from .tagged_calls import TaggedCallsReader
+from .trimmed import TrimmedText
 
 
 class AnswerParser:
@@ -31,12 +32,16 @@ class AnswerParser:
         *,
         opening: str = "",
         separate_reasoning: bool = True,
+        only_calls: bool = False,
         new_id: NewCallId = new_call_id,
     ) -> None:
+        """`only_calls`: the grammar forbids content, so white space before the calls is not content either."""
         self._reader = TextReader()
         self._writer = DeltaWriter(new_id)
         by_name = {tool.name: tool for tool in tools}
-        self._parsing: Parsing[None] | None = _parsing(form, by_name, separate_reasoning, self._reader, self._writer)
+        self._parsing: Parsing[None] | None = _parsing(
+            form, by_name, separate_reasoning, only_calls, self._reader, self._writer
+        )
         self.opened = self.add(opening)
         """The deltas of `opening`."""
 
@@ -46,46 +51,26 @@ class AnswerParser:
             next(self._parsing, None)
         return self._writer.take()
 
-    def end(self, *, truncated: bool = False) -> list[Delta]:
-        """Return the last deltas. `truncated`: a limit ended the answer, so incomplete JSON is not closed."""
-        self._reader.ended, self._reader.truncated = True, truncated
+    def end(self, *, truncated: bool = False, follows: str = "") -> list[Delta]:
+        """Return the last deltas.
+
+        `truncated`: a limit or the stop word `follows` ended the answer. Then the beginning of a mark or of a call at
+        its end is dropped, and a call whose end was not written is reported as cut off.
+        """
+        self._reader.ended, self._reader.truncated, self._reader.follows = True, truncated, follows
         if self._parsing is not None:
             for _ in self._parsing:
                 raise AssertionError("a parser waits for text after the end")
         self._parsing = None
+        self._writer.abandon_call()
         return self._writer.take()
-
-
-class TrimmedText:
-    """Emit text without leading (unless `leading`) and trailing (unless `trailing`) white space."""
-
-    def __init__(self, emit: Emit, *, leading: bool = False, trailing: bool = False) -> None:
-        self._emit = emit
-        self._begun, self._trailing = leading, trailing
-        self._withheld = ""
-        self.said = False
-
-    def __call__(self, text: str) -> None:
-        text = self._withheld + text
-        if not self._begun:
-            text = text.lstrip(SPACE)
-        solid = text if self._trailing else text.rstrip(SPACE)
-        self._withheld = text[len(solid) :]
-        if solid:
-            self._begun = self.said = True
-            self._emit(solid)
-
-    def flush(self, *, without: str = "") -> None:
-        """Emit the withheld white space, except the suffix `without`."""
-        if self._begun:
-            self._emit(self._withheld.removesuffix(without))
-        self._withheld = ""
 
 
 def _parsing(
     form: AnswerFormat,
     tools: Mapping[str, FunctionTool],
     separate_reasoning: bool,
+    only_calls: bool,
     reader: TextReader,
     writer: DeltaWriter,
 ) -> Parsing[None]:
@@ -95,13 +80,14 @@ def _parsing(
         return recipients(tools, reader, writer)
     if form.style == "addressed":
         return addressed(_calls_reader(form, tools, reader, writer), separate_reasoning, reader, writer)
-    return _answer(form, tools, separate_reasoning, reader, writer)
+    return _answer(form, tools, separate_reasoning, only_calls, reader, writer)
 
 
 def _answer(
     form: AnswerFormat,
     tools: Mapping[str, FunctionTool],
     separate_reasoning: bool,
+    only_calls: bool,
     reader: TextReader,
     writer: DeltaWriter,
 ) -> Parsing[None]:
@@ -116,11 +102,13 @@ def _answer(
         marks.append(again)
     if calls is not None:
         marks.append(calls.mark)
-    content = TrimmedText(writer.content, leading=thought or form.reasoning is None, trailing=not marks)
+    leading = not only_calls and (thought or form.reasoning is None)
+    content = TrimmedText(writer.content, leading=leading, trailing=not marks)
     while True:
         mark = yield from reader.until(marks, content)
         if mark is None:
-            if not writer.n_calls:
+            may_precede_call = calls is not None and reader.truncated and not content.said
+            if not writer.n_calls and not may_precede_call:
                 content.flush()
             return
         if thoughts and mark == again:
@@ -154,6 +142,8 @@ def _thoughts(
     start, end = tags.start.strip(), tags.end.strip()
     if start and not (yield from reader.word(start)):
         found = yield from reader.word(end)  # an end mark without a start mark
+        if reader.is_undecided:
+            reader.skip_rest()  # the beginning of a mark
         if found:
             yield from _blanks(form.spacing[2], form.calls_end_reasoning or form.loose, reader)
         return found

@@ -39,6 +39,7 @@ class PythonCallsReader(CallsReader):
         text = yield from self._in_parentheses()
         if text is not None:
             self._writer.arguments(_arguments(text, self._tools[name.strip()]))
+            self._writer.close_call()
         return text is not None
 
     def _has_another_call(self) -> Parsing[bool]:

@@ -1,7 +1,8 @@
 """Read text that arrives in pieces as if it were complete.
 
 A parser is a generator that yields when it needs more text: `yield from reader.until(…)`. Its result depends only on
-the text, never on how the text is split, because nothing is decided before it is certain.
+the text, never on how the text is split, because nothing is decided before it is certain. If the end of the text makes
+something uncertain, `starved` is True; only `truncated` says whether the model or something else ended the text.
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ class TextReader:
         self.ended = False
         """True if no more text will be fed."""
         self.truncated = False
-        """True if a limit ended the text, so that the answer is incomplete."""
+        """True if a limit or a stop word ended the text, so that the answer is incomplete."""
+        self.follows = ""
+        """The stop word that ended the text, "" if none did."""
+        self.starved = False
+        """True if a parser needed more text after the end to decide what the last part is."""
         self._text = ""
         self._position = 0
         self._kept: int | None = None
@@ -39,6 +44,11 @@ class TextReader:
     def rest(self) -> str:
         """The text that was fed and is not yet read."""
         return self._text[self._position :]
+
+    @property
+    def is_undecided(self) -> bool:
+        """True if the text was cut off where it may still become something else than it is."""
+        return self.truncated and self.starved
 
     # -- rewinding -----------------------------------------------------------------------------------------------------
 
@@ -61,12 +71,16 @@ class TextReader:
         """Return the next character without reading it; "" at the end."""
         while self._position >= len(self._text):
             if self.ended:
+                self.starved = True
                 return ""
             yield
         return self._text[self._position]
 
     def skip(self, n: int) -> None:
         self._position += n
+
+    def skip_rest(self) -> None:
+        self._position = len(self._text)
 
     def skip_space(self) -> Parsing[None]:
         while (yield from self.peek()) in SPACE:
@@ -83,7 +97,7 @@ class TextReader:
     def literal(self, text: str) -> Parsing[bool]:
         """Read `text` if it is next. Return False and read nothing if not."""
         while not self.rest.startswith(text):
-            if self.ended or not text.startswith(self.rest):
+            if not text.startswith(self.rest) or self._starves():
                 return False
             yield
         self._position += len(text)
@@ -100,9 +114,14 @@ class TextReader:
             if found.startswith(stripped):
                 self._position += len(rest) - len(found) + len(stripped)
                 return True
-            if self.ended or not stripped.startswith(found):
+            if not stripped.startswith(found) or self._starves():
                 return False
             yield
+
+    def _starves(self) -> bool:
+        """Return True if the text has ended although a parser needs more of it."""
+        self.starved = self.starved or self.ended
+        return self.ended
 
     def is_next(self, text: str) -> Parsing[bool]:
         """Return True if `word` would read `text`."""
@@ -112,16 +131,23 @@ class TextReader:
         return found
 
     def until(self, markers: Sequence[str], emit: Emit) -> Parsing[str | None]:
-        """Emit the text before the first marker and return the marker, unread. None: no marker, all text is read."""
+        """Emit the text before the first marker and return the marker, unread. None: no marker, all text is read.
+
+        The beginning of a marker at the end of a truncated text is not emitted.
+        """
         while True:
             text = self.rest
             at, marker = first_of(text, markers)
-            certain = len(text) if self.ended else len(text) - partial_end(text, markers)
-            if marker is not None and (at < certain or self.ended):
+            certain = len(text)
+            if not self.ended or self.truncated:
+                certain -= partial_end(text, markers, self.follows)
+            is_whole = at < certain or (self.ended and not self.truncated)  # else it may begin a longer marker
+            if marker is not None and is_whole:
                 self._emit(at, emit)
                 return marker
             self._emit(certain, emit)
-            if self.ended:
+            if self._starves():
+                self.skip_rest()
                 return None
             yield
 
@@ -147,7 +173,7 @@ class TextReader:
             return (yield from self._json_string(emit))
         while (c := (yield from self.peek())) and c not in _SCALAR_END:
             self._emit(1, emit)
-        return True
+        return bool(c)
 
     def _json_nested(self, emit: Emit) -> Parsing[bool]:
         depth = 0
@@ -169,7 +195,7 @@ class TextReader:
                         self._emit(i, emit)
                         return True
             self._emit(len(text), emit)
-            if self.ended:
+            if self._starves():
                 return False
             yield
 
@@ -187,7 +213,7 @@ class TextReader:
                 else:
                     escaped = c == "\\"
             self._emit(len(text), emit)
-            if self.ended:
+            if self._starves():
                 return False
             yield
 
@@ -202,12 +228,16 @@ def first_of(text: str, markers: Sequence[str]) -> tuple[int, str | None]:
     return best, best_marker
 
 
-def partial_end(text: str, markers: Sequence[str]) -> int:
-    """Return the length of the longest suffix of `text` that is the beginning of a marker."""
+def partial_end(text: str, markers: Sequence[str], follows: str = "") -> int:
+    """Return the length of the longest suffix of `text` that is the beginning of a marker.
+
+    `follows`: the text after `text` as far as it is known; the marker must go on with it.
+    """
     longest = 0
     for marker in markers:
         for n in range(min(len(marker) - 1, len(text)), longest, -1):
-            if text.endswith(marker[:n]):
+            rest = marker[n : n + len(follows)]
+            if text.endswith(marker[:n]) and follows.startswith(rest):
                 longest = n
                 break
     return longest

@@ -10,7 +10,7 @@ from msgspec import Struct
 from ..constraints.response_format import JsonText
 from ..formats.formats import ONLY_CONTENT, AnswerFormat
 from ..tools import FunctionTool
-from .deltas import ContentDelta, Delta, ParsedMessage, ToolCallArguments, ToolCallBegun
+from .deltas import ContentDelta, Delta, ParsedMessage, ToolCallBegun, ToolCallCut
 from .parser import AnswerParser
 
 
@@ -21,14 +21,15 @@ class ReplyFormat(Struct, frozen=True):
     separate_reasoning: bool = True
     wrapped_json: bool = False  # True if text around the JSON in the content is to be dropped
     shows_opening: bool = True  # True if a stream begins with `opening`
+    only_calls: bool = False  # True if the answer must be calls, so that it has no content
 
     def parser(self) -> ReplyParser:
         return ReplyParser(self)
 
-    def parse(self, text: str, *, truncated: bool) -> ParsedMessage:
+    def parse(self, text: str, *, truncated: bool, follows: str = "") -> ParsedMessage:
         parser = self.parser()
         said = ParsedMessage()
-        for deltas in (parser.opened, parser.add(text), parser.end(truncated=truncated)):
+        for deltas in (parser.opened, parser.add(text), parser.end(truncated=truncated, follows=follows)):
             said.add(deltas)
         return said
 
@@ -41,24 +42,35 @@ class ReplyParser:
 
     def __init__(self, reply: ReplyFormat) -> None:
         self._parser = AnswerParser(
-            reply.form, reply.tools, opening=reply.opening, separate_reasoning=reply.separate_reasoning
+            reply.form,
+            reply.tools,
+            opening=reply.opening,
+            separate_reasoning=reply.separate_reasoning,
+            only_calls=reply.only_calls,
         )
         self._json = JsonText() if reply.wrapped_json else None
-        self.n_calls = 0
+        self.n_calls = self._n_cut = 0
         self.opened = self._seen(self._parser.opened)
         """The deltas of the prompt's end that belongs to the answer."""
 
     def add(self, text: str) -> list[Delta]:
         return self._seen(self._parser.add(text))
 
-    def end(self, *, truncated: bool) -> list[Delta]:
-        return self._seen(self._parser.end(truncated=truncated))
+    def end(self, *, truncated: bool, follows: str = "") -> list[Delta]:
+        """See `AnswerParser.end`."""
+        return self._seen(self._parser.end(truncated=truncated, follows=follows))
+
+    @property
+    def is_called(self) -> bool:
+        """True if there are calls and all of them are whole."""
+        return self.n_calls > 0 and not self._n_cut
 
     def _seen(self, deltas: list[Delta]) -> list[Delta]:
         self.n_calls += sum(isinstance(delta, ToolCallBegun) for delta in deltas)
+        self._n_cut += sum(isinstance(delta, ToolCallCut) for delta in deltas)
         if self._json is None:
             return deltas
         shown = [
             ContentDelta(self._json.add(delta.text)) if isinstance(delta, ContentDelta) else delta for delta in deltas
         ]
-        return [delta for delta in shown if isinstance(delta, ToolCallBegun | ToolCallArguments) or delta.text]
+        return [delta for delta in shown if not isinstance(delta, ContentDelta) or delta.text]

@@ -20,6 +20,10 @@ class TaggedCallsReader(CallsReader):
     ) -> None:
         super().__init__(first_mark(form), form.section, tools, reader, writer)
         self._form = form
+        ends = (form.arguments.end, form.close, form.call.end, form.section.end)
+        self._next = form.call.start.strip() or form.name.start.strip()
+        self._ends = [mark for mark in (*map(str.strip, ends), self._next) if mark]
+        """Marks that may follow the arguments."""
 
     def _call(self) -> Parsing[bool]:
         form, reader = self._form, self._reader
@@ -30,7 +34,9 @@ class TaggedCallsReader(CallsReader):
             id, _ = yield from reader.text_until([form.name.start])
         if not (yield from reader.word(form.name.start)):
             return False
-        said = (yield from self._name()).strip()
+        said = yield from self._name()
+        if said is None:
+            return False
         name = said
         if form.id_is_name:
             name, id = _name_in_id(said, form.id_is_name)
@@ -44,9 +50,11 @@ class TaggedCallsReader(CallsReader):
         self._writer.call(name, id.strip())
         yield from reader.word(form.arguments.start)
         if form.parameters:
-            yield from self._tagged_arguments(form.parameters, tool)
+            is_whole = yield from self._tagged_arguments(form.parameters, tool)
         else:
-            yield from self._json_arguments()
+            is_whole = yield from self._json_arguments()
+        if is_whole:
+            self._writer.close_call()
         yield from reader.word(form.arguments.end)
         yield from reader.word(form.close)
         return True
@@ -54,39 +62,48 @@ class TaggedCallsReader(CallsReader):
     def _has_another_call(self) -> Parsing[bool]:
         form, reader = self._form, self._reader
         yield from reader.word(form.call.end)
-        return (yield from reader.is_next(form.call.start.strip() or form.name.start))
+        return (yield from reader.is_next(self._next))
 
-    def _name(self) -> Parsing[str]:
-        """Read the name up to its end mark, or to any mark that may follow."""
+    def _name(self) -> Parsing[str | None]:
+        """Read the name up to its end mark, or to any mark that may follow. Return None if it is truncated."""
         form, reader = self._form, self._reader
         marks = [form.name.end.strip()]
         if not marks[0]:
             start = form.parameters.name.start if form.parameters else "{"
             others = (form.id.start, form.arguments.start, start, form.close, form.call.end, form.section.end)
             marks = [mark for mark in map(str.strip, others) if mark]
-        name, _ = yield from reader.text_until(marks)
+        name, mark = yield from reader.text_until(marks)
         yield from reader.word(form.name.end)
         if form.name_rest:
-            yield from reader.text_until([form.name_rest])
+            _, mark = yield from reader.text_until([form.name_rest])
             reader.skip(len(form.name_rest))
-        return name
+        return name.strip() if mark is not None else None
 
-    def _json_arguments(self) -> Parsing[None]:
+    def _json_arguments(self) -> Parsing[bool]:
+        """Return True if the arguments are whole."""
         reader = self._reader
         yield from reader.skip_space()
         if (yield from reader.peek()) == "{":
-            yield from reader.json(self._writer.arguments)
-        elif (yield from reader.peek()) or not reader.truncated:
-            self._writer.arguments("{}")
+            return (yield from reader.json(self._writer.arguments))
+        return (yield from self._is_at_end())
 
-    def _tagged_arguments(self, form: Parameters, tool: FunctionTool) -> Parsing[None]:
+    def _is_at_end(self) -> Parsing[bool]:
+        """Return True if the arguments end here: at a mark, or because the model ended its answer."""
+        reader = self._reader
+        for mark in self._ends:
+            if (yield from reader.is_next(mark)):
+                return True
+        return not (yield from reader.peek()) and not reader.truncated
+
+    def _tagged_arguments(self, form: Parameters, tool: FunctionTool) -> Parsing[bool]:
+        """Return True if the arguments are whole."""
         reader, writer = self._reader, self._writer
         writer.arguments("{")
         separator = ""
         while (yield from reader.word(form.name.start)):
             key, mark = yield from reader.text_until([form.name.end.strip()])
             if mark is None:
-                return
+                return False
             reader.skip(len(mark))
             key = key.strip().strip("\"'")
             writer.arguments(f"{separator}{json_of(key)}:")
@@ -97,12 +114,13 @@ class TaggedCallsReader(CallsReader):
                 is_text = form.text_flag in flags
             elif form.value.start.strip():
                 yield from reader.word(form.value.start)
-            if not (yield from self._value(form, is_text)):
-                return
+            if reader.is_undecided or not (yield from self._value(form, is_text)):
+                return False
             yield from reader.word(form.between)
             separator = ","
-        if (yield from reader.peek()) or not reader.truncated:
-            writer.arguments("}")
+        is_whole = yield from self._is_at_end()
+        writer.arguments("}" if is_whole else "")
+        return is_whole
 
     def _value(self, form: Parameters, is_text: bool) -> Parsing[bool]:
         """Read a value. Return False if it is truncated."""
@@ -110,6 +128,8 @@ class TaggedCallsReader(CallsReader):
         end = form.value.end.strip()
         if form.quote.start and (yield from reader.word(form.quote.start)):
             return (yield from self._quoted(form, is_text))
+        if reader.is_undecided:
+            return False
         inner = _UnframedValue(form, (lambda text: writer.arguments(escaped(text))) if is_text else None)
         if is_text:
             writer.arguments('"')

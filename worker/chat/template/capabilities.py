@@ -49,15 +49,15 @@ def probe(template: ChatTemplate) -> Capabilities:
     takes_parts = parts is not None and MARK in parts and not _shows_structure(parts)
     system = {"role": "system", "content": MARK if takes_text else [{"type": "text", "text": MARK}]}
     user = USER if takes_text else {"role": "user", "content": [{"type": "text", "text": "Question"}]}
-    objects = _takes_calls(template, user, as_objects=True)
-    calls = objects or _takes_calls(template, user, as_objects=False)
+    objects = _takes_calls(template, user, _OBJECT)
+    calls = objects or _takes_calls(template, user, _TEXT)
     return Capabilities(
         supports_string_content=takes_text or not takes_parts,
         supports_typed_content=takes_parts,
         supports_system_role=MARK in (_try(template, [system, user]) or ""),
         supports_tools="probe_tool" in (_try(template, [user], tools=[TOOL]) or ""),
         supports_tool_calls=calls,
-        supports_parallel_tool_calls=calls and _takes_calls(template, user, as_objects=objects, n=2),
+        supports_parallel_tool_calls=calls and _takes_calls(template, user, _OBJECT if objects else _TEXT, n=2),
         supports_object_arguments=objects,
         supports_preserve_reasoning=_preserves_reasoning(template, user),
         supports_reasoning_effort=_effort(template, user, "low") != _effort(template, user, "high"),
@@ -76,8 +76,11 @@ def _shows_structure(prompt: str) -> bool:
     return any(sign in prompt for sign in ("{'type'", '{"type"', "&#39;type&#39;"))
 
 
-def _takes_calls(template: ChatTemplate, user: Message, *, as_objects: bool, n: int = 1) -> bool:
-    arguments: Any = {"argument": MARK} if as_objects else '{"argument": "' + MARK + '"}'
+_OBJECT = {"argument": MARK}
+_TEXT = '{"argument": "' + MARK + '"}'
+
+
+def _takes_calls(template: ChatTemplate, user: Message, arguments: Any, n: int = 1) -> bool:
     calls = [
         {"id": f"call0000{i}", "type": "function", "function": {"name": f"probe_call_{i}", "arguments": arguments}}
         for i in range(n)
@@ -110,6 +113,12 @@ def takes_user_after_result(template: ChatTemplate, capabilities: Capabilities) 
     if _try(template, messages, tools=[TOOL]) is None:
         return True  # the user message is not the cause
     return _try(template, [*messages, messages[0]], tools=[TOOL]) is not None
+
+
+def takes_text_arguments(template: ChatTemplate, capabilities: Capabilities) -> bool:
+    """Return True if the template shows arguments that are no object but a text, such as the half of a JSON text."""
+    text: Any = "Question" if capabilities.supports_string_content else [{"type": "text", "text": "Question"}]
+    return _takes_calls(template, {"role": "user", "content": text}, '{"argument": "' + MARK)
 
 
 def _preserves_reasoning(template: ChatTemplate, user: Message) -> bool:
