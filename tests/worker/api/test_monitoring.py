@@ -98,6 +98,7 @@ def sleeper(module_programs: Programs) -> Program:
 def test_monitoring_does_not_wake_the_model_and_shows_known_values(sleeper: Program) -> None:
     sleeper.client.post("/completion", json={"prompt": "a", "n_predict": 8, "ignore_eos": True}).raise_for_status()
     wait_until(lambda: is_asleep(sleeper), "sleep")
+    n_before = sleeper.log_text.count("waking up")  # on a busy machine it sleeps before the first request
     first, second = (readings(sleeper.client.get("/metrics").text) for _ in range(2))
     assert first["predicted_tokens_seconds"] > 0
     assert second["predicted_tokens_seconds"] == 0
@@ -109,7 +110,7 @@ def test_monitoring_does_not_wake_the_model_and_shows_known_values(sleeper: Prog
     assert sleeper.client.get("/v1/stream?conv_id=c").status_code == 404
     assert sleeper.client.post("/v1/streams/lookup", json={"conversation_ids": ["c"]}).json() == []
     assert is_asleep(sleeper)
-    assert sleeper.log_text.count("waking up") == 0
+    assert sleeper.log_text.count("waking up") == n_before
 
 
 @pytest.mark.parametrize(
