@@ -47,6 +47,10 @@ class ModelNotFound(InvalidRequest):
         super().__init__(f"model '{name}' not found")
 
 
+class MediaNotSupported(InvalidRequest):
+    """The model has no part for images, audio or video. llama-server's status in Anthropic's dialect is 500."""
+
+
 class ContextExceeded(InvalidRequest):
     """The prompt is longer than the context: `n_prompt_tokens` and `n_ctx` are both in tokens."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
-from ..base.errors import ApiError, ContextExceeded, ModelNotFound, Unavailable
+from ..base.errors import ApiError, ContextExceeded, MediaNotSupported, ModelNotFound, Unavailable
 
 MESSAGES_PATHS = ("/v1/messages", "/v1/messages/count_tokens")
 VERSION_HEADER = "anthropic-version"
@@ -37,6 +37,8 @@ def speaks_anthropic(request: web.Request) -> bool:
 def anthropic_status(error: ApiError) -> int:
     if isinstance(error, ModelNotFound):
         return 404
+    if isinstance(error, MediaNotSupported):  # clients of llama-server know this status; they are told not to retry
+        return 500
     return 529 if isinstance(error, Unavailable) else error.status
 
 

@@ -98,7 +98,7 @@ def add_retry_hint(response: web.Response, error: ApiError) -> None:
     """Set the retry headers: the clients of OpenAI and Anthropic retry every 5xx twice unless a header forbids it."""
     if error.retry_after is not None:
         response.headers[hdrs.RETRY_AFTER] = str(error.retry_after)
-    elif error.status >= 500:
+    elif response.status >= 500:
         response.headers["X-Should-Retry"] = "false"
 
 

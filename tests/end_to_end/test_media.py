@@ -185,6 +185,11 @@ def test_unsupported_media_are_refused(seer: Program, worker: Program) -> None:
     assert ask(seer, chat(sound), 400)["message"] == f"audio input is not supported - {hint}"
     for path in ("/v1/chat/completions", "/v1/chat/completions/input_tokens", "/apply-template"):
         assert ask(worker, chat(image("x")), 400, path)["message"] == f"image input is not supported - {hint}"
+    picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "QQ=="}}
+    message = worker.client.post("/v1/messages", json=chat(picture))
+    assert message.status_code == 500, "as llama-server's tests expect it in this dialect"
+    assert message.headers["x-should-retry"] == "false"
+    assert message.json()["error"]["message"] == f"image input is not supported - {hint}"
     prompt = {"prompt_string": "a<M>", "multimodal_data": ["QQ=="]}
     assert "does not support multimodal" in ask(worker, {"prompt": prompt}, 400, "/completion")["message"]
 

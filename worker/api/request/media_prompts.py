@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
-from llama_corral.common.base.errors import InvalidRequest
+from llama_corral.common.base.errors import InvalidRequest, MediaNotSupported
 from llama_corral.common.web.json_fields import wrong_type
 
 from ...engine.messages import MediaChunk, PromptText
@@ -77,11 +77,11 @@ async def tokenize_parts(parts: Sequence[PromptText], vocab: Tokenizer, *, add_s
 
 
 def check_kinds(sources: Sequence[MediaSource], model: PromptModel) -> None:
-    """Raise InvalidRequest if the model does not support a kind of media; call it before loading the sources."""
+    """Raise MediaNotSupported if the model does not support a kind of media; call it before loading the sources."""
     support = model.media
     for kind in dict.fromkeys(source.kind for source in sources):
         if support is None or not {"image": support.vision, "audio": support.audio, "video": support.video}[kind]:
-            raise InvalidRequest(
+            raise MediaNotSupported(
                 f"{kind} input is not supported - hint: if this is unexpected, you may need to provide the mmproj"
             )
 
