@@ -5,8 +5,6 @@ Called by `sources`. Each ConfigError is a fault of the one section.
 
 from __future__ import annotations
 
-import logging
-
 from llama_corral.common.base.errors import ConfigError
 from llama_corral.common.hub.gguf_names import canonical_name, split_repo
 from llama_corral.common.hub.hub_cache import is_repo_name
@@ -15,6 +13,7 @@ from msgspec import Struct
 from . import backends, merge, variants
 from .ini import DEFAULT, NOT_AN_ARGUMENT, PresetFile
 from .merge import ConfigValue, Layer
+from .notices import Warn
 from .options.table import PRESET_ONLY
 from .preset import Preset, Source
 
@@ -24,8 +23,6 @@ _SAYS_MODEL = MODEL_SOURCES | {"base", "cmd"}
 SECTION_ONLY = frozenset({"base"}) | backends.FIELDS
 BACKEND_ONLY = frozenset({"model", "mmproj", "alias", "tags"})
 """Model options that are used with an external program; the program's own options are in its command line."""
-
-logger = logging.getLogger("corral.presets")
 
 
 class Candidate(Struct, frozen=True):
@@ -97,7 +94,7 @@ def base_layer(candidate: Candidate, file: PresetFile) -> Layer:
     )
 
 
-def check_backend(candidate: Candidate) -> None:
+def check_backend(candidate: Candidate, warn: Warn) -> None:
     """Warn of options in a section with cmd that have no effect. Options from `[*]` are ignored silently.
 
     Raise ConfigError for a system prompt.
@@ -105,4 +102,4 @@ def check_backend(candidate: Candidate) -> None:
     if (given := candidate.section.get("system_prompt")) is not None:
         raise ConfigError(f"{given.where}: not supported together with cmd: only our own worker can add it")
     for name in sorted(candidate.section.keys() - BACKEND_ONLY - PRESET_ONLY):
-        logger.warning("%s: has no effect together with cmd", candidate.section[name].where)
+        warn(f"{candidate.section[name].where}: has no effect together with cmd")

@@ -20,6 +20,7 @@ from msgspec import Struct, field
 
 from .layer import ConfigValue, Layer, add, put, switch_text
 from .layer_source import check
+from .notices import Warn, log_warning
 from .options.table import KEYS, OPTIONS, nearest
 from .policy import ModelGroup
 
@@ -84,13 +85,13 @@ class _Block(NamedTuple):
     """Of its header and of the lines that are no entries, in file order."""
 
 
-def read_presets(path: str | Path) -> PresetFile:
+def read_presets(path: str | Path, warn: Warn = log_warning) -> PresetFile:
     """Read a presets file. Raise ConfigError if the file cannot be read, or for a fault in `[*]`."""
     everywhere: Layer = {}
     sections: list[Section] = []
     groups: dict[str, ModelGroup] = {}
     faulty_groups: dict[str, str] = {}
-    for block in _blocks(path):
+    for block in _blocks(path, warn):
         if block.name.startswith(GROUP):
             group, fault = _group(path, block)
             if group.name:
@@ -111,7 +112,7 @@ def read_presets(path: str | Path) -> PresetFile:
 def read_global(path: str | Path) -> Layer:
     """Read the keys before the first header and in `[*]`; unknown keys are for other programs that share the file."""
     layer: dict[str, ConfigValue] = {}
-    blocks = {block.name: block for block in _blocks(path)}
+    blocks = {block.name: block for block in _blocks(path, log_warning)}
     for name in (ALL_MODELS, DEFAULT):
         section = _section(path, blocks[name], ignore_unknown=True) if name in blocks else Section(name, 0, {})
         if section.fault:
@@ -131,7 +132,7 @@ def _text(path: str | Path) -> str:
     return data.decode("utf-8-sig", errors="surrogateescape")
 
 
-def _blocks(path: str | Path) -> list[_Block]:
+def _blocks(path: str | Path, warn: Warn) -> list[_Block]:
     """Return the sections in file order; of several with the same name only the last, and all without a name."""
     names, faults, lines = {0: DEFAULT}, {0: list[str]()}, ["[0]"]
     header = 0
@@ -150,7 +151,7 @@ def _blocks(path: str | Path) -> list[_Block]:
         name = names[line_number]
         if name in blocks and (blocks[name].entries or blocks[name].faults):
             earlier = blocks.pop(name).line
-            log.warning("%s:%d: [%s] replaces the section of that name in line %d", path, line_number, name, earlier)
+            warn(f"{path}:{line_number}: [{name}] replaces the section of that name in line {earlier}")
         entries = [
             _Entry((section.lineof(key) or 1) - 1, key.partition("@")[0], value) for key, value in section.items()
         ]

@@ -6,7 +6,6 @@ and their models have the names that they have in the cache.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,11 +18,10 @@ from llama_corral.common.hub.resolve import listed_models
 from msgspec import Struct
 
 from .models_dir_rules import MAX_DEPTH, decide
+from .notices import Warn, log_warning
 
 MAX_FOLDERS = 10_000
 """Most folders that are listed: the directory may be given by mistake, such as `/`."""
-
-log = logging.getLogger("corral.presets")
 
 
 class LocalModel(Struct, frozen=True):
@@ -36,12 +34,12 @@ class LocalModel(Struct, frozen=True):
     """True if it is in a folder of a Hugging Face cache."""
 
 
-def scan(directory: Path) -> list[LocalModel]:
+def scan(directory: Path, warn: Warn = log_warning) -> list[LocalModel]:
     """Return the models, sorted by name. Raise ConfigError."""
     directory_of("--models-dir", str(directory))
     files: list[str] = []
     repositories: list[hub_cache.RepoSnapshot] = []
-    for found in _walk(directory):
+    for found in _walk(directory, warn):
         if isinstance(found, str):
             files.append(found)
         else:
@@ -71,12 +69,12 @@ class _Folder(Struct, frozen=True):
     """Device and inode of the folders that it is in: a link to one of them is not followed."""
 
 
-def _walk(directory: Path) -> Iterator[str | hub_cache.RepoSnapshot]:
+def _walk(directory: Path, warn: Warn) -> Iterator[str | hub_cache.RepoSnapshot]:
     """Yield the GGUF files as relative paths, and the repositories of a cache. Raise ConfigError."""
     waiting = [_Folder(directory, "", 0, frozenset())]
     for number, folder in enumerate(waiting):
         if number == MAX_FOLDERS:
-            log.warning("--models-dir %s: only the first %d folders are read", directory, MAX_FOLDERS)
+            warn(f"--models-dir {directory}: only the first {MAX_FOLDERS} folders are read")
             return
         try:
             above = folder.above | {_identity(folder.path)}
@@ -85,7 +83,7 @@ def _walk(directory: Path) -> Iterator[str | hub_cache.RepoSnapshot]:
         except OSError as error:
             if not folder.prefix:
                 raise ConfigError(f"--models-dir {directory}: {error.strerror or error}") from None
-            log.warning("--models-dir: %s: %s", folder.path, error.strerror or error)
+            warn(f"--models-dir: {folder.path}: {error.strerror or error}")
             continue
         for entry in entries:
             if entry.name.startswith("."):

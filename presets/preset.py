@@ -10,7 +10,7 @@ from typing import Literal
 from msgspec import Struct, field
 
 from .backends import Backend
-from .layer import Layer
+from .layer import ConfigValue, Layer
 from .options.table import OPTIONS
 from .policy import DEFAULT_POLICY, ModelPolicy
 from .render import to_ini
@@ -48,8 +48,17 @@ class Preset(Struct, frozen=True):
     """Default options that each request carries to the worker, in the format of `variants`."""
     unavailable: str = ""
     """Why the model cannot be loaded until its section is corrected, as `file:line: …`; "": it can be loaded."""
+    files: tuple[ConfigValue, ...] = ()
+    """The paths of the model files of this machine that the worker needs."""
+    missing: tuple[ConfigValue, ...] = ()
+    """Those of `files` that do not exist."""
     input_modalities: tuple[str, ...] = ("text",)
     output_modalities: tuple[str, ...] = ("text",)
+
+    @property
+    def missing_file(self) -> str:
+        """Why the model cannot be loaded until a file exists, as `file:line: …`; "": all files exist."""
+        return f"{self.missing[0].where}: no such file: {self.missing[0].text}" if self.missing else ""
 
     @property
     def ini_text(self) -> str:

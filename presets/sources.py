@@ -22,7 +22,7 @@ from llama_corral.common.hub.gguf_header import GgufError, read_header
 from llama_corral.common.hub.resolve import find_cached, list_cached
 from msgspec.structs import replace
 
-from . import backends, merge, models_dir, variants
+from . import backends, merge, model_files, models_dir, variants
 from .candidate import (
     BACKEND_ONLY,
     MODEL_SOURCES,
@@ -38,6 +38,7 @@ from .candidate import (
 from .ini import PresetFile, read_presets
 from .merge import ConfigValue, Layer
 from .names import ReportFault, listed_names, named_model, settle
+from .notices import Notices, Warn, log_warning
 from .options.settings import Settings
 from .options.table import NOT_OVERLAID, OPTIONS, PRESET_ONLY, ROUTER_OWN
 from .policy import ModelGroup, policy_of
@@ -69,12 +70,22 @@ class PresetReader:
     ) -> None:
         self._load = partial(load_presets, settings, argv_layer, environ, may_run_commands=may_run_commands)
         self._known: Mapping[str, Preset] = {}
+        self._notices = Notices()
 
     def __call__(self) -> dict[str, Preset]:
-        """Raise ConfigError if a source cannot be read."""
-        found = self._load(known=self._known)
+        """Raise ConfigError if a source cannot be read. A warning that the last reading had is not logged again."""
+        is_complete = False
+        try:
+            found = self._load(known=self._known, warn=self._notices.warn)
+            is_complete = True
+        finally:
+            self._notices.end_reading(is_complete=is_complete)
         self._known = found
         return found
+
+    def files(self) -> Mapping[str, bool]:
+        """Return the paths of the model files that sections name, and whether they existed at the last reading."""
+        return model_files.presence(self._known.values())
 
 
 def load_presets(
@@ -84,17 +95,18 @@ def load_presets(
     *,
     may_run_commands: bool = True,
     known: Mapping[str, Preset] = NOTHING_KNOWN,
+    warn: Warn = log_warning,
 ) -> dict[str, Preset]:
     """Return all models' presets, sorted by name; one whose section has a fault is unavailable.
 
     `may_run_commands`: True if this machine's user wrote the presets file. `known`: the result of the last reading.
     Raise ConfigError if a source cannot be read, for a fault in `[*]`, and with --presets-strict for any fault.
     """
-    report = partial(_report, is_strict=settings.router.presets_strict)
-    file = _read_file(settings.router.models_preset)
-    candidates = _candidates(settings, file, environ, known, report)
+    report = partial(_report, warn, is_strict=settings.router.presets_strict)
+    file = _read_file(settings.router.models_preset, warn)
+    candidates = _candidates(settings, file, environ, known, report, warn)
     overlay = {name: given for name, given in argv_layer.items() if name not in NOT_OVERLAID}
-    builder = _Builder(file, candidates, overlay, environ, settings.router.models_ttl, may_run_commands)
+    builder = _Builder(file, candidates, overlay, environ, settings.router.models_ttl, may_run_commands, warn)
     presets = builder.presets
     for candidate in builder.in_order():
         try:
@@ -103,27 +115,30 @@ def load_presets(
             report(str(error), f"model {candidate.name} cannot be loaded")
             presets[candidate.name] = unavailable_preset(candidate, str(error))
     for where in sorted(builder.ignored):
-        logger.warning("%s: ignored: an option of the router, not of a model", where)
-    _check_groups(file, settings.router.models_preset, presets, report)
+        warn(f"{where}: ignored: an option of the router, not of a model")
+    for preset in presets.values():
+        if preset.missing and not preset.base:
+            warn(f"model {preset.name} cannot be loaded: {preset.missing_file}")
+    _check_groups(file, settings.router.models_preset, presets, report, warn)
     presets = settle(presets, known, report)
     _add_folder_names(presets, candidates.values())
     hidden = _duplicates(presets, builder.dedup & presets.keys(), environ)
     return {name: replace(presets[name], hidden=name in hidden) for name in sorted(presets)}
 
 
-def _report(fault: str, effect: str, *, is_strict: bool) -> None:
+def _report(warn: Warn, fault: str, effect: str, *, is_strict: bool) -> None:
     """Log a fault of one section, or raise it as ConfigError."""
     if is_strict:
         raise ConfigError(fault)
-    logger.warning("%s: %s", effect, fault)
+    warn(f"{effect}: {fault}")
 
 
-def _check_groups(file: PresetFile, path: str, presets: Mapping[str, Preset], report: ReportFault) -> None:
+def _check_groups(file: PresetFile, path: str, presets: Mapping[str, Preset], report: ReportFault, warn: Warn) -> None:
     """Report the groups that no model is in. A fault of a group that has models is one of these models."""
     used = {preset.policy.group.name for preset in presets.values()}
     unavailable = {preset.unavailable for preset in presets.values()}
     for name in file.groups.keys() - used - file.faulty_groups.keys():
-        logger.warning("%s: no model is in the group '%s'", path, name)
+        warn(f"{path}: no model is in the group '{name}'")
     for name, fault in file.faulty_groups.items():
         if fault not in unavailable:
             report(fault, f"the group '{name}' is left out")
@@ -140,6 +155,7 @@ class _Builder:
         environ: Mapping[str, str],
         models_ttl: float,
         may_run_commands: bool,
+        warn: Warn,
     ) -> None:
         self.presets: dict[str, Preset] = {}
         """Those built so far."""
@@ -148,7 +164,7 @@ class _Builder:
         self.ignored: set[str] = set()
         """Where options of the router are set for models."""
         self._file, self._candidates, self._overlay, self._environ = file, candidates, overlay, environ
-        self._models_ttl, self._may_run_commands = models_ttl, may_run_commands
+        self._models_ttl, self._may_run_commands, self._warn = models_ttl, may_run_commands, warn
         listed = {one.alias: name for name, one in candidates.items() if one.alias and one.alias not in candidates}
         listed |= {one.written: name for name, one in candidates.items() if one.written}
         self._variants = {name: one.section for name, one in candidates.items() if "base" in one.section}
@@ -175,7 +191,7 @@ class _Builder:
         merged = merge.merge(self._file.global_layer, base, candidate.section, self._overlay)
         kept = {name: given for name, given in merged.items() if name not in ROUTER_OWN}
         self.ignored |= {merged[name].where for name in merged.keys() - kept.keys()}
-        preset, own = _preset(candidate, kept, self._environ, self._models_ttl, self._file.groups)
+        preset, own = _preset(candidate, kept, self._environ, self._models_ttl, self._file.groups, self._warn)
         if fault := self._file.faulty_groups.get(own.presets.group) if own.presets.group else None:
             raise ConfigError(fault)
         if own.presets.dedup_cache_models and preset.source == "preset":
@@ -183,10 +199,10 @@ class _Builder:
         return preset
 
 
-def _read_file(path: str) -> PresetFile:
+def _read_file(path: str, warn: Warn) -> PresetFile:
     if not path:
         return PresetFile({}, (), {})
-    file = read_presets(path)
+    file = read_presets(path, warn)
     check_text(file.global_layer)
     for name in file.global_layer.keys() & SECTION_ONLY:
         raise ConfigError(f"{file.global_layer[name].where}: not allowed in [*]: put it into a model's own section")
@@ -204,7 +220,12 @@ def _expand(layer: Layer, here: str) -> Layer:
 
 
 def _candidates(
-    settings: Settings, file: PresetFile, environ: Mapping[str, str], known: Mapping[str, Preset], report: ReportFault
+    settings: Settings,
+    file: PresetFile,
+    environ: Mapping[str, str],
+    known: Mapping[str, Preset],
+    report: ReportFault,
+    warn: Warn,
 ) -> dict[str, Candidate]:
     """Return the models of cache, models directory and presets file by name."""
     found: dict[str, Candidate] = {}
@@ -212,7 +233,7 @@ def _candidates(
         found[name] = Candidate(name, "cache", {"hf_repo": ConfigValue(name, "the cache")}, {}, "the cache")
     if settings.router.models_dir:
         where = f"--models-dir {settings.router.models_dir}"
-        for model in models_dir.scan(Path(settings.router.models_dir)):
+        for model in models_dir.scan(Path(settings.router.models_dir), warn):
             if not (model.is_cached and model.name in found):
                 layer = _local_layer(model, where)
                 found[model.name] = Candidate(model.name, "models_dir", layer, {}, where, alias=model.alias)
@@ -257,15 +278,17 @@ def _preset(
     environ: Mapping[str, str],
     models_ttl: float,
     groups: Mapping[str, ModelGroup],
+    warn: Warn,
 ) -> tuple[Preset, Settings]:
     """Return a preset and its settings. All values are checked here, so mistakes are found before the load."""
     own = merge.check(merged)
     layer = {name: given for name, given in merged.items() if name not in PRESET_ONLY}
     backend = backends.read_backend(candidate.name, merged, own, environ)
     if backend is not None:
-        check_backend(candidate)
+        check_backend(candidate, warn)
         layer = {name: given for name, given in layer.items() if name in BACKEND_ONLY}
     merge.resolve(layer)
+    files = () if backend else model_files.files_of(layer, own)
     preset = Preset(
         candidate.name,
         candidate.source,
@@ -279,13 +302,15 @@ def _preset(
         ttl=own.presets.ttl if own.presets.ttl >= 0 else 0.0 if own.presets.keep_warm else models_ttl,
         policy=policy_of(own, groups),
         backend=backend,
-        input_modalities=("text", *_modalities(own, environ)),
+        files=files,
+        missing=model_files.missing(files),
+        input_modalities=("text", *_modalities(own, environ, warn)),
         defaults="" if backend else variants.header_of(candidate.name, layer, own.presets.system_prompt, shares=False),
     )
     return preset, own
 
 
-def _modalities(own: Settings, environ: Mapping[str, str]) -> tuple[str, ...]:
+def _modalities(own: Settings, environ: Mapping[str, str], warn: Warn) -> tuple[str, ...]:
     """Return the model's input modalities other than text, if its projector's file is on this machine."""
     if not own.media.mmproj_auto:
         return ()
@@ -295,15 +320,15 @@ def _modalities(own: Settings, environ: Mapping[str, str]) -> tuple[str, ...]:
         else {}
     )
     path = Path(own.media.mmproj) if own.media.mmproj else cached.get("mmproj")
-    return projector_modalities(path) if path else ()
+    return projector_modalities(path, warn) if path else ()
 
 
-def projector_modalities(path: Path) -> tuple[str, ...]:
+def projector_modalities(path: Path, warn: Warn = log_warning) -> tuple[str, ...]:
     """Return the input modalities that a projector enables. Its header is read only if the file has changed."""
     try:
         return _MODALITIES.get(version_of(path))
     except (GgufError, OSError) as error:
-        logger.warning("cannot read the projector: %s", error)
+        warn(f"cannot read the projector: {error}")
         return ()
 
 
