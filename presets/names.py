@@ -17,13 +17,19 @@ ReportFault = Callable[[str, str], None]
 """Called with a fault of one section (`file:line: …`) and what follows from it."""
 
 
-def listed_names(written: Iterable[str], is_repository: Callable[[str], bool]) -> dict[str, str]:
-    """Return the name under which each section is listed, by its written name. No two sections get the same name."""
-    written = list(written)
+def listed_names(
+    written: Iterable[str], is_repository: Callable[[str], bool], cached: Iterable[str] = ()
+) -> dict[str, str]:
+    """Return the name under which each section is listed, by its written name. No two sections get the same name.
+
+    `cached`: the names of the models in the cache. A repository has one name in upper and lower case.
+    """
+    written, in_cache = list(written), {name.casefold(): name for name in cached}
     listed = {name: name for name in written}
     taken = set(written)
     for name in written:
         folded = canonical_name(name)
+        folded = in_cache.get(folded.casefold(), folded)
         if folded not in taken and is_repository(name):
             taken.add(folded)
             listed[name] = folded

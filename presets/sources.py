@@ -239,7 +239,8 @@ def _candidates(
                 found[model.name] = Candidate(model.name, "models_dir", layer, {}, where, alias=model.alias)
     by_alias = {candidate.alias: candidate for candidate in found.values() if candidate.alias}
     repositories = {section.name for section in file.sections if is_repository(section.name, section.layer, file)}
-    listed = listed_names((section.name for section in file.sections), repositories.__contains__)
+    cached = [name for name, candidate in found.items() if candidate.source == "cache"]
+    listed = listed_names((section.name for section in file.sections), repositories.__contains__, cached)
     for section in file.sections:
         if not section.name:
             report(section.fault, "a section without a name is left out")

@@ -196,4 +196,6 @@ def _status_json(view: ModelView) -> dict[str, Any]:
     if view.is_failed:
         status |= {"failed": True, "exit_code": view.exit_code, "error": view.failure, "log": list(view.last_lines)}
         status |= {"failures": view.failures, "retry_in": round(view.pause, 1)}
+    elif view.failure:
+        status["error"] = view.failure
     return status

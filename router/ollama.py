@@ -63,7 +63,7 @@ class Ollama:
 
     async def tags(self, request: web.Request) -> web.StreamResponse:
         listed = await self._lifecycle.each_view(lambda view: view)
-        views = [view for view in listed if view.status not in _COMING and not view.preset.unavailable]
+        views = [view for view in listed if view.status not in _COMING and view.is_usable]
         cards = await self._cards.brief([view.preset for view in views])
         names = [(name, cards[view.name]) for view in views for name in (view.name, *sorted(view.preset.aliases))]
         return json_response({"models": await map_in_slices(lambda named: tag_entry(*named), names)})
@@ -83,7 +83,7 @@ class Ollama:
         card = await asyncio.to_thread(self._read_card, view.preset)
         template, capabilities = await asyncio.to_thread(_template_and_abilities, view, card)
         shown = show(
-            name,
+            name or view.name,
             card,
             capabilities=capabilities,
             parameters={field: given.text for field, given in view.preset.layer.items()},

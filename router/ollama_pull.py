@@ -55,6 +55,8 @@ class OllamaPull:
         """
         known = next((view for possible in possible_names(name) if (view := self._lifecycle.view(possible))), None)
         if known is not None and known.name not in self._lifecycle.downloads():
+            if not known.is_usable:
+                raise ServerFault(f"model '{known.name}' {known.failure}")
             yield dict(PULLED)
             return
         wanted = _hub_name(name)

@@ -71,7 +71,7 @@ async def serve(
     `is_downloaded`: True if the presets file was downloaded; then its presets may not run commands.
     """
     load = PresetReader(settings, given, environ, may_run_commands=not is_downloaded)
-    watcher = SourceWatcher(source_places(settings, environ))
+    watcher = SourceWatcher(source_places(settings, environ), load.files)
     presets = load()
     api_keys = ApiKeys(settings)
     read_presets = functools.partial(_read_again, api_keys, load)

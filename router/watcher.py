@@ -2,7 +2,8 @@
 
 The effect is that of `GET /models?reload=1`. If a source cannot be read, nothing changes. `watchfiles` reports changes
 in folders at once. In addition the metadata of all paths is compared each second (`source_stamps`), since no event
-reports that a link far above a file was switched, that a folder was replaced, or what another machine does.
+reports that a link far above a file was switched, that a folder was replaced, or what another machine does. Model files
+that presets name may be anywhere, so only their presence is compared: a file that was missing may be there now.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from llama_corral.common.base.errors import ConfigError
 from llama_corral.presets.models_dir import MAX_FOLDERS
@@ -36,9 +38,15 @@ Reload = Callable[[], Awaitable[object]]
 
 
 class SourceWatcher:
-    def __init__(self, places: SourcePlaces) -> None:
-        """Look at the sources. To be called before they are read the first time, so that no change is missed."""
+    def __init__(self, places: SourcePlaces, files: Callable[[], Mapping[str, bool]] = dict) -> None:
+        """Look at the sources. To be called before they are read the first time, so that no change is missed.
+
+        `files`: the model files that presets name, and whether the last reading found them.
+        """
         self._places = places
+        self._files = files
+        self._read_with: Mapping[str, bool] = {}
+        """The presence of model files at the last attempt to read the sources, which may have failed."""
         self._known = survey(places)
         self._next_look = 0.0
         self._has_warned = False
@@ -86,14 +94,16 @@ class SourceWatcher:
         """
         if time.monotonic() < self._next_look:
             return False
-        is_outdated, seconds = await asyncio.to_thread(_timed_comparison, self._known)
+        is_outdated, present, seconds = await asyncio.to_thread(_timed_comparison, self._known, self._files())
         self._next_look = time.monotonic() + seconds / POLL_SHARE
-        if not is_outdated:
+        has_moved = present not in (self._files(), self._read_with)
+        if not (is_outdated or has_moved):
             return False
+        self._read_with = present
         before, self._known = self._known, await self._settled()
         if new := self._known.cut_off - before.cut_off:
             self._warn_of_size(new)
-        if before.stamps != self._known.stamps:
+        if has_moved or before.stamps != self._known.stamps:
             await _logged(reload)
         return True
 
@@ -131,10 +141,11 @@ async def reload_presets(read_presets: ReadPresets, lifecycle: Lifecycle) -> Non
         log.error("%s; the old presets are kept", error)
 
 
-def _timed_comparison(known: Survey) -> tuple[bool, float]:
-    """Return whether the survey is outdated, and the processor time that this took in seconds."""
+def _timed_comparison(known: Survey, files: Iterable[str]) -> tuple[bool, Mapping[str, bool], float]:
+    """Return whether the survey is outdated, which files exist, and the processor time that this took in seconds."""
     began = time.thread_time()
-    return known.is_outdated, time.thread_time() - began
+    present = {path: os.path.exists(path) for path in files}
+    return known.is_outdated, present, time.thread_time() - began
 
 
 async def _logged(reload: Reload) -> None:

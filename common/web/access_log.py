@@ -123,6 +123,8 @@ def log_departure(request: web.Request, arrived: float, reason: str) -> None:
 
 
 def _word(name: str) -> str:
-    """Return a model's name as one word: in quotes if it has blanks."""
+    """Return a model's name as one word: in quotes if it has blanks or quotes. A quote in it is written `\\"`."""
     name = one_line(name)
-    return f'"{name}"' if " " in name else name
+    if " " not in name and '"' not in name:
+        return name
+    return '"' + name.replace('"', '\\"') + '"'

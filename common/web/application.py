@@ -68,6 +68,8 @@ class RequestLimits(Struct, frozen=True):
 
 LIMITS = web.AppKey("limits", RequestLimits)
 RUNNING = web.AppKey("running", RunningRequests)
+HIDDEN = "/."
+"""In the path of a hidden file or folder. It needs a key, also if the page that it belongs to needs none."""
 PUBLIC_HANDLERS: web.AppKey[set[Handler]] = web.AppKey("public_handlers", set)
 """Handlers of pages, which are served like PAGE_PATHS."""
 
@@ -271,11 +273,11 @@ def application(
         "Access-Control-Allow-Credentials": "true" if settings.http.cors_credentials else "false",
         "Access-Control-Allow-Methods": settings.http.cors_methods,
         "Access-Control-Allow-Headers": settings.http.cors_headers,
-        hdrs.CONTENT_TYPE: "text/html",
     }
 
     def refusal(request: web.Request) -> ApiError | None:
-        is_page = request.path in pages or request.match_info.handler in public_handlers
+        is_file = request.match_info.handler in public_handlers and HIDDEN not in request.path
+        is_page = request.path in pages or is_file
         if not is_ready() and not is_page:
             return Unavailable()
         if keys and not is_page and request.path not in public and not keys.admit(request):
@@ -285,7 +287,8 @@ def application(
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.method == hdrs.METH_OPTIONS:
-            return web.Response(headers=preflight)
+            is_allowed = allowed_origin(request.headers.get(hdrs.ORIGIN)) is not None
+            return web.Response(headers=preflight if is_allowed else None, content_type="text/html")
         if running.is_closed:
             return _refuse_at_the_end(request, running.refusal)
         if refused := refusal(request):

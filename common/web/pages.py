@@ -1,7 +1,7 @@
 """Routes for browsers: the page at `/` and its small files, or a folder of the user (`--path`).
 
 Router and worker pass the HTML of their page; the rest is the same for both. A folder with an index file is a page: its
-files need no key, like the page at `/`, because a browser cannot send a key before the page runs.
+files need no key, like the page at `/`, because a browser cannot send a key before the page runs. Hidden files do.
 """
 
 from __future__ import annotations

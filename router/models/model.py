@@ -50,6 +50,10 @@ class Instance(Struct, eq=False):
     """State that clients see while the instance is stopping."""
     is_retiring: bool = False
     """True if its preset was changed or removed: it finishes its requests and accepts no new ones."""
+    retirement_reason: str = ""
+    """What happened to its preset, if it is retiring."""
+    next_fault: str = ""
+    """Why the model cannot be loaded after it, if its section has a fault now; else empty."""
     preemption_reason: str = ""
     """Why it is pre-empted: it finishes its requests and accepts no new ones, with an unchanged preset; else empty."""
     errors: int = 0
@@ -138,9 +142,19 @@ class Model(Struct, eq=False):
         return f"<Model {self.name} {self.state.value}{failed}, {self.instance or 'no worker'}>"
 
     @property
+    def fault(self) -> str:
+        """Why its preset cannot be used, as `file:line: …`; "": it can be used.
+
+        A running worker does not need its files any more.
+        """
+        next_fault = self.instance.next_fault if self.instance is not None else ""
+        needs_files = self.instance is None or self.state is ModelState.STOPPING
+        return self.preset.unavailable or next_fault or (self.preset.missing_file if needs_files else "")
+
+    @property
     def unavailability(self) -> ServerFault | None:
         """The error for everything that needs the model, if its preset cannot be used; None if it can."""
-        fault = self.preset.unavailable
+        fault = self.fault
         return ServerFault(f"model '{self.name}' cannot be loaded: {fault}") if fault else None
 
     @property
@@ -150,7 +164,7 @@ class Model(Struct, eq=False):
     @property
     def is_kept_warm(self) -> bool:
         is_wanted = self.preset.policy.keep_warm or self.is_reload_due
-        return is_wanted and not (self.is_unload_requested or self.preset.unavailable)
+        return is_wanted and not (self.is_unload_requested or self.fault)
 
     @property
     def needs_warm_load(self) -> bool:
@@ -202,7 +216,7 @@ class ModelView(Struct, frozen=True):
     exit_code: int
     """1 for a preset that cannot be used: for clients of llama-server, 0 is success."""
     failure: str
-    """Why it failed, or cannot be loaded; else empty."""
+    """Why it failed, or cannot be loaded; of a running model why it cannot be loaded again; else empty."""
     failures: int
     """Number of failures in a row."""
     errors: int
@@ -231,6 +245,11 @@ class ModelView(Struct, frozen=True):
     measured: MemoryUsage | None
     """Bytes, of the running worker."""
 
+    @property
+    def is_usable(self) -> bool:
+        """False if requests are refused because its preset cannot be used."""
+        return not self.preset.unavailable and (self.is_running or not self.preset.missing)
+
 
 def resident_of(model: Model, space: Space = NOTHING) -> Resident:
     """Return the model as placement sees it; a draining instance counts as stopping."""
@@ -257,15 +276,16 @@ def view_of(model: Model, waiting: int, now: float, variant: Preset | None = Non
     """Return what handlers may see of the model; `variant`: show it under this variant of it."""
     preset = variant or model.preset
     is_failed = model.state is ModelState.FAILED
-    unavailable = preset.unavailable
+    fault = preset.unavailable or model.fault
+    is_unavailable = bool(fault) and not model.state.is_running
     return ModelView(
         name=preset.name if variant else model.name,
         preset=preset,
         status=model.displayed_state.value,
         is_running=model.state.is_running,
-        is_failed=is_failed or bool(unavailable),
-        exit_code=1 if unavailable else model.exit_code if is_failed else 0,
-        failure=f"cannot be loaded: {unavailable}" if unavailable else model.failure if is_failed else "",
+        is_failed=is_failed or is_unavailable,
+        exit_code=1 if is_unavailable else model.exit_code if is_failed else 0,
+        failure=f"cannot be loaded: {fault}" if fault else model.failure if is_failed else "",
         failures=model.backoff.count,
         errors=model.instance.errors if model.instance else 0,
         pause=model.backoff.pause(now),

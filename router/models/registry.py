@@ -28,6 +28,8 @@ class Catalog:
         self._variants: dict[str, Preset] = {}
         self._models: dict[str, Model] = {}
         self._aliases: dict[str, str] = {}
+        self._repositories: dict[str, str] = {}
+        """The names of the models that are named after their repository, by these names in lower case."""
         self._running: dict[str, Model] = {}
         self.kept_warm: list[Model] = []
         """The models that are loaded without a request: with `keep-warm` in their preset, or due to be loaded again."""
@@ -63,7 +65,7 @@ class Catalog:
     def resolve(self, name: str) -> str | None:
         """Return the name of the model or variant that has this name or alias; None if there is none.
 
-        A repository is found under every spelling of its quantization.
+        A repository is found under every spelling of its quantization, and in upper and lower case.
         """
         if name in self._models or name in self._variants:
             return name
@@ -72,12 +74,11 @@ class Catalog:
     def _repository(self, name: str) -> str | None:
         """Return the model of the repository that `name` spells in another way than the cache; None if there is none.
 
-        For example `user/repo:q8_0` is the model `user/repo:Q8_0`.
+        For example `user/repo:q8_0` is the model `User/repo:Q8_0`.
         """
         folded = canonical_name(name)
         model = self._models.get(folded)
-        repository = model.preset.layer.get("hf_repo") if model else None
-        return folded if repository is not None and canonical_name(repository.text) == folded else None
+        return folded if model and _is_repository(model) else self._repositories.get(folded.casefold())
 
     def find(self, name: str) -> Model | None:
         """Return the model with this name or else alias; for a variant the model that serves it."""
@@ -103,26 +104,30 @@ class Catalog:
     def add(self, model: Model) -> None:
         """Add a model that no source has yet; `remove` removes it again."""
         self._models[model.name] = model
+        self._name_repositories()
 
     def remove(self, model: Model) -> None:
         if model in self:
             del self._models[model.name]
+            self._name_repositories()
 
-    def mark_retiring(self, presets: Mapping[str, Preset]) -> list[Model]:
-        """Mark each running worker that `presets` no longer describe as retiring; return the models of these.
+    def mark_retiring(self, presets: Mapping[str, Preset]) -> list[tuple[Model, Instance]]:
+        """Mark each running worker that `presets` no longer describe as retiring; return these with their models.
 
         A model that loads, or whose new preset has load-on-startup, is to be loaded again.
         """
         running = [(model, model.instance) for model in self if model.instance is not None]
         for model, instance in running:
             new = presets.get(model.name)
+            instance.retirement_reason = _what_happened(new)
+            instance.next_fault = new.unavailable if new else ""
             if new is None or new.base or new.unavailable:
                 instance.is_retiring, model.is_reload_due = True, False
             else:
                 instance.is_retiring = not is_same_worker(model.preset, new)
                 is_wanted = new.load_on_startup or model.state is ModelState.LOADING
                 model.is_reload_due = instance.is_retiring and is_wanted
-        return [model for model, instance in running if instance.is_retiring]
+        return [(model, instance) for model, instance in running if instance.is_retiring]
 
     def apply_presets(self, presets: Mapping[str, Preset]) -> list[Model]:
         """Apply the set to all models except retiring ones; return the models that were removed."""
@@ -163,10 +168,13 @@ class Catalog:
             return False
         if preset is not model.preset and preset != model.preset:
             model.idle_command_line = command_line(self._command, preset)
-        if not is_same_worker(model.preset, preset):
+        if not is_same_worker(model.preset, preset) or (model.preset.missing and not preset.missing):
             model.backoff = NO_FAILURES
             model.info = {}
             model.is_need_outdated = True
+            was_unusable = model.preset.unavailable or model.preset.missing
+            if was_unusable and preset.load_on_startup and model.instance is None:
+                model.is_reload_due = True
         model.preset = preset
         if model.instance is None:
             if model.state is ModelState.FAILED:
@@ -174,13 +182,35 @@ class Catalog:
             model.command_line = model.idle_command_line
         return True
 
+    def _name_repositories(self) -> None:
+        self._repositories = {}
+        for model in self:
+            if _is_repository(model):
+                self._repositories.setdefault(model.name.casefold(), model.name)
+
     def _name_aliases(self) -> None:
-        """Update the aliases, and the models to keep warm.
+        """Update the names that lead to models, and the models to keep warm.
 
         Aliases of current presets override those of a removed model that still runs.
         """
+        self._name_repositories()
         self._aliases = {alias: name for name, preset in self._sources.items() for alias in preset.aliases}
         self.kept_warm = [model for model in self if model.preset.policy.keep_warm or model.is_reload_due]
         for model in self:
             for alias in model.preset.aliases:
                 self._aliases.setdefault(alias, model.name)
+
+
+def _what_happened(new: Preset | None) -> str:
+    """Return why a worker retires, for the log and for clients. `new`: its model's preset now; None: there is none."""
+    if new is None:
+        return "no source has it any more"
+    if new.unavailable:
+        return f"it cannot be loaded again: {new.unavailable}"
+    return f"it is a variant of {new.base} now" if new.base else "its preset was changed"
+
+
+def _is_repository(model: Model) -> bool:
+    """Return True if the model is named after its repository."""
+    repository = model.preset.layer.get("hf_repo")
+    return repository is not None and canonical_name(repository.text) == model.name

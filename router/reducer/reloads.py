@@ -31,7 +31,8 @@ def advance(state: State) -> None:
         if not all(instance.is_gone for instance in reload.stopped or ()):
             return
         for model in state.catalog.apply_presets(reload.presets):
-            log.info("(reload) removing name=%s: no source has it any more", model.name)
+            if model.name not in reload.presets:  # else it is a variant now
+                log.info("(reload) removing name=%s: no source has it any more", model.name)
             refuse_removed(state, model)
         for model in state.catalog:
             refuse_unavailable(state, model)
@@ -43,7 +44,9 @@ def advance(state: State) -> None:
 def _begin(state: State, reload: Reload) -> None:
     """Stop the idle and loading models that must go. A busy one is stopped when its last lease is released."""
     retiring = state.catalog.mark_retiring(reload.presets)
-    idle = [model for model in retiring if model.instance and not model.instance.leases]
-    reload.stopped = tuple(model.instance for model in idle if model.instance)
-    for model in idle:
-        stop(state, model, "its preset was changed or removed")
+    reload.stopped = tuple(instance for _, instance in retiring if not instance.leases)
+    for model, instance in retiring:
+        if instance.leases:
+            log.info("name=%s is stopped when its requests have ended: %s", model.name, instance.retirement_reason)
+        else:
+            stop(state, model, instance.retirement_reason)

@@ -173,7 +173,7 @@ def _release(state: State, request: LeaseRequest, now: float, *, is_answered: bo
             model.backoff = NO_FAILURES
     if model is not None and instance.is_draining and not instance.leases:
         reason = instance.failure if instance.is_broken else instance.preemption_reason
-        stop(state, model, reason or "its preset was changed or removed")
+        stop(state, model, reason or instance.retirement_reason)
 
 
 def on_answered(state: State, event: ProgramAnswered) -> None:

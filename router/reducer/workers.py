@@ -220,6 +220,7 @@ def on_exited(state: State, event: WorkerExited) -> None:
         if instance.is_fault:
             model.record_failure(event.now, instance.idle_since or None)
         _refuse_waiters(state, model, event.now)
+        refuse_unavailable(state, model)  # its files may be missing now
     instance.is_gone = True
 
 
