@@ -36,12 +36,18 @@ def listed_names(
     return listed
 
 
-def named_model(text: str, listed: Mapping[str, str], models: Container[str]) -> str:
-    """Return the name of the model that a section means by `text`, for example as its base."""
+def named_model(text: str, listed: Mapping[str, str], models: Container[str], repositories: Iterable[str] = ()) -> str:
+    """Return the name of the model that a section means by `text`, for example as its base.
+
+    `repositories`: the models that are named after their repository.
+    """
     if text in listed:
         return listed[text]
+    if text in models:
+        return text
     folded = canonical_name(text)
-    return folded if text not in models and folded in models else text
+    by_case = {name.casefold(): name for name in repositories}
+    return folded if folded in models else by_case.get(folded.casefold(), text)
 
 
 def settle(presets: Mapping[str, Preset], known: Mapping[str, Preset], report: ReportFault) -> dict[str, Preset]:

@@ -167,9 +167,10 @@ class _Builder:
         self._models_ttl, self._may_run_commands, self._warn = models_ttl, may_run_commands, warn
         listed = {one.alias: name for name, one in candidates.items() if one.alias and one.alias not in candidates}
         listed |= {one.written: name for name, one in candidates.items() if one.written}
+        repositories = [name for name, one in candidates.items() if "hf_repo" in one.base]
         self._variants = {name: one.section for name, one in candidates.items() if "base" in one.section}
         self._bases = {
-            name: section["base"]._replace(text=named_model(section["base"].text, listed, candidates))
+            name: section["base"]._replace(text=named_model(section["base"].text, listed, candidates, repositories))
             for name, section in self._variants.items()
         }
 
