@@ -329,6 +329,8 @@ def projector_modalities(path: Path, warn: Warn = log_warning) -> tuple[str, ...
     """Return the input modalities that a projector enables. Its header is read only if the file has changed."""
     try:
         return _MODALITIES.get(version_of(path))
+    except FileNotFoundError:  # `Preset.missing` has it
+        return ()
     except (GgufError, OSError) as error:
         warn(f"cannot read the projector: {error}")
         return ()

@@ -41,6 +41,16 @@ def _estimate_or_admit(state: State, request: LeaseRequest, now: float) -> None:
         _admit(state, request, now)
 
 
+def admit_returned(state: State, now: float) -> None:
+    """Admit the requests whose model was removed, and whose name belongs to another model now."""
+    while state.returned:
+        request = state.returned.pop(0)
+        try:
+            _estimate_or_admit(state, request, now)
+        except ApiError as error:
+            state.emit(Refuse(request, error))
+
+
 def on_estimated(state: State, event: MemoryEstimated) -> None:
     """Record a model's memory, and admit the requests that waited for this.
 

@@ -1,6 +1,7 @@
 """What follows every event, always in the same order; the only place that decides what happens next.
 
-1. Reloads: apply the presets when the workers that a reload stops have ended (`reloads`).
+1. Reloads: apply the presets when the workers that a reload stops have ended (`reloads`). Requests for a removed model
+   whose name another model has now arrive again.
 2. Requests: grant leases to waiting requests that a model can serve now. This comes before placement, so that a model
    that has just become ready is busy, and not idle, when victims are chosen.
 3. Placement: carry out decisions of `placement.decide` for the queue and for explicit loads, until there is none.
@@ -26,7 +27,7 @@ from ..placement.states import ModelState
 from .commands import begin_waiting_loads
 from .effects import REVIEW, CancelTimer, Finish, Refuse, SetTimer, Timer, TimerKind
 from .reloads import advance
-from .requests import grant
+from .requests import admit_returned, grant
 from .state import State
 from .workers import start, start_claimed, start_queued, stop
 
@@ -43,6 +44,7 @@ log = logging.getLogger("corral.router")
 def follow_up(state: State, now: float) -> None:
     """Do what follows an event."""
     advance(state)
+    admit_returned(state, now)
     _grant_waiting(state, now)
     if not state.is_refusing:
         review_at = min(_place(state, now), _unload_expired(state, now), _keep_warm(state, now))

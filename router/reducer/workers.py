@@ -290,9 +290,12 @@ def _start_failure(model: Model) -> ApiError:
 
 
 def refuse_removed(state: State, model: Model) -> None:
-    """Refuse the requests that wait for a model that exists no more."""
+    """Refuse the requests that wait for a model that exists no more, unless another model has its name now."""
     for waiter in state.queue.pop_all(model.name):
-        state.emit(Refuse(waiter.request, ModelNotFound(model.name)))
+        if state.catalog.find(waiter.request.model) is None:
+            state.emit(Refuse(waiter.request, ModelNotFound(model.name)))
+        else:
+            state.returned.append(waiter.request)
 
 
 def refuse_unavailable(state: State, model: Model) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from lifecycle_tools import GIB, SizedBudget
 from llama_corral.common.base.errors import ApiError, ServerFault
 from llama_corral.router.models.queue import Lease, LeaseRequest
@@ -200,3 +201,22 @@ def test_a_request_for_a_model_that_was_removed_is_refused() -> None:
     (error,) = router.answers[request]
     assert isinstance(error, ApiError)
     assert error.message == "model 'a' not found"
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_requests_for_a_removed_model_are_served_by_the_model_that_has_its_name_now(is_busy: bool) -> None:
+    router = Recorder()
+    waiting = running = router.request("a")
+    router.deliver_estimates()
+    if is_busy:
+        router.launcher["a"].ready()
+    router.ask(events.ReloadRequested, "reload", presets(preset("b", aliases=("a",))))
+    if is_busy:
+        waiting = router.request("a")
+        router.put(events.LeaseReleased, running, True)
+    router.launcher["a"].leave()
+    router.deliver_estimates()
+    router.launcher["b"].ready()
+    (lease,) = router.answers[waiting]
+    assert isinstance(lease, Lease)
+    assert lease.model == "b"
