@@ -170,6 +170,18 @@ def test_names_are_as_written(reader: Reader, write: Write, name: str) -> None:
     assert found["v"].base == name
 
 
+def test_a_section_is_the_cached_repository_in_upper_and_lower_case(
+    reader: Reader, write: Write, tmp_path: Path
+) -> None:
+    cache_repo(tmp_path / "cache", "user/Model-GGUF", "m-Q8_0.gguf")
+    write("[User/model-gguf:q8_0]\ntemp = 0\n[v]\nbase = USER/model-gguf:Q8_0\n[other]\nhf = user/MODEL-gguf:Q8_0\n")
+    found = reader()()
+    assert not faults(found)
+    assert list(found) == ["other", "user/Model-GGUF:Q8_0", "v"]
+    assert found["user/Model-GGUF:Q8_0"].layer["temperature"].text == "0"
+    assert found["v"].base == "user/Model-GGUF:Q8_0"
+
+
 def test_sections_that_differ_in_writing_never_replace_each_other(reader: Reader, write: Write, tmp_path: Path) -> None:
     cache_repo(tmp_path / "cache", "user/m", "m-Q8_0.gguf", "m-Q4_0.gguf")
     write(

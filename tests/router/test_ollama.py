@@ -128,6 +128,27 @@ async def test_a_model_that_is_here_needs_no_download(name: str) -> None:
         assert (await ask(it, "pull", model="nothing")).status_code == 400
 
 
+async def test_a_model_that_cannot_be_loaded_is_not_pulled_with_success() -> None:
+    async with gateway(
+        preset("a"), preset("x", aliases=("y",), unavailable="presets.ini:3: unknown key 'modle'")
+    ) as it:
+        for name in ("x", "x:latest"):
+            response = await ask(it, "pull", model=name, stream=False)
+            assert response.status_code == 500
+            assert response.json() == {"error": "model 'x' cannot be loaded: presets.ini:3: unknown key 'modle'"}
+
+
+@pytest.mark.parametrize("name", ["ME/repo:q4_k_m", "hf.co/me/Repo:Q4_K_M", "me/REPO"])
+async def test_a_repository_is_one_model_in_upper_and_lower_case(name: str) -> None:
+    one, other = {"hf_repo": "Me/Repo:Q4_K_M"}, {"hf_repo": "me/repo"}
+    async with gateway(preset("Me/Repo:Q4_K_M", options=one), preset("me/repo", options=other)) as it:
+        assert (await ask(it, "pull", model=name, stream=False)).json() == {"status": "success"}
+        served = await it.chat(name.removeprefix("hf.co/"))
+        assert served.status_code == 200
+        refused = await it.client.delete("/models", params={"model": name})
+        assert refused.status_code == 404, "a file is only deleted under its exact name"
+
+
 async def test_lists_and_versions() -> None:
     async with gateway(preset("a", options={"temperature": "0.3"}), preset("b", hidden=True)) as it:
         (entry,) = (await it.client.get("/api/tags")).json()["models"]

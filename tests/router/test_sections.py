@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from programs import Program, Programs
+from programs import Program, Programs, wait_until
 
 INI = """[*]
 ctx-size = 256
@@ -107,3 +107,28 @@ def test_with_presets_strict_a_fault_prevents_the_start_and_a_reload(programs: P
     answer = gateway.client.get("/models?reload=1")
     assert (answer.status_code, message(answer).startswith(f"{ini}:3: [b]")) == (500, True)
     assert list(gateway.models()) == ["a"]
+
+
+def test_a_model_file_that_appears_later_is_used_without_a_reload(
+    programs: Programs, models: Path, tmp_path: Path
+) -> None:
+    add_model(models, tmp_path, "here")
+    ini = "[here]\nmodel = {models}/tiny-llama.gguf\n[late]\nalias = l\nload-on-startup = on\nmodel = FILE\n"
+    late = tmp_path / "disk" / "late.gguf"
+    gateway = programs.gateway("--models-max", "1", presets=ini.replace("FILE", str(late)))
+    presets = Path(gateway.argv[gateway.argv.index("--models-preset") + 1])
+    reason = f"cannot be loaded: {presets}:6: model: no such file: {late}"
+    assert complete(gateway, "here").status_code == 200
+    refused = complete(gateway, "l")
+    assert (refused.status_code, message(refused)) == (500, f"model 'late' {reason}")
+    assert gateway.status("here") == "loaded", "nothing is evicted for a model that cannot be loaded"
+    reload(gateway)
+    assert gateway.log_text.count(f"warning: model late {reason}") == 1, "the log says it once"
+    late.parent.mkdir()
+    shutil.copy(models / "tiny-llama.gguf", late)
+    wait_until(lambda: complete(gateway, "l").status_code == 200, "the model")
+    late.unlink()
+    wait_until(lambda: gateway.log_text.count(f"warning: model late {reason}") == 2, "the second warning")
+    assert complete(gateway, "l").status_code == 200, "its worker has the file open"
+    assert complete(gateway, "here").status_code == 200
+    assert message(complete(gateway, "l")) == f"model 'late' {reason}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from llama_corral.presets.options.settings import Settings
-from llama_corral.presets.sources import Preset, load_presets
+from llama_corral.presets.sources import Preset, PresetReader, load_presets
 from llama_corral.router import source_stamps
 from llama_corral.router import watcher as watcher_module
 from llama_corral.router.lifecycle.lifecycle import Lifecycle
@@ -428,3 +428,55 @@ async def test_a_cache_that_does_not_exist_yet_is_noticed(tmp_path: Path) -> Non
         put(repo / f"snapshots/{COMMIT}/x-Q8_0.gguf")
         put(repo / "refs/main", COMMIT)
         await Scene(tmp_path, lifecycle).shows("me/repo:Q8_0")
+
+
+@pytest.mark.parametrize("key", ["model", "mmproj", "model-draft"])
+async def test_a_model_file_that_appears_or_goes_away_is_noticed_wherever_it_is(tmp_path: Path, key: str) -> None:
+    settings, environ = settings_for(tmp_path, f"[x]\nmodel = /dev/null\n{key} = {tmp_path}/disk/deep/x.gguf\n")
+    read = PresetReader(settings, {}, environ)
+    watcher = SourceWatcher(source_places(settings, environ), read.files)
+    lifecycle = Lifecycle(read(), fake_launcher("spawn"), models_max=1, autoload=True)
+    watching = asyncio.create_task(watcher.watch(lambda: reload_presets(read, lifecycle)))
+
+    def is_usable() -> bool:
+        view = lifecycle.view("x")
+        return view is not None and view.is_usable
+
+    try:
+        assert not is_usable()
+        (tmp_path / "disk" / "deep").mkdir(parents=True)
+        (tmp_path / "disk" / "deep" / "x.gguf").touch()
+        await until(is_usable)
+        shutil.rmtree(tmp_path / "disk")
+        await until(lambda: not is_usable())
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        await lifecycle.close()
+
+
+async def test_sources_that_cannot_be_read_are_not_read_again_for_a_file_that_has_appeared(tmp_path: Path) -> None:
+    settings, environ = settings_for(tmp_path, f"[x]\nmodel = {tmp_path}/x.gguf\n")
+    read = PresetReader(settings, {}, environ)
+    watcher = SourceWatcher(source_places(settings, environ), read.files)
+    read()
+    attempts: list[int] = []
+
+    async def reload() -> None:
+        attempts.append(1)  # `read.files()` stays as it was
+
+    watching = asyncio.create_task(watcher.watch(reload))
+    (tmp_path / "x.gguf").touch()
+    await until(lambda: attempts)
+    for name in ("y.gguf", "z.gguf"):  # more events of the same folder
+        (tmp_path / name).touch()
+        await asyncio.sleep(watcher_module.POLL_S)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    assert len(attempts) <= 3, "once for the file, and once for each change of the folder"
+
+
+def settings_for(tmp_path: Path, ini: str) -> tuple[Settings, dict[str, str]]:
+    (tmp_path / "presets.ini").write_text(ini)
+    settings = Settings.of(models_preset=str(tmp_path / "presets.ini"))
+    return settings, {"LLAMA_CACHE": str(tmp_path / "cache")}

@@ -8,10 +8,12 @@ import re
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.common.base.logs import MAX_TEXT, one_line
-from llama_corral.common.web.access_log import CLIENT_LEFT, level_of, message_of
+from llama_corral.common.web.access_log import CLIENT_LEFT, AccessLog, level_of, message_of, note_model
 from programs import wait_until
 from web_tools import serving, settings
 
@@ -184,3 +186,21 @@ def test_a_text_becomes_one_printable_line(text: str) -> None:
     assert shown.isprintable()
     assert len(shown) <= 10 * (MAX_TEXT + 1)
     assert shown == text or not text.isprintable() or len(text) > MAX_TEXT
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a", "a"),
+        ("a b", '"a b"'),
+        ('x"', r'"x\""'),
+        ('x" 200 1.0 ms: "', r'"x\" 200 1.0 ms: \""'),
+        ("x\n\x1b[31m", r"x\n\x1b[31m"),
+    ],
+)
+def test_a_model_name_is_one_word_of_the_line(name: str, shown: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "corral.access")
+    request = make_mocked_request("POST", "/x")
+    note_model(request, name)
+    AccessLog(logging.getLogger("corral.access"), "").log(request, web.Response(status=404), 0.001)
+    assert caplog.messages == [f"unix POST /x name={shown} 404 1.0 ms"]

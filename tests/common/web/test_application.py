@@ -222,6 +222,18 @@ async def test_preflight() -> None:
         assert response.headers["access-control-allow-headers"] == "*"
 
 
+@pytest.mark.parametrize("origin", ["http://c", "null", None])
+async def test_a_preflight_of_another_origin_learns_nothing(origin: str | None) -> None:
+    async with serving(settings(cors_origins="http://a, http://b")) as (client, _, _):
+        response = await client.options("/v1/anything", headers={"Origin": origin} if origin else {})
+        assert response.status_code == 200
+        assert [name for name in response.headers if name.startswith("access-control")] == []
+        assert response.headers["vary"] == "Origin"
+        allowed = await client.options("/v1/anything", headers={"Origin": "http://b"})
+        assert allowed.headers["access-control-allow-origin"] == "http://b"
+        assert "access-control-allow-methods" in allowed.headers
+
+
 @pytest.mark.parametrize(
     "wanted", [b"authorization", b"x-stainless-lang, X-\xe9\xff,,cookie", b"x-" + b"a" * 20_000, b""]
 )
@@ -303,6 +315,17 @@ async def test_files_of_a_folder_with_a_page_are_public_as_the_page_is(tmp_path:
         assert (await client.get("/_app/none.js")).status_code == 404
         assert (await client.post("/_app/start.js")).status_code == 401
         assert (await client.get("/fail/x")).status_code == 401, "routes of the API need the key"
+
+
+async def test_hidden_files_of_a_page_need_the_key(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "index.html").write_text("home")
+    for name in (".env", ".git/config"):
+        (tmp_path / name).write_text("secret")
+    async with serving(settings(path=str(tmp_path), api_key=("k",))) as (client, _, _):
+        for path in ("/.env", "/%2eenv", "/.git/config"):
+            assert (await client.get(path)).status_code == 401, path
+        assert (await client.get("/.env", headers={"X-Api-Key": "k"})).text == "secret"
 
 
 async def test_files_of_a_folder_without_a_page_need_the_key(tmp_path: Path) -> None:
