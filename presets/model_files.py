@@ -1,4 +1,4 @@
-"""The files of this machine that the worker of a preset needs, and which of them are missing.
+"""The files of this machine that the worker of a preset needs to load its model, and which of them are missing.
 
 A missing file is no fault of the section: it may be on a disk that is not mounted yet, so the router watches for it.
 Files that are downloaded are not among them.
@@ -18,18 +18,28 @@ _DOWNLOADED = {
     "mmproj": ("mmproj_url",),
     "model_draft": ("hf_repo_draft",),
 }
-"""Options that name a model file → the options with which this file is downloaded."""
+"""Options that name a file → the options with which this file is downloaded."""
 
 
 def files_of(layer: Layer, settings: Settings) -> tuple[ConfigValue, ...]:
     """Return the paths, relative to the working directory, with their origins. `settings`: those of the layer."""
+    main = settings.main_model
+    paths = {
+        "model": (main.model,),
+        "mmproj": (settings.media.mmproj,) if settings.media.mmproj_auto else (),
+        "model_draft": (settings.drafts.model_draft,),
+        "chat_template_file": (settings.chat.chat_template_file,),
+        "lora": main.lora,
+        "lora_scaled": tuple(path for path, _ in main.lora_scaled),
+        "control_vector": main.control_vector,
+        "control_vector_scaled": tuple(path for path, _ in main.control_vector_scaled),
+    }
     return tuple(
-        layer[name]
-        for name, sources in _DOWNLOADED.items()
-        if name in layer
-        and layer[name].text
-        and not any(layer[source].text for source in sources if source in layer)
-        and (name != "mmproj" or settings.media.mmproj_auto)
+        layer[name]._replace(text=path)
+        for name, found in paths.items()
+        if name in layer and not any(layer[other].text for other in _DOWNLOADED.get(name, ()) if other in layer)
+        for path in found
+        if path
     )
 
 

@@ -66,6 +66,21 @@ def test_a_missing_file_is_named_with_file_and_line(
 
 
 @pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ("lora = /dev/null,/none/a,/none/b", ["/none/a", "/none/b"]),
+        ("lora-scaled = /none/a:0.5", ["/none/a"]),
+        ("control-vector = /none/v", ["/none/v"]),
+        ("control-vector-scaled = /dev/null:1,/none/v:2", ["/none/v"]),
+        ("chat-template-file = /none/t", ["/none/t"]),
+    ],
+)
+def test_files_that_belong_to_the_model(reader: Reader, given: str, missing: list[str]) -> None:
+    (preset,) = reader(f"[x]\nmodel = /dev/null\n{given}\n")().values()
+    assert [file.text for file in preset.missing] == missing
+
+
+@pytest.mark.parametrize(
     "section",
     [
         "model = /none/x.gguf\nmodel-url = http://h/x.gguf",  # the place to which it is downloaded
