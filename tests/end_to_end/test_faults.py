@@ -120,7 +120,7 @@ def test_busy_port_is_one_line(programs: Programs) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        gateway = programs.gateway(presets=PRESETS, port=port, wait="nothing")
+        gateway = programs.gateway(presets="[a]\nmodel = {models}/tiny-llama.gguf\n", port=port, wait="nothing")
         assert gateway.exit_code() == 1
     assert str(port) in gateway.log_text
     assert len(gateway.log_text.strip().splitlines()) == 1
