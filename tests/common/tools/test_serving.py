@@ -114,7 +114,7 @@ def test_tools_end_with_a_killed_server(start: Start) -> None:
     ],
 )
 def test_wrong_options_end_the_program_with_one_line(start_gateway: Start, options: list[str], said: str) -> None:
-    program = start_gateway(*options, presets="[m]\nmodel = x.gguf\n", wait="nothing")
+    program = start_gateway(*options, presets="[m]\nmodel = {models}/tiny-llama.gguf\n", wait="nothing")
     assert program.exit_code() == 1
     assert said in program.log_text
     assert len(program.log_text.strip().splitlines()) == 1
