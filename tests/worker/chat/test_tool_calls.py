@@ -606,6 +606,30 @@ def test_a_required_call_is_generated(required: Program) -> None:
     assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
 
 
+LISTED: dict[str, Any] = {
+    "city": {"type": "string", "enum": ["Paris", "<b>Oslo & co", 'a "quoted" name']},
+    "unit": {"const": "C"},
+    "day": {"anyOf": [{"enum": ["today", "tomorrow"]}, {"type": "string", "const": "never"}]},
+    "size": {"type": ["string", "null"], "enum": ["large", "small"], "maxLength": 5},
+}
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_texts_that_the_schema_lists_are_the_only_ones(required: Program, seed: int) -> None:
+    parameters = {"type": "object", "properties": LISTED, "required": list(LISTED)}
+    function = {"name": "look", "description": "L", "parameters": parameters}
+    asked = {"tools": [{"type": "function", "function": function}], "tool_choice": "required", "seed": seed}
+    options = {"temperature": 1.5, "parallel_tool_calls": False, "max_tokens": 600, "reasoning_budget_tokens": 2}
+    answer = chat(required, **asked, **options)
+    assert answer.json()["choices"][0]["finish_reason"] == "tool_calls", answer.text
+    (call,) = answer.json()["choices"][0]["message"]["tool_calls"]
+    arguments = json.loads(call["function"]["arguments"])
+    assert arguments["city"] in LISTED["city"]["enum"]
+    assert (arguments["unit"], len(arguments)) == ("C", 4)
+    assert arguments["day"] in ("today", "tomorrow", "never")
+    assert arguments["size"] in ("large", "small")
+
+
 def test_offered_tools_need_not_be_called_unless_named(required: Program) -> None:
     answer = chat(required, tools=[SWITCH], max_tokens=5).json()["choices"][0]
     assert "tool_calls" not in answer["message"]

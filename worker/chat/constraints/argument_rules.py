@@ -7,7 +7,9 @@ from typing import Any
 
 from ...grammar.converter import MAX_DEPTH, Converter
 from ...grammar.rules import GrammarRules, literal
-from ..tools import FunctionTool
+from ...grammar.schema import SchemaError
+from ...grammar.values import ValueCheck
+from ..tools import FunctionTool, may_be_text
 
 
 def literal_of(mark: str) -> str:
@@ -52,6 +54,35 @@ def _rooted(schema: Any, name: str, depth: int = 0) -> Any:
             rooted["$ref"] = f"#/tools/{name}{reference[1:]}"
         return rooted
     return [_rooted(item, name, depth + 1) for item in schema] if isinstance(schema, list) else schema
+
+
+def text_until(rules: GrammarRules, tool: FunctionTool, schema: Any, mark: str, name: str) -> str:
+    """Return a rule for a string without quotes up to and including `mark`: any text, or one that the schema lists."""
+    listed = _listed_texts(ValueCheck(tool.parameters), schema)
+    texts = [text for text in listed or () if mark not in text]
+    return f"({' | '.join(literal(text + mark) for text in texts)})" if texts else until(rules, mark, name)
+
+
+def _listed_texts(check: ValueCheck, schema: Any) -> list[str] | None:
+    """Return the strings of `enum` or `const` that the schema allows; None if it allows others."""
+    if not isinstance(schema, Mapping):
+        return None
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    if isinstance(values, list):
+        return [value for value in values if isinstance(value, str) and _allows(check, schema, value)]
+    for keyword in ("anyOf", "oneOf"):
+        ways = schema.get(keyword)
+        if isinstance(ways, list):
+            listed = [_listed_texts(check, way) for way in ways if may_be_text(way)]
+            return None if None in listed else [text for texts in listed for text in texts or ()]
+    return None
+
+
+def _allows(check: ValueCheck, schema: Any, value: str) -> bool:
+    try:
+        return check.allows(schema, value, "#")
+    except SchemaError:  # a rule that is not supported is relaxed
+        return True
 
 
 def until(rules: GrammarRules, mark: str, name: str) -> str:

@@ -35,6 +35,9 @@ class DictRules:
         values = [schema["const"]] if "const" in schema else schema.get("enum")
         if isinstance(values, list) and values and all(_is_plain(value) for value in values):
             return "(" + " | ".join(self._literal(value) for value in values) + ")"
+        ways = schema.get("anyOf", schema.get("oneOf"))
+        if isinstance(ways, list) and ways:
+            return f"({' | '.join(self._value(way, f'{name}-{i}', depth + 1) for i, way in enumerate(ways))})"
         match schema.get("type"):
             case "string":
                 return self._text

@@ -8,7 +8,7 @@ from typing import Any
 from ...grammar.rules import GrammarRules, literal
 from ..formats.formats import ElementCalls
 from ..tools import FunctionTool, may_be_text
-from .argument_rules import Schemas, literal_of, until
+from .argument_rules import Schemas, literal_of, text_until
 
 MAX_DEPTH = 16
 """Maximum schema depth; deeper values are JSON."""
@@ -42,7 +42,7 @@ class ElementRules:
         space = self._form.space
         start, end = f"{space}<{key}>", f"{space}</{key}>"
         if may_be_text(schema):
-            return f"{literal(start)} {until(self._rules, space, 'text')} {literal(f'</{key}>')}"
+            return f"{literal(start)} {text_until(self._rules, tool, schema, space, 'text')} {literal(f'</{key}>')}"
         return f"{literal(start)} {self._value(tool, schema, name, depth + 1)} {literal_of(end)}"
 
     def _value(self, tool: FunctionTool, schema: Any, name: str, depth: int) -> str:

@@ -26,7 +26,7 @@ from ..formats.formats import (
     first_mark,
 )
 from ..tools import FunctionTool
-from .argument_rules import Schemas, joined, literal_of, until
+from .argument_rules import Schemas, joined, literal_of, text_until, until
 from .dict_grammar import DictRules
 from .element_grammar import ElementRules
 
@@ -209,9 +209,11 @@ class _TaggedCallRules:
             head = literal(start)
         if is_text:
             end = form.value.end
-            value = until(self._rules, end, "text") if end else ""
+            schema = tool.parameters["properties"][key]
+            value = text_until(self._rules, tool, schema, end, "text") if end else ""
             if form.quote.start:
-                quoted = f"{literal(form.quote.start)} {until(self._rules, form.quote.end, 'quoted')} {literal(end)}"
+                inner = text_until(self._rules, tool, schema, form.quote.end, "quoted")
+                quoted = f"{literal(form.quote.start)} {inner} {literal(end)}"
                 value = f"({quoted} | {value})"
             return f"{head} {literal(form.value.start)} {value}" if form.value.start else f"{head} {value}"
         parts = (head, literal_of(form.value.start), self._schemas.of_argument(tool, key), literal_of(form.value.end))
