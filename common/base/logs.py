@@ -13,12 +13,14 @@ import os
 import re
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import msgspec
 
 from .errors import ConfigError
 from .json_encoding import encode_json
+from .log_handlers import LineHandler
 from .user_files import why_unreadable
 
 if TYPE_CHECKING:
@@ -74,7 +76,7 @@ def set_up(settings: LogSettings, *, relayed: bool = False) -> None:
 
 def _handlers(settings: LogSettings, relayed: bool) -> list[logging.Handler]:
     stream = sys.stdout if settings.log.log_jsonl and not relayed else sys.stderr
-    screen = logging.StreamHandler(stream)
+    screen = LineHandler(stream)
     if relayed:
         screen.setFormatter(LineFormatter(timestamps=False, prefix=settings.log.log_prefix, colours=False))
     else:
@@ -82,9 +84,10 @@ def _handlers(settings: LogSettings, relayed: bool) -> list[logging.Handler]:
     if not settings.log.log_file:
         return [screen]
     try:
-        file = logging.FileHandler(settings.log.log_file, encoding="utf-8", errors="replace")
+        opened = Path(settings.log.log_file).open("a", encoding="utf-8", errors="replace")  # noqa: SIM115
     except OSError as error:
         raise ConfigError(f"--log-file {settings.log.log_file}: {why_unreadable(error)}") from None
+    file = LineHandler(opened, closes=True)
     file.setFormatter(_formatter(settings, colours=False))
     return [screen, file]
 

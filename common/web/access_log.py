@@ -13,6 +13,7 @@ from aiohttp import hdrs, web
 from aiohttp.abc import AbstractAccessLogger
 from msgspec import Struct
 
+from ..base.log_handlers import MAY_WAIT
 from ..base.logs import one_line
 
 log = logging.getLogger("corral.access")
@@ -79,7 +80,9 @@ class AccessLog(AbstractAccessLogger):
         failure = notes.failure or (failure_in(response) if response.status >= 400 else "")
         why = f": {one_line(failure)}" if failure else ""
         values = (request.remote or "unix", method, one_line(path), name, response.status, time * 1000, why)
-        log.handle(log.makeRecord(log.name, level, "", 0, _LINE, values, None))  # log.log() would search its caller
+        record = log.makeRecord(log.name, level, "", 0, _LINE, values, None)  # log.log() would search its caller
+        setattr(record, MAY_WAIT, True)
+        log.handle(record)
 
 
 class WorkerAccessLog(AccessLog):

@@ -36,6 +36,7 @@ class ShutdownRequest:
             log.info("aborting the running requests; another signal ends the process immediately")
             self.forced.set()
         else:
+            logging.shutdown()  # writes the lines that wait
             os._exit(KILLED)
 
     def on_signals(self) -> None:
