@@ -1,4 +1,4 @@
-"""Validates a request for a Response and converts it to the equivalent chat request. Pure.
+"""Validates a request for a Response and converts it to the equivalent chat request. Pure, except for debug lines.
 
 llama-server's additional fields of chat requests (`top_k`, `cache_prompt`, `chat_template_kwargs` …) are copied.
 """
@@ -165,7 +165,7 @@ def _chat_tools(tools: Sequence[Mapping[str, Any]], choice: object) -> dict[str,
     """Return the chat fields for tools. Tools that run on OpenAI's servers are removed, as in llama-server."""
     functions = [tool for tool in tools if tool.get("type") == "function"]
     if len(functions) < len(tools):
-        log.info("ignoring %d tools of a request: only functions can be called", len(tools) - len(functions))
+        log.debug("ignoring %d tools of a request: only functions can be called", len(tools) - len(functions))
     if isinstance(choice, dict):
         functions, choice = _limited(functions, choice)
     if choice == "required" and not functions:
