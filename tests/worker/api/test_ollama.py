@@ -293,6 +293,8 @@ def test_refusals(worker: Program) -> None:
             status, why = refusal(worker, verb, model=model)
             assert status == 501
             assert "one model" in why
+        response = worker.client.request("DELETE" if verb == "delete" else "POST", f"/api/{verb}", json={})
+        assert (response.status_code, "one model" in response.json()["error"]) == (501, True)
     long = refusal(worker, "generate", prompt="word " * 3000)
     assert long[0] == 400
     assert "context size" in long[1]
