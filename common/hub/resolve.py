@@ -17,6 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 from msgspec import Struct
 
 from ..base.errors import ModelFilesError
+from ..base.user_files import why_not_a_file
 from . import hub_cache
 from .client import HubClient, RepoListing, endpoint, is_token
 from .download import DownloadProgress as DownloadProgress
@@ -273,8 +274,7 @@ def _heads(spec_type: Sequence[str]) -> tuple[DraftKind, ...]:
 def _existing(path: str) -> Path:
     """Return the path; raise ModelFilesError if a shard of the model is missing."""
     for name in shard_names(path):
-        if not Path(name).is_file():
-            why = "this is a directory, not a GGUF file" if Path(name).is_dir() else "no such file"
+        if why := why_not_a_file(name):
             raise ModelFilesError(f"{name}: {why}" + ("" if name == path else f" (a part of {path})"))
     return Path(path)
 
