@@ -370,9 +370,7 @@ def seconds_left(program: Program) -> float:
 
 
 @pytest.mark.parametrize("field", ["keep_alive", "ttl"])
-def test_without_a_router_every_endpoint_sets_the_idle_timeout(
-    programs: Programs, models: Path, field: str
-) -> None:
+def test_without_a_router_every_endpoint_sets_the_idle_timeout(programs: Programs, models: Path, field: str) -> None:
     options = ("--mmproj", str(models / "mmproj-audio.gguf"), "--ctx-size", "1024", "--threads", "1")
     program = programs.worker("--embeddings", "--pooling", "mean", *options)
     chat, short = {"messages": [USER]}, {"options": {"num_predict": 1}}
