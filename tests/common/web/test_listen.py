@@ -261,7 +261,7 @@ async def test_tls_files_may_be_pipes(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as refused:  # they are empty now
             await _once(settings(ssl_key_file=key, ssl_cert_file=chain))
         assert "one of them is not a PEM file of its kind" in str(refused.value)
-        with pytest.raises(ConfigError, match="--ssl-key-file none.pem: no such file"):
+        with pytest.raises(ConfigError, match=r"--ssl-key-file none\.pem: no such file"):
             await _once(settings(ssl_key_file="none.pem", ssl_cert_file=str(certificate.chain)))
     finally:
         for number in pipes:
