@@ -19,7 +19,7 @@ _SHORT = 64
 _HEADERS = BytesHeaderParser()
 
 
-class _Target(msgspec.Struct):
+class _Target(Struct):
     """Validates the whole body as JSON, but builds only these fields."""
 
     model: msgspec.Raw = msgspec.Raw()
@@ -27,7 +27,7 @@ class _Target(msgspec.Struct):
     ttl: msgspec.Raw = msgspec.Raw()
 
 
-class _OllamaTarget(msgspec.Struct):
+class _OllamaTarget(Struct):
     model: msgspec.Raw = msgspec.Raw()
     name: msgspec.Raw = msgspec.Raw()
     keep_alive: msgspec.Raw = msgspec.Raw()
@@ -72,7 +72,7 @@ def with_model_in_form(body: bytes, content_type: str, name: str) -> bytes:
     return body[: span[0]] + name.encode() + body[span[1] :] if span else body
 
 
-class _Streaming(msgspec.Struct):
+class _Streaming(Struct):
     stream: bool = False
 
 
