@@ -98,10 +98,9 @@ def remote_preset(settings: ModelSettings, environ: Mapping[str, str]) -> Path |
     if not settings.main_model.hf_repo or settings.main_model.hf_file:
         return None
     repo, tag = _repo_and_tag(settings.main_model.hf_repo)
-    snapshot = hub_cache.snapshot(cache_dir(environ), repo)
-    cached = snapshot.files.get(PRESET_FILE) if snapshot else None
-    repo = snapshot.repo if snapshot else repo
-    if is_offline(settings, environ) or (snapshot and not cached and choose_files(snapshot.files, tag).model):
+    repo, files = _cached(cache_dir(environ), repo)
+    cached = files.get(PRESET_FILE)
+    if is_offline(settings, environ) or (not cached and choose_files(files, tag).model):
         return cached
     try:
         with HubClient(endpoint(environ), _token(settings)) as client:
@@ -208,9 +207,7 @@ class _Resolver:
         self, hf_repo: str, hf_file: str, *, want_mmproj: bool, heads: Sequence[DraftKind], heads_needed: bool = True
     ) -> _FoundFiles:
         repo, tag = _repo_and_tag(hf_repo)
-        snapshot = hub_cache.snapshot(self.cache, repo)
-        cached = snapshot.files if snapshot else {}
-        repo = snapshot.repo if snapshot else repo
+        repo, cached = _cached(self.cache, repo)
         choice = choose_files(cached, tag, file=hf_file, want_mmproj=want_mmproj, drafts=heads)
         offline = is_offline(self.settings, self.environ)
         if _is_complete(choice, cached) and (choice.draft or not heads or not heads_needed or offline):
@@ -265,6 +262,12 @@ def _repo_and_tag(hf_repo: str) -> tuple[str, str]:
     if not hub_cache.is_repo_name(repo):
         raise ModelFilesError(f"{hf_repo!r} is not a repository: expected user/model or user/model:quantization")
     return repo, tag
+
+
+def _cached(cache: Path, repo: str) -> tuple[str, Mapping[str, Path]]:
+    """Return a repository's name as the cache spells it, and its cached files; the given name and {} if it has none."""
+    snapshot = hub_cache.snapshot(cache, repo)
+    return (snapshot.repo, snapshot.files) if snapshot else (repo, {})
 
 
 def _heads(spec_type: Sequence[str]) -> tuple[DraftKind, ...]:

@@ -184,10 +184,8 @@ def _limited(functions: list[Mapping[str, Any]], choice: Mapping[str, Any]) -> t
     """Apply `tool_choice` of type `function` or `allowed_tools`: return the allowed functions and the chat's choice."""
     kind = choice.get("type")
     if kind == "function":
-        return functions, choice if "function" in choice else {
-            "type": "function",
-            "function": {"name": choice.get("name")},
-        }
+        named = choice if "function" in choice else {"type": "function", "function": {"name": choice.get("name")}}
+        return functions, named
     if kind == "allowed_tools":
         allowed = choice.get("tools")
         if not isinstance(allowed, list) or not all(isinstance(tool, dict) for tool in allowed):
