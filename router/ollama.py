@@ -11,7 +11,6 @@ from collections.abc import Mapping
 
 from aiohttp import web
 from llama_corral.common.base.errors import ConfigError, ModelNotFound, NotSupported
-from llama_corral.common.base.slices import map_in_slices
 from llama_corral.common.hub.model_card import ModelCard, read_card
 from llama_corral.common.web.access_log import note_model
 from llama_corral.common.web.application import json_response, read_object, read_unmarked_body
@@ -28,6 +27,7 @@ from .placement.snapshot import Retention
 from .placement.states import ModelState
 from .proxy.model_field import ollama_in_json
 from .proxy.proxy import Proxy
+from .slices import map_in_slices
 
 
 class Ollama:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+SHUTTING_DOWN = "the server is shutting down"
+"""The reason of requests that are refused or aborted for that, if the server has no other."""
+
 
 class ApiError(Exception):
     """An error response to a request. `message` says what is wrong and where."""

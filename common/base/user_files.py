@@ -7,6 +7,9 @@ from pathlib import Path
 
 from .errors import ConfigError
 
+_DIRECTORY = "this is a directory, not a file"
+_MISSING = "no such file"
+
 
 def read_text_of(option: str, path: str) -> str:
     """Return the text of the file. `option`: the flag that names it. Raise ConfigError."""
@@ -33,12 +36,19 @@ def directory_of(option: str, path: str) -> Path:
     return Path(path)
 
 
+def why_not_a_file(path: str | Path) -> str:
+    """Return why a path does not lead to a file; "" if it does."""
+    if os.path.isfile(path):
+        return ""
+    return _DIRECTORY if os.path.isdir(path) else _MISSING
+
+
 def why_unreadable(error: Exception) -> str:
     """Return why a file could not be opened, without error numbers and without the path."""
     if isinstance(error, IsADirectoryError):
-        return "this is a directory, not a file"
+        return _DIRECTORY
     if isinstance(error, FileNotFoundError | NotADirectoryError | ValueError):
-        return "no such file"
+        return _MISSING
     if isinstance(error, PermissionError):
         return "no permission to open it"
     return getattr(error, "strerror", None) or str(error)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
+from msgspec import Struct
 
 CONTROL_FD_ENV = "LLAMA_CORRAL_CONTROL_FD"
 """File descriptor number of the inherited pipe. If it is set, the worker has a router."""
@@ -22,7 +23,7 @@ HEARTBEAT_S = 2.0
 WorkerState = Literal["loading", "ready", "sleeping", "failed", "downloading", "alive"]
 
 
-class SignOfLife(msgspec.Struct, frozen=True):
+class SignOfLife(Struct, frozen=True):
     """The payload of an `alive` report."""
 
     busy: bool = False
@@ -34,7 +35,7 @@ class SignOfLife(msgspec.Struct, frozen=True):
     """Text that describes what is stuck if neither counter grows; "" if it is the requests."""
 
 
-class DeviceUsage(msgspec.Struct, frozen=True):
+class DeviceUsage(Struct, frozen=True):
     name: str
     """llama.cpp's name, for example `CUDA0`."""
     size: int
@@ -43,7 +44,7 @@ class DeviceUsage(msgspec.Struct, frozen=True):
     """PCI address, for example `0000:c1:00.0`; "" if unknown."""
 
 
-class MemoryUsage(msgspec.Struct, frozen=True):
+class MemoryUsage(Struct, frozen=True):
     """The memory that a model uses: bytes of host memory, and of each device's memory."""
 
     host: int = 0
@@ -51,7 +52,7 @@ class MemoryUsage(msgspec.Struct, frozen=True):
     """The devices that the model uses and those that it could use; None if unknown."""
 
 
-class WorkerReport(msgspec.Struct, frozen=True):
+class WorkerReport(Struct, frozen=True):
     """One line of the pipe. The payload depends on the state:
 
     loading: `{"stages": […], "current": "text_model", "value": 0.0…1.0}`, or `{}` on waking up.

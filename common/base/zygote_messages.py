@@ -11,20 +11,21 @@ import struct
 from typing import Literal
 
 import msgspec
+from msgspec import Struct
 
 _LENGTH = struct.Struct("!I")
 DESCRIPTORS = 3
 """Number of descriptors per request: the worker's stdin, its log (stdout and stderr), its control pipe."""
 
 
-class ForkRequest(msgspec.Struct, frozen=True):
+class ForkRequest(Struct, frozen=True):
     id: int
     name: str
     argv: list[str]
     environ: dict[str, str]
 
 
-class ZygoteEvent(msgspec.Struct, frozen=True):
+class ZygoteEvent(Struct, frozen=True):
     """ready: imports are done. unsafe: the zygote must not be forked, `message` says why.
 
     exited: the worker ended with `code`; a negative code is the number of the signal that killed it.

@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 from msgspec import Struct
 
+from ..base.user_files import why_unreadable
 from .file_cache import FileVersion, version_of
 from .gguf_types import SCALARS, TENSOR_TYPES, TYPE_ARRAY, TYPE_STRING
 
@@ -78,7 +79,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     try:
         return _read_cached(version_of(path))
     except OSError as error:
-        raise GgufError(f"{path}: {error.strerror or error}") from None
+        raise GgufError(f"{path}: {why_unreadable(error)}") from None
     except GgufError as error:
         raise GgufError(f"{path}: {error}") from None
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from msgspec import Struct, field
 from msgspec.structs import replace
 
+from ..base.user_files import why_unreadable
 from .file_cache import FileCache, FileVersion, version_of
 from .gguf_header import GgufError, Scalar, read_header
 from .gguf_names import shard_names
@@ -114,8 +115,8 @@ def read_brief_card(path: Path | None, *, may_read: bool = True) -> ModelCard:
         first, *others = [version_of(part) for part in _parts(path)]
         read = _FACTS.get if may_read else _FACTS.peek
         facts, rest = read(first), [read(other) for other in others]
-    except (GgufError, OSError) as error:
-        log.warning("cannot read a model's header: %s", error)
+    except OSError as error:
+        log.warning("cannot read a model's header: %s: %s", path, why_unreadable(error))
         return ModelCard(path=path)
     is_read = facts is not None and None not in rest
     if facts is None:

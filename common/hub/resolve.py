@@ -17,6 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 from msgspec import Struct
 
 from ..base.errors import ModelFilesError
+from ..base.user_files import why_not_a_file
 from . import hub_cache
 from .client import HubClient, RepoListing, endpoint, is_token
 from .download import DownloadProgress as DownloadProgress
@@ -97,10 +98,9 @@ def remote_preset(settings: ModelSettings, environ: Mapping[str, str]) -> Path |
     if not settings.main_model.hf_repo or settings.main_model.hf_file:
         return None
     repo, tag = _repo_and_tag(settings.main_model.hf_repo)
-    snapshot = hub_cache.snapshot(cache_dir(environ), repo)
-    cached = snapshot.files.get(PRESET_FILE) if snapshot else None
-    repo = snapshot.repo if snapshot else repo
-    if is_offline(settings, environ) or (snapshot and not cached and choose_files(snapshot.files, tag).model):
+    repo, files = _cached(cache_dir(environ), repo)
+    cached = files.get(PRESET_FILE)
+    if is_offline(settings, environ) or (not cached and choose_files(files, tag).model):
         return cached
     try:
         with HubClient(endpoint(environ), _token(settings)) as client:
@@ -207,9 +207,7 @@ class _Resolver:
         self, hf_repo: str, hf_file: str, *, want_mmproj: bool, heads: Sequence[DraftKind], heads_needed: bool = True
     ) -> _FoundFiles:
         repo, tag = _repo_and_tag(hf_repo)
-        snapshot = hub_cache.snapshot(self.cache, repo)
-        cached = snapshot.files if snapshot else {}
-        repo = snapshot.repo if snapshot else repo
+        repo, cached = _cached(self.cache, repo)
         choice = choose_files(cached, tag, file=hf_file, want_mmproj=want_mmproj, drafts=heads)
         offline = is_offline(self.settings, self.environ)
         if _is_complete(choice, cached) and (choice.draft or not heads or not heads_needed or offline):
@@ -266,6 +264,12 @@ def _repo_and_tag(hf_repo: str) -> tuple[str, str]:
     return repo, tag
 
 
+def _cached(cache: Path, repo: str) -> tuple[str, Mapping[str, Path]]:
+    """Return a repository's name as the cache spells it, and its cached files; the given name and {} if it has none."""
+    snapshot = hub_cache.snapshot(cache, repo)
+    return (snapshot.repo, snapshot.files) if snapshot else (repo, {})
+
+
 def _heads(spec_type: Sequence[str]) -> tuple[DraftKind, ...]:
     return tuple(kind for kind in DRAFT_KINDS if f"draft-{kind}" in spec_type)
 
@@ -273,8 +277,7 @@ def _heads(spec_type: Sequence[str]) -> tuple[DraftKind, ...]:
 def _existing(path: str) -> Path:
     """Return the path; raise ModelFilesError if a shard of the model is missing."""
     for name in shard_names(path):
-        if not Path(name).is_file():
-            why = "this is a directory, not a GGUF file" if Path(name).is_dir() else "no such file"
+        if why := why_not_a_file(name):
             raise ModelFilesError(f"{name}: {why}" + ("" if name == path else f" (a part of {path})"))
     return Path(path)
 

@@ -51,6 +51,7 @@ PAGE_PATHS = ("/", "/index.html", "/sw.js", "/manifest.webmanifest", "/_app/vers
 """Served without a key and before the model is ready, so a browser can show that it is still loading."""
 CONVERSATION_HEADER = "X-Conversation-Id"
 """Names a stream that continues after its client disconnects and can be resumed."""
+DISCONNECTED = "the client disconnected"
 MAX_NESTING = 256
 """Maximum nesting of a request's JSON; Python's stack allows about three calls per level."""
 GIVEN_BODY = "body"
@@ -298,9 +299,7 @@ def application(
             with running.track():
                 return await handler(request)
         except asyncio.CancelledError:
-            log_departure(
-                request, arrived, "aborted by the shutdown" if running.is_closed else "the client disconnected"
-            )
+            log_departure(request, arrived, "aborted by the shutdown" if running.is_closed else DISCONNECTED)
             raise
         except ApiError as error:
             fault: ApiError | web.HTTPException = error
@@ -311,7 +310,7 @@ def application(
         except ConnectionError as error:  # the client disconnected, or its response cannot be completed
             if isinstance(error, ConnectionAbortedError):  # by us
                 return _close_connection(request, str(error))
-            return _close_connection(request, "the client disconnected", CLIENT_LEFT)
+            return _close_connection(request, DISCONNECTED, CLIENT_LEFT)
         except Exception as error:  # last resort: a request must not end without a response
             log.exception("unexpected error in %s %s", request.method, one_line(request.path))
             fault = ServerFault(f"unexpected {type(error).__name__}, see the server's log")

@@ -73,7 +73,7 @@ class ApiKeys:
     def read_again(self) -> None:
         """Read `--api-key-file` again. If it cannot be read, or no key is left, log that and keep the old keys.
 
-        A server that asks for keys never stops to ask. May be called from any thread.
+        A server that requires a key never stops requiring one. May be called from any thread.
         """
         try:
             keys = read_api_keys(self._settings)

@@ -15,6 +15,7 @@ import ssl
 import stat
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -255,17 +256,18 @@ def _tls(settings: ListenSettings) -> ssl.SSLContext | None:
         return None
     if not key or not cert:
         raise ConfigError("TLS needs both --ssl-key-file and --ssl-cert-file")
-    for option, path in (("--ssl-cert-file", cert), ("--ssl-key-file", key)):
-        read_bytes_of(option, path)  # OpenSSL does not say which of the files it cannot read
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        context.load_cert_chain(cert, key)
-    except (OSError, ssl.SSLError) as error:
+        context.load_cert_chain(cert, key)  # each file is opened once: it may be a pipe
+    except (OSError, ValueError) as error:
+        for option, path in (("--ssl-cert-file", cert), ("--ssl-key-file", key)):
+            if not Path(path).is_fifo():
+                read_bytes_of(option, path)  # OpenSSL does not say which of the files it cannot read
         raise ConfigError(f"--ssl-cert-file {cert}, --ssl-key-file {key}: {_why_not_loaded(error)}") from None
     return context
 
 
-def _why_not_loaded(error: OSError) -> str:
+def _why_not_loaded(error: Exception) -> str:
     if isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH":
         return "the key does not belong to the certificate"
     if isinstance(error, ssl.SSLError) and (error.reason or "PEM lib") in ("PEM lib", "NO_START_LINE", "PEM_LIB"):

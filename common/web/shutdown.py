@@ -13,12 +13,13 @@ import os
 import signal
 from collections.abc import Awaitable, Callable, Iterator
 
+from ..base.errors import SHUTTING_DOWN
+
 log = logging.getLogger("corral.http")
 
 FINAL_EVENT_S = 1.0
 """Seconds for aborted handlers to send an error to their clients."""
 KILLED = 1  # exit code
-SHUTTING_DOWN = "the server is shutting down"
 
 
 class ShutdownRequest:

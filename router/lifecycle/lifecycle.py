@@ -16,7 +16,6 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, TypeVar
 
 from llama_corral.common.base.errors import ApiError, ConfigError, InvalidRequest, NotFound
-from llama_corral.common.base.slices import map_in_slices
 
 from ..memory.budget import UNLIMITED, MemoryBudget
 from ..models.download import ReadSources
@@ -29,6 +28,7 @@ from ..reducer import events
 from ..reducer.effects import REVIEW
 from ..reducer.reducer import Reducer
 from ..reducer.state import describe, initial_state
+from ..slices import map_in_slices
 from .executor import Executor
 
 if TYPE_CHECKING:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import msgspec
+from msgspec import Struct
 
 
-class ShimPlan(msgspec.Struct, frozen=True):
+class ShimPlan(Struct, frozen=True):
     command: tuple[str, ...]
     stop_command: tuple[str, ...]
     endpoint: str

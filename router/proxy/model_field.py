@@ -19,7 +19,7 @@ _SHORT = 64
 _HEADERS = BytesHeaderParser()
 
 
-class _Target(msgspec.Struct):
+class _Target(Struct):
     """Validates the whole body as JSON, but builds only these fields."""
 
     model: msgspec.Raw = msgspec.Raw()
@@ -27,10 +27,11 @@ class _Target(msgspec.Struct):
     ttl: msgspec.Raw = msgspec.Raw()
 
 
-class _OllamaTarget(msgspec.Struct):
+class _OllamaTarget(Struct):
     model: msgspec.Raw = msgspec.Raw()
     name: msgspec.Raw = msgspec.Raw()
     keep_alive: msgspec.Raw = msgspec.Raw()
+    ttl: msgspec.Raw = msgspec.Raw()
     prompt: msgspec.Raw = msgspec.Raw()
     messages: msgspec.Raw = msgspec.Raw()
     input: msgspec.Raw = msgspec.Raw()
@@ -47,7 +48,7 @@ class Target(Struct, frozen=True):
 class OllamaTarget(Struct, frozen=True):
     model: str = ""
     keep_alive: float | None = None
-    """Seconds; negative: forever."""
+    """As in Target."""
     only_unloads: bool = False
     """True if the request only asks to unload the model."""
 
@@ -71,7 +72,7 @@ def with_model_in_form(body: bytes, content_type: str, name: str) -> bytes:
     return body[: span[0]] + name.encode() + body[span[1] :] if span else body
 
 
-class _Streaming(msgspec.Struct):
+class _Streaming(Struct):
     stream: bool = False
 
 
@@ -94,8 +95,7 @@ def target_in_json(body: bytes) -> Target:
         return Target()
     except NOT_JSON as error:
         raise malformed(error) from None
-    keep_alive = _seconds(found.keep_alive, "keep_alive")
-    return Target(_name(found.model), _seconds(found.ttl, "ttl") if keep_alive is None else keep_alive)
+    return Target(_name(found.model), _keep_alive(found))
 
 
 def target_in_form(body: bytes, content_type: str) -> Target:
@@ -103,6 +103,11 @@ def target_in_form(body: bytes, content_type: str) -> Target:
     texts = (_text_in_form(body, content_type, name) for name in ("keep_alive", "ttl"))
     given = [read_keep_alive(text, name) for name, text in zip(("keep_alive", "ttl"), texts, strict=True) if text]
     return Target(_text_in_form(body, content_type, "model"), given[0] if given else None)
+
+
+def _keep_alive(found: _Target | _OllamaTarget) -> float | None:
+    seconds = _seconds(found.keep_alive, "keep_alive")
+    return _seconds(found.ttl, "ttl") if seconds is None else seconds
 
 
 def _seconds(raw: msgspec.Raw, name: str) -> float | None:
@@ -135,7 +140,7 @@ def ollama_in_json(body: bytes) -> OllamaTarget:
         return OllamaTarget()
     except NOT_JSON as error:
         raise malformed(error) from None
-    keep_alive = _seconds(found.keep_alive, "keep_alive")
+    keep_alive = _keep_alive(found)
     is_empty = all(_is_empty(raw) for raw in (found.prompt, found.messages, found.input))
     return OllamaTarget(_name(found.model) or _name(found.name), keep_alive, is_empty and keep_alive == 0)
 

@@ -37,6 +37,9 @@ async def running(it: Gateway) -> dict[str, Any]:
         (b'{"model": "a", "keep_alive": "5m", "messages": [{}]}', OllamaTarget("a", 300, False)),
         (b'{"model": "a", "keep_alive": -1}', OllamaTarget("a", -1, False)),
         (b'{"model": "a", "keep_alive": null, "input": ["x"]}', OllamaTarget("a", None, False)),
+        (b'{"model": "a", "ttl": 60, "prompt": "x"}', OllamaTarget("a", 60, False)),
+        (b'{"model": "a", "ttl": 0}', OllamaTarget("a", 0, True)),
+        (b'{"model": "a", "keep_alive": "5m", "ttl": 60, "prompt": "x"}', OllamaTarget("a", 300, False)),
         (b'{"model": 5, "keep_alive": 0, "input": ["x"]}', OllamaTarget("", 0, False)),
     ],
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engine_tools import Request, running
-from llama_corral.worker.engine.messages import Generation, Sampling
+from llama_corral.worker.engine.messages import Generation, PromptText, Sampling
 from llama_corral.worker.engine.runner import LoadedModel
 from media_files import noise, png, wav
 
@@ -24,7 +24,7 @@ ALL = KINDS | {"recurrent": ("tiny-mamba.gguf", *KINDS["audio"][1:])}
 
 def look(loaded: LoadedModel, text: str, *files: bytes, **fields: Any) -> Request:
     """Submit a request; by default greedy, with eight tokens."""
-    tokens, media = loaded.tokenize_media(text, files)
+    tokens, media = loaded.tokenize_media([PromptText(text)], files)
     request = Request(loaded, Generation(tokens=tokens, media=media, **{"n_predict": 8, "sampling": ENDLESS, **fields}))
     request.n = fields.get("n", 1)
     return request

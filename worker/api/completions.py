@@ -30,7 +30,7 @@ from .request.generation_settings import brief_settings
 from .request.media_prompts import check_kinds, place_media, read_prompts
 from .request.params import CompletionParams, params_of
 from .request.prompts import OFF_LOOP_CHARACTERS, Prompt
-from .serving import WorkerContext, read_generation
+from .serving import WorkerContext, begin_use
 from .variants import context_of
 
 DialectOf = Callable[[AnswerInfo], Dialect]
@@ -45,7 +45,7 @@ async def openai_completions(request: web.Request) -> web.StreamResponse:
 
 
 async def openai_chat(request: web.Request) -> web.StreamResponse:
-    return await answer_chat(request, await read_generation(request), OpenAIChat)
+    return await answer_chat(request, await begin_use(request), OpenAIChat)
 
 
 async def answer_chat(
@@ -87,7 +87,7 @@ async def _read_prompt(
 
 async def _complete_text(request: web.Request, dialect: DialectOf, *, openai: bool = False) -> web.StreamResponse:
     worker = context_of(request)
-    body = await read_generation(request)
+    body = await begin_use(request)
     if body.get("prompt") is None:
         raise InvalidRequest('"prompt" is required')
     if openai:

@@ -19,7 +19,7 @@ from ..engine.runner import LoadedModel
 from .answers.streaming import Ticket
 from .request.media_prompts import place_media, read_entries
 from .request.prompts import Prompt, split_prompts
-from .serving import WorkerContext, read_generation
+from .serving import WorkerContext, begin_use
 from .variants import context_of
 
 
@@ -37,7 +37,7 @@ async def _embed(request: web.Request, *, openai: bool) -> web.StreamResponse:
         raise NotSupported("This server does not support embeddings. Start it with `--embeddings`")
     if openai and worker.info.pooling == "none":
         raise InvalidRequest("Pooling type 'none' is not OAI compatible. Please use a different pooling type")
-    body = await read_generation(request)
+    body = await begin_use(request)
     fields = Fields(body)
     name, wanted = fields.find("input", "content")
     if wanted is None:

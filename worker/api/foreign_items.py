@@ -29,7 +29,17 @@ def shown_call(item: Mapping[str, Any]) -> str:
 def shown_result(item: Mapping[str, Any]) -> str:
     """Return what the tool returned, or "" if the item does not contain it."""
     found = {key: value for key, value in item.items() if key in _RESULTS}
-    return _shown(item, found) if any(map(_readable, found.values())) else ""
+    return _shown(item, found) if _readable(found) is not None else ""
+
+
+def shown_output(item: Mapping[str, Any]) -> str:
+    """Return what an item that is not a call says: its result, or else all its fields; "" if nothing is readable."""
+    if result := shown_result(item):
+        return result
+    others = {key: value for key, value in item.items() if key not in _RESULTS}
+    if _readable(others) is not None:
+        return _shown(item, others)
+    return f"[{item['type']}] failed" if item.get("status") == "failed" else ""
 
 
 def _shown(item: Mapping[str, Any], fields: Mapping[str, Any]) -> str:

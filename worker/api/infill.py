@@ -21,7 +21,7 @@ from .answers.native import Native
 from .completions import answer_prompts
 from .request.params import params_of
 from .request.prompts import Prompt, maybe_off_loop, n_characters, tokenize_mixed
-from .serving import WorkerContext, read_generation
+from .serving import WorkerContext, begin_use
 from .variants import context_of
 
 REPOSITORY = "myproject\n"
@@ -36,7 +36,7 @@ async def infill(request: web.Request) -> web.StreamResponse:
     worker = context_of(request)
     async with worker.engine.use() as loaded:
         check_vocabulary(loaded.vocab)  # before the body is read
-        body = await read_generation(request)
+        body = await begin_use(request)
         tokens = await infill_tokens(worker, loaded, body)
         params = await params_of(body, worker.model.defaults, loaded)
         return await answer_prompts(request, worker, loaded, [Prompt(tokens)], params, Native)

@@ -20,7 +20,7 @@ from ..engine.messages import Embedded, Embedding
 from ..engine.runner import Vocab
 from .embeddings import compute
 from .request.prompts import maybe_off_loop
-from .serving import read_generation
+from .serving import begin_use
 from .variants import context_of
 
 _PLACES = re.compile(r"\{(query|document)\}")
@@ -30,7 +30,7 @@ async def rerank(request: web.Request) -> web.StreamResponse:
     worker = context_of(request)
     if not ranks(worker.settings):
         raise NotSupported("This server does not support reranking. Start it with `--reranking`")
-    body = await read_generation(request)
+    body = await begin_use(request)
     fields = Fields(body)
     query, documents = _query(body), _documents(fields)
     top_n = fields.integer("top_n", default=len(documents), low=0)

@@ -103,12 +103,12 @@ class WorkerContext:
     def tags(self) -> list[str]:
         return sorted(set(self.settings.main_model.tags))
 
-    def set_idle_timeout(self, seconds: float) -> None:
-        """Set how long an idle model stays loaded (`keep_alive` of a request); negative means without a limit.
+    def apply_keep_alive(self, fields: Mapping[str, Any]) -> None:
+        """Set the idle timeout to a request's `keep_alive` or `ttl`, if it has one. Raises InvalidRequest.
 
         Does nothing under a router, which does this itself.
         """
-        if not self.has_router:
+        if not self.has_router and (seconds := keep_alive_of(fields)) is not None:
             self.engine.set_idle_timeout(seconds)
 
     def on_model_loaded(self, engine: Engine, loaded: LoadedModel) -> None:
@@ -137,12 +137,11 @@ class WorkerContext:
 WORKER_CONTEXT = web.AppKey("serving", WorkerContext)
 
 
-async def read_generation(request: web.Request) -> dict[str, Any]:
-    """Read the body of a request that uses the model, and how long the model stays loaded after it.
+async def begin_use(request: web.Request) -> dict[str, Any]:
+    """Return the body of a request that uses the model. Sets the idle timeout to the body's `keep_alive` or `ttl`.
 
     Raises InvalidRequest.
     """
-    body, worker = await read_object(request), request.app[WORKER_CONTEXT]
-    if not worker.has_router and (seconds := keep_alive_of(body)) is not None:
-        worker.set_idle_timeout(seconds)
+    body = await read_object(request)
+    request.app[WORKER_CONTEXT].apply_keep_alive(body)
     return body

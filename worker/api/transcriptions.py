@@ -38,6 +38,7 @@ async def transcriptions(request: web.Request) -> web.StreamResponse:
         form = await _read(request)
         if "file" not in form.files:
             raise InvalidRequest("No input file found for transcription")
+        worker.apply_keep_alive({name: text for name, text in form.texts.items() if text})
         body = chat_body(form.texts, is_lfm2=_LFM2_MARK in worker.model.chat.source)
         return await answer_chat(request, body, OpenAITranscription, files=[form.files.pop("file")])
 

@@ -6,11 +6,10 @@ import copy
 from collections.abc import Sequence
 from itertools import zip_longest
 
-import msgspec
 from msgspec import Struct
 
 
-class Counters(msgspec.Struct):
+class Counters(Struct):
     prompt_tokens: int = 0  # computed, not taken from a cache
     prompt_tokens_cached: int = 0
     prompt_seconds: float = 0.0

@@ -46,16 +46,15 @@ class LoadedModel:
         self._thread = thread
 
     def tokenize_media(
-        self, prompt: str | Sequence[PromptText], files: Sequence[bytes]
+        self, parts: Sequence[PromptText], files: Sequence[bytes]
     ) -> tuple[tuple[int, ...], tuple[MediaChunk, ...]]:
-        """Tokenize a prompt that has one marker for each file. Return the tokens and the media chunks.
+        """Tokenize the parts of a prompt that has one marker for each file. Return the tokens and the media chunks.
 
         May be called from any thread. Slow: it also scales images and decodes audio. Raises InvalidRequest, and
         NotSupported without a projector.
         """
         if self.core.media_encoder is None:
             raise NotSupported("Multimodal data provided, but model does not support multimodal requests.")
-        parts = [PromptText(prompt)] if isinstance(prompt, str) else prompt
         return self.core.media_encoder.projector.tokenize(parts, files)
 
     async def prepare_for_grammars(self) -> None:

@@ -206,7 +206,8 @@ class Progress(Struct, frozen=True):
 class Piece(Struct, frozen=True, gc=False):
     """The next token of a stream, or several that form one character.
 
-    `text` is empty while its end may be the beginning of a stop string.
+    `text` is empty while its end may be the beginning of a stop string. The garbage collector does not track pieces
+    (`gc=False`), because each token makes one; they refer to nothing that could refer back to them.
     """
 
     index: int

@@ -12,9 +12,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from llama_corral.common.base.errors import ServerFault, Unavailable
+from llama_corral.common.base.errors import SHUTTING_DOWN, ServerFault, Unavailable
 from llama_corral.common.base.worker_reports import DeviceUsage, MemoryUsage, WorkerReport
-from llama_corral.common.web.shutdown import SHUTTING_DOWN
 from msgspec import Struct
 
 from .adapters.lora import AdapterInfo
@@ -223,7 +222,7 @@ class Engine:
             log.info("going to sleep")
             self._totals = self._current_totals()
             self._loaded = None
-            await self._thread.call(self._thread.unload)
+            await self._thread.call(lambda: self._thread.unload("the model is going to sleep"))
         self._on_state(WorkerReport("sleeping"))
 
     def _arm_timer(self) -> None:

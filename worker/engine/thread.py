@@ -145,8 +145,8 @@ class EngineThread(threading.Thread):
         projector = Projector(model, options, lambda value: self._soon(self._on_progress, "mmproj_model", value))
         return MediaEncoder(projector, lambda: self.post(_wake))
 
-    def unload(self, reason: str = "", *, for_good: bool = False) -> None:
-        """`reason`: what the clients of running requests are told; a model that only sleeps has none."""
+    def unload(self, reason: str, *, for_good: bool = False) -> None:
+        """`reason`: what the clients of running requests are told."""
         if self.core is not None:
             self._save(self.core, for_good)
             self.core.fail_all(ServerFault(reason))

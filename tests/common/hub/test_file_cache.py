@@ -100,3 +100,9 @@ def test_a_broken_file_is_reported_once_for_each_version(tmp_path: Path, caplog:
     touch(path)
     read_brief_card(path)
     assert len(caplog.records) == 2
+
+
+def test_a_missing_file_is_reported_in_plain_words(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "none.gguf"
+    assert (read_brief_card(path).size, read_card(path).size) == (0, 0)
+    assert {record.message for record in caplog.records} == {f"cannot read a model's header: {path}: no such file"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import socket
 import ssl
 from pathlib import Path
@@ -248,6 +249,31 @@ async def test_tls(tmp_path: Path) -> None:
         trust = ssl.create_default_context(cafile=str(certificate.authority))
         async with httpx.AsyncClient(verify=trust, trust_env=False) as client:
             assert (await client.get(listening.addresses[0] + "/x")).status_code == 404
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes have no paths")
+async def test_tls_files_may_be_pipes(tmp_path: Path) -> None:
+    certificate = make_certificate(tmp_path)
+    pipes = [_pipe_with(path.read_bytes()) for path in (certificate.key, certificate.chain)]
+    key, chain = (f"/dev/fd/{number}" for number in pipes)
+    try:
+        assert (await _once(settings(ssl_key_file=key, ssl_cert_file=chain))).addresses[0].startswith("https://")
+        with pytest.raises(ConfigError) as refused:  # they are empty now
+            await _once(settings(ssl_key_file=key, ssl_cert_file=chain))
+        assert "one of them is not a PEM file of its kind" in str(refused.value)
+        with pytest.raises(ConfigError, match=r"--ssl-key-file none\.pem: no such file"):
+            await _once(settings(ssl_key_file="none.pem", ssl_cert_file=str(certificate.chain)))
+    finally:
+        for number in pipes:
+            os.close(number)
+
+
+def _pipe_with(data: bytes) -> int:
+    """Return the end of a pipe from which `data` can be read once."""
+    reading, writing = os.pipe()
+    with open(writing, "wb") as file:
+        file.write(data)
+    return reading
 
 
 # -- JSON and log ------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +16,7 @@ from llama_corral.worker.api.answers.dialect import AnswerInfo
 from llama_corral.worker.api.anthropic.answer import AnthropicMessages, ContentBlocks, block_list
 from llama_corral.worker.api.anthropic.request import chat_body
 from llama_corral.worker.api.request.params import CompletionParams
+from llama_corral.worker.api.responses.request import read_responses
 from llama_corral.worker.chat.parsing.deltas import (
     ContentDelta,
     Delta,
@@ -154,6 +156,9 @@ def test_system_messages_in_the_middle_become_user_reminders() -> None:
         ({"tool_choice": "any"}, "tool_choice"),
         ({"tool_choice": {"type": "odd"}}, "tool_choice.type"),
         ({"thinking": []}, "thinking"),
+        ({"mcp_servers": "x"}, "mcp_servers"),
+        ({"mcp_servers": {}}, "mcp_servers"),
+        ({"mcp_servers": [{"type": "url"}, 5]}, "mcp_servers"),
         ({"tools": [{"type": "computer_toolset_20260801"}]}, "computer_toolset_20260801"),
         ({"output_config": {"format": {"type": "odd"}}}, "output_config.format"),
     ],
@@ -189,6 +194,14 @@ def test_tools_that_run_elsewhere_are_left_out(tool: dict[str, Any]) -> None:
     assert "tools" not in chat(tools=[tool], mcp_servers=[{"type": "url", "name": "x", "url": "http://x"}])
     named = chat(tools=[{**tool, "name": "own", "input_schema": {"type": "object"}}])
     assert named["tools"][0]["function"]["name"] == "own"
+
+
+def test_tools_that_run_elsewhere_are_no_news_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Each request of a client may have them."""
+    caplog.set_level(logging.DEBUG)
+    chat(tools=[{"type": "web_search_20250305", "name": "web_search"}], mcp_servers=[{"type": "url"}])
+    read_responses({"input": "x", "tools": [{"type": "web_search"}]})
+    assert [record.levelno for record in caplog.records] == [logging.DEBUG] * 3
 
 
 def test_calls_of_server_tools_in_a_history_are_text() -> None:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from llama_corral.worker.chat.formats.formats import AnswerFormat, JsonCalls, Sp
 from llama_corral.worker.chat.parsing.reply import PLAIN, ReplyFormat
 from llama_corral.worker.chat.tools import read_tools
 from llama_corral.worker.engine.messages import Finished, Piece, Timings, TokenProb, TokenProbs
+from media_files import wav
 from msgspec.structs import replace
 from programs import Program, Programs, wait_until
 
@@ -287,9 +289,12 @@ def test_refusals(worker: Program) -> None:
     assert refusal(worker, "generate", prompt="x", images=[image], context=[5])[0] in (400, 501)
     assert refusal(worker, "show", model="other") == (404, "model 'other' not found")
     for verb in ("pull", "push", "create", "copy", "delete"):
-        status, why = refusal(worker, verb, model="other")
-        assert status == 501
-        assert "one model" in why
+        for model in ("other", "", None, *(["tiny"] if verb != "pull" else [])):  # its own needs no download
+            status, why = refusal(worker, verb, model=model)
+            assert status == 501
+            assert "one model" in why
+        response = worker.client.request("DELETE" if verb == "delete" else "POST", f"/api/{verb}", json={})
+        assert (response.status_code, "one model" in response.json()["error"]) == (501, True)
     long = refusal(worker, "generate", prompt="word " * 3000)
     assert long[0] == 400
     assert "context size" in long[1]
@@ -357,6 +362,32 @@ def test_without_a_router_the_other_dialects_set_the_idle_timeout_too(programs: 
         left = datetime.fromisoformat(running["expires_at"]) - datetime.now(UTC)
         assert 0 <= 1000 * number - left.total_seconds() < 60, path
     assert program.client.post("/v1/completions", json={"prompt": "x", field: "soon"}).status_code == 400
+
+
+def seconds_left(program: Program) -> float:
+    (running,) = program.client.get("/api/ps").json()["models"]
+    return (datetime.fromisoformat(running["expires_at"]) - datetime.now(UTC)).total_seconds()
+
+
+@pytest.mark.parametrize("field", ["keep_alive", "ttl"])
+def test_without_a_router_every_endpoint_sets_the_idle_timeout(programs: Programs, models: Path, field: str) -> None:
+    options = ("--mmproj", str(models / "mmproj-audio.gguf"), "--ctx-size", "1024", "--threads", "1")
+    program = programs.worker("--embeddings", "--pooling", "mean", *options)
+    chat, short = {"messages": [USER]}, {"options": {"num_predict": 1}}
+    asked = {"generate": {"prompt": "x", **short}, "chat": {**chat, **short}}
+    asked |= {"embed": {"input": "x"}, "embeddings": {"prompt": "x"}}
+    for number, (verb, body) in enumerate(asked.items(), 1):
+        post(program, verb, **body, **{field: f"{1000 * number}"})
+        assert 0 <= 1000 * number - seconds_left(program) < 60, verb
+    heard = {"data": {"max_tokens": "1", field: "60"}, "files": {"file": wav()}}
+    assert program.client.post("/v1/audio/transcriptions", **heard).status_code == 200
+    assert 0 <= 60 - seconds_left(program) < 30
+    heard["data"][field] = ""
+    assert program.client.post("/v1/audio/transcriptions", **heard).status_code == 200
+    heard["data"][field] = "soon"
+    assert program.client.post("/v1/audio/transcriptions", **heard).status_code == 400
+    assert post(program, "generate", **{field: 0})["done_reason"] == "unload"
+    wait_until(lambda: not program.client.get("/api/ps").json()["models"], "sleep")
 
 
 def test_a_worker_alone_lists_its_aliases_and_needs_no_download_of_them(programs: Programs) -> None:

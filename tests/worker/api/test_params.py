@@ -18,7 +18,7 @@ from llama_corral.worker.api.request.generation_settings import brief_settings, 
 from llama_corral.worker.api.request.media_prompts import read_prompts
 from llama_corral.worker.api.request.params import CompletionParams, read_params
 from llama_corral.worker.api.request.prompts import split_prompts
-from llama_corral.worker.engine.messages import MediaChunk, Sampling
+from llama_corral.worker.engine.messages import MediaChunk, PromptText, Sampling
 
 
 class Letters:
@@ -40,7 +40,9 @@ class TextOnly:
     vocab = VOCAB
     media = None
 
-    def tokenize_media(self, text: str, files: Sequence[bytes]) -> tuple[tuple[int, ...], tuple[MediaChunk, ...]]:
+    def tokenize_media(
+        self, parts: Sequence[PromptText], files: Sequence[bytes]
+    ) -> tuple[tuple[int, ...], tuple[MediaChunk, ...]]:
         raise AssertionError("asked without a projector")
 
 

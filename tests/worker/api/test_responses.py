@@ -152,18 +152,25 @@ def test_wrong_input_is_named(value: object, named: str) -> None:
          "[code_interpreter_call] 1+1", '[code_interpreter_call] {"outputs": [{"logs": "2"}]}'),
         ({"type": "computer_call_output", "output": {"type": "computer_screenshot", "image_url": "data:image/png;x"}},
          None, None),
+        ({"type": "mcp_approval_request", "id": "a", "name": "rm", "server_label": "s", "arguments": "{}"},
+         '[mcp_approval_request rm] {"server_label": "s", "arguments": "{}"}', None),
+        ({"type": "mcp_approval_response", "approval_request_id": "a", "approve": False, "reason": "no"},
+         None, '[mcp_approval_response] {"approve": false, "reason": "no"}'),
+        ({"type": "mcp_approval_response", "approval_request_id": "a", "approve": False},
+         None, '[mcp_approval_response] {"approve": false}'),
+        ({"type": "tool_search_output", "call_id": "c", "execution": "client", "tools": [{"name": "get"}]},
+         None, '[tool_search_output] {"execution": "client", "tools": [{"name": "get"}]}'),
+        ({"type": "apply_patch_call_output", "call_id": "c", "status": "failed"},
+         None, "[apply_patch_call_output] failed"),
+        ({"type": "apply_patch_call_output", "call_id": "c", "status": "completed"}, None, None),
         ({"type": "compaction", "encrypted_content": "x"}, None, None),
     ],
 )  # fmt: skip
 def test_calls_of_another_server_are_text(item: dict[str, Any], call: str | None, result: str | None) -> None:
     made = messages({"role": "user", "content": "Go"}, item, {"role": "user", "content": "on"})
-    if call is not None:
-        assert made[1] == {"role": "assistant", "content": call}
-    if result is not None:
-        assert made[-1]["content"] == [{"type": "text", "text": result}, {"type": "text", "text": "on"}]
-    assert len(made) == 2 + (call is not None)
-    said = [message for message in made if message["role"] == "assistant"]
-    assert len(said) == (call is not None)
+    said = [] if call is None else [{"role": "assistant", "content": call}]
+    rest = "on" if result is None else [{"type": "text", "text": result}, {"type": "text", "text": "on"}]
+    assert made == [{"role": "user", "content": "Go"}, *said, {"role": "user", "content": rest}]
 
 
 def test_a_call_of_another_server_joins_the_turn() -> None:

@@ -234,6 +234,36 @@ def test_other_dialects_show_no_cut_call_as_whole(stop: Any) -> None:
     assert [block["input"] for block in whole["content"]] == [{"city": "Oslo"}]
 
 
+@pytest.mark.parametrize("stop", ["limit", "word"])
+def test_streams_of_other_dialects_show_no_cut_call_as_whole(stop: Any) -> None:
+    for cut in range(len(TEXT) - len("}</tool_call>")):
+        result = finished(TEXT[:cut], stop, TEXT[cut : cut + 2])
+        piece = Piece(0, result.text, (5,), 1, 6)
+        claude = AnthropicMessages(info(), [TEXT[cut : cut + 2]])
+        told = events(claude.piece(0, piece) + claude.finished(0, result))
+        begun = [event for event in told if event["type"] == "content_block_start"]
+        assert [event["content_block"]["type"] for event in begun] in ([], ["tool_use"]), TEXT[:cut]
+        written = "".join(event["delta"]["partial_json"] for event in told if event["type"] == "content_block_delta")
+        assert '{"city": "Oslo"}'.startswith(written), TEXT[:cut]
+        assert written != '{"city": "Oslo"}', TEXT[:cut]
+        assert [event["type"] for event in told[-2:]] == ["message_delta", "message_stop"]
+        assert told[-2]["delta"]["stop_reason"] == {"limit": "max_tokens", "word": "stop_sequence"}[stop], TEXT[:cut]
+        openai = OpenAIResponses(info(), read_responses({"input": "x"}).form)
+        told = events(openai.piece(0, piece) + openai.finished(0, result))
+        pieces = "".join(event["delta"] for event in told if event["type"].endswith("arguments.delta"))
+        done = [event["arguments"] for event in told if event["type"].endswith("arguments.done")]
+        items = [event["item"] for event in told if event["type"] == "response.output_item.done"]
+        assert done == [item["arguments"] for item in items] == [pieces] * len(items), TEXT[:cut]
+        assert pieces == written, TEXT[:cut]
+        assert [item["status"] for item in items] == ["incomplete"] * len(begun), TEXT[:cut]
+        assert told[-1]["response"]["output"] == items, TEXT[:cut]
+
+
+def events(stream: bytes) -> list[Any]:
+    """Return the events of a stream."""
+    return [json.loads(event.partition("data: ")[2]) for event in stream.decode().split("\n\n")[:-1]]
+
+
 # -- over HTTP -------------------------------------------------------------------------------------------------------
 
 ON = {"type": "object", "properties": {"on": {"type": "boolean"}, "n": {"enum": [15, 25]}}, "required": ["on", "n"]}

@@ -17,7 +17,15 @@ from llama_corral.worker.engine.batching.media_tokens import content_of
 from llama_corral.worker.engine.llama.batch import MediaBatch
 from llama_corral.worker.engine.llama.context import ABORTED, Context
 from llama_corral.worker.engine.media.projector import Projector
-from llama_corral.worker.engine.messages import MEDIA_TOKEN, Embedded, Embedding, Finished, Generation, Sampling
+from llama_corral.worker.engine.messages import (
+    MEDIA_TOKEN,
+    Embedded,
+    Embedding,
+    Finished,
+    Generation,
+    PromptText,
+    Sampling,
+)
 from llama_corral.worker.engine.runner import LoadedModel, LoadError
 from media_engine import ALL, CAT, ENDLESS, EXACT, KINDS, WIDE, M, look, seeing
 from media_files import png, wav
@@ -56,7 +64,7 @@ async def test_an_image_is_computed_once(models: Path, kind: str) -> None:
 
     async with seeing(models, kind, swa_full=True) as engine, engine.use() as loaded:
         first = await look(loaded, f"What is {M} here", one, id_slot=0).one()
-        tokens, media = loaded.tokenize_media(f"What is {M} here", [one])
+        tokens, media = loaded.tokenize_media([PromptText(f"What is {M} here")], [one])
         assert tokens.count(MEDIA_TOKEN) == media[0].n_tokens == len(tokens[media[0].start :]) - tokens[::-1].index(-1)
         assert (media[0].n_pos < media[0].n_tokens) == (kind == "qwen2vl")
         again = await look(loaded, f"What is {M} there", one, id_slot=0).one()
@@ -66,7 +74,7 @@ async def test_an_image_is_computed_once(models: Path, kind: str) -> None:
         assert first.n_cached == len(tokens) + 7
         ending = f"What is {M}"
         last = [await look(loaded, ending, one, id_slot=0).one() for _ in range(2)]
-        if loaded.tokenize_media(ending, [one])[0][-1] == MEDIA_TOKEN:
+        if loaded.tokenize_media([PromptText(ending)], [one])[0][-1] == MEDIA_TOKEN:
             assert last[1].timings.prompt_n == media[0].n_tokens, "its logits are wanted: the image is seen again"
 
 
@@ -112,7 +120,7 @@ async def test_slot_files_with_images(models: Path, tmp_path: Path, kind: str) -
         assert saved.n_tokens == first.n_cached
         spoilt = tmp_path / "spoilt"
         data = file.read_bytes()
-        name = loaded.tokenize_media(M, [one])[1][0].id.encode()
+        name = loaded.tokenize_media([PromptText(M)], [one])[1][0].id.encode()
         spoilt.write_bytes(data.replace(name, b"?" * len(name)))
         await loaded.erase_slot(0)
         await loaded.restore_slot(1, spoilt)
@@ -133,7 +141,7 @@ async def test_embeddings_of_images(models: Path, kind: str, pooling: str) -> No
     one, other = KINDS[kind][2]
 
     async def embed(loaded: LoadedModel, text: str, *files: bytes) -> list[list[float]]:
-        tokens, media = loaded.tokenize_media(text, files)
+        tokens, media = loaded.tokenize_media([PromptText(text)], files)
         events = await Request(loaded, Embedding(tokens, media=media)).until(bool)
         assert isinstance(events[0], Embedded)
         assert events[0].n_tokens == len(tokens)
@@ -357,13 +365,13 @@ async def test_video_is_read_by_ffmpeg(models: Path, tmp_path: Path, data: bytes
     async with seeing(models, video_ffmpeg_dir=str(tmp_path)) as engine, engine.use() as loaded:
         assert loaded.media.video
         if is_one:
-            tokens, media = loaded.tokenize_media(f"What is {M} here", [data])
+            tokens, media = loaded.tokenize_media([PromptText(f"What is {M} here")], [data])
             assert [chunk.n_tokens for chunk in media] == [16, 16, 16]
             assert len({chunk.id for chunk in media}) == 3
             assert (await look(loaded, f"What is {M} here", data).one()).n_prompt == len(tokens)
         else:
             with pytest.raises(InvalidRequest, match="Failed to load"):
-                loaded.tokenize_media(M, [data])
+                loaded.tokenize_media([PromptText(M)], [data])
     assert (tmp_path / "launched").exists() == is_one
 
 
@@ -384,7 +392,7 @@ async def test_streams_continue_between_the_parts_of_an_image(models: Path, monk
         image = await look(loaded, f"a {M} b", WIDE, cache_prompt=False).one()
         await text.one()
         assert image.tokens == alone.tokens
-        n_tokens = loaded.tokenize_media(M, [WIDE])[1][0].n_tokens
+        n_tokens = loaded.tokenize_media([PromptText(M)], [WIDE])[1][0].n_tokens
         assert order.count("image") == -(-n_tokens // 4)
         assert "image,image" not in ",".join(order)
 
@@ -438,7 +446,7 @@ async def test_files_that_do_not_match_the_prompt_are_rejected(
 ) -> None:
     async with seeing(models) as engine, engine.use() as loaded:
         with pytest.raises(InvalidRequest) as caught:
-            loaded.tokenize_media(text, files)
+            loaded.tokenize_media([PromptText(text)], files)
         assert why in str(caught.value)
 
 
@@ -456,7 +464,7 @@ async def test_an_image_larger_than_a_physical_batch_is_rejected(models: Path) -
 
 async def test_pixels_are_freed_once_they_are_read(models: Path) -> None:
     async with seeing(models) as engine, engine.use() as loaded:
-        tokens, media = loaded.tokenize_media(f"What is {M}", [CAT])
+        tokens, media = loaded.tokenize_media([PromptText(f"What is {M}")], [CAT])
         request = Generation(tokens=tokens, media=media, n_predict=8, sampling=ENDLESS)
         assert content_of(media[0]).prepared is not None
         await Request(loaded, request).one()
@@ -473,11 +481,11 @@ async def test_prompts_longer_than_the_context_are_rejected(models: Path) -> Non
 
 async def test_a_model_without_a_projector_rejects_media(models: Path) -> None:
     async with seeing(models) as engine, engine.use() as loaded:
-        tokens, media = loaded.tokenize_media(M, [CAT])
+        tokens, media = loaded.tokenize_media([PromptText(M)], [CAT])
     async with running(models / "tiny-gemma3.gguf") as engine, engine.use() as loaded:
         assert loaded.media is None
         with pytest.raises(NotSupported):
-            loaded.tokenize_media(M, [CAT])
+            loaded.tokenize_media([PromptText(M)], [CAT])
         with pytest.raises(NotSupported):
             Request(loaded, Generation(tokens=tokens, media=media))
         with pytest.raises(InvalidRequest, match="invalid tokens"):
@@ -504,7 +512,7 @@ async def test_a_model_without_a_kv_cache_rejects_images(models: Path) -> None:
     model, projector = models / "tiny-bert.gguf", models / "mmproj-gemma3.gguf"
     settings = {"embeddings": True, "ctx_size": 512}
     async with running(model, projector=projector, **settings) as engine, engine.use() as loaded:
-        tokens, media = loaded.tokenize_media(f"What is {M}", [CAT])
+        tokens, media = loaded.tokenize_media([PromptText(f"What is {M}")], [CAT])
         with pytest.raises(NotSupported, match="cannot read images"):
             Request(loaded, Embedding(tokens, media=media))
 
@@ -539,7 +547,7 @@ async def test_a_model_can_be_freed_while_a_request_tokenizes(models: Path) -> N
             late = loaded.tokenize_media
         await engine.close()
         with pytest.raises(ApiError):
-            late(M, [CAT])
+            late([PromptText(M)], [CAT])
 
 
 async def test_context_shift_is_off_with_a_projector(models: Path) -> None:

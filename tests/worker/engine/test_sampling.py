@@ -141,7 +141,7 @@ logits = arrays.arrays(
 ).filter(lambda values: bool(np.isfinite(values).any()))
 
 
-@given(logits, st.integers(1, 50), st.data())
+@given(logits, st.integers(0, 50), st.data())
 def test_logarithms_of_probabilities(values: np.ndarray, n: int, data: st.DataObject) -> None:
     token = data.draw(st.integers(0, len(values) - 1))
     probs = before_sampling(values, token, n, Spelled(), special=True)

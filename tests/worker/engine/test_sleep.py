@@ -48,6 +48,14 @@ async def test_closing_fails_running_requests(llama: Path) -> None:
         assert isinstance(await request.error(), ApiError)
 
 
+async def test_a_request_that_outlives_its_block_is_told_why_it_ended(llama: Path) -> None:
+    async with running(llama) as engine:
+        engine.set_idle_timeout(0)
+        async with engine.use() as loaded:
+            request = ask(loaded, n_predict=-1, stream=True, sampling=Sampling(ignore_eos=True))
+        assert (await request.error()).message == "the model is going to sleep"
+
+
 async def test_a_failed_reload_is_reported_and_tried_again(llama: Path, tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     shutil.copy(llama, file)

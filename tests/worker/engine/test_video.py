@@ -10,6 +10,7 @@ import pytest
 from engine_tools import running
 from llama_corral.common.base.errors import ApiError, InvalidRequest, NotSupported
 from llama_corral.worker.engine.media import video
+from llama_corral.worker.engine.messages import PromptText
 
 M = "<__media__>"
 WEBP = b"RIFF\x1a\0\0\0WEBPVP8L\x0d\0\0\0\x2f\x00\x00\x00\x10\x07\x10\x11\x11\x88\x88\xfe\x07\0"
@@ -40,9 +41,9 @@ async def test_videos_are_converted_to_images(models: Path, tmp_path: Path, monk
 
     async with seeing(models) as engine, engine.use() as loaded:
         for data, n in ((mp4, 4), (webm, 4), (webp, 1)):
-            _, media = loaded.tokenize_media(f"What is {M} here", [data])
+            _, media = loaded.tokenize_media([PromptText(f"What is {M} here")], [data])
             assert len({chunk.id for chunk in media}) == n
-            again = loaded.tokenize_media(f"{M}{M}", [data, data])[1]
+            again = loaded.tokenize_media([PromptText(f"{M}{M}")], [data, data])[1]
             assert [chunk.id for chunk in again] == 2 * [chunk.id for chunk in media]
         for data, why in (
             (cut, "finds no video"),
@@ -52,21 +53,21 @@ async def test_videos_are_converted_to_images(models: Path, tmp_path: Path, monk
             (days, "too long: more than 1024 frames"),
         ):
             with pytest.raises(InvalidRequest, match=why):
-                loaded.tokenize_media(M, [data])
+                loaded.tokenize_media([PromptText(M)], [data])
         monkeypatch.setattr(video, "MAX_BYTES", 7 * 3 * 64 * 64)
-        assert len(loaded.tokenize_media(M, [mp4])[1]) == 4
+        assert len(loaded.tokenize_media([PromptText(M)], [mp4])[1]) == 4
         with pytest.raises(InvalidRequest, match="too long"):
-            loaded.tokenize_media(f"{M}{M}", [mp4, webm])
+            loaded.tokenize_media([PromptText(f"{M}{M}")], [mp4, webm])
         monkeypatch.setattr(video, "MAX_PIXELS", 64 * 63)
         with pytest.raises(InvalidRequest, match="64 x 64 pixels is too large"):
-            loaded.tokenize_media(M, [mp4])
+            loaded.tokenize_media([PromptText(M)], [mp4])
 
 
 @pytest.mark.parametrize("data", [b"\0\0\0\x18ftypmp42" + bytes(100), WEBP])
 async def test_without_ffmpeg_the_error_names_it(models: Path, tmp_path: Path, data: bytes) -> None:
     async with seeing(models, video_ffmpeg_dir=str(tmp_path)) as engine, engine.use() as loaded:
         with pytest.raises(NotSupported, match=r"need ffmpeg: ffmpeg and ffprobe not found in .*--video-ffmpeg"):
-            loaded.tokenize_media(M, [data])
+            loaded.tokenize_media([PromptText(M)], [data])
 
 
 async def test_an_audio_only_model_does_not_need_ffmpeg(models: Path, tmp_path: Path) -> None:
@@ -75,7 +76,7 @@ async def test_an_audio_only_model_does_not_need_ffmpeg(models: Path, tmp_path: 
     options = {"projector": models / "mmproj-audio.gguf", "warmup": False, "video_ffmpeg_dir": str(tmp_path)}
     async with running(models / "tiny-llama.gguf", **options) as engine, engine.use() as loaded:
         with pytest.raises(InvalidRequest, match="WAV, MP3 or FLAC"):
-            loaded.tokenize_media(M, [recording])
+            loaded.tokenize_media([PromptText(M)], [recording])
 
 
 def test_without_ffmpeg_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from .dialect import DONE, AnswerInfo, EventStream, sse
 from .native import Native, progress_json
 from .results import finish_reason, last_deltas, parsed, probs_json, timings_json, usage_json
 
+ShownDelta = ContentDelta | ReasoningDelta | ToolCallBegun | ToolCallArguments
 INTRODUCTION = {"role": "assistant", "content": None}
 
 
@@ -85,15 +86,13 @@ class OpenAIChat(EventStream):
             return b""
         reply = self._answer.params.reply
         parser = self._parsers[index] = reply.parser()
-        opened = parser.opened if reply.shows_opening else []
+        opened = _shown(parser.opened) if reply.shows_opening else []
         return sse(self._chunk(index, INTRODUCTION)) + self._deltas(index, opened)
 
-    def _deltas(self, index: int, deltas: Sequence[Delta]) -> bytes:
+    def _deltas(self, index: int, deltas: Sequence[ShownDelta]) -> bytes:
         return b"".join(self._delta(index, delta) for delta in deltas)
 
-    def _delta(self, index: int, delta: Delta) -> bytes:
-        if isinstance(delta, ToolCallCut):  # shown by the finish reason
-            return b""
+    def _delta(self, index: int, delta: ShownDelta) -> bytes:
         if not isinstance(delta, ContentDelta):
             return sse(self._chunk(index, delta_json(delta)))
         return b'data: {"choices":[{"finish_reason":null,"index":%d,"delta":{"content":%b}}],%b\n\n' % (
@@ -104,7 +103,7 @@ class OpenAIChat(EventStream):
 
     def piece(self, index: int, event: Piece) -> bytes:
         begun = self._begin(index)
-        deltas = self._parsers[index].add(event.text) if event.text else []
+        deltas = _shown(self._parsers[index].add(event.text)) if event.text else []
         held = self._held.pop(index, ()) if self._held else ()
         if not deltas:
             if held or event.probs:
@@ -115,7 +114,7 @@ class OpenAIChat(EventStream):
         return begun + self._deltas(index, deltas)
 
     def _full_piece(
-        self, index: int, probs: Sequence[TokenProbs], timings: Timings | None, deltas: Sequence[Delta]
+        self, index: int, probs: Sequence[TokenProbs], timings: Timings | None, deltas: Sequence[ShownDelta]
     ) -> bytes:
         """Return the chunks for `deltas`, the last one with the probabilities and timings."""
         chunk = self._chunk(index, delta_json(deltas[-1]))
@@ -137,8 +136,7 @@ class OpenAIChat(EventStream):
         params = self._answer.params
         begun = self._begin(index)
         parser = self._parsers[index]
-        deltas, held = last_deltas(parser, event), self._held.pop(index, ())
-        deltas = [delta for delta in deltas if not isinstance(delta, ToolCallCut)]
+        deltas, held = _shown(last_deltas(parser, event)), self._held.pop(index, ())
         rest = self._full_piece(index, held, None, deltas) if deltas and held else self._deltas(index, deltas)
         chunk = self._chunk(index, {}, finish_reason(event, is_called=parser.is_called))
         if held and not deltas:
@@ -171,8 +169,13 @@ def message_json(said: ParsedMessage) -> dict[str, Any]:
     return message
 
 
-def delta_json(delta: Delta) -> dict[str, Any]:
-    """Return the `delta` of a chunk; an empty one for ToolCallCut."""
+def _shown(deltas: Sequence[Delta]) -> list[ShownDelta]:
+    """Return the deltas that have a chunk. A call that was cut off has none: the finish reason shows it."""
+    return [delta for delta in deltas if not isinstance(delta, ToolCallCut)]
+
+
+def delta_json(delta: ShownDelta) -> dict[str, Any]:
+    """Return the `delta` of a chunk."""
     match delta:
         case ContentDelta(text):
             return {"content": text}
@@ -183,4 +186,3 @@ def delta_json(delta: Delta) -> dict[str, Any]:
             return {"tool_calls": [{"index": index, "id": id, "type": "function", "function": function}]}
         case ToolCallArguments(index, text):
             return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
-    return {}

@@ -69,15 +69,15 @@ def finish_reason(result: Finished, *, is_called: bool = False) -> str:
 
 def last_deltas(parser: ReplyParser, result: Finished) -> list[Delta]:
     """End the parser as the result ended: by the model, by a stop word or by a limit."""
-    return parser.end(truncated=is_cut_off(result), follows=result.stopping_word)
+    return parser.end(truncated=_is_truncated(result), follows=result.stopping_word)
 
 
 def parsed(reply: ReplyFormat, result: Finished) -> ParsedMessage:
-    return reply.parse(result.text, truncated=is_cut_off(result), follows=result.stopping_word)
+    return reply.parse(result.text, truncated=_is_truncated(result), follows=result.stopping_word)
 
 
-def is_cut_off(result: Finished) -> bool:
-    """Return True if not the model ended its answer: then calls at the end may be incomplete."""
+def _is_truncated(result: Finished) -> bool:
+    """Return True if a limit or a stop word ended the answer, and not the model: its last call may be incomplete."""
     return result.stop_type != "eos"
 
 

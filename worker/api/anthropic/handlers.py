@@ -15,14 +15,14 @@ from llama_corral.common.web.application import json_response, read_object
 
 from ..answers.results import random_id
 from ..completions import answer_chat, prompt_tokens
-from ..serving import read_generation
+from ..serving import begin_use
 from ..variants import context_of
 from .answer import AnthropicMessages
 from .request import chat_body
 
 
 async def messages(request: web.Request) -> web.StreamResponse:
-    body = _chat_body(request, await read_generation(request))
+    body = _chat_body(request, await begin_use(request))
     return await answer_chat(request, body, partial(AnthropicMessages, stops=body.get("stop", ())), random_id("msg_"))
 
 

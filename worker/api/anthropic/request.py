@@ -1,4 +1,4 @@
-"""Converts an Anthropic request to the body of the equivalent chat request. Pure.
+"""Converts an Anthropic request to the body of the equivalent chat request. Pure, except for debug lines.
 
 Like llama-server it accepts requests that Anthropic would refuse (no `max_tokens`, any order of roles) and ignores
 unknown fields. But it never silently drops a part of the conversation: for a block that it cannot read it raises
@@ -58,13 +58,24 @@ def chat_body(body: Mapping[str, Any], *, prefills: bool, thinks: bool = True) -
     chat |= {name: body[name] for name in PASSED_ON if body.get(name) is not None}
     if stop := fields.strings("stop_sequences", default=()):
         chat["stop"] = list(stop)
-    if fields.find("mcp_servers")[1]:
-        log.info("ignoring the MCP servers of a request: this server does not call them for its clients")
+    if _mcp_servers(body.get("mcp_servers")):
+        log.debug("ignoring the MCP servers of a request: this server does not call them for its clients")
     chat |= read_tools(fields.find("tools")[1])
     chat |= read_choice(fields.find("tool_choice")[1])
     chat |= _thinking(fields, thinks)
     chat |= _output(Fields(fields.object("output_config")), fields)
     return chat
+
+
+def _mcp_servers(value: object) -> list[Any]:
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise wrong_type("mcp_servers", "array of objects", value)
+    for server in value:
+        if not isinstance(server, dict):
+            raise wrong_type("mcp_servers", "array of objects", server)
+    return value
 
 
 def _without_stamp(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Converts Anthropic's tools to chat tools. Pure.
+"""Converts Anthropic's tools to chat tools. Pure, except for debug lines.
 
 Tools that Anthropic defines and the client runs get the schema that Anthropic's models are trained on. Tools that run
 on Anthropic's servers are left out, since they cannot be called here.
@@ -28,7 +28,7 @@ def read_tools(value: object) -> JSON:
         raise wrong_type("tools", "array", value)
     tools = [_read_tool(item, f"tools[{i}]") for i, item in enumerate(value) if not _runs_elsewhere(item)]
     if len(tools) < len(value):
-        log.info("leaving out %d tools of a request: they run on Anthropic's servers", len(value) - len(tools))
+        log.debug("leaving out %d tools of a request: they run on Anthropic's servers", len(value) - len(tools))
     return {"tools": tools} if tools else {}
 
 

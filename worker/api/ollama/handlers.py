@@ -12,9 +12,9 @@ from typing import Any
 
 from aiohttp import web
 from llama_corral.common.base.errors import InvalidRequest, NotSupported
-from llama_corral.common.web.application import json_response, read_object
+from llama_corral.common.web.application import json_response
 from llama_corral.common.web.json_fields import Fields
-from llama_corral.common.web.ollama import NOTHING, read_keep_alive, without_generation
+from llama_corral.common.web.ollama import NOTHING, keep_alive_of, without_generation
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -29,7 +29,7 @@ from ..infill import check_vocabulary, infill_tokens
 from ..request.media_prompts import read_prompts, tokenize_parts
 from ..request.params import CompletionParams, params_of
 from ..request.prompts import Prompt, maybe_off_loop, tokenize_mixed
-from ..serving import WorkerContext
+from ..serving import WorkerContext, begin_use
 from ..variants import context_of
 from .answer import NS, FormatMessage, OllamaAnswer, RequestInfo, as_message, as_response
 from .request import chat_body, completion_fields, format_fields, generate_messages, read_think, refuse_template
@@ -53,10 +53,8 @@ class OllamaRequest(Struct, frozen=True):
 
 async def _begin(request: web.Request) -> OllamaRequest:
     started = time.monotonic()
-    worker, body = context_of(request), await read_object(request)
+    worker, body = context_of(request), await begin_use(request)
     model = Fields(body).string("model", "name", default="")
-    if (keep_alive := body.get("keep_alive")) is not None:
-        worker.set_idle_timeout(read_keep_alive(keep_alive))
     return OllamaRequest(request, worker, body, model or worker.name, started)
 
 
@@ -85,8 +83,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
 
 async def _load(call: OllamaRequest, said: Mapping[str, Any]) -> web.StreamResponse:
     """Answer a request without a prompt: it only loads or unloads the model."""
-    keep_alive = call.body.get("keep_alive")
-    if keep_alive is not None and read_keep_alive(keep_alive) == 0:
+    if keep_alive_of(call.body) == 0:
         return json_response(without_generation(call.model, said, "unload"))
     async with call.worker.engine.use():
         return json_response(without_generation(call.model, said, "load"))

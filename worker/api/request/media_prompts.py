@@ -46,7 +46,7 @@ class PromptModel(Protocol):
     def media(self) -> MediaModalities | None: ...
 
     def tokenize_media(
-        self, prompt: str | Sequence[PromptText], files: Sequence[bytes]
+        self, parts: Sequence[PromptText], files: Sequence[bytes]
     ) -> tuple[tuple[int, ...], tuple[MediaChunk, ...]]: ...
 
 
@@ -120,10 +120,10 @@ async def _read_entry(entry: object, model: PromptModel) -> Prompt:
         if not isinstance(item, str):
             raise wrong_type("multimodal_data", "array of strings", item)
     files = await asyncio.to_thread(lambda: [decode_base64(item) for item in items])
-    return await _with_files(text, files, model)
+    return await _with_files([PromptText(text)], files, model)
 
 
-async def _with_files(prompt: str | Sequence[PromptText], files: Sequence[bytes], model: PromptModel) -> Prompt:
+async def _with_files(parts: Sequence[PromptText], files: Sequence[bytes], model: PromptModel) -> Prompt:
     for data in files:
         check_file(data)
-    return Prompt(*await asyncio.to_thread(model.tokenize_media, prompt, files))
+    return Prompt(*await asyncio.to_thread(model.tokenize_media, parts, files))

@@ -56,13 +56,13 @@ class OpenAIResponses(EventStream):
         return self._finish(result)[-1]["response"]
 
     def _finish(self, result: Finished) -> list[Event]:
-        is_cut_off = result.stop_type == "limit"
-        status = "incomplete" if is_cut_off else "completed"
+        reached_limit = result.stop_type == "limit"
+        status = "incomplete" if reached_limit else "completed"
         ended = self._output.end(status)
         self.response = {
             **self._response(status),
-            "completed_at": None if is_cut_off else int(time()),
-            "incomplete_details": {"reason": "max_output_tokens"} if is_cut_off else None,
+            "completed_at": None if reached_limit else int(time()),
+            "incomplete_details": {"reason": "max_output_tokens"} if reached_limit else None,
             "usage": self._usage(result),
         }
         return [*ended, {"type": "response.completed", "response": self.response}]

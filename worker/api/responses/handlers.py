@@ -17,7 +17,7 @@ from llama_corral.common.web.stored_responses import RESPONSES
 from ..answers.dialect import AnswerInfo
 from ..answers.results import random_id
 from ..completions import answer_chat, prompt_tokens
-from ..serving import read_generation
+from ..serving import begin_use
 from ..variants import context_of
 from .dialect import RESPONSE_PREFIX, OpenAIResponses
 from .items import ITEM_PREFIXES, Item
@@ -56,7 +56,7 @@ async def create(request: web.Request) -> web.StreamResponse:
 
 async def _read(request: web.Request) -> tuple[dict[str, Any], ResponseForm, list[Item] | None]:
     """Return the chat request, the form of the Response, and the items if they must be stored, else None."""
-    asked = read_responses(await read_generation(request))
+    asked = read_responses(await begin_use(request))
     items = await _all_items(request, asked)
     body = asked.chat_body(items)
     if asked.truncates:

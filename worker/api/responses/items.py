@@ -14,7 +14,7 @@ from typing import Any
 from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.common.web.json_fields import json_type, wrong_type
 
-from ..foreign_items import shown_call, shown_result
+from ..foreign_items import shown_call, shown_output, shown_result
 
 Item = dict[str, Any]
 Message = dict[str, Any]
@@ -189,11 +189,12 @@ def _reasoning(item: Item, where: str, messages: list[Message]) -> None:
 
 
 def _foreign(item: Item, where: str, messages: list[Message]) -> None:
-    """Show a call that this server cannot make, or its result, as text."""
-    if not item["type"].endswith(_OUTPUT):
+    """Show a call that this server cannot make, its result or the user's approval as text."""
+    is_output = item["type"].endswith(_OUTPUT)
+    if not is_output:
         turn, said = _turn(messages), shown_call(item)
         turn["content"] = [*_as_parts(turn["content"]), *_as_parts(said)] if turn["content"] else said
-    if result := shown_result(item):
+    if result := shown_output(item) if is_output else shown_result(item):
         _add(messages, _ShownResult(role="user", content=result))
 
 

@@ -1,4 +1,4 @@
-"""Validates a request for a Response and converts it to the equivalent chat request. Pure.
+"""Validates a request for a Response and converts it to the equivalent chat request. Pure, except for debug lines.
 
 llama-server's additional fields of chat requests (`top_k`, `cache_prompt`, `chat_template_kwargs` …) are copied.
 """
@@ -165,7 +165,7 @@ def _chat_tools(tools: Sequence[Mapping[str, Any]], choice: object) -> dict[str,
     """Return the chat fields for tools. Tools that run on OpenAI's servers are removed, as in llama-server."""
     functions = [tool for tool in tools if tool.get("type") == "function"]
     if len(functions) < len(tools):
-        log.info("ignoring %d tools of a request: only functions can be called", len(tools) - len(functions))
+        log.debug("ignoring %d tools of a request: only functions can be called", len(tools) - len(functions))
     if isinstance(choice, dict):
         functions, choice = _limited(functions, choice)
     if choice == "required" and not functions:
@@ -184,10 +184,8 @@ def _limited(functions: list[Mapping[str, Any]], choice: Mapping[str, Any]) -> t
     """Apply `tool_choice` of type `function` or `allowed_tools`: return the allowed functions and the chat's choice."""
     kind = choice.get("type")
     if kind == "function":
-        return functions, choice if "function" in choice else {
-            "type": "function",
-            "function": {"name": choice.get("name")},
-        }
+        named = choice if "function" in choice else {"type": "function", "function": {"name": choice.get("name")}}
+        return functions, named
     if kind == "allowed_tools":
         allowed = choice.get("tools")
         if not isinstance(allowed, list) or not all(isinstance(tool, dict) for tool in allowed):

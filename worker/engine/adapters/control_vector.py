@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+from llama_corral.common.base.user_files import why_not_a_file
 from llama_corral.common.hub.gguf_header import GgufError, Tensor, read_header
 from numpy.typing import NDArray
 
@@ -46,8 +47,7 @@ def apply_control_vectors(context: Context) -> None:
 
 def read_directions(path: Path) -> Directions:
     """Return the directions in a GGUF file; several tensors of one layer are added up. Raises LoadError."""
-    if not path.is_file():
-        why = "this is a directory, not a file" if path.is_dir() else "no such file"
+    if why := why_not_a_file(path):
         raise LoadError(f"control vector '{path}': {why}")
     try:
         header = read_header(path)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_corral.common.base.errors import InvalidRequest
+from llama_corral.common.base.user_files import why_not_a_file
 from msgspec import Struct
 
 from ..llama.context import Context
@@ -89,8 +90,7 @@ class Adapters:
 
 
 def _load(model: Model, path: Path) -> Any:
-    if not path.is_file():
-        why = "this is a directory, not a file" if path.is_dir() else "no such file"
+    if why := why_not_a_file(path):
         raise LoadError(f"failed to load LoRA adapter '{path}': {why}")
     complaints.clear()
     pointer = C.llama_adapter_lora_init(model.pointer, str(path).encode())

@@ -40,7 +40,7 @@ _NOBODYS = -1
 """The job id of a checkpoint that an earlier process has made."""
 
 
-class DiskFileHeader(msgspec.Struct, frozen=True):
+class DiskFileHeader(Struct, frozen=True):
     key: str
     scales: tuple[float, ...]
     begin: int  # index of the first token computed with the adapters

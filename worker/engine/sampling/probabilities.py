@@ -34,14 +34,20 @@ def before_sampling(logits: NDArray[np.float32], token: int, n: int, vocab: Voca
     """
     peak = float(logits.max())
     total = peak + float(np.log(np.exp(logits - peak, dtype=np.float32).sum(dtype=np.float64)))
-    n = min(n, len(logits))
-    top = np.argpartition(-logits, max(0, n - 1))[:n]
-    top = top[np.argsort(-logits[top], kind="stable")]
 
     def entry(id: int) -> TokenProb:
         return TokenProb(id, _piece(vocab, id, special), max(float(logits[id]) - total, LOWEST))
 
-    return TokenProbs(entry(token), tuple(entry(int(id)) for id in top))
+    return TokenProbs(entry(token), tuple(entry(int(id)) for id in _most_likely(logits, n)))
+
+
+def _most_likely(logits: NDArray[np.float32], n: int) -> NDArray[np.intp]:
+    """Return the ids of the `n` highest logits, highest first."""
+    n = min(n, len(logits))
+    if n <= 0:
+        return np.empty(0, np.intp)
+    top = np.argpartition(-logits, n - 1)[:n]
+    return top[np.argsort(-logits[top], kind="stable")]
 
 
 def after_sampling(
