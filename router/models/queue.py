@@ -48,11 +48,11 @@ class Lease(Struct, frozen=True):
     endpoint: str
     """Path of the worker's unix socket, or `host:port`."""
     instance: object
-    """The `Instance` of the model's worker; for `reducer` only."""
+    """The `Instance` of the model's worker; for `reducer` and `lifecycle`."""
+    preset: Preset
+    """The requested preset: the model's or a variant's."""
     touch: bool = True
     """True if the request counts as use of the model."""
-    preset: Preset | None = None
-    """The requested preset: the model's or a variant's."""
 
 
 class Waiter(Struct, eq=False):

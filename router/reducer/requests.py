@@ -159,7 +159,7 @@ def grant(state: State, model: Model, request: LeaseRequest, variant: Preset | N
         model.last_used = now
     if request.retention is not None and not model.preset.pin:
         instance.requested_retention = request.retention
-    lease = Lease(model.name, instance.worker.endpoint, instance, request.touch, variant or model.preset)
+    lease = Lease(model.name, instance.worker.endpoint, instance, variant or model.preset, request.touch)
     state.leases[request] = lease
     state.emit(Grant(request, lease))
 
@@ -192,7 +192,7 @@ def on_answered(state: State, event: ProgramAnswered) -> None:
     Its health check cannot show this. A refusal of one request (4xx) shows that the program works, 501 shows nothing.
     """
     instance, model = event.instance, state.running(event.instance)
-    if model is None or model.preset.backend is None or event.status == NotSupported.status:
+    if model is None or model.preset.backend is None or instance.is_broken or event.status == NotSupported.status:
         return
     if event.status < ServerFault.status:
         instance.errors = 0
@@ -200,7 +200,7 @@ def on_answered(state: State, event: ProgramAnswered) -> None:
     instance.errors += 1
     limit = model.preset.backend.max_errors
     log.warning("name=%s: the program answered %d, %d errors in a row", model.name, event.status, instance.errors)
-    if limit and instance.errors >= limit and not instance.is_broken:
+    if limit and instance.errors >= limit:
         instance.failure = f"its last {instance.errors} answers were errors (HTTP {event.status})"
         instance.is_broken = True
         log.error("name=%s will be restarted: %s (restart-after-errors)", model.name, instance.failure)

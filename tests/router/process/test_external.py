@@ -317,6 +317,29 @@ def test_a_healthy_program_that_only_fails_is_restarted_and_backs_off(start: Cal
     assert int(refused.headers["Retry-After"]) >= 1
 
 
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_program_that_breaks_off_its_answers_is_restarted(start: Callable[..., Program], is_stream: bool) -> None:
+    gateway = start("[x]\ncmd = {fake} cuts\nrestart-after-errors = 2\n")
+    for errors in (1, 2):
+        answer = chat(gateway, "x", stream=is_stream)
+        assert answer.status_code == (200 if is_stream else 502)
+        assert "model 'x' ended in the middle of its answer" in answer.text
+        if errors == 1:
+            assert gateway.models()["x"]["status"]["errors"] == 1
+    wait_until(lambda: gateway.models()["x"]["status"].get("failed"), "the program to be stopped")
+    assert "its last 2 answers were errors (HTTP 502)" in gateway.models()["x"]["status"]["error"]
+
+
+def test_a_program_gets_the_default_model_in_every_dialect(start: Callable[..., Program]) -> None:
+    gateway = start("[x]\ncmd = {fake}\n", "--default-model", "x")
+    for path in ("/v1/chat/completions", "/api/chat"):
+        assert gateway.client.post(path, json={"messages": [{}]}).json()["body"]["model"] == "x", path
+    form = gateway.client.post("/v1/audio/transcriptions", files={"file": b"a\r\n--b"}).json()["form"]
+    assert 'form-data; name="model"\r\n\r\nx\r\n--' in form
+    assert 'name="file"' in form
+    assert form.count("form-data") == 2
+
+
 def test_answers_that_are_no_faults_do_not_restart_a_program(start: Callable[..., Program]) -> None:
     gateway = start(
         "[unable]\ncmd = {fake} broken=501\nrestart-after-errors = 2\n"
