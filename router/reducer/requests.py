@@ -34,17 +34,17 @@ def on_arrived(state: State, event: RequestArrived) -> None:
 
 def _estimate_or_admit(state: State, request: LeaseRequest, now: float) -> None:
     model = state.catalog.find(request.model)
-    can_load = model is not None and not state.is_refusing and model.unavailability is None
+    can_load = model is not None and not state.is_refusing and not model.fault
     if model is not None and can_load and (model.state.is_down or model in state.estimates):
         state.estimate(model).append(request)
     else:
         _admit(state, request, now)
 
 
-def admit_returned(state: State, now: float) -> None:
+def admit_again(state: State, now: float) -> None:
     """Admit the requests whose model was removed, and whose name belongs to another model now."""
-    while state.returned:
-        request = state.returned.pop(0)
+    while state.to_admit_again:
+        request = state.to_admit_again.pop(0)
         try:
             _estimate_or_admit(state, request, now)
         except ApiError as error:
@@ -58,7 +58,7 @@ def on_estimated(state: State, event: MemoryEstimated) -> None:
     now, the requests start again.
     """
     model = event.model
-    can_load = model in state.catalog and model.unavailability is None
+    can_load = model in state.catalog and not model.fault
     if can_load and not is_same_worker(event.preset, model.preset):
         state.emit(EstimateMemory(model, model.preset))
         return
