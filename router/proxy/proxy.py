@@ -279,7 +279,7 @@ class Proxy:
         name = name or self._default_model
         if not name:
             raise InvalidRequest("model name is missing from the request")
-        model = self._lifecycle.find(name) or self._lifecycle.find(name.removesuffix(LATEST))
+        model = find_model(self._lifecycle, name)
         if model is None:
             raise ModelNotFound(name)
         return model
@@ -321,6 +321,11 @@ class Proxy:
         log.warning("name=%s ended in the middle of an answer: %s", lease.model, why)
         why = await self._lifecycle.wait_for_exit(lease) or why
         return WorkerGone(f"model '{lease.model}' ended in the middle of its answer: {why}")
+
+
+def find_model(lifecycle: Lifecycle, name: str) -> str | None:
+    """Return the canonical name for a name, an alias, or one of these with `:latest`; None if no model has it."""
+    return lifecycle.find(name) or lifecycle.find(name.removesuffix(LATEST))
 
 
 def _is_program(lease: Lease) -> bool:
