@@ -159,8 +159,15 @@ def test_errors_name_file_and_line(tmp_path: Path, text: str | bytes, message: s
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none\.ini: No such file or directory"):
+    with pytest.raises(ConfigError, match=r"none\.ini: no such file"):
         read_presets(tmp_path / "none.ini")
+
+
+def test_a_directory_and_a_path_that_no_file_can_have(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="this is a directory, not a file"):
+        read_presets(tmp_path)
+    with pytest.raises(ConfigError, match="no such file"):
+        read_presets("a\0b")
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])

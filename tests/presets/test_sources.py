@@ -218,7 +218,7 @@ def test_an_alias_equal_to_the_name_is_dropped(load: Load) -> None:
 
 
 def test_a_missing_presets_file(load: Load) -> None:
-    with pytest.raises(ConfigError, match=r"none\.ini: No such file"):
+    with pytest.raises(ConfigError, match=r"none\.ini: no such file"):
         load("", "--models-preset", "none.ini")
 
 
