@@ -17,7 +17,7 @@ from llama_corral.common.hub.hub_cache import is_repo_name
 from llama_corral.common.hub.remove import remove_cached
 from llama_corral.common.hub.resolve import is_offline_machine
 from llama_corral.presets.merge import ConfigValue
-from llama_corral.presets.sources import Preset
+from llama_corral.presets.preset import Preset
 
 from .lifecycle.lifecycle import Lifecycle
 
@@ -108,8 +108,9 @@ class Library:
         self._lifecycle.download(Preset(name, "cache", layer), self.reload)
 
     async def remove(self, name: str) -> None:
-        """Stop a cached model's worker or its download, and delete its files. Raises ApiError.
+        """Stop a cached model's worker or its download, delete its files, and reload the sources. Raises ApiError.
 
+        The sources are also reloaded before, so that nothing is deleted if this fails.
         `name` must be exact, not an alias. Requests that wait for the model are refused after it is removed.
         """
         if not name:

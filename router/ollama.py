@@ -19,7 +19,7 @@ from llama_corral.common.web.ollama import NOTHING, expiry_text, version_json, w
 from llama_corral.common.web.ollama_models import possible_names, running_entry, show, tag_entry
 from llama_corral.presets.abilities import abilities, template_source
 from llama_corral.presets.merge import resolve
-from llama_corral.presets.sources import Preset
+from llama_corral.presets.preset import Preset
 
 from .lifecycle.lifecycle import Lifecycle
 from .model_cards import ModelCards

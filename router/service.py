@@ -30,7 +30,8 @@ from llama_corral.presets import merge
 from llama_corral.presets.options.option import Option
 from llama_corral.presets.options.settings import Settings
 from llama_corral.presets.options.table import VARIABLES
-from llama_corral.presets.sources import Preset, PresetReader
+from llama_corral.presets.preset import Preset
+from llama_corral.presets.sources import PresetReader
 
 from . import app
 from .library import ReadPresets

@@ -25,7 +25,7 @@ from .backoff import NO_FAILURES, FailureBackoff
 from .exit_reasons import exit_cause, exit_description
 
 if TYPE_CHECKING:
-    from llama_corral.presets.sources import Preset
+    from llama_corral.presets.preset import Preset
 
 OWN_OPTIONS = frozenset({"host", "port", "alias"})
 """Options that the router sets for each worker; a preset's values have no effect."""

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from ..placement.snapshot import QueueEntry, Retention
 
 if TYPE_CHECKING:
-    from llama_corral.presets.sources import Preset
+    from llama_corral.presets.preset import Preset
 
 
 class LeaseRequest(Struct, frozen=True, eq=False):

@@ -16,7 +16,7 @@ from .backoff import NO_FAILURES
 from .model import Instance, Model, command_line, is_same_worker
 
 if TYPE_CHECKING:
-    from llama_corral.presets.sources import Preset
+    from llama_corral.presets.preset import Preset
 
 
 class Catalog:

@@ -110,7 +110,8 @@ class Proxy:
         """Forward a GET. The model is `?model=`. Without it the default model is asked only if it is loaded."""
         name, autoload = query_text(request, "model"), wants_autoload(request)
         note_model(request, name)
-        autoload = autoload if name or autoload is not None else False
+        if not name and autoload is None:
+            autoload = False
         return await self._forward(request, self.find(name), _Body(b""), touch=False, autoload=autoload)
 
     async def by_body(self, request: web.Request) -> web.StreamResponse:

@@ -22,7 +22,7 @@ from .state import State
 from .workers import stop
 
 if TYPE_CHECKING:
-    from llama_corral.presets.sources import Preset
+    from llama_corral.presets.preset import Preset
 
 log = logging.getLogger("corral.router")
 

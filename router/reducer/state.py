@@ -20,7 +20,7 @@ from .effects import Effect, EstimateMemory, Process, Publish
 from .memory_accounting import MemoryAccounting
 
 if TYPE_CHECKING:
-    from llama_corral.presets.sources import Preset
+    from llama_corral.presets.preset import Preset
 
 
 class Load(Struct, eq=False):

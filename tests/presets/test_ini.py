@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.common.base.errors import ConfigError
 from llama_corral.common.hub.gguf_names import canonical_name
-from llama_corral.presets.ini import PresetFile, Section, read_presets
+from llama_corral.presets.ini import PresetFile, Section, ini_value, read_presets
 from llama_corral.presets.merge import check, merge
-from llama_corral.presets.render import ini_value
 
 
 def parse(folder: Path, text: str | bytes) -> PresetFile:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from lifecycle_tools import GIB, SizedBudget, drained, router, settle
-from llama_corral.presets.sources import Preset
+from llama_corral.presets.preset import Preset
 from llama_corral.router.library import reload_sources
 from llama_corral.router.placement.device_split import Need
 from llama_corral.router.placement.memory_amounts import Space

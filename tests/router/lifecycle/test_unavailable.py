@@ -10,7 +10,7 @@ import pytest
 from lifecycle_tools import GIB, LifecycleHarness, SizedBudget, router, settle
 from llama_corral.common.base.errors import ApiError, NoCapacity, ServerFault
 from llama_corral.presets.layer import ConfigValue
-from llama_corral.presets.sources import Preset
+from llama_corral.presets.preset import Preset
 from msgspec.structs import replace
 from router_tools import preset, presets
 

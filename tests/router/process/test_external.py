@@ -20,7 +20,8 @@ import pytest
 from llama_corral.common.base.errors import ConfigError
 from llama_corral.presets.backends import Backend
 from llama_corral.presets.options.settings import Settings
-from llama_corral.presets.sources import Preset, load_presets
+from llama_corral.presets.preset import Preset
+from llama_corral.presets.sources import load_presets
 from llama_corral.router.process import external_shim
 from llama_corral.router.proxy.model_field import with_model, with_model_in_form
 from local_hub import LocalHub
