@@ -5,7 +5,7 @@
 `single`: accepts one connection at a time, so that nothing else is answered meanwhile. `pause=S`: waits before each
 chunk of a stream. `sick`: after it was healthy once, /health is 500. `broken=STATUS/…`: every POST has one of these
 statuses, in turn (500). `hangs-up`: it closes the connection of every POST. `cuts`: it does so in the middle of every
-answer, also of a stream.
+answer, also of a stream. `fails`: a stream ends with an error, without a newline after it.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Handler(BaseHTTPRequestHandler):
             if "cuts" in FLAGS:
                 self.close_connection = True
                 return
-        self.chunk("data: [DONE]\n\n")
+        self.chunk('data: {"error": {"message": "out of ideas"}}' if "fails" in FLAGS else "data: [DONE]\n\n")
         self.chunk("")
 
     def say_whether_to_close(self) -> None:

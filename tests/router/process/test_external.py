@@ -331,6 +331,12 @@ def test_a_program_that_breaks_off_its_answers_is_restarted(start: Callable[...,
     assert "its last 2 answers were errors (HTTP 502)" in gateway.models()["x"]["status"]["error"]
 
 
+def test_the_log_has_the_error_with_which_a_program_ends_a_stream(start: Callable[..., Program]) -> None:
+    gateway = start("[x]\ncmd = {fake} fails\n")
+    assert chat(gateway, "x", stream=True).text.endswith('data: {"error": {"message": "out of ideas"}}')
+    wait_until(lambda: "out of ideas" in gateway.log_text, "the log of the failure")
+
+
 def test_a_program_gets_the_default_model_in_every_dialect(start: Callable[..., Program]) -> None:
     gateway = start("[x]\ncmd = {fake}\n", "--default-model", "x")
     for path in ("/v1/chat/completions", "/api/chat"):
