@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import iniconfig
 from llama_corral.common.base.errors import ConfigError
+from llama_corral.common.base.user_files import why_unreadable
 from msgspec import Struct, field
 
 from .layer import ConfigValue, Layer, add, put, switch_text
@@ -23,6 +24,7 @@ from .layer_source import check
 from .notices import Warn, log_warning
 from .options.table import KEYS, OPTIONS, nearest
 from .policy import ModelGroup
+from .variants import NAMES
 
 log = logging.getLogger("corral.presets")
 
@@ -33,8 +35,6 @@ GROUP_KEYS = ("swap", "exclusive", "persistent")
 DEFAULT = "default"
 """Name of the section for keys before the first header."""
 
-_NAMES = ("alias", "tags")
-"""Options of a section with invalid values that are kept: any text is valid for them."""
 _HEADER = re.compile(r"\[\s*([^\]]*?)\s*\]\s*([;#].*)?")
 _KEY = re.compile(r"([A-Za-z_][A-Za-z0-9_.-]*)[ \t]*=")
 _COMMENT = re.compile(r"(^|\s)[;#].*")
@@ -125,8 +125,8 @@ def read_global(path: str | Path) -> Layer:
 def _text(path: str | Path) -> str:
     try:
         data = Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise ConfigError(f"{path}: {why_unreadable(error)}") from None
     if data.startswith(_UTF_16):
         raise ConfigError(f"{path}:1: not UTF-8 text")
     return data.decode("utf-8-sig", errors="surrogateescape")
@@ -224,7 +224,7 @@ def _section(path: str | Path, block: _Block, *, ignore_unknown: bool = False) -
         check(layer)
     except ConfigError as error:
         faults.append(str(error))
-        layer = {option: given for option, given in layer.items() if option in _NAMES}
+        layer = {option: given for option, given in layer.items() if option in NAMES}  # any text is valid
     return Section(block.name, block.line, layer, faults[0] if faults else "")
 
 

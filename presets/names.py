@@ -22,7 +22,7 @@ def listed_names(
 ) -> dict[str, str]:
     """Return the name under which each section is listed, by its written name. No two sections get the same name.
 
-    `cached`: the names of the models in the cache. A repository has one name in upper and lower case.
+    `cached`: the names of the models in the cache. Repositories whose names differ only in case are one.
     """
     written, in_cache = list(written), {name.casefold(): name for name in cached}
     listed = {name: name for name in written}

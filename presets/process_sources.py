@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from llama_corral.common.base.errors import ConfigError
+from llama_corral.common.base.user_files import why_unreadable
 from llama_corral.common.base.worker_reports import CONTROL_FD_ENV
 
 from .ini import read_global
@@ -183,8 +184,11 @@ def read_dotenv(path: Path) -> dict[str, ConfigValue]:
         text = path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return {}
-    except (OSError, UnicodeDecodeError) as error:
-        log.warning("%s: ignored: %s", path, getattr(error, "strerror", None) or "not UTF-8 text")
+    except UnicodeDecodeError:
+        log.warning("%s: ignored: not UTF-8 text", path)
+        return {}
+    except OSError as error:
+        log.warning("%s: ignored: %s", path, why_unreadable(error))
         return {}
     from dotenv.parser import parse_stream
 
@@ -223,8 +227,10 @@ def read_secrets(directory: Path) -> dict[str, ConfigValue]:
     for path in paths:
         try:
             text = path.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"{path}: not UTF-8 text") from None
+        except OSError as error:
+            raise ConfigError(f"{path}: {why_unreadable(error)}") from None
         values[path.name.upper()] = ConfigValue(text, f"secrets file {path}", is_secret=True)
     return _read_variables(values)
 

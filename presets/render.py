@@ -10,7 +10,7 @@ from .options.reference import reference_markdown
 from .options.table import OPTIONS, is_option
 from .options.values import many
 
-__all__ = ["bash_completion", "help_text", "ini_value", "masked", "reference_markdown", "to_argv", "to_ini"]
+__all__ = ["bash_completion", "help_text", "masked", "reference_markdown", "to_argv", "to_ini"]
 
 
 def to_argv(layer: Layer) -> list[str]:

@@ -42,17 +42,15 @@ from .notices import Notices, Warn, log_warning
 from .options.settings import Settings
 from .options.table import NOT_OVERLAID, OPTIONS, PRESET_ONLY, ROUTER_OWN
 from .policy import ModelGroup, policy_of
-from .preset import Preset, Source
+from .preset import Preset
 from .variant_presets import build_variant, by_depth
 
-HERE = "${here}"
+_HERE = "${here}"
 """In a value of a presets file: the file's directory. Plain relative paths refer to the router's working directory."""
 MODALITY_KEYS = (("clip.has_vision_encoder", "image"), ("clip.has_audio_encoder", "audio"))
 """Boolean keys in a projector's header → the input modality that they enable."""
 
 NOTHING_KNOWN: Mapping[str, Preset] = MappingProxyType({})
-
-__all__ = ["HERE", "Preset", "PresetReader", "Source", "demo_presets_path", "load_presets", "projector_modalities"]
 
 logger = logging.getLogger("corral.presets")
 
@@ -215,7 +213,7 @@ def _read_file(path: str, warn: Warn) -> PresetFile:
 
 def _expand(layer: Layer, here: str) -> Layer:
     return {
-        name: given._replace(text=backends.with_directory(name, given.text, HERE, here))
+        name: given._replace(text=backends.with_directory(name, given.text, _HERE, here))
         for name, given in layer.items()
     }
 

@@ -1,7 +1,7 @@
 """The console script `llama-corral`. It starts a router's zygote, then imports and runs `command`.
 
-The zygote's imports take longest, so it is started before this process imports anything else. Even before that the
-signals are ignored that ask a router for something.
+The zygote's imports take longest, so it is started before this process imports anything else. Signals that ask a
+router for something, such as SIGHUP, are ignored even before that.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from llama_corral.common.base.user_signals import ignore_early_reload, ignore_us
 
 
 def main() -> NoReturn:
-    ignore_user_signals()
-    ignore_early_reload()
-    from .process.zygote_start import start_early
+    try:
+        ignore_user_signals()
+        ignore_early_reload()
+        from .process.zygote_start import start_early
 
-    start_early(sys.argv[1:], os.environ)
-    gc.disable()  # it only delays imports, which leave almost no garbage; `service` turns it on again
-    from .command import main as run_command
+        start_early(sys.argv[1:], os.environ)
+        gc.disable()  # it only delays imports, which leave almost no garbage; `service` turns it on again
+        from .command import main as run_command
 
-    run_command()
+        run_command()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -34,8 +34,6 @@ def main() -> NoReturn:
     except (ConfigError, ModelFilesError) as error:
         print(f"llama-corral: {error}", file=sys.stderr)
         code = 1
-    except KeyboardInterrupt:
-        code = 130
     except BrokenPipeError:  # `llama-corral --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0

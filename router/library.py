@@ -17,7 +17,7 @@ from llama_corral.common.hub.hub_cache import is_repo_name
 from llama_corral.common.hub.remove import remove_cached
 from llama_corral.common.hub.resolve import is_offline_machine
 from llama_corral.presets.merge import ConfigValue
-from llama_corral.presets.sources import Preset
+from llama_corral.presets.preset import Preset
 
 from .lifecycle.lifecycle import Lifecycle
 
@@ -40,8 +40,13 @@ class ReadPresets(Protocol):
 async def reload_sources(read_presets: ReadPresets, lifecycle: Lifecycle) -> None:
     """Read all sources in a thread, then update the models. Raises ConfigError; then nothing changes.
 
-    One call waits for the other, so that what was read first is never applied last.
+    One call waits for the other, so that what was read first is never applied last. What was read is applied even if
+    the caller is cancelled meanwhile: `read_presets` compares the next reading with it.
     """
+    await asyncio.shield(_reload_sources(read_presets, lifecycle))
+
+
+async def _reload_sources(read_presets: ReadPresets, lifecycle: Lifecycle) -> None:
     async with lifecycle.reading_sources:
         presets = await asyncio.to_thread(_read, read_presets, lifecycle.presets())
         log.info("the model sources were read again: %d models", len(presets))
@@ -78,10 +83,9 @@ class Library:
             raise ServerFault(str(error)) from None
 
     async def _check_sources(self) -> None:
-        """Raise ServerFault if a reload would fail now. Called before something is changed that only a reload shows."""
+        """Reload. Raise ServerFault if this fails. Called before something is changed that only a reload shows."""
         try:
-            async with self._lifecycle.reading_sources:
-                await asyncio.to_thread(self._read_presets)
+            await reload_sources(self._read_presets, self._lifecycle)
         except ConfigError as error:
             raise ServerFault(f"nothing was changed, because the sources cannot be read: {error}") from None
 
@@ -104,8 +108,9 @@ class Library:
         self._lifecycle.download(Preset(name, "cache", layer), self.reload)
 
     async def remove(self, name: str) -> None:
-        """Stop a cached model's worker or its download, and delete its files. Raises ApiError.
+        """Stop a cached model's worker or its download, delete its files, and reload the sources. Raises ApiError.
 
+        The sources are also reloaded before, so that nothing is deleted if this fails.
         `name` must be exact, not an alias. Requests that wait for the model are refused after it is removed.
         """
         if not name:

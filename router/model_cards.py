@@ -17,7 +17,7 @@ from llama_corral.common.hub.model_card import ModelCard, read_brief_card
 from llama_corral.common.hub.resolve import find_cached
 
 if TYPE_CHECKING:
-    from llama_corral.presets.sources import Preset
+    from llama_corral.presets.preset import Preset
 
 PATIENCE_S = 2.0
 """Seconds for which lists wait when headers begin to be read; some clients give a list five seconds."""
@@ -56,7 +56,10 @@ class ModelCards:
         return await asyncio.to_thread(_known, files)
 
     def _find(self, presets: Sequence[Preset]) -> dict[str, Path | None]:
-        """Return the models' files by name. A repository is searched once for each preset, until its file is there."""
+        """Return the models' files by name. A repository is searched once for each preset, until its file is there.
+
+        Presets are compared by identity: `library` passes a new object if the files of a repository may be others.
+        """
         found: dict[str, tuple[Preset, Path | None]] = {}
         for preset in presets:
             known, file = self._files.get(preset.name, (None, None))

@@ -1,6 +1,6 @@
 """Handlers of Ollama's endpoints at the router: information about models, and `keep_alive`.
 
-Chats and embeddings are forwarded to the worker unchanged. Only the model and `keep_alive` are read from their bodies.
+Chats and embeddings are forwarded by `proxy`. Only the model and how long it is kept are read from their bodies.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 
 from aiohttp import web
-from llama_corral.common.base.errors import ConfigError, ModelNotFound, NotSupported
+from llama_corral.common.base.errors import ConfigError, InvalidRequest, ModelNotFound, NotSupported
 from llama_corral.common.hub.model_card import ModelCard, read_card
 from llama_corral.common.web.access_log import note_model
 from llama_corral.common.web.application import json_response, read_object, read_unmarked_body
@@ -18,7 +18,7 @@ from llama_corral.common.web.ollama import NOTHING, expiry_text, version_json, w
 from llama_corral.common.web.ollama_models import possible_names, running_entry, show, tag_entry
 from llama_corral.presets.abilities import abilities, template_source
 from llama_corral.presets.merge import resolve
-from llama_corral.presets.sources import Preset
+from llama_corral.presets.preset import Preset
 
 from .lifecycle.lifecycle import Lifecycle
 from .model_cards import ModelCards
@@ -45,10 +45,13 @@ class Ollama:
         note_model(request, asked.model)
         model = self._find(asked.model)
         if asked.only_unloads:
+            if not asked.model:
+                raise InvalidRequest("model name is missing from the request")
             self._lifecycle.unload_when_idle(model)
             said = NOTHING[_operation(request)]
             return json_response(without_generation(asked.model, said, "unload"))
-        return await self._proxy.forward(request, model, body, retention=Retention.of_keep_alive(asked.keep_alive))
+        names_model, retention = bool(asked.model), Retention.of_keep_alive(asked.keep_alive)
+        return await self._proxy.forward(request, model, body, names_model=names_model, retention=retention)
 
     def _find(self, name: str) -> str:
         for possible in possible_names(name):

@@ -30,7 +30,8 @@ from llama_corral.presets import merge
 from llama_corral.presets.options.option import Option
 from llama_corral.presets.options.settings import Settings
 from llama_corral.presets.options.table import VARIABLES
-from llama_corral.presets.sources import Preset, PresetReader
+from llama_corral.presets.preset import Preset
+from llama_corral.presets.sources import PresetReader
 
 from . import app
 from .library import ReadPresets
@@ -41,6 +42,7 @@ from .models.tasks import Tasks
 from .placement.snapshot import rules_of
 from .process.external import CombinedLauncher, health_check_interval
 from .process.zygote import best_launcher
+from .proxy.proxy import find_model
 from .source_stamps import source_places
 from .watcher import Reload, SourceWatcher, reload_presets
 
@@ -77,8 +79,6 @@ async def serve(
     read_presets = functools.partial(_read_again, api_keys, load)
     if not presets:
         log.warning(NO_MODELS)
-    elif (default := settings.router.default_model) and default not in _names_of(presets):
-        log.warning("--default-model %s: no model has this name or alias now", default)
     is_slowed = FAKE_TIMING_ENV in environ
     for_workers = _worker_environ(environ)
     memory_budget = memory_budget_of(settings, for_workers)
@@ -99,6 +99,8 @@ async def serve(
         rules=rules_of(settings),
         worker_timeout=patience,
     )
+    if presets and (default := settings.router.default_model) and find_model(lifecycle, default) is None:
+        log.warning("--default-model %s: no model has this name or alias now", default)
     vertex = read_vertex(environ)
     if vertex is not None:
         settings = vertex.listening(settings)
@@ -135,10 +137,6 @@ async def serve(
         prompts.close()  # before the workers end, so that they do not write prompts to it
         await lifecycle.close()
         hurrying.cancel()
-
-
-def _names_of(presets: Mapping[str, Preset]) -> set[str]:
-    return {name for preset in presets.values() for name in (preset.name, *preset.aliases)}
 
 
 def _read_again(api_keys: ApiKeys, load: ReadPresets) -> Mapping[str, Preset]:

@@ -11,7 +11,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from llama_corral.common.hub.gguf_names import SUFFIX
+from llama_corral.common.hub.gguf_names import is_gguf
+from llama_corral.common.hub.hub_cache import BLOBS, FOLDER_PREFIX, REFS
 from llama_corral.common.hub.resolve import cache_dir
 from llama_corral.presets.models_dir import MAX_FOLDERS
 from llama_corral.presets.models_dir_rules import MAX_DEPTH
@@ -20,14 +21,11 @@ from msgspec import Struct
 if TYPE_CHECKING:
     from llama_corral.presets.options.settings import Settings
 
-REPOSITORY, REPOSITORY_DEPTH = "models--", 3
-"""Beginning of the name of a cached repository, and the levels below it: `snapshots/COMMIT/FOLDER`."""
-BLOBS, REFS = "blobs", "refs"
-"""Folders of a cached repository. The first one changes all the time during a download. The files of the second one
-say which snapshot is current."""
+REPOSITORY_DEPTH = 3
+"""Levels below a cached repository: `snapshots/COMMIT/FOLDER`."""
 
 Stamp = tuple[object, ...]
-Look = Callable[[str], Stamp]
+ReadMetadata = Callable[[str], Stamp]
 """Returns metadata of a path; empty if there is no such file."""
 
 
@@ -39,7 +37,7 @@ class SourcePlaces(Struct, frozen=True):
 
 
 class Survey(Struct, frozen=True):
-    stamps: Mapping[tuple[Look, str], Stamp]
+    stamps: Mapping[tuple[ReadMetadata, str], Stamp]
     folders: frozenset[str]
     """The folders to watch that exist."""
     cut_off: frozenset[str] = frozenset()
@@ -48,7 +46,7 @@ class Survey(Struct, frozen=True):
     @property
     def is_outdated(self) -> bool:
         """True if a path has changed since. Lists no folder."""
-        return any(look(path) != stamp for (look, path), stamp in self.stamps.items())
+        return any(read(path) != stamp for (read, path), stamp in self.stamps.items())
 
 
 def source_places(settings: Settings, environ: Mapping[str, str]) -> SourcePlaces:
@@ -59,7 +57,7 @@ def source_places(settings: Settings, environ: Mapping[str, str]) -> SourcePlace
 
 def survey(places: SourcePlaces) -> Survey:
     """Look at all sources. A path that cannot be read has an empty stamp, and no error is raised."""
-    stamps: dict[tuple[Look, str], Stamp] = {}
+    stamps: dict[tuple[ReadMetadata, str], Stamp] = {}
     folders: set[str] = set()
     for path in places.files:
         stamps[resolved, path] = resolved(path)
@@ -73,7 +71,7 @@ def _absolute(paths: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(os.path.abspath(path) for path in paths if path)
 
 
-def _survey_folders(root: str, stamps: dict[tuple[Look, str], Stamp], folders: set[str]) -> bool:
+def _survey_folders(root: str, stamps: dict[tuple[ReadMetadata, str], Stamp], folders: set[str]) -> bool:
     """Add the stamps of a directory, of its folders, and of the links to models and the refs in them.
 
     Each folder's stamp is taken before it is listed, so that it changes if something is added to it meanwhile. Return
@@ -94,11 +92,11 @@ def _survey_folders(root: str, stamps: dict[tuple[Look, str], Stamp], folders: s
             if entry.name.startswith(".") or entry.name == BLOBS:
                 continue
             if _is_folder(entry):
-                below = REPOSITORY_DEPTH if entry.name.startswith(REPOSITORY) else depth - 1
+                below = REPOSITORY_DEPTH if entry.name.startswith(FOLDER_PREFIX) else depth - 1
                 levels += [(entry.path, below)] if depth else []
             elif os.path.basename(folder) == REFS:
                 stamps[metadata, entry.path] = metadata(entry.path)
-            elif entry.is_symlink() and entry.name.lower().endswith(SUFFIX):  # its contents do not matter
+            elif entry.is_symlink() and is_gguf(entry.name):  # its contents do not matter
                 stamps[identity, entry.path] = identity(entry.path)
     return True
 

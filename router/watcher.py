@@ -1,4 +1,4 @@
-"""Watch the model sources, and read them again when they change.
+"""Watch the model sources and the file with the API keys, and read all of them again when one changes.
 
 The effect is that of `GET /models?reload=1`. If a source cannot be read, nothing changes. `watchfiles` reports changes
 in folders at once. In addition the metadata of all paths is compared each second (`source_stamps`), since no event

@@ -90,7 +90,7 @@ class HubClient:
         The cached branch is set to the listing's commit after all files are complete.
         """
         folder = hub_cache.repo_dir(cache, listing.repo)
-        root = folder / "snapshots" / listing.commit
+        root = folder / hub_cache.SNAPSHOTS / listing.commit
         wanted = [listing.files[path] for path in dict.fromkeys(paths)]
         missing = {file.object_id: file for file in wanted if not (root / file.path).is_file()}
         transfers = [self._transfer(listing, file, cache) for file in missing.values()]
@@ -98,7 +98,7 @@ class HubClient:
         _check_space(cache, transfers)
         self._fetch_all(transfers, on_progress)
         for file in listing.files.values():
-            blob = folder / "blobs" / file.object_id
+            blob = folder / hub_cache.BLOBS / file.object_id
             if not (root / file.path).is_file() and blob.is_file():  # also unchanged files of an earlier commit
                 hub_cache.link(blob, root / file.path)
         hub_cache.write_ref(cache, listing.repo, listing.branch, listing.commit)
@@ -108,7 +108,7 @@ class HubClient:
         folder = hub_cache.repo_dir(cache, listing.repo)
         return Transfer(
             url=f"{self.endpoint}/{listing.repo}/resolve/{listing.commit}/{quote(file.path)}",
-            target=folder / "blobs" / file.object_id,
+            target=folder / hub_cache.BLOBS / file.object_id,
             headers=self.headers,
             size=file.size,
             sha256=file.sha256,

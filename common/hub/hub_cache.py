@@ -29,7 +29,10 @@ CACHE_VARIABLES = (
 )
 """Variables and the cache's subfolder in each; the first one that is set and not empty is used."""
 MAX_REPO_NAME = 256
-_FOLDER_PREFIX = "models--"
+FOLDER_PREFIX = "models--"
+"""Beginning of the name of a repository's folder."""
+BLOBS, REFS, SNAPSHOTS = "blobs", "refs", "snapshots"
+"""Its folders: the first one changes all the time during a download, the second one says which snapshot is current."""
 _REPO = re.compile(r"\w+(?:[.-]\w+)*/\w+(?:[.-]\w+)*", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-fA-F]{40}")
 _OBJECT = re.compile(r"[0-9a-fA-F]{40}|[0-9a-fA-F]{64}")
@@ -78,7 +81,7 @@ def is_inside(path: str) -> bool:
 
 
 def repo_dir(cache: Path, repo: str) -> Path:
-    return cache / (_FOLDER_PREFIX + repo.replace("/", "--"))
+    return cache / (FOLDER_PREFIX + repo.replace("/", "--"))
 
 
 def snapshots(cache: Path) -> Iterator[RepoSnapshot]:
@@ -123,13 +126,13 @@ def _list_folders(cache: str, mtime_ns: int) -> Mapping[str, tuple[str, ...]]:
 
 def snapshot_in(folder: Path) -> RepoSnapshot | None:
     """Return the files of the repository in a folder of a cache; None if it is no such folder or has no commit."""
-    if not folder.name.startswith(_FOLDER_PREFIX):
+    if not folder.name.startswith(FOLDER_PREFIX):
         return None
-    repo = folder.name.removeprefix(_FOLDER_PREFIX).replace("--", "/")
+    repo = folder.name.removeprefix(FOLDER_PREFIX).replace("--", "/")
     if not is_repo_name(repo):
         return None
-    commit = _current_commit(str(folder / "refs"))
-    root = str(folder / "snapshots" / commit)
+    commit = _current_commit(str(folder / REFS))
+    root = str(folder / SNAPSHOTS / commit)
     if not commit or not os.path.isdir(root):
         return None
     files = {}
@@ -161,7 +164,7 @@ def _current_commit(refs: str) -> str:
 
 def write_ref(cache: Path, repo: str, branch: str, commit: str) -> None:
     """Set a branch to a commit, as the last step of a download: until then the cache shows the previous commit."""
-    path = repo_dir(cache, repo) / "refs" / branch
+    path = repo_dir(cache, repo) / REFS / branch
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_name(path)
     temporary.write_text(commit)

@@ -26,7 +26,7 @@ def remove_cached(environ: Mapping[str, str], name: str, *, keep_unfinished: boo
     folder = hub_cache.repo_dir(cache, repo)
     if not hub_cache.is_repo_name(repo) or not folder.is_dir():
         return
-    snapshots = folder / "snapshots"
+    snapshots = folder / hub_cache.SNAPSHOTS
     for path in _files(snapshots):
         if not tag or _is_of(path.name, canonical_tag(tag)):
             path.unlink(missing_ok=True)
@@ -55,11 +55,11 @@ def _lists(path: Path, snapshots: Path) -> bool:
 
 def _remove_unused(folder: Path, keep_unfinished: bool) -> None:
     """Delete blobs that no snapshot links to, and empty folders."""
-    used = {path.resolve() for path in _files(folder / "snapshots")}
-    for blob in sorted((folder / "blobs").glob("*")):
+    used = {path.resolve() for path in _files(folder / hub_cache.SNAPSHOTS)}
+    for blob in sorted((folder / hub_cache.BLOBS).glob("*")):
         is_finished = hub_cache.is_object_id(blob.name)
         if blob.resolve() not in used and (is_finished or not keep_unfinished):
             blob.unlink(missing_ok=True)
-    for directory in sorted((folder / "snapshots").rglob("*"), reverse=True):
+    for directory in sorted((folder / hub_cache.SNAPSHOTS).rglob("*"), reverse=True):
         if directory.is_dir() and not any(directory.iterdir()):
             directory.rmdir()

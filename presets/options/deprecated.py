@@ -28,23 +28,17 @@ class Shorthand(Struct, frozen=True, kw_only=True):
 
 
 class Removed(Struct, frozen=True, kw_only=True):
-    """An option of an earlier llama-server; using it is an error that says what to do instead."""
+    """An option of an earlier or newer llama-server; using it is an error that says what to do instead."""
 
     flags: tuple[str, ...]
     instead: str
     env: tuple[str, ...] = ()
+    is_newer: bool = False
+    """True for an option of a newer llama-server that cannot be applied here."""
 
     @property
     def why(self) -> str:
-        return f"this option was removed: {self.instead}"
-
-
-class Refused(Removed, frozen=True, kw_only=True):
-    """An option of a newer llama-server that cannot be applied here."""
-
-    @property
-    def why(self) -> str:
-        return f"not supported: {self.instead}"
+        return f"{'not supported' if self.is_newer else 'this option was removed'}: {self.instead}"
 
 
 def _when_true(*values: tuple[str, str]) -> Callable[[str], Expansion]:
@@ -258,6 +252,6 @@ REMOVED = (
 )
 
 REFUSED = (
-    Refused(flags=("--tts-lang",), instead=_SPEECH),
-    Refused(flags=("--tts-speaker-file",), instead=_SPEECH),
+    Removed(flags=("--tts-lang",), instead=_SPEECH, is_newer=True),
+    Removed(flags=("--tts-speaker-file",), instead=_SPEECH, is_newer=True),
 )

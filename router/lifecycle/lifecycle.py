@@ -32,7 +32,7 @@ from ..slices import map_in_slices
 from .executor import Executor
 
 if TYPE_CHECKING:
-    from llama_corral.presets.sources import Preset
+    from llama_corral.presets.preset import Preset
 
 FAKE_TIMING_ENV = "LLAMA_SERVER_DEBUG_FAKE_TIMING"
 """If it is set, to any value, loads begin `FAKE_LOAD_DELAY` late. llama-server's tests of the queue need it."""
@@ -183,9 +183,9 @@ class Lifecycle:
         assert isinstance(instance, Instance)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._executor.wait_for_exit(instance), EXIT_WAIT_S)
-        if instance.is_fault or not instance.stop_reason:
-            return instance.failure if instance.is_fault else ""
-        return f"it was unloaded: {instance.stop_reason}"
+        if instance.is_fault:
+            return instance.failure
+        return f"it was unloaded: {instance.stop_reason}" if instance.stop_reason else ""
 
     # -- commands ----------------------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from .requirements import MemoryRequirements
 
 if TYPE_CHECKING:
     from llama_corral.presets.options.settings import Settings
-    from llama_corral.presets.sources import Preset
+    from llama_corral.presets.preset import Preset
 
 
 class WorkerMemory(NamedTuple):

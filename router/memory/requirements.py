@@ -27,7 +27,7 @@ from .options import draft_footprint_options, footprint_options, projector_devic
 if TYPE_CHECKING:
     from llama_corral.presets.backends import Backend
     from llama_corral.presets.options.settings import Settings
-    from llama_corral.presets.sources import Preset
+    from llama_corral.presets.preset import Preset
 
 log = logging.getLogger("corral.router")
 

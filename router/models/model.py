@@ -25,7 +25,7 @@ from .backoff import NO_FAILURES, FailureBackoff
 from .exit_reasons import exit_cause, exit_description
 
 if TYPE_CHECKING:
-    from llama_corral.presets.sources import Preset
+    from llama_corral.presets.preset import Preset
 
 OWN_OPTIONS = frozenset({"host", "port", "alias"})
 """Options that the router sets for each worker; a preset's values have no effect."""
@@ -162,13 +162,14 @@ class Model(Struct, eq=False):
         return self.state.is_ready and self.instance is not None and not self.instance.is_draining
 
     @property
-    def is_kept_warm(self) -> bool:
+    def loads_without_request(self) -> bool:
+        """True if it is loaded when there is room: it is to be kept warm, or it is due to be loaded again."""
         is_wanted = self.preset.policy.keep_warm or self.is_reload_due
         return is_wanted and not (self.is_unload_requested or self.fault)
 
     @property
     def needs_warm_load(self) -> bool:
-        return self.is_kept_warm and self.state.is_down
+        return self.loads_without_request and self.state.is_down
 
     @property
     def retention(self) -> Retention:
@@ -217,6 +218,8 @@ class ModelView(Struct, frozen=True):
     """1 for a preset that cannot be used: for clients of llama-server, 0 is success."""
     failure: str
     """Why it failed, or cannot be loaded; of a running model why it cannot be loaded again; else empty."""
+    fault: str
+    """Why its preset cannot be used now, as `file:line: …`; "": it can be used."""
     failures: int
     """Number of failures in a row."""
     errors: int
@@ -248,7 +251,7 @@ class ModelView(Struct, frozen=True):
     @property
     def is_usable(self) -> bool:
         """False if requests are refused because its preset cannot be used."""
-        return not self.preset.unavailable and (self.is_running or not self.preset.missing)
+        return not self.fault
 
 
 def resident_of(model: Model, space: Space = NOTHING) -> Resident:
@@ -267,7 +270,7 @@ def resident_of(model: Model, space: Space = NOTHING) -> Resident:
         load_seconds=model.load_seconds,
         policy=model.preset.policy,
         ready_since=instance.ready_since if instance else 0.0,
-        warm_from=model.backoff.paused_until if model.is_kept_warm else None,
+        warm_from=model.backoff.paused_until if model.loads_without_request else None,
         expected=model.expected,
     )
 
@@ -286,6 +289,7 @@ def view_of(model: Model, waiting: int, now: float, variant: Preset | None = Non
         is_failed=is_failed or is_unavailable,
         exit_code=1 if is_unavailable else model.exit_code if is_failed else 0,
         failure=f"cannot be loaded: {fault}" if fault else model.failure if is_failed else "",
+        fault=fault,
         failures=model.backoff.count,
         errors=model.instance.errors if model.instance else 0,
         pause=model.backoff.pause(now),

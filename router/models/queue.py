@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from ..placement.snapshot import QueueEntry, Retention
 
 if TYPE_CHECKING:
-    from llama_corral.presets.sources import Preset
+    from llama_corral.presets.preset import Preset
 
 
 class LeaseRequest(Struct, frozen=True, eq=False):
@@ -48,11 +48,11 @@ class Lease(Struct, frozen=True):
     endpoint: str
     """Path of the worker's unix socket, or `host:port`."""
     instance: object
-    """The `Instance` of the model's worker; for `reducer` only."""
+    """The `Instance` of the model's worker; for `reducer` and `lifecycle`."""
+    preset: Preset
+    """The requested preset: the model's or a variant's."""
     touch: bool = True
     """True if the request counts as use of the model."""
-    preset: Preset | None = None
-    """The requested preset: the model's or a variant's."""
 
 
 class Waiter(Struct, eq=False):

@@ -16,7 +16,7 @@ from .backoff import NO_FAILURES
 from .model import Instance, Model, command_line, is_same_worker
 
 if TYPE_CHECKING:
-    from llama_corral.presets.sources import Preset
+    from llama_corral.presets.preset import Preset
 
 
 class Catalog:
@@ -31,7 +31,7 @@ class Catalog:
         self._repositories: dict[str, str] = {}
         """The names of the models that are named after their repository, by these names in lower case."""
         self._running: dict[str, Model] = {}
-        self.kept_warm: list[Model] = []
+        self.unrequested: list[Model] = []
         """The models that are loaded without a request: with `keep-warm` in their preset, or due to be loaded again."""
         self.apply_presets(presets)
 
@@ -65,7 +65,7 @@ class Catalog:
     def resolve(self, name: str) -> str | None:
         """Return the name of the model or variant that has this name or alias; None if there is none.
 
-        A repository is found under every spelling of its quantization, and in upper and lower case.
+        A repository is found under every spelling of its quantization, and whatever the case of its letters.
         """
         if name in self._models or name in self._variants:
             return name
@@ -119,7 +119,6 @@ class Catalog:
         running = [(model, model.instance) for model in self if model.instance is not None]
         for model, instance in running:
             new = presets.get(model.name)
-            instance.retirement_reason = _what_happened(new)
             instance.next_fault = new.unavailable if new else ""
             if new is None or new.base or new.unavailable:
                 instance.is_retiring, model.is_reload_due = True, False
@@ -127,6 +126,7 @@ class Catalog:
                 instance.is_retiring = not is_same_worker(model.preset, new)
                 is_wanted = new.load_on_startup or model.state is ModelState.LOADING
                 model.is_reload_due = instance.is_retiring and is_wanted
+            instance.retirement_reason = _what_happened(new) if instance.is_retiring else ""
         return [(model, instance) for model, instance in running if instance.is_retiring]
 
     def apply_presets(self, presets: Mapping[str, Preset]) -> list[Model]:
@@ -138,9 +138,15 @@ class Catalog:
             if name not in self._models:
                 line = command_line(self._command, preset)
                 self._models[name] = Model(name, preset, command_line=line, idle_command_line=line)
-        self._name_variants()
-        self._name_aliases()
+        self._update_indexes()
         return dropped
+
+    def _update_indexes(self) -> None:
+        """Update all that is derived from the models and the sources."""
+        self._name_variants()
+        self._name_repositories()
+        self._name_aliases()
+        self.unrequested = [model for model in self if model.preset.policy.keep_warm or model.is_reload_due]
 
     def _name_variants(self) -> None:
         """Update the variants. A name whose separate worker still runs remains a model until that worker ends."""
@@ -153,8 +159,7 @@ class Catalog:
     def finish_retirement(self, model: Model) -> bool:
         """Apply the current presets to a retired model whose worker has ended; False: the model was removed."""
         is_kept = self._refresh(model)
-        self._name_variants()
-        self._name_aliases()
+        self._update_indexes()
         return is_kept
 
     def _refresh(self, model: Model) -> bool:
@@ -189,13 +194,8 @@ class Catalog:
                 self._repositories.setdefault(model.name.casefold(), model.name)
 
     def _name_aliases(self) -> None:
-        """Update the names that lead to models, and the models to keep warm.
-
-        Aliases of current presets override those of a removed model that still runs.
-        """
-        self._name_repositories()
+        """Update the aliases. Those of current presets override those of a removed model that still runs."""
         self._aliases = {alias: name for name, preset in self._sources.items() for alias in preset.aliases}
-        self.kept_warm = [model for model in self if model.preset.policy.keep_warm or model.is_reload_due]
         for model in self:
             for alias in model.preset.aliases:
                 self._aliases.setdefault(alias, model.name)

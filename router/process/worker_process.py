@@ -82,7 +82,7 @@ class ChildProcess:
 
     def stop(self, reason: str = "") -> None:
         if not self._is_over:
-            write_line(self._stdin, f"exit {' '.join(reason.split())}\n".encode())
+            write_line(self._stdin, f"exit {' '.join(reason.split())}\n".encode(errors="replace"))
 
     def kill(self) -> None:
         self._kill_asked = True

@@ -46,38 +46,46 @@ def with_answered_model(answer: bytes, name: str) -> bytes:
     return msgspec.json.encode({**fields, **{key: msgspec.Raw(changed[key]) for key in changed}}) if changed else answer
 
 
-def renamed_answer(answer: bytes, content_type: str, name: str) -> bytes:
-    """Return a whole answer with the model's name replaced. `content_type`: empty if it must not be changed."""
-    if content_type == JSON:
-        return with_answered_model(answer, name)
-    renamer = StreamRenamer(name, content_type)
-    return renamer.feed(answer) + renamer.end()
-
-
-class StreamRenamer:
-    """Replaces the name in a stream, line by line; a line is passed on when it is complete."""
+class AnswerRenamer:
+    """Replaces the name in one answer: in a stream line by line, where a line is passed on when it is complete."""
 
     def __init__(self, name: str, content_type: str) -> None:
-        """`content_type`: of the stream; other types than events and JSON lines are passed on unchanged."""
+        """`content_type`: of the answer; other types than JSON, events and JSON lines are passed on unchanged."""
+        self.needs_whole = content_type == JSON
+        """True if `whole` must be used, because the answer is a single object."""
         self._name = name
         self._prefix = {EVENT_STREAM_TYPE: _DATA, LINES_TYPE: b"", "application/jsonl": b""}.get(content_type)
-        self._held = b""
+        self._held: list[bytes] = []
+        """The chunks of the incomplete last line."""
+        self._held_size = 0
+
+    def whole(self, answer: bytes) -> bytes:
+        """Return a complete answer with the name replaced."""
+        return with_answered_model(answer, self._name) if self.needs_whole else self.feed(answer) + self.end()
 
     def feed(self, chunk: bytes) -> bytes:
         """Return what may be sent now; may be empty."""
         if self._prefix is None:
             return chunk
-        *lines, self._held = (self._held + chunk).split(b"\n")
-        done = b"".join([self._line(line, self._prefix) + b"\n" for line in lines])
-        if len(self._held) > LONGEST_LINE:
+        complete, newline, rest = chunk.rpartition(b"\n")
+        done = self._take(complete) + newline if newline else b""
+        self._held.append(rest)
+        self._held_size += len(rest)
+        if self._held_size > LONGEST_LINE:
             self._prefix = None
             done += self.end()
         return done
 
     def end(self) -> bytes:
         """Return the incomplete last line."""
-        held, self._held = self._held, b""
-        return held if self._prefix is None else self._line(held, self._prefix)
+        return self._take(b"")
+
+    def _take(self, more: bytes) -> bytes:
+        """Return the held chunks and `more`, which complete the last line; afterwards none is held."""
+        text = b"".join([*self._held, more])
+        self._held, self._held_size = [], 0
+        prefix = self._prefix
+        return text if prefix is None else b"\n".join([self._line(line, prefix) for line in text.split(b"\n")])
 
     def _line(self, line: bytes, prefix: bytes) -> bytes:
         if _MODEL not in line or not line.startswith(prefix):

@@ -10,7 +10,7 @@ from email.parser import BytesHeaderParser
 
 import msgspec
 from llama_corral.common.web.application import NOT_JSON, malformed
-from llama_corral.common.web.ollama import read_keep_alive
+from llama_corral.common.web.ollama import keep_alive_of
 from msgspec import Struct
 
 _EMPTY = (b"", b"null", b'""', b"[]")
@@ -41,8 +41,9 @@ class Target(Struct, frozen=True):
     """What the router needs from a request in any dialect but Ollama's."""
 
     model: str = ""
+    """Empty if the body names none."""
     keep_alive: float | None = None
-    """Seconds, from `keep_alive` or else LM Studio's `ttl`; negative: forever."""
+    """Seconds; negative: forever."""
 
 
 class OllamaTarget(Struct, frozen=True):
@@ -57,7 +58,12 @@ _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def with_model(body: bytes, name: str) -> bytes:
-    """Return the JSON object with `model` replaced and every other value unchanged. Raises InvalidRequest."""
+    """Return the JSON object with `model` set and every other value unchanged; unchanged if it is no object.
+
+    Raises InvalidRequest.
+    """
+    if not body or body.isspace():
+        return body
     try:
         fields = _object.decode(body)
     except msgspec.ValidationError:  # JSON, but not an object
@@ -68,8 +74,15 @@ def with_model(body: bytes, name: str) -> bytes:
 
 
 def with_model_in_form(body: bytes, content_type: str, name: str) -> bytes:
-    span = _part_in_form(body, content_type, "model")
-    return body[: span[0]] + name.encode() + body[span[1] :] if span else body
+    """Return the form with the field `model` set and every other part unchanged; unchanged if it has no parts."""
+    if span := _part_in_form(body, content_type, "model"):
+        return body[: span[0]] + name.encode() + body[span[1] :]
+    delimiter = _delimiter(content_type)
+    first = body.find(delimiter) if delimiter else -1
+    if first < 0 or body.startswith(b"--", first + len(delimiter)):
+        return body
+    part = b'%b\r\nContent-Disposition: form-data; name="model"\r\n\r\n%b\r\n' % (delimiter, name.encode())
+    return body[:first] + part + body[first:]
 
 
 class _Streaming(Struct):
@@ -100,25 +113,19 @@ def target_in_json(body: bytes) -> Target:
 
 def target_in_form(body: bytes, content_type: str) -> Target:
     """Return the fields of a form, at any position. Raises InvalidRequest if a field is invalid."""
-    texts = (_text_in_form(body, content_type, name) for name in ("keep_alive", "ttl"))
-    given = [read_keep_alive(text, name) for name, text in zip(("keep_alive", "ttl"), texts, strict=True) if text]
-    return Target(_text_in_form(body, content_type, "model"), given[0] if given else None)
+    given = {name: _text_in_form(body, content_type, name) or None for name in ("keep_alive", "ttl")}
+    return Target(_text_in_form(body, content_type, "model"), keep_alive_of(given))
 
 
 def _keep_alive(found: _Target | _OllamaTarget) -> float | None:
-    seconds = _seconds(found.keep_alive, "keep_alive")
-    return _seconds(found.ttl, "ttl") if seconds is None else seconds
-
-
-def _seconds(raw: msgspec.Raw, name: str) -> float | None:
-    """Return the seconds of a field; None if it is missing or null. Raises InvalidRequest."""
-    if not bytes(raw):
+    """Return the seconds for which the model is to be kept; None if the body does not say. Raises InvalidRequest."""
+    given = {name: raw for name, raw in (("keep_alive", found.keep_alive), ("ttl", found.ttl)) if bytes(raw)}
+    if not given:
         return None
     try:
-        given = msgspec.json.decode(raw)
+        return keep_alive_of({name: msgspec.json.decode(raw) for name, raw in given.items()})
     except NOT_JSON as error:  # a number that is too large, or text that is not valid UTF-8
         raise malformed(error) from None
-    return None if given is None else read_keep_alive(given, name)
 
 
 def _name(raw: msgspec.Raw) -> str:
@@ -169,12 +176,9 @@ def _text_in_form(body: bytes, content_type: str, wanted: str) -> str:
 
 def _part_in_form(body: bytes, content_type: str, wanted: str) -> tuple[int, int] | None:
     """Return the start and end offset of the field's text in the body, or None."""
-    header = Message()
-    header["Content-Type"] = content_type
-    boundary = header.get_param("boundary")
-    if not isinstance(boundary, str) or not boundary:
+    delimiter = _delimiter(content_type)
+    if not delimiter:
         return None
-    delimiter = b"--" + boundary.encode("utf-8", "surrogateescape")
     start = body.find(delimiter)
     while start >= 0:
         end = body.find(b"\r\n" + delimiter, start)
@@ -187,3 +191,11 @@ def _part_in_form(body: bytes, content_type: str, wanted: str) -> tuple[int, int
             return (blank + 4, end) if blank >= 0 else None
         start = end + 2
     return None
+
+
+def _delimiter(content_type: str) -> bytes:
+    """Return what separates the parts of a form; empty if the content type does not say."""
+    header = Message()
+    header["Content-Type"] = content_type
+    boundary = header.get_param("boundary")
+    return b"--" + boundary.encode("utf-8", "surrogateescape") if isinstance(boundary, str) and boundary else b""

@@ -1,7 +1,8 @@
 """Forward requests to workers: find the model, keep a lease until the response has ended, relay the bytes.
 
-The routes of `app` call it. It requests leases from `lifecycle` and sends requests with `pool`. It reads only the model
-name and the `stream` field of a body, and does not change the body, except the model's name for an external program.
+The routes of `app` call it. It requests leases from `lifecycle` and sends requests with `pool`. Of a body it reads only
+the model's name, `stream`, and how long the model is kept. For a worker nothing is changed; for an external program the
+path and the model's name are, and in its answers the name is replaced too.
 When a client disconnects, its handler is cancelled, the connection to the worker is closed, and the worker ends the
 generation. A stream that the client can resume runs in a separate task instead (`conversations`).
 """
@@ -33,7 +34,7 @@ from ..lifecycle.lifecycle import Lifecycle
 from ..models.queue import Lease
 from ..placement.snapshot import Retention
 from ..placement.states import ModelState
-from .answer_model import JSON, StreamRenamer, content_type_of, renamed_answer
+from .answer_model import AnswerRenamer, content_type_of
 from .connection import ConnectionLost, ResponseTruncated, Unreachable, WorkerResponse
 from .conversations import Conversation, Conversations
 from .model_field import (
@@ -54,7 +55,6 @@ from .relay import (
     forwarded_headers,
     is_event_stream,
     read_all,
-    read_remaining,
     stream,
 )
 from .sse_keepalive import NO_KEEPALIVE, KeepalivePolicy, KeepaliveStream
@@ -75,6 +75,8 @@ class _Body(Struct):
     """A request's body. It is emptied once sent, since images are large and the response may take many minutes."""
 
     data: bytes
+    names_model: bool = True
+    """False if it names no model, so that the default model is used."""
 
 
 class Proxy:
@@ -108,7 +110,8 @@ class Proxy:
         """Forward a GET. The model is `?model=`. Without it the default model is asked only if it is loaded."""
         name, autoload = query_text(request, "model"), wants_autoload(request)
         note_model(request, name)
-        autoload = autoload if name or autoload is not None else False
+        if not name and autoload is None:
+            autoload = False
         return await self._forward(request, self.find(name), _Body(b""), touch=False, autoload=autoload)
 
     async def by_body(self, request: web.Request) -> web.StreamResponse:
@@ -121,8 +124,7 @@ class Proxy:
         name = target.model or query_text(request, "model")
         note_model(request, name)
         model = self.find(name)
-        if not name and body.data and not body.data.isspace() and request.content_type != FORM:
-            body.data = with_model(body.data, model)  # an external program may require a name
+        body.names_model = bool(name)
         retention = Retention.of_keep_alive(target.keep_alive)
         if conversation := request.headers.get(CONVERSATION_HEADER, ""):
             return await self._in_conversation(request, conversation, model, body, retention)
@@ -130,11 +132,20 @@ class Proxy:
         return await self._forward(request, model, body, touch=True, retention=retention, autoload=autoload)
 
     async def forward(
-        self, request: web.Request, model: str, data: bytes, *, retention: Retention | None = None
+        self,
+        request: web.Request,
+        model: str,
+        data: bytes,
+        *,
+        names_model: bool = True,
+        retention: Retention | None = None,
     ) -> web.StreamResponse:
-        """Forward a POST whose body was already read. `retention`: how long the model is kept loaded from now on."""
-        autoload = wants_autoload(request)
-        return await self._forward(request, model, _Body(data), touch=True, retention=retention, autoload=autoload)
+        """Forward a POST whose body was already read.
+
+        `names_model`: False if the body names none. `retention`: how long the model is kept loaded from now on.
+        """
+        autoload, body = wants_autoload(request), _Body(data, names_model)
+        return await self._forward(request, model, body, touch=True, retention=retention, autoload=autoload)
 
     async def forward_if_running(self, request: web.Request, model: str) -> web.StreamResponse:
         """Forward a GET to a running model. It does not load the model and does not count as a use."""
@@ -151,7 +162,7 @@ class Proxy:
                 asyncio.timeout(ASK_TIMEOUT_S),
                 self._lifecycle.lease(model, autoload=False, touch=False) as lease,
             ):
-                reply = await self._send(request, lease, body, method=method, target=target)
+                reply = await self._send(request, lease, _Body(body), method=method, target=target)
                 try:
                     answer = await read_all(reply)
                     return answer if reply.status == OK else None
@@ -220,28 +231,37 @@ class Proxy:
         if conversation is not None:
             conversation.is_parked = False
             keepalive = min(keepalive or RESUME_WAIT_S, RESUME_WAIT_S)
-        reply = await self._send(request, lease, body.data)
+        reply = await self._send(request, lease, body)
         body.data = b""
-        if _is_program(lease):
-            self._lifecycle.report_answer(lease, reply.status)
-        shown_name = _name_to_show(lease, reply)
-        kind = content_type_of(reply.headers) if shown_name else ""
+        outcome = reply.status
+
+        async def truncated(why: str) -> ApiError:
+            nonlocal outcome
+            outcome = WorkerGone.status
+            return await self._truncation_reason(lease, why)
+
+        renamer = (
+            AnswerRenamer(shown, content_type_of(reply.headers)) if (shown := _name_to_show(lease, reply)) else None
+        )
         try:
             begun = await keepalive_stream.end() if keepalive_stream is not None else None
-            if begun is None and (reply.complete or GIVEN_BODY in request or kind == JSON):
-                return buffered_response(reply, renamed_answer(await read_all(reply), kind, shown_name))
+            needs_whole = reply.complete or GIVEN_BODY in request or (renamer is not None and renamer.needs_whole)
+            if begun is None and needs_whole:
+                return buffered_response(reply, await _whole_answer(reply, renamer))
             if begun is not None and not is_event_stream(reply):
-                answer = renamed_answer(await read_remaining(reply), kind, shown_name)
+                answer = await _whole_answer(reply, renamer)
                 note_failure(request, message_of(answer))
                 return await finish_stream(begun, as_event(request, reply, answer))
-            renamer = StreamRenamer(shown_name, kind) if shown_name else None
-            return await stream(request, reply, keepalive, partial(self._truncation_reason, lease), begun, renamer)
+            return await stream(request, reply, keepalive, truncated, begun, renamer)
+        except ResponseTruncated as error:
+            raise await truncated(str(error)) from None
         except ConnectionError:
             if conversation is not None and conversation.outlives_client:
                 await drain_detached(request, reply)
             raise
         finally:
             reply.close()
+            self._report_answer(lease, outcome)
 
     async def _in_conversation(
         self, request: web.Request, name: str, model: str, body: _Body, retention: Retention | None
@@ -260,38 +280,40 @@ class Proxy:
         name = name or self._default_model
         if not name:
             raise InvalidRequest("model name is missing from the request")
-        model = self._lifecycle.find(name) or self._lifecycle.find(name.removesuffix(LATEST))
+        model = find_model(self._lifecycle, name)
         if model is None:
             raise ModelNotFound(name)
         return model
 
     async def _send(
-        self, request: web.Request, lease: Lease, body: bytes, *, method: str = "", target: str = ""
+        self, request: web.Request, lease: Lease, body: _Body, *, method: str = "", target: str = ""
     ) -> WorkerResponse:
         if not target:
             target = request.raw_path if request.raw_path.startswith("/") else request.rel_url.raw_path_qs
-        if lease.preset is not None and (backend := lease.preset.backend) is not None:
+        data = body.data
+        if (backend := lease.preset.backend) is not None:
             target = backend.path + target.removeprefix(self._prefix)
-            body = _renamed(request, body, backend.model_name) if body and backend.model_name else body
+            if name := backend.model_name or ("" if body.names_model else lease.model):
+                data = _renamed(request, data, name)  # the program may require a name
         try:
-            headers = forwarded_headers(request, lease.preset.defaults if lease.preset else "")
-            return await self._pool.send(lease.endpoint, method or request.method, target, headers, body)
+            headers = forwarded_headers(request, lease.preset.defaults)
+            return await self._pool.send(lease.endpoint, method or request.method, target, headers, data)
         except Unreachable as error:
             log.warning("name=%s cannot be reached: %s", lease.model, error)
             why = await self._lifecycle.wait_for_exit(lease) or str(error)
-            self._report_no_answer(lease)
+            self._report_answer(lease, WorkerGone.status)
             raise Unavailable(f"model '{lease.model}' cannot be reached: {why}") from None
         except ConnectionLost as error:
             if self._is_ending:
                 raise Unavailable("the router is shutting down") from None
             log.warning("name=%s ended before it answered: %s", lease.model, error)
             why = await self._lifecycle.wait_for_exit(lease) or str(error)
-            self._report_no_answer(lease)
+            self._report_answer(lease, WorkerGone.status)
             raise WorkerGone(f"model '{lease.model}' ended before it answered: {why}") from None
 
-    def _report_no_answer(self, lease: Lease) -> None:
+    def _report_answer(self, lease: Lease, status: int) -> None:
         if _is_program(lease):
-            self._lifecycle.report_answer(lease, WorkerGone.status)
+            self._lifecycle.report_answer(lease, status)
 
     async def _truncation_reason(self, lease: Lease, why: str) -> ApiError:
         """Return the error for the client of a truncated response."""
@@ -302,20 +324,31 @@ class Proxy:
         return WorkerGone(f"model '{lease.model}' ended in the middle of its answer: {why}")
 
 
+def find_model(lifecycle: Lifecycle, name: str) -> str | None:
+    """Return the canonical name for a name, an alias, or one of these with `:latest`; None if no model has it."""
+    return lifecycle.find(name) or lifecycle.find(name.removesuffix(LATEST))
+
+
 def _is_program(lease: Lease) -> bool:
     """Return True if an external program answers a request that uses the model."""
-    return lease.touch and lease.preset is not None and lease.preset.backend is not None
+    return lease.touch and lease.preset.backend is not None
 
 
 def _name_to_show(lease: Lease, reply: WorkerResponse) -> str:
     """Return the name that replaces an external program's name for its model in the answer; empty: none."""
-    return lease.preset.name if lease.preset and _is_program(lease) and reply.status == OK else ""
+    return lease.preset.name if _is_program(lease) and reply.status == OK else ""
 
 
 def wants_autoload(request: web.Request) -> bool | None:
     """Return True for `?autoload=true` or `=1`, False for other values, None (use --models-autoload) if missing."""
     given = request.query.get("autoload", "")
     return given in ("true", "1") if given else None
+
+
+async def _whole_answer(reply: WorkerResponse, renamer: AnswerRenamer | None) -> bytes:
+    """Raises ResponseTruncated."""
+    answer = await read_all(reply)
+    return answer if renamer is None else renamer.whole(answer)
 
 
 def _wants_stream(request: web.Request, body: _Body) -> bool:

@@ -17,7 +17,7 @@ from llama_corral.common.web.envelopes import envelope_of
 from llama_corral.presets.variants import DEFAULTS_HEADER
 from multidict import CIMultiDict
 
-from .answer_model import StreamRenamer
+from .answer_model import AnswerRenamer
 from .connection import Header, ResponseTruncated, WorkerResponse
 
 OK = 200
@@ -62,18 +62,10 @@ def buffered_response(reply: WorkerResponse, body: bytes) -> web.Response:
 
 
 async def read_all(reply: WorkerResponse) -> bytes:
+    """Raises ResponseTruncated."""
     chunks = []
     while chunk := await reply.read():
         chunks.append(chunk)
-    return b"".join(chunks)
-
-
-async def read_remaining(reply: WorkerResponse) -> bytes:
-    """Read a refusal whose stream has already begun, as much of it as arrives."""
-    chunks = []
-    with contextlib.suppress(ResponseTruncated):
-        while chunk := await reply.read():
-            chunks.append(chunk)
     return b"".join(chunks)
 
 
@@ -111,7 +103,7 @@ async def stream(
     keepalive: float | None,
     truncation_reason: Callable[[str], Awaitable[ApiError]],
     begun: web.StreamResponse | None = None,
-    renamer: StreamRenamer | None = None,
+    renamer: AnswerRenamer | None = None,
 ) -> web.StreamResponse:
     """Relay the worker's response to the client and return it. `begun`: a stream whose head was already sent.
 
@@ -124,15 +116,19 @@ async def stream(
         response = web.StreamResponse(status=reply.status, reason=reply.reason, headers=returned_headers(reply))
         await response.prepare(request)
     last = b"\n\n"
-    try:
-        while chunk := await reply.read():
-            if renamer is not None and not (chunk := renamer.feed(chunk)):
-                continue
+
+    async def send(chunk: bytes) -> None:
+        nonlocal last
+        if chunk:
             async with asyncio.timeout(keepalive):  # a client that stopped reading must not keep the lease
                 await response.write(chunk)
             last = chunk
-        if renamer is not None and (chunk := renamer.end()):
-            await response.write(chunk)
+
+    try:
+        while chunk := await reply.read():
+            await send(chunk if renamer is None else renamer.feed(chunk))
+        if renamer is not None:
+            await send(renamer.end())
     except TimeoutError:
         raise ConnectionAbortedError("the client does not read the response") from None
     except ResponseTruncated as error:

@@ -17,7 +17,7 @@ from ..models.queue import Asker, Command, Lease, LeaseRequest
 from ..process.launcher import LaunchSpec
 
 if TYPE_CHECKING:
-    from llama_corral.presets.sources import Preset
+    from llama_corral.presets.preset import Preset
 
 Process = Instance | Download
 """Whose process it is: a model's worker, or one that downloads."""

@@ -20,7 +20,7 @@ from ..process.launcher import RunningWorker
 from .effects import Process, Timer
 
 if TYPE_CHECKING:
-    from llama_corral.presets.sources import Preset
+    from llama_corral.presets.preset import Preset
 
 
 class Event(Struct, frozen=True):

@@ -22,7 +22,7 @@ from .state import State
 from .workers import stop
 
 if TYPE_CHECKING:
-    from llama_corral.presets.sources import Preset
+    from llama_corral.presets.preset import Preset
 
 log = logging.getLogger("corral.router")
 
@@ -34,17 +34,17 @@ def on_arrived(state: State, event: RequestArrived) -> None:
 
 def _estimate_or_admit(state: State, request: LeaseRequest, now: float) -> None:
     model = state.catalog.find(request.model)
-    can_load = model is not None and not state.is_refusing and model.unavailability is None
+    can_load = model is not None and not state.is_refusing and not model.fault
     if model is not None and can_load and (model.state.is_down or model in state.estimates):
         state.estimate(model).append(request)
     else:
         _admit(state, request, now)
 
 
-def admit_returned(state: State, now: float) -> None:
+def admit_again(state: State, now: float) -> None:
     """Admit the requests whose model was removed, and whose name belongs to another model now."""
-    while state.returned:
-        request = state.returned.pop(0)
+    while state.to_admit_again:
+        request = state.to_admit_again.pop(0)
         try:
             _estimate_or_admit(state, request, now)
         except ApiError as error:
@@ -58,7 +58,7 @@ def on_estimated(state: State, event: MemoryEstimated) -> None:
     now, the requests start again.
     """
     model = event.model
-    can_load = model in state.catalog and model.unavailability is None
+    can_load = model in state.catalog and not model.fault
     if can_load and not is_same_worker(event.preset, model.preset):
         state.emit(EstimateMemory(model, model.preset))
         return
@@ -159,7 +159,7 @@ def grant(state: State, model: Model, request: LeaseRequest, variant: Preset | N
         model.last_used = now
     if request.retention is not None and not model.preset.pin:
         instance.requested_retention = request.retention
-    lease = Lease(model.name, instance.worker.endpoint, instance, request.touch, variant or model.preset)
+    lease = Lease(model.name, instance.worker.endpoint, instance, variant or model.preset, request.touch)
     state.leases[request] = lease
     state.emit(Grant(request, lease))
 
@@ -192,7 +192,7 @@ def on_answered(state: State, event: ProgramAnswered) -> None:
     Its health check cannot show this. A refusal of one request (4xx) shows that the program works, 501 shows nothing.
     """
     instance, model = event.instance, state.running(event.instance)
-    if model is None or model.preset.backend is None or event.status == NotSupported.status:
+    if model is None or model.preset.backend is None or instance.is_broken or event.status == NotSupported.status:
         return
     if event.status < ServerFault.status:
         instance.errors = 0
@@ -200,7 +200,7 @@ def on_answered(state: State, event: ProgramAnswered) -> None:
     instance.errors += 1
     limit = model.preset.backend.max_errors
     log.warning("name=%s: the program answered %d, %d errors in a row", model.name, event.status, instance.errors)
-    if limit and instance.errors >= limit and not instance.is_broken:
+    if limit and instance.errors >= limit:
         instance.failure = f"its last {instance.errors} answers were errors (HTTP {event.status})"
         instance.is_broken = True
         log.error("name=%s will be restarted: %s (restart-after-errors)", model.name, instance.failure)

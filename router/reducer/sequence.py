@@ -6,7 +6,8 @@
    that has just become ready is busy, and not idle, when victims are chosen.
 3. Placement: carry out decisions of `placement.decide` for the queue and for explicit loads, until there is none.
 4. Expiry: unload idle models whose `ttl` is over.
-5. Keep-warm: load one model without a request, if there is room and no request waits.
+5. Loads without a request: load one model that is kept warm, or due to be loaded again, if there is room and no request
+   waits.
 6. Answers: finish the commands that wait for the exit of processes.
 7. Timer: set the one timer for the moment at which time alone changes one of these answers.
 
@@ -27,7 +28,7 @@ from ..placement.states import ModelState
 from .commands import begin_waiting_loads
 from .effects import REVIEW, CancelTimer, Finish, Refuse, SetTimer, Timer, TimerKind
 from .reloads import advance
-from .requests import admit_returned, grant
+from .requests import admit_again, grant
 from .state import State
 from .workers import start, start_claimed, start_queued, stop
 
@@ -44,10 +45,10 @@ log = logging.getLogger("corral.router")
 def follow_up(state: State, now: float) -> None:
     """Do what follows an event."""
     advance(state)
-    admit_returned(state, now)
+    admit_again(state, now)
     _grant_waiting(state, now)
     if not state.is_refusing:
-        review_at = min(_place(state, now), _unload_expired(state, now), _keep_warm(state, now))
+        review_at = min(_place(state, now), _unload_expired(state, now), _load_without_request(state, now))
     else:
         review_at = math.inf
     _answer_exits(state)
@@ -184,13 +185,12 @@ def _unload_expired(state: State, now: float) -> float:
     return math.inf if when is None else when
 
 
-# -- 5. keep-warm ------------------------------------------------------------------------------------------------------
+# -- 5. loads without a request ----------------------------------------------------------------------------------------
 
 
-def _keep_warm(state: State, now: float) -> float:
-    """Load the next model to keep warm after estimating its memory; return when to look again."""
-    kept_warm = state.catalog.kept_warm
-    if not kept_warm or state.queue.has_queue or not any(model.needs_warm_load for model in kept_warm):
+def _load_without_request(state: State, now: float) -> float:
+    """Load the next model that needs no request, after estimating its memory; return when to look again."""
+    if state.queue.has_queue or not any(model.needs_warm_load for model in state.catalog.unrequested):
         state.warming = None
         return math.inf
     if state.warming is not None and state.warming in state.estimates:
@@ -205,7 +205,8 @@ def _keep_warm(state: State, now: float) -> float:
     model = state.catalog[name]
     if state.warming is model:
         state.warming = None
-        log.info("loading name=%s to keep it warm", name)
+        why = "to keep it warm" if model.preset.policy.keep_warm else "with its new preset"
+        log.info("loading name=%s %s", name, why)
         start(state, model, now)
     else:
         state.warming = model

@@ -20,7 +20,7 @@ from .effects import Effect, EstimateMemory, Process, Publish
 from .memory_accounting import MemoryAccounting
 
 if TYPE_CHECKING:
-    from llama_corral.presets.sources import Preset
+    from llama_corral.presets.preset import Preset
 
 
 class Load(Struct, eq=False):
@@ -75,9 +75,9 @@ class State(Struct, eq=False):
     loads: list[Load] = field(default_factory=list)
     """In order of arrival."""
     warming: Model | None = None
-    """The model that is about to be loaded to keep it warm; its memory is estimated first."""
-    returned: list[LeaseRequest] = field(default_factory=list)
-    """Requests that waited for a model that was removed, and whose name another model has now: they arrive again."""
+    """The model that is about to be loaded without a request; its memory is estimated first."""
+    to_admit_again: list[LeaseRequest] = field(default_factory=list)
+    """Requests that waited for a model that was removed, and whose name another model has now."""
     retries: list[Retry] = field(default_factory=list)
     reloads: list[Reload] = field(default_factory=list)
     """The first one is in progress: no model starts until it is done."""

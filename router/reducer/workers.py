@@ -295,7 +295,7 @@ def refuse_removed(state: State, model: Model) -> None:
         if state.catalog.find(waiter.request.model) is None:
             state.emit(Refuse(waiter.request, ModelNotFound(model.name)))
         else:
-            state.returned.append(waiter.request)
+            state.to_admit_again.append(waiter.request)
 
 
 def refuse_unavailable(state: State, model: Model) -> None:

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.common.base.errors import ConfigError
 from llama_corral.common.hub.gguf_names import canonical_name
-from llama_corral.presets.ini import PresetFile, Section, read_presets
+from llama_corral.presets.ini import PresetFile, Section, ini_value, read_presets
 from llama_corral.presets.merge import check, merge
-from llama_corral.presets.render import ini_value
 
 
 def parse(folder: Path, text: str | bytes) -> PresetFile:
@@ -159,8 +158,15 @@ def test_errors_name_file_and_line(tmp_path: Path, text: str | bytes, message: s
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none\.ini: No such file or directory"):
+    with pytest.raises(ConfigError, match=r"none\.ini: no such file"):
         read_presets(tmp_path / "none.ini")
+
+
+def test_a_directory_and_a_path_that_no_file_can_have(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="this is a directory, not a file"):
+        read_presets(tmp_path)
+    with pytest.raises(ConfigError, match="no such file"):
+        read_presets("a\0b")
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])

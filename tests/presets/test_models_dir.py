@@ -13,7 +13,8 @@ from llama_corral.presets import models_dir
 from llama_corral.presets.models_dir import scan
 from llama_corral.presets.models_dir_rules import MAX_DEPTH
 from llama_corral.presets.options.settings import Settings
-from llama_corral.presets.sources import Preset, load_presets
+from llama_corral.presets.preset import Preset
+from llama_corral.presets.sources import load_presets
 from local_hub import cache_repo
 
 

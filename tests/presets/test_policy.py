@@ -9,7 +9,8 @@ import pytest
 from llama_corral.common.base.errors import ConfigError
 from llama_corral.presets import merge
 from llama_corral.presets.policy import ModelGroup, ModelPolicy
-from llama_corral.presets.sources import Preset, load_presets
+from llama_corral.presets.preset import Preset
+from llama_corral.presets.sources import load_presets
 from llama_corral.router.placement.snapshot import PATIENCE_S, PlacementRules, rules_of
 
 Load = Callable[[str], dict[str, Preset]]

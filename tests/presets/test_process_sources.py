@@ -126,6 +126,9 @@ def test_an_error_names_the_file_with_the_secret(here: Path) -> None:
     assert refusal({"CREDENTIALS_DIRECTORY": str(directory)}) == message
     (directory / "hf_token").write_bytes(b"\xff")
     assert refusal({"CREDENTIALS_DIRECTORY": str(directory)}) == f"{directory}/hf_token: not UTF-8 text"
+    (directory / "hf_token").unlink()
+    (directory / "hf_token").mkdir()
+    assert refusal({"CREDENTIALS_DIRECTORY": str(directory)}).endswith("/hf_token: this is a directory, not a file")
     assert refusal({"LLAMA_CORRAL_SECRETS_DIR": "/nowhere"}).endswith("/nowhere: no such directory")
 
 

@@ -15,7 +15,8 @@ from llama_corral.presets.layer import ConfigValue
 from llama_corral.presets.merge import read_argv, resolve
 from llama_corral.presets.names import settle
 from llama_corral.presets.options.settings import Settings
-from llama_corral.presets.sources import Preset, PresetReader, load_presets
+from llama_corral.presets.preset import Preset
+from llama_corral.presets.sources import PresetReader, load_presets
 from local_hub import cache_repo
 
 GOOD = "[good]\nmodel = good.gguf\nalias = fine\n"

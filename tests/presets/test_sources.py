@@ -13,8 +13,9 @@ from llama_corral.common.hub.gguf_header import MAX_HEADERS
 from llama_corral.presets import sources
 from llama_corral.presets.merge import read_argv, resolve
 from llama_corral.presets.options.table import OPTIONS
+from llama_corral.presets.preset import Preset
 from llama_corral.presets.render import to_argv
-from llama_corral.presets.sources import Preset, load_presets, projector_modalities
+from llama_corral.presets.sources import load_presets, projector_modalities
 from local_hub import cache_repo
 
 Load = Callable[..., dict[str, Preset]]
@@ -218,7 +219,7 @@ def test_an_alias_equal_to_the_name_is_dropped(load: Load) -> None:
 
 
 def test_a_missing_presets_file(load: Load) -> None:
-    with pytest.raises(ConfigError, match=r"none\.ini: No such file"):
+    with pytest.raises(ConfigError, match=r"none\.ini: no such file"):
         load("", "--models-preset", "none.ini")
 
 

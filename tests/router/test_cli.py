@@ -122,6 +122,27 @@ def test_one_model_needs_no_router(start_gateway: Start, models: Path) -> None:
     assert flags.argv[0] == COMMAND
 
 
+@pytest.mark.parametrize("moment", ["router.process.zygote_start.start_early", "router.command.run"])
+def test_an_interrupt_during_the_start_prints_nothing(tmp_path: Path, moment: str) -> None:
+    module, name = f"llama_corral.{moment}".rsplit(".", 1)
+    program = (
+        f"import os, signal, {module} as module\n"
+        "from llama_corral.router.cli import main\n"
+        f"module.{name} = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
+        "main()"
+    )
+    environ = clean_environment(tmp_path / "home", {})
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environ, timeout=60)
+    assert (result.returncode, result.stderr) == (130, "")
+
+
+def test_a_default_model_may_have_any_spelling_that_requests_may_have(start_gateway: Start) -> None:
+    warning = "no model has this name or alias now"
+    sections = "[tiny]\nmodel = {models}/tiny-llama.gguf\n"
+    assert warning not in start_gateway("--default-model", "tiny:latest", presets=sections).log_text
+    assert warning in start_gateway("--default-model", "tin", presets=sections).log_text
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_ends_router_and_workers(number: int, start_gateway: Start) -> None:
     gateway = start_gateway(presets="[tiny]\nmodel = {models}/tiny-llama.gguf\nctx-size = 256\nload-on-startup = on\n")

@@ -195,13 +195,17 @@ async def test_requests_that_name_no_model_are_for_the_default_model() -> None:
             response = await it.client.post(path, json={"input": "x", "prompt": "x"})
             assert response.json()["worker"]["name"] == "coder", path
         echoed = await it.client.post("/v1/embeddings", json={"input": "x"})
-        assert json.loads(echoed.json()["body"]) == {"input": "x", "model": "coder"}, "programs may require a name"
+        assert json.loads(echoed.json()["body"]) == {"input": "x"}, "a worker needs no name"
         form = await it.client.post("/v1/audio/transcriptions", files={"file": b"\0"})
         assert form.json()["worker"]["name"] == "coder"
         named = await it.client.post("/v1/embeddings", json={"input": "x", "model": "small"})
         assert named.json()["worker"]["name"] == "small"
         assert (await it.client.post("/v1/embeddings", json={"model": "none"})).status_code == 400
         assert (await it.client.get("/props")).json()["role"] == "router"
+        unload = await it.client.post("/api/generate", json={"keep_alive": 0})
+        assert (unload.status_code, "model name is missing" in unload.text) == (400, True)
+        assert (await it.client.post("/models/unload", json={})).status_code == 400
+        assert (await states(it))["coder"] == "loaded"
 
 
 async def test_a_look_at_the_default_model_does_not_load_it() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from llama_corral.common.hub.model_card import read_brief_card
 from llama_corral.presets.layer import ConfigValue
-from llama_corral.presets.sources import Preset
+from llama_corral.presets.preset import Preset
 from llama_corral.router.library import reload_sources
 from llama_corral.router.model_cards import ModelCards
 from local_hub import cache_repo

@@ -12,7 +12,8 @@ import pytest
 from lifecycle_tools import router, settle
 from llama_corral.common.base.errors import ConfigError
 from llama_corral.presets.options.settings import Settings
-from llama_corral.presets.sources import Preset, load_presets
+from llama_corral.presets.preset import Preset
+from llama_corral.presets.sources import load_presets
 from llama_corral.presets.variants import DEFAULTS_HEADER, MAX_HEADER, read_header
 from programs import Program, Programs, wait_until
 from router_tools import preset, presets

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from llama_corral.presets.options.settings import Settings
-from llama_corral.presets.sources import Preset, PresetReader, load_presets
+from llama_corral.presets.preset import Preset
+from llama_corral.presets.sources import PresetReader, load_presets
 from llama_corral.router import source_stamps
 from llama_corral.router import watcher as watcher_module
 from llama_corral.router.lifecycle.lifecycle import Lifecycle

@@ -4,7 +4,8 @@
 `die`: exits in the middle of an answer. `child`: listens in a grandchild. `base=PATH`: prefix of all paths.
 `single`: accepts one connection at a time, so that nothing else is answered meanwhile. `pause=S`: waits before each
 chunk of a stream. `sick`: after it was healthy once, /health is 500. `broken=STATUS/…`: every POST has one of these
-statuses, in turn (500). `hangs-up`: it closes the connection of every POST.
+statuses, in turn (500). `hangs-up`: it closes the connection of every POST. `cuts`: it does so in the middle of every
+answer, also of a stream. `fails`: a stream ends with an error, without a newline after it.
 """
 
 from __future__ import annotations
@@ -65,6 +66,10 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.say_whether_to_close()
         self.end_headers()
+        if "cuts" in FLAGS and self.command == "POST":
+            self.wfile.write(data[:-1])
+            self.close_connection = True
+            return
         self.wfile.write(data)
 
     def stream(self, body: dict[str, Any]) -> None:
@@ -78,7 +83,10 @@ class Handler(BaseHTTPRequestHandler):
             self.chunk(f"data: {json.dumps({'n': number, 'model': body['model']})}\n\n")
             if "die" in FLAGS:
                 os._exit(3)
-        self.chunk("data: [DONE]\n\n")
+            if "cuts" in FLAGS:
+                self.close_connection = True
+                return
+        self.chunk('data: {"error": {"message": "out of ideas"}}' if "fails" in FLAGS else "data: [DONE]\n\n")
         self.chunk("")
 
     def say_whether_to_close(self) -> None:

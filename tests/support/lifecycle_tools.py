@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from llama_corral.common.base.errors import ApiError
 from llama_corral.presets.options.values import AUTO_LIMIT, NO_LIMIT
-from llama_corral.presets.sources import Preset
+from llama_corral.presets.preset import Preset
 from llama_corral.router.lifecycle.lifecycle import Lifecycle
 from llama_corral.router.memory.budget import MemoryBudget
 from llama_corral.router.memory.devices import Devices, SystemDevice

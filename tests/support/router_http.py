@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 from llama_corral.common.web.listen import listen
 from llama_corral.presets.options.settings import Settings
-from llama_corral.presets.sources import Preset
+from llama_corral.presets.preset import Preset
 from llama_corral.router import app
 from llama_corral.router.lifecycle.lifecycle import Lifecycle
 from llama_corral.router.memory.budget import UNLIMITED, MemoryBudget

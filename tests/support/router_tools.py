@@ -12,7 +12,7 @@ from typing import Any, Literal
 import psutil
 from llama_corral.common.base.worker_reports import WorkerReport
 from llama_corral.presets.layer import ConfigValue
-from llama_corral.presets.sources import Preset
+from llama_corral.presets.preset import Preset
 from llama_corral.router.process.launcher import Callbacks, Launcher
 from llama_corral.router.process.spawn import SpawnLauncher
 from llama_corral.router.process.zygote import ZYGOTE_COMMAND, ZygoteLauncher

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from lifecycle_tools import SizedBudget
 from llama_corral.common.base.errors import ApiError
 from llama_corral.common.base.worker_reports import WorkerReport
-from llama_corral.presets.sources import Preset
+from llama_corral.presets.preset import Preset
 from llama_corral.router.models.download import Download
 from llama_corral.router.models.model import ModelView
 from llama_corral.router.models.queue import Asker, Command, Lease

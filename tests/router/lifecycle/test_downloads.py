@@ -16,7 +16,7 @@ from llama_corral.common.hub.hub_cache import repo_dir
 from llama_corral.common.hub.remove import remove_cached
 from llama_corral.common.hub.resolve import list_cached
 from llama_corral.presets.options.settings import Settings
-from llama_corral.presets.sources import Preset
+from llama_corral.presets.preset import Preset
 from llama_corral.router.library import Library
 from llama_corral.router.lifecycle.lifecycle import Lifecycle
 from llama_corral.router.placement.states import ModelState

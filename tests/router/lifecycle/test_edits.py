@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from lifecycle_tools import GIB, SizedBudget, drained, router, settle
-from llama_corral.presets.sources import Preset
+from llama_corral.presets.preset import Preset
 from llama_corral.router.library import reload_sources
 from llama_corral.router.placement.device_split import Need
 from llama_corral.router.placement.memory_amounts import Space
@@ -104,6 +104,23 @@ async def test_sources_that_were_read_first_are_never_applied_last() -> None:
         may_go_on.set()
         await asyncio.gather(first, second)
         assert [view.name for view in r.lifecycle.views()] == ["new"]
+
+
+async def test_sources_that_were_read_are_applied_although_the_client_has_left() -> None:
+    async with router("a") as r:
+        may_go_on, is_reading = threading.Event(), threading.Event()
+
+        def read_slowly() -> dict[str, Preset]:
+            is_reading.set()
+            may_go_on.wait(PATIENCE)
+            return presets(preset("new"))
+
+        asked = asyncio.create_task(reload_sources(read_slowly, r.lifecycle))
+        await until(is_reading.is_set)
+        asked.cancel()
+        may_go_on.set()
+        await until(lambda: [view.name for view in r.lifecycle.views()] == ["new"])
+        assert asked.cancelled()
 
 
 async def test_several_edits_during_a_load_and_one_that_removes_the_model() -> None:

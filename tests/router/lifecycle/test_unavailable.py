@@ -10,7 +10,7 @@ import pytest
 from lifecycle_tools import GIB, LifecycleHarness, SizedBudget, router, settle
 from llama_corral.common.base.errors import ApiError, NoCapacity, ServerFault
 from llama_corral.presets.layer import ConfigValue
-from llama_corral.presets.sources import Preset
+from llama_corral.presets.preset import Preset
 from msgspec.structs import replace
 from router_tools import preset, presets
 
@@ -193,9 +193,13 @@ async def test_a_fault_of_a_busy_model_is_shown_and_refuses_new_requests_at_once
         view = r.lifecycle.view("x")
         assert view is not None
         assert (view.status, view.is_failed, view.failure) == ("loaded", False, f"cannot be loaded: {FAULT}")
+        assert not view.is_usable
         assert (await r.client("x").refused()).message == REFUSAL
         assert f"name=x is stopped when its requests have ended: it cannot be loaded again: {FAULT}" in caplog.text
         await r.lifecycle.reload(presets(preset("x")))
+        restored = r.lifecycle.view("x")
+        assert restored is not None
+        assert restored.is_usable
         await r.client("x").finish()
         await r.lifecycle.reload(presets(unavailable()))
         await streaming.finish()

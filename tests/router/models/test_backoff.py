@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from llama_corral.common.base.errors import ServerFault
-from llama_corral.presets.sources import Preset
+from llama_corral.presets.preset import Preset
 from llama_corral.router.lifecycle.lifecycle import Lifecycle
 from router_tools import KINDS, TESTS, Kind, fake_launcher, is_alive, preset, presets, until
 

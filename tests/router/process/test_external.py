@@ -20,7 +20,8 @@ import pytest
 from llama_corral.common.base.errors import ConfigError
 from llama_corral.presets.backends import Backend
 from llama_corral.presets.options.settings import Settings
-from llama_corral.presets.sources import Preset, load_presets
+from llama_corral.presets.preset import Preset
+from llama_corral.presets.sources import load_presets
 from llama_corral.router.process import external_shim
 from llama_corral.router.proxy.model_field import with_model, with_model_in_form
 from local_hub import LocalHub
@@ -315,6 +316,35 @@ def test_a_healthy_program_that_only_fails_is_restarted_and_backs_off(start: Cal
     refused = chat(gateway, "x")
     assert (refused.status_code, "failed 2 times in a row" in refused.text) == (503, True)
     assert int(refused.headers["Retry-After"]) >= 1
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_program_that_breaks_off_its_answers_is_restarted(start: Callable[..., Program], is_stream: bool) -> None:
+    gateway = start("[x]\ncmd = {fake} cuts\nrestart-after-errors = 2\n")
+    for errors in (1, 2):
+        answer = chat(gateway, "x", stream=is_stream)
+        assert answer.status_code == (200 if is_stream else 502)
+        assert "model 'x' ended in the middle of its answer" in answer.text
+        if errors == 1:
+            assert gateway.models()["x"]["status"]["errors"] == 1
+    wait_until(lambda: gateway.models()["x"]["status"].get("failed"), "the program to be stopped")
+    assert "its last 2 answers were errors (HTTP 502)" in gateway.models()["x"]["status"]["error"]
+
+
+def test_the_log_has_the_error_with_which_a_program_ends_a_stream(start: Callable[..., Program]) -> None:
+    gateway = start("[x]\ncmd = {fake} fails\n")
+    assert chat(gateway, "x", stream=True).text.endswith('data: {"error": {"message": "out of ideas"}}')
+    wait_until(lambda: "out of ideas" in gateway.log_text, "the log of the failure")
+
+
+def test_a_program_gets_the_default_model_in_every_dialect(start: Callable[..., Program]) -> None:
+    gateway = start("[x]\ncmd = {fake}\n", "--default-model", "x")
+    for path in ("/v1/chat/completions", "/api/chat"):
+        assert gateway.client.post(path, json={"messages": [{}]}).json()["body"]["model"] == "x", path
+    form = gateway.client.post("/v1/audio/transcriptions", files={"file": b"a\r\n--b"}).json()["form"]
+    assert 'form-data; name="model"\r\n\r\nx\r\n--' in form
+    assert 'name="file"' in form
+    assert form.count("form-data") == 2
 
 
 def test_answers_that_are_no_faults_do_not_restart_a_program(start: Callable[..., Program]) -> None:

@@ -55,6 +55,14 @@ async def get(endpoint: str, path: str) -> dict[str, object]:
 
 
 @every_kind
+async def test_worker_is_stopped_for_a_reason_that_is_not_valid_text(kind: Kind) -> None:
+    async with launched(kind, "code=5") as (worker, recorder):
+        await recorder.state("ready")
+        worker.stop("it cannot be loaded again: '\udcff' is not UTF-8 text")
+        await recorder.exited()
+
+
+@every_kind
 async def test_worker_serves_and_exits_on_request(kind: Kind) -> None:
     async with launched(kind, "code=5") as (worker, recorder):
         ready = await recorder.state("ready")

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.common.base.errors import InvalidRequest
-from llama_corral.router.proxy.model_field import streams_in_form, target_in_form, target_in_json
+from llama_corral.router.proxy.model_field import (
+    ollama_in_json,
+    streams_in_form,
+    target_in_form,
+    target_in_json,
+    with_model_in_form,
+)
 
 scalars = st.none() | st.booleans() | st.integers() | st.text(max_size=5)
 values = scalars | st.lists(scalars, max_size=3) | st.dictionaries(st.text(max_size=5), scalars, max_size=3)
@@ -68,6 +74,23 @@ def test_form_field_is_found_at_any_position(parts: tuple[bytes, ...]) -> None:
 )
 def test_form_without_a_name(body: bytes, content_type: str) -> None:
     assert target_in_form(body, content_type).model == ""
+
+
+@pytest.mark.parametrize("parts", [(FILE,), (FILE, FILE), (MODEL,), (FILE, MODEL)])
+def test_a_name_is_set_in_a_form_with_and_without_one(parts: tuple[bytes, ...]) -> None:
+    kind = "multipart/form-data; boundary=----x"
+    named = with_model_in_form(form(*parts), kind, "ours é")
+    assert target_in_form(named, kind).model == "ours é"
+    assert named.count(FILE) == parts.count(FILE)
+    assert named.count(b'; name="model"') == 1
+    assert with_model_in_form(form(*parts), "multipart/form-data", "ours") == form(*parts)
+
+
+def test_the_retention_has_the_same_fields_in_every_dialect() -> None:
+    for text, seconds in (('"ttl": 5', 5), ('"ttl": 5, "keep_alive": "1m"', 60), ('"keep_alive": null, "ttl": -1', -1)):
+        body = f'{{"model": "x", {text}}}'.encode()
+        assert target_in_json(body).keep_alive == seconds
+        assert ollama_in_json(body).keep_alive == seconds
 
 
 def test_form_that_requests_a_stream() -> None:
