@@ -10,9 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
-import psutil
 import pytest
-from programs import Program, Programs, complete, wait_until
+from programs import Program, Programs, complete, wait_until, worker_of
 
 PRESETS = """
 [*]
@@ -50,16 +49,6 @@ model = {models}/not-a-model.gguf
 @pytest.fixture(scope="module")
 def gateway(module_programs: Programs) -> Program:
     return module_programs.gateway("--models-max", "1", presets=PRESETS)
-
-
-def worker_of(gateway: Program, model: str) -> psutil.Process:
-    """Return the process that serves a model, found by the name in its command line or by its socket."""
-    args = gateway.models()[model]["status"]["args"]
-    socket_path = args[args.index("--host") + 1]
-    for process in gateway.family():
-        if process.pid != gateway.pid and any(c.laddr == socket_path for c in process.net_connections("unix")):
-            return process
-    raise AssertionError(f"nobody listens on {socket_path}")
 
 
 # -- bad input -------------------------------------------------------------------------------------------------------

@@ -6,6 +6,14 @@ import os
 from pathlib import Path
 
 
+def gguf_files(folder: Path, *names: str) -> Path:
+    """Write files that are no complete models. Return the folder."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"GGUF")
+    return folder
+
+
 def put(path: Path, text: str = "") -> Path:
     """Write a file as editors do: under another name, which is then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)

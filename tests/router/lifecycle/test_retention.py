@@ -13,7 +13,7 @@ from llama_corral.common.base.errors import NoCapacity
 from llama_corral.router.lifecycle.lifecycle import Lifecycle
 from llama_corral.router.placement.placement import Retention
 from memory_workers import InProcessLauncher
-from router_tools import preset, presets
+from router_tools import preset, presets, until
 
 PINNED = Retention(pinned=True)
 KEPT = Retention(kept=True)
@@ -90,9 +90,7 @@ async def test_the_timer_unloads_without_a_request() -> None:
     lifecycle = Lifecycle(presets(preset("a", ttl=0.01)), launcher, models_max=1, autoload=True)
     await lifecycle.load("a")
     launcher["a"].ready()
-    async with asyncio.timeout(10):
-        while not launcher["a"].must_go:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+    await until(lambda: launcher["a"].must_go)
     launcher["a"].leave()
     await lifecycle.close()
 

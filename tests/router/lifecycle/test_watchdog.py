@@ -24,8 +24,9 @@ from llama_corral.router.lifecycle.watchdog import COMPUTING_FACTOR, Liveness, W
 from llama_corral.router.process.external import CombinedLauncher, health_check_interval
 from llama_corral.router.process.health_probe import HealthProbe
 from programs import Program, wait_until
-from router_http import Gateway, error_of, gateway
+from router_http import Gateway, gateway
 from router_tools import PATIENCE, fake_launcher, preset
+from web_tools import error_of
 
 START = Liveness(0, 0, 0)
 TIMEOUT = 300.0
