@@ -115,6 +115,14 @@ def test_busy_port_is_one_line(programs: Programs) -> None:
     assert len(gateway.log_text.strip().splitlines()) == 1
 
 
+def test_the_warning_of_a_missing_file_comes_before_the_error_that_ends_the_start(programs: Programs) -> None:
+    gateway = programs.gateway("--host", "192.0.2.1", presets="[a]\nmodel = /none/a.gguf\n", wait="nothing")
+    assert gateway.exit_code() == 1
+    warning, error = gateway.log_text.strip().splitlines()
+    assert warning.endswith(".ini:2: model: no such file: /none/a.gguf")
+    assert "192.0.2.1" in error
+
+
 # -- bad files -------------------------------------------------------------------------------------------------------
 
 
