@@ -11,6 +11,7 @@ from llama_corral.common.base.worker_reports import DOWNLOAD_ENV
 from llama_corral.presets.options.values import AUTO_LIMIT, NO_LIMIT
 from llama_corral.presets.policy import ModelGroup, ModelPolicy
 from llama_corral.router.models.queue import Command, Lease, LeaseRequest
+from llama_corral.router.models.registry import EDITED
 from llama_corral.router.placement.device_split import Need, Split
 from llama_corral.router.placement.memory_amounts import Limit, Space, total
 from llama_corral.router.placement.placement import PlacementRules, Retention
@@ -154,7 +155,7 @@ class Histories(RuleBasedStateMachine):
             assert all(view.is_pinned for view in views if view.is_running)
         if isinstance(error, (QueueFull, TooManyRequests)):
             assert any(view.waiting or view.leases for view in views), "refused although no request runs or waits"
-        assert "its preset was changed" not in error.message, "an edit failed a request"
+        assert EDITED not in error.message, "an edit failed a request"
         client.has_ended = True
 
     def command(self, kind: type[Event], *arguments: object) -> Command:
