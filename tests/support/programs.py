@@ -47,7 +47,7 @@ def wait_until(condition: Callable[[], T], what: str, seconds: float = START_SEC
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         if time.monotonic() > deadline:
-            raise AssertionError(f"waited {seconds} s in vain for {what}")
+            raise AssertionError(f"waited {seconds} s for {what}, which did not happen")
         time.sleep(0.01)
     return value
 

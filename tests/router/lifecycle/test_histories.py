@@ -192,11 +192,11 @@ class Histories(RuleBasedStateMachine):
             self.router.put(events.ClientLeft, client.request)
 
     @precondition(lambda self: self.clients and self.residents)
-    @rule(number=choice, who=choice)
-    def leave_as_the_worker_gets_ready(self, number: int, who: int) -> None:
+    @rule(number=choice, leaver=choice)
+    def leave_as_the_worker_gets_ready(self, number: int, leaver: int) -> None:
         """The client leaves before it has seen its lease."""
         self.pick(number).ready()
-        self.go_away(self.clients[who % len(self.clients)])
+        self.go_away(self.clients[leaver % len(self.clients)])
         self.step()
 
     @precondition(lambda self: any(client.holds for client in self.clients))
@@ -357,7 +357,7 @@ class Histories(RuleBasedStateMachine):
             others = {worker.name for worker in self.residents} - {name}
             views = {view.name: view for view in self.router.views()}
             strangers = {other for other in others if self.group(other) not in ("e", "p")}
-            assert all(views[other].is_pinned for other in strangers), "an exclusive model started beside others"
+            assert all(views[other].is_pinned for other in strangers), "an exclusive model started while others run"
 
     @property
     def taken(self) -> int:
@@ -425,7 +425,7 @@ class Histories(RuleBasedStateMachine):
         assert self.on_devices.fits(fixed)
 
     @invariant()
-    def nobody_idle_is_overdue(self) -> None:
+    def no_idle_model_is_overdue(self) -> None:
         for view in self.router.views():
             if view.status in ("loaded", "sleeping") and not view.leases and not self.launcher[view.name].must_go:
                 assert view.expires_in is None or view.expires_in > 0
@@ -439,7 +439,7 @@ class Histories(RuleBasedStateMachine):
         assert all(len(client.answers) <= 1 for client in self.clients), "a client was answered twice"
 
     @invariant()
-    def nobody_waits_beside_a_ready_model(self) -> None:
+    def no_request_waits_for_a_ready_model(self) -> None:
         for view in self.router.views():
             ready = view.status in ("loaded", "sleeping") and view.preset is self.entries.get(view.name)
             if ready and not self.launcher[view.name].must_go:

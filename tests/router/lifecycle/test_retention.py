@@ -99,7 +99,7 @@ async def test_a_request_sets_the_retention_and_the_last_one_counts() -> None:
     async with router(preset("a", ttl=60.0)) as it:
         await it.use("a", retention=Retention(ttl=300))
         await it.use("a")
-        assert it.expires_in("a") == 300, "who wants nothing changes nothing"
+        assert it.expires_in("a") == 300, "a request without a retention changes nothing"
         await it.use("a", retention=PINNED)
         assert it.expires_in("a") is None
         it.pass_by(1e6)

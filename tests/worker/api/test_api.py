@@ -222,7 +222,7 @@ def test_a_waiting_request_is_dropped_when_its_client_disconnects(worker: Progra
         wait_until(lambda: all(slot["is_processing"] for slot in slots(worker)), "busy slots", 5)
         with raw_request(worker, "/completion", ENDLESS):
             wait_until(lambda: "requests_deferred 1" in worker.client.get("/metrics").text, "a waiting request", 5)
-        wait_until(lambda: "requests_deferred 0" in worker.client.get("/metrics").text, "nobody to wait", 2)
+        wait_until(lambda: "requests_deferred 0" in worker.client.get("/metrics").text, "no request to wait", 2)
     wait_until(lambda: none_is_busy(worker), "free slots", 2)
     assert max(slot["id_task"] for slot in slots(worker)) <= before + 3
     post(worker, "/completion", {"prompt": "Hi", "n_predict": 1})

@@ -307,7 +307,7 @@ async def test_damaged_files_are_ignored_and_deleted(llama: Path, tmp_path: Path
         assert (again.tokens, again.timings.cache_n) == (first.tokens, 0)
         assert files(tmp_path) == []
     assert foreign.exists()
-    assert len(files(tmp_path)) == 1, "written anew"
+    assert len(files(tmp_path)) == 1, "written again"
 
 
 async def test_links_are_not_followed(llama: Path, tmp_path: Path) -> None:
