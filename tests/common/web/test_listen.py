@@ -250,13 +250,4 @@ async def test_tls(tmp_path: Path) -> None:
             assert (await client.get(listening.addresses[0] + "/x")).status_code == 404
 
 
-async def test_a_key_of_another_certificate_is_refused(tmp_path: Path) -> None:
-    one, other = (make_certificate(folder) for folder in (tmp_path / "one", tmp_path / "other"))
-    with pytest.raises(ConfigError) as refusal:
-        await _once(settings(ssl_key_file=str(other.key), ssl_cert_file=str(one.chain)))
-    assert str(refusal.value) == (
-        f"--ssl-cert-file {one.chain}, --ssl-key-file {other.key}: the key does not belong to the certificate"
-    )
-
-
 # -- JSON and log ------------------------------------------------------------------------------------------------------
