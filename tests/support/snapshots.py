@@ -137,16 +137,16 @@ def _loaded(snapshot: PlacementSnapshot) -> PlacementSnapshot:
 
 @st.composite
 def crowded_snapshots(draw: st.DrawFn) -> PlacementSnapshot:
-    """Snapshots of idle models that use nearly all memory, and of one that is queued and not loaded."""
-    snapshot = draw(snapshots_with_sizes())
+    """Snapshots of idle models that use nearly all memory, some of them kept, and of one that is queued."""
+    sizes = draw(st.lists(st.integers(1, 9), min_size=3, max_size=6))
     loaded = tuple(
-        replace(r, leases=0, state=ModelState.LOADED, retention=replace(r.retention, pinned=False))
-        for r in snapshot.residents
+        Resident(name, ModelState.LOADED, 0, used, retention=Retention(kept=kept), space=Space(size))
+        for name, size in zip(NAMES, sizes, strict=False)
+        for used, kept in [draw(st.tuples(st.integers(0, 3), st.booleans()))]
     )
-    wanted = Resident("w", ModelState.UNLOADED, 0, 0, space=Space(draw(st.integers(1, 20))))
-    limit = Limit(max(total(r.space for r in loaded).host, wanted.space.host) + draw(st.integers(0, 3)))
-    queue = (QueueEntry("w", False),)
-    return PlacementSnapshot((*loaded, wanted), queue, 0, limit=limit, now=10, rules=snapshot.rules)
+    wanted = Resident("w", ModelState.UNLOADED, 0, 0, space=Space(draw(st.integers(2, sum(sizes)))))
+    limit = Limit(sum(sizes) + draw(st.integers(0, 1)))
+    return PlacementSnapshot((*loaded, wanted), (QueueEntry("w", False),), 0, limit=limit, now=10)
 
 
 @st.composite
