@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import io
 import os
 import re
 import shutil
 import statistics
 import subprocess
 import sys
+import tokenize
 import tomllib
 import zipfile
 from graphlib import CycleError, TopologicalSorter
@@ -159,6 +161,31 @@ def test_texts_use_plain_words() -> None:
         if INVENTED_WORDS.search(line)
     ]
     assert found == []
+
+
+def test_tests_use_plain_words() -> None:
+    """In names, comments, docstrings and messages. Other strings are data."""
+    found = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        source = path.read_text()
+        texts = [(getattr(node, "lineno", 1), text) for node in ast.walk(ast.parse(source)) for text in texts_of(node)]
+        for token in tokenize.generate_tokens(io.StringIO(source).readline):
+            if token.type in (tokenize.COMMENT, tokenize.NAME):
+                texts.append((token.start[0], token.string.replace("_", " ")))
+        found += [f"{name_of(path)}:{line}: {text}" for line, text in texts if INVENTED_WORDS.search(text)]
+    assert found == []
+
+
+def texts_of(node: ast.AST) -> list[str]:
+    """Return the texts for readers that are directly in a node: its docstring, or the message of an assertion."""
+    match node:
+        case ast.Module() | ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
+            return [ast.get_docstring(node) or ""]
+        case ast.Assert(msg=ast.expr() as message) | ast.Raise(exc=ast.expr() as message):
+            constants = (part.value for part in ast.walk(message) if isinstance(part, ast.Constant))
+            return [text for text in constants if isinstance(text, str)]
+        case _:
+            return []
 
 
 def test_loggers_have_fixed_names() -> None:

@@ -18,6 +18,9 @@ from .model import Instance, Model, command_line, is_same_worker
 if TYPE_CHECKING:
     from llama_corral.presets.preset import Preset
 
+EDITED = "its preset was changed"
+"""Why a worker retires after an edit that leaves its model usable."""
+
 
 class Catalog:
     def __init__(self, presets: Mapping[str, Preset], command: tuple[str, ...]) -> None:
@@ -207,7 +210,7 @@ def _what_happened(new: Preset | None) -> str:
         return "no source has it any more"
     if new.unavailable:
         return f"it cannot be loaded again: {new.unavailable}"
-    return f"it is a variant of {new.base} now" if new.base else "its preset was changed"
+    return f"it is a variant of {new.base} now" if new.base else EDITED
 
 
 def _is_repository(model: Model) -> bool:

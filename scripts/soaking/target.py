@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 
 import psutil
@@ -31,6 +32,15 @@ SAID_BY = re.compile(rb"^[-\d]{10} [:.\d]{12} (?:\w+: )?\[(\d+)/([^]\n]+)\] ", r
 ALIASES = {"cattle": "herd"}
 CHATS = ("fox", "herd", "window", "state", "sleeper", "demo")
 EMBEDDER = "compass"
+FAULT = "no-such-key = what\n"
+
+
+class Breakage(Enum):
+    """The first two make the presets file unreadable, the third makes only one model unavailable."""
+
+    NO_FILE = "removed"
+    GLOBAL = "with a fault in [*]"
+    SECTION = "with a fault in a section"
 
 
 @dataclass
@@ -81,8 +91,16 @@ class PresetsFile:
             self.temperatures[name] = chance.choice((0.2, 0.5, 0.8, 1.0))
         self.write()
 
-    def break_it(self) -> None:
-        self.file.write_text(self.text() + "\n[*]\nno-such-key = what\n")
+    def break_it(self, chance: random.Random) -> Breakage:
+        match breakage := chance.choice(tuple(Breakage)):
+            case Breakage.NO_FILE:
+                self.file.unlink(missing_ok=True)
+            case Breakage.GLOBAL:
+                self.file.write_text(f"{self.text()}\n[*]\n{FAULT}")
+            case Breakage.SECTION:
+                header = f"[{chance.choice(CHATS)}]\n"
+                self.file.write_text(self.text().replace(header, header + FAULT))
+        return breakage
 
 
 class Target:

@@ -117,12 +117,13 @@ async def edit(session: aiohttp.ClientSession, ledger: Ledger, target: Target) -
 
 
 async def break_presets(session: aiohttp.ClientSession, ledger: Ledger, target: Target) -> str:
-    """Write an invalid presets file: the gateway must keep its models."""
-    target.presets.break_it()
+    """Break the presets file: the gateway must still list all models."""
+    breakage = target.presets.break_it(ledger.random)
     async with session.get("/models") as response:
-        if not (await response.json())["data"]:
-            ledger.violate("an invalid presets file removed all models")
-    return "presets broken"
+        listed = {entry["id"] for entry in (await response.json())["data"]}
+    if missing := {*CHATS, EMBEDDER} - listed:
+        ledger.violate(f"presets {breakage.value}: models are missing: {sorted(missing)}")
+    return f"presets {breakage.value}"
 
 
 async def reload(session: aiohttp.ClientSession, ledger: Ledger, target: Target) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import chat_templates
 import llama_corral.presets
 import pytest
 from anthropic import (
@@ -22,6 +21,7 @@ from anthropic import (
 )
 from anthropic_requests import LOOK, USER, coding_agent
 from programs import Program, Programs
+from template_files import with_template_files
 
 DEMO = Path(llama_corral.presets.__file__).parent / "demo"
 PRESETS = f"""\
@@ -51,17 +51,10 @@ ASKED: dict[str, Any] = {"messages": [USER], "max_tokens": 200, "extra_body": {"
 
 
 @pytest.fixture(scope="module")
-def gateway(module_programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Program:
-    directory = tmp_path_factory.mktemp("templates")
-    text = PRESETS
-    for name, source in (
-        ("CALLER", chat_templates.HERMES.replace(chat_templates.THOUGHTS, "")),
-        ("THINKER", chat_templates.THINKING),
-    ):
-        path = Path(directory, f"{name}.jinja")
-        path.write_text(source)
-        text = text.replace(name, str(path))
-    return module_programs.gateway(presets=text, env={"LLAMA_API_KEY": "secret"})
+def gateway(module_programs: Programs) -> Program:
+    return module_programs.gateway(
+        presets=with_template_files(PRESETS, module_programs.directory), env={"LLAMA_API_KEY": "secret"}
+    )
 
 
 @pytest.fixture

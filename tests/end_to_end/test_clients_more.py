@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-import chat_templates
 import httpx
 import pytest
 from programs import Program, Programs
 from pydantic import BaseModel
+from template_files import CALLER
 
 pytestmark = [
     pytest.mark.slow,
@@ -40,7 +40,7 @@ def switch(on: bool) -> str:
 def gateway(module_programs: Programs) -> Program:
     """The demo model answers questions; the other one has a tool template and calls a tool if it must."""
     source = module_programs.directory / "tools.jinja"
-    source.write_text(chat_templates.HERMES.replace(chat_templates.THOUGHTS, ""))
+    source.write_text(CALLER)
     demo = Path(__file__).resolve().parents[2] / "presets" / "demo"
     return module_programs.gateway(
         presets=f"""

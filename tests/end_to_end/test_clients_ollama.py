@@ -8,12 +8,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import chat_templates
 import llama_corral.presets
 import pytest
 from media_files import png
 from ollama import AsyncClient, Client, ResponseError
 from programs import Program, Programs
+from template_files import with_template_files
 
 DEMO = Path(llama_corral.presets.__file__).parent / "demo"
 PRESETS = f"""\
@@ -62,16 +62,8 @@ def look(eyes: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def gateway(module_programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Program:
-    directory, text = tmp_path_factory.mktemp("templates"), PRESETS
-    for name, source in (
-        ("CALLER", chat_templates.HERMES.replace(chat_templates.THOUGHTS, "")),
-        ("THINKER", chat_templates.THINKING),
-    ):
-        path = directory / f"{name}.jinja"
-        path.write_text(source)
-        text = text.replace(name, str(path))
-    return module_programs.gateway("--models-max", "2", presets=text)
+def gateway(module_programs: Programs) -> Program:
+    return module_programs.gateway("--models-max", "2", presets=with_template_files(PRESETS, module_programs.directory))
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from typing import Any, Literal
 
-import chat_templates
 import httpx
 import openai
 import pytest
@@ -22,6 +21,7 @@ from openai import AsyncOpenAI, OpenAI
 from programs import Program, Programs, free_port
 from pydantic import BaseModel
 from response_events import kinds
+from template_files import CALLER
 
 USER: Any = {"role": "user", "content": "Hi"}
 ASKED: Any = {"messages": [USER], "temperature": 0}
@@ -41,7 +41,7 @@ SWITCH: Any = openai.pydantic_function_tool(State, name="switch", description="S
 def gateway(module_programs: Programs) -> Program:
     """A tiny model with a tool template, one for embeddings, and one that cannot be loaded."""
     source = module_programs.directory / "tools.jinja"
-    source.write_text(chat_templates.HERMES.replace(chat_templates.THOUGHTS, ""))
+    source.write_text(CALLER)
     (module_programs.directory / "broken.gguf").write_text("no model")
     presets = f"""
 [*]

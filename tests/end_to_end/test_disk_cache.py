@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from programs import Program, Programs, wait_until
+from programs import Program, Programs, complete, wait_until, worker_of
 
 PROMPT = "Once upon a time there was a miller who had three sons and a mill by the river. " * 4
 PRESETS = """
@@ -29,9 +29,8 @@ cache-disk = 0
 """
 
 
-def complete(gateway: Program, model: str, prompt: str = PROMPT, **fields: Any) -> dict[str, Any]:
-    body = {"model": model, "prompt": prompt, "n_predict": 8, **fields}
-    answer: dict[str, Any] = gateway.client.post("/completion", json=body).raise_for_status().json()
+def tell(gateway: Program, model: str, prompt: str = PROMPT, **fields: Any) -> dict[str, Any]:
+    answer: dict[str, Any] = complete(gateway, model, prompt=prompt, n_predict=8, **fields).raise_for_status().json()
     return answer
 
 
@@ -46,16 +45,16 @@ def gateway(programs: Programs, tmp_path: Path) -> Program:
 
 
 def test_an_evicted_model_restores_its_conversation(gateway: Program, tmp_path: Path) -> None:
-    first = complete(gateway, "one")
+    first = tell(gateway, "one")
     assert first["timings"]["cache_n"] == 0
-    complete(gateway, "two")
+    tell(gateway, "two")
     assert len(kept(tmp_path)) == 1
     assert kept(tmp_path)[0].parent.stat().st_mode & 0o777 == 0o700
-    second = complete(gateway, "one", PROMPT + first["content"] + " And then")
+    second = tell(gateway, "one", PROMPT + first["content"] + " And then")
     assert second["timings"]["cache_n"] > first["tokens_evaluated"] - 4, "the last words may be other tokens now"
-    again = complete(gateway, "two")
+    again = tell(gateway, "two")
     assert again["timings"]["cache_n"] == again["tokens_evaluated"] - 1
-    plain = complete(gateway, "two", cache_prompt=False)
+    plain = tell(gateway, "two", cache_prompt=False)
     assert (again["content"], plain["timings"]["cache_n"]) == (plain["content"], 0)
     assert "miller" not in gateway.log_text
     assert gateway.stop() == 0
@@ -63,16 +62,12 @@ def test_an_evicted_model_restores_its_conversation(gateway: Program, tmp_path: 
 
 
 def test_conversations_on_disk_survive_a_killed_worker(gateway: Program) -> None:
-    n_prompt = complete(gateway, "one")["tokens_evaluated"]
-    complete(gateway, "two")
-    assert complete(gateway, "one")["timings"]["cache_n"] == n_prompt - 1
-    args = gateway.models()["one"]["status"]["args"]
-    address = args[args.index("--host") + 1]
-    for process in gateway.family():
-        if process.pid != gateway.pid and any(c.laddr == address for c in process.net_connections("unix")):
-            process.kill()
+    n_prompt = tell(gateway, "one")["tokens_evaluated"]
+    tell(gateway, "two")
+    assert tell(gateway, "one")["timings"]["cache_n"] == n_prompt - 1
+    worker_of(gateway, "one").kill()
     wait_until(lambda: gateway.status("one") != "loaded", "the worker to be missed")
-    assert complete(gateway, "one")["timings"]["cache_n"] == n_prompt - 1
+    assert tell(gateway, "one")["timings"]["cache_n"] == n_prompt - 1
 
 
 def test_a_chat_reports_cached_tokens_after_a_swap(gateway: Program) -> None:
@@ -91,25 +86,25 @@ def test_a_chat_reports_cached_tokens_after_a_swap(gateway: Program) -> None:
 
 
 def test_nothing_is_written_without_a_disk_cache(gateway: Program, tmp_path: Path) -> None:
-    complete(gateway, "off")
-    complete(gateway, "two", "Hello")
+    tell(gateway, "off")
+    tell(gateway, "two", "Hello")
     assert kept(tmp_path) == []
-    assert complete(gateway, "off")["timings"]["cache_n"] == 0
+    assert tell(gateway, "off")["timings"]["cache_n"] == 0
 
 
 def test_a_named_directory_outlives_the_program(programs: Programs, tmp_path: Path) -> None:
     directory = tmp_path / "prompts"
     options = ("--models-max", "1", "--cache-disk-dir", str(directory))
     first = programs.gateway(*options, presets=PRESETS)
-    n_prompt = complete(first, "one")["tokens_evaluated"]
+    n_prompt = tell(first, "one")["tokens_evaluated"]
     first.stop()
     assert len(kept(directory)) == 1
     assert directory.stat().st_mode & 0o777 == 0o700
     second, third = (programs.gateway(*options, presets=PRESETS) for _ in range(2))
     for gateway in (second, third):
-        assert complete(gateway, "one")["timings"]["cache_n"] == n_prompt - 1
+        assert tell(gateway, "one")["timings"]["cache_n"] == n_prompt - 1
     for gateway in (second, third):
-        complete(gateway, "one", "Another story. " * 20)
+        tell(gateway, "one", "Another story. " * 20)
         assert gateway.stop() == 0
     assert len(kept(directory)) == 2, "both wrote the same"
     assert sorted(path.name for path in directory.iterdir() if path not in kept(directory)) == ["writing"]
@@ -124,9 +119,9 @@ def test_an_unusable_directory_is_an_error(programs: Programs, tmp_path: Path) -
 
 def test_a_worker_alone_keeps_conversations_while_it_sleeps(programs: Programs, tmp_path: Path) -> None:
     worker = programs.worker("--sleep-idle-seconds", "1", "--threads", "1", env={"TMPDIR": str(tmp_path)})
-    first = complete(worker, "")
+    first = tell(worker, "")
     wait_until(lambda: worker.client.get("/props").json().get("is_sleeping"), "the worker to sleep")
-    second = complete(worker, "", PROMPT + first["content"] + " And then")
+    second = tell(worker, "", PROMPT + first["content"] + " And then")
     assert second["timings"]["cache_n"] > first["tokens_evaluated"] - 4, "the last words may be other tokens now"
     assert len(kept(tmp_path)) == 1
     assert worker.stop(signal.SIGINT) == 0

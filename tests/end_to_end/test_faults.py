@@ -10,9 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
-import psutil
 import pytest
-from programs import Program, Programs, complete, wait_until
+from programs import Program, Programs, complete, wait_until, worker_of
 
 PRESETS = """
 [*]
@@ -50,16 +49,6 @@ model = {models}/not-a-model.gguf
 @pytest.fixture(scope="module")
 def gateway(module_programs: Programs) -> Program:
     return module_programs.gateway("--models-max", "1", presets=PRESETS)
-
-
-def worker_of(gateway: Program, model: str) -> psutil.Process:
-    """Return the process that serves a model, found by the name in its command line or by its socket."""
-    args = gateway.models()[model]["status"]["args"]
-    socket_path = args[args.index("--host") + 1]
-    for process in gateway.family():
-        if process.pid != gateway.pid and any(c.laddr == socket_path for c in process.net_connections("unix")):
-            return process
-    raise AssertionError(f"nobody listens on {socket_path}")
 
 
 # -- bad input -------------------------------------------------------------------------------------------------------
@@ -124,6 +113,14 @@ def test_busy_port_is_one_line(programs: Programs) -> None:
         assert gateway.exit_code() == 1
     assert str(port) in gateway.log_text
     assert len(gateway.log_text.strip().splitlines()) == 1
+
+
+def test_the_warning_of_a_missing_file_comes_before_the_error_that_ends_the_start(programs: Programs) -> None:
+    gateway = programs.gateway("--host", "192.0.2.1", presets="[a]\nmodel = /none/a.gguf\n", wait="nothing")
+    assert gateway.exit_code() == 1
+    warning, error = gateway.log_text.strip().splitlines()
+    assert warning.endswith(".ini:2: model: no such file: /none/a.gguf")
+    assert "192.0.2.1" in error
 
 
 # -- bad files -------------------------------------------------------------------------------------------------------

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import psutil
 import pytest
-from programs import Program, Programs, complete, wait_until
+from programs import Program, Programs, complete, wait_until, worker_of
 
 PRESETS = """
 [*]
@@ -43,16 +42,6 @@ concurrency-refuse = on
 @pytest.fixture(scope="module")
 def gateway(module_programs: Programs) -> Program:
     return module_programs.gateway("--models-max", "0", presets=PRESETS)
-
-
-def worker_of(gateway: Program, model: str) -> psutil.Process:
-    """Return the process that listens on the model's socket."""
-    args = gateway.models()[model]["status"]["args"]
-    path = args[args.index("--host") + 1]
-    for process in gateway.family():
-        if process.pid != gateway.pid and any(one.laddr == path for one in process.net_connections("unix")):
-            return process
-    raise AssertionError(f"nobody listens on {path}")
 
 
 def test_a_model_sleeps_and_is_unloaded_later(gateway: Program) -> None:

@@ -174,10 +174,10 @@ def test_presets_are_edited_in_every_way(programs: Programs, tmp_path: Path, mod
 
 
 def edit(way: str, file: Path, kept: str, new: str) -> None:
-    beside = file.with_name("beside")
+    other = file.with_name("other")
     if way == "renamed over it":
-        beside.write_text(new)
-        beside.replace(file)
+        other.write_text(new)
+        other.replace(file)
     elif way == "a link that is swapped":
         (file.parent / "v2").mkdir()
         (file.parent / "v2" / file.name).write_text(new)

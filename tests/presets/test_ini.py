@@ -26,13 +26,9 @@ def values(section: Section) -> dict[str, str]:
 
 
 def fault_of(folder: Path, text: str | bytes) -> str:
-    """Return the fault of the file's section, or the error if the file cannot be read."""
-    try:
-        file = parse(folder, text)
-    except ConfigError as error:
-        return str(error)
-    (fault,) = filter(None, [*(section.fault for section in file.sections), *file.faulty_groups.values()])
-    return fault
+    """Return the fault of the file's only section, which makes no other section unusable."""
+    (section,) = parse(folder, text).sections
+    return section.fault
 
 
 def one(folder: Path, line: str) -> str:
@@ -140,7 +136,6 @@ def test_values_of_lines(tmp_path: Path, line: str, value: str) -> None:
         ("[m]\njinja = yes\n", "2: jinja: invalid value 'yes': expected on or off"),
         ("[m]\nno-jinja = yes\n", "2: no-jinja: invalid value 'yes': expected on or off"),
         ("[m]\nc = many\n", "2: c: invalid value 'many': expected an integer of at least 0"),
-        ("[*]\nport = 70000\n", "2: port: invalid value '70000': expected an integer from 0 to 65535"),
         ("[m]\nstop-timeout = soon\n", "2: stop-timeout: invalid value 'soon': expected a number of at least 0"),
         ("[m]\nctx-size\n", "2: expected KEY = VALUE, found 'ctx-size'"),
         ("[m]\nctx-size: 5\n", "2: expected KEY = VALUE, found 'ctx-size: 5'"),
@@ -155,6 +150,13 @@ def test_values_of_lines(tmp_path: Path, line: str, value: str) -> None:
 )
 def test_errors_name_file_and_line(tmp_path: Path, text: str | bytes, message: str) -> None:
     assert fault_of(tmp_path, text).startswith(f"{tmp_path}/models.ini:{message}")
+
+
+def test_a_fault_for_all_models_is_an_error_of_the_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse(tmp_path, "[*]\nport = 70000\n")
+    message = "2: port: invalid value '70000': expected an integer from 0 to 65535"
+    assert str(raised.value).startswith(f"{tmp_path}/models.ini:{message}")
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

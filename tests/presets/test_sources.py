@@ -8,6 +8,7 @@ from pathlib import Path
 
 import gguf
 import pytest
+from file_edits import gguf_files, overwrite, touch
 from llama_corral.common.base.errors import ConfigError
 from llama_corral.common.hub.gguf_header import MAX_HEADERS
 from llama_corral.presets import sources
@@ -42,7 +43,7 @@ def load(tmp_path: Path, environ: Mapping[str, str]) -> Load:
 
 @pytest.fixture
 def models_dir(tmp_path: Path) -> Path:
-    return touch(
+    return gguf_files(
         tmp_path / "models",
         "single.gguf",
         "mmproj-x.gguf",
@@ -61,14 +62,6 @@ def models_dir(tmp_path: Path) -> Path:
         "only-projector/mmproj.gguf",
         "deep/deeper/model.gguf",
     )
-
-
-def touch(folder: Path, *names: str) -> Path:
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"GGUF")
-    return folder
 
 
 def texts(preset: Preset) -> dict[str, str]:
@@ -92,12 +85,12 @@ def test_a_directory_gives_its_projector_but_not_its_draft(load: Load, models_di
 
 
 def test_a_directory_wins_over_a_file_of_its_name(load: Load, tmp_path: Path) -> None:
-    folder = touch(tmp_path / "models", "twice.gguf", "twice/inner.gguf")
+    folder = gguf_files(tmp_path / "models", "twice.gguf", "twice/inner.gguf")
     assert texts(load("", "--models-dir", str(folder))["twice"])["model"] == str(folder / "twice/inner.gguf")
 
 
 def test_a_models_directory_must_exist(load: Load, tmp_path: Path) -> None:
-    for path in (tmp_path / "missing", touch(tmp_path, "file.gguf") / "file.gguf"):
+    for path in (tmp_path / "missing", gguf_files(tmp_path, "file.gguf") / "file.gguf"):
         with pytest.raises(ConfigError, match="no such directory"):
             load("", "--models-dir", str(path))
 
@@ -284,7 +277,7 @@ def test_modalities_from_the_header_of_the_projector(
     tmp_path: Path, load: Load, vision: bool, audio: bool, expected: tuple[str, ...]
 ) -> None:
     path = tmp_path / "models" / "eyes" / "mmproj.gguf"
-    touch(path.parent, "model.gguf")
+    gguf_files(path.parent, "model.gguf")
     writer = gguf.GGUFWriter(path, "clip")
     writer.add_bool("clip.has_vision_encoder", vision)
     writer.add_bool("clip.has_audio_encoder", audio)
@@ -298,7 +291,7 @@ def test_modalities_from_the_header_of_the_projector(
 
 
 def test_a_model_with_a_broken_projector_is_text_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert projector_modalities(touch(tmp_path, "m.gguf") / "m.gguf") == ()
+    assert projector_modalities(gguf_files(tmp_path, "m.gguf") / "m.gguf") == ()
     assert "truncated" in caplog.text
 
 
@@ -332,10 +325,7 @@ def test_the_header_of_a_projector_is_read_once(tmp_path: Path) -> None:
     for path in projectors[1:]:
         os.link(first, path)
     assert {projector_modalities(path) for path in projectors} == {("image",)}
-    before = first.stat()
-    with first.open("r+b") as file:
-        file.write(bytes(before.st_size))  # a change that cannot be seen without reading the file
-    os.utime(first, ns=(before.st_atime_ns, before.st_mtime_ns))
+    overwrite(first)
     assert {projector_modalities(path) for path in projectors} == {("image",)}
-    os.utime(first, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    touch(first)
     assert {projector_modalities(path) for path in projectors} == {()}

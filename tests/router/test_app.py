@@ -11,8 +11,9 @@ import pytest
 from llama_corral.common.base.errors import ConfigError
 from llama_corral.presets.options.settings import Settings
 from llama_corral.router.handlers import read_ui_settings
-from router_http import error_of, gateway
+from router_http import gateway
 from router_tools import PATIENCE, preset, until
+from web_tools import error_of
 
 
 async def test_health_and_props() -> None:

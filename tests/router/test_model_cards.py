@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from file_edits import overwrite, touch
 from llama_corral.common.hub.model_card import read_brief_card
 from llama_corral.presets.layer import ConfigValue
 from llama_corral.presets.preset import Preset
@@ -33,12 +34,9 @@ async def test_a_list_reads_no_file_a_second_time(many: list[Preset], tmp_path: 
         first = (await it.client.get("/api/tags")).json()["models"]
         assert [entry["details"]["family"] for entry in first] == ["llama"] * MANY
         file = tmp_path / "0.gguf"
-        before = file.stat()
-        with file.open("r+b") as opened:
-            opened.write(bytes(before.st_size))
-        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        overwrite(file)
         assert (await it.client.get("/api/tags")).json()["models"] == first
-        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+        touch(file)
         again = (await it.client.get("/api/tags")).json()["models"]
         assert [entry["details"]["family"] for entry in again] == [""] * MANY
 

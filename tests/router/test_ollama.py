@@ -61,7 +61,7 @@ async def test_bodies_are_forwarded_for_names_with_tags() -> None:
             assert json.loads(response.json()["body"]) == {"model": name, "input": "x"}
         for name in ("me/repo", "hf.co/me/repo:q4_k_m", "me/repo:latest"):
             assert (await ask(it, "chat", model=name)).json()["worker"]["name"] == "me/repo:Q4_K_M"
-        assert (await it.chat("a:latest")).status_code == 200, "who has read Ollama's list may ask in any dialect"
+        assert (await it.chat("a:latest")).status_code == 200, "names of Ollama's list are accepted in any dialect"
         response = await ask(it, "chat", model="a:8b")
         assert (response.status_code, response.json()) == (404, {"error": "model 'a:8b' not found"})
         response = await ask(it, "generate", prompt="x")

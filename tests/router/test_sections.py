@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from programs import Program, Programs, wait_until
+from programs import Program, Programs, complete, wait_until
 
 INI = """[*]
 ctx-size = 256
@@ -44,10 +44,6 @@ def reload(gateway: Program) -> dict[str, dict[str, Any]]:
 
 def failed(statuses: dict[str, dict[str, Any]]) -> list[str]:
     return [name for name, status in statuses.items() if status.get("failed")]
-
-
-def complete(gateway: Program, model: str, path: str = "/completion") -> httpx.Response:
-    return gateway.client.post(path, json={"model": model, "prompt": "a", "n_predict": 1, "max_tokens": 1})
 
 
 def message(answer: httpx.Response) -> str:

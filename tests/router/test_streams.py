@@ -12,8 +12,9 @@ from aiohttp import web
 from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.router.proxy.conversations import Conversation, Conversations
 from programs import Program, Programs, wait_until
-from router_http import Gateway, error_of, gateway
+from router_http import Gateway, gateway
 from router_tools import preset, until
+from web_tools import error_of
 
 TINY = """
 [one]
@@ -53,12 +54,6 @@ def leases(g: Gateway, model: str) -> int:
     return view.leases
 
 
-def waiting(g: Gateway, model: str) -> int:
-    view = g.lifecycle.view(model)
-    assert view is not None
-    return view.waiting
-
-
 # -- conversations ---------------------------------------------------------------------------------------------------
 
 
@@ -93,7 +88,7 @@ async def test_a_stop_ends_a_parked_request_and_ended_conversations_are_removed(
 async def test_a_client_that_disconnects_during_the_load_does_not_end_its_stream() -> None:
     async with gateway(preset("m", "load=0.4,chunks=20,pause=0.02")) as g:
         await hang_up(g.port, "/v1/chat/completions", {"model": "m", "stream": True}, "c", read=0)
-        await until(lambda: waiting(g, "m"))
+        await until(lambda: g.waiting("m"))
         retry = await g.client.get("/v1/stream?conv_id=c")
         assert (retry.status_code, error_of(retry)["type"]) == (503, "unavailable_error")
         assert "loading" in error_of(retry)["message"]
@@ -109,7 +104,7 @@ async def test_a_model_with_an_abandoned_stream_is_not_evicted() -> None:
         body = {"model": "m", "stream": True}
         assert await hang_up(g.port, "/v1/chat/completions", body, "c", read=15) == b"HTTP/1.1 200 OK"
         other = asyncio.ensure_future(g.chat("n"))
-        await until(lambda: waiting(g, "n"))
+        await until(lambda: g.waiting("n"))
         assert leases(g, "m") == 1
         assert (await other).status_code == 200
         assert (await g.status("m"))["value"] == "unloaded"
@@ -137,13 +132,13 @@ async def test_a_stop_while_the_model_loads_ends_the_request() -> None:
                 "/v1/chat/completions", json={"model": "m", "stream": True}, headers={"X-Conversation-Id": "c"}
             )
         )
-        await until(lambda: waiting(g, "m"))
+        await until(lambda: g.waiting("m"))
         stopped = await g.client.delete("/v1/stream?conv_id=c")
         assert (stopped.status_code, stopped.content) == (204, b"")
         refused = error_of(await asking)
         assert refused["code"] == 400
         assert refused["message"] == "request cancelled by a stop while the model was loading"
-        assert waiting(g, "m") == 0, "nothing is evicted or loaded for it"
+        assert g.waiting("m") == 0, "nothing is evicted or loaded for it"
         assert (await g.client.get("/v1/stream?conv_id=c")).status_code == 404
         holding.cancel()
 

@@ -212,7 +212,7 @@ def test_system_prompts(gateway: Program) -> None:
     assert "Be brief." in prompt("object")
     assert "Be brief." not in prompt("whole")
     assert "Be brief." not in prompt("yes", {"role": "system", "content": "Be long."})
-    assert 'Täglich neu; "so".' in prompt("other"), "a model of its own may have one, too"
+    assert 'Täglich neu; "so".' in prompt("other"), "a model that is no variant may have one, too"
 
 
 def test_a_client_cannot_send_defaults(gateway: Program) -> None:

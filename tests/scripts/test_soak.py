@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,11 +15,14 @@ from typing import Any, cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from llama_corral.common.base.errors import ConfigError
+from llama_corral.presets.options.settings import Settings
+from llama_corral.presets.sources import load_presets
 from soaking.__main__ import report
 from soaking.client import judge
 from soaking.ledger import Ending, Ledger
 from soaking.requests import RequestSpec, any_request
-from soaking.target import MODELS_MAX, Target
+from soaking.target import CHATS, EMBEDDER, MODELS_MAX, Breakage, PresetsFile, Target
 from soaking.trend import trend
 from soaking.watch import PATIENCE, Look, Verifier
 
@@ -171,6 +175,28 @@ async def test_running_streams_are_counted_by_model() -> None:
     assert ledger.flowing("herd", "cattle") == 2
     ledger.end(numbers[1], Ending.TOLD)
     assert ledger.flowing("herd", "cattle") == 1
+
+
+def test_each_breakage_of_the_presets_file_has_its_effect(tmp_path: Path) -> None:
+    path = tmp_path / "presets.ini"
+    presets = PresetsFile(path, tmp_path, tmp_path)
+    effects = defaultdict(set)
+    for seed in range(20):
+        breakage = presets.break_it(random.Random(seed))
+        try:
+            found = load_presets(Settings.of(models_preset=str(path)), {}, {"LLAMA_CACHE": str(tmp_path)})
+        except ConfigError as error:
+            effects[breakage].add(
+                str(error).removeprefix(str(path)).rpartition(": ")[2].lower().removesuffix(" or directory")
+            )
+        else:
+            assert set(found) == {*CHATS, EMBEDDER}
+            effects[breakage].add(sum("no-such-key" in preset.unavailable for preset in found.values()))
+    assert effects == {
+        Breakage.NO_FILE: {"no such file"},
+        Breakage.GLOBAL: {"unknown key 'no-such-key'"},
+        Breakage.SECTION: {1},
+    }
 
 
 def test_some_seconds_of_it() -> None:

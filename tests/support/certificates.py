@@ -18,6 +18,7 @@ class Certificate(NamedTuple):
 
 def make_certificate(directory: Path) -> Certificate:
     """Make a certificate for `localhost` and 127.0.0.1 in `directory`."""
+    directory.mkdir(exist_ok=True)
     files = Certificate(directory / "key.pem", directory / "chain.pem", directory / "authority.pem")
     authority = trustme.CA()
     leaf = authority.issue_cert("localhost", "127.0.0.1")

@@ -31,7 +31,7 @@ async def choices(loaded: LoadedModel) -> None:
     await ask(loaded, FOX, n=2, n_predict=30).all()
 
 
-async def a_long_prompt_beside_a_stream(loaded: LoadedModel) -> None:
+async def a_long_prompt_during_a_stream(loaded: LoadedModel) -> None:
     stream = ask(loaded, FOX, n_predict=300, stream=True, sampling=ENDLESS)
     await stream.until(lambda events: any(isinstance(event, Piece) for event in events))
     await ask(loaded, LONG, n_predict=30).one()
@@ -43,7 +43,7 @@ async def one_prompt_after_another(loaded: LoadedModel) -> None:
         await ask(loaded, LONG[begin : begin + 300], n_predict=10, id_slot=0).one()
 
 
-SCENES = [a_conversation, a_beginning_that_is_shared, choices, a_long_prompt_beside_a_stream, one_prompt_after_another]
+SCENES = [a_conversation, a_beginning_that_is_shared, choices, a_long_prompt_during_a_stream, one_prompt_after_another]
 BODY = {"prompt": FOX, "n_predict": 20, "temperature": 0, "speculative.p_min": 0.9}
 
 

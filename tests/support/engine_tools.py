@@ -50,6 +50,12 @@ async def running(
         await engine.close()
 
 
+async def asleep(engine: Engine) -> None:
+    """Wait until the engine sleeps. It reports this only to the router."""
+    while not engine.is_sleeping:  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+
+
 class Request:
     """A submitted request and its events so far."""
 

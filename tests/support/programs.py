@@ -47,7 +47,7 @@ def wait_until(condition: Callable[[], T], what: str, seconds: float = START_SEC
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         if time.monotonic() > deadline:
-            raise AssertionError(f"waited {seconds} s in vain for {what}")
+            raise AssertionError(f"waited {seconds} s for {what}, which did not happen")
         time.sleep(0.01)
     return value
 
@@ -165,10 +165,20 @@ def post(program: Program, path: str, body: Any, status: int = 200) -> Any:
     return response.json()
 
 
-def complete(gateway: Program, model: str, **fields: object) -> httpx.Response:
+def complete(gateway: Program, model: str, path: str = "/completion", **fields: object) -> httpx.Response:
     """Return a short greedy completion by `model`."""
     body = {"model": model, "prompt": "Once upon a time", "n_predict": 4, "temperature": 0, **fields}
-    return gateway.client.post("/completion", json=body)
+    return gateway.client.post(path, json=body)
+
+
+def worker_of(gateway: Program, model: str) -> psutil.Process:
+    """Return the process that listens on the model's socket."""
+    args = gateway.models()[model]["status"]["args"]
+    path = args[args.index("--host") + 1]
+    for process in gateway.family():
+        if process.pid != gateway.pid and any(one.laddr == path for one in process.net_connections("unix")):
+            return process
+    raise AssertionError(f"no process listens on {path}")
 
 
 class Programs:

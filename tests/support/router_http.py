@@ -53,6 +53,12 @@ class Gateway:
             while (await self.status(model))["value"] != value:
                 assert await listener.get() is not None
 
+    def waiting(self, model: str) -> int:
+        """Return the number of requests that wait for the model."""
+        view = self.lifecycle.view(model)
+        assert view is not None
+        return view.waiting
+
     async def worker_of(self, model: str) -> dict[str, Any]:
         """Return the fake worker's description of itself."""
         answer: dict[str, Any] = (await self.client.get("/slots", params={"model": model})).json()["worker"]
@@ -102,9 +108,3 @@ async def gateway(
                 yield running
     finally:
         await lifecycle.close()
-
-
-def error_of(response: httpx.Response) -> dict[str, Any]:
-    error: dict[str, Any] = response.json()["error"]
-    assert error["code"] == response.status_code
-    return error

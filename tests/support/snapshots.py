@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from hypothesis import strategies as st
 from llama_corral.presets.policy import ModelGroup, ModelPolicy
 from llama_corral.router.placement.device_split import Need, Split
@@ -13,6 +15,7 @@ from llama_corral.router.placement.placement import (
     QueueEntry,
     Resident,
     Retention,
+    decide,
 )
 from llama_corral.router.placement.queue_order import is_protected
 from llama_corral.router.placement.states import ModelState
@@ -108,6 +111,42 @@ def carried_out(snapshot: PlacementSnapshot, decision: Decision) -> PlacementSna
         if entry.model not in refused
     )
     return replace(snapshot, residents=residents, queue=queue)
+
+
+def steps(snapshot: PlacementSnapshot) -> Iterator[tuple[PlacementSnapshot, Decision]]:
+    """Yield snapshots with their decisions until nothing is left to decide. All loads succeed, and no request ends."""
+    snapshot = replace(snapshot, starts_held=False, is_settling=False)
+    while True:
+        decision = decide(snapshot)
+        yield snapshot, decision
+        if decision:
+            snapshot = carried_out(snapshot, decision)
+        elif any(entry.claimed for entry in snapshot.queue):
+            snapshot = _loaded(snapshot)
+        else:
+            return
+
+
+def _loaded(snapshot: PlacementSnapshot) -> PlacementSnapshot:
+    loading = {entry.model for entry in snapshot.queue if entry.claimed}
+    residents = tuple(
+        replace(r, state=ModelState.LOADED, leases=1) if r.name in loading else r for r in snapshot.residents
+    )
+    return replace(snapshot, residents=residents, queue=tuple(entry for entry in snapshot.queue if not entry.claimed))
+
+
+@st.composite
+def crowded_snapshots(draw: st.DrawFn) -> PlacementSnapshot:
+    """Snapshots of idle models that use nearly all memory, some of them kept, and of one that is queued."""
+    sizes = draw(st.lists(st.integers(1, 9), min_size=3, max_size=6))
+    loaded = tuple(
+        Resident(name, ModelState.LOADED, 0, used, retention=Retention(kept=kept), space=Space(size))
+        for name, size in zip(NAMES, sizes, strict=False)
+        for used, kept in [draw(st.tuples(st.integers(0, 3), st.booleans()))]
+    )
+    wanted = Resident("w", ModelState.UNLOADED, 0, 0, space=Space(draw(st.integers(2, sum(sizes)))))
+    limit = Limit(sum(sizes) + draw(st.integers(0, 1)))
+    return PlacementSnapshot((*loaded, wanted), (QueueEntry("w", False),), 0, limit=limit, now=10)
 
 
 @st.composite

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from certificates import make_certificate
 from llama_corral.common.base.errors import ConfigError, ModelFilesError
 from llama_corral.common.base.user_files import directory_of, read_text_of, why_unreadable
 from llama_corral.common.hub.resolve import resolve_files
@@ -96,6 +97,15 @@ def test_a_directory_that_is_none(place: Path, option: str, name: str, why: str)
 def test_files_of_tls_that_do_not_fit_together(place: Path) -> None:
     with pytest.raises(ConfigError, match="one of them is not a PEM file of its kind"):
         BINARIES["--ssl-key-file"](str(place / "file"))
+
+
+async def test_a_key_of_another_certificate_is_refused(tmp_path: Path) -> None:
+    one, other = (make_certificate(tmp_path / name) for name in ("one", "other"))
+    with pytest.raises(ConfigError) as refusal:
+        await _serve(Settings.of(port=0, ssl_key_file=str(other.key), ssl_cert_file=str(one.chain)))
+    assert str(refusal.value) == (
+        f"--ssl-cert-file {one.chain}, --ssl-key-file {other.key}: the key does not belong to the certificate"
+    )
 
 
 @pytest.mark.parametrize(("name", "why"), [("none", "no such file"), ("directory", "this is a directory")])

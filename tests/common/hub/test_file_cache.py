@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from file_edits import overwrite, touch
 from llama_corral.common.hub.file_cache import FileCache, version_of
 from llama_corral.common.hub.gguf_header import MAX_HEADERS
 from llama_corral.common.hub.model_card import read_brief_card, read_card
@@ -16,18 +17,6 @@ def file(models: Path, tmp_path: Path) -> Path:
     path = tmp_path / "0.gguf"
     path.write_bytes((models / "tiny-llama.gguf").read_bytes())
     return path
-
-
-def spoil(path: Path) -> None:
-    """Overwrite a file with zeros, in a way that no program can see without reading it."""
-    before = path.stat()
-    with path.open("r+b") as file:
-        file.write(bytes(before.st_size))
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
-def touch(path: Path) -> None:
-    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
 
 
 def replace(path: Path) -> None:
@@ -70,7 +59,7 @@ def test_cards_of_more_files_than_headers_fit_in_memory_are_read_once(file: Path
     for path in files[1:]:
         os.link(file, path)
     cards = [read_brief_card(path) for path in files]
-    spoil(file)
+    overwrite(file)
     assert [read_brief_card(path) for path in files] == cards
     assert {card.architecture for card in cards} == {"llama"}
     touch(file)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import struct
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from file_edits import touch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from llama_corral.common.hub import gguf_header
@@ -86,8 +86,7 @@ def test_read_again_only_when_the_file_changed(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "a.gguf")
     first = read_header(path)
     assert read_header(str(path)) is first
-    stat = path.stat()
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    touch(path)
     assert read_header(path) is not first
 
 

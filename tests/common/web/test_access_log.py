@@ -1,4 +1,4 @@
-"""The access log of a small application: one line for each request, whoever refuses it, and what the lines contain."""
+"""The access log of a small application: one line for each request, refused ones too, and what the lines contain."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ async def test_a_failure_after_the_status_is_in_the_line(lines: Any) -> None:
     assert [line[3:] for line in lines()] == [("/late", "200", "too late")]
 
 
-async def test_a_client_cannot_write_lines_of_its_own(lines: Any, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_client_cannot_add_lines(lines: Any, caplog: pytest.LogCaptureFixture) -> None:
     async with serving(settings()) as (client, listening, _):
         await client.get("/x%0a2026-01-01 W router: forged%1b[31m")
         await _raw(listening.port, "GET /\u202ex\x85y HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())

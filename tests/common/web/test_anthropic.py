@@ -41,7 +41,7 @@ def test_agents_see_that_a_prompt_is_too_long() -> None:
     assert message == "prompt is too long: 9000 tokens > 8192 maximum"
 
 
-def test_an_error_ends_a_stream_as_an_event_of_its_own_name() -> None:
+def test_an_error_ends_a_stream_as_an_event_named_error() -> None:
     name, _, data = error_event(errors.ServerFault("gone"), ANTHROPIC).decode().partition("\n")
     assert name == "event: error"
     assert json.loads(data.removeprefix("data: "))["error"] == {"type": "api_error", "message": "gone"}

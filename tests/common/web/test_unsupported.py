@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from llama_corral.common.web.unsupported import UNSUPPORTED
 from programs import Program
-from router_http import error_of, gateway
+from router_http import gateway
+from web_tools import error_of
 
 ENDPOINTS = [("POST", "/tts"), ("POST", "/v1/audio/speech"), ("GET", "/v1/realtime"), ("POST", "/v1/systemone")]
 WEBSOCKET = {

@@ -11,6 +11,7 @@ from llama_corral.common.base.worker_reports import DOWNLOAD_ENV
 from llama_corral.presets.options.values import AUTO_LIMIT, NO_LIMIT
 from llama_corral.presets.policy import ModelGroup, ModelPolicy
 from llama_corral.router.models.queue import Command, Lease, LeaseRequest
+from llama_corral.router.models.registry import EDITED
 from llama_corral.router.placement.device_split import Need, Split
 from llama_corral.router.placement.memory_amounts import Limit, Space, total
 from llama_corral.router.placement.placement import PlacementRules, Retention
@@ -154,7 +155,7 @@ class Histories(RuleBasedStateMachine):
             assert all(view.is_pinned for view in views if view.is_running)
         if isinstance(error, (QueueFull, TooManyRequests)):
             assert any(view.waiting or view.leases for view in views), "refused although no request runs or waits"
-        assert "its preset was changed" not in error.message, "an edit failed a request"
+        assert EDITED not in error.message, "an edit failed a request"
         client.has_ended = True
 
     def command(self, kind: type[Event], *arguments: object) -> Command:
@@ -191,11 +192,11 @@ class Histories(RuleBasedStateMachine):
             self.router.put(events.ClientLeft, client.request)
 
     @precondition(lambda self: self.clients and self.residents)
-    @rule(number=choice, who=choice)
-    def leave_as_the_worker_gets_ready(self, number: int, who: int) -> None:
+    @rule(number=choice, leaver=choice)
+    def leave_as_the_worker_gets_ready(self, number: int, leaver: int) -> None:
         """The client leaves before it has seen its lease."""
         self.pick(number).ready()
-        self.go_away(self.clients[who % len(self.clients)])
+        self.go_away(self.clients[leaver % len(self.clients)])
         self.step()
 
     @precondition(lambda self: any(client.holds for client in self.clients))
@@ -356,7 +357,7 @@ class Histories(RuleBasedStateMachine):
             others = {worker.name for worker in self.residents} - {name}
             views = {view.name: view for view in self.router.views()}
             strangers = {other for other in others if self.group(other) not in ("e", "p")}
-            assert all(views[other].is_pinned for other in strangers), "an exclusive model started beside others"
+            assert all(views[other].is_pinned for other in strangers), "an exclusive model started while others run"
 
     @property
     def taken(self) -> int:
@@ -424,7 +425,7 @@ class Histories(RuleBasedStateMachine):
         assert self.on_devices.fits(fixed)
 
     @invariant()
-    def nobody_idle_is_overdue(self) -> None:
+    def no_idle_model_is_overdue(self) -> None:
         for view in self.router.views():
             if view.status in ("loaded", "sleeping") and not view.leases and not self.launcher[view.name].must_go:
                 assert view.expires_in is None or view.expires_in > 0
@@ -438,7 +439,7 @@ class Histories(RuleBasedStateMachine):
         assert all(len(client.answers) <= 1 for client in self.clients), "a client was answered twice"
 
     @invariant()
-    def nobody_waits_beside_a_ready_model(self) -> None:
+    def no_request_waits_for_a_ready_model(self) -> None:
         for view in self.router.views():
             ready = view.status in ("loaded", "sleeping") and view.preset is self.entries.get(view.name)
             if ready and not self.launcher[view.name].must_go:

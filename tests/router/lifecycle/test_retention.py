@@ -13,7 +13,7 @@ from llama_corral.common.base.errors import NoCapacity
 from llama_corral.router.lifecycle.lifecycle import Lifecycle
 from llama_corral.router.placement.placement import Retention
 from memory_workers import InProcessLauncher
-from router_tools import preset, presets
+from router_tools import preset, presets, until
 
 PINNED = Retention(pinned=True)
 KEPT = Retention(kept=True)
@@ -90,9 +90,7 @@ async def test_the_timer_unloads_without_a_request() -> None:
     lifecycle = Lifecycle(presets(preset("a", ttl=0.01)), launcher, models_max=1, autoload=True)
     await lifecycle.load("a")
     launcher["a"].ready()
-    async with asyncio.timeout(10):
-        while not launcher["a"].must_go:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+    await until(lambda: launcher["a"].must_go)
     launcher["a"].leave()
     await lifecycle.close()
 
@@ -101,7 +99,7 @@ async def test_a_request_sets_the_retention_and_the_last_one_counts() -> None:
     async with router(preset("a", ttl=60.0)) as it:
         await it.use("a", retention=Retention(ttl=300))
         await it.use("a")
-        assert it.expires_in("a") == 300, "who wants nothing changes nothing"
+        assert it.expires_in("a") == 300, "a request without a retention changes nothing"
         await it.use("a", retention=PINNED)
         assert it.expires_in("a") is None
         it.pass_by(1e6)

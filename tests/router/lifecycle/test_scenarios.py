@@ -24,8 +24,9 @@ from llama_corral.presets.sources import load_presets
 from llama_corral.router.lifecycle.lifecycle import Lifecycle
 from llama_corral.router.memory.host import private_bytes
 from llama_corral.router.process.launcher import Launcher, LaunchSpec
-from router_http import Gateway, error_of, gateway
+from router_http import Gateway, gateway
 from router_tools import KINDS, PATIENCE, Kind, Recorder, fake_launcher, is_alive, preset, until
+from web_tools import error_of
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 ROUTER = Path(inspect.getfile(Lifecycle)).parent

@@ -24,8 +24,9 @@ from llama_corral.router.lifecycle.watchdog import COMPUTING_FACTOR, Liveness, W
 from llama_corral.router.process.external import CombinedLauncher, health_check_interval
 from llama_corral.router.process.health_probe import HealthProbe
 from programs import Program, wait_until
-from router_http import Gateway, error_of, gateway
+from router_http import Gateway, gateway
 from router_tools import PATIENCE, fake_launcher, preset
+from web_tools import error_of
 
 START = Liveness(0, 0, 0)
 TIMEOUT = 300.0
@@ -91,7 +92,7 @@ def test_no_worker_counts_as_hanging_before_stuck_at(
 
 async def test_a_router_that_was_blocked_itself_kills_no_worker() -> None:
     now, ended = 0.0, []
-    dog: Watchdog[str] = Watchdog(10, lambda: now, lambda who, _: ended.append(who))
+    dog: Watchdog[str] = Watchdog(10, lambda: now, lambda name, _: ended.append(name))
     dog.record("a", {})
     now = 500.0
     dog.check()
@@ -191,7 +192,7 @@ def test_a_program_that_does_not_answer_hangs_unless_it_may_be_busy() -> None:
 
 async def test_a_program_that_sends_responses_need_not_answer_health_checks() -> None:
     now, ended = 0.0, []
-    dog: Watchdog[str] = Watchdog(10, lambda: now, lambda who, _: ended.append(who))
+    dog: Watchdog[str] = Watchdog(10, lambda: now, lambda name, _: ended.append(name))
     for now in range(200):  # noqa: B007
         dog.record("a", {"busy": True, "steps": 1}, quiet_for=0.5)
         dog.check()
@@ -223,7 +224,7 @@ def test_answers_to_a_health_check() -> None:
         signs = signs_of(checkup, 3)
         server.shutdown()
     assert [(sign.busy, sign.steps) for sign in signs] == [(False, 0), (False, 1), (False, 2)]
-    assert signs_of(checkup, 2)[-1].busy, "nobody listens any more"
+    assert signs_of(checkup, 2)[-1].busy, "no server listens any more"
     checkup.close()
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         checkup = HealthProbe(deaf.getsockname(), "/health", interval=0.02)

@@ -15,8 +15,9 @@ from llama_corral.router.placement.memory_amounts import Limit, Space
 from llama_corral.router.placement.snapshot import PlacementRules
 from llama_corral.router.reducer import sequence
 from programs import Program, Programs
-from router_http import error_of, gateway
+from router_http import gateway
 from router_tools import preset, presets, until
+from web_tools import error_of
 
 
 async def use(r: LifecycleHarness, *names: str) -> None:

@@ -13,7 +13,7 @@ from llama_corral.presets.policy import ModelPolicy
 from llama_corral.router.placement.admission import Load, free_capacity, queue_refusal
 from llama_corral.router.placement.snapshot import PlacementRules
 from router_http import gateway
-from router_tools import preset, presets
+from router_tools import preset, presets, until
 
 counts = st.integers(0, 4)
 crowds = st.builds(Load, counts, counts, st.integers(4, 8))
@@ -157,8 +157,7 @@ async def test_refusals_of_too_many_requests_in_each_dialect() -> None:
     patient = preset("n", policy=ModelPolicy(concurrency=1, max_queue=1))
     async with gateway(strict, patient, models_max=2) as g, g.lifecycle.lease("m"), g.lifecycle.lease("n"):
         waiting = asyncio.create_task(g.chat("n"))
-        while not g.lifecycle.view("n").waiting:  # type: ignore[union-attr]  # noqa: ASYNC110
-            await asyncio.sleep(0)
+        await until(lambda: g.waiting("n"))
         message = "model 'm' has reached its limit of 1 concurrent requests (concurrency)"
         for path, model, status, kind in (
             ("/v1/chat/completions", "m", 429, "rate_limit_error"),

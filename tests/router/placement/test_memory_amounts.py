@@ -62,7 +62,7 @@ def test_fits_checks_every_memory_that_is_used(newcomer: Space, taken: Space, li
 def test_exceeding_names_each_memory_that_is_lacking() -> None:
     lacking = Space(2, {"CUDA0": 5, "CUDA1": 7, "CUDA2": 3}).exceeding(Limit(4, {"CUDA0": 9, "CUDA1": -1}))
     assert lacking == Space(0, {"CUDA1": 8})
-    assert Space(0, {"CUDA0": 0}).fits(Limit(-5, {"CUDA0": -5})), "who needs nothing does not mind"
+    assert Space(0, {"CUDA0": 0}).fits(Limit(-5, {"CUDA0": -5})), "what needs nothing fits"
 
 
 def test_a_space_as_text_names_each_memory() -> None:

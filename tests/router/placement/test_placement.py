@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from collections.abc import Iterator
+
+from hypothesis import HealthCheck, assume, given, settings
 from llama_corral.router.placement.groups import next_in_turn
 from llama_corral.router.placement.memory_amounts import Limit, Space, total
 from llama_corral.router.placement.placement import (
@@ -24,14 +26,19 @@ from msgspec.structs import replace
 from snapshots import (
     NAMES,
     carried_out,
+    crowded_snapshots,
     idle,
     is_loading,
     resident,
     snapshots,
     snapshots_with_sizes,
+    steps,
     taken,
     vulnerable,
 )
+
+RARE = settings(suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+"""For tests of situations that few examples have; the others are not counted as examples."""
 
 
 def running(snapshot: PlacementSnapshot) -> int:
@@ -66,13 +73,11 @@ def worth(r: Resident) -> tuple[bool, int, float]:
 
 @given(snapshots())
 def test_as_many_are_evicted_as_places_are_lacking(snapshot: PlacementSnapshot) -> None:
-    if snapshot.models_max <= 0:
-        return
+    assume(snapshot.models_max > 0)
+    assume(not decide(snapshot).refuse)
     staying = sum(r.state.is_running and r.state is not ModelState.STOPPING for r in snapshot.residents)
     coming = sum(not entry.claimed or resident(snapshot, entry.model).state.is_down for entry in snapshot.queue)
     lacking = max(0, staying + coming - snapshot.models_max) if snapshot.queue else 0
-    if decide(snapshot).refuse:
-        return
     evicted = len(decide(snapshot).evict)
     assert evicted <= lacking
     if evicted < lacking:
@@ -116,18 +121,23 @@ def test_decisions_terminate(snapshot: PlacementSnapshot) -> None:
     raise AssertionError("ticks never settle")
 
 
+@RARE
 @given(snapshots())
 def test_head_that_may_not_start_has_a_reason(snapshot: PlacementSnapshot) -> None:
     """Such a head waits for a reload, for its own exit, or for a place that another model still uses."""
-    decision = decide(snapshot)
-    if not waiting_in_order(snapshot) or is_loading(snapshot) or decision.start or snapshot.starts_held:
-        return
-    head = resident(snapshot, waiting_in_order(snapshot)[0].model)
-    is_pending = any(entry.claimed and resident(snapshot, entry.model).state.is_down for entry in snapshot.queue)
-    assert head.state.is_running or is_pending or not has_place(snapshot)
-    if head.state.is_down and not decision.evict:
-        somebody_leaves = any(r.state is ModelState.STOPPING for r in snapshot.residents)
-        assert somebody_leaves or all(is_protected(snapshot, r) for r in idle(snapshot))
+    blocked = [
+        (snapshot, decision)
+        for snapshot, decision in steps(snapshot)
+        if waiting_in_order(snapshot) and not is_loading(snapshot) and not decision.start
+    ]
+    assume(blocked)
+    for snapshot, decision in blocked:
+        head = resident(snapshot, waiting_in_order(snapshot)[0].model)
+        is_pending = any(entry.claimed and resident(snapshot, entry.model).state.is_down for entry in snapshot.queue)
+        assert head.state.is_running or is_pending or not has_place(snapshot)
+        if head.state.is_down and not decision.evict:
+            one_leaves = any(r.state is ModelState.STOPPING for r in snapshot.residents)
+            assert one_leaves or all(is_protected(snapshot, r) for r in idle(snapshot))
 
 
 @given(snapshots())
@@ -193,17 +203,25 @@ def test_busy_models_are_preempted_only_for_an_overdue_entry(snapshot: Placement
             assert not r.is_pinned
 
 
+@RARE
 @given(snapshots_with_sizes())
 def test_an_overdue_entry_waits_for_no_new_requests_of_others(snapshot: PlacementSnapshot) -> None:
-    rules = replace(snapshot.rules, preempts=True)
-    snapshot = replace(snapshot, rules=rules, now=100, starts_held=False, is_settling=False)
-    if not waiting_in_order(snapshot) or decide(snapshot) or is_loading(snapshot):
-        return
-    head = resident(snapshot, waiting_in_order(snapshot)[0].model)
+    snapshot = replace(snapshot, rules=replace(snapshot.rules, preempts=True), now=100)
     unsettled = (ModelState.STOPPING, ModelState.LOADING)
-    others = [r for r in snapshot.residents if r.state in unsettled or r.is_pinned]
-    wanted = [entry for entry in snapshot.queue if entry.model != head.name]
-    assert others or wanted or head.state.is_running
+    waiting = list(without_decision(snapshot))
+    assume(waiting)
+    for snapshot in waiting:
+        head = resident(snapshot, waiting_in_order(snapshot)[0].model)
+        others = [r for r in snapshot.residents if r.state in unsettled or r.is_pinned]
+        wanted = [entry for entry in snapshot.queue if entry.model != head.name]
+        assert others or wanted or head.state.is_running
+
+
+def without_decision(snapshot: PlacementSnapshot) -> Iterator[PlacementSnapshot]:
+    """Yield the snapshots in which the next model waits, although no load delays it."""
+    for after, decision in steps(snapshot):
+        if waiting_in_order(after) and not decision and not is_loading(after):
+            yield after
 
 
 def test_stopping_models_count_until_they_are_reaped() -> None:
@@ -315,25 +333,21 @@ def test_decisions_about_memory_terminate(snapshot: PlacementSnapshot) -> None:
     raise AssertionError("ticks never settle")
 
 
+@RARE
 @given(snapshots_with_sizes())
 def test_a_head_without_memory_has_a_reason_to_wait(snapshot: PlacementSnapshot) -> None:
     """It waits for a stopping or busy model or for the system; else it starts, is refused, or causes an eviction."""
-    decision = decide(snapshot)
-    if (
-        not waiting_in_order(snapshot)
-        or is_loading(snapshot)
-        or decision
-        or snapshot.starts_held
-        or snapshot.is_settling
-    ):
-        return
-    head = resident(snapshot, waiting_in_order(snapshot)[0].model)
-    others = [r for r in snapshot.residents if r.name != head.name]
-    waits = any(
-        r.state in (ModelState.STOPPING, ModelState.LOADING) or r.leases or is_protected(snapshot, r) for r in others
-    )
-    wanted = any(entry.model != head.name for entry in snapshot.queue)
-    assert waits or wanted or head.state.is_running
+    waiting = list(without_decision(snapshot))
+    assume(waiting)
+    for snapshot in waiting:
+        head = resident(snapshot, waiting_in_order(snapshot)[0].model)
+        others = [r for r in snapshot.residents if r.name != head.name]
+        waits = any(
+            r.state in (ModelState.STOPPING, ModelState.LOADING) or r.leases or is_protected(snapshot, r)
+            for r in others
+        )
+        wanted = any(entry.model != head.name for entry in snapshot.queue)
+        assert waits or wanted or head.state.is_running
 
 
 @given(snapshots_with_sizes())
@@ -342,13 +356,13 @@ def test_a_model_that_fits_with_the_pinned_ones_is_never_refused(snapshot: Place
         assert refusal.reason == impossibility_reason(snapshot, refusal.model) != ""
 
 
-@given(snapshots_with_sizes())
+@RARE
+@given(crowded_snapshots())
 def test_a_kept_model_is_evicted_only_if_the_others_are_not_sufficient(snapshot: PlacementSnapshot) -> None:
-    snapshot = replace(snapshot, models_max=0)
     evicted = [resident(snapshot, eviction.model) for eviction in decide(snapshot).evict]
+    assume(any(one.retention.kept for one in evicted))
     head = next_in_turn(snapshot, vulnerable(snapshot))
-    if head is None or not any(one.retention.kept for one in evicted):
-        return
+    assert head is not None
     others = {one.name for one in vulnerable(snapshot) if not one.retention.kept}
     residents = tuple(
         replace(one, state=ModelState.UNLOADED) if one.name in others or one.state is ModelState.STOPPING else one

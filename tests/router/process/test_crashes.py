@@ -173,7 +173,7 @@ async def test_each_refusal_in_a_pause_gives_the_remaining_time() -> None:
         await settle()
         r.launcher["a"].exit(1)
         for request in attempt:
-            assert isinstance(await told(request), ServerFault), "one attempt for all who wait"
+            assert isinstance(await told(request), ServerFault), "one attempt for all waiting requests"
         assert r.pause == 16
 
 

@@ -291,7 +291,7 @@ def test_programs_that_die(start: Callable[..., Program]) -> None:
     os.kill(chat(gateway, "live").json()["pid"], signal.SIGKILL)
     wait_until(lambda: gateway.models()["live"]["status"].get("failed"), "its end to be known")
     assert "SIGKILL" in gateway.models()["live"]["status"]["error"]
-    assert chat(gateway, "live").status_code == 200, "started anew"
+    assert chat(gateway, "live").status_code == 200, "started again"
 
 
 @pytest.mark.parametrize("flag", ["broken", "hangs-up"])

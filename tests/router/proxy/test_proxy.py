@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from llama_corral.router.app import BY_BODY, BY_QUERY
-from router_http import Gateway, error_of, gateway
+from router_http import Gateway, gateway
 from router_tools import preset, until
+from web_tools import error_of
 
 
 async def test_every_known_route_reaches_the_worker() -> None:

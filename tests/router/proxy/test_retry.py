@@ -75,11 +75,11 @@ async def test_the_load_is_retried_once() -> None:
         assert view.failures == 2
 
 
-@pytest.mark.parametrize("why", ["nobody is there", "busy", "pinned", "another reason", "killed by a person"])
+@pytest.mark.parametrize("why", ["no model is loaded", "busy", "pinned", "another reason", "killed by a person"])
 async def test_no_retry_without_a_victim_or_for_another_reason(why: str) -> None:
     entries = presets(preset("a", pin=why == "pinned"), preset("c"))
     async with router(models_max=0, presets=entries) as r:
-        if why != "nobody is there":
+        if why != "no model is loaded":
             await r.up("a")
         user = r.client("a") if why == "busy" else None
         await settle()
@@ -108,7 +108,7 @@ async def test_no_retry_if_no_request_waits_any_more() -> None:
         await run_out_of_memory(r)
         await client.leave()
         await let_go(r, "a")
-        assert r.status("c") == "unloaded", "nobody wants it"
+        assert r.status("c") == "unloaded", "no request waits for it"
         await r.lifecycle.load("b")
         await run_out_of_memory(r, "b")
         assert not r.launcher.alive

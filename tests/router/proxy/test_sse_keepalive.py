@@ -119,13 +119,7 @@ async def test_a_client_that_disconnects_during_comments_leaves_the_queue() -> N
         async with g.client.stream("POST", CHAT, json={"model": "m", "stream": True}) as response:
             async with asyncio.timeout(PATIENCE):
                 assert await anext(response.aiter_lines()) == ": waiting in the queue"
-            assert waiting(g, "m") == 1
-        await until(lambda: waiting(g, "m") == 0)
+            assert g.waiting("m") == 1
+        await until(lambda: g.waiting("m") == 0)
         busy.cancel()
         await asyncio.gather(busy, return_exceptions=True)
-
-
-def waiting(g: Gateway, model: str) -> int:
-    view = g.lifecycle.view(model)
-    assert view is not None
-    return view.waiting

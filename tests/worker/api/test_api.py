@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import socket
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import openai
 import pytest
-from chat_templates import HERMES
-from llama_corral.worker.engine.llama.embedding import normalize
 from programs import Program, post, wait_until
+from worker_http import stream
 
 CHAT = {"messages": [{"role": "user", "content": "Tell me about the sea"}], "max_tokens": 4}
 THINK = '{"enable_thinking": true}'
 ENDLESS = {"prompt": "Once upon a time", "n_predict": -1, "ignore_eos": True}
-
-
-def stream(program: Program, path: str, body: dict[str, Any]) -> Iterator[Any]:
-    with program.client.stream("POST", path, json={**body, "stream": True}) as response:
-        assert response.status_code == 200
-        assert response.headers["content-type"] == "text/event-stream"
-        for line in response.iter_lines():
-            if line.startswith("data: "):
-                yield line[6:] if line == "data: [DONE]" else json.loads(line[6:])
 
 
 def slots(program: Program) -> Any:
@@ -222,7 +208,7 @@ def test_a_waiting_request_is_dropped_when_its_client_disconnects(worker: Progra
         wait_until(lambda: all(slot["is_processing"] for slot in slots(worker)), "busy slots", 5)
         with raw_request(worker, "/completion", ENDLESS):
             wait_until(lambda: "requests_deferred 1" in worker.client.get("/metrics").text, "a waiting request", 5)
-        wait_until(lambda: "requests_deferred 0" in worker.client.get("/metrics").text, "nobody to wait", 2)
+        wait_until(lambda: "requests_deferred 0" in worker.client.get("/metrics").text, "no request to wait", 2)
     wait_until(lambda: none_is_busy(worker), "free slots", 2)
     assert max(slot["id_task"] for slot in slots(worker)) <= before + 3
     post(worker, "/completion", {"prompt": "Hi", "n_predict": 1})
@@ -292,84 +278,6 @@ def test_endpoints_that_an_option_enables_or_disables(start_worker: Callable[...
     assert program.client.get("/models").json()["data"][0]["id"] == "tiny-llama.gguf"
 
 
-# -- embeddings ------------------------------------------------------------------------------------------------------
-
-
-def test_embeddings(embedder: Program) -> None:
-    entries = ["hello", [5, 6], {"content": [{"type": "text", "text": "hello"}]}]
-    shown = post(embedder, "/v1/embeddings", {"input": entries, "model": "mine"})
-    assert shown["model"] == "mine"
-    assert [item["index"] for item in shown["data"]] == [0, 1, 2]
-    vectors = [item["embedding"] for item in shown["data"]]
-    assert vectors[0] == pytest.approx(vectors[2], abs=1e-4)
-    assert vectors[0] != pytest.approx(vectors[1], abs=1e-2)
-    assert sum(x * x for x in vectors[0]) == pytest.approx(1, abs=1e-3)
-    assert shown["usage"]["prompt_tokens"] == shown["usage"]["total_tokens"] > 0
-
-
-def test_embeddings_as_base64_and_in_the_native_form(embedder: Program) -> None:
-    plain = post(embedder, "/v1/embeddings", {"input": "hello"})["data"][0]["embedding"]
-    item = post(embedder, "/v1/embeddings", {"input": "hello", "encoding_format": "base64"})["data"][0]
-    raw = base64.b64decode(item["embedding"])
-    assert struct.unpack(f"<{len(raw) // 4}f", raw) == pytest.approx(plain, abs=1e-6)
-    assert item["encoding_format"] == "base64"
-    native = post(embedder, "/embeddings", {"content": "hello"})
-    assert native == [{"index": 0, "embedding": [pytest.approx(plain, abs=1e-6)]}]
-    assert post(embedder, "/v1/embeddings", {"content": "hello"}) == native
-    large = post(embedder, "/embedding", {"input": "hello", "embd_normalize": 0})[0]["embedding"][0]
-    assert max(map(abs, large)) == pytest.approx(32760, rel=1e-3)
-
-
-@pytest.mark.parametrize("norm", [-1, 0, 1, 2])
-def test_embeddings_may_be_shortened(embedder: Program, norm: int) -> None:
-    body = {"input": ["hello", "sea"], "embd_normalize": norm}
-    for path, key in (("/v1/embeddings", "input"), ("/embeddings", "content")):
-        asked = {**body, key: body["input"]}
-        whole, short = post(embedder, path, asked), post(embedder, path, {**asked, "dimensions": 5})
-        pairs = zip(whole["data"], short["data"], strict=True) if "data" in whole else zip(whole, short, strict=True)
-        for one, other in pairs:
-            first, vector = [item["embedding"] for item in (one, other)]
-            first, vector = (first[0], vector[0]) if isinstance(first[0], list) else (first, vector)
-            expected = normalize(np.array(first[:5], np.float32), norm).tolist()
-            assert vector == pytest.approx(expected, rel=1e-3, abs=1e-5)
-
-
-def test_an_embedding_may_be_shortened_to_its_own_length(embedder: Program) -> None:
-    whole = post(embedder, "/v1/embeddings", {"input": "hello"})["data"][0]["embedding"]
-    same = post(embedder, "/v1/embeddings", {"input": "hello", "dimensions": len(whole)})["data"][0]["embedding"]
-    assert same == pytest.approx(whole, abs=1e-6)
-    body = {"input": "hello", "dimensions": 3, "encoding_format": "base64"}
-    text = post(embedder, "/v1/embeddings", body)["data"][0]["embedding"]
-    assert len(base64.b64decode(text)) == 12
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        {},
-        {"input": []},
-        {"input": [[]]},
-        {"input": 5},
-        {"input": {"content": "x"}},
-        {"input": "x", "encoding_format": "xml"},
-        {"input": "x", "embd_normalize": -2},
-        {"input": "x", "dimensions": 0},
-        {"input": "x", "dimensions": -1},
-        {"input": "x", "dimensions": "8"},
-        {"input": "x", "dimensions": True},
-        {"input": "x", "dimensions": 10_000},
-    ],
-)
-def test_wrong_embedding_requests(embedder: Program, body: dict[str, Any]) -> None:
-    post(embedder, "/v1/embeddings", body, 400)
-
-
-def test_an_embedding_input_that_is_too_long(embedder: Program) -> None:
-    error = post(embedder, "/v1/embeddings", {"input": ["ok", "word " * 5000]}, 500)["error"]
-    assert "too large to process" in error["message"]
-    post(embedder, "/v1/embeddings", {"input": "ok"})
-
-
 @pytest.mark.parametrize(
     ("options", "thinks"), [([], False), (["--reasoning", "on"], True), (["--chat-template-kwargs", THINK], True)]
 )
@@ -390,110 +298,3 @@ def test_anthropics_dialect_thinks_only_if_an_option_or_the_request_says_so(
     on, off = count(thinking={"type": "enabled"}), count(thinking={"type": "disabled"})
     assert on > off
     assert count() == (on if thinks else off)
-
-
-def test_an_embedding_model_refuses_chats(embedder: Program) -> None:
-    for path, body in (
-        ("/v1/chat/completions", CHAT),
-        ("/v1/chat/completions", {**CHAT, "stream": True}),
-        ("/v1/messages", CHAT),
-        ("/v1/responses", {"input": "x"}),
-        ("/completion", {"prompt": "x"}),
-    ):
-        error = post(embedder, path, body, 501)["error"]
-        assert "computes embeddings and cannot generate text" in error["message"]
-    assert "cannot generate text" in post(embedder, "/api/chat", {**CHAT, "options": {}}, 501)["error"]
-    assert embedder.client.get("/v1/models").json()["models"][0]["capabilities"] == ["embedding"]
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "why"),
-    [
-        ("echo", True, "Only no echo is supported"),
-        ("echo", "x", "echo"),
-        ("best_of", 2, "Unsupported param: best_of"),
-        ("suffix", "x", "Unsupported param: suffix"),
-    ],
-)
-def test_unsupported_openai_completion_parameters_are_refused(
-    worker: Program, field: str, value: object, why: str
-) -> None:
-    body = {"prompt": "a", "max_tokens": 1}
-    answer = worker.client.post("/v1/completions", json={**body, field: value})
-    assert answer.status_code == 400
-    assert why in answer.json()["error"]["message"]
-    for harmless in (None, False) if field == "echo" else (None,):
-        assert worker.client.post("/v1/completions", json={**body, field: harmless}).status_code == 200
-
-
-@pytest.mark.parametrize("fields", [{"best_of": 1}, {"n": 2, "best_of": 2}, {"n": 2, "best_of": 1}, {"suffix": ""}])
-def test_default_values_of_openai_completion_parameters_are_accepted(worker: Program, fields: dict[str, Any]) -> None:
-    post(worker, "/v1/completions", {"prompt": "a", "max_tokens": 1, **fields})
-
-
-@pytest.mark.parametrize("fields", [{"best_of": 0}, {"n": 2, "best_of": 3}, {"best_of": "x"}, {"suffix": 5}])
-def test_other_values_of_openai_completion_parameters_are_refused(worker: Program, fields: dict[str, Any]) -> None:
-    error = post(worker, "/v1/completions", {"prompt": "a", "max_tokens": 1, **fields}, 400)["error"]
-    assert "best_of" in error["message"] or "suffix" in error["message"]
-
-
-# -- probabilities of OpenAI's requests ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("post_sampling", [False, True])
-def test_logprobs_0_are_those_of_the_chosen_tokens(worker: Program, post_sampling: bool) -> None:
-    body = {"prompt": "The sea", "max_tokens": 6, "logprobs": 0, "seed": 3, "post_sampling_probs": post_sampling}
-    choice = post(worker, "/v1/completions", body)["choices"][0]
-    content = choice["logprobs"]["content"]
-    assert "".join(entry["token"] for entry in content) == choice["text"]
-    assert len(content) == 6
-    assert all(entry["top_probs" if post_sampling else "top_logprobs"] == [] for entry in content)
-    chat = {**CHAT, "logprobs": True, "top_logprobs": 0}
-    content = post(worker, "/v1/chat/completions", chat)["choices"][0]["logprobs"]["content"]
-    assert [entry["top_logprobs"] for entry in content] == [[]] * 4
-    assert post(worker, "/v1/completions", {"prompt": "a", "max_tokens": 1})["choices"][0]["logprobs"] is None
-
-
-def test_text_offsets_are_those_of_the_tokens_in_the_text(worker: Program) -> None:
-    text = "sea é鼙🤠!"
-    body = {"prompt": "a", "max_tokens": 40, "logprobs": 1, "grammar": f'root ::= "{text}"', "n": 2, "temperature": 0}
-    for choice in post(worker, "/v1/completions", body)["choices"]:
-        shown = choice["logprobs"]
-        assert choice["text"] == text
-        assert len(shown["text_offset"]) == len(shown["tokens"])
-        for offset, entry in zip(shown["text_offset"], shown["content"], strict=True):
-            written = bytes(entry["bytes"])
-            assert written in text[offset:].encode()
-            assert offset == len(text) or text[offset:].encode().find(written) < 4
-    *chunks, _ = stream(worker, "/v1/completions", body)
-    for index in range(2):
-        said = [choice for chunk in chunks for choice in chunk["choices"] if choice["index"] == index]
-        offsets = [offset for choice in said if choice["logprobs"] for offset in choice["logprobs"]["text_offset"]]
-        assert offsets == sorted(offsets)
-        assert offsets == shown["text_offset"]
-
-
-@pytest.mark.parametrize("n", [21, -1])
-def test_top_logprobs_have_a_limit(worker: Program, n: int) -> None:
-    error = post(worker, "/v1/chat/completions", {**CHAT, "logprobs": True, "top_logprobs": n}, 400)["error"]
-    assert "'top_logprobs'" in error["message"]
-    post(worker, "/v1/chat/completions", {**CHAT, "logprobs": True, "top_logprobs": 20})
-
-
-@pytest.mark.parametrize("choice", ["auto", "required"])
-def test_a_stream_with_tools_has_the_probabilities_of_all_tokens(
-    start_worker: Callable[..., Program], tmp_path: Path, choice: str
-) -> None:
-    template = tmp_path / "template.jinja"
-    template.write_text(HERMES)
-    program = start_worker("--chat-template-file", str(template), "--threads", "1", "--ctx-size", "1024")
-    parameters = {"type": "object", "properties": {"x": {"const": 1}}, "required": ["x"]}
-    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
-    body = {**CHAT, "max_tokens": 200, "tools": [tool], "tool_choice": choice, "logprobs": True, "top_logprobs": 1,
-            "temperature": 0}  # fmt: skip
-    whole = post(program, "/v1/chat/completions", body)["choices"][0]
-    chunks = [chunk for chunk in stream(program, "/v1/chat/completions", body) if chunk != "[DONE]"]
-    assert bool(whole["message"].get("tool_calls")) == (choice == "required")
-    shown = [chunk["choices"][0].get("logprobs") for chunk in chunks]
-    ids = [entry["id"] for probs in shown if probs for entry in probs["content"]]
-    assert ids == [entry["id"] for entry in whole["logprobs"]["content"]]

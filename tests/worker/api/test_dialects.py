@@ -17,7 +17,6 @@ from llama_corral.worker.api.request.params import CompletionParams
 from llama_corral.worker.chat.parsing.reply import ReplyFormat
 from llama_corral.worker.engine.messages import Finished, Piece, Progress, Sampling, Timings, TokenProb, TokenProbs
 from msgspec.structs import replace
-from msgspec.structs import replace as struct_replace
 
 TIMINGS = Timings(cache_n=2, prompt_n=4, prompt_ms=8.0, predicted_n=3, predicted_ms=10.0)
 PROBS = TokenProbs(TokenProb(5, "é".encode(), -0.5), (TokenProb(6, b"\xc3", -math.inf),))
@@ -114,9 +113,9 @@ def test_native_stream() -> None:
 
 def test_both_ways_to_render_a_piece_agree() -> None:
     dialect = Native(answer(stream=True))
-    with_timings = events(dialect.piece(3, struct_replace(PIECE, tokens=(5, 6), timings=TIMINGS)))[0]
+    with_timings = events(dialect.piece(3, replace(PIECE, tokens=(5, 6), timings=TIMINGS)))[0]
     del with_timings["timings"]
-    assert events(dialect.piece(3, struct_replace(PIECE, tokens=(5, 6)))) == [with_timings]
+    assert events(dialect.piece(3, replace(PIECE, tokens=(5, 6)))) == [with_timings]
 
 
 def test_response_fields() -> None:
@@ -134,7 +133,7 @@ def test_probabilities() -> None:
         }
     ]  # fmt: skip
     after = Native(answer(stream=True, sampling=Sampling(n_probs=1, post_sampling_probs=True)))
-    entry = events(after.piece(0, struct_replace(PIECE, probs=(PROBS,))))[0]["completion_probabilities"][0]
+    entry = events(after.piece(0, replace(PIECE, probs=(PROBS,))))[0]["completion_probabilities"][0]
     assert {"prob", "top_probs"} <= entry.keys()
 
 
@@ -216,7 +215,7 @@ def test_chat_stream_without_content() -> None:
 def test_chat_stream_of_two_choices() -> None:
     chunks = streamed(
         OpenAIChat(answer(stream=True, n=2, include_usage=True)),
-        PIECE, struct_replace(PIECE, index=1), DONE, replace(DONE, index=1),
+        PIECE, replace(PIECE, index=1), DONE, replace(DONE, index=1),
     )  # fmt: skip
     assert [chunk["choices"][0]["index"] for chunk in chunks[:-2]] == [0, 0, 1, 1, 0, 1]
     assert chunks[-2]["usage"]["completion_tokens"] == 6
@@ -232,10 +231,10 @@ def test_chat_progress_precedes_the_first_chunk() -> None:
 
 def test_chat_probabilities_in_a_stream() -> None:
     dialect = OpenAIChat(answer(stream=True, sampling=Sampling(n_probs=1)))
-    _, piece = events(dialect.piece(0, struct_replace(PIECE, probs=(PROBS,))))
+    _, piece = events(dialect.piece(0, replace(PIECE, probs=(PROBS,))))
     assert piece["choices"][0]["logprobs"]["content"][0]["id"] == 5
-    assert dialect.piece(0, struct_replace(PIECE, text="", probs=(PROBS,))) == b""
-    (later,) = events(dialect.piece(0, struct_replace(PIECE, probs=(PROBS,))))
+    assert dialect.piece(0, replace(PIECE, text="", probs=(PROBS,))) == b""
+    (later,) = events(dialect.piece(0, replace(PIECE, probs=(PROBS,))))
     assert len(later["choices"][0]["logprobs"]["content"]) == 2, "those of a token without text come with the next"
 
 

@@ -56,4 +56,4 @@ async def test_pooling(models: Path, pooling: str, n_vectors: int) -> None:
         request = Request(loaded, Embedding([1, 300, 301, 302, 303]))
         events = await request.until(bool)
         assert len(events[0].vectors) == n_vectors  # type: ignore[union-attr]
-        assert (await generation.one()).n_decoded == 20, "beside a generation"
+        assert (await generation.one()).n_decoded == 20, "during a generation"

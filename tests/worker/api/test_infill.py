@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from llama_corral.worker.api.infill import ContextFile, InfillBudget, InfillParts, infill_prompt
-from programs import Program, Programs
+from programs import Program, Programs, post
 
 ASK = {"input_prefix": "def main():\n", "input_suffix": "}\n", "prompt": "return", "n_predict": 4, "temperature": 0}
 
@@ -61,9 +61,7 @@ def test_texts_and_tokens_may_be_mixed() -> None:
 
 
 def ask(program: Program, body: Any, status: int = 200) -> Any:
-    response = program.client.post("/infill", json=body)
-    assert response.status_code == status, response.text
-    return response.json()
+    return post(program, "/infill", body, status)
 
 
 def test_the_answer_has_the_format_of_a_completion(worker: Program) -> None:

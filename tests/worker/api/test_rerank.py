@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from llama_corral.worker.api.rerank import rerank_prompts
-from programs import Program, Programs
+from programs import Program, Programs, post
 
 DOCUMENTS = ["the lazy dog", "a story about the sea", "count from 1 to 9", "the quick brown fox"]
 ASK = {"query": "the fox", "documents": DOCUMENTS}
@@ -53,9 +53,7 @@ def reranker(module_programs: Programs) -> Program:
 
 
 def ask(program: Program, body: Any, path: str = "/rerank", status: int = 200) -> Any:
-    response = program.client.post(path, json=body)
-    assert response.status_code == status, response.text
-    return response.json()
+    return post(program, path, body, status)
 
 
 @pytest.mark.parametrize("path", ["/rerank", "/reranking", "/v1/rerank", "/v1/reranking"])

@@ -38,7 +38,7 @@ async def test_a_session_keeps_exactly_the_last_bytes(chunks: list[bytes], max_b
         assert await session.read(offset) == everything[offset:]
 
 
-async def wait_for_ever(session: StreamSession) -> None:
+async def wait_without_end(session: StreamSession) -> None:
     session.begun.set()
     session.append(b"x" * 10)
     await asyncio.Event().wait()
@@ -67,7 +67,7 @@ async def ended(session: StreamSession) -> StreamSession:
 
 async def test_readers_can_read_a_running_session_to_its_end() -> None:
     sessions = StreamSessions()
-    session = sessions.open("c", wait_for_ever)
+    session = sessions.open("c", wait_without_end)
     await session.begun.wait()
     assert await session.read(0) == b"x" * 10
     late = asyncio.ensure_future(session.read(10))
@@ -87,9 +87,9 @@ async def test_readers_can_read_a_running_session_to_its_end() -> None:
 
 async def test_a_conversation_has_one_session() -> None:
     sessions = StreamSessions()
-    first = sessions.open("c", wait_for_ever)
+    first = sessions.open("c", wait_without_end)
     await first.begun.wait()
-    second = sessions.open("c", wait_for_ever)
+    second = sessions.open("c", wait_without_end)
     await ended(first)
     assert first.is_done
     assert sessions.get("c") is second
@@ -118,7 +118,7 @@ async def test_ended_sessions_are_dropped_after_a_time_or_above_the_size_limit()
     assert sessions.get("c") is not None
     await until(lambda: sessions.get("c") is None)
     crowded = StreamSessions(max_ended_bytes=25)
-    live = crowded.open("live", wait_for_ever)
+    live = crowded.open("live", wait_without_end)
     await live.begun.wait()
     for name in "abc":
         session = await ended(crowded.open(name, end_at_once))

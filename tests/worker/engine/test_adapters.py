@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_tools import ask, running, vectors
+from engine_tools import ask, asleep, running, vectors
 from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.common.base.errors import InvalidRequest
@@ -161,8 +161,7 @@ async def test_scales_are_kept_during_sleep(models: Path) -> None:
     async with with_lora(models, "tiny-lora", sleep_idle_seconds=1) as engine:
         async with engine.use() as loaded:
             await loaded.set_adapter_scales({0: 0.25})
-        while not engine.is_sleeping:  # noqa: ASYNC110 - only a report signals it
-            await asyncio.sleep(0.02)
+        await asleep(engine)
         async with engine.use() as loaded:
             assert [scale for _, scale in loaded.adapters()] == [0.25]
 

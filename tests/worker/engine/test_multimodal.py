@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_tools import Request, ask, running
+from engine_tools import Request, ask, asleep, running
 from llama_corral.common.base.errors import ApiError, InvalidRequest, NotSupported, ServerFault
 from llama_corral.common.base.worker_reports import WorkerReport
 from llama_corral.worker.engine.batching.decode import BatchDecoder
@@ -527,8 +527,7 @@ async def test_a_projector_sleeps_with_its_model(models: Path) -> None:
     async with running(files[0], reports, projector=files[1], sleep_idle_seconds=1, warmup=False) as engine:
         async with engine.use() as loaded:
             first = await look(loaded, f"What is {M}", CAT).one()
-        while not engine.is_sleeping:  # noqa: ASYNC110 - only a report signals it
-            await asyncio.sleep(0.02)
+        await asleep(engine)
         info = engine.snapshot.info
         assert info is not None
         assert info.media is not None

@@ -89,9 +89,9 @@ def test_prompts_of_a_kind_are_served_in_order_of_arrival(snapshot: Snapshot) ->
 
 
 @given(st.integers(1, 64), st.integers(1, 300), st.lists(st.integers(1, 64), min_size=1, max_size=6), st.integers(1, 8))
-def test_nothing_starves(n_batch: int, n_beside: int, inputs: list[int], n_streams: int) -> None:
+def test_nothing_starves(n_batch: int, n_with_streams: int, inputs: list[int], n_streams: int) -> None:
     """With endless streams, embeddings and a prompt: the last two finish in a bounded number of batches."""
-    limit, history = BatchLimits(n_batch, n_beside), GroupHistory()
+    limit, history = BatchLimits(n_batch, n_with_streams), GroupHistory()
     left = {n_streams + i: min(n, n_batch) for i, n in enumerate(inputs)}
     prompt_slot, prompt_left = 99, 500
     turns = dict.fromkeys(range(n_streams), 0)

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from engine_tools import ask, running
+from engine_tools import ask, asleep, running
 from llama_corral.common.base.errors import ApiError, ServerFault
 from llama_corral.common.base.worker_reports import WorkerReport
 from llama_corral.worker.engine.messages import Sampling
@@ -18,8 +18,7 @@ async def test_sleep_and_wake(llama: Path) -> None:
     async with running(llama, reports, sleep_idle_seconds=1) as engine:
         async with engine.use() as loaded:
             first = await ask(loaded).one()
-        while not engine.is_sleeping:  # noqa: ASYNC110 - only a report signals it
-            await asyncio.sleep(0.02)
+        await asleep(engine)
         totals = engine.snapshot.totals
         assert engine.metrics().totals.predicted_tokens == totals.predicted_tokens == 16
         async with engine.use() as loaded:
@@ -60,8 +59,7 @@ async def test_a_failed_reload_is_reported_and_tried_again(llama: Path, tmp_path
     file = tmp_path / "model.gguf"
     shutil.copy(llama, file)
     async with running(file, sleep_idle_seconds=1) as engine:
-        while not engine.is_sleeping:  # noqa: ASYNC110 - only a report signals it
-            await asyncio.sleep(0.02)
+        await asleep(engine)
         file.rename(tmp_path / "away.gguf")
         with pytest.raises(ServerFault, match=r"could not be loaded again: .*No such file"):
             async with engine.use():

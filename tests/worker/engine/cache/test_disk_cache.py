@@ -16,7 +16,7 @@ from typing import IO, Any
 import engine_tools
 import psutil
 import pytest
-from engine_tools import ask
+from engine_tools import ask, asleep
 from llama_corral.common.base.private_directory import PrivateDirectory
 from llama_corral.worker.engine.cache import disk_cache, disk_store
 from llama_corral.worker.engine.messages import Finished, Sampling
@@ -215,8 +215,7 @@ async def test_a_prompt_is_reused_after_sleep(llama: Path) -> None:
     async with running(llama, None, sleep_idle_seconds=1) as engine:
         async with engine.use() as loaded:
             first = await ask(loaded, PROMPT).one()
-        while not engine.is_sleeping:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+        await asleep(engine)
         async with engine.use() as loaded:
             second = await ask(loaded, next_turn(first)).one()
         assert second.timings.cache_n == len(PROMPT) + len(first.tokens) - 1
@@ -308,7 +307,7 @@ async def test_damaged_files_are_ignored_and_deleted(llama: Path, tmp_path: Path
         assert (again.tokens, again.timings.cache_n) == (first.tokens, 0)
         assert files(tmp_path) == []
     assert foreign.exists()
-    assert len(files(tmp_path)) == 1, "written anew"
+    assert len(files(tmp_path)) == 1, "written again"
 
 
 async def test_links_are_not_followed(llama: Path, tmp_path: Path) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 from drafting import EXACT, FOX, answers, drafting
 from drafting_scenes import LONG, PRESETS, SCENES, Scene, check_drafting
-from engine_tools import ask, running
+from engine_tools import ask, asleep, running
 from llama_corral.common.hub.resolve import ModelFiles
 from llama_corral.presets.options.settings import Settings
 from llama_corral.worker.engine.llama.errors import LoadError
@@ -139,8 +138,7 @@ async def test_drafts_are_the_same_after_sleep(models: Path) -> None:
     async with running(models / "tiny-qwen-mtp.gguf", **settings) as engine:
         async with engine.use() as loaded:
             first = await drafts_of(engine, loaded, FOX)
-        while not engine.is_sleeping:  # noqa: ASYNC110 - as in test_worker_sleep
-            await asyncio.sleep(0.02)
+        await asleep(engine)
         async with engine.use() as loaded:
             assert await drafts_of(engine, loaded, FOX) == first
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 from drafting import CACHE, FOX, OTHER, SAME, SIMPLE, answers, comparable, drafting, engine_of, rounded
-from engine_tools import GREEDY, Request, ask
+from engine_tools import GREEDY, Request, ask, asleep
 from llama_corral.common.base.worker_reports import WorkerReport
 from llama_corral.worker.engine.llama.errors import LoadError
 from llama_corral.worker.engine.messages import Grammar, Piece, Sampling
@@ -185,8 +184,7 @@ async def test_sleep_frees_the_draft_and_waking_loads_it_again(models: Path) -> 
     async with engine.use() as loaded:
         before = await answers(loaded, {"n_predict": 30})
     n_checks = engine.snapshot.totals.draft_checks
-    while not engine.is_sleeping:  # noqa: ASYNC110 - there is no event for it
-        await asyncio.sleep(0.02)
+    await asleep(engine)
     async with engine.use() as loaded:
         assert await answers(loaded, {"n_predict": 30}) == before
         assert engine.snapshot.totals.draft_checks == 2 * n_checks > 0
