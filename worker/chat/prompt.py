@@ -31,12 +31,13 @@ from .template.capabilities import (
     Capabilities,
     preserve_reasoning,
     probe,
+    takes_any_call_id,
     takes_text_arguments,
     takes_user_after_result,
 )
 from .template.template import CHATML, MAX_SECONDS, ChatTemplate, TemplateError, TemplateSlow
 from .template.turns import TurnDelimiter, detect_delimiters
-from .tool_turns import one_call_at_a_time, users_in_results, with_tool_responses
+from .tool_turns import one_call_at_a_time, users_in_results, with_short_call_ids, with_tool_responses
 
 log = logging.getLogger("corral.worker")
 
@@ -72,6 +73,7 @@ class _TemplateVariant(Struct, frozen=True):
     delimiters: tuple[TurnDelimiter, ...]
     user_after_result: bool  # a user message may directly follow a tool message
     text_arguments: bool  # arguments of a call may be a text instead of an object
+    any_call_id: bool  # calls may have ids other than nine letters and digits
 
 
 class ChatFormat:
@@ -114,6 +116,7 @@ class ChatFormat:
                 detect_delimiters(template, capabilities),
                 takes_user_after_result(template, capabilities),
                 takes_text_arguments(template, capabilities),
+                takes_any_call_id(template, capabilities),
             )
 
     def _tool_variant(self) -> _TemplateVariant | None:
@@ -238,6 +241,8 @@ class ChatFormat:
             messages = [with_thinking(message) for message in messages]
         if variant.capabilities.supports_tool_calls and not variant.capabilities.supports_parallel_tool_calls:
             messages = one_call_at_a_time(messages)
+        if not variant.any_call_id:
+            messages = with_short_call_ids(messages)
         if not variant.user_after_result:
             messages = users_in_results(messages)
         if variant.form.responses_within:

@@ -80,9 +80,9 @@ _OBJECT = {"argument": MARK}
 _TEXT = '{"argument": "' + MARK + '"}'
 
 
-def _takes_calls(template: ChatTemplate, user: Message, arguments: Any, n: int = 1) -> bool:
+def _takes_calls(template: ChatTemplate, user: Message, arguments: Any, n: int = 1, id: str = "call0000") -> bool:
     calls = [
-        {"id": f"call0000{i}", "type": "function", "function": {"name": f"probe_call_{i}", "arguments": arguments}}
+        {"id": f"{id}{i}", "type": "function", "function": {"name": f"probe_call_{i}", "arguments": arguments}}
         for i in range(n)
     ]
     prompt = _try(
@@ -90,7 +90,7 @@ def _takes_calls(template: ChatTemplate, user: Message, arguments: Any, n: int =
         [
             user,
             {"role": "assistant", "content": "", "tool_calls": calls},
-            {"role": "tool", "content": "Result", "tool_call_id": "call00000", "name": "probe_call_0"},
+            {"role": "tool", "content": "Result", "tool_call_id": f"{id}0", "name": "probe_call_0"},
             {"role": "assistant", "content": "Answer"},
             user,
         ],
@@ -113,6 +113,14 @@ def takes_user_after_result(template: ChatTemplate, capabilities: Capabilities) 
     if _try(template, messages, tools=[TOOL]) is None:
         return True  # the user message is not the cause
     return _try(template, [*messages, messages[0]], tools=[TOOL]) is not None
+
+
+def takes_any_call_id(template: ChatTemplate, capabilities: Capabilities) -> bool:
+    """Return False if only calls with ids of nine letters and digits are shown, and others fail."""
+    text: Any = "Question" if capabilities.supports_string_content else [{"type": "text", "text": "Question"}]
+    arguments = _OBJECT if capabilities.supports_object_arguments else _TEXT
+    user = {"role": "user", "content": text}
+    return not capabilities.supports_tool_calls or _takes_calls(template, user, arguments, id="call_of-a-longer_form_")
 
 
 def takes_text_arguments(template: ChatTemplate, capabilities: Capabilities) -> bool:
