@@ -28,6 +28,7 @@ from .schema import (
     fail,
     inferred_type,
     is_anything,
+    other_names,
     refuse_unsupported,
     resolved,
     types_of,
@@ -232,7 +233,7 @@ class Converter:
         required = schema.get("required", [])
         if not isinstance(required, list) or not all(isinstance(key, str) for key in required):
             raise fail(path, "required must be an array of strings")
-        more = schema.get("additionalProperties", schema.get("unevaluatedProperties", "properties" not in schema))
+        more = other_names(schema)
         if not isinstance(more, (bool, dict)):
             raise fail(path, "additionalProperties must be a boolean or a schema")
         if not properties and not required and is_anything(more):

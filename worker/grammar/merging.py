@@ -35,11 +35,15 @@ class Merger:
     def _together(self, a: Schema, b: Schema, path: str) -> Schema:
         together = dict(a)
         for name, value in constraints(b).items():
-            if name not in together or together[name] == value:
+            if name not in together:
                 together[name] = value
+            elif same(together[name], value):
+                continue
             elif name in ("anyOf", "oneOf", "$ref", "pattern", "format"):
                 together["allOf"] = [*together.get("allOf", ()), {name: value}]
-            elif not all(isinstance(side, _SHAPES.get(name, object)) for side in (together[name], value)):
+            elif name == "const":
+                raise Contradiction(f"JSON schema error at {path}: a value cannot be equal to two constants")
+            elif not all(_has_shape(name, side) for side in (together[name], value)):
                 raise fail(path, f"{name} has a value of the wrong type")
             elif name in _MERGERS:
                 together[name] = _MERGERS[name](together[name], value, path)
@@ -91,6 +95,10 @@ def _some(values: list[Any], path: str) -> list[Any]:
     if not values:
         raise Contradiction(f"JSON schema error at {path}: no value can satisfy all of these schemas")
     return values
+
+
+def _has_shape(name: str, value: object) -> bool:
+    return isinstance(value, _SHAPES.get(name, object)) and not (name in _LIMITS and isinstance(value, bool))
 
 
 _LIMITS = ("minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
+from fractions import Fraction
+from math import isfinite
 from typing import Any
 
 from .automaton import Automaton
@@ -32,7 +34,7 @@ _BOUNDS: dict[str, Callable[[Decimal, Decimal], bool]] = {
     "maximum": lambda value, limit: value <= limit,
     "exclusiveMinimum": lambda value, limit: value > limit,
     "exclusiveMaximum": lambda value, limit: value < limit,
-    "multipleOf": lambda value, limit: limit > 0 and value % limit == 0,
+    "multipleOf": lambda value, limit: limit > 0 and Fraction(value) % Fraction(limit) == 0,
 }
 _ELSEWHERE = ("$dynamicRef", "$recursiveRef", "unevaluatedProperties", "unevaluatedItems")
 
@@ -101,7 +103,9 @@ class ValueCheck:
         return True
 
     def _number(self, schema: Schema, value: int | float, path: str) -> bool:
-        given = Decimal(str(value))
+        if isinstance(value, float) and not isfinite(value):
+            raise fail(path, "a number is not finite")
+        given = Decimal(value) if isinstance(value, int) else Decimal(str(value))
         for name, fits in _BOUNDS.items():
             if isinstance(schema.get(name), bool) and name.startswith("exclusive"):  # in the oldest drafts
                 name_of_limit = "minimum" if name == "exclusiveMinimum" else "maximum"
