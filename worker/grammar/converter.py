@@ -7,7 +7,6 @@ that need more text around the JSON add a schema's rules to their own rules with
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from llama_corral.common.base.json_encoding import encode_json
@@ -35,6 +34,7 @@ from .schema import (
     with_listed_names,
 )
 from .values import ValueCheck
+from .work import VISIT, TooMuchWork
 
 MAX_DEPTH = 100
 _COUNTING_FACTOR = 100
@@ -91,19 +91,20 @@ class Converter:
         self._lenient = lenient
         self.rules = rules or GrammarRules()
         self._root = root
-        self._merger = Merger(root)
-        self._check = ValueCheck(root)
+        self._merger = Merger(root, self.rules.budget)
+        self._check = ValueCheck(root, self.rules.budget)
         self._resolving: set[str] = set()
         self._depth = 0
 
     def visit(self, schema: object, name: str, path: str) -> str:
         """Add the rules of `schema` under `name` (empty: the grammar's root) and return the name of its top rule."""
         self._depth += 1
+        self.rules.budget.spend(VISIT)
         try:
             if self._depth > MAX_DEPTH:
                 raise fail(path, "schema is nested too deeply")
             return self._visit(checked(schema, path), name, path)
-        except Contradiction:
+        except (Contradiction, TooMuchWork):
             raise
         except SchemaError:
             if not self._lenient:
@@ -115,8 +116,12 @@ class Converter:
     def _loosened(self, schema: object, name: str, path: str) -> str:
         if isinstance(schema, dict) and self._depth <= MAX_DEPTH:
             for looser in _looser(schema):
-                with suppress(SchemaError):
+                try:
                     return self._visit(looser, name, path)
+                except TooMuchWork:
+                    raise
+                except SchemaError:
+                    continue
         return self.rules.add(rule_name(name), self.rules.primitive("value"))
 
     def _visit(self, schema: Schema, name: str, path: str) -> str:
@@ -315,7 +320,8 @@ def _simple_objects(parts: Sequence[Schema], siblings: Mapping[str, Any]) -> Sch
         properties = said.get("properties", {})
         if not isinstance(properties, dict) or set(properties) & set(together):
             return None
-        if set(said.get("required", ())) - set(properties):
+        required = said.get("required", [])
+        if not isinstance(required, list) or not all(name in list(properties) for name in required):
             return None
         together.update(properties)
     return together

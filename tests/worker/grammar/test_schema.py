@@ -18,6 +18,7 @@ from llama_corral.worker.engine.sampling.grammar import GrammarConstraint
 from llama_corral.worker.grammar.converter import Converter, schema_grammar
 from llama_corral.worker.grammar.numbers import integer_range, number_range
 from llama_corral.worker.grammar.schema import _CONSTRAINING, SchemaError
+from llama_corral.worker.grammar.work import TooMuchWork
 
 Accepts = Callable[[Any, str], bool]
 
@@ -245,6 +246,9 @@ def test_a_keyword_without_effect_is_as_if_it_were_not_there(
         ({"enum": [1], "type": "string"}, "no value of enum"),
         ({"properties": []}, "properties must be an object"),
         ({"required": 1}, "required must be an array"),
+        ({"const": {}, "not": {"required": [[]]}}, "required must be an array of strings"),
+        ({"const": {"a": 1}, "dependentRequired": {"a": 5}}, "dependentRequired must be an array of strings"),
+        ({"allOf": [{"properties": {}, "required": [{}]}, {"type": "object"}]}, "required must be an array of strings"),
         ({"properties": {"a": {}}, "required": ["b"], "additionalProperties": False}, '"b" is not allowed'),
         ({"minLength": -1}, "minLength must be a non-negative integer"),
         ({"minLength": 2001}, "minLength above 2000"),
@@ -264,6 +268,56 @@ def test_an_unsupported_keyword_is_refused_by_name(schema: Any, named: str) -> N
     with pytest.raises(SchemaError, match="JSON schema error at #") as refused:
         schema_grammar(schema)
     assert named in str(refused.value)
+
+
+def doubling(keyword: str, n: int = 40) -> dict[str, Any]:
+    """Return definitions of which each refers twice to the next, through a keyword for several schemas."""
+    last: Any = {"type": "integer", "minimum": 2}
+    steps = {f"d{i}": {keyword: [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(n)}
+    return {"$defs": {**steps, f"d{n}": last}, "$ref": "#/$defs/d0"}
+
+
+EITHER = {"type": ["object", "array"]}
+EXCESSIVE: dict[str, Any] = {
+    "checks": {**doubling("anyOf"), "enum": [1]},
+    "all": {"$defs": doubling("allOf")["$defs"], "const": 3, "not": {"$ref": "#/$defs/d0"}},
+    "one": {**doubling("oneOf"), "enum": [1, 2, 3]},
+    "types": {
+        "$defs": {f"d{i}": {"type": ["object", "array"], "properties": {"a": EITHER | {"$ref": f"#/$defs/d{i + 1}"}},
+                            "items": EITHER | {"$ref": f"#/$defs/d{i + 1}"}} for i in range(16)} | {"d16": {}},
+        "$ref": "#/$defs/d0",
+    },
+    "alternatives": {
+        "properties": {f"p{i}": {"type": "string"} for i in range(600)},
+        "anyOf": [{"required": [f"p{i}"]} for i in range(600)],
+    },
+    "values": {"allOf": [{"enum": list(range(5000))}, {"enum": list(range(5000, 0, -1))}]},
+    "items": {"const": [*range(5000)], "uniqueItems": True},
+    "patterns": {
+        "properties": {f"p{i}": {"pattern": f"^(a{{0,20}}b?){{0,{i + 9}}}$", "maxLength": 40} for i in range(60)}
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("schema", EXCESSIVE.values(), ids=EXCESSIVE)
+@pytest.mark.parametrize("lenient", [False, True])
+def test_a_small_schema_with_a_huge_grammar_is_refused(schema: Any, lenient: bool) -> None:
+    converter = Converter(schema, lenient=lenient)
+    with pytest.raises(TooMuchWork, match="too complex"):
+        converter.visit(schema, "", "#")
+
+
+def test_the_work_of_a_grammar_grows_with_its_schema() -> None:
+    """Large schemas that are not nested excessively are converted, also with names that differ only in their signs."""
+    names = [f"{chr(0x4E00 + i)}{chr(0x4E00 + i)}" for i in range(3000)]
+    spent = []
+    for n in (1500, 3000):
+        converter = Converter({"type": "object"})
+        converter.visit({"type": "object", "properties": {name: {"enum": ["a", 1]} for name in names[:n]}}, "", "#")
+        spent.append(converter.rules.budget.spent)
+    assert spent[1] == pytest.approx(2 * spent[0], rel=0.1)
+    texts = {"type": "string", "enum": [f"a{i}" for i in range(5000)], "pattern": "^a[0-9]+$"}
+    assert "a4999" in schema_grammar(texts)
 
 
 def test_a_schema_nested_too_deeply_is_refused() -> None:

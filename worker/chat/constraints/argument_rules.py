@@ -9,6 +9,7 @@ from ...grammar.converter import MAX_DEPTH, Converter
 from ...grammar.rules import GrammarRules, literal
 from ...grammar.schema import SchemaError
 from ...grammar.values import ValueCheck
+from ...grammar.work import TooMuchWork
 from ..tools import FunctionTool, may_be_text
 
 
@@ -58,7 +59,7 @@ def _rooted(schema: Any, name: str, depth: int = 0) -> Any:
 
 def text_until(rules: GrammarRules, tool: FunctionTool, schema: Any, mark: str, name: str) -> str:
     """Return a rule for a string without quotes up to and including `mark`: any text, or one that the schema lists."""
-    listed = _listed_texts(ValueCheck(tool.parameters), schema)
+    listed = _listed_texts(ValueCheck(tool.parameters, rules.budget), schema)
     texts = [text for text in listed or () if mark not in text]
     return f"({' | '.join(literal(text + mark) for text in texts)})" if texts else until(rules, mark, name)
 
@@ -81,6 +82,8 @@ def _listed_texts(check: ValueCheck, schema: Any) -> list[str] | None:
 def _allows(check: ValueCheck, schema: Any, value: str) -> bool:
     try:
         return check.allows(schema, value, "#")
+    except TooMuchWork:
+        raise
     except SchemaError:  # a rule that is not supported is relaxed
         return True
 
