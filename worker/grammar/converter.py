@@ -6,6 +6,7 @@ that need more text around the JSON add a schema's rules to their own rules with
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -94,6 +95,7 @@ class Converter:
         self._merger = Merger(root, self.rules.budget)
         self._check = ValueCheck(root, self.rules.budget)
         self._resolving: set[str] = set()
+        self._referred: dict[str, str] = {}  # the references by the names of their rules
         self._depth = 0
 
     def visit(self, schema: object, name: str, path: str) -> str:
@@ -168,9 +170,9 @@ class Converter:
     def _reference(self, reference: object, path: str) -> str:
         target = resolved(self._root, reference, path)
         assert isinstance(reference, str)
-        name = "ref" + "".join(c if c.isascii() and c.isalnum() else "-" for c in reference[1:])
-        while "--" in name:
-            name = name.replace("--", "-")
+        name = "ref" + re.sub("[^a-zA-Z0-9]+", "-", reference[1:])
+        while self._referred.setdefault(name, reference) != reference:
+            name += "-again"
         if name not in self.rules and reference not in self._resolving:
             self._resolving.add(reference)
             name = self.visit(target, name, reference)

@@ -70,13 +70,27 @@ class GrammarRules:
         self.budget.take(len(rule))
         if self._rules.setdefault(name, rule) == rule:
             return name
-        if (unique := self._names.get((name, rule))) is None:
+        if (name, rule) not in self._names:
             number = self._numbers.get(name, 0)
-            while self._rules.setdefault(unique := f"{name}{number}", rule) != rule:
+            while self._rules.setdefault(f"{name}{number}", rule) != rule:
                 number += 1
             self._numbers[name] = number + 1
-            self._names[name, rule] = unique
+            self._names[name, rule] = f"{name}{number}"
+        return self._names[name, rule]
+
+    def reserve(self, name: str) -> str:
+        """Return an unused name like `name`, for a rule that other rules use before `define` adds it."""
+        name = re.sub("[^a-zA-Z0-9-]+", "-", name)
+        number, unique = 0, name
+        while unique in self._rules:
+            unique = f"{name}{number}"
+            number += 1
+        self._rules[unique] = ""
         return unique
+
+    def define(self, reserved: str, rule: str) -> None:
+        self.budget.take(len(rule))
+        self._rules[reserved] = rule
 
     def primitive(self, kind: str, name: str = "") -> str:
         """Add a primitive rule and the rules that it uses; return its name. With `name` "root" it is the root."""

@@ -489,6 +489,34 @@ def test_functionary_recipients_are_parsed(text: str, said: ParsedMessage) -> No
     assert parsed(FUNCTIONARY_3_2, list(text))[0] == said
 
 
+MIXED = {"properties": {"x": {"anyOf": [{"enum": ["auto", "5", None]}, {"$ref": "#/$defs/n"}]}}, "$defs": {
+    "n": {"type": ["integer", "boolean"]}}}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("auto", "auto"), ("5", "5"), ("null", None), ("7", 7), ("true", True), ("other", "other")],
+)
+@pytest.mark.parametrize("name", ["coder", "glm", "cdata", "minimax3"])
+def test_only_listed_texts_are_strings_if_other_values_are_allowed(name: str, written: str, read: object) -> None:
+    _, form = format_of(name)
+    tool = FunctionTool("f", "", MIXED, {})
+    text = turn_of_one_argument(name, written)
+    parser = AnswerParser(form, [tool])
+    said = ParsedMessage()
+    for deltas in ([delta for letter in text for delta in parser.add(letter)], parser.end(truncated=False)):
+        said.add(deltas)
+    assert [json.loads(call.arguments) for call in said.calls] == [{"x": read}]
+
+
+def turn_of_one_argument(name: str, text: str) -> str:
+    template = ChatTemplate(chat_templates.ALL[name], "<s>", "</s>")
+    call = {"id": "abcdefgh1", "type": "function", "function": {"name": "f", "arguments": {"x": text}}}
+    message = {"role": "assistant", "content": "", "tool_calls": [call]}
+    shown = template.render([USER, message], add_generation_prompt=False, tools=OFFERED)
+    return shown.rpartition("<|role|>assistant\n")[2].rpartition("<|end|>")[0]
+
+
 # -- requests --------------------------------------------------------------------------------------------------------
 
 
@@ -530,8 +558,8 @@ def test_tool_choice_limits_the_usable_tools() -> None:
 )  # fmt: skip
 def test_arguments_are_strings_by_their_schema(schema: dict[str, Any], is_text: bool) -> None:
     tool = FunctionTool("f", "", {"properties": {"x": schema}}, {})
-    assert tool.takes_text("x") == is_text
-    assert tool.takes_text("unknown")
+    assert tool.texts("x").may_be_text == is_text
+    assert tool.texts("unknown").is_text
 
 
 # -- over HTTP -------------------------------------------------------------------------------------------------------
@@ -612,6 +640,14 @@ LISTED: dict[str, Any] = {
     "day": {"anyOf": [{"enum": ["today", "tomorrow"]}, {"type": "string", "const": "never"}]},
     "size": {"type": ["string", "null"], "enum": ["large", "small"], "maxLength": 5},
 }
+REFERRING: dict[str, Any] = {
+    "color": {"$ref": "#/$defs/Color"},
+    "level": {"allOf": [{"$ref": "#/$defs/Level"}], "title": "Level"},
+    "shade": {"anyOf": [{"$ref": "#/$defs/Color"}, {"type": "null"}], "description": "S"},
+    "nothing": {"enum": [None, "none at all"], "maxLength": 3},
+}
+DEFINED = {"Color": {"type": "string", "enum": ["red", "light blue"]}, "Level": {"$ref": "#/$defs/Low"},
+           "Low": {"enum": ["low", 1, True, None], "not": {"enum": ["low"]}}}  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -628,6 +664,45 @@ def test_texts_that_the_schema_lists_are_the_only_ones(required: Program, seed: 
     assert (arguments["unit"], len(arguments)) == ("C", 4)
     assert arguments["day"] in ("today", "tomorrow", "never")
     assert arguments["size"] in ("large", "small")
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_values_that_references_list_are_the_only_ones(required: Program, seed: int) -> None:
+    parameters = {"type": "object", "properties": REFERRING, "required": [*REFERRING], "$defs": DEFINED}
+    function = {"name": "paint", "description": "P", "parameters": parameters}
+    asked = {"tools": [{"type": "function", "function": function}], "tool_choice": "required", "seed": seed}
+    options = {"temperature": 1.5, "parallel_tool_calls": False, "max_tokens": 600, "reasoning_budget_tokens": 2}
+    answer = chat(required, **asked, **options)
+    assert answer.json()["choices"][0]["finish_reason"] == "tool_calls", answer.text
+    (call,) = answer.json()["choices"][0]["message"]["tool_calls"]
+    arguments = json.loads(call["function"]["arguments"])
+    assert set(arguments) == set(REFERRING)
+    assert arguments["color"] in ("red", "light blue")
+    assert arguments["shade"] in ("red", "light blue", None)
+    assert arguments["level"] in (1, True, None)
+    assert arguments["nothing"] is None
+
+
+TREE = {
+    "$ref": "#/$defs/Node",
+    "$defs": {
+        "Node": {
+            "type": "object",
+            "properties": {name: {"$ref": "#/$defs/Node"} for name in ("left", "right", "middle")}
+            | {"next": {"anyOf": [{"$ref": "#/$defs/Node"}, {"type": "null"}, {"const": "end"}]},
+               "all": {"type": "array", "items": {"$ref": "#/$defs/Node"}}},
+        },
+        "self": {"$ref": "#/$defs/self"},
+    },
+}  # fmt: skip
+
+
+def test_parameters_may_refer_to_themselves(required: Program) -> None:
+    functions = [{"name": name, "description": "T", "parameters": TREE} for name in ("tree.of", "tree_of")]
+    tools = [{"type": "function", "function": function} for function in functions]
+    for seed in range(3):
+        answer = chat(required, tools=tools, tool_choice="required", max_tokens=60, seed=seed)
+        assert answer.status_code == 200, answer.text
 
 
 def test_offered_tools_need_not_be_called_unless_named(required: Program) -> None:

@@ -148,6 +148,8 @@ CASES: list[tuple[Any, list[str], list[str]]] = [
     ({"allOf": [{"anyOf": [{"const": 1}, {"type": "string"}]}, {"anyOf": [{"type": "integer"}, {"type": "null"}]}]},
      ["1"], ['"a"', "null"]),
     ({"$ref": "#/$defs/n", "minimum": 5, "$defs": {"n": {"type": "integer", "maximum": 7}}}, ["5", "7"], ["4", "8"]),
+    ({"type": "array", "items": [{"$ref": "#/$defs/a.b"}, {"$ref": "#/$defs/a_b"}],
+      "$defs": {"a.b": {"enum": [1, 2]}, "a_b": {"enum": ["x", "y"]}}}, ['[1, "x"]'], ["[1, 2]", '["x", "y"]']),
     ({"$ref": "#/$defs/a~1b%20c", "$defs": {"a/b c": {"const": 1}}}, ["1"], ["2"]),
     ({"type": "object", "properties": {"string": {"type": "string"}, "root": {}, "a b/c": {}}},
      ['{"string": "x", "root": 1, "a b/c": 2}'], ['{"string": 1}']),
