@@ -32,7 +32,8 @@ _UNSUPPORTED_OF_TYPE: dict[str, tuple[str, ...]] = {
 }
 UNSUPPORTED = frozenset(_UNSUPPORTED).union(*_UNSUPPORTED_OF_TYPE.values())
 """Keywords that no grammar can express, unless they have no effect."""
-_CONSTRAINING = UNSUPPORTED.union(_OF_ALL, *_OF_TYPE.values())
+CONSTRAINING = UNSUPPORTED.union(_OF_ALL, *_OF_TYPE.values())
+"""All keywords that limit the values of a schema."""
 
 
 class SchemaError(Exception):
@@ -67,7 +68,7 @@ def refuse_unsupported(schema: Mapping[str, Any], path: str, kind: str | None = 
 
 def constraints(schema: Mapping[str, Any], *without: str) -> Schema:
     """Return the keywords that are constraints, including unsupported ones, except those in `without`."""
-    return {name: value for name, value in schema.items() if name in _CONSTRAINING and name not in without}
+    return {name: value for name, value in schema.items() if name in CONSTRAINING and name not in without}
 
 
 def is_anything(schema: object) -> bool:
@@ -112,7 +113,7 @@ def effective(schema: Schema) -> Schema:
     idle = [
         name
         for name, value in schema.items()
-        if (name in _IDLE and _IDLE[name](value, schema)) or (value is None and name in _CONSTRAINING - {"const"})
+        if (name in _IDLE and _IDLE[name](value, schema)) or (value is None and name in CONSTRAINING - {"const"})
     ]
     return {name: value for name, value in schema.items() if name not in idle} if idle else schema
 

@@ -17,7 +17,7 @@ from llama_corral.worker.engine.messages import Grammar
 from llama_corral.worker.engine.sampling.grammar import GrammarConstraint
 from llama_corral.worker.grammar.converter import Converter, schema_grammar
 from llama_corral.worker.grammar.numbers import integer_range, number_range
-from llama_corral.worker.grammar.schema import _CONSTRAINING, SchemaError
+from llama_corral.worker.grammar.schema import CONSTRAINING, SchemaError
 from llama_corral.worker.grammar.work import TooMuchWork
 
 Accepts = Callable[[Any, str], bool]
@@ -468,7 +468,7 @@ def _instance(schema: Any, random: Any) -> Any:
     return None
 
 
-KEYWORDS = sorted(_CONSTRAINING | {"$defs", "title"})
+KEYWORDS = sorted(CONSTRAINING | {"$defs", "title"})
 TEXTS = st.sampled_from(["", "a", "^a+$", "#", "date", "email", "string", "object", "array", "#/$defs/a"])
 ANY_JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 40) | st.integers() | st.floats(allow_nan=False) | TEXTS,
