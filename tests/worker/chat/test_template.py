@@ -237,6 +237,9 @@ def test_prefill_can_be_disabled() -> None:
     assert len(chat.messages) == 2
 
 
+IDS: list[object] = [5, 0, True, False, [], ["call_1"], {}, 1.5]
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -253,6 +256,9 @@ def test_prefill_can_be_disabled() -> None:
         {"messages": [{"role": "user", "content": [5]}]},
         {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
         {"messages": [{"role": "user", "content": [{"type": "dance"}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "refusal", "refusal": "No."}]}]},
+        {"messages": [{"role": "tool", "content": [{"type": "refusal", "refusal": "No."}]}]},
+        *({"messages": [{"role": "assistant", "tool_calls": [{"id": id, "function": {"name": "f"}}]}]} for id in IDS),
         {"messages": [{"role": "assistant", "tool_calls": 5}]},
         {"messages": [{"role": "assistant", "tool_calls": [{"type": "function"}]}]},
         {"messages": [USER, {"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}]},
