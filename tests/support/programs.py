@@ -210,6 +210,12 @@ class Programs:
         port = str(free_port())
         return self.start([*self.worker_command(model), "--port", port, *args], address=port, env=env, wait=wait)
 
+    def worker_with_template(self, source: str, *args: str, wait: Wait = "ready") -> Program:
+        """Start a worker alone, with this chat template."""
+        file = self.directory / f"template-{len(self.started)}.jinja"
+        file.write_text(source)
+        return self.worker("--chat-template-file", str(file), "--threads", "1", *args, wait=wait)
+
     def worker_command(self, model: str | None) -> list[str]:
         chosen = ["--model", str(self.models / model)] if model else []
         return [sys.executable, "-P", "-m", "llama_corral.worker", *chosen, "--host", "127.0.0.1"]

@@ -38,24 +38,27 @@ class ContentReader:
         self._marker = marker
         self.media: list[MediaSource] = []
 
-    def read(self, content: object) -> str | list[Part]:
-        """Return the text, or the list of parts. Raises InvalidRequest."""
+    def read(self, content: object, *, takes_refusals: bool = False) -> str | list[Part]:
+        """Return the text, or the list of parts. Raises InvalidRequest.
+
+        `takes_refusals`: a part may be a refusal, as in answers of OpenAI's models.
+        """
         if content is None:
             return ""
         if isinstance(content, str):
             return content
         if not isinstance(content, list):
             raise InvalidRequest("Expected 'content' to be a string or an array")
-        return self.read_parts(content)
+        return self.read_parts(content, takes_refusals=takes_refusals)
 
-    def read_parts(self, parts: Sequence[object]) -> list[Part]:
-        return [self._read_part(part) for part in parts]
+    def read_parts(self, parts: Sequence[object], *, takes_refusals: bool = False) -> list[Part]:
+        return [self._read_part(part, takes_refusals) for part in parts]
 
-    def _read_part(self, part: object) -> Part:
+    def _read_part(self, part: object, takes_refusals: bool) -> Part:
         kind = part.get("type") if isinstance(part, dict) else None
         if part is UPLOADED_FILE:
             return {"type": MEDIA_MARKER, "text": self._marker}
-        if isinstance(part, dict) and kind in ("text", "refusal"):
+        if isinstance(part, dict) and (kind == "text" or (kind == "refusal" and takes_refusals)):
             text = part.get(kind)
             if not isinstance(text, str):
                 raise InvalidRequest(f"Expected '{kind}' of a content part to be a string")

@@ -34,9 +34,9 @@ def _read_message(item: object, contents: ContentReader) -> Message:
     if "content" not in item and "tool_calls" not in item and not isinstance(item.get("refusal"), str):
         raise InvalidRequest("Assistant message must contain either 'content' or 'tool_calls'!")
     content = item.get("content")
-    if not content and isinstance(refusal := item.get("refusal"), str):
+    if role == "assistant" and not content and isinstance(refusal := item.get("refusal"), str):
         content = refusal  # OpenAI's answers have it in place of the content
-    message: Message = {"role": role, "content": contents.read(content)}
+    message: Message = {"role": role, "content": contents.read(content, takes_refusals=role == "assistant")}
     for name in ("reasoning_content", "name", "tool_call_id"):
         if (value := item.get(name)) is not None:
             if not isinstance(value, str):
@@ -58,8 +58,11 @@ def _read_call(call: object) -> dict[str, Any]:
     arguments = function.get("arguments", "")
     if not isinstance(arguments, str):
         arguments = json.dumps(arguments, ensure_ascii=False)
+    id = call.get("id")
+    if id is not None and not isinstance(id, str):
+        raise InvalidRequest("Expected 'id' of a tool call to be a string")
     shown = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
-    return {**shown, "id": call["id"]} if call.get("id") else shown
+    return {**shown, "id": id} if id else shown
 
 
 def shaped(

@@ -20,23 +20,13 @@ from .constraints.response_format import completion_fields, plain_fields
 from .constraints.tool_grammar import GrammarContext, call_rule, tool_fields
 from .content import join_parts, marker_in
 from .formats.channel_marks import EVERYONE
-from .formats.families import answer_format
 from .formats.formats import AnswerFormat, Span, first_mark
-from .messages import shaped
-from .parsing.channels import with_thinking
 from .parsing.reply import PLAIN, ReplyFormat
 from .quoting import NO_SPECIAL_TOKENS, Quotation, SpecialTokens, SpellingSource, WrittenText
 from .request import ChatRequest
-from .template.capabilities import (
-    Capabilities,
-    preserve_reasoning,
-    probe,
-    takes_text_arguments,
-    takes_user_after_result,
-)
+from .template.capabilities import Capabilities, preserve_reasoning
 from .template.template import CHATML, MAX_SECONDS, ChatTemplate, TemplateError, TemplateSlow
-from .template.turns import TurnDelimiter, detect_delimiters
-from .tool_turns import one_call_at_a_time, users_in_results, with_tool_responses
+from .variant import TemplateVariant, added, before_thoughts, examined
 
 log = logging.getLogger("corral.worker")
 
@@ -63,17 +53,6 @@ class RenderedPrompt(Struct, frozen=True):
         return self.quoted or (PromptText(self.text),)
 
 
-class _TemplateVariant(Struct, frozen=True):
-    """A template and its detected properties."""
-
-    template: ChatTemplate
-    capabilities: Capabilities
-    form: AnswerFormat
-    delimiters: tuple[TurnDelimiter, ...]
-    user_after_result: bool  # a user message may directly follow a tool message
-    text_arguments: bool  # arguments of a call may be a text instead of an object
-
-
 class ChatFormat:
     """Render prompts with a model's chat templates. The constructor raises TemplateError for an invalid one."""
 
@@ -97,30 +76,19 @@ class ChatFormat:
         self._eos = eos_text if add_eos else ""
         self._tokens = (bos_text, eos_text)
         self._parses = parses
-        self._main = self._variant(source) if jinja else None
+        self._main = self._examined(source) if jinja else None
         self._for_tools = self._tool_variant()
         self.capabilities = self._main.capabilities if self._main else Capabilities()
         self._special_tokens: SpecialTokens | None = None
 
-    def _variant(self, source: str) -> _TemplateVariant:
-        template = ChatTemplate(source, *self._tokens)
-        with template.examined():
-            capabilities = probe(template)
-            form = answer_format(template, capabilities) if self._parses else AnswerFormat()
-            return _TemplateVariant(
-                template,
-                capabilities,
-                form,
-                detect_delimiters(template, capabilities),
-                takes_user_after_result(template, capabilities),
-                takes_text_arguments(template, capabilities),
-            )
+    def _examined(self, source: str) -> TemplateVariant:
+        return examined(ChatTemplate(source, *self._tokens), parses=self._parses)
 
-    def _tool_variant(self) -> _TemplateVariant | None:
+    def _tool_variant(self) -> TemplateVariant | None:
         if not self.tool_source or self.tool_source == self.source:
             return self._main
         try:
-            return self._variant(self.tool_source)
+            return self._examined(self.tool_source)
         except TemplateError as error:
             log.warning("the model's tool template is invalid and not used: %s", error)
             return self._main
@@ -146,8 +114,8 @@ class ChatFormat:
 
     def _turn_starts(self) -> list[str]:
         """Return the texts that the templates write before a user's and before the model's message."""
-        variants = [variant for variant in {id(v): v for v in (self._main, self._for_tools)}.values() if variant]
-        return [text for variant in variants for text in _turn_starts(variant)]
+        variants = [self._main] if self._for_tools is self._main else [self._main, self._for_tools]
+        return [text for variant in variants if variant for text in variant.turn_starts()]
 
     def render(
         self, request: ChatRequest, builtin: ApplyBuiltin, special: SpecialTokens = NO_SPECIAL_TOKENS
@@ -187,14 +155,14 @@ class ChatFormat:
     # -- Jinja ---------------------------------------------------------------------------------------------------------
 
     def _jinja(
-        self, variant: _TemplateVariant, request: ChatRequest, quotation: Quotation, seconds: float
+        self, variant: TemplateVariant, request: ChatRequest, quotation: Quotation, seconds: float
     ) -> RenderedPrompt:
         write = self._writer(variant, request, quotation, seconds)
         written, written_closed = write(True), write(False)
         opened, closed = written.text, written_closed.text
-        generation_prompt, form = _added(closed, opened), variant.form
+        generation_prompt, form = added(closed, opened), variant.form
         if request.continued is not None:
-            text, start = opened[: len(opened) - len(generation_prompt)], _before_thoughts(generation_prompt, form)
+            text, start = opened[: len(opened) - len(generation_prompt)], before_thoughts(generation_prompt, form)
             prefill = _continuation(request, form)
             template_part = start if form.reasoning else generation_prompt
             prompt = RenderedPrompt(text + template_part + prefill, template_part + prefill, prefill)
@@ -202,7 +170,7 @@ class ChatFormat:
         else:
             written = written if request.add_generation_prompt else written_closed
             prompt = RenderedPrompt(written.text, generation_prompt)
-            template_part = _before_thoughts(generation_prompt, form)
+            template_part = before_thoughts(generation_prompt, form)
             opening = generation_prompt[len(template_part) :] if request.add_generation_prompt else ""
         reply = ReplyFormat(
             form=form,
@@ -226,22 +194,8 @@ class ChatFormat:
         fields = _fields(request, variant, context, prompt.generation_prompt)
         return replace(prompt, reply=reply, fields=fields, quoted=_quoted(request, quotation, written, prompt))
 
-    def _writer(self, variant: _TemplateVariant, request: ChatRequest, quotation: Quotation, seconds: float) -> Write:
-        keep_developer = "<|channel|>" in variant.template.source  # gpt-oss supports both roles
-        messages = shaped(
-            quotation.messages(request.messages),
-            variant.capabilities,
-            keep_developer=keep_developer,
-            text_arguments=variant.text_arguments,
-        )
-        if variant.form.style == "channels":
-            messages = [with_thinking(message) for message in messages]
-        if variant.capabilities.supports_tool_calls and not variant.capabilities.supports_parallel_tool_calls:
-            messages = one_call_at_a_time(messages)
-        if not variant.user_after_result:
-            messages = users_in_results(messages)
-        if variant.form.responses_within:
-            messages = with_tool_responses(messages, quotation.value)
+    def _writer(self, variant: TemplateVariant, request: ChatRequest, quotation: Quotation, seconds: float) -> Write:
+        messages = variant.adapted(request.messages, quotation)
         turn_end, turn_start = variant.form.reopens
 
         def write(add_generation_prompt: bool) -> WrittenText:
@@ -288,23 +242,12 @@ class ChatFormat:
         form = request.response_format
         fields = plain_fields(form) if form else {}
         reply = ReplyFormat(opening=prefill, shows_opening=request.shows_prefill)
-        generation_prompt = _added(closed.text, opened.text) + prefill
+        generation_prompt = added(closed.text, opened.text) + prefill
         prompt = RenderedPrompt(written.text + prefill, generation_prompt, prefill, fields, reply)
         return replace(prompt, quoted=_quoted(request, quotation, written, prompt))
 
     def capabilities_json(self) -> dict[str, bool]:
         return asdict(self.capabilities)
-
-
-def _turn_starts(variant: _TemplateVariant) -> list[str]:
-    found = [delimiter.text for delimiter in variant.delimiters if delimiter.role == "user"]
-    takes_text = variant.capabilities.supports_string_content
-    message = {"role": "user", "content": "x" if takes_text else [{"type": "text", "text": "x"}]}
-    try:
-        closed, opened = (variant.template.render([message], add_generation_prompt=opens) for opens in (False, True))
-    except TemplateError:
-        return found
-    return [*found, _before_thoughts(_added(closed, opened), variant.form)]
 
 
 def _quoted(
@@ -321,7 +264,7 @@ def _quoted(
 
 
 def _fields(
-    request: ChatRequest, variant: _TemplateVariant, context: GrammarContext, generation_prompt: str
+    request: ChatRequest, variant: TemplateVariant, context: GrammarContext, generation_prompt: str
 ) -> Mapping[str, Any]:
     fields: dict[str, Any] = {"generation_prompt": generation_prompt}
     fields["message_delimiters"] = [{"role": found.role, "delimiter": found.text} for found in variant.delimiters]
@@ -350,13 +293,6 @@ def _thought_ends(form: AnswerFormat, thoughts: Span) -> list[str]:
     return [end for end in (thoughts.end.strip(), mark) if end]
 
 
-def _before_thoughts(generation_prompt: str, form: AnswerFormat) -> str:
-    """Return the part of the generation prompt before the reasoning mark; the rest belongs to the answer."""
-    start = form.reasoning.start if form.reasoning else ""
-    at = generation_prompt.rfind(start) if start else -1
-    return generation_prompt if at < 0 else generation_prompt[:at]
-
-
 def _continuation(request: ChatRequest, form: AnswerFormat) -> str:
     """Return the text of the message to continue, in the model's format."""
     message = request.continued or {}
@@ -369,16 +305,6 @@ def _continuation(request: ChatRequest, form: AnswerFormat) -> str:
     begin, end, behind = form.spacing
     rest = f"{end}{tags.end}{behind}{form.turn}{form.before_content}{content}"
     return f"{tags.start}{begin}{thought}{rest if request.continues == 'content' else ''}"
-
-
-def _added(closed: str, opened: str) -> str:
-    """Return `opened` without the prefix that both texts share."""
-    shared = 0
-    for a, b in zip(closed, opened, strict=False):
-        if a != b:
-            break
-        shared += 1
-    return opened[shared:]
 
 
 def _with_aliases(variables: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ any other character. In the output each stand-in is replaced by the original cha
 `SpecialTokens.split` then divides the output so that the tokenizer ignores special tokens at these positions.
 
 A template that searches a message for a special token does not find one. A text without spellings stays as it is, and
-to search it takes about a thousandth of the time of tokenizing it. Pure.
+to search it takes about a thousandth of the time of tokenizing it. No I/O.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from llama_corral.common.base.errors import InvalidRequest
 from msgspec import Struct
 
 from ..engine.messages import PromptText, SpecialSpelling
@@ -170,7 +171,7 @@ class Quotation:
 
     `marker`: the media marker, if the request has files; it is hidden in every message. `inputs` returns all that the
     template may write, which the stand-ins must not occur in. `cuts`: texts that the template may remove; the rest of a
-    message may then form a spelling.
+    message may then form a spelling. The methods raise InvalidRequest if there are too few stand-ins.
     """
 
     def __init__(
@@ -250,7 +251,13 @@ class Quotation:
             taken = "".join(map(repr, self._inputs())).lower()  # repr escapes these characters as JSON does
             self._free = (chr(code) for code in _STAND_INS if _escaped(chr(code)) not in taken)
         if character not in self._stand_ins:
-            self._stand_ins[character] = next(self._free, character)
+            stand_in = next(self._free, None)
+            if stand_in is None:
+                raise InvalidRequest(
+                    "The messages contain almost all characters for private use, together with texts"
+                    " that spell special tokens"
+                )
+            self._stand_ins[character] = stand_in
         return self._stand_ins[character]
 
 

@@ -1,10 +1,12 @@
 """Adapt conversations with tools to templates with restrictions: only one call per message, no user message directly
-after a tool result, tool results inside the message of their calls. Pure.
+after a tool result, tool results inside the message of their calls, ids of nine characters. Pure.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -86,3 +88,33 @@ def _response(message: Message, calls: Sequence[dict[str, Any]], index: int) -> 
         return {"name": name, "response": json.loads(text)}
     except ValueError:
         return {"name": name, "response": text}
+
+
+_SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
+
+
+def with_short_call_ids(messages: Sequence[Message]) -> list[Message]:
+    """Give each call an id of nine letters and digits, and its result the same: some templates refuse all others.
+
+    The same id always gives the same short one, so that a prompt stays the beginning of the next one. A call without an
+    id gets one from its place, and a result without one belongs to the first such call.
+    """
+    turns: list[Message] = []
+    unnamed: deque[str] = deque()
+    for at, message in enumerate(messages):
+        if calls := message.get("tool_calls"):
+            named = []
+            for i, call in enumerate(calls):
+                if not call.get("id"):
+                    unnamed.append(f"call {at} {i}")
+                named.append({**call, "id": _short_id(call.get("id") or unnamed[-1])})
+            message = {**message, "tool_calls": named}
+        elif message["role"] == "tool":
+            id = message.get("tool_call_id") or (unnamed.popleft() if unnamed else f"result {at}")
+            message = {**message, "tool_call_id": _short_id(id)}
+        turns.append(message)
+    return turns
+
+
+def _short_id(id: str) -> str:
+    return id if _SHORT_ID.fullmatch(id) else hashlib.sha256(id.encode("utf-8", "replace")).hexdigest()[:9]

@@ -10,6 +10,9 @@ from llama_corral.common.web.json_fields import Fields, json_type, wrong_type
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ..grammar.work import Budget
+from .argument_schemas import FREE, ArgumentSchemas, Texts
+
 Choice = Literal["auto", "none", "required"]
 _CHOICES: tuple[Choice, ...] = ("auto", "none", "required")
 
@@ -20,11 +23,14 @@ class FunctionTool(Struct, frozen=True):
     parameters: Mapping[str, Any]
     shown: Mapping[str, Any]  # the form that the template gets
 
-    def takes_text(self, argument: str) -> bool:
-        """Return True if the argument may be a string by its schema or is unknown: then `1` is "1", not a number."""
-        properties = self.parameters.get("properties")
-        schema = properties.get(argument) if isinstance(properties, dict) else None
-        return schema is None or may_be_text(schema)
+    def schemas(self, budget: Budget | None = None) -> ArgumentSchemas:
+        return ArgumentSchemas(self.parameters, budget)
+
+    def texts(self, argument: str) -> Texts:
+        """Return the strings that the argument may be by its schema; any string if it is unknown."""
+        schemas = self.schemas()
+        properties = schemas.properties(self.parameters)
+        return schemas.texts(properties[argument]) if argument in properties else FREE
 
 
 class ToolSet(Struct, frozen=True):
@@ -132,22 +138,3 @@ def _read_tool(item: object) -> FunctionTool:
         "function": {"name": function["name"], "description": description, "parameters": parameters},
     }
     return FunctionTool(function["name"], description, parameters, shown)
-
-
-def may_be_text(schema: object) -> bool:
-    """Return True if the schema allows a string."""
-    if not isinstance(schema, dict):
-        return False
-    kind = schema.get("type")
-    if isinstance(kind, list):
-        return "string" in kind
-    if kind is not None:
-        return bool(kind == "string")
-    if "const" in schema:
-        return isinstance(schema["const"], str)
-    if isinstance(values := schema.get("enum"), list):
-        return any(isinstance(value, str) for value in values)
-    for keyword in ("anyOf", "oneOf"):
-        if isinstance(ways := schema.get(keyword), list):
-            return any(may_be_text(way) for way in ways)
-    return False

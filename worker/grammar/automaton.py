@@ -14,24 +14,26 @@ from typing import NamedTuple
 
 from .pattern import Characters, Choice, Node, Ranges, Repeat, UnsupportedPattern, characters, read_pattern
 from .rules import GrammarRules
+from .work import STEP, Budget, TooMuchWork
 
 _MAX_STATES = 20_000
 _MAX_PLACES = 10_000
 _LONG_CLASS = 20
-_MAX_WORK = 500_000
-"""Limit of the steps from state to state; more would take over half a second."""
+_MAX_STEPS = 500_000
+"""Limit of the steps from state to state for the rules of one pattern; more would take over half a second."""
 
 States = frozenset[int]
 
 
 class Automaton:
-    """The nondeterministic automaton of a pattern. All methods raise UnsupportedPattern if it is too much work."""
+    """The nondeterministic automaton of a pattern. All methods raise TooMuchWork if `budget` is spent."""
 
-    def __init__(self, pattern: Node) -> None:
+    def __init__(self, pattern: Node, budget: Budget) -> None:
+        """Raises UnsupportedPattern if there are too many states."""
         self._empty: list[list[int]] = []  # of each state: the states that are reached without a character
         self._moves: list[list[tuple[Ranges, int]]] = []  # of each state: by a character of the ranges
         self._edges: dict[States, Mapping[States, Ranges]] = {}
-        self._work = 0
+        self._budget = budget
         first = self._state()
         self._end = self._add(pattern, first)
         self.start = self._closed([first])
@@ -106,15 +108,14 @@ class Automaton:
     def _closed(self, states: Iterable[int]) -> States:
         found = set(states)
         waiting = list(found)
-        self._work += len(found)
+        n = len(found)
         while waiting:
             for state in self._empty[waiting.pop()]:
                 if state not in found:
                     found.add(state)
                     waiting.append(state)
-            self._work += 1
-        if self._work > _MAX_WORK:
-            raise UnsupportedPattern("it is too large")
+            n += 1
+        self._budget.spend(STEP * n)
         return frozenset(found)
 
 
@@ -134,19 +135,40 @@ def bounded_pattern(rules: GrammarRules, pattern: str, low: int, high: int | Non
 
     Return "" if there is no such text. Raises UnsupportedPattern, also if there would be too many rules.
     """
-    first, written = _bounded_rules(pattern, low, high)
-    for name, rule in written:
+    found = _bounded_rules(pattern, low, high)
+    rules.budget.spend(found.work)
+    if found.error:
+        raise UnsupportedPattern(found.error)
+    for name, rule in found.rules:
         rules.add(name, rule)
-    return first
+    return found.first
+
+
+class _BoundedRules(NamedTuple):
+    work: int
+    first: str = ""  # a name; "": no text matches
+    rules: Sequence[tuple[str, str]] = ()  # names and texts
+    error: str = ""
 
 
 @lru_cache(maxsize=16)
-def _bounded_rules(pattern: str, low: int, high: int | None) -> tuple[str, Sequence[tuple[str, str]]]:
-    """Return the first rule's name, and the names and texts of all rules. Only equal rules have equal names."""
-    rules: dict[str, str] = {}
-    ways = _useful(_ways(Automaton(read_pattern(pattern)), low, high))
+def _bounded_rules(pattern: str, low: int, high: int | None) -> _BoundedRules:
+    """Return the rules, or why there are none, with the work that it takes. Only equal rules have equal names."""
+    budget = Budget(STEP * _MAX_STEPS)
+    try:
+        ways = _useful(_ways(Automaton(read_pattern(pattern), budget), low, high))
+    except UnsupportedPattern as why:
+        return _BoundedRules(budget.spent, error=str(why))
+    except TooMuchWork:
+        return _BoundedRules(budget.spent, error="it is too large")
     if not ways:
-        return "", ()
+        return _BoundedRules(budget.spent)
+    return _BoundedRules(budget.spent, *_written(ways, pattern, low, high))
+
+
+def _written(ways: dict[Place, Way], pattern: str, low: int, high: int | None) -> tuple[str, Sequence[tuple[str, str]]]:
+    """Return the first rule's name, and all names and rules."""
+    rules: dict[str, str] = {}
     first = next(iter(ways))
     merged = {place: place for place in ways} if high is None else _merged(ways)
     identity = hashlib.sha256(f"{low} {high} {pattern}".encode("utf-8", "replace")).hexdigest()[:12]

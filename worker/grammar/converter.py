@@ -6,8 +6,8 @@ that need more text around the JSON add a schema's rules to their own rules with
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from llama_corral.common.base.json_encoding import encode_json
@@ -28,12 +28,14 @@ from .schema import (
     fail,
     inferred_type,
     is_anything,
+    other_names,
     refuse_unsupported,
     resolved,
     types_of,
     with_listed_names,
 )
 from .values import ValueCheck
+from .work import VISIT, TooMuchWork
 
 MAX_DEPTH = 100
 _COUNTING_FACTOR = 100
@@ -90,19 +92,21 @@ class Converter:
         self._lenient = lenient
         self.rules = rules or GrammarRules()
         self._root = root
-        self._merger = Merger(root)
-        self._check = ValueCheck(root)
+        self._merger = Merger(root, self.rules.budget)
+        self._check = ValueCheck(root, self.rules.budget)
         self._resolving: set[str] = set()
+        self._referred: dict[str, str] = {}  # the references by the names of their rules
         self._depth = 0
 
     def visit(self, schema: object, name: str, path: str) -> str:
         """Add the rules of `schema` under `name` (empty: the grammar's root) and return the name of its top rule."""
         self._depth += 1
+        self.rules.budget.spend(VISIT)
         try:
             if self._depth > MAX_DEPTH:
                 raise fail(path, "schema is nested too deeply")
             return self._visit(checked(schema, path), name, path)
-        except Contradiction:
+        except (Contradiction, TooMuchWork):
             raise
         except SchemaError:
             if not self._lenient:
@@ -114,8 +118,12 @@ class Converter:
     def _loosened(self, schema: object, name: str, path: str) -> str:
         if isinstance(schema, dict) and self._depth <= MAX_DEPTH:
             for looser in _looser(schema):
-                with suppress(SchemaError):
+                try:
                     return self._visit(looser, name, path)
+                except TooMuchWork:
+                    raise
+                except SchemaError:
+                    continue
         return self.rules.add(rule_name(name), self.rules.primitive("value"))
 
     def _visit(self, schema: Schema, name: str, path: str) -> str:
@@ -162,9 +170,9 @@ class Converter:
     def _reference(self, reference: object, path: str) -> str:
         target = resolved(self._root, reference, path)
         assert isinstance(reference, str)
-        name = "ref" + "".join(c if c.isascii() and c.isalnum() else "-" for c in reference[1:])
-        while "--" in name:
-            name = name.replace("--", "-")
+        name = "ref" + re.sub("[^a-zA-Z0-9]+", "-", reference[1:])
+        while self._referred.setdefault(name, reference) != reference:
+            name += "-again"
         if name not in self.rules and reference not in self._resolving:
             self._resolving.add(reference)
             name = self.visit(target, name, reference)
@@ -232,7 +240,7 @@ class Converter:
         required = schema.get("required", [])
         if not isinstance(required, list) or not all(isinstance(key, str) for key in required):
             raise fail(path, "required must be an array of strings")
-        more = schema.get("additionalProperties", schema.get("unevaluatedProperties", "properties" not in schema))
+        more = other_names(schema)
         if not isinstance(more, (bool, dict)):
             raise fail(path, "additionalProperties must be a boolean or a schema")
         if not properties and not required and is_anything(more):
@@ -314,7 +322,8 @@ def _simple_objects(parts: Sequence[Schema], siblings: Mapping[str, Any]) -> Sch
         properties = said.get("properties", {})
         if not isinstance(properties, dict) or set(properties) & set(together):
             return None
-        if set(said.get("required", ())) - set(properties):
+        required = said.get("required", [])
+        if not isinstance(required, list) or not all(name in list(properties) for name in required):
             return None
         together.update(properties)
     return together

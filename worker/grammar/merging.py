@@ -8,6 +8,7 @@ from math import lcm
 from typing import Any
 
 from .schema import Contradiction, Schema, checked, constraints, fail, number, resolved, same, types_of
+from .work import COMPARISON, VISIT, Budget
 
 _MAX_REFERENCES = 100
 
@@ -15,8 +16,9 @@ _MAX_REFERENCES = 100
 class Merger:
     """Merge schemas that must all be satisfied into one."""
 
-    def __init__(self, root: Any) -> None:
+    def __init__(self, root: Any, budget: Budget) -> None:
         self._root = root
+        self._budget = budget
 
     def opened(self, schema: object, path: str) -> Schema:
         """Return the schema with its `$ref` replaced by the target."""
@@ -33,15 +35,22 @@ class Merger:
         return self._together(self.opened(a, path), self.opened(b, path), path)
 
     def _together(self, a: Schema, b: Schema, path: str) -> Schema:
+        self._budget.spend(VISIT + sum(map(_size, (a, b))))
         together = dict(a)
         for name, value in constraints(b).items():
-            if name not in together or together[name] == value:
+            if name not in together:
                 together[name] = value
+            elif same(together[name], value):
+                continue
             elif name in ("anyOf", "oneOf", "$ref", "pattern", "format"):
                 together["allOf"] = [*together.get("allOf", ()), {name: value}]
-            elif not all(isinstance(side, _SHAPES.get(name, object)) for side in (together[name], value)):
+            elif name == "const":
+                raise Contradiction(f"JSON schema error at {path}: a value cannot be equal to two constants")
+            elif not all(_has_shape(name, side) for side in (together[name], value)):
                 raise fail(path, f"{name} has a value of the wrong type")
             elif name in _MERGERS:
+                if isinstance(value, list):
+                    self._budget.spend(COMPARISON * len(value) * len(together[name]))
                 together[name] = _MERGERS[name](together[name], value, path)
             elif name == "properties":
                 together[name] = self._properties(together[name], value, path)
@@ -91,6 +100,15 @@ def _some(values: list[Any], path: str) -> list[Any]:
     if not values:
         raise Contradiction(f"JSON schema error at {path}: no value can satisfy all of these schemas")
     return values
+
+
+def _size(schema: Schema) -> int:
+    properties = schema.get("properties")
+    return len(schema) + (len(properties) if isinstance(properties, dict) else 0)
+
+
+def _has_shape(name: str, value: object) -> bool:
+    return isinstance(value, _SHAPES.get(name, object)) and not (name in _LIMITS and isinstance(value, bool))
 
 
 _LIMITS = ("minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems")

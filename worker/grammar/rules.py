@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import re
 
+from .work import Budget
+
 SPACE = r'| " " | "\n"{1,2} [ \t]{0,20}'
 MAX_REPETITIONS = 2000
 """Limit of llama.cpp's grammars: a higher maximum counts as no maximum, a higher minimum is refused."""
@@ -55,6 +57,9 @@ _ESCAPES = {"\r": "\\r", "\n": "\\n", '"': '\\"', "\\": "\\\\"}
 class GrammarRules:
     def __init__(self) -> None:
         self._rules = {"space": SPACE}
+        self._names: dict[tuple[str, str], str] = {}  # of rules that got a number
+        self._numbers: dict[str, int] = {}  # the next one for each name
+        self.budget = Budget()
 
     def __contains__(self, name: str) -> bool:
         return name in self._rules
@@ -62,11 +67,30 @@ class GrammarRules:
     def add(self, name: str, rule: str) -> str:
         """Add a rule and return its name, which gets a number if a different rule already has that name."""
         name = re.sub("[^a-zA-Z0-9-]+", "-", name)
+        self.budget.take(len(rule))
+        if self._rules.setdefault(name, rule) == rule:
+            return name
+        if (name, rule) not in self._names:
+            number = self._numbers.get(name, 0)
+            while self._rules.setdefault(f"{name}{number}", rule) != rule:
+                number += 1
+            self._numbers[name] = number + 1
+            self._names[name, rule] = f"{name}{number}"
+        return self._names[name, rule]
+
+    def reserve(self, name: str) -> str:
+        """Return an unused name like `name`, for a rule that other rules use before `define` adds it."""
+        name = re.sub("[^a-zA-Z0-9-]+", "-", name)
         number, unique = 0, name
-        while self._rules.setdefault(unique, rule) != rule:
+        while unique in self._rules:
             unique = f"{name}{number}"
             number += 1
+        self._rules[unique] = ""
         return unique
+
+    def define(self, reserved: str, rule: str) -> None:
+        self.budget.take(len(rule))
+        self._rules[reserved] = rule
 
     def primitive(self, kind: str, name: str = "") -> str:
         """Add a primitive rule and the rules that it uses; return its name. With `name` "root" it is the root."""

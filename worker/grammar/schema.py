@@ -32,7 +32,8 @@ _UNSUPPORTED_OF_TYPE: dict[str, tuple[str, ...]] = {
 }
 UNSUPPORTED = frozenset(_UNSUPPORTED).union(*_UNSUPPORTED_OF_TYPE.values())
 """Keywords that no grammar can express, unless they have no effect."""
-_CONSTRAINING = UNSUPPORTED.union(_OF_ALL, *_OF_TYPE.values())
+CONSTRAINING = UNSUPPORTED.union(_OF_ALL, *_OF_TYPE.values())
+"""All keywords that limit the values of a schema."""
 
 
 class SchemaError(Exception):
@@ -67,7 +68,7 @@ def refuse_unsupported(schema: Mapping[str, Any], path: str, kind: str | None = 
 
 def constraints(schema: Mapping[str, Any], *without: str) -> Schema:
     """Return the keywords that are constraints, including unsupported ones, except those in `without`."""
-    return {name: value for name, value in schema.items() if name in _CONSTRAINING and name not in without}
+    return {name: value for name, value in schema.items() if name in CONSTRAINING and name not in without}
 
 
 def is_anything(schema: object) -> bool:
@@ -112,17 +113,23 @@ def effective(schema: Schema) -> Schema:
     idle = [
         name
         for name, value in schema.items()
-        if (name in _IDLE and _IDLE[name](value, schema)) or (value is None and name in _CONSTRAINING - {"const"})
+        if (name in _IDLE and _IDLE[name](value, schema)) or (value is None and name in CONSTRAINING - {"const"})
     ]
     return {name: value for name, value in schema.items() if name not in idle} if idle else schema
+
+
+def other_names(schema: Mapping[str, Any]) -> Any:
+    """Return the schema of properties that are not listed. Without a keyword for them they are allowed only if no
+    properties are listed, as in llama-server."""
+    return schema.get("additionalProperties", schema.get("unevaluatedProperties", "properties" not in schema))
 
 
 def is_implied(name: str, schema: Mapping[str, Any]) -> bool:
     """Return True if the other keywords of a complete schema imply the unsupported keyword `name`."""
     if name == "maxProperties":
         properties = schema.get("properties", {})
-        more = schema.get("additionalProperties", schema.get("unevaluatedProperties", "properties" not in schema))
-        return more is False and isinstance(properties, dict) and _is_at_most(len(properties), schema[name])
+        names_are_known = other_names(schema) is False and isinstance(properties, dict)
+        return names_are_known and _is_at_most(len(properties), schema[name])
     return name == "uniqueItems" and _is_at_most(schema.get("maxItems"), 1)
 
 
@@ -134,13 +141,14 @@ def with_listed_names(schema: Schema) -> Schema:
     if not said or set(said) - {"enum", "const"} or len(said) > 1 or not isinstance(values, list):
         return schema
     properties = schema.get("properties", {})
-    more = schema.get("additionalProperties", "properties" not in schema)
+    more = other_names(schema)
     if not isinstance(properties, dict):
         return schema
     kept = {
         name: properties.get(name, more) for name in values if isinstance(name, str) and (more or name in properties)
     }
-    rest = {name: value for name, value in schema.items() if name != "propertyNames"}
+    replaced = ("propertyNames", "unevaluatedProperties")
+    rest = {name: value for name, value in schema.items() if name not in replaced}
     return {**rest, "properties": kept, "additionalProperties": False}
 
 
@@ -244,7 +252,7 @@ def number(schema: Mapping[str, Any], name: str, path: str) -> Decimal | None:
     value = schema.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e300:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= 1e300:  # NaN fails, too
         raise fail(path, f"{name} must be a number")
     return Decimal(str(value))
 

@@ -6,8 +6,10 @@ The value is known, so keywords that no grammar can express are applied too, exc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
+from fractions import Fraction
+from math import isfinite
 from typing import Any
 
 from .automaton import Automaton
@@ -25,6 +27,7 @@ from .schema import (
     same,
     types_of,
 )
+from .work import COMPARISON, VISIT, Budget
 
 _MAX_DEPTH = 100
 _BOUNDS: dict[str, Callable[[Decimal, Decimal], bool]] = {
@@ -32,20 +35,22 @@ _BOUNDS: dict[str, Callable[[Decimal, Decimal], bool]] = {
     "maximum": lambda value, limit: value <= limit,
     "exclusiveMinimum": lambda value, limit: value > limit,
     "exclusiveMaximum": lambda value, limit: value < limit,
-    "multipleOf": lambda value, limit: limit > 0 and value % limit == 0,
+    "multipleOf": lambda value, limit: limit > 0 and Fraction(value) % Fraction(limit) == 0,
 }
 _ELSEWHERE = ("$dynamicRef", "$recursiveRef", "unevaluatedProperties", "unevaluatedItems")
 
 
 class ValueCheck:
-    def __init__(self, root: Any) -> None:
+    def __init__(self, root: Any, budget: Budget) -> None:
         self._root = root
+        self._budget = budget
         self._patterns: dict[str, Automaton] = {}
         self._depth = 0
 
     def allows(self, schema: object, value: object, path: str) -> bool:
         """Return True if the schema allows the value. Raises SchemaError for a schema that is wrong or unsupported."""
         self._depth += 1
+        self._budget.spend(VISIT)
         try:
             if self._depth > _MAX_DEPTH:
                 raise fail(path, "schema is nested too deeply")
@@ -64,7 +69,7 @@ class ValueCheck:
         kinds = types_of(schema, path)
         if kinds and not any(is_of_type(value, kind) for kind in kinds):
             return False
-        if "enum" in schema and not any(same(value, other) for other in _list(schema, "enum", path)):
+        if "enum" in schema and not self._is_among(value, _list(schema, "enum", path)):
             return False
         if "const" in schema and not same(value, schema["const"]):
             return False
@@ -80,6 +85,10 @@ class ValueCheck:
             case list():
                 return self._array(schema, value, path)
         return not isinstance(value, dict) or self._object(schema, value, path)
+
+    def _is_among(self, value: object, others: Sequence[Any]) -> bool:
+        self._budget.spend(COMPARISON * len(others))
+        return any(same(value, other) for other in others)
 
     def _combined(self, schema: Schema, value: object, path: str) -> bool:
         def matching(name: str) -> list[bool]:
@@ -101,7 +110,9 @@ class ValueCheck:
         return True
 
     def _number(self, schema: Schema, value: int | float, path: str) -> bool:
-        given = Decimal(str(value))
+        if isinstance(value, float) and not isfinite(value):
+            raise fail(path, "a number is not finite")
+        given = Decimal(value) if isinstance(value, int) else Decimal(str(value))
         for name, fits in _BOUNDS.items():
             if isinstance(schema.get(name), bool) and name.startswith("exclusive"):  # in the oldest drafts
                 name_of_limit = "minimum" if name == "exclusiveMinimum" else "maximum"
@@ -121,7 +132,7 @@ class ValueCheck:
     def _matches(self, pattern: str, text: str, path: str) -> bool:
         try:
             if pattern not in self._patterns:
-                self._patterns[pattern] = Automaton(read_pattern(pattern))
+                self._patterns[pattern] = Automaton(read_pattern(pattern), self._budget)
             return self._patterns[pattern].matches(text)
         except UnsupportedPattern as why:
             raise fail(path, f"pattern {pattern:.80} is not supported: {why}") from None
@@ -133,7 +144,7 @@ class ValueCheck:
         first = first if isinstance(first, list) else []
         if not _fits(schema, len(value), "Items", path):
             return False
-        if schema.get("uniqueItems") and any(same(a, b) for i, a in enumerate(value) for b in value[:i]):
+        if schema.get("uniqueItems") and any(self._is_among(a, value[:i]) for i, a in enumerate(value)):
             return False
         if "contains" in schema:
             n = sum(self.allows(schema["contains"], item, f"{path}/contains") for item in value)
@@ -152,12 +163,13 @@ class ValueCheck:
             return found
 
         properties, patterns = part("properties"), part("patternProperties")
-        if any(name not in value for name in _list(schema, "required", path)):
+        if any(name not in value for name in _names(schema.get("required", []), "required", path)):
             return False
         if not _fits(schema, len(value), "Properties", path):
             return False
         needed = {**part("dependentRequired"), **{k: v for k, v in part("dependencies").items() if isinstance(v, list)}}
-        if any(name not in value for key, names in needed.items() if key in value for name in names):
+        present = (names for key, names in needed.items() if key in value)
+        if any(name not in value for names in present for name in _names(names, "dependentRequired", path)):
             return False
         depends = {**part("dependentSchemas"), **part("dependencies")}
         if not all(
@@ -177,10 +189,16 @@ class ValueCheck:
         return True
 
 
-def _list(schema: Schema, name: str, path: str) -> Iterable[Any]:
+def _list(schema: Schema, name: str, path: str) -> Sequence[Any]:
     found = schema.get(name, [])
     if not isinstance(found, list):
         raise fail(path, f"{name} must be an array")
+    return found
+
+
+def _names(found: object, keyword: str, path: str) -> Sequence[str]:
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise fail(path, f"{keyword} must be an array of strings")
     return found
 
 

@@ -120,7 +120,8 @@ def test_no_proper_prefix_of_a_call_looks_whole(name: str) -> None:
     for cut in range(len(text)):
         said = parsed(form, text[:cut], truncated=True)
         assert (said.content, said.reasoning) == ("", ""), text[:cut]
-        for shown, call in zip(said.calls, whole.calls, strict=False):
+        assert len(said.calls) <= len(whole.calls), text[:cut]
+        for shown, call in zip(said.calls, whole.calls[: len(said.calls)], strict=True):
             assert shown.name == "get_weather", text[:cut]
             assert call.arguments.startswith(shown.arguments), text[:cut]
             if shown.arguments != call.arguments:
@@ -132,9 +133,12 @@ def test_no_proper_prefix_of_a_call_looks_whole(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(chat_templates.ALL.keys() - {"lfm"}))
 def test_a_cut_answer_is_the_beginning_of_the_whole_one(name: str) -> None:
     form, text = answers(name, "Some words: 1 < 2, [a] {b}.", "I should\nthink <twice>.")
-    whole = parsed(form, text)
+    whole, before = parsed(form, text), ParsedMessage()
     for cut in range(len(text)):
         said = parsed(form, text[:cut], truncated=True)
+        assert said.content.startswith(before.content.rstrip()), text[:cut]
+        assert said.reasoning.startswith(before.reasoning.rstrip()), text[:cut]
+        before = said
         assert whole.content.startswith(said.content.rstrip()), text[:cut]
         assert whole.reasoning.startswith(said.reasoning.rstrip()), text[:cut]
         assert len(said.calls) <= len(whole.calls), text[:cut]
@@ -271,12 +275,9 @@ SWITCH = {"type": "function", "function": {"name": "switch", "description": "S",
 
 
 @pytest.fixture(scope="module", params=["hermes", "nemo", "coder", "gemma"])
-def worker(
-    request: pytest.FixtureRequest, module_programs: Programs, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Program]:
-    path = tmp_path_factory.mktemp("templates") / "template.jinja"
-    path.write_text(chat_templates.ALL[request.param].replace(chat_templates.THOUGHTS, ""))
-    program = module_programs.worker("--chat-template-file", str(path), "--ctx-size", "2048", "--threads", "1")
+def worker(request: pytest.FixtureRequest, module_programs: Programs) -> Iterator[Program]:
+    source = chat_templates.ALL[request.param].replace(chat_templates.THOUGHTS, "")
+    program = module_programs.worker_with_template(source, "--ctx-size", "2048")
     yield program
     program.stop()
 

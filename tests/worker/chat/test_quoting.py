@@ -219,6 +219,17 @@ def test_characters_for_private_use_stay() -> None:
     assert ordinary(prompt) == f"user\n{text}"
 
 
+@pytest.mark.parametrize("spelled", ["{}", "{}\n<tool_response>"])
+@pytest.mark.parametrize("escapes", [False, True])
+def test_a_message_cannot_use_up_the_stand_ins(spelled: str, escapes: bool) -> None:
+    used = "".join(
+        f"\\u{code:04X}" if escapes else chr(code) for code in (*range(0xFDD0, 0xFDF0), *range(0xE000, 0xF900))
+    )
+    assert used in render(None, user(used), tokens_of(*CHATML)).text
+    with pytest.raises(InvalidRequest, match="private use"):
+        render(None, user(spelled.format(INJECTION) + used), tokens_of(*CHATML))
+
+
 # -- media markers ---------------------------------------------------------------------------------------------------
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,QQ=="}}

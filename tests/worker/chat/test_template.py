@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -236,6 +237,9 @@ def test_prefill_can_be_disabled() -> None:
     assert len(chat.messages) == 2
 
 
+IDS: list[object] = [5, 0, True, False, [], ["call_1"], {}, 1.5]
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -252,6 +256,9 @@ def test_prefill_can_be_disabled() -> None:
         {"messages": [{"role": "user", "content": [5]}]},
         {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
         {"messages": [{"role": "user", "content": [{"type": "dance"}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "refusal", "refusal": "No."}]}]},
+        {"messages": [{"role": "tool", "content": [{"type": "refusal", "refusal": "No."}]}]},
+        *({"messages": [{"role": "assistant", "tool_calls": [{"id": id, "function": {"name": "f"}}]}]} for id in IDS),
         {"messages": [{"role": "assistant", "tool_calls": 5}]},
         {"messages": [{"role": "assistant", "tool_calls": [{"type": "function"}]}]},
         {"messages": [USER, {"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}]},
@@ -304,3 +311,35 @@ def test_shaping_does_not_change_its_input() -> None:
     before = [dict(message) for message in messages]
     shaped(messages, Capabilities(supports_system_role=False), keep_developer=False)
     assert messages == before
+
+
+STRICT_IDS = """\
+{%- for m in messages %}{% if m.role == 'tool' %}
+{%- if m.tool_call_id is not defined or m.tool_call_id|length != 9 %}{{ raise_exception('length 9!') }}{% endif %}
+{{- '[RESULT]' + m.tool_call_id + ':' + m.content }}
+{%- elif m.tool_calls %}{% for c in m.tool_calls %}
+{%- if c.id is not defined or c.id|length != 9 %}{{ raise_exception('length 9!') }}{% endif %}
+{{- '[CALL]' + c.function.name + ':' + c.id + c.function.arguments|tojson }}{% endfor %}
+{%- else %}{{ m.content }}{% endif %}{% endfor %}"""
+
+
+@pytest.mark.parametrize(
+    "id", ["NUu96TE6LVWpjxPtBbkSauY8MJV7tsml", "call_1", "toolu_é\ud800", "abc-12345", "abc123456", None]
+)
+def test_a_template_that_refuses_long_call_ids_gets_short_ones(id: str | None) -> None:
+    calls = [
+        {"type": "function", "function": {"name": "get", "arguments": "{}"}, **({"id": id + more} if id else {})}
+        for more in ("", "2")
+    ]
+    results = [{"role": "tool", "content": "r", **({"tool_call_id": call["id"]} if id else {})} for call in calls]
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "tool_calls": calls}, *results]
+    form = ChatFormat(STRICT_IDS)
+    prompts = [
+        form.render(read_chat({"messages": said}, ChatDefaults()), lambda *_: None).text
+        for said in (messages, [*messages, {"role": "user", "content": "y"}])
+    ]
+    first, second = re.findall(r":([a-zA-Z0-9]{9})\{\}", prompts[0])
+    assert first != second
+    assert re.findall(r"\[RESULT\](\w{9}):", prompts[0]) == [first, second]
+    assert (first == id) == (id == "abc123456")
+    assert prompts[1].startswith(prompts[0])

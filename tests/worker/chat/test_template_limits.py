@@ -170,12 +170,8 @@ def test_the_limit_grows_with_the_input() -> None:
 HOSTILE = "{{ messages[0].content }}{% for a in range(n or 0) %}{% for b in range(n) %}{% endfor %}{% endfor %}"
 
 
-def test_a_request_whose_template_does_not_end_is_refused_and_others_are_served(
-    programs: Programs, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    file = tmp_path_factory.mktemp("templates") / "template.jinja"
-    file.write_text(HOSTILE)
-    program = programs.worker("--chat-template-file", str(file), "--threads", "1")
+def test_a_request_whose_template_does_not_end_is_refused_and_others_are_served(programs: Programs) -> None:
+    program = programs.worker_with_template(HOSTILE)
     body: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
     refused = program.client.post("/v1/chat/completions", json={**body, "chat_template_kwargs": {"n": 99999}})
     assert refused.status_code == 400
@@ -190,11 +186,7 @@ def test_a_request_whose_template_does_not_end_is_refused_and_others_are_served(
         pytest.param(LARGE["output"], "writes too much", id="output"),  # at the allowance within milliseconds
     ],
 )
-def test_a_template_that_costs_too_much_fails_at_startup(
-    programs: Programs, tmp_path_factory: pytest.TempPathFactory, source: str, why: str
-) -> None:
-    file = tmp_path_factory.mktemp("templates") / "template.jinja"
-    file.write_text(source)
-    program = programs.worker("--chat-template-file", str(file), "--threads", "1", wait="nothing")
+def test_a_template_that_costs_too_much_fails_at_startup(programs: Programs, source: str, why: str) -> None:
+    program = programs.worker_with_template(source, wait="nothing")
     assert program.exit_code(40) == 1
     assert f"chat template {why} for the smallest conversations" in program.log_text

@@ -120,10 +120,8 @@ OPTIONS = ("--reasoning-budget", "9", "--reasoning-budget-message", ENOUGH, "--p
 
 
 @pytest.fixture(scope="module")
-def thinker(module_programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    file = tmp_path_factory.mktemp("templates") / "template.jinja"
-    file.write_text(chat_templates.THINKING)
-    program = module_programs.worker("--chat-template-file", str(file), "--threads", "1", *OPTIONS)
+def thinker(module_programs: Programs) -> Iterator[Program]:
+    program = module_programs.worker_with_template(chat_templates.THINKING, *OPTIONS)
     yield program
     program.stop()
 

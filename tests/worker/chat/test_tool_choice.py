@@ -122,12 +122,9 @@ FORMATS = {
 
 
 @pytest.fixture(scope="module", params=sorted(FORMATS))
-def worker(
-    request: pytest.FixtureRequest, module_programs: Programs, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Program]:
-    path = tmp_path_factory.mktemp("templates") / "template.jinja"
-    path.write_text(FORMATS[request.param].replace(chat_templates.THOUGHTS, ""))
-    program = module_programs.worker("--chat-template-file", str(path), "--ctx-size", "4096", "--threads", "1")
+def worker(request: pytest.FixtureRequest, module_programs: Programs) -> Iterator[Program]:
+    source = FORMATS[request.param].replace(chat_templates.THOUGHTS, "")
+    program = module_programs.worker_with_template(source, "--ctx-size", "4096")
     yield program
     program.stop()
 
@@ -187,10 +184,9 @@ def test_without_a_choice_of_tools_the_response_format_applies_alone(worker: Pro
 
 
 @pytest.fixture(scope="module")
-def hermes(module_programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    path = tmp_path_factory.mktemp("templates") / "template.jinja"
-    path.write_text(chat_templates.HERMES.replace(chat_templates.THOUGHTS, ""))
-    program = module_programs.worker("--chat-template-file", str(path), "--ctx-size", "4096", "--threads", "1")
+def hermes(module_programs: Programs) -> Iterator[Program]:
+    source = chat_templates.HERMES.replace(chat_templates.THOUGHTS, "")
+    program = module_programs.worker_with_template(source, "--ctx-size", "4096")
     yield program
     program.stop()
 

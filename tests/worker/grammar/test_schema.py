@@ -17,7 +17,8 @@ from llama_corral.worker.engine.messages import Grammar
 from llama_corral.worker.engine.sampling.grammar import GrammarConstraint
 from llama_corral.worker.grammar.converter import Converter, schema_grammar
 from llama_corral.worker.grammar.numbers import integer_range, number_range
-from llama_corral.worker.grammar.schema import _CONSTRAINING, SchemaError
+from llama_corral.worker.grammar.schema import CONSTRAINING, SchemaError
+from llama_corral.worker.grammar.work import TooMuchWork
 
 Accepts = Callable[[Any, str], bool]
 
@@ -125,6 +126,13 @@ CASES: list[tuple[Any, list[str], list[str]]] = [
      ['{"a":1,"b":2}']),
     ({"enum": [1, 2, 3], "not": {"const": 2}}, ["1", "3"], ["2"]),
     ({"const": "é", "maxLength": 1}, ['"é"'], ['"e"']),
+    ({"enum": [10**40, 3 * 10**40, 0.3, 7, 1e300], "multipleOf": 0.3}, [f"{3 * 10**40}", "0.3"], ["7", f"{10**40}"]),
+    ({"enum": [3, 7 * 10**39, 10**400], "maximum": 1e40, "multipleOf": 7}, [f"{7 * 10**39}"], ["3"]),
+    ({"allOf": [{"enum": [1, 0]}, {"enum": [True, 0]}]}, ["0"], ["1", "true"]),
+    ({"allOf": [{"const": [1]}, {"const": [1.0]}]}, ["[1]"], ["[true]"]),
+    ({"anyOf": [{"const": 1}, {"const": 2}], "const": 2}, ["2"], ["1"]),
+    ({"propertyNames": {"enum": ["a"]}, "type": "object", "unevaluatedProperties": {"type": "integer"}},
+     ["{}", '{"a": 1}'], ['{"a": null}', '{"b": 1}']),
     ({"anyOf": [{"enum": [1, 2]}, {"const": 9}], "maximum": 1}, ["1"], ["2", "9"]),
     ({"propertyNames": {"type": "string", "enum": ["a", "b"]}, "additionalProperties": {"type": "null"},
       "required": ["a"]}, ['{"a": null}', '{"a": null, "b": null}'], ["{}", '{"a": null, "c": null}', '{"a": 1}']),
@@ -140,6 +148,8 @@ CASES: list[tuple[Any, list[str], list[str]]] = [
     ({"allOf": [{"anyOf": [{"const": 1}, {"type": "string"}]}, {"anyOf": [{"type": "integer"}, {"type": "null"}]}]},
      ["1"], ['"a"', "null"]),
     ({"$ref": "#/$defs/n", "minimum": 5, "$defs": {"n": {"type": "integer", "maximum": 7}}}, ["5", "7"], ["4", "8"]),
+    ({"type": "array", "items": [{"$ref": "#/$defs/a.b"}, {"$ref": "#/$defs/a_b"}],
+      "$defs": {"a.b": {"enum": [1, 2]}, "a_b": {"enum": ["x", "y"]}}}, ['[1, "x"]'], ["[1, 2]", '["x", "y"]']),
     ({"$ref": "#/$defs/a~1b%20c", "$defs": {"a/b c": {"const": 1}}}, ["1"], ["2"]),
     ({"type": "object", "properties": {"string": {"type": "string"}, "root": {}, "a b/c": {}}},
      ['{"string": "x", "root": 1, "a b/c": 2}'], ['{"string": 1}']),
@@ -238,6 +248,9 @@ def test_a_keyword_without_effect_is_as_if_it_were_not_there(
         ({"enum": [1], "type": "string"}, "no value of enum"),
         ({"properties": []}, "properties must be an object"),
         ({"required": 1}, "required must be an array"),
+        ({"const": {}, "not": {"required": [[]]}}, "required must be an array of strings"),
+        ({"const": {"a": 1}, "dependentRequired": {"a": 5}}, "dependentRequired must be an array of strings"),
+        ({"allOf": [{"properties": {}, "required": [{}]}, {"type": "object"}]}, "required must be an array of strings"),
         ({"properties": {"a": {}}, "required": ["b"], "additionalProperties": False}, '"b" is not allowed'),
         ({"minLength": -1}, "minLength must be a non-negative integer"),
         ({"minLength": 2001}, "minLength above 2000"),
@@ -246,6 +259,10 @@ def test_a_keyword_without_effect_is_as_if_it_were_not_there(
         ({"type": "number", "minimum": 3, "exclusiveMaximum": 3}, "no number is above"),
         ({"type": "number", "minimum": "3"}, "minimum must be a number"),
         ({"allOf": [{"type": "null"}, {"type": "string"}]}, "no value can satisfy all of these schemas"),
+        ({"allOf": [{"const": 1}, {"const": True}]}, "two constants"),
+        ({"properties": {"a": {"allOf": [{"const": [0]}, {"const": [False]}]}}}, "two constants"),
+        ({"type": "number", "minimum": float("nan")}, "minimum must be a number"),
+        ({"enum": [float("inf")], "multipleOf": 3}, "a number is not finite"),
         ({"properties": {"a": {"properties": {"b": {"not": {}}}}}}, "#/properties/a/properties/b"),
     ],
 )
@@ -253,6 +270,56 @@ def test_an_unsupported_keyword_is_refused_by_name(schema: Any, named: str) -> N
     with pytest.raises(SchemaError, match="JSON schema error at #") as refused:
         schema_grammar(schema)
     assert named in str(refused.value)
+
+
+def doubling(keyword: str, n: int = 40) -> dict[str, Any]:
+    """Return definitions of which each refers twice to the next, through a keyword for several schemas."""
+    last: Any = {"type": "integer", "minimum": 2}
+    steps = {f"d{i}": {keyword: [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(n)}
+    return {"$defs": {**steps, f"d{n}": last}, "$ref": "#/$defs/d0"}
+
+
+EITHER = {"type": ["object", "array"]}
+EXCESSIVE: dict[str, Any] = {
+    "checks": {**doubling("anyOf"), "enum": [1]},
+    "all": {"$defs": doubling("allOf")["$defs"], "const": 3, "not": {"$ref": "#/$defs/d0"}},
+    "one": {**doubling("oneOf"), "enum": [1, 2, 3]},
+    "types": {
+        "$defs": {f"d{i}": {"type": ["object", "array"], "properties": {"a": EITHER | {"$ref": f"#/$defs/d{i + 1}"}},
+                            "items": EITHER | {"$ref": f"#/$defs/d{i + 1}"}} for i in range(16)} | {"d16": {}},
+        "$ref": "#/$defs/d0",
+    },
+    "alternatives": {
+        "properties": {f"p{i}": {"type": "string"} for i in range(600)},
+        "anyOf": [{"required": [f"p{i}"]} for i in range(600)],
+    },
+    "values": {"allOf": [{"enum": list(range(5000))}, {"enum": list(range(5000, 0, -1))}]},
+    "items": {"const": [*range(5000)], "uniqueItems": True},
+    "patterns": {
+        "properties": {f"p{i}": {"pattern": f"^(a{{0,20}}b?){{0,{i + 9}}}$", "maxLength": 40} for i in range(60)}
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("schema", EXCESSIVE.values(), ids=EXCESSIVE)
+@pytest.mark.parametrize("lenient", [False, True])
+def test_a_small_schema_with_a_huge_grammar_is_refused(schema: Any, lenient: bool) -> None:
+    converter = Converter(schema, lenient=lenient)
+    with pytest.raises(TooMuchWork, match="too complex"):
+        converter.visit(schema, "", "#")
+
+
+def test_the_work_of_a_grammar_grows_with_its_schema() -> None:
+    """Large schemas that are not nested excessively are converted, also with names that differ only in their signs."""
+    names = [f"{chr(0x4E00 + i)}{chr(0x4E00 + i)}" for i in range(3000)]
+    spent = []
+    for n in (1500, 3000):
+        converter = Converter({"type": "object"})
+        converter.visit({"type": "object", "properties": {name: {"enum": ["a", 1]} for name in names[:n]}}, "", "#")
+        spent.append(converter.rules.budget.spent)
+    assert spent[1] == pytest.approx(2 * spent[0], rel=0.1)
+    texts = {"type": "string", "enum": [f"a{i}" for i in range(5000)], "pattern": "^a[0-9]+$"}
+    assert "a4999" in schema_grammar(texts)
 
 
 def test_a_schema_nested_too_deeply_is_refused() -> None:
@@ -401,7 +468,7 @@ def _instance(schema: Any, random: Any) -> Any:
     return None
 
 
-KEYWORDS = sorted(_CONSTRAINING | {"$defs", "title"})
+KEYWORDS = sorted(CONSTRAINING | {"$defs", "title"})
 TEXTS = st.sampled_from(["", "a", "^a+$", "#", "date", "email", "string", "object", "array", "#/$defs/a"])
 ANY_JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 40) | st.integers() | st.floats(allow_nan=False) | TEXTS,

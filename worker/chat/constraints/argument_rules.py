@@ -7,9 +7,8 @@ from typing import Any
 
 from ...grammar.converter import MAX_DEPTH, Converter
 from ...grammar.rules import GrammarRules, literal
-from ...grammar.schema import SchemaError
-from ...grammar.values import ValueCheck
-from ..tools import FunctionTool, may_be_text
+from ..argument_schemas import Texts
+from ..tools import FunctionTool
 
 
 def literal_of(mark: str) -> str:
@@ -30,16 +29,13 @@ class Schemas:
         self._root = {"tools": {tool.name: _rooted(tool.parameters, tool.name) for tool in tools}}
         self._converter = Converter(self._root, rules, lenient=True)
 
-    def of_argument(self, tool: FunctionTool, argument: str = "") -> str:
-        """Return the rule of one argument, or of the object with all arguments."""
-        schema = self._root["tools"][tool.name]
-        path = f"#/tools/{tool.name}"
-        if argument:
-            return self._converter.visit(schema["properties"][argument], f"{tool.name}-{argument}", path)
-        return self._converter.visit(schema or {"type": "object"}, f"{tool.name}-arguments", path)
+    def of_arguments(self, tool: FunctionTool) -> str:
+        """Return the rule of the object with all arguments."""
+        schema = self._root["tools"][tool.name] or {"type": "object"}
+        return self._converter.visit(schema, f"{tool.name}-arguments", f"#/tools/{tool.name}")
 
     def under(self, tool: FunctionTool, schema: Any, name: str) -> str:
-        """Return the rule of a schema inside the tool's schema."""
+        """Return the rule of a schema inside the tool's schema, as JSON."""
         return self._converter.visit(_rooted(schema, tool.name), name, f"#/tools/{tool.name}")
 
 
@@ -56,33 +52,12 @@ def _rooted(schema: Any, name: str, depth: int = 0) -> Any:
     return [_rooted(item, name, depth + 1) for item in schema] if isinstance(schema, list) else schema
 
 
-def text_until(rules: GrammarRules, tool: FunctionTool, schema: Any, mark: str, name: str) -> str:
-    """Return a rule for a string without quotes up to and including `mark`: any text, or one that the schema lists."""
-    listed = _listed_texts(ValueCheck(tool.parameters), schema)
-    texts = [text for text in listed or () if mark not in text]
-    return f"({' | '.join(literal(text + mark) for text in texts)})" if texts else until(rules, mark, name)
-
-
-def _listed_texts(check: ValueCheck, schema: Any) -> list[str] | None:
-    """Return the strings of `enum` or `const` that the schema allows; None if it allows others."""
-    if not isinstance(schema, Mapping):
-        return None
-    values = [schema["const"]] if "const" in schema else schema.get("enum")
-    if isinstance(values, list):
-        return [value for value in values if isinstance(value, str) and _allows(check, schema, value)]
-    for keyword in ("anyOf", "oneOf"):
-        ways = schema.get(keyword)
-        if isinstance(ways, list):
-            listed = [_listed_texts(check, way) for way in ways if may_be_text(way)]
-            return None if None in listed else [text for texts in listed for text in texts or ()]
-    return None
-
-
-def _allows(check: ValueCheck, schema: Any, value: str) -> bool:
-    try:
-        return check.allows(schema, value, "#")
-    except SchemaError:  # a rule that is not supported is relaxed
-        return True
+def text_until(rules: GrammarRules, texts: Texts, mark: str, name: str) -> str:
+    """Return a rule for a string without quotes up to and including `mark`: any text, or one that is listed."""
+    listed = [text for text in texts.listed if mark not in text]
+    if texts.is_free or not listed:
+        return until(rules, mark, name)
+    return f"({' | '.join(literal(text + mark) for text in listed)})"
 
 
 def until(rules: GrammarRules, mark: str, name: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...grammar.rules import GrammarRules, literal
+from ..argument_schemas import reference_of
 from ..formats.formats import DictCalls
 from ..tools import FunctionTool
 from .argument_rules import until
@@ -27,18 +28,41 @@ class DictRules:
         return "(" + " | ".join(self._rules.add(f"call-{tool.name}", self._one(tool)) for tool in self._tools) + ")"
 
     def _one(self, tool: FunctionTool) -> str:
-        return f"{literal(self._form.name + tool.name)} {self._object(tool.parameters, tool.name, 0)}"
+        values = _ToolRules(self._form, tool, self._rules, self._text)
+        return f"{literal(self._form.name + tool.name)} {values.members(tool.parameters, tool.name, 0)}"
+
+
+class _ToolRules:
+    """The rules of one tool's arguments."""
+
+    def __init__(self, form: DictCalls, tool: FunctionTool, rules: GrammarRules, text: str) -> None:
+        self._form, self._tool, self._rules, self._text = form, tool, rules, text
+        self._schemas = tool.schemas(rules.budget)
+        self._references: dict[str, str] = {}  # the rules of values by `$ref`, also of those that are being written
 
     def _value(self, schema: Any, name: str, depth: int) -> str:
+        reference = reference_of(schema)
+        if reference is None:
+            return self._content(schema, name, depth)
+        if reference not in self._references:
+            self._references[reference] = rule = self._rules.reserve(f"{self._tool.name}-reference")
+            self._rules.define(rule, self._content(schema, name, depth))
+        return self._references[reference]
+
+    def _content(self, schema: Any, name: str, depth: int) -> str:
         if not isinstance(schema, Mapping) or depth > MAX_DEPTH:
             return self._any()
-        values = [schema["const"]] if "const" in schema else schema.get("enum")
-        if isinstance(values, list) and values and all(_is_plain(value) for value in values):
+        schema = self._schemas.opened(schema)
+        values = self._schemas.listed(schema)
+        if values and all(_is_plain(value) for value in values):
             return "(" + " | ".join(self._literal(value) for value in values) + ")"
         ways = schema.get("anyOf", schema.get("oneOf"))
+        kinds = schema.get("type")
+        if not ways and isinstance(kinds, list):
+            ways = [{**schema, "type": kind} for kind in kinds]
         if isinstance(ways, list) and ways:
             return f"({' | '.join(self._value(way, f'{name}-{i}', depth + 1) for i, way in enumerate(ways))})"
-        match schema.get("type"):
+        match kinds:
             case "string":
                 return self._text
             case "integer" | "number" | "boolean" | "null" as kind:
@@ -47,20 +71,20 @@ class DictRules:
                 item = self._value(schema.get("items"), f"{name}-item", depth + 1)
                 return self._rules.add(name, f'"[" space ({item} (space "," space {item})*)? space "]"')
             case "object" if schema.get("properties"):
-                return self._rules.add(name, self._object(schema, name, depth))
+                return self._rules.add(name, self.members(schema, name, depth))
         return self._any()
 
-    def _object(self, schema: Mapping[str, Any], name: str, depth: int) -> str:
+    def members(self, schema: Mapping[str, Any], name: str, depth: int) -> str:
         """Required members are written first, sorted by name as the model writes them; then any of the others."""
-        properties, required = schema.get("properties"), schema.get("required")
-        if not isinstance(properties, dict) or not properties:
+        properties, required = self._schemas.properties(schema), self._schemas.required(schema)
+        if not properties:
             return '"{" space "}"' if not depth else self._any()
         needed: list[str] = []
         others: list[str] = []
         for key in sorted(properties):
             value = self._value(properties[key], f"{name}-{key}", depth + 1)
             rule = self._rules.add(f"{name}-arg-{key}", f"{literal(key + ':')} space {value}")
-            (needed if isinstance(required, list) and key in required else others).append(rule)
+            (needed if key in required else others).append(rule)
         comma = ' space "," space '
         either = f"({' | '.join(others)})"
         if not others:

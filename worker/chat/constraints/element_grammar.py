@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...grammar.rules import GrammarRules, literal
+from ..argument_schemas import reference_of
 from ..formats.formats import ElementCalls
-from ..tools import FunctionTool, may_be_text
+from ..tools import FunctionTool
 from .argument_rules import Schemas, literal_of, text_until
 
 MAX_DEPTH = 16
@@ -17,7 +18,7 @@ MAX_DEPTH = 16
 class ElementRules:
     def __init__(self, form: ElementCalls, tools: Sequence[FunctionTool], rules: GrammarRules) -> None:
         self._form, self._tools, self._rules = form, tools, rules
-        self._schemas = Schemas(tools, rules)
+        self._json = Schemas(tools, rules)
 
     def call(self) -> str:
         """Return a rule for a call of any of the tools."""
@@ -25,31 +26,54 @@ class ElementRules:
 
     def _one(self, tool: FunctionTool) -> str:
         head = literal(self._form.name.start + tool.name + self._form.name.end)
-        return f"{head} {self._members(tool, tool.parameters, tool.name, 0)}"
+        return f"{head} {_ToolRules(self._form, tool, self._rules, self._json).members(tool.parameters, tool.name, 0)}"
 
-    def _members(self, tool: FunctionTool, schema: Mapping[str, Any], name: str, depth: int) -> str:
+
+class _ToolRules:
+    """The rules of one tool's arguments."""
+
+    def __init__(self, form: ElementCalls, tool: FunctionTool, rules: GrammarRules, json: Schemas) -> None:
+        self._form, self._tool, self._rules, self._json = form, tool, rules, json
+        self._schemas = tool.schemas(rules.budget)
+        self._references: dict[str, str] = {}  # the rules of values by `$ref`, also of those that are being written
+
+    def members(self, schema: Any, name: str, depth: int) -> str:
         """Required members are written first, in schema order; then any of the others."""
-        properties, required = schema.get("properties"), schema.get("required")
+        required = self._schemas.required(schema)
         needed: list[str] = []
         others: list[str] = []
-        for key, inner in properties.items() if isinstance(properties, dict) else ():
-            rule = self._rules.add(f"{name}-arg-{key}", self._element(tool, key, inner, f"{name}-{key}", depth))
-            (needed if isinstance(required, list) and key in required else others).append(rule)
+        for key, inner in self._schemas.properties(schema).items():
+            rule = self._rules.add(f"{name}-arg-{key}", self._element(key, inner, f"{name}-{key}", depth))
+            (needed if key in required else others).append(rule)
         several = f"(space ({' | '.join(others)}))*" if others else ""
         return " ".join(part for part in ("space", " space ".join(needed), several, "space") if part)
 
-    def _element(self, tool: FunctionTool, key: str, schema: Any, name: str, depth: int) -> str:
-        space = self._form.space
-        start, end = f"{space}<{key}>", f"{space}</{key}>"
-        if may_be_text(schema):
-            return f"{literal(start)} {text_until(self._rules, tool, schema, space, 'text')} {literal(f'</{key}>')}"
-        return f"{literal(start)} {self._value(tool, schema, name, depth + 1)} {literal_of(end)}"
+    def _element(self, key: str, schema: Any, name: str, depth: int) -> str:
+        space, texts = self._form.space, self._schemas.texts(schema)
+        start, end = literal(f"{space}<{key}>"), f"</{key}>"
+        if not texts.may_be_text:
+            return f"{start} {self._value(schema, name, depth + 1)} {literal_of(space + end)}"
+        text = f"{text_until(self._rules, texts, space, 'text')} {literal(end)}"
+        if not texts.others or texts.is_free:
+            return f"{start} {text}"
+        other = self._value({"anyOf": [*texts.others]}, name, depth + 1)
+        return f"{start} ({text} | {other} {literal_of(space + end)})"
 
-    def _value(self, tool: FunctionTool, schema: Any, name: str, depth: int) -> str:
-        if isinstance(schema, Mapping) and depth <= MAX_DEPTH:
-            if schema.get("type") == "object" and schema.get("properties"):
-                return self._members(tool, schema, name, depth)
-            if schema.get("type") == "array" and isinstance(schema.get("items"), Mapping):
-                item = self._element(tool, "item", schema["items"], f"{name}-item", depth)
+    def _value(self, schema: Any, name: str, depth: int) -> str:
+        reference = reference_of(schema)
+        if reference is None:
+            return self._content(schema, name, depth)
+        if reference not in self._references:
+            self._references[reference] = rule = self._rules.reserve(f"{self._tool.name}-reference")
+            self._rules.define(rule, self._content(schema, name, depth))
+        return self._references[reference]
+
+    def _content(self, schema: Any, name: str, depth: int) -> str:
+        whole = self._schemas.opened(schema)
+        if depth <= MAX_DEPTH:
+            if whole.get("type") == "object" and whole.get("properties"):
+                return self.members(whole, name, depth)
+            if whole.get("type") == "array" and isinstance(whole.get("items"), Mapping):
+                item = self._element("item", whole["items"], f"{name}-item", depth)
                 return f"(space {self._rules.add(f'{name}-item', item)})* space"
-        return self._schemas.under(tool, schema, name)
+        return self._json.under(self._tool, schema, name)

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from ...grammar.rules import GrammarRules, json_literal, literal
 from ...grammar.schema import SchemaError
+from ..argument_schemas import Texts
 from ..formats.formats import (
     Calls,
     DictCalls,
@@ -145,7 +146,7 @@ class _JsonCallRules:
         return "(" + " | ".join(self._rules.add(f"call-{tool.name}", self._one(tool)) for tool in self._tools) + ")"
 
     def _one(self, tool: FunctionTool) -> str:
-        form, arguments = self._form, self._schemas.of_argument(tool)
+        form, arguments = self._form, self._schemas.of_arguments(tool)
         if not form.name:
             return _object([(tool.name, arguments)])
         inner = [(form.name, json_literal(tool.name)), (form.arguments, arguments)]
@@ -182,42 +183,47 @@ class _TaggedCallRules:
         if form.name_rest:
             head += f" {literal(form.number.start)} [0-9]{{1,3}} {literal(form.number.end + form.name_rest)}"
         id = f"({literal_of(form.id.start)} [a-zA-Z0-9]{{9}} {literal_of(form.id.end)})?" if form.id.start else ""
-        arguments = self._parameters(form.parameters, tool) if form.parameters else self._schemas.of_argument(tool)
+        arguments = self._parameters(form.parameters, tool) if form.parameters else self._schemas.of_arguments(tool)
         parts = (literal_of(form.arguments.start), arguments, literal_of(form.arguments.end), literal_of(form.close))
         return joined((f"{head} {id}".strip(), *parts))
 
     def _parameters(self, form: Parameters, tool: FunctionTool) -> str:
         """Required arguments are written first, in schema order; then any of the others."""
-        properties = tool.parameters.get("properties")
-        required = tool.parameters.get("required")
+        schemas = tool.schemas(self._rules.budget)
+        required = schemas.required(tool.parameters)
         needed: list[str] = []
         others: list[str] = []
-        for key in properties if isinstance(properties, dict) else ():
-            rule = self._rules.add(f"{tool.name}-arg-{key}", self._parameter(form, tool, key))
-            (needed if isinstance(required, list) and key in required else others).append(rule)
+        for key, schema in schemas.properties(tool.parameters).items():
+            name, texts = f"{tool.name}-{key}", schemas.texts(schema)
+            ways = [self._text(form, key, texts)] if texts.may_be_text else []
+            if not texts.may_be_text:
+                ways.append(self._json(form, key, self._schemas.under(tool, schema, name)))
+            elif texts.others and not texts.is_free:
+                ways.append(self._json(form, key, self._schemas.under(tool, {"anyOf": [*texts.others]}, name)))
+            rule = self._rules.add(f"{tool.name}-arg-{key}", " | ".join(ways))
+            (needed if key in required else others).append(rule)
         optional = f"(space ({' | '.join(others)}))*" if others else ""
         return f"{joined(needed)} {optional}".strip()
 
-    def _parameter(self, form: Parameters, tool: FunctionTool, key: str) -> str:
-        is_text = tool.takes_text(key)
-        start = form.name.start.lstrip() + key + form.name.end
-        if form.text_flag:
-            flags = [form.text_flag] if is_text else form.other_flags
-            flag = " | ".join(literal(f" {flag}{form.flags_end}") for flag in flags)
-            head = f"{literal(start)} ({flag})"
-        else:
-            head = literal(start)
-        if is_text:
-            end = form.value.end
-            schema = tool.parameters["properties"][key]
-            value = text_until(self._rules, tool, schema, end, "text") if end else ""
-            if form.quote.start:
-                inner = text_until(self._rules, tool, schema, form.quote.end, "quoted")
-                quoted = f"{literal(form.quote.start)} {inner} {literal(end)}"
-                value = f"({quoted} | {value})"
-            return f"{head} {literal(form.value.start)} {value}" if form.value.start else f"{head} {value}"
-        parts = (head, literal_of(form.value.start), self._schemas.of_argument(tool, key), literal_of(form.value.end))
-        return joined(parts)
+    def _text(self, form: Parameters, key: str, texts: Texts) -> str:
+        """Return a rule for an argument that is a string."""
+        head, end = self._head(form, key, [form.text_flag]), form.value.end
+        value = text_until(self._rules, texts, end, "text") if end else ""
+        if form.quote.start:
+            inner = text_until(self._rules, texts, form.quote.end, "quoted")
+            quoted = f"{literal(form.quote.start)} {inner} {literal(end)}"
+            value = f"({quoted} | {value})"
+        return f"{head} {literal(form.value.start)} {value}" if form.value.start else f"{head} {value}"
+
+    def _json(self, form: Parameters, key: str, value: str) -> str:
+        head = self._head(form, key, form.other_flags)
+        return joined((head, literal_of(form.value.start), value, literal_of(form.value.end)))
+
+    def _head(self, form: Parameters, key: str, flags: Sequence[str]) -> str:
+        start = literal(form.name.start.lstrip() + key + form.name.end)
+        if not form.text_flag:
+            return start
+        return f"{start} ({' | '.join(literal(f' {flag}{form.flags_end}') for flag in flags)})"
 
 
 class _PythonCallRules:
@@ -230,13 +236,15 @@ class _PythonCallRules:
 
     def _one(self, tool: FunctionTool) -> str:
         """Required arguments are written first, in schema order; then any of the others."""
-        properties, required = tool.parameters.get("properties"), tool.parameters.get("required")
-        keys = list(properties) if isinstance(properties, dict) else []
-        needed = [key for key in keys if isinstance(required, list) and key in required]
-        others = " | ".join(self._argument(tool, key) for key in keys if key not in needed)
-        first = ' "," space '.join(self._argument(tool, key) for key in needed)
+        schemas = tool.schemas(self._rules.budget)
+        required = schemas.required(tool.parameters)
+        rules = {key: self._argument(tool, key, it) for key, it in schemas.properties(tool.parameters).items()}
+        needed = [rule for key, rule in rules.items() if key in required]
+        others = " | ".join(rule for key, rule in rules.items() if key not in required)
+        first = ' "," space '.join(needed)
         rest = f'("," space ({others}))*' if needed else f'(({others}) ("," space ({others}))*)?'
         return f'{literal(tool.name + "(")} {first} {rest if others else ""} ")"'
 
-    def _argument(self, tool: FunctionTool, key: str) -> str:
-        return self._rules.add(f"{tool.name}-arg-{key}", f"{literal(key + '=')} {self._schemas.of_argument(tool, key)}")
+    def _argument(self, tool: FunctionTool, key: str, schema: Any) -> str:
+        value = self._schemas.under(tool, schema, f"{tool.name}-{key}")
+        return self._rules.add(f"{tool.name}-arg-{key}", f"{literal(key + '=')} {value}")

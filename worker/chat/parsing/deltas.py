@@ -58,7 +58,12 @@ class DeltaWriter:
         self._new_id = new_id
         self._deltas: list[Delta] = []
         self._is_open = self._has_arguments = False  # of the last call
-        self.n_calls = 0
+        self.n_calls = self._n_cut = 0
+
+    @property
+    def is_called(self) -> bool:
+        """True if there are calls and all of them are whole."""
+        return self.n_calls > 0 and not self._n_cut
 
     def take(self) -> list[Delta]:
         """Return the deltas since the last call of this method."""
@@ -95,6 +100,7 @@ class DeltaWriter:
         """Nothing more of the last call follows: it is cut off unless it was closed."""
         if self._is_open:
             self._deltas.append(ToolCallCut(self.n_calls - 1))
+            self._n_cut += 1
         self._is_open = False
 
 

@@ -10,8 +10,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ..argument_schemas import ArgumentSchemas
 from ..formats.formats import ElementCalls
-from ..tools import FunctionTool, may_be_text
+from ..tools import FunctionTool
 from .calls import CallsReader
 from .deltas import DeltaWriter
 from .reader import Parsing, TextReader, as_json, escaped, json_of
@@ -58,16 +59,17 @@ class ElementCallsReader(CallsReader):
         """Read an argument. Return False if it is truncated."""
         reader, writer, space = self._reader, self._writer, self._form.space
         end = f"{space}</{key}>"
-        schema = member(tool.parameters, key)
+        schemas = tool.schemas()
+        schema = schemas.properties(tool.parameters).get(key, {})
         is_nested = (yield from reader.is_next(f"{space}<")) and not (yield from reader.is_next(f"{space}</"))
-        if may_be_text(schema) and not is_nested:
+        if schemas.texts(schema).is_text and not is_nested:
             writer.arguments('"')
             mark = yield from reader.until([end], lambda text: writer.arguments(escaped(text)))
             writer.arguments('"' if mark or not reader.truncated else "")
         else:
             text, mark = yield from self._inner(key)
             if mark or not reader.truncated:
-                writer.arguments(json_of(value_of(text, schema, space)))
+                writer.arguments(json_of(value_of(text, schemas, schema, space)))
         reader.skip(len(mark or ""))
         return mark is not None or not reader.truncated
 
@@ -85,24 +87,19 @@ class ElementCallsReader(CallsReader):
             self._reader.skip(len(mark))
 
 
-def member(schema: Any, key: str) -> Any:
-    """Return the schema of a property; an empty one if it is unknown."""
-    properties = schema.get("properties") if isinstance(schema, Mapping) else None
-    return properties.get(key, {}) if isinstance(properties, Mapping) else {}
-
-
-def value_of(text: str, schema: Any, space: str) -> Any:
+def value_of(text: str, schemas: ArgumentSchemas, schema: Any, space: str) -> Any:
     """Convert an element's text to a JSON value. `space`: the prefix of tags."""
-    elements = _elements(text, space)
-    kind = schema.get("type") if isinstance(schema, Mapping) else None
+    elements, whole = _elements(text, space), schemas.opened(schema)
+    kind = whole.get("type")
     if elements and kind != "object" and all(name == "item" for name, _ in elements):
-        items = schema.get("items", {}) if isinstance(schema, Mapping) else {}
-        return [value_of(inner, items, space) for _, inner in elements]
+        return [value_of(inner, schemas, whole.get("items", {}), space) for _, inner in elements]
     if elements:
-        return {name: value_of(inner, member(schema, name), space) for name, inner in elements}
+        known = schemas.properties(whole)
+        return {name: value_of(inner, schemas, known.get(name, {}), space) for name, inner in elements}
     if not text.strip() and kind in ("array", "object"):
         return [] if kind == "array" else {}
-    return text if may_be_text(schema) else json.loads(as_json(text))
+    texts = schemas.texts(whole)
+    return text if texts.is_text or text in texts.listed else json.loads(as_json(text))
 
 
 def _elements(text: str, space: str) -> list[tuple[str, str]]:

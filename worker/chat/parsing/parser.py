@@ -45,6 +45,10 @@ class AnswerParser:
         self.opened = self.add(opening)
         """The deltas of `opening`."""
 
+    @property
+    def is_called(self) -> bool:
+        return self._writer.is_called
+
     def add(self, text: str) -> list[Delta]:
         self._reader.feed(text)
         if self._parsing is not None:

@@ -78,7 +78,8 @@ def _arguments(text: str, tool: FunctionTool) -> str:
         call = ast.parse(f"f{text}", mode="eval").body
         assert isinstance(call, ast.Call)
         values = {
-            name: _value(word) for name, word in zip(tool.parameters.get("properties", ()), call.args, strict=False)
+            name: _value(word)
+            for name, word in zip(tool.schemas().properties(tool.parameters), call.args, strict=False)
         }
         values |= {word.arg: _value(word.value) for word in call.keywords if word.arg}
         return json_of(values)

@@ -10,7 +10,7 @@ from msgspec import Struct
 from ..constraints.response_format import JsonText
 from ..formats.formats import ONLY_CONTENT, AnswerFormat
 from ..tools import FunctionTool
-from .deltas import ContentDelta, Delta, ParsedMessage, ToolCallBegun, ToolCallCut
+from .deltas import ContentDelta, Delta, ParsedMessage
 from .parser import AnswerParser
 
 
@@ -49,25 +49,22 @@ class ReplyParser:
             only_calls=reply.only_calls,
         )
         self._json = JsonText() if reply.wrapped_json else None
-        self.n_calls = self._n_cut = 0
-        self.opened = self._seen(self._parser.opened)
+        self.opened = self._shown(self._parser.opened)
         """The deltas of the prompt's end that belongs to the answer."""
 
     def add(self, text: str) -> list[Delta]:
-        return self._seen(self._parser.add(text))
+        return self._shown(self._parser.add(text))
 
     def end(self, *, truncated: bool, follows: str = "") -> list[Delta]:
         """See `AnswerParser.end`."""
-        return self._seen(self._parser.end(truncated=truncated, follows=follows))
+        return self._shown(self._parser.end(truncated=truncated, follows=follows))
 
     @property
     def is_called(self) -> bool:
         """True if there are calls and all of them are whole."""
-        return self.n_calls > 0 and not self._n_cut
+        return self._parser.is_called
 
-    def _seen(self, deltas: list[Delta]) -> list[Delta]:
-        self.n_calls += sum(isinstance(delta, ToolCallBegun) for delta in deltas)
-        self._n_cut += sum(isinstance(delta, ToolCallCut) for delta in deltas)
+    def _shown(self, deltas: list[Delta]) -> list[Delta]:
         if self._json is None:
             return deltas
         shown = [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..argument_schemas import FREE, Texts
 from ..formats.formats import Parameters, TaggedCalls, first_mark
 from ..tools import FunctionTool
 from .calls import CallsReader
@@ -107,14 +108,14 @@ class TaggedCallsReader(CallsReader):
             reader.skip(len(mark))
             key = key.strip().strip("\"'")
             writer.arguments(f"{separator}{json_of(key)}:")
-            is_text = tool.takes_text(key)
+            texts = tool.texts(key)
             if form.text_flag:
                 flags, _ = yield from reader.text_until([form.flags_end])
                 reader.skip(len(form.flags_end))
-                is_text = form.text_flag in flags
+                texts = FREE if form.text_flag in flags else Texts()
             elif form.value.start.strip():
                 yield from reader.word(form.value.start)
-            if reader.is_undecided or not (yield from self._value(form, is_text)):
+            if reader.is_undecided or not (yield from self._value(form, texts)):
                 return False
             yield from reader.word(form.between)
             separator = ","
@@ -122,12 +123,12 @@ class TaggedCallsReader(CallsReader):
         writer.arguments("}" if is_whole else "")
         return is_whole
 
-    def _value(self, form: Parameters, is_text: bool) -> Parsing[bool]:
+    def _value(self, form: Parameters, texts: Texts) -> Parsing[bool]:
         """Read a value. Return False if it is truncated."""
-        reader, writer = self._reader, self._writer
+        reader, writer, is_text = self._reader, self._writer, texts.is_text
         end = form.value.end.strip()
         if form.quote.start and (yield from reader.word(form.quote.start)):
-            return (yield from self._quoted(form, is_text))
+            return (yield from self._quoted(form, texts))
         if reader.is_undecided:
             return False
         inner = _UnframedValue(form, (lambda text: writer.arguments(escaped(text))) if is_text else None)
@@ -138,18 +139,22 @@ class TaggedCallsReader(CallsReader):
             return False
         reader.skip(len(mark or ""))
         rest = inner.finish()
-        writer.arguments('"' if is_text else as_json(rest))
+        writer.arguments('"' if is_text else _json_of(rest, texts))
         return True
 
-    def _quoted(self, form: Parameters, is_text: bool) -> Parsing[bool]:
+    def _quoted(self, form: Parameters, texts: Texts) -> Parsing[bool]:
         reader, writer = self._reader, self._writer
         text, mark = yield from reader.text_until([form.quote.end])
         if mark is None and reader.truncated:
             return False
         reader.skip(len(mark or ""))
         yield from reader.word(form.value.end)
-        writer.arguments(json_of(text) if is_text else as_json(text))
+        writer.arguments(_json_of(text, texts))
         return True
+
+
+def _json_of(text: str, texts: Texts) -> str:
+    return json_of(text) if texts.is_text or text in texts.listed else as_json(text)
 
 
 class _UnframedValue:

@@ -48,7 +48,7 @@ def probe(template: ChatTemplate) -> Capabilities:
     takes_text = text is not None and MARK in text
     takes_parts = parts is not None and MARK in parts and not _shows_structure(parts)
     system = {"role": "system", "content": MARK if takes_text else [{"type": "text", "text": MARK}]}
-    user = USER if takes_text else {"role": "user", "content": [{"type": "text", "text": "Question"}]}
+    user = _user(takes_text=takes_text)
     objects = _takes_calls(template, user, _OBJECT)
     calls = objects or _takes_calls(template, user, _TEXT)
     return Capabilities(
@@ -62,6 +62,10 @@ def probe(template: ChatTemplate) -> Capabilities:
         supports_preserve_reasoning=_preserves_reasoning(template, user),
         supports_reasoning_effort=_effort(template, user, "low") != _effort(template, user, "high"),
     )
+
+
+def _user(*, takes_text: bool) -> Message:
+    return USER if takes_text else {"role": "user", "content": [{"type": "text", "text": "Question"}]}
 
 
 def _try(template: ChatTemplate, messages: Sequence[Message], **more: Any) -> str | None:
@@ -80,9 +84,9 @@ _OBJECT = {"argument": MARK}
 _TEXT = '{"argument": "' + MARK + '"}'
 
 
-def _takes_calls(template: ChatTemplate, user: Message, arguments: Any, n: int = 1) -> bool:
+def _takes_calls(template: ChatTemplate, user: Message, arguments: Any, n: int = 1, id: str = "call0000") -> bool:
     calls = [
-        {"id": f"call0000{i}", "type": "function", "function": {"name": f"probe_call_{i}", "arguments": arguments}}
+        {"id": f"{id}{i}", "type": "function", "function": {"name": f"probe_call_{i}", "arguments": arguments}}
         for i in range(n)
     ]
     prompt = _try(
@@ -90,7 +94,7 @@ def _takes_calls(template: ChatTemplate, user: Message, arguments: Any, n: int =
         [
             user,
             {"role": "assistant", "content": "", "tool_calls": calls},
-            {"role": "tool", "content": "Result", "tool_call_id": "call00000", "name": "probe_call_0"},
+            {"role": "tool", "content": "Result", "tool_call_id": f"{id}0", "name": "probe_call_0"},
             {"role": "assistant", "content": "Answer"},
             user,
         ],
@@ -101,24 +105,30 @@ def _takes_calls(template: ChatTemplate, user: Message, arguments: Any, n: int =
 
 def takes_user_after_result(template: ChatTemplate, capabilities: Capabilities) -> bool:
     """Return False if a user message directly after a tool result fails: some templates require strict alternation."""
-    text: Any = "Question" if capabilities.supports_string_content else [{"type": "text", "text": "Question"}]
+    user = _user(takes_text=capabilities.supports_string_content)
     arguments: Any = {"argument": "x"} if capabilities.supports_object_arguments else '{"argument": "x"}'
     function = {"name": "probe_tool", "arguments": arguments}
     call = {"id": "call00000", "type": "function", "function": function}
     messages = [
-        {"role": "user", "content": text},
+        user,
         {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "tool", "content": "Result", "tool_call_id": "call00000", "name": "probe_tool"},
     ]
     if _try(template, messages, tools=[TOOL]) is None:
         return True  # the user message is not the cause
-    return _try(template, [*messages, messages[0]], tools=[TOOL]) is not None
+    return _try(template, [*messages, user], tools=[TOOL]) is not None
+
+
+def takes_any_call_id(template: ChatTemplate, capabilities: Capabilities) -> bool:
+    """Return False if only calls with ids of nine letters and digits are shown, and others fail."""
+    arguments = _OBJECT if capabilities.supports_object_arguments else _TEXT
+    user = _user(takes_text=capabilities.supports_string_content)
+    return not capabilities.supports_tool_calls or _takes_calls(template, user, arguments, id="call_of-a-longer_form_")
 
 
 def takes_text_arguments(template: ChatTemplate, capabilities: Capabilities) -> bool:
     """Return True if the template shows arguments that are no object but a text, such as the half of a JSON text."""
-    text: Any = "Question" if capabilities.supports_string_content else [{"type": "text", "text": "Question"}]
-    return _takes_calls(template, {"role": "user", "content": text}, '{"argument": "' + MARK)
+    return _takes_calls(template, _user(takes_text=capabilities.supports_string_content), '{"argument": "' + MARK)
 
 
 def _preserves_reasoning(template: ChatTemplate, user: Message) -> bool:
