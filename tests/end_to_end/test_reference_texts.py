@@ -98,3 +98,19 @@ TIES = [reference_texts.Tie(2, "x"), reference_texts.Tie(5, "\xc3"), reference_t
 )
 def test_a_text_matches_only_from_a_near_tie_on(text: str, is_match: bool) -> None:
     assert Record("abcd\u20ac", "stop", TIES).matches(text) is is_match
+
+
+def test_all_near_ties_are_recorded_at_their_place() -> None:
+    """The server told nothing of the first token of the euro sign, and all three bytes with the second one."""
+
+    def token(likelihood: float, *listed: int) -> dict[str, Any]:
+        return {"logprob": likelihood, "bytes": list(listed)}
+
+    steps = [
+        {**token(-1, 97), "top_logprobs": [token(-1, 97), token(-1.1, 98), token(-1.29, 99, 100), token(-1.4, 101)]},
+        {**token(-2, *"\u20ac".encode()), "top_logprobs": [token(-2, 0xAC), token(-2.2, 0xA9), token(-9, 97)]},
+        {**token(-1), "top_logprobs": [token(-1), token(-1.2, 32), token(-2, 98)]},
+    ]
+    found = [(tie.at, tie.other) for tie in reference_texts.near_ties(steps)]
+    assert found == [(0, "b"), (0, "cd"), (3, "\xa9"), (4, " ")]
+    assert Record("a\u20ac", "stop", reference_texts.near_ties(steps)).matches("a\u20a9 is not it")

@@ -2,14 +2,14 @@
 
     python tests/support/reference_texts.py path/to/llama-server path/to/model.gguf
 
-writes tests/end_to_end/reference/<model>.json again. The server computes on the CPU, with one slot. It must be of the
-llama.cpp commit that llama-cpp-python contains.
+writes tests/end_to_end/reference/<model>.json again. The server computes on the CPU, with one slot and one thread. It
+must be of the llama.cpp commit that llama-cpp-python contains.
 
 The same model does not give the same logits everywhere: the order of additions depends on the processor's kernels and
-on the batch, so the likelihoods of two tokens that are almost the same can change places. The record therefore has,
-for each text, the near ties: places where the second token was nearly as likely as the first. A text matches the record
-if it is equal to it, or if it leaves it at a near tie, with the token that was second there. All that follows is then
-another text, with which nothing can be compared.
+on the batch, so the likelihoods of two tokens that are almost the same can change places. The record is of one
+processor, an x86-64 with AVX-512. It therefore has, for each text, the near ties: the tokens that were nearly as likely
+as the chosen one. A text matches the record if it is equal to it, or if it leaves it at a near tie, with that token.
+All that follows is then another text, with which nothing can be compared.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from programs import free_port
 
 RECORDS = Path(__file__).resolve().parents[1] / "end_to_end" / "reference"
 N_PREDICT = 20
+N_PROBS = 20
+"""Number of the likeliest tokens of each step that the server tells. Fewer are nearly as likely as the chosen one."""
 NEAR_TIE = 0.3
 """Largest difference of two tokens' logits of which another kernel or batch may change the sign.
 
@@ -80,19 +82,19 @@ PROMPTS = (
 
 
 class Tie(Struct, frozen=True, array_like=True):
-    """A place in a text where the second token was nearly as likely: `second` follows the first `at` bytes.
+    """A token that was nearly as likely as the chosen one: `other` could follow the first `at` bytes of the text.
 
-    `second` has one character for each byte (Latin-1), because a token may be part of a character. The end of the text
+    `other` has one character for each byte (Latin-1), because a token may be part of a character. The end of the text
     is an empty token.
     """
 
     at: int
-    second: str
+    other: str
 
     def leads_to(self, written: bytes, expected: bytes) -> bool:
-        """Is `written` equal to `expected` before the tie, with the second token there?"""
-        beginning = expected[: self.at] + self.second.encode("latin-1")
-        if not self.second:
+        """Is `written` equal to `expected` before the tie, with the other token there?"""
+        beginning = expected[: self.at] + self.other.encode("latin-1")
+        if not self.other:
             return written == beginning
         # the text shows no part of a character, so the token may have more bytes than the text shows
         return written.startswith(beginning) or written == beginning.decode("utf-8", "ignore").encode()
@@ -151,7 +153,8 @@ def conversation(index: int) -> list[dict[str, str]]:
 def main(argv: Sequence[str]) -> None:
     server, model = argv
     port = str(free_port())
-    command = [server, "--model", model, "--port", port, "--parallel", "1", "--ctx-size", "4096", "--gpu-layers", "0"]
+    options = {"--port": port, "--parallel": "1", "--threads": "1", "--ctx-size": "4096", "--gpu-layers": "0"}
+    command = [server, "--model", model, *(word for pair in options.items() for word in pair)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
@@ -160,8 +163,14 @@ def main(argv: Sequence[str]) -> None:
         finally:
             process.terminate()
     RECORDS.mkdir(exist_ok=True)
-    text = json.dumps(json.loads(msgspec.json.encode(records)), ensure_ascii=False, indent=1)
-    (RECORDS / f"{Path(model).stem}.json").write_text(text + "\n", "utf-8")
+    (RECORDS / f"{Path(model).stem}.json").write_text(_lines(records), "utf-8")
+
+
+def _lines(records: Records) -> str:
+    """Return the records as JSON, with each pair on one line."""
+    lists = msgspec.to_builtins(records)
+    texts = {name: ",\n".join(json.dumps(pair, ensure_ascii=False) for pair in pairs) for name, pairs in lists.items()}
+    return "{\n" + ",\n".join(f'"{name}": [\n{text}\n]' for name, text in texts.items()) + "\n}\n"
 
 
 def _wait(client: httpx.Client) -> None:
@@ -188,26 +197,33 @@ def _post(client: httpx.Client, path: str, body: Mapping[str, Any]) -> Any:
 
 
 def _completion(client: httpx.Client, prompt: str, cached: bool) -> Record:
-    fields = {"n_predict": N_PREDICT, "temperature": 0, "cache_prompt": cached, "n_probs": 2}
+    fields = {"n_predict": N_PREDICT, "temperature": 0, "cache_prompt": cached, "n_probs": N_PROBS}
     answer = _post(client, "/completion", {"prompt": prompt, **fields})
     reason = "length" if answer["stop_type"] == "limit" else "stop"
-    return Record(answer["content"], reason, _ties(answer["completion_probabilities"]))
+    return Record(answer["content"], reason, near_ties(answer["completion_probabilities"]))
 
 
 def _chat(client: httpx.Client, messages: list[dict[str, str]], cached: bool) -> Record:
-    fields = {"max_tokens": N_PREDICT, "temperature": 0, "cache_prompt": cached, "logprobs": True, "top_logprobs": 2}
-    (choice,) = _post(client, "/v1/chat/completions", {"messages": messages, **fields})["choices"]
-    return Record(choice["message"]["content"], choice["finish_reason"], _ties(choice["logprobs"]["content"]))
+    fields = {"max_tokens": N_PREDICT, "temperature": 0, "cache_prompt": cached}
+    body = {"messages": messages, "logprobs": True, "top_logprobs": N_PROBS, **fields}
+    (choice,) = _post(client, "/v1/chat/completions", body)["choices"]
+    return Record(choice["message"]["content"], choice["finish_reason"], near_ties(choice["logprobs"]["content"]))
 
 
-def _ties(steps: list[dict[str, Any]]) -> list[Tie]:
-    """Return the near ties. A step whose token is only part of a character tells nothing, and has none."""
+def near_ties(steps: list[dict[str, Any]]) -> list[Tie]:
+    """Return the near ties.
+
+    The server tells no step whose token ends within a character. The bytes of the next step are then the whole
+    character's.
+    """
     ties, at = [], 0
     for step in steps:
-        first, second = step["top_logprobs"]
-        if step["id"] == first["id"] and first["logprob"] - second["logprob"] < NEAR_TIE:
-            ties.append(Tie(at, bytes(second["bytes"]).decode("latin-1")))
-        at += len(bytes(step["bytes"]))
+        chosen, *others = step["top_logprobs"]
+        at += len(step["bytes"])
+        near = [other for other in others if chosen["logprob"] - other["logprob"] < NEAR_TIE]
+        assert len(near) < len(others), "there may be more near ties"
+        before = at - len(chosen["bytes"])
+        ties += [Tie(before, bytes(other["bytes"]).decode("latin-1")) for other in near]
     return ties
 
 
