@@ -39,7 +39,7 @@ def vendored() -> dict[str, str]:
     return dict(found.values())
 
 
-TEMPLATES = {name: source for name, source in chat_templates.ALL.items() if name != "lfm"} | vendored()
+TEMPLATES = chat_templates.ALL | vendored()
 CUT = ("hermes", "nemo", "llama", "glm", "coder")
 
 PARAMETERS = {
