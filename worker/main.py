@@ -122,7 +122,7 @@ async def _load(
     files = await asyncio.to_thread(resolve_files, settings, environ, _DownloadReporter(lifeline).report)
     log.info("loading model %s", files.model)
     engine = Engine(settings, files, lifeline.report, media_marker, disk)
-    await engine.load()
+    await engine.load(is_idle=False)  # the HTTP server may still be starting, and uses the engine then
     return engine
 
 

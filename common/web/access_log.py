@@ -121,7 +121,8 @@ def message_of(body: object) -> str:
 
 def log_departure(request: web.Request, arrived: float, reason: str) -> None:
     """Log a request whose handler was cancelled, so that aiohttp sends no response. `arrived`: the loop's time."""
-    note_failure(request, reason)
+    noted = request.get(_NOTES, _NO_NOTES).failure
+    note_failure(request, f"{noted}; {reason}" if noted else reason)
     request.protocol.log_access(request, web.Response(status=CLIENT_LEFT), arrived)
 
 

@@ -131,6 +131,9 @@ async def stream(
             await send(renamer.end())
     except TimeoutError:
         raise ConnectionAbortedError("the client does not read the response") from None
+    except asyncio.CancelledError:  # many clients disconnect as soon as they have read an error
+        note_failure(request, failure_at_end(last))
+        raise
     except ResponseTruncated as error:
         why = await truncation_reason(str(error))
         note_failure(request, why.message)

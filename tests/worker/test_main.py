@@ -138,7 +138,7 @@ def test_a_disconnect_while_the_model_wakes_does_not_stop_the_waking(tmp_path: P
     with routed(tmp_path, "--model", model, "--sleep-idle-seconds", "1") as worker:
         worker.reports_until("sleeping")
         with pytest.raises(httpx.ReadTimeout):
-            worker.client.post("/tokenize", json={"content": "Hi"}, timeout=0.001)
+            worker.client.post("/tokenize", json={"content": "Hi"}, timeout=httpx.Timeout(10.0, read=0.001))
         assert worker.reports_until("ready")[-1].state == "ready"
         assert worker.client.post("/tokenize", json={"content": "Hi"}).status_code == 200
         assert worker.reports_until("sleeping")[-1].state == "sleeping"

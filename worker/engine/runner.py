@@ -94,12 +94,16 @@ class Engine:
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
-    async def load(self) -> None:
-        """Start the engine thread and load the model. Call it once. Raises LoadError with the reason."""
+    async def load(self, *, is_idle: bool = True) -> None:
+        """Start the engine thread and load the model. Call it once. Raises LoadError with the reason.
+
+        `is_idle`: False if the idle time begins only with the end of the first use.
+        """
         async with self._residency:
             self._thread.start()
             await self._load()
-        self._arm_timer()
+        if is_idle:
+            self._arm_timer()
 
     @asynccontextmanager
     async def use(self) -> AsyncIterator[LoadedModel]:

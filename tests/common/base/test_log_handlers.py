@@ -36,13 +36,15 @@ def stream() -> Iterator[_Stream]:
 
 def _with_handler(handler: LineHandler, stream: _Stream) -> Iterator[_Stream]:
     root = logging.getLogger("corral")
-    before, root.level, root.propagate = root.level, logging.INFO, False
+    before, root.propagate = root.level, False
+    root.setLevel(logging.INFO)
     root.addHandler(handler)
     try:
         yield stream
     finally:
         root.removeHandler(handler)
-        root.level, root.propagate = before, True
+        root.setLevel(before)
+        root.propagate = True
 
 
 async def test_lines_of_the_access_log_are_written_together(stream: _Stream) -> None:

@@ -108,8 +108,9 @@ def test_a_refusal_is_text() -> None:
     for answer in ({"content": [refusal, text("Sorry.")]}, {"content": None, "refusal": "No.\nSorry."}):
         body = {"messages": [asked, {"role": "assistant", **answer}, asked]}
         assert rendered(body, TEXTS) == "[user] ?[assistant] No.\nSorry.[user] ?"
+    broken = {"role": "assistant", "content": [{"type": "refusal", "text": "No."}]}
     with pytest.raises(InvalidRequest, match="'refusal' of a content part"):
-        read_chat(user({"type": "refusal", "text": "No."}), DEFAULTS)
+        read_chat({"messages": [asked, broken, asked]}, DEFAULTS)
 
 
 def test_a_message_with_an_image_is_not_continued() -> None:
