@@ -45,7 +45,7 @@ class Attack:
     statuses: frozenset[int] = REFUSED
     model: str = CHAT
     """The model of the neighbour stream of the same model."""
-    honest: Sent = field(default_factory=lambda: ordinary(CHAT))
+    honest: Sent | Action = field(default_factory=lambda: ordinary(CHAT))
     """An honest request with the same number of tokens."""
     options: tuple[str, ...] = ()
     """More options of the gateway."""

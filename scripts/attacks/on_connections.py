@@ -78,7 +78,7 @@ async def keyless_bodies(stage: Stage) -> list[Answer]:
 
 async def strange_targets(stage: Stage) -> list[Answer]:
     """Ask for paths with line ends, escape sequences and bytes that are not UTF-8, with and without a key."""
-    targets = (
+    targets: tuple[bytes, ...] = (
         b"/a%0aFAKE%1b[31m",
         b"/a%0d%0aFAKE%0d",
         b"/models/%1b]0;FAKE%07",

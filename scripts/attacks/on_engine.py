@@ -13,6 +13,7 @@ from .attack import AT_ONCE, REFUSED, SERVED, Attack, Sent, chat, completion, en
 from .stage import Answer, Stage
 
 EITHER = SERVED | REFUSED
+JSON = {"Content-Type": "application/json"}
 LONG_PROMPT = "Once upon a time. " * 100
 TEMPLATES = {
     "urlize": "{{ ('http://a.aa/ ' * 3000) | urlize }}",
@@ -84,12 +85,19 @@ def sound(rate: int, samples: int, number: int = 1) -> list[dict[str, Any]]:
 async def disconnecting(stage: Stage) -> list[Answer]:
     """Send long prompts and leave, many times: nothing of it may be left."""
     body = encoded({"model": "chat", "prompt": LONG_PROMPT, "n_predict": 900, "ignore_eos": True})
-    request = ("POST", "/completion", {"Content-Type": "application/json"}, body)
     for _ in range(20):
-        await stage.send_all([request], times=AT_ONCE, leave_after=0.1)
-    return await stage.send_all(
-        [("POST", "/completion", {}, encoded({"model": "chat", "prompt": "Hi", "n_predict": 2}))]
-    )
+        await stage.send_all([("POST", "/completion", JSON, body)], times=AT_ONCE, leave_after=0.1)
+    last = encoded({"model": "chat", "prompt": "Hi", "n_predict": 2})
+    return await stage.send_all([("POST", "/completion", JSON, last)])
+
+
+async def staying(stage: Stage) -> list[Answer]:
+    """Send the same prompts and wait for short answers."""
+    body = encoded({"model": "chat", "prompt": LONG_PROMPT, "n_predict": 20, "ignore_eos": True})
+    answers = []
+    for _ in range(20):
+        answers += await stage.send_all([("POST", "/completion", JSON, body)], times=AT_ONCE)
+    return answers
 
 
 def lists(name: str, what: str, statuses: frozenset[int] = EITHER, *, quick: bool = False, **fields: Any) -> Attack:
@@ -227,7 +235,7 @@ TEXT = (
         "100 clients that leave",
         disconnecting,
         SERVED,
-        honest=completion(prompt=LONG_PROMPT, n_predict=64, ignore_eos=True),
+        honest=staying,
         quick=True,
     ),
 )

@@ -16,7 +16,7 @@ import aiohttp
 import psutil
 
 from .attack import AT_ONCE, BUSY, REFUSED, SERVED, Attack, encoded
-from .stage import DEMO, PRESETS, Answer, Stage
+from .stage import DEMO, PRESETS, Answer, Request, Stage
 
 KEYS = 3000
 VALUE = 1 << 20
@@ -76,12 +76,12 @@ async def show_hostile(stage: Stage) -> list[Answer]:
     names = [line[1:-1] for line in stage.presets.read_text().splitlines() if line.startswith("[hostile")]
     shows = [("POST", "/api/show", JSON, encoded({"model": name})) for name in names]
     loads = [("POST", "/completion", JSON, encoded({"model": name, "prompt": "Hi"})) for name in names[:1]]
-    lists = [("GET", path, {}, b"") for path in ("/models?reload=1", "/api/tags")]
+    lists: list[Request] = [("GET", path, {}, b"") for path in ("/models?reload=1", "/api/tags")]
     return await stage.send_all(shows + lists, times=AT_ONCE) + await stage.send_all(loads)
 
 
 async def reload_of(stage: Stage) -> list[Answer]:
-    lists = [("GET", "/models?reload=1", {}, b"")] * AT_ONCE
+    lists: list[Request] = [("GET", "/models?reload=1", {}, b"")] * AT_ONCE
     waiting = asyncio.create_task(stage.send_all(lists))
     await asyncio.sleep(1)
     health = await stage.send_all([("GET", "/health", {}, b"")])

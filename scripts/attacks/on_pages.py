@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .attack import OTHER, SERVED, Attack, encoded
 from .stage import Answer, Stage
 
 EVIL = "https://pages.example"
 REFUSED = frozenset({403})
 PAGE = {"Origin": EVIL, "Sec-Fetch-Site": "cross-site", "Content-Type": "text/plain;charset=UTF-8"}
-CHANGING = (
+CHANGING: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("POST", "/models/load", {"model": "spare"}),
     ("POST", "/v1/models/load", {"model": "spare"}),
     ("POST", "/models/unload", {"model": OTHER}),

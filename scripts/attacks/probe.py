@@ -70,6 +70,10 @@ class Probe:
     def start_measuring(self) -> None:
         self._ask("reset")
 
+    def pause(self) -> None:
+        """End the streams; only `/health` is asked for until the process ends."""
+        self._ask("pause")
+
     def gaps(self) -> Gaps:
         return Gaps(*self._ask("read"))
 
@@ -105,16 +109,19 @@ async def _probe(url: str, key: str, same: str, other: str, connection: Connecti
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     timeout = aiohttp.ClientTimeout(FAILED_S)
     async with aiohttp.ClientSession(url, headers=headers, timeout=timeout) as session, asyncio.TaskGroup() as group:
-        for name in {same, other}:
-            group.create_task(_stream(session, name, waits[name]))
+        streams = [group.create_task(_stream(session, name, waits[name])) for name in {same, other}]
         group.create_task(_health(url, waits[HEALTH]))
         while not all(one.largest for one in waits.values()):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         connection.send("ready")
         while True:
-            if await asyncio.to_thread(connection.recv) == "reset":
+            asked = await asyncio.to_thread(connection.recv)
+            if asked == "reset":
                 for one in waits.values():
                     one.reset()
+            elif asked == "pause":
+                for stream in streams:
+                    stream.cancel()
             failures = sum(one.failures for one in waits.values())
             last = next((one.last_failure for one in waits.values() if one.last_failure), "")
             connection.send((*(waits[name].read() for name in (same, other, HEALTH)), failures, last))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import re
@@ -15,14 +16,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.request import Request, urlopen
+from typing import TypeAlias
+from urllib.request import Request as UrlRequest
+from urllib.request import urlopen
 
 import aiohttp
 import psutil
 
 MAKER = Path(__file__).resolve().parent.parent / "make_test_models.py"
 DEMO = Path(__file__).resolve().parents[2] / "presets" / "demo"
-NOT_INHERITED = ("LLAMA_", "HF_", "XDG_", "PYTHONPATH", "GGML_")
+NOT_INHERITED = ("LLAMA_", "HF_", "XDG_", "GGML_")
 READY_S = 60.0
 STOP_S = 15.0
 PRESETS = """[*]
@@ -44,6 +47,8 @@ embeddings = true
 [spare]
 model = {demo}/demo-story.gguf
 """
+Request: TypeAlias = tuple[str, str, Mapping[str, str], bytes]
+"""Method, path, headers and body."""
 TRACEBACK = "Traceback (most recent call last)"
 NOISE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
@@ -156,7 +161,7 @@ class Stage:
         body = json.dumps({"model": model, "prompt": "Hi", "n_predict": 1, "input": "Hi"}).encode()
         path = "/v1/embeddings" if model == "embed" else "/completion"
         headers = {"Content-Type": "application/json", **self.headers}
-        with urlopen(Request(self.url + path, body, headers), timeout=READY_S):
+        with urlopen(UrlRequest(self.url + path, body, headers), timeout=READY_S):
             return
 
     def _end(self) -> None:
@@ -198,7 +203,7 @@ class Stage:
 
     async def send_all(
         self,
-        requests: Sequence[tuple[str, str, Mapping[str, str], bytes]],
+        requests: Sequence[Request],
         *,
         times: int = 1,
         leave_after: float | None = None,
@@ -216,7 +221,7 @@ class Stage:
         began = time.monotonic()
         try:
             async with session.request(
-                method, self.url + path, data=body or None, headers={**self.headers, **headers}
+                method, self.url + path, data=io.BytesIO(body) if body else None, headers={**self.headers, **headers}
             ) as response:
                 text = (await response.content.read(1 << 17)).decode(errors="replace")
                 while await response.content.read(1 << 16):

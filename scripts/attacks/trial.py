@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from .attack import AT_ONCE, OTHER, Action, Attack, Sent
 from .memory import Memory, processor_seconds
-from .probe import Gaps, probing
+from .probe import Gaps, Probe, probing
 from .rule import LEAVING_S, Measured
 from .stage import Answer, Stage
 
@@ -19,7 +20,6 @@ SETTLE_S = 0.5
 LEAVES_AFTER_S = 0.5
 LOAD_S = 0.5
 """The processor time is measured for this long."""
-NOTHING = Gaps(0.0, 0.0, 0.0, 0)
 
 
 class Trials:
@@ -34,7 +34,9 @@ class Trials:
         self._honest: dict[tuple[str, str], Gaps] = {}
         self._count = 0
 
-    def stage(self, attack: Attack) -> Stage:
+    @contextmanager
+    def session(self, attack: Attack) -> Iterator[Session]:
+        """Run a gateway as the attack needs it, with the neighbours' streams."""
         self._count += 1
         stage = Stage(
             self._folder / f"{self._count}-{attack.name}",
@@ -48,53 +50,72 @@ class Trials:
         )
         if attack.prepare:
             attack.prepare(stage)
-        return stage
+        with stage.running(attack.model, OTHER), probing(stage.url, stage.key, attack.model, OTHER) as probe:
+            yield Session(stage, probe)
 
     def honest(self, attack: Attack) -> Gaps:
         """Return the gaps while the honest request of the attack is sent AT_ONCE times at the same time."""
-        known = (attack.model, f"{attack.honest.path} {attack.honest.body()!r}")
+        known = honest_name(attack)
         if known not in self._honest:
             compared = Attack("honest", "", attack.honest, model=attack.model)
             self._honest[known] = self.measure(compared, leaves=False).gaps
         return self._honest[known]
 
     def measure(self, attack: Attack, *, leaves: bool = True) -> Measured:
+        with self.session(attack) as session:
+            return session.measure(attack, leaves=leaves)
+
+
+def honest_name(attack: Attack) -> tuple[str, str]:
+    """Return what tells one honest request from another."""
+    honest = attack.honest
+    return attack.model, f"{honest.path} {honest.body()!r}" if isinstance(honest, Sent) else attack.name
+
+
+@dataclass
+class Session:
+    """A running gateway with the neighbours' streams."""
+
+    stage: Stage
+    probe: Probe
+
+    def measure(self, attack: Attack, *, leaves: bool = True, settle_s: float = SETTLE_S) -> Measured:
         """Run the attack. `leaves`: send it a second time, disconnect, and look if its work stops."""
-        stage = self.stage(attack)
-        with stage.running(attack.model, OTHER):
-            memory = Memory(stage)
-            memory.start()
-            began = time.monotonic()
-            with probing(stage.url, stage.key, attack.model, OTHER) as probe:
-                probe.start_measuring()
-                answers = asyncio.run(_attacked(attack.run, stage, memory))
-                gaps = probe.gaps()
-            seconds = time.monotonic() - began - 2 * SETTLE_S
-            memory.look()
-            load = 0.0
-            if leaves and isinstance(attack.action, Sent) and not memory.ended():
-                load = asyncio.run(_load_after_leaving(attack.action, stage))
-            wrong = attack.check(stage) if attack.check else ""
-            ended = () if attack.check and stage.process.poll() is not None else tuple(memory.ended())
-            return Measured(
-                gaps,
-                memory.router_mb,
-                memory.worker_mb,
-                tuple(answers),
-                seconds,
-                ended,
-                memory.was_killed,
-                stage.tracebacks(),
-                load,
-                wrong,
-            )
+        stage = self.stage
+        memory = Memory(stage)
+        memory.start()
+        tracebacks = stage.tracebacks()
+        self.probe.start_measuring()
+        began = time.monotonic()
+        answers = asyncio.run(_attacked(attack.run, stage, memory, settle_s))
+        seconds = time.monotonic() - began - 2 * settle_s
+        gaps = self.probe.gaps()
+        memory.look()
+        load = 0.0
+        if leaves and isinstance(attack.action, Sent) and not memory.ended():
+            self.probe.pause()
+            load = asyncio.run(_load_after_leaving(attack.action, stage))
+        ended = tuple(memory.ended())
+        wrong = attack.check(stage) if attack.check else ""
+        return Measured(
+            gaps,
+            memory.router_mb,
+            memory.worker_mb,
+            tuple(answers),
+            seconds,
+            ended,
+            memory.was_killed,
+            stage.tracebacks() - tracebacks,
+            load,
+            wrong,
+        )
 
 
-async def _attacked(run: Action, stage: Stage, memory: Memory) -> list[Answer]:
+async def _attacked(run: Action, stage: Stage, memory: Memory, settle_s: float) -> list[Answer]:
     async def settled() -> list[Answer]:
-        await asyncio.sleep(SETTLE_S)
+        await asyncio.sleep(settle_s)
         answers = await run(stage)
-        await asyncio.sleep(SETTLE_S)
+        await asyncio.sleep(settle_s)
         return answers
 
     return await _watched(settled, memory)

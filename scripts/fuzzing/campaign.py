@@ -61,13 +61,16 @@ class Campaign:
     def run(self, requests: int, tell: Callable[[str], None] = print) -> None:
         chance = random.Random(self.seed)
         values = Values(chance, fields())
-        for _ in range(requests):
-            wish = any_request(chance, values)
-            self.begun += 1
-            answer, words = self.exchange(wish)
-            self.statuses[answer.status] += 1
-            if kind := self.judge(answer, words):
-                self._found(kind, wish, answer, words, tell)
+        try:
+            for _ in range(requests):
+                wish = any_request(chance, values)
+                self.begun += 1
+                answer, words = self.exchange(wish)
+                self.statuses[answer.status] += 1
+                if kind := self.judge(answer, words):
+                    self._found(kind, wish, answer, tell)
+        finally:
+            self._close()
 
     def exchange(self, wish: Wish) -> tuple[Answer, str]:
         """Send a request; return its answer, and what the gateway has logged meanwhile."""
@@ -124,7 +127,7 @@ class Campaign:
             return f"a worker ended: {_general(ended[0])}"
         return ""
 
-    def _found(self, kind: str, wish: Wish, answer: Answer, words: str, tell: Callable[[str], None]) -> None:
+    def _found(self, kind: str, wish: Wish, answer: Answer, tell: Callable[[str], None]) -> None:
         if kind in self.faults:
             self.faults[kind].count += 1
             return

@@ -14,6 +14,7 @@ from .schema import GETS, QUERIES, ROUTES
 from .values import NOT_JSON, TEXTS, Pairs, Raw, Values, written
 
 JSON = {"Content-Type": "application/json"}
+SCHEMAS = {"json_schema", "schema", "parameters", "input_schema", "format"}
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,12 @@ def _change(chance: random.Random, values: Values, body: dict[str, Any]) -> None
         body[name] = value
         return
     places = list(_places(body))
+    if chance.random() < 0.9:  # another model is rarely interesting
+        places = [place for place in places if place[1] != "model"] or places
     holder, key = chance.choice(places)
-    if pick < 0.85:
+    if key in SCHEMAS and pick < 0.75:
+        holder[key] = values.schema()
+    elif pick < 0.85:
         holder[key] = values.any()
     elif pick < 0.93:
         holder[key] = [holder[key]]

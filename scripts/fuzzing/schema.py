@@ -7,6 +7,7 @@ there is fuzzed without a change here.
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,7 +178,7 @@ QUERIES = (
     "limit",
     "after",
 )
-GETS = (
+GETS: tuple[str, ...] = (
     "/health",
     "/models",
     "/v1/models",
@@ -200,10 +201,11 @@ GETS += (
 )
 
 
-def fields(folders: Iterable[str] = READERS) -> dict[str, str]:
+@functools.cache
+def fields() -> dict[str, str]:
     """Return the names of all fields in the sources, with the type that their reader expects, or ANY."""
     found: dict[str, str] = {}
-    for folder in folders:
+    for folder in READERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
             for name, kind in _fields_in(ast.parse(path.read_text())):
                 if found.get(name, ANY) == ANY:

@@ -161,6 +161,41 @@ SCHEMA_KEYS = (
     *("exclusiveMaximum", "pattern", "format", "definitions", "patternProperties", "if", "multipleOf"),
 )
 TYPES = ("object", "array", "string", "integer", "number", "boolean", "null", "nothing")
+GRAMMAR = (
+    *(
+        '"a"',
+        '"b"',
+        "[a-z]",
+        "[^a]",
+        "[]",
+        "[z-a]",
+        '""',
+        "|",
+        "?",
+        "*",
+        "+",
+        "{2}",
+        "{0,3}",
+        "{3,1}",
+        "{9999}",
+        "{,}",
+        "(",
+        ")",
+    ),
+    *(
+        ".",
+        "# c",
+        "\n",
+        '"\\x41"',
+        '"\\u{110000}"',
+        '"\\U0010ffff"',
+        "<[5]>",
+        "!<[5]>",
+        "<|im_end|>",
+        "<[99999999]>",
+        "[\\x00-\\xff]",
+    ),
+)
 LONG = (300, 5000, 100_000)
 
 
@@ -168,7 +203,7 @@ class Values:
     def __init__(self, chance: random.Random, names: dict[str, str]) -> None:
         """`names`: the known fields with their types."""
         self.chance = chance
-        self._names = names
+        self._names = {**names, "grammar": "grammar", "json_schema": "schema"}
         self._all = tuple(names)
 
     def any(self, depth: int = 0) -> Any:
@@ -214,7 +249,7 @@ class Values:
 
     def long_list(self) -> Any:
         item = self.chance.choice((0, "a", None, {}, [], {"role": "user", "content": "a"}, 5, "stop", [1, 1.0]))
-        return [item] * self.chance.choice((20, 300, 3000))
+        return [item] * self.chance.choice((20, 300, 1000))
 
     def schema(self, depth: int = 0) -> dict[str, Any]:
         """Return a JSON schema whose keywords often have values of a wrong type."""
@@ -235,6 +270,13 @@ class Values:
                 made[key] = self.number() if "m" in key.lower() else self.text()
         return made
 
+    def grammar(self) -> str:
+        """Return a grammar of a few rules, which is often invalid."""
+        rules = self.chance.choice((("root",), ("root", "a"), ("root", "a", "b")))
+        words = (*rules, *GRAMMAR)
+        bodies = [" ".join(self.chance.choice(words) for _ in range(self.chance.randrange(6))) for _ in rules]
+        return "\n".join(f"{rule} ::= {body}" for rule, body in zip(rules, bodies, strict=True))
+
     def name(self) -> str:
         return self.chance.choice(self._all) if self.chance.random() < 0.9 else str(self.chance.choice(TEXTS))
 
@@ -242,6 +284,10 @@ class Values:
         """Return a value of the type that a field expects, or in one of five cases any other one."""
         if kind == "any" or self.chance.random() < 0.2:
             return self.any()
+        if kind == "grammar":
+            return self.grammar()
+        if kind == "schema":
+            return self.schema()
         if kind == "boolean":
             return self.chance.random() < 0.5
         if kind == "string":
