@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import socket
 import zlib
@@ -27,6 +28,9 @@ OWN_ROUTES = {
 PULLS = 80
 FEW_PROCESSES = 12
 """The router, the zygote, two models and their helpers, two downloads at a time."""
+TOO_MANY = -2
+"""Stands for a status, if more than FEW_PROCESSES run."""
+STARTING_S = 2.0
 MANY = 1500
 
 
@@ -82,9 +86,10 @@ async def pulls(stage: Stage) -> list[Answer]:
             for number in range(PULLS)
         ]
         answers = await stage.send_all(requests)
-        alive = len([process for process in stage.family() if process.status() != psutil.STATUS_ZOMBIE])
+        await asyncio.sleep(STARTING_S)
+        alive = sum(process.status() != psutil.STATUS_ZOMBIE for process in stage.family())
         if alive > FEW_PROCESSES:
-            answers.append(Answer(-1, f"{alive} processes"))
+            answers.append(Answer(TOO_MANY, f"{alive} processes"))
         return answers
 
 

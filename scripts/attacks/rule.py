@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from .attack import Attack
 from .probe import Gaps
-from .stage import Answer
+from .stage import MOST_TEXT, Answer
 
 MORE_MS = 250.0
 """By how much more than the honest request an attack may delay others."""
@@ -59,10 +59,13 @@ def broken(attack: Attack, seen: Measured, honest: Gaps, limits: Limits | None =
             faults.append(f"the {name} took {mb:.0f} MB more, allowed are {limits.more_mb:.0f} MB")
     unexpected = sorted({answer.status for answer in seen.answers} - attack.statuses)
     if unexpected:
-        names = {-1: "no answer in time", 0: "closed without an answer"}
+        names = {-2: "too many processes", -1: "no answer in time", 0: "closed without an answer"}
         texts = [names.get(status, str(status)) for status in unexpected]
         faults.append(f"status {', '.join(texts)}, expected {', '.join(map(str, sorted(attack.statuses)))}")
-    if any(answer.status in limits.reasons and answer.text and not answer.message for answer in seen.answers):
+    errors = [answer for answer in seen.answers if answer.status in limits.reasons and answer.text]
+    if any(len(answer.text) >= MOST_TEXT for answer in errors):
+        faults.append(f"an error of more than {MOST_TEXT // 1024} KB")
+    elif any(not answer.message for answer in errors):
         faults.append("an error without a message")
     if seen.gaps.failures:
         faults.append(f"{seen.gaps.failures} requests of the neighbours failed ({seen.gaps.last_failure[:120]})")

@@ -28,6 +28,8 @@ DEMO = Path(__file__).resolve().parents[2] / "presets" / "demo"
 NOT_INHERITED = ("LLAMA_", "HF_", "XDG_", "GGML_")
 READY_S = 60.0
 STOP_S = 15.0
+END_S = 4.0
+"""A gateway that still works on an attack is killed after this time; the rule has nothing about it."""
 PRESETS = """[*]
 threads = 1
 parallel = 8
@@ -50,6 +52,8 @@ model = {demo}/demo-story.gguf
 Request: TypeAlias = tuple[str, str, Mapping[str, str], bytes]
 """Method, path, headers and body."""
 TRACEBACK = "Traceback (most recent call last)"
+MOST_TEXT = 1 << 17
+"""Bytes of an answer that are kept."""
 NOISE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
@@ -168,7 +172,7 @@ class Stage:
         family = self.family()
         self.process.terminate()
         try:
-            self.process.wait(STOP_S)
+            self.process.wait(END_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -223,7 +227,7 @@ class Stage:
             async with session.request(
                 method, self.url + path, data=io.BytesIO(body) if body else None, headers={**self.headers, **headers}
             ) as response:
-                text = (await response.content.read(1 << 17)).decode(errors="replace")
+                text = (await _beginning(response.content)).decode(errors="replace")
                 while await response.content.read(1 << 16):
                     pass
                 return Answer(response.status, text, time.monotonic() - began)
@@ -260,6 +264,14 @@ class Stage:
 
     def last_words(self, lines: int = 15) -> str:
         return "\n".join(NOISE.sub("?", self.log.read_text(errors="replace")).splitlines()[-lines:])
+
+
+async def _beginning(content: aiohttp.StreamReader) -> bytes:
+    """Return the first MOST_TEXT bytes, or fewer if there are no more."""
+    text = bytearray()
+    while len(text) < MOST_TEXT and (piece := await content.read(MOST_TEXT - len(text))):
+        text += piece
+    return bytes(text)
 
 
 def make_models(folder: Path) -> Path:

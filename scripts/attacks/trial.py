@@ -80,7 +80,9 @@ class Session:
     probe: Probe
 
     def measure(self, attack: Attack, *, leaves: bool = True, settle_s: float = SETTLE_S) -> Measured:
-        """Run the attack. `leaves`: send it a second time, disconnect, and look if its work stops."""
+        """Run the attack. `leaves`: look if its work stops when its clients disconnect. Send it again for that, unless
+        they got no answer in time.
+        """
         stage = self.stage
         memory = Memory(stage)
         memory.start()
@@ -94,7 +96,8 @@ class Session:
         load = 0.0
         if leaves and isinstance(attack.action, Sent) and not memory.ended():
             self.probe.pause()
-            load = asyncio.run(_load_after_leaving(attack.action, stage))
+            have_left = any(answer.status < 0 for answer in answers)
+            load = asyncio.run(_load_after_leaving(attack.action if not have_left else None, stage))
         ended = tuple(memory.ended())
         wrong = attack.check(stage) if attack.check else ""
         return Measured(
@@ -131,9 +134,11 @@ async def _watched(run: Callable[[], Awaitable[list[Answer]]], memory: Memory) -
             await watch
 
 
-async def _load_after_leaving(sent: Sent, stage: Stage) -> float:
-    request = (sent.method, sent.path, dict(sent.headers), sent.body())
-    await stage.send_all([request], times=AT_ONCE, leave_after=LEAVES_AFTER_S)
+async def _load_after_leaving(sent: Sent | None, stage: Stage) -> float:
+    """Return the share of a processor that is used after clients have left. None: they have just left."""
+    if sent is not None:
+        request = (sent.method, sent.path, dict(sent.headers), sent.body())
+        await stage.send_all([request], times=AT_ONCE, leave_after=LEAVES_AFTER_S)
     await asyncio.sleep(LEAVING_S)
     before = processor_seconds(stage)
     await asyncio.sleep(LOAD_S)

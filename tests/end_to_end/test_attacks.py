@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,11 +17,13 @@ from attacks.attack import Attack
 from attacks.catalogue import ATTACKS, MORE_PRESETS
 from attacks.probe import Gaps
 from attacks.rule import Limits, broken
+from attacks.stage import Answer, Stage
 from attacks.trial import Session, Trials, honest_name
 
 PROGRAM = Path(sys.executable).with_name("llama-corral")
 LIMITS = Limits(more_ms=2500.0)
 SETTLE_S = 0.1
+STOPPED_S = 1.5
 NOT_YET = {
     "multipart-boundaries": "the form is searched for its model on the loop",
     "own-json-load": "the router's own routes read bodies of any size",
@@ -82,3 +86,34 @@ def test_an_attack_keeps_the_rule(attack: Attack, gateways: Gateways) -> None:
     honest = gateways.honest(attack)
     seen = gateways.session(attack).measure(attack, leaves=False, settle_s=SETTLE_S)
     assert broken(attack, seen, honest, LIMITS) == []
+
+
+# -- the measurement itself, with a gateway that does what no attack may cause --------------------------------------
+
+
+async def router_stops(stage: Stage) -> list[Answer]:
+    stage.process.send_signal(signal.SIGSTOP)
+    await asyncio.sleep(STOPPED_S)
+    stage.process.send_signal(signal.SIGCONT)
+    return [Answer(400, '{"error": "why"}')]
+
+
+async def a_worker_dies(stage: Stage) -> list[Answer]:
+    zygote = stage.zygote()
+    assert zygote is not None
+    zygote.children()[0].kill()
+    return await stage.send_all([("GET", "/nothing", {}, b"")])
+
+
+def test_a_router_that_does_nothing_for_a_time_is_noticed(gateways: Gateways) -> None:
+    attack = Attack("stops", "", router_stops)
+    honest = gateways.honest(attack)
+    gaps = gateways.session(attack).measure(attack, settle_s=SETTLE_S).gaps
+    for name in ("same", "other", "health"):
+        assert getattr(gaps, name) >= STOPPED_S * 0.9 > getattr(honest, name), name
+
+
+def test_a_worker_that_ends_is_noticed(gateways: Gateways) -> None:
+    attack = Attack("dies", "", a_worker_dies, frozenset({404}), environ=(("NEW", "gateway"),))
+    faults = broken(attack, gateways.session(attack).measure(attack, settle_s=SETTLE_S), gateways.honest(attack))
+    assert "1 processes ended" in faults

@@ -11,7 +11,7 @@ from attacks.attack import Attack, completion
 from attacks.catalogue import ATTACKS
 from attacks.probe import Gaps, Waits
 from attacks.rule import Limits, Measured, broken
-from attacks.stage import Answer
+from attacks.stage import MOST_TEXT, Answer
 
 ATTACK = Attack("a", "an attack", completion())
 HONEST = Gaps(0.1, 0.1, 0.01, 0)
@@ -36,6 +36,8 @@ def test_an_attack_that_costs_no_more_than_an_honest_request_keeps_the_rule() ->
         (replace(FINE, answers=(Answer(-1),)), "no answer in time"),
         (replace(FINE, answers=(Answer(0),)), "closed without an answer"),
         (replace(FINE, answers=(Answer(400, "no"),)), "without a message"),
+        (replace(FINE, answers=(Answer(400, "n" * MOST_TEXT),)), "an error of more than 128 KB"),
+        (replace(FINE, answers=(Answer(-2, "80 processes"),)), "too many processes"),
         (replace(FINE, ended=(5,)), "1 processes ended"),
         (replace(FINE, was_killed=True), "killed the gateway"),
         (replace(FINE, tracebacks=1), "1 tracebacks"),
