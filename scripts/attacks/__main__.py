@@ -14,7 +14,7 @@ from .attack import Attack
 from .catalogue import ATTACKS, MORE_PRESETS
 from .probe import Gaps
 from .rule import MORE_MB, MORE_MS, Limits, Measured, broken
-from .stage import make_models
+from .stage import ModelRefused, make_models
 from .trial import Trials
 
 HEADER = f"{'attack':<28} {'same':>7} {'other':>7} {'health':>7} {'router':>7} {'worker':>7} {'s':>6}  statuses"
@@ -78,6 +78,9 @@ def keeps_the_rule(trials: Trials, attack: Attack, limits: Limits) -> bool:
     try:
         honest = trials.honest(attack)
         seen = trials.measure(attack)
+    except ModelRefused as refusal:
+        print(f"{attack.name:<28} the model is refused: {refusal}", flush=True)
+        return attack.may_be_refused
     except (RuntimeError, OSError, EOFError) as error:
         print(f"{attack.name:<28} could not be measured: {type(error).__name__}: {error}", flush=True)
         return False

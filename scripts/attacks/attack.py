@@ -56,6 +56,8 @@ class Attack:
     """Writes files before the gateway starts."""
     check: Callable[[Stage], str] | None = None
     """Looks at the gateway after the attack. Returns what is wrong."""
+    may_be_refused: bool = False
+    """The gateway may refuse to load the attacked model."""
     quick: bool = False
     """Takes a few seconds, also on a slow machine."""
 

@@ -286,7 +286,15 @@ MEDIA = (
 
 def templated(name: str) -> Attack:
     model = f"template-{name}"
-    return Attack(model, "a chat template of a hostile file", chat(model), EITHER, model=model, honest=ordinary(model))
+    return Attack(
+        model,
+        "a chat template of a hostile file",
+        chat(model),
+        EITHER,
+        model=model,
+        honest=ordinary(model),
+        may_be_refused=True,
+    )
 
 
 def hostile_name() -> Sent:

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
+from urllib.error import HTTPError
 from urllib.request import Request as UrlRequest
 from urllib.request import urlopen
 
@@ -74,6 +75,10 @@ class Answer:
             return ""
         found = error.get("message") if isinstance(error, dict) else error
         return found if isinstance(found, str) else ""
+
+
+class ModelRefused(RuntimeError):
+    """The gateway cannot load a model; the text is its reason."""
 
 
 @dataclass
@@ -162,11 +167,16 @@ class Stage:
         raise RuntimeError(f"the gateway is not ready:\n{self.last_words()}")
 
     def load(self, model: str) -> None:
+        """Load a model. Raises ModelRefused."""
         body = json.dumps({"model": model, "prompt": "Hi", "n_predict": 1, "input": "Hi"}).encode()
         path = "/v1/embeddings" if model == "embed" else "/completion"
         headers = {"Content-Type": "application/json", **self.headers}
-        with urlopen(UrlRequest(self.url + path, body, headers), timeout=READY_S):
-            return
+        try:
+            with urlopen(UrlRequest(self.url + path, body, headers), timeout=READY_S):
+                return
+        except HTTPError as error:
+            with error:
+                raise ModelRefused(Answer(error.code, error.read().decode(errors="replace")).message) from None
 
     def _end(self) -> None:
         family = self.family()
