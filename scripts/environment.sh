@@ -1,4 +1,4 @@
-# Sourced by run, test, check, bench and soak: creates .venv and updates it when pyproject.toml changes.
+# Sourced by run, test, check, bench, soak, attack and fuzz: creates .venv and updates it when pyproject.toml changes.
 # Works with Bash 3.2.
 #
 # PYTHON names the interpreter to use. CMAKE_ARGS is passed to the build of llama-cpp-python. When it changes,
