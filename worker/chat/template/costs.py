@@ -104,7 +104,7 @@ def _charge_text_filter(name: str, text: str, more: Sequence[Any], named: Mappin
     elif name == "trim" or name == "join":
         charge(len(text) * max(map(length, arguments)))
     elif name == "replace":
-        given = dict(zip(("old", "new"), more, strict=False)) | named
+        given = {**dict(zip(("old", "new"), more, strict=False)), **named}
         if "old" in given and "new" in given:
             charge(_replaced(text, (str(given["old"]), str(given["new"]))))
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from types import BuiltinMethodType
-from typing import Any
+from typing import Any, NoReturn
 
 import jinja2
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.visitor import NodeTransformer
@@ -126,6 +127,13 @@ def _limited_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
     return limited
 
 
+def _refused_filter(name: str) -> Callable[..., NoReturn]:
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise SecurityError(f"filter {name} is not supported")
+
+    return refuse
+
+
 def _limited_test(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def limited(*arguments: Any) -> Any:
@@ -170,7 +178,8 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
             test: Any = self.tests[name]
             self.tests[name] = _limited_test(test)
         self.filters = {
-            name: _limited_filter(name, function) for name, function in self.filters.items() if name in FILTERS
+            name: _limited_filter(name, function) if name in FILTERS else _refused_filter(name)
+            for name, function in self.filters.items()
         }
         self.filters |= {"_tick": _tick, "_concat": _concat, "_slice": _slice, "_whole": _whole}
 
