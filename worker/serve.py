@@ -88,7 +88,7 @@ class Server:
         engine, worker = await loading, self._worker
         async with engine.use() as loaded:
             try:
-                worker.on_model_loaded(engine, loaded)
+                await asyncio.to_thread(worker.on_model_loaded, engine, loaded)  # a template may take seconds
             except TemplateError as error:
                 raise LoadError(str(error)) from None
         asyncio.get_running_loop().call_later(TIDY_AFTER_S, _tidy)

@@ -65,6 +65,13 @@ class MediaOptions(OptionGroup):
     video_ffmpeg_dir: str = option(
         "", "--video-ffmpeg-dir", "directory of ffmpeg and ffprobe", env="VIDEO_FFMPEG_DIR", hint="DIR"
     )
+    media_max_memory: int = option(
+        512,
+        "--media-max-memory",
+        "MiB that the images, audio and video of one request may need when they are decoded",
+        env="$LLAMA_CORRAL_MEDIA_MAX_MEMORY",
+        hint="N",
+    )
     media_private_hosts: Names = option(
         (),
         "--media-private-hosts",

@@ -7,7 +7,9 @@ unloaded from the first use of its vocabulary to the last byte of the answer.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from aiohttp import web
@@ -32,6 +34,9 @@ from .request.params import CompletionParams, params_of
 from .request.prompts import OFF_LOOP_CHARACTERS, Prompt
 from .serving import WorkerContext, begin_use
 from .variants import context_of
+
+_RENDERERS = ThreadPoolExecutor(2, "renderer")
+"""Threads for long prompts. A template needs the interpreter all the time, so more threads would delay all others."""
 
 DialectOf = Callable[[AnswerInfo], Dialect]
 
@@ -134,7 +139,13 @@ async def render_chat(worker: WorkerContext, loaded: LoadedModel, chat: ChatRequ
     quickly = chat.n_characters <= OFF_LOOP_CHARACTERS
     if quickly and (prompt := form.render_quickly(chat, builtin, special)) is not None:
         return prompt
-    return await asyncio.to_thread(form.render, chat, builtin, special)
+    given_up = threading.Event()
+    try:
+        return await asyncio.get_running_loop().run_in_executor(
+            _RENDERERS, form.render, chat, builtin, special, given_up.is_set
+        )
+    finally:
+        given_up.set()  # the client may have disconnected
 
 
 async def _special_tokens(worker: WorkerContext, loaded: LoadedModel) -> SpecialTokens:

@@ -25,7 +25,7 @@ from .parsing.reply import PLAIN, ReplyFormat
 from .quoting import NO_SPECIAL_TOKENS, Quotation, SpecialTokens, SpellingSource, WrittenText
 from .request import ChatRequest
 from .template.capabilities import Capabilities, preserve_reasoning
-from .template.template import CHATML, MAX_SECONDS, ChatTemplate, TemplateError, TemplateSlow
+from .template.template import CHATML, MAX_SECONDS, ChatTemplate, TemplateCostly, TemplateError, TemplateSlow
 from .variant import TemplateVariant, added, before_thoughts, examined
 
 log = logging.getLogger("corral.worker")
@@ -38,6 +38,17 @@ ApplyBuiltin = Callable[[str, Sequence[tuple[str, str]], bool], str | None]
 
 Write = Callable[[bool], WrittenText]
 """Renders a conversation: add_generation_prompt → text."""
+
+
+class Effort(Struct, frozen=True):
+    """How long a rendering may take. `given_up` returns True once the client has disconnected; None: never."""
+
+    seconds: float = MAX_SECONDS
+    quick: bool = False
+    given_up: Callable[[], bool] | None = None
+
+
+QUICK = Effort(QUICK_SECONDS, quick=True)
 
 
 class RenderedPrompt(Struct, frozen=True):
@@ -54,7 +65,10 @@ class RenderedPrompt(Struct, frozen=True):
 
 
 class ChatFormat:
-    """Render prompts with a model's chat templates. The constructor raises TemplateError for an invalid one."""
+    """Render prompts with a model's chat templates.
+
+    The constructor raises TemplateError for an invalid one. One that costs too much makes only chats unavailable.
+    """
 
     def __init__(
         self,
@@ -76,10 +90,19 @@ class ChatFormat:
         self._eos = eos_text if add_eos else ""
         self._tokens = (bos_text, eos_text)
         self._parses = parses
-        self._main = self._examined(source) if jinja else None
+        self._fault = ""
+        self._main = self._examined_main(source) if jinja else None
         self._for_tools = self._tool_variant()
         self.capabilities = self._main.capabilities if self._main else Capabilities()
         self._special_tokens: SpecialTokens | None = None
+
+    def _examined_main(self, source: str) -> TemplateVariant | None:
+        try:
+            return self._examined(source)
+        except TemplateCostly as error:
+            self._fault = str(error)
+            log.warning("chats are not available with this model: %s", error)
+            return None
 
     def _examined(self, source: str) -> TemplateVariant:
         return examined(ChatTemplate(source, *self._tokens), parses=self._parses)
@@ -118,46 +141,52 @@ class ChatFormat:
         return [text for variant in variants if variant for text in variant.turn_starts()]
 
     def render(
-        self, request: ChatRequest, builtin: ApplyBuiltin, special: SpecialTokens = NO_SPECIAL_TOKENS
+        self,
+        request: ChatRequest,
+        builtin: ApplyBuiltin,
+        special: SpecialTokens = NO_SPECIAL_TOKENS,
+        given_up: Callable[[], bool] | None = None,
     ) -> RenderedPrompt:
         """Return the prompt. Raises InvalidRequest or NotSupported.
 
-        `special`: the tokens whose spelling is ordinary text in messages from users and tools.
+        `special`: the tokens whose spelling is ordinary text in messages from users and tools. `given_up`: see Effort.
         """
         try:
-            return self._render(request, builtin, special, MAX_SECONDS)
+            return self._render(request, builtin, special, Effort(given_up=given_up))
         except TemplateError as error:
             raise InvalidRequest(str(error)) from None
 
     def render_quickly(
         self, request: ChatRequest, builtin: ApplyBuiltin, special: SpecialTokens = NO_SPECIAL_TOKENS
     ) -> RenderedPrompt | None:
-        """Return the prompt, or None if it takes longer than QUICK_SECONDS: then call `render` on another thread."""
+        """Return the prompt, or None if it takes long or writes much: then call `render` on another thread."""
         try:
-            return self._render(request, builtin, special, QUICK_SECONDS)
+            return self._render(request, builtin, special, QUICK)
         except TemplateSlow:
             return None
         except TemplateError as error:
             raise InvalidRequest(str(error)) from None
 
     def _render(
-        self, request: ChatRequest, builtin: ApplyBuiltin, special: SpecialTokens, seconds: float
+        self, request: ChatRequest, builtin: ApplyBuiltin, special: SpecialTokens, effort: Effort
     ) -> RenderedPrompt:
+        if self._fault:
+            raise NotSupported(f"chats are not available with this model: {self._fault}")
         variant = self._for_tools if request.tools.offered else self._main
         source = variant.template.source if variant else self.source
         inputs = [request.messages, request.tools.shown, request.variables, source, self._tokens]
         cuts = variant.template.cuts_at if variant else ()
         quotation = Quotation(special, marker_in(request.messages), lambda: inputs, cuts)
         if variant:
-            return self._jinja(variant, request, quotation, seconds)
+            return self._jinja(variant, request, quotation, effort)
         return self._plain(request, builtin, quotation)
 
     # -- Jinja ---------------------------------------------------------------------------------------------------------
 
     def _jinja(
-        self, variant: TemplateVariant, request: ChatRequest, quotation: Quotation, seconds: float
+        self, variant: TemplateVariant, request: ChatRequest, quotation: Quotation, effort: Effort
     ) -> RenderedPrompt:
-        write = self._writer(variant, request, quotation, seconds)
+        write = self._writer(variant, request, quotation, effort)
         written, written_closed = write(True), write(False)
         opened, closed = written.text, written_closed.text
         generation_prompt, form = added(closed, opened), variant.form
@@ -194,7 +223,7 @@ class ChatFormat:
         fields = _fields(request, variant, context, prompt.generation_prompt)
         return replace(prompt, reply=reply, fields=fields, quoted=_quoted(request, quotation, written, prompt))
 
-    def _writer(self, variant: TemplateVariant, request: ChatRequest, quotation: Quotation, seconds: float) -> Write:
+    def _writer(self, variant: TemplateVariant, request: ChatRequest, quotation: Quotation, effort: Effort) -> Write:
         messages = variant.adapted(request.messages, quotation)
         turn_end, turn_start = variant.form.reopens
 
@@ -204,7 +233,9 @@ class ChatFormat:
                 add_generation_prompt=add_generation_prompt,
                 tools=request.tools.shown,
                 variables={"enable_thinking": self._thinks, **_with_aliases(request.variables)},
-                seconds=seconds,
+                seconds=effort.seconds,
+                quick=effort.quick,
+                given_up=effort.given_up,
             )
             if turn_end and add_generation_prompt and text.endswith(turn_end):
                 text += turn_start

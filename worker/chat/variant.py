@@ -21,6 +21,7 @@ from .template.capabilities import (
     takes_text_arguments,
     takes_user_after_result,
 )
+from .template.probes import shared_length
 from .template.template import ChatTemplate, TemplateError
 from .template.turns import TurnDelimiter, detect_delimiters
 from .tool_turns import one_call_at_a_time, users_in_results, with_short_call_ids, with_tool_responses
@@ -95,9 +96,4 @@ def before_thoughts(generation_prompt: str, form: AnswerFormat) -> str:
 
 def added(closed: str, opened: str) -> str:
     """Return `opened` without the prefix that both texts share."""
-    shared = 0
-    for a, b in zip(closed, opened, strict=False):
-        if a != b:
-            break
-        shared += 1
-    return opened[shared:]
+    return opened[shared_length(closed, opened) :]

@@ -46,16 +46,16 @@ class LoadedModel:
         self._thread = thread
 
     def tokenize_media(
-        self, parts: Sequence[PromptText], files: Sequence[bytes]
+        self, parts: Sequence[PromptText], files: Sequence[bytes], given_up: Callable[[], bool] = lambda: False
     ) -> tuple[tuple[int, ...], tuple[MediaChunk, ...]]:
         """Tokenize the parts of a prompt that has one marker for each file. Return the tokens and the media chunks.
 
-        May be called from any thread. Slow: it also scales images and decodes audio. Raises InvalidRequest, and
-        NotSupported without a projector.
+        `given_up` returns True once the result is not wanted anymore. May be called from any thread. Slow: it also
+        scales images and decodes audio. Raises InvalidRequest, and NotSupported without a projector.
         """
         if self.core.media_encoder is None:
             raise NotSupported("Multimodal data provided, but model does not support multimodal requests.")
-        return self.core.media_encoder.projector.tokenize(parts, files)
+        return self.core.media_encoder.projector.tokenize(parts, files, self.info.n_ctx, given_up)
 
     async def prepare_for_grammars(self) -> None:
         """Prepare the vocabulary for grammars. Call it before a request with a grammar is submitted.

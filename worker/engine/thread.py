@@ -6,9 +6,7 @@ Only this thread uses the model's context. `runner` uses `post` and `call`; resu
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -28,6 +26,7 @@ from .cache.disk_store import DiskStore
 from .core import Core, Deliver
 from .counters import Counters
 from .llama.context import Context
+from .llama.heap import give_back_freed_memory
 from .llama.model import Model
 from .llama.options import EngineOptions
 from .media.encoder import MediaEncoder
@@ -157,7 +156,7 @@ class EngineThread(threading.Thread):
             self.core.context.close()
             self.core.model.close()
             self.core = None
-            _trim_heap()
+            give_back_freed_memory()
 
     def _save(self, core: Core, for_good: bool) -> None:
         try:
@@ -217,11 +216,3 @@ def _succeed(future: asyncio.Future[T], result: T) -> None:
 def _fail(future: asyncio.Future[T], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
-
-
-def _trim_heap() -> None:
-    """Return freed memory to the system: glibc keeps it otherwise, and a sleeping worker should use little."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)

@@ -20,7 +20,12 @@ _BEGIN_LIKE_TEXT = (b"GIF8", b"BM", b"P5", b"P6", b"#?R", b"RIFF")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _PNG, _PIC = b"\x89PNG\r\n\x1a\n", b"\x53\x80\xf6\x34"
 _NO_FRAMES = (0xC4, 0xC8, 0xCC)  # JPEG markers in the range of frame markers that are none
-_HDR_SIZE = re.compile(rb"\n\n\s*-Y\s*(\d{1,9})\s*\+X\s*(\d{1,9})")
+_HDR_SIZE = re.compile(rb"\n\n\s{0,9}-Y\s{0,9}(\d{1,9})\s{0,9}\+X\s{0,9}(\d{1,9})")
+_HDR_HEADER = 64 << 10  # bytes in which the size is searched
+_PNM = re.compile(rb"P[56]\s{1,9}(\d{1,9})\s{1,9}(\d{1,9})\s")
+_MAX_CHUNKS = 16  # before the header of a PNG; its decoder accepts one
+_MAX_MARKERS = 10_000  # of a JPEG; pictures have less than a hundred before their size
+_PROGRESSIVE = 0xC2
 
 Size = tuple[int, int]
 
@@ -48,6 +53,16 @@ def picture_size(data: bytes) -> Size | None:
         return None
 
 
+def decoder_bytes(data: bytes) -> int:
+    """Return how many bytes per pixel the decoder needs at most at the same time, with the result and its copy."""
+    if data.startswith(_PNG):
+        return 16 if data[24:25] == b"\x10" or data[12:16] != b"IHDR" else 8  # of 16 or of 8 bits
+    if data.startswith(b"\xff\xd8"):
+        frame = _jpeg_frame(data)
+        return 14 if frame is not None and data[frame + 1] >= _PROGRESSIVE else 7
+    return 20 if data.startswith((b"#?R", b"8BPS")) else 12
+
+
 def _size(data: bytes) -> Size | None:
     if data.startswith(_PNG):
         return _png(data)
@@ -65,31 +80,45 @@ def _size(data: bytes) -> Size | None:
     if data.startswith(b"RIFF"):
         return _webp(data) if data[8:12] == b"WEBP" else None
     if data.startswith(b"#?R"):
-        found = _HDR_SIZE.search(data)
+        found = _HDR_SIZE.search(data, 0, _HDR_HEADER)
         return (int(found[2]), int(found[1])) if found else None
+    if data.startswith((b"P5", b"P6")):
+        found = _PNM.match(data)
+        return (int(found[1]), int(found[2])) if found else None
     return _tga(data)
 
 
 def _png(data: bytes) -> Size | None:
     at = len(_PNG)
-    while data[at + 4 : at + 8] != b"IHDR":  # Apple's software writes a private chunk before it
-        if at + 8 > len(data):
-            return None
+    for _ in range(_MAX_CHUNKS):  # Apple's software writes a private chunk before the header
+        if data[at + 4 : at + 8] == b"IHDR":
+            width, height = unpack_from(">II", data, at + 8)
+            return width, height
         at += 12 + int(unpack_from(">I", data, at)[0])
-    width, height = unpack_from(">II", data, at + 8)
-    return width, height
+    return None
 
 
 def _jpeg(data: bytes) -> Size | None:
+    frame = _jpeg_frame(data)
+    if frame is None:
+        return None
+    height, width = unpack_from(">HH", data, frame + 5)
+    return width, height
+
+
+def _jpeg_frame(data: bytes) -> int | None:
+    """Return the offset of the marker that begins the frame with the size."""
     at = 2
-    while (at := data.find(b"\xff", at)) >= 0 and at + 1 < len(data):
+    for _ in range(_MAX_MARKERS):
+        at = data.find(b"\xff", at)
+        if at < 0 or at + 1 >= len(data):
+            return None
         marker = data[at + 1]
         if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAMES:
-            height, width = unpack_from(">HH", data, at + 5)
-            return width, height
+            return at
         has_length = marker not in (0x00, 0x01, 0xFF) and not 0xD0 <= marker <= 0xD8
         at += 2 + int(unpack_from(">H", data, at + 2)[0]) if has_length else 1
-    return None
+    raise InvalidRequest("Failed to load image or audio file: it has too many markers before its size")
 
 
 def _bmp(data: bytes) -> Size:

@@ -28,6 +28,9 @@ SLOW = {
     "calls": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(90) }}",
     "recursive": "{% for a in [1, 2] recursive %}{% if loop.depth < 80 %}{{ loop([1, 2]) }}{% endif %}{% endfor %}",
     "filters": "{% for a in range(99999) %}{{ range(99999) | map('string') | list | length }}{% endfor %}",
+    "changed": "{% for a in range(99999) %}{{ loop.changed('a' * 9999) }}{% endfor %}",
+    "path": "{% set n = namespace(d={'a': 1}) %}{% for i in range(9000) %}{% set n.d = {'a': n.d} %}{% endfor %}"
+    "{{ ([n.d] * 99999) | map(attribute='a.' * 8998 ~ 'a') | list | length }}",
 }
 LARGE = {
     "text": doubled("'a'", "x + x"),
@@ -72,6 +75,28 @@ LARGE = {
     "blocks": "{% set x = 'a' %}" + "{% set x %}{{ x }}{{ x }}{% endset %}" * 60,
     "constants": "{% set x %}{% for i in range(99999) %}" + "a" * 9999 + "{% endfor %}{% endset %}",
     "output": "{% for i in range(99999) %}" + "a" * 9999 + "{% endfor %}",
+    "formats": "{{ ('{0:99999}' * 30000).format(1) | length }}",
+    "nested formats": "{{ ('{0:{0}}' * 30000).format(99999) | length }}",
+    "percents": "{{ ('%99999d' * 3000) | format(*range(3000)) | length }}",
+    "percents of a mapping": "{{ ('%(a)s' * 9000) % {'a': 'x' * 99999} }}",
+    "named format": "{{ ('%(a)s' * 9000) | format(a='x' * 99999) }}",
+    "named replace": "{{ ('a' * 9999) | replace(new='b' * 99999, old='') }}",
+    "named join": "{{ (['a'] * 9999) | join(attribute=none, d='b' * 99999) }}",
+    "deep json": "{{ ([[[[1]]]] * 9999) | tojson(indent=99999) }}",
+    "json separators": "{{ ([[1]] * 9999) | tojson(separators=['x' * 9999, 'y']) }}",
+    "strip": "{{ ('a' * 3000000).strip('b' * 999999 ~ 'a') | length }}",
+    "trim": "{{ ('a' * 3000000) | trim('b' * 999999 ~ 'a') | length }}",
+    "casefold": "{{ ('ß' * 30000000).casefold() | length }}",
+    "title": "{{ ('a ' * 3000000) | title | length }}",
+    "emoji": "{{ '😀' * 200000000 }}",
+    "bits": "{% set a = ('f' * 900000) | int(base=16) %}{{ a // 7 }}",
+    "difference": "{% set n = namespace(a=7) %}{% for i in range(9999) %}{% set n.a = n.a - (0 - n.a) %}{% endfor %}",
+    "nested error": doubled("[1]", "[x, x]", "{{ raise_exception(x) }}"),
+    "nested change": doubled("[1]", "[x, x]", "{% for a in [1] %}{{ loop.changed(x) }}{% endfor %}"),
+    "nested dict": doubled("(1,)", "(x, x)", "{{ dict([(x, 1)]) }}"),
+    "nested get": doubled("(1,)", "(x, x)", "{{ {}.get(x) }}"),
+    "nested chain": "{% set y = [2] %}" + doubled("[1]", "[x, x]", "{{ x == y == 1 }}"),
+    "nested test": "{% set y = [2] %}" + doubled("[1]", "[x, x]", "{{ x is lessthan y }}"),
     "kept": "{% set n = namespace(l=[]) %}{% set s = 'a' * 10 ** 7 %}"
     "{% for i in range(9999) %}{% set n.l = n.l + [s[i:]] %}{% endfor %}",
 }
@@ -83,6 +108,11 @@ BARRED = {
     "base": "{{ messages.__class__.__base__.__subclasses__() }}",
     "format attribute": "{{ '{0.__class__.__mro__}'.format('') }}",
     "change": "{{ messages.clear() }}",
+    "urlize": "{{ ('(' * 100000 ~ 'www.a.com') | urlize }}",
+    "wordwrap": "{{ ('a' * 200000) | wordwrap(1) }}",
+    "decode": "{{ ('a' * 9999999).encode().decode('punycode') }}",
+    "integer": "{{ (1).from_bytes([255] * 9999999, 'big') }}",
+    "autoescape": "{% autoescape true %}{{ '<' }}{% endautoescape %}",
 }
 
 
@@ -98,6 +128,38 @@ def test_a_template_that_takes_too_long_is_aborted(name: str) -> None:
 def test_a_template_that_would_fill_the_memory_is_aborted(name: str) -> None:
     with pytest.raises(TemplateError, match=r"too much|too large|too deeply|too wide|too long"):
         render(LARGE[name], seconds=30)
+
+
+@pytest.mark.parametrize("name", SLOW | LARGE)
+def test_a_quick_rendering_is_given_up_early(name: str) -> None:
+    """It runs on the thread that serves all requests: it may take a tenth of a second, and one operation more."""
+    template = ChatTemplate((SLOW | LARGE)[name])
+    begun = time.process_time()
+    with pytest.raises(TemplateError):
+        template.render(MESSAGES, add_generation_prompt=True, seconds=0.1, quick=True)
+    assert time.process_time() - begun < 2
+
+
+def test_a_rendering_stops_when_its_result_is_not_wanted_anymore() -> None:
+    asked = []
+
+    def given_up() -> bool:
+        asked.append(True)
+        return len(asked) > 3
+
+    with pytest.raises(templates.TemplateSlow):
+        ChatTemplate(SLOW["loops"]).render(MESSAGES, add_generation_prompt=True, seconds=600, given_up=given_up)
+
+
+def test_a_template_cannot_fill_the_memory_with_copies_of_a_long_message() -> None:
+    source = (
+        "{% set n = namespace(l=[]) %}{% for i in range(9999) %}"
+        "{% set n.l = n.l + [messages[0].content * 2] %}{% endfor %}"
+    )
+    with pytest.raises(TemplateError, match="too much memory"):
+        ChatTemplate(source).render(
+            [{"role": "user", "content": "x" * 400_000}], add_generation_prompt=False, seconds=60
+        )
 
 
 @pytest.mark.parametrize("name", BARRED)
@@ -186,7 +248,13 @@ def test_a_request_whose_template_does_not_end_is_refused_and_others_are_served(
         pytest.param(LARGE["output"], "writes too much", id="output"),  # at the allowance within milliseconds
     ],
 )
-def test_a_template_that_costs_too_much_fails_at_startup(programs: Programs, source: str, why: str) -> None:
-    program = programs.worker_with_template(source, wait="nothing")
-    assert program.exit_code(40) == 1
-    assert f"chat template {why} for the smallest conversations" in program.log_text
+def test_a_template_that_costs_too_much_makes_only_chats_unavailable(programs: Programs, source: str, why: str) -> None:
+    program = programs.worker_with_template(source)
+    reason = f"chat template {why} for the smallest conversations"
+    refused = program.client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "Hi"}]})
+    assert (refused.status_code, refused.json()["error"]["message"]) == (
+        501,
+        f"chats are not available with this model: {reason}",
+    )
+    assert reason in program.log_text
+    assert program.client.post("/completion", json={"prompt": "Hi", "n_predict": 2}).status_code == 200

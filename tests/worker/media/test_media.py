@@ -328,6 +328,17 @@ async def test_a_request_gets_its_files_in_order(directory: Path) -> None:
         assert await loader.load([]) == []
 
 
+async def test_thousands_of_small_files_are_read_without_a_task_for_each() -> None:
+    loader = MediaLoader(MediaDirectory("", 1), ANYWHERE, MAX_BYTES)
+    loading = asyncio.ensure_future(loader.load([MediaSource("image", f"data:image/png;base64,{ENCODED}")] * 2_000))
+    most = 0
+    while not loading.done():
+        await asyncio.sleep(0)
+        most = max(most, len(asyncio.all_tasks()))
+    assert await loading == [PICTURE] * 2_000
+    assert most < 20
+
+
 async def test_one_bad_file_cancels_the_others() -> None:
     async with served() as server:
         loader = MediaLoader(MediaDirectory("", 1), ANYWHERE, MAX_BYTES)

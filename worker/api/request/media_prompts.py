@@ -7,7 +7,9 @@ the files; the projector decodes them and tokenizes the text around them, on ano
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from llama_corral.common.base.errors import InvalidRequest, MediaNotSupported
@@ -19,6 +21,9 @@ from ...media.inspection import check_file
 from ...media.sources import MediaLoader, MediaSource
 from .prompts import Prompt, maybe_off_loop, n_characters, split_prompts, tokenize_prompt
 from .samplers import Tokenizer
+
+_DECODER = ThreadPoolExecutor(1, "media")
+"""Decoded files are large, so those of one request are decoded after those of another."""
 
 UNSUPPORTED = "Multimodal data provided, but model does not support multimodal requests."
 
@@ -46,7 +51,7 @@ class PromptModel(Protocol):
     def media(self) -> MediaModalities | None: ...
 
     def tokenize_media(
-        self, parts: Sequence[PromptText], files: Sequence[bytes]
+        self, parts: Sequence[PromptText], files: Sequence[bytes], given_up: Callable[[], bool]
     ) -> tuple[tuple[int, ...], tuple[MediaChunk, ...]]: ...
 
 
@@ -124,6 +129,13 @@ async def _read_entry(entry: object, model: PromptModel) -> Prompt:
 
 
 async def _with_files(parts: Sequence[PromptText], files: Sequence[bytes], model: PromptModel) -> Prompt:
-    for data in files:
-        check_file(data)
-    return Prompt(*await asyncio.to_thread(model.tokenize_media, parts, files))
+    def work() -> Prompt:
+        for data in files:
+            check_file(data)
+        return Prompt(*model.tokenize_media(parts, files, given_up.is_set))
+
+    given_up = threading.Event()
+    try:
+        return await asyncio.get_running_loop().run_in_executor(_DECODER, work)
+    finally:
+        given_up.set()  # the client may have disconnected

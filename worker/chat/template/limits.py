@@ -1,20 +1,24 @@
-"""Limit the cost of rendering a chat template: time, and characters written or copied.
+"""Limit the cost of rendering a chat template: time, characters written or copied, and memory.
 
 `sandbox` charges costs around every operation that can create large values. The caller sets the time limit; the limit
-of characters grows with the input. Pure, except for the clock.
+of characters grows with the input. Pure, except for the clock, the process's memory and the caller's wish to stop.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
-from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
-from contextlib import contextmanager
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from threading import local
-from typing import Any
 
 from jinja2.utils import Namespace
 
-ALLOWANCE = 1 << 28  # characters; typical prompts need a thousandth of it
+ALLOWANCE = 1 << 26  # characters; typical prompts need a hundredth of it
+QUICK_ALLOWANCE = 1 << 22  # characters of a rendering that other requests wait for
+AT_ONCE = 1 << 24  # characters of one operation, which cannot be interrupted
+AT_ONCE_PER_CHARACTER = 16  # additional characters of one operation per input character
+MAX_GROWTH = 256 << 20  # bytes by which the process may grow while a template writes
 PER_CHARACTER = 1024  # additional characters per input character: some templates copy the text for each message
 MAX_NODES = 1 << 18  # maximum nodes of a nested value that is compared, sorted or written
 SHORT = 64  # characters; texts up to this length are charged in advance, per expression of a loop or macro
@@ -34,13 +38,23 @@ class TimeExceeded(CostExceeded):
 
 
 class CostMeter:
-    """Count the cost of one rendering. `given`: the input, which increases the limit."""
+    """Count the cost of one rendering. `given`: the input, which increases the limit.
 
-    def __init__(self, seconds: float, given: object = ()) -> None:
+    `quick`: a template that writes much takes too long. `given_up` returns True once the result is not wanted anymore.
+    """
+
+    def __init__(
+        self, seconds: float, given: object = (), *, quick: bool = False, given_up: Callable[[], bool] | None = None
+    ) -> None:
         self._deadline = time.monotonic() + seconds
-        self._left = ALLOWANCE
+        self._left = QUICK_ALLOWANCE if quick else ALLOWANCE
+        self._quick, self._given_up = quick, given_up
         self._n_to_look = 0
-        self._given: object | None = given
+        self._given = given
+        self._size: int | None = None  # characters of `given`, once they were counted
+        self._extended = False
+        self._memory: int | None = None  # bytes of the process when they were first read
+        self._unread = 0  # characters since the memory was read
 
     def charge(self, n: int) -> None:
         """Charge for `n` characters or elements. Raises CostExceeded or TimeExceeded."""
@@ -50,15 +64,44 @@ class CostMeter:
         self._n_to_look -= 1
         if n > _LARGE or self._n_to_look <= 0:
             self._n_to_look = _BETWEEN_LOOKS
-            if time.monotonic() > self._deadline:
+            if time.monotonic() > self._deadline or (self._given_up is not None and self._given_up()):
                 raise TimeExceeded("it takes too long")
+        self._unread += n
+        if self._unread > AT_ONCE:
+            self._check_memory()
+
+    def charge_operation(self, n: int) -> None:
+        """Charge for one operation. It must be shorter than a rendering, because nothing can interrupt it."""
+        if n > AT_ONCE and n > AT_ONCE + AT_ONCE_PER_CHARACTER * self._input_size():
+            raise CostExceeded("it writes too much at once")
+        self.charge(n)
 
     def _extend(self) -> None:
-        if self._given is not None:
-            given, self._given = self._given, None
-            self._left += PER_CHARACTER * cost_of(given)
+        if self._quick:
+            raise TimeExceeded("it takes too long")
+        if not self._extended:
+            self._extended = True
+            self._left += PER_CHARACTER * self._input_size()
         if self._left < 0:
             raise CostExceeded("it writes too much")
+
+    def _input_size(self) -> int:
+        if self._size is None:
+            self._size = cost_of(self._given)
+        return self._size
+
+    def _check_memory(self) -> None:
+        self._unread, now = 0, _resident_bytes()
+        self._memory = self._memory or now
+        if now - self._memory > MAX_GROWTH:
+            raise CostExceeded("it needs too much memory")
+
+
+def _resident_bytes() -> int:
+    """Return the memory of this process, in bytes; 0 on systems other than Linux."""
+    with contextlib.suppress(OSError), open("/proc/self/statm", "rb") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
 
 
 class _Rendering(local):
@@ -68,7 +111,7 @@ class _Rendering(local):
 _rendering = _Rendering()
 
 
-@contextmanager
+@contextlib.contextmanager
 def metered(meter: CostMeter) -> Iterator[None]:
     """Charge to this meter everything on this thread inside the block."""
     _rendering.meter = meter
@@ -81,7 +124,10 @@ def metered(meter: CostMeter) -> Iterator[None]:
 def charge(n: int) -> None:
     meter = _rendering.meter
     if meter is not None:
-        meter.charge(n)
+        if n > AT_ONCE:
+            meter.charge_operation(n)
+        else:
+            meter.charge(n)
 
 
 def cost_of(value: object) -> int:
@@ -127,43 +173,17 @@ def length(value: object) -> int:
     return _ELEMENT * len(value) if isinstance(value, (list, tuple)) else 0
 
 
-# -- result sizes of string methods ----------------------------------------------------------------------------------
-
-
-def _replaced(text: Any, arguments: Sequence[Any]) -> int:
-    old, new = arguments[:2]
-    return int(len(text) + (text.count(old) if old else len(text) + 1) * len(new))
-
-
-def _padded(text: Any, arguments: Sequence[Any]) -> int:
-    return len(text) + max(0, int(arguments[0]))
-
-
-def _expanded(text: Any, arguments: Sequence[Any]) -> int:
-    tab = b"\t" if isinstance(text, bytes) else "\t"
-    return int(len(text) + text.count(tab) * max(0, int(arguments[0]) if arguments else 8))
-
-
-def _pieces(text: Any, arguments: Sequence[Any]) -> int:
-    return _ELEMENT * len(text)
-
-
-def _joined(text: Any, arguments: Sequence[Any]) -> Any:
-    return int(cost_of(arguments[0]) + len(text) * len(arguments[0]))
-
-
-COSTS: dict[str, Callable[[Any, Sequence[Any]], int]] = {
-    "replace": _replaced,
-    "center": _padded,
-    "ljust": _padded,
-    "rjust": _padded,
-    "zfill": _padded,
-    "expandtabs": _expanded,
-    "split": _pieces,
-    "rsplit": _pieces,
-    "splitlines": _pieces,
-    "join": _joined,
-}
-"""Methods whose result may be much longer than the text; all others cost the text's length."""
-
-FORBIDDEN = frozenset({"translate", "maketrans", "to_bytes"})
+def depths(value: object) -> int:
+    """Return the sum of the depths of all elements of a nested value: what indentation by one character costs."""
+    total, n_nodes, todo = 0, 0, [(value, 0)]
+    while todo:
+        node, depth = todo.pop()
+        total += depth
+        n_nodes += 1
+        if n_nodes > MAX_NODES:
+            raise CostExceeded("it nests values too deeply")
+        if isinstance(node, Mapping):
+            todo += ((element, depth + 1) for element in node.values())
+        elif isinstance(node, _SEQUENCES):
+            todo += ((element, depth + 1) for element in node)
+    return total

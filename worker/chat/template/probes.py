@@ -83,12 +83,14 @@ def tool(name: str) -> Message:
 
 def shared_length(a: str, b: str) -> int:
     """Return the length of the common prefix."""
-    n = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        n += 1
-    return n
+    low, high = 0, min(len(a), len(b))
+    while low < high:  # the first `low` characters are equal; prompts are too long for a loop over characters
+        middle = (low + high + 1) // 2
+        if a.startswith(b[low:middle], low):
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def tag_of(match: re.Match[str] | None) -> str:

@@ -11,13 +11,14 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from datetime import datetime
 from typing import Any, NoReturn
 
 import jinja2
+import markupsafe
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -36,7 +37,7 @@ CHATML = """\
 
 
 MAX_SECONDS = 5.0  # rendering a prompt usually takes milliseconds
-MAX_SOURCE = 1 << 20  # characters; the longest known one has 30,000
+MAX_SOURCE = 1 << 17  # characters; the longest known one has 30,000. Parsing takes some microseconds for each
 MAX_DATE_CHARACTERS = 100
 
 
@@ -46,6 +47,10 @@ class TemplateError(Exception):
 
 class TemplateSlow(TemplateError):
     """Rendering exceeded its time limit."""
+
+
+class TemplateCostly(TemplateError):
+    """The template can be parsed, but already the smallest conversations exceed a limit."""
 
 
 class _GenerationTag(Extension):
@@ -86,6 +91,11 @@ def _listed(value: object) -> list[Any]:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
+def _escaped(value: object) -> str:
+    """Escape HTML. The result is an ordinary text, which does not escape the texts that are added to it."""
+    return str(markupsafe.escape(value))
+
+
 def _raise_exception(message: object) -> NoReturn:
     raise jinja2.exceptions.TemplateError(str(message))
 
@@ -111,6 +121,8 @@ def _environment(sandbox: type[LimitedEnvironment]) -> jinja2.Environment:
     )
     environment.replace_filter("tojson", _tojson)
     environment.replace_filter("safe", str)  # Markup would escape the text that is added to it
+    environment.replace_filter("escape", _escaped)
+    environment.replace_filter("e", _escaped)
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     return environment
@@ -154,7 +166,7 @@ class ChatTemplate:
     def examined(self) -> Iterator[None]:
         """Limit all renderings in the block together to the time of one; none may write too much.
 
-        Raises TemplateError at the end. Only for use directly after construction: it is not thread-safe.
+        Raises TemplateCostly at the end. Only for use directly after construction: it is not thread-safe.
         """
         self._seconds_left, self._wrote_too_much = MAX_SECONDS, False
         try:
@@ -162,9 +174,9 @@ class ChatTemplate:
         finally:
             left, self._seconds_left = self._seconds_left, math.inf
         if left <= 0:
-            raise TemplateError("chat template takes too long for the smallest conversations")
+            raise TemplateCostly("chat template takes too long for the smallest conversations")
         if self._wrote_too_much:
-            raise TemplateError("chat template writes too much for the smallest conversations")
+            raise TemplateCostly("chat template writes too much for the smallest conversations")
 
     def render(
         self,
@@ -174,8 +186,13 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
         seconds: float = MAX_SECONDS,
+        quick: bool = False,
+        given_up: Callable[[], bool] | None = None,
     ) -> str:
-        """Return the prompt. Raises TemplateSlow after `seconds`, and TemplateError."""
+        """Return the prompt. Raises TemplateSlow after `seconds` or if `given_up` returns True, and TemplateError.
+
+        `quick`: raise TemplateSlow also for a template that writes much, because one operation could take long.
+        """
         now = datetime.now()
         context: dict[str, Any] = {
             **self._tokens,
@@ -190,7 +207,7 @@ class ChatTemplate:
             context["tools"] = deepcopy(tools) if self._changes else tools
         begun = time.monotonic()
         try:
-            with metered(CostMeter(min(seconds, self._seconds_left), context)):
+            with metered(CostMeter(min(seconds, self._seconds_left), context, quick=quick, given_up=given_up)):
                 return self._template.render(context)
         except TimeExceeded as error:
             raise TemplateSlow(f"chat template failed: {error}") from None

@@ -53,6 +53,7 @@ class ProjectorOptions(Struct, frozen=True):
     video_fps: float = 4.0
     video_timestamp_interval: int = 5000
     video_ffmpeg_dir: str = ""
+    max_memory: int = 512  # MiB that the decoded files of one request may need
 
 
 class NgramSizes(Struct, frozen=True):
@@ -249,6 +250,7 @@ def _projector(s: Settings, path: Path, marker: str) -> ProjectorOptions:
         video_fps=s.media.video_fps,
         video_timestamp_interval=s.media.video_timestamp_interval,
         video_ffmpeg_dir=s.media.video_ffmpeg_dir,
+        max_memory=s.media.media_max_memory,
     )
 
 

@@ -14,23 +14,27 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from llama_corral.common.base.errors import InvalidRequest
+from llama_corral.common.base.errors import ContextExceeded, InvalidRequest
 from numpy.typing import NDArray
 
+from ...media.inspection import picture_size
 from ..batching.media_tokens import MediaContent, MediaToken
 from ..llama.devices import find_device, list_devices
 from ..llama.errors import EncodeError, LoadError
+from ..llama.heap import give_back_freed_memory
 from ..llama.llama import C, complaints
 from ..llama.memory_log import allocations
 from ..llama.model import MediaSupport, Model, Throttled
 from ..llama.mtmd import M, text
 from ..llama.options import ProjectorOptions
 from ..messages import MEDIA_TOKEN, MediaChunk, PromptText
-from . import audio_headers
+from .budget import MediaBudget
 from .video import UNREADABLE, Video, VideoLimits, check_ffmpeg, video_params
 from .video_files import NO_FFMPEG, is_webp, may_be_video
 
 Embeddings = NDArray[np.float32]
+_MANY_IMAGES = 8  # up to this number of images they are not compared with the context before they are decoded
+_SIDE = 32  # pixels of a small image
 
 
 class PreparedMedia:
@@ -50,6 +54,7 @@ class Projector:
         self._users = 0
         self._changed = threading.Condition()
         self._keep: list[Any] = []
+        self._smallest: int | None = None  # tokens of a small image, once they were counted
         complaints.clear()
         self._context: Any = M.mtmd_init_from_file(
             str(options.path).encode(), model.pointer, self._params(model, on_progress)
@@ -64,6 +69,7 @@ class Projector:
             video=M.mtmd_helper_support_video(self._context),
             marker=options.marker,
         )
+        self._rate: int = max(0, M.mtmd_get_audio_sample_rate(self._context))
         self.mrope: bool = M.mtmd_decode_use_mrope(self._context)
         self.n_embd: int = C.llama_model_n_embd_inp(model.pointer)
 
@@ -78,14 +84,24 @@ class Projector:
     # -- a prompt -----------------------------------------------------------------------------------------------------
 
     def tokenize(
-        self, prompt: Sequence[PromptText], files: Sequence[bytes]
+        self,
+        prompt: Sequence[PromptText],
+        files: Sequence[bytes],
+        n_ctx: int,
+        given_up: Callable[[], bool] = lambda: False,
     ) -> tuple[tuple[int, ...], tuple[MediaChunk, ...]]:
         """Return the prompt's tokens and its media chunks; media positions contain MEDIA_TOKEN.
 
-        The parts with `parse_special` must have one media marker for each file. Raises InvalidRequest.
+        The parts with `parse_special` must have one media marker for each file. `given_up` returns True once the result
+        is not wanted anymore. Raises InvalidRequest, and ContextExceeded if already the smallest images of this number
+        need more than `n_ctx` tokens.
         """
         with self._in_use() as context, contextlib.ExitStack() as stack:
-            limits = VideoLimits()
+            stack.callback(give_back_freed_memory)
+            budget = MediaBudget(self._options.max_memory, self._rate)
+            files = budget.count(files)
+            self._check_number(context, sum(picture_size(data) is not None for data in files), n_ctx)
+            limits = VideoLimits(budget.left, given_up)
             bitmaps = [self._bitmap(context, data, limits, stack) for data in files]
             parts = self._input_parts(prompt, bitmaps)
             chunks = M.mtmd_input_chunks_init()
@@ -100,6 +116,30 @@ class Projector:
             return self._read(
                 context, [M.mtmd_input_chunks_get(chunks, i) for i in range(M.mtmd_input_chunks_size(chunks))]
             )
+
+    def _check_number(self, context: Any, n_images: int, n_ctx: int) -> None:
+        """Refuse more images than the context can hold. Each may need megabytes, however small its file is."""
+        if n_images <= _MANY_IMAGES or not self.support.vision:
+            return
+        if self._smallest is None:
+            self._smallest = self._tokens_of_a_small_image(context)
+        n_tokens = n_images * self._smallest // (2 if self.mrope else 1)  # such models read two images as one
+        if n_tokens >= n_ctx:
+            raise ContextExceeded(n_tokens, n_ctx)
+
+    def _tokens_of_a_small_image(self, context: Any) -> int:
+        with contextlib.ExitStack() as stack:
+            bitmap = M.mtmd_bitmap_init(_SIDE, _SIDE, (ctypes.c_uint8 * (3 * _SIDE * _SIDE))())
+            stack.callback(M.mtmd_bitmap_free, bitmap)
+            chunks = M.mtmd_input_chunks_init()
+            stack.callback(M.mtmd_input_chunks_free, chunks)
+            part = M.mtmd_input_part(None, bitmap)
+            if M.mtmd_tokenize_from_parts(
+                context, chunks, (ctypes.POINTER(M.mtmd_input_part) * 1)(ctypes.pointer(part)), 1, False
+            ):
+                return 1
+            pointers = [M.mtmd_input_chunks_get(chunks, i) for i in range(M.mtmd_input_chunks_size(chunks))]
+            return max(1, sum(int(M.mtmd_input_chunk_get_n_tokens(chunk)) for chunk in pointers))
 
     def _input_parts(self, prompt: Sequence[PromptText], bitmaps: Sequence[Any]) -> list[Any]:
         """Return the texts, and the bitmaps in place of the markers."""
@@ -123,6 +163,7 @@ class Projector:
         return parts
 
     def _bitmap(self, context: Any, data: bytes, limits: VideoLimits, stack: contextlib.ExitStack) -> Any:
+        limits.check_wanted()
         if may_be_video(data):
             if not self.support.video:
                 raise InvalidRequest(f"{UNREADABLE}: this model reads audio only, as WAV, MP3 or FLAC")
@@ -135,7 +176,6 @@ class Projector:
             check_ffmpeg(self._options.video_ffmpeg_dir)
         else:
             options.video_params.ffmpeg_bin_dir = NO_FFMPEG.encode()
-        data = audio_headers.checked(data)
         buffer = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
         made = M.mtmd_helper_bitmap_init_from_buf_wrapper(context, buffer, len(data), False, options)
         if not made.bitmap:

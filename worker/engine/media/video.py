@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import time
+from collections.abc import Callable
 from typing import Any
 
 from llama_corral.common.base.errors import InvalidRequest, NotSupported
@@ -22,10 +23,11 @@ from ..llama.options import ProjectorOptions
 MAX_FRAMES = 1024
 """Most frames of all videos of a prompt: four minutes at 4 frames/s, more than fit into most contexts."""
 MAX_BYTES = 2 << 30
-"""Most bytes of these frames when decoded: 345 frames in full HD."""
+"""Most bytes of these frames when decoded, whatever memory is allowed."""
 TIMEOUT_S = 120.0
 """Time limit in seconds for decoding the videos of a prompt."""
 
+GIVEN_UP = "the client has disconnected"
 UNREADABLE = "Failed to load image or audio file"
 """llama-server's error message for any media file."""
 
@@ -43,10 +45,18 @@ def check_ffmpeg(directory: str) -> None:
 class VideoLimits:
     """Counts the frames, bytes and time that are left for the videos of one prompt."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: int = MAX_BYTES, given_up: Callable[[], bool] = lambda: False) -> None:
+        """`max_bytes`: the memory that is left for the frames. `given_up`: as in `Projector.tokenize`."""
+        self._given_up = given_up
+        self._max_bytes = min(max_bytes, MAX_BYTES)
         self.problem: InvalidRequest | None = None
         """The reason why reading was stopped."""
-        self._frames, self._bytes, self._deadline = MAX_FRAMES, MAX_BYTES, time.monotonic() + TIMEOUT_S
+        self._frames, self._bytes, self._deadline = MAX_FRAMES, self._max_bytes, time.monotonic() + TIMEOUT_S
+
+    def check_wanted(self) -> None:
+        """Raise InvalidRequest if the result is not wanted anymore."""
+        if self._given_up():
+            raise InvalidRequest(GIVEN_UP)
 
     def allow(self, n_bytes: int) -> bool:
         """Count one more frame of `n_bytes`. Return False and set `problem` if a limit is exceeded."""
@@ -54,9 +64,12 @@ class VideoLimits:
         self._bytes -= n_bytes
         if self._frames < 0 or self._bytes < 0:
             self.problem = InvalidRequest(
-                f"the video is too long: more than {MAX_FRAMES} frames or {MAX_BYTES >> 30} GiB of decoded frames;"
-                " use a shorter one, or start the server with a smaller --video-fps"
+                f"the video is too long: more than {MAX_FRAMES} frames or {self._max_bytes >> 20} MiB of decoded"
+                " frames; use a shorter one, or start the server with a smaller --video-fps or a larger"
+                " --media-max-memory"
             )
+        elif self._given_up():
+            self.problem = InvalidRequest(GIVEN_UP)
         elif time.monotonic() > self._deadline:
             self.problem = InvalidRequest(f"the video took longer than {TIMEOUT_S:g} s to decode")
         return self.problem is None
