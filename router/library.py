@@ -154,6 +154,6 @@ class Library:
 
 
 def _retrieve(reload: asyncio.Task[None]) -> None:
-    """Mark its exception as retrieved: all who waited for it may have been cancelled."""
+    """Mark its exception as retrieved: all requests that waited for it may have been cancelled."""
     if not reload.cancelled():
         reload.exception()

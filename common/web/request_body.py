@@ -1,8 +1,8 @@
 """Read the bodies of requests: their limits, compressed bodies, and JSON.
 
 `application` sets the limits and turns the errors into responses; handlers of router and worker call the functions
-here. A body arrives as it was sent (`listen` turns off aiohttp's own decompression, which runs on the event loop and
-continues for requests that were already refused), so a request that is refused costs no decompression.
+here, and `inflate` decompresses. A body arrives as it was sent: `listen` turns off aiohttp's own decompression, which
+runs on the event loop, and continues for requests that were already refused.
 """
 
 from __future__ import annotations

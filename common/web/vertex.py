@@ -187,7 +187,7 @@ def _read_members(instance: bytes) -> dict[str, msgspec.Raw]:
 
 def _text(value: msgspec.Raw | None) -> str | None:
     """Return a member that is a string; None if it is missing or has another type. Raises InvalidRequest."""
-    if value is None or memoryview(value)[:1] != b'"':
+    if value is None or bytes(memoryview(value)[:1]) != b'"':
         return None
     try:
         return msgspec.json.decode(value, type=str)

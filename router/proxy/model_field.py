@@ -176,10 +176,9 @@ def _keep_alive(found: _Target | _OllamaTarget) -> float | None:
 
 
 def _name(raw: msgspec.Raw, field: str = "model") -> str:
-    text = memoryview(raw)
-    if text[:1] != b'"':
+    if bytes(memoryview(raw)[:1]) != b'"':
         return ""
-    _check_length(field, len(text))
+    _check_length(field, len(memoryview(raw)))
     try:
         return _text.decode(raw)
     except NOT_JSON as error:  # broken UTF-8 or a lone surrogate inside the name
