@@ -1,8 +1,8 @@
 """Read the bodies of requests: their limits, compressed bodies, and JSON.
 
 `application` sets the limits and turns the errors into responses; handlers of router and worker call the functions
-here, and `inflate` decompresses. A body arrives as it was sent: `listen` turns off aiohttp's own decompression, which
-runs on the event loop, and continues for requests that were already refused.
+here, and `inflate` decompresses. A body arrives as it was sent: the server turns off aiohttp's own decompression,
+which runs on the event loop, and continues for requests that were already refused.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ OWN_BODY = 64 << 10
 """Maximum bytes of a body that only names a model or gives a command. Honest ones have a few hundred bytes."""
 TINY = 4 << 10
 """Bytes of a body up to which any work on it is done on the event loop: a thread would take longer."""
-DENSE_BODY = 8 << 20
+DENSE_BODY = 4 << 20
 """Bytes of JSON from which `refuse_costly_json` counts."""
-MAX_MARKS = 10_000_000
+MAX_MARKS = 4_000_000
 """Maximum number of commas, colons, brackets and backslashes in such JSON. Parsing takes about 10 ns for each."""
 _SLICE = 1 << 20
 _CONTINUED = web.RequestKey("continued", bool)
