@@ -16,8 +16,10 @@ from llama_corral.common.base.json_encoding import encode_json
 from llama_corral.common.base.version import BUILD_INFO
 from llama_corral.common.web.access_log import note_model
 from llama_corral.common.web.anthropic import VERSION_HEADER, with_anthropic_name, with_anthropic_names
-from llama_corral.common.web.application import event_stream, json_response, query_text, read_object
+from llama_corral.common.web.application import event_stream, json_response, query_text
+from llama_corral.common.web.request_body import read_fields
 from llama_corral.common.web.ui_settings import read_ui_settings
+from msgspec import Struct
 
 from .library import Library
 from .lifecycle.lifecycle import Lifecycle
@@ -117,8 +119,12 @@ class Handlers:
         return json_response({"success": True})
 
 
+class _Named(Struct):
+    model: Any = None
+
+
 async def _named_model(request: web.Request) -> str:
-    given = (await read_object(request)).get("model")
+    given = (await read_fields(request, _Named)).model
     name = given if isinstance(given, str) else ""
     note_model(request, name)
     return name

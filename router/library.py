@@ -48,9 +48,13 @@ async def reload_sources(read_presets: ReadPresets, lifecycle: Lifecycle) -> Non
 
 async def _reload_sources(read_presets: ReadPresets, lifecycle: Lifecycle) -> None:
     async with lifecycle.reading_sources:
-        presets = await asyncio.to_thread(_read, read_presets, lifecycle.presets())
-        log.info("the model sources were read again: %d models", len(presets))
-        await lifecycle.reload(presets)
+        await _read_and_apply(read_presets, lifecycle)
+
+
+async def _read_and_apply(read_presets: ReadPresets, lifecycle: Lifecycle) -> None:
+    presets = await asyncio.to_thread(_read, read_presets, lifecycle.presets())
+    log.info("the model sources were read again: %d models", len(presets))
+    await lifecycle.reload(presets)
 
 
 def _read(read_presets: ReadPresets, known: Mapping[str, Preset]) -> Mapping[str, Preset]:
@@ -74,18 +78,35 @@ class Library:
         self._lifecycle = lifecycle
         self._read_presets = read_presets
         self._environ = environ
+        self._next_reload: asyncio.Task[None] | None = None
+        """The reload that has not begun to read; all requests that come until then share it."""
 
     async def reload(self) -> None:
-        """Read all sources again. Raises ApiError."""
+        """Read all sources again, from now on or later. Raises ApiError.
+
+        However many requests ask for it, at most one reload waits for the one in progress.
+        """
         try:
-            await reload_sources(self._read_presets, self._lifecycle)
+            await self._shared_reload()
         except ConfigError as error:
             raise ServerFault(str(error)) from None
+
+    async def _shared_reload(self) -> None:
+        """Raises ConfigError."""
+        if self._next_reload is None:
+            self._next_reload = asyncio.create_task(self._read_when_free())
+            self._next_reload.add_done_callback(_retrieve)
+        await asyncio.shield(self._next_reload)
+
+    async def _read_when_free(self) -> None:
+        async with self._lifecycle.reading_sources:
+            self._next_reload = None
+            await _read_and_apply(self._read_presets, self._lifecycle)
 
     async def _check_sources(self) -> None:
         """Reload. Raise ServerFault if this fails. Called before something is changed that only a reload shows."""
         try:
-            await reload_sources(self._read_presets, self._lifecycle)
+            await self._shared_reload()
         except ConfigError as error:
             raise ServerFault(f"nothing was changed, because the sources cannot be read: {error}") from None
 
@@ -130,3 +151,9 @@ class Library:
         await asyncio.to_thread(remove_cached, self._environ, name, keep_unfinished=keep)
         await self.reload()
         self._lifecycle.publish_removed(name)
+
+
+def _retrieve(reload: asyncio.Task[None]) -> None:
+    """Mark its exception as retrieved: all requests that waited for it may have been cancelled."""
+    if not reload.cancelled():
+        reload.exception()

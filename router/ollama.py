@@ -8,17 +8,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from aiohttp import web
 from llama_corral.common.base.errors import ConfigError, InvalidRequest, ModelNotFound, NotSupported
 from llama_corral.common.hub.model_card import ModelCard, read_card
 from llama_corral.common.web.access_log import note_model
-from llama_corral.common.web.application import json_response, read_object, read_unmarked_body
+from llama_corral.common.web.application import json_response
 from llama_corral.common.web.ollama import NOTHING, expiry_text, version_json, without_generation
 from llama_corral.common.web.ollama_models import possible_names, running_entry, show, tag_entry
+from llama_corral.common.web.request_body import read_fields, read_unmarked_body, refuse_costly_json
 from llama_corral.presets.abilities import abilities, template_source
 from llama_corral.presets.merge import resolve
 from llama_corral.presets.preset import Preset
+from msgspec import Struct
 
 from .lifecycle.lifecycle import Lifecycle
 from .model_cards import ModelCards
@@ -28,6 +31,14 @@ from .placement.states import ModelState
 from .proxy.model_field import ollama_in_json
 from .proxy.proxy import Proxy
 from .slices import map_in_slices
+
+
+class _Shown(Struct):
+    """The fields of `/api/show`."""
+
+    model: Any = None
+    name: Any = None
+    verbose: Any = None
 
 
 class Ollama:
@@ -41,6 +52,7 @@ class Ollama:
     async def generate(self, request: web.Request) -> web.StreamResponse:
         """Forward a chat, completion or embeddings. Without a prompt it only loads the model, or unloads it."""
         body = await read_unmarked_body(request)
+        await refuse_costly_json(body)
         asked = ollama_in_json(body)
         note_model(request, asked.model)
         model = self._find(asked.model)
@@ -51,7 +63,9 @@ class Ollama:
             said = NOTHING[_operation(request)]
             return json_response(without_generation(asked.model, said, "unload"))
         names_model, retention = bool(asked.model), Retention.of_keep_alive(asked.keep_alive)
-        return await self._proxy.forward(request, model, body, names_model=names_model, retention=retention)
+        return await self._proxy.forward(
+            request, model, body, names_model=names_model, streams=asked.streams, retention=retention
+        )
 
     def _find(self, name: str) -> str:
         for possible in possible_names(name):
@@ -77,8 +91,8 @@ class Ollama:
         return json_response({"models": [_running(view, cards[view.name]) for view in views]})
 
     async def show(self, request: web.Request) -> web.StreamResponse:
-        body = await read_object(request)
-        name = body.get("model") or body.get("name")
+        body = await read_fields(request, _Shown)
+        name = body.model or body.name
         note_model(request, name := name if isinstance(name, str) else "")
         view = self._lifecycle.view(self._find(name))
         if view is None:
@@ -91,7 +105,7 @@ class Ollama:
             capabilities=capabilities,
             parameters={field: given.text for field, given in view.preset.layer.items()},
             template=template,
-            verbose=body.get("verbose") is True,
+            verbose=body.verbose is True,
         )
         return json_response(shown)
 

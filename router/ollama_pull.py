@@ -15,13 +15,23 @@ from llama_corral.common.base.errors import ApiError, InvalidRequest, ModelNotFo
 from llama_corral.common.base.json_encoding import encode_json
 from llama_corral.common.hub.gguf_names import canonical_name
 from llama_corral.common.web.access_log import note_failure, note_model
-from llama_corral.common.web.application import LINES_TYPE, error_event, event_stream, json_response, read_object
+from llama_corral.common.web.application import LINES_TYPE, error_event, event_stream, json_response
 from llama_corral.common.web.envelopes import OLLAMA
 from llama_corral.common.web.ollama_models import HUBS, LATEST, PULLED, possible_names
+from llama_corral.common.web.request_body import read_fields
+from msgspec import Struct
 
 from .library import Library
 from .lifecycle.lifecycle import Lifecycle
 from .models.events import ModelEvent
+
+
+class _Pulled(Struct):
+    """The fields of `/api/pull` and `/api/delete`."""
+
+    model: Any = None
+    name: Any = None
+    stream: Any = None
 
 
 class OllamaPull:
@@ -30,17 +40,17 @@ class OllamaPull:
         self._library = library
 
     async def pull(self, request: web.Request) -> web.StreamResponse:
-        body = await read_object(request)
+        body = await read_fields(request, _Pulled)
         note_model(request, name := _requested_name(body))
         async with contextlib.aclosing(self._download_until_left(name)) as steps:
-            if body.get("stream") is not False:
+            if body.stream is not False:
                 return await _streamed(request, steps)
             async for _ in steps:
                 pass
             return json_response(PULLED)
 
     async def delete(self, request: web.Request) -> web.StreamResponse:
-        note_model(request, name := _requested_name(await read_object(request)))
+        note_model(request, name := _requested_name(await read_fields(request, _Pulled)))
         for possible in possible_names(name):
             if self._lifecycle.view(possible) is not None:
                 await self._library.remove(possible)
@@ -127,8 +137,8 @@ def _hub_name(name: str) -> str:
     return canonical_name(bare)
 
 
-def _requested_name(body: dict[str, Any]) -> str:
-    name = body.get("model") or body.get("name")
+def _requested_name(body: _Pulled) -> str:
+    name = body.model or body.name
     if not isinstance(name, str):
         raise InvalidRequest("model is required")
     return name

@@ -12,7 +12,9 @@ import msgspec
 from aiohttp import web
 from llama_corral.common.base.errors import InvalidRequest, NotFound, Unavailable
 from llama_corral.common.base.json_encoding import encode_json
-from llama_corral.common.web.application import conversation_of, json_response, read_json
+from llama_corral.common.web.application import conversation_of, json_response
+from llama_corral.common.web.request_body import fields_in, read_unmarked_body
+from msgspec import Struct
 
 from .lifecycle.lifecycle import Lifecycle
 from .placement.states import ModelState
@@ -20,6 +22,10 @@ from .proxy.conversations import Conversations
 from .proxy.proxy import Proxy
 
 LOADING = (ModelState.LOADING.value, ModelState.DOWNLOADING.value, ModelState.DOWNLOADED.value)
+
+
+LOOKUP_BODY = 1 << 20
+"""Maximum bytes of a lookup. A chat client asks for all its conversations at once: this is enough for 20,000."""
 
 
 class Streams:
@@ -48,14 +54,14 @@ class Streams:
     async def look_up(self, request: web.Request) -> web.StreamResponse:
         """Query all models that have one of the conversations, concurrently, and return their entries in one list."""
         known = self._conversations.matching(await _wanted(request))
-        by_model: dict[str, list[str]] = {}
+        by_model: dict[str, set[str]] = {}
         for name, conversation in known.items():
-            by_model.setdefault(conversation.model, []).append(name)
+            by_model.setdefault(conversation.model, set()).add(name)
         answers = await asyncio.gather(*(self._look_up_on_model(request, *asked) for asked in by_model.items()))
         return json_response([entry for answer in answers for entry in answer])
 
-    async def _look_up_on_model(self, request: web.Request, model: str, names: list[str]) -> list[dict[str, Any]]:
-        answer = await self._proxy.query(request, model, body=encode_json({"conversation_ids": names}))
+    async def _look_up_on_model(self, request: web.Request, model: str, names: set[str]) -> list[dict[str, Any]]:
+        answer = await self._proxy.query(request, model, body=encode_json({"conversation_ids": sorted(names)}))
         try:
             entries = msgspec.json.decode(answer or b"[]", type=list[dict[str, Any]])
         except msgspec.DecodeError:
@@ -63,10 +69,17 @@ class Streams:
         return [entry for entry in entries if entry.get("conversation_id") in names]
 
 
-async def _wanted(request: web.Request) -> list[str]:
+class _LookUp(Struct):
+    conversation_ids: Any = None
+
+
+async def _wanted(request: web.Request) -> frozenset[str]:
+    """Return the conversations of a lookup; none for a body of another form, as in llama-server."""
+    body = await read_unmarked_body(request, most=LOOKUP_BODY)
     try:
-        body = await read_json(request)
+        given = fields_in(body, _LookUp).conversation_ids
     except InvalidRequest:
-        return []
-    given = body.get("conversation_ids") if isinstance(body, dict) else None
-    return [name for name in given if isinstance(name, str) and name] if isinstance(given, list) else []
+        given = None
+    if not isinstance(given, list):
+        return frozenset()
+    return frozenset(name for name in given if name and isinstance(name, str))

@@ -14,7 +14,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from ..base.errors import InvalidRequest, WorkerGone
-from ..web.application import read_body
+from ..web.request_body import read_body
 
 log = logging.getLogger("corral.tools")
 

@@ -9,12 +9,17 @@ from aiohttp import hdrs, web
 
 from ..base.errors import ApiError, InvalidRequest, ServerFault
 from ..base.json_encoding import encode_json
-from ..web.application import JSON_TYPE, add_retry_hint, event_stream, json_response, read_object
+from ..web.application import JSON_TYPE, add_retry_hint, event_stream, json_response
+from ..web.request_body import read_object
 from .errors import RuntimeRefused, ToolFailed
 from .server import ToolServer
 from .tool import ServerTool, ToolRequest
 
 log = logging.getLogger("corral.tools")
+
+
+TOOL_BODY = 8 << 20
+"""Maximum bytes of a call. Its arguments may contain a whole file that a tool writes."""
 
 
 class UnknownTool(InvalidRequest):
@@ -38,7 +43,7 @@ class ToolHandlers:
             return response
 
     async def _call(self, request: web.Request) -> web.StreamResponse:
-        body = await read_object(request)
+        body = await read_object(request, most=TOOL_BODY)
         name, arguments = body.get("tool"), body.get("params") or {}
         if not isinstance(name, str):
             raise InvalidRequest("tool is missing: it must be a name from the list of GET /tools")

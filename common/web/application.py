@@ -1,26 +1,21 @@
-"""The HTTP server base of router and worker: checks before a handler, error responses, JSON requests and responses.
+"""The HTTP server base of router and worker: checks before a handler, error responses, and JSON responses.
 
-Both programs create their aiohttp application with `application()` and read and write JSON with these functions. This
-module defines no routes; `pages` adds those for browsers.
+Both programs create their aiohttp application with `application()` and answer with these functions; `request_body`
+reads what clients send. This module defines no routes; `pages` adds those for browsers.
 """
 
 from __future__ import annotations
 
 import asyncio
-import codecs
-import itertools
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
 
-import msgspec
-from aiohttp import HttpVersion11, hdrs, web
-from msgspec import Struct
+from aiohttp import hdrs, web
 
 from ..base.errors import (
     ApiError,
     AuthenticationFailed,
-    BodyTooLarge,
     InvalidRequest,
     NotFound,
     ServerFault,
@@ -31,6 +26,7 @@ from ..base.logs import one_line
 from .access_log import CLIENT_LEFT, log_departure, note_failure
 from .auth import ANY_ORIGIN, ApiKeys, origin_policy
 from .envelopes import OPENAI, Envelope, envelope_of
+from .request_body import LIMITS, RequestLimits, let_client_continue
 from .shutdown import RunningRequests
 
 if TYPE_CHECKING:
@@ -52,22 +48,6 @@ PAGE_PATHS = ("/", "/index.html", "/sw.js", "/manifest.webmanifest", "/_app/vers
 CONVERSATION_HEADER = "X-Conversation-Id"
 """Names a stream that continues after its client disconnects and can be resumed."""
 DISCONNECTED = "the client disconnected"
-MAX_NESTING = 256
-"""Maximum nesting of a request's JSON; Python's stack allows about three calls per level."""
-GIVEN_BODY = "body"
-"""Request key with the body of a request that is part of another one. Its response must not be a stream."""
-
-
-class RequestLimits(Struct, frozen=True):
-    max_body: int
-    timeout: float | None
-    """Seconds without progress in receiving a request or sending a response; None: no limit."""
-
-    def too_large(self) -> BodyTooLarge:
-        return BodyTooLarge(f"the request body is larger than --max-body allows ({self.max_body} bytes)")
-
-
-LIMITS = web.AppKey("limits", RequestLimits)
 RUNNING = web.AppKey("running", RunningRequests)
 HIDDEN = "/."
 """In the path of a hidden file or folder. It needs a key, also if the page that it belongs to needs none."""
@@ -103,85 +83,6 @@ def add_retry_hint(response: web.Response, error: ApiError) -> None:
         response.headers[hdrs.RETRY_AFTER] = str(error.retry_after)
     elif response.status >= 500:
         response.headers["X-Should-Retry"] = "false"
-
-
-def malformed(error: Exception) -> InvalidRequest:
-    """Return the error for a body that is not JSON, with the decoder's reason, which names the byte position."""
-    reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-    return InvalidRequest(f"the request body cannot be parsed as JSON: {reason}")
-
-
-def _is_too_deep(body: bytes, value: object) -> bool:
-    """Return True if a value has more than MAX_NESTING levels, since code that reads requests may be recursive."""
-    if body.count(b"[") + body.count(b"{") <= MAX_NESTING:
-        return False
-    level = [value]
-    for _ in range(MAX_NESTING):
-        inside = itertools.chain.from_iterable(_inside(container) for container in level)
-        level = [item for item in inside if isinstance(item, dict | list)]
-        if not level:
-            return False
-    return True
-
-
-def _inside(container: object) -> Iterable[object]:
-    if isinstance(container, dict):
-        return container.values()
-    return container if isinstance(container, list) else ()
-
-
-NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-
-
-async def read_body(request: web.Request) -> bytes:
-    """Return the whole body, decompressed. Raise BodyTooLarge before reading it, and InvalidRequest on a timeout."""
-    if GIVEN_BODY in request:
-        return cast(bytes, request[GIVEN_BODY])
-    limits = request.app[LIMITS]
-    if (request.content_length or 0) > limits.max_body:
-        raise limits.too_large()
-    if request.content.is_eof():
-        return await _read_all(request, limits)
-    try:
-        async with asyncio.timeout(limits.timeout):
-            return await _read_all(request, limits)
-    except TimeoutError:
-        raise InvalidRequest(f"the request body did not arrive within {limits.timeout} s") from None
-
-
-async def _read_all(request: web.Request, limits: RequestLimits) -> bytes:
-    """Read the body. Unlike `request.read()`, keep no copy in the request, which lives as long as its response."""
-    chunks, size = [], 0
-    while chunk := await request.content.readany():
-        size += len(chunk)
-        if size > limits.max_body:
-            raise limits.too_large()
-        chunks.append(chunk)
-    return b"".join(chunks)
-
-
-async def read_unmarked_body(request: web.Request) -> bytes:
-    """Read the body and remove the byte order mark that some Windows programs write before JSON."""
-    return (await read_body(request)).removeprefix(codecs.BOM_UTF8)
-
-
-async def read_json(request: web.Request) -> Any:
-    """Parse the body as JSON and ignore the content type (curl -d sends JSON as a form)."""
-    body = await read_unmarked_body(request)
-    try:
-        value = msgspec.json.decode(body)
-    except NOT_JSON as error:
-        raise malformed(error) from None
-    if _is_too_deep(body, value):
-        raise malformed(RecursionError())
-    return value
-
-
-async def read_object(request: web.Request) -> dict[str, Any]:
-    value = await read_json(request)
-    if not isinstance(value, dict):
-        raise InvalidRequest("the request body must be a JSON object")
-    return value
 
 
 def query_text(request: web.Request, name: str) -> str:
@@ -224,11 +125,9 @@ def _unreadable(error: web.RequestPayloadError) -> InvalidRequest:
 
 
 async def _expect(request: web.Request) -> None:
-    """Answer `Expect: 100-continue`. All other expectations are ignored, as in llama-server."""
-    asks = request.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
-    if asks and request.version >= HttpVersion11:
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # no response has begun
+    """Leave `100 Continue` to the code that reads the body, so that a refused client does not send one."""
+    if not request.can_read_body:  # nothing will read it
+        await let_client_continue(request)
 
 
 def _always() -> bool:

@@ -119,6 +119,7 @@ async def _serve(
         keepalive_timeout=KEEPALIVE_S,
         max_line_size=HEAD_LIMIT,
         max_field_size=HEAD_LIMIT,
+        auto_decompress=False,  # `request_body` does it, within limits
     )
     if _is_unix(sock):
         return await loop.create_unix_server(factory, sock=sock, backlog=BACKLOG)

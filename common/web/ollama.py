@@ -24,6 +24,9 @@ VERSION = "0.14.0"
 responses. Clients that need certain features refuse earlier ones."""
 FOREVER_S = 100 * 365.25 * 86400
 """A `keep_alive` of more seconds means no limit; larger values could not be shown as a date."""
+LONGEST_DURATION = 64
+"""Maximum characters of a `keep_alive`."""
+MOST_SECONDS = 10**308
 
 _PATH = re.compile(rf"{PATHS}[a-z]+\Z")
 _UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -49,14 +52,17 @@ def read_keep_alive(value: object, name: str = "keep_alive") -> float:
 
     `name`: of the field, for the error.
     """
-    if isinstance(value, str):
+    if isinstance(value, str) and len(value) <= LONGEST_DURATION:
         seconds = _read_duration(value)
+    elif isinstance(value, int) and abs(value) > MOST_SECONDS:  # it may be too large for a float, and for an error
+        raise InvalidRequest(f"{name}: expected seconds from -1e308 to 1e308, found a larger number")
     elif isinstance(value, int | float) and not isinstance(value, bool):
         seconds = float(value)
     else:
         seconds = math.nan
     if math.isnan(seconds):
-        raise InvalidRequest(f'{name}: expected seconds or a duration such as "5m", found {value!r}')
+        shown = repr(value[:LONGEST_DURATION] if isinstance(value, str) else value)
+        raise InvalidRequest(f'{name}: expected seconds or a duration such as "5m", found {shown}')
     return -1.0 if seconds < 0 or seconds >= FOREVER_S else seconds
 
 

@@ -9,11 +9,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 from aiohttp import web
+from msgspec import Struct
 
 from ..base.errors import ApiError, InvalidRequest
 from .application import Route, json_response, query_text
-from .response_store import ResponseStore
+from .response_store import ResponseStore, StoredText
 
 RESPONSES = web.AppKey("responses", ResponseStore)
 MAX_ITEMS, DEFAULT_ITEMS = 100, 20
@@ -39,7 +41,7 @@ async def keep_until_cleanup(app: web.Application) -> AsyncIterator[None]:
 async def retrieve(request: web.Request) -> web.StreamResponse:
     if query_text(request, "stream") in ("true", "1"):
         raise InvalidRequest("a stored response cannot be streamed again, request it without 'stream'")
-    return json_response((await _record(request))["response"])
+    return json_response((await _stored(request)).response)
 
 
 async def delete(request: web.Request) -> web.StreamResponse:
@@ -50,34 +52,41 @@ async def delete(request: web.Request) -> web.StreamResponse:
 
 
 async def cancel(request: web.Request) -> web.StreamResponse:
-    await _record(request)
+    await _stored(request)
     raise InvalidRequest("Cannot cancel a response that was not made in the background: close its connection instead.")
 
 
 async def input_items(request: web.Request) -> web.StreamResponse:
     """Return all input items of a response, by default the newest first; includes those of previous responses."""
-    items: list[dict[str, Any]] = (await _record(request))["input"]
     order = query_text(request, "order") or "desc"
     if order not in ("asc", "desc"):
         raise InvalidRequest("query parameter 'order' must be asc or desc")
-    if order == "desc":
-        items.reverse()
-    if after := query_text(request, "after"):
-        at = next((at for at, item in enumerate(items) if item.get("id") == after), None)
+    after, limit = query_text(request, "after"), _limit(query_text(request, "limit"))
+    return json_response(await asyncio.to_thread(_page, (await _stored(request)).input, order, after, limit))
+
+
+def _page(text: msgspec.Raw, order: str, after: str, limit: int) -> dict[str, Any]:
+    """Return a part of a list of items. Only its items are built. Raises InvalidRequest."""
+    ids = [item.id for item in msgspec.json.decode(text, type=list[_Item])]
+    positions = range(len(ids)) if order == "asc" else range(len(ids) - 1, -1, -1)
+    if after:
+        at = next((at for at, position in enumerate(positions) if ids[position] == after), None)
         if at is None:
             raise InvalidRequest(f"query parameter 'after': there is no item {after!r}")
-        items = items[at + 1 :]
-    limit = _limit(query_text(request, "limit"))
-    page = items[:limit]
-    return json_response(
-        {
-            "object": "list",
-            "data": page,
-            "first_id": page[0]["id"] if page else None,
-            "last_id": page[-1]["id"] if page else None,
-            "has_more": len(items) > limit,
-        }
-    )
+        positions = positions[at + 1 :]
+    page = positions[:limit]
+    items = msgspec.json.decode(text, type=list[msgspec.Raw]) if page else []
+    return {
+        "object": "list",
+        "data": [items[position] for position in page],
+        "first_id": ids[page[0]] if page else None,
+        "last_id": ids[page[-1]] if page else None,
+        "has_more": len(positions) > limit,
+    }
+
+
+class _Item(Struct):
+    id: str | None = None
 
 
 def _limit(given: str) -> int:
@@ -88,12 +97,12 @@ def _limit(given: str) -> int:
     return int(given)
 
 
-async def _record(request: web.Request) -> dict[str, Any]:
+async def _stored(request: web.Request) -> StoredText:
     id = request.match_info["id"]
-    record = await asyncio.to_thread(request.app[RESPONSES].get, id)
-    if record is None:
+    found = await asyncio.to_thread(request.app[RESPONSES].get_text, id)
+    if found is None:
         raise ResponseNotFound(id)
-    return record
+    return found
 
 
 ROUTES: list[Route] = [

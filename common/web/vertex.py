@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 from aiohttp import hdrs, web
@@ -18,8 +18,16 @@ from msgspec import Struct
 from ..base.errors import ApiError, ConfigError, InvalidRequest, ServerFault
 from ..base.json_encoding import encode_json
 from ..base.logs import one_line
-from .application import CONVERSATION_HEADER, GIVEN_BODY, Handler, Route, add_routes, json_response, read_object
+from .application import CONVERSATION_HEADER, Handler, Route, add_routes, json_response
 from .ollama import PATHS as OLLAMA_PATHS
+from .request_body import (
+    GIVEN_BODY,
+    NOT_JSON,
+    fields_in,
+    malformed,
+    read_unmarked_body,
+    refuse_costly_json,
+)
 
 if TYPE_CHECKING:
     from ..base.common_settings import ServerSettings
@@ -31,6 +39,8 @@ log = logging.getLogger("corral.http")
 VERTEX_ENV = "AIP_"
 """Prefix of the names of all Vertex AI variables."""
 MAX_INSTANCES = 128
+MAX_MEMBERS = 1_000_000
+"""Maximum number of colons in one instance, since its members are built."""
 FORMAT = "@requestFormat"
 _OF_THE_OUTER = (hdrs.CONTENT_LENGTH, hdrs.CONTENT_TYPE, hdrs.CONTENT_ENCODING, CONVERSATION_HEADER)
 
@@ -107,18 +117,39 @@ def _predictor(served: Sequence[Route], prefix: str) -> Handler:
     by_format = {name: (method, prefix + path, handler) for name, (method, path, handler) in _by_format(served).items()}
 
     async def predict(request: web.Request) -> web.StreamResponse:
-        instances = (await read_object(request)).get("instances")
-        if not isinstance(instances, list):
-            raise InvalidRequest("request body must include an array field named instances")
-        if len(instances) > MAX_INSTANCES:
-            raise InvalidRequest(f"instances array exceeds maximum size of {MAX_INSTANCES}")
+        body = await read_unmarked_body(request)
+        await refuse_costly_json(body)
+        instances = _instances(body)
         predictions = await asyncio.gather(*(_prediction(request, instance, by_format) for instance in instances))
         return json_response({"predictions": predictions})
 
     return predict
 
 
-async def _prediction(request: web.Request, instance: object, by_format: Mapping[str, Route]) -> object:
+class _Body(Struct):
+    instances: msgspec.Raw = msgspec.Raw()
+
+
+_Instances = msgspec.defstruct(
+    "_Instances", [(f"at{n}", msgspec.Raw, msgspec.Raw()) for n in range(MAX_INSTANCES + 1)], array_like=True
+)
+"""The first elements of an array. More are skipped, not built."""
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def _instances(body: bytes) -> list[bytes]:
+    """Return the JSON text of each instance. Raises InvalidRequest."""
+    try:
+        found = msgspec.structs.astuple(msgspec.json.decode(fields_in(body, _Body).instances, type=_Instances))
+    except msgspec.DecodeError:
+        raise InvalidRequest("request body must include an array field named instances") from None
+    instances = [bytes(instance) for instance in found]
+    if instances[-1]:
+        raise InvalidRequest(f"instances array exceeds maximum size of {MAX_INSTANCES}")
+    return [instance for instance in instances if instance]
+
+
+async def _prediction(request: web.Request, instance: bytes, by_format: Mapping[str, Route]) -> object:
     """Return one instance's prediction; an error becomes its prediction and does not affect the others."""
     try:
         return await _answer(request, instance, by_format)
@@ -129,32 +160,54 @@ async def _prediction(request: web.Request, instance: object, by_format: Mapping
         return {"error": ServerFault(f"unexpected {type(error).__name__}, see the server's log").body()}
 
 
-async def _answer(request: web.Request, instance: object, by_format: Mapping[str, Route]) -> object:
-    if not isinstance(instance, dict):
-        raise InvalidRequest("each instance must be a JSON object")
-    wanted = instance.get(FORMAT)
-    if not isinstance(wanted, str):
+async def _answer(request: web.Request, instance: bytes, by_format: Mapping[str, Route]) -> object:
+    members = _read_members(instance)
+    wanted = _text(members.get(FORMAT))
+    if wanted is None:
         raise InvalidRequest(f"each instance must include a string {FORMAT}")
     if wanted not in by_format:
         raise InvalidRequest(f"no handler registered for {FORMAT}: {wanted}")
     method, path, handler = by_format[wanted]
-    response = await handler(_inner(request, method, path, instance))
+    response = await handler(_inner(request, method, path, members))
     assert isinstance(response, web.Response)  # the served routes never stream here
     return _value(response)
 
 
-def _inner(request: web.Request, method: str, path: str, instance: dict[str, Any]) -> web.Request:
+def _read_members(instance: bytes) -> dict[str, msgspec.Raw]:
+    """Return the JSON text of each member. Raises InvalidRequest."""
+    if instance.count(b":") > MAX_MEMBERS:
+        raise InvalidRequest(f"an instance has more than {MAX_MEMBERS} members")
+    try:
+        return _members.decode(instance)
+    except msgspec.ValidationError:
+        raise InvalidRequest("each instance must be a JSON object") from None
+    except NOT_JSON as error:
+        raise malformed(error) from None
+
+
+def _text(value: msgspec.Raw | None) -> str | None:
+    """Return a member that is a string; None if it is missing or has another type. Raises InvalidRequest."""
+    if value is None or bytes(memoryview(value)[:1]) != b'"':
+        return None
+    try:
+        return msgspec.json.decode(value, type=str)
+    except NOT_JSON as error:
+        raise malformed(error) from None
+
+
+def _inner(request: web.Request, method: str, path: str, members: Mapping[str, msgspec.Raw]) -> web.Request:
     """Build the separate request for an instance, with streaming off."""
-    payload = {name: value for name, value in instance.items() if name != FORMAT}
+    payload = {name: value for name, value in members.items() if name != FORMAT}
     if "stream" in payload or OLLAMA_PATHS in path:  # Ollama's endpoints stream by default
-        payload["stream"] = False
+        payload["stream"] = msgspec.Raw(b"false")
     headers = request.headers.copy()
     for name in _OF_THE_OUTER:
         headers.popall(name, None)
     headers[hdrs.CONTENT_TYPE] = "application/json"
     url = request.rel_url.with_path(path, keep_query=True)
     if method == hdrs.METH_GET:
-        url = url.update_query({name: value for name, value in payload.items() if isinstance(value, str)})
+        texts = {name: _text(value) for name, value in payload.items()}
+        url = url.update_query({name: text for name, text in texts.items() if text is not None})
     inner = request.clone(method=method, rel_url=url, headers=headers)
     inner[GIVEN_BODY] = encode_json(payload)
     return inner

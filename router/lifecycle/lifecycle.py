@@ -143,7 +143,7 @@ class Lifecycle:
         return list(self._state.downloads)
 
     def subscribe(self) -> AbstractAsyncContextManager[Subscription]:
-        """Subscribe to the changes from now on, as `/models/sse` sends them."""
+        """Subscribe to the changes from now on, as `/models/sse` sends them. Entering it raises TooManyRequests."""
         return self._events.subscribe()
 
     def describe(self) -> str:

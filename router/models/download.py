@@ -20,10 +20,15 @@ class Download(Struct, eq=False):
     """For after the download, so that the cache's entry exists before the end is published."""
     asker: Command
     """The command that started it."""
+    is_waiting: bool = False
+    """True if it has no process yet, because others download."""
+    is_answered: bool = False
+    """True if `asker` was answered when it began to wait, so that its start is neither answered nor published."""
     failure: str = ""
     is_cancelled: bool = False
     is_gone: bool = False
     """True when its end was published."""
 
     def __repr__(self) -> str:
-        return f"<Download {self.model.name}{' cancelled' if self.is_cancelled else ''}>"
+        what = [what for what in ("cancelled", "waiting") if getattr(self, f"is_{what}")]
+        return f"<Download {' '.join([self.model.name, *what])}>"

@@ -11,10 +11,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from llama_corral.common.base.errors import TooManyRequests
 from msgspec import Struct
 
 BACKLOG = 1024
 """Largest number of undelivered events of one listener: some minutes of load progress, a few hundred KB."""
+
+MAX_LISTENERS = 256
+"""Maximum number of listeners: each change of a model is written to all of them."""
 
 
 class ModelEvent(Struct, frozen=True):
@@ -39,6 +43,9 @@ class ModelEvents:
 
     @asynccontextmanager
     async def subscribe(self) -> AsyncIterator[Subscription]:
+        """Raises TooManyRequests."""
+        if len(self._listeners) >= MAX_LISTENERS:
+            raise TooManyRequests(f"{MAX_LISTENERS} clients already listen to the models' changes")
         listener: Subscription = asyncio.Queue()
         self._listeners.add(listener)
         if self._is_closed:
@@ -49,9 +56,10 @@ class ModelEvents:
             self._listeners.discard(listener)
 
     def publish(self, model: str, event: str, data: dict[str, Any] | None = None) -> None:
+        change = ModelEvent(model, event, data)
         for listener in tuple(self._listeners):
             if listener.qsize() < BACKLOG:
-                listener.put_nowait(ModelEvent(model, event, data))
+                listener.put_nowait(change)
             else:
                 self._close_listener(listener)
 

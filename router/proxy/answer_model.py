@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import msgspec
-from llama_corral.common.web.application import EVENT_STREAM_TYPE, LINES_TYPE, NOT_JSON
+from llama_corral.common.web.application import EVENT_STREAM_TYPE, LINES_TYPE
+from llama_corral.common.web.request_body import NOT_JSON
 
 from .connection import Header
 

@@ -7,15 +7,22 @@ up the model of a conversation and stops it. The HTTP request to the worker is m
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
 from aiohttp import web
-from llama_corral.common.base.errors import InvalidRequest
+from llama_corral.common.base.errors import InvalidRequest, TooManyRequests
+from llama_corral.common.web.application import CONVERSATION_HEADER
 from msgspec import Struct
 
 RETENTION_S = 360.0
 """Seconds to keep a conversation's model after its end: longer than the 300 s for which workers keep a stream."""
+MAX_CONVERSATIONS = 1000
+"""Maximum number of conversations. A new one replaces the one that ended first; it is refused if all still run."""
+MAX_NAME = 256
+"""Maximum characters of a conversation's name. Clients send a UUID, or a UUID and the name of a model."""
+SEPARATOR = "::"
+"""Between a conversation's name and what a client adds to it for each answer."""
 
 
 class Conversation(Struct, eq=False):
@@ -26,14 +33,17 @@ class Conversation(Struct, eq=False):
     """True if the request was not sent to the worker yet, usually because the model still loads."""
     request: asyncio.Task[web.StreamResponse] | None = None
     """None if it has ended."""
+    expiry: asyncio.TimerHandle | None = None
+    """Removes the conversation some time after its end."""
 
 
 Work = Callable[[Conversation], Coroutine[Any, Any, web.StreamResponse]]
 
 
 class Conversations:
-    def __init__(self, *, kept_s: float = RETENTION_S) -> None:
+    def __init__(self, *, kept_s: float = RETENTION_S, most: int = MAX_CONVERSATIONS) -> None:
         self._kept_s = kept_s
+        self._most = most
         self._conversations: dict[str, Conversation] = {}
         self._requests: set[asyncio.Task[web.StreamResponse]] = set()
 
@@ -42,19 +52,25 @@ class Conversations:
 
     def matching(self, names: Iterable[str]) -> dict[str, Conversation]:
         """Return the conversations whose name is one of `names`, or starts with one of them followed by `::`."""
+        wanted = frozenset(names)
         return {
             known: conversation
-            for wanted in names
             for known, conversation in self._conversations.items()
-            if known == wanted or known.startswith(wanted + "::")
+            if any(name in wanted for name in _prefixes(known))
         }
 
     async def run(self, name: str, model: str, work: Work, *, outlives_client: bool) -> web.StreamResponse:
         """Return the response of `work`, run in a task that `stop` cancels while it is parked.
 
-        If the caller is cancelled, the task continues if `outlives_client`. Raises InvalidRequest if it was stopped.
+        If the caller is cancelled, the task continues if `outlives_client`. Raises InvalidRequest if it was stopped or
+        its name is too long, and TooManyRequests if there are too many.
         """
+        if len(name) > MAX_NAME:
+            raise InvalidRequest(
+                f"header '{CONVERSATION_HEADER}': expected at most {MAX_NAME} characters, found {len(name)}"
+            )
         self.stop(name)
+        self._make_room()
         conversation = self._conversations[name] = Conversation(model, outlives_client)
         request = conversation.request = asyncio.ensure_future(work(conversation))
         self._requests.add(request)
@@ -71,10 +87,21 @@ class Conversations:
 
     def stop(self, name: str) -> Conversation | None:
         """Remove and return a conversation. Cancel its request if it is parked; a running stream is not ended here."""
-        conversation = self._conversations.pop(name, None)
-        if conversation is not None and conversation.is_parked and conversation.request is not None:
-            conversation.request.cancel()
+        conversation = self._conversations.get(name)
+        if conversation is not None:
+            self._forget(name, conversation)
+            if conversation.is_parked and conversation.request is not None:
+                conversation.request.cancel()
         return conversation
+
+    def _make_room(self) -> None:
+        """Forget the conversation that ended first if there are as many as may be. Raise TooManyRequests."""
+        if max(len(self._conversations), len(self._requests)) < self._most:
+            return
+        ended = next((known for known, one in self._conversations.items() if one.request is None), None)
+        if ended is None or len(self._requests) >= self._most:
+            raise TooManyRequests(f"there are already {self._most} unfinished conversations")
+        self._forget(ended, self._conversations[ended])
 
     async def close(self) -> None:
         for request in self._requests:
@@ -87,8 +114,23 @@ class Conversations:
         if not request.cancelled():
             request.exception()  # marks it as retrieved: the waiting caller may have been cancelled
         kept_s = 0.0 if conversation.is_parked else self._kept_s
-        asyncio.get_running_loop().call_later(kept_s, self._forget, name, conversation)
+        if self._conversations.get(name) is not conversation:
+            return
+        del self._conversations[name]
+        self._conversations[name] = conversation  # in the order of their ends
+        conversation.expiry = asyncio.get_running_loop().call_later(kept_s, self._forget, name, conversation)
 
     def _forget(self, name: str, conversation: Conversation) -> None:
+        if conversation.expiry is not None:
+            conversation.expiry.cancel()
         if self._conversations.get(name) is conversation:
             del self._conversations[name]
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    """Yield the name, and each of its beginnings that `::` follows."""
+    yield name
+    at = name.find(SEPARATOR)
+    while at >= 0:
+        yield name[:at]
+        at = name.find(SEPARATOR, at + 1)

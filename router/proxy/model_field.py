@@ -5,18 +5,33 @@ Pure; called by `proxy`. Bodies are large (images) and forwarded byte for byte, 
 
 from __future__ import annotations
 
-from email.message import Message
-from email.parser import BytesHeaderParser
+import re
 
 import msgspec
-from llama_corral.common.web.application import NOT_JSON, malformed
+from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.common.web.ollama import keep_alive_of
+from llama_corral.common.web.request_body import NOT_JSON, malformed
 from msgspec import Struct
 
+from .form_fields import delimiter_of, fields_in_form
+
+_TRUE = b"true"
+_LARGE = 64 << 10
+"""Bytes of JSON above which it is changed without building its members."""
+MAX_MEMBERS = 1_000_000
+"""Maximum number of colons in a body whose members are built."""
+_MODEL = b'"model"'
+_MODEL_MEMBER = re.compile(rb'"model"\s*:\s*')
+_FIRST_MEMBER = re.compile(rb'\s*\{\s*(")')
 _EMPTY = (b"", b"null", b'""', b"[]")
 _SHORT = 64
 """Bytes of a value that are compared with these. Values with images are long."""
-_HEADERS = BytesHeaderParser()
+MAX_NAME = 4 << 10
+"""Maximum bytes of a model's name, as it is written in the body."""
+MAX_DURATION = 64
+"""Maximum bytes of `keep_alive` and `ttl`, as they are written in the body."""
+_SHORT_FIELDS = ("model", "name", "keep_alive", "ttl")
+_FORM_FIELDS = ("model", "keep_alive", "ttl", "stream")
 
 
 class _Target(Struct):
@@ -25,6 +40,7 @@ class _Target(Struct):
     model: msgspec.Raw = msgspec.Raw()
     keep_alive: msgspec.Raw = msgspec.Raw()
     ttl: msgspec.Raw = msgspec.Raw()
+    stream: msgspec.Raw = msgspec.Raw()
 
 
 class _OllamaTarget(Struct):
@@ -35,6 +51,7 @@ class _OllamaTarget(Struct):
     prompt: msgspec.Raw = msgspec.Raw()
     messages: msgspec.Raw = msgspec.Raw()
     input: msgspec.Raw = msgspec.Raw()
+    stream: msgspec.Raw = msgspec.Raw()
 
 
 class Target(Struct, frozen=True):
@@ -44,6 +61,8 @@ class Target(Struct, frozen=True):
     """Empty if the body names none."""
     keep_alive: float | None = None
     """Seconds; negative: forever."""
+    streams: bool = False
+    """True if the body asks for a stream."""
 
 
 class OllamaTarget(Struct, frozen=True):
@@ -52,6 +71,8 @@ class OllamaTarget(Struct, frozen=True):
     """As in Target."""
     only_unloads: bool = False
     """True if the request only asks to unload the model."""
+    streams: bool = False
+    """True if the body asks for a stream. Without the field, Ollama streams too, but that is not needed here."""
 
 
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -64,34 +85,47 @@ def with_model(body: bytes, name: str) -> bytes:
     """
     if not body or body.isspace():
         return body
+    text = msgspec.json.encode(name)
     try:
-        fields = _object.decode(body)
+        given = bytes(_target.decode(body).model)
+        if len(body) > _LARGE and (changed := _spliced(body, given, text)):
+            return changed
+        if body.count(b":") > MAX_MEMBERS:
+            raise InvalidRequest(f"the request body has more than {MAX_MEMBERS} members and several named 'model'")
+        return msgspec.json.encode({**_object.decode(body), "model": msgspec.Raw(text)})
     except msgspec.ValidationError:  # JSON, but not an object
         return body
     except NOT_JSON as error:
         raise malformed(error) from None
-    return msgspec.json.encode({**fields, "model": name})
+
+
+def _spliced(body: bytes, given: bytes, text: bytes) -> bytes:
+    """Return a JSON object with the text of its `model` replaced, without building it; empty if it may have several."""
+    n_named = body.count(_MODEL)
+    if n_named == 0 and not given and (start := _FIRST_MEMBER.match(body)):
+        return b"".join((body[: start.start(1)], _MODEL, b":", text, b",", body[start.start(1) :]))
+    if n_named == 1 and given and (found := _MODEL_MEMBER.search(body)) and body.startswith(given, found.end()):
+        return b"".join((body[: found.end()], text, body[found.end() + len(given) :]))
+    return b""
 
 
 def with_model_in_form(body: bytes, content_type: str, name: str) -> bytes:
-    """Return the form with the field `model` set and every other part unchanged; unchanged if it has no parts."""
-    if span := _part_in_form(body, content_type, "model"):
-        return body[: span[0]] + name.encode() + body[span[1] :]
-    delimiter = _delimiter(content_type)
+    """Return the form with the field `model` set and every other part unchanged; unchanged if it has no parts.
+
+    Raises InvalidRequest.
+    """
+    if span := fields_in_form(body, content_type, ("model",)).get("model"):
+        return b"".join((body[: span[0]], name.encode(), body[span[1] :]))
+    delimiter = delimiter_of(content_type)
     first = body.find(delimiter) if delimiter else -1
     if first < 0 or body.startswith(b"--", first + len(delimiter)):
         return body
     part = b'%b\r\nContent-Disposition: form-data; name="model"\r\n\r\n%b\r\n' % (delimiter, name.encode())
-    return body[:first] + part + body[first:]
-
-
-class _Streaming(Struct):
-    stream: bool = False
+    return b"".join((body[:first], part, body[first:]))
 
 
 _ollama_target = msgspec.json.Decoder(_OllamaTarget)
 _target = msgspec.json.Decoder(_Target)
-_streaming = msgspec.json.Decoder(_Streaming)
 _text = msgspec.json.Decoder(str)
 
 
@@ -108,18 +142,31 @@ def target_in_json(body: bytes) -> Target:
         return Target()
     except NOT_JSON as error:
         raise malformed(error) from None
-    return Target(_name(found.model), _keep_alive(found))
+    return Target(_name(found.model), _keep_alive(found), memoryview(found.stream) == _TRUE)
 
 
 def target_in_form(body: bytes, content_type: str) -> Target:
-    """Return the fields of a form, at any position. Raises InvalidRequest if a field is invalid."""
-    given = {name: _text_in_form(body, content_type, name) or None for name in ("keep_alive", "ttl")}
-    return Target(_text_in_form(body, content_type, "model"), keep_alive_of(given))
+    """Return the fields of a form, at any position. Raises InvalidRequest if a field or the form is invalid."""
+    texts = {}
+    for field, (start, end) in fields_in_form(body, content_type, _FORM_FIELDS).items():
+        _check_length(field, end - start)
+        texts[field] = body[start : min(end, start + MAX_NAME)].decode("utf-8", "replace")
+    given = {field: texts.get(field) or None for field in ("keep_alive", "ttl")}
+    return Target(texts.get("model", ""), keep_alive_of(given), texts.get("stream") == "true")
+
+
+def _check_length(field: str, n_bytes: int) -> None:
+    """Raises InvalidRequest. Such a value is shown in errors and in the log, and compared with names of models."""
+    most = MAX_NAME if field in ("model", "name") else MAX_DURATION
+    if field in _SHORT_FIELDS and n_bytes > most:
+        raise InvalidRequest(f"Field '{field}': expected at most {most} bytes, found {n_bytes}", field)
 
 
 def _keep_alive(found: _Target | _OllamaTarget) -> float | None:
     """Return the seconds for which the model is to be kept; None if the body does not say. Raises InvalidRequest."""
-    given = {name: raw for name, raw in (("keep_alive", found.keep_alive), ("ttl", found.ttl)) if bytes(raw)}
+    given = {name: raw for name, raw in (("keep_alive", found.keep_alive), ("ttl", found.ttl)) if memoryview(raw)}
+    for name, raw in given.items():
+        _check_length(name, len(memoryview(raw)))
     if not given:
         return None
     try:
@@ -128,9 +175,10 @@ def _keep_alive(found: _Target | _OllamaTarget) -> float | None:
         raise malformed(error) from None
 
 
-def _name(raw: msgspec.Raw) -> str:
-    if not bytes(raw).startswith(b'"'):
+def _name(raw: msgspec.Raw, field: str = "model") -> str:
+    if bytes(memoryview(raw)[:1]) != b'"':
         return ""
+    _check_length(field, len(memoryview(raw)))
     try:
         return _text.decode(raw)
     except NOT_JSON as error:  # broken UTF-8 or a lone surrogate inside the name
@@ -149,53 +197,10 @@ def ollama_in_json(body: bytes) -> OllamaTarget:
         raise malformed(error) from None
     keep_alive = _keep_alive(found)
     is_empty = all(_is_empty(raw) for raw in (found.prompt, found.messages, found.input))
-    return OllamaTarget(_name(found.model) or _name(found.name), keep_alive, is_empty and keep_alive == 0)
+    name = _name(found.model) or _name(found.name, "name")
+    return OllamaTarget(name, keep_alive, is_empty and keep_alive == 0, memoryview(found.stream) == _TRUE)
 
 
 def _is_empty(raw: msgspec.Raw) -> bool:
-    start = bytes(raw)[:_SHORT]
+    start = bytes(memoryview(raw)[:_SHORT])
     return (b"".join(start.split()) if start.startswith(b"[") else start) in _EMPTY
-
-
-def streams_in_json(body: bytes) -> bool:
-    """Return True if a JSON object requests a stream."""
-    try:
-        return _streaming.decode(body).stream
-    except msgspec.DecodeError:
-        return False
-
-
-def streams_in_form(body: bytes, content_type: str) -> bool:
-    return _text_in_form(body, content_type, "stream") == "true"
-
-
-def _text_in_form(body: bytes, content_type: str, wanted: str) -> str:
-    span = _part_in_form(body, content_type, wanted)
-    return body[span[0] : span[1]].decode("utf-8", "replace") if span else ""
-
-
-def _part_in_form(body: bytes, content_type: str, wanted: str) -> tuple[int, int] | None:
-    """Return the start and end offset of the field's text in the body, or None."""
-    delimiter = _delimiter(content_type)
-    if not delimiter:
-        return None
-    start = body.find(delimiter)
-    while start >= 0:
-        end = body.find(b"\r\n" + delimiter, start)
-        if end < 0:
-            break
-        blank = body.find(b"\r\n\r\n", start, end)  # a part may be a file of any size: only its head is copied
-        head = body[start + len(delimiter) : blank if blank >= 0 else end]
-        fields = _HEADERS.parsebytes(head.lstrip(b"\r\n"))
-        if fields.get_param("name", header="Content-Disposition") == wanted:
-            return (blank + 4, end) if blank >= 0 else None
-        start = end + 2
-    return None
-
-
-def _delimiter(content_type: str) -> bytes:
-    """Return what separates the parts of a form; empty if the content type does not say."""
-    header = Message()
-    header["Content-Type"] = content_type
-    boundary = header.get_param("boundary")
-    return b"--" + boundary.encode("utf-8", "surrogateescape") if isinstance(boundary, str) and boundary else b""

@@ -18,16 +18,16 @@ from aiohttp import hdrs, web
 from llama_corral.common.base.errors import ApiError, InvalidRequest, ModelNotFound, Unavailable, WorkerGone
 from llama_corral.common.base.logs import one_line
 from llama_corral.common.web.access_log import message_of, note_failure, note_model
-from llama_corral.common.web.application import (
-    CONVERSATION_HEADER,
-    GIVEN_BODY,
-    LIMITS,
-    error_event,
-    query_text,
-    read_unmarked_body,
-)
+from llama_corral.common.web.application import CONVERSATION_HEADER, error_event, query_text
 from llama_corral.common.web.envelopes import envelope_of
 from llama_corral.common.web.ollama_models import LATEST
+from llama_corral.common.web.request_body import (
+    GIVEN_BODY,
+    LIMITS,
+    off_the_loop,
+    read_unmarked_body,
+    refuse_costly_json,
+)
 from msgspec import Struct
 
 from ..lifecycle.lifecycle import Lifecycle
@@ -38,8 +38,6 @@ from .answer_model import AnswerRenamer, content_type_of
 from .connection import ConnectionLost, ResponseTruncated, Unreachable, WorkerResponse
 from .conversations import Conversation, Conversations
 from .model_field import (
-    streams_in_form,
-    streams_in_json,
     target_in_form,
     target_in_json,
     with_model,
@@ -77,6 +75,8 @@ class _Body(Struct):
     data: bytes
     names_model: bool = True
     """False if it names no model, so that the default model is used."""
+    streams: bool = False
+    """True if it asks for a stream."""
 
 
 class Proxy:
@@ -118,9 +118,11 @@ class Proxy:
         """Forward a POST. The body names the model, or else `?model=` (for a JSON array or an empty body)."""
         body = _Body(await read_unmarked_body(request))
         if request.content_type == FORM:
-            target = target_in_form(body.data, request.headers[hdrs.CONTENT_TYPE])
+            target = await off_the_loop(target_in_form, body.data, request.headers[hdrs.CONTENT_TYPE])
         else:
+            await refuse_costly_json(body.data)
             target = target_in_json(body.data)
+        body.streams = target.streams
         name = target.model or query_text(request, "model")
         note_model(request, name)
         model = self.find(name)
@@ -138,13 +140,15 @@ class Proxy:
         data: bytes,
         *,
         names_model: bool = True,
+        streams: bool = False,
         retention: Retention | None = None,
     ) -> web.StreamResponse:
         """Forward a POST whose body was already read.
 
-        `names_model`: False if the body names none. `retention`: how long the model is kept loaded from now on.
+        `names_model`: False if the body names none. `streams`: True if it asks for a stream.
+        `retention`: how long the model is kept loaded from now on.
         """
-        autoload, body = wants_autoload(request), _Body(data, names_model)
+        autoload, body = wants_autoload(request), _Body(data, names_model, streams)
         return await self._forward(request, model, body, touch=True, retention=retention, autoload=autoload)
 
     async def forward_if_running(self, request: web.Request, model: str) -> web.StreamResponse:
@@ -193,7 +197,7 @@ class Proxy:
             request,
             model,
             self._keepalive_policy,
-            partial(_wants_stream, request, body),
+            body.streams,
             partial(self._wait_description, model),
         )
         try:
@@ -273,7 +277,7 @@ class Proxy:
             await self.query(request, previous.model, method="DELETE", target=target)
         autoload = wants_autoload(request)
         work = partial(self._forward, request, model, body, touch=True, retention=retention, autoload=autoload)
-        return await self._conversations.run(name, model, work, outlives_client=_wants_stream(request, body))
+        return await self._conversations.run(name, model, work, outlives_client=body.streams)
 
     def find(self, name: str) -> str:
         """Return the canonical name for a name, an alias, or one of these with `:latest`. Raises ApiError."""
@@ -294,7 +298,7 @@ class Proxy:
         if (backend := lease.preset.backend) is not None:
             target = backend.path + target.removeprefix(self._prefix)
             if name := backend.model_name or ("" if body.names_model else lease.model):
-                data = _renamed(request, data, name)  # the program may require a name
+                data = await off_the_loop(_renamed, request, data, name)  # the program may require a name
         try:
             headers = forwarded_headers(request, lease.preset.defaults)
             return await self._pool.send(lease.endpoint, method or request.method, target, headers, data)
@@ -349,12 +353,6 @@ async def _whole_answer(reply: WorkerResponse, renamer: AnswerRenamer | None) ->
     """Raises ResponseTruncated."""
     answer = await read_all(reply)
     return answer if renamer is None else renamer.whole(answer)
-
-
-def _wants_stream(request: web.Request, body: _Body) -> bool:
-    if request.content_type == FORM:
-        return streams_in_form(body.data, request.headers[hdrs.CONTENT_TYPE])
-    return streams_in_json(body.data)
 
 
 def _renamed(request: web.Request, body: bytes, model: str) -> bytes:

@@ -14,8 +14,9 @@ from collections.abc import Callable
 
 from aiohttp import web
 from llama_corral.common.base.json_encoding import encode_json
-from llama_corral.common.web.application import CONVERSATION_HEADER, GIVEN_BODY, event_stream
+from llama_corral.common.web.application import CONVERSATION_HEADER, event_stream
 from llama_corral.common.web.ollama import speaks_ollama
+from llama_corral.common.web.request_body import GIVEN_BODY
 from msgspec import Struct
 
 _STREAMING = ("/completion", "/completions", "/responses", "/messages", "/infill", "/audio/transcriptions")
@@ -59,10 +60,10 @@ class KeepaliveStream:
         request: web.Request,
         model: str,
         keepalive: KeepalivePolicy,
-        is_wanted: Callable[[], bool],
+        is_wanted: bool,
         says: Callable[[], str],
     ) -> None:
-        """`is_wanted`: called only when the stream is to begin, because it parses the whole body.
+        """`is_wanted`: True if the request asks for a stream.
 
         `says`: returns the text of the next comment.
         """
@@ -70,12 +71,11 @@ class KeepaliveStream:
         self._model = model
         self._interval = keepalive.interval
         self._thinks = keepalive.sends_reasoning and request.path.endswith(_CHATS)
-        self._is_wanted = is_wanted
         self._describe_wait = says
         self._over = asyncio.Event()
         self._sending: asyncio.Task[web.StreamResponse] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        if keepalive.allows(request):
+        if is_wanted and keepalive.allows(request):
             self._timer = asyncio.get_running_loop().call_later(keepalive.after, self._begin)
 
     async def end(self) -> web.StreamResponse | None:
@@ -86,8 +86,7 @@ class KeepaliveStream:
         return None if self._sending is None else await self._sending
 
     def _begin(self) -> None:
-        if self._is_wanted():
-            self._sending = asyncio.get_running_loop().create_task(self._send())
+        self._sending = asyncio.get_running_loop().create_task(self._send())
 
     async def _send(self) -> web.StreamResponse:
         response = event_stream()

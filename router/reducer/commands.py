@@ -13,7 +13,7 @@ from llama_corral.common.base.errors import InvalidRequest, NotFound, Unavailabl
 from ..models.queue import Command
 from ..placement.snapshot import Retention
 from ..placement.states import ModelState
-from .downloads import cancel
+from .downloads import cancel, forget_waiting
 from .effects import EndEvents, Finish, KillWorker, Refuse, SetTimer, Timer, TimerKind
 from .events import (
     ClosingRequested,
@@ -163,6 +163,7 @@ def on_closing(state: State, event: ClosingRequested) -> None:
         state.is_closing = True
         for model in state.catalog:
             stop(state, model, SHUTTING_DOWN)
+    forget_waiting(state)
     downloads = list(state.downloads.values())
     for download in downloads:
         download.is_cancelled = True

@@ -1,14 +1,15 @@
 """Handle downloads into the cache: start a worker that only downloads, follow its progress, cancel it, handle its end.
 
 Writes only the catalog's entries that are downloading. Downloads do not count against --models-max. After a download
-the sources are read again before its end is published, so that the cache's entry exists by then.
+the sources are read again before its end is published, so that the cache's entry exists by then. Few downloads run at a
+time, and the next ones wait, since each is a process, and clients may ask for any number of them.
 """
 
 from __future__ import annotations
 
 import logging
 
-from llama_corral.common.base.errors import InvalidRequest, ServerFault, Unavailable
+from llama_corral.common.base.errors import InvalidRequest, ServerFault, TooManyRequests, Unavailable
 from llama_corral.common.base.worker_reports import DOWNLOAD_ENV
 from msgspec.structs import replace
 
@@ -29,21 +30,60 @@ from .events import (
 )
 from .state import ExitWait, State
 
+MAX_RUNNING = 2
+"""Maximum number of downloads at a time."""
+MAX_WAITING = 20
+"""Maximum number of downloads that wait; further ones are refused."""
+
 log = logging.getLogger("corral.router")
 
 
 def on_requested(state: State, event: DownloadRequested) -> None:
-    """Start a download under an unused name. Raises ApiError."""
+    """Start a download under an unused name, or let it wait for the end of others. Raises ApiError."""
     name = event.preset.name
     if state.is_closing:
         raise Unavailable("the router is shutting down")
     if state.catalog.find(name) is not None:
         raise InvalidRequest(f"model '{name}' already exists")
-    download = Download(Model(name, event.preset, ModelState.DOWNLOADING), event.read_sources, event.asker)
+    n_waiting = sum(download.is_waiting for download in state.downloads.values())
+    must_wait = len(state.downloads) - n_waiting >= MAX_RUNNING
+    if must_wait and n_waiting >= MAX_WAITING:
+        raise TooManyRequests(f"{MAX_RUNNING} models are downloading, and {n_waiting} wait for that: try again later")
+    download = Download(Model(name, event.preset, ModelState.DOWNLOADING), event.read_sources, event.asker, must_wait)
     state.catalog.add(download.model)
     state.downloads[name] = download
-    spec = launch_spec(event.preset)
+    if must_wait:
+        log.info("the download of %s waits for %d others", name, n_waiting + MAX_RUNNING)
+        download.is_answered = True
+        state.publish(name, "model_status", {"status": ModelState.DOWNLOADING.value})
+        state.emit(Finish(event.asker))
+    else:
+        _start(state, download)
+
+
+def _start(state: State, download: Download) -> None:
+    download.is_waiting = False
+    spec = launch_spec(download.model.preset)
     state.emit(StartWorker(download, replace(spec, environ={**spec.environ, DOWNLOAD_ENV: "1"})))
+
+
+def _start_next(state: State) -> None:
+    """Start the download that waits longest, if one may run now."""
+    waiting = [download for download in state.downloads.values() if download.is_waiting]
+    if waiting and len(state.downloads) - len(waiting) < MAX_RUNNING:
+        _start(state, waiting[0])
+
+
+def forget_waiting(state: State) -> None:
+    """Cancel the downloads that wait, because the router stops."""
+    for download in [download for download in state.downloads.values() if download.is_waiting]:
+        _end_waiting(state, download)
+
+
+def _end_waiting(state: State, download: Download) -> None:
+    del state.downloads[download.model.name]
+    download.is_cancelled = True
+    _end(state, download, "cancelled")
 
 
 def on_started(state: State, event: WorkerStarted) -> None:
@@ -51,8 +91,9 @@ def on_started(state: State, event: WorkerStarted) -> None:
     download = event.process
     assert isinstance(download, Download)
     log.info("downloading %s", download.model.name)
-    state.publish(download.model.name, "model_status", {"status": ModelState.DOWNLOADING.value})
-    state.emit(Finish(download.asker))
+    if not download.is_answered:
+        state.publish(download.model.name, "model_status", {"status": ModelState.DOWNLOADING.value})
+        state.emit(Finish(download.asker))
 
 
 def on_start_failed(state: State, event: StartFailed) -> None:
@@ -60,9 +101,14 @@ def on_start_failed(state: State, event: StartFailed) -> None:
     download = event.process
     assert isinstance(download, Download)
     del state.downloads[download.model.name]
-    state.catalog.remove(download.model)
-    download.is_gone = True
-    state.emit(Refuse(download.asker, ServerFault(f"failed to spawn a download: {event.reason}")))
+    failure = f"failed to spawn a download: {event.reason}"
+    if download.is_answered:
+        _end(state, download, failure)
+    else:
+        state.catalog.remove(download.model)
+        download.is_gone = True
+        state.emit(Refuse(download.asker, ServerFault(failure)))
+    _start_next(state)
 
 
 def on_reported(state: State, event: WorkerReported) -> None:
@@ -89,6 +135,10 @@ def on_cancelled(state: State, event: DownloadCancelled) -> None:
 def cancel(state: State, name: str, asker: Command) -> None:
     """Kill the process of a download; the command is answered at its end."""
     download = state.downloads[name]
+    if download.is_waiting:
+        _end_waiting(state, download)
+        state.emit(Finish(asker))
+        return
     download.is_cancelled = True
     state.emit(KillWorker(download))
     state.exit_waits.append(ExitWait(asker, (download,)))
@@ -99,6 +149,7 @@ def on_exited(state: State, event: WorkerExited) -> None:
     download = event.process
     assert isinstance(download, Download)
     del state.downloads[download.model.name]
+    _start_next(state)
     if not exit_code_of(event.returncode):
         download.model.transition_to(ModelState.DOWNLOADED)
         state.emit(ReadSourcesAgain(download))

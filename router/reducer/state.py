@@ -82,7 +82,7 @@ class State(Struct, eq=False):
     reloads: list[Reload] = field(default_factory=list)
     """The first one is in progress: no model starts until it is done."""
     downloads: dict[str, Download] = field(default_factory=dict)
-    """Those whose process runs."""
+    """Those whose process runs, and those that wait for one, in order of arrival."""
     exit_waits: list[ExitWait] = field(default_factory=list)
     is_refusing: bool = False
     """True when the router accepts no new requests, and decides nothing any more."""

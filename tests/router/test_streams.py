@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import weakref
 from typing import Any
 
 import httpx
 import pytest
 from aiohttp import web
-from llama_corral.common.base.errors import InvalidRequest
+from llama_corral.common.base.errors import InvalidRequest, TooManyRequests
+from llama_corral.router.models.events import MAX_LISTENERS
 from llama_corral.router.proxy.conversations import Conversation, Conversations
 from programs import Program, Programs, wait_until
 from router_http import Gateway, gateway
@@ -237,3 +240,92 @@ async def test_shutdown_does_not_wait_for_abandoned_streams(programs: Programs) 
     assert gateway.stop() == 0
     assert "Traceback" not in gateway.log_text
     assert "never retrieved" not in gateway.log_text
+
+
+# -- limits ----------------------------------------------------------------------------------------------------------
+
+
+async def never(_: Conversation) -> web.StreamResponse:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def at_once(conversation: Conversation) -> web.StreamResponse:
+    conversation.is_parked = False
+    return web.Response()
+
+
+async def test_conversations_are_bounded_in_number() -> None:
+    conversations = Conversations(most=3)
+    for number in range(5):
+        await conversations.run(f"ended {number}", "m", at_once, outlives_client=True)
+        await asyncio.sleep(0)
+    known = [f"ended {number}" for number in range(5) if conversations.find(f"ended {number}")]
+    assert known == ["ended 2", "ended 3", "ended 4"], "the one that ended first is forgotten"
+    running = [
+        asyncio.create_task(conversations.run(f"runs {at}", "m", never, outlives_client=True)) for at in range(3)
+    ]
+    await asyncio.sleep(0)
+    assert not any(conversations.find(name) for name in known)
+    for _ in range(10):
+        with pytest.raises(TooManyRequests, match="already 3 unfinished"):
+            await conversations.run("one more", "m", at_once, outlives_client=True)
+    conversations.stop("runs 0")
+    await asyncio.wait(running[:1])
+    await conversations.run("one more", "m", at_once, outlives_client=True)
+    await conversations.close()
+    await asyncio.gather(*running, return_exceptions=True)
+
+
+async def test_a_conversation_leaves_nothing_behind() -> None:
+    conversations = Conversations(most=2)
+    timers = weakref.WeakSet[asyncio.TimerHandle]()
+    for number in range(100):
+        await conversations.run(f"c{number % 3}", "m", at_once, outlives_client=True)
+        await asyncio.sleep(0)
+        found = conversations.find(f"c{number % 3}")
+        assert found is not None
+        assert found.expiry is not None
+        timers.add(found.expiry)
+    assert sum(not timer.cancelled() for timer in timers) <= 2
+
+
+async def test_a_lookup_of_many_names_looks_at_each_conversation_once() -> None:
+    conversations = Conversations()
+    compared = 0
+
+    class Name(str):
+        __slots__ = ()
+
+        def startswith(self, *given: Any) -> bool:
+            nonlocal compared
+            compared += 1
+            return super().startswith(*given)
+
+    for number in range(100):
+        await conversations.run(Name(f"c{number}::model"), "m", at_once, outlives_client=True)
+    assert list(conversations.matching(f"c{number}" for number in range(99, 20_000))) == ["c99::model"]
+    assert compared <= 100
+
+
+async def test_names_and_lookups_have_a_length() -> None:
+    async with gateway(preset("m")) as g:
+        for name, status in (("c" * 256, 200), ("c" * 257, 400), ("c" * 60_000, 400)):
+            response = await g.client.post(
+                "/completion", json={"model": "m", "prompt": "a"}, headers={"X-Conversation-Id": name}
+            )
+            assert response.status_code == status, response.text
+        assert "at most 256 characters, found 60000" in error_of(response)["message"]
+        for n_ids, status in ((10_000, 200), (100_000, 413)):
+            ids = [f"{number:032}" for number in range(n_ids)]
+            response = await g.client.post("/v1/streams/lookup", json={"conversation_ids": ids})
+            assert response.status_code == status, response.text
+
+
+async def test_listeners_are_bounded_in_number() -> None:
+    async with gateway(preset("m")) as g, contextlib.AsyncExitStack() as listening:
+        for _ in range(MAX_LISTENERS):
+            await listening.enter_async_context(g.lifecycle.subscribe())
+        response = await g.client.get("/models/sse")
+        assert (response.status_code, error_of(response)["type"]) == (429, "rate_limit_error")
+        assert f"{MAX_LISTENERS} clients already listen" in error_of(response)["message"]

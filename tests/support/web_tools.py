@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import httpx
 from aiohttp import web
 from llama_corral.common.base import errors
 from llama_corral.common.base.errors import ApiError
-from llama_corral.common.web.application import add_routes, application, event_stream, json_response, read_object
+from llama_corral.common.web.application import Route, add_routes, application, event_stream, json_response
 from llama_corral.common.web.auth import ApiKeys
 from llama_corral.common.web.listen import Listening, listen
 from llama_corral.common.web.pages import add_pages
+from llama_corral.common.web.request_body import read_object
 from llama_corral.presets.options.settings import Settings
 
 PAGE = "<!doctype html><title>x</title>"
@@ -30,6 +31,7 @@ async def serving(
     is_ready: Callable[[], bool] = lambda: True,
     grace: float = 3.0,
     api_keys: ApiKeys | None = None,
+    routes: Sequence[Route] = (),
 ) -> AsyncIterator[tuple[httpx.AsyncClient, Listening, asyncio.Event]]:
     """Yield a client for the application, its server, and an event that is set when a handler was cancelled."""
     cancelled = asyncio.Event()
@@ -65,6 +67,7 @@ async def serving(
     app = application(given, is_ready=is_ready, api_keys=api_keys)
     add_routes(app, given, [("GET", "/health", ok), ("POST", "/echo", echo), ("GET", "/fail/{how}", fail)])
     add_routes(app, given, [("GET", "/hang", hang), ("GET", "/late", break_late), ("GET", "/slow", slow)])
+    add_routes(app, given, routes)
     add_pages(app, given, PAGE)
     async with listen(app, given, grace=grace) as listening:
         address = listening.addresses[0]

@@ -6,7 +6,8 @@ from typing import Any
 
 from aiohttp import web
 from llama_corral.common.base.errors import InvalidRequest
-from llama_corral.common.web.application import json_response, read_json
+from llama_corral.common.web.application import json_response
+from llama_corral.common.web.request_body import read_json
 
 from ..engine.runner import AdapterInfo
 from .request.scales import read_scales

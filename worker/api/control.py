@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 from aiohttp import web
 from llama_corral.common.base.errors import InvalidRequest
-from llama_corral.common.web.application import json_response, read_object
+from llama_corral.common.web.application import json_response
+from llama_corral.common.web.request_body import read_object
 
 from ..engine.messages import Generation, Sink
 from ..engine.runner import LoadedModel, Ticket

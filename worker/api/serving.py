@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from llama_corral.common.base.version import BUILD_INFO
 from llama_corral.common.base.worker_reports import CONTROL_FD_ENV
-from llama_corral.common.web.application import read_object
 from llama_corral.common.web.ollama import keep_alive_of
+from llama_corral.common.web.request_body import read_object
 from llama_corral.common.web.response_store import DIRECTORY_ENV, ResponseStore
 from llama_corral.common.web.ui_settings import read_ui_settings
 from llama_corral.presets.abilities import template_source

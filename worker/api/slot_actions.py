@@ -10,8 +10,9 @@ from pathlib import Path
 
 from aiohttp import web
 from llama_corral.common.base.errors import ConfigError, InvalidRequest, NotSupported
-from llama_corral.common.web.application import json_response, query_text, read_object
+from llama_corral.common.web.application import json_response, query_text
 from llama_corral.common.web.json_fields import Fields
+from llama_corral.common.web.request_body import read_object
 from llama_corral.common.web.safe_names import is_safe_name
 
 from .serving import WORKER_CONTEXT

@@ -12,8 +12,8 @@ from typing import Any
 
 from aiohttp import web
 from llama_corral.common.base.errors import InvalidRequest, NotSupported
-from llama_corral.common.web.application import read_object
 from llama_corral.common.web.json_fields import Fields
+from llama_corral.common.web.request_body import read_object
 
 from ..chat.content import UPLOADED_FILE
 from .completions import answer_chat

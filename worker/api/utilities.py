@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from aiohttp import web
-from llama_corral.common.web.application import json_response, read_object
+from llama_corral.common.web.application import json_response
 from llama_corral.common.web.json_fields import Fields, wrong_type
+from llama_corral.common.web.request_body import read_object
 
 from ..engine.llama.vocab import Vocab
 from .request.prompts import checked_token, maybe_off_loop, n_characters, tokenize_mixed

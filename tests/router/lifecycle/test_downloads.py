@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from llama_corral.common.base.errors import ConfigError, InvalidRequest, NotFound, ServerFault, Unavailable
+from llama_corral.common.base.errors import (
+    ConfigError,
+    InvalidRequest,
+    NotFound,
+    ServerFault,
+    TooManyRequests,
+    Unavailable,
+)
 from llama_corral.common.base.worker_reports import DOWNLOAD_ENV
 from llama_corral.common.hub.gguf_names import canonical_name
 from llama_corral.common.hub.hub_cache import repo_dir
@@ -20,6 +28,7 @@ from llama_corral.presets.preset import Preset
 from llama_corral.router.library import Library
 from llama_corral.router.lifecycle.lifecycle import Lifecycle
 from llama_corral.router.placement.states import ModelState
+from llama_corral.router.reducer.downloads import MAX_RUNNING, MAX_WAITING
 from local_hub import cache_repo
 from memory_workers import InProcessLauncher
 from router_tools import preset, presets
@@ -186,6 +195,59 @@ async def test_a_name_that_cannot_be_downloaded_is_refused_immediately() -> None
         offline.download(NAME)
 
 
+# -- many downloads --------------------------------------------------------------------------------------------------
+
+
+async def test_two_downloads_run_at_a_time_and_others_wait_or_are_refused() -> None:
+    async with router() as it:
+        names = [f"me/m{number}:Q8_0" for number in range(MAX_RUNNING + MAX_WAITING)]
+        for name in names:
+            it.library.download(name)
+            assert it.status(name) == "downloading"
+        for _ in range(80):
+            with pytest.raises(TooManyRequests, match="2 models are downloading, and 20 wait"):
+                it.library.download("me/more")
+        assert it.status("me/more") is None
+        assert len(it.launcher.alive) == MAX_RUNNING
+        await settle()
+        assert it.told("model_status") == [{"status": "downloading"}] * len(names)
+        for ended, name in enumerate(names):
+            assert len(it.launcher.alive) == min(MAX_RUNNING, len(names) - ended)
+            it.launcher[name].exit(1)
+            await settle()
+            assert it.status(name) is None
+        assert len(it.told("download_failed")) == len(it.told("model_status")) == len(names)
+        assert not it.lifecycle.downloads()
+
+
+async def test_a_download_that_waits_can_be_cancelled_and_removed() -> None:
+    async with router(environ={}) as it:
+        names = [f"me/m{number}:Q8_0" for number in range(5)]
+        for name in names:
+            it.library.download(name)
+        await it.lifecycle.unload(names[2])
+        await it.lifecycle.cancel_download(names[3])
+        assert [it.status(name) for name in names[2:]] == [None, None, "downloading"]
+        it.library.download(names[2])
+        it.launcher[names[0]].exit(1)
+        await settle()
+        assert [worker.is_alive for worker in map(it.launcher.__getitem__, names[1:2])] == [True]
+        assert it.launcher[names[4]]
+        assert len(it.launcher.alive) == MAX_RUNNING
+
+
+async def test_a_download_that_waited_and_cannot_start_is_published() -> None:
+    async with router() as it:
+        for number in range(4):
+            it.library.download(f"me/m{number}:Q8_0")
+        it.launcher.refusal = OSError("no more processes")
+        it.launcher["me/m0:Q8_0"].exit(1)
+        await settle()
+        failures = [data["error"] for data in it.told("download_failed")]
+        assert [("no more processes" in failure) for failure in failures] == [False, True, True]
+        assert it.lifecycle.downloads() == ["me/m1:Q8_0"]
+
+
 # -- removing --------------------------------------------------------------------------------------------------------
 
 
@@ -285,3 +347,35 @@ def test_removing_the_last_model_removes_its_repository(tmp_path: Path) -> None:
     assert repo_dir(tmp_path, "me/repo").exists(), "another file of it is on its way"
     remove_cached(environ, "me/repo:F16")
     assert not repo_dir(tmp_path, "me/repo").exists()
+
+
+# -- reloads ---------------------------------------------------------------------------------------------------------
+
+
+async def test_many_reloads_at_the_same_time_read_the_sources_twice() -> None:
+    async with router(preset("a")) as it:
+        started, may_go, n_reads = threading.Event(), threading.Event(), 0
+
+        def read() -> dict[str, Preset]:
+            nonlocal n_reads
+            n_reads += 1
+            started.set()
+            assert may_go.wait(10)
+            if n_reads > 2:
+                raise ConfigError("presets.ini:1: wrong")
+            return dict(it.sources)
+
+        library = Library(Settings.of(), it.lifecycle, read, {})
+        first = asyncio.create_task(library.reload())
+        await asyncio.to_thread(started.wait, 10)
+        it.sources["b"] = preset("b")
+        others = [asyncio.create_task(library.reload()) for _ in range(50)]
+        await asyncio.sleep(0)
+        others[0].cancel()
+        may_go.set()
+        await first
+        await asyncio.gather(*others[1:])
+        assert n_reads == 2
+        assert it.status("b") == "unloaded", "a reload reads what was there when it was asked for"
+        answers = await asyncio.gather(*(library.reload() for _ in range(5)), return_exceptions=True)
+        assert [type(answer) for answer in answers] == [ServerFault] * 5

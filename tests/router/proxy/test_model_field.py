@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.common.base.errors import InvalidRequest
+from llama_corral.router.proxy import form_fields
 from llama_corral.router.proxy.model_field import (
     ollama_in_json,
-    streams_in_form,
     target_in_form,
     target_in_json,
+    with_model,
     with_model_in_form,
 )
 
@@ -96,9 +100,9 @@ def test_the_retention_has_the_same_fields_in_every_dialect() -> None:
 def test_form_that_requests_a_stream() -> None:
     kind = "multipart/form-data; boundary=----x"
     stream = b'Content-Disposition: form-data; name="stream"\r\n\r\n'
-    assert streams_in_form(form(FILE, stream + b"true", MODEL), kind)
-    assert not streams_in_form(form(FILE, stream + b"false", MODEL), kind)
-    assert not streams_in_form(form(FILE, MODEL), kind)
+    assert target_in_form(form(FILE, stream + b"true", MODEL), kind).streams
+    assert not target_in_form(form(FILE, stream + b"false", MODEL), kind).streams
+    assert not target_in_form(form(FILE, MODEL), kind).streams
 
 
 @given(st.binary(max_size=200), st.text(max_size=20))
@@ -106,3 +110,106 @@ def test_any_form_is_parsed_without_an_exception(body: bytes, boundary: str) -> 
     kind = f"multipart/form-data; boundary={boundary}"
     for candidate in (body, b"--" + boundary.encode() + body):
         assert isinstance(target_in_form(candidate, kind).model, str)
+
+
+# -- hostile bodies --------------------------------------------------------------------------------------------------
+
+KIND = "multipart/form-data; boundary=----x"
+
+
+def _spent(work: Callable[[], object]) -> float:
+    """Return the processor time of `work` in seconds."""
+    before = time.process_time()
+    with contextlib.suppress(InvalidRequest):
+        work()
+    return time.process_time() - before
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "reason"),
+    [
+        (form(*[b"a"] * 400_000), KIND, "more than 256 parts"),
+        (form(b"a: " + b"b" * 10_000_000 + b"\r\n\r\n", MODEL), KIND, "more than 4096 bytes"),
+        (form(*[b"a: " + b";" * 4000 + b"\r\n\r\nx"] * 200), KIND, "heads of the form's parts"),
+        (form(b"a:\r\n" * 2_000_000), KIND, "more than 4096 bytes"),
+        (form(MODEL), "multipart/form-data" + ";a=b" * 16_000 + "; boundary=----x", "header 'Content-Type'"),
+        (form(MODEL + b"x" * 5000), KIND, "Field 'model': expected at most 4096 bytes"),
+        (form(MODEL, b'Content-Disposition: form-data; name="ttl"\r\n\r\n' + b"1m" * 500_000), KIND, "Field 'ttl'"),
+    ],
+    ids=["parts", "head", "all heads", "lines", "content type", "name", "duration"],
+)
+def test_a_form_is_searched_within_limits(body: bytes, kind: str, reason: str) -> None:
+    with pytest.raises(InvalidRequest, match=reason):
+        target_in_form(body, kind)
+    assert _spent(lambda: target_in_form(body, kind)) < 0.5
+
+
+def test_a_form_is_searched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[int] = []
+    find = form_fields._find
+
+    def counted(body: bytes, what: bytes, start: int) -> int:
+        end = find(body, what, start)
+        searched.append((len(body) if end < 0 else end) - start)
+        return end
+
+    monkeypatch.setattr(form_fields, "_find", counted)
+    body = form(FILE + b"\0" * 1_000_000, MODEL, FILE)
+    assert target_in_form(body, KIND).model == "whisper: é"
+    assert sum(searched) < 1.1 * len(body)
+
+
+@pytest.mark.parametrize("size", [form_fields._WINDOW - 20, form_fields._WINDOW - 3, 3 * form_fields._WINDOW])
+def test_a_delimiter_is_found_at_any_offset(size: int) -> None:
+    for more in range(0, 20, 3):
+        assert target_in_form(form(FILE + b"\0" * (size + more), MODEL), KIND).model == "whisper: é"
+
+
+@pytest.mark.parametrize("field", ["model", "keep_alive", "ttl"])
+def test_a_field_of_megabytes_is_not_echoed(field: str) -> None:
+    body = b'{"model": "m", "%b": "%b"}' % (field.encode(), b"1m" * 1_000_000)
+    for read in (target_in_json, ollama_in_json):
+        with pytest.raises(InvalidRequest, match=f"Field '{field}': expected at most") as refused:
+            read(body)
+        assert len(refused.value.message) < 200
+
+
+@pytest.mark.parametrize("digits", [309, 4300, 5000])
+@pytest.mark.parametrize("field", ["keep_alive", "ttl"])
+def test_a_duration_with_hundreds_of_digits_is_refused(field: str, digits: int) -> None:
+    for sign in (b"", b"-"):
+        for read in (target_in_json, ollama_in_json):
+            with pytest.raises(InvalidRequest, match=field):
+                read(b'{"model": "m", "%b": %b%b}' % (field.encode(), sign, b"9" * digits))
+
+
+BIG = b'"' + b"a" * 100_000 + b'"'
+NESTED = b'{"model": "inner"}'
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        b'"model" : "a", "prompt": ' + BIG,
+        b'"prompt": ' + BIG,
+        b'"prompt": ' + BIG + b', "x": ' + NESTED + b', "model": "a"',
+        b'"prompt": ' + BIG + b', "x": ' + NESTED,
+        b'"model": "a", "prompt": ' + BIG + b', "mod\\u0065l": "b"',
+        b'"model": 7, "prompt": ' + BIG,
+    ],
+    ids=["one", "none", "nested and own", "nested", "escaped", "number"],
+)
+def test_the_name_in_large_json_is_changed(members: bytes) -> None:
+    body = b"\n{ " + members + b" }"
+    assert json.loads(with_model(body, 'ours "é"')) == {**json.loads(body), "model": 'ours "é"'}
+
+
+def test_an_object_without_members_gets_the_name() -> None:
+    assert json.loads(with_model(b"{" + b" " * 100_000 + b"}", "m")) == {"model": "m"}
+
+
+def test_a_million_members_are_not_built() -> None:
+    members = b"".join(b'"%07d":1,' % number for number in range(1_100_000))
+    assert with_model(b"{" + members + b'"model":"a"}', "m").endswith(b'"model":"m"}')
+    with pytest.raises(InvalidRequest, match="more than 1000000 members"):
+        with_model(b"{" + members + b'"model":"a","model":"b"}', "m")

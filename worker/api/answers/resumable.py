@@ -20,8 +20,8 @@ from llama_corral.common.web.application import (
     event_stream,
     json_response,
     query_text,
-    read_json,
 )
+from llama_corral.common.web.request_body import read_json
 
 from .stream_sessions import OffsetLost, StreamSession, StreamSessions
 

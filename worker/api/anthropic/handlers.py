@@ -11,7 +11,8 @@ from functools import partial
 from typing import Any
 
 from aiohttp import web
-from llama_corral.common.web.application import json_response, read_object
+from llama_corral.common.web.application import json_response
+from llama_corral.common.web.request_body import read_object
 
 from ..answers.results import random_id
 from ..completions import answer_chat, prompt_tokens

@@ -13,10 +13,11 @@ from aiohttp import web
 from llama_corral.common.base.errors import ModelNotFound, NotSupported
 from llama_corral.common.base.json_encoding import encode_json
 from llama_corral.common.hub.model_card import ModelCard, read_card
-from llama_corral.common.web.application import LINES_TYPE, json_response, read_object
+from llama_corral.common.web.application import LINES_TYPE, json_response
 from llama_corral.common.web.json_fields import Fields
 from llama_corral.common.web.ollama import expiry_text, version_json
 from llama_corral.common.web.ollama_models import PULLED, possible_names, running_entry, show, tag_entry
+from llama_corral.common.web.request_body import read_object
 from llama_corral.presets.abilities import abilities
 from llama_corral.presets.options.table import OPTIONS
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from llama_corral.common.base.errors import BodyTooLarge, InvalidRequest
-from llama_corral.common.web.application import LIMITS
+from llama_corral.common.web.request_body import LIMITS, let_client_continue, uncompressed
 from msgspec import Struct
 
 FORM = "multipart/form-data"
@@ -29,7 +29,8 @@ async def read_form(request: web.Request) -> Form:
         raise limits.too_large()
     try:
         async with asyncio.timeout(limits.timeout):
-            parts = await request.post()
+            await let_client_continue(request)
+            parts = await (await uncompressed(request)).post()
     except TimeoutError:
         raise InvalidRequest(f"the request body did not arrive within {limits.timeout} s") from None
     except web.HTTPRequestEntityTooLarge as error:  # too many bytes or fields

@@ -11,7 +11,8 @@ from typing import Any
 
 from aiohttp import web
 from llama_corral.common.base.errors import InvalidRequest
-from llama_corral.common.web.application import json_response, read_object
+from llama_corral.common.web.application import json_response
+from llama_corral.common.web.request_body import read_object
 from llama_corral.common.web.stored_responses import RESPONSES
 
 from ..answers.dialect import AnswerInfo
