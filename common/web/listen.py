@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import logging
 import os
 import socket
@@ -26,6 +27,7 @@ from msgspec.structs import replace
 from ..base.errors import ConfigError
 from ..base.user_files import read_bytes_of
 from .access_log import AccessLog
+from .auth import read_api_keys
 from .client_connection import ClientConnection
 
 if TYPE_CHECKING:
@@ -78,6 +80,7 @@ async def listen(
         listening = replace(_describe(sockets, tls), stop_accepting=partial(_close, servers))
         for address in listening.addresses:
             log.info("listening on %s", address)
+        _warn_if_open(sockets, settings)
         yield listening
     finally:
         _close(servers)
@@ -87,6 +90,18 @@ async def listen(
         for path in socket_files:
             with contextlib.suppress(OSError):
                 os.unlink(path)
+
+
+def _warn_if_open(sockets: list[socket.socket], settings: ListenSettings) -> None:
+    """Warn if other machines can reach the server and no key is required."""
+    names = [sock.getsockname()[0] for sock in sockets if not _is_unix(sock)]
+    beyond = [name for name in names if not ipaddress.ip_address(name.partition("%")[0]).is_loopback]
+    if beyond and not read_api_keys(settings):
+        log.warning(
+            "listening on %s without an API key: every machine that reaches this address can use, load and unload the "
+            "models (--api-key)",
+            ", ".join(beyond),
+        )
 
 
 def _close(servers: list[asyncio.AbstractServer]) -> None:
