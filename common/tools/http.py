@@ -55,7 +55,7 @@ class ToolHandlers:
             runtime=await self._runtime(request, tool),
             as_base64=request.headers.get("x-resp-type", "") == "base64",
         )
-        log.debug("calling tool %s", name)
+        log.debug("calling tool %s", one_line(name))
         if body.get("stream"):
             return await _stream(request, tool, call)
         answer = await tool.run(call)

@@ -16,8 +16,12 @@ from ..base.open_files import current_limit
 
 log = logging.getLogger("corral.http")
 
-RESERVED, RESERVED_SHARE = 256, 8
-"""Descriptors kept free for new connections, workers and files: at most so many, and at most this part of the limit."""
+RESERVED, RESERVED_SHARE = 1024, 4
+"""Descriptors kept free for workers, files and new connections: at most so many, and at most this part of the limit.
+
+The event loop accepts all new connections before this module sees the first of them, and closes those for which it has
+no descriptor.
+"""
 LAST = 16
 """With fewer free descriptors than these, a new connection is refused if no other one can be closed."""
 CLOSED_SHARE = 16

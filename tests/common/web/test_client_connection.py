@@ -213,9 +213,9 @@ def test_many_idle_connections_are_closed_together(monkeypatch: pytest.MonkeyPat
     closed: list[float | None] = []
     waiting = [_Waiting(600.0, closed)]
     waiting += [_Waiting(float(n) if n % 2 else None, closed) for n in range(1, 641)]
-    assert room.has_room(895, lambda: waiting)
+    assert room.has_room(767, lambda: waiting)
     assert closed == []
-    assert room.has_room(896, lambda: waiting)
+    assert room.has_room(768, lambda: waiting)
     assert closed == [float(n) for n in range(1, 40, 2)]
     assert room.has_room(900, list)
     assert not room.has_room(1010, list)
