@@ -186,9 +186,11 @@ _JSON_LINE = '{"type":"log",'
 def read_relayed(line: str) -> tuple[int, str]:
     """Return the level of a worker's line, and its text without the level; INFO for lines that name none.
 
-    A line of llama-server's `--log-jsonl`, which another program may write, is replaced by its text. Colours are removed.
+    A line of llama-server's `--log-jsonl`, which another program may write, is replaced by its text. Of
+    a line that overwrites itself on a terminal the last state is kept, without colours.
     """
-    line = _TERMINAL_COLOUR.sub("", line) if "\x1b" in line else line
+    if not line.isprintable():
+        line = _TERMINAL_COLOUR.sub("", line.rpartition("\r")[2])
     if line.startswith(_JSON_LINE):
         with contextlib.suppress(msgspec.DecodeError):
             entry = msgspec.json.decode(line, type=_JsonLine)

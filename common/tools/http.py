@@ -9,6 +9,7 @@ from aiohttp import hdrs, web
 
 from ..base.errors import ApiError, InvalidRequest, ServerFault
 from ..base.json_encoding import encode_json
+from ..base.logs import one_line
 from ..web.application import JSON_TYPE, add_retry_hint, event_stream, json_response, read_object
 from .errors import RuntimeRefused, ToolFailed
 from .server import ToolServer
