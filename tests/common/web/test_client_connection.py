@@ -219,3 +219,17 @@ def test_many_idle_connections_are_closed_together(monkeypatch: pytest.MonkeyPat
     assert closed == [float(n) for n in range(1, 40, 2)]
     assert room.has_room(900, list)
     assert not room.has_room(1010, list)
+
+
+# -- without a valid key ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/echo", "/nowhere"])
+@pytest.mark.parametrize(
+    "framing", ["Content-Length: 1000000000", "Transfer-Encoding: chunked\r\nContent-Encoding: gzip"]
+)
+async def test_a_request_without_a_valid_key_is_answered_before_its_body_is_read(path: str, framing: str) -> None:
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer wrong\r\n{framing}\r\n\r\n".encode()
+    async with serving(settings(api_key=("k",))) as (_, listening, _), connected(listening, head) as (reader, _):
+        answer = await asyncio.wait_for(reader.readuntil(b"}"), PATIENCE)
+        assert answer.startswith(b"HTTP/1.1 401")
