@@ -39,6 +39,8 @@ BACKLOG = 4096
 """Length of the kernel's queue of new connections; llama-server's 128 refuses a burst of clients."""
 KEEPALIVE_S = 90.0
 """Idle connections are kept longer than clients usually do (60 s at most), so that the client closes first."""
+HANDSHAKE_S = 10.0
+"""Seconds for the TLS handshake. Until its end a connection is not counted as one that may be closed."""
 GRACE_S = 3.0
 """Seconds that running requests have to finish after a stop request, before they are aborted."""
 HEAD_LIMIT = 64 * 1024
@@ -137,7 +139,8 @@ async def _serve(
     )
     if _is_unix(sock):
         return await loop.create_unix_server(factory, sock=sock, backlog=BACKLOG)
-    return await loop.create_server(factory, sock=sock, ssl=tls, backlog=BACKLOG)
+    handshake = HANDSHAKE_S if tls else None
+    return await loop.create_server(factory, sock=sock, ssl=tls, backlog=BACKLOG, ssl_handshake_timeout=handshake)
 
 
 def _is_unix(sock: socket.socket) -> bool:

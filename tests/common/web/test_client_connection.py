@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from certificates import make_certificate
-from llama_corral.common.web import client_connection, room
+from llama_corral.common.web import client_connection, listen, room
 from llama_corral.common.web.listen import Listening
 from web_tools import serving, settings
 
@@ -106,6 +106,14 @@ async def test_a_disconnect_with_tls_is_noticed(tmp_path: Path) -> None:
         await writer.drain()
         writer.close()
         await asyncio.wait_for(cancelled.wait(), PATIENCE)
+
+
+async def test_a_tls_handshake_that_does_not_come_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen, "HANDSHAKE_S", 0.3)
+    certificate = make_certificate(tmp_path)
+    given = settings(ssl_cert_file=str(certificate.chain), ssl_key_file=str(certificate.key))
+    async with serving(given) as (_, listening, _), connected(listening, b"\x16\x03\x01") as (reader, _):
+        assert await rest(reader) == b""
 
 
 # -- time limits -----------------------------------------------------------------------------------------------------
