@@ -17,6 +17,7 @@ from llama_corral.common.base.version import BUILD_INFO
 from llama_corral.common.web.access_log import note_model
 from llama_corral.common.web.anthropic import VERSION_HEADER, with_anthropic_name, with_anthropic_names
 from llama_corral.common.web.application import event_stream, json_response, query_text
+from llama_corral.common.web.foreign_pages import refuse_foreign_page
 from llama_corral.common.web.request_body import read_fields
 from llama_corral.common.web.ui_settings import read_ui_settings
 from msgspec import Struct
@@ -69,6 +70,7 @@ class Handlers:
 
     async def models(self, request: web.Request) -> web.StreamResponse:
         if query_text(request, "reload"):
+            refuse_foreign_page(request)
             await self._library.reload()
         shown = await self._lifecycle.each_view(model_entry)
         if VERSION_HEADER in request.headers:

@@ -15,6 +15,7 @@ from llama_corral.common.base.errors import ConfigError, InvalidRequest, ModelNo
 from llama_corral.common.hub.model_card import ModelCard, read_card
 from llama_corral.common.web.access_log import note_model
 from llama_corral.common.web.application import json_response
+from llama_corral.common.web.foreign_pages import refuse_foreign_page
 from llama_corral.common.web.ollama import NOTHING, expiry_text, version_json, without_generation
 from llama_corral.common.web.ollama_models import possible_names, running_entry, show, tag_entry
 from llama_corral.common.web.request_body import read_fields, read_unmarked_body, refuse_costly_json
@@ -57,6 +58,7 @@ class Ollama:
         note_model(request, asked.model)
         model = self._find(asked.model)
         if asked.only_unloads:
+            refuse_foreign_page(request)
             if not asked.model:
                 raise InvalidRequest("model name is missing from the request")
             self._lifecycle.unload_when_idle(model)

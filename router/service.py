@@ -17,6 +17,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any
 
 from llama_corral.common.base.errors import ApiError
+from llama_corral.common.base.open_files import raise_limit
 from llama_corral.common.base.prompt_directory import DIRECTORY_ENV as PROMPTS_ENV
 from llama_corral.common.base.prompt_directory import prompts_directory
 from llama_corral.common.base.systemd import NOTIFY_ENV, READY, STOPPING, notify, reloading
@@ -57,6 +58,7 @@ NO_MODELS = (
 def run_router(settings: Settings, given: merge.Layer, environ: Mapping[str, str], *, is_downloaded: bool) -> int:
     gc.freeze()  # what was imported lives until the end
     gc.enable()
+    raise_limit()
     work = serve(settings, given, environ, is_downloaded=is_downloaded)
     try:
         import uvloop  # not on every platform

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from llama_corral.common.base import logs
 from llama_corral.common.base.errors import ConfigError, ModelFilesError
+from llama_corral.common.base.open_files import raise_limit
 from llama_corral.common.base.private_directory import PrivateDirectory
 from llama_corral.common.base.prompt_directory import prompts_directory
 from llama_corral.common.base.worker_reports import DOWNLOAD_ENV, WorkerReport
@@ -65,6 +66,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
             return download(settings, environ, lifeline)
         for line in unused_option_notices(settings):
             log.info("%s", line)
+        raise_limit()
         return run_loop(_run_worker(settings, environ, lifeline))
     except UserError as error:
         return _failed(error, lifeline)

@@ -80,6 +80,9 @@ class DraftOptions(Protocol):
 
 class HttpOptions(Protocol):
     @property
+    def allowed_hosts(self) -> tuple[str, ...]: ...
+
+    @property
     def api_key(self) -> tuple[SecretStr, ...]: ...
 
     @property

@@ -35,6 +35,7 @@ _COLOURS = {
     logging.DEBUG: "\033[2m",
 }
 _RESET = "\033[0m"
+_NEXT_LINE = "\n    "
 MAX_TEXT = 500
 """Characters that `one_line` keeps of a text."""
 
@@ -49,6 +50,21 @@ def one_line(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def harmless(text: str) -> str:
+    """Return a log message of one or more lines without control characters, and all lines but the first indented.
+
+    So text of clients or programs can neither control a terminal nor look like a line of the log.
+    """
+    if text.isprintable():
+        return text
+    return _NEXT_LINE.join("".join(_printable(c) for c in line) for line in text.split("\n"))
+
+
+def _printable(character: str) -> str:
+    is_shown = character.isprintable() or character == "\t"
+    return character if is_shown else character.encode("unicode_escape").decode("ascii")
 
 
 def set_up(settings: LogSettings, *, relayed: bool = False) -> None:
@@ -116,7 +132,7 @@ class LineFormatter(logging.Formatter):
         """The second of the last line, and its text: most lines of a busy server have the same."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = self._head(record) + _message(self, record)
+        line = self._head(record) + harmless(_message(self, record))
         colour = _COLOURS.get(record.levelno) if self._colours else None
         line = f"{colour}{line}{_RESET}" if colour else line
         return f"{self._time(record)} {line}" if self._timestamps else line
@@ -154,6 +170,7 @@ class JsonLineFormatter(logging.Formatter):
         return encode_json(shown).decode()
 
 
+_TERMINAL_COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _RELAYED_LEVEL = re.compile(r"(warning|error|critical): |([DIWEC]) [a-z][\w.]*: ")
 _LETTERS = {logging.getLevelName(level)[0]: level for level in LEVELS}
 
@@ -169,8 +186,11 @@ _JSON_LINE = '{"type":"log",'
 def read_relayed(line: str) -> tuple[int, str]:
     """Return the level of a worker's line, and its text without the level; INFO for lines that name none.
 
-    A line of llama-server's `--log-jsonl`, which another program may write, is replaced by its text.
+    A line of llama-server's `--log-jsonl`, which another program may write, is replaced by its text. Of
+    a line that overwrites itself on a terminal the last state is kept, without colours.
     """
+    if not line.isprintable():
+        line = _TERMINAL_COLOUR.sub("", line.rpartition("\r")[2])
     if line.startswith(_JSON_LINE):
         with contextlib.suppress(msgspec.DecodeError):
             entry = msgspec.json.decode(line, type=_JsonLine)

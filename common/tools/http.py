@@ -9,6 +9,7 @@ from aiohttp import hdrs, web
 
 from ..base.errors import ApiError, InvalidRequest, ServerFault
 from ..base.json_encoding import encode_json
+from ..base.logs import one_line
 from ..web.application import JSON_TYPE, add_retry_hint, event_stream, json_response
 from ..web.request_body import read_object
 from .errors import RuntimeRefused, ToolFailed
@@ -60,7 +61,7 @@ class ToolHandlers:
             runtime=await self._runtime(request, tool),
             as_base64=request.headers.get("x-resp-type", "") == "base64",
         )
-        log.debug("calling tool %s", name)
+        log.debug("calling tool %s", one_line(name))
         if body.get("stream"):
             return await _stream(request, tool, call)
         answer = await tool.run(call)

@@ -15,9 +15,13 @@ from typing import cast
 
 from msgspec import Struct
 
+from ..base.open_files import current_limit, original_limit
+
 SHELL = "/bin/sh"
 GUARD = '( (read -r _ < "$0"; kill -KILL 0) & ) </dev/null >/dev/null 2>&1; exec "$@"'
 """The command replaces the shell, so its process leads the group; the guard is not the command's child."""
+LOWER_LIMIT = "ulimit -S -n {} 2>/dev/null; "
+"""Gives the command the limit of open files with which this server was started."""
 DRAIN_S = 1.0
 """Seconds to read the rest of a dead group's output. A process that left the group may keep the pipes open longer."""
 STDIN, STDOUT, STDERR = 0, 1, 2
@@ -151,10 +155,12 @@ class Processes:
             raise ValueError("a NUL character in a command")
         reading, writing = os.pipe()
         group = ProcessGroup(on_output, writing)
+        limit = original_limit()
+        script = GUARD if limit is None or limit == current_limit() else LOWER_LIMIT.format(limit) + GUARD
         starting = asyncio.ensure_future(
             asyncio.get_running_loop().subprocess_exec(
                 lambda: group,
-                *(SHELL, "-c", GUARD, f"/dev/fd/{reading}", *command),
+                *(SHELL, "-c", script, f"/dev/fd/{reading}", *command),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT if merge_errors else asyncio.subprocess.PIPE,

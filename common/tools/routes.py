@@ -10,14 +10,14 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING
 
-from aiohttp import hdrs, web
+from aiohttp import web
 
 from ..base.errors import FeatureDisabled
 from ..web.application import RUNNING, Handler, Route
+from ..web.foreign_pages import refuse_foreign_page
 
 if TYPE_CHECKING:
     from ..base.common_settings import ServerSettings
-    from .foreign import Check
 
 log = logging.getLogger("corral.tools")
 
@@ -28,21 +28,18 @@ def tool_routes(app: web.Application, settings: ServerSettings, environ: Mapping
     `environ`: environment for the processes of tools, without the keys of this server.
     """
     routes = [*_tools(app, settings, environ), *_proxy(app, settings)]
-    if all(handler is refuse for _, _, handler in routes):
-        return routes
-    from .foreign import page_check
-
-    check = page_check(settings)
-    return [(method, path, _guarded(handler, check)) for method, path, handler in routes] if check else routes
+    return [(method, path, handler if handler is refuse else _guarded(handler)) for method, path, handler in routes]
 
 
 async def refuse(request: web.Request) -> web.StreamResponse:
     raise FeatureDisabled
 
 
-def _guarded(handler: Handler, check: Check) -> Handler:
+def _guarded(handler: Handler) -> Handler:
+    """Return the handler, refused to foreign pages with every method: a GET uses an MCP server or another host, too."""
+
     async def guarded(request: web.Request) -> web.StreamResponse:
-        check(request.headers.get(hdrs.ORIGIN), request.headers.get(hdrs.HOST))
+        refuse_foreign_page(request)
         return await handler(request)
 
     return guarded

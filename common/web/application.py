@@ -26,6 +26,7 @@ from ..base.logs import one_line
 from .access_log import CLIENT_LEFT, log_departure, note_failure
 from .auth import ANY_ORIGIN, ApiKeys, origin_policy
 from .envelopes import OPENAI, Envelope, envelope_of
+from .foreign_pages import CHECK_PAGE, ForeignPage, page_check
 from .request_body import LIMITS, RequestLimits, let_client_continue
 from .shutdown import RunningRequests
 
@@ -161,7 +162,8 @@ def application(
 ) -> web.Application:
     """Create an application whose responses, including errors, follow llama-server's conventions.
 
-    Order: CORS origin; OPTIONS for any path; 503 before `is_ready()` and during shutdown; API key; handler.
+    Order: CORS origin; OPTIONS for any path; 503 before `is_ready()` and during shutdown; API key, or without keys the
+    page that sent the request; handler.
     `public_paths` need no key, like the health paths. `api_keys`: those of the settings, for a caller that reads them
     again. Raises ConfigError.
     """
@@ -182,7 +184,16 @@ def application(
             return Unavailable()
         if keys and not is_page and request.path not in public and not keys.admit(request):
             return AuthenticationFailed()
+        if not keys:
+            try:
+                check_page(request)
+            except ForeignPage as error:
+                return error
         return None
+
+    def check_change(request: web.Request) -> None:
+        if not keys:
+            check_changing_page(request)
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -220,6 +231,7 @@ def application(
     public_handlers: set[Handler] = set()
     limits, running = RequestLimits(settings.corral.max_body, settings.http.timeout or None), RunningRequests()
     allowed_origin = origin_policy(settings)
+    check_page, check_changing_page = page_check(settings)
 
     async def decorate(request: web.Request, response: web.StreamResponse) -> None:
         headers = response.headers
@@ -238,6 +250,7 @@ def application(
     app = web.Application(middlewares=[middleware], client_max_size=settings.corral.max_body)
     app[LIMITS] = limits
     app[RUNNING] = running
+    app[CHECK_PAGE] = check_change
     app[PUBLIC_HANDLERS] = public_handlers
     app.on_response_prepare.append(decorate)
     return app

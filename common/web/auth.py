@@ -15,7 +15,7 @@ from ..base.errors import ConfigError
 from ..base.user_files import read_text_of
 
 if TYPE_CHECKING:
-    from ..base.common_settings import ServerSettings
+    from ..base.common_settings import ListenSettings, ServerSettings
 
 log = logging.getLogger("corral.http")
 
@@ -25,7 +25,7 @@ LOCAL = "localhost"
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
-def read_api_keys(settings: ServerSettings) -> tuple[str, ...]:
+def read_api_keys(settings: ListenSettings) -> tuple[str, ...]:
     """Return the keys of `--api-key` (comma list) and `--api-key-file` (one per line, `#` starts a comment line)."""
     keys = [key.get_secret_value() for key in settings.http.api_key]
     if settings.http.api_key_file:

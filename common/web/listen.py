@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import logging
 import os
 import socket
@@ -26,6 +27,7 @@ from msgspec.structs import replace
 from ..base.errors import ConfigError
 from ..base.user_files import read_bytes_of
 from .access_log import AccessLog
+from .auth import read_api_keys
 from .client_connection import ClientConnection
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ BACKLOG = 4096
 """Length of the kernel's queue of new connections; llama-server's 128 refuses a burst of clients."""
 KEEPALIVE_S = 90.0
 """Idle connections are kept longer than clients usually do (60 s at most), so that the client closes first."""
+HANDSHAKE_S = 10.0
+"""Seconds for the TLS handshake. Until its end a connection is not counted as one that may be closed."""
 GRACE_S = 3.0
 """Seconds that running requests have to finish after a stop request, before they are aborted."""
 HEAD_LIMIT = 64 * 1024
@@ -78,6 +82,7 @@ async def listen(
         listening = replace(_describe(sockets, tls), stop_accepting=partial(_close, servers))
         for address in listening.addresses:
             log.info("listening on %s", address)
+        _warn_if_open(sockets, settings)
         yield listening
     finally:
         _close(servers)
@@ -87,6 +92,18 @@ async def listen(
         for path in socket_files:
             with contextlib.suppress(OSError):
                 os.unlink(path)
+
+
+def _warn_if_open(sockets: list[socket.socket], settings: ListenSettings) -> None:
+    """Warn if other machines can reach the server and no key is required."""
+    names = [sock.getsockname()[0] for sock in sockets if not _is_unix(sock)]
+    beyond = [name for name in names if not ipaddress.ip_address(name.partition("%")[0]).is_loopback]
+    if beyond and not read_api_keys(settings):
+        log.warning(
+            "listening on %s without an API key: every machine that reaches this address can use, load and unload the "
+            "models (--api-key)",
+            ", ".join(beyond),
+        )
 
 
 def _close(servers: list[asyncio.AbstractServer]) -> None:
@@ -123,7 +140,8 @@ async def _serve(
     )
     if _is_unix(sock):
         return await loop.create_unix_server(factory, sock=sock, backlog=BACKLOG)
-    return await loop.create_server(factory, sock=sock, ssl=tls, backlog=BACKLOG)
+    handshake = HANDSHAKE_S if tls else None
+    return await loop.create_server(factory, sock=sock, ssl=tls, backlog=BACKLOG, ssl_handshake_timeout=handshake)
 
 
 def _is_unix(sock: socket.socket) -> bool:

@@ -19,6 +19,7 @@ from ..base.errors import ApiError, ConfigError, InvalidRequest, ServerFault
 from ..base.json_encoding import encode_json
 from ..base.logs import one_line
 from .application import CONVERSATION_HEADER, Handler, Route, add_routes, json_response
+from .foreign_pages import ANY_HOST
 from .ollama import PATHS as OLLAMA_PATHS
 from .request_body import (
     GIVEN_BODY,
@@ -54,6 +55,8 @@ class Vertex(Struct, frozen=True):
     """"" if the platform uses `/health`."""
 
     def listening(self, settings: ListeningSettings) -> ListeningSettings:
+        """Return the settings for the platform, which reaches the server by any name, and never from a browser."""
+        settings = settings.with_options({"allowed_hosts": (ANY_HOST,)})
         if settings.http.port == self.port:
             return settings
         log.warning("Vertex AI: AIP_HTTP_PORT (%d) overrides --port %d", self.port, settings.http.port)

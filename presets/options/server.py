@@ -152,6 +152,16 @@ class HttpOptions(OptionGroup):
         env="CORS_CREDENTIALS",
         reader=OptionReader.BOTH,
     )
+    allowed_hosts: Names = option(
+        (),
+        "--allowed-hosts",
+        "names of this server, separated by commas, under which pages and programs may change something without a "
+        "key, such as those of reverse proxies; .example.com: all names below it; *: all names",
+        env="ALLOWED_HOSTS",
+        hint="NAMES",
+        reader=OptionReader.BOTH,
+        router_own=True,
+    )
     ui: Switch = option(
         True,
         "--ui",
@@ -220,12 +230,7 @@ class EndpointOptions(OptionGroup):
     metrics: Switch = option(False, "--metrics", "serve /metrics", env="ENDPOINT_METRICS")
     props: Switch = option(False, "--props", "allow changes of properties with POST /props", env="ENDPOINT_PROPS")
     slots: Switch = option(True, "--slots", "serve /slots", env="ENDPOINT_SLOTS")
-    media_path: str = option(
-        "",
-        "--media-path",
-        "directory of files that requests may use as file:// URLs",
-        hint="DIR",
-    )
+    media_path: str = option("", "--media-path", "directory of files that requests may use as file:// URLs", hint="DIR")
     reverse_prompt: Texts = option(
         (), "-r --reverse-prompt", "text that stops the generation", hint="TEXT", repeat=Repeat.MANY
     )

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 
 import msgspec
+from llama_corral.common.base.open_files import original_limit
 from llama_corral.common.base.worker_reports import HEARTBEAT_S
 from llama_corral.presets.backends import PORT, Backend
 
@@ -107,5 +108,6 @@ class _ExternalProgram(ChildProcess):
             load_timeout=backend.load_timeout,
             ask_every=ask_every if backend.health else 0.0,
             measures=not (backend.host_bytes or any(backend.device_bytes)),
+            open_files=original_limit(),
         )
         self.options = (msgspec.json.encode(plan).decode(),)

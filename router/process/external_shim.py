@@ -25,6 +25,7 @@ from collections.abc import Sequence
 
 import msgspec
 import psutil
+from llama_corral.common.base.open_files import restore_limit
 from llama_corral.common.base.user_signals import ignore_user_signals_here
 from llama_corral.common.base.worker_reports import CONTROL_FD_ENV, MemoryUsage, WorkerReport, encode
 
@@ -271,7 +272,9 @@ def _log_line(text: str) -> None:
 
 def main() -> int:
     ignore_user_signals_here()
-    shim = ExternalShim(msgspec.json.decode(sys.argv[1], type=ShimPlan), int(os.environ[CONTROL_FD_ENV]))
+    plan = msgspec.json.decode(sys.argv[1], type=ShimPlan)
+    restore_limit(plan.open_files)
+    shim = ExternalShim(plan, int(os.environ[CONTROL_FD_ENV]))
     try:
         code = shim.run()
     except ProgramFailed as error:

@@ -17,3 +17,5 @@ class ShimPlan(Struct, frozen=True):
     """Seconds between two health checks; 0: none."""
     measures: bool
     """True if the shim reports the program's memory, because the preset does not declare it."""
+    open_files: int | None = None
+    """The program's soft limit of open files; None: that of the shim."""

@@ -20,6 +20,7 @@ from llama_corral.common.base.logs import one_line
 from llama_corral.common.web.access_log import message_of, note_failure, note_model
 from llama_corral.common.web.application import CONVERSATION_HEADER, error_event, query_text
 from llama_corral.common.web.envelopes import envelope_of
+from llama_corral.common.web.foreign_pages import refuse_foreign_page
 from llama_corral.common.web.ollama_models import LATEST
 from llama_corral.common.web.request_body import (
     GIVEN_BODY,
@@ -107,12 +108,19 @@ class Proxy:
         self._is_ending = False
 
     async def by_query(self, request: web.Request) -> web.StreamResponse:
-        """Forward a GET. The model is `?model=`. Without it the default model is asked only if it is loaded."""
+        """Forward a GET. The model is `?model=`. Without it the default model is asked only if it is loaded.
+
+        A page of another site may not load a model with it.
+        """
         name, autoload = query_text(request, "model"), wants_autoload(request)
         note_model(request, name)
         if not name and autoload is None:
             autoload = False
-        return await self._forward(request, self.find(name), _Body(b""), touch=False, autoload=autoload)
+        model = self.find(name)
+        view = self._lifecycle.view(model)
+        if autoload is not False and (view is None or view.status != ModelState.LOADED.value):
+            refuse_foreign_page(request)
+        return await self._forward(request, model, _Body(b""), touch=False, autoload=autoload)
 
     async def by_body(self, request: web.Request) -> web.StreamResponse:
         """Forward a POST. The body names the model, or else `?model=` (for a JSON array or an empty body)."""

@@ -29,8 +29,10 @@ _HOP_BY_HOP = frozenset(
     }
 )
 _DEFAULTS = DEFAULTS_HEADER.lower().encode()
-_NOT_FORWARDED = _HOP_BY_HOP | {b"host", b"content-length", b"accept-encoding", b"expect", _DEFAULTS}
+_OF_PAGES = {b"origin", b"sec-fetch-site"}
+_NOT_FORWARDED = _HOP_BY_HOP | _OF_PAGES | {b"host", b"content-length", b"accept-encoding", b"expect", _DEFAULTS}
 """`accept-encoding`: compression would delay the chunks of a response. `expect`: aiohttp has handled it already.
+`_OF_PAGES`: only the router decides about pages; a worker does not see the `Host` that belongs to them.
 `_DEFAULTS`: only the router may set a preset's defaults."""
 _NOT_RETURNED = _HOP_BY_HOP | {b"server", b"date", b"content-length"}
 """Headers that our own response sets itself."""

@@ -82,3 +82,31 @@ def test_a_log_file_that_cannot_be_written(tmp_path: Path, name: str, why: str) 
     with pytest.raises(ConfigError) as refusal:
         logs.set_up(Settings.of(log_file=str(tmp_path / name)))
     assert str(refusal.value) == f"--log-file {tmp_path / name}: {why}"
+
+
+FORGED = "a\n2026-01-31 12:00:00.123 stopping\r\x1b[31m\x9b0m\x00\u2028é"
+
+
+@pytest.mark.parametrize("with_traceback", [False, True])
+def test_text_in_a_message_neither_forges_lines_nor_controls_a_terminal(
+    with_traceback: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.set_up(Settings.of(log_timestamps=False))
+    log = logging.getLogger("corral.worker")
+    try:
+        raise ValueError(FORGED)
+    except ValueError as error:
+        log.error("failed: %s", error, exc_info=with_traceback)
+    written = capsys.readouterr().err
+    assert written.startswith(
+        "error: failed: a\n    2026-01-31 12:00:00.123 stopping\\r\\x1b[31m\\x9b0m\\x00\\u2028é\n"
+    )
+    assert ("ValueError: a" in written) is with_traceback
+    first, *others = written.splitlines()
+    assert all(line.startswith("    ") for line in others)
+    assert "".join([first, *others]).isprintable()
+
+
+def test_a_relayed_line_that_overwrites_itself_is_its_last_state_without_colours() -> None:
+    assert read_relayed("10 %\r90 %\r\x1b[32mdone\x1b[0m") == (logging.INFO, "done")
+    assert read_relayed("\x1b[1;33mwarning: slow\x1b[m") == (logging.WARNING, "slow")

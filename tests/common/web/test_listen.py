@@ -241,6 +241,22 @@ async def test_reuse_port_allows_sharing_a_port() -> None:
         assert (await _once(settings(reuse_port=True, port=listening.port))).port == listening.port
 
 
+@pytest.mark.parametrize(
+    ("given", "is_warned"),
+    [
+        ({"host": ("0.0.0.0",)}, True),
+        ({"host": ("::",)}, True),
+        ({"host": ("0.0.0.0",), "api_key": ("k",)}, False),
+        ({"host": ("127.0.0.2",)}, False),
+    ],
+)
+async def test_a_server_for_other_machines_without_keys_warns(
+    given: dict[str, Any], is_warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(settings(**given)):
+        assert ("without an API key" in caplog.text) is is_warned
+
+
 async def test_tls(tmp_path: Path) -> None:
     certificate = make_certificate(tmp_path)
     given = settings(ssl_key_file=str(certificate.key), ssl_cert_file=str(certificate.chain))

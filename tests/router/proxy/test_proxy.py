@@ -37,7 +37,7 @@ async def test_every_known_route_reaches_the_worker() -> None:
 
 
 async def test_forwarded_and_dropped_headers() -> None:
-    async with gateway(preset("m")) as g:
+    async with gateway(preset("m"), cors_origins="http://a.b") as g:
         sent = [
             *[("X-Twice", "1"), ("X-Twice", "2"), ("Authorization", "Bearer k"), ("X-Conversation-Id", "c")],
             *[("Accept-Encoding", "gzip"), ("TE", "trailers"), ("X-Hop", "1"), ("Connection", "keep-alive, X-Hop")],

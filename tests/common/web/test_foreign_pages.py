@@ -1,0 +1,149 @@
+"""Foreign pages: requests that a browser sends for pages of other origins are refused before they change anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from llama_corral.common.web.foreign_pages import ForeignPage, PagePolicy
+from llama_corral.presets.options.settings import Settings
+from tools_http import tools
+from web_tools import serving, settings
+
+
+def passes(origin: str | None, host: str | None, site: str | None = None, **options: object) -> bool:
+    policy = PagePolicy(Settings.of(**{"tools": ("all",), **options}))  # type: ignore[arg-type]
+    try:
+        policy.check_change(origin, site, host)
+    except ForeignPage:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "expected"),
+    [
+        (None, "127.0.0.1:8080", True),
+        (None, "localhost:8080", True),
+        (None, "[::1]:8080", True),
+        (None, "192.168.1.5:8080", True),
+        (None, "corral:8080", True),
+        (None, "box.local", True),
+        (None, None, True),
+        (None, "rebound.example:8080", False),
+        ("http://localhost:3000", "localhost:8080", True),
+        ("http://[::1]:3000", "127.0.0.1:8080", True),
+        ("http://192.168.1.5:8080", "192.168.1.5:8080", True),
+        ("http://192.168.1.6:8080", "192.168.1.5:8080", False),
+        ("http://corral:8080", "corral:8080", True),
+        ("https://evil.example", "localhost:8080", False),
+        ("http://evil.example:8080", "evil.example:8080", False),
+        ("http://localhost.evil.example", "localhost", False),
+        ("http://localhost:3000", "evil.example", False),
+        ("null", "localhost:8080", False),
+        ("", "localhost:8080", False),
+        ("http://[", "localhost:8080", False),
+    ],
+)
+def test_which_pages_may_change_something(origin: str | None, host: str | None, expected: bool) -> None:
+    assert passes(origin, host) is expected
+
+
+def test_the_operator_can_allow_other_pages() -> None:
+    mine = {"cors_origins": "https://ui.example, https://other.example"}
+    assert passes("https://ui.example", "ai.example", **mine)
+    assert passes("https://other.example", "localhost", **mine)
+    assert not passes("https://evil.example", "localhost", **mine)
+    assert not passes("http://evil.example", "localhost", cors_origins="localhost")
+    assert passes("https://evil.example", "evil.example", cors_origins="*")
+
+
+@pytest.mark.parametrize(
+    ("site", "host", "expected"),
+    [
+        ("none", "localhost:8080", True),
+        ("same-origin", "192.168.1.5:8080", True),
+        ("same-site", "localhost:8080", True),
+        ("same-site", "192.168.1.5:8080", False),
+        ("cross-site", "localhost:8080", False),
+    ],
+)
+def test_a_browser_says_how_a_page_without_origin_is_related(site: str, host: str, expected: bool) -> None:
+    assert passes(None, host, site) is expected
+
+
+def test_names_of_reverse_proxies_and_containers() -> None:
+    names = {"allowed_hosts": ("ai.example", ".lan.example")}
+    assert passes(None, "AI.example.:443", **names)
+    assert passes("https://ai.example", "127.0.0.1:8080", **names), "the proxy does not forward its name"
+    assert passes("https://box.lan.example", "box.lan.example", **names)
+    assert not passes(None, "lan.example.evil", **names)
+    assert not passes("https://evil.example", "ai.example", **names)
+    assert passes(None, "any.example", allowed_hosts=("*",))
+    assert not passes("https://evil.example", "any.example", allowed_hosts=("*",))
+    PagePolicy(Settings.of(host=("box.example",))).check_change(None, None, "box.example:80")
+
+
+FOREIGN = (
+    {"Origin": "https://evil.example"},
+    {"Origin": "null"},
+    {"Origin": "chrome-extension://abc"},
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Host": "evil.example"},
+)
+PLAIN = {"Content-Type": "text/plain"}
+
+
+@pytest.mark.parametrize("headers", FOREIGN)
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+async def test_every_method_that_changes_something_is_checked(method: str, headers: dict[str, str]) -> None:
+    async with serving(settings()) as (client, _, _):
+        answer = await client.request(method, "/echo", content=b"{}", headers=PLAIN | headers)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (403, "permission_error")
+        assert (await client.post("/echo", content=b"{}", headers=PLAIN)).status_code == 200
+        assert (await client.get("/health", headers=headers)).status_code == 200
+
+
+async def test_with_a_key_every_page_may_change_something() -> None:
+    async with serving(settings(api_key=("k",))) as (client, _, _):
+        for headers in FOREIGN:
+            answer = await client.post("/echo", content=b"{}", headers={"Authorization": "Bearer k", **headers})
+            assert answer.status_code == 200
+
+
+async def test_text_is_generated_for_pages_of_allowed_origins() -> None:
+    async def status(client: httpx.AsyncClient, origin: str) -> int:
+        headers = PLAIN | {"Origin": origin, "Sec-Fetch-Site": "cross-site", "Host": "ai.example"}
+        return (await client.post("/v1/completions", content=b"{}", headers=headers)).status_code
+
+    async with serving(settings()) as (client, _, _):
+        assert await status(client, "https://chat.example") == 404, "it reached the routes"
+    async with serving(settings(cors_origins="https://chat.example")) as (client, _, _):
+        assert await status(client, "https://chat.example") == 404
+        assert await status(client, "https://evil.example") == 403
+
+
+@given(st.text(), st.text())
+def test_any_header_is_allowed_or_refused(origin: str, host: str) -> None:
+    assert passes(origin, host) in (True, False)
+
+
+async def test_a_call_from_a_foreign_page_has_no_effect(tmp_path: Path) -> None:
+    async with tools(tools=("all",), ui_mcp_proxy=True) as t:
+        call = {"tool": "write_file", "params": {"path": str(tmp_path / "pwned"), "content": "x"}}
+        for headers in ({"Origin": "https://evil.example"}, {"Host": "evil.example"}, {"Origin": "null"}):
+            for method, path in (
+                ("POST", "/tools"),
+                ("GET", "/tools"),
+                ("GET", "/cors-proxy?url=http://127.0.0.1:1"),
+            ):
+                response = await t.client.request(
+                    method, path, json=call if method == "POST" else None, headers=headers
+                )
+                assert (response.status_code, response.json()["error"]["type"]) == (403, "permission_error")
+        assert not (tmp_path / "pwned").exists()
+        response = await t.client.post("/tools", json=call, headers={"Origin": "http://localhost:5173"})
+        assert response.status_code == 200
