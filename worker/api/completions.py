@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 from llama_corral.common.base.errors import InvalidRequest
-from llama_corral.common.web.application import json_response, read_object
+from llama_corral.common.web.application import json_response
 from msgspec.structs import replace
 
 from ..chat.prompt import RenderedPrompt
@@ -30,7 +30,7 @@ from .request.generation_settings import brief_settings
 from .request.media_prompts import check_kinds, place_media, read_prompts
 from .request.params import CompletionParams, params_of
 from .request.prompts import OFF_LOOP_CHARACTERS, Prompt
-from .serving import WorkerContext, begin_use
+from .serving import WorkerContext, begin_use, read_request
 from .variants import context_of
 
 DialectOf = Callable[[AnswerInfo], Dialect]
@@ -131,7 +131,7 @@ async def answer_prompts(
 async def render_chat(worker: WorkerContext, loaded: LoadedModel, chat: ChatRequest) -> RenderedPrompt:
     form, builtin = worker.model.chat, loaded.apply_builtin_template
     special = await _special_tokens(worker, loaded)
-    quickly = chat.n_characters <= OFF_LOOP_CHARACTERS
+    quickly = not chat.has_schema and chat.n_characters <= OFF_LOOP_CHARACTERS
     if quickly and (prompt := form.render_quickly(chat, builtin, special)) is not None:
         return prompt
     return await asyncio.to_thread(form.render, chat, builtin, special)
@@ -149,14 +149,14 @@ async def _special_tokens(worker: WorkerContext, loaded: LoadedModel) -> Special
 
 async def apply_template(request: web.Request) -> web.StreamResponse:
     worker = context_of(request)
-    chat = read_chat(await read_object(request), worker.model.chat_defaults)
+    chat = read_chat(await read_request(request), worker.model.chat_defaults)
     async with worker.engine.use() as loaded:
         check_kinds(chat.media, loaded)
         return json_response({"prompt": (await render_chat(worker, loaded, chat)).text})
 
 
 async def count_chat_tokens(request: web.Request) -> web.StreamResponse:
-    n_tokens = await prompt_tokens(request, await read_object(request))
+    n_tokens = await prompt_tokens(request, await read_request(request))
     return json_response({"input_tokens": n_tokens, "object": "response.input_tokens"})
 
 

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 
 from aiohttp import web
 from llama_corral.common.base.errors import InvalidRequest
-from llama_corral.common.web.application import json_response, read_object
+from llama_corral.common.web.application import json_response
 
 from ..engine.messages import Generation, Sink
 from ..engine.runner import LoadedModel, Ticket
+from .serving import read_request
 
 ACTIONS = ("reasoning_end",)
 
@@ -59,7 +60,7 @@ async def control(request: web.Request) -> web.StreamResponse:
 
     An action that has no target is no HTTP error (`"success": false`): the completion may have just ended by itself.
     """
-    body = await read_object(request)
+    body = await read_request(request)
     id, action = body.get("id"), body.get("action")
     if not isinstance(id, str) or not id:
         raise InvalidRequest("missing completion id")

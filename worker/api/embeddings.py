@@ -17,6 +17,7 @@ from ..chat.content import ContentReader, join_parts
 from ..engine.messages import Embedded, Embedding, Event, Failed, PromptText
 from ..engine.runner import LoadedModel
 from .answers.streaming import Ticket
+from .request.limits import MAX_PROMPTS, check_number
 from .request.media_prompts import place_media, read_entries
 from .request.prompts import Prompt, split_prompts
 from .serving import WorkerContext, begin_use
@@ -82,6 +83,7 @@ def _wants_base64(fields: Fields) -> bool:
 async def _read_inputs(wanted: object, worker: WorkerContext, loaded: LoadedModel) -> list[Prompt]:
     """Read inputs in any form of a prompt, or as `{"content": [parts]}` with the content parts of a chat message."""
     entries = split_prompts(wanted)
+    check_number("input", len(entries), MAX_PROMPTS)
     if not entries:
         raise InvalidRequest('"input" must not be empty')
     if [] in entries:

@@ -31,6 +31,7 @@ from ..chat.request import ChatDefaults
 from ..engine.runner import Engine, LoadedModel, ModelInfo
 from ..media.sources import media_loader
 from .request.defaults import chat_defaults, completion_defaults
+from .request.limits import check_limits
 from .request.params import CompletionParams
 
 
@@ -137,11 +138,18 @@ class WorkerContext:
 WORKER_CONTEXT = web.AppKey("serving", WorkerContext)
 
 
+async def read_request(request: web.Request) -> dict[str, Any]:
+    """Return the body, a JSON object in which no field is larger than its limit. Raises InvalidRequest."""
+    body = await read_object(request)
+    check_limits(body)
+    return body
+
+
 async def begin_use(request: web.Request) -> dict[str, Any]:
     """Return the body of a request that uses the model. Sets the idle timeout to the body's `keep_alive` or `ttl`.
 
     Raises InvalidRequest.
     """
-    body = await read_object(request)
+    body = await read_request(request)
     request.app[WORKER_CONTEXT].apply_keep_alive(body)
     return body

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from aiohttp import web
-from llama_corral.common.web.application import json_response, read_object
+from llama_corral.common.web.application import json_response
 from llama_corral.common.web.json_fields import Fields, wrong_type
 
 from ..engine.llama.vocab import Vocab
 from .request.prompts import checked_token, maybe_off_loop, n_characters, tokenize_mixed
-from .serving import WORKER_CONTEXT
+from .serving import WORKER_CONTEXT, read_request
 
 
 async def tokenize(request: web.Request) -> web.StreamResponse:
     worker = request.app[WORKER_CONTEXT]
-    body = await read_object(request)
+    body = await read_request(request)
     fields = Fields(body)
     content = body.get("content", "")
     add_special = fields.boolean("add_special", default=False)
@@ -41,7 +41,7 @@ def _piece(token: int, vocab: Vocab) -> str | list[int]:
 
 async def detokenize(request: web.Request) -> web.StreamResponse:
     worker = request.app[WORKER_CONTEXT]
-    tokens = (await read_object(request)).get("tokens") or []
+    tokens = (await read_request(request)).get("tokens") or []
     if not isinstance(tokens, list):
         raise wrong_type("tokens", "array", tokens)
     async with worker.engine.use() as loaded:

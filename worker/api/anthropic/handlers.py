@@ -11,11 +11,11 @@ from functools import partial
 from typing import Any
 
 from aiohttp import web
-from llama_corral.common.web.application import json_response, read_object
+from llama_corral.common.web.application import json_response
 
 from ..answers.results import random_id
 from ..completions import answer_chat, prompt_tokens
-from ..serving import begin_use
+from ..serving import begin_use, read_request
 from ..variants import context_of
 from .answer import AnthropicMessages
 from .request import chat_body
@@ -27,7 +27,7 @@ async def messages(request: web.Request) -> web.StreamResponse:
 
 
 async def count_tokens(request: web.Request) -> web.StreamResponse:
-    body = _chat_body(request, await read_object(request))
+    body = _chat_body(request, await read_request(request))
     return json_response({"input_tokens": await prompt_tokens(request, body)})
 
 

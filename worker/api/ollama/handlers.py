@@ -26,6 +26,7 @@ from ..answers.dialect import AnswerInfo
 from ..completions import answer_chat, answer_prompts, render_chat
 from ..embeddings import compute
 from ..infill import check_vocabulary, infill_tokens
+from ..request.limits import MAX_PROMPTS, check_number
 from ..request.media_prompts import read_prompts, tokenize_parts
 from ..request.params import CompletionParams, params_of
 from ..request.prompts import Prompt, maybe_off_loop, tokenize_mixed
@@ -188,6 +189,7 @@ async def embed(request: web.Request) -> web.StreamResponse:
     if not isinstance(given, str | list | None) or (isinstance(given, list) and not all(map(_is_text, given))):
         raise InvalidRequest("invalid input type: expected a string or an array of strings")
     texts = [given] if isinstance(given, str) and given else given or []
+    check_number("input", len(texts), MAX_PROMPTS)
     dimensions = call.fields.integer("dimensions", default=0, low=0)
     vectors, n_tokens, loaded_at = await _embed(call, list(texts), L2)
     if dimensions:

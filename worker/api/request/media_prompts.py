@@ -17,6 +17,7 @@ from ...engine.messages import MediaChunk, PromptText
 from ...media.encoded import decode_base64
 from ...media.inspection import check_file
 from ...media.sources import MediaLoader, MediaSource
+from .limits import MAX_PROMPTS, check_number
 from .prompts import Prompt, maybe_off_loop, n_characters, split_prompts, tokenize_prompt
 from .samplers import Tokenizer
 
@@ -91,6 +92,7 @@ async def read_prompts(value: object, model: PromptModel) -> list[Prompt]:
     entries = split_prompts(value)
     if not entries:
         raise InvalidRequest('"prompt" must not be empty')
+    check_number("prompt", len(entries), MAX_PROMPTS)
     return await read_entries(entries, model)
 
 

@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from llama_corral.common.web.json_fields import Fields, wrong_type
+from llama_corral.common.base.errors import InvalidRequest
+from llama_corral.common.web.json_fields import Fields, is_finite, wrong_type
 from llama_corral.presets.options.values import SAMPLER_LETTERS, SAMPLER_NAMES
 
 from ...engine.messages import PromptText
@@ -73,6 +74,8 @@ def _biased(key: object, bias: object, vocab: Tokenizer) -> Iterator[tuple[int, 
     if bias is False:
         amount = -math.inf
     elif isinstance(bias, (int, float)) and not isinstance(bias, bool):
+        if not is_finite(bias):
+            raise InvalidRequest("Field 'logit_bias': a bias must be a finite number or false", "logit_bias")
         amount = float(bias)
     else:
         return

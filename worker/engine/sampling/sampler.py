@@ -174,7 +174,7 @@ class Sampler:
         self._forbid(constraint, context.logits(row))
         token = self._candidates.choose(self._chain)
         if not constraint.allows(token):
-            raise ServerFault("the grammar allows none of the tokens that the other samplers keep")
+            raise InvalidRequest("the grammar allows none of the tokens that the other samplers keep")
         return self._accepted(token)
 
     def _choose(self, context: Context, row: int) -> int:
