@@ -20,7 +20,7 @@ MAX_DOCUMENTS = 10_000
 """The largest number of documents to rank in one request."""
 MAX_MESSAGES = 16_384
 """The largest number of messages, or of items of a conversation."""
-MAX_TOKENS = 4 << 20
+MAX_TOKENS = 1_000_000
 """The largest number of token ids in one list."""
 
 
