@@ -52,7 +52,7 @@ def read_keep_alive(value: object, name: str = "keep_alive") -> float:
     if isinstance(value, str):
         seconds = _read_duration(value)
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        seconds = float(max(-1, min(value, FOREVER_S)))  # an integer may be too large for a float
+        seconds = float(max(min(value, FOREVER_S), -1))  # an integer may be too large for a float
     else:
         seconds = math.nan
     if math.isnan(seconds):
