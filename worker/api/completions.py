@@ -29,7 +29,8 @@ from .control import ACTIVE
 from .request.generation_settings import brief_settings
 from .request.media_prompts import check_kinds, place_media, read_prompts
 from .request.params import CompletionParams, params_of
-from .request.prompts import OFF_LOOP_CHARACTERS, Prompt
+from .request.prompts import Prompt
+from .request.reading import OFF_LOOP_CHARACTERS, PromptReader
 from .serving import WorkerContext, begin_use, read_request
 from .variants import context_of
 
@@ -130,8 +131,9 @@ async def answer_prompts(
 
 async def render_chat(worker: WorkerContext, loaded: LoadedModel, chat: ChatRequest) -> RenderedPrompt:
     form, builtin = worker.model.chat, loaded.apply_builtin_template
+    PromptReader(loaded.vocab, loaded.n_ctx).check_size(n_characters := chat.n_characters)
     special = await _special_tokens(worker, loaded)
-    quickly = not chat.has_schema and chat.n_characters <= OFF_LOOP_CHARACTERS
+    quickly = not chat.has_schema and n_characters <= OFF_LOOP_CHARACTERS
     if quickly and (prompt := form.render_quickly(chat, builtin, special)) is not None:
         return prompt
     return await asyncio.to_thread(form.render, chat, builtin, special)

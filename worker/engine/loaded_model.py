@@ -74,6 +74,11 @@ class LoadedModel:
         return Ticket(job, core, self._thread)
 
     @property
+    def n_ctx(self) -> int:
+        """The context of each request, in tokens."""
+        return self.info.n_ctx
+
+    @property
     def embedding_room(self) -> int:
         """The maximum number of tokens of one embedding input."""
         n_ctx, context = self.info.n_ctx, self.core.context

@@ -29,7 +29,8 @@ from ..infill import check_vocabulary, infill_tokens
 from ..request.limits import MAX_PROMPTS, check_number
 from ..request.media_prompts import read_prompts, tokenize_parts
 from ..request.params import CompletionParams, params_of
-from ..request.prompts import Prompt, maybe_off_loop, tokenize_mixed
+from ..request.prompts import Prompt, tokenize_mixed
+from ..request.reading import PromptReader
 from ..serving import WorkerContext, begin_use
 from ..variants import context_of
 from .answer import NS, FormatMessage, OllamaAnswer, RequestInfo, as_message, as_response
@@ -109,9 +110,9 @@ async def _with_context_tokens(call: OllamaRequest, body: dict[str, Any]) -> web
         raise InvalidRequest("images and context cannot be combined: send the whole conversation to /api/chat")
     async with worker.engine.use() as loaded:
         prompt = await render_chat(worker, loaded, wanted)
-        vocab = loaded.vocab
-        earlier = tokenize_mixed(call.body["context"], vocab, add_special=False, parse_special=False)
-        new = await tokenize_parts(prompt.parts, vocab, add_special=False)
+        reader = PromptReader(loaded.vocab, loaded.n_ctx)
+        earlier = tokenize_mixed(call.body["context"], reader, add_special=False, parse_special=False)
+        new = await tokenize_parts(prompt.parts, reader, add_special=False)
         params = replace(
             await _params(call, loaded, prompt.fields), generation_prompt=prompt.generation_prompt, reply=prompt.reply
         )
@@ -230,7 +231,8 @@ async def _embed(call: OllamaRequest, texts: list[str], normalize: int) -> tuple
     async with worker.engine.use() as loaded:
         loaded_at = time.monotonic()
         size = sum(map(len, texts))
-        inputs = await maybe_off_loop(size, lambda: [loaded.vocab.tokenize(text, True, True) for text in texts])
+        reader = PromptReader(loaded.vocab, loaded.n_ctx, truncates=truncates)
+        inputs = await reader.run(size, lambda: [reader.tokenize(text, True, True) for text in texts])
         room = loaded.embedding_room
         for tokens in inputs:
             if len(tokens) > room and not truncates:

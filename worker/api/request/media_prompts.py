@@ -18,7 +18,8 @@ from ...media.encoded import decode_base64
 from ...media.inspection import check_file
 from ...media.sources import MediaLoader, MediaSource
 from .limits import MAX_PROMPTS, check_number
-from .prompts import Prompt, maybe_off_loop, n_characters, split_prompts, tokenize_prompt
+from .prompts import Prompt, n_characters, split_prompts, tokenize_prompt
+from .reading import PromptReader
 from .samplers import Tokenizer
 
 UNSUPPORTED = "Multimodal data provided, but model does not support multimodal requests."
@@ -44,6 +45,9 @@ class PromptModel(Protocol):
     def vocab(self) -> Tokenizer: ...
 
     @property
+    def n_ctx(self) -> int: ...
+
+    @property
     def media(self) -> MediaModalities | None: ...
 
     def tokenize_media(
@@ -65,16 +69,16 @@ async def place_media(
     check_kinds(sources, model)
     fetched = await loader.load(sources) if sources else []
     if not files and not fetched:
-        return Prompt(await tokenize_parts(parts, model.vocab, add_special=True))
+        return Prompt(await tokenize_parts(parts, PromptReader(model.vocab, model.n_ctx), add_special=True))
     return await _with_files(parts, [*files, *fetched], model)
 
 
-async def tokenize_parts(parts: Sequence[PromptText], vocab: Tokenizer, *, add_special: bool) -> list[int]:
+async def tokenize_parts(parts: Sequence[PromptText], reader: PromptReader, *, add_special: bool) -> list[int]:
     if len(parts) == 1:
         text, parses = parts[0].text, parts[0].parse_special
-        return await maybe_off_loop(len(text), lambda: vocab.tokenize(text, add_special, parses))
+        return await reader.run(len(text), lambda: reader.tokenize(text, add_special, parses))
     n_characters = sum(len(part.text) for part in parts)
-    return await maybe_off_loop(n_characters, lambda: vocab.tokenize_parts(parts, add_special))
+    return await reader.run(n_characters, lambda: reader.tokenize_parts(parts, add_special))
 
 
 def check_kinds(sources: Sequence[MediaSource], model: PromptModel) -> None:
@@ -98,9 +102,8 @@ async def read_prompts(value: object, model: PromptModel) -> list[Prompt]:
 
 async def read_entries(entries: Sequence[object], model: PromptModel) -> list[Prompt]:
     plain = [entry for entry in entries if not _has_files(entry)]
-    tokens = iter(
-        await maybe_off_loop(n_characters(plain), lambda: [tokenize_prompt(entry, model.vocab) for entry in plain])
-    )
+    reader = PromptReader(model.vocab, model.n_ctx)
+    tokens = iter(await reader.run(n_characters(plain), lambda: [tokenize_prompt(entry, reader) for entry in plain]))
     return [await _read_entry(entry, model) if _has_files(entry) else Prompt(next(tokens)) for entry in entries]
 
 
@@ -126,6 +129,7 @@ async def _read_entry(entry: object, model: PromptModel) -> Prompt:
 
 
 async def _with_files(parts: Sequence[PromptText], files: Sequence[bytes], model: PromptModel) -> Prompt:
+    PromptReader(model.vocab, model.n_ctx).check_size(sum(len(part.text) for part in parts))
     for data in files:
         check_file(data)
     return Prompt(*await asyncio.to_thread(model.tokenize_media, parts, files))

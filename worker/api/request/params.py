@@ -21,7 +21,8 @@ from ...engine.runner import LoadedModel
 from .delimiters import MessageDelimiter, read_delimiters, user_starts
 from .grammars import preserved_tokens, read_grammar
 from .limits import MAX_PROBS, reading_work
-from .prompts import OFF_LOOP_CHARACTERS, Prompt, maybe_off_loop
+from .prompts import Prompt
+from .reading import OFF_LOOP_CHARACTERS, PromptReader
 from .samplers import Tokenizer, logit_bias, sampler_names, stop_strings
 from .scales import Scales, read_scales
 from .thinking import ThinkingDefaults, read_thinking
@@ -133,7 +134,8 @@ async def params_of(body: Mapping[str, Any], defaults: CompletionParams, loaded:
     A schema is always converted off the loop: a small one may take as long as a large one.
     """
     work = reading_work(body) + (0 if body.get("json_schema") is None else OFF_LOOP_CHARACTERS + 1)
-    params = await maybe_off_loop(work, lambda: read_params(body, defaults, loaded.vocab, loaded.info.n_slots))
+    reader = PromptReader(loaded.vocab)
+    params = await reader.run(work, lambda: read_params(body, defaults, reader, loaded.info.n_slots))
     if params.sampling.grammar is not None:
         await loaded.prepare_for_grammars()
     return params
