@@ -31,7 +31,7 @@ from .request.media_prompts import check_kinds, place_media, read_prompts
 from .request.params import CompletionParams, params_of
 from .request.prompts import Prompt
 from .request.reading import OFF_LOOP_CHARACTERS, PromptReader
-from .serving import WorkerContext, begin_use, read_request
+from .serving import WorkerContext, begin_use, read_request, share_of
 from .variants import context_of
 
 DialectOf = Callable[[AnswerInfo], Dialect]
@@ -123,9 +123,12 @@ async def answer_prompts(
         count_tokens=lambda text: len(vocab.tokenize(text)),
         id=id or random_id("chatcmpl-"),
     )
-    generations = [params.generation(prompt, shown) for prompt in prompts]
+    n_tokens = sum(len(prompt.tokens) for prompt in prompts) if params.delimiters else 0
+    generations = await PromptReader(vocab).run(
+        n_tokens, lambda: [params.generation(prompt, shown) for prompt in prompts]
+    )
     active = request.app[ACTIVE]
-    with active.running(answer.id, loaded, controllable=params.reasoning_control) as completion:
+    with active.running(answer.id, loaded, share_of(request), controllable=params.reasoning_control) as completion:
         return await respond(request, completion, generations, dialect(answer), params.sse_ping_interval, before_end)
 
 

@@ -20,7 +20,7 @@ from ..engine.messages import Embedded, Embedding
 from ..engine.runner import Vocab
 from .embeddings import compute
 from .request.reading import PromptReader
-from .serving import begin_use
+from .serving import begin_use, share_of
 from .variants import context_of
 
 _PLACES = re.compile(r"\{(query|document)\}")
@@ -44,7 +44,7 @@ async def rerank(request: web.Request) -> web.StreamResponse:
             len(query) + sum(map(len, documents)),
             lambda: rerank_prompts(query, documents, template, loaded.vocab, reader),
         )
-        results = await compute(loaded, [Embedding(tokens) for tokens in prompts])
+        results = await compute(loaded, [Embedding(tokens) for tokens in prompts], share_of(request))
     ranked = _ranked(results)[:top_n]
     if as_tei:
         texts = documents if return_text else None

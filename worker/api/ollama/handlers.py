@@ -31,7 +31,7 @@ from ..request.media_prompts import read_prompts, tokenize_parts
 from ..request.params import CompletionParams, params_of
 from ..request.prompts import Prompt, tokenize_mixed
 from ..request.reading import PromptReader
-from ..serving import WorkerContext, begin_use
+from ..serving import WorkerContext, begin_use, share_of
 from ..variants import context_of
 from .answer import NS, FormatMessage, OllamaAnswer, RequestInfo, as_message, as_response
 from .request import chat_body, completion_fields, format_fields, generate_messages, read_think, refuse_template
@@ -238,7 +238,7 @@ async def _embed(call: OllamaRequest, texts: list[str], normalize: int) -> tuple
             if len(tokens) > room and not truncates:
                 raise InvalidRequest("the input length exceeds the context length")
         inputs = [_truncated(tokens, room) for tokens in inputs]
-        results = await compute(loaded, [Embedding(tokens, normalize) for tokens in inputs])
+        results = await compute(loaded, [Embedding(tokens, normalize) for tokens in inputs], share_of(call.request))
     vectors = [list(map(float, result.vectors[0])) for result in results]
     return vectors, sum(result.n_tokens for result in results), loaded_at
 
