@@ -331,12 +331,12 @@ class Core:
             probs = None
             if (wanted := task.request.sampling).wants_probs:
                 probs = probabilities(sampler, self.context, row, token, wanted, self.options.special)
+            slot.sampled = token
+            slot.draft.clear()
+            piece = choice.add(token, probs, self.model.vocab, slot.is_full and not self._shifts)
         except ApiError as error:
             self._fail(task.job, error)
             return False
-        slot.sampled = token
-        slot.draft.clear()
-        piece = choice.add(token, probs, self.model.vocab, slot.is_full and not self._shifts)
         if piece is not None:
             self._event(task.job, piece)
         if choice.finished:

@@ -24,7 +24,8 @@ from .core import Core
 from .llama.builtin_template import apply_builtin_template
 from .llama.model import MediaSupport
 from .llama.vocab import Vocab
-from .messages import MEDIA_TOKEN, Embedding, Generation, MediaChunk, PromptText, Share, Sink
+from .messages import MEDIA_TOKEN, Embedding, Generation, MediaChunk, PromptText, Sampling, Share, Sink
+from .sampling.dry import prepare_dry, uses_dry
 from .sampling.grammar_candidates import prepare
 from .slot_actions import SlotAction
 from .slot_views import SlotView, slot_views
@@ -57,12 +58,15 @@ class LoadedModel:
             raise NotSupported("Multimodal data provided, but model does not support multimodal requests.")
         return self.core.media_encoder.projector.tokenize(parts, files)
 
-    async def prepare_for_grammars(self) -> None:
-        """Prepare the vocabulary for grammars. Call it before a request with a grammar is submitted.
+    async def prepare_for(self, sampling: Sampling) -> None:
+        """Prepare what the samplers of a request need. Call it before the request is submitted.
 
         Without it the engine thread does this at the first token of that request, and all other requests wait.
         """
-        await asyncio.to_thread(prepare, self.vocab)
+        if sampling.grammar is not None:
+            await asyncio.to_thread(prepare, self.vocab)
+        if uses_dry(sampling):
+            await asyncio.to_thread(prepare_dry, sampling, self.vocab)
 
     def submit(self, request: Generation | Embedding, sink: Sink, share: Share = ALONE) -> Ticket:
         """Submit a request. Raises ApiError for errors that are visible now; later errors arrive as Failed events.

@@ -10,14 +10,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from llama_corral.common.base.errors import BodyTooLarge
 from llama_corral.common.web import json_values
-from llama_corral.common.web.json_values import MAX_CONTAINERS, MAX_VALUES, check_values
+from llama_corral.common.web.json_values import MAX_ITEMS, MAX_VALUES, check_values
 
 
-@pytest.mark.parametrize("value", [b"[]", b"{}", b'{"a":[1]}', b'"",[]'])
+@pytest.mark.parametrize("value", [b"[]", b"{}", b'{"a":[1]}', b'"",[]', b'""', b'{"a":1}'])
 def test_a_body_with_too_many_containers_is_refused(value: bytes) -> None:
-    body = b'{"stop": [' + b",".join([value] * (MAX_CONTAINERS + 1)) + b"]}"
-    with pytest.raises(BodyTooLarge, match=rf"must have at most {MAX_CONTAINERS} arrays and objects, but has about"):
+    body = b'{"stop": [' + b",".join([value] * (MAX_ITEMS + 1)) + b"]}"
+    with pytest.raises(BodyTooLarge, match=rf"must have at most {MAX_ITEMS} arrays, objects and texts, but has about"):
         check_values(body)
+
+
+def test_a_body_with_too_many_fields_is_refused() -> None:
+    with pytest.raises(BodyTooLarge, match="arrays, objects and texts"):
+        check_values(json.dumps({str(i): i for i in range(MAX_ITEMS)}).encode())
 
 
 def test_a_body_with_too_many_numbers_is_refused() -> None:
@@ -39,10 +44,12 @@ JSON: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-def n_commas_and_containers(value: Any) -> tuple[int, int]:
+def n_commas_and_items(value: Any) -> tuple[int, int]:
     if not isinstance(value, list | dict):
-        return 0, 0
-    inside = [n_commas_and_containers(item) for item in (value.values() if isinstance(value, dict) else value)]
+        return 0, int(isinstance(value, str))
+    inside = [n_commas_and_items(item) for item in ([*value.values()] if isinstance(value, dict) else value)]
+    if isinstance(value, dict):
+        inside.append((0, len(value)))
     return sum(n for n, _ in inside) + max(0, len(value) - 1), sum(n for _, n in inside) + 1
 
 
@@ -53,4 +60,4 @@ def test_the_count_is_that_of_the_parsed_value(value: Any, piece: int) -> None:
         patch.setattr(json_values, "_PIECE", piece)
         for ascii_only in (True, False):
             body = json.dumps(value, ensure_ascii=ascii_only).encode()
-            assert json_values._counted_outside_strings(body) == n_commas_and_containers(value)
+            assert json_values._counted_outside_texts(body) == n_commas_and_items(value)

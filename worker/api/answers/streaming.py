@@ -127,6 +127,8 @@ class _Submissions:
             self.mailbox.put(self._offset, Failed(error))
 
 
+OFF_LOOP_PROBS = 1000
+"""An answer with more probabilities is made on another thread: this takes over 5 ms, which would delay others."""
 BeforeEnd = Callable[[], Awaitable[None]]
 
 
@@ -147,10 +149,15 @@ async def respond(
     with submitted(engine, generations) as mailbox:
         if generations[0].stream:
             return await _stream(request, mailbox, dialect, total, ping_interval, before_end)
-        whole = dialect.full_body(await _collect(mailbox, total))
+        results = await _collect(mailbox, total)
+        n_probs = sum(len(result.probs) for result in results) * (1 + generations[0].sampling.n_probs)
+        if n_probs > OFF_LOOP_PROBS:
+            response = await asyncio.to_thread(lambda: json_response(dialect.full_body(results)))
+        else:
+            response = json_response(dialect.full_body(results))
         if before_end is not None:
             await before_end()
-        return json_response(whole)
+        return response
 
 
 async def _collect(mailbox: Mailbox, total: int) -> list[Finished]:

@@ -129,15 +129,14 @@ def read_params(
 
 
 async def params_of(body: Mapping[str, Any], defaults: CompletionParams, loaded: LoadedModel) -> CompletionParams:
-    """Call `read_params`, off the event loop if it may take long. Prepare the model for its first grammar.
+    """Call `read_params`, off the event loop if it may take long. Prepare the model for the samplers.
 
     A schema is always converted off the loop: a small one may take as long as a large one.
     """
     work = reading_work(body) + (0 if body.get("json_schema") is None else OFF_LOOP_CHARACTERS + 1)
     reader = PromptReader(loaded.vocab)
     params = await reader.run(work, lambda: read_params(body, defaults, reader, loaded.info.n_slots))
-    if params.sampling.grammar is not None:
-        await loaded.prepare_for_grammars()
+    await loaded.prepare_for(params.sampling)
     return params
 
 
