@@ -12,7 +12,7 @@ MAX_VALUES = 1_000_000
 MAX_ITEMS = 200_000
 """The largest number of arrays, objects and texts in one request; names of fields are texts, too. They need ten times
 the time of numbers."""
-_PIECE = 1 << 20
+_PIECE = 128 << 10
 """Bytes that are counted at a time: threads take turns between two pieces."""
 _STRUCTURE = b'",[{'
 _OTHERS = bytes(byte for byte in range(256) if byte not in _STRUCTURE)
@@ -27,7 +27,7 @@ def check_values(body: bytes) -> None:
     n_values, n_items = _counted_outside_texts(body)
     for n, limit, what in ((n_values, MAX_VALUES, "values"), (n_items, MAX_ITEMS, "arrays, objects and texts")):
         if n > limit:
-            raise BodyTooLarge(f"the request body must have at most {limit} {what}, but has about {n}")
+            raise BodyTooLarge(f"the request body must have at most {limit} {what}, but has at least {n}")
 
 
 def _counted(text: bytes) -> tuple[int, int]:
@@ -42,9 +42,10 @@ def _counted(text: bytes) -> tuple[int, int]:
 
 
 def _counted_outside_texts(body: bytes) -> tuple[int, int]:
+    """Return the numbers; if one is above its limit, those of the beginning of the body."""
     n_values = n_items = at = 0
     rest = b""  # the beginning of a text that ends in a later piece
-    while at < len(body):
+    while at < len(body) and n_values <= MAX_VALUES and n_items <= MAX_ITEMS:
         piece = body[at : at + _PIECE]
         if (len(piece) - len(piece.rstrip(b"\\"))) % 2:  # not between a backslash and the character after it
             piece = body[at : at + _PIECE + 1]

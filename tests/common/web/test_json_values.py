@@ -16,7 +16,9 @@ from llama_corral.common.web.json_values import MAX_ITEMS, MAX_VALUES, check_val
 @pytest.mark.parametrize("value", [b"[]", b"{}", b'{"a":[1]}', b'"",[]', b'""', b'{"a":1}'])
 def test_a_body_with_too_many_containers_is_refused(value: bytes) -> None:
     body = b'{"stop": [' + b",".join([value] * (MAX_ITEMS + 1)) + b"]}"
-    with pytest.raises(BodyTooLarge, match=rf"must have at most {MAX_ITEMS} arrays, objects and texts, but has about"):
+    with pytest.raises(
+        BodyTooLarge, match=rf"must have at most {MAX_ITEMS} arrays, objects and texts, but has at least"
+    ):
         check_values(body)
 
 
@@ -26,7 +28,7 @@ def test_a_body_with_too_many_fields_is_refused() -> None:
 
 
 def test_a_body_with_too_many_numbers_is_refused() -> None:
-    with pytest.raises(BodyTooLarge, match=rf"must have at most {MAX_VALUES} values, but has about"):
+    with pytest.raises(BodyTooLarge, match=rf"must have at most {MAX_VALUES} values, but has at least"):
         check_values(b"[" + b"1," * (MAX_VALUES + 1) + b"1]")
 
 
