@@ -16,6 +16,7 @@ from aiohttp import web
 
 from ..base.errors import ApiError, InvalidRequest, ModelNotFound
 from ..base.version import build_origin
+from .json_fields import is_finite
 
 PATHS = "/api/"
 """Prefix of all of Ollama's paths, below `--api-prefix`."""
@@ -52,11 +53,11 @@ def read_keep_alive(value: object, name: str = "keep_alive") -> float:
     if isinstance(value, str):
         seconds = _read_duration(value)
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        seconds = float(max(min(value, FOREVER_S), -1))  # an integer may be too large for a float
+        seconds = float(value) if is_finite(value) or isinstance(value, float) else math.nan
     else:
         seconds = math.nan
     if math.isnan(seconds):
-        raise InvalidRequest(f'{name}: expected seconds or a duration such as "5m", found {value!r}')
+        raise InvalidRequest(f'{name}: expected seconds or a duration such as "5m", found {value!r:.80}')
     return -1.0 if seconds < 0 or seconds >= FOREVER_S else seconds
 
 

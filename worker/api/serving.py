@@ -145,7 +145,7 @@ _request_numbers = itertools.count()
 
 
 def share_of(request: web.Request) -> Share:
-    """Return who the request is computed for: the client by its API key, if the server requires one."""
+    """Return the share of the request: its client is known by the API key, if the server requires one."""
     number = next(_request_numbers)
     if not request.app[WORKER_CONTEXT].has_keys:
         return Share(request=number)

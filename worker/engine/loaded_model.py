@@ -71,7 +71,7 @@ class LoadedModel:
     def submit(self, request: Generation | Embedding, sink: Sink, share: Share = ALONE) -> Ticket:
         """Submit a request. Raises ApiError for errors that are visible now; later errors arrive as Failed events.
 
-        `share`: who it is computed for.
+        `share`: the client and the HTTP request that it is part of.
         """
         self.check(request)
         if request.media:

@@ -1,7 +1,7 @@
 """The largest size of each list and text in a request, checked before anything is done with them. Pure.
 
 The work for a field grows with its size, and often all other requests wait for it. The limits are far above what
-clients send. A text that becomes part of the prompt is limited by the context, see `prompts`.
+clients send. A text that becomes part of the prompt is limited by the context when it is tokenized.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_TOKENS = 1_000_000
 class Limit(Struct, frozen=True):
     """The largest number of entries of an array or object, and of characters in a text or in all entries together.
 
-    None: the field has no limit of its own, because the model's context limits it or it is only stored.
+    None: there is no such limit, because the model's context limits it or it is only stored.
     """
 
     entries: int | None = None
