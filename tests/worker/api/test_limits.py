@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import ast
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import llama_corral
 import pytest
+from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.common.web.json_fields import Fields
 from llama_corral.worker.api.request.limits import LIMITS, check_limits, reading_work
+from llama_corral.worker.api.serving import WORKER_CONTEXT, share_of
 from llama_corral.worker.app import COMPUTING, STREAMING
-from programs import Program, Programs
+from programs import Program, Programs, wait_until
 from request_bodies import BODIES
 
 SOURCE = Path(next(iter(llama_corral.__path__)))
@@ -127,3 +131,27 @@ def test_the_number_of_probabilities_has_a_limit(worker: Program, name: str, n: 
     response = worker.client.post("/completion", json={"prompt": "a", name: n})
     assert response.status_code == 400
     assert f"<= 1024, but got {n}" in response.json()["error"]["message"]
+
+
+def test_a_request_with_many_prompts_does_not_make_others_wait(module_programs: Programs) -> None:
+    worker = module_programs.worker("--ctx-size", "512", "--parallel", "1", "--threads", "1", "--slots")
+    many = {"prompt": ["a"] * 300, "n_predict": 20, "temperature": 0, "ignore_eos": True}
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(lambda: worker.client.post("/completion", json=many, timeout=120))
+        wait_until(lambda: worker.client.get("/slots").json()[0]["is_processing"], "the first prompt is computed")
+        for _ in range(3):
+            worker.client.post("/completion", json={"prompt": "b", "n_predict": 1}, timeout=20).raise_for_status()
+        assert not first.done()
+        assert len(first.result().json()) == 300
+
+
+async def test_clients_are_told_apart_by_their_keys_if_the_server_requires_keys() -> None:
+    app: Any = {WORKER_CONTEXT: SimpleNamespace(has_keys=True)}
+    headers = [{"Authorization": "Bearer a"}, {"X-Api-Key": "a"}, {"Authorization": "Bearer b"}]
+    requests = [make_mocked_request("POST", "/completion", headers=each, app=app) for each in headers]
+    first, same, other = map(share_of, requests)
+    assert first.client == same.client != other.client
+    assert first.client != "a"
+    assert len({first.request, same.request, other.request}) == 3
+    app[WORKER_CONTEXT] = SimpleNamespace(has_keys=False)
+    assert {share_of(request).client for request in requests} == {""}

@@ -61,6 +61,13 @@ def test_a_text_that_fits_has_the_same_tokens_in_pieces(width: int) -> None:
     assert PromptReader(Words(), 8000).tokenize(text, True, True) == Words().tokenize(text, True, True)
 
 
+def test_a_text_that_is_only_tokenized_has_a_limit() -> None:
+    vocab = Words()
+    with pytest.raises(InvalidRequest, match=f"at most {reading.MAX_TEXT} characters, but this has"):
+        PromptReader(vocab).tokenize("a" * (reading.MAX_TEXT + 1), False, False)
+    assert vocab.n_read == 0
+
+
 def test_a_text_is_cut_off_where_that_is_documented() -> None:
     vocab = Words()
     tokens = PromptReader(vocab, 8000, truncates=True).tokenize(spaced(10**6, 10), True, True)

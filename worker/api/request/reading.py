@@ -26,6 +26,8 @@ USUAL_PIECE = 8
 """Bytes. If a text has more for each token of the context, it is tokenized in pieces: it is probably too long."""
 PIECE = 64 << 10
 """Characters that are tokenized at a time. This takes at most a quarter of a second."""
+MAX_TEXT = 16 << 20
+"""Characters of a text that is only tokenized."""
 MAX_REQUEST_TOKENS = 4 * MAX_TOKENS
 """The largest number of tokens of all texts in a request; together they need 150 MB."""
 
@@ -69,7 +71,12 @@ class PromptReader:
             raise
 
     def check_size(self, n_characters: int) -> None:
-        """Raise ContextExceeded if a text of this length cannot fit into the context. Call it before other work."""
+        """Raise ContextExceeded if a text of this length cannot fit into the context. Call it before other work.
+
+        Raises InvalidRequest for a text of more than MAX_TEXT characters that is not limited by the context.
+        """
+        if self._n_ctx is None and n_characters > MAX_TEXT:
+            raise InvalidRequest(f"a text must have at most {MAX_TEXT} characters, but this has {n_characters}")
         if self._n_ctx is not None and not self._truncates and n_characters > max(PIECE, LONGEST_PIECE * self._n_ctx):
             raise ContextExceeded(n_characters // LONGEST_PIECE, self._n_ctx)
 
