@@ -22,7 +22,7 @@ from llama_corral.common.base.prompt_directory import DIRECTORY_ENV as PROMPTS_E
 from llama_corral.common.base.prompt_directory import prompts_directory
 from llama_corral.common.base.systemd import NOTIFY_ENV, READY, STOPPING, notify, reloading
 from llama_corral.common.web.application import RUNNING
-from llama_corral.common.web.auth import ApiKeys
+from llama_corral.common.web.auth import KEYS_ENV, ApiKeys
 from llama_corral.common.web.listen import listen
 from llama_corral.common.web.response_store import DIRECTORY_ENV, ResponseStore
 from llama_corral.common.web.shutdown import ShutdownRequest, drain
@@ -87,7 +87,7 @@ async def serve(
     stop = ShutdownRequest()
     stop.on_signals()  # until here a signal ends the process at once; from here on there is something to clean up
     responses, prompts = ResponseStore(), prompts_directory("", {**environ, PROMPTS_ENV: ""})
-    shared = {DIRECTORY_ENV: responses.open(), PROMPTS_ENV: prompts.open()}
+    shared = {DIRECTORY_ENV: responses.open(), PROMPTS_ENV: prompts.open(), **({KEYS_ENV: "1"} if api_keys else {})}
     patience = effective_timeout(settings.router.worker_timeout)
     lifecycle = Lifecycle(
         presets,

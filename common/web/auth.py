@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("corral.http")
 
 ANY_ORIGIN = "*"
+KEYS_ENV = "LLAMA_CORRAL_HAS_KEYS"
+"""Set for the workers of a router that requires API keys. It has checked the key of each request that it forwards."""
 LOCAL = "localhost"
 """In --cors-origins: all pages of this machine."""
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -44,15 +46,22 @@ class Keys:
         return bool(self._digests)
 
     def admit(self, request: web.Request) -> bool:
-        given = request.headers.get(hdrs.AUTHORIZATION) or request.headers.get("X-Api-Key") or ""
-        if given[:7].lower() == "bearer ":
-            given = given[7:]
-        digest = self._digest(given)
+        digest = hashlib.sha256(given_key(request)).digest()
         return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
 
     @staticmethod
     def _digest(key: str) -> bytes:
-        return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+        return hashlib.sha256(_encoded(key)).digest()
+
+
+def given_key(request: web.Request) -> bytes:
+    """Return the API key that a request gives, valid or not; empty if it gives none."""
+    given = request.headers.get(hdrs.AUTHORIZATION) or request.headers.get("X-Api-Key") or ""
+    return _encoded(given[7:] if given[:7].lower() == "bearer " else given)
+
+
+def _encoded(key: str) -> bytes:
+    return key.encode("utf-8", "surrogateescape")
 
 
 class ApiKeys:

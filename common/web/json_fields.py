@@ -122,6 +122,14 @@ class Fields:
 def _number(name: str, value: object) -> int | float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise wrong_type(name, "number", value)
-    if not math.isfinite(value):
+    if not is_finite(value):
         raise InvalidRequest(f"Field '{name}': must be a finite number", name)
     return value
+
+
+def is_finite(value: float) -> bool:
+    """Return False for infinity, NaN, and an integer that is too large for a float."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from ..base.errors import ApiError, InvalidRequest, ModelNotFound
 from ..base.version import build_origin
+from .json_fields import is_finite
 
 PATHS = "/api/"
 """Prefix of all of Ollama's paths, below `--api-prefix`."""
@@ -57,12 +58,11 @@ def read_keep_alive(value: object, name: str = "keep_alive") -> float:
     elif isinstance(value, int) and abs(value) > MOST_SECONDS:  # it may be too large for a float, and for an error
         raise InvalidRequest(f"{name}: expected seconds from -1e308 to 1e308, found a larger number")
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        seconds = float(value)
+        seconds = float(value) if is_finite(value) or isinstance(value, float) else math.nan
     else:
         seconds = math.nan
     if math.isnan(seconds):
-        shown = repr(value[:LONGEST_DURATION] if isinstance(value, str) else value)
-        raise InvalidRequest(f'{name}: expected seconds or a duration such as "5m", found {shown}')
+        raise InvalidRequest(f'{name}: expected seconds or a duration such as "5m", found {value!r:.80}')
     return -1.0 if seconds < 0 or seconds >= FOREVER_S else seconds
 
 

@@ -10,6 +10,7 @@ from llama_corral.common.web.application import json_response
 from llama_corral.common.web.request_body import read_json
 
 from ..engine.runner import AdapterInfo
+from .request.limits import check_limit
 from .request.scales import read_scales
 from .serving import WORKER_CONTEXT
 
@@ -23,6 +24,7 @@ async def set_scales(request: web.Request) -> web.StreamResponse:
     body = await read_json(request)
     if not isinstance(body, list):
         raise InvalidRequest("Request body must be an array")
+    check_limit("lora", body)
     scales = dict(read_scales(body))
     async with request.app[WORKER_CONTEXT].engine.use() as loaded:
         await loaded.set_adapter_scales(scales)

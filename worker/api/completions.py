@@ -15,7 +15,6 @@ from typing import Any
 from aiohttp import web
 from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.common.web.application import json_response
-from llama_corral.common.web.request_body import read_object
 from msgspec.structs import replace
 
 from ..chat.prompt import RenderedPrompt
@@ -32,8 +31,9 @@ from .control import ACTIVE
 from .request.generation_settings import brief_settings
 from .request.media_prompts import check_kinds, place_media, read_prompts
 from .request.params import CompletionParams, params_of
-from .request.prompts import OFF_LOOP_CHARACTERS, Prompt
-from .serving import WorkerContext, begin_use
+from .request.prompts import Prompt
+from .request.reading import OFF_LOOP_CHARACTERS, PromptReader
+from .serving import WorkerContext, begin_use, read_request, share_of
 from .variants import context_of
 
 _RENDERERS = ThreadPoolExecutor(2, "renderer")
@@ -128,16 +128,20 @@ async def answer_prompts(
         count_tokens=lambda text: len(vocab.tokenize(text)),
         id=id or random_id("chatcmpl-"),
     )
-    generations = [params.generation(prompt, shown) for prompt in prompts]
+    n_tokens = sum(len(prompt.tokens) for prompt in prompts) if params.delimiters else 0
+    generations = await PromptReader(vocab).run(
+        n_tokens, lambda: [params.generation(prompt, shown) for prompt in prompts]
+    )
     active = request.app[ACTIVE]
-    with active.running(answer.id, loaded, controllable=params.reasoning_control) as completion:
+    with active.running(answer.id, loaded, share_of(request), controllable=params.reasoning_control) as completion:
         return await respond(request, completion, generations, dialect(answer), params.sse_ping_interval, before_end)
 
 
 async def render_chat(worker: WorkerContext, loaded: LoadedModel, chat: ChatRequest) -> RenderedPrompt:
     form, builtin = worker.model.chat, loaded.apply_builtin_template
+    PromptReader(loaded.vocab, loaded.n_ctx).check_size(n_characters := chat.n_characters)
     special = await _special_tokens(worker, loaded)
-    quickly = chat.n_characters <= OFF_LOOP_CHARACTERS
+    quickly = not chat.has_schema and n_characters <= OFF_LOOP_CHARACTERS
     if quickly and (prompt := form.render_quickly(chat, builtin, special)) is not None:
         return prompt
     given_up = threading.Event()
@@ -161,14 +165,14 @@ async def _special_tokens(worker: WorkerContext, loaded: LoadedModel) -> Special
 
 async def apply_template(request: web.Request) -> web.StreamResponse:
     worker = context_of(request)
-    chat = read_chat(await read_object(request), worker.model.chat_defaults)
+    chat = read_chat(await read_request(request), worker.model.chat_defaults)
     async with worker.engine.use() as loaded:
         check_kinds(chat.media, loaded)
         return json_response({"prompt": (await render_chat(worker, loaded, chat)).text})
 
 
 async def count_chat_tokens(request: web.Request) -> web.StreamResponse:
-    n_tokens = await prompt_tokens(request, await read_object(request))
+    n_tokens = await prompt_tokens(request, await read_request(request))
     return json_response({"input_tokens": n_tokens, "object": "response.input_tokens"})
 
 

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from aiohttp import web
 from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.common.web.application import json_response
-from llama_corral.common.web.request_body import read_object
 
-from ..engine.messages import Generation, Sink
+from ..engine.messages import Generation, Share, Sink
 from ..engine.runner import LoadedModel, Ticket
+from .serving import read_request
 
 ACTIONS = ("reasoning_end",)
 
@@ -19,15 +19,24 @@ ACTIONS = ("reasoning_end",)
 class ControllableCompletion:
     """A loaded model for one request; keeps the tickets that it submits, so that they can be controlled later."""
 
-    def __init__(self, loaded: LoadedModel, controllable: bool) -> None:
+    def __init__(self, loaded: LoadedModel, controllable: bool, share: Share) -> None:
         self.controllable = controllable
+        self._share = share
         self._loaded = loaded
         self._tickets: list[Ticket] = []
 
     def submit(self, request: Generation, sink: Sink) -> Ticket:
-        ticket = self._loaded.submit(request, sink)
-        self._tickets.append(ticket)
+        ticket = self._loaded.submit(request, sink, self._share)
+        if self.controllable:
+            self._tickets.append(ticket)
         return ticket
+
+    def check(self, request: Generation) -> None:
+        self._loaded.check(request)
+
+    @property
+    def window(self) -> int:
+        return self._loaded.window
 
     async def end_thoughts(self) -> bool:
         """End the reasoning of all choices. Return False if none of them is in a slot (not yet, or no longer)."""
@@ -44,8 +53,10 @@ class ActiveCompletions:
         return self._completions.get(id)
 
     @contextmanager
-    def running(self, id: str, loaded: LoadedModel, *, controllable: bool) -> Iterator[ControllableCompletion]:
-        completion = self._completions[id] = ControllableCompletion(loaded, controllable)
+    def running(
+        self, id: str, loaded: LoadedModel, share: Share, *, controllable: bool
+    ) -> Iterator[ControllableCompletion]:
+        completion = self._completions[id] = ControllableCompletion(loaded, controllable, share)
         try:
             yield completion
         finally:
@@ -60,7 +71,7 @@ async def control(request: web.Request) -> web.StreamResponse:
 
     An action that has no target is no HTTP error (`"success": false`): the completion may have just ended by itself.
     """
-    body = await read_object(request)
+    body = await read_request(request)
     id, action = body.get("id"), body.get("action")
     if not isinstance(id, str) or not id:
         raise InvalidRequest("missing completion id")

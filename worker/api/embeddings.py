@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from array import array
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,12 +15,13 @@ from llama_corral.common.web.application import json_response
 from llama_corral.common.web.json_fields import Fields
 
 from ..chat.content import ContentReader, join_parts
-from ..engine.messages import Embedded, Embedding, Event, Failed, PromptText
+from ..engine.messages import Embedded, Embedding, Event, Failed, PromptText, Share
 from ..engine.runner import LoadedModel
 from .answers.streaming import Ticket
+from .request.limits import MAX_PROMPTS, check_number
 from .request.media_prompts import place_media, read_entries
 from .request.prompts import Prompt, split_prompts
-from .serving import WorkerContext, begin_use
+from .serving import WorkerContext, begin_use, share_of
 from .variants import context_of
 
 
@@ -49,7 +51,7 @@ async def _embed(request: web.Request, *, openai: bool) -> web.StreamResponse:
         dimensions = _dimensions(fields, worker)
         prompts = await _read_inputs(wanted, worker, loaded)
         requests = [Embedding(prompt.tokens, normalize, prompt.media, dimensions) for prompt in prompts]
-        results = await compute(loaded, requests)
+        results = await compute(loaded, requests, share_of(request))
     if not openai:
         return json_response([_native_item(index, result) for index, result in enumerate(results)])
     n_tokens = sum(result.n_tokens for result in results)
@@ -82,6 +84,7 @@ def _wants_base64(fields: Fields) -> bool:
 async def _read_inputs(wanted: object, worker: WorkerContext, loaded: LoadedModel) -> list[Prompt]:
     """Read inputs in any form of a prompt, or as `{"content": [parts]}` with the content parts of a chat message."""
     entries = split_prompts(wanted)
+    check_number("input", len(entries), MAX_PROMPTS)
     if not entries:
         raise InvalidRequest('"input" must not be empty')
     if [] in entries:
@@ -106,13 +109,22 @@ async def _read_content(entry: object, worker: WorkerContext, loaded: LoadedMode
     return await place_media([PromptText(text)], contents.media, worker.media, loaded)
 
 
-async def compute(loaded: LoadedModel, requests: Sequence[Embedding]) -> list[Embedded]:
-    """Submit all requests concurrently, so that they share batches. The first failure cancels the others."""
-    waiting: list[tuple[asyncio.Future[Embedded], Ticket]] = []
+async def compute(loaded: LoadedModel, requests: Sequence[Embedding], share: Share) -> list[Embedded]:
+    """Compute all, several at a time, so that they share batches. The first failure cancels the others."""
+    for request in requests:
+        loaded.check(request)
+    results: list[Embedded] = []
+    waiting: deque[tuple[asyncio.Future[Embedded], Ticket]] = deque()
     try:
         for request in requests:
-            waiting.append(_submit(loaded, request))
-        return [await future for future, _ in waiting]
+            if len(waiting) == loaded.window:
+                results.append(await waiting[0][0])
+                waiting.popleft()
+            waiting.append(_submit(loaded, request, share))
+        while waiting:
+            results.append(await waiting[0][0])
+            waiting.popleft()
+        return results
     finally:
         for future, ticket in waiting:
             if not future.cancel():
@@ -120,7 +132,7 @@ async def compute(loaded: LoadedModel, requests: Sequence[Embedding]) -> list[Em
             ticket.cancel()
 
 
-def _submit(loaded: LoadedModel, request: Embedding) -> tuple[asyncio.Future[Embedded], Ticket]:
+def _submit(loaded: LoadedModel, request: Embedding, share: Share) -> tuple[asyncio.Future[Embedded], Ticket]:
     future: asyncio.Future[Embedded] = asyncio.get_running_loop().create_future()
 
     def sink(event: Event) -> None:
@@ -131,7 +143,7 @@ def _submit(loaded: LoadedModel, request: Embedding) -> tuple[asyncio.Future[Emb
         elif isinstance(event, Embedded):
             future.set_result(event)
 
-    return future, loaded.submit(request, sink)
+    return future, loaded.submit(request, sink, share)
 
 
 def _native_item(index: int, result: Embedded) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from ..engine.runner import LoadedModel, Vocab
 from .answers.native import Native
 from .completions import answer_prompts
 from .request.params import params_of
-from .request.prompts import Prompt, maybe_off_loop, n_characters, tokenize_mixed
+from .request.prompts import Prompt, n_characters, tokenize_mixed
+from .request.reading import PromptReader
 from .serving import WorkerContext, begin_use
 from .variants import context_of
 
@@ -28,6 +29,8 @@ REPOSITORY = "myproject\n"
 FILE = "filename\n"
 """The same placeholder names as in llama-server, for names that the request does not give."""
 UNNAMED = "tmp"
+CHARACTERS_PER_TOKEN = 32
+"""More than the tokens of any text have on average."""
 SNIPPET = "\n\n--- snippet ---\n\n"
 """Separator between files for vocabularies without a file separator token."""
 
@@ -44,10 +47,13 @@ async def infill(request: web.Request) -> web.StreamResponse:
 
 async def infill_tokens(worker: WorkerContext, loaded: LoadedModel, body: dict[str, Any]) -> list[int]:
     """Return the infill prompt for the request `body`. The model must have passed `check_vocabulary`."""
-    parts = _read_parts(body)
     room = _infill_budget(worker, loaded.info.n_ctx)
+    parts = shortened(_read_parts(body), room)
     spm = worker.settings.endpoints.spm_infill
-    return await maybe_off_loop(parts.n_characters, lambda: infill_prompt(parts, loaded.vocab, room, spm=spm))
+    reader = PromptReader(loaded.vocab, loaded.n_ctx)
+    return await reader.run(
+        parts.n_characters, lambda: infill_prompt(parts, loaded.vocab, room, spm=spm, reader=reader)
+    )
 
 
 def check_vocabulary(vocab: Vocab) -> None:
@@ -121,27 +127,47 @@ def _infill_budget(worker: WorkerContext, n_ctx: int) -> InfillBudget:
     return InfillBudget(n_batch, max(0, n_ctx - n_batch - 2 * settings.context.n_predict))
 
 
-def infill_prompt(parts: InfillParts, vocab: Vocab, room: InfillBudget, *, spm: bool) -> list[int]:
-    """Return the prompt's tokens. Too long parts are truncated: prefix and files at the start, suffix at the end."""
-    prefix = tokenize_mixed(parts.prefix, vocab, add_special=False, parse_special=False)
-    suffix = tokenize_mixed(parts.suffix, vocab, add_special=False, parse_special=False)
-    prompt = vocab.tokenize(parts.prompt, add_special=False, parse_special=True)
+def shortened(parts: InfillParts, room: InfillBudget) -> InfillParts:
+    """Cut off text that is so far from the gap that it would be truncated after it is tokenized."""
+    near, far = CHARACTERS_PER_TOKEN * room.n_batch, CHARACTERS_PER_TOKEN * room.n_files
+    prefix = parts.prefix[-near:] if isinstance(parts.prefix, str) else parts.prefix
+    suffix = parts.suffix[:near] if isinstance(parts.suffix, str) else parts.suffix
+    files: list[ContextFile] = []
+    for file in reversed(parts.files):
+        if far <= 0:
+            break
+        files.append(ContextFile(file.name[-far:], file.text[-far:]))
+        far -= len(file.text) + len(file.name) + 1
+    return InfillParts(prefix, suffix, parts.prompt, tuple(reversed(files)))
+
+
+def infill_prompt(
+    parts: InfillParts, vocab: Vocab, room: InfillBudget, *, spm: bool, reader: PromptReader | None = None
+) -> list[int]:
+    """Return the prompt's tokens. Too long parts are truncated: prefix and files at the start, suffix at the end.
+
+    `reader`: tokenizes the texts within limits; None: without.
+    """
+    texts = reader or PromptReader(vocab)
+    prefix = tokenize_mixed(parts.prefix, texts, add_special=False, parse_special=False)
+    suffix = tokenize_mixed(parts.suffix, texts, add_special=False, parse_special=False)
+    prompt = texts.tokenize(parts.prompt, add_special=False, parse_special=True)
     quarter = room.n_batch // 4
     before = [vocab.fim_pre, *_last(prefix, 3 * quarter), *prompt]
     after = [vocab.fim_suf, *suffix[: max(0, quarter - (2 + len(prompt)))]]
     first, second = (after, before) if spm else (before, after)
     bos = [vocab.bos] if vocab.add_bos else []
-    return [*_last(_context(parts.files, vocab), room.n_files), *bos, *first, *second, vocab.fim_mid]
+    return [*_last(_context(parts.files, vocab, texts), room.n_files), *bos, *first, *second, vocab.fim_mid]
 
 
-def _context(files: Sequence[ContextFile], vocab: Vocab) -> list[int]:
+def _context(files: Sequence[ContextFile], vocab: Vocab, texts: PromptReader) -> list[int]:
     tokens = [vocab.fim_rep, *vocab.tokenize(REPOSITORY)] if vocab.fim_rep >= 0 else []
     for file in files:
         if vocab.fim_sep >= 0:
-            tokens += [vocab.fim_sep, *vocab.tokenize(file.name + "\n")]
+            tokens += [vocab.fim_sep, *texts.tokenize(file.name + "\n", False, False)]
         else:
             tokens += vocab.tokenize(SNIPPET)
-        tokens += vocab.tokenize(file.text)
+        tokens += texts.tokenize(file.text, False, False)
     if vocab.fim_sep >= 0:
         tokens += [vocab.fim_sep, *vocab.tokenize(FILE)]
     return tokens

@@ -19,8 +19,8 @@ from llama_corral.presets.abilities import ranks
 from ..engine.messages import Embedded, Embedding
 from ..engine.runner import Vocab
 from .embeddings import compute
-from .request.prompts import maybe_off_loop
-from .serving import begin_use
+from .request.reading import PromptReader
+from .serving import begin_use, share_of
 from .variants import context_of
 
 _PLACES = re.compile(r"\{(query|document)\}")
@@ -38,10 +38,13 @@ async def rerank(request: web.Request) -> web.StreamResponse:
     return_text = as_tei and fields.boolean("return_text", default=False)
     async with worker.engine.use() as loaded:
         template = loaded.info.rerank_template
-        prompts = await maybe_off_loop(
-            len(query) + sum(map(len, documents)), lambda: rerank_prompts(query, documents, template, loaded.vocab)
+        reader = PromptReader(loaded.vocab, loaded.n_ctx)
+        reader.check_size(len(query))
+        prompts = await reader.run(
+            len(query) + sum(map(len, documents)),
+            lambda: rerank_prompts(query, documents, template, loaded.vocab, reader),
         )
-        results = await compute(loaded, [Embedding(tokens) for tokens in prompts])
+        results = await compute(loaded, [Embedding(tokens) for tokens in prompts], share_of(request))
     ranked = _ranked(results)[:top_n]
     if as_tei:
         texts = documents if return_text else None
@@ -73,7 +76,9 @@ def _documents(fields: Fields) -> list[str]:
     return documents
 
 
-def rerank_prompts(query: str, documents: Sequence[str], template: str | None, vocab: Vocab) -> list[list[int]]:
+def rerank_prompts(
+    query: str, documents: Sequence[str], template: str | None, vocab: Vocab, reader: PromptReader | Vocab
+) -> list[list[int]]:
     """Return one prompt for each document.
 
     Uses the model's rerank template if it has one, else BOS query EOS SEP document EOS, without the special tokens
@@ -81,12 +86,12 @@ def rerank_prompts(query: str, documents: Sequence[str], template: str | None, v
     """
     if template is not None:
         filled = (_fill(template, query, document) for document in documents)
-        return [vocab.tokenize(text, add_special=False, parse_special=True) for text in filled]
+        return [reader.tokenize(text, add_special=False, parse_special=True) for text in filled]
     eos = [vocab.eos if vocab.eos >= 0 else vocab.sep] if vocab.add_eos else []
     begin = [vocab.bos] if vocab.add_bos else []
     between = [*eos, vocab.sep] if vocab.add_sep else eos
-    head = [*begin, *vocab.tokenize(query), *between]
-    return [[*head, *vocab.tokenize(document), *eos] for document in documents]
+    head = [*begin, *reader.tokenize(query, False, False), *between]
+    return [[*head, *reader.tokenize(document, False, False), *eos] for document in documents]
 
 
 def _fill(template: str, query: str, document: str) -> str:

@@ -6,6 +6,8 @@ Handlers run only after that (before, the application answers 503), so they can 
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import time
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
@@ -17,6 +19,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from llama_corral.common.base.version import BUILD_INFO
 from llama_corral.common.base.worker_reports import CONTROL_FD_ENV
+from llama_corral.common.web.auth import KEYS_ENV, given_key, read_api_keys
 from llama_corral.common.web.ollama import keep_alive_of
 from llama_corral.common.web.request_body import read_object
 from llama_corral.common.web.response_store import DIRECTORY_ENV, ResponseStore
@@ -28,9 +31,11 @@ from msgspec.structs import replace
 
 from ..chat.prompt import ChatFormat
 from ..chat.request import ChatDefaults
+from ..engine.messages import Share
 from ..engine.runner import Engine, LoadedModel, ModelInfo
 from ..media.sources import media_loader
 from .request.defaults import chat_defaults, completion_defaults
+from .request.limits import check_limits
 from .request.params import CompletionParams
 
 
@@ -60,6 +65,7 @@ class WorkerContext:
     def __post_init__(self, environ: Mapping[str, str]) -> None:
         self.responses = ResponseStore(environ.get(DIRECTORY_ENV, ""))
         self.has_router = CONTROL_FD_ENV in environ
+        self.has_keys = KEYS_ENV in environ if self.has_router else bool(read_api_keys(self.settings))
         self.slots_debug = bool(environ.get("LLAMA_SERVER_SLOTS_DEBUG"))
         self.media = media_loader(self.settings, environ)
         self.ui_settings = read_ui_settings(self.settings)  # also for pages that the worker does not serve
@@ -135,6 +141,22 @@ class WorkerContext:
 
 
 WORKER_CONTEXT = web.AppKey("serving", WorkerContext)
+_request_numbers = itertools.count()
+
+
+def share_of(request: web.Request) -> Share:
+    """Return the share of the request: its client is known by the API key, if the server requires one."""
+    number = next(_request_numbers)
+    if not request.app[WORKER_CONTEXT].has_keys:
+        return Share(request=number)
+    return Share(hashlib.sha256(given_key(request)).hexdigest(), number)
+
+
+async def read_request(request: web.Request) -> dict[str, Any]:
+    """Return the body, a JSON object in which no field is larger than its limit. Raises InvalidRequest."""
+    body = await read_object(request)
+    check_limits(body)
+    return body
 
 
 async def begin_use(request: web.Request) -> dict[str, Any]:
@@ -142,6 +164,6 @@ async def begin_use(request: web.Request) -> dict[str, Any]:
 
     Raises InvalidRequest.
     """
-    body = await read_object(request)
+    body = await read_request(request)
     request.app[WORKER_CONTEXT].apply_keep_alive(body)
     return body

@@ -12,10 +12,9 @@ from aiohttp import web
 from llama_corral.common.base.errors import ConfigError, InvalidRequest, NotSupported
 from llama_corral.common.web.application import json_response, query_text
 from llama_corral.common.web.json_fields import Fields
-from llama_corral.common.web.request_body import read_object
 from llama_corral.common.web.safe_names import is_safe_name
 
-from .serving import WORKER_CONTEXT
+from .serving import WORKER_CONTEXT, read_request
 
 
 def check_directory(directory: str) -> None:
@@ -53,7 +52,7 @@ def _slot_id(text: str) -> int:
 
 
 async def _file_name(request: web.Request) -> str:
-    fields = Fields(await read_object(request))
+    fields = Fields(await read_request(request))
     if fields.body.get("filename") is None:
         raise InvalidRequest('"filename" is required')
     name = fields.string("filename", default="")

@@ -13,12 +13,12 @@ from typing import Any
 from aiohttp import web
 from llama_corral.common.base.errors import InvalidRequest, NotSupported
 from llama_corral.common.web.json_fields import Fields
-from llama_corral.common.web.request_body import read_object
 
 from ..chat.content import UPLOADED_FILE
 from .completions import answer_chat
 from .openai_transcription import OpenAITranscription
 from .request.forms import FORM, Form, read_form
+from .serving import read_request
 from .variants import context_of
 
 INSTRUCTION = "Transcribe audio to text"
@@ -46,7 +46,7 @@ async def transcriptions(request: web.Request) -> web.StreamResponse:
 async def _read(request: web.Request) -> Form:
     if request.content_type == FORM:
         return await read_form(request)
-    return Form(await read_object(request), {})  # the caller refuses it, as it has no file
+    return Form(await read_request(request), {})  # the caller refuses it, as it has no file
 
 
 def chat_body(texts: Mapping[str, Any], *, is_lfm2: bool = False) -> dict[str, Any]:
@@ -73,8 +73,9 @@ def chat_body(texts: Mapping[str, Any], *, is_lfm2: bool = False) -> dict[str, A
 def _number(name: str, text: Any, whole: bool) -> float:
     try:
         value = int(text) if whole else float(text)
-    except (ValueError, TypeError):
-        value = math.nan
-    if not math.isfinite(value):
+        is_finite = math.isfinite(value)
+    except (ValueError, TypeError, OverflowError):
+        is_finite = False
+    if not is_finite:
         raise InvalidRequest(f"Field '{name}': must be {'an integer' if whole else 'a number'}, but is {text!r}")
     return value

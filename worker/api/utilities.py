@@ -5,16 +5,16 @@ from __future__ import annotations
 from aiohttp import web
 from llama_corral.common.web.application import json_response
 from llama_corral.common.web.json_fields import Fields, wrong_type
-from llama_corral.common.web.request_body import read_object
 
 from ..engine.llama.vocab import Vocab
-from .request.prompts import checked_token, maybe_off_loop, n_characters, tokenize_mixed
-from .serving import WORKER_CONTEXT
+from .request.prompts import checked_token, n_characters, tokenize_mixed
+from .request.reading import PromptReader
+from .serving import WORKER_CONTEXT, read_request
 
 
 async def tokenize(request: web.Request) -> web.StreamResponse:
     worker = request.app[WORKER_CONTEXT]
-    body = await read_object(request)
+    body = await read_request(request)
     fields = Fields(body)
     content = body.get("content", "")
     add_special = fields.boolean("add_special", default=False)
@@ -22,9 +22,10 @@ async def tokenize(request: web.Request) -> web.StreamResponse:
     with_pieces = fields.boolean("with_pieces", default=False)
     async with worker.engine.use() as loaded:
         vocab = loaded.vocab
-        tokens = await maybe_off_loop(
+        reader = PromptReader(vocab)
+        tokens = await reader.run(
             n_characters(content),
-            lambda: tokenize_mixed(content, vocab, add_special=add_special, parse_special=parse_special),
+            lambda: tokenize_mixed(content, reader, add_special=add_special, parse_special=parse_special),
         )
         if with_pieces:
             return json_response({"tokens": [{"id": token, "piece": _piece(token, vocab)} for token in tokens]})
@@ -42,12 +43,12 @@ def _piece(token: int, vocab: Vocab) -> str | list[int]:
 
 async def detokenize(request: web.Request) -> web.StreamResponse:
     worker = request.app[WORKER_CONTEXT]
-    tokens = (await read_object(request)).get("tokens") or []
+    tokens = (await read_request(request)).get("tokens") or []
     if not isinstance(tokens, list):
         raise wrong_type("tokens", "array", tokens)
     async with worker.engine.use() as loaded:
         vocab = loaded.vocab
-        pieces = await maybe_off_loop(
+        pieces = await PromptReader(vocab).run(
             len(tokens), lambda: vocab.join([checked_token(token, vocab) for token in tokens])
         )
     return json_response({"content": pieces.decode("utf-8", "replace")})

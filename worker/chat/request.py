@@ -13,7 +13,6 @@ from llama_corral.common.base.json_encoding import encode_json
 from llama_corral.common.web.json_fields import Fields, wrong_type
 from msgspec import Struct, field
 
-from ..grammar.converter import conversion_work
 from ..media.sources import MediaSource
 from .constraints.response_format import ResponseFormat, read_response_format
 from .content import ContentReader, has_media, join_parts
@@ -41,12 +40,17 @@ class ChatRequest(Struct, frozen=True):
 
     @property
     def n_characters(self) -> int:
-        """Estimate the work of rendering the prompt and writing its grammar, in characters."""
-        n = 0 if self.response_format is None else conversion_work(self.response_format.schema)
+        """Estimate the work of rendering the prompt, in characters."""
+        n = len(encode_json(self.tools.shown)) if self.tools.offered else 0
         for message in self.messages:
             n += len(join_parts(message["content"], "")) + len(message.get("reasoning_content") or "")
             n += len(encode_json(message["tool_calls"])) if message.get("tool_calls") else 0
-        return n + conversion_work(self.tools.shown)
+        return n
+
+    @property
+    def has_schema(self) -> bool:
+        """True if a grammar must be written, for which a small schema may take as long as a large one."""
+        return self.response_format is not None or bool(self.tools.usable)
 
 
 class ChatDefaults(Struct, frozen=True):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from .adapters.lora import Adapters
 from .batching.decode import BatchDecoder, DecodedRows, DecodeFailed, DraftRun, PreparedBatch
 from .batching.jobs import EmbeddingTask, GenerationTask, Job, tasks_of
 from .batching.media_tokens import text_of
+from .batching.queue import JobQueue
 from .batching.scheduler import BatchPlan, GroupHistory, SlotWork, choose_slot, plan
 from .batching.slots import Slot, SlotState
 from .cache.context_shift import n_tokens_kept, shift
@@ -56,7 +56,7 @@ class Core:
         self.decoder = BatchDecoder(context, adapters, self.slots)
         self.slot_cache = SlotCache(model, context, adapters, self.slots, disk)
         self.media_encoder = media_encoder
-        self.waiting: deque[Job] = deque()
+        self.waiting = JobQueue()
         self._actions: list[SlotAction[Any]] = []
         self.published = counters.copy()
         """A copy of the counters after the last step, for other threads."""
@@ -76,7 +76,7 @@ class Core:
         return not self.stalled and (self._n_busy > 0 or bool(self.waiting or self._actions))
 
     def submit(self, job: Job) -> None:
-        self.waiting.append(job)
+        self.waiting.add(job)
 
     def run_on_slot(self, action: SlotAction[Any]) -> None:
         """Queue an action. It runs as soon as its slot is idle, before other requests get the slot."""
@@ -84,8 +84,7 @@ class Core:
 
     def cancel(self, job: Job) -> None:
         """Remove the job and release its slots immediately. They keep their cached tokens. No event of it follows."""
-        if job in self.waiting:
-            self.waiting.remove(job)
+        self.waiting.discard(job)
         self._release_all(job)
         self._emit()
 
@@ -146,15 +145,14 @@ class Core:
     # -- admit ---------------------------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """Assign slots: first to requests that name one, then by arrival. One that needs several blocks later ones."""
+        """Assign slots in the queue's order. A request that needs several slots blocks later ones."""
         for slot in self.slot_cache.waiters_ready():
             self._begin_prompt(slot)
         if not self.waiting or self._n_busy == len(self.slots):
             return
-        bound = [job for job in self.waiting if job.id_slot >= 0]
-        for job in bound + [job for job in self.waiting if job.id_slot < 0]:
+        for job in self.waiting.in_order(slot.task.job for slot in self.slots if slot.task):
             if self._assign_slots(job):
-                self.waiting.remove(job)
+                self.waiting.serve(job)
             elif job.n_choices > 1 or self._n_busy == len(self.slots) or self.slot_cache.is_reading_disk:
                 return
 
@@ -333,12 +331,12 @@ class Core:
             probs = None
             if (wanted := task.request.sampling).wants_probs:
                 probs = probabilities(sampler, self.context, row, token, wanted, self.options.special)
+            slot.sampled = token
+            slot.draft.clear()
+            piece = choice.add(token, probs, self.model.vocab, slot.is_full and not self._shifts)
         except ApiError as error:
             self._fail(task.job, error)
             return False
-        slot.sampled = token
-        slot.draft.clear()
-        piece = choice.add(token, probs, self.model.vocab, slot.is_full and not self._shifts)
         if piece is not None:
             self._event(task.job, piece)
         if choice.finished:

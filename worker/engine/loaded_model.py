@@ -16,7 +16,7 @@ from llama_corral.common.base.errors import ContextExceeded, InvalidRequest, Not
 from msgspec.structs import replace
 
 from .adapters.lora import AdapterInfo
-from .batching.jobs import Job
+from .batching.jobs import ALONE, Job
 from .batching.media_tokens import content_of, with_media_tokens
 from .batching.slots import Slot
 from .cache.slot_files import SlotFile, save
@@ -24,7 +24,8 @@ from .core import Core
 from .llama.builtin_template import apply_builtin_template
 from .llama.model import MediaSupport
 from .llama.vocab import Vocab
-from .messages import MEDIA_TOKEN, Embedding, Generation, MediaChunk, PromptText, Sink
+from .messages import MEDIA_TOKEN, Embedding, Generation, MediaChunk, PromptText, Sampling, Share, Sink
+from .sampling.dry import prepare_dry, uses_dry
 from .sampling.grammar_candidates import prepare
 from .slot_actions import SlotAction
 from .slot_views import SlotView, slot_views
@@ -57,21 +58,37 @@ class LoadedModel:
             raise NotSupported("Multimodal data provided, but model does not support multimodal requests.")
         return self.core.media_encoder.projector.tokenize(parts, files, self.info.n_ctx, given_up)
 
-    async def prepare_for_grammars(self) -> None:
-        """Prepare the vocabulary for grammars. Call it before a request with a grammar is submitted.
+    async def prepare_for(self, sampling: Sampling) -> None:
+        """Prepare what the samplers of a request need. Call it before the request is submitted.
 
         Without it the engine thread does this at the first token of that request, and all other requests wait.
         """
-        await asyncio.to_thread(prepare, self.vocab)
+        if sampling.grammar is not None:
+            await asyncio.to_thread(prepare, self.vocab)
+        if uses_dry(sampling):
+            await asyncio.to_thread(prepare_dry, sampling, self.vocab)
 
-    def submit(self, request: Generation | Embedding, sink: Sink) -> Ticket:
-        """Submit a request. Raises ApiError for errors that are visible now; later errors arrive as Failed events."""
-        self._check(request)
+    def submit(self, request: Generation | Embedding, sink: Sink, share: Share = ALONE) -> Ticket:
+        """Submit a request. Raises ApiError for errors that are visible now; later errors arrive as Failed events.
+
+        `share`: the client and the HTTP request that it is part of.
+        """
+        self.check(request)
         if request.media:
             request = replace(request, tokens=with_media_tokens(request.tokens, request.media))
-        job, core = Job(next(_job_ids), request, sink), self.core
+        job, core = Job(next(_job_ids), request, sink, share), self.core
         self._thread.post(lambda: core.submit(job))
         return Ticket(job, core, self._thread)
+
+    @property
+    def n_ctx(self) -> int:
+        """The context of each request, in tokens."""
+        return self.info.n_ctx
+
+    @property
+    def window(self) -> int:
+        """The number of prompts that a request should have submitted at a time: enough to keep all slots busy."""
+        return 2 * self.info.n_slots
 
     @property
     def embedding_room(self) -> int:
@@ -116,7 +133,8 @@ class LoadedModel:
     ) -> str | None:
         return apply_builtin_template(template, messages, add_generation_prompt)
 
-    def _check(self, request: Generation | Embedding) -> None:
+    def check(self, request: Generation | Embedding) -> None:
+        """Raise the ApiError that `submit` would raise."""
         context, n_tokens = self.core.context, len(request.tokens)
         text = [token for token in request.tokens if token != MEDIA_TOKEN] if request.media else request.tokens
         if not self.vocab.contains(text):

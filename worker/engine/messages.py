@@ -251,6 +251,16 @@ class Failed(Struct, frozen=True):
     error: ApiError
 
 
+class Share(Struct, frozen=True):
+    """The client and the HTTP request that a prompt is computed for.
+
+    Slots are shared fairly between clients, and between a client's requests.
+    """
+
+    client: str = ""  # stands for an API key; equal for all clients of a server without keys
+    request: int = -1  # equal for all prompts of an HTTP request
+
+
 Event = Begun | Progress | Piece | Finished | Embedded | Failed
 Sink = Callable[[Event], None]
 """Function that receives the events of one request, in order, on the event loop's thread."""

@@ -10,8 +10,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from llama_corral.common.base.json_encoding import encode_json
-
 from .merging import Merger
 from .objects import object_rule
 from .rules import MAX_REPETITIONS, GrammarRules, below, json_literal, repeated, rule_name
@@ -38,7 +36,6 @@ from .values import ValueCheck
 from .work import VISIT, TooMuchWork
 
 MAX_DEPTH = 100
-_COUNTING_FACTOR = 100
 _MAX_KEY = 200
 """Maximum length of a property name if other names are allowed too: each character is a level of the grammar."""
 
@@ -48,13 +45,6 @@ def schema_grammar(schema: object) -> str:
     converter = Converter(schema)
     converter.visit(schema, "", "#")
     return converter.rules.text()
-
-
-def conversion_work(schema: object) -> int:
-    """Estimate the work of converting a schema, in characters of text. To count characters or digits takes longer."""
-    text = encode_json(schema)
-    counts = b'Length"' in text or b'"multipleOf"' in text
-    return _COUNTING_FACTOR * len(text) if counts else len(text)
 
 
 _LOOSER = (

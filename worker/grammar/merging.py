@@ -49,7 +49,7 @@ class Merger:
             elif not all(_has_shape(name, side) for side in (together[name], value)):
                 raise fail(path, f"{name} has a value of the wrong type")
             elif name in _MERGERS:
-                if isinstance(value, list):
+                if isinstance(value, list) and isinstance(together[name], list):
                     self._budget.spend(COMPARISON * len(value) * len(together[name]))
                 together[name] = _MERGERS[name](together[name], value, path)
             elif name == "properties":

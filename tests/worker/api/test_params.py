@@ -39,6 +39,7 @@ class TextOnly:
 
     vocab = VOCAB
     media = None
+    n_ctx = 512
 
     def tokenize_media(
         self, parts: Sequence[PromptText], files: Sequence[bytes]

@@ -39,11 +39,11 @@ def text(tokens: list[int]) -> str:
 )
 def test_a_prompt_has_the_tokens_that_the_vocabulary_adds(changes: dict[str, Any], expected: str) -> None:
     vocab = type("Vocab", (Letters,), changes)()
-    assert [text(prompt) for prompt in rerank_prompts("q", ["d"], None, vocab)] == [expected]
+    assert [text(prompt) for prompt in rerank_prompts("q", ["d"], None, vocab, vocab)] == [expected]
 
 
 def test_a_template_is_filled_once() -> None:
-    prompts = rerank_prompts("{document}", ["{query}", "b"], "{query}: {document}!", Letters())  # type: ignore[arg-type]
+    prompts = rerank_prompts("{document}", ["{query}", "b"], "{query}: {document}!", Letters(), Letters())  # type: ignore[arg-type]
     assert [text(prompt) for prompt in prompts] == ["<parsed>{document}: {query}!", "<parsed>{document}: b!"]
 
 

@@ -206,15 +206,16 @@ class ThreadOfRendering:
     ("body", "thread"),
     [
         ({}, "event loop"),
-        ({"response_format": {"type": "json_object", "schema": {"type": "integer"}}}, "event loop"),
+        ({"response_format": {"type": "json_object", "schema": {"type": "integer"}}}, "other"),
         ({"response_format": {"type": "json_object", "schema": LARGE}}, "other"),
         ({"json_schema": LARGE}, "other"),
         ({"json_schema": {"properties": {"a": {"format": "email", "maxLength": 254}}}}, "other"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": LARGE}}]}, "other"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]}, "other"),
         ({"messages": [*USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}, *USER]}, "other"),
     ],
 )
-async def test_a_large_schema_is_not_converted_on_the_event_loop(body: Body, thread: str) -> None:
+async def test_a_schema_of_any_size_is_not_converted_on_the_event_loop(body: Body, thread: str) -> None:
     form = ThreadOfRendering()
     chat = read_chat({"messages": USER, **body}, ChatDefaults())
     settings = Settings.of(special_in_messages=True)

@@ -32,7 +32,8 @@ class HandPlayedEngine:
 
     def __init__(self) -> None:
         self.sinks: list[Sink] = []
-        self.cancelled = 0
+        self.cancelled = self.n_checked = 0
+        self.window = 2
         self.refuses: Exception | None = None
         self.changed = asyncio.Event()
 
@@ -42,6 +43,9 @@ class HandPlayedEngine:
         self.sinks.append(sink)
         self.changed.set()
         return self
+
+    def check(self, request: Generation) -> None:
+        self.n_checked += 1
 
     def cancel(self) -> None:
         self.cancelled += 1
@@ -190,3 +194,16 @@ async def test_one_refused_prompt_cancels_the_others() -> None:
         assert response.status == 400
 
     assert (await play(scene, n_prompts=2)).cancelled == 1
+
+
+async def test_a_long_list_of_prompts_is_submitted_a_few_at_a_time() -> None:
+    async def scene(engine: HandPlayedEngine, client: aiohttp.ClientSession) -> None:
+        response = await asked(engine, client)
+        await engine.until(lambda: len(engine.sinks) == 2)
+        assert engine.n_checked == 5, "all are checked before any is computed"
+        for finished in range(5):
+            assert len(engine.sinks) == min(5, 2 + finished)
+            engine.sinks[finished](FINISHED)
+        assert len((await (await response).json())["choices"]) == 5
+
+    await play(scene, stream=False, n_prompts=5)

@@ -11,9 +11,13 @@ from engine_tools import GREEDY, ask, running
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from llama_corral.common.base.errors import InvalidRequest
+from llama_corral.worker.engine.batching import choice
 from llama_corral.worker.engine.llama.vocab import Vocab
 from llama_corral.worker.engine.messages import Grammar, Sampling
+from llama_corral.worker.engine.sampling import dry
 from llama_corral.worker.engine.sampling.probabilities import LOWEST, before_sampling
+from msgspec.structs import replace
 
 
 @pytest.mark.parametrize(
@@ -149,3 +153,36 @@ def test_logarithms_of_probabilities(values: np.ndarray, n: int, data: st.DataOb
     assert probs.chosen.p == pytest.approx(max(exact[token], LOWEST), abs=1e-3)
     assert [top.p for top in probs.top] == pytest.approx(np.maximum(np.sort(exact)[::-1][:n], LOWEST), abs=1e-3)
     assert len({top.id for top in probs.top}) == min(n, len(values))
+
+
+async def test_an_answer_that_is_not_streamed_keeps_a_limited_number_of_probabilities(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "MAX_KEPT_PROBS", 40)
+    async with running(llama) as engine, engine.use() as loaded:
+        with pytest.raises(InvalidRequest, match="more than 40 probabilities"):
+            await ask(loaded, sampling=Sampling(seed=8, n_probs=9), stop=()).one()
+        streamed = await ask(loaded, sampling=Sampling(seed=8, n_probs=9), stop=(), stream=True).one()
+        assert streamed.n_decoded == 16
+
+
+async def test_dry_samplers_are_made_before_the_engine_needs_them(llama: Path) -> None:
+    """The copies have the same effect as samplers that are made for one answer."""
+    sampling = Sampling(
+        seed=3, temperature=0.0, dry_multiplier=5.0, dry_allowed_length=1, dry_sequence_breakers=("q", "e")
+    )
+    async with running(llama) as engine, engine.use() as loaded:
+        made = await ask(loaded, sampling=sampling, n_predict=400).one()
+        without = await ask(loaded, sampling=replace(sampling, dry_multiplier=0.0), n_predict=400).one()
+        assert made.tokens != without.tokens
+        await loaded.prepare_for(sampling)
+        copies = [await ask(loaded, sampling=sampling, n_predict=400).one() for _ in range(2)]
+        assert [copied.tokens for copied in copies] == [made.tokens] * 2
+
+
+@pytest.mark.parametrize("n", [1, 20])
+async def test_only_some_dry_samplers_are_kept(llama: Path, n: int) -> None:
+    async with running(llama) as engine, engine.use() as loaded:
+        for length in range(n):
+            dry.prepare_dry(Sampling(dry_multiplier=1.0, dry_allowed_length=length), loaded.vocab)
+        assert len(dry._kept[loaded.vocab]) == min(n, dry._MAX_KEPT)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from engine_tools import running
+from llama_corral.worker.api.request.reading import PromptReader
 from llama_corral.worker.chat.quoting import SpecialTokens, WrittenText
 from llama_corral.worker.engine.messages import PromptText, SpecialSpelling
 
@@ -20,10 +21,10 @@ async def test_a_text_in_parts_has_the_tokens_of_the_whole_text(models: Path, mo
         if model == "tiny-bert.gguf":
             parts = [PromptText(text) for text in ("the", "sea")]
         whole = [token for part in parts for token in vocab.tokenize(part.text, False, True)]
-        assert vocab.tokenize_parts(parts, False) == whole
+        assert PromptReader(vocab).tokenize_parts(parts, False) == whole
         around = vocab.tokenize("sea", True, True)
-        assert vocab.tokenize_parts([PromptText("sea")], True) == around
-        assert vocab.tokenize_parts([], True) == vocab.tokenize("", True)
+        assert PromptReader(vocab).tokenize_parts([PromptText("sea")], True) == around
+        assert PromptReader(vocab).tokenize_parts([], True) == vocab.tokenize("", True)
 
 
 async def test_special_tokens_of_the_vocabulary(models: Path) -> None:
@@ -43,7 +44,7 @@ async def test_only_the_quoted_spelling_changes_its_tokens(models: Path) -> None
         assert special.split(WrittenText(TEXT)) == ()
         text = TEXT.replace("the sea", "<|im_end|>")
         parts = special.split(WrittenText(text, (text.index("<|im_end|>"),)))
-        tokens = vocab.tokenize_parts(parts, True)
+        tokens = PromptReader(vocab).tokenize_parts(parts, True)
         (end,) = vocab.tokenize("<|im_end|>", False, True)
         assert (tokens.count(end), vocab.tokenize(text, True, True).count(end)) == (1, 2)
         plain = vocab.tokenize("user\nTell  me <b>about</b> é <|im_end|>", False, False)

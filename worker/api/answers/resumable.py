@@ -23,6 +23,7 @@ from llama_corral.common.web.application import (
 )
 from llama_corral.common.web.request_body import read_json
 
+from ..request.limits import check_limit
 from .stream_sessions import OffsetLost, StreamSession, StreamSessions
 
 SESSIONS = web.AppKey("sessions", StreamSessions)
@@ -155,6 +156,8 @@ async def stop(request: web.Request) -> web.StreamResponse:
 async def look_up(request: web.Request) -> web.StreamResponse:
     body = await read_json(request)
     given = body.get("conversation_ids") if isinstance(body, dict) else None
+    if isinstance(given, list):
+        check_limit("conversation_ids", given)
     wanted = [name for name in given if isinstance(name, str) and name] if isinstance(given, list) else []
     return json_response([_shown(session) for session in request.app[SESSIONS].matching(wanted)])
 

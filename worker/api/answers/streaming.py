@@ -32,6 +32,13 @@ class Engine(Protocol):
 
     def submit(self, request: Generation, sink: Sink) -> Ticket: ...
 
+    def check(self, request: Generation) -> None:
+        """Raise the ApiError that `submit` would raise."""
+
+    @property
+    def window(self) -> int:
+        """The number of prompts that a request should have submitted at a time."""
+
 
 class Mailbox:
     """The pending events of all prompts of one request, each with the index of its prompt's first choice."""
@@ -66,20 +73,62 @@ class Mailbox:
 
 @contextmanager
 def submitted(engine: Engine, generations: Sequence[Generation]) -> Iterator[Mailbox]:
-    """Submit the generations and yield their mailbox; cancel them at the end of the block."""
-    mailbox = Mailbox()
-    tickets: list[Ticket] = []
-    offset = 0
+    """Submit the generations, some at a time, and yield their mailbox; cancel them at the end of the block."""
+    submissions = _Submissions(engine, generations)
     try:
-        for generation in generations:
-            tickets.append(engine.submit(generation, partial(mailbox.put, offset)))
-            offset += generation.n
-        yield mailbox
+        submissions.begin()
+        yield submissions.mailbox
     finally:
-        for ticket in tickets:
+        submissions.cancel()
+
+
+class _Submissions:
+    """Keeps `window` prompts of a request submitted, so that a long list of prompts does not fill the queue."""
+
+    def __init__(self, engine: Engine, generations: Sequence[Generation]) -> None:
+        self.mailbox = Mailbox()
+        self._engine = engine
+        self._generations = generations
+        self._next = self._offset = 0
+        self._tickets: list[Ticket] = []
+        self._open: dict[int, int] = {}  # by prompt: the number of its choices that are not finished
+        self._cancelled = False
+
+    def begin(self) -> None:
+        if len(self._generations) > 1:
+            for generation in self._generations:  # refuse the whole request before anything is computed
+                self._engine.check(generation)
+        for _ in range(self._engine.window if len(self._generations) > 1 else 1):
+            self._submit_next()
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        for ticket in self._tickets:
             ticket.cancel()
 
+    def _submit_next(self) -> None:
+        if self._cancelled or self._next == len(self._generations):
+            return
+        index, generation = self._next, self._generations[self._next]
+        self._open[index] = generation.n
+        self._tickets.append(self._engine.submit(generation, partial(self._receive, index, self._offset)))
+        self._next, self._offset = index + 1, self._offset + generation.n
 
+    def _receive(self, index: int, offset: int, event: Event) -> None:
+        self.mailbox.put(offset, event)
+        if not isinstance(event, Finished):
+            return
+        self._open[index] -= 1
+        if self._open[index]:
+            return
+        try:
+            self._submit_next()
+        except ApiError as error:
+            self.mailbox.put(self._offset, Failed(error))
+
+
+OFF_LOOP_PROBS = 1000
+"""An answer with more probabilities is made on another thread: this takes over 5 ms, which would delay others."""
 BeforeEnd = Callable[[], Awaitable[None]]
 
 
@@ -100,10 +149,15 @@ async def respond(
     with submitted(engine, generations) as mailbox:
         if generations[0].stream:
             return await _stream(request, mailbox, dialect, total, ping_interval, before_end)
-        whole = dialect.full_body(await _collect(mailbox, total))
+        results = await _collect(mailbox, total)
+        n_probs = sum(len(result.probs) for result in results) * (1 + generations[0].sampling.n_probs)
+        if n_probs > OFF_LOOP_PROBS:
+            response = await asyncio.to_thread(lambda: json_response(dialect.full_body(results)))
+        else:
+            response = json_response(dialect.full_body(results))
         if before_end is not None:
             await before_end()
-        return json_response(whole)
+        return response
 
 
 async def _collect(mailbox: Mailbox, total: int) -> list[Finished]:

@@ -12,11 +12,10 @@ from typing import Any
 
 from aiohttp import web
 from llama_corral.common.web.application import json_response
-from llama_corral.common.web.request_body import read_object
 
 from ..answers.results import random_id
 from ..completions import answer_chat, prompt_tokens
-from ..serving import begin_use
+from ..serving import begin_use, read_request
 from ..variants import context_of
 from .answer import AnthropicMessages
 from .request import chat_body
@@ -28,7 +27,7 @@ async def messages(request: web.Request) -> web.StreamResponse:
 
 
 async def count_tokens(request: web.Request) -> web.StreamResponse:
-    body = _chat_body(request, await read_object(request))
+    body = _chat_body(request, await read_request(request))
     return json_response({"input_tokens": await prompt_tokens(request, body)})
 
 

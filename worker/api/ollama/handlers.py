@@ -26,10 +26,12 @@ from ..answers.dialect import AnswerInfo
 from ..completions import answer_chat, answer_prompts, render_chat
 from ..embeddings import compute
 from ..infill import check_vocabulary, infill_tokens
+from ..request.limits import MAX_PROMPTS, check_number
 from ..request.media_prompts import read_prompts, tokenize_parts
 from ..request.params import CompletionParams, params_of
-from ..request.prompts import Prompt, maybe_off_loop, tokenize_mixed
-from ..serving import WorkerContext, begin_use
+from ..request.prompts import Prompt, tokenize_mixed
+from ..request.reading import PromptReader
+from ..serving import WorkerContext, begin_use, share_of
 from ..variants import context_of
 from .answer import NS, FormatMessage, OllamaAnswer, RequestInfo, as_message, as_response
 from .request import chat_body, completion_fields, format_fields, generate_messages, read_think, refuse_template
@@ -108,9 +110,9 @@ async def _with_context_tokens(call: OllamaRequest, body: dict[str, Any]) -> web
         raise InvalidRequest("images and context cannot be combined: send the whole conversation to /api/chat")
     async with worker.engine.use() as loaded:
         prompt = await render_chat(worker, loaded, wanted)
-        vocab = loaded.vocab
-        earlier = tokenize_mixed(call.body["context"], vocab, add_special=False, parse_special=False)
-        new = await tokenize_parts(prompt.parts, vocab, add_special=False)
+        reader = PromptReader(loaded.vocab, loaded.n_ctx)
+        earlier = tokenize_mixed(call.body["context"], reader, add_special=False, parse_special=False)
+        new = await tokenize_parts(prompt.parts, reader, add_special=False)
         params = replace(
             await _params(call, loaded, prompt.fields), generation_prompt=prompt.generation_prompt, reply=prompt.reply
         )
@@ -188,6 +190,7 @@ async def embed(request: web.Request) -> web.StreamResponse:
     if not isinstance(given, str | list | None) or (isinstance(given, list) and not all(map(_is_text, given))):
         raise InvalidRequest("invalid input type: expected a string or an array of strings")
     texts = [given] if isinstance(given, str) and given else given or []
+    check_number("input", len(texts), MAX_PROMPTS)
     dimensions = call.fields.integer("dimensions", default=0, low=0)
     vectors, n_tokens, loaded_at = await _embed(call, list(texts), L2)
     if dimensions:
@@ -228,13 +231,14 @@ async def _embed(call: OllamaRequest, texts: list[str], normalize: int) -> tuple
     async with worker.engine.use() as loaded:
         loaded_at = time.monotonic()
         size = sum(map(len, texts))
-        inputs = await maybe_off_loop(size, lambda: [loaded.vocab.tokenize(text, True, True) for text in texts])
+        reader = PromptReader(loaded.vocab, loaded.n_ctx, truncates=truncates)
+        inputs = await reader.run(size, lambda: [reader.tokenize(text, True, True) for text in texts])
         room = loaded.embedding_room
         for tokens in inputs:
             if len(tokens) > room and not truncates:
                 raise InvalidRequest("the input length exceeds the context length")
         inputs = [_truncated(tokens, room) for tokens in inputs]
-        results = await compute(loaded, [Embedding(tokens, normalize) for tokens in inputs])
+        results = await compute(loaded, [Embedding(tokens, normalize) for tokens in inputs], share_of(call.request))
     vectors = [list(map(float, result.vectors[0])) for result in results]
     return vectors, sum(result.n_tokens for result in results), loaded_at
 

@@ -17,12 +17,11 @@ from llama_corral.common.web.application import LINES_TYPE, json_response
 from llama_corral.common.web.json_fields import Fields
 from llama_corral.common.web.ollama import expiry_text, version_json
 from llama_corral.common.web.ollama_models import PULLED, possible_names, running_entry, show, tag_entry
-from llama_corral.common.web.request_body import read_object
 from llama_corral.presets.abilities import abilities
 from llama_corral.presets.options.table import OPTIONS
 
 from ..monitoring import input_modalities
-from ..serving import WORKER_CONTEXT, WorkerContext
+from ..serving import WORKER_CONTEXT, WorkerContext, read_request
 
 if TYPE_CHECKING:
     from llama_corral.presets.options.settings import Settings
@@ -56,7 +55,7 @@ async def running(request: web.Request) -> web.StreamResponse:
 
 async def show_model(request: web.Request) -> web.StreamResponse:
     worker = request.app[WORKER_CONTEXT]
-    fields = Fields(await read_object(request))
+    fields = Fields(await read_request(request))
     name = fields.string("model", "name", default="")
     if not _is_own(worker, name):
         raise ModelNotFound(name)
@@ -87,7 +86,7 @@ def _is_own(worker: WorkerContext, name: str) -> bool:
 
 async def pull(request: web.Request) -> web.StreamResponse:
     """Answer that the worker's model is here; refuse others."""
-    fields = Fields(await read_object(request))
+    fields = Fields(await read_request(request))
     if not _is_own(request.app[WORKER_CONTEXT], fields.string("model", "name", default="")):
         return await refuse(request)
     if not fields.boolean("stream", default=True):

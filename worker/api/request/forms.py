@@ -11,6 +11,8 @@ from llama_corral.common.base.errors import BodyTooLarge, InvalidRequest
 from llama_corral.common.web.request_body import LIMITS, let_client_continue, uncompressed
 from msgspec import Struct
 
+from .limits import check_limits
+
 FORM = "multipart/form-data"
 _MALFORMED = (HttpProcessingError, ValueError, LookupError, RuntimeError, AssertionError)
 """Exceptions that aiohttp raises for malformed forms: wrong headers, boundaries, character sets or encodings."""
@@ -46,6 +48,7 @@ async def read_form(request: web.Request) -> Form:
                     files[name] = await asyncio.to_thread(file.read)
         else:
             texts.setdefault(name, part if isinstance(part, str) else bytes(part).decode("utf-8", "replace"))
+    check_limits(texts)
     return Form(texts, files)
 
 

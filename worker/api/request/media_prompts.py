@@ -19,7 +19,9 @@ from ...engine.messages import MediaChunk, PromptText
 from ...media.encoded import decode_base64
 from ...media.inspection import check_file
 from ...media.sources import MediaLoader, MediaSource
-from .prompts import Prompt, maybe_off_loop, n_characters, split_prompts, tokenize_prompt
+from .limits import MAX_PROMPTS, check_number
+from .prompts import Prompt, n_characters, split_prompts, tokenize_prompt
+from .reading import PromptReader
 from .samplers import Tokenizer
 
 _DECODER = ThreadPoolExecutor(1, "media")
@@ -48,6 +50,9 @@ class PromptModel(Protocol):
     def vocab(self) -> Tokenizer: ...
 
     @property
+    def n_ctx(self) -> int: ...
+
+    @property
     def media(self) -> MediaModalities | None: ...
 
     def tokenize_media(
@@ -69,16 +74,16 @@ async def place_media(
     check_kinds(sources, model)
     fetched = await loader.load(sources) if sources else []
     if not files and not fetched:
-        return Prompt(await tokenize_parts(parts, model.vocab, add_special=True))
+        return Prompt(await tokenize_parts(parts, PromptReader(model.vocab, model.n_ctx), add_special=True))
     return await _with_files(parts, [*files, *fetched], model)
 
 
-async def tokenize_parts(parts: Sequence[PromptText], vocab: Tokenizer, *, add_special: bool) -> list[int]:
+async def tokenize_parts(parts: Sequence[PromptText], reader: PromptReader, *, add_special: bool) -> list[int]:
     if len(parts) == 1:
         text, parses = parts[0].text, parts[0].parse_special
-        return await maybe_off_loop(len(text), lambda: vocab.tokenize(text, add_special, parses))
+        return await reader.run(len(text), lambda: reader.tokenize(text, add_special, parses))
     n_characters = sum(len(part.text) for part in parts)
-    return await maybe_off_loop(n_characters, lambda: vocab.tokenize_parts(parts, add_special))
+    return await reader.run(n_characters, lambda: reader.tokenize_parts(parts, add_special))
 
 
 def check_kinds(sources: Sequence[MediaSource], model: PromptModel) -> None:
@@ -96,14 +101,14 @@ async def read_prompts(value: object, model: PromptModel) -> list[Prompt]:
     entries = split_prompts(value)
     if not entries:
         raise InvalidRequest('"prompt" must not be empty')
+    check_number("prompt", len(entries), MAX_PROMPTS)
     return await read_entries(entries, model)
 
 
 async def read_entries(entries: Sequence[object], model: PromptModel) -> list[Prompt]:
     plain = [entry for entry in entries if not _has_files(entry)]
-    tokens = iter(
-        await maybe_off_loop(n_characters(plain), lambda: [tokenize_prompt(entry, model.vocab) for entry in plain])
-    )
+    reader = PromptReader(model.vocab, model.n_ctx)
+    tokens = iter(await reader.run(n_characters(plain), lambda: [tokenize_prompt(entry, reader) for entry in plain]))
     return [await _read_entry(entry, model) if _has_files(entry) else Prompt(next(tokens)) for entry in entries]
 
 
@@ -134,6 +139,7 @@ async def _with_files(parts: Sequence[PromptText], files: Sequence[bytes], model
             check_file(data)
         return Prompt(*model.tokenize_media(parts, files, given_up.is_set))
 
+    PromptReader(model.vocab, model.n_ctx).check_size(sum(len(part.text) for part in parts))
     given_up = threading.Event()
     try:
         return await asyncio.get_running_loop().run_in_executor(_DECODER, work)

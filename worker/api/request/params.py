@@ -18,10 +18,11 @@ from ...chat.parsing.reply import PLAIN, ReplyFormat
 from ...chat.request import REASONING_FORMATS
 from ...engine.messages import Generation, Sampling
 from ...engine.runner import LoadedModel
-from ...grammar.converter import conversion_work
 from .delimiters import MessageDelimiter, read_delimiters, user_starts
 from .grammars import preserved_tokens, read_grammar
-from .prompts import Prompt, maybe_off_loop
+from .limits import MAX_PROBS, reading_work
+from .prompts import Prompt
+from .reading import OFF_LOOP_CHARACTERS, PromptReader
 from .samplers import Tokenizer, logit_bias, sampler_names, stop_strings
 from .scales import Scales, read_scales
 from .thinking import ThinkingDefaults, read_thinking
@@ -128,12 +129,14 @@ def read_params(
 
 
 async def params_of(body: Mapping[str, Any], defaults: CompletionParams, loaded: LoadedModel) -> CompletionParams:
-    """Call `read_params`, off the event loop if the schema is large. Prepare the model for its first grammar."""
-    schema = body.get("json_schema")
-    size = 0 if schema is None else conversion_work(schema)
-    params = await maybe_off_loop(size, lambda: read_params(body, defaults, loaded.vocab, loaded.info.n_slots))
-    if params.sampling.grammar is not None:
-        await loaded.prepare_for_grammars()
+    """Call `read_params`, off the event loop if it may take long. Prepare the model for the samplers.
+
+    A schema is always converted off the loop: a small one may take as long as a large one.
+    """
+    work = reading_work(body) + (0 if body.get("json_schema") is None else OFF_LOOP_CHARACTERS + 1)
+    reader = PromptReader(loaded.vocab)
+    params = await reader.run(work, lambda: read_params(body, defaults, reader, loaded.info.n_slots))
+    await loaded.prepare_for(params.sampling)
     return params
 
 
@@ -212,7 +215,7 @@ def _n_probs(fields: Fields) -> int:
     name, value = fields.find("n_probs", "logprobs")
     if isinstance(value, bool):
         return int(value)
-    return max(0, Fields({name: value}).integer(name, default=0))
+    return max(0, Fields({name: value}).integer(name, default=0, high=MAX_PROBS))
 
 
 def _reasoning_format(fields: Fields, default: str) -> str:

@@ -6,9 +6,7 @@ several prompts are allowed. Pure apart from the vocabulary. `media_prompts` han
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.common.web.json_fields import json_type
@@ -16,8 +14,6 @@ from msgspec import Struct
 
 from ...engine.messages import MediaChunk
 from .samplers import Tokenizer
-
-T = TypeVar("T")
 
 SHAPES = (
     '"prompt" elements must be a string, a list of tokens, a JSON object containing a prompt string, '
@@ -92,12 +88,3 @@ def n_characters(value: object) -> int:
     if isinstance(value, dict):
         return n_characters(value.get("prompt_string"))
     return sum(map(n_characters, value)) if isinstance(value, list) else 1
-
-
-OFF_LOOP_CHARACTERS = 4096
-"""Longer texts are processed on another thread: they take over a millisecond, which would block the event loop."""
-
-
-async def maybe_off_loop(n_characters: int, work: Callable[[], T]) -> T:
-    """Run short work immediately and long work on another thread, and return its result."""
-    return work() if n_characters <= OFF_LOOP_CHARACTERS else await asyncio.to_thread(work)

@@ -11,10 +11,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from llama_corral.common.web.json_fields import Fields, wrong_type
+from llama_corral.common.base.errors import InvalidRequest
+from llama_corral.common.web.json_fields import Fields, is_finite, wrong_type
 from llama_corral.presets.options.values import SAMPLER_LETTERS, SAMPLER_NAMES
-
-from ...engine.messages import PromptText
 
 log = logging.getLogger("corral.worker")
 
@@ -25,14 +24,15 @@ _NAMES = SAMPLER_NAMES | {"typical_p": "typ_p"}
 class Tokenizer(Protocol):
     """The part of a model's vocabulary that parsing a request needs."""
 
-    n_vocab: int
+    @property
+    def n_vocab(self) -> int: ...
 
     @property
     def eog_tokens(self) -> Sequence[int]: ...
 
     def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]: ...
 
-    def tokenize_parts(self, parts: Sequence[PromptText], add_special: bool) -> list[int]: ...
+    def surrounded(self, tokens: Sequence[int]) -> list[int]: ...
 
 
 def sampler_names(value: object) -> tuple[str, ...]:
@@ -73,6 +73,8 @@ def _biased(key: object, bias: object, vocab: Tokenizer) -> Iterator[tuple[int, 
     if bias is False:
         amount = -math.inf
     elif isinstance(bias, (int, float)) and not isinstance(bias, bool):
+        if not is_finite(bias):
+            raise InvalidRequest("Field 'logit_bias': a bias must be a finite number or false", "logit_bias")
         amount = float(bias)
     else:
         return

@@ -12,13 +12,12 @@ from typing import Any
 from aiohttp import web
 from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.common.web.application import json_response
-from llama_corral.common.web.request_body import read_object
 from llama_corral.common.web.stored_responses import RESPONSES
 
 from ..answers.dialect import AnswerInfo
 from ..answers.results import random_id
 from ..completions import answer_chat, prompt_tokens
-from ..serving import begin_use
+from ..serving import begin_use, read_request
 from ..variants import context_of
 from .dialect import RESPONSE_PREFIX, OpenAIResponses
 from .items import ITEM_PREFIXES, Item
@@ -66,7 +65,7 @@ async def _read(request: web.Request) -> tuple[dict[str, Any], ResponseForm, lis
 
 
 async def count_tokens(request: web.Request) -> web.StreamResponse:
-    asked = read_responses(await read_object(request))
+    asked = read_responses(await read_request(request))
     body = asked.chat_body(await _all_items(request, asked))
     return json_response({"input_tokens": await prompt_tokens(request, body), "object": "response.input_tokens"})
 

@@ -15,6 +15,7 @@ from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.common.web.json_fields import json_type, wrong_type
 
 from ..foreign_items import shown_call, shown_output, shown_result
+from ..request.limits import MAX_MESSAGES, check_number
 
 Item = dict[str, Any]
 Message = dict[str, Any]
@@ -35,6 +36,7 @@ def read_input(value: object) -> list[Item]:
         raise InvalidRequest("'input' is required")
     if not isinstance(value, list):
         raise InvalidRequest("'input' must be a string or array of objects")
+    check_number("input", len(value), MAX_MESSAGES)
     return [_read_item(item, f"input[{at}]") for at, item in enumerate(value)]
 
 

@@ -5,12 +5,16 @@ Used by the engine thread. It gets sampled tokens and does not use the context o
 
 from __future__ import annotations
 
+from llama_corral.common.base.errors import InvalidRequest
 from msgspec.structs import replace
 
 from ..llama.vocab import Vocab
 from ..messages import Finished, Generation, Piece, TokenProbs
 from .text import Stop, TextStream
 from .timing import Clock
+
+MAX_KEPT_PROBS = 500_000
+"""The largest number of probabilities of an answer that is not streamed; as JSON they need 400 MB."""
 
 
 class Choice:
@@ -40,7 +44,10 @@ class Choice:
         return -1 if self._n_predict < 0 else self._n_predict - len(self.tokens)
 
     def add(self, token: int, probs: TokenProbs | None, vocab: Vocab, context_is_full: bool) -> Piece | None:
-        """Add the sampled token. Return the piece to stream, if there is one."""
+        """Add the sampled token. Return the piece to stream, if there is one.
+
+        Raises InvalidRequest if the answer must keep too many probabilities.
+        """
         self.tokens.append(token)
         self._unsent_tokens.append(token)
         if probs is not None:
@@ -127,6 +134,12 @@ class Choice:
         request = self.request
         if not request.stream:
             self._probs += self._unsent_probs
+            n_kept = len(self._probs) * (1 + request.sampling.n_probs)
+            if self._probs and n_kept > MAX_KEPT_PROBS:
+                raise InvalidRequest(
+                    f"the answer has more than {MAX_KEPT_PROBS} probabilities ({len(self._probs)} tokens, n_probs "
+                    f"{request.sampling.n_probs}): stream it, or set a smaller n_probs or n_predict"
+                )
             self._unsent_probs.clear()
             return None
         tokens, probs = tuple(self._unsent_tokens), tuple(self._unsent_probs)

@@ -11,19 +11,23 @@ from msgspec.structs import replace
 
 from ..adapters.activation import BASE
 from ..llama.vocab import Vocab
-from ..messages import Embedded, Embedding, Event, Failed, Finished, Generation, Sink, seed_of
+from ..messages import Embedded, Embedding, Event, Failed, Finished, Generation, Share, Sink, seed_of
 from ..sampling.sampler import Sampler
 from .choice import Choice
 
+ALONE = Share()
+"""A request with one prompt."""
+
 
 class Job:
-    __slots__ = ("_n_open", "activation", "cancelled", "id", "n_choices", "request", "sink")
+    __slots__ = ("_n_open", "activation", "cancelled", "id", "n_choices", "request", "share", "sink")
 
-    def __init__(self, id: int, request: Generation | Embedding, sink: Sink) -> None:
+    def __init__(self, id: int, request: Generation | Embedding, sink: Sink, share: Share = ALONE) -> None:
         """`id` increases with each arrival."""
         self.id = id
         self.request = request
         self.sink = sink
+        self.share = share if share is not ALONE else Share(request=-id - 1)
         self.n_choices = request.n if isinstance(request, Generation) else 1
         self.activation = BASE  # of adapters; set by the engine thread when the job gets its slots
         self.cancelled = False  # never reset

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..messages import PromptText, SpecialSpelling
+from ..messages import SpecialSpelling
 from .llama import C, fast
 
 _UNKNOWN_OR_CONTROL = 1 | 8  # llama_token_attr: rendered as empty text unless special tokens are requested
@@ -67,11 +67,8 @@ class Vocab:
                 return result
             room = -n
 
-    def tokenize_parts(self, parts: Sequence[PromptText], add_special: bool) -> list[int]:
-        """Return the tokens of a text in parts. Each part is tokenized separately."""
-        tokens = [token for part in parts for token in self.tokenize(part.text, False, part.parse_special)]
-        if not add_special:
-            return tokens
+    def surrounded(self, tokens: Sequence[int]) -> list[int]:
+        """Return the tokens with those that `add_special` adds before and after a text."""
         around = self.tokenize("", True)  # the tokens that it adds before and after a text
         n_before = 1 if self.add_bos or len(around) == 2 else 0  # BERT's tokenizer adds two, whatever the flags say
         return [*around[:n_before], *tokens, *around[n_before:]]

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-from llama_corral.common.base.errors import InvalidRequest, ServerFault
+from llama_corral.common.base.errors import InvalidRequest
 
 from ..llama.llama import C, fast
 from ..llama.vocab import Vocab
@@ -118,7 +118,7 @@ class GrammarConstraint:
         self._triggers = None
         for past in replayed:
             if not self.allows(past):
-                raise ServerFault("the grammar does not allow the text that triggers it")
+                raise InvalidRequest("the grammar does not allow the text that triggers it")
             self._feed(past)
 
 
@@ -213,7 +213,7 @@ class _Triggers:
     def _spelt(self, data: bytes) -> list[int]:
         letters = self._vocab.byte_tokens
         if not all(byte in letters for byte in data):
-            raise ServerFault("the text that triggers the grammar begins in a token that cannot be split into bytes")
+            raise InvalidRequest("the text that triggers the grammar begins in a token that cannot be split into bytes")
         return [letters[byte] for byte in data]
 
 

@@ -21,11 +21,11 @@ from ..llama.context import Context
 from ..llama.llama import C, fast
 from ..llama.vocab import Vocab
 from ..messages import Sampling, Thinking
+from .dry import MAX_HISTORY, dry_sampler
 from .grammar import GrammarConstraint, prefill_tokens
 from .grammar_candidates import CANDIDATE, SMALL_VOCAB, GrammarPrefilter, prunable
 from .thinking_budget import ThinkingBudget
 
-_MAX_HISTORY = 1 << 20  # tokens; llama.cpp allocates memory for the requested number, and aborts if that fails
 _MIROSTAT_M = 100  # candidates from which mirostat 1 estimates the distribution's shape; llama-server's constant
 
 Logits = NDArray[np.float32]
@@ -33,21 +33,8 @@ Logits = NDArray[np.float32]
 _Build = Callable[[Sampling, Vocab], Any]
 
 
-def _dry(s: Sampling, vocab: Vocab) -> Any:
-    breakers = [text.encode() for text in s.dry_sequence_breakers]
-    return C.llama_sampler_init_dry(
-        vocab.pointer,
-        s.dry_multiplier,
-        s.dry_base,
-        s.dry_allowed_length,
-        min(s.dry_penalty_last_n, _MAX_HISTORY),
-        (ctypes.c_char_p * len(breakers))(*breakers),
-        len(breakers),
-    )
-
-
 _SAMPLERS: dict[str, _Build] = {
-    "dry": _dry,
+    "dry": dry_sampler,
     "top_k": lambda s, _: C.llama_sampler_init_top_k(s.top_k),
     "top_p": lambda s, _: C.llama_sampler_init_top_p(s.top_p, s.min_keep),
     "top_n_sigma": lambda s, _: C.llama_sampler_init_top_n_sigma(s.top_n_sigma),
@@ -57,7 +44,7 @@ _SAMPLERS: dict[str, _Build] = {
     "temperature": lambda s, _: C.llama_sampler_init_temp_ext(s.temperature, s.dynatemp_range, s.dynatemp_exponent),
     "infill": lambda _, vocab: C.llama_sampler_init_infill(vocab.pointer),
     "penalties": lambda s, vocab: C.llama_sampler_init_penalties(
-        vocab.n_vocab, min(s.repeat_last_n, _MAX_HISTORY), s.repeat_penalty, s.frequency_penalty, s.presence_penalty
+        vocab.n_vocab, min(s.repeat_last_n, MAX_HISTORY), s.repeat_penalty, s.frequency_penalty, s.presence_penalty
     ),
 }
 _ADAPTIVE_P = "adaptive_p"  # selects the token, so it is always the last sampler, wherever the request lists it
@@ -174,7 +161,7 @@ class Sampler:
         self._forbid(constraint, context.logits(row))
         token = self._candidates.choose(self._chain)
         if not constraint.allows(token):
-            raise ServerFault("the grammar allows none of the tokens that the other samplers keep")
+            raise InvalidRequest("the grammar allows none of the tokens that the other samplers keep")
         return self._accepted(token)
 
     def _choose(self, context: Context, row: int) -> int:
