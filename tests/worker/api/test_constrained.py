@@ -189,7 +189,7 @@ async def test_a_trigger_that_its_grammar_forbids_fails_only_its_request(models:
         grammar = Grammar('root ::= "\\x01"', True, (Trigger("pattern", "[a-z]"),))
         with pytest.raises(ApiError, match="triggers it") as failed:
             await ask(loaded, sampling=Sampling(temperature=0.0, grammar=grammar)).one()
-        assert failed.value.status == 500
+        assert failed.value.status == 400
         assert (await ask(loaded).one()).n_decoded == 16
 
 

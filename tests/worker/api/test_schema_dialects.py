@@ -220,7 +220,7 @@ async def test_a_schema_of_any_size_is_not_converted_on_the_event_loop(body: Bod
     chat = read_chat({"messages": USER, **body}, ChatDefaults())
     settings = Settings.of(special_in_messages=True)
     worker: Any = SimpleNamespace(model=SimpleNamespace(chat=form), settings=settings)
-    loaded: Any = SimpleNamespace(apply_builtin_template=None, vocab=None)
+    loaded: Any = SimpleNamespace(apply_builtin_template=None, vocab=None, n_ctx=512)
     await render_chat(worker, loaded, chat)
     assert form.thread == thread
 
