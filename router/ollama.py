@@ -18,7 +18,6 @@ from llama_corral.common.web.ollama import NOTHING, expiry_text, version_json, w
 from llama_corral.common.web.ollama_models import possible_names, running_entry, show, tag_entry
 from llama_corral.presets.abilities import abilities, template_source
 from llama_corral.presets.merge import resolve
-from llama_corral.presets.preset import Preset
 
 from .lifecycle.lifecycle import Lifecycle
 from .model_cards import ModelCards
@@ -83,20 +82,22 @@ class Ollama:
         view = self._lifecycle.view(self._find(name))
         if view is None:
             raise ModelNotFound(name)
-        card = await asyncio.to_thread(self._read_card, view.preset)
-        template, capabilities = await asyncio.to_thread(_template_and_abilities, view, card)
+        verbose = body.get("verbose") is True
+        return await asyncio.to_thread(self._show, name or view.name, view, verbose=verbose)
+
+    def _show(self, name: str, view: ModelView, *, verbose: bool) -> web.Response:
+        """Return the answer of `show`; reads files, whose metadata may take megabytes."""
+        card = read_card(self._cards.file(view.preset))
+        template, capabilities = _template_and_abilities(view, card)
         shown = show(
-            name or view.name,
+            name,
             card,
             capabilities=capabilities,
             parameters={field: given.text for field, given in view.preset.layer.items()},
             template=template,
-            verbose=body.get("verbose") is True,
+            verbose=verbose,
         )
         return json_response(shown)
-
-    def _read_card(self, preset: Preset) -> ModelCard:
-        return read_card(self._cards.file(preset))
 
     # -- changing models ---------------------------------------------------------------------------------------------
 
