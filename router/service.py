@@ -16,6 +16,7 @@ import signal
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any
 
+from llama_corral.common.base.daemon_threads import use_daemon_threads
 from llama_corral.common.base.errors import ApiError
 from llama_corral.common.base.prompt_directory import DIRECTORY_ENV as PROMPTS_ENV
 from llama_corral.common.base.prompt_directory import prompts_directory
@@ -72,6 +73,7 @@ async def serve(
 
     `is_downloaded`: True if the presets file was downloaded; then its presets may not run commands.
     """
+    use_daemon_threads()
     load = PresetReader(settings, given, environ, may_run_commands=not is_downloaded)
     watcher = SourceWatcher(source_places(settings, environ), load.files)
     presets = load()

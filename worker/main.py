@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_corral.common.base import logs
+from llama_corral.common.base.daemon_threads import use_daemon_threads
 from llama_corral.common.base.errors import ConfigError, ModelFilesError
 from llama_corral.common.base.private_directory import PrivateDirectory
 from llama_corral.common.base.prompt_directory import prompts_directory
@@ -80,6 +81,7 @@ def _failed(error: Exception, lifeline: Lifeline) -> int:
 
 
 async def _run_worker(settings: Settings, environ: Mapping[str, str], lifeline: Lifeline) -> int:
+    use_daemon_threads()
     stop = _asked_to_stop(lifeline)
     disk = prompts_directory(settings.context.cache_disk_dir, environ)
     media_marker = environ.get("LLAMA_MEDIA_MARKER") or f"<__media_{secrets.token_hex(16)}__>"

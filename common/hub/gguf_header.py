@@ -15,7 +15,6 @@ import math
 import os
 import struct
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO
 
@@ -46,7 +45,7 @@ MAX_TENSOR_NAME = 256
 MAX_LIST = 1024
 """Arrays with more elements are skipped: per-layer settings are kept, vocabularies are not."""
 MAX_ELEMENTS = 1 << 22
-"""Limit of array strings in a file: five times the largest vocabulary with merges; bounds the time for forged counts."""
+"""Limit of array strings in a file: five times the largest vocabulary with merges. Each takes time, or memory."""
 MAX_HEADERS = 32
 """Headers in memory: up to MAX_KEPT each. For lists of many models see `model_card.read_brief_card`."""
 MAX_PARAMETERS = (1 << 63) - 1

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 from pathlib import Path
 
 import psutil
 import pytest
-from programs import Program, Programs, complete
+from programs import Program, Programs, complete, free_port, wait_until
 
 MIB = 1 << 20
 PRESETS = """
@@ -79,3 +80,64 @@ def test_a_huge_header_is_not_loaded(gateway: Program) -> None:
 def test_a_claim_of_four_billion_layers_fails_at_once(gateway: Program) -> None:
     assert complete(gateway, "many-layers").status_code >= 400
     assert complete(gateway, "good").status_code == 200
+
+
+# -- sources that turn into something else ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "large"])
+def test_a_presets_file_that_is_no_file_any_more(programs: Programs, kind: str) -> None:
+    """The reload fails with a reason, the old presets serve on, and the router ends when it is asked to."""
+    gateway = programs.gateway(presets=PRESETS.replace("{hostile}", "/none"))
+    (path,) = gateway_files(programs)
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with path.open("wb") as file:
+            file.truncate(300 * MIB)
+    answer = gateway.client.get("/models", params={"reload": "1"}, timeout=20)
+    why = "this file has more than 8 MiB" if kind == "large" else "this is not a regular file"
+    assert answer.status_code == 500
+    assert why in answer.json()["error"]["message"]
+    assert complete(gateway, "good").status_code == 200
+    assert gateway.stop() == 0
+
+
+def gateway_files(programs: Programs) -> list[Path]:
+    return list(programs.directory.glob("presets-*.ini"))
+
+
+HANGING = """
+import sys, threading
+from llama_corral.presets.sources import PresetReader
+from llama_corral.router import cli
+
+read, is_first = PresetReader.__call__, True
+
+def hang(self):
+    global is_first
+    if not is_first:
+        print("hanging", file=sys.stderr, flush=True)
+        threading.Event().wait()
+    is_first = False
+    return read(self)
+
+PresetReader.__call__ = hang
+sys.exit(cli.main())
+"""
+
+
+def test_a_source_that_hangs_does_not_delay_the_end(programs: Programs) -> None:
+    """As on a network file system whose server is away: the thread that reads cannot be ended."""
+    presets = programs.directory / "presets.ini"
+    presets.write_text(PRESETS.replace("{models}", str(programs.models)).replace("{hostile}", "/none"))
+    port = str(free_port())
+    argv = [sys.executable, "-c", HANGING, "--host", "127.0.0.1", "--port", port, "--models-preset", str(presets)]
+    gateway = programs.start(argv, address=port)
+    presets.write_text(presets.read_text() + "\n[another]\nmodel = /none.gguf\n")
+    wait_until(lambda: "hanging" in gateway.log_text, "the reading of the sources hangs")
+    assert complete(gateway, "good").status_code == 200
+    assert gateway.stop() == 0

@@ -294,7 +294,7 @@ def test_a_header_of_gigabytes_is_refused_without_reading_it(tmp_path: Path, rea
             reader(path)
 
     assert peak_memory(read) < 16 << 20
-    with pytest.raises(ModelFilesError, match="hostile.gguf: its header has more than 128 MiB"):
+    with pytest.raises(ModelFilesError, match=r"hostile\.gguf: its header has more than 128 MiB"):
         refuse_large_header(path)
 
 
@@ -330,5 +330,5 @@ def test_names_and_sizes_beyond_the_format(tmp_path: Path, content: bytes, why: 
 
 def test_a_pipe_is_no_model(tmp_path: Path) -> None:
     os.mkfifo(path := tmp_path / "pipe.gguf")
-    with pytest.raises(GgufError, match="pipe.gguf: this is not a regular file"):
+    with pytest.raises(GgufError, match=r"pipe\.gguf: this is not a regular file"):
         read_header(path)
