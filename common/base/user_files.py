@@ -82,6 +82,20 @@ def directory_of(option: str, path: str) -> Path:
     return Path(path)
 
 
+def is_utf8(name: str) -> bool:
+    """Return False for the name of a file that contains other bytes: JSON and logs cannot show it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def printable(path: str) -> str:
+    """Return a path for a message, with its bytes that are not UTF-8 as `\\xff`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def why_not_a_file(path: str | Path) -> str:
     """Return why a path does not lead to a file; "" if it does."""
     if os.path.isfile(path):

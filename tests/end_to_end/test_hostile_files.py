@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import struct
 import sys
 from pathlib import Path
 
 import psutil
 import pytest
-from programs import Program, Programs, complete, free_port, wait_until
+from programs import Program, Programs, complete, free_port, post, wait_until
 
 MIB = 1 << 20
 PRESETS = """
@@ -141,3 +143,63 @@ def test_a_source_that_hangs_does_not_delay_the_end(programs: Programs) -> None:
     wait_until(lambda: "hanging" in gateway.log_text, "the reading of the sources hangs")
     assert complete(gateway, "good").status_code == 200
     assert gateway.stop() == 0
+
+
+# -- names and directories -------------------------------------------------------------------------------------------
+
+
+def test_a_name_that_is_not_utf8_is_neither_listed_nor_used(programs: Programs) -> None:
+    """Its directory may have such a name, because no request names it."""
+    folder = os.fsencode(programs.directory) + b"/models-\xff"
+    os.mkdir(folder)
+    model = os.fsencode(programs.models / "tiny-llama.gguf")
+    os.mkdir(folder + b"/odd\xfe")
+    for name in (b"good.gguf", b"odd\xff.gguf", b"odd\xfe/a.gguf"):
+        os.symlink(model, folder + b"/" + name)
+    gateway = programs.gateway("--models-dir", os.fsdecode(folder), env={"ODD": "\udcff"})
+    assert list(gateway.models()) == ["good"]
+    assert [model["name"] for model in gateway.client.get("/api/tags").json()["models"]] == ["good:latest"]
+    assert complete(gateway, "good").status_code == 200
+    assert r"odd\xff.gguf: ignored: its name is not UTF-8 text" in gateway.log_text
+    os.symlink(model, folder + b"/later.gguf")
+    wait_until(lambda: "later" in gateway.models(), "the directory is still watched")
+
+
+def test_a_deleted_directory_for_temporary_files_is_made_again(programs: Programs) -> None:
+    tmp = programs.directory / "tmp"
+    tmp.mkdir()
+    gateway = programs.gateway(
+        "--models-max", "1", presets=PRESETS.replace("{hostile}", "/none"), env={"TMPDIR": str(tmp)}
+    )
+    assert complete(gateway, "good").status_code == 200
+    names = sorted(path.name for path in tmp.iterdir())
+    shutil.rmtree(tmp)
+    wait_until(lambda: tmp.exists() and len(list(tmp.iterdir())) >= 2, "the directories of the workers are there again")
+    assert {path.name for path in tmp.iterdir()} <= set(names)
+    post(gateway, "/models/unload", {"model": "good"})
+    gateway.wait_for_status("good", "unloaded")
+    assert complete(gateway, "good").status_code == 200
+    assert sorted(path.name for path in tmp.iterdir()) == names
+    assert gateway.stop() == 0
+    assert list(tmp.iterdir()) == []
+
+
+def test_what_a_killed_router_left_behind_is_deleted_by_the_next_one(programs: Programs) -> None:
+    tmp = programs.directory / "tmp"
+    tmp.mkdir()
+    presets = PRESETS.replace("{hostile}", "/none")
+    killed, living = (programs.gateway(presets=presets, env={"TMPDIR": str(tmp)}) for _ in range(2))
+    for gateway in (killed, living):
+        assert complete(gateway, "good").status_code == 200
+    before = {path.name for path in tmp.iterdir()}
+    assert {name.rpartition("-")[0] for name in before} == {"corral-prompts", "corral-responses", "corral-sockets"}
+    assert len(before) == 6
+    killed.stop(signal.SIGKILL)
+    third = programs.gateway(presets=presets, env={"TMPDIR": str(tmp)})
+    assert complete(third, "good").status_code == 200
+    after = {path.name for path in tmp.iterdir()}
+    assert (len(after), len(after & before)) == (6, 3)
+    assert complete(living, "good").status_code == 200
+    for gateway in (living, third):
+        assert gateway.stop() == 0
+    assert list(tmp.iterdir()) == []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -52,7 +53,7 @@ class Projector:
         self._keep: list[Any] = []
         complaints.clear()
         self._context: Any = M.mtmd_init_from_file(
-            str(options.path).encode(), model.pointer, self._params(model, on_progress)
+            os.fsencode(options.path), model.pointer, self._params(model, on_progress)
         )
         if not self._context:
             why = complaints[0].split("error: ")[-1] if complaints else "llama.cpp gave no reason"
