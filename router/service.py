@@ -147,7 +147,7 @@ async def serve(
 
 
 async def _keep_directories(*shared: ResponseStore | PrivateDirectory) -> None:
-    """Create the directories that workers use again if somebody deletes them, for example to tidy up /tmp."""
+    """Create the directories that workers use again if they are deleted, for example to tidy up /tmp."""
     while True:
         await asyncio.sleep(KEEP_S)
         for directory in shared:

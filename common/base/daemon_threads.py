@@ -1,6 +1,6 @@
 """The threads of an event loop for calls that block, such as reading files.
 
-A call may hang for ever, for example on a network file system whose server is away. The standard library waits for such
+A call may never return, for example on a network file system whose server is away. The standard library waits for such
 a thread when the loop and the interpreter end; these threads end with the process instead.
 """
 

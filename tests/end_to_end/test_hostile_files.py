@@ -7,6 +7,7 @@ import shutil
 import signal
 import struct
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -182,6 +183,22 @@ def test_a_deleted_directory_for_temporary_files_is_made_again(programs: Program
     assert sorted(path.name for path in tmp.iterdir()) == names
     assert gateway.stop() == 0
     assert list(tmp.iterdir()) == []
+
+
+def test_a_worker_whose_socket_was_deleted_is_replaced(programs: Programs) -> None:
+    """Its open connections work, but it cannot be reached by others."""
+    tmp = programs.directory / "tmp"
+    tmp.mkdir()
+    gateway = programs.gateway(presets=PRESETS.replace("{hostile}", "/none"), env={"TMPDIR": str(tmp)})
+    assert complete(gateway, "good").status_code == 200
+    shutil.rmtree(tmp)
+
+    def ask_at_once() -> set[int]:
+        with ThreadPoolExecutor(4) as threads:
+            return {answer.status_code for answer in threads.map(lambda _: complete(gateway, "good"), range(4))}
+
+    wait_until(lambda: 503 in ask_at_once(), "a request that needs another connection")
+    wait_until(lambda: ask_at_once() == {200}, "another worker")
 
 
 def test_what_a_killed_router_left_behind_is_deleted_by_the_next_one(programs: Programs) -> None:
