@@ -39,11 +39,11 @@ def ranks(settings: Settings) -> bool:
     return endpoints.reranking or (endpoints.embeddings and endpoints.pooling == "rank")
 
 
-def template_source(settings: Settings, of_model: str | None) -> str | None:
+def template_source(settings: Settings, of_model: str | None, *, may_wait: bool = False) -> str | None:
     """Return the template of `--chat-template-file`, `--chat-template` (text or a known name) or else the model.
 
-    Raises ConfigError if the file cannot be read.
+    `may_wait`: the file may be a pipe, whose end is waited for. Raises ConfigError if the file cannot be read.
     """
     if not settings.chat.chat_template_file:
         return settings.chat.chat_template or of_model
-    return read_text_of("--chat-template-file", settings.chat.chat_template_file)
+    return read_text_of("--chat-template-file", settings.chat.chat_template_file, may_wait=may_wait)

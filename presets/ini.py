@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import iniconfig
 from llama_corral.common.base.errors import ConfigError
-from llama_corral.common.base.user_files import why_unreadable
+from llama_corral.common.base.user_files import read_limited, why_unreadable
 from msgspec import Struct, field
 
 from .layer import ConfigValue, Layer, add, put, switch_text
@@ -85,13 +85,13 @@ class _Block(NamedTuple):
     """Of its header and of the lines that are no entries, in file order."""
 
 
-def read_presets(path: str | Path, warn: Warn = log_warning) -> PresetFile:
+def read_presets(path: str | Path, warn: Warn = log_warning, *, may_wait: bool = False) -> PresetFile:
     """Read a presets file. Raise ConfigError if the file cannot be read, or for a fault in `[*]`."""
     everywhere: Layer = {}
     sections: list[Section] = []
     groups: dict[str, ModelGroup] = {}
     faulty_groups: dict[str, str] = {}
-    for block in _blocks(path, warn):
+    for block in _blocks(path, warn, may_wait=may_wait):
         if block.name.startswith(GROUP):
             group, fault = _group(path, block)
             if group.name:
@@ -122,9 +122,9 @@ def read_global(path: str | Path) -> Layer:
     return layer
 
 
-def _text(path: str | Path) -> str:
+def _text(path: str | Path, *, may_wait: bool) -> str:
     try:
-        data = Path(path).read_bytes()
+        data = read_limited(path, may_wait=may_wait)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise ConfigError(f"{path}: {why_unreadable(error)}") from None
     if data.startswith(_UTF_16):
@@ -132,11 +132,11 @@ def _text(path: str | Path) -> str:
     return data.decode("utf-8-sig", errors="surrogateescape")
 
 
-def _blocks(path: str | Path, warn: Warn) -> list[_Block]:
+def _blocks(path: str | Path, warn: Warn, *, may_wait: bool = False) -> list[_Block]:
     """Return the sections in file order; of several with the same name only the last, and all without a name."""
     names, faults, lines = {0: DEFAULT}, {0: list[str]()}, ["[0]"]
     header = 0
-    for number, line in enumerate(_NEWLINE.split(_text(path)), 1):
+    for number, line in enumerate(_NEWLINE.split(_text(path, may_wait=may_wait)), 1):
         line = line.strip(" \t")
         if line.startswith("["):
             header, faults[number] = number, []

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llama_corral.common.base.errors import ConfigError
-from llama_corral.common.base.user_files import directory_of
+from llama_corral.common.base.user_files import directory_of, is_utf8, printable
 from llama_corral.common.hub import hub_cache
 from llama_corral.common.hub.gguf_names import choose_files, is_gguf
 from llama_corral.common.hub.resolve import listed_models
@@ -87,6 +87,9 @@ def _walk(directory: Path, warn: Warn) -> Iterator[str | hub_cache.RepoSnapshot]
             continue
         for entry in entries:
             if entry.name.startswith("."):
+                continue
+            if not is_utf8(entry.name):
+                warn(f"--models-dir: {printable(entry.path)}: ignored: its name is not UTF-8 text")
                 continue
             if is_gguf(entry.name) and _is_file(entry):
                 yield folder.prefix + entry.name

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from llama_corral.common.base.errors import ConfigError
-from llama_corral.common.base.user_files import why_unreadable
+from llama_corral.common.base.user_files import read_limited, why_unreadable
 from llama_corral.common.base.worker_reports import CONTROL_FD_ENV
 
 from .ini import read_global
@@ -181,7 +181,7 @@ def read_environment(environ: Mapping[str, str]) -> dict[str, ConfigValue]:
 def read_dotenv(path: Path) -> dict[str, ConfigValue]:
     """Read a `.env` file. It may belong to another program: whatever is not a variable of ours is ignored."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_limited(path).decode("utf-8-sig")
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return {}
     except UnicodeDecodeError:
@@ -226,7 +226,7 @@ def read_secrets(directory: Path) -> dict[str, ConfigValue]:
     values = {}
     for path in paths:
         try:
-            text = path.read_text(encoding="utf-8").strip()
+            text = read_limited(path, may_wait=True).decode().strip()
         except UnicodeDecodeError:
             raise ConfigError(f"{path}: not UTF-8 text") from None
         except OSError as error:

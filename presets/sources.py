@@ -69,16 +69,17 @@ class PresetReader:
         self._load = partial(load_presets, settings, argv_layer, environ, may_run_commands=may_run_commands)
         self._known: Mapping[str, Preset] = {}
         self._notices = Notices()
+        self._is_start = True
 
     def __call__(self) -> dict[str, Preset]:
         """Raise ConfigError if a source cannot be read. A warning that the last reading had is not logged again."""
         is_complete = False
         try:
-            found = self._load(known=self._known, warn=self._notices.warn)
+            found = self._load(known=self._known, warn=self._notices.warn, is_start=self._is_start)
             is_complete = True
         finally:
             self._notices.end_reading(is_complete=is_complete)
-        self._known = found
+        self._known, self._is_start = found, False
         return found
 
     def files(self) -> Mapping[str, bool]:
@@ -94,14 +95,16 @@ def load_presets(
     may_run_commands: bool = True,
     known: Mapping[str, Preset] = NOTHING_KNOWN,
     warn: Warn = log_warning,
+    is_start: bool = False,
 ) -> dict[str, Preset]:
     """Return all models' presets, sorted by name; one whose section has a fault is unavailable.
 
     `may_run_commands`: True if this machine's user wrote the presets file. `known`: the result of the last reading.
-    Raise ConfigError if a source cannot be read, for a fault in `[*]`, and with --presets-strict for any fault.
+    `is_start`: the presets file may be a pipe, whose end is waited for. Raise ConfigError if a source cannot be read,
+    for a fault in `[*]`, and with --presets-strict for any fault.
     """
     report = partial(_report, warn, is_strict=settings.router.presets_strict)
-    file = _read_file(settings.router.models_preset, warn)
+    file = _read_file(settings.router.models_preset, warn, may_wait=is_start)
     candidates = _candidates(settings, file, environ, known, report, warn)
     overlay = {name: given for name, given in argv_layer.items() if name not in NOT_OVERLAID}
     builder = _Builder(file, candidates, overlay, environ, settings.router.models_ttl, may_run_commands, warn)
@@ -198,10 +201,10 @@ class _Builder:
         return preset
 
 
-def _read_file(path: str, warn: Warn) -> PresetFile:
+def _read_file(path: str, warn: Warn, *, may_wait: bool) -> PresetFile:
     if not path:
         return PresetFile({}, (), {})
-    file = read_presets(path, warn)
+    file = read_presets(path, warn, may_wait=may_wait)
     check_text(file.global_layer)
     for name in file.global_layer.keys() & SECTION_ONLY:
         raise ConfigError(f"{file.global_layer[name].where}: not allowed in [*]: put it into a model's own section")

@@ -21,7 +21,6 @@ from llama_corral.common.web.ollama_models import possible_names, running_entry,
 from llama_corral.common.web.request_body import read_fields, read_unmarked_body, refuse_costly_json
 from llama_corral.presets.abilities import abilities, template_source
 from llama_corral.presets.merge import resolve
-from llama_corral.presets.preset import Preset
 from msgspec import Struct
 
 from .lifecycle.lifecycle import Lifecycle
@@ -99,20 +98,22 @@ class Ollama:
         view = self._lifecycle.view(self._find(name))
         if view is None:
             raise ModelNotFound(name)
-        card = await asyncio.to_thread(self._read_card, view.preset)
-        template, capabilities = await asyncio.to_thread(_template_and_abilities, view, card)
+        verbose = body.verbose is True
+        return await asyncio.to_thread(self._show, name or view.name, view, verbose=verbose)
+
+    def _show(self, name: str, view: ModelView, *, verbose: bool) -> web.Response:
+        """Return the answer of `show`; reads files, whose metadata may take megabytes."""
+        card = read_card(self._cards.file(view.preset))
+        template, capabilities = _template_and_abilities(view, card)
         shown = show(
-            name or view.name,
+            name,
             card,
             capabilities=capabilities,
             parameters={field: given.text for field, given in view.preset.layer.items()},
             template=template,
-            verbose=body.verbose is True,
+            verbose=verbose,
         )
         return json_response(shown)
-
-    def _read_card(self, preset: Preset) -> ModelCard:
-        return read_card(self._cards.file(preset))
 
     # -- changing models ---------------------------------------------------------------------------------------------
 

@@ -16,8 +16,10 @@ import signal
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any
 
+from llama_corral.common.base.daemon_threads import use_daemon_threads
 from llama_corral.common.base.errors import ApiError
 from llama_corral.common.base.open_files import raise_limit
+from llama_corral.common.base.private_directory import PrivateDirectory
 from llama_corral.common.base.prompt_directory import DIRECTORY_ENV as PROMPTS_ENV
 from llama_corral.common.base.prompt_directory import prompts_directory
 from llama_corral.common.base.systemd import NOTIFY_ENV, READY, STOPPING, notify, reloading
@@ -49,6 +51,8 @@ from .watcher import Reload, SourceWatcher, reload_presets
 
 log = logging.getLogger("corral.router")
 
+KEEP_S = 2.0
+"""Seconds between looks at the directories that workers use."""
 NO_MODELS = (
     "no model found: name a presets file (--models-preset FILE), a directory of GGUF files (--models-dir DIR) "
     "or one model (-m FILE, -hf USER/REPO), or try the built-in ones (--demo)"
@@ -74,6 +78,7 @@ async def serve(
 
     `is_downloaded`: True if the presets file was downloaded; then its presets may not run commands.
     """
+    use_daemon_threads()
     load = PresetReader(settings, given, environ, may_run_commands=not is_downloaded)
     watcher = SourceWatcher(source_places(settings, environ), load.files)
     presets = load()
@@ -124,11 +129,13 @@ async def serve(
             notify(environ, READY)
             reload = functools.partial(reload_presets, read_presets, lifecycle)
             watching = asyncio.create_task(watcher.watch(reload))
+            keeping = asyncio.create_task(_keep_directories(responses, prompts))
             try:
                 with _reload_on_sighup(reload, environ):
                     code = await _run_until(stop.requested, lifecycle.start(is_strict=settings.router.presets_strict))
             finally:
                 watching.cancel()
+                keeping.cancel()
             log.info("stopping")
             notify(environ, STOPPING)
             listening.stop_accepting()
@@ -139,6 +146,17 @@ async def serve(
         prompts.close()  # before the workers end, so that they do not write prompts to it
         await lifecycle.close()
         hurrying.cancel()
+
+
+async def _keep_directories(*shared: ResponseStore | PrivateDirectory) -> None:
+    """Create the directories that workers use again if they are deleted, for example to tidy up /tmp."""
+    while True:
+        await asyncio.sleep(KEEP_S)
+        for directory in shared:
+            try:
+                directory.open()
+            except OSError as error:
+                log.error("%s", error)
 
 
 def _read_again(api_keys: ApiKeys, load: ReadPresets) -> Mapping[str, Preset]:

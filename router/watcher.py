@@ -16,6 +16,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from llama_corral.common.base.errors import ConfigError
+from llama_corral.common.base.user_files import is_utf8
 from llama_corral.presets.models_dir import MAX_FOLDERS
 from watchfiles import awatch
 
@@ -63,11 +64,12 @@ class SourceWatcher:
 
     async def _follow_events(self, reload: Reload) -> None:
         """Return after a change, since the folders may be others. Raises OSError or RuntimeError if watching fails."""
-        if not self._known.folders:
+        folders = [folder for folder in self._known.folders if is_utf8(folder)]  # `watchfiles` accepts no others
+        if not folders:
             await self._poll_only(reload)
             return
         events = awatch(
-            *self._known.folders,
+            *folders,
             watch_filter=None,
             recursive=False,
             step=int(SETTLE_S * 1000),

@@ -13,16 +13,20 @@ import logging
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_corral.common.base import logs
+from llama_corral.common.base.daemon_threads import use_daemon_threads
 from llama_corral.common.base.errors import ConfigError, ModelFilesError
 from llama_corral.common.base.open_files import raise_limit
 from llama_corral.common.base.private_directory import PrivateDirectory
 from llama_corral.common.base.prompt_directory import prompts_directory
 from llama_corral.common.base.worker_reports import DOWNLOAD_ENV, WorkerReport
 from llama_corral.common.hub.download import DownloadProgress
-from llama_corral.common.hub.resolve import resolve_files
+from llama_corral.common.hub.gguf_header import refuse_large_header
+from llama_corral.common.hub.gguf_names import shards_of
+from llama_corral.common.hub.resolve import ModelFiles, resolve_files
 from llama_corral.common.web.shutdown import ShutdownRequest
 from llama_corral.presets.merge import settings_from, unused_option_notices
 from llama_corral.presets.options.settings import Settings
@@ -79,6 +83,7 @@ def _failed(error: Exception, lifeline: Lifeline) -> int:
 
 
 async def _run_worker(settings: Settings, environ: Mapping[str, str], lifeline: Lifeline) -> int:
+    use_daemon_threads()
     stop = _asked_to_stop(lifeline)
     disk = prompts_directory(settings.context.cache_disk_dir, environ)
     media_marker = environ.get("LLAMA_MEDIA_MARKER") or f"<__media_{secrets.token_hex(16)}__>"
@@ -121,11 +126,23 @@ def _asked_to_stop(lifeline: Lifeline) -> ShutdownRequest:
 async def _load(
     settings: Settings, environ: Mapping[str, str], lifeline: Lifeline, media_marker: str, disk: PrivateDirectory
 ) -> Engine:
-    files = await asyncio.to_thread(resolve_files, settings, environ, _DownloadReporter(lifeline).report)
+    files = await asyncio.to_thread(_checked_files, settings, environ, lifeline)
     log.info("loading model %s", files.model)
     engine = Engine(settings, files, lifeline.report, media_marker, disk)
     await engine.load(is_idle=False)  # the HTTP server may still be starting, and uses the engine then
     return engine
+
+
+def _checked_files(settings: Settings, environ: Mapping[str, str], lifeline: Lifeline) -> ModelFiles:
+    """Find or download the model's files. Raise ModelFilesError, also for a file whose header is too large to load."""
+    files = resolve_files(settings, environ, _DownloadReporter(lifeline).report)
+    adapters = (
+        Path(path) for path in (*settings.main_model.lora, *(path for path, _ in settings.main_model.lora_scaled))
+    )
+    for first in (files.model, files.mmproj, files.draft, *adapters):
+        for path in shards_of(first) if first else ():
+            refuse_large_header(path)
+    return files
 
 
 class _DownloadReporter:

@@ -6,8 +6,10 @@ object per line.
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -44,7 +46,7 @@ _event_decoder = msgspec.json.Decoder(ZygoteEvent)
 
 
 def encode_fork(fork: ForkRequest) -> bytes:
-    body = _encoder.encode(fork)
+    body = _encoder.encode(_converted(fork, lambda text: os.fsencode(text).decode("latin-1")))
     return _LENGTH.pack(len(body)) + body
 
 
@@ -55,7 +57,14 @@ def receive_fork(connection: socket.socket) -> tuple[ForkRequest, list[int]] | N
         return None
     head += _exactly(connection, _LENGTH.size - len(head))
     body = _exactly(connection, _LENGTH.unpack(head)[0])
-    return _fork_decoder.decode(body), descriptors
+    return _converted(_fork_decoder.decode(body), lambda text: os.fsdecode(text.encode("latin-1"))), descriptors
+
+
+def _converted(fork: ForkRequest, convert: Callable[[str], str]) -> ForkRequest:
+    """Convert the texts, which JSON cannot always contain: paths and variables may be any bytes."""
+    argv = [convert(word) for word in fork.argv]
+    environ = {convert(key): convert(value) for key, value in fork.environ.items()}
+    return ForkRequest(fork.id, convert(fork.name), argv, environ)
 
 
 def _exactly(connection: socket.socket, count: int) -> bytes:

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from msgspec import Struct, field
 
 from ..base.errors import ModelFilesError
+from ..base.user_files import read_limited
 
 if TYPE_CHECKING:
     import httpx
@@ -192,7 +193,7 @@ class _FileDownload:
         import httpx
 
         headers = dict(self.transfer.headers)
-        validator = self.validator_file.read_text() if self.validator_file.exists() else ""
+        validator = read_limited(self.validator_file).decode(errors="replace") if self.validator_file.exists() else ""
         if offset and not (self.transfer.size or validator):
             self._restart()  # the server's file may have changed since these bytes were downloaded
             offset = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Literal
 
 from msgspec import Struct
@@ -68,6 +69,11 @@ def shard_names(path: str) -> tuple[str, ...]:
         return (path,)
     ending = path[-len(SUFFIX) :] if is_gguf(path) else SUFFIX
     return tuple(f"{part.prefix}-{index:05}-of-{part.count:05}{ending}" for index in range(1, part.count + 1))
+
+
+def shards_of(first: Path) -> list[Path]:
+    """Return the files of the model whose first file is `first`."""
+    return [first.with_name(name) for name in shard_names(first.name)]
 
 
 def canonical_tag(tag: str) -> str:

@@ -19,6 +19,8 @@ from pathlib import Path, PurePosixPath
 
 from msgspec import Struct
 
+from ..base.user_files import read_limited
+
 CACHE_VARIABLES = (
     ("LLAMA_CACHE", ""),
     ("HF_HUB_CACHE", ""),
@@ -153,11 +155,10 @@ def _current_commit(refs: str) -> str:
         return ""
     for branch in (name for name in branches if not name.startswith(".")):
         try:
-            with open(os.path.join(refs, branch), encoding="utf-8", errors="replace") as file:
-                commit = file.readline().strip()
-        except OSError:  # a folder, or a file that another program replaces now
+            lines = read_limited(os.path.join(refs, branch)).decode(errors="replace").splitlines()
+        except OSError:  # a folder, a pipe, or a file that another program replaces now
             continue
-        if is_commit(commit):
+        if lines and is_commit(commit := lines[0].strip()):
             return commit
     return ""
 

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from ..base.user_files import why_unreadable
 from .file_cache import FileCache, FileVersion, version_of
-from .gguf_header import GgufError, Scalar, read_header
+from .gguf_header import GgufError, Scalar, read_header, read_texts
 from .gguf_names import shard_names
 from .gguf_types import FILE_TYPES
 
@@ -97,7 +97,7 @@ def read_card(path: Path | None) -> ModelCard:
     if path is None:
         return ModelCard()
     try:
-        metadata = read_header(path).metadata
+        metadata = read_texts(path).metadata
     except GgufError as error:
         log.warning("cannot read a model's header: %s", error)
         return ModelCard(path=path)

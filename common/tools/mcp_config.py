@@ -48,7 +48,7 @@ def _sources(settings: ServerSettings) -> list[tuple[str, str]]:
     sources = []
     if settings.endpoints.mcp_servers_config:
         option, path = "--mcp-servers-config", settings.endpoints.mcp_servers_config
-        sources.append((f"{option} {path}", read_text_of(option, path)))
+        sources.append((f"{option} {path}", read_text_of(option, path, may_wait=True)))
     if settings.endpoints.mcp_servers_json:
         sources.append(("--mcp-servers-json", settings.endpoints.mcp_servers_json))
     return sources

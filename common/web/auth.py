@@ -27,11 +27,14 @@ LOCAL = "localhost"
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
-def read_api_keys(settings: ListenSettings) -> tuple[str, ...]:
-    """Return the keys of `--api-key` (comma list) and `--api-key-file` (one per line, `#` starts a comment line)."""
+def read_api_keys(settings: ListenSettings, *, may_wait: bool = True) -> tuple[str, ...]:
+    """Return the keys of `--api-key` (comma list) and `--api-key-file` (one per line, `#` starts a comment line).
+
+    `may_wait`: the file may be a pipe, whose end is waited for. Raise ConfigError.
+    """
     keys = [key.get_secret_value() for key in settings.http.api_key]
     if settings.http.api_key_file:
-        lines = read_text_of("--api-key-file", settings.http.api_key_file).splitlines()
+        lines = read_text_of("--api-key-file", settings.http.api_key_file, may_wait=may_wait).splitlines()
         keys += [line for line in lines if not line.lstrip().startswith("#")]
     return tuple(dict.fromkeys(key.strip() for key in keys if key.strip()))
 
@@ -85,7 +88,7 @@ class ApiKeys:
         A server that requires a key never stops requiring one. May be called from any thread.
         """
         try:
-            keys = read_api_keys(self._settings)
+            keys = read_api_keys(self._settings, may_wait=False)
         except ConfigError as error:
             log.error("%s; the old API keys are kept", error)
             return

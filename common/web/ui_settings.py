@@ -16,7 +16,7 @@ def read_ui_settings(settings: ListenSettings) -> dict[str, Any]:
     """Return the JSON object of `--ui-config` or `--ui-config-file`; an empty one without them. Raise ConfigError."""
     option, text, path = "--ui-config", settings.http.ui_config, settings.http.ui_config_file
     if path:
-        option, text = f"--ui-config-file {path}", read_text_of("--ui-config-file", path)
+        option, text = f"--ui-config-file {path}", read_text_of("--ui-config-file", path, may_wait=True)
     if not text:
         return {}
     try:

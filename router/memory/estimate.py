@@ -7,11 +7,12 @@ llama.cpp allocates; compute buffers depend on the graph and are rounded up.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
-from llama_corral.common.hub.gguf_header import Header, Tensor
+from llama_corral.common.hub.gguf_header import GgufError, Header, Tensor
 from llama_corral.common.hub.gguf_types import TENSOR_TYPES
 from llama_corral.presets.context_shape import ContextShape, ResolvedContext, padded
 from llama_corral.presets.options.context import AUTO_SLOTS
@@ -33,6 +34,12 @@ EVERY_LAYER = 1 << 30
 _LAYER = re.compile(r"blk\.(\d+)\.")
 
 
+MAX_LAYERS = 1024
+"""Twice llama.cpp's limit. The work grows with it, and a file may claim any number."""
+MAX_NUMBER = 1 << 32
+"""Larger dimensions count as this much."""
+MAX_BYTES = 1 << 50
+"""Largest estimate of a layer's cache and of a buffer; more would not fit into a JSON number."""
 PIPELINE_COPIES = 4
 """Copies of a graph's inputs if several batches go through devices in a pipeline (GGML_SCHED_MAX_COPIES)."""
 
@@ -80,7 +87,10 @@ class FootprintOptions(Struct, frozen=True):
 
 
 def estimate(shards: Sequence[Header], options: FootprintOptions) -> Footprint:
-    """Return the footprint of one model. `shards`: the headers of all its files; the first one has the metadata."""
+    """Return the footprint of one model. `shards`: the headers of all its files; the first one has the metadata.
+
+    Raises GgufError if the model has too many layers.
+    """
     shape, offload = _ModelDimensions(shards, options), options.offload
     first_on_device = max(0, shape.n_layers + 1 - offload.n_layers)
     weights = kv = 0
@@ -113,6 +123,8 @@ class _ModelDimensions:
         self._header = shards[0]
         tensors = [tensor for shard in shards for tensor in shard.tensors]
         self.n_layers = self._number("block_count")
+        if self.n_layers > MAX_LAYERS:
+            raise GgufError(f"claims to have {self.n_layers} layers, the limit is {MAX_LAYERS}: corrupt")
         self._layers: dict[int, list[Tensor]] = {}
         for tensor in tensors:
             found = _LAYER.match(tensor.name)
@@ -141,12 +153,12 @@ class _ModelDimensions:
         """Return the bytes of a layer's KV cache or recurrent state."""
         tensors = self._block(layer)
         if _is_recurrent(tensors):
-            return self._recurrent() * self.options.n_slots
+            return min(self._recurrent() * self.options.n_slots, MAX_BYTES)
         if not self._has_attention(layer) or not _has_kv_cache(self._header):
             return 0
         keys, values = self._row(tensors, layer)
         row = keys * _bytes_of(self.options.type_k) + values * _bytes_of(self.options.type_v)
-        return int(row * self._cells_of(layer) * self._n_streams)
+        return min(int(row * self._cells_of(layer) * self._n_streams), MAX_BYTES)
 
     @cached_property
     def scratch(self) -> int:
@@ -160,12 +172,12 @@ class _ModelDimensions:
         activations = n * 4 * (3 * n_ff + 4 * n_embd)
         cells = max((size for size, _ in self._caches), default=0)
         scores = 0 if self.options.flash_attention else n * 4 * cells * self._max_over_layers("attention.head_count")
-        return activations + self._mask + scores
+        return min(activations + self._mask + scores, MAX_BYTES)
 
     @cached_property
     def inputs(self) -> int:
         """Bytes that the host sends to devices for each batch: the token embeddings and the attention mask."""
-        return self.options.n_ubatch * 4 * self._number("embedding_length") + self._mask
+        return min(self.options.n_ubatch * 4 * self._number("embedding_length") + self._mask, MAX_BYTES)
 
     @property
     def _mask(self) -> int:
@@ -181,8 +193,8 @@ class _ModelDimensions:
 
     def _block(self, layer: int) -> dict[str, Tensor]:
         """Return the layer's tensors by the part of their name after `blk.N.`, without suffix."""
-        blocks = [tensor for tensor in self._layers.get(layer, []) if tensor.name.startswith("blk.")]
-        return {tensor.name.split(".")[2]: tensor for tensor in blocks}
+        tensors = [tensor for tensor in self._layers.get(layer, []) if _LAYER.match(tensor.name)]
+        return {tensor.name.split(".")[2]: tensor for tensor in tensors}
 
     def _has_attention(self, layer: int) -> bool:
         tensors = self._block(layer)
@@ -193,7 +205,7 @@ class _ModelDimensions:
         if rank := self._number("attention.kv_lora_rank"):
             return rank + self._number("rope.dimension_count"), 0
         if "attn_k" in tensors and "attn_v" in tensors:
-            return tensors["attn_k"].shape[-1], tensors["attn_v"].shape[-1]
+            return _columns(tensors["attn_k"]), _columns(tensors["attn_v"])
         heads = self._of_layer("attention.head_count_kv", layer) or self._of_layer("attention.head_count", layer)
         per_head = self._number("embedding_length") // max(1, self._of_layer("attention.head_count", layer))
         key = self._number("attention.key_length") or per_head
@@ -231,15 +243,25 @@ class _ModelDimensions:
         value = self._header.metadata.get(f"{self._header.architecture}.{key}", 0)
         if isinstance(value, tuple):
             value = value[layer] if layer < len(value) else 0
-        return int(value) if isinstance(value, int | float) else 0
+        return _bounded(value)
 
     def _max_over_layers(self, key: str) -> int:
         return max((self._of_layer(key, layer) for layer in range(self.n_layers)), default=0)
 
 
 def _number(header: Header, key: str, default: int = 0) -> int:
-    value = header.metadata.get(f"{header.architecture}.{key}", default)
-    return int(value) if isinstance(value, int | float) else default
+    return _bounded(header.metadata.get(f"{header.architecture}.{key}", default), default)
+
+
+def _bounded(value: object, default: int = 0) -> int:
+    """Return a number of the file as a dimension: neither negative nor enormous."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return default
+    return min(max(int(value), 0), MAX_NUMBER)
+
+
+def _columns(tensor: Tensor) -> int:
+    return min(tensor.shape[-1], MAX_NUMBER) if tensor.shape else 1
 
 
 def _has_kv_cache(header: Header) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from llama_corral.common.base.errors import ConfigError, ModelFilesError
 from llama_corral.common.hub.gguf_header import GgufError, read_header
-from llama_corral.common.hub.gguf_names import shard_names
+from llama_corral.common.hub.gguf_names import shards_of
 from llama_corral.common.hub.resolve import ModelFiles, resolve_files
 from llama_corral.presets import merge
 from msgspec.structs import replace
@@ -77,10 +77,10 @@ class MemoryRequirements:
     def _footprint(self, settings: Settings) -> Footprint:
         files = resolve_files(settings.with_options({"offline": True}), self._environ)
         options = footprint_options(settings, self._devices)
-        shards = [read_header(path) for path in _shards(files.model)]
+        shards = [read_header(path) for path in shards_of(files.model)]
         footprint = estimate(shards, options)
         if files.draft is not None:
-            draft = [read_header(path) for path in _shards(files.draft)]
+            draft = [read_header(path) for path in shards_of(files.draft)]
             n_ctx = options.context_of(shards[0]).n_ctx  # the worker gives both models a context of the same size
             footprint += estimate(draft, replace(draft_footprint_options(settings, self._devices), n_ctx=n_ctx))
         return footprint + self._companions(settings, files)
@@ -94,10 +94,6 @@ class MemoryRequirements:
         device = projector_device(settings, self._devices)
         space = Space(size, {device: projector}) if device else Space(size + projector)
         return Footprint(weights=size + projector, need=Need(space))
-
-
-def _shards(first: Path) -> list[Path]:
-    return [first.with_name(name) for name in shard_names(first.name)]
 
 
 def _key(preset: Preset) -> Key:

@@ -29,7 +29,7 @@ class SpawnLauncher:
         self._sockets = SocketDirectory()
 
     def start(self) -> None:
-        """Do nothing: there is nothing to warm up."""
+        self._sockets.prepare()
 
     def launch(self, spec: LaunchSpec, callbacks: Callbacks) -> ChildProcess:
         child = ChildProcess(spec, self._sockets.next_path(), self.command, callbacks)

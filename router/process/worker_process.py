@@ -7,39 +7,40 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import tempfile
 from itertools import count
 
 from llama_corral.common.base.library_environment import WORKER_ENVIRON
+from llama_corral.common.base.private_directory import PrivateDirectory
 
 from .launcher import Callbacks, LaunchSpec
 from .pipes import LineReader, WorkerLog, report_parser, write_line
 
 MAX_SOCKET_PATH = 100
 """Bytes; the kernel's limit is 108 on Linux and 104 on macOS."""
+_PREFIX = "corral-sockets-"
 
 
 class SocketDirectory:
     """A private directory for the sockets of workers. Names are short because the length of paths is limited."""
 
     def __init__(self) -> None:
-        self._path: str | None = None
+        longest = os.fsencode(f"{tempfile.gettempdir()}/{_PREFIX}12345678/123456.sock")
+        self._directory = PrivateDirectory(_PREFIX, parent="/tmp" if len(longest) > MAX_SOCKET_PATH else "")
         self._numbers = count(1)
 
     def next_path(self) -> str:
-        if self._path is None:
-            self._path = tempfile.mkdtemp(prefix="corral-")
-            if len(os.fsencode(self._path)) + len("/123456.sock") > MAX_SOCKET_PATH:
-                os.rmdir(self._path)
-                self._path = tempfile.mkdtemp(prefix="corral-", dir="/tmp")
-        return f"{self._path}/{next(self._numbers)}.sock"
+        """Return the path of a new socket. Raises OSError."""
+        return f"{self._directory.open()}/{next(self._numbers)}.sock"
+
+    def prepare(self) -> None:
+        """Create the directory early. If it cannot be created, `next_path` reports that."""
+        with contextlib.suppress(OSError):
+            self._directory.open()
 
     def remove(self) -> None:
-        if self._path is not None:
-            shutil.rmtree(self._path, ignore_errors=True)
-            self._path = None
+        self._directory.close()
 
 
 class ChildProcess:

@@ -1,21 +1,24 @@
 """Start workers by forking a process that has done all imports (worker/zygote.py), in milliseconds. Linux only.
 
 `zygote_start` starts it, usually before the router has done its own imports. Requests sent before it can fork wait in
-its socket. When it dies, its forks die too, and the next launch starts a new zygote. If it reports that it cannot fork
+its socket. When it dies, its forks die too, and the next launch starts a new zygote. When it does not answer in time,
+another one is started, and it is killed after the last of its forks has ended. If it reports that it cannot fork
 safely, `spawn` is used from then on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import count
+from pathlib import Path
 
 import msgspec
 from llama_corral.common.base.zygote_messages import ForkRequest, ZygoteEvent, decode_event, encode_fork
@@ -28,6 +31,11 @@ from .zygote_start import ZYGOTE_COMMAND as ZYGOTE_COMMAND
 from .zygote_start import start_zygote, take_early
 
 log = logging.getLogger("corral.router")
+
+ANSWER_S = 15.0
+"""Seconds in which a zygote must report a fork or an exit. It takes milliseconds, and a second between two imports."""
+FIRST_ANSWER_S = 60.0
+"""The same before its first report: until then it imports, which takes long on a slow disk."""
 
 
 def best_launcher(environ: Mapping[str, str]) -> Launcher:
@@ -50,11 +58,14 @@ class ZygoteLauncher:
         self._sockets = SocketDirectory()
         self._spawn = SpawnLauncher(environ, worker_command)
         self._zygote: _Zygote | None = None
+        self._silent: set[_Zygote] = set()
+        """Zygotes that do not answer, but have forks that run."""
         self._is_unsafe = False
 
     def start(self) -> None:
+        self._sockets.prepare()
         if self._zygote is None and not self._is_unsafe:
-            self._zygote = _Zygote(self._zygote_command, self._environ, self._on_unsafe, self._on_lost)
+            self._zygote = _Zygote(self._zygote_command, self._environ, self)
 
     def launch(self, spec: LaunchSpec, callbacks: Callbacks) -> ChildProcess:
         child = ChildProcess(spec, self._sockets.next_path(), self.command, callbacks)
@@ -66,9 +77,10 @@ class ZygoteLauncher:
         return child
 
     async def close(self) -> None:
-        zygote, self._zygote = self._zygote, None
-        if zygote is not None:
-            await zygote.close()
+        zygotes, self._zygote, self._silent = [*self._silent, self._zygote], None, set()
+        for zygote in zygotes:
+            if zygote is not None:
+                await zygote.close()
         self._sockets.remove()
 
     def _run(self, child: ChildProcess) -> None:
@@ -78,13 +90,24 @@ class ZygoteLauncher:
         else:
             self._zygote.fork(child)
 
-    def _on_lost(self, could_fork: bool, pending: Iterable[ChildProcess]) -> None:
+    def on_lost(self, zygote: _Zygote, pending: Iterable[ChildProcess]) -> None:
         """Start the workers that the ended zygote has not forked yet with a new zygote or with `spawn`."""
+        if zygote in self._silent:
+            self._silent.remove(zygote)
+            return
         self._zygote = None
-        self._is_unsafe = self._is_unsafe or not could_fork
+        self._is_unsafe = self._is_unsafe or not zygote.can_fork
         self._start_again(pending)
 
-    def _on_unsafe(self, pending: Iterable[ChildProcess]) -> None:
+    def on_silent(self, zygote: _Zygote, pending: Iterable[ChildProcess]) -> None:
+        """Use another zygote from now on, also for the workers that this one was to fork."""
+        self._silent.add(zygote)
+        if self._zygote is zygote:
+            self._zygote = None
+        self._is_unsafe = self._is_unsafe or not zygote.can_fork
+        self._start_again(pending)
+
+    def on_unsafe(self, pending: Iterable[ChildProcess]) -> None:
         """Spawn workers from now on, also those that the zygote has not forked. It stays until its forks have ended."""
         self._is_unsafe = True
         self._start_again(pending)
@@ -105,14 +128,19 @@ class _Zygote:
         self,
         command: tuple[str, ...],
         environ: Mapping[str, str],
-        on_unsafe: Callable[[Iterable[ChildProcess]], None],
-        on_lost: Callable[[bool, Iterable[ChildProcess]], None],
+        launcher: ZygoteLauncher,
     ) -> None:
-        self._on_unsafe = on_unsafe
-        self._on_lost = on_lost
+        self.can_fork = False
+        self._launcher = launcher
         self._environ = environ
-        self._can_fork = False
+        self._is_silent = False
         self._children: dict[int, ChildProcess] = {}
+        self._ended: set[int] = set()
+        """Children whose end it has not reported yet."""
+        self._watches: dict[int, int] = {}
+        """Process descriptors of the children that run."""
+        self._deadlines: dict[int, asyncio.TimerHandle] = {}
+        """Of the reports that it owes, by the child's number."""
         self._numbers = count(1)
         self._outbox: deque[_Request] = deque()
         self._loop = asyncio.get_running_loop()
@@ -129,6 +157,7 @@ class _Zygote:
         environ = {**self._environ, **child.environ}
         message = encode_fork(ForkRequest(number, child.name, list(child.options), environ))
         self._outbox.append(_Request(message, child.descriptors))
+        self._expect_report(number)
         self._flush()
 
     async def close(self) -> None:
@@ -137,6 +166,8 @@ class _Zygote:
         It is killed, since it may still import for seconds, and it has nothing to finish.
         """
         self._release()
+        for number in tuple(self._watches):
+            self._unwatch(number)
         self._process.kill()
         await asyncio.to_thread(self._process.wait)
 
@@ -164,17 +195,21 @@ class _Zygote:
     def _follow(self, answer: ZygoteEvent) -> None:
         child = self._children.get(answer.id)
         if answer.event == "ready":
-            self._can_fork = True
+            self.can_fork = True
             log.debug("the zygote is ready")
         elif answer.event == "unsafe":
             log.warning("workers are spawned instead of forked: %s", answer.message)
-            self._on_unsafe(self._take_pending())
-        elif child is not None and answer.event == "forked":
-            self._can_fork = True
+            self._launcher.on_unsafe(self._take_pending())
+        elif answer.event == "forked" and child is None:  # it was silent, and this worker was started in another way
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(answer.pid, signal.SIGKILL)
+        elif answer.event == "forked" and child is not None:
+            self.can_fork = True
+            self._got_report(answer.id)
             child.started(answer.pid)
+            self._watch_child(answer.id, answer.pid)
         elif child is not None:
-            del self._children[answer.id]
-            child.finish(answer.code)
+            self._finish(answer.id, answer.code)
 
     def _on_exit(self) -> None:
         """Handle the zygote's end, which its process descriptor reports.
@@ -183,43 +218,105 @@ class _Zygote:
         """
         self._release()
         self._process.wait()
-        log.log(logging.WARNING if self._can_fork else logging.DEBUG, "the zygote has ended")
+        if not self._is_silent:
+            log.log(logging.WARNING if self.can_fork else logging.DEBUG, "the zygote has ended")
         pending = self._take_pending()
-        for child in self._children.values():
-            self._kill_orphan(child)
-        self._on_lost(self._can_fork, pending)
+        self._is_silent, was_silent = True, self._is_silent
+        for number, child in tuple(self._children.items()):
+            child.kill()
+            if number not in self._watches:
+                self._loop.call_soon(self._finish, number, -signal.SIGKILL)
+        self._launcher.on_lost(self, () if was_silent else pending)
+
+    # -- reports that do not come ------------------------------------------------------------------------------------
+
+    def _expect_report(self, number: int) -> None:
+        seconds = ANSWER_S if self.can_fork else FIRST_ANSWER_S
+        self._deadlines[number] = self._loop.call_later(seconds, self._give_up, seconds)
+
+    def _got_report(self, number: int) -> None:
+        if deadline := self._deadlines.pop(number, None):
+            deadline.cancel()
+
+    def _watch_child(self, number: int, pid: int) -> None:
+        """Notice the end of a child, because only a zygote that runs reports it."""
+        try:
+            self._watches[number] = watch = os.pidfd_open(pid)
+        except OSError:  # it has ended, or there are too many descriptors: the zygote reports its end
+            return
+        self._loop.add_reader(watch, self._on_child_end, number)
+
+    def _unwatch(self, number: int) -> None:
+        if (watch := self._watches.pop(number, None)) is not None:
+            self._loop.remove_reader(watch)
+            os.close(watch)
+
+    def _on_child_end(self, number: int) -> None:
+        self._unwatch(number)
+        if self._is_silent:
+            self._finish_unreported(number)
+        else:
+            self._ended.add(number)
+            self._expect_report(number)
+
+    def _give_up(self, seconds: float) -> None:
+        """Do without the zygote. Its forks go on: they would die with it."""
+        if self._is_silent:
+            return
+        self._is_silent = True
+        log.warning("the zygote has not answered for %g s: workers are started without it", seconds)
+        pending = self._take_pending()
+        for number in tuple(self._ended):
+            self._finish_unreported(number)
+        self._launcher.on_silent(self, pending)
+        self._end_if_unused()
+
+    def _finish_unreported(self, number: int) -> None:
+        child = self._children[number]
+        assert child.pid is not None
+        code = _exit_code(child.pid)
+        child.kill()  # the processes that it started, before its number can be used again
+        self._finish(number, code)
+
+    def _finish(self, number: int, code: int) -> None:
+        self._got_report(number)
+        self._unwatch(number)
+        self._ended.discard(number)
+        if (child := self._children.pop(number, None)) is not None:
+            child.finish(code)
+        self._end_if_unused()
+
+    def _end_if_unused(self) -> None:
+        if self._is_silent and not self._children and self._process.returncode is None:
+            self._process.kill()  # `_on_exit` follows
 
     def _take_pending(self) -> list[ChildProcess]:
         """Remove and return the children that are not forked."""
         pending = {number: child for number, child in self._children.items() if child.pid is None}
+        for number in pending:
+            self._got_report(number)
         self._children = {number: child for number, child in self._children.items() if number not in pending}
         self._outbox = deque(request for request in self._outbox if request.is_begun)
         return list(pending.values())
 
     def _release(self) -> None:
         """Close everything. Read the last lines first: they may contain the reason why the zygote ended."""
+        for number in tuple(self._deadlines):
+            self._got_report(number)
         self._loop.remove_reader(self._watch)
         os.close(self._watch)
         self._reader.close()
         self._loop.remove_writer(self._socket)  # only now: a child's exit may have requested another fork
         self._socket.close()
 
-    def _kill_orphan(self, child: ChildProcess) -> None:
-        """Kill a child of the ended zygote and wait for its exit with a process descriptor, since init reaps it."""
-        assert child.pid is not None
-        child.kill()
-        try:
-            watch = os.pidfd_open(child.pid)
-        except ProcessLookupError:
-            self._loop.call_soon(child.finish, -signal.SIGKILL)
-            return
 
-        def on_gone() -> None:
-            self._loop.remove_reader(watch)
-            os.close(watch)
-            child.finish(-signal.SIGKILL)
-
-        self._loop.add_reader(watch, on_gone)
+def _exit_code(pid: int) -> int:
+    """Return the exit code of a process that has ended and that its parent has not reaped; SIGKILL's if it is gone."""
+    try:
+        facts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return os.waitstatus_to_exitcode(int(facts[-1])) if facts[0] == "Z" else -signal.SIGKILL
+    except (OSError, ValueError, IndexError):
+        return -signal.SIGKILL
 
 
 class _Request:

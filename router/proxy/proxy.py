@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from functools import partial
 from urllib.parse import quote
 
@@ -312,9 +313,11 @@ class Proxy:
             return await self._pool.send(lease.endpoint, method or request.method, target, headers, data)
         except Unreachable as error:
             log.warning("name=%s cannot be reached: %s", lease.model, error)
-            why = await self._lifecycle.wait_for_exit(lease) or str(error)
+            why = await self._lifecycle.wait_for_exit(lease)
+            if not why and _has_lost_socket(lease):
+                self._lifecycle.unload_when_idle(lease.model)  # its socket was deleted: the next worker has another one
             self._report_answer(lease, WorkerGone.status)
-            raise Unavailable(f"model '{lease.model}' cannot be reached: {why}") from None
+            raise Unavailable(f"model '{lease.model}' cannot be reached: {why or error}") from None
         except ConnectionLost as error:
             if self._is_ending:
                 raise Unavailable("the router is shutting down") from None
@@ -334,6 +337,10 @@ class Proxy:
         log.warning("name=%s ended in the middle of an answer: %s", lease.model, why)
         why = await self._lifecycle.wait_for_exit(lease) or why
         return WorkerGone(f"model '{lease.model}' ended in the middle of its answer: {why}")
+
+
+def _has_lost_socket(lease: Lease) -> bool:
+    return lease.preset.backend is None and not os.path.exists(lease.endpoint)
 
 
 def find_model(lifecycle: Lifecycle, name: str) -> str | None:

@@ -123,8 +123,9 @@ class WorkerContext:
         Raises TemplateError if the chat template cannot be used, ConfigError if its file cannot be read.
         """
         info, vocab = loaded.info, loaded.vocab
+        may_wait = self.loaded_state is None and not self.has_router  # the first load of a program by itself
         chat = ChatFormat(
-            template_source(self.settings, info.chat_template),
+            template_source(self.settings, info.chat_template, may_wait=may_wait),
             tool_source=info.chat_template_tool_use,
             bos_text=info.bos_text,
             eos_text=info.eos_text,
@@ -133,7 +134,7 @@ class WorkerContext:
             jinja=self.settings.chat.jinja,
             parses=not self.settings.chat.skip_chat_parsing,
         )
-        defaults = completion_defaults(self.settings, info.metadata, info.drafts)
+        defaults = completion_defaults(self.settings, info.metadata, info.drafts, may_wait=may_wait)
         marker = loaded.media.marker if loaded.media else self.media_marker
         self.loaded_state = LoadedModelState(
             engine, chat, replace(chat_defaults(self.settings), media_marker=marker), defaults

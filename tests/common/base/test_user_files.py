@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from aiohttp import web
 from certificates import make_certificate
 from llama_corral.common.base.errors import ConfigError, ModelFilesError
 from llama_corral.common.base.user_files import directory_of, read_text_of, why_unreadable
-from llama_corral.common.hub.resolve import resolve_files
+from llama_corral.common.hub.resolve import list_cached, resolve_files
 from llama_corral.common.tools.mcp_config import read_servers
 from llama_corral.common.tools.server import ToolServer
 from llama_corral.common.web.auth import read_api_keys
@@ -21,6 +22,7 @@ from llama_corral.common.web.listen import listen
 from llama_corral.common.web.pages import add_pages
 from llama_corral.common.web.ui_settings import read_ui_settings
 from llama_corral.presets.abilities import template_source
+from llama_corral.presets.ini import read_presets
 from llama_corral.presets.models_dir import scan
 from llama_corral.presets.options.settings import Settings
 from llama_corral.worker.api.request.defaults import completion_defaults
@@ -126,3 +128,48 @@ def test_what_is_right_is_read(place: Path) -> None:
     (place / "marked").write_bytes(b"\xef\xbb\xbfkey\n")
     assert read_text_of("--x", str(place / "marked")) == "key\n", "without the byte order mark of some editors"
     assert directory_of("--x", str(place / "directory")) == place / "directory"
+
+
+NOT_REGULAR = "this is not a regular file"
+AGAIN: dict[str, Callable[[str], Any]] = {
+    "--api-key-file": lambda path: read_api_keys(Settings.of(api_key_file=path), may_wait=False),
+    "--grammar-file": TEXTS["--grammar-file"],
+    "--json-schema-file": TEXTS["--json-schema-file"],
+    "--chat-template-file": TEXTS["--chat-template-file"],
+    "": read_presets,
+}
+"""How files are read while the program runs."""
+
+
+@pytest.mark.parametrize("option", AGAIN)
+@pytest.mark.parametrize("kind", ["pipe", "device", "large", "link to a device"])
+def test_what_is_read_while_the_program_runs_is_a_regular_file(place: Path, option: str, kind: str) -> None:
+    path = place / kind
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "large":
+        with path.open("wb") as file:
+            file.truncate(300 << 20)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(ConfigError) as refusal:
+        AGAIN[option](str(path))
+    why = "this file has more than 8 MiB" if kind == "large" else NOT_REGULAR
+    assert str(refusal.value) == f"{option} {path}: {why}".strip()
+
+
+def test_a_starting_program_reads_pipes_but_no_endless_device(place: Path) -> None:
+    os.mkfifo(path := place / "pipe")
+    writer = threading.Thread(target=path.write_text, args=("one\ntwo\n",))
+    writer.start()
+    assert read_api_keys(Settings.of(api_key_file=str(path))) == ("one", "two")
+    writer.join()
+    with pytest.raises(ConfigError, match="this file has more than 8 MiB"):
+        read_api_keys(Settings.of(api_key_file="/dev/zero"))
+
+
+def test_a_pipe_in_the_cache_is_no_branch(place: Path) -> None:
+    refs = place / "hub" / "models--user--repo" / "refs"
+    refs.mkdir(parents=True)
+    os.mkfifo(refs / "main")
+    assert list_cached({"HF_HUB_CACHE": str(place / "hub")}) == []

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 import time
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,16 @@ import pytest
 from file_edits import touch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from llama_corral.common.base.errors import ModelFilesError
 from llama_corral.common.hub import gguf_header
-from llama_corral.common.hub.gguf_header import GgufError, Header, read_header
+from llama_corral.common.hub.gguf_header import (
+    GgufError,
+    Header,
+    HeaderTooLarge,
+    read_header,
+    read_texts,
+    refuse_large_header,
+)
 from llama_corral.common.hub.gguf_types import TENSOR_TYPES
 
 
@@ -212,3 +223,113 @@ def test_mutated_files_raise_only_the_documented_error(
     gguf_header._read_cached.cache_clear()
     with contextlib.suppress(GgufError):
         assert isinstance(read_header(path), Header)
+
+
+# Files that are made to exhaust their readers.
+
+
+def text(key: bytes, length: int) -> bytes:
+    return value(key, 8, struct.pack("<Q", length))
+
+
+def sparse(path: Path, n_texts: int, length: int) -> Path:
+    """A header with long strings that take no space on disk."""
+    with path.open("wb") as file:
+        file.write(entries(value(b"general.architecture", 8, struct.pack("<Q", 5) + b"llama"), count=n_texts + 1))
+        for number in range(n_texts):
+            file.write(text(b"%d" % number, length))
+            file.seek(length, os.SEEK_CUR)
+        file.truncate(file.tell() + 64)
+    return path
+
+
+def peak_memory(read: Callable[[], object]) -> int:
+    tracemalloc.start()
+    try:
+        read()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+TINY_TENSOR = struct.pack("<QcIIQ", 1, b"t", 0, 0, 0)
+EXHAUSTING = {
+    "list of empty strings": (
+        entries(string_array(b"k", (1 << 22) + 1, bytes(8 * ((1 << 22) + 1)))),
+        "array 'k' claims 4194305 strings, the limit of a file is 4194304",
+    ),
+    "tensors": (entries(TINY_TENSOR * 30_000, tensors=30_000, count=0), "take more than 4 MiB"),
+    "keys": (entries(*(value(b"%d" % i, 7, b"\1") for i in range(30_000))), "take more than 4 MiB"),
+    "lists of numbers": (
+        entries(*(value(b"%d" % i, 9, struct.pack("<IQ", 0, 1024) + bytes(1024)) for i in range(300))),
+        "take more than 4 MiB",
+    ),
+    "words": (
+        entries(*(string_array(b"%d" % i, 1000, (struct.pack("<Q", 100) + bytes(100)) * 1000) for i in range(60))),
+        "take more than 4 MiB",
+    ),
+}
+
+
+@pytest.mark.parametrize("reader", [read_header, read_texts])
+@pytest.mark.parametrize(("content", "why"), EXHAUSTING.values(), ids=EXHAUSTING)
+def test_what_is_kept_of_a_header_is_limited(
+    tmp_path: Path, reader: Callable[[Path], Header], content: bytes, why: str
+) -> None:
+    path = tmp_path / "hostile.gguf"
+    path.write_bytes(content)
+
+    def read() -> None:
+        with pytest.raises(HeaderTooLarge, match=why):
+            reader(path)
+
+    assert peak_memory(read) < 32 << 20
+
+
+@pytest.mark.parametrize("reader", [read_header, read_texts])
+def test_a_header_of_gigabytes_is_refused_without_reading_it(tmp_path: Path, reader: Callable[[Path], Header]) -> None:
+    path = sparse(tmp_path / "hostile.gguf", 3000, 1 << 20)
+
+    def read() -> None:
+        with pytest.raises(HeaderTooLarge, match="its header has more than 128 MiB"):
+            reader(path)
+
+    assert peak_memory(read) < 16 << 20
+    with pytest.raises(ModelFilesError, match=r"hostile\.gguf: its header has more than 128 MiB"):
+        refuse_large_header(path)
+
+
+def test_long_texts_are_kept_only_to_be_shown(tmp_path: Path) -> None:
+    license = "x" * 5000
+    path = write_gguf(tmp_path / "a.gguf", **{"general.license": license})
+    assert "general.license" not in read_header(path).metadata
+    assert read_texts(path).metadata["general.license"] == license
+    many = sparse(tmp_path / "many.gguf", 100, 1 << 20)
+    assert len(read_header(many).metadata) == 1
+    assert len(read_texts(many).metadata) == 1 + 4
+    assert peak_memory(lambda: read_texts(many)) < 16 << 20
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (entries(text(b"k" * (1 << 16), 0)), "a key has 65536 bytes"),
+        (entries(struct.pack("<Q", 300) + b"t" * 300, tensors=1, count=0), "a tensor name has 300 bytes"),
+        (
+            entries(struct.pack("<QcI4QIQ", 1, b"t", 4, *[1 << 60] * 4, 99, 0) + bytes(64), tensors=1, count=0),
+            "claims 17668.* elements",
+        ),
+    ],
+    ids=["key", "tensor name", "elements"],
+)
+def test_names_and_sizes_beyond_the_format(tmp_path: Path, content: bytes, why: str) -> None:
+    path = tmp_path / "hostile.gguf"
+    path.write_bytes(content)
+    with pytest.raises(GgufError, match=why):
+        read_header(path)
+
+
+def test_a_pipe_is_no_model(tmp_path: Path) -> None:
+    os.mkfifo(path := tmp_path / "pipe.gguf")
+    with pytest.raises(GgufError, match=r"pipe\.gguf: this is not a regular file"):
+        read_header(path)

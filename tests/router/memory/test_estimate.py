@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from engine_tools import running
 from hypothesis import given
 from hypothesis import strategies as st
-from llama_corral.common.hub.gguf_header import Header, Tensor, read_header
+from llama_corral.common.hub.gguf_header import GgufError, Header, Tensor, read_header
 from llama_corral.presets.options.settings import Settings
 from llama_corral.router.memory import host
 from llama_corral.router.memory.devices import Devices, SystemDevice
@@ -273,3 +274,49 @@ def test_a_draft_model_is_counted_with_the_context_of_the_main_model(models: Pat
     n_ctx = footprint_options(Settings(), Devices()).context_of(read_header(main)).n_ctx
     added = estimate([read_header(draft)], FootprintOptions(n_ctx=n_ctx)).need.space.host
     assert both.space.host - alone.space.host == added
+
+
+_DIMENSIONS = (
+    "block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count",
+    "attention.head_count_kv", "attention.key_length", "attention.sliding_window", "ssm.inner_size", "ssm.state_size",
+    "wkv.head_size", "expert_used_count", "attention.sliding_window_pattern",
+)  # fmt: skip
+_CLAIMS = st.one_of(
+    st.integers(-(2**63), 2**64 - 1), st.floats(), st.text(max_size=3), st.lists(st.integers(-9, 2**64 - 1)).map(tuple)
+)
+_NAMES = st.sampled_from(
+    [
+        "blk.0.attn_k.weight",
+        "blk.0.attn_v.weight",
+        "blk.0.ssm_a",
+        "blk.",
+        "blk.x",
+        "blk.7",
+        "blk.99999999999.attn_k",
+        "",
+    ]
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from(_DIMENSIONS), _CLAIMS),
+    st.lists(st.tuples(_NAMES, st.lists(st.integers(0, 2**64 - 1), max_size=4).map(tuple))),
+    st.booleans(),
+)
+def test_a_file_that_claims_anything_has_an_estimate_or_a_clear_error(
+    claims: dict[str, Any], tensors: list[tuple[str, tuple[int, ...]]], flash: bool
+) -> None:
+    metadata = {"general.architecture": "llama", **{f"llama.{key}": value for key, value in claims.items()}}
+    infos = tuple(Tensor(name, shape, "f16", 0, 16) for name, shape in tensors)
+    with contextlib.suppress(GgufError):
+        found = estimate([Header(3, metadata, {}, infos, 0, 0)], FootprintOptions(flash_attention=flash))
+        assert 0 <= found.need.space.host < 2**62
+
+
+def test_many_layers_cost_nothing() -> None:
+    """The work grows with the layers, so their number is limited before anything is calculated for them."""
+    with pytest.raises(GgufError, match="claims to have 4294967295 layers, the limit is 1024: corrupt"):
+        estimate(
+            [replace(_header(1), metadata={"llama.block_count": 2**32 - 1, "general.architecture": "llama"})],
+            _on_one(1),
+        )

@@ -6,15 +6,18 @@ import asyncio
 import json
 import logging
 import os
+import shutil
 import signal
 import stat
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import psutil
 import pytest
+from llama_corral.router.process import zygote
 from llama_corral.router.process.launcher import Launcher, LaunchSpec, Worker
 from llama_corral.router.process.pipes import MAX_LOG_LINES, LineReader
 from llama_corral.router.process.spawn import SpawnLauncher
@@ -167,10 +170,12 @@ async def test_environment_reaches_the_worker(kind: Kind) -> None:
 async def test_missing_program() -> None:
     launcher = SpawnLauncher(os.environ, ("/nowhere/at/all",))
     before = psutil.Process().num_fds()
-    with pytest.raises(FileNotFoundError):
-        launcher.launch(spec(), Recorder().callbacks)
-    assert psutil.Process().num_fds() == before
+    for _ in range(3):
+        with pytest.raises(FileNotFoundError):
+            launcher.launch(spec(), Recorder().callbacks)
+        assert psutil.Process().num_fds() == before + 1, "the lock of the directory for sockets"
     await launcher.close()
+    assert psutil.Process().num_fds() == before
 
 
 @every_kind
@@ -241,6 +246,112 @@ async def test_workers_die_with_their_zygote_and_the_next_launch_starts_another(
     await second.state("ready")
     assert zygote_pid() not in (None, pid)
     await end(launcher, worker, second)
+
+
+@linux
+async def test_a_zygote_that_stops_answering_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker that it has forked serves on; the one that it was to fork comes from another zygote."""
+    launcher = fake_launcher("zygote")
+    first, second = Recorder(), Recorder()
+    worker = launcher.launch(spec("code=5", name="first"), first.callbacks)
+    await first.state("ready")
+    pid = zygote_pid()
+    assert pid is not None
+    monkeypatch.setattr(zygote, "ANSWER_S", 0.3)
+    os.kill(pid, signal.SIGSTOP)
+    other = launcher.launch(spec(name="second"), second.callbacks)
+    await second.state("ready")
+    assert (await get(worker.endpoint, "/props"))["worker"]
+    assert psutil.Process(other.pid).ppid() not in (pid, os.getpid())
+    worker.stop()
+    assert await first.exited() == 5, "as its parent would have reported it"
+    await until(lambda: not psutil.pid_exists(pid))
+    await end(launcher, other, second)
+
+
+@linux
+@pytest.mark.parametrize("is_killed", [True, False])
+async def test_the_exit_of_a_worker_is_noticed_without_its_zygote(
+    monkeypatch: pytest.MonkeyPatch, *, is_killed: bool
+) -> None:
+    """The zygote stops while nothing is to be forked. Without its report an unload would never end."""
+    launcher = fake_launcher("zygote")
+    recorder = Recorder()
+    worker = launcher.launch(spec("code=5"), recorder.callbacks)
+    await recorder.state("ready")
+    pid = zygote_pid()
+    assert pid is not None
+    monkeypatch.setattr(zygote, "ANSWER_S", 0.3)
+    os.kill(pid, signal.SIGSTOP)
+    worker.kill() if is_killed else worker.stop()
+    assert await recorder.exited() == (-signal.SIGKILL if is_killed else 5)
+    await until(lambda: not psutil.pid_exists(pid))
+    await launcher.close()
+
+
+@linux
+async def test_a_zygote_that_goes_on_later_leaves_no_second_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    launcher = fake_launcher("zygote")
+    first, second = Recorder(), Recorder()
+    worker = launcher.launch(spec(name="first"), first.callbacks)
+    await first.state("ready")
+    pid = zygote_pid()
+    assert pid is not None
+    monkeypatch.setattr(zygote, "ANSWER_S", 0.3)
+    os.kill(pid, signal.SIGSTOP)
+    other = launcher.launch(spec(name="second"), second.callbacks)
+    await second.state("ready")
+    kill, killed = os.kill, list[int]()
+    monkeypatch.setattr(os, "kill", lambda pid, number: (killed.append(pid), kill(pid, number)))
+    kill(pid, signal.SIGCONT)
+    await until(lambda: killed)
+    await until(lambda: psutil.Process(pid).children() == [psutil.Process(worker.pid)])
+    assert (await get(other.endpoint, "/props"))["worker"]
+    worker.stop()
+    assert await first.exited() == 0
+    await end(launcher, other, second)
+
+
+@linux
+async def test_a_zygote_that_never_answers_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zygote, "FIRST_ANSWER_S", 0.3)
+    environ = {**os.environ, "PYTHONPATH": python_path(TESTS)}
+    launcher = ZygoteLauncher(environ, (sys.executable, "-c", "import time; time.sleep(1000)"), FAKE_COMMAND)
+    recorder = Recorder()
+    worker = launcher.launch(spec(), recorder.callbacks)
+    await recorder.state("ready")
+    assert psutil.Process(worker.pid).ppid() == os.getpid(), "it is spawned"
+    await end(launcher, worker, recorder)
+
+
+@every_kind
+async def test_paths_and_variables_may_be_any_bytes(kind: Kind) -> None:
+    launcher = fake_launcher(kind, ODD="\udcff")
+    recorder = Recorder()
+    worker = launcher.launch(LaunchSpec("odd", ("--model", "note=\udcfe", "--alias", "odd")), recorder.callbacks)
+    await recorder.state("ready")
+    process = psutil.Process(worker.pid)
+    if kind == "spawn":
+        assert process.environ()["ODD"] == "\udcff"
+        assert "note=\udcfe" in process.cmdline()
+    await end(launcher, worker, recorder)
+
+
+@every_kind
+async def test_the_directory_of_the_sockets_is_made_again(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that tidies up may even delete the directory for temporary files."""
+    place = tempfile.mkdtemp()  # its path is short enough for sockets
+    monkeypatch.setattr("tempfile.tempdir", place)
+    launcher = fake_launcher(kind)
+    for _ in range(2):
+        recorder = Recorder()
+        worker = launcher.launch(spec(), recorder.callbacks)
+        await recorder.state("ready")
+        worker.stop()
+        await recorder.exited()
+        shutil.rmtree(place)
+    await launcher.close()
+    assert not os.path.exists(place)
 
 
 @linux

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 from llama_corral.common.base.errors import ModelNotFound, NotSupported
 from llama_corral.common.base.json_encoding import encode_json
-from llama_corral.common.hub.model_card import ModelCard, read_card
+from llama_corral.common.hub.model_card import ModelCard, read_brief_card, read_card
 from llama_corral.common.web.application import LINES_TYPE, json_response
 from llama_corral.common.web.json_fields import Fields
 from llama_corral.common.web.ollama import expiry_text, version_json
@@ -59,14 +59,20 @@ async def show_model(request: web.Request) -> web.StreamResponse:
     name = fields.string("model", "name", default="")
     if not _is_own(worker, name):
         raise ModelNotFound(name)
-    card = await _card(worker)
+    verbose = fields.boolean("verbose", default=False)
+    return await asyncio.to_thread(_show, worker, name, verbose=verbose)
+
+
+def _show(worker: WorkerContext, name: str, *, verbose: bool) -> web.Response:
+    """Return the answer of `show`; reads the file, whose metadata may take megabytes."""
+    card = read_card(worker.info.path)
     shown = show(
         name,
         card,
         capabilities=abilities(card, worker.settings, input_modalities(worker)),
         parameters=_shown(worker.settings),
         template=worker.model.chat.source,
-        verbose=fields.boolean("verbose", default=False),
+        verbose=verbose,
     )
     return json_response(shown)
 
@@ -99,4 +105,4 @@ async def refuse(request: web.Request) -> web.StreamResponse:
 
 
 async def _card(worker: WorkerContext) -> ModelCard:
-    return await asyncio.to_thread(read_card, worker.info.path)
+    return await asyncio.to_thread(read_brief_card, worker.info.path)

@@ -48,10 +48,11 @@ _OPTION_OF = {"mirostat_tau": "mirostat_ent", "mirostat_eta": "mirostat_lr"}
 
 
 def completion_defaults(
-    settings: Settings, metadata: Mapping[str, str], drafts: Sequence[str] = ()
+    settings: Settings, metadata: Mapping[str, str], drafts: Sequence[str] = (), *, may_wait: bool = False
 ) -> CompletionParams:
+    """Return the defaults. `may_wait`: a file may be a pipe, whose end is waited for. Raise ConfigError."""
     return CompletionParams(
-        sampling=_with_model_values(_sampling(settings), settings, metadata),
+        sampling=_with_model_values(_sampling(settings, may_wait=may_wait), settings, metadata),
         n_predict=settings.context.n_predict,
         stop=tuple(word for word in settings.endpoints.reverse_prompt if word),
         cache_prompt=settings.context.cache_prompt,
@@ -71,10 +72,12 @@ def _speculative_types(settings: Settings, used: Sequence[str]) -> str:
     return ",".join(["none", *(kinds or used)])
 
 
-def _grammar(settings: Settings) -> Grammar | None:
+def _grammar(settings: Settings, *, may_wait: bool) -> Grammar | None:
     """Return the grammar of `--grammar`, `--json-schema` or their file options, of which at most one is set."""
-    text = settings.sampling.grammar or _read(settings.sampling.grammar_file, "--grammar-file")
-    schema = settings.sampling.json_schema or _read(settings.sampling.json_schema_file, "--json-schema-file")
+    text = settings.sampling.grammar or _read(settings.sampling.grammar_file, "--grammar-file", may_wait=may_wait)
+    schema = settings.sampling.json_schema or _read(
+        settings.sampling.json_schema_file, "--json-schema-file", may_wait=may_wait
+    )
     if schema and not text:
         try:
             text = schema_grammar(json.loads(schema) or ANY_OBJECT)
@@ -88,11 +91,11 @@ def _grammar(settings: Settings) -> Grammar | None:
     return Grammar(text) if text else None
 
 
-def _read(path: str, option: str) -> str:
-    return read_text_of(option, path) if path else ""
+def _read(path: str, option: str, *, may_wait: bool) -> str:
+    return read_text_of(option, path, may_wait=may_wait) if path else ""
 
 
-def _sampling(settings: Settings) -> Sampling:
+def _sampling(settings: Settings, *, may_wait: bool) -> Sampling:
     given = settings.sampling
     return Sampling(
         seed=given.seed,
@@ -123,7 +126,7 @@ def _sampling(settings: Settings) -> Sampling:
         samplers=given.samplers,
         logit_bias=given.logit_bias,
         ignore_eos=given.ignore_eos,
-        grammar=_grammar(settings),
+        grammar=_grammar(settings, may_wait=may_wait),
         backend_sampling=given.backend_sampling,
     )
 

@@ -7,6 +7,7 @@ Sequences that were computed with other scales are not reused, see `activation`.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def _load(model: Model, path: Path) -> Any:
     if why := why_not_a_file(path):
         raise LoadError(f"failed to load LoRA adapter '{path}': {why}")
     complaints.clear()
-    pointer = C.llama_adapter_lora_init(model.pointer, str(path).encode())
+    pointer = C.llama_adapter_lora_init(model.pointer, os.fsencode(path))
     if not pointer:
         why = complaints[0].partition(": ")[2] if complaints else "llama.cpp gave no reason"
         raise LoadError(f"failed to load LoRA adapter '{path}': {why}")

@@ -6,6 +6,7 @@ Used by the engine thread; `ModelInfo` is plain data that all threads may read.
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import time
 from collections.abc import Callable
@@ -72,7 +73,7 @@ class Model:
         complaints.clear()
         keep: list[Any] = []  # keeps objects alive that llama.cpp reads during the load
         params = _model_params(options, on_progress, keep)
-        self.pointer: Any = C.llama_model_load_from_file(str(path).encode(), params)
+        self.pointer: Any = C.llama_model_load_from_file(os.fsencode(path), params)
         if not self.pointer:
             raise LoadError(f"failed to load model '{path}': {_why()}")
         self.vocab = Vocab(self.pointer)

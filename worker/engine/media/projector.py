@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -57,7 +58,7 @@ class Projector:
         self._smallest: int | None = None  # tokens of a small image, once they were counted
         complaints.clear()
         self._context: Any = M.mtmd_init_from_file(
-            str(options.path).encode(), model.pointer, self._params(model, on_progress)
+            os.fsencode(options.path), model.pointer, self._params(model, on_progress)
         )
         if not self._context:
             why = complaints[0].split("error: ")[-1] if complaints else "llama.cpp gave no reason"

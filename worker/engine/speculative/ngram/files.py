@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 import numpy as np
-from llama_corral.common.base.user_files import why_unreadable
+from llama_corral.common.base.user_files import read_limited, why_unreadable
 
 from ...llama.errors import LoadError
 
@@ -18,13 +18,14 @@ Counts = dict[int, int]
 Table = dict[tuple[int, ...], Counts]
 
 WIDTH = 4
+MAX_BYTES = 1 << 30
 _NO_TOKEN = -1
 
 
 def load(path: Path) -> Table:
     """Read a table. Raises LoadError if the file cannot be read or is invalid."""
     try:
-        data = path.read_bytes()
+        data = read_limited(path, limit=MAX_BYTES)
     except OSError as error:
         raise LoadError(f"failed to read lookup cache '{path}': {why_unreadable(error)}") from None
     table: Table = {}
