@@ -24,8 +24,8 @@ from .core import Core
 from .llama.builtin_template import apply_builtin_template
 from .llama.model import MediaSupport
 from .llama.vocab import Vocab
-from .messages import MEDIA_TOKEN, Embedding, Generation, MediaChunk, PromptText, Sink
-from .sampling.grammar_candidates import prepare
+from .messages import MEDIA_TOKEN, Embedding, Generation, Grammar, MediaChunk, PromptText, Sink
+from .sampling import grammar_candidates, guidance
 from .slot_actions import SlotAction
 from .slot_views import SlotView, slot_views
 from .thread import EngineThread
@@ -58,12 +58,16 @@ class LoadedModel:
         parts = [PromptText(prompt)] if isinstance(prompt, str) else prompt
         return self.core.media_encoder.projector.tokenize(parts, files)
 
-    async def prepare_for_grammars(self) -> None:
-        """Prepare the vocabulary for grammars. Call it before a request with a grammar is submitted.
+    async def prepare_for_grammar(self, grammar: Grammar) -> None:
+        """Compile a grammar and, once, prepare the vocabulary. Call it before a request with this grammar is submitted.
 
         Without it the engine thread does this at the first token of that request, and all other requests wait.
+        Raises InvalidRequest if the grammar is invalid or too large.
         """
-        await asyncio.to_thread(prepare, self.vocab)
+        if grammar.matcher == "llguidance":
+            await asyncio.to_thread(guidance.prepare, grammar.text, self.vocab)
+        else:
+            await asyncio.to_thread(grammar_candidates.prepare, self.vocab)
 
     def submit(self, request: Generation | Embedding, sink: Sink) -> Ticket:
         """Submit a request. Raises ApiError for errors that are visible now; later errors arrive as Failed events."""

@@ -124,6 +124,7 @@ def _sampling(settings: Settings) -> Sampling:
         logit_bias=given.logit_bias,
         ignore_eos=given.ignore_eos,
         grammar=_grammar(settings),
+        grammar_matcher=given.grammar_matcher,
         backend_sampling=given.backend_sampling,
     )
 

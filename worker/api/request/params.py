@@ -128,12 +128,12 @@ def read_params(
 
 
 async def params_of(body: Mapping[str, Any], defaults: CompletionParams, loaded: LoadedModel) -> CompletionParams:
-    """Call `read_params`, off the event loop if the schema is large. Prepare the model for its first grammar."""
+    """Call `read_params`, off the event loop if the schema is large. Compile its grammar."""
     schema = body.get("json_schema")
     size = 0 if schema is None else conversion_work(schema)
     params = await maybe_off_loop(size, lambda: read_params(body, defaults, loaded.vocab, loaded.info.n_slots))
     if params.sampling.grammar is not None:
-        await loaded.prepare_for_grammars()
+        await loaded.prepare_for_grammar(params.sampling.grammar)
     return params
 
 
@@ -146,6 +146,7 @@ def _sampling(fields: Fields, defaults: CompletionParams, preserved: frozenset[i
         bias = logit_bias(value, vocab)
     if ignore_eos:
         bias = (*bias, *((token, float("-inf")) for token in vocab.eog_tokens))
+    grammar = read_grammar(fields, base.grammar, preserved, vocab, thinking)
     samplers = fields.body.get("samplers")
     return replace(
         base,
@@ -156,7 +157,7 @@ def _sampling(fields: Fields, defaults: CompletionParams, preserved: frozenset[i
         ignore_eos=ignore_eos,
         n_probs=_n_probs(fields),
         post_sampling_probs=fields.boolean("post_sampling_probs", default=False),
-        grammar=read_grammar(fields, base.grammar, preserved, vocab, thinking),
+        grammar=None if grammar is None else replace(grammar, matcher=base.grammar_matcher),
         thinking=thinking if thinking is not None and (thinking.budget >= 0 or thinking.control) else None,
         backend_sampling=fields.boolean("backend_sampling", default=base.backend_sampling),
     )

@@ -23,6 +23,7 @@ from ..llama.vocab import Vocab
 from ..messages import Sampling, Thinking
 from .grammar import GrammarConstraint, prefill_tokens
 from .grammar_candidates import CANDIDATE, SMALL_VOCAB, GrammarPrefilter, prunable
+from .guidance import GuidanceMatcher
 from .thinking_budget import ThinkingBudget
 
 _MAX_HISTORY = 1 << 20  # tokens; llama.cpp allocates memory for the requested number, and aborts if that fails
@@ -84,7 +85,7 @@ class Sampler:
     def _make_prefilter(self, sampling: Sampling, vocab: Vocab) -> GrammarPrefilter | None:
         if not self._constraint or not sampling.grammar or vocab.n_vocab <= SMALL_VOCAB:
             return None
-        if not prunable(sampling.grammar.text):
+        if sampling.grammar.matcher != "llama.cpp" or not prunable(sampling.grammar.text):
             return None
         return GrammarPrefilter(self._constraint, vocab, _decisive_top_k(sampling, vocab))
 
@@ -187,9 +188,13 @@ class Sampler:
 
     def _forbid(self, constraint: GrammarConstraint, logits: Logits) -> None:
         """Fill the candidates so that only tokens that the grammar allows can be sampled."""
+        matcher, candidates = constraint.matcher, self._candidates
+        if isinstance(matcher, GuidanceMatcher):
+            candidates.fill(np.where(constraint.timed(matcher.mask), logits, np.float32(-np.inf)))
+            return
         if self._prefilter is None:
-            self._candidates.fill(logits)
-            constraint.apply(self._candidates.reference)
+            candidates.fill(logits)
+            constraint.timed(lambda: matcher.apply(candidates.reference))
             return
         allowed = self._prefilter.allowed(logits)
         if self._prefilter.is_partial:
