@@ -7,7 +7,7 @@ first, without recursion and in time proportional to the size of the grammar. Ra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from .syntax import Gbnf, GrammarError, Item, Repeat, Rule
 
@@ -43,14 +43,22 @@ def check_left_recursion(grammar: Gbnf) -> None:
     if cyclic or ways.repeats_nothing:
         raise GrammarError("a rule can begin with itself (left recursion)")
     steps, depths = [0] * len(grammar.rules), [0] * len(grammar.rules)
-    for rule in order:
-        edges = ways.counted(rule)
-        steps[rule] = 1 + sum(steps[to] * times for to, times in edges)
-        depths[rule] = 1 + max((depths[to] + times for to, times in edges), default=0)
-        if steps[rule] > MAX_LEFT_STEPS:
+
+    def count(edges: Iterable[Edge]) -> tuple[int, int]:
+        n_steps, depth = 1, 1
+        for to, times in edges:
+            n_steps += steps[to] * times
+            depth = max(depth, depths[to] + times)
+        if n_steps > MAX_LEFT_STEPS:
             raise GrammarError("the grammar is too ambiguous: there are too many ways to begin a rule")
-        if depths[rule] > MAX_LEFT_DEPTH:
+        if depth > MAX_LEFT_DEPTH:
             raise GrammarError("too many rules begin with each other in a chain")
+        return n_steps, depth
+
+    for rule in order:
+        steps[rule], depths[rule] = count(ways.counted(rule))
+    for repeat in ways.repeats:  # llama.cpp makes rules of it, and searches them too
+        count(ways.first(repeat))
 
 
 def references(rule: Rule) -> Iterator[int]:
@@ -114,8 +122,13 @@ class _LeftEdges:
 
     def __init__(self, grammar: Gbnf) -> None:
         self._rules = grammar.rules
-        self.repeats_nothing = False
-        """True if a part that llama.cpp takes for optional is repeated without a maximum: its rule begins with itself."""
+        self.repeats = [
+            item
+            for rule in grammar.rules
+            for alternative in rule.alternatives or ()
+            for item in alternative
+            if isinstance(item, Repeat)
+        ]
         self._optional = [
             not rule.wraps and any(not alternative for alternative in rule.alternatives or ()) for rule in grammar.rules
         ]
@@ -123,6 +136,8 @@ class _LeftEdges:
             if rule.wraps:  # it repeats a part that was read, and so has an index, before
                 self._optional[index] = self._passes(rule.alternatives[0] if rule.alternatives else ())
         self._edges = [list(self._of(rule)) for rule in grammar.rules]
+        self.repeats_nothing = any(repeat.high is None and self._passes(repeat.part) for repeat in self.repeats)
+        """True if a part that llama.cpp takes for optional is repeated without a maximum: its rule begins with itself."""
 
     def of(self, rule: int) -> Iterator[int]:
         return (to for to, _ in self._edges[rule])
@@ -133,17 +148,15 @@ class _LeftEdges:
     def _of(self, rule: Rule) -> Iterator[Edge]:
         for alternative in rule.alternatives or ():
             for item in alternative:
-                yield from self._first(item)
+                yield from self.first(item)
                 if not self._may_be_left_out(item):
                     break
 
-    def _first(self, item: Item) -> Iterator[Edge]:
+    def first(self, item: Item) -> Iterator[Edge]:
         if isinstance(item, int):
             yield item, 1
         elif isinstance(item, Repeat):
             passes = self._passes(item.part)
-            if passes and item.high is None:
-                self.repeats_nothing = True
             # once for each repetition that can be reached through empty ones
             times = max(item.low, item.high or 0, 1) if passes else 2
             for part in item.part:
