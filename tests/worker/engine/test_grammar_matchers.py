@@ -199,6 +199,32 @@ def test_a_control_token_fits_where_the_grammar_spells_it_but_not_in_a_string(vo
     assert not begun.mask()[bos]
 
 
+@given(st.integers(0, 2**32), st.integers(1, 12), st.integers(0, 8))
+def test_the_likeliest_tokens_are_those_of_the_mask(vocab: Vocab, seed: int, top_k: int, length: int) -> None:
+    random = np.random.default_rng(seed)
+    matcher = GuidanceMatcher(schema_grammar({"properties": {"a": {"type": "string"}}, "required": ["a"]}), vocab)
+    for byte in '{"a": "xy'[: length + 1].encode():
+        matcher.accept(vocab.byte_tokens[byte])
+    logits = random.normal(0, 3, vocab.n_vocab).astype(np.float32)
+    allowed = np.flatnonzero(matcher.mask())
+    found = matcher.likeliest(logits, top_k)
+    if len(allowed) < top_k:
+        assert found is None
+    if found is not None:
+        best = allowed[np.argsort(-logits[allowed])][:top_k]
+        assert set(best.tolist()) <= set(found.tolist()) <= set(allowed.tolist())
+
+
+@pytest.mark.parametrize("top_k", [0, 40])
+def test_a_schema_with_many_optional_properties_is_matched(vocab: Vocab, top_k: int) -> None:
+    grammar = schema_grammar({"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(300)}})
+    matcher = GuidanceMatcher(grammar, vocab)
+    for byte in b'{"p7": "x", "p299": "':
+        assert matcher.allows(vocab.byte_tokens[byte])
+        matcher.accept(vocab.byte_tokens[byte])
+    assert matcher.likeliest(np.zeros(vocab.n_vocab, np.float32), 40) is not None if top_k else matcher.mask().any()
+
+
 def test_a_grammar_is_compiled_once_for_all_choices(vocab: Vocab, monkeypatch: pytest.MonkeyPatch) -> None:
     grammar = 'root ::= "once" "only"'
     first = GuidanceMatcher(grammar, vocab)

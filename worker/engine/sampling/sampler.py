@@ -78,6 +78,7 @@ class Sampler:
         for sampler in _chain(sampling, vocab):
             C.llama_sampler_chain_add(self._chain, sampler)
         self._n_vocab = vocab.n_vocab
+        self._top_k = _decisive_top_k(sampling, vocab) if sampling.grammar and vocab.n_vocab > SMALL_VOCAB else 0
         self._prefilter = self._make_prefilter(sampling, vocab)
         self._keep_candidates = sampling.post_sampling_probs and sampling.wants_probs
         self._depends_on_history = _depends_on_history(sampling)
@@ -87,7 +88,7 @@ class Sampler:
             return None
         if sampling.grammar.matcher != "llama.cpp" or not prunable(sampling.grammar.text):
             return None
-        return GrammarPrefilter(self._constraint, vocab, _decisive_top_k(sampling, vocab))
+        return GrammarPrefilter(self._constraint, vocab, self._top_k)
 
     def close(self) -> None:
         C.llama_sampler_free(self._chain)
@@ -190,6 +191,10 @@ class Sampler:
         """Fill the candidates so that only tokens that the grammar allows can be sampled."""
         matcher, candidates = constraint.matcher, self._candidates
         if isinstance(matcher, GuidanceMatcher):
+            likeliest = constraint.timed(lambda: matcher.likeliest(logits, self._top_k))
+            if likeliest is not None:
+                candidates.fill_some(likeliest, logits)
+                return
             candidates.fill(np.where(constraint.timed(matcher.mask), logits, np.float32(-np.inf)))
             return
         if self._prefilter is None:
