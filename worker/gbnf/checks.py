@@ -31,7 +31,7 @@ def check_size(grammar: Gbnf) -> None:
     """Refuse a grammar that is too large or too deep for any matcher."""
     if _expanded(grammar) > MAX_EXPANDED:
         raise GrammarError("the grammar is too large: its repetitions make too many parts")
-    depth = _walk(len(grammar.rules), lambda rule: references(grammar.rules[rule]), [grammar.root])[1]
+    depth = walk(len(grammar.rules), lambda rule: references(grammar.rules[rule]), [grammar.root])[1]
     if depth > MAX_DEPTH:
         raise GrammarError(f"rules refer to each other in a chain of more than {MAX_DEPTH} rules")
 
@@ -39,7 +39,7 @@ def check_size(grammar: Gbnf) -> None:
 def check_left_recursion(grammar: Gbnf) -> None:
     """Refuse a grammar in which a rule can begin with itself, as llama.cpp does."""
     ways = _LeftEdges(grammar)
-    order, _, cyclic = _walk(len(grammar.rules), ways.of, range(len(grammar.rules)))
+    order, _, cyclic = walk(len(grammar.rules), ways.of, range(len(grammar.rules)))
     if cyclic or ways.repeats_nothing:
         raise GrammarError("a rule can begin with itself (left recursion)")
     steps, depths = [0] * len(grammar.rules), [0] * len(grammar.rules)
@@ -71,7 +71,7 @@ def references(rule: Rule) -> Iterator[int]:
                 yield from (part for part in item.part if isinstance(part, int))
 
 
-def _walk(n: int, edges: Callable[[int], Iterator[int]], roots: Sequence[int]) -> tuple[list[int], int, bool]:
+def walk(n: int, edges: Callable[[int], Iterator[int]], roots: Sequence[int]) -> tuple[list[int], int, bool]:
     """Visit all rules depth first. Return them in the order in which they are left, the depth, and if there is a cycle.
 
     A rule is visited once; its depth is that of the way on which a depth-first search reaches it.
@@ -137,7 +137,7 @@ class _LeftEdges:
                 self._optional[index] = self._passes(rule.alternatives[0] if rule.alternatives else ())
         self._edges = [list(self._of(rule)) for rule in grammar.rules]
         self.repeats_nothing = any(repeat.high is None and self._passes(repeat.part) for repeat in self.repeats)
-        """True if a part that llama.cpp takes for optional is repeated without a maximum: its rule begins with itself."""
+        """True if a part that llama.cpp takes for optional is repeated without a maximum: it begins with itself."""
 
     def of(self, rule: int) -> Iterator[int]:
         return (to for to, _ in self._edges[rule])

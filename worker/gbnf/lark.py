@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping
 
 from .syntax import MAX_CHARACTER, Chars, Gbnf, GrammarError, Item, Repeat, TokenItem
 
-MAX_SYMBOLS = 60_000
-"""Most characters and other parts in all rules together: llguidance numbers them with 16 bits."""
+MAX_SYMBOLS = 120_000
+"""Most characters and other parts in all rules together: llguidance numbers what it makes of them with 16 bits."""
 
 _SURROGATES = (0xD800, 0xDFFF)
 _TIMES = {(0, None): "*", (1, None): "+", (0, 1): "?"}

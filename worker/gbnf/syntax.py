@@ -17,14 +17,16 @@ MAX_REPETITIONS = 2000
 MAX_NESTING = 2000
 """Deepest nesting of parentheses. llama.cpp's parser is recursive and ends the process at about ten thousand levels."""
 
-MAX_PARTS = 1 << 16
+MAX_PARTS = 1 << 17
 """Most parts of a grammar: texts, character classes, names, repetitions and alternatives."""
 
 _ESCAPE = r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[trn\\\"\[\]-])"
 _TOKEN = re.compile(
     rf"""(?P<blank>(?:[ \t]|\#[^\r\n]*+)++)|(?P<newline>[\r\n]++)|(?P<name>[a-zA-Z0-9-]++)
-    |(?P<text>"(?:[^"\\]|{_ESCAPE})*+")|(?P<chars>\[(?:[^\]\\]|{_ESCAPE})*+\])|(?P<token>!?<(?:\[[0-9]{{1,9}}\]|[^>]*+)>)
-    |(?P<define>::=)|(?P<other>[()|.*+?]|\{{[ \t\r\n]*+[0-9]++[ \t\r\n]*+(?:,[ \t\r\n]*+(?:[0-9]++[ \t\r\n]*+)?)?\}})""",
+    |(?P<text>"(?:[^"\\]|{_ESCAPE})*+")|(?P<chars>\[(?:[^\]\\]|{_ESCAPE})*+\])
+    |(?P<token>!?<(?:\[[0-9]{{1,9}}\]|[^>]*+)>)
+    |(?P<define>::=)
+    |(?P<other>[()|.*+?]|\{{[ \t\r\n]*+[0-9]++[ \t\r\n]*+(?:,[ \t\r\n]*+(?:[0-9]++[ \t\r\n]*+)?)?\}})""",
     re.VERBOSE,
 )
 _LETTER = re.compile(rf"{_ESCAPE}|.", re.DOTALL)

@@ -29,17 +29,22 @@ def read(text: str) -> Gbnf:
 
 
 PARTS = st.sampled_from([
-    "root", "x", "y-1", " ::= ", "::=", '"a"', '"', "[a-z]", "[^]", "[]", "[", "]", "(", ")", "|", "*", "+", "?", "{2}", "{0,}",
-    "{1,3}", "{", "}", "{ 2 , 4 }", ".", "\n", "\r\n", " ", "\t", "# c\n", "<[5]>", "<s>", "<x", "!<[7]>", "!", r'"\x41\n"', r'"\q"',
+    "root", "x", "y-1", " ::= ", "::=", '"a"', '"', "[a-z]", "[^]", "[]", "[", "]", "(", ")", "|", "*", "+", "?", "{2}",
+    "{0,}", "{1,3}", "{", "}", "{ 2 , 4 }", ".", "\n", "\r\n", " ", "\t", "# c\n", "<[5]>", "<s>", "<x", "!<[7]>", "!",
+    r'"\x41\n"', r'"\q"',
     r"[\]\-]", '""', "_", "\nroot ::= ", "\nx ::= ", "\ny-1 ::= ", "é", '"é"', "{2001}", "{0,2001}", "{0}",
 ])  # fmt: skip
 
 
-@given(st.lists(PARTS, min_size=1, max_size=14), st.sampled_from(["", "root ::= ", 'x ::= "b"\ny-1 ::= | x\nroot ::= ']))
+@given(
+    st.lists(PARTS, min_size=1, max_size=14), st.sampled_from(["", "root ::= ", 'x ::= "b"\ny-1 ::= | x\nroot ::= '])
+)
 def test_the_same_texts_are_grammars_as_in_llama_cpp(vocab: Vocab, parts: list[str], begin: str) -> None:
     text = begin + "".join(parts)
     try:
-        grammar = parse(text, lambda name: next(iter(vocab.tokenize(name, False, True)), None) if name == "<s>" else None)
+        grammar = parse(
+            text, lambda name: next(iter(vocab.tokenize(name, False, True)), None) if name == "<s>" else None
+        )
         check_size(grammar)
         check_left_recursion(grammar)
         is_grammar = True
@@ -81,7 +86,12 @@ def test_the_work_grows_with_the_length_of_the_text_only() -> None:
     """Counted in calls of Python functions, which do not depend on the machine."""
 
     def calls(n: int) -> int:
-        text = "root ::= " + " | ".join(f'("a" [b-c]* x{i})' for i in range(n)) + "\n" + "".join(f"x{i} ::= .\n" for i in range(n))
+        text = (
+            "root ::= "
+            + " | ".join(f'("a" [b-c]* x{i})' for i in range(n))
+            + "\n"
+            + "".join(f"x{i} ::= .\n" for i in range(n))
+        )
         count = 0
 
         def note(*_: object) -> None:

@@ -20,8 +20,8 @@ from .guidance import GuidanceMatcher
 from .llama_matcher import LlamaMatcher
 from .patterns import Pattern, compiled
 
-SLOW_SECONDS = 0.02
-MAX_SLOW_SECONDS = 2.0
+SLOW_SECONDS = 0.05
+MAX_SLOW_SECONDS = 1.0
 """Processor time for one answer: the sum of all grammar calls that take longer than SLOW_SECONDS.
 
 The engine serves no other request during such a call.

@@ -8,19 +8,22 @@ llguidance never raises an exception for a grammar that is too ambiguous: its ma
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from llama_corral.common.base.errors import InvalidRequest, ServerFault
-from llama_corral.worker.gbnf.checks import check_left_recursion, check_size
-from llama_corral.worker.gbnf.lark import lark
-from llama_corral.worker.gbnf.prefixes import join_prefixes
-from llama_corral.worker.gbnf.syntax import Gbnf, GrammarError, parse
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
+from ...gbnf.branching import check_branching
+from ...gbnf.checks import check_left_recursion, check_size
+from ...gbnf.lark import lark
+from ...gbnf.prefixes import join_prefixes
+from ...gbnf.syntax import Gbnf, GrammarError, parse
 from ..llama.vocab import Vocab
 
 MAX_ITEMS = 20_000
@@ -34,6 +37,9 @@ STACK_BYTES = 64 << 20
 
 SMALL = 16 << 10
 """Grammars up to this number of characters do not wait for larger ones that are being compiled."""
+
+TRYING_SECONDS = 0.005
+"""Processor time after which a mask is made instead of trying one token after the other: the grammar is ambiguous."""
 
 _KEPT = 16
 _KEPT_CHARACTERS = 4 << 20
@@ -78,12 +84,14 @@ class _Wrapper:
 
 
 class _Index:
-    """The vocabulary of a model as llguidance needs it, and the grammars that were used last."""
+    """The vocabulary of a model as llguidance needs it, and the grammars that were used last.
+
+    It does not keep the Vocab, so that it is freed with it.
+    """
 
     def __init__(self, vocab: Vocab) -> None:
         hidden = vocab.hidden_tokens
         ends = list(vocab.eog_tokens)
-        self._vocab = vocab
         self._never = ends
         self._control = {
             spelling: token
@@ -97,9 +105,9 @@ class _Index:
         self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
-    def matcher(self, text: str) -> LLMatcher:
+    def matcher(self, text: str, vocab: Vocab) -> LLMatcher:
         """Return a matcher at the beginning of the grammar. Raises InvalidRequest."""
-        known = self._known(text) or _run_with_large_stack(self._compiled_once, text)
+        known = self._known(text) or _run_with_large_stack(lambda: self._compiled_once(text, vocab), len(text))
         return known.deep_copy()
 
     def _known(self, text: str) -> LLMatcher | None:
@@ -109,27 +117,29 @@ class _Index:
                 self._kept.move_to_end(text)
             return known
 
-    def _compiled_once(self, text: str) -> LLMatcher:
+    def _compiled_once(self, text: str, vocab: Vocab) -> LLMatcher:
         known = self._known(text)  # another request with this grammar may have waited for the same thread
         if known is None:
-            known = self._compile(text)
+            known = self._compile(text, vocab)
             with self._lock:
                 self._kept[text] = known
                 while len(self._kept) > _KEPT or sum(map(len, self._kept)) > _KEPT_CHARACTERS:
                     self._kept.popitem(last=False)
         return known
 
-    def _compile(self, text: str) -> LLMatcher:
+    def _compile(self, text: str, vocab: Vocab) -> LLMatcher:
         try:
-            grammar = join_prefixes(parsed(text, self._vocab))
+            grammar = join_prefixes(parsed(text, vocab))
             check_size(grammar)
+            check_branching(grammar)
             written = lark(grammar, self._control, self._never)
         except GrammarError as error:
             raise failed_to_parse(error) from None
         limits = LLParserLimits(step_max_items=MAX_ITEMS, verbose_errors=False)
         matcher = LLMatcher(self.tokenizer, written, log_level=0, limits=limits)
         if matcher.is_error():
-            raise failed_to_parse(GrammarError(_first_line(matcher)))
+            # it has read the grammar up to one of its limits: the syntax was checked before
+            raise failed_to_parse(GrammarError(f"the grammar is too large: {_first_line(matcher)}"))
         return matcher
 
 
@@ -154,26 +164,25 @@ def prepare(text: str, vocab: Vocab) -> None:
 
     Raises InvalidRequest.
     """
-    _index(vocab).matcher(text)
+    _index(vocab).matcher(text, vocab)
 
 
 _executors: dict[bool, ThreadPoolExecutor] = {}
 _executing = threading.Lock()
 
 
-def _run_with_large_stack(function: object, text: str) -> LLMatcher:
-    is_small = len(text) <= SMALL
+def _run_with_large_stack(function: Callable[[], LLMatcher], n_characters: int) -> LLMatcher:
+    is_small = n_characters <= SMALL
     with _executing:
         executor = _executors.get(is_small)
         if executor is None:
             executor = _executors[is_small] = ThreadPoolExecutor(1, "grammar")
         before = threading.stack_size(STACK_BYTES)  # the thread starts with the first task
         try:
-            future = executor.submit(function, text)  # type: ignore[arg-type,var-annotated]
+            future = executor.submit(function)
         finally:
             threading.stack_size(before)
-    result: LLMatcher = future.result()
-    return result
+    return future.result()
 
 
 class GuidanceMatcher:
@@ -182,7 +191,7 @@ class GuidanceMatcher:
     def __init__(self, text: str, vocab: Vocab) -> None:
         """Raises InvalidRequest if the grammar cannot be parsed."""
         self._index, self._vocab = _index(vocab), vocab
-        self._matcher = self._index.matcher(text)
+        self._matcher = self._index.matcher(text, vocab)
         self._bits = np.zeros((vocab.n_vocab + 31) // 32, np.int32)
 
     def close(self) -> None:
@@ -199,9 +208,9 @@ class GuidanceMatcher:
 
     def accept(self, token: int) -> None:
         """Advance by a token that `allows` has allowed. Tokens that end the answer do not advance it."""
-        if not self._vocab.is_eog(token) and not self._matcher.consume_token(token):
+        if not self._vocab.is_eog(token):
+            self._matcher.consume_token(token)
             self._check()
-            raise ServerFault("the grammar does not allow a token that it has allowed before")
 
     def likeliest(self, logits: NDArray[np.float32], top_k: int) -> Ids | None:
         """Return the likeliest allowed tokens, at least `top_k`, in the order of their ids.
@@ -215,11 +224,14 @@ class GuidanceMatcher:
         tried = np.argpartition(-logits, n_tried)[:n_tried]
         tried = tried[np.argsort(-logits[tried], kind="stable")]
         allowed: list[int] = []
+        end = time.thread_time() + TRYING_SECONDS
         for n, token in enumerate(tried.tolist(), 1):
             if self.allows(token):
                 allowed.append(token)
             elif n > top_k and 2 * len(allowed) < n:
                 return None
+            if time.thread_time() > end:
+                break
         return np.sort(np.array(allowed, np.int32)) if len(allowed) >= top_k else None
 
     def mask(self) -> Mask:
@@ -236,8 +248,9 @@ class GuidanceMatcher:
         return mask
 
     def _check(self) -> None:
-        if self._matcher.is_error():
-            raise InvalidRequest(
-                "evaluating the grammar takes too long: it is too ambiguous or too large "
-                f"(more than {MAX_ITEMS} states in a step)"
-            )
+        if not self._matcher.is_error():
+            return
+        why = _first_line(self._matcher)
+        if "doesn't satisfy the grammar" in why:
+            raise ServerFault(f"the grammar does not allow a token that it has allowed before: {why}")
+        raise InvalidRequest(f"evaluating the grammar takes too long: it is too ambiguous or too large ({why})")
