@@ -94,7 +94,7 @@ def test_both_matchers_allow_the_same_tokens_of_a_schema(vocab: Vocab, schema: A
 
 ITEMS = st.sampled_from(
     ['"a"', '"the "', '"ab"', "[a-c]", "[^a]", ".", "[ab]", '"é"', "[à-ü]", "x", "y", "z", r'"\n"', r"[\x61-d]",
-     "<[300]>",     '""']
+     "<[300]>", '""']
 )  # fmt: skip
 TIMES = st.sampled_from(["", "", "", "", "*", "+", "?", "{2}", "{0,3}", "{1,}", "{2}{0,2}"])
 SEQUENCES = st.lists(st.builds(str.__add__, ITEMS, TIMES), max_size=3).map(" ".join)
