@@ -141,8 +141,8 @@ OPTIONAL_DIAMONDS = (
 
 
 MANY_LETTERS = (
-    "root ::= (" + " | ".join(f"c{i}" for i in range(400)) + ")+\n"
-    + "".join(f"c{i} ::= [a-z] | [x-z]\n" for i in range(400))
+    "root ::= (" + " | ".join(f"c{i}" for i in range(300)) + ")+\n"
+    + "".join(f"c{i} ::= [a-z] | [x-z]\n" for i in range(300))
 )  # fmt: skip
 
 

@@ -29,6 +29,9 @@ from ..llama.vocab import Vocab
 MAX_ITEMS = 20_000
 """Most states of the parser in one step: at most about 40 ms. A JSON schema needs some hundreds or thousands."""
 
+MAX_ITEMS_IN_ROW = 1200
+"""Most states of the parser after one character. An object with 300 optional properties needs 1174."""
+
 _LIKELIEST = 8
 """How many of the most likely tokens are tried for each one that `top_k` keeps."""
 
@@ -135,7 +138,7 @@ class _Index:
             written = lark(grammar, self._control, self._never)
         except GrammarError as error:
             raise failed_to_parse(error) from None
-        limits = LLParserLimits(step_max_items=MAX_ITEMS, verbose_errors=False)
+        limits = LLParserLimits(step_max_items=MAX_ITEMS, max_items_in_row=MAX_ITEMS_IN_ROW, verbose_errors=False)
         matcher = LLMatcher(self.tokenizer, written, log_level=0, limits=limits)
         if matcher.is_error():
             # it has read the grammar up to one of its limits: the syntax was checked before
