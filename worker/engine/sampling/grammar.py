@@ -21,7 +21,7 @@ from .llama_matcher import LlamaMatcher
 from .patterns import Pattern, compiled
 
 SLOW_SECONDS = 0.05
-MAX_SLOW_SECONDS = 1.0
+MAX_SLOW_SECONDS = 0.5
 """Processor time for one answer: the sum of all grammar calls that take longer than SLOW_SECONDS.
 
 The engine serves no other request during such a call.
