@@ -1,5 +1,7 @@
 """The option table, part 4: defaults for sampling, which requests can override."""
 
+from typing import Literal
+
 from .option import OptionGroup, Repeat, option, within
 from .values import DRY_BASE, Breakers, DryBase, Finite, JsonObject, LogitBias, SamplerNames, Seed, Switch, Temperature
 
@@ -124,6 +126,13 @@ class SamplingOptions(OptionGroup):
         "file with a JSON schema for the output",
         hint="FILE",
         replaces=_other_grammars("json_schema_file"),
+    )
+    grammar_matcher: Literal["llguidance", "llama.cpp"] = option(
+        "llguidance",
+        "--grammar-matcher",
+        "what decides which tokens fit a grammar: llguidance limits the time of each step; llama.cpp's matcher accepts "
+        "larger grammars, but an ambiguous one can delay the model's other answers without a limit",
+        hint="MATCHER",
     )
     backend_sampling: Switch = option(
         False,

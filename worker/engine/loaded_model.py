@@ -25,8 +25,8 @@ from .llama.builtin_template import apply_builtin_template
 from .llama.model import MediaSupport
 from .llama.vocab import Vocab
 from .messages import MEDIA_TOKEN, Embedding, Generation, MediaChunk, PromptText, Sampling, Share, Sink
+from .sampling import grammar_candidates, guidance
 from .sampling.dry import prepare_dry, uses_dry
-from .sampling.grammar_candidates import prepare
 from .slot_actions import SlotAction
 from .slot_views import SlotView, slot_views
 from .thread import EngineThread
@@ -59,12 +59,16 @@ class LoadedModel:
         return self.core.media_encoder.projector.tokenize(parts, files, self.info.n_ctx, given_up)
 
     async def prepare_for(self, sampling: Sampling) -> None:
-        """Prepare what the samplers of a request need. Call it before the request is submitted.
+        """Compile the grammar of a request, and prepare what its samplers need. Call it before it is submitted.
 
         Without it the engine thread does this at the first token of that request, and all other requests wait.
+        Raises InvalidRequest if the grammar is invalid or too large.
         """
-        if sampling.grammar is not None:
-            await asyncio.to_thread(prepare, self.vocab)
+        grammar = sampling.grammar
+        if grammar is not None and grammar.matcher == "llguidance":
+            await asyncio.to_thread(guidance.prepare, grammar.text, self.vocab)
+        elif grammar is not None:
+            await asyncio.to_thread(grammar_candidates.prepare, self.vocab)
         if uses_dry(sampling):
             await asyncio.to_thread(prepare_dry, sampling, self.vocab)
 

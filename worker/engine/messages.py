@@ -13,6 +13,7 @@ from llama_corral.presets.options.sampling import DEFAULT_SAMPLERS, RANDOM_SEED
 from msgspec import Struct, field
 
 TriggerKind = Literal["token", "word", "pattern", "pattern_full"]
+GrammarMatcher = Literal["llguidance", "llama.cpp"]
 
 
 class Trigger(Struct, frozen=True):
@@ -42,6 +43,7 @@ class Grammar(Struct, frozen=True):
     triggers: tuple[Trigger, ...] = ()
     prefill: str = ""  # the last part of the prompt, if the grammar describes it too
     thinking: Thinking | None = None  # how reasoning is recognized: a trigger inside it does not start a lazy grammar
+    matcher: GrammarMatcher = "llguidance"
 
 
 class Sampling(Struct, frozen=True):
@@ -80,6 +82,7 @@ class Sampling(Struct, frozen=True):
     chosen_probs: bool = False  # probabilities of the sampled tokens are wanted even if `n_probs` is 0
     post_sampling_probs: bool = False
     grammar: Grammar | None = None
+    grammar_matcher: GrammarMatcher = "llguidance"  # of the grammars of requests
     thinking: Thinking | None = None
     backend_sampling: bool = False
 

@@ -62,7 +62,7 @@ def test_the_prefilter_finds_the_same_tokens_as_a_full_check(
     vocab: Vocab, grammar: str, length: int, seed: int
 ) -> None:
     random = Random(seed)
-    constraint = GrammarConstraint(Grammar(grammar), vocab)
+    constraint = GrammarConstraint(Grammar(grammar, matcher="llama.cpp"), vocab)
     assert prunable(grammar)
     logits = np.array([random.gauss(0, 3) for _ in range(vocab.n_vocab)], np.float32)
     everything, some = GrammarPrefilter(constraint, vocab, 0), GrammarPrefilter(constraint, vocab, 3, many=5)

@@ -127,6 +127,7 @@ def _sampling(settings: Settings, *, may_wait: bool) -> Sampling:
         logit_bias=given.logit_bias,
         ignore_eos=given.ignore_eos,
         grammar=_grammar(settings, may_wait=may_wait),
+        grammar_matcher=given.grammar_matcher,
         backend_sampling=given.backend_sampling,
     )
 

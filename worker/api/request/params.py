@@ -149,6 +149,7 @@ def _sampling(fields: Fields, defaults: CompletionParams, preserved: frozenset[i
         bias = logit_bias(value, vocab)
     if ignore_eos:
         bias = (*bias, *((token, float("-inf")) for token in vocab.eog_tokens))
+    grammar = read_grammar(fields, base.grammar, preserved, vocab, thinking)
     samplers = fields.body.get("samplers")
     return replace(
         base,
@@ -159,7 +160,7 @@ def _sampling(fields: Fields, defaults: CompletionParams, preserved: frozenset[i
         ignore_eos=ignore_eos,
         n_probs=_n_probs(fields),
         post_sampling_probs=fields.boolean("post_sampling_probs", default=False),
-        grammar=read_grammar(fields, base.grammar, preserved, vocab, thinking),
+        grammar=None if grammar is None else replace(grammar, matcher=base.grammar_matcher),
         thinking=thinking if thinking is not None and (thinking.budget >= 0 or thinking.control) else None,
         backend_sampling=fields.boolean("backend_sampling", default=base.backend_sampling),
     )

@@ -127,9 +127,13 @@ class Vocab:
     @cached_property
     def special_spellings(self) -> tuple[SpecialSpelling, ...]:
         """The spellings that `parse_special` makes tokens. The first access queries every token: up to 0.2 s."""
+        return tuple(map(self._spelling, self.hidden_tokens))
+
+    @cached_property
+    def hidden_tokens(self) -> tuple[int, ...]:
+        """Control and unknown tokens, which are no part of an answer's text. The first access queries every token."""
         attributes, pointer = fast.attributes, self.pointer
-        found = [token for token in range(self.n_vocab) if attributes(pointer, token) & _UNKNOWN_OR_CONTROL]
-        return tuple(map(self._spelling, found))
+        return tuple([token for token in range(self.n_vocab) if attributes(pointer, token) & _UNKNOWN_OR_CONTROL])
 
     def defined_spellings(self, text: str) -> list[SpecialSpelling]:
         """Return the spellings of the user-defined tokens in a text, which are found with and without parse_special."""

@@ -1,49 +1,33 @@
 """Applies the grammar of one choice: tests tokens, and advances the grammar by the chosen ones.
 
-Used by `sampler` on the engine thread. llama.cpp's grammar aborts the process if it has to accept a token that it
-forbids. So every token is tested first, also those that are replayed for a trigger or the end of the prompt. A lazy
-grammar is inactive until a trigger occurs in the text; triggers are searched for here and not inside llama.cpp.
+Used by `sampler` on the engine thread. A matcher decides which tokens fit (`guidance`, `llama_matcher`). It must not be
+advanced by a token that does not fit, so every token is tested first, also those that are replayed for a trigger or the
+end of the prompt. A lazy grammar is inactive until a trigger occurs in the text; triggers are searched for here.
 """
 
 from __future__ import annotations
 
-import ctypes
-import math
 import re
 import time
-from collections.abc import Sequence
-from itertools import accumulate
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from llama_corral.common.base.errors import InvalidRequest
 
-from ..llama.llama import C, fast
 from ..llama.vocab import Vocab
 from ..messages import Grammar, Thinking, Trigger
+from .guidance import GuidanceMatcher
+from .llama_matcher import LlamaMatcher
 from .patterns import Pattern, compiled
 
-ROOT = b"root"
-MAX_NESTING = 2000
-"""Deepest nesting of parentheses. llama.cpp's parser is recursive and ends the process at about ten thousand levels."""
-
-MAX_REPEATED = 1 << 22
-"""Most characters of all expanded repetitions of a grammar: llama.cpp's parser expands each of them."""
-
-MAX_CHARACTERS = 1 << 22
-
-NOTICEABLE_SECONDS = 0.001
-
-SLOW_SECONDS = 0.25
-MAX_SLOW_SECONDS = 5.0
-"""Time limit in seconds for one answer: the sum of all grammar calls that take longer than SLOW_SECONDS.
+SLOW_SECONDS = 0.05
+MAX_SLOW_SECONDS = 0.5
+"""Processor time for one answer: the sum of all grammar calls that take longer than SLOW_SECONDS.
 
 The engine serves no other request during such a call.
 """
 
-LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"?|\[(?:[^\]\\]|\\.)*\]?|#[^\n]*', re.DOTALL)
-"""Literal parts of GBNF: strings, character classes and comments."""
-
-_PART = re.compile(LITERAL.pattern + r"|\{[^{}]*\}|\s+|[^\s\"\[#{}]+|.", re.DOTALL)
+T = TypeVar("T")
 
 
 class GrammarConstraint:
@@ -56,22 +40,23 @@ class GrammarConstraint:
         """
         self._vocab = vocab
         self._slow_seconds = 0.0
-        self._is_slow = False
-        self._one = C.llama_token_data()
-        self._only_one = C.llama_token_data_array(ctypes.pointer(self._one), 1, -1, False)
-        self._reference = ctypes.byref(self._only_one)
         self._triggers = _Triggers(grammar, vocab) if grammar.lazy else None
-        self._pointer: Any = _parsed(grammar.text, vocab)
-        for token in () if grammar.lazy else prefill_tokens(grammar.prefill, vocab):
+        self.matcher = (LlamaMatcher if grammar.matcher == "llama.cpp" else GuidanceMatcher)(grammar.text, vocab)
+        try:
+            self._feed_prefill(() if grammar.lazy else prefill_tokens(grammar.prefill, vocab))
+        except BaseException:
+            self.close()
+            raise
+
+    def _feed_prefill(self, tokens: Sequence[int]) -> None:
+        for token in tokens:
             if not self.allows(token):
-                self.close()
-                piece = vocab.piece(token).decode("utf-8", "replace")
+                piece = self._vocab.piece(token).decode("utf-8", "replace")
                 raise refused(f"Unexpected empty grammar stack after accepting piece: {piece} ({token})")
             self._feed(token)
 
     def close(self) -> None:
-        C.llama_sampler_free(self._pointer)
-        self._pointer = None
+        self.matcher.close()
 
     @property
     def applies(self) -> bool:
@@ -79,31 +64,21 @@ class GrammarConstraint:
         return self._triggers is None
 
     def allows(self, token: int) -> bool:
-        self._one.id, self._one.logit = token, 1.0
-        self.apply(self._reference)
-        return bool(self._one.logit != -math.inf)
+        return self.timed(lambda: self.matcher.allows(token))
 
-    def apply(self, candidates: Any) -> None:
-        """Set the logit of every forbidden candidate to minus infinity.
-
-        `candidates` is a reference to a llama_token_data_array. Raises InvalidRequest if the grammar is too slow.
-        """
-        begun = time.monotonic()
-        C.llama_sampler_apply(self._pointer, candidates)
-        self._note_duration(time.monotonic() - begun)
-
-    def _feed(self, token: int) -> None:
-        begun = time.monotonic()
-        # a long call that keeps the GIL would block the event loop, and so all requests that need no engine
-        (C.llama_sampler_accept if self._is_slow else fast.accept)(self._pointer, token)
-        self._note_duration(time.monotonic() - begun)
-
-    def _note_duration(self, seconds: float) -> None:
-        self._is_slow = seconds > NOTICEABLE_SECONDS
+    def timed(self, function: Callable[[], T]) -> T:
+        """Call a method of the matcher. Raises InvalidRequest if the calls for this answer take too long."""
+        begun = time.thread_time()
+        result = function()
+        seconds = time.thread_time() - begun
         if seconds > SLOW_SECONDS:
             self._slow_seconds += seconds
             if self._slow_seconds > MAX_SLOW_SECONDS:
                 raise InvalidRequest("evaluating the grammar takes too long: it is too ambiguous or too large")
+        return result
+
+    def _feed(self, token: int) -> None:
+        self.timed(lambda: self.matcher.accept(token))
 
     def accept(self, token: int) -> None:
         """Advance the grammar by the chosen token. If the grammar `applies`, `allows` must have returned True."""
@@ -120,36 +95,6 @@ class GrammarConstraint:
             if not self.allows(past):
                 raise InvalidRequest("the grammar does not allow the text that triggers it")
             self._feed(past)
-
-
-def _parsed(text: str, vocab: Vocab) -> Any:
-    if len(text) > MAX_CHARACTERS or _repeated(text) > MAX_REPEATED:
-        raise refused("the grammar is too large")
-    if "\0" not in text and _nesting(text) <= MAX_NESTING:
-        parsed = C.llama_sampler_init_grammar(vocab.pointer, text.encode("utf-8", "replace"), ROOT)
-        if parsed:
-            return parsed
-    raise refused("failed to parse grammar")
-
-
-def _repeated(text: str) -> int:
-    """Return the number of characters of all expanded repetitions.
-
-    llama.cpp limits how often a part may be repeated (2000 times), but not the size of the part.
-    """
-    total, before = 0, 0
-    for part in _PART.findall(text):
-        if part.startswith("{"):
-            times = [int(number[:9]) for number in re.findall(r"\d+", part[:40])]
-            total += before * min(max(times, default=0), 2000)
-        elif not part.isspace():
-            before = len(part)
-    return total
-
-
-def _nesting(text: str) -> int:
-    steps = (1 if parenthesis == "(" else -1 for parenthesis in re.findall("[()]", LITERAL.sub("", text)))
-    return max(accumulate(steps), default=0)
 
 
 def refused(why: str) -> InvalidRequest:

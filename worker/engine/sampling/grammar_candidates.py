@@ -1,4 +1,4 @@
-"""Finds the tokens that a grammar allows without testing every token.
+"""Finds the tokens that a grammar of llama.cpp's matcher allows without testing every token.
 
 A grammar that forbids a token forbids every token that begins with it. So the shortest tokens are tested first, and
 longer ones only if their beginning is allowed: between the parts of a JSON text only a few tokens of a large vocabulary
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from ..llama.llama import C
 from ..llama.vocab import Vocab
-from .grammar import LITERAL, GrammarConstraint
+from .grammar import GrammarConstraint
+from .llama_matcher import LlamaMatcher
 
 Ids = NDArray[np.int32]
 
@@ -33,6 +34,9 @@ MANY = 1024
 _LIKELIEST = 8
 """How many of the most likely tokens are tried for each one that `top_k` keeps."""
 
+_LITERAL = re.compile(r'"(?:[^"\\]|\\.)*+"?|\[(?:[^\]\\]|\\.)*+\]?|#[^\n]*', re.DOTALL)
+"""Literal parts of GBNF: strings, character classes and comments."""
+
 _BEYOND_ASCII = re.compile(r"[^\x00-\x7F]|\\u|\\U|\\x[89A-Fa-f]")
 
 
@@ -42,9 +46,9 @@ def prunable(grammar: str) -> bool:
     False if the grammar names tokens, or excludes characters beyond ASCII: llama.cpp then forbids the first byte of all
     characters that begin with that byte.
     """
-    if re.search("[<!]", LITERAL.sub("", grammar)):
+    if re.search("[<!]", _LITERAL.sub("", grammar)):
         return False
-    return not any(_BEYOND_ASCII.search(found) for found in LITERAL.findall(grammar) if found.startswith("[^"))
+    return not any(_BEYOND_ASCII.search(found) for found in _LITERAL.findall(grammar) if found.startswith("[^"))
 
 
 class _PrefixTree:
@@ -109,7 +113,9 @@ class GrammarPrefilter:
         """Create the filter. Only the `top_k` most likely allowed tokens matter; 0 if all of them do."""
         self.is_partial = False
         """True if the last call of `allowed` did not return all allowed tokens."""
-        self._constraint, self._tree, self._top_k, self._many = constraint, _tree(vocab), top_k, many
+        assert isinstance(constraint.matcher, LlamaMatcher)
+        self._constraint, self._matcher = constraint, constraint.matcher
+        self._tree, self._top_k, self._many = _tree(vocab), top_k, many
         self._data = np.zeros(vocab.n_vocab, CANDIDATE)
         self._array = C.llama_token_data_array()
         self._array.data = ctypes.cast(self._data.ctypes.data, C.llama_token_data_p)
@@ -140,6 +146,6 @@ class GrammarPrefilter:
         part = self._data[:n]
         part["id"], part["logit"] = tokens, 0.0
         self._array.size, self._array.selected, self._array.sorted = n, -1, False
-        self._constraint.apply(self._reference)
+        self._constraint.timed(lambda: self._matcher.apply(self._reference))
         allowed: Ids = tokens[part["logit"] == 0.0]
         return allowed

@@ -24,6 +24,7 @@ from ..messages import Sampling, Thinking
 from .dry import MAX_HISTORY, dry_sampler
 from .grammar import GrammarConstraint, prefill_tokens
 from .grammar_candidates import CANDIDATE, SMALL_VOCAB, GrammarPrefilter, prunable
+from .guidance import GuidanceMatcher
 from .thinking_budget import ThinkingBudget
 
 _MIROSTAT_M = 100  # candidates from which mirostat 1 estimates the distribution's shape; llama-server's constant
@@ -64,6 +65,7 @@ class Sampler:
         for sampler in _chain(sampling, vocab):
             C.llama_sampler_chain_add(self._chain, sampler)
         self._n_vocab = vocab.n_vocab
+        self._top_k = _decisive_top_k(sampling, vocab) if sampling.grammar and vocab.n_vocab > SMALL_VOCAB else 0
         self._prefilter = self._make_prefilter(sampling, vocab)
         self._keep_candidates = sampling.post_sampling_probs and sampling.wants_probs
         self._depends_on_history = _depends_on_history(sampling)
@@ -71,9 +73,9 @@ class Sampler:
     def _make_prefilter(self, sampling: Sampling, vocab: Vocab) -> GrammarPrefilter | None:
         if not self._constraint or not sampling.grammar or vocab.n_vocab <= SMALL_VOCAB:
             return None
-        if not prunable(sampling.grammar.text):
+        if sampling.grammar.matcher != "llama.cpp" or not prunable(sampling.grammar.text):
             return None
-        return GrammarPrefilter(self._constraint, vocab, _decisive_top_k(sampling, vocab))
+        return GrammarPrefilter(self._constraint, vocab, self._top_k)
 
     def close(self) -> None:
         C.llama_sampler_free(self._chain)
@@ -174,9 +176,17 @@ class Sampler:
 
     def _forbid(self, constraint: GrammarConstraint, logits: Logits) -> None:
         """Fill the candidates so that only tokens that the grammar allows can be sampled."""
+        matcher, candidates = constraint.matcher, self._candidates
+        if isinstance(matcher, GuidanceMatcher):
+            likeliest = constraint.timed(lambda: matcher.likeliest(logits, self._top_k))
+            if likeliest is not None:
+                candidates.fill_some(likeliest, logits)
+                return
+            candidates.fill(np.where(constraint.timed(matcher.mask), logits, np.float32(-np.inf)))
+            return
         if self._prefilter is None:
-            self._candidates.fill(logits)
-            constraint.apply(self._candidates.reference)
+            candidates.fill(logits)
+            constraint.timed(lambda: matcher.apply(candidates.reference))
             return
         allowed = self._prefilter.allowed(logits)
         if self._prefilter.is_partial:

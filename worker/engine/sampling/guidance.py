@@ -1,0 +1,259 @@
+"""Matches tokens against grammars with llguidance: a mask takes about a millisecond, and every step has a limit.
+
+The vocabulary is indexed once per model, and a grammar is compiled once for all choices and for later requests with
+the same text. Both may be done by any thread before the engine needs them (`prepare`): they take up to a second each.
+llguidance never raises an exception for a grammar that is too ambiguous: its matcher enters a state of error.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from llama_corral.common.base.errors import InvalidRequest, ServerFault
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from numpy.typing import NDArray
+
+from ...gbnf.branching import check_branching
+from ...gbnf.checks import check_left_recursion, check_size
+from ...gbnf.lark import lark
+from ...gbnf.prefixes import join_prefixes
+from ...gbnf.syntax import Gbnf, GrammarError, parse
+from ..llama.vocab import Vocab
+
+MAX_ITEMS = 20_000
+"""Most states of the parser in one step: at most about 40 ms. A JSON schema needs some hundreds or thousands."""
+
+MAX_ITEMS_IN_ROW = 1200
+"""Most states of the parser after one character. An object with 300 optional properties needs 1174."""
+
+_LIKELIEST = 8
+"""How many of the most likely tokens are tried for each one that `top_k` keeps."""
+
+STACK_BYTES = 64 << 20
+"""Stack of a thread that compiles grammars: llguidance follows chains of rules recursively, about 4 KB for each."""
+
+SMALL = 16 << 10
+"""Grammars up to this number of characters do not wait for larger ones that are being compiled."""
+
+TRYING_SECONDS = 0.005
+"""Processor time after which a mask is made instead of trying one token after the other: the grammar is ambiguous."""
+
+_KEPT = 16
+_KEPT_CHARACTERS = 4 << 20
+
+Ids = NDArray[np.int32]
+Mask = NDArray[np.bool_]
+
+
+def failed_to_parse(error: GrammarError) -> InvalidRequest:
+    return InvalidRequest(f"Failed to initialize samplers: failed to parse grammar: {error}")
+
+
+def parsed(text: str, vocab: Vocab) -> Gbnf:
+    """Return the rules of a grammar. Raises InvalidRequest if it is no grammar, or too large, deep or ambiguous."""
+
+    def token_of(spelling: str) -> int | None:
+        tokens = vocab.tokenize(spelling, False, True)
+        return tokens[0] if len(tokens) == 1 else None
+
+    try:
+        grammar = parse(text, token_of)
+        check_size(grammar)
+        check_left_recursion(grammar)
+    except GrammarError as error:
+        raise failed_to_parse(error) from None
+    return grammar
+
+
+class _Wrapper:
+    """What LLTokenizer reads of a vocabulary. It is used for no text: grammars force no tokens."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(self, vocab: Vocab, special: list[int]) -> None:
+        self.eos_token_id = vocab.eog_tokens[0] if vocab.eog_tokens else 0
+        self.tokens = [vocab.piece(token) for token in range(vocab.n_vocab)]
+        self.special_token_ids = special
+
+    def __call__(self, text: bytes) -> list[int]:
+        raise NotImplementedError
+
+
+class _Index:
+    """The vocabulary of a model as llguidance needs it, and the grammars that were used last.
+
+    It does not keep the Vocab, so that it is freed with it.
+    """
+
+    def __init__(self, vocab: Vocab) -> None:
+        hidden = vocab.hidden_tokens
+        ends = list(vocab.eog_tokens)
+        self._never = ends
+        self._control = {
+            spelling: token
+            for token in hidden
+            if not vocab.is_eog(token) and (spelling := vocab.piece(token).decode("utf-8", "ignore"))
+        }
+        wrapper = _Wrapper(vocab, sorted({*hidden, *ends}))
+        self.tokenizer = LLTokenizer(wrapper, n_vocab=vocab.n_vocab, eos_token=ends or [0])  # type: ignore[arg-type]
+        self.unusable = np.array([not piece or piece[0] == 0 for piece in wrapper.tokens], np.bool_)
+        self.ends = np.array(ends, np.int64)
+        self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def matcher(self, text: str, vocab: Vocab) -> LLMatcher:
+        """Return a matcher at the beginning of the grammar. Raises InvalidRequest."""
+        known = self._known(text) or _run_with_large_stack(lambda: self._compiled_once(text, vocab), len(text))
+        return known.deep_copy()
+
+    def _known(self, text: str) -> LLMatcher | None:
+        with self._lock:
+            known = self._kept.get(text)
+            if known is not None:
+                self._kept.move_to_end(text)
+            return known
+
+    def _compiled_once(self, text: str, vocab: Vocab) -> LLMatcher:
+        known = self._known(text)  # another request with this grammar may have waited for the same thread
+        if known is None:
+            known = self._compile(text, vocab)
+            with self._lock:
+                self._kept[text] = known
+                while len(self._kept) > _KEPT or sum(map(len, self._kept)) > _KEPT_CHARACTERS:
+                    self._kept.popitem(last=False)
+        return known
+
+    def _compile(self, text: str, vocab: Vocab) -> LLMatcher:
+        try:
+            grammar = join_prefixes(parsed(text, vocab))
+            check_size(grammar)
+            check_branching(grammar)
+            written = lark(grammar, self._control, self._never)
+        except GrammarError as error:
+            raise failed_to_parse(error) from None
+        limits = LLParserLimits(step_max_items=MAX_ITEMS, max_items_in_row=MAX_ITEMS_IN_ROW, verbose_errors=False)
+        matcher = LLMatcher(self.tokenizer, written, log_level=0, limits=limits)
+        if matcher.is_error():
+            # it has read the grammar up to one of its limits: the syntax was checked before
+            raise failed_to_parse(GrammarError(f"the grammar is too large: {_first_line(matcher)}"))
+        return matcher
+
+
+def _first_line(matcher: LLMatcher) -> str:
+    return matcher.get_error().partition("\n")[0][:200]
+
+
+_indices: WeakKeyDictionary[Vocab, _Index] = WeakKeyDictionary()
+_indexing = threading.Lock()
+
+
+def _index(vocab: Vocab) -> _Index:
+    with _indexing:
+        index = _indices.get(vocab)
+        if index is None:
+            index = _indices[vocab] = _Index(vocab)
+        return index
+
+
+def prepare(text: str, vocab: Vocab) -> None:
+    """Index the vocabulary and compile the grammar, if that is not done yet. May be called from any thread.
+
+    Raises InvalidRequest.
+    """
+    _index(vocab).matcher(text, vocab)
+
+
+_executors: dict[bool, ThreadPoolExecutor] = {}
+_executing = threading.Lock()
+
+
+def _run_with_large_stack(function: Callable[[], LLMatcher], n_characters: int) -> LLMatcher:
+    is_small = n_characters <= SMALL
+    with _executing:
+        executor = _executors.get(is_small)
+        if executor is None:
+            executor = _executors[is_small] = ThreadPoolExecutor(1, "grammar")
+        before = threading.stack_size(STACK_BYTES)  # the thread starts with the first task
+        try:
+            future = executor.submit(function)
+        finally:
+            threading.stack_size(before)
+    return future.result()
+
+
+class GuidanceMatcher:
+    """The state of one choice's grammar. The tokens that it returns are exactly those that fit."""
+
+    def __init__(self, text: str, vocab: Vocab) -> None:
+        """Raises InvalidRequest if the grammar cannot be parsed."""
+        self._index, self._vocab = _index(vocab), vocab
+        self._matcher = self._index.matcher(text, vocab)
+        self._bits = np.zeros((vocab.n_vocab + 31) // 32, np.int32)
+
+    def close(self) -> None:
+        pass
+
+    def allows(self, token: int) -> bool:
+        """Raises InvalidRequest if a limit is exceeded."""
+        if self._vocab.is_eog(token):
+            allowed = self._matcher.is_accepting()
+        else:
+            allowed = not self._index.unusable[token] and self._matcher.validate_tokens([token]) == 1
+        self._check()
+        return bool(allowed)
+
+    def accept(self, token: int) -> None:
+        """Advance by a token that `allows` has allowed. Tokens that end the answer do not advance it."""
+        if not self._vocab.is_eog(token):
+            self._matcher.consume_token(token)
+            self._check()
+
+    def likeliest(self, logits: NDArray[np.float32], top_k: int) -> Ids | None:
+        """Return the likeliest allowed tokens, at least `top_k`, in the order of their ids.
+
+        None if there may be too few among those that are tried: outside strings hardly any token is allowed. Within
+        strings this is faster than a mask, and needs fewer states of the parser.
+        """
+        n_tried = top_k * _LIKELIEST
+        if not 0 < n_tried < len(logits):
+            return None
+        tried = np.argpartition(-logits, n_tried)[:n_tried]
+        tried = tried[np.argsort(-logits[tried], kind="stable")]
+        allowed: list[int] = []
+        end = time.thread_time() + TRYING_SECONDS
+        for n, token in enumerate(tried.tolist(), 1):
+            if self.allows(token):
+                allowed.append(token)
+            elif n > top_k and 2 * len(allowed) < n:
+                return None
+            if time.thread_time() > end:
+                break
+        return np.sort(np.array(allowed, np.int32)) if len(allowed) >= top_k else None
+
+    def mask(self) -> Mask:
+        """Return for each token of the vocabulary whether it is allowed. Raises InvalidRequest if a limit is exceeded.
+
+        Other threads run meanwhile.
+        """
+        bits = self._bits
+        self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
+        self._check()
+        mask = np.unpackbits(bits.view(np.uint8), bitorder="little")[: self._vocab.n_vocab].astype(np.bool_)
+        mask[self._index.unusable] = False
+        mask[self._index.ends] = self._matcher.is_accepting()
+        return mask
+
+    def _check(self) -> None:
+        if not self._matcher.is_error():
+            return
+        why = _first_line(self._matcher)
+        if "doesn't satisfy the grammar" in why:
+            raise ServerFault(f"the grammar does not allow a token that it has allowed before: {why}")
+        raise InvalidRequest(f"evaluating the grammar takes too long: it is too ambiguous or too large ({why})")
