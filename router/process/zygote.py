@@ -253,30 +253,31 @@ class _Zygote:
 
     def _on_child_end(self, number: int) -> None:
         self._unwatch(number)
-        if self._is_silent:
-            self._finish_unreported(number)
-        else:
+        child = self._children[number]
+        assert child.pid is not None
+        code = _exit_code(child.pid)
+        if self._is_silent and code is not None:
+            self._finish_unreported(number, code)
+        else:  # also if a zygote that was silent goes on: it knows the code of a process that it has reaped
             self._ended.add(number)
             self._expect_report(number)
 
     def _give_up(self, seconds: float) -> None:
         """Do without the zygote. Its forks go on: they would die with it."""
-        if self._is_silent:
-            return
-        self._is_silent = True
-        log.warning("the zygote has not answered for %g s: workers are started without it", seconds)
+        was_silent, self._is_silent = self._is_silent, True
         pending = self._take_pending()
         for number in tuple(self._ended):
-            self._finish_unreported(number)
-        self._launcher.on_silent(self, pending)
+            child = self._children[number]
+            assert child.pid is not None
+            self._finish_unreported(number, _exit_code(child.pid))
+        if not was_silent:
+            log.warning("the zygote has not answered for %g s: workers are started without it", seconds)
+            self._launcher.on_silent(self, pending)
         self._end_if_unused()
 
-    def _finish_unreported(self, number: int) -> None:
-        child = self._children[number]
-        assert child.pid is not None
-        code = _exit_code(child.pid)
-        child.kill()  # the processes that it started, before its number can be used again
-        self._finish(number, code)
+    def _finish_unreported(self, number: int, code: int | None) -> None:
+        self._children[number].kill()  # the processes that it started, before its number can be used again
+        self._finish(number, -signal.SIGKILL if code is None else code)
 
     def _finish(self, number: int, code: int) -> None:
         self._got_report(number)
@@ -310,13 +311,13 @@ class _Zygote:
         self._socket.close()
 
 
-def _exit_code(pid: int) -> int:
-    """Return the exit code of a process that has ended and that its parent has not reaped; SIGKILL's if it is gone."""
+def _exit_code(pid: int) -> int | None:
+    """Return the exit code of a process that has ended; None if its parent has reaped it already."""
     try:
         facts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return os.waitstatus_to_exitcode(int(facts[-1])) if facts[0] == "Z" else -signal.SIGKILL
+        return os.waitstatus_to_exitcode(int(facts[-1])) if facts[0] == "Z" else None
     except (OSError, ValueError, IndexError):
-        return -signal.SIGKILL
+        return None
 
 
 class _Request:

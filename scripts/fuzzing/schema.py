@@ -1,6 +1,6 @@
 """The fields that requests may have, found in the sources, and a valid body for each route.
 
-The readers of requests call `Fields` with the fields' names. A field that is added
+The readers of requests call `Fields` with the fields' names, or decode a body into a Struct. A field that is added
 there is fuzzed without a change here.
 """
 
@@ -226,6 +226,8 @@ def _fields_in(tree: ast.Module) -> Iterator[tuple[str, str]]:
             yield from ((name, ANY) for name in _texts([node.slice]))
         elif isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.In, ast.NotIn)):
             yield from ((name, ANY) for name in _texts([node.left]))
+        elif isinstance(node, ast.AnnAssign) and ast.unparse(node.annotation) in ("msgspec.Raw", "Any"):
+            yield ast.unparse(node.target), ANY  # a field of a Struct into which a body is decoded
 
 
 def _texts(nodes: Iterable[ast.expr]) -> Iterator[str]:

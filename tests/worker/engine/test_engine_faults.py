@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from engine_tools import ask, running
-from llama_corral.common.base.errors import InvalidRequest, ServerFault
+from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.worker.engine.messages import Grammar, Sampling
 from llama_corral.worker.engine.runner import LoadError
 
@@ -49,7 +49,7 @@ async def test_a_grammar_that_allows_no_token_fails_only_its_request(llama: Path
     async with running(llama) as engine, engine.use() as loaded:
         other = ask(loaded, n_predict=30)
         failing = ask(loaded, sampling=Sampling(grammar=Grammar('root ::= "a"'), ignore_eos=True))
-        assert isinstance(await failing.error(), ServerFault)
+        assert isinstance(await failing.error(), InvalidRequest)
         assert (await other.one()).n_decoded == 30
 
 
