@@ -245,6 +245,7 @@ def test_a_disconnect_removes_the_request_from_the_queue(gateway: Program) -> No
             send(client, {"model": "two", "prompt": "Hi", "n_predict": 1})
             with pytest.raises(TimeoutError):
                 expect_bytes(client, 0.3)
+        wait_until(lambda: "name=two 499" in gateway.log_text, "the disconnect to be noticed", 2)
         assert gateway.status("two") == "unloaded"
     wait_until(lambda: not is_busy(gateway, "endless"), "the generation to stop", 2)
     assert complete(gateway, "one").status_code == 200
