@@ -55,7 +55,7 @@ async def test_an_embedding_without_embeddings_enabled_is_rejected(llama: Path) 
         Sampling(logit_bias=((-5, 1.0), (2**31 - 1, 1.0))),
         Sampling(samplers=()),
         Sampling(temperature=float("inf")),
-        Sampling(top_k=2**31 - 1, min_keep=2**31 - 1, n_probs=100_000),
+        Sampling(top_k=2**31 - 1, min_keep=2**31 - 1, n_probs=2**31 - 1),
         Sampling(mirostat=2, mirostat_tau=-1e30, mirostat_eta=1e30),
         Sampling(mirostat=1, mirostat_tau=0.0),
         Sampling(dry_multiplier=1.0, dry_sequence_breakers=("", "x" * 100, "\n"), dry_base=1e30, dry_allowed_length=0),

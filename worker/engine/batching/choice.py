@@ -35,6 +35,8 @@ class Choice:
         self._stop: Stop = "none"
         self._stopping_word = ""
         self._line_start = 0
+        self._n_kept = 0
+        """The number of probabilities in `_probs`."""
         self._probs: list[TokenProbs] = []
         self._unsent_tokens: list[int] = []
         self._unsent_probs: list[TokenProbs] = []
@@ -134,8 +136,8 @@ class Choice:
         request = self.request
         if not request.stream:
             self._probs += self._unsent_probs
-            n_kept = len(self._probs) * (1 + request.sampling.n_probs)
-            if self._probs and n_kept > MAX_KEPT_PROBS:
+            self._n_kept += sum(1 + len(probs.top) for probs in self._unsent_probs)
+            if self._n_kept > MAX_KEPT_PROBS:
                 raise InvalidRequest(
                     f"the answer has more than {MAX_KEPT_PROBS} probabilities ({len(self._probs)} tokens, n_probs "
                     f"{request.sampling.n_probs}): stream it, or set a smaller n_probs or n_predict"
