@@ -61,6 +61,7 @@ class Server:
 
     async def run(self, loading: asyncio.Task[Engine], stop: ShutdownRequest) -> int:
         """Serve until a stop request and return the exit code. Raises the error of a failed load, and ConfigError."""
+        engine: Engine | None = None
         beating = asyncio.create_task(send_heartbeats(self._lifeline, self._worker))
         access_log = WorkerAccessLog if self._lifeline.has_router else AccessLog
         async with listen(self._application, self._settings, access_log=access_log) as listening:
@@ -75,7 +76,7 @@ class Server:
                 listening.stop_accepting()
                 close_engine = partial(engine.close, stop.reason)
                 await drain(self._application[RUNNING], stop, self._settings.http.drain_timeout, close_engine)
-        if not completing.done():
+        if engine is None:  # stopped while it was loading; it may have been loaded since
             exit_at_once(OK)
         await engine.close()
         self._disk.close()

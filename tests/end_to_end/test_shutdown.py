@@ -204,7 +204,7 @@ def test_no_signal_of_a_user_ends_a_process(programs: Programs, start_gateway: S
         os.kill(pid, signal.SIGUSR1)
         os.kill(pid, signal.SIGUSR2)
     wait_until(lambda: "SIGUSR2 is ignored" in gateway.log_text, "the router's answer")
-    assert "the state of the router" in gateway.log_text
+    wait_until(lambda: "the state of the router" in gateway.log_text, "the state in the log")
     assert gateway.client.post("/tokenize", json={"model": "tiny", "content": "a"}).status_code == 200
     assert {process.pid for process in gateway.family()} == pids
     alone = programs.worker(wait="nothing")
