@@ -7,6 +7,7 @@ from html import escape
 from aiohttp import web
 from llama_corral.common.tools.routes import tool_routes
 from llama_corral.common.web.application import Route, add_routes, application
+from llama_corral.common.web.auth import ApiKeys
 from llama_corral.common.web.pages import add_pages
 from llama_corral.common.web.stored_responses import RESPONSES, keep_until_cleanup
 from llama_corral.common.web.stored_responses import ROUTES as STORED
@@ -104,7 +105,9 @@ def build(worker: WorkerContext, vertex: Vertex | None = None) -> web.Applicatio
     settings = worker.settings
     slot_actions.check_directory(settings.context.slot_save_path)
     public_paths = vertex.public_paths() if vertex else ()
-    app = application(settings, is_ready=lambda: worker.is_ready, public_paths=public_paths)
+    api_keys = ApiKeys(settings)
+    worker.has_keys = worker.has_keys or bool(api_keys)
+    app = application(settings, is_ready=lambda: worker.is_ready, public_paths=public_paths, api_keys=api_keys)
     app[WORKER_CONTEXT] = worker
     app[ACTIVE] = ActiveCompletions()
     app[RESPONSES] = worker.responses

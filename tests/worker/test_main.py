@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 
 import httpx
 import pytest
@@ -221,3 +222,17 @@ def test_an_invalid_option_of_the_http_server_ends_a_worker_that_loads(tmp_path:
         assert worker.process.wait(10) == 1
         assert worker.process.stdout is not None
         assert b"Traceback" not in worker.process.stdout.read()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes have no paths")
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_api_keys_from_a_pipe_are_required(start_worker: Callable[..., Program], tmp_path: Path, host: str) -> None:
+    """A pipe gives its text once."""
+    os.mkfifo(pipe := tmp_path / "keys")
+    program = start_worker(*FAST, "--host", host, "--api-key-file", str(pipe), wait="nothing")
+    Thread(target=pipe.write_text, args=("secret\n",), daemon=True).start()
+    program.wait("ready")
+    assert program.client.post("/tokenize", json={"content": "a"}).status_code == 401
+    key = {"Authorization": "Bearer secret"}
+    assert program.client.post("/tokenize", json={"content": "a"}, headers=key).status_code == 200
+    assert "without an API key" not in program.log_text

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from llama_corral.common.base.version import BUILD_INFO
 from llama_corral.common.base.worker_reports import CONTROL_FD_ENV
-from llama_corral.common.web.auth import KEYS_ENV, given_key, read_api_keys
+from llama_corral.common.web.auth import KEYS_ENV, given_key
 from llama_corral.common.web.ollama import keep_alive_of
 from llama_corral.common.web.request_body import read_object
 from llama_corral.common.web.response_store import DIRECTORY_ENV, ResponseStore
@@ -65,7 +65,7 @@ class WorkerContext:
     def __post_init__(self, environ: Mapping[str, str]) -> None:
         self.responses = ResponseStore(environ.get(DIRECTORY_ENV, ""))
         self.has_router = CONTROL_FD_ENV in environ
-        self.has_keys = KEYS_ENV in environ if self.has_router else bool(read_api_keys(self.settings))
+        self.has_keys = self.has_router and KEYS_ENV in environ  # without a router, `app.build` sets it
         self.slots_debug = bool(environ.get("LLAMA_SERVER_SLOTS_DEBUG"))
         self.media = media_loader(self.settings, environ)
         self.ui_settings = read_ui_settings(self.settings)  # also for pages that the worker does not serve
