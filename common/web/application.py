@@ -24,7 +24,7 @@ from ..base.errors import (
 from ..base.json_encoding import encode_json
 from ..base.logs import one_line
 from .access_log import CLIENT_LEFT, log_departure, note_failure
-from .auth import ANY_ORIGIN, ApiKeys, origin_policy
+from .auth import ANY_ORIGIN, HAS_KEYS, ApiKeys, origin_policy
 from .envelopes import OPENAI, Envelope, envelope_of
 from .foreign_pages import CHECK_PAGE, ForeignPage, page_check
 from .request_body import LIMITS, RequestLimits, let_client_continue
@@ -164,8 +164,8 @@ def application(
 
     Order: CORS origin; OPTIONS for any path; 503 before `is_ready()` and during shutdown; API key, or without keys the
     page that sent the request; handler.
-    `public_paths` need no key, like the health paths. `api_keys`: those of the settings, for a caller that reads them
-    again. Raises ConfigError.
+    `public_paths` need no key, like the health paths. `api_keys`: those of the settings, if the caller has read them:
+    their file may be a pipe. Raises ConfigError.
     """
     keys = ApiKeys(settings) if api_keys is None else api_keys
     prefix = settings.http.api_prefix or ""
@@ -250,6 +250,7 @@ def application(
     app = web.Application(middlewares=[middleware], client_max_size=settings.corral.max_body)
     app[LIMITS] = limits
     app[RUNNING] = running
+    app[HAS_KEYS] = lambda: bool(keys)
     app[CHECK_PAGE] = check_change
     app[PUBLIC_HANDLERS] = public_handlers
     app.on_response_prepare.append(decorate)

@@ -22,15 +22,18 @@ log = logging.getLogger("corral.http")
 ANY_ORIGIN = "*"
 KEYS_ENV = "LLAMA_CORRAL_HAS_KEYS"
 """Set for the workers of a router that requires API keys. It has checked the key of each request that it forwards."""
+HAS_KEYS: web.AppKey[Callable[[], bool]] = web.AppKey("has_keys")
+"""Returns True if the application requires an API key."""
 LOCAL = "localhost"
 """In --cors-origins: all pages of this machine."""
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
-def read_api_keys(settings: ListenSettings, *, may_wait: bool = True) -> tuple[str, ...]:
+def read_api_keys(settings: ListenSettings, *, may_wait: bool) -> tuple[str, ...]:
     """Return the keys of `--api-key` (comma list) and `--api-key-file` (one per line, `#` starts a comment line).
 
-    `may_wait`: the file may be a pipe, whose end is waited for. Raise ConfigError.
+    `may_wait`: the file may be a pipe, whose end is waited for. A pipe gives its keys only once, so a process may use
+    True only once; `ApiKeys` does. Raise ConfigError.
     """
     keys = [key.get_secret_value() for key in settings.http.api_key]
     if settings.http.api_key_file:
@@ -73,7 +76,7 @@ class ApiKeys:
     def __init__(self, settings: ServerSettings) -> None:
         """Raises ConfigError if `--api-key-file` cannot be read."""
         self._settings = settings
-        self._given = read_api_keys(settings)
+        self._given = read_api_keys(settings, may_wait=True)
         self._keys = Keys(self._given)
 
     def __bool__(self) -> bool:

@@ -27,7 +27,7 @@ from msgspec.structs import replace
 from ..base.errors import ConfigError
 from ..base.user_files import read_bytes_of
 from .access_log import AccessLog
-from .auth import read_api_keys
+from .auth import HAS_KEYS
 from .client_connection import ClientConnection
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ async def listen(
         listening = replace(_describe(sockets, tls), stop_accepting=partial(_close, servers))
         for address in listening.addresses:
             log.info("listening on %s", address)
-        _warn_if_open(sockets, settings)
+        _warn_if_open(sockets, has_keys=HAS_KEYS in app and app[HAS_KEYS]())
         yield listening
     finally:
         _close(servers)
@@ -94,11 +94,11 @@ async def listen(
                 os.unlink(path)
 
 
-def _warn_if_open(sockets: list[socket.socket], settings: ListenSettings) -> None:
+def _warn_if_open(sockets: list[socket.socket], *, has_keys: bool) -> None:
     """Warn if other machines can reach the server and no key is required."""
     names = [sock.getsockname()[0] for sock in sockets if not _is_unix(sock)]
     beyond = [name for name in names if not ipaddress.ip_address(name.partition("%")[0]).is_loopback]
-    if beyond and not read_api_keys(settings):
+    if beyond and not has_keys:
         log.warning(
             "listening on %s without an API key: every machine that reaches this address can use, load and unload the "
             "models (--api-key)",

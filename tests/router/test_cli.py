@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from programs import Program, Programs, clean_environment, wait_until
@@ -159,6 +160,19 @@ def test_api_keys_of_the_environment_do_not_reach_the_worker(start_gateway: Star
     assert response.status_code == 200
     assert gateway.client.get("/models").status_code == 401
     assert "from-flag" not in gateway.log_text
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes have no paths")
+def test_api_keys_from_a_pipe_are_required_beyond_this_machine(start_gateway: Start, tmp_path: Path) -> None:
+    """A pipe gives its text once, and a second reading would not end."""
+    os.mkfifo(pipe := tmp_path / "keys")
+    gateway = start_gateway("--host", "0.0.0.0", "--api-key-file", str(pipe), wait="nothing")
+    Thread(target=pipe.write_text, args=("secret\n",), daemon=True).start()
+    gateway.wait("ready")
+    assert gateway.client.get("/models").status_code == 401
+    assert gateway.client.get("/models", headers={"X-Api-Key": "secret"}).status_code == 200
+    assert "without an API key" not in gateway.log_text
+    assert gateway.stop() == 0
 
 
 def test_command_line_overrides_the_environment_with_a_warning(start_gateway: Start) -> None:

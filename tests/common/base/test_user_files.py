@@ -55,7 +55,7 @@ def _tls(option: str) -> Callable[[str], Any]:
 
 
 TEXTS: dict[str, Callable[[str], Any]] = {
-    "--api-key-file": lambda path: read_api_keys(Settings.of(api_key_file=path)),
+    "--api-key-file": lambda path: read_api_keys(Settings.of(api_key_file=path), may_wait=True),
     "--ui-config-file": lambda path: read_ui_settings(Settings.of(ui_config_file=path)),
     "--mcp-servers-config": lambda path: read_servers(Settings.of(mcp_servers_config=path)),
     "--grammar-file": lambda path: completion_defaults(Settings.of(grammar_file=path), {}),
@@ -162,10 +162,10 @@ def test_a_starting_program_reads_pipes_but_no_endless_device(place: Path) -> No
     os.mkfifo(path := place / "pipe")
     writer = threading.Thread(target=path.write_text, args=("one\ntwo\n",))
     writer.start()
-    assert read_api_keys(Settings.of(api_key_file=str(path))) == ("one", "two")
+    assert read_api_keys(Settings.of(api_key_file=str(path)), may_wait=True) == ("one", "two")
     writer.join()
     with pytest.raises(ConfigError, match="this file has more than 8 MiB"):
-        read_api_keys(Settings.of(api_key_file="/dev/zero"))
+        read_api_keys(Settings.of(api_key_file="/dev/zero"), may_wait=True)
 
 
 def test_a_pipe_in_the_cache_is_no_branch(place: Path) -> None:

@@ -148,7 +148,7 @@ async def test_keys(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 def test_missing_key_file() -> None:
     with pytest.raises(ConfigError, match="/nowhere"):
-        read_api_keys(settings(api_key_file="/nowhere"))
+        read_api_keys(settings(api_key_file="/nowhere"), may_wait=True)
 
 
 async def test_keys_that_are_read_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
