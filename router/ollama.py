@@ -18,7 +18,7 @@ from llama_corral.common.web.application import json_response
 from llama_corral.common.web.foreign_pages import refuse_foreign_page
 from llama_corral.common.web.ollama import NOTHING, expiry_text, version_json, without_generation
 from llama_corral.common.web.ollama_models import possible_names, running_entry, show, tag_entry
-from llama_corral.common.web.request_body import read_fields, read_unmarked_body, refuse_costly_json
+from llama_corral.common.web.request_body import read_fields, read_skipped_json
 from llama_corral.presets.abilities import abilities, template_source
 from llama_corral.presets.merge import resolve
 from msgspec import Struct
@@ -51,8 +51,7 @@ class Ollama:
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         """Forward a chat, completion or embeddings. Without a prompt it only loads the model, or unloads it."""
-        body = await read_unmarked_body(request)
-        await refuse_costly_json(body)
+        body = await read_skipped_json(request)
         asked = ollama_in_json(body)
         note_model(request, asked.model)
         model = self._find(asked.model)

@@ -1,8 +1,8 @@
 """Read the bodies of requests: their limits, compressed bodies, and JSON.
 
 `application` sets the limits and turns the errors into responses; handlers of router and worker call the functions
-here, and `inflate` decompresses. A body arrives as it was sent: the server turns off aiohttp's own decompression,
-which runs on the event loop, and continues for requests that were already refused.
+here. `json_values` limits the number of values in JSON, and `inflate` decompresses: aiohttp would do that on the event
+loop, and for requests that were already refused.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import codecs
 import itertools
 from collections.abc import Callable, Iterable
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 from aiohttp import HttpVersion11, StreamReader, hdrs, web
@@ -19,11 +19,11 @@ from msgspec import Struct
 
 from ..base.errors import BodyTooLarge, InvalidRequest
 from .inflate import ENCODINGS, inflate
-from .json_values import check_values
+from .json_values import MAX_MARKS, check_values, count_marks
 
 MAX_NESTING = 256
 """Maximum nesting of a request's JSON; Python's stack allows about three calls per level."""
-GIVEN_BODY = "body"
+GIVEN_BODY = web.RequestKey("body", bytes)
 """Request key with the body of a request that is part of another one. Its response must not be a stream."""
 OWN_BODY = 64 << 10
 """Maximum bytes of a body that only names a model or gives a command. Honest ones have a few hundred bytes."""
@@ -31,11 +31,9 @@ TINY = 4 << 10
 """Bytes of a body up to which any work on it is done on the event loop: a thread would take longer."""
 SMALL = 64 << 10
 """Bytes of JSON that are parsed on the event loop's thread: this takes less than a millisecond."""
-DENSE_BODY = 4 << 20
-"""Bytes of JSON from which `refuse_costly_json` counts."""
-MAX_MARKS = 4_000_000
-"""Maximum number of commas, colons, brackets and backslashes in such JSON. Parsing takes about 10 ns for each."""
-_SLICE = 1 << 20
+DENSE_BODY = 16 << 20
+"""Bytes of JSON up to which its marks are not counted: even if it has nothing else, to skip it takes 50 ms."""
+_SLICE = 512 << 10
 _CONTINUED = web.RequestKey("continued", bool)
 """Set when `100 Continue` was sent."""
 
@@ -63,9 +61,9 @@ def malformed(error: Exception) -> InvalidRequest:
     return InvalidRequest(f"the request body cannot be parsed as JSON: {reason}")
 
 
-def _is_too_deep(body: bytes, value: object) -> bool:
+def _is_too_deep(value: object, n_brackets: int) -> bool:
     """Return True if a value has more than MAX_NESTING levels, since code that reads requests may be recursive."""
-    if body.count(b"[") + body.count(b"{") <= MAX_NESTING:
+    if n_brackets <= MAX_NESTING:
         return False
     level = [value]
     for _ in range(MAX_NESTING):
@@ -113,7 +111,7 @@ async def read_body(request: web.Request, *, most: int = 0) -> bytes:
     else:
         most = limits.max_body
     if GIVEN_BODY in request:
-        given = cast(bytes, request[GIVEN_BODY])
+        given = request[GIVEN_BODY]
         if len(given) > most:
             raise too_large
         return given
@@ -181,12 +179,12 @@ async def read_json(request: web.Request, *, most: int = 0) -> Any:
 
 
 def _parsed(body: bytes) -> Any:
-    check_values(body)
+    n_brackets = check_values(body)
     try:
         value = msgspec.json.decode(body)
     except NOT_JSON as error:
         raise malformed(error) from None
-    if _is_too_deep(body, value):
+    if _is_too_deep(value, n_brackets):
         raise malformed(RecursionError())
     return value
 
@@ -205,20 +203,26 @@ async def off_the_loop(work: Callable[Arguments, Result], *args: Arguments.args,
     return await asyncio.to_thread(work, *args, **given)
 
 
+async def read_skipped_json(request: web.Request) -> bytes:
+    """Return a body of which only some fields are read. Raise as `read_body` does, and BodyTooLarge for dense JSON."""
+    body = (await read_body(request)).removeprefix(codecs.BOM_UTF8)
+    if len(body) > DENSE_BODY and GIVEN_BODY not in request:  # a given body was checked with the one that contains it
+        await refuse_costly_json(body)
+    return body
+
+
 async def refuse_costly_json(body: bytes) -> None:
     """Raise BodyTooLarge if it would take too long to parse: for so long nothing else could run, even on threads.
 
     Bodies of many megabytes consist of a few long texts (images, audio), and not of millions of values.
     """
-    if len(body) <= DENSE_BODY:
-        return
     n_marks = 0
     for start in range(0, len(body), _SLICE):
-        n_marks += sum(body.count(mark, start, start + _SLICE) for mark in (b",", b":", b"[", b"{", b"\\"))
+        n_marks += count_marks(body[start : start + _SLICE])
         if n_marks > MAX_MARKS:
             raise BodyTooLarge(
-                f"the request body has more than {MAX_MARKS} values, members and escaped characters in {len(body)} "
-                "bytes of JSON"
+                f"the request body has more than {MAX_MARKS} commas, colons, brackets and backslashes (also inside of "
+                f"texts) in {len(body)} bytes of JSON"
             )
         await asyncio.sleep(0)
 

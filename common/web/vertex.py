@@ -20,15 +20,9 @@ from ..base.json_encoding import encode_json
 from ..base.logs import one_line
 from .application import CONVERSATION_HEADER, Handler, Route, add_routes, json_response
 from .foreign_pages import ANY_HOST
+from .json_values import check_members
 from .ollama import PATHS as OLLAMA_PATHS
-from .request_body import (
-    GIVEN_BODY,
-    NOT_JSON,
-    fields_in,
-    malformed,
-    read_unmarked_body,
-    refuse_costly_json,
-)
+from .request_body import GIVEN_BODY, NOT_JSON, fields_in, malformed, read_skipped_json
 
 if TYPE_CHECKING:
     from ..base.common_settings import ServerSettings
@@ -40,8 +34,6 @@ log = logging.getLogger("corral.http")
 VERTEX_ENV = "AIP_"
 """Prefix of the names of all Vertex AI variables."""
 MAX_INSTANCES = 128
-MAX_MEMBERS = 1_000_000
-"""Maximum number of colons in one instance, since its members are built."""
 FORMAT = "@requestFormat"
 _OF_THE_OUTER = (hdrs.CONTENT_LENGTH, hdrs.CONTENT_TYPE, hdrs.CONTENT_ENCODING, CONVERSATION_HEADER)
 
@@ -120,9 +112,7 @@ def _predictor(served: Sequence[Route], prefix: str) -> Handler:
     by_format = {name: (method, prefix + path, handler) for name, (method, path, handler) in _by_format(served).items()}
 
     async def predict(request: web.Request) -> web.StreamResponse:
-        body = await read_unmarked_body(request)
-        await refuse_costly_json(body)
-        instances = _instances(body)
+        instances = _instances(await read_skipped_json(request))
         predictions = await asyncio.gather(*(_prediction(request, instance, by_format) for instance in instances))
         return json_response({"predictions": predictions})
 
@@ -177,9 +167,8 @@ async def _answer(request: web.Request, instance: bytes, by_format: Mapping[str,
 
 
 def _read_members(instance: bytes) -> dict[str, msgspec.Raw]:
-    """Return the JSON text of each member. Raises InvalidRequest."""
-    if instance.count(b":") > MAX_MEMBERS:
-        raise InvalidRequest(f"an instance has more than {MAX_MEMBERS} members")
+    """Return the JSON text of each member. Raises InvalidRequest, and BodyTooLarge for too many members."""
+    check_members(instance)
     try:
         return _members.decode(instance)
     except msgspec.ValidationError:

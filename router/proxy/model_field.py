@@ -9,6 +9,7 @@ import re
 
 import msgspec
 from llama_corral.common.base.errors import InvalidRequest
+from llama_corral.common.web.json_values import check_members
 from llama_corral.common.web.ollama import keep_alive_of
 from llama_corral.common.web.request_body import NOT_JSON, malformed
 from msgspec import Struct
@@ -18,8 +19,6 @@ from .form_fields import delimiter_of, fields_in_form
 _TRUE = b"true"
 _LARGE = 64 << 10
 """Bytes of JSON above which it is changed without building its members."""
-MAX_MEMBERS = 1_000_000
-"""Maximum number of colons in a body whose members are built."""
 _MODEL = b'"model"'
 _MODEL_MEMBER = re.compile(rb'"model"\s*:\s*')
 _FIRST_MEMBER = re.compile(rb'\s*\{\s*(")')
@@ -81,7 +80,7 @@ _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 def with_model(body: bytes, name: str) -> bytes:
     """Return the JSON object with `model` set and every other value unchanged; unchanged if it is no object.
 
-    Raises InvalidRequest.
+    Raises InvalidRequest, and BodyTooLarge for too many members if several are named `model`.
     """
     if not body or body.isspace():
         return body
@@ -90,8 +89,7 @@ def with_model(body: bytes, name: str) -> bytes:
         given = bytes(_target.decode(body).model)
         if len(body) > _LARGE and (changed := _spliced(body, given, text)):
             return changed
-        if body.count(b":") > MAX_MEMBERS:
-            raise InvalidRequest(f"the request body has more than {MAX_MEMBERS} members and several named 'model'")
+        check_members(body)
         return msgspec.json.encode({**_object.decode(body), "model": msgspec.Raw(text)})
     except msgspec.ValidationError:  # JSON, but not an object
         return body

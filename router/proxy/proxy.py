@@ -27,8 +27,8 @@ from llama_corral.common.web.request_body import (
     GIVEN_BODY,
     LIMITS,
     off_the_loop,
+    read_skipped_json,
     read_unmarked_body,
-    refuse_costly_json,
 )
 from msgspec import Struct
 
@@ -125,11 +125,11 @@ class Proxy:
 
     async def by_body(self, request: web.Request) -> web.StreamResponse:
         """Forward a POST. The body names the model, or else `?model=` (for a JSON array or an empty body)."""
-        body = _Body(await read_unmarked_body(request))
         if request.content_type == FORM:
+            body = _Body(await read_unmarked_body(request))
             target = await off_the_loop(target_in_form, body.data, request.headers[hdrs.CONTENT_TYPE])
         else:
-            await refuse_costly_json(body.data)
+            body = _Body(await read_skipped_json(request))
             target = target_in_json(body.data)
         body.streams = target.streams
         name = target.model or query_text(request, "model")

@@ -10,21 +10,27 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from llama_corral.common.base.errors import BodyTooLarge
 from llama_corral.common.web import json_values
-from llama_corral.common.web.json_values import MAX_ITEMS, MAX_VALUES, check_values
+from llama_corral.common.web.json_values import (
+    MAX_MEMBERS,
+    MAX_OBJECTS_AND_TEXTS,
+    MAX_VALUES,
+    check_members,
+    check_values,
+)
 
 
 @pytest.mark.parametrize("value", [b"[]", b"{}", b'{"a":[1]}', b'"",[]', b'""', b'{"a":1}'])
 def test_a_body_with_too_many_containers_is_refused(value: bytes) -> None:
-    body = b'{"stop": [' + b",".join([value] * (MAX_ITEMS + 1)) + b"]}"
+    body = b'{"stop": [' + b",".join([value] * (MAX_OBJECTS_AND_TEXTS + 1)) + b"]}"
     with pytest.raises(
-        BodyTooLarge, match=rf"must have at most {MAX_ITEMS} arrays, objects and texts, but has at least"
+        BodyTooLarge, match=rf"must have at most {MAX_OBJECTS_AND_TEXTS} arrays, objects and texts, but has at least"
     ):
         check_values(body)
 
 
 def test_a_body_with_too_many_fields_is_refused() -> None:
     with pytest.raises(BodyTooLarge, match="arrays, objects and texts"):
-        check_values(json.dumps({str(i): i for i in range(MAX_ITEMS)}).encode())
+        check_values(json.dumps({str(i): i for i in range(MAX_OBJECTS_AND_TEXTS)}).encode())
 
 
 def test_a_body_with_too_many_numbers_is_refused() -> None:
@@ -44,6 +50,12 @@ JSON: st.SearchStrategy[Any] = st.recursive(
     ),
     max_leaves=30,
 )
+
+
+def test_one_owner_limits_the_members_of_all_objects_that_are_kept_as_texts() -> None:
+    check_members(b'"":0,' * MAX_MEMBERS)
+    with pytest.raises(BodyTooLarge, match=f"more than {MAX_MEMBERS} members: {MAX_MEMBERS + 1} colons"):
+        check_members(b'"":0,' * (MAX_MEMBERS + 1))
 
 
 def n_commas_and_items(value: Any) -> tuple[int, int]:

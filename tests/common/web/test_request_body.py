@@ -13,11 +13,20 @@ import pytest
 from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
-from llama_corral.common.base.errors import BodyTooLarge, InvalidRequest
+from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.common.web import inflate as module
+from llama_corral.common.web import request_body
+from llama_corral.common.web.application import json_response
 from llama_corral.common.web.inflate import FREE_BYTES, MAX_RATIO, inflate
+from llama_corral.common.web.json_values import MAX_MARKS, check_values
 from llama_corral.common.web.listen import Listening
-from llama_corral.common.web.request_body import DENSE_BODY, MAX_MARKS, refuse_costly_json, uncompressed
+from llama_corral.common.web.request_body import (
+    DENSE_BODY,
+    GIVEN_BODY,
+    read_skipped_json,
+    refuse_costly_json,
+    uncompressed,
+)
 from web_tools import error_of, serving, settings
 
 BOMB = gzip.compress(b'{"a": [' + b"[]," * 20_000_000 + b"1]}", 9)
@@ -136,15 +145,62 @@ async def test_a_body_that_is_too_large_is_refused_before_it_is_sent() -> None:
 
 @pytest.mark.parametrize("unit", [b"1,", b"[],", b'"":0,', b"\\n"])
 async def test_dense_json_is_refused(unit: bytes) -> None:
-    await refuse_costly_json(unit * (DENSE_BODY // len(unit)))
-    with pytest.raises(BodyTooLarge, match=f"more than {MAX_MARKS} values"):
-        await refuse_costly_json(unit * (MAX_MARKS + 1))
+    async with serving(settings(), routes=[("POST", "/skipped", length_of_skipped)]) as (client, _, _):
+        sent = unit * (DENSE_BODY // len(unit))
+        assert (await client.post("/skipped", content=sent)).json() == len(sent)
+        refused = await client.post("/skipped", content=unit * (DENSE_BODY // len(unit) + MAX_MARKS))
+        assert refused.status_code == 413
+        message = f"more than {MAX_MARKS} commas, colons, brackets and backslashes (also inside of texts) in"
+        assert message in error_of(refused)["message"]
 
 
 async def test_large_texts_are_accepted() -> None:
     text = json.dumps({"prompt": "The quick brown fox,\njumps over: the lazy dog. " * 1_000_000}).encode()
     assert len(text) > DENSE_BODY
     await refuse_costly_json(text)
+
+
+async def length_of_skipped(request: web.Request) -> web.StreamResponse:
+    return json_response(len(await read_skipped_json(request)))
+
+
+async def test_a_large_honest_body_is_passed_over_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image is forwarded without any count, and below that one pass is enough to count everything."""
+    body, copied = b'{"image": "' + b"A" * 10_000_000 + b'"}', 0
+    count = request_body.count_marks
+    monkeypatch.setattr(request_body, "count_marks", lambda piece: fail_to_count() if piece else count(piece))
+    async with serving(settings(), routes=[("POST", "/skipped", length_of_skipped)]) as (client, _, _):
+        assert (await client.post("/skipped", content=body)).json() == len(body)
+
+    class Counted(bytes):
+        def count(self, *given: object) -> int:
+            raise AssertionError("another pass over the whole body")
+
+        def __getitem__(self, at: object) -> bytes:  # type: ignore[override]
+            nonlocal copied
+            piece = super().__getitem__(at)  # type: ignore[index]
+            copied += len(piece)
+            return piece
+
+    assert check_values(Counted(body)) == 1
+    assert copied == len(body)
+
+
+def fail_to_count() -> int:
+    raise AssertionError("a body that cannot take long was counted")
+
+
+async def test_an_instance_of_a_prediction_is_not_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was counted with the request that contains it."""
+    monkeypatch.setattr(request_body, "DENSE_BODY", 10)
+    monkeypatch.setattr(request_body, "count_marks", lambda piece: fail_to_count())
+
+    async def inner(request: web.Request) -> web.StreamResponse:
+        request[GIVEN_BODY] = b'{"prompt": "a long one"}'
+        return await length_of_skipped(request)
+
+    async with serving(settings(), routes=[("POST", "/inner", inner)]) as (client, _, _):
+        assert (await client.post("/inner")).json() == 24
 
 
 async def test_a_compressed_form_is_read() -> None:

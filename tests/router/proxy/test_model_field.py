@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llama_corral.common.base.errors import InvalidRequest
+from llama_corral.common.base.errors import BodyTooLarge, InvalidRequest
 from llama_corral.router.proxy import form_fields
 from llama_corral.router.proxy.model_field import (
     ollama_in_json,
@@ -211,5 +211,5 @@ def test_an_object_without_members_gets_the_name() -> None:
 def test_a_million_members_are_not_built() -> None:
     members = b"".join(b'"%07d":1,' % number for number in range(1_100_000))
     assert with_model(b"{" + members + b'"model":"a"}', "m").endswith(b'"model":"m"}')
-    with pytest.raises(InvalidRequest, match="more than 1000000 members"):
+    with pytest.raises(BodyTooLarge, match="more than 1000000 members"):
         with_model(b"{" + members + b'"model":"a","model":"b"}', "m")
