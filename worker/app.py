@@ -107,7 +107,13 @@ def build(worker: WorkerContext, vertex: Vertex | None = None) -> web.Applicatio
     public_paths = vertex.public_paths() if vertex else ()
     api_keys = ApiKeys(settings)
     worker.has_keys = worker.has_keys or bool(api_keys)
-    app = application(settings, is_ready=lambda: worker.is_ready, public_paths=public_paths, api_keys=api_keys)
+    app = application(
+        settings,
+        is_ready=lambda: worker.is_ready,
+        public_paths=public_paths,
+        api_keys=api_keys,
+        checks_pages=not worker.has_router,
+    )
     app[WORKER_CONTEXT] = worker
     app[ACTIVE] = ActiveCompletions()
     app[RESPONSES] = worker.responses

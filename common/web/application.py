@@ -135,6 +135,10 @@ def _always() -> bool:
     return True
 
 
+def _allow(_: web.Request) -> None:
+    """The check of a page whose request another program has checked."""
+
+
 def _close_connection(request: web.Request, why: str, status: int = 200) -> web.Response:
     """Close the connection. Return a response, because aiohttp would log an exception with its traceback.
 
@@ -159,13 +163,14 @@ def application(
     is_ready: Callable[[], bool] = _always,
     public_paths: Sequence[str] = (),
     api_keys: ApiKeys | None = None,
+    checks_pages: bool = True,
 ) -> web.Application:
     """Create an application whose responses, including errors, follow llama-server's conventions.
 
     Order: CORS origin; OPTIONS for any path; 503 before `is_ready()` and during shutdown; API key, or without keys the
     page that sent the request; handler.
     `public_paths` need no key, like the health paths. `api_keys`: those of the settings, if the caller has read them:
-    their file may be a pipe. Raises ConfigError.
+    their file may be a pipe. `checks_pages`: False below a router, which does that. Raises ConfigError.
     """
     keys = ApiKeys(settings) if api_keys is None else api_keys
     prefix = settings.http.api_prefix or ""
@@ -231,7 +236,7 @@ def application(
     public_handlers: set[Handler] = set()
     limits, running = RequestLimits(settings.corral.max_body, settings.http.timeout or None), RunningRequests()
     allowed_origin = origin_policy(settings)
-    check_page, check_changing_page = page_check(settings)
+    check_page, check_changing_page = page_check(settings) if checks_pages else (_allow, _allow)
 
     async def decorate(request: web.Request, response: web.StreamResponse) -> None:
         headers = response.headers

@@ -21,7 +21,10 @@ log = logging.getLogger("corral.http")
 
 ANY_ORIGIN = "*"
 KEYS_ENV = "LLAMA_CORRAL_HAS_KEYS"
-"""Set for the workers of a router that requires API keys. It has checked the key of each request that it forwards."""
+"""Set for the workers of a router that requires API keys. It has checked the key of each request that it forwards.
+
+Fixed at the router's start: for one that got its first key later, workers share their slots between requests only.
+"""
 HAS_KEYS: web.AppKey[Callable[[], bool]] = web.AppKey("has_keys")
 """Returns True if the application requires an API key."""
 LOCAL = "localhost"

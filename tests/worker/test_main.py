@@ -236,3 +236,11 @@ def test_api_keys_from_a_pipe_are_required(start_worker: Callable[..., Program],
     key = {"Authorization": "Bearer secret"}
     assert program.client.post("/tokenize", json={"content": "a"}, headers=key).status_code == 200
     assert "without an API key" not in program.log_text
+
+
+def test_below_a_router_pages_are_not_checked_again(tmp_path: Path, model: str) -> None:
+    """The router has checked them and does not forward what a check needs."""
+    with routed(tmp_path, "--model", model) as worker:
+        worker.reports_until("ready")
+        foreign = {"Origin": "http://foreign.example", "Sec-Fetch-Site": "cross-site", "Host": "foreign.example"}
+        assert worker.client.delete("/v1/stream?conv_id=a", headers=foreign).status_code == 204
