@@ -14,6 +14,7 @@ from llama_corral.common.base.errors import ApiError
 from llama_corral.common.web.access_log import message_of, note_failure
 from llama_corral.common.web.application import EVENT_STREAM_TYPE, LINES_TYPE, error_event
 from llama_corral.common.web.envelopes import envelope_of
+from llama_corral.common.web.request_body import encoding_of
 from llama_corral.presets.variants import DEFAULTS_HEADER
 from multidict import CIMultiDict
 
@@ -41,8 +42,8 @@ _NOT_RETURNED = _HOP_BY_HOP | {b"server", b"date", b"content-length"}
 def forwarded_headers(request: web.Request, defaults: str = "") -> Iterable[Header]:
     """Return the headers to forward to the worker. `defaults`: those of the requested preset."""
     dropped: frozenset[bytes] | set[bytes] = _NOT_FORWARDED
-    if request.headers.get(hdrs.CONTENT_ENCODING):
-        dropped = dropped | {b"content-encoding"}  # aiohttp has decoded the body
+    if encoding_of(request):
+        dropped = dropped | {b"content-encoding"}  # the body was decompressed; with an unknown encoding it was not
     if "," in (named := request.headers.get(hdrs.CONNECTION, "")) or named.lower() not in ("", "keep-alive", "close"):
         dropped = dropped | {name.strip().lower().encode("utf-8", "surrogateescape") for name in named.split(",")}
     headers = [header for header in request.raw_headers if header[0].lower() not in dropped]

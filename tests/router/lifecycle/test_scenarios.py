@@ -208,6 +208,17 @@ async def test_chunked_compressed_and_announced_bodies_reach_the_worker_complete
             assert (b"100 Continue" in head) == (b"Expect" in request)
 
 
+async def test_an_encoding_that_is_not_known_reaches_the_worker_with_its_body() -> None:
+    """The router forwards such a body as it is, so its receiver has to know."""
+    form = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n--x--\r\n'
+    start = b"POST /props HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n" % len(form)
+    kind = b"Content-Type: multipart/form-data; boundary=x\r\nContent-Encoding: x-own\r\n\r\n"
+    async with gateway(preset("m")) as g:
+        _, seen = await exchange(g.port, start + kind + form)
+        assert seen["body"] == form.decode()
+        assert dict(seen["headers"])["content-encoding"] == "x-own"  # type: ignore[call-overload]
+
+
 async def test_a_path_with_a_model_name_that_has_slashes() -> None:
     names = ["user/repo:Q4_K_M", "with space", "ünïcode", "100%"]
     async with gateway(*(preset(name) for name in names)) as g:
