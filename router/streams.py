@@ -13,7 +13,7 @@ from aiohttp import web
 from llama_corral.common.base.errors import InvalidRequest, NotFound, Unavailable
 from llama_corral.common.base.json_encoding import encode_json
 from llama_corral.common.web.application import conversation_of, json_response
-from llama_corral.common.web.request_body import fields_in, read_unmarked_body
+from llama_corral.common.web.request_body import LOOKUP_BODY, fields_in, read_unmarked_body
 from msgspec import Struct
 
 from .lifecycle.lifecycle import Lifecycle
@@ -22,10 +22,6 @@ from .proxy.conversations import Conversations
 from .proxy.proxy import Proxy
 
 LOADING = (ModelState.LOADING.value, ModelState.DOWNLOADING.value, ModelState.DOWNLOADED.value)
-
-
-LOOKUP_BODY = 1 << 20
-"""Maximum bytes of a lookup. A chat client asks for all its conversations at once: this is enough for 20,000."""
 
 
 class Streams:

@@ -27,6 +27,8 @@ GIVEN_BODY = web.RequestKey("body", bytes)
 """Request key with the body of a request that is part of another one. Its response must not be a stream."""
 OWN_BODY = 64 << 10
 """Maximum bytes of a body that only names a model or gives a command. Honest ones have a few hundred bytes."""
+LOOKUP_BODY = 1 << 20
+"""Maximum bytes of `/v1/streams/lookup`. A chat client asks for all its conversations at once; 20,000 fit."""
 TINY = 4 << 10
 """Bytes of a body up to which any work on it is done on the event loop: a thread would take longer."""
 SMALL = 64 << 10

@@ -153,9 +153,12 @@ def share_of(request: web.Request) -> Share:
     return Share(hashlib.sha256(given_key(request)).hexdigest(), number)
 
 
-async def read_request(request: web.Request) -> dict[str, Any]:
-    """Return the body, a JSON object in which no field is larger than its limit. Raises InvalidRequest."""
-    body = await read_object(request)
+async def read_request(request: web.Request, *, most: int = 0) -> dict[str, Any]:
+    """Return the body, a JSON object in which no field is larger than its limit. `most`: as in `read_body`.
+
+    Raises InvalidRequest and BodyTooLarge.
+    """
+    body = await read_object(request, most=most)
     check_limits(body)
     return body
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+from llama_corral.common.web.request_body import LOOKUP_BODY, OWN_BODY
 from programs import Program, Programs, wait_until
 from request_bodies import BODIES, CALL, TOOL, TURNS
 
@@ -221,3 +222,16 @@ def test_the_error_for_a_huge_pattern_does_not_repeat_it(victim: Program) -> Non
     message = response.json()["error"]["message"]
     assert message.endswith("is not supported: more than 32768 characters")
     assert len(message) < 400
+
+
+@pytest.mark.parametrize("path", ["/api/show", "/api/pull", "/v1/streams/lookup"])
+def test_a_body_that_gives_a_command_is_small(worker: Program, path: str) -> None:
+    """The same limits as in the router."""
+    most = LOOKUP_BODY if path == "/v1/streams/lookup" else OWN_BODY
+    for size, is_refused in ((most, False), (most + 1, True)):
+        body = json.dumps({"model": "none", "x": ""}).encode()
+        sent = body.replace(b'""', b'"' + b"x" * (size - len(body)) + b'"')
+        assert len(sent) == size
+        refused = worker.client.post(path, content=sent)
+        assert (refused.status_code == 413) is is_refused
+        assert not is_refused or f"is larger than {path} allows ({most} bytes)" in refused.text

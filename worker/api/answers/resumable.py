@@ -21,7 +21,7 @@ from llama_corral.common.web.application import (
     json_response,
     query_text,
 )
-from llama_corral.common.web.request_body import read_json
+from llama_corral.common.web.request_body import LOOKUP_BODY, read_json
 
 from ..request.limits import check_limit
 from .stream_sessions import OffsetLost, StreamSession, StreamSessions
@@ -154,7 +154,7 @@ async def stop(request: web.Request) -> web.StreamResponse:
 
 
 async def look_up(request: web.Request) -> web.StreamResponse:
-    body = await read_json(request)
+    body = await read_json(request, most=LOOKUP_BODY)
     given = body.get("conversation_ids") if isinstance(body, dict) else None
     if isinstance(given, list):
         check_limit("conversation_ids", given)

@@ -17,6 +17,7 @@ from llama_corral.common.web.application import LINES_TYPE, json_response
 from llama_corral.common.web.json_fields import Fields
 from llama_corral.common.web.ollama import expiry_text, version_json
 from llama_corral.common.web.ollama_models import PULLED, possible_names, running_entry, show, tag_entry
+from llama_corral.common.web.request_body import OWN_BODY
 from llama_corral.presets.abilities import abilities
 from llama_corral.presets.options.table import OPTIONS
 
@@ -55,7 +56,7 @@ async def running(request: web.Request) -> web.StreamResponse:
 
 async def show_model(request: web.Request) -> web.StreamResponse:
     worker = request.app[WORKER_CONTEXT]
-    fields = Fields(await read_request(request))
+    fields = Fields(await read_request(request, most=OWN_BODY))
     name = fields.string("model", "name", default="")
     if not _is_own(worker, name):
         raise ModelNotFound(name)
@@ -92,7 +93,7 @@ def _is_own(worker: WorkerContext, name: str) -> bool:
 
 async def pull(request: web.Request) -> web.StreamResponse:
     """Answer that the worker's model is here; refuse others."""
-    fields = Fields(await read_request(request))
+    fields = Fields(await read_request(request, most=OWN_BODY))
     if not _is_own(request.app[WORKER_CONTEXT], fields.string("model", "name", default="")):
         return await refuse(request)
     if not fields.boolean("stream", default=True):
