@@ -15,7 +15,7 @@ MAX_RATIO = 200
 """Maximum bytes of the result for each byte that was sent. JSON with text has a ratio of 3 to 20."""
 FREE_BYTES = 1 << 20
 """Bytes of the result up to which the ratio does not count, since short repetitive bodies have a high one."""
-MAX_MEMBERS = 100
+MAX_PARTS = 100
 """Maximum number of gzip files in one body. Programs that compress in parallel make several, all others one."""
 _READ, _WRITTEN = 64 << 10, 256 << 10
 """Bytes of the body, and of the result, for one call of zlib. Between two calls the limits are checked."""
@@ -30,11 +30,11 @@ def inflate(body: bytes, encoding: str, most: int) -> bytes:
         raise _unreadable(f"content-encoding: {encoding} is not supported: send gzip, deflate or no compression")
     allowed = max(FREE_BYTES, MAX_RATIO * len(body))
     wbits = _window(encoding, body)
-    pieces, size, at, n_members = [], 0, 0, 0
+    pieces, size, at, n_parts = [], 0, 0, 0
     while at < len(body):
-        n_members += 1
-        if n_members > MAX_MEMBERS or (n_members > 1 and encoding != "gzip"):
-            raise _unreadable(f"content-encoding: {encoding}: there are more than {n_members - 1} compressed parts")
+        n_parts += 1
+        if n_parts > MAX_PARTS or (n_parts > 1 and encoding != "gzip"):
+            raise _unreadable(f"content-encoding: {encoding}: there are more than {n_parts - 1} compressed parts")
         decompressor = zlib.decompressobj(wbits)
         rest = b""
         while not decompressor.eof:

@@ -11,7 +11,7 @@ import asyncio
 import codecs
 import itertools
 from collections.abc import Callable, Iterable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
 import msgspec
 from aiohttp import HttpVersion11, StreamReader, hdrs, web
@@ -40,7 +40,7 @@ _CONTINUED = web.RequestKey("continued", bool)
 """Set when `100 Continue` was sent."""
 
 Fields = TypeVar("Fields", bound=Struct)
-Arguments = ParamSpec("Arguments")
+Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
 
 
@@ -107,50 +107,53 @@ async def read_body(request: web.Request, *, most: int = 0) -> bytes:
     Raise BodyTooLarge, if possible before the body is read, and InvalidRequest on a timeout or a wrong compression.
     """
     limits = request.app[LIMITS]
-    too_large = limits.too_large()
-    if 0 < most < limits.max_body:
-        too_large = BodyTooLarge(f"the request body is larger than {request.path} allows ({most} bytes)")
-    else:
-        most = limits.max_body
+    most = min(most or limits.max_body, limits.max_body)
     if GIVEN_BODY in request:
         given = request[GIVEN_BODY]
         if len(given) > most:
-            raise too_large
+            raise _too_large(request, most)
         return given
     if (request.content_length or 0) > most:
-        raise too_large
+        raise _too_large(request, most)
     await let_client_continue(request)
     if request.content.is_eof():
-        body = await _read_all(request, most, too_large)
+        body = await _read_all(request, most)
     else:
         try:
             async with asyncio.timeout(limits.timeout):
-                body = await _read_all(request, most, too_large)
+                body = await _read_all(request, most)
         except TimeoutError:
             raise InvalidRequest(f"the request body did not arrive within {limits.timeout} s") from None
     if body and (encoding := encoding_of(request)):
-        return await _inflated(body, encoding, most, too_large)
+        return await _inflated(request, body, encoding, most)
     return body
 
 
-async def _read_all(request: web.Request, most: int, too_large: BodyTooLarge) -> bytes:
+def _too_large(request: web.Request, most: int) -> BodyTooLarge:
+    limits = request.app[LIMITS]
+    if most == limits.max_body:
+        return limits.too_large()
+    return BodyTooLarge(f"the request body is larger than {request.path} allows ({most} bytes)")
+
+
+async def _read_all(request: web.Request, most: int) -> bytes:
     """Read the body. Unlike `request.read()`, keep no copy in the request, which lives as long as its response."""
     chunks, size = [], 0
     while chunk := await request.content.readany():
         size += len(chunk)
         if size > most:
-            raise too_large
+            raise _too_large(request, most)
         chunks.append(chunk)
     return b"".join(chunks)
 
 
-async def _inflated(body: bytes, encoding: str, most: int, too_large: BodyTooLarge) -> bytes:
+async def _inflated(request: web.Request, body: bytes, encoding: str, most: int) -> bytes:
     try:
         if len(body) <= TINY:  # then the ratio allows at most a megabyte
             return inflate(body, encoding, most)
         return await asyncio.to_thread(inflate, body, encoding, most)
     except OverflowError:
-        raise too_large from None
+        raise _too_large(request, most) from None
 
 
 async def uncompressed(request: web.Request) -> web.Request:
@@ -198,11 +201,11 @@ async def read_object(request: web.Request, *, most: int = 0) -> dict[str, Any]:
     return value
 
 
-async def off_the_loop(work: Callable[Arguments, Result], *args: Arguments.args, **given: Arguments.kwargs) -> Result:
-    """Return the result of `work`, on a thread unless the bytes among its arguments are few."""
-    if all(len(argument) <= TINY for argument in args if isinstance(argument, bytes)):
-        return work(*args, **given)
-    return await asyncio.to_thread(work, *args, **given)
+async def off_the_loop(work: Callable[[*Arguments], Result], *args: *Arguments, at_most: int = TINY) -> Result:
+    """Return the result of `work`, on a thread if an argument has more than `at_most` bytes."""
+    if all(len(argument) <= at_most for argument in args if isinstance(argument, bytes)):
+        return work(*args)
+    return await asyncio.to_thread(work, *args)
 
 
 async def read_skipped_json(request: web.Request) -> bytes:

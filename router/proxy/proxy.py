@@ -26,6 +26,8 @@ from llama_corral.common.web.ollama_models import LATEST
 from llama_corral.common.web.request_body import (
     GIVEN_BODY,
     LIMITS,
+    SMALL,
+    TINY,
     off_the_loop,
     read_skipped_json,
     read_unmarked_body,
@@ -307,7 +309,8 @@ class Proxy:
         if (backend := lease.preset.backend) is not None:
             target = backend.path + target.removeprefix(self._prefix)
             if name := backend.model_name or ("" if body.names_model else lease.model):
-                data = await off_the_loop(_renamed, request, data, name)  # the program may require a name
+                at_most = TINY if request.content_type == FORM else SMALL
+                data = await off_the_loop(_renamed, request, data, name, at_most=at_most)  # the program may require it
         try:
             headers = forwarded_headers(request, lease.preset.defaults)
             return await self._pool.send(lease.endpoint, method or request.method, target, headers, data)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gzip
 import json
+import threading
 import time
 import zlib
 
@@ -13,7 +14,7 @@ import pytest
 from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
-from llama_corral.common.base.errors import InvalidRequest
+from llama_corral.common.base.errors import BodyTooLarge, InvalidRequest
 from llama_corral.common.web import inflate as module
 from llama_corral.common.web import request_body
 from llama_corral.common.web.application import json_response
@@ -23,6 +24,10 @@ from llama_corral.common.web.listen import Listening
 from llama_corral.common.web.request_body import (
     DENSE_BODY,
     GIVEN_BODY,
+    SMALL,
+    TINY,
+    RequestLimits,
+    off_the_loop,
     read_skipped_json,
     refuse_costly_json,
     uncompressed,
@@ -216,3 +221,33 @@ async def test_a_compressed_form_is_read() -> None:
     async with serving(settings(), routes=[("POST", "/form", read)]) as (client, _, _):
         assert (await client.post("/form", content=gzip.compress(form), headers=kind)).status_code == 200
     assert received == ["b" * 100_000]
+
+
+@pytest.mark.parametrize(
+    ("size", "at_most", "is_on_a_thread"), [(TINY, TINY, False), (SMALL, SMALL, False), (SMALL, TINY, True)]
+)
+async def test_a_thread_is_used_only_for_what_takes_longer_than_to_start_it(
+    size: int, at_most: int, is_on_a_thread: bool
+) -> None:
+    def work(body: bytes, number: int) -> tuple[int, int]:
+        return threading.get_ident(), len(body) + number
+
+    thread, result = await off_the_loop(work, b"x" * size, 1, at_most=at_most)
+    assert (thread != threading.get_ident()) is is_on_a_thread
+    assert result == size + 1
+
+
+async def test_no_error_is_built_for_a_body_that_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[object] = []
+    too_large = RequestLimits.too_large
+
+    def build(limits: RequestLimits) -> BodyTooLarge:
+        built.append(limits)
+        return too_large(limits)
+
+    monkeypatch.setattr(RequestLimits, "too_large", build)
+    async with serving(settings(max_body=100)) as (client, _, _):
+        assert (await client.post("/echo", content=JSON)).status_code == 200
+        assert built == []
+        assert (await client.post("/echo", content=b" " * 101)).status_code == 413
+        assert len(built) == 1

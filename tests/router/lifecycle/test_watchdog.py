@@ -242,9 +242,9 @@ class Refusing(BaseHTTPRequestHandler):
         pass
 
 
-def backend_gateway(*flags: str, timeout: float = 0.5) -> AbstractAsyncContextManager[Gateway]:
+def backend_gateway(*flags: str, timeout: float = 0.5, model_name: str = "") -> AbstractAsyncContextManager[Gateway]:
     file = str(Path(__file__).resolve().parents[2] / "support" / "fake_backend.py")
-    program = Backend((sys.executable, file, "${PORT}", *flags))
+    program = Backend((sys.executable, file, "${PORT}", *flags), model_name=model_name)
     launchers = CombinedLauncher(fake_launcher("spawn"), os.environ, ask_every=0.05)
     return gateway(preset("m", backend=program), launcher=launchers, worker_timeout=timeout)
 
@@ -258,6 +258,26 @@ async def test_a_program_that_hangs_is_replaced() -> None:
                 assert await listener.get() is not None
         assert "it was killed because it hung: GET /health was not answered for" in status["error"]
         assert (await g.chat("m")).json()["pid"] != pid
+
+
+async def test_the_name_in_an_ordinary_chat_for_a_program_is_changed_without_a_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To start a thread takes longer than the change; only a large body is given to one."""
+    async with backend_gateway(model_name="theirs") as g:
+        await g.chat("m")
+        works: list[object] = []
+        to_thread = asyncio.to_thread
+
+        async def count(work: Callable[..., object], *args: object) -> object:
+            works.append(work)
+            return await to_thread(work, *args)
+
+        monkeypatch.setattr(asyncio, "to_thread", count)
+        for size, n_works in ((32_000, 0), (200_000, 1)):
+            response = await g.chat("m", messages=[{"role": "user", "content": "y" * size}])
+            assert response.json()["body"]["model"] == "theirs"
+            assert len(works) == n_works
 
 
 @pytest.mark.parametrize("flags", [("sick",), ("single", "pause=0.6")])
