@@ -84,7 +84,9 @@ class ClientConnection(web.RequestHandler):
     def idle_since(self) -> tuple[bool, float] | None:
         """If the client has to send something: whether that is the rest of a body, and since when; otherwise None."""
         is_in_body = self._is_body_arriving()
-        return (is_in_body, self._next_keepalive_close_time) if is_in_body or self._is_idle() else None
+        if is_in_body:
+            return (True, self._body_began)
+        return (False, self._next_keepalive_close_time) if self._is_idle() else None
 
     def give_up(self) -> None:
         """Close the connection at once, to have its descriptor."""
