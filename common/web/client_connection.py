@@ -6,8 +6,9 @@
 - Time limits for a request's head and for its body, which aiohttp does not have.
 - A client that ends its sending side after a complete request (SHUT_WR) gets its answer. A client that closed its
   connection looks the same until something is sent to it, so it is probed with `100 Continue`, which every HTTP/1.1
-  client skips: a closed connection answers with a reset. HTTP/1.0 knows no such probe; those clients are served for
-  HALF_CLOSED_S. An end that comes while the response is sent always counts as a disconnect, also with TLS.
+  client skips: a closed connection answers with a reset. HTTP/1.0 knows no such probe; those clients are served if
+  their answer begins within HALF_CLOSED_S. An end that comes while the response is sent counts as a disconnect, and any
+  end with TLS: nothing can be sent between two parts of a response to learn whether the client still reads.
 
 Created by `listen` for router and worker.
 """
@@ -41,7 +42,8 @@ BODY_S = 60.0
 """Seconds for a body, plus one for each BODY_RATE bytes that arrived: a slower client is refused."""
 BODY_RATE = 1024
 HALF_CLOSED_S = 1.0
-"""Longest time in seconds between two probes of a half-closed connection, and for which HTTP/1.0 clients are served."""
+"""Longest time in seconds between two probes of a half-closed connection, and from the end of an HTTP/1.0 client's side
+to the begin of its answer."""
 PROBE_S = 0.05
 """Seconds until the first probe; the pause doubles until HALF_CLOSED_S."""
 _PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -82,7 +84,9 @@ class ClientConnection(web.RequestHandler):
     def idle_since(self) -> tuple[bool, float] | None:
         """If the client has to send something: whether that is the rest of a body, and since when; otherwise None."""
         is_in_body = self._is_body_arriving()
-        return (is_in_body, self._next_keepalive_close_time) if is_in_body or self._is_idle() else None
+        if is_in_body:
+            return (True, self._body_began)
+        return (False, self._next_keepalive_close_time) if self._is_idle() else None
 
     def give_up(self) -> None:
         """Close the connection at once, to have its descriptor."""
@@ -186,13 +190,16 @@ class ClientConnection(web.RequestHandler):
         """
         self._timer = None
         transport = self.transport
-        if transport is None:
+        if transport is None or transport.is_closing():  # all is answered: the rest of it is being sent
             return
-        is_newer = self._version >= HttpVersion11
-        if self._has_left() or self._is_idle() or not (is_newer or waited < HALF_CLOSED_S):
+        if self._is_idle():
+            transport.close()  # after the rest of the last answer is sent
+            return
+        is_newer, is_answering = self._version >= HttpVersion11, self._is_answering()
+        if self._has_left() or not (is_newer or is_answering or waited < HALF_CLOSED_S):
             transport.abort()
             return
-        if is_newer and self._current_request is not None and not self._is_answering():
+        if is_newer and self._current_request is not None and not is_answering:
             transport.write(_PROBE)
         pause = min(2 * pause, HALF_CLOSED_S)
         self._timer = self._loop.call_later(pause, self._check_half_closed, pause, waited + pause)

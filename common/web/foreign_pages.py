@@ -2,7 +2,7 @@
 
 CORS only prevents a page from reading the answer: a simple request, such as a POST of text/plain, arrives from any page
 on the web. It also arrives from a page whose host name was pointed at this machine (DNS rebinding). While no API key is
-required, both are refused before they change anything. Requests for text and embeddings follow --cors-origins instead.
+required, both are refused before they change anything. Requests that only generate follow --cors-origins instead.
 """
 
 from __future__ import annotations
@@ -21,8 +21,15 @@ from .auth import ANY_ORIGIN, LOCAL_HOSTS, chosen_origins, comparable_origin, or
 if TYPE_CHECKING:
     from ..base.common_settings import ServerSettings
 
-PRIVATE_SUFFIXES = (".localhost", ".local", ".internal", ".lan", ".home.arpa")
+PRIVATE_SUFFIXES = (
+    *(".localhost", ".localdomain", ".local", ".internal", ".lan", ".home", ".home.arpa", ".corp", ".svc", ".test"),
+)
 """Suffixes of host names that cannot be registered."""
+THIS_MACHINE = ".localhost"
+"""Browsers resolve names with this suffix to the loopback address."""
+PROGRAM_SCHEMES = frozenset(("app", "tauri", "vscode-webview", "vscode-file"))
+"""Schemes of the pages that desktop programs contain. A page of the web cannot have such an origin."""
+DEFAULT_PORTS = {"http": 80, "https": 443}
 ANY_HOST = "*"
 """In --allowed-hosts: all names."""
 SITE = "Sec-Fetch-Site"
@@ -40,9 +47,12 @@ INFERENCE = frozenset(
         *("/rerank", "/reranking", "/v1/rerank", "/v1/reranking"),
         *("/audio/transcriptions", "/v1/audio/transcriptions"),
         *("/api/chat", "/api/generate", "/api/embed", "/api/embeddings", "/api/show"),
+        *("/v1/stream", "/responses/{id}", "/v1/responses/{id}", "/responses/{id}/cancel", "/v1/responses/{id}/cancel"),
+        *("/tts", "/v1/audio/speech", "/v1/systemone"),  # known, but not supported
     )
 )
-"""Paths whose POST any page of an allowed origin may send, as with llama-server. All other routes are for own pages."""
+"""Routes whose POST or DELETE any page of an allowed origin may send, as with llama-server. They generate, or end or
+delete an answer, which needs its id. All other routes are for own pages."""
 
 
 class ForeignPage(ApiError):
@@ -103,11 +113,16 @@ class PagePolicy:
         raise ForeignPage(f"pages of {origin} may not use this: name it in --cors-origins")
 
     def _is_own_page(self, origin: str, host: str | None) -> bool:
-        """Return True for a page of this machine, or a page that this server itself served."""
+        """Return True for a page of this machine or of a program on it, or a page that this server itself served."""
         name = _name(origin)
-        if name in LOCAL_HOSTS or name in self._named:
+        if name in LOCAL_HOSTS or name in self._named or name.endswith(THIS_MACHINE):
             return True
-        return host is not None and origin.partition("://")[2] == host and self._is_ours(name)
+        scheme, separator, _ = origin.lower().partition("://")
+        if not name or not separator:
+            return False
+        if scheme in PROGRAM_SCHEMES:
+            return True
+        return host is not None and _is_same_server(origin, f"{scheme}://{host}") and self._is_ours(name)
 
     def _is_ours(self, name: str) -> bool:
         """Return True for an IP address, a name that cannot be registered in the public DNS, or an allowed name."""
@@ -140,14 +155,26 @@ def page_check(settings: ServerSettings) -> tuple[Check, Check]:
         policy.check_change(headers.get(hdrs.ORIGIN), headers.get(SITE), headers.get(hdrs.HOST))
 
     def check(request: web.Request) -> None:
-        if request.method in READING:
+        match = request.match_info
+        if request.method in READING or match.http_exception is not None:  # no route: nothing can change
             return
-        if request.path not in inference:
+        resource = match.route.resource
+        if resource is None or resource.canonical not in inference:
             check_change(request)
         elif (origin := request.headers.get(hdrs.ORIGIN)) is not None:
             policy.check_inference(origin, request.headers.get(hdrs.HOST))
 
     return check, check_change
+
+
+def _is_same_server(one: str, other: str) -> bool:
+    """Return True if two URLs of the same scheme have the same host and port."""
+    try:
+        a, b = urlsplit(one), urlsplit(other)
+        default = DEFAULT_PORTS.get(a.scheme)
+        return (a.hostname, a.port or default) == (b.hostname, b.port or default)
+    except ValueError:  # an invalid address or port
+        return False
 
 
 def _name(url: str) -> str:

@@ -18,7 +18,8 @@ from msgspec import Struct
 RETENTION_S = 360.0
 """Seconds to keep a conversation's model after its end: longer than the 300 s for which workers keep a stream."""
 MAX_CONVERSATIONS = 1000
-"""Maximum number of conversations. A new one replaces the one that ended first; it is refused if all still run."""
+"""Maximum number of conversations. A new one replaces the one that ended first; it is refused
+if as many requests of conversations still run, also of those that were stopped or replaced."""
 MAX_NAME = 256
 """Maximum characters of a conversation's name. Clients send a UUID, or a UUID and the name of a model."""
 SEPARATOR = "::"
@@ -62,15 +63,16 @@ class Conversations:
     async def run(self, name: str, model: str, work: Work, *, outlives_client: bool) -> web.StreamResponse:
         """Return the response of `work`, run in a task that `stop` cancels while it is parked.
 
-        If the caller is cancelled, the task continues if `outlives_client`. Raises InvalidRequest if it was stopped or
-        its name is too long, and TooManyRequests if there are too many.
+        It replaces the conversation of the same name, which is stopped. If the caller is cancelled, the task continues
+        if `outlives_client`. Raises InvalidRequest if it was stopped or its name is too long, and TooManyRequests if
+        there are too many; then nothing is stopped.
         """
         if len(name) > MAX_NAME:
             raise InvalidRequest(
                 f"header '{CONVERSATION_HEADER}': expected at most {MAX_NAME} characters, found {len(name)}"
             )
+        self._make_room(name)
         self.stop(name)
-        self._make_room()
         conversation = self._conversations[name] = Conversation(model, outlives_client)
         request = conversation.request = asyncio.ensure_future(work(conversation))
         self._requests.add(request)
@@ -94,13 +96,16 @@ class Conversations:
                 conversation.request.cancel()
         return conversation
 
-    def _make_room(self) -> None:
-        """Forget the conversation that ended first if there are as many as may be. Raise TooManyRequests."""
-        if max(len(self._conversations), len(self._requests)) < self._most:
+    def _make_room(self, name: str) -> None:
+        """Forget the conversation that ended first if there are as many as may be, and none has this name.
+
+        Raise TooManyRequests if as many requests still run; each conversation has one at most.
+        """
+        if len(self._requests) >= self._most:
+            raise TooManyRequests(f"there are already {self._most} unfinished requests in conversations")
+        if len(self._conversations) < self._most or name in self._conversations:
             return
-        ended = next((known for known, one in self._conversations.items() if one.request is None), None)
-        if ended is None or len(self._requests) >= self._most:
-            raise TooManyRequests(f"there are already {self._most} unfinished conversations")
+        ended = next(known for known, one in self._conversations.items() if one.request is None)
         self._forget(ended, self._conversations[ended])
 
     async def close(self) -> None:

@@ -282,12 +282,18 @@ class Proxy:
         self, request: web.Request, name: str, model: str, body: _Body, retention: Retention | None
     ) -> web.StreamResponse:
         """Forward a POST that can be resumed. The previous request of the conversation is ended."""
-        previous = self._conversations.stop(name)
+        previous, owner = self._conversations.find(name), ""
         if previous and previous.request and not previous.is_parked and previous.model != model:
-            target = f"{self._prefix}/v1/stream?conv_id={quote(name, safe='')}"
-            await self.query(request, previous.model, method="DELETE", target=target)
-        autoload = wants_autoload(request)
-        work = partial(self._forward, request, model, body, touch=True, retention=retention, autoload=autoload)
+            owner = previous.model
+        target, autoload = f"{self._prefix}/v1/stream?conv_id={quote(name, safe='')}", wants_autoload(request)
+
+        async def work(conversation: Conversation) -> web.StreamResponse:
+            if owner:
+                await self.query(request, owner, method="DELETE", target=target)
+            return await self._forward(
+                request, model, body, conversation, touch=True, retention=retention, autoload=autoload
+            )
+
         return await self._conversations.run(name, model, work, outlives_client=body.streams)
 
     def find(self, name: str) -> str:

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import json
 import weakref
+from functools import partial
 from typing import Any
 
 import httpx
 import pytest
 from aiohttp import web
 from llama_corral.common.base.errors import InvalidRequest, TooManyRequests
+from llama_corral.router import app
 from llama_corral.router.models.events import MAX_LISTENERS
 from llama_corral.router.proxy.conversations import Conversation, Conversations
 from programs import Program, Programs, wait_until
@@ -275,6 +277,42 @@ async def test_conversations_are_bounded_in_number() -> None:
     await conversations.run("one more", "m", at_once, outlives_client=True)
     await conversations.close()
     await asyncio.gather(*running, return_exceptions=True)
+
+
+async def test_a_refused_request_stops_nothing() -> None:
+    conversations = Conversations(most=2)
+    running = [asyncio.create_task(conversations.run(name, "m", never, outlives_client=True)) for name in "ab"]
+    await asyncio.sleep(0)
+    before = conversations.find("a")
+    with pytest.raises(TooManyRequests, match="already 2 unfinished requests in conversations"):
+        await conversations.run("a", "m", at_once, outlives_client=True)
+    assert conversations.find("a") is before
+    assert not running[0].done()
+    await conversations.close()
+    await asyncio.gather(*running, return_exceptions=True)
+
+
+async def test_a_conversation_of_a_known_name_replaces_no_other() -> None:
+    conversations = Conversations(most=2)
+    for name in "abb":
+        await conversations.run(name, "m", at_once, outlives_client=True)
+        await asyncio.sleep(0)
+    assert conversations.find("a") is not None
+
+
+async def test_a_refused_request_leaves_the_stream_of_another_model_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "Conversations", partial(Conversations, most=1))
+    async with gateway(preset("m", "chunks=1000,pause=0.02"), preset("n")) as g:
+        await g.client.post("/models/load", json={"model": "m"})
+        await g.becomes("m", "loaded")
+        await hang_up(g.port, "/v1/chat/completions", {"model": "m", "stream": True}, "c", read=100)
+        refused = await g.client.post(
+            "/v1/chat/completions", json={"model": "n", "stream": True}, headers={"X-Conversation-Id": "c"}
+        )
+        assert (refused.status_code, error_of(refused)["type"]) == (429, "rate_limit_error")
+        assert leases(g, "m") == 1
+        found = (await g.client.get("/v1/stream?conv_id=c")).json()
+        assert found["target"] == "/v1/stream?conv_id=c", "its worker was asked"
 
 
 async def test_a_conversation_leaves_nothing_behind() -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 from certificates import make_certificate
 from llama_corral.common.web import client_connection, listen, room
+from llama_corral.common.web.application import Route, event_stream
 from llama_corral.common.web.listen import Listening
 from web_tools import serving, settings
 
@@ -20,8 +23,14 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @contextlib.asynccontextmanager
-async def connected(listening: Listening, data: bytes) -> AsyncIterator[Streams]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", listening.port)
+async def connected(listening: Listening, data: bytes, buffer: int = 0) -> AsyncIterator[Streams]:
+    """`buffer`: bytes that the client's side takes before it reads; 0: as many as the kernel likes."""
+    tcp = socket.socket()
+    if buffer:
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    tcp.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(tcp, ("127.0.0.1", listening.port))
+    reader, writer = await asyncio.open_connection(sock=tcp, limit=buffer or 1 << 16)
     writer.write(data)
     try:
         yield reader, writer
@@ -94,6 +103,83 @@ async def test_the_end_of_a_side_during_the_answer_is_a_disconnect() -> None:
         await reader.readuntil(b"data: 1")
         writer.write_eof()
         await asyncio.wait_for(cancelled.wait(), PATIENCE)
+
+
+async def _stream_slowly(request: web.Request) -> web.StreamResponse:
+    stream = event_stream()
+    await stream.prepare(request)
+    for number in range(10):
+        await stream.write(b"data: %d\n\n" % number)
+        await asyncio.sleep(0.05)
+    return stream
+
+
+async def _answer_much(request: web.Request) -> web.StreamResponse:
+    return web.Response(body=b"x" * MUCH)
+
+
+async def _answer_into_a_small_buffer(request: web.Request) -> web.StreamResponse:
+    assert request.transport is not None
+    request.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    return web.Response(body=b"x" * 25_000)
+
+
+MUCH = 16 << 20
+ROUTES: list[Route] = [
+    ("GET", "/stream", _stream_slowly),
+    ("GET", "/much", _answer_much),
+    ("GET", "/small-buffer", _answer_into_a_small_buffer),
+]
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+async def test_an_answer_that_has_begun_is_sent_to_its_end(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_connection, "HALF_CLOSED_S", 0.1)
+    async with serving(settings(), routes=ROUTES) as (_, listening, _):
+        async with connected(listening, get("/stream", version)) as (reader, writer):
+            writer.write_eof()
+            assert (await rest(reader)).count(b"data: ") == 10
+        async with connected(listening, get("/much", version)) as (reader, writer):
+            writer.write_eof()
+            await asyncio.sleep(0.4)  # the client reads slowly
+            assert (await rest(reader)).count(b"x") == MUCH
+
+
+@pytest.mark.parametrize("n_requests", [1, 2])
+async def test_a_complete_answer_is_sent_although_the_connection_waits(
+    n_requests: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_connection, "HALF_CLOSED_S", 0.1)
+    requests = get("/small-buffer") * n_requests
+    async with (
+        serving(settings(), routes=ROUTES) as (_, listening, _),
+        connected(listening, requests, buffer=4096) as (reader, writer),
+    ):
+        writer.write_eof()
+        await asyncio.sleep(0.4)
+        assert (await rest(reader)).count(b"x") == 25_000 * n_requests
+
+
+async def test_an_http_1_0_client_that_leaves_during_its_answer_is_noticed() -> None:
+    left = asyncio.Event()
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        stream = event_stream()
+        await asyncio.sleep(0.2)  # the end of the client's side arrives before the head is sent
+        await stream.prepare(request)
+        try:
+            while True:
+                await stream.write(b"data: 1\n\n")
+                await asyncio.sleep(0.05)
+        finally:
+            left.set()
+
+    async with serving(settings(), routes=[("GET", "/endless", endless)]) as (_, listening, _):
+        async with connected(listening, get("/endless", "1.0")) as (reader, writer):
+            writer.write_eof()
+            await asyncio.wait_for(reader.readuntil(b"data: 1"), PATIENCE)
+            assert not left.is_set()
+        await asyncio.wait_for(left.wait(), PATIENCE)
 
 
 async def test_a_disconnect_with_tls_is_noticed(tmp_path: Path) -> None:
@@ -190,6 +276,24 @@ async def test_near_the_limit_the_oldest_idle_connection_is_closed(monkeypatch: 
                 assert (await asyncio.wait_for(new.readuntil(b"}"), PATIENCE)).startswith(b"HTTP/1.1 200")
             assert await rest(reader) == b"", "the oldest first"
         assert not cancelled.is_set(), "an answer is never cut off for a new connection"
+
+
+async def test_near_the_limit_the_oldest_body_is_given_up_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    late_body = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
+    async with serving(settings()) as (_, listening, _), contextlib.AsyncExitStack() as stack:
+        connections = []
+        for _ in range(2):
+            reader, writer = await stack.enter_async_context(connected(listening, get("/health")))
+            await reader.readuntil(b"}")
+            connections.append((reader, writer))
+            await asyncio.sleep(0.05)  # the loop's time has a resolution of 1 ms
+        for _, writer in reversed(connections):  # the older body is on the connection whose last answer is newer
+            writer.write(late_body)
+            await asyncio.sleep(0.05)
+        monkeypatch.setattr(room, "current_limit", lambda: 1)
+        async with connected(listening, get("/health")) as (new, _):
+            assert (await asyncio.wait_for(new.readuntil(b"}"), PATIENCE)).startswith(b"HTTP/1.1 200")
+        assert await rest(connections[1][0]) == b"", "the oldest first"
 
 
 async def test_without_an_idle_connection_a_new_one_is_refused(

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
+from llama_corral.common.web.application import Route, json_response
 from llama_corral.common.web.foreign_pages import ForeignPage, PagePolicy
+from llama_corral.common.web.unsupported import UNSUPPORTED
 from llama_corral.presets.options.settings import Settings
 from tools_http import tools
 from web_tools import serving, settings
@@ -46,6 +49,32 @@ def passes(origin: str | None, host: str | None, site: str | None = None, **opti
         ("null", "localhost:8080", False),
         ("", "localhost:8080", False),
         ("http://[", "localhost:8080", False),
+        ("null", "", False),
+        ("http://192.168.1.5:x", "192.168.1.5:x", False),
+        ("https://box.lan", "BOX.lan:443", True),
+        ("http://Box.lan", "box.lan", True),
+        ("http://box.lan:80", "box.lan", True),
+        ("https://box.lan", "box.lan:80", False),
+        ("http://box.lan:8080", "box.lan", False),
+        ("http://[fe80::1]", "[FE80::1]:80", True),
+        (None, "llama.default.svc:8080", True),
+        (None, "llama.test", True),
+        (None, "box.home", True),
+        (None, "box.corp", True),
+        (None, "box.localdomain", True),
+        (None, "box.tailnet.ts.net", False),
+        (None, "llama.default", False),
+        ("app://obsidian.md", "localhost:8080", True),
+        ("tauri://localhost", "127.0.0.1:8080", True),
+        ("http://tauri.localhost", "127.0.0.1:8080", True),
+        ("vscode-webview://1a2b3c", "192.168.1.5:8080", True),
+        ("vscode-file://vscode-app", "localhost:8080", True),
+        ("app://obsidian.md", "evil.example", False),
+        ("chrome-extension://abc", "localhost:8080", False),
+        ("http://app", "localhost:8080", False),
+        ("app", "localhost:8080", False),
+        ("app:", "localhost:8080", False),
+        ("https://tauri", "localhost:8080", False),
     ],
 )
 def test_which_pages_may_change_something(origin: str | None, host: str | None, expected: bool) -> None:
@@ -97,10 +126,15 @@ FOREIGN = (
 PLAIN = {"Content-Type": "text/plain"}
 
 
+async def _ok(request: web.Request) -> web.StreamResponse:
+    return json_response({})
+
+
 @pytest.mark.parametrize("headers", FOREIGN)
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
 async def test_every_method_that_changes_something_is_checked(method: str, headers: dict[str, str]) -> None:
-    async with serving(settings()) as (client, _, _):
+    routes: list[Route] = [(method, "/echo", _ok) for method in ("PUT", "PATCH", "DELETE")]
+    async with serving(settings(), routes=routes) as (client, _, _):
         answer = await client.request(method, "/echo", content=b"{}", headers=PLAIN | headers)
         assert (answer.status_code, answer.json()["error"]["type"]) == (403, "permission_error")
         assert (await client.post("/echo", content=b"{}", headers=PLAIN)).status_code == 200
@@ -114,16 +148,50 @@ async def test_with_a_key_every_page_may_change_something() -> None:
             assert answer.status_code == 200
 
 
-async def test_text_is_generated_for_pages_of_allowed_origins() -> None:
-    async def status(client: httpx.AsyncClient, origin: str) -> int:
-        headers = PLAIN | {"Origin": origin, "Sec-Fetch-Site": "cross-site", "Host": "ai.example"}
-        return (await client.post("/v1/completions", content=b"{}", headers=headers)).status_code
+def _page(origin: str) -> dict[str, str]:
+    """Return the headers of a page whose chat uses this server under a public name."""
+    return PLAIN | {"Origin": origin, "Sec-Fetch-Site": "cross-site", "Host": "ai.example"}
 
-    async with serving(settings()) as (client, _, _):
-        assert await status(client, "https://chat.example") == 404, "it reached the routes"
-    async with serving(settings(cors_origins="https://chat.example")) as (client, _, _):
-        assert await status(client, "https://chat.example") == 404
+
+@pytest.mark.parametrize("prefix", ["", "/prefix"])
+@pytest.mark.parametrize(
+    ("method", "route", "path"),
+    [
+        ("POST", "/v1/completions", "/v1/completions"),
+        ("DELETE", "/v1/stream", "/v1/stream?conv_id=1"),
+        ("POST", "/v1/responses/{id}/cancel", "/v1/responses/resp_1/cancel"),
+        ("DELETE", "/v1/responses/{id}", "/v1/responses/resp_1"),
+        ("DELETE", "/responses/{id}", "/responses/resp_1"),
+    ],
+)
+async def test_pages_of_allowed_origins_may_generate_and_end_what_they_generate(
+    method: str, route: str, path: str, prefix: str
+) -> None:
+    async def status(client: httpx.AsyncClient, origin: str) -> int:
+        return (await client.request(method, prefix + path, content=b"{}", headers=_page(origin))).status_code
+
+    routes: list[Route] = [(method, route, _ok)]
+    async with serving(settings(api_prefix=prefix), routes=routes) as (client, _, _):
+        assert await status(client, "https://chat.example") == 200
+    given = settings(api_prefix=prefix, cors_origins="https://chat.example")
+    async with serving(given, routes=routes) as (client, _, _):
+        assert await status(client, "https://chat.example") == 200
         assert await status(client, "https://evil.example") == 403
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "expected"),
+    [
+        ("POST", "/nowhere", 404),
+        ("PUT", "/health", 404),
+        ("DELETE", "/v1/responses/1/2/3", 404),
+        *((method, path, 501) for method, path, _ in UNSUPPORTED),
+    ],
+)
+async def test_what_does_not_exist_is_said_to_every_page(method: str, path: str, expected: int) -> None:
+    async with serving(settings(), routes=UNSUPPORTED) as (client, _, _):
+        for headers in ({"Host": "ai.example"}, _page("https://chat.example")):
+            assert (await client.request(method, path, headers=headers)).status_code == expected
 
 
 @given(st.text(), st.text())
