@@ -197,7 +197,7 @@ class ThreadOfRendering:
         self.thread = "event loop"
         return "prompt"
 
-    def render(self, *_: object) -> str:
+    def render(self, *_: object, **_more: object) -> str:
         self.thread = "other"
         return "prompt"
 
