@@ -61,6 +61,23 @@ def test_a_text_that_fits_has_the_same_tokens_in_pieces(width: int) -> None:
     assert PromptReader(Words(), 8000).tokenize(text, True, True) == Words().tokenize(text, True, True)
 
 
+@pytest.mark.parametrize("n_ctx", [200_000, 10**7])
+def test_no_call_of_the_tokenizer_is_long_however_large_the_context(n_ctx: int) -> None:
+    class Noting(Words):
+        longest = 0
+
+        def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
+            self.longest = max(self.longest, len(text))
+            return super().tokenize(text, add_special, parse_special)
+
+    vocab = Noting()
+    text = spaced(190_000, USUAL_PIECE)
+    assert PromptReader(vocab, n_ctx).tokenize(text, True, True) == Words().tokenize(text, True, True)
+    assert vocab.longest <= reading.MAX_WHOLE
+    PromptReader(vocab, n_ctx).tokenize(text[: reading.MAX_WHOLE], True, True)
+    assert vocab.longest == reading.MAX_WHOLE
+
+
 def test_a_text_that_is_only_tokenized_has_a_limit() -> None:
     vocab = Words()
     with pytest.raises(InvalidRequest, match=f"at most {reading.MAX_TEXT} characters, but this has"):

@@ -26,6 +26,8 @@ USUAL_PIECE = 8
 """Bytes. If a text has more for each token of the context, it is tokenized in pieces: it is probably too long."""
 PIECE = 64 << 10
 """Characters that are tokenized at a time. This takes at most a quarter of a second."""
+MAX_WHOLE = 1 << 20
+"""Characters that are tokenized in one call, which nothing can stop: this takes at most a second."""
 MAX_TEXT = 16 << 20
 """Characters of a text that is only tokenized."""
 MAX_REQUEST_TOKENS = 4 * MAX_TOKENS
@@ -85,7 +87,7 @@ class PromptReader:
         if self._abandoned:
             raise Abandoned
         self.check_size(len(text))
-        if len(text) <= max(PIECE, USUAL_PIECE * (self._n_ctx or 0)):
+        if len(text) <= min(max(PIECE, USUAL_PIECE * (self._n_ctx or 0)), MAX_WHOLE):
             tokens = self._vocab.tokenize(text, add_special, parse_special)
         else:
             tokens = self._in_pieces(text, add_special, parse_special)
