@@ -144,7 +144,7 @@ def _submit(loaded: LoadedModel, request: Embedding, share: Share) -> tuple[asyn
         elif isinstance(event, Embedded):
             future.set_result(event)
 
-    return future, loaded.submit(request, sink, share)
+    return future, loaded.submit(request, sink, share, checked=True)
 
 
 def n_values(results: Sequence[Embedded]) -> int:

@@ -92,10 +92,6 @@ def test_the_texts_of_a_field_have_at_most_its_limit_of_characters(name: str) ->
             check_limits({name: value})
 
 
-def test_the_names_of_all_who_talk_may_be_sequence_breakers() -> None:
-    check_limits({"dry_sequence_breakers": ["\n", ":", '"', "*", *(f"\nFirst{n} Second{n}:" for n in range(60))]})
-
-
 @pytest.mark.parametrize("documents", [["a" * 10**6], [{"title": "b", "text": "a" * 10**6}] * 3])
 async def test_documents_for_the_template_are_limited_by_the_context(documents: list[Any]) -> None:
     body = {"messages": [{"role": "user", "content": "hi"}], "chat_template_kwargs": {"documents": documents}}

@@ -111,6 +111,14 @@ def test_all_texts_of_a_request_have_a_limit(monkeypatch: pytest.MonkeyPatch) ->
         PromptReader(Words()).tokenize(spaced(10**6, 2), False, False)
 
 
+def test_a_request_that_needs_more_tokens_may_have_them() -> None:
+    reader = PromptReader(Words(), 512, max_tokens=2 * reading.MAX_REQUEST_TOKENS)
+    for _ in range(16_000):  # a query with each of many documents
+        reader.tokenize(spaced(500, 2), False, False)
+    with pytest.raises(InvalidRequest, match=f"at most {2 * reading.MAX_REQUEST_TOKENS} tokens"):
+        reader.tokenize(spaced(500, 2), False, False)
+
+
 async def test_the_work_stops_when_the_client_has_left() -> None:
     started, goes_on, abandoned, vocab = threading.Event(), threading.Event(), threading.Event(), Words()
     reader = PromptReader(vocab)

@@ -44,8 +44,12 @@ class PromptReader:
     `n_ctx`: the context in tokens; texts that exceed it are refused, or cut off if `truncates`. None: any length.
     """
 
-    def __init__(self, vocab: Tokenizer, n_ctx: int | None = None, *, truncates: bool = False) -> None:
+    def __init__(
+        self, vocab: Tokenizer, n_ctx: int | None = None, *, truncates: bool = False, max_tokens: int | None = None
+    ) -> None:
+        """`max_tokens`: of all texts together; None: MAX_REQUEST_TOKENS, or the context if that is larger."""
         self._vocab = vocab
+        self._max_tokens = max_tokens
         self._n_ctx = n_ctx
         self._truncates = truncates
         self._n_tokens = 0
@@ -124,7 +128,7 @@ class PromptReader:
 
     def _count(self, n: int, more: int = 0) -> None:
         self._n_tokens += n
-        limit = max(MAX_REQUEST_TOKENS, self._n_ctx or 0)
+        limit = self._max_tokens or max(MAX_REQUEST_TOKENS, self._n_ctx or 0)
         if self._n_tokens + more > limit:
             raise InvalidRequest(
                 f"the texts of a request must have at most {limit} tokens, but these have at least "
