@@ -7,9 +7,7 @@ unloaded from the first use of its vocabulary to the last byte of the answer.
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from aiohttp import web
@@ -33,11 +31,9 @@ from .request.media_prompts import check_kinds, place_media, read_prompts
 from .request.params import CompletionParams, params_of
 from .request.prompts import Prompt
 from .request.reading import OFF_LOOP_CHARACTERS, PromptReader
+from .request.turns import in_turn
 from .serving import WorkerContext, begin_use, read_request, share_of
 from .variants import context_of
-
-_RENDERERS = ThreadPoolExecutor(2, "renderer")
-"""Threads for long prompts. A template needs the interpreter all the time, so more threads would delay all others."""
 
 DialectOf = Callable[[AnswerInfo], Dialect]
 
@@ -144,13 +140,7 @@ async def render_chat(worker: WorkerContext, loaded: LoadedModel, chat: ChatRequ
     quickly = not chat.has_schema and n_characters <= OFF_LOOP_CHARACTERS
     if quickly and (prompt := form.render_quickly(chat, builtin, special)) is not None:
         return prompt
-    given_up = threading.Event()
-    try:
-        return await asyncio.get_running_loop().run_in_executor(
-            _RENDERERS, form.render, chat, builtin, special, given_up.is_set
-        )
-    finally:
-        given_up.set()  # the client may have disconnected
+    return await in_turn(lambda *, soon, given_up: form.render(chat, builtin, special, given_up, soon=soon))
 
 
 async def _special_tokens(worker: WorkerContext, loaded: LoadedModel) -> SpecialTokens:

@@ -17,7 +17,7 @@ ACTIONS = ("reasoning_end",)
 
 
 class ControllableCompletion:
-    """A loaded model for one request; keeps the tickets that it submits, so that they can be controlled later."""
+    """A loaded model for one request; keeps the tickets of unfinished prompts, so that they can be controlled later."""
 
     def __init__(self, loaded: LoadedModel, controllable: bool, share: Share) -> None:
         self.controllable = controllable
@@ -25,10 +25,10 @@ class ControllableCompletion:
         self._loaded = loaded
         self._tickets: list[Ticket] = []
 
-    def submit(self, request: Generation, sink: Sink) -> Ticket:
-        ticket = self._loaded.submit(request, sink, self._share)
+    def submit(self, request: Generation, sink: Sink, *, checked: bool = False) -> Ticket:
+        ticket = self._loaded.submit(request, sink, self._share, checked=checked)
         if self.controllable:
-            self._tickets.append(ticket)
+            self._tickets = [*(other for other in self._tickets if not other.done), ticket]
         return ticket
 
     def check(self, request: Generation) -> None:

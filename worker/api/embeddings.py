@@ -7,16 +7,17 @@ import base64
 from array import array
 from collections import deque
 from collections.abc import Sequence
+from itertools import starmap
 from typing import Any
 
 from aiohttp import web
 from llama_corral.common.base.errors import InvalidRequest, NotSupported
-from llama_corral.common.web.application import json_response
 from llama_corral.common.web.json_fields import Fields
 
 from ..chat.content import ContentReader, join_parts
 from ..engine.messages import Embedded, Embedding, Event, Failed, PromptText, Share
 from ..engine.runner import LoadedModel
+from .answers.long_lists import encoded_list, long_response
 from .answers.streaming import Ticket
 from .request.limits import MAX_PROMPTS, check_number
 from .request.media_prompts import place_media, read_entries
@@ -52,17 +53,17 @@ async def _embed(request: web.Request, *, openai: bool) -> web.StreamResponse:
         prompts = await _read_inputs(wanted, worker, loaded)
         requests = [Embedding(prompt.tokens, normalize, prompt.media, dimensions) for prompt in prompts]
         results = await compute(loaded, requests, share_of(request))
+    size = n_values(results)
     if not openai:
-        return json_response([_native_item(index, result) for index, result in enumerate(results)])
+        return await long_response(size, lambda: encoded_list(starmap(_native_item, enumerate(results))))
     n_tokens = sum(result.n_tokens for result in results)
-    return json_response(
-        {
-            "model": fields.string("model", default=worker.name),
-            "object": "list",
-            "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
-            "data": [_openai_item(index, result, as_base64) for index, result in enumerate(results)],
-        }
-    )
+    shown = {
+        "model": fields.string("model", default=worker.name),
+        "object": "list",
+        "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
+    }
+    items = (_openai_item(index, result, as_base64) for index, result in enumerate(results))
+    return await long_response(size, lambda: {**shown, "data": encoded_list(items)})
 
 
 def _dimensions(fields: Fields, worker: WorkerContext) -> int | None:
@@ -143,11 +144,16 @@ def _submit(loaded: LoadedModel, request: Embedding, share: Share) -> tuple[asyn
         elif isinstance(event, Embedded):
             future.set_result(event)
 
-    return future, loaded.submit(request, sink, share)
+    return future, loaded.submit(request, sink, share, checked=True)
+
+
+def n_values(results: Sequence[Embedded]) -> int:
+    """Return the number of values in all vectors."""
+    return sum(len(result.vectors) * len(result.vectors[0]) for result in results if result.vectors)
 
 
 def _native_item(index: int, result: Embedded) -> dict[str, Any]:
-    return {"index": index, "embedding": [list(map(float, vector)) for vector in result.vectors]}
+    return {"index": index, "embedding": encoded_list(list(map(float, vector)) for vector in result.vectors)}
 
 
 def _openai_item(index: int, result: Embedded, as_base64: bool) -> dict[str, Any]:

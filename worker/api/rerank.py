@@ -19,10 +19,13 @@ from llama_corral.presets.abilities import ranks
 from ..engine.messages import Embedded, Embedding
 from ..engine.runner import Vocab
 from .embeddings import compute
+from .request.limits import MAX_DOCUMENTS
 from .request.reading import PromptReader
 from .serving import begin_use, share_of
 from .variants import context_of
 
+MAX_RANKED_TOKENS = 800 * MAX_DOCUMENTS
+"""The largest number of tokens of all pairs of a request; together they need 300 MB."""
 _PLACES = re.compile(r"\{(query|document)\}")
 
 
@@ -38,7 +41,7 @@ async def rerank(request: web.Request) -> web.StreamResponse:
     return_text = as_tei and fields.boolean("return_text", default=False)
     async with worker.engine.use() as loaded:
         template = loaded.info.rerank_template
-        reader = PromptReader(loaded.vocab, loaded.n_ctx)
+        reader = PromptReader(loaded.vocab, loaded.n_ctx, max_tokens=MAX_RANKED_TOKENS)
         reader.check_size(len(query))
         prompts = await reader.run(
             len(query) + sum(map(len, documents)),

@@ -7,9 +7,12 @@ from llama_corral.common.web.application import json_response
 from llama_corral.common.web.json_fields import Fields, wrong_type
 
 from ..engine.llama.vocab import Vocab
+from .answers.long_lists import encoded_list, long_response
 from .request.prompts import checked_token, n_characters, tokenize_mixed
 from .request.reading import PromptReader
 from .serving import WORKER_CONTEXT, read_request
+
+_TOKENS = 1024  # that are encoded at a time
 
 
 async def tokenize(request: web.Request) -> web.StreamResponse:
@@ -28,8 +31,9 @@ async def tokenize(request: web.Request) -> web.StreamResponse:
             lambda: tokenize_mixed(content, reader, add_special=add_special, parse_special=parse_special),
         )
         if with_pieces:
-            return json_response({"tokens": [{"id": token, "piece": _piece(token, vocab)} for token in tokens]})
-    return json_response({"tokens": tokens})
+            pieces = ({"id": token, "piece": _piece(token, vocab)} for token in tokens)
+            return await long_response(2 * len(tokens), lambda: {"tokens": encoded_list(pieces, _TOKENS)})
+    return await long_response(len(tokens), lambda: {"tokens": encoded_list(tokens, _TOKENS)})
 
 
 def _piece(token: int, vocab: Vocab) -> str | list[int]:

@@ -16,6 +16,7 @@ from msgspec import Struct, field
 from msgspec.structs import asdict, replace
 
 from ..engine.messages import PromptText
+from ..grammar.work import Budget, TakesLong
 from .constraints.response_format import completion_fields, plain_fields
 from .constraints.tool_grammar import GrammarContext, call_rule, tool_fields
 from .content import join_parts, marker_in
@@ -31,6 +32,7 @@ from .variant import TemplateVariant, added, before_thoughts, examined
 log = logging.getLogger("corral.worker")
 
 QUICK_SECONDS = 0.1  # rendering time limit on the event loop's thread
+SOON_SECONDS = 0.1  # on a thread that other requests wait for
 
 ApplyBuiltin = Callable[[str, Sequence[tuple[str, str]], bool], str | None]
 """llama.cpp's built-in renderer of well-known templates: (name or text, [(role, content)…], add_generation_prompt)."""
@@ -41,14 +43,22 @@ Write = Callable[[bool], WrittenText]
 
 
 class Effort(Struct, frozen=True):
-    """How long a rendering may take. `given_up` returns True once the client has disconnected; None: never."""
+    """How long a rendering may take. `given_up` returns True once the client has disconnected; None: never.
+
+    `soon`: the grammar must not take long either.
+    """
 
     seconds: float = MAX_SECONDS
     quick: bool = False
     given_up: Callable[[], bool] | None = None
+    soon: bool = False
+
+    def budget(self) -> Budget:
+        """Return a budget for the grammar."""
+        return Budget(given_up=self.given_up, soon=self.soon)
 
 
-QUICK = Effort(QUICK_SECONDS, quick=True)
+QUICK = Effort(QUICK_SECONDS, quick=True, soon=True)
 
 
 class RenderedPrompt(Struct, frozen=True):
@@ -146,13 +156,20 @@ class ChatFormat:
         builtin: ApplyBuiltin,
         special: SpecialTokens = NO_SPECIAL_TOKENS,
         given_up: Callable[[], bool] | None = None,
+        *,
+        soon: bool = False,
     ) -> RenderedPrompt:
-        """Return the prompt. Raises InvalidRequest or NotSupported.
+        """Return the prompt. Raises InvalidRequest or NotSupported; with `soon` TakesLong for more than 0.1 s of work.
 
         `special`: the tokens whose spelling is ordinary text in messages from users and tools. `given_up`: see Effort.
         """
+        effort = Effort(SOON_SECONDS, given_up=given_up, soon=True) if soon else Effort(given_up=given_up)
         try:
-            return self._render(request, builtin, special, Effort(given_up=given_up))
+            return self._render(request, builtin, special, effort)
+        except TemplateSlow as error:
+            if soon:
+                raise TakesLong from None
+            raise InvalidRequest(str(error)) from None
         except TemplateError as error:
             raise InvalidRequest(str(error)) from None
 
@@ -162,7 +179,7 @@ class ChatFormat:
         """Return the prompt, or None if it takes long or writes much: then call `render` on another thread."""
         try:
             return self._render(request, builtin, special, QUICK)
-        except TemplateSlow:
+        except (TemplateSlow, TakesLong):
             return None
         except TemplateError as error:
             raise InvalidRequest(str(error)) from None
@@ -179,7 +196,7 @@ class ChatFormat:
         quotation = Quotation(special, marker_in(request.messages), lambda: inputs, cuts)
         if variant:
             return self._jinja(variant, request, quotation, effort)
-        return self._plain(request, builtin, quotation)
+        return self._plain(request, builtin, quotation, effort)
 
     # -- Jinja ---------------------------------------------------------------------------------------------------------
 
@@ -220,7 +237,7 @@ class ChatFormat:
             next_calls=form.between_calls,
             wakes=form.style != "channels",
         )
-        fields = _fields(request, variant, context, prompt.generation_prompt)
+        fields = _fields(request, variant, context, prompt.generation_prompt, effort.budget())
         return replace(prompt, reply=reply, fields=fields, quoted=_quoted(request, quotation, written, prompt))
 
     def _writer(self, variant: TemplateVariant, request: ChatRequest, quotation: Quotation, effort: Effort) -> Write:
@@ -253,7 +270,9 @@ class ChatFormat:
 
     # -- without Jinja -------------------------------------------------------------------------------------------------
 
-    def _plain(self, request: ChatRequest, builtin: ApplyBuiltin, quotation: Quotation) -> RenderedPrompt:
+    def _plain(
+        self, request: ChatRequest, builtin: ApplyBuiltin, quotation: Quotation, effort: Effort
+    ) -> RenderedPrompt:
         if request.tools.offered:
             raise NotSupported("tools param requires --jinja flag")
         if request.tools.choice != "auto":
@@ -271,7 +290,7 @@ class ChatFormat:
         prefill = join_parts(request.continued["content"], "\n\n") if request.continued else ""
         written = opened if request.continued or request.add_generation_prompt else closed
         form = request.response_format
-        fields = plain_fields(form) if form else {}
+        fields = plain_fields(form, effort.budget()) if form else {}
         reply = ReplyFormat(opening=prefill, shows_opening=request.shows_prefill)
         generation_prompt = added(closed.text, opened.text) + prefill
         prompt = RenderedPrompt(written.text + prefill, generation_prompt, prefill, fields, reply)
@@ -295,7 +314,7 @@ def _quoted(
 
 
 def _fields(
-    request: ChatRequest, variant: TemplateVariant, context: GrammarContext, generation_prompt: str
+    request: ChatRequest, variant: TemplateVariant, context: GrammarContext, generation_prompt: str, budget: Budget
 ) -> Mapping[str, Any]:
     fields: dict[str, Any] = {"generation_prompt": generation_prompt}
     fields["message_delimiters"] = [{"role": found.role, "delimiter": found.text} for found in variant.delimiters]
@@ -312,9 +331,9 @@ def _fields(
     parallel = parallel and not tools.only
     if request.response_format is not None and not tools.required:
         rule = partial(call_rule, calls, tools.usable, context, parallel=parallel) if calls else None
-        fields |= completion_fields(request.response_format, context, rule)
+        fields |= completion_fields(request.response_format, context, rule, budget)
     elif calls is not None:
-        fields |= tool_fields(calls, tools.usable, context, required=tools.required, parallel=parallel)
+        fields |= tool_fields(calls, tools.usable, context, budget, required=tools.required, parallel=parallel)
     return fields
 
 

@@ -42,6 +42,7 @@ class ChatRequest(Struct, frozen=True):
     def n_characters(self) -> int:
         """Estimate the work of rendering the prompt, in characters."""
         n = len(encode_json(self.tools.shown)) if self.tools.offered else 0
+        n += len(encode_json(self.variables)) if self.variables else 0  # may have documents
         for message in self.messages:
             n += len(join_parts(message["content"], "")) + len(message.get("reasoning_content") or "")
             n += len(encode_json(message["tool_calls"])) if message.get("tool_calls") else 0

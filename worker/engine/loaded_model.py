@@ -72,12 +72,15 @@ class LoadedModel:
         if uses_dry(sampling):
             await asyncio.to_thread(prepare_dry, sampling, self.vocab)
 
-    def submit(self, request: Generation | Embedding, sink: Sink, share: Share = ALONE) -> Ticket:
+    def submit(
+        self, request: Generation | Embedding, sink: Sink, share: Share = ALONE, *, checked: bool = False
+    ) -> Ticket:
         """Submit a request. Raises ApiError for errors that are visible now; later errors arrive as Failed events.
 
-        `share`: the client and the HTTP request that it is part of.
+        `share`: the client and the HTTP request that it is part of. `checked`: `check` has accepted it already.
         """
-        self.check(request)
+        if not checked:
+            self.check(request)
         if request.media:
             request = replace(request, tokens=with_media_tokens(request.tokens, request.media))
         job, core = Job(next(_job_ids), request, sink, share), self.core
@@ -204,10 +207,15 @@ class Ticket:
     def id(self) -> int:
         return self._job.id
 
+    @property
+    def done(self) -> bool:
+        """True if no event follows."""
+        return self._job.done or self._job.cancelled
+
     def cancel(self) -> None:
         """Cancel the request; may be called again. No event follows. A prefill stops; its slot is free in a step."""
         job, core = self._job, self._core
-        if job.cancelled or job.done:
+        if self.done:
             return
         job.cancelled = True
         core.decoder.abort_if(lambda other: other.cancelled)

@@ -135,6 +135,7 @@ def bounded_pattern(rules: GrammarRules, pattern: str, low: int, high: int | Non
 
     Return "" if there is no such text. Raises UnsupportedPattern, also if there would be too many rules.
     """
+    rules.budget.expect(STEP * _MAX_STEPS)  # cannot be interrupted
     found = _bounded_rules(pattern, low, high)
     rules.budget.spend(found.work)
     if found.error:

@@ -33,16 +33,16 @@ from .schema import (
     with_listed_names,
 )
 from .values import ValueCheck
-from .work import VISIT, TooMuchWork
+from .work import VISIT, Budget, TooMuchWork
 
 MAX_DEPTH = 100
 _MAX_KEY = 200
 """Maximum length of a property name if other names are allowed too: each character is a level of the grammar."""
 
 
-def schema_grammar(schema: object) -> str:
-    """Return a complete grammar for `schema`. Raises SchemaError."""
-    converter = Converter(schema)
+def schema_grammar(schema: object, budget: Budget | None = None) -> str:
+    """Return a complete grammar for `schema`. Raises SchemaError, and TakesLong if `budget` does."""
+    converter = Converter(schema, GrammarRules(budget))
     converter.visit(schema, "", "#")
     return converter.rules.text()
 

@@ -55,11 +55,11 @@ _ESCAPES = {"\r": "\\r", "\n": "\\n", '"': '\\"', "\\": "\\\\"}
 
 
 class GrammarRules:
-    def __init__(self) -> None:
+    def __init__(self, budget: Budget | None = None) -> None:
         self._rules = {"space": SPACE}
         self._names: dict[tuple[str, str], str] = {}  # of rules that got a number
         self._numbers: dict[str, int] = {}  # the next one for each name
-        self.budget = Budget()
+        self.budget = budget or Budget()
 
     def __contains__(self, name: str) -> bool:
         return name in self._rules

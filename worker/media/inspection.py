@@ -13,7 +13,7 @@ from struct import unpack_from
 from llama_corral.common.base.errors import InvalidRequest
 
 MAX_PIXELS = 100_000_000
-"""More than cameras have. A decoded image needs three bytes per pixel, briefly twice that."""
+"""More than cameras have. The memory of a request allows fewer, by the format (`engine/media/budget`)."""
 _TEXT_AHEAD = 7
 """Number of bytes to check: the length of `#EXTM3U`, the shortest start of a playlist."""
 _BEGIN_LIKE_TEXT = (b"GIF8", b"BM", b"P5", b"P6", b"#?R", b"RIFF")

@@ -14,11 +14,15 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
 from hypothesis import strategies as st
-from llama_corral.common.base.errors import InvalidRequest
+from llama_corral.common.base.errors import ContextExceeded, InvalidRequest
 from llama_corral.common.web.json_fields import Fields
+from llama_corral.presets.options.settings import Settings
+from llama_corral.worker.api.completions import render_chat
 from llama_corral.worker.api.request.limits import LIMITS, check_limits, reading_work
 from llama_corral.worker.api.serving import WORKER_CONTEXT, share_of
 from llama_corral.worker.app import COMPUTING, STREAMING
+from llama_corral.worker.chat.prompt import ChatFormat
+from llama_corral.worker.chat.request import ChatDefaults, read_chat
 from programs import Program, Programs, wait_until
 from request_bodies import BODIES
 
@@ -86,6 +90,20 @@ def test_the_texts_of_a_field_have_at_most_its_limit_of_characters(name: str) ->
     for value in (text, [text], [[text, 1]], [text[:5], {"x": text[6:]}], {text: 1}):
         with pytest.raises(InvalidRequest, match=rf"^Field '{name}': must have at most {limit} characters, but has"):
             check_limits({name: value})
+
+
+@pytest.mark.parametrize("documents", [["a" * 10**6], [{"title": "b", "text": "a" * 10**6}] * 3])
+async def test_documents_for_the_template_are_limited_by_the_context(documents: list[Any]) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "chat_template_kwargs": {"documents": documents}}
+    check_limits(body)
+    form = ChatFormat("{% for d in documents %}{{ d.text or d }}{% endfor %}")
+    worker: Any = SimpleNamespace(model=SimpleNamespace(chat=form), settings=Settings.of(special_in_messages=True))
+    loaded: Any = SimpleNamespace(apply_builtin_template=None, vocab=None, n_ctx=100_000)
+    chat = read_chat(body, ChatDefaults())
+    assert len((await render_chat(worker, loaded, chat)).text) == len(documents) * 10**6
+    loaded.n_ctx = 1000
+    with pytest.raises(ContextExceeded):
+        await render_chat(worker, loaded, chat)
 
 
 @given(st.sampled_from(NUMBERS), st.sampled_from([10**309, -(10**309), 10**4299, 2**63 + 1, 1e308]))

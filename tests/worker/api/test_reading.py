@@ -61,6 +61,23 @@ def test_a_text_that_fits_has_the_same_tokens_in_pieces(width: int) -> None:
     assert PromptReader(Words(), 8000).tokenize(text, True, True) == Words().tokenize(text, True, True)
 
 
+@pytest.mark.parametrize("n_ctx", [200_000, 10**7])
+def test_no_call_of_the_tokenizer_is_long_however_large_the_context(n_ctx: int) -> None:
+    class Noting(Words):
+        longest = 0
+
+        def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
+            self.longest = max(self.longest, len(text))
+            return super().tokenize(text, add_special, parse_special)
+
+    vocab = Noting()
+    text = spaced(190_000, USUAL_PIECE)
+    assert PromptReader(vocab, n_ctx).tokenize(text, True, True) == Words().tokenize(text, True, True)
+    assert vocab.longest <= reading.MAX_WHOLE
+    PromptReader(vocab, n_ctx).tokenize(text[: reading.MAX_WHOLE], True, True)
+    assert vocab.longest == reading.MAX_WHOLE
+
+
 def test_a_text_that_is_only_tokenized_has_a_limit() -> None:
     vocab = Words()
     with pytest.raises(InvalidRequest, match=f"at most {reading.MAX_TEXT} characters, but this has"):
@@ -92,6 +109,14 @@ def test_all_texts_of_a_request_have_a_limit(monkeypatch: pytest.MonkeyPatch) ->
         reader.tokenize(spaced(400, 2), False, False)
     with pytest.raises(InvalidRequest, match="at most 1000 tokens"):
         PromptReader(Words()).tokenize(spaced(10**6, 2), False, False)
+
+
+def test_a_request_that_needs_more_tokens_may_have_them() -> None:
+    reader = PromptReader(Words(), 512, max_tokens=2 * reading.MAX_REQUEST_TOKENS)
+    for _ in range(16_000):  # a query with each of many documents
+        reader.tokenize(spaced(500, 2), False, False)
+    with pytest.raises(InvalidRequest, match=f"at most {2 * reading.MAX_REQUEST_TOKENS} tokens"):
+        reader.tokenize(spaced(500, 2), False, False)
 
 
 async def test_the_work_stops_when_the_client_has_left() -> None:

@@ -197,7 +197,7 @@ class ThreadOfRendering:
         self.thread = "event loop"
         return "prompt"
 
-    def render(self, *_: object) -> str:
+    def render(self, *_: object, **_more: object) -> str:
         self.thread = "other"
         return "prompt"
 
@@ -212,6 +212,7 @@ class ThreadOfRendering:
         ({"json_schema": {"properties": {"a": {"format": "email", "maxLength": 254}}}}, "other"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": LARGE}}]}, "other"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]}, "other"),
+        ({"chat_template_kwargs": {"documents": [{"text": "a" * 5000}]}}, "other"),
         ({"messages": [*USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}, *USER]}, "other"),
     ],
 )

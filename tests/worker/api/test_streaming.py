@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import aiohttp
 import pytest
@@ -20,8 +22,10 @@ from llama_corral.presets.options.settings import Settings
 from llama_corral.worker.api.answers.dialect import AnswerInfo
 from llama_corral.worker.api.answers.openai_chat import OpenAIChat
 from llama_corral.worker.api.answers.streaming import respond
+from llama_corral.worker.api.control import ControllableCompletion
 from llama_corral.worker.api.request.params import CompletionParams
 from llama_corral.worker.api.request.prompts import Prompt
+from llama_corral.worker.engine.batching.jobs import ALONE
 from llama_corral.worker.engine.messages import Begun, Event, Failed, Finished, Generation, Piece, Sink, Timings
 
 FINISHED = Finished(0, 0, "ab", (1, 2), "eos", "", 2, 3, 5, False, False, Timings(0, 3, 1.0, 2, 1.0))
@@ -32,15 +36,16 @@ class HandPlayedEngine:
 
     def __init__(self) -> None:
         self.sinks: list[Sink] = []
-        self.cancelled = self.n_checked = 0
+        self.cancelled = self.n_checked = self.n_trusted = 0
         self.window = 2
         self.refuses: Exception | None = None
         self.changed = asyncio.Event()
 
-    def submit(self, request: Generation, sink: Sink) -> HandPlayedEngine:
+    def submit(self, request: Generation, sink: Sink, *, checked: bool = False) -> HandPlayedEngine:
         if self.refuses and self.sinks:
             raise self.refuses
         self.sinks.append(sink)
+        self.n_trusted += checked
         self.changed.set()
         return self
 
@@ -205,5 +210,25 @@ async def test_a_long_list_of_prompts_is_submitted_a_few_at_a_time() -> None:
             assert len(engine.sinks) == min(5, 2 + finished)
             engine.sinks[finished](FINISHED)
         assert len((await (await response).json())["choices"]) == 5
+        assert engine.n_trusted == 5, "none is checked again"
 
     await play(scene, stream=False, n_prompts=5)
+
+
+async def test_the_thoughts_of_finished_prompts_are_not_ended() -> None:
+    class Ticket:
+        done, n_asked = False, 0
+
+        async def end_thoughts(self) -> bool:
+            self.n_asked += 1
+            return not self.done
+
+    tickets = [Ticket() for _ in range(50)]
+    rest = iter(tickets)
+    loaded: Any = SimpleNamespace(submit=lambda *_, **__: next(rest))
+    completion = ControllableCompletion(loaded, True, ALONE)
+    for ticket in tickets:
+        completion.submit(Generation(tokens=[1]), lambda _: None)
+        ticket.done = ticket is not tickets[-1]
+    assert await completion.end_thoughts()
+    assert [ticket.n_asked for ticket in tickets] == [0] * 49 + [1]

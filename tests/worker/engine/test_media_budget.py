@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
+from random import Random
 
 import pytest
 from llama_corral.common.base.errors import ContextExceeded, InvalidRequest
@@ -42,6 +43,11 @@ def wav_file(rate: int, n_samples: int, form: int = 1) -> bytes:
     return b"RIFF" + bytes(4) + b"WAVE" + head + struct.pack("<4sI", b"data", 2 * n_samples) + bytes(2 * n_samples)
 
 
+def webp(width: int, height: int) -> bytes:
+    size = b"".join((n - 1).to_bytes(3, "little") for n in (width, height))
+    return b"RIFF" + bytes(4) + b"WEBPVP8X" + bytes(8) + size + bytes(20)
+
+
 HOSTILE = {
     "image": [blank(10_000, 10_000)] * 20,
     "many images": [blank(2_000, 2_000)] * 60,
@@ -77,6 +83,38 @@ def test_files_that_need_too_much_memory_are_refused_by_their_headers(name: str)
 @pytest.mark.parametrize("name", HONEST)
 def test_ordinary_files_fit(name: str) -> None:
     assert MediaBudget(512, RATE).count(HONEST[name]) == HONEST[name]
+
+
+MEGAPIXEL = 1000  # rows of a thousand pixels
+DOCUMENTED = {
+    "photos": ([jpeg(4_000, 3_000, 0xC0)] * 13, [jpeg(4_000, 3_000, 0xC0)] * 14),
+    "jpeg": ([jpeg(2_000, 38 * MEGAPIXEL, 0xC0)], [jpeg(2_000, 39 * MEGAPIXEL, 0xC0)]),
+    "progressive": ([jpeg(1_000, 38 * MEGAPIXEL, 0xC2)], [jpeg(1_000, 39 * MEGAPIXEL, 0xC2)]),
+    "png": ([png_header(1_000, 67 * MEGAPIXEL, 8)], [png_header(1_000, 68 * MEGAPIXEL, 8)]),
+    "webp": ([webp(1_000, 44 * MEGAPIXEL)], [webp(1_000, 45 * MEGAPIXEL)]),
+    "audio": ([wav_file(200, 200 * 60 * 46)], [wav_file(200, 200 * 60 * 47)]),
+}
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_the_documented_sizes_are_the_limits(name: str) -> None:
+    fits, too_large = DOCUMENTED[name]
+    assert MediaBudget(512, RATE).count(fits) == fits
+    with pytest.raises(InvalidRequest):
+        MediaBudget(512, RATE).count(too_large)
+
+
+def noisy_mp3(kbit: int, code: int, n_frames: int) -> bytes:
+    """Return MP3 frames with random contents at 44,100 samples per second. `code`: of the bit rate."""
+    dice = Random(kbit)
+    size = 144 * kbit * 1000 // 44_100
+    return b"".join(bytes((0xFF, 0xFB, code << 4, 0x44)) + dice.randbytes(size - 4) for _ in range(n_frames))
+
+
+@pytest.mark.parametrize(("kbit", "code", "factor"), [(32, 1, 1.1), (128, 9, 1.2), (320, 14, 1.5)])
+def test_an_mp3_file_counts_as_up_to_a_half_longer(kbit: int, code: int, factor: float) -> None:
+    seconds = 1_000 * 1152 / 44_100
+    assert seconds <= measured(noisy_mp3(kbit, code, 1_000))[1] <= factor * seconds
 
 
 def test_the_operator_can_allow_more() -> None:

@@ -30,7 +30,8 @@ class Ticket(Protocol):
 class Engine(Protocol):
     """The part of a loaded model that answers use."""
 
-    def submit(self, request: Generation, sink: Sink) -> Ticket: ...
+    def submit(self, request: Generation, sink: Sink, *, checked: bool = False) -> Ticket:
+        """Submit a request; `checked`: `check` has accepted it already."""
 
     def check(self, request: Generation) -> None:
         """Raise the ApiError that `submit` would raise."""
@@ -111,7 +112,8 @@ class _Submissions:
             return
         index, generation = self._next, self._generations[self._next]
         self._open[index] = generation.n
-        self._tickets.append(self._engine.submit(generation, partial(self._receive, index, self._offset)))
+        receive = partial(self._receive, index, self._offset)
+        self._tickets.append(self._engine.submit(generation, receive, checked=len(self._generations) > 1))
         self._next, self._offset = index + 1, self._offset + generation.n
 
     def _receive(self, index: int, offset: int, event: Event) -> None:

@@ -20,11 +20,12 @@ from msgspec.structs import replace
 
 from ...chat.formats.formats import AnswerFormat
 from ...chat.request import read_chat
-from ...engine.messages import Embedding
+from ...engine.messages import Embedded, Embedding
 from ...engine.runner import LoadedModel
 from ..answers.dialect import AnswerInfo
+from ..answers.long_lists import encoded_list, long_response
 from ..completions import answer_chat, answer_prompts, render_chat
-from ..embeddings import compute
+from ..embeddings import compute, n_values
 from ..infill import check_vocabulary, infill_tokens
 from ..request.limits import MAX_PROMPTS, check_number
 from ..request.media_prompts import read_prompts, tokenize_parts
@@ -192,17 +193,15 @@ async def embed(request: web.Request) -> web.StreamResponse:
     texts = [given] if isinstance(given, str) and given else given or []
     check_number("input", len(texts), MAX_PROMPTS)
     dimensions = call.fields.integer("dimensions", default=0, low=0)
-    vectors, n_tokens, loaded_at = await _embed(call, list(texts), L2)
-    if dimensions:
-        vectors = [_shortened(vector, dimensions) for vector in vectors]
-    return json_response(
-        {
-            "model": call.model,
-            "embeddings": vectors,
-            "total_duration": int((time.monotonic() - call.started) * NS),
-            "load_duration": int((loaded_at - call.started) * NS),
-            "prompt_eval_count": n_tokens,
-        }
+    results, n_tokens, loaded_at = await _embed(call, list(texts), L2)
+    shown = {
+        "total_duration": int((time.monotonic() - call.started) * NS),
+        "load_duration": int((loaded_at - call.started) * NS),
+        "prompt_eval_count": n_tokens,
+    }
+    vectors = (_vector(result, dimensions) for result in results)
+    return await long_response(
+        n_values(results), lambda: {"model": call.model, "embeddings": encoded_list(vectors), **shown}
     )
 
 
@@ -210,16 +209,16 @@ async def embeddings(request: web.Request) -> web.StreamResponse:
     """Handle the older embedding endpoint: one text, and its vector without normalization."""
     call = await _begin(request)
     prompt = call.fields.string("prompt", default="")
-    vectors, _, _ = await _embed(call, [prompt] if prompt else [], NO_NORM)
-    return json_response({"embedding": vectors[0] if vectors else []})
+    results, _, _ = await _embed(call, [prompt] if prompt else [], NO_NORM)
+    return json_response({"embedding": _vector(results[0]) if results else []})
 
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-async def _embed(call: OllamaRequest, texts: list[str], normalize: int) -> tuple[list[list[float]], int, float]:
-    """Return the vectors, the number of prompt tokens, and the time when the model was loaded.
+async def _embed(call: OllamaRequest, texts: list[str], normalize: int) -> tuple[list[Embedded], int, float]:
+    """Return the results, the number of prompt tokens, and the time when the model was loaded.
 
     Without texts it only loads the model.
     """
@@ -239,8 +238,7 @@ async def _embed(call: OllamaRequest, texts: list[str], normalize: int) -> tuple
                 raise InvalidRequest("the input length exceeds the context length")
         inputs = [_truncated(tokens, room) for tokens in inputs]
         results = await compute(loaded, [Embedding(tokens, normalize) for tokens in inputs], share_of(call.request))
-    vectors = [list(map(float, result.vectors[0])) for result in results]
-    return vectors, sum(result.n_tokens for result in results), loaded_at
+    return results, sum(result.n_tokens for result in results), loaded_at
 
 
 def _truncated(tokens: list[int], room: int) -> list[int]:
@@ -248,11 +246,14 @@ def _truncated(tokens: list[int], room: int) -> list[int]:
     return tokens if len(tokens) <= room else [*tokens[: room - 1], tokens[-1]]
 
 
-def _shortened(vector: list[float], dimensions: int) -> list[float]:
-    """Return the first `dimensions` values, normalized to length 1.
+def _vector(result: Embedded, dimensions: int = 0) -> list[float]:
+    """Return the vector; with `dimensions` only its first values, normalized to length 1.
 
     This is for models that are trained to put the most information into the first dimensions.
     """
+    vector = list(map(float, result.vectors[0]))
+    if not dimensions:
+        return vector
     kept = vector[:dimensions]
     norm = sum(value * value for value in kept) ** 0.5
     return [value / norm for value in kept] if norm else kept

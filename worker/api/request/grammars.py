@@ -14,6 +14,7 @@ from llama_corral.common.web.json_fields import Fields, json_type, wrong_type
 from ...engine.messages import Grammar, Thinking, Trigger, TriggerKind
 from ...grammar.converter import schema_grammar
 from ...grammar.schema import SchemaError
+from ...grammar.work import Budget
 from .samplers import Tokenizer
 
 ANY_OBJECT = {"type": "object"}
@@ -36,6 +37,7 @@ def read_grammar(
     preserved: frozenset[int],
     vocab: Tokenizer,
     thinking: Thinking | None = None,
+    budget: Budget | None = None,
 ) -> Grammar | None:
     text = fields.string("grammar", default="")
     prefill = fields.string("generation_prompt", default="")
@@ -43,7 +45,7 @@ def read_grammar(
         prefill = prefill if fields.string("grammar_type", default="") == OF_TEMPLATE else ""
     elif (schema := fields.body.get("json_schema")) is not None:
         try:
-            text = schema_grammar(ANY_OBJECT if schema == {} else schema)
+            text = schema_grammar(ANY_OBJECT if schema == {} else schema, budget)
         except SchemaError as error:
             message = f"Field 'json_schema': \"json_schema\": JSON schema conversion failed:\n{error}"
             raise InvalidRequest(message) from None

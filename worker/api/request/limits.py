@@ -68,7 +68,8 @@ LIMITS: Mapping[str, Limit] = {
     "images": Limit(1024),
     "tools": Limit(1024),
     # objects
-    **dict.fromkeys(("chat_template_kwargs", "metadata", "options", "stream_options", "thinking"), _OBJECT),
+    "chat_template_kwargs": Limit(1024),  # may have documents that the template writes into the prompt
+    **dict.fromkeys(("metadata", "options", "stream_options", "thinking"), _OBJECT),
     **dict.fromkeys(("tool_choice", "reasoning", "think", "include", "mcp_servers", "conversation_ids"), _OBJECT),
     # names
     **dict.fromkeys(("model", "name", "id", "action", "filename", "template", "previous_response_id"), _NAME),

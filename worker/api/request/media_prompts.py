@@ -15,6 +15,7 @@ from typing import Protocol
 from llama_corral.common.base.errors import InvalidRequest, MediaNotSupported
 from llama_corral.common.web.json_fields import wrong_type
 
+from ...engine.media.video_files import may_be_video
 from ...engine.messages import MediaChunk, PromptText
 from ...media.encoded import decode_base64
 from ...media.inspection import check_file
@@ -26,6 +27,8 @@ from .samplers import Tokenizer
 
 _DECODER = ThreadPoolExecutor(1, "media")
 """Decoded files are large, so those of one request are decoded after those of another."""
+_VIDEO_DECODER = ThreadPoolExecutor(1, "video")
+"""For requests with a video: it may take two minutes, and those with images or audio do not wait for it."""
 
 UNSUPPORTED = "Multimodal data provided, but model does not support multimodal requests."
 
@@ -142,6 +145,7 @@ async def _with_files(parts: Sequence[PromptText], files: Sequence[bytes], model
     PromptReader(model.vocab, model.n_ctx).check_size(sum(len(part.text) for part in parts))
     given_up = threading.Event()
     try:
-        return await asyncio.get_running_loop().run_in_executor(_DECODER, work)
+        decoder = _VIDEO_DECODER if any(map(may_be_video, files)) else _DECODER
+        return await asyncio.get_running_loop().run_in_executor(decoder, work)
     finally:
         given_up.set()  # the client may have disconnected

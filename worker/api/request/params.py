@@ -18,14 +18,16 @@ from ...chat.parsing.reply import PLAIN, ReplyFormat
 from ...chat.request import REASONING_FORMATS
 from ...engine.messages import Generation, Sampling
 from ...engine.runner import LoadedModel
+from ...grammar.work import Budget
 from .delimiters import MessageDelimiter, read_delimiters, user_starts
 from .grammars import preserved_tokens, read_grammar
 from .limits import MAX_PROBS, reading_work
 from .prompts import Prompt
-from .reading import OFF_LOOP_CHARACTERS, PromptReader
+from .reading import PromptReader
 from .samplers import Tokenizer, logit_bias, sampler_names, stop_strings
 from .scales import Scales, read_scales
 from .thinking import ThinkingDefaults, read_thinking
+from .turns import in_turn
 
 
 class CompletionParams(Struct, frozen=True):
@@ -90,15 +92,18 @@ class CompletionParams(Struct, frozen=True):
 
 
 def read_params(
-    body: Mapping[str, Any], defaults: CompletionParams, vocab: Tokenizer, n_slots: int
+    body: Mapping[str, Any], defaults: CompletionParams, vocab: Tokenizer, n_slots: int, budget: Budget | None = None
 ) -> CompletionParams:
-    """Return the defaults with the request's fields applied. Raises InvalidRequest, which names the wrong field."""
+    """Return the defaults with the request's fields applied. Raises InvalidRequest, which names the wrong field.
+
+    `budget`: for the grammar of a schema.
+    """
     fields = Fields(body)
     options = Fields(fields.object("stream_options"))
     preserved = preserved_tokens(fields, vocab)
     return replace(
         defaults,
-        sampling=_sampling(fields, defaults, preserved, vocab),
+        sampling=_sampling(fields, defaults, preserved, vocab, budget),
         reasoning_control=fields.boolean("reasoning_control", default=False),
         preserved_tokens=preserved,
         delimiters=read_delimiters(fields, vocab),
@@ -133,14 +138,22 @@ async def params_of(body: Mapping[str, Any], defaults: CompletionParams, loaded:
 
     A schema is always converted off the loop: a small one may take as long as a large one.
     """
-    work = reading_work(body) + (0 if body.get("json_schema") is None else OFF_LOOP_CHARACTERS + 1)
-    reader = PromptReader(loaded.vocab)
-    params = await reader.run(work, lambda: read_params(body, defaults, reader, loaded.info.n_slots))
+    reader, n_slots = PromptReader(loaded.vocab), loaded.info.n_slots
+    if body.get("json_schema") is None:
+        params = await reader.run(reading_work(body), lambda: read_params(body, defaults, reader, n_slots))
+    else:
+        params = await in_turn(
+            lambda *, soon, given_up: read_params(
+                body, defaults, PromptReader(loaded.vocab), n_slots, Budget(given_up=given_up, soon=soon)
+            )
+        )
     await loaded.prepare_for(params.sampling)
     return params
 
 
-def _sampling(fields: Fields, defaults: CompletionParams, preserved: frozenset[int], vocab: Tokenizer) -> Sampling:
+def _sampling(
+    fields: Fields, defaults: CompletionParams, preserved: frozenset[int], vocab: Tokenizer, budget: Budget | None
+) -> Sampling:
     base = defaults.sampling
     thinking = read_thinking(fields, defaults.thinking)
     ignore_eos = fields.boolean("ignore_eos", default=base.ignore_eos)
@@ -149,7 +162,7 @@ def _sampling(fields: Fields, defaults: CompletionParams, preserved: frozenset[i
         bias = logit_bias(value, vocab)
     if ignore_eos:
         bias = (*bias, *((token, float("-inf")) for token in vocab.eog_tokens))
-    grammar = read_grammar(fields, base.grammar, preserved, vocab, thinking)
+    grammar = read_grammar(fields, base.grammar, preserved, vocab, thinking, budget)
     samplers = fields.body.get("samplers")
     return replace(
         base,

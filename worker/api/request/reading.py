@@ -26,6 +26,8 @@ USUAL_PIECE = 8
 """Bytes. If a text has more for each token of the context, it is tokenized in pieces: it is probably too long."""
 PIECE = 64 << 10
 """Characters that are tokenized at a time. This takes at most a quarter of a second."""
+MAX_WHOLE = 1 << 20
+"""Characters that are tokenized in one call, which nothing can stop: this takes at most a second."""
 MAX_TEXT = 16 << 20
 """Characters of a text that is only tokenized."""
 MAX_REQUEST_TOKENS = 4 * MAX_TOKENS
@@ -42,8 +44,12 @@ class PromptReader:
     `n_ctx`: the context in tokens; texts that exceed it are refused, or cut off if `truncates`. None: any length.
     """
 
-    def __init__(self, vocab: Tokenizer, n_ctx: int | None = None, *, truncates: bool = False) -> None:
+    def __init__(
+        self, vocab: Tokenizer, n_ctx: int | None = None, *, truncates: bool = False, max_tokens: int | None = None
+    ) -> None:
+        """`max_tokens`: of all texts together; None: MAX_REQUEST_TOKENS, or the context if that is larger."""
         self._vocab = vocab
+        self._max_tokens = max_tokens
         self._n_ctx = n_ctx
         self._truncates = truncates
         self._n_tokens = 0
@@ -85,7 +91,7 @@ class PromptReader:
         if self._abandoned:
             raise Abandoned
         self.check_size(len(text))
-        if len(text) <= max(PIECE, USUAL_PIECE * (self._n_ctx or 0)):
+        if len(text) <= min(max(PIECE, USUAL_PIECE * (self._n_ctx or 0)), MAX_WHOLE):
             tokens = self._vocab.tokenize(text, add_special, parse_special)
         else:
             tokens = self._in_pieces(text, add_special, parse_special)
@@ -122,7 +128,7 @@ class PromptReader:
 
     def _count(self, n: int, more: int = 0) -> None:
         self._n_tokens += n
-        limit = max(MAX_REQUEST_TOKENS, self._n_ctx or 0)
+        limit = self._max_tokens or max(MAX_REQUEST_TOKENS, self._n_ctx or 0)
         if self._n_tokens + more > limit:
             raise InvalidRequest(
                 f"the texts of a request must have at most {limit} tokens, but these have at least "

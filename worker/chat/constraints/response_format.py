@@ -16,6 +16,7 @@ from msgspec import Struct
 from ...grammar.converter import Converter, schema_grammar
 from ...grammar.rules import GrammarRules, literal
 from ...grammar.schema import SchemaError
+from ...grammar.work import Budget
 from .tool_grammar import GrammarContext, grammar_fields
 
 _ANY_OBJECT = {"type": "object"}
@@ -60,14 +61,14 @@ def _schema_of(form: Fields, default: object) -> object:
 
 
 def completion_fields(
-    form: ResponseFormat, context: GrammarContext, calls: Callable[[GrammarRules], str] | None
+    form: ResponseFormat, context: GrammarContext, calls: Callable[[GrammarRules], str] | None, budget: Budget
 ) -> dict[str, Any]:
     """Return the completion fields with the grammar: reasoning is allowed before the JSON. Raises InvalidRequest.
 
     `calls`: if the answer may also be tool calls, adds their rules and returns the rule of all calls.
     """
     try:
-        converter = Converter(form.schema, rules := GrammarRules())
+        converter = Converter(form.schema, rules := GrammarRules(budget))
         schema_rule = converter.visit(form.schema, "response-format-schema", "#")
     except SchemaError as error:
         why = "Unable to generate parser for this template. Automatic parser generation failed"
@@ -81,10 +82,10 @@ def completion_fields(
     return grammar_fields(rules, context)
 
 
-def plain_fields(form: ResponseFormat) -> dict[str, Any]:
+def plain_fields(form: ResponseFormat, budget: Budget) -> dict[str, Any]:
     """Return the completion fields for rendering without Jinja: only the JSON is allowed. Raises InvalidRequest."""
     try:
-        return {"grammar": schema_grammar(form.schema)}
+        return {"grammar": schema_grammar(form.schema, budget)}
     except SchemaError as error:
         raise InvalidRequest(f"JSON schema conversion failed:\n{error}") from None
 

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from ...grammar.rules import GrammarRules, json_literal, literal
 from ...grammar.schema import SchemaError
+from ...grammar.work import Budget
 from ..argument_schemas import Texts
 from ..formats.formats import (
     Calls,
@@ -64,13 +65,19 @@ class GrammarContext(Struct, frozen=True):
 
 
 def tool_fields(
-    calls: Calls, tools: Sequence[FunctionTool], context: GrammarContext, *, required: bool, parallel: bool
+    calls: Calls,
+    tools: Sequence[FunctionTool],
+    context: GrammarContext,
+    budget: Budget,
+    *,
+    required: bool,
+    parallel: bool,
 ) -> dict[str, Any]:
     """Return the completion fields with the grammar of the calls. Raises InvalidRequest."""
     mark = first_mark(calls) if context.wakes else ""
     if not required and not mark:
         return {}  # the start of a call cannot be recognized
-    rules = GrammarRules()
+    rules = GrammarRules(budget)
     section = call_rule(calls, tools, context, rules, parallel=parallel)
     rules.add("root", f"{context.rule(rules)} space {context.calls} {section}" if required else section)
     fields = grammar_fields(rules, context)

@@ -21,13 +21,8 @@ _MP3_RATES = (44100, 48000, 32000)  # of MPEG 1; MPEG 2 has half, MPEG 2.5 a qua
 _LAYER_1 = 3
 
 
-def checked(data: bytes) -> bytes:
-    """Return the file with a corrected WAV header; other formats are returned unchanged. Raises as `measured`."""
-    return measured(data)[0]
-
-
 def measured(data: bytes) -> tuple[bytes, float]:
-    """Return the file with a corrected WAV header, and its length in seconds; 0 if it is not audio.
+    """Return the file and its length in seconds; 0 if it is not audio. A wrong length in a WAV header is corrected.
 
     Raises InvalidRequest if a WAV or FLAC header gives a length above MAX_LENGTH_S or a FLAC header is incomplete.
     """
@@ -46,7 +41,7 @@ def _mp3_seconds(data: bytes) -> float:
     """Return the longest time that the file can last: the sum over everything that looks like a frame's header.
 
     A decoder skips what is no frame, so a walk from frame to frame could be led past the ones that it plays. By chance
-    one of 5,000 bytes looks like a header: the result is up to a tenth too large.
+    one of 5,000 bytes looks like a header: the result is a sixth too large at 128 kbit/s, and up to a half at 320.
     """
     seconds, known = 0.0, dict[tuple[bytes, bytes], float]()
     for found in _MP3_HEADER.finditer(data):
