@@ -27,8 +27,8 @@ PRIVATE_SUFFIXES = (
 """Suffixes of host names that cannot be registered."""
 THIS_MACHINE = ".localhost"
 """Browsers resolve names with this suffix to the loopback address."""
-PROGRAM_SCHEMES = frozenset(("app", "tauri", "vscode-webview", "vscode-file"))
-"""Schemes of the pages that desktop programs contain. A page of the web cannot have such an origin."""
+PROGRAM_SCHEMES = ("app://", "tauri://", "vscode-webview://", "vscode-file://")
+"""Beginnings of the origins of the pages that desktop programs contain. A page of the web cannot have them."""
 DEFAULT_PORTS = {"http": 80, "https": 443}
 ANY_HOST = "*"
 """In --allowed-hosts: all names."""
@@ -47,12 +47,15 @@ INFERENCE = frozenset(
         *("/rerank", "/reranking", "/v1/rerank", "/v1/reranking"),
         *("/audio/transcriptions", "/v1/audio/transcriptions"),
         *("/api/chat", "/api/generate", "/api/embed", "/api/embeddings", "/api/show"),
-        *("/v1/stream", "/responses/{id}", "/v1/responses/{id}", "/responses/{id}/cancel", "/v1/responses/{id}/cancel"),
         *("/tts", "/v1/audio/speech", "/v1/systemone"),  # known, but not supported
     )
 )
-"""Routes whose POST or DELETE any page of an allowed origin may send, as with llama-server. They generate, or end or
-delete an answer, which needs its id. All other routes are for own pages."""
+"""Routes whose POST any page of an allowed origin may send, as with llama-server. All others are for own pages."""
+ENDING = frozenset(
+    ("/v1/stream", "/responses/{id}", "/v1/responses/{id}", "/responses/{id}/cancel", "/v1/responses/{id}/cancel")
+)
+"""Routes that end or delete an answer whose id the page knows. They are also for the pages that this server serves
+under a public name, which may generate."""
 
 
 class ForeignPage(ApiError):
@@ -106,6 +109,11 @@ class PagePolicy:
                 "name it in --allowed-hosts, or require a key (--api-key)"
             )
 
+    def check_ending(self, origin: str | None, site: str | None, host: str | None) -> None:
+        """Like `check_change`, but a page that this server served under any name may do it."""
+        if origin is None or not _is_served_as(host, origin):
+            self.check_change(origin, site, host)
+
     def check_inference(self, origin: str | None, host: str | None) -> None:
         """Raise ForeignPage for a page that --cors-origins does not allow."""
         if origin is None or self._may_read(origin) is not None or self._is_own_page(origin, host):
@@ -117,12 +125,9 @@ class PagePolicy:
         name = _name(origin)
         if name in LOCAL_HOSTS or name in self._named or name.endswith(THIS_MACHINE):
             return True
-        scheme, separator, _ = origin.lower().partition("://")
-        if not name or not separator:
-            return False
-        if scheme in PROGRAM_SCHEMES:
+        if name and origin.lower().startswith(PROGRAM_SCHEMES):
             return True
-        return host is not None and _is_same_server(origin, f"{scheme}://{host}") and self._is_ours(name)
+        return _is_served_as(host, origin) and self._is_ours(name)
 
     def _is_ours(self, name: str) -> bool:
         """Return True for an IP address, a name that cannot be registered in the public DNS, or an allowed name."""
@@ -148,33 +153,43 @@ def page_check(settings: ServerSettings) -> tuple[Check, Check]:
     """Return two checks: the one of all requests before their handler, and the one of routes that change something."""
     policy = PagePolicy(settings)
     prefix = settings.http.api_prefix or ""
-    inference = frozenset(prefix + path for path in INFERENCE)
 
     def check_change(request: web.Request) -> None:
-        headers = request.headers
-        policy.check_change(headers.get(hdrs.ORIGIN), headers.get(SITE), headers.get(hdrs.HOST))
+        policy.check_change(*_sender(request))
 
     def check(request: web.Request) -> None:
         match = request.match_info
         if request.method in READING or match.http_exception is not None:  # no route: nothing can change
             return
         resource = match.route.resource
-        if resource is None or resource.canonical not in inference:
-            check_change(request)
-        elif (origin := request.headers.get(hdrs.ORIGIN)) is not None:
-            policy.check_inference(origin, request.headers.get(hdrs.HOST))
+        path = resource.canonical.removeprefix(prefix) if resource is not None else ""
+        origin, site, host = _sender(request)
+        if path in INFERENCE:
+            policy.check_inference(origin, host)
+        elif path in ENDING:
+            policy.check_ending(origin, site, host)
+        else:
+            policy.check_change(origin, site, host)
 
     return check, check_change
 
 
-def _is_same_server(one: str, other: str) -> bool:
-    """Return True if two URLs of the same scheme have the same host and port."""
+def _is_served_as(host: str | None, origin: str) -> bool:
+    """Return True if a page's origin has the host and port of the `Host` header."""
+    scheme, separator, _ = origin.partition("://")
+    if not separator or not host:
+        return False
     try:
-        a, b = urlsplit(one), urlsplit(other)
-        default = DEFAULT_PORTS.get(a.scheme)
-        return (a.hostname, a.port or default) == (b.hostname, b.port or default)
+        page, server = urlsplit(origin), urlsplit(f"{scheme}://{host}")
+        default = DEFAULT_PORTS.get(page.scheme)
+        return (page.hostname, page.port or default) == (server.hostname, server.port or default)
     except ValueError:  # an invalid address or port
         return False
+
+
+def _sender(request: web.Request) -> tuple[str | None, str | None, str | None]:
+    headers = request.headers
+    return headers.get(hdrs.ORIGIN), headers.get(SITE), headers.get(hdrs.HOST)
 
 
 def _name(url: str) -> str:

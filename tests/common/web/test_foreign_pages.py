@@ -153,30 +153,43 @@ def _page(origin: str) -> dict[str, str]:
     return PLAIN | {"Origin": origin, "Sec-Fetch-Site": "cross-site", "Host": "ai.example"}
 
 
+async def test_text_is_generated_for_pages_of_allowed_origins() -> None:
+    async def status(client: httpx.AsyncClient, origin: str) -> int:
+        return (await client.post("/v1/completions", content=b"{}", headers=_page(origin))).status_code
+
+    routes: list[Route] = [("POST", "/v1/completions", _ok)]
+    async with serving(settings(), routes=routes) as (client, _, _):
+        assert await status(client, "https://chat.example") == 200
+    async with serving(settings(cors_origins="https://chat.example"), routes=routes) as (client, _, _):
+        assert await status(client, "https://chat.example") == 200
+        assert await status(client, "https://evil.example") == 403
+
+
 @pytest.mark.parametrize("prefix", ["", "/prefix"])
 @pytest.mark.parametrize(
     ("method", "route", "path"),
     [
-        ("POST", "/v1/completions", "/v1/completions"),
         ("DELETE", "/v1/stream", "/v1/stream?conv_id=1"),
         ("POST", "/v1/responses/{id}/cancel", "/v1/responses/resp_1/cancel"),
         ("DELETE", "/v1/responses/{id}", "/v1/responses/resp_1"),
         ("DELETE", "/responses/{id}", "/responses/resp_1"),
     ],
 )
-async def test_pages_of_allowed_origins_may_generate_and_end_what_they_generate(
+async def test_a_page_under_a_public_name_may_end_what_it_generates(
     method: str, route: str, path: str, prefix: str
 ) -> None:
-    async def status(client: httpx.AsyncClient, origin: str) -> int:
-        return (await client.request(method, prefix + path, content=b"{}", headers=_page(origin))).status_code
+    async def status(client: httpx.AsyncClient, origin: str, path: str = path) -> int:
+        return (await client.request(method, prefix + path, headers=_page(origin))).status_code
 
-    routes: list[Route] = [(method, route, _ok)]
+    routes: list[Route] = [(method, route, _ok), (method, "/other", _ok)]
     async with serving(settings(api_prefix=prefix), routes=routes) as (client, _, _):
+        assert await status(client, "https://ai.example") == 200
+        assert await status(client, "https://ai.example", "/other") == 403
+        assert await status(client, "https://chat.example") == 403
+        assert (await client.request(method, prefix + path, headers={"Host": "ai.example"})).status_code == 403
+    named = settings(api_prefix=prefix, cors_origins="https://chat.example")
+    async with serving(named, routes=routes) as (client, _, _):
         assert await status(client, "https://chat.example") == 200
-    given = settings(api_prefix=prefix, cors_origins="https://chat.example")
-    async with serving(given, routes=routes) as (client, _, _):
-        assert await status(client, "https://chat.example") == 200
-        assert await status(client, "https://evil.example") == 403
 
 
 @pytest.mark.parametrize(
