@@ -9,9 +9,9 @@ the characters of a class: a string cannot contain them.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
+from .spellings import Spellings
 from .syntax import MAX_CHARACTER, Chars, Gbnf, GrammarError, Item, Repeat, TokenItem
 
 MAX_SYMBOLS = 120_000
@@ -21,26 +21,21 @@ _SURROGATES = (0xD800, 0xDFFF)
 _TIMES = {(0, None): "*", (1, None): "+", (0, 1): "?"}
 
 
-def lark(grammar: Gbnf, control_tokens: Mapping[str, int], never: Iterable[int]) -> str:
+def lark(grammar: Gbnf, spellings: Spellings, never: Iterable[int]) -> str:
     """Return the grammar in Lark.
 
-    `control_tokens` are ids by spelling; `never` are tokens that no rule may match, such as those that end an answer.
+    `spellings` are the control tokens; `never` are tokens that no rule may match, such as those that end an answer.
     Raises GrammarError for a text with a character that no token can spell.
     """
-    return _Writer(grammar, control_tokens, never).text()
+    return _Writer(grammar, spellings, never).text()
 
 
 class _Writer:
-    def __init__(self, grammar: Gbnf, control_tokens: Mapping[str, int], never: Iterable[int]) -> None:
-        self._grammar, self._control = grammar, control_tokens
+    def __init__(self, grammar: Gbnf, spellings: Spellings, never: Iterable[int]) -> None:
+        self._grammar, self._spellings = grammar, spellings
         self._never = sorted(set(never))
         self._terminals: dict[str, str] = {}
         self._n_symbols = 0
-        self._spelled = (
-            re.compile("|".join(map(re.escape, sorted(control_tokens, key=len, reverse=True))))
-            if control_tokens
-            else None
-        )
 
     def text(self) -> str:
         lines = ['%llguidance {"no_forcing": true}']
@@ -72,18 +67,12 @@ class _Writer:
                 return f"({part})" + _TIMES.get((item.low, item.high), f"{{{item.low},{_or_nothing(item.high)}}}")
 
     def _text(self, text: str) -> str:
-        if self._spelled is None:
-            return self._letters(text)
-        parts, begin = [], 0
-        for found in self._spelled.finditer(text):
-            if before := text[begin : found.start()]:
-                parts.append(self._letters(before))
-            token = self._control[found.group()]
-            parts.append(f"(<[{token}]> | {self._letters(found.group())})")
-            begin = found.end()
-        if rest := text[begin:]:
-            parts.append(self._letters(rest))
-        return " ".join(parts)
+        return " ".join(
+            [
+                self._letters(part) if token is None else f"(<[{token}]> | {self._letters(part)})"
+                for part, token in self._spellings.parts(text)
+            ]
+        )
 
     def _letters(self, text: str) -> str:
         return " ".join([self._letter(letter) for letter in text])

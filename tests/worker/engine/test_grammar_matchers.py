@@ -13,6 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from llama_corral.common.base.errors import InvalidRequest
+from llama_corral.worker.chat.constraints.argument_rules import until
+from llama_corral.worker.chat.constraints.response_format import ResponseFormat, completion_fields
+from llama_corral.worker.chat.constraints.tool_grammar import GrammarContext, tool_fields
+from llama_corral.worker.chat.formats.formats import DictCalls, JsonCalls, Parameters, Span, TaggedCalls
+from llama_corral.worker.chat.tools import FunctionTool
 from llama_corral.worker.engine.llama.llama import C
 from llama_corral.worker.engine.llama.model import Model
 from llama_corral.worker.engine.llama.options import EngineOptions
@@ -23,6 +28,8 @@ from llama_corral.worker.engine.sampling.grammar_candidates import CANDIDATE
 from llama_corral.worker.engine.sampling.guidance import GuidanceMatcher
 from llama_corral.worker.engine.sampling.llama_matcher import LlamaMatcher
 from llama_corral.worker.grammar.converter import schema_grammar
+from llama_corral.worker.grammar.rules import GrammarRules
+from llama_corral.worker.grammar.work import Budget
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +222,84 @@ def test_a_control_token_fits_where_the_grammar_spells_it_but_not_in_a_string(vo
     begun.accept(vocab.byte_tokens[ord('"')])
     assert not begun.allows(bos)
     assert not begun.mask()[bos]
+
+
+def fits(grammar: str, parts: list[int | str], vocab: Vocab) -> bool:
+    """Return whether a grammar allows a whole answer: tokens, and texts in tokens of one byte."""
+    matcher = GuidanceMatcher(grammar, vocab)
+    for part in parts:
+        for token in [part] if isinstance(part, int) else [vocab.byte_tokens[byte] for byte in part.encode()]:
+            if not matcher.allows(token) or not matcher.mask()[token]:
+                return False
+            matcher.accept(token)
+    return matcher.allows(vocab.eos)
+
+
+ROOMS = [f"room {n}" for n in range(12)]
+
+
+def switch(room: dict[str, Any]) -> FunctionTool:
+    return FunctionTool("switch", "", {"type": "object", "properties": {"room": room}, "required": ["room"]}, {})
+
+
+@pytest.mark.parametrize("ends", ["{mark}", "{mark}end{mark}", "\n{mark}"])
+def test_a_text_ends_with_a_mark_of_control_tokens(vocab: Vocab, ends: str) -> None:
+    """The mark is one token, which no character class contains."""
+    token = vocab.bos
+    mark = ends.format(mark=vocab.piece(token).decode())
+    parts = {"{mark}": [token], "{mark}end{mark}": [token, "end", token], "\n{mark}": ["\n", token]}
+    tokens: list[int | str] = parts[ends]
+    thought = GrammarContext("", reasoning=Span("", mark))
+    required = tool_fields(
+        JsonCalls(Span("[", "]")), [switch({"type": "string"})], thought, Budget(), required=True, parallel=False
+    )["grammar"]
+    call = '[{"name": "switch", "arguments": {"room": "x"}}]'
+    json_only = completion_fields(ResponseFormat({"type": "boolean"}), thought, None, Budget())["grammar"]
+    quoted = tool_fields(
+        DictCalls(Span("[", "]"), "", mark),
+        [switch({"type": "string"})],
+        GrammarContext(""),
+        Budget(),
+        required=True,
+        parallel=False,
+    )["grammar"]
+    for text in ("", "so", "<s", "<", "\n\n"):
+        assert fits(required, [text, *tokens, call], vocab)
+        assert fits(required, [text, mark, call], vocab), "its characters end the text, too"
+        assert fits(json_only, [text, *tokens, "true"], vocab)
+        assert fits(quoted, ["[switch{room:", *tokens, text, *tokens, "}]"], vocab)
+        assert not fits(json_only, [text, "true"], vocab)
+        assert not fits(json_only, [text, *tokens, text + "x", *tokens, "true"], vocab)
+
+
+def test_a_mark_that_overlaps_itself_ends_at_the_first_place(vocab: Vocab) -> None:
+    rules = GrammarRules()
+    rules.add("root", f'{until(rules, "aa", "text")} "."')
+    assert [fits(rules.text(), [text], vocab) for text in ("aa.", "baa.", "abaa.", "aaa.", "aba.")] == [
+        True, True, True, False, False,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("n", [2, 12, 300])
+def test_common_prefixes_do_not_divide_a_control_token(vocab: Vocab, n: int) -> None:
+    mark = vocab.piece(vocab.bos).decode()
+    grammar = "root ::= " + " | ".join(f'"{i}<{mark}x{i % 7}{mark}"' for i in range(n)) + f' | "{mark}" | "<"'
+    last = n - 1
+    assert fits(grammar, [f"{last}<", vocab.bos, f"x{last % 7}", vocab.bos], vocab)
+    assert fits(grammar, [f"{last}<{mark}x{last % 7}", vocab.bos], vocab)
+    assert fits(grammar, [vocab.bos], vocab)
+    assert not fits(grammar, [f"{last}", vocab.bos], vocab)
+
+
+def test_one_of_many_listed_arguments_ends_with_a_control_token(vocab: Vocab) -> None:
+    mark = vocab.piece(vocab.bos).decode()
+    form = TaggedCalls(Span("[", "]"), name=Span("", ";"), parameters=Parameters(Span("<", ">"), Span("", mark)))
+    listed = tool_fields(form, [switch({"enum": ROOMS})], GrammarContext(""), Budget(), required=True, parallel=False)[
+        "grammar"
+    ]
+    assert fits(listed, ["[switch;<room>room 7", vocab.bos, "]"], vocab)
+    assert fits(listed, [f"[switch;<room>room 11{mark}]"], vocab)
+    assert not fits(listed, ["[switch;<room>room 12", vocab.bos, "]"], vocab)
 
 
 @given(st.integers(0, 2**32), st.integers(1, 12), st.integers(0, 8))

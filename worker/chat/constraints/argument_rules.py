@@ -61,16 +61,23 @@ def text_until(rules: GrammarRules, texts: Texts, mark: str, name: str) -> str:
 
 
 def until(rules: GrammarRules, mark: str, name: str) -> str:
-    """Return a rule for any text up to and including the first `mark`: one rule for each prefix of the mark."""
+    """Return a rule for any text up to and including the first `mark`: one rule for each prefix of the mark.
+
+    The mark is also written as a whole, wherever a mark may begin: it may contain a control token, which fits only
+    where a text spells it.
+    """
     letters = sorted(set(mark))
     number = "-".join(f"{ord(letter):x}" for letter in mark)  # the mark is the rule's identity
     names = [f"{name}-until-{number}-{i}" for i in range(len(mark))]
     others = "".join(_in_class(letter) for letter in letters)
+    whole = rules.add(f"{name}-until-{number}-mark", literal(mark))
     for i, rule in enumerate(names):
         ways = [f"[^{others}] {names[0]}"]
         for letter in letters:
             seen = _seen(mark, mark[:i] + letter)
             ways.append(literal(letter) + (f" {names[seen]}" if seen < len(mark) else ""))
+        if (mark[:i] + mark).find(mark) == i:  # otherwise the first mark would end before this one
+            ways.append(whole)
         rules.add(rule, " | ".join(ways))
     return names[0]
 

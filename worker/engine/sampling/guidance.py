@@ -23,6 +23,7 @@ from ...gbnf.branching import check_branching
 from ...gbnf.checks import check_left_recursion, check_size
 from ...gbnf.lark import lark
 from ...gbnf.prefixes import join_prefixes
+from ...gbnf.spellings import Spellings
 from ...gbnf.syntax import Gbnf, GrammarError, parse
 from ..llama.vocab import Vocab
 
@@ -96,11 +97,9 @@ class _Index:
         hidden = vocab.hidden_tokens
         ends = list(vocab.eog_tokens)
         self._never = ends
-        self._control = {
-            spelling: token
-            for token in hidden
-            if not vocab.is_eog(token) and (spelling := vocab.piece(token).decode("utf-8", "ignore"))
-        }
+        self._spellings = Spellings(
+            {vocab.piece(token).decode("utf-8", "ignore"): token for token in hidden if not vocab.is_eog(token)}
+        )
         wrapper = _Wrapper(vocab, sorted({*hidden, *ends}))
         self.tokenizer = LLTokenizer(wrapper, n_vocab=vocab.n_vocab, eos_token=ends or [0])  # type: ignore[arg-type]
         self.unusable = np.array([not piece or piece[0] == 0 for piece in wrapper.tokens], np.bool_)
@@ -132,10 +131,10 @@ class _Index:
 
     def _compile(self, text: str, vocab: Vocab) -> LLMatcher:
         try:
-            grammar = join_prefixes(parsed(text, vocab))
+            grammar = join_prefixes(parsed(text, vocab), self._spellings)
             check_size(grammar)
             check_branching(grammar)
-            written = lark(grammar, self._control, self._never)
+            written = lark(grammar, self._spellings, self._never)
         except GrammarError as error:
             raise failed_to_parse(error) from None
         limits = LLParserLimits(step_max_items=MAX_ITEMS, max_items_in_row=MAX_ITEMS_IN_ROW, verbose_errors=False)
