@@ -58,19 +58,21 @@ class LoadedModel:
             raise NotSupported("Multimodal data provided, but model does not support multimodal requests.")
         return self.core.media_encoder.projector.tokenize(parts, files, self.info.n_ctx, given_up)
 
-    async def prepare_for(self, sampling: Sampling) -> None:
-        """Compile the grammar of a request, and prepare what its samplers need. Call it before it is submitted.
+    async def prepare_for(self, sampling: Sampling) -> Sampling:
+        """Compile the grammar of a request, and make what its samplers need. Return the params that contain them.
 
-        Without it the engine thread does this at the first token of that request, and all other requests wait.
-        Raises InvalidRequest if the grammar is invalid or too large.
+        With other params the engine thread does this at the first token of a request, and all other requests wait.
+        If the task is cancelled, work that has not begun is dropped. Raises InvalidRequest if the grammar is invalid
+        or too large.
         """
-        grammar = sampling.grammar
-        if grammar is not None and grammar.matcher == "llguidance":
-            await asyncio.to_thread(guidance.prepare, grammar.text, self.vocab)
-        elif grammar is not None:
-            await asyncio.to_thread(grammar_candidates.prepare, self.vocab)
+        if (grammar := sampling.grammar) is not None:
+            prepare = (grammar_candidates if grammar.matcher == "llama.cpp" else guidance).prepare
+            prepared = await asyncio.wrap_future(prepare(grammar.text, self.vocab))
+            sampling = replace(sampling, grammar=replace(grammar, prepared=prepared))
         if uses_dry(sampling):
-            await asyncio.to_thread(prepare_dry, sampling, self.vocab)
+            original = await asyncio.wrap_future(prepare_dry(sampling, self.vocab))
+            sampling = replace(sampling, dry_prepared=original)
+        return sampling
 
     def submit(
         self, request: Generation | Embedding, sink: Sink, share: Share = ALONE, *, checked: bool = False

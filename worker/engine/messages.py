@@ -44,6 +44,7 @@ class Grammar(Struct, frozen=True):
     prefill: str = ""  # the last part of the prompt, if the grammar describes it too
     thinking: Thinking | None = None  # how reasoning is recognized: a trigger inside it does not start a lazy grammar
     matcher: GrammarMatcher = "llguidance"
+    prepared: object = None  # what was made of the text before the request was submitted; not read here
 
 
 class Sampling(Struct, frozen=True):
@@ -83,6 +84,7 @@ class Sampling(Struct, frozen=True):
     post_sampling_probs: bool = False
     grammar: Grammar | None = None
     grammar_matcher: GrammarMatcher = "llguidance"  # of the grammars of requests
+    dry_prepared: object = None  # the DRY sampler that those of the choices are copied from; not read here
     thinking: Thinking | None = None
     backend_sampling: bool = False
 

@@ -8,7 +8,7 @@ from .checks import references, walk
 from .syntax import Gbnf, GrammarError, Item, Repeat
 
 MAX_WAYS = 1500
-"""Most alternatives that a text can go on with at one place, counting those of rules that these begin with."""
+"""Most alternatives at one position of a text, counting those of the rules that they begin with."""
 
 _MAX_SEARCHES = 300
 """How often the ways are counted exactly. Elsewhere an upper bound suffices."""

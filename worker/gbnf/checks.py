@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from .syntax import Gbnf, GrammarError, Item, Repeat, Rule
 
 MAX_DEPTH = 2000
-"""Longest chain of rules that refer to each other. Recursive code of a matcher follows it: see STACK_BYTES there."""
+"""Longest chain of rules that refer to each other. Recursive code of a matcher follows it."""
 
 MAX_LEFT_DEPTH = 10_000
 """Deepest recursion of llama.cpp's search for left recursion: about 200 bytes of the stack for each level."""

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from .spellings import Spellings
 from .syntax import MAX_CHARACTER, Chars, Gbnf, GrammarError, Item, Repeat, TokenItem
 
-MAX_SYMBOLS = 120_000
-"""Most characters and other parts in all rules together: llguidance numbers what it makes of them with 16 bits."""
+MAX_SYMBOLS = 250_000
+"""Most characters and other parts in all rules together."""
 
 _SURROGATES = (0xD800, 0xDFFF)
 _TIMES = {(0, None): "*", (1, None): "+", (0, 1): "?"}
@@ -45,7 +45,7 @@ class _Writer:
             self._n_symbols += len(ways)
             if self._n_symbols > MAX_SYMBOLS:
                 raise GrammarError(f"the grammar is too large: it has more than {MAX_SYMBOLS} characters and parts")
-        lines += [f"{name}: {pattern}" for pattern, name in self._terminals.items()]
+        lines += [f"{name}: {name.upper()}\n{name.upper()}: {pattern}" for pattern, name in self._terminals.items()]
         return "\n".join(lines) + "\n"
 
     def _name(self, rule: int) -> str:
@@ -89,7 +89,8 @@ class _Writer:
         return f"<[{item.id}]>"
 
     def _terminal(self, pattern: str) -> str:
-        return self._terminals.setdefault(pattern, f"T{len(self._terminals)}")
+        """Return a rule that is the terminal: llguidance makes a symbol of each use of a terminal, and has 65,536."""
+        return self._terminals.setdefault(pattern, f"t{len(self._terminals)}")
 
 
 def _pattern(chars: Chars) -> str:

@@ -23,8 +23,8 @@ from llama_corral.worker.engine.llama.model import Model
 from llama_corral.worker.engine.llama.options import EngineOptions
 from llama_corral.worker.engine.llama.vocab import Vocab
 from llama_corral.worker.engine.messages import Grammar, GrammarMatcher
+from llama_corral.worker.engine.sampling.candidates import CANDIDATE
 from llama_corral.worker.engine.sampling.grammar import GrammarConstraint
-from llama_corral.worker.engine.sampling.grammar_candidates import CANDIDATE
 from llama_corral.worker.engine.sampling.guidance import GuidanceMatcher
 from llama_corral.worker.engine.sampling.llama_matcher import LlamaMatcher
 from llama_corral.worker.grammar.converter import schema_grammar
@@ -208,6 +208,38 @@ def test_thousands_of_alternatives_with_common_beginnings_are_one_way_at_a_time(
     grammar = schema_grammar({"enum": [f"word{n}" for n in range(8000)]})
     assert states(grammar, '"word7123"', vocab) == 10
     assert states(grammar, '"word8000"', vocab) == 8
+
+
+def test_the_number_of_letters_in_a_grammar_is_not_that_of_its_symbols(vocab: Vocab) -> None:
+    """llguidance numbers symbols with 16 bits."""
+    random = Random(4)
+    words = ["".join(random.choices("abcdefghijklmnopqrstuvwxyz", k=20)) for _ in range(4000)]
+    assert states(schema_grammar({"enum": words}), f'"{words[-1]}"', vocab) == 22
+    assert states(f'root ::= "{"abc" * 60_000}"', "abcabx", vocab) == 5
+
+
+OBJECTS = [{"type": "object", "properties": {f"p{n}": {"type": "string"}}} for n in range(600)]
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        schema_grammar({"anyOf": OBJECTS}),
+        schema_grammar({"type": "object", "properties": {"a": {"anyOf": OBJECTS}}, "required": ["a"]}).replace(
+            "space", "nothing"
+        )
+        + '\nnothing ::= ""\n',
+    ],
+    ids=["at the beginning", "after text that every answer begins with"],
+)
+def test_a_grammar_that_no_answer_could_use_is_refused_before_the_answer(vocab: Vocab, grammar: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"failed to parse grammar: .*more than 1200 states of the parser"):
+        GuidanceMatcher(grammar, vocab)
+
+
+@pytest.mark.parametrize("n", [1, 100])
+def test_an_object_of_several_kinds_is_accepted(vocab: Vocab, n: int) -> None:
+    assert states(schema_grammar({"anyOf": OBJECTS[:n]}), '{"p0": "x"}', vocab) == 11
 
 
 def test_a_control_token_fits_where_the_grammar_spells_it_but_not_in_a_string(vocab: Vocab) -> None:

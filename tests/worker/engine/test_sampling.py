@@ -175,7 +175,7 @@ async def test_dry_samplers_are_made_before_the_engine_needs_them(llama: Path) -
         made = await ask(loaded, sampling=sampling, n_predict=400).one()
         without = await ask(loaded, sampling=replace(sampling, dry_multiplier=0.0), n_predict=400).one()
         assert made.tokens != without.tokens
-        await loaded.prepare_for(sampling)
+        sampling = await loaded.prepare_for(sampling)
         copies = [await ask(loaded, sampling=sampling, n_predict=400).one() for _ in range(2)]
         assert [copied.tokens for copied in copies] == [made.tokens] * 2
 
@@ -184,5 +184,5 @@ async def test_dry_samplers_are_made_before_the_engine_needs_them(llama: Path) -
 async def test_only_some_dry_samplers_are_kept(llama: Path, n: int) -> None:
     async with running(llama) as engine, engine.use() as loaded:
         for length in range(n):
-            dry.prepare_dry(Sampling(dry_multiplier=1.0, dry_allowed_length=length), loaded.vocab)
+            await loaded.prepare_for(Sampling(dry_multiplier=1.0, dry_allowed_length=length))
         assert len(dry._kept[loaded.vocab]) == min(n, dry._MAX_KEPT)

@@ -134,7 +134,7 @@ def read_params(
 
 
 async def params_of(body: Mapping[str, Any], defaults: CompletionParams, loaded: LoadedModel) -> CompletionParams:
-    """Call `read_params`, off the event loop if it may take long. Prepare the model for the samplers.
+    """Call `read_params`, off the event loop if it may take long. Prepare what the samplers need.
 
     A schema is always converted off the loop: a small one may take as long as a large one.
     """
@@ -147,8 +147,7 @@ async def params_of(body: Mapping[str, Any], defaults: CompletionParams, loaded:
                 body, defaults, PromptReader(loaded.vocab), n_slots, Budget(given_up=given_up, soon=soon)
             )
         )
-    await loaded.prepare_for(params.sampling)
-    return params
+    return replace(params, sampling=await loaded.prepare_for(params.sampling))
 
 
 def _sampling(

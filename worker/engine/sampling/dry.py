@@ -7,11 +7,13 @@ import ctypes
 import threading
 import weakref
 from collections import OrderedDict
+from concurrent.futures import Future
 from typing import Any
 
 from ..llama.llama import C
 from ..llama.vocab import Vocab
 from ..messages import Sampling
+from . import preparing
 
 MAX_HISTORY = 1 << 20  # tokens; llama.cpp allocates memory for the requested number, and aborts if that fails
 _MAX_KEPT = 8
@@ -34,26 +36,41 @@ def uses_dry(s: Sampling) -> bool:
     return s.dry_multiplier != 0.0 and s.dry_penalty_last_n != 0 and "dry" in s.samplers and not s.mirostat
 
 
-def prepare_dry(sampling: Sampling, vocab: Vocab) -> None:
-    """Make the sampler that those of a request are copied from. May be called from any thread; slow."""
+def prepare_dry(sampling: Sampling, vocab: Vocab) -> Future[object]:
+    """Make the sampler that those of a request are copied from, on another thread: the request's `dry_prepared`.
+
+    Those that were used last are kept for later requests. The future can be cancelled while others are made.
+    """
+    known = _known(sampling, vocab)
+    return preparing.for_dry(lambda: _original(sampling, vocab)) if known is None else preparing.done(known)
+
+
+def _known(sampling: Sampling, vocab: Vocab) -> object:
     key = _key(sampling)
     with _lock:
-        if key in _kept.setdefault(vocab, OrderedDict()):
-            return
+        kept = _kept.setdefault(vocab, OrderedDict())
+        if key in kept:
+            kept.move_to_end(key)
+        return kept.get(key)
+
+
+def _original(sampling: Sampling, vocab: Vocab) -> object:
+    known = _known(sampling, vocab)  # another request may have waited for the same thread
+    if known is not None:
+        return known
     original = _Original(sampling, vocab)
     with _lock:
-        kept = _kept.setdefault(vocab, OrderedDict())
-        kept[key] = original
+        kept = _kept[vocab]
+        kept[_key(sampling)] = original
         while len(kept) > _MAX_KEPT:
             kept.popitem(last=False)
+    return original
 
 
 def dry_sampler(sampling: Sampling, vocab: Vocab) -> Any:
-    """Return a new sampler. Fast after `prepare_dry`."""
-    with _lock:
-        original = _kept.get(vocab, OrderedDict()).get(_key(sampling))
-        if original is not None:
-            return C.llama_sampler_clone(original.pointer)
+    """Return a new sampler. Fast with a prepared one."""
+    if isinstance(original := sampling.dry_prepared, _Original):
+        return C.llama_sampler_clone(original.pointer)
     return _made(sampling, vocab)
 
 

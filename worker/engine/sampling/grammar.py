@@ -41,7 +41,8 @@ class GrammarConstraint:
         self._vocab = vocab
         self._slow_seconds = 0.0
         self._triggers = _Triggers(grammar, vocab) if grammar.lazy else None
-        self.matcher = (LlamaMatcher if grammar.matcher == "llama.cpp" else GuidanceMatcher)(grammar.text, vocab)
+        matcher = LlamaMatcher if grammar.matcher == "llama.cpp" else GuidanceMatcher
+        self.matcher = matcher(grammar.text, vocab, grammar.prepared)
         try:
             self._feed_prefill(() if grammar.lazy else prefill_tokens(grammar.prefill, vocab))
         except BaseException:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import re
 import threading
+from concurrent.futures import Future
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -18,15 +19,12 @@ from numpy.typing import NDArray
 
 from ..llama.llama import C
 from ..llama.vocab import Vocab
+from . import preparing
+from .candidates import CANDIDATE, SMALL_VOCAB
 from .grammar import GrammarConstraint
-from .llama_matcher import LlamaMatcher
+from .llama_matcher import LlamaMatcher, checked
 
 Ids = NDArray[np.int32]
-
-CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-
-SMALL_VOCAB = 4096
-"""Up to this size it is faster to test all tokens in one call."""
 
 MANY = 1024
 """Before more tokens than this are tested in one call, the most likely ones are tried."""
@@ -89,13 +87,18 @@ _trees: WeakKeyDictionary[Vocab, _PrefixTree] = WeakKeyDictionary()
 _making = threading.Lock()
 
 
-def prepare(vocab: Vocab) -> None:
-    """Build the prefix tree that grammars need, once per model. May be called from any thread.
+def prepare(text: str, vocab: Vocab) -> Future[object]:
+    """Check a grammar on another thread, and build the prefix tree that it needs, once per model.
 
-    This takes about a second for a large vocabulary.
+    The tree takes about a second for a large vocabulary. The future may raise InvalidRequest; it can be cancelled.
     """
-    if vocab.n_vocab > SMALL_VOCAB:
-        _tree(vocab)
+
+    def work() -> object:
+        if vocab.n_vocab > SMALL_VOCAB:
+            _tree(vocab)
+        return checked(text, vocab)
+
+    return preparing.for_grammar(work, len(text))
 
 
 def _tree(vocab: Vocab) -> _PrefixTree:

@@ -1,7 +1,8 @@
-"""Matches tokens against grammars with llguidance: a mask takes about a millisecond, and every step has a limit.
+"""Matches tokens against grammars with llguidance: a mask usually takes a millisecond, and every step has a limit.
 
-The vocabulary is indexed once per model, and a grammar is compiled once for all choices and for later requests with
-the same text. Both may be done by any thread before the engine needs them (`prepare`): they take up to a second each.
+The vocabulary is indexed once per model, while the model loads: llguidance does not let other threads run meanwhile.
+A grammar is compiled once for all choices of a request, and for later requests with the same text, before the engine
+needs it (`prepare`). Both take up to a second.
 llguidance never raises an exception for a grammar that is too ambiguous: its matcher enters a state of error.
 """
 
@@ -10,8 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -26,6 +26,7 @@ from ...gbnf.prefixes import join_prefixes
 from ...gbnf.spellings import Spellings
 from ...gbnf.syntax import Gbnf, GrammarError, parse
 from ..llama.vocab import Vocab
+from . import preparing
 
 MAX_ITEMS = 20_000
 """Most states of the parser in one step: at most about 40 ms. A JSON schema needs some hundreds or thousands."""
@@ -36,14 +37,11 @@ MAX_ITEMS_IN_ROW = 1200
 _LIKELIEST = 8
 """How many of the most likely tokens are tried for each one that `top_k` keeps."""
 
-STACK_BYTES = 64 << 20
-"""Stack of a thread that compiles grammars: llguidance follows chains of rules recursively, about 4 KB for each."""
-
-SMALL = 16 << 10
-"""Grammars up to this number of characters do not wait for larger ones that are being compiled."""
-
 TRYING_SECONDS = 0.005
 """Processor time after which a mask is made instead of trying one token after the other: the grammar is ambiguous."""
+
+MAX_FORCED = 16
+"""How many bytes are tried at the beginning of a grammar, while it allows only one."""
 
 _KEPT = 16
 _KEPT_CHARACTERS = 4 << 20
@@ -104,23 +102,22 @@ class _Index:
         self.tokenizer = LLTokenizer(wrapper, n_vocab=vocab.n_vocab, eos_token=ends or [0])  # type: ignore[arg-type]
         self.unusable = np.array([not piece or piece[0] == 0 for piece in wrapper.tokens], np.bool_)
         self.ends = np.array(ends, np.int64)
+        self._first = np.array([piece[0] if piece else 0 for piece in wrapper.tokens], np.uint8)
+        self._bytes = vocab.byte_tokens
         self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
-    def matcher(self, text: str, vocab: Vocab) -> LLMatcher:
-        """Return a matcher at the beginning of the grammar. Raises InvalidRequest."""
-        known = self._known(text) or _run_with_large_stack(lambda: self._compiled_once(text, vocab), len(text))
-        return known.deep_copy()
-
-    def _known(self, text: str) -> LLMatcher | None:
+    def known(self, text: str) -> LLMatcher | None:
+        """Return the compiled grammar if it is kept."""
         with self._lock:
             known = self._kept.get(text)
             if known is not None:
                 self._kept.move_to_end(text)
             return known
 
-    def _compiled_once(self, text: str, vocab: Vocab) -> LLMatcher:
-        known = self._known(text)  # another request with this grammar may have waited for the same thread
+    def compiled(self, text: str, vocab: Vocab) -> LLMatcher:
+        """Return a matcher at the beginning of the grammar, which is only copied. Raises InvalidRequest."""
+        known = self.known(text)  # another request with this grammar may have waited for the same thread
         if known is None:
             known = self._compile(text, vocab)
             with self._lock:
@@ -128,6 +125,14 @@ class _Index:
                 while len(self._kept) > _KEPT or sum(map(len, self._kept)) > _KEPT_CHARACTERS:
                     self._kept.popitem(last=False)
         return known
+
+    def mask(self, matcher: LLMatcher, bits: Ids) -> Mask:
+        """Return for each token whether the matcher allows it. The result is arbitrary if a limit is exceeded."""
+        matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
+        mask = np.unpackbits(bits.view(np.uint8), bitorder="little")[: len(self.unusable)].astype(np.bool_)
+        mask[self.unusable] = False
+        mask[self.ends] = matcher.is_accepting()
+        return mask
 
     def _compile(self, text: str, vocab: Vocab) -> LLMatcher:
         try:
@@ -141,8 +146,37 @@ class _Index:
         matcher = LLMatcher(self.tokenizer, written, log_level=0, limits=limits)
         if matcher.is_error():
             # it has read the grammar up to one of its limits: the syntax was checked before
-            raise failed_to_parse(GrammarError(f"the grammar is too large: {_first_line(matcher)}"))
+            why = _first_line(matcher)
+            why = "llguidance cannot represent so many parts" if "panic" in why else why
+            raise failed_to_parse(GrammarError(f"the grammar is too large: {why}"))
+        self._check_beginning(matcher)
         return matcher
+
+    def _check_beginning(self, matcher: LLMatcher) -> None:
+        """Refuse a grammar that exceeds a limit at the bytes that every answer begins with, for example `{`.
+
+        Otherwise the error would come after the answer has begun. Raises InvalidRequest.
+        """
+        begun, bits = matcher.deep_copy(), no_bits(len(self.unusable))
+        for _ in range(MAX_FORCED):
+            allowed = np.flatnonzero(self.mask(begun, bits))
+            begins = np.unique(self._first[allowed])
+            if begun.is_error() or len(begins) != 1 or (token := self._bytes.get(int(begins[0]), -1)) not in allowed:
+                break
+            begun.consume_token(token)
+            if begun.is_error():
+                break
+        if begun.is_error() and _TOO_MANY_WAYS in _first_line(begun):
+            why = f"more than {MAX_ITEMS_IN_ROW} states of the parser are possible after its first characters"
+            raise failed_to_parse(GrammarError(f"the grammar is too ambiguous: {why}"))
+
+
+_TOO_MANY_WAYS = "Current row has"
+
+
+def no_bits(n_vocab: int) -> Ids:
+    """Return a buffer for the mask of a vocabulary."""
+    return np.zeros((n_vocab + 31) // 32, np.int32)
 
 
 def _first_line(matcher: LLMatcher) -> str:
@@ -161,40 +195,32 @@ def _index(vocab: Vocab) -> _Index:
         return index
 
 
-def prepare(text: str, vocab: Vocab) -> None:
-    """Index the vocabulary and compile the grammar, if that is not done yet. May be called from any thread.
+def index(vocab: Vocab) -> None:
+    """Index a vocabulary. It takes up to a second for a large one, and other threads do not run meanwhile."""
+    _index(vocab)
 
-    Raises InvalidRequest.
+
+def prepare(text: str, vocab: Vocab) -> Future[LLMatcher]:
+    """Compile a grammar on another thread, and index the vocabulary if that is not done yet.
+
+    The future may raise InvalidRequest. It can be cancelled while other grammars are compiled.
     """
-    _index(vocab).matcher(text, vocab)
-
-
-_executors: dict[bool, ThreadPoolExecutor] = {}
-_executing = threading.Lock()
-
-
-def _run_with_large_stack(function: Callable[[], LLMatcher], n_characters: int) -> LLMatcher:
-    is_small = n_characters <= SMALL
-    with _executing:
-        executor = _executors.get(is_small)
-        if executor is None:
-            executor = _executors[is_small] = ThreadPoolExecutor(1, "grammar")
-        before = threading.stack_size(STACK_BYTES)  # the thread starts with the first task
-        try:
-            future = executor.submit(function)
-        finally:
-            threading.stack_size(before)
-    return future.result()
+    ready = _indices.get(vocab)
+    if ready is not None and (known := ready.known(text)) is not None:
+        return preparing.done(known)
+    return preparing.for_grammar(lambda: _index(vocab).compiled(text, vocab), len(text))
 
 
 class GuidanceMatcher:
     """The state of one choice's grammar. The tokens that it returns are exactly those that fit."""
 
-    def __init__(self, text: str, vocab: Vocab) -> None:
-        """Raises InvalidRequest if the grammar cannot be parsed."""
+    def __init__(self, text: str, vocab: Vocab, compiled: object = None) -> None:
+        """`compiled`: the result of `prepare`, or None. Raises InvalidRequest if the grammar cannot be parsed."""
+        if not isinstance(compiled, LLMatcher):
+            compiled = prepare(text, vocab).result()
         self._index, self._vocab = _index(vocab), vocab
-        self._matcher = self._index.matcher(text, vocab)
-        self._bits = np.zeros((vocab.n_vocab + 31) // 32, np.int32)
+        self._matcher = compiled.deep_copy()
+        self._bits = no_bits(vocab.n_vocab)
 
     def close(self) -> None:
         pass
@@ -241,12 +267,8 @@ class GuidanceMatcher:
 
         Other threads run meanwhile.
         """
-        bits = self._bits
-        self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
+        mask = self._index.mask(self._matcher, self._bits)
         self._check()
-        mask = np.unpackbits(bits.view(np.uint8), bitorder="little")[: self._vocab.n_vocab].astype(np.bool_)
-        mask[self._index.unusable] = False
-        mask[self._index.ends] = self._matcher.is_accepting()
         return mask
 
     def _check(self) -> None:

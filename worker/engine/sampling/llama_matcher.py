@@ -22,12 +22,23 @@ ROOT = b"root"
 NOTICEABLE_SECONDS = 0.001
 
 
+class _Checked:
+    """Says that a grammar was checked."""
+
+
+def checked(text: str, vocab: Vocab) -> object:
+    """Check a grammar, so that LlamaMatcher need not. Raises InvalidRequest."""
+    parsed(text, vocab)
+    return _Checked()
+
+
 class LlamaMatcher:
     """The state of one choice's grammar. `close()` frees it."""
 
-    def __init__(self, text: str, vocab: Vocab) -> None:
-        """Raises InvalidRequest if the grammar cannot be parsed."""
-        parsed(text, vocab)
+    def __init__(self, text: str, vocab: Vocab, prepared: object = None) -> None:
+        """`prepared`: the result of `checked`, or None. Raises InvalidRequest if the grammar cannot be parsed."""
+        if not isinstance(prepared, _Checked):
+            parsed(text, vocab)
         self._pointer: Any = None
         if "\0" not in text:
             self._pointer = C.llama_sampler_init_grammar(vocab.pointer, text.encode("utf-8", "replace"), ROOT)

@@ -7,7 +7,6 @@ token, and a grammar accepts a token only after it has been tested.
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Callable, Iterable
 from functools import cached_property
@@ -21,9 +20,10 @@ from ..llama.context import Context
 from ..llama.llama import C, fast
 from ..llama.vocab import Vocab
 from ..messages import Sampling, Thinking
+from .candidates import SMALL_VOCAB, TokenCandidates
 from .dry import MAX_HISTORY, dry_sampler
 from .grammar import GrammarConstraint, prefill_tokens
-from .grammar_candidates import CANDIDATE, SMALL_VOCAB, GrammarPrefilter, prunable
+from .grammar_candidates import GrammarPrefilter, prunable
 from .guidance import GuidanceMatcher
 from .thinking_budget import ThinkingBudget
 
@@ -139,8 +139,8 @@ class Sampler:
         return self._candidates.by_probability()
 
     @cached_property
-    def _candidates(self) -> _TokenCandidates:
-        return _TokenCandidates(self._n_vocab)
+    def _candidates(self) -> TokenCandidates:
+        return TokenCandidates(self._n_vocab)
 
     def _choose_accepted(self, context: Context, row: int) -> int:
         if self._keep_candidates:
@@ -195,45 +195,6 @@ class Sampler:
             only = np.full_like(logits, -np.inf)
             only[allowed] = logits[allowed]
             self._candidates.fill(only)
-
-
-class _TokenCandidates:
-    """The vocabulary, or a part of it, as a llama_token_data_array for llama.cpp's samplers."""
-
-    def __init__(self, n_vocab: int) -> None:
-        self._data = np.zeros(n_vocab, CANDIDATE)
-        self._ids = np.arange(n_vocab, dtype=np.int32)
-        self._array = C.llama_token_data_array()
-        self.reference = ctypes.byref(self._array)
-
-    def fill(self, logits: Logits) -> None:
-        self._fill(self._ids, logits)
-
-    def fill_some(self, tokens: NDArray[np.int32], logits: Logits) -> None:
-        self._fill(tokens, logits[tokens])
-
-    def _fill(self, tokens: NDArray[np.int32], logits: Logits) -> None:
-        n = len(tokens)
-        part = self._data[:n]
-        part["id"] = tokens
-        part["logit"] = logits
-        part["p"] = 0.0
-        self._array.data = ctypes.cast(self._data.ctypes.data, C.llama_token_data_p)
-        self._array.size = n
-        self._array.selected = -1
-        self._array.sorted = False
-
-    def choose(self, chain: Any) -> int:
-        C.llama_sampler_apply(chain, self.reference)
-        if not 0 <= self._array.selected < self._array.size:
-            raise ServerFault("the samplers chose no token")
-        return int(self._array.data[self._array.selected].id)
-
-    def by_probability(self) -> np.ndarray[Any, np.dtype[Any]]:
-        address = ctypes.cast(self._array.data, ctypes.c_void_p).value
-        buffer = (ctypes.c_char * (CANDIDATE.itemsize * self._array.size)).from_address(address)
-        rows = np.frombuffer(buffer, CANDIDATE)
-        return rows[np.argsort(-rows["p"], kind="stable")]
 
 
 def _budget(thinking: Thinking, vocab: Vocab) -> ThinkingBudget:
