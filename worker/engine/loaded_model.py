@@ -74,6 +74,15 @@ class LoadedModel:
             sampling = replace(sampling, dry_prepared=original)
         return sampling
 
+    @property
+    def should_be_indexed(self) -> bool:
+        """True if the vocabulary is not prepared for grammars, and doing so would interrupt streams."""
+        return self.core.options.indexes_vocab and guidance.should_be_indexed(self.vocab)
+
+    def index_vocab(self) -> None:
+        """Prepare the vocabulary for grammars. Slow; may be called from any thread while the model is in memory."""
+        guidance.index(self.vocab)
+
     def submit(
         self, request: Generation | Embedding, sink: Sink, share: Share = ALONE, *, checked: bool = False
     ) -> Ticket:

@@ -52,6 +52,13 @@ __all__ = [
 
 log = logging.getLogger("corral.engine")
 
+IDLE_BEFORE_INDEX = 2.0
+"""Seconds without use after which a large vocabulary is prepared for grammars.
+
+The interpreter stands still for up to a second meanwhile, which would interrupt streams. During the load it would delay
+the first answer by seconds on a machine with few cores.
+"""
+
 
 class EngineSnapshot(Struct, frozen=True):
     """The engine's state that is available even if the model is not loaded."""
@@ -88,6 +95,8 @@ class Engine:
         self._sleep_after = float(settings.context.sleep_idle_seconds)
         self._sleep_timer: asyncio.TimerHandle | None = None
         self._sleep_task: asyncio.Task[None] | None = None
+        self._index_timer: asyncio.TimerHandle | None = None
+        self._index_task: asyncio.Task[None] | None = None
         self._waking: asyncio.Task[None] | None = None
         self._closed = False
         self._why_closed = ""
@@ -103,7 +112,7 @@ class Engine:
             self._thread.start()
             await self._load()
         if is_idle:
-            self._arm_timer()
+            self._arm_timers()
 
     @asynccontextmanager
     async def use(self) -> AsyncIterator[LoadedModel]:
@@ -113,19 +122,19 @@ class Engine:
         after `close`, ServerFault if the model cannot be loaded again.
         """
         self._holders += 1
-        self._disarm_timer()
+        self._disarm_timers()
         try:
             yield await self._awake()
         finally:
             self._holders -= 1
             if not self._holders:
-                self._arm_timer()
+                self._arm_timers()
 
     def set_idle_timeout(self, seconds: float) -> None:
         """Set the idle seconds after which the model sleeps, instead of the settings' value. Negative: never."""
         self._sleep_after = seconds
         if not self._holders:
-            self._arm_timer()
+            self._arm_timers()
 
     @property
     def sleeps_in(self) -> float | None:
@@ -142,7 +151,7 @@ class Engine:
         was_closed, self._closed = self._closed, True
         if not was_closed:
             self._why_closed = reason
-        self._disarm_timer()
+        self._disarm_timers()
         if was_closed or self._thread.ident is None:
             return
         async with self._residency:
@@ -229,15 +238,28 @@ class Engine:
             await self._thread.call(lambda: self._thread.unload("the model is going to sleep"))
         self._on_state(WorkerReport("sleeping"))
 
-    def _arm_timer(self) -> None:
-        self._disarm_timer()
+    def _arm_timers(self) -> None:
+        self._disarm_timers()
+        loop = asyncio.get_running_loop()
         if self._sleep_after >= 0 and not self._closed:
-            self._sleep_timer = asyncio.get_running_loop().call_later(self._sleep_after, self._fall_asleep)
+            self._sleep_timer = loop.call_later(self._sleep_after, self._fall_asleep)
+        if self._loaded is not None and self._loaded.should_be_indexed:
+            self._index_timer = loop.call_later(IDLE_BEFORE_INDEX, self._begin_index)
 
-    def _disarm_timer(self) -> None:
-        if self._sleep_timer is not None:
-            self._sleep_timer.cancel()
-            self._sleep_timer = None
+    def _disarm_timers(self) -> None:
+        for timer in (self._sleep_timer, self._index_timer):
+            if timer is not None:
+                timer.cancel()
+        self._sleep_timer = self._index_timer = None
+
+    def _begin_index(self) -> None:
+        self._index_task = asyncio.ensure_future(self._prepare_vocabulary())
+
+    async def _prepare_vocabulary(self) -> None:
+        async with self._residency:  # the vocabulary is freed with the model
+            loaded = self._loaded
+            if loaded is not None and not self._holders and not self._closed and loaded.should_be_indexed:
+                await asyncio.to_thread(loaded.index_vocab)
 
     def _fall_asleep(self) -> None:
         self._sleep_task = asyncio.ensure_future(self._sleep())

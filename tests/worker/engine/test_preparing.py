@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_tools import ask, running
+from engine_tools import ask, asleep, running
 from llama_corral.common.base.errors import InvalidRequest
+from llama_corral.worker.engine import runner
 from llama_corral.worker.engine.messages import Grammar, GrammarMatcher, Sampling
 from llama_corral.worker.engine.sampling import dry, guidance, llama_matcher, preparing
 
@@ -95,3 +96,48 @@ async def test_a_grammar_that_is_kept_does_not_wait_for_others(llama: Path) -> N
         finally:
             release.set()
         await asyncio.wrap_future(others)
+
+
+def is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guidance, "LARGE_VOCAB", 1)
+    monkeypatch.setattr(runner, "IDLE_BEFORE_INDEX", 0.0)
+
+
+async def test_a_large_vocabulary_is_indexed_when_the_model_is_idle(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_large(monkeypatch)
+    async with running(llama) as engine:
+        async with engine.use() as loaded:
+            await ask(loaded, n_predict=50).one()
+            assert loaded.should_be_indexed, "not while it is used"
+        while loaded.should_be_indexed:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        monkeypatch.setattr(guidance, "_Index", None)
+        async with engine.use():
+            prepared = await loaded.prepare_for(constrained('root ::= "indexed"'))
+            assert (await ask(loaded, sampling=prepared).one()).text == "indexed"
+
+
+async def test_it_is_indexed_again_after_sleep(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_large(monkeypatch)
+    async with running(llama, sleep_idle_seconds=1) as engine:
+        engine.set_idle_timeout(0.0)
+        await asleep(engine)
+        engine.set_idle_timeout(-1)
+        async with engine.use() as loaded:
+            assert loaded.should_be_indexed
+        while loaded.should_be_indexed:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("settings", "n_tokens"), [({"grammar_matcher": "llama.cpp"}, 1), ({"embeddings": True}, 1), ({}, 64_000)]
+)
+async def test_a_vocabulary_that_needs_no_index_has_none(
+    llama: Path, settings: dict[str, Any], n_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_large(monkeypatch)
+    monkeypatch.setattr(guidance, "LARGE_VOCAB", n_tokens)
+    async with running(llama, **settings) as engine, engine.use() as loaded:
+        assert not loaded.should_be_indexed

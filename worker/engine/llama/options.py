@@ -138,6 +138,7 @@ class EngineOptions(Struct, frozen=True):
     slot_prompt_similarity: float = 0.1
     n_predict: int = -1
     special: bool = False
+    indexes_vocab: bool = False  # True: prepare a large vocabulary for grammars when the model is idle
     # additions
     lora: tuple[tuple[Path, float], ...] = ()  # (file, scale)
     control_vectors: tuple[tuple[Path, float], ...] = ()
@@ -193,6 +194,7 @@ def from_settings(settings: Settings, model: Path, projector: Path | None, media
         op_offload=s.load.op_offload,
         swa_full=s.context.swa_full,
         embeddings=embeddings,
+        indexes_vocab=not embeddings and s.sampling.grammar_matcher == "llguidance",
         pooling=_POOLING["rank"] if s.endpoints.reranking else _POOLING[s.endpoints.pooling],
         n_threads=n_threads,
         n_threads_batch=s.cpu.threads_batch if s.cpu.threads_batch > 0 else n_threads,

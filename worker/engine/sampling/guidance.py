@@ -1,8 +1,8 @@
 """Matches tokens against grammars with llguidance: a mask usually takes a millisecond, and every step has a limit.
 
-The vocabulary is indexed once per model, while the model loads: llguidance does not let other threads run meanwhile.
-A grammar is compiled once for all choices of a request, and for later requests with the same text, before the engine
-needs it (`prepare`). Both take up to a second.
+The vocabulary is indexed once per model. llguidance does not let other threads run meanwhile, so the engine does it for
+a large one when it is idle. A grammar is compiled once for all choices of a request, and for later requests with the
+same text, before the engine thread needs it (`prepare`). Both take up to a second.
 llguidance never raises an exception for a grammar that is too ambiguous: its matcher enters a state of error.
 """
 
@@ -39,6 +39,9 @@ _LIKELIEST = 8
 
 TRYING_SECONDS = 0.005
 """Processor time after which a mask is made instead of trying one token after the other: the grammar is ambiguous."""
+
+LARGE_VOCAB = 64_000
+"""Number of tokens from which on other threads stand still for more than 0.1 s when the vocabulary is indexed."""
 
 MAX_FORCED = 16
 """How many bytes are tried at the beginning of a grammar, while it allows only one."""
@@ -99,7 +102,10 @@ class _Index:
             {vocab.piece(token).decode("utf-8", "ignore"): token for token in hidden if not vocab.is_eog(token)}
         )
         wrapper = _Wrapper(vocab, sorted({*hidden, *ends}))
-        self.tokenizer = LLTokenizer(wrapper, n_vocab=vocab.n_vocab, eos_token=ends or [0])  # type: ignore[arg-type]
+        # in two calls, because no other thread runs during each
+        whole = LLTokenizer(wrapper, n_vocab=vocab.n_vocab, eos_token=ends or [0], slices=[])  # type: ignore[arg-type]
+        time.sleep(0.001)
+        self.tokenizer = whole.with_slices(LLTokenizer.general_slices())
         self.unusable = np.array([not piece or piece[0] == 0 for piece in wrapper.tokens], np.bool_)
         self.ends = np.array(ends, np.int64)
         self._first = np.array([piece[0] if piece else 0 for piece in wrapper.tokens], np.uint8)
@@ -195,8 +201,13 @@ def _index(vocab: Vocab) -> _Index:
         return index
 
 
+def should_be_indexed(vocab: Vocab) -> bool:
+    """Return True if the vocabulary is large and not indexed yet."""
+    return vocab.n_vocab >= LARGE_VOCAB and vocab not in _indices
+
+
 def index(vocab: Vocab) -> None:
-    """Index a vocabulary. It takes up to a second for a large one, and other threads do not run meanwhile."""
+    """Index a vocabulary. May be called from any thread; see above."""
     _index(vocab)
 
 
