@@ -23,6 +23,7 @@ from llama_corral.worker.engine.llama.model import Model
 from llama_corral.worker.engine.llama.options import EngineOptions
 from llama_corral.worker.engine.llama.vocab import Vocab
 from llama_corral.worker.engine.messages import Grammar, GrammarMatcher
+from llama_corral.worker.engine.sampling import guidance
 from llama_corral.worker.engine.sampling.candidates import CANDIDATE
 from llama_corral.worker.engine.sampling.grammar import GrammarConstraint
 from llama_corral.worker.engine.sampling.guidance import GuidanceMatcher
@@ -302,6 +303,20 @@ def test_a_text_ends_with_a_mark_of_control_tokens(vocab: Vocab, ends: str) -> N
         assert fits(quoted, ["[switch{room:", *tokens, text, *tokens, "}]"], vocab)
         assert not fits(json_only, [text, "true"], vocab)
         assert not fits(json_only, [text, *tokens, text + "x", *tokens, "true"], vocab)
+
+
+@pytest.mark.parametrize("mark", ["</think>", "<|channel|>final<|message|>", "<s>"])
+def test_a_text_up_to_a_mark_takes_few_states_of_the_parser(
+    vocab: Vocab, mark: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a mask of a large vocabulary is within the limit, which is lower here for a small vocabulary."""
+    monkeypatch.setattr(guidance, "MAX_ITEMS", 300)
+    rules = GrammarRules()
+    rules.add("root", until(rules, mark, f"thought{guidance.MAX_ITEMS}"))
+    matcher = GuidanceMatcher(rules.text(), vocab)
+    for token in vocab.tokenize("Once upon a time there was a thought with < in it"):
+        assert matcher.mask()[token]
+        matcher.accept(token)
 
 
 def test_a_mark_that_overlaps_itself_ends_at_the_first_place(vocab: Vocab) -> None:

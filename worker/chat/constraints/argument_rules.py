@@ -63,22 +63,20 @@ def text_until(rules: GrammarRules, texts: Texts, mark: str, name: str) -> str:
 def until(rules: GrammarRules, mark: str, name: str) -> str:
     """Return a rule for any text up to and including the first `mark`: one rule for each prefix of the mark.
 
-    The mark is also written as a whole, wherever a mark may begin: it may contain a control token, which fits only
-    where a text spells it.
+    Most text is matched by one repeated class, which takes a matcher the fewest states. The mark is also written as a
+    whole, wherever a mark may begin: it may contain a control token, which fits only where a text spells it.
     """
     letters = sorted(set(mark))
     number = "-".join(f"{ord(letter):x}" for letter in mark)  # the mark is the rule's identity
     names = [f"{name}-until-{number}-{i}" for i in range(len(mark))]
-    others = "".join(_in_class(letter) for letter in letters)
     whole = rules.add(f"{name}-until-{number}-mark", literal(mark))
     for i, rule in enumerate(names):
-        ways = [f"[^{others}] {names[0]}"]
-        for letter in letters:
-            seen = _seen(mark, mark[:i] + letter)
-            ways.append(literal(letter) + (f" {names[seen]}" if seen < len(mark) else ""))
+        seen = {letter: n for letter in letters if (n := _seen(mark, mark[:i] + letter))}
+        other = f"[^{''.join(map(_in_class, seen))}]"
+        ways = [literal(letter) + (f" {names[n]}" if n < len(mark) else "") for letter, n in seen.items()]
         if (mark[:i] + mark).find(mark) == i:  # otherwise the first mark would end before this one
             ways.append(whole)
-        rules.add(rule, " | ".join(ways))
+        rules.add(rule, " | ".join([f"{other} {names[0]}", *ways]) if i else f"{other}* ({' | '.join(ways)})")
     return names[0]
 
 
