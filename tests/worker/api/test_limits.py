@@ -137,6 +137,10 @@ def test_every_endpoint_checks_the_limits(worker: Program, path: str) -> None:
         assert "must have at most" in response.text
 
 
+def test_a_list_of_sequence_breakers_may_be_as_long_as_clients_send_it() -> None:
+    check_limits({"dry_sequence_breakers": [f"a name of {n:02} letters" for n in range(100)]})
+
+
 def test_reading_work_counts_entries_and_characters() -> None:
     assert reading_work({"prompt": "a" * 10**6}) == 0
     assert reading_work({"logit_bias": [["a" * 10**5, 1.0]]}) > 10**5

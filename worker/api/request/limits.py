@@ -44,7 +44,7 @@ LIMITS: Mapping[str, Limit] = {
     # sampling
     "samplers": Limit(64, 1024),
     "logit_bias": Limit(65_536, 256 << 10),
-    "dry_sequence_breakers": Limit(32, 1024),
+    "dry_sequence_breakers": Limit(128, 4096),
     **dict.fromkeys(("stop", "stop_sequences"), _WORDS),
     "preserved_tokens": Limit(1024, 64 << 10),
     "message_delimiters": Limit(64, 4096),
