@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from .checks import references, walk
 from .syntax import Gbnf, GrammarError, Item, Repeat
 
-MAX_WAYS = 1500
+MAX_WAYS = 6000
 """Most alternatives at one position of a text, counting those of the rules that they begin with."""
 
 _MAX_SEARCHES = 300

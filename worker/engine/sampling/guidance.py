@@ -31,8 +31,8 @@ from . import preparing
 MAX_ITEMS = 20_000
 """Most states of the parser in one step: at most about 40 ms. A JSON schema needs some hundreds or thousands."""
 
-MAX_ITEMS_IN_ROW = 1200
-"""Most states of the parser after one character. An object with 300 optional properties needs 1174."""
+MAX_ITEMS_IN_ROW = 3000
+"""Most states of the parser after one character. An object with 300 optional properties needs up to 1174."""
 
 _LIKELIEST = 8
 """How many of the most likely tokens are tried for each one that `top_k` keeps."""
