@@ -285,7 +285,8 @@ class Proxy:
         previous, owner = self._conversations.find(name), ""
         if previous and previous.request and not previous.is_parked and previous.model != model:
             owner = previous.model
-        target, autoload = f"{self._prefix}/v1/stream?conv_id={quote(name, safe='')}", wants_autoload(request)
+        target = f"{self._prefix}/v1/stream?conv_id={quote(name, safe='', errors='surrogateescape')}"
+        autoload = wants_autoload(request)
 
         async def work(conversation: Conversation) -> web.StreamResponse:
             if owner:

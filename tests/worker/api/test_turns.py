@@ -49,8 +49,8 @@ FORM = ChatFormat(TEMPLATE)
 
 
 async def completion(**body: Any) -> object:
-    async def prepare_for(_: object) -> None:
-        pass
+    async def prepare_for(sampling: object) -> object:
+        return sampling
 
     vocab = SimpleNamespace(n_vocab=10, eog_tokens=(), tokenize=lambda *_: [1], surrounded=list)
     loaded: Any = SimpleNamespace(vocab=vocab, info=SimpleNamespace(n_slots=1), prepare_for=prepare_for)
