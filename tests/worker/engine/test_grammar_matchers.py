@@ -100,10 +100,10 @@ def test_both_matchers_allow_the_same_tokens_of_a_schema(vocab: Vocab, schema: A
     masks(schema_grammar(schema), vocab, seed, 12)
 
 
+# without named tokens: after a character, llama.cpp's matcher allows some tokens that do not fit
 ITEMS = st.sampled_from(
-    ['"a"', '"the "', '"ab"', "[a-c]", "[^a]", ".", "[ab]", '"é"', "[à-ü]", "x", "y", "z", r'"\n"', r"[\x61-d]",
-     "<[300]>", '""']
-)  # fmt: skip
+    ['"a"', '"the "', '"ab"', "[a-c]", "[^a]", ".", "[ab]", '"é"', "[à-ü]", "x", "y", "z", r'"\n"', r"[\x61-d]", '""']
+)
 TIMES = st.sampled_from(["", "", "", "", "*", "+", "?", "{2}", "{0,3}", "{1,}", "{2}{0,2}"])
 SEQUENCES = st.lists(st.builds(str.__add__, ITEMS, TIMES), max_size=3).map(" ".join)
 GROUPS = st.builds(
@@ -242,6 +242,21 @@ OBJECTS = [{"type": "object", "properties": {f"p{n}": {"type": "string"}}} for n
 def test_a_grammar_that_no_answer_could_use_is_refused_before_the_answer(vocab: Vocab, grammar: str) -> None:
     with pytest.raises(InvalidRequest, match=r"failed to parse grammar: .*more than 3000 states of the parser"):
         GuidanceMatcher(grammar, vocab)
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        "root ::= <[300]>",
+        "root ::= <[300]> | [a-c]",
+        "root ::= (<[300]> <[301]>)*",
+        "root ::= !<[300]>",
+        "root ::= x?\nx ::= <[300]> x?",
+    ],
+)
+def test_both_matchers_allow_the_same_named_tokens(vocab: Vocab, grammar: str) -> None:
+    for seed in range(5):
+        masks(grammar + "\n", vocab, seed, 6)
 
 
 @pytest.mark.parametrize("n", [1, 100])
