@@ -12,11 +12,11 @@ import threading
 import time
 from collections import OrderedDict
 from concurrent.futures import Future
+from typing import TYPE_CHECKING, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from llama_corral.common.base.errors import InvalidRequest, ServerFault
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
 from ...gbnf.branching import check_branching
@@ -27,6 +27,9 @@ from ...gbnf.spellings import Spellings
 from ...gbnf.syntax import Gbnf, GrammarError, parse
 from ..llama.vocab import Vocab
 from . import preparing
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 MAX_ITEMS = 20_000
 """Most states of the parser in one step: at most about 40 ms. A JSON schema needs some hundreds or thousands."""
@@ -101,6 +104,8 @@ class _Index:
         self._spellings = Spellings(
             {vocab.piece(token).decode("utf-8", "ignore"): token for token in hidden if not vocab.is_eog(token)}
         )
+        from llguidance import LLTokenizer  # here, because the import takes 40 ms, which every start would wait for
+
         wrapper = _Wrapper(vocab, sorted({*hidden, *ends}))
         # in two calls, because no other thread runs during each
         whole = LLTokenizer(wrapper, n_vocab=vocab.n_vocab, eos_token=ends or [0], slices=[])  # type: ignore[arg-type]
@@ -141,6 +146,8 @@ class _Index:
         return mask
 
     def _compile(self, text: str, vocab: Vocab) -> LLMatcher:
+        from llguidance import LLMatcher, LLParserLimits
+
         try:
             grammar = join_prefixes(parsed(text, vocab), self._spellings)
             check_size(grammar)
@@ -227,10 +234,9 @@ class GuidanceMatcher:
 
     def __init__(self, text: str, vocab: Vocab, compiled: object = None) -> None:
         """`compiled`: the result of `prepare`, or None. Raises InvalidRequest if the grammar cannot be parsed."""
-        if not isinstance(compiled, LLMatcher):
-            compiled = prepare(text, vocab).result()
+        matcher = prepare(text, vocab).result() if compiled is None else cast("LLMatcher", compiled)
         self._index, self._vocab = _index(vocab), vocab
-        self._matcher = compiled.deep_copy()
+        self._matcher = matcher.deep_copy()
         self._bits = no_bits(vocab.n_vocab)
 
     def close(self) -> None:
