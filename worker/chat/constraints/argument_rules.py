@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ...grammar.converter import MAX_DEPTH, Converter
 from ...grammar.rules import GrammarRules, literal
-from ..argument_schemas import Texts
+from ..argument_schemas import Texts, reference_of
 from ..tools import FunctionTool
 
 
@@ -89,3 +89,26 @@ def _in_class(letter: str) -> str:
     return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(letter) or (
         letter if letter.isalnum() and letter.isascii() else f"\\U{ord(letter):08X}"
     )
+
+
+def any_call(rules: GrammarRules, tools: Sequence[FunctionTool], one: Callable[[FunctionTool], str]) -> str:
+    """Return a rule for a call of any of the tools. `one` returns the text of the rule for a call of one tool."""
+    return "(" + " | ".join(rules.add(f"call-{tool.name}", one(tool)) for tool in tools) + ")"
+
+
+class ReferenceRules:
+    """The rules of the values that a tool's schema refers to with `$ref`, also of those that are being written."""
+
+    def __init__(self, rules: GrammarRules, tool: FunctionTool) -> None:
+        self._rules, self._name = rules, f"{tool.name}-reference"
+        self._known: dict[str, str] = {}
+
+    def rule_of(self, schema: Any, write: Callable[[], str]) -> str:
+        """Return the rule of a schema's reference, written once; for a schema without one the text of `write`."""
+        reference = reference_of(schema)
+        if reference is None:
+            return write()
+        if reference not in self._known:
+            self._known[reference] = rule = self._rules.reserve(self._name)
+            self._rules.define(rule, write())
+        return self._known[reference]

@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...grammar.rules import GrammarRules, literal
-from ..argument_schemas import reference_of
 from ..formats.formats import DictCalls
 from ..tools import FunctionTool
-from .argument_rules import until
+from .argument_rules import ReferenceRules, any_call, until
 
 MAX_DEPTH = 16
 """Maximum schema depth; deeper values are not constrained."""
@@ -25,7 +24,7 @@ class DictRules:
 
     def call(self) -> str:
         """Return a rule for a call of any of the tools."""
-        return "(" + " | ".join(self._rules.add(f"call-{tool.name}", self._one(tool)) for tool in self._tools) + ")"
+        return any_call(self._rules, self._tools, self._one)
 
     def _one(self, tool: FunctionTool) -> str:
         values = _ToolRules(self._form, tool, self._rules, self._text)
@@ -38,16 +37,10 @@ class _ToolRules:
     def __init__(self, form: DictCalls, tool: FunctionTool, rules: GrammarRules, text: str) -> None:
         self._form, self._tool, self._rules, self._text = form, tool, rules, text
         self._schemas = tool.schemas(rules.budget)
-        self._references: dict[str, str] = {}  # the rules of values by `$ref`, also of those that are being written
+        self._references = ReferenceRules(rules, tool)
 
     def _value(self, schema: Any, name: str, depth: int) -> str:
-        reference = reference_of(schema)
-        if reference is None:
-            return self._content(schema, name, depth)
-        if reference not in self._references:
-            self._references[reference] = rule = self._rules.reserve(f"{self._tool.name}-reference")
-            self._rules.define(rule, self._content(schema, name, depth))
-        return self._references[reference]
+        return self._references.rule_of(schema, lambda: self._content(schema, name, depth))
 
     def _content(self, schema: Any, name: str, depth: int) -> str:
         if not isinstance(schema, Mapping) or depth > MAX_DEPTH:

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...grammar.rules import GrammarRules, literal
-from ..argument_schemas import reference_of
 from ..formats.formats import ElementCalls
 from ..tools import FunctionTool
-from .argument_rules import Schemas, literal_of, text_until
+from .argument_rules import ReferenceRules, Schemas, any_call, literal_of, text_until
 
 MAX_DEPTH = 16
 """Maximum schema depth; deeper values are JSON."""
@@ -22,7 +21,7 @@ class ElementRules:
 
     def call(self) -> str:
         """Return a rule for a call of any of the tools."""
-        return "(" + " | ".join(self._rules.add(f"call-{tool.name}", self._one(tool)) for tool in self._tools) + ")"
+        return any_call(self._rules, self._tools, self._one)
 
     def _one(self, tool: FunctionTool) -> str:
         head = literal(self._form.name.start + tool.name + self._form.name.end)
@@ -35,7 +34,7 @@ class _ToolRules:
     def __init__(self, form: ElementCalls, tool: FunctionTool, rules: GrammarRules, json: Schemas) -> None:
         self._form, self._tool, self._rules, self._json = form, tool, rules, json
         self._schemas = tool.schemas(rules.budget)
-        self._references: dict[str, str] = {}  # the rules of values by `$ref`, also of those that are being written
+        self._references = ReferenceRules(rules, tool)
 
     def members(self, schema: Any, name: str, depth: int) -> str:
         """Required members are written first, in schema order; then any of the others."""
@@ -60,13 +59,7 @@ class _ToolRules:
         return f"{start} ({text} | {other} {literal_of(space + end)})"
 
     def _value(self, schema: Any, name: str, depth: int) -> str:
-        reference = reference_of(schema)
-        if reference is None:
-            return self._content(schema, name, depth)
-        if reference not in self._references:
-            self._references[reference] = rule = self._rules.reserve(f"{self._tool.name}-reference")
-            self._rules.define(rule, self._content(schema, name, depth))
-        return self._references[reference]
+        return self._references.rule_of(schema, lambda: self._content(schema, name, depth))
 
     def _content(self, schema: Any, name: str, depth: int) -> str:
         whole = self._schemas.opened(schema)

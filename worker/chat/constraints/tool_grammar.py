@@ -28,7 +28,7 @@ from ..formats.formats import (
     first_mark,
 )
 from ..tools import FunctionTool
-from .argument_rules import Schemas, joined, literal_of, text_until, until
+from .argument_rules import Schemas, any_call, joined, literal_of, text_until, until
 from .dict_grammar import DictRules
 from .element_grammar import ElementRules
 
@@ -150,7 +150,7 @@ class _JsonCallRules:
         self._tools = tools
 
     def call(self) -> str:
-        return "(" + " | ".join(self._rules.add(f"call-{tool.name}", self._one(tool)) for tool in self._tools) + ")"
+        return any_call(self._rules, self._tools, self._one)
 
     def _one(self, tool: FunctionTool) -> str:
         form, arguments = self._form, self._schemas.of_arguments(tool)
@@ -176,7 +176,7 @@ class _TaggedCallRules:
         self._schemas = Schemas(tools, rules)
 
     def call(self) -> str:
-        return "(" + " | ".join(self._rules.add(f"call-{tool.name}", self._one(tool)) for tool in self._tools) + ")"
+        return any_call(self._rules, self._tools, self._one)
 
     def _one(self, tool: FunctionTool) -> str:
         form = self._form
@@ -239,7 +239,7 @@ class _PythonCallRules:
         self._schemas = Schemas(tools, rules)
 
     def call(self) -> str:
-        return "(" + " | ".join(self._rules.add(f"call-{tool.name}", self._one(tool)) for tool in self._tools) + ")"
+        return any_call(self._rules, self._tools, self._one)
 
     def _one(self, tool: FunctionTool) -> str:
         """Required arguments are written first, in schema order; then any of the others."""
